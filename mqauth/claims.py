@@ -1,0 +1,185 @@
+"""The claim set of a message token: built and parsed strictly, with every limit in this file.
+
+Source: wire profile 1 (``docs/wire-profile.md``), RFC 7519 section 4.1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from mqauth import destination, strictjson
+from mqauth.errors import MalformedMessage, Reason, Rejection
+
+PROFILE_VERSION: Final = 1
+MAX_DEPTH: Final = 8
+MAX_NAME: Final = 256
+MIN_JTI: Final = 16
+MAX_JTI: Final = 128
+REQUIRED: Final = ("iss", "sub", "aud", "iat", "exp", "jti", "mqa")
+_REGISTERED: Final = frozenset((*REQUIRED, "nbf"))
+_MEMBERS: Final = frozenset(("v", "dst", "bod", "key", "hdr", "hds"))
+_DIGEST = re.compile(r"[A-Za-z0-9\-_]{42}[AEIMQUYcgkosw048]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """The ``mqa`` claim: what of a message the token binds.
+
+    Args:
+        dst: destination in canonical form.
+        bod: base64url SHA-256 of the body, ``None`` for a Kafka tombstone.
+        key: base64url SHA-256 of the Kafka record key, ``None`` for no key.
+        hdr: names of the covered application headers, in order.
+        hds: base64url SHA-256 of the seven properties and the covered headers.
+    """
+
+    dst: str
+    bod: str | None
+    key: str | None
+    hdr: tuple[str, ...]
+    hds: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claims:
+    """A parsed claim set; times are UTC seconds, ``extra`` holds the claims this profile does not name."""
+
+    iss: str
+    sub: str
+    aud: str
+    iat: int
+    exp: int
+    jti: str
+    mqa: Binding
+    nbf: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the claims as they stand in the token."""
+        result: dict[str, Any] = {
+            "iss": self.iss, "sub": self.sub, "aud": self.aud, "iat": self.iat, "exp": self.exp,
+            "jti": self.jti,
+        }  # fmt: skip
+        if self.nbf is not None:
+            result["nbf"] = self.nbf
+        binding = self.mqa
+        result["mqa"] = {
+            "v": PROFILE_VERSION, "dst": binding.dst, "bod": binding.bod, "key": binding.key,
+            "hdr": list(binding.hdr), "hds": binding.hds,
+        }  # fmt: skip
+        return result | dict(self.extra)
+
+
+def is_name(value: object, minimum: int = 1, maximum: int = MAX_NAME) -> bool:
+    """Tell whether a value is text within the limits, free of control characters and lone surrogates."""
+    return isinstance(value, str) and minimum <= len(value) <= maximum and not _CONTROL.search(value)
+
+
+def build(claims: Claims) -> bytes:
+    """Return the claim set as compact JSON, for signing."""
+    return strictjson.dumps(claims.as_dict())
+
+
+def parse(raw: bytes) -> Claims:
+    """Parse the payload of a token.
+
+    Raises:
+        Rejection: ``claims_malformed`` or ``claim_missing``.
+    """
+    try:
+        found = strictjson.loads(raw, depth=MAX_DEPTH)
+    except strictjson.StrictJSONError as error:
+        raise _malformed(f"the payload is {error}") from error
+    if type(found) is not dict:
+        raise _malformed("the payload is no object")
+    for name in REQUIRED:
+        if name not in found:
+            raise Rejection(Reason.CLAIM_MISSING, f"no {name}")
+    return Claims(
+        iss=_name(found, "iss"),
+        sub=_name(found, "sub"),
+        aud=_name(found, "aud"),
+        iat=_time(found, "iat"),
+        exp=_time(found, "exp"),
+        nbf=_time(found, "nbf") if "nbf" in found else None,
+        jti=_name(found, "jti", MIN_JTI, MAX_JTI),
+        mqa=_binding(found["mqa"]),
+        extra={name: value for name, value in found.items() if name not in _REGISTERED},
+    )
+
+
+def _binding(found: Any) -> Binding:
+    """Parse the ``mqa`` claim: a known version with exactly its members."""
+    if type(found) is not dict or found.get("v") is True or found.get("v") != PROFILE_VERSION:
+        raise _malformed("mqa is of no known version")
+    if type(found["v"]) is not int or found.keys() != _MEMBERS:
+        raise _malformed("mqa has not exactly its members")
+    return Binding(
+        dst=_destination(found["dst"]),
+        bod=_digest(found["bod"], "bod"),
+        key=_digest(found["key"], "key"),
+        hdr=_header_names(found["hdr"]),
+        hds=_required(_digest(found["hds"], "hds"), "hds"),
+    )
+
+
+def _destination(value: Any) -> str:
+    """Return a destination that is canonical."""
+    if type(value) is not str:
+        raise _malformed("mqa.dst is no text")
+    try:
+        destination.parse(value)
+    except MalformedMessage as error:
+        raise _malformed("mqa.dst is not canonical") from error
+    return value
+
+
+def _digest(value: Any, name: str) -> str | None:
+    """Return a canonical base64url SHA-256, or ``None``."""
+    if value is None:
+        return None
+    if type(value) is not str or not _DIGEST.fullmatch(value):
+        raise _malformed(f"mqa.{name} is no digest")
+    return value
+
+
+def _required(value: _T | None, name: str) -> _T:
+    """Return a member that may not be null."""
+    if value is None:
+        raise _malformed(f"mqa.{name} is null")
+    return value
+
+
+def _header_names(value: Any) -> tuple[str, ...]:
+    """Return the covered names: a list of texts, none twice."""
+    if type(value) is not list or not all(type(name) is str for name in value):
+        raise _malformed("mqa.hdr is no list of names")
+    if len(set(value)) != len(value):
+        raise _malformed("mqa.hdr names a header twice")
+    return tuple(value)
+
+
+def _name(found: dict[str, Any], name: str, minimum: int = 1, maximum: int = MAX_NAME) -> str:
+    """Return a text claim within its limits."""
+    value = found[name]
+    if not is_name(value, minimum, maximum):
+        raise _malformed(f"{name} is no text of {minimum} to {maximum} characters")
+    return str(value)
+
+
+def _time(found: dict[str, Any], name: str) -> int:
+    """Return a time claim: an integer, never a boolean or a float."""
+    value = found[name]
+    if type(value) is not int or value < 0:
+        raise _malformed(f"{name} is no time in whole seconds")
+    return value
+
+
+def _malformed(detail: str) -> Rejection:
+    """Return the rejection of a claim set that breaks the profile."""
+    return Rejection(Reason.CLAIMS_MALFORMED, detail)

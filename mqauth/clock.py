@@ -1,0 +1,58 @@
+"""Clock, ids and randomness: the only core module that touches the machine, so that tests can inject them."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Two readings: wall time for tokens, monotonic time for leases and waits."""
+
+    def now(self) -> float:
+        """Return UTC seconds since the epoch."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds that never step."""
+        ...
+
+
+class Randomness(Protocol):
+    """A source of unpredictable bytes."""
+
+    def __call__(self, size: int, /) -> bytes:
+        """Return ``size`` random bytes."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    def now(self) -> float:
+        """Return UTC seconds since the epoch, as the machine has it."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Return the machine's monotonic seconds."""
+        return time.monotonic()
+
+
+SYSTEM_CLOCK: Clock = SystemClock()
+SYSTEM_RANDOMNESS: Randomness = os.urandom
+
+
+def uuid7(clock: Clock, randomness: Randomness) -> str:
+    """Return a time-ordered UUID version 7 as text (RFC 9562, section 5.7).
+
+    Args:
+        clock: gives the milliseconds of the first 48 bits.
+        randomness: gives the other 74 bits.
+    """
+    milliseconds = int(clock.now() * 1000) & ((1 << 48) - 1)
+    tail = int.from_bytes(randomness(10), "big")
+    high = (milliseconds << 16) | 0x7000 | (tail >> 68)
+    low = (0b10 << 62) | (tail & ((1 << 62) - 1))
+    text = f"{(high << 64) | low:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

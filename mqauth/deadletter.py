@@ -1,0 +1,207 @@
+"""The dead letter, pure: a rejected message and why, in a form nothing takes for a valid message.
+
+Body and headers stay byte for byte. The token moves to ``mqauth-dead-token``. What would act on its own
+when the letter is sent (``user-id``, ``expiration``, ``CC``, ``BCC``, ``x-delay``, ``reply-to``) and what
+the client cannot encode again are kept as metadata. Headers of our names on the rejected message are
+attacker's text: stripped and counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
+
+from mqauth import base64url, strictjson
+from mqauth.audit import harmless, iso_time
+from mqauth.encoding import add_named
+from mqauth.envelope import is_broker_written
+from mqauth.errors import Cause, MalformedMessage, Rejection, Unavailable
+from mqauth.jsonform import to_form, value_to_form
+from mqauth.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue, Message
+
+PREFIX: Final = "mqauth-dead-"
+FORM_TYPE: Final = "application/vnd.mqauth.message+json"
+_LIVE_PROPERTIES: Final = frozenset(("user-id", "expiration", "reply-to", "message-id"))
+_LIVE_HEADERS: Final = frozenset(("CC", "BCC", "x-delay", "reply-to"))
+Carries = Callable[[str, HeaderValue], bool]
+
+
+class DeadLetterSink(Protocol):
+    """Where dead letters go; ``publish`` returns only once the broker has confirmed the letter."""
+
+    @property
+    def name(self) -> str:
+        """The queue or topic."""
+        ...
+
+    def publish(self, letter: DeadLetter, /) -> Any:
+        """Publish one letter, in the first of its forms that fits, and wait for the confirm.
+
+        Raises:
+            Unavailable: ``dead_letter_unavailable``: unroutable, refused, timed out or not reachable.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """One rejected message with its lineage; ``forms`` turns it into what a broker can carry.
+
+    Args:
+        message: as rejected.
+        rejection: why.
+        scope: consumer group or queue that rejected it.
+        time: UTC seconds of the verdict.
+        audit: id of the audit record, durable before the letter is published.
+    """
+
+    message: Message
+    rejection: Rejection
+    scope: str
+    time: float
+    audit: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over body and headers as rejected, without what brokers add on delivery."""
+        return content_digest(self.message)
+
+    @property
+    def id(self) -> str:
+        """SHA-256 over scope, source and content: the same for a copy after a crash."""
+        return letter_id(self.message, self.scope)
+
+    def whole(self, carries: Carries) -> Message:
+        """Return the letter with the body as it came and the headers as headers.
+
+        Args:
+            carries: tells which header names and values the client can send again.
+        """
+        message = self.message
+        kept, metadata = _split_headers(message, carries)
+        metadata["properties"] = {
+            name: value for name, value in message.properties.items() if name in _LIVE_PROPERTIES
+        }
+        properties = {name: value for name, value in message.properties.items() if name not in _LIVE_PROPERTIES}
+        return replace(message, properties=properties, headers=(*kept, *self._lineage(metadata)), native=None)
+
+    def in_body(self) -> Message:
+        """Return the letter with headers that do not fit moved into the body, in the JSON form."""
+        body = strictjson.dumps(to_form(replace(self.message, malformed=None)))
+        return self._bare(body, "json")
+
+    def reference(self) -> Message:
+        """Return a letter that only names the message: where it was, its digest and its sizes."""
+        message = self.message
+        facts = {
+            "destination": message.destination,
+            "source": message.origin.source,
+            "digest": self.digest,
+            "body_size": None if message.body is None else len(message.body),
+            "headers": len(message.headers),
+        }
+        return self._bare(strictjson.dumps(facts), "reference")
+
+    def forms(self, carries: Carries, fits: Callable[[Message], bool]) -> Iterator[Message]:
+        """Yield the letter in its forms, best first, leaving out those known not to fit.
+
+        Args:
+            carries: tells which header names and values the client can send again.
+            fits: tells whether a message is within the broker's sizes.
+        """
+        for form in (self.whole(carries), self.in_body(), self.reference()):
+            if fits(form):
+                yield form
+
+    def _bare(self, body: bytes, form: str) -> Message:
+        """Return a letter with our own headers only."""
+        lineage = (*self._lineage({}), (f"{PREFIX}form", form))
+        return replace(
+            self.message, body=body, properties=NO_PROPERTIES, headers=lineage, native=None, malformed=None
+        )
+
+    def _lineage(self, metadata: Mapping[str, Any]) -> tuple[HeaderPair, ...]:
+        """Return our headers, all of them text."""
+        message = self.message
+        fields = {
+            "id": self.id,
+            "reason": self.rejection.reason.value,
+            "detail": harmless(self.rejection.detail),
+            "time": iso_time(self.time),
+            "scope": harmless(self.scope),
+            "destination": message.destination,
+            "source": harmless(message.origin.source),
+            "audit": self.audit,
+            "digest": self.digest,
+            "count": "1",
+            "history": "[]",
+        }
+        if message.key is not None:
+            fields["key"] = base64url.encode(message.key).decode("ascii")
+        kept = {name: value for name, value in metadata.items() if value}
+        if kept:
+            fields["metadata"] = strictjson.dumps(kept).decode("utf-8")
+        return tuple((PREFIX + name, value) for name, value in fields.items())
+
+
+def publish_first(letter: DeadLetter, carries: Carries, fits: Callable[[Message], bool]) -> Message:
+    """Return the best form of a letter that fits.
+
+    Raises:
+        Unavailable: ``dead_letter_unavailable``, not even the reference fits.
+    """
+    for form in letter.forms(carries, fits):
+        return form
+    raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "no form of the letter fits the broker")
+
+
+def content_digest(message: Message) -> str:
+    """Return hex SHA-256 over destination, key, body, properties and headers, broker-written ones left out."""
+    parts: list[bytes] = [b"mqauth-letter-1"]
+    add_named(parts, "destination", (message.destination,))
+    add_named(parts, "key", (message.key,))
+    add_named(parts, "body", (message.body,))
+    for name in sorted(message.properties):
+        add_named(parts, name, (str(message.properties[name]),))
+    for name, value in message.headers:
+        if not is_broker_written(name):
+            _add_any(parts, name, value)
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def letter_id(message: Message, scope: str) -> str:
+    """Return hex SHA-256 over scope, source and content digest."""
+    parts: list[bytes] = [b"mqauth-letter-id-1"]
+    for name, value in (("scope", scope), ("source", message.origin.source), ("digest", content_digest(message))):
+        _add_any(parts, name, value)
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _add_any(parts: list[bytes], name: str, value: HeaderValue) -> None:
+    """Append a name and value, whatever a sender put there."""
+    size = len(parts)
+    try:
+        add_named(parts, name, (value,))
+    except MalformedMessage:
+        del parts[size:]
+        raw = repr((name, value)).encode("utf-8", "backslashreplace")
+        parts.append(b"?" + len(raw).to_bytes(4, "big") + raw)
+
+
+def _split_headers(message: Message, carries: Carries) -> tuple[list[HeaderPair], dict[str, Any]]:
+    """Return the headers that stay, and what becomes metadata."""
+    kept: list[HeaderPair] = []
+    metadata: dict[str, Any] = {"headers": [], "stripped": 0}
+    for name, value in message.headers:
+        lowered = name.lower()
+        if lowered.startswith(PREFIX):
+            metadata["stripped"] += 1
+        elif name in _LIVE_HEADERS or not carries(name, value):
+            metadata["headers"].append([name, value_to_form(value)])
+        elif lowered == TOKEN_HEADER:
+            kept.append((f"{PREFIX}token", value))
+        else:
+            kept.append((name, value))
+    return kept, metadata

@@ -1,0 +1,163 @@
+"""Where the token sits in a message and what it binds: sealing and checking, the two halves side by side.
+
+The bytes hashed here are the wire profile's; a change is a new profile version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Final
+
+from mqauth import base64url
+from mqauth.claims import Binding
+from mqauth.destination import is_kafka
+from mqauth.encoding import add_named
+from mqauth.errors import MalformedMessage, Reason, Rejection
+from mqauth.jws import MAX_TOKEN
+from mqauth.message import PROTECTED_PROPERTIES, TOKEN_HEADER, HeaderValue, Message
+
+_DOMAIN: Final = b"mqauth-hds-1"
+_DIRECT_REPLY: Final = "amq.rabbitmq.reply-to"
+_TRANSPORT: Final = frozenset(
+    ("x-death", "x-delivery-count", "x-delay", "timestamp_in_ms", "BCC", "traceparent", "tracestate", "baggage")
+)
+_BROKER_WRITTEN: Final = frozenset(("x-death", "x-delivery-count"))
+_BROKER_PREFIXES: Final = ("x-first-death-", "x-last-death-", "x-stream-", "x-opt-")
+_TRANSPORT_PREFIXES: Final = (*_BROKER_PREFIXES, "mqauth-")
+_PROPERTIES: Final = frozenset(PROTECTED_PROPERTIES)
+
+
+def is_transport(name: str) -> bool:
+    """Tell whether a header belongs to transports or to mqauth, which add, change or remove it."""
+    return name in _TRANSPORT or name.lower().startswith(_TRANSPORT_PREFIXES)
+
+
+def is_broker_written(name: str) -> bool:
+    """Tell whether a header changes with each delivery, and so names no content."""
+    return name in _BROKER_WRITTEN or name.startswith(_BROKER_PREFIXES)
+
+
+def application_headers(message: Message) -> tuple[str, ...]:
+    """Return the names of the application's headers, each once, in order of first appearance."""
+    skip = _PROPERTIES if is_kafka(message.destination) else frozenset[str]()
+    names = dict.fromkeys(name for name, _ in message.headers if name not in skip)
+    return tuple(name for name in names if not is_transport(name))
+
+
+def bind(message: Message, cover: Iterable[str] | None = None) -> Binding:
+    """Return what a token must say of a message.
+
+    Args:
+        message: as it will be sent.
+        cover: names of the headers to cover; by default every application header present.
+
+    Raises:
+        MalformedMessage: two names differ in case only, or a value has no form on the wire.
+    """
+    names = application_headers(message) if cover is None else tuple(dict.fromkeys(cover))
+    _refuse_case_twins(message, names)
+    return Binding(
+        dst=message.destination,
+        bod=None if message.body is None else base64url.digest(message.body),
+        key=None if message.key is None else base64url.digest(message.key),
+        hdr=names,
+        hds=headers_digest(message, names),
+    )
+
+
+def attach(message: Message, token: str) -> tuple[tuple[str, HeaderValue], ...]:
+    """Return the headers with the token added, in the type its broker carries.
+
+    Raises:
+        MalformedMessage: the message has a token already, or the token is over its size.
+    """
+    if any(name.lower() == TOKEN_HEADER for name, _ in message.headers):
+        raise MalformedMessage("the message carries a token already")
+    if len(token) > MAX_TOKEN:
+        raise MalformedMessage(f"the token is over {MAX_TOKEN} bytes: cover fewer headers")
+    value: HeaderValue = token.encode("ascii") if is_kafka(message.destination) else token
+    return (*message.headers, (TOKEN_HEADER, value))
+
+
+def token_of(message: Message) -> bytes:
+    """Return the one token of a message; step 1 of the verdict.
+
+    Raises:
+        Rejection: ``token_missing``, ``token_repeated``, ``token_oversize`` or ``token_malformed``.
+    """
+    found = [(name, value) for name, value in message.headers if name.lower() == TOKEN_HEADER]
+    if len(found) > 1:
+        raise Rejection(Reason.TOKEN_REPEATED, f"{len(found)} token headers")
+    if not found or found[0][0] != TOKEN_HEADER:
+        raise Rejection(Reason.TOKEN_MISSING, "no token header" if not found else "the header is misspelt")
+    value = found[0][1]
+    if isinstance(value, str | bytes) and len(value) > MAX_TOKEN:
+        raise Rejection(Reason.TOKEN_OVERSIZE, f"over {MAX_TOKEN} bytes")
+    if is_kafka(message.destination) and isinstance(value, bytes):
+        return value
+    if not is_kafka(message.destination) and isinstance(value, str) and value.isascii():
+        return value.encode("ascii")
+    raise Rejection(Reason.TOKEN_MALFORMED, "the token header has another type")
+
+
+def check(message: Message, binding: Binding) -> None:
+    """Hold a verified binding against the message it came with; step 11 of the verdict.
+
+    Raises:
+        Rejection: ``destination_mismatch``, ``record_key_mismatch``, ``body_mismatch`` or
+            ``headers_mismatch``.
+    """
+    if binding.dst != message.destination:
+        raise Rejection(Reason.DESTINATION_MISMATCH, "signed for another destination")
+    if binding.key != (None if message.key is None else base64url.digest(message.key)):
+        raise Rejection(Reason.RECORD_KEY_MISMATCH, "signed with another record key")
+    if binding.bod != (None if message.body is None else base64url.digest(message.body)):
+        raise Rejection(Reason.BODY_MISMATCH, "signed with another body")
+    try:
+        _refuse_case_twins(message, binding.hdr)
+        same = binding.hds == headers_digest(message, binding.hdr)
+    except MalformedMessage as error:
+        raise Rejection(Reason.HEADERS_MISMATCH, str(error)) from error
+    if not same:
+        raise Rejection(Reason.HEADERS_MISMATCH, "signed with other properties or headers")
+
+
+def headers_digest(message: Message, names: Iterable[str]) -> str:
+    """Return ``hds``: base64url SHA-256 over the seven properties and the named headers.
+
+    Raises:
+        MalformedMessage: a value of a type no broker carries, or nested beyond 32.
+    """
+    parts: list[bytes] = [_DOMAIN]
+    for name in PROTECTED_PROPERTIES:
+        values = message.property_values(name)
+        if name == "reply-to" and values and not is_kafka(message.destination):
+            values = tuple(_without_suffix(value) for value in values)
+        add_named(parts, name, values)
+    by_name: dict[str, list[HeaderValue]] = {}
+    for header, value in message.headers:
+        by_name.setdefault(header, []).append(value)
+    for name in names:
+        add_named(parts, name, by_name.get(name, ()))
+    return base64url.encode(hashlib.sha256(b"".join(parts)).digest()).decode("ascii")
+
+
+def _without_suffix(value: HeaderValue) -> HeaderValue:
+    """Return direct reply-to without the suffix RabbitMQ adds (broker manual, *Direct Reply-to*)."""
+    if isinstance(value, str) and value.startswith(_DIRECT_REPLY + "."):
+        return _DIRECT_REPLY
+    return value
+
+
+def _refuse_case_twins(message: Message, covered: Iterable[str]) -> None:
+    """Refuse a header whose name differs from a covered one in case only."""
+    exact = set(covered)
+    if is_kafka(message.destination):
+        exact |= _PROPERTIES
+    folded = {name.lower() for name in exact}
+    for name, _ in message.headers:
+        if name not in exact and name.lower() in folded:
+            raise MalformedMessage("two header names differ in case only")
+    if len(folded) != len(exact):
+        raise MalformedMessage("two covered names differ in case only")

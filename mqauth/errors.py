@@ -1,0 +1,112 @@
+"""Every error mqauth raises, sorted by whose fault it is.
+
+``Rejection`` is the message's fault and for ever, ``Unavailable`` the world's and tried again,
+``ConfigurationError`` and ``MalformedMessage`` the fault of whoever calls us. No text in here ever
+holds a token, a body or a key.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+
+class Reason(StrEnum):
+    """Why a message was rejected; a closed set whose strings are a contract (wire profile, *Reasons*)."""
+
+    TOKEN_MISSING = "token_missing"
+    TOKEN_REPEATED = "token_repeated"
+    TOKEN_OVERSIZE = "token_oversize"
+    TOKEN_MALFORMED = "token_malformed"
+    TOKEN_TYPE = "token_type"
+    HEADER_FORBIDDEN = "header_forbidden"
+    ALGORITHM_FORBIDDEN = "algorithm_forbidden"
+    KEY_UNKNOWN = "key_unknown"
+    KEY_REVOKED = "key_revoked"
+    KEY_EXPIRED = "key_expired"
+    SIGNATURE_INVALID = "signature_invalid"
+    CLAIMS_MALFORMED = "claims_malformed"
+    CLAIM_MISSING = "claim_missing"
+    ISSUER_UNTRUSTED = "issuer_untrusted"
+    AUDIENCE_MISMATCH = "audience_mismatch"
+    SUBJECT_MISMATCH = "subject_mismatch"
+    ISSUED_IN_FUTURE = "issued_in_future"
+    NOT_YET_VALID = "not_yet_valid"
+    EXPIRED = "expired"
+    LIFETIME_EXCESSIVE = "lifetime_excessive"
+    QUEUE_AGE_EXCEEDED = "queue_age_exceeded"
+    DESTINATION_MISMATCH = "destination_mismatch"
+    BODY_MISMATCH = "body_mismatch"
+    RECORD_KEY_MISMATCH = "record_key_mismatch"
+    HEADERS_MISMATCH = "headers_mismatch"
+    COVERAGE_INSUFFICIENT = "coverage_insufficient"
+    PRODUCER_FORBIDDEN = "producer_forbidden"
+    REPLAYED = "replayed"
+    PROOF_INVALID = "proof_invalid"
+    RELEASE_INVALID = "release_invalid"
+    MESSAGE_MALFORMED = "message_malformed"
+    HANDLER_FAILED = "handler_failed"
+
+
+class Cause(StrEnum):
+    """Why a verdict was deferred; the fault is the world's or ours, never the message's."""
+
+    KEYS_UNAVAILABLE = "keys_unavailable"
+    KEY_PENDING = "key_pending"
+    REPLAY_STORE_UNAVAILABLE = "replay_store_unavailable"
+    REPLAY_STORE_FULL = "replay_store_full"
+    CLAIM_HELD = "claim_held"
+    POLICY_UNAVAILABLE = "policy_unavailable"
+    APPEND_TIME_UNAVAILABLE = "append_time_unavailable"
+    AUDIT_UNAVAILABLE = "audit_unavailable"
+    DEAD_LETTER_UNAVAILABLE = "dead_letter_unavailable"
+
+
+class MqauthError(Exception):
+    """The root of every error of this library; ``code`` is stable and fit for programs."""
+
+    code: ClassVar[str] = "error"
+
+
+class Rejection(MqauthError):
+    """The message is refused, for ever, and it is the message's fault.
+
+    Args:
+        reason: the stable reason.
+        detail: one line for people; holds no token, body or key.
+    """
+
+    code = "rejected"
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(f"{reason.value}: {detail}" if detail else reason.value)
+        self.reason = reason
+        self.detail = detail
+
+
+class Unavailable(MqauthError):
+    """A verdict cannot be had now; the message is neither handled nor dead-lettered, but tried again.
+
+    Args:
+        cause: what is out of reach.
+        detail: one line for people.
+    """
+
+    code = "unavailable"
+
+    def __init__(self, cause: Cause, detail: str = "") -> None:
+        super().__init__(f"{cause.value}: {detail}" if detail else cause.value)
+        self.cause = cause
+        self.detail = detail
+
+
+class ConfigurationError(MqauthError):
+    """Settings, keys or arguments contradict each other or the design; nothing was started."""
+
+    code = "configuration"
+
+
+class MalformedMessage(MqauthError, ValueError):
+    """A message given to us for signing, or read from a file, cannot exist on the broker it names."""
+
+    code = "message"

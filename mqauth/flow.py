@@ -1,0 +1,179 @@
+"""The only module that knows sync from async: a flow asks for calls, a runner makes them.
+
+A flow is a generator that yields ``Call`` objects and is sent their results. ``run`` makes plain calls,
+``arun`` awaits what is awaitable. Handler retries are asked for the same way and done by tenacity.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Final, ParamSpec, TypeVar, cast
+
+import tenacity
+
+from mqauth.errors import ConfigurationError
+
+
+class ColourError(ConfigurationError):
+    """A coroutine came back where nobody awaits; never a handler's failure, so it stops the consumer."""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+MAX_ATTEMPTS: Final = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempts:
+    """How often a handler may fail before its message is dead-lettered.
+
+    Args:
+        limit: attempts in all, 1 to 100.
+        wait: longest wait before the third attempt, seconds; the second follows at once, later waits
+            double, with full jitter.
+        wait_max: no wait is longer, seconds.
+        final: exception types that are not tried again.
+    """
+
+    limit: int = 3
+    wait: float = 0.1
+    wait_max: float = 5.0
+    final: tuple[type[Exception], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.limit <= MAX_ATTEMPTS or not 0 <= self.wait <= self.wait_max:
+            raise ConfigurationError(f"attempts are 1 to {MAX_ATTEMPTS}, and waits grow from wait to wait_max")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One wished-for call, with the attempts it may take."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    attempts: Attempts | None = None
+
+
+Flow = Generator[Call, Any, R]
+
+
+def call(function: Callable[P, R | Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> Flow[R]:
+    """Ask the runner for one call and return its result."""
+    if kwargs:
+        raise TypeError("calls take positional arguments")
+    return cast(R, (yield Call(function, args)))
+
+
+def attempt(function: Callable[[Any], Any], argument: Any, attempts: Attempts) -> Flow[Any]:
+    """Ask the runner for a call that may be tried again."""
+    return (yield Call(function, (argument,), attempts))
+
+
+def run(flow: Flow[R]) -> R:
+    """Run a flow without an event loop.
+
+    Raises:
+        ConfigurationError: a plug-in is asynchronous.
+    """
+    result: Any = None
+    error: Exception | None = None
+    while True:
+        try:
+            wish = flow.send(result) if error is None else flow.throw(error)
+        except StopIteration as stop:
+            return cast(R, stop.value)
+        result, error = None, None
+        try:
+            result = _attempted(wish)
+        except Exception as raised:
+            error = raised
+
+
+async def arun(flow: Flow[R]) -> R:
+    """Run a flow inside an event loop; plug-ins of either colour serve."""
+    result: Any = None
+    error: Exception | None = None
+    while True:
+        try:
+            wish = flow.send(result) if error is None else flow.throw(error)
+        except StopIteration as stop:
+            return cast(R, stop.value)
+        result, error = None, None
+        try:
+            result = await _aattempted(wish)
+        except Exception as raised:
+            error = raised
+
+
+def is_async(function: object) -> bool:
+    """Tell whether calling a function or object gives a coroutine."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - an object's method, not callability, is asked for
+    )
+
+
+def refuse_async(**plugins: object) -> None:
+    """Refuse asynchronous plug-ins where only ``run`` can serve them.
+
+    Raises:
+        ConfigurationError: one of them is asynchronous; it would be deferred for ever.
+    """
+    for name, plugin in plugins.items():
+        if is_async(plugin):
+            raise ConfigurationError(f"{name} is asynchronous, and this consumer is not")
+
+
+def _attempted(wish: Call) -> Any:
+    """Make a call; the retry is entered only on failure."""
+    try:
+        return _plain(wish)
+    except Exception as error:
+        retrying = _retrying(wish, error)
+        if retrying is None:
+            raise
+    return tenacity.Retrying(**retrying)(_plain, wish)
+
+
+async def _aattempted(wish: Call) -> Any:
+    """Make a call and await it; the retry is entered only on failure."""
+    try:
+        return await _awaited(wish)
+    except Exception as error:
+        retrying = _retrying(wish, error)
+        if retrying is None:
+            raise
+    return await tenacity.AsyncRetrying(**retrying)(_awaited, wish)
+
+
+def _retrying(wish: Call, error: Exception) -> dict[str, Any] | None:
+    """Return tenacity's settings for the attempts left after a first failure, ``None`` for none."""
+    rule = wish.attempts
+    if rule is None or rule.limit == 1 or isinstance(error, rule.final):
+        return None
+    waits = tenacity.wait_random_exponential(multiplier=rule.wait, max=rule.wait_max)
+    return {
+        "stop": tenacity.stop_after_attempt(rule.limit - 1),
+        "wait": waits,
+        "retry": tenacity.retry_if_exception(
+            lambda raised: isinstance(raised, Exception) and not isinstance(raised, rule.final)
+        ),
+        "reraise": True,
+    }
+
+
+def _plain(wish: Call) -> Any:
+    """Call, and refuse a coroutine nobody would await."""
+    result = wish.function(*wish.arguments)
+    if inspect.isawaitable(result):
+        if inspect.iscoroutine(result):
+            result.close()
+        raise ColourError("an asynchronous plug-in or handler was given to a synchronous consumer")
+    return result
+
+
+async def _awaited(wish: Call) -> Any:
+    """Call, and await what is awaitable."""
+    result = wish.function(*wish.arguments)
+    return await result if inspect.isawaitable(result) else result

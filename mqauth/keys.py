@@ -1,0 +1,319 @@
+"""Keys with their algorithm pinned, the immutable set a consumer looks them up in, and where sets come from.
+
+The algorithm belongs to the key and never to the token. Sources: RFC 7517 (JWK), RFC 7518 section 6,
+RFC 7638 (thumbprints), RFC 8037 and RFC 9864 (Ed25519).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeAlias
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from mqauth import base64url
+from mqauth.errors import ConfigurationError
+
+PrivateKey: TypeAlias = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+PublicKey: TypeAlias = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+
+ALGORITHMS: Final = ("EdDSA", "ES256", "ES384", "PS256", "RS256")
+MIN_RSA_BITS: Final = 2048
+MAX_RSA_BITS: Final = 8192
+MIN_RSA_EXPONENT: Final = 65537
+MAX_KID: Final = 128
+_CURVES: Final[Mapping[str, type[ec.EllipticCurve]]] = {"ES256": ec.SECP256R1, "ES384": ec.SECP384R1}
+
+
+class SigningKey(Protocol):
+    """Whoever can sign: a key on disk, a KMS, an HSM. ``sign`` gives the raw JWS signature (RFC 7518, 3.4)."""
+
+    @property
+    def kid(self) -> str:
+        """The key id, at most 128 characters."""
+        ...
+
+    @property
+    def algorithm(self) -> str:
+        """One of ``ALGORITHMS``."""
+        ...
+
+    def sign(self, data: bytes, /) -> bytes:
+        """Return the signature over ``data``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revocation:
+    """A key's revocation from ``revoked_at`` on (UTC seconds); 0 is wholly."""
+
+    revoked_at: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Key:
+    """One asymmetric key with its algorithm; ``repr`` shows its kid only.
+
+    Args:
+        kid: the key id; by default the RFC 7638 thumbprint.
+        algorithm: one of ``ALGORITHMS``.
+        public: the public half.
+        private: the private half, of a producer's key.
+        subjects: the producers it may speak for; ``None`` where the key does not say.
+        expires: UTC seconds from which it signs nothing new (retired), or ``None``.
+        revocation: whether and from when it is revoked.
+    """
+
+    kid: str
+    algorithm: str
+    public: PublicKey
+    private: PrivateKey | None = None
+    subjects: frozenset[str] | None = None
+    expires: int | None = None
+    revocation: Revocation | None = None
+
+    def __post_init__(self) -> None:
+        _check_pair(self.public, self.algorithm)
+        if not 1 <= len(self.kid) <= MAX_KID:
+            raise ConfigurationError(f"a kid has 1 to {MAX_KID} characters")
+
+    def __repr__(self) -> str:
+        return f"Key({self.kid!r}, {self.algorithm})"
+
+    @classmethod
+    def generate(cls, algorithm: str = "EdDSA", *, subjects: Iterable[str] | None = None) -> Key:
+        """Return a new private key.
+
+        Raises:
+            ConfigurationError: the algorithm is not one of ``ALGORITHMS``.
+        """
+        return cls.from_private(_generate(algorithm), algorithm=algorithm, subjects=subjects)
+
+    @classmethod
+    def from_private(
+        cls, private: PrivateKey, *, algorithm: str | None = None, subjects: Iterable[str] | None = None
+    ) -> Key:
+        """Return a key around a ``cryptography`` private key; RSA signs RS256 unless told."""
+        public = private.public_key()
+        return cls(
+            kid=thumbprint(public),
+            algorithm=algorithm or natural_algorithm(public),
+            public=public,
+            private=private,
+            subjects=None if subjects is None else frozenset(subjects),
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, *, passphrase: bytes | None = None, algorithm: str | None = None) -> Key:
+        """Read a PKCS#8 PEM private key.
+
+        Raises:
+            ConfigurationError: the file cannot be read, is no such key, or wants another passphrase.
+        """
+        try:
+            raw = Path(path).read_bytes()
+        except OSError as error:
+            raise ConfigurationError(f"{path}: {error.strerror or 'cannot be read'}") from error
+        return cls.from_pem(raw, passphrase=passphrase, algorithm=algorithm, name=str(path))
+
+    @classmethod
+    def from_pem(
+        cls, raw: bytes, *, passphrase: bytes | None = None, algorithm: str | None = None, name: str = "key"
+    ) -> Key:
+        """Parse a PKCS#8 PEM private key; ``name`` stands in errors.
+
+        Raises:
+            ConfigurationError: no private key of an allowed kind, or another passphrase.
+        """
+        try:
+            private = serialization.load_pem_private_key(raw, passphrase)
+        except TypeError as error:
+            wanted = "needs a passphrase" if passphrase is None else "has no passphrase"
+            raise ConfigurationError(f"{name}: the key {wanted}") from error
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise ConfigurationError(f"{name}: no PEM private key that the passphrase opens") from error
+        if not isinstance(private, PrivateKey):
+            raise ConfigurationError(f"{name}: keys are Ed25519, P-256, P-384 or RSA")
+        return cls.from_private(private, algorithm=algorithm)
+
+    def to_pem(self, passphrase: bytes | None = None) -> bytes:
+        """Return the private half as PKCS#8 PEM, encrypted where a passphrase is given."""
+        if self.private is None:
+            raise ConfigurationError("a public key has no private half to write")
+        protection: serialization.KeySerializationEncryption = serialization.NoEncryption()
+        if passphrase is not None:
+            protection = serialization.BestAvailableEncryption(passphrase)
+        return self.private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection
+        )
+
+    @property
+    def public_only(self) -> Key:
+        """The same key without its private half."""
+        return replace(self, private=None)
+
+    def allows(self, algorithm: str) -> bool:
+        """Tell whether a token may name this ``alg``; EdDSA and Ed25519 are one (RFC 9864)."""
+        return algorithm == self.algorithm or (algorithm == "Ed25519" and self.algorithm == "EdDSA")
+
+
+@dataclass(frozen=True, slots=True)
+class KeySet:
+    """An immutable set of public keys, looked up by kid in constant time; itself a ``KeySource``.
+
+    Args:
+        keys: the keys; two different ones under one kid are refused.
+        skipped: one line for each key of a loaded set that could not be used.
+    """
+
+    keys: tuple[Key, ...]
+    skipped: tuple[str, ...] = ()
+    by_kid: Mapping[str, Key] = field(init=False, repr=False)
+    version: str = field(init=False)
+
+    def __init__(self, keys: Iterable[Key], skipped: Iterable[str] = ()) -> None:
+        public = tuple(key.public_only for key in keys)
+        by_kid = {key.kid: key for key in public}
+        if len(by_kid) != len(public):
+            raise ConfigurationError("a kid stands for two keys")
+        object.__setattr__(self, "keys", public)
+        object.__setattr__(self, "skipped", tuple(skipped))
+        object.__setattr__(self, "by_kid", by_kid)
+        object.__setattr__(self, "version", _version(public))
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self.keys)
+
+    def get(self, kid: str) -> Key | None:
+        """Return the key of this kid, if the set has it."""
+        return self.by_kid.get(kid)
+
+    def key_set(self) -> KeySet:
+        """Return the set itself: a static set is as fresh as it will ever be."""
+        return self
+
+    def refresh(self, kid: str, received: float, /) -> KeySet:
+        """Return the set itself; a static set does not change (``KeySource``)."""
+        return self
+
+
+class KeySource(Protocol):
+    """Where the keys of one issuer come from."""
+
+    def key_set(self) -> KeySet:
+        """Return the set in use; never waits.
+
+        Raises:
+            Unavailable: ``keys_unavailable``, there is no set that may still be used.
+        """
+        ...
+
+    def refresh(self, kid: str, received: float, /) -> KeySet | Awaitable[KeySet]:
+        """Look again for an unknown kid, bounded in time, and return the set then in use.
+
+        Args:
+            kid: the key id a token named.
+            received: UTC seconds at which its message was received.
+
+        Raises:
+            Unavailable: ``key_pending``, the issuer cannot be asked now.
+        """
+        ...
+
+
+def natural_algorithm(public: PublicKey) -> str:
+    """Return the algorithm a key signs with unless told otherwise.
+
+    Raises:
+        ConfigurationError: the curve is not P-256 or P-384.
+    """
+    if isinstance(public, ed25519.Ed25519PublicKey):
+        return "EdDSA"
+    if isinstance(public, rsa.RSAPublicKey):
+        return "RS256"
+    for algorithm, curve in _CURVES.items():
+        if isinstance(public.curve, curve):
+            return algorithm
+    raise ConfigurationError("elliptic curves are P-256 and P-384")
+
+
+def thumbprint(public: PublicKey) -> str:
+    """Return the RFC 7638 SHA-256 thumbprint, base64url."""
+    required = json.dumps(public_members(public), separators=(",", ":"), sort_keys=True)
+    return base64url.digest(required.encode("ascii"))
+
+
+def public_members(public: PublicKey) -> dict[str, str]:
+    """Return the required JWK members of a public key (RFC 7518, section 6; RFC 8037, section 2)."""
+    if isinstance(public, ed25519.Ed25519PublicKey):
+        return {"kty": "OKP", "crv": "Ed25519", "x": _text(public.public_bytes_raw())}
+    if isinstance(public, rsa.RSAPublicKey):
+        numbers = public.public_numbers()
+        return {"kty": "RSA", "n": _unsigned(numbers.n), "e": _unsigned(numbers.e)}
+    point = public.public_numbers()
+    size = (public.curve.key_size + 7) // 8
+    curve = "P-256" if isinstance(public.curve, ec.SECP256R1) else "P-384"
+    return {"kty": "EC", "crv": curve, "x": _unsigned(point.x, size), "y": _unsigned(point.y, size)}
+
+
+def _generate(algorithm: str) -> PrivateKey:
+    """Return a new private key of the kind an algorithm wants."""
+    if algorithm == "EdDSA":
+        return ed25519.Ed25519PrivateKey.generate()
+    if algorithm in _CURVES:
+        return ec.generate_private_key(_CURVES[algorithm]())
+    if algorithm in ("PS256", "RS256"):
+        return rsa.generate_private_key(MIN_RSA_EXPONENT, 3072)
+    raise ConfigurationError(f"algorithms are {', '.join(ALGORITHMS)}")
+
+
+def _check_pair(public: PublicKey, algorithm: str) -> None:
+    """Refuse a key that is too weak, or of another kind than its algorithm."""
+    natural = natural_algorithm(public)
+    if algorithm != natural and not (natural == "RS256" and algorithm == "PS256"):
+        raise ConfigurationError("the algorithm is not one of this key")
+    if isinstance(public, rsa.RSAPublicKey):
+        if not MIN_RSA_BITS <= public.key_size <= MAX_RSA_BITS:
+            raise ConfigurationError(f"RSA keys have {MIN_RSA_BITS} to {MAX_RSA_BITS} bits")
+        if public.public_numbers().e < MIN_RSA_EXPONENT:
+            raise ConfigurationError(f"the RSA exponent is under {MIN_RSA_EXPONENT}")
+
+
+def _version(keys: tuple[Key, ...]) -> str:
+    """Return a short digest that changes with any key, its subjects, or its end."""
+    lines = sorted(
+        repr((key.kid, key.algorithm, thumbprint(key.public), sorted(key.subjects or ()), key.expires,
+              key.revocation)) for key in keys
+    )  # fmt: skip
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _text(raw: bytes) -> str:
+    """Return base64url text."""
+    return base64url.encode(raw).decode("ascii")
+
+
+def _unsigned(number: int, size: int | None = None) -> str:
+    """Return a big-endian unsigned integer as base64url (RFC 7518, section 2)."""
+    return _text(number.to_bytes(size or (number.bit_length() + 7) // 8, "big"))
+
+
+def jwk_members(key: Key) -> dict[str, Any]:
+    """Return a public key as a JWK, with its subjects and its end."""
+    members: dict[str, Any] = {
+        **public_members(key.public), "kid": key.kid, "alg": key.algorithm, "use": "sig"
+    }  # fmt: skip
+    if key.subjects is not None:
+        members["mqauth_sub"] = sorted(key.subjects)
+    if key.expires is not None:
+        members["exp"] = key.expires
+    if key.revocation is not None:
+        members["revoked"] = {"revoked_at": key.revocation.revoked_at, "reason": key.revocation.reason}
+    return members

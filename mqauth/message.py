@@ -1,0 +1,129 @@
+"""The message every broker is translated to: raw bytes, ordered header pairs, and what the broker says.
+
+Nothing here interprets what a sender wrote. ``Origin`` and ``destination`` come from the broker alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Final, Literal, TypeAlias
+
+HeaderValue: TypeAlias = (
+    "None | bool | int | float | str | bytes | datetime | Decimal"
+    " | tuple[HeaderValue, ...] | Mapping[str, HeaderValue]"
+)
+HeaderPair: TypeAlias = tuple[str, HeaderValue]
+TimestampType: TypeAlias = Literal["append", "create"]
+
+TOKEN_HEADER: Final = "mqauth-token"
+PROTECTED_PROPERTIES: Final = (
+    "content-type",
+    "content-encoding",
+    "type",
+    "message-id",
+    "correlation-id",
+    "reply-to",
+    "app-id",
+)
+"""The seven properties that change a message's meaning; always covered, on Kafka as headers of these names."""
+
+NO_PROPERTIES: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What the broker says of a delivery, never the sender.
+
+    Args:
+        scope: consumer group or queue on whose behalf the message was received.
+        topic, partition, offset: where Kafka put the record; exact, so a redelivery can be told from a copy.
+        queue, exchange, routing_key: where RabbitMQ took the message from.
+        redelivered: RabbitMQ's hint that this may have been delivered before.
+        timestamp_ms: UTC milliseconds, evidence only where ``timestamp_type`` is ``append``.
+    """
+
+    scope: str | None = None
+    cluster: str | None = None
+    topic: str | None = None
+    partition: int | None = None
+    offset: int | None = None
+    queue: str | None = None
+    exchange: str | None = None
+    routing_key: str | None = None
+    redelivered: bool = False
+    timestamp_ms: int | None = None
+    timestamp_type: TimestampType | None = None
+
+    @property
+    def coordinates(self) -> str | None:
+        """The exact place in a Kafka log, or ``None`` where the broker gives no exact place."""
+        if self.topic is None or self.partition is None or self.offset is None:
+            return None
+        return f"{self.cluster or ''}/{self.topic}/{self.partition}/{self.offset}"
+
+    @property
+    def source(self) -> str:
+        """Where a delivery came from, for people and audit: ``topic/partition/offset`` or the queue."""
+        if self.topic is not None:
+            return f"{self.topic}/{self.partition}/{self.offset}"
+        return self.queue or ""
+
+
+NO_ORIGIN: Final = Origin()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Message:
+    """One message, as raw as the broker gave it; ``repr`` shows neither body nor headers.
+
+    Args:
+        destination: canonical, from the broker (``mqauth.destination``).
+        body: the raw bytes; ``None`` is a Kafka tombstone.
+        key: the Kafka record key, or ``None``.
+        properties: AMQP properties by their hyphenated names; empty on Kafka.
+        headers: pairs in order, names may repeat.
+        native: the client library's own object.
+        malformed: why the native message could not be represented, if it could not.
+    """
+
+    destination: str
+    body: bytes | None
+    key: bytes | None = None
+    properties: Mapping[str, str] = field(default_factory=lambda: NO_PROPERTIES)
+    headers: tuple[HeaderPair, ...] = ()
+    origin: Origin = NO_ORIGIN
+    native: object = field(default=None, compare=False)
+    malformed: str | None = None
+
+    def __repr__(self) -> str:
+        size = None if self.body is None else len(self.body)
+        return f"Message({self.destination!r}, {size} bytes, {len(self.headers)} headers)"
+
+    def occurrences(self, name: str) -> tuple[HeaderValue, ...]:
+        """Return every value of a header, in order; names are case-sensitive."""
+        return tuple(value for header, value in self.headers if header == name)
+
+    def property_values(self, name: str) -> tuple[HeaderValue, ...]:
+        """Return the values of one of the seven protected properties; at most one on RabbitMQ.
+
+        Args:
+            name: one of ``PROTECTED_PROPERTIES``.
+        """
+        if self.destination.startswith("kafka:"):
+            return self.occurrences(name)
+        value = self.properties.get(name)
+        return () if value is None else (value,)
+
+    def text_property(self, name: str) -> str | None:
+        """Return a protected property as text where it stands exactly once and is UTF-8."""
+        values = self.property_values(name)
+        if len(values) != 1:
+            return None
+        value = values[0]
+        if isinstance(value, bytes):
+            return value.decode("utf-8", "replace")
+        return value if isinstance(value, str) else None

@@ -1,0 +1,402 @@
+"""THE order of a verdict, once, for every broker and both colours.
+
+accepted: claim, handler, confirm, settle. rejected: audit (durable), dead letter (confirmed by the broker),
+settle. deferred: neither handled nor dead-lettered; processed again from where it stopped, and once a
+handler has ended it never runs again for that delivery in this process. Settling is the broker wrapper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, Literal
+
+from mqauth import audit as audit_records
+from mqauth.audit import AuditRecord, AuditSink
+from mqauth.base64url import encode as base64url_encode
+from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
+from mqauth.deadletter import DeadLetter, DeadLetterSink, letter_id
+from mqauth.envelope import token_of
+from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
+from mqauth.flow import Attempts, ColourError, Flow, attempt, call
+from mqauth.message import Message
+from mqauth.policy import Allow, Decision, Policy
+from mqauth.replay import DEFAULT_LEASE, ClaimRequest, ClaimStatus, ReplayStore, claim_id
+from mqauth.verified import Verified
+from mqauth.verifier import Candidate, Verifier
+
+Handler = Callable[[Verified], Any]
+_OWNER_BYTES: Final = 12
+_OUR_FAULT: Final = (Unavailable, ColourError)
+
+
+class Verdict(Enum):
+    """The outcomes of a delivery; compared by identity."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    DEFERRED = "deferred"
+    DUPLICATE = "duplicate"
+
+
+class Step(Enum):
+    """How far a delivery has come; a deferred one goes on from here."""
+
+    JUDGE = "judge"
+    HANDLE = "handle"
+    CONFIRM = "confirm"
+    RELEASE = "release"
+    RECORD = "record"
+    BURY = "bury"
+    SETTLE = "settle"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a delivery.
+
+    Args:
+        verdict: settle the delivery unless it is ``DEFERRED``.
+        reason: why it was rejected.
+        cause: why it was deferred.
+        detail: one line for people.
+        verified: the message, where it was accepted or is a duplicate.
+        dead_letter: id of the confirmed dead letter.
+    """
+
+    verdict: Verdict
+    reason: Reason | None = None
+    cause: Cause | None = None
+    detail: str | None = None
+    verified: Verified | None = None
+    dead_letter: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Delivery:
+    """One delivery and its progress; kept by the broker wrapper until it is settled.
+
+    Args:
+        message: as the broker delivered it.
+        received: UTC seconds at which this process first received it; times are judged by it for ever.
+    """
+
+    message: Message
+    received: float
+    step: Step = Step.JUDGE
+    verdict: Verdict = Verdict.ACCEPTED
+    candidate: Candidate | None = None
+    verified: Verified | None = None
+    claim: ClaimRequest | None = None
+    rejection: Rejection | None = None
+    record_id: str | None = None
+    letter: str | None = None
+
+
+class Pipeline:
+    """Judges deliveries and carries each to its end, by the order of this module.
+
+    Args:
+        verifier: judges tokens.
+        policy: who may publish where; required, and an empty one refuses everything.
+        replay: remembers what was claimed.
+        audit: where verdicts are made durable; may be left out only where nothing is settled.
+        scope: on whose behalf messages are handled; by default what the broker wrapper says.
+        record: audit ``"rejections"`` or ``"all"`` verdicts.
+        reread: ``"handle"`` or settle as ``"duplicate"`` what Kafka delivers again after it was done.
+        attempts: how often a handler may fail.
+        lease: seconds a claim holds while its handler runs.
+        instance: this process in audit records.
+
+    Raises:
+        ConfigurationError: a setting is unknown, or a rule names no issuer where several are trusted.
+    """
+
+    def __init__(
+        self,
+        *,
+        verifier: Verifier,
+        policy: Policy,
+        replay: ReplayStore,
+        audit: AuditSink | None = None,
+        scope: str | None = None,
+        record: Literal["rejections", "all"] = "rejections",
+        reread: Literal["handle", "duplicate"] = "handle",
+        attempts: Attempts = Attempts(),  # noqa: B008 - frozen
+        lease: float = DEFAULT_LEASE,
+        instance: str | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        randomness: Randomness = SYSTEM_RANDOMNESS,
+    ) -> None:
+        if record not in ("rejections", "all") or reread not in ("handle", "duplicate"):
+            raise ConfigurationError('record is "rejections" or "all", reread is "handle" or "duplicate"')
+        if lease <= 0:
+            raise ConfigurationError("lease is more than 0 seconds")
+        _check_issuers(verifier, policy)
+        self.verifier = verifier
+        self.policy = policy
+        self.replay = replay
+        self.audit = audit
+        self.scope = scope
+        self.attempts = attempts
+        self.clock = clock
+        self._record_all = record == "all"
+        self._reread = reread
+        self._lease = lease
+        self._randomness = randomness
+        self.instance = instance or base64url_encode(randomness(6)).decode("ascii")
+
+    def receive(self, message: Message) -> Delivery:
+        """Return a delivery received now; never raises, whatever the message."""
+        return Delivery(message=message, received=self.clock.now())
+
+    def process(self, delivery: Delivery, handler: Handler, dead_letters: DeadLetterSink) -> Flow[Outcome]:
+        """Carry a delivery to its end, or as far as the world allows.
+
+        Args:
+            delivery: a new one, or one deferred before.
+            handler: called with the verified message; tried again by ``attempts``.
+            dead_letters: where a rejected message goes.
+
+        Returns:
+            The outcome; everything but ``DEFERRED`` is to be settled.
+        """
+        try:
+            if delivery.step is Step.JUDGE:
+                yield from self._judge(delivery)
+            if delivery.step is Step.HANDLE:
+                yield from self._handle(delivery, handler)
+            yield from self._close_claim(delivery)
+            yield from self._record(delivery)
+            yield from self._bury(delivery, dead_letters)
+        except Unavailable as error:
+            return _deferred(error)
+        return _outcome(delivery)
+
+    def judge(self, delivery: Delivery) -> Flow[Outcome]:
+        """Judge a delivery, steps 1 to 13, for those who handle and settle it themselves.
+
+        An accepted one is claimed: end it with ``confirm`` or ``release``; a rejected one with ``bury``.
+        """
+        try:
+            if delivery.step is Step.JUDGE:
+                yield from self._judge(delivery)
+        except Unavailable as error:
+            return _deferred(error)
+        return _outcome(delivery)
+
+    def confirm(self, delivery: Delivery) -> Flow[Outcome]:
+        """Make the claim of a judged and handled delivery done; then settle it."""
+        if delivery.step is Step.HANDLE:
+            delivery.step = Step.CONFIRM
+        return (yield from self._end(delivery))
+
+    def release(self, delivery: Delivery) -> Flow[Outcome]:
+        """Give the claim of a judged delivery back, unhandled; it may be delivered again."""
+        try:
+            if delivery.claim is not None and delivery.step is Step.HANDLE:
+                yield from _guarded(Cause.REPLAY_STORE_UNAVAILABLE, call(self.replay.release, delivery.claim))
+                delivery.step = Step.JUDGE
+        except Unavailable as error:
+            return _deferred(error)
+        return _outcome(delivery)
+
+    def bury(self, delivery: Delivery, dead_letters: DeadLetterSink) -> Flow[Outcome]:
+        """Audit and dead-letter a delivery that ``judge`` rejected; then settle it."""
+        try:
+            yield from self._record(delivery)
+            yield from self._bury(delivery, dead_letters)
+        except Unavailable as error:
+            return _deferred(error)
+        return _outcome(delivery)
+
+    def _end(self, delivery: Delivery) -> Flow[Outcome]:
+        """Close the claim and record an accepted verdict."""
+        try:
+            yield from self._close_claim(delivery)
+            yield from self._record(delivery)
+        except Unavailable as error:
+            return _deferred(error)
+        return _outcome(delivery)
+
+    def _judge(self, delivery: Delivery) -> Flow[None]:
+        """Reach a verdict and move on to the step that follows from it."""
+        try:
+            delivery.verified = yield from self._verify(delivery)  # 1 to 11
+            yield from self._permit(delivery.verified)  # 12
+            status = yield from self._claim(delivery, delivery.verified)  # 13
+        except Rejection as rejection:
+            _reject(delivery, rejection, Step.RECORD)
+            return
+        if status is ClaimStatus.DUPLICATE:
+            delivery.verdict, delivery.step = Verdict.DUPLICATE, Step.RECORD
+        else:
+            delivery.step = Step.HANDLE
+
+    def _verify(self, delivery: Delivery) -> Flow[Verified]:
+        """Judge the token; an unknown kid makes its issuer's source look again, once."""
+        delivery.candidate = candidate = self.verifier.open(delivery.message)
+        source = self.verifier.source(candidate)
+        keys = source.key_set()
+        kid = candidate.opened.kid
+        if keys.get(kid) is None:
+            keys = yield from _guarded(Cause.KEYS_UNAVAILABLE, call(source.refresh, kid, delivery.received))
+        return self.verifier.verify(delivery.message, candidate, keys, delivery.received)
+
+    def _permit(self, verified: Verified) -> Flow[None]:
+        """Ask the policy; anything but ALLOW refuses."""
+        decision = yield from _guarded(Cause.POLICY_UNAVAILABLE, call(self.policy.decide, verified))
+        if decision is not Decision.ALLOW:
+            raise Rejection(Reason.PRODUCER_FORBIDDEN, "no rule lets this subject publish here")
+
+    def _claim(self, delivery: Delivery, verified: Verified) -> Flow[ClaimStatus]:
+        """Claim the message for this delivery."""
+        origin = delivery.message.origin
+        request = ClaimRequest(
+            scope=self.scope_of(delivery.message),
+            id=claim_id(verified.issuer, verified.jti),
+            owner=base64url_encode(self._randomness(_OWNER_BYTES)).decode("ascii"),
+            place=origin.coordinates,
+            redelivered=origin.redelivered,
+            lease=self._lease,
+            expires=verified.claims.exp + self.verifier.retention,
+        )
+        status: ClaimStatus = yield from _guarded(
+            Cause.REPLAY_STORE_UNAVAILABLE, call(self.replay.claim, request)
+        )
+        if status is ClaimStatus.REPLAYED:
+            raise Rejection(Reason.REPLAYED, "a copy of a message that was delivered elsewhere")
+        if status is ClaimStatus.HELD:
+            raise Unavailable(Cause.CLAIM_HELD, "an earlier delivery of it is still being handled")
+        if status is ClaimStatus.REREAD and self._reread == "duplicate":
+            return ClaimStatus.DUPLICATE
+        delivery.claim = request
+        return status
+
+    def _handle(self, delivery: Delivery, handler: Handler) -> Flow[None]:
+        """Run the handler; whatever it raises at last is ``handler_failed``."""
+        try:
+            yield from attempt(handler, delivery.verified, self.attempts)
+        except ColourError:
+            raise
+        except Exception as error:
+            failure = Rejection(Reason.HANDLER_FAILED, f"{type(error).__name__} after the last attempt")
+            _reject(delivery, failure, Step.RELEASE)
+        else:
+            delivery.step = Step.CONFIRM
+
+    def _close_claim(self, delivery: Delivery) -> Flow[None]:
+        """Confirm the claim after the handler, or release it after a failure."""
+        if delivery.step not in (Step.CONFIRM, Step.RELEASE) or delivery.claim is None:
+            return
+        ends = self.replay.confirm if delivery.step is Step.CONFIRM else self.replay.release
+        yield from _guarded(Cause.REPLAY_STORE_UNAVAILABLE, call(ends, delivery.claim))
+        delivery.step = Step.RECORD
+
+    def _record(self, delivery: Delivery) -> Flow[None]:
+        """Make the audit record durable; it comes before the dead letter."""
+        if delivery.step is not Step.RECORD:
+            return
+        if delivery.rejection is None and (self.audit is None or not self._record_all):
+            delivery.step = Step.SETTLE
+            return
+        if self.audit is None:
+            raise ConfigurationError("a pipeline without audit cannot settle rejected messages")
+        delivery.record_id = delivery.record_id or uuid7(self.clock, self._randomness)
+        yield from _guarded(Cause.AUDIT_UNAVAILABLE, call(self.audit.write, self._audit_record(delivery)))
+        delivery.step = Step.SETTLE if delivery.rejection is None else Step.BURY
+
+    def _bury(self, delivery: Delivery, dead_letters: DeadLetterSink) -> Flow[None]:
+        """Publish the dead letter and wait for the broker's confirm."""
+        if delivery.step is not Step.BURY or delivery.rejection is None or delivery.record_id is None:
+            return
+        letter = DeadLetter(
+            message=delivery.message,
+            rejection=delivery.rejection,
+            scope=self.scope_of(delivery.message),
+            time=self.clock.now(),
+            audit=delivery.record_id,
+        )
+        yield from _guarded(Cause.DEAD_LETTER_UNAVAILABLE, call(dead_letters.publish, letter))
+        delivery.letter, delivery.step = letter.id, Step.SETTLE
+
+    def scope_of(self, message: Message) -> str:
+        """Return on whose behalf a message is handled."""
+        return self.scope or message.origin.scope or message.origin.queue or "default"
+
+    def _audit_record(self, delivery: Delivery) -> AuditRecord:
+        """Return the record of a verdict."""
+        message, candidate, verified = delivery.message, delivery.candidate, delivery.verified
+        opened = None if candidate is None else candidate.opened
+        rejection = delivery.rejection
+        body = message.body
+        return AuditRecord(
+            id=delivery.record_id or "",
+            time=self.clock.now(),
+            verdict=delivery.verdict.value,
+            reason=None if rejection is None else rejection.reason.value,
+            detail=None if rejection is None else rejection.detail,
+            scope=self.scope_of(message),
+            broker=audit_records.broker_fields(message),
+            token=audit_records.token_fields(
+                _token(message),
+                None if opened is None else opened.kid,
+                None if opened is None else opened.algorithm,
+                None if candidate is None else candidate.claims,
+                verified=verified is not None,
+            ),
+            body_sha256=None if body is None else audit_records.sha256(body),
+            body_size=None if body is None else len(body),
+            key_set=None if verified is None else verified.key_set,
+            policy=self.policy.version,
+            dead_letter=None if rejection is None else letter_id(message, self.scope_of(message)),
+            instance=self.instance,
+        )
+
+
+def _check_issuers(verifier: Verifier, policy: Policy) -> None:
+    """Refuse a rule that would serve the same subject of any issuer."""
+    loose = isinstance(policy, Allow) and any(rule.issuer is None for rule in policy.rules)
+    if loose and len(verifier.issuers) > 1:
+        raise ConfigurationError("several issuers are trusted: each rule must name its issuer")
+
+
+def _reject(delivery: Delivery, rejection: Rejection, step: Step) -> None:
+    """Turn a delivery to its rejection."""
+    delivery.rejection, delivery.verdict, delivery.step = rejection, Verdict.REJECTED, step
+
+
+def _guarded(cause: Cause, wished: Flow[Any]) -> Flow[Any]:
+    """Make a call of which every failure is the world's."""
+    try:
+        return (yield from wished)
+    except _OUR_FAULT:
+        raise
+    except Exception as error:
+        raise Unavailable(cause, type(error).__name__) from error
+
+
+def _token(message: Message) -> bytes | None:
+    """Return the token of a message for its thumbprint, if it has one."""
+    try:
+        return token_of(message)
+    except Rejection:
+        return None
+
+
+def _deferred(error: Unavailable) -> Outcome:
+    """Return the outcome of a delivery that waits for the world."""
+    return Outcome(verdict=Verdict.DEFERRED, cause=error.cause, detail=error.detail)
+
+
+def _outcome(delivery: Delivery) -> Outcome:
+    """Return the outcome of a delivery that has come to its end."""
+    rejection = delivery.rejection
+    return Outcome(
+        verdict=delivery.verdict,
+        reason=None if rejection is None else rejection.reason,
+        detail=None if rejection is None else rejection.detail,
+        verified=None if rejection is not None else delivery.verified,
+        dead_letter=delivery.letter,
+    )

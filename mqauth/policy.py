@@ -1,0 +1,159 @@
+"""Who may publish where: step 12. A required argument; an empty policy refuses everything."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Awaitable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, Protocol
+
+from mqauth import claims as claim_set
+from mqauth import destination
+from mqauth.errors import ConfigurationError, MalformedMessage
+from mqauth.verified import Verified
+
+_LOG: Final = logging.getLogger("mqauth.policy")
+_WILDCARDS: Final = ("*", "#")
+
+
+class Decision(Enum):
+    """What a policy says; compared by identity, never by truthiness."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+
+
+class Policy(Protocol):
+    """Decides whether a verified producer may publish to a destination."""
+
+    @property
+    def version(self) -> str:
+        """A short text that changes with the rules; stands in audit records."""
+        ...
+
+    def decide(self, verified: Verified, /) -> Decision | Awaitable[Decision]:
+        """Return the decision for one message.
+
+        Raises:
+            Unavailable: ``policy_unavailable``, where the rules live elsewhere and cannot be read.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One permission: a subject, of one issuer or of the only one, may publish to the destinations.
+
+    Args:
+        subject: the producer, exact.
+        destinations: canonical destinations; the dotted words of a routing key or topic may be ``*``
+            (one word) or ``#`` (any number), the exchange is exact.
+        issuer: whose subject; may be left out where one issuer is configured.
+
+    Raises:
+        ConfigurationError: a subject or destination is not in its form.
+    """
+
+    subject: str
+    destinations: tuple[str, ...]
+    issuer: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in (self.subject, *(() if self.issuer is None else (self.issuer,))):
+            if not claim_set.is_name(name):
+                raise ConfigurationError("a subject or issuer is text of 1 to 256 characters")
+        for pattern in self.destinations:
+            _check_pattern(pattern)
+
+    def allows(self, verified: Verified) -> bool:
+        """Tell whether this rule permits the message."""
+        return (
+            verified.subject == self.subject
+            and self.issuer in (None, verified.issuer)
+            and any(matches(pattern, verified.destination) for pattern in self.destinations)
+        )
+
+
+class Allow:
+    """Allows what a rule names and nothing else.
+
+    Args:
+        rules: subject to its destinations, or ``Rule`` objects.
+
+    Raises:
+        ConfigurationError: a rule is not in its form.
+    """
+
+    def __init__(self, rules: Mapping[str, Iterable[str]] | Iterable[Rule]) -> None:
+        if isinstance(rules, Mapping):
+            rules = [Rule(subject=name, destinations=_patterns(found)) for name, found in rules.items()]
+        self.rules = tuple(rules)
+        self._by_subject: dict[str, list[Rule]] = {}
+        for rule in self.rules:
+            self._by_subject.setdefault(rule.subject, []).append(rule)
+        self.version = hashlib.sha256(repr(self.rules).encode()).hexdigest()[:16]
+
+    def decide(self, verified: Verified, /) -> Decision:
+        """Return ``ALLOW`` where a rule of the subject permits the destination."""
+        for rule in self._by_subject.get(verified.subject, ()):
+            if rule.allows(verified):
+                return Decision.ALLOW
+        return Decision.DENY
+
+
+class UnsafeAllowAll:
+    """Allows every verified producer every destination, and warns each time it is built."""
+
+    version = "unsafe-allow-all"
+
+    def __init__(self) -> None:
+        _LOG.warning("UnsafeAllowAll: any producer of a trusted issuer may publish anywhere")
+
+    def decide(self, verified: Verified, /) -> Decision:
+        """Return ``ALLOW``."""
+        return Decision.ALLOW
+
+
+def matches(pattern: str, place: str) -> bool:
+    """Tell whether a destination fits a pattern by AMQP topic rules; linear in words times words."""
+    if pattern == place:
+        return True
+    head, words = _split(pattern)
+    place_head, place_words = _split(place)
+    return head == place_head and _match_words(words, place_words)
+
+
+def _match_words(pattern: list[str], words: list[str]) -> bool:
+    """Match dotted words; row by row, so that no pattern can make it slow."""
+    reachable = {0}
+    for item in pattern:
+        if item == "#":
+            reachable = set(range(min(reachable), len(words) + 1)) if reachable else set()
+        else:
+            reachable = {at + 1 for at in reachable if at < len(words) and item in ("*", words[at])}
+    return len(words) in reachable
+
+
+def _split(place: str) -> tuple[str, list[str]]:
+    """Return what is compared exactly, and the dotted words."""
+    cut = place.find("/") if place.startswith("rabbitmq:") else place.find(":")
+    return place[: cut + 1], place[cut + 1 :].split(".")
+
+
+def _patterns(found: Iterable[str]) -> tuple[str, ...]:
+    """Return the patterns of one subject; a lone text would be read as its characters."""
+    if isinstance(found, str):
+        raise ConfigurationError("the destinations of a subject are a list")
+    return tuple(found)
+
+
+def _check_pattern(pattern: str) -> None:
+    """Refuse a pattern whose words are neither wildcards nor canonical."""
+    head, words = _split(pattern)
+    literal = head + ".".join("w" if word in _WILDCARDS else word for word in words)
+    try:
+        destination.parse(literal)
+    except MalformedMessage as error:
+        raise ConfigurationError(f"destination {pattern!r}: {error}") from error

@@ -1,0 +1,93 @@
+"""JSON read so strictly that two readers cannot disagree about what it says (RFC 8259, RFC 7493).
+
+Refused: bytes that are not UTF-8, duplicate names, NaN and infinities, integers beyond +-2^53, numbers
+that overflow, lone surrogates, and nesting deeper than asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, Final, NoReturn
+
+MAX_INTEGER: Final = 2**53
+_DIGITS: Final = 17
+
+
+class StrictJSONError(ValueError):
+    """The text is not JSON, or not JSON that every reader understands alike."""
+
+
+def loads(raw: bytes, *, depth: int) -> Any:
+    """Parse one JSON text.
+
+    Args:
+        raw: the bytes, UTF-8.
+        depth: how many containers may stand within each other; the outermost is 1.
+
+    Raises:
+        StrictJSONError: the text breaks one of the rules of this module.
+    """
+    try:
+        value = _DECODER.decode(raw.decode("utf-8"))
+    except StrictJSONError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise StrictJSONError("not UTF-8 JSON") from error
+    _bound(value, depth, b"\\u" in raw)
+    return value
+
+
+def dumps(value: Any) -> bytes:
+    """Return compact UTF-8 JSON; NaN and infinities raise ``ValueError``."""
+    return _ENCODER.encode(value).encode("utf-8")
+
+
+def _bound(value: Any, depth: int, escapes: bool) -> None:
+    """Refuse containers nested too deep and, where the text had escapes, lone surrogates."""
+    if isinstance(value, str):
+        if escapes and any("\ud800" <= character <= "\udfff" for character in value):
+            raise StrictJSONError("a lone surrogate")
+        return
+    if not isinstance(value, dict | list):
+        return
+    if depth == 0:
+        raise StrictJSONError("nested too deep")
+    for name in value if escapes and isinstance(value, dict) else ():
+        _bound(name, depth, escapes)
+    for item in value.values() if isinstance(value, dict) else value:
+        _bound(item, depth - 1, escapes)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object, or refuse one that names a member twice."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise StrictJSONError("a duplicate name")
+    return result
+
+
+def _integer(text: str) -> int:
+    """Return an integer that fits an IEEE double exactly."""
+    if len(text) > _DIGITS or abs(int(text)) > MAX_INTEGER:
+        raise StrictJSONError("an integer beyond 2^53")
+    return int(text)
+
+
+def _float(text: str) -> float:
+    """Return a finite double."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise StrictJSONError("a number that overflows")
+    return number
+
+
+def _constant(_text: str) -> NoReturn:
+    """Refuse NaN, Infinity and -Infinity."""
+    raise StrictJSONError("NaN or an infinity")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_int=_integer, parse_float=_float, parse_constant=_constant
+)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))

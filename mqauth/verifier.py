@@ -1,0 +1,298 @@
+"""The verdict on a token, pure: message, keys and time in, ``Verified`` or a rejection out.
+
+The first failing step decides. Cheap steps come first, and nothing an attacker wrote is looked up before
+it is bounded:
+
+1. token present, single, small
+2. three canonical base64url segments, a JSON header, a bounded kid
+3. ``typ``, no other parameters, ``alg`` on the list
+4. claims parse strictly
+5. the issuer is configured
+6. its key: known, not revoked, not expired, of the token's algorithm
+7. the signature
+8. the audience
+9. the times
+10. the subject: the key speaks for it, and the broker's user does not contradict it
+11. destination, record key, body, headers, coverage
+12. policy and 13. claim are asked by ``pipeline``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from mqauth import claims as claim_set
+from mqauth import envelope, jws
+from mqauth.claims import Claims
+from mqauth.destination import is_kafka
+from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
+from mqauth.keys import Key, KeySet, KeySource
+from mqauth.message import PROTECTED_PROPERTIES, Message
+from mqauth.verified import Verified, make_verified
+
+MAX_LEEWAY: Final = 60
+At = Literal["consume", "append"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issuer:
+    """One trusted issuer: where its keys come from and whom they may speak for.
+
+    Args:
+        keys: the source of its keys.
+        subjects: kid or ``"*"`` to the subjects; ``"*"`` where the JWK itself does not say.
+        vouches: the issuer is an authority whose keys sign for all its subjects.
+
+    Raises:
+        ConfigurationError: both ``subjects`` and ``vouches``.
+    """
+
+    keys: KeySource
+    subjects: Mapping[str, frozenset[str]] | None = None
+    vouches: bool = False
+
+    def __post_init__(self) -> None:
+        if self.vouches and self.subjects:
+            raise ConfigurationError("an issuer either vouches for all or pins subjects")
+
+    def speaks_for(self, key: Key, subject: str) -> bool:
+        """Tell whether a key may sign as a subject; a key of which nobody says so may not."""
+        pinned = (self.subjects or {}).get(key.kid)
+        if pinned is not None and subject not in pinned:
+            return False
+        if key.subjects is not None:
+            return subject in key.subjects
+        return self.vouches or pinned is not None or subject in (self.subjects or {}).get("*", frozenset())
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token whose claims are parsed and not yet believed: the outcome of steps 1 to 4."""
+
+    opened: jws.Opened
+    claims: Claims
+
+
+class Verifier:
+    """Judges tokens by the steps of this module.
+
+    Args:
+        keys: issuer to its ``KeySource``, or to an ``Issuer`` that says more.
+        audience: the audience, or audiences, this consumer accepts.
+        max_lifetime: longest ``exp - iat`` accepted, seconds.
+        leeway: seconds of clock difference allowed, at most 60.
+        at: judge times at ``"consume"`` or, on the broker's evidence, at ``"append"``.
+        max_queue_age: seconds a message may have waited; required with ``at="append"``.
+        append_evidence: ``"interceptor"`` where RabbitMQ overwrites ``timestamp_in_ms`` itself.
+        require_headers: names that must be present and covered.
+        unsigned_headers: ``"hide"`` or ``"reject"`` headers that are not covered.
+        user_id: hold AMQP ``user_id`` against ``sub``: ``"subject"``, or a table of user to subject.
+
+    Raises:
+        ConfigurationError: no issuer, no audience, a wildcard, or contradicting settings.
+    """
+
+    def __init__(
+        self,
+        *,
+        keys: Mapping[str, KeySource | Issuer],
+        audience: str | Iterable[str],
+        max_lifetime: int = 3600,
+        leeway: int = 5,
+        at: At = "consume",
+        max_queue_age: int | None = None,
+        append_evidence: Literal["interceptor"] | None = None,
+        require_headers: Iterable[str] = (),
+        unsigned_headers: Literal["hide", "reject"] = "hide",
+        user_id: Literal["subject"] | Mapping[str, str] | None = None,
+    ) -> None:
+        self.issuers = _issuers(keys)
+        self._audiences = _audiences(audience)
+        self._times = Times(
+            max_lifetime=max_lifetime, leeway=leeway, at=at, max_queue_age=max_queue_age,
+            append_evidence=append_evidence,
+        )  # fmt: skip
+        if unsigned_headers not in ("hide", "reject"):
+            raise ConfigurationError('unsigned_headers is "hide" or "reject"')
+        if user_id is not None and user_id != "subject" and not isinstance(user_id, Mapping):
+            raise ConfigurationError('user_id is "subject" or a table of user to subject')
+        self._require = tuple(require_headers)
+        self._reject_unsigned = unsigned_headers == "reject"
+        self._user_id = user_id
+
+    @property
+    def retention(self) -> int:
+        """Seconds past ``exp`` for which a copy might still be accepted."""
+        return self._times.leeway + (self._times.max_queue_age or 0)
+
+    def open(self, message: Message) -> Candidate:
+        """Take the token of a message apart: steps 1 to 4.
+
+        Raises:
+            Rejection: the reason of the first failing step.
+        """
+        if message.malformed is not None:
+            raise Rejection(Reason.MESSAGE_MALFORMED, message.malformed)
+        opened = jws.take_apart(envelope.token_of(message))
+        return Candidate(opened, claim_set.parse(opened.payload))
+
+    def source(self, candidate: Candidate) -> KeySource:
+        """Return where the keys of the claimed issuer come from: step 5.
+
+        Raises:
+            Rejection: ``issuer_untrusted``.
+        """
+        return self._issuer(candidate).keys
+
+    def verify(self, message: Message, candidate: Candidate, keys: KeySet, received: float) -> Verified:
+        """Judge an opened token against its message: steps 6 to 11.
+
+        Args:
+            message: as the broker delivered it.
+            candidate: what ``open`` returned for this message.
+            keys: the key set of the candidate's issuer.
+            received: UTC seconds at which this process first received the delivery.
+
+        Raises:
+            Rejection: the reason of the first failing step.
+            Unavailable: ``append_time_unavailable``.
+        """
+        claims = candidate.claims
+        key = self._key(message, candidate, keys, received)  # 6
+        jws.verify(candidate.opened, key)  # 6, 7
+        if claims.aud not in self._audiences:  # 8
+            raise Rejection(Reason.AUDIENCE_MISMATCH, "meant for another audience")
+        self._times.check(claims, message, received)  # 9
+        self._check_subject(message, candidate, key)  # 10
+        envelope.check(message, claims.mqa)  # 11
+        self._check_coverage(message, claims)
+        return make_verified(message, claims, key=key, key_set=keys.version, received=received)
+
+    def _issuer(self, candidate: Candidate) -> Issuer:
+        """Return the configured issuer of a candidate."""
+        issuer = self.issuers.get(candidate.claims.iss)
+        if issuer is None:
+            raise Rejection(Reason.ISSUER_UNTRUSTED, "no such issuer is configured")
+        return issuer
+
+    def _key(self, message: Message, candidate: Candidate, keys: KeySet, received: float) -> Key:
+        """Return the token's key, if it may still be used."""
+        key = keys.get(candidate.opened.kid)
+        if key is None:
+            raise Rejection(Reason.KEY_UNKNOWN, "the issuer has no such key")
+        appended = self._times.evidence(message)
+        if key.revocation is not None and _is_revoked(key, appended, received):
+            raise Rejection(Reason.KEY_REVOKED, "the key is revoked")
+        signed_at = candidate.claims.iat if appended is None else appended
+        if key.expires is not None and signed_at >= key.expires:
+            raise Rejection(Reason.KEY_EXPIRED, "the key had retired before the token was made")
+        return key
+
+    def _check_subject(self, message: Message, candidate: Candidate, key: Key) -> None:
+        """Refuse a subject the key may not speak for, or that the broker's user contradicts."""
+        subject = candidate.claims.sub
+        if not self._issuer(candidate).speaks_for(key, subject):
+            raise Rejection(Reason.SUBJECT_MISMATCH, "the key does not speak for this subject")
+        user = message.properties.get("user-id")
+        if self._user_id is None or user is None:
+            return
+        expected = user if self._user_id == "subject" else dict(self._user_id).get(user)
+        if expected != subject:
+            raise Rejection(Reason.SUBJECT_MISMATCH, "the broker's user is another subject")
+
+    def _check_coverage(self, message: Message, claims: Claims) -> None:
+        """Refuse a message whose required headers are absent or uncovered."""
+        covered = set(claims.mqa.hdr)
+        for name in self._require:
+            present = bool(message.occurrences(name)) and name in covered
+            if name in PROTECTED_PROPERTIES:
+                present = present or bool(message.property_values(name))
+            if not present:
+                raise Rejection(Reason.COVERAGE_INSUFFICIENT, "a required header is absent or not covered")
+        if self._reject_unsigned and set(envelope.application_headers(message)) - covered:
+            raise Rejection(Reason.COVERAGE_INSUFFICIENT, "a header is not covered")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """The rules of time; every field as in ``Verifier``."""
+
+    max_lifetime: int = 3600
+    leeway: int = 5
+    at: At = "consume"
+    max_queue_age: int | None = None
+    append_evidence: Literal["interceptor"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.at not in ("consume", "append"):
+            raise ConfigurationError('at is "consume" or "append"')
+        if self.append_evidence not in (None, "interceptor"):
+            raise ConfigurationError('append_evidence is "interceptor"')
+        if (self.at == "append") != (self.max_queue_age is not None):
+            raise ConfigurationError('at = "append" and max_queue_age go together')
+        _check_seconds("max_lifetime", self.max_lifetime, 1, None)
+        _check_seconds("leeway", self.leeway, 0, MAX_LEEWAY)
+        _check_seconds("max_queue_age", 1 if self.max_queue_age is None else self.max_queue_age, 1, None)
+
+    def evidence(self, message: Message) -> float | None:
+        """Return when the broker itself says it appended a message, UTC seconds, if it may be believed."""
+        origin = message.origin
+        if self.at == "consume" or origin.timestamp_ms is None or origin.timestamp_type != "append":
+            return None
+        if not is_kafka(message.destination) and self.append_evidence != "interceptor":
+            return None
+        return origin.timestamp_ms / 1000
+
+    def check(self, claims: Claims, message: Message, received: float) -> None:
+        """Judge ``iat``, ``nbf``, ``exp``, the lifetime and the time in the queue: step 9."""
+        moment = self.evidence(message) if self.at == "append" else received
+        if moment is None:
+            raise Unavailable(Cause.APPEND_TIME_UNAVAILABLE, "the broker gives no evidence of append time")
+        if claims.iat > moment + self.leeway:
+            raise Rejection(Reason.ISSUED_IN_FUTURE, "issued in the future")
+        if claims.nbf is not None and claims.nbf > moment + self.leeway:
+            raise Rejection(Reason.NOT_YET_VALID, "not valid yet")
+        if claims.exp + self.leeway <= moment or claims.exp <= claims.iat:
+            raise Rejection(Reason.EXPIRED, "expired")
+        if claims.exp - claims.iat > self.max_lifetime:
+            raise Rejection(Reason.LIFETIME_EXCESSIVE, f"lives longer than {self.max_lifetime} s")
+        if self.max_queue_age is not None and received - moment > self.max_queue_age:
+            raise Rejection(Reason.QUEUE_AGE_EXCEEDED, f"waited longer than {self.max_queue_age} s")
+
+
+def _is_revoked(key: Key, appended: float | None, received: float) -> bool:
+    """Tell whether a revocation counts: only the broker's own append time can prove a message older."""
+    revocation = key.revocation
+    if revocation is None or revocation.revoked_at > received:
+        return False
+    return appended is None or appended >= revocation.revoked_at
+
+
+def _check_seconds(name: str, value: int, low: int, high: int | None) -> None:
+    """Refuse a setting that is no whole number of seconds within its bounds."""
+    if type(value) is not int or value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"{low} to {high}"
+        raise ConfigurationError(f"{name} is {bounds} whole seconds")
+
+
+def _issuers(keys: Mapping[str, KeySource | Issuer]) -> dict[str, Issuer]:
+    """Return the issuers by name, at least one."""
+    if not isinstance(keys, Mapping) or not keys:
+        raise ConfigurationError("keys names at least one issuer and its keys")
+    for name in keys:
+        if not claim_set.is_name(name):
+            raise ConfigurationError(f"an issuer is text of 1 to {claim_set.MAX_NAME} characters")
+    return {name: found if isinstance(found, Issuer) else Issuer(keys=found) for name, found in keys.items()}
+
+
+def _audiences(audience: str | Iterable[str]) -> frozenset[str]:
+    """Return the accepted audiences, at least one, none a wildcard."""
+    found = frozenset([audience] if isinstance(audience, str) else audience)
+    if not found:
+        raise ConfigurationError("audience names at least one audience")
+    for name in found:
+        if not claim_set.is_name(name) or "*" in name:
+            raise ConfigurationError("an audience is a name of 1 to 256 characters, never a wildcard")
+    return found
