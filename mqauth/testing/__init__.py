@@ -1,0 +1,11 @@
+"""For tests of your own and of plug-ins: a clock, forged tokens, the attack suite, and the contracts."""
+
+from mqauth.testing.attacks import ATTACKS, Attack
+from mqauth.testing.clock import FakeClock
+from mqauth.testing.forge import Forge
+from mqauth.testing.sealed import verified
+from mqauth.testing.stage import Stage
+
+TokenForge = Forge
+
+__all__ = ["ATTACKS", "Attack", "FakeClock", "Forge", "Stage", "TokenForge", "verified"]

@@ -1,0 +1,36 @@
+"""A clock that moves only when told."""
+
+from __future__ import annotations
+
+from typing import Final
+
+START: Final = 1_900_000_000.0
+
+
+class FakeClock:
+    """Wall and monotonic time under a test's control.
+
+    Args:
+        now: UTC seconds to start at.
+    """
+
+    def __init__(self, now: float = START) -> None:
+        self._now = now
+        self._monotonic = 0.0
+
+    def now(self) -> float:
+        """Return the wall time, UTC seconds."""
+        return self._now
+
+    def monotonic(self) -> float:
+        """Return the monotonic time, seconds since the clock was made."""
+        return self._monotonic
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass on both readings."""
+        self._now += seconds
+        self._monotonic += seconds
+
+    def step(self, seconds: float) -> None:
+        """Step the wall time only, as an administrator or NTP would."""
+        self._now += seconds

@@ -1,0 +1,209 @@
+"""The broker contract: one suite that the memory broker, RabbitMQ and Kafka pass unchanged.
+
+Inherit ``BrokerContract`` in a test class and give a ``stage`` fixture that returns a fresh ``Stage``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import pytest
+
+from mqauth.auditfile import AuditFile, verify_chain
+from mqauth.errors import Reason
+from mqauth.flow import Attempts
+from mqauth.message import Message
+from mqauth.pipeline import Pipeline
+from mqauth.replay import MemoryReplayStore
+from mqauth.testing.attacks import ATTACKS, honest_message
+from mqauth.testing.forge import Forge
+from mqauth.testing.stage import Stage
+from mqauth.verified import Verified
+
+IN_ORDER: Final = 1000
+
+
+@dataclass
+class Play:
+    """One run on a stage: a forge, a guard, and what the handler saw."""
+
+    stage: Stage
+    audit: AuditFile
+    forge: Forge = field(default_factory=lambda: Forge(lifetime=600))
+    handled: list[Verified] = field(default_factory=list)
+    calls: int = 0
+
+    def guard(self, **settings: Any) -> Pipeline:
+        """Return a pipeline that trusts the forge's honest producer on the stage's source."""
+        wanted: dict[str, Any] = {
+            "verifier": self.forge.verifier(),
+            "policy": self.forge.policy(self.stage.destination),
+            "replay": MemoryReplayStore(),
+            "audit": self.audit,
+            "attempts": Attempts(limit=2, wait=0, wait_max=0),
+        }
+        return Pipeline(**(wanted | settings))
+
+    def message(self, number: int = 0) -> Message:
+        """Return an honest, unsigned message for the stage's source."""
+        return honest_message(self.stage.destination, number)
+
+    def handler(self, verified: Verified) -> None:
+        """Remember what was handled."""
+        self.handled.append(verified)
+
+    def run(self, handled: int = 0, letters: int = 0, **settings: Any) -> None:
+        """Consume until so many messages were handled and so many dead letters published."""
+        self.stage.consume(
+            self.guard(**settings),
+            self.handler,
+            until=lambda: len(self.handled) >= handled and len(self.stage.letters()) >= letters,
+        )
+
+    def reasons(self) -> list[str]:
+        """Return the reasons on the dead letters, sorted."""
+        return sorted(_text(letter, "mqauth-dead-reason") for letter in self.stage.letters())
+
+
+class BrokerContract:
+    """What every broker wrapper must do; the docstring of each test is the promise."""
+
+    @pytest.fixture
+    def play(self, stage: Stage, tmp_path: Any) -> Any:
+        """Yield a play on a fresh stage."""
+        with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
+            yield Play(stage, audit)
+
+    def test_honest(self, play: Play) -> None:
+        """An honest message reaches the handler once, with its body, key, headers and claims."""
+        play.stage.produce(play.forge.signer(), play.message(7))
+        play.run(handled=1)
+        (seen,) = play.handled
+        sent = play.message(7)
+        assert (seen.body, seen.key, seen.destination) == (sent.body, sent.key, sent.destination)
+        assert seen.subject == "orders-api"
+        assert seen.properties == {"content-type": "application/json"}
+        assert seen.header("tenant") in ("acme", b"acme")
+        assert play.stage.letters() == []
+
+    @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+    def test_attack(self, play: Play, attack: Any) -> None:
+        """An attack is dead-lettered with its reason, byte for byte, and never reaches the handler."""
+        if not attack.fits(play.stage.destination):
+            assert attack.scheme == "kafka"  # AMQP has no record key to change
+            return
+        hostile = attack.mount(play.forge, play.message())
+        play.stage.inject(hostile)
+        play.stage.produce(play.forge.signer(), play.message(1))
+        play.run(handled=1, letters=1)
+        (letter,) = play.stage.letters()
+        assert _text(letter, "mqauth-dead-reason") == attack.reason.value
+        assert letter.body == hostile.body
+        assert not letter.occurrences("mqauth-token")
+        assert [seen.body for seen in play.handled] == [play.message(1).body]
+
+    def test_replay(self, play: Play) -> None:
+        """The copy of a handled message is dead-lettered as replayed."""
+        copied = play.forge.signer().sign(play.message())
+        play.stage.inject(copied)
+        play.stage.inject(copied)
+        play.run(handled=1, letters=1)
+        assert play.reasons() == [Reason.REPLAYED.value]
+        assert len(play.handled) == 1
+
+    def test_audit_before_letter(self, play: Play) -> None:
+        """Every dead letter names an audit record, and the audit chain is intact."""
+        play.stage.inject(play.message())
+        play.run(letters=1)
+        (letter,) = play.stage.letters()
+        assert _text(letter, "mqauth-dead-audit") in play.audit.path.read_text()
+        assert verify_chain(play.audit.path).intact
+
+    def test_handler_failure(self, play: Play) -> None:
+        """A message whose handler always fails is tried as often as told, then dead-lettered."""
+
+        def failing(_verified: Verified) -> None:
+            play.calls += 1
+            raise ValueError("no such order")
+
+        play.stage.produce(play.forge.signer(), play.message())
+        play.stage.consume(play.guard(), failing, until=lambda: len(play.stage.letters()) >= 1)
+        assert play.reasons() == [Reason.HANDLER_FAILED.value]
+        assert play.calls == 2
+
+    def test_dead_letters_missing(self, play: Play) -> None:
+        """Without its dead-letter queue a rejected message is kept, and dead-lettered once it is back."""
+        honest = play.message(1)
+        play.stage.remove_dead_letters()
+        play.stage.inject(play.message())
+        restore = _once(play.stage.restore_dead_letters)
+        attempted = _Attempted(play.audit)
+        play.stage.consume(
+            play.guard(audit=attempted),
+            play.handler,
+            until=lambda: attempted.happened and restore() and len(play.stage.letters()) >= 1,
+        )
+        play.stage.produce(play.forge.signer(), honest)
+        play.run(handled=1)
+        assert play.reasons() == [Reason.TOKEN_MISSING.value]
+        assert [seen.body for seen in play.handled] == [honest.body]
+
+    def test_in_order(self, play: Play) -> None:
+        """A thousand messages of one key come to the handler in the order they were sent."""
+        signer = play.forge.signer()
+        for number in range(IN_ORDER):
+            play.stage.produce(signer, _same_key(play.message(number)))
+        play.run(handled=IN_ORDER)
+        assert [seen.body for seen in play.handled] == [play.message(n).body for n in range(IN_ORDER)]
+
+    def test_shutdown(self, play: Play) -> None:
+        """What was settled before a graceful stop is not delivered again, and nothing after it is lost."""
+        store = MemoryReplayStore()
+        signer = play.forge.signer()
+        for number in range(3):
+            play.stage.produce(signer, play.message(number))
+        play.run(handled=3, replay=store)
+        play.stage.produce(signer, play.message(3))
+        play.run(handled=4, replay=store, reread="duplicate")
+        assert [seen.body for seen in play.handled] == [play.message(n).body for n in range(4)]
+        assert play.stage.letters() == []
+
+
+class _Attempted:
+    """An audit sink that tells when a record was written, just before its dead letter."""
+
+    def __init__(self, sink: AuditFile) -> None:
+        self._sink = sink
+        self.happened = False
+
+    def write(self, record: Any, /) -> None:
+        """Write the record through."""
+        self._sink.write(record)
+        self.happened = True
+
+
+def _once(function: Callable[[], None]) -> Callable[[], bool]:
+    """Return a function that calls another at its first call only, and is then always true."""
+    done = False
+
+    def call() -> bool:
+        nonlocal done
+        if not done:
+            function()
+            done = True
+        return True
+
+    return call
+
+
+def _same_key(message: Message) -> Message:
+    """Return a message with one record key, so that Kafka keeps its order."""
+    return replace(message, key=b"one") if message.key is not None else message
+
+
+def _text(letter: Message, name: str) -> str:
+    """Return a header of a letter as text."""
+    (value,) = letter.occurrences(name)
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,130 @@
+"""Tokens in every way to be wrong: a small world of keys, and a forge that bends one thing at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from mqauth import base64url, envelope, strictjson
+from mqauth.clock import SYSTEM_CLOCK, Clock
+from mqauth.jws import TOKEN_TYPE, LocalSigningKey
+from mqauth.keys import Key, KeySet, Revocation
+from mqauth.message import TOKEN_HEADER, HeaderValue, Message
+from mqauth.policy import Allow
+from mqauth.signer import Signer
+from mqauth.verifier import Issuer, Verifier
+
+ISSUER: Final = "https://auth.example"
+SUBJECT: Final = "orders-api"
+NEIGHBOUR: Final = "stock-api"
+AUDIENCE: Final = "billing"
+REMOVED: Final = object()
+"""Stands for a member to be left out."""
+
+
+class Forge:
+    """An honest producer, its neighbour of the same issuer, and everything an attacker might hold.
+
+    Args:
+        clock: tokens are made by it.
+        lifetime: seconds an honest token lives.
+        algorithm: of every key.
+    """
+
+    def __init__(self, clock: Clock = SYSTEM_CLOCK, *, lifetime: int = 60, algorithm: str = "EdDSA") -> None:
+        self.clock = clock
+        self.lifetime = lifetime
+        self.key = Key.generate(algorithm, subjects=[SUBJECT])
+        self.neighbour = Key.generate(algorithm, subjects=[NEIGHBOUR])
+        self.stranger = Key.generate(algorithm, subjects=[SUBJECT])
+        self.retired = replace(Key.generate(algorithm, subjects=[SUBJECT]), expires=int(clock.now()) - 3600)
+        self.revoked = replace(Key.generate(algorithm, subjects=[SUBJECT]), revocation=Revocation(reason="stolen"))
+
+    @property
+    def keys(self) -> KeySet:
+        """The key set a consumer knows: every key but the stranger's."""
+        return KeySet([self.key, self.neighbour, self.retired, self.revoked])
+
+    def signer(self, **settings: Any) -> Signer:
+        """Return the honest producer's signer."""
+        wanted: dict[str, Any] = {
+            "key": self.key, "issuer": ISSUER, "subject": SUBJECT, "audience": AUDIENCE,
+            "lifetime": self.lifetime, "clock": self.clock,
+        }  # fmt: skip
+        return Signer(**(wanted | settings))
+
+    def verifier(self, **settings: Any) -> Verifier:
+        """Return a verifier that trusts the issuer and its known keys."""
+        wanted: dict[str, Any] = {"keys": {ISSUER: Issuer(keys=self.keys)}, "audience": AUDIENCE}
+        return Verifier(**(wanted | settings))
+
+    def policy(self, *destinations: str) -> Allow:
+        """Return a policy that lets only the honest producer publish, to these destinations."""
+        return Allow({SUBJECT: destinations})
+
+    def claims(self, message: Message, *, cover: Iterable[str] | None = None) -> dict[str, Any]:
+        """Return honest claims for a message, ready to be bent."""
+        now = int(self.clock.now())
+        binding = envelope.bind(message, cover)
+        return {
+            "iss": ISSUER, "sub": SUBJECT, "aud": AUDIENCE, "iat": now, "exp": now + self.lifetime,
+            "jti": base64url.digest(repr((now, id(message), object())).encode()),
+            "mqa": {"v": 1, "dst": binding.dst, "bod": binding.bod, "key": binding.key,
+                    "hdr": list(binding.hdr), "hds": binding.hds},
+        }  # fmt: skip
+
+    def token(
+        self,
+        message: Message,
+        *,
+        key: Key | None = None,
+        header: Mapping[str, Any] | None = None,
+        claims: Mapping[str, Any] | None = None,
+        binding: Mapping[str, Any] | None = None,
+        payload: bytes | None = None,
+        signature: bytes | None = None,
+        cover: Iterable[str] | None = None,
+    ) -> str:
+        """Return a token for a message, signed, with what is given in place of the honest parts.
+
+        Args:
+            message: what the token binds.
+            key: signs; by default the honest producer's.
+            header: JOSE parameters to set, or to leave out with ``REMOVED``.
+            claims: claims to set, or to leave out with ``REMOVED``.
+            binding: members of ``mqa`` likewise.
+            payload: the payload's bytes, in place of the claims.
+            signature: in place of the key's.
+            cover: names of the headers to cover.
+        """
+        key = key or self.key
+        found = self.claims(message, cover=cover)
+        found["mqa"] = _bent(found["mqa"], binding)
+        parameters = _bent({"alg": key.algorithm, "typ": TOKEN_TYPE, "kid": key.kid}, header)
+        raw = strictjson.dumps(_bent(found, claims)) if payload is None else payload
+        signing_input = base64url.encode(strictjson.dumps(parameters)) + b"." + base64url.encode(raw)
+        signed = LocalSigningKey(key).sign(signing_input) if signature is None else signature
+        return (signing_input + b"." + base64url.encode(signed)).decode("ascii")
+
+    def seal(self, message: Message, **bends: Any) -> Message:
+        """Return the message with a token as ``token`` makes it."""
+        return with_token(message, self.token(message, **bends))
+
+
+def with_token(message: Message, token: str, *, name: str = TOKEN_HEADER) -> Message:
+    """Return a message with one more token header, in the type its broker carries."""
+    on_kafka = message.destination.startswith("kafka:")
+    value: HeaderValue = token.encode("utf-8") if on_kafka else token
+    return replace(message, headers=(*message.headers, (name, value)))
+
+
+def without_token(message: Message) -> Message:
+    """Return a message without its token headers."""
+    kept = tuple(pair for pair in message.headers if pair[0].lower() != TOKEN_HEADER)
+    return replace(message, headers=kept)
+
+
+def _bent(members: dict[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the members with the changes made."""
+    return {name: value for name, value in (members | dict(changes or {})).items() if value is not REMOVED}

@@ -1,0 +1,105 @@
+"""A stage: one broker with a source and a dead-letter queue, driven in plain calls by contract and demo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from mqauth import destination
+from mqauth.brokers import memory
+from mqauth.message import Message
+from mqauth.pipeline import Handler, Pipeline
+from mqauth.signer import Signer
+
+
+class Stage(Protocol):
+    """What the broker contract and the demo need of a broker; made fresh, with names of its own."""
+
+    name: str
+    """``memory``, ``rabbitmq`` or ``kafka``."""
+    destination: str
+    """Canonical destination of the source queue or topic; contains the word ``orders``."""
+
+    def produce(self, signer: Signer, message: Message) -> None:
+        """Publish through the producer wrapper, to the message's own destination, confirmed."""
+        ...
+
+    def inject(self, message: Message) -> None:
+        """Publish a message to the source as it is, past mqauth, confirmed: what an attacker does."""
+        ...
+
+    def consume(self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool]) -> None:
+        """Run the consumer wrapper until the condition holds, then stop it gracefully.
+
+        Raises:
+            TimeoutError: the condition did not come to hold within a bounded time.
+        """
+        ...
+
+    def letters(self) -> list[Message]:
+        """Return every dead letter so far, without removing it."""
+        ...
+
+    def remove_dead_letters(self) -> None:
+        """Delete the dead-letter queue or topic."""
+        ...
+
+    def restore_dead_letters(self) -> None:
+        """Create the dead-letter queue or topic again."""
+        ...
+
+    def close(self) -> None:
+        """Delete what the stage made and close its connections."""
+        ...
+
+
+class MemoryStage:
+    """The stage of the in-memory broker.
+
+    Args:
+        place: the source's destination.
+    """
+
+    name = "memory"
+
+    def __init__(self, place: str = "kafka:orders") -> None:
+        self.destination = place
+        on_kafka = destination.is_kafka(place)
+        self._dead = "kafka:orders.dead" if on_kafka else "rabbitmq:/orders.dead"
+        self.broker = memory.MemoryBroker()
+        for queue in (place, self._dead):
+            self.broker.declare(queue)
+
+    def produce(self, signer: Signer, message: Message) -> None:
+        """Publish through the producer wrapper."""
+        memory.Producer(self.broker, signer).publish(message)
+
+    def inject(self, message: Message) -> None:
+        """Publish past mqauth."""
+        self.broker.publish(message)
+
+    def consume(self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool]) -> None:
+        """Drain the queue until the condition holds."""
+        letters = memory.DeadLetters(self.broker, self._dead)
+        consumer = memory.Consumer(self.broker, self.destination, guard, handler, dead_letters=letters)
+        for _ in range(100):
+            consumer.drain()
+            if until():
+                return
+        raise TimeoutError("the condition did not come to hold")
+
+    def letters(self) -> list[Message]:
+        """Return every dead letter."""
+        return list(self.broker.waiting(self._dead))
+
+    def remove_dead_letters(self) -> None:
+        """Delete the dead-letter queue."""
+        self.broker.delete(self._dead)
+
+    def restore_dead_letters(self) -> None:
+        """Declare it again."""
+        self.broker.declare(self._dead)
+
+    def close(self) -> None:
+        """Forget everything."""
+        self.broker = memory.MemoryBroker()
