@@ -1,6 +1,7 @@
 """The broker contract: one suite that the memory broker, RabbitMQ and Kafka pass unchanged.
 
-Inherit ``BrokerContract`` in a test class and give a ``stage`` fixture that returns a fresh ``Stage``.
+For RabbitMQ and Kafka the stages are ``stage_rabbitmq.RabbitMQStage(url)`` and
+``stage_kafka.KafkaStage(url)`` beside this file. Inherit ``BrokerContract`` in a test class and give a ``stage`` fixture that returns a fresh ``Stage``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""A stage: one broker with a source and a dead-letter queue, driven in plain calls by contract and demo."""
+"""A stage: one broker with a source and a dead-letter queue, driven in plain calls by contract and demo.
+
+The real brokers' stages are ``mqauth.testing.stage_rabbitmq.RabbitMQStage(url)`` and
+``mqauth.testing.stage_kafka.KafkaStage(url)``; ``mqauth demo --broker`` uses them too.
+"""
 
 from __future__ import annotations
 
