@@ -1,0 +1,1 @@
+"""Real RabbitMQ, Apache Kafka and Redis for tests and benchmarks; `python -m integration --help`."""

@@ -1,0 +1,61 @@
+"""Fixtures: one real RabbitMQ, Kafka and Redis for the whole session, each started when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+
+from integration.services import Kafka, RabbitMQ, Redis, Service
+
+if TYPE_CHECKING:
+    from _pytest.terminal import TerminalReporter
+
+S = TypeVar("S", bound=Service)
+_started: list[Service] = []
+
+
+def _session(handle: S) -> Iterator[S]:
+    _started.append(handle)
+    with handle:
+        yield handle
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    """A RabbitMQ >= 4 that all tests share."""
+    yield from _session(RabbitMQ.launch())
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Kafka]:
+    """An Apache Kafka >= 4 that all tests share."""
+    yield from _session(Kafka.launch())
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[Redis]:
+    """A Redis or Valkey that all tests share."""
+    yield from _session(Redis.launch())
+
+
+@pytest.fixture(autouse=True)
+def _up_again() -> Iterator[None]:
+    """Bring a service back that a test stopped, killed or paused: the next test needs it."""
+    yield
+    for service in _started:
+        if service.ours:
+            service.start()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let kafka-python be imported: it reads its schemas by deprecated functions."""
+    config.addinivalue_line("filterwarnings", "ignore:(read|open)_text is deprecated:DeprecationWarning")
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """Tell which versions the tests ran on."""
+    for service in _started:
+        name = type(service).__name__
+        terminalreporter.write_line(f"{name} {service.version} at {service.url} ({service.origin})")

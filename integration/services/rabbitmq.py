@@ -1,0 +1,156 @@
+"""RabbitMQ >= 4: from a URL, from Docker Compose, from the distribution, or from a Debian 13 root."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from integration.services import debian, probes
+from integration.services.compose import RUN_VARIABLE, ComposeService
+from integration.services.handle import Service, from_environment, require_4
+from integration.services.local import LocalServer
+from integration.services.machine import LOOPBACK, Port, debian_candidate, docker_answers, install
+
+VARIABLE = "MQAUTH_RABBITMQ_URL"
+STANDARD_PORT = 5672
+_SCRIPTS = "usr/lib/rabbitmq/bin"
+# `allocated` needs no /proc, so the node also runs in a root where none can be mounted.
+_CONFIG = """\
+listeners.tcp.1 = {host}:{port}
+log.console = true
+log.console.level = info
+log.file = false
+vm_memory_calculation_strategy = allocated
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RabbitMQ(Service):
+    """A running RabbitMQ."""
+
+    ask = staticmethod(probes.amqp)
+
+    def ctl(self, *args: str) -> str:
+        """Return what `rabbitmqctl` printed."""
+        return self.control.execute("rabbitmqctl", *args)
+
+    @classmethod
+    def launch(cls, *, extra_config: Sequence[str] = ()) -> RabbitMQ:
+        """Start one and return its handle; lines of rabbitmq.conf get it a broker of its own."""
+        return cls.begin(extra_config=extra_config)()
+
+    @classmethod
+    def begin(cls, *, extra_config: Sequence[str] = ()) -> Callable[[], RabbitMQ]:
+        """Start one without waiting; the function returned waits until it is ready."""
+        given = None if extra_config else from_environment(VARIABLE)
+        if given:
+            url, control = given
+            return lambda: _checked(cls.ready(url, control))
+        port = Port(STANDARD_PORT)
+        url = f"amqp://guest:guest@{LOOPBACK}:{port.number}/"
+        server = _compose(port, extra_config) if docker_answers() else _local(port, extra_config)
+        server.start()
+        return lambda: _checked(cls.ready(url, server))
+
+
+def prepare() -> None:
+    """Install or build what a RabbitMQ needs here."""
+    if not os.environ.get(VARIABLE) and not docker_answers():
+        _installed_root()
+
+
+def _checked(handle: RabbitMQ) -> RabbitMQ:
+    require_4("RabbitMQ", handle.version)
+    return handle
+
+
+def _compose(port: Port, extra_config: Sequence[str]) -> ComposeService:
+    folder = Path(tempfile.mkdtemp(prefix="mqauth-rabbitmq-"))
+    folder.chmod(0o755)  # the container's user reads it
+    file = folder / "extra.conf"
+    file.write_text("".join(f"{line}\n" for line in extra_config))
+    env = {"MQAUTH_RABBITMQ_PORT": str(port.number), "MQAUTH_RABBITMQ_CONF": str(file)}
+    return ComposeService("rabbitmq", env=env, ports=[port], folder=folder)
+
+
+def _version_in(root: Path) -> tuple[int, ...]:
+    """Return the version of the RabbitMQ installed under a root, empty for none."""
+    found = [
+        tuple(int(part) for part in match[1].split("."))
+        for folder in (root / "usr/lib/rabbitmq/lib").glob("rabbitmq_server-*")
+        if (match := re.search(r"-(\d+(?:\.\d+)+)$", folder.name))
+    ]
+    return max(found, default=())
+
+
+def _installed_root() -> Path:
+    """Return the root folder with a RabbitMQ >= 4: this machine's own, or one built for it."""
+    host = Path("/")
+    if _version_in(host) >= (4,):
+        return host
+    if debian_candidate("rabbitmq-server") >= (4,):
+        install("rabbitmq-server", why="RabbitMQ >= 4")
+        return host
+    return debian.root_with_rabbitmq()
+
+
+def _local(port: Port, extra_config: Sequence[str]) -> LocalServer:
+    root = _installed_root()
+    inside_host = root == Path("/")
+    words = [] if inside_host else debian.chroot(root)
+    temporary = Path(tempfile.gettempdir()) if inside_host else root / "tmp"
+    folder = Path(tempfile.mkdtemp(prefix="mqauth-rabbitmq-", dir=temporary))
+    epmd, distribution = Port(), Port()
+    seen = Path("/") / folder.relative_to(root)
+    _write_settings(folder, port, extra_config)
+    scripts = Path("/") / _SCRIPTS
+    return LocalServer(
+        origin="this machine's packages" if inside_host else f"Debian {debian.SUITE} root in {root.parent}",
+        commands=[
+            [*words, "epmd", "-address", LOOPBACK, "-port", str(epmd.number)],
+            [*words, str(scripts / "rabbitmq-server")],
+        ],
+        env=_environment(seen, epmd, distribution),
+        folder=folder,
+        ports=[port, epmd, distribution],
+        tool=words,
+    )
+
+
+def _write_settings(folder: Path, port: Port, extra_config: Sequence[str]) -> None:
+    lines = _CONFIG.format(host=LOOPBACK, port=port.number) + "".join(f"{line}\n" for line in extra_config)
+    (folder / "rabbitmq.conf").write_text(lines)
+    (folder / "env.conf").write_text("")
+    (folder / "enabled_plugins").write_text("[].\n")
+    cookie = folder / ".erlang.cookie"
+    cookie.write_text(secrets.token_hex(16))
+    cookie.chmod(0o400)
+
+
+def _environment(folder: Path, epmd: Port, distribution: Port) -> dict[str, str]:
+    """Return the node's environment: nothing of it is shared with a RabbitMQ of the machine's."""
+    return {
+        "PATH": f"/{_SCRIPTS}:/usr/sbin:/usr/bin:/sbin:/bin",
+        "LANG": "C.UTF-8",
+        "HOME": str(folder),
+        "ERL_EPMD_ADDRESS": LOOPBACK,
+        "ERL_EPMD_PORT": str(epmd.number),
+        "RABBITMQ_NODENAME": f"mqauth-{epmd.number}@localhost",
+        "RABBITMQ_DIST_PORT": str(distribution.number),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-noinput -kernel inet_dist_use_interface {127,0,0,1}",
+        "RABBITMQ_ALLOW_INPUT": "1",  # the script then becomes the server, which gets our signals itself
+        "RABBITMQ_BASE": str(folder),
+        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(folder / "log"),
+        "RABBITMQ_PID_FILE": str(folder / "pid"),
+        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+        "RABBITMQ_CONF_ENV_FILE": str(folder / "env.conf"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+        "RABBITMQ_FEATURE_FLAGS_FILE": str(folder / "feature_flags"),
+        RUN_VARIABLE: os.environ.get(RUN_VARIABLE, ""),
+    }
