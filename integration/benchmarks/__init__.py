@@ -1,0 +1,1 @@
+"""Benchmarks on real brokers: bare client against wrapped, in alternating rounds."""
