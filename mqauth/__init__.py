@@ -14,6 +14,8 @@ from mqauth.errors import (
     MqauthError,
     Reason,
     Rejection,
+    RejectNow,
+    RetryLater,
     Unavailable,
 )
 from mqauth.flow import Attempts
@@ -44,7 +46,9 @@ __all__ = [
     "Outcome",
     "Pipeline",
     "Reason",
+    "RejectNow",
     "Rejection",
+    "RetryLater",
     "Rule",
     "Signer",
     "Unavailable",

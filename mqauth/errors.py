@@ -60,6 +60,7 @@ class Cause(StrEnum):
     APPEND_TIME_UNAVAILABLE = "append_time_unavailable"
     AUDIT_UNAVAILABLE = "audit_unavailable"
     DEAD_LETTER_UNAVAILABLE = "dead_letter_unavailable"
+    HANDLER_DEFERRED = "handler_deferred"
 
 
 class MqauthError(Exception):
@@ -97,6 +98,34 @@ class Unavailable(MqauthError):
     def __init__(self, cause: Cause, detail: str = "") -> None:
         super().__init__(f"{cause.value}: {detail}" if detail else cause.value)
         self.cause = cause
+        self.detail = detail
+
+
+class RetryLater(MqauthError):
+    """Raised by a handler: not now; the message is deferred, and handled again when its broker retries it.
+
+    Args:
+        detail: one line for people; no body or key.
+    """
+
+    code = "retry_later"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail or "retry later")
+        self.detail = detail
+
+
+class RejectNow(MqauthError):
+    """Raised by a handler: never; the message is dead-lettered as ``handler_failed`` without more attempts.
+
+    Args:
+        detail: one line for people, kept in audit and dead letter; no body or key.
+    """
+
+    code = "reject_now"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail or "reject now")
         self.detail = detail
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final, ParamSpec, TypeVar, cast
 
 import tenacity
 
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, RejectNow, RetryLater
 
 
 class ColourError(ConfigurationError):
@@ -34,13 +34,13 @@ class Attempts:
         wait: longest wait before the third attempt, seconds; the second follows at once, later waits
             double, with full jitter.
         wait_max: no wait is longer, seconds.
-        final: exception types that are not tried again.
+        final: exception types that are not tried again; keep the handler's own signals among them.
     """
 
     limit: int = 3
     wait: float = 0.1
     wait_max: float = 5.0
-    final: tuple[type[Exception], ...] = ()
+    final: tuple[type[Exception], ...] = (RetryLater, RejectNow)
 
     def __post_init__(self) -> None:
         if not 1 <= self.limit <= MAX_ATTEMPTS or not 0 <= self.wait <= self.wait_max:
@@ -150,14 +150,14 @@ async def _aattempted(wish: Call) -> Any:
 def _retrying(wish: Call, error: Exception) -> dict[str, Any] | None:
     """Return tenacity's settings for the attempts left after a first failure, ``None`` for none."""
     rule = wish.attempts
-    if rule is None or rule.limit == 1 or isinstance(error, rule.final):
+    if rule is None or rule.limit == 1 or isinstance(error, (ColourError, *rule.final)):
         return None
     waits = tenacity.wait_random_exponential(multiplier=rule.wait, max=rule.wait_max)
     return {
         "stop": tenacity.stop_after_attempt(rule.limit - 1),
         "wait": waits,
         "retry": tenacity.retry_if_exception(
-            lambda raised: isinstance(raised, Exception) and not isinstance(raised, rule.final)
+            lambda raised: isinstance(raised, Exception) and not isinstance(raised, (ColourError, *rule.final))
         ),
         "reraise": True,
     }

@@ -7,7 +7,8 @@ handler has ended it never runs again for that delivery in this process. Settlin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Literal
@@ -18,7 +19,7 @@ from mqauth.base64url import encode as base64url_encode
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.deadletter import DeadLetter, DeadLetterSink, letter_id
 from mqauth.envelope import token_of
-from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
+from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
 from mqauth.flow import Attempts, ColourError, Flow, attempt, call
 from mqauth.message import Message
 from mqauth.policy import Allow, Decision, Policy
@@ -27,6 +28,8 @@ from mqauth.verified import Verified
 from mqauth.verifier import Candidate, Verifier
 
 Handler = Callable[[Verified], Any]
+Observer = Callable[["Outcome", Message, float], None]
+_LOG: Final = logging.getLogger("mqauth.pipeline")
 _OWNER_BYTES: Final = 12
 _OUR_FAULT: Final = (Unavailable, ColourError)
 
@@ -108,6 +111,8 @@ class Pipeline:
         attempts: how often a handler may fail.
         lease: seconds a claim holds while its handler runs.
         instance: this process in audit records.
+        observers: called with each outcome of ``process``, its message and the seconds since it was
+            received; for metrics. What they raise is logged and changes nothing.
 
     Raises:
         ConfigurationError: a setting is unknown, or a rule names no issuer where several are trusted.
@@ -126,6 +131,7 @@ class Pipeline:
         attempts: Attempts = Attempts(),  # noqa: B008 - frozen
         lease: float = DEFAULT_LEASE,
         instance: str | None = None,
+        observers: Iterable[Observer] = (),
         clock: Clock = SYSTEM_CLOCK,
         randomness: Randomness = SYSTEM_RANDOMNESS,
     ) -> None:
@@ -141,6 +147,7 @@ class Pipeline:
         self.scope = scope
         self.attempts = attempts
         self.clock = clock
+        self._observers = tuple(observers)
         self._record_all = record == "all"
         self._reread = reread
         self._lease = lease
@@ -170,9 +177,11 @@ class Pipeline:
             yield from self._close_claim(delivery)
             yield from self._record(delivery)
             yield from self._bury(delivery, dead_letters)
+            outcome = _outcome(delivery)
         except Unavailable as error:
-            return _deferred(error)
-        return _outcome(delivery)
+            outcome = _deferred(error)
+        self._observe(outcome, delivery)
+        return outcome
 
     def judge(self, delivery: Delivery) -> Flow[Outcome]:
         """Judge a delivery, steps 1 to 13, for those who handle and settle it themselves.
@@ -262,9 +271,7 @@ class Pipeline:
             lease=self._lease,
             expires=verified.claims.exp + self.verifier.retention,
         )
-        status: ClaimStatus = yield from _guarded(
-            Cause.REPLAY_STORE_UNAVAILABLE, call(self.replay.claim, request)
-        )
+        status: ClaimStatus = yield from _guarded(Cause.REPLAY_STORE_UNAVAILABLE, call(self.replay.claim, request))
         if status is ClaimStatus.REPLAYED:
             raise Rejection(Reason.REPLAYED, "a copy of a message that was delivered elsewhere")
         if status is ClaimStatus.HELD:
@@ -275,11 +282,15 @@ class Pipeline:
         return status
 
     def _handle(self, delivery: Delivery, handler: Handler) -> Flow[None]:
-        """Run the handler; whatever it raises at last is ``handler_failed``."""
+        """Run the handler; whatever it raises at last is ``handler_failed``, unless it asks for another time."""
         try:
             yield from attempt(handler, delivery.verified, self.attempts)
         except ColourError:
             raise
+        except RetryLater as signal:
+            raise Unavailable(Cause.HANDLER_DEFERRED, signal.detail) from signal
+        except RejectNow as signal:
+            _reject(delivery, Rejection(Reason.HANDLER_FAILED, signal.detail), Step.RELEASE)
         except Exception as error:
             failure = Rejection(Reason.HANDLER_FAILED, f"{type(error).__name__} after the last attempt")
             _reject(delivery, failure, Step.RELEASE)
@@ -320,6 +331,14 @@ class Pipeline:
         )
         yield from _guarded(Cause.DEAD_LETTER_UNAVAILABLE, call(dead_letters.publish, letter))
         delivery.letter, delivery.step = letter.id, Step.SETTLE
+
+    def _observe(self, outcome: Outcome, delivery: Delivery) -> None:
+        """Tell the observers; a broken one must not stop a consumer."""
+        for observer in self._observers:
+            try:
+                observer(outcome, delivery.message, self.clock.now() - delivery.received)
+            except Exception as error:
+                _LOG.warning("an observer failed: %s", type(error).__name__)
 
     def scope_of(self, message: Message) -> str:
         """Return on whose behalf a message is handled."""
