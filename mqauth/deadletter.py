@@ -18,13 +18,14 @@ from mqauth.audit import harmless, iso_time
 from mqauth.encoding import add_named
 from mqauth.envelope import is_broker_written
 from mqauth.errors import Cause, MalformedMessage, Rejection, Unavailable
-from mqauth.jsonform import to_form, value_to_form
+from mqauth.jsonform import to_form, value_to_form, writable
 from mqauth.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue, Message
 
 PREFIX: Final = "mqauth-dead-"
 FORM_TYPE: Final = "application/vnd.mqauth.message+json"
 _LIVE_PROPERTIES: Final = frozenset(("user-id", "expiration", "reply-to", "message-id"))
 _LIVE_HEADERS: Final = frozenset(("CC", "BCC", "x-delay", "reply-to"))
+_MAX_KEY: Final = 1024
 Carries = Callable[[str, HeaderValue], bool]
 
 
@@ -82,7 +83,7 @@ class DeadLetter:
         message = self.message
         kept, metadata = _split_headers(message, carries)
         metadata["properties"] = {
-            name: value for name, value in message.properties.items() if name in _LIVE_PROPERTIES
+            name: writable(value) for name, value in message.properties.items() if name in _LIVE_PROPERTIES
         }
         properties = {name: value for name, value in message.properties.items() if name not in _LIVE_PROPERTIES}
         return replace(message, properties=properties, headers=(*kept, *self._lineage(metadata)), native=None)
@@ -93,25 +94,32 @@ class DeadLetter:
         return self._bare(body, "json")
 
     def reference(self) -> Message:
-        """Return a letter that only names the message: where it was, its digest and its sizes."""
+        """Return a letter that only names the message: where it was, its digest and its sizes.
+
+        A record key over 1 KiB is left out too, or a message of mere key would have no letter that fits.
+        """
         message = self.message
+        size = None if message.key is None else len(message.key)
         facts = {
             "destination": message.destination,
             "source": message.origin.source,
             "digest": self.digest,
             "body_size": None if message.body is None else len(message.body),
+            "key_size": size,
             "headers": len(message.headers),
         }
-        return self._bare(strictjson.dumps(facts), "reference")
+        letter = self._bare(strictjson.dumps(facts), "reference")
+        return letter if size is None or size <= _MAX_KEY else replace(letter, key=None)
 
     def forms(self, carries: Carries, fits: Callable[[Message], bool]) -> Iterator[Message]:
-        """Yield the letter in its forms, best first, leaving out those known not to fit.
+        """Yield the letter in its forms, best first and each made only when asked for, if it fits.
 
         Args:
             carries: tells which header names and values the client can send again.
             fits: tells whether a message is within the broker's sizes.
         """
-        for form in (self.whole(carries), self.in_body(), self.reference()):
+        for make in (lambda: self.whole(carries), self.in_body, self.reference):
+            form = make()
             if fits(form):
                 yield form
 
@@ -138,7 +146,7 @@ class DeadLetter:
             "count": "1",
             "history": "[]",
         }
-        if message.key is not None:
+        if message.key is not None and len(message.key) <= _MAX_KEY:
             fields["key"] = base64url.encode(message.key).decode("ascii")
         kept = {name: value for name, value in metadata.items() if value}
         if kept:
@@ -164,7 +172,7 @@ def content_digest(message: Message) -> str:
     add_named(parts, "key", (message.key,))
     add_named(parts, "body", (message.body,))
     for name in sorted(message.properties):
-        add_named(parts, name, (str(message.properties[name]),))
+        _add_any(parts, name, str(message.properties[name]))
     for name, value in message.headers:
         if not is_broker_written(name):
             _add_any(parts, name, value)
@@ -180,28 +188,29 @@ def letter_id(message: Message, scope: str) -> str:
 
 
 def _add_any(parts: list[bytes], name: str, value: HeaderValue) -> None:
-    """Append a name and value, whatever a sender put there."""
+    """Append a name and value, whatever a sender put there; what has no encoding counts by its JSON form."""
     size = len(parts)
     try:
         add_named(parts, name, (value,))
     except MalformedMessage:
         del parts[size:]
-        raw = repr((name, value)).encode("utf-8", "backslashreplace")
+        raw = strictjson.dumps([writable(name), value_to_form(value)])
         parts.append(b"?" + len(raw).to_bytes(4, "big") + raw)
 
 
 def _split_headers(message: Message, carries: Carries) -> tuple[list[HeaderPair], dict[str, Any]]:
-    """Return the headers that stay, and what becomes metadata."""
+    """Return the headers that stay, and what becomes metadata; one token stays, a second is evidence only."""
     kept: list[HeaderPair] = []
     metadata: dict[str, Any] = {"headers": [], "stripped": 0}
+    moved = False
     for name, value in message.headers:
         lowered = name.lower()
+        token = name == TOKEN_HEADER and not moved
         if lowered.startswith(PREFIX):
             metadata["stripped"] += 1
-        elif name in _LIVE_HEADERS or not carries(name, value):
-            metadata["headers"].append([name, value_to_form(value)])
-        elif lowered == TOKEN_HEADER:
-            kept.append((f"{PREFIX}token", value))
+        elif name in _LIVE_HEADERS or not carries(name, value) or (lowered == TOKEN_HEADER and not token):
+            metadata["headers"].append([writable(name), value_to_form(value)])
         else:
-            kept.append((name, value))
+            kept.append((f"{PREFIX}token" if token else name, value))
+            moved = moved or token
     return kept, metadata

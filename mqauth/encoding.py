@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Final
 
@@ -16,6 +16,11 @@ from mqauth.errors import MalformedMessage
 from mqauth.message import HeaderValue
 
 MAX_DEPTH: Final = 32
+_LEAST: Final = -(2**63)
+_BEYOND: Final = 2**64
+_MAX_SCALE: Final = 255
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND: Final = timedelta(seconds=1)
 
 
 def add_named(parts: list[bytes], name: str, values: Iterable[HeaderValue]) -> None:
@@ -50,6 +55,8 @@ def _add_container(
             _add_value(parts, item, depth - 1)
         return
     parts.append(b"m" + len(value).to_bytes(4, "big"))
+    if not all(isinstance(name, str) for name in value):
+        raise MalformedMessage("a table has a name that is no text")
     for raw, name in sorted((_utf8(name), name) for name in value):
         parts.append(_sized(b"k", raw))
         _add_value(parts, value[name], depth - 1)
@@ -62,14 +69,45 @@ def _scalar(value: object) -> bytes:
     if isinstance(value, bool):
         return b"t\x01" if value else b"t\x00"
     if isinstance(value, int):
-        return _sized(b"i", str(value).encode("ascii"))
+        return _sized(b"i", _integer(value))
     if isinstance(value, float):
         return b"d" + struct.pack(">d", math.nan if math.isnan(value) else value)
     if isinstance(value, datetime):
-        return _sized(b"T", str(int(value.timestamp())).encode("ascii"))
+        return _sized(b"T", str(epoch_seconds(value)).encode("ascii"))
     if isinstance(value, Decimal):
-        return _sized(b"D", format(value, "f").encode("ascii"))
+        return _sized(b"D", _decimal(value))
     raise MalformedMessage("a header value has a type no broker carries")
+
+
+def epoch_seconds(value: datetime) -> int:
+    """Return whole UTC seconds, rounded down as AMQP does; a time without a zone is UTC, never local."""
+    aware = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
+    return (aware - _EPOCH) // _SECOND
+
+
+def is_carried_decimal(value: Decimal) -> bool:
+    """Tell whether a decimal is finite and has a scale that AMQP has (a byte), up or down."""
+    exponent = value.as_tuple().exponent
+    return isinstance(exponent, int) and -_MAX_SCALE <= exponent <= _MAX_SCALE
+
+
+def is_carried_integer(value: int) -> bool:
+    """Tell whether an integer fits 64 bits, signed or not."""
+    return _LEAST <= value < _BEYOND
+
+
+def _integer(value: int) -> bytes:
+    """Return an integer in decimal."""
+    if not is_carried_integer(value):
+        raise MalformedMessage("an integer is beyond 64 bits")
+    return str(value).encode("ascii")
+
+
+def _decimal(value: Decimal) -> bytes:
+    """Return a decimal without exponent, every digit kept."""
+    if not is_carried_decimal(value):
+        raise MalformedMessage("a decimal no broker carries")
+    return format(value, "f").encode("ascii")
 
 
 def _sized(tag: bytes, raw: bytes) -> bytes:

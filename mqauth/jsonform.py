@@ -1,7 +1,10 @@
 """A message as JSON: the one form for files, tests, vectors, the command line and letters too large.
 
 Value tags: ``str``, ``b64``, ``int``, ``float``, ``bool``, ``null``, ``time`` (RFC 3339 UTC, seconds),
-``decimal``, ``list``, ``table``. On Kafka only ``b64``, ``str`` (its UTF-8 bytes) and ``null``.
+``decimal``, ``list``, ``table``. On Kafka only ``b64``, ``str`` (its UTF-8 bytes) and ``null``. An ``int``
+beyond 2^53 is written as text (RFC 7493, section 2.2), a ``float`` that is not finite as its name.
+
+Writing never raises, whatever a sender put there: what no broker carries is named, not kept.
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ import binascii
 import math
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
-from mqauth import destination
+from mqauth import destination, strictjson
+from mqauth.encoding import MAX_DEPTH, epoch_seconds, is_carried_decimal, is_carried_integer
 from mqauth.errors import MalformedMessage
 from mqauth.message import NO_ORIGIN, PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
 
@@ -23,9 +27,11 @@ PROPERTIES: Final = (
     *PROTECTED_PROPERTIES, "user-id", "expiration", "priority", "delivery-mode", "timestamp", "cluster-id",
 )  # fmt: skip
 _MEMBERS: Final = frozenset(("destination", "key", "body", "properties", "headers", "origin"))
-_DECIMAL = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
-_MAX_DEPTH: Final = 32
+_DECIMAL = re.compile(r"-?[0-9]{1,300}(\.[0-9]{1,300})?")
+_INTEGER = re.compile(r"-?[0-9]{1,20}")
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
+_NOT_FINITE: Final = ("nan", "inf", "-inf")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _TEXT_ORIGIN: Final = ("scope", "cluster", "topic", "queue", "exchange", "routing_key")
 _NUMBER_ORIGIN: Final = ("partition", "offset", "timestamp_ms")
 
@@ -36,8 +42,9 @@ def to_form(message: Message) -> dict[str, Any]:
     if destination.is_kafka(message.destination):
         form["key"] = None if message.key is None else _base64(message.key)
     form["body"] = None if message.body is None else _base64(message.body)
-    form["properties"] = {name.replace("-", "_"): value for name, value in message.properties.items()}
-    form["headers"] = [[name, value_to_form(value)] for name, value in message.headers]
+    properties = message.properties.items()
+    form["properties"] = {name.replace("-", "_"): writable(str(value)) for name, value in properties}
+    form["headers"] = [[writable(name), value_to_form(value)] for name, value in message.headers]
     origin = _origin_to_form(message.origin)
     return form | ({"origin": origin} if origin else {})
 
@@ -73,12 +80,19 @@ def from_form(form: Any) -> Message:
     )  # fmt: skip
 
 
-def value_to_form(value: HeaderValue) -> dict[str, Any]:
-    """Return one header value with its tag."""
+def writable(text: str) -> str:
+    """Return text that UTF-8 can carry, lone surrogates escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def value_to_form(value: HeaderValue, depth: int = MAX_DEPTH) -> dict[str, Any]:
+    """Return one header value with its tag; what is nested deeper than 32 is cut off and said so."""
+    if isinstance(value, Mapping | tuple) and depth == 0:
+        return {"str": "(nested too deep)"}
     if isinstance(value, Mapping):
-        return {"table": [[name, value_to_form(item)] for name, item in value.items()]}
+        return {"table": [[writable(str(name)), value_to_form(item, depth - 1)] for name, item in value.items()]}
     if isinstance(value, tuple):
-        return {"list": [value_to_form(item) for item in value]}
+        return {"list": [value_to_form(item, depth - 1) for item in value]}
     return _scalar_to_form(value)
 
 
@@ -89,27 +103,47 @@ def _scalar_to_form(value: object) -> dict[str, Any]:
     if isinstance(value, bool):
         return {"bool": value}
     if isinstance(value, int):
-        return {"int": value}
+        return _integer_to_form(value)
     if isinstance(value, float):
         return {"float": value if math.isfinite(value) else str(value)}
     if isinstance(value, str):
-        return {"str": value.encode("utf-8", "backslashreplace").decode("utf-8")}
+        return {"str": writable(value)}
     if isinstance(value, bytes):
         return {"b64": _base64(value)}
     if isinstance(value, datetime):
-        return {"time": value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
-    return {"decimal": format(value, "f") if isinstance(value, Decimal) else str(value)}
+        return _time_to_form(value)
+    if isinstance(value, Decimal) and is_carried_decimal(value):
+        return {"decimal": format(value, "f")}
+    return {"str": f"({type(value).__name__} no broker carries)"}
 
 
-def value_from_form(tagged: Any, depth: int = _MAX_DEPTH) -> HeaderValue:
+def _integer_to_form(value: int) -> dict[str, Any]:
+    """Return an integer with its tag, as text where JSON readers would round it."""
+    if not is_carried_integer(value):
+        return {"str": "(integer beyond 64 bits)"}
+    return {"int": value if abs(value) <= strictjson.MAX_INTEGER else str(value)}
+
+
+def _time_to_form(value: datetime) -> dict[str, Any]:
+    """Return a time with its tag; a zone may carry it out of the calendar."""
+    try:
+        moment = _EPOCH + timedelta(seconds=epoch_seconds(value))
+    except OverflowError:
+        return {"str": "(time beyond the calendar)"}
+    return {"time": moment.isoformat(timespec="seconds").replace("+00:00", "Z")}
+
+
+def value_from_form(tagged: Any, depth: int = MAX_DEPTH) -> HeaderValue:
     """Return the value of a tagged form.
 
     Raises:
         MalformedMessage: no single known tag, or a value not of its tag.
     """
-    if not isinstance(tagged, Mapping) or len(tagged) != 1 or depth == 0:
-        raise MalformedMessage("a header value is one tag and its value, nested at most 32 deep")
+    if not isinstance(tagged, Mapping) or len(tagged) != 1:
+        raise MalformedMessage("a header value is one tag and its value")
     ((tag, value),) = tagged.items()
+    if tag in ("list", "table") and depth == 0:
+        raise MalformedMessage(f"a header value is nested deeper than {MAX_DEPTH}")
     if tag == "list" and isinstance(value, list):
         return tuple(value_from_form(item, depth - 1) for item in value)
     if tag == "table":
@@ -152,16 +186,21 @@ def _boolean(value: Any) -> bool:
 
 def _integer(value: Any) -> int:
     """Read ``int``."""
-    if type(value) is not int:
-        raise MalformedMessage("an int is an integer")
+    if isinstance(value, str) and _INTEGER.fullmatch(value):
+        value = int(value)
+    if type(value) is not int or not is_carried_integer(value):
+        raise MalformedMessage("an int is an integer of 64 bits")
     return value
 
 
 def _float(value: Any) -> float:
     """Read ``float``."""
-    if type(value) not in (int, float):
-        raise MalformedMessage("a float is a number")
-    return float(value)
+    try:
+        if type(value) not in (int, float) and value not in _NOT_FINITE:
+            raise MalformedMessage("a float is a number")
+        return float(value)
+    except OverflowError as error:
+        raise MalformedMessage("a float is a number of 64 bits") from error
 
 
 def _nothing(value: Any) -> None:
@@ -217,7 +256,7 @@ def _properties(found: Any) -> dict[str, str]:
         if hyphenated not in PROPERTIES or "-" in str(name):
             raise MalformedMessage("properties has an unknown member")
         if value is not None:
-            result[hyphenated] = str(_integer(value)) if type(value) is int else _text(value)
+            result[hyphenated] = str(_integer(value)) if type(value) is int else _utf8(_text(value)).decode()
     return result
 
 
