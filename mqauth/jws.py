@@ -6,7 +6,7 @@ names, any ``typ`` and a padded signature pass. Sources: RFC 7515 sections 3.1 a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -34,13 +34,13 @@ _PYJWT: Final[dict[str, Algorithm]] = {
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A token taken apart; nothing in it is verified yet."""
+    """A token taken apart; nothing in it is verified yet, and ``repr`` shows nothing to replay."""
 
     algorithm: str
     kid: str
-    signing_input: bytes
-    payload: bytes
-    signature: bytes
+    signing_input: bytes = field(repr=False)
+    payload: bytes = field(repr=False)
+    signature: bytes = field(repr=False)
 
 
 class LocalSigningKey:
