@@ -76,7 +76,14 @@ class AuditFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainReport:
-    """What reading a chain found; ``first_bad`` is a line number from 1."""
+    """What reading a chain found.
+
+    Args:
+        intact: every whole line follows the one before.
+        records: whole lines up to the first bad one.
+        first_bad: its line number, from 1.
+        what: what is wrong with it; or, of an intact chain, that a crash tore its last line.
+    """
 
     intact: bool
     records: int
@@ -92,6 +99,8 @@ def verify_chain(path: str | Path) -> ChainReport:
     """
     previous, number = GENESIS, 0
     for number, line in enumerate(_lines(Path(path)), 1):
+        if not line.endswith(b"\n"):  # only the last line can lack it: a torn write, not tampering
+            return ChainReport(intact=True, records=number - 1, what="the last line is torn")
         what, digest = _check_line(line, previous)
         if what is not None:
             return ChainReport(intact=False, records=number - 1, first_bad=number, what=what)
@@ -106,9 +115,10 @@ def _check_line(line: bytes, previous: str) -> tuple[str | None, str]:
         digest = members.pop("hash")
         follows = members["prev"]
         right = chain_hash(follows, members)
+        exact = strictjson.dumps(members | {"hash": digest}) + b"\n" == line
     except (ValueError, KeyError, AttributeError, TypeError):
         return "no record", ""
-    if digest != right:
+    if digest != right or not exact:
         return "edited", ""
     return (None if follows == previous else "removed, inserted or reordered before it"), digest
 
@@ -129,12 +139,22 @@ def _open_alone(path: Path) -> BinaryIO:
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror or 'cannot be opened'}") from error
     file = os.fdopen(descriptor, "r+b")
+    _sync_folder(path)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
         raise ConfigurationError(f"{path}: another process writes this audit file") from error
     return file
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a new file's name durable too, or a crash takes the whole file."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _recover(file: BinaryIO, path: Path) -> tuple[str, int]:
