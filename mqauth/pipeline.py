@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, ParamSpec, TypeVar
 
 from mqauth import audit as audit_records
 from mqauth.audit import AuditRecord, AuditSink
@@ -21,16 +21,20 @@ from mqauth.deadletter import DeadLetter, DeadLetterSink, letter_id
 from mqauth.envelope import token_of
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
 from mqauth.flow import Attempts, ColourError, Flow, attempt, call
+from mqauth.keys import KeySet
 from mqauth.message import Message
 from mqauth.policy import Allow, Decision, Policy
 from mqauth.replay import DEFAULT_LEASE, ClaimRequest, ClaimStatus, ReplayStore, claim_id
 from mqauth.verified import Verified
 from mqauth.verifier import Candidate, Verifier
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Handler = Callable[[Verified], Any]
 Observer = Callable[["Outcome", Message, float], None]
 _LOG: Final = logging.getLogger("mqauth.pipeline")
 _OWNER_BYTES: Final = 12
+_HELD_SECONDS: Final = 3600
 _OUR_FAULT: Final = (Unavailable, ColourError)
 
 
@@ -83,10 +87,12 @@ class Delivery:
     Args:
         message: as the broker delivered it.
         received: UTC seconds at which this process first received it; times are judged by it for ever.
+        deferred: whether it was deferred before.
     """
 
     message: Message
     received: float
+    deferred: bool = False
     step: Step = Step.JUDGE
     verdict: Verdict = Verdict.ACCEPTED
     candidate: Candidate | None = None
@@ -179,7 +185,7 @@ class Pipeline:
             yield from self._bury(delivery, dead_letters)
             outcome = _outcome(delivery)
         except Unavailable as error:
-            outcome = _deferred(error)
+            outcome = _deferred(delivery, error)
         self._observe(outcome, delivery)
         return outcome
 
@@ -192,7 +198,7 @@ class Pipeline:
             if delivery.step is Step.JUDGE:
                 yield from self._judge(delivery)
         except Unavailable as error:
-            return _deferred(error)
+            return _deferred(delivery, error)
         return _outcome(delivery)
 
     def confirm(self, delivery: Delivery) -> Flow[Outcome]:
@@ -208,7 +214,7 @@ class Pipeline:
                 yield from _guarded(Cause.REPLAY_STORE_UNAVAILABLE, call(self.replay.release, delivery.claim))
                 delivery.step = Step.JUDGE
         except Unavailable as error:
-            return _deferred(error)
+            return _deferred(delivery, error)
         return _outcome(delivery)
 
     def bury(self, delivery: Delivery, dead_letters: DeadLetterSink) -> Flow[Outcome]:
@@ -217,7 +223,7 @@ class Pipeline:
             yield from self._record(delivery)
             yield from self._bury(delivery, dead_letters)
         except Unavailable as error:
-            return _deferred(error)
+            return _deferred(delivery, error)
         return _outcome(delivery)
 
     def _end(self, delivery: Delivery) -> Flow[Outcome]:
@@ -226,7 +232,7 @@ class Pipeline:
             yield from self._close_claim(delivery)
             yield from self._record(delivery)
         except Unavailable as error:
-            return _deferred(error)
+            return _deferred(delivery, error)
         return _outcome(delivery)
 
     def _judge(self, delivery: Delivery) -> Flow[None]:
@@ -245,13 +251,13 @@ class Pipeline:
 
     def _verify(self, delivery: Delivery) -> Flow[Verified]:
         """Judge the token; an unknown kid makes its issuer's source look again, once."""
-        delivery.candidate = candidate = self.verifier.open(delivery.message)
+        delivery.candidate = candidate = _total(self.verifier.open, delivery.message)
         source = self.verifier.source(candidate)
-        keys = source.key_set()
+        keys: KeySet = yield from _guarded(Cause.KEYS_UNAVAILABLE, call(source.key_set))
         kid = candidate.opened.kid
         if keys.get(kid) is None:
             keys = yield from _guarded(Cause.KEYS_UNAVAILABLE, call(source.refresh, kid, delivery.received))
-        return self.verifier.verify(delivery.message, candidate, keys, delivery.received)
+        return _total(self.verifier.verify, delivery.message, candidate, keys, delivery.received)
 
     def _permit(self, verified: Verified) -> Flow[None]:
         """Ask the policy; anything but ALLOW refuses."""
@@ -269,7 +275,7 @@ class Pipeline:
             place=origin.coordinates,
             redelivered=origin.redelivered,
             lease=self._lease,
-            expires=verified.claims.exp + self.verifier.retention,
+            expires=self._forgotten_at(delivery, verified),
         )
         status: ClaimStatus = yield from _guarded(Cause.REPLAY_STORE_UNAVAILABLE, call(self.replay.claim, request))
         if status is ClaimStatus.REPLAYED:
@@ -278,8 +284,16 @@ class Pipeline:
             raise Unavailable(Cause.CLAIM_HELD, "an earlier delivery of it is still being handled")
         if status is ClaimStatus.REREAD and self._reread == "duplicate":
             return ClaimStatus.DUPLICATE
-        delivery.claim = request
+        if status is ClaimStatus.FRESH or status is ClaimStatus.REREAD:
+            delivery.claim = request
+        elif status is not ClaimStatus.DUPLICATE:
+            raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "the store's answer is no claim status")
         return status
+
+    def _forgotten_at(self, delivery: Delivery, verified: Verified) -> float:
+        """Return until when a claim is kept; copies deferred beside this one may come long after ``exp``."""
+        expires = float(verified.claims.exp + self.verifier.retention)
+        return max(expires, self.clock.now() + _HELD_SECONDS) if delivery.deferred else expires
 
     def _handle(self, delivery: Delivery, handler: Handler) -> Flow[None]:
         """Run the handler; whatever it raises at last is ``handler_failed``, unless it asks for another time."""
@@ -386,6 +400,16 @@ def _reject(delivery: Delivery, rejection: Rejection, step: Step) -> None:
     delivery.rejection, delivery.verdict, delivery.step = rejection, Verdict.REJECTED, step
 
 
+def _total(step: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Take a pure step; a message that breaks it is malformed, and never an exception in a consumer."""
+    try:
+        return step(*args, **kwargs)
+    except (Rejection, Unavailable):
+        raise
+    except Exception as error:
+        raise Rejection(Reason.MESSAGE_MALFORMED, f"{type(error).__name__} while it was judged") from error
+
+
 def _guarded(cause: Cause, wished: Flow[Any]) -> Flow[Any]:
     """Make a call of which every failure is the world's."""
     try:
@@ -404,8 +428,9 @@ def _token(message: Message) -> bytes | None:
         return None
 
 
-def _deferred(error: Unavailable) -> Outcome:
+def _deferred(delivery: Delivery, error: Unavailable) -> Outcome:
     """Return the outcome of a delivery that waits for the world."""
+    delivery.deferred = True
     return Outcome(verdict=Verdict.DEFERRED, cause=error.cause, detail=error.detail)
 
 

@@ -29,6 +29,7 @@ from mqauth.errors import Cause, ConfigurationError, Unavailable
 
 DEFAULT_CAPACITY: Final = 1_000_000
 DEFAULT_LEASE: Final = 60.0
+_SLACK: Final = 64
 
 
 class ClaimStatus(Enum):
@@ -171,6 +172,13 @@ class MemoryReplayStore:
             entry = self._entries.get((request.scope, request.id))
             if entry is not None and entry.owner == request.owner:
                 del self._entries[(request.scope, request.id)]
+                self._compact()
+
+    def _compact(self) -> None:
+        """Drop the expiries of released ids, so that claim and release in turn do not grow the heap."""
+        if len(self._expiry) > 2 * len(self._entries) + _SLACK:
+            self._expiry = [(entry.expires, *key) for key, entry in self._entries.items()]
+            heapq.heapify(self._expiry)
 
     def _take(self, entry: Entry | None, request: ClaimRequest) -> None:
         """Record the new owner; a new id needs room."""
