@@ -61,6 +61,12 @@ def parse(text: str) -> tuple[str, ...]:
     return (scheme, *(_decode(name) for name in names))
 
 
+@lru_cache(maxsize=1024)
+def check(text: str) -> None:
+    """Refuse a destination that ``parse`` refuses; remembers those that pass, for the producer's fast path."""
+    parse(text)
+
+
 def _decode(segment: str) -> str:
     """Return the text of one canonical segment."""
     try:

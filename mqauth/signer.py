@@ -51,6 +51,8 @@ class Signer:
             raise ConfigurationError(f"lifetime is 1 to {MAX_LIFETIME} whole seconds")
         if isinstance(key, Key) and key.subjects is not None and subject not in key.subjects:
             raise ConfigurationError("the key does not speak for this subject")
+        if isinstance(cover, str):
+            raise ConfigurationError("cover is a list of names: a text would cover its letters")
         self._key: SigningKey = jws.LocalSigningKey(key) if isinstance(key, Key) else key
         self.issuer = issuer
         self.subject = subject
@@ -69,6 +71,7 @@ class Signer:
         """
         if message.malformed is not None:
             raise MalformedMessage(message.malformed)
+        destination.check(message.destination)
         token = jws.compact(claims.build(self._claims(message)), self._key)
         return replace(message, headers=envelope.attach(message, token))
 

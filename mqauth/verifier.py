@@ -46,7 +46,7 @@ class Issuer:
         vouches: the issuer is an authority whose keys sign for all its subjects.
 
     Raises:
-        ConfigurationError: both ``subjects`` and ``vouches``.
+        ConfigurationError: both ``subjects`` and ``vouches``, or a lone text in place of a set.
     """
 
     keys: KeySource
@@ -56,6 +56,8 @@ class Issuer:
     def __post_init__(self) -> None:
         if self.vouches and self.subjects:
             raise ConfigurationError("an issuer either vouches for all or pins subjects")
+        if any(isinstance(pinned, str) for pinned in (self.subjects or {}).values()):
+            raise ConfigurationError("pinned subjects are a set: a text would admit its substrings")
 
     def speaks_for(self, key: Key, subject: str) -> bool:
         """Tell whether a key may sign as a subject; a key of which nobody says so may not."""
@@ -118,6 +120,8 @@ class Verifier:
             raise ConfigurationError('unsigned_headers is "hide" or "reject"')
         if user_id is not None and user_id != "subject" and not isinstance(user_id, Mapping):
             raise ConfigurationError('user_id is "subject" or a table of user to subject')
+        if isinstance(require_headers, str):
+            raise ConfigurationError("require_headers is a list of names")
         self._require = tuple(require_headers)
         self._reject_unsigned = unsigned_headers == "reject"
         self._user_id = user_id
