@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeVar
 
@@ -52,6 +53,12 @@ def _up_again() -> Iterator[None]:
 def pytest_configure(config: pytest.Config) -> None:
     """Let kafka-python be imported: it reads its schemas by deprecated functions."""
     config.addinivalue_line("filterwarnings", "ignore:(read|open)_text is deprecated:DeprecationWarning")
+
+
+def pytest_keyboard_interrupt() -> None:
+    """Let nothing interrupt the stopping of the services: one Ctrl-C may come here twice."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:

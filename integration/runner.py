@@ -19,6 +19,7 @@ from integration.services.compose import RUN_VARIABLE
 from integration.services.machine import CommandError, cache_folder, docker_answers, run, say
 
 _ROOT = Path(__file__).resolve().parents[1]
+_TERMINAL_TELLS_WITHIN = 2.0  # a Ctrl-C reaches the whole process group; a kill only us
 _NO_TESTS = 5  # pytest's exit code
 
 
@@ -82,7 +83,9 @@ def _wait(child: subprocess.Popen[bytes]) -> int:
         try:
             return child.wait()
         except KeyboardInterrupt:
-            with suppress(ProcessLookupError):
+            with suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
+                child.wait(_TERMINAL_TELLS_WITHIN)
+            if child.poll() is None:
                 child.send_signal(signal.SIGTERM)
 
 

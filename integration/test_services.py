@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 import socket
+import subprocess
+import sys
+import time
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import aio_pika
@@ -14,9 +18,7 @@ import pytest
 import redis as redis_client
 
 from integration.services import Kafka, NotOursError, NotReadyError, RabbitMQ, Redis, Service
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from integration.services.machine import docker_answers
 
 client: Any = importlib.import_module("kafka")  # untyped
 KINDS = pytest.mark.parametrize("name", ["rabbitmq", "kafka", "redis"])
@@ -182,6 +184,28 @@ def test_closed_leaves_nothing(
     assert second.control.ended()
     assert _refused(second.url)
     assert not list(tmp_path.iterdir())
+    assert not getattr(second.control, "folder", tmp_path / "none").exists()
+
+
+@KINDS
+def test_a_killed_run_leaves_no_server(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that dies by SIGKILL, with no chance to clean up, takes its servers with it."""
+    if docker_answers():
+        pytest.skip("containers outlive the process that started them")
+    monkeypatch.delenv(VARIABLES[name], raising=False)
+    kind = LAUNCH[name].__self__.__name__  # type: ignore[attr-defined]
+    script = f"from integration.services import {kind} as k; print(k.launch().url, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[1],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as run:  # fmt: skip
+        assert run.stdout is not None
+        url = run.stdout.readline().strip()
+        assert not _refused(url)
+        run.kill()
+    deadline = time.monotonic() + 20
+    while not _refused(url):
+        assert time.monotonic() < deadline, f"{url} still answers"
 
 
 @KINDS

@@ -14,7 +14,13 @@ from integration.services.control import forget, watch
 from integration.services.machine import Port, run
 
 # Reads a word at an orderly stop; at end of file our process has died, even by SIGKILL, and it cleans up.
-_GUARD = 'read -r word || { folder=$1; shift; for g; do kill -KILL -- "-$g"; done; rm -rf -- "$folder"; }'
+_GUARD = """
+read -r word && exit
+folder=$1; shift
+for group; do kill -s KILL -- "-$group"; done
+sleep 1
+rm -rf -- "$folder"
+"""
 _STOP_WITHIN = 20.0
 _TAIL = 25
 
@@ -35,7 +41,7 @@ class LocalServer:
         self.origin = origin
         self._commands = commands
         self._env = dict(env)
-        self._folder = folder
+        self.folder = folder
         self._ports = ports
         self._tool = tool
         self._log = folder / "server.log"
@@ -53,12 +59,12 @@ class LocalServer:
                 self._running.append(
                     subprocess.Popen(
                         argv, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                        cwd=self._folder, start_new_session=True,
+                        cwd=self.folder, start_new_session=True,
                     )
                 )  # fmt: skip
         groups = [str(process.pid) for process in self._running]
         self._guard = subprocess.Popen(
-            ["sh", "-c", _GUARD, "guard", str(self._folder), *groups], env=self._env, stdin=subprocess.PIPE,
+            ["sh", "-c", _GUARD, "guard", str(self.folder), *groups], env=self._env, stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         return None
@@ -88,7 +94,7 @@ class LocalServer:
     def close(self) -> None:
         """Kill the server, remove its folder and give its ports back."""
         self._reap()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
         for port in self._ports:
             port.release()
         forget(self)
