@@ -48,6 +48,28 @@ class Reason(StrEnum):
     HANDLER_FAILED = "handler_failed"
 
 
+SIGNED_REASONS: frozenset[Reason] = frozenset(
+    (
+        Reason.AUDIENCE_MISMATCH,
+        Reason.SUBJECT_MISMATCH,
+        Reason.ISSUED_IN_FUTURE,
+        Reason.NOT_YET_VALID,
+        Reason.EXPIRED,
+        Reason.LIFETIME_EXCESSIVE,
+        Reason.QUEUE_AGE_EXCEEDED,
+        Reason.DESTINATION_MISMATCH,
+        Reason.BODY_MISMATCH,
+        Reason.RECORD_KEY_MISMATCH,
+        Reason.HEADERS_MISMATCH,
+        Reason.COVERAGE_INSUFFICIENT,
+        Reason.PRODUCER_FORBIDDEN,
+        Reason.REPLAYED,
+        Reason.HANDLER_FAILED,
+    )
+)
+"""Reasons only a token whose signature holds can meet: its claims are the signer's own words."""
+
+
 class Cause(StrEnum):
     """Why a verdict was deferred; the fault is the world's or ours, never the message's."""
 

@@ -19,7 +19,16 @@ from mqauth.base64url import encode as base64url_encode
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.deadletter import DeadLetter, DeadLetterSink, letter_id
 from mqauth.envelope import token_of
-from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
+from mqauth.errors import (
+    SIGNED_REASONS,
+    Cause,
+    ConfigurationError,
+    Reason,
+    Rejection,
+    RejectNow,
+    RetryLater,
+    Unavailable,
+)
 from mqauth.flow import Attempts, ColourError, Flow, attempt, call
 from mqauth.keys import KeySet
 from mqauth.message import Message
@@ -96,6 +105,7 @@ class Delivery:
     step: Step = Step.JUDGE
     verdict: Verdict = Verdict.ACCEPTED
     candidate: Candidate | None = None
+    key_set: str | None = None
     verified: Verified | None = None
     claim: ClaimRequest | None = None
     rejection: Rejection | None = None
@@ -257,6 +267,7 @@ class Pipeline:
         kid = candidate.opened.kid
         if keys.get(kid) is None:
             keys = yield from _guarded(Cause.KEYS_UNAVAILABLE, call(source.refresh, kid, delivery.received))
+        delivery.key_set = keys.version
         return _total(self.verifier.verify, delivery.message, candidate, keys, delivery.received)
 
     def _permit(self, verified: Verified) -> Flow[None]:
@@ -360,7 +371,7 @@ class Pipeline:
 
     def _audit_record(self, delivery: Delivery) -> AuditRecord:
         """Return the record of a verdict."""
-        message, candidate, verified = delivery.message, delivery.candidate, delivery.verified
+        message, candidate = delivery.message, delivery.candidate
         opened = None if candidate is None else candidate.opened
         rejection = delivery.rejection
         body = message.body
@@ -377,11 +388,11 @@ class Pipeline:
                 None if opened is None else opened.kid,
                 None if opened is None else opened.algorithm,
                 None if candidate is None else candidate.claims,
-                verified=verified is not None,
+                verified=rejection is None or rejection.reason in SIGNED_REASONS,
             ),
             body_sha256=None if body is None else audit_records.sha256(body),
             body_size=None if body is None else len(body),
-            key_set=None if verified is None else verified.key_set,
+            key_set=delivery.key_set,
             policy=self.policy.version,
             dead_letter=None if rejection is None else letter_id(message, self.scope_of(message)),
             instance=self.instance,
