@@ -6,30 +6,33 @@ A claim is a lease on (scope, id). Held or done, it remembers where the broker p
 store says             exact place (Kafka)      no exact place (RabbitMQ)
 =====================  =======================  ==============================================
 unseen                 FRESH                    FRESH
+held, same owner       FRESH                    FRESH
 held, same place       FRESH                    -
 held, other place      REPLAYED                 redelivered: HELD until the lease is over, then
                                                 FRESH; else REPLAYED
 done, same place       REREAD                   -
 done, other place      REPLAYED                 redelivered: DUPLICATE; else REPLAYED
 =====================  =======================  ==============================================
+
+The same owner may claim again: a store's answer that was lost on the way must not turn an honest message
+into a replay of itself. A renewal makes the owner's lease longer (FRESH), or changes nothing (LOST).
 """
 
 from __future__ import annotations
 
 import hashlib
-import heapq
 import threading
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.idtable import Entry, IdTable
 
 DEFAULT_CAPACITY: Final = 1_000_000
 DEFAULT_LEASE: Final = 60.0
-_SLACK: Final = 64
 
 
 class ClaimStatus(Enum):
@@ -40,6 +43,7 @@ class ClaimStatus(Enum):
     HELD = "held"
     DUPLICATE = "duplicate"
     REPLAYED = "replayed"
+    LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +53,12 @@ class ClaimRequest:
     Args:
         scope: consumer group or queue; each scope may handle a message once.
         id: digest of (issuer, jti), never the token's text.
-        owner: a nonce of this attempt; only it may confirm or release.
+        owner: a nonce of this delivery; only it may claim again, renew, confirm or release.
         place: exact coordinates of the delivery, or ``None``.
         redelivered: the broker's hint, used only without a place.
         lease: seconds the claim holds unless confirmed.
         expires: UTC seconds after which no copy can be accepted any more.
+        renew: not a new claim, but a longer lease for its owner.
     """
 
     scope: str
@@ -63,6 +68,7 @@ class ClaimRequest:
     redelivered: bool
     lease: float
     expires: float
+    renew: bool = False
 
 
 class ReplayStore(Protocol):
@@ -85,14 +91,20 @@ class ReplayStore(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Entry:
-    """What a store knows of one id; ``owner`` is ``None`` once it is done."""
+class BatchReplayStore(Protocol):
+    """A store that answers many wishes in one round trip; each counts as if it came alone, in order."""
 
-    owner: str | None
-    place: str | None
-    lease_ends: float
-    expires: float
+    def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus] | Awaitable[list[ClaimStatus]]:
+        """Claim each; where it raises, some may be claimed, and the same owners may claim again.
+
+        Raises:
+            Unavailable: ``replay_store_unavailable`` or ``replay_store_full``.
+        """
+        ...
+
+    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> Awaitable[None] | None:
+        """Make each claim done."""
+        ...
 
 
 def judge(entry: Entry | None, request: ClaimRequest, now: float) -> ClaimStatus:
@@ -103,7 +115,10 @@ def judge(entry: Entry | None, request: ClaimRequest, now: float) -> ClaimStatus
         request: the claim.
         now: the clock the lease is counted by, seconds.
     """
-    if entry is None:
+    ours = entry is not None and entry.owner == request.owner
+    if request.renew:
+        return ClaimStatus.FRESH if ours else ClaimStatus.LOST
+    if entry is None or ours:
         return ClaimStatus.FRESH
     if request.place is not None:
         if entry.place != request.place:
@@ -126,6 +141,9 @@ def claim_id(issuer: str, jti: str) -> bytes:
 class MemoryReplayStore:
     """Claims of this process only; bounded, and never forgets a live id to make room.
 
+    An id is forgotten only when the wall clock and the monotonic one both say so: a wall clock that steps
+    lets no copy in. A done id takes about 130 bytes, 100 without a place.
+
     Args:
         capacity: ids held at once; beyond it claims raise ``replay_store_full``.
 
@@ -138,12 +156,11 @@ class MemoryReplayStore:
             raise ConfigurationError("capacity is at least 1")
         self._capacity = capacity
         self._clock = clock
-        self._entries: dict[tuple[str, bytes], Entry] = {}
-        self._expiry: list[tuple[float, str, bytes]] = []
+        self._table = IdTable()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._table)
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus:
         """Take the lease where the table allows it.
@@ -152,51 +169,57 @@ class MemoryReplayStore:
             Unavailable: ``replay_store_full``.
         """
         with self._lock:
-            self._purge()
-            entry = self._entries.get((request.scope, request.id))
-            status = judge(entry, request, self._clock.monotonic())
-            if status is ClaimStatus.FRESH:
-                self._take(entry, request)
-            return status
+            return self._claim(request)
 
     def confirm(self, request: ClaimRequest, /) -> None:
         """Make the claim done, if this owner still holds it."""
         with self._lock:
-            entry = self._entries.get((request.scope, request.id))
-            if entry is not None and entry.owner == request.owner:
-                entry.owner = None
+            self._confirm(request)
 
     def release(self, request: ClaimRequest, /) -> None:
         """Forget the claim, if this owner still holds it."""
         with self._lock:
-            entry = self._entries.get((request.scope, request.id))
+            key = self._table.key(request.scope, request.id)
+            entry = self._table.get(key)
             if entry is not None and entry.owner == request.owner:
-                del self._entries[(request.scope, request.id)]
-                self._compact()
+                self._table.remove(key, entry)
 
-    def _compact(self) -> None:
-        """Drop the expiries of released ids, so that claim and release in turn do not grow the heap."""
-        if len(self._expiry) > 2 * len(self._entries) + _SLACK:
-            self._expiry = [(entry.expires, *key) for key, entry in self._entries.items()]
-            heapq.heapify(self._expiry)
+    def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
+        """Claim each, in order.
 
-    def _take(self, entry: Entry | None, request: ClaimRequest) -> None:
-        """Record the new owner; a new id needs room."""
-        ends = self._clock.monotonic() + request.lease
+        Raises:
+            Unavailable: ``replay_store_full``; what was claimed before it may be claimed again.
+        """
+        with self._lock:
+            return [self._claim(request) for request in requests]
+
+    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
+        """Make each claim done, if its owner still holds it."""
+        with self._lock:
+            for request in requests:
+                self._confirm(request)
+
+    def _claim(self, request: ClaimRequest) -> ClaimStatus:
+        """Judge one claim and take it where it is fresh."""
+        now, wall = self._clock.monotonic(), self._clock.now()
+        self._table.forget(now, wall)
+        key = self._table.key(request.scope, request.id)
+        entry = self._table.get(key)
+        status = judge(entry, request, now)
+        if status is not ClaimStatus.FRESH:
+            return status
         if entry is not None:
-            entry.owner, entry.lease_ends = request.owner, ends
-            return
-        if len(self._entries) >= self._capacity:
+            entry.owner, entry.lease_ends = request.owner, now + request.lease
+            return status
+        if len(self._table) >= self._capacity:
             raise Unavailable(Cause.REPLAY_STORE_FULL, f"{self._capacity} live ids")
-        key = (request.scope, request.id)
-        self._entries[key] = Entry(request.owner, request.place, ends, request.expires)
-        heapq.heappush(self._expiry, (request.expires, *key))
+        entry = Entry(request.owner, request.place, now + request.lease, request.expires)
+        self._table.add(key, entry, now + max(request.expires - wall, 0.0))
+        return status
 
-    def _purge(self) -> None:
-        """Forget ids whose every copy would be refused as expired by now."""
-        now = self._clock.now()
-        while self._expiry and self._expiry[0][0] < now:
-            expires, scope, identity = heapq.heappop(self._expiry)
-            entry = self._entries.get((scope, identity))
-            if entry is not None and entry.expires == expires:
-                del self._entries[(scope, identity)]
+    def _confirm(self, request: ClaimRequest) -> None:
+        """Make one claim done."""
+        key = self._table.key(request.scope, request.id)
+        entry = self._table.get(key)
+        if entry is not None and entry.owner == request.owner:
+            self._table.finish(key, entry.place)
