@@ -5,7 +5,6 @@ The bytes hashed here are the wire profile's; a change is a new profile version.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from typing import Final
 
@@ -124,7 +123,16 @@ def check(message: Message, binding: Binding) -> None:
 
 
 def headers_digest(message: Message, names: Iterable[str]) -> str:
-    """Return ``hds``: base64url SHA-256 over the seven properties and the named headers.
+    """Return ``hds``: base64url SHA-256 over ``headers_input``.
+
+    Raises:
+        MalformedMessage: a value of a type no broker carries, or nested beyond 32.
+    """
+    return base64url.digest(headers_input(message, names))
+
+
+def headers_input(message: Message, names: Iterable[str]) -> bytes:
+    """Return the exact bytes ``hds`` is taken over: the seven properties and the named headers, encoded.
 
     Raises:
         MalformedMessage: a value of a type no broker carries, or nested beyond 32.
@@ -140,7 +148,7 @@ def headers_digest(message: Message, names: Iterable[str]) -> str:
         by_name.setdefault(header, []).append(value)
     for name in names:
         add_named(parts, name, by_name.get(name, ()))
-    return base64url.encode(hashlib.sha256(b"".join(parts)).digest()).decode("ascii")
+    return b"".join(parts)
 
 
 def _without_suffix(value: HeaderValue) -> HeaderValue:
