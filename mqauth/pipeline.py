@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final, Literal, ParamSpec, TypeVar
 
@@ -97,11 +97,13 @@ class Delivery:
         message: as the broker delivered it.
         received: UTC seconds at which this process first received it; times are judged by it for ever.
         deferred: whether it was deferred before.
+        owner: the nonce it claims with; one for ever, so that a claim whose answer was lost is made again.
     """
 
     message: Message
     received: float
     deferred: bool = False
+    owner: str | None = None
     step: Step = Step.JUDGE
     verdict: Verdict = Verdict.ACCEPTED
     candidate: Candidate | None = None
@@ -227,6 +229,22 @@ class Pipeline:
             return _deferred(delivery, error)
         return _outcome(delivery)
 
+    def renew(self, delivery: Delivery) -> Flow[bool]:
+        """Make the lease of a delivery longer while its handler runs; call it every third of ``lease``.
+
+        Returns:
+            Whether the claim is still this delivery's; a store out of reach is no reason to stop a handler.
+        """
+        if delivery.claim is None or delivery.step is not Step.HANDLE:
+            return False
+        wish = replace(delivery.claim, renew=True)
+        try:
+            status = yield from _guarded(Cause.REPLAY_STORE_UNAVAILABLE, call(self.replay.claim, wish))
+        except Unavailable as error:
+            _LOG.warning("a lease was not renewed: %s", error)
+            return True
+        return status is ClaimStatus.FRESH
+
     def bury(self, delivery: Delivery, dead_letters: DeadLetterSink) -> Flow[Outcome]:
         """Audit and dead-letter a delivery that ``judge`` rejected; then settle it."""
         try:
@@ -279,10 +297,12 @@ class Pipeline:
     def _claim(self, delivery: Delivery, verified: Verified) -> Flow[ClaimStatus]:
         """Claim the message for this delivery."""
         origin = delivery.message.origin
+        if delivery.owner is None:
+            delivery.owner = base64url_encode(self._randomness(_OWNER_BYTES)).decode("ascii")
         request = ClaimRequest(
             scope=self.scope_of(delivery.message),
             id=claim_id(verified.issuer, verified.jti),
-            owner=base64url_encode(self._randomness(_OWNER_BYTES)).decode("ascii"),
+            owner=delivery.owner,
             place=origin.coordinates,
             redelivered=origin.redelivered,
             lease=self._lease,
