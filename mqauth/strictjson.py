@@ -1,35 +1,40 @@
 """JSON read so strictly that two readers cannot disagree about what it says (RFC 8259, RFC 7493).
 
-Refused: bytes that are not UTF-8, duplicate names, NaN and infinities, integers beyond +-2^53, numbers
-that overflow, lone surrogates, and nesting deeper than asked for.
+Refused: bytes that are not UTF-8, duplicate names, NaN and infinities, integers beyond +-2^53 (or, where
+asked for, beyond 64 bits), numbers that overflow, lone surrogates, and nesting deeper than asked for.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 MAX_INTEGER: Final = 2**53
 _DIGITS: Final = 17
+_WIDE_DIGITS: Final = 20
+_WIDE_LEAST: Final = -(2**63)
+_WIDE_BEYOND: Final = 2**64
 
 
 class StrictJSONError(ValueError):
     """The text is not JSON, or not JSON that every reader understands alike."""
 
 
-def loads(raw: bytes, *, depth: int) -> Any:
+def loads(raw: bytes, *, depth: int, wide: bool = False) -> Any:
     """Parse one JSON text.
 
     Args:
         raw: the bytes, UTF-8.
         depth: how many containers may stand within each other; the outermost is 1.
+        wide: take integers of 64 bits, signed or not, as AMQP has them.
 
     Raises:
         StrictJSONError: the text breaks one of the rules of this module.
     """
     try:
-        value = _DECODER.decode(raw.decode("utf-8"))
+        value = (_WIDE_DECODER if wide else _DECODER).decode(raw.decode("utf-8"))
     except StrictJSONError:
         raise
     except (ValueError, RecursionError) as error:
@@ -74,6 +79,13 @@ def _integer(text: str) -> int:
     return int(text)
 
 
+def _wide_integer(text: str) -> int:
+    """Return an integer of 64 bits, signed or not."""
+    if len(text) > _WIDE_DIGITS or not _WIDE_LEAST <= int(text) < _WIDE_BEYOND:
+        raise StrictJSONError("an integer beyond 64 bits")
+    return int(text)
+
+
 def _float(text: str) -> float:
     """Return a finite double."""
     number = float(text)
@@ -87,7 +99,13 @@ def _constant(_text: str) -> NoReturn:
     raise StrictJSONError("NaN or an infinity")
 
 
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_int=_integer, parse_float=_float, parse_constant=_constant
-)
+def _decoder(integer: Callable[[str], int]) -> json.JSONDecoder:
+    """Return a strict decoder with this bound on integers."""
+    return json.JSONDecoder(
+        object_pairs_hook=_unique, parse_int=integer, parse_float=_float, parse_constant=_constant
+    )
+
+
+_DECODER = _decoder(_integer)
+_WIDE_DECODER = _decoder(_wide_integer)
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
