@@ -1,0 +1,189 @@
+"""Audit sinks beside the file: logging, a callable, several at once with one durable, and the misuse watch.
+
+Each takes records of either colour of sink: where a sink is asynchronous, so is what wraps it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, Final
+
+from mqauth import strictjson
+from mqauth.audit import AuditRecord, AuditSink
+from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
+from mqauth.flow import is_async
+from mqauth.misuse import Alert, Detector
+
+_LOG: Final = logging.getLogger("mqauth.audit")
+
+
+class LoggingSink:
+    """Writes each record as one JSON line to a logger; not durable by itself.
+
+    Args:
+        logger: by default ``mqauth.audit``; accepted verdicts at INFO, all others at WARNING.
+    """
+
+    def __init__(self, logger: logging.Logger = _LOG) -> None:
+        self._logger = logger
+
+    def write(self, record: AuditRecord, /) -> None:
+        """Log one record."""
+        level = logging.INFO if record.verdict == "accepted" else logging.WARNING
+        self._logger.log(level, "%s", strictjson.dumps(record.as_dict()).decode("utf-8"))
+
+
+class CallableSink:
+    """Hands each record to a function, plain or asynchronous; durable if the function is.
+
+    Args:
+        function: takes an ``AuditRecord``; what it raises defers the message.
+    """
+
+    def __init__(self, function: Callable[[AuditRecord], Any]) -> None:
+        self._function = function
+
+    def write(self, record: AuditRecord, /) -> Any:
+        """Call the function."""
+        return self._function(record)
+
+
+class FanOut:
+    """Writes to several sinks: one that must succeed, others that may fail loudly.
+
+    Args:
+        durable: its failure defers the message.
+        others: their failures are logged and counted in ``failures``.
+    """
+
+    def __init__(self, durable: AuditSink, *others: AuditSink) -> None:
+        self._durable = durable
+        self._others = others
+        self.failures = 0
+
+    def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
+        """Write to the durable sink, then to the others."""
+        if any(is_async(sink.write) for sink in (self._durable, *self._others)):
+            return self._awrite(record)
+        self._durable.write(record)
+        for sink in self._others:
+            try:
+                sink.write(record)
+            except Exception as error:
+                self._failed(sink, error)
+        return None
+
+    async def _awrite(self, record: AuditRecord) -> None:
+        """Write to sinks of either colour."""
+        await _maybe(self._durable.write(record))
+        for sink in self._others:
+            try:
+                await _maybe(sink.write(record))
+            except Exception as error:
+                self._failed(sink, error)
+
+    def _failed(self, sink: AuditSink, error: Exception) -> None:
+        """Count and log what a second sink lost."""
+        self.failures += 1
+        _LOG.error("an audit sink (%s) lost a record: %s", type(sink).__name__, type(error).__name__)
+
+
+class MisuseWatch:
+    """Passes records on and adds an alert record wherever the detector fires.
+
+    Args:
+        sink: where records and alerts go.
+        detector: reads every record.
+        on_alert: called with each alert; what it raises is logged and changes nothing.
+        instance: this process in alert records.
+    """
+
+    def __init__(
+        self,
+        sink: AuditSink,
+        detector: Detector | None = None,
+        *,
+        on_alert: Callable[[Alert], None] | None = None,
+        instance: str = "",
+        clock: Clock = SYSTEM_CLOCK,
+        randomness: Randomness = SYSTEM_RANDOMNESS,
+    ) -> None:
+        self._sink = sink
+        self._detector = detector or Detector()
+        self._on_alert = on_alert
+        self._instance = instance
+        self._clock = clock
+        self._randomness = randomness
+        self.alerts: dict[str, int] = {}
+
+    def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
+        """Write the record, then the alerts it completes."""
+        if is_async(self._sink.write):
+            return self._awrite(record)
+        written = self._sink.write(record)
+        if inspect.isawaitable(written):
+            return self._after(written, record)
+        for alert in self._alerts(record):
+            try:
+                self._sink.write(alert)
+            except Exception as error:
+                self._lost(error)
+        return None
+
+    async def _awrite(self, record: AuditRecord) -> None:
+        """Write to an asynchronous sink."""
+        await self._after(_maybe(self._sink.write(record)), record)
+
+    async def _after(self, written: Awaitable[None], record: AuditRecord) -> None:
+        """Write the alerts once the record is durable."""
+        await written
+        for alert in self._alerts(record):
+            try:
+                await _maybe(self._sink.write(alert))
+            except Exception as error:
+                self._lost(error)
+
+    def _alerts(self, record: AuditRecord) -> list[AuditRecord]:
+        """Return an alert record for each finding, and tell the callback."""
+        found = self._detector.observe(record.as_dict())
+        for alert in found:
+            self.alerts[alert.kind] = self.alerts.get(alert.kind, 0) + 1
+            self._tell(alert)
+        return [self._record(alert, record) for alert in found]
+
+    def _lost(self, error: Exception) -> None:
+        """Log an alert that could not be written: its record is durable, and must not be written twice."""
+        _LOG.error("an alert could not be written: %s", type(error).__name__)
+
+    def _tell(self, alert: Alert) -> None:
+        """Call the callback; a broken one must not stop the audit."""
+        try:
+            if self._on_alert is not None:
+                self._on_alert(alert)
+        except Exception as error:
+            _LOG.error("an alert callback failed: %s", type(error).__name__)
+
+    def _record(self, alert: Alert, record: AuditRecord) -> AuditRecord:
+        """Return the record of an alert; it names no token and no body."""
+        return replace(
+            record,
+            id=uuid7(self._clock, self._randomness),
+            verdict="alert",
+            reason=None,
+            detail=f"{alert.kind}, {alert.count} times",
+            broker={},
+            token={},
+            body_sha256=None,
+            body_size=None,
+            dead_letter=None,
+            extra={"alert": alert.as_dict(), "completed_by": record.id},
+        )
+
+
+async def _maybe(result: Any) -> None:
+    """Await what is awaitable."""
+    if inspect.isawaitable(result):
+        await result

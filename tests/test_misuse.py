@@ -1,0 +1,162 @@
+"""Misuse detection: each detector fires on its attack and stays silent on what is honest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from mqauth.audit import iso_time
+from mqauth.errors import ConfigurationError
+from mqauth.misuse import Detector, Thresholds, Window, replayed
+
+START = 1_900_000_000
+
+
+def record(
+    at: float, reason: str | None = None, *, destination: str = "kafka:orders", **said: str
+) -> Mapping[str, Any]:
+    """Return the members of an audit record at so many seconds."""
+    token = {"iss": "https://auth.example", "sub": "orders-api", "kid": "k1", "jti": "j"} | said
+    return {
+        "time": iso_time(START + at),
+        "verdict": "accepted" if reason is None else "rejected",
+        "reason": reason,
+        "broker": {"destination": destination},
+        "token": {"verified": token},
+    }
+
+
+def kinds(records: list[Mapping[str, Any]], **thresholds: Any) -> list[str]:
+    """Return the kinds of alerts a list of records gives."""
+    return [alert.kind for alert in replayed(iter(records), Thresholds(**thresholds))]
+
+
+def test_burst_fires_once() -> None:
+    """A burst of one reason for one kid is one alert, not one for each message."""
+    found = kinds([record(0, "signature_invalid") for _ in range(50)], burst=10)
+    assert found.count("burst") == 4  # issuer, kid, subject, destination: once each
+
+
+def test_burst_silent_over_time() -> None:
+    """The same rejections spread over hours are no burst."""
+    assert kinds([record(120 * n, "signature_invalid") for n in range(50)], burst=10) == []
+
+
+def test_burst_again_after_quiet() -> None:
+    """A burst that lasts is told again after the quiet time."""
+    records = [record(n, "token_type", destination=f"kafka:d{n}", kid=f"k{n}", sub=f"s{n}") for n in range(1200)]
+    assert kinds(records, burst=10, quiet=600).count("burst") == 2
+
+
+def test_repeated_replay() -> None:
+    """The third copy of one token within a minute is an alert about that token."""
+    records = [record(n, "replayed", jti="same") for n in range(3)]
+    (alert,) = replayed(iter(records), Thresholds())
+    assert (alert.kind, alert.about["jti"], alert.count) == ("repeated_replay", "same", 3)
+
+
+def test_single_replays_are_silent() -> None:
+    """One copy each of many tokens, as after an offset reset, is no repeated replay."""
+    assert kinds([record(n / 100, "replayed", jti=f"j{n}") for n in range(50)]) == []
+
+
+def test_expired_burst_of_one_producer() -> None:
+    """Twenty expired tokens of one producer are a burst of that producer's, not a clock."""
+    assert kinds([record(n / 10, "expired") for n in range(20)]) == ["expired_burst"]
+
+
+def test_clock_skew_of_many_producers() -> None:
+    """Twenty expired tokens of several producers are told as a clock that is wrong."""
+    assert kinds([record(n / 10, "expired", sub=f"s{n % 4}") for n in range(20)]) == ["clock_skew"]
+
+
+def test_small_backlog_is_silent() -> None:
+    """A few expired messages of a backlog are nobody's misuse."""
+    assert kinds([record(n, "expired") for n in range(10)]) == []
+
+
+def test_unknown_keys() -> None:
+    """Many different unknown kids of one issuer are one alert."""
+    records = [record(n / 10, "key_unknown", kid=f"random-{n}") for n in range(30)]
+    assert kinds(records) == ["unknown_keys"]
+
+
+def test_rotation_is_silent() -> None:
+    """An honest rotation, seen late, is one unknown kid and no alert; a new key of the same producer neither."""
+    late = [record(n, "key_unknown", kid="new") for n in range(5)]
+    assert kinds([*late, record(10, kid="k1"), record(20, kid="new")]) == []
+
+
+@pytest.mark.parametrize("reason", ["key_revoked", "key_expired"])
+def test_resurrected_key(reason: str) -> None:
+    """The first use of a revoked or retired key is an alert."""
+    assert kinds([record(0, reason)]) == ["resurrected_key"]
+
+
+def test_forbidden_destination() -> None:
+    """A producer that tries a destination it may not publish to is an alert, once."""
+    assert kinds([record(n, "producer_forbidden") for n in range(3)]) == ["new_destination"]
+
+
+def test_new_destination_after_learning() -> None:
+    """A producer where it was never seen is an alert once the time to learn is over."""
+    records = [record(0), record(50), record(101, destination="kafka:refunds"), record(102)]
+    assert kinds(records, learn=100) == ["new_destination"]
+
+
+def test_new_destination_while_learning() -> None:
+    """While habits are learned, a new destination is one of them."""
+    assert kinds([record(0), record(50, destination="kafka:refunds")], learn=100) == []
+
+
+def test_one_key_of_two_producers() -> None:
+    """A key that signs for a second producer is an alert."""
+    assert kinds([record(0), record(1, sub="stock-api")]) == ["shared_key"]
+
+
+def test_authority_is_silent() -> None:
+    """An authority's key may sign for many producers."""
+    records = [record(n, sub=f"s{n}") for n in range(5)]
+    assert kinds(records, authorities=frozenset(["https://auth.example"])) == []
+
+
+def test_impersonation() -> None:
+    """A key that signs as a subject it may not speak for is an alert at once."""
+    assert kinds([record(0, "subject_mismatch")]) == ["shared_key"]
+
+
+def test_alerts_are_passed_over() -> None:
+    """An alert in a log that is read again gives no alert."""
+    assert kinds([{"verdict": "alert", "time": "2030-01-01T00:00:00Z"}]) == []
+
+
+def test_hostile_time_is_harmless() -> None:
+    """A record without a readable time is counted at the epoch and raises nothing."""
+    assert kinds([{"verdict": "rejected", "reason": "token_missing", "time": "soon"}]) == []
+
+
+def test_window_is_bounded_and_keeps_heavy_hitters() -> None:
+    """A flood of different keys neither grows a window nor hides the one that repeats."""
+    window = Window(60, 16)
+    counts = [window.add((("heavy",) if n % 2 else (f"random-{n}",)), 0.0) for n in range(10_000)]
+    assert len(window.counts) <= 16
+    assert max(counts) > 1000
+
+
+def test_detector_is_bounded() -> None:
+    """A hundred thousand hostile records leave no more than the capacity in any table."""
+    detector = Detector(Thresholds(capacity=64, burst=5, learn=0))
+    for n in range(20_000):
+        reason = (None, "key_unknown", "replayed", "key_revoked")[n % 4]
+        detector.observe(record(n / 100, reason, kid=f"k{n}", jti=f"j{n}", sub=f"s{n}", destination=f"kafka:d{n}"))
+    tables = (detector._pairs, detector._subjects, detector._silent, detector._bursts.counts,
+              detector._kids.counts, detector._replays.counts)  # fmt: skip
+    assert max(len(table) for table in tables) <= 64
+
+
+def test_thresholds_are_positive() -> None:
+    """A threshold of nothing is refused."""
+    with pytest.raises(ConfigurationError):
+        Thresholds(burst=0)

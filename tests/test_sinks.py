@@ -1,0 +1,150 @@
+"""Audit sinks beside the file: who must succeed, who may fail, and what the misuse watch adds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from mqauth.audit import AuditRecord
+from mqauth.errors import Cause, Unavailable
+from mqauth.misuse import Detector, Thresholds
+from mqauth.sinks import CallableSink, FanOut, LoggingSink, MisuseWatch
+
+
+class Sink:
+    """Keeps records, or fails."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.records: list[AuditRecord] = []
+        self.error = error
+
+    def write(self, record: AuditRecord, /) -> None:
+        if self.error is not None:
+            raise self.error
+        self.records.append(record)
+
+
+class AsyncSink(Sink):
+    """The same, asynchronous."""
+
+    async def write(self, record: AuditRecord, /) -> None:  # type: ignore[override]
+        super().write(record)
+
+
+def rejected(reason: str = "key_revoked", number: int = 0) -> AuditRecord:
+    """Return a record of a rejection."""
+    return AuditRecord(
+        id=f"id-{number}", time=1_900_000_000.0 + number, verdict="rejected", reason=reason, detail="why",
+        scope="billing", broker={"destination": "kafka:orders"},
+        token={"verified": {"iss": "i", "sub": "s", "kid": "k", "jti": "j"}, "thumbprint": None},
+        body_sha256="00", body_size=0, key_set=None, policy=None, dead_letter="d", instance="me",
+    )  # fmt: skip
+
+
+def finish(result: Any) -> None:
+    """Await what a sink gave back, if it gave anything."""
+    if result is not None:
+        asyncio.run(_await(result))
+
+
+async def _await(result: Any) -> None:
+    await result
+
+
+def test_logging_sink(caplog: pytest.LogCaptureFixture) -> None:
+    """A rejection is one warning line of JSON."""
+    with caplog.at_level(logging.INFO, "mqauth.audit"):
+        LoggingSink().write(rejected())
+    (line,) = caplog.records
+    assert line.levelno == logging.WARNING
+    assert json.loads(line.getMessage())["reason"] == "key_revoked"
+
+
+def test_callable_sink() -> None:
+    """A function is a sink, and what it raises reaches the pipeline."""
+    seen: list[AuditRecord] = []
+    CallableSink(seen.append).write(rejected())
+    assert [record.id for record in seen] == ["id-0"]
+    with pytest.raises(Unavailable):
+        CallableSink(Sink(Unavailable(Cause.AUDIT_UNAVAILABLE)).write).write(rejected())
+
+
+@pytest.mark.parametrize("kind", [Sink, AsyncSink])
+def test_fan_out_writes_everywhere(kind: type[Sink]) -> None:
+    """Every sink gets the record, whatever its colour."""
+    durable, other = Sink(), kind()
+    finish(FanOut(durable, other).write(rejected()))
+    assert (len(durable.records), len(other.records)) == (1, 1)
+
+
+@pytest.mark.parametrize("kind", [Sink, AsyncSink])
+def test_fan_out_second_sink_may_fail(kind: type[Sink], caplog: pytest.LogCaptureFixture) -> None:
+    """A second sink that fails is counted and logged, and the message goes on."""
+    durable = Sink()
+    fan = FanOut(durable, kind(OSError("disk")))
+    finish(fan.write(rejected()))
+    assert (len(durable.records), fan.failures) == (1, 1)
+    assert "lost a record: OSError" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [Sink, AsyncSink])
+def test_fan_out_durable_must_not_fail(kind: type[Sink]) -> None:
+    """The durable sink's failure is raised, and no other sink has the record."""
+    other = Sink()
+    with pytest.raises(OSError, match="disk"):
+        finish(FanOut(kind(OSError("disk")), other).write(rejected()))
+    assert other.records == []
+
+
+@pytest.mark.parametrize("kind", [Sink, AsyncSink])
+def test_watch_adds_alerts(kind: type[Sink]) -> None:
+    """The alert follows its record, names it, and holds neither token nor body."""
+    sink, told = kind(), []
+    watch = MisuseWatch(sink, on_alert=told.append)
+    finish(watch.write(rejected()))
+    first, alert = sink.records
+    members = alert.as_dict()
+    assert (members["verdict"], members["completed_by"], members["token"]) == ("alert", first.id, {})
+    assert members["alert"] == {"kind": "resurrected_key", "count": 1,
+                                "about": {"iss": "i", "kid": "k", "reason": "key_revoked"}}  # fmt: skip
+    assert [alert.kind for alert in told] == ["resurrected_key"]
+    assert watch.alerts == {"resurrected_key": 1}
+
+
+def test_watch_over_a_fan_out_of_both_colours() -> None:
+    """A watch over sinks of which one is asynchronous writes record and alert to all."""
+    sink, other = Sink(), AsyncSink()
+    finish(MisuseWatch(FanOut(sink, other)).write(rejected()))
+    assert (len(sink.records), len(other.records)) == (2, 2)
+
+
+def test_watch_survives_its_callback(caplog: pytest.LogCaptureFixture) -> None:
+    """A broken callback is logged, and the alert is written all the same."""
+    sink = Sink()
+
+    def broken(_alert: object) -> None:
+        raise ValueError
+
+    MisuseWatch(sink, on_alert=broken).write(rejected())
+    assert len(sink.records) == 2
+    assert "alert callback failed: ValueError" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [Sink, AsyncSink])
+def test_watch_alert_not_written_twice(kind: type[Sink], caplog: pytest.LogCaptureFixture) -> None:
+    """An alert that cannot be written is logged; its record, which is durable, is not asked for again."""
+
+    class Full(kind):  # type: ignore[misc,valid-type]
+        def write(self, record: AuditRecord, /) -> Any:
+            if record.verdict == "alert":
+                self.error = OSError("disk")
+            return super().write(record)
+
+    sink = Full()
+    finish(MisuseWatch(sink, Detector(Thresholds())).write(rejected()))
+    assert [record.verdict for record in sink.records] == ["rejected"]
+    assert "alert could not be written: OSError" in caplog.text
