@@ -1,0 +1,119 @@
+"""The encoding under hds: no two different lists of headers share their bytes, and nothing but our error comes out."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from mqauth.encoding import MAX_DEPTH, add_named
+from mqauth.errors import MalformedMessage
+
+
+def encoded(*values: Any, name: str = "n") -> bytes:
+    """Return the encoding of a name with its values."""
+    parts: list[bytes] = []
+    add_named(parts, name, values)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("value", "raw"),
+    [
+        (None, b"n"), (True, b"t\x01"), (False, b"t\x00"), (0, b"i\x00\x00\x00\x010"),
+        (-(2**63), b"i\x00\x00\x00\x14-9223372036854775808"), (2**64 - 1, b"i\x00\x00\x00\x1418446744073709551615"),
+        (0.5, b"d\x3f\xe0\0\0\0\0\0\0"), (-0.0, b"d\x80\0\0\0\0\0\0\0"), (float("nan"), b"d\x7f\xf8\0\0\0\0\0\0"),
+        (float("inf"), b"d\x7f\xf0\0\0\0\0\0\0"),
+        ("", b"s\0\0\0\0"), ("é", b"s\0\0\0\x02\xc3\xa9"), (b"", b"b\0\0\0\0"), (b"\0", b"b\0\0\0\x01\0"),
+        (Decimal("12.50"), b"D\0\0\0\x0512.50"), (Decimal("1E2"), b"D\0\0\0\x03100"),
+        (datetime(1970, 1, 1, 0, 1, tzinfo=UTC), b"T\0\0\0\x0260"),
+        ((), b"l\0\0\0\0"), ((None, 1), b"l\0\0\0\x02ni\0\0\0\x011"),
+        ({}, b"m\0\0\0\0"), ({"b": None, "a": True}, b"m\0\0\0\x02k\0\0\0\x01at\x01k\0\0\0\x01bn"),
+    ],
+)  # fmt: skip
+def test_each_type_has_its_bytes(value: Any, raw: bytes) -> None:
+    """Every value type has one tag and one form, which the profile fixes."""
+    assert encoded(value) == b"h\0\0\0\x01n\0\0\0\x01" + raw
+
+
+def test_no_two_meanings_share_their_bytes() -> None:
+    """Absent, null, empty, repeated, and every type that prints alike are all different."""
+    values: list[tuple[Any, ...]] = [
+        (), (None,), ("",), (b"",), ((),), ({},), (False,), (0,), (0.0,), (-0.0,), ("0",), (b"0",), (Decimal(0),),
+        (Decimal("0.0"),), (datetime(1970, 1, 1, tzinfo=UTC),), (True,), (1,), ("1",), ("1", "1"), (("1", "1"),),
+        (("1",), ("1",)), ({"1": "1"},), ("11",), (None, None),
+    ]  # fmt: skip
+    assert len({encoded(*found) for found in values}) == len(values)
+
+
+def test_a_table_is_ordered_by_the_bytes_of_its_names() -> None:
+    """Brokers may reorder a table, so its order means nothing."""
+    assert encoded({"b": 1, "a": 2, "é": 3}) == encoded({"é": 3, "a": 2, "b": 1})
+
+
+def test_a_time_is_whole_seconds_rounded_down() -> None:
+    """Fractions are dropped as AMQP drops them, also before 1970."""
+    for year in (1900, 2030):
+        moment = datetime(year, 1, 1, tzinfo=UTC)
+        assert encoded(moment + timedelta(microseconds=999_999)) == encoded(moment)
+
+
+def test_a_time_is_one_moment_in_every_zone() -> None:
+    """Two ways to write one moment have one encoding."""
+    east = datetime(2030, 1, 1, 14, tzinfo=timezone(timedelta(hours=14)))
+    assert encoded(east) == encoded(datetime(2030, 1, 1, tzinfo=UTC))
+
+
+@pytest.mark.usefixtures("other_zone")
+def test_a_time_without_zone_is_utc_wherever_the_machine_stands() -> None:
+    """The clients take a naive time as UTC, so its digest may not depend on local time."""
+    assert encoded(datetime(2030, 1, 1)) == encoded(datetime(2030, 1, 1, tzinfo=UTC))  # noqa: DTZ001
+
+
+def test_the_ends_of_the_calendar_encode() -> None:
+    """The first and last moment, in the most extreme zones, raise nothing."""
+    moments = [
+        datetime.min, datetime.max,
+        datetime.min.replace(tzinfo=timezone(timedelta(hours=14))),
+        datetime.max.replace(tzinfo=timezone(timedelta(hours=-14))),
+    ]  # fmt: skip
+    assert len({encoded(moment) for moment in moments}) == len(moments)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        -(2**63) - 1, 2**64, 10**5000, Decimal("NaN"), Decimal("sNaN"), Decimal("Infinity"), Decimal("1e256"),
+        Decimal("1e-256"), Decimal("1e999999"), object(), 1j, [1], bytearray(b"x"), {1: 2}, {None: 1}, "\ud800",
+        {"\udfff": 1}, ("\ud800",),
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_what_no_broker_carries_is_malformed(value: Any) -> None:
+    """A value without a form on the wire is our own error, never another, and costs no memory."""
+    with pytest.raises(MalformedMessage):
+        encoded(value)
+
+
+@pytest.mark.parametrize("wrap", [lambda value: (value,), lambda value: {"a": value}], ids=["list", "table"])
+def test_nesting_is_32_and_no_more(wrap: Any) -> None:
+    """32 containers encode; 33, and a hundred thousand, are malformed."""
+    value: Any = "x"
+    for _ in range(MAX_DEPTH):
+        value = wrap(value)
+    assert encoded(value)
+    for _ in range(100_000):
+        value = wrap(value)
+        if _ == 0:
+            with pytest.raises(MalformedMessage):
+                encoded(value)
+    with pytest.raises(MalformedMessage):
+        encoded(value)
+
+
+def test_a_name_without_utf8_form_is_malformed() -> None:
+    """A header name with a lone surrogate is refused like a value."""
+    with pytest.raises(MalformedMessage):
+        encoded(1, name="\ud800")

@@ -1,0 +1,71 @@
+"""The message: raw, ordered, and silent about what it carries."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from mqauth.message import NO_ORIGIN, Message, Origin
+
+RABBIT = Message(destination="rabbitmq:shop/orders", body=b"secret-body", properties={"content-type": "a"})
+KAFKA = Message(
+    destination="kafka:orders",
+    body=None,
+    headers=(("content-type", b"a\xff"), ("tag", b"1"), ("Tag", b"2"), ("tag", None), ("type", b"x"), ("type", b"y")),
+)
+
+
+def test_repr_shows_neither_body_nor_headers() -> None:
+    """A message can be logged: repr gives destination, size and count only."""
+    assert repr(RABBIT) == "Message('rabbitmq:shop/orders', 11 bytes, 0 headers)"
+    assert repr(KAFKA) == "Message('kafka:orders', None bytes, 6 headers)"
+
+
+def test_occurrences_keep_order_and_case() -> None:
+    """Every value of a name comes in order; another case is another name."""
+    assert KAFKA.occurrences("tag") == (b"1", None)
+    assert KAFKA.occurrences("absent") == ()
+
+
+def test_properties_are_properties_on_rabbitmq_and_headers_on_kafka() -> None:
+    """The seven protected properties are read where each broker keeps them."""
+    assert RABBIT.property_values("content-type") == ("a",)
+    assert RABBIT.property_values("type") == ()
+    assert replace(RABBIT, headers=(("type", "x"),)).property_values("type") == ()
+    assert KAFKA.property_values("type") == (b"x", b"y")
+    assert replace(KAFKA, properties={"reply-to": "x"}).property_values("reply-to") == ()
+
+
+def test_a_property_has_text_only_where_it_stands_once() -> None:
+    """Absent, repeated or null properties have no text; bytes that are no UTF-8 are replaced."""
+    assert RABBIT.text_property("content-type") == "a"
+    assert KAFKA.text_property("content-type") == "a\ufffd"
+    assert KAFKA.text_property("type") is None
+    assert KAFKA.text_property("app-id") is None
+    assert replace(KAFKA, headers=(("app-id", None),)).text_property("app-id") is None
+
+
+@pytest.mark.parametrize("missing", ["topic", "partition", "offset"])
+def test_coordinates_need_topic_partition_and_offset(missing: str) -> None:
+    """An exact place exists only where all three are known; offset 0 counts as known."""
+    origin = Origin(topic="t", partition=0, offset=0)
+    assert origin.coordinates == "/t/0/0"
+    assert replace(origin, **{missing: None}).coordinates is None
+
+
+def test_coordinates_tell_clusters_apart() -> None:
+    """The same offset in another cluster is another place."""
+    assert Origin(cluster="c", topic="t", partition=1, offset=2).coordinates == "c/t/1/2"
+
+
+def test_source_is_for_people() -> None:
+    """The source is topic/partition/offset, or the queue, or empty."""
+    assert Origin(topic="t", partition=1, offset=2).source == "t/1/2"
+    assert Origin(queue="q").source == "q"
+    assert NO_ORIGIN.source == ""
+
+
+def test_native_objects_do_not_take_part_in_equality() -> None:
+    """Two messages are equal by what they say, whatever client object they came from."""
+    assert replace(RABBIT, native=object()) == replace(RABBIT, native=object())
