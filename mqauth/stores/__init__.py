@@ -1,0 +1,1 @@
+"""Replay stores that all consumers share; each imports its own client library."""
