@@ -1,0 +1,121 @@
+"""Files as a keystore needs them: written whole or not at all, read bounded, and private where they must be."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from mqauth.errors import ConfigurationError
+
+_PRIVATE: Final = 0o600
+_OTHERS: Final = 0o077
+_TEMPORARY: Final = ".writing"
+_LOCK: Final = ".lock"
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder of mode 0700 unless it is there; its parent must exist.
+
+    Raises:
+        ConfigurationError: it cannot be made, or something else has its name.
+    """
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise unusable(folder, error) from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder against every other process and thread that would change it.
+
+    Raises:
+        ConfigurationError: the lock file cannot be made.
+    """
+    try:
+        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _PRIVATE)
+    except OSError as error:
+        raise unusable(folder, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, raw: bytes) -> None:
+    """Write a file of mode 0600 so that a crash leaves the old one or the new one; hold the folder's lock.
+
+    Raises:
+        ConfigurationError: the disk refused.
+    """
+    temporary = path.parent / _TEMPORARY
+    try:
+        temporary.unlink(missing_ok=True)  # a crash may have left one, with a key in it
+        _write_synced(temporary, raw)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise unusable(path, error) from error
+
+
+def read_bounded(path: Path, limit: int, *, private: bool = False) -> bytes:
+    """Return the bytes of a regular file.
+
+    Args:
+        path: the file.
+        limit: most bytes it may have.
+        private: refuse a file that group or others may read or write.
+
+    Raises:
+        ConfigurationError: it cannot be read, is too large, or is not as private as it must be.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hang us
+        with os.fdopen(descriptor, "rb") as file:
+            _check_status(path, os.fstat(descriptor), private)
+            raw = file.read(limit + 1)
+    except OSError as error:
+        raise unusable(path, error) from error
+    if len(raw) > limit:
+        raise ConfigurationError(f"{path}: over {limit} bytes")
+    return raw
+
+
+def unusable(path: Path, error: OSError) -> ConfigurationError:
+    """Return a refused file operation as one line."""
+    return ConfigurationError(f"{path}: {error.strerror or type(error).__name__}")
+
+
+def _check_status(path: Path, status: os.stat_result, private: bool) -> None:
+    """Refuse what is no file, or open to others."""
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigurationError(f"{path}: no regular file")
+    mode = stat.S_IMODE(status.st_mode)
+    if private and mode & _OTHERS:
+        raise ConfigurationError(f"{path}: a private key open to others (mode {mode:04o}); chmod 600 it")
+
+
+def _write_synced(path: Path, raw: bytes) -> None:
+    """Write a new private file and wait for the disk."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags, _PRIVATE), "wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the folder's entries durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
