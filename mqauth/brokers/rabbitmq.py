@@ -1,0 +1,136 @@
+"""mqauth on RabbitMQ, for aio-pika: a producer, a consumer, dead letters; all take connected objects.
+
+``Producer`` wraps an exchange, ``Consumer`` a queue. Code that has its own consumer takes ``guarded``, code
+that settles by itself takes ``judge``. ``declare_source`` makes the queue to consume from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from aio_pika.abc import AbstractIncomingMessage
+
+from mqauth.brokers.rabbitmq_consumer import DEFAULT_HOLD, Consumer
+from mqauth.brokers.rabbitmq_deadletter import DeadLetters
+from mqauth.brokers.rabbitmq_delivery import Processor
+from mqauth.brokers.rabbitmq_producer import Producer, UnroutableError
+from mqauth.brokers.rabbitmq_replies import as_responder
+from mqauth.brokers.rabbitmq_topology import declare_dead_letters, declare_source
+from mqauth.brokers.rabbitmq_translate import from_native
+from mqauth.brokers.rabbitmq_window import Health
+from mqauth.brokers.rabbitmq_wire import to_message
+from mqauth.deadletter import DeadLetterSink
+from mqauth.errors import ConfigurationError
+from mqauth.flow import arun
+from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline
+from mqauth.signer import Signer
+
+__all__ = [
+    "Consumer",
+    "DeadLetters",
+    "Health",
+    "Judged",
+    "Producer",
+    "UnroutableError",
+    "declare_dead_letters",
+    "declare_source",
+    "from_native",
+    "guarded",
+    "judge",
+    "to_message",
+]
+
+
+def guarded(
+    guard: Pipeline,
+    handler: Handler,
+    *,
+    dead_letters: DeadLetterSink,
+    queue: str,
+    decode: Callable[[bytes | None], Any] | None = None,
+    replies: Signer | Producer | None = None,
+    hold: float = DEFAULT_HOLD,
+) -> Callable[[AbstractIncomingMessage], Coroutine[Any, Any, None]]:
+    """Return a callback for ``queue.consume`` that does for each message what ``Consumer`` does.
+
+    The consumer stays yours: set a prefetch, and know that a deferred message is requeued after ``hold``
+    seconds and comes again, until a quorum queue's delivery limit; ``Consumer`` suspends instead. With
+    ``no_ack=True`` there is nothing to give back: what is deferred for longer is lost.
+
+    Args:
+        guard: the pipeline.
+        handler: takes a ``Verified``.
+        dead_letters: where rejected messages go.
+        queue: name of the queue that is consumed.
+        decode: makes ``Verified.value`` of the body, after verification.
+        replies: signs what ``Verified.reply`` publishes.
+        hold: seconds a deferred delivery is kept unacked.
+
+    Raises:
+        ConfigurationError: the pipeline has no audit.
+    """
+    if guard.audit is None:
+        raise ConfigurationError("a consumer's pipeline needs audit=")
+    processor = Processor(
+        queue,
+        guard,
+        handler,
+        dead_letters=dead_letters,
+        decode=decode,
+        responder=as_responder(replies, dead_letters),
+        hold=hold,
+    )
+    running: set[asyncio.Task[Outcome | None]] = set()
+
+    async def callback(incoming: AbstractIncomingMessage) -> None:
+        task = asyncio.create_task(processor.process(incoming))
+        running.add(task)
+        task.add_done_callback(running.discard)
+        await asyncio.shield(task)
+
+    return callback
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A judged delivery, for those who handle and settle it themselves.
+
+    Args:
+        outcome: the verdict; ``outcome.verified`` is the message where it was accepted.
+        delivery: its progress.
+    """
+
+    outcome: Outcome
+    delivery: Delivery
+    guard: Pipeline
+
+    async def confirm(self) -> Outcome:
+        """Make the claim done after the message was handled; ack it unless the outcome is deferred."""
+        return await arun(self.guard.confirm(self.delivery))
+
+    async def release(self) -> Outcome:
+        """Give the claim back, unhandled; then requeue the message."""
+        return await arun(self.guard.release(self.delivery))
+
+    async def bury(self, dead_letters: DeadLetterSink) -> Outcome:
+        """Audit and dead-letter a rejected message; ack it unless the outcome is deferred."""
+        return await arun(self.guard.bury(self.delivery, dead_letters))
+
+
+async def judge(
+    guard: Pipeline, incoming: AbstractIncomingMessage, *, queue: str, scope: str | None = None
+) -> Judged:
+    """Judge one delivery: the verdict, and an accepted message claimed; nothing is settled.
+
+    Args:
+        guard: the pipeline.
+        incoming: the delivery.
+        queue: where it was taken from.
+        scope: on whose behalf; by default the queue.
+    """
+    delivery = guard.receive(from_native(incoming, queue=queue, scope=scope))
+    outcome = await arun(guard.judge(delivery))
+    return Judged(outcome=outcome, delivery=delivery, guard=guard)

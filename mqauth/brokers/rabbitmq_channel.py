@@ -1,0 +1,72 @@
+"""What aio-pika's channels and connections do not say plainly."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from aio_pika import exceptions
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractRobustChannel
+
+LOST: Final = (exceptions.AMQPError, exceptions.ChannelInvalidStateError, OSError)
+"""What aio-pika raises where a channel or connection is gone, or the broker says no."""
+_LOG: Final = logging.getLogger("mqauth.rabbitmq")
+
+
+def was_cancelled() -> bool:
+    """Tell whether this task was cancelled, and not only a future of aiormq's that it awaited.
+
+    aiormq cancels the futures of a connection that closes, which looks the same to whoever awaits them.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def is_stale(incoming: AbstractIncomingMessage) -> bool:
+    """Tell whether a delivery is from before a reconnect: the broker delivers it again."""
+    try:
+        return incoming.channel.is_closed
+    except exceptions.ChannelInvalidStateError:
+        return True
+
+
+@contextmanager
+def closing_is_an_error() -> Iterator[None]:
+    """Raise ``AMQPConnectionError`` where aiormq cancels what is awaited, and nobody cancelled this task."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        if was_cancelled():
+            raise
+        raise exceptions.AMQPConnectionError("the connection closed before an answer") from None
+
+
+async def told(act: Callable[[], Awaitable[None]], what: str) -> bool:
+    """Ack or requeue; log and return ``False`` where the delivery's connection is gone.
+
+    Args:
+        act: does it.
+        what: names it in the log.
+    """
+    try:
+        with closing_is_an_error():
+            await act()
+    except (*LOST, RuntimeError) as error:
+        _LOG.warning("%s failed, the broker will deliver again: %s", what, type(error).__name__)
+        return False
+    return True
+
+
+async def ready(channel: AbstractChannel) -> None:
+    """Wait until a robust channel is open, again if need be; a plain one never reopens."""
+    if isinstance(channel, AbstractRobustChannel):
+        await channel.ready()
+
+
+def share_connection(one: object, other: object) -> bool:
+    """Tell whether two channels are known to be of one connection."""
+    connection = getattr(one, "_connection", None)
+    return connection is not None and connection is getattr(other, "_connection", None)

@@ -1,0 +1,318 @@
+"""The RabbitMQ consumer: one queue, a prefetch window of concurrent deliveries, and what to do in trouble.
+
+Handlers run in tasks of ours: aio-pika cancels its own when a connection is lost. While a dependency of all
+is out of reach the consumer is cancelled, so that the broker's consumer timeout and a quorum queue's delivery
+limit do not condemn honest messages, and starts again when a probe answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final, Self
+
+import tenacity
+from aio_pika.abc import AbstractIncomingMessage, AbstractQueue, AbstractRobustChannel, AbstractRobustQueue
+
+from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error, ready, share_connection, told
+from mqauth.brokers.rabbitmq_delivery import Held, Processor, Sleep
+from mqauth.brokers.rabbitmq_producer import Producer
+from mqauth.brokers.rabbitmq_replies import as_responder
+from mqauth.brokers.rabbitmq_window import RESTORE_AFTER, Health, Signals, Window
+from mqauth.deadletter import DeadLetterSink
+from mqauth.errors import ConfigurationError
+from mqauth.pipeline import Handler, Outcome, Pipeline, Verdict
+from mqauth.signer import Signer
+
+DEFAULT_PREFETCH: Final = 10
+DEFAULT_HOLD: Final = 60.0
+_PROBE_WAIT: Final = 0.5
+_PROBE_WAIT_MAX: Final = 30.0
+_LOG: Final = logging.getLogger("mqauth.rabbitmq")
+
+
+class Consumer:
+    """Hands the verified messages of one queue to a handler, and dead-letters the rest.
+
+    Args:
+        queue: a connected aio-pika queue, on a connection of its own; ``declare_source`` makes the
+            recommended kind.
+        guard: the pipeline.
+        handler: takes a ``Verified``; of either colour, though a synchronous one blocks the event loop.
+        dead_letters: where rejected messages go, best on another connection.
+        prefetch: deliveries at once; their handlers run concurrently, so 1 keeps the order.
+        decode: makes ``Verified.value`` of the body, after verification.
+        replies: signs what ``Verified.reply`` publishes, through the channel of ``dead_letters``; or a
+            ``Producer`` on a default exchange.
+        grace: seconds that running handlers may take at ``stop``.
+        hold: seconds a deferred delivery is kept unacked before the consumer is suspended.
+        sleep: waits so many seconds.
+
+    Raises:
+        ConfigurationError: the pipeline has no audit, or a setting is out of its limits.
+    """
+
+    def __init__(
+        self,
+        queue: AbstractQueue,
+        guard: Pipeline,
+        handler: Handler,
+        *,
+        dead_letters: DeadLetterSink,
+        prefetch: int = DEFAULT_PREFETCH,
+        decode: Callable[[bytes | None], Any] | None = None,
+        replies: Signer | Producer | None = None,
+        grace: float = 30,
+        hold: float = DEFAULT_HOLD,
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        if not 1 <= prefetch <= 65_535 or grace < 0 or hold < 0:
+            raise ConfigurationError("prefetch is 1 to 65,535, grace and hold are not negative")
+        _check(queue, guard, dead_letters)
+        self._queue = queue
+        self._clock = guard.clock
+        self._window = Window(prefetch)
+        self._grace = grace
+        self._sleep = sleep
+        self._processor = Processor(
+            queue.name,
+            guard,
+            handler,
+            dead_letters=dead_letters,
+            decode=decode,
+            responder=as_responder(replies, dead_letters),
+            hold=hold,
+            before_requeue=self._suspend,
+            sleep=sleep,
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._supervisor: asyncio.Task[None] | None = None
+        self._started = asyncio.Event()
+        self._interrupted = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._tag: str | None = None
+        self._stalled: Held | None = None
+        self._stalls_in_a_row = 0
+        self._cancelling: asyncio.Task[None] | None = None
+        self._failure: BaseException | None = None
+
+    async def run(self, *, signals: bool = False) -> None:
+        """Consume until ``stop`` is called or this task is cancelled, then stop gracefully.
+
+        Args:
+            signals: stop at SIGTERM and SIGINT too; only in a main thread.
+
+        Raises:
+            ConfigurationError: the pipeline or a plug-in is not fit; nothing was lost.
+            aio_pika.exceptions.AMQPError: the queue cannot be consumed, or a connection that is not robust
+                was lost.
+        """
+        with Signals(self._stopping, enabled=signals):
+            async with self:
+                await self._stopping.wait()
+
+    async def stop(self) -> None:
+        """Take no new messages, let running handlers finish within the grace time, give the rest back."""
+        self._stopping.set()
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+        await self._cancel()
+        self._processor.hurry.set()
+        running = self._tasks - {asyncio.current_task()}
+        if running:
+            _, late = await asyncio.wait(running, timeout=self._grace)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        self._queue.channel.close_callbacks.discard(self._on_close)
+
+    async def __aenter__(self) -> Self:
+        """Start consuming in the background."""
+        if self._supervisor is not None:
+            raise ConfigurationError("a consumer runs once: make another")
+        self._queue.channel.close_callbacks.add(self._on_close)
+        self._supervisor = asyncio.create_task(self._supervise())
+        await asyncio.wait(
+            (started := asyncio.ensure_future(self._started.wait()), self._supervisor),
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        started.cancel()
+        if self._failure is not None:
+            await self.stop()
+            raise self._failure
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop gracefully, and raise what stopped the consumer if something did."""
+        await self.stop()
+        if self._failure is not None and error is None:
+            raise self._failure
+
+    def health(self) -> Health:
+        """Return how the consumer is doing now."""
+        held = sorted(self._processor.held.values(), key=lambda item: item.since)
+        longest = self._stalled or (held[0] if held else None)
+        return Health(
+            consuming=self._tag is not None,
+            in_flight=len(self._tasks),
+            deferred=len(held),
+            stalled_since=None if longest is None else longest.since,
+            cause=None if longest is None else longest.outcome.cause,
+            detail=None if longest is None else longest.outcome.detail,
+            connection_deaths=self._window.deaths,
+            prefetch=self._window.now,
+            unsettled=self._processor.unsettled,
+        )
+
+    async def _on_message(self, incoming: AbstractIncomingMessage) -> None:
+        """Process a delivery in a task of ours; aio-pika's own dies with the connection."""
+        if self._stopping.is_set():
+            await told(incoming.nack, f"requeue on {self._queue.name}")
+            return
+        task = asyncio.create_task(self._process(incoming))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _process(self, incoming: AbstractIncomingMessage) -> None:
+        """Process a delivery; an error that is ours ends the consumer."""
+        try:
+            outcome: Outcome | None = await self._processor.process(incoming)
+        except Exception as error:
+            self._fail(error)
+            return
+        if outcome is not None and outcome.verdict is not Verdict.DEFERRED:
+            self._stalls_in_a_row = 0
+
+    def _fail(self, error: BaseException) -> None:
+        """Remember what ends the consumer, for ``run`` to raise."""
+        _LOG.critical("the consumer of %s ends: %s", self._queue.name, type(error).__name__)
+        self._failure = self._failure or error
+        self._stopping.set()
+
+    async def _supervise(self) -> None:
+        """Keep consuming: start, wait for trouble, see it through, start again."""
+        try:
+            while not self._stopping.is_set():
+                await self._start()
+                self._started.set()
+                if self._stalled is None:
+                    await self._trouble()
+                if self._stalled is not None:
+                    await self._cancel()
+                    await self._until_answered(self._stalled)
+        except Exception as error:
+            self._fail(error)
+
+    async def _start(self) -> None:
+        """Consume; on a robust channel that was fine before, tried again until it can be had."""
+        if not self._started.is_set() or not isinstance(self._queue.channel, AbstractRobustChannel):
+            return await self._consume()
+        retrying = tenacity.AsyncRetrying(
+            sleep=self._sleep,
+            wait=tenacity.wait_random_exponential(multiplier=_PROBE_WAIT, max=_PROBE_WAIT_MAX),
+            stop=tenacity.stop_never,
+            retry=tenacity.retry_if_exception_type((*LOST, RuntimeError)),
+            before_sleep=lambda _: _LOG.warning("cannot consume %s now, trying again", self._queue.name),
+        )
+        await retrying(self._consume)
+
+    async def _consume(self) -> None:
+        """Set the window and consume; a reconnect comes back here, so that the window is set first."""
+        channel = self._queue.channel
+        await ready(channel)
+        self._interrupted.clear()
+        with closing_is_an_error():
+            await channel.set_qos(prefetch_count=self._window.now)
+            underlay = await channel.get_underlay_channel()
+            underlay.on_consumer_cancel_callbacks.add(self._on_cancel)
+            self._window.opened(self._clock.monotonic())
+            if isinstance(self._queue, AbstractRobustQueue):
+                self._tag = await self._queue.consume(self._on_message, robust=False)
+            else:
+                self._tag = await self._queue.consume(self._on_message)
+
+    async def _trouble(self) -> None:
+        """Wait until consuming is interrupted; a window of 1 is opened again after a long calm."""
+        try:
+            await asyncio.wait_for(self._interrupted.wait(), RESTORE_AFTER if self._window.narrowed else None)
+        except TimeoutError:
+            self._window.restore()
+            _LOG.warning("%s: prefetch back to %d", self._queue.name, self._window.now)
+            await self._cancel()
+
+    def _on_close(self, _channel: object, error: BaseException | None) -> None:
+        """Count a death of channel or connection while consuming."""
+        self._tag = None
+        self._interrupted.set()
+        if self._stopping.is_set() or not self._window.lost(self._clock.monotonic(), error):
+            return
+        _LOG.warning("%s: channel or connection lost (%s)", self._queue.name, type(error).__name__)
+        if self._window.narrow():
+            _LOG.critical(
+                "%s: %d connections died in a row, a message may be poison; prefetch falls to 1",
+                self._queue.name,
+                self._window.in_a_row,
+            )
+
+    def _on_cancel(self, frame: Any) -> None:
+        """Start again after the broker itself cancelled the consumer."""
+        if frame.consumer_tag == self._tag:
+            self._tag = None
+            self._interrupted.set()
+
+    async def _suspend(self, held: Held) -> None:
+        """Cancel the consumer before a delivery is given back, or it would come back at once."""
+        self._processor.hurry.set()
+        if self._stalled is None and not self._stopping.is_set():
+            self._stalled = held
+            self._stalls_in_a_row += 1
+            _LOG.error("%s is stalled: %s", self._queue.name, held.outcome.cause)
+        if self._cancelling is None or self._cancelling.done():
+            self._cancelling = asyncio.create_task(self._cancel())
+        await asyncio.shield(self._cancelling)
+        self._interrupted.set()
+
+    async def _cancel(self) -> None:
+        """Cancel the consumer at the broker, if it has one."""
+        tag, self._tag = self._tag, None
+        self._window.closed()
+        if tag is None:
+            return
+        try:
+            await self._queue.cancel(tag)
+        except (*LOST, RuntimeError, asyncio.CancelledError) as error:
+            _LOG.warning("cancelling the consumer of %s: %s", self._queue.name, type(error).__name__)
+
+    async def _until_answered(self, held: Held) -> None:
+        """Probe with a deferred delivery, ever more slowly, until it would get further."""
+        retrying = tenacity.AsyncRetrying(
+            sleep=self._sleep,
+            wait=tenacity.wait_random_exponential(
+                multiplier=_PROBE_WAIT * 2 ** min(self._stalls_in_a_row, 10), max=_PROBE_WAIT_MAX
+            ),
+            stop=tenacity.stop_never,
+            retry=tenacity.retry_if_result(lambda answered: answered is not True),
+        )
+        await self._sleep(0)
+        await retrying(self._processor.probe, held.delivery)
+        self._processor.hurry.clear()
+        self._stalled = None
+        _LOG.warning("%s goes on after %s", self._queue.name, held.outcome.cause)
+
+
+def _check(queue: AbstractQueue, guard: Pipeline, dead_letters: DeadLetterSink) -> None:
+    """Refuse what cannot work, and warn of what will hurt."""
+    if guard.audit is None:
+        raise ConfigurationError("a consumer's pipeline needs audit=")
+    if dead_letters.name == queue.name:
+        raise ConfigurationError("dead letters go to another queue than the one consumed")
+    if share_connection(queue.channel, getattr(dead_letters, "channel", None)):
+        _LOG.warning("%s: dead letters share its connection; under a memory alarm acks will stall", queue.name)
+    declared = getattr(queue, "arguments", None) or {}
+    if not getattr(queue, "passive", False) and declared.get("x-queue-type") != "quorum":
+        _LOG.warning("%s is no quorum queue: one undecodable message would stop it for ever", queue.name)

@@ -1,0 +1,55 @@
+"""Signed answers: what ``Verified.reply`` does on RabbitMQ.
+
+RabbitMQ appends a suffix to a reply-to of ``amq.rabbitmq.reply-to``. The token of the request binds it without
+the suffix, so whoever can republish a request can redirect its answer; the answer itself is bound to where it
+is sent: its destination is the default exchange and the whole reply-to, which its receiver sees as routing key.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import aio_pika
+from aio_pika.abc import PublishResultType
+
+from mqauth.brokers.rabbitmq_deadletter import DeadLetters
+from mqauth.brokers.rabbitmq_producer import Producer
+from mqauth.deadletter import DeadLetterSink
+from mqauth.errors import ConfigurationError, MalformedMessage
+from mqauth.signer import Signer
+from mqauth.verified import Responder, Verified
+
+DIRECT_REPLY: Final = "amq.rabbitmq.reply-to."
+
+
+def as_responder(replies: Signer | Producer | None, dead_letters: DeadLetterSink) -> Responder | None:
+    """Return what publishes replies, ``None`` where there is no signer for them.
+
+    Raises:
+        ConfigurationError: a signer is given, and no channel to publish through.
+    """
+    if replies is None:
+        return None
+    if isinstance(replies, Producer):
+        return responder(replies)
+    if not isinstance(dead_letters, DeadLetters):
+        raise ConfigurationError("replies= takes a Producer where dead letters go by another sink")
+    return responder(Producer(dead_letters.channel.default_exchange, replies))
+
+
+def responder(producer: Producer) -> Responder:
+    """Return what ``Verified.reply`` calls: it publishes a signed answer to the message's reply-to.
+
+    Args:
+        producer: publishes through the default exchange.
+    """
+
+    async def reply(verified: Verified, body: bytes) -> PublishResultType | None:
+        place = getattr(verified.native, "reply_to", None)
+        if not isinstance(place, str) or not place:
+            raise MalformedMessage("the message names no reply-to")
+        answer = aio_pika.Message(body, correlation_id=verified.properties.get("correlation-id"))
+        # RabbitMQ returns a mandatory direct reply although it delivers it (manual, Direct Reply-to).
+        return await producer.publish(answer, place, mandatory=not place.startswith(DIRECT_REPLY))
+
+    return reply

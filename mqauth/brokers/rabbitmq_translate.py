@@ -1,0 +1,219 @@
+"""aio-pika's messages to ``Message``, total, and dead letters back to what aio-pika sends.
+
+A message that aio-pika or pamqp cannot decode never reaches this module: see ``declare_source``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, Final
+
+import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
+
+from mqauth import destination
+from mqauth.brokers.rabbitmq_wire import SHORT_STRINGS, header_name, on_wire, utf8_size
+from mqauth.encoding import MAX_DEPTH
+from mqauth.errors import MalformedMessage
+from mqauth.message import HeaderPair, HeaderValue, Message, Origin
+
+APPEND_HEADER: Final = "timestamp_in_ms"
+_MILLISECONDS: Final = 1000
+
+
+def from_native(incoming: AbstractIncomingMessage, *, queue: str, scope: str | None = None) -> Message:
+    """Return what aio-pika delivered as a ``Message``; never raises.
+
+    Args:
+        incoming: the delivery.
+        queue: the queue it was taken from.
+        scope: on whose behalf; by default the queue.
+
+    Returns:
+        The message; ``malformed`` says why where something in it could not be represented.
+    """
+    try:
+        return _translated(incoming, queue, scope or queue)
+    except Exception as error:  # the law of the edge: whatever it is, it becomes one rejection
+        return Message(
+            destination="rabbitmq:/",
+            body=_bytes_or_empty(getattr(incoming, "body", b"")),
+            origin=Origin(scope=scope or queue, queue=queue),
+            native=incoming,
+            malformed=f"the delivery could not be read: {type(error).__name__}",
+        )
+
+
+def _translated(incoming: AbstractIncomingMessage, queue: str, scope: str) -> Message:
+    """Return the message, noting every part that has no representation."""
+    faults: list[str] = []
+    headers = _headers_in(incoming.headers, faults)
+    exchange, routing_key = _broker_name(incoming.exchange), _broker_name(incoming.routing_key)
+    appended = next((value for name, value in headers if name == APPEND_HEADER), None)
+    proven = type(appended) is int and appended >= 0
+    body: object = incoming.body
+    if not isinstance(body, bytes | bytearray):
+        faults.append("the body is no bytes")
+    return Message(
+        destination=destination.rabbitmq(exchange, routing_key),
+        body=_bytes_or_empty(body),
+        properties=_properties_in(incoming, faults),
+        headers=headers,
+        origin=Origin(
+            scope=scope,
+            queue=queue,
+            exchange=exchange,
+            routing_key=routing_key,
+            redelivered=bool(incoming.redelivered),
+            timestamp_ms=appended if proven else None,  # type: ignore[arg-type]
+            timestamp_type="append" if proven else None,
+        ),
+        native=incoming,
+        malformed=faults[0] if faults else None,
+    )
+
+
+def _broker_name(name: object) -> str:
+    """Return an exchange or routing key; the default exchange is empty."""
+    if name is None:
+        return ""
+    if not isinstance(name, str):
+        raise TypeError("an exchange or routing key is text")
+    return name
+
+
+def _bytes_or_empty(body: object) -> bytes:
+    """Return a body's bytes."""
+    return bytes(body) if isinstance(body, bytes | bytearray) else b""
+
+
+def _properties_in(incoming: AbstractIncomingMessage, faults: list[str]) -> dict[str, str]:
+    """Return the AMQP properties that are present, as text, by their hyphenated names."""
+    found: dict[str, str] = {}
+    for name, attribute in SHORT_STRINGS.items():
+        value = getattr(incoming, attribute, None)
+        if isinstance(value, str) and value:
+            found[name] = value
+        elif value:
+            faults.append(f"property {name} is no text")
+    numbers = {
+        "priority": getattr(incoming, "priority", None),
+        "delivery-mode": getattr(incoming, "delivery_mode", None),
+        "timestamp": _seconds(getattr(incoming, "timestamp", None)),
+        "expiration": _milliseconds(getattr(incoming, "expiration", None)),
+    }
+    found |= {name: str(int(value)) for name, value in numbers.items() if isinstance(value, int) and value}
+    cluster = getattr(incoming, "cluster_id", None)
+    return found | ({"cluster-id": cluster} if isinstance(cluster, str) and cluster else {})
+
+
+def _seconds(moment: object) -> int | None:
+    """Return a timestamp property as whole seconds."""
+    return int(moment.timestamp()) if isinstance(moment, datetime) else None
+
+
+def _milliseconds(expiration: object) -> int | None:
+    """Return an expiration, which aio-pika gives in seconds, as AMQP has it."""
+    if isinstance(expiration, int | float) and math.isfinite(expiration):
+        return round(expiration * _MILLISECONDS)
+    return None
+
+
+def _headers_in(headers: object, faults: list[str]) -> tuple[HeaderPair, ...]:
+    """Return the header table as pairs."""
+    if headers is None:
+        return ()
+    if not isinstance(headers, Mapping):
+        faults.append("the headers are no table")
+        return ()
+    return tuple((_name_in(name, faults), _value_in(value, MAX_DEPTH, faults)) for name, value in headers.items())
+
+
+def _name_in(name: object, faults: list[str]) -> str:
+    """Return a header name, which must have a UTF-8 form."""
+    if isinstance(name, str) and utf8_size(name) >= 0:
+        return name
+    faults.append("a header name is no UTF-8 text")
+    return ascii(name)
+
+
+def _value_in(value: object, depth: int, faults: list[str]) -> HeaderValue:
+    """Return a header value in our types; what has none becomes its text, and a fault."""
+    if value is None or isinstance(value, bool | int | float | str | bytes | datetime | Decimal):
+        return value
+    if isinstance(value, bytearray):
+        return bytes(value)
+    if depth == 0:
+        faults.append(f"a header value is nested deeper than {MAX_DEPTH}")
+        return _flat(value)
+    if isinstance(value, list | tuple):
+        return tuple(_value_in(item, depth - 1, faults) for item in value)
+    if isinstance(value, Mapping):
+        return {_name_in(name, faults): _value_in(item, depth - 1, faults) for name, item in value.items()}
+    faults.append("a header value has an unknown type")
+    return _flat(value)
+
+
+def _flat(value: object) -> str:
+    """Return something unrepresentable as text."""
+    try:
+        return ascii(value)
+    except Exception:  # a hostile repr, or a RecursionError
+        return type(value).__name__
+
+
+def headers_out(pairs: tuple[HeaderPair, ...]) -> dict[str, Any]:
+    """Return header pairs as the fresh dict aio-pika sends, nothing shared with anyone."""
+    return {name: _value_out(value) for name, value in pairs}
+
+
+def _value_out(value: HeaderValue) -> Any:
+    """Return one header value in the types pamqp encodes."""
+    if isinstance(value, bytes):
+        return bytearray(value)
+    if isinstance(value, tuple):
+        return [_value_out(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: _value_out(item) for name, item in value.items()}
+    return value
+
+
+def carries(name: str, value: HeaderValue) -> bool:
+    """Tell whether aio-pika can send a header so that it arrives as the very same value."""
+    try:
+        return header_name(name) == name and _same(on_wire(_value_out(value)), value)
+    except (MalformedMessage, ValueError, OverflowError):
+        return False
+
+
+def _same(left: HeaderValue, right: HeaderValue) -> bool:
+    """Tell whether two values are equal and of equal types, a decimal's places and a zero's sign included."""
+    if isinstance(left, tuple) and isinstance(right, tuple):
+        return len(left) == len(right) and all(map(_same, left, right))
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return left.keys() == right.keys() and all(_same(value, right[name]) for name, value in left.items())
+    return type(left) is type(right) and repr(left) == repr(right)
+
+
+def to_native(message: Message, *, message_id: str) -> aio_pika.Message:
+    """Return a dead letter as aio-pika sends it: persistent, under a message id of its own.
+
+    Args:
+        message: one of the letter's forms.
+        message_id: fresh; aiormq matches returned messages by it.
+    """
+    found = message.properties
+    priority, timestamp = found.get("priority"), found.get("timestamp")
+    texts = {attribute: found.get(name) for name, attribute in SHORT_STRINGS.items() if name != "message-id"}
+    return aio_pika.Message(
+        message.body or b"",
+        headers=headers_out(message.headers),
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        priority=None if priority is None else int(priority),
+        timestamp=None if timestamp is None else datetime.fromtimestamp(int(timestamp), tz=UTC),
+        message_id=message_id,
+        **texts,  # type: ignore[arg-type]
+    )
