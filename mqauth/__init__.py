@@ -7,6 +7,7 @@ broker wrapper, ``mqauth.brokers.rabbitmq`` or ``mqauth.brokers.kafka``.
 
 from mqauth._version import __version__
 from mqauth.auditfile import AuditFile
+from mqauth.config import load
 from mqauth.errors import (
     Cause,
     ConfigurationError,
@@ -20,6 +21,7 @@ from mqauth.errors import (
 )
 from mqauth.flow import Attempts
 from mqauth.keys import Key, KeySet
+from mqauth.keystore import JWKSFile
 from mqauth.message import Message, Origin
 from mqauth.pipeline import Outcome, Pipeline, Verdict
 from mqauth.policy import Allow, Decision, Rule, UnsafeAllowAll
@@ -36,6 +38,7 @@ __all__ = [
     "ConfigurationError",
     "Decision",
     "Issuer",
+    "JWKSFile",
     "Key",
     "KeySet",
     "MalformedMessage",
@@ -57,4 +60,5 @@ __all__ = [
     "Verified",
     "Verifier",
     "__version__",
+    "load",
 ]

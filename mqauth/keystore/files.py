@@ -19,13 +19,13 @@ _LOCK: Final = ".lock"
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder of mode 0700 unless it is there; its parent must exist.
+    """Make a folder of mode 0700, and its parents, unless it is there.
 
     Raises:
         ConfigurationError: it cannot be made, or something else has its name.
     """
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise unusable(folder, error) from error
 

@@ -1,0 +1,260 @@
+"""``mqauth.toml``: one file for everything the objects of this library take; paths are relative to it.
+
+``load`` reads and checks the whole file; the objects are built when they are asked for. Secrets stand in
+it by reference only: ``passphrase_env``, ``passphrase_file``.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from mqauth import config_settings as settings
+from mqauth.auditfile import AuditFile
+from mqauth.clock import SYSTEM_CLOCK, Clock
+from mqauth.config_settings import AuthoritySettings, IssuerSettings, ProducerSettings, SourceSettings
+from mqauth.config_table import Table
+from mqauth.errors import ConfigurationError
+from mqauth.keys import Key, KeySource
+from mqauth.keystore import JWKSFile, files, signing_key
+from mqauth.pipeline import Pipeline
+from mqauth.policy import Allow
+from mqauth.replay import MemoryReplayStore, ReplayStore
+from mqauth.signer import Signer
+from mqauth.verifier import Issuer, Verifier
+
+_MAX_FILE: Final = 1024 * 1024
+_MAX_PASSPHRASE: Final = 1023
+_NOT_YET: Final = "not in this version"
+T = TypeVar("T")
+
+
+def load(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Configuration:
+    """Return what a configuration file says, checked as a whole.
+
+    Args:
+        path: the file, usually ``mqauth.toml``; at most 1 MiB.
+        clock: given to the objects that are built.
+
+    Raises:
+        ConfigurationError: one line that names the file and, where it has them, the table and key, or the
+            line of a syntax error.
+    """
+    return Configuration(str(path), _parse(Path(path)), clock)
+
+
+class Configuration:
+    """A checked configuration file; made by ``load``.
+
+    Args:
+        file: its path, as errors name it.
+        members: what tomllib read.
+        clock: given to the objects that are built.
+
+    Raises:
+        ConfigurationError: an unknown table or key, a wrong type, or a contradiction.
+    """
+
+    def __init__(self, file: str, members: dict[str, Any], clock: Clock = SYSTEM_CLOCK) -> None:
+        self.file = file
+        self._clock = clock
+        top = Table(file=file, name="", members=members, known=tuple(settings.TABLES))
+        tables = {name: top.table(name, known) for name, known in settings.TABLES.items()}
+        self._tables = {name: table for name, table in tables.items() if table is not None}
+        self._producer = self._read("producer", settings.producer)
+        self._consumer = self._read("consumer", settings.consumer)
+        self._replay = self._read("replay", settings.replay)
+        self._audit = self._read("audit", settings.audit)
+        self._dead_letters = self._read("dead_letters", lambda table: table.name_of("name"))
+        self._authorities = self._read("release", settings.authorities) or ()
+
+    @cached_property
+    def signer(self) -> Signer:
+        """The signer of ``[producer]``.
+
+        Raises:
+            ConfigurationError: there is no ``[producer]``, or its key may not be used.
+        """
+        found = self._needed(self._producer, "producer")
+        return Signer(
+            key=_producer_key(found), issuer=found.issuer, subject=found.subject, audience=found.audience,
+            audiences=found.audiences, lifetime=found.lifetime, clock=self._clock,
+        )  # fmt: skip
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The pipeline of ``[consumer]``; without ``[audit]`` it settles nothing, and wrappers refuse it.
+
+        Raises:
+            ConfigurationError: there is no ``[consumer]``, its keys cannot be had, or another process
+                writes the audit file.
+        """
+        found = self._audit
+        if found is None:
+            return self._pipeline(audit=None)
+        return self._pipeline(audit=_audit_file(found), record=found.record)
+
+    @cached_property
+    def judge(self) -> Pipeline:
+        """The pipeline of ``[consumer]`` for verdicts alone: no audit file is opened, nothing is settled.
+
+        Raises:
+            ConfigurationError: there is no ``[consumer]``, or its keys cannot be had.
+        """
+        return self._pipeline(audit=None)
+
+    @property
+    def dead_letters_name(self) -> str:
+        """The dead-letter queue or topic of ``[dead_letters]``.
+
+        Raises:
+            ConfigurationError: there is no ``[dead_letters]``.
+        """
+        return self._needed(self._dead_letters, "dead_letters")
+
+    def _pipeline(self, **audit: Any) -> Pipeline:
+        """Return a pipeline of ``[consumer]`` and ``[replay]``."""
+        found = self._needed(self._consumer, "consumer")
+        for authority in self._authorities:
+            _release(authority)
+        verifier = Verifier(
+            keys={issuer.source.issuer: _issuer(issuer, self._clock) for issuer in found.issuers},
+            audience=found.audience, max_lifetime=found.max_lifetime, leeway=found.leeway, at=found.at,
+            max_queue_age=found.max_queue_age, append_evidence=found.append_evidence,
+            require_headers=found.require_headers, unsigned_headers=found.unsigned_headers,
+            user_id=found.user_id,
+        )  # fmt: skip
+        return Pipeline(
+            verifier=verifier, policy=Allow(found.allow), replay=self._store(), scope=found.scope,
+            clock=self._clock, **audit,
+        )  # fmt: skip
+
+    def _store(self) -> ReplayStore:
+        """Return the replay store; the one in memory where ``[replay]`` is absent."""
+        if self._replay is None:
+            return MemoryReplayStore(clock=self._clock)
+        if self._replay.redis is not None:
+            return _redis_store(self._replay)
+        return MemoryReplayStore(self._replay.capacity, clock=self._clock)
+
+    def _read(self, name: str, parse: Callable[[Table], T]) -> T | None:
+        """Return the settings of a table, ``None`` where it is absent."""
+        table = self._tables.get(name)
+        return None if table is None else parse(table)
+
+    def _needed(self, found: T | None, name: str) -> T:
+        """Return the settings of a table that must be there."""
+        if found is None:
+            raise ConfigurationError(f"{self.file}: [{name}]: required here, and missing")
+        return found
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    """Return the tables of a TOML file; a syntax error names its line."""
+    raw = files.read_bounded(path, _MAX_FILE)
+    try:
+        return tomllib.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError(f"{path}: not UTF-8 (at line {line})") from error
+    except RecursionError as error:
+        raise ConfigurationError(f"{path}: nested too deep") from error
+    except ValueError as error:
+        last = raw.rstrip(b"\n").count(b"\n") + 1
+        what = str(error).replace("(at end of document)", f"(at line {last}, the end)")
+        raise ConfigurationError(f"{path}: no TOML: {what}") from error
+
+
+def _producer_key(found: ProducerSettings) -> Key:
+    """Return the key that signs, which must speak for the configured subject."""
+    try:
+        key = signing_key(found.keys, passphrase=_passphrase(found))
+    except ConfigurationError as error:
+        raise found.table.refuse("keys", str(error)) from error
+    if key.subjects is not None and found.subject not in key.subjects:
+        raise found.table.refuse("subject", f"the key {key.kid} does not speak for it")
+    return key
+
+
+def _passphrase(found: ProducerSettings) -> bytes | None:
+    """Return the passphrase the producer's table refers to."""
+    key = "passphrase_env" if found.passphrase_env is not None else "passphrase_file"
+    try:
+        return read_passphrase(env=found.passphrase_env, file=found.passphrase_file)
+    except ConfigurationError as error:
+        raise found.table.refuse(key, str(error)) from error
+
+
+def read_passphrase(*, env: str | None = None, file: Path | None = None) -> bytes | None:
+    """Return the passphrase an environment variable or a file holds, ``None`` where neither is named.
+
+    Args:
+        env: name of the variable.
+        file: the file; one newline at its end does not count.
+
+    Raises:
+        ConfigurationError: the variable is not set, the file cannot be read, or it is empty or too long.
+    """
+    if env is not None:
+        name, raw = f"the variable {env}", os.environb.get(os.fsencode(env))
+        if raw is None:
+            raise ConfigurationError(f"{name} is not set")
+    elif file is not None:
+        name, raw = str(file), files.read_bounded(file, 64 * 1024).removesuffix(b"\n").removesuffix(b"\r")
+    else:
+        return None
+    if not 1 <= len(raw) <= _MAX_PASSPHRASE:
+        raise ConfigurationError(f"{name}: a passphrase has 1 to {_MAX_PASSPHRASE} bytes")
+    return raw
+
+
+def _issuer(found: IssuerSettings, clock: Clock) -> Issuer:
+    """Return one trusted issuer."""
+    return Issuer(keys=_key_source(found.source, clock), subjects=found.subjects, vouches=found.vouches)
+
+
+def _key_source(found: SourceSettings, clock: Clock) -> KeySource:
+    """Return the source of an issuer's keys."""
+    if found.file is not None:
+        return _from_file(found, found.file, clock)
+    return _from_discovery(found) if found.discovery else _from_jwks(found)
+
+
+def _from_file(found: SourceSettings, file: Path, clock: Clock) -> KeySource:
+    """Return the keys of a JWK Set file."""
+    try:
+        return JWKSFile(file, clock=clock)
+    except ConfigurationError as error:
+        raise found.table.refuse("file", str(error)) from error
+
+
+def _from_jwks(found: SourceSettings) -> KeySource:
+    """Return the keys at a URL."""
+    raise found.table.refuse("jwks", f"{_NOT_YET}; use file")
+
+
+def _from_discovery(found: SourceSettings) -> KeySource:
+    """Return the keys OIDC discovery leads to."""
+    raise found.table.refuse("discovery", f"{_NOT_YET}; use file")
+
+
+def _redis_store(found: settings.ReplaySettings) -> ReplayStore:
+    """Return the replay store on Redis."""
+    raise found.table.refuse("store", f'{_NOT_YET}; use "memory"')
+
+
+def _release(found: AuthoritySettings) -> None:
+    """Return a release authority."""
+    raise found.source.table.refuse("", _NOT_YET)
+
+
+def _audit_file(found: settings.AuditSettings) -> AuditFile:
+    """Return the audit file, opened for this process alone."""
+    try:
+        return AuditFile(found.file)
+    except ConfigurationError as error:
+        raise found.table.refuse("file", str(error)) from error

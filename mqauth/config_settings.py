@@ -1,0 +1,309 @@
+"""What ``mqauth.toml`` may say, table by table: parsed, bounded, and held against itself; nothing is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, cast
+
+from mqauth import destination
+from mqauth.claims import is_name
+from mqauth.config_table import Table, is_url
+from mqauth.errors import ConfigurationError, MalformedMessage, Reason
+from mqauth.keys import MAX_KID
+from mqauth.policy import Rule
+from mqauth.replay import DEFAULT_CAPACITY
+from mqauth.signer import MAX_LIFETIME
+from mqauth.verifier import MAX_LEEWAY
+
+WAIVABLE: Final = (
+    Reason.EXPIRED, Reason.QUEUE_AGE_EXCEEDED, Reason.LIFETIME_EXCESSIVE, Reason.KEY_EXPIRED,
+    Reason.PRODUCER_FORBIDDEN, Reason.REPLAYED,
+)  # fmt: skip
+"""The reasons a release may waive; a closed list."""
+_SOURCES: Final = ("file", "jwks", "discovery")
+_SOURCE_KEYS: Final = ("issuer", *_SOURCES, "max_stale", "publish_delay")
+_PRODUCER: Final = (
+    "issuer", "subject", "audience", "audiences", "keys", "lifetime", "passphrase_env", "passphrase_file",
+)  # fmt: skip
+_CONSUMER: Final = (
+    "scope", "audience", "max_lifetime", "leeway", "at", "max_queue_age", "append_evidence", "unsigned_headers",
+    "require_headers", "user_id", "issuers", "allow",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProducerSettings:
+    """``[producer]``; the arguments of ``Signer``, and where its key is."""
+
+    table: Table
+    issuer: str
+    subject: str
+    audience: str
+    audiences: Mapping[str, str]
+    keys: Path
+    lifetime: int
+    passphrase_env: str | None
+    passphrase_file: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSettings:
+    """Where the keys of an issuer come from: exactly one of ``file``, ``jwks`` and ``discovery``."""
+
+    table: Table
+    issuer: str
+    file: Path | None
+    jwks: str | None
+    discovery: bool
+    max_stale: int | None
+    publish_delay: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssuerSettings:
+    """One of ``[[consumer.issuers]]``."""
+
+    source: SourceSettings
+    subjects: Mapping[str, frozenset[str]] | None
+    vouches: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerSettings:
+    """``[consumer]``; the arguments of ``Verifier``, the rules of ``Allow``, and the scope."""
+
+    table: Table
+    scope: str | None
+    audience: tuple[str, ...]
+    max_lifetime: int
+    leeway: int
+    at: Literal["consume", "append"]
+    max_queue_age: int | None
+    append_evidence: Literal["interceptor"] | None
+    unsigned_headers: Literal["hide", "reject"]
+    require_headers: tuple[str, ...]
+    user_id: Literal["subject"] | Mapping[str, str] | None
+    issuers: tuple[IssuerSettings, ...]
+    allow: tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplaySettings:
+    """``[replay]``; ``redis`` is ``None`` for the store in memory."""
+
+    table: Table
+    redis: str | None
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditSettings:
+    """``[audit]``."""
+
+    table: Table
+    file: Path
+    record: Literal["rejections", "all"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthoritySettings:
+    """One of ``[[release.authorities]]``."""
+
+    source: SourceSettings
+    waive: tuple[Reason, ...]
+
+
+def producer(table: Table) -> ProducerSettings:
+    """Parse ``[producer]``."""
+    if "passphrase_env" in table.members and "passphrase_file" in table.members:
+        raise table.refuse("passphrase_file", "contradicts passphrase_env: one passphrase has one place")
+    return ProducerSettings(
+        table=table,
+        issuer=table.name_of("issuer"),
+        subject=table.name_of("subject"),
+        audience=_audience(table, "audience", table.name_of("audience")),
+        audiences=_audiences(table.table("audiences")),
+        keys=table.path("keys"),
+        lifetime=table.integer("lifetime", 60, least=1, most=MAX_LIFETIME),
+        passphrase_env=table.optional_name("passphrase_env"),
+        passphrase_file=table.optional_path("passphrase_file"),
+    )
+
+
+def consumer(table: Table) -> ConsumerSettings:
+    """Parse ``[consumer]`` with its issuers and rules."""
+    issuers = _issuers(table)
+    _check_times(table)
+    return ConsumerSettings(
+        table=table,
+        scope=table.optional_name("scope"),
+        audience=tuple(_audience(table, "audience", name) for name in table.name_or_names("audience")),
+        max_lifetime=table.integer("max_lifetime", 3600, least=1),
+        leeway=table.integer("leeway", 5, least=0, most=MAX_LEEWAY),
+        at=cast(Literal["consume", "append"], table.choice("at", ("consume", "append"), "consume")),
+        max_queue_age=table.optional_integer("max_queue_age", least=1),
+        append_evidence=cast(
+            Literal["interceptor"] | None, table.choice("append_evidence", ("interceptor",), None)
+        ),
+        unsigned_headers=cast(
+            Literal["hide", "reject"], table.choice("unsigned_headers", ("hide", "reject"), "hide")
+        ),
+        require_headers=table.names("require_headers", least=0),
+        user_id=_user_id(table),
+        issuers=issuers,
+        allow=tuple(_rule(rule, [issuer.source.issuer for issuer in issuers]) for rule in _rules(table)),
+    )
+
+
+def replay(table: Table) -> ReplaySettings:
+    """Parse ``[replay]``."""
+    store = table.members.get("store", "memory")
+    if store != "memory" and not (isinstance(store, str) and is_url(store, ("redis", "rediss"))):
+        raise table.refuse("store", 'must be "memory", redis://... or rediss://...')  # it may hold a password
+    return ReplaySettings(table=table, redis=store, capacity=table.integer("capacity", DEFAULT_CAPACITY, least=1))
+
+
+def audit(table: Table) -> AuditSettings:
+    """Parse ``[audit]``."""
+    record = table.choice("record", ("rejections", "all"), "rejections")
+    return AuditSettings(table=table, file=table.path("file"), record=cast(Literal["rejections", "all"], record))
+
+
+def authorities(release: Table) -> tuple[AuthoritySettings, ...]:
+    """Parse ``[[release.authorities]]``."""
+    found = release.tables("authorities", (*_SOURCE_KEYS, "waive"))
+    return tuple(AuthoritySettings(source=_source(table), waive=_waive(table)) for table in found)
+
+
+TABLES: Final = {
+    "producer": _PRODUCER,
+    "consumer": _CONSUMER,
+    "replay": ("store", "capacity"),
+    "audit": ("file", "record"),
+    "dead_letters": ("name",),
+    "release": ("authorities",),
+}
+"""Every table a file may have, and the keys it may hold."""
+
+
+def _audience(table: Table, key: str, name: str) -> str:
+    """Return an audience, which is never a wildcard."""
+    if "*" in name:
+        raise table.refuse(key, "must be a name, never a wildcard")
+    return name
+
+
+def _audiences(table: Table | None) -> dict[str, str]:
+    """Return the audiences by destination, each destination canonical."""
+    if table is None:
+        return {}
+    for place in table.members:
+        try:
+            destination.parse(place)
+        except MalformedMessage as error:
+            raise table.refuse(place, str(error)) from error
+    return {place: _audience(table, place, table.name_of(place)) for place in table.members}
+
+
+def _issuers(table: Table) -> tuple[IssuerSettings, ...]:
+    """Return the issuers, at least one, none twice."""
+    found = table.tables("issuers", (*_SOURCE_KEYS, "subjects", "vouches"))
+    if not found:
+        raise table.refuse("issuers", "required: at least one [[consumer.issuers]]")
+    issuers = tuple(_issuer(issuer) for issuer in found)
+    for number, issuer in enumerate(issuers):
+        if issuer.source.issuer in [earlier.source.issuer for earlier in issuers[:number]]:
+            raise issuer.source.table.refuse("issuer", "is configured twice")
+    return issuers
+
+
+def _issuer(table: Table) -> IssuerSettings:
+    """Return one issuer; it vouches for all its subjects or pins them."""
+    subjects, vouches = _subjects(table.table("subjects")), table.flag("vouches")
+    if vouches and subjects is not None:
+        raise table.refuse("vouches", "contradicts subjects: an issuer vouches for all or pins them")
+    return IssuerSettings(source=_source(table), subjects=subjects, vouches=vouches)
+
+
+def _subjects(table: Table | None) -> dict[str, frozenset[str]] | None:
+    """Return the pinned subjects by kid or ``"*"``."""
+    if table is None:
+        return None
+    if not table.members:
+        raise table.refuse("", 'names no kid; "*" stands for all')
+    for kid in table.members:
+        if not is_name(kid, 1, MAX_KID):
+            raise table.refuse(kid, f'must be a kid of at most {MAX_KID} characters, or "*"')
+    return {kid: frozenset(table.names(kid)) for kid in table.members}
+
+
+def _source(table: Table) -> SourceSettings:
+    """Return where keys come from: exactly one source, and only what belongs to it."""
+    named = [key for key in _SOURCES if key in table.members]
+    if len(named) != 1:
+        said = " and ".join(named)
+        raise table.refuse(said, "contradict each other" if named else "needs one of file, jwks and discovery")
+    if "max_stale" in table.members and named == ["file"]:
+        raise table.refuse("max_stale", "belongs to jwks and discovery, not to file")
+    if "discovery" in table.members and not table.flag("discovery"):
+        raise table.refuse("discovery", "must be true or left out")
+    return SourceSettings(
+        table=table,
+        issuer=table.name_of("issuer"),
+        file=table.optional_path("file"),
+        jwks=table.optional_url("jwks", ("https", "http")),
+        discovery=table.flag("discovery"),
+        max_stale=table.optional_integer("max_stale", least=1),
+        publish_delay=table.optional_integer("publish_delay", least=0),
+    )
+
+
+def _check_times(table: Table) -> None:
+    """Refuse settings of one clock beside the other."""
+    appended = table.members.get("at") == "append"
+    if appended and "max_queue_age" not in table.members:
+        raise table.refuse("max_queue_age", 'required with at = "append"')
+    for key in ("max_queue_age", "append_evidence"):
+        if not appended and key in table.members:
+            raise table.refuse(key, 'only with at = "append"')
+
+
+def _user_id(table: Table) -> Literal["subject"] | dict[str, str] | None:
+    """Return how the AMQP user is held against the subject."""
+    found: Any = table.members.get("user_id")
+    if found is None or found == "subject":
+        return cast(Literal["subject"] | None, found)
+    if not isinstance(found, dict):
+        raise table.refuse("user_id", 'must be "subject" or a table of user to subject')
+    users = cast(Table, table.table("user_id"))
+    return {user: users.name_of(user) for user in users.members}
+
+
+def _rules(table: Table) -> list[Table]:
+    """Return the tables of the rules."""
+    return table.tables("allow", ("subject", "issuer", "destinations"))
+
+
+def _rule(table: Table, issuers: list[str]) -> Rule:
+    """Return one rule, of an issuer that is configured."""
+    issuer = table.optional_name("issuer")
+    if issuer is None and len(issuers) > 1:
+        raise table.refuse("issuer", "required where several issuers are configured")
+    if issuer is not None and issuer not in issuers:
+        raise table.refuse("issuer", "is not among [[consumer.issuers]]")
+    subject, destinations = table.name_of("subject"), table.names("destinations")
+    try:
+        return Rule(subject=subject, destinations=destinations, issuer=issuer)
+    except ConfigurationError as error:
+        raise table.refuse("destinations", str(error)) from error
+
+
+def _waive(table: Table) -> tuple[Reason, ...]:
+    """Return the reasons an authority may waive."""
+    waived = table.names("waive", least=0)
+    for name in waived:
+        if name not in WAIVABLE:
+            raise table.refuse("waive", f"may hold {', '.join(WAIVABLE)}")
+    return tuple(Reason(name) for name in waived)
