@@ -40,7 +40,7 @@ def from_native(incoming: AbstractIncomingMessage, *, queue: str, scope: str | N
     except Exception as error:  # the law of the edge: whatever it is, it becomes one rejection
         return Message(
             destination="rabbitmq:/",
-            body=_bytes_or_empty(getattr(incoming, "body", b"")),
+            body=_last_body(incoming),
             origin=Origin(scope=scope or queue, queue=queue),
             native=incoming,
             malformed=f"the delivery could not be read: {type(error).__name__}",
@@ -74,6 +74,14 @@ def _translated(incoming: AbstractIncomingMessage, queue: str, scope: str) -> Me
         native=incoming,
         malformed=faults[0] if faults else None,
     )
+
+
+def _last_body(incoming: object) -> bytes:
+    """Return what can be had of the body of a delivery that cannot be read."""
+    try:
+        return _bytes_or_empty(getattr(incoming, "body", b""))
+    except Exception:
+        return b""
 
 
 def _broker_name(name: object) -> str:

@@ -122,7 +122,7 @@ def _scalar_on_wire(value: object) -> HeaderValue:
         return int(value)
     if isinstance(value, bytearray):
         return bytes(value)
-    if isinstance(value, bytes | tuple):
+    if isinstance(value, bytes | tuple) and not isinstance(value, time.struct_time):
         raise MalformedMessage("aio-pika sends no bytes and no tuple: use bytearray and list")
     return _rounded(value)
 

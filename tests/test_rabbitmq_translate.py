@@ -1,0 +1,277 @@
+"""RabbitMQ translation: total on the way in, exact about the wire on the way out."""
+
+from __future__ import annotations
+
+import struct
+import time
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any
+
+import aio_pika
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp import decode, encode
+
+from mqauth.brokers.rabbitmq_translate import carries, from_native, to_native
+from mqauth.brokers.rabbitmq_wire import MAX_HEADER_FRAME, check_frame, frame_size, on_wire, to_message
+from mqauth.deadletter import DeadLetter
+from mqauth.errors import MalformedMessage, Reason, Rejection
+from mqauth.jsonform import PROPERTIES, from_form, to_form
+from mqauth.message import Message
+
+
+class Hostile:
+    """Something whose every use raises."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("hostile")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("hostile")
+
+
+class Grudging:
+    """Something that cannot be shown."""
+
+    def __repr__(self) -> str:
+        raise RecursionError
+
+
+def incoming(**parts: Any) -> Any:
+    """Return a delivery as aio-pika gives it, with parts replaced."""
+    usual = {
+        "body": b"body", "headers": {}, "content_type": None, "content_encoding": None, "type": None,
+        "message_id": None, "correlation_id": None, "reply_to": None, "app_id": None, "user_id": None,
+        "priority": 0, "delivery_mode": 1, "timestamp": None, "expiration": None, "cluster_id": None,
+        "exchange": "shop", "routing_key": "orders.created", "redelivered": False,
+    }  # fmt: skip
+    return SimpleNamespace(**(usual | parts))
+
+
+ANYTHING = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.datetimes(),
+        st.binary().map(bytearray), st.decimals(), st.builds(object), st.builds(Hostile), st.builds(Grudging),
+        st.just(time.gmtime(0)), st.complex_numbers(),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner), st.tuples(inner), st.dictionaries(st.one_of(st.text(), st.integers()), inner)
+    ),
+)  # fmt: skip
+ATTRIBUTES = sorted(vars(incoming()))
+
+
+@given(parts=st.dictionaries(st.sampled_from(ATTRIBUTES), ANYTHING), headers=st.dictionaries(st.text(), ANYTHING))
+def test_total(parts: dict[str, Any], headers: dict[str, Any]) -> None:
+    """Whatever a delivery holds, translating it and making its dead letter never raise."""
+    message = from_native(incoming(**({"headers": headers} | parts)), queue="q")
+    letter = DeadLetter(
+        message=message, rejection=Rejection(Reason.MESSAGE_MALFORMED), scope="q", time=0.0, audit="a"
+    )
+    for form in (letter.whole(carries), letter.in_body(), letter.reference()):
+        assert frame_size(to_native(form, message_id="m")) > 0
+
+
+@pytest.mark.parametrize("make", [lambda: None, object, Hostile, lambda: SimpleNamespace(body=b"kept")])
+def test_no_delivery_at_all(make: Any) -> None:
+    """What is no delivery becomes a malformed message."""
+    message = from_native(make(), queue="q", scope="s")
+    assert message.malformed is not None
+    assert (message.origin.queue, message.origin.scope) == ("q", "s")
+
+
+def test_origin_and_destination() -> None:
+    """Destination and origin are the broker's words, the scope the queue unless told."""
+    message = from_native(incoming(redelivered=True, exchange="", routing_key="a b"), queue="q")
+    assert message.destination == "rabbitmq:/a%20b"
+    origin = message.origin
+    assert (origin.queue, origin.scope, origin.exchange, origin.routing_key) == ("q", "q", "", "a b")
+    assert origin.redelivered is True
+
+
+@pytest.mark.parametrize(("value", "found"), [(1_700_000_000_123, 1_700_000_000_123), (0, 0)])
+def test_append_time(value: int, found: int) -> None:
+    """An integer timestamp_in_ms is offered as append time; only the verifier decides whether to believe it."""
+    origin = from_native(incoming(headers={"timestamp_in_ms": value}), queue="q").origin
+    assert (origin.timestamp_ms, origin.timestamp_type) == (found, "append")
+
+
+@pytest.mark.parametrize("value", [True, "1", 1.0, None, -1, datetime(2024, 1, 1, tzinfo=UTC)])
+def test_no_append_time(value: Any) -> None:
+    """A timestamp_in_ms that is no integer is no evidence of anything."""
+    origin = from_native(incoming(headers={"timestamp_in_ms": value}), queue="q").origin
+    assert (origin.timestamp_ms, origin.timestamp_type) == (None, None)
+
+
+def test_properties_have_the_json_names() -> None:
+    """Every property comes by its hyphenated name and as text, and the JSON form takes them all."""
+    message = from_native(
+        incoming(
+            content_type="a", content_encoding="b", type="c", message_id="d", correlation_id="e", reply_to="f",
+            app_id="g", user_id="h", cluster_id="i", priority=3, delivery_mode=2, expiration=1.5,
+            timestamp=datetime(1970, 1, 1, 0, 0, 7, tzinfo=UTC),
+        ),
+        queue="q",
+    )  # fmt: skip
+    assert set(message.properties) == set(PROPERTIES)
+    numbers = {name: message.properties[name] for name in ("priority", "delivery-mode", "expiration", "timestamp")}
+    assert numbers == {"priority": "3", "delivery-mode": "2", "expiration": "1500", "timestamp": "7"}
+    assert from_form(to_form(message)) == message
+
+
+def test_values_in_our_types() -> None:
+    """bytearray becomes bytes, a list a tuple, and tables keep their nesting."""
+    headers = {"raw": bytearray(b"\xff"), "list": [bytearray(b"a"), {"b": [1]}]}
+    assert from_native(incoming(headers=headers), queue="q").headers == (
+        ("raw", b"\xff"),
+        ("list", (b"a", {"b": (1,)})),
+    )
+
+
+def test_depth_is_bounded() -> None:
+    """A header nested beyond 32 is malformed, not an exception, and one of 32 is fine."""
+    value: Any = 1
+    for _ in range(32):
+        value = [value]
+    assert from_native(incoming(headers={"deep": value}), queue="q").malformed is None
+    assert "deeper" in str(from_native(incoming(headers={"deep": [value]}), queue="q").malformed)
+
+
+def test_absent_is_what_pamqp_drops() -> None:
+    """An empty text property is bound as absent, since it is not sent."""
+    native = aio_pika.Message(b"", content_type="", message_id="m", app_id="a")
+    assert to_message(native, exchange="", routing_key="q").properties == {"message-id": "m", "app-id": "a"}
+
+
+SENDABLE = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(-3e38, 3e38),
+        st.text(st.characters(exclude_categories=["Cs"])), st.binary().map(bytearray),
+        st.datetimes(datetime(1970, 1, 2), datetime(2105, 1, 1), timezones=st.sampled_from(
+            [UTC, timezone(timedelta(hours=-7, minutes=30))])),
+        st.builds(lambda number, places: Decimal(number).scaleb(-places),
+                  st.integers(-(2**31), 2**31 - 1), st.integers(0, 255)),
+    ),
+    lambda inner: st.one_of(st.lists(inner), st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=30), inner)),
+)  # fmt: skip
+
+
+@given(value=SENDABLE)
+def test_bound_is_what_is_read(value: Any) -> None:
+    """What is bound for a header is what a consumer reads after pamqp's encoding, and can be sent again."""
+    (_, read) = decode.field_table(encode.field_table({"x": value}))
+    bound = to_message(aio_pika.Message(b"", headers={"x": value}), exchange="", routing_key="q").headers
+    assert bound == from_native(incoming(headers=read), queue="q").headers
+    assert carries("x", bound[0][1])
+
+
+@pytest.mark.parametrize(
+    ("headers", "what"),
+    [
+        ({"k" * 129: 1}, "name"), ({"ü" * 65: 1}, "name"), ({1: 1}, "name"), ({"\ud800": 1}, "name"),
+        ({"x": {"k" * 129: 1}}, "name"), ({"x": b"raw"}, "bytearray"), ({"x": (1,)}, "bytearray"),
+        ({"x": [b"raw"]}, "bytearray"), ({"x": 2**63}, "64 bits"), ({"x": -(2**63) - 1}, "64 bits"),
+        ({"x": float("nan")}, "finite"), ({"x": float("inf")}, "finite"), ({"x": 1e300}, "range"),
+        ({"x": "\ud800"}, "UTF-8"), ({"x": Decimal("1e20")}, "range"), ({"x": Decimal("NaN")}, "range"),
+        ({"x": Decimal("12345678901.5")}, "range"), ({"x": datetime(1969, 1, 1)}, "1970"),
+        ({"x": datetime(2107, 1, 1, tzinfo=UTC)}, "2106"), ({"x": object()}, "type"),
+        ({"x": time.struct_time((2024, 13, 45, 0, 0, 0, 0, 0, 0))}, "range"), ([("x", 1)], "dict"),
+    ],
+)  # fmt: skip
+def test_unsendable_headers(headers: Any, what: str) -> None:
+    """A header that cannot be sent, or would arrive as something else, is refused by what is wrong."""
+    with pytest.raises(MalformedMessage, match=what):
+        to_message(aio_pika.Message(b"", headers=headers), exchange="", routing_key="q")
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "what"),
+    [
+        ("content_type", "x" * 256, "255"), ("app_id", "ü" * 128, "255"), ("type", "\ud800", "255"),
+        ("content_encoding", 5, "no text"), ("body", "text", "bytes"), ("body", None, "bytes"),
+    ],
+)  # fmt: skip
+def test_unsendable_parts(attribute: str, value: Any, what: str) -> None:
+    """A property over 255 bytes or of another type, and a body that is no bytes, are refused."""
+    native = aio_pika.Message(b"")
+    setattr(native, attribute, value)
+    with pytest.raises(MalformedMessage, match=what):
+        to_message(native, exchange="", routing_key="q")
+
+
+@pytest.mark.parametrize("routing_key", ["x" * 256, "\ud800", None, 7])
+def test_unsendable_routing_key(routing_key: Any) -> None:
+    """A routing key over 255 bytes, or no text, is refused."""
+    with pytest.raises(MalformedMessage, match="routing key"):
+        to_message(aio_pika.Message(b""), exchange="", routing_key=routing_key)
+
+
+def test_too_deep_to_sign() -> None:
+    """A header nested beyond 32 is refused at signing, as verifiers would refuse it."""
+    value: Any = 1
+    for _ in range(33):
+        value = [value]
+    with pytest.raises(MalformedMessage, match="32"):
+        on_wire(value)
+
+
+def test_struct_time() -> None:
+    """A struct_time is UTC, as pamqp takes it."""
+    assert on_wire(time.gmtime(86_400)) == datetime(1970, 1, 2, tzinfo=UTC)
+
+
+def test_header_frame_limit() -> None:
+    """A header frame of 131,064 bytes is sent, one of a byte more refused."""
+    empty = frame_size(aio_pika.Message(b"", headers={"x": ""}))
+    check_frame(aio_pika.Message(b"", headers={"x": "a" * (MAX_HEADER_FRAME - empty)}))
+    with pytest.raises(MalformedMessage, match="131064"):
+        check_frame(aio_pika.Message(b"", headers={"x": "a" * (MAX_HEADER_FRAME - empty + 1)}))
+
+
+def test_unencodable_frame() -> None:
+    """A property pamqp cannot encode is refused, not raised as pamqp's own error."""
+    native = aio_pika.Message(b"", priority=1)
+    native.priority = 999
+    with pytest.raises(MalformedMessage, match="error"):
+        check_frame(native)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x", 1.1), ("x", 2**63), ("x", float("nan")), ("k" * 129, 1), ("x", datetime(2024, 1, 1)),
+        ("x", datetime(2024, 1, 1, 0, 0, 0, 5, tzinfo=UTC)), ("x", Decimal("1E+2")), ("x", {"k" * 129: 1}),
+        ("x", (1, 1.1)), ("x", "\ud800"), ("x", Decimal("-0")),
+    ],
+)  # fmt: skip
+def test_not_carried(name: str, value: Any) -> None:
+    """A value that would arrive as another one is not carried as a header of a dead letter."""
+    assert carries(name, value) is False
+
+
+def test_doubles_of_others_are_kept_as_metadata() -> None:
+    """A 64-bit float of another client, which aio-pika cannot send, is kept exactly in the letter's metadata."""
+    (_, read) = decode.field_table(struct.pack(">IB1sc", 11, 1, b"x", b"d") + struct.pack(">d", 1e300))
+    message = from_native(incoming(headers=read), queue="q")
+    letter = DeadLetter(message=message, rejection=Rejection(Reason.TOKEN_MISSING), scope="q", time=0, audit="a")
+    (metadata,) = letter.whole(carries).occurrences("mqauth-dead-metadata")
+    assert '["x",{"float":1e+300}]' in str(metadata)
+
+
+def test_letter_out() -> None:
+    """A dead letter is persistent, under a message id of its own, its other properties kept."""
+    message = Message(
+        destination="rabbitmq:/q",
+        body=b"b",
+        properties={"content-type": "t", "priority": "3", "timestamp": "7", "message-id": "old"},
+        headers=(("raw", b"\xff"), ("list", (1, {"a": b"b"}))),
+    )
+    native = to_native(message, message_id="new")
+    assert (native.message_id, native.content_type, native.priority) == ("new", "t", 3)
+    assert native.delivery_mode is aio_pika.DeliveryMode.PERSISTENT
+    assert native.timestamp == datetime(1970, 1, 1, 0, 0, 7, tzinfo=UTC)
+    assert native.headers == {"raw": bytearray(b"\xff"), "list": [1, {"a": bytearray(b"b")}]}
