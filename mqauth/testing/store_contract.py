@@ -1,0 +1,435 @@
+"""The store contract: what every replay store must do, row by row of the claim table, and against a model.
+
+Inherit ``StoreContract`` (with batches: ``BatchStoreContract``) in a test class and give two fixtures: ``clock``,
+a ``FakeClock``, and ``store``, a fresh store that counts leases by it. An asynchronous store is driven through
+``Blocking``. ``machine`` gives a Hypothesis state machine that compares a store with the pure table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, Protocol
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from mqauth.idtable import Entry
+from mqauth.replay import ClaimRequest, ClaimStatus, judge
+from mqauth.testing.clock import START, FakeClock
+
+LEASE: Final = 30.0
+HERE: Final = "cluster/orders/0/7"
+THERE: Final = "cluster/orders/0/8"
+FRESH, REREAD, HELD = ClaimStatus.FRESH, ClaimStatus.REREAD, ClaimStatus.HELD
+DUPLICATE, REPLAYED, LOST = ClaimStatus.DUPLICATE, ClaimStatus.REPLAYED, ClaimStatus.LOST
+
+
+class PlainStore(Protocol):
+    """A store driven in plain calls."""
+
+    def claim(self, request: ClaimRequest, /) -> ClaimStatus:
+        """Claim."""
+        ...
+
+    def confirm(self, request: ClaimRequest, /) -> None:
+        """Confirm."""
+        ...
+
+    def release(self, request: ClaimRequest, /) -> None:
+        """Release."""
+        ...
+
+
+class PlainBatchStore(PlainStore, Protocol):
+    """A store of batches driven in plain calls."""
+
+    def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
+        """Claim each."""
+        ...
+
+    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
+        """Confirm each."""
+        ...
+
+
+class Blocking:
+    """An asynchronous store driven in plain calls.
+
+    Args:
+        store: the store, made for the runner's loop.
+        runner: runs its coroutines.
+    """
+
+    def __init__(self, store: Any, runner: asyncio.Runner) -> None:
+        self._store = store
+        self._runner = runner
+
+    def claim(self, request: ClaimRequest, /) -> ClaimStatus:
+        """Claim."""
+        status: ClaimStatus = self._runner.run(self._store.claim(request))
+        return status
+
+    def confirm(self, request: ClaimRequest, /) -> None:
+        """Confirm."""
+        self._runner.run(self._store.confirm(request))
+
+    def release(self, request: ClaimRequest, /) -> None:
+        """Release."""
+        self._runner.run(self._store.release(request))
+
+    def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
+        """Claim each."""
+        statuses: list[ClaimStatus] = self._runner.run(self._store.claim_many(requests))
+        return statuses
+
+    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
+        """Confirm each."""
+        self._runner.run(self._store.confirm_many(requests))
+
+
+def wish(owner: str = "first", **changes: Any) -> ClaimRequest:
+    """Return a claim on one message in scope ``billing``, without a place unless told."""
+    request = ClaimRequest(
+        scope="billing",
+        id=bytes(range(16)),
+        owner=owner,
+        place=None,
+        redelivered=False,
+        lease=LEASE,
+        expires=START + 3600,
+    )
+    return replace(request, **changes)
+
+
+State = Literal["unseen", "held", "lapsed", "done"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the table: what was before, where the second delivery stands, and what it must find."""
+
+    state: State
+    first: str | None
+    second: str | None
+    redelivered: bool
+    expected: ClaimStatus
+
+    def __str__(self) -> str:
+        broker = (
+            "rabbitmq" if self.second is None else "kafka-same" if self.second == self.first else "kafka-other"
+        )
+        return f"{self.state}-{broker}-{'redelivered' if self.redelivered else 'new'}"
+
+
+_KAFKA: Final[list[tuple[State, str, ClaimStatus]]] = [
+    ("unseen", HERE, FRESH),
+    ("held", HERE, FRESH),
+    ("lapsed", HERE, FRESH),
+    ("held", THERE, REPLAYED),
+    ("lapsed", THERE, REPLAYED),
+    ("done", HERE, REREAD),
+    ("done", THERE, REPLAYED),
+]
+_RABBITMQ: Final[list[tuple[State, bool, ClaimStatus]]] = [
+    ("unseen", False, FRESH),
+    ("unseen", True, FRESH),
+    ("held", False, REPLAYED),
+    ("held", True, HELD),
+    ("lapsed", False, REPLAYED),
+    ("lapsed", True, FRESH),
+    ("done", False, REPLAYED),
+    ("done", True, DUPLICATE),
+]
+# On Kafka neither the lease nor the hint counts: the place tells a redelivery exactly.
+ROWS: Final = [
+    *(Row(state, HERE, place, hint, status) for state, place, status in _KAFKA for hint in (False, True)),
+    *(Row(state, None, None, hint, status) for state, hint, status in _RABBITMQ),
+]
+
+
+class StoreContract:
+    """What every replay store must do; the docstring of each test is the promise."""
+
+    @pytest.mark.parametrize("row", ROWS, ids=str)
+    def test_row(self, store: PlainStore, clock: FakeClock, row: Row) -> None:
+        """A second delivery finds what the table says."""
+        first = wish(place=row.first)
+        if row.state != "unseen":
+            assert store.claim(first) is FRESH
+        if row.state == "lapsed":
+            clock.advance(LEASE)
+        if row.state == "done":
+            store.confirm(first)
+        assert store.claim(wish("second", place=row.second, redelivered=row.redelivered)) is row.expected
+
+    @pytest.mark.parametrize("place", [HERE, None], ids=["kafka", "rabbitmq"])
+    def test_claim_repeated(self, store: PlainStore, place: str | None) -> None:
+        """The same owner may claim again: an answer that was lost condemns nobody."""
+        assert [store.claim(wish(place=place)) for _ in range(3)] == [FRESH] * 3
+
+    def test_claim_repeated_lengthens(self, store: PlainStore, clock: FakeClock) -> None:
+        """A claim made again counts its lease anew."""
+        store.claim(wish())
+        clock.advance(LEASE - 1)
+        store.claim(wish())
+        clock.advance(LEASE - 1)
+        assert store.claim(wish("second", redelivered=True)) is HELD
+
+    def test_lease(self, store: PlainStore, clock: FakeClock) -> None:
+        """A lease holds to its last moment and no longer."""
+        store.claim(wish())
+        clock.advance(LEASE - 1)
+        assert store.claim(wish("second", redelivered=True)) is HELD
+        clock.advance(1)
+        assert store.claim(wish("second", redelivered=True)) is FRESH
+
+    def test_lapsed_is_taken_once(self, store: PlainStore, clock: FakeClock) -> None:
+        """Of two that wait for a lease to end, one gets it."""
+        store.claim(wish())
+        clock.advance(LEASE)
+        taken = [store.claim(wish(owner, redelivered=True)) for owner in ("second", "third")]
+        assert taken == [FRESH, HELD]
+
+    def test_renewal(self, store: PlainStore, clock: FakeClock) -> None:
+        """A renewed lease holds for its full length from the renewal."""
+        store.claim(wish())
+        clock.advance(LEASE - 1)
+        assert store.claim(wish(renew=True)) is FRESH
+        clock.advance(LEASE - 1)
+        assert store.claim(wish("second", redelivered=True)) is HELD
+
+    def test_renewal_after_the_end(self, store: PlainStore, clock: FakeClock) -> None:
+        """A lease that is over may be renewed while nobody else took it."""
+        store.claim(wish())
+        clock.advance(LEASE + 1)
+        assert store.claim(wish(renew=True)) is FRESH
+        assert store.claim(wish("second", redelivered=True)) is HELD
+
+    @pytest.mark.parametrize("place", [HERE, None], ids=["kafka", "rabbitmq"])
+    def test_renewal_by_former_owner(self, store: PlainStore, clock: FakeClock, place: str | None) -> None:
+        """A former owner's renewal finds its claim lost and takes nothing back."""
+        store.claim(wish(place=place))
+        clock.advance(LEASE)
+        store.claim(wish("second", place=place, redelivered=True))
+        assert store.claim(wish(place=place, renew=True)) is LOST
+        assert store.claim(wish("second", place=place, renew=True)) is FRESH
+
+    def test_renewal_of_nothing(self, store: PlainStore) -> None:
+        """A renewal claims nothing: not what is unseen, released or done."""
+        assert store.claim(wish(renew=True)) is LOST
+        assert store.claim(wish("second")) is FRESH
+        store.release(wish("second"))
+        assert store.claim(wish("second", renew=True)) is LOST
+        store.claim(wish("third"))
+        store.confirm(wish("third"))
+        assert store.claim(wish("third", renew=True)) is LOST
+
+    @pytest.mark.parametrize("place", [HERE, None], ids=["kafka", "rabbitmq"])
+    def test_end_by_former_owner(self, store: PlainStore, clock: FakeClock, place: str | None) -> None:
+        """A former owner's confirm and release do nothing."""
+        store.claim(wish(place=place))
+        clock.advance(LEASE)
+        store.claim(wish("second", place=place, redelivered=True))
+        store.confirm(wish(place=place))
+        store.release(wish(place=place))
+        assert store.claim(wish("second", place=place, renew=True)) is FRESH
+
+    def test_end_by_stranger(self, store: PlainStore) -> None:
+        """Confirm and release of what was never claimed do nothing."""
+        store.confirm(wish())
+        store.release(wish())
+        assert store.claim(wish()) is FRESH
+
+    @pytest.mark.parametrize("place", [HERE, None], ids=["kafka", "rabbitmq"])
+    def test_release(self, store: PlainStore, place: str | None) -> None:
+        """What was released is unseen, for any delivery."""
+        store.claim(wish(place=place))
+        store.release(wish(place=place))
+        assert store.claim(wish("second", place=place and THERE)) is FRESH
+
+    def test_done_for_ever(self, store: PlainStore, clock: FakeClock) -> None:
+        """What is done stays done: release and confirm repeated, lease over, nothing makes it unseen."""
+        store.claim(wish())
+        for _ in range(2):
+            store.confirm(wish())
+            store.release(wish())
+        clock.advance(3500)
+        assert store.claim(wish("second")) is REPLAYED
+        assert store.claim(wish()) is REPLAYED
+
+    def test_place_survives_takeover(self, store: PlainStore) -> None:
+        """A claim taken over after a crash keeps its place through confirm."""
+        store.claim(wish(place=HERE))
+        store.claim(wish("second", place=HERE))
+        store.confirm(wish("second", place=HERE))
+        assert store.claim(wish("third", place=HERE)) is REREAD
+        assert store.claim(wish("third", place=THERE)) is REPLAYED
+
+    @pytest.mark.parametrize(
+        "place", ["", "7", "/7", "a/", "a/07", "a/7 ", "a/\u0667", "a/\ud800", "a" * 300 + "/7"]
+    )
+    def test_odd_places(self, store: PlainStore, place: str) -> None:
+        """Any text is a place of its own, and no other's."""
+        store.claim(wish(place=place))
+        store.confirm(wish(place=place))
+        assert store.claim(wish("second", place=place)) is REREAD
+        assert store.claim(wish("second", place="a/7")) is REPLAYED
+        assert store.claim(wish("second")) is REPLAYED
+
+    def test_odd_names(self, store: PlainStore) -> None:
+        """Scopes and owners may hold any text."""
+        odd = ["", " ", "}", "{}", "9 x", "ключ", "\ud800", "\x00", "a" * 300]
+        for scope in odd:
+            for number, owner in enumerate(odd):
+                request = wish(owner, scope=scope, id=bytes([number]) * 16, place=HERE)
+                assert store.claim(request) is FRESH
+                assert store.claim(replace(request, renew=True)) is FRESH
+                store.confirm(request)
+                assert store.claim(replace(request, owner="other")) is REREAD
+
+    def test_scopes_apart(self, store: PlainStore) -> None:
+        """Each scope may handle a message once."""
+        scopes = ["billing", "shipping", "billing:1", "bill"]
+        assert [store.claim(wish(scope=scope)) for scope in scopes] == [FRESH] * 4
+        assert [store.claim(wish("second", scope=scope)) for scope in scopes] == [REPLAYED] * 4
+
+    def test_ids_apart(self, store: PlainStore) -> None:
+        """Ids that differ in one bit, the first or the last, are different messages."""
+        ids = [bytes(16), b"\x80" + bytes(15), bytes(15) + b"\x01", b"\n" * 16, b"\xff" * 16]
+        assert [store.claim(wish(id=identity)) for identity in ids] == [FRESH] * 5
+        assert [store.claim(wish("second", id=identity)) for identity in ids] == [REPLAYED] * 5
+
+    def test_redelivery_storm(self, store: PlainStore, clock: FakeClock) -> None:
+        """A message redelivered five times is handled and never condemned; its copies are never handled."""
+        for number in range(20):
+            identity = number.to_bytes(16, "big")
+            first = wish(f"{number}", id=identity)
+            assert store.claim(first) is FRESH
+            again = [store.claim(replace(first, owner=f"r{n}", redelivered=True)) for n in range(5)]
+            assert again == [HELD] * 5
+            store.confirm(first)
+            again = [store.claim(replace(first, owner=f"r{n}", redelivered=True)) for n in range(5)]
+            assert again == [DUPLICATE] * 5
+            assert [store.claim(replace(first, owner=f"c{n}")) for n in range(5)] == [REPLAYED] * 5
+
+
+class BatchStoreContract(StoreContract):
+    """What every replay store with batches must do."""
+
+    def test_batch(self, store: PlainBatchStore) -> None:
+        """A batch is judged in its order, a copy in the same batch too."""
+        batch = [wish(f"{n}", id=bytes([n % 3]) * 16, place=f"c/orders/0/{n}") for n in range(5)]
+        assert store.claim_many(batch) == [FRESH, FRESH, FRESH, REPLAYED, REPLAYED]
+        store.confirm_many(batch[:2])
+        assert store.claim_many([replace(one, owner="again") for one in batch]) == [
+            REREAD, REREAD, FRESH, REPLAYED, REPLAYED,
+        ]  # fmt: skip
+
+    def test_batch_repeated(self, store: PlainBatchStore) -> None:
+        """A batch whose answer was lost may be claimed again."""
+        batch = [wish(f"{n}", id=bytes([n]) * 16) for n in range(5)]
+        store.claim_many(batch[:3])
+        assert store.claim_many(batch) == [FRESH] * 5
+
+    def test_batch_empty(self, store: PlainBatchStore) -> None:
+        """An empty batch is no work."""
+        store.confirm_many([])
+        assert store.claim_many([]) == []
+
+    def test_batch_large(self, store: PlainBatchStore) -> None:
+        """A batch may be larger than any poll: 2,500 claims, in order."""
+        batch = [wish(id=n.to_bytes(16, "big"), place=f"c/orders/0/{n}") for n in range(2500)]
+        assert store.claim_many(batch) == [FRESH] * 2500
+        store.confirm_many(batch)
+        assert store.claim_many([replace(one, owner="again") for one in batch]) == [REREAD] * 2500
+
+
+_REQUESTS: Final = st.builds(
+    wish,
+    owner=st.sampled_from(["a", "b", "c"]),
+    scope=st.sampled_from(["billing", "shipping"]),
+    id=st.sampled_from([bytes(16), b"\x01" * 16]),
+    place=st.sampled_from([None, None, HERE, THERE, "odd"]),
+    redelivered=st.booleans(),
+    lease=st.sampled_from([5.0, 10.0]),
+    renew=st.sampled_from([False, False, True]),
+)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Claims, renewals, ends and time in any order: each answer is the table's."""
+
+    open_store: Callable[[FakeClock], Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = FakeClock()
+        self.store = type(self).open_store(self.clock)
+        self.model: dict[tuple[str, bytes], Entry] = {}
+
+    @rule(request=_REQUESTS)
+    def claim(self, request: ClaimRequest) -> None:
+        """Claim or renew."""
+        assert self.store.claim(request) is self._claimed(request)
+
+    @rule(request=_REQUESTS)
+    def confirm(self, request: ClaimRequest) -> None:
+        """Confirm."""
+        self.store.confirm(request)
+        self._confirmed(request)
+
+    @rule(request=_REQUESTS)
+    def release(self, request: ClaimRequest) -> None:
+        """Release."""
+        self.store.release(request)
+        if self._owned(request) is not None:
+            del self.model[(request.scope, request.id)]
+
+    @precondition(lambda self: hasattr(self.store, "claim_many"))
+    @rule(requests=st.lists(_REQUESTS, max_size=4))
+    def claim_many(self, requests: list[ClaimRequest]) -> None:
+        """Claim a batch."""
+        assert self.store.claim_many(requests) == [self._claimed(request) for request in requests]
+
+    @precondition(lambda self: hasattr(self.store, "confirm_many"))
+    @rule(requests=st.lists(_REQUESTS, max_size=4))
+    def confirm_many(self, requests: list[ClaimRequest]) -> None:
+        """Confirm a batch."""
+        self.store.confirm_many(requests)
+        for request in requests:
+            self._confirmed(request)
+
+    @rule(seconds=st.integers(1, 12))
+    def pass_time(self, seconds: int) -> None:
+        """Let time pass."""
+        self.clock.advance(seconds)
+
+    def _claimed(self, request: ClaimRequest) -> ClaimStatus:
+        now, key = self.clock.monotonic(), (request.scope, request.id)
+        entry = self.model.get(key)
+        status = judge(entry, request, now)
+        if status is FRESH:
+            place = request.place if entry is None else entry.place
+            self.model[key] = Entry(request.owner, place, now + request.lease, request.expires)
+        return status
+
+    def _confirmed(self, request: ClaimRequest) -> None:
+        entry = self._owned(request)
+        if entry is not None:
+            entry.owner = None
+
+    def _owned(self, request: ClaimRequest) -> Entry | None:
+        entry = self.model.get((request.scope, request.id))
+        return entry if entry is not None and entry.owner == request.owner else None
+
+
+def machine(open_store: Callable[[FakeClock], Any]) -> type[StoreMachine]:
+    """Return a state machine that drives a store and the pure claim table side by side.
+
+    Args:
+        open_store: returns a fresh store that counts leases by the clock it is given.
+    """
+    return type("Machine", (StoreMachine,), {"open_store": staticmethod(open_store)})

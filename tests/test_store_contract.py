@@ -1,0 +1,193 @@
+"""The store contract on the memory store, and what only that one promises: room, forgetting, threads."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import run_state_machine_as_test
+
+from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.idtable import Entry, IdTable
+from mqauth.replay import ClaimRequest, ClaimStatus, MemoryReplayStore
+from mqauth.testing.clock import START, FakeClock
+from mqauth.testing.store_contract import FRESH, REPLAYED, REREAD, BatchStoreContract, machine, wish
+
+STEPS = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+@pytest.fixture
+def store(clock: FakeClock) -> MemoryReplayStore:
+    return MemoryReplayStore(clock=clock)
+
+
+class TestMemory(BatchStoreContract):
+    """The memory store."""
+
+
+def test_machine() -> None:
+    """The memory store answers as the pure table does, whatever the order of calls."""
+    run_state_machine_as_test(machine(lambda clock: MemoryReplayStore(clock=clock)), settings=STEPS)
+
+
+class _Forgetful(MemoryReplayStore):
+    """Releases for anybody."""
+
+    def release(self, request: ClaimRequest, /) -> None:
+        for owner in ("a", "b", "c"):
+            super().release(replace(request, owner=owner))
+
+
+class _Eager(MemoryReplayStore):
+    """Renews what is another's."""
+
+    def claim(self, request: ClaimRequest, /) -> ClaimStatus:
+        return super().claim(replace(request, renew=False))
+
+
+class _Placeless(MemoryReplayStore):
+    """Forgets places when done."""
+
+    def confirm(self, request: ClaimRequest, /) -> None:
+        super().confirm(request)
+        if super().claim(replace(request, owner="x", renew=False)) is REREAD:
+            key = self._table.key(request.scope, request.id)
+            self._table.finish(key, None)
+
+
+@pytest.mark.parametrize("broken", [_Forgetful, _Eager, _Placeless])
+def test_machine_bites(broken: type[MemoryReplayStore]) -> None:
+    """A store that breaks a rule of owners or places is found out by the machine."""
+    brief = settings(STEPS, database=None, derandomize=True, phases=[Phase.generate], report_multiple_bugs=False)
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(machine(lambda clock: broken(clock=clock)), settings=brief)
+
+
+def test_full(clock: FakeClock) -> None:
+    """A full store refuses new ids, keeps answering for those it has, and takes new ones when old ones expire."""
+    store = MemoryReplayStore(2, clock=clock)
+    first, second, third = (wish(id=bytes([n]) * 16, expires=START + 60 * n) for n in (1, 2, 3))
+    assert store.claim_many([first, second]) == [FRESH, FRESH]
+    with pytest.raises(Unavailable) as caught:
+        store.claim(third)
+    assert caught.value.cause is Cause.REPLAY_STORE_FULL
+    assert store.claim(replace(first, owner="other")) is REPLAYED
+    clock.advance(80)
+    assert store.claim(third) is FRESH
+    assert store.claim(replace(second, owner="other")) is REPLAYED
+
+
+def test_release_gives_room(clock: FakeClock) -> None:
+    """A released claim gives its place to another."""
+    store = MemoryReplayStore(1, clock=clock)
+    store.claim(wish())
+    store.release(wish())
+    assert len(store) == 0
+    assert store.claim(wish(id=b"\x09" * 16)) is FRESH
+
+
+def test_capacity() -> None:
+    """A store without room is a mistake."""
+    with pytest.raises(ConfigurationError):
+        MemoryReplayStore(0)
+
+
+@pytest.mark.parametrize("done", [True, False], ids=["done", "held"])
+def test_kept_until_expiry(store: MemoryReplayStore, clock: FakeClock, done: bool) -> None:
+    """An id is known to its last second and forgotten soon after, done or not."""
+    store.claim(wish())
+    if done:
+        store.confirm(wish())
+    clock.advance(3600)
+    assert store.claim(wish("second")) is REPLAYED
+    clock.advance(20)
+    assert store.claim(wish("second", id=b"\x01" * 16, expires=START + 9999)) is FRESH
+    assert len(store) == 1
+
+
+@pytest.mark.parametrize("step", [300.0, -300.0])
+def test_clock_stepped(store: MemoryReplayStore, clock: FakeClock, step: float) -> None:
+    """A wall clock that steps either way and back lets no copy in."""
+    store.claim(wish(expires=START + 60))
+    clock.step(step)
+    assert store.claim(wish("other", id=b"\x01" * 16)) is FRESH
+    clock.step(-step)
+    clock.advance(59)
+    assert store.claim(wish("second", expires=START + 60)) is REPLAYED
+
+
+def test_clock_stepped_back_later(store: MemoryReplayStore, clock: FakeClock) -> None:
+    """An id outlives its monotonic time while the wall clock, set back, still accepts its token."""
+    store.claim(wish(expires=START + 60))
+    clock.advance(50)
+    clock.step(-300)
+    clock.advance(200)
+    assert store.claim(wish("second", expires=START + 60)) is REPLAYED
+
+
+def test_claimed_again_after_release(store: MemoryReplayStore, clock: FakeClock) -> None:
+    """An id released and claimed again with a longer life is not forgotten with its first."""
+    store.claim(wish(expires=START + 60))
+    store.release(wish())
+    store.claim(wish("second", expires=START + 600))
+    clock.advance(500)
+    assert store.claim(wish("third", expires=START + 600)) is REPLAYED
+
+
+def test_release_and_claim_in_turn_stay_small(clock: FakeClock) -> None:
+    """Claim and release of one id in turn, a thousand times, list it once."""
+    table = IdTable()
+    key = table.key("billing", bytes(16))
+    for _ in range(1000):
+        entry = Entry("a", None, 0.0, START + 60)
+        table.add(key, entry, 60.0)
+        table.remove(key, entry)
+    assert sum(len(bucket.keys) for bucket in table._buckets.values()) == 1
+    table.forget(100.0, START + 100)
+    assert not table._buckets
+    assert not table._removed
+
+
+def test_forgets_a_few_at_a_time(clock: FakeClock) -> None:
+    """Ten thousand ids that expire together are forgotten over many claims, none of which waits for all."""
+    store = MemoryReplayStore(clock=clock)
+    store.claim_many([wish(id=n.to_bytes(16, "big"), expires=START + 60) for n in range(10_000)])
+    clock.advance(100)
+    sizes = []
+    for n in range(10_000, 11_000):
+        store.claim(wish(id=n.to_bytes(16, "big")))
+        sizes.append(len(store))
+    steps = [before - after for before, after in pairwise(sizes)]
+    assert 0 < max(steps) < 100
+    assert sizes[-1] == 1000
+
+
+@given(prefix=st.text(), offset=st.one_of(st.integers(0).map(str), st.text()))
+def test_places_come_back(prefix: str, offset: str) -> None:
+    """A place kept in its packed form comes back exactly."""
+    table = IdTable()
+    key = table.key("billing", bytes(16))
+    for place in (f"{prefix}/{offset}", prefix, None):
+        table.finish(key, place)
+        entry = table.get(key)
+        assert entry is not None
+        assert (entry.owner, entry.place) == (None, place)
+
+
+def test_threads() -> None:
+    """Of eight threads that claim the same thousand copies, each copy at its own place, one gets each."""
+    store, start = MemoryReplayStore(), threading.Barrier(8)
+
+    def race(thread: int) -> list[bool]:
+        start.wait()
+        copies = (wish(f"{thread}", id=n.to_bytes(16, "big"), place=f"c/t/{thread}/{n}") for n in range(1000))
+        return [store.claim(replace(copy, expires=9e9)) is FRESH for copy in copies]
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(race, range(8)))
+    assert [sum(copy) for copy in zip(*won, strict=True)] == [1] * 1000
