@@ -49,11 +49,12 @@ class Attempts:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One wished-for call, with the attempts it may take."""
+    """One wished-for call, with the attempts it may take and its twin for event loops."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     attempts: Attempts | None = None
+    twin: Callable[..., Any] | None = None
 
 
 Flow = Generator[Call, Any, R]
@@ -64,6 +65,18 @@ def call(function: Callable[P, R | Awaitable[R]], *args: P.args, **kwargs: P.kwa
     if kwargs:
         raise TypeError("calls take positional arguments")
     return cast(R, (yield Call(function, args)))
+
+
+def either(
+    function: Callable[P, R | Awaitable[R]],
+    twin: Callable[P, R | Awaitable[R]] | None,
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> Flow[R]:
+    """Ask for a call that may block: ``run`` makes it, ``arun`` its twin, where it has one."""
+    if kwargs:
+        raise TypeError("calls take positional arguments")
+    return cast(R, (yield Call(function, args, twin=twin)))
 
 
 def attempt(function: Callable[[Any], Any], argument: Any, attempts: Attempts) -> Flow[Any]:
@@ -174,6 +187,7 @@ def _plain(wish: Call) -> Any:
 
 
 async def _awaited(wish: Call) -> Any:
-    """Call, and await what is awaitable."""
-    result = wish.function(*wish.arguments)
+    """Call, or call the twin, and await what is awaitable."""
+    function = wish.function if wish.twin is None else wish.twin
+    result = function(*wish.arguments)
     return await result if inspect.isawaitable(result) else result

@@ -205,7 +205,10 @@ class KeySet:
 
 
 class KeySource(Protocol):
-    """Where the keys of one issuer come from."""
+    """Where the keys of one issuer come from.
+
+    A source whose ``refresh`` blocks may have a coroutine ``arefresh`` beside it, called by event loops.
+    """
 
     def key_set(self) -> KeySet:
         """Return the set in use; never waits.
@@ -224,6 +227,7 @@ class KeySource(Protocol):
 
         Raises:
             Unavailable: ``key_pending``, the issuer cannot be asked now.
+            Rejection: ``key_unknown``, it could not be asked for too long.
         """
         ...
 

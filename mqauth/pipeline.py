@@ -29,8 +29,8 @@ from mqauth.errors import (
     RetryLater,
     Unavailable,
 )
-from mqauth.flow import Attempts, ColourError, Flow, attempt, call
-from mqauth.keys import KeySet
+from mqauth.flow import Attempts, ColourError, Flow, attempt, call, either
+from mqauth.keys import KeySet, KeySource
 from mqauth.message import Message
 from mqauth.policy import Allow, Decision, Policy
 from mqauth.replay import DEFAULT_LEASE, ClaimRequest, ClaimStatus, ReplayStore, claim_id
@@ -278,13 +278,14 @@ class Pipeline:
             delivery.step = Step.HANDLE
 
     def _verify(self, delivery: Delivery) -> Flow[Verified]:
-        """Judge the token; an unknown kid makes its issuer's source look again, once."""
+        """Judge the token."""
         delivery.candidate = candidate = _total(self.verifier.open, delivery.message)
-        source = self.verifier.source(candidate)
-        keys: KeySet = yield from _guarded(Cause.KEYS_UNAVAILABLE, call(source.key_set))
-        kid = candidate.opened.kid
-        if keys.get(kid) is None:
-            keys = yield from _guarded(Cause.KEYS_UNAVAILABLE, call(source.refresh, kid, delivery.received))
+        source, kid = self.verifier.source(candidate), candidate.opened.kid
+        keys = yield from _known(source)
+        if keys is not None:
+            delivery.key_set = keys.version
+        if keys is None or keys.get(kid) is None:
+            keys = yield from _looked_up(source, kid, delivery.received)
         delivery.key_set = keys.version
         return _total(self.verifier.verify, delivery.message, candidate, keys, delivery.received)
 
@@ -441,11 +442,27 @@ def _total(step: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         raise Rejection(Reason.MESSAGE_MALFORMED, f"{type(error).__name__} while it was judged") from error
 
 
-def _guarded(cause: Cause, wished: Flow[Any]) -> Flow[Any]:
-    """Make a call of which every failure is the world's."""
+def _known(source: KeySource) -> Flow[KeySet | None]:
+    """Return the keys at hand, ``None`` where there are none yet."""
+    try:
+        keys: KeySet = yield from _guarded(Cause.KEYS_UNAVAILABLE, call(source.key_set))
+    except Unavailable:
+        return None
+    return keys
+
+
+def _looked_up(source: KeySource, kid: str, received: float) -> Flow[KeySet]:
+    """Make a source look again for a kid, once; it may itself decide that the kid is unknown."""
+    wished = either(source.refresh, getattr(source, "arefresh", None), kid, received)
+    keys: KeySet = yield from _guarded(Cause.KEYS_UNAVAILABLE, wished, passing=(*_OUR_FAULT, Rejection))
+    return keys
+
+
+def _guarded(cause: Cause, wished: Flow[Any], *, passing: tuple[type[Exception], ...] = _OUR_FAULT) -> Flow[Any]:
+    """Make a call of which every failure but ``passing`` is the world's."""
     try:
         return (yield from wished)
-    except _OUR_FAULT:
+    except passing:
         raise
     except Exception as error:
         raise Unavailable(cause, type(error).__name__) from error
