@@ -1,0 +1,31 @@
+"""What the command prints: JSON lines on standard output, one line of text on standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from mqauth import strictjson
+
+
+def print_json(value: Any) -> None:
+    """Print one compact JSON line, at once, so that a program at the other end of a pipe can go on."""
+    sys.stdout.buffer.write(strictjson.dumps(value) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def print_error(text: str) -> None:
+    """Print one line on standard error, whatever the text holds."""
+    print(f"mqauth: {one_line(text)}", file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+    """Return text with line breaks as spaces and everything else that does not print escaped."""
+    joined = " ".join(text.split())
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in joined)
+
+
+def abandon_output() -> None:
+    """Point standard output nowhere: its reader has gone, and the interpreter would say so on exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
