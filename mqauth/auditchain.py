@@ -1,0 +1,233 @@
+"""Reading audit files: is every record there, as it was written, and in order; and do signed heads agree.
+
+Lines are checked as bytes, in constant memory, since a writer's line is canonical: ``prev`` and ``hash``
+stand last, and ``hash`` is SHA-256 over the previous hash and the line without its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from mqauth.audit import GENESIS
+from mqauth.errors import ConfigurationError
+
+MAX_LINE: Final = 1024 * 1024
+_HASH: Final = 64
+_TAIL: Final = len(',"hash":""}\n') + _HASH
+_PREV: Final = len(',"prev":""') + _HASH
+_HEX: Final = frozenset(b"0123456789abcdef")
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """What a signed head says: after so many records, the chain that began so had this hash."""
+
+    chain: str
+    records: int
+    hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainReport:
+    """What reading one or more files found.
+
+    Args:
+        intact: every record follows the one before, and no head contradicts.
+        anchored: signed heads were held against the chain, and it reaches as far as they do.
+        records: records up to the first bad one.
+        first_bad: its line, counted from 1 over the files in order.
+        file: the file it stands in.
+        what: what was done to it: ``edited``, ``removed``, ``inserted``, ``reordered``, ``recomputed`` or
+            ``truncated``; of an intact chain, that a crash tore its last line.
+    """
+
+    intact: bool
+    records: int
+    anchored: bool = False
+    first_bad: int | None = None
+    file: str | None = None
+    what: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line as bytes, taken apart; ``good`` says that its own hash holds."""
+
+    number: int
+    file: str
+    good: bool
+    prev: str
+    hash: str
+    torn: bool = False
+
+
+@dataclass(slots=True)
+class Reading:
+    """How far a chain was read."""
+
+    previous: str = GENESIS
+    before: str = GENESIS
+    chain: str = ""
+    records: int = 0
+    heads: dict[str, dict[int, str]] = field(default_factory=dict)
+    seen: dict[str, int] = field(default_factory=dict)
+
+
+def verify_chain(
+    files: str | Path | Sequence[str | Path],
+    heads: Iterable[Head] | None = None,
+    *,
+    progress: Progress | None = None,
+) -> ChainReport:
+    """Read audit files, a rotated chain in its order, and report the first thing that is wrong.
+
+    Args:
+        files: one file, or several in the order they were written; each writer's chain may follow another's.
+        heads: signed heads, already verified, to hold the chain against.
+        progress: called with the bytes of each line read.
+
+    Raises:
+        ConfigurationError: a file cannot be read.
+    """
+    paths = [Path(files)] if isinstance(files, str | Path) else [Path(name) for name in files]
+    reading = Reading(heads=_by_chain(heads or ()))
+    torn: Line | None = None
+    for line in read_lines(paths, progress):
+        if torn is not None:
+            return _bad(torn, "edited")
+        if line.torn:
+            torn = line
+            continue
+        if not line.good or (line.prev != reading.previous and not _starts(reading, line)):
+            return _diagnosed(reading, line, paths)
+        if (what := _advance(reading, line)) is not None:
+            return _bad(line, what)
+    return _close(reading, heads, None if torn is None else "the last line is torn")
+
+
+def read_lines(paths: Iterable[Path], progress: Progress | None = None) -> Iterator[Line]:
+    """Yield the lines of files in order, each checked against its own hash.
+
+    Raises:
+        ConfigurationError: a file cannot be read.
+    """
+    number = 0
+    for path in paths:
+        for raw in raw_lines(path):
+            number += 1
+            if progress is not None:
+                progress(len(raw))
+            yield _line(raw, number, str(path))
+
+
+def raw_lines(path: Path) -> Iterator[bytes]:
+    """Yield the raw lines of one file, none longer than 1 MiB.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            while raw := file.readline(MAX_LINE):
+                yield raw
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror or 'cannot be read'}") from error
+
+
+def _line(raw: bytes, number: int, file: str) -> Line:
+    """Take a line apart; what has not the writer's form is not good."""
+    if not raw.endswith(b"\n"):
+        return Line(number, file, False, "", "", torn=True)
+    body, tail = raw[:-_TAIL], raw[-_TAIL:]
+    prev, own = body[-_PREV:], tail[9 : 9 + _HASH]
+    shaped = (
+        tail.startswith(b',"hash":"')
+        and tail.endswith(b'"}\n')
+        and prev.startswith(b',"prev":"')
+        and prev.endswith(b'"')
+        and _HEX.issuperset(own)
+        and _HEX.issuperset(prev[9:-1])
+    )
+    if not shaped:
+        return Line(number, file, False, "", "")
+    digest = hashlib.sha256(prev[9:-1] + body + b"}").hexdigest()
+    return Line(number, file, digest == own.decode("ascii"), prev[9:-1].decode("ascii"), own.decode("ascii"))
+
+
+def _starts(reading: Reading, line: Line) -> bool:
+    """Tell whether a line begins another writer's chain, at the start of its file."""
+    if line.prev != GENESIS or reading.seen.get(line.file, 0):
+        return False
+    reading.chain, reading.records = "", 0
+    return True
+
+
+def _advance(reading: Reading, line: Line) -> str | None:
+    """Count a good line, and hold it against the head of its place."""
+    reading.chain = reading.chain or line.hash
+    reading.records += 1
+    reading.seen[line.file] = reading.seen.get(line.file, 0) + 1
+    reading.before, reading.previous = reading.previous, line.hash
+    said = reading.heads.get(reading.chain, {}).pop(reading.records, None)
+    return "recomputed" if said is not None and said != line.hash else None
+
+
+def _by_chain(heads: Iterable[Head]) -> dict[str, dict[int, str]]:
+    """Return the heads by chain and place."""
+    found: dict[str, dict[int, str]] = {}
+    for head in heads:
+        found.setdefault(head.chain, {})[head.records] = head.hash
+    return found
+
+
+def _close(reading: Reading, heads: Iterable[Head] | None, what: str | None = None) -> ChainReport:
+    """Report a chain that was read to its end: a head that was not met names records that are gone."""
+    total = sum(reading.seen.values())
+    unmet = {chain: places for chain, places in reading.heads.items() if places}
+    if unmet:
+        known = reading.chain in unmet
+        return ChainReport(
+            intact=False, records=total, first_bad=total + 1, what="truncated" if known else "recomputed"
+        )
+    return ChainReport(intact=True, anchored=heads is not None and bool(total), records=total, what=what)
+
+
+def _bad(line: Line, what: str, number: int | None = None) -> ChainReport:
+    """Report a bad line."""
+    number = line.number if number is None else number
+    return ChainReport(intact=False, records=number - 1, first_bad=number, file=line.file, what=what)
+
+
+def _diagnosed(reading: Reading, line: Line, paths: Sequence[Path]) -> ChainReport:
+    """Say what was done where a line does not hold, or does not follow the one before it."""
+    earlier = later = resumes = copied = False
+    for other in read_lines(paths):
+        if other.number == line.number or not other.good:
+            continue
+        earlier = earlier or (other.number < line.number and other.hash == line.prev)
+        later = later or (other.number > line.number and other.hash == line.prev)
+        resumes = resumes or (other.number > line.number and other.prev == reading.previous)
+        copied = copied or other.hash == line.hash
+    if not line.good:
+        return _bad(line, "inserted" if resumes else "edited")
+    if line.prev == reading.before and not resumes:
+        return _bad(line, "inserted", line.number - 1)
+    if not copied and (later or (earlier and not resumes)):
+        return _bad(line, "reordered")
+    return _bad(line, "inserted" if resumes else "removed")
+
+
+def as_json(report: ChainReport) -> Mapping[str, object]:
+    """Return the report as ``mqauth audit verify --json`` prints it."""
+    return {
+        "intact": report.intact,
+        "anchored": report.anchored,
+        "records": report.records,
+        "first_bad": report.first_bad,
+        "what": report.what,
+    }

@@ -1,0 +1,230 @@
+"""The audit chain: what was done to a log is found and named, and signed heads find the rest."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from mqauth.audit import GENESIS, AuditRecord, chain_hash
+from mqauth.auditchain import ChainReport, Head, verify_chain
+from mqauth.audithead import HeadFile, read_heads
+from mqauth.errors import ConfigurationError
+from mqauth.keys import Key, KeySet
+
+RECORDS = 40
+
+
+def lines(count: int = RECORDS, previous: str = GENESIS) -> list[bytes]:
+    """Return the lines of an honest log."""
+    found = []
+    for number in range(count):
+        record = AuditRecord(
+            id=f"id-{number}", time=1_900_000_000.0 + number, verdict="rejected", reason="replayed",
+            detail="why", scope="billing", broker={}, token={}, body_sha256=None, body_size=None, key_set=None,
+            policy=None, dead_letter=None, instance="me",
+        )  # fmt: skip
+        members = record.as_dict() | {"prev": previous}
+        previous = chain_hash(previous, members)
+        found.append(_line(members, previous))
+    return found
+
+
+def _line(members: dict[str, object], own: str) -> bytes:
+    return json.dumps({**members, "hash": own}, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+
+def recomputed(log: list[bytes]) -> list[bytes]:
+    """Return a log whose whole chain an editor computed anew."""
+    previous, found = GENESIS, []
+    for raw in log:
+        members = json.loads(raw)
+        del members["hash"]
+        members["prev"] = previous
+        previous = chain_hash(previous, members)
+        found.append(_line(members, previous))
+    return found
+
+
+def read(path: Path, log: list[bytes], heads: list[Head] | None = None) -> ChainReport:
+    """Write a log and read it."""
+    path.write_bytes(b"".join(log))
+    return verify_chain(path, heads)
+
+
+def heads_of(log: list[bytes], *places: int) -> list[Head]:
+    """Return the heads an honest writer would have signed after so many records."""
+    hashes = [str(json.loads(raw)["hash"]) for raw in log]
+    return [Head(chain=hashes[0], records=place, hash=hashes[place - 1]) for place in places]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file to write logs to."""
+    return tmp_path / "audit.jsonl"
+
+
+def test_intact(path: Path) -> None:
+    """An honest log is unbroken; without heads it is not anchored."""
+    report = read(path, lines())
+    assert (report.intact, report.anchored, report.records) == (True, False, RECORDS)
+
+
+@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize("deed", ["edited", "removed", "inserted", "reordered"])
+def test_each_deed_is_named(path: Path, deed: str, seed: int) -> None:
+    """What was done to a random line is found there and called by its name."""
+    pick = random.Random(seed)
+    log = lines()
+    at = pick.randrange(1, RECORDS - 2)
+    if deed == "edited":
+        log[at] = log[at].replace(b'"replayed"', b'"expired"')
+    elif deed == "removed":
+        del log[at]
+    elif deed == "inserted":
+        log.insert(at, log[pick.randrange(RECORDS)] if seed % 2 else b'{"reason":"none"}\n')
+    else:
+        other = pick.randrange(at + 1, RECORDS - 1)
+        log[at], log[other] = log[other], log[at]
+    report = read(path, log)
+    assert (report.intact, report.what) == (False, deed)
+    assert report.first_bad == at + 1 or (deed == "inserted" and report.first_bad == at + 2)
+
+
+def test_inserted_with_its_own_hash(path: Path) -> None:
+    """A forged record that continues the chain correctly is named at its own line."""
+    log = lines()
+    before = json.loads(log[9])["hash"]
+    members = {**json.loads(log[3]), "prev": before}
+    del members["hash"]
+    log.insert(10, _line(members, chain_hash(before, members)))
+    report = read(path, log)
+    assert (report.what, report.first_bad) == ("inserted", 11)
+
+
+def test_first_line_removed(path: Path) -> None:
+    """A log that does not begin at the beginning has lost records."""
+    report = read(path, lines()[1:])
+    assert (report.what, report.first_bad) == ("removed", 1)
+
+
+def test_torn_last_line(path: Path) -> None:
+    """A last line that a crash tore is noted and is no tampering."""
+    report = read(path, [*lines(3), b'{"v":1,"id'])
+    assert (report.intact, report.records, report.what) == (True, 3, "the last line is torn")
+
+
+def test_torn_line_in_the_middle(tmp_path: Path) -> None:
+    """Only the very last line can be torn: a log that goes on behind one was edited."""
+    first, second = tmp_path / "a", tmp_path / "b"
+    log = lines(4)
+    first.write_bytes(b"".join(log[:2])[:-1])
+    second.write_bytes(b"".join(log[2:]))
+    report = verify_chain([first, second])
+    assert (report.intact, report.what, report.first_bad) == (False, "edited", 2)
+
+
+def test_rotated_files_are_one_chain(tmp_path: Path) -> None:
+    """Files of a rotated log are read as one chain; the wrong order is found."""
+    first, second = tmp_path / "a", tmp_path / "b"
+    log = lines()
+    first.write_bytes(b"".join(log[:10]))
+    second.write_bytes(b"".join(log[10:]))
+    assert verify_chain([first, second]).records == RECORDS
+    assert verify_chain([second, first]).what == "reordered"
+
+
+def test_two_writers(tmp_path: Path) -> None:
+    """Another writer's chain begins anew at the start of its own file, and nowhere else."""
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.write_bytes(b"".join(lines(5)))
+    second.write_bytes(b"".join(lines(5)))
+    assert verify_chain([first, second]).intact
+    first.write_bytes(b"".join(lines(5)) * 2)
+    assert not verify_chain(first).intact
+
+
+def test_heads_anchor(path: Path) -> None:
+    """Heads that agree anchor the log."""
+    report = read(path, lines(), heads_of(lines(), 10, RECORDS))
+    assert (report.intact, report.anchored) == (True, True)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_recomputed_chain(path: Path, seed: int) -> None:
+    """An edited log whose chain was recomputed passes without heads as unanchored, and fails with them."""
+    pick = random.Random(seed)
+    log = lines()
+    heads = heads_of(log, 20, RECORDS)
+    at = pick.randrange(RECORDS)
+    log[at] = log[at].replace(b'"replayed"', b'"expired"')
+    forged = recomputed(log)
+    assert (read(path, forged).intact, read(path, forged).anchored) == (True, False)
+    assert (read(path, forged, heads).intact, read(path, forged, heads).what) == (False, "recomputed")
+
+
+def test_truncated(path: Path) -> None:
+    """A log cut before its last head is truncated."""
+    log = lines()
+    report = read(path, log[:30], heads_of(log, 20, RECORDS))
+    assert (report.intact, report.what, report.first_bad) == (False, "truncated", 31)
+
+
+def test_empty_log_is_not_anchored(path: Path) -> None:
+    """A log of which everything is gone does not satisfy its heads."""
+    log = lines()
+    assert not read(path, [], heads_of(log, RECORDS)).intact
+    assert not read(path, [], []).anchored
+
+
+def test_progress(path: Path) -> None:
+    """Progress adds up to the bytes of the file."""
+    path.write_bytes(b"".join(lines()))
+    sizes: list[int] = []
+    verify_chain(path, progress=sizes.append)
+    assert sum(sizes) == path.stat().st_size
+
+
+def test_missing_file(path: Path) -> None:
+    """A file that is not there is a configuration error, not an intact log."""
+    with pytest.raises(ConfigurationError, match="No such file"):
+        verify_chain(path)
+
+
+def test_signed_heads_round_trip(tmp_path: Path) -> None:
+    """Heads come back from their file as they were signed, also under a pinned key."""
+    key = Key.generate()
+    heads = heads_of(lines(), 10, 20)
+    file = HeadFile(tmp_path / "heads", key)
+    for head in heads:
+        file.append(head)
+    assert read_heads(tmp_path / "heads") == heads
+    assert read_heads(tmp_path / "heads", KeySet([key])) == heads
+    assert (tmp_path / "heads").stat().st_mode & 0o777 == 0o600
+
+
+def test_heads_of_another_key_are_refused(tmp_path: Path) -> None:
+    """Heads signed by another key than the first line's, or the pinned one, are refused."""
+    path = tmp_path / "heads"
+    HeadFile(path, Key.generate()).append(heads_of(lines(), 10)[0])
+    with pytest.raises(ConfigurationError, match="line 1"):
+        read_heads(path, KeySet([Key.generate()]))
+    HeadFile(path, Key.generate()).append(heads_of(lines(), 20)[0])
+    with pytest.raises(ConfigurationError, match="line 2"):
+        read_heads(path)
+
+
+@pytest.mark.parametrize("raw", [b"{}\n", b"[]\n", b"\xff\n", b'{"head":"a.b.c","jwk":{}}\n'])
+def test_head_file_of_garbage(tmp_path: Path, raw: bytes) -> None:
+    """A line that is no head is one clear error."""
+    (tmp_path / "heads").write_bytes(raw)
+    with pytest.raises(ConfigurationError, match="line 1 is no head"):
+        read_heads(tmp_path / "heads")
+
+
+def test_head_interval_is_positive(tmp_path: Path) -> None:
+    """An interval of nothing is refused."""
+    with pytest.raises(ConfigurationError):
+        HeadFile(tmp_path / "heads", Key.generate(), every=0)
