@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from integration.services import launch_all
+from integration.services import launch_all, prepare_all
 from integration.services.control import close_all
 from integration.services.machine import say
 
@@ -28,22 +28,25 @@ def up(env_file: Path) -> int:
     if owner:
         say(f"already up: process {owner}, {env_file}")
         return 1
+    code = 130
     try:
+        prepare_all()  # what is missing is said before anything runs
         running = launch_all()
         for line in running.lines():
             say(line)
         exports = [f"{name}={shlex.quote(value)}" for name, value in running.environment().items()]
         _write(env_file, exports)
         print("export", *exports, flush=True)
+        code = 0
         threading.Event().wait()
     except KeyboardInterrupt:
         say("stopping")
     finally:
-        if _owner(env_file) == os.getpid():
+        if _writer(env_file) == os.getpid():
             env_file.unlink()
         close_all()
     say("nothing is left running")
-    return 0
+    return code
 
 
 def detach(env_file: Path) -> int:
@@ -96,14 +99,16 @@ def _write(env_file: Path, exports: list[str]) -> None:
 
 def _owner(env_file: Path) -> int | None:
     """Return the process that keeps a file's services running, None where there is none."""
+    owner = _writer(env_file)
+    return owner if owner and _alive(owner) else None
+
+
+def _writer(env_file: Path) -> int | None:
     try:
         first = env_file.read_text().partition("\n")[0]
     except FileNotFoundError:
         return None
-    if not first.startswith(_OWNER):
-        return None
-    owner = int(first.removeprefix(_OWNER))
-    return owner if _alive(owner) else None
+    return int(first.removeprefix(_OWNER)) if first.startswith(_OWNER) else None
 
 
 def _alive(process: int) -> bool:

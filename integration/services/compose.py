@@ -63,6 +63,7 @@ class ComposeService:
 
     def close(self) -> None:
         """Remove the project with its container, network and volumes."""
+        self.resume()
         self._compose("down", "--volumes", "--timeout", "5")
         if self._folder is not None:
             for file in self._folder.iterdir():

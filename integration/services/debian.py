@@ -37,6 +37,9 @@ def root_with_rabbitmq() -> Path:
             return root
         for left in root.parent.glob(f"{root.name}.*.build"):  # of a run that was killed
             _remove(left)
+        if not shutil.which("apt-get"):
+            raise UnavailableError("install RabbitMQ >= 4 or Docker, or set MQAUTH_RABBITMQ_URL")
+        _namespace()
         if not shutil.which("debootstrap"):
             install("debootstrap", why=f"RabbitMQ 4 from Debian {SUITE}")
         if not _KEYRING.exists():
@@ -107,20 +110,22 @@ def _namespace() -> tuple[str, ...] | None:
 
 def _mirror() -> str:
     """Return the archive that this machine's own apt uses for Debian."""
-    lines = run(
-        ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Created-By: Packages"],
-        timeout=60, stderr=False,
-    ).splitlines()  # fmt: skip
-    for line in lines:
-        origin, label, uri = line.split("|", 2)
-        if origin == label == "Debian":
-            return uri
-    if is_root():
+    found = _archives()
+    if not found and is_root():
         update_package_lists()
-    raise UnavailableError(
-        f"RabbitMQ 4: apt names no Debian archive to take Debian {SUITE} from:"
-        " install a RabbitMQ >= 4, or Docker, or set MQAUTH_RABBITMQ_URL"
-    )
+        found = _archives()
+    if not found:
+        raise UnavailableError(
+            f"RabbitMQ 4: apt names no Debian archive to take Debian {SUITE} from:"
+            " install a RabbitMQ >= 4, or Docker, or set MQAUTH_RABBITMQ_URL"
+        )
+    return found[0]
+
+
+def _archives() -> list[str]:
+    fields = ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Created-By: Packages"]
+    lines = [line.split("|", 2) for line in run(fields, timeout=60, stderr=False).splitlines()]
+    return [uri for origin, label, uri in lines if origin == label == "Debian"]
 
 
 def _remove(folder: Path) -> None:

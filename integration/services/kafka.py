@@ -35,6 +35,7 @@ VARIABLE = "MQAUTH_KAFKA_URL"
 STANDARD_PORT = 9092
 _POM = Path(__file__).resolve().parents[1] / "pom.xml"
 _OLDEST_JAVA = 17
+_COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 _COPY_WITHIN = 900.0
 # Few partitions: the first group join creates them all. A short broker session: a killed broker is let back
 # in only after its old session has run out.
@@ -158,8 +159,7 @@ def _jars() -> Path:
         say(f"copying Apache Kafka to {folder.parent}: once")
         try:
             run(
-                ["mvn", "-B", "-q", "-f", str(_POM), "dependency:copy-dependencies", "-DincludeScope=runtime",
-                 f"-DoutputDirectory={copying}"],
+                ["mvn", "-B", "-q", "-f", str(_POM), _COPY, "-DincludeScope=runtime", f"-DoutputDirectory={copying}"],
                 timeout=_COPY_WITHIN,
             )  # fmt: skip
             copying.rename(folder)

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from functools import cache
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
+for _folder in ("/usr/sbin", "/sbin"):  # debootstrap and chroot are there, where Debian's users do not look
+    if _folder not in os.environ["PATH"].split(os.pathsep):
+        os.environ["PATH"] += os.pathsep + _folder
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _UNPRIVILEGED_PORTS = range(20_000, 32_000)  # below the kernel's ephemeral range: no client socket takes one
 
@@ -37,20 +41,28 @@ def run(
     argv: Sequence[str], *, timeout: float, env: Mapping[str, str] | None = None, stderr: bool = True
 ) -> str:
     """Return what a command printed, with its standard error mixed in unless told otherwise."""
+    words = " ".join(argv)
     try:
-        done = subprocess.run(
-            argv, env=env, timeout=timeout, text=True, errors="replace", check=False,
+        process = subprocess.Popen(
+            argv, env=env, text=True, errors="replace", start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if stderr else subprocess.PIPE,
         )  # fmt: skip
     except FileNotFoundError as missing:
         raise CommandError(f"{argv[0]}: not found") from missing
-    except subprocess.TimeoutExpired as late:
-        raise CommandError(f"{' '.join(argv)}: no end within {timeout:g} s") from late
-    if done.returncode:
-        tail = "\n".join(((done.stdout or "") + (done.stderr or "")).splitlines()[-15:])
-        raise CommandError(f"{' '.join(argv)}: exit code {done.returncode}\n{tail}")
-    return done.stdout
+    with process:
+        try:
+            printed, errors = process.communicate(timeout=timeout)
+        except BaseException as broken_off:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with all that it started
+            if isinstance(broken_off, subprocess.TimeoutExpired):
+                raise CommandError(f"{words}: no end within {timeout:g} s") from broken_off
+            raise
+    if process.returncode:
+        tail = "\n".join((printed + (errors or "")).splitlines()[-15:])
+        raise CommandError(f"{words}: exit code {process.returncode}\n{tail}")
+    return printed
 
 
 def cache_folder() -> Path:
@@ -110,22 +122,20 @@ def is_root() -> bool:
 
 def debian_candidate(package: str) -> tuple[int, ...]:
     """Return the version that apt would install, empty where there is none."""
-    try:
-        text = run(["apt-cache", "policy", package], timeout=60)
-    except CommandError:
+    if not shutil.which("apt-cache"):
         return ()
-    found = re.search(r"Candidate: (?:\d+:)?(\d+(?:\.\d+)*)", text)
+    pattern = r"Candidate: (?:\d+:)?(\d+(?:\.\d+)*)"
+    found = re.search(pattern, run(["apt-cache", "policy", package], timeout=60))
+    if not found and is_root():
+        update_package_lists()
+        found = re.search(pattern, run(["apt-cache", "policy", package], timeout=60))
     return tuple(int(part) for part in found[1].split(".")) if found else ()
 
 
-def update_package_lists() -> None:
-    """Refresh apt's lists, once per run."""
-    _update_once()
-
-
 @cache
-def _update_once() -> None:
-    with locked("apt"):
+def update_package_lists() -> None:
+    """Refresh apt's lists, once per run; where some source fails, the others are refreshed."""
+    with locked("apt"), suppress(CommandError):
         run(["apt-get", "update", "-q"], timeout=300)
 
 
