@@ -208,12 +208,15 @@ class MemoryReplayStore:
         status = judge(entry, request, now)
         if status is not ClaimStatus.FRESH:
             return status
-        if entry is not None:
+        if entry is not None and entry.expires >= request.expires:
             entry.owner, entry.lease_ends = request.owner, now + request.lease
             return status
-        if len(self._table) >= self._capacity:
+        place = request.place if entry is None else entry.place
+        if entry is not None:
+            self._table.remove(key, entry)
+        elif len(self._table) >= self._capacity:
             raise Unavailable(Cause.REPLAY_STORE_FULL, f"{self._capacity} live ids")
-        entry = Entry(request.owner, request.place, now + request.lease, request.expires)
+        entry = Entry(request.owner, place, now + request.lease, request.expires)
         self._table.add(key, entry, now + max(request.expires - wall, 0.0))
         return status
 
