@@ -1,0 +1,126 @@
+"""The signer: each call seals anew, and refuses what no consumer could accept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mqauth import claims, envelope, jws
+from mqauth.errors import ConfigurationError, MalformedMessage
+from mqauth.keys import Key
+from mqauth.message import Message
+from mqauth.signer import MAX_LIFETIME, Signer
+from mqauth.testing import FakeClock, Forge
+
+Maker = Callable[..., Message]
+
+
+def claims_of(message: Message) -> claims.Claims:
+    """Return the claims of a signed message."""
+    return claims.parse(jws.take_apart(envelope.token_of(message)).payload)
+
+
+def test_a_signed_message_is_the_message_with_a_token(forge: Forge, rabbit: Maker) -> None:
+    """Nothing but the token header is added."""
+    signed = forge.signer().sign(rabbit())
+    assert signed.headers[:-1] == rabbit().headers
+    assert (signed.body, signed.properties, signed.destination) == (b"hello", rabbit().properties, rabbit().destination)
+
+
+def test_claims_are_the_producers(forge: Forge, clock: FakeClock, kafka: Maker) -> None:
+    """Issuer, subject, audience, whole-second times and the binding stand in the token."""
+    found = claims_of(forge.signer(lifetime=90).sign(kafka()))
+    now = int(clock.now())
+    assert (found.iss, found.sub, found.aud) == ("https://auth.example", "orders-api", "billing")
+    assert (found.iat, found.exp) == (now, now + 90)
+    assert found.mqa == envelope.bind(kafka())
+
+
+def test_each_call_has_its_own_id(forge: Forge, kafka: Maker) -> None:
+    """The same message signed twice is two messages; an id has 128 random bits."""
+    signer = forge.signer()
+    first, second = claims_of(signer.sign(kafka())).jti, claims_of(signer.sign(kafka())).jti
+    assert first != second
+    asked: list[int] = []
+    forge.signer(randomness=lambda size: asked.append(size) or bytes(size)).sign(kafka())
+    assert asked == [16]
+
+
+def test_audiences_by_destination(forge: Forge, kafka: Maker, rabbit: Maker) -> None:
+    """A destination may have an audience of its own."""
+    signer = forge.signer(audiences={"kafka:orders": "stock"})
+    assert claims_of(signer.sign(kafka())).aud == "stock"
+    assert claims_of(signer.sign(rabbit())).aud == "billing"
+
+
+def test_cover_limits_what_is_signed(forge: Forge, rabbit: Maker) -> None:
+    """With cover only the named headers are covered."""
+    assert claims_of(forge.signer(cover=["tenant"]).sign(rabbit())).mqa.hdr == ("tenant",)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"issuer": ""}, {"issuer": "x" * 257}, {"subject": "a\n"}, {"audience": None}, {"subject": 1},
+        {"lifetime": 0}, {"lifetime": MAX_LIFETIME + 1}, {"lifetime": 1.5}, {"lifetime": True}, {"lifetime": "60"},
+        {"subject": "another"}, {"audiences": {"kafka:%61": "x"}}, {"audiences": {"orders": "x"}},
+        {"audiences": {"kafka:a": ""}}, {"cover": "tenant"},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_contradicting_settings_are_refused(settings: dict[str, Any], forge: Forge) -> None:
+    """A name out of its limits, a lifetime out of bounds, a subject the key may not use, a lone text as list."""
+    with pytest.raises(ConfigurationError):
+        forge.signer(**settings)
+
+
+@pytest.mark.parametrize("lifetime", [1, MAX_LIFETIME])
+def test_the_limits_of_a_lifetime_pass(lifetime: int, forge: Forge) -> None:
+    """1 second and one day are allowed."""
+    assert forge.signer(lifetime=lifetime).lifetime == lifetime
+
+
+def test_a_public_key_is_no_signer(forge: Forge) -> None:
+    """A key without private half is refused at construction."""
+    with pytest.raises(ConfigurationError):
+        forge.signer(key=forge.key.public_only)
+
+
+def test_any_signing_key_serves(forge: Forge, kafka: Maker) -> None:
+    """A KMS stands in for the key: kid, algorithm and sign are all that is asked."""
+
+    class Vault:
+        kid = forge.key.kid
+        algorithm = "EdDSA"
+
+        def sign(self, data: bytes, /) -> bytes:
+            return jws.LocalSigningKey(forge.key).sign(data)
+
+    signed = forge.signer(key=Vault()).sign(kafka())
+    jws.verify(jws.take_apart(envelope.token_of(signed)), forge.key)
+
+
+def test_a_key_without_subjects_may_sign_as_any(kafka: Maker) -> None:
+    """Whom such a key may speak for is the consumer's to decide."""
+    assert Signer(key=Key.generate(), issuer="i", subject="s", audience="a").sign(kafka())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"malformed": "bad header"},
+        {"destination": "kafka:%6frders"},
+        {"destination": "orders"},
+        {"headers": (("mqauth-token", b"x"),)},
+        {"headers": (("a", object()),)},
+        {"headers": (("a", "\ud800"),)},
+        {"headers": tuple((f"header-{number}", b"x") for number in range(1000))},
+    ],
+    ids=repr,
+)
+def test_what_no_consumer_could_accept_is_not_signed(changes: dict[str, Any], forge: Forge, kafka: Maker) -> None:
+    """Malformed, signed already, of no canonical destination, unencodable, or with too large a token."""
+    with pytest.raises(MalformedMessage):
+        forge.signer().sign(kafka(**changes))
