@@ -1,0 +1,174 @@
+"""The arrow: who may import whom, and what the core may not know. Read from the source, never by importing it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "mqauth"
+CORE = (
+    ("errors", "_version"),
+    ("clock",),
+    ("destination",),
+    ("message",),
+    ("strictjson", "base64url"),
+    ("claims",),
+    ("keys",),
+    ("jwk",),
+    ("jws",),
+    ("encoding",),
+    ("envelope",),
+    ("jsonform",),
+    ("signer",),
+    ("verified",),
+    ("verifier",),
+    ("policy", "idtable", "audit", "misuse"),
+    ("replay", "auditchain", "deadletter"),
+    ("auditfile", "audithead"),
+    ("flow",),
+    ("pipeline", "sinks"),
+)
+"""Modules of the core; each may import the layers before its own, and nothing beside or after it."""
+AFTER = (("brokers", "stores", "keystore", "review"), ("testing",), ("config_table",), ("config_settings",),
+         ("config",), ("cli",), ("__main__",))  # fmt: skip
+"""What stands on the core: packages, whose modules may import each other, and the modules of the configuration."""
+RANK = {name: rank for rank, layer in enumerate((*CORE, *AFTER)) for name in layer}
+CORE_NAMES = frozenset(name for layer in CORE for name in layer)
+FORBIDDEN_IN_CORE = frozenset(
+    ("aio_pika", "aiormq", "kafka", "redis", "typer", "click", "rich", "starlette", "uvicorn", "opentelemetry",
+     "httpx", "requests", "urllib3", "asyncio", "time", "random", "secrets", "uuid", "socket", "subprocess")
+)  # fmt: skip
+ALONE = {"jwt": ("jws",), "time": ("clock",), "tenacity": ("flow",), "inspect": ("flow",)}
+"""What only these modules of the core may import."""
+KNOWN_ELSEWHERE = FORBIDDEN_IN_CORE | ALONE.keys()
+CLOCK_CALLS = frozenset(("now", "utcnow", "today"))
+
+
+def sources() -> Iterator[tuple[str, str]]:
+    """Yield every module's dotted name within the package, and its source."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name:
+            yield name, path.read_text("utf-8")
+
+
+def imported(name: str, tree: ast.AST) -> Iterator[str]:
+    """Yield the dotted names a module imports, relative ones resolved, wherever in it they stand."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join(part for part in ("mqauth", *name.split(".")[: -node.level], base) if part)
+            yield from (f"{base}.{alias.name}" for alias in node.names) if base == "mqauth" else (base,)
+
+
+def offences(name: str, source: str) -> list[str]:
+    """Return what a module does that the arrow forbids."""
+    tree = ast.parse(source)
+    own = name.partition(".")[0]
+    if own not in RANK:
+        return [f"{name}: has no place in the layers of this test"]
+    found = [*_wrong_imports(name, own, tree)]
+    if own in CORE_NAMES and own != "clock":
+        found += [f"{name}: reads {what}" for what in _machine_reads(tree)]
+    return found
+
+
+def _wrong_imports(name: str, own: str, tree: ast.AST) -> Iterator[str]:
+    """Yield the imports of a module that are not its to make."""
+    for target in imported(name, tree):
+        root, _, rest = target.partition(".")
+        if root == "mqauth":
+            layer = rest.partition(".")[0]
+            if layer not in RANK:
+                if own not in ("cli", "__main__"):  # the command is a user like any other
+                    yield f"{name}: imports the package itself ({target})"
+            elif layer != own and RANK[layer] >= RANK[own]:
+                yield f"{name}: imports {target}, which stands beside or above it"
+        elif own in CORE_NAMES and root in KNOWN_ELSEWHERE and own not in ALONE.get(root, ()):
+            yield f"{name}: imports {root}"
+        elif root == "jwt" and name != "jws":
+            yield f"{name}: imports jwt"
+
+
+def _machine_reads(tree: ast.AST) -> Iterator[str]:
+    """Yield reads of the machine's clock and randomness that need no import of their own."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
+            continue
+        if (node.value.id, node.attr) == ("os", "urandom"):
+            yield "os.urandom"
+        if node.value.id in ("datetime", "date") and node.attr in CLOCK_CALLS:
+            yield f"{node.value.id}.{node.attr}"
+
+
+@pytest.mark.parametrize(("name", "source"), [pytest.param(*found, id=found[0]) for found in sources()])
+def test_module_follows_the_arrow(name: str, source: str) -> None:
+    """Every module of the package imports only what stands before it, and the core nothing it must not know."""
+    assert offences(name, source) == []
+
+
+def test_every_layer_exists() -> None:
+    """The core's layers name modules that are there, so that a renamed one cannot slip out of the test."""
+    found = {name.partition(".")[0] for name, _ in sources()}
+    assert found >= CORE_NAMES - {"misuse", "auditchain", "audithead", "sinks"}
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("claims", "import mqauth.pipeline"),
+        ("claims", "from mqauth import pipeline"),
+        ("claims", "from mqauth.verifier import Verifier"),
+        ("claims", "from .verifier import Verifier"),
+        ("claims", "from . import verifier"),
+        ("claims", "def late():\n    from mqauth.brokers import memory"),
+        ("claims", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from mqauth.signer import Signer"),
+        ("claims", "import mqauth"),
+        ("claims", "from mqauth import Signer"),
+        ("audit", "from mqauth.policy import Policy"),
+        ("pipeline", "import aio_pika"),
+        ("pipeline", "from kafka import KafkaConsumer"),
+        ("pipeline", "import asyncio"),
+        ("pipeline", "from time import monotonic"),
+        ("pipeline", "import inspect"),
+        ("pipeline", "from tenacity import retry"),
+        ("pipeline", "import os\nos.urandom(4)"),
+        ("pipeline", "from datetime import datetime\ndatetime.now()"),
+        ("verifier", "from jwt import decode"),
+        ("brokers.kafka", "import jwt"),
+        ("brokers.kafka", "from mqauth.stores.redis import RedisReplayStore"),
+        ("brokers.kafka", "from mqauth.cli import main"),
+        ("keystore.folder", "from mqauth.config import load"),
+        ("cli.app", "import jwt.algorithms"),
+        ("novelty", "import re"),
+    ],
+)
+def test_forbidden_import_is_found(name: str, source: str) -> None:
+    """A forbidden import, in any spelling and at any depth, makes the arrow test red."""
+    assert len(offences(name, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("clock", "import os, time\nos.urandom(4)"),
+        ("flow", "import inspect, tenacity"),
+        ("jws", "from jwt.algorithms import Algorithm"),
+        ("pipeline", "from mqauth import audit, claims"),
+        (
+            "brokers.kafka_consumer",
+            "import time, asyncio, kafka\nfrom mqauth.brokers.kafka_offsets import Offsets",
+        ),
+        ("cli.sign", "import mqauth\nfrom mqauth.config import load"),
+    ],
+)
+def test_allowed_import_passes(name: str, source: str) -> None:
+    """What a module is there to know, it may import."""
+    assert offences(name, source) == []
