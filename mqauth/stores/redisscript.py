@@ -28,10 +28,13 @@ end
 
 local function parse(value)
   if not value then return nil end
-  if string.sub(value, 1, 1) == 'd' then return {place = string.sub(value, 2)} end
   local ends, size, start = string.match(value, '^h(%d+) (%d+) ()')
-  local stop = start + size
-  return {ends = tonumber(ends), owner = string.sub(value, start, stop - 1), place = string.sub(value, stop)}
+  local stop = start and start + size or 2
+  local entry = {place = string.sub(value, stop), ends = tonumber(ends)}
+  if start then entry.owner = string.sub(value, start, stop - 1) end
+  local rest = #value + 1 - stop
+  if not (start or string.sub(value, 1, 1) == 'd') or (rest ~= 0 and rest ~= 12) then error('damaged') end
+  return entry
 end
 
 local function judge(entry, verb, owner, place)

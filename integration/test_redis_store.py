@@ -1,0 +1,437 @@
+"""The replay stores on a real Redis, both colours: the contract, and every way the server can be missed."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import redis as client_library
+import redis.asyncio
+import redis.backoff
+import redis.retry
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from integration.redis_doubles import CountingRedis, LossyConnection, certificate, tls_front
+from integration.services import Redis
+from mqauth.errors import Cause, Unavailable
+from mqauth.replay import ClaimRequest
+from mqauth.stores.redis import AsyncRedisReplayStore, RedisReplayStore
+from mqauth.testing.clock import START, FakeClock
+from mqauth.testing.store_contract import (
+    DUPLICATE,
+    FRESH,
+    HELD,
+    HERE,
+    REPLAYED,
+    REREAD,
+    BatchStoreContract,
+    Blocking,
+    machine,
+    wish,
+)
+
+STEPS = settings(max_examples=60, stateful_step_count=30, deadline=None, database=None)
+RUN = secrets.token_hex(4)
+_numbers = itertools.count()
+
+OpenStore = Callable[..., Any]
+
+
+def namespace() -> str:
+    """Return a name no other test uses."""
+    return f"mqauth-test-{RUN}-{next(_numbers)}"
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """A clock that moves only when told."""
+    return FakeClock()
+
+
+@pytest.fixture(scope="module")
+def own(redis: Redis) -> Iterator[Redis]:
+    """A Redis that may be stopped and set up anew: the shared one where it is ours."""
+    if redis.ours:
+        yield redis
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MQAUTH_REDIS_URL")
+        server = Redis.launch()
+    with server:
+        yield server
+
+
+@pytest.fixture
+def admin(own: Redis) -> Iterator[Any]:
+    """A client that sets the server up; what it changed is put back."""
+    with client_library.Redis.from_url(own.url) as client:
+        before = client.config_get("maxmemory*")
+        yield client
+        for name in ("maxmemory", "maxmemory-policy"):
+            client.config_set(name, before[name])
+
+
+@pytest.fixture(params=["sync", "async"])
+def open_store(request: pytest.FixtureRequest) -> Iterator[OpenStore]:
+    """Open stores of either colour on a URL, all driven in plain calls, and close them."""
+    opened: list[RedisReplayStore] = []
+    awaited: list[AsyncRedisReplayStore] = []
+    with asyncio.Runner() as runner:
+
+        def make(url: str, **wanted: Any) -> Any:
+            wanted = {"namespace": namespace(), "timeout": 0.3} | wanted
+            if request.param == "sync":
+                opened.append(RedisReplayStore.from_url(url, **wanted))
+                return opened[-1]
+            awaited.append(AsyncRedisReplayStore.from_url(url, **wanted))
+            return Blocking(awaited[-1], runner)
+
+        yield make
+        for store in opened:
+            store.close()
+        for asynchronous in awaited:
+            runner.run(asynchronous.aclose())
+
+
+class TestRedis(BatchStoreContract):
+    """The contract on Redis, in both colours."""
+
+    @pytest.fixture
+    def store(self, redis: Redis, open_store: OpenStore, clock: FakeClock) -> Any:
+        """A store that counts leases by the test's clock."""
+        return open_store(redis.url, timeout=5, clock=clock, unsafe_lease_clock=clock)
+
+
+def test_machine(redis: Redis, open_store: OpenStore) -> None:
+    """Redis answers as the pure table does, whatever the order of calls."""
+    first = open_store(redis.url, timeout=5)
+    template = first._store if isinstance(first, Blocking) else first
+
+    def fresh(clock: FakeClock) -> Any:
+        wanted = {"namespace": namespace(), "clock": clock, "unsafe_lease_clock": clock}
+        store = type(template)(template._client, **wanted)
+        return Blocking(store, first._runner) if isinstance(first, Blocking) else store
+
+    run_state_machine_as_test(machine(fresh), settings=STEPS)
+
+
+@pytest.fixture
+def live(clock: FakeClock) -> Callable[..., ClaimRequest]:
+    """A maker of claims that live an hour of the fake clock."""
+    return lambda owner="first", **changes: wish(owner, **({"expires": START + 3600} | changes))
+
+
+@pytest.fixture
+def store(own: Redis, open_store: OpenStore, clock: FakeClock) -> Any:
+    """A store that counts leases by the server's clock."""
+    return open_store(own.url, clock=clock)
+
+
+@pytest.mark.parametrize("wrong", [-86_400.0, 0.0, 86_400.0])
+def test_lease_by_server_clock(own: Redis, open_store: OpenStore, admin: Any, wrong: float) -> None:
+    """The lease ends by the server's clock, however wrong the consumer's is."""
+    name = namespace()
+    store = open_store(own.url, namespace=name, clock=FakeClock(START + wrong))
+    before = _milliseconds(admin)
+    assert store.claim(wish(lease=30.0)) is FRESH
+    after = _milliseconds(admin)
+    ends = int(admin.get(_key(name)).split()[0][1:])
+    assert before + 30_000 <= ends <= after + 30_000
+
+
+def test_lease_of_no_length(store: Any, live: Any) -> None:
+    """A lease that is over by the server's clock goes to the redelivery; a longer one holds."""
+    assert store.claim(live(lease=0.0)) is FRESH
+    assert store.claim(live("second", redelivered=True, lease=60.0)) is FRESH
+    assert store.claim(live("third", redelivered=True)) is HELD
+
+
+@pytest.mark.parametrize("remaining", [-3600.0, 0.0, 60.0, 3600.0, 1e15])
+def test_forgotten_by_key_expiry(own: Redis, open_store: OpenStore, admin: Any, remaining: float) -> None:
+    """A key outlives its token by the margin, held and done, and is bounded."""
+    name = namespace()
+    store = open_store(own.url, namespace=name, clock=FakeClock(START), margin=300.0)
+    request = wish(expires=START + remaining)
+    store.claim(request)
+    held = admin.pttl(_key(name)) / 1000
+    store.confirm(request)
+    done = admin.pttl(_key(name)) / 1000
+    wanted = min(max(remaining, 0.0) + 300.0, 10 * 366 * 86_400)
+    assert wanted - 60 < done <= held <= wanted + 1
+
+
+def test_takeover_never_shortens(own: Redis, open_store: OpenStore, admin: Any) -> None:
+    """A takeover by a consumer whose clock is ahead leaves the key its longer life; a renewal may lengthen it."""
+    name = namespace()
+    right = open_store(own.url, namespace=name, clock=FakeClock(START))
+    ahead = open_store(own.url, namespace=name, clock=FakeClock(START + 3000))
+    right.claim(wish(place=HERE))
+    ahead.claim(wish("second", place=HERE))
+    assert admin.pttl(_key(name)) > 3600 * 1000
+    right.claim(wish("second", place=HERE, renew=True, expires=START + 7200))
+    assert admin.pttl(_key(name)) > 7200 * 1000
+
+
+def test_forgets_by_itself(own: Redis, open_store: OpenStore, admin: Any) -> None:
+    """A released key is gone, and a claim leaves exactly one key."""
+    name = namespace()
+    store = open_store(own.url, namespace=name)
+    store.claim(wish())
+    assert len(admin.keys(f"{name}*")) == 1
+    store.release(wish())
+    assert admin.keys(f"{name}*") == []
+
+
+def test_script_lost(store: Any, live: Any, admin: Any) -> None:
+    """A server that lost the script, as after a restart or a failover, gets it again."""
+    assert store.claim(live()) is FRESH
+    admin.script_flush()
+    assert store.claim(live("second")) is REPLAYED
+    admin.script_flush()
+    store.confirm(live())
+    assert store.claim(live("second", redelivered=True)) is DUPLICATE
+
+
+def test_round_trips(own: Redis) -> None:
+    """A claim is one round trip, a confirm another, a poll of 500 one of each."""
+    with CountingRedis.from_url(own.url, socket_timeout=5) as client:
+        store = RedisReplayStore(client, namespace=namespace())
+        store.claim(wish())
+        trips = []
+        poll = [wish(id=n.to_bytes(16, "big"), place=f"c/orders/0/{n}") for n in range(500)]
+        for step in (
+            lambda: store.claim(wish(id=b"\xee" * 16)),
+            lambda: store.confirm(wish(id=b"\xee" * 16)),
+            lambda: store.claim_many(poll),
+            lambda: store.confirm_many(poll),
+        ):
+            before = client.trips
+            step()
+            trips.append(client.trips - before)
+    assert trips == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("retries", [0, 2], ids=["raised", "repeated by the client"])
+def test_answer_lost(own: Redis, retries: int) -> None:
+    """A claim that was done while its answer was lost is made again by its owner, and no replay of itself."""
+    pool = client_library.ConnectionPool.from_url(
+        own.url,
+        connection_class=LossyConnection,
+        socket_timeout=5,
+        retry=redis.retry.Retry(redis.backoff.NoBackoff(), retries),
+    )
+    store = RedisReplayStore(client_library.Redis(connection_pool=pool), namespace=namespace())
+    store.claim(wish(id=b"\xee" * 16))
+    LossyConnection.armed = True
+    if not retries:
+        with pytest.raises(Unavailable):
+            store.claim(wish())
+    assert store.claim(wish()) is FRESH
+    assert not LossyConnection.armed
+    assert store.claim(wish("second")) is REPLAYED
+    pool.disconnect()
+
+
+@pytest.mark.parametrize("fault", ["stop", "kill"])
+def test_down_and_back(own: Redis, store: Any, live: Any, fault: str) -> None:
+    """While the server is down all is deferred; when it is back it knows what it knew, also after a crash."""
+    store.claim(live())
+    store.claim(live(id=b"\x01" * 16))
+    store.confirm(live())
+    getattr(own, fault)()
+    for action in (store.claim, store.confirm, store.release):
+        assert _cause(lambda action=action: action(live(id=b"\x01" * 16))) is Cause.REPLAY_STORE_UNAVAILABLE
+    own.start()
+    assert store.claim(live("second")) is REPLAYED
+    assert store.claim(live("second", id=b"\x01" * 16, redelivered=True)) is HELD
+    store.confirm(live(id=b"\x01" * 16))
+    assert store.claim(live("second", id=b"\x01" * 16, redelivered=True)) is DUPLICATE
+
+
+def test_restart_between_claims(own: Redis, store: Any, live: Any) -> None:
+    """A restart between two claims is not noticed: the dead connection is replaced within the call."""
+    store.claim(live())
+    own.restart()
+    assert store.claim(live("second")) is REPLAYED
+
+
+def test_silent_server(own: Redis, store: Any, live: Any) -> None:
+    """A server that answers nothing defers within the timeout, and nothing is mixed up when it answers again."""
+    store.claim(live())
+    own.pause()
+    assert _cause(lambda: store.claim(live(id=b"\x01" * 16))) is Cause.REPLAY_STORE_UNAVAILABLE
+    own.resume()
+    assert store.claim(live("second")) is REPLAYED
+    assert store.claim(live(id=b"\x01" * 16)) is FRESH
+
+
+def test_cancelled_claim(own: Redis) -> None:
+    """A claim cancelled while it waits leaves no answer behind for the next one to take as its own."""
+
+    async def story() -> list[Any]:
+        store = AsyncRedisReplayStore.from_url(own.url, namespace=namespace(), timeout=30)
+        first = await store.claim(wish())
+        own.pause()
+        waiting = asyncio.create_task(store.claim(wish("second")))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await asyncio.to_thread(own.resume)
+        fresh = [await store.claim(wish(id=bytes([n]) * 16)) for n in range(1, 5)]
+        await store.aclose()
+        return [first, *fresh]
+
+    assert asyncio.run(story()) == [FRESH] * 5
+
+
+def test_out_of_memory(store: Any, live: Any, admin: Any) -> None:
+    """A server without memory is a full store: no live id is given up, and claims work when there is room."""
+    store.claim(live())
+    admin.config_set("maxmemory-policy", "noeviction")
+    admin.config_set("maxmemory", "1")
+    assert _cause(lambda: store.claim(live(id=b"\x01" * 16))) is Cause.REPLAY_STORE_FULL
+    admin.config_set("maxmemory", "0")
+    assert store.claim(live("second")) is REPLAYED
+    assert store.claim(live(id=b"\x01" * 16)) is FRESH
+
+
+def test_replica(store: Any, live: Any, admin: Any) -> None:
+    """A server that became a replica defers, and works when it is a primary again."""
+    store.claim(live())
+    admin.replicaof("127.0.0.1", "1")
+    try:
+        assert _cause(lambda: store.claim(live(id=b"\x01" * 16))) is Cause.REPLAY_STORE_UNAVAILABLE
+    finally:
+        admin.replicaof("NO", "ONE")
+    assert store.claim(live("second")) is REPLAYED
+    assert store.claim(live(id=b"\x01" * 16)) is FRESH
+
+
+@pytest.mark.parametrize("value", [b"", b"x", b"h1", b"h1 9 short", b"hx 1 a", b"h1 1 ab", b"dx"])
+def test_damaged_value(own: Redis, open_store: OpenStore, admin: Any, value: bytes) -> None:
+    """A value that is not ours is a fault of the store and never a verdict."""
+    name = namespace()
+    store = open_store(own.url, namespace=name)
+    admin.set(_key(name), value)
+    assert _cause(lambda: store.claim(wish(redelivered=True))) is Cause.REPLAY_STORE_UNAVAILABLE
+
+
+def test_damaged_type(own: Redis, open_store: OpenStore, admin: Any) -> None:
+    """A key of another type is a fault of the store too."""
+    name = namespace()
+    store = open_store(own.url, namespace=name)
+    admin.lpush(_key(name), "x")
+    assert _cause(lambda: store.claim(wish())) is Cause.REPLAY_STORE_UNAVAILABLE
+
+
+@pytest.mark.parametrize("case", [
+    ("allkeys-lru", "1gb", [logging.ERROR]), ("volatile-ttl", "1gb", [logging.ERROR]),
+    ("noeviction", "1gb", []), ("allkeys-lru", "0", []),
+])  # fmt: skip
+def test_eviction_told(store: Any, admin: Any, caplog: pytest.LogCaptureFixture, case: Any) -> None:
+    """A server that would evict live ids is told of once, as an error, at the first claim."""
+    policy, limit, levels = case
+    admin.config_set("maxmemory-policy", policy)
+    admin.config_set("maxmemory", limit)
+    store.claim(wish())
+    store.claim(wish())
+    told = [record.levelno for record in caplog.records if "maxmemory-policy" in record.getMessage()]
+    assert told == levels
+
+
+def test_info_forbidden(own: Redis, open_store: OpenStore, admin: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A user who may not read INFO can claim, and the log says what to make sure of."""
+    admin.acl_setuser("mqauth", enabled=True, passwords=["+secret"], keys=["*"],
+                      commands=["+evalsha", "+eval", "+get", "+set", "+del", "+pttl", "+time"])  # fmt: skip
+    store = open_store(_with(own.url, "mqauth:secret@"))
+    assert store.claim(wish()) is FRESH
+    assert [record.levelname for record in caplog.records if record.name == "mqauth.stores.redis"] == ["WARNING"]
+    admin.acl_deluser("mqauth")
+
+
+def test_password_wrong(own: Redis, open_store: OpenStore, admin: Any) -> None:
+    """A wrong password defers, and no text of ours holds it."""
+    admin.acl_setuser("mqauth", enabled=True, passwords=["+secret"], keys=["*"], commands=["+@all"])
+    with pytest.raises(Unavailable) as caught:
+        open_store(_with(own.url, "mqauth:hunter2@")).claim(wish())
+    assert caught.value.cause is Cause.REPLAY_STORE_UNAVAILABLE
+    assert "hunter2" not in str(caught.value) + str(caught.value.__cause__)
+    admin.acl_deluser("mqauth")
+
+
+def test_tls(own: Redis, open_store: OpenStore, tmp_path: Path) -> None:
+    """TLS with the right certificate works; an unknown issuer or another host's certificate defers."""
+    pem, other = certificate(tmp_path, "127.0.0.1"), certificate(tmp_path, "elsewhere.example")
+    where = urlsplit(own.url)
+    with tls_front(pem, where.hostname or "", where.port or 0) as port:
+        url = f"rediss://127.0.0.1:{port}/0"
+        assert open_store(f"{url}?ssl_ca_certs={pem}", timeout=5).claim(wish()) is FRESH
+        assert _cause(lambda: open_store(url).claim(wish())) is Cause.REPLAY_STORE_UNAVAILABLE
+        assert _cause(lambda: open_store(f"{url}?ssl_ca_certs={other}").claim(wish())) is (
+            Cause.REPLAY_STORE_UNAVAILABLE
+        )
+    with tls_front(other, where.hostname or "", where.port or 0) as port:
+        wrong = open_store(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={other}")
+        assert _cause(lambda: wrong.claim(wish())) is Cause.REPLAY_STORE_UNAVAILABLE
+
+
+@pytest.mark.parametrize("options", ["decode_responses=True", "protocol=2", "protocol=3"])
+def test_client_options(own: Redis, options: str) -> None:
+    """A client that decodes answers, or speaks either protocol, serves."""
+    name, _, value = options.partition("=")
+    chosen: dict[str, Any] = {name: int(value) if value.isdecimal() else True}
+    with client_library.Redis.from_url(own.url, socket_timeout=5, **chosen) as client:
+        store = RedisReplayStore(client, namespace=namespace())
+        assert store.claim(wish(place=HERE, id=b"\xff" * 16)) is FRESH
+        store.confirm(wish(place=HERE, id=b"\xff" * 16))
+        assert store.claim(wish("second", place=HERE, id=b"\xff" * 16)) is REREAD
+
+
+def test_shared_by_both_colours(own: Redis) -> None:
+    """A claim made in one colour is known in the other."""
+    name = namespace()
+    store = RedisReplayStore.from_url(own.url, namespace=name)
+    store.claim(wish())
+
+    async def story() -> list[Any]:
+        other = AsyncRedisReplayStore.from_url(own.url, namespace=name)
+        found = [await other.claim(wish("second")), await other.claim(replace(wish(), renew=True))]
+        await other.aclose()
+        return found
+
+    assert asyncio.run(story()) == [REPLAYED, FRESH]
+    store.close()
+
+
+def _cause(action: Callable[[], object]) -> Cause:
+    """Run what must be deferred, and return why."""
+    with pytest.raises(Unavailable) as caught:
+        action()
+    return caught.value.cause
+
+
+def _key(name: str) -> bytes:
+    """Return the key of ``wish()``."""
+    return f"{name}:{{billing}}:".encode() + bytes(range(16))
+
+
+def _milliseconds(admin: Any) -> int:
+    """Return the server's time."""
+    seconds, micros = admin.time()
+    return int(seconds * 1000 + micros // 1000)
+
+
+def _with(url: str, credentials: str) -> str:
+    """Return a URL with user and password."""
+    return url.replace("://", f"://{credentials}", 1)
