@@ -1,0 +1,610 @@
+"""The RabbitMQ wrapper on a real broker: publishing, consuming, trouble with dead letters and connections."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+import pytest
+from aio_pika import exceptions
+from aio_pika.abc import AbstractChannel, AbstractQueue, AbstractRobustConnection
+from pamqp import commands
+
+from integration.services import RabbitMQ
+from integration.wire import Wire
+from mqauth import (
+    Allow,
+    AuditFile,
+    ConfigurationError,
+    MalformedMessage,
+    MemoryReplayStore,
+    Message,
+    Outcome,
+    Pipeline,
+    Verdict,
+    Verified,
+)  # fmt: skip
+from mqauth.brokers import rabbitmq as wrapper
+from mqauth.errors import Cause, RetryLater, Unavailable
+from mqauth.flow import Attempts, ColourError
+from mqauth.testing.forge import SUBJECT, Forge
+
+INTERCEPTOR = "message_interceptors.incoming.set_header_timestamp.overwrite = true"
+
+
+@dataclass
+class Bench:
+    """Two connections, a source queue, a dead-letter queue's name, and what was handled."""
+
+    consuming: AbstractRobustConnection
+    publishing: AbstractRobustConnection
+    channel: AbstractChannel
+    source: AbstractQueue
+    dead: str
+    audit: AuditFile
+    wire: Wire
+    forge: Forge = field(default_factory=lambda: Forge(lifetime=600))
+    handled: list[bytes] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    @property
+    def destination(self) -> str:
+        """The source's destination."""
+        return "rabbitmq:/" + self.source.name
+
+    def guard(self, **settings: Any) -> Pipeline:
+        """Return a pipeline that trusts the forge on the source."""
+        wanted: dict[str, Any] = {
+            "verifier": self.forge.verifier(), "policy": Allow({SUBJECT: [self.destination]}),
+            "replay": MemoryReplayStore(), "audit": self.audit, "attempts": Attempts(limit=1),
+            "observers": [lambda outcome, message, seconds: self.outcomes.append(outcome)],
+        }  # fmt: skip
+        return Pipeline(**(wanted | settings))
+
+    def letters(self, **settings: Any) -> wrapper.DeadLetters:
+        """Return the dead letters."""
+        return wrapper.DeadLetters(self.channel, self.dead, **({"timeout": 5} | settings))
+
+    def consumer(self, handler: Any = None, guard: Pipeline | None = None, **settings: Any) -> wrapper.Consumer:
+        """Return a consumer of the source."""
+        wanted: dict[str, Any] = {"dead_letters": self.letters()} | settings
+        return wrapper.Consumer(self.source, guard or self.guard(), handler or self.handler, **wanted)
+
+    async def handler(self, verified: Verified) -> None:
+        """Remember what was handled."""
+        self.handled.append(verified.body or b"")
+
+    async def publish(self, body: bytes = b"honest", **properties: Any) -> Any:
+        """Publish an honest message to the source."""
+        producer = wrapper.Producer(self.channel.default_exchange, self.forge.signer())
+        return await producer.publish(aio_pika.Message(body, **properties), self.source.name)
+
+    async def forge_one(self, body: bytes = b"forged", **properties: Any) -> None:
+        """Publish a message without a token to the source."""
+        await self.channel.default_exchange.publish(aio_pika.Message(body, **properties), self.source.name)
+
+    async def buried(self) -> list[Message]:
+        """Take every dead letter."""
+        channel = await self.publishing.channel()
+        queue = await channel.get_queue(self.dead, ensure=False)
+        found = []
+        while (letter := await queue.get(fail=False)) is not None:
+            found.append(wrapper.from_native(letter, queue=self.dead))
+            await letter.ack()
+        await channel.close()
+        return found
+
+    async def left(self) -> int:
+        """Return how many messages wait at the source."""
+        channel = await self.publishing.channel()
+        declared: Any = await channel.declare_queue(self.source.name, passive=True)
+        await channel.close()
+        return int(declared.declaration_result.message_count)
+
+
+@pytest.fixture
+async def bench(rabbitmq: RabbitMQ, tmp_path: Path) -> AsyncIterator[Bench]:
+    """A bench on the shared broker, its dead-letter queue declared."""
+    async with _bench(rabbitmq.url, tmp_path) as bench:
+        await bench.letters().declare()
+        yield bench
+
+
+@pytest.fixture(scope="module")
+def own_broker() -> Iterator[RabbitMQ]:
+    """A broker of our own, which stamps what it receives and may be stopped."""
+    with RabbitMQ.launch(extra_config=[INTERCEPTOR]) as broker:
+        yield broker
+
+
+@asynccontextmanager
+async def _bench(url: str, folder: Path) -> AsyncIterator[Bench]:
+    """Connect, both ways through a wire that can be cut, and declare the source; at the end delete it all."""
+    name = f"mqauth-{uuid.uuid4().hex[:12]}"
+    async with Wire(url) as wire:
+        consuming = await aio_pika.connect_robust(wire.url, reconnect_interval=0.2)
+        publishing = await aio_pika.connect_robust(wire.url, reconnect_interval=0.2)
+        source = await wrapper.declare_source(await consuming.channel(), name)
+        with AuditFile(folder / "audit.jsonl", fsync=False) as audit:
+            yield Bench(consuming, publishing, await publishing.channel(), source, name + ".dead", audit, wire)
+        await consuming.close()
+        await publishing.close()
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        for queue in (name, name + ".unparseable", name + ".dead"):
+            await channel.queue_delete(queue)
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 20) -> None:
+    """Wait until a condition holds, or fail."""
+    async with asyncio.timeout(seconds):
+        while True:
+            found = condition()
+            if await found if isinstance(found, Awaitable) else found:
+                return
+            await asyncio.sleep(0.02)
+
+
+def text(letter: Message, name: str) -> str:
+    """Return one of our headers on a letter."""
+    (value,) = letter.occurrences("mqauth-dead-" + name)
+    return str(value)
+
+
+async def test_the_callers_message_is_never_changed(bench: Bench) -> None:
+    """Publishing seals a copy, afresh at each call, and returns the broker's ack."""
+    message = aio_pika.Message(b"x", headers={"a": [1, {"b": 2.5}]})
+    producer = wrapper.Producer(bench.channel.default_exchange, bench.forge.signer())
+    for _ in range(2):
+        assert isinstance(await producer.publish(message, bench.source.name), commands.Basic.Ack)
+    assert (message.headers, message.message_id) == ({"a": [1, {"b": 2.5}]}, None)
+    async with bench.consumer():
+        await until(lambda: len(bench.handled) == 2)
+    assert [outcome.verdict for outcome in bench.outcomes] == [Verdict.ACCEPTED] * 2
+    assert await bench.left() == 0
+
+
+async def test_values_are_serialized_before_sealing(bench: Bench) -> None:
+    """value_serializer runs before sealing and decode after verification: the handler gets the value."""
+    seen: list[Any] = []
+    producer = wrapper.Producer(
+        bench.channel.default_exchange, bench.forge.signer(), value_serializer=lambda value: repr(value).encode()
+    )
+    await producer.publish(["not", "bytes"], bench.source.name)
+    async with bench.consumer(lambda verified: seen.append(verified.value), decode=lambda body: body.decode()):
+        await until(lambda: bool(seen))
+    assert seen == ["['not', 'bytes']"]
+
+
+@pytest.mark.parametrize("raises", [False, True])
+async def test_unroutable_is_an_error(bench: Bench, raises: bool) -> None:
+    """A mandatory message that no queue takes raises, however the channel was opened."""
+    channel = await bench.publishing.channel(on_return_raises=raises)
+    producer = wrapper.Producer(channel.default_exchange, bench.forge.signer())
+    with pytest.raises(wrapper.UnroutableError) as caught:
+        await producer.publish(aio_pika.Message(b""), "nobody-" + bench.source.name)
+    assert isinstance(caught.value, exceptions.DeliveryError)
+    assert "nobody" not in str(caught.value)
+    ack = await producer.publish(aio_pika.Message(b""), "nobody-" + bench.source.name, mandatory=False)
+    assert isinstance(ack, commands.Basic.Ack)
+
+
+async def test_one_message_id_in_flight_twice(bench: Bench) -> None:
+    """Two publishes under one message id at once each get their own outcome."""
+    producer = wrapper.Producer(bench.channel.default_exchange, bench.forge.signer())
+    results = await asyncio.gather(
+        producer.publish(aio_pika.Message(b"", message_id="same"), "nobody-" + bench.source.name),
+        producer.publish(aio_pika.Message(b"", message_id="same"), bench.source.name),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in results] == [wrapper.UnroutableError, commands.Basic.Ack]
+
+
+async def test_an_oversize_header_frame_is_refused(bench: Bench) -> None:
+    """A header frame the broker would close the connection for is refused before it is sent."""
+    with pytest.raises(MalformedMessage, match="131064"):
+        await bench.publish(headers={"x": "a" * 130_900})
+    await bench.publish(headers={"x": "a" * 130_000})
+    assert await bench.left() == 1
+
+
+async def test_no_confirm_is_an_unknown_outcome(bench: Bench) -> None:
+    """A connection lost before the confirm raises a connection error and nothing is published twice."""
+    publishing = asyncio.create_task(bench.publish())
+    await asyncio.sleep(0)
+    bench.wire.cut()
+    with pytest.raises((exceptions.AMQPConnectionError, exceptions.ChannelInvalidStateError)):
+        await publishing
+
+
+async def test_dead_letters_want_confirms(bench: Bench) -> None:
+    """A channel without publisher confirms is refused for dead letters."""
+    channel = await bench.publishing.channel(publisher_confirms=False)
+    with pytest.raises(ConfigurationError, match="confirms"):
+        wrapper.DeadLetters(channel, bench.dead)
+
+
+async def test_a_missing_dead_letter_queue_defers(bench: Bench) -> None:
+    """Without its dead-letter queue a rejected message is held, and buried once there is one."""
+    await bench.channel.queue_delete(bench.dead)
+    await bench.forge_one()
+    await bench.publish()
+    async with bench.consumer() as consumer:
+        await until(lambda: consumer.health().cause is Cause.DEAD_LETTER_UNAVAILABLE)
+        await until(lambda: bench.handled == [b"honest"])
+        assert consumer.health().stalled_since is not None
+        await bench.letters().declare()
+        await until(lambda: consumer.health().stalled_since is None and consumer.health().in_flight == 0)
+    (letter,) = await bench.buried()
+    assert (letter.body, text(letter, "reason")) == (b"forged", "token_missing")
+    assert await bench.left() == 0
+
+
+async def test_a_full_dead_letter_queue_defers(bench: Bench) -> None:
+    """A dead-letter queue that refuses is no dead letter: the message waits until there is room."""
+    await bench.channel.queue_delete(bench.dead)
+    arguments: dict[str, Any] = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    full = await bench.channel.declare_queue(bench.dead, durable=True, arguments=arguments)
+    await bench.channel.default_exchange.publish(aio_pika.Message(b"filler"), bench.dead)
+    await bench.forge_one()
+    async with bench.consumer() as consumer:
+        await until(lambda: consumer.health().cause is Cause.DEAD_LETTER_UNAVAILABLE)
+        await full.purge()
+        await until(lambda: consumer.health().in_flight == 0)
+    assert [letter.body for letter in await bench.buried()] == [b"forged"]
+
+
+async def test_a_long_outage_suspends_the_consumer(bench: Bench) -> None:
+    """After the hold the consumer is cancelled and the message requeued once, until a probe is answered."""
+    await bench.channel.queue_delete(bench.dead)
+    await bench.forge_one()
+    await bench.publish()
+    async with bench.consumer(hold=0.3) as consumer:
+        await until(lambda: not consumer.health().consuming and consumer.health().in_flight == 0)
+        assert consumer.health().cause is Cause.DEAD_LETTER_UNAVAILABLE
+        await until(_waits(bench, 1))
+        await asyncio.sleep(1)
+        assert not consumer.health().consuming
+        await bench.letters().declare()
+        await until(lambda: consumer.health().consuming)
+        await until(_waits(bench, 0))
+        await until(lambda: consumer.health().in_flight == 0)
+    (letter,) = await bench.buried()
+    assert letter.body == b"forged"
+    assert letter.occurrences("x-delivery-count") in ((), (1,))
+    assert bench.handled == [b"honest"]
+
+
+async def test_an_outage_does_not_expire_messages(bench: Bench) -> None:
+    """A message deferred past its token's life is still judged by when it was first received."""
+    store = _Flaky()
+    bench.forge.lifetime = 1
+    await bench.publish()
+    async with bench.consumer(guard=bench.guard(replay=store), hold=0.2) as consumer:
+        await until(lambda: consumer.health().cause is Cause.REPLAY_STORE_UNAVAILABLE)
+        await until(lambda: not consumer.health().consuming)
+        await asyncio.sleep(7)
+        store.down = False
+        await until(lambda: bench.handled == [b"honest"])
+    assert await bench.buried() == []
+
+
+async def test_a_handler_may_ask_for_another_time(bench: Bench) -> None:
+    """RetryLater defers the one message, others go on, and it is handled at a later attempt."""
+    tries = 0
+
+    async def handler(verified: Verified) -> None:
+        nonlocal tries
+        tries += verified.body == b"shy"
+        if verified.body == b"shy" and tries < 4:
+            raise RetryLater("not yet")
+        bench.handled.append(verified.body or b"")
+
+    await bench.publish(b"shy")
+    await bench.publish(b"bold")
+    async with bench.consumer(handler, hold=0.1):
+        await until(lambda: sorted(bench.handled) == [b"bold", b"shy"])
+    assert await bench.buried() == []
+
+
+async def test_the_handler_outlives_the_connection(bench: Bench) -> None:
+    """A handler is not cancelled with the connection; the broker's redelivery is settled as a duplicate."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def handler(verified: Verified) -> None:
+        begun.set()
+        await go_on.wait()
+        bench.handled.append(verified.body or b"")
+
+    await bench.publish()
+    async with bench.consumer(handler) as consumer:
+        await begun.wait()
+        bench.wire.cut()
+        await until(lambda: consumer.health().deferred == 1)
+        go_on.set()
+        await until(lambda: consumer.health().in_flight == 0)
+        health = consumer.health()
+    assert bench.handled == [b"honest"]
+    assert (health.connection_deaths, health.unsettled) == (1, 1)
+    assert Verdict.DUPLICATE in [outcome.verdict for outcome in bench.outcomes]
+    assert await bench.left() == 0
+
+
+async def test_a_graceful_stop(bench: Bench) -> None:
+    """stop() lets a running handler finish, and gives back what outlasts the grace time, unclaimed."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def handler(verified: Verified) -> None:
+        begun.set()
+        await go_on.wait()
+        bench.handled.append(verified.body or b"")
+
+    guard = bench.guard()
+    await bench.publish(b"slow")
+    consumer = bench.consumer(handler, guard, grace=0.1)
+    async with consumer:
+        await begun.wait()
+    assert (bench.handled, await bench.left()) == ([], 1)
+    begun.clear()
+    second = bench.consumer(handler, guard, grace=10)
+    async with second:
+        await begun.wait()
+        stopping = asyncio.create_task(second.stop())
+        await asyncio.sleep(0.05)
+        go_on.set()
+        await stopping
+    assert (bench.handled, await bench.left()) == ([b"slow"], 0)
+
+
+async def test_run_ends_with_our_own_faults(bench: Bench) -> None:
+    """An error of ours ends run() instead of being swallowed, and the message stays."""
+
+    class Wrong:
+        def write(self, _record: Any, /) -> None:
+            raise ColourError("wrong colour")
+
+    await bench.forge_one()
+    with pytest.raises(ColourError):
+        await bench.consumer(guard=bench.guard(audit=Wrong())).run()
+    await bench.consuming.close()
+    await until(_waits(bench, 1))
+
+
+async def test_run_ends_when_its_queue_is_missing(bench: Bench) -> None:
+    """A queue that does not exist is an error at the start, not a silence."""
+    channel = await bench.consuming.channel()
+    bench.source = await channel.get_queue("missing-" + bench.dead, ensure=False)
+    with pytest.raises(exceptions.ChannelNotFoundEntity):
+        await bench.consumer().run()
+
+
+async def test_a_deleted_queue_is_consumed_again(bench: Bench) -> None:
+    """After its queue was deleted and declared again the consumer goes on."""
+    async with bench.consumer() as consumer:
+        await bench.channel.queue_delete(bench.source.name)
+        await until(lambda: not consumer.health().consuming)
+        await wrapper.declare_source(await bench.publishing.channel(), bench.source.name)
+        await until(lambda: consumer.health().consuming)
+        await bench.publish()
+        await until(lambda: bench.handled == [b"honest"])
+
+
+async def test_oversize_headers_go_into_the_letters_body(bench: Bench) -> None:
+    """Headers that do not fit beside the lineage are buried in the JSON form, nothing lost."""
+    await bench.forge_one(headers={"x": "a" * 130_500})
+    async with bench.consumer():
+        await until(_buried(bench))
+    (letter,) = await bench.buried()
+    assert text(letter, "form") == "json"
+    assert b"a" * 130_500 in (letter.body or b"")
+
+
+async def test_stop_oversize(bench: Bench) -> None:
+    """With oversize_letters="stop" a letter that fits only by reference is deferred."""
+    letters = bench.letters(oversize_letters="stop", max_body=1)
+    await bench.forge_one(headers={"x": "a" * 130_500})
+    async with bench.consumer(dead_letters=letters) as consumer:
+        await until(lambda: consumer.health().cause is Cause.DEAD_LETTER_UNAVAILABLE)
+    assert (await bench.buried(), await bench.left()) == ([], 1)
+
+
+async def test_a_letter_the_broker_finds_too_large(bench: Bench) -> None:
+    """A form over the broker's own limit falls to the next one, and the channel is fine again."""
+    letters = bench.letters(max_body=1 << 40)
+    await bench.forge_one(b"b" * (15 << 20), headers={"x": "a" * 130_500})
+    async with bench.consumer(dead_letters=letters):
+        await until(_buried(bench))
+    (letter,) = await bench.buried()
+    assert text(letter, "form") == "reference"
+    await bench.publish()
+
+
+async def test_what_acts_by_itself_is_not_sent_again(bench: Bench) -> None:
+    """CC, expiration, user id and reply-to stand in a letter's metadata only, and the letter is persistent."""
+    await bench.forge_one(
+        headers={"CC": [bench.source.name + ".unparseable"]}, expiration=60, user_id="guest", reply_to="r",
+        message_id="original",
+    )  # fmt: skip
+    async with bench.consumer():
+        await until(_buried(bench))
+    (letter,) = await bench.buried()
+    assert {"expiration", "user-id", "reply-to"}.isdisjoint(letter.properties)
+    assert letter.properties["delivery-mode"] == "2"
+    assert letter.properties["message-id"] != "original"
+    assert '"message-id":"original"' in text(letter, "metadata")
+    assert not letter.occurrences("CC")
+
+
+async def test_existing_consumers_are_guarded(bench: Bench) -> None:
+    """guarded() makes a callback for queue.consume that verifies, settles and dead-letters."""
+    callback = wrapper.guarded(bench.guard(), bench.handler, dead_letters=bench.letters(), queue=bench.source.name)
+    await bench.source.channel.set_qos(5)
+    tag = await bench.source.consume(callback)
+    await bench.publish()
+    await bench.forge_one()
+    await until(lambda: bench.handled == [b"honest"])
+    await until(_buried(bench))
+    await bench.source.cancel(tag)
+    assert await bench.left() == 0
+
+
+async def test_judging_for_those_who_settle_themselves(bench: Bench) -> None:
+    """judge() gives the verdict and settles nothing; confirm, release and bury end it."""
+    guard, name = bench.guard(), bench.source.name
+    await bench.publish()
+    await bench.forge_one()
+    first, second = await bench.source.get(), await bench.source.get()
+    honest = await wrapper.judge(guard, first, queue=name)
+    assert honest.outcome.verdict is Verdict.ACCEPTED
+    assert (await honest.release()).verdict is Verdict.ACCEPTED
+    again = await wrapper.judge(guard, first, queue=name)
+    assert (await again.confirm()).verdict is Verdict.ACCEPTED
+    forged = await wrapper.judge(guard, second, queue=name)
+    assert forged.outcome.verdict is Verdict.REJECTED
+    assert (await forged.bury(bench.letters())).dead_letter is not None
+    await first.ack()
+    await second.ack()
+    assert len(await bench.buried()) == 1
+
+
+async def test_replies_are_signed(bench: Bench) -> None:
+    """A reply goes to reply-to with the correlation id, and verifies at a direct reply-to's consumer."""
+    replies: asyncio.Queue[Any] = asyncio.Queue()
+    client = await bench.publishing.channel()
+    mailbox = await client.get_queue("amq.rabbitmq.reply-to", ensure=False)
+    tag = await mailbox.consume(replies.put, no_ack=True)
+    producer = wrapper.Producer(client.default_exchange, bench.forge.signer())
+    question = aio_pika.Message(b"6 * 7", reply_to="amq.rabbitmq.reply-to", correlation_id="c-1")
+    await producer.publish(question, bench.source.name)
+
+    async def handler(verified: Verified) -> None:
+        assert verified.properties["reply-to"].startswith("amq.rabbitmq.reply-to.")
+        await verified.reply(b"42")
+
+    async with bench.consumer(handler, replies=bench.forge.signer()):
+        answer = await asyncio.wait_for(replies.get(), 10)
+    policy = Allow({SUBJECT: ["rabbitmq:/amq.rabbitmq.reply-to.#"]})
+    judged = await wrapper.judge(bench.guard(policy=policy), answer, queue="amq.rabbitmq.reply-to")
+    assert judged.outcome.verdict is Verdict.ACCEPTED
+    assert judged.outcome.verified is not None
+    assert judged.outcome.verified.properties["correlation-id"] == "c-1"
+    assert judged.outcome.verified.body == b"42"
+    await mailbox.cancel(tag)
+
+
+async def test_a_poison_message_takes_no_neighbour_with_it(bench: Bench, caplog: Any) -> None:
+    """Prefetch falls to 1 after three deaths; on the recommended queue healthy messages all are handled."""
+    bodies = [b"healthy %d" % number for number in range(12)]
+    for body in bodies[:6]:
+        await bench.publish(body)
+    await _poison(bench)
+    for body in bodies[6:]:
+        await bench.publish(body)
+    with caplog.at_level(logging.CRITICAL, "mqauth.rabbitmq"):
+        async with bench.consumer() as consumer:
+            await until(lambda: set(bodies) <= set(bench.handled), 60)
+            await until(_waits(bench, 0), 60)
+            health = consumer.health()
+    assert health.prefetch == 1
+    assert "prefetch falls to 1" in caplog.text
+    channel = await bench.publishing.channel()
+    apart: Any = await channel.declare_queue(bench.source.name + ".unparseable", passive=True)
+    assert apart.declaration_result.message_count == 1
+    assert await bench.buried() == []
+
+
+async def test_the_broker_restarts_while_we_consume(own_broker: RabbitMQ, tmp_path: Path) -> None:
+    """After a broker restart every message sent is handled and none is condemned."""
+    async with _bench(own_broker.url, tmp_path) as bench:
+        await bench.letters().declare()
+        sent = [b"%d" % number for number in range(200)]
+        store = MemoryReplayStore()
+
+        async def handler(verified: Verified) -> None:
+            await asyncio.sleep(0.002)
+            bench.handled.append(verified.body or b"")
+
+        for body in sent:
+            await bench.publish(body, delivery_mode=2)
+        async with bench.consumer(handler, bench.guard(replay=store)) as consumer:
+            await until(lambda: len(bench.handled) > 20)
+            await asyncio.to_thread(own_broker.restart)
+            await until(lambda: set(bench.handled) == set(sent), 60)
+            await until(lambda: consumer.health().in_flight == 0, 60)
+        assert await bench.buried() == []
+        assert sorted(bench.handled) == sorted(sent)
+
+
+async def test_append_time_of_the_interceptor(own_broker: RabbitMQ, tmp_path: Path) -> None:
+    """With the broker's interceptor and append_evidence a token may expire in the queue and still be handled."""
+    async with _bench(own_broker.url, tmp_path) as bench:
+        await bench.letters().declare()
+        bench.forge.lifetime = 1
+        await bench.publish(headers={"timestamp_in_ms": 5})
+        await asyncio.sleep(7)
+        verifier = bench.forge.verifier(at="append", max_queue_age=600, append_evidence="interceptor")
+        async with bench.consumer(guard=bench.guard(verifier=verifier)):
+            await until(lambda: bench.handled == [b"honest"])
+        await bench.publish(b"late")
+        await asyncio.sleep(7)
+        async with bench.consumer(guard=bench.guard()):
+            await until(_buried(bench))
+        assert [text(letter, "reason") for letter in await bench.buried()] == ["expired"]
+
+
+class _Flaky(MemoryReplayStore):
+    """A store that is down until told."""
+
+    down = True
+
+    def claim(self, request: Any, /) -> Any:
+        """Claim, or be out of reach."""
+        if self.down:
+            raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "down")
+        return super().claim(request)
+
+
+def _waits(bench: Bench, count: int) -> Callable[[], Awaitable[bool]]:
+    """Return a condition: so many messages wait at the source."""
+
+    async def condition() -> bool:
+        return await bench.left() == count
+
+    return condition
+
+
+def _buried(bench: Bench) -> Callable[[], Awaitable[bool]]:
+    """Return a condition: there is a dead letter."""
+
+    async def condition() -> bool:
+        channel = await bench.publishing.channel()
+        declared: Any = await channel.declare_queue(bench.dead, passive=True)
+        await channel.close()
+        return int(declared.declaration_result.message_count) > 0
+
+    return condition
+
+
+async def _poison(bench: Bench) -> None:
+    """Publish a message whose timestamp no pamqp can decode."""
+    channel = await bench.publishing.channel()
+    underlay = await channel.get_underlay_channel()
+    properties = _Absurd(message_id="poison", delivery_mode=2)
+    await underlay.basic_publish(b"poison", routing_key=bench.source.name, properties=properties)
+    await channel.close()
+
+
+class _Absurd(commands.Basic.Properties):
+    """Properties with a timestamp of 2^64 - 1 seconds."""
+
+    def marshal(self) -> bytes:
+        """Return message id, delivery mode and the timestamp as AMQP has them."""
+        flags = self.flags["delivery_mode"] | self.flags["message_id"] | self.flags["timestamp"]
+        return flags.to_bytes(2, "big") + b"\x02" + b"\x06poison" + b"\xff" * 8
