@@ -1,0 +1,21 @@
+"""The broker contract on a real Kafka."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from integration.services import Kafka
+from mqauth.testing.contract import BrokerContract
+from mqauth.testing.stage import Stage
+from mqauth.testing.stage_kafka import KafkaStage
+
+
+class TestKafka(BrokerContract):
+    """Every promise, on topics of its own."""
+
+    @pytest.fixture
+    def stage(self, kafka: Kafka) -> Iterator[Stage]:
+        """Yield a fresh stage."""
+        stage = KafkaStage(kafka.url)
+        yield stage
+        stage.close()

@@ -1,0 +1,28 @@
+"""Kafka by kafka-python: wrap a connected ``KafkaProducer`` and a subscribed ``KafkaConsumer``.
+
+``Producer`` signs what it sends, ``Consumer`` owns the poll loop, ``DeadLetters`` takes what is rejected, and
+``judge`` serves those who keep their own loop. Install the ``kafka`` extra.
+"""
+
+from mqauth.brokers.kafka_consumer import Consumer, Health
+from mqauth.brokers.kafka_deadletter import DeadLetters
+from mqauth.brokers.kafka_judge import Judgement, judge
+from mqauth.brokers.kafka_partition import Stall
+from mqauth.brokers.kafka_poison import PoisonRecordError
+from mqauth.brokers.kafka_producer import Producer, ProducerFatalError
+from mqauth.brokers.kafka_settings import Backoff
+from mqauth.brokers.kafka_translate import from_native
+
+__all__ = [
+    "Backoff",
+    "Consumer",
+    "DeadLetters",
+    "Health",
+    "Judgement",
+    "PoisonRecordError",
+    "Producer",
+    "ProducerFatalError",
+    "Stall",
+    "from_native",
+    "judge",
+]

@@ -1,0 +1,108 @@
+"""Kafka dead letters: sent by a producer of their own, and waited for until the broker has confirmed them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from kafka.errors import KafkaError, MessageSizeTooLargeError
+
+from mqauth.brokers.kafka_producer import refuse_serializers
+from mqauth.brokers.kafka_translate import carries, dead_letter_headers
+from mqauth.deadletter import PREFIX, DeadLetter
+from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.message import Message
+
+if TYPE_CHECKING:
+    from kafka import KafkaProducer
+
+MAX_BLOCK: Final = 5.0
+"""Seconds one letter may wait for its topic's metadata: longer, and a missing topic would hold up the others."""
+MAX_UNKNOWN: Final = 1000
+"""Letters of unknown outcome that are remembered; beyond it the oldest may be sent twice, with one id."""
+_ALL: Final = (-1, "all")
+
+
+class DeadLetters:
+    """Sends dead letters to one topic and waits for the broker's confirm.
+
+    Args:
+        client: a ``KafkaProducer(acks="all", enable_idempotence=False)`` for dead letters alone: an idempotent
+            one is poisoned for good by one refused letter. Its ``max_block_ms`` is lowered to 5 s at most.
+            Give it ``allow_auto_create_topics=False`` unless the broker may create the topic.
+        topic: the dead-letter topic; let its ``max.message.bytes`` be above the source's.
+        timeout: seconds to wait for the confirm.
+        oversize_letters: a message that fits in no other form is dead-lettered by ``"reference"``
+            (coordinates, digest, sizes) or deferred, ``"stop"``.
+
+    Raises:
+        ConfigurationError: the client is set up otherwise, or a setting is unknown.
+    """
+
+    def __init__(
+        self,
+        client: KafkaProducer,
+        topic: str,
+        timeout: float = 30,
+        *,
+        oversize_letters: Literal["reference", "stop"] = "reference",
+    ) -> None:
+        self.client: Any = client
+        config: dict[str, Any] = self.client.config
+        if config["enable_idempotence"] or config["acks"] not in _ALL:
+            raise ConfigurationError(
+                'dead letters need a KafkaProducer of their own with acks="all" and enable_idempotence=False'
+            )
+        refuse_serializers(client)
+        if timeout <= 0 or oversize_letters not in ("reference", "stop") or not topic:
+            raise ConfigurationError('topic is set, timeout above 0, oversize_letters "reference" or "stop"')
+        config["max_block_ms"] = min(config["max_block_ms"], int(min(timeout, MAX_BLOCK) * 1000))
+        self.name = topic
+        self._timeout = timeout
+        self._by_reference = oversize_letters == "reference"
+        self._unknown: dict[str, Any] = {}
+
+    def publish(self, letter: DeadLetter, /) -> None:
+        """Send a letter in the first of its forms that fits, and return once the broker has confirmed it.
+
+        Raises:
+            Unavailable: ``dead_letter_unavailable``: refused, timed out or not reachable.
+        """
+        refused: Exception | None = None
+        for form in letter.forms(carries, _can_exist):
+            if not self._by_reference and (f"{PREFIX}form", "reference") in form.headers:
+                break
+            try:
+                return self._send(form, letter.id)
+            except MessageSizeTooLargeError as error:
+                refused = error
+        raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "no form of the letter fits the broker") from refused
+
+    def _send(self, form: Message, letter: str) -> None:
+        """Send one form; only a confirmed record is a dead letter.
+
+        One whose outcome is still open is waited for again instead of sent twice: the client keeps trying.
+        """
+        try:
+            future = self._unknown.pop(letter, None) or self.client.send(
+                self.name, value=form.body, key=form.key, headers=dead_letter_headers(form.headers)
+            )
+            self._await(future, letter)
+        except MessageSizeTooLargeError:
+            raise
+        except (KafkaError, ValueError, TypeError, OSError) as error:
+            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
+
+    def _await(self, future: Any, letter: str) -> None:
+        """Wait for the broker's confirm."""
+        try:
+            future.get(timeout=self._timeout)
+        finally:
+            if not future.is_done:
+                while len(self._unknown) >= MAX_UNKNOWN:
+                    self._unknown.pop(next(iter(self._unknown)), None)
+                self._unknown[letter] = future
+
+
+def _can_exist(form: Message) -> bool:
+    """Tell whether kafka-python sends such a record: it refuses one without key and value."""
+    return form.body is not None or form.key is not None

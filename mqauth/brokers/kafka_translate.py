@@ -1,0 +1,162 @@
+"""Kafka records to ``Message`` and back. Reading is total: whatever a record holds, nothing is raised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from mqauth import destination
+from mqauth.errors import MalformedMessage
+from mqauth.message import HeaderPair, HeaderValue, Message, Origin
+
+LOG_APPEND_TIME: Final = 1
+"""``timestamp_type`` of a record whose timestamp the broker set (KIP-32); 0 is the producer's own."""
+NativeHeaders = list[tuple[str, bytes]]
+_OCTETS: Final = (bytes, bytearray, memoryview)
+
+
+def from_native(record: Any, *, scope: str) -> Message:
+    """Return the message of a ``ConsumerRecord``; never raises.
+
+    Args:
+        record: as ``KafkaConsumer.poll`` returned it, without deserializers.
+        scope: the consumer group.
+    """
+    try:
+        return _message(record, scope)
+    except Exception:
+        return Message(destination="kafka:", body=None, native=record, malformed="the record cannot be read")
+
+
+def to_message(topic: object, value: object = None, key: object = None, headers: object = None) -> Message:
+    """Return the message that the arguments of ``send`` describe.
+
+    Raises:
+        MalformedMessage: kafka-python or Kafka cannot carry it.
+    """
+    if not isinstance(topic, str) or not topic:
+        raise MalformedMessage("the topic is a text")
+    pairs = tuple(native_headers(headers))
+    body, record_key = octets("value", value), octets("key", key)
+    if body is None and record_key is None:
+        raise MalformedMessage("a record has a key or a value")
+    return Message(destination=destination.kafka(topic), body=body, key=record_key, headers=pairs)
+
+
+def octets(name: str, value: object) -> bytes | None:
+    """Return bytes of our own, so that what is signed cannot change before it is sent.
+
+    Raises:
+        MalformedMessage: the value is neither bytes nor ``None``.
+    """
+    if value is None or type(value) is bytes:
+        return value
+    if isinstance(value, _OCTETS):
+        return bytes(value)
+    raise MalformedMessage(f"the {name} is bytes or None: serialize it first, or give value_serializer=")
+
+
+def native_headers(headers: object) -> NativeHeaders:
+    """Return a new list of the header pairs.
+
+    Raises:
+        MalformedMessage: not a list of (text, bytes): kafka-python sends nothing else.
+    """
+    if headers is None:
+        return []
+    if not isinstance(headers, list | tuple):
+        raise MalformedMessage("headers are a list of (text, bytes)")
+    return [_native_header(pair) for pair in headers]
+
+
+def dead_letter_headers(headers: Iterable[HeaderPair]) -> NativeHeaders:
+    """Return a dead letter's headers as the client takes them: text as UTF-8."""
+    return [(name, _bytes(value)) for name, value in headers]
+
+
+def carries(_name: str, value: HeaderValue) -> bool:
+    """Tell whether kafka-python can send a header again: it delivers ``None`` but refuses to send it."""
+    return isinstance(value, bytes)
+
+
+def _message(record: Any, scope: str) -> Message:
+    """Return the message of a record whose attributes are there."""
+    faults: list[str] = []
+    headers = _headers(record.headers, faults)
+    body, key = _octets(record.value, "value", faults), _octets(record.key, "key", faults)
+    return Message(
+        destination=_destination(record.topic, faults),
+        body=body,
+        key=key,
+        headers=headers,
+        origin=_origin(record, scope),
+        native=record,
+        malformed=faults[0] if faults else None,
+    )
+
+
+def _destination(topic: object, faults: list[str]) -> str:
+    """Return the canonical destination of a topic."""
+    try:
+        return destination.kafka(topic if isinstance(topic, str) else "")
+    except MalformedMessage as error:
+        faults.append(str(error))
+        return "kafka:"
+
+
+def _octets(value: object, name: str, faults: list[str]) -> bytes | None:
+    """Return raw bytes; anything else was made by a deserializer."""
+    if value is None or isinstance(value, bytes):
+        return value
+    faults.append(f"the record's {name} is no bytes")
+    return None
+
+
+def _headers(found: Any, faults: list[str]) -> tuple[HeaderPair, ...]:
+    """Return the header pairs in order, those that are pairs."""
+    if not all(_is_header(pair) for pair in found or ()):
+        faults.append("a header is not text and bytes")
+    return tuple((pair[0], pair[1]) for pair in found or () if _is_header(pair))
+
+
+def _is_header(pair: Any) -> bool:
+    """Tell whether a pair is what Kafka delivers."""
+    return (
+        isinstance(pair, tuple | list)
+        and len(pair) == 2
+        and isinstance(pair[0], str)
+        and (pair[1] is None or isinstance(pair[1], bytes))
+    )
+
+
+def _origin(record: Any, scope: str) -> Origin:
+    """Return what the broker says of a record."""
+    by_broker = _natural(record.timestamp_type) == LOG_APPEND_TIME
+    return Origin(
+        scope=scope,
+        topic=record.topic if isinstance(record.topic, str) else None,
+        partition=_natural(record.partition),
+        offset=_natural(record.offset),
+        timestamp_ms=_natural(record.timestamp),
+        timestamp_type="append" if by_broker else "create",
+    )
+
+
+def _natural(value: object) -> int | None:
+    """Return an integer from 0, or ``None``: Kafka says -1 for what it does not know."""
+    return value if type(value) is int and value >= 0 else None
+
+
+def _native_header(pair: object) -> tuple[str, bytes]:
+    """Return one header as the client takes it."""
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise MalformedMessage("a header is a pair of text and bytes")
+    name, value = pair
+    if not isinstance(name, str) or not isinstance(value, bytes):
+        raise MalformedMessage("a header is a pair of text and bytes")
+    return name, value
+
+
+def _bytes(value: HeaderValue) -> bytes:
+    """Return a letter's header value; ``carries`` let nothing else in than bytes and our own text."""
+    return value if isinstance(value, bytes) else str(value).encode("utf-8", "backslashreplace")
