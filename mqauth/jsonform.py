@@ -330,8 +330,12 @@ def _check_types(found: Mapping[str, Any]) -> None:
 
 def _origin_to_form(origin: Origin) -> dict[str, Any]:
     """Return the members of an origin that say something."""
-    members = {name: getattr(origin, name) for name in Origin.__dataclass_fields__}
-    return {name: value for name, value in members.items() if value is not None and value is not False}
+    found = ((name, getattr(origin, name)) for name in Origin.__dataclass_fields__)
+    return {
+        name: writable(value) if isinstance(value, str) else value
+        for name, value in found
+        if value is not None and value is not False
+    }
 
 
 def _base64(raw: bytes) -> str:
