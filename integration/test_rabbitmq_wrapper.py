@@ -101,10 +101,10 @@ class Bench:
         await channel.close()
         return found
 
-    async def left(self) -> int:
-        """Return how many messages wait at the source."""
+    async def left(self, queue: str | None = None) -> int:
+        """Return how many messages wait at the source, or another queue."""
         channel = await self.publishing.channel()
-        declared: Any = await channel.declare_queue(self.source.name, passive=True)
+        declared: Any = await channel.declare_queue(queue or self.source.name, passive=True)
         await channel.close()
         return int(declared.declaration_result.message_count)
 
@@ -385,6 +385,16 @@ async def test_run_ends_when_its_queue_is_missing(bench: Bench) -> None:
         await bench.consumer().run()
 
 
+async def test_run_ends_when_its_channel_is_closed(bench: Bench) -> None:
+    """A channel its owner closes ends run() with an error, not a consumer that waits for ever."""
+    running = asyncio.create_task(bench.consumer().run())
+    await until(lambda: bench.source.channel.is_initialized)
+    await asyncio.sleep(0.2)
+    await bench.source.channel.close()
+    with pytest.raises(exceptions.ChannelInvalidStateError):
+        await asyncio.wait_for(running, 10)
+
+
 async def test_a_deleted_queue_is_consumed_again(bench: Bench) -> None:
     """After its queue was deleted and declared again the consumer goes on."""
     async with bench.consumer() as consumer:
@@ -510,13 +520,10 @@ async def test_a_poison_message_takes_no_neighbour_with_it(bench: Bench, caplog:
     with caplog.at_level(logging.CRITICAL, "mqauth.rabbitmq"):
         async with bench.consumer() as consumer:
             await until(lambda: set(bodies) <= set(bench.handled), 60)
-            await until(_waits(bench, 0), 60)
+            await until(_waits(bench, 1, bench.source.name + ".unparseable"), 60)
             health = consumer.health()
     assert health.prefetch == 1
     assert "prefetch falls to 1" in caplog.text
-    channel = await bench.publishing.channel()
-    apart: Any = await channel.declare_queue(bench.source.name + ".unparseable", passive=True)
-    assert apart.declaration_result.message_count == 1
     assert await bench.buried() == []
 
 
@@ -571,25 +578,18 @@ class _Flaky(MemoryReplayStore):
         return super().claim(request)
 
 
-def _waits(bench: Bench, count: int) -> Callable[[], Awaitable[bool]]:
-    """Return a condition: so many messages wait at the source."""
+def _waits(bench: Bench, count: int, queue: str | None = None) -> Callable[[], Awaitable[bool]]:
+    """Return a condition: so many messages wait at the source, or another queue."""
 
     async def condition() -> bool:
-        return await bench.left() == count
+        return await bench.left(queue) == count
 
     return condition
 
 
 def _buried(bench: Bench) -> Callable[[], Awaitable[bool]]:
     """Return a condition: there is a dead letter."""
-
-    async def condition() -> bool:
-        channel = await bench.publishing.channel()
-        declared: Any = await channel.declare_queue(bench.dead, passive=True)
-        await channel.close()
-        return int(declared.declaration_result.message_count) > 0
-
-    return condition
+    return _waits(bench, 1, bench.dead)
 
 
 async def _poison(bench: Bench) -> None:

@@ -42,7 +42,7 @@ class Grudging:
 
 def incoming(**parts: Any) -> Any:
     """Return a delivery as aio-pika gives it, with parts replaced."""
-    usual = {
+    usual: dict[str, Any] = {
         "body": b"body", "headers": {}, "content_type": None, "content_encoding": None, "type": None,
         "message_id": None, "correlation_id": None, "reply_to": None, "app_id": None, "user_id": None,
         "priority": 0, "delivery_mode": 1, "timestamp": None, "expiration": None, "cluster_id": None,

@@ -11,9 +11,19 @@ from typing import Final
 from aio_pika import exceptions
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractRobustChannel
 
+from mqauth.errors import MqauthError
+
 LOST: Final = (exceptions.AMQPError, exceptions.ChannelInvalidStateError, OSError)
 """What aio-pika raises where a channel or connection is gone, or the broker says no."""
+_PATIENCE: Final = 1.0
+_POLL: Final = 0.02
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
+
+
+class ClosedByOwnerError(MqauthError, exceptions.ChannelInvalidStateError):
+    """Channel or connection were closed by their owner: nothing will reopen them."""
+
+    code = "closed"
 
 
 def was_cancelled() -> bool:
@@ -61,9 +71,31 @@ async def told(act: Callable[[], Awaitable[None]], what: str) -> bool:
 
 
 async def ready(channel: AbstractChannel) -> None:
-    """Wait until a robust channel is open, again if need be; a plain one never reopens."""
-    if isinstance(channel, AbstractRobustChannel):
-        await channel.ready()
+    """Wait until a robust channel is open, again if need be; a plain one never reopens.
+
+    ``ready()`` of aio-pika returns at once while a channel the broker has just closed is not yet reopened, and
+    never for one that its owner closed.
+
+    Raises:
+        ClosedByOwnerError: channel or connection was closed by its owner.
+    """
+    while isinstance(channel, AbstractRobustChannel) and not await _is_open(channel):  # noqa: ASYNC110
+        await asyncio.sleep(_POLL)
+
+
+async def _is_open(channel: AbstractRobustChannel) -> bool:
+    """Tell whether a robust channel is open, after waiting a little for it."""
+    closed = asyncio.ensure_future(channel.closed())
+    connection = getattr(channel, "_connection", None)
+    if closed.done() or getattr(connection, "is_closed", False):
+        raise ClosedByOwnerError("the channel was closed by its owner")
+    closed.cancel()
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            await channel.ready()
+    except TimeoutError:
+        return False
+    return not channel.is_closed
 
 
 def share_connection(one: object, other: object) -> bool:

@@ -16,7 +16,14 @@ from typing import Any, Final, Self
 import tenacity
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue, AbstractRobustChannel, AbstractRobustQueue
 
-from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error, ready, share_connection, told
+from mqauth.brokers.rabbitmq_channel import (
+    LOST,
+    ClosedByOwnerError,
+    closing_is_an_error,
+    ready,
+    share_connection,
+    told,
+)
 from mqauth.brokers.rabbitmq_delivery import Held, Processor, Sleep
 from mqauth.brokers.rabbitmq_producer import Producer
 from mqauth.brokers.rabbitmq_replies import as_responder
@@ -216,7 +223,7 @@ class Consumer:
             sleep=self._sleep,
             wait=tenacity.wait_random_exponential(multiplier=_PROBE_WAIT, max=_PROBE_WAIT_MAX),
             stop=tenacity.stop_never,
-            retry=tenacity.retry_if_exception_type((*LOST, RuntimeError)),
+            retry=tenacity.retry_if_exception(_passes),
             before_sleep=lambda _: _LOG.warning("cannot consume %s now, trying again", self._queue.name),
         )
         await retrying(self._consume)
@@ -303,6 +310,11 @@ class Consumer:
         self._processor.hurry.clear()
         self._stalled = None
         _LOG.warning("%s goes on after %s", self._queue.name, held.outcome.cause)
+
+
+def _passes(error: BaseException) -> bool:
+    """Tell whether an error at consuming may pass: a broker down or a queue gone, not a channel of ours closed."""
+    return isinstance(error, (*LOST, RuntimeError)) and not isinstance(error, ClosedByOwnerError)
 
 
 def _check(queue: AbstractQueue, guard: Pipeline, dead_letters: DeadLetterSink) -> None:

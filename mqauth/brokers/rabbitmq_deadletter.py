@@ -96,7 +96,7 @@ class DeadLetters:
     async def _publish(self, form: Message) -> None:
         """Publish one form; anything but the broker's ack is no dead letter."""
         native = to_native(form, message_id=uuid.uuid4().hex)
-        await self.channel.get_underlay_channel()
+        await ready(self.channel)
         result = await self.channel.default_exchange.publish(native, self.name, mandatory=True)
         if not isinstance(result, commands.Basic.Ack):
             raise _unavailable("the dead-letter queue does not exist")
