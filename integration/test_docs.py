@@ -1,0 +1,181 @@
+"""What the documentation shows on a real broker is run on one: set-up, producer, consumer, demo."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+import pytest
+from aio_pika.exceptions import AMQPChannelError
+
+from integration.documentation import KAFKA_ADDRESS, RABBITMQ_URL, Block, Reader, blocks
+from integration.services import Kafka, RabbitMQ
+from mqauth.auditchain import verify_chain
+
+client: Any = importlib.import_module("kafka")  # untyped
+PATIENCE = 60.0
+HANDLED = "from orders-api b'{\"order\": 1}' "
+
+
+def marked(page: str, mark: str) -> list[Block]:
+    """Return the blocks of a page that need a broker; there are some."""
+    found = [block for block in blocks(page) if block.mark == mark]
+    assert found, f"{page} has no block for {mark}"
+    return found
+
+
+def named(name: str) -> Block:
+    """Return the README's block that names itself so."""
+    (found,) = (block for block in blocks("README.md") if block.name == name)
+    return found
+
+
+def settle_in(reader: Reader) -> None:
+    """Make the keys and files the README's examples import."""
+    keys = next(block for block in blocks("README.md") if block.language == "sh" and block.mark == "")
+    reader.run(keys)
+    for name in ("trust.py", "identity.py"):
+        reader.write(named(name))
+
+
+@contextmanager
+def consuming(reader: Reader, block: Block) -> Iterator[Callable[[], str]]:
+    """Run a consumer, give a function that waits for its next line, and stop it by SIGTERM, gracefully."""
+    process = reader.start(block)
+    assert process.stdout is not None
+    watch = threading.Timer(PATIENCE, process.kill)
+    watch.start()
+    try:
+        yield process.stdout.readline
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+    finally:
+        watch.cancel()
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def rejections(folder: Path) -> list[str]:
+    """Return the reasons of an audit file whose chain is intact."""
+    assert verify_chain(folder / "audit.jsonl").intact
+    return [json.loads(line)["reason"] for line in (folder / "audit.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def rabbitmq_reader(rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[Reader]:
+    """Someone who followed the operations page on RabbitMQ, and tidies up."""
+    asyncio.run(_forget_rabbitmq(rabbitmq.url))
+    reader = Reader(tmp_path, {RABBITMQ_URL: rabbitmq.url})
+    yield reader
+    asyncio.run(_forget_rabbitmq(rabbitmq.url))
+
+
+async def _forget_rabbitmq(url: str) -> None:
+    async with await aio_pika.connect(url) as connection:
+        for name in ("billing", "billing.unparseable", "orders.dead"):
+            with suppress(AMQPChannelError):
+                await (await connection.channel()).queue_delete(name)
+        with suppress(AMQPChannelError):
+            await (await connection.channel()).exchange_delete("shop")
+
+
+@pytest.fixture
+def kafka_reader(kafka: Kafka, tmp_path: Path) -> Iterator[Reader]:
+    """Someone who followed the operations page on Kafka, and tidies up."""
+    address = kafka.url.partition("://")[2]
+    _forget_kafka(address)
+    yield Reader(tmp_path, {KAFKA_ADDRESS: address})
+    _forget_kafka(address)
+
+
+def _forget_kafka(address: str) -> None:
+    with client.KafkaAdminClient(bootstrap_servers=address) as admin:
+        present = {"orders", "orders.dead"} & set(admin.list_topics())
+        if present:
+            admin.delete_topics(sorted(present))
+
+
+def test_rabbitmq_examples(rabbitmq: RabbitMQ, rabbitmq_reader: Reader, tmp_path: Path) -> None:
+    """The README's consumer handles what its producer sent, dead-letters a forgery, and stops on SIGTERM."""
+    settle_in(rabbitmq_reader)
+    for block in marked("docs/operations.md", "rabbitmq"):
+        rabbitmq_reader.run(block)
+    with consuming(rabbitmq_reader, named("rabbitmq_consumer.py")) as next_line:
+        rabbitmq_reader.run(named("rabbitmq_producer.py"))
+        assert next_line() == HANDLED + "acme\n"
+        letter = asyncio.run(_forge_on_rabbitmq(rabbitmq.url))
+    assert letter == "token_missing"
+    assert rejections(tmp_path) == ["token_missing"]
+
+
+async def _forge_on_rabbitmq(url: str) -> str:
+    """Publish without a token, and return the reason of the first dead letter."""
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        exchange = await channel.get_exchange("shop")
+        await exchange.publish(aio_pika.Message(b"forged"), "orders.created")
+        async with asyncio.timeout(PATIENCE), (await channel.get_queue("orders.dead")).iterator() as letters:
+            async for letter in letters:
+                assert letter.body == b"forged"
+                return str(letter.headers["mqauth-dead-reason"])
+    raise AssertionError("no dead letter")
+
+
+def test_kafka_examples(kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> None:
+    """The README's consumer handles what its producer sent, dead-letters a forgery, and stops on SIGTERM."""
+    settle_in(kafka_reader)
+    for block in marked("docs/operations.md", "kafka"):
+        kafka_reader.run(block)
+    kafka_reader.run(named("kafka_producer.py"))
+    with consuming(kafka_reader, named("kafka_consumer.py")) as next_line:
+        assert next_line() == HANDLED + "b'acme'\n"
+        letter = _forge_on_kafka(kafka.url.partition("://")[2])
+    assert letter == "token_missing"
+    assert rejections(tmp_path) == ["token_missing"]
+
+
+def _forge_on_kafka(address: str) -> str:
+    """Send a record without a token, and return the reason of the first dead letter."""
+    with client.KafkaProducer(bootstrap_servers=address) as producer:
+        producer.send("orders", value=b"forged").get(PATIENCE)
+    with client.KafkaConsumer(
+        "orders.dead", bootstrap_servers=address, auto_offset_reset="earliest",
+        consumer_timeout_ms=int(PATIENCE * 1000),
+    ) as consumer:  # fmt: skip
+        letter = next(consumer)
+    assert letter.value == b"forged"
+    return dict(letter.headers)["mqauth-dead-reason"].decode()
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
+def test_demo_command(broker: str, request: pytest.FixtureRequest) -> None:
+    """The demo command shown for a broker runs on it: at least 15 kinds of attack, each dead-lettered."""
+    reader: Reader = request.getfixturevalue(f"{broker}_reader")
+    (block,) = (block for block in marked("README.md", broker) if block.language == "sh")
+    report = json.loads(reader.run(block))
+    assert report["broker"] == broker
+    assert (report["audit_chain"], report["lost"]) == ("intact", 0)
+    assert sum(case["verdict"] == "rejected" for case in report["cases"]) >= 15
+
+
+def test_every_broker_block_is_run() -> None:
+    """No block marked with a broker is left out by the tests of this file."""
+    left = [
+        block.name
+        for broker in ("rabbitmq", "kafka")
+        for block in marked("README.md", broker)
+        if block.language == "python" and block.name not in RUN_BY_NAME
+    ]
+    assert left == []
+
+
+RUN_BY_NAME = {"rabbitmq_producer.py", "rabbitmq_consumer.py", "kafka_producer.py", "kafka_consumer.py"}

@@ -1,0 +1,186 @@
+"""The documentation does what it says: code runs, tables are the enums, commands and links exist."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from hypothesis import given
+from hypothesis import strategies as st
+
+from integration.documentation import ROOT, Block, Reader, blocks, matches, pages
+from mqauth import Cause, Message, Reason, envelope
+from mqauth.cli.app import app
+from mqauth.message import PROTECTED_PROPERTIES
+
+RUN = {"python", "sh", "toml", "json"}
+NEEDS_BROKER = {"rabbitmq", "kafka"}
+ELSEWHERE = {".github/CONTRIBUTING.md", "docs/decisions/0008-lock-file.md"}  # commands of developers' tools
+MODULES = {"identity.py", "trust.py"}  # imported by others, and run by them
+TABLE_ROW = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
+SPAN = re.compile(r"`(mqauth [a-z][^`]*)`")
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text("utf-8")
+
+
+def section(page: str, title: str) -> str:
+    """Return a section's text up to the next heading of any depth."""
+    found = re.search(rf"^#+ {re.escape(title)}$\n(.*?)(?=^#|\Z)", read(page), re.DOTALL | re.MULTILINE)
+    assert found, f"{page} has no section {title}"
+    return found[1]
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if page not in ELSEWHERE])
+def test_every_block_that_needs_no_broker_runs(page: str, tmp_path: Path) -> None:
+    """A reader who follows a page from top to bottom meets no block that fails or prints something else."""
+    reader = Reader(tmp_path)
+    printed = ""
+    for block in blocks(page):
+        if block.mark == "output":
+            assert matches(block.text, printed), f"{page}:{block.line}: printed {printed}"
+        elif block.language == "toml":
+            reader.write(block)
+        elif block.language in ("python", "sh") and block.mark == "":
+            printed = reader.run(block)
+
+
+def test_every_block_is_run_somewhere() -> None:
+    """No block of code has a mark that neither this file nor the one on real brokers knows."""
+    marked = {(block.language, block.mark) for page in pages() for block in blocks(page) if block.language in RUN}
+    known = {("sh", "install"), ("json", "output"), ("json", ""), ("toml", ""), ("python", ""), ("sh", "")}
+    known |= {(language, broker) for language in ("python", "sh") for broker in NEEDS_BROKER}
+    assert marked <= known
+
+
+def test_first_screen_has_both_commands() -> None:
+    """The two commands stand within the README's first screen, each on one line."""
+    first, second = install_blocks()
+    assert second.line < 25
+    assert [block.text.count("\n") for block in (first, second)] == [1, 1]
+    assert first.text.rstrip().endswith("&& .venv/bin/mqauth demo")
+
+
+def test_ci_runs_the_readmes_command() -> None:
+    """``.ci/run`` ends with the README's test command, to the letter."""
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    assert script.splitlines()[-1] == install_blocks()[1].text.rstrip()
+    assert "set -euo pipefail" in script
+
+
+def install_blocks() -> list[Block]:
+    return [block for block in blocks("README.md") if block.mark == "install"]
+
+
+def test_reason_table_is_the_enum() -> None:
+    """The README's table of reasons has every reason once, in the enum's order, and no other."""
+    assert TABLE_ROW.findall(section("README.md", "Reasons").split("Deferrals")[0]) == [str(r) for r in Reason]
+
+
+def test_cause_tables_are_the_enum() -> None:
+    """README and operations page have every deferred cause once, in the enum's order, and no other."""
+    causes = [str(cause) for cause in Cause]
+    assert TABLE_ROW.findall(section("README.md", "Reasons").split("Deferrals")[1]) == causes
+    assert TABLE_ROW.findall(section("docs/operations.md", "When something is deferred")) == causes
+
+
+def test_wire_profile_names_every_reason() -> None:
+    """The wire profile says of every reason where in the verdict it comes from."""
+    verdict = section("docs/wire-profile.md", "8. The verdict") + section("docs/wire-profile.md", "7. Time")
+    assert {str(reason) for reason in Reason} <= set(re.findall(r"`(\w+)`", verdict))
+
+
+@pytest.mark.parametrize("page", [*pages(), "CHANGELOG.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    """Every relative link of a page leads to a file of the repository."""
+    folder = (ROOT / page).parent
+    assert [link for link in LINK.findall(read(page)) if not (folder / link).exists()] == []
+
+
+def test_decisions_are_indexed() -> None:
+    """Every decision stands in the index under its own title, and its parts are those of MADR."""
+    index = read("docs/decisions/README.md")
+    for path in sorted((ROOT / "docs" / "decisions").glob("0*.md")):
+        title, *_ = path.read_text("utf-8").splitlines()
+        number, _, name = title.removeprefix("# ").partition(". ")
+        assert f"* [{int(number):04}]({path.name}) {name}\n" in index
+        parts = re.findall(r"^## (.*)$", path.read_text("utf-8"), re.MULTILINE)
+        assert parts[:4] == ["Context", "Considered", "Decision", "Consequences"], path.name
+
+
+COMMANDS = sorted({span for page in [*pages(), "CHANGELOG.md"] for span in SPAN.findall(read(page))})
+
+
+@pytest.mark.parametrize("span", COMMANDS)
+def test_commands_in_prose_exist(span: str) -> None:
+    """A command that a page names exists, with the options it is shown with, or is said not to exist yet."""
+    if span == "mqauth check":
+        assert span in section("README.md", "Limits").partition("Not there yet:")[2]
+        return
+    command: Any = typer.main.get_command(app)
+    words = span.split()[1:]
+    while words and hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= options
+
+
+def test_profiles_own_code_agrees() -> None:
+    """The standalone implementation in the wire profile gives the bytes that mqauth digests."""
+    (block,) = (block for block in blocks("docs/wire-profile.md") if block.language == "python")
+    profile: dict[str, Any] = {}
+    exec(block.text, profile)  # noqa: S102 - our own page
+
+    @given(properties=PROPERTIES, headers=st.dictionaries(NAMES, VALUES, max_size=4))
+    def agree(properties: dict[str, str], headers: dict[str, Any]) -> None:
+        pairs = tuple((name, frozen(value)) for name, value in headers.items())
+        message = Message(destination="rabbitmq:shop/orders", body=b"", properties=properties, headers=pairs)
+        assert profile["hds_input"](properties, list(headers.items()), [*headers]) == envelope.headers_input(
+            message, [*headers]
+        )
+
+    agree()
+
+
+def frozen(value: Any) -> Any:
+    """Return a value with lists as mqauth has them."""
+    if isinstance(value, list):
+        return tuple(map(frozen, value))
+    return {name: frozen(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+PROPERTIES = st.dictionaries(st.sampled_from([n for n in PROTECTED_PROPERTIES if n != "reply-to"]), NAMES)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | NAMES | st.binary(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def test_lock_holds_every_dependency() -> None:
+    """The lock pins each dependency of each extra at or above its lower bound, with hashes, and names no host."""
+    lock = (ROOT / "requirements.lock").read_text("utf-8")
+    pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)[^\\]*\\\n    --hash=sha256:", lock, re.MULTILINE))
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    wanted = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
+    for line in wanted:
+        name, _, least = line.partition(">=")
+        name = re.sub(r"\[.*\]", "", name).lower()
+        if name != "mqauth":
+            assert version(pins[name]) >= version(least), name
+    assert "hatchling" in pins
+    assert "://" not in lock
+
+
+def version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
