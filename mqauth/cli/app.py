@@ -13,6 +13,7 @@ from mqauth._version import __version__
 from mqauth.cli import keys as key_commands
 from mqauth.cli import sign as sign_command
 from mqauth.cli import verify as verify_command
+from mqauth.cli.audit_app import audit_app
 from mqauth.cli.output import abandon_output, print_error
 from mqauth.config_table import is_url
 from mqauth.errors import ConfigurationError, MqauthError, Unavailable
@@ -30,6 +31,7 @@ _SETTINGS: Final[dict[str, Any]] = {
 app = typer.Typer(help="Signed tokens on RabbitMQ and Kafka messages.", **_SETTINGS)
 keys_app = typer.Typer(help="A producer's keys on disk.", **_SETTINGS)
 app.add_typer(keys_app, name="keys")
+app.add_typer(audit_app, name="audit")
 
 Config = Annotated[Path, typer.Option("--config", help="The configuration file (mqauth.toml).")]
 Lines = Annotated[bool, typer.Option("--lines", help="One message a line.")]

@@ -14,9 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.auditfile import AuditFile, verify_chain
+from mqauth.auditchain import verify_chain
+from mqauth.auditfile import AuditFile
+from mqauth.audithead import HeadFile
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.flow import Attempts
+from mqauth.keys import Key
 from mqauth.message import Message
 from mqauth.pipeline import Pipeline
 from mqauth.replay import MemoryReplayStore
@@ -63,7 +66,7 @@ class Result:
     def as_expected(self) -> bool:
         """Tell whether the case came out as it must."""
         if self.case.expected == "accepted":
-            return self.verdict == "accepted" and not self.audit
+            return self.verdict == "accepted"
         return self.reason == self.case.expected and self.verdict == "rejected" and self.audit
 
 
@@ -74,7 +77,8 @@ def demo(broker: str | None = None, *, as_json: bool = False, audit: Path | None
     Args:
         broker: ``None`` for the memory broker, else ``amqp://...`` or ``kafka://host:port``.
         as_json: print one JSON object instead of a table.
-        audit: leave the audit file here; by default it goes with the demo.
+        audit: leave the audit file here, with every verdict in it, and its signed heads in ``FILE.heads``;
+            by default rejections only are audited, and the file goes with the demo.
         messages: honest messages beside the attacks, at least 1.
 
     Returns:
@@ -88,7 +92,8 @@ def demo(broker: str | None = None, *, as_json: bool = False, audit: Path | None
     stage = open_stage(broker)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return _play(stage, audit or Path(folder) / "audit.jsonl", as_json, messages)
+            path = audit or Path(folder) / "audit.jsonl"
+            return _play(stage, path, as_json=as_json, messages=messages, keep=audit is not None)
     finally:
         stage.close()
 
@@ -117,17 +122,18 @@ def open_stage(broker: str | None) -> Stage:
     raise ConfigurationError("--broker is amqp://..., amqps://... or kafka://host:port")
 
 
-def _play(stage: Stage, audit_path: Path, as_json: bool, messages: int) -> int:
+def _play(stage: Stage, audit_path: Path, *, as_json: bool, messages: int, keep: bool) -> int:
     """Publish the cases, consume them, and report."""
+    heads = HeadFile(f"{audit_path}.heads", Key.generate()) if keep else None
     forge = Forge(lifetime=_LIFETIME)
     cases = list(_cases(forge, stage.destination, messages))
-    with AuditFile(audit_path) as audit:
+    with AuditFile(audit_path, heads=heads) as audit:
         for case in cases:
             if case.signed:
                 stage.produce(forge.signer(), case.message)
             else:
                 stage.inject(case.message)
-        results = _consume(stage, forge, audit, cases)
+        results = _consume(stage, forge, audit, cases, keep)
     intact = verify_chain(audit_path).intact
     lost = sum(result.verdict == "lost" for result in results)
     if as_json:
@@ -153,48 +159,48 @@ def _cases(forge: Forge, place: str, messages: int) -> Iterator[Case]:
                message=copied)  # fmt: skip
 
 
-def _consume(stage: Stage, forge: Forge, audit: AuditFile, cases: list[Case]) -> list[Result]:
+def _consume(stage: Stage, forge: Forge, audit: AuditFile, cases: list[Case], keep: bool) -> list[Result]:
     """Run the consumer until every case has an end, and return what became of each."""
-    handled: list[str] = []
+    handled: list[Verified] = []
     guard = Pipeline(
         verifier=forge.verifier(),
         policy=forge.policy(stage.destination),
         replay=MemoryReplayStore(),
         audit=audit,
+        record="all" if keep else "rejections",
         attempts=Attempts(limit=1),
     )
-
-    def handler(verified: Verified) -> None:
-        handled.append(_text(verified.header(_CASE_HEADER)))
 
     expected_letters = sum(case.expected != "accepted" for case in cases)
     stage.consume(
         guard,
-        handler,
+        handled.append,
         until=lambda: len(handled) + expected_letters >= len(cases) and len(stage.letters()) >= expected_letters,
     )
     return _results(cases, handled, stage.letters(), audit.path.read_text("utf-8"))
 
 
-def _results(cases: list[Case], handled: list[str], letters: list[Message], audit: str) -> list[Result]:
+def _results(cases: list[Case], handled: list[Verified], letters: list[Message], audit: str) -> list[Result]:
     """Look each case up in what was handled, dead-lettered and audited."""
     by_name: dict[str, Message] = {}
     for letter in letters:
         name = _header(letter, _CASE_HEADER)
         by_name["replay" if _header(letter, _DEAD_REASON) == Reason.REPLAYED.value else name] = letter
-    results = []
-    for case in cases:
-        letter_ = by_name.get(case.name)
-        results.append(
-            Result(
-                case=case,
-                handled=handled.count(case.name) == 1,
-                reason=None if letter_ is None else _header(letter_, _DEAD_REASON),
-                dead_letter=letter_ is not None,
-                audit=letter_ is not None and _header(letter_, "mqauth-dead-audit") in audit,
-            )
-        )
-    return results
+    seen = [(_text(verified.header(_CASE_HEADER)), verified.jti) for verified in handled]
+    tokens = dict(seen) if len(dict(seen)) == len(seen) else {}
+    return [_result(case, tokens.get(case.name), by_name.get(case.name), audit) for case in cases]
+
+
+def _result(case: Case, jti: str | None, letter: Message | None, audit: str) -> Result:
+    """Return what became of one case: the token its handler saw, its letter, and whether the audit knows."""
+    trace = jti if letter is None else _header(letter, "mqauth-dead-audit")
+    return Result(
+        case=case,
+        handled=jti is not None,
+        reason=None if letter is None else _header(letter, _DEAD_REASON),
+        dead_letter=letter is not None,
+        audit=bool(trace) and f'"{trace}"' in audit,
+    )
 
 
 def _report(broker: str, results: list[Result], intact: bool, lost: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The broker contract: one suite that the memory broker, RabbitMQ and Kafka pass unchanged.
 
-For RabbitMQ and Kafka the stages are ``stage_rabbitmq.RabbitMQStage(url)`` and
-``stage_kafka.KafkaStage(url)`` beside this file. Inherit ``BrokerContract`` in a test class and give a ``stage`` fixture that returns a fresh ``Stage``.
+Inherit ``BrokerContract`` in a test class and give a ``stage`` fixture that returns a fresh ``Stage``: for the
+real brokers ``stage_rabbitmq.RabbitMQStage(url)`` and ``stage_kafka.KafkaStage(url)`` beside this file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import pytest
 
-from mqauth.auditfile import AuditFile, verify_chain
+from mqauth.auditchain import verify_chain
+from mqauth.auditfile import AuditFile
 from mqauth.errors import Reason
 from mqauth.flow import Attempts
 from mqauth.message import Message
