@@ -22,6 +22,8 @@ from mqauth.errors import (
 from mqauth.flow import Attempts
 from mqauth.keys import Key, KeySet
 from mqauth.keystore import JWKSFile
+from mqauth.keystore.discovery import discover
+from mqauth.keystore.jwks import JWKS
 from mqauth.message import Message, Origin
 from mqauth.pipeline import Outcome, Pipeline, Verdict
 from mqauth.policy import Allow, Decision, Rule, UnsafeAllowAll
@@ -31,6 +33,7 @@ from mqauth.verified import Verified
 from mqauth.verifier import Issuer, Verifier
 
 __all__ = [
+    "JWKS",
     "Allow",
     "Attempts",
     "AuditFile",
@@ -60,5 +63,6 @@ __all__ = [
     "Verified",
     "Verifier",
     "__version__",
+    "discover",
     "load",
 ]

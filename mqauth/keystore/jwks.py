@@ -25,7 +25,6 @@ from mqauth.keystore.jwks_refresher import Refresher, ThreadRefresher, Waiters, 
 from mqauth.keystore.jwks_rules import AbsentKids, Answer, Cache, Limits, Ruling, Wish
 
 _LOG: Final = logging.getLogger("mqauth.keys")
-_PATIENCE: Final = frozenset((Ruling.ASK, Ruling.WAIT))
 
 
 class JWKS:
@@ -48,6 +47,7 @@ class JWKS:
         clock: tells the time.
         randomness: spreads the refreshes of many consumers.
         fetch: makes an attempt, in place of HTTP.
+        refresher: makes what does the work when it is due, in place of a thread; for tests.
 
     Raises:
         ConfigurationError: the URL or a bound is not allowed.
@@ -70,6 +70,7 @@ class JWKS:
         clock: Clock = SYSTEM_CLOCK,
         randomness: Randomness = SYSTEM_RANDOMNESS,
         fetch: Fetch | None = None,
+        refresher: Callable[[threading.Condition, Callable[[], float]], Refresher] | None = None,
     ) -> None:
         self._limits = Limits(
             max_stale=max_stale, publish_delay=publish_delay, fresh=fresh, max_hold=max_hold, wait=wait
@@ -88,7 +89,7 @@ class JWKS:
         self._condition = threading.Condition()
         self._waiters = Waiters()
         self._closed = False
-        self._refresher: Refresher = ThreadRefresher(self._condition, self._work, f"mqauth-jwks {self.source}")
+        self._refresher = (refresher or ThreadRefresher)(self._condition, self._work)
         self._restore()
 
     def __enter__(self) -> JWKS:
@@ -117,9 +118,10 @@ class JWKS:
         Raises:
             Unavailable: ``keys_unavailable``, there is no set that may still be used.
         """
-        cache, now = self._cache, self._clock.monotonic()
-        if now >= cache.due:
+        now = self._clock.monotonic()
+        if now >= self._cache.due:
             self._refresher.ensure()
+        cache = self._cache
         keys = rules.usable(cache, now, self._limits)
         if keys is None:
             raise self._unavailable(cache)
@@ -140,7 +142,7 @@ class JWKS:
         with self._condition:
             while True:
                 ruling, seconds = self._rule(wish)
-                if ruling not in _PATIENCE or in_event_loop():
+                if ruling is not Ruling.WAIT or in_event_loop():
                     return self._settle(ruling)
                 self._refresher.wait(seconds)
 
@@ -150,7 +152,7 @@ class JWKS:
         while True:
             with self._condition:
                 ruling, seconds = self._rule(wish)
-                if ruling not in _PATIENCE:
+                if ruling is not Ruling.WAIT:
                     return self._settle(ruling)
                 ended = self._waiters.add()
             await self._refresher.pause(ended, seconds)
@@ -176,13 +178,14 @@ class JWKS:
         now = self._clock.monotonic()
         ruling = rules.rule(self._cache, wish, now=now, limits=self._limits, absent=self._absent)
         if ruling is Ruling.ANSWER and rules.in_vain(self._cache, wish):
-            self._absent.add(wish.kid, now)
-        if ruling is Ruling.ASK:
-            if self._closed:
-                return Ruling.PENDING, 0
-            self._cache = rules.begin(self._cache, now)
-            self._refresher.wake()
-        return ruling, self._cache.attempt + self._limits.wait - now
+            self._absent.add(wish.kid, self._cache.origin)
+        if ruling is not Ruling.ASK:
+            return ruling, self._cache.attempt + self._limits.wait - now
+        if self._closed:
+            return Ruling.PENDING, 0
+        self._cache = rules.begin(self._cache, now)
+        self._refresher.wake()
+        return self._rule(wish)
 
     def _settle(self, ruling: Ruling) -> KeySet:
         """Turn a ruling into a set, a rejection or a deferral."""
@@ -247,9 +250,9 @@ class JWKS:
                 self._absent.clear()
             self._waiters.release()
             self._condition.notify_all()
+        self._announcer.publish(events, after.keys)
         if after.asked != before.asked:
             self._save(after)
-        self._announcer.publish(events, after.keys)
         if changed and after.keys is not None:
             self._announcer.announce(after.keys)
 

@@ -105,9 +105,13 @@ class Endpoint:
     @property
     def shown(self) -> str:
         """The URL without its query, which may hold what is nobody's business."""
+        return f"{'https' if self.tls else 'http'}://{self.authority}{self.target.partition('?')[0]}"
+
+    @property
+    def authority(self) -> str:
+        """Host and, where it is not the scheme's own, port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        port = "" if self.port == (443 if self.tls else 80) else f":{self.port}"
-        return f"{'https' if self.tls else 'http'}://{host}{port}{self.target.partition('?')[0]}"
+        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +176,8 @@ def get(
     except FetchFailed:
         raise
     except ssl.SSLCertVerificationError as error:
-        raise FetchFailed(f"its certificate is not trusted: {error.verify_message}") from error
+        why = getattr(error, "verify_message", "")
+        raise FetchFailed(f"its certificate is not trusted: {why}".removesuffix(": ")) from error
     except TimeoutError as error:
         deadline.remaining()
         raise FetchFailed("timed out") from error
@@ -227,8 +232,26 @@ def _resolve(endpoint: Endpoint, deadline: Deadline) -> list[tuple[int, Any]]:
     return [(family, address) for family, _, _, _, address in found]
 
 
-class _Wire(io.RawIOBase):
-    """A socket read under one deadline, in the shape ``http.client`` wants."""
+class _Wire:
+    """A socket under one deadline, in the shape ``http.client`` wants; whoever opened it closes it."""
+
+    def __init__(self, wire: socket.socket, deadline: Deadline) -> None:
+        self._wire = wire
+        self._deadline = deadline
+
+    def sendall(self, data: bytes) -> None:
+        self._wire.settimeout(self._deadline.remaining())
+        self._wire.sendall(data)
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Reader(self._wire, self._deadline))
+
+    def close(self) -> None:
+        pass  # http.client closes the connection while the body is still to be read
+
+
+class _Reader(io.RawIOBase):
+    """The reading end of a ``_Wire``."""
 
     def __init__(self, wire: socket.socket, deadline: Deadline) -> None:
         self._wire = wire
@@ -241,27 +264,21 @@ class _Wire(io.RawIOBase):
         self._wire.settimeout(self._deadline.remaining())
         return self._wire.recv_into(buffer)
 
-    def sendall(self, data: bytes) -> None:
-        self._wire.settimeout(self._deadline.remaining())
-        self._wire.sendall(data)
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self)
-
 
 def _exchange(endpoint: Endpoint, wire: socket.socket, deadline: Deadline, etag: str | None) -> Response:
     """Send the request and read the answer."""
     connection = http.client.HTTPConnection(endpoint.host, endpoint.port)
     with closing(connection):
         connection.sock = _Wire(wire, deadline)
-        connection.request("GET", endpoint.target, headers=_headers(etag))
+        connection.request("GET", endpoint.target, headers=_headers(endpoint, etag))
         with connection.getresponse() as response:
             return _judge(response, etag)
 
 
-def _headers(etag: str | None) -> dict[str, str]:
+def _headers(endpoint: Endpoint, etag: str | None) -> dict[str, str]:
     """Return the request's headers."""
     headers = {
+        "Host": endpoint.authority,
         "Accept": "application/jwk-set+json, application/json",
         "Accept-Encoding": "identity",
         "Connection": "close",

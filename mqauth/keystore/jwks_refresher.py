@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 
 _LONGEST: Final = 60.0
 """Seconds; a suspended machine or a stepped clock costs at most this much."""
+_NAME: Final = "mqauth-jwks"
 _JOIN: Final = 6.0
 """Seconds; longer than any attempt of ours."""
 
@@ -44,13 +45,11 @@ class ThreadRefresher:
     Args:
         condition: guards the cache; its holder may wait on it.
         work: does what is due and returns the seconds until there is more to do.
-        name: of the thread.
     """
 
-    def __init__(self, condition: threading.Condition, work: Callable[[], float], name: str) -> None:
+    def __init__(self, condition: threading.Condition, work: Callable[[], float]) -> None:
         self._condition = condition
         self._work = work
-        self._name = name
         self._thread: threading.Thread | None = None
         self._closed = False
         self._woken = False
@@ -62,7 +61,7 @@ class ThreadRefresher:
         with self._condition:
             if self._closed or (self._thread is not None and self._thread.is_alive()):
                 return
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread = threading.Thread(target=self._run, name=_NAME, daemon=True)
             self._thread.start()
 
     def wake(self) -> None:
