@@ -1,0 +1,227 @@
+"""Sync and async from one flow: same results, same errors, and no coroutine left unawaited."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from mqauth import flow
+from mqauth.errors import ConfigurationError, RejectNow, RetryLater
+from mqauth.flow import Attempts, ColourError, Flow
+
+Runner = Callable[[Flow[Any]], Any]
+
+
+@pytest.fixture(params=["run", "arun"])
+def runner(request: pytest.FixtureRequest) -> Runner:
+    """Both runners."""
+    return flow.run if request.param == "run" else lambda wish: asyncio.run(flow.arun(wish))
+
+
+class Flaky:
+    """Fails as often as told, then returns what it was given."""
+
+    def __init__(self, failures: int, error: BaseException | None = None) -> None:
+        self.failures = failures
+        self.error = error or RuntimeError("flaky")
+        self.calls = 0
+
+    def __call__(self, value: Any) -> Any:
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise self.error
+        return value
+
+
+async def later(value: Any) -> Any:
+    """Return a value after a turn of the loop."""
+    await asyncio.sleep(0)
+    return value
+
+
+def test_results_come_back_in_order(runner: Runner) -> None:
+    """A flow asks, is answered, and returns."""
+
+    def wish() -> Flow[list[int]]:
+        first = yield from flow.call(lambda value: value + 1, 1)
+        second = yield from flow.call(lambda value: value * 10, first)
+        return [first, second]
+
+    assert runner(wish()) == [2, 20]
+
+
+def test_errors_reach_the_flow_where_it_asked(runner: Runner) -> None:
+    """A failing call can be caught in the flow, which goes on."""
+
+    def wish() -> Flow[str]:
+        try:
+            yield from flow.call(Flaky(1), 1)
+        except RuntimeError as error:
+            return str((yield from flow.call(lambda value: f"{value} {error}", "caught")))
+        return "missed"
+
+    assert runner(wish()) == "caught flaky"
+
+
+def test_an_uncaught_error_leaves_the_runner(runner: Runner) -> None:
+    """What the flow does not catch is raised."""
+    with pytest.raises(RuntimeError, match="flaky"):
+        runner(flow.call(Flaky(1), 1))
+
+
+def test_awaitables_are_awaited() -> None:
+    """arun serves plug-ins of either colour."""
+
+    def wish() -> Flow[tuple[Any, Any]]:
+        first: Any = yield from flow.call(later, 1)
+        second = yield from flow.call(lambda value: value, 2)
+        return first, second
+
+    assert asyncio.run(flow.arun(wish())) == (1, 2)
+
+
+@pytest.mark.parametrize("rule", [None, Attempts(limit=3, wait=0)])
+def test_run_refuses_a_coroutine_and_closes_it(rule: Attempts | None) -> None:
+    """A coroutine where nobody awaits is a ColourError at once, not tried again, and never a silent success."""
+    calls = 0
+
+    def asynchronous(value: int) -> Awaitable[int]:
+        nonlocal calls
+        calls += 1
+        return later(value)
+
+    wish = flow.call(asynchronous, 1) if rule is None else flow.attempt(asynchronous, 1, rule)
+    with pytest.raises(ColourError):
+        flow.run(wish)
+    assert calls == 1
+
+
+def test_run_refuses_any_awaitable() -> None:
+    """A future is refused like a coroutine."""
+
+    class Later:
+        def __await__(self) -> Any:
+            yield
+
+    with pytest.raises(ColourError):
+        flow.run(flow.call(lambda: Later()))
+
+
+@pytest.mark.parametrize(("failures", "limit", "calls"), [(0, 3, 1), (1, 3, 2), (2, 3, 3), (1, 2, 2)])
+def test_attempts_are_made_until_one_succeeds(failures: int, limit: int, calls: int, runner: Runner) -> None:
+    """A handler that fails fewer times than its limit succeeds."""
+    handler = Flaky(failures)
+    assert runner(flow.attempt(handler, "ok", Attempts(limit=limit, wait=0))) == "ok"
+    assert handler.calls == calls
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_attempts_end_with_the_last_error(limit: int, runner: Runner) -> None:
+    """After the limit the handler's own error is raised, not the retry library's."""
+    handler = Flaky(99)
+    with pytest.raises(RuntimeError, match="flaky"):
+        runner(flow.attempt(handler, 1, Attempts(limit=limit, wait=0)))
+    assert handler.calls == limit
+
+
+@pytest.mark.parametrize("error", [RetryLater(), RejectNow(), KeyError("mine")])
+def test_final_errors_are_not_tried_again(error: Exception, runner: Runner) -> None:
+    """The handler's signals, and what is configured as final, end the attempts, first or later."""
+    rule = Attempts(limit=5, wait=0, final=(RetryLater, RejectNow, KeyError))
+    for before in (0, 1):
+        handler = Flaky(before)
+
+        def then(value: Any, handler: Flaky = handler) -> Any:
+            handler(value)
+            raise error
+
+        with pytest.raises(type(error)):
+            runner(flow.attempt(then, 1, rule))
+        assert handler.calls == before + 1
+
+
+def test_plain_calls_are_made_once(runner: Runner) -> None:
+    """Stores, sinks and policies are not retried by the runner."""
+    store = Flaky(1)
+    with pytest.raises(RuntimeError):
+        runner(flow.call(store, 1))
+    assert store.calls == 1
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_a_handler_that_raises_stop_iteration_has_failed(limit: int, runner: Runner) -> None:
+    """StopIteration out of a handler must not end the flow as if it had returned."""
+    with pytest.raises(RuntimeError):
+        runner(flow.attempt(Flaky(9, StopIteration("value")), 1, Attempts(limit=limit, wait=0)))
+
+
+def test_what_ends_a_process_is_not_caught(runner: Runner) -> None:
+    """KeyboardInterrupt and its like pass through a retried call at once."""
+    handler = Flaky(9, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        runner(flow.attempt(handler, 1, Attempts(limit=3, wait=0)))
+    assert handler.calls == 1
+
+
+async def test_cancelling_a_handler_cancels_it() -> None:
+    """Cancellation is no failure to be retried."""
+    started = asyncio.Event()
+
+    async def endless(value: int) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.ensure_future(flow.arun(flow.attempt(endless, 1, Attempts(wait=0))))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_calls_take_positional_arguments() -> None:
+    """A keyword would be lost on the way to the runner, so it is refused."""
+    with pytest.raises(TypeError):
+        flow.run(flow.call(lambda value: value, value=1))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"limit": 0}, {"limit": 101}, {"limit": -1}, {"wait": -0.1}, {"wait": 6.0}, {"wait": math.nan}, {"wait_max": 0.0}],
+    ids=repr,
+)  # fmt: skip
+def test_attempts_out_of_bounds_are_refused(settings: dict[str, Any]) -> None:
+    """At least one attempt, at most a hundred, and waits that grow."""
+    with pytest.raises(ConfigurationError):
+        Attempts(**settings)
+
+
+def test_the_limits_of_attempts_pass() -> None:
+    """1 and 100 attempts, and no wait at all, are allowed."""
+    assert [Attempts(limit=limit, wait=0, wait_max=0).limit for limit in (1, 100)] == [1, 100]
+
+
+class Callables:
+    """Methods and objects of both colours."""
+
+    async def method(self) -> None:
+        """Asynchronous."""
+
+    async def __call__(self) -> None:
+        """Asynchronous."""
+
+
+def test_colours_are_told_apart() -> None:
+    """Coroutine functions, methods and callable objects are asynchronous; their plain likes are not."""
+    assert [flow.is_async(thing) for thing in (later, Callables().method, Callables())] == [True] * 3
+    assert [flow.is_async(thing) for thing in (len, Flaky(0), Flaky, 3)] == [False] * 4
+
+
+def test_asynchronous_plugins_are_refused_by_name() -> None:
+    """A synchronous consumer says at construction which plug-in it cannot serve."""
+    flow.refuse_async(handler=len)
+    with pytest.raises(ConfigurationError, match="store is asynchronous"):
+        flow.refuse_async(handler=len, store=later)
