@@ -94,6 +94,17 @@ class Assignment(ConsumerRebalanceListener):
             _LOG.error("the client's own rebalance listener failed: %s", type(error).__name__)
 
 
+def finish_join(client: Any) -> None:
+    """Have a join that a short ``poll()`` left half done finished by the next one.
+
+    kafka-python 3.0 joins again when a leader sees new partitions, but where ``poll()`` times out before the
+    answer is there, it takes the join for unneeded from then on: no assignment, no heartbeat, for ever.
+    """
+    coordinator: Any = getattr(client, "_coordinator", None)
+    if getattr(coordinator, "rejoining", False) and not getattr(coordinator, "rejoin_needed", True):
+        coordinator.request_rejoin()
+
+
 def listen(client: Any) -> Assignment:
     """Register an ``Assignment`` with a subscribed client, or serve one with partitions assigned by hand.
 
@@ -105,16 +116,15 @@ def listen(client: Any) -> Assignment:
         if not client.assignment():
             raise ConfigurationError("subscribe the KafkaConsumer to a topic first")
         return Assignment(client)
-    state = getattr(client, "_subscription", None)
+    state: Any = getattr(client, "_subscription", None)
     theirs = getattr(state, "rebalance_listener", None)
     if theirs is not None and not isinstance(theirs, ConsumerRebalanceListener):
         raise ConfigurationError("an asynchronous rebalance listener cannot be kept: give a synchronous one")
     if isinstance(theirs, Assignment):
         theirs = theirs._theirs
     assignment = Assignment(client, theirs)
-    pattern = getattr(state, "subscribed_pattern", None)
-    if pattern is not None:
-        client.subscribe(pattern=pattern.pattern, listener=assignment)
+    if hasattr(state, "rebalance_listener"):
+        state.rebalance_listener = assignment  # subscribe() would warn that nothing changed
     else:
         client.subscribe(topics=sorted(topics), listener=assignment)
     return assignment

@@ -24,7 +24,7 @@ from mqauth.brokers.kafka_producer import Producer
 from mqauth.brokers.kafka_settings import Backoff
 from mqauth.brokers.kafka_translate import from_native
 from mqauth.deadletter import DeadLetterSink
-from mqauth.errors import ConfigurationError, RejectNow
+from mqauth.errors import Cause, ConfigurationError, RejectNow
 from mqauth.flow import run
 from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline
 from mqauth.verified import Verified, equip
@@ -44,22 +44,34 @@ class Health:
     """How a consumer is.
 
     Args:
-        running: the poll loop runs.
-        stalls: partitions that wait for the world, with the cause and since when.
+        consuming: the poll loop runs.
+        in_flight: partitions being worked on.
+        stalls: partitions that wait for the world, the longest waiting first.
     """
 
-    running: bool
+    consuming: bool
+    in_flight: int
     stalls: tuple[Stall, ...]
 
     @property
-    def stalled(self) -> bool:
-        """Whether any partition waits for the world."""
-        return bool(self.stalls)
+    def deferred(self) -> int:
+        """How many partitions wait for the world."""
+        return len(self.stalls)
 
     @property
-    def since(self) -> float | None:
-        """UTC seconds since when the first of them waits."""
-        return min((stall.since for stall in self.stalls), default=None)
+    def stalled_since(self) -> float | None:
+        """UTC seconds since when the first of them waits, ``None`` where none does."""
+        return self.stalls[0].since if self.stalls else None
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why the longest waiting one waits."""
+        return self.stalls[0].cause if self.stalls else None
+
+    @property
+    def detail(self) -> str | None:
+        """One line for people."""
+        return self.stalls[0].detail if self.stalls else None
 
 
 class Consumer:
@@ -155,9 +167,11 @@ class Consumer:
 
     def health(self) -> Health:
         """Return whether it runs, and which partitions stall since when and why; from any thread."""
-        stalls = (assigned.stall for assigned in self._assignment.all())
+        stalls = [stall for assigned in self._assignment.all() if (stall := assigned.stall) is not None]
         return Health(
-            running=self._workers is not None, stalls=tuple(stall for stall in stalls if stall is not None)
+            consuming=self._workers is not None,
+            in_flight=len(self._running),
+            stalls=tuple(sorted(stalls, key=lambda stall: stall.since)),
         )
 
     @property

@@ -10,7 +10,7 @@ from kafka import OffsetAndMetadata
 from kafka.errors import CommitFailedError, RebalanceInProgressError, RetriableError
 
 from mqauth.brokers import kafka_poison
-from mqauth.brokers.kafka_assignment import Assignment
+from mqauth.brokers.kafka_assignment import Assignment, finish_join
 from mqauth.brokers.kafka_offsets import receipts
 from mqauth.brokers.kafka_partition import Assigned, Stall, offset_of
 from mqauth.brokers.kafka_poison import Poison, PoisonRecordError
@@ -58,6 +58,7 @@ class Poller:
         if self._kept is not None:
             error, self._kept = self._kept, None
             self._step_over(error)
+        finish_join(self._client)
         try:
             records: dict[Any, list[Any]] = self._client.poll(timeout_ms=int(seconds * 1000))
         except (*_COMES_AGAIN, RetriableError) as error:

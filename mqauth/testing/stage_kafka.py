@@ -7,8 +7,9 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Final
 
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.admin import NewTopic
+import kafka as kafka_python
+import kafka.admin as kafka_admin
+from kafka import TopicPartition
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from mqauth import destination
@@ -19,6 +20,8 @@ from mqauth.message import Message
 from mqauth.pipeline import Handler, Pipeline
 from mqauth.signer import Signer
 
+_PYTHON: Any = kafka_python  # its classes have no types
+_ADMIN: Any = kafka_admin
 PATIENCE: Final = 60.0
 """Seconds a condition may take to come to hold."""
 _TICK: Final = 0.02
@@ -44,8 +47,8 @@ class KafkaStage:
         self.dead = f"{self.topic}.dead"
         self.group = f"{self.topic}.group"
         self.destination = destination.kafka(self.topic)
-        self.admin: Any = KafkaAdminClient(bootstrap_servers=self.servers)
-        self._client: Any = KafkaProducer(bootstrap_servers=self.servers)
+        self.admin = _PYTHON.KafkaAdminClient(bootstrap_servers=self.servers)
+        self._client = _PYTHON.KafkaProducer(bootstrap_servers=self.servers)
         self._reader: Any = None
         self._letters: list[Message] = []
         self.create(self.topic, partitions, config)
@@ -88,7 +91,7 @@ class KafkaStage:
             "bootstrap_servers": self.servers, "group_id": self.group, "enable_auto_commit": False,
             "auto_offset_reset": "earliest",
         }  # fmt: skip
-        return KafkaConsumer(self.topic, **(wanted | settings))
+        return _PYTHON.KafkaConsumer(self.topic, **(wanted | settings))
 
     def dead_letter_client(self, **settings: Any) -> Any:
         """Return a client fit for dead letters that makes no topic by itself."""
@@ -96,12 +99,12 @@ class KafkaStage:
             "bootstrap_servers": self.servers, "enable_idempotence": False, "acks": "all",
             "allow_auto_create_topics": False,
         }  # fmt: skip
-        return KafkaProducer(**(wanted | settings))
+        return _PYTHON.KafkaProducer(**(wanted | settings))
 
     def letters(self) -> list[Message]:
         """Return every dead letter so far."""
         if self._reader is None:
-            self._reader = KafkaConsumer(bootstrap_servers=self.servers, auto_offset_reset="earliest")
+            self._reader = _PYTHON.KafkaConsumer(bootstrap_servers=self.servers, auto_offset_reset="earliest")
             self._reader.assign([TopicPartition(self.dead, 0)])
             self._letters = []
         for records in self._reader.poll(timeout_ms=20).values():
@@ -134,7 +137,7 @@ class KafkaStage:
 
         def created() -> bool:
             try:
-                self.admin.create_topics([NewTopic(topic, partitions, 1, topic_configs=config or {})])
+                self.admin.create_topics([_ADMIN.NewTopic(topic, partitions, 1, topic_configs=config or {})])
             except TopicAlreadyExistsError:
                 return False
             return True
