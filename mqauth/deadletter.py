@@ -23,7 +23,9 @@ from mqauth.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue,
 
 PREFIX: Final = "mqauth-dead-"
 FORM_TYPE: Final = "application/vnd.mqauth.message+json"
-_LIVE_PROPERTIES: Final = frozenset(("user-id", "expiration", "reply-to", "message-id"))
+_LIVE_PROPERTIES: Final = frozenset(
+    ("user-id", "expiration", "reply-to", "message-id", "delivery-mode", "cluster-id")
+)
 _LIVE_HEADERS: Final = frozenset(("CC", "BCC", "x-delay", "reply-to"))
 _MAX_KEY: Final = 1024
 Carries = Callable[[str, HeaderValue], bool]
@@ -118,7 +120,8 @@ class DeadLetter:
             carries: tells which header names and values the client can send again.
             fits: tells whether a message is within the broker's sizes.
         """
-        for make in (lambda: self.whole(carries), self.in_body, self.reference):
+        makers: tuple[Callable[[], Message], ...] = (lambda: self.whole(carries), self.in_body, self.reference)
+        for make in makers:
             form = make()
             if fits(form):
                 yield form
@@ -173,7 +176,7 @@ def content_digest(message: Message) -> str:
     add_named(parts, "body", (message.body,))
     for name in sorted(message.properties):
         _add_any(parts, name, str(message.properties[name]))
-    for name, value in message.headers:
+    for name, value in sorted(message.headers, key=lambda pair: pair[0]):  # pamqp sorts tables when it sends
         if not is_broker_written(name):
             _add_any(parts, name, value)
     return hashlib.sha256(b"".join(parts)).hexdigest()

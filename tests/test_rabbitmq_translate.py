@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ from pamqp import decode, encode
 
 from mqauth.brokers.rabbitmq_translate import carries, from_native, to_native
 from mqauth.brokers.rabbitmq_wire import MAX_HEADER_FRAME, check_frame, frame_size, on_wire, to_message
-from mqauth.deadletter import DeadLetter
+from mqauth.deadletter import DeadLetter, content_digest
 from mqauth.errors import MalformedMessage, Reason, Rejection
 from mqauth.jsonform import PROPERTIES, from_form, to_form
 from mqauth.message import Message
@@ -260,6 +262,22 @@ def test_doubles_of_others_are_kept_as_metadata() -> None:
     letter = DeadLetter(message=message, rejection=Rejection(Reason.TOKEN_MISSING), scope="q", time=0, audit="a")
     (metadata,) = letter.whole(carries).occurrences("mqauth-dead-metadata")
     assert '["x",{"float":1e+300}]' in str(metadata)
+
+
+def test_digest_of_a_letter_that_was_sent() -> None:
+    """Digest and id survive sending, which sorts a table and makes the letter persistent: both can be restored."""
+    message = from_native(incoming(headers={"b": 1, "a": 2}, cluster_id="c"), queue="q")
+    letter = DeadLetter(message=message, rejection=Rejection(Reason.TOKEN_MISSING), scope="q", time=0, audit="a")
+    sent = to_native(letter.whole(carries), message_id="m")
+    read = from_native(incoming(headers=dict(sorted(sent.headers.items())), delivery_mode=2), queue="dead")
+    metadata = json.loads(str(read.occurrences("mqauth-dead-metadata")[0]))
+    restored = replace(
+        read,
+        destination=str(read.occurrences("mqauth-dead-destination")[0]),
+        properties=metadata["properties"],
+        headers=tuple(pair for pair in read.headers if not pair[0].startswith("mqauth-dead-")),
+    )
+    assert content_digest(restored) == read.occurrences("mqauth-dead-digest")[0] == letter.digest
 
 
 def test_letter_out() -> None:
