@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Final, ParamSpec, TypeVar, cast
+from typing import Any, Final, ParamSpec, TypeGuard, TypeVar, cast
 
 import tenacity
 
@@ -125,6 +125,16 @@ def is_async(function: object) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 - an object's method, not callability, is asked for
     )
+
+
+def is_awaitable(result: object) -> TypeGuard[Awaitable[Any]]:
+    """Tell whether a result is still to be awaited."""
+    return inspect.isawaitable(result)
+
+
+async def settled(result: Any) -> Any:
+    """Return a result, awaited where it is awaitable."""
+    return await result if inspect.isawaitable(result) else result
 
 
 def refuse_async(**plugins: object) -> None:

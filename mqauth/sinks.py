@@ -5,7 +5,6 @@ Each takes records of either colour of sink: where a sink is asynchronous, so is
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -14,7 +13,7 @@ from typing import Any, Final
 from mqauth import strictjson
 from mqauth.audit import AuditRecord, AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
-from mqauth.flow import is_async
+from mqauth.flow import is_async, is_awaitable, settled
 from mqauth.misuse import Alert, Detector
 
 _LOG: Final = logging.getLogger("mqauth.audit")
@@ -78,10 +77,10 @@ class FanOut:
 
     async def _awrite(self, record: AuditRecord) -> None:
         """Write to sinks of either colour."""
-        await _maybe(self._durable.write(record))
+        await settled(self._durable.write(record))
         for sink in self._others:
             try:
-                await _maybe(sink.write(record))
+                await settled(sink.write(record))
             except Exception as error:
                 self._failed(sink, error)
 
@@ -124,7 +123,7 @@ class MisuseWatch:
         if is_async(self._sink.write):
             return self._awrite(record)
         written = self._sink.write(record)
-        if inspect.isawaitable(written):
+        if is_awaitable(written):
             return self._after(written, record)
         for alert in self._alerts(record):
             try:
@@ -135,14 +134,14 @@ class MisuseWatch:
 
     async def _awrite(self, record: AuditRecord) -> None:
         """Write to an asynchronous sink."""
-        await self._after(_maybe(self._sink.write(record)), record)
+        await self._after(settled(self._sink.write(record)), record)
 
     async def _after(self, written: Awaitable[None], record: AuditRecord) -> None:
         """Write the alerts once the record is durable."""
         await written
         for alert in self._alerts(record):
             try:
-                await _maybe(self._sink.write(alert))
+                await settled(self._sink.write(alert))
             except Exception as error:
                 self._lost(error)
 
@@ -181,9 +180,3 @@ class MisuseWatch:
             dead_letter=None,
             extra={"alert": alert.as_dict(), "completed_by": record.id},
         )
-
-
-async def _maybe(result: Any) -> None:
-    """Await what is awaitable."""
-    if inspect.isawaitable(result):
-        await result

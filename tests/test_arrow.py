@@ -27,7 +27,8 @@ CORE = (
     ("verifier",),
     ("policy", "idtable", "audit", "misuse"),
     ("replay", "auditchain", "deadletter"),
-    ("auditfile", "audithead"),
+    ("audithead", "auditlog"),
+    ("auditfile",),
     ("flow",),
     ("pipeline", "sinks"),
 )
