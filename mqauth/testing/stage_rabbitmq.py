@@ -68,7 +68,6 @@ class RabbitMQStage:
         """
         consumer = self._call(self._consumer(guard, handler))
         try:
-            _wait(lambda: until() or not consumer.health().consuming)
             _wait(until)
         finally:
             self._call(consumer.__aexit__(None, None, None))

@@ -1,0 +1,353 @@
+"""RabbitMQ consumer, what needs no broker: its window, its refusals and warnings, and one delivery's end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aio_pika import exceptions
+
+from mqauth import AuditFile, Cause, ConfigurationError, MemoryReplayStore, Pipeline, Verdict, Verified
+from mqauth.brokers import rabbitmq
+from mqauth.brokers.rabbitmq_channel import closing_is_an_error, told
+from mqauth.brokers.rabbitmq_delivery import Held, Processor
+from mqauth.brokers.rabbitmq_translate import headers_out
+from mqauth.brokers.rabbitmq_window import STEADY, Window
+from mqauth.deadletter import DeadLetter
+from mqauth.errors import Unavailable
+from mqauth.message import Message
+from mqauth.testing.clock import FakeClock
+from mqauth.testing.forge import Forge
+
+PLACE = "rabbitmq:shop/orders.created"
+
+
+class Letters:
+    """Dead letters that may be out of reach."""
+
+    name = "dead"
+
+    def __init__(self) -> None:
+        self.down = False
+        self.found: list[DeadLetter] = []
+
+    def publish(self, letter: DeadLetter, /) -> None:
+        """Keep a letter."""
+        if self.down:
+            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "down")
+        self.found.append(letter)
+
+
+class Delivery(SimpleNamespace):
+    """A delivery as aio-pika gives it, that remembers how it was settled."""
+
+    def __init__(self, message: Message, *, redelivered: bool = False) -> None:
+        super().__init__(
+            body=message.body, headers=headers_out(message.headers), exchange="shop", routing_key="orders.created",
+            redelivered=redelivered, processed=False, channel=SimpleNamespace(is_closed=False), settled=[],
+            ack_error=None, **{name.replace("-", "_"): value for name, value in message.properties.items()},
+        )  # fmt: skip
+
+    async def ack(self) -> None:
+        """Remember the ack."""
+        if self.ack_error is not None:
+            raise self.ack_error
+        self.settled.append("ack")
+
+    async def nack(self) -> None:
+        """Remember the requeue."""
+        self.settled.append("requeue")
+
+
+class Table:
+    """A processor with everything around it, on a clock that moves while it sleeps."""
+
+    def __init__(self, audit: AuditFile, **settings: Any) -> None:
+        self.clock = FakeClock()
+        self.forge = Forge(self.clock, lifetime=60)
+        self.letters = Letters()
+        self.handled: list[Verified] = []
+        self.slept: list[float] = []
+        self.suspended: list[Held] = []
+        self.guard = Pipeline(
+            verifier=self.forge.verifier(), policy=self.forge.policy(PLACE), audit=audit, clock=self.clock,
+            replay=MemoryReplayStore(clock=self.clock),
+        )  # fmt: skip
+        wanted: dict[str, Any] = {
+            "dead_letters": self.letters, "sleep": self.sleep, "before_requeue": self.suspend, "hold": 60,
+        } | settings  # fmt: skip
+        self.processor = Processor("q", self.guard, self.handled.append, **wanted)
+
+    async def sleep(self, seconds: float) -> None:
+        """Let time pass at once."""
+        self.slept.append(seconds)
+        self.clock.advance(seconds)
+
+    async def suspend(self, held: Held) -> None:
+        """Remember why the consumer would be suspended."""
+        self.suspended.append(held)
+
+    def honest(self) -> Message:
+        """Return a signed message."""
+        return self.forge.signer().sign(Message(destination=PLACE, body=b"b"))
+
+    async def process(self, delivery: Delivery) -> Any:
+        """Process one delivery."""
+        return await self.processor.process(delivery)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def audit(tmp_path: Path) -> Any:
+    """Yield an audit file."""
+    with AuditFile(tmp_path / "audit.jsonl", fsync=False) as sink:
+        yield sink
+
+
+async def test_accepted_is_acked(audit: AuditFile) -> None:
+    """An honest delivery is handled and acked once."""
+    table = Table(audit)
+    delivery = Delivery(table.honest())
+    assert (await table.process(delivery)).verdict is Verdict.ACCEPTED
+    assert (delivery.settled, len(table.handled)) == (["ack"], 1)
+
+
+async def test_stale_is_not_dispatched(audit: AuditFile) -> None:
+    """A delivery from before a reconnect is neither handled nor settled: it comes again."""
+    table = Table(audit)
+    delivery = Delivery(table.honest())
+    delivery.channel.is_closed = True
+    assert await table.process(delivery) is None
+    assert (delivery.settled, table.handled) == ([], [])
+
+
+async def test_held_no_longer_than_told(audit: AuditFile) -> None:
+    """A deferred delivery is tried again with growing waits for 60 s, then given back once, suspended before."""
+    table = Table(audit)
+    table.letters.down = True
+    delivery = Delivery(Message(destination=PLACE, body=b"forged"))
+    assert (await table.process(delivery)).verdict is Verdict.DEFERRED
+    assert delivery.settled == ["requeue"]
+    assert 55 < sum(table.slept) <= 66
+    assert max(table.slept) <= 5
+    assert len(table.slept) >= 12
+    assert [held.outcome.cause for held in table.suspended] == [Cause.DEAD_LETTER_UNAVAILABLE]
+
+
+async def test_progress_outlives_the_requeue(audit: AuditFile) -> None:
+    """A rejected delivery given back goes on where it stopped: one audit record, one letter."""
+    table = Table(audit)
+    table.letters.down = True
+    forged = Message(destination=PLACE, body=b"forged")
+    await table.process(Delivery(forged))
+    assert await table.processor.probe(table.suspended[0].delivery) is False
+    table.letters.down = False
+    assert await table.processor.probe(table.suspended[0].delivery) is True
+    again = Delivery(forged, redelivered=True)
+    assert (await table.process(again)).verdict is Verdict.REJECTED
+    assert (again.settled, len(table.letters.found)) == (["ack"], 1)
+    assert len(audit.path.read_text().splitlines()) == 1
+
+
+async def test_a_copy_does_not_take_the_progress(audit: AuditFile) -> None:
+    """A copy that the broker does not call redelivered gets no one else's progress."""
+    table = Table(audit)
+    table.letters.down = True
+    forged = Message(destination=PLACE, body=b"forged")
+    await table.process(Delivery(forged))
+    table.letters.down = False
+    await table.process(Delivery(forged))
+    await table.process(Delivery(forged, redelivered=True))
+    assert len(table.letters.found) == 2
+
+
+async def test_a_lost_ack_is_no_second_handling(audit: AuditFile) -> None:
+    """Where the ack cannot be sent the redelivery is acked without handling it again."""
+    table = Table(audit)
+    honest = table.honest()
+    first = Delivery(honest)
+    first.ack_error = exceptions.ChannelInvalidStateError()
+    assert (await table.process(first)).verdict is Verdict.ACCEPTED
+    assert table.processor.unsettled == 1
+    again = Delivery(honest, redelivered=True)
+    await table.process(again)
+    assert (again.settled, len(table.handled)) == (["ack"], 1)
+
+
+async def test_a_probe_runs_no_handler(audit: AuditFile) -> None:
+    """A probe judges and releases; the message can still be handled afterwards."""
+    table = Table(audit)
+    honest = table.honest()
+    waiting = table.guard.receive(replace(honest, origin=replace(honest.origin, queue="q")))
+    assert await table.processor.probe(waiting) is True
+    assert table.handled == []
+    await table.process(Delivery(honest))
+    assert len(table.handled) == 1
+
+
+async def test_a_cancelled_handler_gives_its_claim_back(audit: AuditFile) -> None:
+    """Cancelled in its handler, a delivery is requeued and its claim released, so anyone may handle it."""
+    table = Table(audit)
+    begun = asyncio.Event()
+
+    async def handler(_verified: Verified) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    slow = Processor("q", table.guard, handler, dead_letters=table.letters)
+    honest = table.honest()
+    delivery: Any = Delivery(honest)
+    task = asyncio.create_task(slow.process(delivery))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert delivery.settled == ["requeue"]
+    await table.process(Delivery(honest, redelivered=True))
+    assert len(table.handled) == 1
+
+
+async def test_a_lost_connection_is_no_cancellation(audit: AuditFile) -> None:
+    """A future that aiormq cancels inside a handler defers the message; it is not a failure of the handler."""
+    table = Table(audit)
+    cancelled = [True]
+
+    async def handler(verified: Verified) -> None:
+        if cancelled:
+            cancelled.clear()
+            raise asyncio.CancelledError
+        table.handled.append(verified)
+
+    processor = Processor("q", table.guard, handler, dead_letters=table.letters, sleep=table.sleep)
+    delivery: Any = Delivery(table.honest())
+    outcome = await processor.process(delivery)
+    assert outcome is not None
+    assert outcome.verdict is Verdict.ACCEPTED
+    assert (len(table.handled), table.letters.found) == (1, [])
+
+
+async def test_decode_runs_after_verification(audit: AuditFile) -> None:
+    """A body that cannot be decoded is the handler's failure, and never decoded before it is verified."""
+    decoded: list[Any] = []
+
+    def decode(body: bytes | None) -> Any:
+        decoded.append(body)
+        raise ValueError("no JSON")
+
+    table = Table(audit, decode=decode)
+    await table.process(Delivery(Message(destination=PLACE, body=b"forged")))
+    assert decoded == []
+    await table.process(Delivery(table.honest()))
+    assert decoded
+    assert [letter.rejection.reason for letter in table.letters.found] == ["token_missing", "handler_failed"]
+
+
+async def test_told_of_a_lost_connection() -> None:
+    """An ack that fails, by an error or by aiormq's cancelling, is reported and not raised."""
+
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    async def broken() -> None:
+        raise exceptions.AMQPConnectionError("gone")
+
+    assert [await told(act, "ack") for act in (cancelled, broken)] == [False, False]
+
+
+async def test_a_real_cancellation_stays_one() -> None:
+    """A task that is cancelled itself sees a cancellation, not a connection error."""
+
+    async def wait() -> None:
+        with closing_is_an_error():
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with pytest.raises(exceptions.AMQPConnectionError), closing_is_an_error():
+        raise asyncio.CancelledError
+
+
+def test_window_falls_after_three_deaths_in_a_row() -> None:
+    """The third death within a minute of its start narrows the window, once; calm opens it again."""
+    window = Window(10)
+    fell = []
+    for _ in range(4):
+        window.opened(0)
+        assert window.lost(STEADY - 1, ConnectionError())
+        fell.append(window.narrow())
+    assert (fell, window.now, window.deaths) == ([False, False, True, False], 1, 4)
+    window.restore()
+    assert (window.now, window.in_a_row, window.narrowed) == (10, 0, False)
+
+
+def test_window_steady_deaths_are_not_in_a_row() -> None:
+    """A connection that lived a minute, one closed by ourselves, or a refused channel is no death in a row."""
+    window = Window(10)
+    for _ in range(5):
+        window.opened(0)
+        window.lost(STEADY, ConnectionError())
+        window.opened(0)
+        window.lost(0, exceptions.ChannelNotFoundEntity())
+    assert (window.narrow(), window.in_a_row, window.deaths) == (False, 1, 10)
+    window.opened(0)
+    window.closed()
+    assert window.lost(0, ConnectionError()) is False
+
+
+def queue(**settings: Any) -> Any:
+    """Return a queue as aio-pika gives it."""
+    usual: dict[str, Any] = {"name": "q", "arguments": {"x-queue-type": "quorum"}, "passive": False,
+                             "channel": SimpleNamespace(_connection=object())}  # fmt: skip
+    return SimpleNamespace(**(usual | settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [({"prefetch": 0}, "prefetch"), ({"grace": -1}, "grace"), ({"replies": "signer"}, "Producer")],
+)
+def test_refused_settings(audit: AuditFile, settings: dict[str, Any], what: str) -> None:
+    """Settings out of their limits are refused at construction."""
+    table = Table(audit)
+    replies = {"replies": table.forge.signer()} if "replies" in settings else {}
+    with pytest.raises(ConfigurationError, match=what):
+        rabbitmq.Consumer(queue(), table.guard, print, dead_letters=table.letters, **(settings | replies))
+
+
+def test_refused_without_audit(audit: AuditFile) -> None:
+    """A pipeline without audit settles nothing, so no consumer takes it; nor one that buries in its source."""
+    forge = Forge()
+    bare = Pipeline(verifier=forge.verifier(), policy=forge.policy(PLACE), replay=MemoryReplayStore())
+    with pytest.raises(ConfigurationError, match="audit"):
+        rabbitmq.Consumer(queue(), bare, print, dead_letters=Letters())
+    with pytest.raises(ConfigurationError, match="audit"):
+        rabbitmq.guarded(bare, print, dead_letters=Letters(), queue="q")
+    with pytest.raises(ConfigurationError, match="another queue"):
+        rabbitmq.Consumer(queue(name="dead"), Table(audit).guard, print, dead_letters=Letters())
+
+
+def test_warnings(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
+    """A classic queue and a connection shared with the dead letters are warned about, a passive queue is not."""
+    letters, source, guard = Letters(), queue(arguments={}), Table(audit).guard
+    letters.channel = source.channel  # type: ignore[attr-defined]
+    with caplog.at_level(logging.WARNING, "mqauth.rabbitmq"):
+        rabbitmq.Consumer(source, guard, print, dead_letters=letters)
+    assert "no quorum queue" in caplog.text
+    assert "share its connection" in caplog.text
+    caplog.clear()
+    rabbitmq.Consumer(queue(arguments={}, passive=True), guard, print, dead_letters=Letters())
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("settings", [{"timeout": 0}, {"oversize_letters": "drop"}, {"name": ""}])
+def test_refused_dead_letters(settings: dict[str, Any]) -> None:
+    """Dead letters without a name, a time limit or a known way with oversize are refused."""
+    wanted: Any = {"name": "dead"} | settings
+    with pytest.raises(ConfigurationError):
+        rabbitmq.DeadLetters(SimpleNamespace(publisher_confirms=True), **wanted)  # type: ignore[arg-type]
