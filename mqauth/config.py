@@ -171,8 +171,9 @@ def _parse(path: Path) -> dict[str, Any]:
 
 def _producer_key(found: ProducerSettings) -> Key:
     """Return the key that signs, which must speak for the configured subject."""
+    passphrase = _passphrase(found)
     try:
-        key = signing_key(found.keys, passphrase=_passphrase(found))
+        key = signing_key(found.keys, passphrase=passphrase)
     except ConfigurationError as error:
         raise found.table.refuse("keys", str(error)) from error
     if key.subjects is not None and found.subject not in key.subjects:

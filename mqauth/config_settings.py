@@ -135,14 +135,15 @@ def producer(table: Table) -> ProducerSettings:
 def consumer(table: Table) -> ConsumerSettings:
     """Parse ``[consumer]`` with its issuers and rules."""
     issuers = _issuers(table)
-    _check_times(table)
+    at = cast(Literal["consume", "append"], table.choice("at", ("consume", "append"), "consume"))
+    _check_times(table, at)
     return ConsumerSettings(
         table=table,
         scope=table.optional_name("scope"),
         audience=tuple(_audience(table, "audience", name) for name in table.name_or_names("audience")),
         max_lifetime=table.integer("max_lifetime", 3600, least=1),
         leeway=table.integer("leeway", 5, least=0, most=MAX_LEEWAY),
-        at=cast(Literal["consume", "append"], table.choice("at", ("consume", "append"), "consume")),
+        at=at,
         max_queue_age=table.optional_integer("max_queue_age", least=1),
         append_evidence=cast(
             Literal["interceptor"] | None, table.choice("append_evidence", ("interceptor",), None)
@@ -162,7 +163,8 @@ def replay(table: Table) -> ReplaySettings:
     store = table.members.get("store", "memory")
     if store != "memory" and not (isinstance(store, str) and is_url(store, ("redis", "rediss"))):
         raise table.refuse("store", 'must be "memory", redis://... or rediss://...')  # it may hold a password
-    return ReplaySettings(table=table, redis=store, capacity=table.integer("capacity", DEFAULT_CAPACITY, least=1))
+    capacity = table.integer("capacity", DEFAULT_CAPACITY, least=1)
+    return ReplaySettings(table=table, redis=None if store == "memory" else store, capacity=capacity)
 
 
 def audit(table: Table) -> AuditSettings:
@@ -243,8 +245,7 @@ def _source(table: Table) -> SourceSettings:
     """Return where keys come from: exactly one source, and only what belongs to it."""
     named = [key for key in _SOURCES if key in table.members]
     if len(named) != 1:
-        said = " and ".join(named)
-        raise table.refuse(said, "contradict each other" if named else "needs one of file, jwks and discovery")
+        raise table.refuse("", f"needs one of file, jwks and discovery, not {' and '.join(named) or 'none'}")
     if "max_stale" in table.members and named == ["file"]:
         raise table.refuse("max_stale", "belongs to jwks and discovery, not to file")
     if "discovery" in table.members and not table.flag("discovery"):
@@ -260,13 +261,12 @@ def _source(table: Table) -> SourceSettings:
     )
 
 
-def _check_times(table: Table) -> None:
+def _check_times(table: Table, at: Literal["consume", "append"]) -> None:
     """Refuse settings of one clock beside the other."""
-    appended = table.members.get("at") == "append"
-    if appended and "max_queue_age" not in table.members:
+    if at == "append" and "max_queue_age" not in table.members:
         raise table.refuse("max_queue_age", 'required with at = "append"')
     for key in ("max_queue_age", "append_evidence"):
-        if not appended and key in table.members:
+        if at == "consume" and key in table.members:
             raise table.refuse(key, 'only with at = "append"')
 
 

@@ -1,0 +1,569 @@
+"""``mqauth.toml``: what it builds, and how strictly it is read."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mqauth
+from mqauth.config_table import is_url
+from mqauth.errors import ConfigurationError
+from mqauth.flow import run
+from mqauth.jwk import dump_key_set
+from mqauth.keys import Key
+from mqauth.keystore import Keystore, public_keys, signing_key
+from mqauth.message import Message
+from mqauth.pipeline import Pipeline, Verdict
+from mqauth.testing.clock import FakeClock
+
+FULL = """
+[producer]
+issuer = "https://auth.example"
+subject = "orders-api"
+audience = "billing"
+keys = "keys"
+lifetime = 30
+[producer.audiences]
+"kafka:stock" = "stock"
+
+[consumer]
+scope = "billing"
+audience = ["billing", "stock"]
+max_lifetime = 600
+leeway = 3
+at = "append"
+max_queue_age = 900
+append_evidence = "interceptor"
+unsigned_headers = "reject"
+require_headers = ["content-type"]
+user_id = { guest = "orders-api" }
+
+[[consumer.issuers]]
+issuer = "https://auth.example"
+file = "jwks.json"
+publish_delay = 30
+subjects = { "*" = ["orders-api"] }
+
+[[consumer.issuers]]
+issuer = "https://other.example"
+file = "jwks.json"
+vouches = true
+
+[[consumer.allow]]
+subject = "orders-api"
+issuer = "https://auth.example"
+destinations = ["rabbitmq:shop/orders.*", "kafka:orders", "kafka:stock"]
+
+[replay]
+store = "memory"
+capacity = 10
+
+[audit]
+file = "audit.jsonl"
+record = "all"
+
+[dead_letters]
+name = "orders.dead"
+"""
+"""Every key that this version can build, each at another value than its default."""
+
+SMALL = """
+[producer]
+issuer = "https://auth.example"
+subject = "orders-api"
+audience = "billing"
+keys = "keys"
+
+[consumer]
+audience = "billing"
+[[consumer.issuers]]
+issuer = "https://auth.example"
+file = "jwks.json"
+[[consumer.allow]]
+subject = "orders-api"
+destinations = ["kafka:orders"]
+"""
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A keystore folder with one key, made once."""
+    folder = tmp_path_factory.mktemp("keystore") / "keys"
+    Keystore(folder=folder).create(subjects=["orders-api"])
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, keys: Path) -> Path:
+    """A folder with keys, their JWK Set, and room for an ``mqauth.toml``."""
+    (tmp_path / "keys").symlink_to(keys)
+    (tmp_path / "jwks.json").write_text(json.dumps(dump_key_set(public_keys(keys))))
+    return tmp_path
+
+
+def written(place: Path, text: str | bytes) -> Path:
+    path = place / "mqauth.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def refusal(place: Path, text: str | bytes, attribute: str | None = None) -> str:
+    """Return the one line a file is refused with, its path cut to its name."""
+    path = written(place, text)
+    with pytest.raises(ConfigurationError) as caught:
+        getattr(mqauth.load(path), attribute or "file")
+    assert "\n" not in str(caught.value)
+    return str(caught.value).replace(f"{place}/", "")
+
+
+# --- what is built ----------------------------------------------------------------------------------------
+
+
+def test_full_file_signs_and_verifies(place: Path) -> None:
+    """A message signed by ``.signer`` passes ``.pipeline`` of the same file, at its second audience too."""
+    found = mqauth.load(written(place, FULL), clock=FakeClock())
+    message = Message(
+        destination="kafka:stock",
+        body=b"x",
+        headers=(("content-type", b"text/plain"),),
+        origin=mqauth.Origin(timestamp_ms=1_900_000_000_000, timestamp_type="append"),
+    )
+    guard = found.pipeline
+    outcome = run(guard.judge(guard.receive(found.signer.sign(message))))
+    assert outcome.verdict is Verdict.ACCEPTED, outcome
+    assert outcome.verified is not None
+    assert outcome.verified.audience == "stock"
+    assert outcome.verified.claims.exp - outcome.verified.claims.iat == 30
+    assert isinstance(guard.audit, mqauth.AuditFile)
+    guard.audit.close()
+
+
+def test_every_setting_reaches_its_object(place: Path) -> None:
+    """No option is silent: each value of the full file stands in the object it is for."""
+    found = mqauth.load(written(place, FULL))
+    guard = found.pipeline
+    assert isinstance(guard, Pipeline)
+    assert guard.scope == "billing"
+    assert guard.verifier.retention == 903
+    assert set(guard.verifier.issuers) == {"https://auth.example", "https://other.example"}
+    assert guard.verifier.issuers["https://auth.example"].subjects == {"*": {"orders-api"}}
+    assert guard.verifier.issuers["https://other.example"].vouches is True
+    assert isinstance(guard.audit, mqauth.AuditFile)
+    assert guard.audit.path == place / "audit.jsonl"
+    assert found.dead_letters_name == "orders.dead"
+    guard.audit.close()
+
+
+def test_objects_are_built_once(place: Path) -> None:
+    """Asking twice gives the same object: one audit file, one replay store."""
+    found = mqauth.load(written(place, SMALL))
+    assert found.pipeline is found.pipeline
+    assert found.signer is found.signer
+
+
+def test_judging_opens_no_audit_file(place: Path) -> None:
+    """``.judge`` gives verdicts beside a running consumer: the audit file is not touched."""
+    judge = mqauth.load(written(place, FULL)).judge
+    assert judge.audit is None
+    assert not (place / "audit.jsonl").exists()
+
+
+def test_defaults_are_those_of_the_design(place: Path) -> None:
+    """Left out: 60 s to live, 5 s leeway, 1 h at most, judged on receipt, memory store, no audit."""
+    found = mqauth.load(written(place, SMALL))
+    assert found.signer.lifetime == 60
+    assert found.pipeline.verifier.retention == 5
+    assert found.pipeline.audit is None
+    assert found.pipeline.scope is None
+
+
+def test_no_rule_refuses_everything(place: Path) -> None:
+    """A consumer without ``[[consumer.allow]]`` is configured, and lets nothing pass."""
+    found = mqauth.load(written(place, SMALL.partition("[[consumer.allow]]")[0]))
+    guard = found.pipeline
+    outcome = run(guard.judge(guard.receive(found.signer.sign(Message(destination="kafka:orders", body=b"")))))
+    assert outcome.reason is mqauth.Reason.PRODUCER_FORBIDDEN
+
+
+@pytest.mark.parametrize("table", ["producer", "consumer"])
+def test_one_half_alone_is_fine(place: Path, table: str) -> None:
+    """A file with ``[producer]`` or ``[consumer]`` alone serves that half, and names the missing one."""
+    head, _, tail = SMALL.partition("[consumer]")
+    half = head if table == "producer" else "[consumer]" + tail
+    has, lacks, missing = (
+        ("signer", "pipeline", "consumer") if table == "producer" else ("pipeline", "signer", "producer")
+    )
+    assert getattr(mqauth.load(written(place, half)), has)
+    assert refusal(place, half, lacks) == f"mqauth.toml: [{missing}]: required here, and missing"
+
+
+def test_missing_dead_letters_is_named(place: Path) -> None:
+    """``dead_letters_name`` of a file without the table names the table."""
+    assert refusal(place, SMALL, "dead_letters_name") == "mqauth.toml: [dead_letters]: required here, and missing"
+
+
+def test_paths_are_relative_to_the_file(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where the process runs does not matter."""
+    path = written(place, SMALL)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert mqauth.load(path).signer.subject == "orders-api"
+
+
+def test_single_pem_serves_as_keys(place: Path) -> None:
+    """``keys`` may name a PEM file."""
+    key = Key.generate("ES256")
+    (place / "one.pem").write_bytes(key.to_pem())
+    (place / "one.pem").chmod(0o600)
+    signer = mqauth.load(written(place, SMALL.replace('"keys"', '"one.pem"'))).signer
+    token = signer.sign(Message(destination="kafka:orders", body=b"")).headers[-1][1]
+    assert isinstance(token, bytes)
+
+
+@pytest.mark.parametrize("by", ["passphrase_env", "passphrase_file"])
+def test_passphrase_by_reference(place: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A passphrase comes from the environment or from a file, whose last newline does not count."""
+    Keystore(folder=place / "locked", passphrase=b"secret").create()
+    monkeypatch.setenv("MQAUTH_TEST_PASSPHRASE", "secret")
+    (place / "passphrase").write_bytes(b"secret\n")
+    value = "MQAUTH_TEST_PASSPHRASE" if by == "passphrase_env" else "passphrase"
+    text = SMALL.replace('keys = "keys"', f'keys = "locked"\n{by} = "{value}"')
+    assert mqauth.load(written(place, text)).signer.subject == "orders-api"
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ('passphrase_env = "MQAUTH_TEST_UNSET"', "passphrase_env: the variable MQAUTH_TEST_UNSET is not set"),
+        (
+            'passphrase_env = "MQAUTH_TEST_EMPTY"',
+            "passphrase_env: the variable MQAUTH_TEST_EMPTY: a passphrase has",
+        ),
+        ('passphrase_file = "nowhere"', "passphrase_file: nowhere: No such file"),
+        ('passphrase_file = "long"', "passphrase_file: long: a passphrase has 1 to 1023 bytes"),
+        ('passphrase_file = "wrong"', "keys: "),
+    ],
+)
+def test_passphrase_that_cannot_be_had(place: Path, line: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A passphrase that is missing, empty, too long or wrong is located, and never shown."""
+    Keystore(folder=place / "locked", passphrase=b"secret").create()
+    monkeypatch.setenv("MQAUTH_TEST_EMPTY", "")
+    (place / "long").write_bytes(b"p" * 1024)
+    (place / "wrong").write_bytes(b"wr0ng")
+    said = refusal(place, SMALL.replace('keys = "keys"', f'keys = "locked"\n{line}'), "signer")
+    assert said.startswith(f"mqauth.toml: [producer] {what}")
+    assert "wr0ng" not in said
+
+
+def test_key_of_another_subject_is_refused(place: Path) -> None:
+    """A key that does not speak for the configured subject is refused before anything is signed."""
+    said = refusal(place, SMALL.replace('"orders-api"', '"stock-api"', 1), "signer")
+    kid = signing_key(place / "keys").kid
+    assert said == f"mqauth.toml: [producer] subject: the key {kid} does not speak for it"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "attribute", "what"),
+    [
+        ('keys = "keys"', 'keys = "nowhere"', "signer", "[producer] keys: nowhere: No such file"),
+        ("jwks.json", "nowhere.json", "pipeline", "[[consumer.issuers]] #1 file: nowhere.json: No such file"),
+    ],
+)  # fmt: skip
+def test_missing_file_is_located(place: Path, old: str, new: str, attribute: str, what: str) -> None:
+    """A path that leads nowhere is named with its table and key when its object is built."""
+    assert refusal(place, SMALL.replace(old, new), attribute).startswith(f"mqauth.toml: {what}")
+
+
+def test_second_writer_of_the_audit_is_refused(place: Path) -> None:
+    """One audit file has one writer; the second is told by table and key."""
+    text = SMALL + '[audit]\nfile = "audit.jsonl"\n'
+    guard = mqauth.load(written(place, text)).pipeline
+    assert refusal(place, text, "pipeline").startswith("mqauth.toml: [audit] file: audit.jsonl: another process")
+    assert isinstance(guard.audit, mqauth.AuditFile)
+    guard.audit.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (SMALL.replace('file = "jwks.json"', 'jwks = "https://auth.example/jwks.json"\nmax_stale = 60'),
+         "[[consumer.issuers]] #1 jwks"),
+        (SMALL.replace('file = "jwks.json"', "discovery = true\nmax_stale = 60"),
+         "[[consumer.issuers]] #1 discovery"),
+        (SMALL + '[replay]\nstore = "redis://user:hunter2@127.0.0.1:6379/0"\n', "[replay] store"),
+        (SMALL + '[[release.authorities]]\nissuer = "https://r.example"\nfile = "r.json"\nwaive = ["expired"]\n',
+         "[[release.authorities]] #1"),
+    ],
+)  # fmt: skip
+def test_what_comes_later_is_parsed_and_refused_when_built(place: Path, text: str, what: str) -> None:
+    """What this version lacks is checked like the rest, and refused only by the object that needs it."""
+    found = mqauth.load(written(place, text))
+    assert found.signer.subject == "orders-api"
+    said = refusal(place, text, "pipeline")
+    assert said.startswith(f"mqauth.toml: {what}: not in this version")
+    assert "hunter2" not in said
+
+
+# --- strictness -------------------------------------------------------------------------------------------
+
+EVERYTHING = (
+    FULL
+    + """
+[[release.authorities]]
+issuer = "https://review.example"
+jwks = "https://review.example/jwks.json"
+max_stale = 60
+publish_delay = 5
+waive = ["expired", "queue_age_exceeded", "lifetime_excessive", "key_expired", "producer_forbidden", "replayed"]
+"""
+)
+PASSPHRASES = {"passphrase_env": "NAME", "passphrase_file": "path"}
+WRONG: dict[str, Any] = {
+    "boolean": True, "integer": 7, "float": 1.5, "string": "text", "array": [[]], "table": {"a": 1},
+}  # fmt: skip
+"""One value of each type that is wrong wherever it is not the type asked for."""
+
+
+def toml(value: Any) -> str:
+    """Return a value as TOML."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(toml(item) for item in value) + "]"
+    return json.dumps(value)
+
+
+def document(tables: dict[str, Any]) -> str:
+    """Return a whole file as TOML, every table inline."""
+    return "\n".join(f"{json.dumps(name)} = {toml(members)}" for name, members in tables.items())
+
+
+def spots() -> list[tuple[str, ...]]:
+    """Return the path of every table in the file that has everything: its keys and list positions."""
+    return [
+        ("producer",), ("consumer",), ("consumer", "issuers", "0"), ("consumer", "issuers", "1"),
+        ("consumer", "allow", "0"), ("replay",), ("audit",), ("dead_letters",), ("release",),
+        ("release", "authorities", "0"),
+    ]  # fmt: skip
+
+
+def at(tables: dict[str, Any], spot: tuple[str, ...]) -> dict[str, Any]:
+    """Return the table at a path."""
+    found: Any = tables
+    for step in spot:
+        found = found[int(step)] if isinstance(found, list) else found[step]
+    return dict(found) if found is None else found
+
+
+def shown(spot: tuple[str, ...]) -> str:
+    """Return how an error names the table at a path."""
+    if spot[-1].isdigit():
+        return f"[[{spot[0]}.{spot[1]}]] #{int(spot[2]) + 1}"
+    return f"[{spot[0]}]"
+
+
+KINDS = {
+    "issuer": "string", "subject": "string", "audience": "string array", "audiences": "table", "keys": "string",
+    "lifetime": "integer", "scope": "string", "max_lifetime": "integer", "leeway": "integer", "at": "",
+    "max_queue_age": "integer", "append_evidence": "", "unsigned_headers": "", "require_headers": "array",
+    "user_id": "table", "issuers": "array", "allow": "array", "file": "string", "jwks": "string",
+    "max_stale": "integer", "publish_delay": "integer", "subjects": "table", "vouches": "boolean",
+    "destinations": "array", "store": "", "capacity": "integer", "record": "", "name": "string",
+    "authorities": "array", "waive": "array",
+}  # fmt: skip
+"""The types each key takes; an array of arrays and a table of numbers are wrong even there."""
+
+
+def wrong_cases() -> list[Any]:
+    """Return every key of every table with every value of a wrong type."""
+    cases = []
+    for spot in spots():
+        for key in at(tomllib.loads(EVERYTHING), spot):
+            for kind, value in WRONG.items():
+                right = KINDS[key].split()
+                if kind in right and kind in ("string", "integer", "boolean"):
+                    continue
+                cases.append(pytest.param(spot, key, value, id=f"{'.'.join(spot)}.{key}-{kind}"))
+    return cases
+
+
+def test_the_file_with_everything_is_good(place: Path) -> None:
+    """The file the strictness tests start from loads, so that each refusal below is of its one change."""
+    assert mqauth.load(written(place, document(tomllib.loads(EVERYTHING)))).dead_letters_name == "orders.dead"
+
+
+@pytest.mark.parametrize(("spot", "key", "value"), wrong_cases())
+def test_wrong_type_is_refused(place: Path, spot: tuple[str, ...], key: str, value: Any) -> None:
+    """A value of a wrong type (a boolean is no integer) is refused with file, table and key named."""
+    tables = tomllib.loads(EVERYTHING)
+    at(tables, spot)[key] = value
+    said = refusal(place, document(tables))
+    place_named = shown(spot)[:-1] if key in ("issuers", "allow", "authorities", "audiences", "user_id",
+                                              "subjects") else f"{shown(spot)} {key}: "  # fmt: skip
+    assert said.startswith(f"mqauth.toml: {place_named}") or f".{key}]" in said
+    assert key in said
+
+
+@pytest.mark.parametrize("spot", [(), *spots()], ids=lambda spot: ".".join(spot) or "top")
+@pytest.mark.parametrize("key", ["nonsense", "Issuer", "with space"])
+def test_unknown_key_is_refused(place: Path, spot: tuple[str, ...], key: str) -> None:
+    """A key that no table knows is refused wherever it stands, with its table."""
+    tables = tomllib.loads(EVERYTHING)
+    at(tables, spot)[key] = 1
+    spelt = key if " " not in key else f'"{key}"'
+    table = f"{shown(spot)} " if spot else ""
+    assert refusal(place, document(tables)).startswith(f"mqauth.toml: {table}{spelt}: unknown key")
+
+
+def test_unknown_key_suggests_the_near_one(place: Path) -> None:
+    """A typo is answered with the key that was meant."""
+    said = refusal(place, SMALL.replace("audience =", "audiance ="))
+    assert said == "mqauth.toml: [producer] audiance: unknown key; did you mean audience?"
+
+
+@pytest.mark.parametrize(
+    ("spot", "key"),
+    [
+        (("producer",), "issuer"), (("producer",), "subject"), (("producer",), "audience"),
+        (("producer",), "keys"), (("consumer",), "audience"), (("consumer",), "issuers"),
+        (("consumer",), "max_queue_age"),
+        (("consumer", "issuers", "0"), "issuer"), (("consumer", "allow", "0"), "subject"),
+        (("consumer", "allow", "0"), "issuer"), (("consumer", "allow", "0"), "destinations"),
+        (("audit",), "file"), (("dead_letters",), "name"), (("release", "authorities", "0"), "issuer"),
+    ],
+)  # fmt: skip
+def test_required_key_is_named(place: Path, spot: tuple[str, ...], key: str) -> None:
+    """A key that is needed and missing is named with its table."""
+    tables = tomllib.loads(EVERYTHING)
+    del at(tables, spot)[key]
+    assert refusal(place, document(tables)).startswith(f"mqauth.toml: {shown(spot)} {key}: required")
+
+
+@pytest.mark.parametrize(
+    ("spot", "changes", "where"),
+    [
+        (("producer",), PASSPHRASES, "passphrase_file: contradicts"),
+        (("producer",), {"lifetime": 0}, "lifetime: must be 1 to 86400, not 0"),
+        (("producer",), {"lifetime": 86_401}, "lifetime: must be 1 to 86400"),
+        (("producer",), {"issuer": ""}, "issuer: must be 1 to 256 characters"),
+        (("producer",), {"issuer": "a\nb"}, "issuer: must be 1 to 256 characters"),
+        (("producer",), {"subject": "s" * 257}, "subject: must be 1 to 256 characters"),
+        (("producer",), {"audience": "*"}, "audience: must be a name, never a wildcard"),
+        (("producer",), {"keys": ""}, "keys: must be a path"),
+        (("producer",), {"keys": "a\0b"}, "keys: must be a path"),
+        (("consumer",), {"audience": []}, "audience: must name at least 1"),
+        (("consumer",), {"audience": ["billing", "*"]}, "audience: must be a name, never a wildcard"),
+        (("consumer",), {"leeway": 61}, "leeway: must be 0 to 60, not 61"),
+        (("consumer",), {"leeway": -1}, "leeway: must be 0 to 60"),
+        (("consumer",), {"max_lifetime": 0}, "max_lifetime: must be at least 1"),
+        (("consumer",), {"at": "arrival"}, 'at: must be "consume" or "append"'),
+        (("consumer",), {"at": "consume"}, 'max_queue_age: only with at = "append"'),
+        (("consumer",), {"unsigned_headers": "show"}, 'unsigned_headers: must be "hide" or "reject"'),
+        (("consumer",), {"append_evidence": "trust"}, 'append_evidence: must be "interceptor"'),
+        (("consumer",), {"user_id": "name"}, 'user_id: must be "subject" or a table'),
+        (("consumer",), {"issuers": []}, "issuers: required: at least one"),
+        (("consumer", "issuers", "0"), {"jwks": "https://a.example/"}, ": needs one of file, jwks and"),
+        (("consumer", "issuers", "0"), {"discovery": True}, ": needs one of file, jwks and"),
+        (("consumer", "issuers", "0"), {"max_stale": 5}, "max_stale: belongs to jwks and discovery"),
+        (("consumer", "issuers", "0"), {"vouches": True}, "vouches: contradicts subjects"),
+        (("consumer", "issuers", "1"), {"issuer": "https://auth.example"}, "issuer: is configured twice"),
+        (("consumer", "allow", "0"), {"issuer": "https://x.example"}, "issuer: is not among"),
+        (("consumer", "allow", "0"), {"destinations": []}, "destinations: must name at least 1"),
+        (("consumer", "allow", "0"), {"destinations": ["orders"]}, "destinations: destination 'orders'"),
+        (("consumer", "allow", "0"), {"destinations": ["kafka:a b"]}, "destinations: destination 'kafka:a b'"),
+        (("replay",), {"store": "redis://"}, 'store: must be "memory", redis://'),
+        (("replay",), {"store": "postgres://a/b"}, 'store: must be "memory", redis://'),
+        (("replay",), {"capacity": 0}, "capacity: must be at least 1"),
+        (("audit",), {"record": "none"}, 'record: must be "rejections" or "all"'),
+        (("release", "authorities", "0"), {"waive": ["signature_invalid"]}, "waive: may hold expired"),
+        (("release", "authorities", "0"), {"jwks": "ftp://a/"}, "jwks: must be a URL https://... or http://..."),
+    ],
+)  # fmt: skip
+def test_bound_or_contradiction_is_refused(
+    place: Path, spot: tuple[str, ...], changes: dict[str, Any], where: str
+) -> None:
+    """A value out of its bounds, or against another, is refused in one line at its key."""
+    tables = tomllib.loads(EVERYTHING)
+    at(tables, spot).update(changes)
+    assert refusal(place, document(tables)).startswith(f"mqauth.toml: {shown(spot)} {where}".replace(" : ", ": "))
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"file": None}, "[[consumer.issuers]] #1: needs one of file, jwks and discovery"),
+        ({"file": None, "discovery": False}, "[[consumer.issuers]] #1 discovery: must be true or left out"),
+        ({"subjects": {}}, "[consumer.issuers.subjects]: names no kid"),
+        ({"subjects": {"k" * 129: ["a"]}}, f"[consumer.issuers.subjects] {'k' * 129}: must be a kid"),
+        ({"subjects": {"*": []}}, '[consumer.issuers.subjects] "*": must name at least 1'),
+        ({"subjects": {"*": "orders-api"}}, '[consumer.issuers.subjects] "*": must be an array of strings'),
+        ({"subjects": {"*": [1]}}, '[consumer.issuers.subjects] "*": must be a string, not an integer'),
+    ],
+)
+def test_issuer_says_where_its_keys_are_and_for_whom(place: Path, changes: dict[str, Any], where: str) -> None:
+    """An issuer has exactly one source, and pinned subjects are lists of names by kid."""
+    tables = tomllib.loads(EVERYTHING)
+    issuer = at(tables, ("consumer", "issuers", "0"))
+    issuer.update(changes)
+    tables["consumer"]["issuers"][0] = {key: value for key, value in issuer.items() if value is not None}
+    assert refusal(place, document(tables)).startswith(f"mqauth.toml: {where}")
+
+
+@pytest.mark.parametrize(
+    ("members", "where"),
+    [
+        ({"kafka orders": "billing"}, '[producer.audiences] "kafka orders": a destination is'),
+        ({"kafka:orders": 1}, '[producer.audiences] "kafka:orders": must be a string, not an integer'),
+        ({"kafka:orders": "*"}, '[producer.audiences] "kafka:orders": must be a name, never a wildcard'),
+    ],
+)
+def test_audience_by_destination_is_checked(place: Path, members: dict[str, Any], where: str) -> None:
+    """``[producer.audiences]`` maps canonical destinations to names."""
+    tables = tomllib.loads(EVERYTHING)
+    tables["producer"]["audiences"] = members
+    assert refusal(place, document(tables)).startswith(f"mqauth.toml: {where}")
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[producer\n", "at line 1"),
+        ('[producer]\nissuer = "a"\nissuer = "b"\n', "at line 3"),
+        ('[producer]\n\nissuer = "a\n', "at line 3"),
+        ('[producer]\nissuer = """a', "(at line 2, the end)"),
+        (b'[producer]\nissuer = "\xff"\n', "not UTF-8 (at line 2)"),
+        ("a = " + "[" * 5000, "nested too deep"),
+        ("a = " + "9" * 5000, "no TOML"),
+    ],
+)
+def test_syntax_error_names_its_line(place: Path, text: str | bytes, what: str) -> None:
+    """What is no TOML is refused in one line with the file and the line."""
+    said = refusal(place, text)
+    assert said.startswith("mqauth.toml: ")
+    assert what in said
+
+
+def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """A missing file, or a folder in its place, is one line."""
+    for path in (tmp_path / "nowhere.toml", tmp_path):
+        with pytest.raises(ConfigurationError, match=str(path)):
+            mqauth.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        ("https://a.example/jwks.json", True), ("https://[::1]:8443/x", True), ("http://a.example", False),
+        ("https://", False), ("https:///x", False), ("https://a.example:x/", False),
+        ("https://a.example:70000/", False),
+        ("https://a b/", False), ("https://a\n/", False), ("https://[::1/", False), ("https://a:0/", False),
+        ("", False),
+    ],
+)  # fmt: skip
+def test_url_is_checked_whole(text: str, good: bool) -> None:
+    """A URL has an allowed scheme, a host, a port in range, and no white space."""
+    assert is_url(text, ("https",)) is good
