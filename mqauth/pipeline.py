@@ -237,7 +237,8 @@ class Pipeline:
         """
         if delivery.claim is None or delivery.step is not Step.HANDLE:
             return False
-        wish = replace(delivery.claim, renew=True)
+        kept = max(delivery.claim.expires, self.clock.now() + self._lease)
+        wish = replace(delivery.claim, renew=True, expires=kept)
         try:
             status = yield from _guarded(Cause.REPLAY_STORE_UNAVAILABLE, call(self.replay.claim, wish))
         except Unavailable as error:
@@ -323,9 +324,9 @@ class Pipeline:
         return status
 
     def _forgotten_at(self, delivery: Delivery, verified: Verified) -> float:
-        """Return until when a claim is kept; copies deferred beside this one may come long after ``exp``."""
-        expires = float(verified.claims.exp + self.verifier.retention)
-        return max(expires, self.clock.now() + _HELD_SECONDS) if delivery.deferred else expires
+        """Return until when a claim is kept: past every copy, those deferred beside this one too, and its lease."""
+        copies = float(verified.claims.exp + self.verifier.retention)
+        return max(copies, self.clock.now() + (_HELD_SECONDS if delivery.deferred else self._lease))
 
     def _handle(self, delivery: Delivery, handler: Handler) -> Flow[None]:
         """Run the handler; whatever it raises at last is ``handler_failed``, unless it asks for another time."""

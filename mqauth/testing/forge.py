@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from mqauth import base64url, envelope, strictjson
-from mqauth.clock import SYSTEM_CLOCK, Clock
+from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock
 from mqauth.jws import TOKEN_TYPE, LocalSigningKey
 from mqauth.keys import Key, KeySet, Revocation
 from mqauth.message import TOKEN_HEADER, HeaderValue, Message
@@ -69,7 +69,7 @@ class Forge:
         binding = envelope.bind(message, cover)
         return {
             "iss": ISSUER, "sub": SUBJECT, "aud": AUDIENCE, "iat": now, "exp": now + self.lifetime,
-            "jti": base64url.digest(repr((now, id(message), object())).encode()),
+            "jti": base64url.encode(SYSTEM_RANDOMNESS(16)).decode(),
             "mqa": {"v": 1, "dst": binding.dst, "bod": binding.bod, "key": binding.key,
                     "hdr": list(binding.hdr), "hds": binding.hds},
         }  # fmt: skip
