@@ -1,0 +1,871 @@
+"""THE order, in both colours: each outcome, resumption after each deferral, and nothing done twice."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
+from mqauth.flow import Attempts, ColourError, arun, run
+from mqauth.keys import Key, KeySet
+from mqauth.message import Message, Origin
+from mqauth.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
+from mqauth.policy import Allow, Decision, Rule
+from mqauth.replay import ClaimStatus, MemoryReplayStore
+from mqauth.testing import ATTACKS, FakeClock, Forge
+from mqauth.testing.attacks import honest_message
+from mqauth.verifier import Issuer
+
+Maker = Callable[..., Message]
+World = Any
+DOWN = OSError("the world is down")
+ISSUER = "https://auth.example"
+
+
+def counts(world: World) -> tuple[int, int, int]:
+    """Return how often a handler succeeded, a record was written, and a letter was published."""
+    return len(world.handler.done), len(world.audit.write.done), len(world.published)
+
+
+def assert_rejected(outcome: Outcome, reason: Reason) -> None:
+    """Check that an outcome is a rejection for a reason, dead-lettered."""
+    assert (outcome.verdict, outcome.reason, outcome.cause) == (Verdict.REJECTED, reason, None)
+    assert outcome.dead_letter is not None
+    assert outcome.verified is None
+
+
+def assert_deferred(outcome: Outcome, cause: Cause) -> None:
+    """Check that an outcome is a deferral for a cause, with neither reason nor letter."""
+    assert (outcome.verdict, outcome.cause, outcome.reason) == (Verdict.DEFERRED, cause, None)
+    assert outcome.dead_letter is None
+
+
+class TestOutcomes:
+    """What becomes of one message."""
+
+    def test_an_honest_message_is_claimed_handled_and_confirmed(self, world: World) -> None:
+        """Accepted: the handler sees it once, the claim is done, nothing is audited or dead-lettered."""
+        outcome = world.process(world.sealed())
+        assert outcome.verdict is Verdict.ACCEPTED
+        assert outcome.verified is world.handler.done[0]
+        assert counts(world) == (1, 0, 0)
+        assert (world.store.claim.calls, world.store.confirm.calls, world.store.release.calls) == (1, 1, 0)
+
+    @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+    def test_every_attack_is_audited_and_dead_lettered(self, attack: Any, world: World) -> None:
+        """Rejected: the handler never sees it, one record and one letter name the reason."""
+        place = "kafka:orders" if attack.fits("kafka:orders") else "rabbitmq:shop/orders.created"
+        message = attack.mount(world.forge, honest_message(place))
+        assert_rejected(world.process(message), attack.reason)
+        assert counts(world) == (0, 1, 1)
+        record = world.records[0]
+        assert (record["verdict"], record["reason"]) == ("rejected", attack.reason.value)
+        letter = dict(world.published[0].headers)
+        assert letter["mqauth-dead-reason"] == attack.reason.value
+        assert letter["mqauth-dead-audit"] == record["id"]
+        assert letter["mqauth-dead-id"] == record["dead_letter"]
+
+    def test_together_the_attacks_and_this_file_reach_every_reason(self) -> None:
+        """No reason of the closed set is unreachable but those of later issues."""
+        elsewhere = {
+            Reason.REPLAYED, Reason.HANDLER_FAILED, Reason.MESSAGE_MALFORMED, Reason.COVERAGE_INSUFFICIENT,
+            Reason.QUEUE_AGE_EXCEEDED,
+        }  # fmt: skip
+        later = {Reason.PROOF_INVALID, Reason.RELEASE_INVALID}
+        assert {attack.reason for attack in ATTACKS} | elsewhere | later == set(Reason)
+
+    def test_audit_comes_before_the_dead_letter(self, world: World, rabbit: Maker) -> None:
+        """When the letter is published its record is durable already."""
+        seen: list[int] = []
+        world.letters.publish.function = lambda letter: seen.append(len(world.audit.write.done))
+        world.process(rabbit())
+        assert seen == [1]
+
+    def test_the_claim_comes_before_the_handler_and_confirm_after(self, world: World) -> None:
+        """While the handler runs the claim is held and not done."""
+        seen: list[tuple[int, int]] = []
+        world.handler.function = lambda verified: seen.append((world.store.claim.calls, world.store.confirm.calls))
+        world.process(world.sealed())
+        assert seen == [(1, 0)]
+
+    def test_policy_comes_before_the_claim(self, world: World) -> None:
+        """A forbidden producer leaves nothing in the store."""
+        world.policy.decide.function = lambda verified: Decision.DENY
+        assert_rejected(world.process(world.sealed()), Reason.PRODUCER_FORBIDDEN)
+        assert world.store.claim.calls == 0
+
+    @pytest.mark.parametrize("answer", [True, 1, "allow", None, object(), Decision.DENY])
+    def test_only_allow_itself_allows(self, answer: object, world: World) -> None:
+        """A policy's answer is compared by identity, never by truthiness."""
+        world.policy.decide.function = lambda verified: answer
+        assert_rejected(world.process(world.sealed()), Reason.PRODUCER_FORBIDDEN)
+
+    @pytest.mark.parametrize("answer", [None, True, False, "fresh", object(), ClaimStatus.LOST])
+    def test_only_a_claim_status_lets_a_message_through(self, answer: object, world: World) -> None:
+        """A store that answers anything else is out of order: deferred, and not handled."""
+        world.store.claim.function = lambda request: answer
+        assert_deferred(world.process(world.sealed()), Cause.REPLAY_STORE_UNAVAILABLE)
+        assert counts(world) == (0, 0, 0)
+
+    def test_a_malformed_message_is_judged_like_any_other(self, world: World, rabbit: Maker) -> None:
+        """What an adapter could not represent is message_malformed, with its detail."""
+        outcome = world.process(rabbit(malformed="a header is no text"))
+        assert_rejected(outcome, Reason.MESSAGE_MALFORMED)
+        assert outcome.detail == "a header is no text"
+
+    def test_with_all_verdicts_recorded_an_accepted_one_is_too(self, make_world: Any) -> None:
+        """record="all" audits accepted messages as verified, without reason or letter."""
+        world = make_world(record="all")
+        world.process(world.sealed())
+        record = world.records[0]
+        assert (record["verdict"], record["reason"], record["dead_letter"]) == ("accepted", None, None)
+        assert record["token"]["verified"]["sub"] == "orders-api"
+        assert record["key_set"] == world.forge.keys.version
+
+    def test_without_audit_an_accepted_message_is_settled(self, make_world: Any) -> None:
+        """A pipeline that only verifies needs no audit for what it accepts."""
+        assert make_world(audit=None, record="all").process(make_world().sealed()).verdict is Verdict.ACCEPTED
+
+    def test_without_audit_a_rejected_message_cannot_be_settled(self, make_world: Any, rabbit: Maker) -> None:
+        """A rejection nobody recorded is a configuration error, not a loss."""
+        world = make_world(audit=None)
+        with pytest.raises(ConfigurationError):
+            world.process(rabbit())
+        assert world.published == []
+
+    def test_an_unknown_kid_makes_the_source_look_again_once(self, make_world: Any, forge: Forge, kafka: Maker) -> None:
+        """A key that was published since is found; one that was not is key_unknown."""
+
+        class Source:
+            def __init__(self) -> None:
+                self.refreshed: list[tuple[str, float]] = []
+
+            def key_set(self) -> KeySet:
+                return KeySet([])
+
+            def refresh(self, kid: str, received: float, /) -> KeySet:
+                self.refreshed.append((kid, received))
+                return forge.keys
+
+        source = Source()
+        world = make_world(verifier=forge.verifier(keys={ISSUER: Issuer(keys=source)}))
+        assert world.process(world.sealed()).verdict is Verdict.ACCEPTED
+        assert source.refreshed == [(forge.key.kid, forge.clock.now())]
+        assert_rejected(world.process(world.sealed(key=forge.stranger)), Reason.KEY_UNKNOWN)
+
+    def test_a_verifier_that_breaks_condemns_one_message_only(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever a message makes the pure steps raise, it is message_malformed and the consumer goes on."""
+        for step in ("open", "verify"):
+            with monkeypatch.context() as patched:
+                patched.setattr(world.pipeline.verifier, step, lambda *arguments: [][1])
+                outcome = world.process(world.sealed())
+            assert_rejected(outcome, Reason.MESSAGE_MALFORMED)
+            assert outcome.detail == "IndexError while it was judged"
+        assert world.process(world.sealed()).verdict is Verdict.ACCEPTED
+
+
+HOSTILE: list[Any] = [
+    10**5000, {1: 2}, "\ud800", object(), float("nan"), [1], bytearray(b"x"), {"\ud800": ("\udfff",)}, 1j,
+]  # fmt: skip
+
+
+def bottomless(depth: int) -> Any:
+    """Return tables and lists in each other."""
+    value: Any = "x"
+    for _ in range(depth):
+        value = {"a": (value,)}
+    return value
+
+
+class TestHostileMessages:
+    """Nothing a sender puts in a message crashes, stalls or loops a consumer."""
+
+    @pytest.mark.parametrize("value", [*HOSTILE, bottomless(40), bottomless(400), bottomless(50_000)], ids=lambda v: type(v).__name__)
+    def test_any_covered_value_is_settled(self, value: Any, world: World) -> None:
+        """A covered header of any type, size or depth is headers_mismatch, audited and buried."""
+        sealed = world.sealed()
+        hostile = replace(sealed, headers=(("tenant", value), *sealed.headers[1:]))
+        assert_rejected(world.process(hostile), Reason.HEADERS_MISMATCH)
+        assert counts(world) == (0, 1, 1)
+
+    @pytest.mark.parametrize("value", [*HOSTILE, bottomless(50_000)], ids=lambda v: type(v).__name__)
+    def test_any_uncovered_value_is_hidden(self, value: Any, world: World) -> None:
+        """An added header of any type does no harm: the message is accepted without it."""
+        sealed = world.sealed()
+        outcome = world.process(replace(sealed, headers=(*sealed.headers, ("evil", value))))
+        assert outcome.verdict is Verdict.ACCEPTED
+        assert outcome.verified.header("evil") is None
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"properties": {"content-type": "\ud800"}}, {"properties": {"reply-to": "\ud800"}},
+         {"headers": (("\ud800", 1), ("mqauth-token", "x"))}, {"origin": Origin(queue="\ud800\n\x1b[2J")},
+         {"malformed": "\ud800\n"}],
+        ids=lambda value: next(iter(value)),
+    )  # fmt: skip
+    def test_text_without_utf8_form_is_settled(self, changes: dict[str, Any], world: World, rabbit: Maker) -> None:
+        """Surrogates in properties, names and places end in an audit record and a letter."""
+        assert world.process(rabbit(**changes)).verdict is Verdict.REJECTED
+        assert counts(world) == (0, 1, 1)
+
+    def test_hostile_text_is_harmless_in_audit_and_letter(self, world: World, forge: Forge, rabbit: Maker) -> None:
+        """Bidi controls, line breaks and escapes an attacker signs as names appear escaped."""
+        bad = "a\u202eb"
+        message = world.sealed(claims={"sub": bad, "aud": bad})
+        message = replace(message, origin=replace(message.origin, queue="q\x1b[2J\nfake: line"))
+        assert_rejected(world.process(message), Reason.AUDIENCE_MISMATCH)
+        text = repr(world.records) + repr(world.published[0].headers)
+        assert "\u202e" not in text
+        assert "\\\\u202e" in text
+        assert "\x1b" not in text
+        assert "\nfake" not in text
+
+    def test_what_a_token_says_is_claimed_until_its_signature_holds(self, world: World) -> None:
+        """Before step 7 a record's token is claimed; after it, verified, though the message was rejected."""
+        early = set()
+        for attack in ATTACKS:
+            place = "kafka:orders" if attack.fits("kafka:orders") else "rabbitmq:shop/orders.created"
+            world.process(attack.mount(world.forge, honest_message(place)))
+            early |= {attack.reason} if "claimed" in world.records[-1]["token"] else set()
+        world.handler.failure = ValueError()
+        world.process(world.sealed())
+        assert "verified" in world.records[-1]["token"]
+        assert early == {
+            Reason.TOKEN_MISSING, Reason.TOKEN_REPEATED, Reason.TOKEN_OVERSIZE, Reason.TOKEN_MALFORMED,
+            Reason.TOKEN_TYPE, Reason.HEADER_FORBIDDEN, Reason.ALGORITHM_FORBIDDEN, Reason.CLAIM_MISSING,
+            Reason.CLAIMS_MALFORMED, Reason.ISSUER_UNTRUSTED, Reason.KEY_UNKNOWN, Reason.KEY_REVOKED,
+            Reason.KEY_EXPIRED, Reason.SIGNATURE_INVALID,
+        }  # fmt: skip
+
+    def test_records_never_hold_token_body_or_key(self, world: World, kafka: Maker) -> None:
+        """Whatever the verdict, a record has digests only."""
+        for attack in ATTACKS:
+            message = kafka(body=b"BODY-SECRET", key=b"KEY-SECRET", headers=(("tenant", b"HEADER-SECRET"),))
+            world.process(attack.mount(world.forge, message))
+        text = repr(world.records)
+        assert "SECRET" not in text
+        assert "eyJ" not in text
+
+    def test_a_delivery_can_be_logged(self, world: World) -> None:
+        """The repr of a judged delivery and its outcome holds neither token nor body."""
+        delivery = world.receive(world.sealed())
+        outcome = world.process(delivery)
+        text = repr(delivery) + repr(outcome)
+        token = dict(delivery.message.headers)["mqauth-token"]
+        assert not any(segment in text for segment in str(token).split("."))
+        assert "hello" not in text
+
+
+class TestReplay:
+    """The claim table as a consumer meets it."""
+
+    def test_a_copy_on_rabbitmq_is_replayed(self, world: World) -> None:
+        """The second of two copies is rejected, while the first is done."""
+        message = world.sealed()
+        assert world.process(message).verdict is Verdict.ACCEPTED
+        assert_rejected(world.process(message), Reason.REPLAYED)
+        assert counts(world) == (1, 1, 1)
+
+    def test_a_redelivery_of_a_done_message_is_a_duplicate(self, world: World) -> None:
+        """Settled without the handler, and without a letter."""
+        message = world.sealed()
+        world.process(message)
+        again = replace(message, origin=replace(message.origin, redelivered=True))
+        outcome = world.process(again)
+        assert outcome.verdict is Verdict.DUPLICATE
+        assert outcome.verified is not None
+        assert counts(world) == (1, 0, 0)
+
+    def test_a_duplicate_is_recorded_with_all_the_others(self, make_world: Any) -> None:
+        """record="all" audits duplicates too."""
+        world = make_world(record="all")
+        message = world.sealed()
+        world.process(message)
+        world.process(replace(message, origin=replace(message.origin, redelivered=True)))
+        assert [record["verdict"] for record in world.records] == ["accepted", "duplicate"]
+
+    def test_a_redelivery_waits_for_a_held_claim_and_inherits_it(self, world: World, clock: FakeClock) -> None:
+        """While an earlier delivery may still be handled: deferred; once its lease is over: handled."""
+        message = world.sealed()
+        crashed = world.receive(message)
+        world.run(world.pipeline.judge(crashed))
+        again = world.receive(replace(message, origin=replace(message.origin, redelivered=True)))
+        assert_deferred(world.process(again), Cause.CLAIM_HELD)
+        clock.advance(59.9)
+        assert_deferred(world.process(again), Cause.CLAIM_HELD)
+        clock.advance(0.1)
+        assert world.process(again).verdict is Verdict.ACCEPTED
+        assert counts(world) == (1, 0, 0)
+
+    def test_kafka_tells_a_reread_from_a_copy(self, world: World, kafka: Maker) -> None:
+        """The same offset again is handled again; the same token at another offset is a replay."""
+        message = world.sealed(kafka(offset=7))
+        for _ in range(2):
+            assert world.process(message).verdict is Verdict.ACCEPTED
+        copy = replace(message, origin=replace(message.origin, offset=8))
+        assert_rejected(world.process(copy), Reason.REPLAYED)
+        assert counts(world) == (2, 1, 1)
+
+    def test_a_reread_may_be_settled_as_a_duplicate(self, make_world: Any, kafka: Maker) -> None:
+        """reread="duplicate" spares the handler what it did before."""
+        world = make_world(reread="duplicate")
+        message = world.sealed(kafka())
+        assert world.process(message).verdict is Verdict.ACCEPTED
+        assert world.process(message).verdict is Verdict.DUPLICATE
+        assert counts(world) == (1, 0, 0)
+
+    def test_a_reread_whose_handler_fails_stays_done(self, world: World, kafka: Maker) -> None:
+        """Releasing a re-read does not make the id unseen for copies."""
+        message = world.sealed(kafka())
+        world.process(message)
+        world.handler.failure = ValueError()
+        assert_rejected(world.process(message), Reason.HANDLER_FAILED)
+        copy = replace(message, origin=replace(message.origin, offset=8))
+        assert_rejected(world.process(copy), Reason.REPLAYED)
+
+    def test_a_claim_outlives_its_lease(self, make_world: Any, clock: FakeClock) -> None:
+        """A handler slower than the token's life keeps its claim as long as it renews it."""
+        world = make_world(lease=200)
+        message = world.sealed()
+        delivery = world.receive(message)
+        again = world.receive(replace(message, origin=replace(message.origin, redelivered=True)))
+        world.run(world.pipeline.judge(delivery))
+        clock.advance(199)
+        assert_deferred(world.process(again), Cause.CLAIM_HELD)
+        world.run(world.pipeline.renew(delivery))
+        clock.advance(199)
+        assert_deferred(world.process(again), Cause.CLAIM_HELD)
+        world.run(world.pipeline.confirm(delivery))
+        assert world.process(again).verdict is Verdict.DUPLICATE
+
+    def test_scopes_do_not_share_claims(self, make_world: Any) -> None:
+        """Two queues that get the same message may each handle it; a configured scope joins them."""
+        apart, together = make_world(), make_world(scope="billing")
+        message = apart.sealed()
+        other = replace(message, origin=replace(message.origin, queue="other"))
+        assert [apart.process(found).verdict for found in (message, other)] == [Verdict.ACCEPTED] * 2
+        assert [together.process(found).verdict for found in (message, other)] == [Verdict.ACCEPTED, Verdict.REJECTED]
+
+    @pytest.mark.parametrize(
+        ("scope", "origin", "expected"),
+        [(None, Origin(), "default"), (None, Origin(queue="q"), "q"), (None, Origin(queue="q", scope="g"), "g"),
+         ("s", Origin(scope="g"), "s")],
+    )  # fmt: skip
+    def test_the_scope_is_configured_or_the_brokers(
+        self, scope: str | None, origin: Origin, expected: str, make_world: Any, rabbit: Maker
+    ) -> None:
+        """Configuration before what the wrapper says, before the queue."""
+        assert make_world(scope=scope).pipeline.scope_of(rabbit(origin=origin)) == expected
+
+    def test_claims_never_hold_the_tokens_text(self, world: World) -> None:
+        """The store sees a digest, an owner nonce, the lease and when to forget."""
+        world.process(world.sealed())
+        request = world.store.claim.done[0]
+        assert len(request.id) == 16
+        assert request.expires == world.clock.now() + 60 + 5
+        assert request.lease == 60
+
+    def test_copies_that_were_deferred_together_are_handled_once(self, world: World, clock: FakeClock) -> None:
+        """An outage longer than a token's life must not let every copy in once it is over."""
+        message = world.sealed()
+        deliveries = [world.receive(message) for _ in range(10)]
+        world.policy.decide.failure = DOWN
+        for delivery in deliveries:
+            assert_deferred(world.process(delivery), Cause.POLICY_UNAVAILABLE)
+        clock.advance(500)
+        world.policy.decide.failure = None
+        verdicts = []
+        for delivery in deliveries:
+            verdicts.append(world.process(delivery).verdict)
+            clock.advance(120)
+        assert verdicts == [Verdict.ACCEPTED] + [Verdict.REJECTED] * 9
+        assert counts(world)[0] == 1
+
+    def test_a_lost_answer_of_the_store_condemns_nobody(self, world: World) -> None:
+        """The store took the claim and its answer was lost: the same delivery claims again and is handled."""
+        delivery = world.receive(world.sealed())
+        real = world.store.claim.function
+
+        def lost(request: Any) -> None:
+            real(request)
+            raise DOWN
+
+        world.store.claim.function = lost
+        assert_deferred(world.process(delivery), Cause.REPLAY_STORE_UNAVAILABLE)
+        world.store.claim.function = real
+        assert world.process(delivery).verdict is Verdict.ACCEPTED
+
+
+class TestDeferral:
+    """After each kind of outage the delivery goes on where it stopped."""
+
+    @pytest.mark.parametrize(
+        ("plug", "cause"),
+        [("policy.decide", Cause.POLICY_UNAVAILABLE), ("store.claim", Cause.REPLAY_STORE_UNAVAILABLE),
+         ("store.confirm", Cause.REPLAY_STORE_UNAVAILABLE)],
+    )  # fmt: skip
+    @pytest.mark.parametrize("failure", [DOWN, ValueError("bug"), RecursionError(), StopIteration(1)], ids=repr)
+    def test_an_accepted_message_is_handled_exactly_once(
+        self, plug: str, cause: Cause, failure: Exception, world: World
+    ) -> None:
+        """Policy or store down, before or after the handler: deferred, resumed, handled once."""
+        owner, name = plug.split(".")
+        broken = getattr(getattr(world, owner), name)
+        broken.failure = failure
+        delivery = world.receive(world.sealed())
+        for _ in range(3):
+            assert_deferred(world.process(delivery), cause)
+        assert counts(world)[1:] == (0, 0)
+        broken.failure = None
+        assert world.process(delivery).verdict is Verdict.ACCEPTED
+        assert counts(world) == (1, 0, 0)
+        assert delivery.step is Step.SETTLE
+
+    def test_when_confirm_fails_the_handler_does_not_run_again(self, world: World) -> None:
+        """Once a handler has ended only confirm is retried."""
+        world.store.confirm.failure = DOWN
+        delivery = world.receive(world.sealed())
+        assert_deferred(world.process(delivery), Cause.REPLAY_STORE_UNAVAILABLE)
+        assert delivery.step is Step.CONFIRM
+        assert world.handler.calls == 1
+        world.store.confirm.failure = None
+        world.process(delivery)
+        assert world.handler.calls == 1
+        assert world.store.claim.calls == 1
+
+    def test_audit_down(self, world: World, rabbit: Maker) -> None:
+        """No letter without a record; afterwards one record and one letter, under the id of the first try."""
+        delivery = world.receive(rabbit())
+        world.audit.write.failure = DOWN
+        for _ in range(3):
+            assert_deferred(world.process(delivery), Cause.AUDIT_UNAVAILABLE)
+        assert counts(world) == (0, 0, 0)
+        identity = delivery.record_id
+        world.audit.write.failure = None
+        assert_rejected(world.process(delivery), Reason.TOKEN_MISSING)
+        assert counts(world) == (0, 1, 1)
+        assert world.records[0]["id"] == identity
+
+    def test_dead_letters_down(self, world: World, rabbit: Maker) -> None:
+        """The record is written once, whatever the letter takes, and the verdict is kept."""
+        delivery = world.receive(rabbit())
+        world.letters.publish.failure = Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "unroutable")
+        for _ in range(3):
+            outcome = world.process(delivery)
+            assert_deferred(outcome, Cause.DEAD_LETTER_UNAVAILABLE)
+            assert outcome.detail == "unroutable"
+        assert counts(world) == (0, 1, 0)
+        world.letters.publish.failure = None
+        assert_rejected(world.process(delivery), Reason.TOKEN_MISSING)
+        assert counts(world) == (0, 1, 1)
+
+    def test_the_store_down_after_a_failed_handler(self, world: World) -> None:
+        """Release is retried; the handler, which has used its attempts, is not."""
+        world.handler.failure = ValueError()
+        world.store.release.failure = DOWN
+        delivery = world.receive(world.sealed())
+        assert_deferred(world.process(delivery), Cause.REPLAY_STORE_UNAVAILABLE)
+        assert world.handler.calls == 3
+        assert counts(world) == (0, 0, 0)
+        world.store.release.failure = None
+        assert_rejected(world.process(delivery), Reason.HANDLER_FAILED)
+        assert world.handler.calls == 3
+        assert counts(world) == (0, 1, 1)
+
+    def test_everything_down_in_turn(self, world: World) -> None:
+        """A failed handler's message through a store, an audit and a dead-letter outage: each step once."""
+        delivery = world.receive(world.sealed())
+        world.handler.failure = ValueError()
+        plugs = [world.store.claim, world.store.release, world.audit.write, world.letters.publish]
+        for plug in plugs:
+            plug.failure = DOWN
+        causes = []
+        for plug in plugs:
+            causes.append(world.process(delivery).cause)
+            plug.failure = None
+        assert_rejected(world.process(delivery), Reason.HANDLER_FAILED)
+        assert causes == [
+            Cause.REPLAY_STORE_UNAVAILABLE, Cause.REPLAY_STORE_UNAVAILABLE, Cause.AUDIT_UNAVAILABLE,
+            Cause.DEAD_LETTER_UNAVAILABLE,
+        ]  # fmt: skip
+        assert counts(world) == (0, 1, 1)
+        assert world.handler.calls == 3
+
+    def test_audit_of_an_accepted_message_down(self, make_world: Any) -> None:
+        """With all verdicts recorded an audit outage after the handler repeats neither handler nor confirm."""
+        world = make_world(record="all")
+        world.audit.write.failure = DOWN
+        delivery = world.receive(world.sealed())
+        assert_deferred(world.process(delivery), Cause.AUDIT_UNAVAILABLE)
+        world.audit.write.failure = None
+        assert world.process(delivery).verdict is Verdict.ACCEPTED
+        assert (world.handler.calls, world.store.confirm.calls) == (1, 1)
+        assert len(world.records) == 1
+
+    @pytest.mark.parametrize("plug", ["policy.decide", "store.claim"])
+    def test_a_held_message_does_not_expire_in_our_hands(self, plug: str, world: World, clock: FakeClock) -> None:
+        """Times are judged at first receipt, however long the outage."""
+        owner, name = plug.split(".")
+        broken = getattr(getattr(world, owner), name)
+        broken.failure = DOWN
+        delivery = world.receive(world.sealed())
+        world.process(delivery)
+        clock.advance(3600)
+        broken.failure = None
+        assert world.process(delivery).verdict is Verdict.ACCEPTED
+
+    def test_keys_out_of_reach(self, make_world: Any, forge: Forge) -> None:
+        """A source that has no set is asked to look once; what it raises then, whatever it is, defers."""
+
+        class Source:
+            failure: Exception | None = Unavailable(Cause.KEYS_UNAVAILABLE, "stale")
+            pending: Exception | None = Unavailable(Cause.KEYS_UNAVAILABLE, "unreachable")
+            looked = 0
+
+            def key_set(self) -> KeySet:
+                if self.failure is not None:
+                    raise self.failure
+                return KeySet([])
+
+            def refresh(self, kid: str, received: float, /) -> KeySet:
+                self.looked += 1
+                if self.pending is not None:
+                    raise self.pending
+                return forge.keys
+
+        source = Source()
+        world = make_world(verifier=forge.verifier(keys={ISSUER: Issuer(keys=source)}))
+        delivery = world.receive(world.sealed())
+        assert_deferred(world.process(delivery), Cause.KEYS_UNAVAILABLE)
+        source.failure, source.pending = KeyError("a bug in somebody's source"), OSError()
+        assert_deferred(world.process(delivery), Cause.KEYS_UNAVAILABLE)
+        source.failure, source.pending = None, Unavailable(Cause.KEY_PENDING)
+        assert_deferred(world.process(delivery), Cause.KEY_PENDING)
+        assert source.looked == 3
+        source.pending = None
+        assert world.process(delivery).verdict is Verdict.ACCEPTED
+
+    def test_a_source_may_itself_decide_that_a_kid_is_unknown(self, make_world: Any, forge: Forge) -> None:
+        """After holding a message long enough the source rejects: key_unknown, dead-lettered."""
+
+        class Source:
+            def key_set(self) -> KeySet:
+                return KeySet([])
+
+            def refresh(self, kid: str, received: float, /) -> KeySet:
+                raise Rejection(Reason.KEY_UNKNOWN, "held long enough")
+
+        world = make_world(verifier=forge.verifier(keys={ISSUER: Issuer(keys=Source())}))
+        outcome = world.process(world.sealed())
+        assert_rejected(outcome, Reason.KEY_UNKNOWN)
+        assert outcome.detail == "held long enough"
+
+    def test_a_source_that_blocks_may_have_a_twin_for_event_loops(self, clock: FakeClock, forge: Forge) -> None:
+        """run asks refresh, arun its asynchronous twin."""
+        asked: list[str] = []
+
+        class Source:
+            def key_set(self) -> KeySet:
+                return KeySet([])
+
+            def refresh(self, kid: str, received: float, /) -> KeySet:
+                asked.append("refresh")
+                return forge.keys
+
+            async def arefresh(self, kid: str, received: float, /) -> KeySet:
+                asked.append("arefresh")
+                return forge.keys
+
+        verifier = forge.verifier(keys={ISSUER: Issuer(keys=Source())})
+        guard = Pipeline(verifier=verifier, policy=forge.policy("kafka:orders"), replay=MemoryReplayStore(clock=clock),
+                         clock=clock)  # fmt: skip
+        for runner in (run, lambda flow: asyncio.run(arun(flow))):
+            delivery = guard.receive(forge.seal(honest_message("kafka:orders")))
+            assert runner(guard.judge(delivery)).verdict is Verdict.ACCEPTED
+        assert asked == ["refresh", "arefresh"]
+
+    def test_a_full_store_defers(self, make_world: Any, clock: FakeClock) -> None:
+        """No room is the world's fault; room comes with expiry."""
+        world = make_world()
+        small = MemoryReplayStore(1, clock=clock)
+        world.store.claim.function = small.claim
+        world.process(world.sealed())
+        delivery = world.receive(world.sealed())
+        assert_deferred(world.process(delivery), Cause.REPLAY_STORE_FULL)
+        clock.advance(80)
+        assert world.process(delivery).verdict is Verdict.ACCEPTED
+
+    def test_no_append_time_defers(self, make_world: Any, forge: Forge, kafka: Maker) -> None:
+        """Without the broker's evidence the fault is ours."""
+        world = make_world(verifier=forge.verifier(at="append", max_queue_age=600))
+        assert_deferred(world.process(world.sealed(kafka())), Cause.APPEND_TIME_UNAVAILABLE)
+
+    def test_a_message_that_waited_too_long_is_rejected(
+        self, make_world: Any, forge: Forge, kafka: Maker, clock: FakeClock
+    ) -> None:
+        """queue_age_exceeded, by the broker's append time."""
+        world = make_world(verifier=forge.verifier(at="append", max_queue_age=600))
+        origin = Origin(topic="orders", partition=0, offset=1, timestamp_ms=int(clock.now() * 1000), timestamp_type="append")
+        message = world.sealed(kafka(origin=origin))
+        clock.advance(601)
+        assert_rejected(world.process(message), Reason.QUEUE_AGE_EXCEEDED)
+
+    def test_required_coverage_is_asked_for(self, make_world: Any, forge: Forge, kafka: Maker) -> None:
+        """coverage_insufficient reaches the dead-letter queue like any other reason."""
+        world = make_world(verifier=forge.verifier(require_headers=["absent"]))
+        assert_rejected(world.process(world.sealed(kafka())), Reason.COVERAGE_INSUFFICIENT)
+
+    def test_a_settled_delivery_stays_settled(self, world: World, rabbit: Maker) -> None:
+        """Processing one again returns its outcome and does nothing."""
+        for message in (world.sealed(), rabbit()):
+            delivery = world.receive(message)
+            first, before = world.process(delivery), counts(world)
+            assert world.process(delivery) == first
+            assert counts(world) == before
+
+
+class TestHandler:
+    """What a handler may do."""
+
+    def test_it_is_tried_again(self, world: World) -> None:
+        """A handler that fails twice of three times has succeeded."""
+        failures: Iterator[Exception] = iter([ValueError(), KeyError()])
+
+        def flaky(verified: Any) -> None:
+            for failure in failures:
+                raise failure
+
+        world.handler.function = flaky
+        assert world.process(world.sealed()).verdict is Verdict.ACCEPTED
+        assert world.handler.calls == 3
+
+    @pytest.mark.parametrize(
+        "failure",
+        [ValueError("secret"), RecursionError(), MemoryError(), StopIteration(), Rejection(Reason.EXPIRED),
+         Unavailable(Cause.KEY_PENDING), ConfigurationError()],
+        ids=repr,
+    )  # fmt: skip
+    def test_its_last_failure_is_handler_failed(self, failure: Exception, world: World) -> None:
+        """Whatever it raises, even our own errors: dead-lettered by type name only, and the claim released."""
+        world.handler.failure = failure
+        outcome = world.process(world.sealed())
+        assert_rejected(outcome, Reason.HANDLER_FAILED)
+        assert "secret" not in repr(world.records) + repr(world.published[0].headers)
+        assert "after the last attempt" in str(outcome.detail)
+        assert len(world.memory) == 0
+
+    def test_after_handler_failed_the_message_may_come_again(self, world: World) -> None:
+        """A redriven message is unseen, not a replay."""
+        message = world.sealed()
+        world.handler.failure = ValueError()
+        world.process(message)
+        world.handler.failure = None
+        assert world.process(message).verdict is Verdict.ACCEPTED
+
+    def test_it_may_ask_for_another_time(self, world: World) -> None:
+        """RetryLater defers without using attempts; the next time the handler runs again under the same claim."""
+        world.handler.failure = RetryLater("database in maintenance")
+        delivery = world.receive(world.sealed())
+        outcome = world.process(delivery)
+        assert_deferred(outcome, Cause.HANDLER_DEFERRED)
+        assert (outcome.detail, world.handler.calls) == ("database in maintenance", 1)
+        world.handler.failure = None
+        assert world.process(delivery).verdict is Verdict.ACCEPTED
+        assert world.store.claim.calls == 1
+
+    def test_it_may_refuse_for_good(self, world: World) -> None:
+        """RejectNow is handler_failed at the first attempt, with the handler's own detail."""
+        world.handler.failure = RejectNow("no such order")
+        outcome = world.process(world.sealed())
+        assert_rejected(outcome, Reason.HANDLER_FAILED)
+        assert (outcome.detail, world.handler.calls, len(world.memory)) == ("no such order", 1, 0)
+
+    def test_what_ends_the_process_leaves_the_claim_held(self, world: World) -> None:
+        """A killed handler is neither confirmed nor released: its lease runs out, and no letter is written."""
+        world.handler.failure = KeyboardInterrupt()
+        with pytest.raises(KeyboardInterrupt):
+            world.process(world.sealed())
+        assert len(world.memory) == 1
+        assert counts(world) == (0, 0, 0)
+
+    def test_it_sees_the_same_verified_message_each_time(self, world: World) -> None:
+        """Attempts get one object; a retry judges nothing anew."""
+        seen: list[int] = []
+
+        def handler(verified: Any) -> None:
+            seen.append(id(verified))
+            if len(seen) < 3:
+                raise ValueError
+
+        world.handler.function = handler
+        world.process(world.sealed())
+        assert len(seen) == 3
+        assert len(set(seen)) == 1
+
+
+class TestByHand:
+    """judge, confirm, release, bury and renew, for those who settle themselves."""
+
+    def judge(self, world: World, message: Message) -> tuple[Delivery, Outcome]:
+        """Receive and judge a message."""
+        delivery = world.receive(message)
+        return delivery, world.run(world.pipeline.judge(delivery))
+
+    def test_judge_and_confirm(self, world: World) -> None:
+        """An accepted message is claimed by judge and done by confirm; both may be called again."""
+        message = world.sealed()
+        delivery, outcome = self.judge(world, message)
+        assert outcome.verdict is Verdict.ACCEPTED
+        assert world.run(world.pipeline.judge(delivery)).verdict is Verdict.ACCEPTED
+        for _ in range(2):
+            assert world.run(world.pipeline.confirm(delivery)).verdict is Verdict.ACCEPTED
+        assert (world.store.claim.calls, world.store.confirm.calls) == (1, 1)
+        assert_rejected(world.process(message), Reason.REPLAYED)
+
+    def test_confirm_is_retried(self, world: World) -> None:
+        """A store out of reach at confirm defers."""
+        delivery, _ = self.judge(world, world.sealed())
+        world.store.confirm.failure = DOWN
+        assert_deferred(world.run(world.pipeline.confirm(delivery)), Cause.REPLAY_STORE_UNAVAILABLE)
+        world.store.confirm.failure = None
+        assert world.run(world.pipeline.confirm(delivery)).verdict is Verdict.ACCEPTED
+
+    def test_judge_and_release(self, world: World) -> None:
+        """A released message may be judged again, by this delivery or another; release is retried."""
+        message = world.sealed()
+        delivery, _ = self.judge(world, message)
+        world.store.release.failure = DOWN
+        assert_deferred(world.run(world.pipeline.release(delivery)), Cause.REPLAY_STORE_UNAVAILABLE)
+        world.store.release.failure = None
+        for _ in range(2):
+            world.run(world.pipeline.release(delivery))
+        assert world.store.release.calls == 2
+        assert world.process(message).verdict is Verdict.ACCEPTED
+
+    def test_judge_and_bury(self, world: World, rabbit: Maker) -> None:
+        """A rejected message is audited and dead-lettered by bury alone, once."""
+        delivery, outcome = self.judge(world, rabbit())
+        assert (outcome.verdict, outcome.reason) == (Verdict.REJECTED, Reason.TOKEN_MISSING)
+        assert counts(world) == (0, 0, 0)
+        world.letters.publish.failure = DOWN
+        assert_deferred(world.run(world.pipeline.bury(delivery, world.letters)), Cause.DEAD_LETTER_UNAVAILABLE)
+        world.letters.publish.failure = None
+        for _ in range(2):
+            assert_rejected(world.run(world.pipeline.bury(delivery, world.letters)), Reason.TOKEN_MISSING)
+        assert counts(world) == (0, 1, 1)
+
+    def test_a_deferred_judgement_is_made_again(self, world: World) -> None:
+        """judge defers like process and goes on from there."""
+        world.policy.decide.failure = DOWN
+        delivery, outcome = self.judge(world, world.sealed())
+        assert_deferred(outcome, Cause.POLICY_UNAVAILABLE)
+        world.policy.decide.failure = None
+        assert world.run(world.pipeline.judge(delivery)).verdict is Verdict.ACCEPTED
+
+    def test_renew_holds_a_claim_while_its_handler_runs(self, world: World, clock: FakeClock) -> None:
+        """A renewed lease keeps a redelivery waiting; a claim that is not held, or was lost, is not renewed."""
+        message = world.sealed()
+        delivery, _ = self.judge(world, message)
+        clock.advance(50)
+        assert world.run(world.pipeline.renew(delivery)) is True
+        clock.advance(50)
+        again = world.receive(replace(message, origin=replace(message.origin, redelivered=True)))
+        delivery_again = replace(again, received=delivery.received)
+        assert_deferred(world.process(delivery_again), Cause.CLAIM_HELD)
+        clock.advance(10)
+        assert world.process(delivery_again).verdict is Verdict.ACCEPTED
+        assert world.run(world.pipeline.renew(delivery)) is False
+        assert world.run(world.pipeline.renew(delivery_again)) is False
+
+    def test_a_lease_that_cannot_be_renewed_stops_no_handler(
+        self, world: World, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A store out of reach is logged, and the handler goes on."""
+        delivery, _ = self.judge(world, world.sealed())
+        world.store.claim.failure = DOWN
+        with caplog.at_level(logging.WARNING):
+            assert world.run(world.pipeline.renew(delivery)) is True
+        assert "lease" in caplog.text
+
+
+class TestObservers:
+    """Metrics see every outcome and change none."""
+
+    def test_observers_see_each_outcome(self, make_world: Any, clock: FakeClock, rabbit: Maker) -> None:
+        """Accepted, rejected and deferred, with the message and the seconds since receipt."""
+        seen: list[tuple[Verdict, float]] = []
+        world = make_world(observers=[lambda outcome, message, seconds: seen.append((outcome.verdict, seconds))])
+        delivery = world.receive(world.sealed())
+        clock.advance(2)
+        world.process(delivery)
+        world.process(rabbit())
+        world.policy.decide.failure = DOWN
+        world.process(world.sealed())
+        assert seen == [(Verdict.ACCEPTED, 2.0), (Verdict.REJECTED, 0.0), (Verdict.DEFERRED, 0.0)]
+
+    def test_an_observer_that_fails_is_logged(self, make_world: Any, caplog: pytest.LogCaptureFixture) -> None:
+        """A broken metric loses no message and stops no other observer."""
+        seen: list[Outcome] = []
+
+        def broken(outcome: Outcome, message: Message, seconds: float) -> None:
+            raise ValueError
+
+        world = make_world(observers=[broken, lambda outcome, message, seconds: seen.append(outcome)])
+        assert world.process(world.sealed()).verdict is Verdict.ACCEPTED
+        assert len(seen) == 1
+        assert "observer" in caplog.text
+
+
+class TestSettings:
+    """What a pipeline refuses to be."""
+
+    @pytest.mark.parametrize("settings", [{"record": "some"}, {"reread": "skip"}, {"lease": 0}, {"lease": -1}], ids=repr)
+    def test_unknown_settings_are_refused(self, settings: dict[str, Any], make_world: Any) -> None:
+        """No silent option."""
+        with pytest.raises(ConfigurationError):
+            make_world(**settings)
+
+    def test_with_several_issuers_each_rule_names_its_own(self, make_world: Any, forge: Forge) -> None:
+        """A rule without issuer would serve the same name of any issuer."""
+        verifier = forge.verifier(keys={ISSUER: forge.keys, "https://b.example": KeySet([Key.generate()])})
+        loose = Allow({"orders-api": ["kafka:orders"]})
+        strict = Allow([Rule(subject="orders-api", destinations=("kafka:orders",), issuer=ISSUER)])
+        with pytest.raises(ConfigurationError):
+            make_world(verifier=verifier, policy=loose)
+        assert make_world(verifier=verifier, policy=strict).pipeline.policy is strict
+        assert make_world(policy=loose).pipeline.policy is loose
+
+    def test_a_pipeline_names_itself_in_its_records(self, make_world: Any, rabbit: Maker) -> None:
+        """By a random name unless told."""
+        world = make_world(instance=None, randomness=lambda size: b"\0" * size)
+        world.process(rabbit())
+        assert world.records[0]["instance"] == "AAAAAAAA"
+
+    def test_an_asynchronous_handler_stops_a_synchronous_consumer(self, clock: FakeClock, forge: Forge) -> None:
+        """The wrong colour is a configuration error to whoever runs it, never handler_failed for every message."""
+
+        async def handler(verified: Any) -> None:
+            """Do nothing, later."""
+
+        guard = Pipeline(verifier=forge.verifier(), policy=forge.policy("rabbitmq:shop/orders.created"),
+                         replay=MemoryReplayStore(clock=clock), clock=clock, attempts=Attempts(wait=0))  # fmt: skip
+        message = forge.seal(honest_message("rabbitmq:shop/orders.created"))
+        with pytest.raises(ColourError):
+            process_alone(guard, message, handler)
+
+    def test_verdicts_have_stable_names(self) -> None:
+        """Audit and command line key on them."""
+        assert [verdict.value for verdict in Verdict] == ["accepted", "rejected", "deferred", "duplicate"]
+
+
+def process_alone(guard: Pipeline, message: Message, handler: Any) -> Outcome:
+    """Process a message without an event loop and without dead letters."""
+    sink: Any = None
+    return run(guard.process(guard.receive(message), handler, sink))
