@@ -1,0 +1,378 @@
+"""The remote key cache against a real server in another process that misbehaves in every way it can.
+
+Here time is real and short: a bound of a third of a second stands for one of five, and what is asserted is
+that nothing takes longer than its bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration.keyserver import CONFIGURATION, Authority, KeyServer
+from mqauth import JWKS, discover
+from mqauth.clock import SYSTEM_CLOCK
+from mqauth.errors import Cause, Unavailable
+from mqauth.keys import Key, KeySet
+from mqauth.keystore.jwks_fetch import URLFetch
+from mqauth.keystore.jwks_http import Deadline, Endpoint, FetchFailed, connect, trust
+from mqauth.keystore.jwks_rules import Answer
+from mqauth.testing import FakeClock
+
+A, B, C = (Key.generate() for _ in range(3))
+TIMEOUT = 0.4
+SLACK = 0.35  # seconds a busy machine may add
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """A certificate authority of these tests."""
+    return Authority(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[KeyServer]:
+    """A server on plain http."""
+    with KeyServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def secure(authority: Authority) -> Iterator[KeyServer]:
+    """A server on https."""
+    with KeyServer(authority.issue()) as server:
+        yield server
+
+
+@pytest.fixture(params=["http", "https"])
+def server(request: pytest.FixtureRequest) -> KeyServer:
+    """Either server, behaving well, with A and B."""
+    found: KeyServer = request.getfixturevalue("plain" if request.param == "http" else "secure")
+    found.up()
+    found.command(tls=True, documents={})
+    found.serve([A, B])
+    return found
+
+
+def fetcher(server: KeyServer, authority: Authority, timeout: float = TIMEOUT) -> URLFetch:
+    """Return the product's own fetch of a server."""
+    endpoint = Endpoint.parse(server.url, unsafe_http_loopback=True)
+    return URLFetch(endpoint, timeout=timeout, context=trust(authority.path), clock=SYSTEM_CLOCK)
+
+
+def cache(server: KeyServer, authority: Authority, **settings: Any) -> JWKS:
+    """Return a cache of a server."""
+    wanted: dict[str, Any] = {"timeout": TIMEOUT, "unsafe_http_loopback": True, "ca": authority.path}
+    return JWKS(server.url, **(wanted | settings))
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Return how long something takes."""
+    began = time.monotonic()
+    action()
+    return time.monotonic() - began
+
+
+def test_a_good_set_arrives_whole(server: KeyServer, authority: Authority) -> None:
+    """Over http on loopback and over https with an own CA, keys, tag, freshness and date arrive."""
+    headers = {"ETag": '"1"', "Cache-Control": "max-age=600", "Date": "Wed, 21 Oct 2015 07:28:00 GMT"}
+    server.serve([A, B], headers=headers, mqauth_publish_delay=600)
+    fetch = fetcher(server, authority)
+    assert fetch(None) == Answer(
+        keys=fetch(None).keys, publish_delay=600, max_age=600, age=0, date=1445412480, etag='"1"'
+    )
+    assert fetch('"1"').keys is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "why"),
+    [
+        ("redirect", "redirect"),
+        ("status", "status 503"),
+        ("reset", "out of reach|no HTTP|TLS"),
+        ("garbage", "no HTTP"),
+        ("no_json", "no JSON"),
+        ("wrong_type", "content type"),
+        ("large", "over 262144 bytes"),
+        ("endless", "over 262144 bytes"),
+        ("bomb", "over 262144 bytes"),
+        ("truncated", "ends early"),
+    ],
+)
+def test_a_bad_answer_is_refused_at_once(server: KeyServer, authority: Authority, mode: str, why: str) -> None:
+    """Redirects, floods, bombs, broken and wrong answers fail with their reason, before any timeout."""
+    server.behave(mode)
+    before = server.requests
+
+    def attempt() -> None:
+        with pytest.raises(FetchFailed, match=why):
+            fetcher(server, authority, timeout=5)(None)
+
+    assert seconds(attempt) < 2
+    assert server.requests == before + 1
+
+
+@pytest.mark.parametrize("mode", ["hang", "drip_head", "drip_body"])
+def test_the_whole_exchange_has_one_bound(server: KeyServer, authority: Authority, mode: str) -> None:
+    """A server that hangs, or sends a byte every 20 ms, is given up when the time for all of it is over."""
+    server.serve([A, B], padding="x" * 10_000)
+    server.behave(mode)
+
+    def attempt() -> None:
+        with pytest.raises(FetchFailed, match=r"within 0\.4 s|timed out"):
+            fetcher(server, authority)(None)
+
+    assert TIMEOUT <= seconds(attempt) < TIMEOUT + SLACK
+
+
+def test_unasked_gzip_is_understood(server: KeyServer, authority: Authority) -> None:
+    """A server that compresses although we ask it not to is read all the same."""
+    server.behave("gzip")
+    keys = fetcher(server, authority)(None).keys
+    assert keys is not None
+    assert set(keys.by_kid) == {A.kid, B.kid}
+
+
+def test_a_refused_connection_fails_at_once(server: KeyServer, authority: Authority) -> None:
+    """A server that is down is out of reach within a moment, and in reach when it is back."""
+    server.down()
+    with pytest.raises(FetchFailed, match="out of reach: Connection refused"):
+        fetcher(server, authority)(None)
+    server.up()
+    assert fetcher(server, authority)(None).keys is not None
+
+
+def test_a_tls_handshake_that_never_comes_is_bounded(plain: KeyServer, authority: Authority) -> None:
+    """A plain server asked for https hangs in the handshake, and is given up in time."""
+    plain.behave("hang")
+    endpoint = Endpoint.parse(plain.url.replace("http:", "https:"))
+    fetch = URLFetch(endpoint, timeout=TIMEOUT, context=trust(authority.path), clock=SYSTEM_CLOCK)
+
+    def attempt() -> None:
+        with pytest.raises(FetchFailed):
+            fetch(None)
+
+    assert seconds(attempt) < TIMEOUT + SLACK
+
+
+@pytest.mark.parametrize("flaw", ["unknown authority", "other host", "expired"])
+def test_bad_certificates_are_refused(authority: Authority, tmp_path: Path, flaw: str) -> None:
+    """A certificate of an unknown authority, for another host, or expired, is no way to our keys."""
+    signer = Authority(tmp_path) if flaw == "unknown authority" else authority
+    chosen: dict[str, Any] = (
+        {"host": "other.example"} if flaw == "other host" else {"days": -1} if flaw == "expired" else {}
+    )
+    with KeyServer(signer.issue(**chosen)) as server:
+        server.serve([A])
+        with pytest.raises(FetchFailed, match="certificate is not trusted"):
+            fetcher(server, authority)(None)
+        assert server.requests == 0
+
+
+def test_plain_text_on_a_tls_port_is_refused(secure: KeyServer, authority: Authority) -> None:
+    """A server that stopped speaking TLS is a failure, and gets no request in the clear."""
+    secure.command(tls=False)
+    before = secure.requests
+    with pytest.raises(FetchFailed):
+        fetcher(secure, authority)(None)
+    assert secure.requests == before
+    secure.command(tls=True)
+
+
+def test_an_unknown_host_fails_in_time(authority: Authority) -> None:
+    """A name that does not exist, or a resolver that does not answer, is bounded like everything else."""
+    endpoint = Endpoint.parse("https://mqauth-test.invalid/jwks.json")
+    fetch = URLFetch(endpoint, timeout=TIMEOUT, context=trust(None), clock=SYSTEM_CLOCK)
+
+    def attempt() -> None:
+        with pytest.raises(FetchFailed, match="host name"):
+            fetch(None)
+
+    assert seconds(attempt) < TIMEOUT + SLACK
+
+
+def test_no_socket_is_left_open(server: KeyServer, authority: Authority) -> None:
+    """After good and bad attempts nothing is left for the garbage collector to warn about."""
+    for mode in ("ok", "large", "reset", "garbage", "drip_body"):
+        server.behave(mode)
+        with suppress(FetchFailed):
+            fetcher(server, authority, timeout=0.1)(None)
+    gc.collect()  # a ResourceWarning is an error here
+    endpoint = Endpoint.parse(server.url, unsafe_http_loopback=True)
+    server.behave("ok")
+    connect(endpoint, Deadline(SYSTEM_CLOCK, TIMEOUT), None).close()
+
+
+# The cache, with its thread and real time
+
+
+def test_a_known_kid_never_waits_behind_a_hanging_fetch(server: KeyServer, authority: Authority) -> None:
+    """While an attempt hangs and others wait for it, 10,000 look-ups of a known kid take no time to speak of."""
+    clock = FakeClock()
+    with cache(server, authority, timeout=2, wait=1, clock=clock) as jwks:
+        jwks.refresh(A.kid, clock.now())
+        clock.advance(60)
+        server.behave("hang")
+        received = clock.now()
+        waiting = [threading.Thread(target=_pending, args=(jwks, f"kid-{n}", received)) for n in range(3)]
+        for thread in waiting:
+            thread.start()
+
+        def look_up() -> None:
+            for _ in range(10_000):
+                assert jwks.key_set().get(A.kid) is not None
+
+        assert seconds(look_up) < 0.5
+        for thread in waiting:
+            thread.join()
+
+
+def _pending(jwks: JWKS, kid: str, received: float) -> None:
+    """Look for a kid that is pending."""
+    with pytest.raises(Unavailable) as caught:
+        jwks.refresh(kid, received)
+    assert caught.value.cause is Cause.KEY_PENDING
+
+
+def test_an_event_loop_runs_on_while_a_fetch_hangs(server: KeyServer, authority: Authority) -> None:
+    """Coroutines that wait for a hanging issuer are deferred after ``wait``, and the loop ticks meanwhile."""
+    clock, wait = FakeClock(), 0.5
+
+    async def main(jwks: JWKS) -> float:
+        began = last = time.monotonic()
+        tasks = [asyncio.create_task(jwks.arefresh(f"kid-{n}", clock.now())) for n in range(50)]
+        longest = 0.0
+        while not all(task.done() for task in tasks) and last - began < 5:
+            await asyncio.sleep(0.005)
+            clock.advance(time.monotonic() - last)
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        failures = [task.exception() for task in tasks]
+        assert {found.cause for found in failures if isinstance(found, Unavailable)} == {Cause.KEY_PENDING}
+        assert len(failures) == sum(isinstance(found, Unavailable) for found in failures)
+        assert wait <= last - began < wait + SLACK
+        return longest
+
+    with cache(server, authority, timeout=2, wait=wait, clock=clock) as jwks:
+        jwks.refresh(A.kid, clock.now())
+        clock.advance(60)
+        server.behave("hang")
+        assert asyncio.run(main(jwks)) < 0.2
+
+
+def test_a_burst_of_unknown_kids_is_one_request(server: KeyServer, authority: Authority) -> None:
+    """Fifty threads with fifty unknown kids at once make one request, and all get its answer."""
+    clock = FakeClock()
+    with cache(server, authority, timeout=5, clock=clock) as jwks:
+        jwks.refresh(A.kid, clock.now())
+        clock.advance(60)
+        before, found = server.requests, list[KeySet]()
+        received, start = clock.now(), threading.Barrier(50)
+
+        def look(kid: str) -> None:
+            start.wait(10)
+            found.append(jwks.refresh(kid, received))
+
+        threads = [threading.Thread(target=look, args=(f"kid-{n}",)) for n in range(50)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (len(found), server.requests) == (50, before + 1)
+
+
+def test_an_outage_costs_the_issuer_nothing(server: KeyServer, authority: Authority) -> None:
+    """With the issuer answering 503, twenty unknown kids make one request; known ones go on."""
+    clock = FakeClock()
+    with cache(server, authority, timeout=5, clock=clock) as jwks:
+        jwks.refresh(A.kid, clock.now())
+        clock.advance(60)
+        server.behave("status")
+        before = server.requests
+        for number in range(20):
+            _pending(jwks, f"kid-{number}", clock.now())
+        assert server.requests == before + 1
+        assert jwks.key_set().get(A.kid) is not None
+
+
+def test_a_rotation_is_seen_and_a_removed_key_is_gone(server: KeyServer, authority: Authority) -> None:
+    """A new key is found at its first message, subscribers hear of it, and the key that left is purged."""
+    clock, heard = FakeClock(), list[set[str]]()
+    with cache(server, authority, timeout=5, clock=clock) as jwks:
+        jwks.subscribe(lambda keys: heard.append(set(keys.by_kid)))
+        jwks.refresh(A.kid, clock.now())
+        server.serve([B, C])
+        clock.advance(60)
+        assert set(jwks.refresh(C.kid, clock.now()).by_kid) == {B.kid, C.kid}
+    assert heard == [{A.kid, B.kid}, {B.kid, C.kid}]
+
+
+def test_an_empty_set_does_not_replace_a_good_one(server: KeyServer, authority: Authority) -> None:
+    """One empty set leaves every key in use; the second one takes them away."""
+    clock = FakeClock()
+    with cache(server, authority, timeout=5, clock=clock) as jwks:
+        jwks.refresh(A.kid, clock.now())
+        server.serve([])
+        for expected in ({A.kid, B.kid}, set()):
+            clock.advance(61)
+            assert set(jwks.refresh("unknown", clock.now()).by_kid) == expected
+
+
+def test_an_old_copy_does_not_replace_a_newer_set(server: KeyServer, authority: Authority) -> None:
+    """A set dated before the one in use takes no key away."""
+    clock = FakeClock()
+    server.serve([A, B, C], headers={"Date": "Wed, 21 Oct 2015 07:28:00 GMT"})
+    with cache(server, authority, timeout=5, clock=clock) as jwks:
+        jwks.refresh(A.kid, clock.now())
+        server.serve([A, B], headers={"Date": "Wed, 21 Oct 2015 07:27:00 GMT"})
+        clock.advance(61)
+        assert set(jwks.refresh("unknown", clock.now()).by_kid) == {A.kid, B.kid, C.kid}
+        assert jwks.health().held == (C.kid,)
+
+
+def test_not_modified_is_asked_for_and_believed(server: KeyServer, authority: Authority) -> None:
+    """The second request carries the tag of the first answer, and its 304 keeps the very same set."""
+    clock = FakeClock()
+    server.serve([A, B], headers={"ETag": '"7"'})
+    with cache(server, authority, timeout=5, clock=clock) as jwks:
+        first = jwks.refresh(A.kid, clock.now())
+        clock.advance(61)
+        assert jwks.refresh("unknown", clock.now()) is first
+        assert jwks.health().counters["refreshed"] == 2
+
+
+def test_a_consumer_started_in_an_outage_uses_its_snapshot(
+    server: KeyServer, authority: Authority, tmp_path: Path
+) -> None:
+    """A new process whose issuer is down serves the set its predecessor left on disk."""
+    path = tmp_path / "set.json"
+    with cache(server, authority, snapshot=path) as jwks:
+        jwks.refresh(A.kid, SYSTEM_CLOCK.now())
+    server.down()
+    with cache(server, authority, snapshot=path) as jwks:
+        assert jwks.key_set().get(A.kid) is not None
+
+
+def test_closing_while_an_attempt_hangs_is_bounded(server: KeyServer, authority: Authority) -> None:
+    """``close`` during a hanging attempt returns when that attempt's time is over, and no thread is left."""
+    server.behave("hang")
+    jwks = cache(server, authority)
+    jwks.start()
+    assert seconds(jwks.close) < TIMEOUT + SLACK
+    assert not any(thread.name == "mqauth-jwks" for thread in threading.enumerate())
+
+
+def test_discovery_finds_a_real_issuers_keys(server: KeyServer, authority: Authority) -> None:
+    """From the issuer's name alone, by its OpenID configuration, its keys are found."""
+    configuration = f'{{"issuer": "{server.origin}", "jwks_uri": "{server.origin}/keys"}}'
+    server.command(documents={CONFIGURATION: configuration})
+    with discover(server.origin, ca=authority.path, unsafe_http_loopback=True) as jwks:
+        found = jwks.refresh(A.kid, SYSTEM_CLOCK.now())
+    assert set(found.by_kid) == {A.kid, B.kid}
