@@ -23,8 +23,10 @@ from hypothesis.stateful import run_state_machine_as_test
 from integration.redis_doubles import CountingRedis, LossyConnection, certificate, tls_front
 from integration.services import Redis
 from mqauth.errors import Cause, Unavailable
+from mqauth.flow import arun, call, run
 from mqauth.replay import ClaimRequest
 from mqauth.stores.redis import AsyncRedisReplayStore, RedisReplayStore
+from mqauth.stores.rediseither import EitherRedisReplayStore
 from mqauth.testing.clock import START, FakeClock
 from mqauth.testing.store_contract import (
     DUPLICATE,
@@ -412,6 +414,20 @@ def test_shared_by_both_colours(own: Redis) -> None:
 
     assert asyncio.run(story()) == [REPLAYED, FRESH]
     store.close()
+
+
+def test_either_colour(own: Redis) -> None:
+    """The store of a configuration file claims in the colour it is called in."""
+    store = EitherRedisReplayStore(own.url, namespace=namespace())
+    assert run(call(store.claim, wish())) is FRESH
+
+    async def story() -> Any:
+        found = await arun(call(store.claim, wish("second")))
+        await store._awaited.aclose()
+        return found
+
+    assert asyncio.run(story()) is REPLAYED
+    store._plain.close()
 
 
 def _cause(action: Callable[[], object]) -> Cause:
