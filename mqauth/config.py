@@ -21,6 +21,8 @@ from mqauth.config_table import Table
 from mqauth.errors import ConfigurationError
 from mqauth.keys import Key, KeySource
 from mqauth.keystore import JWKSFile, files, signing_key
+from mqauth.keystore.discovery import discover
+from mqauth.keystore.jwks import JWKS
 from mqauth.pipeline import Pipeline
 from mqauth.policy import Allow
 from mqauth.replay import MemoryReplayStore, ReplayStore
@@ -222,7 +224,7 @@ def _key_source(found: SourceSettings, clock: Clock) -> KeySource:
     """Return the source of an issuer's keys."""
     if found.file is not None:
         return _from_file(found, found.file, clock)
-    return _from_discovery(found) if found.discovery else _from_jwks(found)
+    return _from_remote(found, clock)
 
 
 def _from_file(found: SourceSettings, file: Path, clock: Clock) -> KeySource:
@@ -233,14 +235,17 @@ def _from_file(found: SourceSettings, file: Path, clock: Clock) -> KeySource:
         raise found.table.refuse("file", str(error)) from error
 
 
-def _from_jwks(found: SourceSettings) -> KeySource:
-    """Return the keys at a URL."""
-    raise found.table.refuse("jwks", f"{_NOT_YET}; use file")
-
-
-def _from_discovery(found: SourceSettings) -> KeySource:
-    """Return the keys OIDC discovery leads to."""
-    raise found.table.refuse("discovery", f"{_NOT_YET}; use file")
+def _from_remote(found: SourceSettings, clock: Clock) -> KeySource:
+    """Return the keys at a URL, or where OIDC discovery leads to; nothing is fetched yet."""
+    bounds: dict[str, Any] = {"max_stale": found.max_stale, "publish_delay": found.publish_delay}
+    given: dict[str, Any] = {
+        "ca": found.ca, "snapshot": found.snapshot, "unsafe_http_loopback": found.unsafe_http_loopback,
+        "clock": clock, **{name: value for name, value in bounds.items() if value is not None},
+    }  # fmt: skip
+    try:
+        return discover(found.issuer, **given) if found.jwks is None else JWKS(found.jwks, **given)
+    except ConfigurationError as error:
+        raise found.table.refuse("discovery" if found.jwks is None else "jwks", str(error)) from error
 
 
 def _redis_store(found: settings.ReplaySettings) -> ReplayStore:

@@ -23,7 +23,8 @@ WAIVABLE: Final = (
 )  # fmt: skip
 """The reasons a release may waive; a closed list."""
 _SOURCES: Final = ("file", "jwks", "discovery")
-_SOURCE_KEYS: Final = ("issuer", *_SOURCES, "max_stale", "publish_delay")
+_REMOTE_KEYS: Final = ("max_stale", "ca", "snapshot", "unsafe_http_loopback")
+_SOURCE_KEYS: Final = ("issuer", *_SOURCES, *_REMOTE_KEYS, "publish_delay")
 _PRODUCER: Final = (
     "issuer", "subject", "audience", "audiences", "keys", "lifetime", "passphrase_env", "passphrase_file",
 )  # fmt: skip
@@ -59,6 +60,9 @@ class SourceSettings:
     discovery: bool
     max_stale: int | None
     publish_delay: int | None
+    ca: Path | None
+    snapshot: Path | None
+    unsafe_http_loopback: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,8 +250,9 @@ def _source(table: Table) -> SourceSettings:
     named = [key for key in _SOURCES if key in table.members]
     if len(named) != 1:
         raise table.refuse("", f"needs one of file, jwks and discovery, not {' and '.join(named) or 'none'}")
-    if "max_stale" in table.members and named == ["file"]:
-        raise table.refuse("max_stale", "belongs to jwks and discovery, not to file")
+    for key in _REMOTE_KEYS:
+        if key in table.members and named == ["file"]:
+            raise table.refuse(key, "belongs to jwks and discovery, not to file")
     if "discovery" in table.members and not table.flag("discovery"):
         raise table.refuse("discovery", "must be true or left out")
     return SourceSettings(
@@ -258,6 +263,9 @@ def _source(table: Table) -> SourceSettings:
         discovery=table.flag("discovery"),
         max_stale=table.optional_integer("max_stale", least=1),
         publish_delay=table.optional_integer("publish_delay", least=0),
+        ca=table.optional_path("ca"),
+        snapshot=table.optional_path("snapshot"),
+        unsafe_http_loopback=table.flag("unsafe_http_loopback"),
     )
 
 

@@ -290,10 +290,6 @@ def test_second_writer_of_the_audit_is_refused(place: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        (SMALL.replace('file = "jwks.json"', 'jwks = "https://auth.example/jwks.json"\nmax_stale = 60'),
-         "[[consumer.issuers]] #1 jwks"),
-        (SMALL.replace('file = "jwks.json"', "discovery = true\nmax_stale = 60"),
-         "[[consumer.issuers]] #1 discovery"),
         (SMALL + '[replay]\nstore = "redis://user:hunter2@127.0.0.1:6379/0"\n', "[replay] store"),
         (SMALL + '[[release.authorities]]\nissuer = "https://r.example"\nfile = "r.json"\nwaive = ["expired"]\n',
          "[[release.authorities]] #1"),
@@ -318,6 +314,9 @@ issuer = "https://review.example"
 jwks = "https://review.example/jwks.json"
 max_stale = 60
 publish_delay = 5
+ca = "ca.pem"
+snapshot = "review-snapshot.json"
+unsafe_http_loopback = false
 waive = ["expired", "queue_age_exceeded", "lifetime_excessive", "key_expired", "producer_forbidden", "replayed"]
 """
 )
@@ -373,7 +372,8 @@ KINDS = {
     "user_id": "table", "issuers": "array", "allow": "array", "file": "string", "jwks": "string",
     "max_stale": "integer", "publish_delay": "integer", "subjects": "table", "vouches": "boolean",
     "destinations": "array", "store": "", "capacity": "integer", "record": "", "name": "string",
-    "authorities": "array", "waive": "array",
+    "authorities": "array", "waive": "array", "ca": "string", "snapshot": "string",
+    "unsafe_http_loopback": "boolean",
 }  # fmt: skip
 """The types each key takes; an array of arrays and a table of numbers are wrong even there."""
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import mqauth
 from mqauth import JWKS, discover, flow
 from mqauth.audit import AuditRecord
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
@@ -947,6 +948,51 @@ def test_a_discovered_source_is_a_cache_like_any_other() -> None:
     for bad in ("http://auth.example", "https://auth.example?x", "auth.example"):
         with pytest.raises(ConfigurationError):
             discover(bad)
+
+
+# Configuration
+
+
+def configured(folder: Path, source: str) -> mqauth.Pipeline:
+    """Return the pipeline of a consumer that trusts one issuer by a source."""
+    (folder / "mqauth.toml").write_text(
+        '[consumer]\naudience = "billing"\n[[consumer.issuers]]\nissuer = "https://auth.example"\n'
+        f'vouches = true\n{source}\n[[consumer.allow]]\nsubject = "a"\ndestinations = ["kafka:orders"]\n'
+    )
+    return mqauth.load(folder / "mqauth.toml").judge
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ('jwks = "https://auth.example/jwks.json"\nmax_stale = 60\npublish_delay = 0', "https://auth.example/jwks.json"),
+        ("discovery = true\nmax_stale = 900", "https://auth.example/"),
+        ('jwks = "http://127.0.0.1:8080/k"\nunsafe_http_loopback = true\nsnapshot = "s.json"', "http://127.0.0.1:8080/k"),
+    ],
+)  # fmt: skip
+def test_a_file_configures_a_cache_and_fetches_nothing(tmp_path: Path, source: str, shown: str) -> None:
+    """``jwks`` and ``discovery`` give a cache that has not asked anybody yet."""
+    keys: Any = configured(tmp_path, source).verifier.issuers["https://auth.example"].keys
+    assert isinstance(keys, JWKS)
+    assert (keys.source, keys.health().counters) == (shown, {})
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [
+        ('jwks = "http://127.0.0.1:8080/k"', "#1 jwks: a JWKS URL is https"),
+        ('jwks = "https://auth.example/k"\nmax_stale = 5', "#1 jwks: max_stale is 30 to 604800 seconds"),
+        ('jwks = "https://auth.example/k"\nca = "ca.pem"', "ca.pem: no PEM certificates"),
+        ("discovery = true\npublish_delay = 604801", "#1 discovery: publish_delay is 0 to 604800 seconds"),
+        ('file = "k.json"\nca = "ca.pem"', "#1 ca: belongs to jwks and discovery"),
+    ],
+)
+def test_a_bad_source_is_refused_by_table_and_key(tmp_path: Path, source: str, what: str) -> None:
+    """What ``JWKS`` refuses is one configuration error that names file, table and key."""
+    with pytest.raises(ConfigurationError) as caught:
+        configured(tmp_path, source)
+    assert "mqauth.toml: [[consumer.issuers]] #1" in str(caught.value)
+    assert what in str(caught.value)
 
 
 @pytest.fixture(autouse=True)

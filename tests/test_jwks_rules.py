@@ -90,7 +90,7 @@ def test_cache_control_is_followed_within_bounds(max_age: float | None, age: flo
 
 def test_freshness_never_outlasts_max_stale() -> None:
     """A long ``max-age`` does not keep a set fresh past the time it may serve."""
-    assert Limits(max_stale=400).freshness(86400, 0) == 400
+    assert Limits(max_stale=60).freshness(86400, 0) == 60
 
 
 @pytest.mark.parametrize(("jitter", "due"), [(0.0, 240.0), (1.0, 270.0)])
@@ -407,10 +407,10 @@ def test_no_bound_may_be_infinite(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"fresh": 29}, {"max_stale": 299}, {"wait": 2.1}, {"max_stale": 604801}, {"max_hold": 3601}]
+    "settings", [{"fresh": 29}, {"max_stale": 29}, {"wait": 2.1}, {"max_stale": 604801}, {"max_hold": 3601}]
 )
-def test_contradicting_bounds_are_refused(settings: dict[str, float]) -> None:
-    """A set is not fresh for less than the pause between attempts, nor for longer than it serves."""
+def test_bounds_out_of_range_are_refused(settings: dict[str, float]) -> None:
+    """A set neither serves nor is fresh for less than the pause between attempts; nobody waits over 2 s."""
     with pytest.raises(ConfigurationError, match="seconds"):
         Limits(**settings)
 

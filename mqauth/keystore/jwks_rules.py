@@ -54,7 +54,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         _check("fresh", self.fresh, COOLDOWN, 86400)
-        _check("max_stale", self.max_stale, self.fresh, 7 * 86400)
+        _check("max_stale", self.max_stale, COOLDOWN, 7 * 86400)
         _check("publish_delay", self.publish_delay, 0, MAX_PUBLISH_DELAY)
         _check("max_hold", self.max_hold, 0, 3600)
         _check("wait", self.wait, 0, 2)
