@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 _EXTRA = ("typer", "rich")
 
@@ -15,6 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; by default those of the process.
     """
     try:
+        for name in _EXTRA:  # tables are drawn late: what is missing is said at once
+            import_module(name)
         from mqauth.cli.app import run
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRA:
