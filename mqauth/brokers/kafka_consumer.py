@@ -153,7 +153,7 @@ class Consumer:
             raise ConfigurationError("a consumer runs once: make another")
         self._started = True
         with _stopping_on_signals(self.stop) if signals else nullcontext():
-            self._workers = Workers(self._threads, self._process)
+            self._workers = Workers(self._threads, self._process, self._stop)
             try:
                 while not self._stop.is_set():
                     self._turn(self._workers)

@@ -78,13 +78,14 @@ class Workers:
     Args:
         threads: how many; with 0 everything runs in ``submit``, on the caller's thread.
         process: carries one delivery to its end.
+        stopping: once set, no more deliveries are started.
     """
 
-    def __init__(self, threads: int, process: Callable[[Delivery], Outcome]) -> None:
+    def __init__(self, threads: int, process: Callable[[Delivery], Outcome], stopping: threading.Event) -> None:
         self._process = process
         self._inbox: queue.SimpleQueue[Assigned | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Done] = queue.SimpleQueue()
-        self._stopping = threading.Event()
+        self._stopping = stopping
         self._threads = [
             threading.Thread(target=self._serve, name=f"mqauth-kafka-{number}", daemon=True)
             for number in range(threads)

@@ -98,10 +98,12 @@ def _message(record: Any, scope: str) -> Message:
 def _destination(topic: object, faults: list[str]) -> str:
     """Return the canonical destination of a topic."""
     try:
-        return destination.kafka(topic if isinstance(topic, str) else "")
+        if isinstance(topic, str):
+            return destination.kafka(topic)
+        faults.append("the topic is no text")
     except MalformedMessage as error:
         faults.append(str(error))
-        return "kafka:"
+    return "kafka:"
 
 
 def _octets(value: object, name: str, faults: list[str]) -> bytes | None:

@@ -1,0 +1,1032 @@
+"""``mqauth.brokers.kafka``: the consumer's loop on a client of our own making; the real one is under integration."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from mqauth.errors import Cause, ConfigurationError, RetryLater, Unavailable
+from mqauth.flow import Attempts, ColourError
+from mqauth.message import Message
+from mqauth.pipeline import Pipeline, Verdict
+from mqauth.replay import MemoryReplayStore
+from mqauth.testing import FakeClock, Forge
+from mqauth.testing.forge import ISSUER
+from mqauth.verified import Verified
+
+with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from kafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
+    from kafka.errors import (
+        CommitFailedError,
+        KafkaTimeoutError,
+        TopicAuthorizationFailedError,
+    )
+
+    from mqauth.brokers import kafka
+
+ZERO, ONE = TopicPartition("orders", 0), TopicPartition("orders", 1)
+
+
+@dataclass
+class Record:
+    """What is read of a ``ConsumerRecord``."""
+
+    partition: int
+    offset: int
+    value: Any
+    key: Any
+    headers: Any
+    topic: str = "orders"
+    timestamp: int = 0
+    timestamp_type: int = 0
+
+
+class Subscription:
+    """Stands for what kafka-python keeps of a subscription."""
+
+    def __init__(self, listener: Any) -> None:
+        self.rebalance_listener = listener
+        self.subscribed_pattern = None
+
+
+class Client:
+    """A ``KafkaConsumer`` over lists; ``idle`` is called when a poll finds nothing."""
+
+    def __init__(self, listener: Any = None, **config: Any) -> None:
+        self.config = {
+            "enable_auto_commit": False, "key_deserializer": None, "value_deserializer": None,
+            "group_id": "billing", "auto_offset_reset": "earliest",
+        } | config  # fmt: skip
+        self._subscription = Subscription(listener)
+        self.log: dict[Any, list[Any]] = {ZERO: [], ONE: []}
+        self.position = {ZERO: 0, ONE: 0}
+        self.held = {ZERO, ONE}
+        self._paused: set[Any] = set()
+        self.commits: list[dict[Any, int]] = []
+        self.commit_errors: list[Exception] = []
+        self.seeks: list[tuple[Any, int]] = []
+        self.polls = 0
+        self.max_records = 500
+        self.events: list[Callable[[], None]] = []
+        self.idle: Callable[[], None] = lambda: None
+
+    @property
+    def listener(self) -> Any:
+        return self._subscription.rebalance_listener
+
+    @property
+    def committed(self) -> dict[Any, int]:
+        merged: dict[Any, int] = {}
+        for commit in self.commits:
+            merged |= commit
+        return merged
+
+    def subscription(self) -> set[str] | None:
+        return {"orders"}
+
+    def assignment(self) -> set[Any]:
+        return set(self.held)
+
+    def paused(self) -> set[Any]:
+        return set(self._paused)
+
+    def pause(self, *partitions: Any) -> None:
+        self._paused |= set(partitions)
+
+    def resume(self, *partitions: Any) -> None:
+        self._paused -= set(partitions)
+
+    def seek(self, partition: Any, offset: int) -> None:
+        self.seeks.append((partition, offset))
+        self.position[partition] = offset
+
+    def commit(self, offsets: dict[Any, Any], timeout_ms: int) -> None:
+        assert timeout_ms > 0
+        if self.commit_errors:
+            raise self.commit_errors.pop(0)
+        assert all(isinstance(offset, OffsetAndMetadata) for offset in offsets.values())
+        self.commits.append({partition: offset.offset for partition, offset in offsets.items()})
+
+    def poll(self, timeout_ms: int) -> dict[Any, list[Any]]:
+        self.polls += 1
+        if self.events:
+            self.events.pop(0)()
+        found = {}
+        for partition in sorted(self.held - self._paused):
+            batch = [record for record in self.log[partition] if record.offset >= self.position[partition]]
+            if batch[: self.max_records]:
+                found[partition] = batch[: self.max_records]
+                self.position[partition] = found[partition][-1].offset + 1
+        if not found:
+            self.idle()
+        return found
+
+
+class Letters:
+    """Dead letters in a list, unavailable while told so."""
+
+    name = "orders.dead"
+
+    def __init__(self) -> None:
+        self.down = False
+        self.published: list[Any] = []
+
+    def publish(self, letter: Any, /) -> None:
+        if self.down:
+            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "down")
+        self.published.append(letter)
+
+
+class Records:
+    """Audit records in a list, unavailable while told so."""
+
+    def __init__(self) -> None:
+        self.down = False
+        self.written: list[Any] = []
+
+    def write(self, record: Any, /) -> None:
+        if self.down:
+            raise OSError("disk full")
+        self.written.append(record)
+
+
+class Bench:
+    """A consumer with everything around it; runs on the caller's thread until all is quiet."""
+
+    def __init__(self, clock: FakeClock, forge: Forge) -> None:
+        self.clock, self.forge = clock, forge
+        self.client, self.letters, self.audit = Client(), Letters(), Records()
+        self.handled: list[Verified] = []
+        self.handler: Callable[[Verified], Any] = self.handled.append
+        self.consumer: Any = None
+        self.quiet = 0
+
+    def guard(self, **settings: Any) -> Pipeline:
+        wanted: dict[str, Any] = {
+            "verifier": self.forge.verifier(), "policy": self.forge.policy("kafka:orders"),
+            "replay": MemoryReplayStore(clock=self.clock), "audit": self.audit, "clock": self.clock,
+            "attempts": Attempts(limit=2, wait=0, wait_max=0),
+        }  # fmt: skip
+        return Pipeline(**(wanted | settings))
+
+    def add(self, *bodies: bytes, partition: Any = ZERO, sealed: bool = True, headers: Any = ()) -> None:
+        for body in bodies:
+            message = Message(destination="kafka:orders", body=body, key=b"k", headers=tuple(headers))
+            message = self.forge.seal(message) if sealed else message
+            log = self.client.log[partition]
+            log.append(Record(partition.partition, len(log), message.body, message.key, list(message.headers)))
+
+    def make(self, guard: Pipeline | None = None, **settings: Any) -> Any:
+        wanted: dict[str, Any] = {"dead_letters": self.letters, "workers": 0}
+        self.consumer = kafka.Consumer(
+            self.client,  # type: ignore[arg-type]
+            guard or self.guard(),
+            lambda verified: self.handler(verified),  # noqa: PLW0108 - looked up at each call
+            **(wanted | settings),
+        )
+        return self.consumer
+
+    def run(self, rounds: int = 5, seconds: float = 0.0, **settings: Any) -> None:
+        """Run until so many polls found nothing; each lets so much time pass."""
+        if self.consumer is None or settings:
+            self.make(**settings)
+
+        def idle() -> None:
+            self.quiet += 1
+            self.clock.advance(seconds)
+            if self.quiet >= rounds:
+                self.consumer.stop()
+
+        self.client.idle = idle
+        self.consumer.run()
+
+    @property
+    def bodies(self) -> list[bytes | None]:
+        return [seen.body for seen in self.handled]
+
+
+@pytest.fixture
+def bench(clock: FakeClock, forge: Forge) -> Bench:
+    """A bench of its own."""
+    return Bench(clock, forge)
+
+
+def test_handled_and_committed(bench: Bench) -> None:
+    """Accepted records reach the handler in order, and the offset after the last one is committed."""
+    bench.add(b"0", b"1", b"2")
+    bench.run()
+    assert bench.bodies == [b"0", b"1", b"2"]
+    assert bench.client.committed == {ZERO: 3}
+
+
+def test_scope_and_origin(bench: Bench) -> None:
+    """The group is the scope, and the origin names the exact place."""
+    bench.add(b"0", partition=ONE)
+    bench.run()
+    origin = bench.handled[0].origin
+    assert (origin.scope, origin.source) == ("billing", "orders/1/0")
+
+
+def test_rejected(bench: Bench) -> None:
+    """A rejected record is dead-lettered and then committed; the handler never sees it."""
+    bench.add(b"evil", sealed=False)
+    bench.add(b"good")
+    bench.run()
+    assert bench.bodies == [b"good"]
+    assert [letter.message.body for letter in bench.letters.published] == [b"evil"]
+    assert bench.client.committed == {ZERO: 2}
+
+
+def test_one_commit_a_batch(bench: Bench) -> None:
+    """A batch costs one commit, not one a record."""
+    bench.add(*(b"%d" % number for number in range(50)))
+    bench.run()
+    assert bench.client.commits == [{ZERO: 50}]
+
+
+def test_deferred_stands_still(bench: Bench) -> None:
+    """Without dead letters a partition stands at its first rejected record, uncommitted and paused; others go."""
+    bench.letters.down = True
+    bench.add(b"good")
+    bench.add(b"evil", sealed=False)
+    bench.add(b"behind")
+    bench.add(b"other", partition=ONE)
+    paused: list[set[Any]] = []
+    bench.client.events = [lambda: None, lambda: paused.append(bench.client.paused())]
+    bench.run(rounds=3)
+    assert bench.bodies == [b"good", b"other"]
+    assert bench.client.committed == {ZERO: 1, ONE: 1}
+    assert paused == [{ZERO}]
+    assert (ZERO, 1) in bench.client.seeks
+
+
+def test_deferred_recovers(bench: Bench) -> None:
+    """Once the world is back the record goes on from where it stopped, and those behind it follow in order."""
+    bench.letters.down = True
+    bench.add(b"evil", sealed=False)
+    bench.add(b"1", b"2")
+    bench.client.events = [lambda: None] * 6 + [lambda: setattr(bench.letters, "down", False)]
+    bench.run(rounds=60, seconds=1)
+    assert len(bench.letters.published) == 1
+    assert len(bench.audit.written) == 1
+    assert bench.bodies == [b"1", b"2"]
+    assert bench.client.committed == {ZERO: 3}
+
+
+def test_deferred_does_not_expire(bench: Bench) -> None:
+    """Honest records behind a deferred one are judged as of their first receipt, however long it took."""
+    bench.letters.down = True
+    bench.add(b"evil", sealed=False)
+    bench.add(b"1", b"2")
+    bench.client.events = [lambda: None] * 20 + [lambda: setattr(bench.letters, "down", False)]
+    bench.run(rounds=60, seconds=10)
+    assert bench.clock.now() - bench.handled[0].received > 60
+    assert bench.bodies == [b"1", b"2"]
+    assert len(bench.letters.published) == 1
+
+
+def test_backoff_grows(bench: Bench) -> None:
+    """A deferred record is not tried at each poll, but ever more rarely."""
+    bench.letters.down = True
+    attempts = []
+    publish = bench.letters.publish
+    bench.letters.publish = lambda letter: (attempts.append(bench.clock.monotonic()), publish(letter))  # type: ignore
+    bench.add(b"evil", sealed=False)
+    bench.run(rounds=1000, seconds=0.1, backoff=kafka.Backoff(first=1, longest=20))
+    waits = [after - before for before, after in pairwise(attempts)]
+    assert len(attempts) < 20
+    assert 0.5 <= waits[0] <= 1.2
+    assert all(wait <= 20.2 for wait in waits)
+    assert min(waits[-3:]) >= 10
+
+
+@pytest.mark.parametrize("attempt", [1, 2, 3, 10, 10_000])
+def test_backoff_bounds(attempt: int) -> None:
+    """A wait is between half of its step and the whole, never above the longest."""
+    backoff = kafka.Backoff(first=0.5, longest=30)
+    step = min(0.5 * 2 ** min(attempt - 1, 20), 30)
+    assert all(step / 2 <= backoff.wait(attempt) <= step for _ in range(50))
+
+
+def test_health(bench: Bench) -> None:
+    """Health says which record stalls, since when and why, and nothing once it went on."""
+    bench.letters.down = True
+    bench.add(b"evil", sealed=False)
+    consumer = bench.make()
+    seen: list[Any] = []
+    start = bench.clock.now()
+    bench.client.events = [lambda: None] * 4 + [
+        lambda: seen.append(consumer.health()),
+        lambda: setattr(bench.letters, "down", False),
+    ]
+    bench.run(rounds=40, seconds=1)
+    (health,) = seen
+    assert health.consuming
+    assert (health.deferred, health.cause, health.detail) == (1, Cause.DEAD_LETTER_UNAVAILABLE, "down")
+    assert health.stalled_since == start
+    assert (health.stalls[0].topic, health.stalls[0].partition, health.stalls[0].offset) == ("orders", 0, 0)
+    after = consumer.health()
+    assert (after.consuming, after.deferred, after.stalled_since, after.cause, after.detail) == (
+        False, 0, None, None, None)  # fmt: skip
+
+
+def test_retry_later(bench: Bench) -> None:
+    """A handler that asks for another time gets the same record again, before those behind it."""
+    signals = [RetryLater("not now")]
+
+    def handler(verified: Verified) -> None:
+        if signals:
+            raise signals.pop()
+        bench.handled.append(verified)
+
+    bench.handler = handler
+    bench.add(b"0", b"1")
+    bench.run(rounds=20, seconds=1)
+    assert bench.bodies == [b"0", b"1"]
+    assert bench.client.committed == {ZERO: 2}
+
+
+def test_handler_failure(bench: Bench) -> None:
+    """A handler that always fails costs its message a dead letter, and the consumer goes on."""
+
+    def handler(verified: Verified) -> None:
+        if verified.body == b"bad":
+            raise ValueError
+        bench.handled.append(verified)
+
+    bench.handler = handler
+    bench.add(b"bad", b"good")
+    bench.run()
+    assert [letter.rejection.reason.value for letter in bench.letters.published] == ["handler_failed"]
+    assert bench.bodies == [b"good"]
+
+
+def test_stop_in_a_batch(bench: Bench) -> None:
+    """Stop lets the running handler finish, starts no other, commits, and stands at the first unsettled record."""
+
+    def handler(verified: Verified) -> None:
+        bench.handled.append(verified)
+        if len(bench.handled) == 2:
+            bench.consumer.stop()
+
+    bench.handler = handler
+    bench.add(b"0", b"1", b"2", b"3")
+    bench.run()
+    assert bench.bodies == [b"0", b"1"]
+    assert bench.client.committed == {ZERO: 2}
+    assert bench.client.position[ZERO] == 2
+    assert bench.client.paused() == set()
+
+
+def test_stop_releases_claims(bench: Bench) -> None:
+    """The claim of a record whose handler asked for another time is given back at the end."""
+    store = MemoryReplayStore(clock=bench.clock)
+    released: list[Any] = []
+    release = store.release
+    store.release = lambda request: (released.append(request), release(request))[1]  # type: ignore[method-assign]
+
+    def handler(_verified: Verified) -> None:
+        raise RetryLater
+
+    bench.handler = handler
+    bench.add(b"0")
+    bench.run(rounds=2, guard=bench.guard(replay=store))
+    assert len(released) == 1
+    assert bench.client.committed == {}
+
+
+def test_runs_once(bench: Bench) -> None:
+    """A second run of one consumer is refused: it would start with the stop of the first."""
+    bench.run()
+    with pytest.raises(ConfigurationError, match="once"):
+        bench.consumer.run()
+
+
+def test_eager_rebalance_keeps(bench: Bench) -> None:
+    """What an eager rebalance takes and hands back is not committed in between, and not handled twice."""
+    bench.add(b"0", b"1")
+    seen: list[Any] = []
+
+    def rebalance() -> None:
+        bench.client.listener.on_partitions_revoked({ZERO, ONE})
+        seen.append(bench.consumer._poller.due)
+
+    handled = bench.handler
+
+    def handler(verified: Verified) -> None:
+        handled(verified)
+        if len(bench.handled) == 1:
+            rebalance()
+
+    bench.handler = handler
+    bench.client.events = [
+        lambda: None,
+        lambda: seen.append(dict(bench.client.committed)),
+        lambda: bench.client.listener.on_partitions_assigned({ZERO, ONE}),
+    ]
+    bench.run()
+    assert seen == [{}, {}]
+    assert bench.bodies == [b"0", b"1"]
+    assert bench.client.committed == {ZERO: 2}
+
+
+def test_eager_rebalance_loses(bench: Bench) -> None:
+    """What an eager rebalance does not hand back is dropped: neither committed nor gone on with."""
+    bench.letters.down = True
+    bench.add(b"evil", sealed=False)
+    bench.add(b"other", partition=ONE)
+
+    def lose() -> None:
+        bench.client.listener.on_partitions_revoked({ZERO, ONE})
+        bench.client.held = {ONE}
+        bench.client.listener.on_partitions_assigned({ONE})
+        bench.letters.down = False
+
+    bench.client.events = [lambda: None, lambda: None, lose]
+    bench.run(rounds=30, seconds=1)
+    assert bench.letters.published == []
+    assert bench.client.committed == {ONE: 1}
+    assert bench.consumer.health().deferred == 0
+
+
+@pytest.mark.parametrize("method", ["on_partitions_revoked", "on_partitions_lost"])
+def test_taken_away(bench: Bench, method: str) -> None:
+    """A partition that is taken away in the middle of a batch is dropped with its unfinished work."""
+
+    def handler(verified: Verified) -> None:
+        bench.handled.append(verified)
+        bench.client.held = {ONE}
+        getattr(bench.client.listener, method)({ZERO})
+
+    bench.handler = handler
+    bench.add(b"0", b"1")
+    bench.run()
+    assert bench.bodies == [b"0"]
+    assert bench.client.committed == {}
+
+
+def test_comes_back_fresh(bench: Bench) -> None:
+    """A partition that was lost and comes back is read from where the group is, and handled again."""
+    bench.add(b"0")
+
+    def back() -> None:
+        bench.client.listener.on_partitions_lost({ZERO})
+        bench.client.listener.on_partitions_assigned({ZERO, ONE})
+        bench.client.position[ZERO] = 0
+
+    bench.client.commit_errors = [CommitFailedError()]
+    bench.client.events = [lambda: None, lambda: None, back]
+    bench.run()
+    assert bench.bodies == [b"0", b"0"]
+    assert bench.client.committed == {ZERO: 1}
+
+
+def test_log_went_back(bench: Bench) -> None:
+    """A topic made anew under the same name is read from its start, not skipped as known."""
+    bench.add(b"0", b"1")
+
+    def anew() -> None:
+        bench.client.log[ZERO].clear()
+        bench.add(b"new")
+        bench.client.position[ZERO] = 0
+
+    bench.client.events = [lambda: None, lambda: None, anew]
+    bench.run()
+    assert bench.bodies == [b"0", b"1", b"new"]
+    assert bench.client.commits[-1] == {ZERO: 1}
+
+
+@pytest.mark.parametrize("error", [CommitFailedError(), KafkaTimeoutError("slow")])
+def test_commit_comes_again(bench: Bench, error: Exception) -> None:
+    """A commit that fails for now is made again; the consumer goes on."""
+    bench.client.commit_errors = [error]
+    bench.add(b"0")
+    bench.run()
+    assert bench.client.committed == {ZERO: 1}
+
+
+def test_commit_forbidden(bench: Bench) -> None:
+    """A commit that is refused for good ends the run with the client's own error."""
+    bench.client.commit_errors = [TopicAuthorizationFailedError("orders")]
+    bench.add(b"0")
+    with pytest.raises(TopicAuthorizationFailedError):
+        bench.run()
+
+
+def test_poll_for_now(bench: Bench) -> None:
+    """A poll that fails for now is made again."""
+    bench.add(b"0")
+
+    def slow() -> None:
+        raise KafkaTimeoutError("slow")
+
+    bench.client.events = [slow]
+    bench.run()
+    assert bench.bodies == [b"0"]
+
+
+def test_poll_forbidden(bench: Bench) -> None:
+    """A poll that is refused for good ends the run with the client's own error."""
+
+    def forbidden() -> None:
+        raise TopicAuthorizationFailedError("orders")
+
+    bench.client.events = [forbidden]
+    with pytest.raises(TopicAuthorizationFailedError):
+        bench.run()
+
+
+class Batch:
+    """Stands for kafka-python's record batch."""
+
+    next_offset = 5
+
+
+class Iterated:
+    """Stands for kafka-python's iterator over a partition's records; the name of its method is what is found."""
+
+    topic_partition = ZERO
+    next_fetch_offset = 2
+
+    def _unpack_records(self, batch: Batch) -> None:
+        raise ValueError("no UTF-8")
+
+    def fail(self) -> None:
+        self._unpack_records(Batch())
+
+
+def poisoned() -> Exception:
+    """Return an exception as ``poll()`` raises it."""
+    with pytest.raises(ValueError, match="UTF-8") as caught:
+        Iterated().fail()
+    return caught.value
+
+
+def test_poison_stops(bench: Bench) -> None:
+    """A record that cannot be parsed ends the run by default, named exactly; what came before it is committed."""
+    bench.add(b"0", b"1")
+    bench.client.events = [lambda: None, lambda: None, Iterated().fail]
+    with pytest.raises(kafka.PoisonRecordError, match=r"orders-0: the batch from offset 2 to 4 .*ValueError"):
+        bench.run()
+    assert bench.client.committed == {ZERO: 2}
+    assert bench.audit.written == []
+
+
+def test_poison_skipped(bench: Bench) -> None:
+    """With ``skip`` the batch is put on record, then stepped over and committed, and the rest goes on."""
+    bench.add(b"0", b"1")
+    bench.client.log[ZERO] += [replace(bench.client.log[ZERO][0], offset=7, headers=[])]
+    bench.client.max_records = 2
+
+    def poison() -> None:
+        Iterated().fail()
+
+    bench.client.events = [lambda: None, poison]
+    bench.run(on_poison="skip")
+    record = bench.audit.written[0].as_dict()
+    assert (record["verdict"], record["reason"], record["scope"]) == ("rejected", "message_malformed", "billing")
+    assert (record["broker"]["offset"], record["broker"]["last_offset"]) == (2, 4)
+    assert (ZERO, 5) in bench.client.seeks
+    assert bench.client.committed == {ZERO: 8}
+    assert [letter.message.origin.offset for letter in bench.letters.published] == [7]
+
+
+def test_poison_waits_for_audit(bench: Bench) -> None:
+    """Nothing is skipped that could not be put on record first; the partition waits for the audit."""
+    bench.audit.down = True
+    bench.make(on_poison="skip")
+    stalls: list[Any] = []
+
+    def up() -> None:
+        stalls.append(bench.consumer.health())
+        bench.audit.down = False
+
+    def poison() -> None:
+        if ZERO not in bench.client.paused():
+            Iterated().fail()
+
+    bench.client.events = [poison, up] + [poison] * 4
+    bench.run(rounds=5, seconds=1)
+    assert stalls[0].cause is Cause.AUDIT_UNAVAILABLE
+    assert len(bench.audit.written) >= 1
+    assert bench.client.committed == {ZERO: 5}
+
+
+class Fetcher:
+    """Stands for kafka-python's fetcher, which keeps an exception for the next poll."""
+
+    def __init__(self) -> None:
+        self._next_in_line_exception_metadata: Any = None
+        self._next_partition_records: Any = None
+        self._paused_partition_records: dict[Any, Any] = {}
+
+
+def test_poison_postponed(bench: Bench) -> None:
+    """An exception kept for the next poll is dealt with at once, after the records that came with it."""
+    fetcher = Fetcher()
+    bench.client._fetcher = fetcher  # type: ignore[attr-defined]
+    bench.add(b"other", partition=ONE)
+
+    class Kept:
+        exception = poisoned()
+
+    def keep() -> None:
+        fetcher._next_in_line_exception_metadata = Kept
+        fetcher._next_partition_records = Iterated()
+        fetcher._paused_partition_records[ZERO] = Iterated()
+
+    bench.client.events = [keep]
+    bench.run(on_poison="skip")
+    assert bench.bodies == [b"other"]
+    assert len(bench.audit.written) == 1
+    assert fetcher._next_in_line_exception_metadata is None
+    assert fetcher._next_partition_records is None
+    assert fetcher._paused_partition_records == {}
+    assert bench.client.committed == {ZERO: 5, ONE: 1}
+
+
+class Coordinator:
+    """Stands for kafka-python's coordinator after a poll that was too short."""
+
+    rejoining = True
+    rejoin_needed = False
+
+    def request_rejoin(self) -> None:
+        self.rejoin_needed = True
+
+
+def test_half_done_join(bench: Bench) -> None:
+    """A join that kafka-python would forget is asked for again."""
+    bench.client._coordinator = Coordinator()  # type: ignore[attr-defined]
+    bench.run()
+    assert bench.client._coordinator.rejoin_needed  # type: ignore[attr-defined]
+
+
+def test_polls_while_handling(bench: Bench) -> None:
+    """A long handler costs no poll: the loop goes on, with the partition paused."""
+    go_on = threading.Event()
+    seen: list[bool] = []
+
+    def handler(verified: Verified) -> None:
+        seen.append(go_on.wait(timeout=30))
+        bench.handled.append(verified)
+
+    def polled() -> None:
+        if ZERO in bench.client.paused():
+            go_on.set()
+
+    bench.handler = handler
+    bench.client.events = [lambda: None, lambda: None, polled]
+    bench.add(b"0", b"1")
+    bench.run(rounds=20, workers=1)
+    assert seen == [True, True]
+    assert bench.client.committed == {ZERO: 2}
+
+
+def test_partitions_side_by_side(bench: Bench) -> None:
+    """With two workers two partitions are handled at the same time."""
+    both = threading.Barrier(2, timeout=30)
+
+    def handler(verified: Verified) -> None:
+        both.wait()
+        bench.handled.append(verified)
+        if len(bench.handled) == 2:
+            bench.consumer.stop()
+
+    bench.handler = handler
+    bench.add(b"0", partition=ZERO)
+    bench.add(b"1", partition=ONE)
+    bench.run(rounds=10**9, workers=2)
+    assert sorted(bench.bodies, key=str) == [b"0", b"1"]
+    assert bench.client.committed == {ZERO: 1, ONE: 1}
+
+
+def test_grace(bench: Bench) -> None:
+    """A handler that outlasts the grace time is left behind: not committed, and read again."""
+    go_on = threading.Event()
+    ended = threading.Event()
+
+    def handler(_verified: Verified) -> None:
+        bench.consumer.stop()
+        go_on.wait(timeout=30)
+        ended.set()
+
+    bench.handler = handler
+    bench.add(b"0", b"1")
+    bench.run(rounds=10**9, workers=1, grace=0)
+    assert bench.client.committed == {}
+    assert bench.client.position[ZERO] == 0
+    go_on.set()
+    assert ended.wait(timeout=30)
+    assert bench.handled == []
+
+
+def test_context_manager(bench: Bench) -> None:
+    """``with`` runs in the background and stops gracefully at the end of the block."""
+    handled = threading.Event()
+    bench.handler = lambda verified: (bench.handled.append(verified), handled.set())
+    bench.add(b"0")
+    with bench.make(workers=1) as consumer:
+        assert handled.wait(timeout=30)
+        assert not consumer.failed
+    assert bench.client.committed == {ZERO: 1}
+
+
+def test_context_manager_raises(bench: Bench) -> None:
+    """What ended a background run is raised at the end of the block."""
+    bench.client.events = [Iterated().fail]
+    consumer = bench.make().__enter__()
+    consumer._background.join(timeout=30)
+    assert consumer.failed
+    with pytest.raises(kafka.PoisonRecordError):
+        consumer.__exit__(None, None, None)
+
+
+def test_signals(bench: Bench) -> None:
+    """SIGTERM stops it gracefully, and the process gets its own handlers back."""
+    kept = signal.getsignal(signal.SIGTERM)
+    bench.handler = lambda verified: (bench.handled.append(verified), signal.raise_signal(signal.SIGTERM))
+    bench.add(b"0")
+    bench.make().run(signals=True)
+    assert bench.client.committed == {ZERO: 1}
+    assert signal.getsignal(signal.SIGTERM) is kept
+
+
+def test_signals_elsewhere(bench: Bench) -> None:
+    """Signals belong to the main thread; elsewhere asking for them is refused."""
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            bench.make().run(signals=True)
+        except ConfigurationError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert len(errors) == 1
+
+
+def test_decode(bench: Bench) -> None:
+    """A value is decoded after verification; a body that cannot be costs its message a dead letter, at once."""
+    calls = []
+
+    def decode(body: bytes) -> int:
+        calls.append(body)
+        return int(body)
+
+    bench.add(b"7", b"seven")
+    bench.run(decode=decode)
+    assert [seen.value for seen in bench.handled] == [7]
+    assert calls == [b"7", b"seven"]
+    assert bench.letters.published[0].rejection.detail == "decode: ValueError"
+
+
+def test_tombstone(bench: Bench) -> None:
+    """A tombstone is handled like any message, and not decoded."""
+    message = bench.forge.seal(Message(destination="kafka:orders", body=None, key=b"k"))
+    bench.client.log[ZERO].append(Record(0, 0, None, b"k", list(message.headers)))
+    bench.run(decode=int)
+    assert [(seen.body, seen.value) for seen in bench.handled] == [(None, None)]
+
+
+class Replies:
+    """Stands for a ``Producer``."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def send(self, topic: str, value: bytes, headers: Any) -> str:
+        self.sent.append((topic, value, headers))
+        return "future"
+
+
+def test_reply(bench: Bench) -> None:
+    """An answer goes to the topic in reply-to with the correlation id, and the handler gets the future."""
+    replies = Replies()
+    futures: list[Any] = []
+    bench.handler = lambda verified: futures.append(verified.reply(b"pong"))
+    bench.add(b"ping", headers=[("reply-to", b"answers"), ("correlation-id", b"7")])
+    bench.add(b"ping", headers=[("reply-to", b"answers")])
+    bench.run(replies=replies)
+    assert replies.sent == [("answers", b"pong", [("correlation-id", b"7")]), ("answers", b"pong", [])]
+    assert futures == ["future", "future"]
+
+
+@pytest.mark.parametrize("replies", [None, Replies()])
+def test_no_reply(bench: Bench, replies: Any) -> None:
+    """Without ``replies``, or without reply-to, an answer is refused and the handler fails."""
+    bench.handler = lambda verified: verified.reply(b"pong")
+    bench.add(b"ping")
+    bench.run(replies=replies)
+    assert bench.letters.published[0].rejection.detail == "ConfigurationError after the last attempt"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"enable_auto_commit": True}, {"value_deserializer": int}, {"key_deserializer": int}, {"group_id": None}],
+    ids=lambda config: next(iter(config)),
+)
+def test_client_refused(bench: Bench, config: dict[str, Any]) -> None:
+    """A client that would lose, change or condemn messages is refused, naming the setting."""
+    bench.client = Client(**config)
+    with pytest.raises(ConfigurationError, match=next(iter(config))):
+        bench.make()
+
+
+def test_latest_is_warned_about(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """A new group that would miss earlier messages is warned about."""
+    bench.client = Client(auto_offset_reset="latest")
+    bench.make()
+    assert "auto_offset_reset" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "settings", [{"grace": -1}, {"workers": -1}, {"commit_interval": 0}, {"on_poison": "spin"}], ids=str
+)
+def test_settings_refused(bench: Bench, settings: dict[str, Any]) -> None:
+    """A setting out of its limits is refused."""
+    with pytest.raises(ConfigurationError):
+        bench.make(**settings)
+
+
+def test_backoff_refused() -> None:
+    """Waits that shrink are refused."""
+    with pytest.raises(ConfigurationError):
+        kafka.Backoff(first=2, longest=1)
+
+
+def test_audit_required(bench: Bench) -> None:
+    """A consumer without an audit sink could settle no rejection, and is refused."""
+    with pytest.raises(ConfigurationError, match="audit"):
+        bench.make(guard=bench.guard(audit=None))
+
+
+class Later:
+    """An asynchronous plug-in of every kind."""
+
+    version = "later"
+    name = "later"
+
+    async def claim(self, request: Any, /) -> Any: ...
+
+    async def confirm(self, request: Any, /) -> None: ...
+
+    async def release(self, request: Any, /) -> None: ...
+
+    async def write(self, record: Any, /) -> None: ...
+
+    async def decide(self, verified: Any, /) -> Any: ...
+
+    async def publish(self, letter: Any, /) -> None: ...
+
+    async def refresh(self, kid: str, received: float, /) -> Any: ...
+
+    def key_set(self) -> Any: ...
+
+
+@pytest.mark.parametrize("plugin", ["replay", "audit", "policy"])
+def test_async_plugins_refused(bench: Bench, plugin: str) -> None:
+    """An asynchronous plug-in of the pipeline is refused at construction: it would be deferred for ever."""
+    with pytest.raises(ConfigurationError, match="asynchronous"):
+        bench.make(guard=bench.guard(**{plugin: Later()}))
+
+
+def test_async_keys_refused(bench: Bench) -> None:
+    """An asynchronous key source is refused."""
+    with pytest.raises(ConfigurationError, match="asynchronous"):
+        bench.make(guard=bench.guard(verifier=bench.forge.verifier(keys={ISSUER: Later()})))
+
+
+def test_async_letters_refused(bench: Bench) -> None:
+    """Asynchronous dead letters are refused."""
+    with pytest.raises(ConfigurationError, match="asynchronous"):
+        bench.make(dead_letters=Later())
+
+
+def test_async_handler_refused(bench: Bench) -> None:
+    """An asynchronous handler is refused."""
+
+    async def handler(_verified: Verified) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="handler"):
+        kafka.Consumer(bench.client, bench.guard(), handler, dead_letters=bench.letters)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_hidden_coroutine(bench: Bench, workers: int) -> None:
+    """A coroutine that comes back from a plain handler ends the run: no message is condemned for it."""
+
+    async def later() -> None: ...
+
+    bench.handler = lambda verified: later()
+    bench.add(b"0")
+    with pytest.raises(ColourError):
+        bench.run(rounds=10**9, workers=workers)
+    assert bench.client.committed == {}
+    assert bench.letters.published == []
+
+
+def test_nothing_subscribed(bench: Bench) -> None:
+    """A client with nothing subscribed or assigned is refused."""
+    bench.client.subscription = lambda: None  # type: ignore[method-assign]
+    bench.client.held = set()
+    with pytest.raises(ConfigurationError, match="subscribe"):
+        bench.make()
+
+
+def test_assigned_by_hand(bench: Bench) -> None:
+    """Partitions assigned by hand are served without a listener."""
+    bench.client.subscription = lambda: None  # type: ignore[method-assign]
+    bench.add(b"0")
+    bench.run()
+    assert bench.client.committed == {ZERO: 1}
+    assert bench.client.listener is None
+
+
+class Theirs(ConsumerRebalanceListener):
+    """A user's own listener, which fails."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def on_partitions_revoked(self, revoked: Any) -> None:
+        self.calls.append(("revoked", revoked))
+        raise ValueError
+
+    def on_partitions_assigned(self, assigned: Any) -> None:
+        self.calls.append(("assigned", assigned))
+
+
+def test_their_listener(bench: Bench) -> None:
+    """The listener the client had is still called, and its failure goes no further."""
+    theirs = Theirs()
+    bench.client = Client(listener=theirs)
+    bench.make()
+    bench.make()
+    bench.client.listener.on_partitions_revoked({ZERO})
+    bench.client.listener.on_partitions_assigned({ZERO})
+    assert theirs.calls == [("revoked", {ZERO}), ("assigned", {ZERO})]
+
+
+def test_their_async_listener(bench: Bench) -> None:
+    """An asynchronous listener cannot be kept, and is refused instead of dropped."""
+    bench.client = Client(listener=object())
+    with pytest.raises(ConfigurationError, match="listener"):
+        bench.make()
+
+
+def test_judge_accepted(bench: Bench) -> None:
+    """``judge`` gives a verdict and claims; after ``confirm`` a copy elsewhere is a replay."""
+    guard = bench.guard()
+    bench.add(b"0")
+    record = bench.client.log[ZERO][0]
+    judgement = kafka.judge(guard, record, scope="billing")
+    assert judgement.verdict is Verdict.ACCEPTED
+    assert judgement.verified is not None
+    assert judgement.verified.body == b"0"
+    assert judgement.confirm().verdict is Verdict.ACCEPTED
+    copied = kafka.judge(guard, replace(record, offset=9), scope="billing")
+    assert (copied.verdict, str(copied.reason)) == (Verdict.REJECTED, "replayed")
+
+
+def test_judge_released(bench: Bench) -> None:
+    """After ``release`` a message may be delivered anywhere again."""
+    guard = bench.guard()
+    bench.add(b"0")
+    record = bench.client.log[ZERO][0]
+    kafka.judge(guard, record, scope="billing").release()
+    assert kafka.judge(guard, replace(record, offset=9), scope="billing").verdict is Verdict.ACCEPTED
+
+
+def test_judge_rejected(bench: Bench) -> None:
+    """A rejected record is audited and dead-lettered by ``dead_letter``, and deferred while that cannot be."""
+    bench.add(b"0", sealed=False)
+    judgement = kafka.judge(bench.guard(), bench.client.log[ZERO][0], scope="billing")
+    assert (judgement.verdict, str(judgement.reason)) == (Verdict.REJECTED, "token_missing")
+    bench.letters.down = True
+    assert judgement.dead_letter(bench.letters).verdict is Verdict.DEFERRED
+    assert judgement.cause is Cause.DEAD_LETTER_UNAVAILABLE
+    bench.letters.down = False
+    assert judgement.dead_letter(bench.letters).outcome.dead_letter == bench.letters.published[0].id
+
+
+def test_judge_deferred(bench: Bench) -> None:
+    """A deferred record is judged again as of when it was first received."""
+    store = MemoryReplayStore(1, clock=bench.clock)
+    guard = bench.guard(replay=store)
+    bench.add(b"0", b"1")
+    kafka.judge(guard, bench.client.log[ZERO][0], scope="billing")
+    judgement = kafka.judge(guard, bench.client.log[ZERO][1], scope="billing")
+    assert judgement.cause is Cause.REPLAY_STORE_FULL
+    bench.clock.advance(70)
+    assert judgement.again().verdict is Verdict.ACCEPTED

@@ -1,0 +1,146 @@
+"""``mqauth.brokers.kafka_translate``: records to messages, total, and what ``send`` is given."""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqauth.brokers import kafka_translate as translate
+from mqauth.errors import MalformedMessage
+from mqauth.jsonform import to_form
+from mqauth.message import Message
+
+
+@dataclass
+class Record:
+    """What the translation reads of a kafka-python ``ConsumerRecord``."""
+
+    topic: Any = "orders"
+    partition: Any = 3
+    offset: Any = 12
+    timestamp: Any = 1_700_000_000_000
+    timestamp_type: Any = 1
+    key: Any = b"42"
+    value: Any = b"body"
+    headers: Any = ()
+
+
+ODD = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.binary(max_size=20),
+    st.text(st.characters(), max_size=20), st.lists(st.binary(max_size=5), max_size=3),
+)  # fmt: skip
+PAIRS = st.lists(st.one_of(st.tuples(ODD, ODD), ODD), max_size=4)
+NAMES = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+
+
+@given(st.fixed_dictionaries({field.name: ODD for field in fields(Record)} | {"headers": st.one_of(PAIRS, ODD)}))
+def test_total(found: dict[str, Any]) -> None:
+    """Whatever stands in a record, reading it raises nothing, and the message can be written to a dead letter."""
+    message = translate.from_native(Record(**found), scope="billing")
+    assert message.destination.startswith("kafka:")
+    assert message.body is None or isinstance(message.body, bytes)
+    assert to_form(message)
+
+
+@given(ODD)
+def test_total_without_attributes(record: Any) -> None:
+    """Something that is no record at all becomes a malformed message."""
+    assert translate.from_native(record, scope="billing").malformed is not None
+
+
+@given(
+    st.lists(st.tuples(NAMES, st.binary(max_size=50)), max_size=5), st.none() | st.binary(), st.binary(min_size=1)
+)
+def test_round_trip(headers: list[tuple[str, bytes]], body: bytes | None, key: bytes) -> None:
+    """What is sent comes back as the same message: key, tombstone or body, and every header in order."""
+    sent = translate.to_message("orders", body, key, headers)
+    record = Record(key=sent.key, value=sent.body, headers=translate.dead_letter_headers(sent.headers))
+    seen = translate.from_native(record, scope="billing")
+    assert (seen.destination, seen.key, seen.body, seen.headers) == (sent.destination, key, body, tuple(headers))
+    assert seen.malformed is None
+
+
+def test_origin() -> None:
+    """Origin is what the broker says: topic, partition, offset, its timestamp, and the group as scope."""
+    origin = translate.from_native(Record(), scope="billing").origin
+    assert (origin.scope, origin.topic, origin.partition, origin.offset) == ("billing", "orders", 3, 12)
+    assert (origin.timestamp_ms, origin.timestamp_type) == (1_700_000_000_000, "append")
+
+
+@pytest.mark.parametrize("kind", [0, None, -1, True, 2])
+def test_timestamp_type(kind: Any) -> None:
+    """Only LogAppendTime is the broker's own time; everything else is the producer's."""
+    assert translate.from_native(Record(timestamp_type=kind), scope="g").origin.timestamp_type == "create"
+
+
+def test_unknown_timestamp() -> None:
+    """Kafka's -1 for no timestamp is none."""
+    assert translate.from_native(Record(timestamp=-1), scope="g").origin.timestamp_ms is None
+
+
+def test_null_header() -> None:
+    """A null header is kept in its place, and is what kafka-python cannot send again."""
+    message = translate.from_native(Record(headers=[("a", None), ("a", b"")]), scope="g")
+    assert message.headers == (("a", None), ("a", b""))
+    assert [translate.carries(*pair) for pair in message.headers] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("value", "text"), ("key", 7), ("headers", [("a", "text")]), ("headers", [("a",)]), ("topic", "\ud800"),
+     ("topic", 9)],
+)  # fmt: skip
+def test_malformed(field: str, value: Any) -> None:
+    """What only a deserializer, or no broker, can have made is named malformed."""
+    assert translate.from_native(Record(**{field: value}), scope="g").malformed is not None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"topic": 7, "value": b""}, {"topic": "", "value": b""}, {"topic": "t"}, {"topic": "t", "value": "text"},
+        {"topic": "t", "value": b"", "key": "text"}, {"topic": "t", "value": b"", "headers": {"a": b""}},
+        {"topic": "t", "value": b"", "headers": [("a", "text")]},
+        {"topic": "t", "value": b"", "headers": [("a", None)]},
+        {"topic": "t", "value": b"", "headers": [["a", b""]]},
+        {"topic": "t", "value": b"", "headers": [(b"a", b"")]},
+        {"topic": "t", "value": b"", "headers": ["ab"]},
+    ],
+)  # fmt: skip
+def test_refused(arguments: dict[str, Any]) -> None:
+    """What kafka-python refuses to send is refused before it is signed."""
+    with pytest.raises(MalformedMessage):
+        translate.to_message(**arguments)
+
+
+def test_own_bytes() -> None:
+    """A mutable value is copied, so that what is signed cannot change before it is sent."""
+    value = bytearray(b"before")
+    message = translate.to_message("orders", value, memoryview(b"key"))
+    value[:] = b"after!"
+    assert (message.body, message.key) == (b"before", b"key")
+
+
+def test_headers_not_shared() -> None:
+    """The caller's list is neither kept nor changed."""
+    headers = [("a", b"1")]
+    translate.native_headers(headers).append(("b", b"2"))
+    assert headers == [("a", b"1")]
+
+
+@given(st.text(string.printable))
+def test_letter_text(text: str) -> None:
+    """Our own text in a dead letter is sent as its UTF-8 bytes."""
+    assert translate.dead_letter_headers((("n", text), ("b", b"\xff"))) == [("n", text.encode()), ("b", b"\xff")]
+
+
+def test_message_is_plain() -> None:
+    """Content type and the like are headers on Kafka and nothing else."""
+    message = translate.to_message("orders", b"", None, [("content-type", b"text/plain")])
+    assert message.properties == Message(destination="kafka:orders", body=b"").properties
+    assert message.text_property("content-type") == "text/plain"
