@@ -140,7 +140,7 @@ class Configuration:
         if self._replay is None:
             return MemoryReplayStore(clock=self._clock)
         if self._replay.redis is not None:
-            return _redis_store(self._replay)
+            return _redis_store(self._replay, self._replay.redis, self._clock)
         return MemoryReplayStore(self._replay.capacity, clock=self._clock)
 
     def _read(self, name: str, parse: Callable[[Table], T]) -> T | None:
@@ -248,9 +248,16 @@ def _from_remote(found: SourceSettings, clock: Clock) -> KeySource:
         raise found.table.refuse("discovery" if found.jwks is None else "jwks", str(error)) from error
 
 
-def _redis_store(found: settings.ReplaySettings) -> ReplayStore:
-    """Return the replay store on Redis."""
-    raise found.table.refuse("store", f'{_NOT_YET}; use "memory"')
+def _redis_store(found: settings.ReplaySettings, url: str, clock: Clock) -> ReplayStore:
+    """Return the replay store on Redis; nothing is connected yet, and it serves consumers of either colour."""
+    try:
+        from mqauth.stores.rediseither import EitherRedisReplayStore
+
+        return EitherRedisReplayStore(url, clock=clock)
+    except ImportError as error:
+        raise found.table.refuse("store", 'needs redis-py: install "mqauth[redis]"') from error
+    except ConfigurationError as error:
+        raise found.table.refuse("store", str(error)) from error
 
 
 def _release(found: AuthoritySettings) -> None:

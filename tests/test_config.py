@@ -18,6 +18,7 @@ from mqauth.keys import Key
 from mqauth.keystore import Keystore, public_keys, signing_key
 from mqauth.message import Message
 from mqauth.pipeline import Pipeline, Verdict
+from mqauth.stores.rediseither import EitherRedisReplayStore
 from mqauth.testing.clock import FakeClock
 
 FULL = """
@@ -287,10 +288,24 @@ def test_second_writer_of_the_audit_is_refused(place: Path) -> None:
     guard.audit.close()
 
 
+def test_redis_store_is_built_unconnected(place: Path) -> None:
+    """A Redis URL gives a store that connects at the first claim, and says nothing of its password."""
+    text = SMALL + '[replay]\nstore = "rediss://user:hunter2@redis.example:6379/0"\n'
+    store = mqauth.load(written(place, text)).pipeline.replay
+    assert isinstance(store, EitherRedisReplayStore)
+    assert "hunter2" not in repr(store)
+
+
+def test_redis_without_verification_is_refused(place: Path) -> None:
+    """A Redis URL that turns TLS verification off is refused by table and key, without its password."""
+    text = SMALL + '[replay]\nstore = "rediss://user:hunter2@redis.example:6379/0?ssl_cert_reqs=none"\n'
+    said = refusal(place, text, "pipeline")
+    assert said == "mqauth.toml: [replay] store: the replay store's URL turns TLS verification off"
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        (SMALL + '[replay]\nstore = "redis://user:hunter2@127.0.0.1:6379/0"\n', "[replay] store"),
         (SMALL + '[[release.authorities]]\nissuer = "https://r.example"\nfile = "r.json"\nwaive = ["expired"]\n',
          "[[release.authorities]] #1"),
     ],
