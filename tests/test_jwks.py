@@ -600,7 +600,10 @@ def test_a_failed_write_leaves_the_old_snapshot(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", refuse)
-    saved(clock, path, B)
+    clock.advance(1)
+    bench = Bench(clock, A, B, snapshot=path)
+    bench.jwks.start()
+    assert bench.events[-1].kind is EventKind.SNAPSHOT_FAILED
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["set.json"]
 
