@@ -1,0 +1,441 @@
+"""Properties over arbitrary messages, tokens and audit files: what holds for every input, not for chosen ones."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import strategies as st
+
+from mqauth import base64url, claims, destination, envelope, jsonform, jws, strictjson
+from mqauth.audit import AuditRecord
+from mqauth.auditchain import verify_chain
+from mqauth.auditfile import AuditFile
+from mqauth.errors import MalformedMessage, Reason, Rejection
+from mqauth.message import PROTECTED_PROPERTIES, HeaderValue, Message, Origin
+from mqauth.testing import FakeClock, Forge
+from mqauth.testing.forge import with_token
+from mqauth.verified import Verified
+
+CLOCK = FakeClock()
+FORGE = Forge(CLOCK)
+SIGNER = FORGE.signer()
+VERIFIER = FORGE.verifier()
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+INTEGERS = st.integers(-(2**63), 2**63 - 1)
+TIMES = st.integers(0, 4_000_000_000).map(lambda seconds: datetime.fromtimestamp(seconds, UTC))
+DECIMALS = st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**6), max_value=10**6)
+SCALARS = st.one_of(
+    st.none(), st.booleans(), INTEGERS, st.floats(width=32), TEXT, st.binary(max_size=12), TIMES, DECIMALS
+)
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=3).map(tuple), st.dictionaries(TEXT, inner, max_size=3)),
+    max_leaves=6,
+)
+RESERVED = {"mqauth-token", *PROTECTED_PROPERTIES}
+NAMES = TEXT.filter(lambda name: name.lower() not in RESERVED)
+
+
+def distinct(names: list[str]) -> bool:
+    """Tell whether no two names differ in case only."""
+    return len({name.lower() for name in names}) == len(set(names))
+
+
+@st.composite
+def rabbitmq_messages(draw: st.DrawFn) -> Message:
+    """Messages as RabbitMQ can carry them: names once, every value type, nested tables."""
+    place = destination.rabbitmq(draw(TEXT), draw(TEXT))
+    table = draw(st.dictionaries(NAMES, VALUES, max_size=4).filter(lambda found: distinct(list(found))))
+    properties = draw(st.dictionaries(st.sampled_from(PROTECTED_PROPERTIES), TEXT, max_size=4))
+    return Message(
+        destination=place, body=draw(st.binary(max_size=40)), properties=properties, headers=tuple(table.items()),
+        origin=Origin(queue=draw(TEXT)),
+    )  # fmt: skip
+
+
+@st.composite
+def kafka_messages(draw: st.DrawFn) -> Message:
+    """Messages as Kafka can carry them: tombstones, null and empty keys and values, names that repeat."""
+    octets = st.one_of(st.none(), st.binary(max_size=12))
+    name = st.one_of(NAMES, st.sampled_from(PROTECTED_PROPERTIES), st.sampled_from(["a", "b"]))
+    headers = draw(
+        st.lists(st.tuples(name, octets), max_size=6).filter(lambda found: distinct([pair[0] for pair in found]))
+    )
+    topic = draw(TEXT.filter(bool))
+    return Message(
+        destination=destination.kafka(topic), body=draw(octets), key=draw(octets), headers=tuple(headers),
+        origin=Origin(topic=topic, partition=0, offset=draw(st.integers(0, 2**53))),
+    )  # fmt: skip
+
+
+MESSAGES = st.one_of(rabbitmq_messages(), kafka_messages())
+
+
+def opened(message: Message) -> Verified:
+    """Judge a message."""
+    return VERIFIER.verify(message, VERIFIER.open(message), FORGE.keys, CLOCK.now())
+
+
+def reason_of(message: Message) -> Reason | None:
+    """Return why a message is rejected, ``None`` where it is not."""
+    try:
+        opened(message)
+    except Rejection as rejection:
+        return rejection.reason
+    return None
+
+
+@given(MESSAGES)
+def test_whatever_is_sealed_opens_to_what_was_sealed(message: Message) -> None:
+    """Seal and open round trip on both brokers, and the handler sees every application header."""
+    found = opened(SIGNER.sign(message))
+    assert (found.body, found.key, found.destination) == (message.body, message.key, message.destination)
+    names = envelope.application_headers(message)
+    expected = [pair for pair in message.headers if pair[0] in names]
+    assert repr(list(found.headers)) == repr(expected)
+
+
+@given(MESSAGES, st.data())
+def test_covered_names_may_stand_in_any_order_among_others(message: Message, data: st.DataObject) -> None:
+    """A broker that reorders different names breaks nothing, as long as each name keeps its order."""
+    sealed = SIGNER.sign(message)
+    names = data.draw(st.permutations(list(dict.fromkeys(name for name, _ in sealed.headers))))
+    moved = tuple((name, value) for name in names for value in sealed.occurrences(name))
+    assert reason_of(replace(sealed, headers=moved)) is None
+
+
+def _another(draw: Callable[[Any], Any], value: HeaderValue) -> HeaderValue:
+    """Draw a value whose meaning differs."""
+    found = draw(VALUES)
+    names = []
+    for each in (value, found):
+        parts: list[bytes] = []
+        envelope.add_named(parts, "n", (each,))
+        names.append(b"".join(parts))
+    assume(names[0] != names[1])
+    result: HeaderValue = found
+    return result
+
+
+def _flip(draw: Callable[[Any], Any], raw: bytes | None) -> bytes | None:
+    """Draw other bytes: one bit flipped, one byte more or fewer, none, or empty."""
+    changes: list[bytes | None] = [None, b"", (raw or b"") + b"\0"]
+    if raw:
+        at = draw(st.integers(0, len(raw) * 8 - 1))
+        flipped = bytearray(raw)
+        flipped[at // 8] ^= 1 << at % 8
+        changes += [bytes(flipped), raw[:-1], raw[1:]]
+    found = draw(st.sampled_from(changes))
+    assume(found != raw)
+    return found  # type: ignore[no-any-return]
+
+
+@given(MESSAGES, st.data())
+def test_any_change_of_a_bound_part_has_its_reason(message: Message, data: st.DataObject) -> None:
+    """Destination, record key, body, each property, each covered value, name, count and order are bound."""
+    sealed = SIGNER.sign(message)
+    on_kafka = destination.is_kafka(message.destination)
+    covered = [index for index, (name, _) in enumerate(sealed.headers)
+               if name in envelope.application_headers(message) or (on_kafka and name in PROTECTED_PROPERTIES)]  # fmt: skip
+    kinds = ["destination", "body", "key", "property", "add"] + (["value", "remove", "rename", "repeat"] if covered else [])
+    kind = data.draw(st.sampled_from(kinds))
+    headers = list(sealed.headers)
+    index = data.draw(st.sampled_from(covered)) if covered else 0
+    reason = Reason.HEADERS_MISMATCH
+    changes: dict[str, Any] = {}
+    if kind == "destination":
+        changes, reason = {"destination": sealed.destination + data.draw(st.sampled_from(["x", "%20", "."]))}, Reason.DESTINATION_MISMATCH
+    elif kind == "body":
+        changes, reason = {"body": _flip(data.draw, sealed.body)}, Reason.BODY_MISMATCH
+    elif kind == "key":
+        changes, reason = {"key": _flip(data.draw, sealed.key)}, Reason.RECORD_KEY_MISMATCH
+    elif kind == "property":
+        name = data.draw(st.sampled_from(PROTECTED_PROPERTIES))
+        value = data.draw(TEXT)
+        if on_kafka:
+            changes = {"headers": (*headers, (name, value.encode()))}
+        else:
+            assume(sealed.properties.get(name) != value)
+            changes = {"properties": {**sealed.properties, name: value}}
+    elif kind == "add":
+        twin = headers[index][0].swapcase() if covered else ""
+        assume(covered and twin != headers[index][0] and twin.lower() == headers[index][0].lower())
+        changes = {"headers": (*headers, (twin, b"x"))}
+    elif kind == "value":
+        headers[index] = (headers[index][0], _another(data.draw, headers[index][1]))
+    elif kind == "remove":
+        del headers[index]
+    elif kind == "rename":
+        headers[index] = (headers[index][0] + "x", headers[index][1])
+        assume(headers[index][0] not in dict(sealed.headers))
+    else:
+        headers.insert(data.draw(st.integers(0, len(headers))), headers[index])
+    assert reason_of(replace(sealed, **({"headers": tuple(headers)} | changes))) is reason
+
+
+@given(kafka_messages(), st.data())
+def test_the_order_of_occurrences_is_bound(message: Message, data: st.DataObject) -> None:
+    """Exchanging two different values of one name is headers_mismatch."""
+    values = data.draw(st.lists(st.binary(max_size=3), min_size=2, max_size=4, unique=True))
+    sealed = SIGNER.sign(replace(message, headers=tuple(("tag", value) for value in values)))
+    order = data.draw(st.permutations(range(len(values))))
+    moved = (*(sealed.headers[index] for index in order), sealed.headers[-1])
+    expected = None if list(order) == sorted(order) else Reason.HEADERS_MISMATCH
+    assert reason_of(replace(sealed, headers=moved)) is expected
+
+
+@given(MESSAGES, VALUES, NAMES)
+def test_an_uncovered_header_is_never_shown(message: Message, value: HeaderValue, name: str) -> None:
+    """Whatever is added under a name of its own, the message is accepted without it."""
+    assume(name.lower() not in {header.lower() for header, _ in message.headers})
+    sealed = SIGNER.sign(message)
+    found = opened(replace(sealed, headers=((name, value), *sealed.headers)))
+    assert found.header(name) is None
+    assert found.headers == opened(sealed).headers or "nan" in repr(found.headers)
+
+
+SEALED = SIGNER.sign(Message(destination="kafka:orders", body=b"hello", key=b"42", headers=(("tenant", b"acme"),)))
+TOKEN = envelope.token_of(SEALED)
+BARE = replace(SEALED, headers=SEALED.headers[:-1])
+
+
+def judged_token(token: bytes) -> Reason | None:
+    """Return why the honest message is rejected with another token."""
+    return reason_of(replace(BARE, headers=(*BARE.headers, ("mqauth-token", token))))
+
+
+@given(st.integers(0, len(TOKEN) * 8 - 1))
+def test_any_flipped_bit_of_a_token_is_rejected(bit: int) -> None:
+    """Header, payload and signature alike: no second form of a token is accepted."""
+    flipped = bytearray(TOKEN)
+    flipped[bit // 8] ^= 1 << bit % 8
+    assert judged_token(bytes(flipped)) is not None
+
+
+@given(st.sampled_from([0, 1, 2]), st.data())
+def test_each_segment_of_a_token_has_its_reasons(segment: int, data: st.DataObject) -> None:
+    """A changed signature is signature_invalid; a changed payload too, or its claims are malformed before."""
+    parts = TOKEN.split(b".")
+    raw = bytearray(base64url.decode(parts[segment]))
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
+    parts[segment] = base64url.encode(bytes(raw))
+    allowed = [
+        {Reason.TOKEN_MALFORMED, Reason.TOKEN_TYPE, Reason.HEADER_FORBIDDEN, Reason.ALGORITHM_FORBIDDEN, Reason.KEY_UNKNOWN},
+        {Reason.SIGNATURE_INVALID, Reason.CLAIMS_MALFORMED, Reason.CLAIM_MISSING, Reason.ISSUER_UNTRUSTED},
+        {Reason.SIGNATURE_INVALID},
+    ][segment]  # fmt: skip
+    assert judged_token(b".".join(parts)) in allowed
+
+
+SOUP = st.lists(
+    st.one_of(st.binary(max_size=20), st.sampled_from([b".", b"e30", b"eyJ", b"=", *TOKEN.split(b".")])), max_size=6
+).map(b"".join)
+
+
+@given(st.one_of(st.binary(max_size=60), SOUP))
+@example(b"")
+@example(b"..")
+@example(TOKEN + b"=")
+def test_arbitrary_bytes_as_token_are_a_rejection(token: bytes) -> None:
+    """Whatever stands in the token header, the outcome is a reason and never another exception."""
+    if token != TOKEN:
+        assert judged_token(token) is not None
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20)),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=6), inner, max_size=4)),
+    max_leaves=10,
+)
+HONEST = FORGE.claims(BARE)
+NAMED = st.sampled_from([*HONEST, "nbf", "extra"])
+BINDING_NAMED = st.sampled_from([*HONEST["mqa"], "tree"])
+
+
+def loose(value: Any) -> bytes:
+    """Return JSON as a careless writer gives it, NaN and surrogates included."""
+    return json.dumps(value).encode("utf-8", "surrogatepass")
+
+
+@given(st.one_of(JSON, st.dictionaries(NAMED, JSON, max_size=3).map(lambda bends: HONEST | bends),
+                 st.dictionaries(BINDING_NAMED, JSON, max_size=3).map(lambda bends: HONEST | {"mqa": HONEST["mqa"] | bends})))  # fmt: skip
+def test_arbitrary_json_as_claims_is_judged(value: Any) -> None:
+    """Signed claims of any shape are verified or rejected, and never another exception."""
+    token = FORGE.token(BARE, payload=loose(value)).encode()
+    if len(token) > jws.MAX_TOKEN:
+        assert judged_token(token) is Reason.TOKEN_OVERSIZE
+        return
+    reason = judged_token(token)
+    assert reason is None or isinstance(reason, Reason)
+    assert reason not in (Reason.SIGNATURE_INVALID, Reason.TOKEN_MALFORMED)
+
+
+@given(st.one_of(JSON.map(loose), st.binary(max_size=40), st.text('[]{},:"\\u0d8ef1.-eE+ naN', max_size=20).map(str.encode)))
+def test_strict_json_agrees_with_json_on_what_it_accepts(raw: bytes) -> None:
+    """What strict JSON reads, json reads alike; everything else is one error type."""
+    try:
+        value = strictjson.loads(raw, depth=8)
+    except strictjson.StrictJSONError:
+        return
+    assert repr(json.loads(raw)) == repr(value)
+    assert strictjson.loads(strictjson.dumps(value), depth=8) == value
+
+
+@given(st.binary(max_size=60))
+def test_claims_of_arbitrary_bytes_are_parsed_or_rejected(raw: bytes) -> None:
+    """The parser raises nothing but Rejection."""
+    try:
+        claims.parse(raw)
+    except Rejection as rejection:
+        assert rejection.reason in (Reason.CLAIMS_MALFORMED, Reason.CLAIM_MISSING)
+
+
+@given(st.fixed_dictionaries({}, optional={
+    "iss": st.sampled_from([HONEST["iss"], "https://evil.example"]), "sub": TEXT, "aud": st.one_of(st.just("billing"), TEXT),
+    "iat": st.integers(-10, 10).map(lambda offset: HONEST["iat"] + offset),
+    "exp": st.integers(-10, 4000).map(lambda offset: HONEST["iat"] + offset),
+    "nbf": st.integers(-10, 10).map(lambda offset: HONEST["iat"] + offset), "role": JSON,
+}), st.sampled_from(["EdDSA", "ES256", "none"]))  # fmt: skip
+def test_what_we_accept_pyjwt_accepts_with_the_same_claims(bends: dict[str, Any], algorithm: str) -> None:
+    """An independent library, as an oracle: a token of ours is a valid JWT wherever we take it for one."""
+    token = FORGE.token(BARE, claims=bends, payload=loose(HONEST | bends), header={"alg": algorithm})
+    try:
+        found = opened(with_token(BARE, token))
+    except Rejection:
+        return
+    decoded = jwt.decode(
+        token, FORGE.key.public, algorithms=["EdDSA"], audience="billing", issuer=HONEST["iss"], leeway=5,
+        options={"verify_exp": False, "verify_iat": False, "verify_nbf": False, "require": list(claims.REQUIRED)},
+    )  # fmt: skip
+    assert repr(sorted(decoded.items())) == repr(sorted(found.claims.as_dict().items()))
+
+
+@given(MESSAGES)
+def test_the_json_form_is_the_message(message: Message) -> None:
+    """from_form(to_form(m)) is m, through strict JSON text, for every message a broker carries."""
+    raw = strictjson.dumps(jsonform.to_form(message))
+    again = jsonform.from_form(strictjson.loads(raw, depth=64))
+    assert repr(again.headers) == repr(message.headers)
+    assert replace(again, headers=()) == replace(message, headers=())
+
+
+@given(MESSAGES)
+def test_a_signed_message_survives_the_json_form(message: Message) -> None:
+    """Files and dead letters in the JSON form verify like the message itself."""
+    sealed = SIGNER.sign(message)
+    assert reason_of(jsonform.from_form(strictjson.loads(strictjson.dumps(jsonform.to_form(sealed)), depth=64))) is None
+
+
+@given(JSON)
+def test_arbitrary_json_is_a_message_or_malformed(value: Any) -> None:
+    """Reading a form raises nothing but MalformedMessage, also for its parts."""
+    forms = [value, {"destination": "kafka:a", "body": value}, {"destination": value, "body": None}]
+    forms += [{"destination": "rabbitmq:/a", "body": "", name: value} for name in ("headers", "properties", "origin", "key")]
+    forms += [{"destination": "kafka:a", "body": "", "headers": [["a", value]]}]
+    for form in forms:
+        try:
+            assert isinstance(jsonform.from_form(form), Message)
+        except MalformedMessage as error:
+            assert str(error)
+
+
+@given(st.recursive(st.one_of(SCALARS, st.text(), st.floats(), st.decimals()), lambda inner: st.one_of(
+    st.lists(inner, max_size=3).map(tuple), st.dictionaries(st.text(), inner, max_size=3)), max_leaves=6))  # fmt: skip
+def test_any_value_is_encoded_or_malformed_and_always_written(value: Any) -> None:
+    """Encoding raises nothing but MalformedMessage, writing the JSON form raises nothing."""
+    assert strictjson.dumps(jsonform.value_to_form(value))
+    try:
+        envelope.add_named([], "n", (value,))
+    except MalformedMessage as error:
+        assert str(error)
+
+
+@given(TEXT, TEXT)
+def test_destinations_have_one_spelling(exchange: str, routing_key: str) -> None:
+    """Every name has a canonical form, which parses back and has no second."""
+    place = destination.rabbitmq(exchange, routing_key)
+    assert destination.parse(place) == ("rabbitmq", exchange, routing_key)
+
+
+@given(st.text(st.sampled_from("kafrbitmq:/%012aAfF.~é"), max_size=16))
+def test_what_parses_as_a_destination_is_canonical(text: str) -> None:
+    """A text that parses is exactly what its names encode to."""
+    try:
+        scheme, *names = destination.parse(text)
+    except MalformedMessage:
+        return
+    assert text == (destination.rabbitmq(*names) if scheme == "rabbitmq" else destination.kafka(*names))
+
+
+def written(path: Path, count: int) -> list[bytes]:
+    """Write an audit file and return its lines."""
+    with AuditFile(path, fsync=False) as file:
+        for number in range(count):
+            file.write(AuditRecord(
+                id=str(number), time=1_900_000_000.0, verdict="rejected", reason="expired", detail="é", scope="s",
+                broker={}, token={"claimed": {"iat": 10, "sub": "a/b"}}, body_sha256=None, body_size=None,
+                key_set=None, policy=None, dead_letter=None, instance="i"))  # fmt: skip
+    return path.read_bytes().splitlines(keepends=True)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.data())
+def test_any_edited_removed_inserted_or_moved_line_is_found(data: st.DataObject) -> None:
+    """Whatever is done to a line of an audit file but the last one's end, the chain does not hold."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "audit.jsonl"
+        lines = written(path, 5)
+        assert verify_chain(path).intact
+        at = data.draw(st.integers(0, 3))
+        kind = data.draw(st.sampled_from(["edit", "pad", "remove", "repeat", "move"]))
+        if kind == "edit":
+            byte = data.draw(st.integers(0, len(lines[at]) - 1))
+            line = bytearray(lines[at])
+            line[byte] ^= data.draw(st.integers(1, 255))
+            lines[at] = bytes(line)
+        elif kind == "pad":
+            lines[at] = lines[at].replace(b'"v":1', data.draw(st.sampled_from([b'"v": 1', b'"v":1.0', b'"\\u0076":1'])))
+        elif kind == "remove":
+            del lines[at]
+        elif kind == "repeat":
+            lines.insert(data.draw(st.integers(0, 5)), lines[at])
+        else:
+            lines.insert(at + 1, lines.pop(at))
+        path.write_bytes(b"".join(lines))
+        report = verify_chain(path)
+        assert not report.intact
+        assert report.first_bad is not None
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300))
+def test_a_torn_tail_is_recovered_and_called_no_tampering(cut: int) -> None:
+    """However much of the last line a crash took, the whole ones stay, and the chain goes on."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "audit.jsonl"
+        lines = written(path, 3)
+        cut = min(cut, len(lines[-1]) - 1)
+        path.write_bytes(b"".join(lines)[:-cut])
+        torn = verify_chain(path)
+        assert (torn.intact, torn.records) == (True, 2)
+        written(path, 1)
+        assert verify_chain(path).intact
+        assert path.read_bytes().splitlines(keepends=True)[:2] == lines[:2]
+
+
+def test_decimals_and_floats_print_as_they_were() -> None:
+    """The oracle for header values compares by repr, so that 1, 1.0, True and Decimal(1) differ."""
+    assert len({repr(value) for value in (1, 1.0, True, Decimal(1), "1", b"1")}) == 6
+    with pytest.raises(MalformedMessage):
+        SIGNER.sign(SEALED)
