@@ -15,8 +15,9 @@ import pytest
 
 from mqauth import __version__, cli
 from mqauth.cli import messages
+from mqauth.cli.broker import check_url, reached
 from mqauth.cli.output import one_line
-from mqauth.errors import Cause, Reason, Unavailable
+from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.jsonform import from_form
 from mqauth.jwk import load_key_set
 from mqauth.keys import Key
@@ -325,7 +326,8 @@ def test_revocation_time_has_a_zone(shell: Shell, time: str) -> None:
         {"body": "AA==", "destination": "rabbitmq:shop/orders.new", "origin": {"queue": "q", "redelivered": True},
          "properties": {"content_type": "a/b", "priority": 3},
          "headers": [["n", {"int": 2**63 - 1}], ["m", {"int": -(2**63)}], ["f", {"float": 0.1}],
-                     ["z", {"null": None}], ["l", {"list": [{"bool": True}, {"table": {"x": {"decimal": "12.50"}}}]}]]},
+                     ["z", {"null": None}],
+                     ["l", {"list": [{"bool": True}, {"table": {"x": {"decimal": "12.50"}}}]}]]},
     ],
 )  # fmt: skip
 def test_sign_appends_the_token_and_keeps_the_rest(ready: Shell, message: dict[str, Any]) -> None:
@@ -635,8 +637,32 @@ def test_demo_for_people_has_no_colour_when_piped(shell: Shell) -> None:
     assert b"\x1b" not in ran.out
 
 
+@pytest.mark.parametrize("url", ["amqp://user:hunter2@127.0.0.1:1/", "amqps://127.0.0.1:1/"])
+def test_demo_on_a_broker_that_is_down_is_one_line(shell: Shell, url: str) -> None:
+    """A broker nobody listens at is one line that shows no password, exit 2."""
+    said = shell.refused("demo", "--broker", url)
+    assert said.startswith("--broker: the broker cannot be used (")
+    assert "hunter2" not in said
+
+
+def test_fault_of_a_client_library_is_told_from_ours() -> None:
+    """What a client library raises is one line; a fault of this library stays what it is."""
+    fault = type("NoBrokersAvailable", (Exception,), {"__module__": "kafka.errors"})
+    with pytest.raises(ConfigurationError, match=r"--broker: .*\(NoBrokersAvailable\)"), reached("--broker"):
+        raise fault
+    with pytest.raises(ZeroDivisionError), reached("--broker"):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("url", ["kafka://a:1,b:2", "kafka://a", "amqp://a/vhost", "amqps://user:x@a:5671/"])
+def test_good_broker_url_passes(url: str) -> None:
+    """A vhost, a password and several Kafka servers are allowed."""
+    check_url("--broker", url)
+
+
 @pytest.mark.parametrize(
-    "url", ["", "localhost", "http://a/", "amqp://", "kafka://a:b", "kafka://a:70000", "amqp://a b"]
+    "url",
+    ["", "localhost", "http://a/", "amqp://", "kafka://a:b", "kafka://a:70000", "kafka://a:1,b:x", "amqp://a b"],
 )
 def test_demo_refuses_a_bad_url(shell: Shell, url: str) -> None:
     """A broker URL that is none is one line, and is not repeated: it may hold a password."""

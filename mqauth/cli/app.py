@@ -14,8 +14,8 @@ from mqauth.cli import keys as key_commands
 from mqauth.cli import sign as sign_command
 from mqauth.cli import verify as verify_command
 from mqauth.cli.audit_app import audit_app
+from mqauth.cli.broker import check_url, reached
 from mqauth.cli.output import abandon_output, print_error
-from mqauth.config_table import is_url
 from mqauth.errors import ConfigurationError, MqauthError, Unavailable
 from mqauth.keys import ALGORITHMS
 
@@ -94,12 +94,11 @@ def demo(
     """Run a producer, a consumer and an attacker, and show what became of every message."""
     from mqauth.cli import demo as demo_command
 
-    if broker is not None and not is_url(broker, ("amqp", "amqps", "kafka")):
-        raise ConfigurationError("--broker: must be amqp://..., amqps://... or kafka://host:port")
-    try:
+    if broker is None:
+        return demo_command.demo(None, as_json=as_json, audit=audit, messages=messages)
+    check_url("--broker", broker)
+    with reached("--broker"):
         return demo_command.demo(broker, as_json=as_json, audit=audit, messages=messages)
-    except (ConnectionError, TimeoutError) as error:
-        raise ConfigurationError(f"--broker: cannot be reached ({type(error).__name__})") from error
 
 
 @app.command()
