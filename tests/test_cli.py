@@ -174,6 +174,22 @@ def test_reader_that_leaves_is_no_traceback(ready: Shell) -> None:
     assert (ran.returncode, ran.stderr) == (1, b"")
 
 
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [("--version > /dev/full", 1, "No space left on device"), ("--version >&-", 1, "standard output is closed")],
+)
+def test_output_that_cannot_be_written_is_one_line(command: str, code: int, said: str) -> None:
+    """A full or closed standard output is one line, and never a traceback on exit."""
+    ran = subprocess.run(
+        ["/bin/sh", "-c", f"{sys.executable} -m mqauth {command}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (ran.returncode, ran.stderr) == (code, f"mqauth: {said}\n")
+
+
 def test_closed_standard_input_is_one_line(ready: Shell, capfdbinary: Any) -> None:
     """A process without standard input is told so."""
     with pytest.MonkeyPatch.context() as patch:
@@ -298,6 +314,13 @@ def test_keys_rotate_retire_revoke(shell: Shell) -> None:
     listed = {key["kid"]: key for key in json.loads(shell("keys", "jwks").out)["keys"]}
     assert listed[second]["revoked"] == {"revoked_at": 1_896_091_200, "reason": "stolen"}
     assert "exp" in listed[first]
+
+
+def test_keys_retire_for_people(shell: Shell) -> None:
+    """A retired key is said to be so in one line."""
+    shell("keys", "new")
+    pending = shell("keys", "new", "--json").object()["kid"]
+    assert shell("keys", "retire", "--kid", pending).out.decode() == f"{pending} (EdDSA) is retired in keys\n"
 
 
 def test_kid_may_begin_with_a_hyphen(shell: Shell) -> None:

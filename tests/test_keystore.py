@@ -251,6 +251,17 @@ def test_published_side_names_subjects_and_ends(store: Keystore) -> None:
     assert all(key["mqauth_sub"] == ["a"] and "d" not in key for key in listed.values())
 
 
+def test_pem_of_a_gone_key_goes_too(store: Keystore) -> None:
+    """Once a retired key is no longer published its private half leaves the disk, and no other does."""
+    clock = FakeClock(NOW)
+    store = Keystore(folder=store.folder, clock=clock)
+    old, new = store.create(publish_delay=0), store.create()
+    clock.advance(store.change(ring.rotate).retain + PICKUP)
+    store.change(ring.rotate)
+    assert [path.stem for path in store.folder.glob("*.pem")] == [new.kid]
+    assert old.kid not in {key.kid for key in store.public_keys()}
+
+
 def test_publish_delay_is_kept(store: Keystore) -> None:
     """The delay given once serves the later keys of the folder."""
     store.create(publish_delay=7)

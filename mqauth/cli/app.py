@@ -48,6 +48,8 @@ _KEYS: Final = Path("keys")
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code; every error we know of is one line on standard error."""
+    if sys.stdout is None:
+        return _failed("standard output is closed", 1)
     command = typer.main.get_command(app)
     try:
         code = command.main(list(arguments), prog_name="mqauth", standalone_mode=False)
@@ -62,6 +64,7 @@ def run(arguments: Sequence[str]) -> int:
         abandon_output()
         return 1
     except OSError as error:
+        abandon_output()  # it may be what failed, and would fail again on exit
         place = f"{error.filename}: " if error.filename else ""
         return _failed(f"{place}{error.strerror or type(error).__name__}", 1)
     except (KeyboardInterrupt, typer.Abort):

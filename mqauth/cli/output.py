@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 from typing import Any
@@ -27,5 +29,8 @@ def one_line(text: str) -> str:
 
 
 def abandon_output() -> None:
-    """Point standard output nowhere: its reader has gone, and the interpreter would say so on exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Point standard output nowhere: it cannot be written, and the interpreter would say so on exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(io.UnsupportedOperation):  # somebody's own object in its place
+        os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -86,6 +86,8 @@ class Keystore:
     def change(self, change: Change) -> KeyRing:
         """Replace the ring by what a pure function of ring and now makes of it, and return that.
 
+        The PEM of a key that is gone from the ring is removed.
+
         Raises:
             ConfigurationError: the folder is no keystore, or the function refuses.
         """
@@ -95,6 +97,8 @@ class Keystore:
             after = change(before, self._now())
             if after != before:
                 files.write_whole(self.folder / KEYSET, document.dump(after))
+            for kid in {key.kid for key in before.keys} - {key.kid for key in after.keys}:
+                self._pem(kid).unlink(missing_ok=True)
         return after
 
     def signing_key(self) -> Key:
