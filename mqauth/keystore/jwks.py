@@ -233,19 +233,16 @@ class JWKS:
             return f"the fetch broke: {type(error).__name__}"
 
     def _take(self, result: Answer | str, asked: float) -> None:
-        """Swap the state, wake who waits, and tell."""
-        jitter = self._randomness(1)[0] / 256
+        """Swap the state, wake who waits, and tell; only this thread changes the state of an attempt in flight."""
+        jitter, before = self._randomness(1)[0] / 256, self._cache
+        if isinstance(result, str):
+            now = self._clock.monotonic()
+            after, events = rules.failed(before, result, asked=asked, now=now, limits=self._limits, jitter=jitter)
+        else:
+            after, events = rules.answered(before, result, asked=asked, limits=self._limits, jitter=jitter)
+        changed = after.keys is not before.keys
         with self._condition:
-            before = self._cache
-            if isinstance(result, str):
-                now = self._clock.monotonic()
-                after, events = rules.failed(
-                    before, result, asked=asked, now=now, limits=self._limits, jitter=jitter
-                )
-            else:
-                after, events = rules.answered(before, result, asked=asked, limits=self._limits, jitter=jitter)
             self._cache = after
-            changed = after.keys is not before.keys
             if changed:
                 self._absent.clear()
             self._waiters.release()
