@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,7 +21,9 @@ from integration.services.machine import CommandError, cache_folder, docker_answ
 
 _ROOT = Path(__file__).resolve().parents[1]
 _TERMINAL_TELLS_WITHIN = 2.0  # a Ctrl-C reaches the whole process group; a kill only us
+_ENDED_WITHIN = 10.0
 _NO_TESTS = 5  # pytest's exit code
+_ENDS_WITHIN = 5.0
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,7 @@ class _Counts:
     skipped: int = 0
 
     def __add__(self, other: _Counts) -> _Counts:
-        return _Counts(
-            self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped
-        )
+        return _Counts(self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped)
 
     def line(self) -> str:
         skipped = f", {self.skipped} skipped" if self.skipped else ""
@@ -53,10 +54,10 @@ def run_tests(folders: Sequence[str], arguments: Sequence[str]) -> int:
                 total += _Counts(failed=1)
                 continue
         total += _pytest(folder, arguments)
-    left = left_over(run_id)
+    left = _settled(run_id)
     for line in left:
         say(f"left running: {line}")
-    print("nothing is left running" if not left else "processes were left running", flush=True)
+    print("nothing is left running" if not left else "not everything was stopped", flush=True)
     if not total.passed + total.failed:
         say("error: no test ran")
     print(total.line(), flush=True)
@@ -97,6 +98,22 @@ def _read(report: Path) -> _Counts:
         failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
         total += _Counts(max(0, ran - failed - skipped), failed, skipped)
     return total
+
+
+def _settled(run_id: str) -> list[str]:
+    """Return what is left after a moment: helpers of multiprocessing end just after their pytest."""
+    deadline = time.monotonic() + _ENDS_WITHIN
+    while (left := left_over(run_id)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
+def _settled(run_id: str) -> list[str]:
+    """Return what is left over, after a short time for what is ending just now."""
+    deadline = time.monotonic() + _ENDED_WITHIN
+    while (left := left_over(run_id)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
 
 
 def left_over(run_id: str) -> list[str]:
