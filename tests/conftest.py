@@ -182,7 +182,7 @@ def reason_of() -> Callable[[Callable[[], object]], Reason]:
 @pytest.fixture
 def other_zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine whose local time is far from UTC."""
-    import time  # noqa: PLC0415
+    import time
 
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")
     time.tzset()

@@ -29,12 +29,13 @@ CLAIMS = Claims(
 
 @pytest.mark.parametrize(
     "text",
-    ["\n", "\r", "\x00", "\x1b[31m", "\x7f", "\x85", "\x9b", "\u2028", "\u2029", "\u202e", "\u2066", "\u200b", "\u200f",
+    ["\n", "\r", "\x00", "\x1b[31m", "\x7f", "\x85", "\x9b", "\u2028", "\u2029", "\u202e", "\u2066", "\u200b",
+    "\u200f",
      "\ufeff", "\u061c", "\ud800", "\ue000", "\U000e0001", "\U0001f600", "\ufff9", "\u2060"],
     ids=ascii,
 )  # fmt: skip
 def test_what_a_terminal_or_viewer_acts_on_is_escaped(text: str) -> None:
-    """Line breaks, escapes, bidi controls, invisible and private characters and surrogates become visible ASCII."""
+    """Line breaks, escapes, bidi controls, invisible characters and surrogates become visible ASCII."""
     assert harmless(f"a{text}b").isascii()
     assert harmless(f"a{text}b").startswith("a\\")
 
@@ -105,7 +106,8 @@ def test_an_unreadable_token_claims_nothing() -> None:
     ("origin", "expected"),
     [
         (Origin(), {}),
-        (Origin(queue="q", exchange="e\n", routing_key="r\x1b"), {"queue": "q", "exchange": "e\\n", "routing_key": "r\\x1b"}),
+        (Origin(queue="q", exchange="e\n", routing_key="r\x1b"),
+        {"queue": "q", "exchange": "e\\n", "routing_key": "r\\x1b"}),
         (Origin(topic="t", partition=0, offset=0), {"topic": "t", "partition": 0, "offset": 0}),
     ],
 )  # fmt: skip

@@ -11,7 +11,14 @@ from mqauth import claims, strictjson
 from mqauth.errors import Reason, Rejection
 
 DIGEST = "47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU"
-BINDING: dict[str, Any] = {"v": 1, "dst": "kafka:orders", "bod": DIGEST, "key": None, "hdr": ["a", "b"], "hds": DIGEST}
+BINDING: dict[str, Any] = {
+    "v": 1,
+    "dst": "kafka:orders",
+    "bod": DIGEST,
+    "key": None,
+    "hdr": ["a", "b"],
+    "hds": DIGEST,
+}
 CLAIMS: dict[str, Any] = {
     "iss": "i", "sub": "s", "aud": "a", "iat": 1, "exp": 2, "jti": "j" * 16, "mqa": BINDING,
 }  # fmt: skip
@@ -48,7 +55,8 @@ def test_each_claim_is_required(name: str, reason_of: ReasonOf) -> None:
     ("name", "value"),
     [
         *[(name, value) for name in ("iss", "sub", "aud")
-          for value in ("", "x" * 257, 1, None, ["a"], {"a": 1}, True, "a\nb", "a\x00", "\x7f", "\x85", "\x1b[0m")],
+          for value in ("", "x" * 257, 1, None, ["a"], {"a": 1}, True, "a\nb", "a\x00", "\x7f", "\x85",
+          "\x1b[0m")],
         *[("jti", value) for value in ("j" * 15, "j" * 129, "", None, 16, "j" * 15 + "\n")],
         *[(name, value) for name in ("iat", "exp", "nbf")
           for value in (True, False, 1.0, 1.5, "1", None, -1, [1], {})],
@@ -63,7 +71,8 @@ def test_a_claim_of_another_type_or_size_is_malformed(name: str, value: object, 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *[(name, value) for name in ("iss", "sub", "aud") for value in ("x", "x" * 256, "\u00e9", "\U0001f600" * 256)],
+        *[(name, value) for name in ("iss", "sub", "aud") for value in ("x", "x" * 256, "\u00e9",
+        "\U0001f600" * 256)],
         ("jti", "j" * 16), ("jti", "j" * 128),
         *[(name, value) for name in ("iat", "exp", "nbf") for value in (0, 2**53)],
     ],

@@ -20,7 +20,11 @@ Maker = Callable[..., Message]
 def letter(message: Message, detail: str = "late\x1b") -> DeadLetter:
     """Return the letter of a message rejected now."""
     return DeadLetter(
-        message=message, rejection=Rejection(Reason.EXPIRED, detail), scope="billing", time=1_900_000_000.0, audit="id-1"
+        message=message,
+        rejection=Rejection(Reason.EXPIRED, detail),
+        scope="billing",
+        time=1_900_000_000.0,
+        audit="id-1",
     )
 
 
@@ -31,7 +35,11 @@ def all_kept(name: str, value: object) -> bool:
 
 def lineage(message: Message) -> dict[str, Any]:
     """Return our headers on a letter."""
-    return {name.removeprefix("mqauth-dead-"): value for name, value in message.headers if name.startswith("mqauth-dead-")}
+    return {
+        name.removeprefix("mqauth-dead-"): value
+        for name, value in message.headers
+        if name.startswith("mqauth-dead-")
+    }
 
 
 def test_body_headers_and_key_stay(kafka: Maker) -> None:
@@ -48,7 +56,8 @@ def test_lineage_says_why_when_and_where_from(kafka: Maker) -> None:
     digest = content_digest(kafka())
     assert found == {
         "id": letter_id(kafka(offset=12), "billing"), "reason": "expired", "detail": "late\\x1b",
-        "time": "2030-03-17T17:46:40.000Z", "scope": "billing", "destination": "kafka:orders", "source": "orders/0/12",
+        "time": "2030-03-17T17:46:40.000Z", "scope": "billing", "destination": "kafka:orders",
+        "source": "orders/0/12",
         "audit": "id-1", "digest": digest, "count": "1", "history": "[]", "key": base64url.encode(b"42").decode(),
     }  # fmt: skip
 
@@ -92,7 +101,9 @@ def test_headers_of_our_names_are_the_attackers(rabbit: Maker) -> None:
 
 def test_what_the_client_cannot_send_is_kept_in_the_json_form(rabbit: Maker) -> None:
     """A value the client refuses becomes metadata without losing its type."""
-    found = letter(rabbit(headers=(("raw", b"\xff"), ("a", 1)))).whole(lambda name, value: not isinstance(value, bytes))
+    found = letter(rabbit(headers=(("raw", b"\xff"), ("a", 1)))).whole(
+        lambda name, value: not isinstance(value, bytes)
+    )
     assert json.loads(lineage(found)["metadata"])["headers"] == [["raw", {"b64": "/w=="}]]
 
 
@@ -166,7 +177,9 @@ BROKER_WRITTEN = (("x-death", ()), ("x-delivery-count", 3), ("x-first-death-queu
 
 def test_the_id_is_the_same_for_a_copy_after_a_crash(kafka: Maker, rabbit: Maker) -> None:
     """What a broker writes anew with each delivery names no content; nor do redelivery and receipt."""
-    assert letter_id(rabbit(headers=(("a", 1), *BROKER_WRITTEN)), "s") == letter_id(rabbit(headers=(("a", 1),)), "s")
+    assert letter_id(rabbit(headers=(("a", 1), *BROKER_WRITTEN)), "s") == letter_id(
+        rabbit(headers=(("a", 1),)), "s"
+    )
     redelivered = rabbit(origin=replace(rabbit().origin, redelivered=True))
     assert letter_id(redelivered, "s") == letter_id(rabbit(), "s")
 
@@ -174,7 +187,8 @@ def test_the_id_is_the_same_for_a_copy_after_a_crash(kafka: Maker, rabbit: Maker
 def test_the_id_tells_everything_else_apart(kafka: Maker) -> None:
     """Another scope, place, body, key, property, header or destination is another letter."""
     changed = [
-        kafka(), kafka(offset=1), kafka(body=b""), kafka(body=None), kafka(key=None), kafka(key=b""), kafka(headers=()),
+        kafka(), kafka(offset=1), kafka(body=b""), kafka(body=None), kafka(key=None), kafka(key=b""),
+        kafka(headers=()),
         kafka(destination="kafka:orders2"), kafka(headers=(*kafka().headers, ("a", None))),
         kafka(properties={"type": "x"}), kafka(headers=kafka().headers[::-1]), kafka(headers=(("a", object()),)),
     ]  # fmt: skip

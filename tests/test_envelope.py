@@ -107,7 +107,9 @@ def test_a_token_over_its_size_is_not_attached(rabbit: Maker) -> None:
           for value in (None, 1, True, b"x", ("x",), {"a": "x"}, "\u00e9", "\ud800", 1.5)],
     ],
 )  # fmt: skip
-def test_rabbitmq_has_exactly_one_text_token(headers: Any, reason: Reason, rabbit: Maker, reason_of: ReasonOf) -> None:
+def test_rabbitmq_has_exactly_one_text_token(
+    headers: Any, reason: Reason, rabbit: Maker, reason_of: ReasonOf
+) -> None:
     """Missing, repeated in any case, too large, or of another type: each has its reason."""
     assert reason_of(lambda: envelope.token_of(rabbit(headers=headers))) is reason
 
@@ -121,7 +123,9 @@ def test_rabbitmq_has_exactly_one_text_token(headers: Any, reason: Reason, rabbi
         ((("mqauth-token", "x"),), Reason.TOKEN_MALFORMED),
     ],
 )
-def test_kafka_has_exactly_one_bytes_token(headers: Any, reason: Reason, kafka: Maker, reason_of: ReasonOf) -> None:
+def test_kafka_has_exactly_one_bytes_token(
+    headers: Any, reason: Reason, kafka: Maker, reason_of: ReasonOf
+) -> None:
     """On Kafka the token is bytes; a null header is no token."""
     assert reason_of(lambda: envelope.token_of(kafka(headers=headers))) is reason
     assert envelope.token_of(kafka(headers=(("mqauth-token", b"x" * 8192),))) == b"x" * 8192
@@ -135,7 +139,10 @@ BENDS: dict[str, tuple[Callable[[Message], Message], Reason]] = {
     "header removed": (lambda m: replace(m, headers=m.headers[:-1]), Reason.HEADERS_MISMATCH),
     "header repeated": (lambda m: replace(m, headers=(*m.headers, m.headers[-1])), Reason.HEADERS_MISMATCH),
     "header twin": (lambda m: replace(m, headers=(*m.headers, ("TENANT", b"x"))), Reason.HEADERS_MISMATCH),
-    "header null": (lambda m: replace(m, headers=(*m.headers[:-1], (m.headers[-1][0], None))), Reason.HEADERS_MISMATCH),
+    "header null": (
+        lambda m: replace(m, headers=(*m.headers[:-1], (m.headers[-1][0], None))),
+        Reason.HEADERS_MISMATCH,
+    ),
     "header deep": (lambda m: replace(m, headers=(*m.headers, ("tenant", object()))), Reason.HEADERS_MISMATCH),  # type: ignore[dict-item,arg-type]
 }
 
@@ -162,16 +169,23 @@ def test_the_record_key_is_bound(key: bytes | None, kafka: Maker, reason_of: Rea
 
 
 @pytest.mark.parametrize("name", PROTECTED_PROPERTIES)
-def test_each_property_is_bound_on_both_brokers(name: str, rabbit: Maker, kafka: Maker, reason_of: ReasonOf) -> None:
+def test_each_property_is_bound_on_both_brokers(
+    name: str, rabbit: Maker, kafka: Maker, reason_of: ReasonOf
+) -> None:
     """Adding, emptying, changing or removing one of the seven is headers_mismatch, though none is listed."""
     for value in (None, "", "a", "b"):
         amqp = rabbit(properties={} if value is None else {name: value})
         record = kafka(headers=() if value is None else ((name, value.encode()),))
         for other in {None, "", "a", "b"} - {value}:
             changed = replace(amqp, properties={} if other is None else {name: other})
-            assert reason_of(lambda a=amqp, c=changed: envelope.check(c, envelope.bind(a))) is Reason.HEADERS_MISMATCH
+            assert (
+                reason_of(lambda a=amqp, c=changed: envelope.check(c, envelope.bind(a))) is Reason.HEADERS_MISMATCH
+            )
             changed = replace(record, headers=() if other is None else ((name, other.encode()),))
-            assert reason_of(lambda r=record, c=changed: envelope.check(c, envelope.bind(r))) is Reason.HEADERS_MISMATCH
+            assert (
+                reason_of(lambda r=record, c=changed: envelope.check(c, envelope.bind(r)))
+                is Reason.HEADERS_MISMATCH
+            )
 
 
 def test_unprotected_properties_are_not_bound(rabbit: Maker) -> None:

@@ -61,7 +61,7 @@ def test_errors_reach_the_flow_where_it_asked(runner: Runner) -> None:
         try:
             yield from flow.call(Flaky(1), 1)
         except RuntimeError as error:
-            return str((yield from flow.call(lambda value: f"{value} {error}", "caught")))
+            return str((yield from flow.call("caught {}".format, str(error))))
         return "missed"
 
     assert runner(wish()) == "caught flaky"
@@ -108,7 +108,7 @@ def test_run_refuses_any_awaitable() -> None:
             yield
 
     with pytest.raises(ColourError):
-        flow.run(flow.call(lambda: Later()))
+        flow.run(flow.call(Later))
 
 
 @pytest.mark.parametrize(("failures", "limit", "calls"), [(0, 3, 1), (1, 3, 2), (2, 3, 3), (1, 2, 2)])
@@ -190,7 +190,8 @@ def test_calls_take_positional_arguments() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"limit": 0}, {"limit": 101}, {"limit": -1}, {"wait": -0.1}, {"wait": 6.0}, {"wait": math.nan}, {"wait_max": 0.0}],
+    [{"limit": 0}, {"limit": 101}, {"limit": -1}, {"wait": -0.1}, {"wait": 6.0}, {"wait": math.nan},
+    {"wait_max": 0.0}],
     ids=repr,
 )  # fmt: skip
 def test_attempts_out_of_bounds_are_refused(settings: dict[str, Any]) -> None:
@@ -225,3 +226,21 @@ def test_asynchronous_plugins_are_refused_by_name() -> None:
     flow.refuse_async(handler=len)
     with pytest.raises(ConfigurationError, match="store is asynchronous"):
         flow.refuse_async(handler=len, store=later)
+
+
+def test_a_twin_serves_event_loops() -> None:
+    """run makes the call itself, arun its twin, or the call where it has none; keywords are refused."""
+    twin = lambda value: later(value * 2)  # noqa: E731
+    assert flow.run(flow.either(lambda value: value, twin, 1)) == 1
+    assert asyncio.run(flow.arun(flow.either(lambda value: value, twin, 1))) == 2
+    assert asyncio.run(flow.arun(flow.either(lambda value: value, None, 1))) == 1
+    with pytest.raises(TypeError):
+        flow.run(flow.either(lambda value: value, None, value=1))
+
+
+async def test_settled_results_are_returned_and_awaitables_awaited() -> None:
+    """Wrappers take plug-ins of either colour by one helper."""
+    assert [await flow.settled(found) for found in (1, later(2))] == [1, 2]
+    coroutine = later(3)
+    assert [flow.is_awaitable(found) for found in (coroutine, 3, None)] == [True, False, False]
+    assert await coroutine == 3

@@ -27,7 +27,8 @@ def short(value: object) -> str:
 
 
 VALUES: list[tuple[Any, dict[str, Any]]] = [
-    ("é", {"str": "é"}), (b"\x00", {"b64": "AA=="}), (3, {"int": 3}), (True, {"bool": True}), (None, {"null": None}),
+    ("é", {"str": "é"}), (b"\x00", {"b64": "AA=="}), (3, {"int": 3}), (True, {"bool": True}),
+    (None, {"null": None}),
     (0.5, {"float": 0.5}), (2**53, {"int": 2**53}), (2**53 + 1, {"int": "9007199254740993"}),
     (-(2**63), {"int": "-9223372036854775808"}), (2**64 - 1, {"int": "18446744073709551615"}),
     (float("inf"), {"float": "inf"}), (float("-inf"), {"float": "-inf"}),
@@ -62,14 +63,19 @@ def test_a_table_may_be_an_object_too() -> None:
 @pytest.mark.parametrize(
     "tagged",
     [
-        None, 1, "x", [], {}, {"str": "a", "int": 1}, {"text": "a"}, {"str": 1}, {"str": None}, {"b64": "é"}, {"b64": "A"},
+        None, 1, "x", [], {}, {"str": "a", "int": 1}, {"text": "a"}, {"str": 1}, {"str": None}, {"b64": "é"},
+        {"b64": "A"},
         {"b64": "AA"}, {"b64": "AA==\n"}, {"b64": 1}, {"int": 1.0}, {"int": True}, {"int": "x"}, {"int": 2**64},
-        {"int": -(2**63) - 1}, {"int": "1" * 21}, {"int": "99999999999999999999"}, {"int": "\u0661"}, {"int": 1 << 9000},
-        {"float": "x"}, {"float": True}, {"float": None}, {"float": 10**400}, {"float": {}}, {"bool": 1}, {"bool": "true"},
+        {"int": -(2**63) - 1}, {"int": "1" * 21}, {"int": "99999999999999999999"}, {"int": "\u0661"},
+        {"int": 1 << 9000},
+        {"float": "x"}, {"float": True}, {"float": None}, {"float": 10**400}, {"float": {}}, {"bool": 1},
+        {"bool": "true"},
         {"null": 0}, {"null": False}, {"time": 0}, {"time": "2030-01-02"}, {"time": "2030-13-02T03:04:05Z"},
-        {"time": "2030-01-02T03:04:05+00:00"}, {"time": "2030-01-02T03:04:05.5Z"}, {"time": "\u0662030-01-02T03:04:05Z"},
+        {"time": "2030-01-02T03:04:05+00:00"}, {"time": "2030-01-02T03:04:05.5Z"},
+        {"time": "\u0662030-01-02T03:04:05Z"},
         {"decimal": 1}, {"decimal": "1e9"}, {"decimal": "NaN"}, {"decimal": "1."}, {"decimal": "\u0661"},
-        {"decimal": "1" * 301}, {"list": {}}, {"list": None}, {"list": [1]}, {"table": []} | {"x": 1}, {"table": 1},
+        {"decimal": "1" * 301}, {"list": {}}, {"list": None}, {"list": [1]}, {"table": []} | {"x": 1},
+        {"table": 1},
         {"table": [["a"]]}, {"table": [[1, {"int": 1}]]}, {"table": [["a", {"int": 1}], ["a", {"int": 2}]]},
         {"table": ["ab"]}, {"table": [["a", {"int": 1}, 3]]},
     ],
@@ -123,7 +129,8 @@ MESSAGES = [
     Message(destination="kafka:orders", body=None, key=b"\xff", headers=(("a", b"1"), ("a", None), ("é", b""))),
     Message(destination="kafka:orders", body=b"", origin=Origin(
         scope="s", cluster="c", topic="orders", partition=0, offset=0, timestamp_ms=0, timestamp_type="append")),
-    Message(destination="rabbitmq:/q", body=b"\x00", properties={"content-type": "a", "user-id": "u", "priority": "5"},
+    Message(destination="rabbitmq:/q", body=b"\x00",
+    properties={"content-type": "a", "user-id": "u", "priority": "5"},
             headers=tuple((str(number), value) for number, (value, _) in enumerate(VALUES)),
             origin=Origin(scope="s", queue="q", exchange="", routing_key="q", redelivered=True)),
 ]  # fmt: skip
@@ -157,8 +164,10 @@ def test_number_properties_are_text() -> None:
     [
         None, [], "x", {}, {"destination": "kafka:a"}, {"body": None}, RABBIT | {"extra": 1},
         RABBIT | {"destination": 1}, RABBIT | {"destination": "orders"}, RABBIT | {"destination": "kafka:%61"},
-        RABBIT | {"key": "AA=="}, RABBIT | {"body": None}, RABBIT | {"body": "x"}, RABBIT | {"body": 1}, KAFKA | {"key": 1},
-        RABBIT | {"properties": []}, RABBIT | {"properties": {"content-type": "a"}}, RABBIT | {"properties": {"x": "a"}},
+        RABBIT | {"key": "AA=="}, RABBIT | {"body": None}, RABBIT | {"body": "x"}, RABBIT | {"body": 1},
+        KAFKA | {"key": 1},
+        RABBIT | {"properties": []}, RABBIT | {"properties": {"content-type": "a"}},
+        RABBIT | {"properties": {"x": "a"}},
         RABBIT | {"properties": {"type": True}}, RABBIT | {"properties": {"type": 1.5}},
         RABBIT | {"properties": {"type": "\ud800"}}, RABBIT | {"properties": {"priority": 1 << 9000}},
         RABBIT | {"headers": {}}, RABBIT | {"headers": [["a"]]}, RABBIT | {"headers": [[1, {"int": 1}]]},

@@ -24,7 +24,9 @@ GONE = object()
 
 def token(key: Key = KEY, payload: bytes = b"{}", **changes: Any) -> bytes:
     """Return a signed token whose header has changes."""
-    members = {name: value for name, value in (HEADER | {"alg": key.algorithm} | changes).items() if value is not GONE}
+    members = {
+        name: value for name, value in (HEADER | {"alg": key.algorithm} | changes).items() if value is not GONE
+    }
     return signed(strictjson.dumps(members), payload, key)
 
 
@@ -58,7 +60,8 @@ def test_the_key_decides_the_algorithm(algorithm: str, other: str, reason_of: Re
 
 
 @pytest.mark.parametrize(
-    "alg", ["none", "None", "HS256", "HS512", "RS512", "ES512", "ES256K", "eddsa", "EdDSA ", "", None, 1, True, ["EdDSA"],
+    "alg", ["none", "None", "HS256", "HS512", "RS512", "ES512", "ES256K", "eddsa", "EdDSA ", "", None, 1, True,
+    ["EdDSA"],
             {"a": 1}, GONE]
 )  # fmt: skip
 def test_an_algorithm_off_the_list_is_forbidden(alg: object, reason_of: ReasonOf) -> None:
@@ -77,7 +80,8 @@ def test_hmac_keyed_with_the_public_key_is_no_way_in(reason_of: ReasonOf) -> Non
 
 
 @pytest.mark.parametrize(
-    "typ", ["JWT", "at+jwt", "MQAUTH+JWT", "application/mqauth+jwt", "mqauth+jwt ", "", None, 1, ["mqauth+jwt"], GONE]
+    "typ",
+    ["JWT", "at+jwt", "MQAUTH+JWT", "application/mqauth+jwt", "mqauth+jwt ", "", None, 1, ["mqauth+jwt"], GONE],
 )
 def test_typ_is_compared_exactly(typ: object, reason_of: ReasonOf) -> None:
     """Another type of token, in any spelling, is token_type."""
@@ -85,7 +89,8 @@ def test_typ_is_compared_exactly(typ: object, reason_of: ReasonOf) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["jwk", "jku", "x5u", "x5c", "x5t", "crit", "b64", "zip", "cty", "enc", "iss", "Alg", "KID", "kid ", ""]
+    "name",
+    ["jwk", "jku", "x5u", "x5c", "x5t", "crit", "b64", "zip", "cty", "enc", "iss", "Alg", "KID", "kid ", ""],
 )
 def test_any_other_parameter_is_forbidden(name: str, reason_of: ReasonOf) -> None:
     """The header has alg, typ and kid and nothing else, even where the value is null."""
@@ -106,7 +111,8 @@ def test_the_limits_of_a_kid_pass() -> None:
 
 @pytest.mark.parametrize(
     "header",
-    [b"", b"{}", b"[]", b"null", b'"x"', b"1", b"\xff", b'{"alg":"EdDSA","alg":"EdDSA","typ":"mqauth+jwt","kid":"a"}',
+    [b"", b"{}", b"[]", b"null", b'"x"', b"1", b"\xff",
+    b'{"alg":"EdDSA","alg":"EdDSA","typ":"mqauth+jwt","kid":"a"}',
      b'{"kid":"\\ud800"}', b"[" * 3000, b'{"a":[[[[1]]]]}', b'{"kid":NaN}', b'\xef\xbb\xbf{"kid":"a"}'],
     ids=repr,
 )  # fmt: skip
@@ -180,3 +186,33 @@ def test_a_rejection_does_not_repeat_the_token() -> None:
     with pytest.raises(Rejection) as caught:
         jws.take_apart(b"c2VjcmV0LXRva2Vu.!.")
     assert "c2VjcmV0" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [ValueError(), TypeError(), RuntimeError(), MemoryError()])
+def test_whatever_the_crypto_library_raises_is_an_invalid_signature(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, reason_of: ReasonOf
+) -> None:
+    """A library that raises on hostile input must not take the consumer down, nor let the message pass."""
+
+    class Broken:
+        def verify(self, *arguments: object) -> bool:
+            raise error
+
+    opened = jws.take_apart(token())
+    monkeypatch.setitem(jws._PYJWT, "EdDSA", Broken())
+    assert reason_of(lambda: jws.verify(opened, KEY)) is Reason.SIGNATURE_INVALID
+
+
+@pytest.mark.parametrize("answer", [None, 1, "yes", object(), [True]])
+def test_only_true_itself_is_a_good_signature(
+    answer: object, monkeypatch: pytest.MonkeyPatch, reason_of: ReasonOf
+) -> None:
+    """A library's answer is never taken by its truthiness."""
+
+    class Odd:
+        def verify(self, *arguments: object) -> object:
+            return answer
+
+    opened = jws.take_apart(token())
+    monkeypatch.setitem(jws._PYJWT, "EdDSA", Odd())
+    assert reason_of(lambda: jws.verify(opened, KEY)) is Reason.SIGNATURE_INVALID

@@ -56,7 +56,10 @@ def test_rsa_signs_rs256_unless_told_ps256() -> None:
 
 @pytest.mark.parametrize(
     "private",
-    [rsa.generate_private_key(65537, 1024), rsa.generate_private_key(3, 2048), ec.generate_private_key(ec.SECP521R1()),
+    [
+        rsa.generate_private_key(65537, 1024),  # noqa: S505 - it is to be refused
+        rsa.generate_private_key(3, 2048),
+    ec.generate_private_key(ec.SECP521R1()),
      ec.generate_private_key(ec.SECP256K1())],
     ids=["rsa-1024", "e-3", "P-521", "secp256k1"],
 )  # fmt: skip

@@ -12,7 +12,14 @@ RABBIT = Message(destination="rabbitmq:shop/orders", body=b"secret-body", proper
 KAFKA = Message(
     destination="kafka:orders",
     body=None,
-    headers=(("content-type", b"a\xff"), ("tag", b"1"), ("Tag", b"2"), ("tag", None), ("type", b"x"), ("type", b"y")),
+    headers=(
+        ("content-type", b"a\xff"),
+        ("tag", b"1"),
+        ("Tag", b"2"),
+        ("tag", None),
+        ("type", b"x"),
+        ("type", b"y"),
+    ),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable
@@ -141,47 +142,55 @@ def _flip(draw: Callable[[Any], Any], raw: bytes | None) -> bytes | None:
     return found  # type: ignore[no-any-return]
 
 
-@given(MESSAGES, st.data())
-def test_any_change_of_a_bound_part_has_its_reason(message: Message, data: st.DataObject) -> None:
-    """Destination, record key, body, each property, each covered value, name, count and order are bound."""
+@given(MESSAGES, st.sampled_from(["x", "%20", ".", "/"]))
+def test_another_destination_is_destination_mismatch(message: Message, suffix: str) -> None:
+    """A message moved elsewhere is refused there."""
     sealed = SIGNER.sign(message)
-    on_kafka = destination.is_kafka(message.destination)
-    covered = [index for index, (name, _) in enumerate(sealed.headers)
-               if name in envelope.application_headers(message) or (on_kafka and name in PROTECTED_PROPERTIES)]  # fmt: skip
-    kinds = ["destination", "body", "key", "property", "add"] + (["value", "remove", "rename", "repeat"] if covered else [])
-    kind = data.draw(st.sampled_from(kinds))
+    assert reason_of(replace(sealed, destination=sealed.destination + suffix)) is Reason.DESTINATION_MISMATCH
+
+
+@given(MESSAGES, st.data())
+def test_any_other_body_or_record_key_is_a_mismatch(message: Message, data: st.DataObject) -> None:
+    """A flipped bit, a byte more or fewer, empty or none: body_mismatch and record_key_mismatch."""
+    sealed = SIGNER.sign(message)
+    assert reason_of(replace(sealed, body=_flip(data.draw, sealed.body))) is Reason.BODY_MISMATCH
+    assert reason_of(replace(sealed, key=_flip(data.draw, sealed.key))) is Reason.RECORD_KEY_MISMATCH
+
+
+@given(MESSAGES, st.sampled_from(PROTECTED_PROPERTIES), TEXT)
+def test_any_other_property_is_headers_mismatch(message: Message, name: str, value: str) -> None:
+    """Each of the seven is bound, present or absent: on RabbitMQ its value, on Kafka its occurrences."""
+    sealed = SIGNER.sign(message)
+    if destination.is_kafka(message.destination):
+        changed = replace(sealed, headers=(*sealed.headers, (name, value.encode())))
+    else:
+        assume(sealed.properties.get(name) != value)
+        changed = replace(sealed, properties={**sealed.properties, name: value})
+    assert reason_of(changed) is Reason.HEADERS_MISMATCH
+
+
+@given(MESSAGES, st.sampled_from(["value", "remove", "rename", "repeat", "twin"]), st.data())
+def test_any_other_covered_header_is_headers_mismatch(message: Message, kind: str, data: st.DataObject) -> None:
+    """Value, presence, name, count and twins in another case: what is covered stays as it was signed."""
+    sealed = SIGNER.sign(message)
     headers = list(sealed.headers)
-    index = data.draw(st.sampled_from(covered)) if covered else 0
-    reason = Reason.HEADERS_MISMATCH
-    changes: dict[str, Any] = {}
-    if kind == "destination":
-        changes, reason = {"destination": sealed.destination + data.draw(st.sampled_from(["x", "%20", "."]))}, Reason.DESTINATION_MISMATCH
-    elif kind == "body":
-        changes, reason = {"body": _flip(data.draw, sealed.body)}, Reason.BODY_MISMATCH
-    elif kind == "key":
-        changes, reason = {"key": _flip(data.draw, sealed.key)}, Reason.RECORD_KEY_MISMATCH
-    elif kind == "property":
-        name = data.draw(st.sampled_from(PROTECTED_PROPERTIES))
-        value = data.draw(TEXT)
-        if on_kafka:
-            changes = {"headers": (*headers, (name, value.encode()))}
-        else:
-            assume(sealed.properties.get(name) != value)
-            changes = {"properties": {**sealed.properties, name: value}}
-    elif kind == "add":
-        twin = headers[index][0].swapcase() if covered else ""
-        assume(covered and twin != headers[index][0] and twin.lower() == headers[index][0].lower())
-        changes = {"headers": (*headers, (twin, b"x"))}
-    elif kind == "value":
-        headers[index] = (headers[index][0], _another(data.draw, headers[index][1]))
+    names = envelope.application_headers(message)
+    covered = [index for index, (name, _) in enumerate(headers) if name in names]
+    assume(covered)
+    index = data.draw(st.sampled_from(covered))
+    name, value = headers[index]
+    if kind == "value":
+        headers[index] = (name, _another(data.draw, value))
     elif kind == "remove":
         del headers[index]
     elif kind == "rename":
-        headers[index] = (headers[index][0] + "x", headers[index][1])
-        assume(headers[index][0] not in dict(sealed.headers))
+        assume(f"{name}x" not in names)
+        headers[index] = (f"{name}x", value)
     else:
-        headers.insert(data.draw(st.integers(0, len(headers))), headers[index])
-    assert reason_of(replace(sealed, **({"headers": tuple(headers)} | changes))) is reason
+        twin = name if kind == "repeat" else name.swapcase()
+        assume(kind == "repeat" or (twin != name and twin.lower() == name.lower()))
+        headers.insert(data.draw(st.integers(0, len(headers))), (twin, value))
+    assert reason_of(replace(sealed, headers=tuple(headers))) is Reason.HEADERS_MISMATCH
 
 
 @given(kafka_messages(), st.data())
@@ -231,7 +240,8 @@ def test_each_segment_of_a_token_has_its_reasons(segment: int, data: st.DataObje
     raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
     parts[segment] = base64url.encode(bytes(raw))
     allowed = [
-        {Reason.TOKEN_MALFORMED, Reason.TOKEN_TYPE, Reason.HEADER_FORBIDDEN, Reason.ALGORITHM_FORBIDDEN, Reason.KEY_UNKNOWN},
+        {Reason.TOKEN_MALFORMED, Reason.TOKEN_TYPE, Reason.HEADER_FORBIDDEN, Reason.ALGORITHM_FORBIDDEN,
+        Reason.KEY_UNKNOWN},
         {Reason.SIGNATURE_INVALID, Reason.CLAIMS_MALFORMED, Reason.CLAIM_MISSING, Reason.ISSUER_UNTRUSTED},
         {Reason.SIGNATURE_INVALID},
     ][segment]  # fmt: skip
@@ -239,7 +249,8 @@ def test_each_segment_of_a_token_has_its_reasons(segment: int, data: st.DataObje
 
 
 SOUP = st.lists(
-    st.one_of(st.binary(max_size=20), st.sampled_from([b".", b"e30", b"eyJ", b"=", *TOKEN.split(b".")])), max_size=6
+    st.one_of(st.binary(max_size=20), st.sampled_from([b".", b"e30", b"eyJ", b"=", *TOKEN.split(b".")])),
+    max_size=6,
 ).map(b"".join)
 
 
@@ -269,7 +280,8 @@ def loose(value: Any) -> bytes:
 
 
 @given(st.one_of(JSON, st.dictionaries(NAMED, JSON, max_size=3).map(lambda bends: HONEST | bends),
-                 st.dictionaries(BINDING_NAMED, JSON, max_size=3).map(lambda bends: HONEST | {"mqa": HONEST["mqa"] | bends})))  # fmt: skip
+                 st.dictionaries(BINDING_NAMED, JSON,
+                 max_size=3).map(lambda bends: HONEST | {"mqa": HONEST["mqa"] | bends})))  # fmt: skip
 def test_arbitrary_json_as_claims_is_judged(value: Any) -> None:
     """Signed claims of any shape are verified or rejected, and never another exception."""
     token = FORGE.token(BARE, payload=loose(value)).encode()
@@ -281,7 +293,11 @@ def test_arbitrary_json_as_claims_is_judged(value: Any) -> None:
     assert reason not in (Reason.SIGNATURE_INVALID, Reason.TOKEN_MALFORMED)
 
 
-@given(st.one_of(JSON.map(loose), st.binary(max_size=40), st.text('[]{},:"\\u0d8ef1.-eE+ naN', max_size=20).map(str.encode)))
+@given(
+    st.one_of(
+        JSON.map(loose), st.binary(max_size=40), st.text('[]{},:"\\u0d8ef1.-eE+ naN', max_size=20).map(str.encode)
+    )
+)
 def test_strict_json_agrees_with_json_on_what_it_accepts(raw: bytes) -> None:
     """What strict JSON reads, json reads alike; everything else is one error type."""
     try:
@@ -298,11 +314,15 @@ def test_claims_of_arbitrary_bytes_are_parsed_or_rejected(raw: bytes) -> None:
     try:
         claims.parse(raw)
     except Rejection as rejection:
-        assert rejection.reason in (Reason.CLAIMS_MALFORMED, Reason.CLAIM_MISSING)
+        reason = rejection.reason
+    else:
+        reason = None
+    assert reason in (None, Reason.CLAIMS_MALFORMED, Reason.CLAIM_MISSING)
 
 
 @given(st.fixed_dictionaries({}, optional={
-    "iss": st.sampled_from([HONEST["iss"], "https://evil.example"]), "sub": TEXT, "aud": st.one_of(st.just("billing"), TEXT),
+    "iss": st.sampled_from([HONEST["iss"], "https://evil.example"]), "sub": TEXT,
+    "aud": st.one_of(st.just("billing"), TEXT),
     "iat": st.integers(-10, 10).map(lambda offset: HONEST["iat"] + offset),
     "exp": st.integers(-10, 4000).map(lambda offset: HONEST["iat"] + offset),
     "nbf": st.integers(-10, 10).map(lambda offset: HONEST["iat"] + offset), "role": JSON,
@@ -334,31 +354,34 @@ def test_the_json_form_is_the_message(message: Message) -> None:
 def test_a_signed_message_survives_the_json_form(message: Message) -> None:
     """Files and dead letters in the JSON form verify like the message itself."""
     sealed = SIGNER.sign(message)
-    assert reason_of(jsonform.from_form(strictjson.loads(strictjson.dumps(jsonform.to_form(sealed)), depth=64))) is None
+    assert (
+        reason_of(jsonform.from_form(strictjson.loads(strictjson.dumps(jsonform.to_form(sealed)), depth=64)))
+        is None
+    )
 
 
 @given(JSON)
 def test_arbitrary_json_is_a_message_or_malformed(value: Any) -> None:
     """Reading a form raises nothing but MalformedMessage, also for its parts."""
     forms = [value, {"destination": "kafka:a", "body": value}, {"destination": value, "body": None}]
-    forms += [{"destination": "rabbitmq:/a", "body": "", name: value} for name in ("headers", "properties", "origin", "key")]
+    forms += [
+        {"destination": "rabbitmq:/a", "body": "", name: value}
+        for name in ("headers", "properties", "origin", "key")
+    ]
     forms += [{"destination": "kafka:a", "body": "", "headers": [["a", value]]}]
     for form in forms:
-        try:
+        with contextlib.suppress(MalformedMessage):
             assert isinstance(jsonform.from_form(form), Message)
-        except MalformedMessage as error:
-            assert str(error)
 
 
 @given(st.recursive(st.one_of(SCALARS, st.text(), st.floats(), st.decimals()), lambda inner: st.one_of(
-    st.lists(inner, max_size=3).map(tuple), st.dictionaries(st.text(), inner, max_size=3)), max_leaves=6))  # fmt: skip
+    st.lists(inner, max_size=3).map(tuple), st.dictionaries(st.text(), inner, max_size=3)),
+    max_leaves=6))  # fmt: skip
 def test_any_value_is_encoded_or_malformed_and_always_written(value: Any) -> None:
     """Encoding raises nothing but MalformedMessage, writing the JSON form raises nothing."""
     assert strictjson.dumps(jsonform.value_to_form(value))
-    try:
+    with contextlib.suppress(MalformedMessage):
         envelope.add_named([], "n", (value,))
-    except MalformedMessage as error:
-        assert str(error)
 
 
 @given(TEXT, TEXT)
@@ -405,7 +428,9 @@ def test_any_edited_removed_inserted_or_moved_line_is_found(data: st.DataObject)
             line[byte] ^= data.draw(st.integers(1, 255))
             lines[at] = bytes(line)
         elif kind == "pad":
-            lines[at] = lines[at].replace(b'"v":1', data.draw(st.sampled_from([b'"v": 1', b'"v":1.0', b'"\\u0076":1'])))
+            lines[at] = lines[at].replace(
+                b'"v":1', data.draw(st.sampled_from([b'"v": 1', b'"v":1.0', b'"\\u0076":1']))
+            )
         elif kind == "remove":
             del lines[at]
         elif kind == "repeat":

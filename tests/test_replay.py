@@ -300,7 +300,7 @@ def test_of_racing_copies_one_is_fresh() -> None:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """The memory store beside a model that never forgets; an id is not claimed past its life, as in the pipeline."""
+    """The memory store beside a model that never forgets; no id is claimed past its life, as in the pipeline."""
 
     CAPACITY = 3
 
@@ -323,7 +323,8 @@ class StoreMachine(RuleBasedStateMachine):
         while self.ends.setdefault(identity, now + life) < now:
             identity = hashlib.sha256(identity).digest()[:16]
         request = ClaimRequest(
-            scope="s", id=identity, owner=str(len(self.attempts)), place=place, redelivered=redelivered, lease=20.0,
+            scope="s", id=identity, owner=str(len(self.attempts)), place=place, redelivered=redelivered,
+            lease=20.0,
             expires=self.ends[identity],
         )  # fmt: skip
         self.attempts.append(request)
@@ -404,3 +405,30 @@ class StoreMachine(RuleBasedStateMachine):
 
 StoreMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestStoreMachine = StoreMachine.TestCase
+
+
+@pytest.mark.parametrize(
+    "place", ["c/t/0/0", "c/t/0/9223372036854775807", "/t/0/1", "t", "", "/", "t/", "t/-1", "t/01", "t/1.5",
+    "t/\u0661", "//1"]
+)  # fmt: skip
+def test_a_done_id_remembers_its_place_exactly(place: str) -> None:
+    """However a place is written, the same one is a re-read and any other a replay."""
+    store = MemoryReplayStore(clock=FakeClock(NOW))
+    found = replace(REQUEST, place=place)
+    store.claim(found)
+    store.confirm(found)
+    again = replace(found, owner="again")
+    assert store.claim(again) is ClaimStatus.REREAD
+    for other in (place + "0", place + "/", "0" + place, HERE + "x"):
+        assert store.claim(replace(again, place=other)) is ClaimStatus.REPLAYED
+
+
+def test_places_beyond_what_is_packed_are_kept_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More topics and partitions than the table numbers cost memory and nothing else."""
+    monkeypatch.setattr("mqauth.idtable._PREFIXES", 1)
+    store = MemoryReplayStore(clock=FakeClock(NOW))
+    for number in range(3):
+        found = replace(REQUEST, id=bytes([number]), place=f"/t/{number}/7")
+        store.claim(found)
+        store.confirm(found)
+        assert store.claim(replace(found, owner="again")) is ClaimStatus.REREAD

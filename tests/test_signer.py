@@ -26,7 +26,11 @@ def test_a_signed_message_is_the_message_with_a_token(forge: Forge, rabbit: Make
     """Nothing but the token header is added."""
     signed = forge.signer().sign(rabbit())
     assert signed.headers[:-1] == rabbit().headers
-    assert (signed.body, signed.properties, signed.destination) == (b"hello", rabbit().properties, rabbit().destination)
+    assert (signed.body, signed.properties, signed.destination) == (
+        b"hello",
+        rabbit().properties,
+        rabbit().destination,
+    )
 
 
 def test_claims_are_the_producers(forge: Forge, clock: FakeClock, kafka: Maker) -> None:

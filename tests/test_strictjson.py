@@ -29,7 +29,8 @@ def test_plain_json_is_read(raw: bytes, value: object) -> None:
 @pytest.mark.parametrize(
     "raw",
     [
-        b"", b" ", b"{", b"{}x", b"{} {}", b"\xff", b"\xef\xbb\xbf{}", b'"\xed\xa0\x80"', b"'a'", b"{a:1}", b"[1,]", b"01",
+        b"", b" ", b"{", b"{}x", b"{} {}", b"\xff", b"\xef\xbb\xbf{}", b'"\xed\xa0\x80"', b"'a'", b"{a:1}",
+        b"[1,]", b"01",
         b"+1", b"1.", b".5", b"0x1", b'"\x00"', b'"\n"', b"NaN", b"Infinity", b"-Infinity", b"[NaN]", b"1e999",
         b"-1e999", b"9007199254740993", b"-9007199254740993", b"1" * 5000, b'{"a":1,"a":1}',
         b'{"a":1,"\\u0061":2}', b'{"x":{"a":1,"a":2}}', b'"\\ud800"', b'"\\udc00\\ud800"', b'{"\\ud800":1}',
@@ -75,3 +76,16 @@ def test_dumps_refuses_what_loads_refuses(value: object) -> None:
     """NaN and infinities are not written."""
     with pytest.raises(ValueError, match="JSON compliant"):
         strictjson.dumps(value)
+
+
+@pytest.mark.parametrize("number", [2**53 + 1, 2**64 - 1, -(2**63), 0])
+def test_wide_integers_have_64_bits(number: int) -> None:
+    """Where asked for, integers as AMQP has them are read exactly."""
+    assert strictjson.loads(str(number).encode(), depth=0, wide=True) == number
+
+
+@pytest.mark.parametrize("raw", [str(2**64), str(-(2**63) - 1), "1" * 5000, "-" + "9" * 20])
+def test_wide_integers_have_no_more_than_64_bits(raw: str) -> None:
+    """Beyond them the text is refused, however long."""
+    with pytest.raises(StrictJSONError):
+        strictjson.loads(raw.encode(), depth=0, wide=True)

@@ -94,7 +94,9 @@ def test_each_sequence_of_deliveries_gets_its_verdicts(sequence: Any) -> None:
 def test_the_vectors_cover_every_reason_a_default_consumer_gives() -> None:
     """Each reason but those of settings, handlers and later profiles has a vector."""
     found = {vector["reason"] for vector in TOKENS["vectors"]} - {None}
-    found |= {delivery["reason"] for sequence in TOKENS["sequences"] for delivery in sequence["deliveries"]} - {None}
+    found |= {delivery["reason"] for sequence in TOKENS["sequences"] for delivery in sequence["deliveries"]} - {
+        None
+    }
     assert set(Reason) - {Reason(reason) for reason in found} == {
         Reason.QUEUE_AGE_EXCEEDED, Reason.COVERAGE_INSUFFICIENT, Reason.PROOF_INVALID, Reason.RELEASE_INVALID,
         Reason.MESSAGE_MALFORMED, Reason.HANDLER_FAILED,
@@ -130,4 +132,6 @@ def test_destinations_are_those_of_the_file() -> None:
 def test_the_files_are_json_for_every_reader() -> None:
     """Plain ASCII without integers that other languages round."""
     for path in FOLDER.glob("*.json"):
-        json.loads(path.read_text(encoding="ascii"), parse_int=lambda text: abs(int(text)) <= 2**53 or pytest.fail(text))
+        json.loads(
+            path.read_text(encoding="ascii"), parse_int=lambda text: abs(int(text)) <= 2**53 or pytest.fail(text)
+        )

@@ -22,9 +22,7 @@ Maker = Callable[..., Message]
 ISSUER = "https://auth.example"
 
 
-def judged(
-    verifier: Verifier, message: Message, received: float, keys: KeySet | None = None
-) -> Verified:
+def judged(verifier: Verifier, message: Message, received: float, keys: KeySet | None = None) -> Verified:
     """Open and verify a message."""
     candidate = verifier.open(message)
     return verifier.verify(message, candidate, keys or verifier.source(candidate).key_set(), received)
@@ -57,7 +55,9 @@ def test_honest_messages_pass_with_every_algorithm(algorithm: str, clock: FakeCl
     assert judged(forge.verifier(), forge.signer().sign(kafka()), clock.now(), forge.keys).subject == "orders-api"
 
 
-def test_a_message_its_adapter_could_not_represent_is_malformed(forge: Forge, rabbit: Maker, reason_of: ReasonOf) -> None:
+def test_a_message_its_adapter_could_not_represent_is_malformed(
+    forge: Forge, rabbit: Maker, reason_of: ReasonOf
+) -> None:
     """What the broker wrapper notes comes before the token is looked at."""
     assert reason_of(lambda: forge.verifier().open(rabbit(malformed="no table"))) is Reason.MESSAGE_MALFORMED
 
@@ -108,7 +108,8 @@ def test_the_first_failing_step_decides(forge: Forge, kafka: Maker, clock: FakeC
     meet()
     assert seen == [
         Reason.MESSAGE_MALFORMED, Reason.TOKEN_TYPE, Reason.HEADER_FORBIDDEN, Reason.ALGORITHM_FORBIDDEN,
-        Reason.CLAIMS_MALFORMED, Reason.ISSUER_UNTRUSTED, Reason.KEY_UNKNOWN, Reason.KEY_REVOKED, Reason.KEY_EXPIRED,
+        Reason.CLAIMS_MALFORMED, Reason.ISSUER_UNTRUSTED, Reason.KEY_UNKNOWN, Reason.KEY_REVOKED,
+        Reason.KEY_EXPIRED,
         Reason.ALGORITHM_FORBIDDEN, Reason.SIGNATURE_INVALID, Reason.AUDIENCE_MISMATCH, Reason.EXPIRED,
         Reason.SUBJECT_MISMATCH, Reason.DESTINATION_MISMATCH, Reason.RECORD_KEY_MISMATCH, Reason.BODY_MISMATCH,
         Reason.HEADERS_MISMATCH, Reason.COVERAGE_INSUFFICIENT,
@@ -130,7 +131,7 @@ def test_the_first_failing_step_decides(forge: Forge, kafka: Maker, clock: FakeC
         (0, 9999, 9, 5, Reason.NOT_YET_VALID), (-9999, -9, None, 5, Reason.EXPIRED),
     ],
 )  # fmt: skip
-def test_times_at_their_edges(
+def test_times_at_their_edges(  # noqa: PLR0917 - the table's columns and fixtures
     iat: int, exp: int, nbf: int | None, leeway: int, reason: Reason | None, forge: Forge, kafka: Maker,
     clock: FakeClock, reason_of: ReasonOf,
 ) -> None:  # fmt: skip
@@ -168,7 +169,9 @@ def test_append_time_judges_life_at_append_and_age_on_receipt(
     assert reason_of(lambda: judged(forge.verifier(), message, now + 65)) is Reason.EXPIRED
 
 
-@pytest.mark.parametrize("origin", [{"timestamp_type": "create"}, {"timestamp_type": None}, {"timestamp_ms": None}])
+@pytest.mark.parametrize(
+    "origin", [{"timestamp_type": "create"}, {"timestamp_type": None}, {"timestamp_ms": None}]
+)
 def test_append_without_evidence_is_deferred(
     origin: dict[str, Any], forge: Forge, kafka: Maker, clock: FakeClock
 ) -> None:
@@ -195,7 +198,9 @@ def test_retention_covers_every_copy_that_could_be_accepted(forge: Forge) -> Non
     assert forge.verifier(leeway=7, **APPEND).retention == 607
 
 
-def test_a_retired_key_serves_what_it_signed_before(forge: Forge, kafka: Maker, clock: FakeClock, reason_of: ReasonOf) -> None:
+def test_a_retired_key_serves_what_it_signed_before(
+    forge: Forge, kafka: Maker, clock: FakeClock, reason_of: ReasonOf
+) -> None:
     """iat one second before the key's end passes, at its end it does not."""
     now = int(clock.now())
     keys = KeySet([replace(forge.key, expires=now)])
@@ -223,7 +228,7 @@ def test_with_append_time_a_retired_key_is_judged_by_it(
         (0, -1, APPEND, False), (0, 0, APPEND, True), (0, 1, APPEND, True), (10, 0, APPEND, False),
     ],
 )  # fmt: skip
-def test_only_append_time_proves_a_message_older_than_a_revocation(
+def test_only_append_time_proves_a_message_older_than_a_revocation(  # noqa: PLR0917 - the table's columns and fixtures
     revoked_at: int, moment: int | None, settings: dict[str, Any], refused: bool, forge: Forge, kafka: Maker,
     clock: FakeClock, reason_of: ReasonOf,
 ) -> None:  # fmt: skip
@@ -244,12 +249,16 @@ KID, OTHER = "kid", "other"
     [
         (["me"], {}, True), (["you"], {}, False), ([], {}, False), (["me", "you"], {}, True), (None, {}, False),
         (None, {"vouches": True}, True), (["you"], {"vouches": True}, False), ([], {"vouches": True}, False),
-        (None, {"subjects": {"*": frozenset(["me"])}}, True), (None, {"subjects": {"*": frozenset(["you"])}}, False),
+        (None, {"subjects": {"*": frozenset(["me"])}}, True),
+        (None, {"subjects": {"*": frozenset(["you"])}}, False),
         (None, {"subjects": {"*": frozenset()}}, False), (["you"], {"subjects": {"*": frozenset(["me"])}}, False),
         (["me"], {"subjects": {"*": frozenset(["you"])}}, True),
-        (None, {"subjects": {KID: frozenset(["me"])}}, True), (None, {"subjects": {KID: frozenset(["you"])}}, False),
-        (None, {"subjects": {OTHER: frozenset(["me"])}}, False), (["me"], {"subjects": {KID: frozenset(["you"])}}, False),
-        (["you"], {"subjects": {KID: frozenset(["me"])}}, False), (["me"], {"subjects": {KID: frozenset(["me"])}}, True),
+        (None, {"subjects": {KID: frozenset(["me"])}}, True),
+        (None, {"subjects": {KID: frozenset(["you"])}}, False),
+        (None, {"subjects": {OTHER: frozenset(["me"])}}, False),
+        (["me"], {"subjects": {KID: frozenset(["you"])}}, False),
+        (["you"], {"subjects": {KID: frozenset(["me"])}}, False),
+        (["me"], {"subjects": {KID: frozenset(["me"])}}, True),
         (None, {"subjects": {KID: frozenset(["you"]), "*": frozenset(["me"])}}, False),
     ],
 )  # fmt: skip
@@ -273,12 +282,14 @@ def test_an_issuer_that_contradicts_itself_is_refused(settings: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("user_id", "user", "good"),
     [
-        (None, "mallory", True), ("subject", None, True), ("subject", "orders-api", True), ("subject", "mallory", False),
-        ({"rabbit-orders": "orders-api"}, "rabbit-orders", True), ({"rabbit-orders": "orders-api"}, "mallory", False),
+        (None, "mallory", True), ("subject", None, True), ("subject", "orders-api", True),
+        ("subject", "mallory", False),
+        ({"rabbit-orders": "orders-api"}, "rabbit-orders", True),
+        ({"rabbit-orders": "orders-api"}, "mallory", False),
         ({"mallory": "stock-api"}, "mallory", False), ({}, "orders-api", False), ({}, None, True),
     ],
 )  # fmt: skip
-def test_the_brokers_user_may_not_contradict_the_subject(
+def test_the_brokers_user_may_not_contradict_the_subject(  # noqa: PLR0917 - the table's columns and fixtures
     user_id: Any, user: str | None, good: bool, forge: Forge, rabbit: Maker, reason_of: ReasonOf, clock: FakeClock
 ) -> None:
     """user_id is held against sub as configured; where the message has none it says nothing."""
@@ -293,12 +304,13 @@ def test_the_brokers_user_may_not_contradict_the_subject(
 @pytest.mark.parametrize(
     ("require", "cover", "good"),
     [
-        (["tenant"], None, True), (["tenant"], [], False), (["tenant"], ["count"], False), (["absent"], None, False),
+        (["tenant"], None, True), (["tenant"], [], False), (["tenant"], ["count"], False),
+        (["absent"], None, False),
         (["absent"], ["absent"], False), (["content-type"], [], True), (["app-id"], None, False), ([], [], True),
         (["Tenant"], None, False), (["mqauth-token"], None, False),
     ],
 )  # fmt: skip
-def test_required_headers_are_present_and_covered(
+def test_required_headers_are_present_and_covered(  # noqa: PLR0917 - the table's columns and fixtures
     require: list[str], cover: list[str] | None, good: bool, forge: Forge, rabbit: Maker, reason_of: ReasonOf,
     clock: FakeClock,
 ) -> None:  # fmt: skip
@@ -337,7 +349,9 @@ def test_a_key_of_one_issuer_verifies_no_token_of_another(
 
 
 @pytest.mark.parametrize("audience", ["billing", ["billing"], ("other", "billing"), iter(["billing"])])
-def test_a_consumer_may_accept_several_audiences(audience: Any, forge: Forge, kafka: Maker, clock: FakeClock) -> None:
+def test_a_consumer_may_accept_several_audiences(
+    audience: Any, forge: Forge, kafka: Maker, clock: FakeClock
+) -> None:
     """The accepted audiences are a set of the consumer's."""
     assert judged(forge.verifier(audience=audience), forge.seal(kafka()), clock.now())
 
@@ -345,10 +359,12 @@ def test_a_consumer_may_accept_several_audiences(audience: Any, forge: Forge, ka
 @pytest.mark.parametrize(
     "settings",
     [
-        {"keys": {}}, {"keys": []}, {"keys": {"": KeySet([])}}, {"audience": ""}, {"audience": []}, {"audience": "*"},
+        {"keys": {}}, {"keys": []}, {"keys": {"": KeySet([])}}, {"audience": ""}, {"audience": []},
+        {"audience": "*"},
         {"audience": ["a", "b*"]}, {"audience": [1]}, {"max_lifetime": 0}, {"max_lifetime": 1.5}, {"leeway": -1},
         {"leeway": 61}, {"leeway": True}, {"at": "append"}, {"max_queue_age": 5}, {"at": "produce"},
-        {"at": "append", "max_queue_age": 0}, {"at": "append", "max_queue_age": 1.0}, {"append_evidence": "header"},
+        {"at": "append", "max_queue_age": 0}, {"at": "append", "max_queue_age": 1.0},
+        {"append_evidence": "header"},
         {"unsigned_headers": "show"}, {"user_id": "issuer"}, {"user_id": ["a"]}, {"require_headers": "tenant"},
     ],
     ids=repr,

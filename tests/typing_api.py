@@ -1,4 +1,4 @@
-"""The user's view, as the architecture page shows it: type-checked, never run (``test_typing_api`` does the checking)."""
+"""The user's view, as the architecture page shows it: type-checked by ``test_typing_api``, never run."""
 
 from __future__ import annotations
 
@@ -107,7 +107,9 @@ class Vault:
 def plugged(verifier: mqauth.Verifier) -> list[mqauth.Pipeline]:
     """Plug in classes that import nothing of ours but data, of either colour."""
     mqauth.Signer(key=Vault(), issuer="i", subject="s", audience="a")
-    return [mqauth.Pipeline(verifier=verifier, policy=Rules(), replay=store) for store in (SyncStore(), AsyncStore())]
+    return [
+        mqauth.Pipeline(verifier=verifier, policy=Rules(), replay=store) for store in (SyncStore(), AsyncStore())
+    ]
 
 
 def replied(verified: mqauth.Verified) -> None:

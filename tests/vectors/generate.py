@@ -70,7 +70,13 @@ def rsa_key(algorithm: str) -> Key:
     e, phi = 65537, (RSA_P - 1) * (RSA_Q - 1)
     d = pow(e, -1, phi)
     numbers = rsa.RSAPrivateNumbers(
-        RSA_P, RSA_Q, d, d % (RSA_P - 1), d % (RSA_Q - 1), pow(RSA_Q, -1, RSA_P), rsa.RSAPublicNumbers(e, RSA_P * RSA_Q)
+        RSA_P,
+        RSA_Q,
+        d,
+        d % (RSA_P - 1),
+        d % (RSA_Q - 1),
+        pow(RSA_Q, -1, RSA_P),
+        rsa.RSAPublicNumbers(e, RSA_P * RSA_Q),
     )
     found = Key.from_private(numbers.private_key(), algorithm=algorithm, subjects=[SUBJECT])
     return replace(found, kid=f"{algorithm}-{found.kid}")
@@ -145,8 +151,10 @@ FORGE: Final = FixedForge()
 EVERY_TYPE: Final[tuple[tuple[str, Any], ...]] = (
     ("null", None), ("true", True), ("false", False), ("zero", 0), ("negative", -1), ("int64", 2**63 - 1),
     ("least", -(2**63)), ("uint64", 2**64 - 1), ("float", 0.5), ("minus zero", -0.0), ("nan", float("nan")),
-    ("infinity", float("inf")), ("text", "é\U0001f600"), ("empty text", ""), ("bytes", b"\x00\xff"), ("no bytes", b""),
-    ("time", datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)), ("decimal", Decimal("12.50")), ("list", (1, ("a", b"b"), None)),
+    ("infinity", float("inf")), ("text", "é\U0001f600"), ("empty text", ""), ("bytes", b"\x00\xff"),
+    ("no bytes", b""),
+    ("time", datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)), ("decimal", Decimal("12.50")),
+    ("list", (1, ("a", b"b"), None)),
     ("empty list", ()), ("table", {"b": 1, "a": {"é": (True,)}}), ("empty table", {}),
 )  # fmt: skip
 
@@ -176,7 +184,8 @@ def hds_cases() -> list[tuple[str, Message, list[str]]]:
         ("every type of value", rabbit(headers=EVERY_TYPE), [name for name, _ in EVERY_TYPE]),
         ("Kafka: properties are headers", kafka(), ["tenant"]),
         ("Kafka: direct reply-to is bound whole", kafka(headers=(("reply-to", b"amq.rabbitmq.reply-to.x"),)), []),
-        ("Kafka: every occurrence in order", kafka(headers=(("a", b"1"), ("b", b""), ("a", None), ("a", b"2"))), ["a", "b"]),
+        ("Kafka: every occurrence in order", kafka(headers=(("a", b"1"), ("b", b""), ("a", None), ("a", b"2"))),
+        ["a", "b"]),
         ("Kafka: a property that stands twice", kafka(headers=(("type", b"1"), ("type", b"2"))), []),
         ("Kafka: bytes that are no UTF-8", kafka(headers=(("raw", b"\xff\xfe"),)), ["raw"]),
     ]  # fmt: skip
@@ -188,7 +197,13 @@ def hds() -> dict[str, Any]:
     for name, message, names in hds_cases():
         raw = envelope.headers_input(message, names)
         vectors.append(
-            {"name": name, "message": to_form(message), "hdr": names, "input_hex": raw.hex(), "hds": base64url.digest(raw)}
+            {
+                "name": name,
+                "message": to_form(message),
+                "hdr": names,
+                "input_hex": raw.hex(),
+                "hds": base64url.digest(raw),
+            }
         )
     return {"profile": 1, "vectors": vectors}
 
@@ -199,10 +214,12 @@ def destinations() -> dict[str, Any]:
     topics = ["orders", "orders.v1", "a_b-c", "%", "é"]
     return {
         "profile": 1,
-        "rabbitmq": [{"exchange": e, "routing_key": k, "destination": destination.rabbitmq(e, k)} for e, k in pairs],
+        "rabbitmq": [{"exchange": e, "routing_key": k, "destination": destination.rabbitmq(e, k)} for e,
+        k in pairs],
         "kafka": [{"topic": topic, "destination": destination.kafka(topic)} for topic in topics],
         "malformed": [
-            "", "orders", "kafka:", "kafka:a/b", "rabbitmq:a", "rabbitmq:a/b/c", "KAFKA:a", "kafka:%61", "kafka:a%2fb",
+            "", "orders", "kafka:", "kafka:a/b", "rabbitmq:a", "rabbitmq:a/b/c", "KAFKA:a", "kafka:%61",
+            "kafka:a%2fb",
             "kafka:%FF", "kafka:%C0%AF", "kafka:%ED%A0%80", "kafka:é", "kafka:a b", "kafka:%", "redis:a",
         ],
     }  # fmt: skip
@@ -297,7 +314,8 @@ def rejected() -> list[Case]:
         ]
     kid = FORGE.key.kid
     found += [
-        ("the header in another case", with_token(kafka(), FORGE.token(kafka()), name="Mqauth-Token"), "token_missing"),
+        ("the header in another case", with_token(kafka(), FORGE.token(kafka()), name="Mqauth-Token"),
+        "token_missing"),
         ("one token twice", with_token(FORGE.seal(kafka()), FORGE.token(kafka())), "token_repeated"),
         ("a null token", added(kafka(), "mqauth-token", None), "token_malformed"),
         ("a token of bytes on RabbitMQ", added(rabbit(), "mqauth-token", b"a.b.c"), "token_malformed"),
@@ -318,7 +336,8 @@ def rejected() -> list[Case]:
         ("no alg", FORGE.seal(kafka(), header={"alg": REMOVED}), "algorithm_forbidden"),
         ("alg in another case", FORGE.seal(kafka(), header={"alg": "eddsa"}), "algorithm_forbidden"),
         ("a claim twice", payload(lambda raw: raw[:-1] + b',"sub":"orders-api"}'), "claims_malformed"),
-        ("a name twice within mqa", payload(lambda raw: raw.replace(b'"v":1', b'"v":1,"v":1')), "claims_malformed"),
+        ("a name twice within mqa", payload(lambda raw: raw.replace(b'"v":1', b'"v":1,"v":1')),
+        "claims_malformed"),
         ("NaN", payload(lambda raw: raw[:-1] + b',"x":NaN}'), "claims_malformed"),
         ("an integer beyond 2^53", payload(lambda raw: raw[:-1] + b',"x":9007199254740993}'), "claims_malformed"),
         ("a number that overflows", payload(lambda raw: raw[:-1] + b',"x":1e999}'), "claims_malformed"),
@@ -338,7 +357,8 @@ def rejected() -> list[Case]:
         ("profile 2", FORGE.seal(kafka(), binding={"v": 2}), "claims_malformed"),
         ("an unknown member of mqa", FORGE.seal(kafka(), binding={"x": 1}), "claims_malformed"),
         ("a member of mqa left out", FORGE.seal(kafka(), binding={"key": REMOVED}), "claims_malformed"),
-        ("a destination in another spelling", FORGE.seal(kafka(), binding={"dst": "kafka:%6Frders"}), "claims_malformed"),
+        ("a destination in another spelling", FORGE.seal(kafka(), binding={"dst": "kafka:%6Frders"}),
+        "claims_malformed"),
         ("a covered name twice", FORGE.seal(kafka(), binding={"hdr": ["tenant", "tenant"]}), "claims_malformed"),
         ("a digest in hex", FORGE.seal(kafka(), binding={"bod": "00" * 32}), "claims_malformed"),
         ("hds null", FORGE.seal(kafka(), binding={"hds": None}), "claims_malformed"),
@@ -348,16 +368,21 @@ def rejected() -> list[Case]:
         ("expiring when issued", timed(NOW, NOW), "expired"),
         ("living a second too long", timed(NOW, NOW + 3601), "lifetime_excessive"),
         ("a tombstone in place of the body", replace(FORGE.seal(kafka()), body=None), "body_mismatch"),
-        ("an empty body in place of a tombstone", replace(FORGE.seal(kafka(body=None)), body=b""), "body_mismatch"),
-        ("an empty record key in place of none", replace(FORGE.seal(kafka(key=None)), key=b""), "record_key_mismatch"),
-        ("occurrences exchanged", moved(FORGE.seal(kafka(headers=(("a", b"1"), ("a", b"2"))))), "headers_mismatch"),
+        ("an empty body in place of a tombstone", replace(FORGE.seal(kafka(body=None)), body=b""),
+        "body_mismatch"),
+        ("an empty record key in place of none", replace(FORGE.seal(kafka(key=None)), key=b""),
+        "record_key_mismatch"),
+        ("occurrences exchanged", moved(FORGE.seal(kafka(headers=(("a", b"1"), ("a", b"2"))))),
+        "headers_mismatch"),
         ("an occurrence repeated", added(FORGE.seal(kafka()), "tenant", b"acme"), "headers_mismatch"),
         ("an absent covered header added", added(FORGE.seal(kafka(), cover=["x"]), "x", b""), "headers_mismatch"),
         ("a twin in another case", added(FORGE.seal(kafka()), "Tenant", b"evil"), "headers_mismatch"),
         ("a property added", added(FORGE.seal(kafka()), "reply-to", b"evil"), "headers_mismatch"),
-        ("a property in another case on Kafka", added(FORGE.seal(kafka()), "Content-Type", b"evil"), "headers_mismatch"),
+        ("a property in another case on Kafka", added(FORGE.seal(kafka()), "Content-Type", b"evil"),
+        "headers_mismatch"),
         ("text in place of bytes", replace(
-            FORGE.seal(rabbit(headers=(("a", b"1"),))), headers=(("a", "1"), *FORGE.seal(rabbit(headers=(("a", b"1"),))
+            FORGE.seal(rabbit(headers=(("a", b"1"),))),
+            headers=(("a", "1"), *FORGE.seal(rabbit(headers=(("a", b"1"),))
             ).headers[1:])), "headers_mismatch"),
     ]  # fmt: skip
     return [(name, message, "rejected", reason) for name, message, reason in found]
@@ -366,7 +391,9 @@ def rejected() -> list[Case]:
 def sequences() -> list[dict[str, Any]]:
     """Return deliveries one after the other, which one consumer's replay store tells apart."""
     record, message = FORGE.seal(kafka()), FORGE.seal(rabbit())
-    first, second = (replace(record, origin=Origin(topic="orders", partition=0, offset=offset)) for offset in (1, 2))
+    first, second = (
+        replace(record, origin=Origin(topic="orders", partition=0, offset=offset)) for offset in (1, 2)
+    )
     again = replace(message, origin=Origin(queue="orders", redelivered=True))
     once = replace(message, origin=Origin(queue="orders"))
     steps = {
@@ -379,7 +406,8 @@ def sequences() -> list[dict[str, Any]]:
     }  # fmt: skip
     return [
         {"name": name, "deliveries": [
-            {"message": to_form(found), "verdict": verdict, "reason": reason} for found, verdict, reason in deliveries]}
+            {"message": to_form(found), "verdict": verdict, "reason": reason} for found, verdict,
+            reason in deliveries]}
         for name, deliveries in steps.items()
     ]  # fmt: skip
 
