@@ -79,6 +79,8 @@ class Outcome:
         detail: one line for people.
         verified: the message, where it was accepted or is a duplicate.
         dead_letter: id of the confirmed dead letter.
+        judge_seconds: time spent on the verdict itself, without handler and dead letter; measured only for
+            observers.
     """
 
     verdict: Verdict
@@ -87,6 +89,7 @@ class Outcome:
     detail: str | None = None
     verified: Verified | None = None
     dead_letter: str | None = None
+    judge_seconds: float | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,6 +116,7 @@ class Delivery:
     rejection: Rejection | None = None
     record_id: str | None = None
     letter: str | None = None
+    judge_seconds: float | None = None
 
 
 class Pipeline:
@@ -189,7 +193,7 @@ class Pipeline:
         """
         try:
             if delivery.step is Step.JUDGE:
-                yield from self._judge(delivery)
+                yield from self._timed_judge(delivery)
             if delivery.step is Step.HANDLE:
                 yield from self._handle(delivery, handler)
             yield from self._close_claim(delivery)
@@ -264,6 +268,16 @@ class Pipeline:
             return _deferred(delivery, error)
         return _outcome(delivery)
 
+    def _timed_judge(self, delivery: Delivery) -> Flow[None]:
+        """Judge, and note how long it took where somebody observes."""
+        if not self._observers:
+            return (yield from self._judge(delivery))
+        started = self.clock.monotonic()
+        try:
+            yield from self._judge(delivery)
+        finally:
+            delivery.judge_seconds = self.clock.monotonic() - started
+
     def _judge(self, delivery: Delivery) -> Flow[None]:
         """Reach a verdict and move on to the step that follows from it."""
         try:
@@ -283,8 +297,7 @@ class Pipeline:
         delivery.candidate = candidate = _total(self.verifier.open, delivery.message)
         source, kid = self.verifier.source(candidate), candidate.opened.kid
         keys = yield from _known(source)
-        if keys is not None:
-            delivery.key_set = keys.version
+        delivery.key_set = None if keys is None else keys.version
         if keys is None or keys.get(kid) is None:
             keys = yield from _looked_up(source, kid, delivery.received)
         delivery.key_set = keys.version
@@ -324,7 +337,7 @@ class Pipeline:
         return status
 
     def _forgotten_at(self, delivery: Delivery, verified: Verified) -> float:
-        """Return until when a claim is kept: past every copy, those deferred beside this one too, and its lease."""
+        """Return until when a claim is kept: past every copy, those deferred beside it too, and its lease."""
         copies = float(verified.claims.exp + self.verifier.retention)
         return max(copies, self.clock.now() + (_HELD_SECONDS if delivery.deferred else self._lease))
 
@@ -480,7 +493,9 @@ def _token(message: Message) -> bytes | None:
 def _deferred(delivery: Delivery, error: Unavailable) -> Outcome:
     """Return the outcome of a delivery that waits for the world."""
     delivery.deferred = True
-    return Outcome(verdict=Verdict.DEFERRED, cause=error.cause, detail=error.detail)
+    return Outcome(
+        verdict=Verdict.DEFERRED, cause=error.cause, detail=error.detail, judge_seconds=delivery.judge_seconds
+    )
 
 
 def _outcome(delivery: Delivery) -> Outcome:
@@ -492,4 +507,5 @@ def _outcome(delivery: Delivery) -> Outcome:
         detail=None if rejection is None else rejection.detail,
         verified=None if rejection is not None else delivery.verified,
         dead_letter=delivery.letter,
+        judge_seconds=delivery.judge_seconds,
     )
