@@ -1,0 +1,58 @@
+"""Fixtures of the chaos table: the printing of sums, and brokers and stores of our own that may be stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from integration.chaos.count import Count
+from integration.services import RabbitMQ, Redis
+
+INTERCEPTOR = "message_interceptors.incoming.set_header_timestamp.overwrite = true"
+
+
+@pytest.fixture
+def report(capsys: pytest.CaptureFixture[str]) -> Callable[[Count], None]:
+    """Print the sums of a row, whatever pytest captures, and assert them."""
+
+    def report(count: Count) -> None:
+        with capsys.disabled():
+            print(f"\n{count.line}")
+        count.check()
+
+    return report
+
+
+@pytest.fixture(scope="session")
+def _our_redis(redis: Redis) -> Iterator[Redis]:
+    """The shared Redis where it is ours, else one more."""
+    if redis.ours:
+        yield redis
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MQAUTH_REDIS_URL")
+        server = Redis.launch()
+    with server:
+        yield server
+
+
+@pytest.fixture
+def own_redis(_our_redis: Redis) -> Iterator[Redis]:
+    """A Redis that the test may stop; it is brought back for the next."""
+    yield _our_redis
+    _our_redis.start()
+
+
+@pytest.fixture(scope="session")
+def _our_rabbitmq() -> Iterator[RabbitMQ]:
+    """A RabbitMQ with the interceptor that stamps what it receives."""
+    with RabbitMQ.launch(extra_config=[INTERCEPTOR]) as broker:
+        yield broker
+
+
+@pytest.fixture
+def own_rabbitmq(_our_rabbitmq: RabbitMQ) -> Iterator[RabbitMQ]:
+    """A RabbitMQ that gives evidence of append time and that the test may stop; it is brought back."""
+    yield _our_rabbitmq
+    _our_rabbitmq.start()
