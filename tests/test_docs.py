@@ -74,6 +74,19 @@ def test_ci_runs_the_readmes_command() -> None:
     assert "set -euo pipefail" in script
 
 
+def test_demo_handles_and_rejects_what_the_readme_says(tmp_path: Path) -> None:
+    """The demo's last lines give the numbers of the README's first screen."""
+    said = re.search(
+        r"three honest messages are handled, (\d+) attacks dead-lettered", " ".join(read("README.md").split())
+    )
+    assert said
+    command = Block(page="README.md", line=1, language="sh", mark="", text="mqauth demo")
+    wanted = (
+        f"3 honest messages handled, {said[1]} of {said[1]} attacks dead-lettered, 0 lost; audit chain intact."
+    )
+    assert wanted in " ".join(Reader(tmp_path).run(command).split())
+
+
 def install_blocks() -> list[Block]:
     return [block for block in blocks("README.md") if block.mark == "install"]
 
