@@ -172,7 +172,7 @@ class Pipeline:
         self._observers = tuple(observers)
         self._record_all = record == "all"
         self._reread = reread
-        self._lease = lease
+        self.lease = lease
         self._randomness = randomness
         self.instance = instance or base64url_encode(randomness(6)).decode("ascii")
 
@@ -241,7 +241,7 @@ class Pipeline:
         """
         if delivery.claim is None or delivery.step is not Step.HANDLE:
             return False
-        kept = max(delivery.claim.expires, self.clock.now() + self._lease)
+        kept = max(delivery.claim.expires, self.clock.now() + self.lease)
         wish = replace(delivery.claim, renew=True, expires=kept)
         try:
             status = yield from _guarded(Cause.REPLAY_STORE_UNAVAILABLE, call(self.replay.claim, wish))
@@ -320,7 +320,7 @@ class Pipeline:
             owner=delivery.owner,
             place=origin.coordinates,
             redelivered=origin.redelivered,
-            lease=self._lease,
+            lease=self.lease,
             expires=self._forgotten_at(delivery, verified),
         )
         status: ClaimStatus = yield from _guarded(Cause.REPLAY_STORE_UNAVAILABLE, call(self.replay.claim, request))
@@ -339,7 +339,7 @@ class Pipeline:
     def _forgotten_at(self, delivery: Delivery, verified: Verified) -> float:
         """Return until when a claim is kept: past every copy, those deferred beside it too, and its lease."""
         copies = float(verified.claims.exp + self.verifier.retention)
-        return max(copies, self.clock.now() + (_HELD_SECONDS if delivery.deferred else self._lease))
+        return max(copies, self.clock.now() + (_HELD_SECONDS if delivery.deferred else self.lease))
 
     def _handle(self, delivery: Delivery, handler: Handler) -> Flow[None]:
         """Run the handler; whatever it raises at last is ``handler_failed``, unless it asks for another time."""
