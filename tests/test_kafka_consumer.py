@@ -1,4 +1,4 @@
-"""``mqauth.brokers.kafka``: the consumer's loop on a client of our own making; the real one is under integration."""
+"""``mqauth.brokers.kafka``: the consumer on a client of our own making; the real one is under integration."""
 
 from __future__ import annotations
 

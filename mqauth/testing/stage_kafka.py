@@ -103,12 +103,15 @@ class KafkaStage:
 
     def letters(self) -> list[Message]:
         """Return every dead letter so far."""
+        place = TopicPartition(self.dead, 0)
         if self._reader is None:
             self._reader = _PYTHON.KafkaConsumer(bootstrap_servers=self.servers, auto_offset_reset="earliest")
-            self._reader.assign([TopicPartition(self.dead, 0)])
+            self._reader.assign([place])
             self._letters = []
-        for records in self._reader.poll(timeout_ms=20).values():
-            self._letters += [kafka.from_native(record, scope=self.group) for record in records]
+        end = self._reader.end_offsets([place])[place]
+        while self._reader.position(place) < end:
+            for records in self._reader.poll(timeout_ms=100).values():
+                self._letters += [kafka.from_native(record, scope=self.group) for record in records]
         return list(self._letters)
 
     def remove_dead_letters(self) -> None:

@@ -1,0 +1,108 @@
+"""SIGKILL of a consumer process on a real Kafka: what was sent is handled or dead-lettered, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from kafka import TopicPartition
+
+from integration.services import Kafka
+from mqauth.auditchain import verify_chain
+from mqauth.jwk import dump_key_set
+from mqauth.keys import KeySet
+from mqauth.message import Message
+from mqauth.testing.forge import Forge
+from mqauth.testing.stage_kafka import KafkaStage, wait_until
+
+HONEST = 40
+FORGED = 20
+
+
+class Scene:
+    """A topic full of honest and forged messages, and victims that consume it."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.stage = KafkaStage(url)
+        self.handled = folder / "handled"
+        self.handled.touch()
+        self.audit = folder / "audit.jsonl"
+        self._keys = folder / "jwks.json"
+        self._url = url
+        forge = Forge(lifetime=600)
+        self._keys.write_text(json.dumps(dump_key_set(KeySet([forge.key.public_only]))))
+        plain = Message(destination=self.stage.destination, body=b"", key=b"k")
+        for number in range(HONEST):
+            self.stage.produce(forge.signer(), replace(plain, body=b"honest %d" % number))
+            if number % 2 == 0:
+                self.stage.inject(replace(plain, body=b"forged %d" % number))
+
+    def victim(self, moment: str, after: int) -> subprocess.Popen[bytes]:
+        """Start a consumer process."""
+        places = (
+            self._url,
+            self.stage.topic,
+            self.stage.dead,
+            self.stage.group,
+            self._keys,
+            self.handled,
+            self.audit,
+        )
+        arguments = [sys.executable, "-m", "integration.kafka_victim", *map(str, (*places, moment, after))]
+        return subprocess.Popen(arguments)
+
+    def committed(self) -> int | None:
+        """Return the group's committed offset."""
+        client = self.stage.consumer()
+        try:
+            offset: int | None = client.committed(TopicPartition(self.stage.topic, 0))
+            return offset
+        finally:
+            client.close()
+
+    def seen(self) -> Counter[bytes]:
+        """Return what handlers wrote down, with how often."""
+        return Counter(self.handled.read_bytes().split(b"\n")[:-1])
+
+
+@pytest.fixture
+def scene(kafka: Kafka, tmp_path: Path) -> Iterator[Scene]:
+    """A set scene."""
+    scene = Scene(kafka.url, tmp_path)
+    yield scene
+    scene.stage.close()
+
+
+@pytest.mark.parametrize("moment", ["handler", "letter"])
+def test_killed_and_started_again(scene: Scene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Killed twice between handler and commit, or dead letter and commit: sent = handled + dead-lettered."""
+    for after in (3, 7):
+        assert scene.victim(moment, after).wait(60) == -signal.SIGKILL
+    last = scene.victim("never", 0)
+    wait_until(
+        lambda: len(scene.seen()) == HONEST and len({letter.body for letter in scene.stage.letters()}) == FORGED
+    )
+    last.send_signal(signal.SIGTERM)
+    assert last.wait(60) == 0
+    letters = scene.stage.letters()
+    handled = scene.seen()
+    assert set(handled) == {b"honest %d" % number for number in range(HONEST)}
+    assert {letter.body for letter in letters} == {b"forged %d" % number for number in range(0, HONEST, 2)}
+    ids = Counter(letter.occurrences("mqauth-dead-id") for letter in letters)
+    assert len(ids) == FORGED
+    repeated = handled.total() - HONEST if moment == "handler" else ids.total() - FORGED
+    assert repeated > 0
+    assert scene.committed() == HONEST + FORGED
+    assert verify_chain(scene.audit).intact
+    with capsys.disabled():
+        print(
+            f"\nkilled at {moment}: sent {HONEST + FORGED}, handled {len(handled)} (+{handled.total() - HONEST}),"
+            f" dead-lettered {len(ids)} (+{ids.total() - FORGED}), lost 0, honest condemned 0"
+        )
