@@ -25,7 +25,7 @@ CORE = (
     ("signer",),
     ("verified",),
     ("verifier",),
-    ("policy", "idtable", "audit", "misuse"),
+    ("policy", "idtable", "audit", "misuse", "redaction"),
     ("replay", "auditchain", "deadletter"),
     ("audithead", "auditlog"),
     ("auditfile",),
@@ -33,7 +33,7 @@ CORE = (
     ("pipeline", "sinks"),
 )
 """Modules of the core; each may import the layers before its own, and nothing beside or after it."""
-AFTER = (("brokers", "stores", "keystore", "review"), ("testing",), ("config_table",), ("config_settings",),
+AFTER = (("brokers", "stores", "keystore", "review", "telemetry"), ("testing",), ("config_table",), ("config_settings",),
          ("config",), ("cli",), ("__main__",))  # fmt: skip
 """What stands on the core: packages, whose modules may import each other, and the modules of the configuration."""
 RANK = {name: rank for rank, layer in enumerate((*CORE, *AFTER)) for name in layer}

@@ -1,1 +1,8 @@
-"""Broker wrappers: thin leaves that translate native messages and carry out the verdict; they hold no rule."""
+"""Broker wrappers: thin leaves that translate native messages and carry out the verdict; they hold no rule.
+
+Importing one keeps tokens out of the client libraries' logs (``mqauth.redaction``).
+"""
+
+from mqauth.redaction import redact_logging
+
+redact_logging()

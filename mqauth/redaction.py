@@ -1,0 +1,63 @@
+"""Logs without tokens: client libraries log message headers at DEBUG, and headers hold tokens.
+
+The broker wrappers install this when they are imported, so that nobody can forget it. Only records of the
+client libraries and of mqauth are looked at; a compact JWS in them is replaced wherever it stands.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+REDACTED: Final = "<token>"
+LOGGERS: Final = ("mqauth", "aio_pika", "aiormq", "pamqp", "kafka", "redis")
+_TOKEN = re.compile(r"eyJ[A-Za-z0-9_\-]{8,}(?:\.[A-Za-z0-9_\-]*)*")
+_MARK: Final = "eyJ"
+
+
+class RedactTokens(logging.Filter):
+    """Replaces tokens in every record it sees; for handlers of libraries not in ``LOGGERS``."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Redact one record and let it pass."""
+        redact(record)
+        return True
+
+
+class _Factory:
+    """Makes records by another factory and redacts those of the watched loggers."""
+
+    def __init__(self, inner: Callable[..., logging.LogRecord]) -> None:
+        self._inner = inner
+
+    def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = self._inner(*args, **kwargs)
+        if record.name.partition(".")[0] in LOGGERS:
+            redact(record)
+        return record
+
+
+def redact_logging() -> None:
+    """Redact the watched loggers' records as they are made, whatever handlers see them; safe to repeat.
+
+    A filter can be missing from one logger or handler; the record factory stands before them all.
+    """
+    current = logging.getLogRecordFactory()
+    if not isinstance(current, _Factory):
+        logging.setLogRecordFactory(_Factory(current))
+
+
+def redact(record: logging.LogRecord) -> None:
+    """Render a record and replace every token in its message and traceback."""
+    try:
+        text = record.getMessage()
+    except Exception:  # a bad format string is its author's; logging reports it itself
+        return
+    if _MARK in text:
+        record.msg, record.args = _TOKEN.sub(REDACTED, text), None
+    if record.exc_info and record.exc_info[1] is not None:
+        traceback = logging.Formatter().formatException(record.exc_info)
+        if _MARK in traceback:
+            record.exc_text, record.exc_info = _TOKEN.sub(REDACTED, traceback), None

@@ -1,0 +1,176 @@
+"""Metrics through the OpenTelemetry API: no SDK is forced, and without one they cost next to nothing.
+
+Label sets are bounded: reasons and causes are closed enums, destinations beyond a number become ``other``, and
+kid or jti is never a label.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from opentelemetry import metrics
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
+
+from mqauth._version import __version__
+from mqauth.message import Message
+from mqauth.misuse import Alert
+from mqauth.pipeline import Outcome, Verdict
+
+MESSAGES: Final = "mqauth.messages"
+JUDGE_DURATION: Final = "mqauth.judge.duration"
+ALERTS: Final = "mqauth.alerts"
+DEFERRED: Final = "mqauth.deferred"
+STALLED: Final = "mqauth.stalled"
+KEY_SET_AGE: Final = "mqauth.key_set.age"
+REPLAY_SIZE: Final = "mqauth.replay.size"
+METRICS: Final = (MESSAGES, JUDGE_DURATION, ALERTS, DEFERRED, STALLED, KEY_SET_AGE, REPLAY_SIZE)
+"""Every metric this module emits; dashboards and alert rules name these and no others."""
+
+MAX_DESTINATIONS: Final = 100
+_BUCKETS: Final = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0)
+
+
+class Health(Protocol):
+    """What a consumer's ``health()`` says that is measured here."""
+
+    @property
+    def deferred(self) -> int:
+        """Deliveries held now."""
+        ...
+
+    @property
+    def stalled_since(self) -> float | None:
+        """UTC seconds since when the oldest of them waits."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Gauge:
+    """One thing to look at when metrics are collected: its labels and how to read it."""
+
+    labels: dict[str, str]
+    read: Callable[[], float | None]
+
+
+class Telemetry:
+    """Counts verdicts and measures what a consumer depends on.
+
+    Hand ``observe`` to ``Pipeline(observers=[...])`` and ``alert`` to ``MisuseWatch(on_alert=...)``.
+
+    Args:
+        meter: by default the global provider's.
+        destinations: known destinations; a hundred more are taken as they come, the rest is ``other``.
+        now: returns UTC seconds; by default the machine's clock.
+    """
+
+    def __init__(
+        self,
+        meter: Meter | None = None,
+        *,
+        destinations: Iterable[str] = (),
+        now: Callable[[], float] | None = None,
+    ) -> None:
+        from mqauth.clock import SYSTEM_CLOCK
+
+        found = meter or metrics.get_meter("mqauth", __version__)
+        self._now = now or SYSTEM_CLOCK.now
+        self._destinations = set(destinations)
+        self._room = MAX_DESTINATIONS
+        self._lock = threading.Lock()
+        self._deferred: list[_Gauge] = []
+        self._stalled: list[_Gauge] = []
+        self._ages: list[_Gauge] = []
+        self._sizes: list[_Gauge] = []
+        self._messages = found.create_counter(MESSAGES, unit="{message}", description="Verdicts on deliveries")
+        self._alerts = found.create_counter(ALERTS, unit="{alert}", description="Misuse alerts by kind")
+        self._duration = found.create_histogram(
+            JUDGE_DURATION,
+            unit="s",
+            description="Time of a verdict, without handler and dead letter",
+            explicit_bucket_boundaries_advisory=_BUCKETS,
+        )
+        for name, unit, gauges, text in (
+            (DEFERRED, "{message}", self._deferred, "Deliveries held because the world is out of reach"),
+            (STALLED, "s", self._stalled, "How long the oldest of them waits"),
+            (KEY_SET_AGE, "s", self._ages, "Age of the key set in use"),
+            (REPLAY_SIZE, "{id}", self._sizes, "Ids in the replay store"),
+        ):
+            found.create_observable_gauge(name, callbacks=[_reader(gauges)], unit=unit, description=text)
+
+    def observe(self, outcome: Outcome, message: Message, _seconds: float) -> None:
+        """Count one outcome of ``Pipeline.process`` (``Pipeline(observers=[telemetry.observe])``)."""
+        cause = outcome.cause if outcome.verdict is Verdict.DEFERRED else outcome.reason
+        labels = {
+            "verdict": outcome.verdict.value,
+            "reason": "" if cause is None else cause.value,
+            "destination": self._bounded(message.destination),
+        }
+        self._messages.add(1, labels)
+        if outcome.judge_seconds is not None:
+            self._duration.record(outcome.judge_seconds, {"verdict": outcome.verdict.value})
+
+    def alert(self, alert: Alert) -> None:
+        """Count one misuse alert (``MisuseWatch(on_alert=telemetry.alert)``)."""
+        self._alerts.add(1, {"kind": alert.kind})
+
+    def watch_consumer(self, name: str, health: Callable[[], Health]) -> None:
+        """Measure a consumer: deliveries held, and for how long.
+
+        Args:
+            name: label ``consumer``.
+            health: the consumer's own method.
+        """
+        self._deferred.append(_Gauge({"consumer": name}, lambda: health().deferred))
+        self._stalled.append(_Gauge({"consumer": name}, lambda: self._since(health().stalled_since)))
+
+    def watch_keys(self, issuer: str, fetched: Callable[[], float | None]) -> None:
+        """Measure the age of an issuer's key set.
+
+        Args:
+            issuer: label ``issuer``.
+            fetched: returns the UTC seconds at which the set in use was had, ``None`` where there is none.
+        """
+        self._ages.append(_Gauge({"issuer": issuer}, lambda: self._age(fetched())))
+
+    def watch_store(self, name: str, size: Callable[[], int]) -> None:
+        """Measure a replay store.
+
+        Args:
+            name: label ``store``.
+            size: returns how many ids it holds, as ``MemoryReplayStore.__len__`` does.
+        """
+        self._sizes.append(_Gauge({"store": name}, size))
+
+    def _bounded(self, destination: str) -> str:
+        """Return a destination as a label, ``other`` once there are too many."""
+        if destination in self._destinations:
+            return destination
+        with self._lock:
+            if self._room <= 0:
+                return "other"
+            self._room -= 1
+            self._destinations.add(destination)
+        return destination
+
+    def _since(self, moment: float | None) -> float:
+        """Return how long ago a moment was, 0 where there is none."""
+        return 0.0 if moment is None else max(0.0, self._now() - moment)
+
+    def _age(self, fetched: float | None) -> float | None:
+        """Return the age of a set, ``None`` where there is none."""
+        return None if fetched is None else max(0.0, self._now() - fetched)
+
+
+def _reader(gauges: list[_Gauge]) -> Callable[[CallbackOptions], Iterator[Observation]]:
+    """Return the callback that reads a list of gauges when metrics are collected."""
+
+    def read(_options: CallbackOptions) -> Iterator[Observation]:
+        for gauge in gauges:
+            value = gauge.read()
+            if value is not None:
+                yield Observation(value, gauge.labels)
+
+    return read

@@ -1,0 +1,302 @@
+"""Metrics, spans and redaction: bounded labels, names that dashboards and alerts share, no token in any log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from mqauth import Message, Reason, Unavailable, Verdict
+from mqauth.auditfile import AuditFile
+from mqauth.errors import Cause, ConfigurationError
+from mqauth.misuse import Alert
+from mqauth.pipeline import Outcome, Pipeline
+from mqauth.redaction import REDACTED, RedactTokens, redact_logging
+from mqauth.replay import MemoryReplayStore
+from mqauth.telemetry import METRICS, Telemetry, traced
+from mqauth.telemetry.metrics import MAX_DESTINATIONS
+from mqauth.telemetry.prometheus import Endpoint
+from mqauth.testing import FakeClock, Forge, verified
+from mqauth.testing.attacks import honest_message
+from mqauth.testing.stage import MemoryStage
+
+DOCS = Path(__file__).parent.parent / "docs" / "observability"
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@dataclass
+class Meter:
+    """A meter whose points can be read."""
+
+    reader: InMemoryMetricReader
+    telemetry: Telemetry
+
+    def points(self, name: str) -> dict[tuple[tuple[str, Any], ...], Any]:
+        """Return the points of a metric by their labels."""
+        data = self.reader.get_metrics_data()
+        found = [
+            metric
+            for resource in (data.resource_metrics if data else ())
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == name
+        ]
+        return {
+            tuple(sorted(dict(point.attributes or {}).items())): point
+            for metric in found
+            for point in metric.data.data_points
+        }
+
+
+@pytest.fixture
+def meter() -> Iterator[Meter]:
+    """Telemetry on a provider of its own, at a time that stands still."""
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    yield Meter(reader, Telemetry(provider.get_meter("test"), now=FakeClock().now))
+    provider.shutdown()
+
+
+def outcome(verdict: Verdict = Verdict.REJECTED, **fields: Any) -> Outcome:
+    """Return an outcome."""
+    return Outcome(verdict=verdict, **fields)
+
+
+def message(place: str = "kafka:orders") -> Message:
+    """Return a message for a destination."""
+    return Message(destination=place, body=b"")
+
+
+def test_verdicts_are_counted(meter: Meter) -> None:
+    """Each outcome counts once, under its verdict, reason or cause, and destination."""
+    meter.telemetry.observe(outcome(reason=Reason.EXPIRED), message(), 0.0)
+    meter.telemetry.observe(outcome(Verdict.DEFERRED, cause=Cause.KEY_PENDING), message(), 0.0)
+    meter.telemetry.observe(outcome(Verdict.ACCEPTED), message(), 0.0)
+    points = meter.points("mqauth.messages")
+    found = {tuple(value for _, value in labels): point.value for labels, point in points.items()}
+    assert found == {
+        ("kafka:orders", "expired", "rejected"): 1,
+        ("kafka:orders", "key_pending", "deferred"): 1,
+        ("kafka:orders", "", "accepted"): 1,
+    }
+
+
+def test_judge_time(meter: Meter) -> None:
+    """The time of a verdict is recorded where it was measured."""
+    meter.telemetry.observe(outcome(judge_seconds=0.002), message(), 9.0)
+    meter.telemetry.observe(outcome(), message(), 9.0)
+    (point,) = meter.points("mqauth.judge.duration").values()
+    assert (point.count, point.sum) == (1, 0.002)
+
+
+def test_destinations_are_bounded(meter: Meter) -> None:
+    """Random routing keys of an attacker make no more than a hundred labels and ``other``."""
+    telemetry = Telemetry(
+        meter.telemetry._messages and MeterProvider().get_meter("other"), destinations=["kafka:orders"]
+    )
+    seen = {telemetry._bounded(f"rabbitmq:x/{number}") for number in range(1000)} | {
+        telemetry._bounded("kafka:orders")
+    }
+    assert len(seen) == MAX_DESTINATIONS + 2
+    assert {"other", "kafka:orders"} <= seen
+
+
+@dataclass
+class Health:
+    """What a consumer might say."""
+
+    deferred: int
+    stalled_since: float | None
+
+
+def test_gauges(meter: Meter) -> None:
+    """Deferred, stalled, key-set age and store size are read when metrics are collected."""
+    now = FakeClock().now()
+    meter.telemetry.watch_consumer("billing", lambda: Health(2, now - 30))
+    meter.telemetry.watch_consumer("idle", lambda: Health(0, None))
+    meter.telemetry.watch_keys("https://auth.example", lambda: now - 100)
+    meter.telemetry.watch_keys("https://cold.example", lambda: None)
+    meter.telemetry.watch_store("memory", MemoryReplayStore().__len__)
+    assert {labels[0][1]: p.value for labels, p in meter.points("mqauth.deferred").items()} == {
+        "billing": 2,
+        "idle": 0,
+    }
+    assert {labels[0][1]: p.value for labels, p in meter.points("mqauth.stalled").items()} == {
+        "billing": 30,
+        "idle": 0,
+    }
+    assert [p.value for p in meter.points("mqauth.key_set.age").values()] == [100]
+    assert [p.value for p in meter.points("mqauth.replay.size").values()] == [0]
+
+
+def test_alerts_are_counted(meter: Meter) -> None:
+    """Misuse alerts are counted by kind, never by kid or jti."""
+    meter.telemetry.alert(Alert(kind="burst", about={"kid": "k"}, count=3, time=0))
+    (labels,) = meter.points("mqauth.alerts")
+    assert labels == (("kind", "burst"),)
+
+
+def test_pipeline_feeds_the_metrics(meter: Meter, tmp_path: Path) -> None:
+    """A pipeline with the observer counts every message it settles, and times each verdict."""
+    stage, forge = MemoryStage(), Forge()
+    stage.produce(forge.signer(), honest_message(stage.destination))
+    stage.inject(honest_message(stage.destination))
+    with AuditFile(tmp_path / "audit") as audit:
+        guard = Pipeline(
+            verifier=forge.verifier(), policy=forge.policy(stage.destination), replay=MemoryReplayStore(),
+            audit=audit, observers=[meter.telemetry.observe],
+        )  # fmt: skip
+        stage.consume(guard, lambda _: None, until=lambda: len(stage.letters()) == 1)
+    assert sum(point.value for point in meter.points("mqauth.messages").values()) == 2
+    assert sum(point.count for point in meter.points("mqauth.judge.duration").values()) == 2
+
+
+def spans() -> tuple[TracerProvider, InMemorySpanExporter]:
+    """Return a tracer provider and where its spans end up."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return provider, exporter
+
+
+@pytest.mark.parametrize("value", [TRACEPARENT, TRACEPARENT.encode()])
+@pytest.mark.parametrize("trusted", [True, False])
+def test_trace_is_continued_or_linked(value: str | bytes, trusted: bool) -> None:
+    """The span continues the trace a message names, or links to it where that is not wanted."""
+    provider, exporter = spans()
+    place = "kafka:orders" if isinstance(value, bytes) else "rabbitmq:shop/orders"
+    message_ = verified(destination=place, headers=[("traceparent", value)])
+    traced(lambda _: None, provider.get_tracer("test"), trust_parent=trusted)(message_)
+    (span,) = exporter.get_finished_spans()
+    remote = 0x0AF7651916CD43DD8448EB211C80319C
+    assert (span.context.trace_id == remote) is trusted
+    assert [link.context.trace_id for link in span.links] == ([] if trusted else [remote])
+    assert (span.attributes or {})["mqauth.subject"] == "orders-api"
+
+
+def test_hostile_trace_headers_are_harmless() -> None:
+    """Trace headers of nonsense start a new trace and change nothing else."""
+    provider, exporter = spans()
+    odd = verified(destination="kafka:orders", headers=[("traceparent", b"\xff" * 99), ("baggage", None)])
+    assert traced(lambda _: "done", provider.get_tracer("test"))(odd) == "done"
+    assert exporter.get_finished_spans()[0].parent is None
+
+
+def test_async_handler_is_traced() -> None:
+    """An asynchronous handler runs inside its span, and its error marks it and goes on."""
+    provider, exporter = spans()
+
+    async def handler(_verified: object) -> None:
+        raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        asyncio.run(traced(handler, provider.get_tracer("test"))(verified()))
+    assert exporter.get_finished_spans()[0].status.is_ok is False
+
+
+def test_endpoint_serves_metrics() -> None:
+    """The Prometheus endpoint shows the counters under the names that dashboards use."""
+    with Endpoint(0) as endpoint:
+        endpoint.telemetry.observe(outcome(reason=Reason.EXPIRED, judge_seconds=0.1), message(), 0.0)
+        with urllib.request.urlopen(f"http://127.0.0.1:{endpoint.port}/metrics", timeout=10) as answer:
+            page = answer.read().decode()
+    assert re.search(r'mqauth_messages_total\{.*reason="expired".*\} 1\.0', page)
+    assert "mqauth_judge_duration_seconds_bucket" in page
+
+
+def test_endpoint_stays_on_loopback() -> None:
+    """Another address must be asked for by name."""
+    with pytest.raises(ConfigurationError, match="expose"):
+        Endpoint(0, host="0.0.0.0")  # noqa: S104
+
+
+def exported(names: tuple[str, ...]) -> set[str]:
+    """Return the Prometheus names of our metrics."""
+    units = {"mqauth.judge.duration": "_seconds", "mqauth.stalled": "_seconds", "mqauth.key_set.age": "_seconds"}
+    counters = {"mqauth.messages", "mqauth.alerts"}
+    return {
+        name.replace(".", "_") + units.get(name, "") + ("_total" if name in counters else "") for name in names
+    }
+
+
+def queried() -> set[str]:
+    """Return every metric name that the dashboard and the alert rules ask for."""
+    text = (DOCS / "alerts.yml").read_text() + (DOCS / "grafana-dashboard.json").read_text()
+    return {name.removesuffix("_bucket") for name in re.findall(r"\bmqauth_[a-z_]+\b", text)}
+
+
+def test_dashboard_and_alerts_use_emitted_names() -> None:
+    """The files ask for every metric the code emits, and for no other."""
+    assert queried() == exported(METRICS)
+
+
+def test_dashboard_and_alerts_use_real_reasons() -> None:
+    """Every reason an alert rule names is one of the closed set."""
+    patterns = re.findall(r'reason=~?"([a-z_|]+)"', (DOCS / "alerts.yml").read_text())
+    assert {name for pattern in patterns for name in pattern.split("|")} <= {reason.value for reason in Reason}
+
+
+def test_dashboard_is_json() -> None:
+    """The dashboard parses, and each of its panels asks for something."""
+    panels = json.loads((DOCS / "grafana-dashboard.json").read_text())["panels"]
+    assert all(target["expr"] for panel in panels for target in panel["targets"])
+
+
+@pytest.fixture
+def redacted() -> Iterator[None]:
+    """Redaction installed for one test."""
+    before = logging.getLogRecordFactory()
+    redact_logging()
+    redact_logging()
+    yield
+    logging.setLogRecordFactory(before)
+
+
+TOKEN = "eyJhbGciOiJFZERTQSJ9.eyJpc3MiOiJpIn0.c2lnbmF0dXJl"
+
+
+@pytest.mark.usefixtures("redacted")
+@pytest.mark.parametrize("name", ["aio_pika.exchange", "aiormq.channel", "kafka.producer.kafka", "mqauth.x"])
+def test_tokens_are_redacted(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A token in the message, in an argument of any type, or in a traceback is replaced."""
+    logger = logging.getLogger(name)
+    with caplog.at_level(logging.DEBUG, name):
+        logger.debug("sent %r and %s", {"mqauth-token": TOKEN}, TOKEN.encode())
+        try:
+            raise Unavailable(Cause.AUDIT_UNAVAILABLE, TOKEN)
+        except Unavailable:
+            logger.exception("failed")
+    assert "eyJ" not in caplog.text
+    assert caplog.text.count(REDACTED) >= 3
+
+
+@pytest.mark.usefixtures("redacted")
+def test_other_loggers_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """Records of other libraries pass as they are, until a filter is attached to their handler."""
+    logger = logging.getLogger("somebody.else")
+    logger.warning("%s", TOKEN)
+    assert TOKEN in caplog.text
+    caplog.clear()
+    caplog.handler.addFilter(RedactTokens())
+    logger.warning("%s", TOKEN)
+    assert TOKEN not in caplog.text
+
+
+@pytest.mark.usefixtures("redacted")
+def test_bad_format_is_left_to_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record whose arguments do not fit raises nothing in the redaction."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    record = logging.getLogRecordFactory()("kafka", logging.INFO, "file", 1, "%d", ("text",), None)
+    assert record.args == ("text",)
