@@ -26,7 +26,7 @@ CORE = (
     ("verified",),
     ("verifier",),
     ("policy", "idtable", "audit", "misuse", "redaction"),
-    ("replay", "auditchain", "deadletter"),
+    ("replay", "auditchain", "deadletter", "flood"),
     ("audithead", "auditlog"),
     ("auditfile",),
     ("flow",),
