@@ -19,7 +19,7 @@ from mqauth.brokers.rabbitmq_delivery import Held, Processor
 from mqauth.brokers.rabbitmq_translate import headers_out
 from mqauth.brokers.rabbitmq_window import STEADY, Window
 from mqauth.deadletter import DeadLetter
-from mqauth.errors import Unavailable
+from mqauth.errors import Reason, Unavailable
 from mqauth.message import Message
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import Forge
@@ -67,9 +67,9 @@ class Delivery(SimpleNamespace):
 class Table:
     """A processor with everything around it, on a clock that moves while it sleeps."""
 
-    def __init__(self, audit: AuditFile, **settings: Any) -> None:
+    def __init__(self, audit: AuditFile, *, lifetime: int = 3600, **settings: Any) -> None:
         self.clock = FakeClock()
-        self.forge = Forge(self.clock, lifetime=60)
+        self.forge = Forge(self.clock, lifetime=lifetime)
         self.letters = Letters()
         self.handled: list[Verified] = []
         self.slept: list[float] = []
@@ -209,6 +209,177 @@ async def test_a_cancelled_handler_gives_its_claim_back(audit: AuditFile) -> Non
     assert delivery.settled == ["requeue"]
     await table.process(Delivery(honest, redelivered=True))
     assert len(table.handled) == 1
+
+
+class Alarm:
+    """A timer whose functions a test calls."""
+
+    def __init__(self) -> None:
+        self.set: list[tuple[float, Any]] = []
+
+    def __call__(self, seconds: float, function: Any) -> None:
+        """Remember what is to be called."""
+        self.set.append((seconds, function))
+
+    async def ring(self) -> None:
+        """Call the function, and let what it started run."""
+        _, function = self.set.pop()
+        function()
+        await asyncio.sleep(0)
+
+
+class Slow:
+    """A processor of a table whose handler runs until it is told to end."""
+
+    def __init__(self, table: Table) -> None:
+        self.begun, self.go_on, self.alarm = asyncio.Event(), asyncio.Event(), Alarm()
+        self._table = table
+        self.processor = Processor(
+            "q", table.guard, self._handler, dead_letters=table.letters, sleep=table.sleep, timer=self.alarm,
+            hold=0,
+        )  # fmt: skip
+
+    async def _handler(self, verified: Verified) -> None:
+        self.begun.set()
+        await self.go_on.wait()
+        self._table.handled.append(verified)
+
+    async def start(self, delivery: Any) -> asyncio.Task[Any]:
+        """Let the handler begin."""
+        task = asyncio.create_task(self.processor.process(delivery))
+        await self.begun.wait()
+        return task
+
+    async def wait(self, seconds: float) -> None:
+        """Let time pass, and the timer with it."""
+        for _ in range(round(seconds / self.alarm.set[0][0])):
+            self._table.clock.advance(self.alarm.set[0][0])
+            await self.alarm.ring()
+
+
+async def test_a_long_handler_keeps_its_claim(audit: AuditFile) -> None:
+    """A handler ten leases long whose connection was lost is not run again by whoever gets the redelivery."""
+    table = Table(audit, hold=0)
+    slow, honest = Slow(table), table.honest()
+    delivery = Delivery(honest)
+    running = await slow.start(delivery)
+    await slow.wait(600)
+    delivery.channel.is_closed = True
+    elsewhere = await table.process(Delivery(honest, redelivered=True))
+    assert (elsewhere.verdict, elsewhere.cause) == (Verdict.DEFERRED, Cause.CLAIM_HELD)
+    slow.go_on.set()
+    await running
+    again = Delivery(honest, redelivered=True)
+    assert (await table.process(again)).verdict is Verdict.DUPLICATE
+    assert (again.settled, len(table.handled)) == (["ack"], 1)
+
+
+async def test_a_message_does_not_expire_in_its_handler(audit: AuditFile) -> None:
+    """A redelivery of what is still being handled here is judged by when that was received, and waits for it."""
+    table = Table(audit, lifetime=60, hold=0)
+    slow, honest = Slow(table), table.honest()
+    delivery = Delivery(honest)
+    running = await slow.start(delivery)
+    await slow.wait(300)
+    delivery.channel.is_closed = True
+    again: Any = Delivery(honest, redelivered=True)
+    assert (await slow.processor.process(again)).cause is Cause.CLAIM_HELD
+    slow.go_on.set()
+    await running
+    last: Any = Delivery(honest, redelivered=True)
+    assert (await slow.processor.process(last)).verdict is Verdict.DUPLICATE
+    assert (last.settled, len(table.handled), table.letters.found) == (["ack"], 1, [])
+
+
+async def test_a_copy_does_expire(audit: AuditFile) -> None:
+    """What the broker does not call redelivered, or whose original has its connection yet, is judged by itself."""
+    for lost, redelivered in ((True, False), (False, True)):
+        table = Table(audit, lifetime=60, hold=0)
+        slow, honest = Slow(table), table.honest()
+        delivery = Delivery(honest)
+        running = await slow.start(delivery)
+        await slow.wait(300)
+        delivery.channel.is_closed = lost
+        copy: Any = Delivery(honest, redelivered=redelivered)
+        assert (await slow.processor.process(copy)).reason is Reason.EXPIRED
+        slow.go_on.set()
+        await running
+
+
+async def test_without_renewal_it_would_be_run_again(audit: AuditFile) -> None:
+    """A claim that nobody renews is over after its lease: the redelivery is handled."""
+    table = Table(audit, hold=0)
+    slow, honest = Slow(table), table.honest()
+    running = await slow.start(Delivery(honest))
+    table.clock.advance(table.guard.lease)
+    assert (await table.process(Delivery(honest, redelivered=True))).verdict is Verdict.ACCEPTED
+    slow.go_on.set()
+    await running
+    assert len(table.handled) == 2
+
+
+async def test_a_claim_lost_is_said(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
+    """A handler that finds its claim taken by another is reported, once, and not stopped."""
+    table = Table(audit, hold=0)
+    slow, honest = Slow(table), table.honest()
+    running = await slow.start(Delivery(honest))
+    table.clock.advance(table.guard.lease)
+    await table.process(Delivery(honest, redelivered=True))
+    await slow.wait(2 * table.guard.lease / 3)
+    assert caplog.text.count("outlived its claim") == 1
+    slow.go_on.set()
+    assert (await running).verdict is Verdict.ACCEPTED
+
+
+async def test_short_handlers_cost_no_renewal(audit: AuditFile) -> None:
+    """A thousand short handlers set one timer, which asks the store for nothing and ends when nothing is left."""
+    alarm, renewed = Alarm(), []
+    table = Table(audit, timer=alarm)
+    table.guard.renew = renewed.append  # type: ignore[method-assign,assignment]
+    for _ in range(1000):
+        await table.process(Delivery(table.honest()))
+    assert [seconds for seconds, _ in alarm.set] == [table.guard.lease / 3]
+    before = asyncio.all_tasks()
+    await alarm.ring()
+    assert (renewed, alarm.set, asyncio.all_tasks() - before) == ([], [], set())
+    await table.process(Delivery(table.honest()))
+    assert len(alarm.set) == 1
+
+
+async def test_young_handlers_are_not_renewed(audit: AuditFile) -> None:
+    """A handler that has run for less than a third of its lease is left alone when the timer comes by."""
+    table = Table(audit, hold=0)
+    slow, renewed = Slow(table), []
+    running = await slow.start(Delivery(table.honest()))
+    table.guard.renew = renewed.append  # type: ignore[method-assign,assignment]
+    table.clock.advance(table.guard.lease / 3 - 1)
+    await slow.alarm.ring()
+    assert (renewed, len(slow.alarm.set)) == ([], 1)
+    slow.go_on.set()
+    await running
+
+
+async def test_guarded_callbacks_renew_too(audit: AuditFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The callback of guarded() keeps the claim of a long handler as the consumer does."""
+    table, begun, go_on = Table(audit, hold=0), asyncio.Event(), asyncio.Event()
+    alarm = Alarm()
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", alarm)
+
+    async def handler(_verified: Verified) -> None:
+        begun.set()
+        await go_on.wait()
+
+    callback: Any = rabbitmq.guarded(table.guard, handler, dead_letters=table.letters, queue="q")
+    honest = table.honest()
+    running = asyncio.create_task(callback(Delivery(honest)))
+    await begun.wait()
+    for _ in range(6):
+        table.clock.advance(table.guard.lease / 3)
+        await alarm.ring()
+    outcome = await table.process(Delivery(honest, redelivered=True))
+    assert outcome.cause is Cause.CLAIM_HELD
+    go_on.set()
+    await running
 
 
 async def test_a_lost_connection_is_no_cancellation(audit: AuditFile) -> None:

@@ -1,32 +1,27 @@
-"""One RabbitMQ delivery from broker to settlement: processed, held while the world is out of reach, acked.
-
-RabbitMQ knows no offsets: a delivery given back comes again as another one, flagged ``redelivered``. Its
-progress is kept here by content meanwhile, so that it neither expires in our hands nor runs its handler twice.
-"""
+"""One RabbitMQ delivery from broker to settlement: processed, held while the world is out of reach, acked."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import tenacity
 from aio_pika.abc import AbstractIncomingMessage
 
 from mqauth.brokers.rabbitmq_channel import is_stale, told, was_cancelled
+from mqauth.brokers.rabbitmq_leases import Leases, Timer, call_later
+from mqauth.brokers.rabbitmq_progress import Progress
 from mqauth.brokers.rabbitmq_translate import from_native
-from mqauth.deadletter import DeadLetterSink, letter_id
+from mqauth.deadletter import DeadLetterSink
 from mqauth.errors import Cause
 from mqauth.flow import arun
-from mqauth.message import Message
 from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
 from mqauth.verified import Responder, Verified, equip
 
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
-_MAX_KEPT: Final = 10_000
 _WAIT: Final = 0.1
 _WAIT_MAX: Final = 5.0
 OWN_CAUSES: Final = frozenset((Cause.CLAIM_HELD, Cause.HANDLER_DEFERRED))
@@ -43,29 +38,6 @@ class Held:
     since: float
 
 
-@dataclass(slots=True)
-class _Kept:
-    """Progress of deliveries the broker will deliver again, by content; bounded, oldest dropped first."""
-
-    found: OrderedDict[str, list[Delivery]] = field(default_factory=OrderedDict)
-
-    def put(self, key: str, delivery: Delivery) -> None:
-        """Keep the progress of one delivery."""
-        self.found.setdefault(key, []).append(delivery)
-        while len(self.found) > _MAX_KEPT:
-            self.found.popitem(last=False)
-
-    def take(self, key: str) -> Delivery | None:
-        """Take the progress of one delivery back."""
-        waiting = self.found.get(key)
-        if not waiting:
-            return None
-        delivery = waiting.pop(0)
-        if not waiting:
-            del self.found[key]
-        return delivery
-
-
 class Processor:
     """Carries deliveries of one queue through the pipeline and settles them.
 
@@ -79,6 +51,7 @@ class Processor:
         hold: seconds a deferred delivery is kept unacked.
         before_requeue: awaited before a delivery is given back for a cause that is not its own.
         sleep: waits so many seconds.
+        timer: calls a function after so many seconds; claims are renewed by it.
     """
 
     def __init__(
@@ -93,6 +66,7 @@ class Processor:
         hold: float = 60,
         before_requeue: Callable[[Held], Awaitable[None]] | None = None,
         sleep: Sleep = asyncio.sleep,
+        timer: Timer = call_later,
     ) -> None:
         self._queue = queue
         self._guard = guard
@@ -103,7 +77,8 @@ class Processor:
         self._hold_seconds = hold
         self._before_requeue = before_requeue
         self._sleep = sleep
-        self._kept = _Kept()
+        self._leases = Leases(guard, timer=timer)
+        self._progress = Progress(guard)
         self.hurry = asyncio.Event()
         self.held: dict[int, Held] = {}
         self.unsettled = 0
@@ -116,12 +91,17 @@ class Processor:
         """
         if is_stale(incoming):
             return None
-        delivery = self._receive(incoming)
+        delivery = self._progress.receive(from_native(incoming, queue=self._queue))
+        self._progress.begin(incoming, delivery)
+        self._leases.add(delivery)
         try:
             return await self._to_its_end(incoming, delivery)
         except asyncio.CancelledError:
             await self._let_go(incoming, delivery)
             raise
+        finally:
+            self._leases.remove(delivery)
+            self._progress.end(delivery)
 
     async def probe(self, delivery: Delivery) -> bool:
         """Tell whether a deferred delivery would get further now; its handler is not run."""
@@ -145,22 +125,6 @@ class Processor:
             await self._before_requeue(Held(delivery, outcome, self._guard.clock.now()))
         await self._let_go(incoming, delivery)
         return outcome
-
-    def _receive(self, incoming: AbstractIncomingMessage) -> Delivery:
-        """Return the delivery, with the progress of an earlier one of the same content where it is kept."""
-        message = from_native(incoming, queue=self._queue)
-        if not self._kept.found or not message.origin.redelivered:
-            return self._guard.receive(message)
-        kept = self._kept.take(self._key(message))
-        if kept is None:
-            return self._guard.receive(message)
-        if kept.step is Step.JUDGE:
-            return Delivery(message=message, received=kept.received, deferred=True)
-        return kept
-
-    def _key(self, message: Message) -> str:
-        """Return the content a redelivery is known by."""
-        return letter_id(message, self._guard.scope_of(message))
 
     async def _attempt(self, delivery: Delivery) -> Outcome:
         """Take the delivery as far as the world allows."""
@@ -215,16 +179,12 @@ class Processor:
         """Ack; where the connection is gone the broker delivers again, and the progress is kept for that."""
         if not incoming.processed and not await told(incoming.ack, f"ack on {self._queue}"):
             self.unsettled += 1
-            self._keep(delivery)
+            self._progress.keep(delivery)
 
     async def _let_go(self, incoming: AbstractIncomingMessage, delivery: Delivery) -> None:
         """Give a delivery back unhandled: its claim released, its progress kept, requeued once."""
         await arun(self._guard.release(delivery))
-        self._keep(delivery)
+        self._progress.keep(delivery)
         acked = incoming.processed or delivery.step is Step.SETTLE  # perhaps: twice would close the channel
         if not acked and not is_stale(incoming):
             await told(incoming.nack, f"requeue on {self._queue}")
-
-    def _keep(self, delivery: Delivery) -> None:
-        """Keep the progress for the next delivery of the same content."""
-        self._kept.put(self._key(delivery.message), delivery)
