@@ -21,9 +21,8 @@ from integration.services.machine import CommandError, cache_folder, docker_answ
 
 _ROOT = Path(__file__).resolve().parents[1]
 _TERMINAL_TELLS_WITHIN = 2.0  # a Ctrl-C reaches the whole process group; a kill only us
-_ENDED_WITHIN = 10.0
 _NO_TESTS = 5  # pytest's exit code
-_ENDS_WITHIN = 5.0
+_ENDS_WITHIN = 10.0
 
 
 @dataclass(frozen=True)
@@ -103,14 +102,6 @@ def _read(report: Path) -> _Counts:
 def _settled(run_id: str) -> list[str]:
     """Return what is left after a moment: helpers of multiprocessing end just after their pytest."""
     deadline = time.monotonic() + _ENDS_WITHIN
-    while (left := left_over(run_id)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return left
-
-
-def _settled(run_id: str) -> list[str]:
-    """Return what is left over, after a short time for what is ending just now."""
-    deadline = time.monotonic() + _ENDED_WITHIN
     while (left := left_over(run_id)) and time.monotonic() < deadline:
         time.sleep(0.1)
     return left

@@ -24,9 +24,9 @@ class ComposeService:
     def __init__(
         self, service: str, *, env: Mapping[str, str], ports: Sequence[Port], folder: Path | None = None
     ) -> None:
-        run_id = os.environ.get(RUN_VARIABLE, "own")
+        project = f"mqauth-{os.environ.get(RUN_VARIABLE, 'own')}-{secrets.token_hex(3)}"
         self._service = service
-        self._words = ["docker", "compose", "-p", f"mqauth-{run_id}-{secrets.token_hex(3)}", "-f", str(FILE)]
+        self._words = ["docker", "compose", "--ansi", "never", "-p", project, "-f", str(FILE)]
         self._env = {**os.environ, **env}
         self._ports = ports
         self._folder = folder
@@ -37,15 +37,15 @@ class ComposeService:
 
     def start(self) -> None:
         """Create and start the container, or continue it where it is paused."""
-        if "paused" in self._state():
-            self.resume()
-        else:
-            self._compose("up", "-d", "--wait", "--no-recreate", self._service, timeout=_UP_WITHIN)
+        state = self._state()
+        if state == "paused":
+            self._compose("unpause", self._service)
+        elif state != "running":  # no --wait: the handle asks by protocol, and three start side by side
+            self._compose("up", "-d", "--no-recreate", self._service, timeout=_UP_WITHIN)
 
     def stop(self) -> None:
         """Stop the container and keep its data."""
-        if "paused" in self._state():
-            self.resume()
+        self.resume()
         self._compose("stop", self._service)
 
     def kill(self) -> None:
@@ -58,7 +58,7 @@ class ComposeService:
 
     def resume(self) -> None:
         """Let the container go on, if it was paused."""
-        if "paused" in self._state():
+        if self._state() == "paused":
             self._compose("unpause", self._service)
 
     def close(self) -> None:
@@ -75,7 +75,7 @@ class ComposeService:
 
     def ended(self) -> bool:
         """Tell whether the container is not running."""
-        return not {"running", "paused"} & {self._state()}
+        return self._state() not in {"running", "paused"}
 
     def tail(self) -> str:
         """Return the last lines of the container's log."""

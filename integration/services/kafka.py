@@ -159,7 +159,8 @@ def _jars() -> Path:
         say(f"copying Apache Kafka to {folder.parent}: once")
         try:
             run(
-                ["mvn", "-B", "-q", "-f", str(_POM), _COPY, "-DincludeScope=runtime", f"-DoutputDirectory={copying}"],
+                ["mvn", "-B", "-q", "-f", str(_POM), _COPY, "-DincludeScope=runtime",
+                 f"-DoutputDirectory={copying}"],
                 timeout=_COPY_WITHIN,
             )  # fmt: skip
             copying.rename(folder)

@@ -84,8 +84,11 @@ class LocalServer:
         self._reap()
 
     def pause(self) -> None:
-        """Send SIGSTOP to every process group of the server."""
+        """Send SIGSTOP to every process group of the server; return when every thread has stopped."""
         self._signal(signal.SIGSTOP)
+        for process in self._running:  # a busy machine lets threads go on for a while after the signal
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Send SIGCONT to every process group of the server."""

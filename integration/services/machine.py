@@ -37,9 +37,7 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def run(
-    argv: Sequence[str], *, timeout: float, env: Mapping[str, str] | None = None, stderr: bool = True
-) -> str:
+def run(argv: Sequence[str], *, timeout: float, env: Mapping[str, str] | None = None, stderr: bool = True) -> str:
     """Return what a command printed, with its standard error mixed in unless told otherwise."""
     words = " ".join(argv)
     try:
