@@ -46,7 +46,7 @@ def load(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Configuration:
         ConfigurationError: one line that names the file and, where it has them, the table and key, or the
             line of a syntax error.
     """
-    return Configuration(str(path), _parse(Path(path)), clock)
+    return Configuration(str(path), read_toml(Path(path))[1], clock)
 
 
 class Configuration:
@@ -73,6 +73,7 @@ class Configuration:
         self._audit = self._read("audit", settings.audit)
         self._dead_letters = self._read("dead_letters", lambda table: table.name_of("name"))
         self._authorities = self._read("release", settings.authorities) or ()
+        self._read("check", settings.check)
 
     @cached_property
     def signer(self) -> Signer:
@@ -155,11 +156,16 @@ class Configuration:
         return found
 
 
-def _parse(path: Path) -> dict[str, Any]:
-    """Return the tables of a TOML file; a syntax error names its line."""
+def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the text of a TOML file and its tables.
+
+    Raises:
+        ConfigurationError: it cannot be read, is over 1 MiB, or is no TOML; a syntax error names its line.
+    """
     raw = files.read_bounded(path, _MAX_FILE)
     try:
-        return tomllib.loads(raw.decode("utf-8"))
+        text = raw.decode("utf-8")
+        return text, tomllib.loads(text)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigurationError(f"{path}: not UTF-8 (at line {line})") from error

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, cast
 
 from mqauth import destination
 from mqauth.claims import is_name
-from mqauth.config_table import Table, is_url
+from mqauth.config_table import Table, is_broker_url, is_url
 from mqauth.errors import ConfigurationError, MalformedMessage, Reason
 from mqauth.keys import MAX_KID
 from mqauth.policy import Rule
@@ -119,6 +119,27 @@ class AuthoritySettings:
     waive: tuple[Reason, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckSettings:
+    """``[check]``: what ``mqauth check`` cannot read from the other tables; nothing else uses it.
+
+    Args:
+        table: where it stands, ``None`` where it is absent.
+        brokers: their URLs, without user and password; nothing connects to them.
+        consumers: processes that share the consumer's scope.
+        rate: messages a second, all consumers together; 0 for unknown.
+        rotation: seconds after which a key is to be replaced.
+        accept: codes of findings that are known and wanted.
+    """
+
+    table: Table | None = None
+    brokers: tuple[str, ...] = ()
+    consumers: int = 1
+    rate: int = 0
+    rotation: int = 90 * 86_400
+    accept: tuple[str, ...] = ()
+
+
 def producer(table: Table) -> ProducerSettings:
     """Parse ``[producer]``."""
     if "passphrase_env" in table.members and "passphrase_file" in table.members:
@@ -129,10 +150,10 @@ def producer(table: Table) -> ProducerSettings:
         subject=table.name_of("subject"),
         audience=_audience(table, "audience", table.name_of("audience")),
         audiences=_audiences(table.table("audiences")),
-        keys=table.path("keys"),
+        keys=table.file_path("keys"),
         lifetime=table.integer("lifetime", 60, least=1, most=MAX_LIFETIME),
         passphrase_env=table.optional_name("passphrase_env"),
-        passphrase_file=table.optional_path("passphrase_file"),
+        passphrase_file=table.optional_file_path("passphrase_file"),
     )
 
 
@@ -174,13 +195,27 @@ def replay(table: Table) -> ReplaySettings:
 def audit(table: Table) -> AuditSettings:
     """Parse ``[audit]``."""
     record = table.choice("record", ("rejections", "all"), "rejections")
-    return AuditSettings(table=table, file=table.path("file"), record=cast(Literal["rejections", "all"], record))
+    file = table.file_path("file")
+    return AuditSettings(table=table, file=file, record=cast(Literal["rejections", "all"], record))
 
 
 def authorities(release: Table) -> tuple[AuthoritySettings, ...]:
     """Parse ``[[release.authorities]]``."""
     found = release.tables("authorities", (*_SOURCE_KEYS, "waive"))
     return tuple(AuthoritySettings(source=_source(table), waive=_waive(table)) for table in found)
+
+
+def check(table: Table) -> CheckSettings:
+    """Parse ``[check]``."""
+    default = CheckSettings()
+    return CheckSettings(
+        table=table,
+        brokers=_brokers(table),
+        consumers=table.integer("consumers", default.consumers, least=1),
+        rate=table.integer("rate", default.rate, least=1) if "rate" in table.members else default.rate,
+        rotation=table.integer("rotation", default.rotation, least=1),
+        accept=table.names("accept", least=0),
+    )
 
 
 TABLES: Final = {
@@ -190,8 +225,17 @@ TABLES: Final = {
     "audit": ("file", "record"),
     "dead_letters": ("name",),
     "release": ("authorities",),
+    "check": ("brokers", "consumers", "rate", "rotation", "accept"),
 }
 """Every table a file may have, and the keys it may hold."""
+
+
+def _brokers(table: Table) -> tuple[str, ...]:
+    """Return URLs of brokers; one may hold a password and is not repeated."""
+    urls = table.names("brokers", least=0)
+    if not all(is_broker_url(url) for url in urls):
+        raise table.refuse("brokers", "must be amqp://..., amqps://... or kafka://host:port")
+    return urls
 
 
 def _audience(table: Table, key: str, name: str) -> str:
@@ -258,13 +302,13 @@ def _source(table: Table) -> SourceSettings:
     return SourceSettings(
         table=table,
         issuer=table.name_of("issuer"),
-        file=table.optional_path("file"),
+        file=table.optional_file_path("file"),
         jwks=table.optional_url("jwks", ("https", "http")),
         discovery=table.flag("discovery"),
         max_stale=table.optional_integer("max_stale", least=1),
         publish_delay=table.optional_integer("publish_delay", least=0),
-        ca=table.optional_path("ca"),
-        snapshot=table.optional_path("snapshot"),
+        ca=table.optional_file_path("ca"),
+        snapshot=table.optional_file_path("snapshot"),
         unsafe_http_loopback=table.flag("unsafe_http_loopback"),
     )
 

@@ -26,6 +26,22 @@ _KINDS: Final = {
 }  # fmt: skip
 
 
+class RefusedSetting(ConfigurationError):
+    """A setting that is refused, and where it stands.
+
+    Args:
+        file: the file's path as the user gave it.
+        path: the keys that lead to it from the top of the file; in an array of tables the number too, from 0.
+        place: the same as people read it.
+        what: what is wrong.
+    """
+
+    def __init__(self, *, file: str, path: tuple[str | int, ...], place: str, what: str) -> None:
+        super().__init__(f"{file}: {place}: {what}" if place else f"{file}: {what}")
+        self.path = path
+        self.what = what
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """A table with the place it stands at.
@@ -35,6 +51,7 @@ class Table:
         name: the table in brackets, as in the file.
         members: what tomllib read.
         known: the keys that may stand here; ``None`` where keys are data.
+        path: the keys that lead to it from the top of the file.
 
     Raises:
         ConfigurationError: a key is not known.
@@ -44,6 +61,7 @@ class Table:
     name: str
     members: Mapping[str, Any]
     known: tuple[str, ...] | None = None
+    path: tuple[str | int, ...] = ()
 
     def __post_init__(self) -> None:
         for key in self.members if self.known is not None else ():
@@ -51,10 +69,11 @@ class Table:
                 near = difflib.get_close_matches(key, self.known or (), 1)
                 raise self.refuse(key, "unknown key" + (f"; did you mean {near[0]}?" if near else ""))
 
-    def refuse(self, key: str, what: str) -> ConfigurationError:
+    def refuse(self, key: str, what: str) -> RefusedSetting:
         """Return the one-line refusal of a key of this table."""
         place = " ".join(part for part in (self.name, spelt(key) if key else "") if part)
-        return ConfigurationError(f"{self.file}: {place}: {what}" if place else f"{self.file}: {what}")
+        path = (*self.path, key) if key else self.path
+        return RefusedSetting(file=self.file, path=path, place=place, what=what)
 
     def name_of(self, key: str) -> str:
         """Return a required name: text of 1 to 256 characters without control characters."""
@@ -111,13 +130,13 @@ class Table:
             raise self._mistyped(key, "a boolean", found)
         return found
 
-    def path(self, key: str) -> Path:
+    def file_path(self, key: str) -> Path:
         """Return a required path, relative to the file."""
-        return self._path(key, self._required(key))
+        return self._file(key, self._required(key))
 
-    def optional_path(self, key: str) -> Path | None:
+    def optional_file_path(self, key: str) -> Path | None:
         """Return a path, ``None`` where the key is absent."""
-        return self._path(key, self.members[key]) if key in self.members else None
+        return self._file(key, self.members[key]) if key in self.members else None
 
     def optional_url(self, key: str, schemes: tuple[str, ...]) -> str | None:
         """Return a URL with a host, ``None`` where the key is absent; it may hold a secret and is not repeated."""
@@ -135,7 +154,7 @@ class Table:
         found = self.members.get(key)
         if found is not None and not isinstance(found, dict):
             raise self._mistyped(key, "a table", found)
-        return None if found is None else self._inner(f"[{self._dotted(key)}]", found, known)
+        return None if found is None else self._inner(f"[{self._dotted(key)}]", found, known, (key,))
 
     def tables(self, key: str, known: tuple[str, ...]) -> list[Table]:
         """Return the tables of an array of tables, none where it is absent."""
@@ -143,11 +162,16 @@ class Table:
         if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
             raise self._mistyped(key, f"an array of tables [[{self._dotted(key)}]]", found)
         name = f"[[{self._dotted(key)}]]"
-        return [self._inner(f"{name} #{number}", item, known) for number, item in enumerate(found, 1)]
+        return [
+            self._inner(f"{name} #{number}", item, known, (key, number - 1))
+            for number, item in enumerate(found, 1)
+        ]
 
-    def _inner(self, name: str, members: Mapping[str, Any], known: tuple[str, ...] | None) -> Table:
+    def _inner(
+        self, name: str, members: Mapping[str, Any], known: tuple[str, ...] | None, path: tuple[str | int, ...]
+    ) -> Table:
         """Return a table that stands within this one."""
-        return Table(file=self.file, name=name, members=members, known=known)
+        return Table(file=self.file, name=name, members=members, known=known, path=(*self.path, *path))
 
     def _dotted(self, key: str) -> str:
         """Return the dotted name of what stands within this table."""
@@ -168,7 +192,7 @@ class Table:
             raise self.refuse(key, f"must be 1 to {MAX_NAME} characters, none a control character")
         return found
 
-    def _path(self, key: str, found: Any) -> Path:
+    def _file(self, key: str, found: Any) -> Path:
         """Return a value that is a path, relative to the file's folder."""
         if not isinstance(found, str):
             raise self._mistyped(key, "a string", found)
@@ -176,7 +200,7 @@ class Table:
             raise self.refuse(key, "must be a path")
         return Path(self.file).parent / found
 
-    def _mistyped(self, key: str, wanted: str, found: Any) -> ConfigurationError:
+    def _mistyped(self, key: str, wanted: str, found: Any) -> RefusedSetting:
         """Return the refusal of a value of another type."""
         kind = "a date or time" if isinstance(found, date | time) else _KINDS.get(type(found), "that")
         return self.refuse(key, f"must be {wanted}, not {kind}")
@@ -189,6 +213,13 @@ def is_url(text: str, schemes: tuple[str, ...]) -> bool:
         return bool(_URL.fullmatch(text)) and parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
+
+
+def is_broker_url(text: str) -> bool:
+    """Tell whether a text is an AMQP URL, or ``kafka://host:port`` with more servers after commas."""
+    scheme, _, rest = text.partition("://")
+    servers = rest.split(",") if scheme == "kafka" else [rest]
+    return all(is_url(f"{scheme}://{server}", ("amqp", "amqps", "kafka")) for server in servers)
 
 
 def spelt(key: str) -> str:

@@ -333,6 +333,13 @@ ca = "ca.pem"
 snapshot = "review-snapshot.json"
 unsafe_http_loopback = false
 waive = ["expired", "queue_age_exceeded", "lifetime_excessive", "key_expired", "producer_forbidden", "replayed"]
+
+[check]
+brokers = ["amqps://rabbitmq.example/", "kafka://a.example:9093,b.example:9093?security_protocol=SSL"]
+consumers = 2
+rate = 500
+rotation = 7776000
+accept = ["issuer_vouches"]
 """
 )
 PASSPHRASES = {"passphrase_env": "NAME", "passphrase_file": "path"}
@@ -361,7 +368,7 @@ def spots() -> list[tuple[str, ...]]:
     return [
         ("producer",), ("consumer",), ("consumer", "issuers", "0"), ("consumer", "issuers", "1"),
         ("consumer", "allow", "0"), ("replay",), ("audit",), ("dead_letters",), ("release",),
-        ("release", "authorities", "0"),
+        ("release", "authorities", "0"), ("check",),
     ]  # fmt: skip
 
 
@@ -388,7 +395,8 @@ KINDS = {
     "max_stale": "integer", "publish_delay": "integer", "subjects": "table", "vouches": "boolean",
     "destinations": "array", "store": "", "capacity": "integer", "record": "", "name": "string",
     "authorities": "array", "waive": "array", "ca": "string", "snapshot": "string",
-    "unsafe_http_loopback": "boolean",
+    "unsafe_http_loopback": "boolean", "brokers": "array", "consumers": "integer", "rate": "integer",
+    "rotation": "integer", "accept": "array",
 }  # fmt: skip
 """The types each key takes; an array of arrays and a table of numbers are wrong even there."""
 
@@ -495,6 +503,9 @@ def test_required_key_is_named(place: Path, spot: tuple[str, ...], key: str) -> 
         (("replay",), {"capacity": 0}, "capacity: must be at least 1"),
         (("audit",), {"record": "none"}, 'record: must be "rejections" or "all"'),
         (("release", "authorities", "0"), {"waive": ["signature_invalid"]}, "waive: may hold expired"),
+        (("check",), {"consumers": 0}, "consumers: must be at least 1"),
+        (("check",), {"rate": 0}, "rate: must be at least 1"),
+        (("check",), {"brokers": ["amqp://a/", "http://b/"]}, "brokers: must be amqp://..., amqps://... or kafka"),
         (("release", "authorities", "0"), {"jwks": "ftp://a/"}, "jwks: must be a URL https://... or http://..."),
     ],
 )  # fmt: skip

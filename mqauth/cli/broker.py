@@ -7,11 +7,10 @@ import logging
 from collections.abc import Iterator
 from typing import Final
 
-from mqauth.config_table import is_url
+from mqauth.config_table import is_broker_url
 from mqauth.errors import ConfigurationError
 
 _CLIENTS: Final = ("aio_pika", "aiormq", "kafka", "pamqp")
-_AMQP: Final = ("amqp", "amqps")
 
 
 def check_url(option: str, url: str) -> None:
@@ -24,9 +23,7 @@ def check_url(option: str, url: str) -> None:
     Raises:
         ConfigurationError: it is none of them.
     """
-    scheme, _, rest = url.partition("://")
-    each = rest.split(",") if scheme == "kafka" else [rest]
-    if not all(is_url(f"{scheme}://{server}", (*_AMQP, "kafka")) for server in each):
+    if not is_broker_url(url):
         raise ConfigurationError(f"{option}: must be amqp://..., amqps://... or kafka://host:port")
 
 
