@@ -210,9 +210,10 @@ class Verifier:
         """Refuse a message whose required headers are absent or uncovered."""
         covered = set(claims.mqa.hdr)
         for name in self._require:
-            present = bool(message.occurrences(name)) and name in covered
-            if name in PROTECTED_PROPERTIES:
-                present = present or bool(message.property_values(name))
+            if name in PROTECTED_PROPERTIES:  # always covered; on RabbitMQ a header of that name is another thing
+                present = bool(message.property_values(name))
+            else:
+                present = bool(message.occurrences(name)) and name in covered
             if not present:
                 raise Rejection(Reason.COVERAGE_INSUFFICIENT, "a required header is absent or not covered")
         if self._reject_unsigned and set(envelope.application_headers(message)) - covered:

@@ -323,6 +323,15 @@ def test_required_headers_are_present_and_covered(  # noqa: PLR0917 - the table'
         assert reason_of(lambda: judged(verifier, message, clock.now())) is Reason.COVERAGE_INSUFFICIENT
 
 
+def test_required_property_is_no_table_header(
+    forge: Forge, rabbit: Maker, clock: FakeClock, reason_of: ReasonOf
+) -> None:
+    """On RabbitMQ a header that is called content-type does not stand for the property of that name."""
+    message = forge.seal(rabbit(properties={}, headers=(("content-type", "application/json"),)))
+    verifier = forge.verifier(require_headers=["content-type"])
+    assert reason_of(lambda: judged(verifier, message, clock.now())) is Reason.COVERAGE_INSUFFICIENT
+
+
 def test_unsigned_headers_are_hidden_or_refused(
     forge: Forge, rabbit: Maker, kafka: Maker, clock: FakeClock, reason_of: ReasonOf
 ) -> None:
