@@ -47,6 +47,7 @@ def is_kafka(destination: str) -> bool:
     return destination.startswith("kafka:")
 
 
+@lru_cache(maxsize=1024)
 def parse(text: str) -> tuple[str, ...]:
     """Return ``("rabbitmq", exchange, routing key)`` or ``("kafka", topic)`` of a canonical destination.
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from typing import Final
 
 from mqauth.errors import MalformedMessage
@@ -23,12 +24,17 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
 
 
-def add_named(parts: list[bytes], name: str, values: Iterable[HeaderValue]) -> None:
+def add_named(parts: list[bytes], name: str, values: Sequence[HeaderValue]) -> None:
     """Append a name and every occurrence of it; none is zero occurrences, which is not an empty value."""
-    found = tuple(values)
-    parts.append(_sized(b"h", _utf8(name)) + len(found).to_bytes(4, "big"))
-    for value in found:
+    parts.append(_named(name, len(values)))
+    for value in values:
         _add_value(parts, value, MAX_DEPTH)
+
+
+@lru_cache(maxsize=1024)
+def _named(name: str, count: int) -> bytes:
+    """Return the encoding of a name and how often it occurs."""
+    return _sized(b"h", _utf8(name)) + count.to_bytes(4, "big")
 
 
 def _add_value(parts: list[bytes], value: HeaderValue, depth: int) -> None:

@@ -138,17 +138,21 @@ def headers_input(message: Message, names: Iterable[str]) -> bytes:
         MalformedMessage: a value of a type no broker carries, or nested beyond 32.
     """
     parts: list[bytes] = [_DOMAIN]
-    for name in PROTECTED_PROPERTIES:
-        values = message.property_values(name)
-        if name == "reply-to" and values and not is_kafka(message.destination):
-            values = tuple(_without_suffix(value) for value in values)
-        add_named(parts, name, values)
     by_name: dict[str, list[HeaderValue]] = {}
     for header, value in message.headers:
         by_name.setdefault(header, []).append(value)
+    properties = by_name if is_kafka(message.destination) else _properties(message)
+    for name in PROTECTED_PROPERTIES:
+        add_named(parts, name, properties.get(name, ()))
     for name in names:
         add_named(parts, name, by_name.get(name, ()))
     return b"".join(parts)
+
+
+def _properties(message: Message) -> dict[str, list[HeaderValue]]:
+    """Return the AMQP properties as they are bound."""
+    return {name: [_without_suffix(value) if name == "reply-to" else value]
+            for name, value in message.properties.items()}  # fmt: skip
 
 
 def _without_suffix(value: HeaderValue) -> HeaderValue:

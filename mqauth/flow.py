@@ -129,12 +129,12 @@ def is_async(function: object) -> bool:
 
 def is_awaitable(result: object) -> TypeGuard[Awaitable[Any]]:
     """Tell whether a result is still to be awaited."""
-    return inspect.isawaitable(result)
+    return hasattr(type(result), "__await__") or (isinstance(result, Generator) and inspect.isawaitable(result))
 
 
 async def settled(result: Any) -> Any:
     """Return a result, awaited where it is awaitable."""
-    return await result if inspect.isawaitable(result) else result
+    return await result if is_awaitable(result) else result
 
 
 def refuse_async(**plugins: object) -> None:
@@ -189,7 +189,7 @@ def _retrying(wish: Call, error: Exception) -> dict[str, Any] | None:
 def _plain(wish: Call) -> Any:
     """Call, and refuse a coroutine nobody would await."""
     result = wish.function(*wish.arguments)
-    if inspect.isawaitable(result):
+    if is_awaitable(result):
         if inspect.iscoroutine(result):
             result.close()
         raise ColourError("an asynchronous plug-in or handler was given to a synchronous consumer")
@@ -200,4 +200,4 @@ async def _awaited(wish: Call) -> Any:
     """Call, or call the twin, and await what is awaitable."""
     function = wish.function if wish.twin is None else wish.twin
     result = function(*wish.arguments)
-    return await result if inspect.isawaitable(result) else result
+    return await result if is_awaitable(result) else result

@@ -7,6 +7,7 @@ names, any ``typ`` and a padded signature pass. Sources: RFC 7515 sections 3.1 a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -91,8 +92,8 @@ def take_apart(token: bytes, *, typ: str = TOKEN_TYPE) -> Opened:
     if len(segments) != _SEGMENTS:
         raise _malformed("not three segments")
     try:
-        header, payload, signature = (base64url.decode(segment) for segment in segments)
-        parameters = strictjson.loads(header, depth=_HEADER_DEPTH)
+        parameters = _parameters(segments[0])
+        payload, signature = base64url.decode(segments[1]), base64url.decode(segments[2])
     except ValueError as error:
         raise _malformed("a segment is not canonical base64url, or the header no JSON") from error
     algorithm, kid = _check_header(parameters, typ)
@@ -113,6 +114,12 @@ def verify(opened: Opened, key: Key) -> None:
         good = False
     if good is not True:
         raise Rejection(Reason.SIGNATURE_INVALID, "the signature does not hold")
+
+
+@lru_cache(maxsize=256)
+def _parameters(segment: bytes) -> Any:
+    """Return the JOSE header; a producer's is the same for every message of a key, and not parsed twice."""
+    return strictjson.loads(base64url.decode(segment), depth=_HEADER_DEPTH)
 
 
 def _check_header(parameters: Any, typ: str) -> tuple[str, str]:

@@ -39,7 +39,9 @@ def loads(raw: bytes, *, depth: int, wide: bool = False) -> Any:
         raise
     except (ValueError, RecursionError) as error:
         raise StrictJSONError("not UTF-8 JSON") from error
-    _bound(value, depth, b"\\u" in raw)
+    escapes = b"\\u" in raw
+    if escapes or raw.count(b"{") + raw.count(b"[") > depth:  # else nothing can nest deeper
+        _bound(value, depth, escapes)
     return value
 
 
