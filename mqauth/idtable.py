@@ -54,9 +54,15 @@ class IdTable:
         return self._size
 
     def key(self, scope: str, identity: bytes) -> int:
-        """Return the key of an id in a scope."""
+        """Return the key of an id in a scope.
+
+        Raises:
+            OverflowError: the table has as many scopes as its keys can tell apart.
+        """
         number = self._scopes.get(scope)
         if number is None:
+            if len(self._scopes) >> _SCOPE_BITS:
+                raise OverflowError("too many scopes")
             number = self._scopes[scope] = len(self._scopes)
         return int.from_bytes(identity, "big") << _SCOPE_BITS | number
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.idtable import IdTable
 from mqauth.replay import ClaimRequest, ClaimStatus, Entry, MemoryReplayStore, claim_id, judge
 from mqauth.testing import FakeClock
 
@@ -432,3 +433,12 @@ def test_places_beyond_what_is_packed_are_kept_as_text(monkeypatch: pytest.Monke
         store.claim(found)
         store.confirm(found)
         assert store.claim(replace(found, owner="again")) is ClaimStatus.REREAD
+
+
+def test_scopes_are_bounded() -> None:
+    """More scopes than keys can tell apart are refused, never mixed up."""
+    table = IdTable()
+    for number in range(1 << 16):
+        table.key(str(number), bytes(16))
+    with pytest.raises(OverflowError):
+        table.key("one more", bytes(16))
