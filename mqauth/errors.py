@@ -157,6 +157,12 @@ class ConfigurationError(MqauthError):
     code = "configuration"
 
 
+class KeyChanged(MqauthError):
+    """A signing key signs no more, for it was rotated; its source has another."""
+
+    code = "key_changed"
+
+
 class MalformedMessage(MqauthError, ValueError):
     """A message given to us for signing, or read from a file, cannot exist on the broker it names."""
 

@@ -51,13 +51,14 @@ class LocalSigningKey:
         ConfigurationError: the key has no private half.
     """
 
-    __slots__ = ("_private", "_scheme", "algorithm", "kid")
+    __slots__ = ("_private", "_scheme", "algorithm", "kid", "subjects")
 
     def __init__(self, key: Key) -> None:
         if key.private is None:
             raise ConfigurationError("a public key cannot sign")
         self.kid = key.kid
         self.algorithm = key.algorithm
+        self.subjects = key.subjects
         self._private = key.private
         self._scheme = _PYJWT[key.algorithm]
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -45,7 +45,30 @@ class SigningKey(Protocol):
         ...
 
     def sign(self, data: bytes, /) -> bytes:
-        """Return the signature over ``data``."""
+        """Return the signature over ``data``.
+
+        Raises:
+            KeyChanged: it signs no more; its source has another key.
+            Unavailable: ``keys_unavailable``, whoever holds the key cannot be reached.
+        """
+        ...
+
+
+@runtime_checkable
+class SigningKeySource(Protocol):
+    """Where a running producer's key comes from; the producer's counterpart of ``KeySource``.
+
+    A key that is handed out never changes: each token takes ``kid``, ``algorithm`` and signature from one. One
+    that may speak only for some subjects has them as ``subjects``.
+    """
+
+    def signing_key(self) -> SigningKey:
+        """Return the key that signs now; called for each token, so it is cheap.
+
+        Raises:
+            ConfigurationError: none may sign.
+            Unavailable: ``keys_unavailable``, whoever holds the key cannot be reached.
+        """
         ...
 
 

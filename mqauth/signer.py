@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Final
 
 from mqauth import base64url, claims, destination, envelope, jws
 from mqauth.claims import Claims
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
-from mqauth.errors import ConfigurationError, MalformedMessage
-from mqauth.keys import Key, SigningKey
+from mqauth.errors import Cause, ConfigurationError, KeyChanged, MalformedMessage, Unavailable
+from mqauth.keys import Key, SigningKey, SigningKeySource
 from mqauth.message import Message
 
 MAX_LIFETIME: Final = 86_400
 _JTI_BYTES: Final = 16
+_ATTEMPTS: Final = 3
 
 
 class Signer:
     """Signs messages as one producer.
 
     Args:
-        key: a private ``Key``, or any ``SigningKey``.
+        key: a private ``Key``, any ``SigningKey``, or a ``SigningKeySource`` that follows rotation, such as
+            ``mqauth.ActiveKey``.
         issuer: ``iss``, whom consumers trust for this key.
         subject: ``sub``, the producer's name.
         audience: ``aud``, the service or stream the messages are meant for.
@@ -36,7 +39,7 @@ class Signer:
     def __init__(
         self,
         *,
-        key: Key | SigningKey,
+        key: Key | SigningKey | SigningKeySource,
         issuer: str,
         subject: str,
         audience: str,
@@ -49,11 +52,10 @@ class Signer:
         _check_names(issuer=issuer, subject=subject, audience=audience)
         if type(lifetime) is not int or not 1 <= lifetime <= MAX_LIFETIME:
             raise ConfigurationError(f"lifetime is 1 to {MAX_LIFETIME} whole seconds")
-        if isinstance(key, Key) and key.subjects is not None and subject not in key.subjects:
-            raise ConfigurationError("the key does not speak for this subject")
         if isinstance(cover, str):
             raise ConfigurationError("cover is a list of names: a text would cover its letters")
-        self._key: SigningKey = jws.LocalSigningKey(key) if isinstance(key, Key) else key
+        self._source = _source(key)
+        self._checked: SigningKey | None = None
         self.issuer = issuer
         self.subject = subject
         self.lifetime = lifetime
@@ -62,18 +64,37 @@ class Signer:
         self._cover = None if cover is None else tuple(cover)
         self._clock = clock
         self._randomness = randomness
+        with suppress(Unavailable):  # it may come up later
+            self._signing_key()
 
     def sign(self, message: Message) -> Message:
         """Return the message with a fresh token in its headers.
 
         Raises:
             MalformedMessage: the message has a token already, or cannot exist on its broker.
+            ConfigurationError: no key may sign now, or it does not speak for the subject.
+            Unavailable: ``keys_unavailable``, whoever holds the key cannot be reached.
         """
         if message.malformed is not None:
             raise MalformedMessage(message.malformed)
         destination.check(message.destination)
-        token = jws.compact(claims.build(self._claims(message)), self._key)
+        token = self._token(claims.build(self._claims(message)))
         return replace(message, headers=envelope.attach(message, token))
+
+    def _token(self, payload: bytes) -> str:
+        """Return the token, made by one key from head to signature."""
+        for _ in range(_ATTEMPTS):
+            with suppress(KeyChanged):
+                return jws.compact(payload, self._signing_key())
+        raise Unavailable(Cause.KEYS_UNAVAILABLE, "the key changes faster than it signs")
+
+    def _signing_key(self) -> SigningKey:
+        """Return the key that signs now; one not seen before must speak for the subject."""
+        key = self._source.signing_key()
+        if key is not self._checked:
+            _check_key(key, self.subject)
+            self._checked = key
+        return key
 
     def _claims(self, message: Message) -> Claims:
         """Return the claims for one message, valid from now."""
@@ -87,6 +108,33 @@ class Signer:
             jti=base64url.encode(self._randomness(_JTI_BYTES)).decode("ascii"),
             mqa=envelope.bind(message, self._cover),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Fixed:
+    """The source of one key that never changes."""
+
+    key: SigningKey
+
+    def signing_key(self) -> SigningKey:
+        """Return the key."""
+        return self.key
+
+
+def _source(key: Key | SigningKey | SigningKeySource) -> SigningKeySource:
+    """Return any of them as a source."""
+    if isinstance(key, Key):
+        return _Fixed(jws.LocalSigningKey(key))
+    return key if isinstance(key, SigningKeySource) else _Fixed(key)
+
+
+def _check_key(key: SigningKey, subject: str) -> None:
+    """Refuse what cannot sign, and a key that names other subjects only."""
+    if not callable(getattr(key, "sign", None)):
+        raise ConfigurationError("the key cannot sign: for a keystore folder use mqauth.ActiveKey")
+    subjects = getattr(key, "subjects", None)
+    if subjects is not None and subject not in subjects:
+        raise ConfigurationError("the key does not speak for this subject")
 
 
 def _check_names(**names: object) -> None:

@@ -67,6 +67,13 @@ def test_rotate_promotes_the_oldest_ready_key_and_is_idempotent() -> None:
     assert ring.rotate(rotated, NOW + 10) == rotated
 
 
+def test_rotate_goes_as_far_as_it_can() -> None:
+    """Of several ready keys the newest signs, so that a second call right after finds nothing left to do."""
+    rotated = ring.rotate(ring_of(3), NOW + 10)
+    assert states(rotated) == ["retired", "retired", "active"]
+    assert ring.rotate(rotated, NOW + 10) == rotated
+
+
 def test_retired_key_goes_after_retain() -> None:
     """A retired key stays published for ``retain`` beyond its end, and no longer."""
     rotated = ring.rotate(ring_of(2), NOW + 10)
@@ -145,7 +152,7 @@ def test_a_ring_has_one_active_key() -> None:
 
 def test_every_state_survives_the_document() -> None:
     """What is written is what is read: all states, times, subjects and delays."""
-    found = ring.rotate(ring_of(3), NOW + 10)
+    found = ring.add(ring.rotate(ring_of(2), NOW + 10), Key.generate(), NOW)
     found = ring.add(found, Key.generate("PS256", subjects=["b", "a"]), NOW)
     found = ring.revoke(found, found.keys[2].kid, NOW, reason="stolen", since=NOW)
     assert states(found) == ["retired", "active", "revoked", "pending"]
@@ -227,6 +234,24 @@ def test_leftover_of_a_crash_is_removed(store: Keystore) -> None:
     (store.folder / ".writing").write_bytes(b"half a key")
     store.create()
     assert not (store.folder / ".writing").exists()
+
+
+def test_later_key_speaks_for_the_same_subjects(store: Keystore) -> None:
+    """A new key takes over the subjects of the newest one unless told, or a rotation would change who may sign."""
+    store.create(subjects=["a"])
+    assert store.create().key.subjects == {"a"}
+    assert store.create(subjects=["b"]).key.subjects == {"b"}
+    assert store.create().key.subjects == {"b"}
+
+
+def test_what_root_writes_belongs_to_the_folders_owner(store: Keystore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cron job of root does not lock the producer out: new files get the folder's owner."""
+    given: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "fchown", lambda descriptor, user, group: given.append((user, group)))
+    store.create()
+    owner = store.folder.stat()
+    assert given == [(owner.st_uid, owner.st_gid)] * 2
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o666])

@@ -16,6 +16,8 @@ _PRIVATE: Final = 0o600
 _OTHERS: Final = 0o077
 _TEMPORARY: Final = ".writing"
 _LOCK: Final = ".lock"
+Stamp = tuple[int, int, int, int, int]
+"""What changes with a file's content."""
 
 
 def make_folder(folder: Path) -> None:
@@ -89,6 +91,18 @@ def read_bounded(path: Path, limit: int, *, private: bool = False) -> bytes:
     return raw
 
 
+def stamp(path: Path) -> Stamp | None:
+    """Return what changes with a file's content, ``None`` where it cannot be seen.
+
+    Take it before reading: a write during the read then shows as another stamp at the next look.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
 def unusable(path: Path, error: OSError) -> ConfigurationError:
     """Return a refused file operation as one line."""
     return ConfigurationError(f"{path}: {error.strerror or type(error).__name__}")
@@ -104,9 +118,12 @@ def _check_status(path: Path, status: os.stat_result, private: bool) -> None:
 
 
 def _write_synced(path: Path, raw: bytes) -> None:
-    """Write a new private file and wait for the disk."""
+    """Write a new private file and wait for the disk; root's belong to whose the folder is, who must read them."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     with os.fdopen(os.open(path, flags, _PRIVATE), "wb") as file:
+        if os.geteuid() == 0:
+            owner = path.parent.stat()
+            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
         file.write(raw)
         file.flush()
         os.fsync(file.fileno())

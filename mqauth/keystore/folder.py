@@ -63,7 +63,8 @@ class Keystore:
 
         Args:
             algorithm: one of ``mqauth.keys.ALGORITHMS``.
-            subjects: the producers it may speak for.
+            subjects: the producers it may speak for; by default those of the folder's newest key, so that a
+                rotation changes nothing for consumers.
             publish_delay: seconds new keys stay pending, kept for later ones too.
             pending: do not let a first key sign at once.
 
@@ -71,13 +72,15 @@ class Keystore:
             ConfigurationError: a bad argument, another passphrase than the other keys', or the disk refused.
         """
         names = None if subjects is None else _subjects(subjects)
-        key = Key.generate(algorithm, subjects=names)
+        key = Key.generate(algorithm)
         files.make_folder(self.folder)
         with files.locked(self.folder):
             before = self._ring_or_empty()
             if publish_delay is not None:
                 before = replace(before, publish_delay=publish_delay)
-            after = ring.add(before, key, self._now(), pending=pending)
+            if names is None and before.keys:
+                names = before.keys[-1].key.subjects
+            after = ring.add(before, replace(key, subjects=names), self._now(), pending=pending)
             self._check_passphrase(before)
             files.write_whole(self._pem(key.kid), key.to_pem(self.passphrase))
             files.write_whole(self.folder / KEYSET, document.dump(after))
@@ -109,8 +112,28 @@ class Keystore:
         """
         keys = self.ring()
         if keys.active is None:
-            raise ConfigurationError(f"{self.folder}: no active key: {_advice(keys, self._now())}")
-        return self._load(keys.active)
+            raise ConfigurationError(self.no_active_key(keys))
+        return self.private_key(keys.active)
+
+    def private_key(self, found: RingKey) -> Key:
+        """Return the private key of an entry, and make sure that it is the one it is listed as.
+
+        Raises:
+            ConfigurationError: its PEM is missing, open to others, or another key's.
+        """
+        path = self._pem(found.kid)
+        key = read_pem(path, self.passphrase, found.key.algorithm)
+        if key.kid != found.kid:
+            raise ConfigurationError(f"{path}: holds another key than its name says")
+        return replace(key, subjects=found.key.subjects)
+
+    def stamp(self) -> files.Stamp | None:
+        """Return what changes with the folder's keys and their states, at the cost of one ``stat``."""
+        return files.stamp(self.folder / KEYSET)
+
+    def no_active_key(self, keys: KeyRing) -> str:
+        """Say that no key is active, and what to do."""
+        return f"{self.folder}: no active key: {_advice(keys, self._now())}"
 
     def public_keys(self) -> KeySet:
         """Return the public side, every key with its subjects and its end.
@@ -120,18 +143,10 @@ class Keystore:
         """
         return KeySet(key.published for key in self.ring().keys)
 
-    def _load(self, found: RingKey) -> Key:
-        """Return the private key of an entry, and make sure that it is the one it is listed as."""
-        path = self._pem(found.kid)
-        key = read_pem(path, self.passphrase, found.key.algorithm)
-        if key.kid != found.kid:
-            raise ConfigurationError(f"{path}: holds another key than its name says")
-        return replace(key, subjects=found.key.subjects)
-
     def _check_passphrase(self, keys: KeyRing) -> None:
         """Refuse a second passphrase in one folder: its user can name only one."""
         if keys.active is not None:
-            self._load(keys.active)
+            self.private_key(keys.active)
 
     def _ring_or_empty(self) -> KeyRing:
         """Return the ring, an empty one where the folder is new."""

@@ -16,8 +16,10 @@ from mqauth.keys import Key, Revocation
 DEFAULT_PUBLISH_DELAY: Final = 600
 MAX_PUBLISH_DELAY: Final = 30 * 86_400
 DEFAULT_RETAIN: Final = 7 * 86_400
-PICKUP: Final = 60
-"""Seconds for which a retired key's tokens are still made: until running producers have noticed."""
+PICKUP: Final = 300
+"""Seconds for which a retired key's tokens are still accepted as new ones: until running producers have noticed
+(at most 60), their messages have reached the broker (which counts with ``at="append"``), and for clocks that
+differ. A key that is feared for is revoked, not retired."""
 
 
 class State(StrEnum):
@@ -117,11 +119,14 @@ def add(ring: KeyRing, key: Key, now: int, *, pending: bool = False) -> KeyRing:
 def rotate(ring: KeyRing, now: int) -> KeyRing:
     """Return the ring with every key advanced by its clock; repeating it changes nothing more.
 
-    The oldest pending key whose delay is over becomes active and the active one retires; what has been
-    retired longer than ``retain`` goes.
+    The newest pending key whose delay is over becomes active, and the active one and those before it retire;
+    what has been retired longer than ``retain`` goes.
     """
     kept = tuple(key for key in ring.keys if not _is_gone(key, now, ring.retain))
-    return _promote(replace(ring, keys=kept), now)
+    ring = replace(ring, keys=kept)
+    while (promoted := _promote(ring, now)) != ring:
+        ring = promoted
+    return ring
 
 
 def retire(ring: KeyRing, kid: str, now: int) -> KeyRing:
