@@ -21,7 +21,7 @@ from mqauth.errors import (
 )
 from mqauth.flow import Attempts
 from mqauth.keys import Key, KeySet
-from mqauth.keystore import JWKSFile
+from mqauth.keystore import ActiveKey, JWKSFile
 from mqauth.keystore.discovery import discover
 from mqauth.keystore.jwks import JWKS
 from mqauth.message import Message, Origin
@@ -34,6 +34,7 @@ from mqauth.verifier import Issuer, Verifier
 
 __all__ = [
     "JWKS",
+    "ActiveKey",
     "Allow",
     "Attempts",
     "AuditFile",

@@ -20,8 +20,9 @@ from mqauth.config_settings import AuthoritySettings, IssuerSettings, ProducerSe
 from mqauth.config_table import Table
 from mqauth.errors import ConfigurationError
 from mqauth.keys import Key, KeySource
-from mqauth.keystore import JWKSFile, files, signing_key
+from mqauth.keystore import ActiveKey, JWKSFile, files
 from mqauth.keystore.discovery import discover
+from mqauth.keystore.folder import read_pem
 from mqauth.keystore.jwks import JWKS
 from mqauth.pipeline import Pipeline
 from mqauth.policy import Allow
@@ -84,8 +85,8 @@ class Configuration:
         """
         found = self._needed(self._producer, "producer")
         return Signer(
-            key=_producer_key(found), issuer=found.issuer, subject=found.subject, audience=found.audience,
-            audiences=found.audiences, lifetime=found.lifetime, clock=self._clock,
+            key=_producer_key(found, self._clock), issuer=found.issuer, subject=found.subject,
+            audience=found.audience, audiences=found.audiences, lifetime=found.lifetime, clock=self._clock,
         )  # fmt: skip
 
     @cached_property
@@ -177,16 +178,24 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
         raise ConfigurationError(f"{path}: no TOML: {what}") from error
 
 
-def _producer_key(found: ProducerSettings) -> Key:
-    """Return the key that signs, which must speak for the configured subject."""
+def _producer_key(found: ProducerSettings, clock: Clock) -> Key | ActiveKey:
+    """Return the key that signs, a folder's followed through rotation; it must speak for the subject."""
     passphrase = _passphrase(found)
     try:
-        key = signing_key(found.keys, passphrase=passphrase)
+        key = _signing_key(found.keys, passphrase, clock)
+        now = key if isinstance(key, Key) else key.signing_key()
     except ConfigurationError as error:
         raise found.table.refuse("keys", str(error)) from error
-    if key.subjects is not None and found.subject not in key.subjects:
-        raise found.table.refuse("subject", f"the key {key.kid} does not speak for it")
+    if now.subjects is not None and found.subject not in now.subjects:
+        raise found.table.refuse("subject", f"the key {now.kid} does not speak for it")
     return key
+
+
+def _signing_key(keys: Path, passphrase: bytes | None, clock: Clock) -> Key | ActiveKey:
+    """Return a folder's active key, or the key of a single PEM file."""
+    if keys.is_dir():
+        return ActiveKey(keys, passphrase=passphrase, clock=clock)
+    return read_pem(keys, passphrase)
 
 
 def _passphrase(found: ProducerSettings) -> bytes | None:

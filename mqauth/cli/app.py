@@ -181,7 +181,7 @@ def keys_list(folder: Dir = _KEYS, as_json: Json = False) -> int:
 
 @keys_app.command("rotate")
 def keys_rotate(folder: Dir = _KEYS, as_json: Json = False) -> int:
-    """Advance every key by its clock; safe to repeat. Restart producers within a minute: they read keys once."""
+    """Advance every key by its clock; safe from cron at any time. Running producers notice within seconds."""
     return key_commands.rotate(key_commands.Place(folder=folder), as_json=as_json)
 
 
