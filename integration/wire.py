@@ -18,6 +18,7 @@ class Wire:
         self._parts = urlsplit(url)
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._mute = asyncio.Event()
         self.url = url
 
     async def __aenter__(self) -> Self:
@@ -41,23 +42,29 @@ class Wire:
         for writer in self._writers:
             writer.transport.abort()
         self._writers.clear()
+        self._mute = asyncio.Event()
+
+    def mute(self) -> None:
+        """Swallow what clients say from now on, on the connections there are; servers are still heard."""
+        self._mute.set()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Connect a client to the server."""
         far_reader, far_writer = await asyncio.open_connection(self._parts.hostname, self._parts.port)
         self._writers |= {writer, far_writer}
-        for source, sink in ((reader, far_writer), (far_reader, writer)):
-            task = asyncio.create_task(_relay(source, sink))
+        for source, sink, mute in ((reader, far_writer, self._mute), (far_reader, writer, asyncio.Event())):
+            task = asyncio.create_task(_relay(source, sink, mute))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
 
-async def _relay(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    """Copy one direction until it ends."""
+async def _relay(source: asyncio.StreamReader, sink: asyncio.StreamWriter, mute: asyncio.Event) -> None:
+    """Copy one direction until it ends, or swallow it where it is muted."""
     try:
         while data := await source.read(65_536):
-            sink.write(data)
-            await sink.drain()
+            if not mute.is_set():
+                sink.write(data)
+                await sink.drain()
     except OSError:
         pass
     finally:

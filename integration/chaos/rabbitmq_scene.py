@@ -1,0 +1,249 @@
+"""A source and a dead-letter queue of a row's own, what was sent to them, and what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+from aio_pika.abc import AbstractConnection
+
+from integration.chaos.count import Count, Letter, Sent, count
+from mqauth import Allow, AuditFile, Pipeline, Verified, Verifier
+from mqauth.brokers import rabbitmq
+from mqauth.brokers.rabbitmq_channel import LOST
+from mqauth.flow import Attempts
+from mqauth.jwk import dump_key_set
+from mqauth.pipeline import Outcome
+from mqauth.replay import MemoryReplayStore, ReplayStore
+from mqauth.signer import Signer
+from mqauth.stores.redis import AsyncRedisReplayStore
+from mqauth.testing.forge import SUBJECT, Forge
+
+APPEND: dict[str, Any] = {"at": "append", "max_queue_age": 3600, "append_evidence": "interceptor"}
+"""Verifier settings for a broker that stamps what it receives."""
+AT_ONCE = 200
+MOMENT = 0.02
+PATIENCE = 60.0
+
+
+class Scene:
+    """What a row publishes and finds; its queues are on one broker and have names of their own.
+
+    Args:
+        url: of the broker.
+        folder: for files.
+        lifetime: seconds an honest token lives.
+    """
+
+    def __init__(self, url: str, folder: Path, *, lifetime: int = 3600) -> None:
+        self.url = url
+        self.name = f"mqauth-chaos-{uuid.uuid4().hex[:12]}"
+        self.dead = self.name + ".dead"
+        self.folder = folder
+        self.forge = Forge(lifetime=lifetime)
+        self.honest: list[bytes] = []
+        self.failing: list[bytes] = []
+        self.forged: list[bytes] = []
+        self.copies: Counter[bytes] = Counter()
+        self.handled: list[bytes] = []
+        self.outcomes: list[Outcome] = []
+        self._sealed: dict[bytes, aio_pika.Message] = {}
+        self._stores: list[AsyncRedisReplayStore] = []
+        self._connections: list[AbstractConnection] = []
+
+    async def set(self) -> None:
+        """Connect for publishing and declare the recommended queues."""
+        self.publishing = await self.channel()
+        await rabbitmq.declare_source(await self.channel(), self.name)
+        await rabbitmq.declare_dead_letters(self.publishing, self.dead)
+
+    async def strike(self) -> None:
+        """Close everything and delete the queues."""
+        for store in self._stores:
+            await store.aclose()
+        for connection in self._connections:
+            await connection.close()
+        async with await aio_pika.connect(self.url) as connection:
+            channel = await connection.channel()
+            for queue in (self.name, self.name + ".unparseable", self.dead):
+                await channel.queue_delete(queue)
+
+    async def channel(self, url: str | None = None) -> Any:
+        """Return a channel on a robust connection of its own."""
+        connection = await aio_pika.connect_robust(url or self.url, reconnect_interval=0.2)
+        self._connections.append(connection)
+        return await connection.channel()
+
+    @property
+    def handled_file(self) -> Path:
+        """Where consumers in other processes write what they handled."""
+        return self.folder / "handled"
+
+    @property
+    def keys_file(self) -> Path:
+        """The key set in a file, for consumers in other processes."""
+        path = self.folder / "jwks.json"
+        path.write_text(json.dumps(dump_key_set(self.forge.keys)))
+        return path
+
+    async def send(self, number: int, *, signer: Signer | None = None, failing: bool = False) -> list[bytes]:
+        """Publish so many honest messages, and return their bodies."""
+        known = self.failing if failing else self.honest
+        bodies = [b"%s %d" % (b"failing" if failing else b"honest", len(known) + n) for n in range(number)]
+        known += bodies
+        producer = rabbitmq.Producer(self.publishing.default_exchange, signer or self.forge.signer())
+        for body in bodies:
+            self._sealed[body] = producer.seal(aio_pika.Message(body, delivery_mode=2), self.name)
+        await self._publish(self._sealed[body] for body in bodies)
+        return bodies
+
+    async def send_stubbornly(self, number: int) -> int:
+        """Publish honest messages, each again until it is confirmed; return how often that was necessary."""
+        bodies = [b"honest %d" % (len(self.honest) + n) for n in range(number)]
+        self.honest += bodies
+        return sum(await asyncio.gather(*map(self._until_confirmed, bodies)))
+
+    async def _until_confirmed(self, body: bytes) -> int:
+        """Publish one message under a new token each time; return the attempts that failed."""
+        producer = rabbitmq.Producer(self.publishing.default_exchange, self.forge.signer())
+        failed = 0
+        while True:
+            try:
+                await producer.publish(aio_pika.Message(body, delivery_mode=2), self.name, timeout=5)
+            except (*LOST, TimeoutError, RuntimeError):
+                failed += 1
+                await asyncio.sleep(MOMENT)
+            else:
+                return failed
+
+    async def forge_some(self, number: int, *, signer: Signer | None = None) -> None:
+        """Publish so many forged messages: with a token of a signer nobody should believe, or with none."""
+        bodies = [b"forged %d" % (len(self.forged) + n) for n in range(number)]
+        self.forged += bodies
+        messages = [aio_pika.Message(body, delivery_mode=2) for body in bodies]
+        if signer is not None:
+            producer = rabbitmq.Producer(self.publishing.default_exchange, signer)
+            messages = [producer.seal(message, self.name) for message in messages]
+        await self._publish(messages)
+
+    async def copy(self, bodies: Iterable[bytes]) -> None:
+        """Publish a copy of each of these honest messages, bit by bit the same."""
+        wanted = list(bodies)
+        self.copies += Counter(wanted)
+        await self._publish(self._sealed[body] for body in wanted)
+
+    async def _publish(self, messages: Iterable[aio_pika.Message]) -> None:
+        """Publish many, each confirmed."""
+        waiting = list(messages)
+        exchange = self.publishing.default_exchange
+        for start in range(0, len(waiting), AT_ONCE):
+            several = waiting[start : start + AT_ONCE]
+            await asyncio.gather(*(exchange.publish(message, self.name) for message in several))
+
+    def audit_file(self) -> AuditFile:
+        """Return the audit of this row."""
+        return AuditFile(self.folder / "audit.jsonl", fsync=False)
+
+    def verifier(self, **settings: Any) -> Verifier:
+        """Return a verifier that judges times by the broker's stamp."""
+        return self.forge.verifier(**(APPEND | settings))
+
+    def store(self, url: str, **settings: Any) -> AsyncRedisReplayStore:
+        """Return a store on a real Redis, of this row's own."""
+        store = AsyncRedisReplayStore.from_url(url, timeout=1, namespace=self.name, **settings)
+        self._stores.append(store)
+        return store
+
+    def guard(self, audit: AuditFile, replay: ReplayStore | None = None, **settings: Any) -> Pipeline:
+        """Return a pipeline that trusts the forge on the source."""
+        wanted: dict[str, Any] = {
+            "verifier": self.verifier(), "policy": Allow({SUBJECT: ["rabbitmq:/" + self.name]}), "audit": audit,
+            "replay": replay or MemoryReplayStore(), "attempts": Attempts(limit=2, wait=0, wait_max=0),
+            "observers": [lambda outcome, message, seconds: self.outcomes.append(outcome)],
+        }  # fmt: skip
+        return Pipeline(**(wanted | settings))
+
+    async def consumer(
+        self, guard: Pipeline, handler: Any = None, *, url: str | None = None, **settings: Any
+    ) -> rabbitmq.Consumer:
+        """Return a consumer of the source, on connections of its own."""
+        queue = await (await self.channel(url)).get_queue(self.name, ensure=False)
+        letters = rabbitmq.DeadLetters(await self.channel(), self.dead, timeout=5)
+        return rabbitmq.Consumer(queue, guard, handler or self.handle, **({"dead_letters": letters} | settings))
+
+    async def handle(self, verified: Verified) -> None:
+        """Remember what was handled, at its end."""
+        self.handled.append(verified.body or b"")
+
+    async def waiting(self, queue: str | None = None) -> int:
+        """Return how many messages are ready in the source, or another queue."""
+        declared: Any = await self.publishing.declare_queue(queue or self.name, passive=True, robust=False)
+        return int(declared.declaration_result.message_count)
+
+    async def done(
+        self, consumer: rabbitmq.Consumer | None = None, handled: Callable[[], Any] | None = None
+    ) -> None:
+        """Wait until every honest message is handled, every other buried, and nothing is under way."""
+        due = len(self.failing) + len(self.forged) + sum(self.copies.values())
+        await until(lambda: {*self.honest} <= {*(self.handled if handled is None else handled())})
+
+        async def quiet() -> bool:
+            if consumer is not None and consumer.health().in_flight > 0:
+                return False
+            try:
+                return await self.waiting(self.dead) >= due and await self.waiting() == 0
+            except (*LOST, RuntimeError):  # not connected again yet
+                return False
+
+        await until(quiet)
+
+    async def letters(self) -> list[Letter]:
+        """Take every dead letter."""
+        async with await aio_pika.connect(self.url) as connection:
+            channel = await connection.channel()
+            await channel.set_qos(500)
+            queue = await channel.get_queue(self.dead)
+            left: int = queue.declaration_result.message_count or 0
+            found: list[Letter] = []
+            async with queue.iterator(timeout=PATIENCE) as taken:
+                while len(found) < left:
+                    letter = await anext(taken)
+                    found.append(Letter.of(rabbitmq.from_native(letter, queue=self.dead)))
+                    await letter.ack()
+            return found
+
+    async def count(
+        self, row: str, *, handled: Iterable[bytes] | None = None, letters: Iterable[Letter] = ()
+    ) -> Count:
+        """Return the sums of the row; the dead letters are taken, beside those that were taken before."""
+        sent = Sent(honest=self.honest, failing=self.failing, forged=self.forged, copies=self.copies)
+        handled = self.handled if handled is None else handled
+        return count(row, "rabbitmq", sent, handled=handled, letters=[*letters, *await self.letters()])
+
+
+@asynccontextmanager
+async def scene(url: str, folder: Path, *, lifetime: int = 3600) -> AsyncIterator[Scene]:
+    """Set a scene, and strike it at the end."""
+    row = Scene(url, folder, lifetime=lifetime)
+    await row.set()
+    try:
+        yield row
+    finally:
+        await row.strike()
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = PATIENCE) -> None:
+    """Wait until a condition holds, or fail."""
+    async with asyncio.timeout(seconds):
+        while True:
+            found = condition()
+            if await found if isinstance(found, Awaitable) else found:
+                return
+            await asyncio.sleep(MOMENT)
