@@ -44,6 +44,13 @@ class Binding:
     hdr: tuple[str, ...]
     hds: str
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the binding as it stands in the token."""
+        return {
+            "v": PROFILE_VERSION, "dst": self.dst, "bod": self.bod, "key": self.key,
+            "hdr": list(self.hdr), "hds": self.hds,
+        }  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claims:
@@ -67,11 +74,7 @@ class Claims:
         }  # fmt: skip
         if self.nbf is not None:
             result["nbf"] = self.nbf
-        binding = self.mqa
-        result["mqa"] = {
-            "v": PROFILE_VERSION, "dst": binding.dst, "bod": binding.bod, "key": binding.key,
-            "hdr": list(binding.hdr), "hds": binding.hds,
-        }  # fmt: skip
+        result["mqa"] = self.mqa.as_dict()
         return result | dict(self.extra)
 
 
@@ -91,30 +94,44 @@ def parse(raw: bytes) -> Claims:
     Raises:
         Rejection: ``claims_malformed`` or ``claim_missing``.
     """
+    found = load(raw, REQUIRED)
+    return Claims(
+        iss=text_claim(found, "iss"),
+        sub=text_claim(found, "sub"),
+        aud=text_claim(found, "aud"),
+        iat=time_claim(found, "iat"),
+        exp=time_claim(found, "exp"),
+        nbf=time_claim(found, "nbf") if "nbf" in found else None,
+        jti=text_claim(found, "jti", MIN_JTI, MAX_JTI),
+        mqa=binding_claim(found["mqa"]),
+        extra={name: value for name, value in found.items() if name not in _REGISTERED},
+    )
+
+
+def load(raw: bytes, required: tuple[str, ...]) -> dict[str, Any]:
+    """Return the members of a payload: strict JSON, an object, with every required claim.
+
+    Raises:
+        Rejection: ``claims_malformed`` or ``claim_missing``.
+    """
     try:
         found = strictjson.loads(raw, depth=MAX_DEPTH)
     except strictjson.StrictJSONError as error:
         raise _malformed(f"the payload is {error}") from error
     if type(found) is not dict:
         raise _malformed("the payload is no object")
-    for name in REQUIRED:
+    for name in required:
         if name not in found:
             raise Rejection(Reason.CLAIM_MISSING, f"no {name}")
-    return Claims(
-        iss=_name(found, "iss"),
-        sub=_name(found, "sub"),
-        aud=_name(found, "aud"),
-        iat=_time(found, "iat"),
-        exp=_time(found, "exp"),
-        nbf=_time(found, "nbf") if "nbf" in found else None,
-        jti=_name(found, "jti", MIN_JTI, MAX_JTI),
-        mqa=_binding(found["mqa"]),
-        extra={name: value for name, value in found.items() if name not in _REGISTERED},
-    )
+    return found
 
 
-def _binding(found: Any) -> Binding:
-    """Parse the ``mqa`` claim: a known version with exactly its members."""
+def binding_claim(found: Any) -> Binding:
+    """Parse the ``mqa`` claim: a known version with exactly its members.
+
+    Raises:
+        Rejection: ``claims_malformed``.
+    """
     if type(found) is not dict or found.get("v") is True or found.get("v") != PROFILE_VERSION:
         raise _malformed("mqa is of no known version")
     if type(found["v"]) is not int or found.keys() != _MEMBERS:
@@ -164,16 +181,24 @@ def _header_names(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _name(found: dict[str, Any], name: str, minimum: int = 1, maximum: int = MAX_NAME) -> str:
-    """Return a text claim within its limits."""
+def text_claim(found: dict[str, Any], name: str, minimum: int = 1, maximum: int = MAX_NAME) -> str:
+    """Return a text claim within its limits, characters.
+
+    Raises:
+        Rejection: ``claims_malformed``.
+    """
     value = found[name]
     if not is_name(value, minimum, maximum):
         raise _malformed(f"{name} is no text of {minimum} to {maximum} characters")
     return str(value)
 
 
-def _time(found: dict[str, Any], name: str) -> int:
-    """Return a time claim: an integer, never a boolean or a float."""
+def time_claim(found: dict[str, Any], name: str) -> int:
+    """Return a time claim, UTC seconds: an integer, never a boolean or a float.
+
+    Raises:
+        Rejection: ``claims_malformed``.
+    """
     value = found[name]
     if type(value) is not int or value < 0:
         raise _malformed(f"{name} is no time in whole seconds")
