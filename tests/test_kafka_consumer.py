@@ -509,7 +509,7 @@ def test_commit_comes_again(bench: Bench, error: Exception) -> None:
     """A commit that fails for now is made again; the consumer goes on."""
     bench.client.commit_errors = [error]
     bench.add(b"0")
-    bench.run()
+    bench.run(seconds=0.5)
     assert bench.client.committed == {ZERO: 1}
 
 
@@ -656,18 +656,44 @@ def test_poison_postponed(bench: Bench) -> None:
 class Coordinator:
     """Stands for kafka-python's coordinator after a poll that was too short."""
 
-    rejoining = True
-    rejoin_needed = False
+    def __init__(self) -> None:
+        self.rejoining = True
+        self.rejoin_needed = False
+        self.waits: list[int] = []
 
     def request_rejoin(self) -> None:
         self.rejoin_needed = True
 
+    def need_rejoin(self) -> bool:
+        return self.rejoin_needed
+
+    def poll(self, timeout_ms: int) -> None:
+        self.waits.append(timeout_ms)
+        self.rejoining = self.rejoin_needed = False
+
 
 def test_half_done_join(bench: Bench) -> None:
-    """A join that kafka-python would forget is asked for again."""
-    bench.client._coordinator = Coordinator()  # type: ignore[attr-defined]
+    """A join that kafka-python would forget is asked for again, and waited for longer than a short poll."""
+    coordinator = Coordinator()
+    bench.client._coordinator = coordinator  # type: ignore[attr-defined]
     bench.run()
-    assert bench.client._coordinator.rejoin_needed  # type: ignore[attr-defined]
+    assert coordinator.waits == [1000]
+
+
+class Exhausted:
+    """Stands for an iterator over records that are all delivered: there, and false."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+def test_parked_records(bench: Bench) -> None:
+    """An exhausted iterator is taken out of the line, where it would keep parked records from being delivered."""
+    fetcher = Fetcher()
+    fetcher._next_partition_records = Exhausted()
+    bench.client._fetcher = fetcher  # type: ignore[attr-defined]
+    bench.run()
+    assert fetcher._next_partition_records is None
 
 
 def test_polls_while_handling(bench: Bench) -> None:

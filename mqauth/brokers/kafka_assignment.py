@@ -94,17 +94,6 @@ class Assignment(ConsumerRebalanceListener):
             _LOG.error("the client's own rebalance listener failed: %s", type(error).__name__)
 
 
-def finish_join(client: Any) -> None:
-    """Have a join that a short ``poll()`` left half done finished by the next one.
-
-    kafka-python 3.0 joins again when a leader sees new partitions, but where ``poll()`` times out before the
-    answer is there, it takes the join for unneeded from then on: no assignment, no heartbeat, for ever.
-    """
-    coordinator: Any = getattr(client, "_coordinator", None)
-    if getattr(coordinator, "rejoining", False) and not getattr(coordinator, "rejoin_needed", True):
-        coordinator.request_rejoin()
-
-
 def listen(client: Any) -> Assignment:
     """Register an ``Assignment`` with a subscribed client, or serve one with partitions assigned by hand.
 

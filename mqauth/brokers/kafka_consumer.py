@@ -208,7 +208,7 @@ class Consumer:
         ended = self._collect(workers.done(BUSY if self._running else 0))
         self._advance_all(workers)
         self._poller.pause(assigned.partition for assigned in self._assignment.all() if assigned.busy)
-        records = self._poller.poll(0 if self._running or self._poller.due else IDLE)
+        records = self._poller.poll(0 if self._running or self._poller.owes else IDLE)
         now = self._clock.now()
         for partition, batch in records.items():
             self._receive(partition, batch, now)
@@ -296,7 +296,7 @@ class Consumer:
         if self._running:
             _LOG.warning("%d handlers outlasted the grace time; their records come again", len(self._running))
         try:
-            self._poller.commit(ended=True)
+            self._poller.commit(ended=True, last=True)
             for assigned in self._assignment.all():
                 self._release(assigned)
         finally:

@@ -1,10 +1,8 @@
 """The record that kafka-python cannot parse: found in the exception, stepped over, and on the record.
 
 One such record (a header name that is not UTF-8, a wrong checksum, a codec not installed) is raised once by
-``poll()``; the next call spins for ever on the dead iterator it left behind, and where other partitions had
-records in the same fetch it is not even raised. What is private in kafka-python 3.0 is touched here alone:
-``_fetcher`` with ``_next_partition_records``, ``_paused_partition_records`` and
-``_next_in_line_exception_metadata``, and the locals of ``_unpack_records`` in the traceback.
+``poll()``; the next call spins for ever on the dead iterator it left behind. The exception names no partition:
+it is read from the locals of kafka-python's ``_unpack_records`` in the traceback.
 """
 
 from __future__ import annotations
@@ -63,26 +61,6 @@ def find(error: BaseException) -> Poison | None:
                 error=type(error).__name__,
             )
     return None
-
-
-def postponed(client: Any) -> BaseException | None:
-    """Take the exception that kafka-python keeps for its next ``poll()`` and would lose if we paused."""
-    fetcher = getattr(client, "_fetcher", None)
-    kept = getattr(fetcher, "_next_in_line_exception_metadata", None)
-    if kept is None:
-        return None
-    fetcher._next_in_line_exception_metadata = None  # type: ignore[union-attr]
-    error: BaseException = kept.exception
-    return error
-
-
-def discard(client: Any, partition: Any) -> None:
-    """Throw the dead iterator of a partition away, so that the next ``poll()`` fetches instead of spinning."""
-    fetcher = getattr(client, "_fetcher", None)
-    current = getattr(fetcher, "_next_partition_records", None)
-    if current is not None and current.topic_partition == partition:
-        fetcher._next_partition_records = None  # type: ignore[union-attr]
-    getattr(fetcher, "_paused_partition_records", {}).pop(partition, None)
 
 
 def audit_record(poison: Poison, guard: Pipeline, scope: str) -> AuditRecord:

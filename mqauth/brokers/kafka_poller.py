@@ -9,8 +9,8 @@ from typing import Any, Final
 from kafka import OffsetAndMetadata
 from kafka.errors import CommitFailedError, RebalanceInProgressError, RetriableError
 
-from mqauth.brokers import kafka_poison
-from mqauth.brokers.kafka_assignment import Assignment, finish_join
+from mqauth.brokers import kafka_poison, kafka_repair
+from mqauth.brokers.kafka_assignment import Assignment
 from mqauth.brokers.kafka_offsets import receipts
 from mqauth.brokers.kafka_partition import Assigned, Stall, offset_of
 from mqauth.brokers.kafka_poison import Poison, PoisonRecordError
@@ -20,6 +20,8 @@ from mqauth.flow import ColourError, call, run
 from mqauth.pipeline import Outcome, Pipeline, Verdict
 
 COMMIT_TIMEOUT_MS: Final = 5000
+COMMIT_RETRY: Final = 1.0
+"""Seconds before a commit that failed is made again; during a rebalance none can succeed."""
 _COMES_AGAIN: Final = (CommitFailedError, RebalanceInProgressError)
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
@@ -45,6 +47,7 @@ class Poller:
         self._interval = commit_interval
         self._clock = guard.clock
         self._committed_at = self._clock.monotonic()
+        self._held_until = self._committed_at
         self._paused: set[Any] = set()
         self._kept: BaseException | None = None
         self._backoff = Backoff()
@@ -58,8 +61,8 @@ class Poller:
         if self._kept is not None:
             error, self._kept = self._kept, None
             self._step_over(error)
-        finish_join(self._client)
         try:
+            kafka_repair.before_poll(self._client)
             records: dict[Any, list[Any]] = self._client.poll(timeout_ms=int(seconds * 1000))
         except (*_COMES_AGAIN, RetriableError) as error:
             _LOG.warning("poll: %s, tried again", type(error).__name__)
@@ -67,7 +70,7 @@ class Poller:
         except Exception as error:
             self._step_over(error)
             return {}
-        self._kept = kafka_poison.postponed(self._client)
+        self._kept = kafka_repair.postponed(self._client)
         return records
 
     def pause(self, busy: Iterable[Any]) -> None:
@@ -99,17 +102,23 @@ class Poller:
             if assigned.alive and not assigned.suspended and (offset := assigned.prefix.due) is not None
         }
 
-    def commit(self, *, ended: bool) -> None:
+    @property
+    def owes(self) -> bool:
+        """Whether something can be committed now."""
+        return self._clock.monotonic() >= self._held_until and bool(self.due)
+
+    def commit(self, *, ended: bool, last: bool = False) -> None:
         """Commit the settled prefixes: after each batch, and at intervals while one is long.
 
         Args:
             ended: a batch has ended.
+            last: there is no later time.
 
         Raises:
             kafka.errors.KafkaError: the broker refuses for good, for lack of rights for example.
         """
         now = self._clock.monotonic()
-        if not ended and now - self._committed_at < self._interval:
+        if not last and (now < self._held_until or (not ended and now - self._committed_at < self._interval)):
             return
         due = self.due
         if not due:
@@ -121,6 +130,7 @@ class Poller:
                 timeout_ms=COMMIT_TIMEOUT_MS,
             )
         except (*_COMES_AGAIN, RetriableError) as error:
+            self._held_until = now + COMMIT_RETRY
             _LOG.warning("commit: %s; what it covers may come again", type(error).__name__)
         else:
             for assigned, offset in due.values():
@@ -158,7 +168,7 @@ class Poller:
         poison = kafka_poison.find(error)
         if poison is None or poison.partition is None:
             raise error
-        kafka_poison.discard(self._client, poison.partition)
+        kafka_repair.discard(self._client, poison.partition)
         if not self._skip:
             place = f"{poison.partition.topic}-{poison.partition.partition}"
             raise PoisonRecordError(

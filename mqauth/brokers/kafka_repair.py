@@ -1,0 +1,67 @@
+"""What kafka-python 3.0.12 needs done before and after each ``poll()``; its private attributes are touched here.
+
+Each function names the fault it makes good; with a client that has not got these attributes it does nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+JOIN_MS: Final = 1000
+
+
+def before_poll(client: Any) -> None:
+    """Make good what would keep the next ``poll()`` from ever returning records."""
+    _join(client)
+    _unpark(client)
+
+
+def _join(client: Any) -> None:
+    """Wait a second for a join that is due; short polls alone might never end it.
+
+    kafka-python 3.0 throws away a join that ends between two calls of ``poll()`` and starts another: with short
+    polls for ever. And a leader that joins again since it saw new partitions takes that join for unneeded once
+    ``poll()`` has timed out in the middle: no assignment and no heartbeat from then on.
+    """
+    coordinator: Any = getattr(client, "_coordinator", None)
+    if coordinator is None:
+        return
+    if coordinator.rejoining and not coordinator.rejoin_needed:
+        coordinator.request_rejoin()
+    if coordinator.need_rejoin():
+        coordinator.poll(timeout_ms=JOIN_MS)
+
+
+def _unpark(client: Any) -> None:
+    """Let records that were fetched before a pause be delivered after it.
+
+    kafka-python 3.0 puts them back only where no other iterator is in line, and takes an exhausted one for one
+    in line: a resumed partition would neither be delivered nor fetched any more.
+    """
+    fetcher: Any = getattr(client, "_fetcher", None)
+    current = getattr(fetcher, "_next_partition_records", None)
+    if current is not None and not current:
+        fetcher._next_partition_records = None
+
+
+def postponed(client: Any) -> BaseException | None:
+    """Take the exception that kafka-python keeps for its next ``poll()``, and would lose with a pause.
+
+    It keeps one where the same fetch had records to deliver first.
+    """
+    fetcher: Any = getattr(client, "_fetcher", None)
+    kept = getattr(fetcher, "_next_in_line_exception_metadata", None)
+    if kept is None:
+        return None
+    fetcher._next_in_line_exception_metadata = None
+    error: BaseException = kept.exception
+    return error
+
+
+def discard(client: Any, partition: Any) -> None:
+    """Throw the dead iterator of a partition away, so that the next ``poll()`` fetches instead of spinning."""
+    fetcher: Any = getattr(client, "_fetcher", None)
+    current = getattr(fetcher, "_next_partition_records", None)
+    if current is not None and current.topic_partition == partition:
+        fetcher._next_partition_records = None
+    getattr(fetcher, "_paused_partition_records", {}).pop(partition, None)
