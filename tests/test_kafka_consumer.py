@@ -457,6 +457,42 @@ def test_eager_rebalance_loses(bench: Bench) -> None:
     assert bench.consumer.health().deferred == 0
 
 
+def test_nothing_starts_in_a_rebalance(bench: Bench) -> None:
+    """A deferred record is not tried again while it is unknown whether its partition comes back."""
+    bench.letters.down = True
+    bench.add(b"evil", sealed=False)
+
+    def revoke() -> None:
+        bench.client.listener.on_partitions_revoked({ZERO, ONE})
+        bench.letters.down = False
+
+    bench.client.events = [lambda: None, lambda: None, revoke]
+    bench.run(rounds=30, seconds=1)
+    assert bench.letters.published == []
+
+
+def test_assignment_unknown(bench: Bench) -> None:
+    """A listener whose client cannot say what it holds drops what is revoked, and raises nothing."""
+    bench.make()
+    bench.add(b"0")
+
+    def fail() -> set[Any]:
+        raise RuntimeError
+
+    assigned = bench.consumer._assignment.get(ZERO)
+    bench.client.assignment = fail  # type: ignore[method-assign]
+    bench.client.listener.on_partitions_revoked({ZERO})
+    assert not assigned.alive
+
+
+def test_failing_commits_are_rare(bench: Bench) -> None:
+    """While no commit can succeed, as in a rebalance, one is tried a second, not one a poll."""
+    bench.client.commit_errors = [CommitFailedError() for _ in range(100)]
+    bench.add(b"0")
+    bench.run(rounds=100, seconds=0.1)
+    assert 100 - len(bench.client.commit_errors) <= 12
+
+
 @pytest.mark.parametrize("method", ["on_partitions_revoked", "on_partitions_lost"])
 def test_taken_away(bench: Bench, method: str) -> None:
     """A partition that is taken away in the middle of a batch is dropped with its unfinished work."""
@@ -977,6 +1013,27 @@ def test_assigned_by_hand(bench: Bench) -> None:
     bench.run()
     assert bench.client.committed == {ZERO: 1}
     assert bench.client.listener is None
+
+
+class Public:
+    """A client that shows nothing private."""
+
+    def __init__(self) -> None:
+        self.config = Client().config
+        self.subscribed: list[Any] = []
+
+    def subscription(self) -> set[str]:
+        return {"b", "a"}
+
+    def subscribe(self, topics: list[str], listener: Any) -> None:
+        self.subscribed.append((topics, listener))
+
+
+def test_public_subscribe(bench: Bench) -> None:
+    """Where the client shows no listener of its own, ours is registered by subscribing again."""
+    client = Public()
+    consumer = kafka.Consumer(client, bench.guard(), bench.handler, dead_letters=bench.letters)  # type: ignore[arg-type]
+    assert client.subscribed == [(["a", "b"], consumer._assignment)]
 
 
 class Theirs(ConsumerRebalanceListener):

@@ -301,8 +301,6 @@ class Consumer:
                 self._release(assigned)
         finally:
             self._poller.hand_back()
-            for assigned in self._running.values():
-                assigned.alive = False
 
     def _release(self, assigned: Assigned) -> None:
         """Give back the claim of a deferred record whose handler asked for another time."""
