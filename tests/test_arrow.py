@@ -22,19 +22,19 @@ CORE = (
     ("encoding",),
     ("envelope",),
     ("jsonform",),
-    ("signer",),
+    ("signer", "release"),
     ("verified",),
     ("verifier",),
-    ("policy", "idtable", "audit", "misuse", "redaction"),
-    ("replay", "auditchain", "deadletter", "flood"),
+    ("policy", "idtable", "audit", "misuse", "redaction", "linefile"),
+    ("replay", "auditchain", "deadletter"),
     ("audithead", "auditlog"),
     ("auditfile",),
     ("flow",),
-    ("pipeline", "sinks"),
+    ("pipeline", "sinks", "flood"),
 )
 """Modules of the core; each may import the layers before its own, and nothing beside or after it."""
-AFTER = (("brokers", "stores", "keystore", "review", "telemetry"), ("testing",), ("config_table",), ("config_settings",),
-         ("config",), ("cli",), ("__main__",))  # fmt: skip
+AFTER = (("brokers", "stores", "keystore", "review", "telemetry"), ("testing",), ("config_table",),
+         ("config_settings",), ("config",), ("check",), ("cli",), ("__main__",))  # fmt: skip
 """What stands on the core: packages, whose modules may import each other, and the modules of the configuration."""
 RANK = {name: rank for rank, layer in enumerate((*CORE, *AFTER)) for name in layer}
 CORE_NAMES = frozenset(name for layer in CORE for name in layer)

@@ -133,6 +133,19 @@ def verify(config: Config, lines: Lines = False) -> int:
     return verify_command.verify_forms(config, lines=lines)
 
 
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The configuration file (mqauth.toml).")],
+    as_json: Json = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
+    online: Annotated[bool, typer.Option("--online", help="Not in this version.")] = False,
+) -> int:
+    """Find the pitfalls of a configuration file; exits 1 where an error is among them."""
+    from mqauth.cli import check as check_command
+
+    return check_command.check_file(file, as_json=as_json, strict=strict, online=online)
+
+
 @keys_app.callback(invoke_without_command=True)
 def keys(context: typer.Context) -> None:
     """Make, list and publish a producer's keys."""
