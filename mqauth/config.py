@@ -26,13 +26,13 @@ from mqauth.keystore.folder import read_pem
 from mqauth.keystore.jwks import JWKS
 from mqauth.pipeline import Pipeline
 from mqauth.policy import Allow
+from mqauth.release import Authority, ReleaseAuthorities
 from mqauth.replay import MemoryReplayStore, ReplayStore
 from mqauth.signer import Signer
 from mqauth.verifier import Issuer, Verifier
 
 _MAX_FILE: Final = 1024 * 1024
 _MAX_PASSPHRASE: Final = 1023
-_NOT_YET: Final = "not in this version"
 T = TypeVar("T")
 
 
@@ -123,19 +123,25 @@ class Configuration:
     def _pipeline(self, **audit: Any) -> Pipeline:
         """Return a pipeline of ``[consumer]`` and ``[replay]``."""
         found = self._needed(self._consumer, "consumer")
-        for authority in self._authorities:
-            _release(authority)
         verifier = Verifier(
             keys={issuer.source.issuer: _issuer(issuer, self._clock) for issuer in found.issuers},
             audience=found.audience, max_lifetime=found.max_lifetime, leeway=found.leeway, at=found.at,
             max_queue_age=found.max_queue_age, append_evidence=found.append_evidence,
             require_headers=found.require_headers, unsigned_headers=found.unsigned_headers,
-            user_id=found.user_id,
+            user_id=found.user_id, release=self._releases(found.leeway),
         )  # fmt: skip
         return Pipeline(
             verifier=verifier, policy=Allow(found.allow), replay=self._store(), scope=found.scope,
             clock=self._clock, **audit,
         )  # fmt: skip
+
+    def _releases(self, leeway: int) -> ReleaseAuthorities | None:
+        """Return who may release dead letters, ``None`` where nobody may."""
+        if not self._authorities:
+            return None
+        return ReleaseAuthorities(
+            {found.source.issuer: _authority(found, self._clock) for found in self._authorities}, leeway=leeway
+        )
 
     def _store(self) -> ReplayStore:
         """Return the replay store; the one in memory where ``[replay]`` is absent."""
@@ -275,9 +281,9 @@ def _redis_store(found: settings.ReplaySettings, url: str, clock: Clock) -> Repl
         raise found.table.refuse("store", str(error)) from error
 
 
-def _release(found: AuthoritySettings) -> None:
-    """Return a release authority."""
-    raise found.source.table.refuse("", _NOT_YET)
+def _authority(found: AuthoritySettings, clock: Clock) -> Authority:
+    """Return one release authority."""
+    return Authority(keys=_key_source(found.source, clock), waive=frozenset(found.waive))
 
 
 def _audit_file(found: settings.AuditSettings) -> AuditFile:

@@ -13,15 +13,11 @@ from mqauth.config_table import Table, is_broker_url, is_url
 from mqauth.errors import ConfigurationError, MalformedMessage, Reason
 from mqauth.keys import MAX_KID
 from mqauth.policy import Rule
+from mqauth.release import WAIVABLE
 from mqauth.replay import DEFAULT_CAPACITY
 from mqauth.signer import MAX_LIFETIME
 from mqauth.verifier import MAX_LEEWAY
 
-WAIVABLE: Final = (
-    Reason.EXPIRED, Reason.QUEUE_AGE_EXCEEDED, Reason.LIFETIME_EXCESSIVE, Reason.KEY_EXPIRED,
-    Reason.PRODUCER_FORBIDDEN, Reason.REPLAYED,
-)  # fmt: skip
-"""The reasons a release may waive; a closed list."""
 _SOURCES: Final = ("file", "jwks", "discovery")
 _REMOTE_KEYS: Final = ("max_stale", "ca", "snapshot", "unsafe_http_loopback")
 _SOURCE_KEYS: Final = ("issuer", *_SOURCES, *_REMOTE_KEYS, "publish_delay")
@@ -202,7 +198,11 @@ def audit(table: Table) -> AuditSettings:
 def authorities(release: Table) -> tuple[AuthoritySettings, ...]:
     """Parse ``[[release.authorities]]``."""
     found = release.tables("authorities", (*_SOURCE_KEYS, "waive"))
-    return tuple(AuthoritySettings(source=_source(table), waive=_waive(table)) for table in found)
+    settings = tuple(AuthoritySettings(source=_source(table), waive=_waive(table)) for table in found)
+    for number, one in enumerate(settings):
+        if one.source.issuer in [earlier.source.issuer for earlier in settings[:number]]:
+            raise one.source.table.refuse("issuer", "is configured twice")
+    return settings
 
 
 def check(table: Table) -> CheckSettings:

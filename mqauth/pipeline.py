@@ -33,6 +33,7 @@ from mqauth.flow import Attempts, ColourError, Flow, attempt, call, either
 from mqauth.keys import KeySet, KeySource
 from mqauth.message import Message
 from mqauth.policy import Allow, Decision, Policy
+from mqauth.release import Release, is_released, open_release
 from mqauth.replay import DEFAULT_LEASE, ClaimRequest, ClaimStatus, ReplayStore, claim_id
 from mqauth.verified import Verified
 from mqauth.verifier import Candidate, Verifier
@@ -113,6 +114,8 @@ class Delivery:
     key_set: str | None = None
     verified: Verified | None = None
     claim: ClaimRequest | None = None
+    release: Release | None = None
+    release_claim: ClaimRequest | None = None
     rejection: Rejection | None = None
     record_id: str | None = None
     letter: str | None = None
@@ -227,7 +230,7 @@ class Pipeline:
         """Give the claim of a judged delivery back, unhandled; it may be delivered again."""
         try:
             if delivery.claim is not None and delivery.step is Step.HANDLE:
-                yield from _guarded(Cause.REPLAY_STORE_UNAVAILABLE, call(self.replay.release, delivery.claim))
+                yield from self._end_claims(delivery, self.replay.release)
                 delivery.step = Step.JUDGE
         except Unavailable as error:
             return _deferred(delivery, error)
@@ -241,14 +244,17 @@ class Pipeline:
         """
         if delivery.claim is None or delivery.step is not Step.HANDLE:
             return False
-        kept = max(delivery.claim.expires, self.clock.now() + self.lease)
-        wish = replace(delivery.claim, renew=True, expires=kept)
-        try:
-            status = yield from _guarded(Cause.REPLAY_STORE_UNAVAILABLE, call(self.replay.claim, wish))
-        except Unavailable as error:
-            _LOG.warning("a lease was not renewed: %s", error)
-            return True
-        return status is ClaimStatus.FRESH
+        ours = True
+        for claim in _claims_of(delivery):
+            kept = max(claim.expires, self.clock.now() + self.lease)
+            wish = replace(claim, renew=True, expires=kept)
+            try:
+                status = yield from _guarded(Cause.REPLAY_STORE_UNAVAILABLE, call(self.replay.claim, wish))
+            except Unavailable as error:
+                _LOG.warning("a lease was not renewed: %s", error)
+                continue
+            ours = ours and status is ClaimStatus.FRESH
+        return ours
 
     def bury(self, delivery: Delivery, dead_letters: DeadLetterSink) -> Flow[Outcome]:
         """Audit and dead-letter a delivery that ``judge`` rejected; then settle it."""
@@ -281,9 +287,7 @@ class Pipeline:
     def _judge(self, delivery: Delivery) -> Flow[None]:
         """Reach a verdict and move on to the step that follows from it."""
         try:
-            delivery.verified = yield from self._verify(delivery)  # 1 to 11
-            yield from self._permit(delivery.verified)  # 12
-            status = yield from self._claim(delivery, delivery.verified)  # 13
+            status = yield from self._judged(delivery)
         except Rejection as rejection:
             _reject(delivery, rejection, Step.RECORD)
             return
@@ -292,29 +296,78 @@ class Pipeline:
         else:
             delivery.step = Step.HANDLE
 
-    def _verify(self, delivery: Delivery) -> Flow[Verified]:
+    def _judged(self, delivery: Delivery) -> Flow[ClaimStatus]:
+        """Take all the steps; a message released to another scope has ended before its own are taken."""
+        delivery.candidate = _total(self.verifier.open, delivery.message)  # 1 to 4
+        if is_released(delivery.message):
+            delivery.release = yield from self._released(delivery)
+            if delivery.release.scope != self.scope_of(delivery.message):
+                return ClaimStatus.DUPLICATE
+        delivery.verified = verified = yield from self._verify(delivery, delivery.candidate)  # 5 to 11
+        yield from self._permit(verified)  # 12
+        if verified.release is not None:
+            return (yield from self._claim_release(delivery, verified, verified.release))
+        return (yield from self._claim(delivery, self._wish(delivery, verified)))  # 13
+
+    def _released(self, delivery: Delivery) -> Flow[Release]:
+        """Judge the release a message carries; whatever is wrong with it is ``release_invalid``."""
+        message, authorities = delivery.message, self.verifier.release
+        found = _total(open_release, message)
+        if authorities is None:
+            raise Rejection(Reason.RELEASE_INVALID, "no release authority is configured")
+        source, kid = authorities.source(found), found.opened.kid
+        keys = yield from _known(source)
+        if keys is None or keys.get(kid) is None:
+            try:
+                keys = yield from _looked_up(source, kid, delivery.received)
+            except Rejection as error:
+                raise Rejection(Reason.RELEASE_INVALID, "the authority has no such key") from error
+        return _total(authorities.verify, message, found, keys, delivery.received)
+
+    def _verify(self, delivery: Delivery, candidate: Candidate) -> Flow[Verified]:
         """Judge the token."""
-        delivery.candidate = candidate = _total(self.verifier.open, delivery.message)
         source, kid = self.verifier.source(candidate), candidate.opened.kid
         keys = yield from _known(source)
         delivery.key_set = None if keys is None else keys.version
         if keys is None or keys.get(kid) is None:
             keys = yield from _looked_up(source, kid, delivery.received)
         delivery.key_set = keys.version
-        return _total(self.verifier.verify, delivery.message, candidate, keys, delivery.received)
+        return _total(
+            self.verifier.verify, delivery.message, candidate, keys, delivery.received, delivery.release
+        )
 
     def _permit(self, verified: Verified) -> Flow[None]:
         """Ask the policy; anything but ALLOW refuses."""
+        if verified.release is not None and Reason.PRODUCER_FORBIDDEN in verified.release.waive:
+            return
         decision = yield from _guarded(Cause.POLICY_UNAVAILABLE, call(self.policy.decide, verified))
         if decision is not Decision.ALLOW:
             raise Rejection(Reason.PRODUCER_FORBIDDEN, "no rule lets this subject publish here")
 
-    def _claim(self, delivery: Delivery, verified: Verified) -> Flow[ClaimStatus]:
-        """Claim the message for this delivery."""
+    def _claim_release(self, delivery: Delivery, verified: Verified, release: Release) -> Flow[ClaimStatus]:
+        """Claim the release, and the message too unless ``replayed`` is waived.
+
+        Which copy of a redriven message comes first does not matter, so neither claim has a place: done is
+        a duplicate of the release, and of the message a replay; held is waited for.
+        """
+        wish = replace(self._wish(delivery, verified), place=None, redelivered=True)
+        kept = max(wish.expires, float(release.exp + self.verifier.retention))
+        wish = replace(wish, expires=kept)
+        status = yield from self._claim(delivery, replace(wish, id=claim_id(release.iss, release.letter)))
+        if status is not ClaimStatus.FRESH or Reason.REPLAYED in release.waive:
+            return status
+        delivery.release_claim = delivery.claim
+        status = yield from self._claim(delivery, wish)
+        if status is ClaimStatus.DUPLICATE:
+            raise Rejection(Reason.REPLAYED, "the message was handled before, without this release")
+        return status
+
+    def _wish(self, delivery: Delivery, verified: Verified) -> ClaimRequest:
+        """Return the claim a delivery wishes for; its owner is one for ever."""
         origin = delivery.message.origin
         if delivery.owner is None:
             delivery.owner = base64url_encode(self._randomness(_OWNER_BYTES)).decode("ascii")
-        request = ClaimRequest(
+        return ClaimRequest(
             scope=self.scope_of(delivery.message),
             id=claim_id(verified.issuer, verified.jti),
             owner=delivery.owner,
@@ -323,6 +376,9 @@ class Pipeline:
             lease=self.lease,
             expires=self._forgotten_at(delivery, verified),
         )
+
+    def _claim(self, delivery: Delivery, request: ClaimRequest) -> Flow[ClaimStatus]:
+        """Claim the message for this delivery."""
         status: ClaimStatus = yield from _guarded(Cause.REPLAY_STORE_UNAVAILABLE, call(self.replay.claim, request))
         if status is ClaimStatus.REPLAYED:
             raise Rejection(Reason.REPLAYED, "a copy of a message that was delivered elsewhere")
@@ -362,8 +418,13 @@ class Pipeline:
         if delivery.step not in (Step.CONFIRM, Step.RELEASE) or delivery.claim is None:
             return
         ends = self.replay.confirm if delivery.step is Step.CONFIRM else self.replay.release
-        yield from _guarded(Cause.REPLAY_STORE_UNAVAILABLE, call(ends, delivery.claim))
+        yield from self._end_claims(delivery, ends)
         delivery.step = Step.RECORD
+
+    def _end_claims(self, delivery: Delivery, ends: Callable[[ClaimRequest], Any]) -> Flow[None]:
+        """End what is claimed, a release first: after a crash between the two it is a duplicate, no replay."""
+        for claim in _claims_of(delivery):
+            yield from _guarded(Cause.REPLAY_STORE_UNAVAILABLE, call(ends, claim))
 
     def _record(self, delivery: Delivery) -> Flow[None]:
         """Make the audit record durable; it comes before the dead letter."""
@@ -431,6 +492,7 @@ class Pipeline:
             policy=self.policy.version,
             dead_letter=None if rejection is None else letter_id(message, self.scope_of(message)),
             instance=self.instance,
+            extra={} if delivery.release is None else {"release": _release_fields(delivery.release)},
         )
 
 
@@ -439,6 +501,20 @@ def _check_issuers(verifier: Verifier, policy: Policy) -> None:
     loose = isinstance(policy, Allow) and any(rule.issuer is None for rule in policy.rules)
     if loose and len(verifier.issuers) > 1:
         raise ConfigurationError("several issuers are trusted: each rule must name its issuer")
+
+
+def _claims_of(delivery: Delivery) -> tuple[ClaimRequest, ...]:
+    """Return the claims of a delivery, in the order they end."""
+    return tuple(claim for claim in (delivery.release_claim, delivery.claim) if claim is not None)
+
+
+def _release_fields(release: Release) -> dict[str, Any]:
+    """Return what audit says of a verified release."""
+    return {
+        "iss": audit_records.harmless(release.iss), "sub": audit_records.harmless(release.sub),
+        "jti": audit_records.harmless(release.jti), "letter": release.letter, "waive": sorted(release.waive),
+        "scope": audit_records.harmless(release.scope),
+    }  # fmt: skip
 
 
 def _reject(delivery: Delivery, rejection: Rejection, step: Step) -> None:

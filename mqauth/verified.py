@@ -9,6 +9,7 @@ from mqauth.claims import Claims
 from mqauth.errors import ConfigurationError
 from mqauth.keys import Key
 from mqauth.message import PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
+from mqauth.release import Release
 
 Responder = Callable[["Verified", bytes], Awaitable[Any] | Any]
 _MAKER: Final = object()
@@ -29,11 +30,12 @@ class Verified:
         origin: what the broker says of the delivery.
         native: the client library's own message; only what is covered in it is verified.
         value: the decoded body where the consumer was given ``decode=``, else ``None``.
+        release: the reviewer's release by which a dead letter came back, else ``None``.
     """
 
     __slots__ = (
         "_message", "_responder", "body", "claims", "destination", "headers", "key", "key_set", "kid",
-        "native", "origin", "received", "value",
+        "native", "origin", "received", "release", "value",
     )  # fmt: skip
 
     body: bytes | None
@@ -47,6 +49,7 @@ class Verified:
     origin: Origin
     native: Any
     value: Any
+    release: Release | None
     _message: Message
     _responder: Responder | None
 
@@ -110,7 +113,15 @@ class Verified:
         return self._responder(self, body)
 
 
-def make_verified(message: Message, claims: Claims, *, key: Key, key_set: str, received: float) -> Verified:
+def make_verified(
+    message: Message,
+    claims: Claims,
+    *,
+    key: Key,
+    key_set: str,
+    received: float,
+    release: Release | None = None,
+) -> Verified:
     """Return the verified view of a message; for the verifier alone."""
     covered = set(claims.mqa.hdr)
     return Verified(
@@ -126,6 +137,7 @@ def make_verified(message: Message, claims: Claims, *, key: Key, key_set: str, r
         origin=message.origin,
         native=message.native,
         value=None,
+        release=release,
         _message=message,
         _responder=None,
     )

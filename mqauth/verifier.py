@@ -6,7 +6,7 @@ it is bounded:
 1. token present, single, small
 2. three canonical base64url segments, a JSON header, a bounded kid
 3. ``typ``, no other parameters, ``alg`` on the list
-4. claims parse strictly
+4. claims parse strictly; then the release of a reviewer, if the message carries one (``release``)
 5. the issuer is configured
 6. its key: known, not revoked, not expired, of the token's algorithm
 7. the signature
@@ -30,10 +30,12 @@ from mqauth.destination import is_kafka
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
 from mqauth.keys import Key, KeySet, KeySource
 from mqauth.message import PROTECTED_PROPERTIES, Message
+from mqauth.release import Release, ReleaseAuthorities
 from mqauth.verified import Verified, make_verified
 
 MAX_LEEWAY: Final = 60
 At = Literal["consume", "append"]
+_NOTHING: Final = frozenset[Reason]()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,7 @@ class Verifier:
         require_headers: names that must be present and covered.
         unsigned_headers: ``"hide"`` or ``"reject"`` headers that are not covered.
         user_id: hold AMQP ``user_id`` against ``sub``: ``"subject"``, or a table of user to subject.
+        release: who may release dead letters; without it every release is ``release_invalid``.
 
     Raises:
         ConfigurationError: no issuer, no audience, a wildcard, or contradicting settings.
@@ -109,6 +112,7 @@ class Verifier:
         require_headers: Iterable[str] = (),
         unsigned_headers: Literal["hide", "reject"] = "hide",
         user_id: Literal["subject"] | Mapping[str, str] | None = None,
+        release: ReleaseAuthorities | None = None,
     ) -> None:
         self.issuers = _issuers(keys)
         self._audiences = _audiences(audience)
@@ -125,6 +129,7 @@ class Verifier:
         self._require = tuple(require_headers)
         self._reject_unsigned = unsigned_headers == "reject"
         self._user_id = user_id
+        self.release = release
 
     @property
     def retention(self) -> int:
@@ -150,7 +155,14 @@ class Verifier:
         """
         return self._issuer(candidate).keys
 
-    def verify(self, message: Message, candidate: Candidate, keys: KeySet, received: float) -> Verified:
+    def verify(
+        self,
+        message: Message,
+        candidate: Candidate,
+        keys: KeySet,
+        received: float,
+        release: Release | None = None,
+    ) -> Verified:
         """Judge an opened token against its message: steps 6 to 11.
 
         Args:
@@ -158,21 +170,25 @@ class Verifier:
             candidate: what ``open`` returned for this message.
             keys: the key set of the candidate's issuer.
             received: UTC seconds at which this process first received the delivery.
+            release: verified for this message; what it waives is not held against it, everything else is.
 
         Raises:
             Rejection: the reason of the first failing step.
             Unavailable: ``append_time_unavailable``.
         """
         claims = candidate.claims
-        key = self._key(message, candidate, keys, received)  # 6
+        waived = _NOTHING if release is None else release.waive
+        key = self._key(message, candidate, keys, received, waived)  # 6
         jws.verify(candidate.opened, key)  # 6, 7
         if claims.aud not in self._audiences:  # 8
             raise Rejection(Reason.AUDIENCE_MISMATCH, "meant for another audience")
-        self._times.check(claims, message, received)  # 9
+        self._times.check(claims, message, received, waived)  # 9
         self._check_subject(message, candidate, key)  # 10
         envelope.check(message, claims.mqa)  # 11
         self._check_coverage(message, claims)
-        return make_verified(message, claims, key=key, key_set=keys.version, received=received)
+        return make_verified(
+            message, claims, key=key, key_set=keys.version, received=received, release=release
+        )
 
     def _issuer(self, candidate: Candidate) -> Issuer:
         """Return the configured issuer of a candidate."""
@@ -181,7 +197,14 @@ class Verifier:
             raise Rejection(Reason.ISSUER_UNTRUSTED, "no such issuer is configured")
         return issuer
 
-    def _key(self, message: Message, candidate: Candidate, keys: KeySet, received: float) -> Key:
+    def _key(
+        self,
+        message: Message,
+        candidate: Candidate,
+        keys: KeySet,
+        received: float,
+        waived: frozenset[Reason],
+    ) -> Key:
         """Return the token's key, if it may still be used."""
         key = keys.get(candidate.opened.kid)
         if key is None:
@@ -190,7 +213,7 @@ class Verifier:
         if key.revocation is not None and _is_revoked(key, appended, received):
             raise Rejection(Reason.KEY_REVOKED, "the key is revoked")
         signed_at = candidate.claims.iat if appended is None else appended
-        if key.expires is not None and signed_at >= key.expires:
+        if key.expires is not None and signed_at >= key.expires and Reason.KEY_EXPIRED not in waived:
             raise Rejection(Reason.KEY_EXPIRED, "the key had retired before the token was made")
         return key
 
@@ -250,7 +273,9 @@ class Times:
             return None
         return origin.timestamp_ms / 1000
 
-    def check(self, claims: Claims, message: Message, received: float) -> None:
+    def check(
+        self, claims: Claims, message: Message, received: float, waived: frozenset[Reason] = _NOTHING
+    ) -> None:
         """Judge ``iat``, ``nbf``, ``exp``, the lifetime and the time in the queue: step 9."""
         moment = self.evidence(message) if self.at == "append" else received
         if moment is None:
@@ -259,11 +284,12 @@ class Times:
             raise Rejection(Reason.ISSUED_IN_FUTURE, "issued in the future")
         if claims.nbf is not None and claims.nbf > moment + self.leeway:
             raise Rejection(Reason.NOT_YET_VALID, "not valid yet")
-        if claims.exp + self.leeway <= moment or claims.exp <= claims.iat:
+        if (claims.exp + self.leeway <= moment or claims.exp <= claims.iat) and Reason.EXPIRED not in waived:
             raise Rejection(Reason.EXPIRED, "expired")
-        if claims.exp - claims.iat > self.max_lifetime:
+        if claims.exp - claims.iat > self.max_lifetime and Reason.LIFETIME_EXCESSIVE not in waived:
             raise Rejection(Reason.LIFETIME_EXCESSIVE, f"lives longer than {self.max_lifetime} s")
-        if self.max_queue_age is not None and received - moment > self.max_queue_age:
+        aged = self.max_queue_age is not None and received - moment > self.max_queue_age
+        if aged and Reason.QUEUE_AGE_EXCEEDED not in waived:
             raise Rejection(Reason.QUEUE_AGE_EXCEEDED, f"waited longer than {self.max_queue_age} s")
 
 

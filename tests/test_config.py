@@ -11,7 +11,7 @@ import pytest
 
 import mqauth
 from mqauth.config_table import is_url
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, Reason
 from mqauth.flow import run
 from mqauth.jwk import dump_key_set
 from mqauth.keys import Key
@@ -303,20 +303,15 @@ def test_redis_without_verification_is_refused(place: Path) -> None:
     assert said == "mqauth.toml: [replay] store: the replay store's URL turns TLS verification off"
 
 
-@pytest.mark.parametrize(
-    ("text", "what"),
-    [
-        (SMALL + '[[release.authorities]]\nissuer = "https://r.example"\nfile = "r.json"\nwaive = ["expired"]\n',
-         "[[release.authorities]] #1"),
-    ],
-)  # fmt: skip
-def test_what_comes_later_is_parsed_and_refused_when_built(place: Path, text: str, what: str) -> None:
-    """What this version lacks is checked like the rest, and refused only by the object that needs it."""
-    found = mqauth.load(written(place, text))
-    assert found.signer.subject == "orders-api"
-    said = refusal(place, text, "pipeline")
-    assert said.startswith(f"mqauth.toml: {what}: not in this version")
-    assert "hunter2" not in said
+def test_release_authorities_are_built(place: Path) -> None:
+    """Who may release, and what they may waive, reaches the verifier; without the table nobody may."""
+    table = '[[release.authorities]]\nissuer = "https://r.example"\nfile = "jwks.json"\nwaive = ["expired"]\n'
+    release = mqauth.load(written(place, SMALL + table)).pipeline.verifier.release
+    assert release is not None
+    assert {name: found.waive for name, found in release.authorities.items()} == {
+        "https://r.example": frozenset([Reason.EXPIRED])
+    }
+    assert mqauth.load(written(place, SMALL)).pipeline.verifier.release is None
 
 
 # --- strictness -------------------------------------------------------------------------------------------

@@ -1,0 +1,368 @@
+"""Release tokens: a reviewer's signed word that one dead letter may be handled after all.
+
+Header ``mqauth-release``, typ ``mqauth-release+jwt``. A release never stands in for the producer's token: it
+binds that very token and the message, waives reasons of a closed list, and is meant for one scope. Source:
+wire profile 1, *Releases*.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from mqauth import base64url, claims, envelope, jws, strictjson
+from mqauth.claims import Binding
+from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
+from mqauth.destination import is_kafka
+from mqauth.errors import ConfigurationError, MalformedMessage, Reason, Rejection
+from mqauth.keys import Key, KeySet, KeySource, SigningKey
+from mqauth.message import HeaderValue, Message
+
+RELEASE_HEADER: Final = "mqauth-release"
+RELEASE_TYPE: Final = "mqauth-release+jwt"
+WAIVABLE: Final = (
+    Reason.EXPIRED, Reason.QUEUE_AGE_EXCEEDED, Reason.LIFETIME_EXCESSIVE, Reason.KEY_EXPIRED,
+    Reason.PRODUCER_FORBIDDEN, Reason.REPLAYED,
+)  # fmt: skip
+"""The reasons a release may waive; a closed list."""
+MAX_LIFETIME: Final = 7 * 86_400
+"""Seconds a release may live: as long its claim is remembered by the consumer's replay store."""
+DEFAULT_LIFETIME: Final = 3600
+_REQUIRED: Final = ("iss", "sub", "reason", "letter", "tok", "mqa", "waive", "scope", "iat", "exp", "jti")
+_LETTER = re.compile(r"[0-9a-f]{64}")
+_DIGEST = re.compile(r"[A-Za-z0-9\-_]{43}")
+_JTI_BYTES: Final = 16
+_LENGTH: Final = len(RELEASE_HEADER)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """A parsed release; what ``Verified.release`` shows a handler once it is verified.
+
+    Args:
+        iss: the release authority.
+        sub: the reviewer.
+        reason: why the reviewer let the message through, one line.
+        letter: id of the dead letter, 64 hex digits.
+        tok: base64url SHA-256 of the producer's token, as it stands in its header.
+        mqa: the bindings, as in the producer's token.
+        waive: what it waives, of ``WAIVABLE``; may be nothing.
+        scope: the consumer group or queue it is meant for.
+        iat, exp: UTC seconds.
+        jti: its own id.
+    """
+
+    iss: str
+    sub: str
+    reason: str
+    letter: str
+    tok: str
+    mqa: Binding
+    waive: frozenset[Reason]
+    scope: str
+    iat: int
+    exp: int
+    jti: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the claims as they stand in the token."""
+        return {
+            "iss": self.iss, "sub": self.sub, "reason": self.reason, "letter": self.letter, "tok": self.tok,
+            "waive": sorted(self.waive), "scope": self.scope, "iat": self.iat, "exp": self.exp, "jti": self.jti,
+            "mqa": self.mqa.as_dict(),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedRelease:
+    """A release taken apart; nothing in it is verified yet."""
+
+    opened: jws.Opened
+    release: Release
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authority:
+    """One release authority: where its keys come from, and what its releases may waive.
+
+    Args:
+        keys: the source of its keys. A key that names subjects speaks for these reviewers only; one that
+            names none for all of the authority's.
+        waive: of ``WAIVABLE``.
+
+    Raises:
+        ConfigurationError: a reason that no release may waive.
+    """
+
+    keys: KeySource
+    waive: frozenset[Reason] = field(default_factory=frozenset)
+
+    def __post_init__(self) -> None:
+        if not set(self.waive) <= set(WAIVABLE):
+            raise ConfigurationError(f"an authority may waive {', '.join(WAIVABLE)}")
+
+
+class ReleaseAuthorities:
+    """Who may release dead letters to this consumer.
+
+    Args:
+        authorities: issuer to ``Authority``.
+        max_lifetime: longest ``exp - iat`` accepted, seconds.
+        leeway: seconds of clock difference allowed.
+
+    Raises:
+        ConfigurationError: no authority, a bad name, or a setting out of its limits.
+    """
+
+    def __init__(
+        self, authorities: Mapping[str, Authority], *, max_lifetime: int = MAX_LIFETIME, leeway: int = 5
+    ) -> None:
+        if not isinstance(authorities, Mapping) or not authorities:
+            raise ConfigurationError("release authorities are a table of issuer to Authority, not empty")
+        if not all(claims.is_name(name) for name in authorities):
+            raise ConfigurationError(f"an issuer is text of 1 to {claims.MAX_NAME} characters")
+        if not 1 <= max_lifetime <= MAX_LIFETIME or not 0 <= leeway <= 60:
+            raise ConfigurationError(f"max_lifetime is 1 to {MAX_LIFETIME} seconds, leeway 0 to 60")
+        self.authorities = dict(authorities)
+        self._max_lifetime = max_lifetime
+        self._leeway = leeway
+
+    def source(self, found: OpenedRelease) -> KeySource:
+        """Return where the keys of the claimed authority come from.
+
+        Raises:
+            Rejection: ``release_invalid``, no such authority is configured.
+        """
+        return self._authority(found.release).keys
+
+    def verify(self, message: Message, found: OpenedRelease, keys: KeySet, received: float) -> Release:
+        """Judge an opened release against the message it came with.
+
+        Args:
+            message: as the broker delivered it.
+            found: what ``open_release`` returned for this message.
+            keys: the key set of its authority.
+            received: UTC seconds at which this process first received the delivery.
+
+        Raises:
+            Rejection: ``release_invalid``, whatever is wrong with it.
+        """
+        release = found.release
+        key = keys.get(found.opened.kid)
+        if key is None:
+            raise _invalid("the authority has no such key")
+        _check_key(key, release, received)
+        try:
+            jws.verify(found.opened, key)
+        except Rejection as error:
+            raise _invalid(f"the release itself: {error.reason.value}") from error
+        self._check_times(release, received)
+        if not release.waive <= self._authority(release).waive:
+            raise _invalid("it waives what this authority may not waive")
+        _check_bindings(message, release)
+        return release
+
+    def _authority(self, release: Release) -> Authority:
+        """Return the configured authority of a release."""
+        authority = self.authorities.get(release.iss)
+        if authority is None:
+            raise _invalid("no such release authority is configured")
+        return authority
+
+    def _check_times(self, release: Release, received: float) -> None:
+        """Judge the release's own life, always at receipt: it was made for this very delivery."""
+        if release.iat > received + self._leeway:
+            raise _invalid("the release is issued in the future")
+        if release.exp + self._leeway <= received or release.exp <= release.iat:
+            raise _invalid("the release has expired")
+        if release.exp - release.iat > self._max_lifetime:
+            raise _invalid(f"the release lives longer than {self._max_lifetime} s")
+
+
+class Releaser:
+    """Signs releases as one reviewer.
+
+    Args:
+        key: the reviewer's private ``Key``, or any ``SigningKey``; never a producer's.
+        issuer: ``iss``, the release authority consumers are configured with.
+        reviewer: ``sub``, who decided.
+        lifetime: seconds a release lives, 1 to 604,800: let the consumer have got to the message by then.
+
+    Raises:
+        ConfigurationError: an argument is out of its limits, or the key cannot sign or speak for the reviewer.
+    """
+
+    def __init__(
+        self,
+        *,
+        key: Key | SigningKey,
+        issuer: str,
+        reviewer: str,
+        lifetime: int = DEFAULT_LIFETIME,
+        clock: Clock = SYSTEM_CLOCK,
+        randomness: Randomness = SYSTEM_RANDOMNESS,
+    ) -> None:
+        if not claims.is_name(issuer) or not claims.is_name(reviewer):
+            raise ConfigurationError(f"issuer and reviewer are text of 1 to {claims.MAX_NAME} characters")
+        if type(lifetime) is not int or not 1 <= lifetime <= MAX_LIFETIME:
+            raise ConfigurationError(f"lifetime is 1 to {MAX_LIFETIME} whole seconds")
+        if isinstance(key, Key) and key.subjects is not None and reviewer not in key.subjects:
+            raise ConfigurationError("the key does not speak for this reviewer")
+        self._key: SigningKey = jws.LocalSigningKey(key) if isinstance(key, Key) else key
+        self.issuer = issuer
+        self.reviewer = reviewer
+        self.lifetime = lifetime
+        self._clock = clock
+        self._randomness = randomness
+
+    def release(
+        self, message: Message, *, letter: str, scope: str, reason: str, waive: Iterable[Reason] = ()
+    ) -> tuple[Message, Release]:
+        """Return the message with a release in its headers, in place of an older one, and the release.
+
+        Args:
+            message: the original, with the producer's token in its place.
+            letter: id of its dead letter.
+            scope: the consumer group or queue that is to handle it.
+            reason: why, one line of 1 to 256 characters.
+            waive: of ``WAIVABLE``.
+
+        Raises:
+            ConfigurationError: scope, reason or ``waive`` is not in its form.
+            MalformedMessage: the message has no token that could be parsed, or cannot be bound.
+        """
+        if not claims.is_name(reason) or not claims.is_name(scope):
+            raise ConfigurationError(f"reason and scope are one line of 1 to {claims.MAX_NAME} characters")
+        waived = frozenset(waive)
+        if not waived <= set(WAIVABLE):
+            raise ConfigurationError(f"a release may waive {', '.join(WAIVABLE)}")
+        bare = replace(message, headers=tuple(pair for pair in message.headers if not _is_release(pair[0])))
+        release = self._made(bare, letter=letter, scope=scope, reason=reason, waive=waived)
+        token = jws.compact(strictjson.dumps(release.as_dict()), self._key, typ=RELEASE_TYPE)
+        if len(token) > jws.MAX_TOKEN:
+            raise MalformedMessage(f"the release is over {jws.MAX_TOKEN} bytes")
+        value: HeaderValue = token.encode("ascii") if is_kafka(message.destination) else token
+        return replace(bare, headers=(*bare.headers, (RELEASE_HEADER, value))), release
+
+    def _made(
+        self, message: Message, *, letter: str, scope: str, reason: str, waive: frozenset[Reason]
+    ) -> Release:
+        """Return the claims of a release, valid from now."""
+        now = int(self._clock.now())
+        try:
+            token = envelope.token_of(message)
+            covered = claims.parse(jws.take_apart(token).payload).mqa.hdr
+        except Rejection as error:
+            raise MalformedMessage(f"only a message with a whole token can be released: {error.reason}") from error
+        return Release(
+            iss=self.issuer, sub=self.reviewer, reason=reason, letter=letter, tok=base64url.digest(token),
+            mqa=envelope.bind(message, covered), waive=waive, scope=scope, iat=now, exp=now + self.lifetime,
+            jti=base64url.encode(self._randomness(_JTI_BYTES)).decode("ascii"),
+        )  # fmt: skip
+
+
+def is_released(message: Message) -> bool:
+    """Tell whether a message carries a release, in whatever spelling; cheap where it does not."""
+    return any(len(name) == _LENGTH and name.lower() == RELEASE_HEADER for name, _ in message.headers)
+
+
+def open_release(message: Message) -> OpenedRelease:
+    """Take the one release of a message apart.
+
+    Raises:
+        Rejection: ``release_invalid``: repeated, misspelt, too large, of another type, or not strict.
+    """
+    try:
+        opened = jws.take_apart(_value(message), typ=RELEASE_TYPE)
+        return OpenedRelease(opened, parse(opened.payload))
+    except Rejection as error:
+        if error.reason is Reason.RELEASE_INVALID:
+            raise
+        raise _invalid(f"the release itself: {error.reason.value}") from error
+
+
+def parse(raw: bytes) -> Release:
+    """Parse the payload of a release: exactly its claims, each in its form.
+
+    Raises:
+        Rejection: ``release_invalid``, ``claims_malformed`` or ``claim_missing``.
+    """
+    found = claims.load(raw, _REQUIRED)
+    if found.keys() - set(_REQUIRED):
+        raise _invalid("the release has an unknown claim")
+    return Release(
+        iss=claims.text_claim(found, "iss"),
+        sub=claims.text_claim(found, "sub"),
+        reason=claims.text_claim(found, "reason"),
+        letter=_matching(found, "letter", _LETTER),
+        tok=_matching(found, "tok", _DIGEST),
+        mqa=claims.binding_claim(found["mqa"]),
+        waive=_waived(found["waive"]),
+        scope=claims.text_claim(found, "scope"),
+        iat=claims.time_claim(found, "iat"),
+        exp=claims.time_claim(found, "exp"),
+        jti=claims.text_claim(found, "jti", claims.MIN_JTI, claims.MAX_JTI),
+    )
+
+
+def _value(message: Message) -> bytes:
+    """Return the one release header's value, in the type its broker carries."""
+    found = [(name, value) for name, value in message.headers if _is_release(name)]
+    if len(found) != 1 or found[0][0] != RELEASE_HEADER:
+        raise _invalid("not exactly one release header")
+    value = found[0][1]
+    if is_kafka(message.destination) and isinstance(value, bytes):
+        return value
+    if not is_kafka(message.destination) and isinstance(value, str) and value.isascii():
+        return value.encode("ascii")
+    raise _invalid("the release header has another type")
+
+
+def _check_key(key: Key, release: Release, received: float) -> None:
+    """Refuse a key that is revoked, had retired, or does not speak for the reviewer."""
+    if key.revocation is not None and key.revocation.revoked_at <= received:
+        raise _invalid("the authority's key is revoked")
+    if key.expires is not None and release.iat >= key.expires:
+        raise _invalid("the authority's key had retired before the release was made")
+    if key.subjects is not None and release.sub not in key.subjects:
+        raise _invalid("the authority's key does not speak for this reviewer")
+
+
+def _check_bindings(message: Message, release: Release) -> None:
+    """Hold a release against the message and the producer's token it came with."""
+    try:
+        token = envelope.token_of(message)
+        envelope.check(message, release.mqa)
+    except Rejection as error:
+        raise _invalid(f"the release is of another message: {error.reason.value}") from error
+    if release.tok != base64url.digest(token):
+        raise _invalid("the release is of another token")
+
+
+def _waived(value: Any) -> frozenset[Reason]:
+    """Return the waived reasons: a list of names from the closed list, none twice."""
+    if type(value) is not list or not all(type(name) is str for name in value):
+        raise _invalid("waive is no list of reasons")
+    if len(set(value)) != len(value) or not set(value) <= {reason.value for reason in WAIVABLE}:
+        raise _invalid("it waives what no release may waive")
+    return frozenset(Reason(name) for name in value)
+
+
+def _matching(found: Mapping[str, Any], name: str, pattern: re.Pattern[str]) -> str:
+    """Return a text claim of an exact form."""
+    value = found[name]
+    if type(value) is not str or not pattern.fullmatch(value):
+        raise _invalid(f"{name} is not in its form")
+    return value
+
+
+def _is_release(name: str) -> bool:
+    """Tell whether a header is a release, in any spelling."""
+    return len(name) == _LENGTH and name.lower() == RELEASE_HEADER
+
+
+def _invalid(detail: str) -> Rejection:
+    """Return the rejection of a release."""
+    return Rejection(Reason.RELEASE_INVALID, detail)

@@ -1,0 +1,515 @@
+"""Releases: what a reviewer may let through, for whom, and everything that must not get through with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mqauth import base64url, claims, strictjson
+from mqauth.deadletter import letter_id
+from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, Rejection, Unavailable
+from mqauth.jws import LocalSigningKey
+from mqauth.keys import Key, KeySet, Revocation
+from mqauth.message import TOKEN_HEADER, Message
+from mqauth.pipeline import Outcome, Verdict
+from mqauth.release import (
+    DEFAULT_LIFETIME,
+    MAX_LIFETIME,
+    RELEASE_HEADER,
+    RELEASE_TYPE,
+    WAIVABLE,
+    Authority,
+    ReleaseAuthorities,
+    Releaser,
+    is_released,
+    open_release,
+    parse,
+)
+from mqauth.testing import FakeClock, Forge
+from mqauth.testing.forge import ISSUER, with_token
+from tests.conftest import KAFKA, RABBITMQ, World, kafka_message, rabbitmq_message
+
+REVIEW = "https://review.example"
+REVIEWER = "ada"
+SCOPE = "orders"
+
+
+class Desk:
+    """A world whose consumer trusts one reviewer, and that reviewer's releaser."""
+
+    def __init__(self, make_world: Callable[..., World], clock: FakeClock, forge: Forge, **changes: Any) -> None:
+        self.key = Key.generate(subjects=[REVIEWER])
+        self.clock, self.forge = clock, forge
+        waive = changes.pop("waive", frozenset(WAIVABLE))
+        authority = Authority(keys=KeySet([self.key]), waive=waive)
+        release = changes.pop("release", ReleaseAuthorities({REVIEW: authority}))
+        settings = changes.pop("verifier", {})
+        self.world = make_world(verifier=forge.verifier(release=release, **settings), **changes)
+        self.releaser = Releaser(key=self.key, issuer=REVIEW, reviewer=REVIEWER, clock=clock)
+
+    def released(self, message: Message, *waive: Reason, **changes: Any) -> Message:
+        """Return a sealed message with a release."""
+        wanted: dict[str, Any] = {"letter": letter_id(message, SCOPE), "scope": SCOPE, "reason": "clock skew"}
+        return self.releaser.release(message, waive=waive, **(wanted | changes))[0]
+
+    def bent(self, message: Message, key: Key | None = None, typ: str = RELEASE_TYPE, **claims_: Any) -> Message:
+        """Return a message with a release in which claims were changed before it was signed."""
+        good = self.released(message, Reason.EXPIRED)
+        found = open_release(good).release.as_dict() | claims_
+        return self.signed(good, strictjson.dumps(found), key=key, typ=typ)
+
+    def signed(self, good: Message, payload: bytes, key: Key | None = None, typ: str = RELEASE_TYPE) -> Message:
+        """Return a released message with another payload in its release."""
+        key = key or self.key
+        header = strictjson.dumps({"alg": key.algorithm, "typ": typ, "kid": key.kid})
+        signing_input = base64url.encode(header) + b"." + base64url.encode(payload)
+        token = signing_input + b"." + base64url.encode(LocalSigningKey(key).sign(signing_input))
+        return with_release(good, token.decode())
+
+    def process(self, message: Message) -> Outcome:
+        """Process one delivery."""
+        return self.world.process(message)
+
+
+def with_release(message: Message, token: str) -> Message:
+    """Return the message with another release."""
+    kept = tuple(pair for pair in message.headers if pair[0] != RELEASE_HEADER)
+    return with_token(replace(message, headers=kept), token, name=RELEASE_HEADER)
+
+
+@pytest.fixture
+def desk(make_world: Callable[..., World], clock: FakeClock, forge: Forge) -> Desk:
+    """A desk whose reviewer may waive everything waivable."""
+    return Desk(make_world, clock, forge)
+
+
+@pytest.fixture(params=["rabbitmq", "kafka"])
+def late(request: pytest.FixtureRequest, desk: Desk) -> Message:
+    """An honest message that has expired."""
+    message = rabbitmq_message() if request.param == "rabbitmq" else kafka_message()
+    sealed = desk.world.sealed(replace(message, origin=replace(message.origin, scope=SCOPE)))
+    desk.clock.advance(3600)
+    return sealed
+
+
+def why(outcome: Outcome) -> Reason | None:
+    """Return the reason of a rejection."""
+    assert outcome.verdict is Verdict.REJECTED
+    return outcome.reason
+
+
+# --- what a release does ----------------------------------------------------------------------------------
+
+
+def test_an_expired_message_is_handled_with_a_release(desk: Desk, late: Message) -> None:
+    """Expired is waived; the handler sees who released it and why."""
+    assert why(desk.process(late)) is Reason.EXPIRED
+    outcome = desk.process(desk.released(late, Reason.EXPIRED))
+    assert outcome.verdict is Verdict.ACCEPTED
+    release = desk.world.handler.done[0].release
+    assert (release.sub, release.reason, release.waive) == (REVIEWER, "clock skew", {Reason.EXPIRED})
+
+
+def test_without_a_release_the_handler_sees_none(desk: Desk) -> None:
+    """An ordinary message has no release."""
+    assert desk.process(desk.world.sealed()).verdict is Verdict.ACCEPTED
+    assert desk.world.handler.done[0].release is None
+
+
+def test_a_release_that_waives_nothing_lets_a_good_message_pass(desk: Desk) -> None:
+    """A letter whose key arrived passes by itself, with a release."""
+    assert desk.process(desk.released(desk.world.sealed())).verdict is Verdict.ACCEPTED
+
+
+@pytest.mark.parametrize(
+    ("waive", "settings"),
+    [
+        (Reason.LIFETIME_EXCESSIVE, {"verifier": {"max_lifetime": 10}}),
+        (Reason.KEY_EXPIRED, {}),
+        (Reason.PRODUCER_FORBIDDEN, {}),
+        (Reason.QUEUE_AGE_EXCEEDED, {"verifier": {"at": "append", "max_queue_age": 10}}),
+    ],
+)
+def test_each_waivable_reason(
+    waive: Reason, settings: Any, make_world: Callable[..., World], clock: FakeClock, forge: Forge
+) -> None:
+    """Each reason of the closed list stops a message, and with its waiver no longer does."""
+    desk = Desk(make_world, clock, forge, **settings)
+    message = kafka_message(origin=replace(kafka_message().origin, scope=SCOPE))
+    if waive is Reason.PRODUCER_FORBIDDEN:
+        message = replace(message, destination="kafka:stock", origin=replace(message.origin, topic="stock"))
+    if waive is Reason.QUEUE_AGE_EXCEEDED:
+        at = int(clock.now() * 1000)
+        message = replace(message, origin=replace(message.origin, timestamp_ms=at, timestamp_type="append"))
+    sealed = desk.world.sealed(message, key=forge.retired if waive is Reason.KEY_EXPIRED else None)
+    clock.advance(20 if waive is Reason.QUEUE_AGE_EXCEEDED else 0)
+    assert why(desk.process(sealed)) is waive
+    assert why(desk.process(desk.released(sealed))) is waive
+    assert desk.process(desk.released(sealed, waive, letter="1" * 64)).verdict is Verdict.ACCEPTED
+
+
+@pytest.mark.parametrize(
+    ("bends", "reason"),
+    [
+        ({"signature": b"\x00" * 64}, Reason.SIGNATURE_INVALID),
+        ({"claims": {"aud": "other"}}, Reason.AUDIENCE_MISMATCH),
+        ({"claims": {"sub": "stock-api"}}, Reason.SUBJECT_MISMATCH),
+        ({"claims": {"iss": "https://evil.example"}}, Reason.ISSUER_UNTRUSTED),
+        ({"claims": {"iat": 2_000_000_000, "exp": 2_000_000_060}}, Reason.ISSUED_IN_FUTURE),
+        ({"claims": {"nbf": 2_000_000_000}}, Reason.NOT_YET_VALID),
+    ],
+)
+def test_every_other_step_still_runs(desk: Desk, bends: dict[str, Any], reason: Reason) -> None:
+    """A release that waives all it can saves no message from any other reason."""
+    sealed = desk.world.sealed(**bends)
+    assert why(desk.process(desk.released(sealed, *WAIVABLE))) is reason
+
+
+def test_revoked_and_unknown_keys_are_not_waived(desk: Desk) -> None:
+    """What was signed by a revoked or unknown key stays rejected, release or not."""
+    for key, reason in ((desk.forge.revoked, Reason.KEY_REVOKED), (desk.forge.stranger, Reason.KEY_UNKNOWN)):
+        assert why(desk.process(desk.released(desk.world.sealed(key=key), *WAIVABLE))) is reason
+
+
+# --- once, and for one scope ------------------------------------------------------------------------------
+
+
+def test_a_redrive_repeated_after_a_crash_is_a_duplicate(desk: Desk, late: Message) -> None:
+    """Released twice, by two releases of one letter, it is handled once and no replay."""
+    for number, verdict in enumerate((Verdict.ACCEPTED, Verdict.DUPLICATE, Verdict.DUPLICATE)):
+        again = replace(late, origin=replace(late.origin, offset=100 + number if late.origin.topic else None))
+        released = desk.released(again, Reason.EXPIRED, letter=letter_id(late, SCOPE))
+        assert desk.process(released).verdict is verdict
+    assert desk.world.handler.calls == 1
+    assert desk.world.published == []
+
+
+def test_a_copy_that_comes_while_the_first_is_handled_waits(desk: Desk, late: Message) -> None:
+    """Held by another delivery, a copy is deferred; the first may still fail and be given back."""
+    released = desk.released(late, Reason.EXPIRED)
+    first, second = desk.world.receive(released), desk.world.receive(released)
+    assert desk.world.run(desk.world.pipeline.judge(first)).verdict is Verdict.ACCEPTED
+    assert desk.world.run(desk.world.pipeline.judge(second)).cause is Cause.CLAIM_HELD
+    desk.world.run(desk.world.pipeline.release(first))
+    assert desk.world.process(second).verdict is Verdict.ACCEPTED
+
+
+def test_killed_before_the_confirm_it_is_handled_again(desk: Desk, late: Message) -> None:
+    """A claim whose owner died lapses with its lease: handled twice rather than lost."""
+    released = desk.released(late, Reason.EXPIRED)
+    dead = desk.world.receive(released)
+    desk.world.run(desk.world.pipeline.judge(dead))
+    desk.clock.advance(desk.world.pipeline.lease + 1)
+    assert desk.process(released).verdict is Verdict.ACCEPTED
+
+
+def test_killed_between_the_two_confirms_it_is_a_duplicate(desk: Desk, late: Message) -> None:
+    """The release is confirmed first: a crash before the message's own confirm makes no replay of it."""
+    released = desk.released(late, Reason.EXPIRED)
+    dead = desk.world.receive(released)
+    desk.world.run(desk.world.pipeline.judge(dead))
+    assert dead.release_claim is not None
+    desk.world.memory.confirm(dead.release_claim)
+    desk.clock.advance(desk.world.pipeline.lease + 1)
+    assert desk.process(released).verdict is Verdict.DUPLICATE
+
+
+def test_both_leases_are_renewed_and_a_lost_one_is_told(desk: Desk, late: Message) -> None:
+    """Renewing keeps the release's claim and the message's; one lost to another owner is reported."""
+    released = desk.released(late, Reason.EXPIRED)
+    delivery = desk.world.receive(released)
+    desk.world.run(desk.world.pipeline.judge(delivery))
+    for _ in range(3):
+        desk.clock.advance(desk.world.pipeline.lease * 0.9)
+        assert desk.world.run(desk.world.pipeline.renew(delivery)) is True
+        assert desk.world.run(desk.world.pipeline.judge(desk.world.receive(released))).cause is Cause.CLAIM_HELD
+    assert delivery.release_claim is not None
+    desk.world.memory.release(delivery.release_claim)
+    assert desk.world.run(desk.world.pipeline.renew(delivery)) is False
+
+
+def test_a_message_handled_before_needs_replayed_waived(desk: Desk) -> None:
+    """A release lets nothing be handled twice unless it says so."""
+    sealed = desk.world.sealed()
+    assert desk.process(sealed).verdict is Verdict.ACCEPTED
+    assert why(desk.process(sealed)) is Reason.REPLAYED
+    assert why(desk.process(desk.released(sealed, letter="1" * 64))) is Reason.REPLAYED
+    waived = desk.released(sealed, Reason.REPLAYED, letter="2" * 64)
+    assert [desk.process(waived).verdict for _ in range(2)] == [Verdict.ACCEPTED, Verdict.DUPLICATE]
+
+
+def test_the_claim_is_kept_until_the_releases_own_end(desk: Desk, late: Message) -> None:
+    """Long after the token's own end, and just before the release's, the release is still remembered."""
+    released = desk.released(late, Reason.EXPIRED)
+    assert desk.process(released).verdict is Verdict.ACCEPTED
+    desk.clock.advance(DEFAULT_LIFETIME - 1)
+    assert desk.process(released).verdict is Verdict.DUPLICATE
+    desk.clock.advance(20)
+    assert why(desk.process(released)) is Reason.RELEASE_INVALID
+
+
+def test_another_scope_settles_it_unhandled(desk: Desk, late: Message) -> None:
+    """A release for one consumer group is a duplicate to another, without record or letter."""
+    outcome = desk.process(desk.released(late, Reason.EXPIRED, scope="audit"))
+    assert outcome.verdict is Verdict.DUPLICATE
+    assert (desk.world.handler.calls, desk.world.published, desk.world.records) == (0, [], [])
+
+
+def test_a_forged_release_for_another_scope_drops_nothing(desk: Desk, late: Message) -> None:
+    """Only a release that holds can make a message a duplicate."""
+    assert why(desk.process(desk.bent(late, key=desk.forge.key, scope="audit"))) is Reason.RELEASE_INVALID
+
+
+# --- laundering -------------------------------------------------------------------------------------------
+
+
+def test_a_release_of_another_message_is_invalid(desk: Desk, late: Message) -> None:
+    """A release moved to another message, even of the same content, is refused."""
+    other = desk.world.sealed(replace(late, headers=tuple(h for h in late.headers if h[0] != TOKEN_HEADER)))
+    stolen = dict(desk.released(late, Reason.EXPIRED).headers)[RELEASE_HEADER]
+    moved = replace(other, headers=(*other.headers, (RELEASE_HEADER, stolen)))
+    assert why(desk.process(moved)) is Reason.RELEASE_INVALID
+
+
+def test_an_edited_message_under_an_old_release_is_invalid(desk: Desk, late: Message) -> None:
+    """Body, key, a header or the destination changed under a release: refused."""
+    released = desk.released(late, Reason.EXPIRED)
+    tenants = tuple(
+        (n, b"x" if isinstance(v, bytes) else "x") if n == "tenant" else (n, v) for n, v in released.headers
+    )
+    elsewhere = KAFKA + "2" if late.origin.topic else RABBITMQ + "2"
+    edits: list[dict[str, Any]] = [{"body": b"edited"}, {"headers": tenants}, {"destination": elsewhere}]
+    if late.origin.topic:
+        edits.append({"key": b"43"})
+    for edit in edits:
+        assert why(desk.process(replace(released, **edit))) is Reason.RELEASE_INVALID
+
+
+@pytest.mark.parametrize("waived", ["signature_invalid", "key_revoked", "body_mismatch", "anything", 7])
+def test_waiving_what_no_release_may_waive_is_invalid(desk: Desk, late: Message, waived: object) -> None:
+    """The list is closed."""
+    assert why(desk.process(desk.bent(late, waive=[waived]))) is Reason.RELEASE_INVALID
+
+
+def test_an_authority_waives_only_what_it_may(
+    make_world: Callable[..., World], clock: FakeClock, forge: Forge
+) -> None:
+    """A waiver outside the authority's own list makes the whole release invalid."""
+    desk = Desk(make_world, clock, forge, waive=frozenset([Reason.EXPIRED]))
+    sealed = desk.world.sealed()
+    assert why(desk.process(desk.released(sealed, Reason.EXPIRED, Reason.REPLAYED))) is Reason.RELEASE_INVALID
+    assert desk.process(desk.released(sealed, Reason.EXPIRED)).verdict is Verdict.ACCEPTED
+
+
+def test_without_authorities_every_release_is_invalid(
+    make_world: Callable[..., World], clock: FakeClock, forge: Forge
+) -> None:
+    """A consumer that knows no authority refuses a release, and does not just overlook it."""
+    desk = Desk(make_world, clock, forge, release=None)
+    assert why(desk.process(desk.released(desk.world.sealed()))) is Reason.RELEASE_INVALID
+
+
+def test_a_producers_key_releases_nothing(desk: Desk, late: Message) -> None:
+    """A release signed by the producer itself, under the authority's name or its own, is refused."""
+    assert why(desk.process(desk.bent(late, key=desk.forge.key))) is Reason.RELEASE_INVALID
+    assert why(desk.process(desk.bent(late, key=desk.forge.key, iss=ISSUER))) is Reason.RELEASE_INVALID
+
+
+def test_a_message_token_is_no_release_and_a_release_no_token(desk: Desk, late: Message) -> None:
+    """The two types cannot stand in for each other."""
+    assert why(desk.process(desk.bent(late, typ="mqauth+jwt"))) is Reason.RELEASE_INVALID
+    release = dict(desk.released(late).headers)[RELEASE_HEADER]
+    headers = tuple((n, release) if n == TOKEN_HEADER else (n, v) for n, v in late.headers)
+    assert why(desk.process(replace(late, headers=headers))) is Reason.TOKEN_TYPE
+
+
+def test_a_forged_signature_is_invalid(desk: Desk, late: Message) -> None:
+    """A release with another signature is refused."""
+    released = desk.released(late, Reason.EXPIRED)
+    token = dict(released.headers)[RELEASE_HEADER]
+    text = token.decode() if isinstance(token, bytes) else str(token)
+    cut = text.rindex(".") + 1
+    forged = text[:cut] + base64url.encode(b"\x00" * 64).decode()
+    assert why(desk.process(with_release(released, forged))) is Reason.RELEASE_INVALID
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"iss": "https://nobody.example"}, {"sub": "mallory"}, {"sub": ""}, {"reason": ""}, {"reason": "a\nb"},
+        {"letter": "x" * 64}, {"letter": "ab"}, {"letter": 7}, {"tok": "short"}, {"tok": None},
+        {"waive": "expired"},
+        {"waive": ["expired", "expired"]}, {"waive": None}, {"scope": None}, {"scope": ""}, {"iat": 1.5},
+        {"exp": True}, {"jti": "short"}, {"mqa": {}}, {"mqa": None}, {"more": 1}, {"exp": 1}, {"iat": 1},
+        {"iat": 1_999_999_999, "exp": 2_000_000_010},
+    ],
+)  # fmt: skip
+def test_a_release_is_parsed_strictly(desk: Desk, late: Message, change: dict[str, Any]) -> None:
+    """A claim that is missing its form, unknown, or out of time: refused, whoever signed it."""
+    assert why(desk.process(desk.bent(late, **change))) is Reason.RELEASE_INVALID
+
+
+@pytest.mark.parametrize("name", ["iss", "sub", "reason", "letter", "tok", "mqa", "waive", "scope", "jti"])
+def test_every_claim_is_required(desk: Desk, late: Message, name: str) -> None:
+    """A release without one of its claims is refused."""
+    good = desk.released(late, Reason.EXPIRED)
+    members = open_release(good).release.as_dict()
+    del members[name]
+    assert why(desk.process(desk.signed(good, strictjson.dumps(members)))) is Reason.RELEASE_INVALID
+
+
+def test_one_release_in_its_own_spelling(desk: Desk, late: Message) -> None:
+    """Two releases, one misspelt, or one of another type are refused."""
+    released = desk.released(late, Reason.EXPIRED)
+    value = dict(released.headers)[RELEASE_HEADER]
+    kept = tuple(pair for pair in released.headers if pair[0] != RELEASE_HEADER)
+    for extra in (
+        ((RELEASE_HEADER, value), ("MQAUTH-Release", value)), (("Mqauth-Release", value),),
+        ((RELEASE_HEADER, None),),
+        ((RELEASE_HEADER, 7),), ((RELEASE_HEADER, "x" * 9000 if isinstance(value, str) else b"x" * 9000),),
+    ):  # fmt: skip
+        message = replace(late, headers=(*kept, *extra))
+        assert is_released(message)
+        assert why(desk.process(message)) is Reason.RELEASE_INVALID
+
+
+@pytest.mark.parametrize(
+    ("change", "good"),
+    [
+        ({}, True),
+        ({"subjects": None}, True),
+        ({"subjects": frozenset(["eve"])}, False),
+        ({"revocation": Revocation(reason="left")}, False),
+        ({"revocation": Revocation(revoked_at=3_000_000_000)}, True),
+        ({"expires": 1_000}, False),
+        ({"expires": 3_000_000_000}, True),
+    ],
+)
+def test_the_authoritys_keys_end_too(
+    make_world: Callable[..., World], clock: FakeClock, forge: Forge, change: dict[str, Any], good: bool
+) -> None:
+    """A revoked or retired key, or one of another reviewer, releases nothing; one without subjects may."""
+    key = Key.generate(subjects=[REVIEWER])
+    authority = Authority(keys=KeySet([replace(key, **change)]), waive=frozenset(WAIVABLE))
+    desk = Desk(make_world, clock, forge, release=ReleaseAuthorities({REVIEW: authority}))
+    desk.releaser = Releaser(key=key, issuer=REVIEW, reviewer=REVIEWER, clock=clock)
+    outcome = desk.process(desk.released(desk.world.sealed()))
+    assert outcome.verdict is (Verdict.ACCEPTED if good else Verdict.REJECTED)
+    assert good or outcome.reason is Reason.RELEASE_INVALID
+
+
+# --- the world --------------------------------------------------------------------------------------------
+
+
+class Away:
+    """A key source that is out of reach, or says that a key is unknown for good."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def key_set(self) -> KeySet:
+        """Have no keys."""
+        raise Unavailable(Cause.KEYS_UNAVAILABLE)
+
+    def refresh(self, kid: str, received: float, /) -> KeySet:
+        """Fail."""
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [
+        (Unavailable(Cause.KEY_PENDING), Verdict.DEFERRED),
+        (OSError("down"), Verdict.DEFERRED),
+        (Rejection(Reason.KEY_UNKNOWN), Verdict.REJECTED),
+    ],
+)
+def test_an_authority_out_of_reach_defers(
+    make_world: Callable[..., World], clock: FakeClock, forge: Forge, error: Exception, verdict: Verdict
+) -> None:
+    """Keys that cannot be had defer the message; a kid that is unknown for good makes the release invalid."""
+    authority = Authority(keys=Away(error), waive=frozenset(WAIVABLE))
+    desk = Desk(make_world, clock, forge, release=ReleaseAuthorities({REVIEW: authority}))
+    outcome = desk.process(desk.released(desk.world.sealed()))
+    assert outcome.verdict is verdict
+    assert outcome.reason in (None, Reason.RELEASE_INVALID)
+
+
+def test_audit_names_the_release(make_world: Callable[..., World], clock: FakeClock, forge: Forge) -> None:
+    """An accepted record says who released what, and what was waived; never the release itself."""
+    desk = Desk(make_world, clock, forge, record="all")
+    sealed = desk.world.sealed()
+    assert desk.process(desk.released(sealed, Reason.EXPIRED)).verdict is Verdict.ACCEPTED
+    assert desk.process(desk.world.sealed()).verdict is Verdict.ACCEPTED
+    first, second = desk.world.records
+    assert (first["release"]["sub"], first["release"]["waive"]) == (REVIEWER, ["expired"])
+    assert first["release"]["letter"] == letter_id(sealed, SCOPE)
+    assert "release" not in second
+
+
+# --- making them ------------------------------------------------------------------------------------------
+
+
+def test_a_new_release_replaces_an_old_one(desk: Desk, late: Message) -> None:
+    """A message redriven twice carries one release, the last."""
+    twice = desk.released(desk.released(late, Reason.EXPIRED), Reason.EXPIRED, reason="again")
+    assert open_release(twice).release.reason == "again"
+
+
+def test_what_stands_in_a_release_is_what_is_parsed(desk: Desk, late: Message) -> None:
+    """Building and parsing are each other's inverse."""
+    message, release = desk.releaser.release(
+        late, letter="a" * 64, scope=SCOPE, reason="why", waive=[Reason.EXPIRED, Reason.REPLAYED]
+    )
+    assert open_release(message).release == release
+    assert parse(strictjson.dumps(release.as_dict())) == release
+    assert release.mqa == claims.parse(desk_payload(late)).mqa
+
+
+def desk_payload(message: Message) -> bytes:
+    """Return the payload of a message's token."""
+    token = dict(message.headers)[TOKEN_HEADER]
+    text = token if isinstance(token, bytes) else str(token).encode()
+    return base64url.decode(text.split(b".")[1])
+
+
+def test_a_message_without_a_whole_token_cannot_be_released(desk: Desk) -> None:
+    """There is nothing to bind: refused at signing."""
+    for message in (rabbitmq_message(), with_token(rabbitmq_message(), "no.to.ken")):
+        with pytest.raises(MalformedMessage):
+            desk.released(message)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"reason": ""}, {"reason": "a\nb"}, {"scope": ""}, {"waive": [Reason.SIGNATURE_INVALID]}]
+)
+def test_a_release_in_bad_form_is_not_signed(desk: Desk, wrong: dict[str, Any]) -> None:
+    """What consumers would refuse is refused at signing."""
+    wanted: dict[str, Any] = {"letter": "a" * 64, "scope": SCOPE, "reason": "why"} | wrong
+    with pytest.raises(ConfigurationError):
+        desk.releaser.release(desk.world.sealed(), **wanted)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"lifetime": 0}, {"lifetime": MAX_LIFETIME + 1}, {"issuer": ""}, {"reviewer": "eve"}, {"reviewer": "\n"}],
+)
+def test_a_releaser_refuses_contradictions(wrong: dict[str, Any]) -> None:
+    """Settings out of their limits, or a key of another reviewer, are refused at once."""
+    wanted: dict[str, Any] = {"key": Key.generate(subjects=[REVIEWER]), "issuer": REVIEW, "reviewer": REVIEWER}
+    with pytest.raises(ConfigurationError):
+        Releaser(**(wanted | wrong))
+
+
+@pytest.mark.parametrize("wrong", [{"max_lifetime": 0}, {"max_lifetime": MAX_LIFETIME + 1}, {"leeway": 61}])
+def test_authorities_refuse_contradictions(wrong: dict[str, Any]) -> None:
+    """Limits are held, there is at least one authority, and none may waive what is not waivable."""
+    with pytest.raises(ConfigurationError):
+        ReleaseAuthorities({REVIEW: Authority(keys=KeySet([]))}, **wrong)
+    with pytest.raises(ConfigurationError):
+        ReleaseAuthorities({})
+    with pytest.raises(ConfigurationError):
+        Authority(keys=KeySet([]), waive=frozenset([Reason.SIGNATURE_INVALID]))
