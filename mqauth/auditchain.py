@@ -38,8 +38,9 @@ class ChainReport:
 
     Args:
         intact: every record follows the one before, and no head contradicts.
-        anchored: signed heads were held against the chain, and it reaches as far as they do.
+        anchored: signed heads were held against every chain read, and each reaches as far as they do.
         records: records up to the first bad one.
+        unsigned: records behind the last signed head; what is cut of them goes unnoticed.
         first_bad: its line, counted from 1 over the files in order.
         file: the file it stands in.
         what: what was done to it: ``edited``, ``removed``, ``inserted``, ``reordered``, ``recomputed`` or
@@ -49,6 +50,7 @@ class ChainReport:
     intact: bool
     records: int
     anchored: bool = False
+    unsigned: int = 0
     first_bad: int | None = None
     file: str | None = None
     what: str | None = None
@@ -74,14 +76,17 @@ class Reading:
     before: str = GENESIS
     chain: str = ""
     records: int = 0
-    heads: dict[str, dict[int, str]] = field(default_factory=dict)
+    heads: dict[str, dict[int, set[str]]] = field(default_factory=dict)
     seen: dict[str, int] = field(default_factory=dict)
+    met: dict[str, int] = field(default_factory=dict)
+    unsigned: int = 0
 
 
 def verify_chain(
     files: str | Path | Sequence[str | Path],
     heads: Iterable[Head] | None = None,
     *,
+    continued: bool = False,
     progress: Progress | None = None,
 ) -> ChainReport:
     """Read audit files, a rotated chain in its order, and report the first thing that is wrong.
@@ -89,6 +94,8 @@ def verify_chain(
     Args:
         files: one file, or several in the order they were written; each writer's chain may follow another's.
         heads: signed heads, already verified, to hold the chain against.
+        continued: the first file goes on from a signed head, those before it being archived; without this
+            their records are missed.
         progress: called with the bytes of each line read.
 
     Raises:
@@ -96,18 +103,43 @@ def verify_chain(
     """
     paths = [Path(files)] if isinstance(files, str | Path) else [Path(name) for name in files]
     reading = Reading(heads=_by_chain(heads or ()))
+    if continued and (begun := first_line(paths)) is not None:
+        _resume(reading, begun.prev)
     torn: Line | None = None
+    what: str | None = None
     for line in read_lines(paths, progress):
-        if torn is not None:
+        if torn is not None and not _next_writer(torn, line):
             return _bad(torn, "edited")
-        if line.torn:
-            torn = line
+        torn = line if line.torn else None
+        if torn is not None:
+            what = "the last line is torn"
             continue
         if not line.good or (line.prev != reading.previous and not _starts(reading, line)):
             return _diagnosed(reading, line, paths)
-        if (what := _advance(reading, line)) is not None:
-            return _bad(line, what)
-    return _close(reading, heads, None if torn is None else "the last line is torn")
+        if (deed := _advance(reading, line)) is not None:
+            return _bad(line, deed)
+    return _close(reading, what)
+
+
+def first_line(paths: Iterable[Path]) -> Line | None:
+    """Return the first line of files, ``None`` where there is none.
+
+    Raises:
+        ConfigurationError: a file cannot be read.
+    """
+    return next(read_lines(paths), None)
+
+
+def hashes(paths: Iterable[Path]) -> Iterator[str]:
+    """Yield the hash that each whole line of files names, unchecked.
+
+    Raises:
+        ConfigurationError: a file cannot be read.
+    """
+    for path in paths:
+        for raw in raw_lines(path):
+            if raw.endswith(b"\n"):
+                yield raw[-3 - _HASH : -3].decode("ascii", "replace")
 
 
 def read_lines(paths: Iterable[Path], progress: Progress | None = None) -> Iterator[Line]:
@@ -159,42 +191,71 @@ def _line(raw: bytes, number: int, file: str) -> Line:
     return Line(number, file, digest == own.decode("ascii"), prev[9:-1].decode("ascii"), own.decode("ascii"))
 
 
+def _resume(reading: Reading, previous: str) -> None:
+    """Go on from the signed head that stands before the first line; the heads before it are not asked for."""
+    for chain, places in reading.heads.items():
+        place = next((place for place, said in places.items() if said == {previous}), None)
+        if place is not None:
+            reading.previous = reading.before = previous
+            reading.chain, reading.records = chain, place
+            reading.met[chain] = place
+            reading.heads[chain] = {later: said for later, said in places.items() if later > place}
+            return
+
+
+def _next_writer(torn: Line, line: Line) -> bool:
+    """Tell whether a torn line was the last of its writer: what follows begins another's file."""
+    return line.file != torn.file and (line.prev == GENESIS or line.torn)
+
+
 def _starts(reading: Reading, line: Line) -> bool:
     """Tell whether a line begins another writer's chain, at the start of its file."""
     if line.prev != GENESIS or reading.seen.get(line.file, 0):
         return False
+    _leave(reading)
     reading.chain, reading.records = "", 0
     return True
 
 
+def _leave(reading: Reading) -> None:
+    """Count what the chain just read has behind its last head."""
+    reading.unsigned += reading.records - reading.met.get(reading.chain, 0)
+
+
 def _advance(reading: Reading, line: Line) -> str | None:
-    """Count a good line, and hold it against the head of its place."""
+    """Count a good line, and hold it against the heads of its place."""
     reading.chain = reading.chain or line.hash
+    reading.met.setdefault(reading.chain, 0)
     reading.records += 1
     reading.seen[line.file] = reading.seen.get(line.file, 0) + 1
     reading.before, reading.previous = reading.previous, line.hash
     said = reading.heads.get(reading.chain, {}).pop(reading.records, None)
-    return "recomputed" if said is not None and said != line.hash else None
+    if said is None:
+        return None
+    reading.met[reading.chain] = reading.records
+    return None if said == {line.hash} else "recomputed"
 
 
-def _by_chain(heads: Iterable[Head]) -> dict[str, dict[int, str]]:
-    """Return the heads by chain and place."""
-    found: dict[str, dict[int, str]] = {}
+def _by_chain(heads: Iterable[Head]) -> dict[str, dict[int, set[str]]]:
+    """Return the heads by chain and place; two that disagree are both kept, for one of them was told otherwise."""
+    found: dict[str, dict[int, set[str]]] = {}
     for head in heads:
-        found.setdefault(head.chain, {})[head.records] = head.hash
+        found.setdefault(head.chain, {}).setdefault(head.records, set()).add(head.hash)
     return found
 
 
-def _close(reading: Reading, heads: Iterable[Head] | None, what: str | None = None) -> ChainReport:
+def _close(reading: Reading, what: str | None) -> ChainReport:
     """Report a chain that was read to its end: a head that was not met names records that are gone."""
     total = sum(reading.seen.values())
-    unmet = {chain: places for chain, places in reading.heads.items() if places}
+    unmet = {chain for chain, places in reading.heads.items() if places}
     if unmet:
-        known = reading.chain in unmet
+        known = bool(unmet & reading.met.keys())
         return ChainReport(
             intact=False, records=total, first_bad=total + 1, what="truncated" if known else "recomputed"
         )
-    return ChainReport(intact=True, anchored=heads is not None and bool(total), records=total, what=what)
+    _leave(reading)
+    anchored = bool(reading.met) and all(reading.met.values())
+    return ChainReport(intact=True, anchored=anchored, unsigned=reading.unsigned, records=total, what=what)
 
 
 def _bad(line: Line, what: str, number: int | None = None) -> ChainReport:

@@ -15,7 +15,11 @@ from typing import Any, Final
 from mqauth.errors import ConfigurationError, Reason
 
 _DIMENSIONS: Final = ("iss", "kid", "sub", "destination")
-_BURST_EXEMPT: Final = frozenset((Reason.HANDLER_FAILED.value,))
+_TEXT: Final = 256
+_BURST_EXEMPT: Final = frozenset(
+    (Reason.HANDLER_FAILED.value, Reason.EXPIRED.value, Reason.QUEUE_AGE_EXCEEDED.value)
+)
+"""No misuse, or told better by a detector of its own: a backlog is no burst."""
 _OLD_KEY: Final = frozenset((Reason.KEY_REVOKED.value, Reason.KEY_EXPIRED.value))
 
 
@@ -51,24 +55,38 @@ class Thresholds:
     authorities: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        numbers = (self.window, self.quiet, self.burst, self.replays, self.expired, self.skewed_producers,
-                   self.unknown_kids, self.capacity)  # fmt: skip
-        if any(number <= 0 for number in numbers) or self.learn < 0:
-            raise ConfigurationError("misuse thresholds are positive")
+        for name in NUMBERS:
+            number = getattr(self, name)
+            if not number >= (0 if name == "learn" else 1e-3 if name in SECONDS else 1):  # NaN is not either
+                raise ConfigurationError(f"misuse threshold {name} is too small")
+
+
+SECONDS: Final = ("window", "quiet", "learn")
+NUMBERS: Final = (*SECONDS, "burst", "replays", "expired", "skewed_producers", "unknown_kids", "capacity")
+"""The thresholds that are numbers; those of ``SECONDS`` may be fractions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """One finding: its kind, what it is about, how often it was seen, and when (UTC seconds)."""
+    """One finding.
+
+    Args:
+        kind: which detector.
+        about: what of the records it is about.
+        count: how often it was seen.
+        time: UTC seconds of the record that completed it.
+        verified: whether the signature of that record's token held; if not, ``about`` is what a sender claimed.
+    """
 
     kind: str
     about: Mapping[str, str]
     count: int
     time: float
+    verified: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the finding as JSON values."""
-        return {"kind": self.kind, "about": dict(self.about), "count": self.count}
+        return {"kind": self.kind, "about": dict(self.about), "count": self.count, "verified": self.verified}
 
 
 @dataclass(slots=True)
@@ -82,18 +100,27 @@ class Window:
 
     def add(self, key: tuple[str, ...], now: float) -> int:
         """Count one event and return how many of its kind this window has, at least."""
-        if now >= self.ends:
-            self.counts.clear()
-            self.ends = now + self.seconds
+        self._turn(now)
         if key in self.counts or len(self.counts) < self.capacity:
             self.counts[key] = self.counts.get(key, 0) + 1
             return self.counts[key]
         self.counts = {held: count - 1 for held, count in self.counts.items() if count > 1}
         return 1
 
+    def peek(self, key: tuple[str, ...], now: float) -> int:
+        """Return how many of a kind this window has, at least, and count nothing."""
+        self._turn(now)
+        return self.counts.get(key, 0)
+
+    def _turn(self, now: float) -> None:
+        """Begin a new window once this one is over, or a clock was set back."""
+        if not self.ends - 2 * self.seconds <= now < self.ends:
+            self.counts.clear()
+            self.ends = now + self.seconds
+
 
 class Detector:
-    """Reads audit records in order and yields alerts.
+    """Reads audit records in order and yields alerts; one thread at a time.
 
     Args:
         thresholds: when to fire.
@@ -205,7 +232,8 @@ class Detector:
     def _speaks(self, alert: Alert) -> bool:
         """Tell whether an alert is new, or its quiet time is over; bounded like everything else."""
         key = (alert.kind, *(f"{name}={value}" for name, value in sorted(alert.about.items())))
-        if alert.time < self._silent.get(key, float("-inf")):
+        until = self._silent.get(key, float("-inf"))
+        if until - 2 * self._thresholds.quiet <= alert.time < until:  # further back, the clock was set back
             return False
         if len(self._silent) >= self._thresholds.capacity:
             self._silent = {held: until for held, until in self._silent.items() if until > alert.time}
@@ -222,13 +250,15 @@ class Fact:
     time: float
     reason: str | None
     values: Mapping[str, str]
+    verified: bool = False
 
     def alert(self, kind: str, count: int, *about: str) -> Alert:
         """Return an alert about some of the record's values."""
         named = {**self.values, "reason": self.reason or ""}
         return Alert(
-            kind=kind, about={name: named[name] for name in about if named.get(name)}, count=count, time=self.time
-        )
+            kind=kind, about={name: named[name] for name in about if named.get(name)}, count=count, time=self.time,
+            verified=self.verified,
+        )  # fmt: skip
 
 
 def replayed(records: Iterator[Mapping[str, Any]], thresholds: Thresholds) -> Iterator[Alert]:
@@ -239,21 +269,27 @@ def replayed(records: Iterator[Mapping[str, Any]], thresholds: Thresholds) -> It
 
 
 def _fact(members: Mapping[str, Any]) -> Fact | None:
-    """Return what a record says, ``None`` where it is no verdict."""
-    if members.get("verdict") not in ("accepted", "rejected"):
+    """Return what a record says, ``None`` where it is no verdict; an edited log may hold anything."""
+    reason, verdict = members.get("reason"), members.get("verdict")
+    if verdict not in ("accepted", "rejected") or not isinstance(reason, str | None):
         return None
-    token = members.get("token") or {}
-    said = token.get("verified") or token.get("claimed") or {}
-    values = {name: str(said[name]) for name in ("iss", "kid", "sub", "jti") if said.get(name)}
-    destination = (members.get("broker") or {}).get("destination")
-    if destination:
-        values["destination"] = str(destination)
-    return Fact(seconds(str(members.get("time"))), members.get("reason"), values)
+    token, broker = _object(members.get("token")), _object(members.get("broker"))
+    said = _object(token.get("verified") or token.get("claimed"))
+    found = {name: said.get(name) for name in ("iss", "kid", "sub", "jti")} | {
+        "destination": broker.get("destination")
+    }
+    values = {name: value[:_TEXT] for name, value in found.items() if isinstance(value, str) and value}
+    return Fact(seconds(members.get("time")), reason, values, "verified" in token)
 
 
-def seconds(text: str) -> float:
+def _object(value: Any) -> Mapping[str, Any]:
+    """Return a value that is a JSON object, an empty one in place of any other."""
+    return value if isinstance(value, dict) else {}
+
+
+def seconds(text: Any) -> float:
     """Return the UTC seconds of a record's time; 0 where it is none."""
     try:
         return datetime.fromisoformat(text).timestamp()
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         return 0.0

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 REDACTED: Final = "<token>"
-LOGGERS: Final = ("mqauth", "aio_pika", "aiormq", "pamqp", "kafka", "redis")
+LOGGERS: Final = ("mqauth", "aio_pika", "aiormq", "pamqp", "kafka", "redis", "asyncio")
 _TOKEN = re.compile(r"eyJ[A-Za-z0-9_\-]{8,}(?:\.[A-Za-z0-9_\-]*)*")
 _MARK: Final = "eyJ"
 
@@ -57,6 +57,8 @@ def redact(record: logging.LogRecord) -> None:
         return
     if _MARK in text:
         record.msg, record.args = _TOKEN.sub(REDACTED, text), None
+    if record.stack_info and _MARK in record.stack_info:
+        record.stack_info = _TOKEN.sub(REDACTED, record.stack_info)
     if record.exc_info and record.exc_info[1] is not None:
         traceback = logging.Formatter().formatException(record.exc_info)
         if _MARK in traceback:

@@ -6,6 +6,7 @@ Each takes records of either colour of sink: where a sink is asynchronous, so is
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Final
@@ -13,7 +14,7 @@ from typing import Any, Final
 from mqauth import strictjson
 from mqauth.audit import AuditRecord, AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
-from mqauth.flow import is_async, is_awaitable, settled
+from mqauth.flow import is_awaitable, settled
 from mqauth.misuse import Alert, Detector
 
 _LOG: Final = logging.getLogger("mqauth.audit")
@@ -65,22 +66,32 @@ class FanOut:
 
     def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
         """Write to the durable sink, then to the others."""
-        if any(is_async(sink.write) for sink in (self._durable, *self._others)):
-            return self._awrite(record)
-        self._durable.write(record)
+        written = self._durable.write(record)
+        return self._after(written, record) if is_awaitable(written) else self._spread(record)
+
+    async def _after(self, written: Awaitable[None], record: AuditRecord) -> None:
+        """Write to the others once the record is durable."""
+        await written
+        await settled(self._spread(record))
+
+    def _spread(self, record: AuditRecord) -> Awaitable[None] | None:
+        """Write to the others; what is still to be awaited is returned."""
+        pending: list[tuple[AuditSink, Awaitable[None]]] = []
         for sink in self._others:
             try:
-                sink.write(record)
+                written = sink.write(record)
             except Exception as error:
                 self._failed(sink, error)
-        return None
+            else:
+                if is_awaitable(written):
+                    pending.append((sink, written))
+        return self._finish(pending) if pending else None
 
-    async def _awrite(self, record: AuditRecord) -> None:
-        """Write to sinks of either colour."""
-        await settled(self._durable.write(record))
-        for sink in self._others:
+    async def _finish(self, pending: list[tuple[AuditSink, Awaitable[None]]]) -> None:
+        """Await the others."""
+        for sink, written in pending:
             try:
-                await settled(sink.write(record))
+                await written
             except Exception as error:
                 self._failed(sink, error)
 
@@ -91,7 +102,7 @@ class FanOut:
 
 
 class MisuseWatch:
-    """Passes records on and adds an alert record wherever the detector fires.
+    """Passes records on and adds an alert record wherever the detector fires; safe to share between threads.
 
     Args:
         sink: where records and alerts go.
@@ -117,39 +128,49 @@ class MisuseWatch:
         self._clock = clock
         self._randomness = randomness
         self.alerts: dict[str, int] = {}
+        self._lock = threading.Lock()
 
     def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
-        """Write the record, then the alerts it completes."""
-        if is_async(self._sink.write):
-            return self._awrite(record)
+        """Write the record, then the alerts it completes; nothing that fails after the record is raised."""
         written = self._sink.write(record)
         if is_awaitable(written):
             return self._after(written, record)
-        for alert in self._alerts(record):
-            try:
-                self._sink.write(alert)
-            except Exception as error:
-                self._lost(error)
-        return None
+        pending = [written for alert in self._alerts(record) if (written := self._write(alert)) is not None]
+        return self._finish(pending) if pending else None
 
-    async def _awrite(self, record: AuditRecord) -> None:
-        """Write to an asynchronous sink."""
-        await self._after(settled(self._sink.write(record)), record)
+    def _write(self, alert: AuditRecord) -> Awaitable[None] | None:
+        """Write one alert, as far as that goes without waiting."""
+        try:
+            written = self._sink.write(alert)
+        except Exception as error:
+            self._lost(error)
+            return None
+        return written if is_awaitable(written) else None
 
     async def _after(self, written: Awaitable[None], record: AuditRecord) -> None:
         """Write the alerts once the record is durable."""
         await written
-        for alert in self._alerts(record):
+        await self._finish([done for alert in self._alerts(record) if (done := self._write(alert)) is not None])
+
+    async def _finish(self, pending: list[Awaitable[None]]) -> None:
+        """Await alerts that are being written."""
+        for written in pending:
             try:
-                await settled(self._sink.write(alert))
+                await written
             except Exception as error:
                 self._lost(error)
 
     def _alerts(self, record: AuditRecord) -> list[AuditRecord]:
         """Return an alert record for each finding, and tell the callback."""
-        found = self._detector.observe(record.as_dict())
+        try:
+            with self._lock:
+                found = self._detector.observe(record.as_dict())
+                for alert in found:
+                    self.alerts[alert.kind] = self.alerts.get(alert.kind, 0) + 1
+        except Exception as error:  # the record is durable: raised, it would be written again
+            _LOG.error("the misuse detector failed: %s", type(error).__name__)
+            return []
         for alert in found:
-            self.alerts[alert.kind] = self.alerts.get(alert.kind, 0) + 1
             self._tell(alert)
         return [self._record(alert, record) for alert in found]
 
@@ -177,6 +198,8 @@ class MisuseWatch:
             token={},
             body_sha256=None,
             body_size=None,
+            key_set=None,
+            policy=None,
             dead_letter=None,
             extra={"alert": alert.as_dict(), "completed_by": record.id},
         )

@@ -228,3 +228,115 @@ def test_head_interval_is_positive(tmp_path: Path) -> None:
     """An interval of nothing is refused."""
     with pytest.raises(ConfigurationError):
         HeadFile(tmp_path / "heads", Key.generate(), every=0)
+
+
+def test_empty_head_file_anchors_nothing(path: Path) -> None:
+    """Heads that say nothing of a log leave it unanchored."""
+    report = read(path, lines(), [])
+    assert (report.intact, report.anchored, report.unsigned) == (True, False, RECORDS)
+
+
+def test_records_behind_the_last_head_are_counted(path: Path) -> None:
+    """An anchored log says how many of its records no head covers yet."""
+    report = read(path, lines(), heads_of(lines(), 10, 30))
+    assert (report.intact, report.anchored, report.unsigned) == (True, True, RECORDS - 30)
+
+
+def test_two_heads_of_one_place_that_disagree(path: Path) -> None:
+    """A tail cut and written anew, and signed anew by the honest writer, is found: the older head still stands."""
+    log = lines()
+    forged = recomputed([*log[:10], *(line.replace(b'"why"', b'"not"') for line in log[10:])])
+    for heads in ([*heads_of(log, 20), *heads_of(forged, 20)], [*heads_of(forged, 20), *heads_of(log, 20)]):
+        report = read(path, forged, heads)
+        assert (report.intact, report.what, report.first_bad) == (False, "recomputed", 20)
+
+
+def test_chain_without_a_head_is_not_anchored_by_anothers(tmp_path: Path) -> None:
+    """Of two writers, heads of one do not anchor the other."""
+    first, second = tmp_path / "a", tmp_path / "b"
+    log = lines(5)
+    first.write_bytes(b"".join(log))
+    second.write_bytes(b"".join(recomputed([line.replace(b'"why"', b'"b"') for line in lines(6)])))
+    report = verify_chain([first, second], heads_of(log, 5))
+    assert (report.intact, report.anchored, report.unsigned) == (True, False, 6)
+
+
+def test_log_of_a_chain_no_head_knows(path: Path) -> None:
+    """A log replaced by another whole chain is found by the heads of the one that was there."""
+    other = recomputed([line.replace(b'"why"', b'"b"') for line in lines()])
+    assert read(path, other, heads_of(lines(), 10)).what == "recomputed"
+
+
+def test_crashed_writers_file_before_anothers(tmp_path: Path) -> None:
+    """A torn line at the end of one writer's file is no tampering where another writer's file follows."""
+    first, second, third = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+    first.write_bytes(b"".join(lines(3)) + b'{"v":1,"id')
+    second.write_bytes(b'{"v":1')
+    third.write_bytes(b"".join(lines(4)))
+    report = verify_chain([first, second, third])
+    assert (report.intact, report.records, report.what) == (True, 7, "the last line is torn")
+
+
+def test_torn_line_before_more_of_the_same_chain(tmp_path: Path) -> None:
+    """A torn line whose chain goes on in the next file was edited."""
+    first, second = tmp_path / "a", tmp_path / "b"
+    log = lines(4)
+    first.write_bytes(b"".join(log[:2]) + b'{"v":1,"id')
+    second.write_bytes(b"".join(log[2:]))
+    report = verify_chain([first, second])
+    assert (report.intact, report.what, report.first_bad) == (False, "edited", 3)
+
+
+def test_resumed_at_a_head(path: Path) -> None:
+    """Where older files are archived, a log begins behind a signed head; elsewhere its records are missed."""
+    log = lines()
+    heads = heads_of(log, 10, 20, RECORDS)
+    path.write_bytes(b"".join(log[20:]))
+    assert verify_chain(path, heads, continued=True).anchored
+    assert verify_chain(path, heads).what == "removed"
+    path.write_bytes(b"".join(log[21:]))
+    assert verify_chain(path, heads, continued=True).what == "removed"
+    path.write_bytes(b"".join(log[20:30]))
+    assert verify_chain(path, heads, continued=True).what == "truncated"
+
+
+def test_no_key_is_not_any_key(tmp_path: Path) -> None:
+    """An empty set of pinned keys lets no head pass; it is not the same as none pinned."""
+    HeadFile(tmp_path / "heads", Key.generate()).append(heads_of(lines(), 10)[0])
+    with pytest.raises(ConfigurationError, match="line 1"):
+        read_heads(tmp_path / "heads", KeySet([]))
+
+
+def test_head_torn_by_a_crash(tmp_path: Path) -> None:
+    """A head that a crash tore is passed over, and taken off by the next one."""
+    path, heads = tmp_path / "heads", heads_of(lines(), 10, 20)
+    file = HeadFile(path, Key.generate())
+    file.append(heads[0])
+    with path.open("ab") as raw:
+        raw.write(b'{"head":"eyJ')
+    assert read_heads(path) == heads[:1]
+    file.append(heads[1])
+    assert read_heads(path) == heads
+
+
+def test_endless_line_among_heads(tmp_path: Path) -> None:
+    """A line of a megabyte among heads is refused, not taken for the torn end: it would hide those behind it."""
+    path = tmp_path / "heads"
+    path.write_bytes(b"x" * (1024 * 1024) + b"\n")
+    HeadFile(path, Key.generate()).append(heads_of(lines(), 10)[0])
+    with pytest.raises(ConfigurationError, match="line 1"):
+        read_heads(path)
+
+
+def test_recent_heads_are_this_keys_own(tmp_path: Path) -> None:
+    """A writer looks at the last hundred heads and believes those that its own key signed."""
+    path, heads = tmp_path / "heads", heads_of(lines(), 10, 20)
+    HeadFile(path, Key.generate()).append(heads[0])
+    own = HeadFile(path, Key.generate())
+    own.append(heads[1])
+    with path.open("ab") as raw:
+        raw.write(b"nonsense\n")
+    assert own.recent() == heads[1:]
+    for _ in range(150):
+        own.append(heads[1])
+    assert len(own.recent()) == 100

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+
 import pytest
 
+from mqauth import strictjson
 from mqauth.audit import AuditRecord
 from mqauth.errors import ConfigurationError
 from mqauth.flood import FloodGate
 from mqauth.misuse import Detector, Thresholds
-from mqauth.sinks import MisuseWatch
+from mqauth.sinks import CallableSink, MisuseWatch
 
 
 class Sink:
@@ -101,3 +105,57 @@ def test_threshold_is_positive() -> None:
     """A threshold of nothing is refused."""
     with pytest.raises(ConfigurationError):
         FloodGate(Sink(), 0)
+
+
+def test_random_destinations_are_one_flood() -> None:
+    """A flood under a new kid and routing key each time loses its detail after a hundred times the threshold."""
+    sink = Sink()
+    gate = FloodGate(sink, 5)
+    for number in range(1000):
+        gate.write(
+            replace(record(number, kid=f"random-{number}"), broker={"destination": f"rabbitmq:shop/{number}"})
+        )
+    assert [found.detail for found in sink.records].count("why") == 500
+
+
+def test_what_was_not_written_does_not_count() -> None:
+    """A record tried again while the disk is full is one of its kind, and keeps its detail once it is written."""
+    sink = Sink()
+    gate = FloodGate(CallableSink(_refuse), 5)
+    for _ in range(20):
+        with pytest.raises(OSError, match="full"):
+            gate.write(record())
+    gate._sink = sink
+    gate.write(record())
+    assert sink.records[0].detail == "why"
+
+
+def test_asynchronous_sink_counts_too() -> None:
+    """Records of a flood lose their detail over an asynchronous sink as well."""
+    sink = Sink()
+
+    async def write(found: AuditRecord) -> None:
+        sink.write(found)
+
+    async def flood() -> None:
+        gate = FloodGate(CallableSink(write), 5)
+        for number in range(8):
+            written = gate.write(record(number))
+            assert written is not None
+            await written
+
+    asyncio.run(flood())
+    assert [found.extra.get("flood") for found in sink.records] == [None] * 5 + [6, 7, 8]
+
+
+def test_flooded_record_is_small() -> None:
+    """A record of a flood is under half a kilobyte, whatever the sender wrote."""
+    sink = Sink()
+    gate = FloodGate(sink, 1)
+    for number in range(2):
+        gate.write(replace(record(number, kid="k" * 256), detail="x" * 256, broker={"destination": "d" * 256}))
+    assert len(strictjson.dumps(sink.records[1].as_dict())) < 512
+
+
+def _refuse(_record: AuditRecord) -> None:
+    raise OSError("full")

@@ -9,7 +9,7 @@ import pytest
 
 from mqauth.audit import iso_time
 from mqauth.errors import ConfigurationError
-from mqauth.misuse import Detector, Thresholds, Window, replayed
+from mqauth.misuse import NUMBERS, Detector, Thresholds, Window, replayed
 
 START = 1_900_000_000
 
@@ -156,7 +156,63 @@ def test_detector_is_bounded() -> None:
     assert max(len(table) for table in tables) <= 64
 
 
-def test_thresholds_are_positive() -> None:
-    """A threshold of nothing is refused."""
-    with pytest.raises(ConfigurationError):
-        Thresholds(burst=0)
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [-1, float("nan"), 0])
+def test_thresholds_are_positive(name: str, value: float) -> None:
+    """A threshold of nothing is refused by name; only the time to learn may be nothing."""
+    if (name, value) == ("learn", 0):
+        assert Thresholds(learn=0).learn == 0
+        return
+    with pytest.raises(ConfigurationError, match=name):
+        Thresholds(**{name: value})
+
+
+@pytest.mark.parametrize("reason", ["expired", "queue_age_exceeded", "handler_failed"])
+def test_backlog_is_no_burst(reason: str) -> None:
+    """Thousands of messages that a backlog or a broken handler condemns are no burst of forgeries."""
+    assert "burst" not in kinds([record(n / 100, reason, sub=f"s{n % 4}") for n in range(2000)], burst=10)
+
+
+def test_clock_set_back_is_no_burst() -> None:
+    """After a clock was set back an hour, rejections a minute apart do not add up."""
+    records = [record(3600, "token_type"), *(record(60 * n, "token_type") for n in range(1, 30))]
+    assert kinds(records, burst=5) == []
+
+
+def test_clock_set_back_does_not_silence() -> None:
+    """After a clock was set back a day, a burst is told again."""
+    burst = [record(86_400 + n / 10, "token_type") for n in range(5)]
+    later = [record(n / 10, "token_type") for n in range(5)]
+    assert kinds([*burst, *later], burst=5).count("burst") == 8
+
+
+@pytest.mark.parametrize(("member", "verified"), [("claimed", False), ("verified", True)])
+def test_alert_says_whether_it_was_signed(member: str, verified: bool) -> None:
+    """An alert about values that a forger wrote is not taken for one about their owner."""
+    said = {"iss": "i", "kid": "k", "sub": "s", "jti": "j"}
+    members = {**record(0, "key_revoked"), "token": {member: said}}
+    (alert,) = replayed(iter([members]), Thresholds())
+    assert (alert.verified, alert.as_dict()["verified"]) == (verified, verified)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"token": []}, {"token": {"verified": "text"}}, {"token": {"claimed": {"kid": ["k"], "iss": 5}}},
+        {"broker": "text"}, {"broker": {"destination": {}}}, {"reason": ["expired"]}, {"reason": {}},
+        {"verdict": ["rejected"]}, {"time": None}, {"time": 5}, {"time": "9999-12-31T23:59:59+00:00"},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "reason", [None, "expired", "replayed", "key_unknown", "key_revoked", "signature_invalid"]
+)
+def test_edited_log_breaks_no_detector(reason: str | None, change: dict[str, Any]) -> None:
+    """Whatever an editor put into a record, detectors read on."""
+    found = kinds([{**record(0, reason), **change}, record(1, "key_revoked", kid="k9")])
+    assert "resurrected_key" in found
+
+
+def test_long_values_are_cut() -> None:
+    """A record of megabytes in an edited log costs no megabytes to remember."""
+    (alert,) = replayed(iter([record(0, "key_revoked", kid="k" * 1_000_000)]), Thresholds())
+    assert len(alert.about["kid"]) == 256

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from typing import Any
 
 import pytest
 
 from mqauth.audit import AuditRecord
 from mqauth.errors import Cause, Unavailable
+from mqauth.flood import FloodGate
 from mqauth.misuse import Detector, Thresholds
 from mqauth.sinks import CallableSink, FanOut, LoggingSink, MisuseWatch
 
@@ -110,7 +112,8 @@ def test_watch_adds_alerts(kind: type[Sink]) -> None:
     members = alert.as_dict()
     assert (members["verdict"], members["completed_by"], members["token"]) == ("alert", first.id, {})
     assert members["alert"] == {"kind": "resurrected_key", "count": 1,
-                                "about": {"iss": "i", "kid": "k", "reason": "key_revoked"}}  # fmt: skip
+                                "about": {"iss": "i", "kid": "k", "reason": "key_revoked"},
+                                "verified": True}  # fmt: skip
     assert [alert.kind for alert in told] == ["resurrected_key"]
     assert watch.alerts == {"resurrected_key": 1}
 
@@ -148,3 +151,50 @@ def test_watch_alert_not_written_twice(kind: type[Sink], caplog: pytest.LogCaptu
     finish(MisuseWatch(sink, Detector(Thresholds())).write(rejected()))
     assert [record.verdict for record in sink.records] == ["rejected"]
     assert "alert could not be written: OSError" in caplog.text
+
+
+@pytest.mark.parametrize("outer", [FanOut, MisuseWatch, FloodGate])
+@pytest.mark.parametrize("inner", [CallableSink, FanOut, MisuseWatch, FloodGate])
+def test_asynchronous_at_the_core(outer: Any, inner: Any) -> None:
+    """However sinks are wrapped, a record given to an asynchronous one is awaited, never dropped."""
+    sink = AsyncSink()
+    finish(outer(inner(sink.write if inner is CallableSink else sink)).write(rejected("expired")))
+    assert len(sink.records) == 1
+
+
+@pytest.mark.parametrize("place", ["durable", "other"])
+def test_fan_out_over_wrapped_asynchronous_sinks(place: str) -> None:
+    """A coroutine that only a wrapper gives back is awaited in either place."""
+    sink, plain = AsyncSink(), Sink()
+    wrapped = CallableSink(sink.write)
+    finish((FanOut(wrapped, plain) if place == "durable" else FanOut(plain, wrapped)).write(rejected()))
+    assert (len(sink.records), len(plain.records)) == (1, 1)
+
+
+def test_watch_survives_its_detector(caplog: pytest.LogCaptureFixture) -> None:
+    """A detector that fails raises nothing: the record is durable, and raised it would be written again."""
+
+    class Broken(Detector):
+        def observe(self, members: Any) -> Any:
+            raise RuntimeError
+
+    sink = Sink()
+    MisuseWatch(sink, Broken()).write(rejected())
+    assert len(sink.records) == 1
+    assert "misuse detector failed: RuntimeError" in caplog.text
+
+
+def test_watch_is_shared_between_threads() -> None:
+    """Eight threads lose no record and count every alert once."""
+    sink = Sink()
+    watch = MisuseWatch(sink, Detector(Thresholds(burst=800, capacity=8)))
+    work = [
+        threading.Thread(target=lambda: [watch.write(rejected("signature_invalid")) for _ in range(100)])
+        for _ in range(8)
+    ]
+    for thread in work:
+        thread.start()
+    for thread in work:
+        thread.join()
+    assert [record.verdict for record in sink.records].count("rejected") == 800
+    assert watch.alerts == {"burst": 4}

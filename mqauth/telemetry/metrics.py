@@ -6,6 +6,7 @@ kid or jti is never a label.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from mqauth.message import Message
 from mqauth.misuse import Alert
 from mqauth.pipeline import Outcome, Verdict
 
+_LOG: Final = logging.getLogger("mqauth.telemetry")
 MESSAGES: Final = "mqauth.messages"
 JUDGE_DURATION: Final = "mqauth.judge.duration"
 ALERTS: Final = "mqauth.alerts"
@@ -62,7 +64,8 @@ class Telemetry:
 
     Args:
         meter: by default the global provider's.
-        destinations: known destinations; a hundred more are taken as they come, the rest is ``other``.
+        destinations: known destinations; a hundred more are taken as they come, half of them only from
+            verified messages, the rest is ``other``.
         now: returns UTC seconds; by default the machine's clock.
     """
 
@@ -79,6 +82,7 @@ class Telemetry:
         self._now = now or SYSTEM_CLOCK.now
         self._destinations = set(destinations)
         self._room = MAX_DESTINATIONS
+        self._reserved = MAX_DESTINATIONS // 2
         self._lock = threading.Lock()
         self._deferred: list[_Gauge] = []
         self._stalled: list[_Gauge] = []
@@ -106,7 +110,7 @@ class Telemetry:
         labels = {
             "verdict": outcome.verdict.value,
             "reason": "" if cause is None else cause.value,
-            "destination": self._bounded(message.destination),
+            "destination": self._bounded(message.destination, verified=outcome.verified is not None),
         }
         self._messages.add(1, labels)
         if outcome.judge_seconds is not None:
@@ -144,12 +148,12 @@ class Telemetry:
         """
         self._sizes.append(_Gauge({"store": name}, size))
 
-    def _bounded(self, destination: str) -> str:
-        """Return a destination as a label, ``other`` once there are too many."""
-        if destination in self._destinations:
-            return destination
+    def _bounded(self, destination: str, *, verified: bool) -> str:
+        """Return a destination as a label, ``other`` once there are too many; forgeries leave room."""
         with self._lock:
-            if self._room <= 0:
+            if destination in self._destinations:
+                return destination
+            if self._room <= (0 if verified else self._reserved):
                 return "other"
             self._room -= 1
             self._destinations.add(destination)
@@ -169,7 +173,11 @@ def _reader(gauges: list[_Gauge]) -> Callable[[CallbackOptions], Iterator[Observ
 
     def read(_options: CallbackOptions) -> Iterator[Observation]:
         for gauge in gauges:
-            value = gauge.read()
+            try:
+                value = gauge.read()
+            except Exception as error:  # one that fails must not take the others with it
+                _LOG.warning("a metric could not be read: %s", type(error).__name__)
+                continue
             if value is not None:
                 yield Observation(value, gauge.labels)
 
