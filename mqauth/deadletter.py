@@ -26,7 +26,7 @@ FORM_TYPE: Final = "application/vnd.mqauth.message+json"
 _LIVE_PROPERTIES: Final = frozenset(
     ("user-id", "expiration", "reply-to", "message-id", "delivery-mode", "cluster-id")
 )
-_LIVE_HEADERS: Final = frozenset(("CC", "BCC", "x-delay", "reply-to"))
+_LIVE_HEADERS: Final = frozenset(("CC", "BCC", "x-delay", "reply-to", "timestamp_in_ms"))
 _MAX_KEY: Final = 1024
 Carries = Callable[[str, HeaderValue], bool]
 
@@ -202,9 +202,12 @@ def _add_any(parts: list[bytes], name: str, value: HeaderValue) -> None:
 
 
 def _split_headers(message: Message, carries: Carries) -> tuple[list[HeaderPair], dict[str, Any]]:
-    """Return the headers that stay, and what becomes metadata; one token stays, a second is evidence only."""
+    """Return the headers that stay, and what becomes metadata with its places among them all.
+
+    One token stays, a second is evidence only; ``timestamp_in_ms`` would be overwritten by the broker.
+    """
     kept: list[HeaderPair] = []
-    metadata: dict[str, Any] = {"headers": [], "stripped": 0}
+    metadata: dict[str, Any] = {"headers": [], "places": [], "stripped": 0}
     moved = False
     for name, value in message.headers:
         lowered = name.lower()
@@ -212,6 +215,7 @@ def _split_headers(message: Message, carries: Carries) -> tuple[list[HeaderPair]
         if lowered.startswith(PREFIX):
             metadata["stripped"] += 1
         elif name in _LIVE_HEADERS or not carries(name, value) or (lowered == TOKEN_HEADER and not token):
+            metadata["places"].append(len(kept) + len(metadata["headers"]))
             metadata["headers"].append([writable(name), value_to_form(value)])
         else:
             kept.append((f"{PREFIX}token" if token else name, value))

@@ -265,7 +265,10 @@ class Releaser:
 
 def is_released(message: Message) -> bool:
     """Tell whether a message carries a release, in whatever spelling; cheap where it does not."""
-    return any(len(name) == _LENGTH and name.lower() == RELEASE_HEADER for name, _ in message.headers)
+    for name, _ in message.headers:
+        if len(name) == _LENGTH and name.lower() == RELEASE_HEADER:
+            return True
+    return False
 
 
 def open_release(message: Message) -> OpenedRelease:
