@@ -1,0 +1,826 @@
+"""``mqauth check``: every code fires on its pitfall and is silent beside it, and a sound file is left in peace."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mqauth
+from mqauth.check import CODES, Report, Severity, check
+from mqauth.check.target import is_own_group
+from mqauth.check.transport import is_loopback
+from mqauth.clock import SYSTEM_CLOCK
+from mqauth.errors import ConfigurationError
+from mqauth.jwk import dump_key_set
+from mqauth.keys import Key
+from mqauth.keystore import Keystore, document, public_keys, ring
+from mqauth.testing.clock import FakeClock
+
+ROOT = Path(__file__).resolve().parents[1]
+DAY = 86_400
+PASSPHRASE = b"pa55-phrase-of-a-test"
+SOUND = """\
+[producer]
+issuer = "https://auth.example"
+subject = "orders-api"
+audience = "billing"
+keys = "keys"
+passphrase_file = "secret/passphrase"
+lifetime = 60
+
+[consumer]
+scope = "billing"
+audience = "billing"
+max_lifetime = 300
+leeway = 5
+at = "append"
+max_queue_age = 900
+append_evidence = "interceptor"
+unsigned_headers = "reject"
+
+[[consumer.issuers]]
+issuer = "https://auth.example"
+file = "jwks.json"
+publish_delay = 600
+
+[[consumer.issuers]]
+issuer = "https://partner.example"
+jwks = "https://partner.example/jwks.json"
+max_stale = 3600
+subjects = { "*" = ["stock-api"] }
+
+[[consumer.allow]]
+subject = "orders-api"
+issuer = "https://auth.example"
+destinations = ["rabbitmq:shop/orders.#", "kafka:orders"]
+
+[[consumer.allow]]
+subject = "stock-api"
+issuer = "https://partner.example"
+destinations = ["kafka:stock.*"]
+
+[replay]
+store = "memory"
+capacity = 700000
+
+[audit]
+file = "audit.jsonl"
+
+[dead_letters]
+name = "orders.dead"
+
+[[release.authorities]]
+issuer = "https://review.example"
+file = "review.json"
+waive = ["expired", "queue_age_exceeded"]
+
+[check]
+brokers = ["amqps://rabbitmq.example/", "kafka://a.example:9093,b.example:9093?security_protocol=SASL_SSL"]
+consumers = 1
+rate = 500
+rotation = 7776000
+"""
+
+
+class World:
+    """A folder with a sound ``mqauth.toml`` and everything it names; spoilt by one change at a time."""
+
+    def __init__(self, place: Path, clock: Any = None) -> None:
+        self.place = place
+        self.clock = clock or FakeClock()
+        self.text = SOUND
+        (place / "secret").mkdir(mode=0o700)
+        self.file("secret/passphrase", PASSPHRASE + b"\n", 0o600)
+        self.keystore.create(subjects=["orders-api"])
+        self.jwks("jwks.json", dump_key_set(public_keys(self.keys))["keys"])
+        self.jwks("review.json", [jwk(Key.generate(subjects=["reviewer"]))])
+
+    @property
+    def keys(self) -> Path:
+        """The keystore folder."""
+        return self.place / "keys"
+
+    @property
+    def keystore(self) -> Keystore:
+        """The keystore, at the world's time."""
+        return Keystore(folder=self.keys, passphrase=PASSPHRASE, clock=self.clock)
+
+    @property
+    def pem(self) -> Path:
+        """The PEM file of the first key."""
+        return next(iter(sorted(self.keys.glob("*.pem"))))
+
+    def file(self, name: str, raw: bytes, mode: int = 0o644) -> Path:
+        """Write a file with a mode."""
+        path = self.place / name
+        path.write_bytes(raw)
+        path.chmod(mode)
+        return path
+
+    def jwks(self, name: str, keys: list[Any]) -> None:
+        """Write a JWK Set."""
+        self.file(name, json.dumps({"keys": keys}).encode())
+
+    def edit(self, old: str, new: str) -> None:
+        """Replace a text of the configuration, which must be there."""
+        assert old in self.text, old
+        self.text = self.text.replace(old, new, 1)
+
+    def drop(self, title: str) -> None:
+        """Take a table out of the configuration."""
+        assert f"[{title}]\n" in self.text, title
+        self.text = re.sub(
+            rf"^\[{re.escape(title)}\]\n.*?(?=^\[|\Z)", "", self.text, flags=re.DOTALL | re.MULTILINE
+        )
+
+    def write(self, mode: int | None = None) -> Path:
+        """Write the configuration; its mode stays where none is given."""
+        path = self.place / "mqauth.toml"
+        fresh = not path.exists()
+        path.write_text(self.text)
+        path.chmod(mode if mode is not None else 0o640 if fresh else path.stat().st_mode & 0o777)
+        return path
+
+    def check(self) -> Report:
+        """Check the configuration as it is now."""
+        return check(self.write(), clock=self.clock)
+
+    def ring(self, change: Callable[[ring.KeyRing], ring.KeyRing]) -> None:
+        """Write another ``keyset.json``."""
+        path = self.keys / "keyset.json"
+        path.write_bytes(document.dump(change(self.keystore.ring())))
+
+
+def jwk(key: Key, **more: Any) -> dict[str, Any]:
+    """Return a public key as a JWK with members of one's own."""
+    (members,) = dump_key_set(mqauth.KeySet([key]))["keys"]
+    return {**members, **more}
+
+
+def made(**more: Any) -> dict[str, Any]:
+    """Return the JWK of a new key that names its subject, with members of one's own."""
+    return jwk(Key.generate(subjects=["a"]), **more)
+
+
+def rsa_jwk(bits: int) -> dict[str, Any]:
+    """Return an RSA key of a size as a JWK, without making one."""
+    modulus = ((1 << bits) - 1).to_bytes(bits // 8)
+    from mqauth.base64url import encode
+
+    return {"kty": "RSA", "alg": "PS256", "kid": f"rsa-{bits}", "n": encode(modulus).decode(), "e": "AQAB"}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+# --- every code -------------------------------------------------------------------------------------------
+
+Change = Callable[[World], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A pitfall, where it is found, and its sound neighbour."""
+
+    code: str
+    key: str
+    bad: Change
+    good: Change
+
+
+def edits(*pairs: tuple[str, str]) -> Change:
+    """Return a change of the configuration's text."""
+    return lambda world: [world.edit(old, new) for old, new in pairs]
+
+
+def later(seconds: int, *changes: Change) -> Change:
+    """Return a change that happens and lies back some seconds."""
+    return lambda world: [*(change(world) for change in changes), world.clock.advance(seconds)]
+
+
+def both(*changes: Change) -> Change:
+    """Return several changes as one."""
+    return lambda world: [change(world) for change in changes]
+
+
+def keys_with(*members: Callable[[], Any]) -> Change:
+    """Return a change that adds keys to the JWK Set file."""
+    return lambda world: world.jwks("jwks.json", [*own(world), *(make() for make in members)])
+
+
+def own(world: World) -> list[Any]:
+    """Return the sound keys of the JWK Set file."""
+    keys: list[Any] = dump_key_set(public_keys(world.keys))["keys"]
+    return keys
+
+
+def mode(name: str, bits: int) -> Change:
+    """Return a change of a file's mode."""
+    return lambda world: (world.place / name).chmod(bits)
+
+
+def config_mode(bits: int) -> Change:
+    """Return a change of the configuration's own mode."""
+    return lambda world: world.write(bits)
+
+
+def no_binding(world: World) -> None:
+    """Have a key that names no subject."""
+    world.jwks("jwks.json", [*own(world), jwk(Key.generate())])
+
+
+def weak_pem(world: World) -> None:
+    """Have a single PEM file with RSA of 1024 bits."""
+    private = rsa.generate_private_key(65537, 1024)  # noqa: S505 - weak on purpose
+    raw = private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    world.file("weak.pem", raw, 0o600)
+    world.edit('keys = "keys"\npassphrase_file = "secret/passphrase"', 'keys = "weak.pem"')
+
+
+def plain_keys(world: World) -> None:
+    """Have a keystore without a passphrase."""
+    Keystore(folder=world.place / "plain", clock=world.clock).create(subjects=["orders-api"])
+    world.edit('keys = "keys"\npassphrase_file = "secret/passphrase"', 'keys = "plain"')
+
+
+def single_pem(world: World) -> None:
+    """Have a single PEM file in place of a keystore."""
+    world.file("one.pem", Key.generate().to_pem(PASSPHRASE), 0o600)
+    world.edit('keys = "keys"', 'keys = "one.pem"')
+
+
+def beside(world: World) -> None:
+    """Keep the passphrase with the keys."""
+    world.file("keys/passphrase", PASSPHRASE, 0o600)
+    world.edit("secret/passphrase", "keys/passphrase")
+
+
+def next_key(world: World) -> None:
+    """Make a second key, which is pending."""
+    world.keystore.create(subjects=["orders-api"])
+
+
+def audit_file(bits: int) -> Change:
+    """Return a change that leaves an audit file of a mode behind."""
+    return lambda world: world.file("audit.jsonl", b"", bits)
+
+
+def pin(kid: str | None) -> Change:
+    """Return a change that pins a kid, or the one there is."""
+
+    def change(world: World) -> None:
+        wanted = kid or world.keystore.ring().keys[0].kid
+        world.edit("publish_delay = 600", f'subjects = {{ "{wanted}" = ["orders-api"] }}')
+
+    return change
+
+
+NOTHING: Change = edits()
+STALE = "max_stale = 3600"
+STAR = '{ "*" = ["stock-api"] }'
+BROKERS = '["amqps://rabbitmq.example/", "kafka://a.example:9093,b.example:9093?security_protocol=SASL_SSL"]'
+FILE = "consumer.issuers[0].file"
+PARTNER = "consumer.issuers[1]"
+
+
+def brokers(url: str) -> Change:
+    """Return a change of the broker."""
+    return edits((BROKERS, f'["{url}"]'))
+
+
+def redis(url: str) -> Change:
+    """Return a change of the replay store."""
+    return edits(('"memory"', f'"{url}"'))
+
+
+def case(code: str, key: str, bad: Change, good: Change = NOTHING) -> Any:
+    """Return a case as a parameter."""
+    return pytest.param(Case(code=code, key=key, bad=bad, good=good), id=f"{code}-{key}")
+
+
+CASES = [
+    # the file
+    case("configuration", "producer.lifetyme", edits(("lifetime", "lifetyme"))),
+    case("configuration", "nonsense", edits(("[producer]", "[nonsense]\n[producer]"))),
+    case("configuration", FILE, lambda world: (world.place / "jwks.json").unlink()),
+    case("configuration", f"{PARTNER}.jwks", edits((STALE, "max_stale = 5")), edits((STALE, "max_stale = 30"))),
+    case("configuration", "check.accept[0]", edits(("rate = 500", 'rate = 500\naccept = ["issuer_vouched"]'))),
+    case("configuration", "check.accept[0]", edits(("rate = 500", 'rate = 500\naccept = ["jwks_http"]'))),
+    case("configuration", "producer.subject", edits(('subject = "orders-api"', 'subject = "another"'))),
+    case("trust_writable", "", config_mode(0o602), config_mode(0o604)),
+    case("trust_writable", FILE, mode("jwks.json", 0o646), mode("jwks.json", 0o644)),
+    case("trust_writable", "release.authorities[0].file", mode("review.json", 0o666), mode("review.json", 0o600)),
+    case("secret_readable", "producer.passphrase_file", mode("secret/passphrase", 0o604)),
+    case("secret_readable", "replay.store", both(redis("rediss://:hunter2@r.example"), config_mode(0o644)),
+         both(redis("rediss://:hunter2@r.example"), config_mode(0o600))),
+    case("secret_readable", "check.brokers[0]", both(brokers("amqps://u:hunter2@r.example"), config_mode(0o644)),
+         both(brokers("amqps://u@r.example"), config_mode(0o644))),
+    case("config_readable", "producer.passphrase_file", config_mode(0o644), config_mode(0o640)),
+    # tokens
+    case("lifetime_unbounded", "producer.lifetime", edits(("lifetime = 60", "lifetime = 0"))),
+    case("lifetime_unbounded", "consumer.max_lifetime", edits(("= 300", f"= {DAY + 1}")),
+         edits(("= 300", f"= {DAY}"))),
+    case("lifetime_long", "producer.lifetime", edits(("lifetime = 60", "lifetime = 901")),
+         edits(("lifetime = 60", "lifetime = 900"))),
+    case("lifetime_long", "consumer.max_lifetime", edits(("= 300", "= 3601")), edits(("= 300", "= 3600"))),
+    case("audience_missing", "producer.audience", edits(('audience = "billing"\nkeys', "keys"))),
+    case("audience_missing", "consumer.audience", edits(('audience = "billing"\nmax', "audience = []\nmax"))),
+    case("audience_wildcard", "consumer.audience",
+         edits(('audience = "billing"\nmax', 'audience = ["a", "*"]\nmax')),
+         edits(('audience = "billing"\nmax', 'audience = ["a", "b"]\nmax'))),
+    case("audience_wildcard", "producer.audience", edits(('audience = "billing"', 'audience = "billing.*"'))),
+    case("leeway_large", "consumer.leeway", edits(("leeway = 5", "leeway = 16")),
+         edits(("leeway = 5", "leeway = 15"))),
+    case("append_without_evidence", "consumer.append_evidence", edits(('append_evidence = "interceptor"\n', "")),
+         edits(('append_evidence = "interceptor"\n', ""), ('"rabbitmq:shop/orders.#", ', ""))),
+    case("unsigned_headers_hidden", "consumer.unsigned_headers", edits(('"reject"', '"hide"'))),
+    # issuers and rules
+    case("issuer_unbound", "consumer.issuers[0].subjects", no_binding,
+         both(no_binding, edits(("publish_delay = 600", 'subjects = { "*" = ["orders-api"] }')))),
+    case("binding_unseen", f"{PARTNER}.subjects", edits((f"subjects = {STAR}", ""))),
+    case("subjects_shared", f'{PARTNER}.subjects."*"', edits((STAR, '{ "*" = ["stock-api", "b"] }')),
+         edits((STAR, '{ "*" = ["stock-api"], kid-1 = ["a", "b"] }'))),
+    case("subjects_shared", 'consumer.issuers[0].subjects."*"',
+         both(no_binding, edits(("publish_delay = 600", 'subjects = { "*" = ["a", "b"] }'))),
+         edits(("publish_delay = 600", 'subjects = { "*" = ["a", "b"] }'))),
+    case("issuer_vouches", f"{PARTNER}.vouches", edits((f"subjects = {STAR}", "vouches = true"))),
+    case("pin_unknown", 'consumer.issuers[0].subjects.kid-1', pin("kid-1"), pin(None)),
+    case("policy_empty", "consumer.allow", lambda world: world.drop("[consumer.allow]"), NOTHING),
+    case("rule_matches_all", "consumer.allow[0].destinations[1]", edits(("kafka:orders", "kafka:#"))),
+    case("rule_matches_all", "consumer.allow[0].destinations[1]", edits(("kafka:orders", "kafka:*.#")),
+         edits(("kafka:orders", "kafka:orders.#"))),
+    case("rule_matches_all", "consumer.allow[0].destinations[0]", edits(("shop/orders.#", "/#")),
+         edits(("shop/orders.#", "/orders.#"))),
+    case("rule_broad", "consumer.allow[0].destinations[0]", edits(("shop/orders.#", "shop/#"))),
+    case("subject_without_key", "consumer.allow[0].subject", edits(('orders-api"\nissuer', 'order-api"\nissuer'))),
+    case("subject_without_key", "consumer.allow[0].subject", lambda world: world.jwks(
+        "jwks.json", [jwk(Key.generate(subjects=["orders-api"]), revoked={"revoked_at": 0, "reason": ""})])),
+    # release
+    case("release_self", "release.authorities[0].issuer", edits(("review.example", "auth.example"))),
+    case("release_self", "release.authorities[0].issuer", edits(("review.json", "jwks.json"))),
+    case("release_waives_much", "release.authorities[0].waive", edits(('"expired"', '"replayed"'))),
+    # JWK Sets
+    case("jwks_symmetric", FILE, keys_with(lambda: {"kty": "oct", "kid": "s", "k": "c2VjcmV0"})),
+    case("jwks_symmetric", FILE,
+         keys_with(lambda: made(alg="none")),
+         keys_with(lambda: made(alg="EdDSA"))),
+    case("jwks_symmetric", FILE, keys_with(lambda: made(alg="HS256"))),
+    case("jwks_private", FILE, keys_with(lambda: made(d="c2VjcmV0"))),
+    case("key_weak", FILE, keys_with(lambda: rsa_jwk(1024)),
+         keys_with(lambda: {**rsa_jwk(2048), "mqauth_sub": ["a"]})),
+    case("key_weak", FILE, keys_with(lambda: {**rsa_jwk(2048), "e": "Aw"})),
+    case("jwks_skipped", FILE, keys_with(lambda: jwk(Key.generate(), use="enc"))),
+    case("jwks_skipped", FILE, keys_with(lambda: "no key")),
+    case("jwks_skipped", FILE, keys_with(*2 * [lambda: jwk(Key.generate(), kid="twice")])),
+    case("jwks_http", f"{PARTNER}.jwks", edits(("https://partner.example/jwks", "http://partner.example/jwks"))),
+    case("jwks_http", f"{PARTNER}.jwks", edits(("https://partner.example/jwks", "HTTP://partner.example/jwks"))),
+    case("jwks_http", f"{PARTNER}.jwks", edits(("https://partner.example/jwks", "http://localhost/jwks"))),
+    case("jwks_http", f"{PARTNER}.discovery", edits(
+        ('"https://partner.example"\njwks = "https://partner.example/jwks.json"',
+         '"http://partner.example"\ndiscovery = true'), ('"https://partner.example"', '"http://partner.example"'))),
+    case("jwks_loopback", f"{PARTNER}.unsafe_http_loopback", edits(
+        ("https://partner.example/jwks", "http://127.0.0.1/jwks"),
+        (STALE, f"{STALE}\nunsafe_http_loopback = true"))),
+    case("stale_beyond_rotation", f"{PARTNER}.max_stale", edits((STALE, f"max_stale = {DAY + 1}")),
+         edits((STALE, f"max_stale = {DAY}"))),
+    case("stale_beyond_rotation", f"{PARTNER}.max_stale", edits(("7776000", "3599")), edits(("7776000", "3600"))),
+    case("publish_delay_overstated", "consumer.issuers[0].publish_delay",
+         edits(("publish_delay = 600", "publish_delay = 601"))),
+    # the producer's keys
+    case("key_readable", "producer.keys", lambda world: world.pem.chmod(0o640)),
+    case("keystore_writable", "producer.keys", mode("keys", 0o720)),
+    case("keystore_readable", "producer.keys", mode("keys", 0o750)),
+    case("key_weak", "producer.keys", weak_pem),
+    case("key_plain", "producer.keys", plain_keys),
+    case("passphrase_beside_keys", "producer.passphrase_file", beside),
+    case("passphrase_unavailable", "producer.passphrase_env",
+         edits(('passphrase_file = "secret/passphrase"', 'passphrase_env = "MQAUTH_TEST_UNSET"'))),
+    case("passphrase_unavailable", "producer.passphrase_file", edits(("secret/passphrase", "secret/nowhere"))),
+    case("key_alone", "producer.keys", single_pem),
+    case("key_overdue", "producer.keys", later(90 * DAY + 1), later(90 * DAY)),
+    case("key_no_next", "producer.keys", later(82 * DAY), later(80 * DAY)),
+    case("key_no_next", "producer.keys", later(82 * DAY), later(82 * DAY, next_key)),
+    case("rotation_stalled", "producer.keys", later(DAY + 601, next_key), later(DAY + 600, next_key)),
+    case("publish_delay_short", "producer.keys",
+         lambda world: world.ring(lambda found: replace(found, publish_delay=299)),
+         lambda world: world.ring(lambda found: replace(found, publish_delay=300))),
+    case("retain_short", "producer.keys", lambda world: world.ring(lambda found: replace(found, retain=959)),
+         lambda world: world.ring(lambda found: replace(found, retain=960))),
+    # brokers and stores
+    case("broker_plaintext", "check.brokers[0]", brokers("amqp://r.example/"), brokers("amqp://127.0.0.1/")),
+    case("broker_plaintext", "check.brokers[0]", brokers("AMQP://r.example/"), brokers("amqp://[::1]:5672/")),
+    case("broker_plaintext", "check.brokers[0]", brokers("kafka://r.example:9092"), brokers("kafka://localhost:9092")),
+    case("broker_plaintext", "check.brokers[0]", brokers("kafka://localhost:9092,r.example:9092")),
+    case("broker_plaintext", "check.brokers[0]", brokers("kafka://r.example:9?security_protocol=SASL_PLAINTEXT"),
+         brokers("kafka://[2001:db8::1]:9,[2001:db8::2]:9?security_protocol=SSL")),
+    case("broker_unverified", "check.brokers[0]", brokers("amqps://r.example/?no_verify_ssl=false"),
+         brokers("amqps://r.example/?no_verify_ssl=0")),
+    case("broker_unverified", "check.brokers[0]", brokers("amqps://r.example?heartbeat=5&no_verify_ssl=")),
+    case("broker_unverified", "check.brokers[0]",
+         brokers("kafka://r.example:9?security_protocol=SSL&ssl_check_hostname=False"),
+         brokers("kafka://r.example:9?security_protocol=SSL&ssl_check_hostname=True")),
+    case("broker_tls_ignored", "check.brokers[0]", brokers("amqp://localhost/?ssl=True"),
+         brokers("amqps://r.example/?cafile=ca.pem")),
+    case("replay_plaintext", "replay.store", redis("redis://r.example/0"), redis("redis://localhost/0")),
+    case("replay_unverified", "replay.store", redis("rediss://r.example/0?ssl_cert_reqs=none"),
+         redis("rediss://r.example/0?ssl_cert_reqs=required")),
+    # delivery
+    case("replay_memory_shared", "replay.store", edits(("consumers = 1", "consumers = 2")),
+         both(edits(("consumers = 1", "consumers = 2")), redis("rediss://r.example/0"))),
+    case("replay_capacity", "replay.capacity", edits(("700000", str(500 * 1205 - 1))),
+         edits(("700000", str(500 * 1205)))),
+    case("audit_missing", "audit", lambda world: world.drop("audit")),
+    case("audit_not_durable", "audit.file", edits(("audit.jsonl", "/dev/null")),
+         edits(("audit.jsonl", "/srv/a.jsonl"))),
+    case("audit_not_durable", "audit.file", edits(("audit.jsonl", "/dev/shm/../shm/a.jsonl"))),
+    case("audit_writable", "audit.file", audit_file(0o602), audit_file(0o604)),
+    case("audit_shared", "audit.file", edits(("consumers = 1", "consumers = 2")),
+         edits(("consumers = 1", "consumers = 2"), ("audit.jsonl", "audit-{pid}.jsonl"))),
+    case("dead_letters_missing", "dead_letters", lambda world: world.drop("dead_letters")),
+    case("settles_nothing", "consumer", lambda world: [world.drop("dead_letters"), world.drop("audit")]),
+    case("dead_letters_source", "dead_letters.name", edits(('"orders.dead"', '"orders"'))),
+    case("dead_letters_source", "dead_letters.name", edits(('"orders.dead"', '"billing"'))),
+    case("dead_letters_reachable", "dead_letters.name", edits(('"orders.dead"', '"stock.dead"')),
+         edits(('"orders.dead"', '"stock.dead.letters"'))),
+]  # fmt: skip
+
+
+def found_at(report: Report, code: str) -> list[str]:
+    return [finding.key for finding in report.findings if finding.code.name == code]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_code_fires_at_its_place(world: World, case: Case) -> None:
+    """A pitfall is found under its code, with the registry's severity, at the key and line it stands on."""
+    case.bad(world)
+    report = world.check()
+    (finding,) = [found for found in report.findings if (found.code.name, found.key) == (case.code, case.key)]
+    assert finding.severity is CODES[case.code].severity
+    assert finding.message
+    said = "" if finding.line is None else world.text.splitlines()[finding.line - 1]
+    named = re.findall(r"[\w*-]+", re.sub(r"\[\d+\]", "", case.key))
+    present = [part for part in named if part in said]
+    assert present or finding.line is None, (case.key, said)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_code_is_silent_beside_its_place(world: World, case: Case) -> None:
+    """What differs from a pitfall only by being sound is not reported under its code."""
+    case.good(world)
+    assert found_at(world.check(), case.code) == []
+
+
+def test_every_code_has_a_case() -> None:
+    """No code of the registry goes without a case that fires it."""
+    assert {parameter.values[0].code for parameter in CASES} == set(CODES)
+
+
+def test_sound_file_is_silent(world: World) -> None:
+    """A sound file has no finding at all, not even a note, and all of it was looked at but the remote keys."""
+    report = world.check()
+    assert report.findings == ()
+    assert report.unseen == ("remote key sets",)
+
+
+def test_sound_file_loads(world: World) -> None:
+    """The file the cases start from is one that signs and verifies."""
+    found = mqauth.load(world.write(), clock=world.clock)
+    assert found.signer.subject == "orders-api"
+    assert set(found.judge.verifier.issuers) == {"https://auth.example", "https://partner.example"}
+
+
+def test_registry_is_written_for_people() -> None:
+    """Every code says why it matters and what to write instead, and is named in the reasons' own spelling."""
+    for code in CODES.values():
+        assert re.fullmatch(r"[a-z]+(_[a-z]+)*", code.name)
+        assert code.why.endswith(".")
+        assert code.instead.endswith(".")
+
+
+def test_page_has_every_code() -> None:
+    """The table of the page is the registry: every code once, in its order, with severity, why and instead."""
+    page = (ROOT / "docs" / "check.md").read_text("utf-8")
+    rows = [row.strip("| ").split(" | ") for row in page.splitlines() if row.startswith("| `")]
+    wanted = [[f"`{code.name}`", code.severity.value, code.why, code.instead] for code in CODES.values()]
+    assert rows == wanted
+
+
+# --- the check as a whole ---------------------------------------------------------------------------------
+
+
+def test_refused_table_does_not_hide_the_others(world: World) -> None:
+    """What one table refuses is one finding, and pitfalls of the others are found in the same run."""
+    world.edit("leeway = 5", "leeway = 61")
+    world.edit(BROKERS, '["amqp://r.example/"]')
+    found = {finding.code.name: finding for finding in world.check().findings}
+    assert found["configuration"].message == "must be 0 to 60, not 61"
+    assert "broker_plaintext" in found
+
+
+def test_repaired_pitfall_does_not_hide_its_table(world: World) -> None:
+    """A wildcard audience, which the configuration refuses, is one finding and leaves its table visible."""
+    world.edit('audience = "billing"\nmax', 'audience = "*"\nmax')
+    world.edit("shop/orders.#", "shop/#")
+    codes = [finding.code.name for finding in world.check().findings]
+    assert codes == ["audience_wildcard", "rule_broad"]
+
+
+def test_one_place_is_one_error(world: World) -> None:
+    """A key set that the rules reject and the consumer refuses too is reported once."""
+    world.jwks("jwks.json", [{"kty": "oct", "kid": "s", "k": "c2VjcmV0"}])
+    at_file = [found.code.name for found in world.check().findings if found.key == "consumer.issuers[0].file"]
+    assert at_file == ["jwks_symmetric"]
+
+
+def test_without_passphrase_the_rest_is_checked(world: World) -> None:
+    """Where the passphrase is not at hand, as in CI, that is a warning and no error."""
+    world.edit('passphrase_file = "secret/passphrase"', 'passphrase_env = "MQAUTH_TEST_UNSET"')
+    (finding,) = world.check().findings
+    assert finding.code.name == "passphrase_unavailable"
+
+
+def test_findings_are_ordered(world: World) -> None:
+    """Errors stand first, then warnings, then notes, each in the order of lines."""
+    for old, new in (("leeway = 5", "leeway = 30"), ("lifetime = 60", "lifetime = 901"), ('"reject"', '"hide"'),
+                     ("kafka:orders", "kafka:#"), ("rabbitmq:shop/orders.#", "rabbitmq:/#")):  # fmt: skip
+        world.edit(old, new)
+    report = world.check()
+    order = [(list(Severity).index(found.severity), found.line) for found in report.findings]
+    assert order == sorted(order)
+    assert [report.count(severity) for severity in Severity] == [2, 3, 1]
+
+
+def test_strict_makes_warnings_errors(world: World) -> None:
+    """Under ``strict`` no warning is left, and notes stay notes."""
+    world.edit("leeway = 5", "leeway = 30")
+    world.edit('"reject"', '"hide"')
+    report = world.check().strict()
+    assert [report.count(severity) for severity in Severity] == [1, 0, 1]
+
+
+def test_accepted_findings_are_left_out_and_counted(world: World) -> None:
+    """What ``[check] accept`` names is known and wanted: not reported, but counted."""
+    world.edit("leeway = 5", "leeway = 30")
+    world.edit("rate = 500", 'rate = 500\naccept = ["leeway_large"]')
+    report = world.check()
+    assert (report.findings, report.accepted) == ((), 1)
+
+
+def test_an_error_cannot_be_accepted(world: World) -> None:
+    """Naming an error under ``accept`` is an error itself, and hides nothing."""
+    world.edit("orders.dead", "orders")
+    world.edit("rate = 500", 'rate = 500\naccept = ["dead_letters_source"]')
+    assert {found.code.name for found in world.check().findings} == {"dead_letters_source", "configuration"}
+
+
+def test_unseen_says_what_to_write(world: World) -> None:
+    """Without ``[check]`` the report says what nobody could look at."""
+    world.drop("check")
+    assert world.check().unseen == (
+        "broker URLs ([check] brokers)", "whether consumers share the replay store ([check] consumers)",
+        "replay capacity ([check] rate)", "remote key sets",
+    )  # fmt: skip
+
+
+def test_many_bad_keys_are_one_finding(world: World) -> None:
+    """A set full of bad keys is told in one line, not in thousands."""
+    world.jwks("jwks.json", [*own(world), *({} for _ in range(5000))])
+    (finding,) = world.check().findings
+    assert finding.message == "jwks.json: key 1, 2, 3 and 4997 more: no kid of 1 to 128 characters"
+
+
+@pytest.mark.parametrize("half", ["producer", "consumer"])
+def test_half_a_file_is_checked(world: World, half: str) -> None:
+    """A file with one half alone is sound too."""
+    head, _, tail = SOUND.partition("[consumer]")
+    world.text = head if half == "producer" else "[consumer]" + tail
+    assert world.check().findings == ()
+
+
+def test_nothing_is_changed(world: World) -> None:
+    """A check leaves every file as it was and makes none: no audit file, no lock."""
+    world.write()
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_mode) for path in world.place.rglob("*")}
+    world.check()
+    assert {path for path in world.place.rglob("*")} == set(before)
+    assert all(path.stat().st_mode == bits for path, (_, bits) in before.items())
+
+
+@pytest.mark.parametrize("text", ["[producer\n", 'a = "\n', "a = 1\na = 2\n"])
+def test_no_toml_is_no_report(world: World, text: str) -> None:
+    """What cannot be parsed cannot be checked: a configuration error, with its line."""
+    world.text = text
+    with pytest.raises(ConfigurationError, match="at line"):
+        world.check()
+
+
+KEYS = (
+    "issuer", "subject", "audience", "keys", "issuers", "file", "allow", "brokers", "store", "lifetime",
+    "max_lifetime", "accept", "authorities", "destinations", "jwks",
+)  # fmt: skip
+MEMBERS = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.sampled_from(["", "*", "a", "https://a", "kafka:#"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+TABLES = ("producer", "consumer", "replay", "audit", "dead_letters", "release", "check", "x")
+
+
+@given(tables=st.dictionaries(st.sampled_from(TABLES), MEMBERS))
+def test_no_shape_of_a_file_crashes_it(tmp_path_factory: pytest.TempPathFactory, tables: dict[str, Any]) -> None:
+    """Whatever a file holds, the check ends with findings."""
+    path = tmp_path_factory.getbasetemp() / "shapes.toml"
+    path.write_text("".join(f"{name} = {toml(value)}\n" for name, value in tables.items() if value is not None))
+    report = check(path, clock=FakeClock())
+    assert report.count(Severity.ERROR) <= len(report.findings)
+
+
+def toml(value: Any) -> str:
+    """Return a value as TOML; what TOML lacks as an empty text."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {toml(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(toml(item) for item in value) + "]"
+    return '""' if value is None else json.dumps(value)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_it"),
+    [
+        ("localhost", True), ("127.8.9.1", True), ("::1", True), ("::", False), ("localhost.example", False),
+        ("10.0.0.1", False), ("", False), ("127.0.0.1.example", False),
+    ],
+)  # fmt: skip
+def test_loopback_is_this_machine_only(host: str, is_it: bool) -> None:
+    """Only names and addresses that can be nobody else count as this machine."""
+    assert is_loopback(host) is is_it
+
+
+def test_group_of_a_stranger_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group is its owner's own when it has his name and no other member, as ``umask 002`` presumes."""
+    import grp
+    import pwd
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(pwd, "getpwuid", lambda user: SimpleNamespace(pw_name="ann"))
+    members: list[str] = []
+    monkeypatch.setattr(grp, "getgrgid", lambda group: SimpleNamespace(
+        gr_name="ann" if group == 1000 else "staff", gr_mem=members
+    ))  # fmt: skip
+    assert [is_own_group(1000, group) for group in (1000, 50)] == [True, False]
+    members.append("bob")
+    assert not is_own_group(1000, 1000)
+    assert is_own_group(0, 50)
+
+
+# --- the command ------------------------------------------------------------------------------------------
+
+
+def run(world: World, *arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run the real command in the world's folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "mqauth", "check", *arguments], cwd=world.place, capture_output=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, stdin=subprocess.DEVNULL, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> World:
+    """A world whose keys are of today: the command goes by the machine's clock."""
+    return World(tmp_path, SYSTEM_CLOCK)
+
+
+def test_command_is_silent_on_a_sound_file(shell: World) -> None:
+    """Nothing found: exit 0, no findings for programs and no table for people."""
+    shell.write()
+    done = run(shell, "mqauth.toml", "--json", "--strict")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert json.loads(done.stdout) == {"findings": [], "errors": 0, "warnings": 0}
+    done = run(shell, "mqauth.toml")
+    assert done.returncode == 0
+    assert done.stdout.decode() == "mqauth.toml: 0 errors, 0 warnings, 0 notes.\nNot looked at: remote key sets.\n"
+
+
+def test_command_gives_json(shell: World) -> None:
+    """Each finding is an object with exactly the promised members, and an error makes exit 1."""
+    shell.edit("kafka:orders", "kafka:*")
+    shell.edit("leeway = 5", "leeway = 30")
+    shell.write()
+    done = run(shell, "mqauth.toml", "--json")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["errors"], report["warnings"]) == (1, 1, 1)
+    code = CODES["rule_matches_all"]
+    assert report["findings"][0] == {
+        "code": "rule_matches_all", "severity": "error", "line": shell.text.splitlines().index(
+            'destinations = ["rabbitmq:shop/orders.#", "kafka:*"]') + 1,
+        "key": "consumer.allow[0].destinations[1]", "message": "orders-api may publish to kafka:*",
+        "why": code.why, "instead": code.instead,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "code", "counts"), [((), 0, (0, 1)), (("--strict",), 1, (1, 0))])
+def test_command_warns(shell: World, options: tuple[str, ...], code: int, counts: tuple[int, int]) -> None:
+    """A warning alone exits 0, with ``--strict`` 1."""
+    shell.edit("leeway = 5", "leeway = 30")
+    shell.write()
+    done = run(shell, "mqauth.toml", "--json", *options)
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["errors"], report["warnings"]) == (code, *counts)
+
+
+def test_command_shows_people_a_table(shell: World) -> None:
+    """People see code, severity, line, why and what to write instead, without colours in a pipe."""
+    shell.edit("kafka:orders", "kafka:*")
+    shell.write()
+    done = run(shell, "mqauth.toml")
+    text = " ".join(re.sub("[^ -~]+", " ", done.stdout.decode()).split())
+    assert done.returncode == 1
+    assert b"\x1b" not in done.stdout
+    line = shell.text.splitlines().index('destinations = ["rabbitmq:shop/orders.#", "kafka:*"]') + 1
+    for part in (f"{line} error", "rule_matches_all", "kafka:*", "why: ", "instead: ", "1 error, 0 warnings"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nowhere.toml",), "mqauth: nowhere.toml: No such file or directory"),
+        (("keys",), "mqauth: keys: "),
+        (("mqauth.toml", "--online"), "mqauth: --online: not in this version"),
+        ((), "mqauth: Missing argument"),
+        (("jwks.json",), "mqauth: jwks.json: no TOML: "),
+    ],
+)
+def test_command_refuses_in_one_line(shell: World, arguments: tuple[str, ...], said: str) -> None:
+    """What cannot be checked at all is exit 2 and one line on standard error."""
+    shell.write()
+    done = run(shell, *arguments)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode().startswith(said)
+    assert done.stderr.count(b"\n") == 1
+
+
+SECRETS = ("hunter2", "c2VjcmV0LWtleS1tYXRlcmlhbA", PASSPHRASE.decode(), "tok3n-in-a-query")
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_no_secret_is_printed(shell: World, options: tuple[str, ...]) -> None:
+    """URLs' credentials and queries, key material and passphrases stay out of every output."""
+    secret = "c2VjcmV0LWtleS1tYXRlcmlhbA"
+    shell.jwks(
+        "jwks.json", [{"kty": "oct", "kid": "s", "k": secret}, jwk(Key.generate(), d=secret), {"kty": secret}]
+    )
+    shell.edit(
+        BROKERS, '["amqp://u:hunter2@r.example/?ssl=hunter2", "kafka://u:hunter2@r.example:1?sasl=hunter2"]'
+    )
+    shell.edit('"memory"', '"redis://u:hunter2@r.example/0?password=hunter2"')
+    shell.edit(
+        "https://partner.example/jwks.json", "http://u:hunter2@partner.example/jwks.json?key=tok3n-in-a-query"
+    )
+    shell.file("secret/passphrase", PASSPHRASE + b"x", 0o644)
+    shell.write(0o644)
+    done = run(shell, "mqauth.toml", *options)
+    assert done.returncode == 1
+    printed = (done.stdout + done.stderr).decode()
+    assert [secret for secret in SECRETS if secret in printed] == []
+    assert [code for code in ("broker_tls_ignored", "jwks_http", "jwks_symmetric", "replay_plaintext") if
+            code not in printed] == []  # fmt: skip
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e[red]"
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize("color", ["", "1"])
+def test_terminal_commands_of_the_file_are_harmless(shell: World, options: tuple[str, ...], color: str) -> None:
+    """Control sequences in keys, paths, kids and the file's own name are printed as text, in every output."""
+    shell.edit('file = "audit.jsonl"', f"file = {json.dumps('/dev/' + HOSTILE)}")
+    shell.edit('file = "review.json"', f"file = {json.dumps(HOSTILE)}")
+    shell.edit("publish_delay = 600", 'subjects = { "\u202e[bold]x" = ["orders-api"] }')
+    shell.text += f"\n[{json.dumps(HOSTILE)}]\n"
+    name = f"evil{HOSTILE}.toml"
+    (shell.place / name).write_text(shell.text)
+    done = run(shell, name, *options, **({"FORCE_COLOR": color} if color else {}))
+    printed = done.stdout.decode()
+    assert done.returncode == 1
+    assert "audit_not_durable" in printed
+    styles = re.sub(r"\x1b\[[0-9;]*m", "", printed) if color else printed
+    assert [sign for sign in ("\x1b", "\x07", "\x9b", "\u202e") if sign in styles] == []
+    assert "[red]" in styles
