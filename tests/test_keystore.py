@@ -236,6 +236,16 @@ def test_leftover_of_a_crash_is_removed(store: Keystore) -> None:
     assert not (store.folder / ".writing").exists()
 
 
+def test_lower_publish_delay_waits_for_what_consumers_were_told(store: Keystore) -> None:
+    """Consumers reject unknown kids for as long as they were told; a lower delay counts once they can know it."""
+    store.create(publish_delay=600)
+    assert store.create(publish_delay=10).ready == NOW + 600
+    assert store.create().ready == NOW + 600
+    assert isinstance(store.clock, FakeClock)
+    store.clock.advance(595)
+    assert store.create().ready == NOW + 605
+
+
 def test_later_key_speaks_for_the_same_subjects(store: Keystore) -> None:
     """A new key takes over the subjects of the newest one unless told, or a rotation would change who may sign."""
     store.create(subjects=["a"])

@@ -217,6 +217,25 @@ def keys_revoke(
     return key_commands.revoke(place, kid, since=since, reason=reason, as_json=as_json)
 
 
+@keys_app.command("serve")
+def keys_serve(
+    *,
+    folders: Annotated[list[Path] | None, typer.Option("--dir", help="A keystore folder; repeat it.")] = None,
+    host: Annotated[str, typer.Option("--host", help="Loopback, unless there is TLS.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0: any that is free.")] = 8080,
+    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="PEM file with the certificate.")] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="PEM file with its key.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Publish the public keys over HTTP(S) at /jwks.json, following rotation, until it is stopped."""
+    from mqauth.cli import serve as serve_command
+
+    if (tls_cert is None) != (tls_key is None):
+        raise ConfigurationError("--tls-cert and --tls-key go together")
+    tls = None if tls_cert is None or tls_key is None else (tls_cert, tls_key)
+    return serve_command.serve(folders or [_KEYS], host=host, port=port, tls=tls, as_json=as_json)
+
+
 def _failed(text: str, code: int) -> int:
     """Print an error and return its exit code."""
     print_error(text)

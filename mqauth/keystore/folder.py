@@ -65,7 +65,8 @@ class Keystore:
             algorithm: one of ``mqauth.keys.ALGORITHMS``.
             subjects: the producers it may speak for; by default those of the folder's newest key, so that a
                 rotation changes nothing for consumers.
-            publish_delay: seconds new keys stay pending, kept for later ones too.
+            publish_delay: seconds new keys stay pending, kept for later ones too. Of a lower one than before
+                consumers have to hear first, so this key waits for as long as they were told last.
             pending: do not let a first key sign at once.
 
         Raises:
@@ -76,11 +77,12 @@ class Keystore:
         files.make_folder(self.folder)
         with files.locked(self.folder):
             before = self._ring_or_empty()
+            told = before.publish_delay if before.keys else 0
             if publish_delay is not None:
                 before = replace(before, publish_delay=publish_delay)
             if names is None and before.keys:
                 names = before.keys[-1].key.subjects
-            after = ring.add(before, replace(key, subjects=names), self._now(), pending=pending)
+            after = ring.add(before, replace(key, subjects=names), self._now(), pending=pending, told=told)
             self._check_passphrase(before)
             files.write_whole(self._pem(key.kid), key.to_pem(self.passphrase))
             files.write_whole(self.folder / KEYSET, document.dump(after))

@@ -107,10 +107,19 @@ class KeyRing:
         return found
 
 
-def add(ring: KeyRing, key: Key, now: int, *, pending: bool = False) -> KeyRing:
-    """Return the ring with a new key: the first is active at once unless ``pending``, later ones wait."""
+def add(ring: KeyRing, key: Key, now: int, *, pending: bool = False, told: int = 0) -> KeyRing:
+    """Return the ring with a new key: the first is active at once unless ``pending``, later ones wait.
+
+    Args:
+        ring: with the publish delay from now on.
+        key: the new one.
+        now: UTC seconds.
+        pending: let a first key wait, too.
+        told: the publish delay consumers know of, seconds; a lower one they have to hear of first.
+    """
     if ring.keys or pending:
-        new = RingKey(key=key.public_only, state=State.PENDING, created=now, ready=now + ring.publish_delay)
+        ready = max(now + max(ring.publish_delay, told), *(key.ready for key in ring.keys), 0)
+        new = RingKey(key=key.public_only, state=State.PENDING, created=now, ready=ready)
     else:
         new = RingKey(key=key.public_only, state=State.ACTIVE, created=now, ready=now, activated=now)
     return replace(ring, keys=(*ring.keys, new))
