@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from integration.chaos.count import Count
-from integration.services import RabbitMQ, Redis
+from integration.services import Kafka, RabbitMQ, Redis
 
 INTERCEPTOR = "message_interceptors.incoming.set_header_timestamp.overwrite = true"
 
@@ -56,3 +56,23 @@ def own_rabbitmq(_our_rabbitmq: RabbitMQ) -> Iterator[RabbitMQ]:
     """A RabbitMQ that gives evidence of append time and that the test may stop; it is brought back."""
     yield _our_rabbitmq
     _our_rabbitmq.start()
+
+
+@pytest.fixture(scope="session")
+def _our_kafka(kafka: Kafka) -> Iterator[Kafka]:
+    """The shared Kafka where it is ours, else one more."""
+    if kafka.ours:
+        yield kafka
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MQAUTH_KAFKA_URL")
+        server = Kafka.launch()
+    with server:
+        yield server
+
+
+@pytest.fixture
+def own_kafka(_our_kafka: Kafka) -> Iterator[Kafka]:
+    """A Kafka that the test may stop; it is brought back for the next."""
+    yield _our_kafka
+    _our_kafka.start()
