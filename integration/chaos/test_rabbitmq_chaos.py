@@ -36,7 +36,7 @@ from mqauth.auditchain import verify_chain
 from mqauth.brokers import rabbitmq
 from mqauth.errors import Cause
 from mqauth.keys import Key
-from mqauth.testing.forge import ISSUER, SUBJECT
+from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT
 
 Report = Callable[[Count], None]
 LEASE = 2
@@ -115,12 +115,23 @@ def _down_and_up(broker: RabbitMQ, how: str) -> None:
     broker.start()
 
 
+async def _settled_in(broker: RabbitMQ, how: str) -> None:
+    """Restart a broker before it is killed.
+
+    RabbitMQ 4.0.5 loses a quorum queue, and what it confirmed, where it is killed within a few minutes of
+    the queue's declaration ("name_not_registered"; compare rabbitmq-server issue 15725).
+    """
+    if how == "killed":
+        await asyncio.to_thread(_down_and_up, broker, "stopped")
+
+
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 async def test_broker_down_while_consuming(
     row: Scene, own_rabbitmq: RabbitMQ, own_redis: Redis, report: Report, how: str
 ) -> None:
     """RabbitMQ stopped in order, or killed, under a consumer: it goes on by itself, nothing handled twice."""
-    await row.send(200)
+    await _settled_in(own_rabbitmq, how)
+    await row.send_stubbornly(200)
     await row.forge_some(50)
 
     async def slowly(verified: Verified) -> None:
@@ -133,7 +144,7 @@ async def test_broker_down_while_consuming(
             await asyncio.to_thread(_down_and_up, own_rabbitmq, how)
             await row.done(consumer)
             assert consumer.health().connection_deaths > 0
-    found = await row.count(f"broker {how} while consuming")
+    found = await row.count(f"RabbitMQ {how} while consuming")
     report(found)
     assert found.handled_again == 0
 
@@ -143,6 +154,7 @@ async def test_broker_down_while_publishing(
     row: Scene, own_rabbitmq: RabbitMQ, own_redis: Redis, report: Report, how: str
 ) -> None:
     """RabbitMQ stopped under a producer that publishes again what was not confirmed: nothing confirmed is lost."""
+    await _settled_in(own_rabbitmq, how)
     down = asyncio.create_task(asyncio.to_thread(_down_and_up, own_rabbitmq, how))
     again = 0
     while not down.done() or len(row.honest) < 100:
@@ -152,7 +164,7 @@ async def test_broker_down_while_publishing(
     with row.audit_file() as audit:
         async with await row.consumer(row.guard(audit, row.store(own_redis.url))) as consumer:
             await row.done(consumer)
-    found = await row.count(f"broker {how} while publishing")
+    found = await row.count(f"RabbitMQ {how} while publishing")
     report(found)
     assert found.handled_again <= again
 
@@ -405,7 +417,7 @@ async def test_clock_stepped(row: Scene, own_redis: Redis, report: Report, step:
 async def test_flood_of_forgeries(row: Scene, own_redis: Redis, report: Report) -> None:
     """Of 10,000 forged messages among 10,000 honest ones each is buried, and each honest one handled."""
     for _ in range(20):
-        impostor = row.forge.signer(key=row.forge.neighbour)  # whose signature holds, in another's name
+        impostor = row.forge.signer(key=row.forge.neighbour, subject=NEIGHBOUR)  # known, and not allowed here
         await asyncio.gather(row.send(500), row.forge_some(250), row.forge_some(250, signer=impostor))
     with row.audit_file() as audit:
         guard = row.guard(audit, row.store(own_redis.url))
