@@ -187,7 +187,9 @@ class AuditFile:
 
 
 def rotated(path: Path) -> list[Path]:
-    """Return the rotated files of an audit file, oldest first."""
+    """Return the rotated files of an audit file, oldest first; none where there is no such folder."""
+    if not path.parent.is_dir():
+        return []
     found = (
         (name[len(path.name) + 1 :], name) for name in os.listdir(path.parent) if name.startswith(f"{path.name}.")
     )

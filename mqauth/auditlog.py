@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from mqauth import strictjson
-from mqauth.auditchain import raw_lines
+from mqauth.auditchain import MAX_LINE, raw_lines
 from mqauth.errors import ConfigurationError
+from mqauth.misuse import seconds
 
 _DEPTH: Final = 8
 _KEPT: Final = 1000
-DIMENSIONS: Final = ("reason", "verdict", "issuer", "kid", "subject", "destination", "hour", "alert")
+TIMES: Final = {"time": 13, "day": 10, "hour": 13, "minute": 16}
+"""How much of a record's time tells one span from the next; ``time`` is by the hour."""
+DIMENSIONS: Final = ("reason", "verdict", "issuer", "kid", "subject", "destination", "alert", *TIMES)
 Record = Mapping[str, Any]
 
 
@@ -31,6 +34,7 @@ class Selection:
         reason: why it was rejected.
         verdict: ``accepted``, ``rejected``, ``duplicate`` or ``alert``.
         destination: canonical.
+        verified: only what was signed, nothing that was merely claimed.
         since: UTC seconds, inclusive.
         until: UTC seconds, exclusive.
     """
@@ -42,6 +46,7 @@ class Selection:
     reason: str | None = None
     verdict: str | None = None
     destination: str | None = None
+    verified: bool = False
     since: float | None = None
     until: float | None = None
 
@@ -50,6 +55,8 @@ class Selection:
         wanted = {
             "kid": self.kid, "sub": self.subject, "iss": self.issuer, "jti": self.jti,
         }  # fmt: skip
+        if self.verified and not is_verified(record):
+            return False
         said = claims_of(record)
         if any(value is not None and said.get(name) != value for name, value in wanted.items()):
             return False
@@ -64,7 +71,7 @@ class Selection:
         """Tell whether a record lies within the times asked for."""
         if self.since is None and self.until is None:
             return True
-        at = parse_time(str(record.get("time")))
+        at = seconds(record.get("time"))
         return (self.since is None or at >= self.since) and (self.until is None or at < self.until)
 
 
@@ -76,15 +83,24 @@ def read_records(paths: Iterable[Path]) -> Iterator[Record]:
     """
     for path in paths:
         for number, raw in enumerate(raw_lines(path), 1):
-            if not raw.endswith(b"\n"):
+            if not raw.endswith(b"\n") and len(raw) < MAX_LINE:
                 continue
             try:
-                members = strictjson.loads(raw, depth=_DEPTH)
-            except strictjson.StrictJSONError as error:
+                yield parse_record(raw)
+            except ValueError as error:
                 raise ConfigurationError(f"{path}: line {number} is no audit record") from error
-            if not isinstance(members, dict):
-                raise ConfigurationError(f"{path}: line {number} is no audit record")
-            yield members
+
+
+def parse_record(raw: bytes) -> Record:
+    """Return the record of one line.
+
+    Raises:
+        ValueError: it is none.
+    """
+    members = strictjson.loads(raw, depth=_DEPTH)
+    if not isinstance(members, dict):
+        raise ValueError("no object")
+    return members
 
 
 def count(records: Iterable[Record], dimension: str) -> Counter[str]:
@@ -140,10 +156,11 @@ def _value(record: Record, dimension: str) -> str | None:
         found = record.get(dimension)
     elif dimension == "destination":
         found = _destination(record)
-    elif dimension == "hour":
-        found = str(record.get("time"))[:13] + "h"
+    elif dimension in TIMES:
+        found = str(record.get("time"))[: TIMES[dimension]]
     elif dimension == "alert":
-        found = (record.get("alert") or {}).get("kind")
+        alert = record.get("alert")
+        found = alert.get("kind") if isinstance(alert, dict) else None
     else:
         found = claims_of(record).get({"issuer": "iss", "subject": "sub"}.get(dimension, dimension))
     return None if found is None else str(found)

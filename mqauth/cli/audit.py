@@ -3,54 +3,76 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from mqauth.auditchain import Progress, as_json, verify_chain
+from mqauth.auditchain import ChainReport, Progress, as_json, verify_chain
+from mqauth.auditfile import with_parts
 from mqauth.audithead import read_heads
-from mqauth.auditlog import Record, Selection, claims_of, count, is_verified, read_records
+from mqauth.auditlog import TIMES, Record, Selection, claims_of, count, is_verified, parse_record, read_records
+from mqauth.cli.follow import follow
 from mqauth.cli.output import one_line, print_json
 from mqauth.errors import ConfigurationError
 from mqauth.jwk import load_key_set
+from mqauth.linefile import last_lines
 from mqauth.misuse import Alert, Detector, Thresholds
 
 _BAR: Final = 40
+_NAME: Final = 60
+_GAPS: Final = 24 * 31
+_POLL: Final = 0.25
 
 
-def verify(files: Sequence[Path], *, heads: Path | None, keys: Path | None, json: bool) -> int:
+def verify(files: Sequence[Path], *, heads: Path | None, keys: Path | None, continued: bool, json: bool) -> int:
     """Check the chain of audit files and print what was found.
 
     Args:
-        files: in the order they were written.
+        files: in the order they were written; rotated parts of each are read before it.
         heads: signed heads to hold the chain against.
         keys: JWK Set of those who may sign heads.
+        continued: the first file goes on from a signed head.
         json: print one JSON object.
 
     Returns:
         0 where it is unbroken, else 1.
     """
+    if heads is None and (keys is not None or continued):
+        raise ConfigurationError("--keys and --continued need --heads")
     pinned = None if keys is None else load_key_set(_read(keys), name=str(keys))
     known = None if heads is None else read_heads(heads, pinned)
-    with _progress(files) as progress:
-        report = verify_chain(files, known, progress=progress)
+    paths = with_parts(files)
+    with _progress(paths) as progress:
+        report = verify_chain(paths, known, continued=continued, progress=progress)
     if json:
         print_json(as_json(report))
-    elif not report.intact:
-        place = "" if report.file is None else f" of {report.file}"
-        print(f"BROKEN: line {report.first_bad}{place}: {report.what}; {report.records} records before it hold")
     else:
-        note = "" if report.what is None else f"; {report.what}"
-        state = "intact" if report.anchored else "unanchored: unbroken, but no signed heads to hold it against"
-        print(f"{state}; {report.records} records{note}")
+        print(one_line(_judgement(report, heads is not None, pinned is not None)))
     return 0 if report.intact else 1
 
 
-def tail(file: Path, *, lines: int, json: bool) -> int:
-    """Print the last records of a file."""
-    _print(deque(read_records([file]), maxlen=lines), json)
+def tail(file: Path, *, lines: int, on: bool, json: bool, wait: Callable[[], None] | None = None) -> int:
+    """Print the last records of a file and, where asked, those that come until interrupted.
+
+    Args:
+        file: the file.
+        lines: how many.
+        on: go on as the file grows.
+        json: print JSON lines.
+        wait: called where there is nothing new; by default a quarter of a second.
+    """
+    for raw in last_lines(file, lines):
+        try:
+            _print([parse_record(raw)], json)
+        except ValueError as error:
+            raise ConfigurationError(f"{file}: its end is no audit record") from error
+    if on:
+        for record in follow(file, wait or (lambda: time.sleep(_POLL))):
+            _print([record], json)
     return 0
 
 
@@ -60,7 +82,7 @@ def show(files: Sequence[Path], record_id: str) -> int:
     Returns:
         0, or 1 where no record has this id.
     """
-    for record in read_records(files):
+    for record in read_records(with_parts(files)):
         if record_id in (record.get("id"), record.get("dead_letter")):
             print_json(dict(record))
             return 0
@@ -74,7 +96,7 @@ def trace(files: Sequence[Path], selection: Selection, *, json: bool) -> int:
         0, or 1 where there is none.
     """
     found = False
-    for record in read_records(files):
+    for record in read_records(with_parts(files)):
         if selection.holds(record):
             found = True
             _print([record], json)
@@ -83,15 +105,17 @@ def trace(files: Sequence[Path], selection: Selection, *, json: bool) -> int:
 
 def stats(files: Sequence[Path], selection: Selection, *, by: str, json: bool) -> int:
     """Print how many records have each value, as bars for people."""
-    found = count((record for record in read_records(files) if selection.holds(record)), by)
-    rows = sorted(found.items()) if by == "hour" else found.most_common()
+    found = count((record for record in read_records(with_parts(files)) if selection.holds(record)), by)
+    rows = _in_time(found, by) if by in TIMES else found.most_common()
     if json:
         print_json({"by": by, "records": found.total(), "counts": dict(rows)})
         return 0
     most = max(found.values(), default=1)
-    width = max((len(name) for name in found), default=0)
-    for name, number in rows:
-        print(f"{one_line(name):<{width}}  {number:>8}  {'█' * max(1, round(number / most * _BAR))}")
+    names = [one_line(name)[:_NAME] for name, _ in rows]
+    width = max(map(len, names), default=0)
+    block = "█" if _encodes("█") else "#"
+    for name, (_, number) in zip(names, rows, strict=True):
+        print(f"{name:<{width}}  {number:>8}  {block * (max(1, round(number / most * _BAR)) if number else 0)}")
     return 0
 
 
@@ -103,30 +127,75 @@ def detect(files: Sequence[Path], *, json: bool, thresholds: Thresholds | None =
     """
     detector = Detector(thresholds or Thresholds())
     found = False
-    for record in read_records(files):
+    for record in read_records(with_parts(files)):
         for alert in detector.observe(record):
             found = True
             _print_alert(alert, json, str(record.get("time")))
     return 1 if found else 0
 
 
+def _judgement(report: ChainReport, heads: bool, pinned: bool) -> str:
+    """Return what was found in one line for people."""
+    if not report.intact:
+        place = "" if report.file is None else f" of {report.file}"
+        return f"BROKEN: line {report.first_bad}{place}: {report.what}; {report.records} records before it hold"
+    note = "" if report.what is None else f"; {report.what}"
+    if report.anchored:
+        behind = f", the last {report.unsigned} of them behind the last signed head" if report.unsigned else ""
+        trust = "" if pinned else "; the heads' own key is believed: give --keys"
+        return f"intact; {report.records} records{behind}{note}{trust}"
+    why = "the heads do not speak of all of it" if heads else "no signed heads to hold it against"
+    return f"unanchored: unbroken, but {why}; {report.records} records{note}"
+
+
+def _in_time(found: Counter[str], by: str) -> list[tuple[str, int]]:
+    """Return counts in the order of time, with the spans between them in which there was nothing."""
+    step = {"day": timedelta(days=1), "minute": timedelta(minutes=1)}.get(by, timedelta(hours=1))
+    try:
+        times = sorted(datetime.fromisoformat(name) for name in found)
+    except ValueError:
+        return sorted(found.items())
+    if not times or (times[-1] - times[0]) / step > _GAPS:
+        return sorted(found.items())
+    spans = (times[0] + number * step for number in range(round((times[-1] - times[0]) / step) + 1))
+    names = [span.isoformat(timespec="minutes")[: TIMES[by]] for span in spans]
+    return [(name, found.get(name, 0)) for name in names]
+
+
+def _encodes(text: str) -> bool:
+    """Tell whether standard output can hold a character."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _print(records: Iterable[Record], json: bool) -> None:
-    """Print records, one a line."""
+    """Print records, one a line, at once."""
     for record in records:
         if json:
             print_json(dict(record))
         else:
-            print(one_line(_sentence(record)))
+            print(one_line(_sentence(record)), flush=True)
 
 
 def _sentence(record: Record) -> str:
     """Return a record in one line for people; what was only claimed is marked."""
+    verdict = record.get("reason") or record.get("verdict")
+    alert = record.get("alert")
+    if isinstance(alert, dict):
+        about = alert.get("about")
+        named = ", ".join(f"{name} {value}" for name, value in about.items()) if isinstance(about, dict) else ""
+        claimed = "" if alert.get("verified") is True else "claimed "
+        return f"{record.get('time')}  ALERT  {record.get('detail') or ''}  {claimed}{named}".rstrip()
+    if "flood" in record:
+        return f"{record.get('time')}  {verdict}  no. {record.get('flood')} of a flood"
     said = claims_of(record)
-    who = f"{said.get('sub', '?')} ({said.get('iss', '?')}, kid {said.get('kid', '?')})"
-    mark = "" if is_verified(record) else "claimed "
+    who = f"{said.get('sub', '?')} ({said.get('iss', '?')}, kid {said.get('kid', '?')})" if said else "no token"
+    mark = "" if is_verified(record) or not said else "claimed "
     broker = record.get("broker")
     place = broker.get("destination", "") if isinstance(broker, dict) else ""
-    verdict = record.get("reason") or record.get("verdict")
     return f"{record.get('time')}  {verdict}  {place}  {mark}{who}  {record.get('detail') or ''}".rstrip()
 
 
@@ -136,7 +205,8 @@ def _print_alert(alert: Alert, json: bool, time: str) -> None:
         print_json({"time": time, **alert.as_dict()})
         return
     about = ", ".join(f"{name} {value}" for name, value in alert.about.items())
-    print(one_line(f"{time}  {alert.kind}  {alert.count} times  {about}"))
+    claimed = "" if alert.verified else "claimed "
+    print(one_line(f"{time}  {alert.kind}  {alert.count} times  {claimed}{about}"))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ audit_app: Final = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 
-Files = Annotated[list[Path], typer.Argument(help="Audit files, a rotated one's parts in their order.")]
+Files = Annotated[list[Path], typer.Argument(help="Audit files, in order; rotated parts are found.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 From = Annotated[str | None, typer.Option("--from", help="From this time on, RFC 3339.")]
 To = Annotated[str | None, typer.Option("--to", help="Before this time.")]
@@ -36,20 +36,24 @@ def verify(
     files: Files,
     heads: Annotated[Path | None, typer.Option("--heads", help="Signed heads to hold the log against.")] = None,
     keys: Annotated[Path | None, typer.Option("--keys", help="JWK Set of who may sign heads.")] = None,
+    continued: Annotated[
+        bool, typer.Option("--continued", help="Older files are archived: begin at a signed head.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Find any edited, removed, inserted or reordered record; with heads also what was recomputed or cut."""
-    return audit.verify(files, heads=heads, keys=keys, json=as_json)
+    return audit.verify(files, heads=heads, keys=keys, continued=continued, json=as_json)
 
 
 @audit_app.command("tail")
 def tail(
     file: Annotated[Path, typer.Argument(help="An audit file.")],
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=100_000, help="How many.")] = 20,
+    on: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows, through rotation.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Show the last records."""
-    return audit.tail(file, lines=lines, json=as_json)
+    """Show the last records, and with --follow those that come, until interrupted."""
+    return audit.tail(file, lines=lines, on=on, json=as_json)
 
 
 @audit_app.command("show")
@@ -65,6 +69,7 @@ def trace(
     kid: Annotated[str | None, typer.Option("--kid", help="What this key signed.")] = None,
     subject: Annotated[str | None, typer.Option("--subject", help="What this producer sent.")] = None,
     jti: Annotated[str | None, typer.Option("--jti", help="Where this token was seen.")] = None,
+    verified: Annotated[bool, typer.Option("--verified", help="Nothing that was merely claimed.")] = False,
     since: From = None,
     until: To = None,
     as_json: Json = False,
@@ -72,7 +77,7 @@ def trace(
     """Print what a key, a producer or a token left, in order."""
     if kid is None and subject is None and jti is None:
         raise ConfigurationError("trace wants --kid, --subject or --jti")
-    found = Selection(kid=kid, subject=subject, jti=jti, since=_time(since), until=_time(until))
+    found = Selection(kid=kid, subject=subject, jti=jti, verified=verified, since=_time(since), until=_time(until))
     return audit.trace(files, found, json=as_json)
 
 
@@ -84,7 +89,7 @@ def stats(
     until: To = None,
     as_json: Json = False,
 ) -> int:
-    """Count records by reason, issuer, kid, subject, destination, hour, verdict or alert."""
+    """Count records by reason, issuer, kid, subject, destination, verdict, alert or time, drawn as bars."""
     return audit.stats(files, Selection(since=_time(since), until=_time(until)), by=by, json=as_json)
 
 

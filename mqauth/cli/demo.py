@@ -7,6 +7,7 @@ there a dead letter, what does the audit say. Nothing in the table is written by
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -77,8 +78,9 @@ def demo(broker: str | None = None, *, as_json: bool = False, audit: Path | None
     Args:
         broker: ``None`` for the memory broker, else ``amqp://...`` or ``kafka://host:port``.
         as_json: print one JSON object instead of a table.
-        audit: leave the audit file here, with every verdict in it, and its signed heads in ``FILE.heads``;
-            by default rejections only are audited, and the file goes with the demo.
+        audit: leave the audit file here, with every verdict in it, its signed heads in ``FILE.heads`` and
+            the key that signed them in ``FILE.pem``; by default rejections only are audited, and the file
+            goes with the demo.
         messages: honest messages beside the attacks, at least 1.
 
     Returns:
@@ -124,7 +126,7 @@ def open_stage(broker: str | None) -> Stage:
 
 def _play(stage: Stage, audit_path: Path, *, as_json: bool, messages: int, keep: bool) -> int:
     """Publish the cases, consume them, and report."""
-    heads = HeadFile(f"{audit_path}.heads", Key.generate()) if keep else None
+    heads = HeadFile(f"{audit_path}.heads", _head_key(Path(f"{audit_path}.pem"))) if keep else None
     forge = Forge(lifetime=_LIFETIME)
     cases = list(_cases(forge, stage.destination, messages))
     with AuditFile(audit_path, heads=heads) as audit:
@@ -141,6 +143,14 @@ def _play(stage: Stage, audit_path: Path, *, as_json: bool, messages: int, keep:
     else:
         _show(stage.name, results, intact, lost)
     return 0 if intact and not lost and all(result.as_expected for result in results) else 1
+
+
+def _head_key(path: Path) -> Key:
+    """Return the key of a demo that went before and left one, else a new one, left for the next."""
+    if not path.exists():
+        path.touch(0o600)
+        path.write_bytes(Key.generate().to_pem())
+    return Key.load(path)
 
 
 def _cases(forge: Forge, place: str, messages: int) -> Iterator[Case]:
@@ -177,10 +187,13 @@ def _consume(stage: Stage, forge: Forge, audit: AuditFile, cases: list[Case], ke
         handled.append,
         until=lambda: len(handled) + expected_letters >= len(cases) and len(stage.letters()) >= expected_letters,
     )
-    return _results(cases, handled, stage.letters(), audit.path.read_text("utf-8"))
+    known = frozenset(re.findall(r'"(?:id|jti)":"([^"]*)"', audit.path.read_text("utf-8")))
+    return _results(cases, handled, stage.letters(), known)
 
 
-def _results(cases: list[Case], handled: list[Verified], letters: list[Message], audit: str) -> list[Result]:
+def _results(
+    cases: list[Case], handled: list[Verified], letters: list[Message], audit: frozenset[str]
+) -> list[Result]:
     """Look each case up in what was handled, dead-lettered and audited."""
     by_name: dict[str, Message] = {}
     for letter in letters:
@@ -191,7 +204,7 @@ def _results(cases: list[Case], handled: list[Verified], letters: list[Message],
     return [_result(case, tokens.get(case.name), by_name.get(case.name), audit) for case in cases]
 
 
-def _result(case: Case, jti: str | None, letter: Message | None, audit: str) -> Result:
+def _result(case: Case, jti: str | None, letter: Message | None, audit: frozenset[str]) -> Result:
     """Return what became of one case: the token its handler saw, its letter, and whether the audit knows."""
     trace = jti if letter is None else _header(letter, "mqauth-dead-audit")
     return Result(
@@ -199,7 +212,7 @@ def _result(case: Case, jti: str | None, letter: Message | None, audit: str) -> 
         handled=jti is not None,
         reason=None if letter is None else _header(letter, _DEAD_REASON),
         dead_letter=letter is not None,
-        audit=bool(trace) and f'"{trace}"' in audit,
+        audit=trace in audit,
     )
 
 

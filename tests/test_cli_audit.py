@@ -1,0 +1,385 @@
+"""``mqauth audit``: what it prints and exits with, for people and for programs."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mqauth import cli
+from mqauth.audit import AuditRecord
+from mqauth.auditfile import MIN_BYTES, AuditFile, parts
+from mqauth.audithead import HeadFile
+from mqauth.auditlog import Record
+from mqauth.cli import audit
+from mqauth.cli.follow import follow
+from mqauth.errors import ConfigurationError
+from mqauth.jwk import dump_key_set
+from mqauth.keys import Key, KeySet
+
+START = 1_795_600_800  # 2026-11-25T10:00:00Z
+Run = Callable[..., tuple[int, str, str]]
+
+
+def record(
+    number: int, *, reason: str | None = "signature_invalid", kid: str = "k1", **changes: Any
+) -> AuditRecord:
+    """Return the record of a verdict, a minute after the one before."""
+    said = {"kid": kid, "alg": "EdDSA", "iss": "https://auth.example", "sub": "orders-api", "jti": f"jti-{number}"}
+    wanted: dict[str, Any] = {
+        "id": f"id-{number}", "time": START + 60.0 * number, "reason": reason, "detail": "why", "scope": "billing",
+        "verdict": "accepted" if reason is None else "rejected", "broker": {"destination": "kafka:orders"},
+        "token": {"verified" if reason is None else "claimed": said, "thumbprint": None}, "body_sha256": None,
+        "body_size": None, "key_set": None, "policy": None, "dead_letter": f"dead-{number}", "instance": "me",
+    }  # fmt: skip
+    return AuditRecord(**(wanted | changes))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A log of ten rejections, then ten accepted messages under another key, with signed heads beside it."""
+    path, key = tmp_path / "audit.jsonl", Key.generate()
+    (tmp_path / "jwks.json").write_text(json.dumps(dump_key_set(KeySet([key]))))
+    with AuditFile(path, fsync=False, heads=HeadFile(tmp_path / "heads", key)) as file:
+        for number in range(20):
+            file.write(record(number) if number < 10 else record(number, reason=None, kid="k2"))
+    return path
+
+
+@pytest.fixture
+def run(capfdbinary: Any) -> Run:
+    """Run the command; return its exit code, output and errors."""
+
+    def ran(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main(["audit", *map(str, arguments)])
+        out, err = capfdbinary.readouterr()
+        return code, out.decode(), err.decode()
+
+    return ran
+
+
+def test_verify_without_heads_is_never_intact(path: Path, run: Run) -> None:
+    """An unbroken log that nothing is held against is ``unanchored``: exit 0, and no word of intact for people."""
+    code, out, _ = run("verify", path)
+    assert (code, out) == (0, "unanchored: unbroken, but no signed heads to hold it against; 20 records\n")
+
+
+def test_verify_with_heads(path: Path, run: Run) -> None:
+    """A log that its heads confirm is intact; who is believed is said where no key is pinned."""
+    heads, keys = path.with_name("heads"), path.with_name("jwks.json")
+    code, out, _ = run("verify", path, "--heads", heads)
+    assert (code, out) == (0, "intact; 20 records; the heads' own key is believed: give --keys\n")
+    assert run("verify", path, "--heads", heads, "--keys", keys)[:2] == (0, "intact; 20 records\n")
+
+
+def test_verify_says_what_is_not_signed_yet(path: Path, run: Run) -> None:
+    """Records behind the last signed head are counted: what is cut of them goes unnoticed."""
+    with AuditFile(path, fsync=False) as file:
+        file.write(record(20))
+    assert (
+        "21 records, the last 1 of them behind the last signed head"
+        in run("verify", path, "--heads", path.with_name("heads"))[1]
+    )
+
+
+def test_verify_as_json(path: Path, run: Run) -> None:
+    """A program gets exactly five members."""
+    code, out, _ = run("verify", path, "--json")
+    assert (code, json.loads(out)) == (
+        0, {"intact": True, "anchored": False, "records": 20, "first_bad": None, "what": None}
+    )  # fmt: skip
+    code, out, _ = run("verify", path, "--heads", path.with_name("heads"), "--json")
+    assert json.loads(out)["anchored"] is True
+
+
+def test_verify_names_line_and_deed(path: Path, run: Run) -> None:
+    """A broken log: exit 1, the first bad line and what was done to it."""
+    path.write_bytes(path.read_bytes().replace(b'"id-7"', b'"id-9"'))
+    code, out, _ = run("verify", path)
+    assert (code, out) == (1, f"BROKEN: line 8 of {path}: edited; 7 records before it hold\n")
+    code, out, _ = run("verify", path, "--json")
+    assert (code, json.loads(out)) == (
+        1, {"intact": False, "anchored": False, "records": 7, "first_bad": 8, "what": "edited"}
+    )  # fmt: skip
+
+
+def test_verify_with_a_stranger_pinned(path: Path, run: Run) -> None:
+    """Heads signed by another key than the pinned ones are an error, not an answer."""
+    keys = path.with_name("jwks.json")
+    keys.write_text(json.dumps(dump_key_set(KeySet([Key.generate()]))))
+    code, _, err = run("verify", path, "--heads", path.with_name("heads"), "--keys", keys)
+    assert (code, "line 1 is no head signed by a known key" in err) == (2, True)
+
+
+@pytest.mark.parametrize("option", [["--keys", "jwks.json"], ["--continued"]])
+def test_verify_options_that_need_heads(path: Path, run: Run, option: list[str]) -> None:
+    """What only makes sense with heads is refused without."""
+    assert run("verify", path, *option)[0] == 2
+
+
+def test_rotated_parts_are_found(tmp_path: Path, run: Run) -> None:
+    """The name of the file alone is enough: its rotated parts are read before it."""
+    path = tmp_path / "audit.jsonl"
+    with AuditFile(path, fsync=False, max_bytes=MIN_BYTES) as file:
+        for number in range(400):
+            file.write(record(number))
+    assert len(parts(path)) > 2
+    assert json.loads(run("verify", path, "--json")[1])["records"] == 400
+    assert json.loads(run("stats", path, "--json")[1])["records"] == 400
+    assert run("show", "id-0", path)[0] == 0
+
+
+@pytest.mark.parametrize("command", ["verify", "tail", "stats", "detect"])
+def test_missing_file_is_one_line(tmp_path: Path, run: Run, command: str) -> None:
+    """A file that is not there: exit 2, one line."""
+    for place in (tmp_path / "none", tmp_path / "none" / "none"):
+        code, _, err = run(command, place)
+        assert (code, err.count("\n"), "No such file" in err) == (2, 1, True)
+
+
+def test_progress_on_a_terminal(path: Path) -> None:
+    """On a terminal ``verify`` draws a progress bar, on standard error alone."""
+    keeper, terminal = pty.openpty()
+    child = os.posix_spawn(
+        sys.executable, [sys.executable, "-m", "mqauth", "audit", "verify", str(path)],
+        {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "TERM": "xterm"},
+        file_actions=[(os.POSIX_SPAWN_DUP2, terminal, 2),
+                      (os.POSIX_SPAWN_OPEN, 1, str(path.with_name("out")), os.O_WRONLY | os.O_CREAT, 0o600)],
+    )  # fmt: skip
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert b"reading" in os.read(keeper, 65_536)
+    os.close(keeper)
+    assert path.with_name("out").read_text().startswith("unanchored")
+
+
+def test_tail(path: Path, run: Run) -> None:
+    """The last records, oldest first, without reading the others."""
+    code, out, _ = run("tail", path, "-n", 2)
+    assert (code, [line.split()[0] for line in out.splitlines()]) == (
+        0, ["2026-11-25T10:18:00.000Z", "2026-11-25T10:19:00.000Z"]
+    )  # fmt: skip
+    assert [json.loads(line)["id"] for line in run("tail", path, "-n", 3, "--json")[1].splitlines()] == [
+        "id-17", "id-18", "id-19"
+    ]  # fmt: skip
+    assert len(run("tail", path, "-n", 1000)[1].splitlines()) == 20
+
+
+def test_tail_of_long_logs_reads_their_end(tmp_path: Path, run: Run) -> None:
+    """Lines that lie across the blocks a tail is read in come out whole."""
+    path = tmp_path / "audit.jsonl"
+    with AuditFile(path, fsync=False) as file:
+        for number in range(500):
+            file.write(record(number))
+    found = [json.loads(line)["id"] for line in run("tail", path, "-n", 300, "--json")[1].splitlines()]
+    assert found == [f"id-{number}" for number in range(200, 500)]
+
+
+class Writer:
+    """Does one thing after another each time a follower waits, then stops it."""
+
+    def __init__(self, *deeds: Callable[[], Any]) -> None:
+        self.deeds = list(deeds)
+
+    def __call__(self) -> None:
+        if not self.deeds:
+            raise KeyboardInterrupt
+        self.deeds.pop(0)()
+
+
+def followed(path: Path, *deeds: Callable[[], Any]) -> list[Record]:
+    """Return what a follower sees while these things happen."""
+    found: list[Record] = []
+    with suppress(KeyboardInterrupt):
+        for one in follow(path, Writer(*deeds)):
+            found.append(one)
+    return found
+
+
+def test_follow_through_rotation(path: Path) -> None:
+    """A follower sees each new record once, through two rotations between two looks."""
+    with AuditFile(path, fsync=False, max_bytes=MIN_BYTES) as file:
+        found = followed(
+            path, lambda: [file.write(record(number)) for number in range(20, 40)],
+            lambda: [file.write(record(number)) for number in range(40, 400)],
+            lambda: file.write(record(400)),
+        )  # fmt: skip
+    assert len(parts(path)) > 3
+    assert [one["id"] for one in found] == [f"id-{number}" for number in range(20, 401)]
+
+
+def test_follow_waits_for_whole_lines(path: Path) -> None:
+    """Half a line is not shown until its other half is there; a broken one is passed over."""
+    with path.open("ab", buffering=0) as raw:
+        found = followed(
+            path, lambda: raw.write(b'{"id":'), lambda: raw.write(b'"late"}\n'), lambda: raw.write(b"nonsense\n")
+        )
+    assert found == [{"id": "late"}]
+
+
+def test_follow_a_file_that_is_emptied_or_replaced(path: Path) -> None:
+    """A file that was cut is read from its beginning, one put in its place too, after a gap."""
+
+    def empty() -> None:
+        os.truncate(path, 0)
+
+    found = followed(
+        path, empty, lambda: path.write_bytes(b'{"id":"a"}\n'), path.unlink,
+        lambda: path.write_bytes(b'{"id":"b"}\n'),
+    )  # fmt: skip
+    assert [one["id"] for one in found] == ["a", "b"]
+
+
+def test_tail_follow(path: Path, capfdbinary: Any) -> None:
+    """``tail --follow`` prints the last records, then those that come, until interrupted."""
+    with AuditFile(path, fsync=False) as file, pytest.raises(KeyboardInterrupt):
+        audit.tail(path, lines=1, on=True, json=True, wait=Writer(lambda: file.write(record(20))))
+    assert [json.loads(line)["id"] for line in capfdbinary.readouterr().out.splitlines()] == ["id-19", "id-20"]
+
+
+def test_follow_a_missing_file(tmp_path: Path) -> None:
+    """A file that is not there cannot be followed."""
+    with pytest.raises(ConfigurationError, match="No such file"):
+        next(follow(tmp_path / "none", Writer()))
+
+
+def test_show(path: Path, run: Run) -> None:
+    """One record whole, by its own id or its dead letter's; exit 1 where there is none."""
+    assert json.loads(run("show", "id-3", path)[1])["id"] == "id-3"
+    assert json.loads(run("show", "dead-3", path)[1])["id"] == "id-3"
+    assert run("show", "id-99", path) == (1, "", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        (["--kid", "k1"], 10), (["--kid", "k1", "--verified"], 0), (["--kid", "k2", "--verified"], 10),
+        (["--subject", "orders-api"], 20), (["--jti", "jti-4"], 1),
+        (["--kid", "k2", "--from", "2026-11-25T10:15:00Z"], 5),
+        (["--kid", "k2", "--from", "2026-11-25T10:15:00Z", "--to", "2026-11-25T10:17:00Z"], 2),
+    ],
+)  # fmt: skip
+def test_trace(path: Path, run: Run, options: list[str], count: int) -> None:
+    """What a key signed or a producer sent, within times; claimed and verified are told apart."""
+    code, out, _ = run("trace", path, *options)
+    assert (code, len(out.splitlines())) == (0 if count else 1, count)
+    assert ("claimed orders-api" in out) is ("k1" in out)
+
+
+def test_trace_of_what(path: Path, run: Run) -> None:
+    """A trace of nothing in particular is refused."""
+    assert run("trace", path)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("by", "counts"),
+    [
+        ("reason", {"signature_invalid": 10}), ("kid", {"k1": 10, "k2": 10}),
+        ("issuer", {"https://auth.example": 20}),
+        ("subject", {"orders-api": 20}), ("destination", {"kafka:orders": 20}), ("time", {"2026-11-25T10": 20}),
+        ("verdict", {"rejected": 10, "accepted": 10}), ("day", {"2026-11-25": 20}), ("alert", {}),
+    ],
+)  # fmt: skip
+def test_stats(path: Path, run: Run, by: str, counts: dict[str, int]) -> None:
+    """Records are counted by each dimension."""
+    assert json.loads(run("stats", path, "--by", by, "--json")[1]) == {
+        "by": by, "records": sum(counts.values()), "counts": counts,
+    }  # fmt: skip
+
+
+def test_stats_are_drawn(path: Path, run: Run) -> None:
+    """For people each value has a bar in proportion."""
+    with AuditFile(path, fsync=False) as file:
+        for number in range(20, 30):
+            file.write(record(number, kid="k1"))
+    lines = run("stats", path, "--by", "kid")[1].splitlines()
+    assert [line.split() for line in lines] == [["k1", "20", "█" * 40], ["k2", "10", "█" * 20]]
+
+
+def test_stats_by_time_show_the_gaps(path: Path, run: Run) -> None:
+    """Hours in which nothing happened stand between the others."""
+    with AuditFile(path, fsync=False) as file:
+        file.write(record(20, time=START + 3 * 3600.0))
+    lines = run("stats", path, "--by", "time")[1].splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["2026-11-25T10", "20"], ["2026-11-25T11", "0"], ["2026-11-25T12", "0"], ["2026-11-25T13", "1"]
+    ]  # fmt: skip
+
+
+def test_stats_of_hostile_times_and_names(tmp_path: Path, run: Run) -> None:
+    """Records an editor gave odd times and names are counted, in lines that do nothing to a terminal."""
+    path = tmp_path / "audit.jsonl"
+    rows: list[dict[str, Any]] = [
+        {"time": "soon", "alert": "text", "token": {"verified": {"kid": "\x1b[2J" + "k" * 500}}},
+        {"time": None, "broker": 5, "token": {"claimed": {"kid": "\u202e"}}},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for by in ("time", "kid", "alert", "destination"):
+        code, out, _ = run("stats", path, "--by", by)
+        assert (code, "\x1b" in out, "\u202e" in out) == (0, False, False)
+        assert max((len(line) for line in out.splitlines()), default=0) < 115
+    code, out, _ = run("tail", path)
+    assert (code, out.count("\n"), "\x1b" in out, "\u202e" in out) == (0, 2, False, False)
+
+
+def test_bars_without_unicode(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An output that cannot hold blocks gets number signs, not an error."""
+    plain = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", plain)
+    assert cli.main(["audit", "stats", str(path)]) == 0
+    plain.seek(0)
+    assert plain.read().split()[2] == "#" * 40
+
+
+@pytest.mark.parametrize("text", ["\x7f", "\x9b31m", "\u202e", "\u2028", "\ufeff", "\U000e0041"])
+def test_json_does_nothing_to_a_terminal(tmp_path: Path, run: Run, text: str) -> None:
+    """What a terminal would act on is escaped in JSON too, and comes back the same to a program."""
+    path = tmp_path / "audit.jsonl"
+    path.write_text(json.dumps({"id": "x", "detail": text}) + "\n")
+    out = run("show", "x", path)[1]
+    assert text not in out
+    assert json.loads(out)["detail"] == text
+
+
+def test_detect(path: Path, run: Run) -> None:
+    """Detectors run over an old log: 1 and the alerts where there are any, 0 where not."""
+    assert run("detect", path) == (0, "", "")
+    with AuditFile(path, fsync=False) as file:
+        file.write(record(20, reason="key_revoked"))
+    code, out, _ = run("detect", path)
+    assert (code, "resurrected_key 1 times claimed iss" in out) == (1, True)
+    found = json.loads(run("detect", path, "--json")[1])
+    assert (found["kind"], found["verified"], found["about"]["kid"]) == ("resurrected_key", False, "k1")
+
+
+def test_alerts_and_floods_in_a_tail(path: Path, run: Run) -> None:
+    """Alerts say what they are about, records of a flood their number, in one line each."""
+    alert = {"kind": "burst", "about": {"kid": "k1"}, "count": 100, "verified": False}
+    with AuditFile(path, fsync=False) as file:
+        file.write(
+            record(20, reason=None, verdict="alert", detail="burst, 100 times", token={}, extra={"alert": alert})
+        )
+        file.write(record(21, detail=None, token={}, broker={}, extra={"flood": 101}))
+        file.write(record(22, token={"claimed": {}, "thumbprint": None}))
+    first, second, third = run("tail", path, "-n", 3)[1].splitlines()
+    assert first.endswith("ALERT burst, 100 times claimed kid k1")
+    assert second.endswith("signature_invalid no. 101 of a flood")
+    assert "no token" in third
+
+
+def test_demo_leaves_a_log_to_try_it_on(tmp_path: Path, run: Run) -> None:
+    """``demo --audit`` leaves log and heads that verify, also where it is run again."""
+    path = tmp_path / "demo.jsonl"
+    for _ in range(2):
+        assert cli.main(["demo", "--audit", str(path), "--messages", "2"]) == 0
+    code, out, _ = run("verify", path, "--heads", f"{path}.heads")
+    assert (code, "intact;" in out.splitlines()[-1]) == (0, True)
+    assert Path(f"{path}.pem").stat().st_mode & 0o777 == 0o600
