@@ -534,6 +534,23 @@ def test_refused_table_does_not_hide_the_others(world: World) -> None:
     assert "broker_plaintext" in found
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "silent"),
+    [
+        ('file = "audit', 'wrong = "audit', "audit_missing"),
+        ("name = ", "wrong = ", "dead_letters_missing"),
+        ("store = ", "wrong = ", "replay_memory_shared"),
+    ],
+)
+def test_refused_table_is_not_a_missing_one(world: World, old: str, new: str, silent: str) -> None:
+    """Of a table that is there and refused nothing is said that holds for its absence or its default."""
+    world.edit(old, new)
+    world.edit("consumers = 1", "consumers = 2")
+    codes = {finding.code.name for finding in world.check().findings}
+    assert "configuration" in codes
+    assert silent not in codes
+
+
 def test_repaired_pitfall_does_not_hide_its_table(world: World) -> None:
     """A wildcard audience, which the configuration refuses, is one finding and leaves its table visible."""
     world.edit('audience = "billing"\nmax', 'audience = "*"\nmax')
@@ -764,6 +781,7 @@ def test_command_shows_people_a_table(shell: World) -> None:
         (("nowhere.toml",), "mqauth: nowhere.toml: No such file or directory"),
         (("keys",), "mqauth: keys: "),
         (("mqauth.toml", "--online"), "mqauth: --online: not in this version"),
+        (("jwks.json", "--nonsense"), "mqauth: No such option"),
         ((), "mqauth: Missing argument"),
         (("jwks.json",), "mqauth: jwks.json: no TOML: "),
     ],
@@ -775,6 +793,16 @@ def test_command_refuses_in_one_line(shell: World, arguments: tuple[str, ...], s
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.decode().startswith(said)
     assert done.stderr.count(b"\n") == 1
+
+
+def test_output_that_cannot_be_encoded_is_escaped(shell: World) -> None:
+    """Where standard output has no letter for it, people see its escape and no traceback."""
+    shell.edit('"kafka:orders"', '"kafka:*"')
+    shell.edit('"orders-api"\nissuer', '"bestellungen-ä"\nissuer')
+    shell.write()
+    done = run(shell, "mqauth.toml", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert b"bestellungen-\\xe4 may publish" in done.stdout
 
 
 SECRETS = ("hunter2", "c2VjcmV0LWtleS1tYXRlcmlhbA", PASSPHRASE.decode(), "tok3n-in-a-query")

@@ -39,11 +39,12 @@ def tables(target: Target) -> Iterator[Finding]:
     """A consumer without what settling needs."""
     if target.consumer is None:
         return
-    if target.audit is None and target.dead_letters is None:
+    audits, buries = "audit" in target.present, "dead_letters" in target.present
+    if not audits and not buries:
         yield codes.SETTLES_NOTHING.at(("consumer",), "neither [audit] nor [dead_letters]")
-    elif target.audit is None:
+    elif not audits:
         yield codes.AUDIT_MISSING.at(("audit",), "[consumer] and [dead_letters], and no [audit]")
-    elif target.dead_letters is None:
+    elif not buries:
         yield codes.DEAD_LETTERS_MISSING.at(("dead_letters",), "[consumer] and [audit], and no [dead_letters]")
 
 

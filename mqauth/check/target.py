@@ -38,6 +38,7 @@ class Target:
         producer, consumer, replay, audit, dead_letters, authorities: the settings.
         options: ``[check]``.
         refusals: what was refused, one a table at most.
+        present: the tables that are there, refused or not.
     """
 
     file: Path
@@ -50,6 +51,7 @@ class Target:
     authorities: tuple[AuthoritySettings, ...]
     options: CheckSettings
     refusals: tuple[RefusedSetting, ...]
+    present: frozenset[str]
 
     @property
     def sources(self) -> tuple[SourceSettings, ...]:
@@ -60,7 +62,7 @@ class Target:
     @property
     def is_memory(self) -> bool:
         """Whether the consumer's replay store is the one in memory."""
-        return self.replay is None or self.replay.redis is None
+        return "replay" not in self.present if self.replay is None else self.replay.redis is None
 
     def shown(self, path: Path) -> str:
         """Return a path as the file names it, relative to its folder where it lies within."""
@@ -85,6 +87,7 @@ def read(file: Path, members: Mapping[str, Any], *, now: float) -> Target:
         authorities=reader.parse("release", settings.authorities) or (),
         options=reader.parse("check", settings.check) or CheckSettings(),
         refusals=tuple(reader.refusals),
+        present=frozenset(members),
     )
 
 

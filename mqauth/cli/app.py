@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,6 +52,8 @@ def run(arguments: Sequence[str]) -> int:
     if sys.stdout is None:
         return _failed("standard output is closed", 1)
     command = typer.main.get_command(app)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has every letter of a name
     try:
         code = command.main(list(arguments), prog_name="mqauth", standalone_mode=False)
         sys.stdout.flush()
