@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, NoReturn
 
 from mqauth.claims import Claims
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, RejectNow, RetryLater
 from mqauth.keys import Key
 from mqauth.message import PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
 from mqauth.release import Release
@@ -147,3 +147,20 @@ def equip(verified: Verified, *, responder: Responder | None = None, value: Any 
     """Return the verified message with a way to reply and a decoded value; for broker wrappers."""
     fields = {name: getattr(verified, name) for name in Verified.__slots__}
     return Verified(_MAKER, **(fields | {"_responder": responder, "value": value}))
+
+
+def decoded(verified: Verified, decode: Callable[[bytes], Any] | None) -> Any:
+    """Return a verified body's value, ``None`` for a tombstone or without ``decode``; for broker wrappers.
+
+    Raises:
+        RejectNow: ``decode`` failed: it would fail again. What it raised may quote the body, so its type alone
+            is named. Its own ``RetryLater`` passes, of a schema registry out of reach for example.
+    """
+    if decode is None or verified.body is None:
+        return None
+    try:
+        return decode(verified.body)
+    except (RejectNow, RetryLater):
+        raise
+    except Exception as error:
+        raise RejectNow(f"decode: {type(error).__name__}") from error

@@ -19,7 +19,7 @@ from mqauth.brokers.rabbitmq_delivery import Held, Processor
 from mqauth.brokers.rabbitmq_translate import headers_out
 from mqauth.brokers.rabbitmq_window import STEADY, Window
 from mqauth.deadletter import DeadLetter
-from mqauth.errors import Reason, Unavailable
+from mqauth.errors import Reason, RetryLater, Unavailable
 from mqauth.message import Message
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import Forge
@@ -402,7 +402,7 @@ async def test_a_lost_connection_is_no_cancellation(audit: AuditFile) -> None:
 
 
 async def test_decode_runs_after_verification(audit: AuditFile) -> None:
-    """A body that cannot be decoded is the handler's failure, and never decoded before it is verified."""
+    """A body that cannot be decoded is the handler's failure at once; none is decoded before it is verified."""
     decoded: list[Any] = []
 
     def decode(body: bytes | None) -> Any:
@@ -413,8 +413,25 @@ async def test_decode_runs_after_verification(audit: AuditFile) -> None:
     await table.process(Delivery(Message(destination=PLACE, body=b"forged")))
     assert decoded == []
     await table.process(Delivery(table.honest()))
-    assert decoded
+    assert decoded == [b"b"]
     assert [letter.rejection.reason for letter in table.letters.found] == ["token_missing", "handler_failed"]
+    assert table.letters.found[1].rejection.detail == "decode: ValueError"
+
+
+async def test_decode_may_ask_for_another_time(audit: AuditFile) -> None:
+    """What decode cannot do now, a schema registry out of reach for example, is deferred like a handler's."""
+    registry: list[Any] = []
+
+    def decode(body: bytes | None) -> Any:
+        if not registry:
+            registry.append("up")
+            raise RetryLater("no registry")
+        return body
+
+    table = Table(audit, decode=decode)
+    await table.process(Delivery(table.honest()))
+    assert [seen.value for seen in table.handled] == [b"b"]
+    assert (registry, table.letters.found) == (["up"], [])
 
 
 async def test_told_of_a_lost_connection() -> None:

@@ -65,7 +65,8 @@ def guarded(
         handler: takes a ``Verified``.
         dead_letters: where rejected messages go.
         queue: name of the queue that is consumed.
-        decode: makes ``Verified.value`` of the body, after verification.
+        decode: makes ``Verified.value`` of the body, after verification; what it raises dead-letters the
+            message as ``handler_failed``, at once.
         replies: signs what ``Verified.reply`` publishes.
         hold: seconds a deferred delivery is kept unacked.
 

@@ -50,7 +50,8 @@ class Consumer:
         handler: takes a ``Verified``; of either colour, though a synchronous one blocks the event loop.
         dead_letters: where rejected messages go, best on another connection.
         prefetch: deliveries at once; their handlers run concurrently, so 1 keeps the order.
-        decode: makes ``Verified.value`` of the body, after verification.
+        decode: makes ``Verified.value`` of the body, after verification; what it raises dead-letters the
+            message as ``handler_failed``, at once.
         replies: signs what ``Verified.reply`` publishes, through the channel of ``dead_letters``; or a
             ``Producer`` on a default exchange.
         grace: seconds that running handlers may take at ``stop``.
