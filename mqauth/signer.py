@@ -11,7 +11,7 @@ from mqauth import base64url, claims, destination, envelope, jws
 from mqauth.claims import Claims
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, MalformedMessage, Unavailable
-from mqauth.keys import Key, SigningKey, SigningKeySource
+from mqauth.keys import ALGORITHMS, MAX_KID, Key, SigningKey, SigningKeySource
 from mqauth.message import Message
 
 MAX_LIFETIME: Final = 86_400
@@ -129,9 +129,13 @@ def _source(key: Key | SigningKey | SigningKeySource) -> SigningKeySource:
 
 
 def _check_key(key: SigningKey, subject: str) -> None:
-    """Refuse what cannot sign, and a key that names other subjects only."""
+    """Refuse what cannot sign, whose tokens nobody could accept, and a key that names other subjects only."""
     if not callable(getattr(key, "sign", None)):
         raise ConfigurationError("the key cannot sign: for a keystore folder use mqauth.ActiveKey")
+    if getattr(key, "algorithm", None) not in ALGORITHMS:
+        raise ConfigurationError(f"the key's algorithm is none of {', '.join(ALGORITHMS)}")
+    if not claims.is_name(getattr(key, "kid", None), 1, MAX_KID):
+        raise ConfigurationError(f"the key's kid is text of 1 to {MAX_KID} characters")
     subjects = getattr(key, "subjects", None)
     if subjects is not None and subject not in subjects:
         raise ConfigurationError("the key does not speak for this subject")

@@ -106,6 +106,27 @@ def test_any_signing_key_serves(forge: Forge, kafka: Maker) -> None:
     jws.verify(jws.take_apart(envelope.token_of(signed)), forge.key)
 
 
+@pytest.mark.parametrize(
+    ("kid", "algorithm", "what"),
+    [
+        ("k" * 129, "EdDSA", "kid"), ("", "EdDSA", "kid"), (b"k", "EdDSA", "kid"), (None, "EdDSA", "kid"),
+        ("k", "HS256", "algorithm"), ("k", "none", "algorithm"), ("k", None, "algorithm"),
+        ("k", ["EdDSA"], "algorithm"),
+    ],
+)  # fmt: skip
+def test_a_key_nobody_could_verify(kid: Any, algorithm: Any, what: str, forge: Forge) -> None:
+    """A plug-in key whose kid or algorithm no consumer accepts is refused when the signer is built."""
+
+    class Vault:
+        def sign(self, data: bytes, /) -> bytes:
+            raise AssertionError("nothing to sign")
+
+    vault: Any = Vault()
+    vault.kid, vault.algorithm = kid, algorithm
+    with pytest.raises(ConfigurationError, match=what):
+        forge.signer(key=vault)
+
+
 def test_a_key_without_subjects_may_sign_as_any(kafka: Maker) -> None:
     """Whom such a key may speak for is the consumer's to decide."""
     assert Signer(key=Key.generate(), issuer="i", subject="s", audience="a").sign(kafka())
