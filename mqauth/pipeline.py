@@ -221,20 +221,36 @@ class Pipeline:
         return _outcome(delivery)
 
     def confirm(self, delivery: Delivery) -> Flow[Outcome]:
-        """Make the claim of a judged and handled delivery done; then settle it."""
+        """Make the claim of a judged and handled delivery done; then settle it.
+
+        Raises:
+            ConfigurationError: it was not judged to an end, or was rejected: nothing there may be settled.
+        """
+        _refuse_unjudged(delivery)
+        if delivery.rejection is not None:
+            raise ConfigurationError("a rejected delivery ends with bury")
         if delivery.step is Step.HANDLE:
             delivery.step = Step.CONFIRM
         return (yield from self._end(delivery))
 
     def release(self, delivery: Delivery) -> Flow[Outcome]:
-        """Give the claim of a judged delivery back, unhandled; it may be delivered again."""
+        """Give the claim of a delivery back, unhandled; it may be delivered again.
+
+        Returns:
+            ``DEFERRED`` whatever it was before: nothing that was given back may be settled.
+
+        Raises:
+            ConfigurationError: it was never judged.
+        """
+        if not delivery.deferred:
+            _refuse_unjudged(delivery)
         try:
             if delivery.claim is not None and delivery.step is Step.HANDLE:
                 yield from self._end_claims(delivery, self.replay.release)
                 delivery.step = Step.JUDGE
         except Unavailable as error:
             return _deferred(delivery, error)
-        return _outcome(delivery)
+        return _deferred(delivery, Unavailable(Cause.HANDLER_DEFERRED, "given back unhandled"))
 
     def renew(self, delivery: Delivery) -> Flow[bool]:
         """Make the lease of a delivery longer while its handler runs; call it every third of ``lease``.
@@ -257,8 +273,16 @@ class Pipeline:
         return ours
 
     def bury(self, delivery: Delivery, dead_letters: DeadLetterSink) -> Flow[Outcome]:
-        """Audit and dead-letter a delivery that ``judge`` rejected; then settle it."""
+        """Audit and dead-letter a delivery that was rejected; then settle it.
+
+        Raises:
+            ConfigurationError: it was not judged to an end, or was accepted: that ends with ``confirm``.
+        """
+        _refuse_unjudged(delivery)
+        if delivery.verdict is Verdict.ACCEPTED:
+            raise ConfigurationError("an accepted delivery ends with confirm or release")
         try:
+            yield from self._close_claim(delivery)
             yield from self._record(delivery)
             yield from self._bury(delivery, dead_letters)
         except Unavailable as error:
@@ -332,9 +356,7 @@ class Pipeline:
         if keys is None or keys.get(kid) is None:
             keys = yield from _looked_up(source, kid, delivery.received)
         delivery.key_set = keys.version
-        return _total(
-            self.verifier.verify, delivery.message, candidate, keys, delivery.received, delivery.release
-        )
+        return _total(self.verifier.verify, delivery.message, candidate, keys, delivery.received, delivery.release)
 
     def _permit(self, verified: Verified) -> Flow[None]:
         """Ask the policy; anything but ALLOW refuses."""
@@ -515,6 +537,12 @@ def _release_fields(release: Release) -> dict[str, Any]:
         "jti": audit_records.harmless(release.jti), "letter": release.letter, "waive": sorted(release.waive),
         "scope": audit_records.harmless(release.scope),
     }  # fmt: skip
+
+
+def _refuse_unjudged(delivery: Delivery) -> None:
+    """Refuse to end what has no verdict: its outcome would read as accepted."""
+    if delivery.step is Step.JUDGE:
+        raise ConfigurationError("the delivery was not judged to an end")
 
 
 def _reject(delivery: Delivery, rejection: Rejection, step: Step) -> None:

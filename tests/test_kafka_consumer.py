@@ -846,10 +846,10 @@ def test_decode(bench: Bench) -> None:
         calls.append(body)
         return int(body)
 
-    bench.add(b"7", b"seven")
+    bench.add(b"7", b"seven", b"8")
     bench.run(decode=decode)
-    assert [seen.value for seen in bench.handled] == [7]
-    assert calls == [b"7", b"seven"]
+    assert [seen.value for seen in bench.handled] == [7, 8]
+    assert calls == [b"7", b"seven", b"8"]
     assert bench.letters.published[0].rejection.detail == "decode: ValueError"
 
 
@@ -1087,7 +1087,8 @@ def test_judge_released(bench: Bench) -> None:
     guard = bench.guard()
     bench.add(b"0")
     record = bench.client.log[ZERO][0]
-    kafka.judge(guard, record, scope="billing").release()
+    released = kafka.judge(guard, record, scope="billing").release()
+    assert (released.verdict, released.cause) == (Verdict.DEFERRED, Cause.HANDLER_DEFERRED)
     assert kafka.judge(guard, replace(record, offset=9), scope="billing").verdict is Verdict.ACCEPTED
 
 

@@ -755,7 +755,7 @@ class TestByHand:
         assert_deferred(world.run(world.pipeline.release(delivery)), Cause.REPLAY_STORE_UNAVAILABLE)
         world.store.release.failure = None
         for _ in range(2):
-            world.run(world.pipeline.release(delivery))
+            assert_deferred(world.run(world.pipeline.release(delivery)), Cause.HANDLER_DEFERRED)
         assert world.store.release.calls == 2
         assert world.process(message).verdict is Verdict.ACCEPTED
 
@@ -770,6 +770,50 @@ class TestByHand:
         for _ in range(2):
             assert_rejected(world.run(world.pipeline.bury(delivery, world.letters)), Reason.TOKEN_MISSING)
         assert counts(world) == (0, 1, 1)
+
+    @pytest.mark.parametrize("deferred", [False, True])
+    def test_nothing_ends_without_a_verdict(self, deferred: bool, world: World) -> None:
+        """Neither confirm nor bury takes a delivery that was not judged to an end."""
+        delivery = world.receive(world.sealed())
+        if deferred:
+            world.policy.decide.failure = DOWN
+            world.run(world.pipeline.judge(delivery))
+        for flow in (world.pipeline.confirm(delivery), world.pipeline.bury(delivery, world.letters)):
+            with pytest.raises(ConfigurationError, match="judged"):
+                world.run(flow)
+        assert (world.store.confirm.calls, counts(world)) == (0, (0, 0, 0))
+
+    def test_release_needs_a_judgement(self, world: World) -> None:
+        """What was never judged has no claim to give back; what was deferred stays so."""
+        delivery = world.receive(world.sealed())
+        with pytest.raises(ConfigurationError, match="judged"):
+            world.run(world.pipeline.release(delivery))
+        world.policy.decide.failure = DOWN
+        world.run(world.pipeline.judge(delivery))
+        assert_deferred(world.run(world.pipeline.release(delivery)), Cause.HANDLER_DEFERRED)
+
+    def test_a_verdict_is_not_ended_as_another(self, world: World, rabbit: Maker) -> None:
+        """A rejected delivery cannot be confirmed away, nor an accepted one buried unhandled."""
+        rejected, _ = self.judge(world, rabbit())
+        accepted, _ = self.judge(world, world.sealed())
+        with pytest.raises(ConfigurationError, match="bury"):
+            world.run(world.pipeline.confirm(rejected))
+        with pytest.raises(ConfigurationError, match="confirm"):
+            world.run(world.pipeline.bury(accepted, world.letters))
+        assert counts(world) == (0, 0, 0)
+        assert_deferred(world.run(world.pipeline.release(rejected)), Cause.HANDLER_DEFERRED)
+        assert_rejected(world.run(world.pipeline.bury(rejected, world.letters)), Reason.TOKEN_MISSING)
+
+    def test_a_duplicate_ends_either_way(self, world: World, rabbit: Maker) -> None:
+        """A duplicate has nothing to confirm or bury and may be settled."""
+        message = world.sealed()
+        world.process(message)
+        again = replace(message, origin=replace(message.origin, redelivered=True))
+        delivery, outcome = self.judge(world, again)
+        assert outcome.verdict is Verdict.DUPLICATE
+        assert world.run(world.pipeline.confirm(delivery)).verdict is Verdict.DUPLICATE
+        assert world.run(world.pipeline.bury(delivery, world.letters)).verdict is Verdict.DUPLICATE
+        assert world.store.confirm.calls == 1
 
     def test_a_deferred_judgement_is_made_again(self, world: World) -> None:
         """judge defers like process and goes on from there."""

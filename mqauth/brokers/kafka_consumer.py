@@ -24,10 +24,10 @@ from mqauth.brokers.kafka_producer import Producer
 from mqauth.brokers.kafka_settings import Backoff
 from mqauth.brokers.kafka_translate import from_native
 from mqauth.deadletter import DeadLetterSink
-from mqauth.errors import Cause, ConfigurationError, RejectNow
+from mqauth.errors import Cause, ConfigurationError
 from mqauth.flow import run
-from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline
-from mqauth.verified import Verified, equip
+from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline, Step
+from mqauth.verified import Verified, decoded, equip
 
 if TYPE_CHECKING:
     from kafka import KafkaConsumer
@@ -263,12 +263,7 @@ class Consumer:
 
     def _handle(self, verified: Verified) -> Any:
         """Call the handler with a decoded message it can answer."""
-        value = None
-        if self._decode is not None and verified.body is not None:
-            try:
-                value = self._decode(verified.body)
-            except Exception as error:
-                raise RejectNow(f"decode: {type(error).__name__}") from error
+        value = decoded(verified, self._decode)
         answer = None if self._replies is None else self._answer
         return self._handler(equip(verified, responder=answer, value=value))
 
@@ -304,7 +299,8 @@ class Consumer:
 
     def _release(self, assigned: Assigned) -> None:
         """Give back the claim of a deferred record whose handler asked for another time."""
-        if assigned.waiting and assigned.partition not in self._running:
+        idle = assigned.partition not in self._running
+        if idle and assigned.waiting and assigned.waiting[0].step is not Step.JUDGE:
             run(self._guard.release(assigned.waiting[0]))
 
 

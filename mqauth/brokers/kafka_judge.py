@@ -17,9 +17,10 @@ from mqauth.verified import Verified
 class Judgement:
     """What became of one record so far; commit its offset only once it has ended.
 
-    An accepted one ends with ``confirm`` after your handler, or with ``release`` to be delivered again; a
-    rejected one with ``dead_letter``. A duplicate has ended. A deferred one is judged ``again``. Each returns
-    this judgement; where it says ``DEFERRED``, the step is to be repeated and nothing may be committed.
+    An accepted one ends with ``confirm`` after your handler, or with ``release``, which makes it ``DEFERRED``;
+    a rejected one with ``dead_letter``. A duplicate has ended. A deferred one is judged ``again``. Each returns
+    this judgement; where it says ``DEFERRED``, the step is to be repeated and nothing may be committed. A step
+    that does not fit the verdict raises ``ConfigurationError``.
     """
 
     _guard: Pipeline

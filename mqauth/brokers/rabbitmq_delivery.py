@@ -19,7 +19,7 @@ from mqauth.deadletter import DeadLetterSink
 from mqauth.errors import Cause
 from mqauth.flow import arun
 from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
-from mqauth.verified import Responder, Verified, equip
+from mqauth.verified import Responder, Verified, decoded, equip
 
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
 _WAIT: Final = 0.1
@@ -109,7 +109,8 @@ class Processor:
             return (await self._attempt(delivery)).verdict is not Verdict.DEFERRED
         trial = Delivery(message=delivery.message, received=delivery.received, deferred=True)
         outcome = await arun(self._guard.judge(trial))
-        await arun(self._guard.release(trial))
+        if trial.step is not Step.JUDGE:
+            await arun(self._guard.release(trial))
         return outcome.verdict is not Verdict.DEFERRED
 
     async def _to_its_end(self, incoming: AbstractIncomingMessage, delivery: Delivery) -> Outcome:
@@ -139,7 +140,7 @@ class Processor:
 
     def _handle(self, verified: Verified) -> Any:
         """Call the handler with a message it can answer and whose value is decoded."""
-        value = None if self._decode is None else self._decode(verified.body)
+        value = decoded(verified, self._decode)
         return self._handler(equip(verified, responder=self._responder, value=value))
 
     async def _hold(self, incoming: AbstractIncomingMessage, delivery: Delivery, outcome: Outcome) -> Outcome:
@@ -183,7 +184,8 @@ class Processor:
 
     async def _let_go(self, incoming: AbstractIncomingMessage, delivery: Delivery) -> None:
         """Give a delivery back unhandled: its claim released, its progress kept, requeued once."""
-        await arun(self._guard.release(delivery))
+        if delivery.step is not Step.JUDGE:
+            await arun(self._guard.release(delivery))
         self._progress.keep(delivery)
         acked = incoming.processed or delivery.step is Step.SETTLE  # perhaps: twice would close the channel
         if not acked and not is_stale(incoming):
