@@ -199,7 +199,7 @@ def _producer_key(found: ProducerSettings, clock: Clock) -> Key | ActiveKey:
 
 def _signing_key(keys: Path, passphrase: bytes | None, clock: Clock) -> Key | ActiveKey:
     """Return a folder's active key, or the key of a single PEM file."""
-    if keys.is_dir():
+    if os.path.isdir(keys):
         return ActiveKey(keys, passphrase=passphrase, clock=clock)
     return read_pem(keys, passphrase)
 

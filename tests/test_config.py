@@ -279,6 +279,22 @@ def test_missing_file_is_located(place: Path, old: str, new: str, attribute: str
     assert refusal(place, SMALL.replace(old, new), attribute).startswith(f"mqauth.toml: {what}")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "attribute", "what"),
+    [
+        ('keys = "keys"', 'keys = "{}"', "signer", "[producer] keys: "),
+        ("jwks.json", "{}", "pipeline", "[[consumer.issuers]] #1 file: "),
+    ],
+)
+def test_path_that_cannot_be_looked_at_is_located(
+    place: Path, old: str, new: str, attribute: str, what: str
+) -> None:
+    """A path the system refuses to look up is a configuration error at its key, not an error of the system's."""
+    said = refusal(place, SMALL.replace(old, new.format("k" * 300)), attribute)
+    assert said.startswith(f"mqauth.toml: {what}")
+    assert said.endswith("File name too long")
+
+
 def test_second_writer_of_the_audit_is_refused(place: Path) -> None:
     """One audit file has one writer; the second is told by table and key."""
     text = SMALL + '[audit]\nfile = "audit.jsonl"\n'

@@ -103,6 +103,17 @@ def stamp(path: Path) -> Stamp | None:
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
+def is_missing(path: Path) -> bool:
+    """Tell whether nothing has a path's name; what we may not look at counts as there, for reading it says why."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def unusable(path: Path, error: OSError) -> ConfigurationError:
     """Return a refused file operation as one line."""
     return ConfigurationError(f"{path}: {error.strerror or type(error).__name__}")

@@ -5,6 +5,7 @@ Every change is made under the folder's lock and written whole; readers take no 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,7 +48,7 @@ class Keystore:
             ConfigurationError: the folder is no keystore.
         """
         path = self.folder / KEYSET
-        if self.folder.is_dir() and not path.exists():
+        if os.path.isdir(self.folder) and files.is_missing(path):
             raise ConfigurationError(f"{self.folder}: no keystore (no {KEYSET}): run mqauth keys new")
         return document.load(files.read_bounded(path, _MAX_KEYSET), name=str(path))
 
@@ -152,7 +153,7 @@ class Keystore:
 
     def _ring_or_empty(self) -> KeyRing:
         """Return the ring, an empty one where the folder is new."""
-        return self.ring() if (self.folder / KEYSET).exists() else KeyRing()
+        return KeyRing() if files.is_missing(self.folder / KEYSET) else self.ring()
 
     def _pem(self, kid: str) -> Path:
         """Return where a key's PEM is; a kid is a thumbprint, so it has no slash."""
@@ -169,7 +170,7 @@ def signing_key(path: Path, *, passphrase: bytes | None = None) -> Key:
     Raises:
         ConfigurationError: there is none, or it may not be used.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike is_dir, False where we may not look
         return Keystore(folder=path, passphrase=passphrase).signing_key()
     return read_pem(path, passphrase)
 
@@ -180,7 +181,7 @@ def public_keys(path: Path, *, passphrase: bytes | None = None) -> KeySet:
     Raises:
         ConfigurationError: neither, or the PEM may not be used.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike is_dir, False where we may not look
         return Keystore(folder=path, passphrase=passphrase).public_keys()
     return KeySet([read_pem(path, passphrase)])
 

@@ -15,8 +15,8 @@ from typing import Final
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.keys import KeySet
+from mqauth.keystore import files, jwks_snapshot
 from mqauth.keystore import jwks_rules as rules
-from mqauth.keystore import jwks_snapshot
 from mqauth.keystore.jwks_events import Event, EventKind, Health
 from mqauth.keystore.jwks_fetch import Fetch, URLFetch
 from mqauth.keystore.jwks_health import Announcer, Listener, OnEvent, health
@@ -268,7 +268,7 @@ class JWKS:
 
     def _restore(self) -> None:
         """Start from the snapshot, if there is one that may be used."""
-        if self._snapshot is None or not self._snapshot.exists():
+        if self._snapshot is None or files.is_missing(self._snapshot):
             return
         now = self._clock.now()
         try:
