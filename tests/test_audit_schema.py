@@ -1,0 +1,218 @@
+"""The schema of audit records: everything the pipeline writes follows it, and it is no wider than that."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from mqauth import misuse
+from mqauth.audit import MAX_TEXT, SCHEMA_VERSION, AuditRecord
+from mqauth.auditfile import AuditFile
+from mqauth.brokers.memory import DeadLetters, MemoryBroker
+from mqauth.errors import Reason
+from mqauth.flood import FloodGate
+from mqauth.flow import Attempts, run
+from mqauth.keys import ALGORITHMS
+from mqauth.message import Message, Origin
+from mqauth.misuse import Detector, Thresholds
+from mqauth.pipeline import Pipeline
+from mqauth.replay import MemoryReplayStore
+from mqauth.sinks import MisuseWatch
+from mqauth.testing.attacks import ATTACKS, honest_message
+from mqauth.testing.forge import Forge
+from mqauth.testing.stage import MemoryStage
+
+with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from kafka import TopicPartition
+
+    from mqauth.brokers.kafka_poison import Poison, audit_record
+
+SCHEMA = json.loads((Path(__file__).parent.parent / "docs" / "audit-record.schema.json").read_text())
+VALIDATOR = Draft202012Validator(SCHEMA)
+PLACES = ("kafka:orders", "rabbitmq:shop/orders.created")
+
+
+def faults(record: Any) -> list[str]:
+    """Return what is wrong with a record."""
+    return [error.message for error in VALIDATOR.iter_errors(record)]
+
+
+def guarded(forge: Forge, place: str, audit: Any, **settings: Any) -> Pipeline:
+    """Return a pipeline over these sinks."""
+    return Pipeline(
+        verifier=forge.verifier(), policy=forge.policy(place), replay=MemoryReplayStore(), audit=audit,
+        record="all", attempts=Attempts(limit=1), **settings,
+    )  # fmt: skip
+
+
+def written(folder: Path, place: str) -> Iterator[dict[str, Any]]:
+    """Yield every record of a file after every attack, each three times, with detectors and flood gate on edge."""
+    forge, stage = Forge(), MemoryStage(place)
+    path = folder / "audit.jsonl"
+    fitting = [attack for attack in ATTACKS if attack.fits(place)]
+    with AuditFile(path, fsync=False) as file:
+        watch = MisuseWatch(
+            FloodGate(file, 2), Detector(Thresholds(burst=2, replays=1, expired=2, unknown_kids=1, learn=0))
+        )
+        for number in range(3):
+            stage.inject(forge.signer().sign(honest_message(place, number)))
+            for attack in fitting:
+                stage.inject(attack.mount(forge, honest_message(place, number)))
+        copy = forge.signer().sign(honest_message(place, 9))
+        stage.inject(copy)
+        stage.inject(copy)
+        stage.consume(guarded(forge, place, watch), _fail_sometimes, until=lambda: True)
+    yield from map(json.loads, path.read_text().splitlines())
+
+
+def _fail_sometimes(verified: Any) -> None:
+    if b'"order": 1' in verified.body:
+        raise ValueError
+
+
+def test_schema_is_one() -> None:
+    """The document is a JSON Schema of draft 2020-12, for the version that is written."""
+    Draft202012Validator.check_schema(SCHEMA)
+    assert SCHEMA["properties"]["v"]["const"] == SCHEMA_VERSION
+    assert SCHEMA["$defs"]["text"]["maxLength"] == MAX_TEXT
+
+
+def test_enumerations_are_the_codes() -> None:
+    """Reasons, algorithms and kinds of alert are those of the code, no fewer and no more."""
+    kinds = set(re.findall(r'fact\.alert\(\s*"(\w+)"', Path(misuse.__file__).read_text()))
+    assert SCHEMA["$defs"]["reason"]["enum"] == [reason.value for reason in Reason]
+    assert set(SCHEMA["$defs"]["claims"]["properties"]["alg"]["enum"]) == {*ALGORITHMS, "Ed25519"}
+    assert set(SCHEMA["properties"]["alert"]["properties"]["kind"]["enum"]) == kinds
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_record_of_the_pipeline(tmp_path: Path, place: str) -> None:
+    """Accepted, rejected for every reason of the attack suite, handler failures, floods and alerts follow it."""
+    records = list(written(tmp_path, place))
+    assert [faults(record) for record in records if faults(record)] == []
+    wanted = {attack.reason.value for attack in ATTACKS if attack.fits(place)} | {"replayed", "handler_failed"}
+    assert {record["reason"] for record in records} >= wanted
+    assert {record["verdict"] for record in records} == {"accepted", "rejected", "alert"}
+    assert sum("flood" in record for record in records) > 10
+    assert len({record["alert"]["kind"] for record in records if "alert" in record}) >= 6
+
+
+def test_duplicate(tmp_path: Path) -> None:
+    """A message seen again and settled without its handler leaves a record that follows it."""
+    place, forge = PLACES[0], Forge()
+    path = tmp_path / "audit.jsonl"
+    message = replace(
+        forge.signer().sign(honest_message(place)), origin=Origin(topic="orders", partition=0, offset=3)
+    )
+    with AuditFile(path, fsync=False) as file:
+        guard = guarded(forge, place, file, reread="duplicate")
+        stage = MemoryStage(place)
+        for _ in range(2):
+            letters = DeadLetters(stage.broker, "kafka:orders.dead")
+            run(guard.process(guard.receive(message), lambda _: None, letters))
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [record["verdict"] for record in records] == ["accepted", "duplicate"]
+    assert [faults(record) for record in records] == [[], []]
+
+
+def test_skipped_range_of_kafka() -> None:
+    """The record of a range that kafka-python could not parse follows it."""
+    poison = Poison(partition=TopicPartition("orders", 1), first=5, beyond=9, error="CorruptRecordError")
+    record = audit_record(poison, guarded(Forge(), PLACES[0], None), "billing").as_dict()
+    assert faults(record) == []
+    assert record["broker"]["last_offset"] == 8
+
+
+@given(
+    place=st.sampled_from(PLACES),
+    headers=st.lists(st.tuples(st.text(max_size=300), st.binary(max_size=300)), max_size=4),
+    body=st.none() | st.binary(max_size=64),
+    kid=st.text(max_size=128),
+    text=st.text(max_size=400),
+)
+def test_hostile_messages(place: str, headers: Any, body: bytes | None, kid: str, text: str) -> None:
+    """Whatever a sender wrote, and wherever, its record follows the schema."""
+    seen: list[AuditRecord] = []
+    origin = Origin(queue=text, exchange=text, routing_key=text) if place.startswith("r") else Origin(topic=text)
+    message = Message(destination=place, body=body or b"", headers=tuple(headers), origin=origin)
+    forge = Forge()
+    claims = {"sub": text or "s", "jti": (text + "j" * 16)[:128], "iss": text or "i"}
+    sealed = _sealed(forge, message, kid, claims)
+    guard = guarded(forge, place, type("Sink", (), {"write": staticmethod(seen.append)})())
+    _process(guard, sealed)
+    assert [faults(record.as_dict()) for record in seen] == [[]]
+
+
+def _sealed(forge: Forge, message: Message, kid: str, claims: dict[str, Any]) -> Message:
+    """Return the message with a token that says all this, where such a token can be made."""
+    try:
+        return forge.seal(replace(message, headers=()), header={"kid": kid}, claims=claims)
+    except ValueError:  # lone surrogates are no JSON
+        return message
+
+
+def _process(guard: Pipeline, message: Message) -> None:
+    broker = MemoryBroker()
+    broker.declare("kafka:dead")
+    run(guard.process(guard.receive(message), lambda _: None, DeadLetters(broker, "kafka:dead")))
+
+
+GOOD = {
+    "v": 1, "id": "01a2109a-0c51-7e4a-b0ad-c58a97ef972f", "time": "2026-11-25T02:47:40.881Z",
+    "verdict": "rejected", "reason": "expired", "detail": "late", "scope": "billing",
+    "broker": {"topic": "orders"},
+    "token": {"verified": {"kid": "k"}, "thumbprint": None}, "body": {"sha256": None, "size": None},
+    "key_set": None, "policy": None, "dead_letter": "0" * 64, "instance": "me",
+}  # fmt: skip
+ALERT = {"kind": "burst", "about": {"kid": "k"}, "count": 3, "verified": True}
+QUIET = {"verdict": "alert", "reason": None, "token": {}, "broker": {}, "dead_letter": None}
+ID = str(GOOD["id"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {}, {"prev": "0" * 64, "hash": "1" * 64}, {"flood": 7, "detail": None, "token": {}, "broker": {}},
+        {**QUIET, "alert": ALERT, "completed_by": ID}, {"verdict": "redriven", "review": {"reviewer": "me"}},
+    ],
+)  # fmt: skip
+def test_good_records_pass(change: dict[str, Any]) -> None:
+    """A verdict, one in a file, one of a flood, an alert and a reviewer's act pass."""
+    assert faults(GOOD | change) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"v": 2}, {"id": "1"}, {"time": "2026-11-25"}, {"verdict": "deferred"}, {"reason": "nonsense"},
+        {"reason": None}, {"detail": "x" * 257}, {"secret": 1}, {"broker": {"offset": -1}},
+        {"broker": {"key": "x"}},
+        {"token": {"thumbprint": None}}, {"token": {"claimed": {}, "verified": {}, "thumbprint": None}},
+        {"token": {"claimed": {"token": "x"}, "thumbprint": None}}, {"token": {"claimed": {"alg": "none"}}},
+        {"body": {"sha256": "x", "size": 1}}, {"body": {}}, {"prev": "0" * 64}, {"flood": 7}, {"flood": 1},
+        {"alert": ALERT, "completed_by": ID}, {**QUIET}, {**QUIET, "alert": ALERT},
+        {**QUIET, "alert": ALERT | {"kind": "x"}, "completed_by": ID}, {"verdict": "redriven"}, {"review": {}},
+        {"verdict": "accepted"}, {"dead_letter": "d"},
+        {"verdict": "accepted", "reason": None, "token": {"claimed": {}, "thumbprint": None}},
+    ],
+)  # fmt: skip
+def test_bad_records_fail(change: dict[str, Any]) -> None:
+    """What is no record of ours does not pass."""
+    assert faults(GOOD | change) != []
+
+
+@pytest.mark.parametrize("name", sorted(GOOD))
+def test_every_member_is_required(name: str) -> None:
+    """A record that lacks a member does not pass."""
+    assert faults({key: value for key, value in GOOD.items() if key != name}) != []
