@@ -277,6 +277,12 @@ def next_key(world: World) -> None:
     world.keystore.create(subjects=["orders-api"])
 
 
+def broken_ring(world: World) -> None:
+    """Have a keystore whose state is unreadable, and a PEM that is none."""
+    world.file("keys/keyset.json", b"{", 0o600)
+    world.file("keys/huge.pem", b"-" * 100_000, 0o600)
+
+
 def audit_file(bits: int) -> Change:
     """Return a change that leaves an audit file of a mode behind."""
     return lambda world: world.file("audit.jsonl", b"", bits)
@@ -320,6 +326,9 @@ CASES = [
     case("configuration", "producer.lifetyme", edits(("lifetime", "lifetyme"))),
     case("configuration", "nonsense", edits(("[producer]", "[nonsense]\n[producer]"))),
     case("configuration", FILE, lambda world: (world.place / "jwks.json").unlink()),
+    case("configuration", FILE, lambda world: world.file("jwks.json", b"{")),
+    case("configuration", "consumer.audience", edits(('audience = "billing"\nmax', "audience = 7\nmax"))),
+    case("configuration", "producer.keys", both(broken_ring, edits(("publish_delay = 600", "")))),
     case("configuration", f"{PARTNER}.jwks", edits((STALE, "max_stale = 5")), edits((STALE, "max_stale = 30"))),
     case("configuration", "check.accept[0]", edits(("rate = 500", 'rate = 500\naccept = ["issuer_vouched"]'))),
     case("configuration", "check.accept[0]", edits(("rate = 500", 'rate = 500\naccept = ["jwks_http"]'))),
@@ -388,6 +397,7 @@ CASES = [
     case("key_weak", FILE, keys_with(lambda: {**rsa_jwk(2048), "e": "Aw"})),
     case("jwks_skipped", FILE, keys_with(lambda: jwk(Key.generate(), use="enc"))),
     case("jwks_skipped", FILE, keys_with(lambda: "no key")),
+    case("jwks_skipped", FILE, keys_with(lambda: {"kty": "RSA", "kid": "r", "n": "?", "e": "AQAB"})),
     case("jwks_skipped", FILE, keys_with(*2 * [lambda: jwk(Key.generate(), kid="twice")])),
     case("jwks_http", f"{PARTNER}.jwks", edits(("https://partner.example/jwks", "http://partner.example/jwks"))),
     case("jwks_http", f"{PARTNER}.jwks", edits(("https://partner.example/jwks", "HTTP://partner.example/jwks"))),
@@ -566,6 +576,26 @@ def test_one_place_is_one_error(world: World) -> None:
     assert at_file == ["jwks_symmetric"]
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConfigurationError("an object refuses"), "an object refuses"),
+        (OSError(5, "I/O error", "x"), "x: I/O error"),
+    ],
+)
+def test_refusal_without_a_place_is_found(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    """What an object refuses when it is built, or the system, is a finding even where no setting is named."""
+
+    def refuse(*_arguments: Any, **_settings: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("mqauth.config.Configuration._pipeline", refuse)
+    (finding,) = world.check().findings
+    assert (finding.code.name, finding.key, finding.line, finding.message) == ("configuration", "", None, said)
+
+
 def test_without_passphrase_the_rest_is_checked(world: World) -> None:
     """Where the passphrase is not at hand, as in CI, that is a warning and no error."""
     world.edit('passphrase_file = "secret/passphrase"', 'passphrase_env = "MQAUTH_TEST_UNSET"')
@@ -705,6 +735,11 @@ def test_group_of_a_stranger_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     members.append("bob")
     assert not is_own_group(1000, 1000)
     assert is_own_group(0, 50)
+
+
+def test_unknown_owner_has_no_group_of_his_own() -> None:
+    """A user or group the system does not know is a stranger."""
+    assert not is_own_group(2**31 - 5, 2**31 - 5)
 
 
 # --- the command ------------------------------------------------------------------------------------------

@@ -136,6 +136,11 @@ def test_absent_key_has_the_line_of_its_table() -> None:
     assert nearest(found, ("z",)) is None
 
 
+def test_text_that_cannot_be_read_gives_what_was_found() -> None:
+    """Of what is no TOML, or a newer one, the lines up to there are told."""
+    assert lines_of("a = 1\n= 2\n") == {("a",): 1}
+
+
 def test_deep_text_gives_what_was_found() -> None:
     """Nesting as deep as ``tomllib`` follows, or deeper, costs lines at most, never the check."""
     text = "a = 1\nb = " + "[" * 2000 + "]" * 2000

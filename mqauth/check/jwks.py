@@ -108,7 +108,7 @@ def ring(folder: Path) -> KeyRing | None:
     """Return the ring of a keystore folder, ``None`` where it is none."""
     try:
         return Keystore(folder=folder).ring() if os.path.isdir(folder) else None
-    except (ConfigurationError, OSError):
+    except ConfigurationError:
         return None
 
 

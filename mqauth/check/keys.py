@@ -124,10 +124,7 @@ def _pems(target: Target) -> list[Path]:
     if target.producer is None:
         return []
     keys = target.producer.keys
-    try:
-        return sorted(keys.glob("*.pem")) if os.path.isdir(keys) else [keys] if os.path.isfile(keys) else []
-    except OSError:
-        return []
+    return sorted(keys.glob("*.pem")) if os.path.isdir(keys) else [keys] if os.path.isfile(keys) else []
 
 
 def _raw(path: Path) -> bytes:

@@ -105,11 +105,13 @@ def strangers(path: Path) -> int:
 
 def is_own_group(user: int, group: int) -> bool:
     """Tell whether a group is its user's alone, as with ``umask 002``, or a file is root's to share."""
+    if user == 0:
+        return True
     try:
         name, found = pwd.getpwuid(user).pw_name, grp.getgrgid(group)
     except KeyError:
-        return user == 0
-    return user == 0 or (found.gr_name == name and set(found.gr_mem) <= {name})
+        return False
+    return found.gr_name == name and set(found.gr_mem) <= {name}
 
 
 def mode(path: Path) -> str:
