@@ -69,10 +69,14 @@ class Orders:
     hold: float = 60
     ends: bool = True
 
+    @property
+    def command(self) -> list[str]:
+        """The words that start the process."""
+        return [sys.executable, "-m", __spec__.name, json.dumps(asdict(self))]
+
     async def process(self, **settings: Any) -> asyncio.subprocess.Process:
         """Start the process; its settings are those of ``create_subprocess_exec``."""
-        words = (sys.executable, "-m", __spec__.name, json.dumps(asdict(self)))
-        return await asyncio.create_subprocess_exec(*words, **settings)
+        return await asyncio.create_subprocess_exec(*self.command, **settings)
 
 
 class Doom:
