@@ -4,6 +4,7 @@
 ``judge`` serves those who keep their own loop. Install the ``kafka`` extra.
 """
 
+from mqauth.brokers.kafka_audit import AuditTopic
 from mqauth.brokers.kafka_consumer import Consumer, Health
 from mqauth.brokers.kafka_deadletter import DeadLetters
 from mqauth.brokers.kafka_judge import Judgement, judge
@@ -14,6 +15,7 @@ from mqauth.brokers.kafka_settings import Backoff
 from mqauth.brokers.kafka_translate import from_native
 
 __all__ = [
+    "AuditTopic",
     "Backoff",
     "Consumer",
     "DeadLetters",

@@ -13,6 +13,7 @@ from typing import Any
 
 from aio_pika.abc import AbstractIncomingMessage
 
+from mqauth.brokers.rabbitmq_audit import AuditQueue
 from mqauth.brokers.rabbitmq_consumer import DEFAULT_HOLD, Consumer
 from mqauth.brokers.rabbitmq_deadletter import DeadLetters
 from mqauth.brokers.rabbitmq_delivery import Processor
@@ -29,6 +30,7 @@ from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline
 from mqauth.signer import Signer
 
 __all__ = [
+    "AuditQueue",
     "Consumer",
     "DeadLetters",
     "Health",
