@@ -1,0 +1,43 @@
+"""The page on delivery and the chaos table hold each other to their word."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+
+from integration.documentation import ROOT
+
+PAGE = (ROOT / "docs" / "delivery.md").read_text("utf-8")
+NAMED = {name for name in re.findall(r"`(test_\w+)(?:\[\w+\])?`", PAGE)}
+FILES = sorted((ROOT / "integration" / "chaos").glob("test_*.py"))
+ROWS = re.findall(r"^\| (?!what goes wrong|---)(.*) \|$", PAGE, re.MULTILINE)
+
+
+def chaos(broker: str) -> set[str]:
+    """Return the names of a broker's chaos tests."""
+    trees = [ast.parse(file.read_text("utf-8")) for file in FILES if file.name.startswith(f"test_{broker}_")]
+    return {
+        node.name
+        for tree in trees
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+    }
+
+
+def test_every_named_test_exists() -> None:
+    """Each test the page names is one of the chaos table."""
+    assert chaos("rabbitmq") | chaos("kafka") >= NAMED
+
+
+def test_every_row_of_rabbitmq_is_told() -> None:
+    """Each chaos test of RabbitMQ stands on the page."""
+    assert chaos("rabbitmq") <= NAMED
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_names_its_test(row: str) -> None:
+    """A row's promise on RabbitMQ names the test that keeps it, or says that there is no such thing."""
+    _, rabbitmq, _ = (cell.strip() for cell in row.split("|"))
+    assert re.search(r"`test_\w+(\[\w+\])?`$", rabbitmq) or rabbitmq == "(no such thing)"
