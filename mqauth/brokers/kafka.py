@@ -1,7 +1,8 @@
 """Kafka by kafka-python: wrap a connected ``KafkaProducer`` and a subscribed ``KafkaConsumer``.
 
-``Producer`` signs what it sends, ``Consumer`` owns the poll loop, ``DeadLetters`` takes what is rejected, and
-``judge`` serves those who keep their own loop. Install the ``kafka`` extra.
+``Producer`` signs what it sends, ``Consumer`` owns the poll loop, ``DeadLetters`` takes what is rejected,
+``TransactionalDeadLetters`` commits it with the offsets, and ``judge`` serves those who keep their own loop.
+Install the ``kafka`` extra.
 """
 
 from mqauth.brokers.kafka_audit import AuditTopic
@@ -12,6 +13,7 @@ from mqauth.brokers.kafka_partition import Stall
 from mqauth.brokers.kafka_poison import PoisonRecordError
 from mqauth.brokers.kafka_producer import Producer, ProducerFatalError
 from mqauth.brokers.kafka_settings import Backoff
+from mqauth.brokers.kafka_transaction import TransactionalDeadLetters
 from mqauth.brokers.kafka_translate import from_native
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "Producer",
     "ProducerFatalError",
     "Stall",
+    "TransactionalDeadLetters",
     "from_native",
     "judge",
 ]

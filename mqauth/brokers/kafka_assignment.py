@@ -37,10 +37,16 @@ class Assignment(ConsumerRebalanceListener):
         with self._lock:
             return self._ours.setdefault(partition, Assigned(partition))
 
-    def renew(self, partition: Any) -> Assigned:
-        """Return a new state for a partition whose log went back; the old one is dropped."""
+    def renew(self, partition: Any, offset: int) -> Assigned:
+        """Return a new state for a partition whose log went back to an offset; the old one is dropped.
+
+        Its letters from before that offset are kept: their records are not read again.
+        """
+        kept = [letter for letter in tuple(self.get(partition).letters) if letter[0] < offset]
         self._drop({partition})
-        return self.get(partition)
+        renewed = self.get(partition)
+        renewed.letters.extend(kept)
+        return renewed
 
     def all(self) -> list[Assigned]:
         """Return the states of all partitions of which records came."""

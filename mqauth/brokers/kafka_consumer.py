@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from mqauth.brokers import kafka_settings
 from mqauth.brokers.kafka_assignment import listen
 from mqauth.brokers.kafka_offsets import received_at
+from mqauth.brokers.kafka_outbox import Transactions
 from mqauth.brokers.kafka_partition import Assigned, Done, Stall, Workers
 from mqauth.brokers.kafka_poller import Poller
 from mqauth.brokers.kafka_producer import Producer
 from mqauth.brokers.kafka_settings import Backoff
+from mqauth.brokers.kafka_transaction import TransactionalDeadLetters
 from mqauth.brokers.kafka_translate import from_native
 from mqauth.deadletter import DeadLetterSink
 from mqauth.errors import Cause, ConfigurationError
@@ -82,7 +84,8 @@ class Consumer:
             alone uses it until ``run`` has returned. It is not closed.
         guard: the pipeline, with an audit sink.
         handler: takes a ``Verified``; runs on a worker thread.
-        dead_letters: where rejected messages go.
+        dead_letters: where rejected messages go: ``DeadLetters``, or ``TransactionalDeadLetters`` for letters that
+            are committed in one transaction with their offsets.
         decode: makes ``Verified.value`` of the body after verification; what it raises dead-letters the
             message as ``handler_failed``. Not called for a tombstone.
         replies: sends what ``Verified.reply`` is given to the topic in ``reply-to``.
@@ -128,8 +131,17 @@ class Consumer:
         self._clock = guard.clock
         self._scope = str(self._client.config["group_id"])
         self._assignment = listen(client)
+        self._transactions: Transactions | None = None
+        if isinstance(dead_letters, TransactionalDeadLetters):
+            kafka_settings.check_isolation(client)
+            self._transactions = Transactions(client, dead_letters, self._clock, backoff)
         self._poller = Poller(
-            client, self._assignment, guard, skip=on_poison == "skip", commit_interval=commit_interval
+            client,
+            self._assignment,
+            guard,
+            skip=on_poison == "skip",
+            commit_interval=commit_interval,
+            transactions=self._transactions,
         )
         self._workers: Workers | None = None
         self._running: dict[Any, Assigned] = {}
@@ -147,6 +159,7 @@ class Consumer:
         Raises:
             ConfigurationError: it ran before, or a plug-in is asynchronous.
             PoisonRecordError: a record cannot be parsed and the policy is to stop.
+            ProducerFatalError: another producer has taken over the id of transactional dead letters.
             kafka.errors.KafkaError: the broker refuses this client for good, for lack of rights for example.
         """
         if self._started:
@@ -167,7 +180,8 @@ class Consumer:
 
     def health(self) -> Health:
         """Return whether it runs, and which partitions stall since when and why; from any thread."""
-        stalls = [stall for assigned in self._assignment.all() if (stall := assigned.stall) is not None]
+        found = (assigned.stall or assigned.unsent for assigned in self._assignment.all())
+        stalls = [stall for stall in found if stall is not None]
         return Health(
             consuming=self._workers is not None,
             in_flight=len(self._running),
@@ -206,6 +220,7 @@ class Consumer:
     def _turn(self, workers: Workers) -> None:
         """Go once around the loop."""
         ended = self._collect(workers.done(BUSY if self._running else 0))
+        self._poller.tend(0 if self._running else BUSY)
         self._advance_all(workers)
         self._poller.pause(assigned.partition for assigned in self._assignment.all() if assigned.busy)
         records = self._poller.poll(0 if self._running or self._poller.owes else IDLE)
@@ -221,7 +236,7 @@ class Consumer:
         assigned = self._assignment.get(partition)
         for record in records:
             if not assigned.prefix.receive(record.offset):
-                assigned = self._assignment.renew(partition)
+                assigned = self._assignment.renew(partition, record.offset)
                 assigned.prefix.receive(record.offset)
             received = received_at(assigned.receipts, record.offset, now)
             message = from_native(record, scope=self._scope)
@@ -257,9 +272,10 @@ class Consumer:
                 raise done.error
         return bool(finished)
 
-    def _process(self, delivery: Delivery) -> Outcome:
+    def _process(self, assigned: Assigned, delivery: Delivery) -> Outcome:
         """Carry one delivery to its end; on a worker thread."""
-        return run(self._guard.process(delivery, self._handle, self._dead_letters))
+        letters = self._dead_letters if self._transactions is None else self._transactions.sink(assigned)
+        return run(self._guard.process(delivery, self._handle, letters))
 
     def _handle(self, verified: Verified) -> Any:
         """Call the handler with a decoded message it can answer."""
@@ -296,6 +312,8 @@ class Consumer:
                 self._release(assigned)
         finally:
             self._poller.hand_back()
+            if self._transactions is not None:
+                self._transactions.close()
 
     def _release(self, assigned: Assigned) -> None:
         """Give back the claim of a deferred record whose handler asked for another time."""

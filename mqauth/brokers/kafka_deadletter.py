@@ -68,7 +68,7 @@ class DeadLetters:
             Unavailable: ``dead_letter_unavailable``: refused, timed out or not reachable.
         """
         refused: Exception | None = None
-        for form in letter.forms(carries, _can_exist):
+        for form in letter.forms(carries, can_exist):
             if not self._by_reference and (f"{PREFIX}form", "reference") in form.headers:
                 break
             try:
@@ -103,6 +103,6 @@ class DeadLetters:
                 self._unknown[letter] = future
 
 
-def _can_exist(form: Message) -> bool:
+def can_exist(form: Message) -> bool:
     """Tell whether kafka-python sends such a record: it refuses one without key and value."""
     return form.body is not None or form.key is not None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mqauth.brokers.kafka_offsets import Prefix, Receipt
+from mqauth.deadletter import DeadLetter
 from mqauth.errors import Cause
 from mqauth.pipeline import Delivery, Outcome, Verdict
 
@@ -38,13 +39,16 @@ class Assigned:
     """One assigned partition: what was received and is not settled, oldest first.
 
     ``alive`` is false once the partition was taken away: nothing of it is committed any more. ``suspended`` is
-    true during an eager rebalance, until it is known whether the partition comes back.
+    true during an eager rebalance, until it is known whether the partition comes back. ``letters`` are dead
+    letters by offset that wait for the transaction they are committed in, ``unsent`` says why it takes so long.
     """
 
     partition: Any
     waiting: deque[Delivery] = field(default_factory=deque)
     prefix: Prefix = field(default_factory=Prefix)
     receipts: tuple[Receipt, ...] = ()
+    letters: deque[tuple[int, DeadLetter]] = field(default_factory=deque)
+    unsent: Stall | None = None
     alive: bool = True
     suspended: bool = False
     running: bool = False
@@ -60,7 +64,13 @@ class Assigned:
     @property
     def busy(self) -> bool:
         """Whether no more records of it are wanted now."""
-        return self.running or self.stall is not None or bool(self.waiting)
+        return self.running or self.stall is not None or bool(self.waiting) or bool(self.letters)
+
+    @property
+    def first_open(self) -> int | None:
+        """The lowest offset whose record is not settled, or whose letter is not committed."""
+        places = (self.prefix.first_unsettled, self.letters[0][0] if self.letters else None)
+        return min((place for place in places if place is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +87,13 @@ class Workers:
 
     Args:
         threads: how many; with 0 everything runs in ``submit``, on the caller's thread.
-        process: carries one delivery to its end.
+        process: carries one delivery of a partition to its end.
         stopping: once set, no more deliveries are started.
     """
 
-    def __init__(self, threads: int, process: Callable[[Delivery], Outcome], stopping: threading.Event) -> None:
+    def __init__(
+        self, threads: int, process: Callable[[Assigned, Delivery], Outcome], stopping: threading.Event
+    ) -> None:
         self._process = process
         self._inbox: queue.SimpleQueue[Assigned | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Done] = queue.SimpleQueue()
@@ -130,7 +142,7 @@ class Workers:
         try:
             while assigned.alive and assigned.waiting and not self._stopping.is_set():
                 delivery = assigned.waiting[0]
-                outcome = self._process(delivery)
+                outcome = self._process(assigned, delivery)
                 if outcome.verdict is Verdict.DEFERRED:
                     return Done(assigned, deferred=outcome)
                 assigned.waiting.popleft()

@@ -12,6 +12,7 @@ from kafka.errors import CommitFailedError, RebalanceInProgressError, RetriableE
 from mqauth.brokers import kafka_poison, kafka_repair
 from mqauth.brokers.kafka_assignment import Assignment
 from mqauth.brokers.kafka_offsets import receipts
+from mqauth.brokers.kafka_outbox import Due, Transactions
 from mqauth.brokers.kafka_partition import Assigned, Stall, offset_of
 from mqauth.brokers.kafka_poison import Poison, PoisonRecordError
 from mqauth.brokers.kafka_settings import Backoff
@@ -35,16 +36,25 @@ class Poller:
         guard: its clock, and its audit sink for skipped ranges.
         skip: skip what cannot be parsed instead of stopping.
         commit_interval: longest time between commits, seconds.
+        transactions: commit dead letters with their offsets, where those are to be one.
     """
 
     def __init__(
-        self, client: Any, assignment: Assignment, guard: Pipeline, *, skip: bool, commit_interval: float
+        self,
+        client: Any,
+        assignment: Assignment,
+        guard: Pipeline,
+        *,
+        skip: bool,
+        commit_interval: float,
+        transactions: Transactions | None = None,
     ) -> None:
         self._client = client
         self._assignment = assignment
         self._guard = guard
         self._skip = skip
         self._interval = commit_interval
+        self._transactions = transactions
         self._clock = guard.clock
         self._committed_at = self._clock.monotonic()
         self._held_until = self._committed_at
@@ -73,6 +83,16 @@ class Poller:
         self._kept = kafka_repair.postponed(self._client)
         return records
 
+    def tend(self, seconds: float) -> None:
+        """Look after the transaction in flight, and wait at most so long for it.
+
+        Raises:
+            ProducerFatalError: another producer has taken over its transactional id.
+        """
+        if self._transactions is not None:
+            self._transactions.wait(seconds)
+            self._transactions.advance()
+
     def pause(self, busy: Iterable[Any]) -> None:
         """Have exactly these partitions paused, of those assigned; what others paused stays so."""
         wanted = set(busy) & set(self._client.assignment())
@@ -94,7 +114,7 @@ class Poller:
         self._stall(assigned, offset, outcome, backoff)
 
     @property
-    def due(self) -> dict[Any, tuple[Assigned, int]]:
+    def due(self) -> Due:
         """The offsets to commit, by partition."""
         return {
             assigned.partition: (assigned, offset)
@@ -104,8 +124,11 @@ class Poller:
 
     @property
     def owes(self) -> bool:
-        """Whether something can be committed now."""
-        return self._clock.monotonic() >= self._held_until and bool(self.due)
+        """Whether something can be committed now, or is being."""
+        if self._transactions is not None and self._transactions.in_flight:
+            return True
+        rested = self._transactions is None or self._transactions.rested
+        return rested and self._clock.monotonic() >= self._held_until and bool(self.due)
 
     def commit(self, *, ended: bool, last: bool = False) -> None:
         """Commit the settled prefixes: after each batch, and at intervals while one is long.
@@ -120,7 +143,7 @@ class Poller:
         now = self._clock.monotonic()
         if not last and (now < self._held_until or (not ended and now - self._committed_at < self._interval)):
             return
-        due = self.due
+        due = self.due if self._transactions is None else self._transactions.commit(lambda: self.due, last=last)
         if not due:
             return
         self._committed_at = now
@@ -139,7 +162,7 @@ class Poller:
     def hand_back(self) -> None:
         """Leave the client as it was given to us: nothing paused, each partition at its first unsettled record."""
         for assigned in self._assignment.all():
-            offset = assigned.prefix.first_unsettled
+            offset = assigned.first_open
             if offset is not None:
                 self._seek(assigned, offset)
         self.pause(())

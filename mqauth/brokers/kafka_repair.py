@@ -1,13 +1,15 @@
-"""What kafka-python 3.0.12 needs done before and after each ``poll()``; its private attributes are touched here.
+"""What kafka-python 3.0.12 needs done, around each ``poll()`` above all; its private attributes are touched here.
 
 Each function names the fault it makes good; with a client that has not got these attributes it does nothing.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 
 JOIN_MS: Final = 1000
+_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 def before_poll(client: Any) -> None:
@@ -65,3 +67,17 @@ def discard(client: Any, partition: Any) -> None:
     if current is not None and current.topic_partition == partition:
         fetcher._next_partition_records = None
     getattr(fetcher, "_paused_partition_records", {}).pop(partition, None)
+
+
+def close_producer(client: Any) -> None:
+    """Close a producer within seconds, whatever its state.
+
+    Where its records cannot be sent any more, kafka-python's ``close()`` raises and leaves its thread running.
+    """
+    try:
+        client.close(timeout=1)
+    except Exception as error:
+        _LOG.info("a producer did not close: %s", type(error).__name__)
+        sender = getattr(client, "_sender", None)
+        if sender is not None:
+            sender.force_close()

@@ -57,6 +57,18 @@ def check_client(client: Any) -> None:
         _LOG.warning("auto_offset_reset is latest: a new group misses what was sent before it joined")
 
 
+def check_isolation(client: Any) -> None:
+    """Refuse a client that would read a committed offset while a transaction over it is still open (KIP-447).
+
+    Raises:
+        ConfigurationError: it does not read committed only.
+    """
+    if client.config["isolation_level"] != "read_committed":
+        raise ConfigurationError(
+            'transactional dead letters need isolation_level="read_committed" in the consumer'
+        )
+
+
 def check_colours(guard: Pipeline, **plugins: object) -> None:
     """Refuse asynchronous plug-ins, and a pipeline that cannot settle rejections.
 

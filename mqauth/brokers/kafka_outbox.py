@@ -1,0 +1,207 @@
+"""Dead letters and offsets in one Kafka transaction: this side is the polling thread's.
+
+Letters wait with the ``Assigned`` they came from, and are dropped with it: who has the partition next reads their
+records again. One transaction is in flight at a time, and no plain commit beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kafka import OffsetAndMetadata
+from kafka.errors import KafkaError
+
+from mqauth.brokers.kafka_partition import Assigned, Stall
+from mqauth.brokers.kafka_producer import ProducerFatalError
+from mqauth.brokers.kafka_settings import Backoff
+from mqauth.brokers.kafka_transaction import Attempt, Batch, TransactionalDeadLetters
+from mqauth.clock import Clock
+from mqauth.deadletter import DeadLetter
+from mqauth.errors import Cause
+
+FETCH_TIMEOUT_MS: Final = 5000
+Due = Mapping[Any, tuple[Assigned, int]]
+_LOG: Final = logging.getLogger("mqauth.kafka")
+
+
+@dataclass(frozen=True, slots=True)
+class Outbox:
+    """The dead-letter sink of one partition: keeps letters until they are committed with its offset."""
+
+    name: str
+    assigned: Assigned
+
+    def publish(self, letter: DeadLetter, /) -> None:
+        """Keep a letter."""
+        self.assigned.letters.append((letter.message.origin.offset or 0, letter))
+
+
+class Transactions:
+    """Commits letters with offsets, one transaction after the other.
+
+    Args:
+        client: the ``KafkaConsumer``.
+        letters: where they go.
+        clock: for stalls and back-off.
+        backoff: how long to wait after a failure.
+    """
+
+    def __init__(
+        self, client: Any, letters: TransactionalDeadLetters, clock: Clock, backoff: Backoff | None = None
+    ) -> None:
+        self._client = client
+        self._letters = letters
+        self._clock = clock
+        self._backoff = backoff or Backoff()
+        self._attempt: Attempt | None = None
+        self._due: Due = {}
+        self._doubtful: Due = {}
+        self._failures = 0
+        self._since: float | None = None
+        self._held_until = clock.monotonic()
+        self._started = False
+        self._dead = False
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a transaction is in flight, or it is not known what became of the last."""
+        return self._attempt is not None or bool(self._doubtful)
+
+    @property
+    def rested(self) -> bool:
+        """Whether the wait after a failure is over."""
+        return self._clock.monotonic() >= self._held_until
+
+    def sink(self, assigned: Assigned) -> Outbox:
+        """Return where letters of a partition go."""
+        return Outbox(self._letters.name, assigned)
+
+    def commit(self, collect: Callable[[], Due], *, last: bool = False) -> Due:
+        """Begin to commit letters with all offsets that are due; return what is left for a plain commit.
+
+        Args:
+            collect: gives the offsets that are due. Called *after* the membership was read, so that a partition
+                lost in between is refused by the broker.
+            last: there is no later time: wait for it, at most the timeout.
+
+        Raises:
+            ProducerFatalError: another producer has taken over the transactional id.
+        """
+        if last:
+            self._finish()
+        if self.in_flight:
+            return {}
+        group, due = self._group(), collect()
+        if not any(_letters(*place) for place in due.values()):
+            return due
+        if group is None or self._dead or not (self.rested or last):
+            return {partition: place for partition, place in due.items() if not place[0].letters}
+        self._due = dict(due)
+        offsets = {partition: OffsetAndMetadata(offset) for partition, (_, offset) in due.items()}
+        letters = [letter for place in due.values() for letter in _letters(*place)]
+        self._start(Batch(letters=letters, offsets=offsets, group=group))
+        if last:
+            self._finish()
+        return {}
+
+    def advance(self) -> None:
+        """Take note of what became of the transaction in flight, and do what it asks for.
+
+        Raises:
+            ProducerFatalError: another producer has taken over the transactional id.
+        """
+        attempt = self._attempt
+        if attempt is not None and not attempt.over.is_set():
+            if self._clock.monotonic() - attempt.began >= self._letters.timeout:
+                self._stall(self._due or self._doubtful, "a transaction is still open")
+        elif attempt is not None:
+            self._attempt = None
+            self._ended(attempt)
+        elif not self._dead and (self._doubtful or not self._started) and self.rested:
+            self._start(Batch())
+
+    def wait(self, seconds: float) -> None:
+        """Wait at most so long for the transaction in flight."""
+        if self._attempt is not None:
+            self._attempt.over.wait(seconds)
+
+    def close(self) -> None:
+        """Close the producer; one whose transaction is still open is left to the broker's time limit."""
+        if self._attempt is None:
+            self._letters.discard()
+
+    def _finish(self) -> None:
+        """Wait for the transaction in flight, at most its timeout."""
+        self.wait(self._letters.timeout)
+        self.advance()
+
+    def _group(self) -> Any:
+        """Return the membership to commit by, ``None`` where there is none now.
+
+        The broker checks no transaction that names no generation: none is made while a rebalance has none.
+        """
+        found = self._client.group_metadata()
+        subscribed = self._client.subscription() is not None
+        return None if subscribed and found.generation_id < 0 else found
+
+    def _start(self, batch: Batch) -> None:
+        """Begin an attempt."""
+        self._attempt = Attempt(self._letters, batch, self._clock)
+
+    def _ended(self, attempt: Attempt) -> None:
+        """Act on the end of an attempt: commit, doubt, try again, or give up for good."""
+        due, self._due = self._due, {}
+        if attempt.fenced:
+            self._dead = True
+            raise ProducerFatalError("another producer has the transactional id: one for each consumer")
+        if attempt.committed:
+            self._started = True
+            self._settle_doubt() if self._doubtful else self._committed(due)
+            return
+        if attempt.committed is None:
+            self._doubtful = due
+        self._failures += 1
+        self._held_until = self._clock.monotonic() + self._backoff.wait(self._failures)
+        _LOG.warning("transaction: %s; it is made again", type(attempt.error).__name__)
+        self._stall(due or self._doubtful, type(attempt.error).__name__)
+
+    def _settle_doubt(self) -> None:
+        """Ask the broker whether a transaction was committed: its successor has ended it either way."""
+        doubtful, self._doubtful = self._doubtful, {}
+        try:
+            for partition, (assigned, offset) in doubtful.items():
+                if assigned.alive:
+                    found = self._client.committed(partition, timeout_ms=FETCH_TIMEOUT_MS)
+                    if found is not None and found >= offset:
+                        self._committed({partition: (assigned, offset)})
+        except KafkaError as error:
+            _LOG.warning("committed offsets: %s; asked again", type(error).__name__)
+            self._doubtful = doubtful
+            self._held_until = self._clock.monotonic() + self._backoff.wait(1)
+
+    def _committed(self, due: Due) -> None:
+        """Note offsets and letters committed."""
+        for assigned, offset in due.values():
+            assigned.prefix.committed(offset)
+            assigned.unsent = None
+            while assigned.letters and assigned.letters[0][0] < offset:
+                assigned.letters.popleft()
+        self._failures, self._since = 0, None
+
+    def _stall(self, due: Due, detail: str) -> None:
+        """Show the partitions whose letters wait."""
+        self._since = self._since or self._clock.now()
+        for partition, (assigned, _) in due.items():
+            if assigned.letters:
+                assigned.unsent = Stall(
+                    topic=partition.topic, partition=partition.partition, offset=assigned.letters[0][0],
+                    cause=Cause.DEAD_LETTER_UNAVAILABLE, detail=detail, since=self._since,
+                )  # fmt: skip
+
+
+def _letters(assigned: Assigned, offset: int) -> list[DeadLetter]:
+    """Return the letters of a partition before an offset."""
+    return [letter for place, letter in tuple(assigned.letters) if place < offset]

@@ -1,0 +1,189 @@
+"""Dead letters and offsets in one Kafka transaction (KIP-98, KIP-447): this side is the broker's.
+
+kafka-python waits in a transaction without time limit, and after a failed one keeps offsets it would add to the
+next: each transaction runs on a thread of its own, and a producer that failed is thrown away.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from kafka.errors import MessageSizeTooLargeError, ProducerFencedError
+
+from mqauth.brokers import kafka_repair
+from mqauth.brokers.kafka_deadletter import MAX_BLOCK, can_exist
+from mqauth.brokers.kafka_producer import refuse_serializers
+from mqauth.brokers.kafka_translate import carries, dead_letter_headers
+from mqauth.clock import Clock
+from mqauth.deadletter import DeadLetter
+from mqauth.errors import Cause, ConfigurationError, Unavailable
+
+if TYPE_CHECKING:
+    from kafka import KafkaProducer
+
+NO_OFFSETS: Final[Mapping[Any, Any]] = {}
+
+
+class TransactionalDeadLetters:
+    """Dead letters that are written if and only if the offsets of what they came from are committed.
+
+    Give it to a ``kafka.Consumer`` whose client has ``isolation_level="read_committed"``, and read the dead
+    letters with that too. Once audited a letter waits in memory; with the next commit it is written, in order and
+    in the first of its forms that fits, together with the offsets. A transaction that fails is made again with
+    the same letters; meanwhile their partitions are paused, and nothing of them is committed.
+
+    Args:
+        make_client: makes a connected ``KafkaProducer(transactional_id=...)`` for these letters alone; called at
+            once, and after each failed transaction. The id is one for each running consumer and the same after
+            its restart: a second instance with it shuts the first one out. Its clients are closed in the end.
+        topic: the dead-letter topic; let its ``max.message.bytes`` be above the source's.
+        timeout: seconds to wait for the broker to take the letters; longer ones are shown as stalled.
+
+    Raises:
+        ConfigurationError: the client has no ``transactional_id``, or a setting is out of its limits.
+    """
+
+    def __init__(self, make_client: Callable[[], KafkaProducer], topic: str, timeout: float = 30) -> None:
+        if not callable(make_client):
+            raise ConfigurationError(
+                "make_client is a function that makes a KafkaProducer: a failed one is replaced"
+            )
+        if timeout <= 0 or not topic:
+            raise ConfigurationError("topic is set and timeout above 0 seconds")
+        self.name = topic
+        self.timeout = timeout
+        self._make = make_client
+        self._forms: dict[str, int] = {}
+        self._ready = False
+        self._client: Any = self._checked()
+        self.longest: float = self._client.config["transaction_timeout_ms"] / 1000
+        """Seconds after which the broker ends an open transaction by itself."""
+
+    def publish(self, _letter: DeadLetter, /) -> None:
+        """Refuse a letter without its offset.
+
+        Raises:
+            ConfigurationError: always: a ``kafka.Consumer`` alone can commit both.
+        """
+        raise ConfigurationError("transactional dead letters are for kafka.Consumer: it commits the offsets")
+
+    def prepare(self) -> None:
+        """Have a producer that can begin; a transaction its predecessor left open is ended first."""
+        if self._client is None:
+            self._client = self._checked()
+        if not self._ready:
+            self._client.init_transactions()
+            self._ready = True
+
+    def write(self, batch: Batch) -> None:
+        """Begin a transaction with letters, each confirmed by the broker, and offsets; it is not committed yet.
+
+        Nothing may be in flight when it is committed: a record that fails then makes kafka-python drop the
+        transaction and report success.
+        """
+        self._client.begin_transaction()
+        sent = [(letter, self._send(letter)) for letter in batch.letters]
+        for letter, future in sent:
+            try:
+                future.get(timeout=self.timeout)
+            except MessageSizeTooLargeError:
+                self._forms[letter.id] = self._forms.get(letter.id, 0) + 1
+                raise
+        self._client.send_offsets_to_transaction(dict(batch.offsets), batch.group)
+
+    def commit(self) -> None:
+        """Commit; where this raises, whether it was committed is not known."""
+        self._client.commit_transaction()
+        self._forms.clear()
+
+    def fenced(self) -> bool:
+        """Tell whether another producer has taken over the id, or the broker has ended a long transaction."""
+        manager = getattr(self._client, "_transaction_manager", None)
+        return isinstance(getattr(manager, "last_error", None), ProducerFencedError)
+
+    def discard(self) -> None:
+        """Throw the client away; the next one ends what this left open."""
+        client, self._client, self._ready = self._client, None, False
+        if client is not None:
+            kafka_repair.close_producer(client)
+
+    def _send(self, letter: DeadLetter) -> Any:
+        """Send the best form that is not known to be too large."""
+        for form in islice(letter.forms(carries, can_exist), self._forms.get(letter.id, 0), None):
+            try:
+                return self._client.send(
+                    self.name, value=form.body, key=form.key, headers=dead_letter_headers(form.headers)
+                )
+            except MessageSizeTooLargeError:
+                self._forms[letter.id] = self._forms.get(letter.id, 0) + 1
+        self._forms.pop(letter.id, None)  # the broker's limit may be raised
+        raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "no form of the letter fits the broker")
+
+    def _checked(self) -> Any:
+        """Return a new client, set up as it must be."""
+        client: Any = self._make()
+        config = client.config
+        if not config["transactional_id"]:
+            raise ConfigurationError("transactional dead letters need a KafkaProducer(transactional_id=...)")
+        refuse_serializers(client)
+        config["max_block_ms"] = min(config["max_block_ms"], int(min(self.timeout, MAX_BLOCK) * 1000))
+        return client
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one transaction holds.
+
+    Args:
+        letters: in the order of their partitions.
+        offsets: ``OffsetAndMetadata`` by partition.
+        group: the consumer's ``group_metadata()``, by which the broker refuses a former member (KIP-447).
+    """
+
+    letters: Sequence[DeadLetter] = ()
+    offsets: Mapping[Any, Any] = field(default_factory=lambda: NO_OFFSETS)
+    group: Any = None
+
+
+class Attempt:
+    """One transaction, or without letters the mere start of a producer, on a thread of its own.
+
+    Attributes:
+        over: set at its end.
+        committed: true, false, or ``None`` where that is not known.
+        fenced: another producer has its transactional id.
+        error: what ended it.
+        began: monotonic seconds of its start.
+    """
+
+    def __init__(self, letters: TransactionalDeadLetters, batch: Batch, clock: Clock) -> None:
+        self._letters = letters
+        self._batch = batch
+        self._clock = clock
+        self.began = clock.monotonic()
+        self.over = threading.Event()
+        self.committed: bool | None = False
+        self.fenced = False
+        self.error: BaseException | None = None
+        threading.Thread(target=self._run, name="mqauth-kafka-transaction", daemon=True).start()
+
+    def _run(self) -> None:
+        """Make the transaction, and note how it ended."""
+        try:
+            self._letters.prepare()
+            if self._batch.offsets:
+                self._letters.write(self._batch)
+                self.committed = None
+                self._letters.commit()
+            self.committed = True
+        except BaseException as error:
+            self.error = error
+            long = self._clock.monotonic() - self.began >= self._letters.longest
+            self.fenced = self._letters.fenced() and not long
+            self._letters.discard()
+        finally:
+            self.over.set()
