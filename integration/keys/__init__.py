@@ -1,0 +1,1 @@
+"""Keys on real brokers and real connections: publishing, rotation, revocation, floods, impersonation."""

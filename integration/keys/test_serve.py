@@ -1,0 +1,204 @@
+"""``mqauth keys serve`` as consumers meet it: over real HTTP and TLS, by the real cache, through restarts."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration.keys.issuer import PATIENCE, IssuerProcess
+from integration.keyserver import Authority
+from mqauth import JWKS, Unavailable
+from mqauth.keystore import Keystore, ring
+
+
+def made(folder: Path, **settings: Any) -> Keystore:
+    """Return a keystore with one key."""
+    store = Keystore(folder=folder)
+    store.create(**{"subjects": ["orders-api"], **settings})
+    return store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Keystore:
+    """A keystore whose only key signs."""
+    return made(tmp_path / "keys")
+
+
+@pytest.fixture
+def issuer(store: Keystore) -> Iterator[IssuerProcess]:
+    """That keystore, served."""
+    with IssuerProcess([store.folder]) as running:
+        yield running
+
+
+def get(
+    url: str, method: str = "GET", context: ssl.SSLContext | None = None, **headers: str
+) -> tuple[int, Any, bytes]:
+    """Return status, headers and body of one request."""
+    scheme, _, rest = url.partition("://")
+    place, _, path = rest.partition("/")
+    kind: Any = http.client.HTTPConnection if scheme == "http" else http.client.HTTPSConnection
+    settings = {} if context is None else {"context": context}
+    with closing(kind(place, timeout=PATIENCE, **settings)) as connection:
+        connection.request(
+            method, f"/{path}", headers={name.replace("_", "-"): value for name, value in headers.items()}
+        )
+        answer = connection.getresponse()
+        return answer.status, answer.headers, answer.read()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition."""
+    waiting = threading.Event()
+    for _ in range(int(PATIENCE / 0.05)):
+        if condition():
+            return
+        waiting.wait(0.05)
+    raise TimeoutError
+
+
+def test_conditional_requests_over_the_wire(issuer: IssuerProcess) -> None:
+    """GET, HEAD and If-None-Match do over HTTP what the application says, and the server adds a date and no name."""
+    status, headers, body = get(issuer.url)
+    assert (status, headers["Content-Type"]) == (200, "application/jwk-set+json")
+    assert headers["Date"]
+    assert headers["Server"] is None
+    head, head_headers, nothing = get(issuer.url, "HEAD")
+    assert (head, head_headers["Content-Length"], nothing) == (200, str(len(body)), b"")
+    again, _, nothing = get(issuer.url, If_None_Match=headers["ETag"])
+    assert (again, nothing) == (304, b"")
+    assert get(issuer.url.replace("jwks.json", "healthz"))[0] == 200
+
+
+def test_restart_keeps_the_tag(store: Keystore, issuer: IssuerProcess) -> None:
+    """After a restart consumers' copies are still known."""
+    tag = get(issuer.url)[1]["ETag"]
+    issuer.down()
+    with pytest.raises(ConnectionRefusedError):
+        get(issuer.url)
+    issuer.up()
+    assert get(issuer.url, If_None_Match=tag)[0] == 304
+
+
+def test_cache_reads_it(store: Keystore, issuer: IssuerProcess) -> None:
+    """The real cache takes keys, subjects and publish delay from it: a kid a young set lacks is unknown."""
+    with JWKS(issuer.url, unsafe_http_loopback=True) as keys:
+        until(lambda: keys.health().state == "fresh")
+        (key,) = keys.key_set()
+        assert (key.kid, key.subjects) == (store.signing_key().kid, {"orders-api"})
+        assert keys._cache.publish_delay == 600
+        found = keys.refresh("nobody", 0)
+        assert found.get("nobody") is None
+        assert keys.health().counters["attempts"] == 1
+
+
+def test_tls(store: Keystore, tmp_path: Path) -> None:
+    """With a certificate it speaks TLS 1.2 or newer to a cache with that CA, and to no other."""
+    authority, stranger = Authority(tmp_path), Authority(tmp_path)
+    chain, key = authority.issue()
+    with IssuerProcess([store.folder], "--tls-cert", str(chain), "--tls-key", str(key)) as issuer:
+        assert issuer.url.startswith("https://127.0.0.1:")
+        with JWKS(issuer.url, ca=authority.path) as keys:
+            until(lambda: keys.health().state == "fresh")
+        with JWKS(issuer.url, ca=stranger.path) as keys:
+            until(lambda: keys.health().counters.get("failed", 0) > 0)
+            with pytest.raises(Unavailable):
+                keys.key_set()
+        context = ssl.create_default_context(cafile=str(authority.path))
+        assert get(issuer.url, context=context)[0] == 200
+
+
+def test_two_keystores_are_one_set(store: Keystore, tmp_path: Path) -> None:
+    """Producers with folders of their own share an issuer."""
+    other = made(tmp_path / "other", subjects=["stock-api"], pending=True)
+    with IssuerProcess([store.folder, other.folder]) as issuer:
+        found = json.loads(get(issuer.url)[2])
+    assert [key["mqauth_sub"] for key in found["keys"]] == [["orders-api"], ["stock-api"]]
+
+
+def test_rotation_goes_through(store: Keystore, issuer: IssuerProcess) -> None:
+    """A rotation by another process is in the next answer."""
+    second = store.create()
+    found = json.loads(get(issuer.url)[2])
+    assert [key["kid"] for key in found["keys"]] == [store.signing_key().kid, second.kid]
+    store.change(lambda keys, now: ring.revoke(keys, second.kid, now, reason="stolen"))
+    assert json.loads(get(issuer.url)[2])["keys"][1]["revoked"]["reason"] == "stolen"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--host", "0.0.0.0"], "reached from outside only with --tls-cert and --tls-key"),  # noqa: S104
+        (["--host", "::"], "reached from outside only with"),
+        (["--host", "no such host"], "--host no such host --port 0: "),
+        (["--tls-cert", "x"], "--tls-cert and --tls-key go together"),
+        (["--tls-cert", "x", "--tls-key", "y"], "--tls-cert x, --tls-key y: No such file"),
+        (["--dir", "nowhere"], "nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_served_is_one_line(store: Keystore, options: list[str], text: str) -> None:
+    """An address that may not be had, a certificate that cannot, no keystore: exit 2 and one line."""
+    done = serve(store, *options)
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def serve(
+    store: Keystore, *options: str, program: tuple[str, ...] = ("-m", "mqauth")
+) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    command = [sys.executable, *program, "keys", "serve", "--dir", str(store.folder), "--port", "0", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+def test_address_in_use_is_one_line(store: Keystore, issuer: IssuerProcess) -> None:
+    """A second server at the same port says so."""
+    done = serve(store, "--port", issuer.url.rpartition(":")[2].partition("/")[0])
+    assert done.returncode == 2
+    assert "Address already in use" in done.stderr
+
+
+def test_key_with_a_passphrase_is_refused(store: Keystore, tmp_path: Path) -> None:
+    """A TLS key that would ask somebody for a passphrase is refused instead."""
+    from cryptography.hazmat.primitives import serialization
+
+    chain, key = Authority(tmp_path).issue()
+    private = serialization.load_pem_private_key(key.read_bytes(), None)
+    key.write_bytes(
+        private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )  # fmt: skip
+    done = serve(store, "--tls-cert", str(chain), "--tls-key", str(key))
+    assert done.returncode == 2
+    assert "the key has a passphrase" in done.stderr
+
+
+def test_missing_server_library_is_one_line(store: Keystore) -> None:
+    """Without the extra the command says what to install."""
+    program = "import sys; sys.modules['uvicorn'] = None; from mqauth.cli import main; sys.exit(main())"
+    done = serve(store, program=("-c", program))
+    assert done.returncode == 2
+    assert done.stderr == 'mqauth: mqauth keys serve needs uvicorn: install "mqauth[cli,serve]"\n'
+
+
+def test_killed_issuer_is_survived(issuer: IssuerProcess) -> None:
+    """A cache goes on with the keys of an issuer that was killed."""
+    with JWKS(issuer.url, unsafe_http_loopback=True) as keys:
+        until(lambda: keys.health().state == "fresh")
+        issuer.kill()
+        assert len(keys.key_set().keys) == 1
