@@ -370,6 +370,13 @@ CASES = [
          both(no_binding, edits(("publish_delay = 600", 'subjects = { "*" = ["a", "b"] }'))),
          edits(("publish_delay = 600", 'subjects = { "*" = ["a", "b"] }'))),
     case("issuer_vouches", f"{PARTNER}.vouches", edits((f"subjects = {STAR}", "vouches = true"))),
+    case("issuer_unbound", "consumer.issuers[0].subjects", both(keys_with(
+        lambda: {**made(), "kid": "mute", "mqauth_sub": []}),
+        edits(("publish_delay = 600", 'subjects = { mute = ["a"] }')))),
+    case("issuers_share_keys", f"{PARTNER}.file", edits(
+        ('jwks = "https://partner.example/jwks.json"\nmax_stale = 3600', 'file = "./jwks.json"'))),
+    case("issuers_share_keys", f"{PARTNER}.jwks", edits(
+        ('file = "jwks.json"\npublish_delay = 600', 'jwks = "https://partner.example/jwks.json"'))),
     case("pin_unknown", 'consumer.issuers[0].subjects.kid-1', pin("kid-1"), pin(None)),
     case("policy_empty", "consumer.allow", lambda world: world.drop("[consumer.allow]"), NOTHING),
     case("rule_matches_all", "consumer.allow[0].destinations[1]", edits(("kafka:orders", "kafka:#"))),
@@ -378,6 +385,8 @@ CASES = [
     case("rule_matches_all", "consumer.allow[0].destinations[0]", edits(("shop/orders.#", "/#")),
          edits(("shop/orders.#", "/orders.#"))),
     case("rule_broad", "consumer.allow[0].destinations[0]", edits(("shop/orders.#", "shop/#"))),
+    case("rule_broad", "consumer.allow[0].destinations[0]", edits(("shop/orders.#", "shop/*.*")),
+         edits(("shop/orders.#", "shop/*.created"))),
     case("subject_without_key", "consumer.allow[0].subject", edits(('orders-api"\nissuer', 'order-api"\nissuer'))),
     case("subject_without_key", "consumer.allow[0].subject", lambda world: world.jwks(
         "jwks.json", [jwk(Key.generate(subjects=["orders-api"]), revoked={"revoked_at": 0, "reason": ""})])),
@@ -451,6 +460,8 @@ CASES = [
     case("replay_plaintext", "replay.store", redis("redis://r.example/0"), redis("redis://localhost/0")),
     case("replay_unverified", "replay.store", redis("rediss://r.example/0?ssl_cert_reqs=none"),
          redis("rediss://r.example/0?ssl_cert_reqs=required")),
+    case("replay_unverified", "replay.store", redis("rediss://r.example/0?ssl_check_hostname=no"),
+         redis("rediss://r.example/0?ssl_check_hostname=yes")),
     # delivery
     case("replay_memory_shared", "replay.store", edits(("consumers = 1", "consumers = 2")),
          both(edits(("consumers = 1", "consumers = 2")), redis("rediss://r.example/0"))),

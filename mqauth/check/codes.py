@@ -102,6 +102,11 @@ ISSUER_VOUCHES = _warning(
     "Each key of this issuer may sign as any of its producers: one stolen key is all of them.",
     "subjects, or keys that name theirs; vouches only for an authority that signs for others.",
 )
+ISSUERS_SHARE_KEYS = _warning(
+    "issuers_share_keys",
+    "Whoever signs for one issuer can sign for the other.",
+    "The keys of each issuer in a place of its own.",
+)
 PIN_UNKNOWN = _warning(
     "pin_unknown",
     "The pin binds nothing: a misspelt kid, or a key that is gone.",

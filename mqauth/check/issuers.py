@@ -48,6 +48,18 @@ def shared(target: Target) -> Iterator[Finding]:
             yield codes.SUBJECTS_SHARED.at((*issuer.source.table.path, "subjects", _ANY), said)
 
 
+def one_place(target: Target) -> Iterator[Finding]:
+    """Two issuers whose keys are the same."""
+    seen: dict[str, str] = {}
+    for issuer in _issuers(target):
+        source = issuer.source
+        first = seen.setdefault(_place(source), source.issuer)
+        if first != source.issuer:
+            key = "jwks" if source.file is None else "file"
+            said = f"{source.issuer} has the keys of {first}"
+            yield codes.ISSUERS_SHARE_KEYS.at((*source.table.path, key), said)
+
+
 def pins(target: Target) -> Iterator[Finding]:
     """Pinned kids that the file does not have."""
     for issuer in _issuers(target):
@@ -103,9 +115,10 @@ def _issuers(target: Target) -> tuple[IssuerSettings, ...]:
 
 
 def _unbound(issuer: IssuerSettings) -> Iterator[Key]:
-    """Yield the keys of a file that speak for nobody."""
+    """Yield the keys of a file that speak for nobody; an empty list in the key itself outdoes every pin."""
+    named = bool((issuer.subjects or {}).get(_ANY))
     for key in key_set(issuer.source.file) or ():
-        if key.subjects is None and not _pinned(issuer, key) and not (issuer.subjects or {}).get(_ANY):
+        if key.subjects == frozenset() or (key.subjects is None and not named and not _pinned(issuer, key)):
             yield key
 
 
@@ -144,4 +157,4 @@ def _is_whole_broker(place: str) -> bool:
     return is_kafka(place) or place.startswith("rabbitmq:/")
 
 
-RULES: Final[tuple[Rule, ...]] = (bindings, shared, pins, rules, speakers, authorities)
+RULES: Final[tuple[Rule, ...]] = (bindings, shared, one_place, pins, rules, speakers, authorities)

@@ -23,7 +23,7 @@ _AMQP_TLS: Final = frozenset(
     ("ssl", "ssl_options", "ssl_context", "cafile", "capath", "cadata", "certfile", "keyfile", "no_verify_ssl")
 )
 _END: Final = re.compile("[/?#]")
-_YES: Final = frozenset(("True", "true", "1"))
+_YES: Final = frozenset(("true", "t", "yes", "y", "1"))
 
 
 def is_loopback(host: str) -> bool:
@@ -109,7 +109,7 @@ def _is_unverified(scheme: str, options: Mapping[str, list[str]]) -> bool:
 
 def _all_yes(values: list[str]) -> bool:
     """Tell whether a switch is on, each time it is given."""
-    return set(values) <= _YES
+    return {value.lower() for value in values} <= _YES
 
 
 RULES: Final[tuple[Rule, ...]] = (brokers, replay)
