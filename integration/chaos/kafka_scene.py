@@ -100,20 +100,21 @@ class Scene:
         self._publish(bodies, partition)
         return bodies
 
-    def send_stubbornly(self, number: int, **settings: Any) -> int:
-        """Publish honest messages by the wrapper, each anew until confirmed; return the sends that failed.
+    def hasty(self) -> kafka.Producer:
+        """Return a wrapped producer that gives up within a second and leaves it to us to send again."""
+        client = _PYTHON.KafkaProducer(
+            bootstrap_servers=self.stage.servers, enable_idempotence=False, acks="all", retries=0, linger_ms=0,
+            delivery_timeout_ms=1000, request_timeout_ms=500, max_block_ms=1000,
+        )  # fmt: skip
+        return kafka.Producer(self.keep(client), self.forge.signer())
 
-        Args:
-            number: how many.
-            settings: of the client; one that has failed is replaced.
-        """
+    def send_stubbornly(self, producer: kafka.Producer, number: int) -> int:
+        """Publish honest messages, each anew until confirmed; return the sends that failed."""
         failures = 0
         waiting = [b"honest %d" % (len(self.honest) + n) for n in range(number)]
         self.honest += waiting
         while waiting:
-            client = _PYTHON.KafkaProducer(bootstrap_servers=self.stage.servers, linger_ms=0, **settings)
-            waiting = _unconfirmed(kafka.Producer(client, self.forge.signer()), self.name, waiting)
-            client.close(timeout=1)
+            waiting = _unconfirmed(producer, self.name, waiting)
             failures += len(waiting)
         return failures
 
@@ -244,7 +245,7 @@ def _unconfirmed(producer: kafka.Producer, topic: str, bodies: Iterable[bytes]) 
     for body in bodies:
         try:
             sent.append((body, producer.send(topic, body, b"k")))
-        except (KafkaError, kafka.ProducerFatalError):
+        except KafkaError:
             failed.append(body)
     for body, future in sent:
         try:
