@@ -1,0 +1,1 @@
+"""Reviewing dead letters on real brokers."""

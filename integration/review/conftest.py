@@ -1,0 +1,26 @@
+"""A scene on each real broker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from integration.review.scene import Scene
+from integration.services import Kafka, RabbitMQ
+from mqauth.testing.stage_kafka import KafkaStage
+from mqauth.testing.stage_rabbitmq import RabbitMQStage
+
+
+@pytest.fixture(params=["rabbitmq", "kafka"])
+def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
+    """A scene on each broker, its own queues and topics."""
+    broker: RabbitMQ | Kafka = request.getfixturevalue(request.param)
+    stage = RabbitMQStage(broker.url) if isinstance(broker, RabbitMQ) else KafkaStage(broker.url)
+    try:
+        yield Scene(stage, broker.url, tmp_path)
+    finally:
+        if isinstance(stage, KafkaStage):
+            stage.admin.delete_topics([stage.dead + ".reviewed"], raise_errors=False)
+        stage.close()

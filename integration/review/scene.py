@@ -1,0 +1,188 @@
+"""A real broker full of dead letters of eight kinds, made by a real consumer, and the desk that reviews them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from mqauth import Pipeline, Verified
+from mqauth.auditfile import AuditFile
+from mqauth.auditlog import read_records
+from mqauth.cli.dlq_broker import Opened, Place, opened
+from mqauth.jwk import dump_key_set
+from mqauth.keys import Key, KeySet
+from mqauth.message import Message
+from mqauth.policy import Allow
+from mqauth.release import WAIVABLE, Authority, ReleaseAuthorities, Releaser
+from mqauth.replay import MemoryReplayStore
+from mqauth.review import Filter, Index, Ledger, Reviewer, Terms, account, survey
+from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT, Forge
+from mqauth.testing.stage_kafka import KafkaStage
+from mqauth.testing.stage_rabbitmq import RabbitMQStage
+from mqauth.verifier import Issuer
+
+REVIEW: Final = "https://review.example"
+WHY: Final = "reviewed in a test"
+KINDS: Final = (
+    "key_unknown", "expired", "signature_invalid", "token_missing", "body_mismatch", "audience_mismatch",
+    "producer_forbidden", "token_malformed",
+)  # fmt: skip
+FORGED: Final = ("signature_invalid", "token_missing", "body_mismatch", "audience_mismatch", "token_malformed")
+
+
+class Scene:
+    """One stage, its consumer, and its reviewer.
+
+    Args:
+        stage: a real broker's.
+        url: the broker's.
+        folder: for audit files and keys.
+    """
+
+    def __init__(self, stage: RabbitMQStage | KafkaStage, url: str, folder: Path) -> None:
+        self.stage, self.folder = stage, folder
+        self.forge = Forge(lifetime=3000)
+        self.key = Key.generate(subjects=["ada"])
+        self.keys = [self.forge.key, self.forge.neighbour, self.forge.retired]
+        self.handled: list[Verified] = []
+        self.replay = MemoryReplayStore()
+        if isinstance(stage, KafkaStage):
+            self.place = Place(broker=url, topic=stage.dead)
+            self.scope = stage.group
+        else:
+            self.place = Place(broker=url, queue=stage.dead)
+            self.scope = stage.queue
+        self.outcomes = Counter[str]()
+
+    @property
+    def audits(self) -> list[Path]:
+        """The consumer's and the reviewer's audit files."""
+        return [path for name in ("consumer", "reviewer") if (path := self.folder / f"{name}.jsonl").exists()]
+
+    def guard(self, audit: Any = None) -> Pipeline:
+        """Return the consumer's pipeline with the keys of now, its claims kept."""
+        authority = Authority(keys=KeySet([self.key]), waive=frozenset(WAIVABLE))
+        verifier = self.forge.verifier(
+            keys={ISSUER: Issuer(keys=KeySet(self.keys))}, release=ReleaseAuthorities({REVIEW: authority})
+        )
+        return Pipeline(
+            verifier=verifier, policy=Allow({SUBJECT: [self.stage.destination]}), replay=self.replay, audit=audit,
+            scope=self.scope, observers=[lambda outcome, message, seconds: self._observe(outcome)],
+        )  # fmt: skip
+
+    def message(self, kind: str, number: int) -> Message:
+        """Return one message that will be rejected for this reason."""
+        plain = Message(destination=self.stage.destination, body=f"{kind} {number}".encode())
+        seal = self.forge.seal
+        if kind == "key_unknown":
+            return seal(plain, key=self.forge.stranger)
+        if kind == "expired":
+            return seal(plain, claims={"iat": 1_700_000_000, "exp": 1_700_000_060})
+        if kind == "signature_invalid":
+            return seal(plain, signature=b"\0" * 64)
+        if kind == "body_mismatch":
+            return replace(seal(plain), body=plain.body + b" edited" if plain.body else b"")
+        if kind == "audience_mismatch":
+            return seal(plain, claims={"aud": "elsewhere"})
+        if kind == "producer_forbidden":
+            return seal(plain, key=self.forge.neighbour, claims={"sub": NEIGHBOUR})
+        if kind == "token_malformed":
+            value: Any = b"no token" if isinstance(self.stage, KafkaStage) else "no token"
+            return replace(plain, headers=(("mqauth-token", value),))
+        return plain
+
+    def fill(self, each: int) -> None:
+        """Make so many letters of each kind, through the broker and the consumer wrapper."""
+        for number in range(each):
+            for kind in KINDS:
+                self.stage.inject(self.message(kind, number))
+        self.consume(each * len(KINDS))
+
+    def consume(self, count: int, **settings: Any) -> None:
+        """Run the consumer until it has settled so many more messages."""
+        wanted = self.outcomes.total() + count
+        with AuditFile(self.folder / "consumer.jsonl", fsync=False) as audit:
+            self.stage.consume(
+                self.guard(audit), self.handled.append, until=lambda: self.outcomes.total() >= wanted, **settings
+            )
+
+    def consume_until(self, done: Callable[[], bool]) -> None:
+        """Run the consumer until something holds."""
+        with AuditFile(self.folder / "consumer.jsonl", fsync=False) as audit:
+            self.stage.consume(self.guard(audit), self.handled.append, until=done)
+
+    def write_key(self) -> Path:
+        """Write the reviewer's private key as a PEM file, and return its path."""
+        path = self.folder / "reviewer.pem"
+        private: Any = self.key.private
+        pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        path.write_bytes(pem)
+        path.chmod(0o600)
+        return path
+
+    def terms(self, **changes: Any) -> Terms:
+        """Return the reviewer's terms."""
+        releaser = Releaser(key=self.key, issuer=REVIEW, reviewer="ada", lifetime=3600)
+        return Terms(**({"releaser": releaser, "reason": WHY} | changes))
+
+    @contextlib.contextmanager
+    def desk(self) -> Iterator[tuple[Opened, Reviewer]]:
+        """Open the letter box and the reviewer's audit."""
+        with AuditFile(self.folder / "reviewer.jsonl", fsync=False) as audit, opened(self.place) as found:
+            yield found, Reviewer(name="ada", audit=audit)
+
+    def look(self, found: Opened, read: Callable[[Index], Any]) -> Any:
+        """Survey the letters and read something from the index."""
+        with found.run(survey(found.box)) as index:
+            return read(index)
+
+    def freeze(self, found: Opened, **wanted: Any) -> Any:
+        """Return a frozen selection."""
+        return self.look(found, lambda index: index.freeze(Filter(**wanted)))
+
+    def ledger(self, found: Opened) -> Ledger:
+        """Hold both audit files against the queue."""
+        ledger: Ledger = self.look(found, lambda index: account(read_records(self.audits), index.ids()))
+        return ledger
+
+    def why(self) -> Counter[str]:
+        """Return why messages were rejected, as the consumer's audit says."""
+        records = read_records(self.audits[:1])
+        return Counter(f"{record.get('reason')}: {record.get('detail')}" for record in records)
+
+    def write_config(self) -> Path:
+        """Write the consumer's configuration and every key it needs; return its path."""
+        (self.folder / "jwks.json").write_text(json.dumps(dump_key_set(KeySet(self.keys))))
+        (self.folder / "review.json").write_text(json.dumps(dump_key_set(KeySet([self.key.public_only]))))
+        path = self.folder / "mqauth.toml"
+        path.write_text(CONFIG.format(destination=self.stage.destination, scope=self.scope))
+        return path
+
+    def _observe(self, outcome: Any) -> None:
+        """Count outcomes that settle a delivery."""
+        if outcome.verdict.value != "deferred":
+            self.outcomes[outcome.verdict.value] += 1
+
+
+CONFIG: Final = """
+[consumer]
+scope = "{scope}"
+audience = "billing"
+[[consumer.issuers]]
+issuer = "https://auth.example"
+file = "jwks.json"
+[[consumer.allow]]
+subject = "orders-api"
+destinations = ["{destination}"]
+[[release.authorities]]
+issuer = "https://review.example"
+file = "review.json"
+waive = ["expired", "producer_forbidden"]
+"""

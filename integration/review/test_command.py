@@ -1,0 +1,143 @@
+"""``mqauth dlq`` as people and programs call it, on real brokers; and one topic with two consumer groups."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration.review.scene import Scene
+from integration.services import Kafka
+from mqauth import MalformedMessage, Reason, Unavailable, destination
+from mqauth.cli import main
+from mqauth.cli.dlq_broker import opened
+from mqauth.flow import call
+from mqauth.message import Message
+from mqauth.review import redrive
+from mqauth.testing.stage_kafka import KafkaStage
+
+Run = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture
+def dlq(scene: Scene, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command on the scene's letters and return its exit code and the JSON it printed."""
+
+    def run(act: str, *more: str, text: bool = False) -> tuple[int, Any]:
+        name = ("--topic", scene.place.topic) if scene.place.on_kafka else ("--queue", scene.place.queue)
+        capsys.readouterr()
+        json_ = () if text else ("--json",)
+        code = main(["dlq", act, *more, "--broker", scene.place.broker, *map(str, name), *json_])
+        said = capsys.readouterr()
+        if text or not said.out:
+            return code, said.out + said.err
+        return code, [json.loads(line) for line in said.out.splitlines()]
+
+    return run
+
+
+def test_every_command(scene: Scene, dlq: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """List, groups, show, judge, dry runs, redrive, export, discard, import and account, each with its JSON."""
+    scene.fill(2)
+    config, key = str(scene.write_config()), str(scene.write_key())
+    audit = str(scene.folder / "reviewer.jsonl")
+    _, (listed,) = dlq("list", "--reason", "expired")
+    assert (listed["total"], {letter["reason"] for letter in listed["letters"]}) == (2, {"expired"})
+    code, text = dlq("list", "--limit", "1", text=True)
+    assert (code, "15 more" in text) == (0, True)
+    _, (groups,) = dlq("groups")
+    assert [group["count"] for group in groups["groups"]] == [2] * 8
+    assert "signature_invalid" in dlq("groups", text=True)[1]
+    _, (letter,) = dlq("show", listed["letters"][0]["id"])
+    assert (letter["sound"], letter["message"]["destination"]) == (True, scene.stage.destination)
+    _, (judged,) = dlq("judge", "--config", config)
+    assert (judged["pass"], judged["total"], judged["verdicts"]["expired"]) == (0, 16, 2)
+    act = ("--why", "skewed clock", "--audit", audit)
+    redriving = ("--config", config, "--key", key, "--reviewer", "ada", "--waive", "expired", *act)
+    _, (rehearsed,) = dlq("redrive", *redriving, "--dry-run")
+    assert (rehearsed["would"], rehearsed["refused"]["signature_invalid"]) == (2, 2)
+    code, said = dlq("redrive", *redriving)
+    assert (code, "--yes" in said) == (2, True)
+    code, (done,) = dlq("redrive", *redriving, "--reason", "expired", "--yes")
+    assert (code, done["done"], done["selected"], done["left"]) == (0, 2, 2, 0)
+    code, (done,) = dlq("redrive", *redriving, "--yes")
+    assert (code, done["done"], sum(done["refused"].values())) == (1, 0, 14)
+    _, exported = dlq("export")
+    assert len(exported) == 14
+    assert dlq("discard", *act, "--dry-run")[1][0]["would"] == 14
+    assert dlq("discard", *act, "--yes")[1][0]["done"] == 14
+    code, (ledger,) = dlq("account", *map(str, scene.audits))
+    assert (code, ledger["rejected"], ledger["redriven"], ledger["discarded"]) == (0, 16, 2, 14)
+    stream = io.TextIOWrapper(io.BytesIO(b"\n".join(json.dumps(form).encode() for form in exported)))
+    monkeypatch.setattr(sys, "stdin", stream)
+    assert dlq("import")[1] == [{"imported": 14}]
+    code, (ledger,) = dlq("account", *map(str, scene.audits))
+    assert (code, ledger["open"], ledger["discarded"], ledger["difference"]) == (0, 14, 0, 0)
+    assert dlq("account", audit)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--queue", "no-such", "--topic", "no-such"], "wants"),
+        ([], "required with this broker"),
+    ],
+)
+def test_a_place_that_contradicts_itself_is_refused(more: list[str], said: str) -> None:
+    """A queue on Kafka, a topic on RabbitMQ, or neither is a usage error before anything is connected."""
+    for url in ("amqp://127.0.0.1:1/", "kafka://127.0.0.1:1"):
+        assert main(["dlq", "list", "--broker", url, *more]) == 2
+
+
+def test_what_does_not_exist_is_one_line(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    """A queue or topic that is not there is told in one line, and made by nobody."""
+    name = "--topic" if scene.place.on_kafka else "--queue"
+    for _ in range(2):
+        assert main(["dlq", "list", "--broker", scene.place.broker, name, "no-such-letters"]) == 2
+        said = capsys.readouterr().err
+        assert "no-such-letters" in said
+        assert said.count("\n") == 1
+
+
+def test_publishing_is_confirmed_or_told(scene: Scene) -> None:
+    """A destination nobody takes, and a message of the other broker, are errors; the letter stays."""
+    on_kafka = scene.place.on_kafka
+    nowhere = destination.kafka("no-such-topic") if on_kafka else destination.rabbitmq("", "no-such-queue")
+    foreign = destination.rabbitmq("", "q") if on_kafka else destination.kafka("t")
+    with opened(scene.place) as found:
+        for properties in ({}, {} if on_kafka else {"message-id": "m"}):
+            message = Message(destination=nowhere, body=b"x", properties=properties)
+            with pytest.raises(Unavailable):
+                found.run(call(found.box.publish, message))
+        with pytest.raises(MalformedMessage):
+            found.run(call(found.box.publish, Message(destination=foreign, body=b"x")))
+
+
+def test_two_consumer_groups(kafka: Kafka, tmp_path: Path) -> None:
+    """A release for one group of a topic is handled by it alone; the other settles it unhandled."""
+    stage = KafkaStage(kafka.url)
+    scene = Scene(stage, kafka.url, tmp_path)
+    for number in range(5):
+        stage.inject(scene.message("expired", number))
+    scene.consume(5)
+    with scene.desk() as (found, reviewer):
+        terms = scene.terms(waive=frozenset([Reason.EXPIRED]))
+        selection = scene.freeze(found)
+        done = found.run(redrive(found.box, selection, guard=scene.guard(), terms=terms, reviewer=reviewer))
+        assert done.done == 5
+    scene.consume(5)
+    assert scene.outcomes == {"rejected": 5, "accepted": 5}
+    other = Scene(stage, kafka.url, tmp_path)
+    other.forge, other.keys, other.key = scene.forge, scene.keys, scene.key
+    stage.group += ".other"
+    other.scope = stage.group
+    other.consume(10)
+    assert other.outcomes == {"rejected": 5, "duplicate": 5}
+    assert other.handled == []
+    stage.admin.delete_topics([stage.dead + ".reviewed"], raise_errors=False)
+    stage.close()

@@ -1,0 +1,139 @@
+"""The letter box of a broker URL: connections of our own, for as long as a command runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from mqauth.cli.broker import check_url, reached
+from mqauth.errors import ConfigurationError
+from mqauth.flow import Flow, arun, run
+from mqauth.review.letterbox import LetterBox
+
+R = TypeVar("R")
+_PATIENCE: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Which dead letters.
+
+    Args:
+        broker: its URL.
+        queue: on RabbitMQ.
+        topic: on Kafka.
+
+    Raises:
+        ConfigurationError: no broker URL, or a queue on Kafka or a topic on RabbitMQ.
+    """
+
+    broker: str
+    queue: str | None = None
+    topic: str | None = None
+
+    def __post_init__(self) -> None:
+        check_url("--broker", self.broker)
+        wanted, other = ("--topic", "--queue") if self.on_kafka else ("--queue", "--topic")
+        found, foreign = (self.topic, self.queue) if self.on_kafka else (self.queue, self.topic)
+        if foreign is not None:
+            raise ConfigurationError(f"{other}: this broker wants {wanted}")
+        if not found:
+            raise ConfigurationError(f"{wanted}: required with this broker")
+
+    @property
+    def on_kafka(self) -> bool:
+        """Whether the broker is Kafka."""
+        return self.broker.startswith("kafka:")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A letter box, and what runs its flows."""
+
+    box: LetterBox
+    run: Callable[[Flow[Any]], Any]
+
+
+@contextlib.contextmanager
+def opened(place: Place) -> Iterator[Opened]:
+    """Connect to the broker, and give its letter box.
+
+    Raises:
+        ConfigurationError: the broker cannot be reached, its client is not installed, or there is no such
+            queue or topic.
+    """
+    extra = "kafka" if place.on_kafka else "rabbitmq"
+    try:
+        opener = _kafka if place.on_kafka else _rabbitmq
+        with reached("--broker"), opener(place) as found:
+            yield found
+    except ImportError as error:
+        raise ConfigurationError(f'--broker: needs its client: install "mqauth[{extra}]"') from error
+
+
+@contextlib.contextmanager
+def _rabbitmq(place: Place) -> Iterator[Opened]:
+    """Connect to RabbitMQ on a loop of our own, which answers heartbeats while people think."""
+    import aio_pika
+
+    from mqauth.review.rabbitmq import RabbitMQLetterBox, is_unlimited
+
+    queue = place.queue or ""
+    with _Loop() as loop:
+        connection = loop.call(aio_pika.connect(place.broker), _PATIENCE)
+        try:
+            unlimited = loop.call(is_unlimited(connection, queue), _PATIENCE)
+            box = RabbitMQLetterBox(connection, queue, unlimited=unlimited)
+            yield Opened(box, lambda flow: loop.call(arun(flow)))
+        finally:
+            loop.call(connection.close(), _PATIENCE)
+
+
+@contextlib.contextmanager
+def _kafka(place: Place) -> Iterator[Opened]:
+    """Connect to Kafka, and make the topic of resolutions where it is missing."""
+    import kafka
+
+    from mqauth.review.kafka import KafkaLetterBox, create_reviewed
+
+    client: Any = kafka
+    servers, topic = place.broker.partition("://")[2].strip("/"), place.topic or ""
+    if "?" in servers:
+        raise ConfigurationError("--broker: settings in a kafka URL are not supported here")
+    bootstrap = {"bootstrap_servers": servers.split(",")}
+    with contextlib.ExitStack() as stack:
+        admin = client.KafkaAdminClient(**bootstrap)
+        stack.callback(admin.close)
+        if topic not in admin.list_topics():
+            raise ConfigurationError(f"--topic: there is no topic {topic}")
+        create_reviewed(admin, topic)
+        consumer = client.KafkaConsumer(**bootstrap, group_id=None, enable_auto_commit=False)
+        stack.callback(consumer.close)
+        producer = client.KafkaProducer(
+            **bootstrap, acks="all", enable_idempotence=False, allow_auto_create_topics=False, max_block_ms=5000
+        )
+        stack.callback(producer.close)
+        yield Opened(KafkaLetterBox(consumer, producer, topic), run)
+
+
+class _Loop:
+    """An event loop on a thread of its own."""
+
+    def __enter__(self) -> _Loop:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_PATIENCE)
+        self._loop.close()
+
+    def call(self, work: Coroutine[Any, Any, R], seconds: float | None = None) -> R:
+        """Run a coroutine to its end."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(seconds)

@@ -1,0 +1,40 @@
+"""Reviewing dead letters, one core for every broker: look, group, judge, redrive, discard, account.
+
+A ``LetterBox`` is a dead-letter queue or topic (``mqauth.review.memory``, ``.rabbitmq``, ``.kafka``). ``survey``
+gives an ``Index`` of it; ``Index.freeze`` a selection; ``redrive`` and ``discard`` act on that. All are flows:
+``mqauth.flow.run`` or ``arun`` runs them.
+"""
+
+from mqauth.review.account import Ledger, account
+from mqauth.review.acts import Account, Judge, Pace, Reviewer, Terms, discard, judge, redrive, rehearse
+from mqauth.review.index import ALL, Filter, Group, Index, Row, Selection, survey
+from mqauth.review.letter import Letter, Reading, read, restore
+from mqauth.review.letterbox import LetterBox
+from mqauth.review.transfer import take_in
+
+__all__ = [
+    "ALL",
+    "Account",
+    "Filter",
+    "Group",
+    "Index",
+    "Judge",
+    "Ledger",
+    "Letter",
+    "LetterBox",
+    "Pace",
+    "Reading",
+    "Reviewer",
+    "Row",
+    "Selection",
+    "Terms",
+    "account",
+    "discard",
+    "judge",
+    "read",
+    "redrive",
+    "rehearse",
+    "restore",
+    "survey",
+    "take_in",
+]

@@ -1,0 +1,182 @@
+"""The letter box of a Kafka topic: letters stay, and are resolved by records on ``<topic>.reviewed``.
+
+That topic is compacted and keyed by dead id and place of the letter, so several reviewers agree with no database.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final
+
+import kafka as kafka_python
+import kafka.admin as kafka_admin
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+
+from mqauth import destination, strictjson
+from mqauth.brokers import kafka_poison
+from mqauth.brokers.kafka_translate import carries, dead_letter_headers, from_native
+from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
+from mqauth.message import Message
+from mqauth.review.letter import Letter, lineage
+
+REVIEWED: Final = ".reviewed"
+_PYTHON: Any = kafka_python  # its classes have no types
+_ADMIN: Any = kafka_admin
+_POLL_MS: Final = 200
+_ALL: Final = (-1, "all")
+
+
+class KafkaLetterBox:
+    """Dead letters of one topic.
+
+    Args:
+        consumer: a ``KafkaConsumer`` without group and deserializers, for this box alone.
+        producer: a ``KafkaProducer(acks="all", enable_idempotence=False)``, without serializers.
+        topic: the dead-letter topic; ``<topic>.reviewed`` must exist, see ``create_reviewed``.
+        timeout: seconds to wait for the broker.
+
+    Raises:
+        ConfigurationError: a client is set up otherwise.
+    """
+
+    def __init__(self, consumer: Any, producer: Any, topic: str, *, timeout: float = 30) -> None:
+        if producer.config["enable_idempotence"] or producer.config["acks"] not in _ALL:
+            raise ConfigurationError('the producer wants acks="all" and enable_idempotence=False')
+        if consumer.config["group_id"] is not None:
+            raise ConfigurationError("the consumer wants no group: it commits nothing")
+        self._consumer = consumer
+        self._producer = producer
+        self.name = topic
+        self.destination = destination.kafka(topic)
+        self.reviewed = topic + REVIEWED
+        self.skipped = 0
+        self._timeout = timeout
+        self._ends: dict[Any, int] | None = None
+        self._resolved: set[bytes] = set()
+        self._waiting: deque[Letter] = deque()
+
+    def browse(self, limit: int, /) -> Sequence[Letter]:
+        """Return the next letters that nobody has resolved; a pass ends where the topic ended when it began.
+
+        Raises:
+            ConfigurationError: a topic does not exist.
+            Unavailable: ``dead_letter_unavailable``.
+        """
+        try:
+            found = [] if limit == 0 else self._batch(limit)
+        except (KafkaError, OSError) as error:
+            self._ends = None
+            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
+        if not found:
+            self._ends = None
+        return found
+
+    def publish(self, message: Message, /) -> None:
+        """Send to the message's own topic, and wait for the broker.
+
+        Raises:
+            MalformedMessage: it is no message of Kafka, or kafka-python cannot send it as it was.
+            Unavailable: ``dead_letter_unavailable``.
+        """
+        scheme, *names = destination.parse(message.destination)
+        if scheme != destination.KAFKA:
+            raise MalformedMessage("a message of another broker")
+        if not all(carries(name, value) for name, value in message.headers):
+            raise MalformedMessage("a header that kafka-python cannot send as it was")
+        if message.body is None and message.key is None:
+            raise MalformedMessage("kafka-python sends no record without key and value")
+        self._send(names[0], value=message.body, key=message.key, headers=dead_letter_headers(message.headers))
+
+    def remove(self, letter: Letter, /) -> None:
+        """Resolve the very letter, for every reviewer.
+
+        Raises:
+            Unavailable: ``dead_letter_unavailable``.
+        """
+        origin = letter.message.origin
+        value = strictjson.dumps({"v": 1, "partition": origin.partition, "offset": origin.offset})
+        self._send(self.reviewed, value=value, key=letter.handle)
+        self._resolved.add(letter.handle)
+
+    def _send(self, topic: str, **record: Any) -> None:
+        """Send one record and wait for the confirm."""
+        try:
+            self._producer.send(topic, **record).get(timeout=self._timeout)
+        except (KafkaError, ValueError, TypeError, OSError) as error:
+            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
+
+    def _batch(self, limit: int) -> list[Letter]:
+        """Return the next open letters of the pass."""
+        if self._ends is None:
+            self._begin()
+        while len(self._waiting) < limit and self._polled():
+            continue
+        return [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
+
+    def _begin(self) -> None:
+        """Read what is resolved, then stand at the beginning of the letters."""
+        self._resolved, self._waiting = set(), deque()
+        self._assign(self.reviewed)
+        while (records := self._poll()) is not None:
+            self._resolved |= {record.key for record in records if record.value is not None and record.key}
+        self._assign(self.name)
+
+    def _assign(self, topic: str) -> None:
+        """Stand at the beginning of every partition, and note where they end."""
+        partitions = self._consumer.partitions_for_topic(topic)
+        if not partitions:
+            raise ConfigurationError(f"there is no topic {topic}")
+        places = [_PYTHON.TopicPartition(topic, number) for number in sorted(partitions)]
+        self._consumer.assign(places)
+        self._consumer.seek_to_beginning(*places)
+        self._ends = self._consumer.end_offsets(places)
+
+    def _polled(self) -> bool:
+        """Take what one poll brings; tell whether the pass goes on."""
+        records = self._poll()
+        for record in records or ():
+            message = from_native(record, scope=self.name)
+            key = resolution_key(message)
+            if key not in self._resolved:
+                self._waiting.append(Letter(message=message, handle=key))
+        return records is not None
+
+    def _poll(self) -> list[Any] | None:
+        """Return the next records, ``None`` at the end; a batch that cannot be parsed is stepped over."""
+        ends = self._ends or {}
+        if all(self._consumer.position(place) >= end for place, end in ends.items()):
+            return None
+        try:
+            polled = self._consumer.poll(timeout_ms=_POLL_MS)
+        except Exception as error:
+            poison = kafka_poison.find(error)
+            if poison is None:
+                raise
+            self.skipped += 1
+            self._consumer.seek(poison.partition, poison.beyond)
+            return []
+        return [
+            record for place, records in polled.items() for record in records if record.offset < ends.get(place, 0)
+        ]
+
+
+def resolution_key(message: Message) -> bytes:
+    """Return the key of a letter's resolution: its dead id and its place, so that none resolves another."""
+    origin = message.origin
+    return f"{lineage(message).get('id', '')[:64]}/{origin.partition}/{origin.offset}".encode("utf-8", "replace")
+
+
+def create_reviewed(admin: Any, topic: str, *, replicas: int = -1) -> None:
+    """Create ``<topic>.reviewed``, compacted, unless it exists.
+
+    Args:
+        admin: a ``KafkaAdminClient``.
+        topic: the dead-letter topic.
+        replicas: -1 for the broker's default.
+    """
+    wanted = _ADMIN.NewTopic(topic + REVIEWED, 1, replicas, topic_configs={"cleanup.policy": "compact"})
+    try:
+        admin.create_topics([wanted])
+    except TopicAlreadyExistsError:
+        return

@@ -1,0 +1,232 @@
+"""The letter box of a RabbitMQ queue: taken in batches without acks, given back when the pass ends.
+
+Browsing counts as delivery: a quorum queue with a delivery limit would drop its letters in the end, so the
+queue wants ``x-delivery-limit`` -1, as ``declare_dead_letters`` makes it. One reviewer at a time: what another
+holds in a pass is not seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+
+from aio_pika import exceptions
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from pamqp import commands
+
+from mqauth import destination
+from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error
+from mqauth.brokers.rabbitmq_translate import carries, from_native, to_native
+from mqauth.brokers.rabbitmq_wire import MAX_HEADER_FRAME, frame_size
+from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
+from mqauth.message import Message
+from mqauth.review.letter import Letter
+
+MAX_DELIVERIES: Final = 15
+"""Deliveries of a letter beyond which a queue must be known to have no delivery limit; RabbitMQ's own is 20."""
+_SETTLE: Final = 5.0
+_POLL: Final = 0.05
+
+
+class RabbitMQLetterBox:
+    """Dead letters of one queue.
+
+    Args:
+        connection: connected; every pass opens a channel of its own on it.
+        queue: the dead-letter queue.
+        timeout: seconds to wait for the broker.
+        unlimited: whether the queue is known to have no delivery limit; else letters delivered more than 15
+            times end the pass with an error before the broker drops them.
+    """
+
+    def __init__(
+        self, connection: AbstractConnection, queue: str, *, timeout: float = 30, unlimited: bool = False
+    ) -> None:
+        self._connection = connection
+        self.name = queue
+        self.destination = destination.rabbitmq("", queue)
+        self._timeout = timeout
+        self._unlimited = unlimited
+        self._pass: AbstractChannel | None = None
+        self._publishing: AbstractChannel | None = None
+        self._held = 0
+        self._returned = 0
+
+    async def browse(self, limit: int, /) -> Sequence[Letter]:
+        """Take the next letters, unacked; the last call of a pass gives back what was not removed.
+
+        Raises:
+            ConfigurationError: the queue does not exist, or its letters near a delivery limit.
+            Unavailable: ``dead_letter_unavailable``.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):
+                with closing_is_an_error():
+                    found = [] if limit == 0 else await self._batch(limit)
+                    if not found:
+                        await self._end()
+                    return found
+        except exceptions.ChannelNotFoundEntity as error:
+            self._pass = None
+            raise ConfigurationError(f"there is no queue {self.name}") from error
+        except (TimeoutError, *LOST) as error:
+            self._pass = None
+            raise _unavailable(error) from error
+
+    async def publish(self, message: Message, /) -> None:
+        """Publish to the message's own exchange and routing key, mandatory and confirmed.
+
+        Raises:
+            MalformedMessage: it is no message of RabbitMQ, or would not arrive as it is.
+            Unavailable: ``dead_letter_unavailable``.
+        """
+        scheme, *names = destination.parse(message.destination)
+        if scheme != destination.RABBITMQ:
+            raise MalformedMessage("a message of another broker")
+        if not all(carries(name, value) for name, value in message.headers):
+            raise MalformedMessage("a header that aio-pika cannot send as it was")
+        native = to_native(message, message_id="")
+        native.message_id = message.properties.get("message-id") or _Empty()
+        if frame_size(native) > MAX_HEADER_FRAME:
+            raise MalformedMessage("properties and headers with the release are too large")
+        try:
+            async with asyncio.timeout(self._timeout):
+                with closing_is_an_error():
+                    await self._publish(native, *names)
+        except (TimeoutError, *LOST) as error:
+            raise _unavailable(error) from error
+
+    async def remove(self, letter: Letter, /) -> None:
+        """Ack the very letter.
+
+        Raises:
+            Unavailable: its pass is over; the broker gives it again.
+        """
+        try:
+            with closing_is_an_error():
+                await letter.handle.ack()
+        except (RuntimeError, *LOST) as error:
+            raise _unavailable(error) from error
+        self._held -= 1
+
+    async def _publish(self, native: Any, exchange_name: str, routing_key: str) -> None:
+        """Publish one message; anything but the broker's ack is none."""
+        if self._publishing is None or self._publishing.is_closed:
+            self._publishing = await self._connection.channel(publisher_confirms=True)
+        channel = self._publishing
+        exchange = channel.default_exchange
+        if exchange_name:
+            exchange = await channel.get_exchange(exchange_name, ensure=False)
+        result = await exchange.publish(native, routing_key, mandatory=True)
+        if not isinstance(result, commands.Basic.Ack):
+            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "no queue takes the message")
+
+    async def _batch(self, limit: int) -> list[Letter]:
+        """Return the next letters of the queue; a consumer of its own for each batch bounds what is in flight."""
+        if self._pass is None:
+            self._pass, self._held = await self._connection.channel(), 0
+            await self._given_back()
+        channel = self._pass
+        queue = await channel.get_queue(self.name, ensure=True)
+        expected = min(limit, queue.declaration_result.message_count or 0)
+        if not expected:
+            return []
+        arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+        await channel.set_qos(prefetch_count=limit)
+        tag = await queue.consume(arrived.put)
+        found = await _collected(arrived, expected)
+        await queue.cancel(tag)
+        while not arrived.empty():
+            found.append(arrived.get_nowait())
+        self._held += len(found)
+        self._check_deliveries(found)
+        return [Letter(message=from_native(item, queue=self.name), handle=item) for item in found]
+
+    async def _given_back(self) -> None:
+        """Wait until the broker has back what the pass before held; that takes a moment."""
+        if self._pass is None or not self._returned:
+            return
+        deadline = asyncio.get_running_loop().time() + _SETTLE
+        while asyncio.get_running_loop().time() < deadline:
+            queue = await self._pass.get_queue(self.name, ensure=True)
+            if (queue.declaration_result.message_count or 0) >= self._returned:
+                return
+            await asyncio.sleep(_POLL)
+
+    async def _end(self) -> None:
+        """Close the pass's channel: the broker puts back what was not acked."""
+        channel, self._pass = self._pass, None
+        if channel is not None:
+            self._returned = self._held
+            await channel.close()
+
+    def _check_deliveries(self, found: Sequence[AbstractIncomingMessage]) -> None:
+        """Refuse to browse letters to death."""
+        if self._unlimited:
+            return
+        for item in found:
+            count = item.headers.get("x-delivery-count", 0)
+            if isinstance(count, int) and count >= MAX_DELIVERIES:
+                raise ConfigurationError(
+                    f"letters of {self.name} were delivered {count} times, and it may have a delivery limit: "
+                    "declare dead-letter queues with x-delivery-limit -1"
+                )
+
+
+class _Empty(str):
+    """A message id that is sent and is empty: absent, by the wire profile, to whoever receives it.
+
+    aiormq would add one of its own, which no token binds; and a returned message without any it takes for
+    delivered, which would lose it.
+    """
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __eq__(self, other: object) -> bool:
+        return str.__eq__(self, other) is True
+
+    def __ne__(self, other: object) -> bool:
+        return True  # pamqp leaves out what is not unequal to the empty text
+
+
+async def is_unlimited(connection: AbstractConnection, queue: str) -> bool:
+    """Tell whether a queue is known to have no delivery limit: declared as ``declare_dead_letters`` does.
+
+    Raises:
+        ConfigurationError: there is no such queue.
+    """
+    channel = await connection.channel()
+    try:
+        await channel.get_queue(queue, ensure=True)
+    except exceptions.ChannelNotFoundEntity as error:
+        raise ConfigurationError(f"there is no queue {queue}") from error
+    wanted: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": -1, "x-overflow": "reject-publish"}
+    try:
+        await channel.declare_queue(queue, durable=True, arguments=wanted)
+    except exceptions.ChannelPreconditionFailed as error:
+        return "x-queue-type" in str(error)  # a classic queue has no limit
+    await channel.close()
+    return True
+
+
+async def _collected(
+    arrived: asyncio.Queue[AbstractIncomingMessage], expected: int
+) -> list[AbstractIncomingMessage]:
+    """Return what was expected; less where somebody else takes from the queue too."""
+    found: list[AbstractIncomingMessage] = []
+    while len(found) < expected:
+        try:
+            found.append(await asyncio.wait_for(arrived.get(), _SETTLE))
+        except TimeoutError:
+            break
+    return found
+
+
+def _unavailable(error: BaseException) -> Unavailable:
+    """Return why the broker could not be asked."""
+    return Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__)
