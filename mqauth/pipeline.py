@@ -483,6 +483,24 @@ class Pipeline:
             except Exception as error:
                 _LOG.warning("an observer failed: %s", type(error).__name__)
 
+    def on_change(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Have a function called when an issuer's keys changed: what waits for a key may go on then.
+
+        Args:
+            callback: called on a thread of the key source's, and not by sources that never defer.
+
+        Returns:
+            A function that ends it.
+        """
+        sources = [issuer.keys for issuer in self.verifier.issuers.values()]
+        ends = [found.subscribe(lambda _keys: callback()) for found in sources if hasattr(found, "subscribe")]
+
+        def end() -> None:
+            for unsubscribe in ends:
+                unsubscribe()
+
+        return end
+
     def scope_of(self, message: Message) -> str:
         """Return on whose behalf a message is handled."""
         return self.scope or message.origin.scope or message.origin.queue or "default"

@@ -146,6 +146,7 @@ class Consumer:
         self._workers: Workers | None = None
         self._running: dict[Any, Assigned] = {}
         self._stop = threading.Event()
+        self._keys_changed = threading.Event()
         self._started = False
         self._background: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -165,12 +166,14 @@ class Consumer:
         if self._started:
             raise ConfigurationError("a consumer runs once: make another")
         self._started = True
+        unsubscribe = self._guard.on_change(self._keys_changed.set)
         with _stopping_on_signals(self.stop) if signals else nullcontext():
             self._workers = Workers(self._threads, self._process, self._stop)
             try:
                 while not self._stop.is_set():
                     self._turn(self._workers)
             finally:
+                unsubscribe()
                 self._wind_up(self._workers)
                 self._workers = None
 
@@ -219,6 +222,10 @@ class Consumer:
 
     def _turn(self, workers: Workers) -> None:
         """Go once around the loop."""
+        if self._keys_changed.is_set():
+            self._keys_changed.clear()
+            for assigned in self._assignment.all():
+                assigned.due = 0.0
         ended = self._collect(workers.done(BUSY if self._running else 0))
         self._poller.tend(0 if self._running else BUSY)
         self._advance_all(workers)

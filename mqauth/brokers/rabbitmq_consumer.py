@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -80,7 +82,9 @@ class Consumer:
             raise ConfigurationError("prefetch is 1 to 65,535, grace and hold are not negative")
         _check(queue, guard, dead_letters)
         self._queue = queue
+        self._guard = guard
         self._clock = guard.clock
+        self._unsubscribe: Callable[[], None] | None = None
         self._window = Window(prefetch)
         self._grace = grace
         self._sleep = sleep
@@ -124,6 +128,8 @@ class Consumer:
     async def stop(self) -> None:
         """Take no new messages, let running handlers finish within the grace time, give the rest back."""
         self._stopping.set()
+        if self._unsubscribe is not None:
+            self._unsubscribe()
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
@@ -142,6 +148,7 @@ class Consumer:
         if self._supervisor is not None:
             raise ConfigurationError("a consumer runs once: make another")
         self._queue.channel.close_callbacks.add(self._on_close)
+        self._unsubscribe = self._guard.on_change(partial(_wake, asyncio.get_running_loop(), self._processor))
         self._supervisor = asyncio.create_task(self._supervise())
         await asyncio.wait(
             (started := asyncio.ensure_future(self._started.wait()), self._supervisor),
@@ -299,7 +306,7 @@ class Consumer:
     async def _until_answered(self, held: Held) -> None:
         """Probe with a deferred delivery, ever more slowly, until it would get further."""
         retrying = tenacity.AsyncRetrying(
-            sleep=self._sleep,
+            sleep=self._processor.doze,
             wait=tenacity.wait_random_exponential(
                 multiplier=_PROBE_WAIT * 2 ** min(self._stalls_in_a_row, 10), max=_PROBE_WAIT_MAX
             ),
@@ -311,6 +318,12 @@ class Consumer:
         self._processor.hurry.clear()
         self._stalled = None
         _LOG.warning("%s goes on after %s", self._queue.name, held.outcome.cause)
+
+
+def _wake(loop: asyncio.AbstractEventLoop, processor: Processor) -> None:
+    """Have a consumer try again what it holds, from any thread."""
+    with suppress(RuntimeError):  # its loop has ended meanwhile
+        loop.call_soon_threadsafe(processor.wake)
 
 
 def _passes(error: BaseException) -> bool:

@@ -80,6 +80,7 @@ class Processor:
         self._leases = Leases(guard, timer=timer)
         self._progress = Progress(guard)
         self.hurry = asyncio.Event()
+        self._woken = asyncio.Event()
         self.held: dict[int, Held] = {}
         self.unsettled = 0
 
@@ -166,9 +167,22 @@ class Processor:
         """Tell whether holding is pointless: told to hurry, or not ours any more and nothing begun."""
         return self.hurry.is_set() or (delivery.step is Step.JUDGE and is_stale(incoming))
 
+    def wake(self) -> None:
+        """Have what is deferred tried again now."""
+        woken, self._woken = self._woken, asyncio.Event()
+        woken.set()
+
+    async def doze(self, seconds: float) -> None:
+        """Wait so many seconds, or until woken."""
+        await self._first(self._sleep(seconds), self._woken.wait())
+
     async def _pause(self, seconds: float) -> None:
-        """Wait so many seconds, or until told to hurry."""
-        waits = [asyncio.ensure_future(self._sleep(seconds)), asyncio.ensure_future(self.hurry.wait())]
+        """Wait so many seconds, or until woken or told to hurry."""
+        await self._first(self._sleep(seconds), self._woken.wait(), self.hurry.wait())
+
+    async def _first(self, *wanted: Awaitable[Any]) -> None:
+        """Wait for the first of these."""
+        waits = [asyncio.ensure_future(wait) for wait in wanted]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
