@@ -72,9 +72,14 @@ class Orders:
     reread: Literal["handle", "duplicate"] = "handle"
     at_once: int = 500
 
+    @property
+    def command(self) -> list[str]:
+        """The words that start the process."""
+        return [sys.executable, "-m", __spec__.name, json.dumps(asdict(self))]
+
     def process(self, **settings: Any) -> subprocess.Popen[bytes]:
         """Start the process; its settings are those of ``Popen``."""
-        return subprocess.Popen([sys.executable, "-m", __spec__.name, json.dumps(asdict(self))], **settings)
+        return subprocess.Popen(self.command, **settings)
 
 
 class Doom:
