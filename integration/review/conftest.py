@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from integration.review.scene import Scene
 from integration.services import Kafka, RabbitMQ
-from mqauth.testing.stage_kafka import KafkaStage
-from mqauth.testing.stage_rabbitmq import RabbitMQStage
+
+if TYPE_CHECKING:
+    from integration.review.scene import Scene
 
 
 @pytest.fixture(params=["rabbitmq", "kafka"])
 def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
     """A scene on each broker, its own queues and topics."""
+    from integration.review.scene import Scene  # kafka-python warns when it is imported
+    from mqauth.testing.stage_kafka import KafkaStage
+    from mqauth.testing.stage_rabbitmq import RabbitMQStage
+
     broker: RabbitMQ | Kafka = request.getfixturevalue(request.param)
     stage = RabbitMQStage(broker.url) if isinstance(broker, RabbitMQ) else KafkaStage(broker.url)
     try:
