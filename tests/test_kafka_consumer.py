@@ -1114,3 +1114,40 @@ def test_judge_deferred(bench: Bench) -> None:
     assert judgement.cause is Cause.REPLAY_STORE_FULL
     bench.clock.advance(70)
     assert judgement.again().verdict is Verdict.ACCEPTED
+
+
+class Changing:
+    """A source of keys that knows none until it is told to, and then tells."""
+
+    def __init__(self, keys: Any) -> None:
+        self.keys, self.known = keys, False
+        self.listeners: list[Callable[[Any], None]] = []
+
+    def key_set(self) -> Any:
+        if not self.known:
+            raise Unavailable(Cause.KEYS_UNAVAILABLE, "down")
+        return self.keys
+
+    def refresh(self, kid: str, received: float, /) -> Any:
+        return self.key_set()
+
+    def subscribe(self, listener: Callable[[Any], None]) -> Callable[[], None]:
+        self.listeners.append(listener)
+        return lambda: self.listeners.remove(listener)
+
+    def change(self) -> None:
+        self.known = True
+        for listener in self.listeners:
+            listener(self.keys)
+
+
+def test_changed_keys_are_not_waited_for(bench: Bench) -> None:
+    """A record that waits for a key goes on when the keys change, with no time passed."""
+    source = Changing(bench.forge.keys)
+    bench.add(b"0", b"1")
+    bench.client.events = [lambda: None] * 3 + [source.change]
+    bench.make(bench.guard(verifier=bench.forge.verifier(keys={ISSUER: source})))
+    bench.run(rounds=8, seconds=0)
+    assert bench.bodies == [b"0", b"1"]
+    assert bench.client.committed == {ZERO: 2}
+    assert source.listeners == []

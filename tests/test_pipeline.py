@@ -926,3 +926,23 @@ def process_alone(guard: Pipeline, message: Message, handler: Any) -> Outcome:
     """Process a message without an event loop and without dead letters."""
     sink: Any = None
     return run(guard.process(guard.receive(message), handler, sink))
+
+
+def test_a_change_of_keys_is_passed_on(make_world: Callable[..., World], forge: Forge) -> None:
+    """The callback runs once for each change of an issuer that tells of changes, and not after its end."""
+    listeners: list[Callable[[KeySet], None]] = []
+
+    class Telling(KeySet):
+        def subscribe(self, listener: Callable[[KeySet], None]) -> Callable[[], None]:
+            listeners.append(listener)
+            return lambda: listeners.remove(listener)
+
+    calls: list[str] = []
+    issuers = {ISSUER: Issuer(keys=Telling([])), "https://two.example": Issuer(keys=forge.keys)}
+    pipeline = make_world(verifier=forge.verifier(keys=issuers)).pipeline
+    end = pipeline.on_change(lambda: calls.append("changed"))
+    for listener in listeners:
+        listener(forge.keys)
+    assert calls == ["changed"]
+    end()
+    assert listeners == []

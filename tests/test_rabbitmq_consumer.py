@@ -539,3 +539,19 @@ def test_refused_dead_letters(settings: dict[str, Any]) -> None:
     wanted: Any = {"name": "dead"} | settings
     with pytest.raises(ConfigurationError):
         rabbitmq.DeadLetters(SimpleNamespace(publisher_confirms=True), **wanted)  # type: ignore[arg-type]
+
+
+async def test_woken_is_tried_again_at_once(audit: AuditFile) -> None:
+    """A held delivery does not wait for its back-off when it is woken, because keys changed."""
+    table = Table(audit, sleep=lambda seconds: asyncio.Event().wait())
+    table.letters.down = True
+    delivery = Delivery(Message(destination=PLACE, body=b"forged"))
+    processing = asyncio.create_task(table.process(delivery))
+    while not table.processor.held:
+        await asyncio.sleep(0)
+    table.letters.down = False
+    while not processing.done():
+        table.processor.wake()
+        await asyncio.sleep(0)
+    assert (await processing).verdict is Verdict.REJECTED
+    assert delivery.settled == ["ack"]
