@@ -7,6 +7,7 @@ broker wrapper, ``mqauth.brokers.rabbitmq`` or ``mqauth.brokers.kafka``.
 
 from mqauth._version import __version__
 from mqauth.auditfile import AuditFile
+from mqauth.audithead import HeadFile
 from mqauth.config import load
 from mqauth.errors import (
     Cause,
@@ -19,35 +20,46 @@ from mqauth.errors import (
     RetryLater,
     Unavailable,
 )
+from mqauth.flood import FloodGate
 from mqauth.flow import Attempts
 from mqauth.keys import Key, KeySet
 from mqauth.keystore import ActiveKey, JWKSFile
 from mqauth.keystore.discovery import discover
 from mqauth.keystore.jwks import JWKS
 from mqauth.message import Message, Origin
+from mqauth.misuse import Alert, Detector, Thresholds
 from mqauth.pipeline import Outcome, Pipeline, Verdict
 from mqauth.policy import Allow, Decision, Rule, UnsafeAllowAll
 from mqauth.replay import MemoryReplayStore
 from mqauth.signer import Signer
+from mqauth.sinks import CallableSink, FanOut, LoggingSink, MisuseWatch
 from mqauth.verified import Verified
 from mqauth.verifier import Issuer, Verifier
 
 __all__ = [
     "JWKS",
     "ActiveKey",
+    "Alert",
     "Allow",
     "Attempts",
     "AuditFile",
+    "CallableSink",
     "Cause",
     "ConfigurationError",
     "Decision",
+    "Detector",
+    "FanOut",
+    "FloodGate",
+    "HeadFile",
     "Issuer",
     "JWKSFile",
     "Key",
     "KeySet",
+    "LoggingSink",
     "MalformedMessage",
     "MemoryReplayStore",
     "Message",
+    "MisuseWatch",
     "MqauthError",
     "Origin",
     "Outcome",
@@ -58,6 +70,7 @@ __all__ = [
     "RetryLater",
     "Rule",
     "Signer",
+    "Thresholds",
     "Unavailable",
     "UnsafeAllowAll",
     "Verdict",

@@ -6,6 +6,7 @@ new one. At intervals the head of the chain is signed into a second file, where 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import re
@@ -36,7 +37,8 @@ class AuditFile:
             a second is refused, and so is a process forked from the one that opened it.
         fsync: leave at ``True`` unless losing the last records with the machine is acceptable.
         max_bytes: size at which the file is rotated, at least 64 KiB; ``None`` is never.
-        heads: where the chain's head is signed at intervals, at rotation and at ``close``.
+        heads: where the chain's head is signed at intervals, at rotation, at ``close``, and where an
+            interpreter ends in order.
 
     Raises:
         ConfigurationError: the file cannot be opened, another process writes it, or its last whole line
@@ -69,6 +71,8 @@ class AuditFile:
             raise
         self._tried = self._signed
         self._sign()  # over what a crash left unsigned
+        if heads is not None:
+            atexit.register(self.close)  # a service that ends in order signs what it wrote last
 
     def write(self, record: AuditRecord, /) -> None:
         """Append one record and make it durable.
@@ -94,6 +98,7 @@ class AuditFile:
                 if os.getpid() == self._process:
                     self._sign()
                 self._lines.close()
+                atexit.unregister(self.close)
 
     def __enter__(self) -> AuditFile:
         return self

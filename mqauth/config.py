@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from mqauth import config_settings as settings
-from mqauth.auditfile import AuditFile
 from mqauth.clock import SYSTEM_CLOCK, Clock
+from mqauth.config_audit import audit_sink
 from mqauth.config_settings import AuthoritySettings, IssuerSettings, ProducerSettings, SourceSettings
 from mqauth.config_table import Table
 from mqauth.errors import ConfigurationError
@@ -24,7 +25,8 @@ from mqauth.keystore import ActiveKey, JWKSFile, files
 from mqauth.keystore.discovery import discover
 from mqauth.keystore.folder import read_pem
 from mqauth.keystore.jwks import JWKS
-from mqauth.pipeline import Pipeline
+from mqauth.misuse import Alert, Thresholds
+from mqauth.pipeline import Observer, Pipeline
 from mqauth.policy import Allow
 from mqauth.release import Authority, ReleaseAuthorities
 from mqauth.replay import MemoryReplayStore, ReplayStore
@@ -36,18 +38,26 @@ _MAX_PASSPHRASE: Final = 1023
 T = TypeVar("T")
 
 
-def load(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Configuration:
+def load(
+    path: str | Path,
+    *,
+    observers: Iterable[Observer] = (),
+    on_alert: Callable[[Alert], None] | None = None,
+    clock: Clock = SYSTEM_CLOCK,
+) -> Configuration:
     """Return what a configuration file says, checked as a whole.
 
     Args:
         path: the file, usually ``mqauth.toml``; at most 1 MiB.
+        observers: given to the pipeline, ``[telemetry.observe]`` for example.
+        on_alert: called with each misuse alert, ``telemetry.alert`` for example.
         clock: given to the objects that are built.
 
     Raises:
         ConfigurationError: one line that names the file and, where it has them, the table and key, or the
             line of a syntax error.
     """
-    return Configuration(str(path), read_toml(Path(path))[1], clock)
+    return Configuration(str(path), read_toml(Path(path))[1], clock, observers=observers, on_alert=on_alert)
 
 
 class Configuration:
@@ -57,14 +67,26 @@ class Configuration:
         file: its path, as errors name it.
         members: what tomllib read.
         clock: given to the objects that are built.
+        observers: given to the pipeline.
+        on_alert: called with each misuse alert.
 
     Raises:
         ConfigurationError: an unknown table or key, a wrong type, or a contradiction.
     """
 
-    def __init__(self, file: str, members: dict[str, Any], clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        file: str,
+        members: dict[str, Any],
+        clock: Clock = SYSTEM_CLOCK,
+        *,
+        observers: Iterable[Observer] = (),
+        on_alert: Callable[[Alert], None] | None = None,
+    ) -> None:
         self.file = file
         self._clock = clock
+        self._observers = tuple(observers)
+        self._on_alert = on_alert
         top = Table(file=file, name="", members=members, known=tuple(settings.TABLES))
         tables = {name: top.table(name, known) for name, known in settings.TABLES.items()}
         self._tables = {name: table for name, table in tables.items() if table is not None}
@@ -72,6 +94,7 @@ class Configuration:
         self._consumer = self._read("consumer", settings.consumer)
         self._replay = self._read("replay", settings.replay)
         self._audit = self._read("audit", settings.audit)
+        self.thresholds = self._trusting(self._read("misuse", settings.misuse) or Thresholds())
         self._dead_letters = self._read("dead_letters", lambda table: table.name_of("name"))
         self._authorities = self._read("release", settings.authorities) or ()
         self._read("check", settings.check)
@@ -99,8 +122,12 @@ class Configuration:
         """
         found = self._audit
         if found is None:
-            return self._pipeline(audit=None)
-        return self._pipeline(audit=_audit_file(found), record=found.record)
+            return self._pipeline(audit=None, observers=self._observers)
+        sink = audit_sink(
+            found, self.thresholds, on_alert=self._on_alert, passphrase=read_passphrase,
+            clock=self._clock,
+        )  # fmt: skip
+        return self._pipeline(audit=sink, record=found.record, observers=self._observers)
 
     @cached_property
     def judge(self) -> Pipeline:
@@ -142,6 +169,12 @@ class Configuration:
         return ReleaseAuthorities(
             {found.source.issuer: _authority(found, self._clock) for found in self._authorities}, leeway=leeway
         )
+
+    def _trusting(self, thresholds: Thresholds) -> Thresholds:
+        """Return the thresholds with the issuers that vouch for all their subjects among the authorities."""
+        issuers = () if self._consumer is None else self._consumer.issuers
+        vouching = {issuer.source.issuer for issuer in issuers if issuer.vouches}
+        return replace(thresholds, authorities=thresholds.authorities | vouching)
 
     def _store(self) -> ReplayStore:
         """Return the replay store; the one in memory where ``[replay]`` is absent."""
@@ -284,11 +317,3 @@ def _redis_store(found: settings.ReplaySettings, url: str, clock: Clock) -> Repl
 def _authority(found: AuthoritySettings, clock: Clock) -> Authority:
     """Return one release authority."""
     return Authority(keys=_key_source(found.source, clock), waive=frozenset(found.waive))
-
-
-def _audit_file(found: settings.AuditSettings) -> AuditFile:
-    """Return the audit file, opened for this process alone."""
-    try:
-        return AuditFile(found.file)
-    except ConfigurationError as error:
-        raise found.table.refuse("file", str(error)) from error

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 from mqauth import destination
+from mqauth.auditfile import MIN_BYTES
 from mqauth.claims import is_name
 from mqauth.config_table import Table, is_broker_url, is_url
 from mqauth.errors import ConfigurationError, MalformedMessage, Reason
+from mqauth.flood import DEFAULT_FLOOD_AFTER
 from mqauth.keys import MAX_KID
+from mqauth.misuse import NUMBERS, Thresholds
 from mqauth.policy import Rule
 from mqauth.release import WAIVABLE
 from mqauth.replay import DEFAULT_CAPACITY
@@ -23,6 +26,9 @@ _REMOTE_KEYS: Final = ("max_stale", "ca", "snapshot", "unsafe_http_loopback")
 _SOURCE_KEYS: Final = ("issuer", *_SOURCES, *_REMOTE_KEYS, "publish_delay")
 _PRODUCER: Final = (
     "issuer", "subject", "audience", "audiences", "keys", "lifetime", "passphrase_env", "passphrase_file",
+)  # fmt: skip
+_HEAD_KEYS: Final = (
+    "heads", "heads_key", "heads_every", "heads_seconds", "heads_passphrase_env", "heads_passphrase_file",
 )  # fmt: skip
 _CONSUMER: Final = (
     "scope", "audience", "max_lifetime", "leeway", "at", "max_queue_age", "append_evidence", "unsigned_headers",
@@ -99,12 +105,29 @@ class ReplaySettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeadSettings:
+    """The keys of ``[audit]`` that begin with ``heads``: where heads are signed, with which key, how often."""
+
+    table: Table
+    file: Path
+    key: Path
+    every: int
+    seconds: int
+    passphrase_env: str | None
+    passphrase_file: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditSettings:
     """``[audit]``."""
 
     table: Table
     file: Path
     record: Literal["rejections", "all"]
+    max_bytes: int | None
+    flood_after: int
+    unsafe_no_fsync: bool
+    heads: HeadSettings | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,8 +214,25 @@ def replay(table: Table) -> ReplaySettings:
 def audit(table: Table) -> AuditSettings:
     """Parse ``[audit]``."""
     record = table.choice("record", ("rejections", "all"), "rejections")
-    file = table.file_path("file")
-    return AuditSettings(table=table, file=file, record=cast(Literal["rejections", "all"], record))
+    return AuditSettings(
+        table=table,
+        file=table.file_path("file"),
+        record=cast(Literal["rejections", "all"], record),
+        max_bytes=table.optional_integer("max_bytes", least=MIN_BYTES),
+        flood_after=table.integer("flood_after", DEFAULT_FLOOD_AFTER, least=1),
+        unsafe_no_fsync=table.flag("unsafe_no_fsync"),
+        heads=_heads(table),
+    )
+
+
+def misuse(table: Table) -> Thresholds:
+    """Parse ``[misuse]``; what is left out has its default."""
+    default = Thresholds()
+    numbers: dict[str, Any] = {
+        name: table.integer(name, int(getattr(default, name)), least=0 if name == "learn" else 1)
+        for name in NUMBERS
+    }
+    return Thresholds(**numbers, authorities=frozenset(table.names("authorities", least=0)))
 
 
 def authorities(release: Table) -> tuple[AuthoritySettings, ...]:
@@ -222,12 +262,33 @@ TABLES: Final = {
     "producer": _PRODUCER,
     "consumer": _CONSUMER,
     "replay": ("store", "capacity"),
-    "audit": ("file", "record"),
+    "audit": ("file", "record", "max_bytes", "flood_after", "unsafe_no_fsync", *_HEAD_KEYS),
+    "misuse": (*NUMBERS, "authorities"),
     "dead_letters": ("name",),
     "release": ("authorities",),
     "check": ("brokers", "consumers", "rate", "rotation", "accept"),
 }
 """Every table a file may have, and the keys it may hold."""
+
+
+def _heads(table: Table) -> HeadSettings | None:
+    """Return where heads are signed, ``None`` where ``heads`` is absent."""
+    if "heads" not in table.members:
+        for key in _HEAD_KEYS:
+            if key in table.members:
+                raise table.refuse(key, "only with heads")
+        return None
+    if "heads_passphrase_env" in table.members and "heads_passphrase_file" in table.members:
+        raise table.refuse("heads_passphrase_file", "contradicts heads_passphrase_env")
+    return HeadSettings(
+        table=table,
+        file=table.file_path("heads"),
+        key=table.file_path("heads_key"),
+        every=table.integer("heads_every", 1000, least=1),
+        seconds=table.integer("heads_seconds", 60, least=1),
+        passphrase_env=table.optional_name("heads_passphrase_env"),
+        passphrase_file=table.optional_file_path("heads_passphrase_file"),
+    )
 
 
 def _brokers(table: Table) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ class FloodGate:
     def __init__(self, sink: AuditSink, flood_after: int = DEFAULT_FLOOD_AFTER) -> None:
         if flood_after < 1:
             raise ConfigurationError("flood_after is at least 1")
-        self._sink = sink
+        self.sink = sink
         self._limits = (flood_after, flood_after * _WIDER, flood_after * _WIDER * _WIDER)
         self._windows = tuple(Window(_WINDOW, _CAPACITY) for _ in self._limits)
         self._lock = threading.Lock()
@@ -49,16 +49,22 @@ class FloodGate:
     def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
         """Write one record, whole or without its detail; only what was written counts."""
         if record.verdict != "rejected":
-            return self._sink.write(record)
+            return self.sink.write(record)
         kinds = _kinds(record)
         with self._lock:
             nth = [window.peek(kind, record.time) + 1 for window, kind in zip(self._windows, kinds, strict=True)]
         flooded = any(count > limit for count, limit in zip(nth, self._limits, strict=True))
-        written = self._sink.write(_without_detail(record, max(nth)) if flooded else record)
+        written = self.sink.write(_without_detail(record, max(nth)) if flooded else record)
         if is_awaitable(written):
             return self._after(written, kinds, record.time)
         self._count(kinds, record.time)
         return None
+
+    def close(self) -> None:
+        """Close the sink, where it can be: an audit file signs its head."""
+        closing = getattr(self.sink, "close", None)
+        if callable(closing):
+            closing()
 
     async def _after(self, written: Awaitable[None], kinds: tuple[tuple[str, ...], ...], now: float) -> None:
         """Count a record once it is durable."""

@@ -127,7 +127,7 @@ class Detector:
     """
 
     def __init__(self, thresholds: Thresholds = Thresholds()) -> None:
-        self._thresholds = thresholds
+        self.thresholds = thresholds
         capacity, window = thresholds.capacity, thresholds.window
         self._bursts = Window(window, capacity)
         self._replays = Window(window, capacity)
@@ -179,22 +179,22 @@ class Detector:
             value = fact.values.get(dimension)
             if value is not None:
                 count = self._bursts.add((str(fact.reason), dimension, value), fact.time)
-                if count >= self._thresholds.burst:
+                if count >= self.thresholds.burst:
                     yield fact.alert("burst", count, "reason", dimension)
 
     def _repeated(self, fact: Fact) -> Iterator[Alert]:
         """One token presented again and again."""
         count = self._replays.add((fact.values.get("iss", ""), fact.values.get("jti", "")), fact.time)
-        if count >= self._thresholds.replays:
+        if count >= self.thresholds.replays:
             yield fact.alert("repeated_replay", count, "iss", "jti", "sub")
 
     def _expiry(self, fact: Fact) -> Iterator[Alert]:
         """Expired tokens in numbers: of many producers it is a clock, of one it is that producer or a thief."""
         self._expired_by.add((fact.values.get("iss", ""), fact.values.get("sub", "")), fact.time)
         count = self._expired.add(("expired",), fact.time)
-        if count < self._thresholds.expired:
+        if count < self.thresholds.expired:
             return
-        if len(self._expired_by.counts) >= self._thresholds.skewed_producers:
+        if len(self._expired_by.counts) >= self.thresholds.skewed_producers:
             yield fact.alert("clock_skew", count, "destination")
         else:
             yield fact.alert("expired_burst", count, "iss", "sub")
@@ -204,24 +204,24 @@ class Detector:
         issuer, kid = fact.values.get("iss", ""), fact.values.get("kid", "")
         if self._kids.add((issuer, kid), fact.time) == 1:
             count = self._unknown.add((issuer,), fact.time)
-            if count >= self._thresholds.unknown_kids:
+            if count >= self.thresholds.unknown_kids:
                 yield fact.alert("unknown_keys", count, "iss")
 
     def _habits(self, fact: Fact) -> Iterator[Alert]:
         """A producer where it never published, or a key that speaks for a second producer."""
-        learned = fact.time - (self._started or fact.time) >= self._thresholds.learn
+        learned = fact.time - (self._started or fact.time) >= self.thresholds.learn
         issuer, subject = fact.values.get("iss", ""), fact.values.get("sub", "")
         pair = (issuer, subject, fact.values.get("destination", ""))
-        if pair not in self._pairs and len(self._pairs) < self._thresholds.capacity:
+        if pair not in self._pairs and len(self._pairs) < self.thresholds.capacity:
             self._pairs[pair] = None
             if learned:
                 yield fact.alert("new_destination", 1, "iss", "sub", "destination")
-        if issuer not in self._thresholds.authorities:
+        if issuer not in self.thresholds.authorities:
             yield from self._second_producer(fact, (issuer, fact.values.get("kid", "")), subject)
 
     def _second_producer(self, fact: Fact, key: tuple[str, ...], subject: str) -> Iterator[Alert]:
         """One key seen from two producers."""
-        if key not in self._subjects and len(self._subjects) >= self._thresholds.capacity:
+        if key not in self._subjects and len(self._subjects) >= self.thresholds.capacity:
             return
         seen = self._subjects.setdefault(key, set())
         if subject not in seen and len(seen) < 2:
@@ -233,13 +233,13 @@ class Detector:
         """Tell whether an alert is new, or its quiet time is over; bounded like everything else."""
         key = (alert.kind, *(f"{name}={value}" for name, value in sorted(alert.about.items())))
         until = self._silent.get(key, float("-inf"))
-        if until - 2 * self._thresholds.quiet <= alert.time < until:  # further back, the clock was set back
+        if until - 2 * self.thresholds.quiet <= alert.time < until:  # further back, the clock was set back
             return False
-        if len(self._silent) >= self._thresholds.capacity:
+        if len(self._silent) >= self.thresholds.capacity:
             self._silent = {held: until for held, until in self._silent.items() if until > alert.time}
-        if len(self._silent) >= self._thresholds.capacity:
+        if len(self._silent) >= self.thresholds.capacity:
             self._silent.pop(next(iter(self._silent)))
-        self._silent[key] = alert.time + self._thresholds.quiet
+        self._silent[key] = alert.time + self.thresholds.quiet
         return True
 
 

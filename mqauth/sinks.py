@@ -15,7 +15,7 @@ from mqauth import strictjson
 from mqauth.audit import AuditRecord, AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.flow import is_awaitable, settled
-from mqauth.misuse import Alert, Detector
+from mqauth.misuse import Alert, Detector, Thresholds
 
 _LOG: Final = logging.getLogger("mqauth.audit")
 
@@ -95,6 +95,11 @@ class FanOut:
             except Exception as error:
                 self._failed(sink, error)
 
+    def close(self) -> None:
+        """Close the sinks, as far as they can be."""
+        for sink in (self._durable, *self._others):
+            close(sink)
+
     def _failed(self, sink: AuditSink, error: Exception) -> None:
         """Count and log what a second sink lost."""
         self.failures += 1
@@ -121,7 +126,7 @@ class MisuseWatch:
         clock: Clock = SYSTEM_CLOCK,
         randomness: Randomness = SYSTEM_RANDOMNESS,
     ) -> None:
-        self._sink = sink
+        self.sink = sink
         self._detector = detector or Detector()
         self._on_alert = on_alert
         self._instance = instance
@@ -132,16 +137,25 @@ class MisuseWatch:
 
     def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
         """Write the record, then the alerts it completes; nothing that fails after the record is raised."""
-        written = self._sink.write(record)
+        written = self.sink.write(record)
         if is_awaitable(written):
             return self._after(written, record)
         pending = [written for alert in self._alerts(record) if (written := self._write(alert)) is not None]
         return self._finish(pending) if pending else None
 
+    @property
+    def thresholds(self) -> Thresholds:
+        """When its detector fires."""
+        return self._detector.thresholds
+
+    def close(self) -> None:
+        """Close the sink, where it can be: an audit file signs its head."""
+        close(self.sink)
+
     def _write(self, alert: AuditRecord) -> Awaitable[None] | None:
         """Write one alert, as far as that goes without waiting."""
         try:
-            written = self._sink.write(alert)
+            written = self.sink.write(alert)
         except Exception as error:
             self._lost(error)
             return None
@@ -203,3 +217,10 @@ class MisuseWatch:
             dead_letter=None,
             extra={"alert": alert.as_dict(), "completed_by": record.id},
         )
+
+
+def close(sink: object) -> None:
+    """Close a sink, where it can be closed."""
+    closing = getattr(sink, "close", None)
+    if callable(closing):
+        closing()

@@ -360,6 +360,17 @@ def test_detect(path: Path, run: Run) -> None:
     assert (found["kind"], found["verified"], found["about"]["kid"]) == ("resurrected_key", False, "k1")
 
 
+def test_detect_by_configured_thresholds(path: Path, run: Run) -> None:
+    """An old log is read again with the thresholds of a configuration file."""
+    config = path.with_name("mqauth.toml")
+    config.write_text("[misuse]\nburst = 10\nwindow = 3600\n")
+    code, out, _ = run("detect", path, "--config", config, "--json")
+    assert (code, {json.loads(line)["kind"] for line in out.splitlines()}) == (1, {"burst"})
+    config.write_text("[misuse]\nbursts = 10\n")
+    code, _, err = run("detect", path, "--config", config)
+    assert (code, "did you mean burst?" in err) == (2, True)
+
+
 def test_alerts_and_floods_in_a_tail(path: Path, run: Run) -> None:
     """Alerts say what they are about, records of a flood their number, in one line each."""
     alert = {"kind": "burst", "about": {"kid": "k1"}, "count": 100, "verified": False}

@@ -10,16 +10,21 @@ from typing import Any
 import pytest
 
 import mqauth
+from mqauth.audit import AuditRecord
+from mqauth.auditfile import parts, rotated
+from mqauth.audithead import read_heads
 from mqauth.config_table import is_url
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.flow import run
 from mqauth.jwk import dump_key_set
-from mqauth.keys import Key
+from mqauth.keys import Key, KeySet
 from mqauth.keystore import Keystore, public_keys, signing_key
 from mqauth.message import Message
+from mqauth.misuse import NUMBERS, Alert
 from mqauth.pipeline import Pipeline, Verdict
 from mqauth.stores.rediseither import EitherRedisReplayStore
 from mqauth.testing.clock import FakeClock
+from mqauth.testing.stage import MemoryStage
 
 FULL = """
 [producer]
@@ -66,6 +71,25 @@ capacity = 10
 [audit]
 file = "audit.jsonl"
 record = "all"
+max_bytes = 100000
+flood_after = 50
+unsafe_no_fsync = true
+heads = "heads.jsonl"
+heads_key = "heads.pem"
+heads_every = 10
+heads_seconds = 5
+
+[misuse]
+window = 30
+quiet = 300
+burst = 20
+replays = 4
+expired = 10
+skewed_producers = 5
+unknown_kids = 6
+learn = 0
+capacity = 100
+authorities = ["https://third.example"]
 
 [dead_letters]
 name = "orders.dead"
@@ -102,6 +126,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(tmp_path: Path, keys: Path) -> Path:
     """A folder with keys, their JWK Set, and room for an ``mqauth.toml``."""
     (tmp_path / "keys").symlink_to(keys)
+    (tmp_path / "heads.pem").write_bytes(Key.generate().to_pem())
     (tmp_path / "jwks.json").write_text(json.dumps(dump_key_set(public_keys(keys))))
     return tmp_path
 
@@ -139,8 +164,16 @@ def test_full_file_signs_and_verifies(place: Path) -> None:
     assert outcome.verified is not None
     assert outcome.verified.audience == "stock"
     assert outcome.verified.claims.exp - outcome.verified.claims.iat == 30
-    assert isinstance(guard.audit, mqauth.AuditFile)
-    guard.audit.close()
+    audit_file(guard).close()
+
+
+def audit_file(guard: Pipeline) -> mqauth.AuditFile:
+    """Return the file behind the watch and the flood gate of a configured pipeline."""
+    assert isinstance(guard.audit, mqauth.MisuseWatch)
+    gate = guard.audit.sink
+    assert isinstance(gate, mqauth.FloodGate)
+    assert isinstance(gate.sink, mqauth.AuditFile)
+    return gate.sink
 
 
 def test_every_setting_reaches_its_object(place: Path) -> None:
@@ -153,9 +186,9 @@ def test_every_setting_reaches_its_object(place: Path) -> None:
     assert set(guard.verifier.issuers) == {"https://auth.example", "https://other.example"}
     assert guard.verifier.issuers["https://auth.example"].subjects == {"*": {"orders-api"}}
     assert guard.verifier.issuers["https://other.example"].vouches is True
-    assert isinstance(guard.audit, mqauth.AuditFile)
-    assert guard.audit.path == place / "audit.jsonl"
+    assert audit_file(guard).path == place / "audit.jsonl"
     assert found.dead_letters_name == "orders.dead"
+    assert isinstance(guard.audit, mqauth.MisuseWatch)
     guard.audit.close()
 
 
@@ -300,8 +333,90 @@ def test_second_writer_of_the_audit_is_refused(place: Path) -> None:
     text = SMALL + '[audit]\nfile = "audit.jsonl"\n'
     guard = mqauth.load(written(place, text)).pipeline
     assert refusal(place, text, "pipeline").startswith("mqauth.toml: [audit] file: audit.jsonl: another process")
-    assert isinstance(guard.audit, mqauth.AuditFile)
-    guard.audit.close()
+    audit_file(guard).close()
+
+
+def test_audit_settings_reach_their_objects(place: Path) -> None:
+    """Thresholds, rotation, flood gate and heads are those of the file; issuers that vouch are authorities."""
+    guard = mqauth.load(written(place, FULL)).pipeline
+    assert isinstance(guard.audit, mqauth.MisuseWatch)
+    assert guard.audit.thresholds == mqauth.Thresholds(
+        window=30, quiet=300, burst=20, replays=4, expired=10, skewed_producers=5, unknown_kids=6, learn=0,
+        capacity=100, authorities=frozenset(["https://third.example", "https://other.example"]),
+    )  # fmt: skip
+    file = audit_file(guard)
+    with file:
+        for number in range(300):
+            guard.audit.write(rejection(number))
+    heads = read_heads(place / "heads.jsonl", KeySet([Key.load(place / "heads.pem")]))
+    assert [head.records for head in heads][:2] == [10, 20]
+    assert len(rotated(place / "audit.jsonl")) == 1
+    records = [json.loads(line) for part in parts(place / "audit.jsonl") for line in part.read_text().splitlines()]
+    assert sum("flood" in record for record in records) == 250
+    assert [record["alert"]["count"] for record in records if record["verdict"] == "alert"] == [20, 20]
+
+
+def rejection(number: int) -> AuditRecord:
+    """Return the record of a forgery."""
+    return AuditRecord(
+        id=f"id-{number}", time=1_900_000_000.0, verdict="rejected", reason="signature_invalid", detail="x" * 200,
+        scope="billing", broker={"destination": "kafka:orders"}, token={"claimed": {"kid": "k"}},
+        body_sha256=None, body_size=None, key_set=None, policy=None, dead_letter=None, instance="me",
+    )  # fmt: skip
+
+
+def test_observers_and_alerts_are_handed_on(place: Path) -> None:
+    """Who asks ``load`` for it is told every outcome and every alert."""
+    seen: list[object] = []
+    found = mqauth.load(
+        written(place, FULL), observers=[lambda outcome, *_: seen.append(outcome.verdict)], on_alert=seen.append
+    )
+    stage = MemoryStage("kafka:stock")
+    stage.inject(Message(destination="kafka:stock", body=b"forged"))
+    stage.consume(found.pipeline, lambda _: None, until=lambda: len(stage.letters()) == 1)
+    assert seen == [Verdict.REJECTED]
+    assert isinstance(found.pipeline.audit, mqauth.MisuseWatch)
+    for number in range(20):
+        found.pipeline.audit.write(rejection(number))
+    assert [alert.kind for alert in seen[1:] if isinstance(alert, Alert)] == ["burst", "burst"]
+    found.pipeline.audit.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("heads_every = 5", "heads_every: only with heads"),
+        ('heads_key = "heads.pem"', "heads_key: only with heads"),
+        ('heads = "h"', "heads_key: required"),
+        ('heads = "h"\nheads_key = "none.pem"', "heads_key: none.pem: "),
+        ('heads = "h"\nheads_key = "jwks.json"', "heads_key: jwks.json: "),
+        ('heads = "h"\nheads_key = "heads.pem"\nheads_passphrase_env = "MQAUTH_NOT_SET"',
+         "heads_passphrase_env: the variable MQAUTH_NOT_SET is not set"),
+    ],
+)  # fmt: skip
+def test_heads_that_cannot_be_signed(place: Path, line: str, what: str) -> None:
+    """A head file without its key, or a key that is none, is refused in one line at its setting."""
+    said = refusal(place, SMALL + f'[audit]\nfile = "audit.jsonl"\n{line}\n', "pipeline")
+    assert said.startswith(f"mqauth.toml: [audit] {what}")
+
+
+def test_heads_key_with_passphrase(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heads' key may be encrypted; its passphrase is named, never written."""
+    (place / "heads.pem").write_bytes(Key.generate().to_pem(b"secret"))
+    monkeypatch.setenv("HEADS_PASSPHRASE", "secret")
+    text = (
+        SMALL
+        + """[audit]
+file = "audit.jsonl"
+heads = "heads.jsonl"
+heads_key = "heads.pem"
+heads_passphrase_env = "HEADS_PASSPHRASE"
+"""
+    )
+    guard = mqauth.load(written(place, text)).pipeline
+    with audit_file(guard) as file:
+        file.write(rejection(0))
+    assert len(read_heads(place / "heads.jsonl")) == 1
 
 
 def test_redis_store_is_built_unconnected(place: Path) -> None:
@@ -354,6 +469,7 @@ accept = ["issuer_vouches"]
 """
 )
 PASSPHRASES = {"passphrase_env": "NAME", "passphrase_file": "path"}
+HEADS = {"heads_passphrase_env": "NAME", "heads_passphrase_file": "path"}
 WRONG: dict[str, Any] = {
     "boolean": True, "integer": 7, "float": 1.5, "string": "text", "array": [[]], "table": {"a": 1},
 }  # fmt: skip
@@ -378,8 +494,8 @@ def spots() -> list[tuple[str, ...]]:
     """Return the path of every table in the file that has everything: its keys and list positions."""
     return [
         ("producer",), ("consumer",), ("consumer", "issuers", "0"), ("consumer", "issuers", "1"),
-        ("consumer", "allow", "0"), ("replay",), ("audit",), ("dead_letters",), ("release",),
-        ("release", "authorities", "0"), ("check",),
+        ("consumer", "allow", "0"), ("replay",), ("audit",), ("misuse",), ("dead_letters",),
+        ("release",), ("release", "authorities", "0"), ("check",),
     ]  # fmt: skip
 
 
@@ -407,7 +523,9 @@ KINDS = {
     "destinations": "array", "store": "", "capacity": "integer", "record": "", "name": "string",
     "authorities": "array", "waive": "array", "ca": "string", "snapshot": "string",
     "unsafe_http_loopback": "boolean", "brokers": "array", "consumers": "integer", "rate": "integer",
-    "rotation": "integer", "accept": "array",
+    "rotation": "integer", "accept": "array", "max_bytes": "integer", "flood_after": "integer",
+    "unsafe_no_fsync": "boolean", "heads": "string", "heads_key": "string",
+    **dict.fromkeys(("heads_every", "heads_seconds", *NUMBERS), "integer"),
 }  # fmt: skip
 """The types each key takes; an array of arrays and a table of numbers are wrong even there."""
 
@@ -512,6 +630,13 @@ def test_required_key_is_named(place: Path, spot: tuple[str, ...], key: str) -> 
         (("replay",), {"store": "redis://"}, 'store: must be "memory", redis://'),
         (("replay",), {"store": "postgres://a/b"}, 'store: must be "memory", redis://'),
         (("replay",), {"capacity": 0}, "capacity: must be at least 1"),
+        (("audit",), {"max_bytes": 65_535}, "max_bytes: must be at least 65536"),
+        (("audit",), {"flood_after": 0}, "flood_after: must be at least 1"),
+        (("audit",), {"heads_every": 0}, "heads_every: must be at least 1"),
+        (("audit",), {"heads_seconds": 0}, "heads_seconds: must be at least 1"),
+        (("audit",), HEADS, "heads_passphrase_file: contradicts"),
+        (("misuse",), {"burst": 0}, "burst: must be at least 1"),
+        (("misuse",), {"learn": -1}, "learn: must be at least 0"),
         (("audit",), {"record": "none"}, 'record: must be "rejections" or "all"'),
         (("release", "authorities", "0"), {"waive": ["signature_invalid"]}, "waive: may hold expired"),
         (("check",), {"consumers": 0}, "consumers: must be at least 1"),

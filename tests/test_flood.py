@@ -125,7 +125,7 @@ def test_what_was_not_written_does_not_count() -> None:
     for _ in range(20):
         with pytest.raises(OSError, match="full"):
             gate.write(record())
-    gate._sink = sink
+    gate.sink = sink
     gate.write(record())
     assert sink.records[0].detail == "why"
 

@@ -9,6 +9,7 @@ import typer
 
 from mqauth.auditlog import DIMENSIONS, Selection, parse_time
 from mqauth.cli import audit
+from mqauth.config import load
 from mqauth.errors import ConfigurationError
 
 audit_app: Final = typer.Typer(
@@ -94,9 +95,13 @@ def stats(
 
 
 @audit_app.command("detect")
-def detect(files: Files, as_json: Json = False) -> int:
+def detect(
+    files: Files,
+    config: Annotated[Path | None, typer.Option("--config", help="Thresholds of its [misuse].")] = None,
+    as_json: Json = False,
+) -> int:
     """Run the misuse detectors over an old log: 0 nothing found, 1 something."""
-    return audit.detect(files, json=as_json)
+    return audit.detect(files, json=as_json, thresholds=None if config is None else load(config).thresholds)
 
 
 def _time(text: str | None) -> float | None:
