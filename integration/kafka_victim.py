@@ -1,7 +1,8 @@
 """A consumer process that kills itself with SIGKILL at a chosen moment; run by the chaos tests.
 
 Arguments: URL, topic, dead-letter topic, group, file of the issuer's public keys, file that handled bodies go
-to, audit file, moment (``handler``, ``letter`` or ``never``), how many messages before it dies. Ends on SIGTERM.
+to, audit file, moment (``handler``, ``letter`` or ``never``; of a transaction ``written``, ``committing`` or
+``committed``), how many such moments before it dies, transactional id or nothing. Ends on SIGTERM.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,10 @@ class Doom:
         self._moment = moment
         self._left = after
 
+    def next(self, moment: str) -> bool:
+        """Tell whether the next such moment is the last."""
+        return moment == self._moment and self._left <= 1
+
     def at(self, moment: str) -> None:
         """Die here, if this is the moment."""
         if moment != self._moment:
@@ -57,7 +63,39 @@ class DoomedLetters(kafka.DeadLetters):
         self._doom.at("letter")
 
 
-def main(places: Sequence[str], doom: Doom) -> None:
+class DoomedTransactions(kafka.TransactionalDeadLetters):
+    """Transactions around whose commit the process may die, on whichever side of the broker's decision."""
+
+    def __init__(self, make_client: Callable[[], Any], topic: str, doom: Doom) -> None:
+        super().__init__(make_client, topic, timeout=10)
+        self._doom = doom
+
+    def write(self, batch: Any) -> None:
+        """Write letters and offsets; then perhaps die."""
+        super().write(batch)
+        self._doom.at("written")
+        if self._doom.next("committing"):
+            threading.Timer(0.001, self._doom.at, ("committing",)).start()
+        else:
+            self._doom.at("committing")
+
+    def commit(self) -> None:
+        """Commit; then perhaps die."""
+        super().commit()
+        self._doom.at("committed")
+
+
+def dead_letters(url: str, dead: str, transactional: str, doom: Doom) -> Any:
+    """Return the doomed sink, transactional where an id is given."""
+    if not transactional:
+        client = _PYTHON.KafkaProducer(bootstrap_servers=servers(url), enable_idempotence=False, acks="all")
+        return DoomedLetters(client, dead, doom)
+    return DoomedTransactions(
+        lambda: _PYTHON.KafkaProducer(bootstrap_servers=servers(url), transactional_id=transactional), dead, doom
+    )
+
+
+def main(places: Sequence[str], doom: Doom, transactional: str) -> None:
     """Consume until told to end."""
     url, topic, dead, group, keys, handled, audit = places
 
@@ -68,9 +106,10 @@ def main(places: Sequence[str], doom: Doom) -> None:
 
     client = _PYTHON.KafkaConsumer(
         topic, bootstrap_servers=servers(url), group_id=group, enable_auto_commit=False,
-        auto_offset_reset="earliest", session_timeout_ms=6000,
+        auto_offset_reset="earliest", session_timeout_ms=6000, max_poll_records=8,
+        isolation_level="read_committed" if transactional else "read_uncommitted",
     )  # fmt: skip
-    letters = _PYTHON.KafkaProducer(bootstrap_servers=servers(url), enable_idempotence=False, acks="all")
+    letters = dead_letters(url, dead, transactional, doom)
     with AuditFile(audit, fsync=False) as sink:
         guard = Pipeline(
             verifier=Verifier(
@@ -80,11 +119,12 @@ def main(places: Sequence[str], doom: Doom) -> None:
             replay=MemoryReplayStore(),
             audit=sink,
         )
-        kafka.Consumer(client, guard, handler, dead_letters=DoomedLetters(letters, dead, doom)).run(signals=True)
+        kafka.Consumer(client, guard, handler, dead_letters=letters).run(signals=True)
     client.close()
-    letters.close()
+    if not transactional:
+        letters.client.close()
 
 
 if __name__ == "__main__":
-    *_places, _moment, _after = sys.argv[1:]
-    main(_places, Doom(_moment, int(_after)))
+    *_places, _moment, _after, _transactional = sys.argv[1:]
+    main(_places, Doom(_moment, int(_after)), _transactional)

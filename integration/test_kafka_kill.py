@@ -44,8 +44,8 @@ class Scene:
             if number % 2 == 0:
                 self.stage.inject(replace(plain, body=b"forged %d" % number))
 
-    def victim(self, moment: str, after: int) -> subprocess.Popen[bytes]:
-        """Start a consumer process."""
+    def victim(self, moment: str, after: int, transactional: str = "") -> subprocess.Popen[bytes]:
+        """Start a consumer process, with transactional dead letters where their id is given."""
         places = (
             self._url,
             self.stage.topic,
@@ -55,7 +55,12 @@ class Scene:
             self.handled,
             self.audit,
         )
-        arguments = [sys.executable, "-m", "integration.kafka_victim", *map(str, (*places, moment, after))]
+        arguments = [
+            sys.executable,
+            "-m",
+            "integration.kafka_victim",
+            *map(str, (*places, moment, after, transactional)),
+        ]
         return subprocess.Popen(arguments)
 
     def committed(self) -> int | None:

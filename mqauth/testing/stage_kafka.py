@@ -102,10 +102,12 @@ class KafkaStage:
         return _PYTHON.KafkaProducer(**(wanted | settings))
 
     def letters(self) -> list[Message]:
-        """Return every dead letter so far."""
+        """Return every dead letter so far that is committed."""
         place = TopicPartition(self.dead, 0)
         if self._reader is None:
-            self._reader = _PYTHON.KafkaConsumer(bootstrap_servers=self.servers, auto_offset_reset="earliest")
+            self._reader = _PYTHON.KafkaConsumer(
+                bootstrap_servers=self.servers, auto_offset_reset="earliest", isolation_level="read_committed"
+            )
             self._reader.assign([place])
             self._letters = []
         end = self._reader.end_offsets([place])[place]
