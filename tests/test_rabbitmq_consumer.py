@@ -547,11 +547,10 @@ async def test_woken_is_tried_again_at_once(audit: AuditFile) -> None:
     table.letters.down = True
     delivery = Delivery(Message(destination=PLACE, body=b"forged"))
     processing = asyncio.create_task(table.process(delivery))
-    while not table.processor.held:
+    for _ in range(20):
         await asyncio.sleep(0)
+    assert table.processor.held
     table.letters.down = False
-    while not processing.done():
-        table.processor.wake()
-        await asyncio.sleep(0)
-    assert (await processing).verdict is Verdict.REJECTED
+    table.processor.wake()
+    assert (await asyncio.wait_for(processing, 30)).verdict is Verdict.REJECTED
     assert delivery.settled == ["ack"]

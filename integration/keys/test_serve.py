@@ -91,7 +91,7 @@ def test_restart_keeps_the_tag(store: Keystore, issuer: IssuerProcess) -> None:
 
 
 def test_cache_reads_it(store: Keystore, issuer: IssuerProcess) -> None:
-    """The real cache takes keys, subjects and publish delay from it: a kid a young set lacks is unknown."""
+    """The real cache takes keys, subjects and delay from it: a kid that a young set lacks is unknown."""
     with JWKS(issuer.url, unsafe_http_loopback=True) as keys:
         until(lambda: keys.health().state == "fresh")
         (key,) = keys.key_set()
