@@ -99,7 +99,7 @@ def run(flow: Flow[R]) -> R:
             return cast(R, stop.value)
         result, error = None, None
         try:
-            result = _attempted(wish)
+            result = make(wish)
         except Exception as raised:
             error = raised
 
@@ -148,8 +148,12 @@ def refuse_async(**plugins: object) -> None:
             raise ConfigurationError(f"{name} is asynchronous, and this consumer is not")
 
 
-def _attempted(wish: Call) -> Any:
-    """Make a call; the retry is entered only on failure."""
+def make(wish: Call) -> Any:
+    """Make a call without an event loop, for a runner of its own; the retry is entered only on failure.
+
+    Raises:
+        ConfigurationError: a plug-in is asynchronous.
+    """
     try:
         return _plain(wish)
     except Exception as error:

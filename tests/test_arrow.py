@@ -31,6 +31,7 @@ CORE = (
     ("auditfile",),
     ("flow",),
     ("pipeline", "sinks", "flood"),
+    ("ahead",),
 )
 """Modules of the core; each may import the layers before its own, and nothing beside or after it."""
 AFTER = (("brokers", "stores", "keystore", "telemetry"), ("review",), ("testing",), ("config_table",),

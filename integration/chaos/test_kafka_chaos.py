@@ -39,7 +39,7 @@ from mqauth import JWKS, Verified
 from mqauth.auditchain import verify_chain
 from mqauth.errors import Cause
 from mqauth.keys import Key
-from mqauth.testing.forge import ISSUER, SUBJECT
+from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT
 
 Report = Callable[[Count], None]
 WITHIN = 60
@@ -548,7 +548,7 @@ def test_clock_stepped(short: Scene, redis: Redis, report: Report, step: float) 
 
 def test_flood_of_forgeries(row: Scene, redis: Redis, report: Report) -> None:
     """Of 10,000 forged records among 10,000 honest ones each is buried, and each honest one handled."""
-    impostor = row.forge.signer(key=row.forge.neighbour)  # whose signature holds, in another's name
+    impostor = row.forge.signer(key=row.forge.neighbour, subject=NEIGHBOUR)  # whose signature holds, and who may not publish here
     for _ in range(20):
         row.send(500)
         row.forge_some(250)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
+from mqauth.ahead import Ahead
 from mqauth.brokers import kafka_settings
 from mqauth.brokers.kafka_assignment import listen
 from mqauth.brokers.kafka_offsets import received_at
@@ -168,7 +169,7 @@ class Consumer:
         self._started = True
         unsubscribe = self._guard.on_change(self._keys_changed.set)
         with _stopping_on_signals(self.stop) if signals else nullcontext():
-            self._workers = Workers(self._threads, self._process, self._stop)
+            self._workers = Workers(self._threads, self._process, self._stop, lambda: Ahead(self._guard))
             try:
                 while not self._stop.is_set():
                     self._turn(self._workers)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mqauth.ahead import Ahead
 from mqauth.brokers.kafka_offsets import Prefix, Receipt
 from mqauth.deadletter import DeadLetter
 from mqauth.errors import Cause
@@ -89,12 +90,18 @@ class Workers:
         threads: how many; with 0 everything runs in ``submit``, on the caller's thread.
         process: carries one delivery of a partition to its end.
         stopping: once set, no more deliveries are started.
+        ahead: makes what judges the deliveries of one visit ahead of their turns.
     """
 
     def __init__(
-        self, threads: int, process: Callable[[Assigned, Delivery], Outcome], stopping: threading.Event
+        self,
+        threads: int,
+        process: Callable[[Assigned, Delivery], Outcome],
+        stopping: threading.Event,
+        ahead: Callable[[], Ahead],
     ) -> None:
         self._process = process
+        self._ahead = ahead
         self._inbox: queue.SimpleQueue[Assigned | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Done] = queue.SimpleQueue()
         self._stopping = stopping
@@ -139,8 +146,10 @@ class Workers:
 
     def _work(self, assigned: Assigned) -> Done:
         """Process a partition's deliveries in order; the first deferred one ends it."""
+        ahead = self._ahead()
         try:
             while assigned.alive and assigned.waiting and not self._stopping.is_set():
+                ahead.look(assigned.waiting)
                 delivery = assigned.waiting[0]
                 outcome = self._process(assigned, delivery)
                 if outcome.verdict is Verdict.DEFERRED:
