@@ -524,7 +524,8 @@ class Pipeline:
                 None if opened is None else opened.kid,
                 None if opened is None else opened.algorithm,
                 None if candidate is None else candidate.claims,
-                verified=rejection is None or rejection.reason in SIGNED_REASONS,
+                verified=delivery.verified is not None
+                or (rejection is not None and rejection.reason in SIGNED_REASONS),
             ),
             body_sha256=None if body is None else audit_records.sha256(body),
             body_size=None if body is None else len(body),

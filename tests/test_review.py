@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from mqauth import flow, jsonform
 from mqauth.audit import AuditRecord
@@ -48,6 +50,9 @@ from tests.conftest import KAFKA, RABBITMQ, kafka_message, rabbitmq_message
 
 REVIEW = "https://review.example"
 WHY = "the clock was skewed"
+SCHEMA = Draft202012Validator(
+    json.loads((Path(__file__).parent.parent / "docs" / "audit-record.schema.json").read_text())
+)
 
 
 class Records(list[dict[str, Any]]):
@@ -349,6 +354,7 @@ def test_every_act_is_in_the_audit(mixed: Bureau) -> None:
     mixed.redrive(Filter(reason="expired"), Reason.EXPIRED)
     mixed.discard(Filter(reason="token_missing"))
     acts = [record for record in mixed.audit if record["verdict"] in ("redriven", "discarded")]
+    assert [error.message for record in mixed.audit for error in SCHEMA.iter_errors(record)] == []
     assert [record["verdict"] for record in acts] == ["redriven", "redriven", "discarded"]
     assert {(record["review"]["reviewer"], record["detail"]) for record in acts} == {("ada", WHY)}
     assert all(len(record["dead_letter"]) == 64 for record in acts)

@@ -21,16 +21,15 @@ from mqauth.testing.stage_rabbitmq import RabbitMQStage
 
 def main(letters: int = 5000, kills: int = 20) -> None:
     """Play both parts on both brokers, and print what was counted and how long it took."""
-    for variable, make in (("MQAUTH_RABBITMQ_URL", RabbitMQStage), ("MQAUTH_KAFKA_URL", KafkaStage)):
+    for variable, kind in (("MQAUTH_RABBITMQ_URL", RabbitMQStage), ("MQAUTH_KAFKA_URL", KafkaStage)):
         url = os.environ[variable]
-        staged(lambda: make(url), url, lambda scene: play(scene, letters // len(KINDS)))
+        staged(kind(url), url, lambda scene: play(scene, letters // len(KINDS)))
         if kills:
-            staged(lambda: make(url), url, lambda scene: play_kills(scene, kills, 10 * kills))
+            staged(kind(url), url, lambda scene: play_kills(scene, kills, 10 * kills))
 
 
-def staged(make: Callable[[], RabbitMQStage | KafkaStage], url: str, part: Callable[[Scene], object]) -> None:
+def staged(stage: RabbitMQStage | KafkaStage, url: str, part: Callable[[Scene], object]) -> None:
     """Play one part on a stage of its own."""
-    stage = make()
     try:
         with tempfile.TemporaryDirectory() as folder:
             scene, started = Scene(stage, url, Path(folder)), time.monotonic()

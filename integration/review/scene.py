@@ -109,9 +109,14 @@ class Scene:
         """Run the consumer until it has settled so many more messages."""
         wanted = self.outcomes.total() + count
         with AuditFile(self.folder / "consumer.jsonl", fsync=False) as audit:
-            self.stage.consume(
-                self.guard(audit), self.handled.append, until=lambda: self.outcomes.total() >= wanted, **settings
-            )
+            while (so_far := self.outcomes.total()) < wanted:  # a stage's patience is a minute
+                step = min(wanted, so_far + 500)
+                self.stage.consume(
+                    self.guard(audit),
+                    self.handled.append,
+                    until=lambda step=step: self.outcomes.total() >= step,  # type: ignore[misc]
+                    **settings,
+                )
 
     def consume_until(self, done: Callable[[], bool]) -> None:
         """Run the consumer until something holds."""
