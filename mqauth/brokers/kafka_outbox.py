@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kafka import OffsetAndMetadata
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, MessageSizeTooLargeError
 
 from mqauth.brokers.kafka_partition import Assigned, Stall
 from mqauth.brokers.kafka_producer import ProducerFatalError
@@ -163,8 +163,9 @@ class Transactions:
             return
         if attempt.committed is None:
             self._doubtful = due
-        self._failures += 1
-        self._held_until = self._clock.monotonic() + self._backoff.wait(self._failures)
+        if not isinstance(attempt.error, MessageSizeTooLargeError):  # a smaller form goes at once
+            self._failures += 1
+            self._held_until = self._clock.monotonic() + self._backoff.wait(self._failures)
         _LOG.warning("transaction: %s; it is made again", type(attempt.error).__name__)
         self._stall(due or self._doubtful, type(attempt.error).__name__)
 

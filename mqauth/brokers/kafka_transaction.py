@@ -6,10 +6,10 @@ next: each transaction runs on a thread of its own, and a producer that failed i
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from kafka.errors import MessageSizeTooLargeError, ProducerFencedError
@@ -21,6 +21,7 @@ from mqauth.brokers.kafka_translate import carries, dead_letter_headers
 from mqauth.clock import Clock
 from mqauth.deadletter import DeadLetter
 from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.message import Message
 
 if TYPE_CHECKING:
     from kafka import KafkaProducer
@@ -57,7 +58,7 @@ class TransactionalDeadLetters:
         self.name = topic
         self.timeout = timeout
         self._make = make_client
-        self._forms: dict[str, int] = {}
+        self._limit = math.inf  # bytes that were refused since the last commit
         self._ready = False
         self._client: Any = self._checked()
         self.longest: float = self._client.config["transaction_timeout_ms"] / 1000
@@ -86,19 +87,19 @@ class TransactionalDeadLetters:
         transaction and report success.
         """
         self._client.begin_transaction()
-        sent = [(letter, self._send(letter)) for letter in batch.letters]
-        for letter, future in sent:
+        sent = [self._send(letter) for letter in batch.letters]
+        for form, future in sent:
             try:
                 future.get(timeout=self.timeout)
             except MessageSizeTooLargeError:
-                self._forms[letter.id] = self._forms.get(letter.id, 0) + 1
+                self._limit = min(self._limit, _size(form))
                 raise
         self._client.send_offsets_to_transaction(dict(batch.offsets), batch.group)
 
     def commit(self) -> None:
         """Commit; where this raises, whether it was committed is not known."""
         self._client.commit_transaction()
-        self._forms.clear()
+        self._limit = math.inf
 
     def fenced(self) -> bool:
         """Tell whether another producer has taken over the id, or the broker has ended a long transaction."""
@@ -111,16 +112,15 @@ class TransactionalDeadLetters:
         if client is not None:
             kafka_repair.close_producer(client)
 
-    def _send(self, letter: DeadLetter) -> Any:
-        """Send the best form that is not known to be too large."""
-        for form in islice(letter.forms(carries, can_exist), self._forms.get(letter.id, 0), None):
+    def _send(self, letter: DeadLetter) -> tuple[Message, Any]:
+        """Send the best form that is smaller than what was refused."""
+        for form in letter.forms(carries, lambda form: can_exist(form) and _size(form) < self._limit):
+            headers = dead_letter_headers(form.headers)
             try:
-                return self._client.send(
-                    self.name, value=form.body, key=form.key, headers=dead_letter_headers(form.headers)
-                )
+                return form, self._client.send(self.name, value=form.body, key=form.key, headers=headers)
             except MessageSizeTooLargeError:
-                self._forms[letter.id] = self._forms.get(letter.id, 0) + 1
-        self._forms.pop(letter.id, None)  # the broker's limit may be raised
+                self._limit = min(self._limit, _size(form))
+        self._limit = math.inf  # it may be raised
         raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "no form of the letter fits the broker")
 
     def _checked(self) -> Any:
@@ -187,3 +187,9 @@ class Attempt:
             self._letters.discard()
         finally:
             self.over.set()
+
+
+def _size(form: Message) -> int:
+    """Return about the bytes of a record."""
+    headers = sum(len(name) + len(value) for name, value in dead_letter_headers(form.headers))
+    return len(form.body or b"") + len(form.key or b"") + headers
