@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -179,7 +179,7 @@ def _place(broker: str, queue: str | None, topic: str | None) -> Place:
     return Place(broker=broker, queue=queue, topic=topic)
 
 
-def _filter(*, since: str | None, until: str | None, sound: bool | None, **texts: str | None) -> Filter:
+def _filter(*, since: str | None, until: str | None, sound: bool | None, **texts: Any) -> Filter:
     """Return which letters are meant."""
     first = None if since is None else parse_time(since)
     beyond = None if until is None else parse_time(until)

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from mqauth import jsonform, strictjson
+from mqauth.audit import harmless
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, MalformedMessage
 from mqauth.flow import Flow, call
@@ -159,7 +160,7 @@ class Index:
         """Add one letter."""
         found = read(letter)
         form = strictjson.dumps(jsonform.to_form(letter.message))
-        kid = "" if found.kid is None else found.as_dict()["kid"]
+        kid = "" if found.kid is None else harmless(found.kid)
         self._db.execute(
             "INSERT INTO letters (mark, id, reason, detail, issuer, kid, subject, destination, scope, time, form,"
             " size, sound, letter) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",

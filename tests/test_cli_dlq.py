@@ -1,0 +1,37 @@
+"""``mqauth dlq``: what is refused before anything is connected."""
+
+from __future__ import annotations
+
+import pytest
+
+from mqauth.cli import main
+
+ON_RABBITMQ = ["--broker", "amqp://127.0.0.1:1/"]
+ON_KAFKA = ["--broker", "kafka://127.0.0.1:1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "no command given"),
+        (["list"], "broker"),
+        (["list", "--broker", "http://a/", "--queue", "q"], "--broker: must be amqp://"),
+        (["list", *ON_RABBITMQ], "--queue: required with this broker"),
+        (["list", *ON_RABBITMQ, "--queue", "q", "--topic", "t"], "--topic: this broker wants --queue"),
+        (["list", *ON_KAFKA], "--topic: required with this broker"),
+        (["list", *ON_KAFKA, "--queue", "q"], "--queue: this broker wants --topic"),
+        (["list", *ON_KAFKA, "--topic", "t", "--from", "soon"], "a time is like"),
+        (["list", *ON_KAFKA, "--topic", "t", "--limit", "0"], "limit"),
+        (["list", *ON_RABBITMQ, "--queue", "q"], "--broker: the broker cannot be used"),
+        (["discard", *ON_RABBITMQ, "--queue", "q"], "why"),
+        (["redrive", *ON_RABBITMQ, "--queue", "q", "--why", "w", "--audit", "a"], "config"),
+        (["judge", *ON_RABBITMQ, "--queue", "q"], "config"),
+        (["account", *ON_RABBITMQ, "--queue", "q"], "files"),
+    ],
+)  # fmt: skip
+def test_usage_is_refused_in_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A command that cannot be carried out is exit code 2 and one line that says what to change."""
+    assert main(["dlq", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said.lower() in error.lower()
+    assert error.count("\n") == 1
