@@ -16,6 +16,7 @@ from mqauth.cli import sign as sign_command
 from mqauth.cli import verify as verify_command
 from mqauth.cli.audit_app import audit_app
 from mqauth.cli.broker import check_url, reached
+from mqauth.cli.console_app import console
 from mqauth.cli.dlq_app import dlq_app
 from mqauth.cli.output import abandon_output, print_error
 from mqauth.errors import ConfigurationError, MqauthError, Unavailable
@@ -35,6 +36,7 @@ keys_app = typer.Typer(help="A producer's keys on disk.", **_SETTINGS)
 app.add_typer(keys_app, name="keys")
 app.add_typer(audit_app, name="audit")
 app.add_typer(dlq_app, name="dlq")
+app.command()(console)
 
 Config = Annotated[Path, typer.Option("--config", help="The configuration file (mqauth.toml).")]
 Lines = Annotated[bool, typer.Option("--lines", help="One message a line.")]

@@ -42,7 +42,7 @@ def serve(folders: Sequence[Path], *, host: str, port: int, tls: tuple[Path, Pat
     """
     application = KeyServer(folders)
     certificate = None if tls is None else Certificate(*tls)
-    listener = _listen(host, port, tls=tls is not None)
+    listener = listen(host, port, tls=tls is not None)
     with listener:
         server = _server(application, certificate)
         _tell(listener, application, tls=tls is not None, as_json=as_json)
@@ -102,8 +102,12 @@ def _refuse_passphrase() -> str:
     raise ValueError("the key has a passphrase")
 
 
-def _listen(host: str, port: int, *, tls: bool) -> socket.socket:
-    """Return a listening socket; without TLS only on this machine's own addresses."""
+def listen(host: str, port: int, *, tls: bool) -> socket.socket:
+    """Return a listening socket; without TLS only on this machine's own addresses.
+
+    Raises:
+        ConfigurationError: the address may not or cannot be had.
+    """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         if not tls and not ipaddress.ip_address(str(address[0])).is_loopback:

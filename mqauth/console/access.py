@@ -1,0 +1,151 @@
+"""Who may look and who may act: local tokens in a file of mode 0600, sessions in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import stat
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from mqauth.clock import SYSTEM_CLOCK, Clock
+from mqauth.errors import ConfigurationError
+
+VIEWER: Final = "viewer"
+REVIEWER: Final = "reviewer"
+ROLES: Final = (REVIEWER, VIEWER)
+IDLE: Final = 1800.0
+"""Seconds after which a session nobody used ends."""
+LONGEST: Final = 8 * 3600.0
+"""Seconds after which every session ends."""
+MAX_SESSIONS: Final = 500
+_MAX_FILE: Final = 4096
+_SHORTEST: Final = 32
+
+
+class Tokens:
+    """Local tokens, one a role.
+
+    Args:
+        tokens: role to token, of at least 32 characters.
+
+    Raises:
+        ConfigurationError: an unknown role, a short token, or one token for two roles.
+    """
+
+    def __init__(self, tokens: dict[str, str]) -> None:
+        if not tokens or not set(tokens) <= set(ROLES):
+            raise ConfigurationError(f"tokens are for {' and '.join(ROLES)}")
+        if any(len(token) < _SHORTEST for token in tokens.values()) or len(set(tokens.values())) < len(tokens):
+            raise ConfigurationError(f"tokens have at least {_SHORTEST} characters, and each role its own")
+        self._digests = {role: _digest(token) for role, token in tokens.items()}
+
+    def role(self, token: str) -> str | None:
+        """Return the role of a token; in the same time whichever it is."""
+        given = _digest(token)
+        found = [role for role, known in self._digests.items() if hmac.compare_digest(given, known)]
+        return found[0] if found else None
+
+
+def fresh_tokens() -> dict[str, str]:
+    """Return a new token for each role, of 256 random bits."""
+    return {role: secrets.token_urlsafe(32) for role in ROLES}
+
+
+def token_file(path: Path) -> tuple[dict[str, str], bool]:
+    """Return the tokens of a file, ``role token`` a line, and whether it was made just now.
+
+    Raises:
+        ConfigurationError: others may read it, or it is not in its form.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return _read(path), False
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from error
+    tokens = fresh_tokens()
+    with os.fdopen(descriptor, "w") as file:
+        file.writelines(f"{role} {token}\n" for role, token in tokens.items())
+    return tokens, True
+
+
+def _read(path: Path) -> dict[str, str]:
+    """Return the tokens of a file that nobody else may read."""
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            text = file.read(_MAX_FILE).decode("ascii")
+    except (OSError, UnicodeError) as error:
+        raise ConfigurationError(f"{path}: {getattr(error, 'strerror', None) or 'not text'}") from error
+    if not stat.S_ISREG(mode) or stat.S_IMODE(mode) & 0o077:
+        raise ConfigurationError(f"{path}: a token file is a file of mode 0600")
+    pairs = [line.split() for line in text.splitlines() if line.strip()]
+    if not pairs or any(len(pair) != 2 for pair in pairs):
+        raise ConfigurationError(f"{path}: one line for each role: its name and its token")
+    return {role: token for role, token in pairs}
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """One login.
+
+    Args:
+        name: who, in audit records.
+        role: ``viewer`` or ``reviewer``.
+        began, used: monotonic seconds.
+        csrf: what each of its forms must bring along.
+    """
+
+    name: str
+    role: str
+    began: float
+    used: float
+    csrf: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+
+    @property
+    def may_act(self) -> bool:
+        """Whether it may judge, redrive and discard."""
+        return self.role == REVIEWER
+
+
+class Sessions:
+    """Sessions in memory, at most 500; a new one beyond that ends the one unused for longest."""
+
+    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
+        self._open: OrderedDict[bytes, Session] = OrderedDict()
+
+    def begin(self, name: str, role: str) -> str:
+        """Begin a session and return its secret id, for the cookie."""
+        id, now = secrets.token_urlsafe(32), self._clock.monotonic()
+        while len(self._open) >= MAX_SESSIONS:
+            self._open.popitem(last=False)
+        self._open[_digest(id)] = Session(name=name, role=role, began=now, used=now)
+        return id
+
+    def find(self, id: str) -> Session | None:
+        """Return a session that is still good, and note that it was used."""
+        key, now = _digest(id), self._clock.monotonic()
+        session = self._open.get(key)
+        if session is None:
+            return None
+        if now - session.used > IDLE or now - session.began > LONGEST:
+            del self._open[key]
+            return None
+        session.used = now
+        self._open.move_to_end(key)
+        return session
+
+    def end(self, id: str) -> None:
+        """End a session."""
+        self._open.pop(_digest(id), None)
+
+
+def _digest(text: str) -> bytes:
+    """Return SHA-256, so that comparing takes the same time for any text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,530 @@
+"""The console over the in-memory letter box: nothing runs, nobody acts who may not, every page is shielded."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from mqauth import flow
+from mqauth.audit import AuditRecord
+from mqauth.brokers import memory
+from mqauth.console import Desk, Sessions, Tokens, application
+from mqauth.console.access import IDLE, LONGEST, MAX_SESSIONS, token_file
+from mqauth.console.desk import MAX_GROUPS, BusyError
+from mqauth.console.job import Plan
+from mqauth.console.shield import HEADERS
+from mqauth.console.showing import MAX_BODY, body, visible
+from mqauth.console.words import WORDS
+from mqauth.errors import ConfigurationError, Reason
+from mqauth.keys import Key, KeySet
+from mqauth.message import Message
+from mqauth.pipeline import Pipeline
+from mqauth.policy import Allow
+from mqauth.release import WAIVABLE, Authority, ReleaseAuthorities, Releaser
+from mqauth.replay import MemoryReplayStore
+from mqauth.review import ALL, Filter
+from mqauth.review.memory import MemoryLetterBox
+from mqauth.testing import FakeClock, Forge
+from mqauth.testing.forge import ISSUER, SUBJECT
+from mqauth.verifier import Issuer
+from tests.conftest import RABBITMQ, rabbitmq_message
+
+DEAD = "rabbitmq:/orders.dead"
+REVIEW = "https://review.example"
+HOST = "console.test:8090"
+TOKENS = {"reviewer": "r" * 40, "viewer": "v" * 40}
+HOSTILE = (
+    "<script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "'--><svg/onload=alert(1)>",
+    "</pre></textarea>",
+    "{{ 7*7 }}{% raw %}", "javascript:alert(1)", "\u202eevil\u2066", "&lt;b&gt;", "a\x00b\x1b[31m",
+)  # fmt: skip
+
+
+class Room:
+    """A consumer with dead letters, and the console over them."""
+
+    def __init__(self, clock: FakeClock, forge: Forge, tmp_path: Path) -> None:
+        self.clock, self.forge = clock, forge
+        self.broker = memory.MemoryBroker()
+        for queue in (RABBITMQ, DEAD):
+            self.broker.declare(queue)
+        self.records: list[dict[str, Any]] = []
+        self.key = Key.generate(subjects=["ada"])
+        authority = Authority(keys=KeySet([self.key]), waive=frozenset(WAIVABLE))
+        self.verifier = forge.verifier(
+            keys={ISSUER: Issuer(keys=KeySet([forge.key]))}, release=ReleaseAuthorities({REVIEW: authority})
+        )
+        self.guard = Pipeline(
+            verifier=self.verifier, policy=Allow({SUBJECT: [RABBITMQ]}), audit=self, scope="billing", clock=clock,
+            replay=MemoryReplayStore(clock=clock),
+        )  # fmt: skip
+        self.desk = Desk(
+            MemoryLetterBox(self.broker, DEAD), flow.run, guard=self.guard, audit=self, clock=clock,
+            releaser=lambda name: Releaser(key=self.key, issuer=REVIEW, reviewer=name, clock=clock),
+        )  # fmt: skip
+        self.sessions = Sessions(clock)
+
+    def write(self, record: AuditRecord, /) -> None:
+        """Keep one record."""
+        self.records.append(record.as_dict())
+
+    def send(self, *messages: Message) -> None:
+        """Publish messages, let the consumer judge them, and read the letters."""
+        for message in messages:
+            self.broker.publish(message)
+        letters = memory.DeadLetters(self.broker, DEAD)
+        memory.Consumer(self.broker, RABBITMQ, self.guard, lambda _: None, dead_letters=letters).drain()
+        self.read()
+
+    def read(self) -> None:
+        """Read the letters anew."""
+        self.desk.read("test")
+        self.desk.wait()
+
+    def late(self, count: int) -> list[Message]:
+        """Return messages whose tokens have expired."""
+        made = [self.forge.seal(rabbitmq_message(body=b"late %d" % number)) for number in range(count)]
+        self.clock.advance(7200)
+        return made
+
+    def client(self, role: str | None = "reviewer", *, tls: bool = False) -> TestClient:
+        """Return a browser, logged in with a role's token."""
+        served = application(
+            self.desk, tokens=Tokens(TOKENS), hosts=[HOST], reviewer="ada", sessions=self.sessions, tls=tls
+        )
+        client = TestClient(served, base_url=f"{'https' if tls else 'http'}://{HOST}", follow_redirects=False)
+        if role is not None:
+            assert client.post("/login", data={"token": TOKENS[role]}).status_code == 303
+        return client
+
+
+@pytest.fixture
+def room(clock: FakeClock, forge: Forge, tmp_path: Path) -> Iterator[Room]:
+    """A console with no letters."""
+    made = Room(clock, forge, tmp_path)
+    yield made
+    made.desk.close()
+
+
+def csrf(client: TestClient) -> str:
+    """Return the CSRF token of a page's form."""
+    found = re.search(r'name="csrf" value="([^"]+)"', client.get("/").text)
+    assert found is not None
+    return found[1]
+
+
+def post(client: TestClient, path: str, **fields: Any) -> Any:
+    """Post one of our forms."""
+    return client.post(path, data={"csrf": csrf(client), **fields})
+
+
+def mark_of(room: Room) -> str:
+    """Return the mark of the first letter."""
+    return room.desk.page(ALL, after=0, limit=1)[0].mark
+
+
+# --- hostile letters --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_letter_is_text(room: Room, text: str) -> None:
+    """Body, header, claim, lineage and query of a hostile letter stand escaped on every page, never as markup."""
+    plain = rabbitmq_message(body=text.encode(), headers=(("x-evil", text), (text, "v")))
+    clean = visible(text)
+    sealed = room.forge.seal(plain, claims={"iss": clean, "sub": clean})
+    room.send(sealed)
+    letter = room.broker.take(DEAD)
+    assert letter is not None
+    letter = getattr(letter, "message", letter)
+    forged = [
+        (name, text if name in ("mqauth-dead-detail", "mqauth-dead-scope") else value)
+        for name, value in letter.headers
+    ]
+    room.broker.publish(replace(letter, headers=tuple(forged)))
+    room.read()
+    client = room.client()
+    pages = ["/", "/letters", f"/letters?subject={'%3Cscript%3E'}", f"/letter/{mark_of(room)}"]
+    pages += [f"/letter/{mark_of(room)}?view={form}" for form in ("json", "hex")]
+    for page in pages:
+        shown = client.get(page).text
+        assert "<img" not in shown
+        assert "onload=alert(1)>" not in shown
+        assert not re.search(r"<script>", shown)
+        assert shown.count("<script") == 1
+        assert "\u202e" not in shown
+        assert "\x00" not in shown
+    shown = client.get(pages[3]).text
+    assert (
+        html.escape(visible(text, lines=True), quote=True).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")
+        in shown
+    )
+
+
+def test_token_is_never_shown(room: Room) -> None:
+    """The letter's page says how long the token is, and shows none of it."""
+    [message] = room.late(1)
+    room.send(message)
+    shown = room.client().get(f"/letter/{mark_of(room)}").text
+    token = str(dict(message.headers)["mqauth-token"])
+    assert "not shown" in shown
+    assert token not in shown
+    assert token.split(".")[2] not in shown
+
+
+def test_claims_are_verified_only_by_todays_verifier(room: Room) -> None:
+    """An expired token whose signature holds is the signer's own word; one of an unknown key is not."""
+    room.send(*room.late(1))
+    assert ">verified<" in room.client().get(f"/letter/{mark_of(room)}").text
+    room.guard.verifier = room.forge.verifier(keys={ISSUER: Issuer(keys=KeySet([room.forge.neighbour]))})
+    shown = room.client().get(f"/letter/{mark_of(room)}").text
+    assert ">claimed<" in shown
+    assert ">verified<" not in shown
+
+
+def test_large_body_is_cut(room: Room) -> None:
+    """Of a body over 64 KiB only the first are shown, and the page says so."""
+    shown = body(b"x" * (MAX_BODY + 1), "text")
+    assert len(shown.text) == MAX_BODY
+    assert f"{MAX_BODY + 1} bytes" in shown.note
+    assert not body(b"[" * 50_000, "json").text
+    assert body(None, "text").note
+
+
+def test_every_reason_is_explained() -> None:
+    """No reason is left without words."""
+    assert set(WORDS) == set(Reason)
+
+
+# --- who may ----------------------------------------------------------------------------------------------
+
+REVIEWERS = ("/judge", "/act/redrive", "/act/discard", "/confirm", "/cancel")
+EVERYBODY = ("/refresh", "/account", "/logout")
+SHOWN = ("/", "/letters", "/letter/00", "/act/redrive", "/act/discard", "/job", "/job.json", "/account")
+
+
+@pytest.mark.parametrize("path", REVIEWERS)
+def test_viewer_cannot_act(room: Room, path: str) -> None:
+    """A viewer with a good CSRF token is refused at every endpoint of the reviewer."""
+    room.send(*room.late(1))
+    answer = post(room.client("viewer"), path, why="because")
+    assert answer.status_code == 403
+    assert "may look, not act" in answer.text
+    assert len(room.broker.waiting(DEAD)) == 1
+
+
+def test_viewer_sees_no_acts(room: Room) -> None:
+    """A viewer's pages have no button that acts."""
+    room.send(*room.late(1))
+    client = room.client("viewer")
+    shown = client.get("/letters").text + client.get(f"/letter/{mark_of(room)}").text
+    assert "/act/" not in shown
+    assert "/judge" not in shown
+    assert client.get("/act/discard").status_code == 403
+
+
+@pytest.mark.parametrize("given", [{"why": "x"}, {"csrf": ""}, {"csrf": "x" * 43}])
+@pytest.mark.parametrize("path", REVIEWERS + EVERYBODY)
+def test_csrf(room: Room, path: str, given: dict[str, str]) -> None:
+    """Every form without its session's CSRF token is refused."""
+    assert room.client().post(path, data=given).status_code == 403
+
+
+def test_csrf_of_another_session(room: Room) -> None:
+    """The CSRF token of one session is none in another."""
+    assert room.client().post("/refresh", data={"csrf": csrf(room.client())}).status_code == 403
+
+
+@pytest.mark.parametrize("path", SHOWN)
+def test_stranger_sees_nothing(room: Room, path: str) -> None:
+    """Without a session every page leads to the login."""
+    answer = room.client(None).get(path)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/login")
+
+
+@pytest.mark.parametrize("path", REVIEWERS + EVERYBODY)
+def test_stranger_posts_nothing(room: Room, path: str) -> None:
+    """Without a session no form is taken."""
+    assert room.client(None).post(path, data={"csrf": "x"}).status_code == 403
+
+
+def test_wrong_token(room: Room) -> None:
+    """A wrong token begins no session."""
+    client = room.client(None)
+    answer = client.post("/login", data={"token": "r" * 39})
+    assert answer.status_code == 403
+    assert "set-cookie" not in answer.headers
+    assert client.get("/").status_code == 303
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_cookie(room: Room, tls: bool) -> None:
+    """The session cookie is HttpOnly and SameSite=strict, and with TLS Secure and bound to the host."""
+    answer = room.client(None, tls=tls).post("/login", data={"token": TOKENS["viewer"]})
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert ("Secure" in cookie, cookie.startswith("__Host-mqauth=")) == (tls, tls)
+
+
+def test_logout_ends_the_session(room: Room) -> None:
+    """After the logout the old cookie opens nothing."""
+    client = room.client()
+    cookie = client.cookies["mqauth"]
+    assert post(client, "/logout").status_code == 303
+    assert room.client(None).get("/", headers={"cookie": f"mqauth={cookie}"}).status_code == 303
+
+
+def test_login_ends_the_session_before(room: Room) -> None:
+    """A second login gives a new id, and the first opens nothing any more."""
+    client = room.client("viewer")
+    first = client.cookies["mqauth"]
+    client.post("/login", data={"token": TOKENS["reviewer"]})
+    assert client.cookies["mqauth"] != first
+    assert room.sessions.find(first) is None
+
+
+def test_sessions_end_and_are_bounded(clock: FakeClock) -> None:
+    """A session ends when idle, and after its longest life; of too many the oldest goes."""
+    sessions = Sessions(clock)
+    idle = sessions.begin("ada", "viewer")
+    clock.advance(IDLE + 1)
+    assert sessions.find(idle) is None
+    busy, began = sessions.begin("ada", "viewer"), clock.monotonic()
+    while clock.monotonic() - began <= LONGEST - IDLE / 2:
+        assert sessions.find(busy) is not None
+        clock.advance(IDLE / 2)
+    clock.advance(IDLE / 2)
+    assert sessions.find(busy) is None
+    ids = [sessions.begin("ada", "viewer") for _ in range(MAX_SESSIONS + 1)]
+    assert sessions.find(ids[0]) is None
+    assert sessions.find(ids[1]) is not None
+
+
+def test_token_file(tmp_path: Path) -> None:
+    """The file is made once with mode 0600, read again, and refused when others may read it."""
+    path = tmp_path / "tokens"
+    tokens, fresh = token_file(path)
+    assert fresh
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert token_file(path) == (tokens, False)
+    path.chmod(0o640)
+    with pytest.raises(ConfigurationError, match="mode 0600"):
+        token_file(path)
+
+
+@pytest.mark.parametrize(
+    "bad", [{}, {"admin": "x" * 40}, {"viewer": "short"}, {"viewer": "x" * 40, "reviewer": "x" * 40}]
+)
+def test_bad_tokens(bad: dict[str, str]) -> None:
+    """Unknown roles, short tokens and one token for both roles are refused."""
+    with pytest.raises(ConfigurationError):
+        Tokens(bad)
+
+
+# --- the shield -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", [*SHOWN, "/login", "/static/console.css", "/nothing", "/static/../secret", "/letters?after=x"]
+)
+def test_headers_on_every_answer(room: Room, path: str) -> None:
+    """Every answer carries the Content-Security-Policy and its companions, errors and static files too."""
+    for client in (room.client(), room.client(None)):
+        answer = client.get(path)
+        assert {name: answer.headers[name] for name in HEADERS} == HEADERS
+
+
+def test_policy_lets_nothing_inline_run(room: Room) -> None:
+    """The policy names no unsafe source, and no page needs one."""
+    assert "unsafe" not in HEADERS["content-security-policy"]
+    assert "frame-ancestors 'none'" in HEADERS["content-security-policy"]
+    room.send(*room.late(2))
+    client = room.client()
+    for path in (*SHOWN, f"/letter/{mark_of(room)}"):
+        shown = client.get(path).text
+        assert "style=" not in shown
+        assert "<style" not in shown
+        assert not re.search(r"\son\w+=", shown)
+
+
+@pytest.mark.parametrize("host", ["evil.test", "evil.test:8090", "console.test", f"{HOST}.evil.test"])
+def test_foreign_host(room: Room, host: str) -> None:
+    """A Host header that is not ours is refused: DNS rebinding reads nothing."""
+    answer = room.client().get("/", headers={"host": host})
+    assert answer.status_code == 400
+    assert "orders" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "headers", [{"origin": "http://evil.test"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}]
+)
+def test_foreign_origin(room: Room, headers: dict[str, str]) -> None:
+    """A form from another site is refused, the login too."""
+    client = room.client()
+    token = csrf(client)
+    assert client.post("/refresh", data={"csrf": token}, headers=headers).status_code == 403
+    assert client.post("/login", data={"token": TOKENS["viewer"]}, headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "body_", [b"csrf=" + b"x" * 20_000, b"&".join(b"a%d=1" % n for n in range(50)), b"csrf=%ff", b"\xff"]
+)
+def test_bad_form(room: Room, body_: bytes) -> None:
+    """A form that is too large, has too many fields or is no text is refused."""
+    kind = {"content-type": "application/x-www-form-urlencoded"}
+    assert room.client().post("/refresh", content=body_, headers=kind).status_code == 400
+    assert room.client().post("/refresh", json={"csrf": "x"}).status_code == 400
+
+
+# --- acts -------------------------------------------------------------------------------------------------
+
+
+def test_empty_and_unread(room: Room) -> None:
+    """Before letters are read the page says so, and with none it says that too."""
+    client = room.client()
+    assert "Nothing read yet" in client.get("/").text
+    room.read()
+    assert "No dead letters" in client.get("/").text
+
+
+def test_groups_and_picture(room: Room) -> None:
+    """The first page shows each group with its count, and bars that stand for every letter."""
+    room.send(*room.late(3), rabbitmq_message(body=b"bare"))
+    shown = room.client().get("/").text
+    assert "<strong>4 letters</strong> in 2 groups" in shown
+    assert shown.index("expired</a>") < shown.index("token missing</a>")
+    overview = room.desk.overview
+    assert overview is not None
+    assert sum(bar.count for bar in overview.picture.bars) == 4
+    assert overview.picture.highest <= 4
+
+
+def test_review_from_end_to_end(room: Room) -> None:
+    """Judge, redrive with a waiver and discard, each confirmed and on record; nothing is left."""
+    room.send(*room.late(2), rabbitmq_message(body=b"bare"))
+    client = room.client()
+    assert post(client, "/judge", reason="expired").status_code == 303
+    room.desk.wait()
+    assert "0 of 2 letters" in client.get("/job").text
+    assert post(client, "/act/redrive", reason="expired", why="late", waive="expired").status_code == 303
+    room.desk.wait()
+    shown = client.get("/job").text
+    assert "2 of 2 letters</strong> would be redriven" in shown
+    assert len(room.broker.waiting(DEAD)) == 3
+    post(client, "/confirm", job=room.desk.job.id if room.desk.job else "")
+    room.desk.wait()
+    assert "2 of 2 letters</strong> redriven" in client.get("/job").text
+    post(client, "/act/discard", why="forged")
+    room.desk.wait()
+    post(client, "/confirm", job=room.desk.job.id if room.desk.job else "")
+    room.desk.wait()
+    assert "1 of 1 letter</strong> discarded" in client.get("/job").text
+    assert not room.broker.waiting(DEAD)
+    acts = [(record["verdict"], record["detail"]) for record in room.records if "review" in record]
+    assert acts == [("redriven", "late"), ("redriven", "late"), ("discarded", "forged")]
+    assert "No dead letters" in client.get("/").text
+
+
+@pytest.mark.parametrize("act", ["redrive", "discard"])
+def test_reason_required(room: Room, act: str) -> None:
+    """Without a reason nothing is even rehearsed."""
+    room.send(*room.late(1))
+    job = room.desk.job
+    assert post(room.client(), f"/act/{act}", why="  ").status_code == 400
+    assert room.desk.job is job
+
+
+@pytest.mark.parametrize("fields", [{"waive": "signature_invalid"}, {"rate": "nan"}, {"rate": "0"}, {"rate": "x"}])
+def test_bad_plan(room: Room, fields: dict[str, str]) -> None:
+    """What no release may waive and rates that are none are refused."""
+    room.send(*room.late(1))
+    assert post(room.client(), "/act/redrive", why="x", **fields).status_code == 400
+    assert post(room.client(), "/act/burn", why="x").status_code == 400
+
+
+def test_old_plan(room: Room) -> None:
+    """A plan is run by whoever made it, and only while it is the newest job."""
+    room.send(*room.late(1))
+    client = room.client()
+    post(client, "/act/discard", why="x")
+    room.desk.wait()
+    assert room.desk.job is not None
+    old = room.desk.job.id
+    with pytest.raises(BusyError):
+        room.desk.act(old, "eve")
+    room.read()
+    assert post(client, "/confirm", job=old).status_code == 409
+    assert len(room.broker.waiting(DEAD)) == 1
+
+
+def test_cancel(room: Room) -> None:
+    """A cancelled act stops before its next letter, and its account adds up."""
+    room.send(*room.late(3))
+    client = room.client()
+    post(client, "/act/discard", why="x", rate="0.01")
+    room.desk.wait()
+    assert room.desk.job is not None
+    post(client, "/confirm", job=room.desk.job.id)
+    assert post(client, "/refresh").status_code == 409
+    assert "Cancel" in client.get("/job").text
+    post(client, "/cancel", job=room.desk.job.id)
+    room.desk.wait(10)
+    account = room.desk.job.account
+    assert account is not None
+    assert account["cancelled"]
+    assert account["done"] + account["left"] == 3
+    assert len(room.broker.waiting(DEAD)) == account["left"] > 0
+
+
+def test_failure_is_a_line_on_the_page(room: Room) -> None:
+    """A job that fails says why, and the console stays up."""
+    plan = Plan(act="redrive", wanted=Filter(), reason="x", reviewer="nobody the key speaks for")
+    room.send(*room.late(1))
+    room.desk.rehearse(plan)
+    room.desk.wait()
+    assert "does not speak for this reviewer" in room.client().get("/job").text
+
+
+def test_desk_for_looking_only(room: Room) -> None:
+    """Without audit, key and configuration nothing can be judged, redriven or discarded."""
+    desk = Desk(MemoryLetterBox(room.broker, DEAD), flow.run)
+    try:
+        with pytest.raises(ConfigurationError):
+            desk.judge(ALL, "ada")
+        for act in ("redrive", "discard"):
+            with pytest.raises(ConfigurationError):
+                desk.rehearse(Plan(act=act, wanted=ALL, reason="x", reviewer="ada"))
+    finally:
+        desk.close()
+
+
+def test_many_groups_are_bounded(room: Room) -> None:
+    """Of an attacker's many groups the largest are kept, and the page says how many there are."""
+    messages = [
+        room.forge.seal(rabbitmq_message(body=b"x"), claims={"sub": f"s{n}"}) for n in range(MAX_GROUPS + 5)
+    ]
+    room.send(*messages)
+    overview = room.desk.overview
+    assert overview is not None
+    assert (len(overview.groups), overview.kinds) == (MAX_GROUPS, MAX_GROUPS + 5)
+    assert f"The largest {MAX_GROUPS} of {MAX_GROUPS + 5} groups" in room.client().get("/").text
+
+
+def test_account(room: Room, tmp_path: Path) -> None:
+    """The account of audit files against the queue stands on its page."""
+    room.send(*room.late(1))
+    path = tmp_path / "audit.jsonl"
+    path.touch()
+    room.desk.files = (path,)
+    client = room.client("viewer")
+    assert "Not reckoned yet" in client.get("/account").text
+    post(client, "/account")
+    room.desk.wait()
+    assert "1 letter do not add up" in client.get("/account").text.replace("letters", "letter")
