@@ -211,6 +211,37 @@ async def test_a_cancelled_handler_gives_its_claim_back(audit: AuditFile) -> Non
     assert len(table.handled) == 1
 
 
+class Deaf(MemoryReplayStore):
+    """A store that takes claims and releases nothing while its answers get lost."""
+
+    deaf = True
+
+    def claim(self, request: Any, /) -> Any:
+        """Claim, and perhaps not say so."""
+        status = super().claim(request)
+        if self.deaf:
+            raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "no answer")
+        return status
+
+    def release(self, request: Any, /) -> None:
+        """Be out of reach."""
+        raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "no answer")
+
+
+@pytest.mark.parametrize("probed", [False, True])
+async def test_a_claim_whose_answer_was_lost_holds_nobody_up(audit: AuditFile, *, probed: bool) -> None:
+    """A delivery given back while the store's answers got lost is handled at once when it comes again."""
+    table = Table(audit, hold=0)
+    table.guard.replay = store = Deaf(clock=table.clock)
+    honest = table.honest()
+    assert (await table.process(Delivery(honest))).verdict is Verdict.DEFERRED
+    store.deaf = False
+    if probed:
+        assert await table.processor.probe(table.suspended[0].delivery) is True
+    assert (await table.process(Delivery(honest, redelivered=True))).verdict is Verdict.ACCEPTED
+    assert len(table.handled) == 1
+
+
 class Alarm:
     """A timer whose functions a test calls."""
 

@@ -13,7 +13,7 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from mqauth.brokers.rabbitmq_channel import is_stale, told, was_cancelled
 from mqauth.brokers.rabbitmq_leases import Leases, Timer, call_later
-from mqauth.brokers.rabbitmq_progress import Progress
+from mqauth.brokers.rabbitmq_progress import Progress, again
 from mqauth.brokers.rabbitmq_translate import from_native
 from mqauth.deadletter import DeadLetterSink
 from mqauth.errors import Cause
@@ -108,10 +108,11 @@ class Processor:
         """Tell whether a deferred delivery would get further now; its handler is not run."""
         if delivery.step is not Step.JUDGE:
             return (await self._attempt(delivery)).verdict is not Verdict.DEFERRED
-        trial = Delivery(message=delivery.message, received=delivery.received, deferred=True)
+        trial = again(delivery.message, delivery)
         outcome = await arun(self._guard.judge(trial))
         if trial.step is not Step.JUDGE:
             await arun(self._guard.release(trial))
+        delivery.owner = trial.owner
         return outcome.verdict is not Verdict.DEFERRED
 
     async def _to_its_end(self, incoming: AbstractIncomingMessage, delivery: Delivery) -> Outcome:

@@ -38,13 +38,12 @@ class Progress:
         if not message.origin.redelivered or not (self._kept or self._in_flight):
             return self._guard.receive(message)
         key = self._key(message)
-        kept = self._take(key)
-        if kept is not None and kept.step is not Step.JUDGE:
-            return kept
-        earlier = kept or self._lost(key)
-        if earlier is None:
+        if (kept := self._take(key)) is not None:
+            return kept if kept.step is not Step.JUDGE else again(message, kept)
+        lost = self._lost(key)
+        if lost is None:
             return self._guard.receive(message)
-        return Delivery(message=message, received=earlier.received, deferred=True)
+        return Delivery(message=message, received=lost.received, deferred=True)
 
     def begin(self, incoming: AbstractIncomingMessage, delivery: Delivery) -> None:
         """Note that a delivery is in flight."""
@@ -85,3 +84,11 @@ class Progress:
     def _key(self, message: Message) -> str:
         """Return the content a redelivery is known by."""
         return letter_id(message, self._guard.scope_of(message))
+
+
+def again(message: Message, earlier: Delivery) -> Delivery:
+    """Return a delivery that is judged anew in an earlier one's name, which may hold a claim unknowingly.
+
+    The store may have taken the earlier claim although its answer was lost.
+    """
+    return Delivery(message=message, received=earlier.received, deferred=True, owner=earlier.owner)
