@@ -188,11 +188,15 @@ class Scene:
         return int(declared.declaration_result.message_count)
 
     async def done(
-        self, consumer: rabbitmq.Consumer | None = None, handled: Callable[[], Any] | None = None
+        self,
+        consumer: rabbitmq.Consumer | None = None,
+        *,
+        handled: Callable[[], Any] | None = None,
+        seconds: float = PATIENCE,
     ) -> None:
         """Wait until every honest message is handled, every other buried, and nothing is under way."""
         due = len(self.failing) + len(self.forged) + sum(self.copies.values())
-        await until(lambda: {*self.honest} <= {*(self.handled if handled is None else handled())})
+        await until(lambda: {*self.honest} <= {*(self.handled if handled is None else handled())}, seconds)
 
         async def quiet() -> bool:
             if consumer is not None and consumer.health().in_flight > 0:
@@ -202,7 +206,7 @@ class Scene:
             except (*LOST, RuntimeError):  # not connected again yet
                 return False
 
-        await until(quiet)
+        await until(quiet, seconds)
 
     async def letters(self) -> list[Letter]:
         """Take every dead letter."""

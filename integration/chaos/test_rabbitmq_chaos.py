@@ -422,7 +422,7 @@ async def test_flood_of_forgeries(row: Scene, own_redis: Redis, report: Report) 
     with row.audit_file() as audit:
         guard = row.guard(audit, row.store(own_redis.url))
         async with await row.consumer(guard, prefetch=200) as consumer:
-            await row.done(consumer)
+            await row.done(consumer, seconds=300)
     found = await row.count("10,000 forged among 10,000 honest")
     report(found)
     assert (found.sent, found.handled, found.dead_lettered, found.duplicates) == (20_000, 10_000, 10_000, 0)

@@ -73,7 +73,7 @@ async def lose(row: Scene, guard: Pipeline, store: GatedStore, *, after: bool) -
                 wire.mute()
                 if after:
                     store.gate.set()
-                    await until(lambda: consumer.health().in_flight == 0)
+                    await until(lambda: consumer.health().in_flight == 0, 120)
                 wire.cut()
     await until(lambda: _all_back(row))
 
@@ -95,11 +95,11 @@ async def test_redelivery_storm(
             await lose(row, guard, store, after=after)
         store.gate.set()
         async with await row.consumer(guard, prefetch=100) as consumer:
-            await row.done(consumer)
+            await row.done(consumer, seconds=300)
             verdicts = Counter(outcome.verdict for outcome in row.outcomes)
             assert verdicts == {Verdict.ACCEPTED: HONEST, Verdict.DUPLICATE: 4 * HONEST}
             await row.copy(bodies)
-            await row.done(consumer)
+            await row.done(consumer, seconds=300)
     with capsys.disabled():
         print(
             f"\nrabbitmq, redelivery storm: {HONEST} messages redelivered 5 times, settled as duplicates 4 times"
