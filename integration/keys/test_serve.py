@@ -68,7 +68,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_conditional_requests_over_the_wire(issuer: IssuerProcess) -> None:
-    """GET, HEAD and If-None-Match do over HTTP what the application says, and the server adds a date and no name."""
+    """GET, HEAD and If-None-Match do over HTTP what the application says; a date is added, no server name."""
     status, headers, body = get(issuer.url)
     assert (status, headers["Content-Type"]) == (200, "application/jwk-set+json")
     assert headers["Date"]

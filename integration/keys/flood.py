@@ -1,0 +1,234 @@
+"""``python -m integration.keys.flood``: messages with random kids among honest ones, on one Kafka partition.
+
+Each forged message names another kid, so that a cache without bounds would ask the issuer for each. Run with
+the issuer up and with the issuer down, with the cache's real bounds, and print what it cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from integration.keys.lanes import KafkaLane
+from integration.keyserver import KeyServer
+from integration.services import Kafka
+from mqauth import JWKS, AuditFile, MemoryReplayStore, Message, Outcome, Pipeline, Signer, Verdict, Verified
+from mqauth.brokers.kafka_settings import Backoff
+from mqauth.keystore import jwks_rules
+from mqauth.testing.forge import ISSUER, SUBJECT, Forge
+
+HONEST_EVERY = 10
+BATCH = 2000
+PAGE = 4096
+PATIENCE = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What a flood may cost; the cache's own bounds, seconds.
+
+    Args:
+        publish_delay: an unknown kid of a set younger than this is refused without a question.
+        max_hold: how long an outage may defer unknown kids.
+        backoff: how a deferred partition waits.
+    """
+
+    publish_delay: float = 30
+    max_hold: float = 60
+    backoff: Backoff = field(default_factory=Backoff)
+
+    @property
+    def stall(self) -> float:
+        """The longest a partition may stand still: an attempt, or in an outage the hold and one wait more."""
+        return self.max_hold + self.backoff.longest + 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What a flood did cost.
+
+    Args:
+        issuer: ``up`` or ``down``.
+        messages, honest: how many, and how many of them were honest and handled.
+        reasons: of the rejected ones.
+        seconds: from the first to the last verdict.
+        attempts: how often the issuer was asked.
+        stall: longest time without a verdict, seconds.
+        growth: resident memory at the end less that after a third, MiB.
+    """
+
+    issuer: str
+    messages: int
+    honest: int
+    reasons: Counter[str]
+    seconds: float
+    attempts: int
+    stall: float
+    growth: float
+
+    @property
+    def allowed(self) -> float:
+        """How many attempts the bounds allow in that time."""
+        return 2 + self.seconds / jwks_rules.COOLDOWN
+
+    def __str__(self) -> str:
+        return (
+            f"issuer {self.issuer}: {self.messages} messages in {self.seconds:.1f} s"
+            f" ({self.messages / self.seconds:.0f}/s), of them {self.honest} honest, all handled"
+            f" ({self.honest / self.seconds:.0f}/s); rejected {dict(self.reasons)};"
+            f" {self.attempts} requests (allowed {self.allowed:.0f}); longest stall {self.stall:.1f} s;"
+            f" memory {self.growth:+.1f} MiB"
+        )
+
+
+class Watch:
+    """Observes verdicts: their number, the gaps between them, and the memory of this process."""
+
+    def __init__(self, expected: int) -> None:
+        self._expected = expected
+        self.settled = 0
+        self.reasons: Counter[str] = Counter()
+        self.longest = 0.0
+        self.started = self._last = time.monotonic()
+        self.early = self.late = 0.0
+
+    def __call__(self, outcome: Outcome, message: Message, seconds: float) -> None:
+        """Note one outcome."""
+        if outcome.verdict is Verdict.DEFERRED:
+            return
+        now = time.monotonic()
+        if self.settled:
+            self.longest = max(self.longest, now - self._last)
+        else:
+            self.started = now
+        self._last = now
+        self.settled += 1
+        if outcome.reason is not None:
+            self.reasons[outcome.reason.value] += 1
+        if self.settled in (self._expected // 3, self._expected):
+            self.early, self.late = self.early or resident(), resident()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the first verdict to the last."""
+        return self._last - self.started
+
+
+def resident() -> float:
+    """Return this process's resident memory, MiB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / 2**20
+
+
+class RandomKid:
+    """A signing key whose kid is another each time; its signatures are noise."""
+
+    algorithm = "EdDSA"
+
+    @property
+    def kid(self) -> str:
+        """A kid nobody has."""
+        return secrets.token_urlsafe(32)
+
+    def sign(self, data: bytes, /) -> bytes:
+        """Return 64 bytes of noise."""
+        return secrets.token_bytes(64)
+
+
+def flood(url: str, folder: Path, *, up: bool, messages: int, bounds: Bounds) -> Figures:
+    """Send a flood, consume it, and return what it cost."""
+    forge = Forge(lifetime=3600)
+    lane, watch = KafkaLane(url), Watch(messages)
+    handled: set[bytes] = set()
+
+    def handler(verified: Verified) -> None:
+        handled.add(verified.body or b"")
+
+    try:
+        honest = _send(lane, forge, messages)
+        with _keys(forge, bounds, up=up) as keys, AuditFile(folder / f"audit-{up}.jsonl", fsync=False) as audit:
+            guard = Pipeline(
+                verifier=forge.verifier(keys={ISSUER: keys}), policy=forge.policy(lane.destination),
+                replay=MemoryReplayStore(), audit=audit, observers=[watch],
+            )  # fmt: skip
+            with lane.consuming(guard, handler, backoff=bounds.backoff) as consumer:
+                _wait(watch, messages, consumer)
+            attempts = keys.health().counters["attempts"]
+    finally:
+        lane.close()
+    assert handled == honest
+    return Figures(
+        issuer="up" if up else "down", messages=messages, honest=len(handled), reasons=watch.reasons,
+        seconds=watch.seconds, attempts=attempts, stall=watch.longest, growth=watch.late - watch.early,
+    )  # fmt: skip
+
+
+def _send(lane: KafkaLane, forge: Forge, messages: int) -> set[bytes]:
+    """Send the flood with honest messages spread over it; return their bodies."""
+    signer = forge.signer()
+    forger = Signer(
+        key=RandomKid(), issuer=ISSUER, subject=SUBJECT, audience="billing", lifetime=3600, clock=forge.clock
+    )
+    honest: set[bytes] = set()
+    for first in range(0, messages, HONEST_EVERY * BATCH):
+        numbers = range(first, min(first + HONEST_EVERY * BATCH, messages))
+        good = [b"honest %d" % number for number in numbers if number % HONEST_EVERY == 0]
+        lane.send_mixed([(signer, good), (forger, [b"forged %d" % n for n in numbers if n % HONEST_EVERY])])
+        honest |= set(good)
+    return honest
+
+
+@contextmanager
+def _keys(forge: Forge, bounds: Bounds, *, up: bool) -> Iterator[JWKS]:
+    """Give a warm cache whose issuer is up, or went down a moment ago."""
+    with KeyServer() as server:
+        server.serve(forge.keys)
+        with JWKS(
+            server.url, publish_delay=bounds.publish_delay, max_hold=bounds.max_hold, unsafe_http_loopback=True
+        ) as keys:
+            deadline = time.monotonic() + 30
+            while keys.health().state != "fresh":
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            if not up:
+                server.down()
+            time.sleep(bounds.publish_delay)  # from now on an unknown kid is worth a question
+            yield keys
+            asked = server.requests
+            assert asked <= keys.health().counters["attempts"]
+
+
+def _wait(watch: Watch, messages: int, consumer: Any) -> None:
+    """Wait until there is a verdict on each."""
+    deadline = time.monotonic() + PATIENCE
+    while watch.settled < messages:
+        assert not consumer.failed
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def main() -> int:
+    """Run both floods and print their figures."""
+    parser = argparse.ArgumentParser(prog="python -m integration.keys.flood", description=__doc__)
+    parser.add_argument("--messages", type=int, default=100_000)
+    arguments = parser.parse_args()
+    bounds = Bounds()
+    with Kafka.launch() as kafka, tempfile.TemporaryDirectory() as folder:
+        for up in (True, False):
+            figures = flood(kafka.url, Path(folder), up=up, messages=arguments.messages, bounds=bounds)
+            print(figures, flush=True)
+            if figures.attempts > figures.allowed or figures.stall > bounds.stall:
+                return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""Both brokers behind one face: send many, consume until told to stop, and look at the dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Protocol
+
+import aio_pika
+
+from mqauth import Message, Pipeline, Signer, Verified
+from mqauth.brokers import kafka, rabbitmq
+from mqauth.testing.stage_kafka import KafkaStage
+from mqauth.testing.stage_rabbitmq import RabbitMQStage
+
+Handler = Callable[[Verified], None]
+_PREFETCH = 100
+
+
+class Lane(Protocol):
+    """A source with its dead letters on a real broker."""
+
+    name: str
+    destination: str
+
+    def send(self, signer: Signer, bodies: Sequence[bytes]) -> None:
+        """Sign and publish, and wait until the broker has all of it."""
+        ...
+
+    @contextmanager
+    def consuming(self, guard: Pipeline, handler: Handler) -> Iterator[Any]:
+        """Consume until the end of the block, then stop in order; gives the consumer."""
+        ...
+
+    def letters(self) -> list[Message]:
+        """Return every dead letter."""
+        ...
+
+    def close(self) -> None:
+        """Delete what was declared."""
+        ...
+
+
+class RabbitMQLane:
+    """A lane on RabbitMQ."""
+
+    name = "rabbitmq"
+
+    def __init__(self, url: str) -> None:
+        self._stage = RabbitMQStage(url, prefetch=_PREFETCH)
+        self.destination = self._stage.destination
+
+    def send(self, signer: Signer, bodies: Sequence[bytes]) -> None:
+        """Publish side by side, each confirmed."""
+        self._stage._call(self._send(signer, bodies))
+
+    async def _send(self, signer: Signer, bodies: Sequence[bytes]) -> None:
+        exchange = await self._stage._channel.get_exchange(self._stage._exchange, ensure=False)
+        producer = rabbitmq.Producer(exchange, signer)
+        await asyncio.gather(*(producer.publish(aio_pika.Message(body), "orders.created") for body in bodies))
+
+    @contextmanager
+    def consuming(self, guard: Pipeline, handler: Handler) -> Iterator[Any]:
+        """Run the consumer on the stage's loop."""
+        consumer = self._stage._call(self._stage._consumer(guard, handler))
+        try:
+            yield consumer
+        finally:
+            self._stage._call(consumer.__aexit__(None, None, None))
+
+    def letters(self) -> list[Message]:
+        """Browse the dead-letter queue."""
+        return self._stage.letters()
+
+    def close(self) -> None:
+        """Delete the queues."""
+        self._stage.close()
+
+
+class KafkaLane:
+    """A lane on Kafka, one partition."""
+
+    name = "kafka"
+
+    def __init__(self, url: str) -> None:
+        self.stage = KafkaStage(url)
+        self.destination = self.stage.destination
+
+    def send(self, signer: Signer, bodies: Sequence[bytes]) -> None:
+        """Send, and flush."""
+        producer = kafka.Producer(self.stage._client, signer)
+        futures = [producer.send(self.stage.topic, value=body, key=b"k") for body in bodies]
+        self.stage._client.flush()
+        for future in futures:
+            future.get(timeout=60)
+
+    def send_mixed(self, batches: Sequence[tuple[Signer, Sequence[bytes]]]) -> None:
+        """Send the bodies of several signers spread among each other, and flush."""
+        producers = [(kafka.Producer(self.stage._client, signer), iter(bodies)) for signer, bodies in batches]
+        sizes = [len(bodies) for _, bodies in batches]
+        for turn in range(max(sizes)):
+            for (producer, bodies), size in zip(producers, sizes, strict=True):
+                wanted = (turn + 1) * size // max(sizes) - turn * size // max(sizes)
+                for body in islice(bodies, wanted):
+                    producer.send(self.stage.topic, value=body, key=b"k")
+        self.stage._client.flush()
+
+    @contextmanager
+    def consuming(self, guard: Pipeline, handler: Handler, **settings: Any) -> Iterator[Any]:
+        """Run the consumer on a thread."""
+        client, letters = self.stage.consumer(), self.stage.dead_letter_client()
+        consumer = kafka.Consumer(
+            client,
+            guard,
+            handler,
+            dead_letters=kafka.DeadLetters(letters, self.stage.dead, timeout=10),
+            **settings,
+        )
+        try:
+            with consumer:
+                yield consumer
+        finally:
+            client.close()
+            letters.close()
+
+    def letters(self) -> list[Message]:
+        """Read the dead-letter topic."""
+        return self.stage.letters()
+
+    def close(self) -> None:
+        """Delete the topics."""
+        self.stage.close()
