@@ -16,7 +16,7 @@ from mqauth.errors import Cause, ConfigurationError, RetryLater, Unavailable
 from mqauth.flow import Attempts, ColourError
 from mqauth.message import Message
 from mqauth.pipeline import Pipeline, Verdict
-from mqauth.replay import MemoryReplayStore
+from mqauth.replay import ClaimRequest, MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
 from mqauth.verified import Verified
@@ -751,6 +751,40 @@ def test_polls_while_handling(bench: Bench) -> None:
     bench.run(rounds=20, workers=1)
     assert seen == [True, True]
     assert bench.client.committed == {ZERO: 2}
+
+
+@pytest.mark.parametrize("renewed", [True, False])
+def test_a_long_handler_keeps_its_claim(bench: Bench, renewed: bool) -> None:
+    """While a handler runs its claim is renewed, beyond the token's life; without that its id is forgotten."""
+    store = MemoryReplayStore(clock=bench.clock)
+    guard = bench.guard(replay=store, lease=60)
+    release = threading.Event()
+    seen: list[int] = []
+
+    def handler(_: Verified) -> None:
+        assert release.wait(30)
+
+    def tick() -> None:
+        bench.clock.advance(15)
+        store.claim(replace(WISH, expires=bench.clock.now() + 1))  # lets the store forget what it may
+        store.release(WISH)
+        seen.append(len(store))
+        if len(seen) == 40:
+            release.set()
+
+    bench.handler = handler
+    bench.add(b"0")
+    bench.make(guard, workers=1)
+    if not renewed:
+        bench.consumer._leases.look = lambda running: None
+    bench.client.events = [lambda: None] * 5 + [tick] * 40
+    bench.run(rounds=60)
+    assert seen[-1] == (1 if renewed else 0)
+
+
+WISH = ClaimRequest(
+    scope="other", id=b"0" * 16, owner="o", place=None, redelivered=False, lease=1, expires=0
+)  # fmt: skip
 
 
 def test_partitions_side_by_side(bench: Bench) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from mqauth.ahead import Ahead
 from mqauth.brokers import kafka_settings
 from mqauth.brokers.kafka_assignment import listen
+from mqauth.brokers.kafka_leases import Leases
 from mqauth.brokers.kafka_offsets import received_at
 from mqauth.brokers.kafka_outbox import Transactions
 from mqauth.brokers.kafka_partition import Assigned, Done, Stall, Workers
@@ -144,6 +145,7 @@ class Consumer:
             commit_interval=commit_interval,
             transactions=self._transactions,
         )
+        self._leases = Leases(guard)
         self._workers: Workers | None = None
         self._running: dict[Any, Assigned] = {}
         self._stop = threading.Event()
@@ -229,6 +231,7 @@ class Consumer:
                 assigned.due = 0.0
         ended = self._collect(workers.done(BUSY if self._running else 0))
         self._poller.tend(0 if self._running else BUSY)
+        self._leases.look(self._running.values())
         self._advance_all(workers)
         self._poller.pause(assigned.partition for assigned in self._assignment.all() if assigned.busy)
         records = self._poller.poll(0 if self._running or self._poller.owes else IDLE)
