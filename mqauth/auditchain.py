@@ -249,7 +249,7 @@ def _close(reading: Reading, what: str | None) -> ChainReport:
     total = sum(reading.seen.values())
     unmet = {chain for chain, places in reading.heads.items() if places}
     if unmet:
-        known = bool(unmet & reading.met.keys())
+        known = not reading.met or bool(unmet & reading.met.keys())
         return ChainReport(
             intact=False, records=total, first_bad=total + 1, what="truncated" if known else "recomputed"
         )

@@ -18,7 +18,7 @@ def record(number: int, **changes: Any) -> AuditRecord:
         "reason": "signature_invalid", "detail": "the signature does not hold", "scope": "billing",
         "broker": {"destination": "kafka:orders", "topic": "orders", "partition": 0, "offset": number},
         "token": {"claimed": said, "thumbprint": f"{number:064x}"},
-        "body_sha256": f"{number:064x}", "body_size": 34, "key_set": "0151b4e86a7edc99", "policy": "46494bbf8a0a2adf", "dead_letter": f"{number:064x}",
-        "instance": "me",
+        "body_sha256": f"{number:064x}", "body_size": 34, "key_set": "0151b4e86a7edc99",
+        "policy": "46494bbf8a0a2adf", "dead_letter": f"{number:064x}", "instance": "me",
     }  # fmt: skip
     return AuditRecord(**(wanted | changes))
