@@ -51,8 +51,10 @@ def _up_again() -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let kafka-python be imported: it reads its schemas by deprecated functions."""
+    """Forgive kafka-python: schemas read by deprecated functions, sockets of refused connections left unclosed."""
     config.addinivalue_line("filterwarnings", "ignore:(read|open)_text is deprecated:DeprecationWarning")
+    refused = r"unclosed <socket\.socket fd=\d+, .*laddr=\('0\.0\.0\.0', \d+\)>"
+    config.addinivalue_line("filterwarnings", f"ignore:{refused}:ResourceWarning")
 
 
 def pytest_keyboard_interrupt() -> None:

@@ -5,7 +5,6 @@ Rows run with ``at="append"`` on topics with LogAppendTime, and tokens that live
 
 from __future__ import annotations
 
-import gc
 import signal
 import subprocess
 import threading
@@ -70,11 +69,6 @@ def stopping(own_kafka: Kafka, tmp_path: Path) -> Iterator[Scene]:
     with scene(own_kafka.url, tmp_path) as row:
         yield row
         own_kafka.start()
-    gc.collect()  # kafka-python leaves the socket of a refused connection to it: here, while that is no error
-
-
-refused = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-"""For rows whose broker refuses connections for a while."""
 
 
 def orders(row: Scene, redis: Redis, **settings: Any) -> Orders:
@@ -263,7 +257,6 @@ def _down_and_up(broker: Kafka, how: str) -> None:
     broker.start()
 
 
-@refused
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 def test_broker_down_while_consuming(
     stopping: Scene, own_kafka: Kafka, redis: Redis, report: Report, how: str
@@ -289,7 +282,6 @@ def test_broker_down_while_consuming(
     assert found.duplicates <= 100  # at most the batches in hand
 
 
-@refused
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 def test_broker_down_while_publishing(
     stopping: Scene, own_kafka: Kafka, redis: Redis, report: Report, how: str
@@ -548,7 +540,9 @@ def test_clock_stepped(short: Scene, redis: Redis, report: Report, step: float) 
 
 def test_flood_of_forgeries(row: Scene, redis: Redis, report: Report) -> None:
     """Of 10,000 forged records among 10,000 honest ones each is buried, and each honest one handled."""
-    impostor = row.forge.signer(key=row.forge.neighbour, subject=NEIGHBOUR)  # whose signature holds, and who may not publish here
+    impostor = row.forge.signer(
+        key=row.forge.neighbour, subject=NEIGHBOUR
+    )  # whose signature holds, and who may not publish here
     for _ in range(20):
         row.send(500)
         row.forge_some(250)
