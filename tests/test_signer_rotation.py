@@ -272,6 +272,25 @@ def test_unreadable_folder_ends_the_key_after_max_stale(world: World) -> None:
     assert kid_of(signer.sign(MESSAGE)) == world.first.kid
 
 
+def test_staleness_ends_before_consumers_refuse(world: World) -> None:
+    """By default a key that retired unseen, in a folder nobody can read, stops before its grace is over."""
+    signer = world.signer(ActiveKey(world.store.folder, clock=world.clock))
+    world.store.create()
+    world.clock.advance(600)
+    signer.sign(MESSAGE)
+    world.rotate()
+    retired = world.store.ring().keys[0].published
+    world.break_keyset()
+    last = 0.0
+    with pytest.raises(ConfigurationError, match="for too long to know"):
+        for _ in range(1000):
+            world.clock.advance(1)
+            signer.sign(MESSAGE)
+            last = world.clock.now()
+    assert retired.expires is not None
+    assert 0 < last < retired.expires - MAX_LOOK
+
+
 def test_idle_producer_is_not_stale(world: World) -> None:
     """A producer that signed nothing for long looks first, and goes on if the folder can be read."""
     signer = world.signer(world.follow())

@@ -14,12 +14,14 @@ from mqauth.errors import ConfigurationError
 from mqauth.jws import LocalSigningKey
 from mqauth.keystore.files import Stamp
 from mqauth.keystore.folder import Keystore
-from mqauth.keystore.ring import KeyRing
+from mqauth.keystore.ring import PICKUP, KeyRing
 
 LOOK_EVERY: Final = 5.0
 MAX_LOOK: Final = 60.0
 """Seconds; with it a fifth of ``ring.PICKUP`` is gone before a producer has noticed that its key retired."""
-MAX_STALE: Final = 86_400.0
+MAX_STALE: Final = PICKUP - MAX_LOOK
+"""Seconds; a key that retired unnoticed is refused by consumers after ``ring.PICKUP``."""
+LONGEST_STALE: Final = 86_400.0
 _SAY_EVERY: Final = 60.0
 _LOG: Final = logging.getLogger("mqauth.keystore")
 
@@ -45,7 +47,8 @@ class ActiveKey:
         folder: the keystore folder.
         passphrase: of its PEM files.
         look_every: seconds between two looks at the folder, at most 60.
-        max_stale: seconds the last key signs while the folder cannot be read, at most a day.
+        max_stale: seconds the last key signs while the folder cannot be read, at most a day. Beyond the default
+            it may have retired so long ago that consumers refuse what it signs.
         clock: tells the time.
 
     Raises:
@@ -54,9 +57,9 @@ class ActiveKey:
 
     def __init__(
         self, folder: str | Path, *, passphrase: bytes | None = None, look_every: float = LOOK_EVERY,
-        max_stale: float = 3600, clock: Clock = SYSTEM_CLOCK,
+        max_stale: float = MAX_STALE, clock: Clock = SYSTEM_CLOCK,
     ) -> None:  # fmt: skip
-        if not 0 < look_every <= MAX_LOOK or not look_every <= max_stale <= MAX_STALE:
+        if not 0 < look_every <= MAX_LOOK or not look_every <= max_stale <= LONGEST_STALE:
             raise ConfigurationError("look_every is above 0 and at most 60 s, max_stale from it to a day")
         self._keystore = Keystore(folder=Path(folder), passphrase=passphrase, clock=clock)
         self._every = look_every
