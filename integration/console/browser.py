@@ -1,0 +1,120 @@
+"""A real headless Chromium with a new profile, driven by selenium; nothing is downloaded."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from axe_core_python.selenium import Axe
+from selenium import webdriver
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+from integration.services.machine import install
+
+_STALE: Final = (StaleElementReferenceException, NoSuchElementException)
+PATIENCE: Final = 60.0
+SERIOUS: Final = ("serious", "critical")
+WIDE: Final = (1280, 900)
+PHONE: Final = (390, 844)
+_FLAGS: Final = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-dev-shm-usage", "--disable-component-update",
+)  # fmt: skip
+
+
+class Browser:
+    """A browser looking at one console.
+
+    Args:
+        driver: selenium's.
+        origin: scheme, host and port of the console.
+        pictures: folder for screenshots.
+    """
+
+    def __init__(self, driver: Any, origin: str, pictures: Path) -> None:
+        self.driver, self.origin, self.pictures = driver, origin, pictures
+
+    def go(self, path: str) -> None:
+        """Open a page."""
+        self.driver.get(self.origin + path)
+
+    def find(self, css: str) -> WebElement:
+        """Wait for an element, and return it."""
+        found: WebElement = WebDriverWait(self.driver, PATIENCE).until(
+            lambda d: d.find_element(By.CSS_SELECTOR, css)
+        )
+        return found
+
+    def click(self, css: str) -> None:
+        """Click an element, and wait until its page is gone."""
+        element = self.find(css)
+        before = self.find("html").id
+        element.click()
+        WebDriverWait(self.driver, PATIENCE).until(lambda d: d.find_element(By.TAG_NAME, "html").id != before)
+
+    def press(self, words: str) -> None:
+        """Click the button or link with these words."""
+        path = f"//main//*[self::button or self::a][starts-with(normalize-space(.), '{words}')]"
+        WebDriverWait(self.driver, PATIENCE).until(lambda d: d.find_element(By.XPATH, path))
+        before = self.find("html").id
+        self.driver.find_element(By.XPATH, path).click()
+        WebDriverWait(self.driver, PATIENCE).until(lambda d: d.find_element(By.TAG_NAME, "html").id != before)
+
+    def wait_for(self, words: str) -> None:
+        """Wait until the page shows these words."""
+        WebDriverWait(self.driver, PATIENCE, ignored_exceptions=_STALE).until(lambda d: words in self.text)
+
+    @property
+    def text(self) -> str:
+        """What a person reads."""
+        return str(self.driver.find_element(By.TAG_NAME, "main").text)
+
+    def look(self, name: str) -> None:
+        """Take pictures of the page, light, dark and on a phone, and refuse serious accessibility faults."""
+        for scheme in ("light", "dark"):
+            for size, label in ((WIDE, ""), (PHONE, "-390")):
+                self._set(scheme, size)
+                self.driver.save_screenshot(str(self.pictures / f"{name}-{scheme}{label}.png"))
+                faults = [fault for fault in Axe().run(self.driver)["violations"] if fault["impact"] in SERIOUS]
+                told = [(fault["id"], [node["html"][:120] for node in fault["nodes"][:2]]) for fault in faults]
+                assert not told, f"{name}, {scheme}{label}: {told}"
+                overflow = self.driver.execute_script(
+                    "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+                )
+                assert overflow <= 0, f"{name}{label}: the page is {overflow} pixels too wide"
+        self._set("light", WIDE)
+
+    def _set(self, scheme: str, size: tuple[int, int]) -> None:
+        """Set colours and size."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+@contextlib.contextmanager
+def browser(origin: str, profile: Path, pictures: Path) -> Iterator[Browser]:
+    """Start Chromium with an empty profile.
+
+    Raises:
+        UnavailableError: it is not installed and may not be: says what to install.
+    """
+    if not shutil.which("chromium") or not shutil.which("chromedriver"):
+        install("chromium", "chromium-driver", "fonts-dejavu-core", why="the console is tested in a real browser")
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or "chromium"
+    for flag in (*_FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(executable_path=shutil.which("chromedriver") or "chromedriver")
+    driver = webdriver.Chrome(options=options, service=service)
+    try:
+        yield Browser(driver, origin, pictures)
+    finally:
+        driver.quit()

@@ -1,0 +1,211 @@
+"""The console in headless Chromium on RabbitMQ and Kafka: what a reviewer does, and a hostile letter cannot."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from selenium.webdriver.common.keys import Keys
+
+from integration.console.browser import Browser, browser
+from integration.review.scene import Scene
+from integration.services import Kafka, RabbitMQ
+from mqauth.auditchain import verify_chain
+from mqauth.message import Message
+from mqauth.testing.stage_kafka import KafkaStage
+from mqauth.testing.stage_rabbitmq import RabbitMQStage
+
+EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+LATE = 12
+
+
+@pytest.fixture(params=["rabbitmq", "kafka"])
+def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
+    """A scene on each broker, its own queues and topics."""
+    broker: RabbitMQ | Kafka = request.getfixturevalue(request.param)
+    stage = RabbitMQStage(broker.url) if isinstance(broker, RabbitMQ) else KafkaStage(broker.url)
+    try:
+        yield Scene(stage, broker.url, tmp_path)
+    finally:
+        if isinstance(stage, KafkaStage):
+            stage.admin.delete_topics([stage.dead + ".reviewed"], raise_errors=False)
+        stage.close()
+
+
+@pytest.fixture
+def pictures(scene: Scene) -> Path:
+    """Where people find the screenshots: MQAUTH_ARTIFACTS, or the test's own folder."""
+    folder = Path(os.environ.get("MQAUTH_ARTIFACTS", scene.folder)) / "console" / scene.stage.name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def console(scene: Scene) -> Iterator[dict[str, Any]]:
+    """Run ``mqauth console`` on the scene's letters, and give what it printed."""
+    private = scene.key.private
+    assert private is not None
+    key = scene.folder / "ada.pem"
+    key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    key.chmod(0o600)
+    where = ["--topic", scene.place.topic] if scene.place.topic else ["--queue", str(scene.place.queue)]
+    arguments = [
+        sys.executable, "-m", "mqauth", "console", "--broker", scene.place.broker, *where, "--port", "0", "--json",
+        "--config", str(scene.write_config()), "--key", str(key), "--reviewer", "ada",
+        "--audit", str(scene.folder / "reviewer.jsonl"), "--audit-file", str(scene.folder / "consumer.jsonl"),
+        "--audit-file", str(scene.folder / "reviewer.jsonl"), "--token-file", str(scene.folder / "tokens"),
+    ]  # fmt: skip
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())
+        process.terminate()
+        process.wait(30)
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def fill(scene: Scene) -> None:
+    """Make late letters, letters of a key not known yet, unsigned ones, and a hostile one."""
+    for number in range(LATE):
+        scene.stage.inject(scene.message("expired", number))
+    for number in range(3):
+        scene.stage.inject(scene.message("key_unknown", number))
+        scene.stage.inject(scene.message("token_missing", number))
+    value: Any = EVIL.encode() if isinstance(scene.stage, KafkaStage) else EVIL
+    plain = Message(destination=scene.stage.destination, body=EVIL.encode(), headers=(("x-evil", value),))
+    scene.stage.inject(scene.forge.seal(plain, claims={"sub": EVIL, "iss": EVIL}))
+    scene.consume(LATE + 7)
+
+
+def test_review_in_a_browser(scene: Scene, pictures: Path, tmp_path: Path) -> None:
+    """Log in, find the group, read why, judge, redrive, watch, cancel, discard; hostile text runs nothing."""
+    fill(scene)
+    scene.keys.append(scene.forge.stranger)  # the key arrives
+    with console(scene) as told, browser(told["url"].rstrip("/"), tmp_path / "profile", pictures) as seen:
+        log_in(seen, told["tokens"]["reviewer"])
+        find_and_judge(seen)
+        redrive_and_cancel(seen)
+        look_at_hostile(seen)
+        discard_rest(seen)
+        reckon(seen)
+        severe = [
+            entry for entry in seen.driver.get_log("browser") if "Content Security Policy" in entry["message"]
+        ]
+        assert not severe
+    scene.consume(3)
+    assert scene.outcomes["accepted"] == 3
+    assert {verified.release.sub for verified in scene.handled if verified.release} == {"ada"}
+    assert all(verify_chain(path).intact for path in scene.audits)
+
+
+def log_in(seen: Browser, token: str) -> None:
+    """Log in, after a wrong token."""
+    seen.go("/")
+    seen.look("login")
+    seen.find("#token").send_keys("x" * 43)
+    seen.press("Log in")
+    seen.wait_for("not one of this console")
+    seen.find("#token").send_keys(token)
+    seen.press("Log in")
+    seen.go("/job")
+    seen.wait_for("All letters are read")
+    seen.look("read")
+    seen.go("/")
+    seen.wait_for(f"{LATE + 7} letters in 4 groups")
+    seen.look("groups")
+
+
+def find_and_judge(seen: Browser) -> None:
+    """Reach the first group with the keyboard, read why; judge the letters whose key arrived, and redrive them."""
+    seen.find("body").send_keys("j")
+    seen.driver.switch_to.active_element.send_keys(Keys.ENTER)
+    seen.wait_for("The token had expired when the message was received.")
+    seen.look("letters")
+    seen.click("a.open")
+    seen.wait_for("these are the signer's own words")
+    seen.look("letter")
+    seen.go("/letters?reason=key_unknown")
+    seen.press("Judge again")
+    seen.wait_for("3 of 3 letters would pass now")
+    seen.look("judged")
+    seen.press("See the letters")
+    seen.press("Redrive")
+    seen.find("#why").send_keys("the key arrived late")
+    seen.look("act")
+    seen.press("Look what it would do")
+    seen.wait_for("3 of 3 letters would be redriven")
+    seen.look("rehearsed")
+    seen.press("Redrive 3 letters")
+    seen.wait_for("3 of 3 letters redriven")
+    seen.look("redriven")
+
+
+def redrive_and_cancel(seen: Browser) -> None:
+    """Discard slowly, watch the progress, cancel; the account adds up."""
+    seen.go("/act/discard?reason=expired")
+    seen.find("#why").send_keys("nobody waits for them any more")
+    seen.find("#rate").send_keys("1")
+    seen.press("Look what it would do")
+    seen.wait_for(f"{LATE} of {LATE} letters would be discarded for good")
+    seen.press(f"Discard {LATE} letters")
+    seen.wait_for(f"2 of {LATE} letters")
+    seen.look("progress")
+    seen.press("Cancel")
+    seen.wait_for("then cancelled")
+    found = re.search(r"(\d+) of (\d+) letters discarded, then cancelled", seen.text)
+    assert found is not None
+    assert 2 <= int(found[1]) < LATE
+    assert f"left\n{LATE - int(found[1])}" in seen.text
+    seen.look("cancelled")
+
+
+def look_at_hostile(seen: Browser) -> None:
+    """A letter whose body, header and claims are HTML and script shows as text, in every form."""
+    seen.go("/letters?reason=issuer_untrusted")
+    seen.click("a.open")
+    for form in ("text", "json", "hex"):
+        seen.go(seen.driver.current_url.removeprefix(seen.origin).partition("?")[0] + f"?view={form}")
+        assert EVIL in seen.text
+        assert seen.driver.title != "owned"
+        assert not seen.driver.execute_script("return document.querySelectorAll('main img, main script').length")
+    seen.look("hostile")
+
+
+def discard_rest(seen: Browser) -> None:
+    """Discard everything that is left, with a reason."""
+    seen.go("/act/discard")
+    seen.find("#why").send_keys(EVIL)
+    seen.press("Look what it would do")
+    seen.wait_for("would be discarded for good")
+    seen.press("Discard")
+    seen.wait_for("Each letter is in the audit.")
+    assert EVIL in seen.text
+    seen.go("/")
+    seen.wait_for("No dead letters")
+    seen.look("empty")
+
+
+def reckon(seen: Browser) -> None:
+    """The account of audit and queue adds up."""
+    seen.go("/account")
+    seen.press("Reckon now")
+    seen.wait_for("Done.")
+    seen.go("/account")
+    seen.wait_for("adds up")
+    assert f"{LATE + 7} rejected = 0 open + 3 redriven + {LATE + 4} discarded" in seen.text
+    seen.look("account")
+    seen.go("/nothing")
+    seen.look("error")
