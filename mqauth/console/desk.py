@@ -138,9 +138,7 @@ class Desk:
         """
         if self.guard is None:
             raise ConfigurationError("the console was started without --config: nothing can be judged")
-        return self._start(
-            Job(kind=jobs.JUDGING, by=by, total=self.count(wanted)), lambda job: self._judge(job, wanted)
-        )
+        return self._start(Job(kind=jobs.JUDGING, by=by), lambda job: self._judge(job, wanted))
 
     def rehearse(self, plan: Plan) -> Job:
         """Freeze a selection and start to find out what the act would do.
@@ -150,7 +148,7 @@ class Desk:
             ConfigurationError: the console cannot act, or there is no reason.
         """
         self._check(plan)
-        job = Job(kind=jobs.REHEARSING, by=plan.reviewer, plan=plan, total=self.count(plan.wanted))
+        job = Job(kind=jobs.REHEARSING, by=plan.reviewer, plan=plan)
         return self._start(job, self._rehearse)
 
     def act(self, id: str, by: str) -> Job:

@@ -78,6 +78,11 @@ class Job:
         return min(99, self.seen * 100 // self.total) if self.total else 0
 
     @property
+    def counted(self) -> bool:
+        """Whether it tells how many letters it has seen."""
+        return self.kind not in (JUDGING, REHEARSING)
+
+    @property
     def cancellable(self) -> bool:
         """Whether it can be stopped halfway with an exact account."""
         return self.running and self.kind in ACTS and not self.cancelled.is_set()

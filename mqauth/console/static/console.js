@@ -21,7 +21,8 @@ async function watch() {
     const answer = await fetch("/job.json", { credentials: "same-origin" });
     const now = await answer.json();
     if (!now.running || now.id !== job.dataset.job) return location.reload();
-    document.getElementById("seen").textContent = now.seen;
+    const seen = document.getElementById("seen");
+    if (seen) seen.textContent = now.seen;
     const bar = document.getElementById("bar");
     if (now.total) bar.value = now.seen;
   } catch {
