@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from integration.keys.lanes import KafkaLane
+from integration.keys.scene import until
 from integration.keyserver import KeyServer
 from integration.services import Kafka
 from mqauth import JWKS, AuditFile, MemoryReplayStore, Message, Outcome, Pipeline, Signer, Verdict, Verified
@@ -194,13 +195,11 @@ def _keys(forge: Forge, bounds: Bounds, *, up: bool) -> Iterator[JWKS]:
         with JWKS(
             server.url, publish_delay=bounds.publish_delay, max_hold=bounds.max_hold, unsafe_http_loopback=True
         ) as keys:
-            deadline = time.monotonic() + 30
-            while keys.health().state != "fresh":
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            until(lambda: keys.health().state == "fresh")
             if not up:
                 server.down()
-            time.sleep(bounds.publish_delay)  # from now on an unknown kid is worth a question
+            old = time.monotonic() + bounds.publish_delay
+            until(lambda: time.monotonic() > old)  # from now on an unknown kid is worth a question
             yield keys
             asked = server.requests
             assert asked <= keys.health().counters["attempts"]
@@ -208,11 +207,8 @@ def _keys(forge: Forge, bounds: Bounds, *, up: bool) -> Iterator[JWKS]:
 
 def _wait(watch: Watch, messages: int, consumer: Any) -> None:
     """Wait until there is a verdict on each."""
-    deadline = time.monotonic() + PATIENCE
-    while watch.settled < messages:
-        assert not consumer.failed
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: watch.settled >= messages or consumer.failed, PATIENCE)
+    assert not consumer.failed
 
 
 def main() -> int:

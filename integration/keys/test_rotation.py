@@ -38,7 +38,7 @@ class Stream(threading.Thread):
     """The honest producer: 10,000 messages in all, at a pace that each phase of the rotation sees some of."""
 
     def __init__(self, scene: Scene) -> None:
-        super().__init__(name="producer")
+        super().__init__(name="producer", daemon=True)
         self._scene = scene
         self.sent = 0
         self.may_send = 0

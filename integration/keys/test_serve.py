@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import ssl
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from integration.keys.issuer import PATIENCE, IssuerProcess
 from integration.keyserver import Authority
 from mqauth import JWKS, Unavailable
+from mqauth.cli.serve import Certificate
 from mqauth.keystore import Keystore, ring
 
 
@@ -117,6 +119,34 @@ def test_tls(store: Keystore, tmp_path: Path) -> None:
                 keys.key_set()
         context = ssl.create_default_context(cafile=str(authority.path))
         assert get(issuer.url, context=context)[0] == 200
+
+
+def shown(certificate: Certificate, authority: Authority) -> int:
+    """Return the serial number of the certificate that a handshake in memory shows."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = certificate.context.wrap_bio(to_server, to_client, server_side=True)
+    trusting = ssl.create_default_context(cafile=str(authority.path))
+    client = trusting.wrap_bio(to_client, to_server, server_hostname="127.0.0.1")
+    for _ in range(4):
+        for end in (client, server):
+            with suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    return int(client.getpeercert()["serialNumber"], 16)  # type: ignore[index, arg-type]
+
+
+def test_renewed_certificate_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """New connections get a renewed certificate; a half-written one is logged, and the last good one stays."""
+    authority = Authority(tmp_path)
+    (chain, key), (next_chain, next_key) = authority.issue(), authority.issue()
+    certificate = Certificate(chain, key)
+    first = shown(certificate, authority)
+    chain.write_bytes(next_chain.read_bytes())
+    asyncio.run(certificate.renew())  # a certificate without its key
+    assert shown(certificate, authority) == first
+    assert "stays in use" in caplog.text
+    key.write_bytes(next_key.read_bytes())
+    asyncio.run(certificate.renew())
+    assert shown(certificate, authority) != first
 
 
 def test_two_keystores_are_one_set(store: Keystore, tmp_path: Path) -> None:
