@@ -165,7 +165,9 @@ def keys_new(
     *,
     folder: Dir = _KEYS,
     algorithm: Annotated[str, typer.Option("--alg", help=", ".join(ALGORITHMS))] = "EdDSA",
-    subject: Annotated[list[str] | None, typer.Option("--subject", help="A producer it may speak for.")] = None,
+    subject: Annotated[
+        list[str] | None, typer.Option("--subject", help="A producer it may speak for; else the last key's.")
+    ] = None,
     publish_delay: Annotated[
         int | None, typer.Option("--publish-delay", help="Seconds a new key stays pending; kept.")
     ] = None,
