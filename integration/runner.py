@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from integration.services import UnavailableError, prepare_all
+from integration.services import UnavailableError, prepare_all, prometheus
 from integration.services.compose import RUN_VARIABLE
 from integration.services.machine import CommandError, cache_folder, docker_answers, run, say
 
@@ -48,6 +48,7 @@ def run_tests(folders: Sequence[str], arguments: Sequence[str]) -> int:
         if folder == "integration":
             try:
                 prepare_all()
+                prometheus.prepare()
             except UnavailableError as missing:
                 say(f"error: {missing}")
                 total += _Counts(failed=1)

@@ -126,7 +126,7 @@ def test_one_broken_gauge_leaves_the_others(meter: Meter, caplog: pytest.LogCapt
         raise OSError
 
     meter.telemetry.watch_keys("https://down.example", broken)
-    meter.telemetry.watch_keys("https://auth.example", lambda: FakeClock().now())
+    meter.telemetry.watch_keys("https://auth.example", lambda: 0.0)
     assert [point.value for point in meter.points("mqauth.key_set.age").values()] == [0]
     assert "could not be read: OSError" in caplog.text
 
@@ -144,7 +144,7 @@ def test_gauges(meter: Meter) -> None:
     now = FakeClock().now()
     meter.telemetry.watch_consumer("billing", lambda: Health(2, now - 30))
     meter.telemetry.watch_consumer("idle", lambda: Health(0, None))
-    meter.telemetry.watch_keys("https://auth.example", lambda: now - 100)
+    meter.telemetry.watch_keys("https://auth.example", lambda: 100.0)
     meter.telemetry.watch_keys("https://cold.example", lambda: None)
     meter.telemetry.watch_store("memory", MemoryReplayStore().__len__)
     assert {labels[0][1]: p.value for labels, p in meter.points("mqauth.deferred").items()} == {

@@ -130,14 +130,15 @@ class Telemetry:
         self._deferred.append(_Gauge({"consumer": name}, lambda: health().deferred))
         self._stalled.append(_Gauge({"consumer": name}, lambda: self._since(health().stalled_since)))
 
-    def watch_keys(self, issuer: str, fetched: Callable[[], float | None]) -> None:
+    def watch_keys(self, issuer: str, age: Callable[[], float | None]) -> None:
         """Measure the age of an issuer's key set.
 
         Args:
             issuer: label ``issuer``.
-            fetched: returns the UTC seconds at which the set in use was had, ``None`` where there is none.
+            age: returns how many seconds ago the set in use was had, ``None`` where there is none; for a
+                ``JWKS``, ``lambda: jwks.health().age``.
         """
-        self._ages.append(_Gauge({"issuer": issuer}, lambda: self._age(fetched())))
+        self._ages.append(_Gauge({"issuer": issuer}, age))
 
     def watch_store(self, name: str, size: Callable[[], int]) -> None:
         """Measure a replay store.
@@ -162,10 +163,6 @@ class Telemetry:
     def _since(self, moment: float | None) -> float:
         """Return how long ago a moment was, 0 where there is none."""
         return 0.0 if moment is None else max(0.0, self._now() - moment)
-
-    def _age(self, fetched: float | None) -> float | None:
-        """Return the age of a set, ``None`` where there is none."""
-        return None if fetched is None else max(0.0, self._now() - fetched)
 
 
 def _reader(gauges: list[_Gauge]) -> Callable[[CallbackOptions], Iterator[Observation]]:

@@ -1,0 +1,189 @@
+"""Dashboard and alert rules on a real Prometheus, over a running consumer on a real RabbitMQ, under attack."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from integration.documentation import ROOT
+from integration.services import RabbitMQ
+from integration.services.prometheus import Prometheus
+from mqauth.auditfile import AuditFile
+from mqauth.errors import Reason
+from mqauth.flood import FloodGate
+from mqauth.message import Message
+from mqauth.pipeline import Pipeline
+from mqauth.replay import MemoryReplayStore
+from mqauth.sinks import MisuseWatch
+from mqauth.telemetry.prometheus import Endpoint
+from mqauth.testing.attacks import ATTACKS, honest_message
+from mqauth.testing.forge import ISSUER, Forge
+from mqauth.testing.stage_rabbitmq import RabbitMQStage
+
+OBSERVABILITY = ROOT / "docs" / "observability"
+WINDOW = "20s"
+SHORTER = {"[5m]": f"[{WINDOW}]", "offset 5m": f"offset {WINDOW}", "_seconds) > 60": "_seconds) > 1"}
+"""What stands in the files, and what does in the test: nobody waits five minutes."""
+PATIENCE = 60.0
+
+
+def shortened(text: str) -> str:
+    """Return queries with shorter windows; every one of the replacements must apply somewhere."""
+    for said, meant in SHORTER.items():
+        text = text.replace(said, meant)
+    return text
+
+
+def panels() -> dict[str, list[str]]:
+    """Return the queries of the dashboard by panel."""
+    found = json.loads((OBSERVABILITY / "grafana-dashboard.json").read_text())["panels"]
+    return {panel["title"]: [shortened(target["expr"]) for target in panel["targets"]] for panel in found}
+
+
+class Demo:
+    """A consumer under attack: everything a service would set up, and an attacker."""
+
+    def __init__(self, stage: RabbitMQStage, endpoint: Endpoint, folder: Path) -> None:
+        self.stage, self.forge, self.key_age = stage, Forge(lifetime=600), 10.0
+        self._number = 0
+        telemetry, store = endpoint.telemetry, MemoryReplayStore()
+        self.audit = AuditFile(folder / "audit.jsonl")
+        guard = Pipeline(
+            verifier=self.forge.verifier(), policy=self.forge.policy(stage.destination), replay=store,
+            audit=MisuseWatch(FloodGate(self.audit), on_alert=telemetry.alert), observers=[telemetry.observe],
+        )  # fmt: skip
+        self.consumer = stage._call(stage._consumer(guard, lambda _: None))
+        telemetry.watch_consumer("billing", self.consumer.health)
+        telemetry.watch_keys(ISSUER, lambda: self.key_age)
+        telemetry.watch_store("memory", store.__len__)
+
+    def honest(self) -> Message:
+        """Publish an honest message, and return it as it was published."""
+        self._number += 1
+        sealed = self.forge.signer().sign(honest_message(self.stage.destination, self._number))
+        self.stage.inject(sealed)
+        return sealed
+
+    def attack(self, reason: Reason, times: int = 1) -> None:
+        """Mount the attack that is rejected for this reason."""
+        attack = next(attack for attack in ATTACKS if attack.reason is reason)
+        for _ in range(times):
+            self._number += 1
+            self.stage.inject(attack.mount(self.forge, honest_message(self.stage.destination, self._number)))
+
+    def close(self) -> None:
+        """End the consumer."""
+        self.stage._call(self.consumer.__aexit__(None, None, None))
+        self.audit.close()
+
+
+@contextmanager
+def traffic(demo: Demo) -> Iterator[None]:
+    """Publish honest messages all the while."""
+    done = threading.Event()
+
+    def publish() -> None:
+        while not done.wait(0.2):
+            demo.honest()
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Poll until a condition holds, for a bounded time."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def demo(rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[tuple[Demo, Prometheus]]:
+    """A running consumer with its metrics, and a Prometheus that scrapes them every second."""
+    rules = shortened((OBSERVABILITY / "alerts.yml").read_text())
+    with Endpoint(0) as endpoint, Prometheus.launch(targets=[f"127.0.0.1:{endpoint.port}"], rules=rules) as server:
+        stage = RabbitMQStage(rabbitmq.url, prefetch=10)
+        demo = Demo(stage, endpoint, tmp_path)
+        try:
+            yield demo, server
+        finally:
+            demo.close()
+            stage.close()
+
+
+def test_every_shortening_applies() -> None:
+    """The files have the windows and bounds that this test shortens: none of them is there in vain."""
+    text = (OBSERVABILITY / "alerts.yml").read_text() + (OBSERVABILITY / "grafana-dashboard.json").read_text()
+    assert [said for said in SHORTER if said not in text] == []
+    assert "5m" not in shortened(text)
+
+
+def test_dashboard_and_alerts(demo: tuple[Demo, Prometheus], capsys: pytest.CaptureFixture[str]) -> None:
+    """Every panel shows data; no alert fires on honest traffic, each fires on its attack, at the first one."""
+    consumer, server = demo
+    with traffic(consumer):
+        until(
+            lambda: bool(_sum(server, 'mqauth_messages_total{verdict="accepted"} > 10')), "no traffic was scraped"
+        )
+        quiet = server.firing()
+        _every_attack(consumer)
+        until(lambda: set(server.firing()) >= wanted() - OUTAGES, f"not firing: {wanted() - set(server.firing())}")
+        until(lambda: not _empty(server), f"no data: {_empty(server)}")
+        consumer.key_age = 2000.0
+        consumer.stage.remove_dead_letters()
+        consumer.attack(Reason.TOKEN_MISSING)
+        until(lambda: set(server.firing()) >= OUTAGES, f"not firing: {OUTAGES - set(server.firing())}")
+        consumer.stage.restore_dead_letters()
+    assert quiet == {}
+    with capsys.disabled():
+        print(f"\nPrometheus {server.version}: {len(panels())} panels with data, {len(wanted())} alerts fired")
+
+
+OUTAGES = {"MqauthStalled", "MqauthKeySetOld"}
+
+
+def wanted() -> set[str]:
+    """Return the names of all alert rules."""
+    lines = (OBSERVABILITY / "alerts.yml").read_text().splitlines()
+    return {line.split(": ")[1] for line in lines if line.lstrip().startswith("- alert: ")}
+
+
+def _every_attack(demo: Demo) -> None:
+    """Do what each alert is there for."""
+    copy = demo.honest()
+    demo.stage.inject(replace(copy))
+    demo.attack(Reason.SIGNATURE_INVALID, 11)
+    demo.attack(Reason.BODY_MISMATCH)
+    demo.attack(Reason.KEY_REVOKED)
+    demo.attack(Reason.EXPIRED, 21)
+    demo.attack(Reason.PRODUCER_FORBIDDEN)
+
+
+def _empty(server: Prometheus) -> list[str]:
+    """Return the panels of which a query has no data."""
+    return [
+        title
+        for title, queries in panels().items()
+        if not all(
+            any(math.isfinite(float(point["value"][1])) for point in server.query(query)) for query in queries
+        )
+    ]
+
+
+def _sum(server: Prometheus, query: str) -> float:
+    """Return the sum of an instant vector."""
+    return sum(float(point["value"][1]) for point in server.query(query))
