@@ -61,8 +61,9 @@ class Figures:
         issuer: ``up`` or ``down``.
         messages, honest: how many, and how many of them were honest and handled.
         reasons: of the rejected ones.
-        seconds: from the first to the last verdict.
+        seconds: from the first outcome, a deferral too, to the last verdict.
         attempts: how often the issuer was asked.
+        alive: seconds for which the cache could ask.
         stall: longest time without a verdict, seconds.
         growth: resident memory at the end less that after a third, MiB.
     """
@@ -73,21 +74,22 @@ class Figures:
     reasons: Counter[str]
     seconds: float
     attempts: int
+    alive: float
     stall: float
     growth: float
 
     @property
     def allowed(self) -> float:
         """How many attempts the bounds allow in that time."""
-        return 2 + self.seconds / jwks_rules.COOLDOWN
+        return 1 + self.alive / jwks_rules.COOLDOWN
 
     def __str__(self) -> str:
         return (
             f"issuer {self.issuer}: {self.messages} messages in {self.seconds:.1f} s"
             f" ({self.messages / self.seconds:.0f}/s), of them {self.honest} honest, all handled"
             f" ({self.honest / self.seconds:.0f}/s); rejected {dict(self.reasons)};"
-            f" {self.attempts} requests (allowed {self.allowed:.0f}); longest stall {self.stall:.1f} s;"
-            f" memory {self.growth:+.1f} MiB"
+            f" {self.attempts} requests in {self.alive:.0f} s (allowed {self.allowed:.0f});"
+            f" longest stall {self.stall:.1f} s; memory {self.growth:+.1f} MiB"
         )
 
 
@@ -99,18 +101,18 @@ class Watch:
         self.settled = 0
         self.reasons: Counter[str] = Counter()
         self.longest = 0.0
-        self.started = self._last = time.monotonic()
+        self._started: float | None = None
+        self._last = 0.0
         self.early = self.late = 0.0
 
     def __call__(self, outcome: Outcome, message: Message, seconds: float) -> None:
         """Note one outcome."""
+        now = time.monotonic()
+        if self._started is None:  # deferred or not
+            self._started = self._last = now
         if outcome.verdict is Verdict.DEFERRED:
             return
-        now = time.monotonic()
-        if self.settled:
-            self.longest = max(self.longest, now - self._last)
-        else:
-            self.started = now
+        self.longest = max(self.longest, now - self._last)
         self._last = now
         self.settled += 1
         if outcome.reason is not None:
@@ -120,8 +122,8 @@ class Watch:
 
     @property
     def seconds(self) -> float:
-        """Seconds from the first verdict to the last."""
-        return self._last - self.started
+        """Seconds from the first outcome to the last verdict."""
+        return self._last - (self._started or self._last)
 
 
 def resident() -> float:
@@ -155,6 +157,7 @@ def flood(url: str, folder: Path, *, up: bool, messages: int, bounds: Bounds) ->
 
     try:
         honest = _send(lane, forge, messages)
+        began = time.monotonic()
         with _keys(forge, bounds, up=up) as keys, AuditFile(folder / f"audit-{up}.jsonl", fsync=False) as audit:
             guard = Pipeline(
                 verifier=forge.verifier(keys={ISSUER: keys}), policy=forge.policy(lane.destination),
@@ -162,13 +165,14 @@ def flood(url: str, folder: Path, *, up: bool, messages: int, bounds: Bounds) ->
             )  # fmt: skip
             with lane.consuming(guard, handler, backoff=bounds.backoff) as consumer:
                 _wait(watch, messages, consumer)
-            attempts = keys.health().counters["attempts"]
+            attempts, alive = keys.health().counters["attempts"], time.monotonic() - began
     finally:
         lane.close()
     assert handled == honest
     return Figures(
         issuer="up" if up else "down", messages=messages, honest=len(handled), reasons=watch.reasons,
-        seconds=watch.seconds, attempts=attempts, stall=watch.longest, growth=watch.late - watch.early,
+        seconds=watch.seconds, attempts=attempts, alive=alive, stall=watch.longest,
+        growth=watch.late - watch.early,
     )  # fmt: skip
 
 

@@ -91,7 +91,7 @@ class KafkaLane:
     def send(self, signer: Signer, bodies: Sequence[bytes]) -> None:
         """Send, and flush."""
         producer = kafka.Producer(self.stage._client, signer)
-        futures = [producer.send(self.stage.topic, value=body, key=b"k") for body in bodies]
+        futures: list[Any] = [producer.send(self.stage.topic, value=body, key=b"k") for body in bodies]
         self.stage._client.flush()
         for future in futures:
             future.get(timeout=60)

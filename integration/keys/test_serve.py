@@ -98,7 +98,7 @@ def test_cache_reads_it(store: Keystore, issuer: IssuerProcess) -> None:
         until(lambda: keys.health().state == "fresh")
         (key,) = keys.key_set()
         assert key.kid == store.signing_key().kid
-        assert key.subjects == {"orders-api"}
+        assert key.subjects == frozenset(["orders-api"])
         assert keys._cache.publish_delay == 600
         found = keys.refresh("nobody", 0)
         assert found.get("nobody") is None
