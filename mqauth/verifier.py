@@ -186,9 +186,7 @@ class Verifier:
         self._check_subject(message, candidate, key)  # 10
         envelope.check(message, claims.mqa)  # 11
         self._check_coverage(message, claims)
-        return make_verified(
-            message, claims, key=key, key_set=keys.version, received=received, release=release
-        )
+        return make_verified(message, claims, key=key, key_set=keys.version, received=received, release=release)
 
     def _issuer(self, candidate: Candidate) -> Issuer:
         """Return the configured issuer of a candidate."""

@@ -47,8 +47,8 @@ def test_selection(wanted: dict[str, Any], holds: bool) -> None:
     ("dimension", "value"),
     [
         ("reason", "expired"), ("verdict", "rejected"), ("issuer", "i"), ("subject", "s"), ("kid", "k"),
-        ("destination", "kafka:orders"), ("hour", "2026-11-25T10"), ("time", "2026-11-25T10"), ("day", "2026-11-25"),
-        ("minute", "2026-11-25T10:30"),
+        ("destination", "kafka:orders"), ("hour", "2026-11-25T10"), ("time", "2026-11-25T10"),
+        ("day", "2026-11-25"), ("minute", "2026-11-25T10:30"),
     ],
 )  # fmt: skip
 def test_count(dimension: str, value: str) -> None:
