@@ -17,7 +17,7 @@ FILES = sorted((ROOT / "integration" / "chaos").glob("test_*.py"))
 ROWS = re.findall(r"^\| (?!what goes wrong|---)(.*) \|$", PAGE, re.MULTILINE)
 
 
-def tests_in(files: Iterable[Path]) -> set[str]:
+def names_in(files: Iterable[Path]) -> set[str]:
     """Return the names of the tests in some files."""
     trees = [ast.parse(file.read_text("utf-8")) for file in files]
     return {
@@ -30,13 +30,13 @@ def tests_in(files: Iterable[Path]) -> set[str]:
 
 def chaos(broker: str) -> set[str]:
     """Return the names of a broker's chaos tests."""
-    return tests_in(file for file in FILES if file.name.startswith(f"test_{broker}_"))
+    return names_in(file for file in FILES if file.name.startswith(f"test_{broker}_"))
 
 
 def test_every_named_test_exists() -> None:
     """Each test the page names is one of the chaos table, or of a file that the page names beside it."""
     beside = {ROOT / "integration" / name for name in re.findall(r"`(test_\w+\.py)`", PAGE)}
-    assert chaos("rabbitmq") | chaos("kafka") | tests_in(beside) >= NAMED - {file.stem for file in beside}
+    assert chaos("rabbitmq") | chaos("kafka") | names_in(beside) >= NAMED - {file.stem for file in beside}
 
 
 def test_every_row_of_rabbitmq_is_told() -> None:
