@@ -86,6 +86,8 @@ class SigningServer:
             except TimeoutError:
                 continue
             except OSError as error:  # no descriptors left, for example
+                if self._stopping.is_set():
+                    return
                 _LOG.error("%s: %s", self.path, error.strerror or type(error).__name__)
                 self._stopping.wait(_TICK)
                 continue
@@ -94,6 +96,8 @@ class SigningServer:
     def stop(self) -> None:
         """Let ``run`` end; may be called from a signal handler."""
         self._stopping.set()
+        with suppress(OSError):  # wakes accept, where the system does that
+            self._listener.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Hang up on everybody, remove the socket, and let another process serve."""
