@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mqauth import misuse
 from mqauth.audit import iso_time
 from mqauth.errors import ConfigurationError
 from mqauth.misuse import NUMBERS, Detector, Thresholds, Window, replayed
@@ -216,3 +219,19 @@ def test_long_values_are_cut() -> None:
     """A record of megabytes in an edited log costs no megabytes to remember."""
     (alert,) = replayed(iter([record(0, "key_revoked", kid="k" * 1_000_000)]), Thresholds())
     assert len(alert.about["kid"]) == 256
+
+
+DOCS = (Path(__file__).parent.parent / "docs" / "audit.md").read_text("utf-8")
+
+
+def test_documented_thresholds_are_the_defaults() -> None:
+    """The page's table has every threshold with its default, and no other."""
+    table = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", DOCS, re.MULTILINE))
+    assert table == {name: f"{getattr(Thresholds(), name):.0f}" for name in NUMBERS}
+
+
+def test_documented_alerts_are_the_detectors() -> None:
+    """The page's table has every kind of alert, and no other."""
+    kinds = set(re.findall(r'fact\.alert\(\s*"(\w+)"', Path(misuse.__file__).read_text("utf-8")))
+    table = DOCS.partition("| alert |")[2].partition("Habits are")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == kinds

@@ -259,6 +259,12 @@ def test_dashboard_and_alerts_use_emitted_names() -> None:
     assert queried() == exported(METRICS)
 
 
+def test_documented_metrics_are_emitted() -> None:
+    """The page's table has every metric, and no other."""
+    page = (DOCS.parent / "audit.md").read_text()
+    assert tuple(re.findall(r"^\| `(mqauth\.[a-z._]+)` \|", page, re.MULTILINE)) == METRICS
+
+
 def test_dashboard_and_alerts_use_real_reasons() -> None:
     """Every reason an alert rule names is one of the closed set."""
     patterns = re.findall(r'reason=~?"([a-z_|]+)"', (DOCS / "alerts.yml").read_text())
