@@ -30,6 +30,7 @@ SAMPLE = 10.0
 CALM = (8.0, 25.0)  # seconds between faults
 OUTAGE = (2.0, 15.0)
 AT_LAST = 300.0  # seconds for the rest to be worked off
+SHOWN = 20
 _PAGE = 4096
 _MIB = 1 << 20
 
@@ -99,6 +100,11 @@ class Ledger:
     def complete(self) -> bool:
         """Whether everything sent was handled or buried."""
         return len(self.runs) + len(self.buried) >= self.sent
+
+    def missing(self) -> list[bytes]:
+        """Return what was sent and is nowhere."""
+        sent = [*(b"h%d" % n for n in range(self.honest)), *(b"f%d" % n for n in range(self.forged))]
+        return [body for body in sent if body not in self.runs and body not in self.buried]
 
     def count(self, broker: str, row: str) -> Count:
         """Return the sums."""
@@ -235,7 +241,8 @@ def table(soak: Soak, count: Count, minutes: float) -> str:
     ]  # fmt: skip
     lines = [f"{name:<28} {value:>12}" for name, value in rows]
     head = f"{'memory':<10} {'start':>11} {'end':>11} {'most':>11} {'lived':>10}"
-    return "\n".join([*lines, head, *soak.memory.lines()])
+    missing = [f"missing {body.decode()}" for body in soak.ledger.missing()[:SHOWN]]
+    return "\n".join([*lines, head, *soak.memory.lines(), *missing])
 
 
 def driver_of(broker: str) -> Driver:

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 from unittest.mock import patch
 
 import aio_pika
+from pamqp import commands
 
 from integration.chaos.conftest import INTERCEPTOR
 from integration.chaos.count import Letter
@@ -23,12 +25,13 @@ from integration.chaos.rabbitmq_scene import Scene, until
 from integration.chaos.rabbitmq_victim import Orders
 from integration.services import RabbitMQ, Redis
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.rabbitmq_channel import LOST
+from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error
 
 R = TypeVar("R")
 LEASE = 15
 PREFETCH = 50
 AGAIN = 0.2
+GLANCE = 10.0
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -82,9 +85,11 @@ class Driver:
         self._loop = asyncio.new_event_loop()
         self._letters = threading.Lock()
         self._processes: dict[str, Process] = {}
+        self._seen: set[str | None] = set()
 
     def open(self) -> None:
         """Start broker, Redis and consumers."""
+        warnings.filterwarnings("ignore", "coroutine 'Connection.close' was never awaited")  # aio-pika's own
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         self._broker = self._stack.enter_context(RabbitMQ.launch(extra_config=[INTERCEPTOR]))
         with patch.dict(os.environ):
@@ -179,7 +184,8 @@ class Driver:
         while True:
             try:
                 async with asyncio.timeout(10):
-                    await publish(body)
+                    with closing_is_an_error():
+                        await publish(body)
             except (*LOST, TimeoutError, RuntimeError):
                 await asyncio.sleep(AGAIN)
             else:
@@ -191,16 +197,21 @@ class Driver:
 
     async def _unsigned(self, body: bytes) -> None:
         exchange = self._scene.publishing.default_exchange
-        await exchange.publish(aio_pika.Message(body, delivery_mode=2), self._scene.name)
+        result = await exchange.publish(aio_pika.Message(body, delivery_mode=2), self._scene.name)
+        if not isinstance(result, commands.Basic.Ack):  # returned: aio-pika raises nothing
+            raise TimeoutError
 
     async def _taken(self) -> list[Letter]:
+        """Take letters, each noted before it is acked, and once: an ack that gets lost brings it again."""
         found: list[Letter] = []
         try:
-            async with asyncio.timeout(5), await aio_pika.connect(self._broker.url) as connection:
+            async with asyncio.timeout(GLANCE), await aio_pika.connect(self._broker.url) as connection:
                 queue = await (await connection.channel()).get_queue(self._scene.dead, ensure=False)
                 while (letter := await queue.get(fail=False)) is not None:
+                    if letter.message_id not in self._seen:
+                        self._seen.add(letter.message_id)
+                        found.append(Letter.of(rabbitmq.from_native(letter, queue=self._scene.dead)))
                     await letter.ack()
-                    found.append(Letter.of(rabbitmq.from_native(letter, queue=self._scene.dead)))
         except (*LOST, TimeoutError, RuntimeError):
             pass
         return found
