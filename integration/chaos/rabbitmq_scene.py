@@ -13,6 +13,7 @@ from typing import Any
 
 import aio_pika
 from aio_pika.abc import AbstractConnection
+from pamqp import commands
 
 from integration.chaos.count import Count, Letter, Sent, count
 from mqauth import Allow, AuditFile, Pipeline, Verified, Verifier
@@ -145,7 +146,8 @@ class Scene:
         exchange = self.publishing.default_exchange
         for start in range(0, len(waiting), AT_ONCE):
             several = waiting[start : start + AT_ONCE]
-            await asyncio.gather(*(exchange.publish(message, self.name) for message in several))
+            results = await asyncio.gather(*(exchange.publish(message, self.name) for message in several))
+            assert all(isinstance(result, commands.Basic.Ack) for result in results)
 
     def audit_file(self) -> AuditFile:
         """Return the audit of this row."""
