@@ -77,7 +77,7 @@ class Scene:
     def victim(self, settled: int, *, in_pieces: bool) -> NoReturn:
         """Judge forged messages for ever, and write the record's id of each settled one to a pipe."""
         if in_pieces:
-            os.write = _slow_disk(os.write, settled)
+            os.write = _slow_disk(os.write, settled)  # type: ignore[assignment]
         with self.open() as audit:
             guard = Pipeline(
                 verifier=self._forge.verifier(), policy=self._forge.policy(PLACE), replay=MemoryReplayStore(),
