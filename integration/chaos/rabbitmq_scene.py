@@ -177,7 +177,7 @@ class Scene:
     ) -> rabbitmq.Consumer:
         """Return a consumer of the source, on connections of its own."""
         queue = await (await self.channel(url)).get_queue(self.name, ensure=False)
-        letters = rabbitmq.DeadLetters(await self.channel(), self.dead, timeout=5)
+        letters = rabbitmq.DeadLetters(await self.channel(), self.dead)
         return rabbitmq.Consumer(queue, guard, handler or self.handle, **({"dead_letters": letters} | settings))
 
     async def handle(self, verified: Verified) -> None:
