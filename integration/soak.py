@@ -175,18 +175,16 @@ class Soak:
 
     def run(self) -> Count:
         """Publish at half the rate while things break, let the rest be worked off, and return the sums."""
-        threads = [threading.Thread(target=self._guarded, args=(work,)) for work in (self._publish, self._break)]
+        threads = [
+            threading.Thread(target=self._guarded, args=(work,), daemon=True)
+            for work in (self._publish, self._break)
+        ]
         for thread in threads:
             thread.start()
-        ends = time.monotonic() + self._seconds
-        sampled = 0.0
-        while time.monotonic() < ends and not self._failed:
-            self.ledger.take(self._driver)
-            if time.monotonic() >= sampled + SAMPLE:
-                sampled = time.monotonic()
-                self.memory.sample(self._driver)
-            self._over.wait(1)
-        self._over.set()
+        try:
+            self._watch(time.monotonic() + self._seconds)
+        finally:
+            self._over.set()
         for thread in threads:
             thread.join()
         if self._failed:
@@ -194,6 +192,16 @@ class Soak:
         self._work_off()
         self.memory.sample(self._driver)
         return self.ledger.count(self._driver.name, "soak")
+
+    def _watch(self, ends: float) -> None:
+        """Book and sample until the time is up, or something failed."""
+        sampled = 0.0
+        while time.monotonic() < ends and not self._failed:
+            self.ledger.take(self._driver)
+            if time.monotonic() >= sampled + SAMPLE:
+                sampled = time.monotonic()
+                self.memory.sample(self._driver)
+            self._over.wait(1)
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Work in a thread, and have its error raised by ``run``."""
