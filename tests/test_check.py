@@ -244,14 +244,24 @@ def no_binding(world: World) -> None:
     world.jwks("jwks.json", [*own(world), jwk(Key.generate())])
 
 
-def weak_pem(world: World) -> None:
-    """Have a single PEM file with RSA of 1024 bits."""
-    private = rsa.generate_private_key(65537, 1024)  # noqa: S505 - weak on purpose
-    raw = private.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    world.file("weak.pem", raw, 0o600)
-    world.edit('keys = "keys"\npassphrase_file = "secret/passphrase"', 'keys = "weak.pem"')
+def rsa_pem(bits: int) -> Change:
+    """Return a change to a single PEM file with RSA of a size."""
+
+    def change(world: World) -> None:
+        private = rsa.generate_private_key(65537, bits)
+        raw = private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        world.file("rsa.pem", raw, 0o600)
+        world.edit('keys = "keys"\npassphrase_file = "secret/passphrase"', 'keys = "rsa.pem"')
+
+    return change
+
+
+def only_pending(world: World) -> None:
+    """Have a keystore with no key that signs."""
+    Keystore(folder=world.place / "new", clock=world.clock).create(subjects=["orders-api"], pending=True)
+    world.edit('keys = "keys"\npassphrase_file = "secret/passphrase"', 'keys = "new"')
 
 
 def plain_keys(world: World) -> None:
@@ -332,6 +342,8 @@ CASES = [
     case("configuration", f"{PARTNER}.jwks", edits((STALE, "max_stale = 5")), edits((STALE, "max_stale = 30"))),
     case("configuration", "check.accept[0]", edits(("rate = 500", 'rate = 500\naccept = ["issuer_vouched"]'))),
     case("configuration", "check.accept[0]", edits(("rate = 500", 'rate = 500\naccept = ["jwks_http"]'))),
+    case("configuration", "producer.keys", both(only_pending, edits(("publish_delay = 600", "")))),
+    case("configuration", "producer.subject", both(plain_keys, edits(('"orders-api"', '"b"')))),
     case("configuration", "producer.subject", edits(('subject = "orders-api"', 'subject = "another"'))),
     case("trust_writable", "", config_mode(0o602), config_mode(0o604)),
     case("trust_writable", FILE, mode("jwks.json", 0o646), mode("jwks.json", 0o644)),
@@ -341,6 +353,8 @@ CASES = [
          both(redis("rediss://:hunter2@r.example"), config_mode(0o600))),
     case("secret_readable", "check.brokers[0]", both(brokers("amqps://u:hunter2@r.example"), config_mode(0o644)),
          both(brokers("amqps://u@r.example"), config_mode(0o644))),
+    case("secret_readable", "check.brokers[0]",
+         both(brokers("kafka://a.example:1,u:hunter2@b.example:1?security_protocol=SSL"), config_mode(0o644))),
     case("config_readable", "producer.passphrase_file", config_mode(0o644), config_mode(0o640)),
     # tokens
     case("lifetime_unbounded", "producer.lifetime", edits(("lifetime = 60", "lifetime = 0"))),
@@ -426,7 +440,7 @@ CASES = [
     case("key_readable", "producer.keys", lambda world: world.pem.chmod(0o640)),
     case("keystore_writable", "producer.keys", mode("keys", 0o720)),
     case("keystore_readable", "producer.keys", mode("keys", 0o750)),
-    case("key_weak", "producer.keys", weak_pem),
+    case("key_weak", "producer.keys", rsa_pem(1024), rsa_pem(2048)),
     case("key_plain", "producer.keys", plain_keys),
     case("passphrase_beside_keys", "producer.passphrase_file", beside),
     case("passphrase_unavailable", "producer.passphrase_env",
@@ -434,7 +448,7 @@ CASES = [
     case("passphrase_unavailable", "producer.passphrase_file", edits(("secret/passphrase", "secret/nowhere"))),
     case("key_alone", "producer.keys", single_pem),
     case("key_overdue", "producer.keys", later(90 * DAY + 1), later(90 * DAY)),
-    case("key_no_next", "producer.keys", later(82 * DAY), later(80 * DAY)),
+    case("key_no_next", "producer.keys", later(81 * DAY + 1), later(81 * DAY)),
     case("key_no_next", "producer.keys", later(82 * DAY), later(82 * DAY, next_key)),
     case("rotation_stalled", "producer.keys", later(DAY + 601, next_key), later(DAY + 600, next_key)),
     case("publish_delay_short", "producer.keys",
@@ -470,6 +484,8 @@ CASES = [
     case("audit_missing", "audit", lambda world: world.drop("audit")),
     case("audit_not_durable", "audit.file", edits(("audit.jsonl", "/dev/null")),
          edits(("audit.jsonl", "/srv/a.jsonl"))),
+    case("audit_not_durable", "audit.file", lambda world: (world.place / "audit.jsonl").mkdir(),
+         audit_file(0o600)),
     case("audit_not_durable", "audit.file", edits(("audit.jsonl", "/dev/shm/../shm/a.jsonl"))),
     case("audit_writable", "audit.file", audit_file(0o602), audit_file(0o604)),
     case("audit_shared", "audit.file", edits(("consumers = 1", "consumers = 2")),
