@@ -14,7 +14,8 @@ from integration.documentation import ROOT
 PAGE = (ROOT / "docs" / "delivery.md").read_text("utf-8")
 NAMED = {name for name in re.findall(r"`(test_\w+)(?:\[\w+\])?`", PAGE)}
 FILES = sorted((ROOT / "integration" / "chaos").glob("test_*.py"))
-ROWS = re.findall(r"^\| (?!what goes wrong|---)(.*) \|$", PAGE, re.MULTILINE)
+TABLE = PAGE.partition("## When something goes wrong")[2].partition("\n## ")[0]
+ROWS = re.findall(r"^\| (?!what goes wrong)(.*) \|$", TABLE, re.MULTILINE)
 
 
 def names_in(files: Iterable[Path]) -> set[str]:
