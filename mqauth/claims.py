@@ -18,9 +18,11 @@ MAX_DEPTH: Final = 8
 MAX_NAME: Final = 256
 MIN_JTI: Final = 16
 MAX_JTI: Final = 128
+MAX_BATCH: Final = 1024
 REQUIRED: Final = ("iss", "sub", "aud", "iat", "exp", "jti", "mqa")
 _REGISTERED: Final = frozenset((*REQUIRED, "nbf"))
 _MEMBERS: Final = frozenset(("v", "dst", "bod", "key", "hdr", "hds"))
+_BATCH_MEMBERS: Final = (frozenset(("v", "tree")), frozenset(("v", "tree", "hdr")))
 _DIGEST = re.compile(r"[A-Za-z0-9\-_]{42}[AEIMQUYcgkosw048]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _T = TypeVar("_T")
@@ -53,6 +55,26 @@ class Binding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The ``mqa`` claim of a batch token: the root that binds many messages, each by its proof.
+
+    Args:
+        root: base64url root of the Merkle tree over the messages.
+        size: messages in the batch, 1 to 1,024.
+        hdr: names of the application headers covered in every one of them, in order.
+    """
+
+    root: str
+    size: int
+    hdr: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the claim as it stands in the token; ``hdr`` is left out where nothing is listed."""
+        tree = {"root": self.root, "size": self.size}
+        return {"v": PROFILE_VERSION, "tree": tree} | ({"hdr": list(self.hdr)} if self.hdr else {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Claims:
     """A parsed claim set; times are UTC seconds, ``extra`` holds the claims this profile does not name."""
 
@@ -62,7 +84,7 @@ class Claims:
     iat: int
     exp: int
     jti: str
-    mqa: Binding
+    mqa: Binding | Batch
     nbf: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -103,7 +125,7 @@ def parse(raw: bytes) -> Claims:
         exp=time_claim(found, "exp"),
         nbf=time_claim(found, "nbf") if "nbf" in found else None,
         jti=text_claim(found, "jti", MIN_JTI, MAX_JTI),
-        mqa=binding_claim(found["mqa"]),
+        mqa=_bound_claim(found["mqa"]),
         extra={name: value for name, value in found.items() if name not in _REGISTERED},
     )
 
@@ -126,16 +148,43 @@ def load(raw: bytes, required: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
+def _bound_claim(found: Any) -> Binding | Batch:
+    """Return the ``mqa`` claim in the form it has."""
+    if type(found) is dict and "tree" in found:
+        return _batch_claim(found)
+    return binding_claim(found)
+
+
+def _batch_claim(found: dict[str, Any]) -> Batch:
+    """Parse the batch form of ``mqa``."""
+    _check_members(found, *_BATCH_MEMBERS)
+    tree = found["tree"]
+    if type(tree) is not dict or tree.keys() != {"root", "size"}:
+        raise _malformed("mqa.tree has not exactly its members")
+    if type(tree["size"]) is not int or not 1 <= tree["size"] <= MAX_BATCH:
+        raise _malformed(f"mqa.tree.size is not 1 to {MAX_BATCH}")
+    names = _header_names(found.get("hdr", []))
+    if not names and "hdr" in found:
+        raise _malformed("mqa.hdr is left out where nothing is listed")
+    root = _required(_digest(tree["root"], "tree.root"), "tree.root")
+    return Batch(root=root, size=tree["size"], hdr=names)
+
+
+def _check_members(found: Any, *members: frozenset[str]) -> None:
+    """Refuse what is not of the known version with exactly its members."""
+    if type(found) is not dict or found.get("v") is True or found.get("v") != PROFILE_VERSION:
+        raise _malformed("mqa is of no known version")
+    if type(found["v"]) is not int or found.keys() not in members:
+        raise _malformed("mqa has not exactly its members")
+
+
 def binding_claim(found: Any) -> Binding:
-    """Parse the ``mqa`` claim: a known version with exactly its members.
+    """Parse the ``mqa`` claim of one message: a known version with exactly its members.
 
     Raises:
         Rejection: ``claims_malformed``.
     """
-    if type(found) is not dict or found.get("v") is True or found.get("v") != PROFILE_VERSION:
-        raise _malformed("mqa is of no known version")
-    if type(found["v"]) is not int or found.keys() != _MEMBERS:
-        raise _malformed("mqa has not exactly its members")
+    _check_members(found, _MEMBERS)
     return Binding(
         dst=_destination(found["dst"]),
         bod=_digest(found["bod"], "bod"),

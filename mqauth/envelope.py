@@ -55,7 +55,7 @@ def bind(message: Message, cover: Iterable[str] | None = None) -> Binding:
         MalformedMessage: two names differ in case only, or a value has no form on the wire.
     """
     names = application_headers(message) if cover is None else tuple(dict.fromkeys(cover))
-    _refuse_case_twins(message, names)
+    refuse_case_twins(message, names)
     return Binding(
         dst=message.destination,
         bod=None if message.body is None else base64url.digest(message.body),
@@ -71,12 +71,21 @@ def attach(message: Message, token: str) -> tuple[tuple[str, HeaderValue], ...]:
     Raises:
         MalformedMessage: the message has a token already, or the token is over its size.
     """
-    if any(name.lower() == TOKEN_HEADER for name, _ in message.headers):
-        raise MalformedMessage("the message carries a token already")
+    refuse_token(message)
     if len(token) > MAX_TOKEN:
         raise MalformedMessage(f"the token is over {MAX_TOKEN} bytes: cover fewer headers")
     value: HeaderValue = token.encode("ascii") if is_kafka(message.destination) else token
     return (*message.headers, (TOKEN_HEADER, value))
+
+
+def refuse_token(message: Message) -> None:
+    """Refuse a message that carries a token already.
+
+    Raises:
+        MalformedMessage: it does, in whatever spelling.
+    """
+    if any(name.lower() == TOKEN_HEADER for name, _ in message.headers):
+        raise MalformedMessage("the message carries a token already")
 
 
 def token_of(message: Message) -> bytes:
@@ -114,7 +123,7 @@ def check(message: Message, binding: Binding) -> None:
     if binding.bod != (None if message.body is None else base64url.digest(message.body)):
         raise Rejection(Reason.BODY_MISMATCH, "signed with another body")
     try:
-        _refuse_case_twins(message, binding.hdr)
+        refuse_case_twins(message, binding.hdr)
         same = binding.hds == headers_digest(message, binding.hdr)
     except MalformedMessage as error:
         raise Rejection(Reason.HEADERS_MISMATCH, str(error)) from error
@@ -162,8 +171,12 @@ def _without_suffix(value: HeaderValue) -> HeaderValue:
     return value
 
 
-def _refuse_case_twins(message: Message, covered: Iterable[str]) -> None:
-    """Refuse a header whose name differs from a covered one in case only."""
+def refuse_case_twins(message: Message, covered: Iterable[str]) -> None:
+    """Refuse a header whose name differs from a covered one in case only.
+
+    Raises:
+        MalformedMessage: there is one.
+    """
     exact = set(covered)
     if is_kafka(message.destination):
         exact |= _PROPERTIES

@@ -52,7 +52,8 @@ class ClaimRequest:
 
     Args:
         scope: consumer group or queue; each scope may handle a message once.
-        id: digest of (issuer, jti), never the token's text.
+        id: digest of (issuer, jti), never the token's text; in a batch with the index (``batch_id``).
+        index: the message's place in its batch, also the last two bytes of ``id``; ``None`` for a single token.
         owner: a nonce of this delivery; only it may claim again, renew, confirm or release.
         place: exact coordinates of the delivery, or ``None``.
         redelivered: the broker's hint, used only without a place.
@@ -69,6 +70,7 @@ class ClaimRequest:
     lease: float
     expires: float
     renew: bool = False
+    index: int | None = None
 
 
 class ReplayStore(Protocol):
@@ -129,6 +131,11 @@ def judge(entry: Entry | None, request: ClaimRequest, now: float) -> ClaimStatus
     if entry.owner is None:
         return ClaimStatus.DUPLICATE
     return ClaimStatus.FRESH if entry.lease_ends <= now else ClaimStatus.HELD
+
+
+def batch_id(token: bytes, index: int) -> bytes:
+    """Return the 18-byte id of a message of a batch: its token's id and its index, big-endian."""
+    return token + index.to_bytes(2, "big")
 
 
 def claim_id(issuer: str, jti: str) -> bytes:

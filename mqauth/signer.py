@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
-from mqauth import base64url, claims, destination, envelope, jws
-from mqauth.claims import Claims
+from mqauth import base64url, batch, claims, destination, envelope, jws
+from mqauth.claims import MAX_BATCH, Batch, Binding, Claims
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, MalformedMessage, Unavailable
 from mqauth.keys import ALGORITHMS, MAX_KID, Key, SigningKey, SigningKeySource
+from mqauth.merkle import Tree
 from mqauth.message import Message
 
 MAX_LIFETIME: Final = 86_400
 _JTI_BYTES: Final = 16
 _ATTEMPTS: Final = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A message that is hashed and waits for the signature of its batch; messages of one ``group`` may share it.
+
+    Args:
+        message: as it will be sent.
+        group: its audience and the names of the headers covered.
+        leaf: what is bound of it.
+    """
+
+    message: Message
+    group: tuple[str, tuple[str, ...]]
+    leaf: batch.Leaf
 
 
 class Signer:
@@ -75,11 +91,71 @@ class Signer:
             ConfigurationError: no key may sign now, or it does not speak for the subject.
             Unavailable: ``keys_unavailable``, whoever holds the key cannot be reached.
         """
-        if message.malformed is not None:
-            raise MalformedMessage(message.malformed)
-        destination.check(message.destination)
-        token = self._token(claims.build(self._claims(message)))
+        _check_message(message)
+        return self._sealed(message)
+
+    def prepare(self, message: Message) -> Prepared:
+        """Return a message hashed for a batch, so that what is wrong with it is told to its own sender.
+
+        Raises:
+            MalformedMessage: the message has a token already, or cannot exist on its broker.
+        """
+        _check_message(message)
+        envelope.refuse_token(message)
+        names = envelope.application_headers(message) if self._cover is None else self._cover
+        names = tuple(sorted(set(names)))
+        leaf = batch.leaf_of(message, names)
+        return Prepared(message=message, group=(self._audience_of(message), names), leaf=leaf)
+
+    def seal(self, prepared: Sequence[Prepared]) -> list[Message]:
+        """Return prepared messages, in order, each with its token: one signature for each group.
+
+        A group of more than 1,024 takes a signature for each 1,024 of it; one message alone has a token of the
+        single form.
+
+        Raises:
+            MalformedMessage: a token would be over its size.
+            ConfigurationError: no key may sign now, or it does not speak for the subject.
+            Unavailable: ``keys_unavailable``, whoever holds the key cannot be reached.
+        """
+        groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+        for place, found in enumerate(prepared):
+            groups.setdefault(found.group, []).append(place)
+        sealed: dict[int, Message] = {}
+        for places in groups.values():
+            for at in range(0, len(places), MAX_BATCH):
+                part = places[at : at + MAX_BATCH]
+                sealed |= zip(part, self._batch([prepared[place] for place in part]), strict=True)
+        return [sealed[place] for place in range(len(prepared))]
+
+    def sign_many(self, messages: Iterable[Message]) -> list[Message]:
+        """Return messages, in order, each with a token, as ``prepare`` and ``seal`` make it.
+
+        Raises:
+            MalformedMessage: one of them cannot be signed; none is.
+            ConfigurationError, Unavailable: as ``sign``.
+        """
+        return self.seal([self.prepare(message) for message in messages])
+
+    def _sealed(self, message: Message) -> Message:
+        """Return the message with a token of its own."""
+        mqa = envelope.bind(message, self._cover)
+        token = self._token(claims.build(self._claims(self._audience_of(message), mqa)))
         return replace(message, headers=envelope.attach(message, token))
+
+    def _batch(self, group: list[Prepared]) -> list[Message]:
+        """Return messages of one group under one signature."""
+        if len(group) == 1:
+            return [self._sealed(group[0].message)]
+        audience, names = group[0].group
+        tree = Tree([found.leaf.hash for found in group])
+        mqa = Batch(root=base64url.encode(tree.root).decode("ascii"), size=len(group), hdr=names)
+        token = self._token(claims.build(self._claims(audience, mqa)))
+        return [_proven(found, token, index, tree) for index, found in enumerate(group)]
+
+    def _audience_of(self, message: Message) -> str:
+        """Return the audience a message is meant for."""
+        return self._audiences.get(message.destination, self._audience)
 
     def _token(self, payload: bytes) -> str:
         """Return the token, made by one key from head to signature."""
@@ -96,18 +172,31 @@ class Signer:
             self._checked = key
         return key
 
-    def _claims(self, message: Message) -> Claims:
-        """Return the claims for one message, valid from now."""
+    def _claims(self, audience: str, mqa: Binding | Batch) -> Claims:
+        """Return the claims of one token, valid from now."""
         now = int(self._clock.now())
         return Claims(
             iss=self.issuer,
             sub=self.subject,
-            aud=self._audiences.get(message.destination, self._audience),
+            aud=audience,
             iat=now,
             exp=now + self.lifetime,
             jti=base64url.encode(self._randomness(_JTI_BYTES)).decode("ascii"),
-            mqa=envelope.bind(message, self._cover),
+            mqa=mqa,
         )
+
+
+def _check_message(message: Message) -> None:
+    """Refuse what cannot exist on its broker."""
+    if message.malformed is not None:
+        raise MalformedMessage(message.malformed)
+    destination.check(message.destination)
+
+
+def _proven(found: Prepared, token: str, index: int, tree: Tree) -> Message:
+    """Return a message of a batch with its token and its proof."""
+    value = batch.with_proof(token, index, found.leaf, tree.path(index))
+    return replace(found.message, headers=envelope.attach(found.message, value))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ CORE = (
     ("jws",),
     ("encoding",),
     ("envelope",),
+    ("merkle",),
+    ("batch",),
     ("jsonform",),
     ("signer", "release"),
     ("verified",),

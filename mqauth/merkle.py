@@ -1,0 +1,124 @@
+"""Merkle trees over a batch of messages, and proofs that one leaf belongs to a signed root.
+
+Leaves and nodes are hashed apart, so that neither passes for the other; what has no sibling moves up as it is
+(RFC 9162, sections 2.1.1 and 2.1.3). Nodes once proven are remembered with their root: the next proof is a
+comparison, or one hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
+from mqauth.claims import MAX_BATCH
+
+HASH_BYTES: Final = 32
+_ROW: Final = MAX_BATCH
+_LEAF: Final = b"\x00"
+_NODE: Final = b"\x01"
+
+
+def leaf_hash(data: bytes) -> bytes:
+    """Return the hash of a leaf's data: SHA-256 over 0x00 and the data."""
+    return hashlib.sha256(_LEAF + data).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """Return the hash of two children: SHA-256 over 0x01, left and right."""
+    return hashlib.sha256(_NODE + left + right).digest()
+
+
+def path_length(index: int, size: int) -> int:
+    """Return how many hashes prove a leaf, counted from 0, in a tree of ``size`` leaves."""
+    count, last = 0, size - 1
+    while last:
+        count += index & 1 or index < last
+        index, last = index >> 1, last >> 1
+    return count
+
+
+class Tree:
+    """A tree over leaf hashes, with the proof of each.
+
+    Args:
+        leaves: 1 to 1,024 leaf hashes, in order.
+
+    Raises:
+        ValueError: none, or too many.
+    """
+
+    __slots__ = ("_levels",)
+
+    def __init__(self, leaves: Sequence[bytes]) -> None:
+        if not 1 <= len(leaves) <= MAX_BATCH:
+            raise ValueError(f"a tree has 1 to {MAX_BATCH} leaves")
+        self._levels = [list(leaves)]
+        while len(self._levels[-1]) > 1:
+            self._levels.append(_above(self._levels[-1]))
+
+    @property
+    def root(self) -> bytes:
+        """The hash that stands for all leaves."""
+        return self._levels[-1][0]
+
+    def path(self, index: int) -> bytes:
+        """Return the hashes that lead from a leaf to the root, joined, from below."""
+        found = []
+        for level in self._levels[:-1]:
+            sibling = index ^ 1
+            if sibling < len(level):
+                found.append(level[sibling])
+            index >>= 1
+        return b"".join(found)
+
+
+class Proven:
+    """A root that is believed, and what has been proven to stand under it.
+
+    A node is kept with the rest of its path, so that a proof is either right to its last byte or refused,
+    whatever is remembered.
+
+    Args:
+        root: the root's hash.
+        size: leaves of the tree.
+    """
+
+    __slots__ = ("_known", "size")
+
+    def __init__(self, root: bytes, size: int) -> None:
+        self.size = size
+        self._known: dict[int, tuple[bytes, bytes]] = {(size - 1).bit_length() * _ROW: (root, b"")}
+
+    def proves(self, leaf: bytes, index: int, path: bytes) -> bool:
+        """Tell whether a path leads from a leaf at an index to the root, and remember it.
+
+        Args:
+            leaf: the leaf's hash.
+            index: its place, 0 to ``size`` - 1.
+            path: the hashes, joined, from below.
+        """
+        known, last, row, at, node = self._known, self.size - 1, 0, 0, leaf
+        found: list[tuple[int, tuple[bytes, bytes]]] = []
+        while True:
+            met = known.get(row + index)
+            if met is not None:
+                return met == (node, path[at:]) and self._remember(found)
+            if index & 1 or index < last:
+                sibling = path[at : at + HASH_BYTES]
+                at += HASH_BYTES
+                found.append((row + index, (node, path[at - HASH_BYTES :])))
+                found.append((row + (index ^ 1), (sibling, node + path[at:])))
+                node = node_hash(sibling, node) if index & 1 else node_hash(node, sibling)
+            index, last, row = index >> 1, last >> 1, row + _ROW
+
+    def _remember(self, found: list[tuple[int, tuple[bytes, bytes]]]) -> bool:
+        """Keep what a proof has shown."""
+        self._known.update(found)
+        return True
+
+
+def _above(level: list[bytes]) -> list[bytes]:
+    """Return the level over another; an odd last node moves up."""
+    pairs = [node_hash(level[at], level[at + 1]) for at in range(0, len(level) - 1, 2)]
+    return pairs + level[len(pairs) * 2 :]
