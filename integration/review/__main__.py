@@ -1,43 +1,45 @@
-"""The large version: ``python -m integration.review [letters] [kills]`` on the brokers of the environment.
+"""Kills at random moments: ``python -m integration.review --kills 20 --broker kafka --act redrive``.
 
-By default 5,000 letters of 8 kinds, and 20 kills of a redrive at random moments, on each broker.
+On the brokers of the environment; exit code 1 where something was lost, handled twice or does not add up.
+The scenario of thousands of letters is ``python -m integration.review.scenario``.
 """
 
 from __future__ import annotations
 
-import os
+import argparse
+import random
 import sys
-import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
 
-from integration.review.scene import KINDS, Scene
-from integration.review.test_killed import play_kills
-from integration.review.test_review import play
-from mqauth.testing.stage_kafka import KafkaStage
-from mqauth.testing.stage_rabbitmq import RabbitMQStage
+from integration.review.kills import ACTS, Tally, play_kills
+from integration.review.stages import BROKERS, staged
 
 
-def main(letters: int = 5000, kills: int = 20) -> None:
-    """Play both parts on both brokers, and print what was counted and how long it took."""
-    for variable, kind in (("MQAUTH_RABBITMQ_URL", RabbitMQStage), ("MQAUTH_KAFKA_URL", KafkaStage)):
-        url = os.environ[variable]
-        staged(kind(url), url, lambda scene: play(scene, letters // len(KINDS)))
-        if kills:
-            staged(kind(url), url, lambda scene: play_kills(scene, kills, 10 * kills))
+def main(arguments: list[str]) -> int:
+    """Kill, count and print."""
+    parser = argparse.ArgumentParser(prog="python -m integration.review")
+    parser.add_argument("--broker", choices=BROKERS, required=True)
+    parser.add_argument("--act", choices=tuple(ACTS), required=True)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--letters", type=int, help="ten a kill unless told")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    wanted = parser.parse_args(arguments)
+    letters, started = wanted.letters or 10 * wanted.kills, time.monotonic()
+    tally = staged(wanted.broker, lambda scene: play_kills(scene, wanted.act, wanted.kills, letters, wanted.seed))
+    seconds = time.monotonic() - started
+    print(f"{wanted.broker} {wanted.act}, seed {wanted.seed}: {tally}; {seconds:.0f} s", flush=True)
+    return 0 if _holds(tally, wanted.act) else 1
 
 
-def staged(stage: RabbitMQStage | KafkaStage, url: str, part: Callable[[Scene], object]) -> None:
-    """Play one part on a stage of its own."""
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            scene, started = Scene(stage, url, Path(folder)), time.monotonic()
-            part(scene)
-            print(f"{stage.name}: {dict(scene.outcomes)}, {time.monotonic() - started:.1f} s", flush=True)
-    finally:
-        stage.close()
+def _holds(tally: Tally, act: str) -> bool:
+    """Tell whether nothing was lost, handled twice or left unexplained."""
+    settled = tally.handled == tally.letters if act == "redrive" else tally.handled == tally.published == 0
+    return (
+        settled
+        and not (tally.lost or tally.worst or tally.difference or tally.rejected)
+        and (tally.dropped == tally.duplicates)
+    )
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,132 @@
+"""Thousands of dead letters of eight kinds, reviewed to the last: ``python -m integration.review.scenario``.
+
+``--letters 5000 --broker kafka``, on the brokers of the environment. Every count is held; a difference is an
+error. The tests play the same with fewer letters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from integration.review.kills import acts
+from integration.review.scene import FORGED, KINDS, WHY, Scene
+from integration.review.stages import BROKERS, staged
+from mqauth.auditchain import verify_chain
+from mqauth.cli.dlq_broker import Opened
+from mqauth.errors import Reason
+from mqauth.review import Account, Filter, Reviewer, discard, judge, redrive
+
+LATE: Final = frozenset([Reason.EXPIRED])
+
+
+@dataclass(slots=True)
+class Story:
+    """What was counted on the way, in order, with the seconds each part took."""
+
+    scene: Scene
+    say: Callable[[str], None]
+    counts: dict[str, Any] = field(default_factory=dict)
+    _started: float = field(default_factory=time.monotonic)
+
+    def note(self, part: str, count: Any) -> None:
+        """Keep a count and tell it."""
+        seconds, self._started = time.monotonic() - self._started, time.monotonic()
+        self.counts[part] = count
+        self.say(f"{self.scene.stage.name}: {part}: {count} ({seconds:.1f} s)")
+
+    def play(self, each: int) -> None:
+        """Review so many letters of each kind, and hold every count."""
+        scene = self.scene
+        scene.fill(each)
+        self.note("rejected", scene.outcomes["rejected"])
+        assert scene.outcomes == {"rejected": each * len(KINDS)}
+        with scene.desk() as (found, reviewer):
+            self._look(found, each)
+            self._act(found, reviewer, each)
+            self._account(found, each)
+        self._handle(each)
+
+    def _look(self, found: Opened, each: int) -> None:
+        """List, group and judge, before and after the missing key arrives."""
+        scene = self.scene
+        groups = scene.look(found, lambda index: {group.reason: group.count for group in index.groups()})
+        self.note("groups", groups)
+        assert groups == dict.fromkeys(KINDS, each)
+        assert scene.look(found, lambda index: index.count(Filter(sound=True))) == each * len(KINDS)
+        assert scene.ledger(found).difference == 0
+        before = scene.look(found, lambda index: found.run(judge(index, scene.guard())))
+        scene.keys.append(scene.forge.stranger)
+        after = scene.look(found, lambda index: found.run(judge(index, scene.guard())))
+        self.note("would pass, before and after the key arrives", (before["accepted"], after["accepted"]))
+        assert before == dict.fromkeys(KINDS, each)
+        assert after == Counter({kind: each for kind in KINDS if kind != "key_unknown"}) + Counter(accepted=each)
+
+    def _act(self, found: Opened, reviewer: Reviewer, each: int) -> None:
+        """Redrive what passes, release what has expired, refuse the rest, and discard it."""
+        passing = self._redrive(found, reviewer, frozenset(), reason="key_unknown")
+        self.note("redriven, nothing waived", passing.done)
+        late = self._redrive(found, reviewer, LATE, reason="expired")
+        self.note("released, expired waived", late.done)
+        assert (passing.done, passing.selected, late.done, late.selected) == (each,) * 4
+        rest = self._redrive(found, reviewer, LATE)
+        self.note("refused", dict(rest.refused))
+        assert rest.refused == Counter({kind: each for kind in (*FORGED, "producer_forbidden")})
+        selection = self.scene.freeze(found)
+        gone: Account = found.run(discard(found.box, selection, reviewer=reviewer, reason=WHY))
+        self.note("discarded", gone.done)
+        assert (gone.done, gone.left) == (each * 6, 0)
+
+    def _redrive(self, found: Opened, reviewer: Reviewer, waive: frozenset[Reason], **wanted: Any) -> Account:
+        """Redrive a selection."""
+        scene = self.scene
+        done: Account = found.run(
+            redrive(
+                found.box, scene.freeze(found, **wanted), guard=scene.guard(), terms=scene.terms(waive=waive),
+                reviewer=reviewer,
+            )
+        )  # fmt: skip
+        return done
+
+    def _account(self, found: Opened, each: int) -> None:
+        """Hold the audit against the queue; every act is in its chain, once."""
+        ledger = self.scene.ledger(found)
+        self.note("account", {name: value for name, value in ledger.as_dict().items() if isinstance(value, int)})
+        assert (ledger.rejected, ledger.open) == (each * len(KINDS), 0)
+        assert (ledger.redriven, ledger.discarded, ledger.difference) == (each * 2, each * 6, 0)
+        on_record = (acts(self.scene, "redriven"), acts(self.scene, "discarded"))
+        self.note("acts on record, redriven and discarded", on_record)
+        assert on_record == (each * 2, each * 6)
+        assert all(verify_chain(path).intact for path in self.scene.audits)
+
+    def _handle(self, each: int) -> None:
+        """Let the consumer have what came back."""
+        scene = self.scene
+        scene.consume(each * 2)
+        self.note("handled", scene.outcomes["accepted"])
+        assert (scene.outcomes["accepted"], scene.outcomes["rejected"]) == (each * 2, each * len(KINDS)), (
+            scene.why()
+        )
+        assert {verified.release.sub for verified in scene.handled if verified.release} == {"ada"}
+        assert all(verified.release is not None for verified in scene.handled)
+        assert Counter(bytes(verified.body or b"").split()[0] for verified in scene.handled) == {
+            b"key_unknown": each, b"expired": each
+        }  # fmt: skip
+
+
+def main(arguments: list[str]) -> None:
+    """Play it once and print what was counted."""
+    parser = argparse.ArgumentParser(prog="python -m integration.review.scenario")
+    parser.add_argument("--broker", choices=BROKERS, required=True)
+    parser.add_argument("--letters", type=int, default=5000)
+    wanted = parser.parse_args(arguments)
+    staged(wanted.broker, lambda scene: Story(scene, print).play(wanted.letters // len(KINDS)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
