@@ -96,14 +96,20 @@ def sha256(raw: bytes) -> str:
 
 
 def token_fields(
-    token: bytes | None, kid: str | None, alg: str | None, claims: Claims | None, *, verified: bool
+    token: bytes | None,
+    kid: str | None,
+    alg: str | None,
+    claims: Claims | None,
+    *,
+    verified: bool,
+    index: int | None = None,
 ) -> dict[str, Any]:
     """Return the ``token`` member: what it says, under ``claimed`` or ``verified``, and its thumbprint."""
     said: dict[str, Any] = {} if kid is None else {"kid": harmless(kid), "alg": alg}
     if claims is not None:
         texts = {"iss": claims.iss, "sub": claims.sub, "aud": claims.aud, "jti": claims.jti}
         said |= {name: harmless(value) for name, value in texts.items()}
-        said |= {"iat": claims.iat, "exp": claims.exp}
+        said |= {"iat": claims.iat, "exp": claims.exp} | ({} if index is None else {"index": index})
     return {
         "verified" if verified else "claimed": said,
         "thumbprint": None if token is None else sha256(token),

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Final
 
 from mqauth import base64url, envelope
-from mqauth.claims import MAX_BATCH, Batch
+from mqauth.claims import MAX_BATCH, Batch, Claims
 from mqauth.errors import MalformedMessage, Reason, Rejection
 from mqauth.merkle import HASH_BYTES, Proven, leaf_hash, path_length
 from mqauth.message import Message
@@ -81,12 +81,21 @@ def split(token: bytes) -> tuple[bytes, bytes | None]:
     return (jws, proof) if tilde else (token, None)
 
 
-def proof_of(text: bytes | None, batch: Batch) -> Proof:
-    """Return the proof behind a batch token, of the length its place asks for.
+def proof_of(text: bytes | None, claims: Claims) -> Proof | None:
+    """Return the proof behind a batch token, of the length its place asks for; a single token has none.
+
+    Args:
+        text: what follows the tilde, ``None`` where there is none.
+        claims: the token's.
 
     Raises:
         Rejection: ``proof_invalid``.
     """
+    batch = claims.mqa
+    if not isinstance(batch, Batch):
+        if text is not None:
+            raise _invalid("a proof behind a token of one message")
+        return None
     if text is None:
         raise _invalid("a batch token without its proof")
     number, _, path = text.partition(b".")

@@ -183,10 +183,11 @@ class Detector:
                     yield fact.alert("burst", count, "reason", dimension)
 
     def _repeated(self, fact: Fact) -> Iterator[Alert]:
-        """One token presented again and again."""
-        count = self._replays.add((fact.values.get("iss", ""), fact.values.get("jti", "")), fact.time)
+        """One token, or one place of a batch, presented again and again."""
+        token = tuple(fact.values.get(name, "") for name in ("iss", "jti", "index"))
+        count = self._replays.add(token, fact.time)
         if count >= self.thresholds.replays:
-            yield fact.alert("repeated_replay", count, "iss", "jti", "sub")
+            yield fact.alert("repeated_replay", count, "iss", "jti", "index", "sub")
 
     def _expiry(self, fact: Fact) -> Iterator[Alert]:
         """Expired tokens in numbers: of many producers it is a clock, of one it is that producer or a thief."""
@@ -279,6 +280,8 @@ def _fact(members: Mapping[str, Any]) -> Fact | None:
         "destination": broker.get("destination")
     }
     values = {name: value[:_TEXT] for name, value in found.items() if isinstance(value, str) and value}
+    if type(index := said.get("index")) is int:
+        values["index"] = str(index)[:_TEXT]
     return Fact(seconds(members.get("time")), reason, values, "verified" in token)
 
 

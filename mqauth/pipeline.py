@@ -34,7 +34,7 @@ from mqauth.keys import KeySet, KeySource
 from mqauth.message import Message
 from mqauth.policy import Allow, Decision, Policy
 from mqauth.release import Release, is_released, open_release
-from mqauth.replay import DEFAULT_LEASE, ClaimRequest, ClaimStatus, ReplayStore, claim_id
+from mqauth.replay import DEFAULT_LEASE, ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id
 from mqauth.verified import Verified
 from mqauth.verifier import Candidate, Verifier
 
@@ -391,7 +391,8 @@ class Pipeline:
             delivery.owner = base64url_encode(self._randomness(_OWNER_BYTES)).decode("ascii")
         return ClaimRequest(
             scope=self.scope_of(delivery.message),
-            id=claim_id(verified.issuer, verified.jti),
+            id=_claim_id(verified),
+            index=verified.index,
             owner=delivery.owner,
             place=origin.coordinates,
             redelivered=origin.redelivered,
@@ -524,6 +525,7 @@ class Pipeline:
                 None if opened is None else opened.kid,
                 None if opened is None else opened.algorithm,
                 None if candidate is None else candidate.claims,
+                index=None if candidate is None else candidate.index,
                 verified=delivery.verified is not None
                 or (rejection is not None and rejection.reason in SIGNED_REASONS),
             ),
@@ -542,6 +544,12 @@ def _check_issuers(verifier: Verifier, policy: Policy) -> None:
     loose = isinstance(policy, Allow) and any(rule.issuer is None for rule in policy.rules)
     if loose and len(verifier.issuers) > 1:
         raise ConfigurationError("several issuers are trusted: each rule must name its issuer")
+
+
+def _claim_id(verified: Verified) -> bytes:
+    """Return the id a message is claimed by: its token's, in a batch with its place."""
+    found = claim_id(verified.issuer, verified.jti)
+    return found if verified.index is None else batch_id(found, verified.index)
 
 
 def _claims_of(delivery: Delivery) -> tuple[ClaimRequest, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from mqauth import base64url, claims, envelope, jws, strictjson
+from mqauth import base64url, batch, claims, envelope, jws, strictjson
 from mqauth.claims import Binding
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.destination import is_kafka
@@ -253,7 +253,7 @@ class Releaser:
         now = int(self._clock.now())
         try:
             token = envelope.token_of(message)
-            covered = claims.parse(jws.take_apart(token).payload).mqa.hdr
+            covered = claims.parse(jws.take_apart(batch.split(token)[0]).payload).mqa.hdr
         except Rejection as error:
             raise MalformedMessage(f"only a message with a whole token can be released: {error.reason}") from error
         return Release(

@@ -25,6 +25,7 @@ class Verified:
         destination: canonical, as broker and token agree.
         claims: the verified claim set.
         kid: the key that signed.
+        index: the message's place in its batch, ``None`` where it has a token of its own.
         key_set: version of the key set it was judged by.
         received: UTC seconds at which this process first received the delivery.
         origin: what the broker says of the delivery.
@@ -34,7 +35,7 @@ class Verified:
     """
 
     __slots__ = (
-        "_message", "_responder", "body", "claims", "destination", "headers", "key", "key_set", "kid",
+        "_message", "_responder", "body", "claims", "destination", "headers", "index", "key", "key_set", "kid",
         "native", "origin", "received", "release", "value",
     )  # fmt: skip
 
@@ -44,6 +45,7 @@ class Verified:
     destination: str
     claims: Claims
     kid: str
+    index: int | None
     key_set: str
     received: float
     origin: Origin
@@ -85,7 +87,7 @@ class Verified:
 
     @property
     def jti(self) -> str:
-        """The token's id."""
+        """The token's id; the messages of a batch share it, and have each an ``index``."""
         return self.claims.jti
 
     @property
@@ -121,6 +123,7 @@ def make_verified(
     key_set: str,
     received: float,
     release: Release | None = None,
+    index: int | None = None,
 ) -> Verified:
     """Return the verified view of a message; for the verifier alone."""
     covered = set(claims.mqa.hdr)
@@ -132,6 +135,7 @@ def make_verified(
         destination=message.destination,
         claims=claims,
         kid=key.kid,
+        index=index,
         key_set=key_set,
         received=received,
         origin=message.origin,

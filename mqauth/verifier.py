@@ -6,29 +6,35 @@ it is bounded:
 1. token present, single, small
 2. three canonical base64url segments, a JSON header, a bounded kid
 3. ``typ``, no other parameters, ``alg`` on the list
-4. claims parse strictly; then the release of a reviewer, if the message carries one (``release``)
+4. claims parse strictly; a batch token has a proof of its form and no other has one; then the release of a
+   reviewer, if the message carries one (``release``)
 5. the issuer is configured
 6. its key: known, not revoked, not expired, of the token's algorithm
 7. the signature
 8. the audience
 9. the times
 10. the subject: the key speaks for it, and the broker's user does not contradict it
-11. destination, record key, body, headers, coverage
+11. destination, record key, body, headers, in a batch by proof; coverage
 12. policy and 13. claim are asked by ``pipeline``
+
+A batch token whose signature held is remembered, and 1 to 4 and 7 are not taken again for its siblings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from mqauth import base64url, batch, envelope, jws
 from mqauth import claims as claim_set
-from mqauth import envelope, jws
-from mqauth.claims import Claims
+from mqauth.batch import Proof
+from mqauth.claims import Batch, Binding, Claims
 from mqauth.destination import is_kafka
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
 from mqauth.keys import Key, KeySet, KeySource
+from mqauth.knowntokens import KnownToken, KnownTokens
+from mqauth.merkle import Proven
 from mqauth.message import PROTECTED_PROPERTIES, Message
 from mqauth.release import Release, ReleaseAuthorities
 from mqauth.verified import Verified, make_verified
@@ -73,10 +79,26 @@ class Issuer:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A token whose claims are parsed and not yet believed: the outcome of steps 1 to 4."""
+    """A token whose claims are parsed and not yet believed: the outcome of steps 1 to 4.
+
+    Args:
+        opened: the token, taken apart.
+        claims: what it claims.
+        proof: in a batch, what came behind the token.
+        token: in a batch, the bytes before the proof.
+        known: in a batch, what is remembered of the token.
+    """
 
     opened: jws.Opened
     claims: Claims
+    proof: Proof | None = None
+    token: bytes = field(default=b"", repr=False)
+    known: KnownToken | None = None
+
+    @property
+    def index(self) -> int | None:
+        """The message's place in its batch, ``None`` of a single token."""
+        return None if self.proof is None else self.proof.index
 
 
 class Verifier:
@@ -129,6 +151,7 @@ class Verifier:
         self._require = tuple(require_headers)
         self._reject_unsigned = unsigned_headers == "reject"
         self._user_id = user_id
+        self._known = KnownTokens()
         self.release = release
 
     @property
@@ -144,8 +167,13 @@ class Verifier:
         """
         if message.malformed is not None:
             raise Rejection(Reason.MESSAGE_MALFORMED, message.malformed)
-        opened = jws.take_apart(envelope.token_of(message))
-        return Candidate(opened, claim_set.parse(opened.payload))
+        token, behind = batch.split(envelope.token_of(message))
+        known = self._known.get(token)
+        if known is not None:
+            return Candidate(known.opened, known.claims, batch.proof_of(behind, known.claims), token, known)
+        opened = jws.take_apart(token)
+        claims = claim_set.parse(opened.payload)
+        return Candidate(opened, claims, batch.proof_of(behind, claims), token)
 
     def source(self, candidate: Candidate) -> KeySource:
         """Return where the keys of the claimed issuer come from: step 5.
@@ -179,14 +207,40 @@ class Verifier:
         claims = candidate.claims
         waived = _NOTHING if release is None else release.waive
         key = self._key(message, candidate, keys, received, waived)  # 6
-        jws.verify(candidate.opened, key)  # 6, 7
+        proven = self._signed(candidate, key, received)  # 6, 7
         if claims.aud not in self._audiences:  # 8
             raise Rejection(Reason.AUDIENCE_MISMATCH, "meant for another audience")
         self._times.check(claims, message, received, waived)  # 9
         self._check_subject(message, candidate, key)  # 10
-        envelope.check(message, claims.mqa)  # 11
+        self._check_binding(message, candidate, proven)  # 11
+        return make_verified(
+            message, claims, key=key, key_set=keys.version, received=received, release=release,
+            index=candidate.index,
+        )  # fmt: skip
+
+    def _signed(self, candidate: Candidate, key: Key, received: float) -> Proven | None:
+        """Check the signature, and remember a batch token of which it held under this very key."""
+        known, tree = candidate.known, candidate.claims.mqa
+        if known is not None and known.key is key:
+            return known.proven
+        jws.verify(candidate.opened, key)
+        if not isinstance(tree, Batch):
+            return None
+        proven = Proven(base64url.decode(tree.root.encode("ascii")), tree.size) if known is None else known.proven
+        known = KnownToken(candidate.opened, candidate.claims, key, proven)
+        self._known.add(candidate.token, known, received - self.retention)
+        return proven
+
+    def _check_binding(self, message: Message, candidate: Candidate, proven: Proven | None) -> None:
+        """Hold the token against the message it came with."""
+        claims, proof = candidate.claims, candidate.proof
+        if proven is not None and proof is not None and isinstance(claims.mqa, Batch):
+            batch.check(message, claims.mqa, proof, proven)
+        elif isinstance(claims.mqa, Binding):
+            envelope.check(message, claims.mqa)
+        else:
+            raise Rejection(Reason.PROOF_INVALID, "a batch token without its proof")
         self._check_coverage(message, claims)
-        return make_verified(message, claims, key=key, key_set=keys.version, received=received, release=release)
 
     def _issuer(self, candidate: Candidate) -> Issuer:
         """Return the configured issuer of a candidate."""

@@ -22,7 +22,7 @@ CORE = (
     ("encoding",),
     ("envelope",),
     ("merkle",),
-    ("batch",),
+    ("batch", "knowntokens"),
     ("jsonform",),
     ("signer", "release"),
     ("verified",),
