@@ -22,8 +22,8 @@ from mqauth.review import Ledger
 from mqauth.testing.stage_kafka import KafkaStage
 
 ACTS: Final = {"redrive": "redriven", "discard": "discarded"}
-_START: Final = 1.5
-"""Seconds in which a command has read the letters and begins to act, about; kills fall there too."""
+_START: Final = 0.5
+"""Seconds in which a command starts and reads letters, about; kills fall there too."""
 _JITTER: Final = 0.01
 _RATE: Final = "300"
 """Letters a second: an act takes about as long, and no run is through before it is killed."""

@@ -147,7 +147,7 @@ def judge(place: Place, wanted: Filter, config: Path, *, as_json: bool) -> int:
     """Print what today's verifier would say of letters, touching none."""
     guard = mqauth.load(config).judge
     with opened(place) as found, _survey(found, as_json) as index:
-        counts: Counter[str] = found.run(review.judge(index, guard, wanted))
+        counts: Counter[str] = found.run(review.judge(index, guard, wanted, originals=found.originals))
         if as_json:
             print_json({"as_of": iso_time(index.as_of), "total": counts.total(), "pass": counts["accepted"],
                         "verdicts": dict(counts)})  # fmt: skip
@@ -173,14 +173,24 @@ def redrive(
     with opened(place) as found:
         with _survey(found, settings.as_json) as index:
             selection = index.freeze(wanted)
-            counts: Counter[str] = found.run(review.rehearse(index, wanted, guard=guard, terms=terms))
+            counts: Counter[str] = found.run(
+                review.rehearse(index, wanted, guard=guard, terms=terms, originals=found.originals)
+            )
         if settings.dry_run:
             return _rehearsed("redrive", counts, settings)
         _confirm(f"Redrive {counts['accepted']} of {len(selection)} letters of {found.box.name}?", settings)
 
         def act(reviewer: Reviewer, pace: Pace) -> Account:
             done: Account = found.run(
-                review.redrive(found.box, selection, guard=guard, terms=terms, reviewer=reviewer, pace=pace)
+                review.redrive(
+                    found.box,
+                    selection,
+                    guard=guard,
+                    terms=terms,
+                    reviewer=reviewer,
+                    pace=pace,
+                    originals=found.originals,
+                )
             )
             return done
 

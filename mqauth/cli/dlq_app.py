@@ -11,6 +11,7 @@ import typer
 from mqauth.auditlog import parse_time
 from mqauth.cli import dlq
 from mqauth.cli.dlq_broker import Place
+from mqauth.cli.dlq_settings import BrokerSettings
 from mqauth.errors import ConfigurationError
 from mqauth.release import WAIVABLE
 from mqauth.review import Filter
@@ -25,6 +26,10 @@ dlq_app: Final = typer.Typer(
 Broker = Annotated[str, typer.Option("--broker", help="amqp://... or kafka://host:port.")]
 Queue = Annotated[str | None, typer.Option("--queue", help="The dead-letter queue, on RabbitMQ.")]
 Topic = Annotated[str | None, typer.Option("--topic", help="The dead-letter topic, on Kafka.")]
+BrokerFile = Annotated[
+    Path | None,
+    typer.Option("--broker-settings", help="TOML file with [broker]: certificates and credentials."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Config = Annotated[Path, typer.Option("--config", help="The consumer's configuration: its verifier judges.")]
 Id = Annotated[str | None, typer.Option("--id", help="Id of a letter, or its beginning.")]
@@ -61,11 +66,12 @@ def show_list(
     issuer: Issuer = None, kid: Kid = None, subject: Subject = None, destination: Destination = None,
     since: From = None, until: To = None, sound: Sound = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many.")] = 100, as_json: Json = False,
+    broker_settings: BrokerFile = None,
 ) -> int:  # fmt: skip
     """Show letters in the order of the queue, consuming none."""
     wanted = _filter(id=id, reason=reason, issuer=issuer, kid=kid, subject=subject, destination=destination,
                      since=since, until=until, sound=sound)  # fmt: skip
-    return dlq.show_list(_place(broker, queue, topic), wanted, limit=limit, as_json=as_json)
+    return dlq.show_list(place_of(broker, queue, topic, broker_settings), wanted, limit=limit, as_json=as_json)
 
 
 @dlq_app.command("groups")
@@ -73,20 +79,22 @@ def show_groups(
     *, broker: Broker, queue: Queue = None, topic: Topic = None, id: Id = None, reason: ForReason = None,
     issuer: Issuer = None, kid: Kid = None, subject: Subject = None, destination: Destination = None,
     since: From = None, until: To = None, sound: Sound = None, as_json: Json = False,
+    broker_settings: BrokerFile = None,
 ) -> int:  # fmt: skip
     """Show groups by reason, issuer, kid, subject and destination."""
     wanted = _filter(id=id, reason=reason, issuer=issuer, kid=kid, subject=subject, destination=destination,
                      since=since, until=until, sound=sound)  # fmt: skip
-    return dlq.show_groups(_place(broker, queue, topic), wanted, as_json=as_json)
+    return dlq.show_groups(place_of(broker, queue, topic, broker_settings), wanted, as_json=as_json)
 
 
 @dlq_app.command("show")
 def show(
     *, letter: Annotated[str, typer.Argument(help="Id of a letter, or its beginning.")], broker: Broker,
     queue: Queue = None, topic: Topic = None, as_json: Json = False,
+    broker_settings: BrokerFile = None,
 ) -> int:  # fmt: skip
     """Print one letter whole, as JSON: what it says, whether it holds, and the original message."""
-    return dlq.show_letter(_place(broker, queue, topic), letter)
+    return dlq.show_letter(place_of(broker, queue, topic, broker_settings), letter)
 
 
 @dlq_app.command("judge")
@@ -95,11 +103,12 @@ def judge(
     reason: ForReason = None, issuer: Issuer = None, kid: Kid = None, subject: Subject = None,
     destination: Destination = None, since: From = None, until: To = None, sound: Sound = None,
     as_json: Json = False,
+    broker_settings: BrokerFile = None,
 ) -> int:  # fmt: skip
     """Say what today's verifier would make of letters, touching none."""
     wanted = _filter(id=id, reason=reason, issuer=issuer, kid=kid, subject=subject, destination=destination,
                      since=since, until=until, sound=sound)  # fmt: skip
-    return dlq.judge(_place(broker, queue, topic), wanted, config, as_json=as_json)
+    return dlq.judge(place_of(broker, queue, topic, broker_settings), wanted, config, as_json=as_json)
 
 
 @dlq_app.command("redrive")
@@ -121,6 +130,7 @@ def redrive(
     lifetime: Annotated[int, typer.Option("--lifetime", help="Seconds a release lives.")] = 3600,
     reviewer: Reviewer = None, passphrase_env: PassphraseEnv = None, passphrase_file: PassphraseFile = None,
     rate: Rate = None, dry_run: DryRun = False, yes: Yes = False, as_json: Json = False,
+    broker_settings: BrokerFile = None,
 ) -> int:  # fmt: skip
     """Send the originals back, each with a release; 1 where some were refused or left."""
     wanted = _filter(id=id, reason=reason, issuer=issuer, kid=kid, subject=subject, destination=destination,
@@ -128,7 +138,7 @@ def redrive(
     signing = dlq.Key(path=key, reviewer=reviewer, authority=authority, lifetime=lifetime,
                       passphrase_env=passphrase_env, passphrase_file=passphrase_file)  # fmt: skip
     settings = dlq.Run(why=why, audit=audit, yes=yes, dry_run=dry_run, rate=rate, as_json=as_json)
-    place = _place(broker, queue, topic)
+    place = place_of(broker, queue, topic, broker_settings)
     return dlq.redrive(place, wanted, config, signing, settings, waive=waive or (), scope=scope)
 
 
@@ -139,12 +149,13 @@ def discard(
     destination: Destination = None, since: From = None, until: To = None, sound: Sound = None,
     reviewer: Reviewer = None, rate: Rate = None, dry_run: DryRun = False, yes: Yes = False,
     as_json: Json = False,
+    broker_settings: BrokerFile = None,
 ) -> int:  # fmt: skip
     """Remove letters for good, each with an audit record."""
     wanted = _filter(id=id, reason=reason, issuer=issuer, kid=kid, subject=subject, destination=destination,
                      since=since, until=until, sound=sound)  # fmt: skip
     settings = dlq.Run(why=why, audit=audit, yes=yes, dry_run=dry_run, rate=rate, as_json=as_json)
-    return dlq.discard(_place(broker, queue, topic), wanted, settings, reviewer=reviewer)
+    return dlq.discard(place_of(broker, queue, topic, broker_settings), wanted, settings, reviewer=reviewer)
 
 
 @dlq_app.command("export")
@@ -152,31 +163,41 @@ def export(
     *, broker: Broker, queue: Queue = None, topic: Topic = None, id: Id = None, reason: ForReason = None,
     issuer: Issuer = None, kid: Kid = None, subject: Subject = None, destination: Destination = None,
     since: From = None, until: To = None, sound: Sound = None, as_json: Json = False,
+    broker_settings: BrokerFile = None,
 ) -> int:  # fmt: skip
     """Print letters as JSON lines in the message form, removing none."""
     wanted = _filter(id=id, reason=reason, issuer=issuer, kid=kid, subject=subject, destination=destination,
                      since=since, until=until, sound=sound)  # fmt: skip
-    return dlq.export(_place(broker, queue, topic), wanted)
+    return dlq.export(place_of(broker, queue, topic, broker_settings), wanted)
 
 
 @dlq_app.command("import")
-def take_in(*, broker: Broker, queue: Queue = None, topic: Topic = None, as_json: Json = False) -> int:
+def take_in(
+    *, broker: Broker, queue: Queue = None, topic: Topic = None, as_json: Json = False,
+    broker_settings: BrokerFile = None,
+) -> int:  # fmt: skip
     """Publish exported letters from standard input; one that does not hold ends it."""
-    return dlq.take_in(_place(broker, queue, topic), as_json=as_json)
+    return dlq.take_in(place_of(broker, queue, topic, broker_settings), as_json=as_json)
 
 
 @dlq_app.command("account")
 def account(
     *, files: Annotated[list[Path], typer.Argument(help="Audit files of consumers and reviewers.")],
     broker: Broker, queue: Queue = None, topic: Topic = None, as_json: Json = False,
+    broker_settings: BrokerFile = None,
 ) -> int:  # fmt: skip
     """Show rejected = open + redriven + discarded, and what does not add up: 1 where something does not."""
-    return dlq.account(_place(broker, queue, topic), files, as_json=as_json)
+    return dlq.account(place_of(broker, queue, topic, broker_settings), files, as_json=as_json)
 
 
-def _place(broker: str, queue: str | None, topic: str | None) -> Place:
-    """Return which dead letters."""
-    return Place(broker=broker, queue=queue, topic=topic)
+def place_of(broker: str, queue: str | None, topic: str | None, settings: Path | None) -> Place:
+    """Return which dead letters, and how their broker is reached.
+
+    Raises:
+        ConfigurationError: no broker URL, a queue on Kafka or a topic on RabbitMQ, or settings refused.
+    """
+    loaded = BrokerSettings() if settings is None else BrokerSettings.load(settings)
+    return Place(broker=broker, queue=queue, topic=topic, settings=loaded)
 
 
 def _filter(*, since: str | None, until: str | None, sound: bool | None, **texts: Any) -> Filter:

@@ -6,16 +6,20 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from mqauth.cli.broker import check_url, reached
+from mqauth.cli.dlq_settings import BrokerSettings
 from mqauth.errors import ConfigurationError
 from mqauth.flow import Flow, arun, run
 from mqauth.review.letterbox import LetterBox
+from mqauth.review.recall import Originals
 
 R = TypeVar("R")
 _PATIENCE: Final = 60.0
+_MAX_REQUEST: Final = 64 * 1024 * 1024
+"""Bytes of a record that is sent back; the broker's own limit decides."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +30,7 @@ class Place:
         broker: its URL.
         queue: on RabbitMQ.
         topic: on Kafka.
+        settings: certificates and credentials.
 
     Raises:
         ConfigurationError: no broker URL, or a queue on Kafka or a topic on RabbitMQ.
@@ -34,6 +39,7 @@ class Place:
     broker: str
     queue: str | None = None
     topic: str | None = None
+    settings: BrokerSettings = field(default_factory=BrokerSettings, repr=False)
 
     def __post_init__(self) -> None:
         check_url("--broker", self.broker)
@@ -52,10 +58,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A letter box, and what runs its flows."""
+    """A letter box, what runs its flows, and where originals are read again, if the broker keeps them."""
 
     box: LetterBox
     run: Callable[[Flow[Any]], Any]
+    originals: Originals | None = None
 
 
 @contextlib.contextmanager
@@ -83,8 +90,9 @@ def _rabbitmq(place: Place) -> Iterator[Opened]:
     from mqauth.review.rabbitmq import RabbitMQLetterBox, is_unlimited
 
     queue = place.queue or ""
+    arguments = place.settings.for_rabbitmq(place.broker)
     with _Loop() as loop:
-        connection = loop.call(aio_pika.connect(place.broker), _PATIENCE)
+        connection = loop.call(aio_pika.connect(**arguments), _PATIENCE)
         try:
             unlimited = loop.call(is_unlimited(connection, queue), _PATIENCE)
             box = RabbitMQLetterBox(connection, queue, unlimited=unlimited)
@@ -99,25 +107,30 @@ def _kafka(place: Place) -> Iterator[Opened]:
     import kafka
 
     from mqauth.review.kafka import KafkaLetterBox, create_reviewed
+    from mqauth.review.kafka_records import KafkaRecords
 
     client: Any = kafka
     servers, topic = place.broker.partition("://")[2].strip("/"), place.topic or ""
     if "?" in servers:
         raise ConfigurationError("--broker: settings in a kafka URL are not supported here")
-    bootstrap = {"bootstrap_servers": servers.split(",")}
+    bootstrap = place.settings.for_kafka(servers.split(","))
+    reading = bootstrap | {"group_id": None, "enable_auto_commit": False, "allow_auto_create_topics": False}
     with contextlib.ExitStack() as stack:
         admin = client.KafkaAdminClient(**bootstrap)
         stack.callback(admin.close)
         if topic not in admin.list_topics():
             raise ConfigurationError(f"--topic: there is no topic {topic}")
         create_reviewed(admin, topic)
-        consumer = client.KafkaConsumer(**bootstrap, group_id=None, enable_auto_commit=False)
+        consumer = client.KafkaConsumer(**reading)
         stack.callback(consumer.close)
+        records = client.KafkaConsumer(**reading)
+        stack.callback(records.close)
         producer = client.KafkaProducer(
-            **bootstrap, acks="all", enable_idempotence=False, allow_auto_create_topics=False, max_block_ms=5000
-        )
+            **bootstrap, acks="all", enable_idempotence=False, allow_auto_create_topics=False, max_block_ms=5000,
+            max_request_size=_MAX_REQUEST,
+        )  # fmt: skip
         stack.callback(producer.close)
-        yield Opened(KafkaLetterBox(consumer, producer, topic), run)
+        yield Opened(KafkaLetterBox(consumer, producer, topic), run, KafkaRecords(records))
 
 
 class _Loop:

@@ -21,15 +21,18 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uui
 from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable
 from mqauth.flow import Flow, call, either
 from mqauth.message import Message
-from mqauth.pipeline import Outcome, Pipeline, Verdict
+from mqauth.pipeline import Pipeline, Verdict
 from mqauth.release import WAIVABLE, Release, Releaser
-from mqauth.replay import ClaimRequest, ClaimStatus
-from mqauth.review.index import ALL, Filter, Index, Selection
+from mqauth.review.index import Filter, Index, Selection
+from mqauth.review.judge import Judge, judge, said, why_unsound
 from mqauth.review.letter import Letter, Reading, read, redeliverable
 from mqauth.review.letterbox import BATCH, LetterBox
+from mqauth.review.recall import Originals
 
-UNSOUND: Final = "letter_unsound"
 UNSENDABLE: Final = "unsendable"
+__all__ = [
+    "Account", "Judge", "Pace", "Reviewer", "Terms", "discard", "judge", "redrive", "rehearse",
+]  # fmt: skip
 _SLICE: Final = 0.2
 """Seconds between looks whether a waiting run was cancelled."""
 
@@ -137,83 +140,20 @@ class _Refused(MqauthError):
     """The letter is left where it is; ``str`` is why."""
 
 
-class _Untouched:
-    """A replay store that claims nothing: judging leaves no trace."""
-
-    def claim(self, request: ClaimRequest, /) -> ClaimStatus:
-        """Say that nothing was claimed before."""
-        return ClaimStatus.FRESH
-
-    def confirm(self, request: ClaimRequest, /) -> None:
-        """Do nothing."""
-
-    def release(self, request: ClaimRequest, /) -> None:
-        """Do nothing."""
-
-
-class Judge:
-    """Today's verdict on letters, without claims, records or letters.
-
-    Args:
-        guard: the consumer's pipeline, of which verifier and policy are asked.
-    """
-
-    def __init__(self, guard: Pipeline) -> None:
-        self.clock = guard.clock
-        self._scope = guard.scope
-        self._guard = Pipeline(
-            verifier=guard.verifier, policy=guard.policy, replay=_Untouched(), clock=guard.clock
-        )
-
-    def scope_for(self, reading: Reading, wanted: str | None = None) -> str:
-        """Return the scope a letter is judged and released for: as asked, as configured, or its own."""
-        return wanted or self._scope or reading.scope
-
-    def verdict(self, message: Message, *, scope: str) -> Flow[Outcome]:
-        """Judge a message as if it were delivered now; of replay nothing is known."""
-        there = redeliverable(message, scope=scope, now=self.clock.now())
-        return (yield from self._guard.judge(self._guard.receive(there)))
-
-    def today(self, reading: Reading) -> Flow[str]:
-        """Return what would become of a letter's original today: ``accepted``, a reason, or a cause."""
-        if reading.original is None or not reading.sound:
-            return UNSOUND
-        return said((yield from self.verdict(reading.original, scope=self.scope_for(reading) or "default")))
-
-
-def said(outcome: Outcome) -> str:
-    """Return a verdict in one word."""
-    if outcome.verdict is Verdict.ACCEPTED:
-        return str(outcome.verdict.value)
-    return str(outcome.reason or outcome.cause or outcome.verdict.value)
-
-
-def judge(index: Index, guard: Pipeline, wanted: Filter = ALL) -> Flow[Counter[str]]:
-    """Run today's verifier over letters of an index, note each verdict in it, and return the counts.
-
-    Nothing in the queue is touched, and nothing is claimed.
-    """
-    today, counts, after = Judge(guard), Counter[str](), 0
-    while rows := index.page(wanted, after=after, limit=BATCH):
-        after = rows[-1].number
-        for row in rows:
-            verdict = yield from today.today(index.reading(row.number))
-            index.note(row.number, verdict)
-            counts[verdict] += 1
-    return counts
-
-
-def rehearse(index: Index, wanted: Filter, *, guard: Pipeline, terms: Terms) -> Flow[Counter[str]]:
+def rehearse(
+    index: Index, wanted: Filter, *, guard: Pipeline, terms: Terms, originals: Originals | None = None
+) -> Flow[Counter[str]]:
     """Return what a redrive would make of letters of an index: how many go, and why others would not.
 
     Nothing is sent, claimed or recorded.
     """
-    today, counts, after = Judge(guard), Counter[str](), 0
+    today, counts, after = Judge(guard, originals), Counter[str](), 0
     while rows := index.page(wanted, after=after, limit=BATCH):
         after = rows[-1].number
         for row in rows:
             try:
-                yield from _released(today, index.reading(row.number), terms)
+                reading = yield from today.recalled(index.reading(row.number))
+                yield from _released(today, reading, terms)
                 counts["accepted"] += 1
             except _Refused as refusal:
                 counts[str(refusal)] += 1
@@ -228,6 +168,7 @@ def redrive(
     terms: Terms,
     reviewer: Reviewer,
     pace: Pace | None = None,
+    originals: Originals | None = None,
 ) -> Flow[Account]:
     """Send the originals of a selection back, each with a release, and remove their letters.
 
@@ -240,10 +181,12 @@ def redrive(
         terms: of the releases.
         reviewer: who acts, and the audit.
         pace: rate, progress, cancel.
+        originals: where the originals of mere references are read again; without it they are refused.
     """
-    today = Judge(guard)
+    today = Judge(guard, originals)
 
     def act(letter: Letter, reading: Reading) -> Flow[None]:
+        reading = yield from today.recalled(reading)
         message, release = yield from _released(today, reading, terms)
         try:
             yield from call(box.publish, message)
@@ -289,7 +232,7 @@ def discard(
 def _released(today: Judge, reading: Reading, terms: Terms) -> Flow[tuple[Message, Release]]:
     """Return the message to send: with a release under which today's verifier accepts it, waiving the least."""
     if reading.original is None or not reading.sound:
-        raise _Refused(UNSOUND)
+        raise _Refused(why_unsound(reading))
     scope = today.scope_for(reading, terms.scope)
     original = redeliverable(reading.original, scope=scope, now=today.clock.now())
     waived = (

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import kafka as kafka_python
 import kafka.admin as kafka_admin
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import KafkaError, MessageSizeTooLargeError, TopicAlreadyExistsError
 
 from mqauth import destination, strictjson
 from mqauth.brokers import kafka_poison
@@ -86,7 +86,11 @@ class KafkaLetterBox:
             raise MalformedMessage("a header that kafka-python cannot send as it was")
         if message.body is None and message.key is None:
             raise MalformedMessage("kafka-python sends no record without key and value")
-        self._send(names[0], value=message.body, key=message.key, headers=dead_letter_headers(message.headers))
+        headers = dead_letter_headers(message.headers)
+        try:
+            self._send(names[0], value=message.body, key=message.key, headers=headers)
+        except MessageSizeTooLargeError as error:
+            raise MalformedMessage("with the release it is too large for its topic") from error
 
     def remove(self, letter: Letter, /) -> None:
         """Resolve the very letter, for every reviewer.
@@ -103,6 +107,8 @@ class KafkaLetterBox:
         """Send one record and wait for the confirm."""
         try:
             self._producer.send(topic, **record).get(timeout=self._timeout)
+        except MessageSizeTooLargeError:
+            raise
         except (KafkaError, ValueError, TypeError, OSError) as error:
             raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
 

@@ -297,6 +297,15 @@ def _time(text: str) -> float | None:
         return None
 
 
+def proven(reading: Reading, original: Message) -> Reading:
+    """Return the reading of a letter whose original was found elsewhere and is the one its id names."""
+    opened, found = _token(original)
+    return replace(
+        reading, original=original, sound=True, fault=None, destination=harmless(original.destination),
+        claims=found, kid=None if opened is None else opened.kid, alg=None if opened is None else opened.algorithm,
+    )  # fmt: skip
+
+
 def redeliverable(original: Message, *, scope: str, now: float) -> Message:
     """Return an original as it would be delivered again: without what acts on its own or brokers write.
 

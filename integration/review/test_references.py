@@ -1,0 +1,133 @@
+"""Messages too large for a letter: redriven from where Kafka still has them, refused on RabbitMQ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from integration.services import Kafka, RabbitMQ
+from mqauth import destination
+from mqauth.deadletter import PREFIX, DeadLetter
+from mqauth.errors import Reason, Rejection
+from mqauth.flow import call
+from mqauth.message import Message
+from mqauth.review import Filter, redrive
+
+if TYPE_CHECKING:
+    from integration.review.scene import Scene
+    from mqauth.testing.stage_kafka import KafkaStage
+
+LATE = frozenset([Reason.EXPIRED])
+
+
+@pytest.fixture
+def scene(kafka: Kafka, tmp_path: Path) -> Iterator[Scene]:
+    """A Kafka whose dead-letter topic takes smaller records than its source."""
+    from integration.review.scene import Scene
+    from mqauth.testing.stage_kafka import KafkaStage
+
+    stage = KafkaStage(kafka.url)
+    try:
+        stage.remove_dead_letters()
+        stage.create(stage.dead, 1, {"max.message.bytes": "20000"})
+        yield Scene(stage, kafka.url, tmp_path)
+    finally:
+        stage.admin.delete_topics([stage.dead + ".reviewed"], raise_errors=False)
+        stage.close()
+
+
+def large(scene: Scene, number: int) -> Message:
+    """Return an expired message of 100 kB."""
+    body = f"expired {number} ".encode() + b"x" * 100_000
+    return scene.forge.seal(
+        Message(destination=scene.stage.destination, body=body, key=b"k%d" % number),
+        claims={"iat": 1_700_000_000, "exp": 1_700_000_060},
+    )
+
+
+def redriven(scene: Scene, **wanted: Any) -> dict[str, Any]:
+    """Redrive with expired waived, and return the account."""
+    with scene.desk() as (found, reviewer):
+        selection = scene.look(found, lambda index: index.freeze(Filter(**wanted)))
+        run = redrive(
+            found.box, selection, guard=scene.guard(), terms=scene.terms(waive=LATE), reviewer=reviewer,
+            originals=found.originals,
+        )  # fmt: skip
+        account: dict[str, Any] = found.run(run).as_dict()
+    return account
+
+
+def test_a_reference_is_read_again_at_its_offset(scene: Scene) -> None:
+    """100 kB through a topic of letters of 20 kB: redriven byte for byte, handled once, zero difference."""
+    for number in range(3):
+        scene.stage.inject(large(scene, number))
+    scene.consume(3)
+    with scene.desk() as (found, _):
+        assert {row.form for row in scene.look(found, lambda index: index.page())} == {"reference"}
+    assert redriven(scene)["done"] == 3
+    scene.consume(3)
+    assert [verified.body for verified in scene.handled] == [large(scene, number).body for number in range(3)]
+    assert [verified.key for verified in scene.handled] == [b"k0", b"k1", b"k2"]
+    with scene.desk() as (found, _):
+        assert scene.ledger(found).difference == 0
+
+
+def test_what_is_gone_or_another_is_refused(scene: Scene) -> None:
+    """Deleted by retention, a foreign place, no such topic: each stays, with its reason; the others go."""
+    stage: Any = scene.stage
+    for number in range(3):
+        stage.inject(large(scene, number))
+    scene.consume(3)
+    first, *_ = stage.letters()
+    for source in (f"{stage.topic}/0/2", f"{stage.topic}/0/99", f"{stage.topic}/7/0", "no-such-topic/0/0"):
+        _plant(stage, _pointing(first, source))
+    delete_before(stage, 1)
+    assert redriven(scene)["refused"] == {"original_gone": 4, "original_changed": 1}
+    assert scene.outcomes["rejected"] == 3
+    scene.consume(2)
+    assert [verified.key for verified in scene.handled] == [b"k1", b"k2"]
+    assert "no-such-topic" not in stage.admin.list_topics()
+
+
+def test_rabbitmq_keeps_nothing_to_read_again(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
+    """A reference letter of RabbitMQ is refused by name, and stays."""
+    from integration.review.scene import Scene
+    from mqauth.testing.stage_rabbitmq import RabbitMQStage
+
+    stage = RabbitMQStage(rabbitmq.url)
+    try:
+        scene = Scene(stage, rabbitmq.url, tmp_path)
+        message = replace(scene.message("expired", 1), destination=stage.destination)
+        letter = DeadLetter(
+            message=message, rejection=Rejection(Reason.EXPIRED), scope=scene.scope, time=1.0, audit="a"
+        ).reference()
+        with scene.desk() as (found, _):
+            found.run(call(found.box.publish, replace(letter, destination=destination.rabbitmq("", stage.dead))))
+        assert redriven(scene)["refused"] == {"reference_only": 1}
+        assert len(stage.letters()) == 1
+    finally:
+        stage.close()
+
+
+def _pointing(letter: Message, source: str) -> Message:
+    """Return a letter with another source."""
+    name = f"{PREFIX}source"
+    return replace(letter, headers=tuple((n, source.encode() if n == name else v) for n, v in letter.headers))
+
+
+def _plant(stage: KafkaStage, letter: Message) -> None:
+    """Write a letter into the topic of letters."""
+    client = stage.dead_letter_client()
+    client.send(stage.dead, value=letter.body, key=letter.key, headers=list(letter.headers)).get(timeout=30)
+    client.close()
+
+
+def delete_before(stage: KafkaStage, offset: int) -> None:
+    """Delete the records before an offset, as retention does."""
+    from kafka import TopicPartition
+
+    stage.admin.delete_records({TopicPartition(stage.topic, 0): offset})

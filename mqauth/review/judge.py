@@ -1,0 +1,103 @@
+"""Today's verdict on dead letters: nothing is claimed, recorded or removed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+from mqauth.flow import Flow
+from mqauth.message import Message
+from mqauth.pipeline import Outcome, Pipeline, Verdict
+from mqauth.replay import ClaimRequest, ClaimStatus
+from mqauth.review.index import ALL, Filter, Index
+from mqauth.review.letter import Reading, redeliverable
+from mqauth.review.letterbox import BATCH
+from mqauth.review.recall import FAULTS, Originals, recalled
+
+UNSOUND: Final = "letter_unsound"
+
+
+class _Untouched:
+    """A replay store that claims nothing: judging leaves no trace."""
+
+    def claim(self, request: ClaimRequest, /) -> ClaimStatus:
+        """Say that nothing was claimed before."""
+        return ClaimStatus.FRESH
+
+    def confirm(self, request: ClaimRequest, /) -> None:
+        """Do nothing."""
+
+    def release(self, request: ClaimRequest, /) -> None:
+        """Do nothing."""
+
+
+class Judge:
+    """Today's verdict on letters, without claims, records or letters.
+
+    Args:
+        guard: the consumer's pipeline, of which verifier and policy are asked.
+        originals: where the originals of mere references are read again, if anywhere.
+    """
+
+    def __init__(self, guard: Pipeline, originals: Originals | None = None) -> None:
+        self.clock = guard.clock
+        self._originals = originals
+        self._scope = guard.scope
+        self._guard = Pipeline(
+            verifier=guard.verifier, policy=guard.policy, replay=_Untouched(), clock=guard.clock
+        )
+
+    def scope_for(self, reading: Reading, wanted: str | None = None) -> str:
+        """Return the scope a letter is judged and released for: as asked, as configured, or its own."""
+        return wanted or self._scope or reading.scope
+
+    def verdict(self, message: Message, *, scope: str) -> Flow[Outcome]:
+        """Judge a message as if it were delivered now; of replay nothing is known."""
+        there = redeliverable(message, scope=scope, now=self.clock.now())
+        return (yield from self._guard.judge(self._guard.receive(there)))
+
+    def recalled(self, reading: Reading) -> Flow[Reading]:
+        """Return the reading with its original, read again where the letter is only a reference."""
+        return (yield from recalled(reading, self._originals))
+
+    def today(self, reading: Reading) -> Flow[str]:
+        """Return what would become of a letter's original today: ``accepted``, a reason, or a cause."""
+        reading = yield from self.recalled(reading)
+        if reading.original is None or not reading.sound:
+            return why_unsound(reading)
+        return said((yield from self.verdict(reading.original, scope=self.scope_for(reading) or "default")))
+
+
+def why_unsound(reading: Reading) -> str:
+    """Return in one word why a letter has no original that could be sent."""
+    return reading.fault if reading.fault in FAULTS else UNSOUND
+
+
+def said(outcome: Outcome) -> str:
+    """Return a verdict in one word."""
+    if outcome.verdict is Verdict.ACCEPTED:
+        return str(outcome.verdict.value)
+    return str(outcome.reason or outcome.cause or outcome.verdict.value)
+
+
+def judge(
+    index: Index, guard: Pipeline, wanted: Filter = ALL, *, originals: Originals | None = None
+) -> Flow[Counter[str]]:
+    """Run today's verifier over letters of an index, note each verdict in it, and return the counts.
+
+    Nothing in the queue is touched, and nothing is claimed.
+
+    Args:
+        index: of the letters.
+        guard: the consumer's pipeline.
+        wanted: which letters.
+        originals: where the originals of mere references are read again, if anywhere.
+    """
+    today, counts, after = Judge(guard, originals), Counter[str](), 0
+    while rows := index.page(wanted, after=after, limit=BATCH):
+        after = rows[-1].number
+        for row in rows:
+            verdict = yield from today.today(index.reading(row.number))
+            index.note(row.number, verdict)
+            counts[verdict] += 1
+    return counts

@@ -1,0 +1,169 @@
+"""Letters that are only a reference: redriven where the broker still has the original, and never on trust."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mqauth import flow
+from mqauth.deadletter import PREFIX, DeadLetter
+from mqauth.errors import Cause, Reason, Rejection, Unavailable
+from mqauth.message import Message
+from mqauth.pipeline import Verdict
+from mqauth.review import Filter, Letter, Terms, judge, read, redrive, rehearse
+from mqauth.review.recall import CHANGED, GONE, ONLY_REFERENCE, RecordPlace, recalled
+from mqauth.testing import FakeClock, Forge
+from tests.conftest import KAFKA, kafka_message
+from tests.test_review import WHY, Bureau
+
+
+class Log(dict[tuple[str, int, int], Message]):
+    """The records a broker still has."""
+
+    asked = 0
+    down = False
+
+    def fetch(self, place: RecordPlace, /) -> Message | None:
+        """Return one."""
+        self.asked += 1
+        if self.down:
+            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "down")
+        return self.get((place.topic, place.partition, place.offset))
+
+
+@pytest.fixture
+def desk(clock: FakeClock, forge: Forge) -> Bureau:
+    """A bureau on a broker like Kafka."""
+    return Bureau(clock, forge, KAFKA)
+
+
+@pytest.fixture
+def log() -> Log:
+    """A log without records."""
+    return Log()
+
+
+def planted(desk: Bureau, log: Log, offset: int = 7, **seal: Any) -> Message:
+    """Let the consumer reject an expired message of this offset, its letter being a reference; return it."""
+    message = desk.forge.seal(kafka_message(offset, body=b"x" * 2000), claims={"iat": 1, "exp": 2}, **seal)
+    log["orders", 0, offset] = message
+    rejection = Rejection(Reason.EXPIRED, "late")
+    letter = DeadLetter(message=message, rejection=rejection, scope="billing", time=desk.clock.now(), audit="a")
+    desk.plant(letter.reference())
+    return message
+
+
+def acted(desk: Bureau, log: Log | None, *waive: Reason) -> dict[str, Any]:
+    """Rehearse and redrive everything, which must agree, and return the account."""
+    terms = Terms(releaser=desk.releaser, reason=WHY, waive=frozenset(waive))
+    with desk.survey() as index:
+        selection = index.freeze()
+        rehearsed = flow.run(rehearse(index, Filter(), guard=desk.guard, terms=terms, originals=log))
+    run = redrive(
+        desk.box, selection, guard=desk.guard, terms=terms, reviewer=desk.reviewer, originals=log
+    )  # fmt: skip
+    found = flow.run(run).as_dict()
+    assert found["error"] or dict(rehearsed) == found["refused"] | (
+        {"accepted": found["done"]} if found["done"] else {}
+    )
+    return found
+
+
+def test_a_reference_is_redriven_with_its_original(desk: Bureau, log: Log) -> None:
+    """Read again, proven by the letter's id, released, handled byte for byte; the act counts as proven."""
+    original = planted(desk, log)
+    assert acted(desk, log, Reason.EXPIRED)["done"] == 1
+    assert desk.send() == [Verdict.ACCEPTED]
+    assert desk.handled[0].body == original.body
+    act = next(record for record in desk.audit if record["verdict"] == "redriven")
+    assert (act["review"]["sound"], act["body"]["size"]) == (True, 2000)
+    assert desk.letters() == ()
+
+
+def test_judging_reads_it_again_too(desk: Bureau, log: Log) -> None:
+    """Today's verdict is that of the original; without a place to read it, that it is only a reference."""
+    planted(desk, log)
+    with desk.survey() as index:
+        assert flow.run(judge(index, desk.guard, originals=log)) == {"expired": 1}
+        assert flow.run(judge(index, desk.guard)) == {ONLY_REFERENCE: 1}
+
+
+def test_where_nothing_is_kept_a_reference_is_refused(desk: Bureau, log: Log) -> None:
+    """On a broker without a log, as RabbitMQ, it stays and says why."""
+    planted(desk, log)
+    assert acted(desk, None, Reason.EXPIRED)["refused"] == {ONLY_REFERENCE: 1}
+    assert len(desk.letters()) == 1
+
+
+def test_a_record_that_is_gone_is_refused(desk: Bureau, log: Log) -> None:
+    """Deleted by retention: the letter stays."""
+    planted(desk, log)
+    log.clear()
+    assert acted(desk, log, Reason.EXPIRED)["refused"] == {GONE: 1}
+    assert len(desk.letters()) == 1
+
+
+@pytest.mark.parametrize("change", ["body", "key", "headers", "destination", "offset", "malformed"])
+def test_another_record_in_its_place_is_refused(change: str, desk: Bureau, log: Log) -> None:
+    """Whatever differs from what was rejected, the id differs, and nothing is sent."""
+    original = planted(desk, log)
+    changes: dict[str, Any] = {
+        "body": {"body": b"y" * 2000}, "key": {"key": b"43"}, "headers": {"headers": original.headers[1:]},
+        "destination": {"destination": "kafka:other"},
+        "offset": {"origin": replace(original.origin, offset=8)}, "malformed": {"malformed": "unreadable"},
+    }  # fmt: skip
+    log["orders", 0, 7] = replace(original, **changes[change])
+    assert acted(desk, log, Reason.EXPIRED)["refused"] == {CHANGED: 1}
+    assert desk.broker.waiting(KAFKA) == ()
+
+
+@pytest.mark.parametrize("line", ["source", "scope", "id"])
+def test_a_forged_reference_names_nothing_that_it_could_prove(line: str, desk: Bureau, log: Log) -> None:
+    """A letter pointed at another record, scope or id is refused, whatever is there."""
+    original = planted(desk, log)
+    desk.discard()
+    log["orders", 0, 8] = replace(original, origin=replace(original.origin, offset=8))
+    letter = DeadLetter(
+        message=original, rejection=Rejection(Reason.EXPIRED), scope="billing", time=0.0, audit="a"
+    ).reference()
+    lie = {"source": "orders/0/8", "scope": "elsewhere", "id": "0" * 64}[line]
+    headers = tuple((name, lie if name == PREFIX + line else value) for name, value in letter.headers)
+    desk.plant(replace(letter, headers=headers))
+    assert acted(desk, log, Reason.EXPIRED)["refused"] == {CHANGED: 1}
+
+
+@pytest.mark.parametrize(
+    "source", ["", "orders", "orders/0", "orders/0/-1", "orders/0/1/2", "or ders/0/1", "../0/1", "orders/0/1\n",
+               "a" * 250 + "/0/1", "orders/9999999999/1", "orders/0/9999999999999999999"],
+)  # fmt: skip
+def test_no_broker_is_asked_for_what_is_no_place(source: str, log: Log) -> None:
+    """A reference that names no place in a log is refused before anything is looked up."""
+    letter = DeadLetter(
+        message=kafka_message(), rejection=Rejection(Reason.EXPIRED), scope="billing", time=0.0, audit="a"
+    ).reference()
+    headers = tuple((n, source if n == f"{PREFIX}source" else v) for n, v in letter.headers)
+    found = flow.run(recalled(read(Letter(message=replace(letter, headers=headers))), log))
+    assert (found.fault, found.sound, log.asked) == (ONLY_REFERENCE, False, 0)
+
+
+def test_a_broker_that_cannot_be_asked_ends_the_run(desk: Bureau, log: Log) -> None:
+    """An outage condemns no letter: it is left, and the run says why."""
+    planted(desk, log)
+    with desk.survey() as index:
+        selection = index.freeze()
+    log.down = True
+    terms = Terms(releaser=desk.releaser, reason=WHY, waive=frozenset([Reason.EXPIRED]))
+    found = flow.run(
+        redrive(desk.box, selection, guard=desk.guard, terms=terms, reviewer=desk.reviewer, originals=log)
+    )
+    assert (found.failed, found.done, found.refused.total()) == (1, 0, 0)
+    assert len(desk.letters()) == 1
+
+
+def test_other_letters_are_never_looked_up(desk: Bureau, log: Log) -> None:
+    """A whole letter has its original with it."""
+    desk.send(desk.forge.seal(desk.message(), claims={"iat": 1, "exp": 2}))
+    assert acted(desk, log, Reason.EXPIRED)["done"] == 1
+    assert log.asked == 0
