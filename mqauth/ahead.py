@@ -8,15 +8,17 @@ comes leaves a claim with its place behind, and the same place may claim again (
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from contextlib import suppress
+from typing import Final
 
-from mqauth.flow import Call, Flow, is_async, make
-from mqauth.pipeline import Delivery, Outcome, Pipeline, Step
+from mqauth.delivery import Delivery, Step
+from mqauth.errors import Unavailable
+from mqauth.flow import is_async, run
+from mqauth.pipeline import Pipeline
 from mqauth.replay import ClaimRequest, ClaimStatus
 
 LONGEST: Final = 10.0
 """Seconds a verdict may wait for its turn before it is reached again: keys are revoked meanwhile."""
-_Judging = tuple[Flow[Outcome], ClaimRequest]
 
 
 class Ahead:
@@ -59,62 +61,27 @@ class Ahead:
         """Judge up to the claims, make them together, and go on to the verdicts."""
         clock, unjudged = self._guard.clock, [each for each in deliveries if each.step is Step.JUDGE]
         began = clock.monotonic()
-        judging = self._up_to_claims(unjudged)
+        wishes = self._wishes(unjudged)
         try:
-            statuses = many([request for _, request in judging]) if judging else []
+            statuses = many([wish for _, wish in wishes]) if wishes else []
         except Exception:
             statuses = []
-        if len(statuses) != len(judging):
-            statuses = []
-        for (flow, _), status in zip(judging, statuses, strict=False):
-            _end(flow, status)
-        for flow, _ in judging:
-            flow.close()
+        if len(statuses) == len(wishes):
+            for (delivery, wish), status in zip(wishes, statuses, strict=True):
+                with suppress(Unavailable):  # it is told in its turn
+                    self._guard.answer(delivery, wish, status)
         judged = [each for each in unjudged if each.step is not Step.JUDGE]
         for delivery in judged:
             delivery.judge_seconds = (clock.monotonic() - began) / len(judged)
 
-    def _up_to_claims(self, deliveries: list[Delivery]) -> list[_Judging]:
-        """Return the judgements that have come to their claim; the first that waits for the world ends it."""
-        found: list[_Judging] = []
+    def _wishes(self, deliveries: list[Delivery]) -> list[tuple[Delivery, ClaimRequest]]:
+        """Return those that have come to their claim; the first that waits for the world ends it."""
+        found = []
         for delivery in deliveries:
-            flow = self._guard.judge(delivery)
-            request = self._up_to_claim(flow)
-            if request is None and delivery.step is Step.JUDGE:
+            try:
+                wish = run(self._guard.wish(delivery))
+            except Unavailable:
                 break
-            if request is not None and request.place is None:  # a released message: claimed in its turn
-                flow.close()
-            elif request is not None:
-                found.append((flow, request))
+            if wish is not None and wish.place is not None:  # without one it could not be claimed again
+                found.append((delivery, wish))
         return found
-
-    def _up_to_claim(self, flow: Flow[Outcome]) -> ClaimRequest | None:
-        """Run a judgement until it wishes for a claim; ``None`` where it ends without."""
-        wish = _next(flow.__next__)
-        while wish is not None and wish.function != self._guard.replay.claim:
-            wish = _made(flow, wish)
-        return None if wish is None else wish.arguments[0]
-
-
-def _next(step: Callable[..., Call], *given: Any) -> Call | None:
-    """Return the next wish of a flow, ``None`` at its end."""
-    try:
-        return step(*given)
-    except StopIteration:
-        return None
-
-
-def _made(flow: Flow[Outcome], wish: Call) -> Call | None:
-    """Make a call for a flow, and return its next wish."""
-    try:
-        result = make(wish)
-    except Exception as error:
-        return _next(flow.throw, error)
-    return _next(flow.send, result)
-
-
-def _end(flow: Flow[Outcome], status: ClaimStatus) -> None:
-    """Give a judgement its claim and let it come to its verdict."""
-    wish = _next(flow.send, status)
-    while wish is not None:
-        wish = _made(flow, wish)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Final, ParamSpec, TypeGuard, TypeVar, cast
+from types import GeneratorType
+from typing import Any, Final, NamedTuple, ParamSpec, TypeGuard, TypeVar, cast
 
 import tenacity
 
-from mqauth.errors import ConfigurationError, RejectNow, RetryLater
+from mqauth.errors import Cause, ConfigurationError, RejectNow, RetryLater, Unavailable
 
 
 class ColourError(ConfigurationError):
@@ -23,6 +24,8 @@ class ColourError(ConfigurationError):
 P = ParamSpec("P")
 R = TypeVar("R")
 MAX_ATTEMPTS: Final = 100
+OUR_FAULT: Final = (Unavailable, ColourError)
+"""What a plug-in raises that is not the world's failure to be named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +50,7 @@ class Attempts:
             raise ConfigurationError(f"attempts are 1 to {MAX_ATTEMPTS}, and waits grow from wait to wait_max")
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One wished-for call, with the attempts it may take and its twin for event loops."""
 
     function: Callable[..., Any]
@@ -82,6 +84,35 @@ def either(
 def attempt(function: Callable[[Any], Any], argument: Any, attempts: Attempts) -> Flow[Any]:
     """Ask the runner for a call that may be tried again."""
     return (yield Call(function, (argument,), attempts))
+
+
+def asked(cause: Cause, function: Callable[..., Any], *args: Any) -> Flow[Any]:
+    """Call a plug-in here and now, and ask the runner only to await what it returned.
+
+    Raises:
+        Unavailable: with ``cause``, whatever the plug-in raised but ``OUR_FAULT``.
+    """
+    try:
+        result = function(*args)
+        return (yield Call(_itself, (result,))) if is_awaitable(result) else result
+    except OUR_FAULT:
+        raise
+    except Exception as error:
+        raise Unavailable(cause, type(error).__name__) from error
+
+
+def guarded(cause: Cause, wished: Flow[R], *, passing: tuple[type[Exception], ...] = OUR_FAULT) -> Flow[R]:
+    """Make a call of which every failure but ``passing`` is the world's.
+
+    Raises:
+        Unavailable: with ``cause``.
+    """
+    try:
+        return (yield from wished)
+    except passing:
+        raise
+    except Exception as error:
+        raise Unavailable(cause, type(error).__name__) from error
 
 
 def run(flow: Flow[R]) -> R:
@@ -129,7 +160,8 @@ def is_async(function: object) -> bool:
 
 def is_awaitable(result: object) -> TypeGuard[Awaitable[Any]]:
     """Tell whether a result is still to be awaited."""
-    return hasattr(type(result), "__await__") or (isinstance(result, Generator) and inspect.isawaitable(result))
+    kind = type(result)
+    return hasattr(kind, "__await__") or (kind is GeneratorType and inspect.isawaitable(result))
 
 
 async def settled(result: Any) -> Any:
@@ -205,3 +237,8 @@ async def _awaited(wish: Call) -> Any:
     function = wish.function if wish.twin is None else wish.twin
     result = function(*wish.arguments)
     return await result if is_awaitable(result) else result
+
+
+def _itself(result: Any) -> Any:
+    """Return what is given, for a runner to await."""
+    return result

@@ -7,7 +7,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aio_pika import exceptions
@@ -76,7 +76,7 @@ class Table:
         self.suspended: list[Held] = []
         self.guard = Pipeline(
             verifier=self.forge.verifier(), policy=self.forge.policy(PLACE), audit=audit, clock=self.clock,
-            replay=MemoryReplayStore(clock=self.clock),
+            replay=settings.pop("replay", MemoryReplayStore)(clock=self.clock),
         )  # fmt: skip
         wanted: dict[str, Any] = {
             "dead_letters": self.letters, "sleep": self.sleep, "before_requeue": self.suspend, "hold": 60,
@@ -231,8 +231,8 @@ class Deaf(MemoryReplayStore):
 @pytest.mark.parametrize("probed", [False, True])
 async def test_a_claim_whose_answer_was_lost_holds_nobody_up(audit: AuditFile, *, probed: bool) -> None:
     """A delivery given back while the store's answers got lost is handled at once when it comes again."""
-    table = Table(audit, hold=0)
-    table.guard.replay = store = Deaf(clock=table.clock)
+    table = Table(audit, hold=0, replay=Deaf)
+    store = cast(Deaf, table.guard.replay)
     honest = table.honest()
     assert (await table.process(Delivery(honest))).verdict is Verdict.DEFERRED
     store.deaf = False

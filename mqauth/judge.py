@@ -1,0 +1,268 @@
+"""Steps 1 to 13 of a verdict, in their order, once for every broker and both colours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Final, Literal, ParamSpec, TypeVar
+
+from mqauth.claims import Claims
+from mqauth.clock import Clock, Randomness
+from mqauth.delivery import Delivery, Step, Verdict
+from mqauth.errors import Cause, Reason, Rejection, Unavailable
+from mqauth.flow import OUR_FAULT, Flow, asked, either, guarded
+from mqauth.keys import KeySet, KeySource
+from mqauth.message import Message
+from mqauth.policy import Decision, Policy
+from mqauth.release import Release, is_released, open_release
+from mqauth.replay import ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id
+from mqauth.verified import Verified
+from mqauth.verifier import Candidate, Verifier
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_OWNER_BYTES: Final = 12
+_HELD_SECONDS: Final = 3600
+_STORE: Final = Cause.REPLAY_STORE_UNAVAILABLE
+_FRESH: Final = ClaimStatus.FRESH
+_ALLOW: Final = Decision.ALLOW
+
+
+class Judge:
+    """Reaches verdicts, and claims what is to be handled.
+
+    Args:
+        verifier: judges tokens.
+        policy: who may publish where.
+        replay: remembers what was claimed.
+        scope: on whose behalf messages are handled; by default what the broker wrapper says.
+        reread: ``"handle"``, or settle as a duplicate what Kafka delivers again after it was done.
+        lease: seconds a claim holds while its handler runs.
+    """
+
+    def __init__(
+        self,
+        *,
+        verifier: Verifier,
+        policy: Policy,
+        replay: ReplayStore,
+        scope: str | None,
+        reread: Literal["handle", "duplicate"],
+        lease: float,
+        clock: Clock,
+        randomness: Randomness,
+    ) -> None:
+        self._verifier = verifier
+        self._policy = policy
+        self._replay = replay
+        self._scope = scope
+        self._reread = reread
+        self._lease = lease
+        self._clock = clock
+        self._randomness = randomness
+
+    def scope_of(self, message: Message) -> str:
+        """Return on whose behalf a message is handled."""
+        return self._scope or message.origin.scope or message.origin.queue or "default"
+
+    def judge(self, delivery: Delivery) -> Flow[None]:
+        """Reach a verdict and move on to the step that follows from it.
+
+        Raises:
+            Unavailable: it cannot be reached now.
+        """
+        try:
+            wish = yield from self._examine(delivery)
+            if wish is not None:
+                status = yield from self._claim(delivery, wish)  # 13
+            else:
+                status = yield from self._judge_released(delivery)
+            _conclude(delivery, status)
+        except Rejection as rejection:
+            delivery.reject(rejection, Step.RECORD)
+
+    def wish(self, delivery: Delivery) -> Flow[ClaimRequest | None]:
+        """Take steps 1 to 12, for who makes many claims together and brings what they found to ``answer``.
+
+        Returns:
+            The wish; ``None`` where there is a verdict, and for a released message, which is judged in its turn.
+
+        Raises:
+            Unavailable: the verdict cannot be reached now.
+        """
+        try:
+            return (yield from self._examine(delivery))
+        except Rejection as rejection:
+            delivery.reject(rejection, Step.RECORD)
+            return None
+
+    def answer(self, delivery: Delivery, wish: ClaimRequest, status: ClaimStatus) -> None:
+        """Reach the verdict that follows from a claim: step 13.
+
+        Raises:
+            Unavailable: another delivery holds it.
+        """
+        try:
+            _conclude(delivery, self._claimed(delivery, wish, status))
+        except Rejection as rejection:
+            delivery.reject(rejection, Step.RECORD)
+
+    def _examine(self, delivery: Delivery) -> Flow[ClaimRequest | None]:
+        """Take all steps but the claim; of a released message only 1 to 4, and ``None``."""
+        delivery.candidate = candidate = _total(self._verifier.open, delivery.message)  # 1 to 4
+        if is_released(delivery.message):
+            return None
+        verified = yield from self._verify(delivery, candidate)  # 5 to 11
+        yield from self._permit(verified)  # 12
+        return self._wish(delivery, verified)
+
+    def _judge_released(self, delivery: Delivery) -> Flow[ClaimStatus]:
+        """Judge a released message; released to another scope it ends before its own steps are taken."""
+        release = delivery.release = yield from self._released(delivery)
+        if release.scope != self.scope_of(delivery.message) or delivery.candidate is None:
+            return ClaimStatus.DUPLICATE
+        verified = yield from self._verify(delivery, delivery.candidate)
+        if Reason.PRODUCER_FORBIDDEN not in release.waive:
+            yield from self._permit(verified)
+        return (yield from self._claim_release(delivery, self._wish(delivery, verified), release))
+
+    def _released(self, delivery: Delivery) -> Flow[Release]:
+        """Judge the release a message carries; whatever is wrong with it is ``release_invalid``."""
+        message, authorities = delivery.message, self._verifier.release
+        found = _total(open_release, message)
+        if authorities is None:
+            raise Rejection(Reason.RELEASE_INVALID, "no release authority is configured")
+        source, kid = authorities.source(found), found.opened.kid
+        keys = yield from _known(source)
+        if keys is None or keys.get(kid) is None:
+            try:
+                keys = yield from _looked_up(source, kid, delivery.received)
+            except Rejection as error:
+                raise Rejection(Reason.RELEASE_INVALID, "the authority has no such key") from error
+        return _total(authorities.verify, message, found, keys, delivery.received)
+
+    def _verify(self, delivery: Delivery, candidate: Candidate) -> Flow[Verified]:
+        """Judge the token."""
+        source, kid = self._verifier.source(candidate), candidate.opened.kid
+        keys = yield from _known(source)
+        if keys is None or keys.get(kid) is None:
+            delivery.key_set = None if keys is None else keys.version
+            keys = yield from _looked_up(source, kid, delivery.received)
+        delivery.key_set = keys.version
+        delivery.verified = found = _total(
+            self._verifier.verify, delivery.message, candidate, keys, delivery.received, delivery.release
+        )
+        return found
+
+    def _permit(self, verified: Verified) -> Flow[None]:
+        """Ask the policy; anything but ALLOW refuses."""
+        decision = yield from asked(Cause.POLICY_UNAVAILABLE, self._policy.decide, verified)
+        if decision is not _ALLOW:
+            raise Rejection(Reason.PRODUCER_FORBIDDEN, "no rule lets this subject publish here")
+
+    def _wish(self, delivery: Delivery, verified: Verified) -> ClaimRequest:
+        """Return the claim a delivery wishes for; its owner is one for ever."""
+        origin, index = delivery.message.origin, verified.index
+        if delivery.owner is None:
+            delivery.owner = self._randomness(_OWNER_BYTES).hex()
+        claims = verified.claims
+        return ClaimRequest(
+            scope=self.scope_of(delivery.message),
+            id=_claim_id(claims, index),
+            index=index,
+            owner=delivery.owner,
+            place=origin.coordinates,
+            redelivered=origin.redelivered,
+            lease=self._lease,
+            expires=self._forgotten_at(delivery, claims.exp),
+        )
+
+    def _claim(self, delivery: Delivery, wish: ClaimRequest) -> Flow[ClaimStatus]:
+        """Claim a message for this delivery."""
+        status: ClaimStatus = yield from asked(_STORE, self._replay.claim, wish)
+        return self._claimed(delivery, wish, status)
+
+    def _claim_release(self, delivery: Delivery, wish: ClaimRequest, release: Release) -> Flow[ClaimStatus]:
+        """Claim the release, and the message too unless ``replayed`` is waived.
+
+        Which copy of a redriven message comes first does not matter, so neither claim has a place: done is
+        a duplicate of the release, and of the message a replay; held is waited for.
+        """
+        kept = max(wish.expires, float(release.exp + self._verifier.retention))
+        wish = replace(wish, place=None, redelivered=True, expires=kept)
+        wished = replace(wish, id=claim_id(release.iss, release.letter), index=None)
+        status = yield from self._claim(delivery, wished)
+        if status is not _FRESH or Reason.REPLAYED in release.waive:
+            return status
+        delivery.release_claim = delivery.claim
+        status = yield from self._claim(delivery, wish)
+        if status is ClaimStatus.DUPLICATE:
+            raise Rejection(Reason.REPLAYED, "the message was handled before, without this release")
+        return status
+
+    def _claimed(self, delivery: Delivery, wish: ClaimRequest, status: ClaimStatus) -> ClaimStatus:
+        """Return what a claim came to, noted where it is this delivery's now."""
+        if status is _FRESH:
+            delivery.claim = wish
+            return status
+        if status is ClaimStatus.REPLAYED:
+            raise Rejection(Reason.REPLAYED, "a copy of a message that was delivered elsewhere")
+        if status is ClaimStatus.HELD:
+            raise Unavailable(Cause.CLAIM_HELD, "an earlier delivery of it is still being handled")
+        if status is ClaimStatus.REREAD and self._reread == "duplicate":
+            return ClaimStatus.DUPLICATE
+        if status is ClaimStatus.REREAD:
+            delivery.claim = wish
+        elif status is not ClaimStatus.DUPLICATE:
+            raise Unavailable(_STORE, "the store's answer is no claim status")
+        return status
+
+    def _forgotten_at(self, delivery: Delivery, exp: int) -> float:
+        """Return until when a claim is kept: past every copy, those deferred beside it too, and its lease."""
+        held = self._clock.now() + (_HELD_SECONDS if delivery.deferred else self._lease)
+        return max(float(exp + self._verifier.retention), held)
+
+
+_token_id = lru_cache(maxsize=256)(claim_id)
+
+
+def _claim_id(claims: Claims, index: int | None) -> bytes:
+    """Return the id a message is claimed by: its token's, in a batch with its place."""
+    if index is None:
+        return claim_id(claims.iss, claims.jti)
+    return batch_id(_token_id(claims.iss, claims.jti), index)
+
+
+def _conclude(delivery: Delivery, status: ClaimStatus) -> None:
+    """Move on to the step that follows from a claim."""
+    if status is ClaimStatus.DUPLICATE:
+        delivery.verdict, delivery.step = Verdict.DUPLICATE, Step.RECORD
+    else:
+        delivery.step = Step.HANDLE
+
+
+def _known(source: KeySource) -> Flow[KeySet | None]:
+    """Return the keys at hand, ``None`` where there are none yet."""
+    try:
+        keys: KeySet = yield from asked(Cause.KEYS_UNAVAILABLE, source.key_set)
+    except Unavailable:
+        return None
+    return keys
+
+
+def _looked_up(source: KeySource, kid: str, received: float) -> Flow[KeySet]:
+    """Make a source look again for a kid, once; it may itself decide that the kid is unknown."""
+    wished = either(source.refresh, getattr(source, "arefresh", None), kid, received)
+    keys: KeySet = yield from guarded(Cause.KEYS_UNAVAILABLE, wished, passing=(*OUR_FAULT, Rejection))
+    return keys
+
+
+def _total(step: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Take a pure step; a message that breaks it is malformed, and never an exception in a consumer."""
+    try:
+        return step(*args, **kwargs)
+    except (Rejection, Unavailable):
+        raise
+    except Exception as error:
+        raise Rejection(Reason.MESSAGE_MALFORMED, f"{type(error).__name__} while it was judged") from error
