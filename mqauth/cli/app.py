@@ -15,6 +15,7 @@ from mqauth.cli import keys as key_commands
 from mqauth.cli import sign as sign_command
 from mqauth.cli import verify as verify_command
 from mqauth.cli.audit_app import audit_app
+from mqauth.cli.bench import bench
 from mqauth.cli.broker import check_url, reached
 from mqauth.cli.console_app import console
 from mqauth.cli.dlq_app import dlq_app
@@ -37,6 +38,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(audit_app, name="audit")
 app.add_typer(dlq_app, name="dlq")
 app.command()(console)
+app.command()(bench)
 
 Config = Annotated[Path, typer.Option("--config", help="The configuration file (mqauth.toml).")]
 Lines = Annotated[bool, typer.Option("--lines", help="One message a line.")]

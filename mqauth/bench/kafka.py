@@ -1,0 +1,414 @@
+"""Kafka: ``send`` until flushed and ``poll`` with a commit a batch, on one partition, for every contender.
+
+``bare`` is kafka-python as its users write it: ``send`` and one ``flush``, ``poll`` and one ``commit`` a batch.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from inspect import signature
+from typing import Any, Final
+
+import kafka as kafka_python
+import kafka.admin as kafka_admin
+
+from mqauth import destination
+from mqauth.bench.handmade import HEADER, Bare, Wrapper
+from mqauth.bench.lanes import WORK, BrokerFound, Effort, Lane, compare
+from mqauth.bench.rounds import Measured, Progress, Stopwatch
+from mqauth.bench.workload import BATCH, LIFETIME, Refusals, RefusedError, Tally, Workload, guard
+from mqauth.brokers import kafka
+from mqauth.brokers.kafka_translate import native_headers, to_message
+from mqauth.errors import ConfigurationError
+from mqauth.testing.forge import Forge
+from mqauth.verified import Verified
+
+PATIENCE: Final = 40.0
+"""Seconds a round may take; it is tried once more."""
+_LONGEST: Final = 900_000
+"""Milliseconds a consumer may go without a poll: it rests while the other contenders have their rounds."""
+_LINGER: Final = 5
+_FUTURES: Final = 100
+_PYTHON: Any = kafka_python  # its classes have no types
+_ADMIN: Any = kafka_admin
+Headers = list[tuple[str, bytes]]
+
+
+class Stand:
+    """The clients all contenders share.
+
+    Args:
+        address: ``host:port``, more after commas.
+
+    Raises:
+        ConfigurationError: crc32c is not installed, without which kafka-python is not what users run.
+    """
+
+    def __init__(self, address: str) -> None:
+        if crc_source() != "crc32c":
+            raise ConfigurationError("--kafka: install mqauth[kafka], which has crc32c")
+        self.address = address
+        self.workload = Workload()
+        self.headers: Headers = [(name, text.encode()) for name, text in self.workload.header_texts().items()]
+        self.admin = _ADMIN.KafkaAdminClient(bootstrap_servers=address)
+        self.producer = _PYTHON.KafkaProducer(bootstrap_servers=address, linger_ms=_LINGER)
+
+    def close(self) -> None:
+        """Close the clients."""
+        self.producer.close()
+        self.admin.close()
+
+
+class Topical:
+    """One contender's two topics, one to publish to and one to consume from, again and again.
+
+    Subclasses say how a record is sent, which records wait, and how they are consumed.
+    """
+
+    name = ""
+
+    def __init__(self, stand: Stand) -> None:
+        self.stand = stand
+        self.topic = f"mqauth.bench.{uuid.uuid4().hex[:12]}"
+        self.place = destination.kafka(self.topic)
+        self.scratch = f"{self.topic}.scratch"
+        self.stand.admin.create_topics([_ADMIN.NewTopic(name, 1, 1) for name in (self.topic, self.scratch)])
+        self._filled = 0
+        self._client: Any = None
+
+    def publish(self, count: int, /) -> Measured:
+        """Send records until all are acknowledged."""
+        send, flush = self.sender(self.scratch)
+        watch = Stopwatch()
+        watch.start()
+        for number in range(count):
+            send(number)
+        flush()
+        return watch.stop(count)
+
+    def consume(self, count: int, work: float, /) -> Measured:
+        """Consume records that wait already, from the first on."""
+        self._fill(count)
+        client = self._consumer()
+        for partition in client.assignment():
+            client.seek(partition, 0)
+        watch = Stopwatch()
+        ended = Ended(lambda: watch.stop(count))
+        watch.start()
+        self.consuming(client, Tally(count, ended.set, work), ended)
+        client.resume(*client.assignment())
+        return ended.measured()
+
+    def paced(self, count: int, pace: float, /) -> Measured:
+        """Send records at a pace while consuming."""
+        client = self._consumer()
+        for partition, end in client.end_offsets(list(client.assignment())).items():
+            client.seek(partition, end)
+        watch = Stopwatch()
+        ended = Ended(lambda: watch.stop(count))
+        tally = Tally(count, ended.set, arrivals={})
+        thread = threading.Thread(target=self.consuming, args=(client, tally, ended))
+        watch.start()
+        thread.start()
+        sent = self._at_pace(count, pace)
+        thread.join()
+        client.resume(*client.assignment())
+        measured, arrivals = ended.measured(), tally.arrivals or {}
+        latencies = tuple(arrivals[number] - began for number, began in sent.items() if number in arrivals)
+        return Measured(messages=count, wall=measured.wall, cpu=measured.cpu, latencies=latencies)
+
+    def added(self) -> float:
+        """Return the bytes a record has more than a bare one."""
+        sealed = self.sealed(self.topic, BATCH)
+        plain = record_size(self.stand.workload.body(0), self.stand.headers)
+        return sum(record_size(*record) for record in sealed) / BATCH - plain
+
+    def close(self) -> None:
+        """Delete the topics."""
+        if self._client is not None:
+            self._client.close()
+        self.stand.admin.delete_topics([self.topic, self.scratch])
+
+    def sender(self, topic: str) -> tuple[Callable[[int], object], Callable[[], object]]:
+        """Return what sends the record of a number, and what waits for all."""
+        raise NotImplementedError
+
+    def sealed(self, topic: str, count: int) -> list[tuple[bytes, Headers]]:
+        """Return bodies and headers as they wait in the topic."""
+        raise NotImplementedError
+
+    def consuming(self, client: Any, tally: Tally, ended: Ended) -> None:
+        """Consume until the tally has seen all; an error ends it."""
+        raise NotImplementedError
+
+    def _fill(self, count: int) -> None:
+        """Have so many records wait, at least."""
+        missing = count - self._filled
+        if missing > 0:
+            for body, headers in self.sealed(self.topic, missing):
+                self.stand.producer.send(self.topic, value=body, headers=headers)
+            self.stand.producer.flush()
+            self._filled = count
+
+    def _consumer(self) -> Any:
+        """Return this contender's consumer, which has its partition."""
+        if self._client is None:
+            self._client = _PYTHON.KafkaConsumer(
+                self.topic, bootstrap_servers=self.stand.address, group_id=f"{self.topic}.group",
+                enable_auto_commit=False, auto_offset_reset="earliest", max_poll_interval_ms=_LONGEST,
+            )  # fmt: skip
+        deadline = time.monotonic() + PATIENCE
+        while not self._client.assignment():
+            self._client.poll(timeout_ms=50, max_records=1)
+            if time.monotonic() > deadline:
+                raise TimeoutError("the consumer was given no partition")
+        return self._client
+
+    def _at_pace(self, count: int, pace: float) -> dict[int, float]:
+        """Send so many records a second, and return when."""
+        send, flush = self.sender(self.topic)
+        sent: dict[int, float] = {}
+        began = time.perf_counter()
+        for number in range(count):
+            time.sleep(max(0.0, began + number / pace - time.perf_counter()))
+            sent[number] = time.perf_counter()
+            send(number)
+        flush()
+        return sent
+
+
+class Ended:
+    """The end of a round: measured, or an error; from any thread."""
+
+    def __init__(self, measure: Callable[[], Measured]) -> None:
+        self._measure = measure
+        self._event = threading.Event()
+        self._found: Measured | None = None
+        self._why = f"not done after {PATIENCE:.0f} s"
+
+    def set(self) -> None:
+        """Measure and end."""
+        self._found = self._measure()
+        self._event.set()
+
+    def fail(self, why: str) -> None:
+        """End with an error."""
+        self._why = why
+        self._event.set()
+
+    def is_set(self) -> bool:
+        """Tell whether it is over."""
+        return self._event.is_set()
+
+    def wait(self) -> None:
+        """Wait for the end, at most ``PATIENCE`` seconds."""
+        self._event.wait(PATIENCE)
+
+    def measured(self) -> Measured:
+        """Return what was measured.
+
+        Raises:
+            RefusedError: the round did not come to its end.
+        """
+        if self._found is None:
+            raise RefusedError(self._why)
+        return self._found
+
+
+class Wrapped(Topical):
+    """kafka-python as its users write it, with what a wrapper adds: nothing for ``bare``."""
+
+    def __init__(self, stand: Stand, wrapper: Wrapper) -> None:
+        super().__init__(stand)
+        self._wrapper = wrapper
+        self.name = wrapper.name
+
+    def sender(self, topic: str) -> tuple[Callable[[int], object], Callable[[], object]]:
+        """Return ``send`` of a sealed record, and ``flush``."""
+        producer, place = self.stand.producer, destination.kafka(topic)
+
+        def send(number: int) -> None:
+            body, headers = self._seal(place, number)
+            producer.send(topic, value=body, headers=headers)
+
+        return send, producer.flush
+
+    def sealed(self, topic: str, count: int) -> list[tuple[bytes, Headers]]:
+        """Return sealed records."""
+        place = destination.kafka(topic)
+        return [self._seal(place, number) for number in range(count)]
+
+    def consuming(self, client: Any, tally: Tally, ended: Ended) -> None:
+        """Poll, open each record, handle it, and commit each batch."""
+        try:
+            self._loop(client, tally, ended)
+        except Exception as error:
+            ended.fail(f"{type(error).__name__}: {error}")
+
+    def _loop(self, client: Any, tally: Tally, ended: Ended) -> None:
+        open_, deadline = self._wrapper.opener(self.place), time.monotonic() + PATIENCE
+        while not ended.is_set():
+            for records in client.poll(timeout_ms=200).values():
+                for record in records:
+                    tally(open_(record.value, token_of(record.headers)))
+            client.commit()
+            if time.monotonic() > deadline:
+                ended.fail(f"{tally.seen} of {tally.wanted} after {PATIENCE:.0f} s")
+
+    def _seal(self, place: str, number: int) -> tuple[bytes, Headers]:
+        """Return one sealed record."""
+        body, token = self._wrapper.seal(place, self.stand.workload.body(number))
+        headers = list(self.stand.headers)
+        if token is not None:
+            headers.append((HEADER, token.encode("ascii")))
+        return body, headers
+
+
+class Signed(Topical):
+    """Our wrapper, a token for each record."""
+
+    name = "message"
+
+    def __init__(self, stand: Stand, forge: Forge) -> None:
+        super().__init__(stand)
+        self._forge = forge
+
+    def sender(self, topic: str) -> tuple[Callable[[int], object], Callable[[], object]]:
+        """Return ``send`` and ``flush`` of our producer."""
+        producer, workload, headers = self.producer(), self.stand.workload, self.stand.headers
+        return lambda number: producer.send(topic, value=workload.body(number), headers=headers), producer.flush
+
+    def producer(self) -> Any:
+        """Return the producer."""
+        return kafka.Producer(self.stand.producer, self._forge.signer())
+
+    def sealed(self, topic: str, count: int) -> list[tuple[bytes, Headers]]:
+        """Return sealed records."""
+        signer = self._forge.signer()
+        return [_native(signer.sign(self._plain(topic, number))) for number in range(count)]
+
+    def consuming(self, client: Any, tally: Tally, ended: Ended) -> None:
+        """Consume through our consumer."""
+        refusals = Refusals(lambda reason: ended.fail(f"an honest message was refused as {reason}"))
+
+        def handler(verified: Verified) -> None:
+            tally(verified.body)
+
+        consumer = kafka.Consumer(client, guard(self._forge, self.place), handler, dead_letters=refusals)
+        with consumer:
+            ended.wait()
+
+    def _plain(self, topic: str, number: int) -> Any:
+        return to_message(topic, self.stand.workload.body(number), None, self.stand.headers)
+
+
+class Batched(Signed):
+    """Our wrapper, one token for many records."""
+
+    name = "batch"
+
+    def producer(self) -> Any:
+        """Return a producer that seals records together."""
+        return kafka.Producer(self.stand.producer, self._forge.signer(), batch=BATCH)  # type: ignore[call-arg]
+
+    def sender(self, topic: str) -> tuple[Callable[[int], object], Callable[[], object]]:
+        """Return our producer's ``send`` and ``flush``, or the client's, of records sealed 64 at a time."""
+        if "batch" in signature(kafka.Producer).parameters:
+            return super().sender(topic)
+        producer, workload, waiting = self.stand.producer, self.stand.workload, list[Any]()
+
+        def seal() -> None:
+            for body, headers in self._together(waiting):
+                producer.send(topic, value=body, headers=headers)
+            waiting.clear()
+
+        def send(number: int) -> None:
+            waiting.append(to_message(topic, workload.body(number), None, self.stand.headers))
+            if len(waiting) == BATCH:
+                seal()
+
+        def flush() -> None:
+            seal()
+            producer.flush()
+
+        return send, flush
+
+    def sealed(self, topic: str, count: int) -> list[tuple[bytes, Headers]]:
+        """Return records sealed 64 at a time."""
+        plain = [self._plain(topic, number) for number in range(count)]
+        return [one for start in range(0, count, BATCH) for one in self._together(plain[start : start + BATCH])]
+
+    def _together(self, messages: list[Any]) -> list[tuple[bytes, Headers]]:
+        """Return messages sealed together."""
+        return [_native(signed) for signed in self._forge.signer().sign_many(messages)]
+
+
+def lanes(stand: Stand, wrappers: Sequence[Wrapper]) -> Iterator[Lane]:
+    """Yield the contenders, each with topics of its own."""
+    forge = Forge(lifetime=LIFETIME)
+    yield Wrapped(stand, Bare())
+    yield Signed(stand, forge)
+    yield Batched(stand, forge)
+    for wrapper in wrappers:
+        yield Wrapped(stand, wrapper)
+
+
+def measure(
+    address: str, wrappers: Sequence[Wrapper], effort: Effort, *, progress: Progress = lambda _: None
+) -> BrokerFound:
+    """Compare all contenders on one broker, with an empty handler and with one that works 100 us.
+
+    Args:
+        address: ``host:port``, more after commas.
+        wrappers: the contenders beside kafka-python itself and mqauth.
+        effort: how much.
+        progress: told what is measured.
+
+    Raises:
+        ConfigurationError: crc32c is not installed.
+    """
+    stand = Stand(address)
+    made: list[Any] = []
+    try:
+        made += lanes(stand, wrappers)
+        return compare(made, effort, works=(0.0, WORK), progress=progress)
+    finally:
+        for lane in made:
+            lane.close()
+        stand.close()
+
+
+def crc_source() -> str:
+    """Return what computes kafka-python's checksums: ``crc32c`` (C) or ``python``."""
+    try:
+        import crc32c  # noqa: F401
+    except ImportError:
+        return "python"
+    return "crc32c"
+
+
+def token_of(headers: Sequence[tuple[str, bytes | None]]) -> str | None:
+    """Return the token of a hand-written wrapper."""
+    for name, value in headers:
+        if name == HEADER and value is not None:
+            return value.decode("ascii")
+    return None
+
+
+def record_size(body: bytes, headers: Headers) -> int:
+    """Return the bytes of a record, its lengths in two bytes each at most (Kafka's record format, version 2)."""
+    return len(body) + sum(_varint(len(name)) + len(name) + _varint(len(value)) + len(value)
+                           for name, value in headers)  # fmt: skip
+
+
+def _varint(number: int) -> int:
+    """Return the bytes of a zig-zag varint."""
+    return max(1, -(-(number << 1).bit_length() // 7))
+
+
+def _native(signed: Any) -> tuple[bytes, Headers]:
+    """Return a signed message as kafka-python takes it."""
+    return signed.body, list(native_headers(signed.headers))

@@ -1,0 +1,414 @@
+"""RabbitMQ: ``publish`` with confirms and consume with acks, on quorum queues, for every contender.
+
+``bare`` is aio-pika as its users write it: ``await publish``, an ``ack`` for each message. ``pipelined`` is
+aio-pika with many publishes at once and one ack for many deliveries, as the wrapper does both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any, Final
+
+import aio_pika
+from aio_pika.abc import AbstractExchange, AbstractIncomingMessage, AbstractQueue
+
+from mqauth import destination
+from mqauth.bench.handmade import HEADER, Bare, Opener, Wrapper
+from mqauth.bench.lanes import BrokerFound, Effort, Lane, compare
+from mqauth.bench.rounds import Measured, Progress, Stopwatch
+from mqauth.bench.workload import BATCH, LIFETIME, Refusals, Tally, Workload, guard
+from mqauth.brokers import rabbitmq
+from mqauth.brokers.rabbitmq_translate import headers_out
+from mqauth.brokers.rabbitmq_wire import to_message
+from mqauth.testing.forge import Forge
+from mqauth.verified import Verified
+
+PREFETCH: Final = 128
+"""Unacked deliveries, the same for every contender."""
+AT_ONCE: Final = 128
+"""Publishes under way at once, where there are many."""
+PATIENCE: Final = 40.0
+"""Seconds a round may take; it is tried once more."""
+_SOON: Final = 0.002
+"""Seconds after which a coalesced ack is sent, however few deliveries it is for."""
+Publish = Callable[[int], Awaitable[object]]
+
+
+class Stand:
+    """The connections: one to publish, one to consume, and an event loop of their own."""
+
+    def __init__(self, url: str) -> None:
+        self.runner = asyncio.Runner()
+        self.workload = Workload()
+        self.publishing: Any = None
+        self.consuming: Any = None
+        self.runner.run(self._open(url))
+
+    async def _open(self, url: str) -> None:
+        self._connections = [await aio_pika.connect_robust(url) for _ in range(2)]
+        self.publishing = await self._connections[0].channel()
+        self.consuming = await self._connections[1].channel()
+        await self.consuming.set_qos(prefetch_count=PREFETCH)
+
+    def close(self) -> None:
+        """Close the connections."""
+        for connection in self._connections:
+            self.runner.run(connection.close())
+        self.runner.close()
+
+
+class Queued:
+    """One contender's exchange and queue, and what all contenders share.
+
+    Subclasses say how a message is published, which messages wait to be consumed, and how they are consumed.
+    """
+
+    name = ""
+    at_once = 1
+
+    def __init__(self, stand: Stand) -> None:
+        self.stand = stand
+        self.route = f"mqauth.bench.{uuid.uuid4().hex[:12]}"
+        self.place = destination.rabbitmq(self.route, self.route)
+        self.exchange: AbstractExchange
+        self.queue: AbstractQueue
+        self._waiting: list[aio_pika.Message] = []
+        stand.runner.run(self._declare())
+
+    async def _declare(self) -> None:
+        self.exchange = await self.stand.publishing.declare_exchange(self.route, "topic", auto_delete=True)
+        self.queue = await self.stand.consuming.declare_queue(
+            self.route, durable=True, arguments={"x-queue-type": "quorum"}
+        )
+        await self.queue.bind(self.exchange, self.route)
+
+    def plain(self, number: int = 0) -> aio_pika.Message:
+        """Return a message as the application makes it."""
+        return aio_pika.Message(
+            self.stand.workload.body(number), headers=dict(self.stand.workload.header_texts()),
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        )  # fmt: skip
+
+    def publish(self, count: int, /) -> Measured:
+        """Publish messages until the last is confirmed."""
+        return self.stand.runner.run(self._publish(count))
+
+    def consume(self, count: int, work: float, /) -> Measured:
+        """Consume messages that wait already."""
+        return self.stand.runner.run(self._consume(count, work))
+
+    def paced(self, count: int, pace: float, /) -> Measured:
+        """Publish at a pace while consuming."""
+        return self.stand.runner.run(self._paced(count, pace))
+
+    def added(self) -> float:
+        """Return the bytes a message has more than a bare one."""
+        sealed = self.sealed(BATCH)
+        return sum(size(message) for message in sealed) / BATCH - size(self.plain())
+
+    def close(self) -> None:
+        """Delete the queue; the exchange goes with it."""
+        self.stand.runner.run(self.queue.delete(if_unused=False, if_empty=False))
+
+    def publisher(self) -> Publish:
+        """Return what publishes the message of a number and waits for its confirm."""
+        raise NotImplementedError
+
+    def sealed(self, count: int) -> list[aio_pika.Message]:
+        """Return messages as they wait in the queue."""
+        raise NotImplementedError
+
+    async def consuming(self, tally: Tally, until: asyncio.Future[Measured]) -> Measured:
+        """Consume until the tally has seen all."""
+        raise NotImplementedError
+
+    async def _publish(self, count: int) -> Measured:
+        await self.queue.purge()
+        send, watch = self.publisher(), Stopwatch()
+        watch.start()
+        await at_once(send, count, self.at_once)
+        return watch.stop(count)
+
+    async def _consume(self, count: int, work: float) -> Measured:
+        await self.queue.purge()
+        if len(self._waiting) != count:
+            self._waiting = self.sealed(count)
+        waiting = self._waiting
+        await at_once(lambda number: self.exchange.publish(waiting[number], self.route), count, AT_ONCE)
+        watch = Stopwatch()
+        until: asyncio.Future[Measured] = asyncio.get_running_loop().create_future()
+        tally = Tally(count, lambda: settle(until, watch.stop(count)), work)
+        watch.start()
+        return await self._patiently(tally, until)
+
+    async def _paced(self, count: int, pace: float) -> Measured:
+        await self.queue.purge()
+        watch, sent = Stopwatch(), dict[int, float]()
+        until: asyncio.Future[Measured] = asyncio.get_running_loop().create_future()
+        tally = Tally(count, lambda: settle(until, watch.stop(count)), arrivals={})
+        consumer = asyncio.ensure_future(self._patiently(tally, until))
+        watch.start()
+        await at_pace(self.publisher(), count, pace, sent)
+        measured = await consumer
+        return with_latencies(measured, sent, tally)
+
+    async def _patiently(self, tally: Tally, until: asyncio.Future[Measured]) -> Measured:
+        async with asyncio.timeout(PATIENCE):
+            return await self.consuming(tally, until)
+
+
+class Wrapped(Queued):
+    """aio-pika as its users write it, with what a wrapper adds: nothing for ``bare``."""
+
+    def __init__(self, stand: Stand, wrapper: Wrapper) -> None:
+        super().__init__(stand)
+        self._wrapper = wrapper
+        self.name = wrapper.name
+
+    def publisher(self) -> Publish:
+        """Return ``await publish`` of a sealed message."""
+        return lambda number: self.exchange.publish(self._seal(number), self.route)
+
+    def sealed(self, count: int) -> list[aio_pika.Message]:
+        """Return sealed messages."""
+        return [self._seal(number) for number in range(count)]
+
+    async def consuming(self, tally: Tally, until: asyncio.Future[Measured]) -> Measured:
+        """Open each message, handle it, and ack it."""
+        open_ = self._wrapper.opener(self.place)
+
+        async def on_message(message: AbstractIncomingMessage) -> None:
+            with failing(until):
+                tally(opened(open_, message))
+                await message.ack()
+
+        return await consumed(self.queue, on_message, until)
+
+    def _seal(self, number: int) -> aio_pika.Message:
+        """Return one sealed message."""
+        message = self.plain(number)
+        message.body, token = self._wrapper.seal(self.place, message.body)
+        message.body_size = len(message.body)
+        if token is not None:
+            message.headers[HEADER] = token
+        return message
+
+
+class Pipelined(Wrapped):
+    """aio-pika with many publishes at once and coalesced acks."""
+
+    at_once = AT_ONCE
+
+    def __init__(self, stand: Stand) -> None:
+        super().__init__(stand, Bare())
+        self.name = "pipelined"
+
+    async def consuming(self, tally: Tally, until: asyncio.Future[Measured]) -> Measured:
+        """Handle each message, and ack half a window at once, or what there is after a moment."""
+        unacked: list[AbstractIncomingMessage] = []
+        loop = asyncio.get_running_loop()
+
+        async def ack() -> None:
+            if unacked:
+                last = unacked[-1]
+                unacked.clear()
+                await last.ack(multiple=True)
+
+        async def on_message(message: AbstractIncomingMessage) -> None:
+            with failing(until):
+                tally(message.body)
+                if not unacked:
+                    loop.call_later(_SOON, lambda: asyncio.ensure_future(ack()))
+                unacked.append(message)
+                if len(unacked) >= PREFETCH // 2:
+                    await ack()
+
+        return await consumed(self.queue, on_message, until)
+
+
+class Signed(Queued):
+    """Our wrapper, a token for each message."""
+
+    name = "message"
+
+    def __init__(self, stand: Stand, forge: Forge) -> None:
+        super().__init__(stand)
+        self._forge = forge
+
+    def publisher(self) -> Publish:
+        """Return ``await publish`` of our producer."""
+        producer = self.producer()
+        return lambda number: producer.publish(self.plain(number), self.route)
+
+    def producer(self) -> Any:
+        """Return the producer."""
+        return rabbitmq.Producer(self.exchange, self._forge.signer())
+
+    def sealed(self, count: int) -> list[aio_pika.Message]:
+        """Return sealed messages."""
+        producer = self.producer()
+        return [producer.seal(self.plain(number), self.route) for number in range(count)]
+
+    async def consuming(self, tally: Tally, until: asyncio.Future[Measured]) -> Measured:
+        """Consume through our consumer."""
+        refusals = Refusals(lambda reason: fail(until, f"refused as {reason}"))
+
+        def handler(verified: Verified) -> None:
+            tally(verified.body)
+
+        consumer = rabbitmq.Consumer(
+            self.queue, guard(self._forge, self.place), handler, dead_letters=refusals, prefetch=PREFETCH
+        )
+        async with consumer:
+            return await until
+
+
+class Batched(Signed):
+    """Our wrapper, one token for many messages."""
+
+    name = "batch"
+    at_once = AT_ONCE
+
+    def producer(self) -> Any:
+        """Return a producer that seals concurrent publishes together."""
+        return rabbitmq.Producer(self.exchange, self._forge.signer(), batch=BATCH)  # type: ignore[call-arg]
+
+    def publisher(self) -> Publish:
+        """Return ``await publish`` of our producer, or of messages sealed 64 at a time where it has no batches."""
+        if "batch" in signature(rabbitmq.Producer).parameters:
+            return super().publisher()
+        waiting: Iterator[aio_pika.Message] = (
+            message for start in range(0, 1 << 30, BATCH) for message in self._seal(range(start, start + BATCH))
+        )
+        return lambda _number: self.exchange.publish(next(waiting), self.route)
+
+    def sealed(self, count: int) -> list[aio_pika.Message]:
+        """Return messages sealed 64 at a time."""
+        return [m for start in range(0, count, BATCH) for m in self._seal(range(start, min(count, start + BATCH)))]
+
+    def _seal(self, numbers: Sequence[int]) -> list[aio_pika.Message]:
+        """Return the messages of some numbers, sealed together."""
+        natives = [self.plain(number) for number in numbers]
+        for native in natives:
+            native.message_id = uuid.uuid4().hex
+        wires = [to_message(native, exchange=self.route, routing_key=self.route) for native in natives]
+        for native, signed in zip(natives, self._forge.signer().sign_many(wires), strict=True):
+            native.headers = headers_out(signed.headers)
+        return natives
+
+
+def lanes(stand: Stand, wrappers: Sequence[Wrapper]) -> Iterator[Lane]:
+    """Yield the contenders, each with an exchange and a queue of its own."""
+    forge = Forge(lifetime=LIFETIME)
+    yield Wrapped(stand, Bare())
+    yield Pipelined(stand)
+    yield Signed(stand, forge)
+    yield Batched(stand, forge)
+    for wrapper in wrappers:
+        yield Wrapped(stand, wrapper)
+
+
+def measure(
+    url: str, wrappers: Sequence[Wrapper], effort: Effort, *, progress: Progress = lambda _: None
+) -> BrokerFound:
+    """Compare all contenders on one broker.
+
+    Args:
+        url: ``amqp://...``.
+        wrappers: the contenders beside aio-pika itself and mqauth.
+        effort: how much.
+        progress: told what is measured.
+    """
+    stand = Stand(url)
+    made: list[Any] = []
+    try:
+        made += lanes(stand, wrappers)
+        return compare(made, effort, progress=progress)
+    finally:
+        for lane in made:
+            lane.close()
+        stand.close()
+
+
+def size(message: aio_pika.Message) -> int:
+    """Return the bytes of a message as AMQP carries it, without the framing all messages have alike."""
+    message.message_id = message.message_id or uuid.uuid4().hex  # aiormq adds one
+    return len(message.body) + len(message.properties.marshal())
+
+
+async def at_once(send: Publish, count: int, workers: int) -> None:
+    """Publish so many messages, so many of them at once."""
+    numbers = iter(range(count))
+
+    async def work() -> None:
+        for number in numbers:
+            await send(number)
+
+    await asyncio.gather(*(work() for _ in range(min(workers, count))))
+
+
+async def at_pace(send: Publish, count: int, pace: float, sent: dict[int, float]) -> None:
+    """Publish so many messages a second, each by itself, and note when."""
+
+    async def one(number: int) -> None:
+        sent[number] = time.perf_counter()
+        await send(number)
+
+    loop, tasks = asyncio.get_running_loop(), []
+    began = loop.time()
+    for number in range(count):
+        await asyncio.sleep(max(0.0, began + number / pace - loop.time()))
+        tasks.append(asyncio.create_task(one(number)))
+    await asyncio.gather(*tasks)
+
+
+def with_latencies(measured: Measured, sent: dict[int, float], tally: Tally) -> Measured:
+    """Return a round with the time from each send to its handler."""
+    arrivals = tally.arrivals or {}
+    latencies = tuple(arrivals[number] - began for number, began in sent.items() if number in arrivals)
+    return Measured(messages=measured.messages, wall=measured.wall, cpu=measured.cpu, latencies=latencies)
+
+
+async def consumed(
+    queue: AbstractQueue, on_message: Callable[[AbstractIncomingMessage], Awaitable[None]],
+    until: asyncio.Future[Measured],
+) -> Measured:  # fmt: skip
+    """Consume a queue until the future has a result."""
+    tag = await queue.consume(on_message)
+    try:
+        return await until
+    finally:
+        await queue.cancel(tag)
+
+
+def opened(open_: Opener, message: AbstractIncomingMessage) -> bytes:
+    """Return the body of a delivery, once its wrapper vouches for it."""
+    token = message.headers.get(HEADER)
+    return open_(message.body, token if isinstance(token, str) else None)
+
+
+@contextmanager
+def failing(until: asyncio.Future[Measured]) -> Iterator[None]:
+    """Let an error of a handler end the round: aio-pika would only log it."""
+    try:
+        yield
+    except Exception as error:
+        if not until.done():
+            until.set_exception(error)
+
+
+def fail(until: asyncio.Future[Measured], why: str) -> None:
+    """End a round with an error."""
+    if not until.done():
+        until.set_exception(AssertionError(f"an honest message was {why}"))
+
+
+def settle(until: asyncio.Future[Measured], measured: Measured) -> None:
+    """End a round."""
+    if not until.done():
+        until.set_result(measured)

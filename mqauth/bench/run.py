@@ -1,0 +1,255 @@
+"""All of a benchmark: how much is measured, in which order, and the report of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+from mqauth.bench import inprocess
+from mqauth.bench.handmade import Handwritten, Wrapper, missing_client, rivals
+from mqauth.bench.inprocess import BATCH_NAME, PLACE, Cell, Subject
+from mqauth.bench.lanes import BrokerFound, Effort
+from mqauth.bench.rounds import Progress, Rounds, rates
+from mqauth.bench.workload import Workload
+from mqauth.errors import ConfigurationError
+
+TOLD: Final = ("bare", "message", "batch", "handwritten")
+"""Contenders whose rates stand in the short form; the others' ratios do."""
+_PACKAGES: Final = ("mqauth", "cryptography", "PyJWT", "aio-pika", "kafka-python", "crc32c", "joserfc", "celery")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amount:
+    """How much is measured.
+
+    Args:
+        cells: what is measured without a broker.
+        rounds: measured rounds of everything.
+        count: messages of a round without a broker.
+        base_count: the same at 1 KiB and five headers.
+        rabbitmq, kafka: what is measured on brokers.
+        seconds: once they are over no comparison begins another round.
+    """
+
+    cells: tuple[Cell, ...]
+    rounds: int
+    count: int
+    base_count: int
+    rabbitmq: Effort
+    kafka: Effort
+    seconds: float
+
+
+FULL: Final = Amount(
+    cells=tuple(inprocess.cells()), rounds=7, count=96, base_count=512, seconds=480,
+    rabbitmq=Effort(rounds=7, publish=2048, consume=4096, paced=200),
+    kafka=Effort(rounds=7, publish=16_384, consume=24_576, paced=200),
+)  # fmt: skip
+"""About eight minutes."""
+QUICK: Final = Amount(
+    cells=tuple(inprocess.cells()), rounds=3, count=16, base_count=128, seconds=60,
+    rabbitmq=Effort(rounds=3, publish=512, consume=1024, paced=40, paced_rounds=1),
+    kafka=Effort(rounds=3, publish=4096, consume=8192, paced=40, paced_rounds=1),
+)  # fmt: skip
+"""Within two minutes."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """What was measured."""
+
+    amount: Amount
+    in_process: Rounds
+    brokers: dict[str, BrokerFound] = field(default_factory=dict)
+    kept: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    servers: dict[str, str] = field(default_factory=dict)
+
+    def short(self) -> dict[str, Any]:
+        """Return the figures most asked for: microseconds in process, messages a second and ratios on brokers."""
+        told: dict[str, Any] = {"in_process": inprocess.short(self.in_process, _kinds(self.amount))}
+        return told | {name: _short(found.comparisons) for name, found in self.brokers.items()}
+
+    def failed(self) -> dict[str, str]:
+        """Return why what failed did."""
+        told = dict(self.in_process.failed)
+        for name, broker in self.brokers.items():
+            for what, found in broker.comparisons.items():
+                told |= {f"{name} {what} {who}": why for who, why in found.failed.items()}
+        return told
+
+    def whole(self) -> dict[str, Any]:
+        """Return every figure with its spread, and what it was measured on."""
+        told: dict[str, Any] = {
+            "when": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(), "packages": packages(),
+            "servers": self.servers, "missing": self.missing, "short": self.short(),
+            "in_process": self.in_process.summary(""), "kept_bytes": self.kept, "peak_rss_mib": peak_rss(),
+        }  # fmt: skip
+        for name, found in self.brokers.items():
+            comparisons = {what: rounds.summary("bare") for what, rounds in found.comparisons.items()}
+            told[name] = {"added_bytes": dict(found.added), **comparisons}
+        return told
+
+
+def measure(
+    amount: Amount, *, rabbitmq: str | None = None, kafka: str | None = None, progress: Progress = lambda _: None
+) -> Report:
+    """Measure everything that is asked for.
+
+    Args:
+        amount: how much.
+        rabbitmq: ``amqp://...``, or ``None`` for no RabbitMQ.
+        kafka: ``host:port``, or ``None`` for no Kafka.
+        progress: told what is measured.
+
+    Raises:
+        ConfigurationError: a client library is missing.
+    """
+    brokers = [(name, url, _broker(name)) for name, url in (("rabbitmq", rabbitmq), ("kafka", kafka)) if url]
+    wrappers, missing = rivals()
+    clock = _Deadline(amount.seconds, parts=1 + 2 * len(brokers))
+    found = inprocess.measure(
+        amount.cells, rounds=amount.rounds, count=amount.count, base_count=amount.base_count,
+        progress=progress, enough=clock.part(1),
+    )  # fmt: skip
+    report = Report(amount=amount, in_process=found, missing=missing, kept=kept_bytes(amount.base_count))
+    for place, (name, url, run) in enumerate(brokers):
+        effort = replace(getattr(amount, name), enough=clock.part(3 + 2 * place))
+        report.brokers[name] = run(
+            url, wrappers, effort, progress=lambda what, name=name: progress(f"{name}: {what}")
+        )
+    return report
+
+
+def _tell(progress: Progress, broker: str, what: str) -> None:
+    """Say what is measured on a broker."""
+    progress(f"{broker}: {what}")
+
+
+class _Deadline:
+    """A time that is shared out in equal parts."""
+
+    def __init__(self, seconds: float, parts: int) -> None:
+        self._began, self._part = time.monotonic(), seconds / parts
+
+    def part(self, number: int) -> Callable[[], bool]:
+        """Return what tells whether so many parts are over."""
+        return lambda: time.monotonic() - self._began > number * self._part
+
+
+def _broker(name: str) -> Callable[..., BrokerFound]:
+    """Return what measures a broker.
+
+    Raises:
+        ConfigurationError: its client is not installed.
+    """
+    try:
+        if name == "rabbitmq":
+            from mqauth.bench import rabbitmq
+
+            return rabbitmq.measure
+        from mqauth.bench import kafka
+
+        return kafka.measure
+    except ImportError as error:
+        raise missing_client(name) from error
+
+
+def kept_bytes(count: int) -> dict[str, float]:
+    """Return the bytes of memory one handled message leaves behind until its token expires, by contender."""
+    subjects = {"message": "EdDSA", "batch": BATCH_NAME}
+    kept = {name: Subject(Cell(kind=kind), 64 + count).kept_bytes() for name, kind in subjects.items()}
+    return {
+        name: round(found, 1) for name, found in (kept | {"handwritten": _kept_by(Handwritten(), count)}).items()
+    }
+
+
+def _kept_by(wrapper: Wrapper, count: int) -> float:
+    """Return the bytes a wrapper's memory takes for each message."""
+    open_, body = wrapper.opener(PLACE), Workload().body(0)
+    sealed = [wrapper.seal(PLACE, body) for _ in range(count)]
+    open_(*wrapper.seal(PLACE, body))
+    tracemalloc.start()
+    for found in sealed:
+        open_(*found)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return kept / count
+
+
+def _short(comparisons: Mapping[str, Rounds]) -> dict[str, Any]:
+    """Return rates and ratios of one broker."""
+    told: dict[str, Any] = {}
+    for name, found in comparisons.items():
+        pairs = {"batch/handwritten": ("batch", "handwritten"), "message/handwritten": ("message", "handwritten")}
+        if "pipelined" in found.measured:
+            pairs["batch/pipelined"] = ("batch", "pipelined")
+        if name != "paced":
+            told[name] = rates(found, TOLD, "bare", pairs)
+    return told
+
+
+def _kinds(amount: Amount) -> list[str]:
+    """Return the kinds of cells, each once, in their order."""
+    return list(dict.fromkeys(cell.kind for cell in amount.cells))
+
+
+def peak_rss() -> float:
+    """Return the most memory this process ever held, MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures were measured on."""
+    return {
+        "python": platform.python_version(), "system": f"{platform.system()} {platform.release()}",
+        "cpu": _cpu(), "cores": os.cpu_count(),
+    }  # fmt: skip
+
+
+def packages() -> dict[str, str]:
+    """Return the versions of what is measured."""
+    found: dict[str, str] = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu() -> str:
+    """Return the processor's name, as far as the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def amount_of(*, quick: bool) -> Amount:
+    """Return how much is measured."""
+    return QUICK if quick else FULL
+
+
+def address_of(url: str) -> str:
+    """Return the ``host:port`` of a Kafka address, with or without ``kafka://``.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    address = url.removeprefix("kafka://").rstrip("/")
+    if not address:
+        raise ConfigurationError("--kafka: must be host:port")
+    return address

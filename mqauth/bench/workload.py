@@ -1,0 +1,140 @@
+"""The same work for every contender: bodies, headers, keys, and a guard with every check on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from mqauth.audit import AuditRecord
+from mqauth.deadletter import DeadLetter
+from mqauth.destination import is_kafka
+from mqauth.errors import MqauthError
+from mqauth.message import HeaderPair, Message
+from mqauth.pipeline import Pipeline
+from mqauth.replay import MemoryReplayStore
+from mqauth.testing.forge import Forge
+
+BODY_SIZE: Final = 1024
+HEADER_COUNT: Final = 5
+LIFETIME: Final = 3600
+BATCH: Final = 64
+_CAPACITY: Final = 20_000_000
+
+
+class RefusedError(MqauthError):
+    """An honest message was refused: what is measured is not what it says."""
+
+    code = "benchmark_refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What one message carries.
+
+    Args:
+        size: bytes of the body.
+        headers: how many application headers.
+    """
+
+    size: int = BODY_SIZE
+    headers: int = HEADER_COUNT
+
+    def body(self, number: int) -> bytes:
+        """Return a body, ASCII text that begins with a number of 8 digits."""
+        return f"{number:08d}".encode().ljust(self.size, b"x")[: self.size]
+
+    def header_texts(self) -> dict[str, str]:
+        """Return the headers."""
+        return {f"header-{number}": f"value {number}" for number in range(self.headers)}
+
+    def message(self, destination: str, number: int = 0) -> Message:
+        """Return one message for a destination, in its broker's types."""
+        on_kafka = is_kafka(destination)
+        pairs: tuple[HeaderPair, ...] = tuple(
+            (name, text.encode() if on_kafka else text) for name, text in self.header_texts().items()
+        )
+        return Message(destination=destination, body=self.body(number), headers=pairs)
+
+
+def number_of(body: bytes | None) -> int:
+    """Return the number a body begins with."""
+    return int((body or b"")[:8])
+
+
+def guard(forge: Forge, *destinations: str, **settings: Any) -> Pipeline:
+    """Return a pipeline with every check on and a fresh replay memory, that audits nothing while all is well."""
+    wanted: dict[str, Any] = {
+        "verifier": forge.verifier(),
+        "policy": forge.policy(*destinations),
+        "replay": MemoryReplayStore(_CAPACITY),
+        "audit": Refusals(),
+    }
+    return Pipeline(**(wanted | settings))
+
+
+class Refusals:
+    """Audit sink and dead-letter sink of a benchmark: every message is honest, so that whatever comes is an error.
+
+    Args:
+        on_refusal: told the reason of the first.
+    """
+
+    name = "refused"
+
+    def __init__(self, on_refusal: Callable[[str], None] = lambda _: None) -> None:
+        self.reason: str | None = None
+        self._tell = on_refusal
+
+    def write(self, record: AuditRecord, /) -> None:
+        """Take an audit record."""
+
+    def publish(self, letter: DeadLetter, /) -> None:
+        """Note why a message was refused."""
+        if self.reason is None:
+            self.reason = str(letter.rejection.reason)
+            self._tell(self.reason)
+
+    def check(self) -> None:
+        """Raise where a message was refused.
+
+        Raises:
+            RefusedError: one was.
+        """
+        if self.reason is not None:
+            raise RefusedError(f"an honest message was refused as {self.reason}")
+
+
+@dataclass(slots=True)
+class Tally:
+    """A handler: counts, works so many seconds on each message, and says when it has seen all.
+
+    Args:
+        wanted: messages to see.
+        done: called at the last.
+        work: seconds of CPU work on each message.
+    """
+
+    wanted: int
+    done: Callable[[], None]
+    work: float = 0.0
+    seen: int = 0
+    arrivals: dict[int, float] | None = field(default=None)
+
+    def __call__(self, body: bytes | None) -> None:
+        """Handle one message."""
+        if self.arrivals is not None:
+            self.arrivals[number_of(body)] = time.perf_counter()
+        if self.work:
+            spin(self.work)
+        self.seen += 1
+        if self.seen == self.wanted:
+            self.done()
+
+
+def spin(seconds: float) -> None:
+    """Keep the CPU busy."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
