@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any, Final, Protocol
 
 from mqauth import base64url, strictjson
@@ -28,6 +29,7 @@ _LIVE_PROPERTIES: Final = frozenset(
 )
 _LIVE_HEADERS: Final = frozenset(("CC", "BCC", "x-delay", "reply-to", "timestamp_in_ms"))
 _MAX_KEY: Final = 1024
+_NAME: Final = itemgetter(0)
 Carries = Callable[[str, HeaderValue], bool]
 
 
@@ -176,17 +178,24 @@ def content_digest(message: Message) -> str:
     add_named(parts, "body", (message.body,))
     for name in sorted(message.properties):
         _add_any(parts, name, str(message.properties[name]))
-    for name, value in sorted(message.headers, key=lambda pair: pair[0]):  # pamqp sorts tables when it sends
+    for name, value in sorted(message.headers, key=_NAME):  # pamqp sorts tables when it sends
         if not is_broker_written(name):
             _add_any(parts, name, value)
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def letter_id(message: Message, scope: str) -> str:
-    """Return hex SHA-256 over scope, source and content digest."""
+def letter_id(message: Message, scope: str, *, digest: str | None = None) -> str:
+    """Return hex SHA-256 over scope, source and content digest.
+
+    Args:
+        message: as rejected.
+        scope: on whose behalf.
+        digest: its content digest, where that is known already.
+    """
     parts: list[bytes] = [b"mqauth-letter-id-1"]
-    for name, value in (("scope", scope), ("source", message.origin.source), ("digest", content_digest(message))):
-        _add_any(parts, name, value)
+    _add_any(parts, "scope", scope)
+    _add_any(parts, "source", message.origin.source)
+    _add_any(parts, "digest", content_digest(message) if digest is None else digest)
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 

@@ -82,11 +82,15 @@ def from_form(form: Any) -> Message:
 
 def writable(text: str) -> str:
     """Return text that UTF-8 can carry, lone surrogates escaped."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def value_to_form(value: HeaderValue, depth: int = MAX_DEPTH) -> dict[str, Any]:
     """Return one header value with its tag; what is nested deeper than 32 is cut off and said so."""
+    if type(value) is str:  # nearly every header's
+        return {"str": writable(value)}
+    if type(value) is bytes:
+        return {"b64": _base64(value)}
     if isinstance(value, Mapping | tuple) and depth == 0:
         return {"str": "(nested too deep)"}
     if isinstance(value, Mapping):

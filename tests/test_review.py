@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from mqauth.review import (
     Terms,
     account,
     discard,
+    fill,
     judge,
     read,
     redrive,
@@ -595,10 +597,76 @@ def test_many_letters_are_paged_and_grouped(bureau: Bureau) -> None:
     letter = letter_of(bureau.message()).whole(lambda name, value: True)
     index = Index(0.0)
     for number in range(1000):
-        index.add(Letter(message=replace(letter, body=b"%d" % number)))
+        index.add([Letter(message=replace(letter, body=b"%d" % number))])
     assert (index.count(), len(index.page(limit=50)), len(index.groups())) == (1000, 50, 1)
     index.close()
     index.close()
+
+
+def plain_letters(bureau: Bureau, count: int) -> None:
+    """Put so many letters of two groups where they lie, every third of another reason."""
+    for number in range(count):
+        message = bureau.message(b"%d" % number)
+        reason = Reason.REPLAYED if number % 3 == 0 else Reason.EXPIRED
+        letter = replace(letter_of(message, reason), time=1_900_000_000.0 + number)
+        bureau.plant(letter.whole(lambda name, value: True))
+
+
+def test_an_index_is_read_while_it_is_filled(bureau: Bureau) -> None:
+    """Between two batches it has the letters so far, groups and columns with them, and says it is not complete."""
+    plain_letters(bureau, 450)
+    seen: list[Any] = []
+
+    def look(count: int) -> None:
+        columns = index.columns(1_900_000_000.0, 100.0, 5, before=2e9)
+        groups = sum(group.count for group in index.groups(limit=2))
+        seen.append((count, index.count(), groups, sum(found[2] for found in columns), index.complete))
+
+    with Index(0.0) as index:
+        flow.run(fill(index, bureau.box, progress=look))
+        assert seen == [(number, number, number, number, False) for number in (200, 400, 450)]
+        assert (index.complete, index.expected) == (True, 450)
+
+
+def test_groups_counted_as_letters_come_are_those_that_are_there(bureau: Bureau) -> None:
+    """Counts, first and last time kept for each group are those of its letters; a limit keeps the largest."""
+    plain_letters(bureau, 450)
+    with bureau.survey() as index:
+        times: dict[str, list[float]] = {}
+        for row in index.page(limit=1000):
+            times.setdefault(row.reason, []).append(row.time or 0.0)
+        wanted = {reason: (len(of), min(of), max(of)) for reason, of in times.items()}
+        for filter_ in (ALL, Filter(since=0.0)):
+            found = index.groups(filter_)
+            assert {group.reason: (group.count, group.first, group.last) for group in found} == wanted
+            assert index.count(filter_) == 450
+        assert [group.count for group in index.groups(limit=1)] == [300]
+        assert (index.kinds(), index.reasons()) == (2, [("expired", 300), ("replayed", 150)])
+
+
+def test_a_cancelled_reading_keeps_what_it_has_and_gives_everything_back(bureau: Bureau) -> None:
+    """Cancelled after the first letters the index has those and is not complete; the queue has all of them."""
+    plain_letters(bureau, 450)
+    cancelled = threading.Event()
+    cancelled.set()
+    with Index(0.0) as index:
+        flow.run(fill(index, bureau.box, cancelled=cancelled))
+        assert (index.count(), index.complete) == (200, False)
+    assert len(bureau.letters()) == 450
+    with bureau.survey() as index:
+        assert index.count() == 450
+
+
+def test_a_reading_that_breaks_gives_everything_back(bureau: Bureau) -> None:
+    """Where the index fails the pass ends: no letter is held back from the next reviewer."""
+    plain_letters(bureau, 3)
+
+    def full(count: int) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        flow.run(survey(bureau.box, progress=full))
+    assert len(bureau.letters()) == 3
 
 
 def test_a_failed_survey_leaves_nothing_behind(bureau: Bureau) -> None:

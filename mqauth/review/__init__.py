@@ -7,9 +7,11 @@ gives an ``Index`` of it; ``Index.freeze`` a selection; ``redrive`` and ``discar
 
 from mqauth.review.account import Ledger, account
 from mqauth.review.acts import Account, Judge, Pace, Reviewer, Terms, discard, judge, redrive, rehearse
-from mqauth.review.index import ALL, Filter, Group, Index, Row, Selection, survey
+from mqauth.review.filters import ALL, Filter, Selection
+from mqauth.review.index import Group, Index, Row
 from mqauth.review.letter import Letter, Reading, read, restore
 from mqauth.review.letterbox import LetterBox
+from mqauth.review.survey import fill, survey
 from mqauth.review.transfer import take_in
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "Terms",
     "account",
     "discard",
+    "fill",
     "judge",
     "read",
     "redrive",

@@ -1,6 +1,7 @@
 """An index of a dead-letter queue on disk: 100,000 letters in bounded memory, as of a moment that it says.
 
-SQLite in a private file that goes with the index. Letters are kept in the JSON form of a message.
+SQLite in a private file that goes with the index. It can be read from other threads while it is filled: then
+it says how far it is. Letters are kept in the JSON form of a message; groups are counted as letters come.
 """
 
 from __future__ import annotations
@@ -9,72 +10,57 @@ import json
 import os
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any, Final, Self
 
 from mqauth import jsonform, strictjson
 from mqauth.audit import harmless
-from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, MalformedMessage
-from mqauth.flow import Flow, call
+from mqauth.review.filters import ALL, DIMENSIONS, Filter, Selection
 from mqauth.review.letter import Letter, Reading, read
-from mqauth.review.letterbox import BATCH, LetterBox
+
+__all__ = ["ALL", "Filter", "Group", "Index", "Row", "Selection"]
 
 _DEPTH: Final = 128
-_DIMENSIONS: Final = ("reason", "issuer", "kid", "subject", "destination")
-_TABLE: Final = """
-CREATE TABLE letters (
-  number INTEGER PRIMARY KEY, mark TEXT NOT NULL, id TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,
-  issuer TEXT NOT NULL, kid TEXT NOT NULL, subject TEXT NOT NULL, destination TEXT NOT NULL, scope TEXT NOT NULL,
-  time REAL, form TEXT NOT NULL, size INTEGER NOT NULL, sound INTEGER NOT NULL, today TEXT, letter BLOB NOT NULL
+_CHUNK: Final = 200
+_NAMES: Final = ", ".join(DIMENSIONS)
+_TABLES: Final = """
+PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE; PRAGMA cache_size = -16384;
+CREATE TABLE kinds (
+  kind INTEGER PRIMARY KEY, reason TEXT NOT NULL, issuer TEXT NOT NULL, kid TEXT NOT NULL, subject TEXT NOT NULL,
+  destination TEXT NOT NULL, count INTEGER NOT NULL, first REAL, last REAL,
+  UNIQUE (reason, issuer, kid, subject, destination)
 );
-CREATE INDEX by_id ON letters (id);
-CREATE INDEX by_group ON letters (reason, issuer, kid, subject, destination);
+CREATE TABLE letters (
+  number INTEGER PRIMARY KEY, kind INTEGER NOT NULL, mark TEXT NOT NULL, id TEXT NOT NULL, detail TEXT NOT NULL,
+  scope TEXT NOT NULL, time REAL, form TEXT NOT NULL, size INTEGER NOT NULL, sound INTEGER NOT NULL, today TEXT
+);
+CREATE TABLE originals (number INTEGER PRIMARY KEY, letter BLOB NOT NULL);
+CREATE INDEX by_kind ON letters (kind);
+CREATE INDEX by_mark ON letters (mark);
+CREATE VIEW shown AS
+  SELECT letters.*, reason, issuer, kid, subject, destination FROM letters JOIN kinds USING (kind);
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filter:
-    """Which letters are meant; what is ``None`` does not matter.
-
-    Args:
-        id: dead-letter id, or its beginning.
-        reason, issuer, kid, subject, destination: exact, as the index shows them; an empty one is *none*.
-        since: UTC seconds, inclusive; a letter that names no time is never within times.
-        until: UTC seconds, exclusive.
-        today: verdict of the last ``judge``: ``accepted``, a reason, or a cause.
-        mark: exact: one letter, or those that are byte for byte the same.
-        sound: whether the letter proved to be the one it names.
-    """
-
-    id: str | None = None
-    reason: str | None = None
-    issuer: str | None = None
-    kid: str | None = None
-    subject: str | None = None
-    destination: str | None = None
-    since: float | None = None
-    until: float | None = None
-    today: str | None = None
-    mark: str | None = None
-    sound: bool | None = None
-
-    def where(self) -> tuple[str, list[Any]]:
-        """Return the condition in SQL and its parameters."""
-        parts: list[str] = ["1"]
-        values: list[Any] = []
-        forms = {"id": "substr(id, 1, length(?)) = ?", "since": "time >= ?", "until": "time < ?"}
-        for name in (found.name for found in fields(self)):
-            value = getattr(self, name)
-            if value is not None:
-                parts.append(forms.get(name, f"{name} = ?"))
-                values += [value] * forms.get(name, "?").count("?")
-        return " AND ".join(parts), values
-
-
-ALL: Final = Filter()
+_COUNT: Final = """
+INSERT INTO kinds (reason, issuer, kid, subject, destination, count, first, last) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET count = count + excluded.count,
+  first = min(coalesce(first, excluded.first), coalesce(excluded.first, first)),
+  last = max(coalesce(last, excluded.last), coalesce(excluded.last, last))
+"""
+_KIND: Final = "SELECT kind FROM kinds WHERE (reason, issuer, kid, subject, destination) = (?, ?, ?, ?, ?)"
+_SPAN: Final = """
+SELECT min(at), max(at) FROM (SELECT first AS at FROM kinds UNION ALL SELECT last FROM kinds)
+WHERE at >= 0 AND at < ?
+"""
+_COLUMNS: Final = """
+SELECT reason, min(max(CAST((time - ?) / ? AS INTEGER), 0), ?) AS at, count(*) FROM shown
+WHERE time >= 0 AND time < ? GROUP BY 1, 2
+"""
+_LETTER: Final = "INSERT INTO letters VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
+_Kind = tuple[str, str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,24 +98,13 @@ class Row:
     today: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """A frozen, counted choice of letters: what arrives later is not in it.
-
-    Args:
-        marks: how many letters of each mark.
-        as_of: UTC seconds of the index it was taken from.
-    """
-
-    marks: dict[str, int]
-    as_of: float
-
-    def __len__(self) -> int:
-        return sum(self.marks.values())
+_GROUP: Final = tuple(found.name for found in fields(Group))
+_ROW: Final = tuple(found.name for found in fields(Row))
+_SOUND: Final = _ROW.index("sound")
 
 
 class Index:
-    """What one pass over a letter box found; made by ``survey``.
+    """What one pass over a letter box finds; filled by ``survey``, read from any thread.
 
     Args:
         as_of: UTC seconds at which the pass began.
@@ -137,10 +112,14 @@ class Index:
 
     def __init__(self, as_of: float) -> None:
         self.as_of = as_of
+        self.complete = False
+        self.expected = 0
+        self.size = 0
+        self._lock = threading.RLock()
         descriptor, self._path = tempfile.mkstemp(prefix="mqauth-review-", suffix=".sqlite")  # mode 0600
         os.close(descriptor)
         self._db = sqlite3.connect(self._path, check_same_thread=False)
-        self._db.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {_TABLE}")
+        self._db.executescript(_TABLES)
 
     def __enter__(self) -> Self:
         return self
@@ -152,40 +131,70 @@ class Index:
 
     def close(self) -> None:
         """Forget everything."""
-        self._db.close()
+        with self._lock:
+            self._db.close()
         if os.path.exists(self._path):
             os.unlink(self._path)
 
-    def add(self, letter: Letter) -> None:
-        """Add one letter."""
-        found = read(letter)
-        form = strictjson.dumps(jsonform.to_form(letter.message))
-        kid = "" if found.kid is None else harmless(found.kid)
-        self._db.execute(
-            "INSERT INTO letters (mark, id, reason, detail, issuer, kid, subject, destination, scope, time, form,"
-            " size, sound, letter) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (found.mark, found.id, found.reason, found.detail, found.issuer, kid, found.subject,
-             found.destination, found.scope, found.time, found.form, found.size, found.sound, form),
-        )  # fmt: skip
+    def add(self, letters: Sequence[Letter]) -> None:
+        """Add letters, read one by one."""
+        found = [(reading := read(letter), _kind(reading), _form(letter)) for letter in letters]
+        with self._lock:
+            kinds = self._counted((kind, reading.time) for reading, kind, _ in found)
+            numbered = list(enumerate(found, self.size + 1))
+            self._db.executemany(
+                _LETTER, [_letter(number, kinds[kind], reading) for number, (reading, kind, _) in numbered]
+            )
+            self._db.executemany(
+                "INSERT INTO originals VALUES (?, ?)", [(number, form) for number, (_, _, form) in numbered]
+            )
+            self.size += len(found)
 
     def count(self, wanted: Filter = ALL) -> int:
         """Return how many letters are meant."""
-        where, values = wanted.where()
-        return int(self._db.execute(f"SELECT count(*) FROM letters WHERE {where}", values).fetchone()[0])  # noqa: S608
+        if wanted.whole_groups:
+            return int(self._ask(*_select("coalesce(sum(count), 0)", wanted, table="kinds"))[0][0])
+        return int(self._ask(*_select("count(*)", wanted))[0][0])
 
-    def groups(self, wanted: Filter = ALL) -> list[Group]:
-        """Return the groups, the largest first."""
-        where, values = wanted.where()
-        names = ", ".join(_DIMENSIONS)
-        rows = self._db.execute(
-            f"SELECT {names}, count(*), min(time), max(time) FROM letters WHERE {where}"  # noqa: S608
-            f" GROUP BY {names} ORDER BY count(*) DESC, {names}",
-            values,
-        )
-        return [
-            Group(**dict(zip(_DIMENSIONS, row[:5], strict=True)), count=row[5], first=row[6], last=row[7])
-            for row in rows
-        ]
+    def groups(self, wanted: Filter = ALL, *, limit: int | None = None) -> list[Group]:
+        """Return the groups, the largest first.
+
+        Args:
+            wanted: letters that count.
+            limit: at most so many; by default all of them.
+        """
+        rest, limited = f"ORDER BY count DESC, {_NAMES} LIMIT ?", [-1 if limit is None else limit]
+        if wanted.whole_groups:
+            sql = _select(f"{_NAMES}, count, first, last", wanted, rest, limited, table="kinds")
+        else:
+            times = "count(*) AS count, min(time), max(time)"
+            sql = _select(f"{_NAMES}, {times}", wanted, f"GROUP BY kind {rest}", limited)
+        rows = self._ask(*sql)
+        return [Group(**dict(zip(_GROUP, row, strict=True))) for row in rows]
+
+    def kinds(self) -> int:
+        """Return how many groups there are."""
+        return int(self._ask("SELECT count(*) FROM kinds")[0][0])
+
+    def reasons(self) -> list[tuple[str, int]]:
+        """Return how many letters name each reason, the most frequent first."""
+        return self._ask("SELECT reason, sum(count) FROM kinds GROUP BY reason ORDER BY 2 DESC, 1")
+
+    def span(self, before: float) -> tuple[float, float] | None:
+        """Return the first and last time of the groups, UTC seconds from 0 to ``before``; ``None`` without any."""
+        first, last = self._ask(_SPAN, [before])[0]
+        return None if first is None else (first, last)
+
+    def columns(self, first: float, step: float, count: int, *, before: float) -> list[tuple[str, int, int]]:
+        """Return reason, column and number of letters, for letters with a time from 0 to ``before``.
+
+        Args:
+            first: UTC seconds at which the first column begins; what is earlier is in it too.
+            step: seconds of a column.
+            count: of columns; what is later is in the last.
+            before: UTC seconds.
+        """
+        return self._ask(_COLUMNS, [first, step, count - 1, before])
 
     def page(self, wanted: Filter = ALL, *, after: int = 0, limit: int = 100) -> list[Row]:
         """Return a page of letters in the order of the queue.
@@ -195,13 +204,9 @@ class Index:
             after: ``number`` of the last row of the page before.
             limit: at most so many.
         """
-        where, values = wanted.where()
-        names = [found.name for found in fields(Row)]
-        rows = self._db.execute(
-            f"SELECT {', '.join(names)} FROM letters WHERE {where} AND number > ? ORDER BY number LIMIT ?",  # noqa: S608
-            [*values, after, limit],
-        )
-        return [Row(**(dict(zip(names, row, strict=True)) | {"sound": bool(row[13])})) for row in rows]
+        rest = "AND number > ? ORDER BY number LIMIT ?"
+        rows = self._ask(*_select(", ".join(_ROW), wanted, rest, [after, limit]))
+        return [Row(**(dict(zip(_ROW, row, strict=True)) | {"sound": bool(row[_SOUND])})) for row in rows]
 
     def reading(self, number: int) -> Reading:
         """Return one letter, read.
@@ -209,58 +214,81 @@ class Index:
         Raises:
             ConfigurationError: no such letter.
         """
-        found = self._db.execute("SELECT letter FROM letters WHERE number = ?", [number]).fetchone()
-        if found is None:
+        found = self._ask("SELECT letter FROM originals WHERE number = ?", [number])
+        if not found:
             raise ConfigurationError("no such letter")
-        return read(Letter(message=_message(found[0])))
+        return read(Letter(message=_message(found[0][0])))
 
     def forms(self, wanted: Filter = ALL) -> Iterator[dict[str, Any]]:
         """Yield letters in the message form, in order, never all at once."""
-        where, values = wanted.where()
-        for (raw,) in self._db.execute(f"SELECT letter FROM letters WHERE {where} ORDER BY number", values):  # noqa: S608
-            yield json.loads(raw)
+        sql = _select("letter", wanted, "ORDER BY number", table="shown JOIN originals USING (number)")
+        yield from (json.loads(raw) for (raw,) in self._each(*sql))
 
     def ids(self) -> Iterator[tuple[str, bool]]:
         """Yield each id once, and whether one of its letters is sound."""
         yield from (
-            (row[0], bool(row[1])) for row in self._db.execute("SELECT id, max(sound) FROM letters GROUP BY id")
+            (row[0], bool(row[1])) for row in self._each("SELECT id, max(sound) FROM letters GROUP BY id", [])
         )
 
     def freeze(self, wanted: Filter = ALL) -> Selection:
         """Return the letters that are meant now, counted."""
-        where, values = wanted.where()
-        rows = self._db.execute(f"SELECT mark, count(*) FROM letters WHERE {where} GROUP BY mark", values)  # noqa: S608
-        return Selection({row[0]: row[1] for row in rows}, self.as_of)
+        return Selection(dict(self._each(*_select("mark, count(*)", wanted, "GROUP BY mark"))), self.as_of)
 
     def note(self, number: int, today: str) -> None:
         """Keep the verdict that a letter would get today."""
-        self._db.execute("UPDATE letters SET today = ? WHERE number = ?", [today, number])
+        with self._lock:
+            self._db.execute("UPDATE letters SET today = ? WHERE number = ?", [today, number])
+
+    def _ask(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Return the rows of a question that are few."""
+        with self._lock:
+            return self._db.execute(sql, values).fetchall()
+
+    def _each(self, sql: str, values: Sequence[Any]) -> Iterator[Any]:
+        """Yield the rows of a question that may be many."""
+        with self._lock:
+            cursor = self._db.execute(sql, values)
+            rows = cursor.fetchmany(_CHUNK)
+        while rows:
+            yield from rows
+            with self._lock:
+                rows = cursor.fetchmany(_CHUNK)
+
+    def _counted(self, found: Iterable[tuple[_Kind, float | None]]) -> dict[_Kind, int]:
+        """Count letters into their groups, and return each group's number."""
+        times: dict[_Kind, list[float | None]] = {}
+        for kind, time in found:
+            times.setdefault(kind, []).append(time)
+        for kind, among in times.items():
+            known = [time for time in among if time is not None]
+            edges = (min(known), max(known)) if known else (None, None)
+            self._db.execute(_COUNT, (*kind, len(among), *edges))
+        return {kind: self._db.execute(_KIND, kind).fetchone()[0] for kind in times}
 
 
-def survey(
-    box: LetterBox, *, clock: Clock = SYSTEM_CLOCK, progress: Callable[[int], None] = lambda count: None
-) -> Flow[Index]:
-    """Look through a letter box once, removing nothing, and return its index.
+def _select(
+    what: str, wanted: Filter, rest: str = "", more: Sequence[Any] = (), *, table: str = "shown"
+) -> tuple[str, list[Any]]:
+    """Return a question about the letters that are meant, in SQL of our own words only, and its parameters."""
+    where, values = wanted.where()
+    return f"SELECT {what} FROM {table} WHERE {where} {rest}", [*values, *more]  # noqa: S608
 
-    Args:
-        box: the letter box.
-        clock: says as of when.
-        progress: called with the number of letters seen so far.
 
-    Raises:
-        Unavailable: the broker cannot be asked.
-    """
-    index, count = Index(clock.now()), 0
-    try:
-        while letters := (yield from call(box.browse, BATCH)):
-            for letter in letters:
-                index.add(letter)
-            count += len(letters)
-            progress(count)
-    except BaseException:
-        index.close()
-        raise
-    return index
+def _kind(reading: Reading) -> _Kind:
+    """Return the group of a letter."""
+    kid = "" if reading.kid is None else harmless(reading.kid)
+    return reading.reason, reading.issuer, kid, reading.subject, reading.destination
+
+
+def _letter(number: int, kind: int, reading: Reading) -> tuple[Any, ...]:
+    """Return the row of a letter."""
+    return (number, kind, reading.mark, reading.id, reading.detail, reading.scope, reading.time, reading.form,
+            reading.size, reading.sound)  # fmt: skip
+
+
+def _form(letter: Letter) -> bytes:
+    """Return a letter's message in the index's own form."""
+    return strictjson.dumps(jsonform.to_form(letter.message))
 
 
 def _message(raw: bytes) -> Any:

@@ -51,6 +51,7 @@ class KafkaLetterBox:
         self.destination = destination.kafka(topic)
         self.reviewed = topic + REVIEWED
         self.skipped = 0
+        self.expected = 0
         self._timeout = timeout
         self._ends: dict[Any, int] | None = None
         self._resolved: set[bytes] = set()
@@ -127,6 +128,8 @@ class KafkaLetterBox:
         while (records := self._poll()) is not None:
             self._resolved |= {record.key for record in records if record.value is not None and record.key}
         self._assign(self.name)
+        there = sum(end - self._consumer.position(place) for place, end in (self._ends or {}).items())
+        self.expected = max(0, there - len(self._resolved))
 
     def _assign(self, topic: str) -> None:
         """Stand at the beginning of every partition, and note where they end."""

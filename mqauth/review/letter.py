@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
+from mqauth import batch, destination, envelope, jsonform, jws, strictjson
 from mqauth import claims as claim_set
-from mqauth import destination, envelope, jsonform, jws, strictjson
 from mqauth.audit import harmless
 from mqauth.claims import Claims
 from mqauth.deadletter import PREFIX, content_digest, letter_id
@@ -26,6 +26,7 @@ _OVERWRITTEN: Final = "timestamp_in_ms"
 _DEPTH: Final = 72
 _ID = re.compile(r"[0-9a-f]{64}")
 _FORMS: Final = ("whole", "json", "reference")
+_REASONS: Final = frozenset(Reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +119,7 @@ def read(letter: Letter) -> Reading:
     return Reading(
         mark=mark,
         id=named if _ID.fullmatch(named) else mark,
-        reason=lines.get("reason", "") if lines.get("reason") in set(Reason) else UNKNOWN,
+        reason=lines.get("reason", "") if lines.get("reason") in _REASONS else UNKNOWN,
         detail=harmless(lines.get("detail", "")),
         scope=harmless(lines.get("scope", "")),
         destination=harmless(lines.get("destination", "")),
@@ -269,9 +270,10 @@ def _origin(lines: Mapping[str, str], parsed: tuple[str, ...]) -> Origin:
 
 def _unsound(original: Message, lines: Mapping[str, str], named: str) -> str | None:
     """Return what does not hold of a letter."""
-    if content_digest(original) != lines.get("digest"):
+    digest = content_digest(original)
+    if digest != lines.get("digest"):
         return "the digest is of another message"
-    if letter_id(original, lines.get("scope", "")) != named:
+    if letter_id(original, lines.get("scope", ""), digest=digest) != named:
         return "the id is of another letter"
     return None
 
@@ -282,7 +284,7 @@ def _token(original: Message | None) -> tuple[jws.Opened | None, Claims | None]:
         return None, None
     opened: jws.Opened | None = None
     try:
-        opened = jws.take_apart(envelope.token_of(original))
+        opened = jws.take_apart(batch.split(envelope.token_of(original))[0])
         return opened, claim_set.parse(opened.payload)
     except Rejection:
         return opened, None

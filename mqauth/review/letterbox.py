@@ -1,4 +1,4 @@
-"""What reviewing needs of a broker: three methods and a name; of either colour."""
+"""What reviewing needs of a broker: three methods and what the box is called; of either colour."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ class LetterBox(Protocol):
     @property
     def destination(self) -> str:
         """Its canonical destination, to which imported letters are published."""
+        ...
+
+    @property
+    def expected(self) -> int:
+        """Letters the broker said there were when the pass began, about; 0 where it does not say."""
         ...
 
     def browse(self, limit: int, /) -> Sequence[Letter] | Awaitable[Sequence[Letter]]:

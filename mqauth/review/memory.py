@@ -24,9 +24,12 @@ class MemoryLetterBox:
         self.name = self.destination = place
         self._held: dict[int, Message] = {}
         self._seen = 0
+        self.expected = 0
 
     def browse(self, limit: int, /) -> Sequence[Letter]:
         """Take the next letters; what was not removed is given back at the end of the pass."""
+        if not self._held:
+            self.expected = len(self._broker.waiting(self.name))
         found: list[Letter] = []
         while len(found) < limit and (taken := self._broker.take(self.name)) is not None:
             message = taken.message if isinstance(taken, Delivery) else taken
