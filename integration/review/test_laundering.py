@@ -1,0 +1,158 @@
+"""Every way to launder a dead letter, tried on real brokers through the real consumer: none is handled."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mqauth import destination, jws, strictjson
+from mqauth.deadletter import PREFIX, DeadLetter
+from mqauth.errors import Reason, Rejection
+from mqauth.flow import call
+from mqauth.jws import LocalSigningKey
+from mqauth.keys import Key
+from mqauth.message import Message
+from mqauth.release import RELEASE_HEADER, RELEASE_TYPE, WAIVABLE, open_release
+from mqauth.review import Letter, redrive, restore
+
+if TYPE_CHECKING:
+    from integration.review.scene import Scene
+
+ALL = frozenset(WAIVABLE)
+
+
+class Caught:
+    """A letter box whose redriven messages an attacker catches: nothing is sent, nothing removed."""
+
+    def __init__(self, box: Any) -> None:
+        self._box = box
+        self.messages: list[Message] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._box, name)
+
+    def publish(self, message: Message, /) -> None:
+        """Catch it."""
+        self.messages.append(message)
+
+    def remove(self, letter: Letter, /) -> None:
+        """Leave it."""
+
+
+def caught(scene: Scene) -> list[Message]:
+    """Return what a redrive of every letter, expired waived, would send."""
+    with scene.desk() as (found, reviewer):
+        box = Caught(found.box)
+        terms = scene.terms(waive=frozenset([Reason.EXPIRED]))
+        run = redrive(box, scene.freeze(found), guard=scene.guard(), terms=terms, reviewer=reviewer)
+        assert found.run(run).error is None
+    return box.messages
+
+
+def released(message: Message, token: str) -> Message:
+    """Return a message with another release."""
+    kept = tuple(pair for pair in message.headers if pair[0] != RELEASE_HEADER)
+    value: Any = token.encode() if destination.is_kafka(message.destination) else token
+    return replace(message, headers=(*kept, (RELEASE_HEADER, value)))
+
+
+def bent(scene: Scene, good: Message, key: Key | None = None, **claims: Any) -> str:
+    """Return the release of a message, its claims changed and signed again."""
+    found = open_release(good).release.as_dict() | claims
+    return jws.compact(strictjson.dumps(found), LocalSigningKey(key or scene.key), typ=RELEASE_TYPE)
+
+
+def release_of(message: Message) -> str:
+    """Return the release a message carries."""
+    value = dict(message.headers)[RELEASE_HEADER]
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def sent(scene: Scene, messages: Sequence[Message]) -> Counter[str]:
+    """Send messages past mqauth, let the consumer have them, and return why each was rejected."""
+    before = scene.why()
+    for message in messages:
+        scene.stage.inject(message)
+    scene.consume(len(messages))
+    return scene.why() - before
+
+
+def test_what_an_attacker_sends_again_is_rejected_by_name(scene: Scene) -> None:
+    """As it is, under another's release, edited, under a release bent, of another key or scope: never handled."""
+    for number in range(2):
+        scene.stage.inject(scene.message("expired", number))
+    scene.stage.inject(scene.message("signature_invalid", 0))
+    scene.consume(3)
+    first, second = caught(scene)
+    forged = next(restore(letter) for letter in scene.stage.letters() if b"signature" in (letter.body or b""))
+    as_it_is = [replace(letter, destination=scene.stage.destination) for letter in scene.stage.letters()]
+    assert sent(scene, as_it_is) == {"token_missing: no token header": 3}
+    waiving = bent(scene, first, waive=["signature_invalid"])
+    assert sent(scene, [released(first, release_of(second)), replace(first, body=b"edited")]) == {
+        "release_invalid: the release is of another message: body_mismatch": 2
+    }
+    assert sent(scene, [released(forged, waiving), released(first, waiving)]) == {
+        "release_invalid: it waives what no release may waive": 2
+    }
+    assert sent(scene, [released(forged, release_of(first))]) == {
+        "release_invalid: the release is of another message: body_mismatch": 1
+    }
+    strange = Key.generate(subjects=["ada"])
+    assert sent(
+        scene,
+        [
+            released(first, bent(scene, first, strange)),
+            released(first, bent(scene, first, iss="https://evil.example")),
+        ],
+    ) == {
+        "release_invalid: the authority has no such key": 1,
+        "release_invalid: no such release authority is configured": 1,
+    }
+    assert scene.handled == []
+    assert sent(scene, [first, first]) == {}  # the release itself is good, once
+    assert [verified.body for verified in scene.handled] == [b"expired 0"]
+    assert (scene.outcomes["accepted"], scene.outcomes["duplicate"]) == (1, 1)
+
+
+def test_a_forged_letter_goes_nowhere(scene: Scene) -> None:
+    """Naming another destination, edited, or claiming another reason: refused by name, nothing is sent."""
+    scene.stage.inject(scene.message("expired", 0))
+    scene.stage.inject(scene.message("signature_invalid", 0))
+    scene.consume(2)
+    letters = scene.stage.letters()
+    stale = next(letter for letter in letters if b"expired" in (letter.body or b""))
+    forged = next(letter for letter in letters if b"signature" in (letter.body or b""))
+    elsewhere = "kafka:payments" if scene.place.on_kafka else "rabbitmq:payments/paid"
+    sound = DeadLetter(
+        message=replace(restore(stale), destination=elsewhere), rejection=Rejection(Reason.EXPIRED),
+        scope=scene.scope, time=1_900_000_000.0, audit="a",
+    )  # fmt: skip
+    planted = [
+        _saying(stale, destination=elsewhere), replace(stale, body=b"edited"), _saying(stale, id="0" * 64),
+        _saying(sound.whole(lambda name, value: True)), _saying(forged, reason="expired"),
+    ]  # fmt: skip
+    with scene.desk() as (found, reviewer):
+        for letter in planted:
+            found.run(call(found.box.publish, replace(letter, destination=found.box.destination)))
+        selection = scene.freeze(found)
+        terms = scene.terms(waive=ALL)
+        done = found.run(redrive(found.box, selection, guard=scene.guard(), terms=terms, reviewer=reviewer))
+    assert done.refused == {"letter_unsound": 3, "destination_mismatch": 1, "signature_invalid": 2}
+    assert (done.selected, done.done) == (7, 1)
+    scene.consume(1)
+    assert [verified.body for verified in scene.handled] == [b"expired 0"]
+    assert len(scene.stage.letters()) == (7 if scene.place.on_kafka else 6)
+
+
+def _saying(letter: Message, **lines: str) -> Message:
+    """Return a letter whose lineage says something else."""
+    lies = {PREFIX + name: value for name, value in lines.items()}
+    on_kafka = destination.is_kafka(letter.destination)
+
+    def said(name: str, value: Any) -> Any:
+        found = lies.get(name, value)
+        return found.encode() if isinstance(found, str) and on_kafka else found
+
+    return replace(letter, headers=tuple((name, said(name, value)) for name, value in letter.headers))
