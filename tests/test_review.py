@@ -6,6 +6,7 @@ import json
 import threading
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +327,28 @@ def test_judging_touches_nothing_and_finds_exactly_what_the_key_helps(mixed: Bur
         }  # fmt: skip
         assert index.count(Filter(today="accepted", reason="key_unknown")) == 3
     assert (mixed.letters(), len(mixed.audit)) == (before, records)
+
+
+def test_judging_and_rehearsing_stop_before_the_next_letter(mixed: Bureau) -> None:
+    """Cancelled after the second letter, exactly two are counted, and only they have a verdict."""
+    terms = Terms(releaser=mixed.releaser, reason=WHY)
+
+    def watched(count: Any) -> Counter[str]:
+        cancelled, seen = threading.Event(), list[int]()
+
+        def progress(so_far: int) -> None:
+            seen.append(so_far)
+            if so_far == 2:
+                cancelled.set()
+
+        found: Counter[str] = flow.run(count(progress=progress, cancelled=cancelled))
+        assert seen == [1, 2]
+        return found
+
+    with mixed.survey() as index:
+        assert watched(partial(judge, index, mixed.guard)).total() == 2
+        assert sum(row.today is not None for row in index.page()) == 2
+        assert watched(partial(rehearse, index, ALL, guard=mixed.guard, terms=terms)).total() == 2
 
 
 # --- acting -----------------------------------------------------------------------------------------------

@@ -23,8 +23,9 @@ from mqauth.flow import Flow, call, either
 from mqauth.message import Message
 from mqauth.pipeline import Pipeline, Verdict
 from mqauth.release import WAIVABLE, Release, Releaser
-from mqauth.review.index import Filter, Index, Selection
-from mqauth.review.judge import Judge, judge, said, why_unsound
+from mqauth.review.filters import Filter, Selection
+from mqauth.review.index import Index
+from mqauth.review.judge import Judge, judge, rows, said, why_unsound
 from mqauth.review.letter import Letter, Reading, read, redeliverable
 from mqauth.review.letterbox import BATCH, LetterBox
 from mqauth.review.recall import Originals
@@ -141,22 +142,28 @@ class _Refused(MqauthError):
 
 
 def rehearse(
-    index: Index, wanted: Filter, *, guard: Pipeline, terms: Terms, originals: Originals | None = None
+    index: Index,
+    wanted: Filter,
+    *,
+    guard: Pipeline,
+    terms: Terms,
+    originals: Originals | None = None,
+    progress: Callable[[int], None] = lambda seen: None,
+    cancelled: threading.Event | None = None,
 ) -> Flow[Counter[str]]:
     """Return what a redrive would make of letters of an index: how many go, and why others would not.
 
-    Nothing is sent, claimed or recorded.
+    Nothing is sent, claimed or recorded. ``originals``, ``progress`` and ``cancelled`` are those of ``judge``.
     """
-    today, counts, after = Judge(guard, originals), Counter[str](), 0
-    while rows := index.page(wanted, after=after, limit=BATCH):
-        after = rows[-1].number
-        for row in rows:
-            try:
-                reading = yield from today.recalled(index.reading(row.number))
-                yield from _released(today, reading, terms)
-                counts["accepted"] += 1
-            except _Refused as refusal:
-                counts[str(refusal)] += 1
+    today, counts = Judge(guard, originals), Counter[str]()
+    for row in rows(index, wanted, cancelled):
+        try:
+            reading = yield from today.recalled(index.reading(row.number))
+            yield from _released(today, reading, terms)
+            counts["accepted"] += 1
+        except _Refused as refusal:
+            counts[str(refusal)] += 1
+        progress(counts.total())
     return counts
 
 

@@ -22,8 +22,6 @@ from mqauth.errors import ConfigurationError, MalformedMessage
 from mqauth.review.filters import ALL, DIMENSIONS, Filter, Selection
 from mqauth.review.letter import Letter, Reading, read
 
-__all__ = ["ALL", "Filter", "Group", "Index", "Row", "Selection"]
-
 _DEPTH: Final = 128
 _CHUNK: Final = 200
 _NAMES: Final = ", ".join(DIMENSIONS)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from mqauth.flow import Flow
 from mqauth.message import Message
 from mqauth.pipeline import Outcome, Pipeline, Verdict
 from mqauth.replay import ClaimRequest, ClaimStatus
-from mqauth.review.index import ALL, Filter, Index
+from mqauth.review.filters import ALL, Filter
+from mqauth.review.index import Index, Row
 from mqauth.review.letter import Reading, redeliverable
 from mqauth.review.letterbox import BATCH
 from mqauth.review.recall import FAULTS, Originals, recalled
@@ -81,7 +84,13 @@ def said(outcome: Outcome) -> str:
 
 
 def judge(
-    index: Index, guard: Pipeline, wanted: Filter = ALL, *, originals: Originals | None = None
+    index: Index,
+    guard: Pipeline,
+    wanted: Filter = ALL,
+    *,
+    originals: Originals | None = None,
+    progress: Callable[[int], None] = lambda seen: None,
+    cancelled: threading.Event | None = None,
 ) -> Flow[Counter[str]]:
     """Run today's verifier over letters of an index, note each verdict in it, and return the counts.
 
@@ -92,12 +101,24 @@ def judge(
         guard: the consumer's pipeline.
         wanted: which letters.
         originals: where the originals of mere references are read again, if anywhere.
+        progress: called with the number of letters judged so far.
+        cancelled: set, from any thread, to stop before the next letter.
     """
-    today, counts, after = Judge(guard, originals), Counter[str](), 0
-    while rows := index.page(wanted, after=after, limit=BATCH):
-        after = rows[-1].number
-        for row in rows:
-            verdict = yield from today.today(index.reading(row.number))
-            index.note(row.number, verdict)
-            counts[verdict] += 1
+    today, counts = Judge(guard, originals), Counter[str]()
+    for row in rows(index, wanted, cancelled):
+        verdict = yield from today.today(index.reading(row.number))
+        index.note(row.number, verdict)
+        counts[verdict] += 1
+        progress(counts.total())
     return counts
+
+
+def rows(index: Index, wanted: Filter, cancelled: threading.Event | None) -> Iterator[Row]:
+    """Yield letters of an index a page at a time, until cancelled."""
+    after = 0
+    while page := index.page(wanted, after=after, limit=BATCH):
+        after = page[-1].number
+        for row in page:
+            if cancelled is not None and cancelled.is_set():
+                return
+            yield row
