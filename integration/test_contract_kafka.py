@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from integration.services import Kafka
-from mqauth.testing.contract import BrokerContract
+from mqauth.testing.contract import BatchContract, BrokerContract
 from mqauth.testing.stage import Stage
 from mqauth.testing.stage_kafka import KafkaStage
 
@@ -16,6 +16,17 @@ class TestKafka(BrokerContract):
     @pytest.fixture
     def stage(self, kafka: Kafka) -> Iterator[Stage]:
         """Yield a fresh stage."""
+        stage = KafkaStage(kafka.url)
+        yield stage
+        stage.close()
+
+
+class TestKafkaInBatches(BatchContract):
+    """The same with batch tokens."""
+
+    @pytest.fixture
+    def stage(self, kafka: Kafka) -> Iterator[Stage]:
+        """A fresh stage."""
         stage = KafkaStage(kafka.url)
         yield stage
         stage.close()

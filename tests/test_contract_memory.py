@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mqauth.testing.contract import BrokerContract
+from mqauth.testing.contract import BatchContract, BrokerContract
 from mqauth.testing.stage import MemoryStage, Stage
 
 
@@ -20,6 +20,26 @@ class TestMemoryLikeKafka(BrokerContract):
 
 class TestMemoryLikeRabbitMQ(BrokerContract):
     """The memory broker under a RabbitMQ destination."""
+
+    @pytest.fixture
+    def stage(self) -> Iterator[Stage]:
+        stage = MemoryStage("rabbitmq:shop/orders.created")
+        yield stage
+        stage.close()
+
+
+class TestMemoryInBatchesLikeKafka(BatchContract):
+    """The memory broker under a Kafka destination, with batch tokens."""
+
+    @pytest.fixture
+    def stage(self) -> Iterator[Stage]:
+        stage = MemoryStage("kafka:orders")
+        yield stage
+        stage.close()
+
+
+class TestMemoryInBatchesLikeRabbitMQ(BatchContract):
+    """The memory broker under a RabbitMQ destination, with batch tokens."""
 
     @pytest.fixture
     def stage(self) -> Iterator[Stage]:

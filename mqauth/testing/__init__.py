@@ -1,6 +1,8 @@
 """For tests of your own and of plug-ins: a clock, forged tokens, the attack suite, and the contracts."""
 
 from mqauth.testing.attacks import ATTACKS, Attack
+from mqauth.testing.batchattacks import BATCH_ATTACKS
+from mqauth.testing.batchforge import BatchForge
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import Forge
 from mqauth.testing.sealed import verified
@@ -8,4 +10,14 @@ from mqauth.testing.stage import Stage
 
 TokenForge = Forge
 
-__all__ = ["ATTACKS", "Attack", "FakeClock", "Forge", "Stage", "TokenForge", "verified"]
+__all__ = [
+    "ATTACKS",
+    "BATCH_ATTACKS",
+    "Attack",
+    "BatchForge",
+    "FakeClock",
+    "Forge",
+    "Stage",
+    "TokenForge",
+    "verified",
+]

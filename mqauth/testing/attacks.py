@@ -44,7 +44,7 @@ def _text(message: Message, text: str) -> HeaderValue:
     return text.encode() if message.destination.startswith("kafka:") else text
 
 
-def _changed_header(message: Message, value: str) -> Message:
+def changed_header(message: Message, value: str) -> Message:
     """Return the message with another value of its first header."""
     (name, _), *others = message.headers
     return replace(message, headers=((name, _text(message, value)), *others))
@@ -129,7 +129,7 @@ ATTACKS: Final = (
     Attack(name="body-changed", story="the body edited", reason=Reason.BODY_MISMATCH,
            mount=lambda forge, message: replace(forge.seal(message), body=b'{"amount": 1000000}')),
     Attack(name="header-changed", story="a header edited", reason=Reason.HEADERS_MISMATCH,
-           mount=lambda forge, message: _changed_header(forge.seal(message), "evil")),
+           mount=lambda forge, message: changed_header(forge.seal(message), "evil")),
     Attack(name="header-stripped", story="a header removed", reason=Reason.HEADERS_MISMATCH, mount=_stripped),
     Attack(name="content-type-changed", story="the content type edited", reason=Reason.HEADERS_MISMATCH,
            mount=lambda forge, message: _changed_content_type(forge.seal(message))),

@@ -1,14 +1,15 @@
 """The broker contract: one suite that the memory broker, RabbitMQ and Kafka pass unchanged.
 
-Inherit ``BrokerContract`` in a test class and give a ``stage`` fixture that returns a fresh ``Stage``: for the
-real brokers ``stage_rabbitmq.RabbitMQStage(url)`` and ``stage_kafka.KafkaStage(url)`` beside this file.
+Inherit ``BrokerContract`` in a test class, and ``BatchContract`` for the same with batch tokens, and give a
+``stage`` fixture that returns a fresh ``Stage``: for the real brokers ``stage_rabbitmq.RabbitMQStage(url)`` and
+``stage_kafka.KafkaStage(url)`` beside this file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, ClassVar
 
 import pytest
 
@@ -20,11 +21,11 @@ from mqauth.message import Message
 from mqauth.pipeline import Pipeline
 from mqauth.replay import MemoryReplayStore
 from mqauth.testing.attacks import ATTACKS, honest_message
+from mqauth.testing.batchattacks import BATCH_ATTACKS
+from mqauth.testing.batchforge import BatchForge
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import Stage
 from mqauth.verified import Verified
-
-IN_ORDER: Final = 1000
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Play:
 
     stage: Stage
     audit: AuditFile
-    forge: Forge = field(default_factory=lambda: Forge(lifetime=600))
+    forge: Forge
     handled: list[Verified] = field(default_factory=list)
     calls: int = 0
 
@@ -72,11 +73,14 @@ class Play:
 class BrokerContract:
     """What every broker wrapper must do; the docstring of each test is the promise."""
 
+    forge: ClassVar[type[Forge]] = Forge
+    in_order: ClassVar[int] = 1000
+
     @pytest.fixture
     def play(self, stage: Stage, tmp_path: Any) -> Any:
         """Yield a play on a fresh stage."""
         with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
-            yield Play(stage, audit)
+            yield Play(stage, audit, self.forge(lifetime=600))
 
     def test_honest(self, play: Play) -> None:
         """An honest message reaches the handler once, with its body, key, headers and claims."""
@@ -153,12 +157,12 @@ class BrokerContract:
         assert [seen.body for seen in play.handled] == [honest.body]
 
     def test_in_order(self, play: Play) -> None:
-        """A thousand messages of one key come to the handler in the order they were sent."""
+        """Messages of one key, a thousand or as told, come to the handler in the order they were sent."""
         signer = play.forge.signer()
-        for number in range(IN_ORDER):
+        for number in range(self.in_order):
             play.stage.produce(signer, _same_key(play.message(number)))
-        play.run(handled=IN_ORDER)
-        assert [seen.body for seen in play.handled] == [play.message(n).body for n in range(IN_ORDER)]
+        play.run(handled=self.in_order)
+        assert [seen.body for seen in play.handled] == [play.message(n).body for n in range(self.in_order)]
 
     def test_shutdown(self, play: Play) -> None:
         """What was settled before a graceful stop is not delivered again, and nothing after it is lost."""
@@ -171,6 +175,34 @@ class BrokerContract:
         play.run(handled=4, replay=store, reread="duplicate")
         assert [seen.body for seen in play.handled] == [play.message(n).body for n in range(4)]
         assert play.stage.letters() == []
+
+
+class BatchContract(BrokerContract):
+    """The same promises where every message is one of a batch, and those that a batch adds."""
+
+    forge = BatchForge
+    in_order = 200
+
+    def test_batch_attacks(self, play: Play) -> None:
+        """Every attack on a batch is dead-lettered with its reason, and none reaches the handler."""
+        fitting = [attack for attack in BATCH_ATTACKS if attack.fits(play.stage.destination)]
+        for attack in fitting:
+            play.stage.inject(attack.mount(play.forge, play.message()))
+        play.stage.produce(play.forge.signer(), play.message(1))
+        play.run(handled=1, letters=len(fitting))
+        assert play.reasons() == sorted(attack.reason.value for attack in fitting)
+        assert [seen.body for seen in play.handled] == [play.message(1).body]
+
+    def test_siblings(self, play: Play) -> None:
+        """Of one batch some are lost, one forged, one copied, all out of order: the rest is handled once each."""
+        sealed = Forge.signer(play.forge).sign_many([play.message(number) for number in range(5)])
+        forged = replace(sealed[2], body=b"forged")
+        for message in (sealed[4], forged, sealed[0], sealed[4], sealed[3]):
+            play.stage.inject(message)
+        play.run(handled=3, letters=2)
+        assert sorted(seen.index or 0 for seen in play.handled) == [0, 3, 4]
+        assert {seen.body for seen in play.handled} == {play.message(number).body for number in (0, 3, 4)}
+        assert play.reasons() == [Reason.BODY_MISMATCH.value, Reason.REPLAYED.value]
 
 
 class _Attempted:

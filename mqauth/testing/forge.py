@@ -48,11 +48,14 @@ class Forge:
 
     def signer(self, **settings: Any) -> Signer:
         """Return the honest producer's signer."""
-        wanted: dict[str, Any] = {
+        return Signer(**self.identity(**settings))
+
+    def identity(self, **settings: Any) -> dict[str, Any]:
+        """Return the arguments of the honest producer's signer."""
+        return {
             "key": self.key, "issuer": ISSUER, "subject": SUBJECT, "audience": AUDIENCE,
             "lifetime": self.lifetime, "clock": self.clock,
-        }  # fmt: skip
-        return Signer(**(wanted | settings))
+        } | settings  # fmt: skip
 
     def verifier(self, **settings: Any) -> Verifier:
         """Return a verifier that trusts the issuer and its known keys."""
@@ -66,15 +69,21 @@ class Forge:
     def claims(self, message: Message, *, cover: Iterable[str] | None = None) -> dict[str, Any]:
         """Return honest claims for a message, ready to be bent."""
         now = int(self.clock.now())
-        binding = envelope.bind(message, cover)
         return {
             "iss": ISSUER, "sub": SUBJECT, "aud": AUDIENCE, "iat": now, "exp": now + self.lifetime,
             "jti": base64url.encode(SYSTEM_RANDOMNESS(16)).decode(),
-            "mqa": {"v": 1, "dst": binding.dst, "bod": binding.bod, "key": binding.key,
-                    "hdr": list(binding.hdr), "hds": binding.hds},
+            "mqa": self.mqa(message, cover),
         }  # fmt: skip
 
-    def token(
+    def mqa(self, message: Message, cover: Iterable[str] | None = None) -> dict[str, Any]:
+        """Return the honest ``mqa`` for a message."""
+        return envelope.bind(message, cover).as_dict()
+
+    def token(self, message: Message, **bends: Any) -> str:
+        """Return what goes into a message's token header; ``jws`` says what can be bent."""
+        return self.jws(message, **bends)
+
+    def jws(
         self,
         message: Message,
         *,
@@ -86,7 +95,7 @@ class Forge:
         signature: bytes | None = None,
         cover: Iterable[str] | None = None,
     ) -> str:
-        """Return a token for a message, signed, with what is given in place of the honest parts.
+        """Return a compact JWS for a message, signed, with what is given in place of the honest parts.
 
         Args:
             message: what the token binds.
@@ -100,9 +109,9 @@ class Forge:
         """
         key = key or self.key
         found = self.claims(message, cover=cover)
-        found["mqa"] = _bent(found["mqa"], binding)
-        parameters = _bent({"alg": key.algorithm, "typ": TOKEN_TYPE, "kid": key.kid}, header)
-        raw = strictjson.dumps(_bent(found, claims)) if payload is None else payload
+        found["mqa"] = bent(found["mqa"], binding)
+        parameters = bent({"alg": key.algorithm, "typ": TOKEN_TYPE, "kid": key.kid}, header)
+        raw = strictjson.dumps(bent(found, claims)) if payload is None else payload
         signing_input = base64url.encode(strictjson.dumps(parameters)) + b"." + base64url.encode(raw)
         signed = LocalSigningKey(key).sign(signing_input) if signature is None else signature
         return (signing_input + b"." + base64url.encode(signed)).decode("ascii")
@@ -125,6 +134,6 @@ def without_token(message: Message) -> Message:
     return replace(message, headers=kept)
 
 
-def _bent(members: dict[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the members with the changes made."""
+def bent(members: dict[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the members with the changes made; ``REMOVED`` leaves one out."""
     return {name: value for name, value in (members | dict(changes or {})).items() if value is not REMOVED}

@@ -1,0 +1,142 @@
+"""Batches in every way to be wrong: messages under one forged signature, and a forge that seals only so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from mqauth import base64url, batch, envelope
+from mqauth.batch import Leaf
+from mqauth.merkle import Tree
+from mqauth.message import Message
+from mqauth.signer import Prepared, Signer
+from mqauth.testing.forge import Forge, bent, with_token
+
+SIZE: Final = 5
+PLACE: Final = 2
+"""Size of a forged batch and the place of the message in it: between siblings, three hashes below the root."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgedBatch:
+    """Messages under one signature, and whatever may stand behind it.
+
+    Args:
+        jws: the token without a proof.
+        messages: unsigned, in order.
+        leaves: theirs.
+        tree: over the leaves.
+        names: of the covered headers, in order.
+    """
+
+    jws: str
+    messages: tuple[Message, ...]
+    leaves: tuple[Leaf, ...]
+    tree: Tree
+    names: tuple[str, ...]
+
+    def proof(self, place: int, *, shorts: bytes | None = None, path: bytes | None = None) -> bytes:
+        """Return the bytes behind the index, honest where nothing is given."""
+        honest = self.tree.path(place) if path is None else path
+        return (self.leaves[place].shorts if shorts is None else shorts) + honest
+
+    def header(self, place: int, *, number: str | None = None, proof: bytes | str | None = None) -> str:
+        """Return the header of one message.
+
+        Args:
+            place: its place.
+            number: the index as text, in place of the honest one.
+            proof: what stands behind the index, as bytes or as text already encoded.
+        """
+        raw = self.proof(place) if proof is None else proof
+        text = raw if isinstance(raw, str) else base64url.encode(raw).decode("ascii")
+        return f"{self.jws}~{place if number is None else number}.{text}"
+
+    def seal(self, place: int, message: Message | None = None, **changes: Any) -> Message:
+        """Return a message with the header of a place, by default the place's own; ``header`` has the changes."""
+        bare = self.messages[place] if message is None else message
+        return with_token(bare, self.header(place, **changes))
+
+
+def forge_batch(
+    forge: Forge,
+    messages: Sequence[Message],
+    *,
+    cover: Iterable[str] | None = None,
+    mqa: Mapping[str, Any] | None = None,
+    tree: Mapping[str, Any] | None = None,
+    **bends: Any,
+) -> ForgedBatch:
+    """Return messages under one signature.
+
+    Args:
+        forge: signs, whatever its own form of a token is.
+        messages: unsigned, in order.
+        cover: names of the headers to cover; by default the application headers of the first.
+        mqa: members of ``mqa`` in place of the honest ones.
+        tree: members of its ``tree`` likewise.
+        **bends: as ``Forge.jws`` takes them.
+    """
+    names = _names(messages[0], cover)
+    leaves = tuple(batch.leaf_of(message, names) for message in messages)
+    built = Tree([leaf.hash for leaf in leaves])
+    claim = batch_claim(built, len(leaves), names)
+    claim["tree"] = bent(claim["tree"], tree)
+    claims = {"mqa": bent(claim, mqa)} | dict(bends.pop("claims", None) or {})
+    jws = forge.jws(messages[0], claims=claims, **bends)
+    return ForgedBatch(jws=jws, messages=tuple(messages), leaves=leaves, tree=built, names=tuple(names))
+
+
+def batch_claim(tree: Tree, size: int, names: Sequence[str]) -> dict[str, Any]:
+    """Return the honest ``mqa`` of a batch."""
+    claim: dict[str, Any] = {"v": 1, "tree": {"root": base64url.encode(tree.root).decode("ascii"), "size": size}}
+    return claim | ({"hdr": list(names)} if names else {})
+
+
+def siblings(message: Message, size: int = SIZE, place: int = PLACE) -> list[Message]:
+    """Return a batch around a message: the others are like it but for their bodies."""
+    others = [replace(message, body=b"sibling %d" % number) for number in range(size - 1)]
+    return [*others[:place], message, *others[place:]]
+
+
+class BatchForge(Forge):
+    """A forge that seals each message as one of a batch: what is bent is the batch's token."""
+
+    def mqa(self, message: Message, cover: Iterable[str] | None = None) -> dict[str, Any]:
+        """Return the honest ``mqa`` of the batch around a message."""
+        names = _names(message, cover)
+        return batch_claim(_tree(message, names), SIZE, names)
+
+    def token(self, message: Message, **bends: Any) -> str:
+        """Return the batch's token with the message's proof behind it."""
+        names = _names(message, bends.get("cover"))
+        proof = batch.with_proof("", PLACE, batch.leaf_of(message, names), _tree(message, names).path(PLACE))
+        return self.jws(message, **bends) + proof
+
+    def signer(self, **settings: Any) -> Signer:
+        """Return the honest producer's signer, which seals each message in a batch of its own."""
+        return _BatchSigner(**self.identity(**settings))
+
+
+class _BatchSigner(Signer):
+    """Seals every message with siblings that are then lost."""
+
+    def sign(self, message: Message) -> Message:
+        """Return the message as one of a batch."""
+        return self.seal([self.prepare(message)])[0]
+
+    def seal(self, prepared: Sequence[Prepared]) -> list[Message]:
+        """Return each message as one of a batch of its own."""
+        batches = ([self.prepare(each) for each in siblings(found.message)] for found in prepared)
+        return [super(_BatchSigner, self).seal(found)[PLACE] for found in batches]
+
+
+def _names(message: Message, cover: Iterable[str] | None) -> list[str]:
+    """Return the names a batch covers."""
+    return sorted(envelope.application_headers(message) if cover is None else set(cover))
+
+
+def _tree(message: Message, names: Sequence[str]) -> Tree:
+    """Return the tree over a message and its siblings."""
+    return Tree([batch.leaf_of(found, names).hash for found in siblings(message)])

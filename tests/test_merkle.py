@@ -1,0 +1,206 @@
+"""Merkle trees held against RFC 9162 as it is written: hashes, paths, verification, and what is remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqauth.claims import MAX_BATCH
+from mqauth.merkle import HASH_BYTES, Proven, Tree, leaf_hash, node_hash, path_length
+
+SIZES = (*range(1, 71), 1023, MAX_BATCH)
+
+
+def mth(data: Sequence[bytes]) -> bytes:
+    """Merkle Tree Hash (RFC 9162, 2.1.1): by recursion over the largest power of two below the size."""
+    if len(data) == 1:
+        return hashlib.sha256(b"\x00" + data[0]).digest()
+    k = _split(len(data))
+    return hashlib.sha256(b"\x01" + mth(data[:k]) + mth(data[k:])).digest()
+
+
+def inclusion(m: int, data: Sequence[bytes]) -> list[bytes]:
+    """PATH(m, D_n) (RFC 9162, 2.1.3.1)."""
+    if len(data) == 1:
+        return []
+    k = _split(len(data))
+    if m < k:
+        return [*inclusion(m, data[:k]), mth(data[k:])]
+    return [*inclusion(m - k, data[k:]), mth(data[:k])]
+
+
+def _split(n: int) -> int:
+    """Return the largest power of two smaller than n."""
+    return 1 << (n - 1).bit_length() - 1
+
+
+def rfc_verifies(leaf: bytes, index: int, size: int, path: list[bytes], root: bytes) -> bool:
+    """Verify an inclusion proof by the steps of RFC 9162, 2.1.3.2."""
+    if index >= size:
+        return False
+    fn, sn, r = index, size - 1, leaf
+    for p in path:
+        if sn == 0:
+            return False
+        if fn & 1 or fn == sn:
+            r = hashlib.sha256(b"\x01" + p + r).digest()
+            if not fn & 1:
+                while fn and not fn & 1:
+                    fn, sn = fn >> 1, sn >> 1
+        else:
+            r = hashlib.sha256(b"\x01" + r + p).digest()
+        fn, sn = fn >> 1, sn >> 1
+    return sn == 0 and r == root
+
+
+def data_of(size: int) -> list[bytes]:
+    """Return leaf inputs, all different."""
+    return [b"%d" % number for number in range(size)]
+
+
+def tree_of(size: int) -> Tree:
+    """Return the tree over ``data_of``."""
+    return Tree([leaf_hash(data) for data in data_of(size)])
+
+
+def hashes(path: bytes) -> list[bytes]:
+    """Return the hashes of a path."""
+    return [path[at : at + HASH_BYTES] for at in range(0, len(path), HASH_BYTES)]
+
+
+def indexes(size: int) -> Sequence[int]:
+    """Return every place of a small tree, and some of a large one."""
+    return range(size) if size <= 70 else sorted({0, 1, 2, 511, 512, 1000, size - 2, size - 1})
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_roots_and_paths_are_the_rfcs(size: int) -> None:
+    """Root and every inclusion path are those of the recursive definition, and their lengths are told before."""
+    data, tree = data_of(size), tree_of(size)
+    assert tree.root == mth(data)
+    for index in indexes(size):
+        assert hashes(tree.path(index)) == inclusion(index, data)
+        assert path_length(index, size) == len(inclusion(index, data))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_proof_holds_for_its_own_leaf_and_place_only(size: int) -> None:
+    """With or without memory of the others, a leaf is proven at its place and at no other of the same length."""
+    data, tree = data_of(size), tree_of(size)
+    warm = Proven(tree.root, size)
+    for index in indexes(size):
+        leaf, path = leaf_hash(data[index]), tree.path(index)
+        for proven in (Proven(tree.root, size), warm, warm):
+            assert proven.proves(leaf, index, path)
+            assert not proven.proves(leaf_hash(b"other"), index, path)
+        for other in indexes(size):
+            same = path_length(other, size) == path_length(index, size)
+            assert not same or other == index or not warm.proves(leaf, other, path)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 8, 13, 64])
+def test_every_bit_of_a_proof_counts_whatever_is_remembered(size: int) -> None:
+    """A bit changed anywhere, tail included, is refused before and after every other leaf was proven."""
+    data, tree = data_of(size), tree_of(size)
+    warm = Proven(tree.root, size)
+    for index in range(size):
+        assert warm.proves(leaf_hash(data[index]), index, tree.path(index))
+    for index in range(size):
+        path = tree.path(index)
+        for place in range(0, len(path), 7):
+            bent = path[:place] + bytes([path[place] ^ 1]) + path[place + 1 :]
+            assert not warm.proves(leaf_hash(data[index]), index, bent)
+            assert not Proven(tree.root, size).proves(leaf_hash(data[index]), index, bent)
+
+
+def test_what_was_refused_is_not_remembered() -> None:
+    """A failed proof leaves nothing behind that a later one could lean on."""
+    size, data = 8, data_of(8)
+    tree, proven = tree_of(8), Proven(tree_of(8).root, size)
+    evil = leaf_hash(b"evil")
+    for _ in range(2):
+        assert not proven.proves(evil, 3, tree.path(3))
+        assert not proven.proves(node_hash(evil, evil), 2, tree.path(2))
+    for index in range(size):
+        assert proven.proves(leaf_hash(data[index]), index, tree.path(index))
+    assert not proven.proves(evil, 3, tree.path(3))
+
+
+@given(st.integers(1, 70), st.data())
+def test_remembering_changes_no_answer(size: int, data: st.DataObject) -> None:
+    """Proofs honest and bent, in any order: with one memory, with none, and by the RFC's steps alike."""
+    leaves, tree = data_of(size), tree_of(size)
+    warm = Proven(tree.root, size)
+    for _ in range(data.draw(st.integers(1, 12))):
+        index = data.draw(st.integers(0, size - 1))
+        leaf, path = leaf_hash(leaves[index]), bytearray(tree.path(index))
+        bend = data.draw(st.sampled_from(["none", "none", "bit", "leaf", "other", "swap"]))
+        if bend == "bit" and path:
+            path[data.draw(st.integers(0, len(path) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        elif bend == "leaf":
+            leaf = leaf_hash(leaves[data.draw(st.integers(0, size - 1))])
+        elif bend == "other":
+            other = tree.path(data.draw(st.integers(0, size - 1)))
+            path = bytearray(other) if len(other) == len(path) else path
+        elif bend == "swap" and len(path) >= 2 * HASH_BYTES:
+            path[:HASH_BYTES], path[-HASH_BYTES:] = path[-HASH_BYTES:], path[:HASH_BYTES]
+        expected = rfc_verifies(leaf, index, size, hashes(bytes(path)), tree.root)
+        assert warm.proves(leaf, index, bytes(path)) is expected
+        assert Proven(tree.root, size).proves(leaf, index, bytes(path)) is expected
+
+
+def test_leaf_and_node_are_hashed_apart() -> None:
+    """No bytes are a leaf's and a node's at once (RFC 9162, 2.1.1: second preimages)."""
+    left, right = leaf_hash(b"a"), leaf_hash(b"b")
+    assert leaf_hash(b"a") == hashlib.sha256(b"\x00a").digest()
+    assert node_hash(left, right) == hashlib.sha256(b"\x01" + left + right).digest()
+    assert leaf_hash(left + right) != node_hash(left, right)
+    assert Tree([left]).root == left
+
+
+@pytest.mark.parametrize("size", [0, MAX_BATCH + 1])
+def test_a_tree_has_its_limits(size: int) -> None:
+    """A tree of nothing has no root, and one over the limit no consumer would take."""
+    with pytest.raises(ValueError, match="1 to 1024"):
+        Tree([bytes(HASH_BYTES)] * size)
+
+
+def test_a_size_that_is_a_lie_is_told_by_the_paths_length_or_means_the_same() -> None:
+    """For one place no two sizes have paths of one length and hash them otherwise."""
+    for index in range(40):
+        folds: dict[int, list[bool]] = {}
+        for size in range(index + 1, 80):
+            at, last, fold = index, size - 1, []
+            while last:
+                if at & 1 or at < last:
+                    fold.append(bool(at & 1))
+                at, last = at >> 1, last >> 1
+            assert len(fold) == path_length(index, size)
+            assert folds.setdefault(len(fold), fold) == fold
+
+
+def test_threads_share_a_memory() -> None:
+    """Proofs good and bad from several threads at once get the answers they get alone."""
+    size = 64
+    data, tree = data_of(size), tree_of(size)
+    proven, wrong = Proven(tree.root, size), []
+
+    def prove(seed: int) -> None:
+        for index in random.Random(seed).choices(range(size), k=400):
+            good = proven.proves(leaf_hash(data[index]), index, tree.path(index))
+            bad = proven.proves(leaf_hash(data[index]), index, tree.path(index ^ 1))
+            if not good or bad:
+                wrong.append(index)
+
+    threads = [threading.Thread(target=prove, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
