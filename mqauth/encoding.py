@@ -28,7 +28,10 @@ def add_named(parts: list[bytes], name: str, values: Sequence[HeaderValue]) -> N
     """Append a name and every occurrence of it; none is zero occurrences, which is not an empty value."""
     parts.append(_named(name, len(values)))
     for value in values:
-        _add_value(parts, value, MAX_DEPTH)
+        if type(value) is bytes:  # every value on Kafka; else by way of _add_value, to the same bytes
+            parts.append(b"b" + len(value).to_bytes(4, "big") + value)
+        else:
+            _add_value(parts, value, MAX_DEPTH)
 
 
 @lru_cache(maxsize=1024)

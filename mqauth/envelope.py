@@ -5,7 +5,8 @@ The bytes hashed here are the wire profile's; a change is a new profile version.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
 from mqauth import base64url
@@ -17,6 +18,7 @@ from mqauth.jws import MAX_TOKEN
 from mqauth.message import PROTECTED_PROPERTIES, TOKEN_HEADER, HeaderValue, Message
 
 _DOMAIN: Final = b"mqauth-hds-1"
+_LENGTH: Final = len(TOKEN_HEADER)  # lower case makes no other length this one
 _DIRECT_REPLY: Final = "amq.rabbitmq.reply-to"
 _TRANSPORT: Final = frozenset(
     ("x-death", "x-delivery-count", "x-delay", "timestamp_in_ms", "BCC", "traceparent", "tracestate", "baggage")
@@ -94,7 +96,7 @@ def token_of(message: Message) -> bytes:
     Raises:
         Rejection: ``token_missing``, ``token_repeated``, ``token_oversize`` or ``token_malformed``.
     """
-    found = [(name, value) for name, value in message.headers if name.lower() == TOKEN_HEADER]
+    found = [pair for pair in message.headers if len(pair[0]) == _LENGTH and pair[0].lower() == TOKEN_HEADER]
     if len(found) > 1:
         raise Rejection(Reason.TOKEN_REPEATED, f"{len(found)} token headers")
     if not found or found[0][0] != TOKEN_HEADER:
@@ -146,16 +148,25 @@ def headers_input(message: Message, names: Iterable[str]) -> bytes:
     Raises:
         MalformedMessage: a value of a type no broker carries, or nested beyond 32.
     """
-    parts: list[bytes] = [_DOMAIN]
     by_name: dict[str, list[HeaderValue]] = {}
     for header, value in message.headers:
         by_name.setdefault(header, []).append(value)
     properties = by_name if is_kafka(message.destination) else _properties(message)
-    for name in PROTECTED_PROPERTIES:
-        add_named(parts, name, properties.get(name, ()))
+    parts = [_NO_PROPERTIES if _PROPERTIES.isdisjoint(properties) else _protected(properties)]
     for name in names:
         add_named(parts, name, by_name.get(name, ()))
     return b"".join(parts)
+
+
+def _protected(properties: Mapping[str, Sequence[HeaderValue]]) -> bytes:
+    """Return the domain string and the seven properties, encoded."""
+    parts: list[bytes] = [_DOMAIN]
+    for name in PROTECTED_PROPERTIES:
+        add_named(parts, name, properties.get(name, ()))
+    return b"".join(parts)
+
+
+_NO_PROPERTIES: Final = _protected({})
 
 
 def _properties(message: Message) -> dict[str, list[HeaderValue]]:
@@ -171,18 +182,23 @@ def _without_suffix(value: HeaderValue) -> HeaderValue:
     return value
 
 
-def refuse_case_twins(message: Message, covered: Iterable[str]) -> None:
+def refuse_case_twins(message: Message, covered: Sequence[str]) -> None:
     """Refuse a header whose name differs from a covered one in case only.
 
     Raises:
         MalformedMessage: there is one.
     """
-    exact = set(covered)
-    if is_kafka(message.destination):
-        exact |= _PROPERTIES
-    folded = {name.lower() for name in exact}
+    exact, folded = _folded(tuple(covered), is_kafka(message.destination))
     for name, _ in message.headers:
         if name not in exact and name.lower() in folded:
             raise MalformedMessage("two header names differ in case only")
+
+
+@lru_cache(maxsize=256)
+def _folded(covered: tuple[str, ...], on_kafka: bool) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the names that are covered, as they are and in lower case."""
+    exact = frozenset(covered) | (_PROPERTIES if on_kafka else frozenset())
+    folded = frozenset(name.lower() for name in exact)
     if len(folded) != len(exact):
         raise MalformedMessage("two covered names differ in case only")
+    return exact, folded
