@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import ipaddress
 import signal
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +19,15 @@ from mqauth.cli.dlq import Key
 from mqauth.cli.dlq_broker import Place, opened
 from mqauth.cli.output import print_json
 from mqauth.cli.serve import Certificate, listen
+from mqauth.config import read_passphrase
 from mqauth.errors import ConfigurationError
+from mqauth.keystore import signing_key
+from mqauth.keystore.jwks_http import FetchFailed
 from mqauth.pipeline import Pipeline
 from mqauth.release import Releaser
 
 if TYPE_CHECKING:
-    pass
+    from mqauth.console import Provider
 
 _CONCURRENT: Final = 64
 _GRACE: Final = 5
@@ -40,6 +45,8 @@ class Settings:
         audit: the reviewer's own audit file; without it nothing can be acted on.
         files: audit files for the account.
         token_file: keeps the tokens; without it they are new at every start.
+        oidc: how people log in at an OpenID provider.
+        tokens: whether there are local tokens.
         host, port: where to listen.
         names: other ``Host`` headers people use.
         tls: PEM files of certificate and key.
@@ -52,6 +59,8 @@ class Settings:
     audit: Path | None
     files: Sequence[Path]
     token_file: Path | None
+    oidc: Path | None
+    tokens: bool
     host: str
     port: int
     names: Sequence[str]
@@ -67,11 +76,11 @@ def console(place: Place, settings: Settings) -> int:
     """
     try:
         from mqauth.console import Desk, Tokens, application
-        from mqauth.console.access import fresh_tokens, token_file
     except ImportError as error:
         raise ConfigurationError('mqauth console needs its packages: install "mqauth[cli,console]"') from error
     guard = None if settings.config is None else mqauth.load(settings.config).judge
     releaser, reviewer = _releasing(settings, guard)
+    provider = None if settings.oidc is None else _provider(settings.oidc)
     certificate = None if settings.tls is None else Certificate(*settings.tls)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen(settings.host, settings.port, tls=certificate is not None))
@@ -79,13 +88,14 @@ def console(place: Place, settings: Settings) -> int:
         found = stack.enter_context(opened(place))
         desk = Desk(found.box, found.run, guard=guard, releaser=releaser, audit=audit, files=settings.files)
         stack.callback(desk.close)
-        made = (fresh_tokens(), True) if settings.token_file is None else token_file(settings.token_file)
-        hosts = _hosts(listener, settings.names)
+        hosts = _hosts(listener, settings.names, provider)
+        made = _tokens(settings)
         served = application(
-            desk, tokens=Tokens(made[0]), hosts=hosts, reviewer=reviewer, tls=certificate is not None
-        )
+            desk, tokens=Tokens(made[0]) if settings.tokens else None, provider=provider, hosts=hosts,
+            reviewer=reviewer, tls=certificate is not None,
+        )  # fmt: skip
         desk.read(reviewer)
-        _tell(hosts[0], made, settings)
+        _tell(hosts, made, settings, provider)
         _serve(served, listener, certificate)
     return 0
 
@@ -97,15 +107,56 @@ def _releasing(settings: Settings, guard: Pipeline | None) -> tuple[Callable[[st
         return None, settings.reviewer or getpass.getuser()
     if guard is None:
         raise ConfigurationError("--key: wants --config too, the consumer's configuration")
+    if not settings.tokens and key.reviewer is None:  # nobody in particular: any name it speaks for shows it good
+        key = replace(key, reviewer=_spoken_for(key))
     found = key.releaser(guard)
     return lambda name: replace(key, reviewer=name).releaser(guard), found.reviewer
 
 
-def _hosts(listener: socket.socket, names: Sequence[str]) -> list[str]:
-    """Return the ``Host`` headers that are ours, the one to print first."""
+def _spoken_for(key: Key) -> str | None:
+    """Return a name that the key speaks for."""
+    passphrase = read_passphrase(env=key.passphrase_env, file=key.passphrase_file)
+    return min(signing_key(key.path, passphrase=passphrase).subjects or (), default=None)
+
+
+def _provider(path: Path) -> Provider:
+    """Return the OpenID provider, asked once: what is wrong is told now, and what is out of reach may come.
+
+    Raises:
+        ConfigurationError: its file or what it says of itself cannot be used.
+    """
+    from mqauth.console import Provider, read_settings
+
+    provider = Provider(read_settings(path))
+    try:
+        provider.metadata()
+    except FetchFailed as error:
+        print(f"warning: identity provider: {error}; it is asked again at each login", file=sys.stderr)
+    return provider
+
+
+def _tokens(settings: Settings) -> tuple[dict[str, str], bool]:
+    """Return the local tokens, and whether they are new."""
+    from mqauth.console.access import fresh_tokens, token_file
+
+    if not settings.tokens:
+        return {}, False
+    return (fresh_tokens(), True) if settings.token_file is None else token_file(settings.token_file)
+
+
+def _hosts(listener: socket.socket, names: Sequence[str], provider: Provider | None) -> list[str]:
+    """Return the ``Host`` headers that are ours, the one to print first.
+
+    Raises:
+        ConfigurationError: the provider could not send anybody back to where we listen.
+    """
     host, port = listener.getsockname()[:2]
+    url = None if provider is None else provider.settings.url
+    if provider is not None and url is None and ipaddress.ip_address(host).is_unspecified:
+        raise ConfigurationError("--oidc: url: required, the console listens on every address")
     shown = f"[{host}]" if ":" in host else host
-    return [f"{shown}:{port}", f"localhost:{port}", *(name.lower() for name in names)]
+    more = [*names, *([] if url is None else [url.partition("://")[2]])]
+    return [f"{shown}:{port}", f"localhost:{port}", *(name.lower() for name in more)]
 
 
 def _serve(served: Any, listener: socket.socket, certificate: Certificate | None) -> None:
@@ -130,15 +181,22 @@ def _serve(served: Any, listener: socket.socket, certificate: Certificate | None
         signal.signal(signal.SIGTERM, before)
 
 
-def _tell(host: str, made: tuple[dict[str, str], bool], settings: Settings) -> None:
-    """Print where the console is, and new tokens, once."""
-    url = f"{'http' if settings.tls is None else 'https'}://{host}/"
+def _tell(
+    hosts: Sequence[str], made: tuple[dict[str, str], bool], settings: Settings, provider: Provider | None
+) -> None:
+    """Print where the console is, how to log in, and new tokens, once."""
+    from mqauth.console import redirect_uri
+
+    url = f"{'http' if settings.tls is None else 'https'}://{hosts[0]}/"
     tokens = made[0] if made[1] else {}
+    back = None if provider is None else redirect_uri(hosts, provider, tls=settings.tls is not None)
     if settings.as_json:
-        print_json({"url": url, "tokens": tokens})
+        print_json({"url": url, "tokens": tokens} | ({} if back is None else {"redirect_uri": back}))
         return
     print(f"console at {url}", flush=True)
+    if back is not None:
+        print(f"redirect URI at the identity provider: {back}", flush=True)
     for role, token in tokens.items():
         print(f"{role} token: {token}", flush=True)
-    if not tokens:
+    if settings.tokens and not tokens:
         print(f"tokens are in {settings.token_file}", flush=True)

@@ -30,6 +30,12 @@ def console(
     token_file: Annotated[
         Path | None, typer.Option("--token-file", help="Keeps the login tokens; made with mode 0600.")
     ] = None,
+    oidc: Annotated[
+        Path | None, typer.Option("--oidc", help="TOML file: log in at an OpenID provider.")
+    ] = None,
+    tokens: Annotated[
+        bool, typer.Option("--tokens/--no-tokens", help="Local tokens beside --oidc, or none.")
+    ] = True,
     host: Annotated[str, typer.Option("--host", help="Loopback, unless there is TLS.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0: any that is free.")] = 8090,
     names: Annotated[
@@ -51,6 +57,8 @@ def console(
         raise ConfigurationError("--tls-cert and --tls-key go together")
     if key is None and authority is not None:
         raise ConfigurationError("--authority: only with --key")
+    if not tokens and (oidc is None or token_file is not None):
+        raise ConfigurationError("--no-tokens: only with --oidc, and without --token-file")
     signing = None if key is None else dlq.Key(
         path=key, reviewer=reviewer, authority=authority, lifetime=lifetime,
         passphrase_env=passphrase_env, passphrase_file=passphrase_file,
@@ -59,7 +67,7 @@ def console(
         Place(broker=broker, queue=queue, topic=topic),
         console_command.Settings(
             config=config, key=signing, reviewer=reviewer, audit=audit, files=files or (), token_file=token_file,
-            host=host, port=port, names=names or (), as_json=as_json,
+            oidc=oidc, tokens=tokens, host=host, port=port, names=names or (), as_json=as_json,
             tls=None if tls_cert is None or tls_key is None else (tls_cert, tls_key),
         ),
     )  # fmt: skip

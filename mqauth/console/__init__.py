@@ -4,7 +4,12 @@
 """
 
 from mqauth.console.access import REVIEWER, VIEWER, Sessions, Tokens
-from mqauth.console.application import application
+from mqauth.console.application import application, redirect_uri
 from mqauth.console.desk import Desk
+from mqauth.console.oidc_provider import Provider
+from mqauth.console.oidc_settings import OIDCSettings, read_settings
 
-__all__ = ["REVIEWER", "VIEWER", "Desk", "Sessions", "Tokens", "application"]
+__all__ = [
+    "REVIEWER", "VIEWER", "Desk", "OIDCSettings", "Provider", "Sessions", "Tokens", "application", "read_settings",
+    "redirect_uri",
+]  # fmt: skip

@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from mqauth.console import showing, wishes
-from mqauth.console.access import Session, Sessions, Tokens
+from mqauth.console.access import Session, Sessions
+from mqauth.console.cookies import Cookie
 from mqauth.console.desk import BusyError, Desk
 from mqauth.console.job import ACTS, REHEARSING
 from mqauth.console.templates import Templates
@@ -70,18 +71,13 @@ class Pages:
 
     Args:
         desk: where the letters are.
-        tokens: local logins.
         sessions: who is logged in.
-        reviewer: name of whoever logs in with the reviewer's token.
-        tls: whether cookies go by https only.
+        cookie: the session's.
+        templates: the pages' templates.
     """
 
-    def __init__(
-        self, desk: Desk, *, tokens: Tokens, sessions: Sessions, reviewer: str, tls: bool, templates: Templates
-    ) -> None:
-        self._desk, self._tokens, self._sessions, self._templates = desk, tokens, sessions, templates
-        self._reviewer, self._tls = reviewer, tls
-        self._cookie = "__Host-mqauth" if tls else "mqauth"
+    def __init__(self, desk: Desk, *, sessions: Sessions, cookie: Cookie, templates: Templates) -> None:
+        self._desk, self._sessions, self._cookie, self._templates = desk, sessions, cookie, templates
 
     @staticmethod
     def same(wanted: str, given: str) -> bool:
@@ -90,39 +86,19 @@ class Pages:
 
     def session(self, request: Request) -> Session | None:
         """Return the session of a request."""
-        id = request.cookies.get(self._cookie)
+        id = self._cookie.read(request)
         return None if id is None else self._sessions.find(id)
 
     def error(self, request: Request, status: int, text: str, session: Session | None = None) -> Response:
         """Return the page of an error."""
         return self._page("error.html", session, status=status, text=text)
 
-    async def login(self, request: Request) -> Response:
-        """Show the form for a token."""
-        if self.session(request) is not None:
-            return RedirectResponse("/", _SEE_OTHER)
-        return self._page("login.html", None)
-
-    async def enter(self, request: Request) -> Response:
-        """Begin a session with a token."""
-        fields = wishes.first(await wishes.form(request))
-        role = self._tokens.role(fields.get("token", "").strip())
-        if role is None:
-            return self._page("login.html", None, status=403, wrong=True)
-        before = request.cookies.get(self._cookie)
-        if before is not None:
-            self._sessions.end(before)
-        id = self._sessions.begin(self._reviewer if role == "reviewer" else role, role)
-        response = RedirectResponse("/", _SEE_OTHER)
-        response.set_cookie(self._cookie, id, path="/", secure=self._tls, httponly=True, samesite="strict")
-        return response
-
     @acting(viewers=True)
     async def leave(self, request: Request, session: Session, fields: Fields) -> Response:
         """End a session."""
-        self._sessions.end(request.cookies.get(self._cookie, ""))
+        self._sessions.end(self._cookie.read(request) or "")
         response = RedirectResponse("/login", _SEE_OTHER)
-        response.delete_cookie(self._cookie, path="/", secure=self._tls, httponly=True, samesite="strict")
+        self._cookie.take(response)
         return response
 
     @looking

@@ -1,4 +1,4 @@
-"""One bounded HTTP GET: one deadline over everything, a byte cap while streaming, no redirects, https.
+"""One bounded HTTP request: one deadline over everything, a byte cap while streaming, no redirects, https.
 
 The standard library's ``http.client`` over a socket of ours, because no client measured bounds the *whole*
 exchange: their timeouts begin anew with each byte that drips in (``docs/decisions/0030-jwks.md``).
@@ -17,11 +17,11 @@ import threading
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from mqauth import strictjson
 from mqauth._version import __version__
@@ -170,9 +170,50 @@ def get(
     Raises:
         FetchFailed: anything but a whole, small, 200 JSON object or a 304 that was asked for.
     """
+    return _ask(endpoint, _Request(headers=_headers(endpoint, etag), etag=etag), deadline, context, dial)
+
+
+def post(
+    endpoint: Endpoint, form: Mapping[str, str], *, deadline: Deadline, context: ssl.SSLContext | None,
+    authorization: str | None = None, dial: Dial | None = None,
+) -> Response:  # fmt: skip
+    """Send a form once; a POST is never sent again.
+
+    Args:
+        endpoint: where.
+        form: its fields.
+        deadline: for all of it.
+        context: TLS settings; used for https.
+        authorization: the header of that name.
+        dial: opens the connection; for tests.
+
+    Raises:
+        FetchFailed: anything but a whole, small, 200 JSON object.
+    """
+    headers = _headers(endpoint, None) | {"Content-Type": "application/x-www-form-urlencoded"}
+    if authorization is not None:
+        headers["Authorization"] = authorization
+    request = _Request(method="POST", headers=headers, body=urlencode(form).encode("ascii"))
+    return _ask(endpoint, request, deadline, context, dial)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """What is sent; ``repr`` shows no secret."""
+
+    method: str = "GET"
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes | None = field(default=None, repr=False)
+    etag: str | None = None
+
+
+def _ask(
+    endpoint: Endpoint, request: _Request, deadline: Deadline, context: ssl.SSLContext | None, dial: Dial | None
+) -> Response:
+    """Send one request; whatever goes wrong is a ``FetchFailed``."""
     try:
         with closing((dial or connect)(endpoint, deadline, context if endpoint.tls else None)) as wire:
-            return _exchange(endpoint, wire, deadline, etag)
+            return _exchange(endpoint, wire, deadline, request)
     except FetchFailed:
         raise
     except ssl.SSLCertVerificationError as error:
@@ -265,14 +306,14 @@ class _Reader(io.RawIOBase):
         return self._wire.recv_into(buffer)
 
 
-def _exchange(endpoint: Endpoint, wire: socket.socket, deadline: Deadline, etag: str | None) -> Response:
+def _exchange(endpoint: Endpoint, wire: socket.socket, deadline: Deadline, request: _Request) -> Response:
     """Send the request and read the answer."""
     connection = http.client.HTTPConnection(endpoint.host, endpoint.port)
     with closing(connection):
         connection.sock = _Wire(wire, deadline)
-        connection.request("GET", endpoint.target, headers=_headers(endpoint, etag))
+        connection.request(request.method, endpoint.target, body=request.body, headers=request.headers)
         with connection.getresponse() as response:
-            return _judge(response, etag)
+            return _judge(response, request.etag)
 
 
 def _headers(endpoint: Endpoint, etag: str | None) -> dict[str, str]:
