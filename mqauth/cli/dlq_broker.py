@@ -39,7 +39,7 @@ class Place:
     broker: str
     queue: str | None = None
     topic: str | None = None
-    settings: BrokerSettings = field(default_factory=BrokerSettings, repr=False)
+    settings: BrokerSettings = field(default_factory=BrokerSettings)
 
     def __post_init__(self) -> None:
         check_url("--broker", self.broker)
@@ -85,12 +85,11 @@ def opened(place: Place) -> Iterator[Opened]:
 @contextlib.contextmanager
 def _rabbitmq(place: Place) -> Iterator[Opened]:
     """Connect to RabbitMQ on a loop of our own, which answers heartbeats while people think."""
+    queue, arguments = place.queue or "", place.settings.for_rabbitmq(place.broker)
     import aio_pika
 
     from mqauth.review.rabbitmq import RabbitMQLetterBox, is_unlimited
 
-    queue = place.queue or ""
-    arguments = place.settings.for_rabbitmq(place.broker)
     with _Loop() as loop:
         connection = loop.call(aio_pika.connect(**arguments), _PATIENCE)
         try:
@@ -104,16 +103,17 @@ def _rabbitmq(place: Place) -> Iterator[Opened]:
 @contextlib.contextmanager
 def _kafka(place: Place) -> Iterator[Opened]:
     """Connect to Kafka, and make the topic of resolutions where it is missing."""
+    servers = place.broker.partition("://")[2].strip("/")
+    if "?" in servers:
+        raise ConfigurationError("--broker: certificates and credentials for Kafka stand in --broker-settings")
+    bootstrap = place.settings.for_kafka(servers.split(","))
     import kafka
 
     from mqauth.review.kafka import KafkaLetterBox, create_reviewed
     from mqauth.review.kafka_records import KafkaRecords
 
     client: Any = kafka
-    servers, topic = place.broker.partition("://")[2].strip("/"), place.topic or ""
-    if "?" in servers:
-        raise ConfigurationError("--broker: settings in a kafka URL are not supported here")
-    bootstrap = place.settings.for_kafka(servers.split(","))
+    topic = place.topic or ""
     reading = bootstrap | {"group_id": None, "enable_auto_commit": False, "allow_auto_create_topics": False}
     with contextlib.ExitStack() as stack:
         admin = client.KafkaAdminClient(**bootstrap)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import parse_qs, quote, urlsplit
@@ -17,6 +17,8 @@ from mqauth.config_table import Table
 from mqauth.errors import ConfigurationError
 
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+BOOTSTRAP_MS: Final = 10_000
+"""Milliseconds for which kafka-python tries to reach a server."""
 _KEYS: Final = (
     "tls", "ca", "cert", "key", "passphrase_env", "passphrase_file", "mechanism", "user", "password_env",
     "password_file",
@@ -41,10 +43,10 @@ class BrokerSettings:
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
-    passphrase: bytes | None = None
+    passphrase: bytes | None = field(default=None, repr=False)
     mechanism: str | None = None
     user: str | None = None
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -123,7 +125,7 @@ class BrokerSettings:
         Raises:
             ConfigurationError: a password would go in the clear to another machine.
         """
-        found: dict[str, Any] = {"bootstrap_servers": servers}
+        found: dict[str, Any] = {"bootstrap_servers": servers, "bootstrap_timeout_ms": BOOTSTRAP_MS}
         if self.user is not None and self.mechanism is None:
             raise ConfigurationError(f"--broker-settings: user wants mechanism, {' or '.join(MECHANISMS)}")
         if self.user is not None and not self.secure and not all(map(_is_loopback, servers)):

@@ -44,7 +44,7 @@ class KafkaRecords:
         self._timeout = timeout
 
     def fetch(self, place: RecordPlace, /) -> Message | None:
-        """Return the record at a place, ``None`` where it is deleted, compacted away, not for us or was never there.
+        """Return the record at a place, ``None`` where it is deleted, not for us or was never there.
 
         Raises:
             Unavailable: ``dead_letter_unavailable``.

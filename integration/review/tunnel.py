@@ -1,0 +1,89 @@
+"""TLS in front of a real broker: it asks clients for a certificate, and passes on what they say.
+
+A Kafka names its own port in its metadata; clients would go there, past the tunnel. So on the way back these
+four bytes are replaced by those of the tunnel's port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+_PATIENCE: Final = 30.0
+_CHUNK: Final = 65_536
+
+
+class Tunnel:
+    """A TLS listener of 127.0.0.1; a context manager.
+
+    Args:
+        port: of the broker, on this machine.
+        certificate: PEM files of the listener's certificate and key.
+        authority: PEM file of whom a client's certificate must be from.
+        advertised: whether the broker names its port to its clients.
+    """
+
+    def __init__(self, port: int, certificate: tuple[Path, Path], authority: Path, *, advertised: bool) -> None:
+        self._broker = port
+        self._advertised = advertised
+        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority)
+        self._context.load_cert_chain(*certificate)
+        self._context.verify_mode = ssl.CERT_REQUIRED
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self.port = 0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._server = asyncio.run_coroutine_threadsafe(
+            asyncio.start_server(self._pass_on, "127.0.0.1", 0, ssl=self._context), self._loop
+        ).result(_PATIENCE)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(_PATIENCE)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_PATIENCE)
+        self._loop.close()
+
+    async def _end(self) -> None:
+        """Listen no more, and let go of what is still being passed on."""
+        self._server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Pass one connection's bytes on, both ways, until either side ends it."""
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._broker)
+        ours, theirs = (port.to_bytes(4, "big") for port in (self.port, self._broker))
+        back = (theirs, ours) if self._advertised else (b"", b"")
+        ways = [self._way(reader, inner_writer), self._way(inner_reader, writer, *back)]
+        tasks = [asyncio.create_task(way) for way in ways]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            writer.close()
+            inner_writer.close()
+
+    @staticmethod
+    async def _way(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, old: bytes = b"", new: bytes = b""
+    ) -> None:
+        """Pass bytes on one way."""
+        with contextlib.suppress(OSError):
+            while data := await reader.read(_CHUNK):
+                writer.write(data.replace(old, new) if old else data)
+                await writer.drain()
