@@ -59,7 +59,12 @@ class KnownTokens:
         return self._tokens.get(token)
 
     def add(self, token: bytes, known: KnownToken, ended: float) -> None:
-        """Remember a token; the oldest go to make room, and those that ended before ``ended``, UTC seconds."""
+        """Remember a token; the oldest go to make room, and those that ended before ``ended``, UTC seconds.
+
+        One that ended itself is not remembered: old tokens that somebody kept push nothing out.
+        """
+        if known.claims.exp < ended:
+            return
         with self._lock:
             kept = self._tokens.pop(token, None)
             self._leaves += known.proven.size - (0 if kept is None else kept.proven.size)
