@@ -180,14 +180,14 @@ def test_a_flood_of_forgeries_leaves_no_trace(forge: Forge, clock: FakeClock, ch
 
 def test_a_flood_of_old_tokens_leaves_no_trace(forge: Forge, clock: FakeClock, checks: Checks) -> None:
     """Captured batches whose signatures hold are expired, and push no living one out."""
-    verifier, now, good = forge.verifier(), int(clock.now()), batch_of(forge, 8)
+    verifier, keys, now, good = forge.verifier(), forge.keys, int(clock.now()), batch_of(forge, 8)
     verifier._known = KnownTokens(16)
-    assert judge(verifier, good.seal(0), forge.keys, now) is None
+    assert judge(verifier, good.seal(0), keys, now) is None
     for number in range(20):
         old = batch_of(forge, 8, claims={"iat": now - 600 - number, "exp": now - 500})
-        assert judge(verifier, old.seal(0), forge.keys, now) is Reason.EXPIRED
+        assert judge(verifier, old.seal(0), keys, now) is Reason.EXPIRED
     before = checks.count
-    assert judge(verifier, good.seal(1), forge.keys, now) is None
+    assert judge(verifier, good.seal(1), keys, now) is None
     assert checks.count == before
 
 
