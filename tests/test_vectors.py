@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-from mqauth import base64url, destination, envelope, jwk, strictjson
+from mqauth import base64url, batch, destination, envelope, jwk, strictjson
 from mqauth.errors import MalformedMessage, Reason
 from mqauth.flow import run
 from mqauth.jsonform import from_form
+from mqauth.merkle import Proven, leaf_hash
 from mqauth.pipeline import Outcome, Pipeline
 from mqauth.policy import Allow
 from mqauth.replay import MemoryReplayStore
 from mqauth.testing import FakeClock
 from mqauth.verifier import Verifier
+from tests.test_merkle import inclusion, mth
+from tests.vectors import generate as generator
 
 FOLDER = Path(__file__).parent / "vectors"
 
@@ -29,18 +30,10 @@ def load(name: str) -> Any:
     return strictjson.loads((FOLDER / name).read_bytes(), depth=64)
 
 
-TOKENS, HDS, DESTINATIONS = load("tokens.json"), load("hds.json"), load("destinations.json")
-
-
-@pytest.fixture(scope="module")
-def generator() -> ModuleType:
-    """The generator, as a module."""
-    spec = importlib.util.spec_from_file_location("vector_generator", FOLDER / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+TOKENS, BATCH = load("tokens.json"), load("batch.json")
+HDS, DESTINATIONS = load("hds.json"), load("destinations.json")
+VECTORS = [*TOKENS["vectors"], *({**vector, "name": f"batch: {vector['name']}"} for vector in BATCH["vectors"])]
+SEQUENCES = [*TOKENS["sequences"], *BATCH["sequences"]]
 
 
 def guard() -> Pipeline:
@@ -66,7 +59,7 @@ def judge(pipeline: Pipeline, form: Any) -> Outcome:
     return outcome
 
 
-def test_the_files_are_what_the_generator_makes(generator: ModuleType) -> None:
+def test_the_files_are_what_the_generator_makes() -> None:
     """A change of the wire shows as drift; made twice the vectors are the same."""
     made = generator.generate()
     assert made == generator.generate()
@@ -75,14 +68,14 @@ def test_the_files_are_what_the_generator_makes(generator: ModuleType) -> None:
         assert (FOLDER / name).read_text(encoding="ascii") == text, f"{name} has drifted: run its generator"
 
 
-@pytest.mark.parametrize("vector", TOKENS["vectors"], ids=lambda vector: vector["name"])
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
 def test_each_message_gets_its_verdict(vector: Any) -> None:
     """Positive and negative vectors alike."""
     outcome = judge(guard(), vector["message"])
     assert (outcome.verdict.value, outcome.reason) == (vector["verdict"], vector["reason"])
 
 
-@pytest.mark.parametrize("sequence", TOKENS["sequences"], ids=lambda sequence: sequence["name"])
+@pytest.mark.parametrize("sequence", SEQUENCES, ids=lambda sequence: sequence["name"])
 def test_each_sequence_of_deliveries_gets_its_verdicts(sequence: Any) -> None:
     """Copies are told from redeliveries."""
     pipeline = guard()
@@ -92,13 +85,11 @@ def test_each_sequence_of_deliveries_gets_its_verdicts(sequence: Any) -> None:
 
 
 def test_the_vectors_cover_every_reason_a_default_consumer_gives() -> None:
-    """Each reason but those of settings, handlers and later profiles has a vector."""
-    found = {vector["reason"] for vector in TOKENS["vectors"]} - {None}
-    found |= {delivery["reason"] for sequence in TOKENS["sequences"] for delivery in sequence["deliveries"]} - {
-        None
-    }
+    """Each reason but those of settings, releases and handlers has a vector."""
+    found = {vector["reason"] for vector in VECTORS} - {None}
+    found |= {delivery["reason"] for sequence in SEQUENCES for delivery in sequence["deliveries"]} - {None}
     assert set(Reason) - {Reason(reason) for reason in found} == {
-        Reason.QUEUE_AGE_EXCEEDED, Reason.COVERAGE_INSUFFICIENT, Reason.PROOF_INVALID, Reason.RELEASE_INVALID,
+        Reason.QUEUE_AGE_EXCEEDED, Reason.COVERAGE_INSUFFICIENT, Reason.RELEASE_INVALID,
         Reason.MESSAGE_MALFORMED, Reason.HANDLER_FAILED,
     }  # fmt: skip
 
@@ -110,6 +101,43 @@ def test_each_headers_digest_is_of_its_bytes(vector: Any) -> None:
     assert raw.hex() == vector["input_hex"]
     assert base64url.encode(hashlib.sha256(raw).digest()).decode() == vector["hds"]
     assert raw.startswith(b"mqauth-hds-1h")
+
+
+def test_both_files_describe_one_consumer() -> None:
+    """Messages with tokens of their own and messages of batches are judged side by side."""
+    assert (BATCH["consumer"], BATCH["received"]) == (TOKENS["consumer"], TOKENS["received"])
+
+
+def test_no_verdict_depends_on_the_vectors_before_it() -> None:
+    """All batch vectors through one consumer, and again in reverse: no rejection becomes another one."""
+    for order in (BATCH["vectors"], BATCH["vectors"][::-1]):
+        pipeline = guard()
+        for vector in order:
+            outcome = judge(pipeline, vector["message"])
+            assert (outcome.verdict.value, outcome.reason) == (vector["verdict"], vector["reason"]), vector["name"]
+
+
+@pytest.mark.parametrize("vector", BATCH["leaves"], ids=lambda vector: vector["name"])
+def test_each_leaf_is_of_its_bytes(vector: Any) -> None:
+    """A leaf's four parts, its hash and its twelve bytes are those of the file."""
+    parts = [bytes.fromhex(part) for part in vector["parts_hex"]]
+    assert list(batch.leaf_of(from_form(vector["message"]), vector["hdr"]).parts) == parts
+    assert hashlib.sha256(b"\x00" + b"".join(parts)).hexdigest() == vector["hash_hex"]
+    assert b"".join(hashlib.sha256(part).digest()[:3] for part in parts).hex() == vector["shorts_hex"]
+
+
+@pytest.mark.parametrize("vector", BATCH["trees"], ids=lambda vector: str(vector["size"]))
+def test_each_tree_is_the_rfcs(vector: Any) -> None:
+    """Roots and paths are those of RFC 9162 over the file's inputs, and prove their leaves."""
+    inputs = [bytes.fromhex(text) for text in BATCH["leaf_inputs_hex"][: vector["size"]]]
+    root = bytes.fromhex(vector["root_hex"])
+    assert len(inputs) == vector["size"]
+    assert mth(inputs) == root
+    proven = Proven(root, len(inputs))
+    for found in vector["paths"]:
+        path = [bytes.fromhex(text) for text in found["hashes_hex"]]
+        assert path == inclusion(found["index"], inputs)
+        assert proven.proves(leaf_hash(inputs[found["index"]]), found["index"], b"".join(path))
 
 
 def test_no_two_headers_vectors_share_their_bytes() -> None:
