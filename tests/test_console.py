@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,9 @@ from mqauth.audit import AuditRecord
 from mqauth.brokers import memory
 from mqauth.console import Desk, Sessions, Tokens, application
 from mqauth.console.access import IDLE, LONGEST, MAX_SESSIONS, token_file
-from mqauth.console.desk import MAX_GROUPS, BusyError
+from mqauth.console.desk import BusyError
 from mqauth.console.job import Plan
+from mqauth.console.shelf import MAX_GROUPS
 from mqauth.console.shield import HEADERS
 from mqauth.console.showing import MAX_BODY, body, visible
 from mqauth.console.words import WORDS
@@ -30,6 +32,7 @@ from mqauth.policy import Allow
 from mqauth.release import WAIVABLE, Authority, ReleaseAuthorities, Releaser
 from mqauth.replay import MemoryReplayStore
 from mqauth.review import ALL, Filter
+from mqauth.review.letterbox import BATCH
 from mqauth.review.memory import MemoryLetterBox
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
@@ -39,6 +42,7 @@ from tests.conftest import RABBITMQ, rabbitmq_message
 DEAD = "rabbitmq:/orders.dead"
 REVIEW = "https://review.example"
 HOST = "console.test:8090"
+MANY = 2 * BATCH + 50
 TOKENS = {"reviewer": "r" * 40, "viewer": "v" * 40}
 HOSTILE = (
     "<script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "'--><svg/onload=alert(1)>",
@@ -67,7 +71,7 @@ class Room:
         )  # fmt: skip
         self.desk = Desk(
             MemoryLetterBox(self.broker, DEAD), flow.run, guard=self.guard, audit=self, clock=clock,
-            releaser=lambda name: Releaser(key=self.key, issuer=REVIEW, reviewer=name, clock=clock),
+            releaser=lambda name: Releaser(key=self.key, issuer=REVIEW, reviewer=name, clock=clock), waits=[0],
         )  # fmt: skip
         self.sessions = Sessions(clock)
 
@@ -400,7 +404,7 @@ def test_groups_and_picture(room: Room) -> None:
     shown = room.client().get("/").text
     assert "<strong>4 letters</strong> in 2 groups" in shown
     assert shown.index("expired</a>") < shown.index("token missing</a>")
-    overview = room.desk.overview
+    overview = room.desk.overview()
     assert overview is not None
     assert sum(bar.count for bar in overview.picture.bars) == 4
     assert overview.picture.highest <= 4
@@ -511,7 +515,7 @@ def test_many_groups_are_bounded(room: Room) -> None:
         room.forge.seal(rabbitmq_message(body=b"x"), claims={"sub": f"s{n}"}) for n in range(MAX_GROUPS + 5)
     ]
     room.send(*messages)
-    overview = room.desk.overview
+    overview = room.desk.overview()
     assert overview is not None
     assert (len(overview.groups), overview.kinds) == (MAX_GROUPS, MAX_GROUPS + 5)
     assert f"The largest {MAX_GROUPS} of {MAX_GROUPS + 5} groups" in room.client().get("/").text
@@ -530,26 +534,196 @@ def test_account(room: Room, tmp_path: Path) -> None:
     assert "1 letter do not add up" in client.get("/account").text.replace("letters", "letter")
 
 
-def test_account_is_shown_though_reading_fails(room: Room) -> None:
-    """Where the broker is lost after an act, the page still shows what became of each letter."""
-    room.send(*room.late(2))
-    client = room.client()
-    post(client, "/act/discard", why="x")
+class Flaky:
+    """A broker that can be lost and come back: what stands before a letter box's answers.
+
+    Args:
+        room: whose letter box.
+        after: answers before it is lost.
+    """
+
+    def __init__(self, room: Room, after: int) -> None:
+        self.there, self.asked = threading.Event(), threading.Semaphore(0)
+        self._box, self._left = room.desk._box, after
+        self._browse = self._box.browse
+        self._box.browse = self.browse  # type: ignore[method-assign]
+
+    def browse(self, limit: int, /) -> Any:
+        """Answer, or be out of reach."""
+        if self._left or self.there.is_set():
+            self._left -= 1
+            return self._browse(limit)
+        self.asked.release()
+        raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "gone")
+
+    def wait(self) -> None:
+        """Wait until the broker was asked twice in vain, so that the desk knows."""
+        for _ in range(2):
+            assert self.asked.acquire(timeout=10)
+
+
+def planned(room: Room, client: TestClient, act: str, **fields: Any) -> None:
+    """Plan an act, and confirm it."""
+    post(client, f"/act/{act}", why="x", **fields)
     room.desk.wait()
     assert room.desk.job is not None
-    box, looks = room.desk._box, iter((False, False))  # the act's own pass, and its end
-
-    def lost(limit: int) -> Any:
-        if next(looks, True):
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "gone")
-        return MemoryLetterBox.browse(box, limit)  # type: ignore[arg-type]
-
-    box.browse = lost  # type: ignore[method-assign]
     post(client, "/confirm", job=room.desk.job.id)
-    room.desk.wait()
+
+
+def test_lost_broker_is_told_on_every_page_and_reading_goes_on_when_it_is_back(room: Room) -> None:
+    """Out of reach: what was read before is shown, every page says since when; back, letters are read anew."""
+    room.send(*room.late(2))
+    client, flaky = room.client(), Flaky(room, 0)
+    post(client, "/refresh")
+    flaky.wait()
+    for path in ("/", "/letters", "/job", f"/letter/{mark_of(room)}"):
+        shown = client.get(path).text
+        assert "The broker is out of reach</strong> since 20" in shown
+        assert "dead_letter_unavailable" in shown or path != "/job"
+    assert "<strong>2 letters</strong> in 1 group" in client.get("/").text
+    assert client.get("/job.json").json()["lost"] is True
+    flaky.there.set()
+    room.desk.wait(10)
+    assert "out of reach" not in client.get("/").text
+    assert "All letters are read" in client.get("/job").text
+
+
+def test_waiting_for_a_broker_can_be_cancelled(room: Room) -> None:
+    """Whoever does not want to wait cancels the reading, and what was read before stays."""
+    room.send(*room.late(2))
+    client, flaky = room.client(), Flaky(room, 0)
+    post(client, "/refresh")
+    flaky.wait()
+    post(client, "/cancel", job=room.desk.job.id if room.desk.job else "")
+    room.desk.wait(10)
+    assert "It failed: dead_letter_unavailable" in client.get("/job").text
+    shown = client.get("/").text
+    assert "<strong>2 letters</strong> in 1 group" in shown
+    assert "out of reach" in shown
+
+
+def test_account_of_an_act_is_shown_while_the_broker_is_lost(room: Room) -> None:
+    """Where the broker is lost after an act, the page shows what became of each letter, and what is left later."""
+    room.send(*room.late(2))
+    client = room.client()
+    flaky = Flaky(room, 2)  # the act's own pass, and its end
+    planned(room, client, "discard")
+    flaky.wait()
     shown = client.get("/job").text
     assert "2 of 2 letters</strong> discarded" in shown
-    assert "could not be read anew: dead_letter_unavailable" in shown
-    assert post(client, "/refresh").status_code == 303
-    room.desk.wait()
-    assert "It failed: dead_letter_unavailable" in client.get("/job").text
+    assert "out of reach" in shown
+    flaky.there.set()
+    room.desk.wait(10)
+    assert "No dead letters" in client.get("/").text
+
+
+def test_desk_closes_while_the_broker_is_lost(room: Room) -> None:
+    """Closing does not wait for a broker that may never come back, not even after an act."""
+    room.send(*room.late(2))
+    flaky = Flaky(room, 2)
+    planned(room, room.client(), "discard")
+    flaky.wait()
+    room.desk.close()
+    assert room.desk.job is not None
+    assert not room.desk.job.running
+
+
+def test_first_page_comes_while_letters_are_read(room: Room) -> None:
+    """After the first letters the page shows their groups, that these are not all, and of how many."""
+    room.send(*room.late(MANY))
+    client, gate = room.client(), Gate(room)
+    room.desk._shelf.stale = True  # as after an act, and at the start
+    post(client, "/refresh")
+    gate.wait()
+    shown = client.get("/").text
+    assert f"<strong>{BATCH} letters</strong> in 1 group" in shown
+    assert f"Not all yet: reading goes on, {BATCH} of about {MANY} letters" in shown
+    assert "data-live" in shown
+    assert f"Reading letters: {BATCH} of {MANY} letters" in client.get("/letters").text
+    gate.open()
+    room.desk.wait(10)
+    shown = client.get("/").text
+    assert f"<strong>{MANY} letters</strong> in 1 group" in shown
+    assert "Not all" not in shown
+
+
+def test_reading_anew_keeps_the_whole_page_until_it_is_done(room: Room) -> None:
+    """An index that holds is not replaced by one that is not whole, and a cancelled reading leaves it."""
+    room.send(*room.late(MANY))
+    client, gate = room.client(), Gate(room)
+    post(client, "/refresh")
+    gate.wait()
+    assert f"<strong>{MANY} letters</strong> in 1 group" in client.get("/").text
+    post(client, "/cancel", job=room.desk.job.id if room.desk.job else "")
+    gate.open()
+    room.desk.wait(10)
+    assert f"Cancelled after <strong>{2 * BATCH} of {MANY} letters" in client.get("/job").text
+    assert f"<strong>{MANY} letters</strong> in 1 group" in client.get("/").text
+
+
+def test_cancelled_first_reading_says_that_these_are_not_all(room: Room) -> None:
+    """What was read until then is shown, as part of about so many."""
+    room.send(*room.late(MANY))
+    client, gate = room.client(), Gate(room)
+    room.desk._shelf.stale = True
+    post(client, "/refresh")
+    gate.wait()
+    post(client, "/cancel", job=room.desk.job.id if room.desk.job else "")
+    gate.open()
+    room.desk.wait(10)
+    assert f"Not all: reading ended early, {2 * BATCH} of about {MANY} letters" in client.get("/").text
+    room.read()
+    assert "Not all" not in client.get("/").text
+
+
+@pytest.mark.parametrize(
+    ("path", "said"), [("/judge", "0 of these would pass now"), ("/act/redrive", "Nothing was done")]
+)
+def test_judging_and_rehearsing_are_cancelled(room: Room, path: str, said: str) -> None:
+    """They tell how far they are, stop before the next letter, and a cancelled rehearsal cannot be confirmed."""
+    room.send(*room.late(3))
+    client, gate = room.client(), Gate(room, letters=True)
+    post(client, path, why="x")
+    gate.wait()
+    assert client.get("/job.json").json()["total"] == 3
+    assert "Cancel" in client.get("/job").text
+    post(client, "/cancel", job=room.desk.job.id if room.desk.job else "")
+    gate.open()
+    room.desk.wait(10)
+    shown = client.get("/job").text
+    assert "Cancelled after <strong>1 of 3 letters" in shown
+    assert said in shown
+    assert 'id="confirm"' not in shown
+    assert post(client, "/confirm", job=room.desk.job.id if room.desk.job else "").status_code == 409
+
+
+class Gate:
+    """Holds a job after its first batch of letters, or in its first letter, until it is opened.
+
+    Args:
+        room: whose desk.
+        letters: hold while a letter is judged, rather than while letters are read.
+    """
+
+    def __init__(self, room: Room, *, letters: bool = False) -> None:
+        self._reached, self._opened, self._calls = threading.Event(), threading.Event(), 0
+        target: Any = room.guard.verifier if letters else room.desk._box
+        name, self._free = ("verify", 0) if letters else ("browse", 1)
+        self._real = getattr(target, name)
+        setattr(target, name, self)
+
+    def __call__(self, *arguments: Any, **settings: Any) -> Any:
+        """Answer, once the gate is open."""
+        self._calls += 1
+        if self._calls > self._free:
+            self._reached.set()
+            assert self._opened.wait(10)
+        return self._real(*arguments, **settings)
+
+    def wait(self) -> None:
+        """Wait until somebody stands before the gate."""
+        assert self._reached.wait(10)
+
+    def open(self) -> None:
+        """Let everybody through."""
+        self._opened.set()

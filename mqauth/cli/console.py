@@ -86,7 +86,10 @@ def console(place: Place, settings: Settings) -> int:
         listener = stack.enter_context(listen(settings.host, settings.port, tls=certificate is not None))
         audit = None if settings.audit is None else stack.enter_context(AuditFile(settings.audit))
         found = stack.enter_context(opened(place))
-        desk = Desk(found.box, found.run, guard=guard, releaser=releaser, audit=audit, files=settings.files)
+        desk = Desk(
+            found.box, found.run, guard=guard, releaser=releaser, audit=audit, files=settings.files,
+            originals=found.originals,
+        )  # fmt: skip
         stack.callback(desk.close)
         hosts = _hosts(listener, settings.names, provider)
         made = _tokens(settings)

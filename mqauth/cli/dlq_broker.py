@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from mqauth.cli.broker import check_url, reached
@@ -90,14 +91,15 @@ def _rabbitmq(place: Place) -> Iterator[Opened]:
 
     from mqauth.review.rabbitmq import RabbitMQLetterBox, is_unlimited
 
-    with _Loop() as loop:
-        connection = loop.call(aio_pika.connect(**arguments), _PATIENCE)
-        try:
-            unlimited = loop.call(is_unlimited(connection, queue), _PATIENCE)
-            box = RabbitMQLetterBox(connection, queue, unlimited=unlimited)
-            yield Opened(box, lambda flow: loop.call(arun(flow)))
-        finally:
-            loop.call(connection.close(), _PATIENCE)
+    connect = partial(aio_pika.connect, **arguments)
+    with contextlib.ExitStack() as stack:
+        loop = stack.enter_context(_Loop())
+        connection = loop.call(connect(), _PATIENCE)
+        stack.callback(loop.close, connection)
+        unlimited = loop.call(is_unlimited(connection, queue), _PATIENCE)
+        box = RabbitMQLetterBox(connection, queue, connect=connect, unlimited=unlimited)
+        stack.callback(lambda: loop.close(box.connection))
+        yield Opened(box, lambda flow: loop.call(arun(flow)))
 
 
 @contextlib.contextmanager
@@ -146,6 +148,12 @@ class _Loop:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_PATIENCE)
         self._loop.close()
+
+    def close(self, connection: Any) -> None:
+        """Close a connection, if it still stands."""
+        if not connection.is_closed:
+            with contextlib.suppress(OSError, TimeoutError):
+                self.call(connection.close(), _PATIENCE)
 
     def call(self, work: Coroutine[Any, Any, R], seconds: float | None = None) -> R:
         """Run a coroutine to its end."""

@@ -1,6 +1,7 @@
 """The desk: one letter box, the newest index of it, and one job at a time on a thread of its own.
 
-Memory is bounded: letters are in the index on disk, of groups the largest 200 are kept, of jobs the newest.
+Memory is bounded: letters are in the index on disk, of groups the largest 200 are kept, of jobs the newest. A
+broker that is lost is told on every page, and reading goes on when it is back.
 """
 
 from __future__ import annotations
@@ -10,9 +11,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from mqauth import review
 from mqauth.audit import AuditSink
@@ -20,7 +20,8 @@ from mqauth.auditlog import read_records
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.console import job as jobs
 from mqauth.console.job import Job, Plan
-from mqauth.console.pictures import Timeline, timeline
+from mqauth.console.reader import WAITS, Lost, Reader
+from mqauth.console.shelf import Overview, Shelf
 from mqauth.errors import ConfigurationError, MqauthError, Reason
 from mqauth.flow import Flow
 from mqauth.pipeline import Pipeline
@@ -29,7 +30,6 @@ from mqauth.review import (
     ALL,
     Account,
     Filter,
-    Group,
     Index,
     Ledger,
     LetterBox,
@@ -39,35 +39,15 @@ from mqauth.review import (
     Row,
     Terms,
 )
+from mqauth.review.recall import Originals
 
-MAX_GROUPS: Final = 200
 _LOG: Final = logging.getLogger("mqauth.console")
-T = TypeVar("T")
 
 
 class BusyError(MqauthError):
     """Another job is running."""
 
     code = "busy"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overview:
-    """What the first page shows of an index.
-
-    Args:
-        as_of: UTC seconds.
-        total: open letters.
-        kinds: number of groups.
-        groups: the largest of them.
-        picture: rejections over time.
-    """
-
-    as_of: float
-    total: int
-    kinds: int
-    groups: Sequence[Group]
-    picture: Timeline
 
 
 class Desk:
@@ -80,6 +60,8 @@ class Desk:
         releaser: returns what signs releases for a reviewer, of this name; without it nothing is redriven.
         audit: where acts are recorded; without it the desk is for looking only.
         files: audit files of consumers and reviewers, for the account.
+        originals: where the originals of mere references are read again, if anywhere.
+        waits: seconds between attempts to reach a broker that was lost; the last one goes on.
     """
 
     def __init__(
@@ -91,30 +73,31 @@ class Desk:
         releaser: Callable[[str], Releaser] | None = None,
         audit: AuditSink | None = None,
         files: Sequence[Path] = (),
+        originals: Originals | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        waits: Sequence[float] = WAITS,
     ) -> None:
         self.name = box.name
         self.guard, self.files = guard, tuple(files)
         self.can_redrive = guard is not None and releaser is not None and audit is not None
         self.can_discard = audit is not None
         self.job: Job | None = None
-        self.overview: Overview | None = None
         self.ledger: Ledger | None = None
         self._box, self._run, self._releaser, self._audit, self._clock = box, run, releaser, audit, clock
-        self._index: Index | None = None
+        self._originals = originals
+        self._shelf = Shelf(clock)
+        self._reader = Reader(box, run, self._shelf, clock=clock, waits=waits)
         self._lock = threading.RLock()
         self._worker = ThreadPoolExecutor(1, "mqauth-console")
         self._future: Future[None] | None = None
 
     def close(self) -> None:
         """Stop what runs, before its next letter, and forget the index."""
+        self._reader.close()
         if self.job is not None:
             self.job.cancelled.set()
         self._worker.shutdown()
-        with self._lock:
-            if self._index is not None:
-                self._index.close()
-            self._index = None
+        self._shelf.show(None)
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until the job has ended."""
@@ -127,7 +110,7 @@ class Desk:
         Raises:
             BusyError: another job is running.
         """
-        return self._start(Job(kind=jobs.READING, by=by), self._survey)
+        return self._start(Job(kind=jobs.READING, by=by), self._reader.read)
 
     def judge(self, wanted: Filter, by: str) -> Job:
         """Start to judge letters by today's verifier.
@@ -182,13 +165,22 @@ class Desk:
         if self.job is not None and self.job.id == id:
             self.job.cancelled.set()
 
+    @property
+    def lost(self) -> Lost | None:
+        """Since when and why the broker is out of reach, if it is."""
+        return self._reader.lost
+
+    def overview(self) -> Overview | None:
+        """Return what the first page shows, of letters read so far; ``None`` before any were."""
+        return self._shelf.overview()
+
     def count(self, wanted: Filter = ALL) -> int:
         """Return how many letters are meant."""
-        return self._ask(lambda index: index.count(wanted), 0)
+        return self._shelf.ask(lambda index: index.count(wanted), 0)
 
     def page(self, wanted: Filter, *, after: int, limit: int) -> list[Row]:
         """Return a page of letters."""
-        return self._ask(lambda index: index.page(wanted, after=after, limit=limit), [])
+        return self._shelf.ask(lambda index: index.page(wanted, after=after, limit=limit), [])
 
     def letter(self, mark: str) -> tuple[Row, Reading] | None:
         """Return one letter, by its mark."""
@@ -197,18 +189,13 @@ class Desk:
             rows = index.page(Filter(mark=mark), limit=1)
             return (rows[0], index.reading(rows[0].number)) if rows else None
 
-        return self._ask(find, None)
+        return self._shelf.ask(find, None)
 
     def verdict(self, reading: Reading) -> str | None:
         """Return today's verdict on a letter; ``None`` without a verifier."""
         if self.guard is None:
             return None
-        return str(self._run(review.Judge(self.guard).today(reading)))
-
-    def _ask(self, question: Callable[[Index], T], otherwise: T) -> T:
-        """Ask the index, if there is one."""
-        with self._lock:
-            return otherwise if self._index is None else question(self._index)
+        return str(self._run(review.Judge(self.guard, self._originals).today(reading)))
 
     def _start(self, job: Job, work: Callable[[Job], None]) -> Job:
         """Give the desk's thread a job."""
@@ -231,30 +218,31 @@ class Desk:
         finally:
             job.running = False
 
-    def _survey(self, job: Job) -> None:
-        """Read all letters into a new index and put it in the place of the old one."""
-        fresh: Index = self._run(review.survey(self._box, clock=self._clock, progress=_seen(job)))
-        overview = _overview(fresh)
-        with self._lock:
-            old, self._index, self.overview = self._index, fresh, overview
-            if old is not None:
-                old.close()
-
     def _judge(self, job: Job, wanted: Filter) -> None:
         """Judge letters; the verdicts stand in the index."""
-        if self.guard is not None and self._index is not None:
-            job.counts = self._run(review.judge(self._index, self.guard, wanted))
+        index = self._shelf.index
+        if self.guard is None or index is None:
+            return
+        job.total = index.count(wanted)
+        job.counts = self._run(
+            review.judge(index, self.guard, wanted, originals=self._originals, progress=_seen(job),
+                         cancelled=job.cancelled)
+        )  # fmt: skip
 
     def _rehearse(self, job: Job) -> None:
         """Freeze the selection and count what would become of it."""
-        if job.plan is None or self._index is None:
+        index, plan = self._shelf.index, job.plan
+        if plan is None or index is None:
             return
-        job.selection = self._ask(lambda index: index.freeze(job.plan.wanted if job.plan else ALL), None)
-        if job.plan.act == jobs.DISCARD:
-            job.counts = Counter(accepted=len(job.selection or ()))
+        job.selection = index.freeze(plan.wanted)
+        job.total = len(job.selection)
+        if plan.act == jobs.DISCARD:
+            job.counts = Counter(accepted=job.total)
         elif self.guard is not None:
-            terms = self._terms(job.plan)
-            job.counts = self._run(review.rehearse(self._index, job.plan.wanted, guard=self.guard, terms=terms))
+            job.counts = self._run(
+                review.rehearse(index, plan.wanted, guard=self.guard, terms=self._terms(plan),
+                                originals=self._originals, progress=_seen(job), cancelled=job.cancelled)
+            )  # fmt: skip
 
     def _act(self, job: Job) -> None:
         """Redrive or discard, then read what is left."""
@@ -269,18 +257,21 @@ class Desk:
         elif self.guard is not None:
             terms = self._terms(plan)
             wish = review.redrive(
-                self._box, selection, guard=self.guard, terms=terms, reviewer=reviewer, pace=pace
-            )
+                self._box, selection, guard=self.guard, terms=terms, reviewer=reviewer, pace=pace,
+                originals=self._originals,
+            )  # fmt: skip
         else:
             return
+        self._shelf.stale = True  # even where it fails halfway
         job.account = self._run(wish).as_dict()
-        self._survey(Job(kind=jobs.READING, by=job.by))
+        self._reader.read_what_is_left(job)
 
     def _account(self, job: Job) -> None:
         """Hold the audit files against letters read just now."""
-        self._survey(job)
-        if self._index is not None:
-            self.ledger = review.account(read_records(self.files), self._index.ids())
+        self._reader.read(job)
+        index = self._shelf.index
+        if index is not None and index.complete:
+            self.ledger = review.account(read_records(self.files), index.ids())
 
     def _check(self, plan: Plan) -> None:
         """Refuse a plan that could not be carried out."""
@@ -313,12 +304,3 @@ def _acted(job: Job) -> Callable[[Account], None]:
         job.seen = account.selected - account.left
 
     return progress
-
-
-def _overview(index: Index) -> Overview:
-    """Return what the first page shows."""
-    groups = index.groups()
-    return Overview(
-        as_of=index.as_of, total=sum(group.count for group in groups), kinds=len(groups),
-        groups=groups[:MAX_GROUPS], picture=timeline(index, groups),
-    )  # fmt: skip

@@ -78,24 +78,30 @@ class Job:
         return min(99, self.seen * 100 // self.total) if self.total else 0
 
     @property
-    def counted(self) -> bool:
-        """Whether it tells how many letters it has seen."""
-        return self.kind not in (JUDGING, REHEARSING)
+    def cancellable(self) -> bool:
+        """Whether it can be stopped halfway; an act then has an exact account."""
+        return self.running and not self.cancelled.is_set()
 
     @property
-    def cancellable(self) -> bool:
-        """Whether it can be stopped halfway with an exact account."""
-        return self.running and self.kind in ACTS and not self.cancelled.is_set()
+    def short(self) -> bool:
+        """Whether it was stopped before it had seen all letters."""
+        return self.cancelled.is_set() and self.seen < self.total
+
+    def begin_anew(self) -> None:
+        """Count from nothing, and forget that it was cancelled."""
+        self.seen = self.total = 0
+        self.cancelled = threading.Event()
 
     @property
     def confirmable(self) -> bool:
         """Whether it is a rehearsal that found something to do."""
-        done = not self.running and self.error is None
+        done = not self.running and self.error is None and not self.cancelled.is_set()
         return done and self.kind == REHEARSING and self.counts["accepted"] > 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the progress as JSON values."""
         return {
             "id": self.id, "kind": self.kind, "running": self.running, "seen": self.seen, "total": self.total,
-            "percent": self.percent, "cancelling": self.running and self.cancelled.is_set(),
+            "percent": self.percent, "acted": self.account is not None,
+            "cancelling": self.running and self.cancelled.is_set(),
         }  # fmt: skip

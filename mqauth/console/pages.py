@@ -104,7 +104,7 @@ class Pages:
     @looking
     async def groups(self, request: Request, session: Session) -> Response:
         """Show the groups, the first page."""
-        return self._page("groups.html", session, overview=self._desk.overview)
+        return self._page("groups.html", session, overview=await run_in_threadpool(self._desk.overview))
 
     @looking
     async def letters(self, request: Request, session: Session) -> Response:
@@ -181,7 +181,7 @@ class Pages:
 
     @acting()
     async def cancel(self, request: Request, session: Session, fields: Fields) -> Response:
-        """Stop the running act before its next letter."""
+        """Stop the running job before its next letter."""
         self._desk.cancel(wishes.first(fields).get("job", ""))
         return RedirectResponse("/job", _SEE_OTHER)
 
@@ -195,7 +195,8 @@ class Pages:
     async def progress(self, request: Request, session: Session) -> Response:
         """Return the newest job's progress as JSON."""
         job = self._desk.job
-        return JSONResponse({} if job is None else job.as_dict())
+        lost = self._desk.lost is not None
+        return JSONResponse({} if job is None else {**job.as_dict(), "lost": lost})
 
     @looking
     async def account(self, request: Request, session: Session) -> Response:

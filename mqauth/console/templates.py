@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse, Response
 
+from mqauth.console import job as jobs
 from mqauth.console.pictures import HEIGHT, WIDTH
 from mqauth.console.showing import moment
 from mqauth.console.wishes import DIMENSIONS
@@ -16,6 +17,10 @@ from mqauth.console.words import explain
 from mqauth.review import Group
 
 FOLDER: Final = Path(__file__).parent / "pages_html"
+_DOING: Final = {
+    jobs.READING: "Reading letters", jobs.JUDGING: "Judging", jobs.REHEARSING: "Finding out what it would do",
+    jobs.ACCOUNTING: "Account", jobs.REDRIVE: "Redrive", jobs.DISCARD: "Discard",
+}  # fmt: skip
 STATIC: Final = Path(__file__).parent / "static"
 
 
@@ -30,6 +35,7 @@ class Templates:
         self._environment.filters |= {"moment": moment, "count": _count, "plain": _plain}
         self._environment.globals |= {
             "explain": explain,
+            "doing": _DOING.__getitem__,
             "group_query": _group_query,
             "width": WIDTH,
             "height": HEIGHT,

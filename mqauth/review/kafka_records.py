@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any, Final
 
 import kafka as kafka_python
@@ -42,6 +43,7 @@ class KafkaRecords:
             raise ConfigurationError("the consumer wants no group: it commits nothing")
         self._consumer = consumer
         self._timeout = timeout
+        self._lock = threading.Lock()  # a consumer is for one thread at a time
 
     def fetch(self, place: RecordPlace, /) -> Message | None:
         """Return the record at a place, ``None`` where it is deleted, not for us or was never there.
@@ -50,7 +52,8 @@ class KafkaRecords:
             Unavailable: ``dead_letter_unavailable``.
         """
         try:
-            found = self._record(place)
+            with self._lock:
+                found = self._record(place)
         except _NOT_FOR_US:
             return None
         except (KafkaError, OSError) as error:

@@ -57,7 +57,8 @@ def fill(
             index.expected = box.expected
             index.add(letters)
             progress(index.size)
-            if cancelled is not None and cancelled.is_set():
+            whole = index.size == index.expected  # all but the end of the pass: not worth a cancel
+            if cancelled is not None and cancelled.is_set() and not whole:
                 yield from call(box.browse, 0)
                 return
     except Unavailable:

@@ -20,10 +20,13 @@ async function watch() {
   try {
     const answer = await fetch("/job.json", { credentials: "same-origin" });
     const now = await answer.json();
-    if (!now.running || now.id !== job.dataset.job) return location.reload();
+    const turned = String(now.acted) !== job.dataset.acted || String(now.lost) !== job.dataset.lost;
+    if (!now.running || now.id !== job.dataset.job || turned) return location.reload();
     const seen = document.getElementById("seen");
     if (seen) seen.textContent = now.seen;
     const bar = document.getElementById("bar");
+    if (now.total && !bar.hasAttribute("max")) return location.reload();
+    if (now.total) bar.max = now.total;
     if (now.total) bar.value = now.seen;
   } catch {
     // The console may be restarting; the next look tells.
@@ -32,3 +35,23 @@ async function watch() {
 }
 
 if (job) setTimeout(watch, 300);
+
+// A page that grows while letters are read is fetched again, unless somebody is at work in it.
+async function grow() {
+  const live = document.querySelector("[data-live]");
+  if (!live) return;
+  try {
+    const answer = await fetch(location.href, { credentials: "same-origin" });
+    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const next = fresh.getElementById("main");
+    if (answer.ok && next && !live.contains(document.activeElement)) {
+      if (!next.querySelector("[data-live]")) return location.reload();
+      live.replaceWith(document.adoptNode(next.querySelector("[data-live]")));
+    }
+  } catch {
+    // The console may be restarting; the next look tells.
+  }
+  setTimeout(grow, 1000);
+}
+
+setTimeout(grow, 1000);
