@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -13,9 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from integration.documentation import ROOT, Block, Reader, blocks, matches, pages
-from mqauth import Cause, Message, Reason, envelope
+from mqauth import Cause, Message, Reason, base64url, envelope
 from mqauth.cli.app import app
-from mqauth.message import PROTECTED_PROPERTIES
+from mqauth.errors import Rejection
+from mqauth.message import PROTECTED_PROPERTIES, TOKEN_HEADER
+from mqauth.testing import FakeClock, Forge
+from mqauth.testing.attacks import honest_message
+from mqauth.testing.batchattacks import PROOF_ATTACKS
+from mqauth.testing.batchforge import forge_batch
+from mqauth.verifier import Verifier
 
 RUN = {"python", "sh", "toml", "json"}
 NEEDS_BROKER = {"rabbitmq", "kafka"}
@@ -153,9 +160,7 @@ def exists(span: str) -> bool:
 
 def test_profiles_own_code_agrees() -> None:
     """The standalone implementation in the wire profile gives the bytes that mqauth digests."""
-    (block,) = (block for block in blocks("docs/wire-profile.md") if block.language == "python")
-    profile: dict[str, Any] = {}
-    exec(block.text, profile)  # noqa: S102 - our own page
+    profile = profile_code("hds_input")
 
     @given(properties=PROPERTIES, headers=st.dictionaries(NAMES, VALUES, max_size=4))
     def agree(properties: dict[str, str], headers: dict[str, Any]) -> None:
@@ -166,6 +171,62 @@ def test_profiles_own_code_agrees() -> None:
         )
 
     agree()
+
+
+def test_profiles_own_code_judges_proofs() -> None:
+    """The standalone implementation of batches has mqauth's leaves, roots, paths and reasons, good and bad."""
+    profile, forge, clock = profile_code("root_of"), Forge(FakeClock()), FakeClock()
+
+    @given(st.integers(1, 12), st.data())
+    def agree(size: int, data: st.DataObject) -> None:
+        index, other = data.draw(st.integers(0, size - 1)), data.draw(st.integers(0, size - 1))
+        found = forge_batch(forge, [honest_message("kafka:orders", number) for number in range(size)])
+        proof = bytearray(found.proof(index))
+        if data.draw(st.booleans()):
+            proof[data.draw(st.integers(0, len(proof) - 1))] ^= 1
+        sealed = found.seal(index, found.messages[other], proof=bytes(proof))
+        message, header = found.messages[other], sealed.headers[-1][1]
+        headers = envelope.headers_input(message, found.names)
+        parts = profile["leaf_parts"](message.destination, message.key, message.body, headers)
+        assert profile["leaf_hash"](parts) == found.leaves[other].hash
+        said = profile["verdict"](header.partition(b"~")[2].decode(), found.tree.root, size, parts)
+        assert said == said_by(forge.verifier(), sealed, clock.now())
+
+    agree()
+
+
+def said_by(verifier: Verifier, message: Message, now: float) -> str:
+    """Return a verifier's reason, or that the message is bound."""
+    try:
+        candidate = verifier.open(message)
+        verifier.verify(message, candidate, verifier.source(candidate).key_set(), now)
+    except Rejection as rejection:
+        return str(rejection.reason)
+    return "bound"
+
+
+@pytest.mark.parametrize("attack", PROOF_ATTACKS, ids=lambda attack: attack.name)
+def test_profiles_own_code_refuses_every_proof_attack(attack: Any) -> None:
+    """What mqauth refuses as proof_invalid, behind whatever index and path, the page's code refuses too."""
+    message = honest_message("kafka:orders")
+    if not attack.fits(message.destination) or attack.name == "proof-without-tree":
+        return
+    sealed = attack.mount(Forge(FakeClock()), message)
+    jws, _, proof = dict(sealed.headers)[TOKEN_HEADER].partition(b"~")
+    tree = json.loads(base64url.decode(jws.split(b".")[1]))["mqa"]["tree"]
+    profile = profile_code("root_of")
+    headers = envelope.headers_input(sealed, ("tenant",))
+    parts = profile["leaf_parts"](sealed.destination, sealed.key, sealed.body, headers)
+    root = base64url.decode(tree["root"].encode())
+    assert profile["verdict"](proof.decode(), root, tree["size"], parts) == attack.reason
+
+
+def profile_code(name: str) -> dict[str, Any]:
+    """Run the wire profile's block of code that defines a function, and return what it defines."""
+    (block,) = (block for block in blocks("docs/wire-profile.md") if f"def {name}(" in block.text)
+    profile: dict[str, Any] = {}
+    exec(block.text, profile)  # noqa: S102 - our own page
+    return profile
 
 
 def frozen(value: Any) -> Any:
