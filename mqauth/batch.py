@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from mqauth import base64url, envelope
 from mqauth.claims import MAX_BATCH, Batch, Claims
@@ -32,31 +31,32 @@ _DIFFERS: Final = (
 _INDEXES: Final = {str(index).encode("ascii"): index for index in range(MAX_BATCH)}
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
+class Proof(NamedTuple):
     """Where a message stands in its batch, and what shows it; nothing in it is proven yet."""
 
-    index: int
+    place: int
     shorts: bytes
     path: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(NamedTuple):
     """What is bound of a message: the four parts its leaf is made of, each unambiguous."""
 
-    parts: tuple[bytes, bytes, bytes, bytes]
+    destination: bytes
+    key: bytes
+    body: bytes
+    headers: bytes
 
     @property
     def hash(self) -> bytes:
         """The leaf's hash."""
-        return leaf_hash(b"".join(self.parts))
+        return leaf_hash(b"".join(self))
 
     @property
     def shorts(self) -> bytes:
         """The first bytes of each part's digest."""
-        destination, key, body, headers = self.parts
-        return _short(destination) + _short(key) + _short(body) + _short(headers)
+        destination, key, body, headers = self
+        return _often(destination) + (_NO_KEY if key == b"kn" else _short(key)) + _short(body) + _short(headers)
 
 
 def leaf_of(message: Message, names: Sequence[str]) -> Leaf:
@@ -70,9 +70,20 @@ def leaf_of(message: Message, names: Sequence[str]) -> Leaf:
         MalformedMessage: two names differ in case only, or a value has no form on the wire.
     """
     envelope.refuse_case_twins(message, names)
+    return checked_leaf(message, names)
+
+
+def checked_leaf(message: Message, names: Sequence[str]) -> Leaf:
+    """Return the leaf of a message none of whose header names differs from a covered one in case only.
+
+    Raises:
+        MalformedMessage: a value has no form on the wire.
+    """
     headers = envelope.headers_input(message, names)
-    return Leaf((_destination(message.destination), _octets(b"k", message.key), _octets(b"b", message.body),
-                 _octets(b"h", headers)))  # fmt: skip
+    return Leaf(
+        _destination(message.destination), _octets(b"k", message.key), _octets(b"b", message.body),
+        _octets(b"h", headers),
+    )  # fmt: skip
 
 
 def split(token: bytes) -> tuple[bytes, bytes | None]:
@@ -113,7 +124,12 @@ def proof_of(text: bytes | None, claims: Claims) -> Proof | None:
 
 def with_proof(token: str, index: int, leaf: Leaf, path: bytes) -> str:
     """Return the header of one message of a batch."""
-    return f"{token}~{index}.{base64url.encode(leaf.shorts + path).decode('ascii')}"
+    return token + proof_text(index, leaf.shorts, path)
+
+
+def proof_text(index: int, shorts: bytes, path: bytes) -> str:
+    """Return what follows the token of a batch in the header of one message."""
+    return f"~{index}.{base64url.encode(shorts + path).decode('ascii')}"
 
 
 def check(message: Message, batch: Batch, proof: Proof, proven: Proven) -> None:
@@ -127,7 +143,7 @@ def check(message: Message, batch: Batch, proof: Proof, proven: Proven) -> None:
         leaf = leaf_of(message, batch.hdr)
     except MalformedMessage as error:
         raise Rejection(Reason.HEADERS_MISMATCH, str(error)) from error
-    if not proven.proves(leaf.hash, proof.index, proof.path):
+    if not proven.proves(leaf.hash, proof.place, proof.path):
         raise _difference(leaf.shorts, proof.shorts)
 
 
@@ -154,6 +170,15 @@ def _octets(tag: bytes, raw: bytes | None) -> bytes:
 def _short(part: bytes) -> bytes:
     """Return the first bytes of a part's digest."""
     return hashlib.sha256(part).digest()[:_SHORT]
+
+
+@lru_cache(maxsize=1024)
+def _often(part: bytes) -> bytes:
+    """Return ``_short`` of a part that many messages have."""
+    return _short(part)
+
+
+_NO_KEY: Final = _short(b"kn")
 
 
 def _invalid(detail: str) -> Rejection:

@@ -28,10 +28,18 @@ def add_named(parts: list[bytes], name: str, values: Sequence[HeaderValue]) -> N
     """Append a name and every occurrence of it; none is zero occurrences, which is not an empty value."""
     parts.append(_named(name, len(values)))
     for value in values:
-        if type(value) is bytes:  # every value on Kafka; else by way of _add_value, to the same bytes
-            parts.append(b"b" + len(value).to_bytes(4, "big") + value)
-        else:
-            _add_value(parts, value, MAX_DEPTH)
+        _add_value(parts, value, MAX_DEPTH)
+
+
+def add_one(parts: list[bytes], name: str, value: HeaderValue) -> None:
+    """Append a name that occurs once, with its value: the bytes of ``add_named``."""
+    parts.append(_named(name, 1))
+    if type(value) is bytes:  # the way of every value on Kafka
+        parts.append(b"b")
+        parts.append(len(value).to_bytes(4, "big"))
+        parts.append(value)
+    else:
+        _add_value(parts, value, MAX_DEPTH)
 
 
 @lru_cache(maxsize=1024)

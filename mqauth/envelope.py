@@ -12,7 +12,7 @@ from typing import Final
 from mqauth import base64url
 from mqauth.claims import Binding
 from mqauth.destination import is_kafka
-from mqauth.encoding import add_named
+from mqauth.encoding import add_named, add_one
 from mqauth.errors import MalformedMessage, Reason, Rejection
 from mqauth.jws import MAX_TOKEN
 from mqauth.message import PROTECTED_PROPERTIES, TOKEN_HEADER, HeaderValue, Message
@@ -148,11 +148,29 @@ def headers_input(message: Message, names: Iterable[str]) -> bytes:
     Raises:
         MalformedMessage: a value of a type no broker carries, or nested beyond 32.
     """
+    headers = message.headers
+    single = dict(headers)
+    if len(single) != len(headers):
+        return _repeated_input(message, names)
+    if is_kafka(message.destination):
+        plain = _PROPERTIES.isdisjoint(single)
+        parts = [_NO_PROPERTIES if plain else _protected({name: (value,) for name, value in headers})]
+    else:
+        parts = [_protected(_properties(message)) if message.properties else _NO_PROPERTIES]
+    for name in names:
+        if name in single:
+            add_one(parts, name, single[name])
+        else:
+            add_named(parts, name, ())
+    return b"".join(parts)
+
+
+def _repeated_input(message: Message, names: Iterable[str]) -> bytes:
+    """Return the same where a name stands more than once."""
     by_name: dict[str, list[HeaderValue]] = {}
     for header, value in message.headers:
         by_name.setdefault(header, []).append(value)
-    properties = by_name if is_kafka(message.destination) else _properties(message)
-    parts = [_NO_PROPERTIES if _PROPERTIES.isdisjoint(properties) else _protected(properties)]
+    parts = [_protected(by_name if is_kafka(message.destination) else _properties(message))]
     for name in names:
         add_named(parts, name, by_name.get(name, ()))
     return b"".join(parts)

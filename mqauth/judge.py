@@ -168,7 +168,7 @@ class Judge:
             delivery.owner = self._randomness(_OWNER_BYTES).hex()
         claims = verified.claims
         return ClaimRequest(
-            scope=self.scope_of(delivery.message),
+            scope=self._scope or origin.scope or self.scope_of(delivery.message),
             id=_claim_id(claims, index),
             index=index,
             owner=delivery.owner,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from mqauth.claims import MAX_BATCH
@@ -29,6 +30,7 @@ def node_hash(left: bytes, right: bytes) -> bytes:
     return hashlib.sha256(_NODE + left + right).digest()
 
 
+@lru_cache(maxsize=4096)
 def path_length(index: int, size: int) -> int:
     """Return how many hashes prove a leaf, counted from 0, in a tree of ``size`` leaves."""
     count, last = 0, size - 1
@@ -71,6 +73,13 @@ class Tree:
                 found.append(level[sibling])
             index >>= 1
         return b"".join(found)
+
+    def paths(self) -> list[bytes]:
+        """Return the path of every leaf, in order: a node's path goes on with its parent's, made once."""
+        found = [b""]
+        for level in reversed(self._levels[:-1]):
+            found = _below(level, found)
+        return found
 
 
 class Proven:
@@ -122,3 +131,13 @@ def _above(level: list[bytes]) -> list[bytes]:
     """Return the level over another; an odd last node moves up."""
     pairs = [node_hash(level[at], level[at + 1]) for at in range(0, len(level) - 1, 2)]
     return pairs + level[len(pairs) * 2 :]
+
+
+def _below(level: list[bytes], above: list[bytes]) -> list[bytes]:
+    """Return the paths of a level's nodes, of the paths of their parents; an odd last node has its parent's."""
+    found = []
+    for at in range(0, len(level) - 1, 2):
+        rest = above[at >> 1]
+        found.append(level[at + 1] + rest)
+        found.append(level[at] + rest)
+    return found + above[len(found) >> 1 :]

@@ -15,6 +15,7 @@ from mqauth.errors import ConfigurationError, MalformedMessage
 from mqauth.verified import Verified
 
 _LOG: Final = logging.getLogger("mqauth.policy")
+_REMEMBERED: Final = 4096
 _WILDCARDS: Final = ("*", "#")
 
 
@@ -94,13 +95,19 @@ class Allow:
         for rule in self.rules:
             self._by_subject.setdefault(rule.subject, []).append(rule)
         self.version = hashlib.sha256(repr(self.rules).encode()).hexdigest()[:16]
+        self._allowed: set[tuple[str, str, str]] = set()
 
     def decide(self, verified: Verified, /) -> Decision:
-        """Return ``ALLOW`` where a rule of the subject permits the destination."""
-        for rule in self._by_subject.get(verified.subject, ()):
-            if rule.allows(verified):
-                return Decision.ALLOW
-        return Decision.DENY
+        """Return ``ALLOW`` where a rule of the subject permits the destination; what was allowed is remembered."""
+        claims = verified.claims
+        asked = (claims.iss, claims.sub, verified.destination)
+        if asked in self._allowed:
+            return Decision.ALLOW
+        if not any(rule.allows(verified) for rule in self._by_subject.get(claims.sub, ())):
+            return Decision.DENY
+        if len(self._allowed) < _REMEMBERED:
+            self._allowed.add(asked)
+        return Decision.ALLOW
 
 
 class UnsafeAllowAll:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from mqauth.claims import Claims
 from mqauth.errors import ConfigurationError, RejectNow, RetryLater
@@ -13,53 +13,34 @@ from mqauth.release import Release
 
 Responder = Callable[["Verified", bytes], Awaitable[Any] | Any]
 _MAKER: Final = object()
+_SET: Final = object.__setattr__
+
+
+class _Facts(NamedTuple):
+    """What a ``Verified`` stands on."""
+
+    message: Message
+    claims: Claims
+    kid: str
+    key_set: str
+    received: float
+    release: Release | None = None
+    place: int | None = None
+    value: Any = None
+    responder: Responder | None = None
 
 
 class Verified:
-    """A message whose token holds, as a handler sees it: covered headers only, the rest through ``native``.
+    """A message whose token holds, as a handler sees it: covered headers only, the rest through ``native``."""
 
-    Attributes:
-        body: the raw bytes, ``None`` for a Kafka tombstone.
-        key: the Kafka record key, or ``None``.
-        headers: the covered application headers, in order.
-        destination: canonical, as broker and token agree.
-        claims: the verified claim set.
-        kid: the key that signed.
-        index: the message's place in its batch, ``None`` where it has a token of its own.
-        key_set: version of the key set it was judged by.
-        received: UTC seconds at which this process first received the delivery.
-        origin: what the broker says of the delivery.
-        native: the client library's own message; only what is covered in it is verified.
-        value: the decoded body where the consumer was given ``decode=``, else ``None``.
-        release: the reviewer's release by which a dead letter came back, else ``None``.
-    """
+    __slots__ = ("_facts",)
 
-    __slots__ = (
-        "_message", "_responder", "body", "claims", "destination", "headers", "index", "key", "key_set", "kid",
-        "native", "origin", "received", "release", "value",
-    )  # fmt: skip
+    _facts: _Facts
 
-    body: bytes | None
-    key: bytes | None
-    headers: tuple[HeaderPair, ...]
-    destination: str
-    claims: Claims
-    kid: str
-    index: int | None
-    key_set: str
-    received: float
-    origin: Origin
-    native: Any
-    value: Any
-    release: Release | None
-    _message: Message
-    _responder: Responder | None
-
-    def __init__(self, maker: object, /, **fields: Any) -> None:
+    def __init__(self, maker: object, facts: _Facts, /) -> None:
         if maker is not _MAKER:
             raise ConfigurationError("only a verifier makes a Verified; mqauth.testing.verified() seals one")
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
+        _SET(self, "_facts", facts)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError("a Verified cannot be changed")
@@ -69,6 +50,72 @@ class Verified:
 
     def __repr__(self) -> str:
         return f"Verified({self.destination!r}, issuer={self.issuer!r}, subject={self.subject!r})"
+
+    @property
+    def body(self) -> bytes | None:
+        """The raw bytes, ``None`` for a Kafka tombstone."""
+        return self._facts.message.body
+
+    @property
+    def key(self) -> bytes | None:
+        """The Kafka record key, or ``None``."""
+        return self._facts.message.key
+
+    @property
+    def headers(self) -> tuple[HeaderPair, ...]:
+        """The covered application headers, in order; the others are in ``native``, unverified."""
+        covered = set(self._facts.claims.mqa.hdr)
+        return tuple(pair for pair in self._facts.message.headers if pair[0] in covered)
+
+    @property
+    def destination(self) -> str:
+        """Canonical, as broker and token agree."""
+        return self._facts.message.destination
+
+    @property
+    def claims(self) -> Claims:
+        """The verified claim set."""
+        return self._facts.claims
+
+    @property
+    def kid(self) -> str:
+        """The key that signed."""
+        return self._facts.kid
+
+    @property
+    def index(self) -> int | None:
+        """The message's place in its batch, ``None`` where it has a token of its own."""
+        return self._facts.place
+
+    @property
+    def key_set(self) -> str:
+        """Version of the key set it was judged by."""
+        return self._facts.key_set
+
+    @property
+    def received(self) -> float:
+        """UTC seconds at which this process first received the delivery."""
+        return self._facts.received
+
+    @property
+    def origin(self) -> Origin:
+        """What the broker says of the delivery."""
+        return self._facts.message.origin
+
+    @property
+    def native(self) -> Any:
+        """The client library's own message; only what is covered in it is verified."""
+        return self._facts.message.native
+
+    @property
+    def value(self) -> Any:
+        """The decoded body where the consumer was given ``decode=``, else ``None``."""
+        return self._facts.value
+
+    @property
+    def release(self) -> Release | None:
+        """The reviewer's release by which a dead letter came back, else ``None``."""
+        return self._facts.release
 
     @property
     def issuer(self) -> str:
@@ -93,7 +140,7 @@ class Verified:
     @property
     def properties(self) -> dict[str, str]:
         """The seven protected properties that are present, as text."""
-        found = ((name, self._message.text_property(name)) for name in PROTECTED_PROPERTIES)
+        found = ((name, self._facts.message.text_property(name)) for name in PROTECTED_PROPERTIES)
         return {name: value for name, value in found if value is not None}
 
     def header(self, name: str) -> HeaderValue:
@@ -110,9 +157,10 @@ class Verified:
         Raises:
             ConfigurationError: the consumer was given no ``replies`` signer.
         """
-        if self._responder is None:
+        responder = self._facts.responder
+        if responder is None:
             raise ConfigurationError("give the consumer replies=Signer(...) to answer messages")
-        return self._responder(self, body)
+        return responder(self, body)
 
 
 def make_verified(
@@ -126,31 +174,14 @@ def make_verified(
     index: int | None = None,
 ) -> Verified:
     """Return the verified view of a message; for the verifier alone."""
-    covered = set(claims.mqa.hdr)
-    return Verified(
-        _MAKER,
-        body=message.body,
-        key=message.key,
-        headers=tuple(pair for pair in message.headers if pair[0] in covered),
-        destination=message.destination,
-        claims=claims,
-        kid=key.kid,
-        index=index,
-        key_set=key_set,
-        received=received,
-        origin=message.origin,
-        native=message.native,
-        value=None,
-        release=release,
-        _message=message,
-        _responder=None,
-    )
+    return Verified(_MAKER, _Facts(message, claims, key.kid, key_set, received, release, index))
 
 
 def equip(verified: Verified, *, responder: Responder | None = None, value: Any = None) -> Verified:
     """Return the verified message with a way to reply and a decoded value; for broker wrappers."""
-    fields = {name: getattr(verified, name) for name in Verified.__slots__}
-    return Verified(_MAKER, **(fields | {"_responder": responder, "value": value}))
+    if responder is None and value is None:
+        return verified
+    return Verified(_MAKER, verified._facts._replace(responder=responder, value=value))
 
 
 def decoded(verified: Verified, decode: Callable[[bytes], Any] | None) -> Any:

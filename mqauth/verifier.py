@@ -77,7 +77,7 @@ class Issuer:
         return self.vouches or pinned is not None or subject in (self.subjects or {}).get("*", frozenset())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every message
 class Candidate:
     """A token whose claims are parsed and not yet believed: the outcome of steps 1 to 4.
 
@@ -98,7 +98,7 @@ class Candidate:
     @property
     def index(self) -> int | None:
         """The message's place in its batch, ``None`` of a single token."""
-        return None if self.proof is None else self.proof.index
+        return None if self.proof is None else self.proof.place
 
 
 class Verifier:

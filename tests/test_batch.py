@@ -229,11 +229,11 @@ def test_a_leafs_bytes_are_the_profiles() -> None:
         b"bv" + len(MESSAGE.body or b"").to_bytes(8, "big") + (MESSAGE.body or b""),
         b"hv" + len(headers).to_bytes(8, "big") + headers,
     )
-    assert leaf.parts == parts
+    assert leaf == parts
     assert leaf.hash == hashlib.sha256(b"\x00" + b"".join(parts)).digest()
     assert leaf.shorts == b"".join(hashlib.sha256(part).digest()[:3] for part in parts)
     nothing = batch.leaf_of(replace(MESSAGE, key=None, body=None), ())
-    assert nothing.parts[1:3] == (b"kn", b"bn")
+    assert nothing[1:3] == (b"kn", b"bn")
 
 
 def test_a_twin_in_another_case_is_headers_mismatch(reason_of: ReasonOf) -> None:

@@ -52,7 +52,7 @@ def test_it_cannot_be_made_changed_or_copied_into_another(forge: Forge, rabbit: 
     """Only the verifier makes one, and nobody changes one."""
     found = judged(forge, rabbit())
     with pytest.raises(ConfigurationError):
-        Verified(object(), body=b"evil")
+        Verified(object(), found._facts)
     with pytest.raises(AttributeError):
         found.body = b"evil"
     with pytest.raises(AttributeError):

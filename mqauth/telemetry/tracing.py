@@ -58,7 +58,7 @@ def carrier(message: Message) -> dict[str, str]:
 
 def _span(tracer: Tracer, verified: Verified, trust_parent: bool) -> Any:
     """Return a started span as a context; its attributes are the verified ones."""
-    context = extract(carrier(verified._message))
+    context = extract(carrier(verified._facts.message))
     remote = trace.get_current_span(context).get_span_context()
     return tracer.start_as_current_span(
         f"process {verified.destination}",

@@ -132,7 +132,7 @@ def _b64(raw: bytes) -> str:
 
 def _data(leaf: Leaf) -> bytes:
     """Return what a leaf's hash is taken over."""
-    return b"".join(leaf.parts)
+    return b"".join(leaf)
 
 
 def _shorts(message: Message) -> bytes:

@@ -141,7 +141,7 @@ def leaves() -> list[dict[str, Any]]:
         leaf = batch.leaf_of(message, names)
         found.append({
             "name": name, "message": to_form(message), "hdr": names,
-            "parts_hex": [part.hex() for part in leaf.parts],
+            "parts_hex": [part.hex() for part in leaf],
             "hash_hex": leaf.hash.hex(), "shorts_hex": leaf.shorts.hex(),
         })  # fmt: skip
     return found
