@@ -25,6 +25,7 @@ from joserfc import jwt
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 from starlette.testclient import TestClient
 
+from integration.documentation import ROOT, blocks
 from mqauth import flow
 from mqauth.audit import AuditRecord
 from mqauth.brokers import memory
@@ -33,6 +34,7 @@ from mqauth.console.entrance import MAX_AT_ONCE
 from mqauth.console.oidc_attempt import LIFETIME, MAX_USED, Attempts
 from mqauth.console.oidc_person import MAX_VALUES, NobodyError, person
 from mqauth.console.oidc_provider import REDISCOVER
+from mqauth.console.oidc_settings import KEYS
 from mqauth.console.oidc_token import ALGORITHMS, LEEWAY, MAX_AGE, Expected, IDTokenError, check
 from mqauth.console.shield import HEADERS
 from mqauth.errors import ConfigurationError
@@ -664,6 +666,15 @@ def test_key_without_name(clock: FakeClock) -> None:
     """A token that names no key is verified only where the provider has exactly one that fits."""
     made = _without_kid(clock)
     assert check(made, public(KEY), expected(clock))
+    crowd = public(KEY, RSA)
+    crowd["keys"] += [
+        OTHER.as_dict(private=False) | {"use": "enc"},
+        OTHER.as_dict(private=False) | {"alg": "ES512"},
+    ]
+    with pytest.raises(IDTokenError, match="or several"):
+        check(made, crowd, expected(clock))
+    crowd["keys"][1] |= {"alg": "RS256"}
+    assert check(made, crowd, expected(clock))
     with pytest.raises(IDTokenError, match="or several"):
         check(made, public(KEY, OTHER), expected(clock))
 
@@ -1043,6 +1054,18 @@ def test_bad_settings(settings_file: Path, before: str, after: str, words: str) 
     with pytest.raises(ConfigurationError, match=words) as caught:
         read_settings(settings_file)
     assert "\n" not in str(caught.value)
+
+
+def test_the_pages_example(tmp_path: Path) -> None:
+    """The page's file is read as it stands there, and its table names every key."""
+    [block] = [block for block in blocks("docs/console.md") if block.name == "oidc.toml"]
+    (tmp_path / "oidc.toml").write_text(block.text)
+    (tmp_path / "oidc.secret").write_text("hush")
+    (tmp_path / "oidc.secret").chmod(0o600)
+    found = read_settings(tmp_path / "oidc.toml")
+    assert found.roles == {"support": "viewer", "orders-oncall": "reviewer"}
+    table = (ROOT / "docs" / "console.md").read_text("utf-8").partition("oidc.toml")[2]
+    assert set(re.findall(r"^\| `\[?(\w+)\]?` \|", table, re.MULTILINE)) == set(KEYS)
 
 
 def test_provider_out_of_reach(room: Room) -> None:

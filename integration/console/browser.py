@@ -102,8 +102,14 @@ class Browser:
 
 
 @contextlib.contextmanager
-def browser(origin: str, profile: Path, pictures: Path) -> Iterator[Browser]:
+def browser(origin: str, profile: Path, pictures: Path, *, own_certificates: bool = False) -> Iterator[Browser]:
     """Start Chromium with an empty profile.
+
+    Args:
+        origin: scheme, host and port of the console.
+        profile: folder that is not there yet.
+        pictures: folder for screenshots.
+        own_certificates: let it take certificates of an authority that it does not know.
 
     Raises:
         UnavailableError: it is not installed and may not be: says what to install.
@@ -114,6 +120,7 @@ def browser(origin: str, profile: Path, pictures: Path) -> Iterator[Browser]:
     options.binary_location = shutil.which("chromium") or "chromium"
     for flag in (*_FLAGS, f"--user-data-dir={profile}"):
         options.add_argument(flag)
+    options.accept_insecure_certs = own_certificates
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     service = webdriver.ChromeService(executable_path=shutil.which("chromedriver") or "chromedriver")
     driver = webdriver.Chrome(options=options, service=service)

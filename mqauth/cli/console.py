@@ -75,7 +75,7 @@ def console(place: Place, settings: Settings) -> int:
         ConfigurationError: an extra is missing, or something cannot be had.
     """
     try:
-        from mqauth.console import Desk, Tokens, application
+        from mqauth.console import Desk, Tokens, application, redirect_uri
     except ImportError as error:
         raise ConfigurationError('mqauth console needs its packages: install "mqauth[cli,console]"') from error
     guard = None if settings.config is None else mqauth.load(settings.config).judge
@@ -84,6 +84,8 @@ def console(place: Place, settings: Settings) -> int:
     certificate = None if settings.tls is None else Certificate(*settings.tls)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen(settings.host, settings.port, tls=certificate is not None))
+        hosts = _hosts(listener, settings.names, provider)
+        back = None if provider is None else redirect_uri(hosts, provider, tls=certificate is not None)
         audit = None if settings.audit is None else stack.enter_context(AuditFile(settings.audit))
         found = stack.enter_context(opened(place))
         desk = Desk(
@@ -91,14 +93,13 @@ def console(place: Place, settings: Settings) -> int:
             originals=found.originals,
         )  # fmt: skip
         stack.callback(desk.close)
-        hosts = _hosts(listener, settings.names, provider)
         made = _tokens(settings)
         served = application(
             desk, tokens=Tokens(made[0]) if settings.tokens else None, provider=provider, hosts=hosts,
             reviewer=reviewer, tls=certificate is not None,
         )  # fmt: skip
         desk.read(reviewer)
-        _tell(hosts, made, settings, provider)
+        _tell(hosts[0], made, settings, back)
         _serve(served, listener, certificate)
     return 0
 
@@ -184,15 +185,10 @@ def _serve(served: Any, listener: socket.socket, certificate: Certificate | None
         signal.signal(signal.SIGTERM, before)
 
 
-def _tell(
-    hosts: Sequence[str], made: tuple[dict[str, str], bool], settings: Settings, provider: Provider | None
-) -> None:
-    """Print where the console is, how to log in, and new tokens, once."""
-    from mqauth.console import redirect_uri
-
-    url = f"{'http' if settings.tls is None else 'https'}://{hosts[0]}/"
+def _tell(host: str, made: tuple[dict[str, str], bool], settings: Settings, back: str | None) -> None:
+    """Print where the console is, the redirect URI of a provider, and new tokens, once."""
+    url = f"{'http' if settings.tls is None else 'https'}://{host}/"
     tokens = made[0] if made[1] else {}
-    back = None if provider is None else redirect_uri(hosts, provider, tls=settings.tls is not None)
     if settings.as_json:
         print_json({"url": url, "tokens": tokens} | ({} if back is None else {"redirect_uri": back}))
         return

@@ -19,7 +19,7 @@ LABEL: Final = "OpenID Connect"
 SCOPES: Final = ("openid", "email", "profile")
 NAME_CLAIM: Final = "email"
 ROLE_CLAIM: Final = ("groups",)
-_KEYS: Final = (
+KEYS: Final = (
     "issuer", "client_id", "client_secret_file", "client_secret_env", "url", "label", "scopes", "name_claim",
     "role_claim", "ca", "unsafe_http_loopback", "roles",
 )  # fmt: skip
@@ -70,7 +70,7 @@ def read_settings(path: Path) -> OIDCSettings:
         members = tomllib.loads(read_bounded(path, _MAX_FILE).decode("utf-8"))
     except ValueError as error:
         raise ConfigurationError(f"{path}: no TOML: {error}") from error
-    return _settings(Table(file=str(path), name="", members=members, known=_KEYS))
+    return _settings(Table(file=str(path), name="", members=members, known=KEYS))
 
 
 def _settings(table: Table) -> OIDCSettings:
