@@ -1,1 +1,1 @@
-"""Benchmarks on real brokers: bare client against wrapped, in alternating rounds."""
+"""Benchmarks on real brokers, their plots and tables: what `mqauth bench` runs, and what takes more time."""

@@ -1,28 +1,90 @@
-"""``python -m integration.benchmarks``: messages a second and CPU seconds per 1,000, bare against wrapped."""
+"""``python -m integration.benchmarks``: what ``mqauth bench`` measures, on brokers it brings up, with plots.
+
+``--write`` measures scale and flood too, and puts tables, plots and the JSON file into docs/.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
 
-from integration.benchmarks import kafka, rabbitmq
-from integration.benchmarks.rounds import as_json, table
+from integration.benchmarks import flood, pages, plots, scale
+from integration.documentation import ROOT
 from integration.services import launch_all, prepare_all
+from mqauth.bench import report as text
+from mqauth.bench import run
+
+DOCS = ROOT / "docs"
+SCALE_MESSAGES = 1_000_000
+FORGED = 100_000
 
 
-def main() -> None:
-    """Bring the brokers up, or use those of the environment, measure, and print."""
+def main() -> int:
+    """Bring the brokers up, or use those of the environment, measure, and print or write."""
     parser = argparse.ArgumentParser(prog="python -m integration.benchmarks", description=main.__doc__)
-    parser.add_argument("--messages", type=int, default=2000, help="messages a round (default 2000)")
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each variant (default 5)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, coarser figures")
+    parser.add_argument("--json", action="store_true", help="print medians and ratios as JSON")
+    parser.add_argument("--output", type=Path, help="write every figure to this JSON file")
+    parser.add_argument("--plots", type=Path, help="draw plots into this folder")
+    parser.add_argument("--write", action="store_true", help="measure scale and flood too, and write docs/")
     arguments = parser.parse_args()
+    report, found = measure(quick=arguments.quick, everything=arguments.write)
+    if arguments.output is not None:
+        arguments.output.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    if arguments.plots is not None:
+        plots.draw(found, arguments.plots)
+    if arguments.write:
+        write(found, DOCS)
+    print(json.dumps(found["short"]) if arguments.json else "\n".join(text.lines(report)))
+    return 1 if found["failed"] else 0
+
+
+def measure(*, quick: bool, everything: bool) -> tuple[run.Report, dict[str, Any]]:
+    """Return what the command measures, and every figure as the JSON file has it."""
     prepare_all()
     running = launch_all()
-    sizes = {"messages": arguments.messages, "rounds": arguments.rounds}
     with running.rabbitmq as broker, running.kafka as log, running.redis:
-        found = [*rabbitmq.compare(broker.url, **sizes), *kafka.compare(log.url, **sizes)]
-    print(as_json(found) if arguments.json else "\n".join(table(found)))
+        amount, address = run.amount_of(quick=quick), run.address_of(log.url)
+        report = run.measure(amount, rabbitmq=broker.url, kafka=address, progress=Progress())
+        report.servers = {"RabbitMQ": broker.version, "Apache Kafka": log.version}
+        found = report.whole() | {"failed": report.failed()}
+        if everything:
+            found["scale"] = scale.measure(address, messages=SCALE_MESSAGES // (10 if quick else 1), say=say)
+            found["flood"] = flood.flood(FORGED // (10 if quick else 1), say=say)
+    return found
+
+
+def write(found: dict[str, Any], docs: Path) -> None:
+    """Put the figures into the documentation: a JSON file, plots, and tables between the markers of two pages."""
+    (docs / "performance.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    plots.draw(found, docs / "performance")
+    for page in ("performance.md", "sizing.md"):
+        path = docs / page
+        path.write_text(pages.filled(path.read_text("utf-8"), found), "utf-8")
+
+
+def say(line: str) -> None:
+    """Tell people on standard error what goes on."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Tells what is measured, a line for each comparison."""
+
+    def __init__(self) -> None:
+        self._began, self._last = time.monotonic(), ""
+
+    def __call__(self, what: str) -> None:
+        """Print the first round of a comparison."""
+        comparison = what.rpartition(",")[0]
+        if comparison != self._last:
+            self._last = comparison
+            say(f"{time.monotonic() - self._began:5.0f} s  {comparison}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

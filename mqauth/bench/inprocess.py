@@ -110,16 +110,22 @@ class Subject:
         signature = sign(data)
         return _timed(lambda: _repeat(self._count, verify, signature, data), self._count)
 
-    def kept_bytes(self) -> float:
-        """Return the bytes of memory that one message leaves behind in the pipeline, its claim above all."""
+    def kept_bytes(self, warm_up: int) -> float:
+        """Return the bytes of memory that one message leaves behind in the pipeline, its claim above all.
+
+        Args:
+            warm_up: rounds before, in which what is bounded grows to its bound.
+        """
         pipeline, letters = guard(self._forge, PLACE), Refusals()
-        judge_all(pipeline, self._signed[:BATCH], letters)
         tracemalloc.start()
-        judge_all(pipeline, self._signed[BATCH:], letters)
-        kept, _ = tracemalloc.get_traced_memory()
+        for _ in range(warm_up):
+            judge_all(pipeline, self._sealed(), letters)
+        before, _ = tracemalloc.get_traced_memory()
+        judge_all(pipeline, self._signed, letters)
+        after, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         letters.check()
-        return kept / (self._count - BATCH)
+        return (after - before) / self._count
 
     def _sealed(self) -> list[Message]:
         """Return a round of signed messages."""

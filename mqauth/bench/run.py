@@ -21,6 +21,7 @@ from mqauth.bench.lanes import BrokerFound, Effort
 from mqauth.bench.rounds import Progress, Rounds, rates
 from mqauth.bench.workload import Workload
 from mqauth.errors import ConfigurationError
+from mqauth.knowntokens import CAPACITY
 
 TOLD: Final = ("bare", "message", "batch", "handwritten")
 """Contenders whose rates stand in the short form; the others' ratios do."""
@@ -37,6 +38,7 @@ class Amount:
         count: messages of a round without a broker.
         base_count: the same at 1 KiB and five headers.
         rabbitmq, kafka: what is measured on brokers.
+        kept: messages by which the memory that stays of each is measured; 0 where it is not.
         seconds: once they are over no comparison begins another round.
     """
 
@@ -46,17 +48,18 @@ class Amount:
     base_count: int
     rabbitmq: Effort
     kafka: Effort
+    kept: int
     seconds: float
 
 
 FULL: Final = Amount(
-    cells=tuple(inprocess.cells()), rounds=7, count=96, base_count=512, seconds=480,
+    cells=tuple(inprocess.cells()), rounds=7, count=96, base_count=512, kept=512, seconds=480,
     rabbitmq=Effort(rounds=7, publish=2048, consume=4096, paced=200),
     kafka=Effort(rounds=7, publish=16_384, consume=24_576, paced=200),
 )  # fmt: skip
 """About eight minutes."""
 QUICK: Final = Amount(
-    cells=tuple(inprocess.cells()), rounds=3, count=16, base_count=128, seconds=60,
+    cells=tuple(inprocess.cells()), rounds=3, count=16, base_count=128, kept=0, seconds=60,
     rabbitmq=Effort(rounds=3, publish=512, consume=1024, paced=40, paced_rounds=1),
     kafka=Effort(rounds=3, publish=4096, consume=8192, paced=40, paced_rounds=1),
 )  # fmt: skip
@@ -121,7 +124,7 @@ def measure(
         amount.cells, rounds=amount.rounds, count=amount.count, base_count=amount.base_count,
         progress=progress, enough=clock.part(1),
     )  # fmt: skip
-    report = Report(amount=amount, in_process=found, missing=missing, kept=kept_bytes(amount.base_count))
+    report = Report(amount=amount, in_process=found, missing=missing, kept=kept_bytes(amount.kept))
     for place, (name, url, run) in enumerate(brokers):
         effort = replace(getattr(amount, name), enough=clock.part(3 + 2 * place))
         report.brokers[name] = run(
@@ -165,12 +168,17 @@ def _broker(name: str) -> Callable[..., BrokerFound]:
 
 
 def kept_bytes(count: int) -> dict[str, float]:
-    """Return the bytes of memory one handled message leaves behind until its token expires, by contender."""
-    subjects = {"message": "EdDSA", "batch": BATCH_NAME}
-    kept = {name: Subject(Cell(kind=kind), 64 + count).kept_bytes() for name, kind in subjects.items()}
-    return {
-        name: round(found, 1) for name, found in (kept | {"handwritten": _kept_by(Handwritten(), count)}).items()
-    }
+    """Return the bytes of memory one handled message leaves behind until its token expires, by contender.
+
+    Args:
+        count: messages of each, in batches four times as many; nothing is measured for 0.
+    """
+    if not count:
+        return {}
+    single = Subject(Cell(kind="EdDSA"), count).kept_bytes(warm_up=1)
+    batch = Subject(Cell(kind=BATCH_NAME), 4 * count).kept_bytes(warm_up=-(-CAPACITY // (4 * count)))
+    kept = {"message": single, "batch": batch, "handwritten": _kept_by(Handwritten(), count)}
+    return {name: round(found, 1) for name, found in kept.items()}
 
 
 def _kept_by(wrapper: Wrapper, count: int) -> float:

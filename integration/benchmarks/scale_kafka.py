@@ -1,0 +1,123 @@
+"""Scale on Kafka: more partitions, and a second consumer of the group in a process of its own."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, Final
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.admin import NewTopic
+
+from integration.benchmarks.scale_world import PATIENCE, Say, cpu_us, each_process, verifier_of
+from mqauth import Allow, Key, KeySet
+from mqauth.bench.kafka import Ended
+from mqauth.bench.rounds import Measured, Spread, Stopwatch
+from mqauth.bench.workload import BATCH, LIFETIME, Refusals, Tally, Workload, guard
+from mqauth.brokers import kafka
+from mqauth.brokers.kafka_translate import native_headers
+from mqauth.destination import kafka as destination
+from mqauth.testing.forge import SUBJECT, Forge
+
+_ROUNDS: Final = 3
+_RECORDS: Final = 8192
+_SPLIT: Final = 4
+
+
+def by_partitions(address: str, counts: Iterable[int], say: Say) -> list[dict[str, Any]]:
+    """Return how many records, in batches, one consumer handles a second from so many partitions."""
+    rows = []
+    for count in counts:
+        with Topic(address, count) as topic:
+            found = [consume(topic.told, 1, lambda: None) for _ in range(_ROUNDS)]
+        rate = Spread.of(one.rate for one in found).median
+        rows.append({"partitions": count, "messages_a_second": round(rate), "cpu_us": cpu_us(found)})
+        say(f"scale: {rows[-1]}")
+    return rows
+
+
+def by_group(address: str, counts: Iterable[int], say: Say) -> list[dict[str, Any]]:
+    """Return how many records, in batches, so many consumers of one group handle a second together."""
+    with Topic(address, _SPLIT) as topic:
+        return each_process(counts, _consuming, (topic.told,), say, "consumers")
+
+
+class Topic:
+    """A topic with records in batches, spread over its partitions, to be consumed again and again.
+
+    Args:
+        address: ``host:port``.
+        partitions: of the topic.
+    """
+
+    def __init__(self, address: str, partitions: int) -> None:
+        self._admin = KafkaAdminClient(bootstrap_servers=address)
+        self._forge = Forge(lifetime=LIFETIME)
+        name = f"mqauth.scale.{uuid.uuid4().hex[:12]}"
+        self.told = (address, name, partitions, self._forge.key.to_pem(), _RECORDS)
+        self._admin.create_topics([NewTopic(name, partitions, 1)])
+        self._fill(address, name, partitions)
+
+    def __enter__(self) -> Topic:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._admin.delete_topics([self.told[1]])
+        self._admin.close()
+
+    def _fill(self, address: str, name: str, partitions: int) -> None:
+        producer = KafkaProducer(bootstrap_servers=address, linger_ms=5)
+        signer, plain = self._forge.signer(), Workload().message(destination(name))
+        for start in range(0, _RECORDS, BATCH):
+            for place, signed in enumerate(signer.sign_many([plain] * BATCH)):
+                producer.send(name, value=signed.body, headers=list(native_headers(signed.headers)),
+                              partition=(start + place) % partitions)  # fmt: skip
+        producer.flush()
+        producer.close()
+
+
+def consume(told: tuple[str, str, int, bytes, int], members: int, together: Callable[[], object]) -> Measured:
+    """Consume one member's share of a topic through the wrapper.
+
+    Args:
+        told: address, topic, partitions, the producer's key as PEM, records in all.
+        members: consumers of the group, which get equally many partitions.
+        together: waits for the other members; called before this one begins, and before it leaves.
+    """
+    address, name, partitions, pem, records = told
+    group = f"{name}.{members}" if members > 1 else f"{name}.{uuid.uuid4().hex[:8]}"
+    client = KafkaConsumer(name, bootstrap_servers=address, group_id=group, enable_auto_commit=False,
+                           auto_offset_reset="earliest")  # fmt: skip
+    deadline = time.monotonic() + PATIENCE
+    while len(client.assignment()) != partitions // members:
+        client.poll(timeout_ms=50, max_records=1)
+        if time.monotonic() > deadline:
+            raise TimeoutError("the partitions were not shared out")
+    for partition in client.assignment():
+        client.seek(partition, 0)
+    watch, share = Stopwatch(), records // members
+    ended = Ended(lambda: watch.stop(share))
+    tally = Tally(share, ended.set)
+    refusals = Refusals(lambda reason: ended.fail(f"refused as {reason}"))
+    pipeline = _pipeline(Key.from_pem(pem), Allow({SUBJECT: [destination(name)]}))
+    consumer = kafka.Consumer(client, pipeline, lambda verified: tally(verified.body), dead_letters=refusals)
+    together()
+    watch.start()
+    with consumer:
+        ended.wait()
+        together()  # who leaves early makes the others share out its partitions
+    client.close()
+    return ended.measured()
+
+
+def _consuming(barrier: Any, results: Any, members: int, told: tuple[str, str, int, bytes, int]) -> None:
+    """Be one consumer of a group, in a process of its own."""
+    results.put(consume(told, members, lambda: barrier.wait(PATIENCE)))
+
+
+def _pipeline(key: Key, policy: Allow) -> Any:
+    """Return a pipeline that trusts one key."""
+    keys = KeySet([replace(key, subjects=frozenset([SUBJECT]))])
+    return guard(Forge(), verifier=verifier_of(keys), policy=policy)
