@@ -378,6 +378,60 @@ def test_bad_line_ends_signing_and_is_named(ready: Shell) -> None:
     assert ran.err == "mqauth: line 3: not UTF-8 JSON\n"
 
 
+def numbered(count: int) -> bytes:
+    """Return that many messages, a line each."""
+    return b"".join(encoded(MESSAGE | {"key": base64.b64encode(b"%d" % n).decode()}) + b"\n" for n in range(count))
+
+
+def proofs(ran: Ran) -> list[list[str]]:
+    """Return token and proof of each signed message."""
+    return [signed["headers"][-1][1]["str"].split("~") for signed in ran.objects()]
+
+
+def test_sign_in_batches(ready: Shell) -> None:
+    """``--batch`` lets so many lines share a signature; the order stays, and each verifies, by itself too."""
+    ran = ready(*SIGN, "--lines", "--batch", "3", stdin=numbered(7))
+    tokens, places = zip(*proofs(ran)[:6], strict=True)
+    assert [tokens.count(token) for token in tokens] == [3] * 6
+    assert [place.partition(".")[0] for place in places] == ["0", "1", "2"] * 2
+    assert len(proofs(ran)[6]) == 1
+    assert [signed["key"] for signed in ran.objects()] == [
+        json.loads(line)["key"] for line in numbered(7).splitlines()
+    ]
+    verdicts = ready(*VERIFY, "--lines", stdin=b"\n".join(ran.out.splitlines()[::-1])).objects()
+    assert [found["verdict"] for found in verdicts] == ["accepted"] * 7
+    assert "tree" in ready(*VERIFY, stdin=ran.out.splitlines()[4]).object()["claims"]["mqa"]
+
+
+def test_sign_in_batches_of_what_may_share(ready: Shell) -> None:
+    """Messages with other headers have another signature, and stand where they stood."""
+    other = encoded(MESSAGE | {"headers": []})
+    found = proofs(ready(*SIGN, "--lines", "--batch", "4", stdin=b"\n".join([lines(MESSAGE), other] * 2)))
+    assert found[0][0] == found[2][0] != found[1][0] == found[3][0]
+    assert [len(token) for token in found] == [2] * 4
+
+
+def test_bad_line_ends_a_batch(ready: Shell) -> None:
+    """Whatever stands before a bad line in its batch is signed and printed, and the line is named."""
+    ran = ready(*SIGN, "--lines", "--batch", "4", stdin=numbered(6) + b"{bad\n" + numbered(1))
+    assert (ran.code, ran.err) == (2, "mqauth: line 7: not UTF-8 JSON\n")
+    assert [token.partition(".")[0] for _, token in proofs(ran)] == ["0", "1", "2", "3", "0", "1"]
+
+
+def test_a_batch_over_the_size_of_a_token_is_named(ready: Shell) -> None:
+    """Where a token cannot be sent, the first line of its batch is named, and the batches before stay printed."""
+    long = encoded(MESSAGE | {"headers": [["h" * 7000, {"str": ""}]]}) + b"\n"
+    ran = ready(*SIGN, "--lines", "--batch", "2", stdin=numbered(2) + long * 2)
+    assert (ran.code, len(ran.objects())) == (2, 2)
+    assert ran.err.startswith("mqauth: line 3: the token is over 8192 bytes")
+
+
+@pytest.mark.parametrize("number", ["0", "1025", "-1", "x"])
+def test_a_batch_has_1_to_1024_messages(ready: Shell, number: str) -> None:
+    """Any other number is refused in one line."""
+    assert "--batch" in ready.refused(*SIGN, "--lines", "--batch", number, stdin=numbered(1))
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [
@@ -453,6 +507,7 @@ def test_sign_a_body_for_rabbitmq(ready: Shell) -> None:
         (("--to", "kafka:a", "--lines"), "--lines contradicts --to"),
         (("--key", "k"), "--key: only with --to"),
         (("--header", "a=b"), "--header: only with --to"),
+        (("--batch", "2"), "--batch: only with --lines"),
         (("--property", "type=b"), "--property: only with --to"),
     ],
 )

@@ -118,6 +118,9 @@ def sign(
     *,
     config: Config,
     lines: Lines = False,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, max=1024, help="Messages that share a signature, with --lines.")
+    ] = 1,
     to: Annotated[
         str | None, typer.Option("--to", help="Destination; the body is standard input, as it is.")
     ] = None,
@@ -126,11 +129,13 @@ def sign(
     property_: Annotated[list[str] | None, typer.Option("--property", help="name=value, with --to.")] = None,
 ) -> int:
     """Read messages as JSON and print them with a token; a bad one ends it, those before it are printed."""
+    if batch > 1 and not lines:
+        raise ConfigurationError("--batch: only with --lines")
     if to is None:
         for name, value in (("--key", key), ("--header", header), ("--property", property_)):
             if value:
                 raise ConfigurationError(f"{name}: only with --to")
-        return sign_command.sign_forms(config, lines=lines)
+        return sign_command.sign_forms(config, lines=lines, batch=batch)
     if lines:
         raise ConfigurationError("--lines contradicts --to: the body is standard input, as it is")
     return sign_command.sign_body(config, to, key=key, headers=header or (), properties=property_ or ())

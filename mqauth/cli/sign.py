@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +13,62 @@ from mqauth import destination, jsonform
 from mqauth.cli.messages import MAX_INPUT, Text, read_body, read_texts, standard_input
 from mqauth.cli.output import print_json
 from mqauth.errors import ConfigurationError, MalformedMessage
-from mqauth.message import TOKEN_HEADER
-from mqauth.signer import Signer
+from mqauth.message import TOKEN_HEADER, Message
+from mqauth.signer import Prepared, Signer
 
 
-def sign_forms(config: Path, *, lines: bool) -> int:
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A message that waits for the signature of its batch.
+
+    Args:
+        place: where it stood, for errors.
+        form: as it came in.
+        prepared: the same, hashed.
+    """
+
+    place: str
+    form: dict[str, Any]
+    prepared: Prepared
+
+
+def sign_forms(config: Path, *, lines: bool, batch: int = 1) -> int:
     """Sign what standard input holds; stops at the first message that cannot be signed.
 
     Args:
         config: the configuration file.
         lines: one message a line; blank lines are skipped.
+        batch: messages that share a signature, 1 to 1,024; each waits for the last of its batch.
 
     Raises:
         ConfigurationError: the file, or its ``[producer]``, cannot be used.
         MalformedMessage: a text is no message, with its line; the ones before it are signed and printed.
     """
     signer = mqauth.load(config).signer
+    waiting: list[_Waiting] = []
     for text in read_texts(standard_input(), lines=lines):
+        place = f"line {text.number}" if lines else "standard input"
         try:
-            signed = sign_form(signer, _form(text))
+            form = _form(text)
+            waiting.append(_Waiting(place, form, signer.prepare(jsonform.from_form(form))))
         except MalformedMessage as error:
-            place = f"line {text.number}" if lines else "standard input"
+            _print_sealed(signer, waiting)
             raise MalformedMessage(f"{place}: {error}") from error
-        print_json(signed)
+        if len(waiting) == batch:
+            _print_sealed(signer, waiting)
+            waiting = []
+    _print_sealed(signer, waiting)
     return 0
+
+
+def _print_sealed(signer: Signer, waiting: Sequence[_Waiting]) -> None:
+    """Sign what waits and print it, in order."""
+    try:
+        sealed = signer.seal([found.prepared for found in waiting])
+    except MalformedMessage as error:
+        raise MalformedMessage(f"{waiting[0].place}: {error}") from error
+    for found, message in zip(waiting, sealed, strict=True):
+        print_json(_with_token(found.form, message))
 
 
 def sign_body(
@@ -60,17 +93,12 @@ def sign_body(
     if body is None:
         raise MalformedMessage(f"the body is over {MAX_INPUT} bytes")
     form["body"] = _base64(body)
-    print_json(sign_form(signer, form))
+    print_json(_with_token(form, signer.sign(jsonform.from_form(form))))
     return 0
 
 
-def sign_form(signer: Signer, form: dict[str, Any]) -> dict[str, Any]:
-    """Return the form with the token header appended and everything else as it was.
-
-    Raises:
-        MalformedMessage: it is no message, or has a token already.
-    """
-    signed = signer.sign(jsonform.from_form(form))
+def _with_token(form: dict[str, Any], signed: Message) -> dict[str, Any]:
+    """Return the form with the token header of the signed message appended and everything else as it was."""
     name, token = signed.headers[-1]
     if name != TOKEN_HEADER or not isinstance(token, str | bytes):
         raise MalformedMessage("the signer added no token")
