@@ -204,3 +204,10 @@ def test_threads_share_a_memory() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_all_paths_at_once(size: int) -> None:
+    """Made together, the paths are what each is alone."""
+    tree = Tree([leaf_hash(b"%d" % number) for number in range(size)])
+    assert tree.paths() == [tree.path(index) for index in range(size)]
