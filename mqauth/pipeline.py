@@ -18,7 +18,7 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uui
 from mqauth.deadletter import DeadLetter, DeadLetterSink
 from mqauth.delivery import Delivery, Outcome, Step, Verdict
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
-from mqauth.flow import Attempts, ColourError, Flow, asked, attempt
+from mqauth.flow import Attempts, Call, ColourError, Flow, asked
 from mqauth.judge import Judge
 from mqauth.message import Message
 from mqauth.policy import Allow, Policy
@@ -31,6 +31,7 @@ __all__ = ["Delivery", "Handler", "Observer", "Outcome", "Pipeline", "Step", "Ve
 Handler = Callable[[Verified], Any]
 Observer = Callable[[Outcome, Message, float], None]
 _LOG: Final = logging.getLogger("mqauth.pipeline")
+_JUDGE, _HANDLE, _CONFIRM, _RECORD = Step.JUDGE, Step.HANDLE, Step.CONFIRM, Step.RECORD  # looked up once
 
 
 class Pipeline:
@@ -109,17 +110,15 @@ class Pipeline:
             The outcome; everything but ``DEFERRED`` is to be settled.
         """
         try:
-            if delivery.step is Step.JUDGE:
+            if delivery.step is _JUDGE:
                 yield from self._timed_judge(delivery)
-            if delivery.step is Step.HANDLE:
+            if delivery.step is _HANDLE:
                 yield from self._handle(delivery, handler)
-            yield from self._close_claim(delivery)
-            yield from self._record(delivery)
-            yield from self._bury(delivery, dead_letters)
-            outcome = Outcome.of(delivery)
+            outcome = yield from self._conclude(delivery, dead_letters)
         except Unavailable as error:
             outcome = delivery.defer(error)
-        self._observe(outcome, delivery)
+        if self._observers:
+            self._observe(outcome, delivery)
         return outcome
 
     def judge(self, delivery: Delivery) -> Flow[Outcome]:
@@ -133,6 +132,10 @@ class Pipeline:
         except Unavailable as error:
             return delivery.defer(error)
         return Outcome.of(delivery)
+
+    def sibling(self, delivery: Delivery) -> ClaimRequest | None:
+        """Judge a delivery up to its claim, where its batch token is known good (``Judge.sibling``)."""
+        return self._judge.sibling(delivery)
 
     def wish(self, delivery: Delivery) -> Flow[ClaimRequest | None]:
         """Judge a delivery up to its claim, for who makes many claims together (``Judge.wish``)."""
@@ -204,21 +207,16 @@ class Pipeline:
         if delivery.verdict is Verdict.ACCEPTED:
             raise ConfigurationError("an accepted delivery ends with confirm or release")
         try:
-            yield from self._close_claim(delivery)
-            yield from self._record(delivery)
-            yield from self._bury(delivery, dead_letters)
+            return (yield from self._conclude(delivery, dead_letters))
         except Unavailable as error:
             return delivery.defer(error)
-        return Outcome.of(delivery)
 
     def _end(self, delivery: Delivery) -> Flow[Outcome]:
         """Close the claim and record an accepted verdict."""
         try:
-            yield from self._close_claim(delivery)
-            yield from self._record(delivery)
+            return (yield from self._conclude(delivery))
         except Unavailable as error:
             return delivery.defer(error)
-        return Outcome.of(delivery)
 
     def _timed_judge(self, delivery: Delivery) -> Flow[None]:
         """Judge, and note how long it took where somebody observes."""
@@ -233,7 +231,7 @@ class Pipeline:
     def _handle(self, delivery: Delivery, handler: Handler) -> Flow[None]:
         """Run the handler; whatever it raises at last is ``handler_failed``, unless it asks for another time."""
         try:
-            yield from attempt(handler, delivery.verified, self.attempts)
+            yield Call(handler, (delivery.verified,), self.attempts)
         except ColourError:
             raise
         except RetryLater as signal:
@@ -244,25 +242,33 @@ class Pipeline:
             failure = Rejection(Reason.HANDLER_FAILED, f"{type(error).__name__} after the last attempt")
             delivery.reject(failure, Step.RELEASE)
         else:
-            delivery.step = Step.CONFIRM
+            delivery.step = _CONFIRM
+
+    def _conclude(self, delivery: Delivery, dead_letters: DeadLetterSink | None = None) -> Flow[Outcome]:
+        """Take what steps are left of a verdict, each once."""
+        if delivery.step is _CONFIRM or delivery.step is Step.RELEASE:
+            yield from self._close_claim(delivery)
+        if delivery.step is _RECORD:
+            yield from self._record(delivery)
+        if delivery.step is Step.BURY and dead_letters is not None:
+            yield from self._bury(delivery, dead_letters)
+        return Outcome.of(delivery)
 
     def _close_claim(self, delivery: Delivery) -> Flow[None]:
         """Confirm the claim after the handler, or release it after a failure."""
-        if delivery.step not in (Step.CONFIRM, Step.RELEASE) or delivery.claim is None:
-            return
-        ends = self.replay.confirm if delivery.step is Step.CONFIRM else self.replay.release
-        yield from self._end_claims(delivery, ends)
-        delivery.step = Step.RECORD
+        if delivery.claim is not None:
+            ends = self.replay.confirm if delivery.step is _CONFIRM else self.replay.release
+            yield from self._end_claims(delivery, ends)
+            delivery.step = _RECORD
 
     def _end_claims(self, delivery: Delivery, ends: Callable[[ClaimRequest], Any]) -> Flow[None]:
         """End what is claimed, a release first: after a crash between the two it is a duplicate, no replay."""
-        for claim in _claims_of(delivery):
-            yield from asked(Cause.REPLAY_STORE_UNAVAILABLE, ends, claim)
+        for claim in (delivery.release_claim, delivery.claim):
+            if claim is not None:
+                yield from asked(Cause.REPLAY_STORE_UNAVAILABLE, ends, claim)
 
     def _record(self, delivery: Delivery) -> Flow[None]:
         """Make the audit record durable; it comes before the dead letter."""
-        if delivery.step is not Step.RECORD:
-            return
         if delivery.rejection is None and (self.audit is None or not self._record_all):
             delivery.step = Step.SETTLE
             return
@@ -278,7 +284,7 @@ class Pipeline:
 
     def _bury(self, delivery: Delivery, dead_letters: DeadLetterSink) -> Flow[None]:
         """Publish the dead letter and wait for the broker's confirm."""
-        if delivery.step is not Step.BURY or delivery.rejection is None or delivery.record_id is None:
+        if delivery.rejection is None or delivery.record_id is None:
             return
         letter = DeadLetter(
             message=delivery.message,

@@ -7,7 +7,6 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from mqauth.claims import Claims
 from mqauth.errors import ConfigurationError, RejectNow, RetryLater
-from mqauth.keys import Key
 from mqauth.message import PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
 from mqauth.release import Release
 
@@ -167,14 +166,14 @@ def make_verified(
     message: Message,
     claims: Claims,
     *,
-    key: Key,
+    kid: str,
     key_set: str,
     received: float,
     release: Release | None = None,
     index: int | None = None,
 ) -> Verified:
     """Return the verified view of a message; for the verifier alone."""
-    return Verified(_MAKER, _Facts(message, claims, key.kid, key_set, received, release, index))
+    return Verified(_MAKER, _Facts(message, claims, kid, key_set, received, release, index))
 
 
 def equip(verified: Verified, *, responder: Responder | None = None, value: Any = None) -> Verified:
