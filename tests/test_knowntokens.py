@@ -258,10 +258,11 @@ def test_a_wrong_key_does_not_spoil_what_is_remembered(forge: Forge, clock: Fake
 )
 def test_the_clock_of_now_decides(offset: float, reason: Reason | None, forge: Forge, clock: FakeClock) -> None:
     """A sibling that comes later, or before the clock was set back, is judged by its own moment."""
+    keys = forge.keys
     verifier, found, now = forge.verifier(), batch_of(forge), int(clock.now())
-    assert judge(verifier, found.seal(0), forge.keys, now) is None
-    assert judge(verifier, found.seal(1), forge.keys, now + offset) is reason
-    assert judge(verifier, found.seal(2), forge.keys, now) is None
+    assert judge(verifier, found.seal(0), keys, now) is None
+    assert judge(verifier, found.seal(1), keys, now + offset) is reason
+    assert judge(verifier, found.seal(2), keys, now) is None
 
 
 def test_a_revocation_that_was_ahead_takes_hold(forge: Forge, clock: FakeClock) -> None:
@@ -277,10 +278,11 @@ def test_a_revocation_that_was_ahead_takes_hold(forge: Forge, clock: FakeClock) 
 def test_not_yet_valid_comes_to_be_valid(forge: Forge, clock: FakeClock) -> None:
     """A batch refused as too early is accepted at its time."""
     now = int(clock.now())
+    keys = forge.keys
     verifier, found = forge.verifier(), batch_of(forge, claims={"nbf": now + 20})
-    assert judge(verifier, found.seal(0), forge.keys, now) is Reason.NOT_YET_VALID
-    assert judge(verifier, found.seal(0), forge.keys, now + 20) is None
-    assert judge(verifier, found.seal(1), forge.keys, now) is Reason.NOT_YET_VALID
+    assert judge(verifier, found.seal(0), keys, now) is Reason.NOT_YET_VALID
+    assert judge(verifier, found.seal(0), keys, now + 20) is None
+    assert judge(verifier, found.seal(1), keys, now) is Reason.NOT_YET_VALID
 
 
 def appended(message: Message, moment: float) -> Message:
@@ -293,25 +295,26 @@ def test_with_append_time_each_sibling_has_its_own_moment(forge: Forge, clock: F
     """Siblings of one batch were appended at different times: life, age and revocation are each one's own."""
     now = int(clock.now())
     verifier, found = forge.verifier(at="append", max_queue_age=600), batch_of(forge)
-    keys = KeySet([replace(forge.key, revocation=Revocation(revoked_at=now + 30))])
+    revoked, keys = KeySet([replace(forge.key, revocation=Revocation(revoked_at=now + 30))]), forge.keys
     for moment, reason in (
         (now, None), (now + 65, Reason.EXPIRED), (now + 29, None), (now - 6, Reason.ISSUED_IN_FUTURE),
         (now + 64, None),
     ):  # fmt: skip
-        assert judge(verifier, appended(found.seal(1), moment), forge.keys, now + 100) is reason
-    assert judge(verifier, appended(found.seal(2), now), forge.keys, now + 601) is Reason.QUEUE_AGE_EXCEEDED
+        assert judge(verifier, appended(found.seal(1), moment), keys, now + 100) is reason
+    assert judge(verifier, appended(found.seal(2), now), keys, now + 601) is Reason.QUEUE_AGE_EXCEEDED
     for moment, reason in ((now + 29, None), (now + 30, Reason.KEY_REVOKED), (now, None)):
-        assert judge(verifier, appended(found.seal(3), moment), keys, now + 100) is reason
+        assert judge(verifier, appended(found.seal(3), moment), revoked, now + 100) is reason
 
 
 def test_the_brokers_user_is_each_messages_own(forge: Forge, clock: FakeClock) -> None:
     """The user of one sibling says nothing about the next."""
+    keys = forge.keys
     verifier, found = forge.verifier(user_id="subject"), batch_of(forge, place=RABBITMQ)
     for index, (user, reason) in enumerate((("orders-api", None), ("mallory", Reason.SUBJECT_MISMATCH),
                                             ("orders-api", None))):  # fmt: skip
         sealed = found.seal(index)
         message = replace(sealed, properties={**sealed.properties, "user-id": user})
-        assert judge(verifier, message, forge.keys, clock.now()) is reason
+        assert judge(verifier, message, keys, clock.now()) is reason
 
 
 @pytest.mark.parametrize(
@@ -323,8 +326,9 @@ def test_a_good_signature_excuses_nothing(
     claims: dict[str, Any], reason: Reason, forge: Forge, clock: FakeClock
 ) -> None:
     """Audience, subject and lifetime are refused for every sibling, the first and the ones after it."""
+    keys = forge.keys
     verifier, found = forge.verifier(), batch_of(forge, claims=claims)
-    assert [judge(verifier, found.seal(index), forge.keys, clock.now()) for index in range(4)] == [reason] * 4
+    assert [judge(verifier, found.seal(index), keys, clock.now()) for index in range(4)] == [reason] * 4
 
 
 def test_two_verifiers_share_nothing(forge: Forge, clock: FakeClock) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from mqauth import base64url, batch, envelope
 from mqauth.batch import Leaf
+from mqauth.errors import MalformedMessage
 from mqauth.merkle import Tree
 from mqauth.message import Message
 from mqauth.signer import Prepared, Signer
@@ -126,10 +127,10 @@ class _BatchSigner(Signer):
         """Return the message as one of a batch."""
         return self.seal([self.prepare(message)])[0]
 
-    def seal(self, prepared: Sequence[Prepared]) -> list[Message]:
-        """Return each message as one of a batch of its own."""
+    def tokens(self, prepared: Sequence[Prepared]) -> list[str | MalformedMessage]:
+        """Return each message's token of a batch of its own."""
         batches = ([self.prepare(each) for each in siblings(found.message)] for found in prepared)
-        return [super(_BatchSigner, self).seal(found)[PLACE] for found in batches]
+        return [super(_BatchSigner, self).tokens(found)[PLACE] for found in batches]
 
 
 def _names(message: Message, cover: Iterable[str] | None) -> list[str]:
