@@ -12,6 +12,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -964,10 +965,14 @@ def test_names(claims: dict[str, Any]) -> None:
 
 
 def test_unnamed_person_is_told(room: Room) -> None:
-    """Whose address was not verified gets a page that says so."""
-    room.fake.claims["email_verified"] = False
+    """Whose address was not verified, or whose naming claim is missing, gets a page that says so."""
     client = room.client()
-    refused(room, client, room.go_there(client), 403, "has not verified your e-mail address")
+    room.fake.claims["email_verified"] = False
+    refused(
+        room, client, room.go_there(client), 403, "The identity provider has not verified your e-mail address."
+    )
+    room.provider.settings = replace(room.settings, name_claim="employeeID")
+    refused(room, client, room.go_there(client), 403, "The identity provider told no employeeID of you.")
 
 
 # --- the settings -----------------------------------------------------------------------------------------

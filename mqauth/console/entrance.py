@@ -149,7 +149,7 @@ class Entrance:
         try:
             return person(claims, self._provider.settings)
         except NobodyError as error:
-            raise _turned_away(403, f"{visible(str(error)).capitalize()}.", error) from error
+            raise _turned_away(403, f"{visible(str(error))}.", error) from error
 
     def _check(self, answer: Mapping[str, str], provider: Provider) -> None:
         """Refuse what another provider sent (RFC 9207), and errors."""

@@ -50,9 +50,9 @@ def _name(claims: Mapping[str, Any], claim: str) -> str:
     """Return a name; an address counts only where the provider says that it was verified (section 5.1)."""
     name = claims.get(claim)
     if not is_name(name) or str(name) != str(name).strip():
-        raise NobodyError(f"the identity provider told no {claim} of you")
+        raise NobodyError(f"The identity provider told no {claim} of you")
     if claim == "email" and claims.get("email_verified") is not True:
-        raise NobodyError("the identity provider has not verified your e-mail address")
+        raise NobodyError("The identity provider has not verified your e-mail address")
     return str(name)
 
 
