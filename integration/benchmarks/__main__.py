@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from integration.benchmarks import flood, pages, plots, scale
+from integration.benchmarks import flood, pages, plots, profile, scale
 from integration.documentation import ROOT
 from integration.services import launch_all, prepare_all
 from mqauth.bench import report as text
@@ -53,6 +53,7 @@ def measure(*, quick: bool, everything: bool) -> tuple[run.Report, dict[str, Any
         report.servers = {"RabbitMQ": broker.version, "Apache Kafka": log.version}
         found = report.whole() | {"failed": report.failed()}
         if everything:
+            found["profile"] = profile.measure()
             found["scale"] = scale.measure(address, messages=SCALE_MESSAGES // (10 if quick else 1), say=say)
             found["flood"] = flood.flood(FORGED // (10 if quick else 1), say=say)
     return found

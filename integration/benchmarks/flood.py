@@ -50,22 +50,25 @@ class Counted:
         self.reasons[str(letter.rejection.reason)] += 1
 
 
-def flood(tokens: int = TOKENS, *, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def flood(
+    tokens: int = TOKENS, *, stretch: int = _STRETCH, say: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
     """Judge so many forged tokens, and return what it cost.
 
     Args:
-        tokens: how many.
+        tokens: how many, rounded up to whole stretches, ten at least.
+        stretch: how many are timed together.
         say: told how it goes.
     """
     forge, sink = Forge(lifetime=LIFETIME), Counted()
     guard = Pipeline(verifier=forge.verifier(), policy=forge.policy(PLACE), replay=MemoryReplayStore(), audit=sink)
     honest, forged = _honest(forge), _forged(forge)
     before = _judged(guard, sink, islice(honest, _HONEST), Verdict.ACCEPTED)
-    _judged(guard, sink, islice(forged, _STRETCH), Verdict.REJECTED)
+    _judged(guard, sink, islice(forged, stretch), Verdict.REJECTED)
     rss, taken, amid = _rss(), list[Measured](), list[Measured]()
     for part in range(_STRETCHES):
-        found = [_judged(guard, sink, islice(forged, _STRETCH), Verdict.REJECTED)
-                 for _ in range(-(-tokens // (_STRETCH * _STRETCHES)))]  # fmt: skip
+        found = [_judged(guard, sink, islice(forged, stretch), Verdict.REJECTED)
+                 for _ in range(-(-tokens // (stretch * _STRETCHES)))]  # fmt: skip
         taken += found
         amid.append(_judged(guard, sink, islice(honest, 1), Verdict.ACCEPTED))
         say(f"flood: {part + 1} of {_STRETCHES}, {found[-1].microseconds:.0f} us a forged token")
@@ -76,7 +79,7 @@ def flood(tokens: int = TOKENS, *, say: Callable[[str], None] = lambda _: None) 
         "tokens": sum(one.messages for one in taken), "reasons": dict(sink.reasons), "seconds": _sum(taken),
         "us_a_token": {"first": _us(taken[0]), "median": round(middle.median, 1), "last": _us(taken[-1])},
         "cpu_s_per_1000": round(Spread.of(one.cpu_per_1000 for one in taken).median, 4),
-        "peak_rss_grown_mib": round(grown, 1), "kept_bytes_a_token": _kept(guard, sink, forged),
+        "peak_rss_grown_mib": round(grown, 1), "kept_bytes_a_token": _kept(guard, sink, forged, stretch),
         "honest_us": {"before": _us(before), "amid": _us(min(amid, key=_us)), "after": _us(after)},
         "remembered": after.microseconds < middle.median / 2,
     }  # fmt: skip
@@ -133,19 +136,19 @@ def _nothing(_verified: object) -> None:
     """Handle a message."""
 
 
-def _kept(guard: Pipeline, sink: Counted, forged: Iterator[Message]) -> float:
+def _kept(guard: Pipeline, sink: Counted, forged: Iterator[Message], stretch: int) -> float:
     """Return the bytes of memory one forged token leaves behind."""
-    messages = list(islice(forged, 2 * _STRETCH))
+    messages = list(islice(forged, 2 * stretch))
     gc.collect()
     tracemalloc.start()
-    _judged(guard, sink, messages[:_STRETCH], Verdict.REJECTED)
+    _judged(guard, sink, messages[:stretch], Verdict.REJECTED)
     gc.collect()
     before, _ = tracemalloc.get_traced_memory()
-    _judged(guard, sink, messages[_STRETCH:], Verdict.REJECTED)
+    _judged(guard, sink, messages[stretch:], Verdict.REJECTED)
     gc.collect()
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    return round((after - before) / _STRETCH, 2)
+    return round((after - before) / stretch, 2)
 
 
 def _rss() -> float:

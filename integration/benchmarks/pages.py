@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from integration.benchmarks import profile
 from mqauth.bench.inprocess import HEADERS, SIZES
 
 _MARKED: Final = re.compile(r"(<!-- table ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -43,8 +44,8 @@ def table(name: str, found: Mapping[str, Any]) -> str:
     """
     made = {
         "machine": _machine, "in process": _in_process, "sign": _matrix, "verdict": _matrix, "rabbitmq": _broker,
-        "kafka": _broker, "memory": _memory, "flood": _flood, "messages": _scale, "producers": _scale,
-        "keys": _scale, "processes": _scale, "partitions": _scale, "group": _scale,
+        "kafka": _broker, "memory": _memory, "flood": _flood, "profile": _profile, "messages": _scale,
+        "producers": _scale, "keys": _scale, "processes": _scale, "partitions": _scale, "group": _scale,
     }  # fmt: skip
     return "".join(f"{line}\n" for line in made[name](name, found))
 
@@ -156,6 +157,11 @@ def _flood(_name: str, found: Mapping[str, Any]) -> Iterator[str]:
         "the honest batch's token is still remembered": "yes" if told["remembered"] else "NO",
     }
     yield from _grid(["flood", ""], rows.items())
+
+
+def _profile(_name: str, found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield where the time goes."""
+    yield from _grid(["", *found["profile"]], profile.rows(found["profile"]))
 
 
 def _figures(named: Mapping[str, float]) -> str:

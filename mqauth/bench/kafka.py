@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import kafka as kafka_python
 import kafka.admin as kafka_admin
+from kafka.record.default_records import DefaultRecordBatchBuilder
 
 from mqauth import destination
 from mqauth.bench.handmade import HEADER, Bare, Wrapper
@@ -34,6 +35,7 @@ _LINGER: Final = 5
 _FUTURES: Final = 100
 _PYTHON: Any = kafka_python  # its classes have no types
 _ADMIN: Any = kafka_admin
+_SIZE_OF: Any = DefaultRecordBatchBuilder.size_of
 Headers = list[tuple[str, bytes]]
 
 
@@ -122,9 +124,9 @@ class Topical:
 
     def added(self) -> float:
         """Return the bytes a record has more than a bare one."""
-        sealed = self.sealed(self.topic, BATCH)
-        plain = record_size(self.stand.workload.body(0), self.stand.headers)
-        return sum(record_size(*record) for record in sealed) / BATCH - plain
+        plain = _SIZE_OF(None, self.stand.workload.body(0), self.stand.headers)
+        sizes = [_SIZE_OF(None, *record) - plain for record in self.sealed(self.topic, BATCH)]
+        return float(sum(sizes) / BATCH)
 
     def close(self) -> None:
         """Delete the topics."""
@@ -396,17 +398,6 @@ def token_of(headers: Sequence[tuple[str, bytes | None]]) -> str | None:
         if name == HEADER and value is not None:
             return value.decode("ascii")
     return None
-
-
-def record_size(body: bytes, headers: Headers) -> int:
-    """Return the bytes of a record, its lengths in two bytes each at most (Kafka's record format, version 2)."""
-    return len(body) + sum(_varint(len(name)) + len(name) + _varint(len(value)) + len(value)
-                           for name, value in headers)  # fmt: skip
-
-
-def _varint(number: int) -> int:
-    """Return the bytes of a zig-zag varint."""
-    return max(1, -(-(number << 1).bit_length() // 7))
 
 
 def _native(signed: Any) -> tuple[bytes, Headers]:

@@ -1,0 +1,52 @@
+"""Every contender does its work on real brokers: tiny counts, nothing about time."""
+
+from __future__ import annotations
+
+import pytest
+
+from integration.benchmarks import scale_kafka
+from integration.services import Kafka, RabbitMQ
+from mqauth.bench import kafka as on_kafka
+from mqauth.bench import rabbitmq as on_rabbitmq
+from mqauth.bench.handmade import rivals
+from mqauth.bench.lanes import BrokerFound, Effort
+from mqauth.bench.run import address_of
+
+TINY = Effort(rounds=1, publish=96, consume=192, paced=8, paced_rounds=1)
+WRAPPED = ["message", "batch", "handwritten", "joserfc", "celery"]
+
+
+def check(found: BrokerFound, contenders: list[str]) -> None:
+    """Hold what was found against the contenders: each came to its end, and says what it adds."""
+    for name, rounds in found.comparisons.items():
+        assert rounds.failed == {}, name
+        assert list(rounds.measured) == contenders
+    assert found.added["bare"] == 0
+    assert all(found.added[who] > 100 for who in WRAPPED)
+    latencies = found.comparisons["paced"].measured
+    assert {who: [len(one.latencies) for one in rounds] for who, rounds in latencies.items()} == {
+        who: [TINY.paced] for who in contenders
+    }
+
+
+def test_every_contender_on_rabbitmq(rabbitmq: RabbitMQ) -> None:
+    """All contenders publish, consume and are timed on RabbitMQ, and no honest message is refused."""
+    found = on_rabbitmq.measure(rabbitmq.url, rivals()[0], TINY)
+    assert list(found.comparisons) == ["publish", "consume", "paced"]
+    check(found, ["bare", "pipelined", *WRAPPED])
+
+
+def test_every_contender_on_kafka(kafka: Kafka) -> None:
+    """All contenders publish, consume with either handler and are timed on Kafka, none refused."""
+    found = on_kafka.measure(address_of(kafka.url), rivals()[0], TINY)
+    assert list(found.comparisons) == ["publish", "consume", "consume_100us", "paced"]
+    check(found, ["bare", *WRAPPED])
+
+
+def test_two_consumers_share_a_topic(kafka: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second process takes half of the partitions, and together they handle every record."""
+    monkeypatch.setattr(scale_kafka, "_RECORDS", 256)
+    said: list[str] = []
+    rows = scale_kafka.by_group(address_of(kafka.url), (2,), said.append)
+    assert [row["consumers"] for row in rows] == [2]
+    assert len(said) == 1

@@ -1,0 +1,133 @@
+"""The benchmark's own arithmetic: turns, medians, ratios, shapes. Nothing depends on how long anything takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqauth.bench.rounds import Measured, Rounds, Spread, Stopwatch, Variant, alternate, quantile, rates
+
+
+def measured(rate: float, *, cpu: float = 0.5) -> Measured:
+    return Measured(messages=100, wall=100 / rate, cpu=cpu)
+
+
+def variant(name: str, log: list[str], figures: Iterator[float]) -> Variant:
+    """Return a variant that logs its turns and has the rates of ``figures``."""
+
+    def run() -> Measured:
+        log.append(name)
+        return measured(next(figures))
+
+    return Variant(name, run)
+
+
+def failing(error: Callable[[], Exception | None]) -> Variant:
+    def run() -> Measured:
+        raised = error()
+        if raised is not None:
+            raise raised
+        return measured(1)
+
+    return Variant("broken", run)
+
+
+def test_variants_take_turns() -> None:
+    """Every round has each variant once, in their order, and the rounds to warm up come first and do not count."""
+    log: list[str] = []
+    found = alternate([variant(name, log, count(1.0)) for name in "abc"], 2, warm_up=1)
+    assert log == list("abcabcabc")
+    assert {name: [round(one.rate) for one in rounds] for name, rounds in found.measured.items()} == {
+        "a": [2, 3], "b": [2, 3], "c": [2, 3],
+    }  # fmt: skip
+
+
+def test_progress_is_told_before_each_round() -> None:
+    """Whoever watches knows what runs now."""
+    log: list[str] = []
+    alternate([variant("a", log, count(1.0))], 1, progress=lambda name: log.append(f"next {name}"))
+    assert log == ["next a", "a", "next a", "a"]
+
+
+def test_time_that_is_over_ends_the_rounds() -> None:
+    """When time is over no round begins, yet every variant has one that counts."""
+    log: list[str] = []
+    alternate([variant(name, log, count(1.0)) for name in "ab"], 5, enough=lambda: True)
+    assert log == list("abab")
+
+
+def test_broken_variant_is_told_and_the_others_go_on() -> None:
+    """A variant that raises twice in a row is out, with its reason; the others have all their rounds."""
+    tried = count()
+    found = alternate([failing(lambda: ValueError(str(next(tried)))), Variant("good", lambda: measured(3))], 2)
+    assert found.failed == {"broken": "ValueError: 1"}
+    assert len(found.measured["good"]) == 2
+    assert found.rate("broken") is None
+    assert found.ratio("good", "broken") is None
+    assert found.summary("good")["broken"] == {"failed": "ValueError: 1"}
+
+
+def test_round_that_fails_once_is_tried_again() -> None:
+    """One hiccup costs a variant nothing: the round is run again."""
+    errors = iter([None, ValueError(), None, None])
+    found = alternate([failing(lambda: next(errors))], 2)
+    assert (len(found.measured["broken"]), found.failed) == (2, {})
+
+
+def test_stopwatch_reads_both_clocks() -> None:
+    """Wall and CPU seconds are those between start and stop, and rates follow from them."""
+    wall, cpu = iter([10.0, 14.0]), iter([1.0, 3.0])
+    watch = Stopwatch(lambda: next(wall), lambda: next(cpu))
+    watch.start()
+    found = watch.stop(1000)
+    assert (found.wall, found.cpu) == (4.0, 2.0)
+    assert (found.rate, found.microseconds, found.cpu_per_1000) == (250.0, 4000.0, 2.0)
+
+
+def test_ratio_is_taken_within_each_round() -> None:
+    """A machine that slows down between rounds moves rates and not ratios."""
+    base = [measured(rate) for rate in (1000, 100, 10)]
+    ours = [measured(rate) for rate in (500, 50, 5)]
+    found = Rounds({"base": base, "ours": ours}, {})
+    ratio = found.ratio("ours", "base")
+    assert ratio is not None
+    assert ratio.as_list() == pytest.approx([0.5, 0.5, 0.5])
+    assert found.rate("ours") == pytest.approx(50)
+
+
+def test_spread_is_the_quartiles() -> None:
+    """The spread of 1 to 5 is 2, 3, 4, in whatever order they come."""
+    assert Spread.of([5, 1, 4, 2, 3]) == Spread(2, 3, 4)
+    assert Spread.of([7]) == Spread(7, 7, 7)
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0, 1))
+def test_quantile_lies_among_the_figures(figures: list[float], share: float) -> None:
+    """A quantile is no less than the least and no more than the most, and the ends are these."""
+    ordered = sorted(figures)
+    assert ordered[0] <= quantile(ordered, share) * (1 + 1e-12)
+    assert quantile(ordered, share) <= ordered[-1] * (1 + 1e-12)
+    assert (quantile(ordered, 0), quantile(ordered, 1)) == (ordered[0], ordered[-1])
+
+
+def test_summary_has_every_figure() -> None:
+    """The long form has rate, time, CPU and ratio with quartiles, and percentiles only where latencies are."""
+    slow = Measured(messages=2, wall=1, cpu=1, latencies=(0.001, 0.003))
+    told = Rounds({"base": [measured(100)], "slow": [slow]}, {}).summary("base")
+    assert told["base"].keys() == {"rate", "us", "cpu_s_per_1000", "ratio"}
+    assert told["slow"] == {
+        "rate": [2.0, 2.0, 2.0], "us": [5e5, 5e5, 5e5], "cpu_s_per_1000": [500, 500, 500],
+        "ratio": [0.02, 0.02, 0.02], "p50_ms": 2.0, "p99_ms": 2.98,
+    }  # fmt: skip
+
+
+def test_short_form_has_rates_and_all_ratios() -> None:
+    """The short form has the named rates, all others' ratios to the base, further pairs, null for failures."""
+    found = Rounds({"bare": [measured(100)], "a": [measured(50)], "b": [measured(25)]}, {"c": "broken"})
+    assert rates(found, ("bare", "a", "c"), "bare", {"b/a": ("b", "a")}) == {
+        "bare": 100.0, "a": 50.0, "c": None, "ratio": {"a": 0.5, "b": 0.25, "c": None, "b/a": 0.5},
+    }  # fmt: skip

@@ -1,0 +1,263 @@
+"""What ``mqauth bench`` measures works before it is measured: tiny counts, no clock in any assertion."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cryptography.exceptions import InvalidSignature
+
+from integration.benchmarks import flood, pages, profile
+from mqauth import cli
+from mqauth.bench import handmade, inprocess, lanes, run
+from mqauth.bench.handmade import Bare, Celery, Handwritten, Joserfc, Wrapper
+from mqauth.bench.inprocess import BATCH_NAME, PLACE, Cell, Subject
+from mqauth.bench.lanes import Effort
+from mqauth.bench.report import lines
+from mqauth.bench.rounds import Measured
+from mqauth.bench.workload import Refusals, RefusedError, Tally, Workload, guard
+from mqauth.keys import ALGORITHMS, Key
+from mqauth.testing.forge import Forge
+
+BODY = b'{"order": 1}'
+NOTHING = Effort(rounds=1, publish=1, consume=1, paced=0)
+TINY = run.Amount(
+    cells=(Cell(kind="EdDSA"), Cell(kind="ES256"), Cell(kind=BATCH_NAME)), rounds=1, count=2, base_count=2,
+    rabbitmq=NOTHING, kafka=NOTHING, kept=0, seconds=60,
+)  # fmt: skip
+FIGURES = {"sign_us", "verify_us", "signature_sign_us", "signature_verify_us"}
+
+
+@pytest.fixture(scope="module")
+def report() -> run.Report:
+    """A report of a tiny run in process."""
+    return run.measure(TINY)
+
+
+@pytest.mark.parametrize("wrapper", [Handwritten, Joserfc, Celery])
+def test_wrapper_opens_what_it_seals(wrapper: type[Wrapper]) -> None:
+    """A rival takes its own messages."""
+    made = wrapper()
+    assert made.opener(PLACE)(*made.seal(PLACE, BODY)) == BODY
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "error"),
+    [(Handwritten, "InvalidSignatureError"), (Joserfc, "BadSignatureError"), (Celery, "SecurityError")],
+)
+def test_wrapper_refuses_what_others_seal(wrapper: type[Wrapper], error: str) -> None:
+    """A rival checks signatures: what another key sealed is refused, so that its cost is that of a real check."""
+    with pytest.raises(Exception) as refused:  # noqa: PT011 - its own library's
+        wrapper().opener(PLACE)(*wrapper().seal(PLACE, BODY))
+    assert refused.type.__name__ == error
+
+
+@pytest.mark.parametrize("wrapper", [Handwritten, Joserfc])
+def test_hand_written_wrapper_is_a_competent_one(wrapper: type[Wrapper]) -> None:
+    """A token of another body or destination, or seen before, is refused."""
+    made = wrapper()
+    body, token = made.seal(PLACE, BODY)
+    with pytest.raises(handmade.WrongMessageError, match="another message"):
+        made.opener(PLACE)(b"changed", token)
+    with pytest.raises(handmade.WrongMessageError, match="another message"):
+        made.opener("kafka:other")(body, token)
+    open_ = made.opener(PLACE)
+    open_(body, token)
+    with pytest.raises(handmade.WrongMessageError, match="seen before"):
+        open_(body, token)
+
+
+def test_bare_changes_nothing() -> None:
+    """The bare client carries the body as it is, and no token."""
+    assert Bare().seal(PLACE, BODY) == (BODY, None)
+    assert Bare().opener(PLACE)(BODY, None) == BODY
+
+
+def test_missing_rival_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rival that is not installed is left out with a reason, and the others are measured."""
+
+    def missing(name: str) -> object:
+        raise ImportError(name)
+
+    monkeypatch.setattr(handmade, "import_module", missing)
+    found, absent = handmade.rivals()
+    assert [wrapper.name for wrapper in found] == ["handwritten"]
+    assert absent.keys() == {"joserfc", "celery"}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_primitives_sign_and_verify(algorithm: str) -> None:
+    """What is measured as the bare signature is one: it verifies, and not over other data."""
+    sign, verify = inprocess.primitives(Key.generate(algorithm))
+    signature = sign(BODY)
+    verify(signature, BODY)
+    with pytest.raises(InvalidSignature):
+        verify(signature, BODY + b"x")
+
+
+@pytest.mark.parametrize("kind", ["EdDSA", BATCH_NAME])
+def test_every_operation_runs(kind: str) -> None:
+    """Each operation does all its messages, in batches whole ones."""
+    subject = Subject(Cell(kind=kind, size=100, headers=0), 3)
+    found = {variant.name: variant.run().messages for variant in subject.variants(signature=True)}
+    count = 3 if kind == "EdDSA" else 64
+    assert found == {f"{kind} 100 0 {operation}": count for operation in inprocess.OPERATIONS}
+
+
+def test_what_a_message_leaves_behind_is_measured() -> None:
+    """A claim takes memory until it expires, and the benchmark sees it."""
+    assert Subject(Cell(kind="EdDSA"), 8).kept_bytes(warm_up=1) > 0
+
+
+def test_refused_message_fails_the_round() -> None:
+    """A benchmark that measured rejections would be fast and wrong: it fails."""
+    forge, letters = Forge(), Refusals()
+    message = Workload(size=64, headers=1).message(PLACE)
+    inprocess.judge_all(guard(forge, PLACE), [forge.seal(message)], letters)
+    letters.check()
+    inprocess.judge_all(guard(forge, PLACE), [replace(forge.seal(message), body=b"changed")], letters)
+    with pytest.raises(RefusedError, match="body_mismatch"):
+        letters.check()
+
+
+def test_workload_is_what_it_says() -> None:
+    """Bodies have their size and number, messages their headers, in their broker's types."""
+    load = Workload(size=100, headers=2)
+    assert (len(load.body(7)), load.body(7)[:8]) == (100, b"00000007")
+    assert load.message("kafka:a").headers == (("header-0", b"value 0"), ("header-1", b"value 1"))
+    assert load.message("rabbitmq:a/b").headers == (("header-0", "value 0"), ("header-1", "value 1"))
+
+
+def test_tally_ends_at_the_last() -> None:
+    """A round ends when the last message is handled, and each arrival is noted once by its number."""
+    ended: list[int] = []
+    tally = Tally(2, lambda: ended.append(tally.seen), work=1e-9, arrivals={})
+    tally(Workload().body(0))
+    assert ended == []
+    tally(Workload().body(1))
+    assert ended == [2]
+    assert tally.arrivals is not None
+    assert tally.arrivals.keys() == {0, 1}
+
+
+class Lane:
+    """A contender that writes down what it is asked."""
+
+    def __init__(self, name: str, log: list[tuple[str, str, float]]) -> None:
+        self.name = name
+        self._log = log
+
+    def publish(self, count: int, /) -> Measured:
+        return self._asked("publish", count)
+
+    def consume(self, count: int, work: float, /) -> Measured:
+        return self._asked(f"consume {work}", count)
+
+    def paced(self, count: int, pace: float, /) -> Measured:
+        return self._asked(f"paced {pace}", count)
+
+    def added(self) -> float:
+        return 12.34
+
+    def _asked(self, what: str, count: int) -> Measured:
+        self._log.append((self.name, what, count))
+        return Measured(messages=count, wall=1, cpu=1)
+
+
+def test_contenders_are_compared_in_every_way() -> None:
+    """Publish, consume with each handler, latency: all contenders in turn, fewer messages where each is signed."""
+    log: list[tuple[str, str, float]] = []
+    effort = Effort(rounds=1, publish=8, consume=32, paced=5, pace=100, paced_rounds=1)
+    found = lanes.compare([Lane("bare", log), Lane("message", log)], effort, works=(0.0, 1e-4))
+    assert list(found.comparisons) == ["publish", "consume", "consume_100us", "paced"]
+    assert found.added == {"bare": 12.3, "message": 12.3}
+    assert list(dict.fromkeys(log)) == [
+        ("bare", "publish", 8), ("message", "publish", 2),
+        ("bare", "consume 0.0", 32), ("message", "consume 0.0", 8),
+        ("bare", "consume 0.0001", 8), ("message", "consume 0.0001", 2),
+        ("bare", "paced 100", 5), ("message", "paced 100", 5),
+    ]  # fmt: skip
+
+
+def test_report_has_the_shape_programs_read(report: run.Report) -> None:
+    """The short form has the four figures of every kind, all measured; the long form says what it ran on."""
+    short = report.short()
+    assert short.keys() == {"in_process"}
+    assert short["in_process"].keys() == {"EdDSA", "ES256", BATCH_NAME}
+    for cell in short["in_process"].values():
+        assert cell.keys() == FIGURES
+        assert all(figure > 0 for figure in cell.values())
+    whole = json.loads(json.dumps(report.whole()))
+    assert whole["short"] == json.loads(json.dumps(short))
+    assert whole["packages"]["PyJWT"]
+    assert report.failed() == {}
+
+
+def test_report_for_people_names_every_kind(report: run.Report) -> None:
+    """The text has a row for each kind."""
+    rows = [line.split()[0] for line in lines(report) if line.split()]
+    assert [row for row in rows if row in ("EdDSA", "ES256", BATCH_NAME)] == ["EdDSA", "ES256", BATCH_NAME]
+
+
+def test_amounts_measure_every_algorithm_size_and_header_count() -> None:
+    """Quick or not, no field of the table is left out."""
+    for amount in (run.QUICK, run.FULL):
+        assert len({(cell.kind, cell.size, cell.headers) for cell in amount.cells}) == 6 * 3 * 3
+
+
+def test_command_prints_one_json_object(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """``mqauth bench --quick --json --output FILE`` prints the short form, and writes the long one."""
+    monkeypatch.setattr(run, "QUICK", TINY)
+    output = tmp_path / "bench.json"
+    assert cli.main(["bench", "--quick", "--json", "--output", str(output)]) == 0
+    printed = json.loads(capfdbinary.readouterr().out)
+    assert printed["in_process"].keys() == {"EdDSA", "ES256", BATCH_NAME}
+    assert json.loads(output.read_text("utf-8"))["short"] == printed
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--rabbitmq", "http://localhost"], ["--kafka", "kafka://"], ["--kafka", "a b:c"], ["--rounds", "3"]],
+)
+def test_command_refuses_what_it_cannot_use(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """An address that is none is one line and exit code 2, before anything is measured."""
+    assert cli.main(["bench", "--quick", *option]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["localhost:9092", "kafka://localhost:9092", "kafka://localhost:9092/"])
+def test_kafka_address_in_either_spelling(text: str) -> None:
+    """``host:port`` and the URL other commands take are the same."""
+    assert run.address_of(text) == "localhost:9092"
+
+
+def test_tables_are_put_between_their_marks(report: run.Report) -> None:
+    """A page keeps its text and gets new tables; a mark that names no table is an error."""
+    found = report.whole()
+    page = "before\n<!-- table machine -->\nold\n<!-- end -->\nafter\n"
+    filled = pages.filled(page, found)
+    assert re.fullmatch(r"before\n<!-- table machine -->\n.*Python .*\n<!-- end -->\nafter\n", filled)
+    assert pages.filled(filled, found) == filled
+    with pytest.raises(KeyError):
+        pages.filled("<!-- table nonsense -->\n<!-- end -->", found)
+
+
+def test_forged_batch_tokens_leave_nothing_behind() -> None:
+    """Each forged token costs a signature check and is refused; the honest batch's siblings are accepted still."""
+    told = flood.flood(100, stretch=10)
+    assert told["reasons"] == {"signature_invalid": 100 + 10}
+    assert (told["tokens"], told["kept_bytes_a_token"] < 500) == (100, True)
+
+
+def test_profile_names_the_signature() -> None:
+    """The shares of a profile are of the whole, and the signature is among them."""
+    found = profile.measure(64)
+    assert found.keys() == {"single sign", "single verdict", "batch sign", "batch verdict"}
+    for shares in found.values():
+        assert sum(shares.values()) == pytest.approx(1, abs=0.01)
+    assert found["single sign"]["the signature"] > 0
