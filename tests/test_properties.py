@@ -22,14 +22,20 @@ from mqauth.audit import AuditRecord
 from mqauth.auditchain import verify_chain
 from mqauth.auditfile import AuditFile
 from mqauth.errors import MalformedMessage, Reason, Rejection
+from mqauth.merkle import path_length
 from mqauth.message import PROTECTED_PROPERTIES, HeaderValue, Message, Origin
-from mqauth.testing import FakeClock, Forge
+from mqauth.signer import Signer
+from mqauth.testing import BatchForge, FakeClock, Forge
+from mqauth.testing.batchforge import PLACE, SIZE
 from mqauth.testing.forge import with_token
 from mqauth.verified import Verified
 
 CLOCK = FakeClock()
 FORGE = Forge(CLOCK)
 SIGNER = FORGE.signer()
+BATCH_FORGE = BatchForge(CLOCK)
+BATCH_FORGE.key = FORGE.key
+BATCH_SIGNER = BATCH_FORGE.signer()
 VERIFIER = FORGE.verifier()
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -81,6 +87,8 @@ def kafka_messages(draw: st.DrawFn) -> Message:
 
 
 MESSAGES = st.one_of(rabbitmq_messages(), kafka_messages())
+SIGNERS = st.sampled_from([SIGNER, BATCH_SIGNER])
+"""One that gives each message a token of its own, and one that seals it among siblings: the same must hold."""
 
 
 def opened(message: Message) -> Verified:
@@ -97,20 +105,22 @@ def reason_of(message: Message) -> Reason | None:
     return None
 
 
-@given(MESSAGES)
-def test_whatever_is_sealed_opens_to_what_was_sealed(message: Message) -> None:
+@given(SIGNERS, MESSAGES)
+def test_whatever_is_sealed_opens_to_what_was_sealed(signer: Signer, message: Message) -> None:
     """Seal and open round trip on both brokers, and the handler sees every application header."""
-    found = opened(SIGNER.sign(message))
+    found = opened(signer.sign(message))
     assert (found.body, found.key, found.destination) == (message.body, message.key, message.destination)
     names = envelope.application_headers(message)
     expected = [pair for pair in message.headers if pair[0] in names]
     assert repr(list(found.headers)) == repr(expected)
 
 
-@given(MESSAGES, st.data())
-def test_covered_names_may_stand_in_any_order_among_others(message: Message, data: st.DataObject) -> None:
+@given(SIGNERS, MESSAGES, st.data())
+def test_covered_names_may_stand_in_any_order_among_others(
+    signer: Signer, message: Message, data: st.DataObject
+) -> None:
     """A broker that reorders different names breaks nothing, as long as each name keeps its order."""
-    sealed = SIGNER.sign(message)
+    sealed = signer.sign(message)
     names = data.draw(st.permutations(list(dict.fromkeys(name for name, _ in sealed.headers))))
     moved = tuple((name, value) for name in names for value in sealed.occurrences(name))
     assert reason_of(replace(sealed, headers=moved)) is None
@@ -142,25 +152,25 @@ def _flip(draw: Callable[[Any], Any], raw: bytes | None) -> bytes | None:
     return found  # type: ignore[no-any-return]
 
 
-@given(MESSAGES, st.sampled_from(["x", "%20", ".", "/"]))
-def test_another_destination_is_destination_mismatch(message: Message, suffix: str) -> None:
+@given(SIGNERS, MESSAGES, st.sampled_from(["x", "%20", ".", "/"]))
+def test_another_destination_is_destination_mismatch(signer: Signer, message: Message, suffix: str) -> None:
     """A message moved elsewhere is refused there."""
-    sealed = SIGNER.sign(message)
+    sealed = signer.sign(message)
     assert reason_of(replace(sealed, destination=sealed.destination + suffix)) is Reason.DESTINATION_MISMATCH
 
 
-@given(MESSAGES, st.data())
-def test_any_other_body_or_record_key_is_a_mismatch(message: Message, data: st.DataObject) -> None:
+@given(SIGNERS, MESSAGES, st.data())
+def test_any_other_body_or_record_key_is_a_mismatch(signer: Signer, message: Message, data: st.DataObject) -> None:
     """A flipped bit, a byte more or fewer, empty or none: body_mismatch and record_key_mismatch."""
-    sealed = SIGNER.sign(message)
+    sealed = signer.sign(message)
     assert reason_of(replace(sealed, body=_flip(data.draw, sealed.body))) is Reason.BODY_MISMATCH
     assert reason_of(replace(sealed, key=_flip(data.draw, sealed.key))) is Reason.RECORD_KEY_MISMATCH
 
 
-@given(MESSAGES, st.sampled_from(PROTECTED_PROPERTIES), TEXT)
-def test_any_other_property_is_headers_mismatch(message: Message, name: str, value: str) -> None:
+@given(SIGNERS, MESSAGES, st.sampled_from(PROTECTED_PROPERTIES), TEXT)
+def test_any_other_property_is_headers_mismatch(signer: Signer, message: Message, name: str, value: str) -> None:
     """Each of the seven is bound, present or absent: on RabbitMQ its value, on Kafka its occurrences."""
-    sealed = SIGNER.sign(message)
+    sealed = signer.sign(message)
     if destination.is_kafka(message.destination):
         changed = replace(sealed, headers=(*sealed.headers, (name, value.encode())))
     else:
@@ -169,10 +179,12 @@ def test_any_other_property_is_headers_mismatch(message: Message, name: str, val
     assert reason_of(changed) is Reason.HEADERS_MISMATCH
 
 
-@given(MESSAGES, st.sampled_from(["value", "remove", "rename", "repeat", "twin"]), st.data())
-def test_any_other_covered_header_is_headers_mismatch(message: Message, kind: str, data: st.DataObject) -> None:
+@given(SIGNERS, MESSAGES, st.sampled_from(["value", "remove", "rename", "repeat", "twin"]), st.data())
+def test_any_other_covered_header_is_headers_mismatch(
+    signer: Signer, message: Message, kind: str, data: st.DataObject
+) -> None:
     """Value, presence, name, count and twins in another case: what is covered stays as it was signed."""
-    sealed = SIGNER.sign(message)
+    sealed = signer.sign(message)
     headers = list(sealed.headers)
     names = envelope.application_headers(message)
     covered = [index for index, (name, _) in enumerate(headers) if name in names]
@@ -193,22 +205,24 @@ def test_any_other_covered_header_is_headers_mismatch(message: Message, kind: st
     assert reason_of(replace(sealed, headers=tuple(headers))) is Reason.HEADERS_MISMATCH
 
 
-@given(kafka_messages(), st.data())
-def test_the_order_of_occurrences_is_bound(message: Message, data: st.DataObject) -> None:
+@given(SIGNERS, kafka_messages(), st.data())
+def test_the_order_of_occurrences_is_bound(signer: Signer, message: Message, data: st.DataObject) -> None:
     """Exchanging two different values of one name is headers_mismatch."""
     values = data.draw(st.lists(st.binary(max_size=3), min_size=2, max_size=4, unique=True))
-    sealed = SIGNER.sign(replace(message, headers=tuple(("tag", value) for value in values)))
+    sealed = signer.sign(replace(message, headers=tuple(("tag", value) for value in values)))
     order = data.draw(st.permutations(range(len(values))))
     moved = (*(sealed.headers[index] for index in order), sealed.headers[-1])
     expected = None if list(order) == sorted(order) else Reason.HEADERS_MISMATCH
     assert reason_of(replace(sealed, headers=moved)) is expected
 
 
-@given(MESSAGES, VALUES, NAMES)
-def test_an_uncovered_header_is_never_shown(message: Message, value: HeaderValue, name: str) -> None:
+@given(SIGNERS, MESSAGES, VALUES, NAMES)
+def test_an_uncovered_header_is_never_shown(
+    signer: Signer, message: Message, value: HeaderValue, name: str
+) -> None:
     """Whatever is added under a name of its own, the message is accepted without it."""
     assume(name.lower() not in {header.lower() for header, _ in message.headers})
-    sealed = SIGNER.sign(message)
+    sealed = signer.sign(message)
     found = opened(replace(sealed, headers=((name, value), *sealed.headers)))
     assert found.header(name) is None
     assert found.headers == opened(sealed).headers or "nan" in repr(found.headers)
@@ -230,6 +244,34 @@ def test_any_flipped_bit_of_a_token_is_rejected(bit: int) -> None:
     flipped = bytearray(TOKEN)
     flipped[bit // 8] ^= 1 << bit % 8
     assert judged_token(bytes(flipped)) is not None
+
+
+BATCHED = BATCH_SIGNER.sign(BARE)
+BATCH_TOKEN = envelope.token_of(BATCHED)
+JWS, _, PROOF = BATCH_TOKEN.partition(b"~")
+TWELVE = range(len(JWS) + 3, len(JWS) + 19)
+"""Where in the token header the twelve bytes stand that prove nothing."""
+
+
+@given(st.integers(0, len(BATCH_TOKEN) * 8 - 1))
+def test_any_flipped_bit_of_a_batch_token_is_rejected(bit: int) -> None:
+    """Token, index and path alike, also when its siblings are remembered; the twelve bytes change nothing."""
+    flipped = bytearray(BATCH_TOKEN)
+    flipped[bit // 8] ^= 1 << bit % 8
+    assert judged_token(BATCH_TOKEN) is None
+    reason = judged_token(bytes(flipped))
+    assert reason in (None, Reason.PROOF_INVALID) if bit // 8 in TWELVE else reason is not None
+
+
+@given(st.one_of(st.binary(max_size=80), st.text("0123456789.~-_=AQ", max_size=60).map(str.encode)))
+@example(b"")
+@example(PROOF + b"~")
+@example(PROOF + b"=")
+@example(b"0" + PROOF)
+def test_arbitrary_bytes_as_proof_are_a_rejection(proof: bytes) -> None:
+    """Whatever stands behind the tilde is the message's own proof, or proof_invalid."""
+    if proof != PROOF:
+        assert judged_token(JWS + b"~" + proof) is Reason.PROOF_INVALID
 
 
 @given(st.sampled_from([0, 1, 2]), st.data())
@@ -272,6 +314,7 @@ JSON = st.recursive(
 HONEST = FORGE.claims(BARE)
 NAMED = st.sampled_from([*HONEST, "nbf", "extra"])
 BINDING_NAMED = st.sampled_from([*HONEST["mqa"], "tree"])
+BATCH = BATCH_FORGE.mqa(BARE)
 
 
 def loose(value: Any) -> bytes:
@@ -291,6 +334,28 @@ def test_arbitrary_json_as_claims_is_judged(value: Any) -> None:
     reason = judged_token(token)
     assert reason is None or isinstance(reason, Reason)
     assert reason not in (Reason.SIGNATURE_INVALID, Reason.TOKEN_MALFORMED)
+
+
+@example(BATCH)
+@example(BATCH | {"tree": BATCH["tree"] | {"size": 8}})
+@example(BATCH | {"tree": BATCH["tree"] | {"size": 9}})
+@given(st.one_of(
+    st.dictionaries(st.sampled_from(["v", "tree", "hdr", "bod", "x"]), JSON, max_size=3).map(
+        lambda bends: BATCH | bends),
+    st.dictionaries(st.sampled_from(["root", "size", "x"]), JSON, max_size=2).map(
+        lambda bends: BATCH | {"tree": BATCH["tree"] | bends})))  # fmt: skip
+def test_arbitrary_json_as_a_batch_is_judged(mqa: dict[str, Any]) -> None:
+    """A signed batch of any shape is proven or rejected, and never another exception."""
+    token = FORGE.jws(BARE, payload=loose(HONEST | {"mqa": mqa})).encode() + b"~" + PROOF
+    reason = judged_token(token)
+    if reason is None:  # as it was, or of another size for which the path is the same
+        size = mqa["tree"]["size"]
+        assert mqa | {"tree": mqa["tree"] | {"size": SIZE}} == BATCH
+        assert path_length(PLACE, size) == path_length(PLACE, SIZE)
+    else:
+        assert repr(mqa) != repr(BATCH)
+        assert reason in (Reason.TOKEN_OVERSIZE, Reason.CLAIMS_MALFORMED, Reason.PROOF_INVALID,
+                          Reason.HEADERS_MISMATCH)  # fmt: skip
 
 
 @given(
@@ -350,10 +415,10 @@ def test_the_json_form_is_the_message(message: Message) -> None:
     assert replace(again, headers=()) == replace(message, headers=())
 
 
-@given(MESSAGES)
-def test_a_signed_message_survives_the_json_form(message: Message) -> None:
+@given(SIGNERS, MESSAGES)
+def test_a_signed_message_survives_the_json_form(signer: Signer, message: Message) -> None:
     """Files and dead letters in the JSON form verify like the message itself."""
-    sealed = SIGNER.sign(message)
+    sealed = signer.sign(message)
     assert (
         reason_of(jsonform.from_form(strictjson.loads(strictjson.dumps(jsonform.to_form(sealed)), depth=64)))
         is None
