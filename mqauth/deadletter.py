@@ -20,7 +20,9 @@ from mqauth.encoding import add_named
 from mqauth.envelope import is_broker_written
 from mqauth.errors import Cause, MalformedMessage, Rejection, Unavailable
 from mqauth.jsonform import to_form, value_to_form, writable
+from mqauth.lineage import NO_PAST, Hop
 from mqauth.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue, Message
+from mqauth.release import Release
 
 PREFIX: Final = "mqauth-dead-"
 FORM_TYPE: Final = "application/vnd.mqauth.message+json"
@@ -60,6 +62,7 @@ class DeadLetter:
         scope: consumer group or queue that rejected it.
         time: UTC seconds of the verdict.
         audit: id of the audit record, durable before the letter is published.
+        release: the verified release it came with; only that is believed of earlier letters.
     """
 
     message: Message
@@ -67,6 +70,7 @@ class DeadLetter:
     scope: str
     time: float
     audit: str
+    release: Release | None = None
 
     @property
     def digest(self) -> str:
@@ -138,6 +142,7 @@ class DeadLetter:
     def _lineage(self, metadata: Mapping[str, Any]) -> tuple[HeaderPair, ...]:
         """Return our headers, all of them text."""
         message = self.message
+        past = NO_PAST if self.release is None else self.release.lineage
         fields = {
             "id": self.id,
             "reason": self.rejection.reason.value,
@@ -148,8 +153,8 @@ class DeadLetter:
             "source": harmless(message.origin.source),
             "audit": self.audit,
             "digest": self.digest,
-            "count": "1",
-            "history": "[]",
+            "count": str(past.count + 1),
+            "history": strictjson.dumps([_told(hop) for hop in past.hops]).decode("ascii"),
         }
         if message.key is not None and len(message.key) <= _MAX_KEY:
             fields["key"] = base64url.encode(message.key).decode("ascii")
@@ -157,6 +162,11 @@ class DeadLetter:
         if kept:
             fields["metadata"] = strictjson.dumps(kept).decode("utf-8")
         return tuple((PREFIX + name, value) for name, value in fields.items())
+
+
+def _told(hop: Hop) -> dict[str, Any]:
+    """Return one earlier letter, as people read it."""
+    return {"id": hop.letter, "reason": hop.reason, "released": iso_time(hop.time)}
 
 
 def publish_first(letter: DeadLetter, carries: Carries, fits: Callable[[Message], bool]) -> Message:

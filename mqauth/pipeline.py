@@ -292,6 +292,7 @@ class Pipeline:
             scope=self.scope_of(delivery.message),
             time=self.clock.now(),
             audit=delivery.record_id,
+            release=delivery.release,
         )
         yield from asked(Cause.DEAD_LETTER_UNAVAILABLE, dead_letters.publish, letter)
         delivery.letter, delivery.step = letter.id, Step.SETTLE

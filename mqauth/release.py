@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from mqauth import base64url, batch, claims, envelope, jws, strictjson
+from mqauth import base64url, batch, claims, envelope, jws, lineage, strictjson
 from mqauth.claims import Binding
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.destination import is_kafka
-from mqauth.errors import ConfigurationError, MalformedMessage, Reason, Rejection
+from mqauth.errors import ConfigurationError, MalformedMessage, Reason, Rejection, Unavailable
 from mqauth.keys import Key, KeySet, KeySource, SigningKey
+from mqauth.lineage import NO_PAST, Hop, Past
 from mqauth.message import HeaderValue, Message
 
 RELEASE_HEADER: Final = "mqauth-release"
@@ -31,6 +32,7 @@ MAX_LIFETIME: Final = 7 * 86_400
 """Seconds a release may live: as long its claim is remembered by the consumer's replay store."""
 DEFAULT_LIFETIME: Final = 3600
 _REQUIRED: Final = ("iss", "sub", "reason", "letter", "tok", "mqa", "waive", "scope", "iat", "exp", "jti")
+_OPTIONAL: Final = ("past",)
 _LETTER = re.compile(r"[0-9a-f]{64}")
 _DIGEST = re.compile(r"[A-Za-z0-9\-_]{43}")
 _JTI_BYTES: Final = 16
@@ -52,6 +54,7 @@ class Release:
         scope: the consumer group or queue it is meant for.
         iat, exp: UTC seconds.
         jti: its own id.
+        past: the dead letters of the message so far, this one the last; ``None`` where it does not say.
     """
 
     iss: str
@@ -65,14 +68,21 @@ class Release:
     iat: int
     exp: int
     jti: str
+    past: Past | None = None
+
+    @property
+    def lineage(self) -> Past:
+        """The dead letters of the message so far, as far as the release tells; at least the one it releases."""
+        return self.past or NO_PAST.and_then(Hop(letter=self.letter, reason=None, time=self.iat))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the claims as they stand in the token."""
-        return {
+        found: dict[str, Any] = {
             "iss": self.iss, "sub": self.sub, "reason": self.reason, "letter": self.letter, "tok": self.tok,
             "waive": sorted(self.waive), "scope": self.scope, "iat": self.iat, "exp": self.exp, "jti": self.jti,
             "mqa": self.mqa.as_dict(),
         }  # fmt: skip
+        return found if self.past is None else found | {"past": self.past.as_dict()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,20 +159,29 @@ class ReleaseAuthorities:
         Raises:
             Rejection: ``release_invalid``, whatever is wrong with it.
         """
-        release = found.release
-        key = keys.get(found.opened.kid)
-        if key is None:
-            raise _invalid("the authority has no such key")
-        _check_key(key, release, received)
-        try:
-            jws.verify(found.opened, key)
-        except Rejection as error:
-            raise _invalid(f"the release itself: {error.reason.value}") from error
+        release = _signed(found, keys, received)
         self._check_times(release, received)
         if not release.waive <= self._authority(release).waive:
             raise _invalid("it waives what this authority may not waive")
         _check_bindings(message, release)
         return release
+
+    def past(self, message: Message, now: float) -> Past:
+        """Return what the release on a message proves of the times before; nothing where it proves nothing.
+
+        Its own life and what it waives do not matter: it has been used.
+
+        Args:
+            message: a dead letter's original.
+            now: UTC seconds.
+        """
+        try:
+            found = open_release(message)
+            release = _signed(found, self.source(found).key_set(), now)
+            _check_bindings(message, release)
+        except (Rejection, Unavailable):
+            return NO_PAST
+        return release.lineage
 
     def _authority(self, release: Release) -> Authority:
         """Return the configured authority of a release."""
@@ -218,7 +237,14 @@ class Releaser:
         self._randomness = randomness
 
     def release(
-        self, message: Message, *, letter: str, scope: str, reason: str, waive: Iterable[Reason] = ()
+        self,
+        message: Message,
+        *,
+        letter: str,
+        scope: str,
+        reason: str,
+        waive: Iterable[Reason] = (),
+        past: Past | None = None,
     ) -> tuple[Message, Release]:
         """Return the message with a release in its headers, in place of an older one, and the release.
 
@@ -228,6 +254,7 @@ class Releaser:
             scope: the consumer group or queue that is to handle it.
             reason: why, one line of 1 to 256 characters.
             waive: of ``WAIVABLE``.
+            past: the dead letters of the message so far, this one the last; only counted where more does not fit.
 
         Raises:
             ConfigurationError: scope, reason or ``waive`` is not in its form.
@@ -238,9 +265,12 @@ class Releaser:
         waived = frozenset(waive)
         if not waived <= set(WAIVABLE):
             raise ConfigurationError(f"a release may waive {', '.join(WAIVABLE)}")
-        bare = replace(message, headers=tuple(pair for pair in message.headers if not _is_release(pair[0])))
-        release = self._made(bare, letter=letter, scope=scope, reason=reason, waive=waived)
+        bare = without_release(message)
+        release = replace(self._made(bare, letter=letter, scope=scope, reason=reason, waive=waived), past=past)
         token = jws.compact(strictjson.dumps(release.as_dict()), self._key, typ=RELEASE_TYPE)
+        if len(token) > jws.MAX_TOKEN and past is not None and past.hops:
+            counted = Past(count=past.count)
+            return self.release(message, letter=letter, scope=scope, reason=reason, waive=waived, past=counted)
         if len(token) > jws.MAX_TOKEN:
             raise MalformedMessage(f"the release is over {jws.MAX_TOKEN} bytes")
         value: HeaderValue = token.encode("ascii") if is_kafka(message.destination) else token
@@ -271,6 +301,11 @@ def is_released(message: Message) -> bool:
     return False
 
 
+def without_release(message: Message) -> Message:
+    """Return the message without any release, in whatever spelling."""
+    return replace(message, headers=tuple(pair for pair in message.headers if not _is_release(pair[0])))
+
+
 def open_release(message: Message) -> OpenedRelease:
     """Take the one release of a message apart.
 
@@ -293,7 +328,7 @@ def parse(raw: bytes) -> Release:
         Rejection: ``release_invalid``, ``claims_malformed`` or ``claim_missing``.
     """
     found = claims.load(raw, _REQUIRED)
-    if found.keys() - set(_REQUIRED):
+    if found.keys() - {*_REQUIRED, *_OPTIONAL}:
         raise _invalid("the release has an unknown claim")
     return Release(
         iss=claims.text_claim(found, "iss"),
@@ -307,6 +342,7 @@ def parse(raw: bytes) -> Release:
         iat=claims.time_claim(found, "iat"),
         exp=claims.time_claim(found, "exp"),
         jti=claims.text_claim(found, "jti", claims.MIN_JTI, claims.MAX_JTI),
+        past=lineage.parse(found["past"]) if "past" in found else None,
     )
 
 
@@ -321,6 +357,19 @@ def _value(message: Message) -> bytes:
     if not is_kafka(message.destination) and isinstance(value, str) and value.isascii():
         return value.encode("ascii")
     raise _invalid("the release header has another type")
+
+
+def _signed(found: OpenedRelease, keys: KeySet, received: float) -> Release:
+    """Return a release that one of its authority's keys has signed."""
+    key = keys.get(found.opened.kid)
+    if key is None:
+        raise _invalid("the authority has no such key")
+    _check_key(key, found.release, received)
+    try:
+        jws.verify(found.opened, key)
+    except Rejection as error:
+        raise _invalid(f"the release itself: {error.reason.value}") from error
+    return found.release
 
 
 def _check_key(key: Key, release: Release, received: float) -> None:

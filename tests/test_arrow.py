@@ -23,7 +23,7 @@ CORE = (
     ("envelope",),
     ("merkle",),
     ("batch", "knowntokens"),
-    ("jsonform",),
+    ("jsonform", "lineage"),
     ("signer", "release"),
     ("verified",),
     ("verifier",),

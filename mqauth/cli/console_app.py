@@ -8,8 +8,17 @@ from typing import Annotated
 import typer
 
 from mqauth.cli import dlq
-from mqauth.cli.dlq_app import Broker, Json, PassphraseEnv, PassphraseFile, Queue, Reviewer, Topic
-from mqauth.cli.dlq_broker import Place
+from mqauth.cli.dlq_app import (
+    Broker,
+    BrokerFile,
+    Json,
+    PassphraseEnv,
+    PassphraseFile,
+    Queue,
+    Reviewer,
+    Topic,
+    place_of,
+)
 from mqauth.errors import ConfigurationError
 
 
@@ -48,7 +57,7 @@ def console(
     ] = None,
     lifetime: Annotated[int, typer.Option("--lifetime", help="Seconds a release lives.")] = 3600,
     reviewer: Reviewer = None, passphrase_env: PassphraseEnv = None, passphrase_file: PassphraseFile = None,
-    as_json: Json = False,
+    broker_settings: BrokerFile = None, as_json: Json = False,
 ) -> int:  # fmt: skip
     """Review dead letters in a browser, until it is stopped."""
     from mqauth.cli import console as console_command
@@ -64,7 +73,7 @@ def console(
         passphrase_env=passphrase_env, passphrase_file=passphrase_file,
     )  # fmt: skip
     return console_command.console(
-        Place(broker=broker, queue=queue, topic=topic),
+        place_of(broker, queue, topic, broker_settings),
         console_command.Settings(
             config=config, key=signing, reviewer=reviewer, audit=audit, files=files or (), token_file=token_file,
             oidc=oidc, tokens=tokens, host=host, port=port, names=names or (), as_json=as_json,

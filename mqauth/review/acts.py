@@ -20,20 +20,18 @@ from mqauth.audit import AuditRecord, AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable
 from mqauth.flow import Flow, call, either
+from mqauth.lineage import Hop
 from mqauth.message import Message
 from mqauth.pipeline import Pipeline, Verdict
-from mqauth.release import WAIVABLE, Release, Releaser
+from mqauth.release import WAIVABLE, Release, Releaser, without_release
 from mqauth.review.filters import Filter, Selection
 from mqauth.review.index import Index
-from mqauth.review.judge import Judge, judge, rows, said, why_unsound
-from mqauth.review.letter import Letter, Reading, read, redeliverable
+from mqauth.review.judge import Judge, rows, said, why_unsound
+from mqauth.review.letter import UNKNOWN, Letter, Reading, read, redeliverable
 from mqauth.review.letterbox import BATCH, LetterBox
 from mqauth.review.recall import Originals
 
 UNSENDABLE: Final = "unsendable"
-__all__ = [
-    "Account", "Judge", "Pace", "Reviewer", "Terms", "discard", "judge", "redrive", "rehearse",
-]  # fmt: skip
 _SLICE: Final = 0.2
 """Seconds between looks whether a waiting run was cancelled."""
 
@@ -241,6 +239,7 @@ def _released(today: Judge, reading: Reading, terms: Terms) -> Flow[tuple[Messag
     if reading.original is None or not reading.sound:
         raise _Refused(why_unsound(reading))
     scope = today.scope_for(reading, terms.scope)
+    past = today.past(reading.original).and_then(_hop(reading, today.clock))
     original = redeliverable(reading.original, scope=scope, now=today.clock.now())
     waived = (
         frozenset([Reason.REPLAYED]) & terms.waive if reading.reason == Reason.REPLAYED else frozenset[Reason]()
@@ -248,10 +247,10 @@ def _released(today: Judge, reading: Reading, terms: Terms) -> Flow[tuple[Messag
     while True:
         try:
             message, release = terms.releaser.release(
-                original, letter=reading.id, scope=scope, reason=terms.reason, waive=waived
+                original, letter=reading.id, scope=scope, reason=terms.reason, waive=waived, past=past
             )
         except (MalformedMessage, ConfigurationError) as error:
-            plain = yield from today.verdict(original, scope=scope)
+            plain = yield from today.verdict(without_release(original), scope=scope)
             raise _Refused(said(plain) if plain.verdict is not Verdict.ACCEPTED else UNSENDABLE) from error
         outcome = yield from today.verdict(message, scope=scope)
         if outcome.verdict is Verdict.ACCEPTED:
@@ -259,6 +258,12 @@ def _released(today: Judge, reading: Reading, terms: Terms) -> Flow[tuple[Messag
         if outcome.reason is None or outcome.reason not in terms.waive or outcome.reason in waived:
             raise _Refused(said(outcome))
         waived |= {outcome.reason}
+
+
+def _hop(reading: Reading, clock: Clock) -> Hop:
+    """Return the letter that is released now, as the next one will tell of it."""
+    reason = None if reading.reason == UNKNOWN else Reason(reading.reason)
+    return Hop(letter=reading.id, reason=reason, time=int(clock.now()))
 
 
 def _sweep(

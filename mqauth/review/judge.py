@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from mqauth.flow import Flow
+from mqauth.lineage import NO_PAST, Past
 from mqauth.message import Message
 from mqauth.pipeline import Outcome, Pipeline, Verdict
+from mqauth.release import without_release
 from mqauth.replay import ClaimRequest, ClaimStatus
 from mqauth.review.filters import ALL, Filter
 from mqauth.review.index import Index, Row
@@ -59,6 +61,11 @@ class Judge:
         there = redeliverable(message, scope=scope, now=self.clock.now())
         return (yield from self._guard.judge(self._guard.receive(there)))
 
+    def past(self, original: Message) -> Past:
+        """Return the dead letters a message had before this one, as far as a release on it proves them."""
+        authorities = self._guard.verifier.release
+        return NO_PAST if authorities is None else authorities.past(original, self.clock.now())
+
     def recalled(self, reading: Reading) -> Flow[Reading]:
         """Return the reading with its original, read again where the letter is only a reference."""
         return (yield from recalled(reading, self._originals))
@@ -68,7 +75,8 @@ class Judge:
         reading = yield from self.recalled(reading)
         if reading.original is None or not reading.sound:
             return why_unsound(reading)
-        return said((yield from self.verdict(reading.original, scope=self.scope_for(reading) or "default")))
+        bare = without_release(reading.original)  # of a release it came with before nothing is left
+        return said((yield from self.verdict(bare, scope=self.scope_for(reading) or "default")))
 
 
 def why_unsound(reading: Reading) -> str:

@@ -18,6 +18,7 @@ from mqauth.audit import harmless
 from mqauth.claims import Claims
 from mqauth.deadletter import PREFIX, content_digest, letter_id
 from mqauth.errors import MalformedMessage, Reason, Rejection
+from mqauth.lineage import MAX_HOPS
 from mqauth.message import TOKEN_HEADER, HeaderPair, HeaderValue, Message, Origin
 
 UNKNOWN: Final = "unknown"
@@ -25,6 +26,7 @@ _LIVE: Final = frozenset(("user-id", "expiration", "reply-to", "message-id", "de
 _OVERWRITTEN: Final = "timestamp_in_ms"
 _DEPTH: Final = 72
 _ID = re.compile(r"[0-9a-f]{64}")
+_COUNT = re.compile(r"[1-9][0-9]{0,6}")
 _FORMS: Final = ("whole", "json", "reference")
 _REASONS: Final = frozenset(Reason)
 
@@ -57,6 +59,8 @@ class Reading:
         reason: one of ``Reason``, or ``unknown``.
         detail, scope, destination, source, audit: as the letter says.
         time: UTC seconds of the verdict, ``None`` where the letter does not say.
+        count: how often the message was dead-lettered, this letter included, as the letter says.
+        history: the letters before, as the letter says: their ids, reasons and times of release.
         form: ``whole``, ``json`` or ``reference``.
         size: bytes of the letter's body.
         original: the message as it was rejected, ``None`` where it cannot be restored.
@@ -74,6 +78,8 @@ class Reading:
     source: str
     audit: str
     time: float | None
+    count: int
+    history: tuple[Mapping[str, str], ...]
     form: str
     size: int
     original: Message | None
@@ -98,6 +104,7 @@ class Reading:
         return {
             "id": self.id, "mark": self.mark, "reason": self.reason, "detail": self.detail, "time": self.time,
             "scope": self.scope, "destination": self.destination, "source": self.source, "audit": self.audit,
+            "count": self.count, "history": [dict(hop) for hop in self.history],
             "form": self.form, "size": self.size, "sound": self.sound, "fault": self.fault,
             "kid": None if self.kid is None else harmless(self.kid), "alg": self.alg,
             "claimed": None if self.claims is None else self.claims.as_dict(),
@@ -126,6 +133,8 @@ def read(letter: Letter) -> Reading:
         source=harmless(lines.get("source", "")),
         audit=harmless(lines.get("audit", "")),
         time=_time(lines.get("time", "")),
+        count=_count(lines.get("count", "")),
+        history=_history(lines.get("history", "")),
         form=form if form in _FORMS else UNKNOWN,
         size=len(message.body or b""),
         original=original,
@@ -288,6 +297,24 @@ def _token(original: Message | None) -> tuple[jws.Opened | None, Claims | None]:
         return opened, claim_set.parse(opened.payload)
     except Rejection:
         return opened, None
+
+
+def _count(text: str) -> int:
+    """Return how often a message was dead-lettered, 1 where the letter does not say."""
+    return int(text) if _COUNT.fullmatch(text) else 1
+
+
+def _history(text: str) -> tuple[Mapping[str, str], ...]:
+    """Return the letters before, none where what the letter says is in no form."""
+    try:
+        found = strictjson.loads(text.encode("utf-8", "backslashreplace"), depth=2)
+    except strictjson.StrictJSONError:
+        return ()
+    if type(found) is not list or len(found) > MAX_HOPS or not all(type(hop) is dict for hop in found):
+        return ()
+    return tuple(
+        {name: harmless(str(hop.get(name) or "")) for name in ("id", "reason", "released")} for hop in found
+    )
 
 
 def _time(text: str) -> float | None:

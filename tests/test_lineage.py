@@ -1,0 +1,224 @@
+"""Lineage: it grows with each redrive, stays bounded, and nobody but a release authority adds to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mqauth import flow, lineage
+from mqauth.deadletter import PREFIX
+from mqauth.errors import Reason, Rejection, RejectNow
+from mqauth.keys import Key
+from mqauth.lineage import MAX_COUNT, MAX_HOPS, NO_PAST, Hop, Past
+from mqauth.message import Message
+from mqauth.pipeline import Verdict
+from mqauth.release import RELEASE_HEADER, Releaser, open_release
+from mqauth.review import Filter, Letter, judge, read
+from mqauth.testing import FakeClock, Forge
+from tests.conftest import KAFKA, RABBITMQ
+from tests.test_review import Bureau
+
+HOP = Hop(letter="a" * 64, reason=Reason.EXPIRED, time=1)
+
+
+class Refusing(list[Any]):
+    """A handler that refuses every message for good."""
+
+    def append(self, verified: Any) -> None:
+        """Refuse."""
+        raise RejectNow("no such order")
+
+
+@pytest.fixture(params=[RABBITMQ, KAFKA], ids=["rabbitmq", "kafka"])
+def bureau(request: pytest.FixtureRequest, clock: FakeClock, forge: Forge) -> Bureau:
+    """A bureau whose consumer's handler refuses."""
+    found = Bureau(clock, forge, request.param)
+    found.handled = Refusing()
+    return found
+
+
+def lines(letter: Message) -> dict[str, Any]:
+    """Return what a letter tells of those before it."""
+    found = {name: value for name, value in letter.headers if name.startswith(PREFIX)}
+    return {"count": int(found[f"{PREFIX}count"]), "history": json.loads(found[f"{PREFIX}history"])}
+
+
+def rejected(bureau: Bureau, *messages: Message) -> Message:
+    """Send messages, each of which is rejected, and return the newest letter."""
+    assert set(bureau.send(*messages)) == {Verdict.REJECTED}
+    return bureau.letters()[-1]
+
+
+def test_count_and_history_grow_with_each_redrive_and_stay_bounded(bureau: Bureau) -> None:
+    """Twelve times refused and redriven: thirteen counted, the newest eight told, oldest first."""
+    letter, ids = rejected(bureau, bureau.forge.seal(bureau.message())), []
+    for number in range(12):
+        found = read(Letter(message=letter))
+        assert (lines(letter)["count"], found.count) == (number + 1, number + 1)
+        assert [hop["id"] for hop in found.history] == ids[-MAX_HOPS:]
+        ids.append(found.id)
+        bureau.clock.advance(1)
+        assert bureau.redrive()["done"] == 1
+        letter = rejected(bureau)
+    assert lines(letter)["count"] == 13
+    assert {hop["reason"] for hop in lines(letter)["history"]} == {"handler_failed"}
+    assert len({hop["released"] for hop in lines(letter)["history"]}) == MAX_HOPS
+    assert len(set(ids)) == 12
+
+
+def test_what_a_sender_says_of_it_is_stripped_and_noted(bureau: Bureau) -> None:
+    """Lineage on an incoming message, signed or not, is not believed."""
+    told = bureau.message()
+    lies = ((f"{PREFIX}count", "99"), (f"{PREFIX}history", '[{"id": "x"}]'))
+    if bureau.place == KAFKA:
+        lies = tuple((name, value.encode()) for name, value in lies)  # type: ignore[assignment]
+    letter = rejected(bureau, bureau.forge.seal(replace(told, headers=(*told.headers, *lies))))
+    assert lines(letter) == {"count": 1, "history": []}
+    assert json.loads(dict(letter.headers)[f"{PREFIX}metadata"])["stripped"] == 2  # type: ignore[arg-type]
+
+
+def test_a_release_of_somebody_elses_adds_nothing(bureau: Bureau) -> None:
+    """A release of no authority of ours, whatever past it tells, neither counts nor is believed later."""
+    stranger = Releaser(
+        key=Key.generate(subjects=["ada"]), issuer=bureau.releaser.issuer, reviewer="ada", clock=bureau.clock
+    )
+    past = Past(count=50, hops=(HOP,))
+    sealed = bureau.forge.seal(bureau.message())
+    forged, _ = stranger.release(sealed, letter="b" * 64, scope="billing", reason="x", past=past)
+    letter = rejected(bureau, forged)
+    assert lines(letter) == {"count": 1, "history": []}
+    assert read(Letter(message=letter)).reason == "release_invalid"
+    assert bureau.redrive()["done"] == 1
+    (sent,) = bureau.broker.waiting(bureau.place)
+    assert open_release(sent).release.past == Past(
+        count=1, hops=(Hop(letter=read(Letter(message=letter)).id, reason=Reason.RELEASE_INVALID,
+                           time=int(bureau.clock.now())),)
+    )  # fmt: skip
+
+
+def test_a_release_of_another_message_adds_nothing(bureau: Bureau) -> None:
+    """Our own release moved to another message does not lend it its past."""
+    other = bureau.forge.seal(bureau.message(b"other"))
+    past = Past(count=50, hops=(HOP,))
+    good, _ = bureau.releaser.release(other, letter="b" * 64, scope="billing", reason="x", past=past)
+    release = next(pair for pair in good.headers if pair[0] == RELEASE_HEADER)
+    sealed = bureau.forge.seal(bureau.message())
+    letter = rejected(bureau, replace(sealed, headers=(*sealed.headers, release)))
+    assert lines(letter) == {"count": 1, "history": []}
+    assert bureau.redrive()["done"] == 1
+    assert lines(rejected(bureau))["count"] == 2
+
+
+def test_what_a_letter_says_is_not_signed(bureau: Bureau) -> None:
+    """Who writes to the dead-letter queue may edit count and history; the release tells of this letter only."""
+    letter = rejected(bureau, bureau.forge.seal(bureau.message()))
+    bureau.discard()
+    lies = {f"{PREFIX}count": "500", f"{PREFIX}history": json.dumps([{"id": "x", "reason": "y", "released": "z"}])}
+    bureau.plant(replace(letter, headers=tuple((name, lies.get(name, value)) for name, value in letter.headers)))
+    with bureau.survey() as index:
+        shown = index.reading(index.page()[0].number).as_dict()
+    assert (shown["count"], shown["history"]) == (500, [{"id": "x", "reason": "y", "released": "z"}])
+    assert bureau.redrive()["done"] == 1
+    assert lines(rejected(bureau))["count"] == 2
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "",
+        "x",
+        "{}",
+        "[1]",
+        "[[]]",
+        '[{"id": 1}]',
+        "[" * 200,
+        json.dumps([{}] * 9),
+        "\ud800",
+        '[{"id": "\\u001b"}]',
+    ],
+)
+def test_any_history_can_be_read(told: str, bureau: Bureau) -> None:
+    """Whatever stands there, it is shown harmless or not at all."""
+    letter = rejected(bureau, bureau.forge.seal(bureau.message()))
+    lies = {f"{PREFIX}count": told, f"{PREFIX}history": told}
+    headers = tuple((name, lies.get(name, value)) for name, value in letter.headers)
+    found = read(Letter(message=replace(letter, headers=headers)))
+    assert found.sound
+    assert found.count == 1
+    assert all("\x1b" not in text for hop in found.history for text in hop.values())
+
+
+def test_a_release_without_a_past_counts_its_letter(bureau: Bureau) -> None:
+    """A reviewer's tool that tells no past: two letters, of the first the release's own word."""
+    sealed = bureau.forge.seal(bureau.message())
+    released, release = bureau.releaser.release(sealed, letter="b" * 64, scope="billing", reason="x")
+    assert release.past is None
+    found = lines(rejected(bureau, released))
+    assert found["count"] == 2
+    assert [(hop["id"], hop["reason"]) for hop in found["history"]] == [("b" * 64, None)]
+
+
+def test_a_past_that_does_not_fit_is_counted(bureau: Bureau) -> None:
+    """Where the release would be too large its hops are left out, the number never."""
+    headers = tuple((f"header-{number:03}-{'x' * 16}", "v") for number in range(160))
+    if bureau.place == KAFKA:
+        headers = tuple((name, value.encode()) for name, value in headers)  # type: ignore[assignment]
+    sealed = bureau.forge.seal(replace(bureau.message(), headers=headers))
+    past = Past(count=9, hops=(HOP,) * MAX_HOPS)
+    _, release = bureau.releaser.release(sealed, letter="b" * 64, scope="billing", reason="x", past=past)
+    assert release.past == Past(count=9)
+
+
+def test_a_spent_release_does_not_stand_in_the_way_of_a_verdict(bureau: Bureau) -> None:
+    """A letter of a redriven message is judged without the release it came with, now expired."""
+    rejected(bureau, bureau.forge.seal(bureau.message()))
+    assert bureau.redrive()["done"] == 1
+    rejected(bureau)
+    bureau.clock.advance(30)
+    with bureau.survey() as index:
+        assert flow.run(judge(index, bureau.guard, Filter())) == {"accepted": 1}
+        bureau.clock.advance(7200)
+        assert flow.run(judge(index, bureau.guard, Filter())) == {"expired": 1}
+
+
+GOOD: dict[str, Any] = {"count": 2, "hops": [HOP.as_dict()]}
+
+
+def test_a_past_in_its_form_is_read() -> None:
+    """What is written is what is read."""
+    for past in (
+        Past(count=2, hops=(HOP, HOP)),
+        Past(count=MAX_COUNT),
+        Past(count=1, hops=(replace(HOP, reason=None),)),
+    ):
+        assert lineage.parse(json.loads(json.dumps(past.as_dict()))) == past
+    assert NO_PAST.and_then(HOP) == Past(count=1, hops=(HOP,))
+    assert Past(count=MAX_COUNT).and_then(HOP).count == MAX_COUNT
+
+
+@pytest.mark.parametrize(
+    "bend",
+    [
+        lambda past: None, lambda past: [], lambda past: past | {"more": 1}, lambda past: {"count": 2},
+        lambda past: past | {"count": 0}, lambda past: past | {"count": True}, lambda past: past | {"count": 2.0},
+        lambda past: past | {"count": MAX_COUNT + 1}, lambda past: past | {"hops": past["hops"] * 9, "count": 9},
+        lambda past: past | {"hops": past["hops"] * 3}, lambda past: past | {"hops": {}},
+        lambda past: past | {"hops": [1]}, lambda past: past | {"hops": [HOP.as_dict() | {"more": 1}]},
+        lambda past: past | {"hops": [HOP.as_dict() | {"letter": "A" * 64}]},
+        lambda past: past | {"hops": [HOP.as_dict() | {"letter": 1}]},
+        lambda past: past | {"hops": [HOP.as_dict() | {"reason": "because"}]},
+        lambda past: past | {"hops": [HOP.as_dict() | {"reason": 1}]},
+        lambda past: past | {"hops": [HOP.as_dict() | {"time": -1}]},
+        lambda past: past | {"hops": [HOP.as_dict() | {"time": 2**53}]},
+        lambda past: past | {"hops": [HOP.as_dict() | {"time": True}]},
+    ],
+)  # fmt: skip
+def test_a_past_in_another_form_is_release_invalid(bend: Callable[[dict[str, Any]], Any]) -> None:
+    """Exactly its members, within its bounds, of its types."""
+    with pytest.raises(Rejection) as caught:
+        lineage.parse(bend(GOOD))
+    assert caught.value.reason is Reason.RELEASE_INVALID
