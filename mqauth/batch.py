@@ -50,7 +50,7 @@ class Leaf(NamedTuple):
     @property
     def hash(self) -> bytes:
         """The leaf's hash."""
-        return leaf_hash(b"".join(self))
+        return leaf_hash(*self)
 
     @property
     def shorts(self) -> bytes:
@@ -79,11 +79,13 @@ def checked_leaf(message: Message, names: Sequence[str]) -> Leaf:
     Raises:
         MalformedMessage: a value has no form on the wire.
     """
-    headers = envelope.headers_input(message, names)
+    key, body, headers = message.key, message.body, envelope.headers_input(message, names)
     return Leaf(
-        _destination(message.destination), _octets(b"k", message.key), _octets(b"b", message.body),
-        _octets(b"h", headers),
-    )  # fmt: skip
+        _destination(message.destination),
+        b"kn" if key is None else b"kv" + len(key).to_bytes(8, "big") + key,
+        b"bn" if body is None else b"bv" + len(body).to_bytes(8, "big") + body,
+        b"hv" + len(headers).to_bytes(8, "big") + headers,
+    )
 
 
 def split(token: bytes) -> tuple[bytes, bytes | None]:
@@ -159,12 +161,8 @@ def _difference(found: bytes, signed: bytes) -> Rejection:
 @lru_cache(maxsize=1024)
 def _destination(destination: str) -> bytes:
     """Return the first part of a leaf."""
-    return _DOMAIN + _octets(b"d", destination.encode("utf-8"))
-
-
-def _octets(tag: bytes, raw: bytes | None) -> bytes:
-    """Return a part's bytes under its tag and length, or that there are none."""
-    return tag + b"n" if raw is None else tag + b"v" + len(raw).to_bytes(8, "big") + raw
+    raw = destination.encode("utf-8")
+    return _DOMAIN + b"dv" + len(raw).to_bytes(8, "big") + raw
 
 
 def _short(part: bytes) -> bytes:

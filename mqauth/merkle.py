@@ -20,9 +20,9 @@ _LEAF: Final = b"\x00"
 _NODE: Final = b"\x01"
 
 
-def leaf_hash(data: bytes) -> bytes:
-    """Return the hash of a leaf's data: SHA-256 over 0x00 and the data."""
-    return hashlib.sha256(_LEAF + data).digest()
+def leaf_hash(*data: bytes) -> bytes:
+    """Return the hash of a leaf's data, given in parts: SHA-256 over 0x00 and the data."""
+    return hashlib.sha256(b"".join((_LEAF, *data))).digest()
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:

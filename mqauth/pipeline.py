@@ -248,7 +248,9 @@ class Pipeline:
         """Take what steps are left of a verdict, each once."""
         if delivery.step is _CONFIRM or delivery.step is Step.RELEASE:
             yield from self._close_claim(delivery)
-        if delivery.step is _RECORD:
+        if delivery.step is _RECORD and delivery.rejection is None and not self._record_all:
+            delivery.step = Step.SETTLE
+        elif delivery.step is _RECORD:
             yield from self._record(delivery)
         if delivery.step is Step.BURY and dead_letters is not None:
             yield from self._bury(delivery, dead_letters)
@@ -263,13 +265,12 @@ class Pipeline:
 
     def _end_claims(self, delivery: Delivery, ends: Callable[[ClaimRequest], Any]) -> Flow[None]:
         """End what is claimed, a release first: after a crash between the two it is a duplicate, no replay."""
-        for claim in (delivery.release_claim, delivery.claim):
-            if claim is not None:
-                yield from asked(Cause.REPLAY_STORE_UNAVAILABLE, ends, claim)
+        for claim in _claims_of(delivery):
+            yield from asked(Cause.REPLAY_STORE_UNAVAILABLE, ends, claim)
 
     def _record(self, delivery: Delivery) -> Flow[None]:
         """Make the audit record durable; it comes before the dead letter."""
-        if delivery.rejection is None and (self.audit is None or not self._record_all):
+        if delivery.rejection is None and self.audit is None:
             delivery.step = Step.SETTLE
             return
         if self.audit is None:
@@ -337,7 +338,10 @@ def _check_issuers(verifier: Verifier, policy: Policy) -> None:
 
 def _claims_of(delivery: Delivery) -> tuple[ClaimRequest, ...]:
     """Return the claims of a delivery, in the order they end."""
-    return tuple(claim for claim in (delivery.release_claim, delivery.claim) if claim is not None)
+    claim, release = delivery.claim, delivery.release_claim
+    if claim is None:
+        return ()
+    return (claim,) if release is None else (release, claim)
 
 
 def _refuse_unjudged(delivery: Delivery) -> None:

@@ -13,6 +13,7 @@ LOG_APPEND_TIME: Final = 1
 """``timestamp_type`` of a record whose timestamp the broker set (KIP-32); 0 is the producer's own."""
 NativeHeaders = list[tuple[str, bytes]]
 _OCTETS: Final = (bytes, bytearray, memoryview)
+_VALUES: Final = frozenset((bytes, type(None)))
 
 
 def from_native(record: Any, *, scope: str) -> Message:
@@ -116,9 +117,18 @@ def _octets(value: object, name: str, faults: list[str]) -> bytes | None:
 
 def _headers(found: Any, faults: list[str]) -> tuple[HeaderPair, ...]:
     """Return the header pairs in order, those that are pairs."""
-    if not all(_is_header(pair) for pair in found or ()):
+    pairs = tuple(found or ())
+    for pair in pairs:
+        if type(pair) is not tuple or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) not in _VALUES:
+            return _odd_headers(pairs, faults)
+    return pairs
+
+
+def _odd_headers(pairs: tuple[Any, ...], faults: list[str]) -> tuple[HeaderPair, ...]:
+    """Return those that are pairs, of what the client does not deliver as it is now."""
+    if not all(_is_header(pair) for pair in pairs):
         faults.append("a header is not text and bytes")
-    return tuple((pair[0], pair[1]) for pair in found or () if _is_header(pair))
+    return tuple((pair[0], pair[1]) for pair in pairs if _is_header(pair))
 
 
 def _is_header(pair: Any) -> bool:
