@@ -23,7 +23,7 @@ from mqauth.message import TOKEN_HEADER, Message, Origin
 from mqauth.pipeline import Outcome, Pipeline, Verdict
 from mqauth.release import Authority, ReleaseAuthorities, Releaser, open_release
 from mqauth.replay import MemoryReplayStore, claim_id
-from mqauth.testing import ATTACKS, BATCH_ATTACKS, BatchForge, FakeClock, Forge
+from mqauth.testing import ATTACKS, BATCH_ATTACKS, BatchForge, FakeClock, Forge, verified
 from mqauth.testing.attacks import changed_header, honest_message
 from mqauth.testing.batchforge import ForgedBatch, forge_batch
 from mqauth.verified import Verified
@@ -368,3 +368,10 @@ def test_a_dead_letter_of_a_batch_is_released() -> None:
     )
     moved = replace(message, headers=(*found.seal(2).headers, message.headers[-1]), body=found.messages[2].body)
     assert consume(pipeline, moved).reason is Reason.RELEASE_INVALID
+
+
+@pytest.mark.parametrize("index", [None, 0, 1, 7])
+def test_a_handlers_own_test_may_ask_for_a_place(index: int | None) -> None:
+    """``mqauth.testing.verified`` seals a message in a batch where it is told to."""
+    assert verified(index=index, body=b"x").index == index
+    assert verified(index=index, body=b"x").body == b"x"

@@ -17,8 +17,9 @@ from mqauth.message import Message, Origin
 from mqauth.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
 from mqauth.policy import Allow, Decision, Rule
 from mqauth.replay import ClaimStatus, MemoryReplayStore
-from mqauth.testing import ATTACKS, FakeClock, Forge
+from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock, Forge
 from mqauth.testing.attacks import honest_message
+from mqauth.testing.batchforge import forge_batch
 from mqauth.verifier import Issuer
 
 Maker = Callable[..., Message]
@@ -70,14 +71,39 @@ class TestOutcomes:
         assert letter["mqauth-dead-audit"] == record["id"]
         assert letter["mqauth-dead-id"] == record["dead_letter"]
 
+    @pytest.mark.parametrize("attack", BATCH_ATTACKS, ids=lambda attack: attack.name)
+    def test_every_attack_on_a_batch_is_audited_and_dead_lettered(self, attack: Any, world: World) -> None:
+        """One record and one letter name the reason, and the handler never sees it."""
+        place = "kafka:orders" if attack.fits("kafka:orders") else "rabbitmq:shop/orders.created"
+        assert_rejected(world.process(attack.mount(world.forge, honest_message(place))), attack.reason)
+        assert counts(world) == (0, 1, 1)
+        assert dict(world.published[0].headers)["mqauth-dead-reason"] == attack.reason.value
+
+    def test_a_batchs_record_names_the_place(self, make_world: Any, forge: Forge) -> None:
+        """Token and index name a message of a batch, claimed or verified; the thumbprint is of its own header."""
+        world = make_world(record="all")
+        found = forge_batch(forge, [honest_message("kafka:orders", number) for number in range(3)])
+        wrong = found.seal(1, proof=found.proof(1, path=bytes(64)))
+        edited = found.seal(2, replace(found.messages[2], body=b"evil"))
+        for message in (found.seal(0), wrong, edited):
+            world.process(message)
+        said = [next(iter(record["token"].items())) for record in world.records]
+        assert [(kind, fields["index"]) for kind, fields in said] == [
+            ("verified", 0),
+            ("claimed", 1),
+            ("verified", 2),
+        ]
+        assert len({record["token"]["thumbprint"] for record in world.records}) == 3
+        assert len({fields["jti"] for _, fields in said}) == 1
+
     def test_together_the_attacks_and_this_file_reach_every_reason(self) -> None:
-        """No reason of the closed set is unreachable but those of later issues."""
+        """No reason of the closed set is unreachable but the release's, which has its own file."""
         elsewhere = {
             Reason.REPLAYED, Reason.HANDLER_FAILED, Reason.MESSAGE_MALFORMED, Reason.COVERAGE_INSUFFICIENT,
             Reason.QUEUE_AGE_EXCEEDED,
         }  # fmt: skip
-        later = {Reason.PROOF_INVALID, Reason.RELEASE_INVALID}
-        assert {attack.reason for attack in ATTACKS} | elsewhere | later == set(Reason)
+        reached = {attack.reason for attack in (*ATTACKS, *BATCH_ATTACKS)}
+        assert reached | elsewhere | {Reason.RELEASE_INVALID} == set(Reason)
 
     def test_audit_comes_before_the_dead_letter(self, world: World, rabbit: Maker) -> None:
         """When the letter is published its record is durable already."""

@@ -209,3 +209,57 @@ def test_preparing_refuses_what_signing_refuses(
         else:
             with pytest.raises(MalformedMessage):
                 call(message)
+
+
+def jws_of(signed: Message) -> bytes:
+    """Return a message's token without its proof."""
+    return envelope.token_of(signed).partition(b"~")[0]
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(0, []), (1, [None]), (2, [2]), (1024, [1024]), (1025, [1024, None]),
+                                              (2050, [1024, 1024, 2])])  # fmt: skip
+def test_a_group_has_a_signature_for_each_1024(
+    count: int, sizes: list[int | None], forge: Forge, kafka: Maker
+) -> None:
+    """One alone has a token of the single form, and signatures are as few as can be."""
+    signed = forge.signer().sign_many([kafka(body=b"%d" % number) for number in range(count)])
+    assert [message.body for message in signed] == [b"%d" % number for number in range(count)]
+    found = [claims.parse(jws.take_apart(token).payload).mqa for token in dict.fromkeys(map(jws_of, signed))]
+    assert [mqa.size if isinstance(mqa, claims.Batch) else None for mqa in found] == sizes
+
+
+def test_what_shares_a_signature(forge: Forge, kafka: Maker, rabbit: Maker) -> None:
+    """Destinations and brokers may differ, headers in another order too; audiences and names may not."""
+    pair, bare = (("a", b"1"), ("b", b"2")), ()
+    messages = [
+        kafka(headers=pair), kafka(headers=pair[::-1]), kafka(destination="kafka:refunds", headers=pair),
+        kafka(headers=bare), rabbit(headers=(("a", 1), ("b", None))), kafka(headers=(*pair, pair[0])),
+    ]  # fmt: skip
+    signed = forge.signer().sign_many(messages)
+    tokens = [jws_of(message) for message in signed]
+    assert [tokens.index(token) for token in tokens] == [0, 0, 0, 3, 0, 0]
+    verifier = forge.verifier()
+    for message in signed:
+        assert verifier.verify(message, verifier.open(message), forge.keys, forge.clock.now())
+    apart = forge.signer(audiences={"kafka:refunds": "refunds"}).sign_many(messages)
+    assert jws_of(apart[2]) != jws_of(apart[0]) == jws_of(apart[1])
+
+
+def test_a_batch_is_signed_once_with_one_id(forge: Forge, kafka: Maker) -> None:
+    """One call of the key and one of the randomness, whatever the size; the times are of the sealing."""
+    asked: list[int] = []
+    signer = forge.signer(randomness=lambda size: asked.append(size) or bytes(size))
+    prepared = [signer.prepare(kafka(body=b"%d" % number)) for number in range(50)]
+    assert asked == []
+    now = int(forge.clock.now())
+    found = claims.parse(jws.take_apart(jws_of(signer.seal(prepared)[0])).payload)
+    assert asked == [16]
+    assert (found.iss, found.sub, found.aud, found.iat, found.exp) == (
+        "https://auth.example", "orders-api", "billing", now, now + 60,
+    )  # fmt: skip
+
+
+def test_one_bad_message_signs_none(forge: Forge, kafka: Maker) -> None:
+    """Where one of many cannot be signed none is: nobody sends half of what was asked for."""
+    with pytest.raises(MalformedMessage):
+        forge.signer().sign_many([kafka(), kafka(destination="orders"), kafka()])
