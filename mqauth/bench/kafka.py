@@ -314,7 +314,7 @@ class Batched(Signed):
 
     def producer(self) -> Any:
         """Return a producer that seals records together."""
-        return kafka.Producer(self.stand.producer, self._forge.signer(), batch=BATCH)  # type: ignore[call-arg]
+        return kafka.Producer(self.stand.producer, self._forge.signer(), batch=BATCH)
 
     def sender(self, topic: str) -> tuple[Callable[[int], object], Callable[[], object]]:
         """Return our producer's ``send`` and ``flush``, or the client's, of records sealed 64 at a time."""

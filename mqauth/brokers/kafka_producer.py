@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from kafka.errors import KafkaTimeoutError
-
+from mqauth.brokers.kafka_room import Room
+from mqauth.brokers.kafka_sealing import Sealing
 from mqauth.brokers.kafka_translate import native_headers, to_message
+from mqauth.claims import MAX_BATCH
 from mqauth.errors import ConfigurationError, MqauthError
+from mqauth.message import Message
 from mqauth.signer import Signer
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from kafka.producer.future import FutureRecordMetadata
 
 DEFAULT_IN_FLIGHT: Final = 10_000
+DEFAULT_LINGER: Final = 0.002
+MAX_LINGER: Final = 10.0
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
@@ -33,13 +37,21 @@ class ProducerFatalError(MqauthError):
 
 
 class Producer:
-    """Signs each record and sends it with a connected ``KafkaProducer``.
+    """Signs records and sends them with a connected ``KafkaProducer``.
+
+    With ``batch`` above 1, records share signatures: ``send`` hashes its record and returns, and the record is
+    sealed and sent with others once there are ``batch`` of them, or after ``linger``, or by ``flush``, ``close``
+    or ``commit_transaction``; at once while nothing else is in flight. Records reach the client in the order of
+    the calls. The first record to a topic is sent alone.
 
     Args:
         client: a ``KafkaProducer`` without serializers.
-        signer: signs; each call makes a new token.
+        signer: signs; each call makes a new token, or takes a place in one.
         value_serializer: makes bytes of values before they are signed; bytes and ``None`` pass as they are.
-        max_in_flight: records sent and not yet acknowledged; kafka-python bounds them in no way of its own.
+        max_in_flight: records held, or sent and not yet acknowledged; kafka-python bounds them in no way of its
+            own.
+        batch: most records under one signature, 1 to 1,024; with 1, each has its own.
+        linger: seconds a record is held at most for others to join, 0 to 10.
 
     Raises:
         ConfigurationError: the client has serializers, which would run after signing, or a setting is wrong.
@@ -52,14 +64,20 @@ class Producer:
         *,
         value_serializer: Callable[[Any], bytes] | None = None,
         max_in_flight: int = DEFAULT_IN_FLIGHT,
+        batch: int = 1,
+        linger: float = DEFAULT_LINGER,
     ) -> None:
         refuse_serializers(client)
-        if max_in_flight < 1:
-            raise ConfigurationError("max_in_flight is at least 1")
+        _check_settings(max_in_flight, batch, linger)
         self.client: Any = client
         self._signer = signer
         self._serialize = value_serializer
-        self._room = threading.BoundedSemaphore(max_in_flight)
+        self._room = Room(max_in_flight)
+        self._sealing: Sealing | None = None
+        if batch > 1:
+            self._sealing = Sealing(client, signer, self._room, batch=batch, linger=linger)
+        self._transactional = bool(self.client.config.get("transactional_id"))
+        self._began = False
         if not self.client.config["enable_idempotence"]:
             _LOG.warning("a producer without enable_idempotence: its retries will be rejected as replays")
 
@@ -84,40 +102,70 @@ class Producer:
             timestamp_ms: as the client has it, UTC milliseconds.
 
         Returns:
-            The client's own future. Never retry a failed one with the same token: send anew.
+            The client's own future, or one like it until the record is sealed; what cannot be sealed or sent then
+            fails it. Never retry a failed one with the same token: send anew.
 
         Raises:
             MalformedMessage: the record cannot be signed or sent.
+            ConfigurationError: a batch in a transaction that did not begin with ``begin_transaction``.
             ProducerFatalError: the client has failed for good.
             kafka.errors.KafkaTimeoutError: no room or no metadata within the client's ``max_block_ms``.
             kafka.errors.MessageSizeTooLargeError: over the client's ``max_request_size``, token included.
         """
         message = to_message(topic, self._octets(value), key, headers)
         self._refuse_fatal()
-        self._enter()
-        try:
-            signed = self._signer.sign(message)
-            future = self.client.send(
-                topic,
-                value=signed.body,
-                key=signed.key,
-                headers=native_headers(signed.headers),
-                partition=partition,
-                timestamp_ms=timestamp_ms,
-            )
-        except BaseException:
-            self._room.release()
-            raise
-        future.add_both(self._leave)
-        return future  # type: ignore[no-any-return]
+        sealing = self._sealing
+        if sealing is None or not self._joins(sealing, topic):
+            return self._send_alone(topic, message, partition, timestamp_ms)  # type: ignore[no-any-return]
+        prepared = self._signer.prepare(message)
+        self._room.enter(self._patience)
+        return sealing.add(prepared, topic, partition, timestamp_ms)
 
     def flush(self, timeout: float | None = None) -> None:
-        """Wait until every record sent is acknowledged or has failed, at most so many seconds."""
-        self.client.flush(timeout)
+        """Seal and send what waits, and wait until every record is acknowledged or has failed.
+
+        Args:
+            timeout: seconds, at most.
+
+        Raises:
+            kafka.errors.KafkaTimeoutError: some are neither yet.
+        """
+        self.client.flush(self._settle(timeout))
 
     def close(self, timeout: float | None = None) -> None:
-        """Close the client after a flush, at most so many seconds."""
-        self.client.close(timeout)
+        """Take no more records, and close the client after a flush, at most so many seconds."""
+        try:
+            if self._sealing is not None:
+                self._sealing.end()
+            timeout = self._settle(timeout)
+        finally:
+            self.client.close(timeout)
+
+    def begin_transaction(self) -> None:
+        """Begin a transaction of a client that has a ``transactional_id``."""
+        self._settle()
+        self.client.begin_transaction()
+        if self._sealing is not None:
+            self._sealing.failure = None
+        self._began = True
+
+    def commit_transaction(self) -> None:
+        """Seal and send what waits, and commit; a transaction that lacks a record is not committed.
+
+        Raises:
+            Exception: why a record of it was not sealed or sent: abort it.
+        """
+        self._settle()
+        if self._sealing is not None and self._sealing.failure is not None:
+            raise self._sealing.failure
+        self.client.commit_transaction()
+        self._began = False
+
+    def abort_transaction(self) -> None:
+        """Abort the transaction, with what waits."""
+        self._settle()
+        self.client.abort_transaction()
+        self._began = False
 
     def __enter__(self) -> Self:
         return self
@@ -133,15 +181,44 @@ class Producer:
             return value
         return self._serialize(value)
 
-    def _enter(self) -> None:
-        """Wait for room."""
-        seconds = self.client.config["max_block_ms"] / 1000
-        if not self._room.acquire(timeout=seconds):
-            raise KafkaTimeoutError(f"no room for another record in flight within {seconds} s")
+    def _send_alone(self, topic: str, message: Message, partition: int | None, timestamp_ms: int | None) -> Any:
+        """Send a record with a token of its own."""
+        self._room.enter(self._patience)
+        try:
+            signed = self._signer.sign(message)
+            future = self.client.send(
+                topic, value=signed.body, key=signed.key, headers=native_headers(signed.headers),
+                partition=partition, timestamp_ms=timestamp_ms,
+            )  # fmt: skip
+        except BaseException:
+            self._room.leave()
+            raise
+        future.add_both(self._room.leave)
+        if self._sealing is not None and not future.failed():
+            self._sealing.learn(topic)
+        return future
 
-    def _leave(self, _outcome: object) -> None:
-        """Give room back; runs on the client's sender thread."""
-        self._room.release()
+    def _joins(self, sealing: Sealing, topic: str) -> bool:
+        """Tell whether a record joins a batch; one to a new topic does not, and waits for metadata by itself."""
+        if self._transactional and not self._began:
+            raise ConfigurationError("with batches, begin and end transactions by the producer, not its client")
+        if sealing.knows(topic):
+            return True
+        sealing.flush(self._patience)  # it may have been known before
+        return False
+
+    @property
+    def _patience(self) -> float:
+        """Seconds a call may block."""
+        return float(self.client.config["max_block_ms"]) / 1000
+
+    def _settle(self, timeout: float | None = None) -> float | None:
+        """Seal and send what waits; return the seconds that are left."""
+        if self._sealing is None:
+            return timeout
+        until = None if timeout is None else time.monotonic() + timeout
+        self._sealing.flush(timeout)
+        return None if until is None else max(0.0, until - time.monotonic())
 
     def _refuse_fatal(self) -> None:
         """Say what the client will not say by itself: it never recovers."""
@@ -160,3 +237,15 @@ def refuse_serializers(client: Any) -> None:
     for name in ("key_serializer", "value_serializer"):
         if client.config.get(name) is not None:
             raise ConfigurationError(f"leave {name} out of the KafkaProducer: it would run after signing")
+
+
+def _check_settings(max_in_flight: int, batch: int, linger: float) -> None:
+    """Refuse a setting out of its limits."""
+    if max_in_flight < 1:
+        raise ConfigurationError("max_in_flight is at least 1")
+    if type(batch) is not int or not 1 <= batch <= MAX_BATCH:
+        raise ConfigurationError(f"batch is 1 to {MAX_BATCH} records")
+    if batch > max_in_flight:
+        raise ConfigurationError("batch is at most max_in_flight: it would never be full")
+    if not 0 <= linger <= MAX_LINGER:
+        raise ConfigurationError(f"linger is 0 to {MAX_LINGER:.0f} seconds")

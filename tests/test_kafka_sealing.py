@@ -1,0 +1,336 @@
+"""Kafka records sealed together, on a client of our own making: when, in which order, and what fails."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from kafka.errors import KafkaTimeoutError
+
+    from integration.kafka_batches import BatchContract, FakeClient, Seen, Vault, tokens
+    from mqauth.brokers import kafka, kafka_alarm, kafka_sealing
+
+from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.testing import Forge
+
+
+class FakeWorld:
+    """One client that a test acknowledges."""
+
+    topic = "orders"
+
+    def __init__(self) -> None:
+        self.made = FakeClient()
+
+    def client(self, **settings: Any) -> FakeClient:
+        """Return it."""
+        self.made.config |= settings
+        return self.made
+
+    def settle(self) -> None:
+        """Acknowledge."""
+        self.made.acknowledge()
+
+    def log(self) -> list[Seen]:
+        """Return both partitions."""
+        return [*self.made.logs["orders", 0], *self.made.logs["orders", 1]]
+
+
+class TestContract(BatchContract):
+    """The fake keeps the contract the real broker is held to."""
+
+    @pytest.fixture
+    def world(self) -> FakeWorld:
+        """A client that a test acknowledges."""
+        return FakeWorld()
+
+
+class FakeAlarm:
+    """An alarm a test rings."""
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self.ring = ring
+        self.times: list[float] = []
+        ALARMS.append(self)
+
+    def set(self, seconds: float, /) -> None:
+        """Note it."""
+        self.times.append(seconds)
+
+
+ALARMS: list[FakeAlarm] = []
+
+
+class Stand:
+    """A producer, its client, key and alarm; its topic is known and a record is in flight."""
+
+    def __init__(self, *, batch: int = 4, linger: float = 0.005, busy: bool = True, **config: Any) -> None:
+        self.forge = Forge()
+        self.vault = Vault(self.forge)
+        self.client: Any = FakeClient(**config)
+        self.producer = kafka.Producer(self.client, self.forge.signer(key=self.vault), batch=batch, linger=linger)
+        assert self.producer._sealing is not None
+        self.sealing = self.producer._sealing
+        self.alarm = FakeAlarm(self.sealing.release)
+        self.sealing._alarm = self.alarm
+        self.send(b"first")
+        if not busy:
+            self.client.acknowledge()
+
+    def send(self, body: bytes, partition: int = 0, topic: str = "orders") -> Any:
+        """Send to a partition."""
+        return self.producer.send(topic, body, b"k", None, partition)
+
+    def bodies(self, partition: int = 0, topic: str = "orders") -> list[bytes | None]:
+        """Return what stands in a partition."""
+        return [seen.value for seen in self.client.logs[topic, partition]]
+
+
+def test_linger() -> None:
+    """A batch waits for its alarm, which is set by its first record, and goes when it rings."""
+    stand = Stand()
+    stand.send(b"1")
+    stand.send(b"2")
+    assert (stand.bodies(), stand.alarm.times) == ([b"first"], [0.005])
+    stand.alarm.ring()
+    assert stand.bodies() == [b"first", b"1", b"2"]
+    assert len(tokens(stand.client.logs["orders", 0])) == 2
+    stand.alarm.ring()
+    stand.send(b"3")
+    assert stand.alarm.times == [0.005] * 2
+
+
+def test_full() -> None:
+    """A batch goes when it is full, and the next record opens another."""
+    stand = Stand()
+    for n in range(9):
+        stand.send(b"%d" % n)
+    assert stand.bodies() == [b"first", *(b"%d" % n for n in range(8))]
+    assert len(tokens(stand.client.logs["orders", 0])) == 3
+    assert stand.alarm.times == [0.005] * 3
+
+
+def test_at_once_needs_no_alarm() -> None:
+    """With nothing in flight no time passes, and no thread is needed."""
+    stand = Stand(busy=False)
+    for n in range(3):
+        stand.send(b"%d" % n)
+        stand.client.acknowledge()
+    assert (len(stand.bodies()), stand.alarm.times) == (4, [])
+
+
+def test_new_topic() -> None:
+    """The first record of a topic goes alone, on its sender's thread, behind what waits; failed, it was none."""
+    stand = Stand()
+    stand.send(b"waits")
+    with pytest.raises(KafkaTimeoutError):
+        stand.send(b"1", topic="new")
+    assert stand.bodies() == [b"first", b"waits"]
+    stand.client.topics["new"] = 1
+    stand.send(b"2", topic="new")
+    assert stand.bodies(topic="new") == [b"2"]
+    stand.send(b"3", topic="new")
+    assert stand.bodies(topic="new") == [b"2"]
+    stand.producer.flush()
+    assert stand.bodies(topic="new") == [b"2", b"3"]
+
+
+def test_lost_topic() -> None:
+    """A topic whose metadata is gone is waited for once a batch, not once a record; other topics go on."""
+    stand = Stand()
+    stand.client.topics["gone"] = 1
+    stand.send(b"first", topic="gone")
+    lost = [stand.send(b"v", topic="gone") for _ in range(3)]
+    del stand.client.topics["gone"]
+    kept = stand.send(b"kept")
+    assert stand.client.sends.count("gone") == 2
+    assert all(isinstance(future.exception, KafkaTimeoutError) for future in lost)
+    stand.client.topics["gone"] = 1
+    again = stand.send(b"again", topic="gone")
+    stand.producer.flush()
+    assert kept.succeeded()
+    assert again.succeeded()
+
+
+def test_many_topics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only so many topics are remembered; records of the others go alone, in their order."""
+    monkeypatch.setattr(kafka_sealing, "MAX_TOPICS", 2)
+    stand = Stand()
+    stand.client.topics |= {"a": 1, "b": 1}
+    for n in range(3):
+        for topic in ("a", "b"):
+            stand.send(b"%d" % n, topic=topic)
+    stand.producer.flush()
+    for topic in ("a", "b"):
+        assert stand.bodies(topic=topic) == [b"0", b"1", b"2"]
+
+
+def test_loud(caplog: pytest.LogCaptureFixture) -> None:
+    """A batch that cannot be sealed is logged as an error, by its size and cause."""
+    stand = Stand()
+    stand.vault.error = Unavailable(Cause.KEYS_UNAVAILABLE, "secret place")
+    stand.send(b"1")
+    stand.send(b"2")
+    stand.alarm.ring()
+    (record,) = caplog.records
+    assert record.getMessage() == "2 of 2 records not sent: Unavailable keys_unavailable"
+    assert stand.bodies() == [b"first"]
+
+
+def test_interrupted() -> None:
+    """What interrupts the sealing thread is raised on it; every future of the batch knows, and places are free."""
+    stand = Stand(batch=2)
+    first = stand.send(b"1")
+    stand.vault.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        stand.send(b"2")
+    assert isinstance(first.exception, KeyboardInterrupt)
+    stand.vault.error = None
+    stand.send(b"3")
+    stand.producer.flush()
+    assert (stand.bodies(), stand.producer._room.taken) == ([b"first", b"3"], 0)
+
+
+def test_callback_sends() -> None:
+    """A callback may send again and fill a batch, whichever thread it runs on, also when its record has failed."""
+    stand = Stand(batch=2)
+    stand.vault.error = Unavailable(Cause.KEYS_UNAVAILABLE)
+
+    def retry(_error: Exception) -> None:
+        stand.vault.error = None
+        for n in range(3):
+            stand.send(b"again %d" % n)
+
+    stand.send(b"1").add_errback(retry)
+    stand.send(b"2")
+    stand.producer.flush()
+    assert stand.bodies() == [b"first", b"again 0", b"again 1", b"again 2"]
+
+
+class Stuck(FakeClient):
+    """A client whose ``send`` hangs when it is told to."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        self.hang, self.hangs, self.go = False, threading.Event(), threading.Event()
+
+    def send(self, topic: str, **record: Any) -> Any:
+        """Hang first."""
+        if self.hang:
+            self.hangs.set()
+            assert self.go.wait(timeout=30)
+        return super().send(topic, **record)
+
+
+def test_another_thread_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one thread hangs in the client others do not hang with it; their records go afterwards, in order."""
+    monkeypatch.setattr("tests.test_kafka_sealing.FakeClient", Stuck)
+    stand = Stand(batch=2, max_block_ms=0)
+    stand.client.hang = True
+    stand.send(b"1")
+    thread = threading.Thread(target=stand.send, args=(b"2",))
+    thread.start()
+    assert stand.client.hangs.wait(timeout=30)
+    futures = [stand.send(b"%d" % n) for n in range(3, 8)]
+    with pytest.raises(KafkaTimeoutError):
+        stand.producer.flush(timeout=0)
+    assert not any(future.is_done for future in futures)
+    assert stand.alarm.times[-1] == 0.005  # who comes next is not waited for
+    stand.client.go.set()
+    thread.join(timeout=30)
+    stand.alarm.ring()
+    assert stand.bodies() == [b"first", *(b"%d" % n for n in range(1, 8))]
+
+
+def test_room() -> None:
+    """Records that wait take room: no more are held than may be in flight."""
+    stand = Stand(max_block_ms=0)
+    stand.producer._room._bound = 3
+    stand.send(b"1")
+    stand.send(b"2")
+    with pytest.raises(KafkaTimeoutError, match="in flight"):
+        stand.send(b"3")
+    stand.producer.flush()
+    stand.send(b"4")
+    assert stand.bodies() == [b"first", b"1", b"2", b"4"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batch": 0}, {"batch": 1025}, {"batch": True}, {"batch": 2.0}, {"linger": -1}, {"linger": 10.1},
+     {"batch": 9, "max_in_flight": 8}],
+    ids=str,
+)  # fmt: skip
+def test_settings_refused(wrong: dict[str, Any], forge: Forge) -> None:
+    """A batch or a time out of its limits is refused."""
+    client: Any = FakeClient()
+    with pytest.raises(ConfigurationError):
+        kafka.Producer(client, forge.signer(), **wrong)
+
+
+Act = tuple[str, int]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    acts=st.lists(
+        st.tuples(st.sampled_from(["send"] * 8 + ["large", "ring", "flush", "settle", "down", "up"]),
+                  st.integers(0, 1)), max_size=60),
+    batch=st.integers(2, 5),
+)  # fmt: skip
+def test_any_course(acts: list[Act], batch: int) -> None:
+    """Whatever happens, in each partition what was sent stands in order, and each future resolves exactly once."""
+    stand = Stand(batch=batch, max_request_size=100)
+    told: list[list[Any]] = []
+    for number, (act, partition) in enumerate(acts):
+        if act in {"send", "large"}:
+            body = b"%d" % number if act == "send" else bytes(200)
+            told.append([partition, body])
+            future = stand.send(body, partition)
+            future.add_callback(told[-1].append)
+            future.add_errback(told[-1].append)
+        elif act in {"down", "up"}:
+            stand.vault.error = Unavailable(Cause.KEYS_UNAVAILABLE) if act == "down" else None
+        else:
+            {"ring": stand.alarm.ring, "flush": stand.producer.flush, "settle": stand.client.acknowledge}[act]()
+    stand.producer.close()
+    assert [len(found) for found in told] == [3] * len(told)
+    for partition in (0, 1):
+        sent = [body for place, body, outcome in told if place == partition and not isinstance(outcome, Exception)]
+        assert stand.bodies(partition)[1 - partition :] == sent
+        for seen in stand.client.logs["orders", partition]:
+            assert seen.headers[-1][0] == "mqauth-token"
+    assert stand.producer._room.taken == 0
+
+
+def test_alarm() -> None:
+    """An alarm rings once for all that was set, and sooner where it was set sooner."""
+    rang = threading.Semaphore(0)
+    alarm = kafka_alarm.ThreadAlarm(rang.release)
+    alarm.set(3600)
+    alarm.set(0)
+    assert rang.acquire(timeout=30)
+    assert alarm._due is None
+    alarm.set(3600)
+    assert not rang.acquire(blocking=False)
+
+
+def test_alarm_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread ends when there was nothing to wait for, and there is another when it is needed."""
+    monkeypatch.setattr(kafka_alarm, "IDLE", 0)
+    rang = threading.Semaphore(0)
+    alarm = kafka_alarm.ThreadAlarm(rang.release)
+    for _ in range(2):
+        alarm.set(0)
+        assert rang.acquire(timeout=30)
+        while (thread := alarm._thread) is not None:
+            thread.join(timeout=30)
+            assert not thread.is_alive()
