@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Final
 
 from aio_pika import exceptions
@@ -51,7 +52,12 @@ def closing_is_an_error() -> Iterator[None]:
     except asyncio.CancelledError:
         if was_cancelled():
             raise
-        raise exceptions.AMQPConnectionError("the connection closed before an answer") from None
+        raise lost_unanswered() from None
+
+
+def lost_unanswered() -> exceptions.AMQPConnectionError:
+    """Return what is raised where aiormq cancels what is awaited."""
+    return exceptions.AMQPConnectionError("the connection closed before an answer")
 
 
 async def told(act: Callable[[], Awaitable[None]], what: str) -> bool:
@@ -96,6 +102,13 @@ async def _is_open(channel: AbstractRobustChannel) -> bool:
     except TimeoutError:
         return False
     return not channel.is_closed
+
+
+def is_untouched(native: object, method: str) -> bool:
+    """Tell whether a method is aio-pika's own, and not replaced by instrumentation that must see each call."""
+    found = [vars(kind)[method] for kind in type(native).__mro__ if method in vars(kind)]
+    own = [isinstance(one, FunctionType) and one.__module__.startswith("aio_pika.") for one in found]
+    return bool(own) and all(own)
 
 
 def share_connection(one: object, other: object) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import tenacity
 from aio_pika.abc import AbstractIncomingMessage
 
+from mqauth.brokers.rabbitmq_acks import Acks
 from mqauth.brokers.rabbitmq_channel import is_stale, told, was_cancelled
 from mqauth.brokers.rabbitmq_leases import Leases, Timer, call_later
 from mqauth.brokers.rabbitmq_progress import Progress, again
@@ -84,8 +85,12 @@ class Processor:
         self.held: dict[int, Held] = {}
         self.unsettled = 0
 
-    async def process(self, incoming: AbstractIncomingMessage) -> Outcome | None:
+    async def process(self, incoming: AbstractIncomingMessage, acks: Acks | None = None) -> Outcome | None:
         """Carry a delivery to its end and settle it, or give it back; ``None`` for one no longer ours.
+
+        Args:
+            incoming: the delivery.
+            acks: of its channel, which know of it; without, it is acked by itself.
 
         Raises:
             ConfigurationError: the pipeline cannot settle messages; the delivery stays unacked.
@@ -96,9 +101,9 @@ class Processor:
         self._progress.begin(incoming, delivery)
         self._leases.add(delivery)
         try:
-            return await self._to_its_end(incoming, delivery)
+            return await self._to_its_end(incoming, delivery, acks)
         except asyncio.CancelledError:
-            await self._let_go(incoming, delivery)
+            await self._let_go(incoming, delivery, acks)
             raise
         finally:
             self._leases.remove(delivery)
@@ -115,18 +120,20 @@ class Processor:
         delivery.owner = trial.owner
         return outcome.verdict is not Verdict.DEFERRED
 
-    async def _to_its_end(self, incoming: AbstractIncomingMessage, delivery: Delivery) -> Outcome:
+    async def _to_its_end(
+        self, incoming: AbstractIncomingMessage, delivery: Delivery, acks: Acks | None
+    ) -> Outcome:
         """Process, hold while deferred, then settle or give back."""
         outcome = await self._attempt(delivery)
         if outcome.verdict is Verdict.DEFERRED:
             outcome = await self._hold(incoming, delivery, outcome)
         if outcome.verdict is not Verdict.DEFERRED:
-            await self._settle(incoming, delivery)
+            await self._settle(incoming, delivery, acks)
             return outcome
         everyones = self.hurry.is_set() or outcome.cause not in OWN_CAUSES
         if self._before_requeue is not None and everyones and not is_stale(incoming):
             await self._before_requeue(Held(delivery, outcome, self._guard.clock.now()))
-        await self._let_go(incoming, delivery)
+        await self._let_go(incoming, delivery, acks)
         return outcome
 
     async def _attempt(self, delivery: Delivery) -> Outcome:
@@ -142,6 +149,8 @@ class Processor:
 
     def _handle(self, verified: Verified) -> Any:
         """Call the handler with a message it can answer and whose value is decoded."""
+        if self._decode is None and self._responder is None:
+            return self._handler(verified)
         value = decoded(verified, self._decode)
         return self._handler(equip(verified, responder=self._responder, value=value))
 
@@ -191,17 +200,39 @@ class Processor:
                 wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
 
-    async def _settle(self, incoming: AbstractIncomingMessage, delivery: Delivery) -> None:
-        """Ack; where the connection is gone the broker delivers again, and the progress is kept for that."""
-        if not incoming.processed and not await told(incoming.ack, f"ack on {self._queue}"):
-            self.unsettled += 1
+    async def _settle(self, incoming: AbstractIncomingMessage, delivery: Delivery, acks: Acks | None) -> None:
+        """Ack, now or soon, unless the handler did so itself."""
+        if incoming.processed:
+            _gone(incoming, acks)
+        elif acks is not None:
+            acks.settle(_tag(incoming), delivery)
+        elif not await told(incoming.ack, f"ack on {self._queue}"):
+            self.lost((delivery,))
+
+    def lost(self, deliveries: Sequence[Delivery]) -> None:
+        """Keep the progress of settled deliveries that could not be acked: the broker delivers them again."""
+        self.unsettled += len(deliveries)
+        for delivery in deliveries:
             self._progress.keep(delivery)
 
-    async def _let_go(self, incoming: AbstractIncomingMessage, delivery: Delivery) -> None:
+    async def _let_go(self, incoming: AbstractIncomingMessage, delivery: Delivery, acks: Acks | None) -> None:
         """Give a delivery back unhandled: its claim released, its progress kept, requeued once."""
         if delivery.step is not Step.JUDGE:
             await arun(self._guard.release(delivery))
         self._progress.keep(delivery)
         acked = incoming.processed or delivery.step is Step.SETTLE  # perhaps: twice would close the channel
-        if not acked and not is_stale(incoming):
-            await told(incoming.nack, f"requeue on {self._queue}")
+        if acked or is_stale(incoming):
+            return
+        if await told(incoming.nack, f"requeue on {self._queue}"):
+            _gone(incoming, acks)
+
+
+def _gone(incoming: AbstractIncomingMessage, acks: Acks | None) -> None:
+    """Note that a delivery needs no ack any more; never before it was given back, or an ack would cover it."""
+    if acks is not None:
+        acks.gone(_tag(incoming))
+
+
+def _tag(incoming: AbstractIncomingMessage) -> int:
+    """Return the tag of a delivery that was consumed, and so has one."""
+    return incoming.delivery_tag or 0

@@ -1,15 +1,15 @@
-"""The RabbitMQ producer: seals a copy of each message and publishes it through an aio-pika exchange."""
+"""The RabbitMQ producer: seals a copy of each message, alone or with others, and publishes it."""
 
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
-import uuid
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 from weakref import WeakKeyDictionary
 
 import aio_pika
@@ -18,12 +18,15 @@ from aio_pika import exceptions
 from aio_pika.abc import AbstractExchange, AbstractMessage, PublishResultType
 from pamqp import commands
 
-from mqauth.brokers.rabbitmq_channel import closing_is_an_error
-from mqauth.brokers.rabbitmq_translate import headers_out
-from mqauth.brokers.rabbitmq_wire import check_frame, to_message
+from mqauth.brokers.rabbitmq_channel import ClosedByOwnerError, lost_unanswered, was_cancelled
+from mqauth.brokers.rabbitmq_outlet import Through, outlet
+from mqauth.brokers.rabbitmq_sealing import DEFAULT_LINGER, Pace, Sealing
+from mqauth.brokers.rabbitmq_wire import to_message
 from mqauth.errors import MalformedMessage, MqauthError
+from mqauth.message import Message
 from mqauth.signer import Signer
 
+_ID_BYTES: Final = 16
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
 _TURNS: Final[WeakKeyDictionary[Any, dict[str, _Turn]]] = WeakKeyDictionary()
 
@@ -48,6 +51,12 @@ class Producer:
         signer: signs as this producer.
         value_serializer: turns what ``publish`` is given, unless it is an aio-pika message already, into
             the body's bytes or a whole message; runs before sealing.
+        batch: messages that concurrent ``publish`` calls may have sealed under one signature, 1 to 1,024;
+            with 1 each has a token of its own.
+        linger: seconds a message may wait for others to be sealed with, 0 to 10.
+
+    Raises:
+        ConfigurationError: ``batch`` or ``linger`` is out of its limits.
     """
 
     def __init__(
@@ -56,10 +65,17 @@ class Producer:
         signer: Signer,
         *,
         value_serializer: Callable[[Any], bytes | AbstractMessage] | None = None,
+        batch: int = 1,
+        linger: float = DEFAULT_LINGER,
     ) -> None:
+        pace = Pace(batch, linger)
         self._exchange = exchange
+        self._outlet = outlet(exchange)
         self._signer = signer
+        self._sealing = None if batch == 1 else Sealing(signer, pace)
         self._serialize = value_serializer
+        self._under_way = 0
+        self._closed: asyncio.Future[None] | None = None
         if not getattr(getattr(exchange, "channel", None), "publisher_confirms", True):
             _LOG.warning("a producer's channel has no publisher confirms: lost messages go unnoticed")
 
@@ -90,21 +106,54 @@ class Producer:
             aio_pika.exceptions.DeliveryError: the broker refused it, a full queue for example.
             TimeoutError, aio_pika.exceptions.AMQPConnectionError: the outcome is unknown. It is never tried
                 again here: publish again yourself, which makes a new token, and expect duplicates.
+            ClosedByOwnerError: the producer was closed.
         """
-        sealed = self._seal(self._as_message(message), routing_key)
-        async with asyncio.timeout(timeout), _alone(self._exchange, sealed.message_id):
-            return await self._confirmed(sealed, routing_key, mandatory=mandatory, immediate=immediate)
+        if self._closed is not None:
+            raise ClosedByOwnerError("the producer was closed")
+        self._under_way += 1
+        try:
+            native = self._as_message(message)
+            publishing = self._publish(native, routing_key, mandatory=mandatory, immediate=immediate)
+            if timeout is None:
+                return await publishing
+            async with asyncio.timeout(timeout):
+                return await publishing
+        finally:
+            self._under_way -= 1
+            self._tell_closer()
+
+    async def close(self) -> None:
+        """Seal what waits, and return when every publish has its outcome; the exchange stays as it is."""
+        if self._closed is None:
+            self._closed = asyncio.get_running_loop().create_future()
+            self._tell_closer()
+        if self._sealing is not None:
+            self._sealing.seal_now()
+        await asyncio.shield(self._closed)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
 
     def seal(self, message: AbstractMessage, routing_key: str) -> aio_pika.Message:
-        """Return a sealed copy of a message, for those who publish it themselves, once, to this exchange.
+        """Return a copy of a message sealed by itself, for those who publish it, once, to this exchange.
 
         Raises:
             MalformedMessage: the message cannot be sent, or would arrive as something else.
         """
-        return self._seal(message, routing_key)
+        message_id = message.message_id or _new_id()
+        wire = self._wire(message, routing_key, message_id)
+        way = Through(self._exchange)
+        return way.ready(way.take(message, message_id), self._signer.sign(wire))
 
     def _as_message(self, message: Any) -> AbstractMessage:
         """Return the message to publish, serialized where it is a value."""
+        if type(message) is aio_pika.Message:
+            return message
         if self._serialize is not None and not isinstance(message, AbstractMessage):
             message = self._serialize(message)
             if isinstance(message, bytes):
@@ -113,30 +162,65 @@ class Producer:
             raise MalformedMessage("publish takes an aio_pika.Message, or a value with value_serializer=")
         return message
 
-    def _seal(self, message: AbstractMessage, routing_key: str) -> aio_pika.Message:
-        """Return a signed copy that shares nothing with the message."""
-        sealed: aio_pika.Message = copy.copy(message)  # type: ignore[assignment]
-        sealed.message_id = sealed.message_id or uuid.uuid4().hex  # aiormq would add one after signing
-        wire = to_message(sealed, exchange=self._exchange.name, routing_key=routing_key)
-        sealed.body = wire.body or b""
-        sealed.headers = headers_out(self._signer.sign(wire).headers)
-        check_frame(sealed)
-        return sealed
+    def _wire(self, message: AbstractMessage, routing_key: str, message_id: str) -> Message:
+        """Return what will be on the wire; aiormq would add a message id after signing."""
+        return to_message(message, exchange=self._exchange.name, routing_key=routing_key, message_id=message_id)
+
+    async def _publish(
+        self, native: AbstractMessage, routing_key: str, *, mandatory: bool, immediate: bool
+    ) -> PublishResultType | None:
+        """Take the message as it is now, seal it, send it."""
+        message_id = native.message_id or _new_id()
+        wire = self._wire(native, routing_key, message_id)
+        taken = self._outlet.take(native, message_id)
+
+        async def send(sealed: Message) -> PublishResultType | None:
+            ready = self._outlet.ready(taken, sealed)
+            return await self._confirmed(ready, routing_key, mandatory=mandatory, immediate=immediate)
+
+        if not native.message_id:  # a fresh one is nobody else's
+            return await self._sealed(wire, send)
+        async with _turn(self._exchange, message_id):
+            return await self._sealed(wire, send)
+
+    async def _sealed(self, wire: Message, send: Callable[[Message], Any]) -> PublishResultType | None:
+        """Seal a message, alone or with others, and send it."""
+        if self._sealing is None:
+            return await send(self._signer.sign(wire))  # type: ignore[no-any-return]
+        sealed, since = await self._sealing.seal(wire)
+        try:
+            result: PublishResultType | None = await send(sealed)
+        except BaseException:
+            self._sealing.lost()
+            raise
+        self._sealing.confirmed(since)
+        return result
 
     async def _confirmed(
-        self, sealed: aio_pika.Message, routing_key: str, *, mandatory: bool, immediate: bool
+        self, ready: Any, routing_key: str, *, mandatory: bool, immediate: bool
     ) -> PublishResultType | None:
         """Publish and turn what aio-pika may hide into errors."""
         try:
-            with closing_is_an_error():
-                result = await self._exchange.publish(
-                    sealed, routing_key, mandatory=mandatory, immediate=immediate
-                )
+            result = await self._outlet.send(ready, routing_key, mandatory=mandatory, immediate=immediate)
+        except asyncio.CancelledError:
+            if was_cancelled():
+                raise
+            raise lost_unanswered() from None
         except exceptions.PublishError:
             raise UnroutableError(self._exchange.name, routing_key) from None
         if isinstance(result, aiormq.abc.DeliveredMessage):
             raise UnroutableError(self._exchange.name, routing_key)
-        return result
+        return result  # type: ignore[no-any-return]
+
+    def _tell_closer(self) -> None:
+        """Let ``close`` return once nothing is under way."""
+        if self._closed is not None and not self._under_way and not self._closed.done():
+            self._closed.set_result(None)
+
+
+def _new_id() -> str:
+    """Return a message id nobody else has."""
+    return os.urandom(_ID_BYTES).hex()
 
 
 @dataclass(slots=True)
@@ -148,10 +232,10 @@ class _Turn:
 
 
 @asynccontextmanager
-async def _alone(exchange: AbstractExchange, message_id: str | None) -> AsyncIterator[None]:
+async def _turn(exchange: AbstractExchange, message_id: str) -> AsyncIterator[None]:
     """Keep two messages of one id from being in flight on one channel: aiormq would swap their outcomes."""
     turns = _TURNS.setdefault(getattr(exchange, "channel", exchange), {})
-    turn = turns.setdefault(message_id or "", _Turn())
+    turn = turns.setdefault(message_id, _Turn())
     turn.users += 1
     try:
         async with turn.lock:
@@ -159,4 +243,4 @@ async def _alone(exchange: AbstractExchange, message_id: str | None) -> AsyncIte
     finally:
         turn.users -= 1
         if not turn.users:
-            turns.pop(message_id or "", None)
+            turns.pop(message_id, None)

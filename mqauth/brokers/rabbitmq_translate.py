@@ -6,9 +6,10 @@ A message that aio-pika or pamqp cannot decode never reaches this module: see ``
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Final
 
 import aio_pika
@@ -52,8 +53,7 @@ def _translated(incoming: AbstractIncomingMessage, queue: str, scope: str) -> Me
     faults: list[str] = []
     headers = _headers_in(incoming.headers, faults)
     exchange, routing_key = _broker_name(incoming.exchange), _broker_name(incoming.routing_key)
-    appended = next((value for name, value in headers if name == APPEND_HEADER), None)
-    proven = type(appended) is int and appended >= 0
+    appended = incoming.headers.get(APPEND_HEADER) if headers else None
     body: object = incoming.body
     if not isinstance(body, bytes | bytearray):
         faults.append("the body is no bytes")
@@ -62,18 +62,33 @@ def _translated(incoming: AbstractIncomingMessage, queue: str, scope: str) -> Me
         body=_bytes_or_empty(body),
         properties=_properties_in(incoming, faults),
         headers=headers,
-        origin=Origin(
-            scope=scope,
-            queue=queue,
-            exchange=exchange,
-            routing_key=routing_key,
-            redelivered=bool(incoming.redelivered),
-            timestamp_ms=appended if proven else None,  # type: ignore[arg-type]
-            timestamp_type="append" if proven else None,
+        origin=_origin(
+            scope, queue, exchange, routing_key, bool(incoming.redelivered), _milliseconds_of(appended)
         ),
         native=incoming,
         malformed=faults[0] if faults else None,
     )
+
+
+@lru_cache(maxsize=1024)
+def _origin(  # noqa: PLR0917 - positional, for the cache's sake
+    scope: str, queue: str, exchange: str, routing_key: str, redelivered: bool, appended: int | None
+) -> Origin:
+    """Return what the broker says; most deliveries share it."""
+    return Origin(
+        scope=scope,
+        queue=queue,
+        exchange=exchange,
+        routing_key=routing_key,
+        redelivered=redelivered,
+        timestamp_ms=appended,
+        timestamp_type=None if appended is None else "append",
+    )
+
+
+def _milliseconds_of(appended: object) -> int | None:
+    """Return the interceptor's stamp, ``None`` where it is none."""
+    return appended if type(appended) is int and appended >= 0 else None
 
 
 def _last_body(incoming: object) -> bytes:
@@ -95,6 +110,8 @@ def _broker_name(name: object) -> str:
 
 def _bytes_or_empty(body: object) -> bytes:
     """Return a body's bytes."""
+    if type(body) is bytes:
+        return body
     return bytes(body) if isinstance(body, bytes | bytearray) else b""
 
 
@@ -103,19 +120,25 @@ def _properties_in(incoming: AbstractIncomingMessage, faults: list[str]) -> dict
     found: dict[str, str] = {}
     for name, attribute in SHORT_STRINGS.items():
         value = getattr(incoming, attribute, None)
-        if isinstance(value, str) and value:
+        if not value:
+            continue
+        if isinstance(value, str):
             found[name] = value
-        elif value:
+        else:
             faults.append(f"property {name} is no text")
-    numbers = {
-        "priority": getattr(incoming, "priority", None),
-        "delivery-mode": getattr(incoming, "delivery_mode", None),
-        "timestamp": _seconds(getattr(incoming, "timestamp", None)),
-        "expiration": _milliseconds(getattr(incoming, "expiration", None)),
-    }
-    found |= {name: str(int(value)) for name, value in numbers.items() if isinstance(value, int) and value}
+    for name, attribute, read in _NUMBERS:
+        value = getattr(incoming, attribute, None)
+        if value and (number := read(value)):
+            found[name] = str(number)
     cluster = getattr(incoming, "cluster_id", None)
-    return found | ({"cluster-id": cluster} if isinstance(cluster, str) and cluster else {})
+    if cluster and isinstance(cluster, str):
+        found["cluster-id"] = cluster
+    return found
+
+
+def _number(value: object) -> int | None:
+    """Return a number property."""
+    return int(value) if isinstance(value, int) else None
 
 
 def _seconds(moment: object) -> int | None:
@@ -130,6 +153,12 @@ def _milliseconds(expiration: object) -> int | None:
     return None
 
 
+_NUMBERS: Final[tuple[tuple[str, str, Callable[[object], int | None]], ...]] = (
+    ("priority", "priority", _number), ("delivery-mode", "delivery_mode", _number),
+    ("timestamp", "timestamp", _seconds), ("expiration", "expiration", _milliseconds),
+)  # fmt: skip
+
+
 def _headers_in(headers: object, faults: list[str]) -> tuple[HeaderPair, ...]:
     """Return the header table as pairs."""
     if headers is None:
@@ -137,7 +166,11 @@ def _headers_in(headers: object, faults: list[str]) -> tuple[HeaderPair, ...]:
     if not isinstance(headers, Mapping):
         faults.append("the headers are no table")
         return ()
-    return tuple((_name_in(name, faults), _value_in(value, MAX_DEPTH, faults)) for name, value in headers.items())
+    return tuple([
+        (name, value) if type(value) is str and type(name) is str and name.isascii()
+        else (_name_in(name, faults), _value_in(value, MAX_DEPTH, faults))
+        for name, value in headers.items()
+    ])  # fmt: skip
 
 
 def _name_in(name: object, faults: list[str]) -> str:
@@ -175,7 +208,7 @@ def _flat(value: object) -> str:
 
 def headers_out(pairs: tuple[HeaderPair, ...]) -> dict[str, Any]:
     """Return header pairs as the fresh dict aio-pika sends, nothing shared with anyone."""
-    return {name: _value_out(value) for name, value in pairs}
+    return {name: value if type(value) is str else _value_out(value) for name, value in pairs}
 
 
 def _value_out(value: HeaderValue) -> Any:

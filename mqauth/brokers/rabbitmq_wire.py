@@ -40,24 +40,28 @@ SHORT_STRINGS: Final = {
 _INT64: Final = 1 << 63
 
 
-def to_message(native: AbstractMessage, *, exchange: str, routing_key: str) -> Message:
+def to_message(
+    native: AbstractMessage, *, exchange: str, routing_key: str, message_id: str | None = None
+) -> Message:
     """Return the ``Message`` that consumers will get of an aio-pika message: what is on the wire.
 
     Args:
         native: as it is to be published; not changed.
         exchange: empty for the default exchange.
         routing_key: at most 255 bytes.
+        message_id: what it will be published under where it has none of its own.
 
     Raises:
         MalformedMessage: a part cannot be sent, or would arrive as something else.
     """
-    if _short_string("the routing key", routing_key) is None and routing_key != "":
+    if _short_string("routing key", routing_key) is None and routing_key != "":
         raise MalformedMessage("the routing key is no text")
-    properties = {
-        name: text
-        for name, attribute in SHORT_STRINGS.items()
-        if (text := _short_string(f"property {name}", getattr(native, attribute))) is not None
-    }
+    properties: dict[str, str] = {}
+    for name, attribute in SHORT_STRINGS.items():
+        if (value := getattr(native, attribute)) is not None and (text := _short_string(name, value)) is not None:
+            properties[name] = text
+    if message_id is not None:
+        properties.setdefault("message-id", message_id)
     if not isinstance(native.body, bytes | bytearray):
         raise MalformedMessage("the body is no bytes")
     headers = native.headers
@@ -92,6 +96,8 @@ def utf8_size(text: str) -> int:
 
 def header_name(name: object) -> str:
     """Return a table's key, which pamqp would cut beyond 128 bytes."""
+    if type(name) is str and len(name) <= MAX_KEY and name.isascii():
+        return name
     if not isinstance(name, str) or not 0 <= utf8_size(name) <= MAX_KEY:
         raise MalformedMessage(f"a header name is UTF-8 text of at most {MAX_KEY} bytes")
     return str.__str__(name)
@@ -99,6 +105,8 @@ def header_name(name: object) -> str:
 
 def on_wire(value: object, depth: int = MAX_DEPTH) -> HeaderValue:
     """Return a header value as its consumers will read it."""
+    if type(value) is str and value.isascii():
+        return value
     if isinstance(value, list | dict):
         if depth == 0:
             raise MalformedMessage(f"a header value is nested deeper than {MAX_DEPTH}")

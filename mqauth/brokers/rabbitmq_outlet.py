@@ -1,0 +1,151 @@
+"""The way of a sealed message to the broker: past aio-pika's ``Exchange.publish`` where nobody would miss it.
+
+``Exchange.publish`` waits for the socket with aiormq's publish lock held, so that concurrent publishes go one by
+one, and marshals what was marshalled before to know its size. aiormq's own ``basic_publish`` needs neither.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Final, Protocol
+
+import aio_pika
+import aiormq
+from aio_pika import exceptions
+from aio_pika.abc import AbstractExchange, AbstractMessage
+from pamqp import commands
+
+from mqauth.brokers.rabbitmq_channel import is_untouched
+from mqauth.brokers.rabbitmq_translate import headers_out
+from mqauth.brokers.rabbitmq_wire import MAX_HEADER_FRAME, check_frame
+from mqauth.errors import MalformedMessage
+from mqauth.message import Message
+
+_FRAME_REST: Final = 12
+"""Bytes of a header frame before its properties: class, weight and body size."""
+
+
+class Outlet(Protocol):
+    """Takes what is to be sent when publish is called, and sends it when it is sealed."""
+
+    def take(self, native: AbstractMessage, message_id: str, /) -> Any:
+        """Return what is needed of the caller's message, which may change from now on.
+
+        Raises:
+            MalformedMessage: aio-pika cannot send it.
+        """
+        ...
+
+    def ready(self, taken: Any, sealed: Message, /) -> Any:
+        """Return it as it will be sent.
+
+        Raises:
+            MalformedMessage: its header frame is over its size, or cannot be encoded.
+        """
+        ...
+
+    async def send(self, ready: Any, routing_key: str, *, mandatory: bool, immediate: bool) -> Any:
+        """Publish it and return what the broker says, ``None`` without publisher confirms."""
+        ...
+
+
+def outlet(exchange: AbstractExchange) -> Outlet:
+    """Return the way of an exchange: direct, unless its ``publish`` is not aio-pika's own but instrumented."""
+    return Direct(exchange) if is_untouched(exchange, "publish") else Through(exchange)
+
+
+class Encoded:
+    """Properties as pamqp asks for them, marshalled once."""
+
+    __slots__ = ("body", "message_id", "raw")
+
+    def __init__(self, message_id: str, raw: bytes, body: bytes) -> None:
+        self.message_id = message_id
+        self.raw = raw
+        self.body = body
+
+    def marshal(self) -> bytes:
+        """Return their bytes."""
+        return self.raw
+
+
+class Direct:
+    """Publishes through aiormq's channel, without waiting for the socket: the confirm is waited for.
+
+    Args:
+        exchange: aio-pika's.
+    """
+
+    def __init__(self, exchange: AbstractExchange) -> None:
+        self._exchange: Any = exchange
+
+    def take(self, native: AbstractMessage, message_id: str, /) -> commands.Basic.Properties:
+        """Return the message's properties."""
+        try:
+            found: commands.Basic.Properties = native.properties
+        except Exception as error:
+            raise _unsendable(error) from error
+        found.message_id = message_id
+        return found
+
+    def ready(self, taken: commands.Basic.Properties, sealed: Message, /) -> Encoded:
+        """Return properties and body as bytes."""
+        taken.headers = headers_out(sealed.headers)
+        try:
+            raw = taken.marshal()
+        except Exception as error:  # pamqp raises TypeError, struct.error, OverflowError and more
+            raise _unsendable(error) from error
+        if len(raw) + _FRAME_REST > MAX_HEADER_FRAME:
+            raise MalformedMessage(f"properties and headers with the token are over {MAX_HEADER_FRAME} bytes")
+        return Encoded(taken.message_id or "", raw, sealed.body or b"")
+
+    async def send(self, ready: Encoded, routing_key: str, *, mandatory: bool, immediate: bool) -> Any:
+        """Publish and wait for the confirm; without confirms, until it is written."""
+        exchange = self._exchange
+        if exchange.internal:
+            raise ValueError(f"Can not publish to internal exchange: '{exchange.name}'!")
+        if exchange.channel.is_closed:
+            raise exceptions.ChannelInvalidStateError("the channel is closed")
+        channel: aiormq.Channel = await exchange.channel.get_underlay_channel()
+        return await channel.basic_publish(
+            ready.body,
+            exchange=exchange.name,
+            routing_key=routing_key,
+            properties=ready,  # type: ignore[arg-type]
+            mandatory=mandatory,
+            immediate=immediate,
+            wait=not channel.publisher_confirms,
+        )
+
+
+class Through:
+    """Publishes through ``Exchange.publish``, whatever it has become.
+
+    Args:
+        exchange: any.
+    """
+
+    def __init__(self, exchange: AbstractExchange) -> None:
+        self._exchange = exchange
+
+    def take(self, native: AbstractMessage, message_id: str, /) -> aio_pika.Message:
+        """Return a copy of the message."""
+        found: aio_pika.Message = copy.copy(native)  # type: ignore[assignment]
+        found.message_id = message_id
+        return found
+
+    def ready(self, taken: aio_pika.Message, sealed: Message, /) -> aio_pika.Message:
+        """Return the copy with the sealed body and headers, sharing nothing with the caller's."""
+        taken.body = sealed.body or b""
+        taken.headers = headers_out(sealed.headers)
+        check_frame(taken)
+        return taken
+
+    async def send(self, ready: aio_pika.Message, routing_key: str, *, mandatory: bool, immediate: bool) -> Any:
+        """Publish and wait for the confirm."""
+        return await self._exchange.publish(ready, routing_key, mandatory=mandatory, immediate=immediate)
+
+
+def _unsendable(error: Exception) -> MalformedMessage:
+    """Return why a message cannot be encoded."""
+    return MalformedMessage(f"aio-pika cannot send the message: {type(error).__name__}")

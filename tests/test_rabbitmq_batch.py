@@ -1,0 +1,390 @@
+"""The batching producer without a broker: when it seals, and that what concerns one message concerns no other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
+from typing import Any
+
+import aio_pika
+import aiormq.abc
+import pytest
+from aio_pika import exceptions
+from pamqp import commands
+
+from mqauth import ConfigurationError, MalformedMessage, Message, Signer
+from mqauth.brokers import rabbitmq
+from mqauth.brokers.rabbitmq_channel import ClosedByOwnerError
+from mqauth.brokers.rabbitmq_outlet import Direct, Through, outlet
+from mqauth.brokers.rabbitmq_sealing import Pace, Sealing
+from mqauth.brokers.rabbitmq_wire import to_message
+from mqauth.errors import Cause, Unavailable
+from mqauth.testing import FakeClock, Forge
+
+PLACE = "rabbitmq:shop/orders.created"
+
+
+class Counting(Signer):
+    """A signer that remembers how many it sealed at once, and may be out of reach."""
+
+    def __init__(self, forge: Forge) -> None:
+        made = forge.signer()
+        self.__dict__.update(made.__dict__)
+        self.sizes: list[int] = []
+        self.down = False
+
+    def seal(self, prepared: Any) -> list[Message]:
+        """Seal, and remember."""
+        if self.down:
+            raise Unavailable(Cause.KEYS_UNAVAILABLE, "down")
+        self.sizes.append(len(prepared))
+        return super().seal(prepared)
+
+
+class Alarm:
+    """A timer that rings when told."""
+
+    def __init__(self) -> None:
+        self.set: list[tuple[float, Callable[[], None]]] = []
+
+    def __call__(self, seconds: float, function: Callable[[], None]) -> None:
+        self.set.append((seconds, function))
+
+
+class Table:
+    """Sealing on a clock and a timer of the test's."""
+
+    def __init__(self, batch: int = 64, linger: float = 0.002) -> None:
+        self.clock, self.alarm, self.forge = FakeClock(), Alarm(), Forge()
+        self.signer = Counting(self.forge)
+        self.pace = Pace(batch, linger)
+        self.sealing = Sealing(self.signer, self.pace, clock=self.clock, timer=self.alarm)
+
+    def start(self, *messages: Message) -> list[asyncio.Task[Any]]:
+        """Have messages sealed, each in a task of its own."""
+        return [asyncio.create_task(self.sealing.seal(message)) for message in messages]
+
+    async def busy(self, count: int, latency: float = 0.1) -> None:
+        """Leave so many messages unconfirmed, with that latency measured."""
+        await asyncio.gather(*self.start(*messages(count)))
+        self.pace.latency = latency
+        self.signer.sizes.clear()
+
+
+def messages(count: int, **fields: Any) -> list[Message]:
+    """Return messages of one destination."""
+    return [Message(destination=PLACE, body=b"%d" % number, **fields) for number in range(count)]
+
+
+async def turns(count: int = 10) -> None:
+    """Let what is ready run."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "unconfirmed", "latency", "held"),
+    [
+        (1, 0, 0.1, 0), (1, 1, 0.1, 0), (1, 2, 0.1, 0.002), (1, 2, 0.001, 0.0005), (1, 2, 0, 0),
+        (31, 32, 0.1, 0.002), (32, 32, 0.1, 0), (64, 1000, 0.1, 0), (63, 1000, 0.1, 0.002),
+    ],
+)  # fmt: skip
+def test_when_to_seal(waiting: int, unconfirmed: int, latency: float, held: float) -> None:
+    """At once while few are unconfirmed or a batch is full; else after half a confirm's time, at most linger."""
+    pace = Pace(64, 0.002)
+    pace.unconfirmed, pace.latency = unconfirmed, latency
+    assert pace.hold(waiting) == held
+
+
+def test_the_latency_follows_the_confirms() -> None:
+    """The first confirm is taken as it is, later ones move the latency; a loss moves it not."""
+    pace = Pace(64)
+    pace.unconfirmed = 3
+    pace.confirmed(0.1)
+    assert pace.latency == 0.1
+    pace.confirmed(0.2)
+    pace.lost()
+    assert pace.latency == pytest.approx(0.11)
+    assert pace.unconfirmed == 0
+
+
+@pytest.mark.parametrize(("batch", "linger"), [(0, 0.1), (1025, 0.1), (True, 0.1), (2, -1), (2, 11)])
+def test_refused_settings(batch: int, linger: float) -> None:
+    """A batch is 1 to 1,024, linger 0 to 10 seconds."""
+    with pytest.raises(ConfigurationError, match="batch is 1 to 1024"):
+        Pace(batch, linger)
+
+
+async def test_one_alone_does_not_wait() -> None:
+    """With nothing unconfirmed a message is sealed at once, in the single form, and no timer is set."""
+    table = Table()
+    sealed, _ = await table.sealing.seal(messages(1)[0])
+    assert (table.signer.sizes, table.alarm.set) == ([1], [])
+    assert "~" not in str(sealed.occurrences("mqauth-token")[0])
+
+
+async def test_concurrent_ones_are_sealed_together() -> None:
+    """What comes in one turn of the loop shares a signature, each its own message back, at most a batch."""
+    table = Table(batch=64)
+    wanted = messages(100)
+    found = await asyncio.gather(*table.start(*wanted))
+    assert table.signer.sizes == [64, 36]
+    assert [sealed.body for sealed, _ in found] == [message.body for message in wanted]
+    assert len({str(sealed.occurrences("mqauth-token")[0]) for sealed, _ in found}) == 100
+
+
+async def test_held_while_many_are_unconfirmed() -> None:
+    """While many are unconfirmed a message waits for others, for linger and not longer, timed from the first."""
+    table = Table()
+    await table.busy(50)
+    early = table.start(*messages(2))
+    await turns()
+    later = table.start(*messages(3))
+    await turns()
+    assert (table.signer.sizes, [seconds for seconds, _ in table.alarm.set]) == ([], [0.002])
+    table.alarm.set[0][1]()
+    await asyncio.gather(*early, *later)
+    assert table.signer.sizes == [5]
+
+
+async def test_a_late_timer_is_of_no_batch() -> None:
+    """A timer that rings after its batch was sealed does not cut the next one short."""
+    table = Table(batch=4)
+    await table.busy(50)
+    full = table.start(*messages(4))
+    await asyncio.gather(*full)
+    waiting = table.start(*messages(1))
+    await turns()
+    table.alarm.set[0][1]()
+    await turns()
+    assert (table.signer.sizes, waiting[0].done()) == ([4], False)
+    table.alarm.set[1][1]()
+    await waiting[0]
+
+
+async def test_confirms_clock_the_seals() -> None:
+    """Confirms that come back have those sealed that wait, without a timer."""
+    table = Table()
+    await table.busy(6)
+    waiting = table.start(*messages(3))
+    await turns()
+    for _ in range(3):
+        assert table.signer.sizes == []
+        table.sealing.confirmed(table.clock.monotonic())
+        await turns()
+    await asyncio.gather(*waiting)
+    assert (table.signer.sizes, table.pace.unconfirmed) == ([3], 6)
+
+
+async def test_what_cannot_be_signed_concerns_its_own_caller() -> None:
+    """A message with a token already, or in no form, raises to its own caller; the others are sealed."""
+    table = Table()
+    good = messages(3)
+    bad = [messages(1, headers=(("mqauth-token", "x"),))[0], Message(destination="nowhere", body=b"")]
+    found = await asyncio.gather(*table.start(good[0], bad[0], good[1], bad[1], good[2]), return_exceptions=True)
+    assert [type(one) for one in found] == [tuple, MalformedMessage, tuple, MalformedMessage, tuple]
+    assert table.signer.sizes == [3]
+
+
+async def test_a_group_too_large_concerns_no_other() -> None:
+    """Where a token is over its size only the messages that make it so are refused."""
+    table = Table()
+    many = tuple((f"{number:03}" + "n" * 120, "v") for number in range(60))
+    wanted = [*messages(2), *messages(2, headers=many)]
+    found = await asyncio.gather(*table.start(*wanted), return_exceptions=True)
+    assert [type(one) for one in found] == [tuple, tuple, MalformedMessage, MalformedMessage]
+    assert table.pace.unconfirmed == 2
+
+
+async def test_no_key_raises_to_all_that_wait() -> None:
+    """While nothing can sign each caller is told, and the next seal works once it can."""
+    table = Table()
+    table.signer.down = True
+    found = await asyncio.gather(*table.start(*messages(3)), return_exceptions=True)
+    assert [type(one) for one in found] == [Unavailable] * 3
+    table.signer.down = False
+    await asyncio.gather(*table.start(*messages(3)))
+    assert table.pace.unconfirmed == 3
+
+
+async def test_cancelling_one_disturbs_no_other() -> None:
+    """One cancelled while it waits is left out; one cancelled as it was sealed counts no longer."""
+    table = Table()
+    await table.busy(50)
+    waiting = table.start(*messages(3))
+    await turns()
+    waiting[1].cancel()
+    await turns()
+    table.sealing.seal_now()
+    waiting[2].cancel()
+    found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(one) for one in found] == [tuple, asyncio.CancelledError, asyncio.CancelledError]
+    assert (table.signer.sizes, table.pace.unconfirmed) == ([2], 51)
+
+
+class FakeChannel:
+    """A channel with confirms."""
+
+    publisher_confirms = True
+
+
+class FakeExchange:
+    """An exchange that answers by the routing key, when it is told to."""
+
+    name = "shop"
+
+    def __init__(self) -> None:
+        self.channel = FakeChannel()
+        self.published: list[aio_pika.Message] = []
+        self.in_flight: list[str] = []
+        self.answers = asyncio.Event()
+
+    async def publish(self, message: Any, routing_key: str, **_: Any) -> Any:
+        """Answer."""
+        assert message.message_id not in self.in_flight, "aiormq would swap the outcomes"
+        self.in_flight.append(message.message_id)
+        self.published.append(message)
+        try:
+            await self.answers.wait()
+        finally:
+            self.in_flight.remove(message.message_id)
+        if routing_key == "refused":
+            raise exceptions.DeliveryError(None, commands.Basic.Nack())
+        if routing_key == "nobody":
+            return aiormq.abc.DeliveredMessage(SimpleNamespace(), None, b"", None)  # type: ignore[arg-type]
+        return commands.Basic.Ack()
+
+
+def producer(exchange: FakeExchange, signer: Signer | None = None, **settings: Any) -> rabbitmq.Producer:
+    """Return a batching producer on a fake exchange."""
+    given: Any = exchange
+    return rabbitmq.Producer(given, signer or Counting(Forge()), **({"batch": 64} | settings))
+
+
+def start(*publishing: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:
+    """Publish, each in a task."""
+    return [asyncio.create_task(one) for one in publishing]
+
+
+async def test_each_publish_has_its_own_outcome() -> None:
+    """Acked, refused, returned: each publish of a batch resolves or raises by its own confirm."""
+    exchange = FakeExchange()
+    exchange.answers.set()
+    sender = producer(exchange)
+    keys = ("taken", "refused", "taken", "nobody")
+    results = await asyncio.gather(
+        *(sender.publish(aio_pika.Message(b"x"), key) for key in keys), return_exceptions=True
+    )
+    assert [type(result) for result in results] == [
+        commands.Basic.Ack, exceptions.DeliveryError, commands.Basic.Ack, rabbitmq.UnroutableError,
+    ]  # fmt: skip
+
+
+async def test_one_id_twice_takes_turns_in_a_batch_too() -> None:
+    """Publishes under one message id are never in flight together, and all come to their end."""
+    exchange = FakeExchange()
+    exchange.answers.set()
+    sender = producer(exchange)
+    await asyncio.gather(*(sender.publish(aio_pika.Message(b"x", message_id="same"), "taken") for _ in range(5)))
+    assert len(exchange.published) == 5
+
+
+async def test_a_message_is_taken_as_it_was() -> None:
+    """What the caller changes after calling publish is neither signed nor sent."""
+    exchange = FakeExchange()
+    exchange.answers.set()
+    message = aio_pika.Message(b"before", headers={"a": "before"}, content_type="before")
+    (publishing,) = start(producer(exchange).publish(message, "taken"))
+    await asyncio.sleep(0)
+    message.body, message.content_type = b"after", "after"
+    message.headers["a"] = "after"
+    await publishing
+    (sent,) = exchange.published
+    assert (sent.body, sent.headers["a"], sent.content_type) == (b"before", "before", "before")
+    assert message.message_id is None
+
+
+async def test_close_seals_what_waits() -> None:
+    """close() seals what is held, waits for the outcomes, and refuses what comes after."""
+    exchange = FakeExchange()
+    signer = Counting(Forge())
+    sender = producer(exchange, signer, linger=10)
+    first = start(*(sender.publish(aio_pika.Message(b"x"), "taken") for _ in range(8)))
+    await turns()
+    pace = sender._sealing.pace  # type: ignore[union-attr]
+    pace.latency = 100
+    held = start(*(sender.publish(aio_pika.Message(b"x"), "taken") for _ in range(3)))
+    await turns()
+    assert signer.sizes == [8]
+    closing = asyncio.create_task(sender.close())
+    await turns()
+    assert (signer.sizes, closing.done()) == ([8, 3], False)
+    exchange.answers.set()
+    await closing
+    assert all(task.done() for task in (*first, *held))
+    with pytest.raises(ClosedByOwnerError):
+        await sender.publish(aio_pika.Message(b"x"), "taken")
+    await sender.close()
+
+
+async def test_a_timeout_ends_its_own_publish_only() -> None:
+    """A publish that times out while it is held is not sent; the others of its batch are."""
+    exchange = FakeExchange()
+    exchange.answers.set()
+    sender = producer(exchange)
+    late, fine = start(
+        sender.publish(aio_pika.Message(b"late"), "taken", timeout=0),
+        sender.publish(aio_pika.Message(b"x"), "taken"),
+    )
+    with pytest.raises(TimeoutError):
+        await late
+    await fine
+    assert [message.body for message in exchange.published] == [b"x"]
+
+
+def real_exchange(kind: type[aio_pika.Exchange] = aio_pika.Exchange) -> Any:
+    """Return an exchange of aio-pika's on no channel."""
+    return kind(SimpleNamespace(), "shop")  # type: ignore[arg-type]
+
+
+def test_instrumented_exchanges_are_not_gone_past(monkeypatch: pytest.MonkeyPatch) -> None:
+    """aio-pika's own publish is gone past; a subclass's, or one that was replaced, sees each message."""
+
+    class Own(aio_pika.Exchange):
+        async def publish(self, *args: Any, **kwargs: Any) -> Any:
+            """See a message."""
+
+    assert isinstance(outlet(real_exchange()), Direct)
+    assert isinstance(outlet(real_exchange(Own)), Through)
+    monkeypatch.setattr(aio_pika.Exchange, "publish", lambda *_args, **_kwargs: None)
+    assert isinstance(outlet(real_exchange()), Through)
+
+
+def test_both_ways_send_the_same_bytes() -> None:
+    """Direct or through the exchange: the properties of a sealed message are the same bytes."""
+    native = aio_pika.Message(
+        b"x", headers={"a": [1, {"b": 2.5}], "c": None}, content_type="text/plain", priority=3, expiration=60,
+        timestamp=1_700_000_000, delivery_mode=2, user_id="guest", reply_to="r", type="t",
+    )  # fmt: skip
+    wire = to_message(native, exchange="shop", routing_key="k", message_id="m" * 32)
+    sealed = Forge().signer().sign(wire)
+    direct, through = Direct(real_exchange()), Through(real_exchange())
+    raw = direct.ready(direct.take(native, "m" * 32), sealed)
+    copied = through.ready(through.take(native, "m" * 32), sealed)
+    assert (raw.marshal(), raw.body) == (copied.properties.marshal(), copied.body)
+
+
+@pytest.mark.parametrize("way", [Direct, Through])
+def test_what_cannot_be_sent_is_refused_either_way(way: Any) -> None:
+    """A header frame over its size, or a property pamqp cannot encode, is refused before anything is sent."""
+    chosen = way(real_exchange())
+    large = aio_pika.Message(b"", headers={"x": "a" * 131_000})
+    with pytest.raises(MalformedMessage, match="131064"):
+        chosen.ready(
+            chosen.take(large, "m"), Message(destination=PLACE, body=b"", headers=(("x", "a" * 131_064),))
+        )
+    odd = aio_pika.Message(b"", priority=3)
+    odd.priority = 300
+    with pytest.raises(MalformedMessage, match="cannot send"):
+        chosen.ready(chosen.take(odd, "m"), Message(destination=PLACE, body=b""))
