@@ -17,6 +17,7 @@ import aio_pika
 from kafka import TopicPartition
 
 from integration.review.scene import WHY, Scene
+from mqauth.auditchain import verify_chain
 from mqauth.auditlog import read_records
 from mqauth.review import Ledger
 from mqauth.testing.stage_kafka import KafkaStage
@@ -40,6 +41,7 @@ class Tally:
         dropped: settled unhandled as duplicates, by the consumer's own count.
         rejected: of what came back.
         worst: the account's largest difference after any of the kills.
+        chain: ``intact``, of both audit files, whatever line a kill tore.
     """
 
     kills: int
@@ -53,6 +55,14 @@ class Tally:
     lost: int
     worst: int
     difference: int
+    chain: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing was lost, handled twice, rejected, or left unexplained."""
+        settled = self.handled == (self.letters if self.published else 0)
+        unexplained = self.lost or self.worst or self.difference or self.rejected
+        return settled and not unexplained and self.dropped == self.duplicates and self.chain == "intact"
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in asdict(self).items())
@@ -95,6 +105,7 @@ def _counted(scene: Scene, act: str, kills: int, letters: int, worst: int) -> Ta
         handled=handled.total(), duplicates=max(0, published - letters), dropped=after["duplicate"],
         rejected=after["rejected"], lost=letters - done - account.open, worst=worst,
         difference=account.difference,
+        chain="intact" if all(verify_chain(path).intact for path in scene.audits) else "broken",
     )  # fmt: skip
 
 
