@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from aio_pika import exceptions
 from aio_pika.abc import AbstractChannel, AbstractQueue, AbstractRobustConnection
 from pamqp import commands
 
+from integration.rabbitmq_acks import ACTS, carry_out
 from integration.services import RabbitMQ
 from integration.wire import Wire
 from mqauth import (
@@ -31,6 +33,7 @@ from mqauth import (
     Verified,
 )  # fmt: skip
 from mqauth.brokers import rabbitmq as wrapper
+from mqauth.brokers.rabbitmq_acks import Acks
 from mqauth.errors import Cause, RetryLater, Unavailable
 from mqauth.flow import Attempts, ColourError
 from mqauth.testing.forge import SUBJECT, Forge
@@ -204,6 +207,111 @@ async def test_one_message_id_in_flight_twice(bench: Bench) -> None:
         return_exceptions=True,
     )
     assert [type(result) for result in results] == [wrapper.UnroutableError, commands.Basic.Ack]
+
+
+async def test_a_batch_end_to_end(bench: Bench) -> None:
+    """Concurrent publishes share tokens; each has its own outcome, and each message is handled by itself."""
+    name = bench.source.name
+    async with wrapper.Producer(bench.channel.default_exchange, bench.forge.signer(), batch=64) as producer:
+        keys = ["nobody-" + name if number % 50 == 7 else name for number in range(200)]
+        publishing = [
+            producer.publish(aio_pika.Message(b"%d" % number, message_id="same" if number < 3 else None), key)
+            for number, key in enumerate(keys)
+        ]
+        results = await asyncio.gather(*publishing, return_exceptions=True)
+    wanted = [commands.Basic.Ack if key == name else wrapper.UnroutableError for key in keys]
+    assert [type(result) for result in results] == wanted
+    places: set[tuple[str, int | None]] = set()
+
+    def handler(verified: Verified) -> None:
+        places.add((verified.jti, verified.index))
+        bench.handled.append(verified.body or b"")
+
+    async with bench.consumer(handler, prefetch=100):
+        await until(lambda: len(bench.handled) == 196)
+    assert sorted(map(int, bench.handled)) == [number for number, key in enumerate(keys) if key == name]
+    assert len(places) == 196
+    assert len({jti for jti, _ in places}) <= 10
+    assert {outcome.verdict for outcome in bench.outcomes} == {Verdict.ACCEPTED}
+    assert (await bench.left(), await bench.buried()) == (0, [])
+
+
+async def test_a_batch_and_a_lost_connection(bench: Bench) -> None:
+    """What is unconfirmed when the connection goes raises, each for itself; the producer goes on after it."""
+    producer = wrapper.Producer(bench.channel.default_exchange, bench.forge.signer(), batch=64)
+    tasks = [
+        asyncio.create_task(producer.publish(aio_pika.Message(b"%d" % number), bench.source.name))
+        for number in range(100)
+    ]
+    await asyncio.sleep(0)
+    bench.wire.cut()
+    lost = (exceptions.AMQPConnectionError, exceptions.ChannelInvalidStateError)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(result, (commands.Basic.Ack, *lost)) for result in results)
+    async with asyncio.timeout(20):
+        await bench.channel.ready()
+        await producer.publish(aio_pika.Message(b"after"), bench.source.name)
+    async with bench.consumer(prefetch=100):
+        await until(lambda: b"after" in bench.handled)
+        await until(_waits(bench, 0))
+    confirmed = {b"%d" % number for number, result in enumerate(results) if isinstance(result, commands.Basic.Ack)}
+    assert confirmed <= set(bench.handled)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_acks_in_any_order(bench: Bench, seed: int) -> None:
+    """Settled in a random order, what was not is in the queue again after the channel, and nothing else."""
+    chance, count = random.Random(seed), 60
+    await asyncio.gather(*(bench.forge_one(b"%d" % number) for number in range(count)))
+    channel = await bench.consuming.channel()
+    underlay = await channel.get_underlay_channel()
+    await underlay.basic_qos(prefetch_count=count)
+    acks, delivered, lost = Acks(underlay, lost=lambda _: lost.append(1), window=count), dict[int, bytes](), []
+
+    async def on_delivered(message: Any) -> None:
+        delivered[message.delivery_tag] = message.body
+        acks.opened(message.delivery_tag)
+
+    await underlay.basic_consume(bench.source.name, on_delivered)
+    await until(lambda: len(delivered) == count)
+    acts = [(number, chance.choice(ACTS)) for number in chance.sample(range(count), count)]
+    still = await carry_out(underlay, acks, sorted(delivered), acts)
+    await channel.close()
+    await until(_waits(bench, len(still)))
+    left = {(await bench.source.get()).body for _ in still}
+    assert (left, lost) == ({delivered[tag] for tag in still}, [])
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 7])
+@pytest.mark.parametrize("coalesce", [True, False])
+async def test_no_window_is_a_deadlock(bench: Bench, prefetch: int, coalesce: bool) -> None:
+    """Whatever the prefetch, the consumer goes on to the last message and leaves none unacked."""
+    await asyncio.gather(*(bench.publish(b"%d" % number) for number in range(50)))
+    async with bench.consumer(prefetch=prefetch, coalesce_acks=coalesce):
+        await until(lambda: len(bench.handled) == 50)
+    await bench.consuming.close()
+    await until(_waits(bench, 0))
+    assert len(set(bench.handled)) == 50
+
+
+async def test_a_slow_handler_is_not_acked_by_its_neighbours(bench: Bench) -> None:
+    """What is still handled when its consumer dies is delivered again, and none of its acked neighbours."""
+    begun = asyncio.Event()
+
+    async def handler(verified: Verified) -> None:
+        if verified.body == b"slow":
+            begun.set()
+            await asyncio.Event().wait()
+        bench.handled.append(verified.body or b"")
+
+    for body in (b"1", b"slow", b"2", b"3"):
+        await bench.publish(body)
+    async with bench.consumer(handler, grace=0) as consumer:
+        await begun.wait()
+        await until(lambda: len(bench.handled) == 3)
+        await until(lambda: consumer.health().in_flight == 1)
+    await until(_waits(bench, 1))
+    assert (await bench.source.get()).body == b"slow"
 
 
 async def test_an_oversize_header_frame_is_refused(bench: Bench) -> None:
