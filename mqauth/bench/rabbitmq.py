@@ -11,11 +11,10 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from inspect import signature
 from typing import Any, Final
 
 import aio_pika
-from aio_pika.abc import AbstractExchange, AbstractIncomingMessage, AbstractQueue
+from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage, AbstractQueue
 
 from mqauth import destination
 from mqauth.bench.handmade import HEADER, Bare, Opener, Wrapper
@@ -46,14 +45,17 @@ class Stand:
         self.runner = asyncio.Runner()
         self.workload = Workload()
         self.publishing: Any = None
-        self.consuming: Any = None
         self.runner.run(self._open(url))
 
     async def _open(self, url: str) -> None:
         self._connections = [await aio_pika.connect_robust(url) for _ in range(2)]
         self.publishing = await self._connections[0].channel()
-        self.consuming = await self._connections[1].channel()
-        await self.consuming.set_qos(prefetch_count=PREFETCH)
+
+    async def consuming(self) -> AbstractChannel:
+        """Open a channel to consume on: acks coalesce only where it is the consumer's alone."""
+        channel = await self._connections[1].channel()
+        await channel.set_qos(prefetch_count=PREFETCH)
+        return channel
 
     def close(self) -> None:
         """Close the connections."""
@@ -82,7 +84,7 @@ class Queued:
 
     async def _declare(self) -> None:
         self.exchange = await self.stand.publishing.declare_exchange(self.route, "topic", auto_delete=True)
-        self.queue = await self.stand.consuming.declare_queue(
+        self.queue = await (await self.stand.consuming()).declare_queue(
             self.route, durable=True, arguments={"x-queue-type": "quorum"}
         )
         await self.queue.bind(self.exchange, self.route)
@@ -276,16 +278,7 @@ class Batched(Signed):
 
     def producer(self) -> Any:
         """Return a producer that seals concurrent publishes together."""
-        return rabbitmq.Producer(self.exchange, self._forge.signer(), batch=BATCH)  # type: ignore[call-arg]
-
-    def publisher(self) -> Publish:
-        """Return ``await publish`` of our producer, or of messages sealed 64 at a time where it has no batches."""
-        if "batch" in signature(rabbitmq.Producer).parameters:
-            return super().publisher()
-        waiting: Iterator[aio_pika.Message] = (
-            message for start in range(0, 1 << 30, BATCH) for message in self._seal(range(start, start + BATCH))
-        )
-        return lambda _number: self.exchange.publish(next(waiting), self.route)
+        return rabbitmq.Producer(self.exchange, self._forge.signer(), batch=BATCH)
 
     def sealed(self, count: int) -> list[aio_pika.Message]:
         """Return messages sealed 64 at a time."""
