@@ -166,6 +166,8 @@ PROOF_ATTACKS: Final = (
            mount=_other_tree),
     _index("index-beyond-size", "a place behind the last one", str(SIZE)),
     _index("index-beyond-all", "a place that no batch has", str(MAX_BATCH)),
+    _attack("index-with-high-bit", "a place behind the last one whose path is as long, to be handled twice",
+            lambda found: found.seal(_LAST, number=str(_LAST + 8))),
     _index("index-empty", "no number", ""),
     _index("index-with-zero", "a leading zero", f"0{PLACE}"),
     _index("index-with-plus", "a sign", f"+{PLACE}"),

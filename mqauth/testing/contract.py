@@ -70,8 +70,8 @@ class Play:
         return sorted(_text(letter, "mqauth-dead-reason") for letter in self.stage.letters())
 
 
-class BrokerContract:
-    """What every broker wrapper must do; the docstring of each test is the promise."""
+class _Contract:
+    """What holds whichever form its tokens have; the docstring of each test is the promise."""
 
     forge: ClassVar[type[Forge]] = Forge
     in_order: ClassVar[int] = 1000
@@ -93,22 +93,6 @@ class BrokerContract:
         assert seen.properties["content-type"] == "application/json"
         assert seen.header("tenant") in ("acme", b"acme")
         assert play.stage.letters() == []
-
-    @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
-    def test_attack(self, play: Play, attack: Any) -> None:
-        """An attack is dead-lettered with its reason, byte for byte, and never reaches the handler."""
-        if not attack.fits(play.stage.destination):
-            assert attack.scheme == "kafka"  # AMQP has no record key to change
-            return
-        hostile = attack.mount(play.forge, play.message())
-        play.stage.inject(hostile)
-        play.stage.produce(play.forge.signer(), play.message(1))
-        play.run(handled=1, letters=1)
-        (letter,) = play.stage.letters()
-        assert _text(letter, "mqauth-dead-reason") == attack.reason.value
-        assert letter.body == hostile.body
-        assert not letter.occurrences("mqauth-token")
-        assert [seen.body for seen in play.handled] == [play.message(1).body]
 
     def test_replay(self, play: Play) -> None:
         """The copy of a handled message is dead-lettered as replayed."""
@@ -177,15 +161,35 @@ class BrokerContract:
         assert play.stage.letters() == []
 
 
-class BatchContract(BrokerContract):
+class BrokerContract(_Contract):
+    """What every broker wrapper must do; the docstring of each test is the promise."""
+
+    @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+    def test_attack(self, play: Play, attack: Any) -> None:
+        """An attack is dead-lettered with its reason, byte for byte, and never reaches the handler."""
+        if not attack.fits(play.stage.destination):
+            assert attack.scheme == "kafka"  # AMQP has no record key to change
+            return
+        hostile = attack.mount(play.forge, play.message())
+        play.stage.inject(hostile)
+        play.stage.produce(play.forge.signer(), play.message(1))
+        play.run(handled=1, letters=1)
+        (letter,) = play.stage.letters()
+        assert _text(letter, "mqauth-dead-reason") == attack.reason.value
+        assert letter.body == hostile.body
+        assert not letter.occurrences("mqauth-token")
+        assert [seen.body for seen in play.handled] == [play.message(1).body]
+
+
+class BatchContract(_Contract):
     """The same promises where every message is one of a batch, and those that a batch adds."""
 
     forge = BatchForge
     in_order = 200
 
-    def test_batch_attacks(self, play: Play) -> None:
-        """Every attack on a batch is dead-lettered with its reason, and none reaches the handler."""
-        fitting = [attack for attack in BATCH_ATTACKS if attack.fits(play.stage.destination)]
+    def test_attacks(self, play: Play) -> None:
+        """Every attack, on single messages and on batches, is dead-lettered with its reason and never handled."""
+        fitting = [attack for attack in (*ATTACKS, *BATCH_ATTACKS) if attack.fits(play.stage.destination)]
         for attack in fitting:
             play.stage.inject(attack.mount(play.forge, play.message()))
         play.stage.produce(play.forge.signer(), play.message(1))
