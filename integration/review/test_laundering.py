@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import aio_pika
+
+from integration.services import RabbitMQ
 from mqauth import destination, jws, strictjson
 from mqauth.deadletter import PREFIX, DeadLetter
 from mqauth.errors import Reason, Rejection
@@ -19,6 +25,7 @@ from mqauth.review import Letter, redrive, restore
 
 if TYPE_CHECKING:
     from integration.review.scene import Scene
+    from mqauth.testing.stage_rabbitmq import RabbitMQStage
 
 ALL = frozenset(WAIVABLE)
 
@@ -156,3 +163,60 @@ def _saying(letter: Message, **lines: str) -> Message:
         return found.encode() if isinstance(found, str) and on_kafka else found
 
     return replace(letter, headers=tuple((name, said(name, value)) for name, value in letter.headers))
+
+
+def test_nothing_a_letter_carries_acts_when_it_is_redriven(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
+    """CC, BCC, expiration, user id and delay added to an honest message go nowhere again with its redrive."""
+    from integration.review.kills import waiting
+    from integration.review.scene import Scene
+    from mqauth.testing.stage_rabbitmq import RabbitMQStage
+
+    stage = RabbitMQStage(rabbitmq.url)
+    try:
+        scene = Scene(stage, rabbitmq.url, tmp_path)
+        honest = scene.message("expired", 0)
+        live = (("CC", ("copies",)), ("BCC", ("copies",)), ("x-delay", 5))
+        added = {"expiration": "60000", "user-id": "guest"}
+        with copies(rabbitmq.url, stage) as copied:
+            stage.inject(replace(honest, headers=(*honest.headers, *live), properties=added))
+            assert copied() == 1  # the attacker's own doing
+            scene.consume(1)
+            (sent_back,) = caught(scene)
+            with scene.desk() as (found, reviewer):
+                terms = scene.terms(waive=frozenset([Reason.EXPIRED]))
+                run = redrive(found.box, scene.freeze(found), guard=scene.guard(), terms=terms, reviewer=reviewer)
+                assert found.run(run).done == 1
+            assert (waiting(scene), copied()) == (1, 1)
+        scene.consume(1)
+        assert [verified.body for verified in scene.handled] == [b"expired 0"]
+        assert {name for name, _ in sent_back.headers} == {"mqauth-token", RELEASE_HEADER}
+        assert added.keys().isdisjoint(sent_back.properties)
+    finally:
+        stage.close()
+
+
+@contextlib.contextmanager
+def copies(url: str, stage: RabbitMQStage) -> Iterator[Callable[[], int]]:
+    """Bind a queue of its own to a stage's exchange by the key ``copies``, and give what counts its messages."""
+    exchange = destination.parse(stage.destination)[1]
+
+    async def on_channel(act: Callable[[Any], Awaitable[Any]]) -> Any:
+        async with await aio_pika.connect(url) as connection:
+            return await act(await connection.channel())
+
+    async def declare(channel: Any) -> None:
+        queue = await channel.declare_queue(f"{exchange}.copies", durable=True)
+        await queue.bind(exchange, "copies")
+
+    async def count(channel: Any) -> int:
+        queue = await channel.declare_queue(f"{exchange}.copies", passive=True)
+        return int(queue.declaration_result.message_count)
+
+    async def delete(channel: Any) -> None:
+        await channel.queue_delete(f"{exchange}.copies")
+
+    asyncio.run(on_channel(declare))
+    try:
+        yield lambda: asyncio.run(on_channel(count))
+    finally:
+        asyncio.run(on_channel(delete))
