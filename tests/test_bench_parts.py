@@ -237,12 +237,14 @@ def test_kafka_address_in_either_spelling(text: str) -> None:
 
 
 def test_tables_are_put_between_their_marks(report: run.Report) -> None:
-    """A page keeps its text and gets new tables; a mark that names no table is an error."""
+    """A page keeps its text and gets new tables, but for those whose figures are not there."""
     found = report.whole()
     page = "before\n<!-- table machine -->\nold\n<!-- end -->\nafter\n"
     filled = pages.filled(page, found)
     assert re.fullmatch(r"before\n<!-- table machine -->\n.*Python .*\n<!-- end -->\nafter\n", filled)
     assert pages.filled(filled, found) == filled
+    unmeasured = "<!-- table flood -->\nof another run\n<!-- end -->"
+    assert pages.filled(unmeasured, found) == unmeasured
     with pytest.raises(KeyError):
         pages.filled("<!-- table nonsense -->\n<!-- end -->", found)
 

@@ -10,6 +10,8 @@ from integration.benchmarks import profile
 from mqauth.bench.inprocess import HEADERS, SIZES
 
 _MARKED: Final = re.compile(r"(<!-- table ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_SCALE: Final = frozenset(("messages", "producers", "keys", "processes", "partitions", "group"))
+_OPTIONAL: Final = frozenset(("rabbitmq", "kafka", "flood", "profile", "scale"))
 _CONTENDERS: Final = ("bare", "pipelined", "message", "batch", "handwritten", "joserfc", "celery")
 _HEADS: Final = {
     "verdict_us": "verdict, us of CPU",
@@ -24,16 +26,29 @@ _SHORT_SIZES: Final = {100: "100 B", 1024: "1 KiB", 65_536: "64 KiB"}
 
 
 def filled(page: str, found: Mapping[str, Any]) -> str:
-    """Return a page with its tables made anew.
+    """Return a page with its tables made anew; one whose figures are not there stays as it is.
 
     Args:
-        page: Markdown with markers.
+        page: Markdown with marks.
         found: the JSON file.
 
     Raises:
-        KeyError: a marker names no table, or its figures were not measured.
+        KeyError: a mark names no table.
     """
-    return _MARKED.sub(lambda marked: f"{marked[1]}{table(marked[2], found)}{marked[3]}", page)
+
+    def made(marked: re.Match[str]) -> str:
+        there = _is_measured(marked[2], found)
+        return f"{marked[1]}{table(marked[2], found)}{marked[3]}" if there else marked[0]
+
+    return _MARKED.sub(made, page)
+
+
+def _is_measured(name: str, found: Mapping[str, Any]) -> bool:
+    """Tell whether there are figures for a table."""
+    if name == "memory":
+        return bool(found["kept_bytes"])
+    part = "scale" if name in _SCALE else name
+    return part not in _OPTIONAL or part in found
 
 
 def table(name: str, found: Mapping[str, Any]) -> str:

@@ -33,9 +33,10 @@ Opener = Callable[[bytes, str | None], bytes]
 
 
 class Wrapper(Protocol):
-    """A way to authenticate messages: seals on one side, opens on the other."""
+    """A way to authenticate messages: seals on one side, opens on the other, ``headed`` by a token."""
 
     name: str
+    headed: bool
 
     def seal(self, destination: str, body: bytes, /) -> tuple[bytes, str | None]:
         """Return the body to send, and the token for its header."""
@@ -54,6 +55,7 @@ class Bare:
     """Nothing: the client as it is."""
 
     name = "bare"
+    headed = False
 
     def seal(self, _destination: str, body: bytes, /) -> tuple[bytes, str | None]:
         """Return the body."""
@@ -71,6 +73,7 @@ class Handwritten:
     """
 
     name = "handwritten"
+    headed = True
 
     def __init__(self, key: Key | None = None) -> None:
         self._key = key or Key.generate()
@@ -100,6 +103,7 @@ class Joserfc:
     """joserfc in place of PyJWT, and everything else as in ``Handwritten``."""
 
     name = "joserfc"
+    headed = True
 
     def __init__(self, key: Key | None = None) -> None:
         self._jwt: Any = import_module("joserfc.jwt")
@@ -137,6 +141,7 @@ class Celery:
     """
 
     name = "celery"
+    headed = False
 
     def __init__(self) -> None:
         serializer: Any = import_module("celery.security.serialization").SecureSerializer

@@ -9,7 +9,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from inspect import signature
 from typing import Any, Final
 
 import kafka as kafka_python
@@ -56,7 +55,11 @@ class Stand:
         self.workload = Workload()
         self.headers: Headers = [(name, text.encode()) for name, text in self.workload.header_texts().items()]
         self.admin = _ADMIN.KafkaAdminClient(bootstrap_servers=address)
-        self.producer = _PYTHON.KafkaProducer(bootstrap_servers=address, linger_ms=_LINGER)
+        self.producer = self.client()
+
+    def client(self) -> Any:
+        """Return a producer, with the same settings for every contender."""
+        return _PYTHON.KafkaProducer(bootstrap_servers=self.address, linger_ms=_LINGER)
 
     def close(self) -> None:
         """Close the clients."""
@@ -251,11 +254,12 @@ class Wrapped(Topical):
             ended.fail(f"{type(error).__name__}: {error}")
 
     def _loop(self, client: Any, tally: Tally, ended: Ended) -> None:
-        open_, deadline = self._wrapper.opener(self.place), time.monotonic() + PATIENCE
+        open_, headed = self._wrapper.opener(self.place), self._wrapper.headed
+        deadline = time.monotonic() + PATIENCE
         while not ended.is_set():
             for records in client.poll(timeout_ms=200).values():
                 for record in records:
-                    tally(open_(record.value, token_of(record.headers)))
+                    tally(open_(record.value, token_of(record.headers) if headed else None))
             client.commit()
             if time.monotonic() > deadline:
                 ended.fail(f"{tally.seen} of {tally.wanted} after {PATIENCE:.0f} s")
@@ -273,19 +277,22 @@ class Signed(Topical):
     """Our wrapper, a token for each record."""
 
     name = "message"
+    batch = 1
 
     def __init__(self, stand: Stand, forge: Forge) -> None:
         super().__init__(stand)
         self._forge = forge
+        self._producer = kafka.Producer(stand.client(), forge.signer(), batch=self.batch)
 
     def sender(self, topic: str) -> tuple[Callable[[int], object], Callable[[], object]]:
         """Return ``send`` and ``flush`` of our producer."""
-        producer, workload, headers = self.producer(), self.stand.workload, self.stand.headers
-        return lambda number: producer.send(topic, value=workload.body(number), headers=headers), producer.flush
+        send, workload, headers = self._producer.send, self.stand.workload, self.stand.headers
+        return lambda number: send(topic, value=workload.body(number), headers=headers), self._producer.flush
 
-    def producer(self) -> Any:
-        """Return the producer."""
-        return kafka.Producer(self.stand.producer, self._forge.signer())
+    def close(self) -> None:
+        """Delete the topics, close the clients."""
+        self._producer.close()
+        super().close()
 
     def sealed(self, topic: str, count: int) -> list[tuple[bytes, Headers]]:
         """Return sealed records."""
@@ -311,32 +318,7 @@ class Batched(Signed):
     """Our wrapper, one token for many records."""
 
     name = "batch"
-
-    def producer(self) -> Any:
-        """Return a producer that seals records together."""
-        return kafka.Producer(self.stand.producer, self._forge.signer(), batch=BATCH)
-
-    def sender(self, topic: str) -> tuple[Callable[[int], object], Callable[[], object]]:
-        """Return our producer's ``send`` and ``flush``, or the client's, of records sealed 64 at a time."""
-        if "batch" in signature(kafka.Producer).parameters:
-            return super().sender(topic)
-        producer, workload, waiting = self.stand.producer, self.stand.workload, list[Any]()
-
-        def seal() -> None:
-            for body, headers in self._together(waiting):
-                producer.send(topic, value=body, headers=headers)
-            waiting.clear()
-
-        def send(number: int) -> None:
-            waiting.append(to_message(topic, workload.body(number), None, self.stand.headers))
-            if len(waiting) == BATCH:
-                seal()
-
-        def flush() -> None:
-            seal()
-            producer.flush()
-
-        return send, flush
+    batch = BATCH
 
     def sealed(self, topic: str, count: int) -> list[tuple[bytes, Headers]]:
         """Return records sealed 64 at a time."""

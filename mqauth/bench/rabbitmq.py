@@ -17,7 +17,7 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage, AbstractQueue
 
 from mqauth import destination
-from mqauth.bench.handmade import HEADER, Bare, Opener, Wrapper
+from mqauth.bench.handmade import HEADER, Bare, Wrapper
 from mqauth.bench.lanes import BrokerFound, Effort, Lane, compare
 from mqauth.bench.rounds import Measured, Progress, Stopwatch
 from mqauth.bench.workload import BATCH, LIFETIME, Refusals, Tally, Workload, guard
@@ -182,11 +182,11 @@ class Wrapped(Queued):
 
     async def consuming(self, tally: Tally, until: asyncio.Future[Measured]) -> Measured:
         """Open each message, handle it, and ack it."""
-        open_ = self._wrapper.opener(self.place)
+        open_, headed = self._wrapper.opener(self.place), self._wrapper.headed
 
         async def on_message(message: AbstractIncomingMessage) -> None:
             with failing(until):
-                tally(opened(open_, message))
+                tally(open_(message.body, token_of(message) if headed else None))
                 await message.ack()
 
         return await consumed(self.queue, on_message, until)
@@ -379,10 +379,10 @@ async def consumed(
         await queue.cancel(tag)
 
 
-def opened(open_: Opener, message: AbstractIncomingMessage) -> bytes:
-    """Return the body of a delivery, once its wrapper vouches for it."""
+def token_of(message: AbstractIncomingMessage) -> str | None:
+    """Return the token of a hand-written wrapper."""
     token = message.headers.get(HEADER)
-    return open_(message.body, token if isinstance(token, str) else None)
+    return token if isinstance(token, str) else None
 
 
 @contextmanager
