@@ -13,7 +13,7 @@ from typing import Any, Final
 
 REDACTED: Final = "<token>"
 LOGGERS: Final = ("mqauth", "aio_pika", "aiormq", "pamqp", "kafka", "redis", "asyncio")
-_TOKEN = re.compile(r"eyJ[A-Za-z0-9_\-]{8,}(?:\.[A-Za-z0-9_\-]*)*")
+_TOKEN = re.compile(r"eyJ[A-Za-z0-9_\-]{8,}(?:[.~][A-Za-z0-9_\-]*)*")
 _MARK: Final = "eyJ"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ from mqauth.flow import run
 from mqauth.keys import Key, KeySet
 from mqauth.message import TOKEN_HEADER, Message, Origin
 from mqauth.pipeline import Outcome, Pipeline, Verdict
+from mqauth.redaction import redact
 from mqauth.release import Authority, ReleaseAuthorities, Releaser, open_release
 from mqauth.replay import MemoryReplayStore, claim_id
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, BatchForge, FakeClock, Forge, verified
@@ -375,3 +377,10 @@ def test_a_handlers_own_test_may_ask_for_a_place(index: int | None) -> None:
     """``mqauth.testing.verified`` seals a message in a batch where it is told to."""
     assert verified(index=index, body=b"x").index == index
     assert verified(index=index, body=b"x").body == b"x"
+
+
+def test_a_log_shows_neither_token_nor_proof() -> None:
+    """What client libraries log of a batch's header is replaced whole."""
+    record = logging.LogRecord("kafka", logging.DEBUG, "x", 1, "headers: [%s, 1]", (batch_of(3).header(1),), None)
+    redact(record)
+    assert record.getMessage() == "headers: [<token>, 1]"
