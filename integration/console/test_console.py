@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
-import subprocess
-import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from selenium.webdriver.common.keys import Keys
 
 from integration.console.browser import Browser, browser
+from integration.console.running import console
 from integration.review.scene import Scene
 from integration.services import Kafka, RabbitMQ
 from mqauth.auditchain import verify_chain
+from mqauth.auditlog import read_records
 from mqauth.message import Message
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
@@ -44,37 +42,14 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
 @pytest.fixture
 def pictures(scene: Scene) -> Path:
     """Where people find the screenshots: MQAUTH_ARTIFACTS, or the test's own folder."""
+    return pictures_of(scene)
+
+
+def pictures_of(scene: Scene) -> Path:
+    """Return the folder for screenshots."""
     folder = Path(os.environ.get("MQAUTH_ARTIFACTS", scene.folder)) / "console" / scene.stage.name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-@contextlib.contextmanager
-def console(scene: Scene) -> Iterator[dict[str, Any]]:
-    """Run ``mqauth console`` on the scene's letters, and give what it printed."""
-    private = scene.key.private
-    assert private is not None
-    key = scene.folder / "ada.pem"
-    key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    key.chmod(0o600)
-    where = ["--topic", scene.place.topic] if scene.place.topic else ["--queue", str(scene.place.queue)]
-    arguments = [
-        sys.executable, "-m", "mqauth", "console", "--broker", scene.place.broker, *where, "--port", "0", "--json",
-        "--config", str(scene.write_config()), "--key", str(key), "--reviewer", "ada",
-        "--audit", str(scene.folder / "reviewer.jsonl"), "--audit-file", str(scene.folder / "consumer.jsonl"),
-        "--audit-file", str(scene.folder / "reviewer.jsonl"), "--token-file", str(scene.folder / "tokens"),
-    ]  # fmt: skip
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield json.loads(process.stdout.readline())
-        process.terminate()
-        process.wait(30)
-    finally:
-        process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 def fill(scene: Scene) -> None:
@@ -85,7 +60,8 @@ def fill(scene: Scene) -> None:
         scene.stage.inject(scene.message("key_unknown", number))
         scene.stage.inject(scene.message("token_missing", number))
     value: Any = EVIL.encode() if isinstance(scene.stage, KafkaStage) else EVIL
-    plain = Message(destination=scene.stage.destination, body=EVIL.encode(), headers=(("x-evil", value),))
+    headers = (("x-evil", value), (EVIL, value))
+    plain = Message(destination=scene.stage.destination, body=EVIL.encode(), headers=headers)
     scene.stage.inject(scene.forge.seal(plain, claims={"sub": EVIL, "iss": EVIL}))
     scene.consume(LATE + 7)
 
@@ -97,16 +73,16 @@ def test_review_in_a_browser(scene: Scene, pictures: Path, tmp_path: Path) -> No
     with console(scene) as told, browser(told["url"].rstrip("/"), tmp_path / "profile", pictures) as seen:
         log_in(seen, told["tokens"]["reviewer"])
         find_and_judge(seen)
-        redrive_and_cancel(seen)
+        done = redrive_and_cancel(seen, scene)
         look_at_hostile(seen)
         discard_rest(seen)
-        reckon(seen)
+        reckon(seen, 3 + done)
         severe = [
             entry for entry in seen.driver.get_log("browser") if "Content Security Policy" in entry["message"]
         ]
         assert not severe
-    scene.consume(3)
-    assert scene.outcomes["accepted"] == 3
+    scene.consume(3 + done)
+    assert scene.outcomes["accepted"] == 3 + done
     assert {verified.release.sub for verified in scene.handled if verified.release} == {"ada"}
     assert all(verify_chain(path).intact for path in scene.audits)
 
@@ -118,14 +94,20 @@ def log_in(seen: Browser, token: str) -> None:
     seen.find("#token").send_keys("x" * 43)
     seen.press("Log in")
     seen.wait_for("not one of this console")
-    seen.find("#token").send_keys(token)
-    seen.press("Log in")
-    seen.go("/job")
+    log_in_as(seen, token)
     seen.wait_for("All letters are read")
     seen.look("read")
     seen.go("/")
     seen.wait_for(f"{LATE + 7} letters in 4 groups")
     seen.look("groups")
+
+
+def log_in_as(seen: Browser, token: str) -> None:
+    """Log in with a token, and look at the job."""
+    seen.go("/login")
+    seen.find("#token").send_keys(token)
+    seen.press("Log in")
+    seen.go("/job")
 
 
 def find_and_judge(seen: Browser) -> None:
@@ -153,23 +135,31 @@ def find_and_judge(seen: Browser) -> None:
     seen.look("redriven")
 
 
-def redrive_and_cancel(seen: Browser) -> None:
-    """Discard slowly, watch the progress, cancel; the account adds up."""
-    seen.go("/act/discard?reason=expired")
-    seen.find("#why").send_keys("nobody waits for them any more")
+def redrive_and_cancel(seen: Browser, scene: Scene) -> int:
+    """Redrive slowly under a waiver, watch, cancel in the middle: page, queue and audit tell the same number."""
+    seen.go("/act/redrive?reason=expired")
+    seen.find("#why").send_keys("the clock was skewed")
+    seen.find("input[name=waive][value=expired]").click()
     seen.find("#rate").send_keys("1")
     seen.press("Look what it would do")
-    seen.wait_for(f"{LATE} of {LATE} letters would be discarded for good")
-    seen.press(f"Discard {LATE} letters")
+    seen.wait_for(f"{LATE} of {LATE} letters would be redriven")
+    seen.press(f"Redrive {LATE} letters")
     seen.wait_for(f"2 of {LATE} letters")
     seen.look("progress")
     seen.press("Cancel")
     seen.wait_for("then cancelled")
-    found = re.search(r"(\d+) of (\d+) letters discarded, then cancelled", seen.text)
+    seen.wait_for("See what is left")
+    found = re.search(r"(\d+) of (\d+) letters redriven, then cancelled", seen.text)
     assert found is not None
-    assert 2 <= int(found[1]) < LATE
-    assert f"left\n{LATE - int(found[1])}" in seen.text
+    done = int(found[1])
+    assert 2 <= done < LATE
+    assert f"selected\n{LATE}\ndone\n{done}\nfailed\n0\ngone\n0\nleft\n{LATE - done}" in seen.text
     seen.look("cancelled")
+    acts = Counter((record["verdict"], record["reason"]) for record in read_records([scene.audits[1]]))
+    assert acts[("redriven", "expired")] == done
+    seen.go("/letters?reason=expired")
+    seen.wait_for(f"{LATE - done} letter")
+    return done
 
 
 def look_at_hostile(seen: Browser) -> None:
@@ -198,14 +188,14 @@ def discard_rest(seen: Browser) -> None:
     seen.look("empty")
 
 
-def reckon(seen: Browser) -> None:
+def reckon(seen: Browser, redriven: int) -> None:
     """The account of audit and queue adds up."""
     seen.go("/account")
     seen.press("Reckon now")
     seen.wait_for("Done.")
     seen.go("/account")
     seen.wait_for("adds up")
-    assert f"{LATE + 7} rejected = 0 open + 3 redriven + {LATE + 4} discarded" in seen.text
+    assert f"{LATE + 7} rejected = 0 open + {redriven} redriven + {LATE + 7 - redriven} discarded" in seen.text
     seen.look("account")
     seen.go("/nothing")
     seen.look("error")

@@ -19,6 +19,8 @@ from mqauth.review.recall import Originals
 
 R = TypeVar("R")
 _PATIENCE: Final = 60.0
+_BACKOFF_MS: Final = 5000
+"""At most so long kafka-python waits before it looks whether a broker that was lost is back; its own is 30 s."""
 _MAX_REQUEST: Final = 64 * 1024 * 1024
 """Bytes of a record that is sent back; the broker's own limit decides."""
 
@@ -108,7 +110,7 @@ def _kafka(place: Place) -> Iterator[Opened]:
     servers = place.broker.partition("://")[2].strip("/")
     if "?" in servers:
         raise ConfigurationError("--broker: certificates and credentials for Kafka stand in --broker-settings")
-    bootstrap = place.settings.for_kafka(servers.split(","))
+    bootstrap = {"reconnect_backoff_max_ms": _BACKOFF_MS} | place.settings.for_kafka(servers.split(","))
     import kafka
 
     from mqauth.review.kafka import KafkaLetterBox, create_reviewed

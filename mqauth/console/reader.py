@@ -16,7 +16,7 @@ from mqauth.errors import Cause, Unavailable
 from mqauth.flow import Flow
 from mqauth.review import Index, LetterBox
 
-WAITS: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
+WAITS: Final = (1.0, 2.0, 5.0)
 """Seconds between attempts to reach a broker that was lost; the last one goes on."""
 
 

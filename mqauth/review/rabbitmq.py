@@ -27,6 +27,8 @@ from mqauth.review.letter import Letter
 
 MAX_DELIVERIES: Final = 15
 """Deliveries of a letter beyond which a queue must be known to have no delivery limit; RabbitMQ's own is 20."""
+_GONE: Final = (TimeoutError, RuntimeError, *LOST)
+"""What is raised where channel or connection are gone; aio-pika says so by ``RuntimeError`` too."""
 _SETTLE: Final = 5.0
 _POLL: Final = 0.05
 
@@ -83,7 +85,7 @@ class RabbitMQLetterBox:
         except exceptions.ChannelNotFoundEntity as error:
             self._pass = None
             raise ConfigurationError(f"there is no queue {self.name}") from error
-        except (TimeoutError, *LOST) as error:
+        except _GONE as error:
             self._pass = None
             raise self._unavailable(error) from error
 
@@ -107,7 +109,7 @@ class RabbitMQLetterBox:
             async with asyncio.timeout(self._timeout):
                 with closing_is_an_error():
                     await self._publish(native, *names)
-        except (TimeoutError, *LOST) as error:
+        except _GONE as error:
             raise self._unavailable(error) from error
 
     async def remove(self, letter: Letter, /) -> None:
@@ -119,7 +121,7 @@ class RabbitMQLetterBox:
         try:
             with closing_is_an_error():
                 await letter.handle.ack()
-        except (RuntimeError, *LOST) as error:
+        except _GONE as error:
             raise self._unavailable(error) from error
         self._held -= 1
 
@@ -141,9 +143,11 @@ class RabbitMQLetterBox:
         queue = await channel.get_queue(self.name, ensure=True)
         waiting = queue.declaration_result.message_count or 0
         self.expected = self.expected or waiting
-        if not waiting:
-            return []
-        found = await self._taken(channel, limit, min(limit, waiting))
+        if waiting:
+            found = await self._taken(channel, limit, min(limit, waiting))
+        else:  # a quorum queue that has just started counts none: only its leader's answer tells
+            one = await queue.get(fail=False)
+            found = [] if one is None else [one]
         self._held += len(found)
         self._check_deliveries(found)
         return [Letter(message=from_native(item, queue=self.name), handle=item) for item in found]
@@ -167,7 +171,7 @@ class RabbitMQLetterBox:
     async def _connected(self) -> AbstractConnection:
         """Return the connection; a new one where the old was lost and there is a way to have one."""
         if self._connect is not None and (self._lost or self.connection.is_closed):
-            with contextlib.suppress(*LOST, TimeoutError):
+            with contextlib.suppress(*_GONE):
                 await asyncio.wait_for(self.connection.close(), _SETTLE)
             self.connection = await self._connect()
             self._pass = self._publishing = None

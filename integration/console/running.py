@@ -1,0 +1,42 @@
+"""``mqauth console`` in a process of its own, on a scene's letters."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from integration.review.scene import Scene
+
+
+@contextlib.contextmanager
+def console(scene: Scene) -> Iterator[dict[str, Any]]:
+    """Run ``mqauth console`` on the scene's letters, and give what it printed, and its ``pid``."""
+    private = scene.key.private
+    assert private is not None
+    key = scene.folder / "ada.pem"
+    key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    key.chmod(0o600)
+    where = ["--topic", scene.place.topic] if scene.place.topic else ["--queue", str(scene.place.queue)]
+    arguments = [
+        sys.executable, "-m", "mqauth", "console", "--broker", scene.place.broker, *where, "--port", "0", "--json",
+        "--config", str(scene.write_config()), "--key", str(key), "--reviewer", "ada",
+        "--audit", str(scene.folder / "reviewer.jsonl"), "--audit-file", str(scene.folder / "consumer.jsonl"),
+        "--audit-file", str(scene.folder / "reviewer.jsonl"), "--token-file", str(scene.folder / "tokens"),
+    ]  # fmt: skip
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield {**json.loads(process.stdout.readline()), "pid": process.pid}
+        process.terminate()
+        process.wait(30)
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
