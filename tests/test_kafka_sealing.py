@@ -171,6 +171,7 @@ def test_many_topics(monkeypatch: pytest.MonkeyPatch) -> None:
     stand.producer.flush()
     for topic in ("a", "b"):
         assert stand.bodies(topic=topic) == [b"0", b"1", b"2"]
+    assert [stand.sealing.knows(topic) for topic in ("a", "b")] == [True, False]
 
 
 def test_loud(caplog: pytest.LogCaptureFixture) -> None:
