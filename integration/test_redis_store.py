@@ -38,6 +38,7 @@ from mqauth.testing.store_contract import (
     BatchStoreContract,
     Blocking,
     machine,
+    sibling,
     wish,
 )
 
@@ -171,6 +172,30 @@ def test_forgotten_by_key_expiry(own: Redis, open_store: OpenStore, admin: Any, 
     assert wanted - 60 < done <= held <= wanted + 1
 
 
+def test_a_batch_lives_with_its_longest(own: Redis, open_store: OpenStore, admin: Any) -> None:
+    """The key of a batch outlives each of its tokens' claims, and no confirm or shorter sibling changes that."""
+    name = namespace()
+    store = open_store(own.url, namespace=name, clock=FakeClock(START), margin=300.0)
+    batch = [sibling(n, expires=START + life) for n, life in enumerate((60.0, 3600.0, 600.0))]
+    store.claim(batch[0])
+    assert 300_000 < admin.pttl(_batch_key(name)) <= 361_000
+    store.claim_many(batch[1:])
+    store.confirm_many(batch)
+    assert 3_840_000 < admin.pttl(_batch_key(name)) <= 3_901_000
+    assert admin.keys(f"{name}*") == [_batch_key(name)]
+
+
+def test_a_released_batch_leaves_no_key(own: Redis, open_store: OpenStore, admin: Any) -> None:
+    """With the last message of a batch its key goes."""
+    name = namespace()
+    store = open_store(own.url, namespace=name)
+    store.claim_many([sibling(1), sibling(2)])
+    store.release(sibling(1))
+    assert admin.hkeys(_batch_key(name)) == [b"2"]
+    store.release(sibling(2))
+    assert admin.keys(f"{name}*") == []
+
+
 def test_takeover_never_shortens(own: Redis, open_store: OpenStore, admin: Any) -> None:
     """A takeover by a consumer whose clock is ahead leaves the key its longer life; a renewal may lengthen it."""
     name = namespace()
@@ -204,12 +229,19 @@ def test_script_lost(store: Any, live: Any, admin: Any) -> None:
 
 
 def test_round_trips(own: Redis) -> None:
-    """A claim is one round trip, a confirm another, a poll of 500 one of each."""
+    """A claim is one round trip, a confirm another, a poll of 500 one of each, single and in batches."""
     with CountingRedis.from_url(own.url, socket_timeout=5) as client:
         store = RedisReplayStore(client, namespace=namespace())
         store.claim(wish())
         trips = []
-        poll = [wish(id=n.to_bytes(16, "big"), place=f"c/orders/0/{n}") for n in range(500)]
+        poll = [
+            one
+            for n in range(250)
+            for one in (
+                wish(id=n.to_bytes(16, "big"), place=("c", "orders", 0, n)),
+                sibling(n % 64, token=bytes([n // 64]) * 16, place=("c", "orders", 1, n)),
+            )
+        ]
         for step in (
             lambda: store.claim(wish(id=b"\xee" * 16)),
             lambda: store.confirm(wish(id=b"\xee" * 16)),
@@ -297,6 +329,22 @@ def test_cancelled_claim(own: Redis) -> None:
     assert asyncio.run(story()) == [FRESH] * 5
 
 
+def test_connections_are_bounded(own: Redis, admin: Any) -> None:
+    """Two hundred claims at once wait for the connections there may be, and each gets its answer."""
+
+    async def story() -> tuple[list[Any], int]:
+        store = AsyncRedisReplayStore.from_url(own.url, namespace=namespace(), timeout=30, connections=4)
+        before = len(admin.client_list())
+        found = await asyncio.gather(*(store.claim(wish(id=bytes([n]) * 16)) for n in range(200)))
+        opened = len(admin.client_list()) - before
+        await store.aclose()
+        return found, opened
+
+    found, opened = asyncio.run(story())
+    assert found == [FRESH] * 200
+    assert 0 < opened <= 4
+
+
 def test_out_of_memory(store: Any, live: Any, admin: Any) -> None:
     """A server without memory is a full store: no live id is given up, and claims work when there is room."""
     store.claim(live())
@@ -337,6 +385,18 @@ def test_damaged_type(own: Redis, open_store: OpenStore, admin: Any) -> None:
     assert _cause(lambda: store.claim(wish())) is Cause.REPLAY_STORE_UNAVAILABLE
 
 
+def test_damaged_batch(own: Redis, open_store: OpenStore, admin: Any) -> None:
+    """So is a damaged field of a batch, and a batch's key of another type."""
+    name = namespace()
+    store = open_store(own.url, namespace=name)
+    store.claim(sibling(0))
+    admin.hset(_batch_key(name), "1", "x")
+    assert _cause(lambda: store.claim(sibling(1, redelivered=True))) is Cause.REPLAY_STORE_UNAVAILABLE
+    assert store.claim(sibling(0, "second")) is REPLAYED
+    admin.set(_batch_key(name), "x")
+    assert _cause(lambda: store.claim(sibling(0, redelivered=True))) is Cause.REPLAY_STORE_UNAVAILABLE
+
+
 @pytest.mark.parametrize("case", [
     ("allkeys-lru", "1gb", [logging.ERROR]), ("volatile-ttl", "1gb", [logging.ERROR]),
     ("noeviction", "1gb", []), ("allkeys-lru", "0", []),
@@ -355,9 +415,14 @@ def test_eviction_told(store: Any, admin: Any, caplog: pytest.LogCaptureFixture,
 def test_info_forbidden(own: Redis, open_store: OpenStore, admin: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A user who may not read INFO can claim, and the log says what to make sure of."""
     admin.acl_setuser("mqauth", enabled=True, passwords=["+secret"], keys=["*"],
-                      commands=["+evalsha", "+eval", "+get", "+set", "+del", "+pttl", "+time"])  # fmt: skip
+                      commands=["+evalsha", "+eval", "+get", "+set", "+del", "+pttl", "+time",
+                                "+hmget", "+hset", "+hdel", "+pexpire"])  # fmt: skip
     store = open_store(_with(own.url, "mqauth:secret@"))
     assert store.claim(wish()) is FRESH
+    batch = [sibling(n, place=HERE) for n in range(3)]
+    assert store.claim_many(batch) == [FRESH] * 3
+    store.confirm(batch[0])
+    store.release(batch[1])
     assert [record.levelname for record in caplog.records if record.name == "mqauth.stores.redis"] == ["WARNING"]
     admin.acl_deluser("mqauth")
 
@@ -440,6 +505,11 @@ def _cause(action: Callable[[], object]) -> Cause:
 def _key(name: str) -> bytes:
     """Return the key of ``wish()``."""
     return f"{name}:{{billing}}:".encode() + bytes(range(16))
+
+
+def _batch_key(name: str) -> bytes:
+    """Return the key of the batch ``sibling()`` is of."""
+    return _key(name) + b"~"
 
 
 def _milliseconds(admin: Any) -> int:

@@ -1,4 +1,4 @@
-"""Eight processes race on the same 10,000 messages through a real Redis: each is handled exactly once."""
+"""Eight processes race on the same messages through a real Redis: each is handled exactly once."""
 
 from __future__ import annotations
 
@@ -8,32 +8,51 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 
 from integration.services import Redis
 from mqauth.replay import ClaimRequest, ClaimStatus
 from mqauth.stores.redis import RedisReplayStore
-from mqauth.testing.store_contract import wish
+from mqauth.testing.store_contract import sibling, wish
 
 PROCESSES = 8
 MESSAGES = 10_000
 POLL = 500
-Kind = Literal["kafka copies", "kafka polls of copies", "rabbitmq copies", "rabbitmq redeliveries"]
+Kind = Literal[
+    "kafka copies",
+    "kafka polls of copies",
+    "kafka polls of copies of batches",
+    "rabbitmq copies",
+    "rabbitmq redeliveries",
+    "rabbitmq redeliveries of batches",
+]
+BATCH = 64
+FEWER = 2_000  # where messages come one by one, their batches change nothing but the key
 FOREVER = 4e9
 
 
 def _request(kind: Kind, process: int, number: int) -> ClaimRequest:
     """Return the claim of one process on its copy of a message."""
-    place = f"cluster/orders/{process}/{number}" if kind.startswith("kafka") else None
-    return wish(
-        f"process-{process}",
-        id=number.to_bytes(16, "big"),
-        place=place,
-        redelivered=kind == "rabbitmq redeliveries",
-        expires=FOREVER,
-    )
+    place = ("cluster", "orders", process, number) if kind.startswith("kafka") else None
+    changes: dict[str, Any] = {"place": place, "redelivered": "redeliveries" in kind, "expires": FOREVER}
+    if kind.endswith("batches"):
+        token, index = divmod(number, BATCH)
+        return sibling(index, f"process-{process}", token=token.to_bytes(16, "big"), **changes)
+    return wish(f"process-{process}", id=number.to_bytes(16, "big"), **changes)
+
+
+def _messages(kind: Kind) -> int:
+    """Return how many messages a race has."""
+    return FEWER if kind == "rabbitmq redeliveries of batches" else MESSAGES
+
+
+def _number(request: ClaimRequest) -> int:
+    """Return which message a claim is on."""
+    if request.index is None:
+        return int.from_bytes(request.id, "big")
+    return int.from_bytes(request.id[:-2], "big") * BATCH + request.index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +71,7 @@ def _race(racer: Racer, start: Barrier, answers: Any) -> None:
     store = RedisReplayStore.from_url(racer.url, namespace=racer.namespace, timeout=30)
     store.claim_many([])
     start.wait(60)
-    waiting = [_request(kind, racer.process, number) for number in range(MESSAGES)]
+    waiting = [_request(kind, racer.process, number) for number in range(_messages(kind))]
     seen: Counter[str] = Counter()
     handled: list[int] = []
     size = POLL if "polls" in kind else 1
@@ -63,7 +82,7 @@ def _race(racer: Racer, start: Barrier, answers: Any) -> None:
             statuses = store.claim_many(poll) if size > 1 else [store.claim(poll[0])]
             fresh = [one for one, status in zip(poll, statuses, strict=True) if status is ClaimStatus.FRESH]
             held += [one for one, status in zip(poll, statuses, strict=True) if status is ClaimStatus.HELD]
-            handled += [int.from_bytes(one.id, "big") for one in fresh]
+            handled += [_number(one) for one in fresh]
             seen.update(status.value for status in statuses)
             store.confirm_many(fresh)
         waiting = held
@@ -98,18 +117,17 @@ def race(redis: Redis) -> Iterator[Any]:
         process.kill()
 
 
-@pytest.mark.parametrize(
-    "kind", ["kafka copies", "kafka polls of copies", "rabbitmq copies", "rabbitmq redeliveries"]
-)
+@pytest.mark.parametrize("kind", get_args(Kind))
 def test_race(race: Any, kind: Kind, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each of 10,000 messages that eight consumers get at once is handled by one of them, and by one only."""
+    """Each message that eight consumers get at once is handled by one of them, and by one only."""
     handled, seen = race(kind)
+    messages = _messages(kind)
     with capsys.disabled():
         twice = sum(count > 1 for count in handled.values())
-        print(f"\n{kind}: {PROCESSES} processes, {MESSAGES} messages each, handled {handled.total()},")
+        print(f"\n{kind}: {PROCESSES} processes, {messages} messages each, handled {handled.total()},")
         print(f"handled more than once {twice}, statuses {dict(seen)}")
-    assert len(handled) == MESSAGES
+    assert len(handled) == messages
     assert set(handled.values()) == {1}
-    refusal = "duplicate" if kind == "rabbitmq redeliveries" else "replayed"
-    assert seen["fresh"] == MESSAGES
-    assert seen[refusal] == MESSAGES * (PROCESSES - 1)
+    refusal = "duplicate" if "redeliveries" in kind else "replayed"
+    assert seen["fresh"] == messages
+    assert seen[refusal] == messages * (PROCESSES - 1)

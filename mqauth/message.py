@@ -18,6 +18,8 @@ HeaderValue: TypeAlias = (
 )
 HeaderPair: TypeAlias = tuple[str, HeaderValue]
 TimestampType: TypeAlias = Literal["append", "create"]
+Place: TypeAlias = tuple[str, str, int, int]
+"""Cluster, topic, partition and offset: where exactly a record stands in a Kafka log."""
 
 TOKEN_HEADER: Final = "mqauth-token"
 PROTECTED_PROPERTIES: Final = (
@@ -59,11 +61,11 @@ class Origin:
     timestamp_type: TimestampType | None = None
 
     @property
-    def coordinates(self) -> str | None:
+    def coordinates(self) -> Place | None:
         """The exact place in a Kafka log, or ``None`` where the broker gives no exact place."""
         if self.topic is None or self.partition is None or self.offset is None:
             return None
-        return f"{self.cluster or ''}/{self.topic}/{self.partition}/{self.offset}"
+        return self.cluster or "", self.topic, self.partition, self.offset
 
     @property
     def source(self) -> str:

@@ -57,13 +57,13 @@ def test_a_property_has_text_only_where_it_stands_once() -> None:
 def test_coordinates_need_topic_partition_and_offset(missing: str) -> None:
     """An exact place exists only where all three are known; offset 0 counts as known."""
     origin = Origin(topic="t", partition=0, offset=0)
-    assert origin.coordinates == "/t/0/0"
+    assert origin.coordinates == ("", "t", 0, 0)
     assert replace(origin, **{missing: None}).coordinates is None
 
 
 def test_coordinates_tell_clusters_apart() -> None:
     """The same offset in another cluster is another place."""
-    assert Origin(cluster="c", topic="t", partition=1, offset=2).coordinates == "c/t/1/2"
+    assert Origin(cluster="c", topic="t", partition=1, offset=2).coordinates == ("c", "t", 1, 2)
 
 
 def test_source_is_for_people() -> None:

@@ -11,12 +11,13 @@ import redis.asyncio
 
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.flow import arun, call, is_async, refuse_async, run
-from mqauth.replay import ClaimStatus
+from mqauth.message import Place
+from mqauth.replay import ClaimRequest, ClaimStatus
 from mqauth.stores import redisscript
 from mqauth.stores.redis import AsyncRedisReplayStore, RedisReplayStore
 from mqauth.stores.rediseither import EitherRedisReplayStore
 from mqauth.testing.clock import START
-from mqauth.testing.store_contract import wish
+from mqauth.testing.store_contract import sibling, wish
 
 NOWHERE = "redis://user:hunter2@127.0.0.1:1/0"
 
@@ -107,7 +108,7 @@ def test_unreachable() -> None:
 
 
 @pytest.mark.parametrize("answer", [
-    [], [b"fresh", b"fresh"], [b"done"], [b""], [b"\xff"], [None], [1], None, 7, b"fresh", {"a": 1},
+    [], [b"f"], b"ff", b"-", b"", b"\xff", b"F", None, 7, b"fresh", {"a": 1}, {"f": 1},
     ValueError("odd"), redis.ResponseError("odd"), redis.RedisError(), OSError(),
 ])  # fmt: skip
 def test_odd_answers(answer: Any) -> None:
@@ -117,10 +118,10 @@ def test_odd_answers(answer: Any) -> None:
     assert caught.value.cause is Cause.REPLAY_STORE_UNAVAILABLE
 
 
-@pytest.mark.parametrize("word", ["fresh", b"fresh"])
-def test_answers_understood(word: Any) -> None:
+@pytest.mark.parametrize("letter", ["f", b"f"])
+def test_answers_understood(letter: Any) -> None:
     """An answer is understood whether or not the client decodes it."""
-    assert RedisReplayStore(Pool([word])).claim(wish()) is ClaimStatus.FRESH
+    assert RedisReplayStore(Pool(letter)).claim(wish()) is ClaimStatus.FRESH
 
 
 def test_either_colour() -> None:
@@ -149,15 +150,49 @@ def test_doubts(fields: dict[str, Any], count: int) -> None:
 def test_key_life(behind: float) -> None:
     """A key lives for what the consumer's clock says is left, at least nothing, and the margin."""
     verb = redisscript.Verb.CLAIM
-    given = redisscript.arguments(verb, [wish(expires=START + behind)], now=START, margin=300.0, lease_clock=None)
-    assert given[0] == ""
-    assert given[-1] == int((max(behind, 0) + 300) * 1000) + 1
+    requests = [wish(expires=START + behind)]
+    asked = redisscript.ask(verb, requests, namespace="m", now=START, margin=300.0, lease_clock=None)
+    assert asked.arguments[0] == ""
+    assert asked.arguments[1:3] == [1, int((max(behind, 0) + 300) * 1000) + 1]
 
 
-def test_places_are_small() -> None:
+@pytest.mark.parametrize(("place", "size"), [(("a" * 1000, "t", 0, 7), 12), (("", "", 0, 0), 12), (None, 0)])
+def test_places_are_small(place: Place | None, size: int) -> None:
     """A place of any length is sent as 12 bytes, none as none."""
+    assert len(_sent(wish(place=place)).removeprefix(b"claim  30000 5 first")) == size
+
+
+def test_places_are_unambiguous() -> None:
+    """Places whose texts run together differ still."""
+    places = [("a/b", "c", 0, 7), ("a", "b/c", 0, 7), ("", "a/b/c", 0, 7), ("a", "b/c/0", 0, 7)]
+    assert len({_sent(wish(place=place)) for place in places}) == len(places)
+
+
+def _sent(request: ClaimRequest) -> bytes:
+    """Return the argument a claim is sent as."""
     verb = redisscript.Verb.CLAIM
-    for place, size in (("a" * 1000, 12), ("", 12), (None, 0)):
-        given = redisscript.arguments(verb, [wish(place=place)], now=START, margin=0, lease_clock=1.0)
-        assert isinstance(given[3], bytes)
-        assert len(given[3]) == size
+    asked = redisscript.ask(verb, [request], namespace="m", now=START, margin=0, lease_clock=1.0)
+    found = asked.arguments[-1]
+    assert isinstance(found, bytes)
+    return found
+
+
+def test_siblings_are_asked_together() -> None:
+    """The wishes of a poll on one token are one key, its life the longest of theirs, each in its order."""
+    poll = [
+        one
+        for n in (5, 3, 4)
+        for one in (sibling(n, expires=START + n), sibling(n, token=b"x" * 16), wish(id=bytes([n]) * 16))
+    ]
+    asked = redisscript.ask(redisscript.Verb.CLAIM, poll, namespace="m", now=START, margin=0.0, lease_clock=1.0)
+    assert len(asked.keys) == 5
+    assert asked.keys[0] == b"m:{billing}:" + bytes(range(16)) + b"~"
+    assert asked.arguments[1:3] == [3, 5001]
+    assert asked.arguments[3:6] == [b"claim %d 30000 5 first" % n for n in (5, 3, 4)]
+    assert redisscript.letters(b"036147258", asked) == list("012345678")
+
+
+def test_connections() -> None:
+    """A store without connections is a mistake."""
+    with pytest.raises(ConfigurationError, match="connections"):
+        AsyncRedisReplayStore.from_url(NOWHERE, connections=0)

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 
 from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.idtable import Entry, IdTable
+from mqauth.forgetting import SHARDS
+from mqauth.places import NOWHERE, Places
 from mqauth.replay import ClaimRequest, ClaimStatus, MemoryReplayStore
 from mqauth.testing.clock import START, FakeClock
-from mqauth.testing.store_contract import FRESH, REPLAYED, REREAD, BatchStoreContract, machine, wish
+from mqauth.testing.store_contract import FRESH, REPLAYED, REREAD, BatchStoreContract, machine, sibling, wish
 
 STEPS = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
@@ -56,8 +57,12 @@ class _Placeless(MemoryReplayStore):
     def confirm(self, request: ClaimRequest, /) -> None:
         super().confirm(request)
         if super().claim(replace(request, owner="x", renew=False)) is REREAD:
-            key = self._table.key(request.scope, request.id)
-            self._table.finish(key, None)
+            table = self._ids if request.index is None else self._batches
+            where, _ = table.find(request)
+            if isinstance(where, int):
+                self._ids._done[where % SHARDS][where] = NOWHERE
+            else:
+                where.places = None
 
 
 @pytest.mark.parametrize("broken", [_Forgetful, _Eager, _Placeless])
@@ -139,18 +144,15 @@ def test_claimed_again_after_release(store: MemoryReplayStore, clock: FakeClock)
     assert store.claim(wish("third", expires=START + 600)) is REPLAYED
 
 
-def test_release_and_claim_in_turn_stay_small(clock: FakeClock) -> None:
-    """Claim and release of one id in turn, a thousand times, list it once."""
-    table = IdTable()
-    key = table.key("billing", bytes(16))
-    for _ in range(1000):
-        entry = Entry("a", None, 0.0, START + 60)
-        table.add(key, entry, 60.0)
-        table.remove(key, entry)
-    assert sum(len(bucket.keys) for bucket in table._buckets.values()) == 1
-    table.forget(100.0, START + 100)
-    assert not table._buckets
-    assert not table._removed
+@pytest.mark.parametrize("one", [wish(), sibling(7)], ids=["single", "batch"])
+def test_released_leaves_nothing(store: MemoryReplayStore, one: ClaimRequest) -> None:
+    """A released claim, in a batch the last one of its token, leaves nothing to be forgotten later."""
+    for n in range(100):
+        store.claim(replace(one, owner=f"{n}"))
+        store.release(replace(one, owner=f"{n}"))
+    assert len(store) == 0
+    assert not any(store._buckets.values())
+    assert not any(token for shards in store._batches._scopes.values() for token in shards)
 
 
 def test_forgets_a_few_at_a_time(clock: FakeClock) -> None:
@@ -167,16 +169,21 @@ def test_forgets_a_few_at_a_time(clock: FakeClock) -> None:
     assert sizes[-1] == 1000
 
 
-@given(prefix=st.text(), offset=st.one_of(st.integers(0).map(str), st.text()))
-def test_places_come_back(prefix: str, offset: str) -> None:
+@given(
+    log=st.tuples(st.text(), st.text(), st.integers(0, 2**31 - 1)),
+    offset=st.one_of(st.integers(-1, 2**63 - 1), st.sampled_from([0, 2**48 - 1, 2**48])),
+)
+def test_places_come_back(log: tuple[str, str, int], offset: int) -> None:
     """A place kept in its packed form comes back exactly."""
-    table = IdTable()
-    key = table.key("billing", bytes(16))
-    for place in (f"{prefix}/{offset}", prefix, None):
-        table.finish(key, place)
-        entry = table.get(key)
-        assert entry is not None
-        assert (entry.owner, entry.place) == (None, place)
+    places = Places()
+    for place in ((*log, offset), ("", "", 0, offset), None):
+        assert places.unpack(places.pack(place)) == place
+
+
+def test_more_logs_than_numbers() -> None:
+    """Places of more logs than there are numbers are kept as they are."""
+    places, many = Places(), [("c", "t", n, 7) for n in range(70_000)]
+    assert [places.unpack(packed) for packed in [places.pack(place) for place in many]] == many
 
 
 def test_threads() -> None:
@@ -185,7 +192,7 @@ def test_threads() -> None:
 
     def race(thread: int) -> list[bool]:
         start.wait()
-        copies = (wish(f"{thread}", id=n.to_bytes(16, "big"), place=f"c/t/{thread}/{n}") for n in range(1000))
+        copies = (wish(f"{thread}", id=n.to_bytes(16, "big"), place=("c", "t", thread, n)) for n in range(1000))
         return [store.claim(replace(copy, expires=9e9)) is FRESH for copy in copies]
 
     with ThreadPoolExecutor(8) as pool:

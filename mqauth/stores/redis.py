@@ -1,6 +1,6 @@
 """Replay stores on Redis or Valkey, for all consumers of a scope, in both colours.
 
-One Lua script and one round trip a claim, or a batch of up to 1,000. Redis counts leases by its own clock
+One Lua script and one round trip a claim, or a poll of up to 1,000. Redis counts leases by its own clock
 and forgets an id by itself ``margin`` seconds after its token can last be accepted. Every failure is
 ``replay_store_unavailable`` (out of memory: ``replay_store_full``) and never a verdict; since the same owner
 may claim again, a client may repeat a command whose answer was lost.
@@ -33,6 +33,7 @@ from mqauth.stores.redisscript import Verb
 DEFAULT_MARGIN: Final = 300.0
 DEFAULT_TIMEOUT: Final = 2.0
 BATCH: Final = 1000
+CONNECTIONS: Final = 16
 _RETRIES: Final = 2
 _LOG: Final = logging.getLogger("mqauth.stores.redis")
 _ASYNC_CLIENTS: Final = (redis.asyncio.Redis, redis.asyncio.RedisCluster)
@@ -55,9 +56,9 @@ class _Wishes:
 
     def claim(self, requests: Sequence[ClaimRequest]) -> Flow[list[ClaimStatus]]:
         """Claim each."""
-        answer = yield from self._ask(Verb.CLAIM, requests)
+        letters = yield from self._ask(Verb.CLAIM, requests)
         try:
-            return redisscript.statuses(answer, len(requests))
+            return [redisscript.STATUSES[letter] for letter in letters]
         except Exception as error:
             raise _unavailable(error) from error
 
@@ -65,9 +66,9 @@ class _Wishes:
         """Confirm or release each."""
         yield from self._ask(verb, requests)
 
-    def _ask(self, verb: Verb, requests: Sequence[ClaimRequest]) -> Flow[list[Any]]:
-        """Return the script's words; a long batch takes several round trips."""
-        answers: list[Any] = []
+    def _ask(self, verb: Verb, requests: Sequence[ClaimRequest]) -> Flow[list[str]]:
+        """Return the script's letters; a long poll takes several round trips."""
+        answers: list[str] = []
         try:
             if not self._inspected:
                 yield from self._inspect()
@@ -80,20 +81,22 @@ class _Wishes:
             raise _unavailable(error) from error
         return answers
 
-    def _evaluate(self, verb: Verb, requests: Sequence[ClaimRequest]) -> Flow[list[Any]]:
+    def _evaluate(self, verb: Verb, requests: Sequence[ClaimRequest]) -> Flow[list[str]]:
         """Run the script, whose text is sent again when the server has lost it."""
-        ticks = None if self._lease_clock is None else self._lease_clock.monotonic()
-        given: list[Any] = [len(requests)]
-        given += (redisscript.key(self._namespace, request) for request in requests)
-        given += redisscript.arguments(
-            verb, requests, now=self._clock.now(), margin=self._margin, lease_clock=ticks
+        asked = redisscript.ask(
+            verb,
+            requests,
+            namespace=self._namespace,
+            now=self._clock.now(),
+            margin=self._margin,
+            lease_clock=None if self._lease_clock is None else self._lease_clock.monotonic(),
         )
-        words: list[Any]
+        given = (len(asked.keys), *asked.keys, *asked.arguments)
         try:
-            words = yield from call(self._client.evalsha, redisscript.SHA, *given)
+            answer = yield from call(self._client.evalsha, redisscript.SHA, *given)
         except redis.exceptions.NoScriptError:
-            words = yield from call(self._client.eval, redisscript.SCRIPT, *given)
-        return words
+            answer = yield from call(self._client.eval, redisscript.SCRIPT, *given)
+        return redisscript.letters(answer, asked)
 
     def _inspect(self) -> Flow[None]:
         """Say loudly, once, if the server may forget live ids."""
@@ -159,7 +162,8 @@ class RedisReplayStore:
             ConfigurationError: the URL is none, or it turns verification off.
         """
         retry = redis.retry.Retry(_backoff(), _RETRIES)
-        return cls(_client(redis.Redis, url, timeout, retry), **settings)
+        pool = _pool(redis.ConnectionPool, url, timeout, retry)
+        return cls(redis.Redis.from_pool(pool), **settings)
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus:
         """Take the lease where the table allows it; one round trip.
@@ -219,10 +223,26 @@ class AsyncRedisReplayStore:
         )
 
     @classmethod
-    def from_url(cls, url: str, *, timeout: float = DEFAULT_TIMEOUT, **settings: Any) -> AsyncRedisReplayStore:
-        """Return a store with a client of its own, as ``RedisReplayStore.from_url`` does."""
+    def from_url(
+        cls, url: str, *, timeout: float = DEFAULT_TIMEOUT, connections: int = CONNECTIONS, **settings: Any
+    ) -> AsyncRedisReplayStore:
+        """Return a store with a client of its own, as ``RedisReplayStore.from_url`` does.
+
+        Args:
+            url: likewise.
+            timeout: likewise; a claim waits as long for one of the connections.
+            connections: open at once, whatever the consumer's prefetch.
+            settings: likewise.
+
+        Raises:
+            ConfigurationError: likewise, or there would be no connection.
+        """
+        if connections < 1:
+            raise ConfigurationError("connections is at least 1")
         retry = redis.asyncio.retry.Retry(_backoff(), _RETRIES)
-        return cls(_client(redis.asyncio.Redis, url, timeout, retry), **settings)
+        limits = {"max_connections": connections, "timeout": timeout}
+        pool = _pool(redis.asyncio.BlockingConnectionPool, url, timeout, retry, **limits)
+        return cls(redis.asyncio.Redis.from_pool(pool), **settings)
 
     async def claim(self, request: ClaimRequest, /) -> ClaimStatus:
         """Take the lease where the table allows it; one round trip.
@@ -265,17 +285,17 @@ def _backoff() -> redis.backoff.AbstractBackoff:
     return redis.backoff.ExponentialWithJitterBackoff(cap=0.5, base=0.05)
 
 
-def _client(kind: Any, url: str, timeout: float, retry: Any) -> Any:
-    """Return a client for a URL; no text of ours repeats it, for it may hold a password."""
+def _pool(kind: Any, url: str, timeout: float, retry: Any, /, **limits: float) -> Any:
+    """Return connections to a URL; no text of ours repeats it, for it may hold a password."""
     try:
-        client = kind.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=retry)
+        pool = kind.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=retry, **limits)
     except Exception:
         raise ConfigurationError("the replay store's URL is not one of redis://, rediss:// or unix://") from None
-    options = client.get_connection_kwargs()
+    options = pool.connection_kwargs
     lax = options.get("ssl_cert_reqs", "required") not in ("required", ssl.CERT_REQUIRED)
     if lax or options.get("ssl_check_hostname") is False:
         raise ConfigurationError("the replay store's URL turns TLS verification off")
-    return client
+    return pool
 
 
 def _require_timeout(client: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Final, Literal, Protocol
 
 import pytest
@@ -17,12 +18,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from mqauth.idtable import Entry
-from mqauth.replay import ClaimRequest, ClaimStatus, judge
+from mqauth.message import Place
+from mqauth.replay import ClaimRequest, ClaimStatus, batch_id, judge
 from mqauth.testing.clock import START, FakeClock
 
 LEASE: Final = 30.0
-HERE: Final = "cluster/orders/0/7"
-THERE: Final = "cluster/orders/0/8"
+HERE: Final[Place] = ("cluster", "orders", 0, 7)
+THERE: Final[Place] = ("cluster", "orders", 0, 8)
 FRESH, REREAD, HELD = ClaimStatus.FRESH, ClaimStatus.REREAD, ClaimStatus.HELD
 DUPLICATE, REPLAYED, LOST = ClaimStatus.DUPLICATE, ClaimStatus.REPLAYED, ClaimStatus.LOST
 
@@ -104,6 +106,11 @@ def wish(owner: str = "first", **changes: Any) -> ClaimRequest:
     return replace(request, **changes)
 
 
+def sibling(index: int, owner: str = "first", *, token: bytes = bytes(range(16)), **changes: Any) -> ClaimRequest:
+    """Return a claim on one message of a batch; its token has the id of ``wish()`` unless told."""
+    return wish(owner, id=batch_id(token, index), index=index, **changes)
+
+
 State = Literal["unseen", "held", "lapsed", "done"]
 
 
@@ -112,8 +119,8 @@ class Row:
     """One row of the table: what was before, where the second delivery stands, and what it must find."""
 
     state: State
-    first: str | None
-    second: str | None
+    first: Place | None
+    second: Place | None
     redelivered: bool
     expected: ClaimStatus
 
@@ -124,7 +131,7 @@ class Row:
         return f"{self.state}-{broker}-{'redelivered' if self.redelivered else 'new'}"
 
 
-_KAFKA: Final[list[tuple[State, str, ClaimStatus]]] = [
+_KAFKA: Final[list[tuple[State, Place, ClaimStatus]]] = [
     ("unseen", HERE, FRESH),
     ("held", HERE, FRESH),
     ("lapsed", HERE, FRESH),
@@ -150,23 +157,32 @@ ROWS: Final = [
 ]
 
 
+ODD_PLACES: Final[list[Place]] = [
+    ("", "", 0, 0), ("a", "b", 0, 2**47), ("a", "b", 0, 2**48), ("a", "b", 0, 2**63 - 1), ("a", "b", 7, 0),
+    ("\ud800", "b", 0, 7), ("a/b", "", 0, 7), ("a" * 300, "b", 2**31 - 1, 7),
+]  # fmt: skip
+
+
 class StoreContract:
     """What every replay store must do; the docstring of each test is the promise."""
 
     @pytest.mark.parametrize("row", ROWS, ids=str)
-    def test_row(self, store: PlainStore, clock: FakeClock, row: Row) -> None:
-        """A second delivery finds what the table says."""
-        first = wish(place=row.first)
+    @pytest.mark.parametrize("index", [None, 0, 1023], ids=["single", "first of a batch", "last of a batch"])
+    def test_row(self, store: PlainStore, clock: FakeClock, row: Row, index: int | None) -> None:
+        """A second delivery finds what the table says, single or in a batch."""
+        name: dict[str, Any] = {} if index is None else {"id": batch_id(bytes(16), index), "index": index}
+        first = wish(place=row.first, **name)
         if row.state != "unseen":
             assert store.claim(first) is FRESH
         if row.state == "lapsed":
             clock.advance(LEASE)
         if row.state == "done":
             store.confirm(first)
-        assert store.claim(wish("second", place=row.second, redelivered=row.redelivered)) is row.expected
+        second = wish("second", place=row.second, redelivered=row.redelivered, **name)
+        assert store.claim(second) is row.expected
 
     @pytest.mark.parametrize("place", [HERE, None], ids=["kafka", "rabbitmq"])
-    def test_claim_repeated(self, store: PlainStore, place: str | None) -> None:
+    def test_claim_repeated(self, store: PlainStore, place: Place | None) -> None:
         """The same owner may claim again: an answer that was lost condemns nobody."""
         assert [store.claim(wish(place=place)) for _ in range(3)] == [FRESH] * 3
 
@@ -209,7 +225,7 @@ class StoreContract:
         assert store.claim(wish("second", redelivered=True)) is HELD
 
     @pytest.mark.parametrize("place", [HERE, None], ids=["kafka", "rabbitmq"])
-    def test_renewal_by_former_owner(self, store: PlainStore, clock: FakeClock, place: str | None) -> None:
+    def test_renewal_by_former_owner(self, store: PlainStore, clock: FakeClock, place: Place | None) -> None:
         """A former owner's renewal finds its claim lost and takes nothing back."""
         store.claim(wish(place=place))
         clock.advance(LEASE)
@@ -228,7 +244,7 @@ class StoreContract:
         assert store.claim(wish("third", renew=True)) is LOST
 
     @pytest.mark.parametrize("place", [HERE, None], ids=["kafka", "rabbitmq"])
-    def test_end_by_former_owner(self, store: PlainStore, clock: FakeClock, place: str | None) -> None:
+    def test_end_by_former_owner(self, store: PlainStore, clock: FakeClock, place: Place | None) -> None:
         """A former owner's confirm and release do nothing."""
         store.claim(wish(place=place))
         clock.advance(LEASE)
@@ -244,7 +260,7 @@ class StoreContract:
         assert store.claim(wish()) is FRESH
 
     @pytest.mark.parametrize("place", [HERE, None], ids=["kafka", "rabbitmq"])
-    def test_release(self, store: PlainStore, place: str | None) -> None:
+    def test_release(self, store: PlainStore, place: Place | None) -> None:
         """What was released is unseen, for any delivery."""
         store.claim(wish(place=place))
         store.release(wish(place=place))
@@ -268,16 +284,22 @@ class StoreContract:
         assert store.claim(wish("third", place=HERE)) is REREAD
         assert store.claim(wish("third", place=THERE)) is REPLAYED
 
-    @pytest.mark.parametrize(
-        "place", ["", "7", "/7", "a/", "a/07", "a/7 ", "a/\u0667", "a/\ud800", "a" * 300 + "/7"]
-    )
-    def test_odd_places(self, store: PlainStore, place: str) -> None:
-        """Any text is a place of its own, and no other's."""
-        store.claim(wish(place=place))
-        store.confirm(wish(place=place))
-        assert store.claim(wish("second", place=place)) is REREAD
-        assert store.claim(wish("second", place="a/7")) is REPLAYED
-        assert store.claim(wish("second")) is REPLAYED
+    @pytest.mark.parametrize("index", [None, 1], ids=["single", "batch"])
+    @pytest.mark.parametrize("place", ODD_PLACES, ids=str)
+    def test_odd_places(self, store: PlainStore, place: Place, index: int | None) -> None:
+        """Any place is one of its own, and no other's, whatever its log is called and however far it goes."""
+        name: dict[str, Any] = {} if index is None else {"id": batch_id(bytes(16), index), "index": index}
+        for number in (0, 2):
+            before = sibling(number, place=HERE, token=bytes(16))
+            store.claim(before)
+            store.confirm(before)
+        store.claim(wish(place=place, **name))
+        store.confirm(wish(place=place, **name))
+        assert store.claim(wish("second", place=place, **name)) is REREAD
+        assert store.claim(wish("second", place=("a", "b", 0, 7), **name)) is REPLAYED
+        assert store.claim(wish("second", **name)) is REPLAYED
+        assert store.claim(sibling(2, "second", place=HERE, token=bytes(16))) is REREAD
+        assert store.claim(sibling(0, "second", place=place, token=bytes(16))) is REPLAYED
 
     def test_odd_names(self, store: PlainStore) -> None:
         """Scopes and owners may hold any text."""
@@ -302,6 +324,40 @@ class StoreContract:
         assert [store.claim(wish(id=identity)) for identity in ids] == [FRESH] * 5
         assert [store.claim(wish("second", id=identity)) for identity in ids] == [REPLAYED] * 5
 
+    def test_siblings_apart(self, store: PlainStore) -> None:
+        """Each message of a batch is one by itself, and so is the single one whose token has the same id."""
+        siblings = [sibling(index) for index in (0, 1, 2, 63, 64, 255, 256, 1023)]
+        everyone = [wish(), wish(id=bytes(17) + b"\x01"), *siblings, sibling(1, token=b"\x01" * 16)]
+        assert [store.claim(one) for one in everyone] == [FRESH] * 11
+        for one in everyone[::2]:
+            store.confirm(one)
+        for one in everyone[1::2]:
+            store.release(one)
+        again = [store.claim(replace(one, owner="second")) for one in everyone]
+        assert again == [REPLAYED, FRESH] * 5 + [REPLAYED]
+
+    @pytest.mark.parametrize("step", [1, -1], ids=["in order", "backwards"])
+    def test_siblings_by_place(self, store: PlainStore, step: int) -> None:
+        """Each done message of a batch is a re-read at its own place and a replay at its siblings'."""
+        batch = [sibling(7 * n, f"{n}", place=("c", "orders", n % 3, 100 - n)) for n in range(9)]
+        for one in batch[::step]:
+            assert store.claim(one) is FRESH
+        for one in batch[::-step]:
+            store.confirm(one)
+        assert [store.claim(replace(one, owner="again")) for one in batch] == [REREAD] * 9
+        moved = [replace(one, owner="again", place=two.place) for one, two in pairwise(batch)]
+        assert [store.claim(one) for one in moved] == [REPLAYED] * 8
+
+    def test_siblings_with_and_without_place(self, store: PlainStore) -> None:
+        """A message of a batch that is done without a place keeps none, whatever its siblings have."""
+        batch = [sibling(n, place=HERE if n % 2 else None) for n in range(6)]
+        for one in batch:
+            store.claim(one)
+            store.confirm(one)
+        found = [store.claim(replace(one, owner="again", place=HERE)) for one in batch]
+        assert found == [REPLAYED, REREAD] * 3
+        assert store.claim(sibling(0, "again", redelivered=True)) is DUPLICATE
+
     def test_redelivery_storm(self, store: PlainStore, clock: FakeClock) -> None:
         """A message redelivered five times is handled and never condemned; its copies are never handled."""
         for number in range(20):
@@ -321,12 +377,29 @@ class BatchStoreContract(StoreContract):
 
     def test_batch(self, store: PlainBatchStore) -> None:
         """A batch is judged in its order, a copy in the same batch too."""
-        batch = [wish(f"{n}", id=bytes([n % 3]) * 16, place=f"c/orders/0/{n}") for n in range(5)]
+        batch = [wish(f"{n}", id=bytes([n % 3]) * 16, place=("c", "orders", 0, n)) for n in range(5)]
         assert store.claim_many(batch) == [FRESH, FRESH, FRESH, REPLAYED, REPLAYED]
         store.confirm_many(batch[:2])
         assert store.claim_many([replace(one, owner="again") for one in batch]) == [
             REREAD, REREAD, FRESH, REPLAYED, REPLAYED,
         ]  # fmt: skip
+
+    def test_batch_of_siblings(self, store: PlainBatchStore) -> None:
+        """Messages of two batches, single ones between them and a copy of each: one poll, judged in its order."""
+        poll = [
+            one
+            for n in range(6)
+            for one in (
+                sibling(n, f"{n}", token=bytes(16), place=("c", "orders", 0, 3 * n)),
+                sibling(n, f"{n}", token=b"\x01" * 16, place=("c", "orders", 0, 3 * n + 1)),
+                wish(f"{n}", id=bytes([n]) * 16, place=("c", "orders", 0, 3 * n + 2)),
+            )
+        ]
+        copies = [replace(one, owner="copy", place=("c", "orders", 1, 0)) for one in poll]
+        assert store.claim_many(poll + copies) == [FRESH] * 18 + [REPLAYED] * 18
+        store.confirm_many(poll[::2] + copies)
+        again = [replace(one, owner="again") for one in poll]
+        assert store.claim_many(again) == [REREAD, FRESH] * 9
 
     def test_batch_repeated(self, store: PlainBatchStore) -> None:
         """A batch whose answer was lost may be claimed again."""
@@ -341,18 +414,23 @@ class BatchStoreContract(StoreContract):
 
     def test_batch_large(self, store: PlainBatchStore) -> None:
         """A batch may be larger than any poll: 2,500 claims, in order."""
-        batch = [wish(id=n.to_bytes(16, "big"), place=f"c/orders/0/{n}") for n in range(2500)]
+        batch = [wish(id=n.to_bytes(16, "big"), place=("c", "orders", 0, n)) for n in range(2500)]
         assert store.claim_many(batch) == [FRESH] * 2500
         store.confirm_many(batch)
         assert store.claim_many([replace(one, owner="again") for one in batch]) == [REREAD] * 2500
 
 
+_NAMES: Final[list[dict[str, Any]]] = [
+    *({"id": bytes([n]) * 16, "index": None} for n in (0, 1)),
+    *({"id": batch_id(bytes(16), index), "index": index} for index in (0, 1, 70)),
+    {"id": batch_id(b"\x01" * 16, 1), "index": 1},
+]
 _REQUESTS: Final = st.builds(
-    wish,
+    lambda name, **given: wish(**name, **given),
+    name=st.sampled_from(_NAMES),
     owner=st.sampled_from(["a", "b", "c"]),
-    scope=st.sampled_from(["billing", "shipping"]),
-    id=st.sampled_from([bytes(16), b"\x01" * 16]),
-    place=st.sampled_from([None, None, HERE, THERE, "odd"]),
+    scope=st.sampled_from(["billing", "billing", "shipping"]),
+    place=st.sampled_from([None, None, HERE, THERE, ("", "odd", 7, 2**60)]),
     redelivered=st.booleans(),
     lease=st.sampled_from([5.0, 10.0]),
     renew=st.sampled_from([False, False, True]),
@@ -413,7 +491,7 @@ class StoreMachine(RuleBasedStateMachine):
         status = judge(entry, request, now)
         if status is FRESH:
             place = request.place if entry is None else entry.place
-            self.model[key] = Entry(request.owner, place, now + request.lease, request.expires)
+            self.model[key] = Entry(request.owner, place, now + request.lease)
         return status
 
     def _confirmed(self, request: ClaimRequest) -> None:
