@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from mqauth import config_settings as settings
+from mqauth.batching import Batching
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config_audit import audit_sink
 from mqauth.config_settings import AuthoritySettings, IssuerSettings, ProducerSettings, SourceSettings
@@ -111,6 +112,15 @@ class Configuration:
             key=_producer_key(found, self._clock), issuer=found.issuer, subject=found.subject,
             audience=found.audience, audiences=found.audiences, lifetime=found.lifetime, clock=self._clock,
         )  # fmt: skip
+
+    @property
+    def batching(self) -> Batching:
+        """What ``[producer]`` says of batches: ``Producer(..., config.signer, **config.batching)``.
+
+        Raises:
+            ConfigurationError: there is no ``[producer]``.
+        """
+        return self._needed(self._producer, "producer").batching
 
     @cached_property
     def pipeline(self) -> Pipeline:

@@ -9,7 +9,8 @@ from typing import Any, Final, Literal, cast
 
 from mqauth import destination
 from mqauth.auditfile import MIN_BYTES
-from mqauth.claims import is_name
+from mqauth.batching import DEFAULT_LINGER, MAX_LINGER, Batching
+from mqauth.claims import MAX_BATCH, is_name
 from mqauth.config_table import Table, is_broker_url, is_url
 from mqauth.errors import ConfigurationError, MalformedMessage, Reason
 from mqauth.flood import DEFAULT_FLOOD_AFTER
@@ -25,7 +26,8 @@ _SOURCES: Final = ("file", "jwks", "discovery")
 _REMOTE_KEYS: Final = ("max_stale", "ca", "snapshot", "unsafe_http_loopback")
 _SOURCE_KEYS: Final = ("issuer", *_SOURCES, *_REMOTE_KEYS, "publish_delay")
 _PRODUCER: Final = (
-    "issuer", "subject", "audience", "audiences", "keys", "lifetime", "passphrase_env", "passphrase_file",
+    "issuer", "subject", "audience", "audiences", "keys", "lifetime", "batch", "linger", "passphrase_env",
+    "passphrase_file",
 )  # fmt: skip
 _HEAD_KEYS: Final = (
     "heads", "heads_key", "heads_every", "heads_seconds", "heads_passphrase_env", "heads_passphrase_file",
@@ -38,7 +40,7 @@ _CONSUMER: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProducerSettings:
-    """``[producer]``; the arguments of ``Signer``, and where its key is."""
+    """``[producer]``; the arguments of ``Signer``, where its key is, and what broker wrappers batch."""
 
     table: Table
     issuer: str
@@ -47,6 +49,7 @@ class ProducerSettings:
     audiences: Mapping[str, str]
     keys: Path
     lifetime: int
+    batching: Batching
     passphrase_env: str | None
     passphrase_file: Path | None
 
@@ -171,6 +174,10 @@ def producer(table: Table) -> ProducerSettings:
         audiences=_audiences(table.table("audiences")),
         keys=table.file_path("keys"),
         lifetime=table.integer("lifetime", 60, least=1, most=MAX_LIFETIME),
+        batching=Batching(
+            batch=table.integer("batch", 1, least=1, most=MAX_BATCH),
+            linger=table.number("linger", DEFAULT_LINGER, least=0, most=MAX_LINGER),
+        ),
         passphrase_env=table.optional_name("passphrase_env"),
         passphrase_file=table.optional_file_path("passphrase_file"),
     )

@@ -119,6 +119,15 @@ class Table:
             raise self.refuse(key, f"must be {bounds}, not {found}")
         return found
 
+    def number(self, key: str, default: float, *, least: float, most: float) -> float:
+        """Return a number within its bounds, as a float; a boolean is none, and NaN is in no bounds."""
+        found = self.members.get(key, default)
+        if type(found) not in (int, float):
+            raise self._mistyped(key, "a number", found)
+        if not least <= found <= most:
+            raise self.refuse(key, f"must be {least:g} to {most:g}, not {found}")
+        return float(found)
+
     def optional_integer(self, key: str, *, least: int) -> int | None:
         """Return an integer, ``None`` where the key is absent."""
         return self.integer(key, least, least=least) if key in self.members else None

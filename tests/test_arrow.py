@@ -22,7 +22,7 @@ CORE = (
     ("encoding",),
     ("envelope",),
     ("merkle",),
-    ("batch", "knowntokens"),
+    ("batch", "batching", "knowntokens"),
     ("jsonform", "lineage"),
     ("signer", "release"),
     ("verified",),

@@ -33,6 +33,8 @@ subject = "orders-api"
 audience = "billing"
 keys = "keys"
 lifetime = 30
+batch = 64
+linger = 1
 [producer.audiences]
 "kafka:stock" = "stock"
 
@@ -210,9 +212,16 @@ def test_defaults_are_those_of_the_design(place: Path) -> None:
     """Left out: 60 s to live, 5 s leeway, 1 h at most, judged on receipt, memory store, no audit."""
     found = mqauth.load(written(place, SMALL))
     assert found.signer.lifetime == 60
+    assert found.batching == {"batch": 1, "linger": 0.002}
     assert found.pipeline.verifier.retention == 5
     assert found.pipeline.audit is None
     assert found.pipeline.scope is None
+
+
+def test_batching_is_what_producers_take(place: Path) -> None:
+    """``batch`` and ``linger`` of ``[producer]`` are the arguments of a wrapper's ``Producer``, in seconds."""
+    found = mqauth.load(written(place, FULL))
+    assert found.batching == {"batch": 64, "linger": 1.0}
 
 
 def test_no_rule_refuses_everything(place: Path) -> None:
@@ -516,7 +525,8 @@ def shown(spot: tuple[str, ...]) -> str:
 
 KINDS = {
     "issuer": "string", "subject": "string", "audience": "string array", "audiences": "table", "keys": "string",
-    "lifetime": "integer", "scope": "string", "max_lifetime": "integer", "leeway": "integer", "at": "",
+    "lifetime": "integer", "batch": "integer", "linger": "integer float",
+    "scope": "string", "max_lifetime": "integer", "leeway": "integer", "at": "",
     "max_queue_age": "integer", "append_evidence": "", "unsigned_headers": "", "require_headers": "array",
     "user_id": "table", "issuers": "array", "allow": "array", "file": "string", "jwks": "string",
     "max_stale": "integer", "publish_delay": "integer", "subjects": "table", "vouches": "boolean",
@@ -537,7 +547,7 @@ def wrong_cases() -> list[Any]:
         for key in at(tomllib.loads(EVERYTHING), spot):
             for kind, value in WRONG.items():
                 right = KINDS[key].split()
-                if kind in right and kind in ("string", "integer", "boolean"):
+                if kind in right and kind in ("string", "integer", "float", "boolean"):
                     continue
                 cases.append(pytest.param(spot, key, value, id=f"{'.'.join(spot)}.{key}-{kind}"))
     return cases
@@ -601,6 +611,10 @@ def test_required_key_is_named(place: Path, spot: tuple[str, ...], key: str) -> 
         (("producer",), PASSPHRASES, "passphrase_file: contradicts"),
         (("producer",), {"lifetime": 0}, "lifetime: must be 1 to 86400, not 0"),
         (("producer",), {"lifetime": 86_401}, "lifetime: must be 1 to 86400"),
+        (("producer",), {"batch": 0}, "batch: must be 1 to 1024, not 0"),
+        (("producer",), {"batch": 1025}, "batch: must be 1 to 1024"),
+        (("producer",), {"linger": -0.1}, "linger: must be 0 to 10, not -0.1"),
+        (("producer",), {"linger": 11}, "linger: must be 0 to 10"),
         (("producer",), {"issuer": ""}, "issuer: must be 1 to 256 characters"),
         (("producer",), {"issuer": "a\nb"}, "issuer: must be 1 to 256 characters"),
         (("producer",), {"subject": "s" * 257}, "subject: must be 1 to 256 characters"),

@@ -18,9 +18,10 @@ from aio_pika import exceptions
 from aio_pika.abc import AbstractExchange, AbstractMessage, PublishResultType
 from pamqp import commands
 
+from mqauth.batching import DEFAULT_LINGER
 from mqauth.brokers.rabbitmq_channel import ClosedByOwnerError, lost_unanswered, was_cancelled
 from mqauth.brokers.rabbitmq_outlet import Through, outlet
-from mqauth.brokers.rabbitmq_sealing import DEFAULT_LINGER, Pace, Sealing
+from mqauth.brokers.rabbitmq_sealing import Pace, Sealing
 from mqauth.brokers.rabbitmq_wire import to_message
 from mqauth.errors import MalformedMessage, MqauthError
 from mqauth.message import Message

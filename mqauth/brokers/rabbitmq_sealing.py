@@ -11,6 +11,7 @@ import asyncio
 from functools import partial
 from typing import Final, NamedTuple
 
+from mqauth.batching import DEFAULT_LINGER, MAX_LINGER
 from mqauth.brokers.rabbitmq_leases import Timer, call_later
 from mqauth.claims import MAX_BATCH
 from mqauth.clock import SYSTEM_CLOCK, Clock
@@ -18,9 +19,6 @@ from mqauth.errors import ConfigurationError, MalformedMessage
 from mqauth.message import Message
 from mqauth.signer import Prepared, Signer
 
-DEFAULT_LINGER: Final = 0.002
-"""Seconds a publish may wait for others to be sealed with."""
-MAX_LINGER: Final = 10.0
 _WEIGHT: Final = 0.1
 """How much the last confirm counts in the measured latency."""
 
