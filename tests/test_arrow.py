@@ -25,7 +25,7 @@ CORE = (
     ("batch", "batching", "knowntokens"),
     ("jsonform", "lineage"),
     ("signer", "release"),
-    ("verified",),
+    ("verified", "releaser"),
     ("verifier",),
     ("policy", "claimrequest", "places", "forgetting", "audit", "misuse", "redaction", "linefile"),
     ("idtable",),

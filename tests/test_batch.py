@@ -23,7 +23,8 @@ from mqauth.keys import Key, KeySet
 from mqauth.message import TOKEN_HEADER, Message, Origin
 from mqauth.pipeline import Outcome, Pipeline, Verdict
 from mqauth.redaction import redact
-from mqauth.release import Authority, ReleaseAuthorities, Releaser, open_release
+from mqauth.release import Authority, ReleaseAuthorities, open_release
+from mqauth.releaser import Releaser
 from mqauth.replay import MemoryReplayStore, claim_id
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, BatchForge, FakeClock, Forge, verified
 from mqauth.testing.attacks import changed_header, honest_message

@@ -29,7 +29,8 @@ from mqauth.keys import Key, KeySet
 from mqauth.message import Message
 from mqauth.pipeline import Pipeline
 from mqauth.policy import Allow
-from mqauth.release import WAIVABLE, Authority, ReleaseAuthorities, Releaser
+from mqauth.release import WAIVABLE, Authority, ReleaseAuthorities
+from mqauth.releaser import Releaser
 from mqauth.replay import MemoryReplayStore
 from mqauth.review import ALL, Filter
 from mqauth.review.letterbox import BATCH

@@ -16,7 +16,8 @@ from mqauth.keys import Key
 from mqauth.lineage import MAX_COUNT, MAX_HOPS, NO_PAST, Hop, Past
 from mqauth.message import Message
 from mqauth.pipeline import Verdict
-from mqauth.release import RELEASE_HEADER, Releaser, open_release
+from mqauth.release import RELEASE_HEADER, open_release
+from mqauth.releaser import Releaser
 from mqauth.review import Filter, Letter, judge, read
 from mqauth.testing import FakeClock, Forge
 from tests.conftest import KAFKA, RABBITMQ

@@ -16,18 +16,17 @@ from mqauth.keys import Key, KeySet, Revocation
 from mqauth.message import TOKEN_HEADER, Message
 from mqauth.pipeline import Outcome, Verdict
 from mqauth.release import (
-    DEFAULT_LIFETIME,
     MAX_LIFETIME,
     RELEASE_HEADER,
     RELEASE_TYPE,
     WAIVABLE,
     Authority,
     ReleaseAuthorities,
-    Releaser,
     is_released,
     open_release,
     parse,
 )
+from mqauth.releaser import DEFAULT_LIFETIME, Releaser
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, with_token
 from tests.conftest import KAFKA, RABBITMQ, World, kafka_message, rabbitmq_message

@@ -24,7 +24,8 @@ from mqauth.keys import Key, KeySet
 from mqauth.message import TOKEN_HEADER, Message
 from mqauth.pipeline import Pipeline, Verdict
 from mqauth.policy import Allow
-from mqauth.release import RELEASE_HEADER, WAIVABLE, Authority, ReleaseAuthorities, Releaser
+from mqauth.release import RELEASE_HEADER, WAIVABLE, Authority, ReleaseAuthorities
+from mqauth.releaser import Releaser
 from mqauth.replay import MemoryReplayStore
 from mqauth.review import (
     ALL,

@@ -20,7 +20,8 @@ from mqauth.jwk import dump_key_set
 from mqauth.keys import Key, KeySet
 from mqauth.message import Message
 from mqauth.policy import Allow
-from mqauth.release import WAIVABLE, Authority, ReleaseAuthorities, Releaser
+from mqauth.release import WAIVABLE, Authority, ReleaseAuthorities
+from mqauth.releaser import Releaser
 from mqauth.replay import MemoryReplayStore
 from mqauth.review import Filter, Index, Ledger, Reviewer, Terms, account, survey
 from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT, Forge

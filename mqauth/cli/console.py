@@ -24,7 +24,7 @@ from mqauth.errors import ConfigurationError
 from mqauth.keystore import signing_key
 from mqauth.keystore.jwks_http import FetchFailed
 from mqauth.pipeline import Pipeline
-from mqauth.release import Releaser
+from mqauth.releaser import Releaser
 
 if TYPE_CHECKING:
     from mqauth.console import Provider

@@ -30,7 +30,8 @@ from mqauth.config import read_passphrase
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.keystore import signing_key
 from mqauth.pipeline import Pipeline
-from mqauth.release import WAIVABLE, Releaser
+from mqauth.release import WAIVABLE
+from mqauth.releaser import Releaser
 from mqauth.review import Account, Filter, Index, Pace, Reviewer, Terms
 
 

@@ -6,7 +6,7 @@ gives an ``Index`` of it; ``Index.freeze`` a selection; ``redrive`` and ``discar
 """
 
 from mqauth.review.account import Ledger, account
-from mqauth.review.acts import Account, Pace, Reviewer, Terms, discard, redrive, rehearse
+from mqauth.review.acts import discard, redrive, rehearse
 from mqauth.review.filters import ALL, Filter, Selection
 from mqauth.review.index import Group, Index, Row
 from mqauth.review.judge import Judge, judge
@@ -14,6 +14,7 @@ from mqauth.review.letter import Letter, Reading, read, restore
 from mqauth.review.letterbox import LetterBox
 from mqauth.review.recall import Originals
 from mqauth.review.survey import fill, survey
+from mqauth.review.terms import Account, Pace, Reviewer, Terms
 from mqauth.review.transfer import take_in
 
 __all__ = [
