@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, TypeVar
 
 from mqauth import destination, strictjson
 from mqauth.errors import MalformedMessage, Reason, Rejection
@@ -23,13 +23,13 @@ REQUIRED: Final = ("iss", "sub", "aud", "iat", "exp", "jti", "mqa")
 _REGISTERED: Final = frozenset((*REQUIRED, "nbf"))
 _MEMBERS: Final = frozenset(("v", "dst", "bod", "key", "hdr", "hds"))
 _BATCH_MEMBERS: Final = (frozenset(("v", "tree")), frozenset(("v", "tree", "hdr")))
+NO_EXTRA: Final[Mapping[str, Any]] = MappingProxyType({})
 _DIGEST = re.compile(r"[A-Za-z0-9\-_]{42}[AEIMQUYcgkosw048]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Binding:
+class Binding(NamedTuple):
     """The ``mqa`` claim: what of a message the token binds.
 
     Args:
@@ -54,8 +54,7 @@ class Binding:
         }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class Batch(NamedTuple):
     """The ``mqa`` claim of a batch token: the root that binds many messages, each by its proof.
 
     Args:
@@ -74,8 +73,7 @@ class Batch:
         return {"v": PROFILE_VERSION, "tree": tree} | ({"hdr": list(self.hdr)} if self.hdr else {})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claims:
+class Claims(NamedTuple):
     """A parsed claim set; times are UTC seconds, ``extra`` holds the claims this profile does not name."""
 
     iss: str
@@ -86,7 +84,7 @@ class Claims:
     jti: str
     mqa: Binding | Batch
     nbf: int | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = NO_EXTRA
 
     def as_dict(self) -> dict[str, Any]:
         """Return the claims as they stand in the token."""
@@ -102,7 +100,9 @@ class Claims:
 
 def is_name(value: object, minimum: int = 1, maximum: int = MAX_NAME) -> bool:
     """Tell whether a value is text within the limits, free of control characters and lone surrogates."""
-    return isinstance(value, str) and minimum <= len(value) <= maximum and not _CONTROL.search(value)
+    if not isinstance(value, str) or not minimum <= len(value) <= maximum:
+        return False
+    return value.isprintable() or not _CONTROL.search(value)  # printable text has none of them, and is told faster
 
 
 def build(claims: Claims) -> bytes:
@@ -118,16 +118,21 @@ def parse(raw: bytes) -> Claims:
     """
     found = load(raw, REQUIRED)
     return Claims(
-        iss=text_claim(found, "iss"),
-        sub=text_claim(found, "sub"),
-        aud=text_claim(found, "aud"),
-        iat=time_claim(found, "iat"),
-        exp=time_claim(found, "exp"),
-        nbf=time_claim(found, "nbf") if "nbf" in found else None,
-        jti=text_claim(found, "jti", MIN_JTI, MAX_JTI),
-        mqa=_bound_claim(found["mqa"]),
-        extra={name: value for name, value in found.items() if name not in _REGISTERED},
+        text_claim(found, "iss"),
+        text_claim(found, "sub"),
+        text_claim(found, "aud"),
+        time_claim(found, "iat"),
+        time_claim(found, "exp"),
+        text_claim(found, "jti", MIN_JTI, MAX_JTI),
+        _bound_claim(found["mqa"]),
+        time_claim(found, "nbf") if "nbf" in found else None,
+        NO_EXTRA if found.keys() <= _REGISTERED else _extra(found),
     )
+
+
+def _extra(found: dict[str, Any]) -> Mapping[str, Any]:
+    """Return the claims this profile does not name."""
+    return {name: value for name, value in found.items() if name not in _REGISTERED}
 
 
 def load(raw: bytes, required: tuple[str, ...]) -> dict[str, Any]:
@@ -237,9 +242,9 @@ def text_claim(found: dict[str, Any], name: str, minimum: int = 1, maximum: int 
         Rejection: ``claims_malformed``.
     """
     value = found[name]
-    if not is_name(value, minimum, maximum):
+    if type(value) is not str or not is_name(value, minimum, maximum):
         raise _malformed(f"{name} is no text of {minimum} to {maximum} characters")
-    return str(value)
+    return value
 
 
 def time_claim(found: dict[str, Any], name: str) -> int:

@@ -94,7 +94,9 @@ def asked(cause: Cause, function: Callable[..., Any], *args: Any) -> Flow[Any]:
     """
     try:
         result = function(*args)
-        return (yield Call(_itself, (result,))) if is_awaitable(result) else result
+        if result is not None and is_awaitable(result):
+            result = yield Call(_itself, (result,))
+        return result
     except OUR_FAULT:
         raise
     except Exception as error:
@@ -225,7 +227,7 @@ def _retrying(wish: Call, error: Exception) -> dict[str, Any] | None:
 def _plain(wish: Call) -> Any:
     """Call, and refuse a coroutine nobody would await."""
     result = wish.function(*wish.arguments)
-    if is_awaitable(result):
+    if result is not None and is_awaitable(result):
         if inspect.iscoroutine(result):
             result.close()
         raise ColourError("an asynchronous plug-in or handler was given to a synchronous consumer")

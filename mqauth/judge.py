@@ -182,10 +182,9 @@ class Judge:
 
     def _wish(self, delivery: Delivery, verified: Verified) -> ClaimRequest:
         """Return the claim a delivery wishes for; its owner is one for ever."""
-        origin, index = delivery.message.origin, verified.index
+        origin, index, claims = delivery.message.origin, verified.index, verified.claims
         if delivery.owner is None:
             delivery.owner = self._randomness(_OWNER_BYTES).hex()
-        claims = verified.claims
         return ClaimRequest(
             scope=self._scope or origin.scope or self.scope_of(delivery.message),
             id=_claim_id(claims, index),

@@ -6,9 +6,8 @@ names, any ``typ`` and a padded signature pass. Sources: RFC 7515 sections 3.1 a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import Algorithm, ECAlgorithm, OKPAlgorithm, RSAAlgorithm, RSAPSSAlgorithm
@@ -33,15 +32,17 @@ _PYJWT: Final[dict[str, Algorithm]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(NamedTuple):
     """A token taken apart; nothing in it is verified yet, and ``repr`` shows nothing to replay."""
 
     algorithm: str
     kid: str
-    signing_input: bytes = field(repr=False)
-    payload: bytes = field(repr=False)
-    signature: bytes = field(repr=False)
+    signing_input: bytes
+    payload: bytes
+    signature: bytes
+
+    def __repr__(self) -> str:
+        return f"Opened(algorithm={self.algorithm!r}, kid={self.kid!r})"
 
 
 class LocalSigningKey:
@@ -93,11 +94,10 @@ def take_apart(token: bytes, *, typ: str = TOKEN_TYPE) -> Opened:
     if len(segments) != _SEGMENTS:
         raise _malformed("not three segments")
     try:
-        parameters = _parameters(segments[0])
         payload, signature = base64url.decode(segments[1]), base64url.decode(segments[2])
+        algorithm, kid = _header(segments[0], typ)
     except ValueError as error:
         raise _malformed("a segment is not canonical base64url, or the header no JSON") from error
-    algorithm, kid = _check_header(parameters, typ)
     return Opened(algorithm, kid, token[: token.rindex(b".")], payload, signature)
 
 
@@ -118,9 +118,9 @@ def verify(opened: Opened, key: Key) -> None:
 
 
 @lru_cache(maxsize=256)
-def _parameters(segment: bytes) -> Any:
-    """Return the JOSE header; a producer's is the same for every message of a key, and not parsed twice."""
-    return strictjson.loads(base64url.decode(segment), depth=_HEADER_DEPTH)
+def _header(segment: bytes, typ: str) -> tuple[str, str]:
+    """Return ``alg`` and ``kid``; a producer's header is the same for every message of a key, and read once."""
+    return _check_header(strictjson.loads(base64url.decode(segment), depth=_HEADER_DEPTH), typ)
 
 
 def _check_header(parameters: Any, typ: str) -> tuple[str, str]:

@@ -33,8 +33,12 @@ def loads(raw: bytes, *, depth: int, wide: bool = False) -> Any:
     Raises:
         StrictJSONError: the text breaks one of the rules of this module.
     """
+    decoder = _WIDE_DECODER if wide else _DECODER
     try:
-        value = (_WIDE_DECODER if wide else _DECODER).decode(raw.decode("utf-8"))
+        text = raw.decode("utf-8")
+        value, end = decoder.raw_decode(text) if text[:1] == "{" else (None, -1)
+        if end != len(text):  # what is not one object to its last character, or is wrong in another way
+            value = decoder.decode(text)
     except StrictJSONError:
         raise
     except (ValueError, RecursionError) as error:

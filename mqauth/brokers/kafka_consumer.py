@@ -290,9 +290,10 @@ class Consumer:
 
     def _handle(self, verified: Verified) -> Any:
         """Call the handler with a decoded message it can answer."""
-        value = decoded(verified, self._decode)
-        answer = None if self._replies is None else self._answer
-        return self._handler(equip(verified, responder=answer, value=value))
+        if self._decode is not None or self._replies is not None:
+            answer = None if self._replies is None else self._answer
+            verified = equip(verified, responder=answer, value=decoded(verified, self._decode))
+        return self._handler(verified)
 
     def _answer(self, verified: Verified, body: bytes) -> Any:
         """Send a signed answer to the topic in reply-to, and return the client's future."""

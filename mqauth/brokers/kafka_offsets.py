@@ -51,12 +51,13 @@ class Prefix:
 
     def settle(self, offset: int) -> None:
         """Note a record settled, in whatever order."""
+        waiting, settled = self._waiting, self._settled
         with self._lock:
-            self._settled.add(offset)
-            while self._waiting and self._waiting[0] in self._settled:
-                settled = self._waiting.popleft()
-                self._settled.discard(settled)
-                self.next = settled + 1
+            settled.add(offset)
+            while waiting and waiting[0] in settled:
+                first = waiting.popleft()
+                settled.discard(first)
+                self.next = first + 1
 
     def forget_after(self, offset: int) -> None:
         """Forget what was received after an offset; it will be read again."""
