@@ -10,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
+from integration.documentation import blocks
 from mqauth.cli import main
 from mqauth.cli.dlq_broker import Place
 from mqauth.cli.dlq_settings import BrokerSettings
@@ -166,3 +167,15 @@ def test_the_command_refuses_before_it_connects(
     assert main(["dlq", "list", *place, "--broker-settings", str(settings)]) == 2
     said = capsys.readouterr().err
     assert (said.count("\n"), "s3cr" in said) == (1, False)
+
+
+def test_the_documented_file_is_read(tmp_path: Path) -> None:
+    """The page's example is a whole file, and says what it seems to say."""
+    (block,) = [block for block in blocks("docs/review.md") if "[broker]" in block.text]
+    path = tmp_path / "broker.toml"
+    path.write_text(block.text)
+    found = BrokerSettings.load(path)
+    assert (found.user, found.password, found.mechanism) == ("ada", "s3cr@t:/", "SCRAM-SHA-512")
+    assert (found.ca, found.cert, found.key) == (
+        tmp_path / "ca.pem", tmp_path / "reviewer.pem", tmp_path / "reviewer-key.pem"
+    )  # fmt: skip
