@@ -76,9 +76,14 @@ def compact(payload: bytes, key: SigningKey, *, typ: str = TOKEN_TYPE) -> str:
         key: signs, and decides ``alg`` and ``kid``.
         typ: the token's type.
     """
-    header = strictjson.dumps({"alg": key.algorithm, "typ": typ, "kid": key.kid})
-    signing_input = base64url.encode(header) + b"." + base64url.encode(payload)
+    signing_input = _header_segment(key.algorithm, typ, key.kid) + base64url.encode(payload)
     return (signing_input + b"." + base64url.encode(key.sign(signing_input))).decode("ascii")
+
+
+@lru_cache(maxsize=256)
+def _header_segment(algorithm: str, typ: str, kid: str) -> bytes:
+    """Return the first segment and its dot; a key's is the same for every token."""
+    return base64url.encode(strictjson.dumps({"alg": algorithm, "typ": typ, "kid": kid})) + b"."
 
 
 def take_apart(token: bytes, *, typ: str = TOKEN_TYPE) -> Opened:
