@@ -11,6 +11,7 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 
 from integration.benchmarks import flood, pages, profile
+from integration.documentation import ROOT
 from mqauth import cli
 from mqauth.bench import handmade, inprocess, lanes, run
 from mqauth.bench.handmade import Bare, Celery, Handwritten, Joserfc, Wrapper
@@ -247,6 +248,16 @@ def test_tables_are_put_between_their_marks(report: run.Report) -> None:
     assert pages.filled(unmeasured, found) == unmeasured
     with pytest.raises(KeyError):
         pages.filled("<!-- table nonsense -->\n<!-- end -->", found)
+
+
+@pytest.mark.parametrize("page", ["performance.md", "sizing.md"])
+def test_every_mark_names_a_table(page: str) -> None:
+    """Each mark of the pages names a table, or a plot, that the command makes."""
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    marked = re.findall(r"<!-- table (.*) -->", text)
+    assert marked
+    assert {*marked} <= {*pages.tables()}
+    assert text.count("<!-- end -->") == len(marked)
 
 
 def test_forged_batch_tokens_leave_nothing_behind() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from integration.benchmarks import profile
 from mqauth.bench.inprocess import HEADERS, SIZES
 
-_MARKED: Final = re.compile(r"(<!-- table ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MARKED: Final = re.compile(r"(<!-- table ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SCALE: Final = frozenset(("messages", "producers", "keys", "processes", "partitions", "group"))
 _OPTIONAL: Final = frozenset(("rabbitmq", "kafka", "flood", "profile", "scale"))
 _CONTENDERS: Final = ("bare", "pipelined", "message", "batch", "handwritten", "joserfc", "celery")
@@ -21,6 +21,12 @@ _HEADS: Final = {
     "document_kib": "document, KiB",
     "messages_a_second": "messages a second",
     "cpu_us": "us of CPU a message",
+}
+_PLOTS: Final = {
+    "plot ratios": "Rates as a share of the bare client's, by contender",
+    "plot in-process": "The signature and everything else, in microseconds",
+    "plot sizes": "The verdict by body size and by number of headers",
+    "plot scale": "The verdict's CPU time when there is more of something",
 }
 _SHORT_SIZES: Final = {100: "100 B", 1024: "1 KiB", 65_536: "64 KiB"}
 
@@ -47,7 +53,7 @@ def _is_measured(name: str, found: Mapping[str, Any]) -> bool:
     """Tell whether there are figures for a table."""
     if name == "memory":
         return bool(found["kept_bytes"])
-    part = "scale" if name in _SCALE else name
+    part = "scale" if name in _SCALE else name.removeprefix("plot ")
     return part not in _OPTIONAL or part in found
 
 
@@ -57,12 +63,16 @@ def table(name: str, found: Mapping[str, Any]) -> str:
     Raises:
         KeyError: there is none of this name.
     """
-    made = {
+    return "".join(f"{line}\n" for line in tables()[name](name, found))
+
+
+def tables() -> dict[str, Callable[[str, Mapping[str, Any]], Iterator[str]]]:
+    """Return what makes each table, by its name."""
+    return {
         "machine": _machine, "in process": _in_process, "sign": _matrix, "verdict": _matrix, "rabbitmq": _broker,
-        "kafka": _broker, "memory": _memory, "flood": _flood, "profile": _profile, "messages": _scale,
-        "producers": _scale, "keys": _scale, "processes": _scale, "partitions": _scale, "group": _scale,
+        "kafka": _broker, "memory": _memory, "flood": _flood, "profile": _profile,
+        **dict.fromkeys(_SCALE, _scale), **dict.fromkeys(_PLOTS, _plot),
     }  # fmt: skip
-    return "".join(f"{line}\n" for line in made[name](name, found))
 
 
 def _grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -108,7 +118,7 @@ def _around(kind: str, cell: Mapping[str, float]) -> list[str]:
 def _matrix(operation: str, found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the medians of an operation by algorithm, body size and number of headers."""
     places = [(size, headers) for size in SIZES for headers in HEADERS]
-    head = ["us a message", *(f"{_SHORT_SIZES[size]}, {headers}" for size, headers in places)]
+    head = ["us of CPU a message", *(f"{_SHORT_SIZES[size]}, {headers}" for size, headers in places)]
     kinds = found["short"]["in_process"]
     rows = ([kind, *(_median_us(found, kind, place, operation) for place in places)] for kind in kinds)
     yield from _grid(head, rows)
@@ -117,7 +127,7 @@ def _matrix(operation: str, found: Mapping[str, Any]) -> Iterator[str]:
 def _median_us(found: Mapping[str, Any], kind: str, place: tuple[int, int], operation: str) -> str:
     """Return one field."""
     figures = found["in_process"].get(f"{kind} {place[0]} {place[1]} {operation}", {})
-    return f"{figures['us'][1]:.0f}" if "us" in figures else "failed"
+    return f"{figures['cpu_s_per_1000'][1] * 1000:.0f}" if figures.get("cpu_s_per_1000") else "failed"
 
 
 def _broker(name: str, found: Mapping[str, Any]) -> Iterator[str]:
@@ -177,6 +187,11 @@ def _flood(_name: str, found: Mapping[str, Any]) -> Iterator[str]:
 def _profile(_name: str, found: Mapping[str, Any]) -> Iterator[str]:
     """Yield where the time goes."""
     yield from _grid(["", *found["profile"]], profile.rows(found["profile"]))
+
+
+def _plot(name: str, _found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a plot."""
+    yield f"![{_PLOTS[name]}](performance/{name.removeprefix('plot ')}.svg)"
 
 
 def _figures(named: Mapping[str, float]) -> str:

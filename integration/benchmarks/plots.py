@@ -109,8 +109,8 @@ def _line(axes: Any, label: str, xs: Iterable[float], ys: Iterable[float | None]
 
 def _verdict(found: Mapping[str, Any], kind: str, size: int, headers: int) -> float | None:
     """Return the median of one field."""
-    figures = found["in_process"].get(f"{kind} {size} {headers} verdict", {})
-    return float(figures["us"][1]) if "us" in figures else None
+    figures: Mapping[str, Sequence[float]] = found["in_process"].get(f"{kind} {size} {headers} verdict", {})
+    return figures["cpu_s_per_1000"][1] * 1000 if "cpu_s_per_1000" in figures else None
 
 
 def _scale(found: Mapping[str, Any]) -> Figure:

@@ -1,4 +1,8 @@
-"""Without a broker: what signing and judging one message cost, by algorithm, body size and number of headers."""
+"""Without a broker: what signing and judging one message cost, by algorithm, body size and number of headers.
+
+Told in CPU time: one thread does it all, so that it is the wall's on a machine that does nothing else, and stays
+what it is on one that does.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding
 
 from mqauth import destination
-from mqauth.bench.rounds import Measured, Progress, Rounds, Stopwatch, Variant, alternate
+from mqauth.bench.rounds import Measured, Progress, Rounds, Spread, Stopwatch, Variant, alternate
 from mqauth.bench.workload import BATCH, BODY_SIZE, HEADER_COUNT, LIFETIME, Refusals, Workload, guard
 from mqauth.flow import run
 from mqauth.keys import ALGORITHMS, Key
@@ -209,10 +213,10 @@ def _forge(kind: str) -> Forge:
     return Forge(lifetime=LIFETIME, algorithm="EdDSA" if kind == BATCH_NAME else kind)
 
 
-def microseconds(found: Rounds, cell: Cell, operation: str) -> float | None:
-    """Return the median of one operation, microseconds a message."""
-    rate = found.rate(cell.name(operation))
-    return None if rate is None else round(1e6 / rate, 2)
+def microseconds(found: Rounds, name: str) -> float | None:
+    """Return the median of a variant, microseconds of CPU a message, ``None`` where it failed."""
+    rounds = found.measured.get(name)
+    return None if not rounds else round(Spread.of(one.cpu_per_1000 * 1000 for one in rounds).median, 2)
 
 
 def short(found: Rounds, kinds: Iterable[str] = (*ALGORITHMS, BATCH_NAME)) -> dict[str, dict[str, float | None]]:
@@ -220,7 +224,7 @@ def short(found: Rounds, kinds: Iterable[str] = (*ALGORITHMS, BATCH_NAME)) -> di
     told = {"sign_us": "sign", "verify_us": "verdict", "signature_sign_us": "signature_sign",
             "signature_verify_us": "signature_verify"}  # fmt: skip
     return {
-        kind: {name: microseconds(found, Cell(kind=kind), operation) for name, operation in told.items()}
+        kind: {name: microseconds(found, Cell(kind=kind).name(operation)) for name, operation in told.items()}
         for kind in kinds
     }
 

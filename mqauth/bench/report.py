@@ -21,7 +21,7 @@ def lines(report: Report) -> Iterator[str]:
 
 def _in_process(cells: Mapping[str, Mapping[str, float | None]]) -> Iterator[str]:
     """Yield microseconds a message."""
-    yield "in process, 1 KiB and 5 headers, us a message"
+    yield "in process, 1 KiB and 5 headers, us of CPU a message"
     yield f"{'':<12}{'sign':>9}{'verdict':>9}{'bare signature':>16}{'bare check':>12}"
     for name, cell in cells.items():
         figures = [_number(figure, 1) for figure in cell.values()]
