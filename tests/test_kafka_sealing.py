@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
     from kafka.errors import IllegalStateError, KafkaTimeoutError, TopicAuthorizationFailedError
+    from kafka.future import Future
 
     from integration.kafka_batches import BatchContract, FakeClient, Seen, Vault, tokens
-    from mqauth.brokers import kafka, kafka_alarm, kafka_future, kafka_sealing
+    from mqauth.brokers import kafka, kafka_alarm, kafka_future, kafka_room, kafka_sealing
 
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
 from mqauth.testing import Forge
@@ -304,6 +306,36 @@ def test_settings_refused(wrong: dict[str, Any], forge: Forge) -> None:
         kafka.Producer(client, forge.signer(), **wrong)
 
 
+def test_stage() -> None:
+    """What waits for a batch wakes at its end; a call that comes in between is neither lost nor made twice."""
+    stage = kafka_future.Stage()
+    future, sent = kafka_future.RecordFuture(stage), kafka_future.Failed(OSError("gone"))
+    calls: list[Any] = []
+    assert (stage.wait(0), stage.keep(future, calls.append)) == (False, True)
+    stage.end([(future, sent)])
+    assert (stage.wait(0), stage.keep(future, calls.append)) == (True, False)
+    stage.call()
+    stage.call()
+    assert calls == [sent]
+    chained: Any = Future()  # type: ignore[no-untyped-call]
+    future.chain(chained)
+    assert chained.exception is sent.exception
+
+
+def test_places() -> None:
+    """The places of a batch are free once all of it is done, in whatever order that comes."""
+    room = kafka_room.Room(3)
+    futures: list[Any] = [Future() for _ in range(3)]  # type: ignore[no-untyped-call]
+    for _ in futures:
+        room.enter(0)
+    room.leave_with(futures)
+    for index, taken in ((1, 3), (2, 3), (0, 0)):
+        futures[index].success(None) if index else futures[index].failure(OSError("gone"))
+        assert room.taken == taken
+    room.leave_with([])
+    assert room.taken == 0
+
+
 Act = tuple[str, int]
 
 
@@ -344,6 +376,8 @@ def test_alarm() -> None:
     rang = threading.Semaphore(0)
     alarm = kafka_alarm.ThreadAlarm(rang.release)
     alarm.set(3600)
+    while not alarm._changed._waiters:  # type: ignore[attr-defined]
+        os.sched_yield()
     alarm.set(0)
     assert rang.acquire(timeout=30)
     assert alarm._due is None

@@ -69,16 +69,18 @@ class Producer:
     ) -> None:
         refuse_serializers(client)
         _check_settings(max_in_flight, batch, linger)
+        config: Any = client.config
         self.client: Any = client
         self._signer = signer
         self._serialize = value_serializer
         self._room = Room(max_in_flight)
+        self._patience: float = config["max_block_ms"] / 1000
         self._sealing: Sealing | None = None
         if batch > 1:
             self._sealing = Sealing(client, signer, self._room, batch=batch, linger=linger)
-        self._transactional = bool(self.client.config.get("transactional_id"))
+        self._transactional = bool(config.get("transactional_id"))
         self._began = False
-        if not self.client.config["enable_idempotence"]:
+        if not config["enable_idempotence"]:
             _LOG.warning("a producer without enable_idempotence: its retries will be rejected as replays")
 
     def send(  # noqa: PLR0917 - the client's own signature
@@ -206,11 +208,6 @@ class Producer:
             return True
         sealing.flush(self._patience)  # it may have been known before
         return False
-
-    @property
-    def _patience(self) -> float:
-        """Seconds a call may block."""
-        return float(self.client.config["max_block_ms"]) / 1000
 
     def _settle(self, timeout: float | None = None) -> float | None:
         """Seal and send what waits; return the seconds that are left."""

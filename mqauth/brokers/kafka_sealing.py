@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from kafka.errors import IllegalStateError, KafkaTimeoutError
 
@@ -26,15 +26,8 @@ MAX_TOPICS: Final = 10_000
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
-@dataclass(slots=True, eq=False)
-class Record:
-    """A record that waits, and what its sender holds of it."""
-
-    prepared: Prepared
-    topic: str
-    partition: int | None
-    timestamp_ms: int | None
-    future: RecordFuture
+Record: TypeAlias = tuple[Prepared, str, int | None, int | None, RecordFuture]
+"""What waits: prepared, with topic, partition, timestamp in UTC milliseconds, and what its sender holds of it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -104,7 +97,7 @@ class Sealing:
                 raise IllegalStateError("Producer already closed!")
             waiting = self._open or Waiting()
             future = RecordFuture(waiting.stage)
-            waiting.records.append(Record(prepared, topic, partition, timestamp_ms, future))
+            waiting.records.append((prepared, topic, partition, timestamp_ms, future))
             complete = len(waiting.records) >= self._batch or self._room.taken <= 1
             self._open = None if complete else waiting
             if complete:
@@ -160,7 +153,7 @@ class Sealing:
         """Seal a batch and give its records to the client; each future has its outcome in the end."""
         records, outcomes, error = waiting.records, list[Any](), None
         try:
-            tokens = self._signer.tokens([record.prepared for record in records])
+            tokens = self._signer.tokens([record[0] for record in records])
             for record, token in zip(records, tokens, strict=True):
                 outcomes.append(self._outcome(record, token))
         except BaseException as caught:
@@ -170,32 +163,31 @@ class Sealing:
                 raise
         finally:
             outcomes += [self._failed(error or IllegalStateError("not sent")) for _ in records[len(outcomes) :]]
-            waiting.stage.end([(record.future, found) for record, found in zip(records, outcomes, strict=True)])
+            waiting.stage.end(zip([record[-1] for record in records], outcomes, strict=True))
+            self._room.leave_with(outcomes)
 
     def _outcome(self, record: Record, token: str | MalformedMessage) -> Any:
         """Return the client's future of a record, or a failed one."""
+        prepared, topic, partition, timestamp_ms, _ = record
         if isinstance(token, MalformedMessage):
             return self._failed(token)
-        if record.topic not in self._topics:  # lost a moment ago: do not wait for it once a record
+        if topic not in self._topics:  # lost a moment ago: do not wait for it once a record
             return self._failed(KafkaTimeoutError("no metadata of the topic"))
-        message = record.prepared.message
+        message = prepared.message
         headers = [*message.headers, (TOKEN_HEADER, token.encode("ascii"))]
         try:
-            sent = self._client.send(
-                record.topic, value=message.body, key=message.key, headers=headers, partition=record.partition,
-                timestamp_ms=record.timestamp_ms,
+            return self._client.send(
+                topic, value=message.body, key=message.key, headers=headers, partition=partition,
+                timestamp_ms=timestamp_ms,
             )  # fmt: skip
         except Exception as error:
             if isinstance(error, KafkaTimeoutError):
-                self._topics.discard(record.topic)
+                self._topics.discard(topic)
             return self._failed(error)
-        sent.add_both(self._room.leave)
-        return sent
 
     def _failed(self, error: BaseException) -> Failed:
-        """Return the future of a record that was not sent, whose place is free again."""
+        """Return the future of a record that was not sent."""
         self.failure = self.failure or error
-        self._room.leave()
         return Failed(error)
 
 
