@@ -199,7 +199,8 @@ class RabbitMQLetterBox:
     def _unavailable(self, error: BaseException) -> Unavailable:
         """Note that channel or connection may be gone, and return why the broker could not be asked."""
         self._lost = True
-        return Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__)
+        why = "the connection is closed" if type(error) is RuntimeError else type(error).__name__
+        return Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, why)
 
     def _check_deliveries(self, found: Sequence[AbstractIncomingMessage]) -> None:
         """Refuse to browse letters to death."""
