@@ -37,6 +37,8 @@ from mqauth.testing.stage_rabbitmq import RabbitMQStage
 _KAFKA: Any = kafka  # its classes have no types
 _CONFIRMED_TOGETHER: Final = 500
 _LOOK: Final = 0.05
+_AS_A_BROWSER: Final = 1.0
+"""Seconds between looks at a page that grows, once it has groups."""
 _SHOWS_GROUPS: Final = re.compile(r"<strong>[\d,]+ letters?</strong> in")
 
 
@@ -161,7 +163,7 @@ def watched(visitor: Visitor, figures: Figures, started: float) -> Figures:
         if not figures.first_page and (shown := _SHOWS_GROUPS.search(page)):
             figures.first_page = now - started
             figures.first_page_shows = re.sub("<[^>]+>", "", shown[0]).removesuffix(" in")
-        time.sleep(_LOOK)
+        time.sleep(_AS_A_BROWSER if figures.first_page else _LOOK)
     figures.seconds = time.monotonic() - started
     figures.memory["after reading"] = visitor.peak()
     page = visitor.get("")
