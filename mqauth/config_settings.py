@@ -20,7 +20,7 @@ from mqauth.policy import Rule
 from mqauth.release import WAIVABLE
 from mqauth.replay import DEFAULT_CAPACITY
 from mqauth.signer import MAX_LIFETIME
-from mqauth.verifier import MAX_LEEWAY
+from mqauth.times import MAX_LEEWAY
 
 _SOURCES: Final = ("file", "jwks", "discovery")
 _REMOTE_KEYS: Final = ("max_stale", "ca", "snapshot", "unsafe_http_loopback")

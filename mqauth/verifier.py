@@ -30,17 +30,15 @@ from mqauth import base64url, batch, envelope, jws
 from mqauth import claims as claim_set
 from mqauth.batch import Proof
 from mqauth.claims import Batch, Binding, Claims
-from mqauth.destination import is_kafka
-from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
+from mqauth.errors import ConfigurationError, Reason, Rejection
 from mqauth.keys import Key, KeySet, KeySource
 from mqauth.knowntokens import KnownToken, KnownTokens
 from mqauth.merkle import Proven
 from mqauth.message import PROTECTED_PROPERTIES, Message
 from mqauth.release import Release, ReleaseAuthorities
+from mqauth.times import At, Times, is_revoked
 from mqauth.verified import Verified, make_verified
 
-MAX_LEEWAY: Final = 60
-At = Literal["consume", "append"]
 _NOTHING: Final = frozenset[Reason]()
 
 
@@ -209,13 +207,15 @@ class Verifier:
         if known is None or release is not None or not self._stands(known, keys, received):
             waived = _NOTHING if release is None else release.waive
             key = self._key(message, candidate, keys, received, waived)  # 6
-            known = self._signed(candidate, key, received)  # 6, 7
+            known = _signed(candidate, key)  # 6, 7
             if claims.aud not in self._audiences:  # 8
                 raise Rejection(Reason.AUDIENCE_MISMATCH, "meant for another audience")
             self._times.check(claims, message, received, waived)  # 9
             self._check_subject(message, candidate, key)  # 10
             if known is not None and release is None:
                 known.standing = (keys, received)
+            if known is not None and known is not candidate.known:
+                self._known.add(candidate.token, known, received - self.retention)
         self._check_binding(message, candidate, known)  # 11
         return make_verified(
             message, claims, kid=candidate.opened.kid, key_set=keys.version, received=received, release=release,
@@ -226,19 +226,6 @@ class Verifier:
         """Tell whether steps 6 to 10 were taken for the token with this very key set, and at this very time."""
         found = known.standing
         return self._alike and found is not None and found[0] is keys and found[1] == received
-
-    def _signed(self, candidate: Candidate, key: Key, received: float) -> KnownToken | None:
-        """Check the signature, and remember a batch token of which it held under this very key."""
-        known, tree = candidate.known, candidate.claims.mqa
-        if known is not None and known.key is key:
-            return known
-        jws.verify(candidate.opened, key)
-        if not isinstance(tree, Batch):
-            return None
-        proven = Proven(base64url.decode(tree.root.encode("ascii")), tree.size) if known is None else known.proven
-        known = KnownToken(candidate.opened, candidate.claims, key, proven)
-        self._known.add(candidate.token, known, received - self.retention)
-        return known
 
     def _check_binding(self, message: Message, candidate: Candidate, known: KnownToken | None) -> None:
         """Hold the token against the message it came with."""
@@ -272,7 +259,7 @@ class Verifier:
         if key is None:
             raise Rejection(Reason.KEY_UNKNOWN, "the issuer has no such key")
         appended = self._times.evidence(message)
-        if key.revocation is not None and _is_revoked(key, appended, received):
+        if key.revocation is not None and is_revoked(key, appended, received):
             raise Rejection(Reason.KEY_REVOKED, "the key is revoked")
         signed_at = candidate.claims.iat if appended is None else appended
         if key.expires is not None and signed_at >= key.expires and Reason.KEY_EXPIRED not in waived:
@@ -305,69 +292,20 @@ class Verifier:
             raise Rejection(Reason.COVERAGE_INSUFFICIENT, "a header is not covered")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Times:
-    """The rules of time; every field as in ``Verifier``."""
+def _signed(candidate: Candidate, key: Key) -> KnownToken | None:
+    """Check the signature, unless it is known to hold under this very key; return what is known of a batch token.
 
-    max_lifetime: int = 3600
-    leeway: int = 5
-    at: At = "consume"
-    max_queue_age: int | None = None
-    append_evidence: Literal["interceptor"] | None = None
-
-    def __post_init__(self) -> None:
-        if self.at not in ("consume", "append"):
-            raise ConfigurationError('at is "consume" or "append"')
-        if self.append_evidence not in (None, "interceptor"):
-            raise ConfigurationError('append_evidence is "interceptor"')
-        if (self.at == "append") != (self.max_queue_age is not None):
-            raise ConfigurationError('at = "append" and max_queue_age go together')
-        _check_seconds("max_lifetime", self.max_lifetime, 1, None)
-        _check_seconds("leeway", self.leeway, 0, MAX_LEEWAY)
-        _check_seconds("max_queue_age", 1 if self.max_queue_age is None else self.max_queue_age, 1, None)
-
-    def evidence(self, message: Message) -> float | None:
-        """Return when the broker itself says it appended a message, UTC seconds, if it may be believed."""
-        origin = message.origin
-        if self.at == "consume" or origin.timestamp_ms is None or origin.timestamp_type != "append":
-            return None
-        if not is_kafka(message.destination) and self.append_evidence != "interceptor":
-            return None
-        return origin.timestamp_ms / 1000
-
-    def check(
-        self, claims: Claims, message: Message, received: float, waived: frozenset[Reason] = _NOTHING
-    ) -> None:
-        """Judge ``iat``, ``nbf``, ``exp``, the lifetime and the time in the queue: step 9."""
-        moment = self.evidence(message) if self.at == "append" else received
-        if moment is None:
-            raise Unavailable(Cause.APPEND_TIME_UNAVAILABLE, "the broker gives no evidence of append time")
-        if claims.iat > moment + self.leeway:
-            raise Rejection(Reason.ISSUED_IN_FUTURE, "issued in the future")
-        if claims.nbf is not None and claims.nbf > moment + self.leeway:
-            raise Rejection(Reason.NOT_YET_VALID, "not valid yet")
-        if (claims.exp + self.leeway <= moment or claims.exp <= claims.iat) and Reason.EXPIRED not in waived:
-            raise Rejection(Reason.EXPIRED, "expired")
-        if claims.exp - claims.iat > self.max_lifetime and Reason.LIFETIME_EXCESSIVE not in waived:
-            raise Rejection(Reason.LIFETIME_EXCESSIVE, f"lives longer than {self.max_lifetime} s")
-        aged = self.max_queue_age is not None and received - moment > self.max_queue_age
-        if aged and Reason.QUEUE_AGE_EXCEEDED not in waived:
-            raise Rejection(Reason.QUEUE_AGE_EXCEEDED, f"waited longer than {self.max_queue_age} s")
-
-
-def _is_revoked(key: Key, appended: float | None, received: float) -> bool:
-    """Tell whether a revocation counts: only the broker's own append time can prove a message older."""
-    revocation = key.revocation
-    if revocation is None or revocation.revoked_at > received:
-        return False
-    return appended is None or appended >= revocation.revoked_at
-
-
-def _check_seconds(name: str, value: int, low: int, high: int | None) -> None:
-    """Refuse a setting that is no whole number of seconds within its bounds."""
-    if type(value) is not int or value < low or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"{low} to {high}"
-        raise ConfigurationError(f"{name} is {bounds} whole seconds")
+    Raises:
+        Rejection: ``algorithm_forbidden`` or ``signature_invalid``.
+    """
+    known, tree = candidate.known, candidate.claims.mqa
+    if known is not None and known.key is key:
+        return known
+    jws.verify(candidate.opened, key)
+    if not isinstance(tree, Batch):
+        return None
+    proven = Proven(base64url.decode(tree.root.encode("ascii")), tree.size) if known is None else known.proven
+    return KnownToken(candidate.opened, candidate.claims, key, proven)
 
 
 def _issuers(keys: Mapping[str, KeySource | Issuer]) -> dict[str, Issuer]:

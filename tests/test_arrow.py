@@ -24,7 +24,7 @@ CORE = (
     ("merkle",),
     ("batch", "batching", "knowntokens"),
     ("jsonform", "lineage"),
-    ("signer", "release"),
+    ("signer", "release", "times"),
     ("verified", "releaser"),
     ("verifier",),
     ("policy", "claimrequest", "places", "forgetting", "audit", "misuse", "redaction", "linefile"),

@@ -14,8 +14,9 @@ from mqauth.keys import Key, KeySet, Revocation
 from mqauth.message import Message, Origin
 from mqauth.testing import ATTACKS, FakeClock, Forge
 from mqauth.testing.attacks import honest_message
+from mqauth.times import Times
 from mqauth.verified import Verified
-from mqauth.verifier import Issuer, Times, Verifier
+from mqauth.verifier import Issuer, Verifier
 
 ReasonOf = Callable[[Callable[[], object]], Reason]
 Maker = Callable[..., Message]

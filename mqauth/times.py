@@ -1,0 +1,81 @@
+"""The rules of time: by which moment a token is judged, and how long it and its key may live."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from mqauth.claims import Claims
+from mqauth.destination import is_kafka
+from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
+from mqauth.keys import Key
+from mqauth.message import Message
+
+MAX_LEEWAY: Final = 60
+At = Literal["consume", "append"]
+_NOTHING: Final = frozenset[Reason]()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """The rules of time; every field as in ``Verifier``."""
+
+    max_lifetime: int = 3600
+    leeway: int = 5
+    at: At = "consume"
+    max_queue_age: int | None = None
+    append_evidence: Literal["interceptor"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.at not in ("consume", "append"):
+            raise ConfigurationError('at is "consume" or "append"')
+        if self.append_evidence not in (None, "interceptor"):
+            raise ConfigurationError('append_evidence is "interceptor"')
+        if (self.at == "append") != (self.max_queue_age is not None):
+            raise ConfigurationError('at = "append" and max_queue_age go together')
+        _check_seconds("max_lifetime", self.max_lifetime, 1, None)
+        _check_seconds("leeway", self.leeway, 0, MAX_LEEWAY)
+        _check_seconds("max_queue_age", 1 if self.max_queue_age is None else self.max_queue_age, 1, None)
+
+    def evidence(self, message: Message) -> float | None:
+        """Return when the broker itself says it appended a message, UTC seconds, if it may be believed."""
+        origin = message.origin
+        if self.at == "consume" or origin.timestamp_ms is None or origin.timestamp_type != "append":
+            return None
+        if not is_kafka(message.destination) and self.append_evidence != "interceptor":
+            return None
+        return origin.timestamp_ms / 1000
+
+    def check(
+        self, claims: Claims, message: Message, received: float, waived: frozenset[Reason] = _NOTHING
+    ) -> None:
+        """Judge ``iat``, ``nbf``, ``exp``, the lifetime and the time in the queue: step 9."""
+        moment = self.evidence(message) if self.at == "append" else received
+        if moment is None:
+            raise Unavailable(Cause.APPEND_TIME_UNAVAILABLE, "the broker gives no evidence of append time")
+        if claims.iat > moment + self.leeway:
+            raise Rejection(Reason.ISSUED_IN_FUTURE, "issued in the future")
+        if claims.nbf is not None and claims.nbf > moment + self.leeway:
+            raise Rejection(Reason.NOT_YET_VALID, "not valid yet")
+        if (claims.exp + self.leeway <= moment or claims.exp <= claims.iat) and Reason.EXPIRED not in waived:
+            raise Rejection(Reason.EXPIRED, "expired")
+        if claims.exp - claims.iat > self.max_lifetime and Reason.LIFETIME_EXCESSIVE not in waived:
+            raise Rejection(Reason.LIFETIME_EXCESSIVE, f"lives longer than {self.max_lifetime} s")
+        aged = self.max_queue_age is not None and received - moment > self.max_queue_age
+        if aged and Reason.QUEUE_AGE_EXCEEDED not in waived:
+            raise Rejection(Reason.QUEUE_AGE_EXCEEDED, f"waited longer than {self.max_queue_age} s")
+
+
+def is_revoked(key: Key, appended: float | None, received: float) -> bool:
+    """Tell whether a revocation counts: only the broker's own append time can prove a message older."""
+    revocation = key.revocation
+    if revocation is None or revocation.revoked_at > received:
+        return False
+    return appended is None or appended >= revocation.revoked_at
+
+
+def _check_seconds(name: str, value: int, low: int, high: int | None) -> None:
+    """Refuse a setting that is no whole number of seconds within its bounds."""
+    if type(value) is not int or value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"{low} to {high}"
+        raise ConfigurationError(f"{name} is {bounds} whole seconds")
