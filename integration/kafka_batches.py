@@ -241,6 +241,17 @@ class BatchContract:
         producer.close(PATIENCE)
         assert len(tokens(world.log())) == 3
 
+    def test_linger(self, world: World, forge: Forge) -> None:
+        """A record waits no longer than ``linger`` for others, though nobody flushes or keeps the producer."""
+        producer = Producer(world.client(linger_ms=5000), forge.signer(), batch=8, linger=0.001)
+        producer.send(world.topic, b"first", b"k", None, 0)
+        future: Any = producer.send(world.topic, b"second", b"k", None, 0)
+        client = producer.client
+        del producer
+        assert future.stage.wait(PATIENCE)
+        client.close()
+        assert future.get(timeout=PATIENCE).offset == 1
+
     def test_no_key(self, producer: Producer, world: World, vault: Vault, forge: Forge) -> None:
         """A batch without a signature fails whole, by its cause, and is never sent; the next one is."""
         vault.error = Unavailable(Cause.KEYS_UNAVAILABLE, "socket")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from mqauth.batching import DEFAULT_LINGER, MAX_LINGER
 from mqauth.brokers.kafka_room import Room
 from mqauth.brokers.kafka_sealing import Sealing
 from mqauth.brokers.kafka_translate import native_headers, to_message
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from kafka.producer.future import FutureRecordMetadata
 
 DEFAULT_IN_FLIGHT: Final = 10_000
-DEFAULT_LINGER: Final = 0.002
-MAX_LINGER: Final = 10.0
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
