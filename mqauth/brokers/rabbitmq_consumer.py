@@ -276,7 +276,7 @@ class Consumer:
 
     async def _on_delivered(self, message: DeliveredMessage) -> None:
         """Take a delivery as aiormq gives it."""
-        await self._on_message(IncomingMessage(message))
+        await self._on_message(Delivered(message))
 
     def _acks_of(self, channel: AbstractChannel) -> Acks | None:
         """Return the acks of a channel: the same while it lives, whose tags go on counting."""
@@ -356,6 +356,13 @@ class Consumer:
         self._processor.hurry.clear()
         self._stalled = None
         _LOG.warning("%s goes on after %s", self._queue.name, held.outcome.cause)
+
+
+class Delivered(IncomingMessage):
+    """A delivery as aio-pika gives it, made without a look for a lock at each of its attributes."""
+
+    __slots__ = ()
+    __setattr__ = object.__setattr__  # type: ignore[assignment]
 
 
 def _wake(loop: asyncio.AbstractEventLoop, processor: Processor) -> None:

@@ -175,22 +175,22 @@ class Producer:
         wire = self._wire(native, routing_key, message_id)
         taken = self._outlet.take(native, message_id)
 
-        async def send(sealed: Message) -> PublishResultType | None:
-            ready = self._outlet.ready(taken, sealed)
-            return await self._confirmed(ready, routing_key, mandatory=mandatory, immediate=immediate)
-
         if not native.message_id:  # a fresh one is nobody else's
-            return await self._sealed(wire, send)
+            return await self._send(wire, taken, routing_key, mandatory, immediate)
         async with _turn(self._exchange, message_id):
-            return await self._sealed(wire, send)
+            return await self._send(wire, taken, routing_key, mandatory, immediate)
 
-    async def _sealed(self, wire: Message, send: Callable[[Message], Any]) -> PublishResultType | None:
+    async def _send(
+        self, wire: Message, taken: Any, routing_key: str, mandatory: bool, immediate: bool
+    ) -> PublishResultType | None:
         """Seal a message, alone or with others, and send it."""
         if self._sealing is None:
-            return await send(self._signer.sign(wire))  # type: ignore[no-any-return]
+            ready = self._outlet.ready(taken, self._signer.sign(wire))
+            return await self._confirmed(ready, routing_key, mandatory=mandatory, immediate=immediate)
         sealed, since = await self._sealing.seal(wire)
         try:
-            result: PublishResultType | None = await send(sealed)
+            ready = self._outlet.ready(taken, sealed)
+            result = await self._confirmed(ready, routing_key, mandatory=mandatory, immediate=immediate)
         except BaseException:
             self._sealing.lost()
             raise

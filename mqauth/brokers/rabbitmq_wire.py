@@ -71,7 +71,7 @@ def to_message(
         destination=destination.rabbitmq(exchange, routing_key),
         body=bytes(native.body),
         properties=properties,
-        headers=tuple((header_name(name), on_wire(value, MAX_DEPTH)) for name, value in (headers or {}).items()),
+        headers=tuple([(header_name(name), on_wire(value, MAX_DEPTH)) for name, value in (headers or {}).items()]),
     )
 
 
@@ -96,7 +96,7 @@ def utf8_size(text: str) -> int:
 
 def header_name(name: object) -> str:
     """Return a table's key, which pamqp would cut beyond 128 bytes."""
-    if type(name) is str and len(name) <= MAX_KEY and name.isascii():
+    if type(name) is str and name.isascii() and len(name) <= MAX_KEY:
         return name
     if not isinstance(name, str) or not 0 <= utf8_size(name) <= MAX_KEY:
         raise MalformedMessage(f"a header name is UTF-8 text of at most {MAX_KEY} bytes")
