@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -18,7 +19,7 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uui
 from mqauth.deadletter import DeadLetter, DeadLetterSink
 from mqauth.delivery import Delivery, Outcome, Step, Verdict
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
-from mqauth.flow import Attempts, Call, ColourError, Flow, asked
+from mqauth.flow import Attempts, Call, ColourError, Flow, asked, make, run
 from mqauth.judge import Judge
 from mqauth.message import Message
 from mqauth.policy import Allow, Policy
@@ -86,6 +87,7 @@ class Pipeline:
         self.clock = clock
         self._observers = tuple(observers)
         self._record_all = record == "all"
+        self._told = self._record_all or bool(self._observers)
         self.lease = lease
         self._randomness = randomness
         self._judge = Judge(
@@ -120,6 +122,29 @@ class Pipeline:
         if self._observers:
             self._observe(outcome, delivery)
         return outcome
+
+    def run(self, delivery: Delivery, handler: Handler, dead_letters: DeadLetterSink) -> Outcome:
+        """Process a delivery without an event loop; the plain case of one judged ahead takes no flow.
+
+        Raises:
+            ConfigurationError: a plug-in or the handler is asynchronous.
+        """
+        claim = delivery.claim
+        if delivery.step is _HANDLE and claim is not None and delivery.release_claim is None and not self._told:
+            try:
+                make(Call(handler, (delivery.verified,), self.attempts))
+                delivery.step = _CONFIRM
+            except Exception as error:
+                try:
+                    _failed(delivery, error)
+                except Unavailable as unavailable:
+                    return delivery.defer(unavailable)
+            else:
+                with suppress(Exception):  # confirmed again by the flow
+                    if self.replay.confirm(claim) is None:
+                        delivery.step = Step.SETTLE
+                        return Outcome(Verdict.ACCEPTED, verified=delivery.verified)
+        return run(self.process(delivery, handler, dead_letters))
 
     def judge(self, delivery: Delivery) -> Flow[Outcome]:
         """Judge a delivery, steps 1 to 13, for those who handle and settle it themselves.
@@ -229,18 +254,11 @@ class Pipeline:
             delivery.judge_seconds = self.clock.monotonic() - started
 
     def _handle(self, delivery: Delivery, handler: Handler) -> Flow[None]:
-        """Run the handler; whatever it raises at last is ``handler_failed``, unless it asks for another time."""
+        """Run the handler."""
         try:
             yield Call(handler, (delivery.verified,), self.attempts)
-        except ColourError:
-            raise
-        except RetryLater as signal:
-            raise Unavailable(Cause.HANDLER_DEFERRED, signal.detail) from signal
-        except RejectNow as signal:
-            delivery.reject(Rejection(Reason.HANDLER_FAILED, signal.detail), Step.RELEASE)
         except Exception as error:
-            failure = Rejection(Reason.HANDLER_FAILED, f"{type(error).__name__} after the last attempt")
-            delivery.reject(failure, Step.RELEASE)
+            _failed(delivery, error)
         else:
             delivery.step = _CONFIRM
 
@@ -327,6 +345,21 @@ class Pipeline:
     def scope_of(self, message: Message) -> str:
         """Return on whose behalf a message is handled."""
         return self._judge.scope_of(message)
+
+
+def _failed(delivery: Delivery, error: Exception) -> None:
+    """Reject what its handler raised at last as ``handler_failed``, unless it asks for another time.
+
+    Raises:
+        Unavailable: it does.
+        ColourError: nobody awaits the handler.
+    """
+    if isinstance(error, ColourError):
+        raise error
+    if isinstance(error, RetryLater):
+        raise Unavailable(Cause.HANDLER_DEFERRED, error.detail) from error
+    detail = error.detail if isinstance(error, RejectNow) else f"{type(error).__name__} after the last attempt"
+    delivery.reject(Rejection(Reason.HANDLER_FAILED, detail), Step.RELEASE)
 
 
 def _check_issuers(verifier: Verifier, policy: Policy) -> None:

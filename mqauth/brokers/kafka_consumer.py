@@ -286,7 +286,7 @@ class Consumer:
     def _process(self, assigned: Assigned, delivery: Delivery) -> Outcome:
         """Carry one delivery to its end; on a worker thread."""
         letters = self._dead_letters if self._transactions is None else self._transactions.sink(assigned)
-        return run(self._guard.process(delivery, self._handle, letters))
+        return self._guard.run(delivery, self._handle, letters)
 
     def _handle(self, verified: Verified) -> Any:
         """Call the handler with a decoded message it can answer."""
