@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import threading
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -503,3 +505,26 @@ def test_one_claim_costs_little(index: int | None) -> None:
         tracemalloc.stop()
     assert held / 20_000 < 850
     assert done / 20_000 < (700 if index else 160)
+
+
+@pytest.mark.parametrize(
+    ("offset", "most"), [(lambda n: n, 16), (lambda n: 2**40 + n * 7919 % 65_537, 16), (None, 6)],
+    ids=["one after another", "scattered", "without places"],
+)  # fmt: skip
+def test_a_batch_costs_little(offset: Callable[[int], int] | None, most: int) -> None:
+    """A done id in batches of 64 takes at most 16 bytes with its place, wherever that is, and six without."""
+    store = MemoryReplayStore(clock=FakeClock(NOW))
+    requests = []
+    for n in range(64 * 300):
+        token = hashlib.sha256((n // 64).to_bytes(4, "big")).digest()[:16]
+        place = None if offset is None else ("", "t", n % 5, offset(n))
+        requests.append(replace(LIVE, id=batch_id(token, n % 64), index=n % 64, owner=str(n), place=place))
+    tracemalloc.start()
+    try:
+        store.claim_many(requests)
+        store.confirm_many(requests)
+        gc.collect()
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size / len(store) < most

@@ -67,12 +67,7 @@ local function wish(entries, verb, owner, place, lease, index)
   local entry = entries[index]
   if verb == 'confirm' or verb == 'release' then
     if not entry or entry.owner ~= owner then return '-' end
-    if verb == 'release' then
-      entries[index] = nil
-      return '-', false
-    end
-    entry.owner = nil
-    return '-', 'd' .. entry.place
+    return '-', verb == 'confirm' and 'd' .. entry.place
   end
   local letter = judge(entry, verb, owner, place)
   if letter ~= 'f' then return letter end
