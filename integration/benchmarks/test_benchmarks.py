@@ -31,14 +31,16 @@ def check(found: BrokerFound, contenders: list[str]) -> None:
 
 def test_every_contender_on_rabbitmq(rabbitmq: RabbitMQ) -> None:
     """All contenders publish, consume and are timed on RabbitMQ, and no honest message is refused."""
-    found = on_rabbitmq.measure(rabbitmq.url, rivals()[0], TINY)
+    with on_rabbitmq.Stand(rabbitmq.url) as stand:
+        found = on_rabbitmq.measure(stand, rivals()[0], TINY)
     assert list(found.comparisons) == ["publish", "consume", "paced"]
     check(found, ["bare", "pipelined", *WRAPPED])
 
 
 def test_every_contender_on_kafka(kafka: Kafka) -> None:
     """All contenders publish, consume with either handler and are timed on Kafka, none refused."""
-    found = on_kafka.measure(address_of(kafka.url), rivals()[0], TINY)
+    with on_kafka.Stand(address_of(kafka.url)) as stand:
+        found = on_kafka.measure(stand, rivals()[0], TINY)
     assert list(found.comparisons) == ["publish", "consume", "consume_100us", "paced"]
     check(found, ["bare", *WRAPPED])
 

@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import kafka as kafka_python
 import kafka.admin as kafka_admin
@@ -61,7 +61,10 @@ class Stand:
         """Return a producer, with the same settings for every contender."""
         return _PYTHON.KafkaProducer(bootstrap_servers=self.address, linger_ms=_LINGER)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Close the clients."""
         self.producer.close()
         self.admin.close()
@@ -341,20 +344,16 @@ def lanes(stand: Stand, wrappers: Sequence[Wrapper]) -> Iterator[Lane]:
 
 
 def measure(
-    address: str, wrappers: Sequence[Wrapper], effort: Effort, *, progress: Progress = lambda _: None
+    stand: Stand, wrappers: Sequence[Wrapper], effort: Effort, *, progress: Progress = lambda _: None
 ) -> BrokerFound:
     """Compare all contenders on one broker, with an empty handler and with one that works 100 us.
 
     Args:
-        address: ``host:port``, more after commas.
+        stand: connected.
         wrappers: the contenders beside kafka-python itself and mqauth.
         effort: how much.
         progress: told what is measured.
-
-    Raises:
-        ConfigurationError: crc32c is not installed.
     """
-    stand = Stand(address)
     made: list[Any] = []
     try:
         made += lanes(stand, wrappers)
@@ -362,7 +361,6 @@ def measure(
     finally:
         for lane in made:
             lane.close()
-        stand.close()
 
 
 def crc_source() -> str:

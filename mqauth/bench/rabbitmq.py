@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage, AbstractQueue
@@ -39,25 +39,38 @@ Publish = Callable[[int], Awaitable[object]]
 
 
 class Stand:
-    """The connections: one to publish, one to consume, and an event loop of their own."""
+    """The connections: one to publish, one to consume, and an event loop of their own.
+
+    Args:
+        url: ``amqp://...``.
+    """
 
     def __init__(self, url: str) -> None:
         self.runner = asyncio.Runner()
         self.workload = Workload()
         self.publishing: Any = None
-        self.runner.run(self._open(url))
+        self._connections: list[Any] = []
+        try:
+            self.runner.run(self._open(url))
+        except BaseException:
+            self.runner.close()
+            raise
 
     async def _open(self, url: str) -> None:
-        self._connections = [await aio_pika.connect_robust(url) for _ in range(2)]
+        for _ in range(2):
+            self._connections.append(await aio_pika.connect_robust(url))
         self.publishing = await self._connections[0].channel()
 
     async def consuming(self) -> AbstractChannel:
         """Open a channel to consume on: acks coalesce only where it is the consumer's alone."""
-        channel = await self._connections[1].channel()
+        channel: AbstractChannel = await self._connections[1].channel()
         await channel.set_qos(prefetch_count=PREFETCH)
         return channel
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Close the connections."""
         for connection in self._connections:
             self.runner.run(connection.close())
@@ -307,17 +320,16 @@ def lanes(stand: Stand, wrappers: Sequence[Wrapper]) -> Iterator[Lane]:
 
 
 def measure(
-    url: str, wrappers: Sequence[Wrapper], effort: Effort, *, progress: Progress = lambda _: None
+    stand: Stand, wrappers: Sequence[Wrapper], effort: Effort, *, progress: Progress = lambda _: None
 ) -> BrokerFound:
     """Compare all contenders on one broker.
 
     Args:
-        url: ``amqp://...``.
+        stand: connected.
         wrappers: the contenders beside aio-pika itself and mqauth.
         effort: how much.
         progress: told what is measured.
     """
-    stand = Stand(url)
     made: list[Any] = []
     try:
         made += lanes(stand, wrappers)
@@ -325,7 +337,6 @@ def measure(
     finally:
         for lane in made:
             lane.close()
-        stand.close()
 
 
 def size(message: aio_pika.Message) -> int:

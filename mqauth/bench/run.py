@@ -9,8 +9,11 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -117,19 +120,19 @@ def measure(
     Raises:
         ConfigurationError: a client library is missing.
     """
-    brokers = [(name, url, _broker(name)) for name, url in (("rabbitmq", rabbitmq), ("kafka", kafka)) if url]
     wrappers, missing = rivals()
-    clock = _Deadline(amount.seconds, parts=1 + 2 * len(brokers))
-    found = inprocess.measure(
-        amount.cells, rounds=amount.rounds, count=amount.count, base_count=amount.base_count,
-        progress=progress, enough=clock.part(1),
-    )  # fmt: skip
-    report = Report(amount=amount, in_process=found, missing=missing, kept=kept_bytes(amount.kept))
-    for place, (name, url, run) in enumerate(brokers):
-        effort = replace(getattr(amount, name), enough=clock.part(3 + 2 * place))
-        report.brokers[name] = run(
-            url, wrappers, effort, progress=lambda what, name=name: progress(f"{name}: {what}")
-        )
+    with ExitStack() as stack:
+        asked = [(name, url) for name, url in (("rabbitmq", rabbitmq), ("kafka", kafka)) if url]
+        stands = [(name, module := _broker(name), stack.enter_context(module.Stand(url))) for name, url in asked]
+        clock = _Deadline(amount.seconds, parts=1 + 2 * len(stands))
+        found = inprocess.measure(
+            amount.cells, rounds=amount.rounds, count=amount.count, base_count=amount.base_count,
+            progress=progress, enough=clock.part(1),
+        )  # fmt: skip
+        report = Report(amount=amount, in_process=found, missing=missing, kept=kept_bytes(amount.kept))
+        for place, (name, module, stand) in enumerate(stands):
+            effort = replace(getattr(amount, name), enough=clock.part(3 + 2 * place))
+            report.brokers[name] = module.measure(stand, wrappers, effort, progress=partial(_tell, progress, name))
     return report
 
 
@@ -149,20 +152,14 @@ class _Deadline:
         return lambda: time.monotonic() - self._began > number * self._part
 
 
-def _broker(name: str) -> Callable[..., BrokerFound]:
-    """Return what measures a broker.
+def _broker(name: str) -> Any:
+    """Return the module that measures a broker.
 
     Raises:
         ConfigurationError: its client is not installed.
     """
     try:
-        if name == "rabbitmq":
-            from mqauth.bench import rabbitmq
-
-            return rabbitmq.measure
-        from mqauth.bench import kafka
-
-        return kafka.measure
+        return import_module(f"mqauth.bench.{name}")
     except ImportError as error:
         raise missing_client(name) from error
 
