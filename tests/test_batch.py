@@ -25,7 +25,7 @@ from mqauth.pipeline import Outcome, Pipeline, Verdict
 from mqauth.redaction import redact
 from mqauth.release import Authority, ReleaseAuthorities, open_release
 from mqauth.releaser import Releaser
-from mqauth.replay import MemoryReplayStore, claim_id
+from mqauth.replay import ClaimRequest, ClaimStatus, MemoryReplayStore, claim_id
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, BatchForge, FakeClock, Forge, verified
 from mqauth.testing.attacks import changed_header, honest_message
 from mqauth.testing.batchforge import ForgedBatch, forge_batch
@@ -326,49 +326,58 @@ def test_on_rabbitmq_a_redelivered_sibling_is_a_duplicate() -> None:
     assert consume(pipeline, first).verdict is Verdict.ACCEPTED
 
 
+class Asked(MemoryReplayStore):
+    """A store that keeps what it was asked."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock=clock)
+        self.asked: list[tuple[bytes, int | None]] = []
+
+    def claim(self, request: ClaimRequest, /) -> ClaimStatus:
+        """Note the id and the index, and claim."""
+        self.asked.append((request.id, request.index))
+        return super().claim(request)
+
+
 def test_the_claim_is_of_issuer_id_and_index() -> None:
     """18 bytes: the token's id, then the index; siblings share the first sixteen."""
-    asked: list[Any] = []
-
-    class Store(MemoryReplayStore):
-        def claim(self, request: Any, /) -> Any:
-            asked.append(request)
-            return super().claim(request)
-
-    pipeline, found = guard(Store(clock=CLOCK)), batch_of(3)
+    store = Asked(CLOCK)
+    pipeline, found = guard(store), batch_of(3)
     outcomes = [consume(pipeline, found.seal(index)) for index in (0, 2)]
     verified = outcomes[0].verified
     assert verified is not None
     token = claim_id(verified.issuer, verified.jti)
-    assert [(request.id, request.index) for request in asked] == [
-        (token + b"\x00\x00", 0), (token + b"\x00\x02", 2),
-    ]  # fmt: skip
+    assert store.asked == [(token + b"\x00\x00", 0), (token + b"\x00\x02", 2)]
 
 
-def test_a_dead_letter_of_a_batch_is_released() -> None:
-    """A reviewer lets one expired message through, once; its siblings stay expired."""
+@pytest.mark.parametrize(
+    ("life", "waited", "reason"), [(60, 600, Reason.EXPIRED), (7200, 0, Reason.LIFETIME_EXCESSIVE)]
+)
+def test_a_dead_letter_of_a_batch_is_released(life: int, waited: int, reason: Reason) -> None:
+    """A reviewer lets one message through, once; its siblings are judged as ever, the token remembered or not."""
     clock = FakeClock()
-    forge, reviewer = Forge(clock), Key.generate(subjects=["ada"])
-    authority = Authority(keys=KeySet([reviewer]), waive=frozenset([Reason.EXPIRED]))
+    store, forge, reviewer = Asked(clock), Forge(clock), Key.generate(subjects=["ada"])
+    authority = Authority(keys=KeySet([reviewer]), waive=frozenset([reason]))
     verifier = forge.verifier(release=ReleaseAuthorities({"https://review.example": authority}))
-    pipeline = guard(MemoryReplayStore(clock=clock), verifier=verifier, clock=clock, scope="orders",
-                     policy=forge.policy(*PLACES))  # fmt: skip
-    found = forge_batch(forge, [honest_message(PLACES[1], number) for number in range(3)])
-    clock.advance(600)
-    assert consume(pipeline, found.seal(1)).reason is Reason.EXPIRED
+    pipeline = guard(store, verifier=verifier, clock=clock, scope="orders", policy=forge.policy(*PLACES))
+    found = forge_batch(forge, [honest_message(PLACES[1], number) for number in range(3)],
+                        claims={"exp": int(clock.now()) + life})  # fmt: skip
+    clock.advance(waited)
+    assert consume(pipeline, found.seal(1)).reason is reason
     releaser = Releaser(key=reviewer, issuer="https://review.example", reviewer="ada", clock=clock)
-    message, release = releaser.release(found.seal(1), letter=letter_id(found.seal(1), "orders"), scope="orders",
-                                        reason="outage", waive=[Reason.EXPIRED])  # fmt: skip
+    letter = letter_id(found.seal(1), "orders")
+    message, release = releaser.release(found.seal(1), letter=letter, scope="orders", reason="outage",
+                                        waive=[reason])  # fmt: skip
     assert release.tok == base64url.digest(found.header(1).encode())
     assert open_release(message).release == release
-    outcome = consume(pipeline, message)
-    assert outcome.verified is not None
-    assert (outcome.verdict, outcome.verified.index) == (Verdict.ACCEPTED, 1)
-    assert consume(pipeline, found.seal(2)).reason is Reason.EXPIRED
-    assert (
-        consume(pipeline, replace(message, origin=Origin(queue="q", redelivered=True))).verdict
-        is Verdict.DUPLICATE
-    )
+    verified = consume(pipeline, message).verified
+    assert verified is not None
+    assert verified.index == 1
+    token = claim_id(verified.issuer, verified.jti)
+    assert store.asked == [(claim_id(release.iss, letter), None), (token + b"\x00\x01", 1)]
+    assert consume(pipeline, found.seal(2)).reason is reason
+    again = replace(message, origin=Origin(queue="q", redelivered=True))
+    assert consume(pipeline, again).verdict is Verdict.DUPLICATE
     moved = replace(message, headers=(*found.seal(2).headers, message.headers[-1]), body=found.messages[2].body)
     assert consume(pipeline, moved).reason is Reason.RELEASE_INVALID
 
