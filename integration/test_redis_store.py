@@ -176,10 +176,11 @@ def test_a_batch_lives_with_its_longest(own: Redis, open_store: OpenStore, admin
     """The key of a batch outlives each of its tokens' claims, and no confirm or shorter sibling changes that."""
     name = namespace()
     store = open_store(own.url, namespace=name, clock=FakeClock(START), margin=300.0)
-    batch = [sibling(n, expires=START + life) for n, life in enumerate((60.0, 3600.0, 600.0))]
+    batch = [sibling(n, expires=START + life) for n, life in enumerate((60.0, 600.0, 3600.0, 30.0))]
     store.claim(batch[0])
     assert 300_000 < admin.pttl(_batch_key(name)) <= 361_000
-    store.claim_many(batch[1:])
+    store.claim_many(batch[1:3])
+    store.claim(batch[3])
     store.confirm_many(batch)
     assert 3_840_000 < admin.pttl(_batch_key(name)) <= 3_901_000
     assert admin.keys(f"{name}*") == [_batch_key(name)]
