@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from mqauth.claims import Claims
 from mqauth.jws import Opened
@@ -17,6 +17,14 @@ from mqauth.keys import Key, KeySet
 from mqauth.merkle import Proven
 
 CAPACITY: Final = 16_384
+
+
+class Standing(NamedTuple):
+    """By which key set, from when and until when (UTC seconds of receipt) a token was found right."""
+
+    keys: KeySet
+    since: float
+    until: float
 
 
 @dataclass(slots=True)
@@ -28,14 +36,19 @@ class KnownToken:
         claims: what it claims.
         key: under which the signature held; under another object it is checked again.
         proven: its root, and what was proven under it.
-        standing: the key set and the time of receipt at which all but the message was last found right.
+        standing: what all but the message was found right by.
     """
 
     opened: Opened
     claims: Claims
     key: Key
     proven: Proven
-    standing: tuple[KeySet, float] | None = None
+    standing: Standing | None = None
+
+    def stands(self, keys: KeySet, received: float) -> bool:
+        """Tell whether all but the message is known to be right by this very key set, and at this time."""
+        found = self.standing
+        return found is not None and found.keys is keys and found.since <= received < found.until
 
 
 class KnownTokens:

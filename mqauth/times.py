@@ -46,6 +46,11 @@ class Times:
             return None
         return origin.timestamp_ms / 1000
 
+    def ends(self, claims: Claims, key: Key) -> float:
+        """Return until when a verdict on times at ``"consume"`` stays as it is, UTC seconds."""
+        until = float(claims.exp + self.leeway)
+        return until if key.revocation is None else min(until, float(key.revocation.revoked_at))
+
     def check(
         self, claims: Claims, message: Message, received: float, waived: frozenset[Reason] = _NOTHING
     ) -> None:

@@ -32,7 +32,7 @@ from mqauth.batch import Proof
 from mqauth.claims import Batch, Binding, Claims
 from mqauth.errors import ConfigurationError, Reason, Rejection
 from mqauth.keys import Key, KeySet, KeySource
-from mqauth.knowntokens import KnownToken, KnownTokens
+from mqauth.knowntokens import KnownToken, KnownTokens, Standing
 from mqauth.merkle import Proven
 from mqauth.message import PROTECTED_PROPERTIES, Message
 from mqauth.release import Release, ReleaseAuthorities
@@ -204,7 +204,7 @@ class Verifier:
             Unavailable: ``append_time_unavailable``.
         """
         claims, known = candidate.claims, candidate.known
-        if known is None or release is not None or not self._stands(known, keys, received):
+        if known is None or release is not None or not known.stands(keys, received):
             waived = _NOTHING if release is None else release.waive
             key = self._key(message, candidate, keys, received, waived)  # 6
             known = _signed(candidate, key)  # 6, 7
@@ -212,8 +212,8 @@ class Verifier:
                 raise Rejection(Reason.AUDIENCE_MISMATCH, "meant for another audience")
             self._times.check(claims, message, received, waived)  # 9
             self._check_subject(message, candidate, key)  # 10
-            if known is not None and release is None:
-                known.standing = (keys, received)
+            if known is not None and release is None and self._alike:
+                known.standing = Standing(keys, received, self._times.ends(claims, key))
             if known is not None and known is not candidate.known:
                 self._known.add(candidate.token, known, received - self.retention)
         self._check_binding(message, candidate, known)  # 11
@@ -221,11 +221,6 @@ class Verifier:
             message, claims, kid=candidate.opened.kid, key_set=keys.version, received=received, release=release,
             index=candidate.index,
         )  # fmt: skip
-
-    def _stands(self, known: KnownToken, keys: KeySet, received: float) -> bool:
-        """Tell whether steps 6 to 10 were taken for the token with this very key set, and at this very time."""
-        found = known.standing
-        return self._alike and found is not None and found[0] is keys and found[1] == received
 
     def _check_binding(self, message: Message, candidate: Candidate, known: KnownToken | None) -> None:
         """Hold the token against the message it came with."""
