@@ -16,7 +16,7 @@ from pamqp import commands
 from mqauth import ConfigurationError, MalformedMessage, Message, Signer
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_channel import ClosedByOwnerError
-from mqauth.brokers.rabbitmq_outlet import Direct, Through, outlet
+from mqauth.brokers.rabbitmq_outlet import DRAIN_EVERY, Direct, Encoded, Through, outlet
 from mqauth.brokers.rabbitmq_sealing import Pace, Sealing
 from mqauth.brokers.rabbitmq_wire import to_message
 from mqauth.errors import Cause, Unavailable
@@ -359,6 +359,28 @@ def test_instrumented_exchanges_are_not_gone_past(monkeypatch: pytest.MonkeyPatc
     assert isinstance(outlet(real_exchange(Own)), Through)
     monkeypatch.setattr(aio_pika.Exchange, "publish", lambda *_args, **_kwargs: None)
     assert isinstance(outlet(real_exchange()), Through)
+
+
+@pytest.mark.parametrize(("confirms", "waits"), [(True, 3), (False, 3 * DRAIN_EVERY)])
+async def test_the_socket_is_waited_for_now_and_then(*, confirms: bool, waits: int) -> None:
+    """One publish of 32 waits for the socket, without confirms each: a broker that does not read holds them up."""
+    waited: list[bool] = []
+
+    class Underlay:
+        publisher_confirms = confirms
+
+        async def basic_publish(self, _body: bytes, *, wait: bool, **_: Any) -> None:
+            waited.append(wait)
+
+    async def get_underlay_channel() -> Underlay:
+        return Underlay()
+
+    exchange = real_exchange()
+    exchange.channel = SimpleNamespace(is_closed=False, get_underlay_channel=get_underlay_channel)
+    way = Direct(exchange)
+    for _ in range(3 * DRAIN_EVERY):
+        await way.send(Encoded("m", b"", b""), "k", mandatory=True, immediate=False)
+    assert sum(waited) == waits
 
 
 def test_both_ways_send_the_same_bytes() -> None:

@@ -5,16 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from aio_pika import exceptions
+from aio_pika.message import IncomingMessage
+from aio_pika.queue import Queue
+from aio_pika.robust_queue import RobustQueue
+from aiormq.abc import DeliveredMessage
+from pamqp import commands
+from pamqp.header import ContentHeader
 
 from mqauth import AuditFile, Cause, ConfigurationError, MemoryReplayStore, Pipeline, Verdict, Verified
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.rabbitmq_channel import closing_is_an_error, told
+from mqauth.brokers.rabbitmq_channel import closing_is_an_error, is_untouched, told
+from mqauth.brokers.rabbitmq_consumer import Delivered
 from mqauth.brokers.rabbitmq_delivery import Held, Processor
 from mqauth.brokers.rabbitmq_translate import headers_out
 from mqauth.brokers.rabbitmq_window import STEADY, Window
@@ -518,6 +526,29 @@ def test_window_steady_deaths_are_not_in_a_row() -> None:
     window.opened(0)
     window.closed()
     assert window.lost(0, ConnectionError()) is False
+
+
+def test_a_delivery_is_aio_pikas_own() -> None:
+    """What handlers get as ``native`` is an aio-pika message with every field aio-pika itself would give it."""
+    properties = commands.Basic.Properties(
+        headers={"a": [1]}, message_id="m", delivery_mode=2, expiration="60000", priority=3, content_type="t",
+        timestamp=datetime(2026, 1, 1, tzinfo=UTC),
+    )  # fmt: skip
+    channel: Any = SimpleNamespace(is_closed=False)
+    header = ContentHeader(body_size=1, properties=properties)
+    deliver = commands.Basic.Deliver("c", 7, True, "shop", "k")
+    given = DeliveredMessage(delivery=deliver, header=header, body=b"x", channel=channel)
+    assert Delivered(given).info() == IncomingMessage(given).info()
+    assert Delivered(given).processed is False
+
+
+def test_instrumented_queues_are_not_gone_past(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``consume`` is gone past where it is aio-pika's own, and never where something has replaced it."""
+    robust = RobustQueue.__new__(RobustQueue)
+    assert is_untouched(robust, "consume")
+    assert not is_untouched(queue(), "consume")
+    monkeypatch.setattr(Queue, "consume", lambda *_args, **_kwargs: None)
+    assert not is_untouched(robust, "consume")
 
 
 def queue(**settings: Any) -> Any:

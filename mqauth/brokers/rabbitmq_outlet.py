@@ -23,6 +23,8 @@ from mqauth.message import Message
 
 _FRAME_REST: Final = 12
 """Bytes of a header frame before its properties: class, weight and body size."""
+DRAIN_EVERY: Final = 32
+"""Publishes of which one waits for the socket: a broker that stops reading stops all of them soon."""
 
 
 class Outlet(Protocol):
@@ -70,7 +72,9 @@ class Encoded:
 
 
 class Direct:
-    """Publishes through aiormq's channel, without waiting for the socket: the confirm is waited for.
+    """Publishes through aiormq's channel and waits for the confirm, seldom for the socket.
+
+    While a broker does not read, under a memory alarm, publishes that time out must not pile up in the transport.
 
     Args:
         exchange: aio-pika's.
@@ -78,6 +82,7 @@ class Direct:
 
     def __init__(self, exchange: AbstractExchange) -> None:
         self._exchange: Any = exchange
+        self._sent = 0
 
     def take(self, native: AbstractMessage, message_id: str, /) -> commands.Basic.Properties:
         """Return the message's properties."""
@@ -107,6 +112,7 @@ class Direct:
         if exchange.channel.is_closed:
             raise exceptions.ChannelInvalidStateError("the channel is closed")
         channel: aiormq.Channel = await exchange.channel.get_underlay_channel()
+        self._sent += 1
         return await channel.basic_publish(
             ready.body,
             exchange=exchange.name,
@@ -114,7 +120,7 @@ class Direct:
             properties=ready,  # type: ignore[arg-type]
             mandatory=mandatory,
             immediate=immediate,
-            wait=not channel.publisher_confirms,
+            wait=not channel.publisher_confirms or self._sent % DRAIN_EVERY == 0,
         )
 
 
