@@ -14,7 +14,7 @@ def lines(report: Report) -> Iterator[str]:
     yield from _in_process(report.short()["in_process"])
     for name, found in report.brokers.items():
         yield ""
-        yield from _broker(name, found)
+        yield from broker_lines(name, found)
     for name, why in report.missing.items():
         yield f"{name}: {why}"
 
@@ -28,7 +28,7 @@ def _in_process(cells: Mapping[str, Mapping[str, float | None]]) -> Iterator[str
         yield f"{name:<12}{figures[0]:>9}{figures[1]:>9}{figures[2]:>16}{figures[3]:>12}"
 
 
-def _broker(name: str, found: BrokerFound) -> Iterator[str]:
+def broker_lines(name: str, found: BrokerFound) -> Iterator[str]:
     """Yield the tables of one broker."""
     for what, rounds in found.comparisons.items():
         summary = rounds.summary("bare")
