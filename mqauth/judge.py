@@ -104,8 +104,8 @@ class Judge:
             The wish for a claim. ``None`` says nothing about the message: ``wish`` finds what is to be said.
         """
         try:
-            candidate = self._verifier.open(delivery.message)
-            if candidate.known is None or is_released(delivery.message):
+            candidate = self._verifier.reopen(delivery.message)
+            if candidate is None or is_released(delivery.message):
                 return None
             keys = self._verifier.source(candidate).key_set()
             found = self._verifier.verify(delivery.message, candidate, keys, delivery.received)

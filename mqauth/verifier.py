@@ -164,15 +164,23 @@ class Verifier:
         Raises:
             Rejection: the reason of the first failing step.
         """
-        if message.malformed is not None:
-            raise Rejection(Reason.MESSAGE_MALFORMED, message.malformed)
-        token, behind = batch.split(envelope.token_of(message))
+        token, behind = _split(message)
         known = self._known.get(token)
         if known is not None:
-            return Candidate(known.opened, known.claims, batch.proof_of(behind, known.claims), token, known)
+            return _reopened(token, behind, known)
         opened = jws.take_apart(token)
         claims = claim_set.parse(opened.payload)
         return Candidate(opened, claims, batch.proof_of(behind, claims), token)
+
+    def reopen(self, message: Message) -> Candidate | None:
+        """Return what ``open`` would, where the message's token is a remembered one, ``None`` of any other.
+
+        Raises:
+            Rejection: as ``open``.
+        """
+        token, behind = _split(message)
+        known = self._known.get(token)
+        return None if known is None else _reopened(token, behind, known)
 
     def source(self, candidate: Candidate) -> KeySource:
         """Return where the keys of the claimed issuer come from: step 5.
@@ -285,6 +293,18 @@ class Verifier:
                 raise Rejection(Reason.COVERAGE_INSUFFICIENT, "a required header is absent or not covered")
         if self._reject_unsigned and set(envelope.application_headers(message)) - covered:
             raise Rejection(Reason.COVERAGE_INSUFFICIENT, "a header is not covered")
+
+
+def _split(message: Message) -> tuple[bytes, bytes | None]:
+    """Return the token of a message, and what stands behind it: step 1."""
+    if message.malformed is not None:
+        raise Rejection(Reason.MESSAGE_MALFORMED, message.malformed)
+    return batch.split(envelope.token_of(message))
+
+
+def _reopened(token: bytes, behind: bytes | None, known: KnownToken) -> Candidate:
+    """Return the candidate of one more message of a remembered token."""
+    return Candidate(known.opened, known.claims, batch.proof_of(behind, known.claims), token, known)
 
 
 def _signed(candidate: Candidate, key: Key) -> KnownToken | None:
