@@ -37,7 +37,7 @@ from mqauth.places import Packed, Places
 DEFAULT_CAPACITY: Final = 1_000_000
 DEFAULT_LEASE: Final = 60.0
 _FORGOTTEN: Final = 16  # ids or tokens forgotten for each that is claimed
-_FORGOTTEN_AT_ONCE: Final = 2048
+_FORGOTTEN_AT_ONCE: Final = 512  # for a poll that is no longer
 
 
 class ClaimStatus(Enum):
@@ -191,7 +191,7 @@ class MemoryReplayStore:
         """
         with self._lock:
             now, wall = self._clock.monotonic(), self._clock.now()
-            limit = min(_FORGOTTEN * len(requests), _FORGOTTEN_AT_ONCE)
+            limit = min(_FORGOTTEN * len(requests), max(_FORGOTTEN_AT_ONCE, len(requests)))
             self._size -= self._buckets.forget(now, wall, limit)
             return [self._claim(request, now, wall) for request in requests]
 
