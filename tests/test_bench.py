@@ -89,14 +89,15 @@ def test_stopwatch_reads_both_clocks() -> None:
 
 
 def test_ratio_is_taken_within_each_round() -> None:
-    """A machine that slows down between rounds moves rates and not ratios."""
-    base = [measured(rate) for rate in (1000, 100, 10)]
-    ours = [measured(rate) for rate in (500, 50, 5)]
-    found = Rounds({"base": base, "ours": ours}, {})
+    """A ratio is between neighbours in time: a machine that slows down between rounds moves rates, not ratios."""
+    found = Rounds(
+        {"base": [measured(rate) for rate in (100, 10, 1000)], "ours": [measured(rate) for rate in (90, 8, 100)]},
+        {},
+    )
     ratio = found.ratio("ours", "base")
     assert ratio is not None
-    assert ratio.as_list() == pytest.approx([0.5, 0.5, 0.5])
-    assert found.rate("ours") == pytest.approx(50)
+    assert ratio.as_list() == pytest.approx([0.45, 0.8, 0.85])
+    assert found.rate("ours") == pytest.approx(90)
 
 
 def test_spread_is_the_quartiles() -> None:

@@ -124,6 +124,14 @@ def test_refused_message_fails_the_round() -> None:
         letters.check()
 
 
+def test_verdicts_that_refuse_fail_their_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verdict is measured of accepted messages alone."""
+    subject = Subject(Cell(kind="EdDSA"), 2)
+    monkeypatch.setattr(inprocess, "guard", lambda _forge, *places: guard(Forge(), *places))
+    with pytest.raises(RefusedError, match="key_unknown"):
+        subject.verdict()
+
+
 def test_workload_is_what_it_says() -> None:
     """Bodies have their size and number, messages their headers, in their broker's types."""
     load = Workload(size=100, headers=2)
@@ -229,6 +237,23 @@ def test_command_refuses_what_it_cannot_use(option: list[str], capsys: pytest.Ca
     """An address that is none is one line and exit code 2, before anything is measured."""
     assert cli.main(["bench", "--quick", *option]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_contender_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What could not be measured is a line on standard error and exit code 1; the rest is printed all the same."""
+
+    def broken(_self: Subject) -> Measured:
+        raise RefusedError("an honest message was refused as expired")
+
+    monkeypatch.setattr(run, "QUICK", TINY)
+    monkeypatch.setattr(Subject, "verdict", broken)
+    assert cli.main(["bench", "--quick"]) == 1
+    printed = capsys.readouterr()
+    assert [line.split()[:2] for line in printed.err.splitlines()] == [
+        ["mqauth:", kind] for kind in ("EdDSA", "ES256", BATCH_NAME)
+    ]
+    assert "refused as expired" in printed.err
+    assert re.search(r"^EdDSA +[\d.]+ +- +[\d.]+ +[\d.]+$", printed.out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("text", ["localhost:9092", "kafka://localhost:9092", "kafka://localhost:9092/"])
