@@ -32,4 +32,5 @@ def decode(text: bytes) -> bytes:
 
 def digest(raw: bytes) -> str:
     """Return the base64url SHA-256 of ``raw``."""
-    return encode(hashlib.sha256(raw).digest()).decode("ascii")
+    text = binascii.b2a_base64(hashlib.sha256(raw).digest(), newline=False)
+    return text[:-1].translate(_TO_URLSAFE).decode("ascii")  # 32 bytes end in one character of padding

@@ -11,7 +11,7 @@ from mqauth.claims import Claims
 from mqauth.clock import Clock, Randomness
 from mqauth.delivery import Delivery, Step, Verdict
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
-from mqauth.flow import OUR_FAULT, Flow, asked, either, guarded
+from mqauth.flow import OUR_FAULT, Flow, asked, either, guarded, is_async
 from mqauth.keys import KeySet, KeySource
 from mqauth.message import Message
 from mqauth.policy import Decision, Policy
@@ -61,6 +61,7 @@ class Judge:
         self._lease = lease
         self._clock = clock
         self._randomness = randomness
+        self._policy_waits = is_async(policy.decide)
 
     def scope_of(self, message: Message) -> str:
         """Return on whose behalf a message is handled."""
@@ -73,7 +74,7 @@ class Judge:
             Unavailable: it cannot be reached now.
         """
         try:
-            wish = yield from self._examine(delivery)
+            wish = self.sibling(delivery) or (yield from self._examine(delivery))
             if wish is not None:
                 status = yield from self._claim(delivery, wish)  # 13
             else:
@@ -92,7 +93,7 @@ class Judge:
             Unavailable: the verdict cannot be reached now.
         """
         try:
-            return (yield from self._examine(delivery))
+            return self.sibling(delivery) or (yield from self._examine(delivery))
         except Rejection as rejection:
             delivery.reject(rejection, Step.RECORD)
             return None
@@ -103,6 +104,8 @@ class Judge:
         Returns:
             The wish for a claim. ``None`` says nothing about the message: ``wish`` finds what is to be said.
         """
+        if self._policy_waits:
+            return None
         try:
             candidate = self._verifier.reopen(delivery.message)
             if candidate is None or is_released(delivery.message):

@@ -108,6 +108,8 @@ class Proven:
             path: the hashes, joined, from below.
         """
         known, last, row, at, node = self._known, self.size - 1, 0, 0, leaf
+        if not 0 <= index <= last:
+            return False
         found: list[tuple[int, tuple[bytes, bytes]]] = []
         while True:
             met = known.get(row + index)
