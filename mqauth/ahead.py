@@ -79,7 +79,7 @@ class Ahead:
         found = []
         for delivery in deliveries:
             try:
-                wish = self._guard.sibling(delivery) or run(self._guard.wish(delivery))
+                wish = run(self._guard.wish(delivery))
             except Unavailable:
                 break
             if wish is not None and wish.place is not None:  # without one it could not be claimed again

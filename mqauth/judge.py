@@ -11,7 +11,7 @@ from mqauth.claims import Claims
 from mqauth.clock import Clock, Randomness
 from mqauth.delivery import Delivery, Step, Verdict
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
-from mqauth.flow import OUR_FAULT, Flow, asked, either, guarded, is_async
+from mqauth.flow import OUR_FAULT, Flow, asked, either, guarded
 from mqauth.keys import KeySet, KeySource
 from mqauth.message import Message
 from mqauth.policy import Decision, Policy
@@ -25,6 +25,7 @@ R = TypeVar("R")
 _OWNER_BYTES: Final = 12
 _HELD_SECONDS: Final = 3600
 _STORE: Final = Cause.REPLAY_STORE_UNAVAILABLE
+_POLICY: Final = Cause.POLICY_UNAVAILABLE
 _FRESH: Final = ClaimStatus.FRESH
 _ALLOW: Final = Decision.ALLOW
 
@@ -61,7 +62,6 @@ class Judge:
         self._lease = lease
         self._clock = clock
         self._randomness = randomness
-        self._policy_waits = is_async(policy.decide)
 
     def scope_of(self, message: Message) -> str:
         """Return on whose behalf a message is handled."""
@@ -74,11 +74,11 @@ class Judge:
             Unavailable: it cannot be reached now.
         """
         try:
-            wish = self.sibling(delivery) or (yield from self._examine(delivery))
-            if wish is not None:
-                status = yield from self._claim(delivery, wish)  # 13
-            else:
+            wish = yield from self._wished(delivery)
+            if wish is None:
                 status = yield from self._judge_released(delivery)
+            else:
+                status = yield from self._claim(delivery, wish)  # 13
             _conclude(delivery, status)
         except Rejection as rejection:
             delivery.reject(rejection, Step.RECORD)
@@ -93,31 +93,10 @@ class Judge:
             Unavailable: the verdict cannot be reached now.
         """
         try:
-            return self.sibling(delivery) or (yield from self._examine(delivery))
+            return (yield from self._wished(delivery))
         except Rejection as rejection:
             delivery.reject(rejection, Step.RECORD)
             return None
-
-    def sibling(self, delivery: Delivery) -> ClaimRequest | None:
-        """Take steps 1 to 12 at once for a message whose batch token was verified before.
-
-        Returns:
-            The wish for a claim. ``None`` says nothing about the message: ``wish`` finds what is to be said.
-        """
-        if self._policy_waits:
-            return None
-        try:
-            candidate = self._verifier.reopen(delivery.message)
-            if candidate is None or is_released(delivery.message):
-                return None
-            keys = self._verifier.source(candidate).key_set()
-            found = self._verifier.verify(delivery.message, candidate, keys, delivery.received)
-            if self._policy.decide(found) is not _ALLOW:
-                return None
-        except Exception:
-            return None
-        delivery.candidate, delivery.key_set, delivery.verified = candidate, keys.version, found
-        return self._wish(delivery, found)
 
     def answer(self, delivery: Delivery, wish: ClaimRequest, status: ClaimStatus) -> None:
         """Reach the verdict that follows from a claim: step 13.
@@ -130,14 +109,18 @@ class Judge:
         except Rejection as rejection:
             delivery.reject(rejection, Step.RECORD)
 
-    def _examine(self, delivery: Delivery) -> Flow[ClaimRequest | None]:
+    def _wished(self, delivery: Delivery) -> Flow[ClaimRequest | None]:
         """Take all steps but the claim; of a released message only 1 to 4, and ``None``."""
         delivery.candidate = candidate = _total(self._verifier.open, delivery.message)  # 1 to 4
         if is_released(delivery.message):
             return None
-        verified = yield from self._verify(delivery, candidate)  # 5 to 11
-        yield from self._permit(verified)  # 12
-        return self._wish(delivery, verified)
+        keys = _at_hand(self._verifier.source(candidate))  # 5
+        if keys is None or keys.get(candidate.opened.kid) is None:
+            found = yield from self._verify(delivery, candidate)
+        else:
+            found = self._verified(delivery, candidate, keys)  # 6 to 11
+        _permit((yield from asked(_POLICY, self._policy.decide, found)))  # 12
+        return self._wish(delivery, found)
 
     def _judge_released(self, delivery: Delivery) -> Flow[ClaimStatus]:
         """Judge a released message; released to another scope it ends before its own steps are taken."""
@@ -146,7 +129,7 @@ class Judge:
             return ClaimStatus.DUPLICATE
         verified = yield from self._verify(delivery, delivery.candidate)
         if Reason.PRODUCER_FORBIDDEN not in release.waive:
-            yield from self._permit(verified)
+            _permit((yield from asked(_POLICY, self._policy.decide, verified)))
         return (yield from self._claim_release(delivery, self._wish(delivery, verified), release))
 
     def _released(self, delivery: Delivery) -> Flow[Release]:
@@ -165,23 +148,21 @@ class Judge:
         return _total(authorities.verify, message, found, keys, delivery.received)
 
     def _verify(self, delivery: Delivery, candidate: Candidate) -> Flow[Verified]:
-        """Judge the token."""
+        """Judge the token by keys that may have to be waited for."""
         source, kid = self._verifier.source(candidate), candidate.opened.kid
         keys = yield from _known(source)
         if keys is None or keys.get(kid) is None:
             delivery.key_set = None if keys is None else keys.version
             keys = yield from _looked_up(source, kid, delivery.received)
+        return self._verified(delivery, candidate, keys)
+
+    def _verified(self, delivery: Delivery, candidate: Candidate, keys: KeySet) -> Verified:
+        """Judge the token by its keys."""
         delivery.key_set = keys.version
         delivery.verified = found = _total(
             self._verifier.verify, delivery.message, candidate, keys, delivery.received, delivery.release
         )
         return found
-
-    def _permit(self, verified: Verified) -> Flow[None]:
-        """Ask the policy; anything but ALLOW refuses."""
-        decision = yield from asked(Cause.POLICY_UNAVAILABLE, self._policy.decide, verified)
-        if decision is not _ALLOW:
-            raise Rejection(Reason.PRODUCER_FORBIDDEN, "no rule lets this subject publish here")
 
     def _wish(self, delivery: Delivery, verified: Verified) -> ClaimRequest:
         """Return the claim a delivery wishes for; its owner is one for ever."""
@@ -261,6 +242,21 @@ def _conclude(delivery: Delivery, status: ClaimStatus) -> None:
         delivery.verdict, delivery.step = Verdict.DUPLICATE, Step.RECORD
     else:
         delivery.step = Step.HANDLE
+
+
+def _permit(decision: Decision) -> None:
+    """Refuse a message on anything but ALLOW."""
+    if decision is not _ALLOW:
+        raise Rejection(Reason.PRODUCER_FORBIDDEN, "no rule lets this subject publish here")
+
+
+def _at_hand(source: KeySource) -> KeySet | None:
+    """Return the keys a source has, ``None`` where there are none, or none without waiting."""
+    try:
+        keys = source.key_set()
+    except Exception:
+        return None
+    return keys if type(keys) is KeySet else None
 
 
 def _known(source: KeySource) -> Flow[KeySet | None]:

@@ -113,7 +113,7 @@ class Pipeline:
         """
         try:
             if delivery.step is _JUDGE:
-                yield from self._timed_judge(delivery)
+                yield from self._timed_judge(delivery) if self._observers else self._judge.judge(delivery)
             if delivery.step is _HANDLE:
                 yield from self._handle(delivery, handler)
             outcome = yield from self._conclude(delivery, dead_letters)
@@ -157,10 +157,6 @@ class Pipeline:
         except Unavailable as error:
             return delivery.defer(error)
         return Outcome.of(delivery)
-
-    def sibling(self, delivery: Delivery) -> ClaimRequest | None:
-        """Judge a delivery up to its claim, where its batch token is known good (``Judge.sibling``)."""
-        return self._judge.sibling(delivery)
 
     def wish(self, delivery: Delivery) -> Flow[ClaimRequest | None]:
         """Judge a delivery up to its claim, for who makes many claims together (``Judge.wish``)."""
@@ -244,9 +240,7 @@ class Pipeline:
             return delivery.defer(error)
 
     def _timed_judge(self, delivery: Delivery) -> Flow[None]:
-        """Judge, and note how long it took where somebody observes."""
-        if not self._observers:
-            return (yield from self._judge.judge(delivery))
+        """Judge, and note how long it took, for those who observe."""
         started = self.clock.monotonic()
         try:
             yield from self._judge.judge(delivery)

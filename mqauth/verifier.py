@@ -172,16 +172,6 @@ class Verifier:
         claims = claim_set.parse(opened.payload)
         return Candidate(opened, claims, batch.proof_of(behind, claims), token)
 
-    def reopen(self, message: Message) -> Candidate | None:
-        """Return what ``open`` would, where the message's token is a remembered one, ``None`` of any other.
-
-        Raises:
-            Rejection: as ``open``.
-        """
-        token, behind = _split(message)
-        known = self._known.get(token)
-        return None if known is None else _reopened(token, behind, known)
-
     def source(self, candidate: Candidate) -> KeySource:
         """Return where the keys of the claimed issuer come from: step 5.
 
