@@ -9,7 +9,6 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -121,17 +120,19 @@ def measure(
         ConfigurationError: a client library is missing.
     """
     wrappers, missing = rivals()
-    with ExitStack() as stack:
-        asked = [(name, url) for name, url in (("rabbitmq", rabbitmq), ("kafka", kafka)) if url]
-        stands = [(name, module := _broker(name), stack.enter_context(module.Stand(url))) for name, url in asked]
-        clock = _Deadline(amount.seconds, parts=1 + 2 * len(stands))
-        found = inprocess.measure(
-            amount.cells, rounds=amount.rounds, count=amount.count, base_count=amount.base_count,
-            progress=progress, enough=clock.part(1),
-        )  # fmt: skip
-        report = Report(amount=amount, in_process=found, missing=missing, kept=kept_bytes(amount.kept))
-        for place, (name, module, stand) in enumerate(stands):
-            effort = replace(getattr(amount, name), enough=clock.part(3 + 2 * place))
+    asked = [(name, url, _broker(name)) for name, url in (("rabbitmq", rabbitmq), ("kafka", kafka)) if url]
+    for _, url, module in asked:
+        with module.Stand(url):  # out of reach is told now; kept open, it would miss its heartbeats
+            pass
+    clock = _Deadline(amount.seconds, parts=1 + 2 * len(asked))
+    found = inprocess.measure(
+        amount.cells, rounds=amount.rounds, count=amount.count, base_count=amount.base_count,
+        progress=progress, enough=clock.part(1),
+    )  # fmt: skip
+    report = Report(amount=amount, in_process=found, missing=missing, kept=kept_bytes(amount.kept))
+    for place, (name, url, module) in enumerate(asked):
+        effort = replace(getattr(amount, name), enough=clock.part(3 + 2 * place))
+        with module.Stand(url) as stand:
             report.brokers[name] = module.measure(stand, wrappers, effort, progress=partial(_tell, progress, name))
     return report
 
