@@ -10,9 +10,10 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from jwt.algorithms import Algorithm, ECAlgorithm, OKPAlgorithm, RSAAlgorithm, RSAPSSAlgorithm
 
-from mqauth import base64url, strictjson
+from mqauth import base64url, ed25519, strictjson
 from mqauth.claims import is_name
 from mqauth.errors import ConfigurationError, Reason, Rejection
 from mqauth.keys import MAX_KID, Key, SigningKey
@@ -115,11 +116,18 @@ def verify(opened: Opened, key: Key) -> None:
     if not key.allows(opened.algorithm):
         raise Rejection(Reason.ALGORITHM_FORBIDDEN, "the token names another algorithm than its key has")
     try:
-        good = _PYJWT[key.algorithm].verify(opened.signing_input, key.public, opened.signature)
+        good = _is_good(opened, key)
     except Exception:  # hostile signatures can raise more than PyJWTError; all of it is a bad signature
         good = False
     if good is not True:
         raise Rejection(Reason.SIGNATURE_INVALID, "the signature does not hold")
+
+
+def _is_good(opened: Opened, key: Key) -> bool:
+    """Tell whether the signature holds under the key's own algorithm."""
+    if isinstance(key.public, Ed25519PublicKey):
+        return ed25519.holds(opened.signing_input, key.public, opened.signature)
+    return _PYJWT[key.algorithm].verify(opened.signing_input, key.public, opened.signature)
 
 
 @lru_cache(maxsize=256)

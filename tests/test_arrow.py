@@ -18,6 +18,7 @@ CORE = (
     ("claims",),
     ("keys",),
     ("jwk",),
+    ("ed25519",),
     ("jws",),
     ("encoding",),
     ("envelope",),

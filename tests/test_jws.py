@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from mqauth import base64url, jws, strictjson
+from mqauth import base64url, ed25519, jws, strictjson
 from mqauth.errors import ConfigurationError, Reason, Rejection
 from mqauth.keys import ALGORITHMS, Key
 
@@ -187,19 +187,25 @@ def test_a_rejection_does_not_repeat_the_token() -> None:
     assert "c2VjcmV0" not in str(caught.value)
 
 
+def answering(verify: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this function in place of every library's check of a signature."""
+    monkeypatch.setattr(ed25519, "holds", verify)
+    monkeypatch.setattr(type(jws._PYJWT["ES256"]), "verify", verify)
+
+
 @pytest.mark.parametrize("error", [ValueError(), TypeError(), RuntimeError(), MemoryError()])
 def test_whatever_the_crypto_library_raises_is_an_invalid_signature(
     error: Exception, monkeypatch: pytest.MonkeyPatch, reason_of: ReasonOf
 ) -> None:
     """A library that raises on hostile input must not take the consumer down, nor let the message pass."""
 
-    class Broken:
-        def verify(self, *arguments: object) -> bool:
-            raise error
+    def broken(*_arguments: object) -> bool:
+        raise error
 
-    opened = jws.take_apart(token())
-    monkeypatch.setitem(jws._PYJWT, "EdDSA", Broken())
-    assert reason_of(lambda: jws.verify(opened, KEY)) is Reason.SIGNATURE_INVALID
+    tokens = [(key, jws.take_apart(token(key))) for key in (KEYS["EdDSA"], KEYS["ES256"])]
+    answering(broken, monkeypatch)
+    for key, opened in tokens:
+        assert reason_of(lambda key=key, opened=opened: jws.verify(opened, key)) is Reason.SIGNATURE_INVALID
 
 
 @pytest.mark.parametrize("answer", [None, 1, "yes", object(), [True]])
@@ -208,10 +214,7 @@ def test_only_true_itself_is_a_good_signature(
 ) -> None:
     """A library's answer is never taken by its truthiness."""
 
-    class Odd:
-        def verify(self, *arguments: object) -> object:
-            return answer
-
-    opened = jws.take_apart(token())
-    monkeypatch.setitem(jws._PYJWT, "EdDSA", Odd())
-    assert reason_of(lambda: jws.verify(opened, KEY)) is Reason.SIGNATURE_INVALID
+    tokens = [(key, jws.take_apart(token(key))) for key in (KEYS["EdDSA"], KEYS["ES256"])]
+    answering(lambda *_: answer, monkeypatch)
+    for key, opened in tokens:
+        assert reason_of(lambda key=key, opened=opened: jws.verify(opened, key)) is Reason.SIGNATURE_INVALID
