@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding
 from mqauth import destination
 from mqauth.bench.rounds import Measured, Progress, Rounds, Spread, Stopwatch, Variant, alternate
 from mqauth.bench.workload import BATCH, BODY_SIZE, HEADER_COUNT, LIFETIME, Refusals, Workload, guard
+from mqauth.ed25519 import holds
 from mqauth.flow import run
 from mqauth.keys import ALGORITHMS, Key
 from mqauth.message import Message, Origin
@@ -160,10 +161,11 @@ def _nothing(_verified: object) -> None:
 
 
 def primitives(key: Key) -> tuple[Callable[[bytes], bytes], Callable[[bytes, bytes], object]]:
-    """Return how ``cryptography`` itself signs and verifies with a key, nothing around it."""
+    """Return how the libraries we use sign and verify with a key, nothing around it."""
     private, public = key.private, key.public
     if isinstance(private, ed25519.Ed25519PrivateKey) and isinstance(public, ed25519.Ed25519PublicKey):
-        return private.sign, public.verify
+        signed_by = public
+        return private.sign, lambda made, data: holds(data, signed_by, made)
     if isinstance(private, ec.EllipticCurvePrivateKey) and isinstance(public, ec.EllipticCurvePublicKey):
         scheme = ec.ECDSA(hashes.SHA384() if key.algorithm == "ES384" else hashes.SHA256())
         ours, theirs = private, public
