@@ -7,8 +7,9 @@ A flow is a generator that yields ``Call`` objects and is sent their results. ``
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Hashable
 from dataclasses import dataclass
+from functools import lru_cache
 from types import GeneratorType
 from typing import Any, Final, NamedTuple, ParamSpec, TypeGuard, TypeVar, cast
 
@@ -162,8 +163,14 @@ def is_async(function: object) -> bool:
 
 def is_awaitable(result: object) -> TypeGuard[Awaitable[Any]]:
     """Tell whether a result is still to be awaited."""
-    kind = type(result)
-    return hasattr(kind, "__await__") or (kind is GeneratorType and inspect.isawaitable(result))
+    kind: Hashable = type(result)
+    return _is_awaited(kind) or (kind is GeneratorType and inspect.isawaitable(result))
+
+
+@lru_cache(maxsize=256)
+def _is_awaited(kind: Hashable) -> bool:
+    """Tell whether a type is one to await; looked up once, since an ``Enum`` takes a microsecond to say no."""
+    return hasattr(kind, "__await__")
 
 
 async def settled(result: Any) -> Any:
