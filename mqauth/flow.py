@@ -7,7 +7,7 @@ A flow is a generator that yields ``Call`` objects and is sent their results. ``
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Generator, Hashable
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from types import GeneratorType
@@ -163,12 +163,12 @@ def is_async(function: object) -> bool:
 
 def is_awaitable(result: object) -> TypeGuard[Awaitable[Any]]:
     """Tell whether a result is still to be awaited."""
-    kind: Hashable = type(result)
+    kind: Any = type(result)
     return _is_awaited(kind) or (kind is GeneratorType and inspect.isawaitable(result))
 
 
 @lru_cache(maxsize=256)
-def _is_awaited(kind: Hashable) -> bool:
+def _is_awaited(kind: Any) -> bool:
     """Tell whether a type is one to await; looked up once, since an ``Enum`` takes a microsecond to say no."""
     return hasattr(kind, "__await__")
 
