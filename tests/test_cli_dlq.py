@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mqauth.cli import main
+from mqauth.cli import dlq_app, main
 
 ON_RABBITMQ = ["--broker", "amqp://127.0.0.1:1/"]
 ON_KAFKA = ["--broker", "kafka://127.0.0.1:1"]
@@ -23,7 +23,10 @@ ON_KAFKA = ["--broker", "kafka://127.0.0.1:1"]
         (["list", *ON_KAFKA, "--topic", "t", "--from", "soon"], "a time is like"),
         (["list", *ON_KAFKA, "--topic", "t", "--limit", "0"], "limit"),
         (["list", *ON_RABBITMQ, "--queue", "q"], "--broker: the broker cannot be used"),
-        (["discard", *ON_RABBITMQ, "--queue", "q"], "why"),
+        (["discard", *ON_RABBITMQ, "--queue", "q"], "audit"),
+        (["discard", *ON_RABBITMQ, "--queue", "q", "--audit", "a"], "--why"),
+        (["discard", *ON_RABBITMQ, "--queue", "q", "--audit", "a", "--reason", "expired"], "--why"),
+        (["discard", *ON_RABBITMQ, "--queue", "q", "--audit", "a", "--reason", "expird", "--yes"], "--why"),
         (["redrive", *ON_RABBITMQ, "--queue", "q", "--why", "w", "--audit", "a"], "config"),
         (["judge", *ON_RABBITMQ, "--queue", "q"], "config"),
         (["account", *ON_RABBITMQ, "--queue", "q"], "files"),
@@ -35,3 +38,18 @@ def test_usage_is_refused_in_one_line(arguments: list[str], said: str, capsys: p
     error = capsys.readouterr().err
     assert said.lower() in error.lower()
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "why", "filtered", "said"),
+    [
+        ("key arrived late", None, None, "key arrived late"),
+        ("expired", "clock set", "expired", "clock set"),
+        (None, "w", None, "w"),
+    ],
+)
+def test_the_reason_of_an_act_in_words(
+    reason: str | None, why: str | None, filtered: str | None, said: str
+) -> None:
+    """``--reason`` in words is the act's; one word is what letters were rejected for."""
+    assert dlq_app._reasons(reason, why) == (filtered, said)

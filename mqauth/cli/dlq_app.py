@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -16,6 +17,7 @@ from mqauth.errors import ConfigurationError
 from mqauth.release import WAIVABLE
 from mqauth.review import Filter
 
+_WORD: Final = re.compile(r"\w*")
 dlq_app: Final = typer.Typer(
     help="Dead letters: look, judge, redrive, discard.",
     rich_markup_mode=None,
@@ -41,7 +43,10 @@ Destination = Annotated[str | None, typer.Option("--destination", help="Sent to 
 From = Annotated[str | None, typer.Option("--from", help="Rejected from this time on, RFC 3339.")]
 To = Annotated[str | None, typer.Option("--to", help="Rejected before this time.")]
 Sound = Annotated[bool | None, typer.Option("--sound/--unsound", help="Whose id and digest hold, or not.")]
-Why = Annotated[str, typer.Option("--why", help="The reason of the act, one line; required.")]
+ForReasonOrWhy = Annotated[
+    str | None, typer.Option("--reason", help="Rejected for this reason; or, in words, the reason of the act.")
+]
+Why = Annotated[str | None, typer.Option("--why", help="The reason of the act, one line; required.")]
 AuditOption = Annotated[Path, typer.Option("--audit", help="The reviewer's own audit file.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
@@ -51,6 +56,19 @@ PassphraseEnv = Annotated[
     str | None, typer.Option("--passphrase-env", help="Environment variable with the passphrase.")
 ]
 PassphraseFile = Annotated[Path | None, typer.Option("--passphrase-file", help="File with the passphrase.")]
+
+
+def _reasons(reason: str | None, why: str | None) -> tuple[str | None, str]:
+    """Return the reason that is filtered by, and that of the act; a misspelt one must not act on everything.
+
+    Raises:
+        ConfigurationError: the act has none.
+    """
+    if why is None and reason is not None and not _WORD.fullmatch(reason):
+        return None, reason
+    if why is None:
+        raise ConfigurationError("an act wants its reason: --why, or --reason in more than one word")
+    return reason, why
 
 
 @dlq_app.callback(invoke_without_command=True)
@@ -113,9 +131,9 @@ def judge(
 
 @dlq_app.command("redrive")
 def redrive(
-    *, broker: Broker, config: Config, why: Why, audit: AuditOption,
+    *, broker: Broker, config: Config, audit: AuditOption,
     key: Annotated[Path, typer.Option("--key", help="The reviewer's keystore folder or PEM file.")],
-    queue: Queue = None, topic: Topic = None, id: Id = None, reason: ForReason = None, issuer: Issuer = None,
+    queue: Queue = None, topic: Topic = None, id: Id = None, reason: ForReasonOrWhy = None, issuer: Issuer = None,
     kid: Kid = None, subject: Subject = None, destination: Destination = None, since: From = None,
     until: To = None, sound: Sound = None,
     waive: Annotated[
@@ -130,9 +148,10 @@ def redrive(
     lifetime: Annotated[int, typer.Option("--lifetime", help="Seconds a release lives.")] = 3600,
     reviewer: Reviewer = None, passphrase_env: PassphraseEnv = None, passphrase_file: PassphraseFile = None,
     rate: Rate = None, dry_run: DryRun = False, yes: Yes = False, as_json: Json = False,
-    broker_settings: BrokerFile = None,
+    why: Why = None, broker_settings: BrokerFile = None,
 ) -> int:  # fmt: skip
     """Send the originals back, each with a release; 1 where some were refused or left."""
+    reason, why = _reasons(reason, why)
     wanted = _filter(id=id, reason=reason, issuer=issuer, kid=kid, subject=subject, destination=destination,
                      since=since, until=until, sound=sound)  # fmt: skip
     signing = dlq.Key(path=key, reviewer=reviewer, authority=authority, lifetime=lifetime,
@@ -144,14 +163,15 @@ def redrive(
 
 @dlq_app.command("discard")
 def discard(
-    *, broker: Broker, why: Why, audit: AuditOption, queue: Queue = None, topic: Topic = None, id: Id = None,
-    reason: ForReason = None, issuer: Issuer = None, kid: Kid = None, subject: Subject = None,
+    *, broker: Broker, audit: AuditOption, queue: Queue = None, topic: Topic = None, id: Id = None,
+    reason: ForReasonOrWhy = None, issuer: Issuer = None, kid: Kid = None, subject: Subject = None,
     destination: Destination = None, since: From = None, until: To = None, sound: Sound = None,
     reviewer: Reviewer = None, rate: Rate = None, dry_run: DryRun = False, yes: Yes = False,
     as_json: Json = False,
-    broker_settings: BrokerFile = None,
+    why: Why = None, broker_settings: BrokerFile = None,
 ) -> int:  # fmt: skip
     """Remove letters for good, each with an audit record."""
+    reason, why = _reasons(reason, why)
     wanted = _filter(id=id, reason=reason, issuer=issuer, kid=kid, subject=subject, destination=destination,
                      since=since, until=until, sound=sound)  # fmt: skip
     settings = dlq.Run(why=why, audit=audit, yes=yes, dry_run=dry_run, rate=rate, as_json=as_json)
