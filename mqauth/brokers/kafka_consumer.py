@@ -246,10 +246,11 @@ class Consumer:
         """Queue the records of one partition; all came now, unless they were put back before."""
         assigned = self._assignment.get(partition)
         for record in records:
-            if not assigned.prefix.receive(record.offset):
-                assigned = self._assignment.renew(partition, record.offset)
-                assigned.prefix.receive(record.offset)
-            received = received_at(assigned.receipts, record.offset, now)
+            offset = record.offset
+            if not assigned.prefix.receive(offset):
+                assigned = self._assignment.renew(partition, offset)
+                assigned.prefix.receive(offset)
+            received = received_at(assigned.receipts, offset, now) if assigned.receipts else now
             message = from_native(record, scope=self._scope)
             assigned.waiting.append(Delivery(message=message, received=received))
 
