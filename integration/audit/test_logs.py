@@ -94,7 +94,7 @@ def test_no_token_in_any_log(
         handled: list[str] = []
 
         def handler(verified: Any) -> None:
-            tokens.extend(tokens_of(verified._message))
+            tokens.extend(tokens_of(verified._facts.message))
             handled.append(verified.jti)
             if len(handled) == 1:
                 raise RuntimeError("once")
