@@ -46,6 +46,14 @@ def application_headers(message: Message) -> tuple[str, ...]:
     return tuple(name for name in names if not is_transport(name))
 
 
+@lru_cache(maxsize=256)
+def _own_headers(names: tuple[str, ...], destination: str) -> tuple[str, ...]:
+    """Return the same of a producer's own message, by its names: they are mostly the same."""
+    return application_headers(
+        Message(destination=destination, body=None, headers=tuple((name, None) for name in names))
+    )
+
+
 def bind(message: Message, cover: Iterable[str] | None = None) -> Binding:
     """Return what a token must say of a message.
 
@@ -56,7 +64,10 @@ def bind(message: Message, cover: Iterable[str] | None = None) -> Binding:
     Raises:
         MalformedMessage: two names differ in case only, or a value has no form on the wire.
     """
-    names = application_headers(message) if cover is None else tuple(dict.fromkeys(cover))
+    if cover is None:
+        names = _own_headers(tuple([name for name, _ in message.headers]), message.destination)
+    else:
+        names = tuple(dict.fromkeys(cover))
     refuse_case_twins(message, names)
     return Binding(
         dst=message.destination,
@@ -86,8 +97,9 @@ def refuse_token(message: Message) -> None:
     Raises:
         MalformedMessage: it does, in whatever spelling.
     """
-    if any(name.lower() == TOKEN_HEADER for name, _ in message.headers):
-        raise MalformedMessage("the message carries a token already")
+    for name, _ in message.headers:
+        if len(name) == _LENGTH and name.lower() == TOKEN_HEADER:
+            raise MalformedMessage("the message carries a token already")
 
 
 def token_of(message: Message) -> bytes:
