@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,9 +95,9 @@ def test_primitives_sign_and_verify(algorithm: str) -> None:
     """What is measured as the bare signature is one: it verifies, and not over other data."""
     sign, verify = inprocess.primitives(Key.generate(algorithm))
     signature = sign(BODY)
-    verify(signature, BODY)
-    with pytest.raises(InvalidSignature):
-        verify(signature, BODY + b"x")
+    assert verify(signature, BODY) in (True, None)
+    with suppress(InvalidSignature):  # or it says so
+        assert verify(signature, BODY + b"x") is False
 
 
 @pytest.mark.parametrize("kind", ["EdDSA", BATCH_NAME])
