@@ -130,7 +130,7 @@ def _is_good(opened: Opened, key: Key) -> bool:
     return _PYJWT[key.algorithm].verify(opened.signing_input, key.public, opened.signature)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=2048)  # of at most MAX_TOKEN bytes each, for a thousand producers
 def _header(segment: bytes, typ: str) -> tuple[str, str]:
     """Return ``alg`` and ``kid``; a producer's header is the same for every message of a key, and read once."""
     return _check_header(strictjson.loads(base64url.decode(segment), depth=_HEADER_DEPTH), typ)
