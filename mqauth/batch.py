@@ -124,11 +124,6 @@ def proof_of(text: bytes | None, claims: Claims) -> Proof | None:
     return Proof(index, raw[:_SHORTS], raw[_SHORTS:])
 
 
-def with_proof(token: str, index: int, leaf: Leaf, path: bytes) -> str:
-    """Return the header of one message of a batch."""
-    return token + proof_text(index, leaf.shorts, path)
-
-
 def proof_text(index: int, shorts: bytes, path: bytes) -> str:
     """Return what follows the token of a batch in the header of one message."""
     return f"~{index}.{base64url.encode(shorts + path).decode('ascii')}"

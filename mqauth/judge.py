@@ -114,11 +114,7 @@ class Judge:
         delivery.candidate = candidate = _total(self._verifier.open, delivery.message)  # 1 to 4
         if is_released(delivery.message):
             return None
-        keys = _at_hand(self._verifier.source(candidate))  # 5
-        if keys is None or keys.get(candidate.opened.kid) is None:
-            found = yield from self._verify(delivery, candidate)
-        else:
-            found = self._verified(delivery, candidate, keys)  # 6 to 11
+        found = yield from self._verify(delivery, candidate)  # 5 to 11
         _permit((yield from asked(_POLICY, self._policy.decide, found)))  # 12
         return self._wish(delivery, found)
 
@@ -148,16 +144,12 @@ class Judge:
         return _total(authorities.verify, message, found, keys, delivery.received)
 
     def _verify(self, delivery: Delivery, candidate: Candidate) -> Flow[Verified]:
-        """Judge the token by keys that may have to be waited for."""
+        """Judge the token, by keys that may have to be waited for."""
         source, kid = self._verifier.source(candidate), candidate.opened.kid
         keys = yield from _known(source)
         if keys is None or keys.get(kid) is None:
             delivery.key_set = None if keys is None else keys.version
             keys = yield from _looked_up(source, kid, delivery.received)
-        return self._verified(delivery, candidate, keys)
-
-    def _verified(self, delivery: Delivery, candidate: Candidate, keys: KeySet) -> Verified:
-        """Judge the token by its keys."""
         delivery.key_set = keys.version
         delivery.verified = found = _total(
             self._verifier.verify, delivery.message, candidate, keys, delivery.received, delivery.release
@@ -248,15 +240,6 @@ def _permit(decision: Decision) -> None:
     """Refuse a message on anything but ALLOW."""
     if decision is not _ALLOW:
         raise Rejection(Reason.PRODUCER_FORBIDDEN, "no rule lets this subject publish here")
-
-
-def _at_hand(source: KeySource) -> KeySet | None:
-    """Return the keys a source has, ``None`` where there are none, or none without waiting."""
-    try:
-        keys = source.key_set()
-    except Exception:
-        return None
-    return keys if type(keys) is KeySet else None
 
 
 def _known(source: KeySource) -> Flow[KeySet | None]:

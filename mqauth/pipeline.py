@@ -19,7 +19,7 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uui
 from mqauth.deadletter import DeadLetter, DeadLetterSink
 from mqauth.delivery import Delivery, Outcome, Step, Verdict
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
-from mqauth.flow import Attempts, Call, ColourError, Flow, asked, make, run
+from mqauth.flow import Attempts, Call, ColourError, Flow, asked, attempt, make, run
 from mqauth.judge import Judge
 from mqauth.message import Message
 from mqauth.policy import Allow, Policy
@@ -250,7 +250,7 @@ class Pipeline:
     def _handle(self, delivery: Delivery, handler: Handler) -> Flow[None]:
         """Run the handler."""
         try:
-            yield Call(handler, (delivery.verified,), self.attempts)
+            yield from attempt(handler, delivery.verified, self.attempts)
         except Exception as error:
             _failed(delivery, error)
         else:

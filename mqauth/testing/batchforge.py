@@ -112,7 +112,8 @@ class BatchForge(Forge):
     def token(self, message: Message, **bends: Any) -> str:
         """Return the batch's token with the message's proof behind it."""
         names = _names(message, bends.get("cover"))
-        proof = batch.with_proof("", PLACE, batch.leaf_of(message, names), _tree(message, names).path(PLACE))
+        shorts = batch.leaf_of(message, names).shorts
+        proof = batch.proof_text(PLACE, shorts, _tree(message, names).path(PLACE))
         return self.jws(message, **bends) + proof
 
     def signer(self, **settings: Any) -> Signer:
