@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -16,7 +17,7 @@ from mqauth import Allow, Key, KeySet
 from mqauth.bench.kafka import Ended
 from mqauth.bench.rounds import Measured, Spread, Stopwatch
 from mqauth.bench.workload import BATCH, LIFETIME, Refusals, Tally, Workload, guard
-from mqauth.brokers import kafka
+from mqauth.brokers import kafka, kafka_repair
 from mqauth.brokers.kafka_translate import native_headers
 from mqauth.destination import kafka as destination
 from mqauth.testing.forge import SUBJECT, Forge
@@ -84,17 +85,14 @@ def consume(told: tuple[str, str, int, bytes, int], members: int, together: Call
     Args:
         told: address, topic, partitions, the producer's key as PEM, records in all.
         members: consumers of the group, which get equally many partitions.
-        together: waits for the other members; called before this one begins, and before it leaves.
+        together: waits for the other members; called when this one has its share, before it begins,
+            and before it leaves.
     """
     address, name, partitions, pem, records = told
     group = f"{name}.{members}" if members > 1 else f"{name}.{uuid.uuid4().hex[:8]}"
     client = KafkaConsumer(name, bootstrap_servers=address, group_id=group, enable_auto_commit=False,
                            auto_offset_reset="earliest")  # fmt: skip
-    deadline = time.monotonic() + PATIENCE
-    while len(client.assignment()) != partitions // members:
-        client.poll(timeout_ms=50, max_records=1)
-        if time.monotonic() > deadline:
-            raise TimeoutError("the partitions were not shared out")
+    _shared_out(client, partitions // members, together)
     for partition in client.assignment():
         client.seek(partition, 0)
     watch, share = Stopwatch(), records // members
@@ -110,6 +108,19 @@ def consume(told: tuple[str, str, int, bytes, int], members: int, together: Call
         together()  # who leaves early makes the others share out its partitions
     client.close()
     return ended.measured()
+
+
+def _shared_out(client: Any, share: int, together: Callable[[], object]) -> None:
+    """Poll until each member has its share: one that stops polling holds up a rebalance others still need."""
+    waiting = threading.Thread(target=together, daemon=True)
+    deadline = time.monotonic() + PATIENCE
+    while waiting.ident is None or waiting.is_alive():
+        kafka_repair.before_poll(client)
+        client.poll(timeout_ms=50, max_records=1)
+        if waiting.ident is None and len(client.assignment()) == share:
+            waiting.start()
+        if time.monotonic() > deadline:
+            raise TimeoutError("the partitions were not shared out")
 
 
 def _consuming(barrier: Any, results: Any, members: int, told: tuple[str, str, int, bytes, int]) -> None:

@@ -20,7 +20,7 @@ from mqauth.bench.handmade import HEADER, Bare, Wrapper
 from mqauth.bench.lanes import WORK, BrokerFound, Effort, Lane, compare
 from mqauth.bench.rounds import Measured, Progress, Stopwatch
 from mqauth.bench.workload import BATCH, LIFETIME, Refusals, RefusedError, Tally, Workload, guard
-from mqauth.brokers import kafka
+from mqauth.brokers import kafka, kafka_repair
 from mqauth.brokers.kafka_translate import native_headers, to_message
 from mqauth.errors import ConfigurationError
 from mqauth.testing.forge import Forge
@@ -170,6 +170,7 @@ class Topical:
             )  # fmt: skip
         deadline = time.monotonic() + PATIENCE
         while not self._client.assignment():
+            kafka_repair.before_poll(self._client)
             self._client.poll(timeout_ms=50, max_records=1)
             if time.monotonic() > deadline:
                 raise TimeoutError("the consumer was given no partition")
