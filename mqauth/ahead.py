@@ -8,7 +8,6 @@ comes leaves a claim with its place behind, and the same place may claim again (
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Final
 
 from mqauth.delivery import Delivery, Step
@@ -33,6 +32,7 @@ class Ahead:
         many = getattr(guard.replay, "claim_many", None)
         self._many: Callable[[list[ClaimRequest]], list[ClaimStatus]] | None = None if is_async(many) else many
         self._guard = guard
+        self._monotonic = guard.clock.monotonic
         self._longest = longest
         self._left = 0
         self._ends = 0.0
@@ -45,7 +45,7 @@ class Ahead:
         Raises:
             ConfigurationError: a plug-in is asynchronous.
         """
-        now = self._guard.clock.monotonic()
+        now = self._monotonic()
         if self._left > 0 and now < self._ends:
             self._left -= 1
             return
@@ -59,8 +59,8 @@ class Ahead:
 
     def _judge(self, many: Callable[[list[ClaimRequest]], list[ClaimStatus]], deliveries: list[Delivery]) -> None:
         """Judge up to the claims, make them together, and go on to the verdicts."""
-        clock, unjudged = self._guard.clock, [each for each in deliveries if each.step is Step.JUDGE]
-        began = clock.monotonic()
+        unjudged = [each for each in deliveries if each.step is Step.JUDGE]
+        began = self._monotonic()
         wishes = self._wishes(unjudged)
         try:
             statuses = many([wish for _, wish in wishes]) if wishes else []
@@ -68,18 +68,26 @@ class Ahead:
             statuses = []
         if len(statuses) == len(wishes):
             for (delivery, wish), status in zip(wishes, statuses, strict=True):
-                with suppress(Unavailable):  # it is told in its turn
-                    self._guard.answer(delivery, wish, status)
+                self._answer(delivery, wish, status)
         judged = [each for each in unjudged if each.step is not Step.JUDGE]
+        seconds = (self._monotonic() - began) / max(1, len(judged))
         for delivery in judged:
-            delivery.judge_seconds = (clock.monotonic() - began) / len(judged)
+            delivery.judge_seconds = seconds
+
+    def _answer(self, delivery: Delivery, wish: ClaimRequest, status: ClaimStatus) -> None:
+        """Bring what a claim found; what waits for the world is told in its turn."""
+        try:
+            self._guard.answer(delivery, wish, status)
+        except Unavailable:
+            return
 
     def _wishes(self, deliveries: list[Delivery]) -> list[tuple[Delivery, ClaimRequest]]:
         """Return those that have come to their claim; the first that waits for the world ends it."""
         found = []
+        self._guard.name_owners(deliveries)
         for delivery in deliveries:
             try:
-                wish = run(self._guard.wish(delivery))
+                wish = self._guard.sibling(delivery) or run(self._guard.wish(delivery))
             except Unavailable:
                 break
             if wish is not None and wish.place is not None:  # without one it could not be claimed again

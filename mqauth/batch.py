@@ -8,14 +8,14 @@ The twelve prove nothing: they name what differs once the proof has failed. The 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 from mqauth import base64url, envelope
 from mqauth.claims import MAX_BATCH, Batch, Claims
 from mqauth.errors import MalformedMessage, Reason, Rejection
-from mqauth.merkle import HASH_BYTES, Proven, leaf_hash, path_length
+from mqauth.merkle import HASH_BYTES, Proven, leaf_hash, leaf_hasher, path_length
 from mqauth.message import Message
 
 _DOMAIN: Final = b"mqauth-leaf-1"
@@ -79,13 +79,38 @@ def checked_leaf(message: Message, names: Sequence[str]) -> Leaf:
     Raises:
         MalformedMessage: a value has no form on the wire.
     """
-    key, body, headers = message.key, message.body, envelope.headers_input(message, names)
     return Leaf(
         _destination(message.destination),
-        b"kn" if key is None else b"kv" + len(key).to_bytes(8, "big") + key,
-        b"bn" if body is None else b"bv" + len(body).to_bytes(8, "big") + body,
-        b"hv" + len(headers).to_bytes(8, "big") + headers,
+        _part(b"k", message.key),
+        _part(b"b", message.body),
+        _part(b"h", envelope.headers_input(message, names)),
     )
+
+
+def leaf_hashes(first: Message, names: Sequence[str]) -> Callable[[Message], bytes]:
+    """Return what hashes the leaf of a message that has the names of another.
+
+    Args:
+        first: the other; none of its header names differs from a covered one in case only.
+        names: the covered application headers, in the batch's order.
+    """
+    if envelope.has_values(first, names):
+        return lambda message: checked_leaf(message, names).hash
+    leaf = checked_leaf(first, names)
+    head, tail = leaf_hasher(leaf.destination), leaf.headers
+
+    def plain(message: Message) -> bytes:
+        key, body, hasher = message.key, message.body, head.copy()
+        hasher.update(_part(b"k", key))
+        if body is None:
+            hasher.update(b"bn" + tail)
+        else:
+            hasher.update(b"bv" + len(body).to_bytes(8, "big"))
+            hasher.update(body)
+            hasher.update(tail)
+        return hasher.digest()
+
+    return plain
 
 
 def split(token: bytes) -> tuple[bytes, bytes | None]:
@@ -153,11 +178,15 @@ def _difference(found: bytes, signed: bytes) -> Rejection:
     return _invalid("the path does not lead to the signed root")
 
 
+def _part(letter: bytes, value: bytes | None) -> bytes:
+    """Return a part of a leaf: its letter, whether there is anything, how much, and what."""
+    return letter + b"n" if value is None else letter + b"v" + len(value).to_bytes(8, "big") + value
+
+
 @lru_cache(maxsize=1024)
 def _destination(destination: str) -> bytes:
     """Return the first part of a leaf."""
-    raw = destination.encode("utf-8")
-    return _DOMAIN + b"dv" + len(raw).to_bytes(8, "big") + raw
+    return _DOMAIN + _part(b"d", destination.encode("utf-8"))
 
 
 def _short(part: bytes) -> bytes:

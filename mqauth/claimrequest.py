@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mqauth.message import Place
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class ClaimRequest:
     """A wish to handle one message; not frozen, since one is built for each message, but never changed.
 

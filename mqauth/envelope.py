@@ -177,6 +177,12 @@ def headers_input(message: Message, names: Iterable[str]) -> bytes:
     return b"".join(parts)
 
 
+def has_values(message: Message, names: Iterable[str]) -> bool:
+    """Tell whether ``headers_input`` depends on a value, and not on the names alone."""
+    bound = frozenset(names) | (_PROPERTIES if is_kafka(message.destination) else frozenset())
+    return bool(message.properties) or not bound.isdisjoint(name for name, _ in message.headers)
+
+
 def _repeated_input(message: Message, names: Iterable[str]) -> bytes:
     """Return the same where a name stands more than once."""
     by_name: dict[str, list[HeaderValue]] = {}

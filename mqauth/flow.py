@@ -196,11 +196,28 @@ def make(wish: Call) -> Any:
         ConfigurationError: a plug-in is asynchronous.
     """
     try:
-        return _plain(wish)
+        return _settled(wish.function(*wish.arguments))
     except Exception as error:
-        retrying = _retrying(wish, error)
-        if retrying is None:
-            raise
+        return _again(wish, error)
+
+
+def tried(function: Callable[[Any], Any], argument: Any, attempts: Attempts) -> Any:
+    """Make a call that may be tried again, without an event loop and without a flow.
+
+    Raises:
+        ConfigurationError: it is asynchronous.
+    """
+    try:
+        return _settled(function(argument))
+    except Exception as error:
+        return _again(Call(function, (argument,), attempts), error)
+
+
+def _again(wish: Call, error: Exception) -> Any:
+    """Make the attempts left after a first failure, which is raised where none is."""
+    retrying = _retrying(wish, error)
+    if retrying is None:
+        raise error
     return tenacity.Retrying(**retrying)(_plain, wish)
 
 
@@ -233,7 +250,11 @@ def _retrying(wish: Call, error: Exception) -> dict[str, Any] | None:
 
 def _plain(wish: Call) -> Any:
     """Call, and refuse a coroutine nobody would await."""
-    result = wish.function(*wish.arguments)
+    return _settled(wish.function(*wish.arguments))
+
+
+def _settled(result: Any) -> Any:
+    """Return a result, and refuse a coroutine nobody would await."""
     if result is not None and is_awaitable(result):
         if inspect.iscoroutine(result):
             result.close()

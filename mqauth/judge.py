@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Final, Literal, ParamSpec, TypeVar
@@ -17,6 +17,7 @@ from mqauth.message import Message
 from mqauth.policy import Decision, Policy
 from mqauth.release import Release, is_released, open_release
 from mqauth.replay import ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id
+from mqauth.siblings import Siblings
 from mqauth.verified import Verified
 from mqauth.verifier import Candidate, Verifier
 
@@ -62,6 +63,8 @@ class Judge:
         self._lease = lease
         self._clock = clock
         self._randomness = randomness
+        self._retention = verifier.retention
+        self._siblings = Siblings(verifier, policy)
 
     def scope_of(self, message: Message) -> str:
         """Return on whose behalf a message is handled."""
@@ -74,7 +77,7 @@ class Judge:
             Unavailable: it cannot be reached now.
         """
         try:
-            wish = yield from self._wished(delivery)
+            wish = self.sibling(delivery) or (yield from self._wished(delivery))
             if wish is None:
                 status = yield from self._judge_released(delivery)
             else:
@@ -82,6 +85,11 @@ class Judge:
             _conclude(delivery, status)
         except Rejection as rejection:
             delivery.reject(rejection, Step.RECORD)
+
+    def sibling(self, delivery: Delivery) -> ClaimRequest | None:
+        """Take steps 1 to 12 of a message whose sibling was judged; ``None`` where that does not do."""
+        verified = self._siblings.judge(delivery)
+        return None if verified is None else self._wish(delivery, verified)
 
     def wish(self, delivery: Delivery) -> Flow[ClaimRequest | None]:
         """Take steps 1 to 12, for who makes many claims together and brings what they found to ``answer``.
@@ -116,6 +124,7 @@ class Judge:
             return None
         found = yield from self._verify(delivery, candidate)  # 5 to 11
         _permit((yield from asked(_POLICY, self._policy.decide, found)))  # 12
+        self._siblings.learn(delivery)
         return self._wish(delivery, found)
 
     def _judge_released(self, delivery: Delivery) -> Flow[ClaimStatus]:
@@ -156,20 +165,28 @@ class Judge:
         )
         return found
 
+    def name_owners(self, deliveries: Sequence[Delivery]) -> None:
+        """Give each delivery the nonce it claims with, drawn at once; one it has it keeps."""
+        drawn, length = self._randomness(_OWNER_BYTES * len(deliveries)).hex(), 2 * _OWNER_BYTES
+        for at, delivery in enumerate(deliveries):
+            if delivery.owner is None:
+                delivery.owner = drawn[at * length : (at + 1) * length]
+
     def _wish(self, delivery: Delivery, verified: Verified) -> ClaimRequest:
         """Return the claim a delivery wishes for; its owner is one for ever."""
         origin, index, claims = delivery.message.origin, verified.index, verified.claims
         if delivery.owner is None:
-            delivery.owner = self._randomness(_OWNER_BYTES).hex()
+            self.name_owners((delivery,))
         return ClaimRequest(
-            scope=self._scope or origin.scope or self.scope_of(delivery.message),
-            id=_claim_id(claims, index),
-            index=index,
-            owner=delivery.owner,
-            place=origin.coordinates,
-            redelivered=origin.redelivered,
-            lease=self._lease,
-            expires=self._forgotten_at(delivery, claims.exp),
+            self._scope or origin.scope or self.scope_of(delivery.message),
+            _claim_id(claims, index),
+            delivery.owner or "",
+            origin.coordinates,
+            origin.redelivered,
+            self._lease,
+            self._forgotten_at(delivery, claims.exp),
+            False,
+            index,
         )
 
     def _claim(self, delivery: Delivery, wish: ClaimRequest) -> Flow[ClaimStatus]:
@@ -215,7 +232,8 @@ class Judge:
     def _forgotten_at(self, delivery: Delivery, exp: int) -> float:
         """Return until when a claim is kept: past every copy, those deferred beside it too, and its lease."""
         held = self._clock.now() + (_HELD_SECONDS if delivery.deferred else self._lease)
-        return max(float(exp + self._verifier.retention), held)
+        kept = float(exp + self._retention)
+        return kept if kept > held else held
 
 
 _token_id = lru_cache(maxsize=256)(claim_id)

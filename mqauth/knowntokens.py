@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
 
 from mqauth.claims import Claims
 from mqauth.jws import Opened
 from mqauth.keys import Key, KeySet
 from mqauth.merkle import Proven
+from mqauth.message import Message
 
 CAPACITY: Final = 16_384
+Form = tuple[str, tuple[str, ...], tuple[str, ...]]
+"""Destination, names of headers, names of properties."""
 
 
 class Standing(NamedTuple):
@@ -25,6 +29,20 @@ class Standing(NamedTuple):
     keys: KeySet
     since: float
     until: float
+
+
+class Course(NamedTuple):
+    """How messages of one form are judged, once one of them was found right (``siblings``).
+
+    Args:
+        standing: by which keys, from when and until when all that is not the message's own was found right.
+        keys: returns the keys of the issuer now.
+        leaf: returns the hash of a message's leaf.
+    """
+
+    standing: Standing
+    keys: Callable[[], Any]
+    leaf: Callable[[Message], bytes]
 
 
 @dataclass(slots=True)
@@ -37,6 +55,7 @@ class KnownToken:
         key: under which the signature held; under another object it is checked again.
         proven: its root, and what was proven under it.
         standing: what all but the message was found right by.
+        courses: how its messages are judged, by their form; each was learnt of a message that was signed.
     """
 
     opened: Opened
@@ -44,6 +63,7 @@ class KnownToken:
     key: Key
     proven: Proven
     standing: Standing | None = None
+    courses: dict[Form, Course] = field(default_factory=dict)
 
     def stands(self, keys: KeySet, received: float) -> bool:
         """Tell whether all but the message is known to be right by this very key set, and at this time."""

@@ -25,6 +25,11 @@ def leaf_hash(*data: bytes) -> bytes:
     return hashlib.sha256(b"".join((_LEAF, *data))).digest()
 
 
+def leaf_hasher(head: bytes) -> hashlib._Hash:
+    """Return a hasher that has taken the first of a leaf's data, for leaves that begin alike."""
+    return hashlib.sha256(_LEAF + head)
+
+
 def node_hash(left: bytes, right: bytes) -> bytes:
     """Return the hash of two children: SHA-256 over 0x01, left and right."""
     return hashlib.sha256(_NODE + left + right).digest()

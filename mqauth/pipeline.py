@@ -8,7 +8,7 @@ handler has ended it never runs again for that delivery in this process. Settlin
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, Literal
@@ -19,7 +19,7 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uui
 from mqauth.deadletter import DeadLetter, DeadLetterSink
 from mqauth.delivery import Delivery, Outcome, Step, Verdict
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
-from mqauth.flow import Attempts, Call, ColourError, Flow, asked, attempt, make, run
+from mqauth.flow import Attempts, ColourError, Flow, asked, attempt, run, tried
 from mqauth.judge import Judge
 from mqauth.message import Message
 from mqauth.policy import Allow, Policy
@@ -32,7 +32,8 @@ __all__ = ["Delivery", "Handler", "Observer", "Outcome", "Pipeline", "Step", "Ve
 Handler = Callable[[Verified], Any]
 Observer = Callable[[Outcome, Message, float], None]
 _LOG: Final = logging.getLogger("mqauth.pipeline")
-_JUDGE, _HANDLE, _CONFIRM, _RECORD = Step.JUDGE, Step.HANDLE, Step.CONFIRM, Step.RECORD  # looked up once
+_JUDGE, _HANDLE, _CONFIRM, _RECORD, _SETTLE = Step.JUDGE, Step.HANDLE, Step.CONFIRM, Step.RECORD, Step.SETTLE
+_ACCEPTED: Final = Verdict.ACCEPTED  # Python 3.11 takes its time to look a member up
 
 
 class Pipeline:
@@ -132,7 +133,7 @@ class Pipeline:
         claim = delivery.claim
         if delivery.step is _HANDLE and claim is not None and delivery.release_claim is None and not self._told:
             try:
-                make(Call(handler, (delivery.verified,), self.attempts))
+                tried(handler, delivery.verified, self.attempts)
                 delivery.step = _CONFIRM
             except Exception as error:
                 try:
@@ -142,8 +143,8 @@ class Pipeline:
             else:
                 with suppress(Exception):  # confirmed again by the flow
                     if self.replay.confirm(claim) is None:
-                        delivery.step = Step.SETTLE
-                        return Outcome(Verdict.ACCEPTED, verified=delivery.verified)
+                        delivery.step = _SETTLE
+                        return Outcome(_ACCEPTED, None, None, None, delivery.verified)
         return run(self.process(delivery, handler, dead_letters))
 
     def judge(self, delivery: Delivery) -> Flow[Outcome]:
@@ -157,6 +158,14 @@ class Pipeline:
         except Unavailable as error:
             return delivery.defer(error)
         return Outcome.of(delivery)
+
+    def name_owners(self, deliveries: Sequence[Delivery]) -> None:
+        """Give deliveries the nonces they claim with, for who makes many claims together."""
+        self._judge.name_owners(deliveries)
+
+    def sibling(self, delivery: Delivery) -> ClaimRequest | None:
+        """Judge one more message of a batch up to its claim, where that takes no flow (``Judge.sibling``)."""
+        return self._judge.sibling(delivery)
 
     def wish(self, delivery: Delivery) -> Flow[ClaimRequest | None]:
         """Judge a delivery up to its claim, for who makes many claims together (``Judge.wish``)."""

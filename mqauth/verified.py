@@ -162,18 +162,23 @@ class Verified:
         return responder(self, body)
 
 
-def make_verified(
+_NEW: Final = object.__new__
+_SET_FACTS: Final[Callable[[Verified, _Facts], None]] = vars(Verified)["_facts"].__set__
+
+
+def make_verified(  # noqa: PLR0917 - one is made for every message
     message: Message,
     claims: Claims,
-    *,
     kid: str,
     key_set: str,
     received: float,
-    release: Release | None = None,
-    index: int | None = None,
+    release: Release | None,
+    index: int | None,
 ) -> Verified:
-    """Return the verified view of a message; for the verifier alone."""
-    return Verified(_MAKER, _Facts(message, claims, kid, key_set, received, release, index))
+    """Return the verified view of a message; for the verifier and ``siblings`` alone."""
+    verified: Verified = _NEW(Verified)
+    _SET_FACTS(verified, _Facts(message, claims, kid, key_set, received, release, index))
+    return verified
 
 
 def equip(verified: Verified, *, responder: Responder | None = None, value: Any = None) -> Verified:

@@ -149,7 +149,7 @@ class Verifier:
         self._require = tuple(require_headers)
         self._reject_unsigned = unsigned_headers == "reject"
         self._user_id = user_id
-        self._known = KnownTokens()
+        self.known = KnownTokens()
         self._alike = at == "consume" and user_id is None  # then all messages of a token fare alike in 6 to 10
         self.release = release
 
@@ -165,7 +165,7 @@ class Verifier:
             Rejection: the reason of the first failing step.
         """
         token, behind = _split(message)
-        known = self._known.get(token)
+        known = self.known.get(token)
         if known is not None:
             return _reopened(token, behind, known)
         opened = jws.take_apart(token)
@@ -213,11 +213,10 @@ class Verifier:
             if known is not None and release is None and self._alike:
                 known.standing = Standing(keys, received, self._times.ends(claims, key))
             if known is not None and known is not candidate.known:
-                self._known.add(candidate.token, known, received - self.retention)
+                self.known.add(candidate.token, known, received - self.retention)
         self._check_binding(message, candidate, known)  # 11
         return make_verified(
-            message, claims, kid=candidate.opened.kid, key_set=keys.version, received=received, release=release,
-            index=candidate.index,
+            message, claims, candidate.opened.kid, keys.version, received, release, candidate.index
         )  # fmt: skip
 
     def _check_binding(self, message: Message, candidate: Candidate, known: KnownToken | None) -> None:

@@ -36,6 +36,7 @@ CORE = (
     ("auditfile",),
     ("flow",),
     ("delivery",),
+    ("siblings",),
     ("judge", "verdictrecord"),
     ("pipeline", "sinks", "flood"),
     ("ahead",),

@@ -175,13 +175,13 @@ def test_a_flood_of_forgeries_leaves_no_trace(forge: Forge, clock: FakeClock, ch
     before = checks.count
     assert [judge(verifier, good.seal(index), keys, clock.now()) for index in range(8)] == [None] * 8
     assert checks.count == before
-    assert len(verifier._known) == 1
+    assert len(verifier.known) == 1
 
 
 def test_a_flood_of_old_tokens_leaves_no_trace(forge: Forge, clock: FakeClock, checks: Checks) -> None:
     """Captured batches whose signatures hold are expired, and push no living one out."""
     verifier, keys, now, good = forge.verifier(), forge.keys, int(clock.now()), batch_of(forge, 8)
-    verifier._known = KnownTokens(16)
+    verifier.known = KnownTokens(16)
     assert judge(verifier, good.seal(0), keys, now) is None
     for number in range(20):
         old = batch_of(forge, 8, claims={"iat": now - 600 - number, "exp": now - 500})
@@ -204,11 +204,11 @@ def test_a_forged_sibling_is_not_the_good_token(forge: Forge, clock: FakeClock) 
 def test_memory_of_a_verifier_is_bounded(forge: Forge, clock: FakeClock) -> None:
     """Honest batches beyond the capacity push out the oldest, whose siblings are still accepted."""
     verifier = forge.verifier()
-    verifier._known = KnownTokens(16)
+    verifier.known = KnownTokens(16)
     batches = [batch_of(forge) for _ in range(8)]
     for found in batches:
         assert judge(verifier, found.seal(0), forge.keys, clock.now()) is None
-    assert len(verifier._known) == 4
+    assert len(verifier.known) == 4
     assert [judge(verifier, found.seal(1), forge.keys, clock.now()) for found in batches] == [None] * 8
 
 

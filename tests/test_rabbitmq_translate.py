@@ -13,7 +13,7 @@ from typing import Any
 
 import aio_pika
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pamqp import decode, encode
 
@@ -66,6 +66,7 @@ ANYTHING = st.recursive(
 ATTRIBUTES = sorted(vars(incoming()))
 
 
+@example(parts={"timestamp": datetime(1969, 1, 1)}, headers={})
 @given(parts=st.dictionaries(st.sampled_from(ATTRIBUTES), ANYTHING), headers=st.dictionaries(st.text(), ANYTHING))
 def test_total(parts: dict[str, Any], headers: dict[str, Any]) -> None:
     """Whatever a delivery holds, translating it and making its dead letter never raise."""

@@ -245,9 +245,10 @@ class Consumer:
     def _receive(self, partition: Any, records: list[Any], now: float) -> None:
         """Queue the records of one partition; all came now, unless they were put back before."""
         assigned = self._assignment.get(partition)
+        in_order = assigned.prefix.receive_all([record.offset for record in records])
         for record in records:
             offset = record.offset
-            if not assigned.prefix.receive(offset):
+            if not in_order and not assigned.prefix.receive(offset):
                 assigned = self._assignment.renew(partition, offset)
                 assigned.prefix.receive(offset)
             received = received_at(assigned.receipts, offset, now) if assigned.receipts else now

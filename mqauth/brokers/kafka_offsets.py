@@ -49,10 +49,25 @@ class Prefix:
         self.last = offset
         return True
 
+    def receive_all(self, offsets: list[int]) -> bool:
+        """Note records received; false, with none noted, unless each stands behind the one before."""
+        last = self.last
+        for offset in offsets:
+            if last is not None and offset <= last:
+                return False
+            last = offset
+        with self._lock:
+            self._waiting.extend(offsets)
+        self.last = last
+        return True
+
     def settle(self, offset: int) -> None:
         """Note a record settled, in whatever order."""
         waiting, settled = self._waiting, self._settled
         with self._lock:
+            if not settled and waiting and waiting[0] == offset:
+                self.next = waiting.popleft() + 1
+                return
             settled.add(offset)
             while waiting and waiting[0] in settled:
                 first = waiting.popleft()

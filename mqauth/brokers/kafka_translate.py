@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from mqauth import destination
 from mqauth.errors import MalformedMessage
-from mqauth.message import HeaderPair, HeaderValue, Message, Origin
+from mqauth.message import NO_PROPERTIES, HeaderPair, HeaderValue, Message, Origin, kafka_origin, message_of
 
 LOG_APPEND_TIME: Final = 1
 """``timestamp_type`` of a record whose timestamp the broker set (KIP-32); 0 is the producer's own."""
@@ -83,17 +83,15 @@ def carries(_name: str, value: HeaderValue) -> bool:
 def _message(record: Any, scope: str) -> Message:
     """Return the message of a record whose attributes are there."""
     faults: list[str] = []
+    topic, body, key = record.topic, record.value, record.key
     headers = _headers(record.headers, faults)
-    body, key = _octets(record.value, "value", faults), _octets(record.key, "key", faults)
-    return Message(
-        destination=_destination(record.topic, faults),
-        body=body,
-        key=key,
-        headers=headers,
-        origin=_origin(record, scope),
-        native=record,
-        malformed=faults[0] if faults else None,
-    )
+    if type(body) not in _VALUES:
+        body = _octets(body, "value", faults)
+    if type(key) not in _VALUES:
+        key = _octets(key, "key", faults)
+    place = _destination(topic, faults)
+    origin = _origin(record, topic, scope)
+    return message_of(place, body, key, NO_PROPERTIES, headers, origin, record, faults[0] if faults else None)
 
 
 def _destination(topic: object, faults: list[str]) -> str:
@@ -141,17 +139,14 @@ def _is_header(pair: Any) -> bool:
     )
 
 
-def _origin(record: Any, scope: str) -> Origin:
+def _origin(record: Any, topic: object, scope: str) -> Origin:
     """Return what the broker says of a record."""
+    partition, offset, stamp = record.partition, record.offset, record.timestamp
+    if not (type(partition) is type(offset) is type(stamp) is int and partition >= 0 <= offset and stamp >= 0):
+        partition, offset, stamp = _natural(partition), _natural(offset), _natural(stamp)
     by_broker = _natural(record.timestamp_type) == LOG_APPEND_TIME
-    return Origin(
-        scope=scope,
-        topic=record.topic if isinstance(record.topic, str) else None,
-        partition=_natural(record.partition),
-        offset=_natural(record.offset),
-        timestamp_ms=_natural(record.timestamp),
-        timestamp_type="append" if by_broker else "create",
-    )
+    named = topic if isinstance(topic, str) else None
+    return kafka_origin(scope, named, partition, offset, stamp, "append" if by_broker else "create")
 
 
 def _natural(value: object) -> int | None:

@@ -142,8 +142,9 @@ def _number(value: object) -> int | None:
 
 
 def _seconds(moment: object) -> int | None:
-    """Return a timestamp property as whole seconds."""
-    return int(moment.timestamp()) if isinstance(moment, datetime) else None
+    """Return a timestamp property as whole seconds; AMQP has none before 1970."""
+    seconds = int(moment.timestamp()) if isinstance(moment, datetime) else 0
+    return seconds if seconds > 0 else None
 
 
 def _milliseconds(expiration: object) -> int | None:
