@@ -51,7 +51,7 @@ class Siblings:
         message, received = delivery.message, delivery.received
         token, _, text = _token(message).partition(_SEPARATOR)
         known = self._verifier.known.get(token)
-        if known is None or message.malformed is not None or delivery.release is not None:
+        if known is None or message.malformed is not None:
             return None
         course = known.courses.get(_form(message))
         if course is None or not _stands(course, received):
@@ -67,9 +67,9 @@ class Siblings:
         return found
 
     def learn(self, delivery: Delivery) -> None:
-        """Note the course of a message that was verified and permitted, for its siblings."""
+        """Note the course of a message that was verified and permitted, by no release, for its siblings."""
         candidate, message = delivery.candidate, delivery.message
-        if candidate is None or candidate.proof is None or delivery.release is not None or not self._constant:
+        if candidate is None or candidate.proof is None or not self._constant:
             return
         known, keys = self._verifier.known.get(candidate.token), self._verifier.source(candidate).key_set
         if known is None or known.standing is None or is_async(keys):
