@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
+from integration.keyserver import KeyServer
+from mqauth.keys import Key
 from mqauth.keystore.jwks_refresher import ThreadRefresher
 
 FASTER: Final = 20
@@ -48,6 +50,15 @@ class FastClock:
 def fast_refresher(condition: object, work: Callable[[], float]) -> ThreadRefresher:
     """Return a key cache's thread that sleeps by the fast clock."""
     return ThreadRefresher(condition, lambda: work() / FASTER)  # type: ignore[arg-type]
+
+
+@contextmanager
+def unreachable(keys: list[Key]) -> Iterator[KeyServer]:
+    """Start a server of keys that is out of reach before anybody asks it."""
+    with KeyServer() as server:
+        server.down()
+        server.serve(keys)
+        yield server
 
 
 class Disk(Protocol):

@@ -31,6 +31,7 @@ from integration.chaos.rabbitmq_world import (
     may_mount,
     quota,
     small_disk,
+    unreachable,
 )
 from integration.keyserver import KeyServer
 from integration.services import Kafka, Redis
@@ -387,9 +388,7 @@ def test_jwks_down_cold(row: Scene, report: Report) -> None:
     """A consumer that never had a key set defers everything, forgeries too, until it gets one."""
     row.send(30)
     row.forge_some(10, signer=row.forge.signer(key=row.forge.stranger))
-    with KeyServer() as server, key_cache(server) as keys, row.audit_file() as audit:
-        server.serve([row.forge.key])
-        server.down()
+    with unreachable([row.forge.key]) as server, key_cache(server) as keys, row.audit_file() as audit:
         guard = row.guard(audit, verifier=row.verifier(keys={ISSUER: keys}))
         with row.consumer(guard) as consumer:
             # both partitions wait, but each is tried again at times of its own: seldom held at one moment

@@ -27,6 +27,7 @@ from integration.chaos.rabbitmq_world import (
     may_mount,
     quota,
     small_disk,
+    unreachable,
 )
 from integration.keyserver import KeyServer
 from integration.services import RabbitMQ, Redis
@@ -260,9 +261,7 @@ async def test_jwks_down_cold(row: Scene, report: Report) -> None:
     """A consumer that never had a key set defers everything, forgeries too, until it gets one."""
     await row.send(30)
     await row.forge_some(10, signer=row.forge.signer(key=row.forge.stranger))
-    with KeyServer() as server, key_cache(server) as keys, row.audit_file() as audit:
-        server.serve([row.forge.key])
-        server.down()
+    with unreachable([row.forge.key]) as server, key_cache(server) as keys, row.audit_file() as audit:
         guard = row.guard(audit, verifier=row.verifier(keys={ISSUER: keys}))
         async with await row.consumer(guard, hold=1) as consumer:
             await until(lambda: consumer.health().cause is Cause.KEYS_UNAVAILABLE)
