@@ -2,6 +2,7 @@
 
 libsodium refuses what OpenSSL refuses, and points of small order besides. What it accepts is accepted; what it
 refuses is asked of OpenSSL, so that no verdict depends on what is installed (``docs/decisions/0075-pynacl.md``).
+A signature made is the same to the last byte, whoever makes it (RFC 8032, section 5.1.6).
 """
 
 from __future__ import annotations
@@ -10,22 +11,35 @@ from collections.abc import Callable
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 _Open = Callable[[bytes, bytes], bytes]
+_Sign = Callable[[bytes, bytes], bytes]
 _SIGNATURE: Final = 64
 
 
-def _libsodium() -> _Open | None:
-    """Return libsodium's ``crypto_sign_open``, ``None`` where PyNaCl is not installed."""
+def _libsodium() -> tuple[_Open | None, _Sign | None]:
+    """Return libsodium's ``crypto_sign_open`` and ``crypto_sign``, ``None`` where PyNaCl is not installed."""
     try:
-        from nacl.bindings import crypto_sign_open
+        from nacl.bindings import crypto_sign, crypto_sign_open
     except ImportError:
-        return None
-    return crypto_sign_open
+        return None, None
+    return crypto_sign_open, crypto_sign
 
 
-_OPEN: Final = _libsodium()
+_OPEN, _SIGN = _libsodium()
+
+
+def signing(private: Ed25519PrivateKey) -> Callable[[bytes], bytes]:
+    """Return what signs with a key, raw signatures of 64 bytes.
+
+    libsodium takes a key's seed and public half together; the half is OpenSSL's of the same seed, for a signature
+    with another's would give the key away.
+    """
+    if _SIGN is None:
+        return private.sign
+    sign, secret = _SIGN, private.private_bytes_raw() + private.public_key().public_bytes_raw()
+    return lambda data: sign(data, secret)[:_SIGNATURE]
 
 
 def holds(data: bytes, public: Ed25519PublicKey, signature: bytes) -> bool:

@@ -6,11 +6,12 @@ names, any ``typ`` and a padded signature pass. Sources: RFC 7515 sections 3.1 a
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from jwt.algorithms import Algorithm, ECAlgorithm, OKPAlgorithm, RSAAlgorithm, RSAPSSAlgorithm
 
 from mqauth import base64url, ed25519, strictjson
@@ -53,7 +54,7 @@ class LocalSigningKey:
         ConfigurationError: the key has no private half.
     """
 
-    __slots__ = ("_private", "_scheme", "algorithm", "kid", "subjects")
+    __slots__ = ("_sign", "algorithm", "kid", "subjects")
 
     def __init__(self, key: Key) -> None:
         if key.private is None:
@@ -61,12 +62,15 @@ class LocalSigningKey:
         self.kid = key.kid
         self.algorithm = key.algorithm
         self.subjects = key.subjects
-        self._private = key.private
-        self._scheme = _PYJWT[key.algorithm]
+        self._sign: Callable[[bytes], bytes]
+        if isinstance(key.private, Ed25519PrivateKey):
+            self._sign = ed25519.signing(key.private)
+        else:
+            self._sign = partial(_PYJWT[key.algorithm].sign, key=key.private)
 
     def sign(self, data: bytes, /) -> bytes:
         """Return the raw JWS signature over ``data``."""
-        return bytes(self._scheme.sign(data, self._private))
+        return self._sign(data)
 
 
 def compact(payload: bytes, key: SigningKey, *, typ: str = TOKEN_TYPE) -> str:

@@ -14,7 +14,7 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, MalformedMessage, Unavailable
 from mqauth.keys import ALGORITHMS, MAX_KID, Key, SigningKey, SigningKeySource
 from mqauth.merkle import Tree
-from mqauth.message import HeaderPair, Message
+from mqauth.message import HeaderPair, Message, message_of
 
 MAX_LIFETIME: Final = 86_400
 _JTI_BYTES: Final = 16
@@ -236,10 +236,10 @@ def _covered(present: tuple[str, ...], on_kafka: bool, cover: tuple[str, ...] | 
 
 
 def _with_headers(message: Message, headers: tuple[HeaderPair, ...]) -> Message:
-    """Return the message with other headers; ``dataclasses.replace`` takes three times as long."""
-    return Message(
-        destination=message.destination, body=message.body, key=message.key, properties=message.properties,
-        headers=headers, origin=message.origin, native=message.native, malformed=message.malformed,
+    """Return the message with other headers; ``dataclasses.replace`` takes six times as long."""
+    return message_of(
+        message.destination, message.body, message.key, message.properties, headers, message.origin,
+        message.native, message.malformed,
     )  # fmt: skip
 
 

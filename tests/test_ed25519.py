@@ -11,7 +11,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
-from nacl.bindings import crypto_sign_open
+from nacl.bindings import crypto_sign, crypto_sign_open
 
 from mqauth import ed25519
 
@@ -161,3 +161,36 @@ def test_a_broken_libsodium_condemns_nothing(
     monkeypatch.setattr(ed25519, "_OPEN", broken)
     key = Ed25519PrivateKey.generate()
     assert ed25519.holds(DATA, key.public_key(), key.sign(DATA))
+
+
+# Seeds, messages and signatures of RFC 8032, section 7.1, tests 1 to 3.
+RFC = (
+    ("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60", "",
+     "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e06522490155"
+     "5fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b"),
+    ("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb", "72",
+     "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da"
+     "085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00"),
+    ("c5aa8df43f9f837bedb7442f31dcb7b166d38535076f094b85ce3a2e0b4458f7", "af82",
+     "6291d657deec24024827e69c3abe01a30ce548a284743a445e3680d7db5ac3ac"
+     "18ff9b538d16f290ae67f760984dc6594a7c15e9716ed28dc027beceea1ec40a"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize(("seed", "data", "signature"), RFC)
+def test_signatures_of_the_rfc(
+    monkeypatch: pytest.MonkeyPatch, seed: str, data: str, signature: str, *, installed: bool
+) -> None:
+    """With PyNaCl and without it the RFC's signatures are made."""
+    monkeypatch.setattr(ed25519, "_SIGN", crypto_sign if installed else None)
+    sign = ed25519.signing(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(seed)))
+    assert sign(bytes.fromhex(data)).hex() == signature
+
+
+@given(st.binary(min_size=32, max_size=32), st.binary(max_size=300))
+def test_a_signature_is_openssls(seed: bytes, data: bytes) -> None:
+    """Whatever the key and what is signed, libsodium's signature is OpenSSL's."""
+    key = Ed25519PrivateKey.from_private_bytes(seed)
+    assert ed25519.signing(key)(data) == key.sign(data)
+    assert key.sign != ed25519.signing(key)  # PyNaCl is installed where tests run

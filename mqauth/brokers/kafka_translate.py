@@ -7,7 +7,16 @@ from typing import Any, Final
 
 from mqauth import destination
 from mqauth.errors import MalformedMessage
-from mqauth.message import NO_PROPERTIES, HeaderPair, HeaderValue, Message, Origin, kafka_origin, message_of
+from mqauth.message import (
+    NO_ORIGIN,
+    NO_PROPERTIES,
+    HeaderPair,
+    HeaderValue,
+    Message,
+    Origin,
+    kafka_origin,
+    message_of,
+)
 
 LOG_APPEND_TIME: Final = 1
 """``timestamp_type`` of a record whose timestamp the broker set (KIP-32); 0 is the producer's own."""
@@ -41,7 +50,8 @@ def to_message(topic: object, value: object = None, key: object = None, headers:
     body, record_key = octets("value", value), octets("key", key)
     if body is None and record_key is None:
         raise MalformedMessage("a record has a key or a value")
-    return Message(destination=destination.kafka(topic), body=body, key=record_key, headers=pairs)
+    place = destination.kafka(topic)
+    return message_of(place, body, record_key, NO_PROPERTIES, pairs, NO_ORIGIN, None, None)
 
 
 def octets(name: str, value: object) -> bytes | None:
