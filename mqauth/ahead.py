@@ -87,7 +87,9 @@ class Ahead:
         self._guard.name_owners(deliveries)
         for delivery in deliveries:
             try:
-                wish = self._guard.sibling(delivery) or run(self._guard.wish(delivery))
+                wish = self._guard.alike(delivery)
+                if wish is None and delivery.step is Step.JUDGE:
+                    wish = run(self._guard.wish(delivery))
             except Unavailable:
                 break
             if wish is not None and wish.place is not None:  # without one it could not be claimed again

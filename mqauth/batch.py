@@ -94,29 +94,34 @@ def leaf_hashes(first: Message, names: Sequence[str]) -> Callable[[Message], byt
         first: the other; none of its header names differs from a covered one in case only.
         names: the covered application headers, in the batch's order.
     """
-    if envelope.has_values(first, names):
-        return lambda message: checked_leaf(message, names).hash
-    leaf = checked_leaf(first, names)
-    head, tail = leaf_hasher(leaf.destination), leaf.headers
+    hasher_of, headers_of = (
+        leaf_hasher(_destination(first.destination)).copy,
+        envelope.headers_inputs(first, names),
+    )
 
-    def plain(message: Message) -> bytes:
-        key, body, hasher = message.key, message.body, head.copy()
-        hasher.update(_part(b"k", key))
+    def leaf(message: Message) -> bytes:
+        key, body, hasher, headers = message.key, message.body, hasher_of(), headers_of(message)
+        hasher.update(b"kn" if key is None else _part(b"k", key))
         if body is None:
-            hasher.update(b"bn" + tail)
+            hasher.update(b"bn")
         else:
             hasher.update(b"bv" + len(body).to_bytes(8, "big"))
             hasher.update(body)
-            hasher.update(tail)
+        hasher.update(b"hv" + len(headers).to_bytes(8, "big") + headers)
         return hasher.digest()
 
-    return plain
+    return leaf
 
 
 def split(token: bytes) -> tuple[bytes, bytes | None]:
     """Return the JWS of a token header, and what follows it; ``None`` where it stands alone."""
     jws, tilde, proof = token.partition(_SEPARATOR)
     return (jws, proof) if tilde else (token, None)
+
+
+def is_batched(header: bytes) -> bool:
+    """Tell whether a token header has something behind its token."""
+    return _SEPARATOR in header
 
 
 def proof_of(text: bytes | None, claims: Claims) -> Proof | None:

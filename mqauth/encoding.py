@@ -34,12 +34,22 @@ def add_named(parts: list[bytes], name: str, values: Sequence[HeaderValue]) -> N
 def add_one(parts: list[bytes], name: str, value: HeaderValue) -> None:
     """Append a name that occurs once, with its value: the bytes of ``add_named``."""
     parts.append(_named(name, 1))
+    add_value(parts, value)
+
+
+def add_value(parts: list[bytes], value: HeaderValue) -> None:
+    """Append one value."""
     if type(value) is bytes:  # the way of every value on Kafka
         parts.append(b"b")
         parts.append(len(value).to_bytes(4, "big"))
         parts.append(value)
     else:
         _add_value(parts, value, MAX_DEPTH)
+
+
+def named(name: str, *, present: bool) -> bytes:
+    """Return what stands before the value of a name that occurs once, or what a name is that does not occur."""
+    return _named(name, int(present))
 
 
 @lru_cache(maxsize=1024)

@@ -5,14 +5,14 @@ The bytes hashed here are the wire profile's; a change is a new profile version.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Final
 
 from mqauth import base64url
 from mqauth.claims import Binding
 from mqauth.destination import is_kafka
-from mqauth.encoding import add_named, add_one
+from mqauth.encoding import add_named, add_one, add_value, named
 from mqauth.errors import MalformedMessage, Reason, Rejection
 from mqauth.jws import MAX_TOKEN
 from mqauth.message import PROTECTED_PROPERTIES, TOKEN_HEADER, HeaderValue, Message
@@ -177,10 +177,40 @@ def headers_input(message: Message, names: Iterable[str]) -> bytes:
     return b"".join(parts)
 
 
-def has_values(message: Message, names: Iterable[str]) -> bool:
-    """Tell whether ``headers_input`` depends on a value, and not on the names alone."""
-    bound = frozenset(names) | (_PROPERTIES if is_kafka(message.destination) else frozenset())
-    return bool(message.properties) or not bound.isdisjoint(name for name, _ in message.headers)
+def headers_inputs(first: Message, names: Sequence[str]) -> Callable[[Message], bytes]:
+    """Return what makes ``headers_input`` of messages with the names of another: those are encoded once.
+
+    Args:
+        first: the other.
+        names: the covered headers.
+    """
+    single = {name: at for at, (name, _) in enumerate(first.headers)}
+    if len(single) != len(first.headers):
+        return lambda message: headers_input(message, names)
+    on_kafka, steps, before = is_kafka(first.destination), list[tuple[bytes, int | str]](), _DOMAIN
+    bound = [(name, single.get(name) if on_kafka else name if name in first.properties else None)
+             for name in PROTECTED_PROPERTIES]  # fmt: skip
+    for name, place in (*bound, *((name, single.get(name)) for name in names)):
+        before += named(name, present=place is not None)
+        if place is not None:
+            steps.append((before, place))
+            before = b""
+    return partial(_filled, steps, before)
+
+
+def _filled(steps: list[tuple[bytes, int | str]], tail: bytes, message: Message) -> bytes:
+    """Return the names' bytes with a message's values: of a header by its place, of a property by its name."""
+    parts: list[bytes] = []
+    headers, properties = message.headers, message.properties
+    for before, place in steps:
+        parts.append(before)
+        if type(place) is int:
+            add_value(parts, headers[place][1])
+        else:
+            value = properties[place]  # type: ignore[index]
+            add_value(parts, _without_suffix(value) if place == "reply-to" else value)
+    parts.append(tail)
+    return b"".join(parts)
 
 
 def _repeated_input(message: Message, names: Iterable[str]) -> bytes:

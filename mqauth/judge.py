@@ -7,12 +7,15 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Final, Literal, ParamSpec, TypeVar
 
+from mqauth import batch
 from mqauth.claims import Claims
 from mqauth.clock import Clock, Randomness
 from mqauth.delivery import Delivery, Step, Verdict
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.flow import OUR_FAULT, Flow, asked, either, guarded
+from mqauth.form import token_in
 from mqauth.keys import KeySet, KeySource
+from mqauth.kindred import Kindred
 from mqauth.message import Message
 from mqauth.policy import Decision, Policy
 from mqauth.release import Release, is_released, open_release
@@ -65,6 +68,7 @@ class Judge:
         self._randomness = randomness
         self._retention = verifier.retention
         self._siblings = Siblings(verifier, policy)
+        self._kindred = Kindred(verifier, policy)
 
     def scope_of(self, message: Message) -> str:
         """Return on whose behalf a message is handled."""
@@ -77,7 +81,10 @@ class Judge:
             Unavailable: it cannot be reached now.
         """
         try:
-            wish = self.sibling(delivery) or (yield from self._wished(delivery))
+            wish = self.alike(delivery)
+            if delivery.step is not Step.JUDGE:
+                return
+            wish = wish or (yield from self._wished(delivery))
             if wish is None:
                 status = yield from self._judge_released(delivery)
             else:
@@ -86,9 +93,20 @@ class Judge:
         except Rejection as rejection:
             delivery.reject(rejection, Step.RECORD)
 
-    def sibling(self, delivery: Delivery) -> ClaimRequest | None:
-        """Take steps 1 to 12 of a message whose sibling was judged; ``None`` where that does not do."""
-        verified = self._siblings.judge(delivery)
+    def alike(self, delivery: Delivery) -> ClaimRequest | None:
+        """Take steps 1 to 12 of a message like one that was accepted, without a flow.
+
+        Returns:
+            The wish; ``None`` where there is a verdict, and where it takes the other way to one.
+        """
+        try:
+            token = token_in(delivery.message)
+            verified = (self._siblings if batch.is_batched(token) else self._kindred).judge(delivery, token)
+        except Rejection as rejection:
+            delivery.reject(rejection, Step.RECORD)
+            return None
+        except Exception:
+            return None
         return None if verified is None else self._wish(delivery, verified)
 
     def wish(self, delivery: Delivery) -> Flow[ClaimRequest | None]:
@@ -122,9 +140,10 @@ class Judge:
         delivery.candidate = candidate = _total(self._verifier.open, delivery.message)  # 1 to 4
         if is_released(delivery.message):
             return None
-        found = yield from self._verify(delivery, candidate)  # 5 to 11
+        found, keys = yield from self._verify(delivery, candidate)  # 5 to 11
         _permit((yield from asked(_POLICY, self._policy.decide, found)))  # 12
         self._siblings.learn(delivery)
+        self._kindred.learn(delivery, keys)
         return self._wish(delivery, found)
 
     def _judge_released(self, delivery: Delivery) -> Flow[ClaimStatus]:
@@ -132,7 +151,7 @@ class Judge:
         release = delivery.release = yield from self._released(delivery)
         if release.scope != self.scope_of(delivery.message) or delivery.candidate is None:
             return ClaimStatus.DUPLICATE
-        verified = yield from self._verify(delivery, delivery.candidate)
+        verified, _ = yield from self._verify(delivery, delivery.candidate)
         if Reason.PRODUCER_FORBIDDEN not in release.waive:
             _permit((yield from asked(_POLICY, self._policy.decide, verified)))
         return (yield from self._claim_release(delivery, self._wish(delivery, verified), release))
@@ -152,7 +171,7 @@ class Judge:
                 raise Rejection(Reason.RELEASE_INVALID, "the authority has no such key") from error
         return _total(authorities.verify, message, found, keys, delivery.received)
 
-    def _verify(self, delivery: Delivery, candidate: Candidate) -> Flow[Verified]:
+    def _verify(self, delivery: Delivery, candidate: Candidate) -> Flow[tuple[Verified, KeySet]]:
         """Judge the token, by keys that may have to be waited for."""
         source, kid = self._verifier.source(candidate), candidate.opened.kid
         keys = yield from _known(source)
@@ -163,7 +182,7 @@ class Judge:
         delivery.verified = found = _total(
             self._verifier.verify, delivery.message, candidate, keys, delivery.received, delivery.release
         )
-        return found
+        return found, keys
 
     def name_owners(self, deliveries: Sequence[Delivery]) -> None:
         """Give each delivery the nonce it claims with, drawn at once; one it has it keeps."""

@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from mqauth.claims import Claims
+from mqauth.form import Form
 from mqauth.jws import Opened
 from mqauth.keys import Key, KeySet
 from mqauth.merkle import Proven
 from mqauth.message import Message
 
 CAPACITY: Final = 16_384
-Form = tuple[str, tuple[str, ...], tuple[str, ...]]
-"""Destination, names of headers, names of properties."""
 
 
 class Standing(NamedTuple):

@@ -163,9 +163,9 @@ class Pipeline:
         """Give deliveries the nonces they claim with, for who makes many claims together."""
         self._judge.name_owners(deliveries)
 
-    def sibling(self, delivery: Delivery) -> ClaimRequest | None:
-        """Judge one more message of a batch up to its claim, where that takes no flow (``Judge.sibling``)."""
-        return self._judge.sibling(delivery)
+    def alike(self, delivery: Delivery) -> ClaimRequest | None:
+        """Judge a message like one that was accepted up to its claim, without a flow (``Judge.alike``)."""
+        return self._judge.alike(delivery)
 
     def wish(self, delivery: Delivery) -> Flow[ClaimRequest | None]:
         """Judge a delivery up to its claim, for who makes many claims together (``Judge.wish``)."""

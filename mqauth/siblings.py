@@ -1,6 +1,6 @@
 """What was found right of one message of a batch, and holds for its siblings of the same form.
 
-A *form* is a destination, and the names of headers and properties. Messages of one token and one form differ in
+Messages of one token and one form differ in
 body, record key, header values and proof: those are judged for each. All else was judged for the first, and
 stands at the times it was found right for, while the issuer's keys are the same, under rules that do not change.
 
@@ -10,21 +10,14 @@ and defer; the tests hold the two together.
 
 from __future__ import annotations
 
-from typing import Any, Final
-
 from mqauth import batch
 from mqauth.delivery import Delivery
-from mqauth.destination import is_kafka
 from mqauth.flow import is_async
-from mqauth.jws import MAX_TOKEN
-from mqauth.knowntokens import Course, Form
-from mqauth.message import NO_PROPERTIES, TOKEN_HEADER, Message
+from mqauth.form import form_of
+from mqauth.knowntokens import Course
 from mqauth.policy import Allow, Policy
 from mqauth.verified import Verified, make_verified
 from mqauth.verifier import Candidate, Verifier
-
-_NONE: Final[tuple[str, ...]] = ()
-_SEPARATOR: Final = b"~"
 
 
 class Siblings:
@@ -39,21 +32,26 @@ class Siblings:
         self._verifier = verifier
         self._constant = type(policy) is Allow
 
-    def judge(self, delivery: Delivery) -> Verified | None:
-        """Return the verified message, noted in its delivery; ``None`` where it is not the plain case."""
+    def judge(self, delivery: Delivery, header: bytes) -> Verified | None:
+        """Return the verified message, noted in its delivery; ``None`` where it is not the plain case.
+
+        Args:
+            delivery: not judged yet.
+            header: its message's token, and what is behind it.
+        """
         try:
-            return self._judge(delivery)
+            return self._judge(delivery, header)
         except Exception:
             return None
 
-    def _judge(self, delivery: Delivery) -> Verified | None:
+    def _judge(self, delivery: Delivery, header: bytes) -> Verified | None:
         """Judge a message."""
         message, received = delivery.message, delivery.received
-        token, _, text = _token(message).partition(_SEPARATOR)
+        token, text = batch.split(header)
         known = self._verifier.known.get(token)
         if known is None or message.malformed is not None:
             return None
-        course = known.courses.get(_form(message))
+        course = known.courses.get(form_of(message))
         if course is None or not _stands(course, received):
             return None
         proof = batch.proof_of(text, known.claims)
@@ -75,23 +73,7 @@ class Siblings:
         if known is None or known.standing is None or is_async(keys):
             return
         leaf = batch.leaf_hashes(message, known.claims.mqa.hdr)
-        known.courses[_form(message)] = Course(known.standing, keys, leaf)
-
-
-def _token(message: Message) -> bytes:
-    """Return a token of a message; that it has no other is said by its form."""
-    headers = message.headers
-    token: Any = headers[-1][1] if headers[-1][0] == TOKEN_HEADER else dict(headers)[TOKEN_HEADER]
-    if len(token) > MAX_TOKEN:
-        return b""
-    found: bytes = token if is_kafka(message.destination) else token.encode("ascii")
-    return found
-
-
-def _form(message: Message) -> Form:
-    """Return the form of a message."""
-    names = tuple([name for name, _ in message.headers])
-    return message.destination, names, _NONE if message.properties is NO_PROPERTIES else tuple(message.properties)
+        known.courses[form_of(message)] = Course(known.standing, keys, leaf)
 
 
 def _stands(course: Course, received: float) -> bool:

@@ -154,6 +154,11 @@ class Verifier:
         self.release = release
 
     @property
+    def asks_users(self) -> bool:
+        """Whether the broker's user is held against the subject."""
+        return self._user_id is not None
+
+    @property
     def retention(self) -> int:
         """Seconds past ``exp`` for which a copy might still be accepted."""
         return self._times.leeway + (self._times.max_queue_age or 0)
@@ -218,6 +223,18 @@ class Verifier:
         return make_verified(
             message, claims, candidate.opened.kid, keys.version, received, release, candidate.index
         )  # fmt: skip
+
+    def verify_alike(self, message: Message, candidate: Candidate, keys: KeySet, received: float) -> Verified:
+        """Judge a token of which only key, times and signature are in question; arguments as ``verify``.
+
+        Raises:
+            Rejection: one of them is wrong; ``signature_invalid`` where nothing else is.
+            Unavailable: ``append_time_unavailable``.
+        """
+        key = self._key(message, candidate, keys, received, _NOTHING)
+        self._times.check(candidate.claims, message, received)
+        _signed(candidate, key)
+        return make_verified(message, candidate.claims, candidate.opened.kid, keys.version, received, None, None)
 
     def _check_binding(self, message: Message, candidate: Candidate, known: KnownToken | None) -> None:
         """Hold the token against the message it came with."""

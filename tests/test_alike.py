@@ -1,0 +1,630 @@
+"""Messages like one that was accepted, judged by what differs: what all steps say, whatever was changed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqauth import batch, envelope, jws, merkle, strictjson, template
+from mqauth import claims as claim_set
+from mqauth.clock import SYSTEM_RANDOMNESS
+from mqauth.delivery import Delivery, Step
+from mqauth.errors import Cause, Reason, Unavailable
+from mqauth.flow import arun, run
+from mqauth.keys import Key, KeySet, Revocation
+from mqauth.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, Message, Origin
+from mqauth.pipeline import Pipeline
+from mqauth.policy import Allow, Decision, Policy
+from mqauth.release import RELEASE_HEADER
+from mqauth.replay import ClaimRequest, MemoryReplayStore
+from mqauth.testing import ATTACKS, BATCH_ATTACKS, Attack, FakeClock, Forge
+from mqauth.testing.attacks import honest_message
+from mqauth.testing.forge import ISSUER, REMOVED, SUBJECT
+from mqauth.verified import Verified
+
+KAFKA, RABBITMQ = "kafka:orders", "rabbitmq:shop/orders.created"
+PLACES = {"kafka": (KAFKA, "kafka:stock"), "rabbitmq": (RABBITMQ, "rabbitmq:shop/orders.paid")}
+SIZE = 6
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {}, {"require_headers": ["tenant"]}, {"require_headers": ["content-type"]}, {"unsigned_headers": "reject"},
+    {"user_id": "subject"}, {"at": "append", "max_queue_age": 60, "append_evidence": "interceptor"},
+)  # fmt: skip
+
+
+@dataclass
+class Source:
+    """Keys that change between two messages, or are out of reach."""
+
+    keys: KeySet
+    down: bool = False
+
+    def key_set(self) -> KeySet:
+        """Return the keys of now."""
+        if self.down:
+            raise Unavailable(Cause.KEYS_UNAVAILABLE, "told to")
+        return self.keys
+
+    def refresh(self, _kid: str, _received: float) -> KeySet:
+        """Find nothing new."""
+        return self.key_set()
+
+
+class Side:
+    """A pipeline; ``plain`` ones never take the short way."""
+
+    def __init__(self, world: World, *, plain: bool, policy: Policy | None = None, **settings: Any) -> None:
+        verifier = world.forge.verifier(keys={ISSUER: world.source}, **settings)
+        places = [place for pair in PLACES.values() for place in pair[: 1 + world.wide]]
+        self.guard = Pipeline(
+            verifier=verifier, policy=policy or Allow({SUBJECT: places}), clock=world.clock,
+            replay=MemoryReplayStore(clock=world.clock),
+        )  # fmt: skip
+        self.short = 0
+        honest = self.guard._judge.alike
+
+        def alike(delivery: Delivery) -> ClaimRequest | None:
+            found = None if plain else honest(delivery)
+            self.short += found is not None
+            return found
+
+        self.guard._judge.alike = alike  # type: ignore[method-assign]
+
+    def judge(self, message: Message, received: float) -> tuple[Any, ...]:
+        """Return all that a verdict says, and all that a claim wishes for but its owner."""
+        delivery = Delivery(message=message, received=received)
+        outcome = run(self.guard.judge(delivery))
+        claim = None if delivery.claim is None else replace(delivery.claim, owner="")
+        candidate, verified = delivery.candidate, outcome.verified
+        facts = None if verified is None else verified._facts
+        return (*outcome[:4], claim, facts, candidate and (candidate.opened, candidate.claims, candidate.proof),
+                delivery.key_set, delivery.step)  # fmt: skip
+
+
+@dataclass
+class World:
+    """A producer's batch, and two consumers that are to agree on it."""
+
+    broker: str = "kafka"
+    wide: bool = False
+    clock: FakeClock = field(default_factory=FakeClock)
+
+    def __post_init__(self) -> None:
+        self.forge = Forge(self.clock)
+        self.source = Source(self.forge.keys)
+        self.settings: dict[str, Any] = {}
+
+    def sides(self, **settings: Any) -> tuple[Side, Side]:
+        """Return who takes the short way, and who does not."""
+        return Side(self, plain=False, **settings), Side(self, plain=True, **settings)
+
+    def sealed(self, *, headers: bool = True, single: bool = False) -> list[Message]:
+        """Return signed messages, of a batch or each by itself; every third is for another destination."""
+        honest, other = PLACES[self.broker]
+        made = [honest_message(other if number % 3 == 2 else honest, number) for number in range(SIZE)]
+        bare = [replace(message, headers=(), properties=NO_PROPERTIES) for message in made]
+        signer, chosen = self.forge.signer(), made if headers else bare
+        return [signer.sign(message) for message in chosen] if single else signer.sign_many(chosen)
+
+
+def with_headers(change: Callable[[list[HeaderPair]], list[HeaderPair]]) -> Callable[[World, Message], Message]:
+    """Return a change of a message's headers."""
+    return lambda _world, message: replace(message, headers=tuple(change(list(message.headers))))
+
+
+def with_token_value(change: Callable[[Any], Any]) -> Callable[[World, Message], Message]:
+    """Return a change of a message's token header."""
+    return with_headers(lambda pairs: [(name, change(value) if name == TOKEN_HEADER else value)
+                                       for name, value in pairs])  # fmt: skip
+
+
+def text(world: World, value: str) -> Any:
+    """Return a header's text as a broker carries it."""
+    return value.encode() if world.broker == "kafka" else value
+
+
+def swapped(value: Any, old: str, new: str) -> Any:
+    """Return a token with characters exchanged, in its type."""
+    return value.replace(old.encode(), new.encode()) if isinstance(value, bytes) else value.replace(old, new)
+
+
+CHANGES: dict[str, Callable[[World, Message], Message]] = {
+    "nothing": lambda _world, message: message,
+    "body": lambda _world, message: replace(message, body=b"forged"),
+    "no body": lambda _world, message: replace(message, body=None),
+    "empty body": lambda _world, message: replace(message, body=b""),
+    "key": lambda _world, message: replace(message, key=b"forged"),
+    "no key": lambda _world, message: replace(message, key=None),
+    "destination": lambda world, message: replace(message, destination=PLACES[world.broker][1]),
+    "malformed": lambda _world, message: replace(message, malformed="unreadable"),
+    "redelivered": lambda _world, message: replace(message, origin=Origin(queue="q", redelivered=True)),
+    "property": lambda _world, message: replace(message, properties={**message.properties, "type": "x"}),
+    "user": lambda _world, message: replace(message, properties={**message.properties, "user-id": "x"}),
+    "properties": lambda _world, message: replace(message, properties={}),
+    "header": lambda world, message: with_headers(
+        lambda pairs: [(n, text(world, "forged")) if n == "tenant" else (n, v) for n, v in pairs]
+    )(world, message),
+    "header's type": with_headers(lambda pairs: [(n, 7) if n == "tenant" else (n, v) for n, v in pairs]),
+    "header gone": with_headers(lambda pairs: pairs[1:]),
+    "header added": with_headers(lambda pairs: [("new", pairs[0][1]), *pairs]),
+    "header behind": with_headers(lambda pairs: [*pairs, ("traceparent", pairs[0][1])]),
+    "header twice": with_headers(lambda pairs: [pairs[0], *pairs]),
+    "headers turned": with_headers(lambda pairs: pairs[::-1]),
+    "no headers": with_headers(lambda pairs: []),
+    "case twin": with_headers(lambda pairs: [("Tenant", pairs[0][1]), *pairs]),
+    "release": with_headers(lambda pairs: [(RELEASE_HEADER, pairs[0][1]), *pairs]),
+    "token twice": with_headers(lambda pairs: [*pairs, pairs[-1]]),
+    "token misspelt": with_headers(lambda pairs: [("Mqauth-Token", v) if n == TOKEN_HEADER else (n, v)
+                                                  for n, v in pairs]),
+    "token of a type": with_token_value(lambda v: v.decode() if isinstance(v, bytes) else v.encode()),
+    "no token value": with_token_value(lambda value: None),
+    "number": with_token_value(lambda value: 7),
+    "token too long": with_token_value(lambda value: value + value[-1:] * 9000),
+    "proof cut": with_token_value(lambda value: value[:-4]),
+    "proof bent": with_token_value(lambda value: value[:-8] + value[-4:] + value[-8:-4]),
+    "proof padded": with_token_value(lambda value: swapped(value, ".", "..")),
+    "no proof": with_token_value(lambda value: value.partition(b"~" if isinstance(value, bytes) else "~")[0]),
+    "index": with_token_value(lambda value: swapped(value, "~0.", "~1.")),
+    "index beyond": with_token_value(lambda value: swapped(value, "~0.", "~6.")),
+    "index of another form": with_token_value(lambda value: swapped(value, "~1.", "~01.")),
+    "shorts": with_token_value(lambda value: swapped(value, "~1.", "~1.AAAA")[:-4]),
+    "signature": with_token_value(lambda value: swapped(value, "~", "A~")),
+}  # fmt: skip
+
+
+def change_keys(world: World, how: str) -> None:
+    """Change the keys of the issuer."""
+    key = world.forge.key
+    made: dict[str, Callable[[], KeySet]] = {
+        "back": lambda: world.forge.keys,
+        "anew": lambda: KeySet([replace(key)]),
+        "revoked": lambda: KeySet([replace(key, revocation=Revocation(reason="stolen"))]),
+        "gone": lambda: KeySet([Key.generate(subjects=[SUBJECT])]),
+        "another": lambda: KeySet([replace(Key.generate(subjects=[SUBJECT]), kid=key.kid)]),
+        "of another": lambda: KeySet([replace(key, subjects=frozenset(["somebody"]))]),
+    }
+    world.source.down = how == "down"
+    if how in made:
+        world.source.keys = made[how]()
+
+
+STEPS = st.tuples(
+    st.integers(0, SIZE - 1),
+    st.sampled_from(sorted(CHANGES)) | st.just("nothing"),
+    st.sampled_from(["", "", "", "", "back", "anew", "revoked", "gone", "another", "of another", "down"]),
+    st.sampled_from([0.0, 0.0, 0.0, 1.0, -4.0, -40.0, 59.0, 66.0, 1e6]),
+)
+
+
+WORLDS = st.tuples(st.sampled_from(sorted(PLACES)), st.booleans(), st.booleans(), st.booleans())
+
+
+@given(steps=st.lists(STEPS, max_size=14), settings=st.sampled_from(SETTINGS), world_of=WORLDS)
+def test_agrees_with_all_steps(
+    steps: list[tuple[int, str, str, float]], settings: dict[str, Any], world_of: tuple[str, bool, bool, bool]
+) -> None:
+    """Whatever of messages, keys and time changes in between, the short way says what all steps say."""
+    broker, wide, single, headers = world_of
+    world = World(broker, wide)
+    short, plain = world.sides(**settings)
+    sealed = world.sealed(headers=headers, single=single)
+    for index, change, keys, later in steps:
+        change_keys(world, keys)
+        bare = not headers and "header" in change
+        message = sealed[index] if bare else CHANGES[change](world, sealed[index])
+        received = world.clock.now() + later
+        assert short.judge(message, received) == plain.judge(message, received)
+    assert plain.short == 0
+
+
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("headers", [True, False])
+@pytest.mark.parametrize("broker", sorted(PLACES))
+@pytest.mark.parametrize("change", sorted(CHANGES))
+def test_each_change_after_honest_ones(change: str, broker: str, headers: bool, single: bool) -> None:
+    """One changed message after honest ones is told as by all steps, and so are the honest ones after it."""
+    world = World(broker, wide=True)
+    short, plain = world.sides()
+    sealed = world.sealed(headers=headers, single=single)
+    changed = CHANGES[change](world, sealed[1]) if headers or "header" not in change else sealed[1]
+    for message in (
+        sealed[0],
+        sealed[2],
+        sealed[3],
+        changed,
+        sealed[4],
+        sealed[5],
+        sealed[1],
+        CHANGES[change](world, sealed[0]),
+    ):
+        assert short.judge(message, world.clock.now()) == plain.judge(message, world.clock.now())
+
+
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("headers", [True, False])
+@pytest.mark.parametrize("broker", sorted(PLACES))
+def test_the_short_way_is_taken(broker: str, headers: bool, single: bool) -> None:
+    """All but the first message of a form go the short way; each is accepted, claimed, and a copy of it is not."""
+    world = World(broker)
+    short, _ = world.sides()
+    sealed = world.sealed(headers=headers, single=single)
+    messages = [message for number, message in enumerate(sealed) if number % 3 != 2]
+    for message in messages:
+        assert short.judge(message, world.clock.now())[-1] is Step.HANDLE
+    assert short.short == len(messages) - 1
+    assert short.judge(messages[2], world.clock.now())[-1] is Step.RECORD
+
+
+@pytest.mark.parametrize(("settings", "single", "short_ones"), [
+    (SETTINGS[-2], False, 0), (SETTINGS[-2], True, 0), (SETTINGS[-1], False, 0), (SETTINGS[-1], True, 3),
+])  # fmt: skip
+def test_where_messages_differ_in_more(settings: dict[str, Any], single: bool, short_ones: int) -> None:
+    """With a broker's user to look at each takes all steps; with append times those of a batch do."""
+    world = World("rabbitmq")
+    short, plain = world.sides(**settings)
+    for message in world.sealed(single=single):
+        origin = replace(message.origin, timestamp_ms=int(world.clock.now() * 1000), timestamp_type="append")
+        stamped = replace(message, origin=origin)
+        assert short.judge(stamped, world.clock.now()) == plain.judge(stamped, world.clock.now())
+    assert short.short == short_ones
+
+
+class Changing:
+    """A policy that changes its mind."""
+
+    version = "1"
+
+    def __init__(self) -> None:
+        self.decisions = iter([Decision.ALLOW, Decision.DENY])
+
+    def decide(self, _verified: Verified, /) -> Decision:
+        """Return the next decision."""
+        return next(self.decisions)
+
+
+class Subclass(Allow):
+    """An ``Allow`` of which one cannot know what it does."""
+
+
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("make", [Changing, lambda: Subclass({SUBJECT: [KAFKA]})])
+def test_another_policy_is_asked_each_time(make: Callable[[], Policy], single: bool) -> None:
+    """Of other policies than ``Allow`` nobody knows that they say the same again."""
+    world, policy = World(), make()
+    short = Side(world, plain=False, policy=policy)
+    verdicts = [short.judge(message, world.clock.now())[-1] for message in world.sealed(single=single)[:2]]
+    assert short.short == 0
+    assert verdicts == [Step.HANDLE, Step.RECORD if isinstance(policy, Changing) else Step.HANDLE]
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_an_awaited_key_source_is_not_called(single: bool) -> None:
+    """Of keys that must be awaited no coroutine is made and dropped."""
+
+    class Awaited:
+        calls = 0
+
+        async def key_set(self) -> KeySet:
+            self.calls += 1
+            return world.forge.keys
+
+        async def refresh(self, _kid: str, _received: float) -> KeySet:
+            return world.forge.keys
+
+    world = World()
+    source: Any = Awaited()
+    world.source = source
+    short, _ = world.sides()
+
+    async def judge() -> list[Step]:
+        deliveries = [
+            Delivery(message=message, received=world.clock.now()) for message in world.sealed(single=single)[:2]
+        ]
+        for delivery in deliveries:
+            await arun(short.guard.judge(delivery))
+        return [delivery.step for delivery in deliveries]
+
+    assert asyncio.run(judge()) == [Step.HANDLE, Step.HANDLE]
+    assert (short.short, source.calls) == (0, 2)
+
+
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("later", [-5, -6, -40, 0, 64, 65, 1e6])
+def test_another_time(later: float, single: bool) -> None:
+    """A message received before the first, or past the end of their token, is told as by all steps."""
+    world = World()
+    short, plain = world.sides()
+    sealed = world.sealed(single=single)
+    for index, received in ((0, 0.0), (1, later), (3, 0.0)):
+        moment = world.clock.now() + received
+        assert short.judge(sealed[index], moment) == plain.judge(sealed[index], moment)
+
+
+def test_a_header_too_long_by_its_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sibling whose longer proof makes its header longer than allowed is refused like any other."""
+    world = World()
+    short, plain = world.sides()
+    sealed = world.sealed()
+    fits, longer = (len(str(sealed[index].occurrences(TOKEN_HEADER)[0])) - 3 for index in (4, 0))
+    assert fits < longer
+    for module in ("envelope", "form"):
+        monkeypatch.setattr(f"mqauth.{module}.MAX_TOKEN", fits)
+    for index, step in ((4, Step.HANDLE), (0, Step.RECORD)):
+        said = short.judge(sealed[index], world.clock.now())
+        assert (said[-1], said) == (step, plain.judge(sealed[index], world.clock.now()))
+
+
+def test_owners_are_drawn_at_once() -> None:
+    """Deliveries of one draw have owners of 12 random bytes, all different; one that has an owner keeps it."""
+    drawn: list[int] = []
+
+    def randomness(size: int) -> bytes:
+        drawn.append(size)
+        return SYSTEM_RANDOMNESS(size)
+
+    world = World()
+    guard = Pipeline(verifier=world.forge.verifier(), policy=Allow({}), replay=MemoryReplayStore(), instance="i",
+                     randomness=randomness)  # fmt: skip
+    drawn.clear()
+    deliveries = [Delivery(message=message, received=0.0) for message in world.sealed()]
+    deliveries[2].owner = "kept"
+    guard.name_owners(deliveries)
+    assert drawn == [12 * SIZE]
+    assert len({delivery.owner for delivery in deliveries}) == SIZE
+    assert [len(delivery.owner or "") for delivery in deliveries] == [24, 24, 4, 24, 24, 24]
+
+
+@pytest.mark.parametrize("headers", [
+    (), (("tenant", b"acme"),), (("content-type", b"x"),), (("tenant", b"a"), ("tenant", b"b")),
+    (("content-type", b"a"), ("tenant", b"b"), ("reply-to", b"c")), (("tenant", None),),
+])  # fmt: skip
+@pytest.mark.parametrize("names", [(), ("tenant",), ("absent",), ("tenant", "content-type", "absent")])
+def test_a_leaf_is_the_same_both_ways(headers: tuple[HeaderPair, ...], names: tuple[str, ...]) -> None:
+    """The prepared hash of a leaf is the hash of its parts, with and without key, body and covered values."""
+    first = Message(destination=KAFKA, body=b"first", headers=headers)
+    leaf = batch.leaf_hashes(first, names)
+    for key in (None, b"", b"key"):
+        for body in (None, b"", b"body"):
+            values = tuple((name, value and b"other") for name, value in headers)
+            other = replace(first, key=key, body=body, headers=values)
+            assert leaf(other) == merkle.leaf_hash(*batch.checked_leaf(other, names))
+
+
+@pytest.mark.parametrize("properties", [
+    {}, {"content-type": "x"}, {"reply-to": "amq.rabbitmq.reply-to.g1h"}, {"reply-to": "replies", "priority": "5"},
+    {"app-id": "a", "content-type": "b", "message-id": "c", "user-id": "d"},
+])  # fmt: skip
+def test_properties_are_the_same_both_ways(properties: dict[str, str]) -> None:
+    """What is prepared of AMQP properties and headers is what is hashed of them, reply-to without its suffix."""
+    headers = (("tenant", "acme"), ("list", (1, "a", None)), ("x-delay", 5))
+    first = Message(destination=RABBITMQ, body=b"first", headers=headers, properties=properties)
+    others = {name: value.replace("g1h", "g2i") + "x" for name, value in properties.items()}
+    other = replace(first, properties=others, headers=(("tenant", "other"), ("list", {"a": 1}), ("x-delay", 6)))
+    for names in ((), ("tenant",), ("list", "absent")):
+        prepared = envelope.headers_inputs(first, names)
+        assert [prepared(each) for each in (first, other)] == [
+            envelope.headers_input(each, names) for each in (first, other)
+        ]
+
+
+# --- tokens that a producer's own key has signed, and that are not as mqauth makes them ---------------------
+
+NOW = int(FakeClock().now())
+BENDS: dict[str, dict[str, Any]] = {
+    "another life": {"claims": {"exp": NOW + 61}},
+    "too long a life": {"claims": {"exp": NOW + 4000}},
+    "from the future": {"claims": {"iat": NOW + 3600, "exp": NOW + 3660}},
+    "of the past": {"claims": {"iat": NOW - 3600, "exp": NOW - 3540}},
+    "no life": {"claims": {"exp": NOW}},
+    "nbf": {"claims": {"nbf": NOW}},
+    "too early": {"claims": {"nbf": NOW + 60}},
+    "a claim more": {"claims": {"role": "x"}},
+    "no jti": {"claims": {"jti": REMOVED}},
+    "short jti": {"claims": {"jti": "short"}},
+    "longer jti": {"claims": {"jti": "j" * 40}},
+    "jti of quotes": {"claims": {"jti": '"' * 22}},
+    "jti of spaces": {"claims": {"jti": " " * 22}},
+    "jti of controls": {"claims": {"jti": "\x00" * 22}},
+    "jti of umlauts": {"claims": {"jti": "\u00e4" * 11}},
+    "jti of umlauts, too many bytes": {"claims": {"jti": "\u00e4" * 22}},
+    "float": {"claims": {"iat": NOW + 0.5}},
+    "truth": {"claims": {"iat": True}},
+    "text": {"claims": {"iat": str(NOW)}},
+    "ten characters of text": {"claims": {"iat": str(NOW)[:8]}},
+    "zero": {"claims": {"iat": 0}},
+    "before 1970": {"claims": {"iat": -123456789}},
+    "another subject": {"claims": {"sub": "stock-api"}},
+    "another issuer": {"claims": {"iss": "https://evil.example"}},
+    "another audience": {"claims": {"aud": "shipping"}},
+    "another version": {"binding": {"v": 2}},
+    "covers nothing": {"binding": {"hdr": []}},
+    "another destination": {"binding": {"dst": "kafka:stock"}},
+    "no body": {"binding": {"bod": None}},
+    "another body": {"binding": {"bod": "A" * 43}},
+    "no digest": {"binding": {"hds": None}},
+    "another key": {"binding": {"key": "A" * 43}},
+    "a member more": {"binding": {"x": 1}},
+    "another algorithm": {"header": {"alg": "ES256"}},
+    "another type": {"header": {"typ": "at+jwt"}},
+    "a parameter": {"header": {"jku": "https://evil.example"}},
+    "no signature": {"signature": b""},
+    "a bad signature": {"signature": b"x" * 64},
+    "a bad signature of the past": {"claims": {"iat": NOW - 3600, "exp": NOW - 3540}, "signature": b"x" * 64},
+}  # fmt: skip
+REWRITES: dict[str, Callable[[bytes], bytes]] = {
+    "space": lambda raw: raw.replace(b",", b", ", 1),
+    "space behind": lambda raw: raw + b" ",
+    "twice": lambda raw: raw.replace(b'{"iss"', b'{"exp":9999999999,"iss"', 1),
+    "turned": lambda raw: strictjson.dumps(dict(reversed(strictjson.loads(raw, depth=8).items()))),
+    "escaped": lambda raw: raw.replace(b'"sub":"o', b'"sub":"\\u006f', 1),
+    "zero before": lambda raw: raw.replace(b'"iat":1', b'"iat":0', 1),
+    "plus before": lambda raw: raw.replace(b'"iat":1', b'"iat":+', 1),
+    "minus before": lambda raw: raw.replace(b'"iat":1', b'"iat":-', 1),
+    "exponent": lambda raw: raw.replace(b'"iat":' + str(NOW).encode()[:10], b'"iat":17000000e2', 1),
+    "ten digits of text": lambda raw: raw.replace(b'"iat":%d' % NOW, b'"iat":"%d"' % (NOW // 100)),
+    "cut": lambda raw: raw[:-1],
+    "nothing": lambda raw: b"",
+    "other digits": lambda raw: raw.replace(str(NOW).encode(), "\u0661".encode() * 5, 1),
+}  # fmt: skip
+
+
+def after_honest_ones(bent: Callable[[World, Message], Message]) -> None:
+    """Have both sides judge honest messages, a bent one, and honest ones."""
+    for broker, (place, _) in PLACES.items():
+        world = World(broker)
+        short, plain = world.sides()
+        honest = [world.forge.signer().sign(honest_message(place, number)) for number in range(4)]
+        odd = [bent(world, honest_message(place, number)) for number in (8, 9)]
+        for message in (*honest[:2], *odd, *honest[2:]):
+            assert short.judge(message, world.clock.now()) == plain.judge(message, world.clock.now())
+        assert short.short >= 2  # of the honest ones; what is odd may have been accepted, and learnt
+
+
+@pytest.mark.parametrize("name", sorted(BENDS))
+def test_each_bent_token(name: str) -> None:
+    """A token bent in one place is told as by all steps, and spoils nothing."""
+    after_honest_ones(lambda world, message: world.forge.seal(message, **BENDS[name]))
+
+
+@pytest.mark.parametrize("name", sorted(REWRITES))
+def test_each_rewritten_payload(name: str) -> None:
+    """A payload that means nearly the same in other bytes is told as by all steps."""
+
+    def bent(world: World, message: Message) -> Message:
+        return world.forge.seal(message, payload=REWRITES[name](strictjson.dumps(world.forge.claims(message))))
+
+    after_honest_ones(bent)
+
+
+@pytest.mark.parametrize("attack", [*ATTACKS, *BATCH_ATTACKS], ids=lambda attack: attack.name)
+def test_each_attack_after_honest_ones(attack: Attack) -> None:
+    """Every attack is told by the same reason when messages of its kind were accepted before."""
+    for broker, (place, _) in PLACES.items():
+        if attack.fits(place):
+            world = World(broker)
+            short, plain = world.sides()
+            for message in [*world.sealed(single=True), *world.sealed()]:
+                short.judge(message, world.clock.now())
+            hostile = attack.mount(world.forge, honest_message(place, 9))
+            found = short.judge(hostile, world.clock.now())
+            assert found == plain.judge(hostile, world.clock.now())
+            assert found[1] is attack.reason
+
+
+@given(iat=st.integers(0, 2**53), life=st.integers(-10, 10**7), jti=st.text(min_size=1, max_size=130))
+def test_the_claims_of_a_payload_are_what_it_says(iat: int, life: int, jti: str) -> None:
+    """Whatever a payload's own values, the template reads them as the strict parser does, or not at all."""
+    forge = Forge(FakeClock())
+    message = honest_message(KAFKA)
+    first = strictjson.dumps(forge.claims(message))
+    parsed = claim_set.parse(first)
+    made = template.template_of(first, parsed)
+    assert made is not None
+    other = strictjson.dumps(forge.claims(message) | {"iat": iat, "exp": iat + life, "jti": jti})
+    binding: Any = parsed.mqa
+    found = template.own(made, other, binding.bod, binding.key, binding.hds)
+    if found is not None:
+        claims = claim_set.parse(other)
+        assert found == (claims.iat, claims.exp, claims.jti)
+
+
+@pytest.mark.parametrize("text", [b'"19000000"', b"-190000006", b"0190000006", b"1900000_60", b" 190000006",
+                                  b"19000000.5", b"190000000e", b"+190000006", "\u0661".encode() * 5])  # fmt: skip
+@pytest.mark.parametrize("name", [b"iat", b"exp"])
+def test_a_time_is_ten_digits(name: bytes, text: bytes) -> None:
+    """No other ten characters are read as a time."""
+    payload, made, digests = templated()
+    at = payload.index(b'"%s":' % name) + len(name) + 3
+    assert template.own(made, payload, *digests) is not None
+    assert template.own(made, payload[:at] + text + payload[at + 10 :], *digests) is None
+
+
+@pytest.mark.parametrize("odd", [b'"', b"\\", b" ", b"\x00", b"\x7f", b"\xc3", b"=", b"+", b"/"])
+def test_a_jti_is_plain(odd: bytes) -> None:
+    """No character that could mean another thing in JSON is read as one of an id."""
+    payload, made, digests = templated()
+    at = payload.index(b'"jti":"') + 7
+    assert template.own(made, payload[: at + 3] + odd + payload[at + 4 :], *digests) is None
+
+
+def templated() -> tuple[bytes, template.Template, tuple[str | None, str | None, str | None]]:
+    """Return a payload, its template, and its digests."""
+    payload = strictjson.dumps(Forge(FakeClock()).claims(honest_message(KAFKA)))
+    claims = claim_set.parse(payload)
+    made, binding = template.template_of(payload, claims), claims.mqa
+    assert made is not None
+    assert not isinstance(binding, claim_set.Batch)
+    return payload, made, (binding.bod, binding.key, binding.hds)
+
+
+def test_a_template_of_another_layout() -> None:
+    """A payload that mqauth would not have built so has no template."""
+    forge, message = Forge(FakeClock()), honest_message(KAFKA)
+    for changes in ({"nbf": NOW}, {"role": "x"}, {"jti": "a b c d e f g h i j"}, {"iat": 5, "exp": 60}):
+        raw = strictjson.dumps(forge.claims(message) | changes)
+        assert template.template_of(raw, claim_set.parse(raw)) is None
+    raw = strictjson.dumps(forge.claims(message))
+    assert template.template_of(raw + b" ", claim_set.parse(raw)) is None
+    early = claim_set.parse(raw)._replace(nbf=NOW)
+    assert template.template_of(claim_set.build(early), early) is None
+
+
+@pytest.mark.parametrize("changes", [{"revocation": Revocation(revoked_at=NOW + 10)}, {"expires": NOW + 10}])
+def test_a_key_ends_between_two_messages(changes: dict[str, Any]) -> None:
+    """With one and the same key set, a message after the key's end is refused."""
+    world = World()
+    world.source.keys = KeySet([replace(world.forge.key, **changes)])
+    short, plain = world.sides()
+    for index, later in enumerate((0, 9, 10, 11)):
+        moment = world.clock.now() + later
+        sealed = world.forge.seal(
+            honest_message(KAFKA, index), claims={"iat": int(moment), "exp": int(moment) + 60}
+        )
+        found = short.judge(sealed, moment)
+        assert found == plain.judge(sealed, moment)
+        assert found[-1] is (Step.HANDLE if later < 10 else Step.RECORD)
+    assert short.short == 1
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_what_is_added_behind_the_token(single: bool) -> None:
+    """A trace header that transports add behind the token does not keep messages from the short way."""
+    world = World()
+    short, _ = world.sides()
+    sealed = world.sealed(single=single)
+    for index in (0, 1, 3):
+        traced = CHANGES["header behind"](world, sealed[index])
+        assert short.judge(traced, world.clock.now())[-1] is Step.HANDLE
+    assert short.short == 2
+
+
+def test_kinds_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of however many producers and forms, no more kinds are remembered than may be."""
+    monkeypatch.setattr("mqauth.kindred._REMEMBERED", 3)
+    world = World()
+    short, _ = world.sides()
+    for number in range(8):
+        message = honest_message(KAFKA, number)
+        named = replace(message, headers=(*message.headers, (f"name-{number}", b"x")))
+        assert short.judge(world.forge.signer().sign(named), world.clock.now())[-1] is Step.HANDLE
+        assert 1 <= len(short.guard._judge._kindred._kinds) <= 3
+
+
+def test_a_bad_signature_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forgery like an accepted message costs its signature's check, and not a second one by the other way."""
+    world = World()
+    short, _ = world.sides()
+    assert short.judge(world.sealed(single=True)[0], world.clock.now())[-1] is Step.HANDLE
+    checked: list[bytes] = []
+    verify = jws.verify
+    monkeypatch.setattr(
+        jws, "verify", lambda opened, key: (checked.append(opened.signature), verify(opened, key))[1]
+    )
+    forged = world.forge.seal(honest_message(KAFKA, 1), signature=b"x" * 64)
+    found = short.judge(forged, world.clock.now())
+    assert (found[1], checked) == (Reason.SIGNATURE_INVALID, [b"x" * 64])
