@@ -17,7 +17,7 @@ from typing import Any, Final
 from mqauth.bench.inprocess import BATCH_NAME, PLACE, Cell, Subject
 from mqauth.bench.workload import BATCH
 
-_SIGNATURE: Final = ("method 'sign' of", "method 'verify' of")
+_SIGNATURE: Final = ("method 'sign' of", "method 'verify' of", "_sodium.crypto_sign")
 _HASHING: Final = ("hashlib", "sha256", "digest")
 _SMALL: Final = 0.01
 

@@ -19,7 +19,7 @@ from mqauth import destination
 from mqauth.brokers.rabbitmq_wire import SHORT_STRINGS, header_name, on_wire, utf8_size
 from mqauth.encoding import MAX_DEPTH
 from mqauth.errors import MalformedMessage
-from mqauth.message import HeaderPair, HeaderValue, Message, Origin
+from mqauth.message import HeaderPair, HeaderValue, Message, Origin, message_of
 
 APPEND_HEADER: Final = "timestamp_in_ms"
 _MILLISECONDS: Final = 1000
@@ -57,17 +57,10 @@ def _translated(incoming: AbstractIncomingMessage, queue: str, scope: str) -> Me
     body: object = incoming.body
     if not isinstance(body, bytes | bytearray):
         faults.append("the body is no bytes")
-    return Message(
-        destination=destination.rabbitmq(exchange, routing_key),
-        body=_bytes_or_empty(body),
-        properties=_properties_in(incoming, faults),
-        headers=headers,
-        origin=_origin(
-            scope, queue, exchange, routing_key, bool(incoming.redelivered), _milliseconds_of(appended)
-        ),
-        native=incoming,
-        malformed=faults[0] if faults else None,
-    )
+    place, properties = destination.rabbitmq(exchange, routing_key), _properties_in(incoming, faults)
+    origin = _origin(scope, queue, exchange, routing_key, bool(incoming.redelivered), _milliseconds_of(appended))
+    malformed = faults[0] if faults else None
+    return message_of(place, _bytes_or_empty(body), None, properties, headers, origin, incoming, malformed)
 
 
 @lru_cache(maxsize=1024)
