@@ -43,6 +43,11 @@ def add_value(parts: list[bytes], value: HeaderValue) -> None:
         parts.append(b"b")
         parts.append(len(value).to_bytes(4, "big"))
         parts.append(value)
+    elif type(value) is str:  # and of most on RabbitMQ
+        raw = _utf8(value)
+        parts.append(b"s")
+        parts.append(len(raw).to_bytes(4, "big"))
+        parts.append(raw)
     else:
         _add_value(parts, value, MAX_DEPTH)
 

@@ -104,6 +104,11 @@ def asked(cause: Cause, function: Callable[..., Any], *args: Any) -> Flow[Any]:
         raise Unavailable(cause, type(error).__name__) from error
 
 
+def awaited(result: Awaitable[R]) -> Flow[R]:
+    """Ask the runner to await what a plug-in returned."""
+    return cast(R, (yield Call(_itself, (result,))))
+
+
 def guarded(cause: Cause, wished: Flow[R], *, passing: tuple[type[Exception], ...] = OUR_FAULT) -> Flow[R]:
     """Make a call of which every failure but ``passing`` is the world's.
 
@@ -224,7 +229,8 @@ def _again(wish: Call, error: Exception) -> Any:
 async def _aattempted(wish: Call) -> Any:
     """Make a call and await it; the retry is entered only on failure."""
     try:
-        return await _awaited(wish)
+        result = (wish.function if wish.twin is None else wish.twin)(*wish.arguments)
+        return await result if result is not None and is_awaitable(result) else result
     except Exception as error:
         retrying = _retrying(wish, error)
         if retrying is None:

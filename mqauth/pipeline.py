@@ -19,7 +19,7 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uui
 from mqauth.deadletter import DeadLetter, DeadLetterSink
 from mqauth.delivery import Delivery, Outcome, Step, Verdict
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
-from mqauth.flow import Attempts, ColourError, Flow, asked, attempt, run, tried
+from mqauth.flow import Attempts, Call, ColourError, Flow, asked, attempt, awaited, run, tried
 from mqauth.judge import Judge
 from mqauth.message import Message
 from mqauth.policy import Allow, Policy
@@ -113,6 +113,10 @@ class Pipeline:
             The outcome; everything but ``DEFERRED`` is to be settled.
         """
         try:
+            if delivery.step is _JUDGE and not self._told:
+                brief = yield from self._briefly(delivery, handler)
+                if brief is not None:
+                    return brief
             if delivery.step is _JUDGE:
                 yield from self._timed_judge(delivery) if self._observers else self._judge.judge(delivery)
             if delivery.step is _HANDLE:
@@ -146,6 +150,38 @@ class Pipeline:
                         delivery.step = _SETTLE
                         return Outcome(_ACCEPTED, None, None, None, delivery.verified)
         return run(self.process(delivery, handler, dead_letters))
+
+    def _briefly(self, delivery: Delivery, handler: Handler) -> Flow[Outcome | None]:
+        """Carry a message like one that was accepted to its end; ``None`` where all of ``process`` is to go on.
+
+        Raises:
+            Unavailable: the handler asks for another time.
+        """
+        claim = self._judge.alike(delivery)
+        if claim is None or not (yield from self._claimed(delivery, claim)):
+            return None
+        try:
+            yield Call(handler, (delivery.verified,), self.attempts)
+            delivery.step = _CONFIRM
+        except Exception as error:
+            _failed(delivery, error)
+            return None
+        with suppress(Exception):  # confirmed again by all of it
+            done = self.replay.confirm(claim)
+            if done is not None:
+                yield from awaited(done)
+            delivery.step = _SETTLE
+            return Outcome(_ACCEPTED, None, None, None, delivery.verified)
+        return None
+
+    def _claimed(self, delivery: Delivery, wish: ClaimRequest) -> Flow[bool]:
+        """Claim a message, and tell whether it is to be handled; what stands in the way ``judge`` finds again."""
+        with suppress(Exception):
+            status = self.replay.claim(wish)
+            if not isinstance(status, ClaimStatus):
+                status = yield from awaited(status)
+            self._judge.answer(delivery, wish, status)
+        return delivery.step is _HANDLE
 
     def judge(self, delivery: Delivery) -> Flow[Outcome]:
         """Judge a delivery, steps 1 to 13, for those who handle and settle it themselves.
