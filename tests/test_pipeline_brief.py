@@ -1,0 +1,146 @@
+"""A message like one that was accepted comes to the same end by one flat flow as by all of ``process``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from mqauth.errors import Cause, Reason, RejectNow, RetryLater, Unavailable
+from mqauth.message import Message
+from mqauth.pipeline import Outcome, Step, Verdict
+from mqauth.replay import ClaimStatus
+from mqauth.testing import Forge
+from tests.conftest import KAFKA, RABBITMQ, World, kafka_message
+
+DOWN = OSError("the world is down")
+MakeWorld = Callable[..., World]
+
+
+@dataclass
+class Course:
+    """What happened on the way to an end."""
+
+    outcomes: list[tuple[Any, ...]]
+    handled: int
+    steps: list[Step]
+    reasons: list[str]
+    published: int
+    released: int
+
+
+def message(world: World, number: int, **changes: Any) -> Message:
+    """Return an honest message of one form, at an offset of its own."""
+    return world.sealed(replace(kafka_message(number), body=b"%d" % number, **changes))
+
+
+def told(outcome: Outcome) -> tuple[Any, ...]:
+    """Return what an outcome says."""
+    body = None if outcome.verified is None else outcome.verified.body
+    return outcome.verdict, outcome.reason, outcome.cause, outcome.detail, body, outcome.dead_letter is None
+
+
+def course(world: World, scenario: Callable[[World], None], *, warm: bool) -> tuple[Course, int]:
+    """Return what a message goes through while something is wrong, and then is not; and how often it went briefly."""
+    brief = 0
+    alike = world.pipeline._judge.alike
+
+    def counted(delivery: Any) -> Any:
+        nonlocal brief
+        found = alike(delivery) if warm else None
+        brief += found is not None
+        return found
+
+    world.pipeline._judge.alike = counted  # type: ignore[method-assign]
+    assert world.process(message(world, 0)).verdict is Verdict.ACCEPTED
+    delivery = world.receive(message(world, 1))
+    handled = world.handler.calls
+    scenario(world)
+    outcomes, steps = [], []
+    for _ in range(2):
+        outcomes.append(told(world.process(delivery)))
+        steps.append(delivery.step)
+    for plug in (world.handler, world.store.claim, world.store.confirm, world.store.release, world.audit.write):
+        plug.failure = None
+    while delivery.step is not Step.SETTLE:
+        outcomes.append(told(world.process(delivery)))
+        steps.append(delivery.step)
+    found = Course(
+        outcomes, world.handler.calls - handled, steps, [record["reason"] for record in world.records],
+        len(world.published), world.store.release.calls,
+    )  # fmt: skip
+    return found, brief
+
+
+def failing(plug: str, failure: Exception) -> Callable[[World], None]:
+    """Return what lets a plug-in fail."""
+
+    def scenario(world: World) -> None:
+        found: Any = world
+        for name in plug.split("."):
+            found = getattr(found, name)
+        found.failure = failure
+
+    return scenario
+
+
+SCENARIOS: dict[str, Callable[[World], None]] = {
+    "nothing": lambda world: None,
+    "store down at the claim": failing("store.claim", DOWN),
+    "store full": failing("store.claim", Unavailable(Cause.REPLAY_STORE_FULL, "full")),
+    "store down at the end": failing("store.confirm", DOWN),
+    "handler fails": failing("handler", ValueError("no")),
+    "handler rejects": failing("handler", RejectNow("no")),
+    "handler asks for another time": failing("handler", RetryLater("soon")),
+}
+
+
+@pytest.mark.parametrize("name", sorted(SCENARIOS))
+def test_the_same_end(name: str, make_world: MakeWorld, forge: Forge) -> None:
+    """Whatever fails, both ways go through the same outcomes and steps, and handle as often."""
+    ends = []
+    for warm in (True, False):
+        world = make_world(policy=forge.policy(RABBITMQ, KAFKA))
+        found, brief = course(world, SCENARIOS[name], warm=warm)
+        assert brief == warm if name == "nothing" else brief >= warm
+        ends.append(found)
+    assert ends[0] == ends[1]
+
+
+def test_a_copy_is_no_second_message(make_world: MakeWorld, forge: Forge) -> None:
+    """What was handled is a replay elsewhere, and comes again to its own place."""
+    world = make_world(policy=forge.policy(RABBITMQ, KAFKA))
+    sealed = message(world, 1)
+    assert [world.process(each).verdict for each in (message(world, 0), sealed)] == [Verdict.ACCEPTED] * 2
+    copy = replace(sealed, origin=replace(sealed.origin, offset=9))
+    outcome = world.process(copy)
+    assert (outcome.verdict, outcome.reason) == (Verdict.REJECTED, Reason.REPLAYED)
+    assert world.process(sealed).verdict is Verdict.ACCEPTED
+    assert (world.handler.calls, len(world.published)) == (3, 1)
+
+
+@pytest.mark.parametrize("answer", [ClaimStatus.HELD, ClaimStatus.DUPLICATE, ClaimStatus.LOST, "fresh", None])
+def test_any_other_answer_is_heard(answer: Any, make_world: MakeWorld, forge: Forge) -> None:
+    """A message whose claim is not granted is not handled."""
+    world = make_world(policy=forge.policy(RABBITMQ, KAFKA))
+    assert world.process(message(world, 0)).verdict is Verdict.ACCEPTED
+    world.store.claim.function = lambda _wish: answer
+    outcome = world.process(message(world, 1))
+    assert outcome.verdict is (Verdict.DUPLICATE if answer is ClaimStatus.DUPLICATE else Verdict.DEFERRED)
+    assert world.handler.calls == 1
+
+
+def test_observers_and_records_are_not_left_out(make_world: MakeWorld, forge: Forge) -> None:
+    """With observers, and with every verdict recorded, the second message is told of like the first."""
+    seen: list[Outcome] = []
+    policy = forge.policy(RABBITMQ, KAFKA)
+    world = make_world(policy=policy, observers=[lambda outcome, _message, _seconds: seen.append(outcome)])
+    for number in range(2):
+        world.process(message(world, number))
+    assert [outcome.verdict for outcome in seen] == [Verdict.ACCEPTED] * 2
+    world = make_world(policy=policy, record="all")
+    for number in range(2):
+        world.process(message(world, number))
+    assert [record["verdict"] for record in world.records] == ["accepted"] * 2
