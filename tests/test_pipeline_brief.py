@@ -43,7 +43,7 @@ def told(outcome: Outcome) -> tuple[Any, ...]:
 
 
 def course(world: World, scenario: Callable[[World], None], *, warm: bool) -> tuple[Course, int]:
-    """Return what a message goes through while something is wrong, and then is not; and how often it went briefly."""
+    """Return what a message goes through while something is wrong and then is not, and how often briefly."""
     brief = 0
     alike = world.pipeline._judge.alike
 
