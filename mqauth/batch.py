@@ -79,11 +79,16 @@ def checked_leaf(message: Message, names: Sequence[str]) -> Leaf:
     Raises:
         MalformedMessage: a value has no form on the wire.
     """
+    return leaf_with(message, envelope.headers_input(message, names))
+
+
+def leaf_with(message: Message, headers: bytes) -> Leaf:
+    """Return the leaf of a message whose properties and covered headers are encoded already."""
     return Leaf(
         _destination(message.destination),
         _part(b"k", message.key),
         _part(b"b", message.body),
-        _part(b"h", envelope.headers_input(message, names)),
+        _part(b"h", headers),
     )
 
 

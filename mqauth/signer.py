@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from mqauth import base64url, batch, claims, destination, envelope, jws
 from mqauth.claims import MAX_BATCH, Batch, Binding, Claims
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, MalformedMessage, Unavailable
+from mqauth.form import Form, form_of
 from mqauth.keys import ALGORITHMS, MAX_KID, Key, SigningKey, SigningKeySource
 from mqauth.merkle import Tree
 from mqauth.message import HeaderPair, Message, message_of
@@ -19,6 +20,7 @@ from mqauth.message import HeaderPair, Message, message_of
 MAX_LIFETIME: Final = 86_400
 _JTI_BYTES: Final = 16
 _ATTEMPTS: Final = 3
+_REMEMBERED: Final = 1024
 
 
 @dataclass(slots=True, eq=False)  # not frozen: that would be a tenth of what a message costs
@@ -36,6 +38,18 @@ class Prepared:
     group: tuple[str, tuple[str, ...]]
     leaf: bytes
     shorts: bytes
+
+
+class _Kind(NamedTuple):
+    """What is the same for all messages of a form.
+
+    Args:
+        group: as of ``Prepared``.
+        headers: returns the bytes that stand for a message's properties and covered headers.
+    """
+
+    group: tuple[str, tuple[str, ...]]
+    headers: Callable[[Message], bytes]
 
 
 class Signer:
@@ -83,6 +97,7 @@ class Signer:
         self._cover = None if cover is None else tuple(cover)
         self._clock = clock
         self._randomness = randomness
+        self._kinds: dict[Form, _Kind] = {}
         with suppress(Unavailable):  # it may come up later
             self._signing_key()
 
@@ -104,11 +119,23 @@ class Signer:
             MalformedMessage: the message has a token already, or cannot exist on its broker.
         """
         _check_message(message)
-        place = message.destination
-        present = tuple([name for name, _ in message.headers])
-        names = _covered(present, destination.is_kafka(place), self._cover)
-        leaf = batch.checked_leaf(message, names)
-        return Prepared(message, (self._audiences.get(place, self._audience), names), leaf.hash, leaf.shorts)
+        form = form_of(message)
+        kind = self._kinds.get(form) or self._kind(form, message)
+        leaf = batch.leaf_with(message, kind.headers(message))
+        return Prepared(message, kind.group, leaf.hash, leaf.shorts)
+
+    def _kind(self, form: Form, message: Message) -> _Kind:
+        """Return what is the same for all messages of a form, and remember it.
+
+        Raises:
+            MalformedMessage: a token is among its headers, or two names differ in case only.
+        """
+        names = _covered(form[1], destination.is_kafka(message.destination), self._cover)
+        group = (self._audiences.get(message.destination, self._audience), names)
+        if len(self._kinds) >= _REMEMBERED:
+            self._kinds.clear()
+        kind = self._kinds[form] = _Kind(group, envelope.headers_inputs(message, names))
+        return kind
 
     def seal(self, prepared: Sequence[Prepared]) -> list[Message]:
         """Return prepared messages, in order, each with its token: one signature for each group.
