@@ -16,6 +16,7 @@ from mqauth.flow import is_async, run
 from mqauth.pipeline import Pipeline
 from mqauth.replay import ClaimRequest, ClaimStatus
 
+_JUDGE, _HANDLE = Step.JUDGE, Step.HANDLE  # Python 3.11 takes its time to look a member up
 LONGEST: Final = 10.0
 """Seconds a verdict may wait for its turn before it is reached again: keys are revoked meanwhile."""
 
@@ -51,15 +52,15 @@ class Ahead:
             return
         deliveries = list(waiting)
         for delivery in deliveries:
-            if delivery.step is Step.HANDLE and not delivery.deferred:
-                delivery.step = Step.JUDGE  # its owner claims again
+            if delivery.step is _HANDLE and not delivery.deferred:
+                delivery.step = _JUDGE  # its owner claims again
         self._left, self._ends = len(deliveries) - 1, now + self._longest
         if self._many is not None and len(deliveries) > 1:
             self._judge(self._many, deliveries)
 
     def _judge(self, many: Callable[[list[ClaimRequest]], list[ClaimStatus]], deliveries: list[Delivery]) -> None:
         """Judge up to the claims, make them together, and go on to the verdicts."""
-        unjudged = [each for each in deliveries if each.step is Step.JUDGE]
+        unjudged = [each for each in deliveries if each.step is _JUDGE]
         began = self._monotonic()
         wishes = self._wishes(unjudged)
         try:
@@ -68,18 +69,14 @@ class Ahead:
             statuses = []
         if len(statuses) == len(wishes):
             for (delivery, wish), status in zip(wishes, statuses, strict=True):
-                self._answer(delivery, wish, status)
-        judged = [each for each in unjudged if each.step is not Step.JUDGE]
+                try:
+                    self._guard.answer(delivery, wish, status)
+                except Unavailable:
+                    continue  # it is told in its turn
+        judged = [each for each in unjudged if each.step is not _JUDGE]
         seconds = (self._monotonic() - began) / max(1, len(judged))
         for delivery in judged:
             delivery.judge_seconds = seconds
-
-    def _answer(self, delivery: Delivery, wish: ClaimRequest, status: ClaimStatus) -> None:
-        """Bring what a claim found; what waits for the world is told in its turn."""
-        try:
-            self._guard.answer(delivery, wish, status)
-        except Unavailable:
-            return
 
     def _wishes(self, deliveries: list[Delivery]) -> list[tuple[Delivery, ClaimRequest]]:
         """Return those that have come to their claim; the first that waits for the world ends it."""
@@ -88,7 +85,7 @@ class Ahead:
         for delivery in deliveries:
             try:
                 wish = self._guard.alike(delivery)
-                if wish is None and delivery.step is Step.JUDGE:
+                if wish is None and delivery.step is _JUDGE:
                     wish = run(self._guard.wish(delivery))
             except Unavailable:
                 break

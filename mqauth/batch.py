@@ -124,11 +124,6 @@ def split(token: bytes) -> tuple[bytes, bytes | None]:
     return (jws, proof) if tilde else (token, None)
 
 
-def is_batched(header: bytes) -> bool:
-    """Tell whether a token header has something behind its token."""
-    return _SEPARATOR in header
-
-
 def proof_of(text: bytes | None, claims: Claims) -> Proof | None:
     """Return the proof behind a batch token, of the length its place asks for; a single token has none.
 

@@ -203,14 +203,19 @@ def _filled(steps: list[tuple[bytes, int | str]], tail: bytes, message: Message)
     parts: list[bytes] = []
     headers, properties = message.headers, message.properties
     for before, place in steps:
-        parts.append(before)
-        if type(place) is int:
-            add_value(parts, headers[place][1])
+        value = headers[place][1] if type(place) is int else _property(properties, place)  # type: ignore[arg-type]
+        if type(value) is bytes:
+            parts += (before, b"b", len(value).to_bytes(4, "big"), value)
         else:
-            value = properties[place]  # type: ignore[index]
-            add_value(parts, _without_suffix(value) if place == "reply-to" else value)
+            parts.append(before)
+            add_value(parts, value)
     parts.append(tail)
     return b"".join(parts)
+
+
+def _property(properties: Mapping[str, str], name: str) -> HeaderValue:
+    """Return a property as it is bound."""
+    return _without_suffix(properties[name]) if name == "reply-to" else properties[name]
 
 
 def _repeated_input(message: Message, names: Iterable[str]) -> bytes:

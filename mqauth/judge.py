@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Final, Literal, ParamSpec, TypeVar
 
-from mqauth import batch
 from mqauth.claims import Claims
 from mqauth.clock import Clock, Randomness
 from mqauth.delivery import Delivery, Step, Verdict
@@ -32,6 +31,7 @@ _STORE: Final = Cause.REPLAY_STORE_UNAVAILABLE
 _POLICY: Final = Cause.POLICY_UNAVAILABLE
 _FRESH: Final = ClaimStatus.FRESH
 _ALLOW: Final = Decision.ALLOW
+_JUDGE, _HANDLE = Step.JUDGE, Step.HANDLE  # Python 3.11 takes its time to look a member up
 
 
 class Judge:
@@ -82,7 +82,7 @@ class Judge:
         """
         try:
             wish = self.alike(delivery)
-            if delivery.step is not Step.JUDGE:
+            if delivery.step is not _JUDGE:
                 return
             wish = wish or (yield from self._wished(delivery))
             if wish is None:
@@ -100,14 +100,18 @@ class Judge:
             The wish; ``None`` where there is a verdict, and where it takes the other way to one.
         """
         try:
-            token = token_in(delivery.message)
-            verified = (self._siblings if batch.is_batched(token) else self._kindred).judge(delivery, token)
+            token, batched, behind = token_in(delivery.message).partition(b"~")
+            if batched:
+                verified = self._siblings.judge(delivery, token, behind)
+            else:
+                verified = self._kindred.judge(delivery, token)
+            return None if verified is None else self._wish(delivery, verified)
         except Rejection as rejection:
-            delivery.reject(rejection, Step.RECORD)
-            return None
+            if rejection.reason is Reason.SIGNATURE_INVALID:
+                delivery.reject(rejection, Step.RECORD)
         except Exception:
-            return None
-        return None if verified is None else self._wish(delivery, verified)
+            return None  # all steps say what is wrong
+        return None
 
     def wish(self, delivery: Delivery) -> Flow[ClaimRequest | None]:
         """Take steps 1 to 12, for who makes many claims together and brings what they found to ``answer``.
@@ -130,6 +134,9 @@ class Judge:
         Raises:
             Unavailable: another delivery holds it.
         """
+        if status is _FRESH:
+            delivery.claim, delivery.step = wish, _HANDLE
+            return
         try:
             _conclude(delivery, self._claimed(delivery, wish, status))
         except Rejection as rejection:
@@ -270,7 +277,7 @@ def _conclude(delivery: Delivery, status: ClaimStatus) -> None:
     if status is ClaimStatus.DUPLICATE:
         delivery.verdict, delivery.step = Verdict.DUPLICATE, Step.RECORD
     else:
-        delivery.step = Step.HANDLE
+        delivery.step = _HANDLE
 
 
 def _permit(decision: Decision) -> None:

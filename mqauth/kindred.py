@@ -13,7 +13,6 @@ from typing import Any, Final, NamedTuple
 from mqauth import base64url, envelope, jws, template
 from mqauth.claims import Binding, Claims
 from mqauth.delivery import Delivery
-from mqauth.errors import Reason, Rejection
 from mqauth.flow import is_async
 from mqauth.form import Form, form_of
 from mqauth.keys import KeySet
@@ -58,16 +57,22 @@ class Kindred:
             token: its message's.
 
         Raises:
-            Rejection: ``signature_invalid``.
+            Rejection: ``signature_invalid``, and then nothing else is wrong.
+            Exception: whatever else is wrong; the steps of ``judge`` say what.
         """
-        try:
-            return self._judge(delivery, token)
-        except Rejection as rejection:
-            if rejection.reason is Reason.SIGNATURE_INVALID:
-                raise
+        message = delivery.message
+        head, payload, signature = token.split(b".")
+        kind = self._kinds.get((head, form_of(message)))
+        if kind is None or kind.keys_now() is not kind.keys or message.malformed is not None:
             return None
-        except Exception:
+        raw = base64url.decode(payload)
+        claims = _claims(kind, raw, message)
+        if claims is None:
             return None
+        opened = jws.Opened(kind.algorithm, kind.kid, head + b"." + payload, raw, base64url.decode(signature))
+        delivery.candidate, delivery.key_set = candidate, _ = Candidate(opened, claims), kind.keys.version
+        delivery.verified = found = self._verifier.verify_alike(message, candidate, kind.keys, delivery.received)
+        return found
 
     def learn(self, delivery: Delivery, keys: KeySet) -> None:
         """Note how a message was judged that was verified and permitted, by no release."""
@@ -83,22 +88,6 @@ class Kindred:
         headers = envelope.headers_inputs(message, candidate.claims.mqa.hdr)
         head = opened.signing_input.partition(b".")[0]
         self._kinds[head, form_of(message)] = _Kind(found, opened.algorithm, opened.kid, keys, keys_now, headers)
-
-    def _judge(self, delivery: Delivery, token: bytes) -> Verified | None:
-        """Judge a message."""
-        message = delivery.message
-        head, payload, signature = token.split(b".")
-        kind = self._kinds.get((head, form_of(message)))
-        if kind is None or kind.keys_now() is not kind.keys or message.malformed is not None:
-            return None
-        raw = base64url.decode(payload)
-        claims = _claims(kind, raw, message)
-        if claims is None:
-            return None
-        opened = jws.Opened(kind.algorithm, kind.kid, head + b"." + payload, raw, base64url.decode(signature))
-        delivery.candidate, delivery.key_set = candidate, _ = Candidate(opened, claims), kind.keys.version
-        delivery.verified = found = self._verifier.verify_alike(message, candidate, kind.keys, delivery.received)
-        return found
 
 
 def _claims(kind: _Kind, payload: bytes, message: Message) -> Claims | None:

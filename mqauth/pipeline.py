@@ -145,10 +145,12 @@ class Pipeline:
                 except Unavailable as unavailable:
                     return delivery.defer(unavailable)
             else:
-                with suppress(Exception):  # confirmed again by the flow
+                try:
                     if self.replay.confirm(claim) is None:
                         delivery.step = _SETTLE
                         return Outcome(_ACCEPTED, None, None, None, delivery.verified)
+                except Exception:
+                    _LOG.debug("confirmed again by the flow")
         return run(self.process(delivery, handler, dead_letters))
 
     def _briefly(self, delivery: Delivery, handler: Handler) -> Flow[Outcome | None]:

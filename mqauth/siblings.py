@@ -32,29 +32,25 @@ class Siblings:
         self._verifier = verifier
         self._constant = type(policy) is Allow
 
-    def judge(self, delivery: Delivery, header: bytes) -> Verified | None:
+    def judge(self, delivery: Delivery, token: bytes, behind: bytes) -> Verified | None:
         """Return the verified message, noted in its delivery; ``None`` where it is not the plain case.
 
         Args:
             delivery: not judged yet.
-            header: its message's token, and what is behind it.
-        """
-        try:
-            return self._judge(delivery, header)
-        except Exception:
-            return None
+            token: its message's.
+            behind: the proof behind it.
 
-    def _judge(self, delivery: Delivery, header: bytes) -> Verified | None:
-        """Judge a message."""
+        Raises:
+            Exception: whatever is wrong with the proof or the message; the steps of ``judge`` say what.
+        """
         message, received = delivery.message, delivery.received
-        token, text = batch.split(header)
         known = self._verifier.known.get(token)
         if known is None or message.malformed is not None:
             return None
         course = known.courses.get(form_of(message))
         if course is None or not _stands(course, received):
             return None
-        proof = batch.proof_of(text, known.claims)
+        proof = batch.proof_of(behind, known.claims)
         if proof is None or not known.proven.proves(course.leaf(message), proof.place, proof.path):
             return None
         version = course.standing.keys.version
