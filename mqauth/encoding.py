@@ -43,11 +43,6 @@ def add_value(parts: list[bytes], value: HeaderValue) -> None:
         parts.append(b"b")
         parts.append(len(value).to_bytes(4, "big"))
         parts.append(value)
-    elif type(value) is str:  # and of most on RabbitMQ
-        raw = _utf8(value)
-        parts.append(b"s")
-        parts.append(len(raw).to_bytes(4, "big"))
-        parts.append(raw)
     else:
         _add_value(parts, value, MAX_DEPTH)
 
@@ -60,13 +55,13 @@ def named(name: str, *, present: bool) -> bytes:
 @lru_cache(maxsize=1024)
 def _named(name: str, count: int) -> bytes:
     """Return the encoding of a name and how often it occurs."""
-    return _sized(b"h", _utf8(name)) + count.to_bytes(4, "big")
+    return _sized(b"h", utf8(name)) + count.to_bytes(4, "big")
 
 
 def _add_value(parts: list[bytes], value: HeaderValue, depth: int) -> None:
     """Append the typed, length-prefixed encoding of one value."""
     if isinstance(value, str):
-        parts.append(_sized(b"s", _utf8(value)))
+        parts.append(_sized(b"s", utf8(value)))
     elif isinstance(value, bytes):
         parts.append(_sized(b"b", value))
     elif isinstance(value, tuple | Mapping):
@@ -89,7 +84,7 @@ def _add_container(
     parts.append(b"m" + len(value).to_bytes(4, "big"))
     if not all(isinstance(name, str) for name in value):
         raise MalformedMessage("a table has a name that is no text")
-    for raw, name in sorted((_utf8(name), name) for name in value):
+    for raw, name in sorted((utf8(name), name) for name in value):
         parts.append(_sized(b"k", raw))
         _add_value(parts, value[name], depth - 1)
 
@@ -147,7 +142,7 @@ def _sized(tag: bytes, raw: bytes) -> bytes:
     return tag + len(raw).to_bytes(4, "big") + raw
 
 
-def _utf8(text: str) -> bytes:
+def utf8(text: str) -> bytes:
     """Return UTF-8, or refuse a lone surrogate."""
     try:
         return text.encode("utf-8")

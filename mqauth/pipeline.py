@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -168,21 +167,24 @@ class Pipeline:
         except Exception as error:
             _failed(delivery, error)
             return None
-        with suppress(Exception):  # confirmed again by all of it
+        try:
             done = self.replay.confirm(claim)
             if done is not None:
                 yield from awaited(done)
             delivery.step = _SETTLE
             return Outcome(_ACCEPTED, None, None, None, delivery.verified)
-        return None
+        except Exception:
+            return None  # confirmed again by all of it
 
     def _claimed(self, delivery: Delivery, wish: ClaimRequest) -> Flow[bool]:
         """Claim a message, and tell whether it is to be handled; what stands in the way ``judge`` finds again."""
-        with suppress(Exception):
+        try:
             status = self.replay.claim(wish)
             if not isinstance(status, ClaimStatus):
                 status = yield from awaited(status)
             self._judge.answer(delivery, wish, status)
+        except Exception:
+            return False
         return delivery.step is _HANDLE
 
     def judge(self, delivery: Delivery) -> Flow[Outcome]:

@@ -157,7 +157,7 @@ def _headers_in(headers: object, faults: list[str]) -> tuple[HeaderPair, ...]:
     """Return the header table as pairs."""
     if headers is None:
         return ()
-    if not isinstance(headers, Mapping):
+    if type(headers) is not dict and not isinstance(headers, Mapping):
         faults.append("the headers are no table")
         return ()
     return tuple([
