@@ -22,7 +22,7 @@ from mqauth.template import Template
 from mqauth.verified import Verified
 from mqauth.verifier import Candidate, Verifier
 
-_REMEMBERED: Final = 1024
+_REMEMBERED: Final = 4096
 
 
 class _Kind(NamedTuple):
