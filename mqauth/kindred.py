@@ -95,7 +95,7 @@ def _claims(kind: _Kind, payload: bytes, message: Message) -> Claims | None:
     bod = None if message.body is None else base64url.digest(message.body)
     key = None if message.key is None else base64url.digest(message.key)
     hds = base64url.digest(kind.headers(message))
-    own = template.own(kind.template, payload, bod, key, hds)
+    own = template.own(kind.template, payload, (bod, key, hds))
     if own is None:
         return None
     like = kind.template.claims

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from mqauth import base64url, batch, claims, destination, envelope, jws
+from mqauth import base64url, batch, claims, destination, envelope, jws, template
 from mqauth.claims import MAX_BATCH, Batch, Binding, Claims
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, MalformedMessage, Unavailable
@@ -16,11 +16,13 @@ from mqauth.form import Form, form_of
 from mqauth.keys import ALGORITHMS, MAX_KID, Key, SigningKey, SigningKeySource
 from mqauth.merkle import Tree
 from mqauth.message import HeaderPair, Message, message_of
+from mqauth.template import Template
 
 MAX_LIFETIME: Final = 86_400
 _JTI_BYTES: Final = 16
 _ATTEMPTS: Final = 3
 _REMEMBERED: Final = 1024
+_TEN_DIGITS: Final = 10**9
 
 
 @dataclass(slots=True, eq=False)  # not frozen: that would be a tenth of what a message costs
@@ -49,6 +51,13 @@ class _Kind(NamedTuple):
     """
 
     group: tuple[str, tuple[str, ...]]
+    headers: Callable[[Message], bytes]
+
+
+class _Like(NamedTuple):
+    """What the tokens of a form have in common, and what encodes a message's properties and covered headers."""
+
+    template: Template
     headers: Callable[[Message], bytes]
 
 
@@ -98,6 +107,7 @@ class Signer:
         self._clock = clock
         self._randomness = randomness
         self._kinds: dict[Form, _Kind] = {}
+        self._likes: dict[Form, _Like] = {}
         with suppress(Unavailable):  # it may come up later
             self._signing_key()
 
@@ -186,8 +196,30 @@ class Signer:
 
     def _single(self, message: Message) -> str:
         """Return a token for one message."""
+        form, now = form_of(message), int(self._clock.now())
+        like = self._likes.get(form)
+        if like is None or not _TEN_DIGITS <= now < now + self.lifetime < 10 * _TEN_DIGITS:
+            return self._token(self._first(form, message))
+        body, key = message.body, message.key
+        digests = (
+            None if body is None else base64url.digest(body),
+            None if key is None else base64url.digest(key),
+            base64url.digest(like.headers(message)),
+        )
+        times = (b"%d" % now, b"%d" % (now + self.lifetime))
+        return self._token(template.fill(like.template, *times, self._jti(), digests))
+
+    def _first(self, form: Form, message: Message) -> bytes:
+        """Return the payload of a message's token, and remember what the next ones of its form have in common."""
         mqa = envelope.bind(message, self._cover)
-        return self._token(claims.build(self._claims(self._audience_of(message), mqa)))
+        found = self._claims(self._audience_of(message), mqa)
+        payload = claims.build(found)
+        like = template.template_of(payload, found)
+        if like is not None:
+            if len(self._likes) >= _REMEMBERED:
+                self._likes.clear()
+            self._likes[form] = _Like(like, envelope.headers_inputs(message, mqa.hdr))
+        return payload
 
     def _group_tokens(self, group: list[Prepared]) -> Sequence[str | MalformedMessage]:
         """Return the token headers of one group under one signature, each of a size that can be sent."""
@@ -226,6 +258,10 @@ class Signer:
             self._checked = key
         return key
 
+    def _jti(self) -> bytes:
+        """Return an id nobody else has."""
+        return base64url.encode(self._randomness(_JTI_BYTES))
+
     def _claims(self, audience: str, mqa: Binding | Batch) -> Claims:
         """Return the claims of one token, valid from now."""
         now = int(self._clock.now())
@@ -235,7 +271,7 @@ class Signer:
             aud=audience,
             iat=now,
             exp=now + self.lifetime,
-            jti=base64url.encode(self._randomness(_JTI_BYTES)).decode("ascii"),
+            jti=self._jti().decode("ascii"),
             mqa=mqa,
         )
 

@@ -7,11 +7,12 @@ what the payload must then be is compared with what it is.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from mqauth import claims as claim_set
 from mqauth.claims import Binding, Claims
 
+Digests: TypeAlias = tuple[str | None, str | None, str]
 _TIME: Final = 10  # digits, from 2001 to 2286
 _TEXT: Final = bytes(range(ord("0"), ord("9") + 1)) + bytes(range(ord("A"), ord("Z") + 1)) + b"_-" + bytes(
     range(ord("a"), ord("z") + 1)
@@ -59,31 +60,44 @@ def template_of(payload: bytes, claims: Claims) -> Template | None:
         rest = rest[len(value) :]
     first, second, third, fourth, fifth, sixth = pieces
     made = Template(claims, (first, second, third, fourth, fifth, sixth, rest))
-    read = own(made, payload, binding.bod, binding.key, binding.hds)
+    read = own(made, payload, (binding.bod, binding.key, binding.hds))
     return made if read == (claims.iat, claims.exp, claims.jti) else None
 
 
-def own(template: Template, payload: bytes, bod: str | None, key: str | None, hds: str | None) -> Own | None:
+def fill(template: Template, iat: bytes, exp: bytes, jti: bytes, digests: Digests) -> bytes:
+    """Return a payload of a template.
+
+    Args:
+        template: of another payload.
+        iat: UTC seconds in ten digits.
+        exp: likewise.
+        jti: of base64url's characters.
+        digests: of body, record key, and properties with headers; ``None`` for no body and for no key.
+    """
+    before, between, before_jti, before_bod, before_key, before_hds, tail = template.pieces
+    bod, key, hds = digests
+    return b"".join((
+        before, iat, between, exp, before_jti, jti, before_bod, _quoted(bod), before_key, _quoted(key), before_hds,
+        _quoted(hds), tail,
+    ))  # fmt: skip
+
+
+def own(template: Template, payload: bytes, digests: Digests) -> Own | None:
     """Return what a payload says of its own, ``None`` unless it is the template with these digests.
 
     Args:
         template: of another payload.
         payload: of a token.
-        bod: the digest of the message's body, ``None`` for a tombstone.
-        key: of its record key, ``None`` where it has none.
-        hds: of its properties and headers.
+        digests: as of ``fill``, of the message the token is with.
     """
-    before, between, before_jti, before_bod, before_key, before_hds, tail = template.pieces
+    before, between, before_jti, *_ = template.pieces
     at = len(before)
     iat = payload[at : at + _TIME]
     at += _TIME + len(between)
     exp = payload[at : at + _TIME]
     at += _TIME + len(before_jti)
     jti = payload[at : at + len(template.claims.jti)]
-    filled = b"".join((
-        before, iat, between, exp, before_jti, jti, before_bod, _quoted(bod), before_key,
-        _quoted(key), before_hds, _quoted(hds), tail,
-    ))  # fmt: skip
+    filled = fill(template, iat, exp, jti, digests)
     if filled != payload or not (_is_time(iat) and _is_time(exp) and _plain(jti)):
         return None
     return Own(int(iat), int(exp), jti.decode("ascii"))

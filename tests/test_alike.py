@@ -527,7 +527,7 @@ def test_the_claims_of_a_payload_are_what_it_says(iat: int, life: int, jti: str)
     assert made is not None
     other = strictjson.dumps(forge.claims(message) | {"iat": iat, "exp": iat + life, "jti": jti})
     binding: Any = parsed.mqa
-    found = template.own(made, other, binding.bod, binding.key, binding.hds)
+    found = template.own(made, other, (binding.bod, binding.key, binding.hds))
     if found is not None:
         claims = claim_set.parse(other)
         assert found == (claims.iat, claims.exp, claims.jti)
@@ -540,8 +540,8 @@ def test_a_time_is_ten_digits(name: bytes, text: bytes) -> None:
     """No other ten characters are read as a time."""
     payload, made, digests = templated()
     at = payload.index(b'"%s":' % name) + len(name) + 3
-    assert template.own(made, payload, *digests) is not None
-    assert template.own(made, payload[:at] + text + payload[at + 10 :], *digests) is None
+    assert template.own(made, payload, digests) is not None
+    assert template.own(made, payload[:at] + text + payload[at + 10 :], digests) is None
 
 
 @pytest.mark.parametrize("odd", [b'"', b"\\", b" ", b"\x00", b"\x7f", b"\xc3", b"=", b"+", b"/"])
@@ -549,10 +549,10 @@ def test_a_jti_is_plain(odd: bytes) -> None:
     """No character that could mean another thing in JSON is read as one of an id."""
     payload, made, digests = templated()
     at = payload.index(b'"jti":"') + 7
-    assert template.own(made, payload[: at + 3] + odd + payload[at + 4 :], *digests) is None
+    assert template.own(made, payload[: at + 3] + odd + payload[at + 4 :], digests) is None
 
 
-def templated() -> tuple[bytes, template.Template, tuple[str | None, str | None, str | None]]:
+def templated() -> tuple[bytes, template.Template, template.Digests]:
     """Return a payload, its template, and its digests."""
     payload = strictjson.dumps(Forge(FakeClock()).claims(honest_message(KAFKA)))
     claims = claim_set.parse(payload)
@@ -628,3 +628,71 @@ def test_a_bad_signature_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> Non
     forged = world.forge.seal(honest_message(KAFKA, 1), signature=b"x" * 64)
     found = short.judge(forged, world.clock.now())
     assert (found[1], checked) == (Reason.SIGNATURE_INVALID, [b"x" * 64])
+
+
+# --- and messages signed like one before them -----------------------------------------------------------------
+
+VALUES = st.binary(max_size=20)
+
+
+@given(
+    body=st.none() | VALUES, key=st.none() | VALUES, values=st.tuples(VALUES, VALUES),
+    repeated=st.booleans(), cover=st.none() | st.sampled_from([(), ("b",), ("absent", "a")]),
+)  # fmt: skip
+def test_a_second_token_is_made_as_the_first(
+    body: bytes | None,
+    key: bytes | None,
+    values: tuple[bytes, bytes],
+    repeated: bool,
+    cover: tuple[str, ...] | None,
+) -> None:
+    """Whatever the message, a signer that has signed one of its form makes the claims that a new signer makes."""
+    world = World()
+    names = ("a", "a", "content-type") if repeated else ("a", "b", "content-type")
+    signer = world.forge.signer(cover=cover)
+    first = Message(destination=KAFKA, body=b"first", headers=tuple((name, b"first") for name in names))
+    second = replace(first, body=body, key=key, headers=tuple(zip(names, (*values, b"x"), strict=True)))
+    signer.sign(first)
+    assert len(signer._likes) == 1
+    made = claims_of(signer.sign(second))
+    assert made.mqa == envelope.bind(second, cover)
+    assert made._replace(jti="") == claims_of(world.forge.signer(cover=cover).sign(second))._replace(jti="")
+
+
+def claims_of(message: Message) -> claim_set.Claims:
+    """Return the claims of a message's token, whose payload is as mqauth builds it."""
+    payload = jws.take_apart(envelope.token_of(message)).payload
+    found = claim_set.parse(payload)
+    assert claim_set.build(found) == payload
+    return found
+
+
+@pytest.mark.parametrize("moment", [5.0, 999_999_999.0, 9_999_999_950.0, 10_000_000_000.0])
+def test_a_clock_of_fewer_or_more_digits(moment: float) -> None:
+    """A clock that is set to another century makes tokens that parse, before and after."""
+    world = World()
+    signer = world.forge.signer()
+    for now in (NOW, moment, NOW, moment):
+        world.clock.step(now - world.clock.now())
+        assert claims_of(signer.sign(honest_message(KAFKA))).iat == int(now)
+
+
+def test_forms_of_a_signer_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of however many forms, a signer remembers no more than it may, alone and in batches."""
+    monkeypatch.setattr("mqauth.signer._REMEMBERED", 3)
+    world = World()
+    signer = world.forge.signer()
+    for number in range(8):
+        message = Message(destination=KAFKA, body=b"x", headers=((f"name-{number}", b"x"),))
+        signer.sign(message)
+        signer.prepare(message)
+        assert 1 <= len(signer._likes) <= 3
+        assert 1 <= len(signer._kinds) <= 3
+
+
+def test_ids_are_never_used_twice() -> None:
+    """Each token has an id of its own, also of those made like another."""
+    world = World()
+    signer = world.forge.signer()
+    made = [claims_of(signer.sign(honest_message(KAFKA))).jti for _ in range(50)]
+    assert len(set(made)) == 50

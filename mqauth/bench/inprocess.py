@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding
 from mqauth import destination
 from mqauth.bench.rounds import Measured, Progress, Rounds, Spread, Stopwatch, Variant, alternate
 from mqauth.bench.workload import BATCH, BODY_SIZE, HEADER_COUNT, LIFETIME, Refusals, Workload, guard
-from mqauth.ed25519 import holds
+from mqauth.ed25519 import holds, signing
 from mqauth.flow import run
 from mqauth.keys import ALGORITHMS, Key
 from mqauth.message import Message, Origin
@@ -165,7 +165,7 @@ def primitives(key: Key) -> tuple[Callable[[bytes], bytes], Callable[[bytes, byt
     private, public = key.private, key.public
     if isinstance(private, ed25519.Ed25519PrivateKey) and isinstance(public, ed25519.Ed25519PublicKey):
         signed_by = public
-        return private.sign, lambda made, data: holds(data, signed_by, made)
+        return signing(private), lambda made, data: holds(data, signed_by, made)
     if isinstance(private, ec.EllipticCurvePrivateKey) and isinstance(public, ec.EllipticCurvePublicKey):
         scheme = ec.ECDSA(hashes.SHA384() if key.algorithm == "ES384" else hashes.SHA256())
         ours, theirs = private, public
