@@ -87,3 +87,27 @@ def test_receipts(times: list[float]) -> None:
 def test_received_now() -> None:
     """A record that was not put back is received now."""
     assert received_at((Receipt(5, 1.0),), 6, 99.0) == 99.0
+
+
+@given(received=st.lists(st.integers(0, 9), max_size=4), offsets=st.lists(st.integers(0, 30), max_size=8))
+def test_received_together(received: list[int], offsets: list[int]) -> None:
+    """Records in order are noted together as they are one by one; where one goes back, none of them is noted."""
+    together, alone = Prefix(), Prefix()
+    for prefix in (together, alone):
+        for offset in received:
+            prefix.receive(offset)
+    before = (together.last, together.first_unsettled)
+    noted = together.receive_all(offsets)
+    in_order = all([alone.receive(offset) for offset in offsets])
+    assert noted is in_order
+    if not noted:
+        assert (together.last, together.first_unsettled) == before
+        return
+    for prefix in (together, alone):
+        for offset in [*received, *offsets]:
+            prefix.settle(offset)
+    assert (together.last, together.first_unsettled, together.next) == (
+        alone.last,
+        alone.first_unsettled,
+        alone.next,
+    )
