@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 
-from mqauth.message import NO_ORIGIN, Message, Origin
+from mqauth.message import NO_ORIGIN, Message, Origin, kafka_origin, message_of
 
 RABBIT = Message(destination="rabbitmq:shop/orders", body=b"secret-body", properties={"content-type": "a"})
 KAFKA = Message(
@@ -76,3 +76,19 @@ def test_source_is_for_people() -> None:
 def test_native_objects_do_not_take_part_in_equality() -> None:
     """Two messages are equal by what they say, whatever client object they came from."""
     assert replace(RABBIT, native=object()) == replace(RABBIT, native=object())
+
+
+def test_made_by_the_slot() -> None:
+    """What broker wrappers make quickly is what the constructors make, every field of it, and as frozen."""
+    origin = Origin(scope="g", topic="t", partition=1, offset=2, timestamp_ms=3, timestamp_type="append")
+    assert kafka_origin("g", "t", 1, 2, 3, "append") == origin
+    slow = Message(
+        destination="kafka:t", body=b"b", key=b"k", properties={"a": "b"}, headers=(("c", b"d"),), origin=origin,
+        native=5, malformed="m",
+    )  # fmt: skip
+    quick = message_of("kafka:t", b"b", b"k", {"a": "b"}, (("c", b"d"),), origin, 5, "m")
+    assert (quick, quick.native, hash(quick.origin)) == (slow, slow.native, hash(origin))
+    for made, name in ((quick, "body"), (quick.origin, "scope")):
+        assert all(hasattr(made, field.name) for field in fields(made))
+        with pytest.raises(FrozenInstanceError):
+            setattr(made, name, "x")
