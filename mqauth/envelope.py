@@ -203,7 +203,7 @@ def _filled(steps: list[tuple[bytes, int | str]], tail: bytes, message: Message)
     parts: list[bytes] = []
     headers, properties = message.headers, message.properties
     for before, place in steps:
-        value = headers[place][1] if type(place) is int else _property(properties, place)  # type: ignore[arg-type]
+        value = headers[place][1] if isinstance(place, int) else _property(properties, place)
         if type(value) is bytes:
             parts += (before, b"b", len(value).to_bytes(4, "big"), value)
         elif type(value) is str:

@@ -104,11 +104,6 @@ def asked(cause: Cause, function: Callable[..., Any], *args: Any) -> Flow[Any]:
         raise Unavailable(cause, type(error).__name__) from error
 
 
-def awaited(result: Awaitable[R]) -> Flow[R]:
-    """Ask the runner to await what a plug-in returned."""
-    return cast(R, (yield Call(_itself, (result,))))
-
-
 def guarded(cause: Cause, wished: Flow[R], *, passing: tuple[type[Exception], ...] = OUR_FAULT) -> Flow[R]:
     """Make a call of which every failure but ``passing`` is the world's.
 

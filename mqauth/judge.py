@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from typing import Final, Literal, ParamSpec, TypeVar
@@ -149,8 +150,9 @@ class Judge:
             return None
         found, keys = yield from self._verify(delivery, candidate)  # 5 to 11
         _permit((yield from asked(_POLICY, self._policy.decide, found)))  # 12
-        self._siblings.learn(delivery)
-        self._kindred.learn(delivery, keys)
+        with suppress(Exception):  # what is learnt saves time, and must cost no consumer
+            self._siblings.learn(delivery)
+            self._kindred.learn(delivery, keys)
         return self._wish(delivery, found)
 
     def _judge_released(self, delivery: Delivery) -> Flow[ClaimStatus]:

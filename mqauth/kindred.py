@@ -14,7 +14,7 @@ from mqauth import base64url, envelope, jws, template
 from mqauth.claims import Binding, Claims
 from mqauth.delivery import Delivery
 from mqauth.flow import is_async
-from mqauth.form import Form, form_of
+from mqauth.form import Form, form_of, is_small
 from mqauth.keys import KeySet
 from mqauth.message import Message
 from mqauth.policy import Allow, Policy
@@ -81,13 +81,14 @@ class Kindred:
             return
         opened, keys_now = candidate.opened, self._verifier.source(candidate).key_set
         found = template.template_of(opened.payload, candidate.claims)
-        if found is None or is_async(keys_now):
+        form = form_of(message)
+        if found is None or is_async(keys_now) or not is_small(form):
             return
         if len(self._kinds) >= _REMEMBERED:
             self._kinds.clear()
         headers = envelope.headers_inputs(message, candidate.claims.mqa.hdr)
         head = opened.signing_input.partition(b".")[0]
-        self._kinds[head, form_of(message)] = _Kind(found, opened.algorithm, opened.kid, keys, keys_now, headers)
+        self._kinds[head, form] = _Kind(found, opened.algorithm, opened.kid, keys, keys_now, headers)
 
 
 def _claims(kind: _Kind, payload: bytes, message: Message) -> Claims | None:

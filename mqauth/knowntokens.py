@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 from mqauth.claims import Claims
-from mqauth.form import Form
 from mqauth.jws import Opened
 from mqauth.keys import Key, KeySet
 from mqauth.merkle import Proven
-from mqauth.message import Message
 
 CAPACITY: Final = 16_384
 
@@ -30,20 +27,6 @@ class Standing(NamedTuple):
     until: float
 
 
-class Course(NamedTuple):
-    """How messages of one form are judged, once one of them was found right (``siblings``).
-
-    Args:
-        standing: by which keys, from when and until when all that is not the message's own was found right.
-        keys: returns the keys of the issuer now.
-        leaf: returns the hash of a message's leaf.
-    """
-
-    standing: Standing
-    keys: Callable[[], Any]
-    leaf: Callable[[Message], bytes]
-
-
 @dataclass(slots=True)
 class KnownToken:
     """A batch token whose signature held.
@@ -54,7 +37,6 @@ class KnownToken:
         key: under which the signature held; under another object it is checked again.
         proven: its root, and what was proven under it.
         standing: what all but the message was found right by.
-        courses: how its messages are judged, by their form; each was learnt of a message that was signed.
     """
 
     opened: Opened
@@ -62,7 +44,6 @@ class KnownToken:
     key: Key
     proven: Proven
     standing: Standing | None = None
-    courses: dict[Form, Course] = field(default_factory=dict)
 
     def stands(self, keys: KeySet, received: float) -> bool:
         """Tell whether all but the message is known to be right by this very key set, and at this time."""

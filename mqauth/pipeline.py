@@ -18,7 +18,7 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uui
 from mqauth.deadletter import DeadLetter, DeadLetterSink
 from mqauth.delivery import Delivery, Outcome, Step, Verdict
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
-from mqauth.flow import Attempts, Call, ColourError, Flow, asked, attempt, awaited, run, tried
+from mqauth.flow import Attempts, Call, ColourError, Flow, asked, attempt, run, tried
 from mqauth.judge import Judge
 from mqauth.message import Message
 from mqauth.policy import Allow, Policy
@@ -32,6 +32,7 @@ Handler = Callable[[Verified], Any]
 Observer = Callable[[Outcome, Message, float], None]
 _LOG: Final = logging.getLogger("mqauth.pipeline")
 _JUDGE, _HANDLE, _CONFIRM, _RECORD, _SETTLE = Step.JUDGE, Step.HANDLE, Step.CONFIRM, Step.RECORD, Step.SETTLE
+_STORE: Final = Cause.REPLAY_STORE_UNAVAILABLE
 _ACCEPTED: Final = Verdict.ACCEPTED  # Python 3.11 takes its time to look a member up
 
 
@@ -156,10 +157,14 @@ class Pipeline:
         """Carry a message like one that was accepted to its end; ``None`` where all of ``process`` is to go on.
 
         Raises:
-            Unavailable: the handler asks for another time.
+            Unavailable: the store is out of reach, an earlier delivery is being handled, or the handler asks for
+                another time.
         """
         claim = self._judge.alike(delivery)
-        if claim is None or not (yield from self._claimed(delivery, claim)):
+        if claim is None:
+            return None
+        self._judge.answer(delivery, claim, (yield from asked(_STORE, self.replay.claim, claim)))
+        if delivery.step is not _HANDLE:
             return None
         try:
             yield Call(handler, (delivery.verified,), self.attempts)
@@ -167,25 +172,9 @@ class Pipeline:
         except Exception as error:
             _failed(delivery, error)
             return None
-        try:
-            done = self.replay.confirm(claim)
-            if done is not None:
-                yield from awaited(done)
-            delivery.step = _SETTLE
-            return Outcome(_ACCEPTED, None, None, None, delivery.verified)
-        except Exception:
-            return None  # confirmed again by all of it
-
-    def _claimed(self, delivery: Delivery, wish: ClaimRequest) -> Flow[bool]:
-        """Claim a message, and tell whether it is to be handled; what stands in the way ``judge`` finds again."""
-        try:
-            status = self.replay.claim(wish)
-            if not isinstance(status, ClaimStatus):
-                status = yield from awaited(status)
-            self._judge.answer(delivery, wish, status)
-        except Exception:
-            return False
-        return delivery.step is _HANDLE
+        yield from asked(_STORE, self.replay.confirm, claim)
+        delivery.step = _SETTLE
+        return Outcome(_ACCEPTED, None, None, None, delivery.verified)
 
     def judge(self, delivery: Delivery) -> Flow[Outcome]:
         """Judge a delivery, steps 1 to 13, for those who handle and settle it themselves.

@@ -1,8 +1,8 @@
 """What was found right of one message of a batch, and holds for its siblings of the same form.
 
-Messages of one token and one form differ in
-body, record key, header values and proof: those are judged for each. All else was judged for the first, and
-stands at the times it was found right for, while the issuer's keys are the same, under rules that do not change.
+Messages of one token and one form differ in body, record key, header values and proof: those are judged for
+each. All else was judged for the first, and stands at the times it was found right for, while the issuer's keys
+are the same, under rules that do not change.
 
 Only the plain case ends here. What is not plain, or not right, is left to the steps of ``judge``, which reject
 and defer; the tests hold the two together.
@@ -10,14 +10,34 @@ and defer; the tests hold the two together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
 from mqauth import batch
 from mqauth.delivery import Delivery
 from mqauth.flow import is_async
-from mqauth.form import form_of
-from mqauth.knowntokens import Course
+from mqauth.form import Form, form_of, is_small
+from mqauth.knowntokens import Standing
+from mqauth.message import Message
 from mqauth.policy import Allow, Policy
 from mqauth.verified import Verified, make_verified
 from mqauth.verifier import Candidate, Verifier
+
+_REMEMBERED: Final = 4096
+
+
+class Course(NamedTuple):
+    """How messages of one form are judged, once one of them was found right.
+
+    Args:
+        standing: by which keys, from when and until when all that is not the message's own was found right.
+        keys: returns the keys of the issuer now.
+        leaf: returns the hash of a message's leaf.
+    """
+
+    standing: Standing
+    keys: Callable[[], Any]
+    leaf: Callable[[Message], bytes]
 
 
 class Siblings:
@@ -31,6 +51,7 @@ class Siblings:
     def __init__(self, verifier: Verifier, policy: Policy) -> None:
         self._verifier = verifier
         self._constant = type(policy) is Allow
+        self._courses: dict[tuple[bytes, Form], Course] = {}
 
     def judge(self, delivery: Delivery, token: bytes, behind: bytes) -> Verified | None:
         """Return the verified message, noted in its delivery; ``None`` where it is not the plain case.
@@ -47,7 +68,7 @@ class Siblings:
         known = self._verifier.known.get(token)
         if known is None or message.malformed is not None:
             return None
-        course = known.courses.get(form_of(message))
+        course = self._courses.get((token, form_of(message)))
         if course is None or not _stands(course, received):
             return None
         proof = batch.proof_of(behind, known.claims)
@@ -66,10 +87,13 @@ class Siblings:
         if candidate is None or candidate.proof is None or not self._constant:
             return
         known, keys = self._verifier.known.get(candidate.token), self._verifier.source(candidate).key_set
-        if known is None or known.standing is None or is_async(keys):
+        form = form_of(message)
+        if known is None or known.standing is None or is_async(keys) or not is_small(form):
             return
+        if len(self._courses) >= _REMEMBERED:  # copies with other names that nobody covered get here too
+            self._courses.clear()
         leaf = batch.leaf_hashes(message, known.claims.mqa.hdr)
-        known.courses[form_of(message)] = Course(known.standing, keys, leaf)
+        self._courses[candidate.token, form] = Course(known.standing, keys, leaf)
 
 
 def _stands(course: Course, received: float) -> bool:

@@ -696,3 +696,51 @@ def test_ids_are_never_used_twice() -> None:
     signer = world.forge.signer()
     made = [claims_of(signer.sign(honest_message(KAFKA))).jti for _ in range(50)]
     assert len(set(made)) == 50
+
+
+# --- what an attacker may add: headers that nobody covers, on copies of honest messages ------------------------
+
+
+def renamed(message: Message, *names: str) -> Message:
+    """Return a copy with more headers, which no token covers."""
+    return replace(message, headers=(*((name, b"x") for name in names), *message.headers))
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_copies_with_other_names_grow_nothing(single: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many copies of a message come, each with names of its own, no more is remembered than may be."""
+    monkeypatch.setattr("mqauth.kindred._REMEMBERED", 5)
+    monkeypatch.setattr("mqauth.siblings._REMEMBERED", 5)
+    world = World()
+    short, plain = world.sides()
+    sealed = world.sealed(single=single)
+    judge = short.guard._judge
+    for number in range(40):
+        copy = renamed(sealed[0], f"x-{number}")
+        assert short.judge(copy, world.clock.now()) == plain.judge(copy, world.clock.now())
+        assert len(judge._kindred._kinds) + len(judge._siblings._courses) <= 5
+
+
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("names", [["x" * 1100], [f"x-{number}" for number in range(70)]])
+def test_large_forms_are_not_remembered(names: list[str], single: bool) -> None:
+    """A message with very long or very many names is judged as ever, and leaves no trace."""
+    world = World()
+    short, plain = world.sides()
+    for message in world.sealed(single=single)[:2]:
+        large = renamed(message, *names)
+        assert short.judge(large, world.clock.now()) == plain.judge(large, world.clock.now())
+    judge = short.guard._judge
+    assert (judge._kindred._kinds, judge._siblings._courses, short.short) == ({}, {}, 0)
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_what_cannot_be_learnt_costs_no_consumer(single: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault in what is learnt leaves the verdict as it is."""
+    world = World()
+    short, _ = world.sides()
+    sealed = world.sealed(single=single)
+    monkeypatch.setattr(envelope, "headers_inputs", lambda *_: 1 / 0)
+    for message in sealed[:2]:
+        assert short.judge(message, world.clock.now())[-1] is Step.HANDLE
+    assert short.short == 0

@@ -144,3 +144,16 @@ def test_observers_and_records_are_not_left_out(make_world: MakeWorld, forge: Fo
     for number in range(2):
         world.process(message(world, number))
     assert [record["verdict"] for record in world.records] == ["accepted"] * 2
+
+
+def test_a_store_out_of_reach_is_asked_once(make_world: MakeWorld, forge: Forge) -> None:
+    """Each attempt asks a store that is down once, for it may take its time to say so."""
+    world = make_world(policy=forge.policy(RABBITMQ, KAFKA))
+    assert world.process(message(world, 0)).verdict is Verdict.ACCEPTED
+    delivery, world.store.claim.failure, calls = world.receive(message(world, 1)), DOWN, world.store.claim.calls
+    for number in range(1, 4):
+        assert world.process(delivery).verdict is Verdict.DEFERRED
+        assert world.store.claim.calls == calls + number
+    world.store.claim.failure, world.store.confirm.failure, calls = None, DOWN, world.store.confirm.calls
+    assert world.process(delivery).verdict is Verdict.DEFERRED
+    assert (world.store.confirm.calls, world.handler.calls) == (calls + 1, 2)
