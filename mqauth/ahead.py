@@ -8,6 +8,7 @@ comes leaves a claim with its place behind, and the same place may claim again (
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Final
 
 from mqauth.delivery import Delivery, Step
@@ -19,6 +20,8 @@ from mqauth.replay import ClaimRequest, ClaimStatus
 _JUDGE, _HANDLE = Step.JUDGE, Step.HANDLE  # Python 3.11 takes its time to look a member up
 LONGEST: Final = 10.0
 """Seconds a verdict may wait for its turn before it is reached again: keys are revoked meanwhile."""
+NEAR: Final = 64
+"""Deliveries judged at once where the store is in this process: what lives shortly costs the collector least."""
 
 
 class Ahead:
@@ -33,6 +36,7 @@ class Ahead:
         many = getattr(guard.replay, "claim_many", None)
         self._many: Callable[[list[ClaimRequest]], list[ClaimStatus]] | None = None if is_async(many) else many
         self._guard = guard
+        self._most = NEAR if getattr(guard.replay, "in_process", False) else None
         self._monotonic = guard.clock.monotonic
         self._longest = longest
         self._left = 0
@@ -50,7 +54,7 @@ class Ahead:
         if self._left > 0 and now < self._ends:
             self._left -= 1
             return
-        deliveries = list(waiting)
+        deliveries = list(islice(waiting, self._most))
         for delivery in deliveries:
             if delivery.step is _HANDLE and not delivery.deferred:
                 delivery.step = _JUDGE  # its owner claims again

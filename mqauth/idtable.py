@@ -15,6 +15,7 @@ from mqauth.places import Packed, Places
 
 _ID_BITS: Final = 160
 _SCOPES: Final = 1 << 16
+_big_endian: Final = int.from_bytes
 
 
 class Entry(Node):
@@ -56,7 +57,7 @@ class IdTable:
         high = self._scopes.get(request.scope)
         if high is None:
             high = self._number(request.scope)
-        key = int.from_bytes(request.id, "big") | high
+        key = _big_endian(request.id) | high
         shard = key % SHARDS
         entry = self._held[shard].get(key)
         if entry is None:

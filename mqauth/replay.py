@@ -76,7 +76,10 @@ class ReplayStore(Protocol):
 
 
 class BatchReplayStore(Protocol):
-    """A store that answers many wishes in one round trip; each counts as if it came alone, in order."""
+    """A store that answers many wishes in one round trip; each counts as if it came alone, in order.
+
+    One whose ``in_process`` is true is asked for some of a poll at a time: it has no round trips to save.
+    """
 
     def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus] | Awaitable[list[ClaimStatus]]:
         """Claim each; where it raises, some may be claimed, and the same owners may claim again.
@@ -142,6 +145,8 @@ class MemoryReplayStore:
         ConfigurationError: the capacity is not positive.
     """
 
+    in_process: Final = True
+
     def __init__(self, capacity: int = DEFAULT_CAPACITY, *, clock: Clock = SYSTEM_CLOCK) -> None:
         if capacity < 1:
             raise ConfigurationError("capacity is at least 1")
@@ -205,7 +210,7 @@ class MemoryReplayStore:
         """Judge one claim and take it where it is fresh."""
         table: _Table = self._ids if request.index is None else self._batches
         where, entry = table.find(request)
-        status = judge(entry, request, now)
+        status = _FRESH if entry is None and not request.renew else judge(entry, request, now)
         if status is not _FRESH:
             return status
         if entry is None and self._size >= self._capacity:

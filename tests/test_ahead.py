@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.ahead import LONGEST, Ahead
+from mqauth.ahead import LONGEST, NEAR, Ahead
 from mqauth.audit import AuditRecord
 from mqauth.deadletter import DeadLetter
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
@@ -143,6 +143,19 @@ def test_one_round_trip(bench: Bench) -> None:
     assert (bench.store.batches, bench.store.single) == ([5], 0)
     again = bench.batch([at(message, 9) for message in messages])
     assert {outcome.reason for outcome in bench.work(again, Ahead(bench.guard))} == {Reason.REPLAYED}
+
+
+@pytest.mark.parametrize(("in_process", "trips"), [(True, [NEAR, 6]), (False, [NEAR + 6])])
+def test_a_store_in_this_process_is_asked_for_some_of_a_poll_at_a_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, in_process: bool, trips: list[int]
+) -> None:
+    """A store with round trips is asked once for all that waits; a near one for as many as live shortly."""
+    monkeypatch.setattr(Store, "in_process", in_process)
+    messages = [bench.sealed(offset) for offset in range(NEAR + 6)]
+    outcomes = bench.work(bench.batch(messages), Ahead(bench.guard))
+    assert {outcome.verdict for outcome in outcomes} == {Verdict.ACCEPTED}
+    assert bench.handled == [b"%d" % offset for offset in range(NEAR + 6)]
+    assert (bench.store.batches, bench.store.single) == (trips, 0)
 
 
 def test_copies_in_a_batch(bench: Bench) -> None:
