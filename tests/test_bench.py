@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
 from collections.abc import Callable, Iterator
 from itertools import count
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -37,34 +34,6 @@ def failing(error: Callable[[], Exception | None]) -> Variant:
         return measured(1)
 
     return Variant("broken", run)
-
-
-def test_a_round_walks_through_nobody_else_s_heap() -> None:
-    """What there was is frozen while rounds are run, and free again after them; a round begins without garbage."""
-    seen: list[tuple[bool, bool]] = []
-
-    class Cycle:
-        """Garbage that only the collector takes."""
-
-        def __init__(self) -> None:
-            self.itself = self
-
-    alive: list[Any] = []
-
-    def run() -> Measured:
-        seen.append((gc.get_freeze_count() > 0, bool(alive) and alive[-1]() is None))
-        alive.append(weakref.ref(Cycle()))
-        return measured(1)
-
-    kept = gc.isenabled()
-    gc.disable()
-    try:
-        alternate([Variant("a", run)], 1, warm_up=1)
-    finally:
-        if kept:
-            gc.enable()
-    assert seen == [(True, False), (True, True)]
-    assert gc.get_freeze_count() == 0
 
 
 def test_variants_take_turns() -> None:

@@ -1,16 +1,13 @@
 """Alternating rounds: A, B, C, A, B, C, ... so that a machine that slows down slows all; medians, ratios, spread.
 
 Knows nothing of messages but how many there were. A ratio is taken within each round, between neighbours in
-time, and its median is told; so it holds still where the rates do not. What the process held before is frozen, and
-what a round leaves behind is collected before the next: no contender's collections walk through another's heap.
+time, and its median is told; so it holds still where the rates do not.
 """
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -166,31 +163,18 @@ def alternate(
         enough: asked before each measured round but the first; once it says so there are no more.
     """
     found = Rounds({variant.name: [] for variant in variants}, {})
-    with _frozen():
-        for number in range(warm_up + rounds):
-            if number > warm_up and enough():
-                break
-            for variant in variants:
-                if variant.name not in found.failed:
-                    progress(variant.name)
-                    _take(variant, found, counts=number >= warm_up)
+    for number in range(warm_up + rounds):
+        if number > warm_up and enough():
+            break
+        for variant in variants:
+            if variant.name not in found.failed:
+                progress(variant.name)
+                _take(variant, found, counts=number >= warm_up)
     return found
-
-
-@contextmanager
-def _frozen() -> Iterator[None]:
-    """Keep what there is from the collector."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _take(variant: Variant, found: Rounds, *, counts: bool) -> None:
     """Run one round and keep what it measured; one contender that breaks does not cost the others theirs."""
-    gc.collect()
     for last in (False, True):
         try:
             measured = variant.run()
