@@ -35,7 +35,7 @@ class Ahead:
     def __init__(self, guard: Pipeline, *, longest: float = LONGEST) -> None:
         many = getattr(guard.replay, "claim_many", None)
         self._many: Callable[[list[ClaimRequest]], list[ClaimStatus]] | None = None if is_async(many) else many
-        self._guard = guard
+        self._verdicts = guard.verdicts
         self._most = NEAR if getattr(guard.replay, "in_process", False) else None
         self._monotonic = guard.clock.monotonic
         self._longest = longest
@@ -74,7 +74,7 @@ class Ahead:
         if len(statuses) == len(wishes):
             for (delivery, wish), status in zip(wishes, statuses, strict=True):
                 try:
-                    self._guard.answer(delivery, wish, status)
+                    self._verdicts.answer(delivery, wish, status)
                 except Unavailable:
                     continue  # it is told in its turn
         judged = [each for each in unjudged if each.step is not _JUDGE]
@@ -85,12 +85,12 @@ class Ahead:
     def _wishes(self, deliveries: list[Delivery]) -> list[tuple[Delivery, ClaimRequest]]:
         """Return those that have come to their claim; the first that waits for the world ends it."""
         found = []
-        self._guard.name_owners(deliveries)
+        self._verdicts.name_owners(deliveries)
         for delivery in deliveries:
             try:
-                wish = self._guard.alike(delivery)
+                wish = self._verdicts.alike(delivery)
                 if wish is None and delivery.step is _JUDGE:
-                    wish = run(self._guard.wish(delivery))
+                    wish = run(self._verdicts.wish(delivery))
             except Unavailable:
                 break
             if wish is not None and wish.place is not None:  # without one it could not be claimed again

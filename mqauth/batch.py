@@ -141,17 +141,30 @@ def proof_of(text: bytes | None, claims: Claims) -> Proof | None:
         return None
     if text is None:
         raise _invalid("a batch token without its proof")
+    return Proof(*place_of(text, batch.size))
+
+
+def place_of(text: bytes, size: int) -> tuple[int, bytes, bytes]:
+    """Return place, short digests and path of a proof, of the length its place asks for.
+
+    Args:
+        text: what follows the tilde.
+        size: of the batch.
+
+    Raises:
+        Rejection: ``proof_invalid``.
+    """
     number, _, path = text.partition(b".")
     index = _INDEXES.get(number)
-    if index is None or index >= batch.size:
+    if index is None or index >= size:
         raise _invalid("no place in the batch")
     try:
         raw = base64url.decode(path)
     except ValueError as error:
         raise _invalid("the path is not canonical base64url") from error
-    if len(raw) != _SHORTS + HASH_BYTES * path_length(index, batch.size):
+    if len(raw) != _SHORTS + HASH_BYTES * path_length(index, size):
         raise _invalid("the path has not the length of its place")
-    return Proof(index, raw[:_SHORTS], raw[_SHORTS:])
+    return index, raw[:_SHORTS], raw[_SHORTS:]
 
 
 def proof_text(index: int, shorts: bytes, path: bytes) -> str:

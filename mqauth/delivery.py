@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.message import Message
@@ -21,6 +21,9 @@ class Verdict(Enum):
     REJECTED = "rejected"
     DEFERRED = "deferred"
     DUPLICATE = "duplicate"
+
+
+_ACCEPTED: Final = Verdict.ACCEPTED  # Python 3.11 takes its time to look a member up
 
 
 class Step(Enum):
@@ -105,3 +108,11 @@ class Delivery:
         """Wait for the world, and return that outcome."""
         self.deferred = True
         return Outcome(Verdict.DEFERRED, cause=error.cause, detail=error.detail, judge_seconds=self.judge_seconds)
+
+
+_TUPLE: Final = tuple.__new__
+
+
+def accepted(delivery: Delivery) -> Outcome:
+    """Return the outcome of an accepted delivery, at half the price: one is made for almost every message."""
+    return _TUPLE(Outcome, (_ACCEPTED, None, None, None, delivery.verified, None, None))

@@ -106,7 +106,7 @@ class Judge:
                 verified = self._siblings.judge(delivery, token, behind)
             else:
                 verified = self._kindred.judge(delivery, token)
-            return None if verified is None else self._wish(delivery, verified)
+            return None if verified is None else self._wish(delivery, verified.claims, verified.index)
         except Rejection as rejection:
             if rejection.reason is Reason.SIGNATURE_INVALID:
                 delivery.reject(rejection, Step.RECORD)
@@ -153,7 +153,7 @@ class Judge:
         with suppress(Exception):  # what is learnt saves time, and must cost no consumer
             self._siblings.learn(delivery)
             self._kindred.learn(delivery, keys)
-        return self._wish(delivery, found)
+        return self._wish(delivery, found.claims, found.index)
 
     def _judge_released(self, delivery: Delivery) -> Flow[ClaimStatus]:
         """Judge a released message; released to another scope it ends before its own steps are taken."""
@@ -163,7 +163,11 @@ class Judge:
         verified, _ = yield from self._verify(delivery, delivery.candidate)
         if Reason.PRODUCER_FORBIDDEN not in release.waive:
             _permit((yield from asked(_POLICY, self._policy.decide, verified)))
-        return (yield from self._claim_release(delivery, self._wish(delivery, verified), release))
+        return (
+            yield from self._claim_release(
+                delivery, self._wish(delivery, verified.claims, verified.index), release
+            )
+        )
 
     def _released(self, delivery: Delivery) -> Flow[Release]:
         """Judge the release a message carries; whatever is wrong with it is ``release_invalid``."""
@@ -200,9 +204,9 @@ class Judge:
             if delivery.owner is None:
                 delivery.owner = drawn[at * length : (at + 1) * length]
 
-    def _wish(self, delivery: Delivery, verified: Verified) -> ClaimRequest:
+    def _wish(self, delivery: Delivery, claims: Claims, index: int | None) -> ClaimRequest:
         """Return the claim a delivery wishes for; its owner is one for ever."""
-        origin, index, claims = delivery.message.origin, verified.index, verified.claims
+        origin = delivery.message.origin
         if delivery.owner is None:
             self.name_owners((delivery,))
         return ClaimRequest(

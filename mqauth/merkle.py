@@ -123,7 +123,8 @@ class Proven:
             if index & 1 or index < last:
                 sibling = path[at : at + HASH_BYTES]
                 at += HASH_BYTES
-                found.append((row + index, (node, path[at - HASH_BYTES :])))
+                if row:  # of the leaf itself nobody asks again
+                    found.append((row + index, (node, path[at - HASH_BYTES :])))
                 found.append((row + (index ^ 1), (sibling, node + path[at:])))
                 node = node_hash(sibling, node) if index & 1 else node_hash(node, sibling)
             index, last, row = index >> 1, last >> 1, row + _ROW

@@ -8,7 +8,7 @@ handler has ended it never runs again for that delivery in this process. Settlin
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -16,7 +16,7 @@ from mqauth.audit import AuditSink
 from mqauth.base64url import encode as base64url_encode
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.deadletter import DeadLetter, DeadLetterSink
-from mqauth.delivery import Delivery, Outcome, Step, Verdict
+from mqauth.delivery import Delivery, Outcome, Step, Verdict, accepted
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
 from mqauth.flow import Attempts, Call, ColourError, Flow, asked, attempt, run, tried
 from mqauth.judge import Judge
@@ -33,7 +33,6 @@ Observer = Callable[[Outcome, Message, float], None]
 _LOG: Final = logging.getLogger("mqauth.pipeline")
 _JUDGE, _HANDLE, _CONFIRM, _RECORD, _SETTLE = Step.JUDGE, Step.HANDLE, Step.CONFIRM, Step.RECORD, Step.SETTLE
 _STORE: Final = Cause.REPLAY_STORE_UNAVAILABLE
-_ACCEPTED: Final = Verdict.ACCEPTED  # Python 3.11 takes its time to look a member up
 
 
 class Pipeline:
@@ -91,7 +90,7 @@ class Pipeline:
         self._told = self._record_all or bool(self._observers)
         self.lease = lease
         self._randomness = randomness
-        self._judge = Judge(
+        self.verdicts = Judge(
             verifier=verifier, policy=policy, replay=replay, scope=scope, reread=reread, lease=lease, clock=clock,
             randomness=randomness,
         )  # fmt: skip
@@ -118,7 +117,7 @@ class Pipeline:
                 if brief is not None:
                     return brief
             if delivery.step is _JUDGE:
-                yield from self._timed_judge(delivery) if self._observers else self._judge.judge(delivery)
+                yield from self._timed_judge(delivery) if self._observers else self.verdicts.judge(delivery)
             if delivery.step is _HANDLE:
                 yield from self._handle(delivery, handler)
             outcome = yield from self._conclude(delivery, dead_letters)
@@ -148,7 +147,7 @@ class Pipeline:
                 try:
                     if self.replay.confirm(claim) is None:
                         delivery.step = _SETTLE
-                        return Outcome(_ACCEPTED, None, None, None, delivery.verified)
+                        return accepted(delivery)
                 except Exception:
                     _LOG.debug("confirmed again by the flow")
         return run(self.process(delivery, handler, dead_letters))
@@ -160,10 +159,10 @@ class Pipeline:
             Unavailable: the store is out of reach, an earlier delivery is being handled, or the handler asks for
                 another time.
         """
-        claim = self._judge.alike(delivery)
+        claim = self.verdicts.alike(delivery)
         if claim is None:
             return None
-        self._judge.answer(delivery, claim, (yield from asked(_STORE, self.replay.claim, claim)))
+        self.verdicts.answer(delivery, claim, (yield from asked(_STORE, self.replay.claim, claim)))
         if delivery.step is not _HANDLE:
             return None
         try:
@@ -174,7 +173,7 @@ class Pipeline:
             return None
         yield from asked(_STORE, self.replay.confirm, claim)
         delivery.step = _SETTLE
-        return Outcome(_ACCEPTED, None, None, None, delivery.verified)
+        return accepted(delivery)
 
     def judge(self, delivery: Delivery) -> Flow[Outcome]:
         """Judge a delivery, steps 1 to 13, for those who handle and settle it themselves.
@@ -183,26 +182,10 @@ class Pipeline:
         """
         try:
             if delivery.step is Step.JUDGE:
-                yield from self._judge.judge(delivery)
+                yield from self.verdicts.judge(delivery)
         except Unavailable as error:
             return delivery.defer(error)
         return Outcome.of(delivery)
-
-    def name_owners(self, deliveries: Sequence[Delivery]) -> None:
-        """Give deliveries the nonces they claim with, for who makes many claims together."""
-        self._judge.name_owners(deliveries)
-
-    def alike(self, delivery: Delivery) -> ClaimRequest | None:
-        """Judge a message like one that was accepted up to its claim, without a flow (``Judge.alike``)."""
-        return self._judge.alike(delivery)
-
-    def wish(self, delivery: Delivery) -> Flow[ClaimRequest | None]:
-        """Judge a delivery up to its claim, for who makes many claims together (``Judge.wish``)."""
-        return self._judge.wish(delivery)
-
-    def answer(self, delivery: Delivery, wish: ClaimRequest, status: ClaimStatus) -> None:
-        """Bring what a claim found, so that there is a verdict (``Judge.answer``)."""
-        self._judge.answer(delivery, wish, status)
 
     def confirm(self, delivery: Delivery) -> Flow[Outcome]:
         """Make the claim of a judged and handled delivery done; then settle it.
@@ -281,7 +264,7 @@ class Pipeline:
         """Judge, and note how long it took, for those who observe."""
         started = self.clock.monotonic()
         try:
-            yield from self._judge.judge(delivery)
+            yield from self.verdicts.judge(delivery)
         finally:
             delivery.judge_seconds = self.clock.monotonic() - started
 
@@ -376,7 +359,7 @@ class Pipeline:
 
     def scope_of(self, message: Message) -> str:
         """Return on whose behalf a message is handled."""
-        return self._judge.scope_of(message)
+        return self.verdicts.scope_of(message)
 
 
 def _failed(delivery: Delivery, error: Exception) -> None:

@@ -11,6 +11,7 @@ and defer; the tests hold the two together.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from mqauth import batch
@@ -30,11 +31,13 @@ class Course(NamedTuple):
     """How messages of one form are judged, once one of them was found right.
 
     Args:
+        first: the first of them, but for its proof the candidate of all.
         standing: by which keys, from when and until when all that is not the message's own was found right.
         keys: returns the keys of the issuer now.
         leaf: returns the hash of a message's leaf.
     """
 
+    first: Candidate
     standing: Standing
     keys: Callable[[], Any]
     leaf: Callable[[Message], bytes]
@@ -71,13 +74,13 @@ class Siblings:
         course = self._courses.get((token, form_of(message)))
         if course is None or not _stands(course, received):
             return None
-        proof = batch.proof_of(behind, known.claims)
-        if proof is None or not known.proven.proves(course.leaf(message), proof.place, proof.path):
+        place, _, path = batch.place_of(behind, known.proven.size)
+        if not known.proven.proves(course.leaf(message), place, path):
             return None
         version = course.standing.keys.version
-        delivery.candidate, delivery.key_set = Candidate(known.opened, known.claims, proof, token, known), version
+        delivery.candidate, delivery.key_set = course.first, version
         delivery.verified = found = make_verified(
-            message, known.claims, known.opened.kid, version, received, None, proof.place
+            message, known.claims, known.opened.kid, version, received, None, place
         )
         return found
 
@@ -93,7 +96,8 @@ class Siblings:
         if len(self._courses) >= _REMEMBERED:  # copies with other names that nobody covered get here too
             self._courses.clear()
         leaf = batch.leaf_hashes(message, known.claims.mqa.hdr)
-        self._courses[candidate.token, form] = Course(known.standing, keys, leaf)
+        first = replace(candidate, known=None)  # a course keeps no tree alive
+        self._courses[candidate.token, form] = Course(first, known.standing, keys, leaf)
 
 
 def _stands(course: Course, received: float) -> bool:

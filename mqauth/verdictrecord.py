@@ -47,15 +47,15 @@ def verdict_record(delivery: Delivery, *, scope: str, time: float, policy: str, 
 
 def _token_fields(delivery: Delivery) -> dict[str, Any]:
     """Return what audit says of a token, and whether that was verified."""
-    candidate, rejection = delivery.candidate, delivery.rejection
+    candidate, rejection, verified = delivery.candidate, delivery.rejection, delivery.verified
     opened = None if candidate is None else candidate.opened
     return audit_records.token_fields(
         _token(delivery.message),
         None if opened is None else opened.kid,
         None if opened is None else opened.algorithm,
         None if candidate is None else candidate.claims,
-        index=None if candidate is None else candidate.index,
-        verified=delivery.verified is not None or (rejection is not None and rejection.reason in SIGNED_REASONS),
+        index=verified.index if verified is not None else None if candidate is None else candidate.index,
+        verified=verified is not None or (rejection is not None and rejection.reason in SIGNED_REASONS),
     )
 
 

@@ -163,6 +163,7 @@ class Verified:
 
 
 _NEW: Final = object.__new__
+_TUPLE: Final = tuple.__new__
 _SET_FACTS: Final[Callable[[Verified, _Facts], None]] = vars(Verified)["_facts"].__set__
 
 
@@ -177,7 +178,7 @@ def make_verified(  # noqa: PLR0917 - one is made for every message
 ) -> Verified:
     """Return the verified view of a message; for the verifier and ``siblings`` alone."""
     verified: Verified = _NEW(Verified)
-    _SET_FACTS(verified, _Facts(message, claims, kid, key_set, received, release, index))
+    _SET_FACTS(verified, _TUPLE(_Facts, (message, claims, kid, key_set, received, release, index, None, None)))
     return verified
 
 

@@ -26,6 +26,7 @@ from mqauth.replay import ClaimRequest, MemoryReplayStore
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, Attack, FakeClock, Forge
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import ISSUER, REMOVED, SUBJECT
+from mqauth.verdictrecord import verdict_record
 from mqauth.verified import Verified
 
 KAFKA, RABBITMQ = "kafka:orders", "rabbitmq:shop/orders.created"
@@ -66,24 +67,23 @@ class Side:
             replay=MemoryReplayStore(clock=world.clock),
         )  # fmt: skip
         self.short = 0
-        honest = self.guard._judge.alike
+        honest = self.guard.verdicts.alike
 
         def alike(delivery: Delivery) -> ClaimRequest | None:
             found = None if plain else honest(delivery)
             self.short += found is not None
             return found
 
-        self.guard._judge.alike = alike  # type: ignore[method-assign]
+        self.guard.verdicts.alike = alike  # type: ignore[method-assign]
 
     def judge(self, message: Message, received: float) -> tuple[Any, ...]:
         """Return all that a verdict says, and all that a claim wishes for but its owner."""
         delivery = Delivery(message=message, received=received)
         outcome = run(self.guard.judge(delivery))
         claim = None if delivery.claim is None else replace(delivery.claim, owner="")
-        candidate, verified = delivery.candidate, outcome.verified
-        facts = None if verified is None else verified._facts
-        return (*outcome[:4], claim, facts, candidate and (candidate.opened, candidate.claims, candidate.proof),
-                delivery.key_set, delivery.step)  # fmt: skip
+        facts = None if outcome.verified is None else outcome.verified._facts
+        record = verdict_record(delivery, scope="billing", time=received, policy="1", instance="here")
+        return (*outcome[:4], claim, facts, record, delivery.candidate is None, delivery.step)
 
 
 @dataclass
@@ -373,7 +373,7 @@ def test_owners_are_drawn_at_once() -> None:
     drawn.clear()
     deliveries = [Delivery(message=message, received=0.0) for message in world.sealed()]
     deliveries[2].owner = "kept"
-    guard.name_owners(deliveries)
+    guard.verdicts.name_owners(deliveries)
     assert drawn == [12 * SIZE]
     assert len({delivery.owner for delivery in deliveries}) == SIZE
     assert [len(delivery.owner or "") for delivery in deliveries] == [24, 24, 4, 24, 24, 24]
@@ -612,7 +612,7 @@ def test_kinds_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         message = honest_message(KAFKA, number)
         named = replace(message, headers=(*message.headers, (f"name-{number}", b"x")))
         assert short.judge(world.forge.signer().sign(named), world.clock.now())[-1] is Step.HANDLE
-        assert 1 <= len(short.guard._judge._kindred._kinds) <= 3
+        assert 1 <= len(short.guard.verdicts._kindred._kinds) <= 3
 
 
 def test_a_bad_signature_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -714,7 +714,7 @@ def test_copies_with_other_names_grow_nothing(single: bool, monkeypatch: pytest.
     world = World()
     short, plain = world.sides()
     sealed = world.sealed(single=single)
-    judge = short.guard._judge
+    judge = short.guard.verdicts
     for number in range(40):
         copy = renamed(sealed[0], f"x-{number}")
         assert short.judge(copy, world.clock.now()) == plain.judge(copy, world.clock.now())
@@ -730,7 +730,7 @@ def test_large_forms_are_not_remembered(names: list[str], single: bool) -> None:
     for message in world.sealed(single=single)[:2]:
         large = renamed(message, *names)
         assert short.judge(large, world.clock.now()) == plain.judge(large, world.clock.now())
-    judge = short.guard._judge
+    judge = short.guard.verdicts
     assert (judge._kindred._kinds, judge._siblings._courses, short.short) == ({}, {}, 0)
 
 

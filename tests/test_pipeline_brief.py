@@ -45,7 +45,7 @@ def told(outcome: Outcome) -> tuple[Any, ...]:
 def course(world: World, scenario: Callable[[World], None], *, warm: bool) -> tuple[Course, int]:
     """Return what a message goes through while something is wrong and then is not, and how often briefly."""
     brief = 0
-    alike = world.pipeline._judge.alike
+    alike = world.pipeline.verdicts.alike
 
     def counted(delivery: Any) -> Any:
         nonlocal brief
@@ -53,7 +53,7 @@ def course(world: World, scenario: Callable[[World], None], *, warm: bool) -> tu
         brief += found is not None
         return found
 
-    world.pipeline._judge.alike = counted  # type: ignore[method-assign]
+    world.pipeline.verdicts.alike = counted  # type: ignore[method-assign]
     assert world.process(message(world, 0)).verdict is Verdict.ACCEPTED
     delivery = world.receive(message(world, 1))
     handled = world.handler.calls
