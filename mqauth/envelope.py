@@ -12,7 +12,7 @@ from typing import Final
 from mqauth import base64url
 from mqauth.claims import Binding
 from mqauth.destination import is_kafka
-from mqauth.encoding import add_named, add_one, add_value, named, utf8
+from mqauth.encoding import add_named, add_one, add_value, named
 from mqauth.errors import MalformedMessage, Reason, Rejection
 from mqauth.jws import MAX_TOKEN
 from mqauth.message import PROTECTED_PROPERTIES, TOKEN_HEADER, HeaderValue, Message
@@ -206,9 +206,8 @@ def _filled(steps: list[tuple[bytes, int | str]], tail: bytes, message: Message)
         value = headers[place][1] if isinstance(place, int) else _property(properties, place)
         if type(value) is bytes:
             parts += (before, b"b", len(value).to_bytes(4, "big"), value)
-        elif type(value) is str:
-            raw = utf8(value)
-            parts += (before, b"s", len(raw).to_bytes(4, "big"), raw)
+        elif type(value) is str and value.isascii():
+            parts += (before, b"s", len(value).to_bytes(4, "big"), value.encode())
         else:
             parts.append(before)
             add_value(parts, value)

@@ -208,11 +208,11 @@ class Judge:
         """Return the claim a delivery wishes for; its owner is one for ever."""
         origin = delivery.message.origin
         if delivery.owner is None:
-            self.name_owners((delivery,))
+            delivery.owner = self._randomness(_OWNER_BYTES).hex()
         return ClaimRequest(
             self._scope or origin.scope or self.scope_of(delivery.message),
             _claim_id(claims, index),
-            delivery.owner or "",
+            delivery.owner,
             origin.coordinates,
             origin.redelivered,
             self._lease,
