@@ -12,7 +12,7 @@ from mqauth.bench.inprocess import HEADERS, SIZES
 _MARKED: Final = re.compile(r"(<!-- table ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SCALE: Final = frozenset(("messages", "producers", "keys", "processes", "partitions", "group"))
 _OPTIONAL: Final = frozenset(("rabbitmq", "kafka", "flood", "profile", "scale"))
-_CONTENDERS: Final = ("bare", "pipelined", "message", "batch", "handwritten", "joserfc", "celery")
+_CONTENDERS: Final = ("bare", "pipelined", "carried", "message", "batch", "handwritten", "joserfc", "celery")
 _HEADS: Final = {
     "verdict_us": "verdict, us of CPU",
     "sign_us": "sign, us of CPU",

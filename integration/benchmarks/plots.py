@@ -12,12 +12,12 @@ from matplotlib.ticker import ScalarFormatter
 
 from mqauth.bench.inprocess import HEADERS, SIZES
 
-_CONTENDERS: Final = ("pipelined", "message", "batch", "handwritten", "joserfc", "celery")
+_CONTENDERS: Final = ("pipelined", "carried", "message", "batch", "handwritten", "joserfc", "celery")
 _COLOURS: Final = dict(
-    zip(_CONTENDERS, ("#9a9a9a", "#1f6fb4", "#0b3d66", "#d98032", "#c2a23a", "#7a4f9a"), strict=True)
+    zip(_CONTENDERS, ("#9a9a9a", "#4d4d4d", "#1f6fb4", "#0b3d66", "#d98032", "#c2a23a", "#7a4f9a"), strict=True)
 )
 _SHARED: Final = 64
-_STEP: Final = 0.12
+_STEP: Final = 0.11
 _SALT: Final = {"svg.hashsalt": "mqauth", "svg.fonttype": "none", "font.size": 9}
 
 
@@ -50,7 +50,7 @@ def _ratios(found: Mapping[str, Any]) -> Figure:
     axes = figure.subplots()
     for place, who in enumerate(_CONTENDERS):
         dots = [(at, found[broker][what].get(who, {}).get("ratio")) for at, (broker, what) in enumerate(works)]
-        _dots(axes, who, [(at + (place - 2.5) * _STEP, ratio) for at, ratio in dots if ratio])
+        _dots(axes, who, [(at + (place - 3) * _STEP, ratio) for at, ratio in dots if ratio])
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(ScalarFormatter())

@@ -13,7 +13,7 @@ from mqauth.bench.lanes import BrokerFound, Effort
 from mqauth.bench.run import address_of
 
 TINY = Effort(rounds=1, publish=96, consume=192, paced=8, paced_rounds=1)
-WRAPPED = ["message", "batch", "handwritten", "joserfc", "celery"]
+WRAPPED = ["message", "batch", "carried", "handwritten", "joserfc", "celery"]
 
 
 def check(found: BrokerFound, contenders: list[str]) -> None:

@@ -66,6 +66,24 @@ class Bare:
         return lambda body, _token: body
 
 
+class Carried(Bare):
+    """The bytes of a token in a header, and nothing made or checked: what they cost whoever carries them.
+
+    Args:
+        token: one of the size that is to be carried.
+    """
+
+    name = "carried"
+    headed = True
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def seal(self, _destination: str, body: bytes, /) -> tuple[bytes, str | None]:
+        """Return the body and the token."""
+        return body, self._token
+
+
 class Handwritten:
     """PyJWT around each message: EdDSA, audience, issuer, times, the body's hash, the destination, ids seen.
 

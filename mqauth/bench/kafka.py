@@ -16,7 +16,7 @@ import kafka.admin as kafka_admin
 from kafka.record.default_records import DefaultRecordBatchBuilder
 
 from mqauth import destination
-from mqauth.bench.handmade import HEADER, Bare, Wrapper
+from mqauth.bench.handmade import HEADER, Bare, Carried, Wrapper
 from mqauth.bench.lanes import WORK, BrokerFound, Effort, Lane, compare
 from mqauth.bench.rounds import Measured, Progress, Stopwatch
 from mqauth.bench.workload import BATCH, LIFETIME, Refusals, RefusedError, Tally, Workload, guard
@@ -329,6 +329,11 @@ class Batched(Signed):
         plain = [self._plain(topic, number) for number in range(count)]
         return [one for start in range(0, count, BATCH) for one in self._together(plain[start : start + BATCH])]
 
+    def token(self) -> str:
+        """Return a token and proof as a record carries them."""
+        _, headers = self.sealed(self.topic, BATCH)[0]
+        return headers[-1][1].decode("ascii")
+
     def _together(self, messages: list[Any]) -> list[tuple[bytes, Headers]]:
         """Return messages sealed together."""
         return [_native(signed) for signed in self._forge.signer().sign_many(messages)]
@@ -339,7 +344,9 @@ def lanes(stand: Stand, wrappers: Sequence[Wrapper]) -> Iterator[Lane]:
     forge = Forge(lifetime=LIFETIME)
     yield Wrapped(stand, Bare())
     yield Signed(stand, forge)
-    yield Batched(stand, forge)
+    batched = Batched(stand, forge)
+    yield batched
+    yield Wrapped(stand, Carried(batched.token()))
     for wrapper in wrappers:
         yield Wrapped(stand, wrapper)
 

@@ -17,13 +17,14 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage, AbstractQueue
 
 from mqauth import destination
-from mqauth.bench.handmade import HEADER, Bare, Wrapper
+from mqauth.bench.handmade import HEADER, Bare, Carried, Wrapper
 from mqauth.bench.lanes import BrokerFound, Effort, Lane, compare
 from mqauth.bench.rounds import Measured, Progress, Stopwatch
 from mqauth.bench.workload import BATCH, LIFETIME, Refusals, Tally, Workload, guard
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_translate import headers_out
 from mqauth.brokers.rabbitmq_wire import to_message
+from mqauth.message import TOKEN_HEADER
 from mqauth.testing.forge import Forge
 from mqauth.verified import Verified
 
@@ -297,6 +298,10 @@ class Batched(Signed):
         """Return messages sealed 64 at a time."""
         return [m for start in range(0, count, BATCH) for m in self._seal(range(start, min(count, start + BATCH)))]
 
+    def token(self) -> str:
+        """Return a token and proof as a message carries them."""
+        return str(self.sealed(BATCH)[0].headers[TOKEN_HEADER])
+
     def _seal(self, numbers: Sequence[int]) -> list[aio_pika.Message]:
         """Return the messages of some numbers, sealed together."""
         natives = [self.plain(number) for number in numbers]
@@ -314,7 +319,9 @@ def lanes(stand: Stand, wrappers: Sequence[Wrapper]) -> Iterator[Lane]:
     yield Wrapped(stand, Bare())
     yield Pipelined(stand)
     yield Signed(stand, forge)
-    yield Batched(stand, forge)
+    batched = Batched(stand, forge)
+    yield batched
+    yield Wrapped(stand, Carried(batched.token()))
     for wrapper in wrappers:
         yield Wrapped(stand, wrapper)
 

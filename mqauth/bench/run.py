@@ -197,6 +197,8 @@ def _short(comparisons: Mapping[str, Rounds]) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for name, found in comparisons.items():
         pairs = {"batch/handwritten": ("batch", "handwritten"), "message/handwritten": ("message", "handwritten")}
+        if "carried" in found.measured:
+            pairs["batch/carried"] = ("batch", "carried")
         if "pipelined" in found.measured:
             pairs["batch/pipelined"] = ("batch", "pipelined")
         if name != "paced":
