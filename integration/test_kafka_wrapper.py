@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from kafka.errors import MessageSizeTooLargeError
 from integration.services import Kafka
 from mqauth import AuditFile, MemoryReplayStore, Pipeline, Verified
 from mqauth.brokers import kafka as wrapper
+from mqauth.brokers import kafka_repair
 from mqauth.errors import Cause
 from mqauth.flow import Attempts
 from mqauth.message import Message
@@ -123,6 +126,29 @@ def make(kafka: Kafka, tmp_path: Path) -> Iterator[Callable[..., Bench]]:
 def bench(make: Callable[..., Bench]) -> Bench:
     """A bench with a source of one partition."""
     return make()
+
+
+def test_a_response_that_has_just_come(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A response that lands between the client's two looks is delivered by that very poll, without a sleep."""
+    bench.send(b"0")
+    place, client = TopicPartition(bench.stage.topic, 0), bench.keep(bench.stage.consumer())
+    while not client.assignment():
+        kafka_repair.before_poll(client)
+        client.poll(timeout_ms=50)
+    client.seek(place, 0)
+    fetcher, slept = client._fetcher, list[float]()
+    wait_until(lambda: bool(fetcher.send_fetches() is not None and fetcher._completed_fetches))
+    look = fetcher.fetched_records
+
+    def too_early(*_: Any, **__: Any) -> tuple[dict[Any, Any], bool]:
+        monkeypatch.setattr(fetcher, "fetched_records", look)
+        return {}, False
+
+    monkeypatch.setattr(fetcher, "fetched_records", too_early)
+    monkeypatch.setattr("kafka.consumer.group.time", SimpleNamespace(sleep=slept.append, monotonic=time.monotonic))
+    kafka_repair.before_poll(client)
+    assert [record.value for record in client.poll(timeout_ms=30_000)[place]] == [b"0"]
+    assert slept == []
 
 
 def test_poison_stops(bench: Bench) -> None:

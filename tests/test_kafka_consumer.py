@@ -732,6 +732,38 @@ def test_parked_records(bench: Bench) -> None:
     assert fetcher._next_partition_records is None
 
 
+class Looking(Fetcher):
+    """Stands for a fetcher that found nothing; ``landed`` is what has come since."""
+
+    def __init__(self, found: Any, landed: list[str]) -> None:
+        super().__init__()
+        self.found = found
+        self._completed_fetches = landed
+
+    def fetch_records(self, *_: Any, **__: Any) -> Any:
+        """Return what was found, and whether there is nothing to wait for."""
+        return self.found
+
+
+@pytest.mark.parametrize(
+    ("found", "landed", "told"),
+    [
+        (({}, True), ["response"], ({}, False)),
+        (({}, True), [], ({}, True)),
+        (({}, False), ["response"], ({}, False)),
+        ({"of": "another version"}, ["response"], {"of": "another version"}),
+    ],
+)
+def test_a_response_that_has_just_come(bench: Bench, found: Any, landed: list[str], told: Any) -> None:
+    """While a consumer runs, its client is not told to sleep over a response; it is handed back as it was."""
+    fetcher, seen = Looking(found, landed), list[Any]()
+    bench.client._fetcher = fetcher  # type: ignore[attr-defined]
+    bench.client.events = [lambda: None, lambda: seen.append(fetcher.fetch_records(500, timeout_ms=200))]
+    bench.run()
+    assert seen == [told]
+    assert vars(fetcher).keys() == vars(Looking(found, landed)).keys()
+
+
 def test_polls_while_handling(bench: Bench) -> None:
     """A long handler costs no poll: the loop goes on, with the partition paused."""
     go_on = threading.Event()

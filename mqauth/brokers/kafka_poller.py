@@ -166,6 +166,7 @@ class Poller:
             if offset is not None:
                 self._seek(assigned, offset)
         self.pause(())
+        kafka_repair.hand_back(self._client)
 
     def _seek(self, assigned: Assigned, offset: int) -> None:
         """Read a partition from an offset, where it is still ours."""

@@ -9,13 +9,15 @@ import logging
 from typing import Any, Final
 
 JOIN_MS: Final = 1000
+_WOKEN: Final = "_mqauth_woken"
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 def before_poll(client: Any) -> None:
-    """Make good what would keep the next ``poll()`` from ever returning records."""
+    """Make good what would keep the next ``poll()`` from returning records, for ever or for a while."""
     _join(client)
     _unpark(client)
+    _wake(client)
 
 
 def _join(client: Any) -> None:
@@ -44,6 +46,32 @@ def _unpark(client: Any) -> None:
     current = getattr(fetcher, "_next_partition_records", None)
     if current is not None and not current:
         fetcher._next_partition_records = None
+
+
+def _wake(client: Any) -> None:
+    """Have a response that has just come delivered at once.
+
+    kafka-python 3.0 takes one that comes between its two looks for nothing to wait for, and sleeps for
+    ``retry_backoff_ms`` with records at hand.
+    """
+    fetcher: Any = getattr(client, "_fetcher", None)
+    fetch, attributes = getattr(fetcher, "fetch_records", None), getattr(fetcher, "__dict__", {})
+    if fetch is None or _WOKEN in attributes:
+        return
+
+    def fetch_records(*args: Any, **kwargs: Any) -> Any:
+        found = fetch(*args, **kwargs)
+        landed = type(found) is tuple and found[1:] == (True,) and getattr(fetcher, "_completed_fetches", None)
+        return (found[0], False) if landed else found
+
+    attributes.update({"fetch_records": fetch_records, _WOKEN: True})
+
+
+def hand_back(client: Any) -> None:
+    """Leave nothing of ours in a client that its owner goes on with."""
+    attributes = getattr(getattr(client, "_fetcher", None), "__dict__", {})
+    if attributes.pop(_WOKEN, False):
+        del attributes["fetch_records"]
 
 
 def postponed(client: Any) -> BaseException | None:
