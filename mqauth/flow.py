@@ -93,15 +93,33 @@ def asked(cause: Cause, function: Callable[..., Any], *args: Any) -> Flow[Any]:
     Raises:
         Unavailable: with ``cause``, whatever the plug-in raised but ``OUR_FAULT``.
     """
+    result = at_once(cause, function, *args)
+    return result if result is None else (yield from answered(cause, result))
+
+
+def at_once(cause: Cause, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a plug-in here and now, and return what is yet to be ``answered``: a result, or what is to be awaited.
+
+    Raises:
+        Unavailable: with ``cause``, whatever the plug-in raised but ``OUR_FAULT``.
+    """
     try:
-        result = function(*args)
-        if result is not None and is_awaitable(result):
-            result = yield Call(_itself, (result,))
-        return result
+        return function(*args)
     except OUR_FAULT:
         raise
     except Exception as error:
         raise Unavailable(cause, type(error).__name__) from error
+
+
+def answered(cause: Cause, result: Any) -> Flow[Any]:
+    """Return a result, awaited by the runner where it is awaitable.
+
+    Raises:
+        Unavailable: with ``cause``, whatever awaiting it raised but ``OUR_FAULT``.
+    """
+    if is_awaitable(result):
+        result = yield from guarded(cause, call(_itself, result))
+    return result
 
 
 def guarded(cause: Cause, wished: Flow[R], *, passing: tuple[type[Exception], ...] = OUR_FAULT) -> Flow[R]:
@@ -149,9 +167,14 @@ async def arun(flow: Flow[R]) -> R:
             return cast(R, stop.value)
         result, error = None, None
         try:
-            result = await _aattempted(wish)
+            result = (wish.function if wish.twin is None else wish.twin)(*wish.arguments)
+            if result is not None and is_awaitable(result):
+                result = await result
         except Exception as raised:
-            error = raised
+            try:
+                result = await _again_awaited(wish, raised)
+            except Exception as last:
+                error = last
 
 
 def is_async(function: object) -> bool:
@@ -221,15 +244,11 @@ def _again(wish: Call, error: Exception) -> Any:
     return tenacity.Retrying(**retrying)(_plain, wish)
 
 
-async def _aattempted(wish: Call) -> Any:
-    """Make a call and await it; the retry is entered only on failure."""
-    try:
-        result = (wish.function if wish.twin is None else wish.twin)(*wish.arguments)
-        return await result if result is not None and is_awaitable(result) else result
-    except Exception as error:
-        retrying = _retrying(wish, error)
-        if retrying is None:
-            raise
+async def _again_awaited(wish: Call, error: Exception) -> Any:
+    """Make the attempts left after a first failure, which is raised where none is."""
+    retrying = _retrying(wish, error)
+    if retrying is None:
+        raise error
     return await tenacity.AsyncRetrying(**retrying)(_awaited, wish)
 
 

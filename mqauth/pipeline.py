@@ -18,7 +18,7 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uui
 from mqauth.deadletter import DeadLetter, DeadLetterSink
 from mqauth.delivery import Delivery, Outcome, Step, Verdict, accepted
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
-from mqauth.flow import Attempts, Call, ColourError, Flow, asked, attempt, run, tried
+from mqauth.flow import Attempts, Call, ColourError, Flow, answered, asked, at_once, attempt, run, tried
 from mqauth.judge import Judge
 from mqauth.message import Message
 from mqauth.policy import Allow, Policy
@@ -162,7 +162,10 @@ class Pipeline:
         claim = self.verdicts.alike(delivery)
         if claim is None:
             return None
-        self.verdicts.answer(delivery, claim, (yield from asked(_STORE, self.replay.claim, claim)))
+        status = at_once(_STORE, self.replay.claim, claim)
+        if type(status) is not ClaimStatus:
+            status = yield from answered(_STORE, status)
+        self.verdicts.answer(delivery, claim, status)
         if delivery.step is not _HANDLE:
             return None
         try:
@@ -171,7 +174,9 @@ class Pipeline:
         except Exception as error:
             _failed(delivery, error)
             return None
-        yield from asked(_STORE, self.replay.confirm, claim)
+        confirmed = at_once(_STORE, self.replay.confirm, claim)
+        if confirmed is not None:
+            yield from answered(_STORE, confirmed)
         delivery.step = _SETTLE
         return accepted(delivery)
 
