@@ -9,9 +9,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import GeneratorType
-from typing import Any, Final, NamedTuple, ParamSpec, TypeGuard, TypeVar, cast
+from typing import Any, Final, NamedTuple, NoReturn, ParamSpec, TypeGuard, TypeVar, cast
 
 import tenacity
 
@@ -61,6 +61,37 @@ class Call(NamedTuple):
 
 
 Flow = Generator[Call, Any, R]
+
+
+class Early:
+    """A handler whose first call may be made before a runner asks for it; what that call came to is kept for him.
+
+    Args:
+        handler: of either colour.
+    """
+
+    __slots__ = ("_handler", "_made")
+
+    def __init__(self, handler: Callable[[Any], Any]) -> None:
+        self._handler = handler
+        self._made: Callable[[], Any] | None = None
+
+    def made(self, argument: Any) -> bool:
+        """Make the first call now; tell whether it has ended well, with nothing to be awaited."""
+        try:
+            result = self._handler(argument)
+        except BaseException as error:
+            self._made = partial(_raised, error)
+            return False
+        if result is None or not is_awaitable(result):
+            return True
+        self._made = partial(_itself, result)
+        return False
+
+    def __call__(self, argument: Any) -> Any:
+        """Call the handler; the first time return, or raise, what was kept."""
+        made, self._made = self._made, None
+        return self._handler(argument) if made is None else made()
 
 
 def call(function: Callable[P, R | Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> Flow[R]:
@@ -287,6 +318,11 @@ async def _awaited(wish: Call) -> Any:
     function = wish.function if wish.twin is None else wish.twin
     result = function(*wish.arguments)
     return await result if is_awaitable(result) else result
+
+
+def _raised(error: BaseException) -> NoReturn:
+    """Raise what is given."""
+    raise error
 
 
 def _itself(result: Any) -> Any:

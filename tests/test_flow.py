@@ -119,6 +119,50 @@ def test_attempts_are_made_until_one_succeeds(failures: int, limit: int, calls: 
     assert handler.calls == calls
 
 
+@pytest.mark.parametrize("failures", [0, 1, 2, 3])
+def test_a_call_made_early_is_not_made_again(failures: int, runner: Runner) -> None:
+    """The first attempt counts wherever it was made: a handler is called as often as without it."""
+    handler = Flaky(failures)
+    early = flow.Early(handler)
+    assert early.made("v") is (failures == 0)
+    if failures == 0:
+        assert handler.calls == 1
+        return
+    wish = flow.attempt(early, "v", Attempts(limit=3, wait=0))
+    if failures == 3:
+        with pytest.raises(RuntimeError, match="flaky"):
+            runner(wish)
+    else:
+        assert runner(wish) == "v"
+    assert handler.calls == min(3, failures + 1)
+
+
+async def test_what_an_early_call_began_is_awaited_once() -> None:
+    """An awaitable of the early call is the flow's first attempt."""
+    calls = list[str]()
+
+    async def handler(value: str) -> str:
+        calls.append(value)
+        return value
+
+    early = flow.Early(handler)
+    assert not early.made("v")
+    assert calls == []
+    assert await flow.arun(flow.attempt(early, "v", Attempts())) == "v"
+    assert calls == ["v"]
+    assert await early("w") == "w"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), asyncio.CancelledError()])
+def test_what_ends_a_process_passes_an_early_call(error: BaseException) -> None:
+    """It is raised where the flow asks, as if the call were made then."""
+    early = flow.Early(Flaky(1, error))
+    assert not early.made("v")
+    with pytest.raises(type(error)):
+        early("v")
+    assert early("v") == "v"
+
+
 @pytest.mark.parametrize("limit", [1, 2, 5])
 def test_attempts_end_with_the_last_error(limit: int, runner: Runner) -> None:
     """After the limit the handler's own error is raised, not the retry library's."""

@@ -124,6 +124,159 @@ async def test_accepted_is_acked(audit: AuditFile) -> None:
     assert (delivery.settled, len(table.handled)) == (["ack"], 1)
 
 
+class Tags:
+    """Stands for the acks of a channel."""
+
+    def __init__(self) -> None:
+        self.settled: list[int] = []
+        self.given_back: list[int] = []
+
+    def settle(self, tag: int, _delivery: Any) -> None:
+        """Remember what is to be acked."""
+        self.settled.append(tag)
+
+    def gone(self, tag: int) -> None:
+        """Remember what needs no ack."""
+        self.given_back.append(tag)
+
+
+class Spot:
+    """A processor that has seen a message, so that its like need not be awaited."""
+
+    def __init__(self, audit: AuditFile, handler: Any = None, **settings: Any) -> None:
+        self.table = Table(audit, **settings)
+        self.tags: Any = Tags()
+        wanted = {"dead_letters": self.table.letters, "sleep": self.table.sleep, "hold": 0}
+        self.processor = Processor("q", self.table.guard, handler or self.table.handled.append, **wanted)
+        self.number = 0
+
+    async def warm(self) -> None:
+        """Have one message accepted."""
+        assert (await self.processor.process(self.delivery())).verdict is Verdict.ACCEPTED
+
+    def delivery(self, message: Message | None = None) -> Any:
+        """Return a delivery, of an honest message by default."""
+        self.number += 1
+        found = Delivery(message or self.table.honest())
+        found.delivery_tag = self.number
+        return found
+
+
+async def test_settled_on_the_spot(audit: AuditFile) -> None:
+    """With a plain handler, and a store in this process, a message like another is handled and settled at once."""
+    spot = Spot(audit)
+    await spot.warm()
+    assert spot.processor.begin(spot.delivery(), spot.tags) is None
+    assert (spot.tags.settled, len(spot.table.handled)) == ([2], 2)
+    first = spot.delivery(replace(spot.table.honest(), body=b"another"))
+    begun = spot.processor.begin(first, spot.tags)
+    assert begun is not None
+    assert (await spot.processor.process(first, spot.tags, begun)).verdict is Verdict.REJECTED
+    assert (spot.tags.settled, len(spot.table.handled)) == ([2, 3], 2)
+
+
+async def test_acked_by_its_handler_on_the_spot(audit: AuditFile) -> None:
+    """A delivery that its handler settled is not acked again."""
+    delivery: Any = None
+
+    def handler(_: Verified) -> None:
+        if delivery is not None:
+            delivery.processed = True
+
+    spot = Spot(audit, handler)
+    await spot.warm()
+    delivery = spot.delivery()
+    assert spot.processor.begin(delivery, spot.tags) is None
+    assert (spot.tags.settled, spot.tags.given_back) == ([], [2])
+
+
+async def _awaits(_: Verified) -> None:
+    await asyncio.sleep(0)
+
+
+class Far(MemoryReplayStore):
+    """A store that says nothing of being near."""
+
+    in_process = False  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("handler", "settings"), [(_awaits, {}), (None, {"replay": Far})], ids=["handler", "store"]
+)
+async def test_nothing_is_begun_that_may_be_awaited(audit: AuditFile, handler: Any, settings: Any) -> None:
+    """Beside an asynchronous handler, or a store out of this process, the event loop is not kept."""
+    spot = Spot(audit, handler, **settings)
+    await spot.warm()
+    delivery = spot.delivery()
+    begun = spot.processor.begin(delivery, spot.tags)
+    assert begun is not None
+    assert begun.delivery.owner is None
+    assert (await spot.processor.process(delivery, spot.tags, begun)).verdict is Verdict.ACCEPTED
+    assert spot.tags.settled == [2]
+
+
+async def test_an_awaitable_of_a_plain_handler_is_awaited_once(audit: AuditFile) -> None:
+    """What a handler returns without being asynchronous itself is awaited by the task that goes on."""
+    calls, awaited = list[Verified](), list[Verified]()
+
+    async def work(verified: Verified) -> None:
+        awaited.append(verified)
+
+    def handler(verified: Verified) -> Any:
+        calls.append(verified)
+        return work(verified)
+
+    spot = Spot(audit, handler)
+    await spot.warm()
+    delivery = spot.delivery()
+    begun = spot.processor.begin(delivery, spot.tags)
+    assert begun is not None
+    assert (len(calls), len(awaited)) == (2, 1)
+    assert (await spot.processor.process(delivery, spot.tags, begun)).verdict is Verdict.ACCEPTED
+    assert (len(calls), len(awaited), spot.tags.settled) == (2, 2, [2])
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3])
+async def test_a_failure_on_the_spot_counts(audit: AuditFile, failures: int) -> None:
+    """A handler that fails at once is called as often as ever, and its message dead-lettered after that."""
+    calls = 0
+
+    def handler(_: Verified) -> None:
+        nonlocal calls
+        calls += 1
+        if 1 < calls <= 1 + failures:
+            raise ValueError("no")
+
+    spot = Spot(audit, handler)
+    await spot.warm()
+    delivery = spot.delivery()
+    begun = spot.processor.begin(delivery, spot.tags)
+    assert begun is not None
+    assert calls == 2
+    outcome = await spot.processor.process(delivery, spot.tags, begun)
+    assert outcome is not None
+    assert outcome.reason is (Reason.HANDLER_FAILED if failures == 3 else None)
+    assert (calls, spot.tags.settled) == (1 + min(3, failures + 1), [2])
+
+
+async def test_what_was_begun_is_ended_on_a_lost_channel(audit: AuditFile) -> None:
+    """Once its handler was called a delivery is carried to its end; before that it comes again."""
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+
+    spot = Spot(audit, lambda _: work())
+    await spot.warm()
+    handled, new = spot.delivery(), spot.delivery(Message(destination=PLACE, body=b"forged"))
+    begun = [spot.processor.begin(each, spot.tags) for each in (handled, new)]
+    handled.channel.is_closed = new.channel.is_closed = True
+    outcome = await spot.processor.process(handled, spot.tags, begun[0])
+    assert outcome is not None
+    assert outcome.verdict is Verdict.ACCEPTED
+    assert await spot.processor.process(new, spot.tags, begun[1]) is None
+    assert (spot.tags.settled, spot.table.letters.found) == ([2], [])
+
+
 async def test_stale_is_not_dispatched(audit: AuditFile) -> None:
     """A delivery from before a reconnect is neither handled nor settled: it comes again."""
     table = Table(audit)

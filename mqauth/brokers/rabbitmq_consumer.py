@@ -31,7 +31,7 @@ from mqauth.brokers.rabbitmq_channel import (
     share_connection,
     told,
 )
-from mqauth.brokers.rabbitmq_delivery import Held, Processor, Sleep
+from mqauth.brokers.rabbitmq_delivery import Begun, Held, Processor, Sleep
 from mqauth.brokers.rabbitmq_producer import Producer
 from mqauth.brokers.rabbitmq_replies import as_responder
 from mqauth.brokers.rabbitmq_window import RESTORE_AFTER, Health, Signals, Window
@@ -197,22 +197,26 @@ class Consumer:
         )
 
     async def _on_message(self, incoming: AbstractIncomingMessage) -> None:
-        """Process a delivery in a task of ours; aio-pika's own dies with the connection."""
-        acks = self._acks
-        if acks is not None and not is_stale(incoming):
+        """Process a delivery on the spot or in a task of ours; aio-pika's own dies with the connection."""
+        acks, stale = self._acks, is_stale(incoming)
+        if acks is not None and not stale:
             acks.opened(incoming.delivery_tag or 0)
         if self._stopping.is_set():
             if await told(incoming.nack, f"requeue on {self._queue.name}") and acks is not None:
                 acks.gone(incoming.delivery_tag or 0)
             return
-        task = asyncio.create_task(self._process(incoming, acks))
+        begun = None if stale else self._processor.begin(incoming, acks)
+        if begun is None and not stale:
+            self._stalls_in_a_row = 0
+            return
+        task = asyncio.create_task(self._process(incoming, acks, begun))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _process(self, incoming: AbstractIncomingMessage, acks: Acks | None) -> None:
+    async def _process(self, incoming: AbstractIncomingMessage, acks: Acks | None, begun: Begun | None) -> None:
         """Process a delivery; an error that is ours ends the consumer."""
         try:
-            outcome: Outcome | None = await self._processor.process(incoming, acks)
+            outcome: Outcome | None = await self._processor.process(incoming, acks, begun)
         except Exception as error:
             self._fail(error)
             return

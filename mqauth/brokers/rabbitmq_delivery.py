@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import tenacity
 from aio_pika.abc import AbstractIncomingMessage
@@ -18,7 +18,7 @@ from mqauth.brokers.rabbitmq_progress import Progress, again
 from mqauth.brokers.rabbitmq_translate import from_native
 from mqauth.deadletter import DeadLetterSink
 from mqauth.errors import Cause
-from mqauth.flow import arun
+from mqauth.flow import Early, arun, is_async
 from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
 from mqauth.verified import Responder, Verified, decoded, equip
 
@@ -37,6 +37,13 @@ class Held:
     delivery: Delivery
     outcome: Outcome
     since: float
+
+
+class Begun(NamedTuple):
+    """A delivery that a task is to go on with, and its handler, which may have been called."""
+
+    delivery: Delivery
+    handler: Handler
 
 
 class Processor:
@@ -69,6 +76,9 @@ class Processor:
         sleep: Sleep = asyncio.sleep,
         timer: Timer = call_later,
     ) -> None:
+        plugins = (handler, decode, guard.replay.claim, guard.replay.confirm)
+        in_process = getattr(guard.replay, "in_process", False)  # and so never out of reach
+        self._prompt = in_process and not any(is_async(plugin) for plugin in plugins)
         self._queue = queue
         self._guard = guard
         self._handler = handler
@@ -85,23 +95,50 @@ class Processor:
         self.held: dict[int, Held] = {}
         self.unsettled = 0
 
-    async def process(self, incoming: AbstractIncomingMessage, acks: Acks | None = None) -> Outcome | None:
+    def begin(self, incoming: AbstractIncomingMessage, acks: Acks | None) -> Begun | None:
+        """Take a delivery as far as nothing is to be awaited; ``None`` where it is settled.
+
+        Args:
+            incoming: the delivery, of this moment.
+            acks: of its channel, which know of it.
+
+        Returns:
+            What ``process`` goes on with, in a task: nothing else may happen to the delivery.
+        """
+        delivery = self._progress.receive(from_native(incoming, queue=self._queue))
+        if not self._prompt or acks is None:
+            return Begun(delivery, self._handle)
+        early = Early(self._handle)
+        if not self._guard.promptly(delivery, early):
+            return Begun(delivery, early)
+        if incoming.processed:
+            _gone(incoming, acks)
+        else:
+            acks.settle(_tag(incoming), delivery)
+        return None
+
+    async def process(
+        self, incoming: AbstractIncomingMessage, acks: Acks | None = None, begun: Begun | None = None
+    ) -> Outcome | None:
         """Carry a delivery to its end and settle it, or give it back; ``None`` for one no longer ours.
 
         Args:
             incoming: the delivery.
             acks: of its channel, which know of it; without, it is acked by itself.
+            begun: how far ``begin`` came with it.
 
         Raises:
             ConfigurationError: the pipeline cannot settle messages; the delivery stays unacked.
         """
-        if is_stale(incoming):
+        if is_stale(incoming) and (begun is None or begun.delivery.step is Step.JUDGE):
             return None
-        delivery = self._progress.receive(from_native(incoming, queue=self._queue))
+        if begun is None:
+            begun = Begun(self._progress.receive(from_native(incoming, queue=self._queue)), self._handle)
+        delivery = begun.delivery
         self._progress.begin(incoming, delivery)
         self._leases.add(delivery)
         try:
-            return await self._to_its_end(incoming, delivery, acks)
+            return await self._to_its_end(incoming, begun, acks)
         except asyncio.CancelledError:
             await self._let_go(incoming, delivery, acks)
             raise
@@ -120,11 +157,10 @@ class Processor:
         delivery.owner = trial.owner
         return outcome.verdict is not Verdict.DEFERRED
 
-    async def _to_its_end(
-        self, incoming: AbstractIncomingMessage, delivery: Delivery, acks: Acks | None
-    ) -> Outcome:
+    async def _to_its_end(self, incoming: AbstractIncomingMessage, begun: Begun, acks: Acks | None) -> Outcome:
         """Process, hold while deferred, then settle or give back."""
-        outcome = await self._attempt(delivery)
+        delivery = begun.delivery
+        outcome = await self._attempt(delivery, begun.handler)
         if outcome.verdict is Verdict.DEFERRED:
             outcome = await self._hold(incoming, delivery, outcome)
         if outcome.verdict is not Verdict.DEFERRED:
@@ -136,10 +172,10 @@ class Processor:
         await self._let_go(incoming, delivery, acks)
         return outcome
 
-    async def _attempt(self, delivery: Delivery) -> Outcome:
+    async def _attempt(self, delivery: Delivery, handler: Handler | None = None) -> Outcome:
         """Take the delivery as far as the world allows."""
         try:
-            return await arun(self._guard.process(delivery, self._handle, self._dead_letters))
+            return await arun(self._guard.process(delivery, handler or self._handle, self._dead_letters))
         except asyncio.CancelledError:
             if was_cancelled():
                 raise
