@@ -77,7 +77,10 @@ def native_headers(headers: object) -> NativeHeaders:
         return []
     if not isinstance(headers, list | tuple):
         raise MalformedMessage("headers are a list of (text, bytes)")
-    return [_native_header(pair) for pair in headers]
+    for pair in headers:
+        if type(pair) is not tuple or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not bytes:
+            return [_native_header(pair) for pair in headers]
+    return list(headers)
 
 
 def dead_letter_headers(headers: Iterable[HeaderPair]) -> NativeHeaders:
