@@ -70,23 +70,31 @@ class Early:
         handler: of either colour.
     """
 
-    __slots__ = ("_handler", "_made")
+    __slots__ = ("_handler", "_made", "awaited")
 
     def __init__(self, handler: Callable[[Any], Any]) -> None:
         self._handler = handler
         self._made: Callable[[], Any] | None = None
+        self.awaited = False
+        """Whether the early call returned what is to be awaited."""
 
     def made(self, argument: Any) -> bool:
-        """Make the first call now; tell whether it has ended well, with nothing to be awaited."""
+        """Make the first call now; tell whether it has ended well, with nothing to be awaited.
+
+        Raises:
+            KeyboardInterrupt, SystemExit: as the handler did; they end the process, and nothing is kept.
+        """
         try:
             result = self._handler(argument)
+            self.awaited = result is not None and is_awaitable(result)
+        except (KeyboardInterrupt, SystemExit):
+            raise
         except BaseException as error:
             self._made = partial(_raised, error)
             return False
-        if result is None or not is_awaitable(result):
-            return True
-        self._made = partial(_itself, result)
-        return False
+        if self.awaited:
+            self._made = partial(_itself, result)
+        return not self.awaited
 
     def __call__(self, argument: Any) -> Any:
         """Call the handler; the first time return, or raise, what was kept."""
@@ -196,14 +204,16 @@ async def arun(flow: Flow[R]) -> R:
             wish = flow.send(result) if error is None else flow.throw(error)
         except StopIteration as stop:
             return cast(R, stop.value)
-        result, error = None, None
+        result, error, failed = None, None, None
         try:
             result = (wish.function if wish.twin is None else wish.twin)(*wish.arguments)
             if result is not None and is_awaitable(result):
                 result = await result
         except Exception as raised:
+            failed = raised
+        if failed is not None:  # outside of the first error's ``except``: later ones have no part in it
             try:
-                result = await _again_awaited(wish, raised)
+                result = await _again_awaited(wish, failed)
             except Exception as last:
                 error = last
 

@@ -81,10 +81,17 @@ class Judge:
         Raises:
             Unavailable: it cannot be reached now.
         """
+        wish = self.alike(delivery)
+        if delivery.step is _JUDGE:
+            yield from self.in_full(delivery, wish)
+
+    def in_full(self, delivery: Delivery, wish: ClaimRequest | None = None) -> Flow[None]:
+        """Reach a verdict like ``judge``, on a message that is known not to be ``alike``, or whose wish is known.
+
+        Raises:
+            Unavailable: it cannot be reached now.
+        """
         try:
-            wish = self.alike(delivery)
-            if delivery.step is not _JUDGE:
-                return
             wish = wish or (yield from self._wished(delivery))
             if wish is None:
                 status = yield from self._judge_released(delivery)

@@ -117,7 +117,7 @@ class Pipeline:
                 if brief is not None:
                     return brief
             if delivery.step is _JUDGE:
-                yield from self._timed_judge(delivery) if self._observers else self.verdicts.judge(delivery)
+                yield from self._judged(delivery)
             if delivery.step is _HANDLE:
                 yield from self._handle(delivery, handler)
             outcome = yield from self._conclude(delivery, dead_letters)
@@ -290,6 +290,12 @@ class Pipeline:
             return (yield from self._conclude(delivery))
         except Unavailable as error:
             return delivery.defer(error)
+
+    def _judged(self, delivery: Delivery) -> Flow[None]:
+        """Return what judges a delivery; one nobody is told of was found not to be like another by now."""
+        if self._observers:
+            return self._timed_judge(delivery)
+        return self.verdicts.judge(delivery) if self._told else self.verdicts.in_full(delivery)
 
     def _timed_judge(self, delivery: Delivery) -> Flow[None]:
         """Judge, and note how long it took, for those who observe."""

@@ -78,7 +78,8 @@ class ReplayStore(Protocol):
 class BatchReplayStore(Protocol):
     """A store that answers many wishes in one round trip; each counts as if it came alone, in order.
 
-    One whose ``in_process`` is true is asked for some of a poll at a time: it has no round trips to save.
+    One whose ``in_process`` is true answers at once, and is asked for some of a poll at a time: it has no round
+    trips to save.
     """
 
     def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus] | Awaitable[list[ClaimStatus]]:

@@ -24,7 +24,7 @@ from mqauth.policy import Allow, Policy
 from mqauth.verified import Verified, make_verified
 from mqauth.verifier import Candidate, Verifier
 
-_REMEMBERED: Final = 4096
+_REMEMBERED: Final = 1024
 
 
 class Course(NamedTuple):

@@ -153,14 +153,56 @@ async def test_what_an_early_call_began_is_awaited_once() -> None:
     assert await early("w") == "w"
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), asyncio.CancelledError()])
-def test_what_ends_a_process_passes_an_early_call(error: BaseException) -> None:
-    """It is raised where the flow asks, as if the call were made then."""
-    early = flow.Early(Flaky(1, error))
-    assert not early.made("v")
-    with pytest.raises(type(error)):
-        early("v")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_ends_a_process_is_not_kept_by_an_early_call(error: type[BaseException]) -> None:
+    """It is raised at once: nothing more is handled before the process ends."""
+    early = flow.Early(Flaky(1, error()))
+    with pytest.raises(error):
+        early.made("v")
     assert early("v") == "v"
+
+
+def test_a_cancellation_is_kept_by_an_early_call() -> None:
+    """It is raised where the flow asks, as if the call were made then."""
+    early = flow.Early(Flaky(1, asyncio.CancelledError()))
+    assert not early.made("v")
+    with pytest.raises(asyncio.CancelledError):
+        early("v")
+
+
+class Unhashable(type):
+    """A metaclass whose classes cannot be looked up."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_a_result_of_no_known_kind_is_a_failure_of_the_call() -> None:
+    """What cannot be told awaitable or not fails the first attempt, and the flow counts it."""
+    calls = 0
+
+    def handler(_: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return Unhashable("Odd", (), {})()
+
+    early = flow.Early(handler)
+    assert not early.made("v")
+    with pytest.raises(TypeError):
+        flow.run(flow.attempt(early, "v", Attempts(limit=3, wait=0)))
+    assert calls == 3
+
+
+async def test_a_later_attempt_has_no_part_in_an_earlier_error() -> None:
+    """Each attempt fails by itself: the first error is not the context of the others."""
+    errors = [ValueError(number) for number in range(3)]
+    left = list(errors)
+
+    async def handler(_: Any) -> None:
+        raise left.pop(0)
+
+    with pytest.raises(ValueError, match="2"):
+        await flow.arun(flow.attempt(handler, "v", Attempts(limit=3, wait=0)))
+    assert [error.__context__ for error in errors] == [None] * 3
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])

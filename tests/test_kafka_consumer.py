@@ -764,6 +764,15 @@ def test_a_response_that_has_just_come(bench: Bench, found: Any, landed: list[st
     assert vars(fetcher).keys() == vars(Looking(found, landed)).keys()
 
 
+def test_a_method_of_theirs_is_handed_back(bench: Bench) -> None:
+    """What somebody had put into the client before us is there again."""
+    fetcher = Looking(({}, True), [])
+    theirs = fetcher.fetch_records = lambda *_, **__: ({}, False)  # type: ignore[method-assign]
+    bench.client._fetcher = fetcher  # type: ignore[attr-defined]
+    bench.run()
+    assert fetcher.fetch_records is theirs
+
+
 def test_polls_while_handling(bench: Bench) -> None:
     """A long handler costs no poll: the loop goes on, with the partition paused."""
     go_on = threading.Event()

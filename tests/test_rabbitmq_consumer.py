@@ -277,6 +277,96 @@ async def test_what_was_begun_is_ended_on_a_lost_channel(audit: AuditFile) -> No
     assert (spot.tags.settled, spot.table.letters.found) == ([2], [])
 
 
+async def test_a_handler_that_turns_out_to_be_awaited(audit: AuditFile) -> None:
+    """After the first awaitable of a handler that looked plain, all of it runs in one task."""
+    tasks = list[Any]()
+
+    async def work() -> None:
+        tasks.append(asyncio.current_task())
+
+    def handler(_: Verified) -> Any:
+        tasks.append(asyncio.current_task())
+        return work()
+
+    spot = Spot(audit, handler)
+    await spot.warm()
+    for _ in range(2):
+        tasks.clear()
+        delivery = spot.delivery()
+        begun = spot.processor.begin(delivery, spot.tags)
+        await asyncio.create_task(spot.processor.process(delivery, spot.tags, begun))
+    assert tasks[0] is tasks[1] is not asyncio.current_task()
+
+
+async def test_what_is_known_of_an_earlier_delivery_outlives_a_lost_channel(audit: AuditFile) -> None:
+    """Begun, and its channel lost before its task: the next redelivery is still judged by the first receipt."""
+    spot = Spot(audit, lifetime=60)
+    honest = spot.table.honest()
+    spot.table.letters.down = True
+    earlier = spot.processor._received(spot.delivery(honest)).delivery
+    earlier.deferred = True
+    spot.processor._progress.keep(earlier)
+    spot.table.clock.advance(100)
+    second = spot.delivery(honest)
+    second.redelivered = True
+    begun = spot.processor.begin(second, spot.tags)
+    second.channel.is_closed = True
+    assert await spot.processor.process(second, spot.tags, begun) is None
+    third = spot.delivery(honest)
+    third.redelivered = True
+    outcome = await spot.processor.process(third, spot.tags, spot.processor.begin(third, spot.tags))
+    assert outcome is not None
+    assert outcome.verdict is Verdict.ACCEPTED
+
+
+async def test_a_claim_ages_from_where_it_was_made(audit: AuditFile) -> None:
+    """The lease of a delivery counts from where it was begun, not from its task's first step."""
+    ages = list[float]()
+
+    async def handler(_: Verified) -> None:
+        ages.extend(clock.monotonic() - since for _, since in spot.processor._leases._since.values())
+
+    spot = Spot(audit, handler)
+    clock, delivery = spot.table.clock, spot.delivery()
+    begun = spot.processor.begin(delivery, spot.tags)
+    clock.advance(50)
+    await spot.processor.process(delivery, spot.tags, begun)
+    assert ages == [50]
+
+
+def broken(*_: Any) -> None:
+    """Fail as nothing of ours should."""
+    raise ZeroDivisionError
+
+
+async def test_an_error_of_ours_on_the_spot_ends_the_consumer(
+    audit: AuditFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not left to aiormq, which would log it and go on with a delivery that nobody settles."""
+    spot = Spot(audit)
+    consumer = rabbitmq.Consumer(queue(), spot.table.guard, print, dead_letters=spot.table.letters)
+    monkeypatch.setattr(consumer._processor, "begin", broken)
+    await consumer._on_message(spot.delivery())
+    assert isinstance(consumer._failure, ZeroDivisionError)
+    assert consumer._stopping.is_set()
+
+
+async def test_what_is_handled_on_the_spot_is_in_flight(audit: AuditFile) -> None:
+    """A handler that asks finds its own delivery counted, wherever it runs."""
+    seen = list[int]()
+    spot = Spot(audit)
+    consumer = rabbitmq.Consumer(
+        queue(), spot.table.guard, lambda _: seen.append(consumer.health().in_flight), dead_letters=Letters()
+    )
+    consumer._acks = spot.tags
+    spot.tags.opened = lambda _: None
+    for _ in range(2):
+        await consumer._on_message(spot.delivery())
+        await asyncio.gather(*consumer._tasks)
+    assert (seen, spot.tags.settled) == ([1, 1], [1, 2])
+    assert consumer.health().in_flight == 0
+
+
 async def test_stale_is_not_dispatched(audit: AuditFile) -> None:
     """A delivery from before a reconnect is neither handled nor settled: it comes again."""
     table = Table(audit)

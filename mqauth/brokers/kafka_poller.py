@@ -161,12 +161,14 @@ class Poller:
 
     def hand_back(self) -> None:
         """Leave the client as it was given to us: nothing paused, each partition at its first unsettled record."""
-        for assigned in self._assignment.all():
-            offset = assigned.first_open
-            if offset is not None:
-                self._seek(assigned, offset)
-        self.pause(())
-        kafka_repair.hand_back(self._client)
+        try:
+            for assigned in self._assignment.all():
+                offset = assigned.first_open
+                if offset is not None:
+                    self._seek(assigned, offset)
+            self.pause(())
+        finally:
+            kafka_repair.hand_back(self._client)
 
     def _seek(self, assigned: Assigned, offset: int) -> None:
         """Read a partition from an offset, where it is still ours."""

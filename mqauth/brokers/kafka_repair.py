@@ -64,14 +64,17 @@ def _wake(client: Any) -> None:
         landed = type(found) is tuple and found[1:] == (True,) and getattr(fetcher, "_completed_fetches", None)
         return (found[0], False) if landed else found
 
-    attributes.update({"fetch_records": fetch_records, _WOKEN: True})
+    attributes[_WOKEN] = attributes.get("fetch_records")
+    attributes["fetch_records"] = fetch_records
 
 
 def hand_back(client: Any) -> None:
     """Leave nothing of ours in a client that its owner goes on with."""
     attributes = getattr(getattr(client, "_fetcher", None), "__dict__", {})
-    if attributes.pop(_WOKEN, False):
+    if _WOKEN in attributes:
+        theirs = attributes.pop(_WOKEN)
         del attributes["fetch_records"]
+        attributes.update({} if theirs is None else {"fetch_records": theirs})
 
 
 def postponed(client: Any) -> BaseException | None:

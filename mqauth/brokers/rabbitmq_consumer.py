@@ -110,6 +110,7 @@ class Consumer:
             sleep=sleep,
         )
         self._tasks: set[asyncio.Task[None]] = set()
+        self._on_the_spot = 0
         self._supervisor: asyncio.Task[None] | None = None
         self._started = asyncio.Event()
         self._interrupted = asyncio.Event()
@@ -186,7 +187,7 @@ class Consumer:
         longest = self._stalled or (held[0] if held else None)
         return Health(
             consuming=self._tag is not None,
-            in_flight=len(self._tasks),
+            in_flight=len(self._tasks) + self._on_the_spot,
             deferred=len(held),
             stalled_since=None if longest is None else longest.since,
             cause=None if longest is None else longest.outcome.cause,
@@ -205,13 +206,26 @@ class Consumer:
             if await told(incoming.nack, f"requeue on {self._queue.name}") and acks is not None:
                 acks.gone(incoming.delivery_tag or 0)
             return
-        begun = None if stale else self._processor.begin(incoming, acks)
+        begun = None if stale else self._begun(incoming, acks)
         if begun is None and not stale:
-            self._stalls_in_a_row = 0
             return
         task = asyncio.create_task(self._process(incoming, acks, begun))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _begun(self, incoming: AbstractIncomingMessage, acks: Acks | None) -> Begun | None:
+        """Begin a delivery on the spot; ``None`` where it is settled, or an error of ours ends the consumer."""
+        self._on_the_spot = 1
+        try:
+            begun = self._processor.begin(incoming, acks)
+        except Exception as error:
+            self._fail(error)
+            return None
+        finally:
+            self._on_the_spot = 0
+        if begun is None:
+            self._stalls_in_a_row = 0
+        return begun
 
     async def _process(self, incoming: AbstractIncomingMessage, acks: Acks | None, begun: Begun | None) -> None:
         """Process a delivery; an error that is ours ends the consumer."""

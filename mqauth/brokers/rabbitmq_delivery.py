@@ -40,10 +40,11 @@ class Held:
 
 
 class Begun(NamedTuple):
-    """A delivery that a task is to go on with, and its handler, which may have been called."""
+    """A delivery that a task is to go on with, its handler, which may have been called, and monotonic seconds."""
 
     delivery: Delivery
     handler: Handler
+    since: float
 
 
 class Processor:
@@ -105,12 +106,13 @@ class Processor:
         Returns:
             What ``process`` goes on with, in a task: nothing else may happen to the delivery.
         """
-        delivery = self._progress.receive(from_native(incoming, queue=self._queue))
+        begun = self._received(incoming)
+        delivery, early = begun.delivery, Early(self._handle)
         if not self._prompt or acks is None:
-            return Begun(delivery, self._handle)
-        early = Early(self._handle)
+            return begun
         if not self._guard.promptly(delivery, early):
-            return Begun(delivery, early)
+            self._prompt = not early.awaited  # plain as it looks, it is not: from now on it runs in one task
+            return begun._replace(handler=early)
         if incoming.processed:
             _gone(incoming, acks)
         else:
@@ -131,12 +133,13 @@ class Processor:
             ConfigurationError: the pipeline cannot settle messages; the delivery stays unacked.
         """
         if is_stale(incoming) and (begun is None or begun.delivery.step is Step.JUDGE):
+            if begun is not None and begun.delivery.deferred:
+                self._progress.keep(begun.delivery)
             return None
-        if begun is None:
-            begun = Begun(self._progress.receive(from_native(incoming, queue=self._queue)), self._handle)
+        begun = begun or self._received(incoming)
         delivery = begun.delivery
         self._progress.begin(incoming, delivery)
-        self._leases.add(delivery)
+        self._leases.add(delivery, begun.since)
         try:
             return await self._to_its_end(incoming, begun, acks)
         except asyncio.CancelledError:
@@ -145,6 +148,11 @@ class Processor:
         finally:
             self._leases.remove(delivery)
             self._progress.end(delivery)
+
+    def _received(self, incoming: AbstractIncomingMessage) -> Begun:
+        """Return a delivery of this moment, with what is known of an earlier one."""
+        delivery = self._progress.receive(from_native(incoming, queue=self._queue))
+        return Begun(delivery, self._handle, self._guard.clock.monotonic())
 
     async def probe(self, delivery: Delivery) -> bool:
         """Tell whether a deferred delivery would get further now; its handler is not run."""

@@ -42,9 +42,9 @@ class Leases:
         self._ticking = False
         self._renewing: asyncio.Task[None] | None = None
 
-    def add(self, delivery: Delivery) -> None:
+    def add(self, delivery: Delivery, since: float) -> None:
         """Keep the claim of a delivery from now on."""
-        self._since[id(delivery)] = (delivery, self._guard.clock.monotonic())
+        self._since[id(delivery)] = (delivery, since)
         if not self._ticking:
             self._ticking = True
             self._timer(self._every, self._tick)
