@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import GeneratorType
-from typing import Any, Final, NamedTuple, NoReturn, ParamSpec, TypeGuard, TypeVar, cast
+from typing import Any, Final, Generic, NamedTuple, NoReturn, ParamSpec, TypeGuard, TypeVar, cast
 
 import tenacity
 
@@ -63,43 +63,19 @@ class Call(NamedTuple):
 Flow = Generator[Call, Any, R]
 
 
-class Early:
-    """A handler whose first call may be made before a runner asks for it; what that call came to is kept for him.
+@dataclass(slots=True)
+class Waiting(Generic[R]):
+    """A flow that was begun and waits for one call.
 
     Args:
-        handler: of either colour.
+        flow: to be gone on with.
+        wish: the call.
+        made: returns what it came to, an awaitable, or raises; ``None`` where it is yet to be made.
     """
 
-    __slots__ = ("_handler", "_made", "awaited")
-
-    def __init__(self, handler: Callable[[Any], Any]) -> None:
-        self._handler = handler
-        self._made: Callable[[], Any] | None = None
-        self.awaited = False
-        """Whether the early call returned what is to be awaited."""
-
-    def made(self, argument: Any) -> bool:
-        """Make the first call now; tell whether it has ended well, with nothing to be awaited.
-
-        Raises:
-            KeyboardInterrupt, SystemExit: as the handler did; they end the process, and nothing is kept.
-        """
-        try:
-            result = self._handler(argument)
-            self.awaited = result is not None and is_awaitable(result)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            self._made = partial(_raised, error)
-            return False
-        if self.awaited:
-            self._made = partial(_itself, result)
-        return not self.awaited
-
-    def __call__(self, argument: Any) -> Any:
-        """Call the handler; the first time return, or raise, what was kept."""
-        made, self._made = self._made, None
-        return self._handler(argument) if made is None else made()
+    flow: Flow[R]
+    wish: Call
+    made: Callable[[], Awaitable[Any]] | None = None
 
 
 def call(function: Callable[P, R | Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> Flow[R]:
@@ -195,10 +171,14 @@ def run(flow: Flow[R]) -> R:
             error = raised
 
 
-async def arun(flow: Flow[R]) -> R:
-    """Run a flow inside an event loop; plug-ins of either colour serve."""
-    result: Any = None
-    error: Exception | None = None
+async def arun(flow: Flow[R], result: Any = None, error: Exception | None = None) -> R:
+    """Run a flow inside an event loop; plug-ins of either colour serve.
+
+    Args:
+        flow: a new one, or one that waits.
+        result: of the call it waits for.
+        error: or why that failed.
+    """
     while True:
         try:
             wish = flow.send(result) if error is None else flow.throw(error)
@@ -216,6 +196,49 @@ async def arun(flow: Flow[R]) -> R:
                 result = await _again_awaited(wish, failed)
             except Exception as last:
                 error = last
+
+
+def begin(flow: Flow[R]) -> R | Waiting[R]:
+    """Run a flow inside an event loop as far as nothing is to be awaited; ``resume`` goes on.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: as a call did; they end the process, and nothing is gone on with.
+    """
+    result: Any = None
+    error: Exception | None = None
+    while True:
+        try:
+            wish = flow.send(result) if error is None else flow.throw(error)
+        except StopIteration as stop:
+            return cast(R, stop.value)
+        result, error = None, None
+        if wish.twin is not None:
+            return Waiting(flow, wish)
+        try:
+            result = wish.function(*wish.arguments)
+            if result is not None and is_awaitable(result):
+                return Waiting(flow, wish, partial(_itself, result))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as raised:
+            if not isinstance(raised, Exception) or _retrying(wish, raised) is not None:
+                return Waiting(flow, wish, partial(_raised, raised))
+            error = raised
+
+
+async def resume(waiting: Waiting[R]) -> R:
+    """Go on with a flow that was begun, to its end."""
+    result, error, failed = None, None, None
+    try:
+        result = await _made(waiting)
+    except Exception as raised:
+        failed = raised
+    if failed is not None:
+        try:
+            result = await _again_awaited(waiting.wish, failed)
+        except Exception as last:
+            error = last
+    return await arun(waiting.flow, result, error)
 
 
 def is_async(function: object) -> bool:
@@ -283,6 +306,15 @@ def _again(wish: Call, error: Exception) -> Any:
     if retrying is None:
         raise error
     return tenacity.Retrying(**retrying)(_plain, wish)
+
+
+async def _made(waiting: Waiting[Any]) -> Any:
+    """Return what the call of a flow that waits came to, awaited."""
+    if waiting.made is not None:
+        return await waiting.made()
+    wish = waiting.wish
+    result = (wish.twin or wish.function)(*wish.arguments)
+    return await result if is_awaitable(result) else result
 
 
 async def _again_awaited(wish: Call, error: Exception) -> Any:

@@ -18,7 +18,7 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uui
 from mqauth.deadletter import DeadLetter, DeadLetterSink
 from mqauth.delivery import Delivery, Outcome, Step, Verdict, accepted
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
-from mqauth.flow import Attempts, Call, ColourError, Early, Flow, answered, asked, at_once, attempt, run, tried
+from mqauth.flow import Attempts, Call, ColourError, Flow, answered, asked, at_once, attempt, run, tried
 from mqauth.judge import Judge
 from mqauth.message import Message
 from mqauth.policy import Allow, Policy
@@ -151,32 +151,6 @@ class Pipeline:
                 except Exception:
                     _LOG.debug("confirmed again by the flow")
         return run(self.process(delivery, handler, dead_letters))
-
-    def promptly(self, delivery: Delivery, handler: Early) -> bool:
-        """Carry a message like one that was accepted to its end on the spot, where nothing is to be awaited.
-
-        Args:
-            delivery: a new one.
-            handler: called at most once; ``process`` goes on with it, and with the delivery, where this stopped.
-
-        Returns:
-            Whether it has come to its end, accepted, and is to be settled.
-        """
-        if self._told or delivery.step is not _JUDGE:
-            return False
-        try:
-            claim = self.verdicts.alike(delivery)
-            if claim is None:
-                return False
-            self.verdicts.answer(delivery, claim, self.replay.claim(claim))  # type: ignore[arg-type]
-            if delivery.step is not _HANDLE or not handler.made(delivery.verified):
-                return False
-            delivery.step = _CONFIRM
-            if self.replay.confirm(claim) is None:
-                delivery.step = _SETTLE
-        except Exception:
-            return False  # the flow meets it again, and says what it is
-        return delivery.step is _SETTLE
 
     def _briefly(self, delivery: Delivery, handler: Handler) -> Flow[Outcome | None]:
         """Carry a message like one that was accepted to its end; ``None`` where all of ``process`` is to go on.

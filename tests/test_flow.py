@@ -16,10 +16,23 @@ from mqauth.flow import Attempts, ColourError, Flow
 Runner = Callable[[Flow[Any]], Any]
 
 
-@pytest.fixture(params=["run", "arun"])
+async def begun(wish: Flow[Any]) -> Any:
+    """Begin a flow, and go on with it where it waits."""
+    found = flow.begin(wish)
+    return await flow.resume(found) if isinstance(found, flow.Waiting) else found
+
+
+RUNNERS: dict[str, Runner] = {
+    "run": flow.run,
+    "arun": lambda wish: asyncio.run(flow.arun(wish)),
+    "begin": lambda wish: asyncio.run(begun(wish)),
+}
+
+
+@pytest.fixture(params=sorted(RUNNERS))
 def runner(request: pytest.FixtureRequest) -> Runner:
-    """Both runners."""
-    return flow.run if request.param == "run" else lambda wish: asyncio.run(flow.arun(wish))
+    """Every runner."""
+    return RUNNERS[request.param]
 
 
 class Flaky:
@@ -119,55 +132,75 @@ def test_attempts_are_made_until_one_succeeds(failures: int, limit: int, calls: 
     assert handler.calls == calls
 
 
-@pytest.mark.parametrize("failures", [0, 1, 2, 3])
-def test_a_call_made_early_is_not_made_again(failures: int, runner: Runner) -> None:
-    """The first attempt counts wherever it was made: a handler is called as often as without it."""
+@pytest.mark.parametrize("failures", [1, 2, 3])
+async def test_a_failure_while_beginning_counts(failures: int) -> None:
+    """The first attempt counts wherever it was made, and the others wait for the event loop."""
     handler = Flaky(failures)
-    early = flow.Early(handler)
-    assert early.made("v") is (failures == 0)
-    if failures == 0:
-        assert handler.calls == 1
-        return
-    wish = flow.attempt(early, "v", Attempts(limit=3, wait=0))
+    found = flow.begin(flow.attempt(handler, "v", Attempts(limit=3, wait=0)))
+    assert isinstance(found, flow.Waiting)
+    assert handler.calls == 1
     if failures == 3:
         with pytest.raises(RuntimeError, match="flaky"):
-            runner(wish)
+            await flow.resume(found)
     else:
-        assert runner(wish) == "v"
+        assert await flow.resume(found) == "v"
     assert handler.calls == min(3, failures + 1)
 
 
-async def test_what_an_early_call_began_is_awaited_once() -> None:
-    """An awaitable of the early call is the flow's first attempt."""
+async def test_a_flow_waits_only_for_what_is_awaited() -> None:
+    """Plain calls are made while beginning, the rest after that; each once."""
     calls = list[str]()
 
-    async def handler(value: str) -> str:
+    async def waits(value: str) -> str:
+        calls.append(f"awaited {value}")
+        return value
+
+    def plain(value: str) -> str:
         calls.append(value)
         return value
 
-    early = flow.Early(handler)
-    assert not early.made("v")
-    assert calls == []
-    assert await flow.arun(flow.attempt(early, "v", Attempts())) == "v"
-    assert calls == ["v"]
-    assert await early("w") == "w"
+    def wished() -> Flow[str]:
+        first = yield from flow.call(plain, "a")
+        second = yield from flow.call(waits, "b")
+        return first + second + (yield from flow.call(plain, "c"))
+
+    found = flow.begin(wished())
+    assert isinstance(found, flow.Waiting)
+    assert calls == ["a"]
+    assert await flow.resume(found) == "abc"
+    assert calls == ["a", "awaited b", "c"]
+    assert flow.begin(flow.call(plain, "d")) == "d"
+
+
+async def test_a_call_that_may_block_is_not_made_while_beginning() -> None:
+    """Where there is a twin for event loops, it is that which is called, by whoever goes on."""
+
+    def blocks(_: str) -> str:
+        raise AssertionError("it would block the loop")
+
+    found = flow.begin(flow.either(blocks, later, "v"))
+    assert isinstance(found, flow.Waiting)
+    assert await flow.resume(found) == "v"
+    plain = flow.begin(flow.either(blocks, str.upper, "v"))
+    assert isinstance(plain, flow.Waiting)
+    assert await flow.resume(plain) == "V"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_what_ends_a_process_is_not_kept_by_an_early_call(error: type[BaseException]) -> None:
-    """It is raised at once: nothing more is handled before the process ends."""
-    early = flow.Early(Flaky(1, error()))
+def test_what_ends_a_process_ends_it_at_once(error: type[BaseException]) -> None:
+    """It is not kept for a task: nothing more is begun before the process ends."""
     with pytest.raises(error):
-        early.made("v")
-    assert early("v") == "v"
+        flow.begin(flow.attempt(Flaky(1, error()), "v", Attempts()))
 
 
-def test_a_cancellation_is_kept_by_an_early_call() -> None:
-    """It is raised where the flow asks, as if the call were made then."""
-    early = flow.Early(Flaky(1, asyncio.CancelledError()))
-    assert not early.made("v")
+async def test_a_cancellation_is_kept() -> None:
+    """A plain call that raises it is not tried again: the task that goes on is told."""
+    handler = Flaky(3, asyncio.CancelledError())
+    found = flow.begin(flow.attempt(handler, "v", Attempts(limit=3, wait=0)))
+    assert isinstance(found, flow.Waiting)
     with pytest.raises(asyncio.CancelledError):
-        early("v")
+        await flow.resume(found)
+    assert handler.calls == 1
 
 
 class Unhashable(type):
@@ -176,8 +209,8 @@ class Unhashable(type):
     __hash__ = None  # type: ignore[assignment]
 
 
-def test_a_result_of_no_known_kind_is_a_failure_of_the_call() -> None:
-    """What cannot be told awaitable or not fails the first attempt, and the flow counts it."""
+def test_a_result_of_no_known_kind_is_a_failure_of_the_call(runner: Runner) -> None:
+    """What cannot be told awaitable or not fails the attempt, and each is counted once."""
     calls = 0
 
     def handler(_: Any) -> Any:
@@ -185,10 +218,8 @@ def test_a_result_of_no_known_kind_is_a_failure_of_the_call() -> None:
         calls += 1
         return Unhashable("Odd", (), {})()
 
-    early = flow.Early(handler)
-    assert not early.made("v")
     with pytest.raises(TypeError):
-        flow.run(flow.attempt(early, "v", Attempts(limit=3, wait=0)))
+        runner(flow.attempt(handler, "v", Attempts(limit=3, wait=0)))
     assert calls == 3
 
 

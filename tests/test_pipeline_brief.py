@@ -11,31 +11,28 @@ import pytest
 
 from mqauth import flow
 from mqauth.errors import Cause, Reason, RejectNow, RetryLater, Unavailable
-from mqauth.flow import Early
 from mqauth.message import Message
-from mqauth.pipeline import Delivery, Outcome, Step, Verdict
+from mqauth.pipeline import Outcome, Step, Verdict
 from mqauth.replay import ClaimStatus
 from mqauth.testing import FakeClock, Forge
-from tests.conftest import KAFKA, RABBITMQ, Plug, World, kafka_message
+from tests.conftest import KAFKA, RABBITMQ, World, kafka_message
 
 DOWN = OSError("the world is down")
 MakeWorld = Callable[..., World]
 
 
-class Promptly(World):
-    """A world whose deliveries are carried as far as they come on the spot, before the flow goes on."""
+class BegunWorld(World):
+    """A world whose deliveries are begun on the spot, and gone on with where they wait."""
 
-    prompt = 0
+    waited = 0
 
-    def process(self, delivery: Delivery | Message) -> Outcome:
-        """Process a delivery, or a message received now."""
-        if isinstance(delivery, Message):
-            delivery = self.receive(delivery)
-        handler = Early(self.handler)
-        if self.pipeline.promptly(delivery, handler):
-            self.prompt += 1
-            return Outcome.of(delivery)
-        return self.run(self.pipeline.process(delivery, handler, self.letters))  # type: ignore[no-any-return]
+    def run(self, wish: flow.Flow[Any]) -> Any:
+        """Run a flow."""
+        found = flow.begin(wish)
+        if not isinstance(found, flow.Waiting):
+            return found
+        self.waited += 1
+        return asyncio.run(flow.resume(found))
 
 
 @dataclass
@@ -130,42 +127,17 @@ def test_the_same_end(name: str, make_world: MakeWorld, forge: Forge) -> None:
 
 @pytest.mark.parametrize("name", sorted(SCENARIOS))
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_the_same_end_on_the_spot(name: str, asynchronous: bool, clock: FakeClock, forge: Forge) -> None:
-    """What is begun on the spot goes through the same as what a flow does, whatever fails, with as many calls.
-
-    A store that is out of reach is asked once more: the spot says nothing, the flow says why.
-    """
+@pytest.mark.parametrize("warm", [False, True])
+def test_the_same_end_on_the_spot(
+    name: str, asynchronous: bool, warm: bool, clock: FakeClock, forge: Forge
+) -> None:
+    """What is begun on the spot goes through the same as what a runner does in one go, whatever fails."""
     policy = forge.policy(RABBITMQ, KAFKA)
-    world = Promptly(clock, forge, policy=policy)
-    world.handler = Plug(lambda verified: None, asynchronous)
-    if asynchronous:
-        world.run = lambda wish: asyncio.run(flow.arun(wish))  # type: ignore[method-assign]
-    found, _ = course(world, SCENARIOS[name], warm=True)
+    world = BegunWorld(clock, forge, asynchronous, policy=policy)
+    found, _ = course(world, SCENARIOS[name], warm=warm)
     plain, _ = course(World(clock, forge, policy=policy), SCENARIOS[name], warm=False)
     assert found == plain
-    ends_there = name in ("nothing", "store down at the claim", "store full") and not asynchronous
-    assert world.prompt == ends_there
-
-
-@pytest.mark.parametrize("settings", [{"record": "all"}, {"observers": [lambda *_: None]}])
-def test_nobody_is_left_out_on_the_spot(settings: dict[str, Any], clock: FakeClock, forge: Forge) -> None:
-    """Where every outcome is observed or recorded nothing is ended on the spot, nor is its handler called."""
-    world = Promptly(clock, forge, policy=forge.policy(RABBITMQ, KAFKA), **settings)
-    delivery, handler = world.receive(message(world, 1)), Early(world.handler)
-    assert world.process(message(world, 0)).verdict is Verdict.ACCEPTED
-    assert not world.pipeline.promptly(delivery, handler)
-    assert (delivery.step, world.handler.calls, world.store.claim.calls) == (Step.JUDGE, 1, 1)
-
-
-def test_only_a_new_delivery_is_begun_on_the_spot(clock: FakeClock, forge: Forge) -> None:
-    """One that has a verdict, or an end, is left to the flow."""
-    world = Promptly(clock, forge, policy=forge.policy(RABBITMQ, KAFKA))
-    assert world.process(message(world, 0)).verdict is Verdict.ACCEPTED
-    for step in Step:
-        delivery = world.receive(message(world, 1 + list(Step).index(step)))
-        delivery.step = step
-        assert world.pipeline.promptly(delivery, Early(world.handler)) is (step is Step.JUDGE)
-    assert world.handler.calls == 2
+    assert (world.waited > 0) == (asynchronous or name == "handler fails")
 
 
 def test_a_copy_is_no_second_message(make_world: MakeWorld, forge: Forge) -> None:

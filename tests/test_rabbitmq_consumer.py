@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextvars import ContextVar
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,8 @@ from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_channel import closing_is_an_error, is_untouched, told
 from mqauth.brokers.rabbitmq_consumer import Delivered
 from mqauth.brokers.rabbitmq_delivery import Held, Processor
-from mqauth.brokers.rabbitmq_translate import headers_out
+from mqauth.brokers.rabbitmq_progress import again
+from mqauth.brokers.rabbitmq_translate import from_native, headers_out
 from mqauth.brokers.rabbitmq_window import STEADY, Window
 from mqauth.deadletter import DeadLetter
 from mqauth.errors import Reason, RetryLater, Unavailable
@@ -163,16 +165,24 @@ class Spot:
 
 
 async def test_settled_on_the_spot(audit: AuditFile) -> None:
-    """With a plain handler, and a store in this process, a message like another is handled and settled at once."""
+    """With a plain handler, store and sinks a delivery is handled, or dead-lettered, and settled at once."""
     spot = Spot(audit)
-    await spot.warm()
     assert spot.processor.begin(spot.delivery(), spot.tags) is None
-    assert (spot.tags.settled, len(spot.table.handled)) == ([2], 2)
-    first = spot.delivery(replace(spot.table.honest(), body=b"another"))
-    begun = spot.processor.begin(first, spot.tags)
+    assert (spot.tags.settled, len(spot.table.handled)) == ([1], 1)
+    forged = replace(spot.table.honest(), body=b"another")
+    assert spot.processor.begin(spot.delivery(forged), spot.tags) is None
+    assert (spot.tags.settled, len(spot.table.handled), len(spot.table.letters.found)) == ([1, 2], 1, 1)
+
+
+async def test_without_acks_nothing_is_settled_on_the_spot(audit: AuditFile) -> None:
+    """An ack by itself is awaited, so that a task makes it."""
+    spot = Spot(audit)
+    delivery = spot.delivery()
+    begun = spot.processor.begin(delivery, None)
     assert begun is not None
-    assert (await spot.processor.process(first, spot.tags, begun)).verdict is Verdict.REJECTED
-    assert (spot.tags.settled, len(spot.table.handled)) == ([2, 3], 2)
+    assert (len(spot.table.handled), delivery.settled) == (1, [])
+    assert (await spot.processor.process(delivery, None, begun)).verdict is Verdict.ACCEPTED
+    assert (len(spot.table.handled), delivery.settled) == (1, ["ack"])
 
 
 async def test_acked_by_its_handler_on_the_spot(audit: AuditFile) -> None:
@@ -195,24 +205,28 @@ async def _awaits(_: Verified) -> None:
 
 
 class Far(MemoryReplayStore):
-    """A store that says nothing of being near."""
+    """A store out of this process."""
 
-    in_process = False  # type: ignore[misc]
+    async def claim(self, request: Any, /) -> Any:  # type: ignore[override]
+        """Claim after a turn of the loop."""
+        await asyncio.sleep(0)
+        return super().claim(request)
 
 
 @pytest.mark.parametrize(
-    ("handler", "settings"), [(_awaits, {}), (None, {"replay": Far})], ids=["handler", "store"]
+    ("handler", "settings", "handled"), [(_awaits, {}, 0), (None, {"replay": Far}, 1)], ids=["handler", "store"]
 )
-async def test_nothing_is_begun_that_may_be_awaited(audit: AuditFile, handler: Any, settings: Any) -> None:
-    """Beside an asynchronous handler, or a store out of this process, the event loop is not kept."""
+async def test_what_is_awaited_is_left_to_a_task(
+    audit: AuditFile, handler: Any, settings: Any, handled: int
+) -> None:
+    """Nothing that is to be awaited is waited for on the spot."""
     spot = Spot(audit, handler, **settings)
-    await spot.warm()
     delivery = spot.delivery()
     begun = spot.processor.begin(delivery, spot.tags)
     assert begun is not None
-    assert begun.delivery.owner is None
+    assert (spot.tags.settled, spot.table.handled) == ([], [])
     assert (await spot.processor.process(delivery, spot.tags, begun)).verdict is Verdict.ACCEPTED
-    assert spot.tags.settled == [2]
+    assert (spot.tags.settled, len(spot.table.handled)) == ([1], handled)
 
 
 async def test_an_awaitable_of_a_plain_handler_is_awaited_once(audit: AuditFile) -> None:
@@ -260,63 +274,43 @@ async def test_a_failure_on_the_spot_counts(audit: AuditFile, failures: int) -> 
 
 
 async def test_what_was_begun_is_ended_on_a_lost_channel(audit: AuditFile) -> None:
-    """Once its handler was called a delivery is carried to its end; before that it comes again."""
-
-    async def work() -> None:
-        await asyncio.sleep(0)
-
-    spot = Spot(audit, lambda _: work())
-    await spot.warm()
-    handled, new = spot.delivery(), spot.delivery(Message(destination=PLACE, body=b"forged"))
-    begun = [spot.processor.begin(each, spot.tags) for each in (handled, new)]
-    handled.channel.is_closed = new.channel.is_closed = True
-    outcome = await spot.processor.process(handled, spot.tags, begun[0])
-    assert outcome is not None
-    assert outcome.verdict is Verdict.ACCEPTED
-    assert await spot.processor.process(new, spot.tags, begun[1]) is None
-    assert (spot.tags.settled, spot.table.letters.found) == ([2], [])
-
-
-async def test_a_handler_that_turns_out_to_be_awaited(audit: AuditFile) -> None:
-    """After the first awaitable of a handler that looked plain, all of it runs in one task."""
-    tasks = list[Any]()
-
-    async def work() -> None:
-        tasks.append(asyncio.current_task())
-
-    def handler(_: Verified) -> Any:
-        tasks.append(asyncio.current_task())
-        return work()
-
-    spot = Spot(audit, handler)
-    await spot.warm()
-    for _ in range(2):
-        tasks.clear()
-        delivery = spot.delivery()
-        begun = spot.processor.begin(delivery, spot.tags)
-        await asyncio.create_task(spot.processor.process(delivery, spot.tags, begun))
-    assert tasks[0] is tasks[1] is not asyncio.current_task()
-
-
-async def test_what_is_known_of_an_earlier_delivery_outlives_a_lost_channel(audit: AuditFile) -> None:
-    """Begun, and its channel lost before its task: the next redelivery is still judged by the first receipt."""
-    spot = Spot(audit, lifetime=60)
+    """It is judged by what was known of an earlier delivery, and carried to its end: nobody else will."""
+    spot = Spot(audit, _awaits, lifetime=60)
     honest = spot.table.honest()
-    spot.table.letters.down = True
-    earlier = spot.processor._received(spot.delivery(honest)).delivery
-    earlier.deferred = True
+    earlier = again(from_native(spot.delivery(honest), queue="q"), spot.table.guard.receive(honest))
     spot.processor._progress.keep(earlier)
     spot.table.clock.advance(100)
-    second = spot.delivery(honest)
-    second.redelivered = True
-    begun = spot.processor.begin(second, spot.tags)
-    second.channel.is_closed = True
-    assert await spot.processor.process(second, spot.tags, begun) is None
-    third = spot.delivery(honest)
-    third.redelivered = True
-    outcome = await spot.processor.process(third, spot.tags, spot.processor.begin(third, spot.tags))
+    delivery = spot.delivery(honest)
+    delivery.redelivered = True
+    begun = spot.processor.begin(delivery, spot.tags)
+    delivery.channel.is_closed = True
+    outcome = await spot.processor.process(delivery, spot.tags, begun)
     assert outcome is not None
     assert outcome.verdict is Verdict.ACCEPTED
+    assert spot.tags.settled == [2]
+
+
+async def test_a_delivery_has_one_context(audit: AuditFile) -> None:
+    """What a plain handler sets before it returns an awaitable, that finds, and may set back."""
+    var, seen = ContextVar[str]("var", default="outside"), list[str]()
+
+    def handler(_: Verified) -> Any:
+        token = var.set("inside")
+
+        async def work() -> None:
+            seen.append(var.get())
+            var.reset(token)
+            seen.append(var.get())
+
+        return work()
+
+    spot = Spot(audit)
+    spot.tags.opened = lambda _: None
+    consumer = rabbitmq.Consumer(queue(), spot.table.guard, handler, dead_letters=Letters())
+    consumer._acks = spot.tags
+    await consumer._on_message(spot.delivery())
+    await asyncio.gather(*consumer._tasks)
+    assert (seen, var.get(), spot.tags.settled) == (["inside", "outside"], "outside", [1])
 
 
 async def test_a_claim_ages_from_where_it_was_made(audit: AuditFile) -> None:

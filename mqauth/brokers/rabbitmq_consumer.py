@@ -1,6 +1,7 @@
 """The RabbitMQ consumer: one queue, a prefetch window of concurrent deliveries, and what to do in trouble.
 
-Handlers run in tasks of ours: aio-pika cancels its own when a connection is lost. While a dependency of all
+A delivery is begun on the spot, and what is to be awaited runs in a task of ours: aio-pika cancels its own when a
+connection is lost. While a dependency of all
 is out of reach the consumer is cancelled, so that the broker's consumer timeout and a quorum queue's delivery
 limit do not condemn honest messages, and starts again when a probe answers.
 """
@@ -11,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
@@ -206,10 +208,11 @@ class Consumer:
             if await told(incoming.nack, f"requeue on {self._queue.name}") and acks is not None:
                 acks.gone(incoming.delivery_tag or 0)
             return
-        begun = None if stale else self._begun(incoming, acks)
+        context = copy_context()  # one for all of a delivery
+        begun = None if stale else context.run(self._begun, incoming, acks)
         if begun is None and not stale:
             return
-        task = asyncio.create_task(self._process(incoming, acks, begun))
+        task = asyncio.create_task(self._process(incoming, acks, begun), context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -18,7 +18,7 @@ from mqauth.brokers.rabbitmq_progress import Progress, again
 from mqauth.brokers.rabbitmq_translate import from_native
 from mqauth.deadletter import DeadLetterSink
 from mqauth.errors import Cause
-from mqauth.flow import Early, arun, is_async
+from mqauth.flow import Waiting, arun, begin, resume
 from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
 from mqauth.verified import Responder, Verified, decoded, equip
 
@@ -27,6 +27,7 @@ _WAIT: Final = 0.1
 _WAIT_MAX: Final = 5.0
 OWN_CAUSES: Final = frozenset((Cause.CLAIM_HELD, Cause.HANDLER_DEFERRED))
 """Causes that concern one message, not a dependency of all."""
+_DEFERRED: Final = Verdict.DEFERRED  # Python 3.11 takes its time to look a member up
 Sleep = Callable[[float], Awaitable[Any]]
 
 
@@ -40,11 +41,17 @@ class Held:
 
 
 class Begun(NamedTuple):
-    """A delivery that a task is to go on with, its handler, which may have been called, and monotonic seconds."""
+    """A delivery that a task is to go on with.
+
+    Args:
+        delivery: how far it has come.
+        since: when it was begun, monotonic seconds.
+        first: what its first attempt came to, or waits for.
+    """
 
     delivery: Delivery
-    handler: Handler
     since: float
+    first: Outcome | Waiting[Outcome]
 
 
 class Processor:
@@ -77,9 +84,6 @@ class Processor:
         sleep: Sleep = asyncio.sleep,
         timer: Timer = call_later,
     ) -> None:
-        plugins = (handler, decode, guard.replay.claim, guard.replay.confirm)
-        in_process = getattr(guard.replay, "in_process", False)  # and so never out of reach
-        self._prompt = in_process and not any(is_async(plugin) for plugin in plugins)
         self._queue = queue
         self._guard = guard
         self._handler = handler
@@ -101,22 +105,22 @@ class Processor:
 
         Args:
             incoming: the delivery, of this moment.
-            acks: of its channel, which know of it.
+            acks: of its channel, which know of it; without them it is not settled here.
 
         Returns:
             What ``process`` goes on with, in a task: nothing else may happen to the delivery.
+
+        Raises:
+            ConfigurationError: the pipeline cannot settle messages; the delivery stays unacked.
         """
-        begun = self._received(incoming)
-        delivery, early = begun.delivery, Early(self._handle)
-        if not self._prompt or acks is None:
+        begun = self._begun(incoming)
+        first = begun.first
+        if acks is None or isinstance(first, Waiting) or first.verdict is _DEFERRED:
             return begun
-        if not self._guard.promptly(delivery, early):
-            self._prompt = not early.awaited  # plain as it looks, it is not: from now on it runs in one task
-            return begun._replace(handler=early)
         if incoming.processed:
             _gone(incoming, acks)
         else:
-            acks.settle(_tag(incoming), delivery)
+            acks.settle(_tag(incoming), begun.delivery)
         return None
 
     async def process(
@@ -127,16 +131,14 @@ class Processor:
         Args:
             incoming: the delivery.
             acks: of its channel, which know of it; without, it is acked by itself.
-            begun: how far ``begin`` came with it.
+            begun: what ``begin`` returned; it is carried to its end even where its channel was lost since.
 
         Raises:
             ConfigurationError: the pipeline cannot settle messages; the delivery stays unacked.
         """
-        if is_stale(incoming) and (begun is None or begun.delivery.step is Step.JUDGE):
-            if begun is not None and begun.delivery.deferred:
-                self._progress.keep(begun.delivery)
+        if begun is None and is_stale(incoming):
             return None
-        begun = begun or self._received(incoming)
+        begun = begun or self._begun(incoming)
         delivery = begun.delivery
         self._progress.begin(incoming, delivery)
         self._leases.add(delivery, begun.since)
@@ -149,10 +151,11 @@ class Processor:
             self._leases.remove(delivery)
             self._progress.end(delivery)
 
-    def _received(self, incoming: AbstractIncomingMessage) -> Begun:
-        """Return a delivery of this moment, with what is known of an earlier one."""
+    def _begun(self, incoming: AbstractIncomingMessage) -> Begun:
+        """Begin a delivery, with what is known of an earlier one."""
         delivery = self._progress.receive(from_native(incoming, queue=self._queue))
-        return Begun(delivery, self._handle, self._guard.clock.monotonic())
+        since = self._guard.clock.monotonic()
+        return Begun(delivery, since, begin(self._guard.process(delivery, self._handle, self._dead_letters)))
 
     async def probe(self, delivery: Delivery) -> bool:
         """Tell whether a deferred delivery would get further now; its handler is not run."""
@@ -167,8 +170,9 @@ class Processor:
 
     async def _to_its_end(self, incoming: AbstractIncomingMessage, begun: Begun, acks: Acks | None) -> Outcome:
         """Process, hold while deferred, then settle or give back."""
-        delivery = begun.delivery
-        outcome = await self._attempt(delivery, begun.handler)
+        delivery, outcome = begun.delivery, begun.first
+        if isinstance(outcome, Waiting):
+            outcome = await self._attempt(delivery, outcome)
         if outcome.verdict is Verdict.DEFERRED:
             outcome = await self._hold(incoming, delivery, outcome)
         if outcome.verdict is not Verdict.DEFERRED:
@@ -180,10 +184,12 @@ class Processor:
         await self._let_go(incoming, delivery, acks)
         return outcome
 
-    async def _attempt(self, delivery: Delivery, handler: Handler | None = None) -> Outcome:
+    async def _attempt(self, delivery: Delivery, begun: Waiting[Outcome] | None = None) -> Outcome:
         """Take the delivery as far as the world allows."""
         try:
-            return await arun(self._guard.process(delivery, handler or self._handle, self._dead_letters))
+            if begun is not None:
+                return await resume(begun)
+            return await arun(self._guard.process(delivery, self._handle, self._dead_letters))
         except asyncio.CancelledError:
             if was_cancelled():
                 raise
