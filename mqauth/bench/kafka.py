@@ -174,6 +174,7 @@ class Topical:
             self._client.poll(timeout_ms=50, max_records=1)
             if time.monotonic() > deadline:
                 raise TimeoutError("the consumer was given no partition")
+        kafka_repair.hand_back(self._client)  # a bare client has its own faults, as its users have them
         return self._client
 
     def _at_pace(self, count: int, pace: float) -> dict[int, float]:
