@@ -1,7 +1,8 @@
 """The only module that knows sync from async: a flow asks for calls, a runner makes them.
 
 A flow is a generator that yields ``Call`` objects and is sent their results. ``run`` makes plain calls,
-``arun`` awaits what is awaitable. Handler retries are asked for the same way and done by tenacity.
+``arun`` awaits what is awaitable; ``begin`` makes plain calls until one is to be awaited, and ``resume`` goes on.
+Handler retries are asked for the same way and done by tenacity.
 """
 
 from __future__ import annotations
@@ -132,9 +133,12 @@ def answered(cause: Cause, result: Any) -> Flow[Any]:
     Raises:
         Unavailable: with ``cause``, whatever awaiting it raised but ``OUR_FAULT``.
     """
-    if is_awaitable(result):
-        result = yield from guarded(cause, call(_itself, result))
-    return result
+    return (yield from guarded(cause, _answer(result)))
+
+
+def _answer(result: Any) -> Flow[Any]:
+    """Return a result, awaited by the runner where it is awaitable."""
+    return (yield Call(_itself, (result,))) if is_awaitable(result) else result
 
 
 def guarded(cause: Cause, wished: Flow[R], *, passing: tuple[type[Exception], ...] = OUR_FAULT) -> Flow[R]:

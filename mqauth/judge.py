@@ -170,11 +170,8 @@ class Judge:
         verified, _ = yield from self._verify(delivery, delivery.candidate)
         if Reason.PRODUCER_FORBIDDEN not in release.waive:
             _permit((yield from asked(_POLICY, self._policy.decide, verified)))
-        return (
-            yield from self._claim_release(
-                delivery, self._wish(delivery, verified.claims, verified.index), release
-            )
-        )
+        wish = self._wish(delivery, verified.claims, verified.index)
+        return (yield from self._claim_release(delivery, wish, release))
 
     def _released(self, delivery: Delivery) -> Flow[Release]:
         """Judge the release a message carries; whatever is wrong with it is ``release_invalid``."""

@@ -94,6 +94,7 @@ class Pipeline:
             verifier=verifier, policy=policy, replay=replay, scope=scope, reread=reread, lease=lease, clock=clock,
             randomness=randomness,
         )  # fmt: skip
+        """Steps 1 to 13, for who makes many claims together."""
         self.instance = instance or base64url_encode(randomness(6)).decode("ascii")
 
     def receive(self, message: Message) -> Delivery:

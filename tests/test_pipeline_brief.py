@@ -152,11 +152,23 @@ def test_a_copy_is_no_second_message(make_world: MakeWorld, forge: Forge) -> Non
     assert (world.handler.calls, len(world.published)) == (3, 1)
 
 
-@pytest.mark.parametrize("answer", [ClaimStatus.HELD, ClaimStatus.DUPLICATE, ClaimStatus.LOST, "fresh", None])
-def test_any_other_answer_is_heard(answer: Any, make_world: MakeWorld, forge: Forge) -> None:
-    """A message whose claim is not granted is not handled."""
+class Unhashable(type):
+    """A metaclass whose classes cannot be looked up."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+ODD = Unhashable("Odd", (), {})()
+
+
+@pytest.mark.parametrize("answer", [ClaimStatus.HELD, ClaimStatus.DUPLICATE, ClaimStatus.LOST, "fresh", None, ODD])
+@pytest.mark.parametrize("like", [True, False])
+def test_any_other_answer_is_heard(answer: Any, like: bool, make_world: MakeWorld, forge: Forge) -> None:
+    """A message whose claim is not granted is not handled; no answer of a store leaves the flow as an error."""
     world = make_world(policy=forge.policy(RABBITMQ, KAFKA))
     assert world.process(message(world, 0)).verdict is Verdict.ACCEPTED
+    if not like:
+        world.pipeline.verdicts.alike = lambda _delivery: None  # type: ignore[method-assign]
     world.store.claim.function = lambda _wish: answer
     outcome = world.process(message(world, 1))
     assert outcome.verdict is (Verdict.DUPLICATE if answer is ClaimStatus.DUPLICATE else Verdict.DEFERRED)

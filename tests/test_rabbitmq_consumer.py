@@ -290,6 +290,17 @@ async def test_what_was_begun_is_ended_on_a_lost_channel(audit: AuditFile) -> No
     assert spot.tags.settled == [2]
 
 
+async def test_a_stale_delivery_is_not_begun(audit: AuditFile) -> None:
+    """What was delivered before a reconnect has no tag here, no handler and no task: it comes again."""
+    spot = Spot(audit)
+    consumer = rabbitmq.Consumer(queue(), spot.table.guard, spot.table.handled.append, dead_letters=Letters())
+    consumer._acks = spot.tags  # which would fail to open anything
+    delivery = spot.delivery()
+    delivery.channel.is_closed = True
+    await consumer._on_message(delivery)
+    assert (spot.table.handled, spot.tags.settled, consumer._tasks) == ([], [], set())
+
+
 async def test_a_delivery_has_one_context(audit: AuditFile) -> None:
     """What a plain handler sets before it returns an awaitable, that finds, and may set back."""
     var, seen = ContextVar[str]("var", default="outside"), list[str]()

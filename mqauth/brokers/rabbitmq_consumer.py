@@ -1,9 +1,9 @@
 """The RabbitMQ consumer: one queue, a prefetch window of concurrent deliveries, and what to do in trouble.
 
 A delivery is begun on the spot, and what is to be awaited runs in a task of ours: aio-pika cancels its own when a
-connection is lost. While a dependency of all
-is out of reach the consumer is cancelled, so that the broker's consumer timeout and a quorum queue's delivery
-limit do not condemn honest messages, and starts again when a probe answers.
+connection is lost. While a dependency of all is out of reach the consumer is cancelled, so that the broker's
+consumer timeout and a quorum queue's delivery limit do not condemn honest messages, and starts again when a probe
+answers.
 """
 
 from __future__ import annotations
@@ -201,16 +201,18 @@ class Consumer:
 
     async def _on_message(self, incoming: AbstractIncomingMessage) -> None:
         """Process a delivery on the spot or in a task of ours; aio-pika's own dies with the connection."""
-        acks, stale = self._acks, is_stale(incoming)
-        if acks is not None and not stale:
+        if is_stale(incoming):
+            return  # the broker delivers it again
+        acks = self._acks
+        if acks is not None:
             acks.opened(incoming.delivery_tag or 0)
         if self._stopping.is_set():
             if await told(incoming.nack, f"requeue on {self._queue.name}") and acks is not None:
                 acks.gone(incoming.delivery_tag or 0)
             return
         context = copy_context()  # one for all of a delivery
-        begun = None if stale else context.run(self._begun, incoming, acks)
-        if begun is None and not stale:
+        begun = context.run(self._begun, incoming, acks)
+        if begun is None:
             return
         task = asyncio.create_task(self._process(incoming, acks, begun), context=context)
         self._tasks.add(task)
@@ -230,7 +232,7 @@ class Consumer:
             self._stalls_in_a_row = 0
         return begun
 
-    async def _process(self, incoming: AbstractIncomingMessage, acks: Acks | None, begun: Begun | None) -> None:
+    async def _process(self, incoming: AbstractIncomingMessage, acks: Acks | None, begun: Begun) -> None:
         """Process a delivery; an error that is ours ends the consumer."""
         try:
             outcome: Outcome | None = await self._processor.process(incoming, acks, begun)

@@ -43,7 +43,7 @@ class Leases:
         self._renewing: asyncio.Task[None] | None = None
 
     def add(self, delivery: Delivery, since: float) -> None:
-        """Keep the claim of a delivery from now on."""
+        """Keep the claim of a delivery that was made at ``since``, monotonic seconds."""
         self._since[id(delivery)] = (delivery, since)
         if not self._ticking:
             self._ticking = True
