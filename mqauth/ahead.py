@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final
 
-from mqauth.delivery import Delivery, Step
 from mqauth.errors import Unavailable
 from mqauth.flow import is_async, run
+from mqauth.judging.delivery import Delivery, Step
 from mqauth.pipeline import Pipeline
 from mqauth.replay import ClaimRequest, ClaimStatus
 

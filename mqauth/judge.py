@@ -10,10 +10,10 @@ from typing import Final, Literal, ParamSpec, TypeVar
 
 from mqauth.claims import Claims
 from mqauth.clock import Clock, Randomness
-from mqauth.delivery import Delivery, Step, Verdict
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.flow import OUR_FAULT, Flow, asked, either, guarded
 from mqauth.form import token_in
+from mqauth.judging.delivery import Delivery, Step, Verdict
 from mqauth.keys import KeySet, KeySource
 from mqauth.kindred import Kindred
 from mqauth.message import Message

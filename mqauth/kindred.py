@@ -12,9 +12,9 @@ from typing import Any, Final, NamedTuple
 
 from mqauth import base64url, envelope, jws, template
 from mqauth.claims import Binding, Claims
-from mqauth.delivery import Delivery
 from mqauth.flow import is_async
 from mqauth.form import Form, form_of, is_small
+from mqauth.judging.delivery import Delivery
 from mqauth.keys import KeySet
 from mqauth.message import Message
 from mqauth.policy import Allow, Policy

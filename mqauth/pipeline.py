@@ -16,10 +16,10 @@ from mqauth.audit import AuditSink
 from mqauth.base64url import encode as base64url_encode
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.deadletter import DeadLetter, DeadLetterSink
-from mqauth.delivery import Delivery, Outcome, Step, Verdict, accepted
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
 from mqauth.flow import Attempts, Call, ColourError, Flow, answered, asked, at_once, attempt, run, tried
 from mqauth.judge import Judge
+from mqauth.judging.delivery import Delivery, Outcome, Step, Verdict, accepted
 from mqauth.message import Message
 from mqauth.policy import Allow, Policy
 from mqauth.replay import DEFAULT_LEASE, ClaimRequest, ClaimStatus, ReplayStore

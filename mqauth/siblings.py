@@ -15,9 +15,9 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from mqauth import batch
-from mqauth.delivery import Delivery
 from mqauth.flow import is_async
 from mqauth.form import Form, form_of, is_small
+from mqauth.judging.delivery import Delivery
 from mqauth.knowntokens import Standing
 from mqauth.message import Message
 from mqauth.policy import Allow, Policy

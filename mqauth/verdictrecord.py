@@ -7,9 +7,9 @@ from typing import Any
 from mqauth import audit as audit_records
 from mqauth.audit import AuditRecord
 from mqauth.deadletter import letter_id
-from mqauth.delivery import Delivery
 from mqauth.envelope import token_of
 from mqauth.errors import SIGNED_REASONS, Rejection
+from mqauth.judging.delivery import Delivery
 from mqauth.message import Message
 from mqauth.release import Release
 

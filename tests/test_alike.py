@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from mqauth import batch, envelope, jws, merkle, strictjson, template
 from mqauth import claims as claim_set
 from mqauth.clock import SYSTEM_RANDOMNESS
-from mqauth.delivery import Delivery, Step
 from mqauth.errors import Cause, Reason, Unavailable
 from mqauth.flow import arun, run
+from mqauth.judging.delivery import Delivery, Step
 from mqauth.keys import Key, KeySet, Revocation
 from mqauth.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, Message, Origin
 from mqauth.pipeline import Pipeline

@@ -35,7 +35,7 @@ CORE = (
     ("audithead", "auditlog"),
     ("auditfile",),
     ("flow",),
-    ("delivery",),
+    ("judging",),
     ("siblings", "kindred"),
     ("judge", "verdictrecord"),
     ("pipeline", "sinks", "flood"),
