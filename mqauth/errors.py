@@ -151,6 +151,12 @@ class RejectNow(MqauthError):
         self.detail = detail
 
 
+class StaleDelivery(MqauthError):
+    """The delivery is no longer ours: its channel ended or it was given back, and the broker delivers it again."""
+
+    code = "stale_delivery"
+
+
 class ConfigurationError(MqauthError):
     """Settings, keys or arguments contradict each other or the design; nothing was started."""
 

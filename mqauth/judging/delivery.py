@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.message import Message
@@ -81,6 +82,8 @@ class Delivery:
         received: UTC seconds at which this process first received it; times are judged by it for ever.
         deferred: whether it was deferred before.
         owner: the nonce it claims with; one for ever, so that a claim whose answer was lost is made again.
+        fence: called with the delivery before each step that must not be taken for one the broker has given to
+            somebody else; may be asynchronous, and raises ``StaleDelivery``.
     """
 
     message: Message
@@ -99,6 +102,7 @@ class Delivery:
     record_id: str | None = None
     letter: str | None = None
     judge_seconds: float | None = None
+    fence: Callable[[Delivery], Any] | None = None
 
     def reject(self, rejection: Rejection, step: Step) -> None:
         """Turn to a rejection, and to the step that follows from it."""
