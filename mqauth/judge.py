@@ -183,7 +183,7 @@ class Judge:
         keys = yield from _known(source)
         if keys is None or keys.get(kid) is None:
             try:
-                keys = yield from _looked_up(source, kid, delivery.received)
+                keys = yield from _looked_up(source, kid, delivery.received, found.release.iss)
             except Rejection as error:
                 raise Rejection(Reason.RELEASE_INVALID, "the authority has no such key") from error
         return _total(authorities.verify, message, found, keys, delivery.received)
@@ -194,7 +194,7 @@ class Judge:
         keys = yield from _known(source)
         if keys is None or keys.get(kid) is None:
             delivery.key_set = None if keys is None else keys.version
-            keys = yield from _looked_up(source, kid, delivery.received)
+            keys = yield from _looked_up(source, kid, delivery.received, candidate.claims.iss)
         delivery.key_set = keys.version
         delivery.verified = found = _total(
             self._verifier.verify, delivery.message, candidate, keys, delivery.received, delivery.release
@@ -305,10 +305,17 @@ def _known(source: KeySource) -> Flow[KeySet | None]:
     return keys
 
 
-def _looked_up(source: KeySource, kid: str, received: float) -> Flow[KeySet]:
-    """Make a source look again for a kid, once; it may itself decide that the kid is unknown."""
+def _looked_up(source: KeySource, kid: str, received: float, party: str) -> Flow[KeySet]:
+    """Make the source of a configured party look again for a kid, once; it may decide that the kid is unknown.
+
+    Raises:
+        Unavailable: it is out of reach; names the party, since messages of others need not wait for it.
+    """
     wished = either(source.refresh, getattr(source, "arefresh", None), kid, received)
-    keys: KeySet = yield from guarded(Cause.KEYS_UNAVAILABLE, wished, passing=(*OUR_FAULT, Rejection))
+    try:
+        keys: KeySet = yield from guarded(Cause.KEYS_UNAVAILABLE, wished, passing=(*OUR_FAULT, Rejection))
+    except Unavailable as error:
+        raise Unavailable(error.cause, error.detail, party) from error
     return keys
 
 
