@@ -19,7 +19,7 @@ from mqauth.kindred import Kindred
 from mqauth.message import Message
 from mqauth.policy import Decision, Policy
 from mqauth.release import Release, is_released, open_release
-from mqauth.replay import ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id
+from mqauth.replay import ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id, release_id
 from mqauth.siblings import Siblings
 from mqauth.verified import Verified
 from mqauth.verifier import Candidate, Verifier
@@ -238,7 +238,7 @@ class Judge:
         """
         kept = max(wish.expires, float(release.exp + self._verifier.retention))
         wish = replace(wish, place=None, redelivered=True, expires=kept)
-        wished = replace(wish, id=claim_id(release.iss, release.letter), index=None)
+        wished = replace(wish, id=release_id(release.iss, release.letter), index=None)
         status = yield from self._claim(delivery, wished)
         if status is not _FRESH or Reason.REPLAYED in release.waive:
             return status
@@ -278,8 +278,8 @@ _token_id = lru_cache(maxsize=256)(claim_id)
 def _claim_id(claims: Claims, index: int | None) -> bytes:
     """Return the id a message is claimed by: its token's, in a batch with its place."""
     if index is None:
-        return claim_id(claims.iss, claims.jti)
-    return batch_id(_token_id(claims.iss, claims.jti), index)
+        return claim_id(claims.iss, claims.sub, claims.jti)
+    return batch_id(_token_id(claims.iss, claims.sub, claims.jti), index)
 
 
 def _conclude(delivery: Delivery, status: ClaimStatus) -> None:
