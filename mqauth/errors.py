@@ -113,14 +113,16 @@ class Unavailable(MqauthError):
     Args:
         cause: what is out of reach.
         detail: one line for people.
+        party: the configured issuer or release authority whose keys are out of reach; ``None`` for other causes.
     """
 
     code = "unavailable"
 
-    def __init__(self, cause: Cause, detail: str = "") -> None:
+    def __init__(self, cause: Cause, detail: str = "", party: str | None = None) -> None:
         super().__init__(f"{cause.value}: {detail}" if detail else cause.value)
         self.cause = cause
         self.detail = detail
+        self.party = party
 
 
 class RetryLater(MqauthError):

@@ -19,7 +19,7 @@ from mqauth.kindred import Kindred
 from mqauth.message import Message
 from mqauth.policy import Decision, Policy
 from mqauth.release import Release, is_released, open_release
-from mqauth.replay import ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id
+from mqauth.replay import ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id, release_id
 from mqauth.siblings import Siblings
 from mqauth.verified import Verified
 from mqauth.verifier import Candidate, Verifier
@@ -183,7 +183,7 @@ class Judge:
         keys = yield from _known(source)
         if keys is None or keys.get(kid) is None:
             try:
-                keys = yield from _looked_up(source, kid, delivery.received)
+                keys = yield from _looked_up(source, kid, delivery.received, found.release.iss)
             except Rejection as error:
                 raise Rejection(Reason.RELEASE_INVALID, "the authority has no such key") from error
         return _total(authorities.verify, message, found, keys, delivery.received)
@@ -194,7 +194,7 @@ class Judge:
         keys = yield from _known(source)
         if keys is None or keys.get(kid) is None:
             delivery.key_set = None if keys is None else keys.version
-            keys = yield from _looked_up(source, kid, delivery.received)
+            keys = yield from _looked_up(source, kid, delivery.received, candidate.claims.iss)
         delivery.key_set = keys.version
         delivery.verified = found = _total(
             self._verifier.verify, delivery.message, candidate, keys, delivery.received, delivery.release
@@ -238,7 +238,7 @@ class Judge:
         """
         kept = max(wish.expires, float(release.exp + self._verifier.retention))
         wish = replace(wish, place=None, redelivered=True, expires=kept)
-        wished = replace(wish, id=claim_id(release.iss, release.letter), index=None)
+        wished = replace(wish, id=release_id(release.iss, release.letter), index=None)
         status = yield from self._claim(delivery, wished)
         if status is not _FRESH or Reason.REPLAYED in release.waive:
             return status
@@ -278,8 +278,8 @@ _token_id = lru_cache(maxsize=256)(claim_id)
 def _claim_id(claims: Claims, index: int | None) -> bytes:
     """Return the id a message is claimed by: its token's, in a batch with its place."""
     if index is None:
-        return claim_id(claims.iss, claims.jti)
-    return batch_id(_token_id(claims.iss, claims.jti), index)
+        return claim_id(claims.iss, claims.sub, claims.jti)
+    return batch_id(_token_id(claims.iss, claims.sub, claims.jti), index)
 
 
 def _conclude(delivery: Delivery, status: ClaimStatus) -> None:
@@ -305,10 +305,17 @@ def _known(source: KeySource) -> Flow[KeySet | None]:
     return keys
 
 
-def _looked_up(source: KeySource, kid: str, received: float) -> Flow[KeySet]:
-    """Make a source look again for a kid, once; it may itself decide that the kid is unknown."""
+def _looked_up(source: KeySource, kid: str, received: float, party: str) -> Flow[KeySet]:
+    """Make the source of a configured party look again for a kid, once; it may decide that the kid is unknown.
+
+    Raises:
+        Unavailable: it is out of reach; names the party, since messages of others need not wait for it.
+    """
     wished = either(source.refresh, getattr(source, "arefresh", None), kid, received)
-    keys: KeySet = yield from guarded(Cause.KEYS_UNAVAILABLE, wished, passing=(*OUR_FAULT, Rejection))
+    try:
+        keys: KeySet = yield from guarded(Cause.KEYS_UNAVAILABLE, wished, passing=(*OUR_FAULT, Rejection))
+    except Unavailable as error:
+        raise Unavailable(error.cause, error.detail, party) from error
     return keys
 
 

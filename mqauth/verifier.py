@@ -116,7 +116,8 @@ class Verifier:
         release: who may release dead letters; without it every release is ``release_invalid``.
 
     Raises:
-        ConfigurationError: no issuer, no audience, a wildcard, or contradicting settings.
+        ConfigurationError: no issuer, no audience, a wildcard, a release authority with an issuer's name, or
+            contradicting settings.
     """
 
     def __init__(
@@ -135,6 +136,7 @@ class Verifier:
         release: ReleaseAuthorities | None = None,
     ) -> None:
         self.issuers = _issuers(keys)
+        _refuse_shared_names(self.issuers, release)
         self._audiences = _audiences(audience)
         self._times = Times(
             max_lifetime=max_lifetime, leeway=leeway, at=at, max_queue_age=max_queue_age,
@@ -337,6 +339,13 @@ def _issuers(keys: Mapping[str, KeySource | Issuer]) -> dict[str, Issuer]:
         if not claim_set.is_name(name):
             raise ConfigurationError(f"an issuer is text of 1 to {claim_set.MAX_NAME} characters")
     return {name: found if isinstance(found, Issuer) else Issuer(keys=found) for name, found in keys.items()}
+
+
+def _refuse_shared_names(issuers: Iterable[str], release: ReleaseAuthorities | None) -> None:
+    """Refuse a release authority that has an issuer's name: who signs messages must release none."""
+    shared = sorted(set(issuers) & set(release.authorities)) if release is not None else []
+    if shared:
+        raise ConfigurationError(f"{shared[0]!r} is an issuer and a release authority: give each its own name")
 
 
 def _audiences(audience: str | Iterable[str]) -> frozenset[str]:

@@ -414,6 +414,13 @@ def test_the_authoritys_keys_end_too(
     assert good or outcome.reason is Reason.RELEASE_INVALID
 
 
+def test_an_authority_has_no_issuers_name(forge: Forge) -> None:
+    """A consumer whose issuer could release its own dead letters is not built; the message names it."""
+    authorities = ReleaseAuthorities({ISSUER: Authority(keys=forge.keys)})
+    with pytest.raises(ConfigurationError, match=ISSUER):
+        forge.verifier(release=authorities)
+
+
 # --- the world --------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,33 +33,48 @@ async def row(own_rabbitmq: RabbitMQ, tmp_path: Path) -> AsyncIterator[Scene]:
         yield row
 
 
+@asynccontextmanager
+async def consumers(row: Scene, redis: Redis, number: int) -> AsyncIterator[list[asyncio.subprocess.Process]]:
+    """Run consumer processes on connections with a short heartbeat, and end them in order."""
+    row.handled_file.touch()
+    orders = Orders(
+        url=f"{row.url}?heartbeat={HEARTBEAT}", queue=row.name, dead=row.dead, redis=redis.url, ends=False,
+        keys=str(row.keys_file), handled=str(row.handled_file), audit=str(row.folder / "audit.{pid}.jsonl"),
+    )  # fmt: skip
+    processes = [await orders.process() for _ in range(number)]
+    try:
+        await until(lambda: _consumed_by(row, number))
+        yield processes
+        for process in processes:
+            process.terminate()
+            assert await asyncio.wait_for(process.wait(), WITHIN) == 0
+    finally:
+        for process in processes:
+            if process.returncode is None:
+                process.kill()
+
+
+async def _consumed_by(row: Scene, number: int) -> bool:
+    """Tell whether the source has so many consumers."""
+    declared: Any = await row.publishing.declare_queue(row.name, passive=True, robust=False)
+    return int(declared.declaration_result.consumer_count) == number
+
+
 async def test_paused_consumer(row: Scene, own_redis: Redis, report: Report) -> None:
     """A process that stood still longer than its heartbeat finds in its buffers what its neighbour has handled."""
-    row.handled_file.touch()
-    processes = [
-        await Orders(
-            url=f"{row.url}?heartbeat={HEARTBEAT}", queue=row.name, dead=row.dead, redis=own_redis.url,
-            keys=str(row.keys_file), handled=str(row.handled_file), audit=str(row.folder / "audit.{pid}.jsonl"),
-            ends=False,
-        ).process()
-        for _ in range(2)
-    ]  # fmt: skip
 
     def handled() -> list[bytes]:
         return row.handled_file.read_bytes().split(b"\n")[:-1]
 
-    await row.send(40)
-    await row.done(handled=handled)
-    for _ in range(2):
-        processes[0].send_signal(signal.SIGSTOP)
-        await row.send(40)
-        await row.done(handled=handled)
-        processes[0].send_signal(signal.SIGCONT)
-        await row.send(20)
-        await row.done(handled=handled)
-    for process in processes:
-        process.terminate()
-        assert await asyncio.wait_for(process.wait(), WITHIN) == 0
+    async with consumers(row, own_redis, 2) as (first, _):
+        for _ in range(2):
+            await until(lambda: _consumed_by(row, 2))
+            first.send_signal(signal.SIGSTOP)
+            await row.send(40)
+            await row.done(handled=handled)
+            first.send_signal(signal.SIGCONT)
+            await row.send(20)
+            await row.done(handled=handled)
     found = await row.count("consumer paused beyond its heartbeat", handled=handled())
     report(found)
     assert found.duplicates == 0

@@ -51,6 +51,8 @@ class Outcome(NamedTuple):
         dead_letter: id of the confirmed dead letter.
         judge_seconds: time spent on the verdict itself, without handler and dead letter; measured only for
             observers.
+        party: the configured issuer or release authority whose keys are out of reach, where it was deferred for
+            them (``keys_unavailable``, ``key_pending``).
     """
 
     verdict: Verdict
@@ -60,6 +62,7 @@ class Outcome(NamedTuple):
     verified: Verified | None = None
     dead_letter: str | None = None
     judge_seconds: float | None = None
+    party: str | None = None
 
     @classmethod
     def of(cls, delivery: Delivery) -> Outcome:
@@ -111,7 +114,10 @@ class Delivery:
     def defer(self, error: Unavailable) -> Outcome:
         """Wait for the world, and return that outcome."""
         self.deferred = True
-        return Outcome(Verdict.DEFERRED, cause=error.cause, detail=error.detail, judge_seconds=self.judge_seconds)
+        return Outcome(
+            Verdict.DEFERRED, cause=error.cause, detail=error.detail, judge_seconds=self.judge_seconds,
+            party=error.party,
+        )  # fmt: skip
 
 
 _TUPLE: Final = tuple.__new__
@@ -119,4 +125,4 @@ _TUPLE: Final = tuple.__new__
 
 def accepted(delivery: Delivery) -> Outcome:
     """Return the outcome of an accepted delivery, at half the price: one is made for almost every message."""
-    return _TUPLE(Outcome, (_ACCEPTED, None, None, None, delivery.verified, None, None))
+    return _TUPLE(Outcome, (_ACCEPTED, None, None, None, delivery.verified, None, None, None))
