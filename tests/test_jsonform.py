@@ -128,7 +128,8 @@ def test_a_time_without_zone_is_written_as_utc() -> None:
 MESSAGES = [
     Message(destination="kafka:orders", body=None, key=b"\xff", headers=(("a", b"1"), ("a", None), ("é", b""))),
     Message(destination="kafka:orders", body=b"", origin=Origin(
-        scope="s", cluster="c", topic="orders", partition=0, offset=0, timestamp_ms=0, timestamp_type="append")),
+        scope="s", cluster="c", topic="orders", topic_id="i" * 22, partition=0, offset=0, timestamp_ms=0,
+        timestamp_type="append")),
     Message(destination="rabbitmq:/q", body=b"\x00",
     properties={"content-type": "a", "user-id": "u", "priority": "5"},
             headers=tuple((str(number), value) for number, (value, _) in enumerate(VALUES)),
@@ -178,9 +179,11 @@ def test_number_properties_are_text() -> None:
         *[KAFKA | {"origin": origin} for origin in (
             [], "x", {"place": 1}, {"topic": 1}, {"topic": "other"}, {"partition": "0"}, {"offset": True},
             {"offset": -1}, {"timestamp_ms": 1.5}, {"timestamp_type": "log"}, {"timestamp_type": ["append"]},
-            {"redelivered": 1}, {"redelivered": None}, {"queue": "q"}, {"exchange": ""}, {"scope": []})],
+            {"redelivered": 1}, {"redelivered": None}, {"queue": "q"}, {"exchange": ""}, {"scope": []},
+            {"topic_id": 1})],
         *[RABBIT | {"origin": origin} for origin in (
-            {"exchange": "other"}, {"routing_key": "other"}, {"topic": "t"}, {"partition": 0}, {"offset": 0})],
+            {"exchange": "other"}, {"routing_key": "other"}, {"topic": "t"}, {"partition": 0}, {"offset": 0},
+            {"cluster": "c"}, {"topic_id": "i"})],
     ],
     ids=short,
 )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from mqauth import batch, destination, envelope, jsonform, jws, strictjson
 from mqauth import claims as claim_set
-from mqauth.audit import harmless
+from mqauth.audit import MAX_SOURCE, harmless
 from mqauth.claims import Claims
 from mqauth.deadletter import PREFIX, content_digest, letter_id
 from mqauth.errors import MalformedMessage, Reason, Rejection
@@ -130,7 +130,7 @@ def read(letter: Letter) -> Reading:
         detail=harmless(lines.get("detail", "")),
         scope=harmless(lines.get("scope", "")),
         destination=harmless(lines.get("destination", "")),
-        source=harmless(lines.get("source", "")),
+        source=harmless(lines.get("source", ""), MAX_SOURCE),
         audit=harmless(lines.get("audit", "")),
         time=_time(lines.get("time", "")),
         count=_count(lines.get("count", "")),
@@ -270,11 +270,10 @@ def _origin(lines: Mapping[str, str], parsed: tuple[str, ...]) -> Origin:
     scope, source = lines.get("scope"), lines.get("source", "")
     if parsed[0] == destination.RABBITMQ:
         return Origin(scope=scope, queue=source, exchange=parsed[1], routing_key=parsed[2])
-    topic, _, rest = source.partition("/")
-    partition, _, offset = rest.partition("/")
-    if not (partition.isdecimal() and offset.isdecimal()) or len(rest) > 40:
+    origin = Origin.of_record(source, scope=scope)
+    if origin is None:
         raise MalformedMessage("the letter's source is no place in a topic")
-    return Origin(scope=scope, topic=topic, partition=int(partition), offset=int(offset))
+    return origin
 
 
 def _unsound(original: Message, lines: Mapping[str, str], named: str) -> str | None:
