@@ -26,6 +26,11 @@ from mqauth.message import NO_ORIGIN, PROTECTED_PROPERTIES, HeaderPair, HeaderVa
 PROPERTIES: Final = (
     *PROTECTED_PROPERTIES, "user-id", "expiration", "priority", "delivery-mode", "timestamp", "cluster-id",
 )  # fmt: skip
+JSON_DEPTH: Final = 3 + 3 * MAX_DEPTH + 1
+"""Containers within each other in the deepest form, which every reader of the form allows.
+
+Object, list and pair stand around a header's value, three more for each table in it, and one is the innermost value.
+"""
 _MEMBERS: Final = frozenset(("destination", "key", "body", "properties", "headers", "origin"))
 _DECIMAL = re.compile(r"-?[0-9]{1,300}(\.[0-9]{1,300})?")
 _INTEGER = re.compile(r"-?[0-9]{1,20}")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mqauth import jsonform, strictjson
+from mqauth.encoding import MAX_DEPTH
 from mqauth.errors import MalformedMessage
 from mqauth.message import NO_ORIGIN, Message, Origin
 
@@ -117,6 +118,30 @@ def test_writing_a_bottomless_value_cuts_it() -> None:
     for _ in range(100_000):
         value = {"a": value}
     assert b"(nested too deep)" in strictjson.dumps(jsonform.value_to_form(value))
+
+
+@pytest.mark.parametrize("depth", [1, 22, 23, MAX_DEPTH])
+def test_json_depth_is_what_the_deepest_form_takes(depth: int) -> None:
+    """The bound for readers is what tables of 32 levels take, and less is too little."""
+    value: Any = 1
+    for _ in range(depth):
+        value = {"a": value}
+    message = Message(destination="rabbitmq:/q", body=b"", headers=(("deep", value),))
+    raw = strictjson.dumps(jsonform.to_form(message))
+    assert jsonform.from_form(strictjson.loads(raw, depth=jsonform.JSON_DEPTH)) == message
+    needed = jsonform.JSON_DEPTH - 3 * (MAX_DEPTH - depth)
+    with pytest.raises(strictjson.StrictJSONError, match="too deep"):
+        strictjson.loads(raw, depth=needed - 1)
+
+
+@pytest.mark.parametrize("tag", ["table", "list"])
+def test_a_form_beyond_the_depth_is_malformed(tag: str) -> None:
+    """A value of 33 levels, which no consumer accepts, is not read from a form either."""
+    form: Any = {"int": 1}
+    for _ in range(MAX_DEPTH + 1):
+        form = {tag: [["a", form]] if tag == "table" else [form]}
+    with pytest.raises(MalformedMessage, match="deeper than 32"):
+        jsonform.value_from_form(form)
 
 
 @pytest.mark.usefixtures("other_zone")

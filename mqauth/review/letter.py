@@ -24,7 +24,6 @@ from mqauth.message import TOKEN_HEADER, HeaderPair, HeaderValue, Message, Origi
 UNKNOWN: Final = "unknown"
 _LIVE: Final = frozenset(("user-id", "expiration", "reply-to", "message-id", "delivery-mode", "cluster-id"))
 _OVERWRITTEN: Final = "timestamp_in_ms"
-_DEPTH: Final = 72
 _ID = re.compile(r"[0-9a-f]{64}")
 _COUNT = re.compile(r"[1-9][0-9]{0,6}")
 _FORMS: Final = ("whole", "json", "reference")
@@ -222,7 +221,7 @@ def _kept(message: Message, scheme: str) -> list[HeaderPair]:
 def _from_body(message: Message) -> Message:
     """Return the original of a letter whose body is the JSON form."""
     try:
-        form = strictjson.loads(message.body or b"", depth=_DEPTH, wide=True)
+        form = strictjson.loads(message.body or b"", depth=jsonform.JSON_DEPTH, wide=True)
     except strictjson.StrictJSONError as error:
         raise MalformedMessage(f"the letter's body is {error}") from error
     return jsonform.from_form(form)
@@ -233,7 +232,7 @@ def _metadata(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        found = strictjson.loads(text.encode("utf-8", "backslashreplace"), depth=_DEPTH, wide=True)
+        found = strictjson.loads(text.encode("utf-8", "backslashreplace"), depth=jsonform.JSON_DEPTH, wide=True)
     except strictjson.StrictJSONError as error:
         raise MalformedMessage(f"the letter's metadata is {error}") from error
     if not isinstance(found, dict):
