@@ -15,7 +15,7 @@ from operator import itemgetter
 from typing import Any, Final, Protocol
 
 from mqauth import base64url, strictjson
-from mqauth.audit import harmless, iso_time
+from mqauth.audit import MAX_SOURCE, harmless, iso_time
 from mqauth.encoding import add_named
 from mqauth.envelope import is_broker_written
 from mqauth.errors import Cause, MalformedMessage, Rejection, Unavailable
@@ -157,7 +157,7 @@ class DeadLetter:
             "time": iso_time(self.time),
             "scope": harmless(self.scope),
             "destination": message.destination,
-            "source": harmless(message.origin.source),
+            "source": harmless(message.origin.source, MAX_SOURCE),
             "audit": self.audit,
             "digest": self.digest,
             "count": str(past.count + 1),

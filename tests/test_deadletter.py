@@ -184,6 +184,19 @@ def test_the_id_is_the_same_for_a_copy_after_a_crash(kafka: Maker, rabbit: Maker
     assert letter_id(redelivered, "s") == letter_id(rabbit(), "s")
 
 
+def test_the_id_tells_cluster_and_topic_apart(kafka: Maker) -> None:
+    """The same record of another cluster, or of a topic that was made anew, has a letter of its own."""
+    places = [("c", "i" * 22), ("d", "i" * 22), ("c", "j" * 22), (None, None)]
+    origins = [replace(kafka().origin, cluster=cluster, topic_id=topic_id) for cluster, topic_id in places]
+    assert len({letter_id(kafka(origin=origin), "s") for origin in origins}) == len(places)
+
+
+def test_the_source_of_the_longest_topic_is_whole(kafka: Maker) -> None:
+    """A topic of 249 characters, with the ids of cluster and topic, is named to its end in the lineage."""
+    origin = Origin(topic="t" * 249, partition=2**31 - 1, offset=2**63 - 1, cluster="c" * 22, topic_id="i" * 22)
+    assert lineage(letter(kafka(origin=origin)).whole(all_kept))["source"] == origin.source
+
+
 def test_the_id_tells_everything_else_apart(kafka: Maker) -> None:
     """Another scope, place, body, key, property, header or destination is another letter."""
     changed = [

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from mqauth import batch, destination, envelope, jsonform, jws, strictjson
 from mqauth import claims as claim_set
-from mqauth.audit import harmless
+from mqauth.audit import MAX_SOURCE, harmless
 from mqauth.claims import Claims
 from mqauth.deadletter import PREFIX, content_digest, letter_id
 from mqauth.errors import MalformedMessage, Reason, Rejection
@@ -24,7 +24,6 @@ from mqauth.message import TOKEN_HEADER, HeaderPair, HeaderValue, Message, Origi
 UNKNOWN: Final = "unknown"
 _LIVE: Final = frozenset(("user-id", "expiration", "reply-to", "message-id", "delivery-mode", "cluster-id"))
 _OVERWRITTEN: Final = "timestamp_in_ms"
-_DEPTH: Final = 72
 _ID = re.compile(r"[0-9a-f]{64}")
 _COUNT = re.compile(r"[1-9][0-9]{0,6}")
 _FORMS: Final = ("whole", "json", "reference")
@@ -130,7 +129,7 @@ def read(letter: Letter) -> Reading:
         detail=harmless(lines.get("detail", "")),
         scope=harmless(lines.get("scope", "")),
         destination=harmless(lines.get("destination", "")),
-        source=harmless(lines.get("source", "")),
+        source=harmless(lines.get("source", ""), MAX_SOURCE),
         audit=harmless(lines.get("audit", "")),
         time=_time(lines.get("time", "")),
         count=_count(lines.get("count", "")),
@@ -222,7 +221,7 @@ def _kept(message: Message, scheme: str) -> list[HeaderPair]:
 def _from_body(message: Message) -> Message:
     """Return the original of a letter whose body is the JSON form."""
     try:
-        form = strictjson.loads(message.body or b"", depth=_DEPTH, wide=True)
+        form = strictjson.loads(message.body or b"", depth=jsonform.JSON_DEPTH, wide=True)
     except strictjson.StrictJSONError as error:
         raise MalformedMessage(f"the letter's body is {error}") from error
     return jsonform.from_form(form)
@@ -233,7 +232,7 @@ def _metadata(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        found = strictjson.loads(text.encode("utf-8", "backslashreplace"), depth=_DEPTH, wide=True)
+        found = strictjson.loads(text.encode("utf-8", "backslashreplace"), depth=jsonform.JSON_DEPTH, wide=True)
     except strictjson.StrictJSONError as error:
         raise MalformedMessage(f"the letter's metadata is {error}") from error
     if not isinstance(found, dict):
@@ -278,11 +277,10 @@ def _origin(lines: Mapping[str, str], parsed: tuple[str, ...]) -> Origin:
     scope, source = lines.get("scope"), lines.get("source", "")
     if parsed[0] == destination.RABBITMQ:
         return Origin(scope=scope, queue=source, exchange=parsed[1], routing_key=parsed[2])
-    topic, _, rest = source.partition("/")
-    partition, _, offset = rest.partition("/")
-    if not (partition.isdecimal() and offset.isdecimal()) or len(rest) > 40:
+    origin = Origin.of_record(source, scope=scope)
+    if origin is None:
         raise MalformedMessage("the letter's source is no place in a topic")
-    return Origin(scope=scope, topic=topic, partition=int(partition), offset=int(offset))
+    return origin
 
 
 def _unsound(original: Message, lines: Mapping[str, str], named: str) -> str | None:

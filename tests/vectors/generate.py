@@ -38,6 +38,12 @@ from tests.vectors.world import (
 )  # fmt: skip
 
 FOLDER: Final = Path(__file__).parent
+LOGS: Final = (
+    ("q1Sh-9_ISia_zwGINzRvyQ", "dAuV3yR2SqOqyRXx7m3ZkA"),
+    ("MkU3OEVBNTcwNTJENDM2Qg", "dAuV3yR2SqOqyRXx7m3ZkA"),
+    ("q1Sh-9_ISia_zwGINzRvyQ", "f5zTnBvXQ5mYxPqV2a0hLw"),
+)
+"""Ids of a cluster and a topic; the second is in another cluster, the third a topic that was made anew."""
 
 
 def hds_cases() -> list[tuple[str, Message, list[str]]]:
@@ -257,6 +263,10 @@ def sequences() -> dict[str, Deliveries]:
     first, second = (
         replace(record, origin=Origin(topic="orders", partition=0, offset=offset)) for offset in (1, 2)
     )
+    here, mirrored, renewed = (
+        replace(record, origin=replace(first.origin, cluster=cluster, topic_id=topic_id))
+        for cluster, topic_id in LOGS
+    )
     again = replace(message, origin=Origin(queue="orders", redelivered=True))
     once = replace(message, origin=Origin(queue="orders"))
     jti = claims.parse(jws.take_apart(envelope.token_of(record)).payload).jti
@@ -267,6 +277,10 @@ def sequences() -> dict[str, Deliveries]:
         ],
         "the id of another producer's message is no copy of it": [
             (neighbours, "accepted", None), (record, "accepted", None), (record, "rejected", "replayed"),
+        ],
+        "Kafka: another cluster, or a topic made anew, is another place": [
+            (here, "accepted", None), (mirrored, "rejected", "replayed"), (renewed, "rejected", "replayed"),
+            (here, "accepted", None),
         ],
         "RabbitMQ: a redelivery is a duplicate, anything else a copy": [
             (once, "accepted", None), (again, "duplicate", None), (once, "rejected", "replayed"),
