@@ -27,19 +27,21 @@ from mqauth.brokers.rabbitmq_channel import (
     LOST,
     ClosedByOwnerError,
     closing_is_an_error,
+    is_blocked,
     is_stale,
     is_untouched,
     ready,
     share_connection,
-    told,
 )
 from mqauth.brokers.rabbitmq_delivery import Begun, Held, Processor, Sleep
 from mqauth.brokers.rabbitmq_producer import Producer
 from mqauth.brokers.rabbitmq_replies import as_responder
+from mqauth.brokers.rabbitmq_slot import Slot
+from mqauth.brokers.rabbitmq_tasks import Tasks
 from mqauth.brokers.rabbitmq_window import RESTORE_AFTER, Health, Signals, Window
 from mqauth.deadletter import DeadLetterSink
 from mqauth.errors import ConfigurationError
-from mqauth.pipeline import Handler, Outcome, Pipeline, Verdict
+from mqauth.pipeline import Handler, Pipeline, Verdict
 from mqauth.signer import Signer
 
 DEFAULT_PREFETCH: Final = 10
@@ -98,6 +100,7 @@ class Consumer:
         self._window = Window(prefetch)
         self._coalesce = coalesce_acks
         self._acks: Acks | None = None
+        self._underlay: AbstractChannel | None = None
         self._grace = grace
         self._sleep = sleep
         self._processor = Processor(
@@ -109,9 +112,10 @@ class Consumer:
             responder=as_responder(replies, dead_letters),
             hold=hold,
             before_requeue=self._suspend,
+            on_failure=self._end_by,
             sleep=sleep,
         )
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._on_the_spot = 0
         self._supervisor: asyncio.Task[None] | None = None
         self._started = asyncio.Event()
@@ -121,6 +125,7 @@ class Consumer:
         self._stalled: Held | None = None
         self._stalls_in_a_row = 0
         self._cancelling: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
 
     async def run(self, *, signals: bool = False) -> None:
@@ -139,21 +144,31 @@ class Consumer:
                 await self._stopping.wait()
 
     async def stop(self) -> None:
-        """Take no new messages, let running handlers finish within the grace time, give the rest back."""
+        """Take no new messages, let running handlers finish within the grace time, give the rest back.
+
+        However often it is called, or its caller cancelled, it happens once. A handler that calls it is not
+        waited for.
+        """
+        self._tasks.leave_out(asyncio.current_task())
+        await asyncio.shield(self._end())
+
+    def _end(self) -> asyncio.Task[None]:
+        """Begin to stop, once."""
         self._stopping.set()
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._wind_up())
+        return self._ending
+
+    async def _wind_up(self) -> None:
+        """Stop consuming, see what runs to its end, and ack what was settled."""
         if self._unsubscribe is not None:
             self._unsubscribe()
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
-        await self._cancel()
-        self._processor.hurry.set()
-        running = self._tasks - {asyncio.current_task()}
-        if running:
-            _, late = await asyncio.wait(running, timeout=self._grace)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        await self._cancelled()
+        self._processor.stop()
+        await self._tasks.end(self._grace)
         if self._acks is not None:
             await self._acks.finish()
         self._queue.channel.close_callbacks.discard(self._on_close)
@@ -193,11 +208,18 @@ class Consumer:
             deferred=len(held),
             stalled_since=None if longest is None else longest.since,
             cause=None if longest is None else longest.outcome.cause,
-            detail=None if longest is None else longest.outcome.detail,
+            detail=self._blocked() if longest is None else longest.outcome.detail,
             connection_deaths=self._window.deaths,
             prefetch=self._window.now,
             unsettled=self._processor.unsettled,
         )
+
+    def _blocked(self) -> str | None:
+        """Say that the broker has blocked the connection, where it has."""
+        channel = self._underlay
+        if channel is None or channel.is_closed or not is_blocked(channel):
+            return None
+        return "the broker has blocked this connection, by an alarm: no ack is sent, no question answered"
 
     async def _on_message(self, incoming: AbstractIncomingMessage) -> None:
         """Process a delivery on the spot or in a task of ours; aio-pika's own dies with the connection."""
@@ -207,23 +229,23 @@ class Consumer:
         if acks is not None:
             acks.opened(incoming.delivery_tag or 0)
         if self._stopping.is_set():
-            if await told(incoming.nack, f"requeue on {self._queue.name}") and acks is not None:
-                acks.gone(incoming.delivery_tag or 0)
-            return
+            return self._tasks.run(self._turn_away(Slot(incoming, acks)))
         context = copy_context()  # one for all of a delivery
         begun = context.run(self._begun, incoming, acks)
-        if begun is None:
-            return
-        task = asyncio.create_task(self._process(incoming, acks, begun), context=context)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if begun is not None:
+            self._tasks.run(self._process(incoming, acks, begun), context)
+
+    async def _turn_away(self, slot: Slot) -> None:
+        """Give back what came after the stop began, once nothing is consumed: it would come again at once."""
+        await self._cancelled()
+        await slot.give_back(f"requeue on {self._queue.name}")
 
     def _begun(self, incoming: AbstractIncomingMessage, acks: Acks | None) -> Begun | None:
         """Begin a delivery on the spot; ``None`` where it is settled, or an error of ours ends the consumer."""
         self._on_the_spot = 1
         try:
             begun = self._processor.begin(incoming, acks)
-        except Exception as error:
+        except BaseException as error:
             self._fail(error)
             return None
         finally:
@@ -233,20 +255,27 @@ class Consumer:
         return begun
 
     async def _process(self, incoming: AbstractIncomingMessage, acks: Acks | None, begun: Begun) -> None:
-        """Process a delivery; an error that is ours ends the consumer."""
+        """Process a delivery; what ends the consumer was told to it before the delivery was given back."""
         try:
-            outcome: Outcome | None = await self._processor.process(incoming, acks, begun)
-        except Exception as error:
-            self._fail(error)
-            return
+            outcome = await self._processor.process(incoming, acks, begun)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            return self._fail(error)
         if outcome is not None and outcome.verdict is not Verdict.DEFERRED:
             self._stalls_in_a_row = 0
 
     def _fail(self, error: BaseException) -> None:
-        """Remember what ends the consumer, for ``run`` to raise."""
-        _LOG.critical("the consumer of %s ends: %s", self._queue.name, type(error).__name__)
-        self._failure = self._failure or error
-        self._stopping.set()
+        """Remember what ends the consumer, for ``run`` to raise, and begin to stop."""
+        if self._failure is None:
+            _LOG.critical("the consumer of %s ends: %s", self._queue.name, type(error).__name__)
+            self._failure = error
+        self._end()
+
+    async def _end_by(self, error: BaseException) -> None:
+        """Begin to stop because of an error, and return once nothing is consumed any more."""
+        self._fail(error)
+        await self._cancelled()
 
     async def _supervise(self) -> None:
         """Keep consuming: start, wait for trouble, see it through, start again."""
@@ -257,7 +286,7 @@ class Consumer:
                 if self._stalled is None:
                     await self._trouble()
                 if self._stalled is not None:
-                    await self._cancel()
+                    await self._cancelled()
                     await self._until_answered(self._stalled)
         except Exception as error:
             self._fail(error)
@@ -284,6 +313,7 @@ class Consumer:
             await channel.set_qos(prefetch_count=self._window.now)
             underlay = await channel.get_underlay_channel()
             underlay.on_consumer_cancel_callbacks.add(self._on_cancel)
+            self._underlay = underlay
             self._window.opened(self._clock.monotonic())
             self._acks = self._acks_of(underlay)
             self._tag = await self._subscribed(underlay)
@@ -317,7 +347,7 @@ class Consumer:
         except TimeoutError:
             self._window.restore()
             _LOG.warning("%s: prefetch back to %d", self._queue.name, self._window.now)
-            await self._cancel()
+            await self._cancelled()
 
     def _on_close(self, _channel: object, error: BaseException | None) -> None:
         """Count a death of channel or connection while consuming."""
@@ -341,17 +371,27 @@ class Consumer:
             self._tag = None
             self._interrupted.set()
 
-    async def _suspend(self, held: Held) -> None:
-        """Cancel the consumer before a delivery is given back, or it would come back at once."""
+    async def _suspend(self, held: Held) -> bool:
+        """Cancel the consumer before a delivery is given back, or it would come back at once.
+
+        Returns:
+            Whether the delivery is to stay, to be tried until its cause is over.
+        """
         self._processor.hurry.set()
         if self._stalled is None and not self._stopping.is_set():
             self._stalled = held
             self._stalls_in_a_row += 1
             _LOG.error("%s is stalled: %s", self._queue.name, held.outcome.cause)
+        await self._cancelled()
+        self._interrupted.set()
+        held.stays = held is self._stalled and held.needs_ours
+        return held.stays
+
+    async def _cancelled(self) -> None:
+        """Cancel the consumer at the broker, once, and return when nothing more comes."""
         if self._cancelling is None or self._cancelling.done():
             self._cancelling = asyncio.create_task(self._cancel())
         await asyncio.shield(self._cancelling)
-        self._interrupted.set()
 
     async def _cancel(self) -> None:
         """Cancel the consumer at the broker, if it has one."""
@@ -360,12 +400,23 @@ class Consumer:
         if tag is None:
             return
         try:
-            await self._queue.cancel(tag)
-        except (*LOST, RuntimeError, asyncio.CancelledError) as error:
+            with closing_is_an_error():
+                await self._queue.cancel(tag)
+        except LOST as error:
             _LOG.warning("cancelling the consumer of %s: %s", self._queue.name, type(error).__name__)
 
     async def _until_answered(self, held: Held) -> None:
-        """Probe with a deferred delivery, ever more slowly, until it would get further."""
+        """Wait until a deferred delivery gets further, tried by itself or probed with ever more slowly."""
+        if held.stays:
+            await held.ended.wait()
+        else:
+            await self._probed(held)
+        self._processor.hurry.clear()
+        self._stalled = None
+        _LOG.warning("%s goes on after %s", self._queue.name, held.outcome.cause)
+
+    async def _probed(self, held: Held) -> None:
+        """Probe with a delivery that was given back, ever more slowly, until it would get further."""
         retrying = tenacity.AsyncRetrying(
             sleep=self._processor.doze,
             wait=tenacity.wait_random_exponential(
@@ -376,9 +427,6 @@ class Consumer:
         )
         await self._sleep(0)
         await retrying(self._processor.probe, held.delivery)
-        self._processor.hurry.clear()
-        self._stalled = None
-        _LOG.warning("%s goes on after %s", self._queue.name, held.outcome.cause)
 
 
 class Delivered(IncomingMessage):
@@ -396,7 +444,7 @@ def _wake(loop: asyncio.AbstractEventLoop, processor: Processor) -> None:
 
 def _passes(error: BaseException) -> bool:
     """Tell whether an error at consuming may pass: a broker down or a queue gone, not a channel of ours closed."""
-    return isinstance(error, (*LOST, RuntimeError)) and not isinstance(error, ClosedByOwnerError)
+    return isinstance(error, LOST) and not isinstance(error, ClosedByOwnerError)
 
 
 def _check(queue: AbstractQueue, guard: Pipeline, dead_letters: DeadLetterSink) -> None:

@@ -84,7 +84,7 @@ class Health:
         deferred: how many of them are held.
         stalled_since: UTC seconds since which something is deferred, ``None`` where nothing is.
         cause: why the longest held delivery is deferred.
-        detail: one line for people.
+        detail: one line for people; also where nothing is deferred and the broker has blocked the connection.
         connection_deaths: how often channel or connection was lost.
         prefetch: the window now; 1 after three deaths in a row.
         unsettled: acks that could not be sent; the broker delivered again.

@@ -1,6 +1,6 @@
 """Make the vectors of wire profile 1, byte for byte the same each time: keys, times, ids and salts are fixed.
 
-python -m tests.vectors.generate          writes hds.json, tokens.json, batch.json and destinations.json here
+python -m tests.vectors.generate          writes the files of vectors here
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth import base64url, destination, envelope, strictjson
+from mqauth import base64url, claims, destination, envelope, jws, strictjson
 from mqauth.jsonform import to_form
 from mqauth.keys import Key
 from mqauth.message import Message, Origin
+from mqauth.replay import batch_id, claim_id, release_id
 from mqauth.testing import ATTACKS
 from mqauth.testing.attacks import honest_message
-from mqauth.testing.forge import AUDIENCE, REMOVED, with_token
+from mqauth.testing.forge import AUDIENCE, NEIGHBOUR, REMOVED, with_token
 from tests.vectors.batches import batches
 from tests.vectors.world import (
     BATCH_FORGE,
@@ -27,6 +28,7 @@ from tests.vectors.world import (
     KEYS,
     NOW,
     RABBITMQ,
+    STOCK,
     Case,
     Deliveries,
     added,
@@ -36,6 +38,12 @@ from tests.vectors.world import (
 )  # fmt: skip
 
 FOLDER: Final = Path(__file__).parent
+LOGS: Final = (
+    ("q1Sh-9_ISia_zwGINzRvyQ", "dAuV3yR2SqOqyRXx7m3ZkA"),
+    ("MkU3OEVBNTcwNTJENDM2Qg", "dAuV3yR2SqOqyRXx7m3ZkA"),
+    ("q1Sh-9_ISia_zwGINzRvyQ", "f5zTnBvXQ5mYxPqV2a0hLw"),
+)
+"""Ids of a cluster and a topic; the second is in another cluster, the third a topic that was made anew."""
 
 
 def hds_cases() -> list[tuple[str, Message, list[str]]]:
@@ -255,16 +263,60 @@ def sequences() -> dict[str, Deliveries]:
     first, second = (
         replace(record, origin=Origin(topic="orders", partition=0, offset=offset)) for offset in (1, 2)
     )
+    here, mirrored, renewed = (
+        replace(record, origin=replace(first.origin, cluster=cluster, topic_id=topic_id))
+        for cluster, topic_id in LOGS
+    )
     again = replace(message, origin=Origin(queue="orders", redelivered=True))
     once = replace(message, origin=Origin(queue="orders"))
+    jti = claims.parse(jws.take_apart(envelope.token_of(record)).payload).jti
+    neighbours = FORGE.seal(kafka(destination=STOCK), key=FORGE.neighbour, claims={"sub": NEIGHBOUR, "jti": jti})
     return {
         "Kafka: the same offset again is a re-read, another one a copy": [
             (first, "accepted", None), (first, "accepted", None), (second, "rejected", "replayed"),
+        ],
+        "the id of another producer's message is no copy of it": [
+            (neighbours, "accepted", None), (record, "accepted", None), (record, "rejected", "replayed"),
+        ],
+        "Kafka: another cluster, or a topic made anew, is another place": [
+            (here, "accepted", None), (mirrored, "rejected", "replayed"), (renewed, "rejected", "replayed"),
+            (here, "accepted", None),
         ],
         "RabbitMQ: a redelivery is a duplicate, anything else a copy": [
             (once, "accepted", None), (again, "duplicate", None), (once, "rejected", "replayed"),
         ],
     }  # fmt: skip
+
+
+def claim_ids() -> dict[str, Any]:
+    """Return what is claimed: the texts, the bytes under the digest, and the ids."""
+    said = [("https://auth.example", "orders-api"), ("https://auth.example", "stock-api"), ("é", "s" * 256)]
+    return {
+        "profile": 1,
+        "messages": [claimed(iss, sub, index) for iss, sub in said for index in (None, 0, 258)],
+        "releases": [claimed_release(iss, "0" * 64) for iss in ("https://review.example", "é")],
+    }
+
+
+def claimed(iss: str, sub: str, index: int | None) -> dict[str, Any]:
+    """Return the id of a message, with what it is made of."""
+    jti = "jjjjjjjjjjjjjjjj"
+    token = claim_id(iss, sub, jti)
+    found = token if index is None else batch_id(token, index)
+    raw = sized(iss) + sized(sub) + jti.encode()
+    return {"iss": iss, "sub": sub, "jti": jti, "index": index, "input_hex": raw.hex(), "id_hex": found.hex()}
+
+
+def claimed_release(iss: str, letter: str) -> dict[str, Any]:
+    """Return the id of a release, with what it is made of."""
+    raw = bytes(4) + sized(iss) + letter.encode()
+    return {"iss": iss, "letter": letter, "input_hex": raw.hex(), "id_hex": release_id(iss, letter).hex()}
+
+
+def sized(text: str) -> bytes:
+    """Return a text as the profile sizes it."""
+    raw = text.encode()
+    return len(raw).to_bytes(4, "big") + raw
 
 
 def tokens() -> dict[str, Any]:
@@ -280,6 +332,7 @@ def generate() -> dict[str, str]:
         "tokens.json": tokens(),
         "destinations.json": destinations(),
         "batch.json": batches(),
+        "claims.json": claim_ids(),
     }
     return {name: json.dumps(content, indent=1, ensure_ascii=True) + "\n" for name, content in made.items()}
 
