@@ -24,7 +24,10 @@ def main(arguments: list[str]) -> int:
     import mqauth
 
     print(f"mqauth of {Path(mqauth.__file__).parent}", flush=True)
-    logging.disable(logging.CRITICAL)
+    if wanted.log is None:
+        logging.disable(logging.CRITICAL)
+    else:
+        logging.basicConfig(level=wanted.log, stream=sys.stdout, format="%(levelname)s %(name)s %(message)s")
     return _play_plan(wanted) if wanted.plan else _play_seeds(wanted)
 
 
@@ -34,7 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first of them")
     parser.add_argument("--plan", type=Path, help="play the plan of this file")
     parser.add_argument("--code", type=Path, help="another checkout, whose mqauth is played")
+    parser.add_argument("--without", nargs="*", default=[], help="leave out faults of these kinds")
     parser.add_argument("--trace", action="store_true", help="print all that happens")
+    parser.add_argument("--log", help="print the log from this level on")
     parser.add_argument("--digests", action="store_true", help="print each seed's digest")
     parser.add_argument("--no-shrink", action="store_true", help="print failing plans whole")
     parser.add_argument("--save", type=Path, help="keep the failing plans in this folder")
@@ -49,7 +54,7 @@ def _play_seeds(wanted: argparse.Namespace) -> int:
     started, failed, broken = time.perf_counter(), 0, Counter[str]()
     done = 0
     for seed in range(wanted.first, wanted.first + wanted.seeds):
-        result = run(Play.of(seed), print if wanted.trace else None)
+        result = run(Play.of(seed, wanted.without), print if wanted.trace else None)
         done += 1
         if wanted.digests:
             print(f"{seed} {result.digest}")

@@ -10,9 +10,12 @@ import asyncio
 import os
 import random
 import sys
+import time
 from collections.abc import Iterable, Iterator, MutableSet
 from itertools import count
 from typing import Any, Final
+
+from tests.simulation.clock import EPOCH
 
 HASH_SEED: Final = "0"
 _SERIAL: Final = count(1)
@@ -80,6 +83,8 @@ def begin(seed: int) -> None:
 def install() -> None:
     """Take the machine's entropy and clock away; before mqauth and the clients are imported."""
     os.urandom = _ENTROPY.randbytes  # type: ignore[assignment]
+    time.monotonic = _seconds
+    time.time = lambda: EPOCH + _seconds()
     import aio_pika.tools
     import aiormq.base
     import aiormq.channel
@@ -87,7 +92,6 @@ def install() -> None:
 
     for module in (aio_pika.tools, aiormq.base, aiormq.channel):
         module.set = OrderedSet  # type: ignore[attr-defined]
-    aiormq.tools.Countdown._now = staticmethod(_loop_time)  # type: ignore[method-assign]
 
 
 def is_hashed() -> bool:
@@ -101,6 +105,7 @@ def again_hashed() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
 
 
-def _loop_time() -> float:
-    """Return the virtual seconds of the process that asks."""
-    return asyncio.get_running_loop().time()
+def _seconds() -> float:
+    """Return the virtual seconds of the process that asks; outside of one none pass."""
+    loop = asyncio._get_running_loop()
+    return 0.0 if loop is None else loop.time()

@@ -6,7 +6,7 @@ import gc
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -40,10 +40,11 @@ class Play:
     faults: Sequence[Fault]
 
     @classmethod
-    def of(cls, seed: int) -> Play:
-        """Return all of a seed."""
+    def of(cls, seed: int, without: Collection[str] = ()) -> Play:
+        """Return all of a seed, but for faults of some kinds."""
         settings = Settings.of(seed)
-        return cls(seed=seed, settings=settings, faults=Plan(seed, settings).faults())
+        faults = [fault for fault in Plan(seed, settings).faults() if fault.kind not in without]
+        return cls(seed=seed, settings=settings, faults=faults)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for a plan's file."""

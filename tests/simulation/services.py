@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from itertools import count
 from typing import Any, Final
 
 import aio_pika
@@ -27,6 +29,8 @@ ANSWERS: Final = "answers"
 DESTINATION: Final = f"rabbitmq:{EXCHANGE}/{ROUTING_KEY}"
 STOP_LIMIT: Final = 240.0
 """Seconds beyond its grace within which a stop must end: letters and stores have time limits of their own."""
+_PROBE_EVERY: Final = 10.0
+_UNWELL_PROBES: Final = 24
 _AGAIN_AFTER: Final = 2.0
 _PUBLISH_TIMEOUT: Final = 10.0
 
@@ -57,6 +61,7 @@ class Deployment:
         self._incarnations: dict[str, int] = {}
         self._held_back: dict[str, float] = {}
         self._unsent: list[tuple[float, int]] = []
+        self._attempts: dict[int, int] = {}
 
     def start(self) -> None:
         """Declare what is needed, then start everything."""
@@ -130,8 +135,8 @@ class Deployment:
         """Publish one order, when its time has come."""
         ledger, loop = self.world.ledger, asyncio.get_running_loop()
         await asyncio.sleep(max(0.0, when - loop.time()))
-        while True:
-            attempt = sum(found.order == order for found in ledger.sent.values())
+        for attempt in count(self._attempts.get(order, 0)):
+            self._attempts[order] = attempt + 1
             sent = Sent(order, label_of(order, attempt))
             ledger.sent[sent.label] = sent
             message = aio_pika.Message(sent.label, headers={"tenant": "acme"}, content_type="application/json")
@@ -141,7 +146,7 @@ class Deployment:
                 await producer.publish(message, ROUTING_KEY, timeout=_PUBLISH_TIMEOUT)
             except Exception as error:
                 self.world.note("producer", f"{type(error).__name__} {sent.label!r}")
-                await asyncio.sleep(1)
+                await asyncio.sleep(min(1 + attempt / 4, 10))
                 continue
             sent.confirmed = True
             self.world.note("producer", f"confirmed {sent.label!r}")
@@ -199,7 +204,7 @@ class ConsumerService:
         try:
             if way == "leave":
                 async with self.consumer:
-                    await self._asked.wait()
+                    await self._until_asked_or_unwell(process)
                 return
             running = self._running = asyncio.create_task(self.consumer.run())
             asked = asyncio.create_task(self._asked.wait())
@@ -216,6 +221,18 @@ class ConsumerService:
             if not self._deployment.finishing:
                 self._world.ledger.problem("no consumer dies", f"{process.name}: {error!r}")
             raise
+
+    async def _until_asked_or_unwell(self, process: Process) -> None:
+        """Wait to be asked to stop, or for what a liveness probe would end: no consuming, and no cause for it."""
+        assert self.consumer is not None
+        unwell = 0
+        while not self._asked.is_set() and unwell < _UNWELL_PROBES:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._asked.wait(), _PROBE_EVERY)
+            health = self.consumer.health()
+            unwell = 0 if health.consuming or health.cause is not None else unwell + 1
+        if not self._asked.is_set():
+            self._world.ledger.problem("all comes to rest", f"{process.name} stands still without a cause")
 
     def _pipeline(self, process: Process) -> Pipeline:
         """Return the pipeline of a process."""
