@@ -264,10 +264,15 @@ def test_refused_bounds(audit: AuditFile, settings: dict[str, Any], what: str) -
 
 @pytest.mark.parametrize(
     ("told", "arguments", "limit"),
-    [(None, {}, 20), (None, {"x-delivery-limit": 5}, 5), (7, {"x-delivery-limit": 5}, 7)],
+    [
+        (None, {}, 20),
+        (None, {"x-delivery-limit": 5}, 5),
+        (7, {"x-delivery-limit": 5}, 7),
+        (None, {"x-queue-type": "classic"}, -1),
+    ],
 )
 def test_the_limit_of_a_queue(audit: AuditFile, told: int | None, arguments: dict[str, Any], limit: int) -> None:
-    """It is what is told, else what the queue was declared with here, else RabbitMQ's own."""
+    """It is what is told, else what the queue was declared with here, else RabbitMQ's own, of quorum queues."""
     source = queue(arguments={"x-queue-type": "quorum"} | arguments)
     consumer = rabbitmq.Consumer(source, Table(audit).guard, print, dead_letters=Letters(), delivery_limit=told)
     assert consumer._processor._limit == limit

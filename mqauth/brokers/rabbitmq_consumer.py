@@ -496,11 +496,14 @@ def _passes(error: BaseException) -> bool:
 
 
 def _limit(queue: AbstractQueue, told: int | None) -> int:
-    """Return the delivery limit of a queue: as told, as it was declared here, or RabbitMQ's own."""
+    """Return the delivery limit of a queue: as told, as declared here, or RabbitMQ's own; others have none."""
     if told is not None:
         return told
-    declared = (getattr(queue, "arguments", None) or {}).get("x-delivery-limit")
-    return declared if isinstance(declared, int) else DEFAULT_DELIVERY_LIMIT
+    declared = getattr(queue, "arguments", None) or {}
+    if not getattr(queue, "passive", False) and declared.get("x-queue-type") != "quorum":
+        return -1
+    limit = declared.get("x-delivery-limit")
+    return limit if isinstance(limit, int) else DEFAULT_DELIVERY_LIMIT
 
 
 def _check(queue: AbstractQueue, guard: Pipeline, dead_letters: DeadLetterSink) -> None:
