@@ -297,6 +297,9 @@ class Consumer:
             return self._fail(error)
         if outcome is not None and outcome.verdict is not Verdict.DEFERRED:
             self._stalls_in_a_row = 0
+            if self._window.is_cautious and outcome.verdict is Verdict.REJECTED:
+                self._window.restore()
+                self._interrupted.set()
 
     def _fail(self, error: BaseException) -> None:
         """Remember what ends the consumer, for ``run`` to raise, and begin to stop."""
@@ -457,6 +460,8 @@ class Consumer:
         """Wait until a deferred delivery gets further, tried by itself or probed with ever more slowly."""
         if held.stays:
             await held.ended.wait()
+            if held.goes_back:
+                self._window.caution()
         else:
             await self._probed(held)
         self._processor.holder.suspended.clear()
