@@ -101,7 +101,7 @@ class _Wishes:
         return redisscript.letters(answer, asked)
 
     def _inspect(self) -> Flow[None]:
-        """Say loudly, once, if the server may forget live ids; of first claims at once each asks, and one tells."""
+        """Say loudly, once, if the server may forget live ids; of first claims at once each asks, one tells."""
         info, forbidden = {}, None
         try:
             info = yield from call(self._client.info)
