@@ -339,12 +339,13 @@ async def test_dead_letters_want_confirms(bench: Bench) -> None:
 
 
 async def test_a_long_outage_suspends_the_consumer(bench: Bench) -> None:
-    """After the hold the consumer is cancelled and the message requeued once, until a probe is answered."""
+    """After the hold the consumer is cancelled; one message stays, and is tried until its cause is over."""
     await bench.channel.queue_delete(bench.dead)
     await bench.forge_one()
+    await bench.forge_one()
     await bench.publish()
-    async with bench.consumer(hold=0.3) as consumer:
-        await until(lambda: not consumer.health().consuming and consumer.health().in_flight == 0)
+    async with bench.consumer(hold=1) as consumer:
+        await until(lambda: not consumer.health().consuming and consumer.health().in_flight == 1)
         assert consumer.health().cause is Cause.DEAD_LETTER_UNAVAILABLE
         await until(_waits(bench, 1))
         await asyncio.sleep(1)
@@ -353,9 +354,9 @@ async def test_a_long_outage_suspends_the_consumer(bench: Bench) -> None:
         await until(lambda: consumer.health().consuming)
         await until(_waits(bench, 0))
         await until(lambda: consumer.health().in_flight == 0)
-    (letter,) = await bench.buried()
-    assert letter.body == b"forged"
-    assert letter.occurrences("x-delivery-count") in ((), (1,))
+    letters = await bench.buried()
+    assert [letter.body for letter in letters] == [b"forged", b"forged"]
+    assert {letter.occurrences("x-delivery-count") for letter in letters} <= {(), (1,)}
     assert bench.handled == [b"honest"]
 
 
@@ -364,7 +365,7 @@ async def test_an_outage_does_not_expire_messages(bench: Bench) -> None:
     store = _Flaky()
     bench.forge.lifetime = 1
     await bench.publish()
-    async with bench.consumer(guard=bench.guard(replay=store), hold=0.2) as consumer:
+    async with bench.consumer(guard=bench.guard(replay=store), hold=1) as consumer:
         await until(lambda: consumer.health().cause is Cause.REPLAY_STORE_UNAVAILABLE)
         await until(lambda: not consumer.health().consuming)
         await asyncio.sleep(7)
@@ -386,7 +387,7 @@ async def test_a_handler_may_ask_for_another_time(bench: Bench) -> None:
 
     await bench.publish(b"shy")
     await bench.publish(b"bold")
-    async with bench.consumer(handler, hold=0.1):
+    async with bench.consumer(handler, hold=1):
         await until(lambda: sorted(bench.handled) == [b"bold", b"shy"])
     assert await bench.buried() == []
 

@@ -44,6 +44,14 @@ class Wire:
         self._writers.clear()
         self._mute = asyncio.Event()
 
+    def end(self, last: bytes) -> None:
+        """Say something last on every connection, and end it in order; new ones are taken."""
+        for writer in self._writers:
+            writer.write(last)
+            writer.close()
+        self._writers.clear()
+        self._mute = asyncio.Event()
+
     def mute(self) -> None:
         """Swallow what clients say from now on, on the connections there are; servers are still heard."""
         self._mute.set()

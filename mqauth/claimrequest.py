@@ -13,7 +13,7 @@ class ClaimRequest:
 
     Args:
         scope: consumer group or queue; each scope may handle a message once.
-        id: digest of (issuer, jti), never the token's text; in a batch with the index (``batch_id``).
+        id: ``claim_id``, in a batch ``batch_id``, or ``release_id``: digests, never the token's text.
         index: the message's place in its batch, also the last two bytes of ``id``; ``None`` for a single token.
         owner: a nonce of this delivery; only it may claim again, renew, confirm or release.
         place: exact coordinates of the delivery, or ``None``.

@@ -50,6 +50,7 @@ class Reason(StrEnum):
 
 SIGNED_REASONS: frozenset[Reason] = frozenset(
     (
+        Reason.KEY_EXPIRED,
         Reason.AUDIENCE_MISMATCH,
         Reason.SUBJECT_MISMATCH,
         Reason.ISSUED_IN_FUTURE,
@@ -113,14 +114,16 @@ class Unavailable(MqauthError):
     Args:
         cause: what is out of reach.
         detail: one line for people.
+        party: the configured issuer or release authority whose keys are out of reach; ``None`` for other causes.
     """
 
     code = "unavailable"
 
-    def __init__(self, cause: Cause, detail: str = "") -> None:
+    def __init__(self, cause: Cause, detail: str = "", party: str | None = None) -> None:
         super().__init__(f"{cause.value}: {detail}" if detail else cause.value)
         self.cause = cause
         self.detail = detail
+        self.party = party
 
 
 class RetryLater(MqauthError):
@@ -149,6 +152,12 @@ class RejectNow(MqauthError):
     def __init__(self, detail: str = "") -> None:
         super().__init__(detail or "reject now")
         self.detail = detail
+
+
+class StaleDelivery(MqauthError):
+    """The delivery is no longer ours: its channel ended or it was given back, and the broker delivers it again."""
+
+    code = "stale_delivery"
 
 
 class ConfigurationError(MqauthError):

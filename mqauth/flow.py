@@ -205,8 +205,7 @@ async def arun(flow: Flow[R], result: Any = None, error: Exception | None = None
 def begin(flow: Flow[R]) -> R | Waiting[R]:
     """Run a flow inside an event loop as far as nothing is to be awaited; ``resume`` goes on.
 
-    Raises:
-        KeyboardInterrupt, SystemExit: as a call did; they end the process, and nothing is gone on with.
+    What a call raised that is no ``Exception`` is raised by ``resume``, whose caller has the flow's work in hand.
     """
     result: Any = None
     error: Exception | None = None
@@ -222,8 +221,6 @@ def begin(flow: Flow[R]) -> R | Waiting[R]:
             result = wish.function(*wish.arguments)
             if result is not None and is_awaitable(result):
                 return Waiting(flow, wish, partial(_itself, result))
-        except (KeyboardInterrupt, SystemExit):
-            raise
         except BaseException as raised:
             if not isinstance(raised, Exception) or _retrying(wish, raised) is not None:
                 return Waiting(flow, wish, partial(_raised, raised))

@@ -29,7 +29,7 @@ PROPERTIES: Final = (
 JSON_DEPTH: Final = 3 + 3 * MAX_DEPTH + 1
 """Containers within each other in the deepest form, which every reader of the form allows.
 
-Object, list and pair stand around a header's value, three more for each table in it; one is the innermost value.
+Object, list and pair stand around a header's value; each table in it adds three, and the innermost value one.
 """
 _MEMBERS: Final = frozenset(("destination", "key", "body", "properties", "headers", "origin"))
 _DECIMAL = re.compile(r"-?[0-9]{1,300}(\.[0-9]{1,300})?")

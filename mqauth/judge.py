@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
-from typing import Final, Literal, ParamSpec, TypeVar
+from typing import Final, Literal, ParamSpec, TypeVar, cast
 
 from mqauth.claims import Claims
 from mqauth.clock import Clock, Randomness
@@ -19,7 +19,7 @@ from mqauth.kindred import Kindred
 from mqauth.message import Message
 from mqauth.policy import Decision, Policy
 from mqauth.release import Release, is_released, open_release
-from mqauth.replay import ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id
+from mqauth.replay import ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id, release_id
 from mqauth.siblings import Siblings
 from mqauth.verified import Verified
 from mqauth.verifier import Candidate, Verifier
@@ -151,11 +151,12 @@ class Judge:
             delivery.reject(rejection, Step.RECORD)
 
     def _wished(self, delivery: Delivery) -> Flow[ClaimRequest | None]:
-        """Take all steps but the claim; of a released message only 1 to 4, and ``None``."""
+        """Take all steps but the claim; of a released message only 1 to 4, and return ``None``."""
         delivery.candidate = candidate = _total(self._verifier.open, delivery.message)  # 1 to 4
         if is_released(delivery.message):
             return None
-        found, keys = yield from self._verify(delivery, candidate)  # 5 to 11
+        keys = yield from self._keys(delivery, candidate)  # 5
+        found = self._verify(delivery, candidate, keys)  # 6 to 11
         _permit((yield from asked(_POLICY, self._policy.decide, found)))  # 12
         with suppress(Exception):  # what is learnt saves time, and must cost no consumer
             self._siblings.learn(delivery)
@@ -163,11 +164,18 @@ class Judge:
         return self._wish(delivery, found.claims, found.index)
 
     def _judge_released(self, delivery: Delivery) -> Flow[ClaimStatus]:
-        """Judge a released message; released to another scope it ends before its own steps are taken."""
+        """Judge a released message from step 5; the release itself once the producer's signature was found good.
+
+        So a message that no producer has signed never asks for an authority's keys. Released to another scope it
+        ends there.
+        """
+        message, candidate = delivery.message, cast(Candidate, delivery.candidate)
+        keys = yield from self._keys(delivery, candidate)  # 5
+        _total(self._verifier.authenticate, message, candidate, keys, delivery.received)  # 6, 7
         release = delivery.release = yield from self._released(delivery)
-        if release.scope != self.scope_of(delivery.message) or delivery.candidate is None:
+        if release.scope != self.scope_of(message):
             return ClaimStatus.DUPLICATE
-        verified, _ = yield from self._verify(delivery, delivery.candidate)
+        verified = self._verify(delivery, candidate, keys)  # 6 to 11, with what is waived
         if Reason.PRODUCER_FORBIDDEN not in release.waive:
             _permit((yield from asked(_POLICY, self._policy.decide, verified)))
         wish = self._wish(delivery, verified.claims, verified.index)
@@ -183,23 +191,28 @@ class Judge:
         keys = yield from _known(source)
         if keys is None or keys.get(kid) is None:
             try:
-                keys = yield from _looked_up(source, kid, delivery.received)
+                keys = yield from _looked_up(source, kid, delivery.received, found.release.iss)
             except Rejection as error:
                 raise Rejection(Reason.RELEASE_INVALID, "the authority has no such key") from error
         return _total(authorities.verify, message, found, keys, delivery.received)
 
-    def _verify(self, delivery: Delivery, candidate: Candidate) -> Flow[tuple[Verified, KeySet]]:
-        """Judge the token, by keys that may have to be waited for."""
+    def _keys(self, delivery: Delivery, candidate: Candidate) -> Flow[KeySet]:
+        """Return the keys of the token's issuer, which may have to be waited for: step 5."""
         source, kid = self._verifier.source(candidate), candidate.opened.kid
         keys = yield from _known(source)
         if keys is None or keys.get(kid) is None:
             delivery.key_set = None if keys is None else keys.version
-            keys = yield from _looked_up(source, kid, delivery.received)
+            keys = yield from _looked_up(source, kid, delivery.received, candidate.claims.iss)
         delivery.key_set = keys.version
-        delivery.verified = found = _total(
+        return keys
+
+    def _verify(self, delivery: Delivery, candidate: Candidate, keys: KeySet) -> Verified:
+        """Judge the token with its message, and note what was verified."""
+        found = _total(
             self._verifier.verify, delivery.message, candidate, keys, delivery.received, delivery.release
         )
-        return found, keys
+        delivery.verified = found
+        return found
 
     def name_owners(self, deliveries: Sequence[Delivery]) -> None:
         """Give each delivery the nonce it claims with, drawn at once; one it has it keeps."""
@@ -238,7 +251,7 @@ class Judge:
         """
         kept = max(wish.expires, float(release.exp + self._verifier.retention))
         wish = replace(wish, place=None, redelivered=True, expires=kept)
-        wished = replace(wish, id=claim_id(release.iss, release.letter), index=None)
+        wished = replace(wish, id=release_id(release.iss, release.letter), index=None)
         status = yield from self._claim(delivery, wished)
         if status is not _FRESH or Reason.REPLAYED in release.waive:
             return status
@@ -278,8 +291,8 @@ _token_id = lru_cache(maxsize=256)(claim_id)
 def _claim_id(claims: Claims, index: int | None) -> bytes:
     """Return the id a message is claimed by: its token's, in a batch with its place."""
     if index is None:
-        return claim_id(claims.iss, claims.jti)
-    return batch_id(_token_id(claims.iss, claims.jti), index)
+        return claim_id(claims.iss, claims.sub, claims.jti)
+    return batch_id(_token_id(claims.iss, claims.sub, claims.jti), index)
 
 
 def _conclude(delivery: Delivery, status: ClaimStatus) -> None:
@@ -305,10 +318,17 @@ def _known(source: KeySource) -> Flow[KeySet | None]:
     return keys
 
 
-def _looked_up(source: KeySource, kid: str, received: float) -> Flow[KeySet]:
-    """Make a source look again for a kid, once; it may itself decide that the kid is unknown."""
+def _looked_up(source: KeySource, kid: str, received: float, party: str) -> Flow[KeySet]:
+    """Make the source of a configured party look again for a kid, once; it may decide that the kid is unknown.
+
+    Raises:
+        Unavailable: it is out of reach; names the party, since messages of others need not wait for it.
+    """
     wished = either(source.refresh, getattr(source, "arefresh", None), kid, received)
-    keys: KeySet = yield from guarded(Cause.KEYS_UNAVAILABLE, wished, passing=(*OUR_FAULT, Rejection))
+    try:
+        keys: KeySet = yield from guarded(Cause.KEYS_UNAVAILABLE, wished, passing=(*OUR_FAULT, Rejection))
+    except Unavailable as error:
+        raise Unavailable(error.cause, error.detail, party) from error
     return keys
 
 

@@ -184,7 +184,7 @@ class Detector:
 
     def _repeated(self, fact: Fact) -> Iterator[Alert]:
         """One token, or one place of a batch, presented again and again."""
-        token = tuple(fact.values.get(name, "") for name in ("iss", "jti", "index"))
+        token = tuple(fact.values.get(name, "") for name in ("iss", "sub", "jti", "index"))
         count = self._replays.add(token, fact.time)
         if count >= self.thresholds.replays:
             yield fact.alert("repeated_replay", count, "iss", "jti", "index", "sub")

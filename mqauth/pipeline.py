@@ -111,17 +111,18 @@ class Pipeline:
 
         Returns:
             The outcome; everything but ``DEFERRED`` is to be settled.
+
+        Raises:
+            StaleDelivery: as its fence did; nothing more is to be done with it, but to release its claim.
         """
         try:
-            if delivery.step is _JUDGE and not self._told:
+            if delivery.step is _JUDGE and not self._told and not delivery.deferred:
                 brief = yield from self._briefly(delivery, handler)
                 if brief is not None:
                     return brief
-            if delivery.step is _JUDGE:
-                yield from self._judged(delivery)
-            if delivery.step is _HANDLE:
-                yield from self._handle(delivery, handler)
-            outcome = yield from self._conclude(delivery, dead_letters)
+            while delivery.step is not _SETTLE:
+                yield from self._step(delivery, handler, dead_letters)
+            outcome = Outcome.of(delivery)
         except Unavailable as error:
             outcome = delivery.defer(error)
         if self._observers:
@@ -156,6 +157,8 @@ class Pipeline:
     def _briefly(self, delivery: Delivery, handler: Handler) -> Flow[Outcome | None]:
         """Carry a message like one that was accepted to its end; ``None`` where all of ``process`` is to go on.
 
+        It asks no fence, so that it goes on only while nothing was awaited.
+
         Raises:
             Unavailable: the store is out of reach, an earlier delivery is being handled, or the handler asks for
                 another time.
@@ -164,10 +167,11 @@ class Pipeline:
         if claim is None:
             return None
         status = at_once(_STORE, self.replay.claim, claim)
-        if type(status) is not ClaimStatus:
+        awaited = type(status) is not ClaimStatus
+        if awaited:
             status = yield from answered(_STORE, status)
         self.verdicts.answer(delivery, claim, status)
-        if delivery.step is not _HANDLE:
+        if awaited or delivery.step is not _HANDLE:
             return None
         try:
             yield Call(handler, (delivery.verified,), self.attempts)
@@ -266,6 +270,28 @@ class Pipeline:
         except Unavailable as error:
             return delivery.defer(error)
 
+    def _step(
+        self, delivery: Delivery, handler: Handler | None, dead_letters: DeadLetterSink | None
+    ) -> Flow[None]:
+        """Take the next step of a delivery; the one place where its fence is asked.
+
+        What condemns nothing needs no fence: a claim is ended, and a message that was handled is recorded,
+        whoever the delivery belongs to by now.
+        """
+        step, condemns = delivery.step, delivery.rejection is not None
+        if step is _CONFIRM or step is Step.RELEASE:
+            return (yield from self._close_claim(delivery))
+        if delivery.fence is not None and (condemns or step is not _RECORD):
+            yield Call(delivery.fence, (delivery,))
+        if step is _JUDGE:
+            yield from self._judged(delivery)
+        elif step is _HANDLE and handler is not None:
+            yield from self._handle(delivery, handler)
+        elif step is _RECORD:
+            yield from self._record(delivery)
+        elif dead_letters is not None:
+            yield from self._bury(delivery, dead_letters)
+
     def _judged(self, delivery: Delivery) -> Flow[None]:
         """Return what judges a delivery; one nobody is told of was found not to be like another by now."""
         if self._observers:
@@ -291,22 +317,15 @@ class Pipeline:
 
     def _conclude(self, delivery: Delivery, dead_letters: DeadLetterSink | None = None) -> Flow[Outcome]:
         """Take what steps are left of a verdict, each once."""
-        if delivery.step is _CONFIRM or delivery.step is Step.RELEASE:
-            yield from self._close_claim(delivery)
-        if delivery.step is _RECORD and delivery.rejection is None and not self._record_all:
-            delivery.step = Step.SETTLE
-        elif delivery.step is _RECORD:
-            yield from self._record(delivery)
-        if delivery.step is Step.BURY and dead_letters is not None:
-            yield from self._bury(delivery, dead_letters)
+        while delivery.step is not _SETTLE:
+            yield from self._step(delivery, None, dead_letters)
         return Outcome.of(delivery)
 
     def _close_claim(self, delivery: Delivery) -> Flow[None]:
         """Confirm the claim after the handler, or release it after a failure."""
-        if delivery.claim is not None:
-            ends = self.replay.confirm if delivery.step is _CONFIRM else self.replay.release
-            yield from self._end_claims(delivery, ends)
-            delivery.step = _RECORD
+        ends = self.replay.confirm if delivery.step is _CONFIRM else self.replay.release
+        yield from self._end_claims(delivery, ends)
+        delivery.step = _RECORD
 
     def _end_claims(self, delivery: Delivery, ends: Callable[[ClaimRequest], Any]) -> Flow[None]:
         """End what is claimed, a release first: after a crash between the two it is a duplicate, no replay."""
@@ -314,9 +333,9 @@ class Pipeline:
             yield from asked(Cause.REPLAY_STORE_UNAVAILABLE, ends, claim)
 
     def _record(self, delivery: Delivery) -> Flow[None]:
-        """Make the audit record durable; it comes before the dead letter."""
-        if delivery.rejection is None and self.audit is None:
-            delivery.step = Step.SETTLE
+        """Make the audit record durable, where there is to be one; it comes before the dead letter."""
+        if delivery.rejection is None and not (self._record_all and self.audit is not None):
+            delivery.step = _SETTLE
             return
         if self.audit is None:
             raise ConfigurationError("a pipeline without audit cannot settle rejected messages")
@@ -339,6 +358,7 @@ class Pipeline:
             time=self.clock.now(),
             audit=delivery.record_id,
             release=delivery.release,
+            digest=delivery.content_digest(),
         )
         yield from asked(Cause.DEAD_LETTER_UNAVAILABLE, dead_letters.publish, letter)
         delivery.letter, delivery.step = letter.id, Step.SETTLE

@@ -36,6 +36,7 @@ from mqauth.places import Packed, Places
 
 DEFAULT_CAPACITY: Final = 1_000_000
 DEFAULT_LEASE: Final = 60.0
+_NO_MESSAGE: Final = bytes(4)  # where a message's id has the length of its issuer, which is never empty
 _FORGOTTEN: Final = 16  # ids or tokens forgotten for each that is claimed
 _FORGOTTEN_AT_ONCE: Final = 512  # for a poll that is no longer
 
@@ -125,11 +126,25 @@ def batch_id(token: bytes, index: int) -> bytes:
     return token + index.to_bytes(2, "big")
 
 
-def claim_id(issuer: str, jti: str) -> bytes:
-    """Return the 16-byte id of a token: a digest of (issuer, jti), unambiguous whatever they hold."""
-    raw = issuer.encode("utf-8", "surrogatepass")
-    text = len(raw).to_bytes(4, "big") + raw + jti.encode("utf-8", "surrogatepass")
-    return hashlib.sha256(text).digest()[:16]
+def claim_id(issuer: str, subject: str, jti: str) -> bytes:
+    """Return the 16-byte id of a token (wire profile 1, section 8): no producer can make that of another's."""
+    return hashlib.sha256(_sized(issuer) + _sized(subject) + _utf8(jti)).digest()[:16]
+
+
+def release_id(authority: str, letter: str) -> bytes:
+    """Return the 16-byte id of a release (wire profile 1, section 12): no message has it, whatever its names."""
+    return hashlib.sha256(_NO_MESSAGE + _sized(authority) + _utf8(letter)).digest()[:16]
+
+
+def _sized(text: str) -> bytes:
+    """Return a text in UTF-8 behind its length in 4 bytes."""
+    raw = _utf8(text)
+    return len(raw).to_bytes(4, "big") + raw
+
+
+def _utf8(text: str) -> bytes:
+    """Return a text in UTF-8; lone surrogates do not raise."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 class MemoryReplayStore:

@@ -25,7 +25,7 @@ from mqauth.pipeline import Outcome, Pipeline, Verdict
 from mqauth.redaction import redact
 from mqauth.release import Authority, ReleaseAuthorities, open_release
 from mqauth.releaser import Releaser
-from mqauth.replay import ClaimRequest, ClaimStatus, MemoryReplayStore, claim_id
+from mqauth.replay import ClaimRequest, ClaimStatus, MemoryReplayStore, claim_id, release_id
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, BatchForge, FakeClock, Forge, verified
 from mqauth.testing.attacks import changed_header, honest_message
 from mqauth.testing.batchforge import ForgedBatch, forge_batch
@@ -346,7 +346,7 @@ def test_the_claim_is_of_issuer_id_and_index() -> None:
     outcomes = [consume(pipeline, found.seal(index)) for index in (0, 2)]
     verified = outcomes[0].verified
     assert verified is not None
-    token = claim_id(verified.issuer, verified.jti)
+    token = claim_id(verified.issuer, verified.subject, verified.jti)
     assert store.asked == [(token + b"\x00\x00", 0), (token + b"\x00\x02", 2)]
 
 
@@ -373,8 +373,8 @@ def test_a_dead_letter_of_a_batch_is_released(life: int, waited: int, reason: Re
     verified = consume(pipeline, message).verified
     assert verified is not None
     assert verified.index == 1
-    token = claim_id(verified.issuer, verified.jti)
-    assert store.asked == [(claim_id(release.iss, letter), None), (token + b"\x00\x01", 1)]
+    token = claim_id(verified.issuer, verified.subject, verified.jti)
+    assert store.asked == [(release_id(release.iss, letter), None), (token + b"\x00\x01", 1)]
     assert consume(pipeline, found.seal(2)).reason is reason
     again = replace(message, origin=Origin(queue="q", redelivered=True))
     assert consume(pipeline, again).verdict is Verdict.DUPLICATE

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mqauth import base64url, deadletter, jsonform, strictjson
-from mqauth.deadletter import DeadLetter, content_digest, letter_id, publish_first
+from mqauth.deadletter import MAX_HEADERS, DeadLetter, content_digest, letter_id, publish_first
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.message import Message, Origin
 
@@ -236,6 +236,35 @@ def test_whatever_an_adapter_hands_over_can_be_buried(changes: dict[str, Any], r
     whole = found.whole(lambda name, value: False)
     assert all(str(value).encode() for name, value in whole.headers if name.startswith("mqauth-dead-"))
     assert found.in_body().body
+
+
+@pytest.mark.parametrize("count", [MAX_HEADERS, MAX_HEADERS + 1])
+def test_a_message_of_very_many_headers_has_only_a_reference(count: int, kafka: Maker) -> None:
+    """Up to 1,000 headers every form of the letter is made; beyond it only the reference."""
+    found = letter(kafka(headers=tuple((f"{number}", b"") for number in range(count))))
+    forms = list(found.forms(all_kept, lambda form: True))
+    assert len(forms) == (3 if count == MAX_HEADERS else 1)
+    assert forms[-1].body == found.reference().body
+
+
+def test_a_content_is_digested_once_for_a_delivery(
+    world: Any, kafka: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record, the letter's id and each of its forms name one digest, which is made once."""
+    made: list[Message] = []
+
+    def counted(message: Message) -> str:
+        made.append(message)
+        return content_digest(message)
+
+    for module in ("mqauth.deadletter", "mqauth.judging.delivery"):
+        monkeypatch.setattr(f"{module}.content_digest", counted, raising=False)
+    forms: list[Message] = []
+    world.letters.publish.function = lambda letter: forms.extend(letter.forms(all_kept, lambda form: True))
+    outcome = world.process(kafka())
+    assert (len(made), len(forms)) == (1, 3)
+    assert {dict(form.headers)["mqauth-dead-id"] for form in forms} == {outcome.dead_letter}
+    assert world.records[0]["dead_letter"] == outcome.dead_letter == letter_id(kafka(), "default")
 
 
 def test_the_letter_shows_nothing_of_the_message(kafka: Maker) -> None:

@@ -52,7 +52,7 @@ def test_every_error_has_one_root_and_a_code_of_its_own() -> None:
     """Every error derives from MqauthError and can be told from the others by its code."""
     found = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
     assert all(issubclass(kind, MqauthError) for kind in found)
-    assert len({kind.code for kind in found}) == len(found) == 8
+    assert len({kind.code for kind in found}) == len(found) == 9
 
 
 @pytest.mark.parametrize("error", [Rejection(Reason.EXPIRED, "late"), Unavailable(Cause.KEY_PENDING, "late")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import itertools
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.idtable import Entry
 from mqauth.message import Place
-from mqauth.replay import ClaimRequest, ClaimStatus, MemoryReplayStore, batch_id, claim_id, judge
+from mqauth.replay import ClaimRequest, ClaimStatus, MemoryReplayStore, batch_id, claim_id, judge, release_id
 from mqauth.testing import FakeClock
 
 NOW = 1_900_000_000.0
@@ -120,11 +121,27 @@ def test_a_batch_counts_as_its_wishes_one_by_one() -> None:
     assert store.claim(heir(other)) is ClaimStatus.HELD
 
 
-def test_an_id_is_of_issuer_and_jti_without_ambiguity() -> None:
-    """No two pairs of texts share an id, and surrogates do not raise."""
-    pairs = [("a", "bc"), ("ab", "c"), ("", "abc"), ("abc", ""), ("a", "b"), ("\ud800", "a"), ("é", "a")]
-    assert len({claim_id(*pair) for pair in pairs}) == len(pairs)
-    assert {len(claim_id(*pair)) for pair in pairs} == {16}
+def test_an_id_is_of_issuer_subject_and_jti_without_ambiguity() -> None:
+    """No two triples of texts share an id, wherever their letters part, and surrogates do not raise."""
+    texts = ["a", "ab", "b", "abc", "bc", "\ud800", "é"]
+    triples = list(itertools.product(texts, repeat=3))
+    assert len({claim_id(*each) for each in triples}) == len(triples)
+    assert {len(claim_id(*each)) for each in triples} == {16}
+
+
+def test_the_id_of_a_token_is_the_profiles() -> None:
+    """SHA-256 of sized issuer, sized subject and jti, cut to 16 bytes (wire profile 1, section 8)."""
+    raw = b"\x00\x00\x00\x02\xc3\xa9\x00\x00\x00\x01sj"
+    assert claim_id("é", "s", "j") == hashlib.sha256(raw).digest()[:16]
+
+
+def test_the_id_of_a_release_is_no_messages() -> None:
+    """Four zero bytes begin what it is a digest of, where a message has the length of its issuer."""
+    letter = "0" * 64
+    assert (
+        release_id("a", letter) == hashlib.sha256(bytes(4) + b"\x00\x00\x00\x01a" + letter.encode()).digest()[:16]
+    )
+    assert release_id("a", letter) not in {claim_id("a", subject, letter) for subject in ("a", "\x00", letter)}
 
 
 def test_a_store_holds_at_least_one_id() -> None:

@@ -280,6 +280,8 @@ def test_reading_never_raises(headers: list[Any], body: bytes | None) -> None:
     [
         "x", "[]", '{"headers": 1}', '{"headers": [[1, 2]]}', '{"headers": [["a", {"no": 1}]]}',
         '{"properties": []}',
+        '{"headers": [["a", {"str": "b"}]], "places": [-1]}', '{"headers": [["a", {"str": "b"}]], "places": [99]}',
+        '{"headers": [["a", {"str": "b"}], ["c", {"str": "d"}]], "places": [0, 0]}',
         '{"headers": [["a", {"str": "b"}]], "places": []}', '{"headers": [["a", {"str": "b"}]], "places": ["0"]}',
         '{"stripped": 1}', '{"properties": {"user-id": 1}}',
     ],

@@ -32,6 +32,7 @@ def load(name: str) -> Any:
 
 TOKENS, BATCH = load("tokens.json"), load("batch.json")
 HDS, DESTINATIONS = load("hds.json"), load("destinations.json")
+CLAIMS = load("claims.json")
 VECTORS = [*TOKENS["vectors"], *({**vector, "name": f"batch: {vector['name']}"} for vector in BATCH["vectors"])]
 SEQUENCES = [*TOKENS["sequences"], *BATCH["sequences"]]
 
@@ -138,6 +139,20 @@ def test_each_tree_is_the_rfcs(vector: Any) -> None:
         path = [bytes.fromhex(text) for text in found["hashes_hex"]]
         assert path == inclusion(found["index"], inputs)
         assert proven.proves(leaf_hash(inputs[found["index"]]), found["index"], b"".join(path))
+
+
+@pytest.mark.parametrize("vector", [*CLAIMS["messages"], *CLAIMS["releases"]], ids=lambda vector: vector["iss"])
+def test_each_claim_is_on_the_id_of_its_bytes(vector: Any) -> None:
+    """An id is the first sixteen bytes of SHA-256, and in a batch the index behind them."""
+    digest = hashlib.sha256(bytes.fromhex(vector["input_hex"])).digest()[:16]
+    index = vector.get("index")
+    assert vector["id_hex"] == (digest if index is None else digest + index.to_bytes(2, "big")).hex()
+
+
+def test_no_two_claims_vectors_share_an_id() -> None:
+    """Of another producer, of another place in its batch, of a release: another id."""
+    ids = [vector["id_hex"] for vector in (*CLAIMS["messages"], *CLAIMS["releases"])]
+    assert len(set(ids)) == len(ids)
 
 
 def test_no_two_headers_vectors_share_their_bytes() -> None:

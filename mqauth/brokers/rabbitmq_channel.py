@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
-from typing import Final
+from typing import Any, Final
 
 from aio_pika import exceptions
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractRobustChannel
@@ -46,18 +46,41 @@ def is_stale(incoming: AbstractIncomingMessage) -> bool:
 
 @contextmanager
 def closing_is_an_error() -> Iterator[None]:
-    """Raise ``AMQPConnectionError`` where aiormq cancels what is awaited, and nobody cancelled this task."""
+    """Raise ``AMQPConnectionError`` for what aio-pika and aiormq 7.2 raise only because a connection ended.
+
+    aiormq cancels what is awaited, or fails it with a bare ``Exception()`` where the connection ended between two
+    frames; some states of a closed channel are a ``RuntimeError``. Every call of the client goes through here.
+    """
     try:
         yield
     except asyncio.CancelledError:
         if was_cancelled():
             raise
         raise lost_unanswered() from None
+    except Exception as error:
+        if type(error) is not Exception and not isinstance(error, RuntimeError):
+            raise
+        raise lost_unanswered() from error
 
 
 def lost_unanswered() -> exceptions.AMQPConnectionError:
     """Return what is raised where aiormq cancels what is awaited."""
     return exceptions.AMQPConnectionError("the connection closed before an answer")
+
+
+def is_blocked(channel: Any) -> bool:
+    """Tell whether the broker has blocked the connection of aiormq's channel, by an alarm: it answers nothing.
+
+    aiormq says so only by its connection's ``ready``, which waits; one that is ready at once is not blocked.
+    """
+    waits = channel.connection.ready()
+    try:
+        waits.send(None)
+    except StopIteration:
+        return False
+    finally:
+        waits.close()
+    return True
 
 
 async def told(act: Callable[[], Awaitable[None]], what: str) -> bool:
@@ -70,7 +93,7 @@ async def told(act: Callable[[], Awaitable[None]], what: str) -> bool:
     try:
         with closing_is_an_error():
             await act()
-    except (*LOST, RuntimeError) as error:
+    except LOST as error:
         _LOG.warning("%s failed, the broker will deliver again: %s", what, type(error).__name__)
         return False
     return True

@@ -27,23 +27,27 @@ from mqauth.brokers.rabbitmq_channel import (
     LOST,
     ClosedByOwnerError,
     closing_is_an_error,
+    is_blocked,
     is_stale,
     is_untouched,
     ready,
     share_connection,
-    told,
 )
-from mqauth.brokers.rabbitmq_delivery import Begun, Held, Processor, Sleep
+from mqauth.brokers.rabbitmq_delivery import Begun, Processor
+from mqauth.brokers.rabbitmq_hold import CONSUMER_TIMEOUT, DEFAULT_HOLD, Held, Sleep
 from mqauth.brokers.rabbitmq_producer import Producer
 from mqauth.brokers.rabbitmq_replies import as_responder
+from mqauth.brokers.rabbitmq_room import MAX_HELD, PER_PLACE, Room
+from mqauth.brokers.rabbitmq_tasks import Tasks
+from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.rabbitmq_window import RESTORE_AFTER, Health, Signals, Window
 from mqauth.deadletter import DeadLetterSink
 from mqauth.errors import ConfigurationError
-from mqauth.pipeline import Handler, Outcome, Pipeline, Verdict
+from mqauth.pipeline import Handler, Pipeline, Verdict
 from mqauth.signer import Signer
 
 DEFAULT_PREFETCH: Final = 10
-DEFAULT_HOLD: Final = 60.0
+MIN_HOLD: Final = 1.0
 _PROBE_WAIT: Final = 0.5
 _PROBE_WAIT_MAX: Final = 30.0
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
@@ -66,7 +70,14 @@ class Consumer:
         replies: signs what ``Verified.reply`` publishes, through the channel of ``dead_letters``; or a
             ``Producer`` on a default exchange.
         grace: seconds that running handlers may take at ``stop``.
-        hold: seconds a deferred delivery is kept unacked before the consumer is suspended.
+        hold: seconds, at least 1, of a cause of all after which the queue is suspended and what is held goes
+            back to the broker. What waits for a cause of its own, or of one issuer, is held in any case.
+        consumer_timeout: seconds after which the broker closes a channel for a delivery that is not acked, as it
+            is set there (``consumer_timeout``); what is held goes back a tenth before.
+        delivery_limit: of the queue; by default as declared, else RabbitMQ's 20. Negative for none. A message at
+            its last delivery is not given back.
+        max_held: deliveries held beside the window, by default ten times ``prefetch`` and at most 1,000, and
+            16 MiB of their bodies; beyond it the queue waits for all.
         sleep: waits so many seconds.
 
     Raises:
@@ -86,10 +97,15 @@ class Consumer:
         replies: Signer | Producer | None = None,
         grace: float = 30,
         hold: float = DEFAULT_HOLD,
+        consumer_timeout: float = CONSUMER_TIMEOUT,
+        delivery_limit: int | None = None,
+        max_held: int | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        if not 1 <= prefetch <= 65_535 or grace < 0 or hold < 0:
-            raise ConfigurationError("prefetch is 1 to 65,535, grace and hold are not negative")
+        if not 1 <= prefetch <= 65_535 or grace < 0 or not 0 <= (max_held or 0) <= MAX_HELD:
+            raise ConfigurationError(f"prefetch is 1 to 65,535, max_held 0 to {MAX_HELD}, grace not negative")
+        if not MIN_HOLD <= hold < consumer_timeout:
+            raise ConfigurationError("hold is at least 1 second, and shorter than consumer_timeout")
         _check(queue, guard, dead_letters)
         self._queue = queue
         self._guard = guard
@@ -98,8 +114,12 @@ class Consumer:
         self._window = Window(prefetch)
         self._coalesce = coalesce_acks
         self._acks: Acks | None = None
+        self._underlay: AbstractChannel | None = None
         self._grace = grace
         self._sleep = sleep
+        beside = min(PER_PLACE * prefetch, MAX_HELD) if max_held is None else max_held
+        self._room = Room(beside, issuers=guard.verifier.issuers)
+        self._is_full = False
         self._processor = Processor(
             queue.name,
             guard,
@@ -108,10 +128,16 @@ class Consumer:
             decode=decode,
             responder=as_responder(replies, dead_letters),
             hold=hold,
+            consumer_timeout=consumer_timeout,
+            delivery_limit=_limit(queue, delivery_limit),
+            room=self._room,
+            at_once=prefetch,
+            changed=self._look,
             before_requeue=self._suspend,
+            on_failure=self._end_by,
             sleep=sleep,
         )
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._on_the_spot = 0
         self._supervisor: asyncio.Task[None] | None = None
         self._started = asyncio.Event()
@@ -121,6 +147,7 @@ class Consumer:
         self._stalled: Held | None = None
         self._stalls_in_a_row = 0
         self._cancelling: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
 
     async def run(self, *, signals: bool = False) -> None:
@@ -139,24 +166,42 @@ class Consumer:
                 await self._stopping.wait()
 
     async def stop(self) -> None:
-        """Take no new messages, let running handlers finish within the grace time, give the rest back."""
+        """Take no new messages, let running handlers finish within the grace time, give the rest back.
+
+        However often it is called, or its caller cancelled, it happens once. A handler that calls it is not
+        waited for.
+        """
+        self._tasks.leave_out(asyncio.current_task())
+        await asyncio.shield(self._end())
+
+    def _end(self) -> asyncio.Task[None]:
+        """Begin to stop, once."""
         self._stopping.set()
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._wind_up())
+        return self._ending
+
+    async def _wind_up(self) -> None:
+        """Stop consuming, see what runs to its end, and ack what was settled."""
         if self._unsubscribe is not None:
             self._unsubscribe()
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
-        await self._cancel()
-        self._processor.hurry.set()
-        running = self._tasks - {asyncio.current_task()}
-        if running:
-            _, late = await asyncio.wait(running, timeout=self._grace)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        self._window.closed()
+        await self._cancelled()
+        self._processor.holder.stopping.set()
+        await self._tasks.end(self._grace)
         if self._acks is not None:
             await self._acks.finish()
         self._queue.channel.close_callbacks.discard(self._on_close)
+        if left := self._processor.left:
+            _LOG.critical(
+                "%s: %d messages at their last delivery were not settled; when the connection closes the broker"
+                " puts them away without record and letter, where the queue has a dead-letter exchange there",
+                self._queue.name,
+                left,
+            )
 
     async def __aenter__(self) -> Self:
         """Start consuming in the background."""
@@ -185,19 +230,29 @@ class Consumer:
 
     def health(self) -> Health:
         """Return how the consumer is doing now."""
-        held = sorted(self._processor.held.values(), key=lambda item: item.since)
+        held = sorted(self._processor.held, key=lambda item: item.since)
         longest = self._stalled or (held[0] if held else None)
         return Health(
-            consuming=self._tag is not None,
+            consuming=self._tag is not None and not self._is_full,
             in_flight=len(self._tasks) + self._on_the_spot,
             deferred=len(held),
             stalled_since=None if longest is None else longest.since,
             cause=None if longest is None else longest.outcome.cause,
-            detail=None if longest is None else longest.outcome.detail,
+            detail=self._blocked() if longest is None else longest.outcome.detail,
             connection_deaths=self._window.deaths,
             prefetch=self._window.now,
             unsettled=self._processor.unsettled,
+            party=None if longest is None else longest.outcome.party,
+            held=self._room.whose(),
+            at_limit=sum(item.slot.is_last for item in held),
         )
+
+    def _blocked(self) -> str | None:
+        """Say that the broker has blocked the connection, where it has."""
+        channel = self._underlay
+        if channel is None or channel.is_closed or not is_blocked(channel):
+            return None
+        return "the broker has blocked this connection, by an alarm: no ack is sent, no question answered"
 
     async def _on_message(self, incoming: AbstractIncomingMessage) -> None:
         """Process a delivery on the spot or in a task of ours; aio-pika's own dies with the connection."""
@@ -207,23 +262,23 @@ class Consumer:
         if acks is not None:
             acks.opened(incoming.delivery_tag or 0)
         if self._stopping.is_set():
-            if await told(incoming.nack, f"requeue on {self._queue.name}") and acks is not None:
-                acks.gone(incoming.delivery_tag or 0)
-            return
+            return self._tasks.run(self._turn_away(incoming, acks))
         context = copy_context()  # one for all of a delivery
         begun = context.run(self._begun, incoming, acks)
-        if begun is None:
-            return
-        task = asyncio.create_task(self._process(incoming, acks, begun), context=context)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if begun is not None:
+            self._tasks.run(self._process(incoming, acks, begun), context)
+
+    async def _turn_away(self, incoming: AbstractIncomingMessage, acks: Acks | None) -> None:
+        """Give back what came after the stop began, once nothing is consumed: it would come again at once."""
+        await self._cancelled()
+        await self._processor.turn_away(incoming, acks)
 
     def _begun(self, incoming: AbstractIncomingMessage, acks: Acks | None) -> Begun | None:
         """Begin a delivery on the spot; ``None`` where it is settled, or an error of ours ends the consumer."""
         self._on_the_spot = 1
         try:
             begun = self._processor.begin(incoming, acks)
-        except Exception as error:
+        except BaseException as error:
             self._fail(error)
             return None
         finally:
@@ -233,20 +288,27 @@ class Consumer:
         return begun
 
     async def _process(self, incoming: AbstractIncomingMessage, acks: Acks | None, begun: Begun) -> None:
-        """Process a delivery; an error that is ours ends the consumer."""
+        """Process a delivery; what ends the consumer was told to it before the delivery was given back."""
         try:
-            outcome: Outcome | None = await self._processor.process(incoming, acks, begun)
-        except Exception as error:
-            self._fail(error)
-            return
+            outcome = await self._processor.process(incoming, acks, begun)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            return self._fail(error)
         if outcome is not None and outcome.verdict is not Verdict.DEFERRED:
             self._stalls_in_a_row = 0
 
     def _fail(self, error: BaseException) -> None:
-        """Remember what ends the consumer, for ``run`` to raise."""
-        _LOG.critical("the consumer of %s ends: %s", self._queue.name, type(error).__name__)
-        self._failure = self._failure or error
-        self._stopping.set()
+        """Remember what ends the consumer, for ``run`` to raise, and begin to stop."""
+        if self._failure is None:
+            _LOG.critical("the consumer of %s ends: %s", self._queue.name, type(error).__name__)
+            self._failure = error
+        self._end()
+
+    async def _end_by(self, error: BaseException) -> None:
+        """Begin to stop because of an error, and return once nothing is consumed any more."""
+        self._fail(error)
+        await self._cancelled()
 
     async def _supervise(self) -> None:
         """Keep consuming: start, wait for trouble, see it through, start again."""
@@ -256,8 +318,9 @@ class Consumer:
                 self._started.set()
                 if self._stalled is None:
                     await self._trouble()
+                # where there is a tag yet, the queue is suspended, or consumed anew with another window
+                await self._cancelled()
                 if self._stalled is not None:
-                    await self._cancel()
                     await self._until_answered(self._stalled)
         except Exception as error:
             self._fail(error)
@@ -284,6 +347,7 @@ class Consumer:
             await channel.set_qos(prefetch_count=self._window.now)
             underlay = await channel.get_underlay_channel()
             underlay.on_consumer_cancel_callbacks.add(self._on_cancel)
+            self._underlay = underlay
             self._window.opened(self._clock.monotonic())
             self._acks = self._acks_of(underlay)
             self._tag = await self._subscribed(underlay)
@@ -317,7 +381,6 @@ class Consumer:
         except TimeoutError:
             self._window.restore()
             _LOG.warning("%s: prefetch back to %d", self._queue.name, self._window.now)
-            await self._cancel()
 
     def _on_close(self, _channel: object, error: BaseException | None) -> None:
         """Count a death of channel or connection while consuming."""
@@ -341,33 +404,69 @@ class Consumer:
             self._tag = None
             self._interrupted.set()
 
-    async def _suspend(self, held: Held) -> None:
-        """Cancel the consumer before a delivery is given back, or it would come back at once."""
-        self._processor.hurry.set()
+    def _look(self) -> None:
+        """See whether what is held leaves room for others: consume anew beside it, or say that the queue waits."""
+        tag, window = self._tag, self._window.now
+        if tag is None:
+            return
+        if self._room.wants_another(tag, window, len(self._tasks) - len(self._processor.held)):
+            self._interrupted.set()
+        was_full, self._is_full = self._is_full, self._room.is_full(tag, window)
+        if self._is_full and not was_full:
+            whose = ", ".join(f"{number} {what}" for what, number in self._room.whose().items())
+            level, why = (
+                (logging.WARNING, "its prefetch is 1") if window == 1 else (logging.ERROR, "no more can be held")
+            )
+            _LOG.log(level, "%s waits, since %s: %s", self._queue.name, why, whose)
+
+    async def _suspend(self, held: Held) -> bool:
+        """Cancel the consumer before a delivery is given back, or it would come back at once.
+
+        Returns:
+            Whether the delivery is to stay, to be tried until its cause is over.
+        """
+        self._processor.holder.suspended.set()
+        self._window.closed()
         if self._stalled is None and not self._stopping.is_set():
             self._stalled = held
             self._stalls_in_a_row += 1
-            _LOG.error("%s is stalled: %s", self._queue.name, held.outcome.cause)
+            _LOG.error("%s is stalled: %s", self._queue.name, ", ".join(self._room.whose()) or held.outcome.cause)
+        await self._cancelled()
+        self._interrupted.set()
+        held.stays = held is self._stalled and held.needs_ours
+        return held.stays
+
+    async def _cancelled(self) -> None:
+        """Cancel the consumer at the broker, once, and return when nothing more comes."""
         if self._cancelling is None or self._cancelling.done():
             self._cancelling = asyncio.create_task(self._cancel())
         await asyncio.shield(self._cancelling)
-        self._interrupted.set()
 
     async def _cancel(self) -> None:
         """Cancel the consumer at the broker, if it has one."""
         tag, self._tag = self._tag, None
-        self._window.closed()
         if tag is None:
             return
         try:
-            await self._queue.cancel(tag)
-        except (*LOST, RuntimeError, asyncio.CancelledError) as error:
+            with closing_is_an_error():
+                await self._queue.cancel(tag)
+        except LOST as error:
             _LOG.warning("cancelling the consumer of %s: %s", self._queue.name, type(error).__name__)
 
     async def _until_answered(self, held: Held) -> None:
-        """Probe with a deferred delivery, ever more slowly, until it would get further."""
+        """Wait until a deferred delivery gets further, tried by itself or probed with ever more slowly."""
+        if held.stays:
+            await held.ended.wait()
+        else:
+            await self._probed(held)
+        self._processor.holder.suspended.clear()
+        self._stalled = None
+        _LOG.warning("%s goes on after %s", self._queue.name, held.outcome.cause)
+
+    async def _probed(self, held: Held) -> None:
+        """Probe with a delivery that was given back, ever more slowly, until it would get further."""
         retrying = tenacity.AsyncRetrying(
-            sleep=self._processor.doze,
+            sleep=self._processor.holder.doze,
             wait=tenacity.wait_random_exponential(
                 multiplier=_PROBE_WAIT * 2 ** min(self._stalls_in_a_row, 10), max=_PROBE_WAIT_MAX
             ),
@@ -376,9 +475,6 @@ class Consumer:
         )
         await self._sleep(0)
         await retrying(self._processor.probe, held.delivery)
-        self._processor.hurry.clear()
-        self._stalled = None
-        _LOG.warning("%s goes on after %s", self._queue.name, held.outcome.cause)
 
 
 class Delivered(IncomingMessage):
@@ -391,12 +487,20 @@ class Delivered(IncomingMessage):
 def _wake(loop: asyncio.AbstractEventLoop, processor: Processor) -> None:
     """Have a consumer try again what it holds, from any thread."""
     with suppress(RuntimeError):  # its loop has ended meanwhile
-        loop.call_soon_threadsafe(processor.wake)
+        loop.call_soon_threadsafe(processor.holder.wake)
 
 
 def _passes(error: BaseException) -> bool:
     """Tell whether an error at consuming may pass: a broker down or a queue gone, not a channel of ours closed."""
-    return isinstance(error, (*LOST, RuntimeError)) and not isinstance(error, ClosedByOwnerError)
+    return isinstance(error, LOST) and not isinstance(error, ClosedByOwnerError)
+
+
+def _limit(queue: AbstractQueue, told: int | None) -> int:
+    """Return the delivery limit of a queue: as told, as it was declared here, or RabbitMQ's own."""
+    if told is not None:
+        return told
+    declared = (getattr(queue, "arguments", None) or {}).get("x-delivery-limit")
+    return declared if isinstance(declared, int) else DEFAULT_DELIVERY_LIMIT
 
 
 def _check(queue: AbstractQueue, guard: Pipeline, dead_letters: DeadLetterSink) -> None:

@@ -4,53 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Final, NamedTuple
 
-import tenacity
 from aio_pika.abc import AbstractIncomingMessage
 
 from mqauth.brokers.rabbitmq_acks import Acks
-from mqauth.brokers.rabbitmq_channel import is_stale, told, was_cancelled
+from mqauth.brokers.rabbitmq_channel import is_stale, was_cancelled
+from mqauth.brokers.rabbitmq_hold import CONSUMER_TIMEOUT, DEFAULT_HOLD, Held, Holder, Sleep
 from mqauth.brokers.rabbitmq_leases import Leases, Timer, call_later
 from mqauth.brokers.rabbitmq_progress import Progress, again
+from mqauth.brokers.rabbitmq_room import Room
+from mqauth.brokers.rabbitmq_slot import Slot
+from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.rabbitmq_translate import from_native
 from mqauth.deadletter import DeadLetterSink
-from mqauth.errors import Cause
+from mqauth.errors import Cause, Reason, Rejection, StaleDelivery
 from mqauth.flow import Waiting, arun, begin, resume
 from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
 from mqauth.verified import Responder, Verified, decoded, equip
 
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
-_WAIT: Final = 0.1
-_WAIT_MAX: Final = 5.0
-OWN_CAUSES: Final = frozenset((Cause.CLAIM_HELD, Cause.HANDLER_DEFERRED))
-"""Causes that concern one message, not a dependency of all."""
 _DEFERRED: Final = Verdict.DEFERRED  # Python 3.11 takes its time to look a member up
-Sleep = Callable[[float], Awaitable[Any]]
-
-
-@dataclass(slots=True)
-class Held:
-    """A delivery that is deferred, and why and since when (UTC seconds)."""
-
-    delivery: Delivery
-    outcome: Outcome
-    since: float
 
 
 class Begun(NamedTuple):
     """A delivery that a task is to go on with.
 
     Args:
+        slot: its place in the window.
         delivery: how far it has come.
-        since: when it was begun, monotonic seconds.
         first: what its first attempt came to, or waits for.
     """
 
+    slot: Slot
     delivery: Delivery
-    since: float
     first: Outcome | Waiting[Outcome]
 
 
@@ -64,8 +52,16 @@ class Processor:
         dead_letters: where rejected messages go.
         decode: makes ``Verified.value`` of the body, after verification.
         responder: publishes what ``Verified.reply`` is given.
-        hold: seconds a deferred delivery is kept unacked.
-        before_requeue: awaited before a delivery is given back for a cause that is not its own.
+        hold: seconds after which a cause of all suspends the queue.
+        consumer_timeout: seconds after which the broker closes a channel for a delivery that is not acked.
+        delivery_limit: how often the broker may be given a message back; negative for any number.
+        room: counts what is held.
+        at_once: how many of what is held are tried at a time; ``None`` for any number.
+        before_requeue: awaited before a delivery is given back for a cause of all; true where it is to stay
+            unacked, and to be tried until its cause is over. Without, nothing can be suspended.
+        changed: called when something begins or ceases to be held.
+        on_failure: awaited with what ends the consumer, before the delivery that met it is given back; without,
+            a delivery that meets an error of ours stays unacked.
         sleep: waits so many seconds.
         timer: calls a function after so many seconds; claims are renewed by it.
     """
@@ -79,8 +75,14 @@ class Processor:
         dead_letters: DeadLetterSink,
         decode: Callable[[bytes | None], Any] | None = None,
         responder: Responder | None = None,
-        hold: float = 60,
-        before_requeue: Callable[[Held], Awaitable[None]] | None = None,
+        hold: float = DEFAULT_HOLD,
+        consumer_timeout: float = CONSUMER_TIMEOUT,
+        delivery_limit: int = DEFAULT_DELIVERY_LIMIT,
+        room: Room | None = None,
+        at_once: int | None = None,
+        changed: Callable[[], None] = lambda: None,
+        before_requeue: Callable[[Held], Awaitable[bool]] | None = None,
+        on_failure: Callable[[BaseException], Awaitable[None]] | None = None,
         sleep: Sleep = asyncio.sleep,
         timer: Timer = call_later,
     ) -> None:
@@ -90,15 +92,24 @@ class Processor:
         self._dead_letters = dead_letters
         self._decode = decode
         self._responder = responder
-        self._hold_seconds = hold
         self._before_requeue = before_requeue
-        self._sleep = sleep
+        self._on_failure = on_failure
+        self._limit = delivery_limit
+        self.holder = Holder(
+            queue,
+            guard.clock,
+            self._attempt,
+            room=Room() if room is None else room,
+            hold=None if before_requeue is None else hold,
+            consumer_timeout=consumer_timeout,
+            at_once=at_once,
+            sleep=sleep,
+            changed=changed,
+        )
         self._leases = Leases(guard, timer=timer)
         self._progress = Progress(guard)
-        self.hurry = asyncio.Event()
-        self._woken = asyncio.Event()
-        self.held: dict[int, Held] = {}
         self.unsettled = 0
+        self.left = 0
 
     def begin(self, incoming: AbstractIncomingMessage, acks: Acks | None) -> Begun | None:
         """Take a delivery as far as nothing is to be awaited; ``None`` where it is settled.
@@ -113,14 +124,14 @@ class Processor:
         Raises:
             ConfigurationError: the pipeline cannot settle messages; the delivery stays unacked.
         """
-        begun = self._begun(incoming)
+        begun = self._begun(incoming, acks)
         first = begun.first
         if acks is None or isinstance(first, Waiting) or first.verdict is _DEFERRED:
             return begun
         if incoming.processed:
-            _gone(incoming, acks)
+            acks.gone(incoming.delivery_tag or 0)
         else:
-            acks.settle(_tag(incoming), begun.delivery)
+            acks.settle(incoming.delivery_tag or 0, begun.delivery)
         return None
 
     async def process(
@@ -131,36 +142,58 @@ class Processor:
         Args:
             incoming: the delivery.
             acks: of its channel, which know of it; without, it is acked by itself.
-            begun: what ``begin`` returned; it is carried to its end even where its channel was lost since.
+            begun: what ``begin`` returned; a handler that runs is carried to its end even where its channel ends.
 
         Raises:
-            ConfigurationError: the pipeline cannot settle messages; the delivery stays unacked.
+            ConfigurationError: the pipeline cannot settle messages.
+            BaseException: what a handler raised that is no ``Exception``. Its claim was released.
         """
         if begun is None and is_stale(incoming):
             return None
-        begun = begun or self._begun(incoming)
-        delivery = begun.delivery
+        begun = begun or self._begun(incoming, acks)
+        slot, delivery = begun.slot, begun.delivery
         self._progress.begin(incoming, delivery)
-        self._leases.add(delivery, begun.since)
+        self._leases.add(delivery, slot.received)
         try:
-            return await self._to_its_end(incoming, begun, acks)
-        except asyncio.CancelledError:
-            await self._let_go(incoming, delivery, acks)
+            return await self._to_its_end(begun)
+        except StaleDelivery:
+            await self._let_go(slot, delivery)
+            return None
+        except BaseException as error:
+            await self._failed(slot, delivery, error)
             raise
         finally:
             self._leases.remove(delivery)
             self._progress.end(delivery)
 
-    def _begun(self, incoming: AbstractIncomingMessage) -> Begun:
+    async def _failed(self, slot: Slot, delivery: Delivery, error: BaseException) -> None:
+        """Give back a delivery whose task ends, once nothing is consumed any more: it would come again at once."""
+        if not isinstance(error, asyncio.CancelledError):
+            if self._on_failure is not None:
+                await self._on_failure(error)
+            elif isinstance(error, Exception):
+                return
+        await self._let_go(slot, delivery)
+
+    def _begun(self, incoming: AbstractIncomingMessage, acks: Acks | None) -> Begun:
         """Begin a delivery, with what is known of an earlier one."""
         delivery = self._progress.receive(from_native(incoming, queue=self._queue))
         since = self._guard.clock.monotonic()
-        return Begun(delivery, since, begin(self._guard.process(delivery, self._handle, self._dead_letters)))
+        slot = Slot(incoming, acks, since, self._limit)
+        delivery.fence = slot.fence
+        first = begin(self._guard.process(delivery, self._handle, self._dead_letters))
+        return Begun(slot, delivery, first)
 
     async def probe(self, delivery: Delivery) -> bool:
-        """Tell whether a deferred delivery would get further now; its handler is not run."""
+        """Tell whether a deferred delivery that was given back would get further now; its handler is not run."""
+        if delivery.step is Step.HANDLE:
+            await arun(self._guard.release(delivery))
+            return _is_at(delivery, Step.JUDGE)
         if delivery.step is not Step.JUDGE:
-            return (await self._attempt(delivery)).verdict is not Verdict.DEFERRED
+            try:
+                return (await self._attempt(delivery)).verdict is not Verdict.DEFERRED
+            except StaleDelivery:
+                return True  # it got as far as what was given back may get
         trial = again(delivery.message, delivery)
         outcome = await arun(self._guard.judge(trial))
         if trial.step is not Step.JUDGE:
@@ -168,21 +201,57 @@ class Processor:
         delivery.owner = trial.owner
         return outcome.verdict is not Verdict.DEFERRED
 
-    async def _to_its_end(self, incoming: AbstractIncomingMessage, begun: Begun, acks: Acks | None) -> Outcome:
+    async def _to_its_end(self, begun: Begun) -> Outcome:
         """Process, hold while deferred, then settle or give back."""
-        delivery, outcome = begun.delivery, begun.first
+        slot, delivery, outcome = begun.slot, begun.delivery, begun.first
         if isinstance(outcome, Waiting):
             outcome = await self._attempt(delivery, outcome)
         if outcome.verdict is Verdict.DEFERRED:
-            outcome = await self._hold(incoming, delivery, outcome)
-        if outcome.verdict is not Verdict.DEFERRED:
-            await self._settle(incoming, delivery, acks)
-            return outcome
-        everyones = self.hurry.is_set() or outcome.cause not in OWN_CAUSES
-        if self._before_requeue is not None and everyones and not is_stale(incoming):
-            await self._before_requeue(Held(delivery, outcome, self._guard.clock.now()))
-        await self._let_go(incoming, delivery, acks)
+            outcome = await self._put_off(Held(slot, delivery, outcome, self._guard.clock.now()))
+        if outcome.verdict is Verdict.DEFERRED:
+            await self._let_go(slot, delivery)
+        else:
+            await self._settle(slot, delivery)
         return outcome
+
+    async def _put_off(self, held: Held) -> Outcome:
+        """Hold a deferred delivery for as long as it may be; returns its last outcome."""
+        _LOG.warning("deferred on %s: %s", self._queue, held.outcome.cause)
+        try:
+            outcome = await self.holder.hold(held)
+            if outcome.verdict is Verdict.DEFERRED and await self._stays(held):
+                outcome = await self.holder.hold(held)
+            if outcome.verdict is Verdict.DEFERRED and held.is_given_up:
+                self._give_up(held)
+                outcome = await self.holder.hold(held)
+            return outcome
+        finally:
+            held.ended.set()
+
+    async def _stays(self, held: Held) -> bool:
+        """Suspend the queue where the cause is everybody's; tell whether the delivery is to stay all the same."""
+        everyones = held.everyones_since is not None or self.holder.suspended.is_set()
+        if self._before_requeue is None or not everyones or held.is_kept or not held.slot.is_ours:
+            return False
+        held.stays = await self._before_requeue(held)
+        return held.stays
+
+    def _give_up(self, held: Held) -> None:
+        """Reject a message whose handler asked for another time until its last delivery was over."""
+        seconds = self._guard.clock.now() - held.delivery.received
+        detail = (
+            f"put off {held.put_off} times in its last delivery, in all for {seconds:.0f} s: {held.outcome.detail}"
+        )
+        held.delivery.reject(Rejection(Reason.HANDLER_FAILED, detail), Step.RELEASE)
+
+    @property
+    def held(self) -> Collection[Held]:
+        """What is deferred now."""
+        return self.holder.held.values()
+
+    async def turn_away(self, incoming: AbstractIncomingMessage, acks: Acks | None) -> None:
+        """Give back what came too late, unjudged."""
+        await self._give_back(Slot(incoming, acks, self._guard.clock.monotonic(), self._limit))
 
     async def _attempt(self, delivery: Delivery, begun: Waiting[Outcome] | None = None) -> Outcome:
         """Take the delivery as far as the world allows."""
@@ -204,59 +273,9 @@ class Processor:
         value = decoded(verified, self._decode)
         return self._handler(equip(verified, responder=self._responder, value=value))
 
-    async def _hold(self, incoming: AbstractIncomingMessage, delivery: Delivery, outcome: Outcome) -> Outcome:
-        """Try a deferred delivery again, with jittered exponential back-off, for as long as it may be held."""
-        clock = self._guard.clock
-        started = clock.monotonic()
-        self.held[id(delivery)] = Held(delivery, outcome, clock.now())
-        _LOG.warning("deferred on %s: %s", self._queue, outcome.cause)
-        retrying = tenacity.AsyncRetrying(
-            sleep=self._pause,
-            wait=tenacity.wait_random_exponential(multiplier=_WAIT, max=_WAIT_MAX),
-            stop=lambda _: clock.monotonic() - started >= self._hold_seconds or self._is_over(incoming, delivery),
-            retry=tenacity.retry_if_result(lambda result: result.verdict is Verdict.DEFERRED),
-            retry_error_callback=lambda state: state.outcome.result() if state.outcome else outcome,
-        )
-        try:
-            result: Outcome = await retrying(self._attempt, delivery)
-            return result
-        finally:
-            self.held.pop(id(delivery), None)
-
-    def _is_over(self, incoming: AbstractIncomingMessage, delivery: Delivery) -> bool:
-        """Tell whether holding is pointless: told to hurry, or not ours any more and nothing begun."""
-        return self.hurry.is_set() or (delivery.step is Step.JUDGE and is_stale(incoming))
-
-    def wake(self) -> None:
-        """Have what is deferred tried again now."""
-        woken, self._woken = self._woken, asyncio.Event()
-        woken.set()
-
-    async def doze(self, seconds: float) -> None:
-        """Wait so many seconds, or until woken."""
-        await self._first(self._sleep(seconds), self._woken.wait())
-
-    async def _pause(self, seconds: float) -> None:
-        """Wait so many seconds, or until woken or told to hurry."""
-        await self._first(self._sleep(seconds), self._woken.wait(), self.hurry.wait())
-
-    async def _first(self, *wanted: Awaitable[Any]) -> None:
-        """Wait for the first of these."""
-        waits = [asyncio.ensure_future(wait) for wait in wanted]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
-
-    async def _settle(self, incoming: AbstractIncomingMessage, delivery: Delivery, acks: Acks | None) -> None:
+    async def _settle(self, slot: Slot, delivery: Delivery) -> None:
         """Ack, now or soon, unless the handler did so itself."""
-        if incoming.processed:
-            _gone(incoming, acks)
-        elif acks is not None:
-            acks.settle(_tag(incoming), delivery)
-        elif not await told(incoming.ack, f"ack on {self._queue}"):
+        if not await slot.settle(delivery, f"ack on {self._queue}"):
             self.lost((delivery,))
 
     def lost(self, deliveries: Sequence[Delivery]) -> None:
@@ -265,24 +284,22 @@ class Processor:
         for delivery in deliveries:
             self._progress.keep(delivery)
 
-    async def _let_go(self, incoming: AbstractIncomingMessage, delivery: Delivery, acks: Acks | None) -> None:
+    async def _let_go(self, slot: Slot, delivery: Delivery) -> None:
         """Give a delivery back unhandled: its claim released, its progress kept, requeued once."""
         if delivery.step is not Step.JUDGE:
             await arun(self._guard.release(delivery))
         self._progress.keep(delivery)
-        acked = incoming.processed or delivery.step is Step.SETTLE  # perhaps: twice would close the channel
-        if acked or is_stale(incoming):
-            return
-        if await told(incoming.nack, f"requeue on {self._queue}"):
-            _gone(incoming, acks)
+        if delivery.step is not Step.SETTLE:  # acked, perhaps: twice would close the channel
+            await self._give_back(slot)
+
+    async def _give_back(self, slot: Slot) -> None:
+        """Requeue a delivery, unless it is its last: that would put it away without record and letter."""
+        if not slot.is_last:
+            return await slot.give_back(f"requeue on {self._queue}")
+        self.left += 1
+        _LOG.warning("a message of %s is at its last delivery, and is not given back", self._queue)
 
 
-def _gone(incoming: AbstractIncomingMessage, acks: Acks | None) -> None:
-    """Note that a delivery needs no ack any more; never before it was given back, or an ack would cover it."""
-    if acks is not None:
-        acks.gone(_tag(incoming))
-
-
-def _tag(incoming: AbstractIncomingMessage) -> int:
-    """Return the tag of a delivery that was consumed, and so has one."""
-    return incoming.delivery_tag or 0
+def _is_at(delivery: Delivery, step: Step) -> bool:
+    """Tell whether a delivery has come to a step."""
+    return delivery.step is step

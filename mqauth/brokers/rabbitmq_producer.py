@@ -19,7 +19,7 @@ from aio_pika.abc import AbstractExchange, AbstractMessage, PublishResultType
 from pamqp import commands
 
 from mqauth.batching import DEFAULT_LINGER
-from mqauth.brokers.rabbitmq_channel import ClosedByOwnerError, lost_unanswered, was_cancelled
+from mqauth.brokers.rabbitmq_channel import ClosedByOwnerError, closing_is_an_error
 from mqauth.brokers.rabbitmq_outlet import Through, outlet
 from mqauth.brokers.rabbitmq_sealing import Pace, Sealing
 from mqauth.brokers.rabbitmq_wire import to_message
@@ -202,11 +202,8 @@ class Producer:
     ) -> PublishResultType | None:
         """Publish and turn what aio-pika may hide into errors."""
         try:
-            result = await self._outlet.send(ready, routing_key, mandatory=mandatory, immediate=immediate)
-        except asyncio.CancelledError:
-            if was_cancelled():
-                raise
-            raise lost_unanswered() from None
+            with closing_is_an_error():
+                result = await self._outlet.send(ready, routing_key, mandatory=mandatory, immediate=immediate)
         except exceptions.PublishError:
             raise UnroutableError(self._exchange.name, routing_key) from None
         if isinstance(result, aiormq.abc.DeliveredMessage):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from mqauth.deadletter import content_digest
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.message import Message
 from mqauth.release import Release
@@ -50,6 +52,8 @@ class Outcome(NamedTuple):
         dead_letter: id of the confirmed dead letter.
         judge_seconds: time spent on the verdict itself, without handler and dead letter; measured only for
             observers.
+        party: the configured issuer or release authority whose keys are out of reach, where it was deferred for
+            them (``keys_unavailable``, ``key_pending``).
     """
 
     verdict: Verdict
@@ -59,6 +63,7 @@ class Outcome(NamedTuple):
     verified: Verified | None = None
     dead_letter: str | None = None
     judge_seconds: float | None = None
+    party: str | None = None
 
     @classmethod
     def of(cls, delivery: Delivery) -> Outcome:
@@ -81,6 +86,8 @@ class Delivery:
         received: UTC seconds at which this process first received it; times are judged by it for ever.
         deferred: whether it was deferred before.
         owner: the nonce it claims with; one for ever, so that a claim whose answer was lost is made again.
+        fence: called with the delivery before each step that must not be taken for one the broker has given to
+            somebody else; may be asynchronous, and raises ``StaleDelivery``.
     """
 
     message: Message
@@ -99,6 +106,14 @@ class Delivery:
     record_id: str | None = None
     letter: str | None = None
     judge_seconds: float | None = None
+    fence: Callable[[Delivery], Any] | None = None
+    digest: str | None = None
+
+    def content_digest(self) -> str:
+        """Return the digest that names the message's content, made once: there may be very many headers."""
+        if self.digest is None:
+            self.digest = content_digest(self.message)
+        return self.digest
 
     def reject(self, rejection: Rejection, step: Step) -> None:
         """Turn to a rejection, and to the step that follows from it."""
@@ -107,7 +122,10 @@ class Delivery:
     def defer(self, error: Unavailable) -> Outcome:
         """Wait for the world, and return that outcome."""
         self.deferred = True
-        return Outcome(Verdict.DEFERRED, cause=error.cause, detail=error.detail, judge_seconds=self.judge_seconds)
+        return Outcome(
+            Verdict.DEFERRED, cause=error.cause, detail=error.detail, judge_seconds=self.judge_seconds,
+            party=error.party,
+        )  # fmt: skip
 
 
 _TUPLE: Final = tuple.__new__
@@ -115,4 +133,4 @@ _TUPLE: Final = tuple.__new__
 
 def accepted(delivery: Delivery) -> Outcome:
     """Return the outcome of an accepted delivery, at half the price: one is made for almost every message."""
-    return _TUPLE(Outcome, (_ACCEPTED, None, None, None, delivery.verified, None, None))
+    return _TUPLE(Outcome, (_ACCEPTED, None, None, None, delivery.verified, None, None, None))

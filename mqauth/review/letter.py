@@ -245,15 +245,23 @@ def _merged(headers: list[HeaderPair], metadata: Mapping[str, Any]) -> tuple[Hea
     pairs = metadata.get("headers", [])
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise MalformedMessage("the letter's metadata has no list of headers")
-    places = metadata.get("places", list(range(len(headers), len(headers) + len(pairs))))
-    if not isinstance(places, list) or len(places) != len(pairs) or not all(type(at) is int for at in places):
-        raise MalformedMessage("the letter's metadata has no place for each header")
-    for at, (name, tagged) in zip(places, pairs, strict=True):
-        if not isinstance(name, str):
-            raise MalformedMessage("a header's name is text")
-        value: HeaderValue = jsonform.value_from_form(tagged)
-        headers.insert(at, (name, value))
-    return tuple(headers)
+    total = len(headers) + len(pairs)
+    places = metadata.get("places", list(range(len(headers), total)))
+    if not isinstance(places, list) or not all(type(at) is int and 0 <= at < total for at in places):
+        raise MalformedMessage("the letter's metadata has a header at no place among them")
+    if len(set(places)) != len(pairs) or len(places) != len(pairs):
+        raise MalformedMessage("the letter's metadata has not one place for each header")
+    moved, kept = dict(zip(places, pairs, strict=True)), iter(headers)
+    return tuple(_header(moved[at]) if at in moved else next(kept) for at in range(total))
+
+
+def _header(pair: list[Any]) -> HeaderPair:
+    """Return a header kept as metadata."""
+    name, tagged = pair
+    if not isinstance(name, str):
+        raise MalformedMessage("a header's name is text")
+    value: HeaderValue = jsonform.value_from_form(tagged)
+    return name, value
 
 
 def _properties(metadata: Mapping[str, Any]) -> dict[str, str]:

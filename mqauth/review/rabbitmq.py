@@ -27,7 +27,7 @@ from mqauth.review.letter import Letter
 
 MAX_DELIVERIES: Final = 15
 """Deliveries of a letter beyond which a queue must be known to have no delivery limit; RabbitMQ's own is 20."""
-_GONE: Final = (TimeoutError, RuntimeError, *LOST)
+_GONE: Final = (TimeoutError, *LOST)
 """What is raised where channel or connection are gone; aio-pika says so by ``RuntimeError`` too."""
 _SETTLE: Final = 5.0
 _POLL: Final = 0.05

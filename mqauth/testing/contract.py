@@ -19,11 +19,12 @@ from mqauth.errors import Reason
 from mqauth.flow import Attempts
 from mqauth.message import Message
 from mqauth.pipeline import Pipeline
+from mqauth.policy import Allow
 from mqauth.replay import MemoryReplayStore
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.batchattacks import BATCH_ATTACKS
 from mqauth.testing.batchforge import BatchForge
-from mqauth.testing.forge import Forge
+from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
 from mqauth.testing.stage import Stage
 from mqauth.verified import Verified
 
@@ -102,6 +103,18 @@ class _Contract:
         play.run(handled=1, letters=1)
         assert play.reasons() == [Reason.REPLAYED.value]
         assert len(play.handled) == 1
+
+    def test_a_neighbours_id_silences_nobody(self, play: Play) -> None:
+        """Two producers of one issuer sign the same ``jti``: each message is handled, and only a copy is not."""
+        jti = "one-id-for-two-producers"
+        policy = Allow({name: [play.stage.destination] for name in (SUBJECT, NEIGHBOUR)})
+        theirs = play.forge.seal(play.message(0), key=play.forge.neighbour, claims={"sub": NEIGHBOUR, "jti": jti})
+        ours = play.forge.seal(play.message(1), claims={"jti": jti})
+        for message in (theirs, ours, ours):
+            play.stage.inject(message)
+        play.run(handled=2, letters=1, policy=policy)
+        assert sorted(seen.subject for seen in play.handled) == [SUBJECT, NEIGHBOUR]
+        assert play.reasons() == [Reason.REPLAYED.value]
 
     def test_audit_before_letter(self, play: Play) -> None:
         """Every dead letter names an audit record, and the audit chain is intact."""

@@ -1,6 +1,6 @@
 """Make the vectors of wire profile 1, byte for byte the same each time: keys, times, ids and salts are fixed.
 
-python -m tests.vectors.generate          writes hds.json, tokens.json, batch.json and destinations.json here
+python -m tests.vectors.generate          writes the files of vectors here
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth import base64url, destination, envelope, strictjson
+from mqauth import base64url, claims, destination, envelope, jws, strictjson
 from mqauth.jsonform import to_form
 from mqauth.keys import Key
 from mqauth.message import Message, Origin
+from mqauth.replay import batch_id, claim_id, release_id
 from mqauth.testing import ATTACKS
 from mqauth.testing.attacks import honest_message
-from mqauth.testing.forge import AUDIENCE, REMOVED, with_token
+from mqauth.testing.forge import AUDIENCE, NEIGHBOUR, REMOVED, with_token
 from tests.vectors.batches import batches
 from tests.vectors.world import (
     BATCH_FORGE,
@@ -27,6 +28,7 @@ from tests.vectors.world import (
     KEYS,
     NOW,
     RABBITMQ,
+    STOCK,
     Case,
     Deliveries,
     added,
@@ -121,6 +123,7 @@ def accepted() -> list[Case]:
         ("an added header of the application", added(FORGE.seal(kafka()), "debug", b"1")),
         ("direct reply-to with the broker's suffix", replace(bound, properties={"reply-to": f"{reply}.g2dkAB"})),
         ("an unknown claim", FORGE.seal(kafka(), claims={"role": {"x": [1, None]}})),
+        ("other claims of 64 values", FORGE.seal(kafka(), claims={"x": [[]] * 31, "y": {"a": [1] * 30}})),
         ("not before now", FORGE.seal(kafka(), claims={"nbf": NOW})),
         ("issued at the edge of the leeway", timed(NOW + 5, NOW + 60)),
         ("expiring at the edge of the leeway", timed(NOW - 60, NOW - 4)),
@@ -211,6 +214,8 @@ def rejected() -> list[Case]:
         ("a lone surrogate", payload(lambda raw: raw[:-1] + b',"x":"\\ud800"}'), "claims_malformed"),
         ("bytes that are no UTF-8", payload(lambda raw: raw[:-1] + b',"x":"\xff"}'), "claims_malformed"),
         ("claims nested 9 deep", FORGE.seal(kafka(), claims={"x": nested(8)}), "claims_malformed"),
+        ("other claims of 65 values", FORGE.seal(kafka(), claims={"x": [[]] * 31, "y": {"a": [1] * 31}}),
+        "claims_malformed"),
         ("claims that are a list", payload(lambda raw: b"[" + raw + b"]"), "claims_malformed"),
         ("a boolean time", FORGE.seal(kafka(), claims={"iat": True}), "claims_malformed"),
         ("a time with a fraction", payload(lambda raw: raw.replace(b'"iat":1900000000', b'"iat":1900000000.0')),
@@ -267,9 +272,14 @@ def sequences() -> dict[str, Deliveries]:
     )
     again = replace(message, origin=Origin(queue="orders", redelivered=True))
     once = replace(message, origin=Origin(queue="orders"))
+    jti = claims.parse(jws.take_apart(envelope.token_of(record)).payload).jti
+    neighbours = FORGE.seal(kafka(destination=STOCK), key=FORGE.neighbour, claims={"sub": NEIGHBOUR, "jti": jti})
     return {
         "Kafka: the same offset again is a re-read, another one a copy": [
             (first, "accepted", None), (first, "accepted", None), (second, "rejected", "replayed"),
+        ],
+        "the id of another producer's message is no copy of it": [
+            (neighbours, "accepted", None), (record, "accepted", None), (record, "rejected", "replayed"),
         ],
         "Kafka: another cluster, or a topic made anew, is another place": [
             (here, "accepted", None), (mirrored, "rejected", "replayed"), (renewed, "rejected", "replayed"),
@@ -279,6 +289,37 @@ def sequences() -> dict[str, Deliveries]:
             (once, "accepted", None), (again, "duplicate", None), (once, "rejected", "replayed"),
         ],
     }  # fmt: skip
+
+
+def claim_ids() -> dict[str, Any]:
+    """Return what is claimed: the texts, the bytes under the digest, and the ids."""
+    said = [("https://auth.example", "orders-api"), ("https://auth.example", "stock-api"), ("é", "s" * 256)]
+    return {
+        "profile": 1,
+        "messages": [claimed(iss, sub, index) for iss, sub in said for index in (None, 0, 258)],
+        "releases": [claimed_release(iss, "0" * 64) for iss in ("https://review.example", "é")],
+    }
+
+
+def claimed(iss: str, sub: str, index: int | None) -> dict[str, Any]:
+    """Return the id of a message, with what it is made of."""
+    jti = "jjjjjjjjjjjjjjjj"
+    token = claim_id(iss, sub, jti)
+    found = token if index is None else batch_id(token, index)
+    raw = sized(iss) + sized(sub) + jti.encode()
+    return {"iss": iss, "sub": sub, "jti": jti, "index": index, "input_hex": raw.hex(), "id_hex": found.hex()}
+
+
+def claimed_release(iss: str, letter: str) -> dict[str, Any]:
+    """Return the id of a release, with what it is made of."""
+    raw = bytes(4) + sized(iss) + letter.encode()
+    return {"iss": iss, "letter": letter, "input_hex": raw.hex(), "id_hex": release_id(iss, letter).hex()}
+
+
+def sized(text: str) -> bytes:
+    """Return a text as the profile sizes it."""
+    raw = text.encode()
+    return len(raw).to_bytes(4, "big") + raw
 
 
 def tokens() -> dict[str, Any]:
@@ -294,6 +335,7 @@ def generate() -> dict[str, str]:
         "tokens.json": tokens(),
         "destinations.json": destinations(),
         "batch.json": batches(),
+        "claims.json": claim_ids(),
     }
     return {name: json.dumps(content, indent=1, ensure_ascii=True) + "\n" for name, content in made.items()}
 

@@ -27,6 +27,7 @@ from mqauth.testing.forge import AUDIENCE, ISSUER, NEIGHBOUR, SUBJECT, with_toke
 NOW: Final = 1_900_000_000
 RABBITMQ: Final = "rabbitmq:shop/orders.created"
 KAFKA: Final = "kafka:orders"
+STOCK: Final = "kafka:stock"
 RSA_P: Final = int(
     "fe3bba8d09c2f619457534db2980ad4811672a67e82c17875440145fd3a39ee95948e245d583c58febba0d8cffb46c4e"
     "7bee47f05b13101bd944b13ed62f6fef7048e34e9a0c62b887fc93d2e4609048c6f796273056ad332a381bb74ead598b"
@@ -188,7 +189,7 @@ def judged(cases: list[Case], deliveries: dict[str, Deliveries]) -> dict[str, An
         "received": NOW,
         "consumer": {
             "issuer": ISSUER, "audience": AUDIENCE, "leeway": 5, "max_lifetime": 3600,
-            "allow": {SUBJECT: [KAFKA, RABBITMQ]}, "jwks": jwk.dump_key_set(FORGE.keys),
+            "allow": {SUBJECT: [KAFKA, RABBITMQ], NEIGHBOUR: [STOCK]}, "jwks": jwk.dump_key_set(FORGE.keys),
         },
         "vectors": [
             {"name": name, "message": to_form(message), "verdict": verdict, "reason": reason}

@@ -1,0 +1,54 @@
+"""The tasks of deliveries under way, and their end when a consumer stops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextvars import Context
+from typing import Any
+
+
+class Tasks:
+    """Tasks of one consumer, a delivery each."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[None]] = set()
+        self._asking: set[asyncio.Task[Any]] = set()
+        self._asked = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def run(self, work: Coroutine[Any, Any, None], context: Context | None = None) -> None:
+        """Go on with a delivery in a task of its own."""
+        task = asyncio.create_task(work, context=context)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    def leave_out(self, task: asyncio.Task[Any] | None) -> None:
+        """Do not wait for a task that itself waits for the end; others are told apart from tasks of ours here."""
+        if task is not None and task in self._running:
+            self._asking.add(task)
+            self._asked.set()
+
+    async def end(self, grace: float) -> None:
+        """Return when all have ended; those that need longer than so many seconds are cancelled, once."""
+        try:
+            async with asyncio.timeout(grace):
+                await self._idle()
+        except TimeoutError:
+            late = self._running - self._asking
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def _idle(self) -> None:
+        """Wait until every task has ended that has not asked for the end."""
+        while running := self._running - self._asking:
+            self._asked.clear()
+            waits = [asyncio.ensure_future(wait) for wait in (asyncio.wait(running), self._asked.wait())]
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()

@@ -1,0 +1,441 @@
+"""RabbitMQ: what becomes of a delivery that is no longer ours, or may not be."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aio_pika import exceptions
+
+from mqauth import AuditFile, Cause, MemoryReplayStore, Verdict, Verified
+from mqauth.brokers import rabbitmq
+from mqauth.brokers.rabbitmq_channel import closing_is_an_error, is_blocked, told
+from mqauth.brokers.rabbitmq_delivery import Processor
+from mqauth.brokers.rabbitmq_hold import Held
+from mqauth.brokers.rabbitmq_questions import Questions
+from mqauth.brokers.rabbitmq_roundtrip import PATIENCE, RoundTrip
+from mqauth.errors import Reason, RetryLater, Unavailable
+from mqauth.message import Message
+from tests.test_rabbitmq_consumer import PLACE, Delivery, Letters, Table, audit, queue
+
+__all__ = ["audit"]
+
+
+def test_one_question_answers_all_who_waited_when_it_was_asked() -> None:
+    """Who comes while a question is under way waits for the next; a flood of them is one more question."""
+    questions = Questions[int]()
+    assert questions.add(1)
+    assert not questions.add(2)
+    assert questions.ask()
+    assert not any(questions.add(later) for later in range(3, 1000))
+    assert questions.answered() == [1, 2]
+    assert questions.ask()
+    assert questions.answered() == list(range(3, 1000))
+    assert not questions.ask()
+    assert questions.add(1000)
+
+
+class Loop:
+    """A connection of aiormq's, blocked or not."""
+
+    def __init__(self) -> None:
+        self.unblocked = asyncio.Event()
+        self.unblocked.set()
+
+    async def ready(self) -> None:
+        """Wait until it is not blocked."""
+        await self.unblocked.wait()
+
+
+class Silent:
+    """A channel that answers when a test says so."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self.connection = Loop()
+        self.answers: list[asyncio.Future[None]] = []
+        self.closed_by_us = False
+
+    async def flow(self, *, active: bool) -> None:
+        """Wait for the answer; a channel whose call is cancelled is closed, as aiormq does it."""
+        assert active
+        self.answers.append(asyncio.get_running_loop().create_future())
+        try:
+            await self.answers[-1]
+        except asyncio.CancelledError:
+            self.closed_by_us = True
+            raise
+
+
+async def turns(number: int = 20) -> None:
+    """Let the loop run."""
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+async def test_an_answer_counts_for_who_waited() -> None:
+    """Two that wait share a question, a third that comes later has its own."""
+    channel = Silent()
+    trip = RoundTrip(channel)
+    first = [asyncio.create_task(trip.lives()) for _ in range(2)]
+    await turns()
+    later = asyncio.create_task(trip.lives())
+    await turns()
+    assert len(channel.answers) == 1
+    channel.answers[0].set_result(None)
+    await turns()
+    assert ([task.done() for task in first], later.done(), len(channel.answers)) == ([True, True], False, 2)
+    channel.answers[1].set_result(None)
+    assert [await task for task in (*first, later)] == [True, True, True]
+
+
+@pytest.mark.parametrize("error", [Exception, exceptions.ChannelInvalidStateError, asyncio.CancelledError])
+async def test_a_channel_that_ended_does_not_live(error: type[BaseException]) -> None:
+    """However aiormq says so."""
+    channel = Silent()
+    asked = asyncio.create_task(RoundTrip(channel).lives())
+    await turns()
+    if error is asyncio.CancelledError:
+        channel.answers[0].cancel()
+    else:
+        channel.answers[0].set_exception(error)
+    assert await asked is False
+
+
+async def test_a_channel_without_an_answer_is_closed() -> None:
+    """After ten parts of the time without an answer the channel is closed, so that the broker delivers again."""
+    channel = Silent()
+    assert await RoundTrip(channel, part=0.001).lives() is False
+    assert channel.closed_by_us
+
+
+async def test_on_a_blocked_connection_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the broker has blocked the connection no time runs: nothing is answered there."""
+    channel, waited = Silent(), 0
+    channel.connection.unblocked.clear()
+    wait = asyncio.wait
+
+    async def counted(*arguments: Any, **settings: Any) -> Any:
+        nonlocal waited
+        waited += 1
+        if waited == 5 * PATIENCE:
+            channel.answers[0].set_result(None)
+        return await wait(*arguments, **settings)
+
+    monkeypatch.setattr(asyncio, "wait", counted)
+    assert await RoundTrip(channel, part=0.001).lives() is True
+    assert is_blocked(channel)
+    channel.connection.unblocked.set()
+    assert not is_blocked(channel)
+
+
+async def test_a_replay_waits_for_its_channel(audit: AuditFile) -> None:
+    """Neither recorded nor buried before the broker answered on the delivery's channel; then both, once."""
+    table, channel = Table(audit), Silent()
+    honest = table.honest()
+    await table.process(Delivery(honest))
+    copy = Delivery(honest)
+    copy.channel = channel
+    processing = asyncio.create_task(table.process(copy))
+    await turns()
+    assert (len(channel.answers), audit.path.read_text(), table.letters.found) == (1, "", [])
+    channel.answers[0].set_result(None)
+    assert (await processing).reason is Reason.REPLAYED
+    assert (copy.settled, len(table.letters.found), len(audit.path.read_text().splitlines())) == (["ack"], 1, 1)
+
+
+async def test_a_replay_of_a_dead_channel_is_dropped(audit: AuditFile) -> None:
+    """What a paused process finds in its buffers was redelivered and handled: it is no copy."""
+    table, channel = Table(audit), Silent()
+    honest = table.honest()
+    await table.process(Delivery(honest))
+    unread = Delivery(honest)
+    unread.channel = channel
+    processing = asyncio.create_task(table.process(unread))
+    await turns()
+    channel.answers[0].set_exception(Exception)
+    assert await processing is None
+    assert (unread.settled, table.letters.found, audit.path.read_text()) == ([], [], "")
+
+
+@pytest.mark.parametrize("what", ["expired", "policy", "handler"])
+async def test_what_another_moment_decides_otherwise_waits_too(audit: AuditFile, what: str) -> None:
+    """Rejections for the time, by policy and for a failed handler are asked about before they are recorded."""
+    table = Table(audit, lifetime=60)
+    honest = table.honest()
+    if what == "expired":
+        table.clock.advance(1000)
+    if what == "policy":
+        honest = table.forge.signer().sign(Message(destination="rabbitmq:shop/other", body=b"b"))
+    handler: Any = broken if what == "handler" else table.handled.append
+    processor = Processor("q", table.guard, handler, dead_letters=table.letters, sleep=table.sleep)
+    delivery: Any = Delivery(honest)
+    if what == "policy":
+        delivery.routing_key = "other"
+    outcome = await processor.process(delivery)
+    assert outcome is not None
+    assert outcome.verdict is Verdict.REJECTED
+    assert delivery.channel.questions == 1
+
+
+async def test_what_the_bytes_decide_does_not_wait(audit: AuditFile) -> None:
+    """A forged message is wrong whenever it is judged: it costs no round trip."""
+    table = Table(audit)
+    delivery = Delivery(Message(destination=PLACE, body=b"forged"))
+    assert (await table.process(delivery)).verdict is Verdict.REJECTED
+    assert delivery.channel.questions == 0
+
+
+def broken(_: Verified) -> None:
+    """Fail."""
+    raise ValueError("no")
+
+
+class Later(MemoryReplayStore):
+    """A store whose next claim is answered when a test says so."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.answer: asyncio.Event | None = None
+
+    async def claim(self, request: Any, /) -> Any:  # type: ignore[override]
+        """Claim now, and answer later."""
+        status = super().claim(request)
+        if self.answer is not None:
+            await self.answer.wait()
+        return status
+
+
+async def test_a_claim_answered_too_late_runs_no_handler(audit: AuditFile) -> None:
+    """Where the channel ends while the store is asked, the claim is released and the redelivery handled."""
+    table = Table(audit, replay=Later)
+    store: Any = table.guard.replay
+    store.answer = asyncio.Event()
+    delivery = Delivery(honest := table.honest())
+    processing = asyncio.create_task(table.process(delivery))
+    await turns()
+    delivery.channel.is_closed = True
+    store.answer.set()
+    assert await processing is None
+    assert (delivery.settled, table.handled) == ([], [])
+    assert (await table.process(Delivery(honest, redelivered=True))).verdict is Verdict.ACCEPTED
+    assert len(table.handled) == 1
+
+
+async def test_a_deferred_delivery_is_not_judged_after_its_channel_ended(audit: AuditFile) -> None:
+    """It waits for a policy out of reach; its channel ends in the pause, its redelivery is handled: no replay."""
+    table = Table(audit)
+    delivery = Delivery(honest := table.honest())
+    down = True
+
+    async def decide(_: Any) -> Any:
+        if down:
+            raise Unavailable(Cause.POLICY_UNAVAILABLE, "down")
+        return policy.decide(_)
+
+    policy, table.guard.verdicts._policy = table.guard.verdicts._policy, SimpleNamespace(decide=decide)  # type: ignore[assignment]
+
+    async def sleep(_: float) -> None:
+        nonlocal down
+        delivery.channel.is_closed = True
+        down = False
+        assert (await table.process(Delivery(honest, redelivered=True))).verdict is Verdict.ACCEPTED
+
+    processor: Any = Processor("q", table.guard, table.handled.append, dead_letters=table.letters, sleep=sleep)
+    assert await processor.process(delivery) is None
+    assert (len(table.handled), table.letters.found, audit.path.read_text()) == (1, [], "")
+
+
+class Away(BaseException):
+    """No ``Exception``."""
+
+
+@pytest.mark.parametrize("error", [Away, SystemExit, KeyboardInterrupt, GeneratorExit])
+@pytest.mark.parametrize("plain", [True, False])
+async def test_whatever_a_handler_raises_its_delivery_comes_back(
+    audit: AuditFile, caplog: pytest.LogCaptureFixture, error: type[BaseException], *, plain: bool
+) -> None:
+    """The consumer ends with that error, once nothing is consumed; claim, slot and delivery are given back."""
+    table = Table(audit)
+
+    async def later(_: Verified) -> None:
+        raise error
+
+    def now(_: Verified) -> None:
+        raise error
+
+    source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
+    source.cancelled = []
+    source.cancel = lambda tag: _remember(source.cancelled, tag)
+    consumer = rabbitmq.Consumer(source, table.guard, now if plain else later, dead_letters=Letters())
+    consumer._tag = "tag"
+    delivery: Any = Delivery(honest := table.honest())
+    delivery.nack = lambda: _remember(delivery.settled, f"requeue after {source.cancelled}")
+    await consumer._on_message(delivery)
+    await consumer.stop()
+    assert type(consumer._failure) is error
+    assert delivery.settled == ["requeue after ['tag']"]
+    assert (consumer.health().in_flight, consumer.health().consuming) == (0, False)
+    assert "ends" in caplog.text
+    assert (await table.process(Delivery(honest, redelivered=True))).verdict is Verdict.ACCEPTED
+
+
+async def _remember(where: list[Any], what: Any) -> None:
+    where.append(what)
+
+
+async def test_a_stop_is_one(audit: AuditFile) -> None:
+    """A late handler is cancelled once, however many ask for the stop and however often they are cancelled."""
+    table, begun, cleaned = Table(audit), asyncio.Event(), list[str]()
+
+    async def handler(_: Verified) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await turns(50)
+            cleaned.append("up")
+
+    source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
+    consumer = rabbitmq.Consumer(source, table.guard, handler, dead_letters=Letters(), grace=0)
+    delivery: Any = Delivery(honest := table.honest())
+    await consumer._on_message(delivery)
+    await begun.wait()
+    asking = [asyncio.create_task(consumer.stop()) for _ in range(3)]
+    await turns(3)
+    asking[0].cancel()
+    await turns(3)
+    await consumer.stop()
+    assert (cleaned, delivery.settled) == (["up"], ["requeue"])
+    assert (await table.process(Delivery(honest, redelivered=True))).verdict is Verdict.ACCEPTED
+
+
+async def test_a_handler_may_stop_its_consumer(audit: AuditFile) -> None:
+    """It is not waited for, so that it does not wait for itself."""
+    table, ended = Table(audit), list[str]()
+    source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
+
+    async def handler(_: Verified) -> None:
+        await consumer.stop()
+        ended.append("stop")
+
+    consumer = rabbitmq.Consumer(source, table.guard, handler, dead_letters=Letters(), grace=3600)
+    delivery: Any = Delivery(table.honest())
+    await consumer._on_message(delivery)
+    await asyncio.gather(*consumer._tasks._running)
+    assert (ended, delivery.settled) == (["stop"], ["ack"])
+
+
+async def test_what_comes_while_stopping_is_given_back_after_the_cancel(audit: AuditFile) -> None:
+    """Before it, it would come again at once, and spend its delivery limit."""
+    table, order = Table(audit), list[str]()
+    source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
+    delivery: Any = Delivery(table.honest())
+    delivery.nack = lambda: _remember(order, "requeue")
+
+    async def cancel(_: str) -> None:
+        await consumer._on_message(delivery)
+        await turns()
+        order.append("cancelled")
+
+    source.cancel = cancel
+    consumer = rabbitmq.Consumer(source, table.guard, table.handled.append, dead_letters=Letters())
+    consumer._tag = "tag"
+    await consumer.stop()
+    assert (order, table.handled) == (["cancelled", "requeue"], [])
+
+
+async def test_nothing_is_recorded_or_buried_of_what_was_given_back(audit: AuditFile) -> None:
+    """A probe of a rejected delivery that is no longer ours ends before its record."""
+    table = Table(audit)
+    processor = Processor("q", table.guard, broken, dead_letters=table.letters, sleep=table.sleep, hold=1)
+    processor._before_requeue = table.suspend
+    write, table.guard.audit.write = table.guard.audit.write, _unavailable  # type: ignore[union-attr,method-assign]
+    delivery: Any = Delivery(table.honest())
+    assert (await processor.process(delivery)).cause is Cause.AUDIT_UNAVAILABLE  # type: ignore[union-attr]
+    table.guard.audit.write = write  # type: ignore[union-attr,method-assign]
+    assert await processor.probe(table.suspended[0].delivery)
+    assert (delivery.settled, table.letters.found, audit.path.read_text()) == (["requeue"], [], "")
+
+
+def _unavailable(*_: Any) -> None:
+    raise Unavailable(Cause.AUDIT_UNAVAILABLE, "full")
+
+
+async def test_what_only_trying_can_tell_stays_while_suspended(audit: AuditFile) -> None:
+    """A delivery that waits for its record stays unacked and is tried until there is one; it costs no delivery."""
+    table, suspended = Table(audit), list[Held]()
+    write, table.guard.audit.write = table.guard.audit.write, _unavailable  # type: ignore[union-attr,method-assign]
+
+    async def suspend(held: Held) -> bool:
+        suspended.append(held)
+        processor.holder.suspended.set()
+        table.guard.audit.write = write  # type: ignore[union-attr,method-assign]
+        return held.needs_ours
+
+    processor = Processor(
+        "q", table.guard, print, dead_letters=table.letters, sleep=table.sleep, hold=1, before_requeue=suspend
+    )
+    delivery: Any = Delivery(Message(destination=PLACE, body=b"forged"))
+    assert (await processor.process(delivery)).verdict is Verdict.REJECTED  # type: ignore[union-attr]
+    assert (delivery.settled, len(suspended), suspended[0].ended.is_set()) == (["ack"], 1, True)
+
+
+async def test_a_probe_runs_no_handler_though_its_claim_is_not_released(audit: AuditFile) -> None:
+    """Where the store is out of reach a delivery given back keeps its claim: the probe releases it, no more."""
+    calls = list[Verified]()
+
+    def handler(verified: Verified) -> None:
+        calls.append(verified)
+        raise RetryLater("database")
+
+    table = Table(audit)
+    processor = Processor("q", table.guard, handler, dead_letters=table.letters, sleep=table.sleep, hold=1)
+    delivery = table.guard.receive(table.honest())
+    await _judged(table, delivery)
+    store: Any = table.guard.replay
+    release, store.release = store.release, _unavailable
+    assert await processor.probe(delivery) is False
+    store.release = release
+    assert await processor.probe(delivery) is True
+    assert calls == []
+
+
+async def _judged(table: Table, delivery: Any) -> None:
+    from mqauth.flow import arun
+
+    await arun(table.guard.judge(delivery))
+
+
+@pytest.mark.parametrize("error", [Exception(), RuntimeError("closed"), exceptions.AMQPConnectionError("gone")])
+async def test_what_a_client_raises_because_its_connection_ended(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """aiormq's bare ``Exception`` and its like are "connection lost", in one place, and others are not."""
+
+    async def fails() -> None:
+        raise error
+
+    with caplog.at_level(logging.WARNING):
+        assert await told(fails, "ack") is False
+    with pytest.raises(exceptions.AMQPConnectionError), closing_is_an_error():
+        raise error
+    with pytest.raises(ZeroDivisionError), closing_is_an_error():
+        raise ZeroDivisionError
+
+
+async def test_a_cancel_that_meets_a_bare_exception_ends_nothing(audit: AuditFile) -> None:
+    """A consumer whose connection ends while it cancels goes on to its next start."""
+    source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
+
+    async def cancel(_: str) -> None:
+        raise Exception
+
+    source.cancel = cancel
+    consumer = rabbitmq.Consumer(source, Table(audit).guard, print, dead_letters=Letters())
+    consumer._tag = "tag"
+    await consumer._cancelled()
+    assert (consumer._failure, consumer.health().consuming) == (None, False)
