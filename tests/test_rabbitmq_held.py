@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,9 @@ from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_delivery import Processor
 from mqauth.brokers.rabbitmq_hold import CONSUMER_TIMEOUT, Held
 from mqauth.brokers.rabbitmq_room import MAX_BYTES, Room
+from mqauth.brokers.rabbitmq_slot import Slot
 from mqauth.errors import Reason, RetryLater, Unavailable
+from mqauth.pipeline import Outcome
 from tests.test_rabbitmq_consumer import Delivery, Letters, Table, audit, queue
 
 __all__ = ["audit"]
@@ -264,10 +267,33 @@ def test_refused_bounds(audit: AuditFile, settings: dict[str, Any], what: str) -
 
 @pytest.mark.parametrize(
     ("told", "arguments", "limit"),
-    [(None, {}, 20), (None, {"x-delivery-limit": 5}, 5), (7, {"x-delivery-limit": 5}, 7)],
+    [
+        (None, {}, 20),
+        (None, {"x-delivery-limit": 5}, 5),
+        (7, {"x-delivery-limit": 5}, 7),
+        (None, {"x-queue-type": "classic"}, -1),
+    ],
 )
 def test_the_limit_of_a_queue(audit: AuditFile, told: int | None, arguments: dict[str, Any], limit: int) -> None:
-    """It is what is told, else what the queue was declared with here, else RabbitMQ's own."""
+    """It is what is told, else what the queue was declared with here, else RabbitMQ's own, of quorum queues."""
     source = queue(arguments={"x-queue-type": "quorum"} | arguments)
     consumer = rabbitmq.Consumer(source, Table(audit).guard, print, dead_letters=Letters(), delivery_limit=told)
     assert consumer._processor._limit == limit
+
+
+async def test_an_outage_longer_than_a_delivery_costs_one_message(audit: AuditFile) -> None:
+    """Where what stayed had to go back, one delivery at a time is taken, until a rejection was buried."""
+    table = Table(audit)
+    source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
+    consumer = rabbitmq.Consumer(source, table.guard, print, dead_letters=table.letters, sleep=table.sleep)
+    slot = Slot(Delivery(rabbitmq_forged()), None, 0, 20)  # type: ignore[arg-type]
+    held = Held(
+        slot, table.guard.receive(rabbitmq_forged()), Outcome(Verdict.DEFERRED), 0, stays=True, goes_back=True
+    )
+    held.ended.set()
+    await consumer._until_answered(held)
+    assert consumer.health().prefetch == 1
+    await consumer._on_message(Delivery(table.honest()))  # type: ignore[arg-type]
+    await consumer._on_message(Delivery(rabbitmq_forged()))  # type: ignore[arg-type]
+    await asyncio.gather(*consumer._tasks._running)
+    assert (consumer.health().prefetch, consumer._interrupted.is_set()) == (10, True)

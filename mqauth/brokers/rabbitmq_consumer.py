@@ -297,6 +297,9 @@ class Consumer:
             return self._fail(error)
         if outcome is not None and outcome.verdict is not Verdict.DEFERRED:
             self._stalls_in_a_row = 0
+            if self._window.is_cautious and outcome.verdict is Verdict.REJECTED:
+                self._window.restore()
+                self._interrupted.set()
 
     def _fail(self, error: BaseException) -> None:
         """Remember what ends the consumer, for ``run`` to raise, and begin to stop."""
@@ -457,6 +460,8 @@ class Consumer:
         """Wait until a deferred delivery gets further, tried by itself or probed with ever more slowly."""
         if held.stays:
             await held.ended.wait()
+            if held.goes_back:
+                self._window.caution()
         else:
             await self._probed(held)
         self._processor.holder.suspended.clear()
@@ -496,11 +501,14 @@ def _passes(error: BaseException) -> bool:
 
 
 def _limit(queue: AbstractQueue, told: int | None) -> int:
-    """Return the delivery limit of a queue: as told, as it was declared here, or RabbitMQ's own."""
+    """Return the delivery limit of a queue: as told, as declared here, or RabbitMQ's own; others have none."""
     if told is not None:
         return told
-    declared = (getattr(queue, "arguments", None) or {}).get("x-delivery-limit")
-    return declared if isinstance(declared, int) else DEFAULT_DELIVERY_LIMIT
+    declared = getattr(queue, "arguments", None) or {}
+    if not getattr(queue, "passive", False) and declared.get("x-queue-type") != "quorum":
+        return -1
+    limit = declared.get("x-delivery-limit")
+    return limit if isinstance(limit, int) else DEFAULT_DELIVERY_LIMIT
 
 
 def _check(queue: AbstractQueue, guard: Pipeline, dead_letters: DeadLetterSink) -> None:

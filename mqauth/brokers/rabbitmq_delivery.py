@@ -224,6 +224,7 @@ class Processor:
             if outcome.verdict is Verdict.DEFERRED and held.is_given_up:
                 self._give_up(held)
                 outcome = await self.holder.hold(held)
+            held.goes_back = outcome.verdict is Verdict.DEFERRED and held.slot.is_ours
             return outcome
         finally:
             held.ended.set()

@@ -45,6 +45,7 @@ class Held:
         stays: whether it stays unacked while its consumer is suspended.
         everyones_since: monotonic seconds since which its cause is everybody's; ``None`` where it is not.
         put_off: how often its handler asked for another time.
+        goes_back: whether it was ours then, and its cause not over.
         ended: set once it waits no longer.
     """
 
@@ -55,6 +56,7 @@ class Held:
     stays: bool = False
     everyones_since: float | None = None
     put_off: int = 0
+    goes_back: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

@@ -32,6 +32,7 @@ class Window:
     def __init__(self, prefetch: int) -> None:
         self.prefetch = self.now = prefetch
         self.deaths = self.in_a_row = 0
+        self.is_cautious = False
         self._since: float | None = None
 
     @property
@@ -70,9 +71,13 @@ class Window:
         self.now = 1
         return True
 
+    def caution(self) -> None:
+        """Fall to 1, so that one delivery alone finds out whether a cause of all is over."""
+        self.now, self.is_cautious = 1, True
+
     def restore(self) -> None:
         """Open the window again."""
-        self.now, self.in_a_row = self.prefetch, 0
+        self.now, self.in_a_row, self.is_cautious = self.prefetch, 0, False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +92,8 @@ class Health:
         cause: why the longest held delivery is deferred.
         detail: one line for people; also where nothing is deferred and the broker has blocked the connection.
         connection_deaths: how often channel or connection was lost.
-        prefetch: the window now; 1 after three deaths in a row.
+        prefetch: the window now; 1 after three deaths in a row, and where an outage of audit or dead letters has
+            lasted longer than a delivery may be held.
         unsettled: acks that could not be sent; the broker delivered again.
         party: the issuer or release authority whose keys the longest held delivery waits for.
         held: how many are deferred for each cause, and whose.
