@@ -50,6 +50,7 @@ DEFAULT_PREFETCH: Final = 10
 MIN_HOLD: Final = 1.0
 _PROBE_WAIT: Final = 0.5
 _PROBE_WAIT_MAX: Final = 30.0
+_STARTED_WITHIN: Final = 1.0
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
 
 
@@ -140,6 +141,7 @@ class Consumer:
         self._tasks = Tasks()
         self._on_the_spot = 0
         self._supervisor: asyncio.Task[None] | None = None
+        self._starting = False
         self._started = asyncio.Event()
         self._interrupted = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -186,6 +188,10 @@ class Consumer:
         if self._unsubscribe is not None:
             self._unsubscribe()
         if self._supervisor is not None:
+            self._interrupted.set()
+            if self._starting:
+                # aiormq closes a channel whose call is cancelled, and with it the acks of what runs
+                await asyncio.wait((self._supervisor,), timeout=_STARTED_WITHIN)
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
         self._window.closed()
@@ -317,7 +323,9 @@ class Consumer:
         """Keep consuming: start, wait for trouble, see it through, start again."""
         try:
             while not self._stopping.is_set():
+                self._starting = True
                 await self._start()
+                self._starting = False
                 self._started.set()
                 if self._stalled is None:
                     await self._trouble()
