@@ -365,7 +365,7 @@ async def test_an_outage_does_not_expire_messages(bench: Bench) -> None:
     store = _Flaky()
     bench.forge.lifetime = 1
     await bench.publish()
-    async with bench.consumer(guard=bench.guard(replay=store), hold=0.2) as consumer:
+    async with bench.consumer(guard=bench.guard(replay=store), hold=1) as consumer:
         await until(lambda: consumer.health().cause is Cause.REPLAY_STORE_UNAVAILABLE)
         await until(lambda: not consumer.health().consuming)
         await asyncio.sleep(7)
@@ -387,7 +387,7 @@ async def test_a_handler_may_ask_for_another_time(bench: Bench) -> None:
 
     await bench.publish(b"shy")
     await bench.publish(b"bold")
-    async with bench.consumer(handler, hold=0.1):
+    async with bench.consumer(handler, hold=1):
         await until(lambda: sorted(bench.handled) == [b"bold", b"shy"])
     assert await bench.buried() == []
 

@@ -19,6 +19,8 @@ from mqauth.message import Message
 
 SCHEMA_VERSION: Final = 1
 MAX_TEXT: Final = 256
+MAX_SOURCE: Final = 512
+"""Characters of a ``source``: the longest name of a topic is 249, of a queue 255, and more follows it."""
 GENESIS: Final = "0" * 64
 _UNPRINTABLE = re.compile(
     r"[^\x20-\x7e\xa0-\u061b\u061d-\u200a\u2010-\u2027\u2030-\u205f\u2070-\ud7ff\uf900-\ufefe\uff00-\uffef]"
@@ -78,10 +80,10 @@ class AuditSink(Protocol):
         ...
 
 
-def harmless(text: str) -> str:
-    """Return text bounded to 256 characters, with everything a terminal or viewer might act on escaped."""
-    escaped = _UNPRINTABLE.sub(_escape, text[: MAX_TEXT + 1])
-    return escaped if len(escaped) <= MAX_TEXT else escaped[: MAX_TEXT - 1] + "\u2026"
+def harmless(text: str, limit: int = MAX_TEXT) -> str:
+    """Return text with everything a terminal or viewer might act on escaped, cut off at a number of characters."""
+    escaped = _UNPRINTABLE.sub(_escape, text[: limit + 1])
+    return escaped if len(escaped) <= limit else escaped[: limit - 1] + "\u2026"
 
 
 def iso_time(seconds: float) -> str:
@@ -124,7 +126,9 @@ def broker_fields(message: Message) -> dict[str, Any]:
         "queue": origin.queue,
         "exchange": origin.exchange,
         "routing_key": origin.routing_key,
+        "cluster": origin.cluster,
         "topic": origin.topic,
+        "topic_id": origin.topic_id,
         "partition": origin.partition,
         "offset": origin.offset,
     }

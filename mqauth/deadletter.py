@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, Final, Protocol
 
 from mqauth import base64url, strictjson
-from mqauth.audit import harmless, iso_time
+from mqauth.audit import MAX_SOURCE, harmless, iso_time
 from mqauth.encoding import add_named
 from mqauth.envelope import is_broker_written
 from mqauth.errors import Cause, MalformedMessage, Rejection, Unavailable
@@ -31,6 +31,8 @@ _LIVE_PROPERTIES: Final = frozenset(
 )
 _LIVE_HEADERS: Final = frozenset(("CC", "BCC", "x-delay", "reply-to", "timestamp_in_ms"))
 _MAX_KEY: Final = 1024
+MAX_HEADERS: Final = 1000
+"""Headers of a message whose letter holds them all."""
 _NAME: Final = itemgetter(0)
 Carries = Callable[[str, HeaderValue], bool]
 
@@ -63,6 +65,11 @@ class DeadLetter:
         time: UTC seconds of the verdict.
         audit: id of the audit record, durable before the letter is published.
         release: the verified release it came with; only that is believed of earlier letters.
+        digest: SHA-256 over body and headers as rejected, without what brokers add on delivery; made here unless
+            it is given.
+
+    Attributes:
+        id: SHA-256 over scope, source and content: the same for a copy after a crash.
     """
 
     message: Message
@@ -71,16 +78,13 @@ class DeadLetter:
     time: float
     audit: str
     release: Release | None = None
+    digest: str = ""
+    id: str = field(init=False)
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 over body and headers as rejected, without what brokers add on delivery."""
-        return content_digest(self.message)
-
-    @property
-    def id(self) -> str:
-        """SHA-256 over scope, source and content: the same for a copy after a crash."""
-        return letter_id(self.message, self.scope)
+    def __post_init__(self) -> None:
+        digest = self.digest or content_digest(self.message)
+        object.__setattr__(self, "digest", digest)
+        object.__setattr__(self, "id", letter_id(self.message, self.scope, digest=digest))
 
     def whole(self, carries: Carries) -> Message:
         """Return the letter with the body as it came and the headers as headers.
@@ -122,12 +126,15 @@ class DeadLetter:
     def forms(self, carries: Carries, fits: Callable[[Message], bool]) -> Iterator[Message]:
         """Yield the letter in its forms, best first and each made only when asked for, if it fits.
 
+        Of a message with more than ``MAX_HEADERS`` headers there is only the reference: who sends 330,000 of them
+        is not to take seconds of a consumer.
+
         Args:
             carries: tells which header names and values the client can send again.
             fits: tells whether a message is within the broker's sizes.
         """
         makers: tuple[Callable[[], Message], ...] = (lambda: self.whole(carries), self.in_body, self.reference)
-        for make in makers:
+        for make in makers if len(self.message.headers) <= MAX_HEADERS else makers[-1:]:
             form = make()
             if fits(form):
                 yield form
@@ -150,7 +157,7 @@ class DeadLetter:
             "time": iso_time(self.time),
             "scope": harmless(self.scope),
             "destination": message.destination,
-            "source": harmless(message.origin.source),
+            "source": harmless(message.origin.source, MAX_SOURCE),
             "audit": self.audit,
             "digest": self.digest,
             "count": str(past.count + 1),

@@ -50,6 +50,7 @@ class Reason(StrEnum):
 
 SIGNED_REASONS: frozenset[Reason] = frozenset(
     (
+        Reason.KEY_EXPIRED,
         Reason.AUDIENCE_MISMATCH,
         Reason.SUBJECT_MISMATCH,
         Reason.ISSUED_IN_FUTURE,

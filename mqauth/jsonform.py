@@ -26,13 +26,18 @@ from mqauth.message import NO_ORIGIN, PROTECTED_PROPERTIES, HeaderPair, HeaderVa
 PROPERTIES: Final = (
     *PROTECTED_PROPERTIES, "user-id", "expiration", "priority", "delivery-mode", "timestamp", "cluster-id",
 )  # fmt: skip
+JSON_DEPTH: Final = 3 + 3 * MAX_DEPTH + 1
+"""Containers within each other in the deepest form, which every reader of the form allows.
+
+Object, list and pair stand around a header's value; each table in it adds three, and the innermost value one.
+"""
 _MEMBERS: Final = frozenset(("destination", "key", "body", "properties", "headers", "origin"))
 _DECIMAL = re.compile(r"-?[0-9]{1,300}(\.[0-9]{1,300})?")
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _NOT_FINITE: Final = ("nan", "inf", "-inf")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_TEXT_ORIGIN: Final = ("scope", "cluster", "topic", "queue", "exchange", "routing_key")
+_TEXT_ORIGIN: Final = ("scope", "cluster", "topic", "topic_id", "queue", "exchange", "routing_key")
 _NUMBER_ORIGIN: Final = ("partition", "offset", "timestamp_ms")
 
 
@@ -314,8 +319,9 @@ def _check_broker(origin: Origin, scheme: str) -> None:
     """Refuse coordinates of the other broker."""
     foreign = (origin.queue, origin.exchange, origin.routing_key)
     if scheme == destination.RABBITMQ:
-        foreign = (origin.topic, None if origin.partition is None else "", None if origin.offset is None else "")
-    if any(value is not None for value in foreign):
+        foreign = (origin.cluster, origin.topic, origin.topic_id)
+    numbers = (origin.partition, origin.offset) if scheme == destination.RABBITMQ else ()
+    if any(value is not None for value in (*foreign, *numbers)):
         raise MalformedMessage("origin names another broker than destination")
 
 

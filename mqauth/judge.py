@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
-from typing import Final, Literal, ParamSpec, TypeVar
+from typing import Final, Literal, ParamSpec, TypeVar, cast
 
 from mqauth.claims import Claims
 from mqauth.clock import Clock, Randomness
@@ -151,11 +151,12 @@ class Judge:
             delivery.reject(rejection, Step.RECORD)
 
     def _wished(self, delivery: Delivery) -> Flow[ClaimRequest | None]:
-        """Take all steps but the claim; of a released message only 1 to 4, and ``None``."""
+        """Take all steps but the claim; of a released message only 1 to 4, and return ``None``."""
         delivery.candidate = candidate = _total(self._verifier.open, delivery.message)  # 1 to 4
         if is_released(delivery.message):
             return None
-        found, keys = yield from self._verify(delivery, candidate)  # 5 to 11
+        keys = yield from self._keys(delivery, candidate)  # 5
+        found = self._verify(delivery, candidate, keys)  # 6 to 11
         _permit((yield from asked(_POLICY, self._policy.decide, found)))  # 12
         with suppress(Exception):  # what is learnt saves time, and must cost no consumer
             self._siblings.learn(delivery)
@@ -163,11 +164,18 @@ class Judge:
         return self._wish(delivery, found.claims, found.index)
 
     def _judge_released(self, delivery: Delivery) -> Flow[ClaimStatus]:
-        """Judge a released message; released to another scope it ends before its own steps are taken."""
+        """Judge a released message from step 5; the release itself once the producer's signature was found good.
+
+        So a message that no producer has signed never asks for an authority's keys. Released to another scope it
+        ends there.
+        """
+        message, candidate = delivery.message, cast(Candidate, delivery.candidate)
+        keys = yield from self._keys(delivery, candidate)  # 5
+        _total(self._verifier.authenticate, message, candidate, keys, delivery.received)  # 6, 7
         release = delivery.release = yield from self._released(delivery)
-        if release.scope != self.scope_of(delivery.message) or delivery.candidate is None:
+        if release.scope != self.scope_of(message):
             return ClaimStatus.DUPLICATE
-        verified, _ = yield from self._verify(delivery, delivery.candidate)
+        verified = self._verify(delivery, candidate, keys)  # 6 to 11, with what is waived
         if Reason.PRODUCER_FORBIDDEN not in release.waive:
             _permit((yield from asked(_POLICY, self._policy.decide, verified)))
         wish = self._wish(delivery, verified.claims, verified.index)
@@ -188,18 +196,23 @@ class Judge:
                 raise Rejection(Reason.RELEASE_INVALID, "the authority has no such key") from error
         return _total(authorities.verify, message, found, keys, delivery.received)
 
-    def _verify(self, delivery: Delivery, candidate: Candidate) -> Flow[tuple[Verified, KeySet]]:
-        """Judge the token, by keys that may have to be waited for."""
+    def _keys(self, delivery: Delivery, candidate: Candidate) -> Flow[KeySet]:
+        """Return the keys of the token's issuer, which may have to be waited for: step 5."""
         source, kid = self._verifier.source(candidate), candidate.opened.kid
         keys = yield from _known(source)
         if keys is None or keys.get(kid) is None:
             delivery.key_set = None if keys is None else keys.version
             keys = yield from _looked_up(source, kid, delivery.received, candidate.claims.iss)
         delivery.key_set = keys.version
-        delivery.verified = found = _total(
+        return keys
+
+    def _verify(self, delivery: Delivery, candidate: Candidate, keys: KeySet) -> Verified:
+        """Judge the token with its message, and note what was verified."""
+        found = _total(
             self._verifier.verify, delivery.message, candidate, keys, delivery.received, delivery.release
         )
-        return found, keys
+        delivery.verified = found
+        return found
 
     def name_owners(self, deliveries: Sequence[Delivery]) -> None:
         """Give each delivery the nonce it claims with, drawn at once; one it has it keeps."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from mqauth.errors import ConfigurationError
+from mqauth.privatefile import open_private
 
 _LOG: Final = logging.getLogger("mqauth.audit")
-_FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-_MODE: Final = 0o600
+_FLAGS: Final = os.O_RDWR | os.O_APPEND
 _BLOCK: Final = 64 * 1024
 
 
@@ -106,7 +106,7 @@ def append_shared(path: Path, line: bytes) -> None:
     Raises:
         OSError: the disk refused.
     """
-    descriptor = os.open(path, _FLAGS, _MODE)
+    descriptor = open_private(path, _FLAGS)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         end = last_whole(descriptor)
@@ -191,7 +191,7 @@ def sync_folder(path: Path) -> None:
 
 def _open(path: Path) -> int:
     try:
-        return os.open(path, _FLAGS, _MODE)
+        return open_private(path, _FLAGS)
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror or 'cannot be opened'}") from error
 

@@ -5,6 +5,7 @@ Nothing here interprets what a sender wrote. ``Origin`` and ``destination`` come
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,7 +20,7 @@ HeaderValue: TypeAlias = (
 HeaderPair: TypeAlias = tuple[str, HeaderValue]
 TimestampType: TypeAlias = Literal["append", "create"]
 Place: TypeAlias = tuple[str, str, int, int]
-"""Cluster, topic, partition and offset: where exactly a record stands in a Kafka log."""
+"""Cluster, topic with its id, partition and offset: where exactly a record stands in a Kafka log."""
 
 TOKEN_HEADER: Final = "mqauth-token"
 PROTECTED_PROPERTIES: Final = (
@@ -33,6 +34,7 @@ PROTECTED_PROPERTIES: Final = (
 )
 """The seven properties that change a message's meaning; always covered, on Kafka as headers of these names."""
 
+_RECORD: Final = re.compile(r"([^/]+)/([0-9]{1,10})/([0-9]{1,20})(?:@(.{0,64}?)(?:/([A-Za-z0-9_-]{22}))?)?")
 NO_PROPERTIES: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -42,7 +44,9 @@ class Origin:
 
     Args:
         scope: consumer group or queue on whose behalf the message was received.
+        cluster: id of the Kafka cluster.
         topic, partition, offset: where Kafka put the record; exact, so a redelivery can be told from a copy.
+        topic_id: id of the topic (KIP-516), another one where a topic of that name was deleted and made anew.
         queue, exchange, routing_key: where RabbitMQ took the message from.
         redelivered: RabbitMQ's hint that this may have been delivered before.
         timestamp_ms: UTC milliseconds, evidence only where ``timestamp_type`` is ``append``.
@@ -59,20 +63,41 @@ class Origin:
     redelivered: bool = False
     timestamp_ms: int | None = None
     timestamp_type: TimestampType | None = None
+    topic_id: str | None = None
 
     @property
     def coordinates(self) -> Place | None:
         """The exact place in a Kafka log, or ``None`` where the broker gives no exact place."""
         if self.topic is None or self.partition is None or self.offset is None:
             return None
-        return self.cluster or "", self.topic, self.partition, self.offset
+        log = self.topic if self.topic_id is None else f"{self.topic}:{self.topic_id}"
+        return self.cluster or "", log, self.partition, self.offset
 
     @property
     def source(self) -> str:
-        """Where a delivery came from, for people and audit: ``topic/partition/offset`` or the queue."""
-        if self.topic is not None:
-            return f"{self.topic}/{self.partition}/{self.offset}"
-        return self.queue or ""
+        """Where a delivery came from: the queue, or ``topic/partition/offset@cluster/topic_id``."""
+        if self.topic is None:
+            return self.queue or ""
+        place = f"{self.topic}/{self.partition}/{self.offset}"
+        if self.cluster is None and self.topic_id is None:
+            return place
+        return f"{place}@{self.cluster or ''}" + (f"/{self.topic_id}" if self.topic_id else "")
+
+    @classmethod
+    def of_record(cls, source: str, *, scope: str | None) -> Origin | None:
+        """Return the origin of a Kafka record that a ``source`` names, ``None`` where it names none.
+
+        Args:
+            source: text in the form of the property ``source``; anything may stand there.
+            scope: the consumer group.
+        """
+        found = _RECORD.fullmatch(source)
+        if found is None:
+            return None
+        return cls(
+            scope=scope, topic=found[1], partition=int(found[2]), offset=int(found[3]),
+            cluster=found[4] or None, topic_id=found[5],
+        )  # fmt: skip
 
 
 NO_ORIGIN: Final = Origin()
@@ -84,8 +109,8 @@ def _setters(kind: type, *names: str) -> tuple[Callable[[Any, Any], None], ...]:
     return tuple(getattr(kind, name).__set__ for name in names)
 
 
-_SCOPE, _CLUSTER, _TOPIC, _PARTITION, _OFFSET, _STAMP, _STAMP_TYPE = _setters(
-    Origin, "scope", "cluster", "topic", "partition", "offset", "timestamp_ms", "timestamp_type"
+_SCOPE, _CLUSTER, _TOPIC, _TOPIC_ID, _PARTITION, _OFFSET, _STAMP, _STAMP_TYPE = _setters(
+    Origin, "scope", "cluster", "topic", "topic_id", "partition", "offset", "timestamp_ms", "timestamp_type"
 )
 _QUEUE, _EXCHANGE, _ROUTING_KEY, _REDELIVERED = _setters(Origin, "queue", "exchange", "routing_key", "redelivered")
 
@@ -97,12 +122,15 @@ def kafka_origin(  # noqa: PLR0917 - by name would cost what it saves
     offset: int | None,
     timestamp_ms: int | None,
     timestamp_type: TimestampType,
+    cluster: str | None,
+    topic_id: str | None,
 ) -> Origin:
     """Return the ``Origin`` of a Kafka record at a third of its price: one is made for each."""
     origin: Origin = _NEW(Origin)
     _SCOPE(origin, scope)
-    _CLUSTER(origin, None)
+    _CLUSTER(origin, cluster)
     _TOPIC(origin, topic)
+    _TOPIC_ID(origin, topic_id)
     _PARTITION(origin, partition)
     _OFFSET(origin, offset)
     _QUEUE(origin, None)

@@ -358,6 +358,7 @@ class Pipeline:
             time=self.clock.now(),
             audit=delivery.record_id,
             release=delivery.release,
+            digest=delivery.content_digest(),
         )
         yield from asked(Cause.DEAD_LETTER_UNAVAILABLE, dead_letters.publish, letter)
         delivery.letter, delivery.step = letter.id, Step.SETTLE

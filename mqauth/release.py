@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from mqauth import base64url, claims, envelope, jws, lineage
+from mqauth import base64url, batch, claims, envelope, jws, lineage
 from mqauth.claims import Binding
 from mqauth.destination import is_kafka
 from mqauth.errors import ConfigurationError, Reason, Rejection, Unavailable
@@ -286,15 +286,30 @@ def _check_key(key: Key, release: Release, received: float) -> None:
         raise _invalid("the authority's key does not speak for this reviewer")
 
 
+def covered_names(token: bytes) -> tuple[str, ...]:
+    """Return the names a producer's token covers, ``hdr``.
+
+    Args:
+        token: as it stands in its header, a proof included.
+
+    Raises:
+        Rejection: it cannot be parsed.
+    """
+    return claims.parse(jws.take_apart(batch.split(token)[0]).payload).mqa.hdr
+
+
 def _check_bindings(message: Message, release: Release) -> None:
     """Hold a release against the message and the producer's token it came with."""
     try:
         token = envelope.token_of(message)
         envelope.check(message, release.mqa)
+        covered = covered_names(token)
     except Rejection as error:
         raise _invalid(f"the release is of another message: {error.reason.value}") from error
     if release.tok != base64url.digest(token):
         raise _invalid("the release is of another token")
+    if release.mqa.hdr != covered:
+        raise _invalid("the release covers other headers than the producer's token")
 
 
 def _waived(value: Any) -> frozenset[Reason]:

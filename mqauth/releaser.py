@@ -6,14 +6,22 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
-from mqauth import base64url, batch, claims, envelope, jws, strictjson
+from mqauth import base64url, claims, envelope, jws, strictjson
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.destination import is_kafka
 from mqauth.errors import ConfigurationError, MalformedMessage, Reason, Rejection
 from mqauth.keys import Key, SigningKey
 from mqauth.lineage import Past
 from mqauth.message import HeaderValue, Message
-from mqauth.release import MAX_LIFETIME, RELEASE_HEADER, RELEASE_TYPE, WAIVABLE, Release, without_release
+from mqauth.release import (
+    MAX_LIFETIME,
+    RELEASE_HEADER,
+    RELEASE_TYPE,
+    WAIVABLE,
+    Release,
+    covered_names,
+    without_release,
+)
 
 DEFAULT_LIFETIME: Final = 3600
 """Seconds a release lives unless told."""
@@ -103,7 +111,7 @@ class Releaser:
         now = int(self._clock.now())
         try:
             token = envelope.token_of(message)
-            covered = claims.parse(jws.take_apart(batch.split(token)[0]).payload).mqa.hdr
+            covered = covered_names(token)
         except Rejection as error:
             raise MalformedMessage(f"only a message with a whole token can be released: {error.reason}") from error
         return Release(

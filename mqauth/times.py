@@ -51,6 +51,14 @@ class Times:
         until = float(claims.exp + self.leeway)
         return until if key.revocation is None else min(until, float(key.revocation.revoked_at))
 
+    def check_key(self, key: Key, claims: Claims, message: Message, waived: frozenset[Reason] = _NOTHING) -> None:
+        """Refuse a token made after its key had retired; the broker's append time outdoes ``iat``."""
+        if key.expires is None or Reason.KEY_EXPIRED in waived:
+            return
+        appended = self.evidence(message)
+        if (claims.iat if appended is None else appended) >= key.expires:
+            raise Rejection(Reason.KEY_EXPIRED, "the key had retired before the token was made")
+
     def check(
         self, claims: Claims, message: Message, received: float, waived: frozenset[Reason] = _NOTHING
     ) -> None:

@@ -39,7 +39,7 @@ def verdict_record(delivery: Delivery, *, scope: str, time: float, policy: str, 
         body_size=None if body is None else len(body),
         key_set=delivery.key_set,
         policy=policy,
-        dead_letter=None if rejection is None else letter_id(message, scope),
+        dead_letter=None if rejection is None else letter_id(message, scope, digest=delivery.content_digest()),
         instance=instance,
         extra={} if delivery.release is None else {"release": _release_fields(delivery.release)},
     )

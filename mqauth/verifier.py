@@ -6,13 +6,12 @@ it is bounded:
 1. token present, single, small
 2. three canonical base64url segments, a JSON header, a bounded kid
 3. ``typ``, no other parameters, ``alg`` on the list
-4. claims parse strictly; a batch token has a proof of its form and no other has one; then the release of a
-   reviewer, if the message carries one (``release``)
+4. claims parse strictly; a batch token has a proof of its form and no other has one
 5. the issuer is configured
-6. its key: known, not revoked, not expired, of the token's algorithm
-7. the signature
+6. its key: known, not revoked, of the token's algorithm
+7. the signature; then the release of a reviewer, if the message carries one (``release``)
 8. the audience
-9. the times
+9. the times, those of the key first: it had not retired before the token was made
 10. the subject: the key speaks for it, and the broker's user does not contradict it
 11. destination, record key, body, headers, in a batch by proof; coverage
 12. policy and 13. claim are asked by ``pipeline``
@@ -187,6 +186,14 @@ class Verifier:
         """
         return self._issuer(candidate).keys
 
+    def authenticate(self, message: Message, candidate: Candidate, keys: KeySet, received: float) -> None:
+        """Hold a token against its key and its signature alone: steps 6 and 7; arguments as ``verify``.
+
+        Raises:
+            Rejection: ``key_unknown``, ``key_revoked``, ``algorithm_forbidden`` or ``signature_invalid``.
+        """
+        _signed(candidate, self._key(message, candidate, keys, received))
+
     def verify(
         self,
         message: Message,
@@ -211,11 +218,12 @@ class Verifier:
         claims, known = candidate.claims, candidate.known
         if known is None or release is not None or not known.stands(keys, received):
             waived = _NOTHING if release is None else release.waive
-            key = self._key(message, candidate, keys, received, waived)  # 6
+            key = self._key(message, candidate, keys, received)  # 6
             known = _signed(candidate, key)  # 6, 7
             if claims.aud not in self._audiences:  # 8
                 raise Rejection(Reason.AUDIENCE_MISMATCH, "meant for another audience")
-            self._times.check(claims, message, received, waived)  # 9
+            self._times.check_key(key, claims, message, waived)  # 9
+            self._times.check(claims, message, received, waived)
             self._check_subject(message, candidate, key)  # 10
             if known is not None and release is None and self._alike:
                 known.standing = Standing(keys, received, self._times.ends(claims, key))
@@ -233,7 +241,8 @@ class Verifier:
             Rejection: one of them is wrong; ``signature_invalid`` where nothing else is.
             Unavailable: ``append_time_unavailable``.
         """
-        key = self._key(message, candidate, keys, received, _NOTHING)
+        key = self._key(message, candidate, keys, received)
+        self._times.check_key(key, candidate.claims, message)
         self._times.check(candidate.claims, message, received)
         _signed(candidate, key)
         return make_verified(message, candidate.claims, candidate.opened.kid, keys.version, received, None, None)
@@ -257,24 +266,13 @@ class Verifier:
             raise Rejection(Reason.ISSUER_UNTRUSTED, "no such issuer is configured")
         return issuer
 
-    def _key(
-        self,
-        message: Message,
-        candidate: Candidate,
-        keys: KeySet,
-        received: float,
-        waived: frozenset[Reason],
-    ) -> Key:
-        """Return the token's key, if it may still be used."""
+    def _key(self, message: Message, candidate: Candidate, keys: KeySet, received: float) -> Key:
+        """Return the token's key, if it is not revoked."""
         key = keys.get(candidate.opened.kid)
         if key is None:
             raise Rejection(Reason.KEY_UNKNOWN, "the issuer has no such key")
-        appended = self._times.evidence(message)
-        if key.revocation is not None and is_revoked(key, appended, received):
+        if key.revocation is not None and is_revoked(key, self._times.evidence(message), received):
             raise Rejection(Reason.KEY_REVOKED, "the key is revoked")
-        signed_at = candidate.claims.iat if appended is None else appended
-        if key.expires is not None and signed_at >= key.expires and Reason.KEY_EXPIRED not in waived:
-            raise Rejection(Reason.KEY_EXPIRED, "the key had retired before the token was made")
         return key
 
     def _check_subject(self, message: Message, candidate: Candidate, key: Key) -> None:

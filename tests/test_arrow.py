@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mqauth"
 CORE = (
     ("errors", "_version"),
-    ("clock",),
+    ("clock", "privatefile"),
     ("destination",),
     ("message",),
     ("strictjson", "base64url"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -191,6 +192,19 @@ def test_claims_are_verified_only_by_todays_verifier(room: Room) -> None:
     shown = room.client().get(f"/letter/{mark_of(room)}").text
     assert ">claimed<" in shown
     assert ">verified<" not in shown
+
+
+def test_a_deeply_nested_body_is_indented_only_as_far_as_it_is_shown() -> None:
+    """Lists 900 deep, which indent to 57 MB, take a few hundred kilobytes, and the page says that it was cut."""
+    depth = 900
+    raw = b"[" * depth + b"0," * 31_000 + b"0" + b"]" * depth
+    tracemalloc.start()
+    shown = body(raw, "json")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(raw) <= MAX_BODY == len(shown.text)
+    assert shown.note == f"The first {MAX_BODY} characters are shown."
+    assert peak < 8_000_000
 
 
 def test_large_body_is_cut(room: Room) -> None:

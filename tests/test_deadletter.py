@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mqauth import base64url, deadletter, jsonform, strictjson
-from mqauth.deadletter import DeadLetter, content_digest, letter_id, publish_first
+from mqauth.deadletter import MAX_HEADERS, DeadLetter, content_digest, letter_id, publish_first
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.message import Message, Origin
 
@@ -184,6 +184,19 @@ def test_the_id_is_the_same_for_a_copy_after_a_crash(kafka: Maker, rabbit: Maker
     assert letter_id(redelivered, "s") == letter_id(rabbit(), "s")
 
 
+def test_the_id_tells_cluster_and_topic_apart(kafka: Maker) -> None:
+    """The same record of another cluster, or of a topic that was made anew, has a letter of its own."""
+    places = [("c", "i" * 22), ("d", "i" * 22), ("c", "j" * 22), (None, None)]
+    origins = [replace(kafka().origin, cluster=cluster, topic_id=topic_id) for cluster, topic_id in places]
+    assert len({letter_id(kafka(origin=origin), "s") for origin in origins}) == len(places)
+
+
+def test_the_source_of_the_longest_topic_is_whole(kafka: Maker) -> None:
+    """A topic of 249 characters, with the ids of cluster and topic, is named to its end in the lineage."""
+    origin = Origin(topic="t" * 249, partition=2**31 - 1, offset=2**63 - 1, cluster="c" * 22, topic_id="i" * 22)
+    assert lineage(letter(kafka(origin=origin)).whole(all_kept))["source"] == origin.source
+
+
 def test_the_id_tells_everything_else_apart(kafka: Maker) -> None:
     """Another scope, place, body, key, property, header or destination is another letter."""
     changed = [
@@ -223,6 +236,35 @@ def test_whatever_an_adapter_hands_over_can_be_buried(changes: dict[str, Any], r
     whole = found.whole(lambda name, value: False)
     assert all(str(value).encode() for name, value in whole.headers if name.startswith("mqauth-dead-"))
     assert found.in_body().body
+
+
+@pytest.mark.parametrize("count", [MAX_HEADERS, MAX_HEADERS + 1])
+def test_a_message_of_very_many_headers_has_only_a_reference(count: int, kafka: Maker) -> None:
+    """Up to 1,000 headers every form of the letter is made; beyond it only the reference."""
+    found = letter(kafka(headers=tuple((f"{number}", b"") for number in range(count))))
+    forms = list(found.forms(all_kept, lambda form: True))
+    assert len(forms) == (3 if count == MAX_HEADERS else 1)
+    assert forms[-1].body == found.reference().body
+
+
+def test_a_content_is_digested_once_for_a_delivery(
+    world: Any, kafka: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record, the letter's id and each of its forms name one digest, which is made once."""
+    made: list[Message] = []
+
+    def counted(message: Message) -> str:
+        made.append(message)
+        return content_digest(message)
+
+    for module in ("mqauth.deadletter", "mqauth.judging.delivery"):
+        monkeypatch.setattr(f"{module}.content_digest", counted, raising=False)
+    forms: list[Message] = []
+    world.letters.publish.function = lambda letter: forms.extend(letter.forms(all_kept, lambda form: True))
+    outcome = world.process(kafka())
+    assert (len(made), len(forms)) == (1, 3)
+    assert {dict(form.headers)["mqauth-dead-id"] for form in forms} == {outcome.dead_letter}
+    assert world.records[0]["dead_letter"] == outcome.dead_letter == letter_id(kafka(), "default")
 
 
 def test_the_letter_shows_nothing_of_the_message(kafka: Maker) -> None:

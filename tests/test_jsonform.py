@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mqauth import jsonform, strictjson
+from mqauth.encoding import MAX_DEPTH
 from mqauth.errors import MalformedMessage
 from mqauth.message import NO_ORIGIN, Message, Origin
 
@@ -119,6 +120,30 @@ def test_writing_a_bottomless_value_cuts_it() -> None:
     assert b"(nested too deep)" in strictjson.dumps(jsonform.value_to_form(value))
 
 
+@pytest.mark.parametrize("depth", [1, 22, 23, MAX_DEPTH])
+def test_json_depth_is_what_the_deepest_form_takes(depth: int) -> None:
+    """The bound for readers is what tables of 32 levels take, and less is too little."""
+    value: Any = 1
+    for _ in range(depth):
+        value = {"a": value}
+    message = Message(destination="rabbitmq:/q", body=b"", headers=(("deep", value),))
+    raw = strictjson.dumps(jsonform.to_form(message))
+    assert jsonform.from_form(strictjson.loads(raw, depth=jsonform.JSON_DEPTH)) == message
+    needed = jsonform.JSON_DEPTH - 3 * (MAX_DEPTH - depth)
+    with pytest.raises(strictjson.StrictJSONError, match="too deep"):
+        strictjson.loads(raw, depth=needed - 1)
+
+
+@pytest.mark.parametrize("tag", ["table", "list"])
+def test_a_form_beyond_the_depth_is_malformed(tag: str) -> None:
+    """A value of 33 levels, which no consumer accepts, is not read from a form either."""
+    form: Any = {"int": 1}
+    for _ in range(MAX_DEPTH + 1):
+        form = {tag: [["a", form]] if tag == "table" else [form]}
+    with pytest.raises(MalformedMessage, match="deeper than 32"):
+        jsonform.value_from_form(form)
+
+
 @pytest.mark.usefixtures("other_zone")
 def test_a_time_without_zone_is_written_as_utc() -> None:
     """As the clients mean it, wherever the machine stands."""
@@ -128,7 +153,8 @@ def test_a_time_without_zone_is_written_as_utc() -> None:
 MESSAGES = [
     Message(destination="kafka:orders", body=None, key=b"\xff", headers=(("a", b"1"), ("a", None), ("é", b""))),
     Message(destination="kafka:orders", body=b"", origin=Origin(
-        scope="s", cluster="c", topic="orders", partition=0, offset=0, timestamp_ms=0, timestamp_type="append")),
+        scope="s", cluster="c", topic="orders", topic_id="i" * 22, partition=0, offset=0, timestamp_ms=0,
+        timestamp_type="append")),
     Message(destination="rabbitmq:/q", body=b"\x00",
     properties={"content-type": "a", "user-id": "u", "priority": "5"},
             headers=tuple((str(number), value) for number, (value, _) in enumerate(VALUES)),
@@ -178,9 +204,11 @@ def test_number_properties_are_text() -> None:
         *[KAFKA | {"origin": origin} for origin in (
             [], "x", {"place": 1}, {"topic": 1}, {"topic": "other"}, {"partition": "0"}, {"offset": True},
             {"offset": -1}, {"timestamp_ms": 1.5}, {"timestamp_type": "log"}, {"timestamp_type": ["append"]},
-            {"redelivered": 1}, {"redelivered": None}, {"queue": "q"}, {"exchange": ""}, {"scope": []})],
+            {"redelivered": 1}, {"redelivered": None}, {"queue": "q"}, {"exchange": ""}, {"scope": []},
+            {"topic_id": 1})],
         *[RABBIT | {"origin": origin} for origin in (
-            {"exchange": "other"}, {"routing_key": "other"}, {"topic": "t"}, {"partition": 0}, {"offset": 0})],
+            {"exchange": "other"}, {"routing_key": "other"}, {"topic": "t"}, {"partition": 0}, {"offset": 0},
+            {"cluster": "c"}, {"topic_id": "i"})],
     ],
     ids=short,
 )  # fmt: skip

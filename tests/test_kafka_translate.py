@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import string
 from dataclasses import dataclass, fields
+from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mqauth.brokers import kafka_translate as translate
+from mqauth.brokers.kafka_log import Log, Logs
 from mqauth.errors import MalformedMessage
 from mqauth.jsonform import to_form
 from mqauth.message import Message
@@ -70,6 +73,48 @@ def test_origin() -> None:
     origin = translate.from_native(Record(), scope="billing").origin
     assert (origin.scope, origin.topic, origin.partition, origin.offset) == ("billing", "orders", 3, 12)
     assert (origin.timestamp_ms, origin.timestamp_type) == (1_700_000_000_000, "append")
+
+
+def test_origin_has_the_log() -> None:
+    """Cluster and topic id are those the caller gives, and without them none."""
+    log = Log(cluster="c", topic_id="i" * 22)
+    origin = translate.from_native(Record(), scope="billing", log=log).origin
+    assert (origin.cluster, origin.topic_id) == log
+    assert translate.from_native(Record(), scope="billing").origin.cluster is None
+
+
+class Metadata:
+    """What is asked of kafka-python's ``ClusterMetadata``."""
+
+    cluster_id: Any = "c"
+    topic: Any = UUID(int=1)
+
+    def topic_id(self, _name: str) -> Any:
+        """Return the topic's id."""
+        return self.topic
+
+
+def test_log_of_a_topic() -> None:
+    """Both ids are the metadata's, the topic's in Kafka's own spelling."""
+    assert Logs(SimpleNamespace(_cluster=Metadata())).of("t") == ("c", "AAAAAAAAAAAAAAAAAAAAAQ")
+
+
+@pytest.mark.parametrize("unknown", [None, UUID(int=0), "x"])
+def test_log_stays_while_the_metadata_say_nothing(unknown: Any) -> None:
+    """A response without ids, of a topic that is being deleted for example, changes no place; a new id does."""
+    metadata = Metadata()
+    logs = Logs(SimpleNamespace(_cluster=metadata))
+    before = logs.of("t")
+    metadata.cluster_id, metadata.topic = None, unknown
+    assert logs.of("t") == before
+    metadata.topic = UUID(int=2)
+    assert logs.of("t") == ("c", "AAAAAAAAAAAAAAAAAAAAAg")
+
+
+@pytest.mark.parametrize("client", [object(), SimpleNamespace(_cluster=None), SimpleNamespace(_cluster=object())])
+def test_log_of_a_client_without_metadata(client: Any) -> None:
+    """Where a client knows nothing, nothing is made up."""
+    assert Logs(client).of("t") == (None, None)
 
 
 @pytest.mark.parametrize("kind", [0, None, -1, True, 2])

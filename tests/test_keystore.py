@@ -255,13 +255,17 @@ def test_later_key_speaks_for_the_same_subjects(store: Keystore) -> None:
 
 
 def test_what_root_writes_belongs_to_the_folders_owner(store: Keystore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cron job of root does not lock the producer out: new files get the folder's owner."""
-    given: list[tuple[int, int]] = []
+    """A cron job of root does not lock the producer out: lock and new files get the folder's owner."""
+    given: dict[int, tuple[int, int]] = {}
+
+    def give(descriptor: int, user: int, group: int) -> None:
+        given[os.fstat(descriptor).st_ino] = (user, group)
+
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(os, "fchown", lambda descriptor, user, group: given.append((user, group)))
+    monkeypatch.setattr(os, "fchown", give)
     store.create()
     owner = store.folder.stat()
-    assert given == [(owner.st_uid, owner.st_gid)] * 2
+    assert given == {path.stat().st_ino: (owner.st_uid, owner.st_gid) for path in store.folder.iterdir()}
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o666])

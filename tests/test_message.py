@@ -8,6 +8,7 @@ import pytest
 
 from mqauth.message import NO_ORIGIN, Message, Origin, kafka_origin, message_of
 
+OLD, NEW = "dAuV3yR2SqOqyRXx7m3ZkA", "f5zTnBvXQ5mYxPqV2a0hLw"
 RABBIT = Message(destination="rabbitmq:shop/orders", body=b"secret-body", properties={"content-type": "a"})
 KAFKA = Message(
     destination="kafka:orders",
@@ -66,11 +67,41 @@ def test_coordinates_tell_clusters_apart() -> None:
     assert Origin(cluster="c", topic="t", partition=1, offset=2).coordinates == ("c", "t", 1, 2)
 
 
+def test_coordinates_tell_a_topic_made_anew_apart() -> None:
+    """The same offset in a topic with another id is another place; no topic's name can look like that."""
+    old, new = (Origin(topic="t", topic_id=topic_id, partition=1, offset=2) for topic_id in (OLD, NEW))
+    assert old.coordinates == ("", f"t:{OLD}", 1, 2)
+    assert old.coordinates != new.coordinates
+
+
 def test_source_is_for_people() -> None:
     """The source is topic/partition/offset, or the queue, or empty."""
     assert Origin(topic="t", partition=1, offset=2).source == "t/1/2"
     assert Origin(queue="q").source == "q"
     assert NO_ORIGIN.source == ""
+
+
+@pytest.mark.parametrize(
+    ("cluster", "topic_id", "source"),
+    [(None, None, "t.x-1/1/2"), ("c", None, "t.x-1/1/2@c"), ("c", OLD, f"t.x-1/1/2@c/{OLD}"),
+     (None, OLD, f"t.x-1/1/2@/{OLD}")],
+)  # fmt: skip
+def test_source_of_a_record_names_its_place_exactly(
+    cluster: str | None, topic_id: str | None, source: str
+) -> None:
+    """What is known of cluster and topic stands in the source, and is read back from it."""
+    origin = Origin(scope="g", topic="t.x-1", partition=1, offset=2, cluster=cluster, topic_id=topic_id)
+    assert origin.source == source
+    assert Origin.of_record(source, scope="g") == origin
+
+
+@pytest.mark.parametrize(
+    "source", ["", "t", "t/1", "t/1/", "/1/2", "t/1/2/3", "t/-1/2", "t/1/x", "t/1/2@c/d/e/\n",
+               f"t/1/2@{'c' * 200}", "t/" + "1" * 30 + "/2"],
+)  # fmt: skip
+def test_source_that_is_no_place(source: str) -> None:
+    """Text that names no record has no origin."""
+    assert Origin.of_record(source, scope="g") is None
 
 
 def test_native_objects_do_not_take_part_in_equality() -> None:
@@ -80,8 +111,17 @@ def test_native_objects_do_not_take_part_in_equality() -> None:
 
 def test_made_by_the_slot() -> None:
     """What broker wrappers make quickly is what the constructors make, every field of it, and as frozen."""
-    origin = Origin(scope="g", topic="t", partition=1, offset=2, timestamp_ms=3, timestamp_type="append")
-    assert kafka_origin("g", "t", 1, 2, 3, "append") == origin
+    origin = Origin(
+        scope="g",
+        topic="t",
+        partition=1,
+        offset=2,
+        timestamp_ms=3,
+        timestamp_type="append",
+        cluster="c",
+        topic_id=OLD,
+    )
+    assert kafka_origin("g", "t", 1, 2, 3, "append", "c", OLD) == origin
     slow = Message(
         destination="kafka:t", body=b"b", key=b"k", properties={"a": "b"}, headers=(("c", b"d"),), origin=origin,
         native=5, malformed="m",

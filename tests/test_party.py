@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mqauth.ahead import Ahead
-from mqauth.errors import Cause, RetryLater, Unavailable
+from mqauth.errors import Cause, Reason, RetryLater, Unavailable
 from mqauth.keys import Key, KeySet
 from mqauth.message import Origin
 from mqauth.pipeline import Outcome, Verdict
@@ -69,6 +69,53 @@ def test_the_authority_is_named(
     releaser = Releaser(key=Key.generate(), issuer=REVIEW, reviewer="ada", clock=clock)
     message, _ = releaser.release(world.sealed(), letter="0" * 64, scope="orders", reason="asked for")
     assert deferred(world.process(message)) == (cause, REVIEW)
+
+
+class Counting(Away):
+    """Keys that are out of reach, and how often somebody asked for them."""
+
+    def __init__(self) -> None:
+        super().__init__(OSError("down"))
+        self.asked = 0
+
+    def key_set(self) -> KeySet:
+        """Count, and have none."""
+        self.asked += 1
+        return super().key_set()
+
+
+UNSIGNED: list[tuple[dict[str, Any], Reason]] = [
+    ({"signature": b"x"}, Reason.SIGNATURE_INVALID),
+    ({"claims": {"iss": "https://evil.example"}}, Reason.ISSUER_UNTRUSTED),
+    ({"header": {"kid": "nobody"}}, Reason.KEY_UNKNOWN),
+    ({"header": {"alg": "ES256"}}, Reason.ALGORITHM_FORBIDDEN),
+]
+
+
+@pytest.mark.parametrize(("bends", "reason"), UNSIGNED)
+def test_without_a_good_token_no_authority_is_asked(
+    make_world: MakeWorld, clock: FakeClock, forge: Forge, bends: dict[str, Any], reason: Reason
+) -> None:
+    """A message that no producer signed is rejected while the authority is out of reach, which nobody asks."""
+    away = Counting()
+    world = make_world(verifier=forge.verifier(release=ReleaseAuthorities({REVIEW: Authority(keys=away)})))
+    releaser = Releaser(key=Key.generate(), issuer=REVIEW, reviewer="ada", clock=clock)
+    message, _ = releaser.release(world.sealed(**bends), letter="0" * 64, scope="orders", reason="hostile")
+    outcome = world.process(message)
+    assert (outcome.verdict, outcome.reason, away.asked) == (Verdict.REJECTED, reason, 0)
+
+
+def test_an_authority_is_asked_for_a_retired_keys_message(
+    make_world: MakeWorld, clock: FakeClock, forge: Forge
+) -> None:
+    """``key_expired`` can be waived, so that a retired key's signature is enough to look at the release."""
+    authorities = ReleaseAuthorities({REVIEW: Authority(keys=Away(OSError("down")))})
+    world = make_world(verifier=forge.verifier(release=authorities))
+    releaser = Releaser(key=Key.generate(), issuer=REVIEW, reviewer="ada", clock=clock)
+    message, _ = releaser.release(
+        world.sealed(key=forge.retired), letter="0" * 64, scope="orders", reason="asked for"
+    )
+    assert deferred(world.process(message)) == (Cause.KEYS_UNAVAILABLE, REVIEW)
 
 
 @pytest.mark.parametrize("plug", ["policy.decide", "store.claim", "store.confirm"])

@@ -25,7 +25,8 @@ from pamqp.header import ContentHeader
 from mqauth import AuditFile, Cause, ConfigurationError, MemoryReplayStore, Pipeline, Verdict, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_channel import closing_is_an_error, is_untouched, told
-from mqauth.brokers.rabbitmq_delivery import Held, Processor
+from mqauth.brokers.rabbitmq_delivery import Processor
+from mqauth.brokers.rabbitmq_hold import Held
 from mqauth.brokers.rabbitmq_incoming import Delivered
 from mqauth.brokers.rabbitmq_progress import again
 from mqauth.brokers.rabbitmq_translate import from_native, headers_out
@@ -74,6 +75,7 @@ class Delivery(SimpleNamespace):
     def __init__(self, message: Message, *, redelivered: bool = False) -> None:
         super().__init__(
             body=message.body, headers=headers_out(message.headers), exchange="shop", routing_key="orders.created",
+            consumer_tag="tag",
             redelivered=redelivered, processed=False, channel=Channel(), settled=[],
             ack_error=None, **{name.replace("-", "_"): value for name, value in message.properties.items()},
         )  # fmt: skip
@@ -164,7 +166,7 @@ class Spot:
     def __init__(self, audit: AuditFile, handler: Any = None, **settings: Any) -> None:
         self.table = Table(audit, **settings)
         self.tags: Any = Tags()
-        wanted = {"dead_letters": self.table.letters, "sleep": self.table.sleep, "hold": 0}
+        wanted = {"dead_letters": self.table.letters, "sleep": self.table.sleep, "hold": 1}
         self.processor = Processor("q", self.table.guard, handler or self.table.handled.append, **wanted)
         self.number = 0
 
@@ -501,7 +503,7 @@ class Deaf(MemoryReplayStore):
 @pytest.mark.parametrize("probed", [False, True])
 async def test_a_claim_whose_answer_was_lost_holds_nobody_up(audit: AuditFile, *, probed: bool) -> None:
     """A delivery given back while the store's answers got lost is handled at once when it comes again."""
-    table = Table(audit, hold=0, replay=Deaf)
+    table = Table(audit, hold=1, replay=Deaf)
     store = cast(Deaf, table.guard.replay)
     honest = table.honest()
     assert (await table.process(Delivery(honest))).verdict is Verdict.DEFERRED
@@ -537,7 +539,7 @@ class Slow:
         self._table = table
         self.processor = Processor(
             "q", table.guard, self._handler, dead_letters=table.letters, sleep=table.sleep, timer=self.alarm,
-            hold=0,
+            consumer_timeout=0,
         )  # fmt: skip
 
     async def _handler(self, verified: Verified) -> None:
@@ -560,7 +562,7 @@ class Slow:
 
 async def test_a_long_handler_keeps_its_claim(audit: AuditFile) -> None:
     """A handler ten leases long whose connection was lost is not run again by whoever gets the redelivery."""
-    table = Table(audit, hold=0)
+    table = Table(audit, consumer_timeout=0)
     slow, honest = Slow(table), table.honest()
     delivery = Delivery(honest)
     running = await slow.start(delivery)
@@ -577,7 +579,7 @@ async def test_a_long_handler_keeps_its_claim(audit: AuditFile) -> None:
 
 async def test_a_message_does_not_expire_in_its_handler(audit: AuditFile) -> None:
     """A redelivery of what is still being handled here is judged by when that was received, and waits for it."""
-    table = Table(audit, lifetime=60, hold=0)
+    table = Table(audit, lifetime=60, consumer_timeout=0)
     slow, honest = Slow(table), table.honest()
     delivery = Delivery(honest)
     running = await slow.start(delivery)
@@ -595,7 +597,7 @@ async def test_a_message_does_not_expire_in_its_handler(audit: AuditFile) -> Non
 async def test_a_copy_does_expire(audit: AuditFile) -> None:
     """What the broker does not call redelivered, or whose original has its connection yet, is judged by itself."""
     for lost, redelivered in ((True, False), (False, True)):
-        table = Table(audit, lifetime=60, hold=0)
+        table = Table(audit, lifetime=60, consumer_timeout=0)
         slow, honest = Slow(table), table.honest()
         delivery = Delivery(honest)
         running = await slow.start(delivery)
@@ -609,7 +611,7 @@ async def test_a_copy_does_expire(audit: AuditFile) -> None:
 
 async def test_without_renewal_it_would_be_run_again(audit: AuditFile) -> None:
     """A claim that nobody renews is over after its lease: the redelivery is handled."""
-    table = Table(audit, hold=0)
+    table = Table(audit, consumer_timeout=0)
     slow, honest = Slow(table), table.honest()
     running = await slow.start(Delivery(honest))
     table.clock.advance(table.guard.lease)
@@ -621,7 +623,7 @@ async def test_without_renewal_it_would_be_run_again(audit: AuditFile) -> None:
 
 async def test_a_claim_lost_is_said(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
     """A handler that finds its claim taken by another is reported, once, and not stopped."""
-    table = Table(audit, hold=0)
+    table = Table(audit, consumer_timeout=0)
     slow, honest = Slow(table), table.honest()
     running = await slow.start(Delivery(honest))
     table.clock.advance(table.guard.lease)
@@ -649,7 +651,7 @@ async def test_short_handlers_cost_no_renewal(audit: AuditFile) -> None:
 
 async def test_young_handlers_are_not_renewed(audit: AuditFile) -> None:
     """A handler that has run for less than a third of its lease is left alone when the timer comes by."""
-    table = Table(audit, hold=0)
+    table = Table(audit, consumer_timeout=0)
     slow, renewed = Slow(table), []
     running = await slow.start(Delivery(table.honest()))
     table.guard.renew = renewed.append  # type: ignore[method-assign,assignment]
@@ -662,7 +664,7 @@ async def test_young_handlers_are_not_renewed(audit: AuditFile) -> None:
 
 async def test_guarded_callbacks_renew_too(audit: AuditFile, monkeypatch: pytest.MonkeyPatch) -> None:
     """The callback of guarded() keeps the claim of a long handler as the consumer does."""
-    table, begun, go_on = Table(audit, hold=0), asyncio.Event(), asyncio.Event()
+    table, begun, go_on = Table(audit, consumer_timeout=0), asyncio.Event(), asyncio.Event()
     alarm = Alarm()
     monkeypatch.setattr(asyncio.get_running_loop(), "call_later", alarm)
 
@@ -883,6 +885,6 @@ async def test_woken_is_tried_again_at_once(audit: AuditFile) -> None:
         await asyncio.sleep(0)
     assert table.processor.held
     table.letters.down = False
-    table.processor.wake()
+    table.processor.holder.wake()
     assert (await asyncio.wait_for(processing, 30)).verdict is Verdict.REJECTED
     assert delivery.settled == ["ack"]

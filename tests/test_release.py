@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mqauth import base64url, claims, strictjson
+from mqauth import base64url, claims, envelope, strictjson
 from mqauth.deadletter import letter_id
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, Rejection, Unavailable
 from mqauth.jws import LocalSigningKey
@@ -299,6 +299,17 @@ def test_an_edited_message_under_an_old_release_is_invalid(desk: Desk, late: Mes
         edits.append({"key": b"43"})
     for edit in edits:
         assert why(desk.process(replace(released, **edit))) is Reason.RELEASE_INVALID
+
+
+@pytest.mark.parametrize("covered", [[], ["count"], ["count", "tenant"], ["tenant", "count", "absent"]])
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_release_covers_what_its_token_covers(desk: Desk, covered: list[str], batched: bool) -> None:
+    """A release whose bindings hold, but of other names or in another order than the token's, is refused."""
+    (message,) = desk.forge.signer().sign_many([rabbitmq_message()]) if batched else [desk.world.sealed()]
+    assert covered != [name for name, _ in rabbitmq_message().headers]
+    other = envelope.bind(message, covered).as_dict()
+    assert why(desk.process(desk.bent(message, scope=SCOPE, mqa=other))) is Reason.RELEASE_INVALID
+    assert desk.process(desk.released(message)).verdict is Verdict.ACCEPTED
 
 
 @pytest.mark.parametrize("waived", ["signature_invalid", "key_revoked", "body_mismatch", "anything", 7])

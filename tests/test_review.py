@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from mqauth import flow, jsonform
 from mqauth.audit import AuditRecord
 from mqauth.brokers import memory
 from mqauth.deadletter import PREFIX, DeadLetter, content_digest
+from mqauth.encoding import MAX_DEPTH
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, Rejection, Unavailable
 from mqauth.keys import Key, KeySet
 from mqauth.message import TOKEN_HEADER, Message
@@ -212,6 +214,27 @@ def letter_of(message: Message, reason: Reason = Reason.EXPIRED) -> DeadLetter:
     )
 
 
+@pytest.mark.parametrize("depth", range(1, MAX_DEPTH + 1))
+@pytest.mark.parametrize("wrap", [lambda value: {"a": value}, lambda value: (value,)], ids=["table", "list"])
+def test_every_depth_that_is_accepted_can_be_read_back(
+    depth: int, wrap: Callable[[Any], Any], forge: Forge, clock: FakeClock
+) -> None:
+    """A header nested as deep as a consumer accepts is restored from each form of its letter, and by the index."""
+    value: Any = "x"
+    for _ in range(depth):
+        value = wrap(value)
+    message = forge.seal(rabbitmq_message(headers=(("deep", value),)))
+    verifier = forge.verifier()
+    assert verifier.verify(message, verifier.open(message), forge.keys, clock.now()).jti
+    letter = letter_of(message)
+    letters = [letter.whole(lambda name, value: True), letter.whole(lambda name, value: False), letter.in_body()]
+    assert [restore(form).headers for form in letters] == [message.headers] * 3
+    assert [read(Letter(message=form)).fault for form in letters] == [None] * 3
+    with Index(clock.now()) as index:
+        index.add([Letter(message=form) for form in letters])
+        assert [index.reading(number).fault for number in (1, 2, 3)] == [None] * 3
+
+
 @pytest.mark.parametrize("carries_none", [True, False])
 @given(message=KAFKA_MESSAGES | RABBITMQ_MESSAGES)
 @settings(max_examples=150, deadline=None)
@@ -257,6 +280,8 @@ def test_reading_never_raises(headers: list[Any], body: bytes | None) -> None:
     [
         "x", "[]", '{"headers": 1}', '{"headers": [[1, 2]]}', '{"headers": [["a", {"no": 1}]]}',
         '{"properties": []}',
+        '{"headers": [["a", {"str": "b"}]], "places": [-1]}', '{"headers": [["a", {"str": "b"}]], "places": [99]}',
+        '{"headers": [["a", {"str": "b"}], ["c", {"str": "d"}]], "places": [0, 0]}',
         '{"headers": [["a", {"str": "b"}]], "places": []}', '{"headers": [["a", {"str": "b"}]], "places": ["0"]}',
         '{"stripped": 1}', '{"properties": {"user-id": 1}}',
     ],

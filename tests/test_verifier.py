@@ -92,12 +92,15 @@ def test_the_first_failing_step_decides(forge: Forge, kafka: Maker, clock: FakeC
     fix("claims", exp=now - 10)
     fix("claims", iss=ISSUER)
     fix("header", kid=forge.revoked.kid)
-    fix("header", kid=forge.retired.kid)
     fix("header", kid=forge.key.kid)
     fix("header", alg="EdDSA")
     del wrong["signature"]
     meet()
+    wrong["key"] = forge.retired
+    fix("header", kid=forge.retired.kid)
     fix("claims", aud="billing")
+    wrong["key"] = forge.key
+    fix("header", kid=forge.key.kid)
     fix("claims", iat=now, exp=now + 60)
     fix("claims", sub="orders-api")
     fix("binding", dst="kafka:orders")
@@ -110,8 +113,8 @@ def test_the_first_failing_step_decides(forge: Forge, kafka: Maker, clock: FakeC
     assert seen == [
         Reason.MESSAGE_MALFORMED, Reason.TOKEN_TYPE, Reason.HEADER_FORBIDDEN, Reason.ALGORITHM_FORBIDDEN,
         Reason.CLAIMS_MALFORMED, Reason.ISSUER_UNTRUSTED, Reason.KEY_UNKNOWN, Reason.KEY_REVOKED,
-        Reason.KEY_EXPIRED,
-        Reason.ALGORITHM_FORBIDDEN, Reason.SIGNATURE_INVALID, Reason.AUDIENCE_MISMATCH, Reason.EXPIRED,
+        Reason.ALGORITHM_FORBIDDEN, Reason.SIGNATURE_INVALID, Reason.AUDIENCE_MISMATCH, Reason.AUDIENCE_MISMATCH,
+        Reason.KEY_EXPIRED, Reason.EXPIRED,
         Reason.SUBJECT_MISMATCH, Reason.DESTINATION_MISMATCH, Reason.RECORD_KEY_MISMATCH, Reason.BODY_MISMATCH,
         Reason.HEADERS_MISMATCH, Reason.COVERAGE_INSUFFICIENT,
     ]  # fmt: skip

@@ -21,7 +21,9 @@ from integration.services.machine import (
     update_package_lists,
 )
 
-SUITE = "trixie"
+SUITE_VARIABLE = "MQAUTH_DEBIAN_SUITE"
+"""Names another suite, `sid` for example, to try another RabbitMQ than the supported one."""
+SUITE = os.environ.get(SUITE_VARIABLE) or "trixie"
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _BUILD_WITHIN = 1800.0
 _PRIVATE = ("unshare", "--mount", "--propagation", "private")  # mounts end with the process: none is left

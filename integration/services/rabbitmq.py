@@ -91,6 +91,8 @@ def _version_in(root: Path) -> tuple[int, ...]:
 def _installed_root() -> Path:
     """Return the root folder with a RabbitMQ >= 4: this machine's own, or one built for it."""
     host = Path("/")
+    if os.environ.get(debian.SUITE_VARIABLE):
+        return debian.root_with_rabbitmq()
     if _version_in(host) >= (4,):
         return host
     if debian_candidate("rabbitmq-server") >= (4,):
@@ -99,49 +101,81 @@ def _installed_root() -> Path:
     return debian.root_with_rabbitmq()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """How other Erlang nodes know a node.
+
+    Args:
+        name: without its host.
+        cookie: the secret its cluster shares.
+        epmd: port of the port mapper it asks.
+        distribution: port that other nodes connect to.
+    """
+
+    name: str
+    cookie: str
+    epmd: int
+    distribution: int
+
+
 def _local(port: Port, extra_config: Sequence[str]) -> LocalServer:
+    epmd, distribution = Port(), Port()
+    identity = Identity(
+        name=f"mqauth-{epmd.number}", cookie=secrets.token_hex(16),
+        epmd=epmd.number, distribution=distribution.number,
+    )  # fmt: skip
+    beside = [["epmd", "-address", LOOPBACK, "-port", str(epmd.number)]]
+    return local_node(identity, [port, epmd, distribution], extra_config, beside)
+
+
+def local_node(
+    identity: Identity, ports: Sequence[Port], extra_config: Sequence[str], beside: Sequence[list[str]] = ()
+) -> LocalServer:
+    """Return a node that is not started yet.
+
+    Args:
+        identity: how other nodes know it.
+        ports: that of its clients, and others to give back with it.
+        extra_config: lines of rabbitmq.conf.
+        beside: commands that run beside it.
+    """
     root = _installed_root()
     inside_host = root == Path("/")
     words = [] if inside_host else debian.chroot(root)
     temporary = Path(tempfile.gettempdir()) if inside_host else root / "tmp"
     folder = Path(tempfile.mkdtemp(prefix="mqauth-rabbitmq-", dir=temporary))
-    epmd, distribution = Port(), Port()
-    seen = Path("/") / folder.relative_to(root)
-    _write_settings(folder, port, extra_config)
-    scripts = Path("/") / _SCRIPTS
+    _write_settings(folder, ports[0], extra_config, identity.cookie)
+    server = str(Path("/") / _SCRIPTS / "rabbitmq-server")
     return LocalServer(
         origin="this machine's packages" if inside_host else f"Debian {debian.SUITE} root in {root.parent}",
-        commands=[
-            [*words, "epmd", "-address", LOOPBACK, "-port", str(epmd.number)],
-            [*words, str(scripts / "rabbitmq-server")],
-        ],
-        env=_environment(seen, epmd, distribution),
+        commands=[[*words, *command] for command in (*beside, [server])],
+        env=_environment(Path("/") / folder.relative_to(root), identity),
         folder=folder,
-        ports=[port, epmd, distribution],
+        ports=ports,
         tool=words,
     )
 
 
-def _write_settings(folder: Path, port: Port, extra_config: Sequence[str]) -> None:
+def _write_settings(folder: Path, port: Port, extra_config: Sequence[str], secret: str) -> None:
     lines = _CONFIG.format(host=LOOPBACK, port=port.number) + "".join(f"{line}\n" for line in extra_config)
     (folder / "rabbitmq.conf").write_text(lines)
     (folder / "env.conf").write_text("")
     (folder / "enabled_plugins").write_text("[].\n")
     cookie = folder / ".erlang.cookie"
-    cookie.write_text(secrets.token_hex(16))
+    cookie.write_text(secret)
     cookie.chmod(0o400)
 
 
-def _environment(folder: Path, epmd: Port, distribution: Port) -> dict[str, str]:
+def _environment(folder: Path, identity: Identity) -> dict[str, str]:
     """Return the node's environment: nothing of it is shared with a RabbitMQ of the machine's."""
     return {
         "PATH": f"/{_SCRIPTS}:/usr/sbin:/usr/bin:/sbin:/bin",
         "LANG": "C.UTF-8",
         "HOME": str(folder),
         "ERL_EPMD_ADDRESS": LOOPBACK,
-        "ERL_EPMD_PORT": str(epmd.number),
-        "RABBITMQ_NODENAME": f"mqauth-{epmd.number}@localhost",
-        "RABBITMQ_DIST_PORT": str(distribution.number),
+        "ERL_EPMD_PORT": str(identity.epmd),
+        "RABBITMQ_NODENAME": f"{identity.name}@localhost",
+        "RABBITMQ_DIST_PORT": str(identity.distribution),
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-noinput -kernel inet_dist_use_interface {127,0,0,1}",
         "RABBITMQ_ALLOW_INPUT": "1",  # the script then becomes the server, which gets our signals itself
         "RABBITMQ_BASE": str(folder),

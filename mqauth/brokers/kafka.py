@@ -9,6 +9,7 @@ from mqauth.brokers.kafka_audit import AuditTopic
 from mqauth.brokers.kafka_consumer import Consumer, Health
 from mqauth.brokers.kafka_deadletter import DeadLetters
 from mqauth.brokers.kafka_judge import Judgement, judge
+from mqauth.brokers.kafka_log import Log, Logs
 from mqauth.brokers.kafka_partition import Stall
 from mqauth.brokers.kafka_poison import PoisonRecordError
 from mqauth.brokers.kafka_producer import Producer, ProducerFatalError
@@ -23,6 +24,8 @@ __all__ = [
     "DeadLetters",
     "Health",
     "Judgement",
+    "Log",
+    "Logs",
     "PoisonRecordError",
     "Producer",
     "ProducerFatalError",

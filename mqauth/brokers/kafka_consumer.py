@@ -19,6 +19,7 @@ from mqauth.ahead import Ahead
 from mqauth.brokers import kafka_settings
 from mqauth.brokers.kafka_assignment import listen
 from mqauth.brokers.kafka_leases import Leases
+from mqauth.brokers.kafka_log import Logs
 from mqauth.brokers.kafka_offsets import received_at
 from mqauth.brokers.kafka_outbox import Transactions
 from mqauth.brokers.kafka_partition import Assigned, Done, Stall, Workers
@@ -132,6 +133,7 @@ class Consumer:
         self._backoff = backoff
         self._clock = guard.clock
         self._scope = str(self._client.config["group_id"])
+        self._logs = Logs(client)
         self._assignment = listen(client)
         self._transactions: Transactions | None = None
         if isinstance(dead_letters, TransactionalDeadLetters):
@@ -245,6 +247,7 @@ class Consumer:
     def _receive(self, partition: Any, records: list[Any], now: float) -> None:
         """Queue the records of one partition; all came now, unless they were put back before."""
         assigned = self._assignment.get(partition)
+        log = self._logs.of(partition.topic)
         in_order = assigned.prefix.receive_all([record.offset for record in records])
         for record in records:
             offset = record.offset
@@ -252,7 +255,7 @@ class Consumer:
                 assigned = self._assignment.renew(partition, offset)
                 assigned.prefix.receive(offset)
             received = received_at(assigned.receipts, offset, now) if assigned.receipts else now
-            message = from_native(record, scope=self._scope)
+            message = from_native(record, scope=self._scope, log=log)
             assigned.waiting.append(Delivery(message=message, received=received))
 
     def _advance_all(self, workers: Workers) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mqauth.brokers.kafka_log import NO_LOG, Log
 from mqauth.brokers.kafka_translate import from_native
 from mqauth.deadletter import DeadLetterSink
 from mqauth.errors import Cause, Reason
@@ -68,16 +69,18 @@ class Judgement:
         return self
 
 
-def judge(guard: Pipeline, record: Any, *, scope: str) -> Judgement:
+def judge(guard: Pipeline, record: Any, *, scope: str, log: Log = NO_LOG) -> Judgement:
     """Judge one ``ConsumerRecord``; an accepted one is claimed.
 
     Args:
         guard: the pipeline.
         record: as ``KafkaConsumer.poll`` returned it, without deserializers.
         scope: the consumer group.
+        log: which log the record stands in, ``Logs(client).of(record.topic)``. Without it two clusters behind one
+            replay store, or a topic that was deleted and made anew, are one place.
 
     Raises:
-        ConfigurationError: a plug-in is asynchronous.
+        ConfigurationError: a plug-in is asynchronous, or the record is aiokafka's or confluent-kafka's.
     """
-    delivery = guard.receive(from_native(record, scope=scope))
+    delivery = guard.receive(from_native(record, scope=scope, log=log))
     return Judgement(guard, delivery, run(guard.judge(delivery)))

@@ -13,8 +13,10 @@ from typing import Any, Final
 
 from mqauth import audit, destination
 from mqauth.audit import AuditRecord
+from mqauth.brokers.kafka_log import NO_LOG, Log
 from mqauth.clock import SYSTEM_RANDOMNESS, uuid7
 from mqauth.errors import MqauthError, Reason
+from mqauth.message import Message, Origin
 from mqauth.pipeline import Pipeline
 
 _UNPACK: Final = "_unpack_records"
@@ -63,10 +65,14 @@ def find(error: BaseException) -> Poison | None:
     return None
 
 
-def audit_record(poison: Poison, guard: Pipeline, scope: str) -> AuditRecord:
+def audit_record(poison: Poison, guard: Pipeline, scope: str, log: Log = NO_LOG) -> AuditRecord:
     """Return the record of a skipped range; of its token and body nothing can be known."""
     topic, partition = poison.partition.topic, poison.partition.partition
     last = poison.beyond - 1
+    origin = Origin(
+        topic=topic, partition=partition, offset=poison.first, cluster=log.cluster, topic_id=log.topic_id
+    )
+    message = Message(destination=destination.kafka(topic), body=None, origin=origin)
     return AuditRecord(
         id=uuid7(guard.clock, SYSTEM_RANDOMNESS),
         time=guard.clock.now(),
@@ -74,13 +80,7 @@ def audit_record(poison: Poison, guard: Pipeline, scope: str) -> AuditRecord:
         reason=Reason.MESSAGE_MALFORMED.value,
         detail=f"unparseable ({poison.error}): offsets {poison.first} to {last} skipped",
         scope=scope,
-        broker={
-            "destination": destination.kafka(topic),
-            "topic": topic,
-            "partition": partition,
-            "offset": poison.first,
-            "last_offset": last,
-        },
+        broker=audit.broker_fields(message) | {"last_offset": last},
         token=audit.token_fields(None, None, None, None, verified=False),
         body_sha256=None,
         body_size=None,

@@ -11,6 +11,7 @@ from kafka.errors import CommitFailedError, RebalanceInProgressError, RetriableE
 
 from mqauth.brokers import kafka_poison, kafka_repair
 from mqauth.brokers.kafka_assignment import Assignment
+from mqauth.brokers.kafka_log import Logs
 from mqauth.brokers.kafka_offsets import receipts
 from mqauth.brokers.kafka_outbox import Due, Transactions
 from mqauth.brokers.kafka_partition import Assigned, Stall, offset_of
@@ -207,7 +208,9 @@ class Poller:
         """Put a skipped range on record, then seek past it; without the record it waits."""
         assigned = self._assignment.get(poison.partition)
         scope = self._guard.scope or self._client.config["group_id"]
-        record = kafka_poison.audit_record(poison, self._guard, scope)
+        record = kafka_poison.audit_record(
+            poison, self._guard, scope, Logs(self._client).of(poison.partition.topic)
+        )
         try:
             run(call(self._guard.audit.write, record))  # type: ignore[union-attr]
         except ColourError:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from mqauth import destination
+from mqauth.brokers.kafka_client import refuse_foreign
+from mqauth.brokers.kafka_log import NO_LOG, Log
 from mqauth.errors import MalformedMessage
 from mqauth.message import (
     NO_ORIGIN,
@@ -25,15 +27,20 @@ _OCTETS: Final = (bytes, bytearray, memoryview)
 _VALUES: Final = frozenset((bytes, type(None)))
 
 
-def from_native(record: Any, *, scope: str) -> Message:
-    """Return the message of a ``ConsumerRecord``; never raises.
+def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
+    """Return the message of a ``ConsumerRecord``; whatever that holds, nothing is raised.
 
     Args:
         record: as ``KafkaConsumer.poll`` returned it, without deserializers.
         scope: the consumer group.
+        log: which log it stands in (``Logs.of``).
+
+    Raises:
+        ConfigurationError: the record is aiokafka's or confluent-kafka's.
     """
+    refuse_foreign(record)
     try:
-        return _message(record, scope)
+        return _message(record, scope, log)
     except Exception:
         return Message(destination="kafka:", body=None, native=record, malformed="the record cannot be read")
 
@@ -93,7 +100,7 @@ def carries(_name: str, value: HeaderValue) -> bool:
     return isinstance(value, bytes)
 
 
-def _message(record: Any, scope: str) -> Message:
+def _message(record: Any, scope: str, log: Log) -> Message:
     """Return the message of a record whose attributes are there."""
     faults: list[str] = []
     topic, body, key = record.topic, record.value, record.key
@@ -103,7 +110,7 @@ def _message(record: Any, scope: str) -> Message:
     if type(key) not in _VALUES:
         key = _octets(key, "key", faults)
     place = _destination(topic, faults)
-    origin = _origin(record, topic, scope)
+    origin = _origin(record, topic, scope, log)
     return message_of(place, body, key, NO_PROPERTIES, headers, origin, record, faults[0] if faults else None)
 
 
@@ -152,14 +159,14 @@ def _is_header(pair: Any) -> bool:
     )
 
 
-def _origin(record: Any, topic: object, scope: str) -> Origin:
+def _origin(record: Any, topic: object, scope: str, log: Log) -> Origin:
     """Return what the broker says of a record."""
     partition, offset, stamp = record.partition, record.offset, record.timestamp
     if not (type(partition) is type(offset) is type(stamp) is int and partition >= 0 <= offset and stamp >= 0):
         partition, offset, stamp = _natural(partition), _natural(offset), _natural(stamp)
     by_broker = _natural(record.timestamp_type) == LOG_APPEND_TIME
     named = topic if isinstance(topic, str) else None
-    return kafka_origin(scope, named, partition, offset, stamp, "append" if by_broker else "create")
+    return kafka_origin(scope, named, partition, offset, stamp, "append" if by_broker else "create", *log)
 
 
 def _natural(value: object) -> int | None:

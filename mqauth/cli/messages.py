@@ -9,10 +9,10 @@ from typing import Any, BinaryIO, Final
 
 from mqauth import strictjson
 from mqauth.errors import ConfigurationError, MalformedMessage
+from mqauth.jsonform import JSON_DEPTH
 
 MAX_INPUT: Final = 16 * 1024 * 1024
 """Bytes a message in JSON, a line of it, or a body may have."""
-_DEPTH: Final = 128
 _BLANK: Final = b" \t\r\n"
 _CHUNK: Final = 64 * 1024
 
@@ -38,7 +38,7 @@ class Text:
         if self.raw is None:
             raise MalformedMessage(f"over {MAX_INPUT} bytes")
         try:
-            return strictjson.loads(self.raw, depth=_DEPTH, wide=True)
+            return strictjson.loads(self.raw, depth=JSON_DEPTH, wide=True)
         except strictjson.StrictJSONError as error:
             raise MalformedMessage(str(error)) from error
 

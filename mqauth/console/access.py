@@ -14,6 +14,7 @@ from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError
+from mqauth.privatefile import open_private
 
 VIEWER: Final = "viewer"
 REVIEWER: Final = "reviewer"
@@ -63,7 +64,7 @@ def token_file(path: Path) -> tuple[dict[str, str], bool]:
         ConfigurationError: others may read it, or it is not in its form.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = open_private(path, os.O_WRONLY | os.O_EXCL)
     except FileExistsError:
         return _read(path), False
     except OSError as error:

@@ -65,11 +65,23 @@ def body(raw: bytes | None, form: str) -> Body:
         if note:
             return Body("json", "", len(raw), "Too large to be shown as JSON.")
         try:
-            text = json.dumps(json.loads(raw), indent=2, ensure_ascii=False)
+            text = _indented(json.loads(raw))
         except (ValueError, RecursionError):
             return Body("json", "", len(raw), "This is not JSON.")
-        return Body("json", visible(text[:MAX_BODY], lines=True), len(raw), _cut(len(text), MAX_BODY))
+        note = f"The first {MAX_BODY} characters are shown." if len(text) > MAX_BODY else ""
+        return Body("json", visible(text[:MAX_BODY], lines=True), len(raw), note)
     return Body("text", visible(raw[:MAX_BODY].decode("utf-8", "backslashreplace"), lines=True), len(raw), note)
+
+
+def _indented(value: Any) -> str:
+    """Return a value as indented JSON, up to a little more than is shown: lists in lists indent to megabytes."""
+    parts, size = list[str](), 0
+    for part in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(value):
+        parts.append(part)
+        size += len(part)
+        if size > MAX_BODY:
+            break
+    return "".join(parts)
 
 
 def headers(message: Message) -> list[tuple[str, str, str]]:

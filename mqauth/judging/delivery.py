@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
+from mqauth.deadletter import content_digest
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.message import Message
 from mqauth.release import Release
@@ -106,6 +107,13 @@ class Delivery:
     letter: str | None = None
     judge_seconds: float | None = None
     fence: Callable[[Delivery], Any] | None = None
+    digest: str | None = None
+
+    def content_digest(self) -> str:
+        """Return the digest that names the message's content, made once: there may be very many headers."""
+        if self.digest is None:
+            self.digest = content_digest(self.message)
+        return self.digest
 
     def reject(self, rejection: Rejection, step: Step) -> None:
         """Turn to a rejection, and to the step that follows from it."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from mqauth.errors import ConfigurationError
+from mqauth.privatefile import closed_on_error, give_to_folder, open_private
 
-_PRIVATE: Final = 0o600
 _OTHERS: Final = 0o077
 _TEMPORARY: Final = ".writing"
 _LOCK: Final = ".lock"
@@ -36,13 +36,12 @@ def make_folder(folder: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder against every other process and thread that would change it.
 
+    Root gives the lock file to the folder's owner, also one that an earlier run of root left as its own.
+
     Raises:
-        ConfigurationError: the lock file cannot be made.
+        ConfigurationError: the lock file cannot be made or opened.
     """
-    try:
-        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _PRIVATE)
-    except OSError as error:
-        raise unusable(folder, error) from error
+    descriptor = _open_lock(folder)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -119,6 +118,18 @@ def unusable(path: Path, error: OSError) -> ConfigurationError:
     return ConfigurationError(f"{path}: {error.strerror or type(error).__name__}")
 
 
+def _open_lock(folder: Path) -> int:
+    """Return the descriptor of a folder's lock file, which belongs to the folder's owner."""
+    path = folder / _LOCK
+    try:
+        descriptor = open_private(path, os.O_RDWR | os.O_NOFOLLOW)
+        with closed_on_error(descriptor):
+            give_to_folder(descriptor, folder)
+    except OSError as error:
+        raise unusable(path, error) from error
+    return descriptor
+
+
 def _check_status(path: Path, status: os.stat_result, private: bool) -> None:
     """Refuse what is no file, or open to others."""
     if not stat.S_ISREG(status.st_mode):
@@ -129,12 +140,8 @@ def _check_status(path: Path, status: os.stat_result, private: bool) -> None:
 
 
 def _write_synced(path: Path, raw: bytes) -> None:
-    """Write a new private file and wait for the disk; root's belong to whose the folder is, who must read them."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    with os.fdopen(os.open(path, flags, _PRIVATE), "wb") as file:
-        if os.geteuid() == 0:
-            owner = path.parent.stat()
-            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+    """Write a new private file and wait for the disk."""
+    with os.fdopen(open_private(path, os.O_WRONLY | os.O_EXCL | os.O_NOFOLLOW), "wb") as file:
         file.write(raw)
         file.flush()
         os.fsync(file.fileno())

@@ -18,6 +18,7 @@ from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, MqauthError
 from mqauth.keys import SigningKey, SigningKeySource
 from mqauth.keystore.socketwire import MAX_DATA, Wire, WireError, peer_user
+from mqauth.privatefile import open_private
 
 _OWNER: Final = 0o600
 _GROUP: Final = 0o660
@@ -179,7 +180,7 @@ def _signed(key: SigningKey, request: dict[str, Any]) -> dict[str, Any]:
 def _locked(path: Path) -> int:
     """Return the descriptor of a lock that no other process holds; it is left behind when we end."""
     try:
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _OWNER)
+        lock = open_private(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_NOFOLLOW)
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror or 'no lock file'}") from error
     try:

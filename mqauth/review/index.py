@@ -22,7 +22,6 @@ from mqauth.errors import ConfigurationError, MalformedMessage
 from mqauth.review.filters import ALL, DIMENSIONS, Filter, Selection
 from mqauth.review.letter import Letter, Reading, read
 
-_DEPTH: Final = 128
 _CHUNK: Final = 200
 _NAMES: Final = ", ".join(DIMENSIONS)
 _TABLES: Final = """
@@ -291,7 +290,7 @@ def _form(letter: Letter) -> bytes:
 
 def _message(raw: bytes) -> Any:
     """Return a letter's message from the index's own form."""
-    form = strictjson.loads(raw, depth=_DEPTH, wide=True)
+    form = strictjson.loads(raw, depth=jsonform.JSON_DEPTH, wide=True)
     try:
         return jsonform.from_form(form)
     except MalformedMessage as error:

@@ -15,6 +15,8 @@ from kafka.errors import (
 )
 
 from mqauth.brokers import kafka_poison
+from mqauth.brokers.kafka_client import settings_of
+from mqauth.brokers.kafka_log import Logs
 from mqauth.brokers.kafka_translate import from_native
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.message import Message
@@ -39,9 +41,10 @@ class KafkaRecords:
     """
 
     def __init__(self, consumer: Any, *, timeout: float = 30) -> None:
-        if consumer.config["group_id"] is not None:
+        if settings_of(consumer, "KafkaConsumer")["group_id"] is not None:
             raise ConfigurationError("the consumer wants no group: it commits nothing")
         self._consumer = consumer
+        self._logs = Logs(consumer)
         self._timeout = timeout
         self._lock = threading.Lock()  # a consumer is for one thread at a time
 
@@ -58,7 +61,7 @@ class KafkaRecords:
             return None
         except (KafkaError, OSError) as error:
             raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
-        return None if found is None else from_native(found, scope="")
+        return None if found is None else from_native(found, scope="", log=self._logs.of(place.topic))
 
     def _record(self, place: RecordPlace) -> Any:
         """Return the native record, or ``None``."""

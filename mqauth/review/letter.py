@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from mqauth import batch, destination, envelope, jsonform, jws, strictjson
 from mqauth import claims as claim_set
-from mqauth.audit import harmless
+from mqauth.audit import MAX_SOURCE, harmless
 from mqauth.claims import Claims
 from mqauth.deadletter import PREFIX, content_digest, letter_id
 from mqauth.errors import MalformedMessage, Reason, Rejection
@@ -24,7 +24,6 @@ from mqauth.message import TOKEN_HEADER, HeaderPair, HeaderValue, Message, Origi
 UNKNOWN: Final = "unknown"
 _LIVE: Final = frozenset(("user-id", "expiration", "reply-to", "message-id", "delivery-mode", "cluster-id"))
 _OVERWRITTEN: Final = "timestamp_in_ms"
-_DEPTH: Final = 72
 _ID = re.compile(r"[0-9a-f]{64}")
 _COUNT = re.compile(r"[1-9][0-9]{0,6}")
 _FORMS: Final = ("whole", "json", "reference")
@@ -130,7 +129,7 @@ def read(letter: Letter) -> Reading:
         detail=harmless(lines.get("detail", "")),
         scope=harmless(lines.get("scope", "")),
         destination=harmless(lines.get("destination", "")),
-        source=harmless(lines.get("source", "")),
+        source=harmless(lines.get("source", ""), MAX_SOURCE),
         audit=harmless(lines.get("audit", "")),
         time=_time(lines.get("time", "")),
         count=_count(lines.get("count", "")),
@@ -222,7 +221,7 @@ def _kept(message: Message, scheme: str) -> list[HeaderPair]:
 def _from_body(message: Message) -> Message:
     """Return the original of a letter whose body is the JSON form."""
     try:
-        form = strictjson.loads(message.body or b"", depth=_DEPTH, wide=True)
+        form = strictjson.loads(message.body or b"", depth=jsonform.JSON_DEPTH, wide=True)
     except strictjson.StrictJSONError as error:
         raise MalformedMessage(f"the letter's body is {error}") from error
     return jsonform.from_form(form)
@@ -233,7 +232,7 @@ def _metadata(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        found = strictjson.loads(text.encode("utf-8", "backslashreplace"), depth=_DEPTH, wide=True)
+        found = strictjson.loads(text.encode("utf-8", "backslashreplace"), depth=jsonform.JSON_DEPTH, wide=True)
     except strictjson.StrictJSONError as error:
         raise MalformedMessage(f"the letter's metadata is {error}") from error
     if not isinstance(found, dict):
@@ -246,15 +245,23 @@ def _merged(headers: list[HeaderPair], metadata: Mapping[str, Any]) -> tuple[Hea
     pairs = metadata.get("headers", [])
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise MalformedMessage("the letter's metadata has no list of headers")
-    places = metadata.get("places", list(range(len(headers), len(headers) + len(pairs))))
-    if not isinstance(places, list) or len(places) != len(pairs) or not all(type(at) is int for at in places):
-        raise MalformedMessage("the letter's metadata has no place for each header")
-    for at, (name, tagged) in zip(places, pairs, strict=True):
-        if not isinstance(name, str):
-            raise MalformedMessage("a header's name is text")
-        value: HeaderValue = jsonform.value_from_form(tagged)
-        headers.insert(at, (name, value))
-    return tuple(headers)
+    total = len(headers) + len(pairs)
+    places = metadata.get("places", list(range(len(headers), total)))
+    if not isinstance(places, list) or not all(type(at) is int and 0 <= at < total for at in places):
+        raise MalformedMessage("the letter's metadata has a header at no place among them")
+    if len(set(places)) != len(pairs) or len(places) != len(pairs):
+        raise MalformedMessage("the letter's metadata has not one place for each header")
+    moved, kept = dict(zip(places, pairs, strict=True)), iter(headers)
+    return tuple(_header(moved[at]) if at in moved else next(kept) for at in range(total))
+
+
+def _header(pair: list[Any]) -> HeaderPair:
+    """Return a header kept as metadata."""
+    name, tagged = pair
+    if not isinstance(name, str):
+        raise MalformedMessage("a header's name is text")
+    value: HeaderValue = jsonform.value_from_form(tagged)
+    return name, value
 
 
 def _properties(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -270,11 +277,10 @@ def _origin(lines: Mapping[str, str], parsed: tuple[str, ...]) -> Origin:
     scope, source = lines.get("scope"), lines.get("source", "")
     if parsed[0] == destination.RABBITMQ:
         return Origin(scope=scope, queue=source, exchange=parsed[1], routing_key=parsed[2])
-    topic, _, rest = source.partition("/")
-    partition, _, offset = rest.partition("/")
-    if not (partition.isdecimal() and offset.isdecimal()) or len(rest) > 40:
+    origin = Origin.of_record(source, scope=scope)
+    if origin is None:
         raise MalformedMessage("the letter's source is no place in a topic")
-    return Origin(scope=scope, topic=topic, partition=int(partition), offset=int(offset))
+    return origin
 
 
 def _unsound(original: Message, lines: Mapping[str, str], named: str) -> str | None:

@@ -20,7 +20,7 @@ ONLY_REFERENCE: Final = "reference_only"
 GONE: Final = "original_gone"
 CHANGED: Final = "original_changed"
 FAULTS: Final = (ONLY_REFERENCE, GONE, CHANGED)
-_PLACE = re.compile(r"((?!\.{1,2}/)[A-Za-z0-9._-]{1,249})/([0-9]{1,9})/([0-9]{1,18})")
+_PLACE = re.compile(r"((?!\.{1,2}/)[A-Za-z0-9._-]{1,249})/([0-9]{1,9})/([0-9]{1,18})(?:@.{0,90})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,12 @@ from tests.vectors.world import (
 )  # fmt: skip
 
 FOLDER: Final = Path(__file__).parent
+LOGS: Final = (
+    ("q1Sh-9_ISia_zwGINzRvyQ", "dAuV3yR2SqOqyRXx7m3ZkA"),
+    ("MkU3OEVBNTcwNTJENDM2Qg", "dAuV3yR2SqOqyRXx7m3ZkA"),
+    ("q1Sh-9_ISia_zwGINzRvyQ", "f5zTnBvXQ5mYxPqV2a0hLw"),
+)
+"""Ids of a cluster and a topic; the second is in another cluster, the third a topic that was made anew."""
 
 
 def hds_cases() -> list[tuple[str, Message, list[str]]]:
@@ -117,6 +123,7 @@ def accepted() -> list[Case]:
         ("an added header of the application", added(FORGE.seal(kafka()), "debug", b"1")),
         ("direct reply-to with the broker's suffix", replace(bound, properties={"reply-to": f"{reply}.g2dkAB"})),
         ("an unknown claim", FORGE.seal(kafka(), claims={"role": {"x": [1, None]}})),
+        ("other claims of 64 values", FORGE.seal(kafka(), claims={"x": [[]] * 31, "y": {"a": [1] * 30}})),
         ("not before now", FORGE.seal(kafka(), claims={"nbf": NOW})),
         ("issued at the edge of the leeway", timed(NOW + 5, NOW + 60)),
         ("expiring at the edge of the leeway", timed(NOW - 60, NOW - 4)),
@@ -207,6 +214,8 @@ def rejected() -> list[Case]:
         ("a lone surrogate", payload(lambda raw: raw[:-1] + b',"x":"\\ud800"}'), "claims_malformed"),
         ("bytes that are no UTF-8", payload(lambda raw: raw[:-1] + b',"x":"\xff"}'), "claims_malformed"),
         ("claims nested 9 deep", FORGE.seal(kafka(), claims={"x": nested(8)}), "claims_malformed"),
+        ("other claims of 65 values", FORGE.seal(kafka(), claims={"x": [[]] * 31, "y": {"a": [1] * 31}}),
+        "claims_malformed"),
         ("claims that are a list", payload(lambda raw: b"[" + raw + b"]"), "claims_malformed"),
         ("a boolean time", FORGE.seal(kafka(), claims={"iat": True}), "claims_malformed"),
         ("a time with a fraction", payload(lambda raw: raw.replace(b'"iat":1900000000', b'"iat":1900000000.0')),
@@ -257,6 +266,10 @@ def sequences() -> dict[str, Deliveries]:
     first, second = (
         replace(record, origin=Origin(topic="orders", partition=0, offset=offset)) for offset in (1, 2)
     )
+    here, mirrored, renewed = (
+        replace(record, origin=replace(first.origin, cluster=cluster, topic_id=topic_id))
+        for cluster, topic_id in LOGS
+    )
     again = replace(message, origin=Origin(queue="orders", redelivered=True))
     once = replace(message, origin=Origin(queue="orders"))
     jti = claims.parse(jws.take_apart(envelope.token_of(record)).payload).jti
@@ -267,6 +280,10 @@ def sequences() -> dict[str, Deliveries]:
         ],
         "the id of another producer's message is no copy of it": [
             (neighbours, "accepted", None), (record, "accepted", None), (record, "rejected", "replayed"),
+        ],
+        "Kafka: another cluster, or a topic made anew, is another place": [
+            (here, "accepted", None), (mirrored, "rejected", "replayed"), (renewed, "rejected", "replayed"),
+            (here, "accepted", None),
         ],
         "RabbitMQ: a redelivery is a duplicate, anything else a copy": [
             (once, "accepted", None), (again, "duplicate", None), (once, "rejected", "replayed"),
