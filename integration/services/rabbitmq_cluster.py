@@ -97,9 +97,7 @@ def _start(names: Sequence[str], links: Links, config: Sequence[str], stack: Exi
     started = []
     for name in names:
         port, distribution = Port(), links.ports[name]
-        identity = Identity(
-            name=name, cookie=cookie, epmd=links.epmd[name], distribution=distribution.number
-        )
+        identity = Identity(name=name, cookie=cookie, epmd=links.epmd[name], distribution=distribution.number)
         server = local_node(identity, [port, distribution], config)
         stack.callback(server.close)
         server.start()
