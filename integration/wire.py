@@ -1,9 +1,13 @@
-"""A TCP relay between a client and a server, so that a test can cut the wire without a word to either."""
+"""A TCP relay between a client and a server, so that a test can cut the wire without a word to either.
+
+Before several servers it is what a TCP load balancer is: a connection goes to the first that accepts it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
@@ -14,10 +18,12 @@ class Wire:
 
     Args:
         url: of the real server.
+        others: to be tried in turn where it takes no connection.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *others: str) -> None:
         self._parts = urlsplit(url)
+        self._places = [(each.hostname, each.port) for each in map(urlsplit, (url, *others))]
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._mute = asyncio.Event()
@@ -91,7 +97,7 @@ class Wire:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Connect a client to the server."""
-        far_reader, far_writer = await asyncio.open_connection(self._parts.hostname, self._parts.port)
+        far_reader, far_writer = await self._connect()
         self._writers |= {writer, far_writer}
         self._far.add(far_writer)
         up, down = partial(self._up, far_writer, self._mute), partial(self._down, writer)
@@ -99,6 +105,14 @@ class Wire:
             task = asyncio.create_task(self._relay(source, sink, say))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Return a connection to the first server that accepts one."""
+        for host, port in self._places[:-1]:
+            with suppress(OSError):
+                return await asyncio.open_connection(host, port)
+        host, port = self._places[-1]
+        return await asyncio.open_connection(host, port)
 
     async def _relay(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, say: Callable[[bytes], None]

@@ -18,6 +18,7 @@ from integration.chaos.deliveries import COUNTS, QUORUM, Holder, counted, queue_
 from integration.chaos.rabbitmq_scene import until
 from integration.services import RabbitMQ
 from integration.services.rabbitmq_cluster import TICK, RabbitMQCluster
+from integration.wire import Wire
 
 pytestmark = pytest.mark.cluster
 Say = Callable[[str], None]
@@ -149,38 +150,35 @@ async def test_a_leader_that_dies_returns_nothing(cluster: RabbitMQCluster) -> N
     await witness.connection.close()
 
 
-async def _nack(holder: Holder, _: RabbitMQ) -> None:
+async def _nack(holder: Holder, *_: object) -> None:
     await holder.taken[-1][1].nack(requeue=True)
 
 
-async def _reject(holder: Holder, _: RabbitMQ) -> None:
+async def _reject(holder: Holder, *_: object) -> None:
     await holder.taken[-1][1].reject(requeue=True)
 
 
-async def _close_channel(holder: Holder, _: RabbitMQ) -> None:
+async def _close_channel(holder: Holder, *_: object) -> None:
     await holder.channel.close()
 
 
-async def _close_connection(holder: Holder, _: RabbitMQ) -> None:
+async def _close_connection(holder: Holder, *_: object) -> None:
     await holder.connection.close()
 
 
-async def _lose_connection(holder: Holder, _: RabbitMQ) -> None:
-    transport = holder.connection.transport
-    assert transport is not None
-    writer = transport.connection.writer  # type: ignore[attr-defined]
-    writer.transport.abort()
+async def _lose_connection(_: Holder, __: RabbitMQ, wire: Wire) -> None:
+    wire.cut()
 
 
-async def _time_out(holder: Holder, _: RabbitMQ) -> None:
+async def _time_out(holder: Holder, *_: object) -> None:
     """Hold it longer than the queue allows."""
 
 
-async def _kill(_: Holder, node: RabbitMQ) -> None:
+async def _kill(_: Holder, node: RabbitMQ, *__: object) -> None:
     await asyncio.to_thread(node.kill)
 
 
-async def _pause(_: Holder, node: RabbitMQ) -> None:
+async def _pause(_: Holder, node: RabbitMQ, *__: object) -> None:
     await asyncio.to_thread(node.pause)
 
 
@@ -189,16 +187,17 @@ WAYS = [_nack, _reject, _close_channel, _close_connection, _lose_connection, _ti
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__.strip("_"))
 async def test_every_return_is_flagged_and_counted(
-    cluster: RabbitMQCluster, say: Say, way: Callable[[Holder, RabbitMQ], Awaitable[None]]
+    cluster: RabbitMQCluster, say: Say, way: Callable[[Holder, RabbitMQ, Wire], Awaitable[None]]
 ) -> None:
     """Whatever returns a delivery of a quorum queue, the next one is flagged and counts one more."""
     near, leading, third = cluster.nodes
     queue = await queue_with(leading.url, 1, TIMES_OUT if way is _time_out else QUORUM)
-    holder = await Holder.at(near.url, queue)
-    (first,) = await holder.has(1)
-    witness = await Holder.at(third.url, queue)
-    await way(holder, near)
-    again = await _next_of(holder, witness)
+    async with Wire(near.url) as wire:
+        holder = await Holder.at(wire.url, queue)
+        (first,) = await holder.has(1)
+        witness = await Holder.at(third.url, queue)
+        await way(holder, near, wire)
+        again = await _next_of(holder, witness)
     headers = {name: again.headers[name] for name in COUNTS if name in again.headers}
     say(f"RabbitMQ {near.version}, {way.__name__.strip('_')}: redelivered {again.redelivered}, {headers}")
     assert (first.redelivered, counted(first)) == (False, None)

@@ -31,7 +31,7 @@ _HIDDEN, _TCP, _HIGHEST, _LOWEST = 72, 0, 6, 5
 _BUFFER: Final = 65_536
 
 
-class Server(ThreadingTCPServer):
+class _Server(ThreadingTCPServer):
     """Serves each connection to a loopback port in a thread."""
 
     daemon_threads = True
@@ -67,35 +67,24 @@ class Link:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
-    def carry(self, source: socket.socket, *ports: int) -> None:
-        """Connect to the first port that accepts, once the link is open, and forward both directions."""
+    def carry(self, source: socket.socket, port: int) -> None:
+        """Connect to a port once the link is open, and forward both directions."""
         self.open.wait()
-        with suppress(OSError), _first(ports) as target:
+        with suppress(OSError), socket.create_connection((LOOPBACK, port)) as target:
             back = threading.Thread(target=self.pump, args=(target, source), daemon=True)
             back.start()
             self.pump(source, target)
             back.join()
 
 
-def _first(ports: Sequence[int]) -> socket.socket:
-    """Return a connection to the first port that accepts one."""
-    for port in ports[:-1]:
-        with suppress(OSError):
-            return socket.create_connection((LOOPBACK, port))
-    return socket.create_connection((LOOPBACK, ports[-1]))
-
-
-def relay(link: Link, *ports: int) -> Server:
-    """Return a server that forwards to the first port that accepts, over a link.
-
-    With more than one port it is what a TCP load balancer before a cluster is.
-    """
+def _relay(link: Link, port: int) -> _Server:
+    """Return a server that forwards to a port over a link."""
 
     class Handler(BaseRequestHandler):
         def handle(self) -> None:
-            link.carry(self.request, *ports)
+            link.carry(self.request, port)
 
-    return Server(Handler)
+    return _Server(Handler)
 
 
 class _PortMapper:
@@ -140,7 +129,7 @@ class _PortMapper:
         return fixed + raw + struct.pack(">H", 0)
 
 
-def _epmd(ports: dict[str, int], alive: dict[str, int]) -> Server:
+def _epmd(ports: dict[str, int], alive: dict[str, int]) -> _Server:
     mapper = _PortMapper(ports, alive)
 
     class Handler(BaseRequestHandler):
@@ -149,7 +138,7 @@ def _epmd(ports: dict[str, int], alive: dict[str, int]) -> Server:
                 (size,) = struct.unpack(">H", self.request.recv(2, socket.MSG_WAITALL))
                 mapper.answer(self.request.recv(size, socket.MSG_WAITALL), self.request)
 
-    return Server(Handler)
+    return _Server(Handler)
 
 
 class Links:
@@ -162,7 +151,7 @@ class Links:
     def __init__(self, names: Sequence[str]) -> None:
         self.ports = {name: Port() for name in names}
         self._links = {frozenset(pair): Link() for pair in combinations(names, 2)}
-        self._servers: list[Server] = []
+        self._servers: list[_Server] = []
         self._alive: dict[str, int] = {}
         self.epmd = {name: self._mapper(name) for name in names}
 
@@ -170,7 +159,7 @@ class Links:
         """Start a node's port mapper, and the relays it names; return its port."""
         known = {name: self.ports[name].number}
         for other in self.ports.keys() - {name}:
-            between = relay(self._links[frozenset((name, other))], self.ports[other].number)
+            between = _relay(self._links[frozenset((name, other))], self.ports[other].number)
             self._servers.append(between)
             known[other] = between.port
         mapper = _epmd(known, self._alive)

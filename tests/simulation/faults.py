@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -117,8 +117,10 @@ class Plan:
 def play(fault: Fault, scenario: Scenario) -> None:
     """Arrange for a fault to happen."""
     if fault.kind == "handler":
-        behaviour = Behaviour(fault.how, until=fault.seconds, seconds=fault.seconds, left=2 if fault.how == "flaky" else 1)
-        scenario.handlers.behaviours[int(fault.target or 0)] = behaviour
+        left = 2 if fault.how == "flaky" else 1
+        for order in _orders_of(fault, scenario.settings.orders):
+            behaviour = Behaviour(fault.how, until=fault.seconds, seconds=fault.seconds, left=left)
+            scenario.handlers.behaviours.setdefault(order, behaviour)
         return
 
     def happen() -> None:
@@ -126,6 +128,12 @@ def play(fault: Fault, scenario: Scenario) -> None:
         KINDS[fault.kind](fault, scenario)
 
     scenario.world.agenda.at(fault.at, happen)
+
+
+def _orders_of(fault: Fault, orders: int) -> Iterable[int]:
+    """Return the orders whose handler a fault concerns: one, but replies are wanted by every third."""
+    target = int(fault.target or 0)
+    return range(target % 3, orders, 3) if fault.how == "reply" else (target,)
 
 
 def _later(fault: Fault, scenario: Scenario, action: Callable[[], object]) -> None:

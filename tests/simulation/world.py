@@ -37,6 +37,8 @@ class World:
         self.ledger = Ledger()
         self.records: list[dict[str, Any]] = []
         self.turns = 0
+        self.consumed: set[str] = set()
+        """The processes that have consumed."""
         self.processes: dict[str, Process] = {}
         """The last process of each service."""
         self.everyone: dict[str, Process] = {}
@@ -111,6 +113,7 @@ class World:
 
     def consuming(self, channel: Channel, consumer: Subscription) -> None:
         """A consumer begins."""
+        self.consumed.add(channel.connection.process)
         self.note("broker", f"{channel.connection.process} consumes {consumer.queue.name} ({consumer.prefetch})")
 
     def protocol_error(self, connection: BrokerConnection, text: str) -> None:
