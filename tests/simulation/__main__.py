@@ -89,7 +89,9 @@ def _tell(result: object, wanted: argparse.Namespace) -> None:
 
     assert isinstance(result, Result)
     shown = result if wanted.no_shrink else reduced(result, partial(run, strict=wanted.strict))
-    print(f"seed {result.play.seed} fails with {len(result.play.faults)} faults, shown with {len(shown.play.faults)}")
+    print(
+        f"seed {result.play.seed} fails with {len(result.play.faults)} faults, shown with {len(shown.play.faults)}"
+    )
     _show(shown)
     if wanted.save:
         wanted.save.mkdir(parents=True, exist_ok=True)

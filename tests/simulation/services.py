@@ -16,7 +16,6 @@ from mqauth.brokers.rabbitmq import Consumer, DeadLetters, Producer, declare_sou
 from mqauth.replay import MemoryReplayStore
 from mqauth.testing.forge import ISSUER, Forge
 from mqauth.verifier import Issuer
-
 from tests.simulation import facilities
 from tests.simulation.handlers import Handlers, label_of
 from tests.simulation.ledger import Sent

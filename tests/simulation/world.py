@@ -91,7 +91,9 @@ class World:
     def delivered(self, channel: Channel, consumer: Subscription, message: Stored, tag: int) -> None:
         """A message was sent to a consumer."""
         again = f" again ({message.returned})" if message.returned else ""
-        self.note("broker", f"{consumer.queue.name} -> {channel.connection.process} #{tag}{again} {message.body!r}")
+        self.note(
+            "broker", f"{consumer.queue.name} -> {channel.connection.process} #{tag}{again} {message.body!r}"
+        )
 
     def acked(self, channel: Channel, message: Stored) -> None:
         """A message was acked."""
