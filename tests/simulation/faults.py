@@ -123,18 +123,19 @@ class Plan:
 
 def play(fault: Fault, scenario: Scenario) -> None:
     """Arrange for a fault to happen."""
-    if fault.kind == "handler":
-        left = 2 if fault.how == "flaky" else 1
-        for order in _orders_of(fault, scenario.settings.orders):
-            behaviour = Behaviour(fault.how, until=fault.seconds, seconds=fault.seconds, left=left)
-            scenario.handlers.behaviours.setdefault(order, behaviour)
-        return
 
     def happen() -> None:
         scenario.world.note("fault", str(fault))
         KINDS[fault.kind](fault, scenario)
 
     scenario.world.agenda.at(fault.at, happen)
+
+
+def _handler(fault: Fault, scenario: Scenario) -> None:
+    left = 2 if fault.how == "flaky" else 1
+    for order in _orders_of(fault, scenario.settings.orders):
+        behaviour = Behaviour(fault.how, until=fault.seconds, seconds=fault.seconds, left=left)
+        scenario.handlers.behaviours.setdefault(order, behaviour)
 
 
 def _orders_of(fault: Fault, orders: int) -> Iterable[int]:
@@ -261,7 +262,7 @@ KINDS: Final[dict[str, Callable[[Fault, Scenario], None]]] = {
     "exchange missing": _exchange_missing, "consumer cancelled": _consumer_cancelled,
     "channel closed": _channel_closed, "connection closed": _connection_closed, "store": _facility,
     "audit": _facility, "policy": _facility, "keys": _facility, "dead letters": _dead_letters, "alarm": _alarm,
-    "confirms": _confirms, "restart": _restart, "slow network": _slow, "clock": _clock, "handler": _pause,
+    "confirms": _confirms, "restart": _restart, "slow network": _slow, "clock": _clock, "handler": _handler,
 }  # fmt: skip
 """Each kind of fault, and what makes it happen."""
 _OUTAGES: Final = ("store", "audit", "policy", "keys", "dead letters", "pause", "queue missing")
