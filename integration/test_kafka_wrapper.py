@@ -176,6 +176,7 @@ def test_poison_skipped(make: Callable[..., Bench]) -> None:
     assert (bench.committed(0), bench.committed(1)) == (3, 2)
 
 
+@pytest.mark.slow
 def test_missing_dead_letters(make: Callable[..., Bench]) -> None:
     """While the dead-letter topic is missing its partition stands still and others go on; then nothing is lost."""
     bench = make(partitions=2)
@@ -196,6 +197,7 @@ def test_missing_dead_letters(make: Callable[..., Bench]) -> None:
     assert (bench.committed(0), bench.committed(1)) == (2, 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "assignor", [RangePartitionAssignor, CooperativeStickyAssignor], ids=["eager", "cooperative"]
 )

@@ -360,12 +360,13 @@ async def test_a_long_outage_suspends_the_consumer(bench: Bench) -> None:
     assert bench.handled == [b"honest"]
 
 
+@pytest.mark.slow
 async def test_an_outage_does_not_expire_messages(bench: Bench) -> None:
     """A message deferred past its token's life is still judged by when it was first received."""
     store = _Flaky()
     bench.forge.lifetime = 1
     await bench.publish()
-    async with bench.consumer(guard=bench.guard(replay=store), hold=0.2) as consumer:
+    async with bench.consumer(guard=bench.guard(replay=store), hold=1) as consumer:
         await until(lambda: consumer.health().cause is Cause.REPLAY_STORE_UNAVAILABLE)
         await until(lambda: not consumer.health().consuming)
         await asyncio.sleep(7)
@@ -387,7 +388,7 @@ async def test_a_handler_may_ask_for_another_time(bench: Bench) -> None:
 
     await bench.publish(b"shy")
     await bench.publish(b"bold")
-    async with bench.consumer(handler, hold=0.1):
+    async with bench.consumer(handler, hold=1):
         await until(lambda: sorted(bench.handled) == [b"bold", b"shy"])
     assert await bench.buried() == []
 
@@ -588,6 +589,7 @@ async def test_replies_are_signed(bench: Bench) -> None:
     await mailbox.cancel(tag)
 
 
+@pytest.mark.slow
 async def test_append_time_of_the_interceptor(own_broker: RabbitMQ, tmp_path: Path) -> None:
     """With the broker's interceptor and append_evidence a token may expire in the queue and still be handled."""
     async with _bench(own_broker.url, tmp_path) as bench:

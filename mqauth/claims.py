@@ -19,6 +19,8 @@ MAX_NAME: Final = 256
 MIN_JTI: Final = 16
 MAX_JTI: Final = 128
 MAX_BATCH: Final = 1024
+MAX_EXTRA: Final = 64
+"""Values in the claims this profile does not name, members of objects and elements of lists counted too."""
 REQUIRED: Final = ("iss", "sub", "aud", "iat", "exp", "jti", "mqa")
 _REGISTERED: Final = frozenset((*REQUIRED, "nbf"))
 _MEMBERS: Final = frozenset(("v", "dst", "bod", "key", "hdr", "hds"))
@@ -131,8 +133,17 @@ def parse(raw: bytes) -> Claims:
 
 
 def _extra(found: dict[str, Any]) -> Mapping[str, Any]:
-    """Return the claims this profile does not name."""
-    return {name: value for name, value in found.items() if name not in _REGISTERED}
+    """Return the claims this profile does not name; of few values, since lists of nothing take most memory."""
+    extra = {name: value for name, value in found.items() if name not in _REGISTERED}
+    if sum(map(_values, extra.values())) > MAX_EXTRA:
+        raise _malformed(f"other claims have more than {MAX_EXTRA} values")
+    return extra
+
+
+def _values(value: Any) -> int:
+    """Return how many values stand in one: itself, and what its members and elements hold."""
+    inner = value.values() if type(value) is dict else value if type(value) is list else ()
+    return 1 + sum(map(_values, inner))
 
 
 def load(raw: bytes, required: tuple[str, ...]) -> dict[str, Any]:

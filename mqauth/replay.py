@@ -179,6 +179,10 @@ class MemoryReplayStore:
     def __len__(self) -> int:
         return self._size
 
+    def __bool__(self) -> bool:
+        """An empty store is a store: ``store or MemoryReplayStore()`` would make another one."""
+        return True
+
     def claim(self, request: ClaimRequest, /) -> ClaimStatus:
         """Take the lease where the table allows it.
 

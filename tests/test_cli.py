@@ -578,14 +578,39 @@ def test_what_is_no_message_is_a_verdict(ready: Shell, text: bytes) -> None:
 
 
 def test_verify_lines_share_one_store(ready: Shell) -> None:
-    """``--lines``: one verdict a message in order, blank lines skipped, a copy replayed, exit 0."""
+    """``--lines``: one verdict a message in order, blank lines skipped, a copy replayed."""
     signed = ready(*SIGN, stdin=MESSAGE).out
     ran = ready(*VERIFY, "--lines", stdin=signed + b"\n{bad\n" + signed + b" \r\n" + lines(MESSAGE))
-    assert ran.code == 0
     assert [(found["verdict"], found["reason"]) for found in ran.objects()] == [
         ("accepted", None), ("rejected", "message_malformed"), ("rejected", "replayed"),
         ("rejected", "token_missing"),
     ]  # fmt: skip
+
+
+ACCEPTED, COPY, AGAIN = "accepted", "rejected", "duplicate"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "code"),
+    [([], 0), ([ACCEPTED], 0), ([ACCEPTED, ACCEPTED], 0), ([ACCEPTED, COPY], 1), ([ACCEPTED, AGAIN], 3),
+     ([ACCEPTED, AGAIN, COPY], 1), ([ACCEPTED, COPY, AGAIN], 1), ([ACCEPTED, AGAIN, ACCEPTED], 3)],
+)  # fmt: skip
+def test_exit_code_of_lines(ready: Shell, verdicts: list[str], code: int) -> None:
+    """``--lines`` exits 1 where any message was rejected, else 3 where one is undecided, else 0."""
+    origins = {COPY: {"queue": "billing"}, AGAIN: {"queue": "billing", "redelivered": True}}
+    queued = {"destination": "rabbitmq:shop/orders.a", "body": ""}
+    first = ready(*SIGN, stdin=queued).object()
+    messages = [first | {"origin": origins[COPY]}]
+    for verdict in verdicts[1:]:
+        fresh = verdict is ACCEPTED
+        messages.append(ready(*SIGN, stdin=queued).object() if fresh else first | {"origin": origins[verdict]})
+    ran = ready(*VERIFY, "--lines", stdin=lines(*messages[: len(verdicts)]))
+    assert ([found["verdict"] for found in ran.objects()], ran.code) == (verdicts, code)
+
+
+def test_every_line_rejected_exits_1(ready: Shell) -> None:
+    """A file of nothing but forgeries does not end like one of honest messages."""
+    assert ready(*VERIFY, "--lines", stdin=lines(MESSAGE, MESSAGE)).code == 1
 
 
 def test_redelivery_is_told_from_replay(ready: Shell) -> None:

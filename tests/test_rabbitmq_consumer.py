@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from contextvars import ContextVar
 from dataclasses import replace
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import wrapt
 from aio_pika import exceptions
 from aio_pika.message import IncomingMessage
 from aio_pika.queue import Queue
@@ -23,8 +25,9 @@ from pamqp.header import ContentHeader
 from mqauth import AuditFile, Cause, ConfigurationError, MemoryReplayStore, Pipeline, Verdict, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_channel import closing_is_an_error, is_untouched, told
-from mqauth.brokers.rabbitmq_consumer import Delivered
-from mqauth.brokers.rabbitmq_delivery import Held, Processor
+from mqauth.brokers.rabbitmq_delivery import Processor
+from mqauth.brokers.rabbitmq_hold import Held
+from mqauth.brokers.rabbitmq_incoming import Delivered
 from mqauth.brokers.rabbitmq_progress import again
 from mqauth.brokers.rabbitmq_translate import from_native, headers_out
 from mqauth.brokers.rabbitmq_window import STEADY, Window
@@ -72,6 +75,7 @@ class Delivery(SimpleNamespace):
     def __init__(self, message: Message, *, redelivered: bool = False) -> None:
         super().__init__(
             body=message.body, headers=headers_out(message.headers), exchange="shop", routing_key="orders.created",
+            consumer_tag="tag",
             redelivered=redelivered, processed=False, channel=Channel(), settled=[],
             ack_error=None, **{name.replace("-", "_"): value for name, value in message.properties.items()},
         )  # fmt: skip
@@ -162,7 +166,7 @@ class Spot:
     def __init__(self, audit: AuditFile, handler: Any = None, **settings: Any) -> None:
         self.table = Table(audit, **settings)
         self.tags: Any = Tags()
-        wanted = {"dead_letters": self.table.letters, "sleep": self.table.sleep, "hold": 0}
+        wanted = {"dead_letters": self.table.letters, "sleep": self.table.sleep, "hold": 1}
         self.processor = Processor("q", self.table.guard, handler or self.table.handled.append, **wanted)
         self.number = 0
 
@@ -499,7 +503,7 @@ class Deaf(MemoryReplayStore):
 @pytest.mark.parametrize("probed", [False, True])
 async def test_a_claim_whose_answer_was_lost_holds_nobody_up(audit: AuditFile, *, probed: bool) -> None:
     """A delivery given back while the store's answers got lost is handled at once when it comes again."""
-    table = Table(audit, hold=0, replay=Deaf)
+    table = Table(audit, hold=1, replay=Deaf)
     store = cast(Deaf, table.guard.replay)
     honest = table.honest()
     assert (await table.process(Delivery(honest))).verdict is Verdict.DEFERRED
@@ -535,7 +539,7 @@ class Slow:
         self._table = table
         self.processor = Processor(
             "q", table.guard, self._handler, dead_letters=table.letters, sleep=table.sleep, timer=self.alarm,
-            hold=0,
+            consumer_timeout=0,
         )  # fmt: skip
 
     async def _handler(self, verified: Verified) -> None:
@@ -558,7 +562,7 @@ class Slow:
 
 async def test_a_long_handler_keeps_its_claim(audit: AuditFile) -> None:
     """A handler ten leases long whose connection was lost is not run again by whoever gets the redelivery."""
-    table = Table(audit, hold=0)
+    table = Table(audit, consumer_timeout=0)
     slow, honest = Slow(table), table.honest()
     delivery = Delivery(honest)
     running = await slow.start(delivery)
@@ -575,7 +579,7 @@ async def test_a_long_handler_keeps_its_claim(audit: AuditFile) -> None:
 
 async def test_a_message_does_not_expire_in_its_handler(audit: AuditFile) -> None:
     """A redelivery of what is still being handled here is judged by when that was received, and waits for it."""
-    table = Table(audit, lifetime=60, hold=0)
+    table = Table(audit, lifetime=60, consumer_timeout=0)
     slow, honest = Slow(table), table.honest()
     delivery = Delivery(honest)
     running = await slow.start(delivery)
@@ -593,7 +597,7 @@ async def test_a_message_does_not_expire_in_its_handler(audit: AuditFile) -> Non
 async def test_a_copy_does_expire(audit: AuditFile) -> None:
     """What the broker does not call redelivered, or whose original has its connection yet, is judged by itself."""
     for lost, redelivered in ((True, False), (False, True)):
-        table = Table(audit, lifetime=60, hold=0)
+        table = Table(audit, lifetime=60, consumer_timeout=0)
         slow, honest = Slow(table), table.honest()
         delivery = Delivery(honest)
         running = await slow.start(delivery)
@@ -607,7 +611,7 @@ async def test_a_copy_does_expire(audit: AuditFile) -> None:
 
 async def test_without_renewal_it_would_be_run_again(audit: AuditFile) -> None:
     """A claim that nobody renews is over after its lease: the redelivery is handled."""
-    table = Table(audit, hold=0)
+    table = Table(audit, consumer_timeout=0)
     slow, honest = Slow(table), table.honest()
     running = await slow.start(Delivery(honest))
     table.clock.advance(table.guard.lease)
@@ -619,7 +623,7 @@ async def test_without_renewal_it_would_be_run_again(audit: AuditFile) -> None:
 
 async def test_a_claim_lost_is_said(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
     """A handler that finds its claim taken by another is reported, once, and not stopped."""
-    table = Table(audit, hold=0)
+    table = Table(audit, consumer_timeout=0)
     slow, honest = Slow(table), table.honest()
     running = await slow.start(Delivery(honest))
     table.clock.advance(table.guard.lease)
@@ -647,7 +651,7 @@ async def test_short_handlers_cost_no_renewal(audit: AuditFile) -> None:
 
 async def test_young_handlers_are_not_renewed(audit: AuditFile) -> None:
     """A handler that has run for less than a third of its lease is left alone when the timer comes by."""
-    table = Table(audit, hold=0)
+    table = Table(audit, consumer_timeout=0)
     slow, renewed = Slow(table), []
     running = await slow.start(Delivery(table.honest()))
     table.guard.renew = renewed.append  # type: ignore[method-assign,assignment]
@@ -660,7 +664,7 @@ async def test_young_handlers_are_not_renewed(audit: AuditFile) -> None:
 
 async def test_guarded_callbacks_renew_too(audit: AuditFile, monkeypatch: pytest.MonkeyPatch) -> None:
     """The callback of guarded() keeps the claim of a long handler as the consumer does."""
-    table, begun, go_on = Table(audit, hold=0), asyncio.Event(), asyncio.Event()
+    table, begun, go_on = Table(audit, consumer_timeout=0), asyncio.Event(), asyncio.Event()
     alarm = Alarm()
     monkeypatch.setattr(asyncio.get_running_loop(), "call_later", alarm)
 
@@ -802,12 +806,20 @@ def test_a_delivery_is_aio_pikas_own() -> None:
     assert Delivered(given).processed is False
 
 
-def test_instrumented_queues_are_not_gone_past(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``consume`` is gone past where it is aio-pika's own, and never where something has replaced it."""
+@pytest.mark.parametrize("touch", ["replaced", "proxied", "wrapped"])
+def test_instrumented_queues_are_not_gone_past(touch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``consume`` is gone past where it is aio-pika's own, and never where something stands in its place.
+
+    A proxy of wrapt's says of itself that it is the function it wraps, and ``functools.wraps`` copies its module.
+    """
     robust = RobustQueue.__new__(RobustQueue)
     assert is_untouched(robust, "consume")
     assert not is_untouched(queue(), "consume")
-    monkeypatch.setattr(Queue, "consume", lambda *_args, **_kwargs: None)
+    stands_in: dict[str, Any] = {
+        "replaced": lambda *_: None, "proxied": wrapt.FunctionWrapper(Queue.consume, lambda *_: None),
+        "wrapped": functools.wraps(Queue.consume)(lambda *_: None),
+    }  # fmt: skip
+    monkeypatch.setattr(Queue, "consume", stands_in[touch])
     assert not is_untouched(robust, "consume")
 
 
@@ -873,6 +885,6 @@ async def test_woken_is_tried_again_at_once(audit: AuditFile) -> None:
         await asyncio.sleep(0)
     assert table.processor.held
     table.letters.down = False
-    table.processor.wake()
+    table.processor.holder.wake()
     assert (await asyncio.wait_for(processing, 30)).verdict is Verdict.REJECTED
     assert delivery.settled == ["ack"]

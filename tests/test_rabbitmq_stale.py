@@ -13,7 +13,8 @@ from aio_pika import exceptions
 from mqauth import AuditFile, Cause, MemoryReplayStore, Verdict, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_channel import closing_is_an_error, is_blocked, told
-from mqauth.brokers.rabbitmq_delivery import Held, Processor
+from mqauth.brokers.rabbitmq_delivery import Processor
+from mqauth.brokers.rabbitmq_hold import Held
 from mqauth.brokers.rabbitmq_questions import Questions
 from mqauth.brokers.rabbitmq_roundtrip import PATIENCE, RoundTrip
 from mqauth.errors import Reason, RetryLater, Unavailable
@@ -371,7 +372,7 @@ async def test_what_only_trying_can_tell_stays_while_suspended(audit: AuditFile)
 
     async def suspend(held: Held) -> bool:
         suspended.append(held)
-        processor.hurry.set()
+        processor.holder.suspended.set()
         table.guard.audit.write = write  # type: ignore[union-attr,method-assign]
         return held.needs_ours
 

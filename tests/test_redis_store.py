@@ -40,6 +40,32 @@ class Pool:
         return self.answer
 
 
+class Slow(redis.asyncio.Redis):
+    """A client without a server, whose INFO comes only after all have asked for it."""
+
+    def __init__(self) -> None:
+        super().__init__(socket_timeout=1)
+        self.asked = asyncio.Barrier(5)
+
+    async def info(self, *_: Any, **__: Any) -> dict[str, Any]:
+        await self.asked.wait()
+        return {"aof_enabled": 0}
+
+    async def evalsha(self, *_: Any) -> Any:
+        return b"f"
+
+
+async def test_first_claims_at_once_tell_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Five first claims at once find the server unsafe, and one of them says so."""
+    store = AsyncRedisReplayStore(Slow())
+    await asyncio.gather(*(store.claim(wish()) for _ in range(5)))
+    assert [record.getMessage() for record in caplog.records] == [
+        "the replay store is not safe: it keeps no append-only file and forgets claims when it restarts; set"
+        " appendonly yes"
+    ]
+    await store.aclose()
+
+
 def test_colours() -> None:
     """A client of the other colour is a mistake at construction, in both classes."""
     with pytest.raises(ConfigurationError, match="AsyncRedisReplayStore"):

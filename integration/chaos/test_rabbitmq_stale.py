@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from integration.chaos.count import Count
 from integration.chaos.rabbitmq_scene import Scene, scene, until
 from integration.chaos.rabbitmq_victim import Orders
+from integration.chaos.rabbitmq_world import SteppingClock
 from integration.services import RabbitMQ, Redis
 from integration.wire import Wire
 from mqauth import Verified
@@ -76,6 +77,59 @@ async def test_paused_consumer(row: Scene, own_redis: Redis, report: Report) -> 
             await row.send(20)
             await row.done(handled=handled)
     found = await row.count("consumer paused beyond its heartbeat", handled=handled())
+    report(found)
+    assert found.duplicates == 0
+
+
+@asynccontextmanager
+async def slow_and_quick(row: Scene, redis: Redis, **settings: Any) -> AsyncIterator[Wire]:
+    """Run a consumer on a slow wire, whose pipeline has these settings, and one beside it."""
+    async with Wire(row.url) as wire, AsyncExitStack() as stack:
+        audit = stack.enter_context(row.audit_file())
+        slow = row.guard(audit, row.store(redis.url), **settings)
+        await stack.enter_async_context(await row.consumer(slow, url=wire.url))
+        await stack.enter_async_context(await row.consumer(row.guard(audit, row.store(redis.url))))
+        yield wire
+
+
+async def _lost_underway(row: Scene, wire: Wire) -> None:
+    """Have the broker lose the slow connection while deliveries are underway, and deliver them again."""
+    await until(lambda: _consumed_by(row, 2))
+    wire.slow()
+    await row.send(40)
+    await until(lambda: len(row.handled) >= len(row.honest) - 10)
+    wire.lose_servers()
+    await row.done()
+
+
+async def test_slow_network(row: Scene, own_redis: Redis, report: Report) -> None:
+    """Without any pause: deliveries that arrive after the broker has lost their connection were redelivered."""
+    async with slow_and_quick(row, own_redis) as wire:
+        await row.send(20)
+        await row.done()
+        for _ in range(2):
+            await _lost_underway(row, wire)
+            wire.arrive()
+            await row.send(20)
+            await row.done()
+    found = await row.count("deliveries underway when their connection was lost")
+    report(found)
+    assert found.duplicates == 0
+
+
+async def test_expired_underway(row: Scene, own_redis: Redis, report: Report) -> None:
+    """What arrives when its token's life is over, and was redelivered before, is not dead-lettered as expired."""
+    clock = SteppingClock()
+    judged = row.forge.verifier()
+    async with slow_and_quick(row, own_redis, clock=clock, verifier=judged) as wire:
+        await _lost_underway(row, wire)
+        clock.offset = 24 * 3600
+        wire.arrive()
+        await until(lambda: _consumed_by(row, 2))
+        clock.offset = 0
+        await row.send(20)
+        await row.done()
+    found = await row.count("deliveries that expired underway")
     report(found)
     assert found.duplicates == 0
 

@@ -20,6 +20,11 @@ class Cluster(Generic[S]):
     def __init__(self, nodes: Sequence[S]) -> None:
         self.nodes = tuple(nodes)
 
+    @property
+    def running(self) -> S:
+        """The first node that runs."""
+        return next(node for node in self.nodes if not node.control.ended())
+
     def others(self, *but: S) -> list[S]:
         """Return the nodes beside these."""
         return [node for node in self.nodes if all(node is not one for one in but)]

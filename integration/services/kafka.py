@@ -1,4 +1,4 @@
-"""Apache Kafka >= 4, one KRaft node: from a URL, from Docker Compose, or from Maven Central on Java 17+."""
+"""Apache Kafka >= 4 in KRaft mode: from a URL, from Docker Compose, or from Maven Central on Java 17+."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from integration.services import probes
 from integration.services.compose import ComposeService
-from integration.services.control import Control
 from integration.services.handle import Service, from_environment, require_4
 from integration.services.local import LocalServer
 from integration.services.machine import (
@@ -33,6 +33,7 @@ from integration.services.machine import (
 
 VARIABLE = "MQAUTH_KAFKA_URL"
 STANDARD_PORT = 9092
+_SETTINGS, _LOG4J = "server.properties", "log4j2.properties"
 _POM = Path(__file__).resolve().parents[1] / "pom.xml"
 _OLDEST_JAVA = 17
 _COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
@@ -41,28 +42,30 @@ _COPY_WITHIN = 900.0
 # in only after its old session has run out.
 _SERVER = """\
 process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@{host}:{controller}
+node.id={node}
+controller.quorum.voters={voters}
 controller.listener.names=CONTROLLER
 listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller}
 advertised.listeners=PLAINTEXT://{host}:{port}
 log.dirs={folder}/data
 auto.create.topics.enable=false
-default.replication.factor=1
-min.insync.replicas=1
-offsets.topic.replication.factor=1
+default.replication.factor={replicas}
+min.insync.replicas={in_sync}
+offsets.topic.replication.factor={replicas}
 offsets.topic.num.partitions=4
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
+transaction.state.log.replication.factor={replicas}
+transaction.state.log.min.isr={in_sync}
 transaction.state.log.num.partitions=4
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.replication.factor={replicas}
+share.coordinator.state.topic.min.isr={in_sync}
 share.coordinator.state.topic.num.partitions=4
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
 broker.heartbeat.interval.ms=500
-broker.session.timeout.ms=1500
+broker.session.timeout.ms={session}
 """
+_SESSION = 1500
+_SESSION_OF_SEVERAL = 6000  # brokers that share two cores miss a heartbeat now and then
 _LOGGING = """\
 rootLogger.level=info
 rootLogger.appenderRef.console.ref=console
@@ -103,10 +106,9 @@ class Kafka(Service):
             container = ComposeService("kafka", env={"MQAUTH_KAFKA_PORT": str(port.number)}, ports=[port])
             container.start()
             return lambda: _checked(cls.ready(url, container, _numeric(container.image_tag())))
-        jars = _jars()
-        server = _local(port, jars)
+        (server,), version = local_brokers([port])
         server.start()
-        return lambda: _checked(cls.ready(url, server, _version_of(jars)))
+        return lambda: _checked(cls.ready(url, server, version))
 
 
 def prepare() -> None:
@@ -178,37 +180,57 @@ def _version_of(jars: Path) -> str:
     return server.stem.partition("-")[2]
 
 
-def _local(port: Port, jars: Path) -> LocalServer:
-    java = _java()
-    controller = Port()
+def local_brokers(ports: Sequence[Port]) -> tuple[list[LocalServer], str]:
+    """Return the brokers of one cluster, formatted and not started yet, and their version.
+
+    Args:
+        ports: of their clients, one for each broker.
+    """
+    jars = _jars()
+    controllers = [Port() for _ in ports]
+    voters = ",".join(f"{node}@{LOOPBACK}:{port.number}" for node, port in enumerate(controllers, 1))
+    cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    pairs = enumerate(zip(ports, controllers, strict=True), 1)
+    brokers = [_broker(node, own, voters, len(ports), jars) for node, own in pairs]
+    with ThreadPoolExecutor() as pool:
+        for formatted in [pool.submit(_format, broker, cluster, jars) for broker in brokers]:
+            formatted.result()
+    return brokers, _version_of(jars)
+
+
+def _broker(node: int, ports: tuple[Port, Port], voters: str, size: int, jars: Path) -> LocalServer:
+    """Return a broker of a cluster of some size."""
     folder = Path(tempfile.mkdtemp(prefix="mqauth-kafka-"))
-    settings = folder / "server.properties"
-    settings.write_text(
-        _SERVER.format(host=LOOPBACK, port=port.number, controller=controller.number, folder=folder)
-    )
-    (folder / "log4j2.properties").write_text(_LOGGING)
-    words = [java, "-Xmx512m", "-XX:+UseSerialGC", "-Xshare:auto", "-Djava.awt.headless=true",
-             f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}", "-cp", f"{jars}/*"]  # fmt: skip
-    server = LocalServer(
+    own, controller = ports
+    settings = _SERVER.format(
+        host=LOOPBACK, node=node, voters=voters, port=own.number, controller=controller.number, folder=folder,
+        replicas=size, in_sync=size // 2 + 1, session=_SESSION if size == 1 else _SESSION_OF_SEVERAL,
+    )  # fmt: skip
+    (folder / _SETTINGS).write_text(settings)
+    (folder / _LOG4J).write_text(_LOGGING)
+    return LocalServer(
         origin=f"Maven Central, in {jars.parent}",
-        commands=[[*words, "kafka.Kafka", str(settings)]],
+        commands=[[*_java_words(folder, jars), "kafka.Kafka", str(folder / _SETTINGS)]],
         env=os.environ,
         folder=folder,
-        ports=[port, controller],
+        ports=ports,
     )
-    _format(words, settings, server)
-    return server
 
 
-def _format(words: list[str], settings: Path, server: Control) -> None:
-    cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-    java, *rest = words
+def _java_words(folder: Path, jars: Path) -> list[str]:
+    """Return the start of a command that runs a class of Kafka's."""
+    return [_java(), "-Xmx512m", "-XX:+UseSerialGC", "-Xshare:auto", "-Djava.awt.headless=true",
+            f"-Dlog4j2.configurationFile={folder / _LOG4J}", "-cp", f"{jars}/*"]  # fmt: skip
+
+
+def _format(broker: LocalServer, cluster: str, jars: Path) -> None:
+    java, *rest = _java_words(broker.folder, jars)
     try:
         run(
             [java, "-XX:TieredStopAtLevel=1", *rest,
-             "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings)],
+             "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(broker.folder / _SETTINGS)],
             timeout=120,
         )  # fmt: skip
     except BaseException:
-        server.close()
+        broker.close()
         raise

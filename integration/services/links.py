@@ -88,11 +88,16 @@ def _relay(link: Link, port: int) -> _Server:
 
 
 class _PortMapper:
-    """An epmd that one node and its tools ask: it knows itself, and the others by their relays."""
+    """An epmd that one node asks: it knows the node itself, and the others by their relays.
 
-    def __init__(self, ports: dict[str, int]) -> None:
+    Args:
+        ports: of the node and of the relays.
+        alive: what has registered with any mapper of the cluster: nodes, and tools that nodes answer to.
+    """
+
+    def __init__(self, ports: dict[str, int], alive: dict[str, int]) -> None:
         self._ports = ports
-        self._alive: dict[str, int] = {}
+        self._alive = alive
 
     def answer(self, request: bytes, connection: socket.socket) -> None:
         """Answer a request; a node that registers is known for as long as its connection is open."""
@@ -124,8 +129,8 @@ class _PortMapper:
         return fixed + raw + struct.pack(">H", 0)
 
 
-def _epmd(ports: dict[str, int]) -> _Server:
-    mapper = _PortMapper(ports)
+def _epmd(ports: dict[str, int], alive: dict[str, int]) -> _Server:
+    mapper = _PortMapper(ports, alive)
 
     class Handler(BaseRequestHandler):
         def handle(self) -> None:
@@ -147,16 +152,17 @@ class Links:
         self.ports = {name: Port() for name in names}
         self._links = {frozenset(pair): Link() for pair in combinations(names, 2)}
         self._servers: list[_Server] = []
+        self._alive: dict[str, int] = {}
         self.epmd = {name: self._mapper(name) for name in names}
 
     def _mapper(self, name: str) -> int:
         """Start a node's port mapper, and the relays it names; return its port."""
         known = {name: self.ports[name].number}
         for other in self.ports.keys() - {name}:
-            relay = _relay(self._links[frozenset((name, other))], self.ports[other].number)
-            self._servers.append(relay)
-            known[other] = relay.port
-        mapper = _epmd(known)
+            between = _relay(self._links[frozenset((name, other))], self.ports[other].number)
+            self._servers.append(between)
+            known[other] = between.port
+        mapper = _epmd(known, self._alive)
         self._servers.append(mapper)
         return mapper.port
 

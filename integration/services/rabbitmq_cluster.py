@@ -57,9 +57,8 @@ class RabbitMQCluster(Cluster[RabbitMQ]):
         return f"{self._names[self.nodes.index(node)]}@{_HOST}"
 
     def leader(self, queue: str) -> RabbitMQ:
-        """Return the node that leads a quorum queue, by what the first node that runs says."""
-        asked = next(node for node in self.nodes if not node.control.ended())
-        lines = asked.ctl("--silent", "list_queues", "name", "leader").splitlines()
+        """Return the node that leads a quorum queue, by what a node says that runs."""
+        lines = self.running.ctl("--silent", "list_queues", "name", "leader").splitlines()
         leader = dict(line.split("\t") for line in lines if "\t" in line)[queue]
         return next(node for node in self.nodes if self.name(node) == leader)
 
@@ -75,6 +74,7 @@ class RabbitMQCluster(Cluster[RabbitMQ]):
         """Have every node run again, joined with the others."""
         self.heal()
         super().mend()
+        self.running.ctl("await_online_nodes", str(len(self.nodes)))
 
     def close(self) -> None:
         """End the nodes and the network between them."""

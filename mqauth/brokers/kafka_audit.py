@@ -9,7 +9,7 @@ from kafka.errors import KafkaError
 
 from mqauth import strictjson
 from mqauth.audit import AuditRecord
-from mqauth.brokers.kafka_producer import refuse_serializers
+from mqauth.brokers.kafka_producer import producer_settings
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 
 if TYPE_CHECKING:
@@ -39,12 +39,11 @@ class AuditTopic:
 
     def __init__(self, client: KafkaProducer, topic: str, *, timeout: float = 30) -> None:
         self.client: Any = client
-        config: dict[str, Any] = self.client.config
+        config = producer_settings(client)
         if config["enable_idempotence"] or config["acks"] not in _ALL:
             raise ConfigurationError(
                 'an audit topic needs a KafkaProducer with acks="all", enable_idempotence=False'
             )
-        refuse_serializers(client)
         if timeout <= 0 or not topic:
             raise ConfigurationError("topic is set, timeout above 0")
         config["max_block_ms"] = min(config["max_block_ms"], int(min(timeout, MAX_BLOCK) * 1000))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
-from mqauth.brokers.kafka_producer import refuse_serializers
+from mqauth.brokers.kafka_producer import producer_settings
 from mqauth.brokers.kafka_translate import carries, dead_letter_headers
 from mqauth.deadletter import PREFIX, DeadLetter
 from mqauth.errors import Cause, ConfigurationError, Unavailable
@@ -47,12 +47,11 @@ class DeadLetters:
         oversize_letters: Literal["reference", "stop"] = "reference",
     ) -> None:
         self.client: Any = client
-        config: dict[str, Any] = self.client.config
+        config = producer_settings(client)
         if config["enable_idempotence"] or config["acks"] not in _ALL:
             raise ConfigurationError(
                 'dead letters need a KafkaProducer of their own with acks="all" and enable_idempotence=False'
             )
-        refuse_serializers(client)
         if timeout <= 0 or oversize_letters not in ("reference", "stop") or not topic:
             raise ConfigurationError('topic is set, timeout above 0, oversize_letters "reference" or "stop"')
         config["max_block_ms"] = min(config["max_block_ms"], int(min(timeout, MAX_BLOCK) * 1000))

@@ -80,7 +80,7 @@ def judge(guard: Pipeline, record: Any, *, scope: str, log: Log = NO_LOG) -> Jud
             replay store, or a topic that was deleted and made anew, are one place.
 
     Raises:
-        ConfigurationError: a plug-in is asynchronous.
+        ConfigurationError: a plug-in is asynchronous, or the record is aiokafka's or confluent-kafka's.
     """
     delivery = guard.receive(from_native(record, scope=scope, log=log))
     return Judgement(guard, delivery, run(guard.judge(delivery)))

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from mqauth.batching import DEFAULT_LINGER, MAX_LINGER
+from mqauth.brokers.kafka_client import settings_of
 from mqauth.brokers.kafka_room import Room
 from mqauth.brokers.kafka_sealing import Sealing
 from mqauth.brokers.kafka_translate import native_headers, to_message
@@ -66,9 +67,8 @@ class Producer:
         batch: int = 1,
         linger: float = DEFAULT_LINGER,
     ) -> None:
-        refuse_serializers(client)
+        config = producer_settings(client)
         _check_settings(max_in_flight, batch, linger)
-        config: Any = client.config
         self.client: Any = client
         self._signer = signer
         self._serialize = value_serializer
@@ -224,15 +224,17 @@ class Producer:
             raise ProducerFatalError(f"the producer failed for good with {first}: close it and make a new one")
 
 
-def refuse_serializers(client: Any) -> None:
-    """Refuse a client whose serializers would change what was signed.
+def producer_settings(client: Any) -> dict[str, Any]:
+    """Return the settings of a ``KafkaProducer``; one whose serializers would change what was signed is refused.
 
     Raises:
-        ConfigurationError: it has one.
+        ConfigurationError: it has one, or the client is of another library.
     """
+    settings = settings_of(client, "KafkaProducer")
     for name in ("key_serializer", "value_serializer"):
-        if client.config.get(name) is not None:
+        if settings.get(name) is not None:
             raise ConfigurationError(f"leave {name} out of the KafkaProducer: it would run after signing")
+    return settings
 
 
 def _check_settings(max_in_flight: int, batch: int, linger: float) -> None:

@@ -6,6 +6,7 @@ import logging
 import math
 from typing import Any, Final
 
+from mqauth.brokers.kafka_client import settings_of
 from mqauth.errors import ConfigurationError
 from mqauth.flow import refuse_async
 from mqauth.pipeline import Pipeline
@@ -17,9 +18,10 @@ def check_client(client: Any) -> None:
     """Refuse a ``KafkaConsumer`` whose settings lose, change or condemn messages.
 
     Raises:
-        ConfigurationError: it commits by itself, deserializes before verification, or has no group.
+        ConfigurationError: it is of another library, commits by itself, deserializes before verification, or has
+            no group.
     """
-    config = client.config
+    config = settings_of(client, "KafkaConsumer")
     if config["enable_auto_commit"]:
         raise ConfigurationError("set enable_auto_commit=False: offsets are committed when records are settled")
     for name in ("key_deserializer", "value_deserializer"):

@@ -16,7 +16,7 @@ from kafka.errors import MessageSizeTooLargeError, ProducerFencedError
 
 from mqauth.brokers import kafka_repair
 from mqauth.brokers.kafka_deadletter import MAX_BLOCK, can_exist
-from mqauth.brokers.kafka_producer import refuse_serializers
+from mqauth.brokers.kafka_producer import producer_settings
 from mqauth.brokers.kafka_translate import carries, dead_letter_headers
 from mqauth.clock import Clock
 from mqauth.deadletter import DeadLetter
@@ -126,10 +126,9 @@ class TransactionalDeadLetters:
     def _checked(self) -> Any:
         """Return a new client, set up as it must be."""
         client: Any = self._make()
-        config = client.config
+        config = producer_settings(client)
         if not config["transactional_id"]:
             raise ConfigurationError("transactional dead letters need a KafkaProducer(transactional_id=...)")
-        refuse_serializers(client)
         config["max_block_ms"] = min(config["max_block_ms"], int(min(self.timeout, MAX_BLOCK) * 1000))
         return client
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from mqauth import destination
+from mqauth.brokers.kafka_client import refuse_foreign
 from mqauth.brokers.kafka_log import NO_LOG, Log
 from mqauth.errors import MalformedMessage
 from mqauth.message import (
@@ -27,13 +28,17 @@ _VALUES: Final = frozenset((bytes, type(None)))
 
 
 def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
-    """Return the message of a ``ConsumerRecord``; never raises.
+    """Return the message of a ``ConsumerRecord``; whatever that holds, nothing is raised.
 
     Args:
         record: as ``KafkaConsumer.poll`` returned it, without deserializers.
         scope: the consumer group.
         log: which log it stands in (``Logs.of``).
+
+    Raises:
+        ConfigurationError: the record is aiokafka's or confluent-kafka's.
     """
+    refuse_foreign(record)
     try:
         return _message(record, scope, log)
     except Exception:

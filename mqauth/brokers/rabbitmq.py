@@ -14,12 +14,13 @@ from typing import Any
 from aio_pika.abc import AbstractIncomingMessage
 
 from mqauth.brokers.rabbitmq_audit import AuditQueue
-from mqauth.brokers.rabbitmq_consumer import DEFAULT_HOLD, Consumer
+from mqauth.brokers.rabbitmq_consumer import Consumer
 from mqauth.brokers.rabbitmq_deadletter import DeadLetters
 from mqauth.brokers.rabbitmq_delivery import Processor
+from mqauth.brokers.rabbitmq_hold import CONSUMER_TIMEOUT
 from mqauth.brokers.rabbitmq_producer import Producer, UnroutableError
 from mqauth.brokers.rabbitmq_replies import as_responder
-from mqauth.brokers.rabbitmq_topology import declare_dead_letters, declare_source
+from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT, declare_dead_letters, declare_source
 from mqauth.brokers.rabbitmq_translate import from_native
 from mqauth.brokers.rabbitmq_window import Health
 from mqauth.brokers.rabbitmq_wire import to_message
@@ -54,13 +55,15 @@ def guarded(
     queue: str,
     decode: Callable[[bytes | None], Any] | None = None,
     replies: Signer | Producer | None = None,
-    hold: float = DEFAULT_HOLD,
+    consumer_timeout: float = CONSUMER_TIMEOUT,
+    delivery_limit: int = DEFAULT_DELIVERY_LIMIT,
 ) -> Callable[[AbstractIncomingMessage], Coroutine[Any, Any, None]]:
     """Return a callback for ``queue.consume`` that does for each message what ``Consumer`` does.
 
-    The consumer stays yours: set a prefetch, and know that a deferred message is requeued after ``hold``
-    seconds and comes again, until a quorum queue's delivery limit; ``Consumer`` suspends instead. With
-    ``no_ack=True`` there is nothing to give back: what is deferred for longer is lost.
+    The consumer stays yours, and cannot be suspended: whatever a message waits for, it stays unacked until a tenth
+    before ``consumer_timeout``, in a place of your prefetch, and then goes back, but for its last delivery. With
+    ``no_ack=True`` there is nothing to give back: what is deferred for longer is lost. What a handler raises that
+    is no ``Exception`` gives its message back; end your consumer then.
 
     Args:
         guard: the pipeline.
@@ -70,7 +73,8 @@ def guarded(
         decode: makes ``Verified.value`` of the body, after verification; what it raises dead-letters the
             message as ``handler_failed``, at once.
         replies: signs what ``Verified.reply`` publishes.
-        hold: seconds a deferred delivery is kept unacked.
+        consumer_timeout: what the broker is set to, seconds.
+        delivery_limit: of the queue; negative for none.
 
     Raises:
         ConfigurationError: the pipeline has no audit.
@@ -84,7 +88,8 @@ def guarded(
         dead_letters=dead_letters,
         decode=decode,
         responder=as_responder(replies, dead_letters),
-        hold=hold,
+        consumer_timeout=consumer_timeout,
+        delivery_limit=delivery_limit,
     )
     running: set[asyncio.Task[Outcome | None]] = set()
 

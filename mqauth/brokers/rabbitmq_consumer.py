@@ -18,9 +18,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import tenacity
-from aio_pika.abc import AbstractIncomingMessage, AbstractQueue, AbstractRobustChannel, AbstractRobustQueue
-from aio_pika.message import IncomingMessage
-from aiormq.abc import AbstractChannel, DeliveredMessage
+from aio_pika.abc import AbstractIncomingMessage, AbstractQueue, AbstractRobustChannel
+from aiormq.abc import AbstractChannel
 
 from mqauth.brokers.rabbitmq_acks import Acks
 from mqauth.brokers.rabbitmq_channel import (
@@ -29,15 +28,17 @@ from mqauth.brokers.rabbitmq_channel import (
     closing_is_an_error,
     is_blocked,
     is_stale,
-    is_untouched,
     ready,
     share_connection,
 )
-from mqauth.brokers.rabbitmq_delivery import Begun, Held, Processor, Sleep
+from mqauth.brokers.rabbitmq_delivery import Begun, Processor
+from mqauth.brokers.rabbitmq_hold import CONSUMER_TIMEOUT, DEFAULT_HOLD, Held, Sleep
+from mqauth.brokers.rabbitmq_incoming import subscribed
 from mqauth.brokers.rabbitmq_producer import Producer
 from mqauth.brokers.rabbitmq_replies import as_responder
-from mqauth.brokers.rabbitmq_slot import Slot
+from mqauth.brokers.rabbitmq_room import MAX_HELD, PER_PLACE, Room
 from mqauth.brokers.rabbitmq_tasks import Tasks
+from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.rabbitmq_window import RESTORE_AFTER, Health, Signals, Window
 from mqauth.deadletter import DeadLetterSink
 from mqauth.errors import ConfigurationError
@@ -45,9 +46,10 @@ from mqauth.pipeline import Handler, Pipeline, Verdict
 from mqauth.signer import Signer
 
 DEFAULT_PREFETCH: Final = 10
-DEFAULT_HOLD: Final = 60.0
+MIN_HOLD: Final = 1.0
 _PROBE_WAIT: Final = 0.5
 _PROBE_WAIT_MAX: Final = 30.0
+_STARTED_WITHIN: Final = 1.0
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
 
 
@@ -68,7 +70,14 @@ class Consumer:
         replies: signs what ``Verified.reply`` publishes, through the channel of ``dead_letters``; or a
             ``Producer`` on a default exchange.
         grace: seconds that running handlers may take at ``stop``.
-        hold: seconds a deferred delivery is kept unacked before the consumer is suspended.
+        hold: seconds, at least 1, of a cause of all after which the queue is suspended and what is held goes
+            back to the broker. What waits for a cause of its own, or of one issuer, is held in any case.
+        consumer_timeout: seconds after which the broker closes a channel for a delivery that is not acked, as it
+            is set there (``consumer_timeout``); what is held goes back a tenth before.
+        delivery_limit: of the queue; by default as declared, else RabbitMQ's 20. Negative for none. A message at
+            its last delivery is not given back.
+        max_held: deliveries held beside the window, by default ten times ``prefetch`` and at most 1,000, and
+            16 MiB of their bodies; beyond it the queue waits for all.
         sleep: waits so many seconds.
 
     Raises:
@@ -88,10 +97,15 @@ class Consumer:
         replies: Signer | Producer | None = None,
         grace: float = 30,
         hold: float = DEFAULT_HOLD,
+        consumer_timeout: float = CONSUMER_TIMEOUT,
+        delivery_limit: int | None = None,
+        max_held: int | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        if not 1 <= prefetch <= 65_535 or grace < 0 or hold < 0:
-            raise ConfigurationError("prefetch is 1 to 65,535, grace and hold are not negative")
+        if not 1 <= prefetch <= 65_535 or grace < 0 or not 0 <= (max_held or 0) <= MAX_HELD:
+            raise ConfigurationError(f"prefetch is 1 to 65,535, max_held 0 to {MAX_HELD}, grace not negative")
+        if not MIN_HOLD <= hold < consumer_timeout:
+            raise ConfigurationError("hold is at least 1 second, and shorter than consumer_timeout")
         _check(queue, guard, dead_letters)
         self._queue = queue
         self._guard = guard
@@ -103,6 +117,9 @@ class Consumer:
         self._underlay: AbstractChannel | None = None
         self._grace = grace
         self._sleep = sleep
+        beside = min(PER_PLACE * prefetch, MAX_HELD) if max_held is None else max_held
+        self._room = Room(beside, issuers=guard.verifier.issuers)
+        self._is_full = False
         self._processor = Processor(
             queue.name,
             guard,
@@ -111,6 +128,11 @@ class Consumer:
             decode=decode,
             responder=as_responder(replies, dead_letters),
             hold=hold,
+            consumer_timeout=consumer_timeout,
+            delivery_limit=_limit(queue, delivery_limit),
+            room=self._room,
+            at_once=prefetch,
+            changed=self._look,
             before_requeue=self._suspend,
             on_failure=self._end_by,
             sleep=sleep,
@@ -118,6 +140,7 @@ class Consumer:
         self._tasks = Tasks()
         self._on_the_spot = 0
         self._supervisor: asyncio.Task[None] | None = None
+        self._starting = False
         self._started = asyncio.Event()
         self._interrupted = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -164,14 +187,26 @@ class Consumer:
         if self._unsubscribe is not None:
             self._unsubscribe()
         if self._supervisor is not None:
+            self._interrupted.set()
+            if self._starting:
+                # aiormq closes a channel whose call is cancelled, and with it the acks of what runs
+                await asyncio.wait((self._supervisor,), timeout=_STARTED_WITHIN)
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
+        self._window.closed()
         await self._cancelled()
-        self._processor.stop()
+        self._processor.holder.stopping.set()
         await self._tasks.end(self._grace)
         if self._acks is not None:
             await self._acks.finish()
         self._queue.channel.close_callbacks.discard(self._on_close)
+        if left := self._processor.left:
+            _LOG.critical(
+                "%s: %d messages at their last delivery were not settled; when the connection closes the broker"
+                " puts them away without record and letter, where the queue has a dead-letter exchange there",
+                self._queue.name,
+                left,
+            )
 
     async def __aenter__(self) -> Self:
         """Start consuming in the background."""
@@ -200,10 +235,10 @@ class Consumer:
 
     def health(self) -> Health:
         """Return how the consumer is doing now."""
-        held = sorted(self._processor.held.values(), key=lambda item: item.since)
+        held = sorted(self._processor.held, key=lambda item: item.since)
         longest = self._stalled or (held[0] if held else None)
         return Health(
-            consuming=self._tag is not None,
+            consuming=self._tag is not None and not self._is_full,
             in_flight=len(self._tasks) + self._on_the_spot,
             deferred=len(held),
             stalled_since=None if longest is None else longest.since,
@@ -212,6 +247,9 @@ class Consumer:
             connection_deaths=self._window.deaths,
             prefetch=self._window.now,
             unsettled=self._processor.unsettled,
+            party=None if longest is None else longest.outcome.party,
+            held=self._room.whose(),
+            at_limit=sum(item.slot.is_last for item in held),
         )
 
     def _blocked(self) -> str | None:
@@ -229,16 +267,16 @@ class Consumer:
         if acks is not None:
             acks.opened(incoming.delivery_tag or 0)
         if self._stopping.is_set():
-            return self._tasks.run(self._turn_away(Slot(incoming, acks)))
+            return self._tasks.run(self._turn_away(incoming, acks))
         context = copy_context()  # one for all of a delivery
         begun = context.run(self._begun, incoming, acks)
         if begun is not None:
             self._tasks.run(self._process(incoming, acks, begun), context)
 
-    async def _turn_away(self, slot: Slot) -> None:
+    async def _turn_away(self, incoming: AbstractIncomingMessage, acks: Acks | None) -> None:
         """Give back what came after the stop began, once nothing is consumed: it would come again at once."""
         await self._cancelled()
-        await slot.give_back(f"requeue on {self._queue.name}")
+        await self._processor.turn_away(incoming, acks)
 
     def _begun(self, incoming: AbstractIncomingMessage, acks: Acks | None) -> Begun | None:
         """Begin a delivery on the spot; ``None`` where it is settled, or an error of ours ends the consumer."""
@@ -264,6 +302,9 @@ class Consumer:
             return self._fail(error)
         if outcome is not None and outcome.verdict is not Verdict.DEFERRED:
             self._stalls_in_a_row = 0
+            if self._window.is_cautious and outcome.verdict is Verdict.REJECTED:
+                self._window.restore()
+                self._interrupted.set()
 
     def _fail(self, error: BaseException) -> None:
         """Remember what ends the consumer, for ``run`` to raise, and begin to stop."""
@@ -281,12 +322,15 @@ class Consumer:
         """Keep consuming: start, wait for trouble, see it through, start again."""
         try:
             while not self._stopping.is_set():
+                self._starting = True
                 await self._start()
+                self._starting = False
                 self._started.set()
                 if self._stalled is None:
                     await self._trouble()
+                # where there is a tag yet, the queue is suspended, or consumed anew with another window
+                await self._cancelled()
                 if self._stalled is not None:
-                    await self._cancelled()
                     await self._until_answered(self._stalled)
         except Exception as error:
             self._fail(error)
@@ -316,20 +360,7 @@ class Consumer:
             self._underlay = underlay
             self._window.opened(self._clock.monotonic())
             self._acks = self._acks_of(underlay)
-            self._tag = await self._subscribed(underlay)
-
-    async def _subscribed(self, underlay: AbstractChannel) -> str:
-        """Consume and return the tag; past aio-pika's ``consume``, which makes two tasks for each delivery."""
-        if is_untouched(self._queue, "consume"):
-            tag = (await underlay.basic_consume(self._queue.name, self._on_delivered)).consumer_tag
-            return tag or ""
-        if isinstance(self._queue, AbstractRobustQueue):
-            return await self._queue.consume(self._on_message, robust=False)
-        return await self._queue.consume(self._on_message)
-
-    async def _on_delivered(self, message: DeliveredMessage) -> None:
-        """Take a delivery as aiormq gives it."""
-        await self._on_message(Delivered(message))
+            self._tag = await subscribed(self._queue, underlay, self._on_message)
 
     def _acks_of(self, channel: AbstractChannel) -> Acks | None:
         """Return the acks of a channel: the same while it lives, whose tags go on counting."""
@@ -347,7 +378,6 @@ class Consumer:
         except TimeoutError:
             self._window.restore()
             _LOG.warning("%s: prefetch back to %d", self._queue.name, self._window.now)
-            await self._cancelled()
 
     def _on_close(self, _channel: object, error: BaseException | None) -> None:
         """Count a death of channel or connection while consuming."""
@@ -371,17 +401,33 @@ class Consumer:
             self._tag = None
             self._interrupted.set()
 
+    def _look(self) -> None:
+        """See whether what is held leaves room for others: consume anew beside it, or say that the queue waits."""
+        tag, window = self._tag, self._window.now
+        if tag is None:
+            return
+        if self._room.wants_another(tag, window, len(self._tasks) - len(self._processor.held)):
+            self._interrupted.set()
+        was_full, self._is_full = self._is_full, self._room.is_full(tag, window)
+        if self._is_full and not was_full:
+            whose = ", ".join(f"{number} {what}" for what, number in self._room.whose().items())
+            level, why = (
+                (logging.WARNING, "its prefetch is 1") if window == 1 else (logging.ERROR, "no more can be held")
+            )
+            _LOG.log(level, "%s waits, since %s: %s", self._queue.name, why, whose)
+
     async def _suspend(self, held: Held) -> bool:
         """Cancel the consumer before a delivery is given back, or it would come back at once.
 
         Returns:
             Whether the delivery is to stay, to be tried until its cause is over.
         """
-        self._processor.hurry.set()
+        self._processor.holder.suspended.set()
+        self._window.closed()
         if self._stalled is None and not self._stopping.is_set():
             self._stalled = held
             self._stalls_in_a_row += 1
-            _LOG.error("%s is stalled: %s", self._queue.name, held.outcome.cause)
+            _LOG.error("%s is stalled: %s", self._queue.name, ", ".join(self._room.whose()) or held.outcome.cause)
         await self._cancelled()
         self._interrupted.set()
         held.stays = held is self._stalled and held.needs_ours
@@ -396,7 +442,6 @@ class Consumer:
     async def _cancel(self) -> None:
         """Cancel the consumer at the broker, if it has one."""
         tag, self._tag = self._tag, None
-        self._window.closed()
         if tag is None:
             return
         try:
@@ -409,16 +454,18 @@ class Consumer:
         """Wait until a deferred delivery gets further, tried by itself or probed with ever more slowly."""
         if held.stays:
             await held.ended.wait()
+            if held.goes_back:
+                self._window.caution()
         else:
             await self._probed(held)
-        self._processor.hurry.clear()
+        self._processor.holder.suspended.clear()
         self._stalled = None
         _LOG.warning("%s goes on after %s", self._queue.name, held.outcome.cause)
 
     async def _probed(self, held: Held) -> None:
         """Probe with a delivery that was given back, ever more slowly, until it would get further."""
         retrying = tenacity.AsyncRetrying(
-            sleep=self._processor.doze,
+            sleep=self._processor.holder.doze,
             wait=tenacity.wait_random_exponential(
                 multiplier=_PROBE_WAIT * 2 ** min(self._stalls_in_a_row, 10), max=_PROBE_WAIT_MAX
             ),
@@ -429,22 +476,26 @@ class Consumer:
         await retrying(self._processor.probe, held.delivery)
 
 
-class Delivered(IncomingMessage):
-    """A delivery as aio-pika gives it, made without a look for a lock at each of its attributes."""
-
-    __slots__ = ()
-    __setattr__ = object.__setattr__  # type: ignore[assignment]
-
-
 def _wake(loop: asyncio.AbstractEventLoop, processor: Processor) -> None:
     """Have a consumer try again what it holds, from any thread."""
     with suppress(RuntimeError):  # its loop has ended meanwhile
-        loop.call_soon_threadsafe(processor.wake)
+        loop.call_soon_threadsafe(processor.holder.wake)
 
 
 def _passes(error: BaseException) -> bool:
     """Tell whether an error at consuming may pass: a broker down or a queue gone, not a channel of ours closed."""
     return isinstance(error, LOST) and not isinstance(error, ClosedByOwnerError)
+
+
+def _limit(queue: AbstractQueue, told: int | None) -> int:
+    """Return the delivery limit of a queue: as told, as declared here, or RabbitMQ's own; others have none."""
+    if told is not None:
+        return told
+    declared = getattr(queue, "arguments", None) or {}
+    if not getattr(queue, "passive", False) and declared.get("x-queue-type") != "quorum":
+        return -1
+    limit = declared.get("x-delivery-limit")
+    return limit if isinstance(limit, int) else DEFAULT_DELIVERY_LIMIT
 
 
 def _check(queue: AbstractQueue, guard: Pipeline, dead_letters: DeadLetterSink) -> None:

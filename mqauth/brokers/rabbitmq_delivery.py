@@ -4,61 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Final, NamedTuple
 
-import tenacity
 from aio_pika.abc import AbstractIncomingMessage
 
 from mqauth.brokers.rabbitmq_acks import Acks
 from mqauth.brokers.rabbitmq_channel import is_stale, was_cancelled
+from mqauth.brokers.rabbitmq_hold import CONSUMER_TIMEOUT, DEFAULT_HOLD, Held, Holder, Sleep
 from mqauth.brokers.rabbitmq_leases import Leases, Timer, call_later
 from mqauth.brokers.rabbitmq_progress import Progress, again
+from mqauth.brokers.rabbitmq_room import Room
 from mqauth.brokers.rabbitmq_slot import Slot
+from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.rabbitmq_translate import from_native
 from mqauth.deadletter import DeadLetterSink
-from mqauth.errors import Cause, StaleDelivery
+from mqauth.errors import Cause, Reason, Rejection, StaleDelivery
 from mqauth.flow import Waiting, arun, begin, resume
 from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
 from mqauth.verified import Responder, Verified, decoded, equip
 
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
-_WAIT: Final = 0.1
-_WAIT_MAX: Final = 5.0
-OWN_CAUSES: Final = frozenset((Cause.CLAIM_HELD, Cause.HANDLER_DEFERRED))
-"""Causes that concern one message, not a dependency of all."""
 _DEFERRED: Final = Verdict.DEFERRED  # Python 3.11 takes its time to look a member up
-Sleep = Callable[[float], Awaitable[Any]]
-
-
-@dataclass(slots=True)
-class Held:
-    """A delivery that is deferred.
-
-    Args:
-        delivery: how far it has come.
-        outcome: why.
-        since: UTC seconds.
-        stays: whether it stays unacked while its consumer is suspended.
-        ended: set once one that stays waits no longer.
-    """
-
-    delivery: Delivery
-    outcome: Outcome
-    since: float
-    stays: bool = False
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def needs_ours(self) -> bool:
-        """Whether trying it is the only way to find out that its cause is over, and needs it to be ours.
-
-        Nothing may be recorded or buried of what was given back: somebody else may have handled it.
-        """
-        return self.delivery.step is Step.RECORD or self.delivery.step is Step.BURY
 
 
 class Begun(NamedTuple):
@@ -67,13 +34,11 @@ class Begun(NamedTuple):
     Args:
         slot: its place in the window.
         delivery: how far it has come.
-        since: when it was begun, monotonic seconds.
         first: what its first attempt came to, or waits for.
     """
 
     slot: Slot
     delivery: Delivery
-    since: float
     first: Outcome | Waiting[Outcome]
 
 
@@ -87,9 +52,14 @@ class Processor:
         dead_letters: where rejected messages go.
         decode: makes ``Verified.value`` of the body, after verification.
         responder: publishes what ``Verified.reply`` is given.
-        hold: seconds a deferred delivery is kept unacked.
-        before_requeue: awaited before a delivery is given back for a cause that is not its own; true where it is
-            to stay unacked, and to be tried until its cause is over.
+        hold: seconds after which a cause of all suspends the queue.
+        consumer_timeout: seconds after which the broker closes a channel for a delivery that is not acked.
+        delivery_limit: how often the broker may be given a message back; negative for any number.
+        room: counts what is held.
+        at_once: how many of what is held are tried at a time; ``None`` for any number.
+        before_requeue: awaited before a delivery is given back for a cause of all; true where it is to stay
+            unacked, and to be tried until its cause is over. Without, nothing can be suspended.
+        changed: called when something begins or ceases to be held.
         on_failure: awaited with what ends the consumer, before the delivery that met it is given back; without,
             a delivery that meets an error of ours stays unacked.
         sleep: waits so many seconds.
@@ -105,7 +75,12 @@ class Processor:
         dead_letters: DeadLetterSink,
         decode: Callable[[bytes | None], Any] | None = None,
         responder: Responder | None = None,
-        hold: float = 60,
+        hold: float = DEFAULT_HOLD,
+        consumer_timeout: float = CONSUMER_TIMEOUT,
+        delivery_limit: int = DEFAULT_DELIVERY_LIMIT,
+        room: Room | None = None,
+        at_once: int | None = None,
+        changed: Callable[[], None] = lambda: None,
         before_requeue: Callable[[Held], Awaitable[bool]] | None = None,
         on_failure: Callable[[BaseException], Awaitable[None]] | None = None,
         sleep: Sleep = asyncio.sleep,
@@ -117,17 +92,24 @@ class Processor:
         self._dead_letters = dead_letters
         self._decode = decode
         self._responder = responder
-        self._hold_seconds = hold
         self._before_requeue = before_requeue
         self._on_failure = on_failure
-        self._sleep = sleep
+        self._limit = delivery_limit
+        self.holder = Holder(
+            queue,
+            guard.clock,
+            self._attempt,
+            room=Room() if room is None else room,
+            hold=None if before_requeue is None else hold,
+            consumer_timeout=consumer_timeout,
+            at_once=at_once,
+            sleep=sleep,
+            changed=changed,
+        )
         self._leases = Leases(guard, timer=timer)
         self._progress = Progress(guard)
-        self.hurry = asyncio.Event()
-        self._stopping = asyncio.Event()
-        self._woken = asyncio.Event()
-        self.held: dict[int, Held] = {}
         self.unsettled = 0
+        self.left = 0
 
     def begin(self, incoming: AbstractIncomingMessage, acks: Acks | None) -> Begun | None:
         """Take a delivery as far as nothing is to be awaited; ``None`` where it is settled.
@@ -171,7 +153,7 @@ class Processor:
         begun = begun or self._begun(incoming, acks)
         slot, delivery = begun.slot, begun.delivery
         self._progress.begin(incoming, delivery)
-        self._leases.add(delivery, begun.since)
+        self._leases.add(delivery, slot.received)
         try:
             return await self._to_its_end(begun)
         except StaleDelivery:
@@ -196,11 +178,11 @@ class Processor:
     def _begun(self, incoming: AbstractIncomingMessage, acks: Acks | None) -> Begun:
         """Begin a delivery, with what is known of an earlier one."""
         delivery = self._progress.receive(from_native(incoming, queue=self._queue))
-        slot = Slot(incoming, acks)
-        delivery.fence = slot.fence
         since = self._guard.clock.monotonic()
+        slot = Slot(incoming, acks, since, self._limit)
+        delivery.fence = slot.fence
         first = begin(self._guard.process(delivery, self._handle, self._dead_letters))
-        return Begun(slot, delivery, since, first)
+        return Begun(slot, delivery, first)
 
     async def probe(self, delivery: Delivery) -> bool:
         """Tell whether a deferred delivery that was given back would get further now; its handler is not run."""
@@ -225,35 +207,52 @@ class Processor:
         if isinstance(outcome, Waiting):
             outcome = await self._attempt(delivery, outcome)
         if outcome.verdict is Verdict.DEFERRED:
-            outcome = await self._hold(slot, delivery, outcome)
-        if outcome.verdict is not Verdict.DEFERRED:
+            outcome = await self._put_off(Held(slot, delivery, outcome, self._guard.clock.now()))
+        if outcome.verdict is Verdict.DEFERRED:
+            await self._let_go(slot, delivery)
+        else:
             await self._settle(slot, delivery)
-            return outcome
-        everyones = self.hurry.is_set() or outcome.cause not in OWN_CAUSES
-        if self._before_requeue is not None and everyones and slot.is_ours:
-            held = Held(delivery, outcome, self._guard.clock.now())
-            if await self._before_requeue(held):
-                return await self._stay(slot, held)
-        await self._let_go(slot, delivery)
         return outcome
 
-    async def _stay(self, slot: Slot, held: Held) -> Outcome:
-        """Hold a delivery while the consumer is suspended, until its cause is over or the consumer stops."""
-        delivery = held.delivery
+    async def _put_off(self, held: Held) -> Outcome:
+        """Hold a deferred delivery for as long as it may be; returns its last outcome."""
+        _LOG.warning("deferred on %s: %s", self._queue, held.outcome.cause)
         try:
-            outcome = await self._hold(slot, delivery, held.outcome, stays=True)
-            if outcome.verdict is Verdict.DEFERRED:
-                await self._let_go(slot, delivery)
-            else:
-                await self._settle(slot, delivery)
+            outcome = await self.holder.hold(held)
+            if outcome.verdict is Verdict.DEFERRED and await self._stays(held):
+                outcome = await self.holder.hold(held)
+            if outcome.verdict is Verdict.DEFERRED and held.is_given_up:
+                self._give_up(held)
+                outcome = await self.holder.hold(held)
+            held.goes_back = outcome.verdict is Verdict.DEFERRED and held.slot.is_ours
             return outcome
         finally:
             held.ended.set()
 
-    def stop(self) -> None:
-        """Have all that is deferred given back."""
-        self._stopping.set()
-        self.hurry.set()
+    async def _stays(self, held: Held) -> bool:
+        """Suspend the queue where the cause is everybody's; tell whether the delivery is to stay all the same."""
+        everyones = held.everyones_since is not None or self.holder.suspended.is_set()
+        if self._before_requeue is None or not everyones or held.is_kept or not held.slot.is_ours:
+            return False
+        held.stays = await self._before_requeue(held)
+        return held.stays
+
+    def _give_up(self, held: Held) -> None:
+        """Reject a message whose handler asked for another time until its last delivery was over."""
+        seconds = self._guard.clock.now() - held.delivery.received
+        detail = (
+            f"put off {held.put_off} times in its last delivery, in all for {seconds:.0f} s: {held.outcome.detail}"
+        )
+        held.delivery.reject(Rejection(Reason.HANDLER_FAILED, detail), Step.RELEASE)
+
+    @property
+    def held(self) -> Collection[Held]:
+        """What is deferred now."""
+        return self.holder.held.values()
+
+    async def turn_away(self, incoming: AbstractIncomingMessage, acks: Acks | None) -> None:
+        """Give back what came too late, unjudged."""
+        await self._give_back(Slot(incoming, acks, self._guard.clock.monotonic(), self._limit))
 
     async def _attempt(self, delivery: Delivery, begun: Waiting[Outcome] | None = None) -> Outcome:
         """Take the delivery as far as the world allows."""
@@ -275,50 +274,6 @@ class Processor:
         value = decoded(verified, self._decode)
         return self._handler(equip(verified, responder=self._responder, value=value))
 
-    async def _hold(self, slot: Slot, delivery: Delivery, outcome: Outcome, *, stays: bool = False) -> Outcome:
-        """Try a deferred delivery again, with jittered exponential back-off, for as long as it may be held."""
-        clock = self._guard.clock
-        started = clock.monotonic()
-        limit = math.inf if stays else self._hold_seconds
-        hurry = self._stopping if stays else self.hurry
-        self.held[id(delivery)] = Held(delivery, outcome, clock.now())
-        _LOG.warning("deferred on %s: %s", self._queue, outcome.cause)
-        retrying = tenacity.AsyncRetrying(
-            sleep=partial(self._pause, hurry),
-            wait=tenacity.wait_random_exponential(multiplier=_WAIT, max=_WAIT_MAX),
-            stop=lambda _: clock.monotonic() - started >= limit or hurry.is_set() or _is_pointless(slot, delivery),
-            retry=tenacity.retry_if_result(lambda result: result.verdict is Verdict.DEFERRED),
-            retry_error_callback=lambda state: state.outcome.result() if state.outcome else outcome,
-        )
-        try:
-            result: Outcome = await retrying(self._attempt, delivery)
-            return result
-        finally:
-            self.held.pop(id(delivery), None)
-
-    def wake(self) -> None:
-        """Have what is deferred tried again now."""
-        woken, self._woken = self._woken, asyncio.Event()
-        woken.set()
-
-    async def doze(self, seconds: float) -> None:
-        """Wait so many seconds, or until woken."""
-        await self._first(self._sleep(seconds), self._woken.wait())
-
-    async def _pause(self, hurry: asyncio.Event, seconds: float) -> None:
-        """Wait so many seconds, or until woken or told to hurry."""
-        await self._first(self._sleep(seconds), self._woken.wait(), hurry.wait())
-
-    async def _first(self, *wanted: Awaitable[Any]) -> None:
-        """Wait for the first of these."""
-        waits = [asyncio.ensure_future(wait) for wait in wanted]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
-
     async def _settle(self, slot: Slot, delivery: Delivery) -> None:
         """Ack, now or soon, unless the handler did so itself."""
         if not await slot.settle(delivery, f"ack on {self._queue}"):
@@ -336,12 +291,14 @@ class Processor:
             await arun(self._guard.release(delivery))
         self._progress.keep(delivery)
         if delivery.step is not Step.SETTLE:  # acked, perhaps: twice would close the channel
-            await slot.give_back(f"requeue on {self._queue}")
+            await self._give_back(slot)
 
-
-def _is_pointless(slot: Slot, delivery: Delivery) -> bool:
-    """Tell whether a delivery that is not ours any more waits for something that its handler does not need."""
-    return not slot.is_ours and delivery.step is not Step.CONFIRM and delivery.step is not Step.RELEASE
+    async def _give_back(self, slot: Slot) -> None:
+        """Requeue a delivery, unless it is its last: that would put it away without record and letter."""
+        if not slot.is_last:
+            return await slot.give_back(f"requeue on {self._queue}")
+        self.left += 1
+        _LOG.warning("a message of %s is at its last delivery, and is not given back", self._queue)
 
 
 def _is_at(delivery: Delivery, step: Step) -> bool:

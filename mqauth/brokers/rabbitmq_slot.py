@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from typing import Final
 
 from aio_pika.abc import AbstractIncomingMessage
 
@@ -13,6 +14,8 @@ from mqauth.brokers.rabbitmq_roundtrip import round_trip
 from mqauth.errors import Rejection, StaleDelivery
 from mqauth.judging.delivery import Delivery, Step
 
+DELIVERY_COUNT: Final = "x-delivery-count"
+
 
 class Slot:
     """One delivery's place: ours from its receipt until it is given back or its channel ended.
@@ -20,13 +23,17 @@ class Slot:
     Args:
         incoming: the delivery.
         acks: of its channel, which know of it; without, it is acked by itself.
+        received: monotonic seconds.
+        limit: how often the broker may be given it back; negative for any number.
     """
 
-    __slots__ = ("_gone", "_proved", "acks", "incoming")
+    __slots__ = ("_gone", "_limit", "_proved", "acks", "incoming", "received")
 
-    def __init__(self, incoming: AbstractIncomingMessage, acks: Acks | None) -> None:
+    def __init__(self, incoming: AbstractIncomingMessage, acks: Acks | None, received: float, limit: int) -> None:
         self.incoming = incoming
         self.acks = acks
+        self.received = received
+        self._limit = limit
         self._gone = False
         self._proved: Rejection | None = None
 
@@ -34,6 +41,28 @@ class Slot:
     def is_ours(self) -> bool:
         """Whether the broker counts on us to settle it, as far as we know."""
         return not self._gone and not is_stale(self.incoming)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether another return would put the message over its delivery limit, away without record and letter.
+
+        The broker counts returns in ``x-delivery-count``; a publisher can write that header too, so that it is
+        believed only of what is delivered again.
+        """
+        if self._limit < 0 or not self.incoming.redelivered:
+            return False
+        returns = (self.incoming.headers or {}).get(DELIVERY_COUNT)
+        return isinstance(returns, int) and returns >= self._limit
+
+    @property
+    def tag(self) -> str:
+        """The tag of the consumer it came to."""
+        return self.incoming.consumer_tag or ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its body."""
+        return len(self.incoming.body or b"")
 
     def fence(self, delivery: Delivery) -> Awaitable[None] | None:
         """Let a delivery's next step pass: the ``fence`` of a ``Delivery``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +32,7 @@ class Window:
     def __init__(self, prefetch: int) -> None:
         self.prefetch = self.now = prefetch
         self.deaths = self.in_a_row = 0
+        self.is_cautious = False
         self._since: float | None = None
 
     @property
@@ -39,8 +41,8 @@ class Window:
         return self.now < self.prefetch
 
     def opened(self, now: float) -> None:
-        """Note that consuming begins, at monotonic seconds."""
-        self._since = now
+        """Note that consuming begins, at monotonic seconds, or goes on under another tag."""
+        self._since = now if self._since is None else self._since
 
     def closed(self) -> None:
         """Note that consuming ended by our own will."""
@@ -69,9 +71,13 @@ class Window:
         self.now = 1
         return True
 
+    def caution(self) -> None:
+        """Fall to 1, so that one delivery alone finds out whether a cause of all is over."""
+        self.now, self.is_cautious = 1, True
+
     def restore(self) -> None:
         """Open the window again."""
-        self.now, self.in_a_row = self.prefetch, 0
+        self.now, self.in_a_row, self.is_cautious = self.prefetch, 0, False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,15 +85,19 @@ class Health:
     """How a consumer is doing.
 
     Args:
-        consuming: whether the broker sends it messages now.
+        consuming: whether the broker sends it messages now; not while everything it may hold is held.
         in_flight: deliveries being processed or held.
         deferred: how many of them are held.
         stalled_since: UTC seconds since which something is deferred, ``None`` where nothing is.
         cause: why the longest held delivery is deferred.
         detail: one line for people; also where nothing is deferred and the broker has blocked the connection.
         connection_deaths: how often channel or connection was lost.
-        prefetch: the window now; 1 after three deaths in a row.
+        prefetch: the window now; 1 after three deaths in a row, and where an outage of audit or dead letters has
+            lasted longer than a delivery may be held.
         unsettled: acks that could not be sent; the broker delivered again.
+        party: the issuer or release authority whose keys the longest held delivery waits for.
+        held: how many are deferred for each cause, and whose.
+        at_limit: how many of them are at their last delivery, and stay unacked for as long as the process lives.
     """
 
     consuming: bool
@@ -99,6 +109,9 @@ class Health:
     connection_deaths: int
     prefetch: int
     unsettled: int
+    party: str | None
+    held: Mapping[str, int]
+    at_limit: int
 
 
 class Signals:

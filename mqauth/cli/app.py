@@ -143,7 +143,10 @@ def sign(
 
 @app.command()
 def verify(config: Config, lines: Lines = False) -> int:
-    """Read messages as JSON and print the verdict on each: 0 accepted, 1 rejected, 3 deferred or duplicate."""
+    """Read messages as JSON and print the verdict on each.
+
+    Exits 1 where a message was rejected, else 3 where one was deferred or a duplicate, else 0.
+    """
     return verify_command.verify_forms(config, lines=lines)
 
 

@@ -14,7 +14,8 @@ from mqauth.errors import MalformedMessage, Reason
 from mqauth.flow import Flow, run
 from mqauth.pipeline import Delivery, Outcome, Pipeline, Verdict
 
-_EXIT: Final = {Verdict.ACCEPTED: 0, Verdict.REJECTED: 1, Verdict.DEFERRED: 3, Verdict.DUPLICATE: 3}
+_EXIT: Final = ((Verdict.REJECTED, 1), (Verdict.DEFERRED, 3), (Verdict.DUPLICATE, 3))
+"""Exit codes, the first that any message calls for."""
 
 
 def verify_forms(config: Path, *, lines: bool) -> int:
@@ -25,18 +26,18 @@ def verify_forms(config: Path, *, lines: bool) -> int:
         lines: one message a line; blank lines are skipped.
 
     Returns:
-        With ``lines`` 0; else 0 accepted, 1 rejected, 3 deferred or duplicate.
+        1 where a message was rejected, else 3 where one was deferred or a duplicate, else 0.
 
     Raises:
         ConfigurationError: the file, or its ``[consumer]``, cannot be used.
     """
     guard = mqauth.load(config).judge
-    code = 0
+    verdicts: set[Verdict] = set()
     for text in read_texts(standard_input(), lines=lines):
         outcome = verify_text(guard, text)
         print_json(describe(outcome))
-        code = _EXIT[outcome.verdict]
-    return 0 if lines else code
+        verdicts.add(outcome.verdict)
+    return next((code for verdict, code in _EXIT if verdict in verdicts), 0)
 
 
 def verify_text(guard: Pipeline, text: Text) -> Outcome:

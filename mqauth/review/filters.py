@@ -70,3 +70,7 @@ class Selection:
 
     def __len__(self) -> int:
         return sum(self.marks.values())
+
+    def __bool__(self) -> bool:
+        """A choice of no letters is a choice."""
+        return True

@@ -15,6 +15,8 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError, TopicAlreadyExist
 
 from mqauth import destination, strictjson
 from mqauth.brokers import kafka_poison
+from mqauth.brokers.kafka_client import settings_of
+from mqauth.brokers.kafka_producer import producer_settings
 from mqauth.brokers.kafka_translate import carries, dead_letter_headers, from_native
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
 from mqauth.message import Message
@@ -41,9 +43,10 @@ class KafkaLetterBox:
     """
 
     def __init__(self, consumer: Any, producer: Any, topic: str, *, timeout: float = 30) -> None:
-        if producer.config["enable_idempotence"] or producer.config["acks"] not in _ALL:
+        config = producer_settings(producer)
+        if config["enable_idempotence"] or config["acks"] not in _ALL:
             raise ConfigurationError('the producer wants acks="all" and enable_idempotence=False')
-        if consumer.config["group_id"] is not None:
+        if settings_of(consumer, "KafkaConsumer")["group_id"] is not None:
             raise ConfigurationError("the consumer wants no group: it commits nothing")
         self._consumer = consumer
         self._producer = producer

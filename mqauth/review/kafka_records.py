@@ -15,6 +15,7 @@ from kafka.errors import (
 )
 
 from mqauth.brokers import kafka_poison
+from mqauth.brokers.kafka_client import settings_of
 from mqauth.brokers.kafka_log import Logs
 from mqauth.brokers.kafka_translate import from_native
 from mqauth.errors import Cause, ConfigurationError, Unavailable
@@ -40,7 +41,7 @@ class KafkaRecords:
     """
 
     def __init__(self, consumer: Any, *, timeout: float = 30) -> None:
-        if consumer.config["group_id"] is not None:
+        if settings_of(consumer, "KafkaConsumer")["group_id"] is not None:
             raise ConfigurationError("the consumer wants no group: it commits nothing")
         self._consumer = consumer
         self._logs = Logs(consumer)

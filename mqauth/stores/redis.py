@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -53,6 +54,7 @@ class _Wishes:
         self._clock = clock
         self._lease_clock = unsafe_lease_clock
         self._inspected = False
+        self._told = threading.Lock()
 
     def claim(self, requests: Sequence[ClaimRequest]) -> Flow[list[ClaimStatus]]:
         """Claim each."""
@@ -99,16 +101,16 @@ class _Wishes:
         return redisscript.letters(answer, asked)
 
     def _inspect(self) -> Flow[None]:
-        """Say loudly, once, if the server may forget live ids."""
+        """Say loudly, once, if the server may forget live ids; of first claims at once each asks, one tells."""
+        info, forbidden = {}, None
         try:
             info = yield from call(self._client.info)
         except redis.exceptions.ResponseError as error:
-            _LOG.warning("INFO is forbidden (%s): make sure of maxmemory-policy noeviction", type(error).__name__)
-        else:
-            nodes = info.values() if info and all(isinstance(node, dict) for node in info.values()) else [info]
-            for doubt in sorted({doubt for node in nodes for doubt in redisscript.doubts(node)}):
-                _LOG.error("the replay store is not safe: %s", doubt)
-        self._inspected = True
+            forbidden = type(error).__name__
+        with self._told:
+            first, self._inspected = not self._inspected, True
+        if first:
+            _tell(info, forbidden)
 
     def _reconnect(self) -> Flow[None]:
         """Drop idle connections to a server that became a replica: its name may lead elsewhere by now."""
@@ -271,6 +273,16 @@ class AsyncRedisReplayStore:
     async def aclose(self) -> None:
         """Close the client's connections."""
         await self._client.aclose()
+
+
+def _tell(info: dict[str, Any], forbidden: str | None) -> None:
+    """Log what a server's INFO says against it, or that it may not be read."""
+    if forbidden is not None:
+        _LOG.warning("INFO is forbidden (%s): make sure of maxmemory-policy noeviction", forbidden)
+        return
+    nodes = info.values() if info and all(isinstance(node, dict) for node in info.values()) else [info]
+    for doubt in sorted({doubt for node in nodes for doubt in redisscript.doubts(node)}):
+        _LOG.error("the replay store is not safe: %s", doubt)
 
 
 def _unavailable(error: Exception) -> Unavailable:

@@ -138,11 +138,11 @@ class KafkaStage:
         self.admin.close()
 
     def create(self, topic: str, partitions: int = 1, config: dict[str, str] | None = None) -> None:
-        """Create a topic; one that is still being deleted is waited for."""
+        """Create a topic with the broker's default of replicas; one that is being deleted is waited for."""
 
         def created() -> bool:
             try:
-                self.admin.create_topics([_ADMIN.NewTopic(topic, partitions, 1, topic_configs=config or {})])
+                self.admin.create_topics([_ADMIN.NewTopic(topic, partitions, topic_configs=config or {})])
             except TopicAlreadyExistsError:
                 return False
             return True

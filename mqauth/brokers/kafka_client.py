@@ -1,0 +1,57 @@
+"""Tells kafka-python's objects from those of other Kafka clients, which look alike to their users."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Final, Literal
+
+from mqauth.errors import ConfigurationError
+
+_TELLING: Final = {"KafkaConsumer": "group_id", "KafkaProducer": "max_block_ms"}
+"""A setting that only clients of this kind have."""
+_OTHERS: Final = {"aiokafka": "aiokafka", "confluent_kafka": "confluent_kafka", "cimpl": "confluent_kafka"}
+"""Packages of other clients by the package their classes say they are of."""
+
+
+def settings_of(client: Any, kind: Literal["KafkaConsumer", "KafkaProducer"]) -> dict[str, Any]:
+    """Return the settings of a kafka-python client.
+
+    Args:
+        client: what a user gave us.
+        kind: what it has to be.
+
+    Raises:
+        ConfigurationError: it is something else; the text names it.
+    """
+    settings: Any = getattr(client, "config", None)
+    if not isinstance(settings, dict) or _TELLING[kind] not in settings:
+        raise ConfigurationError(f"a {kind} of kafka-python is needed, not {_name(type(client))}")
+    return settings
+
+
+def refuse_foreign(record: Any) -> None:
+    """Refuse a record of another client: what it says may mean something else.
+
+    Raises:
+        ConfigurationError: it is one; the text names it.
+    """
+    kind: Any = type(record)
+    if (name := _foreign(kind)) is not None:
+        raise ConfigurationError(f"a ConsumerRecord of kafka-python is needed, not {name}")
+
+
+@lru_cache(maxsize=64)
+def _foreign(kind: type) -> str | None:
+    """Return the name of a class of another client, ``None`` for every other class."""
+    return _name(kind) if _package(kind) in _OTHERS else None
+
+
+def _name(kind: type) -> str:
+    """Return the name of a class with its package, as users import it."""
+    package = _package(kind)
+    return f"{_OTHERS.get(package, package)}.{kind.__name__}"
+
+
+def _package(kind: type) -> str:
+    """Return the first part of the name of a class's module."""
+    return kind.__module__.partition(".")[0]

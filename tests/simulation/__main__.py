@@ -1,0 +1,119 @@
+"""``python -m tests.simulation``: play seeds, print those that fail with their reduced plans, play plans again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+from tests.simulation import determinism
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; return how many seeds failed, at most 1."""
+    wanted = _parser().parse_args(arguments)
+    if not determinism.is_hashed():
+        determinism.again_hashed()
+    if wanted.code is not None:
+        sys.path.insert(0, str(Path(wanted.code).resolve()))
+    determinism.install()
+    import mqauth
+
+    print(f"mqauth of {Path(mqauth.__file__).parent}", flush=True)
+    if wanted.log is None:
+        logging.disable(logging.CRITICAL)
+    else:
+        logging.basicConfig(level=wanted.log, stream=sys.stdout, format="%(levelname)s %(name)s %(message)s")
+    return _play_plan(wanted) if wanted.plan else _play_seeds(wanted)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=100, help="how many")
+    parser.add_argument("--from", type=int, default=0, dest="first", help="the first of them")
+    parser.add_argument("--plan", type=Path, help="play the plan of this file")
+    parser.add_argument("--code", type=Path, help="another checkout, whose mqauth is played")
+    parser.add_argument("--without", nargs="*", default=[], help="leave out faults of these kinds")
+    parser.add_argument("--strict", action="store_true", help="want what the pages do not promise, too")
+    parser.add_argument("--trace", action="store_true", help="print all that happens")
+    parser.add_argument("--log", help="print the log from this level on")
+    parser.add_argument("--digests", action="store_true", help="print each seed's digest")
+    parser.add_argument("--no-shrink", action="store_true", help="print failing plans whole")
+    parser.add_argument("--save", type=Path, help="keep the failing plans in this folder")
+    parser.add_argument("--until", type=int, default=0, help="end after so many failing seeds")
+    return parser
+
+
+def _play_seeds(wanted: argparse.Namespace) -> int:
+    """Play seeds, and tell of each that fails."""
+    from tests.simulation.runner import Play, run
+
+    started, failed, broken = time.perf_counter(), 0, Counter[str]()
+    done = 0
+    for seed in range(wanted.first, wanted.first + wanted.seeds):
+        result = run(Play.of(seed, wanted.without), print if wanted.trace else None, strict=wanted.strict)
+        done += 1
+        if wanted.digests:
+            print(f"{seed} {result.digest}")
+        if result.problems:
+            failed += 1
+            broken.update(result.broken)
+            _tell(result, wanted)
+        if wanted.until and failed >= wanted.until:
+            break
+    took = time.perf_counter() - started
+    print(f"{done} seeds, {failed} failed, {done / took:.2f} a second; {dict(broken)}")
+    return min(failed, 1)
+
+
+def _play_plan(wanted: argparse.Namespace) -> int:
+    """Play the plan of a file."""
+    from tests.simulation.runner import Play, run
+
+    play = Play.from_dict(json.loads(wanted.plan.read_text()))
+    result = run(play, print if wanted.trace else None, strict=wanted.strict)
+    _show(result)
+    return min(len(result.problems), 1)
+
+
+def _tell(result: object, wanted: argparse.Namespace) -> None:
+    """Print a failing seed, reduced unless told otherwise, and keep its plan."""
+    from tests.simulation.runner import Result, run
+    from tests.simulation.shrink import reduced
+
+    assert isinstance(result, Result)
+    shown = result if wanted.no_shrink else reduced(result, partial(run, strict=wanted.strict))
+    print(
+        f"seed {result.play.seed} fails with {len(result.play.faults)} faults, shown with {len(shown.play.faults)}"
+    )
+    _show(shown)
+    if wanted.save:
+        wanted.save.mkdir(parents=True, exist_ok=True)
+        file = wanted.save / f"{result.play.seed}.json"
+        file.write_text(json.dumps(shown.play.as_dict(), indent=1) + "\n")
+
+
+def _show(result: object) -> None:
+    from tests.simulation.runner import Result
+
+    assert isinstance(result, Result)
+    for fault in result.play.faults:
+        print(f"    {fault}")
+    print(f"    settings {result.play.settings}")
+    for name, text in result.problems[:12]:
+        print(f"  - {name}: {text}")
+    if len(result.problems) > 12:
+        print(f"  - and {len(result.problems) - 12} more")
+    print(f"    {result.virtual:.1f} s in {result.real:.2f} s, digest {result.digest[:16]}", flush=True)
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(code)  # what is left of the last seed's processes must not run its clean-up here

@@ -1,0 +1,94 @@
+"""What was sent, handled, claimed and settled: the facts that the invariants are about."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+Label = bytes
+"""A message is known by its body, which is unlike any other's."""
+
+
+@dataclass(slots=True)
+class Sent:
+    """An honest message on its way: one attempt to publish an order.
+
+    Args:
+        order: its number.
+        confirmed: whether the broker confirmed it; ``None`` while, or where, the outcome is unknown.
+    """
+
+    order: int
+    label: Label
+    confirmed: bool | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Handling:
+    """One run of a handler.
+
+    Args:
+        process: where; its name.
+        begun: virtual seconds.
+        ended: when it returned; ``None`` where it raised, or was cut short.
+        how: what it ended with.
+        cleaning: whether it was cancelled, and its clean-up did not end yet.
+    """
+
+    label: Label
+    process: str
+    begun: float
+    ended: float | None = None
+    how: str = "running"
+    cleaning: bool = False
+
+
+@dataclass(slots=True)
+class Claim:
+    """A claim that was made at the store and neither confirmed nor released."""
+
+    owner: str
+    process: str
+    since: float
+
+
+@dataclass
+class Ledger:
+    """All that happened in one simulation."""
+
+    sent: dict[Label, Sent] = field(default_factory=dict)
+    forged: list[tuple[str, Label]] = field(default_factory=list)
+    copies: defaultdict[Label, int] = field(default_factory=lambda: defaultdict(int))
+    handlings: defaultdict[Label, list[Handling]] = field(default_factory=lambda: defaultdict(list))
+    acks: defaultdict[Label, list[tuple[float, str]]] = field(default_factory=lambda: defaultdict(list))
+    over_limit: list[Label] = field(default_factory=list)
+    claims: dict[Any, Claim] = field(default_factory=dict)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    """What was found wrong while it ran: the invariant's name, and one line."""
+    deaths: dict[str, float] = field(default_factory=dict)
+    """When a process died that was killed, or ended by an exception of its handler."""
+    stops: list[tuple[str, float, float | None]] = field(default_factory=list)
+    """Process, and from when to when it stopped in order."""
+
+    def problem(self, invariant: str, text: str) -> None:
+        """Note that an invariant does not hold."""
+        self.problems.append((invariant, text))
+
+    def handled(self, label: Label) -> list[Handling]:
+        """Return the handlings of a message that ended well."""
+        return [found for found in self.handlings[label] if found.ended is not None]
+
+    def claimed(self, key: Any, owner: str, process: str, now: float) -> None:
+        """Note a claim that was made."""
+        self.claims[key] = Claim(owner, process, now)
+
+    def unclaimed(self, key: Any, owner: str) -> None:
+        """Note that a claim was confirmed or released."""
+        found = self.claims.get(key)
+        if found is not None and found.owner == owner:
+            del self.claims[key]
+
+    def claims_of(self, process: str) -> list[Claim]:
+        """Return the claims that a process holds."""
+        return [claim for claim in self.claims.values() if claim.process == process]

@@ -1,0 +1,144 @@
+"""Runs seeds: plays one, judges it, and ends a step that does not return."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tests.simulation import determinism
+from tests.simulation.faults import Fault, Plan
+from tests.simulation.invariants import Problem, problems
+from tests.simulation.scenario import Scenario
+from tests.simulation.settings import Settings
+
+WATCHDOG: Final = 120
+"""Real seconds that one seed may take."""
+
+
+class StuckError(BaseException):
+    """A step of the simulation does not return."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Play:
+    """What is played: a seed, with all of it or with what is left of its plan.
+
+    Args:
+        seed: decides what settings and faults leave open.
+        settings: of the deployment.
+        faults: what goes wrong.
+    """
+
+    seed: int
+    settings: Settings
+    faults: Sequence[Fault]
+
+    @classmethod
+    def of(cls, seed: int, without: Collection[str] = ()) -> Play:
+        """Return all of a seed, but for faults of some kinds."""
+        settings = Settings.of(seed)
+        faults = [fault for fault in Plan(seed, settings).faults() if fault.kind not in without]
+        return cls(seed=seed, settings=settings, faults=faults)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for a plan's file."""
+        faults = [fault.as_dict() for fault in self.faults]
+        return {"seed": self.seed, "settings": self.settings.as_dict(), "faults": faults}
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> Play:
+        """Return what a plan's file says."""
+        faults = [Fault(**fault) for fault in found["faults"]]
+        return cls(seed=found["seed"], settings=Settings.from_dict(found["settings"]), faults=faults)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came of a play.
+
+    Args:
+        play: what was played.
+        problems: what broke an invariant.
+        digest: of the trace.
+        virtual: seconds that passed in it.
+        real: seconds that it took.
+    """
+
+    play: Play
+    problems: list[Problem] = field(default_factory=list)
+    digest: str = ""
+    virtual: float = 0.0
+    real: float = 0.0
+
+    @property
+    def broken(self) -> frozenset[str]:
+        """The invariants that do not hold."""
+        return frozenset(name for name, _ in self.problems)
+
+
+def run(play: Play, tell: Callable[[str], None] | None = None, *, strict: bool = False) -> Result:
+    """Play it to its end and judge it."""
+    started = time.perf_counter()
+    determinism.begin(play.seed)
+    gc.disable()
+    try:
+        with _watchdog(), _quiet():
+            scenario = Scenario(play.seed, play.settings, play.faults, tell)
+            found, world = _played(scenario, strict=strict), scenario.world
+            digest, virtual = world.digest, world.agenda.now
+            del scenario, world
+            gc.collect()
+            real = time.perf_counter() - started
+            return Result(play=play, problems=found, digest=digest, virtual=virtual, real=real)
+    except StuckError as error:
+        return Result(play=play, problems=[("a step returns", str(error))], real=time.perf_counter() - started)
+    finally:
+        gc.enable()
+
+
+def _played(scenario: Scenario, *, strict: bool) -> list[Problem]:
+    """Play a scenario, and return what is wrong, what was dropped unheard included."""
+    scenario.run()
+    gc.collect()  # a task that nobody awaited says so when it is collected
+    found = problems(scenario, strict=strict)
+    _dismantle(scenario)
+    return found
+
+
+def _dismantle(scenario: Scenario) -> None:
+    """Let what is left of the processes be collected without a word."""
+    for process in scenario.world.everyone.values():
+        process.alive = False
+        process.loop.dismantle()
+
+
+@contextmanager
+def _watchdog() -> Iterator[None]:
+    """Raise ``StuckError`` where a seed takes too long, with the line it is at."""
+
+    def bark(_number: int, frame: Any) -> None:
+        raise StuckError(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+
+    before = signal.signal(signal.SIGALRM, bark)
+    signal.alarm(WATCHDOG)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ignore what Python says of objects that are collected in the middle of their work."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before

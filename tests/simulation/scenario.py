@@ -1,0 +1,200 @@
+"""One seed, played: the deployment is started, things go wrong, everything is healed, and it must come to rest."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from mqauth.keys import Key
+from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
+from tests.simulation.amqp_queue import Queue
+from tests.simulation.attacker import Attacker
+from tests.simulation.faults import Fault, play
+from tests.simulation.handlers import Handlers
+from tests.simulation.network import Connection
+from tests.simulation.process import Process
+from tests.simulation.services import Deployment
+from tests.simulation.settings import Settings
+from tests.simulation.world import DEAD, SOURCE, World
+
+REST_LIMIT: Final = 900.0
+"""Virtual seconds after the last fault within which everything must be at rest."""
+PRODUCER_LIMIT: Final = 180.0
+"""Virtual seconds after the last fault within which a producer must have sent everything."""
+MAX_TURNS: Final = 400_000
+_LOOKS_EVERY: Final = 5.0
+_CALM: Final = 3
+"""Looks in a row at which everything must be at rest."""
+
+
+class Scenario:
+    """One seed.
+
+    Args:
+        seed: decides what the plan leaves open.
+        settings: how the deployment is set up.
+        faults: what goes wrong.
+        tell: takes each line of the trace.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        settings: Settings,
+        faults: Sequence[Fault],
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.world = World(seed, tell)
+        self.handlers = Handlers(settings.work, settings.asynchronous, settings.cleaning)
+        self.forge = _forge(self.world, settings.lifetime)
+        self.deployment = Deployment(self.world, settings, self.handlers, self.forge)
+        self.at_rest = False
+        self._ends: list[Callable[[], object]] = []
+        self._calm = 0
+        self._done = False
+        longest = max((fault.at + fault.seconds for fault in faults), default=0.0)
+        self._healed_at = max(settings.spread + 5, longest) + 5
+        for fault in faults:
+            play(fault, self)
+        attacker = Attacker(self.world, self.forge, seed)
+        for number in range(settings.hostile):
+            when = 3 + settings.spread * (number + 1) / (settings.hostile + 1)
+            self.world.agenda.at(when, functools.partial(attacker.strike, number))
+
+    def run(self) -> None:
+        """Play it to its end."""
+        self.deployment.start()
+        self.world.agenda.at(self._healed_at, self._heal)
+        while not self._done and self.world.turns < MAX_TURNS and self.world.agenda.step():
+            pass
+
+    # asked by faults
+
+    def process(self, service: object) -> Process | None:
+        """Return the running process of a service."""
+        found = self.world.processes.get(str(service))
+        return found if found is not None and found.alive else None
+
+    def running_name(self, service: object) -> str:
+        """Return the name of a service's running process."""
+        found = self.process(service)
+        return "" if found is None else found.name
+
+    def wires_of(self, service: str) -> list[Connection]:
+        """Return the open connections of a service."""
+        process = self.process(service)
+        return [wire for wire in self.world.network.connections if wire.process is process and wire.server_open]
+
+    def at_end_of(self, fault: Fault, action: Callable[[], object]) -> None:
+        """Have something done when a fault ends, at the latest when everything is healed."""
+        once = _Once(action)
+        self._ends.append(once)
+        self.world.agenda.after(fault.seconds, once)
+
+    # the end
+
+    def _heal(self) -> None:
+        """Nothing goes wrong any more."""
+        self.world.note("fault", "everything is healed")
+        for end in self._ends:
+            end()
+        self.world.agenda.after(PRODUCER_LIMIT, self._help_producer)
+        self._look()
+
+    def _help_producer(self) -> None:
+        """Start a producer again that cannot send although all is healed, and hold it against it."""
+        process = self.process("producer")
+        if not self.deployment.all_sent and process is not None:
+            self.world.ledger.problem("a producer goes on", f"{self.deployment.unsent} orders cannot be sent")
+            process.kill()
+
+    def _look(self) -> None:
+        """Look whether everything is at rest, and give up after a long time."""
+        self._calm = self._calm + 1 if self._is_at_rest() else 0
+        if self._calm >= _CALM:
+            self.at_rest = True
+            self._stop_all()
+        elif self.world.agenda.now > self._healed_at + REST_LIMIT:
+            self._stop_all()
+        else:
+            self.world.agenda.after(_LOOKS_EVERY, self._look)
+
+    def _is_at_rest(self) -> bool:
+        """Tell whether nothing is left to be done."""
+        return self.deployment.all_sent and not self.unrest()
+
+    def unrest(self) -> list[str]:
+        """Return what is not at rest."""
+        found = [] if self.deployment.all_sent else ["not everything could be sent"]
+        for queue in self.queues(SOURCE):
+            if queue.ready:
+                found.append(f"{len(queue.ready)} messages wait in {queue.name}")
+            if queue.unacked:
+                found.append(f"{len(queue.unacked)} messages of {queue.name} are unacked")
+        for name, service in self.deployment.consumers.items():
+            health = None if service.consumer is None else service.consumer.health()
+            if health is None or not health.consuming or health.in_flight:
+                found.append(f"{name} does not consume: {health}")
+        return found
+
+    def queues(self, *names: str) -> list[Queue]:
+        """Return queues by name."""
+        return self.world.broker.found_queues(names)
+
+    def letters(self) -> list[tuple[bytes, str]]:
+        """Return body and reason of each dead letter."""
+        found = []
+        for queue in self.queues(DEAD):
+            for message in queue.ready:
+                headers = message.properties.headers or {}
+                found.append((message.body, str(headers.get("mqauth-dead-reason"))))
+        return found
+
+    def _stop_all(self) -> None:
+        """Stop all consumers in order, and end when the last of them has had time to."""
+        self.left = self.unrest()
+        self.world.note("fault", "everything is stopped")
+        self.deployment.finishing = True
+        for name, service in self.deployment.consumers.items():
+            if (process := self.process(name)) is not None:
+                service.ask_to_stop(process)
+        self._wait_for_stops(self.world.agenda.now + self.settings.grace + 300)
+
+    def _wait_for_stops(self, until: float) -> None:
+        """End once every consumer has ended."""
+        running = any(self.process(name) is not None for name in self.deployment.consumers)
+        if not running or self.world.agenda.now > until:
+            self._done = True
+        else:
+            self.world.agenda.after(1, lambda: self._wait_for_stops(until))
+
+
+class _Once:
+    """Calls something at most once."""
+
+    def __init__(self, action: Callable[[], object]) -> None:
+        self._action: Callable[[], object] | None = action
+
+    def __call__(self) -> None:
+        action, self._action = self._action, None
+        if action is not None:
+            action()
+
+
+def _forge(world: World, lifetime: int) -> Forge:
+    """Return the keys, the same in every run."""
+    forge = Forge(world.clock, lifetime=lifetime)
+    forge.key, forge.neighbour, forge.stranger = (
+        _key(number, subject) for number, subject in ((1, SUBJECT), (2, NEIGHBOUR), (3, SUBJECT))
+    )
+    return forge
+
+
+@functools.lru_cache
+def _key(number: int, subject: str) -> Key:
+    """Return a key that is no secret."""
+    return Key.from_private(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32), subjects=[subject])

@@ -1,0 +1,291 @@
+"""The deployed services: consumers and a producer, written as a user of mqauth would, and what keeps them running."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from itertools import count
+from typing import Any, Final
+
+import aio_pika
+from aio_pika.exceptions import AMQPError
+
+from mqauth import Pipeline
+from mqauth.brokers.rabbitmq import Consumer, DeadLetters, Producer, declare_source
+from mqauth.replay import MemoryReplayStore
+from mqauth.testing.forge import ISSUER, Forge
+from mqauth.verifier import Issuer
+from tests.simulation import facilities
+from tests.simulation.handlers import Handlers, label_of
+from tests.simulation.ledger import Sent
+from tests.simulation.process import Process
+from tests.simulation.settings import Settings
+from tests.simulation.world import DEAD, SOURCE, World
+
+EXCHANGE: Final = "shop"
+ROUTING_KEY: Final = "orders.created"
+ANSWERS: Final = "answers"
+DESTINATION: Final = f"rabbitmq:{EXCHANGE}/{ROUTING_KEY}"
+STOP_LIMIT: Final = 240.0
+"""Seconds beyond its grace within which a stop must end: letters and stores have time limits of their own."""
+_PROBE_EVERY: Final = 10.0
+_UNWELL_PROBES: Final = 24
+_AGAIN_AFTER: Final = 2.0
+_PUBLISH_TIMEOUT: Final = 10.0
+
+
+def url(settings: Settings) -> str:
+    """Return where the broker is."""
+    return f"amqp://guest:guest@rabbitmq:5672/?heartbeat={settings.heartbeat}&reconnect_interval=1"
+
+
+class Deployment:
+    """The services of a simulation; each is started again when it ends, until the end.
+
+    Args:
+        world: where they run.
+        settings: how they are set up.
+        handlers: what handles the messages.
+        forge: has the keys.
+    """
+
+    def __init__(self, world: World, settings: Settings, handlers: Handlers, forge: Forge) -> None:
+        self.world = world
+        self.settings = settings
+        self.handlers = handlers
+        self.forge = forge
+        self.core = MemoryReplayStore(clock=world.clock)
+        self.consumers: dict[str, ConsumerService] = {}
+        self.finishing = False
+        self._incarnations: dict[str, int] = {}
+        self._held_back: dict[str, float] = {}
+        self._unsent: list[tuple[float, int]] = []
+        self._attempts: dict[int, int] = {}
+
+    def start(self) -> None:
+        """Declare what is needed, then start everything."""
+        Process(self.world, "operator#1", self._declare, lambda _: self._start_services())
+
+    async def _declare(self, _process: Process) -> None:
+        connection = await aio_pika.connect_robust(url(self.settings))
+        channel = await connection.channel()
+        exchange = await channel.declare_exchange(EXCHANGE, "topic", durable=True)
+        source = await declare_source(channel, SOURCE)
+        await source.bind(exchange, ROUTING_KEY)
+        await DeadLetters(channel, DEAD).declare()
+        await channel.declare_queue(ANSWERS, durable=True, arguments={"x-queue-type": "quorum"})
+        await connection.close()
+
+    def _start_services(self) -> None:
+        for number in range(self.settings.consumers):
+            self.start_service(f"consumer{number + 1}")
+        step = self.settings.spread / self.settings.orders
+        begins = self.world.agenda.now + 1
+        self._unsent = [(begins + number * step, number) for number in range(self.settings.orders)]
+        self.start_service("producer")
+
+    def start_service(self, name: str) -> None:
+        """Start a service, unless it runs."""
+        running = self.world.processes.get(name)
+        if self.finishing or (running is not None and running.alive):
+            return
+        self._incarnations[name] = self._incarnations.get(name, 0) + 1
+        main: Callable[[Process], Coroutine[Any, Any, None]]
+        if name == "producer":
+            main = self._produce
+        else:
+            service = self.consumers[name] = ConsumerService(self)
+            main = service.main
+        process = Process(self.world, f"{name}#{self._incarnations[name]}", main, self._ended)
+        self.world.processes[name] = process
+
+    def hold_back(self, name: str, seconds: float) -> None:
+        """Do not start a service again for so many seconds."""
+        self._held_back[name] = self.world.agenda.now + seconds
+
+    def _ended(self, process: Process) -> None:
+        """Start a service again after a while."""
+        name = process.name.partition("#")[0]
+        service = self.consumers.get(name)
+        if service is not None:
+            service.over(process)
+        if name == "producer" and not self._unsent:
+            return
+        due = max(self.world.agenda.now + _AGAIN_AFTER, self._held_back.get(name, 0))
+        self.world.agenda.at(due, lambda: self.start_service(name))
+
+    @property
+    def unsent(self) -> int:
+        """How many orders the broker has not confirmed."""
+        return len(self._unsent)
+
+    @property
+    def all_sent(self) -> bool:
+        """Whether the broker confirmed each order."""
+        return not self._unsent
+
+    async def _produce(self, process: Process) -> None:
+        """Publish each order until the broker confirms it; each time with another body and token."""
+        connection = await aio_pika.connect_robust(url(self.settings))
+        channel = await connection.channel()
+        exchange = await channel.get_exchange(EXCHANGE, ensure=False)
+        signer = self.forge.signer(clock=process.clock)
+        producer = Producer(exchange, signer, batch=self.settings.batch)
+        await asyncio.gather(*(self._publish(producer, when, order) for when, order in tuple(self._unsent)))
+        await producer.close()
+        await connection.close()
+
+    async def _publish(self, producer: Producer, when: float, order: int) -> None:
+        """Publish one order, when its time has come."""
+        ledger, loop = self.world.ledger, asyncio.get_running_loop()
+        await asyncio.sleep(max(0.0, when - loop.time()))
+        for attempt in count(self._attempts.get(order, 0)):
+            self._attempts[order] = attempt + 1
+            sent = Sent(order, label_of(order, attempt))
+            ledger.sent[sent.label] = sent
+            message = aio_pika.Message(sent.label, headers={"tenant": "acme"}, content_type="application/json")
+            if (behaviour := self.handlers.behaviours.get(order)) is not None and behaviour.how == "reply":
+                message.reply_to = ANSWERS
+            try:
+                await producer.publish(message, ROUTING_KEY, timeout=_PUBLISH_TIMEOUT)
+            except Exception as error:
+                self.world.note("producer", f"{type(error).__name__} {sent.label!r}")
+                await asyncio.sleep(min(1 + attempt / 4, 10))
+                continue
+            sent.confirmed = True
+            self.world.note("producer", f"confirmed {sent.label!r}")
+            self._unsent.remove((when, order))
+            return
+
+
+class ConsumerService:
+    """One consuming service, from its start to its end.
+
+    Args:
+        deployment: of which it is a part.
+    """
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._world = deployment.world
+        self.consumer: Consumer | None = None
+        self._asked: asyncio.Event = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
+        self._stopping_since: float | None = None
+
+    async def main(self, process: Process) -> None:
+        """Connect, consume until asked to stop, then leave nothing behind."""
+        try:
+            await self._consume(process)
+        finally:
+            me = asyncio.current_task()
+            left = [task for task in asyncio.all_tasks() if task is not me]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+    async def _consume(self, process: Process) -> None:
+        settings = self._deployment.settings
+        connection = await aio_pika.connect_robust(url(settings))
+        channel = await connection.channel()
+        letters_connection = await aio_pika.connect_robust(url(settings))
+        letters = DeadLetters(await letters_connection.channel(), DEAD)
+        queue = await (declare_source(channel, SOURCE) if settings.declares else channel.get_queue(SOURCE))
+        replies = self._deployment.forge.signer(clock=process.clock)
+        self.consumer = Consumer(
+            queue, self._pipeline(process), self._deployment.handlers.of(process), dead_letters=letters,
+            prefetch=settings.prefetch, coalesce_acks=settings.coalesce, grace=settings.grace, hold=settings.hold,
+            replies=replies,
+        )  # fmt: skip
+        await self._run_until_asked(process)
+        await connection.close()
+        await letters_connection.close()
+
+    async def _run_until_asked(self, process: Process) -> None:
+        """Run the consumer, and stop it in the way that the settings say."""
+        assert self.consumer is not None
+        way = self._deployment.settings.stop
+        try:
+            if way == "leave":
+                async with self.consumer:
+                    await self._until_asked_or_unwell()
+                if not self._asked.is_set():
+                    self._world.ledger.problem("all comes to rest", f"{process.name} stands still without a cause")
+                return
+            running = self._running = asyncio.create_task(self.consumer.run())
+            asked = asyncio.create_task(self._asked.wait())
+            await asyncio.wait((running, asked), return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                await running
+            if way == "stop":
+                await asyncio.gather(self.consumer.stop(), running)
+            else:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+        except Exception as error:
+            self._world.note(process.name, f"the consumer ends: {error!r}")
+            if not self._deployment.finishing and not self._failed_to_start(process, error):
+                self._world.ledger.problem("no consumer dies", f"{process.name}: {error!r}")
+            raise
+
+    def _failed_to_start(self, process: Process, error: Exception) -> bool:
+        """Tell whether the broker was out of reach before the first message: run() may say so."""
+        return process.name not in self._world.consumed and isinstance(error, (AMQPError, OSError))
+
+    async def _until_asked_or_unwell(self) -> None:
+        """Wait to be asked to stop, or for what a liveness probe ends: no consuming, and no cause for it."""
+        assert self.consumer is not None
+        unwell = 0
+        while not self._asked.is_set() and unwell < _UNWELL_PROBES:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._asked.wait(), _PROBE_EVERY)
+            health = self.consumer.health()
+            unwell = 0 if health.consuming or health.cause is not None else unwell + 1
+
+    def _pipeline(self, process: Process) -> Pipeline:
+        """Return the pipeline of a process."""
+        settings, forge = self._deployment.settings, self._deployment.forge
+        store: Any
+        if settings.shared:
+            store = facilities.SharedStore(process, self._deployment.core)
+        else:
+            store = facilities.OwnStore(process)
+        keys = facilities.Keys(process, forge.keys)
+        audit = facilities.SlowAudit(process) if settings.asynchronous else facilities.Audit(process)
+        rules = facilities.Rules(process, forge.policy(DESTINATION), asynchronous=settings.asynchronous)
+        return Pipeline(
+            verifier=forge.verifier(keys={ISSUER: Issuer(keys=keys)}), policy=rules, replay=store, audit=audit,
+            lease=settings.lease, clock=process.clock, instance=process.name,
+        )  # fmt: skip
+
+    def ask_to_stop(self, process: Process) -> None:
+        """Stop the service in order."""
+        if self._stopping_since is not None or not process.alive:
+            return
+        self._stopping_since = self._world.agenda.now
+        self._world.note(process.name, "asked to stop")
+        process.loop.call_soon(self._asked.set)
+        limit = STOP_LIMIT + self._deployment.settings.grace
+        self._world.agenda.after(limit, lambda: self._check_ended(process))
+
+    def over(self, process: Process) -> None:
+        """Look at what a service leaves behind that ended."""
+        world, ledger = self._world, self._world.ledger
+        failed = process.failure
+        if self._stopping_since is None or failed is not None:
+            ledger.deaths[process.name] = world.agenda.now
+            return
+        if not process.task.done():
+            ledger.deaths[process.name] = world.agenda.now
+            return
+        ledger.stops.append((process.name, self._stopping_since, world.agenda.now))
+        if world.was_out("store", self._stopping_since, world.agenda.now) or not self._deployment.settings.shared:
+            return
+        for claim in ledger.claims_of(process.name):
+            ledger.problem("a stop leaves no claim", f"{process.name}: a claim since {claim.since:.3f}")
+
+    def _check_ended(self, process: Process) -> None:
+        """A stop must end, unless the process could not run."""
+        if process.alive and not process.pauses:
+            self._world.ledger.problem("a stop ends", f"{process.name} still runs")

@@ -1,0 +1,299 @@
+"""RabbitMQ: how long a deferred delivery is held, by whose fault, and what its last delivery comes to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mqauth import AuditFile, Cause, ConfigurationError, Verdict, Verified
+from mqauth.brokers import rabbitmq
+from mqauth.brokers.rabbitmq_delivery import Processor
+from mqauth.brokers.rabbitmq_hold import CONSUMER_TIMEOUT, Held
+from mqauth.brokers.rabbitmq_room import MAX_BYTES, Room
+from mqauth.brokers.rabbitmq_slot import Slot
+from mqauth.errors import Reason, RetryLater, Unavailable
+from mqauth.pipeline import Outcome
+from tests.test_rabbitmq_consumer import Delivery, Letters, Table, audit, queue
+
+__all__ = ["audit"]
+OURS, DEAD = "https://ours", "https://dead"
+
+
+def put(room: Room, number: int, cause: Cause, party: str | None = None, *, tag: str = "t", size: int = 1) -> None:
+    """Hold so many deliveries more."""
+    start = sum(room.whose().values())
+    for key in range(start, start + number):
+        room.put(key, tag=tag, cause=cause, party=party, size=size)
+
+
+@pytest.mark.parametrize(
+    ("cause", "party", "everyones"),
+    [
+        (Cause.CLAIM_HELD, None, False),
+        (Cause.HANDLER_DEFERRED, None, False),
+        (Cause.APPEND_TIME_UNAVAILABLE, None, False),
+        (Cause.KEY_PENDING, DEAD, False),
+        (Cause.KEYS_UNAVAILABLE, DEAD, False),
+        (Cause.KEYS_UNAVAILABLE, None, True),
+        (Cause.REPLAY_STORE_UNAVAILABLE, None, True),
+        (Cause.POLICY_UNAVAILABLE, None, True),
+        (Cause.AUDIT_UNAVAILABLE, None, True),
+        (Cause.DEAD_LETTER_UNAVAILABLE, None, True),
+    ],
+)
+def test_whose_fault_it_is(cause: Cause, party: str | None, *, everyones: bool) -> None:
+    """A cause of one message or of one issuer is not everybody's; one of a dependency of all is."""
+    assert Room(issuers=[OURS, DEAD]).is_everyones(cause, party) is everyones
+
+
+def test_no_issuer_that_can_serve_is_everybodys() -> None:
+    """Where each configured issuer is without keys there is nothing to let pass; a pending key is not that."""
+    room = Room(issuers=[OURS, DEAD])
+    put(room, 1, Cause.KEYS_UNAVAILABLE, DEAD)
+    put(room, 1, Cause.KEY_PENDING, OURS)
+    assert not room.is_everyones(Cause.KEYS_UNAVAILABLE, DEAD)
+    put(room, 1, Cause.KEYS_UNAVAILABLE, OURS)
+    assert room.is_everyones(Cause.KEYS_UNAVAILABLE, DEAD)
+    assert not room.wants_another("t", 2, 0)
+    room.take(2)
+    assert not room.is_everyones(Cause.KEYS_UNAVAILABLE, DEAD)
+
+
+def test_room_beside_the_window() -> None:
+    """Once half the window is held, and no more than half at work, others may pass; never with a window of 1."""
+    room = Room(20, issuers=[OURS, DEAD])
+    put(room, 4, Cause.HANDLER_DEFERRED)
+    assert not room.wants_another("t", 10, 0)
+    put(room, 1, Cause.KEYS_UNAVAILABLE, DEAD)
+    assert room.wants_another("t", 10, 5)
+    assert not room.wants_another("t", 10, 6)
+    assert not room.wants_another("another tag", 10, 0)
+    assert not room.wants_another("t", 1, 0)
+
+
+def test_room_is_bounded() -> None:
+    """Beyond so many deliveries, or bytes of their bodies, the queue waits, and it is known whose fault it is."""
+    room = Room(20, issuers=[OURS, DEAD])
+    put(room, 3, Cause.HANDLER_DEFERRED)
+    put(room, 17, Cause.KEYS_UNAVAILABLE, DEAD, tag="u")
+    assert not room.has_room()
+    assert room.is_full("u", 17)
+    assert not room.is_full("u", 18)
+    assert room.whose() == {f"keys_unavailable of {DEAD}": 17, "handler_deferred": 3}
+    heavy = Room(20)
+    put(heavy, 1, Cause.HANDLER_DEFERRED, size=MAX_BYTES)
+    assert not heavy.has_room()
+    heavy.take(0)
+    assert (heavy.has_room(), heavy.whose()) == (True, {})
+
+
+def test_a_cause_of_all_takes_no_room() -> None:
+    """It suspends the queue: nothing passes what waits for it, and no more is taken meanwhile."""
+    room = Room(20, issuers=[OURS])
+    put(room, 10, Cause.REPLAY_STORE_UNAVAILABLE)
+    assert not room.wants_another("t", 10, 0)
+
+
+class Waits:
+    """A table whose handler asks for another time, until it is told not to."""
+
+    def __init__(self, audit: AuditFile, **settings: Any) -> None:
+        self.table = Table(audit)
+        self.calls = 0
+        self.until = 10**9
+        self.suspended: list[Held] = []
+        wanted: dict[str, Any] = {"sleep": self.table.sleep, "before_requeue": self.suspend, "hold": 60} | settings
+        self.processor = Processor("q", self.table.guard, self.handler, dead_letters=self.table.letters, **wanted)
+
+    def handler(self, _: Verified) -> None:
+        """Ask for another time."""
+        self.calls += 1
+        if self.calls < self.until:
+            raise RetryLater("database")
+
+    async def suspend(self, held: Held) -> bool:
+        """Remember it."""
+        self.suspended.append(held)
+        return False
+
+
+def last(table: Table, *, returns: Any = 20) -> Any:
+    """Return a delivery that was given back so often."""
+    delivery: Any = Delivery(table.honest(), redelivered=True)
+    delivery.headers = delivery.headers | {"x-delivery-count": returns}
+    return delivery
+
+
+async def test_retry_later_is_held_for_one_delivery_in_half_an_hour(audit: AuditFile) -> None:
+    """It is tried again and again, suspends nobody, and goes back once before the broker's timeout."""
+    waits = Waits(audit)
+    delivery: Any = Delivery(waits.table.honest())
+    assert (await waits.processor.process(delivery)).cause is Cause.HANDLER_DEFERRED  # type: ignore[union-attr]
+    assert 0.9 * CONSUMER_TIMEOUT <= sum(waits.table.slept) < CONSUMER_TIMEOUT - 100
+    assert (delivery.settled, waits.suspended, waits.calls > 300) == (["requeue"], [], True)
+
+
+async def test_retry_later_is_handled_when_its_time_comes(audit: AuditFile) -> None:
+    """An hour of outage costs one delivery where the handler is ready after 20 minutes: none."""
+    waits = Waits(audit)
+    waits.until = 200
+    delivery: Any = Delivery(waits.table.honest())
+    assert (await waits.processor.process(delivery)).verdict is Verdict.ACCEPTED  # type: ignore[union-attr]
+    assert (delivery.settled, waits.calls) == (["ack"], 200)
+
+
+async def test_the_last_delivery_of_retry_later_ends_as_handler_failed(audit: AuditFile) -> None:
+    """It is not given back, but recorded and buried, with how often and for how long it was put off."""
+    waits = Waits(audit)
+    delivery = last(waits.table)
+    outcome = await waits.processor.process(delivery)
+    assert outcome is not None
+    assert outcome.reason is Reason.HANDLER_FAILED
+    assert outcome.detail is not None
+    assert outcome.detail.startswith(f"put off {waits.calls} times in its last delivery, in all for 16")
+    assert outcome.detail.endswith("database")
+    assert (delivery.settled, len(waits.table.letters.found)) == (["ack"], 1)
+
+
+@pytest.mark.parametrize(("returns", "redelivered"), [(19, True), (20, False), ("20", True), (None, True)])
+async def test_which_delivery_is_the_last(audit: AuditFile, returns: Any, *, redelivered: bool) -> None:
+    """The broker's count is believed only of what is delivered again: a publisher can write that header."""
+    waits = Waits(audit, consumer_timeout=0)
+    delivery = last(waits.table, returns=returns)
+    delivery.redelivered = redelivered
+    await waits.processor.process(delivery)
+    assert delivery.settled == ["requeue"]
+
+
+async def test_without_a_limit_there_is_no_last_delivery(audit: AuditFile) -> None:
+    """A classic queue has none, and one may be declared without."""
+    waits = Waits(audit, consumer_timeout=0, delivery_limit=-1)
+    delivery = last(waits.table, returns=1000)
+    await waits.processor.process(delivery)
+    assert delivery.settled == ["requeue"]
+
+
+async def test_the_last_delivery_is_held_through_an_outage_of_all(audit: AuditFile) -> None:
+    """A dependency of all that is away for longer than any timeout costs no last delivery."""
+    waits = Waits(audit, hold=1)
+    waits.until = 0
+    decide, asked = waits.table.guard.verdicts._policy.decide, 0
+
+    def away(verified: Verified) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked < 1000:
+            raise Unavailable(Cause.POLICY_UNAVAILABLE, "down")
+        return decide(verified)
+
+    waits.table.guard.verdicts._policy = SimpleNamespace(decide=away)  # type: ignore[assignment]
+    delivery = last(waits.table)
+    assert (await waits.processor.process(delivery)).verdict is Verdict.ACCEPTED  # type: ignore[union-attr]
+    assert (delivery.settled, waits.suspended, sum(waits.table.slept) > CONSUMER_TIMEOUT) == (["ack"], [], True)
+
+
+async def test_a_stop_gives_no_last_delivery_back(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
+    """At a stop one whose handler asked for another time is buried; one that waits for others is left, loudly."""
+    waits = Waits(audit)
+    waits.processor.holder.stopping.set()
+    delivery = last(waits.table)
+    assert (await waits.processor.process(delivery)).reason is Reason.HANDLER_FAILED  # type: ignore[union-attr]
+    waits.table.letters.down = True
+    source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
+    consumer = rabbitmq.Consumer(source, waits.table.guard, waits.handler, dead_letters=waits.table.letters)
+    delivery = last(waits.table)
+    await consumer._on_message(delivery)
+    assert (consumer.health().at_limit, consumer.health().held) == (0, {})
+    with caplog.at_level(logging.CRITICAL):
+        await consumer.stop()
+    assert delivery.settled == []
+    assert "1 messages at their last delivery were not settled" in caplog.text
+
+
+async def test_what_only_waits_for_its_confirm_has_the_grace(audit: AuditFile) -> None:
+    """At a stop, a message whose handler has ended is tried on until the store is back: it would run again."""
+    table = Table(audit)
+    store: Any = table.guard.replay
+    confirm, tries = store.confirm, 0
+
+    def away(request: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries < 5:
+            raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "down")
+        return confirm(request)
+
+    store.confirm = away
+    table.processor.holder.stopping.set()
+    delivery = Delivery(table.honest())
+    assert (await table.process(delivery)).verdict is Verdict.ACCEPTED
+    assert (delivery.settled, len(table.handled)) == (["ack"], 1)
+
+
+async def test_guarded_holds_every_cause(audit: AuditFile) -> None:
+    """What cannot be suspended holds for half an hour what any other would give back after a minute."""
+    table = Table(audit, before_requeue=None)
+    table.letters.down = True
+    delivery = Delivery(rabbitmq_forged())
+    assert (await table.process(delivery)).cause is Cause.DEAD_LETTER_UNAVAILABLE
+    assert (delivery.settled, sum(table.slept) >= 0.9 * CONSUMER_TIMEOUT) == (["requeue"], True)
+
+
+def rabbitmq_forged() -> Any:
+    """Return a message without a token."""
+    from mqauth.message import Message
+
+    return Message(destination="rabbitmq:shop/orders.created", body=b"forged")
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"hold": 0.5}, "hold"),
+        ({"hold": 60, "consumer_timeout": 60}, "consumer_timeout"),
+        ({"max_held": 1001}, "max_held"),
+        ({"max_held": -1}, "max_held"),
+    ],
+)
+def test_refused_bounds(audit: AuditFile, settings: dict[str, Any], what: str) -> None:
+    """Bounds out of their limits are refused at construction."""
+    with pytest.raises(ConfigurationError, match=what):
+        rabbitmq.Consumer(queue(), Table(audit).guard, print, dead_letters=Letters(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("told", "arguments", "limit"),
+    [
+        (None, {}, 20),
+        (None, {"x-delivery-limit": 5}, 5),
+        (7, {"x-delivery-limit": 5}, 7),
+        (None, {"x-queue-type": "classic"}, -1),
+    ],
+)
+def test_the_limit_of_a_queue(audit: AuditFile, told: int | None, arguments: dict[str, Any], limit: int) -> None:
+    """It is what is told, else what the queue was declared with here, else RabbitMQ's own, of quorum queues."""
+    source = queue(arguments={"x-queue-type": "quorum"} | arguments)
+    consumer = rabbitmq.Consumer(source, Table(audit).guard, print, dead_letters=Letters(), delivery_limit=told)
+    assert consumer._processor._limit == limit
+
+
+async def test_an_outage_longer_than_a_delivery_costs_one_message(audit: AuditFile) -> None:
+    """Where what stayed had to go back, one delivery at a time is taken, until a rejection was buried."""
+    table = Table(audit)
+    source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
+    consumer = rabbitmq.Consumer(source, table.guard, print, dead_letters=table.letters, sleep=table.sleep)
+    slot = Slot(Delivery(rabbitmq_forged()), None, 0, 20)  # type: ignore[arg-type]
+    held = Held(
+        slot, table.guard.receive(rabbitmq_forged()), Outcome(Verdict.DEFERRED), 0, stays=True, goes_back=True
+    )
+    held.ended.set()
+    await consumer._until_answered(held)
+    assert consumer.health().prefetch == 1
+    await consumer._on_message(Delivery(table.honest()))  # type: ignore[arg-type]
+    await consumer._on_message(Delivery(rabbitmq_forged()))  # type: ignore[arg-type]
+    await asyncio.gather(*consumer._tasks._running)
+    assert (consumer.health().prefetch, consumer._interrupted.is_set()) == (10, True)
