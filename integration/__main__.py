@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from integration import runner, supervisor
+from integration import runner, scale, supervisor
 from integration.services.machine import UnavailableError, cache_folder
 from integration.services.probes import NotReadyError
 
@@ -17,12 +18,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m integration", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     test = commands.add_parser(
-        "test", help="run the unit tests, then the tests on real services, which it starts and stops",
+        "test", help="run the unit tests and the tests on real services, which it starts and stops",
         epilog="Any other argument is passed on to pytest.",
     )  # fmt: skip
     only = test.add_mutually_exclusive_group()
     only.add_argument("--unit-only", action="store_true", help="run pytest tests alone")
     only.add_argument("--integration-only", action="store_true", help="run pytest integration alone")
+    how = test.add_mutually_exclusive_group()
+    how.add_argument("--quick", action="store_true", help="leave out what is marked slow: under five minutes")
+    how.add_argument("--nightly", action="store_true", help="floods and races in their full size")
+    how.add_argument("--clusters", action="store_true", help="only what needs three nodes of a broker")
     up = commands.add_parser("up", help="start RabbitMQ, Kafka and Redis and keep them till Ctrl-C or `down`")
     up.add_argument("--detach", action="store_true", help="return when they are ready, and keep them running")
     down = commands.add_parser("down", help="stop what `up --detach` started")
@@ -32,6 +37,18 @@ def _parser() -> argparse.ArgumentParser:
             help="file with the variables to set, there for as long as the services run (%(default)s)",
         )  # fmt: skip
     return parser
+
+
+def _test(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Run the tests that the options mean."""
+    if options.nightly:
+        os.environ[scale.VARIABLE] = "1"
+    if options.clusters:
+        return runner.run_tests([], runner.cluster_tests(), ["-m", "cluster", *rest])
+    arguments = ["-m", "not slow", *rest] if options.quick else rest
+    units = [] if options.integration_only else runner.unit_tests()
+    integration = [] if options.unit_only else runner.integration_tests()
+    return runner.run_tests(units, integration, arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, signal.default_int_handler)
     try:
         if options.command == "test":
-            folders = ["tests"] * (not options.integration_only) + ["integration"] * (not options.unit_only)
-            return runner.run_tests(folders, rest)
+            return _test(options, rest)
         if options.command == "down":
             return supervisor.down(options.env_file)
         return (supervisor.detach if options.detach else supervisor.up)(options.env_file)

@@ -1,8 +1,9 @@
-"""All tests in one go: a pytest session for the units, one on real services, one sum, nothing left over."""
+"""All tests in one go: pytest sessions side by side, units and real services, one sum, nothing left over."""
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,10 +21,22 @@ from integration.services import UnavailableError, prepare_all, prometheus
 from integration.services.compose import RUN_VARIABLE
 from integration.services.machine import CommandError, cache_folder, docker_answers, run, say
 
-_ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[1]
+AT_ONCE = 3
+"""Sessions at a time: two cores have room for three that mostly wait."""
+_GROUPS = {
+    "kafka-chaos": r"integration/chaos/test_kafka",
+    "kafka": r"integration/test_(kafka|contract_kafka|store_race)",
+    "rabbitmq-chaos": r"integration/chaos/",
+    "keys-and-audit": r"integration/(keys|audit|benchmarks)/",
+    "review": r"integration/(console|review)/",
+    "rest": r"integration/",
+}
+"""Which files are a group's, by a pattern; the first that fits counts."""
 _TERMINAL_TELLS_WITHIN = 2.0  # a Ctrl-C reaches the whole process group; a kill only us
 _NO_TESTS = 5  # pytest's exit code
 _ENDS_WITHIN = 10.0
+_LOOK_EVERY = 0.1
 
 
 @dataclass(frozen=True)
@@ -39,21 +53,56 @@ class _Counts:
         return f"{self.passed} passed, {self.failed} failed{skipped}"
 
 
-def run_tests(folders: Sequence[str], arguments: Sequence[str]) -> int:
-    """Run pytest on each folder, print the sum as the last lines, and return the exit code."""
+@dataclass(frozen=True)
+class Group:
+    """Test files that one pytest session runs, on services of its own.
+
+    Args:
+        name: what its output is headed with.
+        files: files or folders.
+    """
+
+    name: str
+    files: tuple[str, ...]
+
+
+def unit_tests() -> list[Group]:
+    """Return the unit tests as one group."""
+    return [Group("units", ("tests",))]
+
+
+def cluster_tests() -> list[Group]:
+    """Return the tests on clusters as one group: side by side they would take each other's CPU for a lost node."""
+    return [Group("clusters", ("integration/chaos",))]
+
+
+def integration_tests() -> list[Group]:
+    """Return the tests on real services in groups that take about as long as each other, the longest first."""
+    left = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "integration").rglob("test_*.py"))
+    groups = []
+    for name, pattern in _GROUPS.items():
+        mine = tuple(file for file in left if re.match(pattern, file))
+        left = [file for file in left if file not in mine]
+        groups.append(Group(name, mine))
+    return [group for group in groups if group.files]
+
+
+def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: Sequence[str]) -> int:
+    """Run pytest on each group, several at once, print the sum as the last lines, and return the exit code.
+
+    Tests on real services mostly wait, so that sessions side by side take little longer than one of them.
+    """
     os.environ[RUN_VARIABLE] = run_id = secrets.token_hex(6)
-    total = _Counts()
-    for folder in folders:
-        say(f"== pytest {folder}")
-        if folder == "integration":
-            try:
-                prepare_all()
-                prometheus.prepare()
-            except UnavailableError as missing:
-                say(f"error: {missing}")
-                total += _Counts(failed=1)
-                continue
-        total += _pytest(folder, arguments)
+    total, groups = _Counts(), [*units, *integration]
+    if integration:
+        try:
+            prepare_all()
+            prometheus.prepare()
+        except UnavailableError as missing:
+            say(f"error: {missing}")
+            total, groups = _Counts(failed=1), [*units]
+    with tempfile.TemporaryDirectory(prefix="mqauth-tests-") as folder:
+        total += run_sessions([Session(group, Path(folder), arguments) for group in groups])
     left = _settled(run_id)
     for line in left:
         say(f"left running: {line}")
@@ -64,30 +113,82 @@ def run_tests(folders: Sequence[str], arguments: Sequence[str]) -> int:
     return 0 if total.passed and not total.failed and not left else 1
 
 
-def _pytest(folder: str, arguments: Sequence[str]) -> _Counts:
-    """Run one session; one that breaks off counts as a failure more."""
-    with tempfile.TemporaryDirectory(prefix="mqauth-junit-") as temporary:
-        report = Path(temporary) / "report.xml"
-        child = subprocess.Popen(
-            [sys.executable, "-m", "pytest", folder, f"--junitxml={report}", *arguments], cwd=_ROOT
-        )
-        code = _wait(child)
-        counts = _read(report) if report.exists() else _Counts()
-    if code not in (0, _NO_TESTS) and not counts.failed:
-        counts += _Counts(failed=1)
-    return counts
+def run_sessions(sessions: Sequence[Session], *, at_once: int = AT_ONCE) -> _Counts:
+    """Run sessions, so many at a time in their order, print what each wrote when it has ended, and sum them up.
 
-
-def _wait(child: subprocess.Popen[bytes]) -> int:
-    """Wait for a session; an interrupt is passed on, and its services are given time to stop."""
-    while True:
+    An interrupt is passed on to those that run, and their services are given time to stop; the rest is not begun.
+    """
+    waiting, running, total = deque(sessions), list[Session](), _Counts()
+    while waiting or running:
         try:
-            return child.wait()
+            while waiting and len(running) < at_once:
+                running.append(waiting.popleft())
+                running[-1].start()
+            for session in [session for session in running if session.ended]:
+                running.remove(session)
+                total += session.finish()
+            time.sleep(_LOOK_EVERY)
         except KeyboardInterrupt:
-            with suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
-                child.wait(_TERMINAL_TELLS_WITHIN)
-            if child.poll() is None:
-                child.send_signal(signal.SIGTERM)
+            waiting.clear()
+            _interrupt(running)
+    return total
+
+
+def _interrupt(running: Sequence[Session]) -> None:
+    """Stop sessions that a Ctrl-C in their terminal has not told already."""
+    deadline = time.monotonic() + _TERMINAL_TELLS_WITHIN
+    with suppress(KeyboardInterrupt):
+        while time.monotonic() < deadline and not all(session.ended for session in running):
+            time.sleep(_LOOK_EVERY)
+    for session in running:
+        session.interrupt()
+
+
+class Session:
+    """One pytest session, whose output is kept until it has ended.
+
+    Args:
+        group: what it runs.
+        folder: where its output and its report go.
+        arguments: further ones for pytest.
+    """
+
+    def __init__(self, group: Group, folder: Path, arguments: Sequence[str]) -> None:
+        self.group = group
+        self._report = folder / f"{group.name}.xml"
+        self._output = folder / f"{group.name}.txt"
+        self._command = [
+            sys.executable, "-m", "pytest", *group.files, f"--junitxml={self._report}",
+            "-o", f"cache_dir=.pytest_cache/{group.name}", *arguments,
+        ]  # fmt: skip
+        self._child: subprocess.Popen[bytes] | None = None
+        self._began = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether it does not run, or no longer."""
+        return self._child is None or self._child.poll() is not None
+
+    def start(self) -> None:
+        """Begin."""
+        say(f"== {self.group.name}: begins")
+        self._began = time.monotonic()
+        with self._output.open("wb") as output:
+            self._child = subprocess.Popen(self._command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+
+    def interrupt(self) -> None:
+        """Ask it to stop."""
+        if self._child is not None:
+            self._child.send_signal(signal.SIGTERM)  # nothing happens to one that has ended
+
+    def finish(self) -> _Counts:
+        """Print what it wrote and return its counts; one that broke off counts as a failure more."""
+        say(f"== {self.group.name}: {time.monotonic() - self._began:.0f} s")
+        if self._output.exists():
+            print(self._output.read_text("utf-8", "replace"), end="", flush=True)
+        counts = _read(self._report) if self._report.exists() else _Counts()
+        broke_off = self._child is None or self._child.returncode not in (0, _NO_TESTS)
+        return counts + _Counts(failed=1) if broke_off and not counts.failed else counts
 
 
 def _read(report: Path) -> _Counts:

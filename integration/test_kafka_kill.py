@@ -85,6 +85,7 @@ def scene(kafka: Kafka, tmp_path: Path) -> Iterator[Scene]:
     scene.stage.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["handler", "letter"])
 def test_killed_and_started_again(scene: Scene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Killed twice between handler and commit, or dead letter and commit: sent = handled + dead-lettered."""

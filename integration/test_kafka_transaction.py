@@ -39,6 +39,7 @@ def scene(kafka: Kafka, tmp_path: Path) -> Iterator[Scene]:
     scene.stage.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["handler", "written", "committing", "committed"])
 def test_killed_in_a_transaction(scene: Scene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Killed around the commit, letters are neither lost nor doubled: sent = handled + dead-lettered."""
@@ -201,6 +202,7 @@ def test_letter_too_large_for_the_broker(bench: Bench) -> None:
     assert max(bench.bodies().values()) == 1
 
 
+@pytest.mark.slow
 def test_rebalances(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     """Consumers that come and go while letters are committed double none and lose none."""
     bench.stage.admin.create_partitions({bench.stage.topic: 4})

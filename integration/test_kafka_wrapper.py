@@ -176,6 +176,7 @@ def test_poison_skipped(make: Callable[..., Bench]) -> None:
     assert (bench.committed(0), bench.committed(1)) == (3, 2)
 
 
+@pytest.mark.slow
 def test_missing_dead_letters(make: Callable[..., Bench]) -> None:
     """While the dead-letter topic is missing its partition stands still and others go on; then nothing is lost."""
     bench = make(partitions=2)
@@ -196,11 +197,12 @@ def test_missing_dead_letters(make: Callable[..., Bench]) -> None:
     assert (bench.committed(0), bench.committed(1)) == (2, 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "assignor", [RangePartitionAssignor, CooperativeStickyAssignor], ids=["eager", "cooperative"]
 )
 def test_rebalance(make: Callable[..., Bench], assignor: Any) -> None:
-    """A second consumer that comes and goes in the middle of a batch costs no message."""
+    """A second consumer that comes and goes while a handler outlasts the grace time costs no message."""
     bench = make(partitions=4)
     total = 400
     for number in range(total):
@@ -215,7 +217,7 @@ def test_rebalance(make: Callable[..., Bench], assignor: Any) -> None:
 
     client = {"partition_assignment_strategy": [assignor], "max_poll_records": 50}
     store = MemoryReplayStore()
-    with bench.consumer(handler, client=client, guard=bench.guard(replay=store)) as first:
+    with bench.consumer(handler, client=client, guard=bench.guard(replay=store), grace=1) as first:
         assert started.wait(timeout=30)
         with bench.consumer(client=client, guard=bench.guard(replay=store)) as second:
             wait_until(lambda: bool(second._client.assignment()))
@@ -225,6 +227,34 @@ def test_rebalance(make: Callable[..., Bench], assignor: Any) -> None:
         wait_until(lambda: len(set(bench.handled)) == total or first.failed)
     assert set(bench.handled) == {b"%d" % number for number in range(total)}
     assert bench.stage.letters() == []
+    assert [bench.committed(partition) for partition in range(4)] == [total // 4] * 4
+
+
+@pytest.mark.parametrize(
+    "assignor", [RangePartitionAssignor, CooperativeStickyAssignor], ids=["eager", "cooperative"]
+)
+def test_rebalance_waits_for_what_runs(make: Callable[..., Bench], assignor: Any) -> None:
+    """A rebalance begins once the handlers that run have ended and are committed: nothing is handled twice."""
+    bench = make(partitions=4)
+    total = 200
+    for number in range(total):
+        bench.send(b"%d" % number, partition=number % 4)
+    started, pace = threading.Event(), threading.Event()
+
+    def handler(verified: Verified) -> None:
+        pace.wait(0.02)
+        bench.handler(verified)
+        started.set()
+
+    client = {"partition_assignment_strategy": [assignor], "heartbeat_interval_ms": 300}
+    guard = bench.guard(replay=MemoryReplayStore())
+    with bench.consumer(handler, client=client, guard=guard, workers=2) as first:
+        assert started.wait(timeout=30)
+        with bench.consumer(handler, client=client, guard=guard, workers=2) as second:
+            wait_until(lambda: bool(second._client.assignment()) or first.failed)
+            wait_until(lambda: len(bench.handled) >= total or first.failed or second.failed)
+        second._client.close()
+    assert sorted(bench.handled) == sorted(b"%d" % number for number in range(total))
     assert [bench.committed(partition) for partition in range(4)] == [total // 4] * 4
 
 

@@ -360,6 +360,7 @@ async def test_a_long_outage_suspends_the_consumer(bench: Bench) -> None:
     assert bench.handled == [b"honest"]
 
 
+@pytest.mark.slow
 async def test_an_outage_does_not_expire_messages(bench: Bench) -> None:
     """A message deferred past its token's life is still judged by when it was first received."""
     store = _Flaky()
@@ -588,6 +589,7 @@ async def test_replies_are_signed(bench: Bench) -> None:
     await mailbox.cancel(tag)
 
 
+@pytest.mark.slow
 async def test_append_time_of_the_interceptor(own_broker: RabbitMQ, tmp_path: Path) -> None:
     """With the broker's interceptor and append_evidence a token may expire in the queue and still be handled."""
     async with _bench(own_broker.url, tmp_path) as bench:

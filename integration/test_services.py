@@ -99,6 +99,7 @@ def test_killed_refuses_and_started_answers_on_its_port(service: Service) -> Non
     assert service.probe()
 
 
+@pytest.mark.slow
 @KINDS
 def test_stop_ends_a_paused_server(service: Service) -> None:
     """A server can be stopped while it is paused, and stopping twice does no harm."""

@@ -12,13 +12,14 @@ from typing import Any, Literal, get_args
 
 import pytest
 
+from integration.scale import nightly
 from integration.services import Redis
 from mqauth.replay import ClaimRequest, ClaimStatus
 from mqauth.stores.redis import RedisReplayStore
 from mqauth.testing.store_contract import sibling, wish
 
 PROCESSES = 8
-MESSAGES = 10_000
+MESSAGES = nightly(10_000, otherwise=2_000)
 POLL = 500
 Kind = Literal[
     "kafka copies",
@@ -117,6 +118,7 @@ def race(redis: Redis) -> Iterator[Any]:
         process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", get_args(Kind))
 def test_race(race: Any, kind: Kind, capsys: pytest.CaptureFixture[str]) -> None:
     """Each message that eight consumers get at once is handled by one of them, and by one only."""

@@ -39,7 +39,7 @@ CORE = (
     ("siblings", "kindred"),
     ("judge", "verdictrecord"),
     ("pipeline", "sinks", "flood"),
-    ("ahead",),
+    ("delivery",),
 )
 """Modules of the core; each may import the layers before its own, and nothing beside or after it."""
 AFTER = (("brokers", "stores", "keystore", "telemetry"), ("review",), ("testing",), ("bench",), ("config_table",),

@@ -417,7 +417,7 @@ def test_eager_rebalance_keeps(bench: Bench) -> None:
 
     def rebalance() -> None:
         bench.client.listener.on_partitions_revoked({ZERO, ONE})
-        seen.append(bench.consumer._poller.due)
+        seen.append(bench.consumer._book.prefixes())
 
     handled = bench.handler
 
@@ -479,10 +479,10 @@ def test_assignment_unknown(bench: Bench) -> None:
     def fail() -> set[Any]:
         raise RuntimeError
 
-    assigned = bench.consumer._assignment.get(ZERO)
+    part = bench.consumer._book.part(ZERO)
     bench.client.assignment = fail  # type: ignore[method-assign]
     bench.client.listener.on_partitions_revoked({ZERO})
-    assert not assigned.alive
+    assert not part.alive
 
 
 def test_failing_commits_are_rare(bench: Bench) -> None:
@@ -817,7 +817,7 @@ def test_a_long_handler_keeps_its_claim(bench: Bench, renewed: bool) -> None:
     bench.add(b"0")
     bench.make(guard, workers=1)
     if not renewed:
-        bench.consumer._leases.look = lambda running: None
+        bench.consumer._work.renew = lambda: None
     bench.client.events = [lambda: None] * 5 + [tick] * 40
     bench.run(rounds=60)
     assert seen[-1] == (1 if renewed else 0)
@@ -1107,8 +1107,10 @@ class Public:
 def test_public_subscribe(bench: Bench) -> None:
     """Where the client shows no listener of its own, ours is registered by subscribing again."""
     client = Public()
-    consumer = kafka.Consumer(client, bench.guard(), bench.handler, dead_letters=bench.letters)  # type: ignore[arg-type]
-    assert client.subscribed == [(["a", "b"], consumer._assignment)]
+    kafka.Consumer(client, bench.guard(), bench.handler, dead_letters=bench.letters)  # type: ignore[arg-type]
+    ((topics, listener),) = client.subscribed
+    assert topics == ["a", "b"]
+    assert isinstance(listener, ConsumerRebalanceListener)
 
 
 class Theirs(ConsumerRebalanceListener):

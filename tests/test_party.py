@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.ahead import Ahead
+from mqauth.delivery.ahead import Ahead
 from mqauth.errors import Cause, Reason, RetryLater, Unavailable
 from mqauth.keys import Key, KeySet
 from mqauth.message import Origin

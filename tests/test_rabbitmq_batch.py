@@ -16,7 +16,7 @@ from pamqp import commands
 from mqauth import ConfigurationError, MalformedMessage, Message, Signer
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_channel import ClosedByOwnerError
-from mqauth.brokers.rabbitmq_outlet import DRAIN_EVERY, Direct, Encoded, Through, outlet
+from mqauth.brokers.rabbitmq_outlet import DRAIN_EVERY, Direct, Encoded, Outlets, Through
 from mqauth.brokers.rabbitmq_sealing import Pace, Sealing
 from mqauth.brokers.rabbitmq_wire import to_message
 from mqauth.errors import Cause, Unavailable
@@ -355,10 +355,14 @@ def test_instrumented_exchanges_are_not_gone_past(monkeypatch: pytest.MonkeyPatc
         async def publish(self, *args: Any, **kwargs: Any) -> Any:
             """See a message."""
 
-    assert isinstance(outlet(real_exchange()), Direct)
-    assert isinstance(outlet(real_exchange(Own)), Through)
+    ways = Outlets(real_exchange())
+    assert isinstance(ways.now(), Direct)
+    assert isinstance(Outlets(real_exchange(Own)).now(), Through)
+    traced = real_exchange()
+    traced.publish = print
+    assert isinstance(Outlets(traced).now(), Through)
     monkeypatch.setattr(aio_pika.Exchange, "publish", lambda *_args, **_kwargs: None)
-    assert isinstance(outlet(real_exchange()), Through)
+    assert isinstance(ways.now(), Through)
 
 
 @pytest.mark.parametrize(("confirms", "waits"), [(True, 3), (False, 3 * DRAIN_EVERY)])

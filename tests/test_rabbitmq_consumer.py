@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from contextvars import ContextVar
 from dataclasses import replace
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import wrapt
 from aio_pika import exceptions
 from aio_pika.message import IncomingMessage
 from aio_pika.queue import Queue
@@ -23,9 +25,9 @@ from pamqp.header import ContentHeader
 from mqauth import AuditFile, Cause, ConfigurationError, MemoryReplayStore, Pipeline, Verdict, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_channel import closing_is_an_error, is_untouched, told
-from mqauth.brokers.rabbitmq_consumer import Delivered
 from mqauth.brokers.rabbitmq_delivery import Processor
 from mqauth.brokers.rabbitmq_hold import Held
+from mqauth.brokers.rabbitmq_incoming import Delivered
 from mqauth.brokers.rabbitmq_progress import again
 from mqauth.brokers.rabbitmq_translate import from_native, headers_out
 from mqauth.brokers.rabbitmq_window import STEADY, Window
@@ -804,12 +806,20 @@ def test_a_delivery_is_aio_pikas_own() -> None:
     assert Delivered(given).processed is False
 
 
-def test_instrumented_queues_are_not_gone_past(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``consume`` is gone past where it is aio-pika's own, and never where something has replaced it."""
+@pytest.mark.parametrize("touch", ["replaced", "proxied", "wrapped"])
+def test_instrumented_queues_are_not_gone_past(touch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``consume`` is gone past where it is aio-pika's own, and never where something stands in its place.
+
+    A proxy of wrapt's says of itself that it is the function it wraps, and ``functools.wraps`` copies its module.
+    """
     robust = RobustQueue.__new__(RobustQueue)
     assert is_untouched(robust, "consume")
     assert not is_untouched(queue(), "consume")
-    monkeypatch.setattr(Queue, "consume", lambda *_args, **_kwargs: None)
+    stands_in: dict[str, Any] = {
+        "replaced": lambda *_: None, "proxied": wrapt.FunctionWrapper(Queue.consume, lambda *_: None),
+        "wrapped": functools.wraps(Queue.consume)(lambda *_: None),
+    }  # fmt: skip
+    monkeypatch.setattr(Queue, "consume", stands_in[touch])
     assert not is_untouched(robust, "consume")
 
 

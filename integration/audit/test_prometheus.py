@@ -132,6 +132,7 @@ def test_every_shortening_applies() -> None:
     assert "5m" not in shortened(text)
 
 
+@pytest.mark.slow
 def test_dashboard_and_alerts(demo: tuple[Demo, Prometheus], capsys: pytest.CaptureFixture[str]) -> None:
     """Every panel shows data; no alert fires on honest traffic, each fires on its attack, at the first one."""
     consumer, server = demo

@@ -30,6 +30,7 @@ from integration.chaos.rabbitmq_world import (
     unreachable,
 )
 from integration.keyserver import KeyServer
+from integration.scale import nightly
 from integration.services import RabbitMQ, Redis
 from integration.wire import Wire
 from mqauth import JWKS, Verified
@@ -43,6 +44,7 @@ Report = Callable[[Count], None]
 LEASE = 2
 WITHIN = 120
 STEP = 300.0
+FLOOD = nightly(10_000, otherwise=1_000)
 DISKS: list[Callable[[Path], AbstractContextManager[Disk]]] = [quota, *([small_disk] if may_mount() else [])]
 
 
@@ -68,6 +70,7 @@ def handled_by_processes(row: Scene) -> list[bytes]:
     return row.handled_file.read_bytes().split(b"\n")[:-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "between", "again"),
     [
@@ -126,6 +129,7 @@ async def _settled_in(broker: RabbitMQ, how: str) -> None:
         await asyncio.to_thread(_down_and_up, broker, "stopped")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 async def test_broker_down_while_consuming(
     row: Scene, own_rabbitmq: RabbitMQ, own_redis: Redis, report: Report, how: str
@@ -150,6 +154,7 @@ async def test_broker_down_while_consuming(
     assert found.handled_again == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 async def test_broker_down_while_publishing(
     row: Scene, own_rabbitmq: RabbitMQ, own_redis: Redis, report: Report, how: str
@@ -413,20 +418,22 @@ async def test_clock_stepped(row: Scene, own_redis: Redis, report: Report, step:
     assert found.duplicates == 0
 
 
+@pytest.mark.slow
 async def test_flood_of_forgeries(row: Scene, own_redis: Redis, report: Report) -> None:
-    """Of 10,000 forged messages among 10,000 honest ones each is buried, and each honest one handled."""
-    for _ in range(20):
+    """Of forged messages among as many honest ones, 10,000 nightly, each is buried, and each honest handled."""
+    for _ in range(FLOOD // 500):
         impostor = row.forge.signer(key=row.forge.neighbour, subject=NEIGHBOUR)  # known, and not allowed here
         await asyncio.gather(row.send(500), row.forge_some(250), row.forge_some(250, signer=impostor))
     with row.audit_file() as audit:
         guard = row.guard(audit, row.store(own_redis.url))
         async with await row.consumer(guard, prefetch=200) as consumer:
             await row.done(consumer, seconds=300)
-    found = await row.count("10,000 forged among 10,000 honest")
+    found = await row.count(f"{FLOOD:,} forged among {FLOOD:,} honest")
     report(found)
-    assert (found.sent, found.handled, found.dead_lettered, found.duplicates) == (20_000, 10_000, 10_000, 0)
+    assert (found.sent, found.handled, found.dead_lettered, found.duplicates) == (2 * FLOOD, FLOOD, FLOOD, 0)
 
 
+@pytest.mark.slow
 async def test_long_handler_loses_its_connection(row: Scene, own_redis: Redis, report: Report) -> None:
     """A handler three leases long whose connection is lost is run once: its claim is renewed meanwhile."""
     await row.send(5)

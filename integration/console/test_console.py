@@ -66,6 +66,7 @@ def fill(scene: Scene) -> None:
     scene.consume(LATE + 7)
 
 
+@pytest.mark.slow
 def test_review_in_a_browser(scene: Scene, pictures: Path, tmp_path: Path) -> None:
     """Log in, find the group, read why, judge, redrive, watch, cancel, discard; hostile text runs nothing."""
     fill(scene)

@@ -49,6 +49,7 @@ def scene(own: RabbitMQ | Kafka, tmp_path: Path) -> Iterator[Scene]:
         stage.close()
 
 
+@pytest.mark.slow
 def test_broker_gone_and_back(own: RabbitMQ | Kafka, scene: Scene, tmp_path: Path) -> None:
     """Stopped: the page says since when, and shows what was read before; back: read anew, and acted on."""
     with console(scene) as told, browser(

@@ -111,6 +111,7 @@ def console(scene: Scene, provider: OpenIDProvider, url: str, tls: tuple[Path, P
             process.stdout.close()
 
 
+@pytest.mark.slow
 def test_login_at_a_provider(scene: Scene, own_port: Port, tmp_path: Path) -> None:
     """Each person gets their role from the provider; acts and releases carry the reviewer's name; TLS renews."""
     pictures = Path(os.environ.get("MQAUTH_ARTIFACTS", tmp_path)) / "console" / "openid"

@@ -1,4 +1,4 @@
-"""10,000 messages with random kids on a real Kafka; ``python -m integration.keys.flood`` sends 100,000."""
+"""Random kids on a real Kafka, 10,000 messages nightly; ``python -m integration.keys.flood`` sends 100,000."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 
 from integration.keys.flood import HONEST_EVERY, Bounds, flood
+from integration.scale import nightly
 from integration.services import Kafka
-from mqauth.brokers.kafka_settings import Backoff
+from mqauth.delivery.backoff import Backoff
 from mqauth.keystore import jwks_rules
 
-MESSAGES = 10_000
+MESSAGES = nightly(10_000, otherwise=2_000)
 BOUNDS = Bounds(publish_delay=0.5, max_hold=2, backoff=Backoff(first=0.2, longest=1))
 MEMORY = 24.0  # MiB; of 100,000 messages it is none
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
 def test_flood_of_random_kids(
     kafka: Kafka, up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -71,6 +71,7 @@ class Stream(threading.Thread):
         assert self.failed is None
 
 
+@pytest.mark.slow
 def test_rotation_costs_no_message_and_revocation_is_seen(
     scene: Scene, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -104,6 +104,7 @@ def test_what_does_not_exist_is_one_line(scene: Scene, capsys: pytest.CaptureFix
         assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_publishing_is_confirmed_or_told(scene: Scene) -> None:
     """A destination nobody takes, and a message of the other broker, are errors; the letter stays."""
     on_kafka = scene.place.on_kafka

@@ -1,29 +1,29 @@
 """Dead letters and offsets in one Kafka transaction: this side is the polling thread's.
 
-Letters wait with the ``Assigned`` they came from, and are dropped with it: who has the partition next reads their
+Letters wait with the ``Part`` they came from, and are dropped with it: who has the partition next reads their
 records again. One transaction is in flight at a time, and no plain commit beside it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from kafka import OffsetAndMetadata
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
-from mqauth.brokers.kafka_partition import Assigned, Stall
 from mqauth.brokers.kafka_producer import ProducerFatalError
-from mqauth.brokers.kafka_settings import Backoff
 from mqauth.brokers.kafka_transaction import Attempt, Batch, TransactionalDeadLetters
 from mqauth.clock import Clock
 from mqauth.deadletter import DeadLetter
+from mqauth.delivery.backoff import Backoff
+from mqauth.delivery.book import Book, Due
+from mqauth.delivery.facts import Stall
+from mqauth.delivery.part import Part
 from mqauth.errors import Cause
 
 FETCH_TIMEOUT_MS: Final = 5000
-Due = Mapping[Any, tuple[Assigned, int]]
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
@@ -32,11 +32,11 @@ class Outbox:
     """The dead-letter sink of one partition: keeps letters until they are committed with its offset."""
 
     name: str
-    assigned: Assigned
+    part: Part
 
     def publish(self, letter: DeadLetter, /) -> None:
         """Keep a letter."""
-        self.assigned.letters.append((letter.message.origin.offset or 0, letter))
+        self.part.letters.append((letter.message.origin.offset or 0, letter))
 
 
 class Transactions:
@@ -45,20 +45,23 @@ class Transactions:
     Args:
         client: the ``KafkaConsumer``.
         letters: where they go.
+        book: the partitions they come from.
         clock: for stalls and back-off.
         backoff: how long to wait after a failure.
     """
 
     def __init__(
-        self, client: Any, letters: TransactionalDeadLetters, clock: Clock, backoff: Backoff | None = None
+        self, client: Any, letters: TransactionalDeadLetters, book: Book, clock: Clock, backoff: Backoff
     ) -> None:
         self._client = client
         self._letters = letters
+        self._book = book
         self._clock = clock
-        self._backoff = backoff or Backoff()
+        self._backoff = backoff
         self._attempt: Attempt | None = None
         self._due: Due = {}
         self._doubtful: Due = {}
+        self._began = clock.monotonic()
         self._failures = 0
         self._since: float | None = None
         self._held_until = clock.monotonic()
@@ -75,16 +78,17 @@ class Transactions:
         """Whether the wait after a failure is over."""
         return self._clock.monotonic() >= self._held_until
 
-    def sink(self, assigned: Assigned) -> Outbox:
+    def sink(self, part: Part) -> Outbox:
         """Return where letters of a partition go."""
-        return Outbox(self._letters.name, assigned)
+        return Outbox(self._letters.name, part)
 
-    def commit(self, collect: Callable[[], Due], *, last: bool = False) -> Due:
+    def commit(self, *, last: bool = False) -> Due:
         """Begin to commit letters with all offsets that are due; return what is left for a plain commit.
 
+        What is due is asked for *after* the membership was read, so that a partition lost in between is refused by
+        the broker.
+
         Args:
-            collect: gives the offsets that are due. Called *after* the membership was read, so that a partition
-                lost in between is refused by the broker.
             last: there is no later time: wait for it, at most the timeout.
 
         Raises:
@@ -94,14 +98,14 @@ class Transactions:
             self._finish()
         if self.in_flight:
             return {}
-        group, due = self._group(), collect()
-        if not any(_letters(*place) for place in due.values()):
+        group, due = self._group(), self._book.prefixes()
+        letters = [letter for part, offset in due.items() for letter in _letters(part, offset)]
+        if not letters:
             return due
         if group is None or self._dead or not (self.rested or last):
-            return {partition: place for partition, place in due.items() if not place[0].letters}
-        self._due = dict(due)
-        offsets = {partition: OffsetAndMetadata(offset) for partition, (_, offset) in due.items()}
-        letters = [letter for place in due.values() for letter in _letters(*place)]
+            return {part: offset for part, offset in due.items() if not part.letters}
+        self._due = due
+        offsets = {part.place: OffsetAndMetadata(offset) for part, offset in due.items()}
         self._start(Batch(letters=letters, offsets=offsets, group=group))
         if last:
             self._finish()
@@ -159,10 +163,10 @@ class Transactions:
             raise ProducerFatalError("another producer has the transactional id: one for each consumer")
         if attempt.committed:
             self._started = True
-            self._settle_doubt() if self._doubtful else self._committed(due)
+            self._settle_doubt() if self._doubtful else self._committed(due, attempt.began)
             return
         if attempt.committed is None:
-            self._doubtful = due
+            self._doubtful, self._began = due, attempt.began
         if not isinstance(attempt.error, MessageSizeTooLargeError):  # a smaller form goes at once
             self._failures += 1
             self._held_until = self._clock.monotonic() + self._backoff.wait(self._failures)
@@ -173,36 +177,32 @@ class Transactions:
         """Ask the broker whether a transaction was committed: its successor has ended it either way."""
         doubtful, self._doubtful = self._doubtful, {}
         try:
-            for partition, (assigned, offset) in doubtful.items():
-                if assigned.alive:
-                    found = self._client.committed(partition, timeout_ms=FETCH_TIMEOUT_MS)
+            for part, offset in doubtful.items():
+                if part.alive:
+                    found = self._client.committed(part.place, timeout_ms=FETCH_TIMEOUT_MS)
                     if found is not None and found >= offset:
-                        self._committed({partition: (assigned, offset)})
+                        self._committed({part: offset}, self._began)
         except KafkaError as error:
             _LOG.warning("committed offsets: %s; asked again", type(error).__name__)
             self._doubtful = doubtful
             self._held_until = self._clock.monotonic() + self._backoff.wait(1)
 
-    def _committed(self, due: Due) -> None:
+    def _committed(self, due: Due, began: float) -> None:
         """Note offsets and letters committed."""
-        for assigned, offset in due.values():
-            assigned.prefix.committed(offset)
-            assigned.unsent = None
-            while assigned.letters and assigned.letters[0][0] < offset:
-                assigned.letters.popleft()
+        self._book.committed(due, began)
         self._failures, self._since = 0, None
 
     def _stall(self, due: Due, detail: str) -> None:
         """Show the partitions whose letters wait."""
         self._since = self._since or self._clock.now()
-        for partition, (assigned, _) in due.items():
-            if assigned.letters:
-                assigned.unsent = Stall(
-                    topic=partition.topic, partition=partition.partition, offset=assigned.letters[0][0],
+        for part in due:
+            if part.letters:
+                part.unsent = Stall(
+                    topic=part.place.topic, partition=part.place.partition, offset=part.letters[0][0],
                     cause=Cause.DEAD_LETTER_UNAVAILABLE, detail=detail, since=self._since,
                 )  # fmt: skip
 
 
-def _letters(assigned: Assigned, offset: int) -> list[DeadLetter]:
+def _letters(part: Part, offset: int) -> list[DeadLetter]:
     """Return the letters of a partition before an offset."""
-    return [letter for place, letter in tuple(assigned.letters) if place < offset]
+    return [letter for place, letter in tuple(part.letters) if place < offset]

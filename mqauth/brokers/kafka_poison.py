@@ -48,6 +48,10 @@ class Poison:
     beyond: int
     error: str
 
+    def __str__(self) -> str:
+        place = f"{self.partition.topic}-{self.partition.partition}"
+        return f"{place}: the batch from offset {self.first} to {self.beyond - 1} cannot be parsed ({self.error})"
+
 
 def find(error: BaseException) -> Poison | None:
     """Return the batch an exception of ``poll()`` came from, ``None`` where it came from elsewhere."""

@@ -20,6 +20,12 @@ def before_poll(client: Any) -> None:
     _wake(client)
 
 
+def rejoins(client: Any) -> bool:
+    """Tell whether the next ``poll()`` takes part in a rebalance, which kafka-python tells by no public name."""
+    coordinator: Any = getattr(client, "_coordinator", None)
+    return coordinator is not None and bool(coordinator.rejoining or coordinator.need_rejoin())
+
+
 def _join(client: Any) -> None:
     """Wait a second for a join that is due; short polls alone might never end it.
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import math
 from typing import Any, Final
-
-import tenacity
 
 from mqauth.brokers.kafka_client import settings_of
 from mqauth.errors import ConfigurationError
@@ -14,30 +12,6 @@ from mqauth.flow import refuse_async
 from mqauth.pipeline import Pipeline
 
 _LOG: Final = logging.getLogger("mqauth.kafka")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backoff:
-    """How long a deferred partition waits: exponential with equal jitter, for ever.
-
-    Args:
-        first: longest first wait, seconds; later ones double.
-        longest: no wait is longer, seconds.
-    """
-
-    first: float = 0.5
-    longest: float = 30.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.first <= self.longest:
-            raise ConfigurationError("waits grow from first, above 0, to longest")
-
-    def wait(self, attempt: int) -> float:
-        """Return the seconds to wait before a retry; ``attempt`` counts from 1."""
-        state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
-        state.attempt_number = attempt
-        half = {"multiplier": self.first / 2, "max": self.longest / 2}
-        return float((tenacity.wait_exponential(**half) + tenacity.wait_random_exponential(**half))(state))
 
 
 def check_client(client: Any) -> None:
@@ -100,3 +74,15 @@ def check_numbers(grace: float, workers: int, commit_interval: float, on_poison:
         raise ConfigurationError('on_poison is "stop" or "skip"')
     if grace < 0 or workers < 0 or commit_interval <= 0:
         raise ConfigurationError("grace and workers are at least 0, commit_interval is above 0 seconds")
+
+
+def session_of(client: Any) -> float:
+    """Return the seconds of silence after which the group's partitions go to others; by hand they never do."""
+    if client.subscription() is None:
+        return math.inf
+    return float(client.config.get("session_timeout_ms", math.inf)) / 1000
+
+
+def rebalance_patience(client: Any, grace: float) -> float:
+    """Return the seconds for which a rebalance may wait for handlers: not so long that the group misses us."""
+    return min(grace, float(client.config.get("max_poll_interval_ms", math.inf)) / 2000)

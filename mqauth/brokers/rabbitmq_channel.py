@@ -128,10 +128,15 @@ async def _is_open(channel: AbstractRobustChannel) -> bool:
 
 
 def is_untouched(native: object, method: str) -> bool:
-    """Tell whether a method is aio-pika's own, and not replaced by instrumentation that must see each call."""
-    found = [vars(kind)[method] for kind in type(native).__mro__ if method in vars(kind)]
-    own = [isinstance(one, FunctionType) and one.__module__.startswith("aio_pika.") for one in found]
-    return bool(own) and all(own)
+    """Tell whether a method is aio-pika's own, and not replaced by instrumentation that must see each call.
+
+    A proxy of wrapt's gives itself out for the function it wraps, in ``__class__`` and ``__module__``, and
+    ``functools.wraps`` copies ``__module__``; a function's own type and globals are its own.
+    """
+    found = [one for kind in type(native).__mro__ if (one := kind.__dict__.get(method)) is not None]
+    if not found or method in getattr(native, "__dict__", ()):
+        return False
+    return all(type(one) is FunctionType and one.__globals__["__name__"].startswith("aio_pika.") for one in found)
 
 
 def share_connection(one: object, other: object) -> bool:

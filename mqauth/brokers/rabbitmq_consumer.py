@@ -18,9 +18,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import tenacity
-from aio_pika.abc import AbstractIncomingMessage, AbstractQueue, AbstractRobustChannel, AbstractRobustQueue
-from aio_pika.message import IncomingMessage
-from aiormq.abc import AbstractChannel, DeliveredMessage
+from aio_pika.abc import AbstractIncomingMessage, AbstractQueue, AbstractRobustChannel
+from aiormq.abc import AbstractChannel
 
 from mqauth.brokers.rabbitmq_acks import Acks
 from mqauth.brokers.rabbitmq_channel import (
@@ -29,12 +28,12 @@ from mqauth.brokers.rabbitmq_channel import (
     closing_is_an_error,
     is_blocked,
     is_stale,
-    is_untouched,
     ready,
     share_connection,
 )
 from mqauth.brokers.rabbitmq_delivery import Begun, Processor
 from mqauth.brokers.rabbitmq_hold import CONSUMER_TIMEOUT, DEFAULT_HOLD, Held, Sleep
+from mqauth.brokers.rabbitmq_incoming import subscribed
 from mqauth.brokers.rabbitmq_producer import Producer
 from mqauth.brokers.rabbitmq_replies import as_responder
 from mqauth.brokers.rabbitmq_room import MAX_HELD, PER_PLACE, Room
@@ -50,6 +49,7 @@ DEFAULT_PREFETCH: Final = 10
 MIN_HOLD: Final = 1.0
 _PROBE_WAIT: Final = 0.5
 _PROBE_WAIT_MAX: Final = 30.0
+_STARTED_WITHIN: Final = 1.0
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
 
 
@@ -140,6 +140,7 @@ class Consumer:
         self._tasks = Tasks()
         self._on_the_spot = 0
         self._supervisor: asyncio.Task[None] | None = None
+        self._starting = False
         self._started = asyncio.Event()
         self._interrupted = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -186,6 +187,10 @@ class Consumer:
         if self._unsubscribe is not None:
             self._unsubscribe()
         if self._supervisor is not None:
+            self._interrupted.set()
+            if self._starting:
+                # aiormq closes a channel whose call is cancelled, and with it the acks of what runs
+                await asyncio.wait((self._supervisor,), timeout=_STARTED_WITHIN)
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
         self._window.closed()
@@ -317,7 +322,9 @@ class Consumer:
         """Keep consuming: start, wait for trouble, see it through, start again."""
         try:
             while not self._stopping.is_set():
+                self._starting = True
                 await self._start()
+                self._starting = False
                 self._started.set()
                 if self._stalled is None:
                     await self._trouble()
@@ -353,20 +360,7 @@ class Consumer:
             self._underlay = underlay
             self._window.opened(self._clock.monotonic())
             self._acks = self._acks_of(underlay)
-            self._tag = await self._subscribed(underlay)
-
-    async def _subscribed(self, underlay: AbstractChannel) -> str:
-        """Consume and return the tag; past aio-pika's ``consume``, which makes two tasks for each delivery."""
-        if is_untouched(self._queue, "consume"):
-            tag = (await underlay.basic_consume(self._queue.name, self._on_delivered)).consumer_tag
-            return tag or ""
-        if isinstance(self._queue, AbstractRobustQueue):
-            return await self._queue.consume(self._on_message, robust=False)
-        return await self._queue.consume(self._on_message)
-
-    async def _on_delivered(self, message: DeliveredMessage) -> None:
-        """Take a delivery as aiormq gives it."""
-        await self._on_message(Delivered(message))
+            self._tag = await subscribed(self._queue, underlay, self._on_message)
 
     def _acks_of(self, channel: AbstractChannel) -> Acks | None:
         """Return the acks of a channel: the same while it lives, whose tags go on counting."""
@@ -480,13 +474,6 @@ class Consumer:
         )
         await self._sleep(0)
         await retrying(self._processor.probe, held.delivery)
-
-
-class Delivered(IncomingMessage):
-    """A delivery as aio-pika gives it, made without a look for a lock at each of its attributes."""
-
-    __slots__ = ()
-    __setattr__ = object.__setattr__  # type: ignore[assignment]
 
 
 def _wake(loop: asyncio.AbstractEventLoop, processor: Processor) -> None:

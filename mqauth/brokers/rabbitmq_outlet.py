@@ -51,9 +51,21 @@ class Outlet(Protocol):
         ...
 
 
-def outlet(exchange: AbstractExchange) -> Outlet:
-    """Return the way of an exchange: direct, unless its ``publish`` is not aio-pika's own but instrumented."""
-    return Direct(exchange) if is_untouched(exchange, "publish") else Through(exchange)
+class Outlets:
+    """The ways of an exchange.
+
+    Args:
+        exchange: aio-pika's.
+    """
+
+    def __init__(self, exchange: AbstractExchange) -> None:
+        self.through = Through(exchange)
+        self._direct = Direct(exchange)
+        self._exchange = exchange
+
+    def now(self) -> Outlet:
+        """Return the way for one message: direct, unless ``publish`` is not aio-pika's own but instrumented."""
+        return self._direct if is_untouched(self._exchange, "publish") else self.through
 
 
 class Encoded:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
 import aio_pika
@@ -20,7 +20,7 @@ from pamqp import commands
 
 from mqauth.batching import DEFAULT_LINGER
 from mqauth.brokers.rabbitmq_channel import ClosedByOwnerError, closing_is_an_error
-from mqauth.brokers.rabbitmq_outlet import Through, outlet
+from mqauth.brokers.rabbitmq_outlet import Outlet, Outlets
 from mqauth.brokers.rabbitmq_sealing import Pace, Sealing
 from mqauth.brokers.rabbitmq_wire import to_message
 from mqauth.errors import MalformedMessage, MqauthError
@@ -30,6 +30,16 @@ from mqauth.signer import Signer
 _ID_BYTES: Final = 16
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
 _TURNS: Final[WeakKeyDictionary[Any, dict[str, _Turn]]] = WeakKeyDictionary()
+
+
+class _Publishing(NamedTuple):
+    """A call of ``publish``, as it was when it was made."""
+
+    outlet: Outlet
+    taken: Any
+    routing_key: str
+    mandatory: bool
+    immediate: bool
 
 
 class UnroutableError(MqauthError, exceptions.DeliveryError):
@@ -71,7 +81,7 @@ class Producer:
     ) -> None:
         pace = Pace(batch, linger)
         self._exchange = exchange
-        self._outlet = outlet(exchange)
+        self._outlets = Outlets(exchange)
         self._signer = signer
         self._sealing = None if batch == 1 else Sealing(signer, pace)
         self._serialize = value_serializer
@@ -148,7 +158,7 @@ class Producer:
         """
         message_id = message.message_id or _new_id()
         wire = self._wire(message, routing_key, message_id)
-        way = Through(self._exchange)
+        way = self._outlets.through
         return way.ready(way.take(message, message_id), self._signer.sign(wire))
 
     def _as_message(self, message: Any) -> AbstractMessage:
@@ -172,38 +182,34 @@ class Producer:
     ) -> PublishResultType | None:
         """Take the message as it is now, seal it, send it."""
         message_id = native.message_id or _new_id()
-        wire = self._wire(native, routing_key, message_id)
-        taken = self._outlet.take(native, message_id)
+        wire, way = self._wire(native, routing_key, message_id), self._outlets.now()
+        publishing = _Publishing(way, way.take(native, message_id), routing_key, mandatory, immediate)
 
         if not native.message_id:  # a fresh one is nobody else's
-            return await self._send(wire, taken, routing_key, mandatory, immediate)
+            return await self._send(wire, publishing)
         async with _turn(self._exchange, message_id):
-            return await self._send(wire, taken, routing_key, mandatory, immediate)
+            return await self._send(wire, publishing)
 
-    async def _send(
-        self, wire: Message, taken: Any, routing_key: str, mandatory: bool, immediate: bool
-    ) -> PublishResultType | None:
+    async def _send(self, wire: Message, publishing: _Publishing) -> PublishResultType | None:
         """Seal a message, alone or with others, and send it."""
         if self._sealing is None:
-            ready = self._outlet.ready(taken, self._signer.sign(wire))
-            return await self._confirmed(ready, routing_key, mandatory=mandatory, immediate=immediate)
+            return await self._confirmed(publishing, self._signer.sign(wire))
         sealed, since = await self._sealing.seal(wire)
         try:
-            ready = self._outlet.ready(taken, sealed)
-            result = await self._confirmed(ready, routing_key, mandatory=mandatory, immediate=immediate)
+            result = await self._confirmed(publishing, sealed)
         except BaseException:
             self._sealing.lost()
             raise
         self._sealing.confirmed(since)
         return result
 
-    async def _confirmed(
-        self, ready: Any, routing_key: str, *, mandatory: bool, immediate: bool
-    ) -> PublishResultType | None:
+    async def _confirmed(self, publishing: _Publishing, sealed: Message) -> PublishResultType | None:
         """Publish and turn what aio-pika may hide into errors."""
+        way, taken, routing_key, mandatory, immediate = publishing
+        ready = way.ready(taken, sealed)
         try:
             with closing_is_an_error():
-                result = await self._outlet.send(ready, routing_key, mandatory=mandatory, immediate=immediate)
+                result = await way.send(ready, routing_key, mandatory=mandatory, immediate=immediate)
         except exceptions.PublishError:
             raise UnroutableError(self._exchange.name, routing_key) from None
         if isinstance(result, aiormq.abc.DeliveredMessage):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from tests.simulation import determinism
@@ -38,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--plan", type=Path, help="play the plan of this file")
     parser.add_argument("--code", type=Path, help="another checkout, whose mqauth is played")
     parser.add_argument("--without", nargs="*", default=[], help="leave out faults of these kinds")
+    parser.add_argument("--strict", action="store_true", help="want what the pages do not promise, too")
     parser.add_argument("--trace", action="store_true", help="print all that happens")
     parser.add_argument("--log", help="print the log from this level on")
     parser.add_argument("--digests", action="store_true", help="print each seed's digest")
@@ -54,7 +57,7 @@ def _play_seeds(wanted: argparse.Namespace) -> int:
     started, failed, broken = time.perf_counter(), 0, Counter[str]()
     done = 0
     for seed in range(wanted.first, wanted.first + wanted.seeds):
-        result = run(Play.of(seed, wanted.without), print if wanted.trace else None)
+        result = run(Play.of(seed, wanted.without), print if wanted.trace else None, strict=wanted.strict)
         done += 1
         if wanted.digests:
             print(f"{seed} {result.digest}")
@@ -73,19 +76,22 @@ def _play_plan(wanted: argparse.Namespace) -> int:
     """Play the plan of a file."""
     from tests.simulation.runner import Play, run
 
-    result = run(Play.from_dict(json.loads(wanted.plan.read_text())), print if wanted.trace else None)
+    play = Play.from_dict(json.loads(wanted.plan.read_text()))
+    result = run(play, print if wanted.trace else None, strict=wanted.strict)
     _show(result)
     return min(len(result.problems), 1)
 
 
 def _tell(result: object, wanted: argparse.Namespace) -> None:
     """Print a failing seed, reduced unless told otherwise, and keep its plan."""
-    from tests.simulation.runner import Result
+    from tests.simulation.runner import Result, run
     from tests.simulation.shrink import reduced
 
     assert isinstance(result, Result)
-    shown = result if wanted.no_shrink else reduced(result)
-    print(f"seed {result.play.seed} fails with {len(result.play.faults)} faults, shown with {len(shown.play.faults)}")
+    shown = result if wanted.no_shrink else reduced(result, partial(run, strict=wanted.strict))
+    print(
+        f"seed {result.play.seed} fails with {len(result.play.faults)} faults, shown with {len(shown.play.faults)}"
+    )
     _show(shown)
     if wanted.save:
         wanted.save.mkdir(parents=True, exist_ok=True)
@@ -108,4 +114,6 @@ def _show(result: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(code)  # what is left of the last seed's processes must not run its clean-up here

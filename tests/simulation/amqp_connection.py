@@ -76,9 +76,7 @@ class BrokerConnection:
 
     def send(self, channel: int, *found: Any) -> None:
         """Send frames."""
-        raw = b"".join(
-            piece for frame in found for piece in self._split(frame, channel)
-        )
+        raw = b"".join(piece for frame in found for piece in self._split(frame, channel))
         self.wire.send(raw)
 
     def end(self, code: int | None = None, text: str = "") -> None:

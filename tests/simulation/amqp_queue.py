@@ -83,9 +83,7 @@ class Queue:
         dead_letter: takes what is over the delivery limit, with the routing key of the dead-letter exchange.
     """
 
-    def __init__(
-        self, name: str, arguments: dict[str, Any], dead_letter: Callable[[Queue, Stored], None]
-    ) -> None:
+    def __init__(self, name: str, arguments: dict[str, Any], dead_letter: Callable[[Queue, Stored], None]) -> None:
         self.name = name
         self.arguments = arguments
         self.limit = int(arguments.get("x-delivery-limit", 20))

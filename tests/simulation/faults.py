@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -70,7 +70,12 @@ class Plan:
         """Return cuts at about the moment at which other faults end: two things rarely go wrong far apart."""
         ends = [fault.at + fault.seconds for fault in faults if fault.seconds and fault.kind in _OUTAGES]
         return [
-            Fault(kind="cut", at=max(1.0, end + self._draw.uniform(-1.0, 1.0)), target=self._consumer(), how=self._cut())
+            Fault(
+                kind="cut",
+                at=max(1.0, end + self._draw.uniform(-1.0, 1.0)),
+                target=self._consumer(),
+                how=self._cut(),
+            )
             for end in ends[:3]
         ]
 
@@ -86,7 +91,9 @@ class Plan:
             return Fault(kind=kind, at=0, seconds=seconds, target=draw.randrange(self._settings.orders), how=how)
         seconds = round(draw.choice((0.3, 3.0, 12.0, 45.0)) * draw.uniform(0.7, 1.3), 3)
         if kind == "pause":
-            seconds = round(draw.choice((beat * 0.8, beat * 3.2, beat * 4.5, beat * 15.0)) * draw.uniform(0.9, 1.2), 3)
+            seconds = round(
+                draw.choice((beat * 0.8, beat * 3.2, beat * 4.5, beat * 15.0)) * draw.uniform(0.9, 1.2), 3
+            )
         how = self._how(kind)
         target = self._consumer() if kind in _OF_CONSUMERS else self._anyone() if kind in _OF_ANYONE else None
         if kind in ("store", "audit", "policy", "keys") and draw.random() < 0.3:
@@ -116,16 +123,25 @@ class Plan:
 
 def play(fault: Fault, scenario: Scenario) -> None:
     """Arrange for a fault to happen."""
-    if fault.kind == "handler":
-        behaviour = Behaviour(fault.how, until=fault.seconds, seconds=fault.seconds, left=2 if fault.how == "flaky" else 1)
-        scenario.handlers.behaviours[int(fault.target or 0)] = behaviour
-        return
 
     def happen() -> None:
         scenario.world.note("fault", str(fault))
         KINDS[fault.kind](fault, scenario)
 
     scenario.world.agenda.at(fault.at, happen)
+
+
+def _handler(fault: Fault, scenario: Scenario) -> None:
+    left = 2 if fault.how == "flaky" else 1
+    for order in _orders_of(fault, scenario.settings.orders):
+        behaviour = Behaviour(fault.how, until=fault.seconds, seconds=fault.seconds, left=left)
+        scenario.handlers.behaviours.setdefault(order, behaviour)
+
+
+def _orders_of(fault: Fault, orders: int) -> Iterable[int]:
+    """Return the orders whose handler a fault concerns: one, but replies are wanted by every third."""
+    target = int(fault.target or 0)
+    return range(target % 3, orders, 3) if fault.how == "reply" else (target,)
 
 
 def _later(fault: Fault, scenario: Scenario, action: Callable[[], object]) -> None:
@@ -246,7 +262,7 @@ KINDS: Final[dict[str, Callable[[Fault, Scenario], None]]] = {
     "exchange missing": _exchange_missing, "consumer cancelled": _consumer_cancelled,
     "channel closed": _channel_closed, "connection closed": _connection_closed, "store": _facility,
     "audit": _facility, "policy": _facility, "keys": _facility, "dead letters": _dead_letters, "alarm": _alarm,
-    "confirms": _confirms, "restart": _restart, "slow network": _slow, "clock": _clock, "handler": _pause,
+    "confirms": _confirms, "restart": _restart, "slow network": _slow, "clock": _clock, "handler": _handler,
 }  # fmt: skip
 """Each kind of fault, and what makes it happen."""
 _OUTAGES: Final = ("store", "audit", "policy", "keys", "dead letters", "pause", "queue missing")

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mqauth import RetryLater, Verified
-
 from tests.simulation.ledger import Handling
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Final
 
 from tests.simulation.handlers import order_of
@@ -16,10 +17,15 @@ _SHORT: Final = 600
 """Seconds below which a token's life may end before its message is handled."""
 
 
-def problems(scenario: Scenario) -> list[Problem]:
-    """Return everything that breaks an invariant."""
+def problems(scenario: Scenario, *, strict: bool = False) -> list[Problem]:
+    """Return everything that breaks an invariant.
+
+    Args:
+        scenario: played to its end.
+        strict: with the invariants that the pages do not promise, too.
+    """
     found = list(scenario.world.ledger.problems)
-    for name, invariant in INVARIANTS.items():
+    for name, invariant in (INVARIANTS | (STRICT if strict else {})).items():
         found.extend((name, text) for text in invariant(scenario))
     return found
 
@@ -59,11 +65,16 @@ def _forged_not_handled(scenario: Scenario) -> Iterator[str]:
 
 def _handled_once(scenario: Scenario) -> Iterator[str]:
     """A message is handled again only where the pages say so."""
-    for label in scenario.world.ledger.handlings:
-        handled = sorted(scenario.world.ledger.handled(label), key=lambda found: found.ended or 0)
-        for first, second in zip(handled, handled[1:], strict=False):
-            if not _excused(scenario, first, second):
-                yield f"{label!r} was handled by {first.process} and again by {second.process} at {second.begun:.3f}"
+    for first, second in _handled_again(scenario):
+        if not _excused(scenario, first, second) and not _stopped_without_store(scenario, first, second):
+            yield _again(first, second)
+
+
+def _stop_keeps(scenario: Scenario) -> Iterator[str]:
+    """A stop while the store is out of reach has nothing handled again."""
+    for first, second in _handled_again(scenario):
+        if not _excused(scenario, first, second) and _stopped_without_store(scenario, first, second):
+            yield _again(first, second)
 
 
 def _all_at_rest(scenario: Scenario) -> Iterator[str]:
@@ -115,6 +126,22 @@ INVARIANTS: Final[dict[str, Callable[[Scenario], Iterator[str]]]] = {
     "a letter has a record": _letters_recorded,
     "a clean-up is not cut short": _cleaned_up,
 }
+STRICT: Final[dict[str, Callable[[Scenario], Iterator[str]]]] = {
+    "a stop without the store has nothing handled again": _stop_keeps,
+}
+"""What the pages do not promise, and the code may well keep."""
+
+
+def _handled_again(scenario: Scenario) -> Iterator[tuple[Handling, Handling]]:
+    """Return each two handlings of one message that followed each other."""
+    for label in scenario.world.ledger.handlings:
+        handled = sorted(scenario.world.ledger.handled(label), key=lambda found: found.begun)
+        yield from pairwise(handled)
+
+
+def _again(first: Handling, second: Handling) -> str:
+    """Return what is said of a message that was handled again."""
+    return f"{first.label!r} was handled by {first.process} and again by {second.process} at {second.begun:.3f}"
 
 
 def _letters(scenario: Scenario) -> dict[Label, list[str]]:
@@ -147,7 +174,14 @@ def _excused(scenario: Scenario, first: Handling, second: Handling) -> bool:
     for begun, ended in world.everyone[first.process].pauses:
         if ended - begun >= settings.lease / 3 and begun <= second.begun and ended >= first.begun:
             return True
+    return False
+
+
+def _stopped_without_store(scenario: Scenario, first: Handling, second: Handling) -> bool:
+    """Tell whether the process that handled first was stopped while its store was out of reach."""
     return any(
-        name == first.process and since <= second.begun and world.was_out("store", since, until or second.begun)
-        for name, since, until in world.ledger.stops
+        name == first.process
+        and since <= second.begun
+        and scenario.world.was_out("store", since, until or second.begun)
+        for name, since, until in scenario.world.ledger.stops
     )

@@ -82,7 +82,7 @@ class Result:
         return frozenset(name for name, _ in self.problems)
 
 
-def run(play: Play, tell: Callable[[str], None] | None = None) -> Result:
+def run(play: Play, tell: Callable[[str], None] | None = None, *, strict: bool = False) -> Result:
     """Play it to its end and judge it."""
     started = time.perf_counter()
     determinism.begin(play.seed)
@@ -90,7 +90,7 @@ def run(play: Play, tell: Callable[[str], None] | None = None) -> Result:
     try:
         with _watchdog(), _quiet():
             scenario = Scenario(play.seed, play.settings, play.faults, tell)
-            found, world = _played(scenario), scenario.world
+            found, world = _played(scenario, strict=strict), scenario.world
             digest, virtual = world.digest, world.agenda.now
             del scenario, world
             gc.collect()
@@ -102,11 +102,11 @@ def run(play: Play, tell: Callable[[str], None] | None = None) -> Result:
         gc.enable()
 
 
-def _played(scenario: Scenario) -> list[Problem]:
+def _played(scenario: Scenario, *, strict: bool) -> list[Problem]:
     """Play a scenario, and return what is wrong, what was dropped unheard included."""
     scenario.run()
     gc.collect()  # a task that nobody awaited says so when it is collected
-    found = problems(scenario)
+    found = problems(scenario, strict=strict)
     _dismantle(scenario)
     return found
 

@@ -10,7 +10,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mqauth.keys import Key
 from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
-
 from tests.simulation.amqp_queue import Queue
 from tests.simulation.attacker import Attacker
 from tests.simulation.faults import Fault, play
@@ -23,6 +22,8 @@ from tests.simulation.world import DEAD, SOURCE, World
 
 REST_LIMIT: Final = 900.0
 """Virtual seconds after the last fault within which everything must be at rest."""
+PRODUCER_LIMIT: Final = 180.0
+"""Virtual seconds after the last fault within which a producer must have sent everything."""
 MAX_TURNS: Final = 400_000
 _LOOKS_EVERY: Final = 5.0
 _CALM: Final = 3
@@ -101,7 +102,15 @@ class Scenario:
         self.world.note("fault", "everything is healed")
         for end in self._ends:
             end()
+        self.world.agenda.after(PRODUCER_LIMIT, self._help_producer)
         self._look()
+
+    def _help_producer(self) -> None:
+        """Start a producer again that cannot send although all is healed, and hold it against it."""
+        process = self.process("producer")
+        if not self.deployment.all_sent and process is not None:
+            self.world.ledger.problem("a producer goes on", f"{self.deployment.unsent} orders cannot be sent")
+            process.kill()
 
     def _look(self) -> None:
         """Look whether everything is at rest, and give up after a long time."""

@@ -9,13 +9,13 @@ from itertools import count
 from typing import Any, Final
 
 import aio_pika
+from aio_pika.exceptions import AMQPError
 
 from mqauth import Pipeline
 from mqauth.brokers.rabbitmq import Consumer, DeadLetters, Producer, declare_source
 from mqauth.replay import MemoryReplayStore
 from mqauth.testing.forge import ISSUER, Forge
 from mqauth.verifier import Issuer
-
 from tests.simulation import facilities
 from tests.simulation.handlers import Handlers, label_of
 from tests.simulation.ledger import Sent
@@ -116,6 +116,11 @@ class Deployment:
         self.world.agenda.at(due, lambda: self.start_service(name))
 
     @property
+    def unsent(self) -> int:
+        """How many orders the broker has not confirmed."""
+        return len(self._unsent)
+
+    @property
     def all_sent(self) -> bool:
         """Whether the broker confirmed each order."""
         return not self._unsent
@@ -204,7 +209,9 @@ class ConsumerService:
         try:
             if way == "leave":
                 async with self.consumer:
-                    await self._until_asked_or_unwell(process)
+                    await self._until_asked_or_unwell()
+                if not self._asked.is_set():
+                    self._world.ledger.problem("all comes to rest", f"{process.name} stands still without a cause")
                 return
             running = self._running = asyncio.create_task(self.consumer.run())
             asked = asyncio.create_task(self._asked.wait())
@@ -218,12 +225,16 @@ class ConsumerService:
                 await asyncio.gather(running, return_exceptions=True)
         except Exception as error:
             self._world.note(process.name, f"the consumer ends: {error!r}")
-            if not self._deployment.finishing:
+            if not self._deployment.finishing and not self._failed_to_start(process, error):
                 self._world.ledger.problem("no consumer dies", f"{process.name}: {error!r}")
             raise
 
-    async def _until_asked_or_unwell(self, process: Process) -> None:
-        """Wait to be asked to stop, or for what a liveness probe would end: no consuming, and no cause for it."""
+    def _failed_to_start(self, process: Process, error: Exception) -> bool:
+        """Tell whether the broker was out of reach before the first message: run() may say so."""
+        return process.name not in self._world.consumed and isinstance(error, (AMQPError, OSError))
+
+    async def _until_asked_or_unwell(self) -> None:
+        """Wait to be asked to stop, or for what a liveness probe ends: no consuming, and no cause for it."""
         assert self.consumer is not None
         unwell = 0
         while not self._asked.is_set() and unwell < _UNWELL_PROBES:
@@ -231,8 +242,6 @@ class ConsumerService:
                 await asyncio.wait_for(self._asked.wait(), _PROBE_EVERY)
             health = self.consumer.health()
             unwell = 0 if health.consuming or health.cause is not None else unwell + 1
-        if not self._asked.is_set():
-            self._world.ledger.problem("all comes to rest", f"{process.name} stands still without a cause")
 
     def _pipeline(self, process: Process) -> Pipeline:
         """Return the pipeline of a process."""

@@ -1,4 +1,4 @@
-"""Cuts a failing plan down to the fewest faults, and the shortest ones, with which the same invariant still breaks."""
+"""Cuts a failing plan down to the fewest faults with which the same invariant still breaks."""
 
 from __future__ import annotations
 

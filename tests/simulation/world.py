@@ -37,6 +37,8 @@ class World:
         self.ledger = Ledger()
         self.records: list[dict[str, Any]] = []
         self.turns = 0
+        self.consumed: set[str] = set()
+        """The processes that have consumed."""
         self.processes: dict[str, Process] = {}
         """The last process of each service."""
         self.everyone: dict[str, Process] = {}
@@ -89,7 +91,9 @@ class World:
     def delivered(self, channel: Channel, consumer: Subscription, message: Stored, tag: int) -> None:
         """A message was sent to a consumer."""
         again = f" again ({message.returned})" if message.returned else ""
-        self.note("broker", f"{consumer.queue.name} -> {channel.connection.process} #{tag}{again} {message.body!r}")
+        self.note(
+            "broker", f"{consumer.queue.name} -> {channel.connection.process} #{tag}{again} {message.body!r}"
+        )
 
     def acked(self, channel: Channel, message: Stored) -> None:
         """A message was acked."""
@@ -111,6 +115,7 @@ class World:
 
     def consuming(self, channel: Channel, consumer: Subscription) -> None:
         """A consumer begins."""
+        self.consumed.add(channel.connection.process)
         self.note("broker", f"{channel.connection.process} consumes {consumer.queue.name} ({consumer.prefetch})")
 
     def protocol_error(self, connection: BrokerConnection, text: str) -> None:

@@ -1,4 +1,4 @@
-"""``mqauth.ahead``: the claims of a batch in one round trip, the verdicts in their turns."""
+"""``mqauth.delivery.ahead``: the claims of a batch in one round trip, the verdicts in their turns."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from mqauth.ahead import LONGEST, NEAR, Ahead
 from mqauth.audit import AuditRecord
 from mqauth.deadletter import DeadLetter
+from mqauth.delivery.ahead import LONGEST, NEAR, Ahead
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.flow import run
 from mqauth.keys import KeySet, Revocation

@@ -1,0 +1,204 @@
+"""Threads that take turns at one client: whoever has the turn polls, and then works without it.
+
+A poll and the work on what it returned are mostly one thread's, one after the other, so that nothing waits for a
+thread to wake up or for the interpreter's lock. Only where work takes longer does another thread take the turn
+meanwhile, so that a long handler costs no heartbeat and no rebalance.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Final, Generic, Self, TypeVar
+
+from mqauth.clock import Clock
+from mqauth.errors import ConfigurationError
+
+T = TypeVar("T")
+WATCH: Final = 0.1
+"""Seconds after which another thread polls while handlers run."""
+BUSY: Final = 0.05
+"""Seconds for which a thread without work waits for the others' to end."""
+_LOG: Final = logging.getLogger("mqauth.kafka")
+
+
+class Turns(Generic[T]):
+    """Runs handlers on threads, and the client on one of them at a time.
+
+    Args:
+        threads: how many run handlers; with 0 the caller of ``run`` does, and nobody polls meanwhile.
+        poll: has its turn at the client; called by one thread at a time.
+        choose: returns what is to be done, ``None`` where nothing is.
+        visit: does it, without the turn.
+    """
+
+    def __init__(
+        self, threads: int, poll: Callable[[], None], choose: Callable[[], T | None], visit: Callable[[T], None]
+    ) -> None:
+        self._poll = poll
+        self._choose = choose
+        self._visit = visit
+        self.turn = threading.Lock()
+        self._left = threading.Condition()
+        self._visiting = self._polls = 0
+        self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._stopped = False
+        self.error: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"mqauth-kafka-{number}", daemon=True)
+            for number in range(threads)
+        ]
+
+    def run(self) -> None:
+        """Go on until ``stop`` is called.
+
+        Raises:
+            BaseException: what a poll or a visit raised.
+        """
+        for thread in self._threads:
+            thread.start()
+        if self._threads:
+            self._watch()
+        else:
+            self._serve()
+        if self.error is not None:
+            raise self.error
+
+    def stop(self) -> None:
+        """Begin nothing more; may be called from any thread, and from a signal handler."""
+        self._stopped = True
+        self._woken.put(None)
+
+    def rest(self, clock: Clock, seconds: float) -> None:
+        """Wait until nobody works, at most so long, or until all is stopped."""
+        deadline = clock.monotonic() + seconds
+        with self._left:
+            while self._visiting and not self._stopped and clock.monotonic() < deadline:
+                self._left.wait(BUSY)
+
+    def join(self, clock: Clock, seconds: float) -> bool:
+        """Wait for the threads' ends, at most so long; tell whether nobody works any more."""
+        deadline = clock.monotonic() + seconds
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - clock.monotonic()))
+        return not self._visiting
+
+    def _serve(self) -> None:
+        """Take turns and work, until all is stopped or something is raised."""
+        try:
+            while not self._stopped:
+                found = self._turn()
+                if found is not None:
+                    self._work(found)
+                elif self._visiting:
+                    with self._left:
+                        self._left.wait(BUSY)
+        except BaseException as error:
+            self.error = self.error or error
+            self.stop()
+
+    def _turn(self) -> T | None:
+        """Have a turn: return what is to be done, polled for where there was nothing."""
+        with self.turn:
+            found = None if self._stopped else self._choose()
+            if found is None and not self._stopped:
+                self._polled()
+                found = self._choose()
+            self._visiting += found is not None
+            return found
+
+    def _work(self, found: T) -> None:
+        """Do what was chosen."""
+        try:
+            self._visit(found)
+        finally:
+            with self._left:
+                self._visiting -= 1
+                self._left.notify_all()
+
+    def _polled(self) -> None:
+        """Poll."""
+        self._polls += 1
+        self._poll()
+
+    def _watch(self) -> None:
+        """Poll in the workers' place while none of them has for a while."""
+        seen = -1
+        while not self._stopped:
+            try:
+                self._woken.get(timeout=WATCH)
+            except queue.Empty:
+                if self._polls == seen and self.turn.acquire(blocking=False):
+                    try:
+                        self._polled()
+                    finally:
+                        self.turn.release()
+                seen = self._polls
+
+
+class Background(ABC):
+    """What runs until it is stopped, and may do so in the background of a ``with`` block."""
+
+    _background: threading.Thread | None = None
+    _error: BaseException | None = None
+
+    @abstractmethod
+    def run(self, signals: bool = False) -> None:
+        """Run until ``stop`` is called."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Let ``run`` end gracefully; may be called from any thread, a handler, or a signal handler."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether a background run ended with an error, which leaving the ``with`` block raises."""
+        return self._error is not None
+
+    def __enter__(self) -> Self:
+        """Run in a background thread."""
+        self._background = threading.Thread(target=self._run_in_background, name="mqauth-kafka", daemon=True)
+        self._background.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop gracefully; raises what ended ``run``, unless the block raised already."""
+        self.stop()
+        if self._background is not None:
+            self._background.join()
+        if self._error is not None and kind is None:
+            raise self._error
+
+    def _run_in_background(self) -> None:
+        """Run, and keep what it raised for ``__exit__``."""
+        try:
+            self.run()
+        except BaseException as error:
+            _LOG.error("the consumer stopped: %s", type(error).__name__)
+            self._error = error
+
+
+@contextmanager
+def stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call ``stop`` on SIGTERM and SIGINT, and put the old handlers back at the end.
+
+    Raises:
+        ConfigurationError: this is not the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise ConfigurationError("signals=True works in the main thread alone")
+    kept = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

@@ -1,0 +1,92 @@
+"""What the engine is told and what it tells, in the terms of no client."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mqauth.errors import Cause
+
+
+class Place(Protocol):
+    """A partition of a log, as its client names it: hashable, equal by topic and number."""
+
+    @property
+    def topic(self) -> str:
+        """The topic's name."""
+        ...
+
+    @property
+    def partition(self) -> int:
+        """The partition's number."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stall:
+    """A partition that waits for the world.
+
+    Args:
+        topic, partition, offset: the record that waits; those behind it wait too.
+        cause: what is out of reach.
+        detail: one line for people.
+        since: UTC seconds of the first of these deferrals in a row.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    cause: Cause | None
+    detail: str | None
+    since: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a client is to be asked for before its next poll.
+
+    Args:
+        pause: places to pause.
+        resume: places to resume; only what the engine had paused.
+        seek: offsets to read from, by place.
+    """
+
+    pause: Set[Any]
+    resume: Set[Any]
+    seek: Mapping[Any, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """How a consumer of a log is.
+
+    Args:
+        consuming: it runs.
+        in_flight: partitions being worked on.
+        stalls: partitions that wait for the world, the longest waiting first.
+    """
+
+    consuming: bool
+    in_flight: int
+    stalls: tuple[Stall, ...]
+
+    @property
+    def deferred(self) -> int:
+        """How many partitions wait for the world."""
+        return len(self.stalls)
+
+    @property
+    def stalled_since(self) -> float | None:
+        """UTC seconds since when the first of them waits, ``None`` where none does."""
+        return self.stalls[0].since if self.stalls else None
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why the longest waiting one waits."""
+        return self.stalls[0].cause if self.stalls else None
+
+    @property
+    def detail(self) -> str | None:
+        """One line for people."""
+        return self.stalls[0].detail if self.stalls else None

@@ -1,0 +1,87 @@
+"""Carries the deliveries of a partition to their end, in order, and keeps and gives back what they claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mqauth.audit import AuditRecord
+from mqauth.deadletter import DeadLetterSink
+from mqauth.delivery.ahead import Ahead
+from mqauth.delivery.book import Book
+from mqauth.delivery.facts import Place
+from mqauth.delivery.leases import Leases
+from mqauth.delivery.part import Part
+from mqauth.errors import Cause, StaleDelivery, Unavailable
+from mqauth.flow import asked, run
+from mqauth.pipeline import Handler, Outcome, Pipeline, Verdict
+
+
+class Work:
+    """Does what the book has chosen.
+
+    Args:
+        guard: the pipeline.
+        book: the partitions.
+        handler: takes a ``Verified``.
+        letters: returns where the rejected records of a partition go.
+    """
+
+    def __init__(
+        self, guard: Pipeline, book: Book, handler: Handler, letters: Callable[[Part], DeadLetterSink]
+    ) -> None:
+        self._guard = guard
+        self._book = book
+        self._handler = handler
+        self._letters = letters
+        self._leases = Leases(guard.lease)
+
+    def visit(self, part: Part) -> None:
+        """Carry the deliveries of a chosen partition to their end; the first that is put off ends it.
+
+        Raises:
+            ConfigurationError: a plug-in or the handler is asynchronous.
+            BaseException: what else ends the process; the delivery is not settled.
+        """
+        guard, book, handler, ahead = self._guard, self._book, self._handler, Ahead(self._guard)
+        letters = self._letters(part)
+        try:
+            while (delivery := book.first(part)) is not None:
+                ahead.look(part.waiting)
+                if not book.attempted(part, guard.run(delivery, handler, letters)):
+                    return
+        except StaleDelivery:
+            return
+        finally:
+            book.left(part)
+
+    def skip(self, place: Place, first: int, beyond: int, record: AuditRecord) -> bool:
+        """Put a range of which nothing can be read on record, then go on behind it; without the record it waits.
+
+        Args:
+            place: the partition.
+            first: offset of the first record of the range.
+            beyond: offset after it.
+            record: what audit is to say of it.
+
+        Raises:
+            ConfigurationError: the audit sink is asynchronous.
+        """
+        try:
+            run(asked(Cause.AUDIT_UNAVAILABLE, self._guard.audit.write, record))  # type: ignore[union-attr]
+        except Unavailable as error:
+            outcome = Outcome(verdict=Verdict.DEFERRED, cause=error.cause, detail=error.detail)
+            self._book.stall(self._book.part(place), first, outcome)
+            return False
+        self._book.skipped(place, beyond)
+        return True
+
+    def renew(self) -> None:
+        """Renew the claims of handlers that run long; a store out of reach is logged and stops nothing."""
+        for delivery in self._leases.due(self._book.in_hand(), self._guard.clock.monotonic()):
+            run(self._guard.renew(delivery))
+
+    def give_back(self) -> None:
+        """Give claims back that will not be handled here; one that cannot be is taken over from its own place."""
+        for delivery in self._book.release():
+            if run(self._guard.release(delivery)).cause is not Cause.HANDLER_DEFERRED:
+                return

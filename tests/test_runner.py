@@ -1,0 +1,143 @@
+"""The command that runs all tests: its groups, its sessions side by side, and the pace it holds tests to."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from integration import pace, runner, scale
+
+MEETS = """
+import threading
+from pathlib import Path
+
+def test_meets_the_other():
+    here = Path(__file__).parent
+    (here / "{mine}").touch()
+    ticks = threading.Event()
+    assert any((here / "{other}").exists() or ticks.wait(0.05) for _ in range(600))
+"""
+PACED = """
+import threading
+
+import pytest
+
+def waits():
+    threading.Event().wait(0.5)
+
+def test_short():
+    pass
+
+def test_unmarked():
+    waits()
+
+@pytest.mark.slow
+def test_marked():
+    waits()
+"""
+CONFTEST = """
+from integration import pace
+
+pace.LIMIT = 0.25
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes long")
+    config.pluginmanager.register(pace.Pace())
+"""
+
+
+def session(folder: Path, name: str, source: str) -> runner.Session:
+    """Return a session of one file."""
+    file = folder / f"test_{name}.py"
+    file.write_text(source)
+    return runner.Session(runner.Group(name, (str(file),)), folder, ["-p", "no:cacheprovider"])
+
+
+def test_every_file_is_in_one_group() -> None:
+    """The groups together are all test files under ``integration``, each once."""
+    found = Counter(file for group in runner.integration_tests() for file in group.files)
+    files = {path.relative_to(runner.ROOT).as_posix() for path in (runner.ROOT / "integration").rglob("test_*.py")}
+    assert found == dict.fromkeys(files, 1)
+
+
+def test_sessions_run_side_by_side(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two sessions that wait for each other both pass; each one's output comes whole, under its name."""
+    here = session(tmp_path, "here", MEETS.format(mine="a", other="b"))
+    there = session(tmp_path, "there", MEETS.format(mine="b", other="a"))
+    counts = runner.run_sessions([here, there], at_once=2)
+    assert (counts.passed, counts.failed) == (2, 0)
+    said = capfd.readouterr()
+    assert len(re.findall(r"== (?:here|there): [0-9]+ s", said.out + said.err)) == 2
+    assert said.out.count("100%") == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "counts"),
+    [("def test_a():\n    pass", (1, 0)), ("def test_a():\n    assert False", (0, 1)), ("x = 1", (0, 0)),
+     ("syntax error", (0, 1)), ("import os\ndef test_a():\n    os._exit(3)", (0, 1))],
+    ids=["passes", "fails", "empty", "broken", "dies"],
+)  # fmt: skip
+def test_counts_of_a_session(tmp_path: Path, source: str, counts: tuple[int, int]) -> None:
+    """A failure counts, a session that broke off counts as one, and one without tests as none."""
+    found = runner.run_sessions([session(tmp_path, "one", source)])
+    assert (found.passed, found.failed) == counts
+
+
+def test_unmarked_test_that_is_slow_fails(tmp_path: Path) -> None:
+    """A test over the limit fails unless it is marked, and says what to do."""
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "test_paced.py").write_text(PACED)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, cwd=runner.ROOT, capture_output=True, text=True, check=False)
+    assert re.findall(r"^FAILED .*::(\w+)", done.stdout, re.MULTILINE) == ["test_unmarked"], done.stdout
+    assert "make it shorter or mark it slow" in done.stdout
+    assert "2 passed" in done.stdout
+
+
+def test_time_without_a_cpu_is_not_the_tests() -> None:
+    """What each process was kept waiting since the test began is subtracted, of new processes all of it."""
+    before = pace.Reading(0.0, {1: 5.0, 2: 1.0, 3: 9.0})
+    now = pace.Reading(20.0, {1: 7.0, 2: 1.0, 4: 0.5})
+    assert pace.own_seconds(10.0, before, now) == pytest.approx(10.0 - 2.0 - 0.5)
+
+
+@pytest.mark.parametrize(("ended", "took"), [(0.0, 10.0), (1.0, 4.0)])
+def test_where_a_child_ended_the_machine_counts(ended: float, took: float) -> None:
+    """The pressure of the machine is subtracted only where a child's own delay can no longer be read."""
+    before = pace.Reading(0.0, {1: 5.0}, ended=3.0, pressure=100.0)
+    now = pace.Reading(10.0, {1: 5.0}, ended=3.0 + ended, pressure=106.0)
+    assert pace.own_seconds(0.0, before, now) == pytest.approx(took)
+
+
+def test_readings_are_of_this_session() -> None:
+    """A reading has this process and its children, and no negative delay."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        found = pace.read().delays
+        assert child.stdin is not None
+        child.stdin.close()
+    assert child.pid in found
+    assert all(delay >= 0 for delay in found.values())
+
+
+@pytest.mark.parametrize(("value", "number"), [(None, 2), ("", 2), ("1", 10)])
+def test_nightly_counts(monkeypatch: pytest.MonkeyPatch, value: str | None, number: int) -> None:
+    """The variable alone decides between the full count and the smaller one."""
+    monkeypatch.delenv(scale.VARIABLE, raising=False)
+    if value is not None:
+        monkeypatch.setenv(scale.VARIABLE, value)
+    assert scale.nightly(10, otherwise=2) == number
