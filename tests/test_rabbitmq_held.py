@@ -169,6 +169,15 @@ async def test_which_delivery_is_the_last(audit: AuditFile, returns: Any, *, red
     assert delivery.settled == ["requeue"]
 
 
+async def test_a_publishers_own_count_is_no_last_delivery(audit: AuditFile) -> None:
+    """RabbitMQ 4.3 leaves the header as it was published where no delivery failed, and counts all in another."""
+    waits = Waits(audit, consumer_timeout=0)
+    delivery = last(waits.table, returns=1000)
+    delivery.headers |= {"x-acquired-count": 1}
+    await waits.processor.process(delivery)
+    assert delivery.settled == ["requeue"]
+
+
 async def test_without_a_limit_there_is_no_last_delivery(audit: AuditFile) -> None:
     """A classic queue has none, and one may be declared without."""
     waits = Waits(audit, consumer_timeout=0, delivery_limit=-1)

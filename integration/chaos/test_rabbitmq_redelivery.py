@@ -20,7 +20,7 @@ from integration.services import RabbitMQ
 from integration.services.rabbitmq_cluster import TICK, RabbitMQCluster
 from integration.wire import Wire
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 Say = Callable[[str], None]
 HELD = 3
 ENOUGH = 2.0 * TICK

@@ -23,6 +23,7 @@ from mqauth.errors import MalformedMessage
 from mqauth.message import HeaderPair, HeaderValue, Message, Origin, message_of
 
 APPEND_HEADER: Final = "timestamp_in_ms"
+COUNTS: Final = ("x-delivery-count", "x-acquired-count")
 _MILLISECONDS: Final = 1000
 
 
@@ -47,6 +48,21 @@ def from_native(incoming: AbstractIncomingMessage, *, queue: str, scope: str | N
             native=incoming,
             malformed=f"the delivery could not be read: {type(error).__name__}",
         )
+
+
+def failures_of(incoming: AbstractIncomingMessage) -> int:
+    """Return how many deliveries of this message its queue counts against the delivery limit, as far as known.
+
+    A publisher can write the headers too, so that they are believed only of what is delivered again, and the
+    smaller of them. Up to RabbitMQ 4.2 each return counts, in ``x-delivery-count``. RabbitMQ 4.3 counts each in
+    ``x-acquired-count``, and in ``x-delivery-count`` only those that failed; until one has, it leaves there
+    what was published.
+    """
+    if not incoming.redelivered:
+        return 0
+    headers = incoming.headers or {}
+    counts = (headers.get(name) for name in COUNTS)
+    return min((count for count in counts if isinstance(count, int)), default=0)
 
 
 def _translated(incoming: AbstractIncomingMessage, queue: str, scope: str) -> Message:

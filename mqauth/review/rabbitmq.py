@@ -20,7 +20,7 @@ from pamqp import commands
 from mqauth import destination
 from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error
 from mqauth.brokers.rabbitmq_incoming import delivered
-from mqauth.brokers.rabbitmq_translate import carries, from_native, to_native
+from mqauth.brokers.rabbitmq_translate import carries, failures_of, from_native, to_native
 from mqauth.brokers.rabbitmq_wire import MAX_HEADER_FRAME, frame_size
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
 from mqauth.message import Message
@@ -209,8 +209,8 @@ class RabbitMQLetterBox:
         if self._unlimited:
             return
         for item in found:
-            count = item.headers.get("x-delivery-count", 0)
-            if isinstance(count, int) and count >= MAX_DELIVERIES:
+            count = failures_of(item)
+            if count >= MAX_DELIVERIES:
                 raise ConfigurationError(
                     f"letters of {self.name} were delivered {count} times, and it may have a delivery limit: "
                     "declare dead-letter queues with x-delivery-limit -1"
