@@ -72,7 +72,7 @@ class Channel:
             commands.Basic.Ack: self._on_ack, commands.Basic.Nack: self._on_nack,
             commands.Basic.Reject: self._on_nack, commands.Basic.Publish: self._on_publish,
             commands.Basic.Get: self._on_get, commands.Channel.Close: self._on_close,
-            commands.Channel.CloseOk: self._on_close_ok,
+            commands.Channel.CloseOk: self._on_close_ok, commands.Channel.Flow: self._on_flow,
         }  # fmt: skip
 
     def received(self, frame: Any) -> None:
@@ -151,6 +151,9 @@ class Channel:
     def _on_qos(self, frame: commands.Basic.Qos) -> None:
         self._prefetch = frame.prefetch_count or 0
         self._send(commands.Basic.QosOk())
+
+    def _on_flow(self, frame: commands.Channel.Flow) -> None:
+        self._send(commands.Channel.FlowOk(frame.active))
 
     def _on_queue_declare(self, frame: commands.Queue.Declare) -> None:
         queue = self._broker.declare(frame.queue or "", dict(frame.arguments or {}), passive=bool(frame.passive))
