@@ -254,7 +254,7 @@ class Consumer:
         )
 
     def _unwell(self) -> str | None:
-        """Say what is wrong where nothing is deferred: an error ended the consumer, or its connection is blocked."""
+        """Say what is wrong where nothing is deferred: what ended the consumer, or a blocked connection."""
         if self._failure is not None:
             return f"the consumer ended: {type(self._failure).__name__}"
         channel = self._underlay
