@@ -307,3 +307,19 @@ async def test_an_outage_longer_than_a_delivery_costs_one_message(audit: AuditFi
     await consumer._on_message(Delivery(rabbitmq_forged()))  # type: ignore[arg-type]
     await asyncio.gather(*consumer._tasks._running)
     assert (consumer.health().prefetch, consumer._interrupted.is_set()) == (10, True)
+
+
+async def test_a_consumer_that_was_full_is_not_for_ever(audit: AuditFile) -> None:
+    """Where all that was held is gone with its channel, the consumer of the next one is well."""
+    table = Table(audit)
+    source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
+    consumer = rabbitmq.Consumer(source, table.guard, print, dead_letters=table.letters, prefetch=1)
+    consumer._tag = "first"
+    consumer._room.put(1, tag="first", cause=Cause.HANDLER_DEFERRED, party=None, size=1)
+    consumer._look()
+    assert not consumer.health().consuming
+    consumer._on_close(None, None)
+    consumer._room.take(1)
+    consumer._look()
+    consumer._tag = "second"
+    assert consumer.health().consuming

@@ -107,7 +107,7 @@ class Plan:
         forms = {
             "store": ("refused", "silent", "answer lost"), "dead letters": ("missing", "full"),
             "confirms": ("late", "lost", "publish lost"), "restart": ("orderly", "crash"),
-            "connection closed": ("all", "one"),
+            "connection closed": ("all", "first", "last"),
         }.get(kind, ("",))  # fmt: skip
         return self._draw.choice(forms)
 
@@ -206,7 +206,7 @@ def _channel_closed(fault: Fault, scenario: Scenario) -> None:
 
 def _connection_closed(fault: Fault, scenario: Scenario) -> None:
     found = scenario.world.broker.connections_of(scenario.running_name(fault.target))
-    for connection in found if fault.how == "all" else found[:1]:
+    for connection in {"first": found[:1], "last": found[-1:]}.get(fault.how, found):
         connection.end(320, "CONNECTION_FORCED - Closed via management plugin")
 
 

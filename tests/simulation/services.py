@@ -1,4 +1,4 @@
-"""The deployed services: consumers and a producer, written as a user of mqauth would, and what keeps them running."""
+"""The deployed services: consumers and a producer, as a user of mqauth writes them, and what keeps them up."""
 
 from __future__ import annotations
 
