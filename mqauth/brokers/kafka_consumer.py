@@ -17,6 +17,7 @@ from mqauth.brokers.kafka_assignment import listen
 from mqauth.brokers.kafka_outbox import Transactions
 from mqauth.brokers.kafka_poller import Poller
 from mqauth.brokers.kafka_producer import Producer
+from mqauth.brokers.kafka_replies import responder
 from mqauth.brokers.kafka_transaction import TransactionalDeadLetters
 from mqauth.brokers.turns import Background, Turns, stopping_on_signals
 from mqauth.deadletter import DeadLetterSink
@@ -83,7 +84,7 @@ class Consumer(Background):
         self._handler = handler
         self._dead_letters = dead_letters
         self._decode = decode
-        self._replies = replies
+        self._responder = None if replies is None else responder(replies)
         self._grace = grace
         self._patience = kafka_settings.rebalance_patience(client, grace)
         self._book = Book(
@@ -156,19 +157,9 @@ class Consumer(Background):
 
     def _handle(self, verified: Verified) -> Any:
         """Call the handler with a decoded message it can answer."""
-        if self._decode is not None or self._replies is not None:
-            answer = None if self._replies is None else self._answer
-            verified = equip(verified, responder=answer, value=decoded(verified, self._decode))
+        if self._decode is not None or self._responder is not None:
+            verified = equip(verified, responder=self._responder, value=decoded(verified, self._decode))
         return self._handler(verified)
-
-    def _answer(self, verified: Verified, body: bytes) -> Any:
-        """Send a signed answer to the topic in reply-to, and return the client's future."""
-        properties = verified.properties
-        if self._replies is None or "reply-to" not in properties:
-            raise ConfigurationError("the message has no reply-to")
-        names = ("correlation-id",) if "correlation-id" in properties else ()
-        headers = [(name, properties[name].encode("utf-8")) for name in names]
-        return self._replies.send(properties["reply-to"], value=body, headers=headers)
 
     def _wind_up(self) -> None:
         """Let running handlers finish, commit, give claims back, and stand at the first unsettled records."""
