@@ -108,23 +108,78 @@ def token_of(message: Message) -> bytes:
     Raises:
         Rejection: ``token_missing``, ``token_repeated``, ``token_oversize`` or ``token_malformed``.
     """
-    found = [pair for pair in message.headers if len(pair[0]) == _LENGTH and pair[0].lower() == TOKEN_HEADER]
+    place = place_of_token([name for name, _ in message.headers])
+    return token_of_value(message.headers[place][1], on_kafka=is_kafka(message.destination))
+
+
+def place_of_token(names: Sequence[str]) -> int:
+    """Return where among the names of a message's headers its one token is.
+
+    Raises:
+        Rejection: ``token_missing`` or ``token_repeated``.
+    """
+    found = [at for at, name in enumerate(names) if len(name) == _LENGTH and name.lower() == TOKEN_HEADER]
     if len(found) > 1:
         raise Rejection(Reason.TOKEN_REPEATED, f"{len(found)} token headers")
-    if not found or found[0][0] != TOKEN_HEADER:
+    if not found or names[found[0]] != TOKEN_HEADER:
         raise Rejection(Reason.TOKEN_MISSING, "no token header" if not found else "the header is misspelt")
-    value = found[0][1]
+    return found[0]
+
+
+def token_of_value(value: HeaderValue, *, on_kafka: bool) -> bytes:
+    """Return the token that a header's value is.
+
+    Raises:
+        Rejection: ``token_oversize`` or ``token_malformed``.
+    """
     if isinstance(value, str | bytes) and len(value) > MAX_TOKEN:
         raise Rejection(Reason.TOKEN_OVERSIZE, f"over {MAX_TOKEN} bytes")
-    if is_kafka(message.destination) and isinstance(value, bytes):
+    if on_kafka and isinstance(value, bytes):
         return value
-    if not is_kafka(message.destination) and isinstance(value, str) and value.isascii():
+    if not on_kafka and isinstance(value, str) and value.isascii():
         return value.encode("ascii")
     raise Rejection(Reason.TOKEN_MALFORMED, "the token header has another type")
 
 
-def check(message: Message, binding: Binding) -> None:
+class Cover:
+    """How properties and covered headers are encoded, of messages that have the same names.
+
+    Args:
+        first: one of them.
+        names: the covered headers.
+    """
+
+    __slots__ = ("_encode", "_twins")
+
+    def __init__(self, first: Message, names: tuple[str, ...]) -> None:
+        self._twins: str | None = None
+        try:
+            refuse_case_twins(first, names)
+        except MalformedMessage as error:
+            self._twins = str(error)
+        self._encode = headers_inputs(first, names)
+
+    def headers(self, message: Message) -> bytes:
+        """Return ``headers_input`` of a message with these names.
+
+        Raises:
+            Rejection: ``headers_mismatch``, two names differ in case only or a value has no form on the wire.
+        """
+        if self._twins is not None:
+            raise Rejection(Reason.HEADERS_MISMATCH, self._twins)
+        try:
+            return self._encode(message)
+        except MalformedMessage as error:
+            raise Rejection(Reason.HEADERS_MISMATCH, str(error)) from error
+
+
+def check(message: Message, binding: Binding, cover: Cover) -> None:
     """Hold a verified binding against the message it came with; step 11 of the verdict.
+
+    Args:
+        message: as the broker delivered it.
+        binding: of its token.
+        cover: of messages with its names and of the names that the binding covers.
 
     Raises:
         Rejection: ``destination_mismatch``, ``record_key_mismatch``, ``body_mismatch`` or
@@ -136,12 +191,7 @@ def check(message: Message, binding: Binding) -> None:
         raise Rejection(Reason.RECORD_KEY_MISMATCH, "signed with another record key")
     if binding.bod != (None if message.body is None else base64url.digest(message.body)):
         raise Rejection(Reason.BODY_MISMATCH, "signed with another body")
-    try:
-        refuse_case_twins(message, binding.hdr)
-        same = binding.hds == headers_digest(message, binding.hdr)
-    except MalformedMessage as error:
-        raise Rejection(Reason.HEADERS_MISMATCH, str(error)) from error
-    if not same:
+    if binding.hds != base64url.digest(cover.headers(message)):
         raise Rejection(Reason.HEADERS_MISMATCH, "signed with other properties or headers")
 
 
@@ -267,7 +317,7 @@ def refuse_case_twins(message: Message, covered: Sequence[str]) -> None:
             raise MalformedMessage("two header names differ in case only")
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)  # of at most 1,000 names each
 def _folded(covered: tuple[str, ...], on_kafka: bool) -> tuple[frozenset[str], frozenset[str]]:
     """Return the names that are covered, as they are and in lower case."""
     exact = frozenset(covered) | (_PROPERTIES if on_kafka else frozenset())

@@ -17,9 +17,9 @@ from mqauth.base64url import encode as base64url_encode
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.deadletter import DeadLetter, DeadLetterSink
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
-from mqauth.flow import Attempts, Call, ColourError, Flow, answered, asked, at_once, attempt, run, tried
+from mqauth.flow import Attempts, Call, ColourError, Flow, answered, asked, at_once, run, tried
 from mqauth.judge import Judge
-from mqauth.judging.delivery import Delivery, Outcome, Step, Verdict, accepted
+from mqauth.judging.delivery import Delivery, Outcome, Step, Verdict
 from mqauth.message import Message
 from mqauth.policy import Allow, Policy
 from mqauth.replay import DEFAULT_LEASE, ClaimRequest, ClaimStatus, ReplayStore
@@ -113,14 +113,14 @@ class Pipeline:
             The outcome; everything but ``DEFERRED`` is to be settled.
         """
         try:
-            if delivery.step is _JUDGE and not self._told:
-                brief = yield from self._briefly(delivery, handler)
-                if brief is not None:
-                    return brief
             if delivery.step is _JUDGE:
-                yield from self._judged(delivery)
+                yield from self._timed_judge(delivery) if self._observers else self.verdicts.judge(delivery)
             if delivery.step is _HANDLE:
-                yield from self._handle(delivery, handler)
+                try:
+                    yield Call(handler, (delivery.verified,), self.attempts)
+                    delivery.step = _CONFIRM
+                except Exception as error:
+                    _failed(delivery, error)
             outcome = yield from self._conclude(delivery, dead_letters)
         except Unavailable as error:
             outcome = delivery.defer(error)
@@ -148,38 +148,10 @@ class Pipeline:
                 try:
                     if self.replay.confirm(claim) is None:
                         delivery.step = _SETTLE
-                        return accepted(delivery)
+                        return Outcome.of(delivery)
                 except Exception:
                     _LOG.debug("confirmed again by the flow")
         return run(self.process(delivery, handler, dead_letters))
-
-    def _briefly(self, delivery: Delivery, handler: Handler) -> Flow[Outcome | None]:
-        """Carry a message like one that was accepted to its end; ``None`` where all of ``process`` is to go on.
-
-        Raises:
-            Unavailable: the store is out of reach, an earlier delivery is being handled, or the handler asks for
-                another time.
-        """
-        claim = self.verdicts.alike(delivery)
-        if claim is None:
-            return None
-        status = at_once(_STORE, self.replay.claim, claim)
-        if type(status) is not ClaimStatus:
-            status = yield from answered(_STORE, status)
-        self.verdicts.answer(delivery, claim, status)
-        if delivery.step is not _HANDLE:
-            return None
-        try:
-            yield Call(handler, (delivery.verified,), self.attempts)
-            delivery.step = _CONFIRM
-        except Exception as error:
-            _failed(delivery, error)
-            return None
-        confirmed = at_once(_STORE, self.replay.confirm, claim)
-        if confirmed is not None:
-            yield from answered(_STORE, confirmed)
-        delivery.step = _SETTLE
-        return accepted(delivery)
 
     def judge(self, delivery: Delivery) -> Flow[Outcome]:
         """Judge a delivery, steps 1 to 13, for those who handle and settle it themselves.
@@ -219,7 +191,8 @@ class Pipeline:
             _refuse_unjudged(delivery)
         try:
             if delivery.claim is not None and delivery.step is Step.HANDLE:
-                yield from self._end_claims(delivery, self.replay.release)
+                for claim in _claims_of(delivery):
+                    yield from asked(_STORE, self.replay.release, claim)
                 delivery.step = Step.JUDGE
         except Unavailable as error:
             return delivery.defer(error)
@@ -266,12 +239,6 @@ class Pipeline:
         except Unavailable as error:
             return delivery.defer(error)
 
-    def _judged(self, delivery: Delivery) -> Flow[None]:
-        """Return what judges a delivery; one nobody is told of was found not to be like another by now."""
-        if self._observers:
-            return self._timed_judge(delivery)
-        return self.verdicts.judge(delivery) if self._told else self.verdicts.in_full(delivery)
-
     def _timed_judge(self, delivery: Delivery) -> Flow[None]:
         """Judge, and note how long it took, for those who observe."""
         started = self.clock.monotonic()
@@ -280,38 +247,23 @@ class Pipeline:
         finally:
             delivery.judge_seconds = self.clock.monotonic() - started
 
-    def _handle(self, delivery: Delivery, handler: Handler) -> Flow[None]:
-        """Run the handler."""
-        try:
-            yield from attempt(handler, delivery.verified, self.attempts)
-        except Exception as error:
-            _failed(delivery, error)
-        else:
-            delivery.step = _CONFIRM
-
     def _conclude(self, delivery: Delivery, dead_letters: DeadLetterSink | None = None) -> Flow[Outcome]:
         """Take what steps are left of a verdict, each once."""
         if delivery.step is _CONFIRM or delivery.step is Step.RELEASE:
-            yield from self._close_claim(delivery)
-        if delivery.step is _RECORD and delivery.rejection is None and not self._record_all:
-            delivery.step = Step.SETTLE
-        elif delivery.step is _RECORD:
-            yield from self._record(delivery)
+            ends = self.replay.confirm if delivery.step is _CONFIRM else self.replay.release
+            for claim in _claims_of(delivery):
+                ended = at_once(_STORE, ends, claim)
+                if ended is not None:
+                    yield from answered(_STORE, ended)
+            delivery.step = _RECORD
+        if delivery.step is _RECORD:
+            if delivery.rejection is None and not self._record_all:
+                delivery.step = _SETTLE
+            else:
+                yield from self._record(delivery)
         if delivery.step is Step.BURY and dead_letters is not None:
             yield from self._bury(delivery, dead_letters)
         return Outcome.of(delivery)
-
-    def _close_claim(self, delivery: Delivery) -> Flow[None]:
-        """Confirm the claim after the handler, or release it after a failure."""
-        if delivery.claim is not None:
-            ends = self.replay.confirm if delivery.step is _CONFIRM else self.replay.release
-            yield from self._end_claims(delivery, ends)
-            delivery.step = _RECORD
-
-    def _end_claims(self, delivery: Delivery, ends: Callable[[ClaimRequest], Any]) -> Flow[None]:
-        """End what is claimed, a release first: after a crash between the two it is a duplicate, no replay."""
-        for claim in _claims_of(delivery):
-            yield from asked(Cause.REPLAY_STORE_UNAVAILABLE, ends, claim)
 
     def _record(self, delivery: Delivery) -> Flow[None]:
         """Make the audit record durable; it comes before the dead letter."""
@@ -398,7 +350,7 @@ def _check_issuers(verifier: Verifier, policy: Policy) -> None:
 
 
 def _claims_of(delivery: Delivery) -> tuple[ClaimRequest, ...]:
-    """Return the claims of a delivery, in the order they end."""
+    """Return the claims of a delivery in the order they end: after a crash between the two it is a duplicate."""
     claim, release = delivery.claim, delivery.release_claim
     if claim is None:
         return ()
