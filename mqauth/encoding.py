@@ -44,6 +44,8 @@ def add_value(parts: list[bytes], value: HeaderValue) -> None:
         parts.append(b"b")
         parts.append(len(value).to_bytes(4, "big"))
         parts.append(value)
+    elif type(value) is str and value.isascii():  # and of most on RabbitMQ
+        parts += (b"s", len(value).to_bytes(4, "big"), value.encode())
     else:
         _add_value(parts, value, MAX_DEPTH)
 

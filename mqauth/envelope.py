@@ -19,6 +19,8 @@ from mqauth.message import PROTECTED_PROPERTIES, TOKEN_HEADER, HeaderValue, Mess
 
 _DOMAIN: Final = b"mqauth-hds-1"
 _LENGTH: Final = len(TOKEN_HEADER)  # lower case makes no other length this one
+_FEW: Final = 256
+_SIZES: Final = [size.to_bytes(4, "big") for size in range(_FEW)]
 _DIRECT_REPLY: Final = "amq.rabbitmq.reply-to"
 _TRANSPORT: Final = frozenset(
     ("x-death", "x-delivery-count", "x-delay", "timestamp_in_ms", "BCC", "traceparent", "tracestate", "baggage")
@@ -237,37 +239,41 @@ def headers_inputs(first: Message, names: Sequence[str]) -> Callable[[Message], 
     single = {name: at for at, (name, _) in enumerate(first.headers)}
     if len(single) != len(first.headers):
         return lambda message: headers_input(message, names)
-    on_kafka, steps, before = is_kafka(first.destination), list[tuple[bytes, int | str]](), _DOMAIN
-    bound = [(name, single.get(name) if on_kafka else name if name in first.properties else None)
-             for name in PROTECTED_PROPERTIES]  # fmt: skip
-    for name, place in (*bound, *((name, single.get(name)) for name in names)):
+    properties, places, before = list[tuple[bytes, str]](), list[tuple[bytes, bytes, int]](), _DOMAIN
+    for name in PROTECTED_PROPERTIES if not is_kafka(first.destination) else ():
+        before += named(name, present=name in first.properties)
+        if name in first.properties:
+            properties.append((before, name))
+            before = b""
+    for name in names if not is_kafka(first.destination) else (*PROTECTED_PROPERTIES, *names):
+        place = single.get(name)
         before += named(name, present=place is not None)
         if place is not None:
-            steps.append((before, place))
+            places.append((before, before + b"b", place))
             before = b""
-    return partial(_filled, steps, before)
+    return partial(_filled, properties, places, before)
 
 
-def _filled(steps: list[tuple[bytes, int | str]], tail: bytes, message: Message) -> bytes:
-    """Return the names' bytes with a message's values: of a header by its place, of a property by its name."""
+def _filled(
+    bound: list[tuple[bytes, str]], places: list[tuple[bytes, bytes, int]], tail: bytes, message: Message
+) -> bytes:
+    """Return the names' bytes with a message's values: of a property by its name, of a header by its place."""
     parts: list[bytes] = []
-    headers, properties = message.headers, message.properties
-    for before, place in steps:
-        value = headers[place][1] if isinstance(place, int) else _property(properties, place)
+    for before, name in bound:
+        text = message.properties[name]
+        parts.append(before)
+        add_value(parts, _without_suffix(text) if name == "reply-to" else text)
+    headers = message.headers
+    for before, before_bytes, place in places:
+        value = headers[place][1]
         if type(value) is bytes:
-            parts += (before, b"b", len(value).to_bytes(4, "big"), value)
-        elif type(value) is str and value.isascii():
-            parts += (before, b"s", len(value).to_bytes(4, "big"), value.encode())
+            size = len(value)
+            parts += (before_bytes, _SIZES[size] if size < _FEW else size.to_bytes(4, "big"), value)
         else:
             parts.append(before)
             add_value(parts, value)
     parts.append(tail)
     return b"".join(parts)
-
-
-def _property(properties: Mapping[str, str], name: str) -> HeaderValue:
-    """Return a property as it is bound."""
-    return _without_suffix(properties[name]) if name == "reply-to" else properties[name]
 
 
 def _repeated_input(message: Message, names: Iterable[str]) -> bytes:

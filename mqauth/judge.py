@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, TypeVar, cast
 
 from mqauth.clock import Clock, Randomness
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
-from mqauth.flow import OUR_FAULT, Flow, answered, asked, at_once, either, guarded
+from mqauth.flow import OUR_FAULT, ColourError, Flow, answered, asked, at_once, either, guarded
 from mqauth.judging.delivery import Delivery, Step, Verdict
 from mqauth.keys import KeySet, KeySource
 from mqauth.knowntokens import Token
@@ -149,7 +149,7 @@ class Judge:
         message, candidate, received = delivery.message, cast(Candidate, delivery.candidate), delivery.received
         keys = yield from self._keys(delivery, candidate, _at_hand(self._verifier.source(candidate)))  # 5
         delivery.key_set = keys.version
-        _total(self._verifier.authenticate, message, candidate, keys, received)  # 6, 7
+        _total(self._verifier.authenticate, message, candidate.token, keys, received)  # 6, 7
         release = delivery.release = yield from self._released(delivery)
         if release.scope != self.scope_of(message):
             return ClaimStatus.DUPLICATE
@@ -281,8 +281,10 @@ def _permit(decision: Decision) -> None:
 def _at_hand(source: KeySource) -> Any:
     """Return the keys a source has, to be awaited where it is asynchronous; ``None`` where there are none yet."""
     try:
-        return at_once(_KEYS, source.key_set)
-    except Unavailable:
+        return source.key_set()
+    except ColourError:
+        raise
+    except Exception:
         return None
 
 

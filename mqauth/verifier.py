@@ -161,6 +161,7 @@ class Verifier:
             raise ConfigurationError("require_headers is a list of names")
         self._require = tuple(require_headers)
         self._reject_unsigned = unsigned_headers == "reject"
+        self._covers = bool(self._require) or self._reject_unsigned
         self._user_id = user_id
         self.tokens = Tokens()
         self._shapes = Shapes()
@@ -199,13 +200,18 @@ class Verifier:
         """
         return self._issuer(candidate.token.claims).keys
 
-    def authenticate(self, message: Message, candidate: Candidate, keys: KeySet, received: float) -> Key:
-        """Return the key that signed a token: steps 6 and 7; arguments as ``verify``.
+    def authenticate(self, message: Message, token: Token, keys: KeySet, received: float) -> Key:
+        """Return the key that signed a token: steps 6 and 7.
+
+        Args:
+            message: as the broker delivered it.
+            token: of its candidate.
+            keys: the key set of its issuer.
+            received: UTC seconds at which this process first received the delivery.
 
         Raises:
             Rejection: ``key_unknown``, ``key_revoked``, ``algorithm_forbidden`` or ``signature_invalid``.
         """
-        token = candidate.token
         key = keys.get(token.opened.kid)
         if key is None:
             raise Rejection(Reason.KEY_UNKNOWN, "the issuer has no such key")
@@ -237,12 +243,20 @@ class Verifier:
             Rejection: the reason of the first failing step.
             Unavailable: ``append_time_unavailable``.
         """
-        token = candidate.token
-        claims = token.claims
+        token, proof = candidate.token, candidate.proof
+        claims, proven = token.claims, token.proven
         if token.standing is None or release is not None or not token.stands(keys, received):
-            self._believe(message, candidate, keys, received, release)  # 6 to 10
-        self._check_binding(message, candidate)  # 11
-        index = None if candidate.proof is None else candidate.proof.place
+            self._believe(message, token, keys, received, release)  # 6 to 10
+        cover = candidate.shape.cover(message, claims.mqa.hdr)  # 11
+        if proof is not None and proven is not None:
+            batch.check(message, proof, proven, cover)
+        elif isinstance(claims.mqa, Binding):
+            envelope.check(message, claims.mqa, cover)
+        else:
+            raise Rejection(Reason.PROOF_INVALID, "a batch token without its proof")
+        if self._covers:
+            self._check_coverage(message, claims)
+        index = None if proof is None else proof.place
         return make_verified(message, claims, token.opened.kid, keys.version, received, release, index)
 
     def learn(self, candidate: Candidate, received: float) -> None:
@@ -262,12 +276,11 @@ class Verifier:
             candidate.shape.learn(token.opened.kid, reader)
 
     def _believe(
-        self, message: Message, candidate: Candidate, keys: KeySet, received: float, release: Release | None
+        self, message: Message, token: Token, keys: KeySet, received: float, release: Release | None
     ) -> None:
         """Judge all of a token but what it binds: steps 6 to 10."""
-        token, waived = candidate.token, _NOTHING if release is None else release.waive
-        claims = token.claims
-        key = self.authenticate(message, candidate, keys, received)  # 6, 7
+        claims, waived = token.claims, _NOTHING if release is None else release.waive
+        key = self.authenticate(message, token, keys, received)  # 6, 7
         if claims.aud not in self._audiences:  # 8
             raise Rejection(Reason.AUDIENCE_MISMATCH, "meant for another audience")
         self._times.check_key(key, claims, message, waived)  # 9
@@ -275,20 +288,6 @@ class Verifier:
         self._check_subject(message, claims, key)  # 10
         if token.proven is not None and release is None and self._alike:
             token.standing = Standing(keys, received, self._times.ends(claims, key))
-
-    def _check_binding(self, message: Message, candidate: Candidate) -> None:
-        """Hold the token against the message it came with: step 11."""
-        token, proof = candidate.token, candidate.proof
-        mqa = token.claims.mqa
-        cover = candidate.shape.cover(message, mqa.hdr)
-        if proof is not None and token.proven is not None:
-            batch.check(message, proof, token.proven, cover)
-        elif isinstance(mqa, Binding):
-            envelope.check(message, mqa, cover)
-        else:
-            raise Rejection(Reason.PROOF_INVALID, "a batch token without its proof")
-        if self._require or self._reject_unsigned:
-            self._check_coverage(message, token.claims)
 
     def _issuer(self, claims: Claims) -> Issuer:
         """Return the configured issuer of a token."""
