@@ -118,10 +118,11 @@ class Reader:
             return None
         if not (iat + exp).isdigit() or iat[0] == _ZERO or exp[0] == _ZERO or not _plain(jti + bod + key + hds):
             return None
-        if not all(digest[-1] in _LAST for digest in (bod, key, hds) if digest):
+        if hds[-1] not in _LAST or (bod and bod[-1] not in _LAST) or (key and key[-1] not in _LAST):
             return None
         like, of = self._claims
-        binding = _TUPLE(Binding, (of.dst, _text(bod), _text(key), of.hdr, hds.decode("ascii")))
+        texts = bod.decode("ascii") if bod else None, key.decode("ascii") if key else None
+        binding = _TUPLE(Binding, (of.dst, *texts, of.hdr, hds.decode("ascii")))
         return _TUPLE(
             Claims,
             (like.iss, like.sub, like.aud, int(iat), int(exp), jti.decode("ascii"), binding, None, NO_EXTRA),
@@ -142,11 +143,6 @@ def reader_of(payload: bytes, claims: Claims) -> Reader | None:
 def _around(digest: str | None) -> tuple[bytes, bytes]:
     """Return what stands in JSON before a digest's text and behind it."""
     return (b"null", b"") if digest is None else (b'"', b'"')
-
-
-def _text(digest: bytes) -> str | None:
-    """Return a digest, ``None`` for none."""
-    return digest.decode("ascii") if digest else None
 
 
 def _quoted(digest: str | None) -> bytes:
