@@ -27,6 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     how = test.add_mutually_exclusive_group()
     how.add_argument("--quick", action="store_true", help="leave out what is marked slow: under five minutes")
     how.add_argument("--nightly", action="store_true", help="floods and races in their full size")
+    how.add_argument("--clusters", action="store_true", help="only what needs three nodes of a broker")
     up = commands.add_parser("up", help="start RabbitMQ, Kafka and Redis and keep them till Ctrl-C or `down`")
     up.add_argument("--detach", action="store_true", help="return when they are ready, and keep them running")
     down = commands.add_parser("down", help="stop what `up --detach` started")
@@ -42,6 +43,8 @@ def _test(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run the tests that the options mean."""
     if options.nightly:
         os.environ[scale.VARIABLE] = "1"
+    if options.clusters:
+        return runner.run_tests([], runner.cluster_tests(), ["-m", "cluster", *rest])
     arguments = ["-m", "not slow", *rest] if options.quick else rest
     units = [] if options.integration_only else runner.unit_tests()
     integration = [] if options.unit_only else runner.integration_tests()

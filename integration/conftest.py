@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeVar
@@ -51,12 +50,9 @@ def _up_again() -> Iterator[None]:
             service.start()
 
 
-CLUSTERS = "MQAUTH_TEST_CLUSTERS"
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave tests on clusters out, unless they are asked for: by the variable, or by `-m cluster`."""
-    if os.environ.get(CLUSTERS) or "cluster" in config.option.markexpr:
+    """Leave tests on clusters out, unless they are asked for by `-m cluster`."""
+    if "cluster" in config.option.markexpr:
         return
     left_out = [item for item in items if item.get_closest_marker("cluster")]
     config.hook.pytest_deselected(items=left_out)
@@ -65,7 +61,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_configure(config: pytest.Config) -> None:
     """Forgive kafka-python: schemas read by deprecated functions, sockets of refused connections left unclosed."""
-    config.addinivalue_line("markers", "cluster: runs on several nodes of a broker; left out by default")
     config.addinivalue_line("filterwarnings", "ignore:(read|open)_text is deprecated:DeprecationWarning")
     refused = r"unclosed <socket\.socket fd=\d+, .*laddr=\('0\.0\.0\.0', \d+\)>"
     config.addinivalue_line("filterwarnings", f"ignore:{refused}:ResourceWarning")

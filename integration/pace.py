@@ -3,6 +3,9 @@
 A test is slow by what it does, not by what else the machine does. So the time is subtracted in which the session's
 processes, its brokers among them, were ready to run and had no CPU (``/proc/<pid>/task/*/schedstat``). What is
 left is work, and waiting for timers and brokers. On a system without these files nothing is subtracted.
+
+Of a process that has ended nobody can tell any more how long it was kept waiting. Where one did during a test, the
+time counts instead in which anything on this machine was ready and had no CPU (``/proc/pressure/cpu``).
 """
 
 from __future__ import annotations
@@ -32,15 +35,23 @@ class Reading:
     Args:
         at: monotonic seconds.
         delays: seconds by process, those of its most delayed thread.
+        ended: CPU seconds of children that have ended.
+        pressure: seconds in which anything on this machine was kept from running.
     """
 
     at: float
     delays: dict[int, float]
+    ended: float = 0.0
+    pressure: float = 0.0
 
 
 def read() -> Reading:
     """Return the delays of this process and of all that come from it."""
-    return Reading(time.monotonic(), {process: _delay(process) for process in _family()})
+    times = os.times()
+    return Reading(
+        at=time.monotonic(), delays={process: _delay(process) for process in _family()},
+        ended=times.children_user + times.children_system, pressure=_pressure(),
+    )  # fmt: skip
 
 
 def own_seconds(begun: float, before: Reading, now: Reading) -> float:
@@ -52,6 +63,8 @@ def own_seconds(begun: float, before: Reading, now: Reading) -> float:
         now: read at its end.
     """
     kept = sum(delay - before.delays.get(process, 0.0) for process, delay in now.delays.items())
+    if now.ended != before.ended:
+        kept = max(kept, now.pressure - before.pressure)
     return now.at - begun - max(0.0, kept)
 
 
@@ -74,6 +87,13 @@ class Pace:
             took = own_seconds(begun, before, self._reading)
             if took > LIMIT:
                 pytest.fail(f"took {took:.1f} s, over {LIMIT:g}: make it shorter or mark it slow", pytrace=False)
+
+
+def _pressure() -> float:
+    """Return the seconds so far in which something was ready to run and had no CPU, 0 where nobody counts them."""
+    with suppress(OSError, ValueError, IndexError):
+        return int((_PROC / "pressure" / "cpu").read_text().splitlines()[0].rpartition("total=")[2]) / 1e6
+    return 0.0
 
 
 def _family() -> set[int]:

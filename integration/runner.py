@@ -71,6 +71,11 @@ def unit_tests() -> list[Group]:
     return [Group("units", ("tests",))]
 
 
+def cluster_tests() -> list[Group]:
+    """Return the tests on clusters as one group: side by side they would take each other's CPU for a lost node."""
+    return [Group("clusters", ("integration/chaos",))]
+
+
 def integration_tests() -> list[Group]:
     """Return the tests on real services in groups that take about as long as each other, the longest first."""
     left = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "integration").rglob("test_*.py"))

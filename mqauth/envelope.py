@@ -20,10 +20,10 @@ from mqauth.message import PROTECTED_PROPERTIES, TOKEN_HEADER, HeaderValue, Mess
 _DOMAIN: Final = b"mqauth-hds-1"
 _LENGTH: Final = len(TOKEN_HEADER)  # lower case makes no other length this one
 _DIRECT_REPLY: Final = "amq.rabbitmq.reply-to"
-_TRANSPORT: Final = frozenset(
-    ("x-death", "x-delivery-count", "x-delay", "timestamp_in_ms", "BCC", "traceparent", "tracestate", "baggage")
-)
-_BROKER_WRITTEN: Final = frozenset(("x-death", "x-delivery-count"))
+_BROKER_WRITTEN: Final = frozenset(("x-death", "x-delivery-count", "x-acquired-count"))
+_TRANSPORT: Final = _BROKER_WRITTEN | {
+    "x-delay", "timestamp_in_ms", "BCC", "traceparent", "tracestate", "baggage",
+}  # fmt: skip
 _BROKER_PREFIXES: Final = ("x-first-death-", "x-last-death-", "x-stream-", "x-opt-")
 _TRANSPORT_PREFIXES: Final = (*_BROKER_PREFIXES, "mqauth-")
 _PROPERTIES: Final = frozenset(PROTECTED_PROPERTIES)

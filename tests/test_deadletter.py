@@ -172,7 +172,10 @@ def test_no_form_that_fits_is_the_worlds_fault(kafka: Maker) -> None:
     assert caught.value.cause is Cause.DEAD_LETTER_UNAVAILABLE
 
 
-BROKER_WRITTEN = (("x-death", ()), ("x-delivery-count", 3), ("x-first-death-queue", "q"), ("x-opt-a", 1))
+BROKER_WRITTEN = (
+    ("x-death", ()), ("x-delivery-count", 3), ("x-acquired-count", 4), ("x-first-death-queue", "q"),
+    ("x-opt-a", 1),
+)  # fmt: skip
 
 
 def test_the_id_is_the_same_for_a_copy_after_a_crash(kafka: Maker, rabbit: Maker) -> None:

@@ -15,9 +15,9 @@ from mqauth.message import PROTECTED_PROPERTIES, Message
 ReasonOf = Callable[[Callable[[], object]], Reason]
 Maker = Callable[..., Message]
 TRANSPORT = (
-    "x-death", "x-first-death-queue", "x-last-death-reason", "x-delivery-count", "x-delay", "x-stream-offset",
-    "x-opt-anything", "timestamp_in_ms", "BCC", "traceparent", "tracestate", "baggage", "mqauth-token",
-    "mqauth-dead-id", "MQAUTH-anything", "X-Opt-A",
+    "x-death", "x-first-death-queue", "x-last-death-reason", "x-delivery-count", "x-acquired-count", "x-delay",
+    "x-stream-offset", "x-opt-anything", "timestamp_in_ms", "BCC", "traceparent", "tracestate", "baggage",
+    "mqauth-token", "mqauth-dead-id", "MQAUTH-anything", "X-Opt-A",
 )  # fmt: skip
 APPLICATION = ("tenant", "CC", "bcc", "x-my", "x-deaths", "content-type", "timestamp", "mqauth", "")
 
@@ -38,8 +38,8 @@ def test_everything_else_is_the_applications(name: str, rabbit: Maker) -> None:
 def test_only_what_changes_with_each_delivery_is_broker_written() -> None:
     """Broker-written headers name no content; the application's transport headers do."""
     assert {name for name in (*TRANSPORT, *APPLICATION) if envelope.is_broker_written(name)} == {
-        "x-death", "x-first-death-queue", "x-last-death-reason", "x-delivery-count", "x-stream-offset",
-        "x-opt-anything",
+        "x-death", "x-first-death-queue", "x-last-death-reason", "x-delivery-count", "x-acquired-count",
+        "x-stream-offset", "x-opt-anything",
     }  # fmt: skip
 
 

@@ -169,6 +169,16 @@ async def test_which_delivery_is_the_last(audit: AuditFile, returns: Any, *, red
     assert delivery.settled == ["requeue"]
 
 
+@pytest.mark.parametrize(("returns", "acquired"), [(1000, 1), (None, 1000)])
+async def test_what_did_not_fail_is_no_last_delivery(audit: AuditFile, returns: Any, acquired: int) -> None:
+    """RabbitMQ 4.3 leaves the header as it was published where no delivery failed, and counts all in another."""
+    waits = Waits(audit, consumer_timeout=0)
+    delivery = last(waits.table, returns=returns)
+    delivery.headers |= {"x-acquired-count": acquired}
+    await waits.processor.process(delivery)
+    assert delivery.settled == ["requeue"]
+
+
 async def test_without_a_limit_there_is_no_last_delivery(audit: AuditFile) -> None:
     """A classic queue has none, and one may be declared without."""
     waits = Waits(audit, consumer_timeout=0, delivery_limit=-1)
@@ -297,3 +307,19 @@ async def test_an_outage_longer_than_a_delivery_costs_one_message(audit: AuditFi
     await consumer._on_message(Delivery(rabbitmq_forged()))  # type: ignore[arg-type]
     await asyncio.gather(*consumer._tasks._running)
     assert (consumer.health().prefetch, consumer._interrupted.is_set()) == (10, True)
+
+
+async def test_a_consumer_that_was_full_is_not_for_ever(audit: AuditFile) -> None:
+    """Where all that was held is gone with its channel, the consumer of the next one is well."""
+    table = Table(audit)
+    source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
+    consumer = rabbitmq.Consumer(source, table.guard, print, dead_letters=table.letters, prefetch=1)
+    consumer._tag = "first"
+    consumer._room.put(1, tag="first", cause=Cause.HANDLER_DEFERRED, party=None, size=1)
+    consumer._look()
+    assert not consumer.health().consuming
+    consumer._on_close(None, None)
+    consumer._room.take(1)
+    consumer._look()
+    consumer._tag = "second"
+    assert consumer.health().consuming

@@ -279,6 +279,7 @@ async def test_whatever_a_handler_raises_its_delivery_comes_back(
     assert type(consumer._failure) is error
     assert delivery.settled == ["requeue after ['tag']"]
     assert (consumer.health().in_flight, consumer.health().consuming) == (0, False)
+    assert consumer.health().detail == f"the consumer ended: {error.__name__}"
     assert "ends" in caplog.text
     assert (await table.process(Delivery(honest, redelivered=True))).verdict is Verdict.ACCEPTED
 

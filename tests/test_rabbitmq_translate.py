@@ -13,10 +13,13 @@ from typing import Any
 
 import aio_pika
 import pytest
+from aiormq.abc import DeliveredMessage
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pamqp import decode, encode
+from pamqp import commands, decode, encode
+from pamqp.header import ContentHeader
 
+from mqauth.brokers.rabbitmq_incoming import Unreadable, delivered
 from mqauth.brokers.rabbitmq_translate import carries, from_native, to_native
 from mqauth.brokers.rabbitmq_wire import MAX_HEADER_FRAME, check_frame, frame_size, on_wire, to_message
 from mqauth.deadletter import DeadLetter, content_digest
@@ -64,6 +67,31 @@ ANYTHING = st.recursive(
     ),
 )  # fmt: skip
 ATTRIBUTES = sorted(vars(incoming()))
+
+
+def given_by_aiormq(**properties: Any) -> DeliveredMessage:
+    """Return a delivery as aiormq gives it, with these properties."""
+    header = ContentHeader(body_size=1, properties=commands.Basic.Properties(headers={"a": 1}, message_id="m"))
+    for name, value in properties.items():
+        setattr(header.properties, name, value)
+    deliver = commands.Basic.Deliver("c", 7, False, "shop", "k")
+    return DeliveredMessage(delivery=deliver, header=header, body=b"x", channel=SimpleNamespace())  # type: ignore[arg-type]
+
+
+@example(mode=3, expiration="60000")
+@given(mode=st.none() | st.integers(0, 255), expiration=st.none() | st.text())
+def test_every_delivery_has_a_message(mode: int | None, expiration: str | None) -> None:
+    """What aio-pika's own message raises for is malformed, with its body, headers, id and tag."""
+    found = delivered(given_by_aiormq(delivery_mode=mode, expiration=expiration))
+    message = from_native(found, queue="q")
+    assert (message.body, message.headers, message.properties["message-id"]) == (b"x", (("a", 1),), "m")
+    assert found.delivery_tag == 7
+    assert message.properties["delivery-mode"] == str(mode or 1)
+    assert (message.malformed is None) == (not isinstance(found, Unreadable))
+    if mode in {None, 0, 1, 2}:
+        assert message.malformed in {None, "the expiration is no number"}
+    else:
+        assert message.malformed is not None
 
 
 @example(parts={"timestamp": datetime(1969, 1, 1)}, headers={})

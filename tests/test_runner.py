@@ -116,6 +116,14 @@ def test_time_without_a_cpu_is_not_the_tests() -> None:
     assert pace.own_seconds(10.0, before, now) == pytest.approx(10.0 - 2.0 - 0.5)
 
 
+@pytest.mark.parametrize(("ended", "took"), [(0.0, 10.0), (1.0, 4.0)])
+def test_where_a_child_ended_the_machine_counts(ended: float, took: float) -> None:
+    """The pressure of the machine is subtracted only where a child's own delay can no longer be read."""
+    before = pace.Reading(0.0, {1: 5.0}, ended=3.0, pressure=100.0)
+    now = pace.Reading(10.0, {1: 5.0}, ended=3.0 + ended, pressure=106.0)
+    assert pace.own_seconds(0.0, before, now) == pytest.approx(took)
+
+
 def test_readings_are_of_this_session() -> None:
     """A reading has this process and its children, and no negative delay."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:

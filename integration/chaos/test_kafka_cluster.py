@@ -17,7 +17,7 @@ from integration.services.kafka_cluster import KafkaCluster
 from mqauth import Verified
 from mqauth.brokers import kafka
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 Report = Callable[[Count], None]
 PATIENCE = 120.0
 _PYTHON: Any = kafka_python

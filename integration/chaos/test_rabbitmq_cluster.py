@@ -16,7 +16,7 @@ from integration.services.rabbitmq_cluster import RabbitMQCluster
 from integration.wire import Wire
 from mqauth import Verified
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 Report = Callable[[Count], None]
 HEARTBEAT = "?heartbeat=2"
 

@@ -61,6 +61,7 @@ async def _consumed_by(row: Scene, number: int) -> bool:
     return int(declared.declaration_result.consumer_count) == number
 
 
+@pytest.mark.slow
 async def test_paused_consumer(row: Scene, own_redis: Redis, report: Report) -> None:
     """A process that stood still longer than its heartbeat finds in its buffers what its neighbour has handled."""
 

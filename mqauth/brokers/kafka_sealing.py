@@ -10,7 +10,9 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 from kafka.errors import IllegalStateError, KafkaTimeoutError
@@ -26,8 +28,9 @@ MAX_TOPICS: Final = 10_000
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
-Record: TypeAlias = tuple[Prepared, str, int | None, int | None, RecordFuture]
-"""What waits: prepared, with topic, partition, timestamp in UTC milliseconds, and what its sender holds of it."""
+Record: TypeAlias = tuple[Prepared, str, int | None, int | None, Context, RecordFuture]
+"""What waits: prepared, with topic, partition, timestamp in UTC milliseconds, its sender's context, in which it is
+sent and traced, and what its sender holds of it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -97,7 +100,7 @@ class Sealing:
                 raise IllegalStateError("Producer already closed!")
             waiting = self._open or Waiting()
             future = RecordFuture(waiting.stage)
-            waiting.records.append((prepared, topic, partition, timestamp_ms, future))
+            waiting.records.append((prepared, topic, partition, timestamp_ms, copy_context(), future))
             complete = len(waiting.records) >= self._batch or self._room.taken <= 1
             self._open = None if complete else waiting
             if complete:
@@ -168,18 +171,16 @@ class Sealing:
 
     def _outcome(self, record: Record, token: str | MalformedMessage) -> Any:
         """Return the client's future of a record, or a failed one."""
-        prepared, topic, partition, timestamp_ms, _ = record
+        prepared, topic, partition, timestamp_ms, context, _ = record
         if isinstance(token, MalformedMessage):
             return self._failed(token)
         if topic not in self._topics:  # lost a moment ago: do not wait for it once a record
             return self._failed(KafkaTimeoutError("no metadata of the topic"))
         message = prepared.message
         headers = [*message.headers, (TOKEN_HEADER, token.encode("ascii"))]
+        send = partial(self._client.send, topic, value=message.body, key=message.key, headers=headers)
         try:
-            return self._client.send(
-                topic, value=message.body, key=message.key, headers=headers, partition=partition,
-                timestamp_ms=timestamp_ms,
-            )  # fmt: skip
+            return context.run(send, partition=partition, timestamp_ms=timestamp_ms)
         except Exception as error:
             if isinstance(error, KafkaTimeoutError):
                 self._topics.discard(topic)

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from aio_pika.abc import AbstractIncomingMessage
+from aiormq.abc import DeliveredMessage
 
 from mqauth.brokers.rabbitmq_audit import AuditQueue
 from mqauth.brokers.rabbitmq_consumer import Consumer
 from mqauth.brokers.rabbitmq_deadletter import DeadLetters
 from mqauth.brokers.rabbitmq_delivery import Processor
 from mqauth.brokers.rabbitmq_hold import CONSUMER_TIMEOUT
+from mqauth.brokers.rabbitmq_incoming import as_incoming
 from mqauth.brokers.rabbitmq_producer import Producer, UnroutableError
 from mqauth.brokers.rabbitmq_replies import as_responder
 from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT, declare_dead_letters, declare_source
@@ -57,8 +59,11 @@ def guarded(
     replies: Signer | Producer | None = None,
     consumer_timeout: float = CONSUMER_TIMEOUT,
     delivery_limit: int = DEFAULT_DELIVERY_LIMIT,
-) -> Callable[[AbstractIncomingMessage], Coroutine[Any, Any, None]]:
+) -> Callable[[AbstractIncomingMessage | DeliveredMessage], Coroutine[Any, Any, None]]:
     """Return a callback for ``queue.consume`` that does for each message what ``Consumer`` does.
+
+    For a message whose delivery mode is not 0, 1 or 2 aio-pika 10.2 raises before it calls anybody, and leaves it
+    unacked. As the callback of aiormq's ``basic_consume`` this one gets such a message too, and dead-letters it.
 
     The consumer stays yours, and cannot be suspended: whatever a message waits for, it stays unacked until a tenth
     before ``consumer_timeout``, in a place of your prefetch, and then goes back, but for its last delivery. With
@@ -93,8 +98,8 @@ def guarded(
     )
     running: set[asyncio.Task[Outcome | None]] = set()
 
-    async def callback(incoming: AbstractIncomingMessage) -> None:
-        task = asyncio.create_task(processor.process(incoming))
+    async def callback(incoming: AbstractIncomingMessage | DeliveredMessage) -> None:
+        task = asyncio.create_task(processor.process(as_incoming(incoming)))
         running.add(task)
         task.add_done_callback(running.discard)
         await asyncio.shield(task)
@@ -129,16 +134,17 @@ class Judged:
 
 
 async def judge(
-    guard: Pipeline, incoming: AbstractIncomingMessage, *, queue: str, scope: str | None = None
+    guard: Pipeline, incoming: AbstractIncomingMessage | DeliveredMessage, *, queue: str, scope: str | None = None
 ) -> Judged:
     """Judge one delivery: the verdict, and an accepted message claimed; nothing is settled.
 
     Args:
         guard: the pipeline.
-        incoming: the delivery.
+        incoming: the delivery, or what aiormq's ``basic_get`` returns, of which aio-pika's ``queue.get`` cannot
+            make a message in each case; settle ``delivery.message.native`` then.
         queue: where it was taken from.
         scope: on whose behalf; by default the queue.
     """
-    delivery = guard.receive(from_native(incoming, queue=queue, scope=scope))
+    delivery = guard.receive(from_native(as_incoming(incoming), queue=queue, scope=scope))
     outcome = await arun(guard.judge(delivery))
     return Judged(outcome=outcome, delivery=delivery, guard=guard)

@@ -119,7 +119,7 @@ class Consumer:
         self._sleep = sleep
         beside = min(PER_PLACE * prefetch, MAX_HELD) if max_held is None else max_held
         self._room = Room(beside, issuers=guard.verifier.issuers)
-        self._is_full = False
+        self._said_full = False
         self._processor = Processor(
             queue.name,
             guard,
@@ -238,12 +238,12 @@ class Consumer:
         held = sorted(self._processor.held, key=lambda item: item.since)
         longest = self._stalled or (held[0] if held else None)
         return Health(
-            consuming=self._tag is not None and not self._is_full,
+            consuming=self._tag is not None and not self._room.is_full(self._tag, self._window.now),
             in_flight=len(self._tasks) + self._on_the_spot,
             deferred=len(held),
             stalled_since=None if longest is None else longest.since,
             cause=None if longest is None else longest.outcome.cause,
-            detail=self._blocked() if longest is None else longest.outcome.detail,
+            detail=self._unwell() if longest is None else longest.outcome.detail,
             connection_deaths=self._window.deaths,
             prefetch=self._window.now,
             unsettled=self._processor.unsettled,
@@ -252,8 +252,10 @@ class Consumer:
             at_limit=sum(item.slot.is_last for item in held),
         )
 
-    def _blocked(self) -> str | None:
-        """Say that the broker has blocked the connection, where it has."""
+    def _unwell(self) -> str | None:
+        """Say what is wrong where nothing is deferred: what ended the consumer, or a blocked connection."""
+        if self._failure is not None:
+            return f"the consumer ended: {type(self._failure).__name__}"
         channel = self._underlay
         if channel is None or channel.is_closed or not is_blocked(channel):
             return None
@@ -408,8 +410,8 @@ class Consumer:
             return
         if self._room.wants_another(tag, window, len(self._tasks) - len(self._processor.held)):
             self._interrupted.set()
-        was_full, self._is_full = self._is_full, self._room.is_full(tag, window)
-        if self._is_full and not was_full:
+        said, self._said_full = self._said_full, self._room.is_full(tag, window)
+        if self._said_full and not said:
             whose = ", ".join(f"{number} {what}" for what, number in self._room.whose().items())
             level, why = (
                 (logging.WARNING, "its prefetch is 1") if window == 1 else (logging.ERROR, "no more can be held")

@@ -34,22 +34,21 @@ class Unreadable(Delivered):
 
     Args:
         message: as aiormq gives it.
-        no_ack: whether the broker waits for no ack.
     """
 
     __slots__ = ("fault",)
 
-    def __init__(self, message: DeliveredMessage, no_ack: bool) -> None:
-        mode, expiration = message.header.properties.delivery_mode, message.header.properties.expiration
+    def __init__(self, message: DeliveredMessage) -> None:
         header, properties = copy.copy(message.header), copy.copy(message.header.properties)
-        header.properties = properties
-        properties.delivery_mode = None
-        self.fault = f"delivery-mode {mode} is neither 1 nor 2"
-        if not _is_number(expiration):
-            properties.expiration = None
-            self.fault = "the expiration is no number"
-        super().__init__(replace(message, header=header), no_ack)
-        self.delivery_mode = mode  # type: ignore[assignment]
+        header.properties, mode = properties, properties.delivery_mode
+        self.fault = "a property that aio-pika cannot hold"
+        if not _is_number(properties.expiration):
+            self.fault, properties.expiration = "the expiration is no number", None
+        if mode not in _MODES:
+            self.fault, properties.delivery_mode = f"delivery-mode {mode} is neither 1 nor 2", None
+        super().__init__(replace(message, header=header))
+        if mode not in _MODES:
+            self.delivery_mode = mode  # type: ignore[assignment]
 
 
 def _is_number(expiration: str | None) -> bool:
@@ -61,20 +60,24 @@ def _is_number(expiration: str | None) -> bool:
     return True
 
 
-def delivered(message: DeliveredMessage, *, no_ack: bool = False) -> IncomingMessage:
-    """Return a delivery as aio-pika has it; never raises.
+def delivered(message: DeliveredMessage) -> IncomingMessage:
+    """Return a delivery that is to be acked as aio-pika has it; never raises.
 
     Args:
         message: as aiormq's ``basic_consume`` and ``basic_get`` give it.
-        no_ack: whether the broker waits for no ack.
 
     Returns:
         The delivery, an ``Unreadable`` where aio-pika cannot hold it.
     """
     try:
-        return Delivered(message, no_ack)
-    except ValueError:
-        return Unreadable(message, no_ack)
+        return Delivered(message)
+    except Exception:  # the law of the edge: what was delivered has a message
+        return Unreadable(message)
+
+
+def as_incoming(message: DeliveredMessage | AbstractIncomingMessage) -> AbstractIncomingMessage:
+    """Return a delivery as aio-pika has it, whether it was given by aio-pika or by aiormq."""
+    return delivered(message) if isinstance(message, DeliveredMessage) else message
 
 
 async def subscribed(queue: AbstractQueue, channel: AbstractChannel, take: Take) -> str:

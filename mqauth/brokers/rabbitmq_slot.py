@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Final
 
 from aio_pika.abc import AbstractIncomingMessage
 
@@ -11,10 +10,9 @@ from mqauth.brokers.rabbitmq_acks import Acks
 from mqauth.brokers.rabbitmq_channel import is_stale, told
 from mqauth.brokers.rabbitmq_questions import OF_THE_MOMENT
 from mqauth.brokers.rabbitmq_roundtrip import round_trip
+from mqauth.brokers.rabbitmq_translate import failures_of
 from mqauth.errors import Rejection, StaleDelivery
 from mqauth.judging.delivery import Delivery, Step
-
-DELIVERY_COUNT: Final = "x-delivery-count"
 
 
 class Slot:
@@ -44,15 +42,8 @@ class Slot:
 
     @property
     def is_last(self) -> bool:
-        """Whether another return would put the message over its delivery limit, away without record and letter.
-
-        The broker counts returns in ``x-delivery-count``; a publisher can write that header too, so that it is
-        believed only of what is delivered again.
-        """
-        if self._limit < 0 or not self.incoming.redelivered:
-            return False
-        returns = (self.incoming.headers or {}).get(DELIVERY_COUNT)
-        return isinstance(returns, int) and returns >= self._limit
+        """Whether another return would put the message over its delivery limit, away without record and letter."""
+        return 0 <= self._limit <= failures_of(self.incoming)
 
     @property
     def tag(self) -> str:

@@ -3,8 +3,6 @@
 One message that pamqp cannot decode kills the connection of whoever reads it, before any handler; with a
 delivery limit a quorum queue drops it, together with whatever else is in the prefetch window, to its
 dead-letter exchange. That must not be the dead-letter queue mqauth reads: it would kill the reader there.
-aio-pika's own ``IncomingMessage`` also raises on some deliveries (``delivery_mode`` 3): these are logged by
-aio-pika, stay unacked, and go the same way once the consumer ends.
 """
 
 from __future__ import annotations

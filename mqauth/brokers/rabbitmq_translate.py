@@ -1,6 +1,6 @@
 """aio-pika's messages to ``Message``, total, and dead letters back to what aio-pika sends.
 
-A message that aio-pika or pamqp cannot decode never reaches this module: see ``declare_source``.
+A message that pamqp cannot decode never reaches this module: see ``declare_source``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 
 from mqauth import destination
+from mqauth.brokers.rabbitmq_incoming import Unreadable
 from mqauth.brokers.rabbitmq_wire import SHORT_STRINGS, header_name, on_wire, utf8_size
 from mqauth.encoding import MAX_DEPTH
 from mqauth.errors import MalformedMessage
@@ -48,9 +49,25 @@ def from_native(incoming: AbstractIncomingMessage, *, queue: str, scope: str | N
         )
 
 
+def failures_of(incoming: AbstractIncomingMessage) -> int:
+    """Return how many deliveries of this message its queue counts against the delivery limit, as far as known.
+
+    A publisher can write the headers too, so that they are believed only of what is delivered again, and the
+    smaller of them. Up to RabbitMQ 4.2 each return counts, in ``x-delivery-count``. RabbitMQ 4.3 counts each in
+    ``x-acquired-count``, and in ``x-delivery-count`` only those that failed; until one has, it leaves there
+    what was published.
+    """
+    headers = incoming.headers or {}
+    failed = headers.get("x-delivery-count")
+    if not incoming.redelivered or not isinstance(failed, int):
+        return 0
+    acquired = headers.get("x-acquired-count")
+    return min(failed, acquired) if isinstance(acquired, int) else failed
+
+
 def _translated(incoming: AbstractIncomingMessage, queue: str, scope: str) -> Message:
     """Return the message, noting every part that has no representation."""
-    faults: list[str] = []
+    faults = [incoming.fault] if isinstance(incoming, Unreadable) else []
     headers = _headers_in(incoming.headers, faults)
     exchange, routing_key = _broker_name(incoming.exchange), _broker_name(incoming.routing_key)
     appended = incoming.headers.get(APPEND_HEADER) if headers else None

@@ -90,7 +90,8 @@ class Health:
         deferred: how many of them are held.
         stalled_since: UTC seconds since which something is deferred, ``None`` where nothing is.
         cause: why the longest held delivery is deferred.
-        detail: one line for people; also where nothing is deferred and the broker has blocked the connection.
+        detail: one line for people; also where nothing is deferred, and an error ended the consumer or the broker
+            has blocked its connection.
         connection_deaths: how often channel or connection was lost.
         prefetch: the window now; 1 after three deaths in a row, and where an outage of audit or dead letters has
             lasted longer than a delivery may be held.

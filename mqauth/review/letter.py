@@ -211,7 +211,7 @@ def _kept(message: Message, scheme: str) -> list[HeaderPair]:
     for name, value in message.headers:
         if name == f"{PREFIX}token":
             kept.append((TOKEN_HEADER, value))
-        elif scheme == destination.RABBITMQ and name in (_OVERWRITTEN, "x-delivery-count"):
+        elif scheme == destination.RABBITMQ and name in (_OVERWRITTEN, "x-delivery-count", "x-acquired-count"):
             continue  # written by the broker on the letter
         elif not name.lower().startswith(PREFIX):
             kept.append((name, value))

@@ -13,13 +13,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from aio_pika import IncomingMessage, exceptions
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.abc import DeliveredMessage
 from pamqp import commands
 
 from mqauth import destination
 from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error
-from mqauth.brokers.rabbitmq_translate import carries, from_native, to_native
+from mqauth.brokers.rabbitmq_incoming import delivered
+from mqauth.brokers.rabbitmq_translate import carries, failures_of, from_native, to_native
 from mqauth.brokers.rabbitmq_wire import MAX_HEADER_FRAME, frame_size
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
 from mqauth.message import Message
@@ -146,20 +147,21 @@ class RabbitMQLetterBox:
         if waiting:
             found = await self._taken(channel, limit, min(limit, waiting))
         else:  # a quorum queue that has just started counts none: only its leader's answer tells
-            one = await queue.get(fail=False)
-            found = [] if one is None else [one]
+            below = await channel.get_underlay_channel()
+            one = await below.basic_get(self.name)
+            found = [] if isinstance(one.delivery, commands.Basic.GetEmpty) else [delivered(one)]
         self._held += len(found)
         self._check_deliveries(found)
         return [Letter(message=from_native(item, queue=self.name), handle=item) for item in found]
 
-    async def _taken(self, channel: AbstractChannel, limit: int, expected: int) -> list[AbstractIncomingMessage]:
+    async def _taken(self, channel: AbstractChannel, limit: int, expected: int) -> list[IncomingMessage]:
         """Return deliveries from a consumer of aiormq's: aio-pika's makes a task of each, twice the work."""
         arrived, below = _Arrived(expected), await channel.get_underlay_channel()
         await channel.set_qos(prefetch_count=limit)
         consumer = await below.basic_consume(self.name, arrived.take)
         await arrived.all()
         await below.basic_cancel(str(consumer.consumer_tag))
-        return [IncomingMessage(delivered, no_ack=False) for delivered in arrived.messages]
+        return [delivered(message) for message in arrived.messages]
 
     async def _begin(self) -> AbstractChannel:
         """Open the channel of a pass, once the letters of the one before are back."""
@@ -202,13 +204,13 @@ class RabbitMQLetterBox:
         why = "the connection is closed" if type(error) is RuntimeError else type(error).__name__
         return Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, why)
 
-    def _check_deliveries(self, found: Sequence[AbstractIncomingMessage]) -> None:
+    def _check_deliveries(self, found: Sequence[IncomingMessage]) -> None:
         """Refuse to browse letters to death."""
         if self._unlimited:
             return
         for item in found:
-            count = item.headers.get("x-delivery-count", 0)
-            if isinstance(count, int) and count >= MAX_DELIVERIES:
+            count = failures_of(item)
+            if count >= MAX_DELIVERIES:
                 raise ConfigurationError(
                     f"letters of {self.name} were delivered {count} times, and it may have a delivery limit: "
                     "declare dead-letter queues with x-delivery-limit -1"

@@ -217,8 +217,8 @@ async def got(client: Client) -> list[Any]:
 SCRIPTS: Final[dict[str, Script]] = {
     script.__name__: script
     for script in (
-        prefetch, requeued, channel_closed, delivery_limit, cancelled_keeps, unknown_tag, missing_queue, unroutable,
-        deleted_queue, got,
+        prefetch, requeued, channel_closed, delivery_limit, cancelled_keeps, unknown_tag, missing_queue,
+        unroutable, deleted_queue, got,
     )
 }  # fmt: skip
 """All scripts by name."""

@@ -1,4 +1,4 @@
-"""What the code asks beside the broker: replay store, audit, policy and keys, each of which can be out of reach."""
+"""What the code asks beside the broker: store, audit, policy and keys, each of which can be out of reach."""
 
 from __future__ import annotations
 

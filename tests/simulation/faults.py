@@ -107,7 +107,7 @@ class Plan:
         forms = {
             "store": ("refused", "silent", "answer lost"), "dead letters": ("missing", "full"),
             "confirms": ("late", "lost", "publish lost"), "restart": ("orderly", "crash"),
-            "connection closed": ("all", "one"),
+            "connection closed": ("all", "first", "last"),
         }.get(kind, ("",))  # fmt: skip
         return self._draw.choice(forms)
 
@@ -123,18 +123,19 @@ class Plan:
 
 def play(fault: Fault, scenario: Scenario) -> None:
     """Arrange for a fault to happen."""
-    if fault.kind == "handler":
-        left = 2 if fault.how == "flaky" else 1
-        for order in _orders_of(fault, scenario.settings.orders):
-            behaviour = Behaviour(fault.how, until=fault.seconds, seconds=fault.seconds, left=left)
-            scenario.handlers.behaviours.setdefault(order, behaviour)
-        return
 
     def happen() -> None:
         scenario.world.note("fault", str(fault))
         KINDS[fault.kind](fault, scenario)
 
     scenario.world.agenda.at(fault.at, happen)
+
+
+def _handler(fault: Fault, scenario: Scenario) -> None:
+    left = 2 if fault.how == "flaky" else 1
+    for order in _orders_of(fault, scenario.settings.orders):
+        behaviour = Behaviour(fault.how, until=fault.seconds, seconds=fault.seconds, left=left)
+        scenario.handlers.behaviours.setdefault(order, behaviour)
 
 
 def _orders_of(fault: Fault, orders: int) -> Iterable[int]:
@@ -205,7 +206,7 @@ def _channel_closed(fault: Fault, scenario: Scenario) -> None:
 
 def _connection_closed(fault: Fault, scenario: Scenario) -> None:
     found = scenario.world.broker.connections_of(scenario.running_name(fault.target))
-    for connection in found if fault.how == "all" else found[:1]:
+    for connection in {"first": found[:1], "last": found[-1:]}.get(fault.how, found):
         connection.end(320, "CONNECTION_FORCED - Closed via management plugin")
 
 
@@ -238,7 +239,12 @@ def _confirms(fault: Fault, scenario: Scenario) -> None:
         return
     name = "confirms_lost" if fault.how == "lost" else "publishes_lost"
     setattr(broker, name, True)
-    _later(fault, scenario, lambda: setattr(broker, name, False))
+
+    def found_again() -> None:
+        setattr(broker, name, False)
+        broker.end_unconfirmed()
+
+    _later(fault, scenario, found_again)
 
 
 def _restart(fault: Fault, scenario: Scenario) -> None:
@@ -261,7 +267,7 @@ KINDS: Final[dict[str, Callable[[Fault, Scenario], None]]] = {
     "exchange missing": _exchange_missing, "consumer cancelled": _consumer_cancelled,
     "channel closed": _channel_closed, "connection closed": _connection_closed, "store": _facility,
     "audit": _facility, "policy": _facility, "keys": _facility, "dead letters": _dead_letters, "alarm": _alarm,
-    "confirms": _confirms, "restart": _restart, "slow network": _slow, "clock": _clock, "handler": _pause,
+    "confirms": _confirms, "restart": _restart, "slow network": _slow, "clock": _clock, "handler": _handler,
 }  # fmt: skip
 """Each kind of fault, and what makes it happen."""
 _OUTAGES: Final = ("store", "audit", "policy", "keys", "dead letters", "pause", "queue missing")

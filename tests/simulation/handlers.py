@@ -84,12 +84,12 @@ class Handlers:
         if behaviour is not None:
             if behaviour.how == "slow":
                 await asyncio.sleep(behaviour.seconds)
-            elif behaviour.how == "reply":
-                await verified.reply(b"done")
             else:
                 self._misbehave(process, behaviour)
         if self.work[1]:
             await asyncio.sleep(process.world.pace.uniform(*self.work))
+        if behaviour is not None and behaviour.how == "reply":
+            await verified.reply(b"done")
 
     def _handle_at_once(self, process: Process, verified: Verified) -> None:
         """Handle a message without waiting for anything."""

@@ -31,7 +31,7 @@ def problems(scenario: Scenario, *, strict: bool = False) -> list[Problem]:
 
 
 def _honest_handled(scenario: Scenario) -> Iterator[str]:
-    """Every honest message that the broker confirmed is handled, or was dead-lettered for its handler's failure."""
+    """Every honest message that the broker confirmed is handled, or was buried for its handler's failure."""
     letters = _letters(scenario)
     for sent in scenario.world.ledger.sent.values():
         if not sent.confirmed or scenario.world.ledger.handled(sent.label):

@@ -6,6 +6,7 @@ import gc
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -139,6 +140,7 @@ def _quiet() -> Iterator[None]:
     """Ignore what Python says of objects that are collected in the middle of their work."""
     before, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
-        yield
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            yield
     finally:
         sys.unraisablehook = before

@@ -1,0 +1,142 @@
+"""The simulator's parts by themselves: time, queues, plans, and the reduction of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from pamqp import commands
+
+from tests.simulation.amqp_queue import Queue, Stored, Subscription
+from tests.simulation.clock import Agenda
+from tests.simulation.determinism import OrderedSet
+from tests.simulation.faults import Fault, Plan
+from tests.simulation.runner import Play, Result
+from tests.simulation.settings import Settings
+from tests.simulation.shrink import reduced
+
+
+@dataclass
+class Sink:
+    """A channel that notes what it is sent."""
+
+    sent: list[tuple[bytes, int]] = field(default_factory=list)
+    told: int = 0
+
+    def deliver(self, _consumer: Subscription, message: Stored) -> None:
+        """Note a delivery."""
+        self.sent.append((message.body, message.returned))
+
+    def cancelled(self, _consumer: Subscription) -> None:
+        """Note that the consumer was cancelled."""
+        self.told += 1
+
+
+def message(number: int) -> Stored:
+    """Return a message whose body is its number."""
+    return Stored(number, "", "q", commands.Basic.Properties(), str(number).encode())
+
+
+def queue(limit: int = 20) -> tuple[Queue, list[Stored]]:
+    """Return a queue, and where its dead letters go."""
+    dead: list[Stored] = []
+    return Queue("q", {"x-delivery-limit": limit}, lambda _, found: dead.append(found)), dead
+
+
+def test_time_goes_by_entries() -> None:
+    """Entries happen in the order of their times, and those of one moment in the order they were made."""
+    agenda, seen = Agenda(), []
+    for when, name in ((2.0, "c"), (1.0, "a"), (1.0, "b")):
+        agenda.at(when, lambda name=name: seen.append((agenda.now, name)))
+    cancelled = agenda.at(1.5, lambda: seen.append((0.0, "never")))
+    cancelled.cancel()
+    while agenda.step():
+        pass
+    assert seen == [(1.0, "a"), (1.0, "b"), (2.0, "c")]
+
+
+def test_prefetch_holds_back() -> None:
+    """A consumer is sent no more than its prefetch, and the next one with each ack."""
+    q, sink = queue()[0], Sink()
+    consumer = Subscription(sink, "tag", q, 2)
+    first, *others = [message(number) for number in range(4)]
+    for found in (first, *others):
+        q.publish(found)
+    q.subscribe(consumer)
+    assert [body for body, _ in sink.sent] == [b"0", b"1"]
+    q.acked(consumer, (first,))
+    assert [body for body, _ in sink.sent] == [b"0", b"1", b"2"]
+
+
+def test_returned_come_first() -> None:
+    """What is given back is delivered before what waits, with its count."""
+    q, sink = queue()[0], Sink()
+    consumer = Subscription(sink, "tag", q, 1)
+    first, second = message(0), message(1)
+    q.publish(first)
+    q.publish(second)
+    q.subscribe(consumer)
+    q.returned(consumer, (first,))
+    assert sink.sent == [(b"0", 0), (b"0", 1)]
+
+
+def test_limit_ends_in_dead_letters() -> None:
+    """What comes back more often than the limit is dead-lettered."""
+    q, dead = queue(limit=1)
+    sink = Sink()
+    consumer, found = Subscription(sink, "tag", q, 1), message(0)
+    q.publish(found)
+    q.subscribe(consumer)
+    for _ in range(2):
+        q.returned(consumer, (found,))
+    assert (len(sink.sent), dead) == (2, [found])
+
+
+def test_missing_queue_keeps_messages() -> None:
+    """A queue that is missing cancels its consumers, and has its messages when it is back."""
+    q, sink = queue()[0], Sink()
+    q.subscribe(Subscription(sink, "tag", q, 1))
+    q.hide()
+    q.publish(message(0))
+    q.show()
+    assert (sink.told, sink.sent) == (1, [])
+    q.subscribe(Subscription(sink, "other", q, 1))
+    assert sink.sent == [(b"0", 0)]
+
+
+def test_ordered_set_takes_the_oldest() -> None:
+    """An ordered set gives its items back in the order of insertion."""
+    found = OrderedSet("cab")
+    found.add("c")
+    assert [found.pop() for _ in range(3)] == ["c", "a", "b"]
+
+
+def test_plan_is_drawn_from_the_seed() -> None:
+    """A seed has one plan, and another seed another."""
+    plans = [[str(fault) for fault in Plan(seed, Settings.of(seed)).faults()] for seed in (5, 5, 6)]
+    assert plans[0] == plans[1] != plans[2]
+
+
+def test_every_kind_is_drawn() -> None:
+    """A hundred seeds have faults of every kind."""
+    from tests.simulation.faults import KINDS
+
+    found = {fault.kind for seed in range(100) for fault in Plan(seed, Settings.of(seed)).faults()}
+    assert found == set(KINDS)
+
+
+@pytest.mark.parametrize("guilty", [(7,), (2, 11), (0, 5, 12)])
+def test_reduced_to_the_guilty(guilty: tuple[int, ...]) -> None:
+    """A plan is cut down to exactly the faults that break the invariant together."""
+    settings = Settings.of(0)
+    faults = [Fault(kind="cut", at=float(number), target="consumer1", how="reset") for number in range(13)]
+
+    def play_one(play: Play) -> Result:
+        left = {fault.at for fault in play.faults}
+        broken: list[Any] = [("an invariant", "")] if left >= set(map(float, guilty)) else []
+        return Result(play=play, problems=broken)
+
+    whole = Play(seed=0, settings=settings, faults=faults)
+    found = reduced(play_one(whole), play_one)
+    assert {fault.at for fault in found.play.faults} == set(map(float, guilty))

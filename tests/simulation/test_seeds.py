@@ -1,0 +1,63 @@
+"""Fixed seeds, played in processes of their own: the simulation takes the machine's clock and entropy away."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parent.parent
+SEEDS = 200
+SHARD = 10
+KNOWN_TO_FAIL: dict[int, str] = {}
+"""Seeds that find a fault which is not mended yet, and which."""
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the simulator's command."""
+    words = [sys.executable, "-m", "tests.simulation", *arguments]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, SHARD))
+def test_seeds(first: int) -> None:
+    """No seed of a shard breaks an invariant."""
+    run = command("--from", str(first), "--seeds", str(SHARD))
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("plan", sorted(FOLDER.glob("plans/*.json")), ids=lambda path: path.stem)
+def test_plans(plan: Path) -> None:
+    """A plan that found a fault once finds none any more."""
+    run = command("--plan", str(plan), "--strict")
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_same_seed_same_trace() -> None:
+    """Two runs of a seed have the same trace."""
+    first, second = (command("--seeds", "6", "--from", "20", "--digests", "--no-shrink").stdout for _ in range(2))
+    digests = [line for line in first.splitlines() if len(line.split()[-1]) == 64]
+    assert len(digests) == 6
+    assert digests == [line for line in second.splitlines() if line in digests]
+
+
+def test_plan_is_the_seed() -> None:
+    """The plan kept of a seed plays the same as the seed itself."""
+    code = (
+        "from tests.simulation import determinism; determinism.install()\n"
+        "import json, logging; logging.disable(logging.CRITICAL)\n"
+        "from tests.simulation.runner import Play, run\n"
+        "play = Play.of(23)\n"
+        "again = Play.from_dict(json.loads(json.dumps(play.as_dict())))\n"
+        "print(json.dumps([run(play).digest, run(again).digest]))\n"
+    )
+    environment = {"PYTHONHASHSEED": "0"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    first, second = json.loads(found.stdout)
+    assert first == second
