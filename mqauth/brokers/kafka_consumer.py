@@ -15,6 +15,7 @@ from mqauth.brokers.kafka_assignment import listen
 from mqauth.brokers.kafka_outbox import transactions_of
 from mqauth.brokers.kafka_poller import Poller
 from mqauth.brokers.kafka_producer import Producer
+from mqauth.brokers.kafka_replies import responder
 from mqauth.brokers.log_consumer import LogConsumer
 from mqauth.deadletter import DeadLetterSink
 from mqauth.delivery.backoff import Backoff
@@ -22,7 +23,6 @@ from mqauth.delivery.book import Book
 from mqauth.delivery.work import Work, check_plugins
 from mqauth.errors import ConfigurationError
 from mqauth.pipeline import Handler, Pipeline
-from mqauth.verified import Verified
 
 if TYPE_CHECKING:
     from kafka import KafkaConsumer
@@ -74,25 +74,15 @@ class Consumer(LogConsumer):
         if on_poison not in ("stop", "skip"):
             raise ConfigurationError('on_poison is "stop" or "skip"')
         self._client: Any = client
-        self._replies = replies
         book = Book(
             guard.clock, backoff=backoff, interval=commit_interval, width=workers,
             session=kafka_settings.session_of(client), lock=threading.RLock(),
         )  # fmt: skip
         transactions = transactions_of(client, dead_letters, book, guard.clock, backoff)
         letters = (lambda _: dead_letters) if transactions is None else transactions.sink
-        answer = None if replies is None else self._answer
+        answer = None if replies is None else responder(replies)
         work = Work(guard, book, handler, letters, decode=decode, answer=answer)
         poller = Poller(client, book, work, guard, skip=on_poison == "skip", transactions=transactions)
         patience = kafka_settings.rebalance_patience(client, grace)
         super().__init__(poller, guard, book, work, threads=workers, grace=grace, patience=patience)
         listen(client, book)
-
-    def _answer(self, verified: Verified, body: bytes) -> Any:
-        """Send a signed answer to the topic in reply-to, and return the client's future."""
-        properties = verified.properties
-        if self._replies is None or "reply-to" not in properties:
-            raise ConfigurationError("the message has no reply-to")
-        names = ("correlation-id",) if "correlation-id" in properties else ()
-        headers = [(name, properties[name].encode("utf-8")) for name in names]
-        return self._replies.send(properties["reply-to"], value=body, headers=headers)
