@@ -127,7 +127,7 @@ class KafkaLogStage(KafkaStage):
         self.observers: list[CommitObserver] = []
         self.sent = 0
         self._reading = threading.Lock()
-        self._places = [TopicPartition(self.topic, number) for number in range(PARTITIONS)]  # type: ignore[no-untyped-call]
+        self._places = [TopicPartition(self.topic, number) for number in range(PARTITIONS)]
         self._asking: Any = self.consumer()
         self._asking.unsubscribe()
 
