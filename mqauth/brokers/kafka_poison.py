@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -80,8 +81,12 @@ class Parsed:
         self._skip = skip
         self._kept: BaseException | None = None
 
-    def poll(self, seconds: float) -> dict[Any, list[Any]]:
+    def poll(self, seconds: float, *, joins: bool) -> dict[Any, list[Any]]:
         """Return new records by partition, after at most so many seconds.
+
+        Args:
+            seconds: how long it may wait.
+            joins: it may take part in a rebalance.
 
         Raises:
             PoisonRecordError: one cannot be parsed, and the policy is to stop.
@@ -90,8 +95,9 @@ class Parsed:
             error, self._kept = self._kept, None
             self._step_over(error)
         try:
-            kafka_repair.before_poll(self._client)
-            records: dict[Any, list[Any]] = self._client.poll(timeout_ms=int(seconds * 1000))
+            with nullcontext() if joins else kafka_repair.not_joining(self._client):
+                kafka_repair.before_poll(self._client)
+                records: dict[Any, list[Any]] = self._client.poll(timeout_ms=int(seconds * 1000))
         except COMES_AGAIN as error:
             _LOG.warning("poll: %s, tried again", type(error).__name__)
             return {}

@@ -52,8 +52,11 @@ class Poller:
         self._scope = str(client.config["group_id"])
         self._records = Parsed(client, work, guard, self._logs, skip=skip)
 
-    def poll(self) -> None:
+    def poll(self, *, joins: bool) -> None:
         """Ask the client for what is wished, and note what it returns.
+
+        Args:
+            joins: it may take part in a rebalance.
 
         Raises:
             PoisonRecordError: a record cannot be parsed, and the policy is to stop.
@@ -61,7 +64,7 @@ class Poller:
         """
         self._ask(self._book.wanted(self._client.assignment(), self._client.paused()))
         self._book.beat()
-        records = self._records.poll(self._patience())
+        records = self._records.poll(self._patience(), joins=joins)
         self._book.beat()
         for partition, batch in records.items():
             log = self._logs.of(partition.topic)

@@ -23,8 +23,12 @@ class LogClient(Protocol):
         """Tell whether the next ``poll`` takes part in a rebalance."""
         ...
 
-    def poll(self) -> None:
-        """Ask for what the book wishes, and tell it what came."""
+    def poll(self, *, joins: bool) -> None:
+        """Ask for what the book wishes, and tell it what came.
+
+        Args:
+            joins: it may take part in a rebalance; else one that becomes due meanwhile waits for the next poll.
+        """
         ...
 
     def commit(self, *, last: bool = False) -> None:
@@ -102,14 +106,16 @@ class LogConsumer(Background):
         return self._book.health(self._running)
 
     def _turn(self) -> None:
-        """Commit, and poll; where a rebalance is due, once what runs has ended."""
+        """Commit, and poll; where a rebalance is due, once what runs has ended and is committed."""
+        self._calls.commit()
+        self._work.renew()
         try:
-            if self._calls.rejoins():
+            due = self._calls.rejoins()
+            if due:
                 self._book.hold_back(True)
                 self._turns.rest(self._guard.clock, self._patience)
-            self._calls.commit()
-            self._work.renew()
-            self._calls.poll()
+                self._calls.commit()
+            self._calls.poll(joins=due or self._book.running == 0)
         finally:
             self._book.hold_back(False)
 
