@@ -13,8 +13,8 @@ from mqauth import AuditFile, Cause, ConfigurationError, Verdict, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_delivery import Processor
 from mqauth.brokers.rabbitmq_hold import CONSUMER_TIMEOUT, Held
-from mqauth.brokers.rabbitmq_room import MAX_BYTES, Room
 from mqauth.brokers.rabbitmq_slot import Slot
+from mqauth.delivery.room import MAX_BYTES, Room
 from mqauth.errors import Reason, RetryLater, Unavailable
 from mqauth.pipeline import Outcome
 from tests.test_rabbitmq_consumer import Delivery, Letters, Table, audit, queue

@@ -15,8 +15,8 @@ from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_channel import closing_is_an_error, is_blocked, told
 from mqauth.brokers.rabbitmq_delivery import Processor
 from mqauth.brokers.rabbitmq_hold import Held
-from mqauth.brokers.rabbitmq_questions import Questions
 from mqauth.brokers.rabbitmq_roundtrip import PATIENCE, RoundTrip
+from mqauth.delivery.questions import Questions
 from mqauth.errors import Reason, RetryLater, Unavailable
 from mqauth.message import Message
 from tests.test_rabbitmq_consumer import PLACE, Delivery, Letters, Table, audit, queue

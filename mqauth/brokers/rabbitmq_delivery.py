@@ -13,12 +13,12 @@ from mqauth.brokers.rabbitmq_acks import Acks
 from mqauth.brokers.rabbitmq_channel import is_stale, was_cancelled
 from mqauth.brokers.rabbitmq_hold import CONSUMER_TIMEOUT, DEFAULT_HOLD, Held, Holder, Sleep
 from mqauth.brokers.rabbitmq_leases import Leases, Timer, call_later
-from mqauth.brokers.rabbitmq_progress import Progress, again
-from mqauth.brokers.rabbitmq_room import Room
 from mqauth.brokers.rabbitmq_slot import Slot
 from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.rabbitmq_translate import from_native
 from mqauth.deadletter import DeadLetterSink
+from mqauth.delivery.progress import Progress, again
+from mqauth.delivery.room import Room
 from mqauth.errors import Cause, Reason, Rejection, StaleDelivery
 from mqauth.flow import Waiting, arun, begin, resume
 from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
@@ -107,7 +107,7 @@ class Processor:
             changed=changed,
         )
         self._leases = Leases(guard, timer=timer)
-        self._progress = Progress(guard)
+        self._progress = Progress(guard, is_stale)
         self.unsettled = 0
         self.left = 0
 
@@ -152,7 +152,7 @@ class Processor:
             return None
         begun = begun or self._begun(incoming, acks)
         slot, delivery = begun.slot, begun.delivery
-        self._progress.begin(incoming, delivery)
+        self._progress.begin(delivery)
         self._leases.add(delivery, slot.received)
         try:
             return await self._to_its_end(begun)

@@ -8,9 +8,9 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from mqauth.brokers.rabbitmq_acks import Acks
 from mqauth.brokers.rabbitmq_channel import is_stale, told
-from mqauth.brokers.rabbitmq_questions import OF_THE_MOMENT
 from mqauth.brokers.rabbitmq_roundtrip import round_trip
 from mqauth.brokers.rabbitmq_translate import failures_of
+from mqauth.delivery.questions import OF_THE_MOMENT
 from mqauth.errors import Rejection, StaleDelivery
 from mqauth.judging.delivery import Delivery, Step
 
