@@ -154,6 +154,8 @@ class Verified:
             What the broker wrapper's publish returns; on RabbitMQ an awaitable.
 
         Raises:
+            RetryLater: connection, broker or signing key are out of reach; the message is handled again later. On
+                RabbitMQ when it is awaited, on Kafka by ``get`` of what is returned too.
             ConfigurationError: the consumer was given no ``replies`` signer.
         """
         responder = self._facts.responder

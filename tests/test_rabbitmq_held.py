@@ -169,11 +169,12 @@ async def test_which_delivery_is_the_last(audit: AuditFile, returns: Any, *, red
     assert delivery.settled == ["requeue"]
 
 
-async def test_a_publishers_own_count_is_no_last_delivery(audit: AuditFile) -> None:
+@pytest.mark.parametrize(("returns", "acquired"), [(1000, 1), (None, 1000)])
+async def test_what_did_not_fail_is_no_last_delivery(audit: AuditFile, returns: Any, acquired: int) -> None:
     """RabbitMQ 4.3 leaves the header as it was published where no delivery failed, and counts all in another."""
     waits = Waits(audit, consumer_timeout=0)
-    delivery = last(waits.table, returns=1000)
-    delivery.headers |= {"x-acquired-count": 1}
+    delivery = last(waits.table, returns=returns)
+    delivery.headers |= {"x-acquired-count": acquired}
     await waits.processor.process(delivery)
     assert delivery.settled == ["requeue"]
 

@@ -20,6 +20,24 @@ def before_poll(client: Any) -> None:
     _wake(client)
 
 
+def held(client: Any) -> set[Any]:
+    """Return what the client holds right now; nothing raises on the I/O thread, where it would break each poll."""
+    try:
+        return set(client.assignment())
+    except Exception as error:
+        _LOG.error("the assignment cannot be read: %s", type(error).__name__)
+        return set()
+
+
+def tell(listener: Any, method: str, partitions: Any) -> None:
+    """Call a user's rebalance listener; what it raises would break every later ``poll()``."""
+    try:
+        if listener is not None:
+            getattr(listener, method)(partitions)
+    except Exception as error:
+        _LOG.error("the client's own rebalance listener failed: %s", type(error).__name__)
+
+
 def rejoins(client: Any) -> bool:
     """Tell whether the next ``poll()`` takes part in a rebalance, which kafka-python tells by no public name."""
     coordinator: Any = getattr(client, "_coordinator", None)

@@ -10,16 +10,19 @@ from __future__ import annotations
 from typing import Final
 
 import aio_pika
+from aio_pika import exceptions
 from aio_pika.abc import PublishResultType
 
 from mqauth.brokers.rabbitmq_deadletter import DeadLetters
 from mqauth.brokers.rabbitmq_producer import Producer
 from mqauth.deadletter import DeadLetterSink
-from mqauth.errors import ConfigurationError, MalformedMessage
+from mqauth.errors import ConfigurationError, MalformedMessage, RetryLater, Unavailable
 from mqauth.signer import Signer
 from mqauth.verified import Responder, Verified
 
 DIRECT_REPLY: Final = "amq.rabbitmq.reply-to."
+OUT_OF_REACH: Final = (exceptions.AMQPConnectionError, exceptions.ChannelInvalidStateError, OSError, Unavailable)
+"""What publishing raises where channel, connection or signing key are gone, and the broker has refused nothing."""
 
 
 def as_responder(replies: Signer | Producer | None, dead_letters: DeadLetterSink) -> Responder | None:
@@ -40,6 +43,9 @@ def as_responder(replies: Signer | Producer | None, dead_letters: DeadLetterSink
 def responder(producer: Producer) -> Responder:
     """Return what ``Verified.reply`` calls: it publishes a signed answer to the message's reply-to.
 
+    While its connection or its signing key cannot be reached the handler is put off. An answer that the broker
+    refuses, since no queue takes it or it is too large, fails the handler.
+
     Args:
         producer: publishes through the default exchange.
     """
@@ -50,6 +56,10 @@ def responder(producer: Producer) -> Responder:
             raise MalformedMessage("the message names no reply-to")
         answer = aio_pika.Message(body, correlation_id=verified.properties.get("correlation-id"))
         # RabbitMQ returns a mandatory direct reply although it delivers it (manual, Direct Reply-to).
-        return await producer.publish(answer, place, mandatory=not place.startswith(DIRECT_REPLY))
+        mandatory = not place.startswith(DIRECT_REPLY)
+        try:
+            return await producer.publish(answer, place, mandatory=mandatory)
+        except OUT_OF_REACH as error:
+            raise RetryLater(f"the answer could not be sent: {type(error).__name__}") from error
 
     return reply

@@ -23,7 +23,6 @@ from mqauth.errors import MalformedMessage
 from mqauth.message import HeaderPair, HeaderValue, Message, Origin, message_of
 
 APPEND_HEADER: Final = "timestamp_in_ms"
-COUNTS: Final = ("x-delivery-count", "x-acquired-count")
 _MILLISECONDS: Final = 1000
 
 
@@ -58,11 +57,12 @@ def failures_of(incoming: AbstractIncomingMessage) -> int:
     ``x-acquired-count``, and in ``x-delivery-count`` only those that failed; until one has, it leaves there
     what was published.
     """
-    if not incoming.redelivered:
-        return 0
     headers = incoming.headers or {}
-    counts = (headers.get(name) for name in COUNTS)
-    return min((count for count in counts if isinstance(count, int)), default=0)
+    failed = headers.get("x-delivery-count")
+    if not incoming.redelivered or not isinstance(failed, int):
+        return 0
+    acquired = headers.get("x-acquired-count")
+    return min(failed, acquired) if isinstance(acquired, int) else failed
 
 
 def _translated(incoming: AbstractIncomingMessage, queue: str, scope: str) -> Message:

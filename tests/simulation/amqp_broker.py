@@ -74,6 +74,12 @@ class Broker:
             for connection in tuple(self._connections):
                 connection.alarm_ends()
 
+    def end_unconfirmed(self) -> None:
+        """End the connections whose confirms were lost, as a broker does that has lost them."""
+        for connection in tuple(self._connections):
+            if connection.unconfirmed:
+                connection.end(541, "INTERNAL_ERROR")
+
     def forget(self, connection: BrokerConnection) -> None:
         """A connection is over."""
         self._connections.pop(connection, None)
@@ -154,6 +160,7 @@ class Broker:
             raise ChannelError(NOT_FOUND, f"NOT_FOUND - no exchange '{exchange}' in vhost '/'")
         if self.publishes_lost:
             self.world.note("broker", "loses a publish")
+            channel.connection.unconfirmed = True
             return
         queues = self._routed(exchange, routing_key)
         if not queues and frame.mandatory:
@@ -162,7 +169,9 @@ class Broker:
         if taken:
             for queue in queues:
                 queue.publish(self._stored(exchange, routing_key, properties, body))
-        if number is not None and not self.confirms_lost:
+        if number is not None and self.confirms_lost:
+            channel.connection.unconfirmed = True
+        elif number is not None:
             self._confirm(channel, number, taken=taken)
 
     def put(self, exchange: str, routing_key: str, properties: Any, body: bytes) -> list[Stored]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tests.simulation.network import Connection
 
 _FRAME_MAX: Final = 131_072
+HANDSHAKE_TIMEOUT: Final = 10.0
+"""Seconds in which a client must have opened its connection, by default."""
 _GREETING: Final = b"AMQP\x00\x00\x09\x01"
 _FRAME_HEADER: Final = 7
 _CAPABILITIES: Final = {
@@ -44,9 +46,12 @@ class BrokerConnection:
         self.has_published = False
         self._buffer = b""
         self._greeted = False
+        self.unconfirmed = False
+        """Whether it waits for a confirm that was lost."""
         self._blocked = False
         self._heartbeat = 0
         self._heard = self._looked = self._missed = 0
+        broker.world.agenda.after(HANDSHAKE_TIMEOUT, self._check_opened)
         self._handshake: dict[type, Callable[[Any], None]] = {
             commands.Connection.StartOk: self._on_start_ok, commands.Connection.TuneOk: self._on_tune_ok,
             commands.Connection.Open: self._on_open, commands.Connection.Close: self._on_close,
@@ -101,6 +106,11 @@ class BrokerConnection:
             self.send(0, commands.Connection.Unblocked())
             self._missed = 0
             self.wire.read_again()
+
+    def _check_opened(self) -> None:
+        """Close a connection that is not open in time."""
+        if not self.opened:
+            self.end()
 
     def _block(self) -> None:
         """Read no more until the alarm ends."""

@@ -239,7 +239,12 @@ def _confirms(fault: Fault, scenario: Scenario) -> None:
         return
     name = "confirms_lost" if fault.how == "lost" else "publishes_lost"
     setattr(broker, name, True)
-    _later(fault, scenario, lambda: setattr(broker, name, False))
+
+    def found_again() -> None:
+        setattr(broker, name, False)
+        broker.end_unconfirmed()
+
+    _later(fault, scenario, found_again)
 
 
 def _restart(fault: Fault, scenario: Scenario) -> None:

@@ -29,6 +29,8 @@ ANSWERS: Final = "answers"
 DESTINATION: Final = f"rabbitmq:{EXCHANGE}/{ROUTING_KEY}"
 STOP_LIMIT: Final = 240.0
 """Seconds beyond its grace within which a stop must end: letters and stores have time limits of their own."""
+CONNECT_TIMEOUT: Final = 10.0
+"""Seconds that a connection may take to open; without a limit one that is cut in its handshake waits for ever."""
 _PROBE_EVERY: Final = 10.0
 _UNWELL_PROBES: Final = 24
 _AGAIN_AFTER: Final = 2.0
@@ -68,7 +70,7 @@ class Deployment:
         Process(self.world, "operator#1", self._declare, lambda _: self._start_services())
 
     async def _declare(self, _process: Process) -> None:
-        connection = await aio_pika.connect_robust(url(self.settings))
+        connection = await aio_pika.connect_robust(url(self.settings), timeout=CONNECT_TIMEOUT)
         channel = await connection.channel()
         exchange = await channel.declare_exchange(EXCHANGE, "topic", durable=True)
         source = await declare_source(channel, SOURCE)
@@ -127,7 +129,7 @@ class Deployment:
 
     async def _produce(self, process: Process) -> None:
         """Publish each order until the broker confirms it; each time with another body and token."""
-        connection = await aio_pika.connect_robust(url(self.settings))
+        connection = await aio_pika.connect_robust(url(self.settings), timeout=CONNECT_TIMEOUT)
         channel = await connection.channel()
         exchange = await channel.get_exchange(EXCHANGE, ensure=False)
         signer = self.forge.signer(clock=process.clock)
@@ -187,9 +189,9 @@ class ConsumerService:
 
     async def _consume(self, process: Process) -> None:
         settings = self._deployment.settings
-        connection = await aio_pika.connect_robust(url(settings))
+        connection = await aio_pika.connect_robust(url(settings), timeout=CONNECT_TIMEOUT)
         channel = await connection.channel()
-        letters_connection = await aio_pika.connect_robust(url(settings))
+        letters_connection = await aio_pika.connect_robust(url(settings), timeout=CONNECT_TIMEOUT)
         letters = DeadLetters(await letters_connection.channel(), DEAD)
         queue = await (declare_source(channel, SOURCE) if settings.declares else channel.get_queue(SOURCE))
         replies = self._deployment.forge.signer(clock=process.clock)

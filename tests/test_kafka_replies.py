@@ -1,0 +1,67 @@
+"""What a signed answer on Kafka does to its handler where it cannot be sent."""
+
+from __future__ import annotations
+
+import warnings
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from mqauth.errors import Cause, ConfigurationError, MalformedMessage, RetryLater, Unavailable
+from mqauth.testing import verified
+
+with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from kafka.errors import (
+        KafkaTimeoutError,
+        MessageSizeTooLargeError,
+        NodeNotReadyError,
+        TopicAuthorizationFailedError,
+    )
+
+    from mqauth.brokers.kafka_producer import ProducerFatalError
+    from mqauth.brokers.kafka_replies import responder
+
+
+class Unsent:
+    """A producer, and a future of its, that end with an error."""
+
+    def __init__(self, error: Exception, *, when_sent: bool, known: bool = True) -> None:
+        self.client = SimpleNamespace(_metadata=self)
+        self._last_successful_refresh_ms = 1e15
+        self._error, self._when_sent, self._known = error, when_sent, known
+
+    def partitions_for_topic(self, _topic: str) -> set[int] | None:
+        return {0} if self._known else None
+
+    def send(self, *_: Any, **__: Any) -> Any:
+        if self._when_sent:
+            raise self._error
+        return self
+
+    def get(self, timeout: float | None) -> Any:
+        raise self._error
+
+
+AWAY = [KafkaTimeoutError(), NodeNotReadyError(), ProducerFatalError(), Unavailable(Cause.KEYS_UNAVAILABLE)]
+REFUSED = [MessageSizeTooLargeError(), TopicAuthorizationFailedError(), MalformedMessage(), ConfigurationError()]
+
+
+@pytest.mark.parametrize("when_sent", [True, False])
+@pytest.mark.parametrize(
+    ("error", "verdict"), [*((e, None) for e in AWAY), *((e, "handler_failed") for e in REFUSED)]
+)
+def test_unsent_reply(error: Exception, verdict: str | None, when_sent: bool) -> None:
+    """What is out of reach puts a handler off; what is refused fails it."""
+    answer = responder(cast(Any, Unsent(error, when_sent=when_sent)))
+    asked = verified(destination="kafka:orders", headers=[("reply-to", b"answers")])
+    with pytest.raises(RetryLater if error in AWAY else type(error)):
+        answer(asked, b"pong").get()
+
+
+def test_reply_to_no_topic() -> None:
+    """Where the broker answers and knows no such topic, its client's time-out is no outage."""
+    answer = responder(cast(Any, Unsent(KafkaTimeoutError(), when_sent=True, known=False)))
+    with pytest.raises(KafkaTimeoutError):
+        answer(verified(destination="kafka:orders", headers=[("reply-to", b"answers")]), b"pong")
