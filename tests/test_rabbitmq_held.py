@@ -224,6 +224,25 @@ async def test_a_stop_gives_no_last_delivery_back(audit: AuditFile, caplog: pyte
     assert "1 messages at their last delivery were not settled" in caplog.text
 
 
+class Away(BaseException):
+    """No ``Exception``."""
+
+
+async def test_guarded_says_critical_of_a_last_one(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
+    """Who cannot be stopped says at once what ``Consumer`` says at its stop."""
+    table = Table(audit)
+
+    async def handler(_: Verified) -> None:
+        raise Away
+
+    callback = rabbitmq.guarded(table.guard, handler, dead_letters=table.letters, queue="q")
+    delivery = last(table)
+    with caplog.at_level(logging.CRITICAL), pytest.raises(Away):
+        await callback(delivery)
+    assert delivery.settled == []
+    assert "1 messages at their last delivery were not settled" in caplog.text
+
+
 async def test_what_only_waits_for_its_confirm_has_the_grace(audit: AuditFile) -> None:
     """At a stop, a message whose handler has ended is tried on until the store is back: it would run again."""
     table = Table(audit)

@@ -32,7 +32,7 @@ from mqauth.brokers.rabbitmq_channel import (
     ready,
     share_connection,
 )
-from mqauth.brokers.rabbitmq_delivery import Begun, Processor
+from mqauth.brokers.rabbitmq_delivery import LEFT, Begun, Processor
 from mqauth.brokers.rabbitmq_hold import CONSUMER_TIMEOUT, DEFAULT_HOLD, Held, Sleep
 from mqauth.brokers.rabbitmq_incoming import subscribed
 from mqauth.brokers.rabbitmq_producer import Producer
@@ -203,12 +203,7 @@ class Consumer:
             await self._acks.finish()
         self._queue.channel.close_callbacks.discard(self._on_close)
         if left := self._processor.left:
-            _LOG.critical(
-                "%s: %d messages at their last delivery were not settled; when the connection closes the broker"
-                " puts them away without record and letter, where the queue has a dead-letter exchange there",
-                self._queue.name,
-                left,
-            )
+            _LOG.critical(LEFT, self._queue.name, left)
 
     async def __aenter__(self) -> Self:
         """Start consuming in the background."""

@@ -25,6 +25,10 @@ from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
 from mqauth.verified import Responder, Verified, decoded, equip
 
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
+LEFT: Final = (
+    "%s: %d messages at their last delivery were not settled; when the connection closes the broker puts them away"
+    " without record and letter, where the queue has a dead-letter exchange there"
+)
 _DEFERRED: Final = Verdict.DEFERRED  # Python 3.11 takes its time to look a member up
 
 
@@ -298,7 +302,9 @@ class Processor:
         if not slot.is_last:
             return await slot.give_back(f"requeue on {self._queue}")
         self.left += 1
-        _LOG.warning("a message of %s is at its last delivery, and is not given back", self._queue)
+        # who can be stopped says so once more then, of all together
+        level = logging.CRITICAL if self._before_requeue is None else logging.WARNING
+        _LOG.log(level, LEFT, self._queue, 1)
 
 
 def _is_at(delivery: Delivery, step: Step) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from typing import Final
 
 from aio_pika.abc import AbstractIncomingMessage
 
@@ -13,6 +14,9 @@ from mqauth.brokers.rabbitmq_translate import failures_of
 from mqauth.delivery.questions import OF_THE_MOMENT
 from mqauth.errors import Rejection, StaleDelivery
 from mqauth.judging.delivery import Delivery, Step
+
+NO_LIMIT: Final = -1
+"""Stands for the delivery limit of a queue that has none."""
 
 
 class Slot:
