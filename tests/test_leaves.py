@@ -17,8 +17,8 @@ LIMITS = {
     ("kafka_deadletter",): 60,
     ("kafka_translate",): 105,
 }
-"""Most lines of code of a leaf's parts, without blank lines, comments and docstrings; repairs and transactions stand
-apart."""
+"""Most lines of code of a leaf's parts, without blank lines, comments and docstrings; repairs and transactions
+stand apart."""
 LEAVES = sorted((*BROKERS.glob("kafka*.py"), BROKERS / "log_consumer.py", BROKERS / "turns.py"))
 RULED = frozenset(("Verdict", "Cause", "Step", "Reason"))
 """Enums that a leaf may pass on, and may not decide by."""
