@@ -36,9 +36,11 @@ def chaos(broker: str) -> set[str]:
 
 
 def test_every_named_test_exists() -> None:
-    """Each test the page names is one of the chaos table, of the delivery contract, or of a file that the page names."""
+    """Each test the page names is of the chaos table, of the delivery contract, or of a file it names."""
     beside = {ROOT / "integration" / name for name in re.findall(r"`(test_\w+\.py)`", PAGE)}
-    assert chaos("rabbitmq") | chaos("kafka") | names_in((*beside, CONTRACT)) >= NAMED - {file.stem for file in beside}
+    assert chaos("rabbitmq") | chaos("kafka") | names_in((*beside, CONTRACT)) >= NAMED - {
+        file.stem for file in beside
+    }
 
 
 @pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
