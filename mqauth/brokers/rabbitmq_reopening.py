@@ -3,6 +3,11 @@
 After a channel was closed aio-pika 10.2 opens it anew and declares what was declared on it. Where that fails,
 since a queue of ``get_queue`` or an exchange of ``get_exchange`` is missing, it tries no more: the channel stays
 closed after the queue is back, until the connection itself is lost.
+
+A connection that the broker has blocked by an alarm may be lost before it is unblocked. aiormq 7.2 wakes who
+waits for it only when the broker says that it is unblocked, and a lost one never hears of it: a publish hangs, and
+aio-pika, which waits with the channel's lock in hand, opens that channel no more. So they are woken when the
+connection is lost.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from typing import Any, Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from aio_pika.abc import AbstractChannel, AbstractRobustChannel
 
@@ -42,6 +47,8 @@ class _Tried:
 
 
 _TRIED: Final[WeakKeyDictionary[AbstractRobustChannel, _Tried]] = WeakKeyDictionary()
+_WATCHED: Final[WeakSet[Any]] = WeakSet()
+_UNBLOCKED: Final = "_Connection__connection_unblocked"
 
 
 async def ready(channel: AbstractChannel) -> None:
@@ -57,6 +64,23 @@ async def ready(channel: AbstractChannel) -> None:
     while isinstance(channel, AbstractRobustChannel) and not await _is_open(channel):
         await reopen(channel)
         await asyncio.sleep(_POLL)
+    watch(channel)
+
+
+def watch(channel: object) -> None:
+    """Have a channel's connection, once it is lost, wake who waits for the broker to unblock it."""
+    connection = _transport(channel)
+    if connection is None or connection in _WATCHED:
+        return
+    _WATCHED.add(connection)
+    unblocked = ref(getattr(connection, _UNBLOCKED))
+    connection.closing.add_done_callback(lambda _: _wake(unblocked()))
+
+
+def _wake(unblocked: asyncio.Event | None) -> None:
+    """Wake who waits for an event, where it is still there."""
+    if unblocked is not None:
+        unblocked.set()
 
 
 async def reopen(channel: object) -> None:
@@ -67,6 +91,7 @@ async def reopen(channel: object) -> None:
     Raises:
         aio_pika.exceptions.AMQPError: it cannot be opened now; the text names what is missing.
     """
+    watch(channel)
     if not isinstance(channel, AbstractRobustChannel) or not channel.is_closed:
         return
     now, tried = asyncio.get_running_loop().time(), _TRIED.setdefault(channel, _Tried())
@@ -101,5 +126,10 @@ async def _is_open(channel: AbstractRobustChannel) -> bool:
 
 def _is_connected(channel: object) -> bool:
     """Tell whether the channel's connection is up."""
-    transport: Any = getattr(getattr(channel, "_connection", None), "transport", None)
-    return transport is not None and not transport.connection.is_closed
+    connection = _transport(channel)
+    return connection is not None and not connection.is_closed
+
+
+def _transport(channel: object) -> Any:
+    """Return aiormq's connection of a channel, ``None`` while there is none."""
+    return getattr(getattr(getattr(channel, "_connection", None), "transport", None), "connection", None)
