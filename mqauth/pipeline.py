@@ -116,6 +116,8 @@ class Pipeline:
             StaleDelivery: as its fence did; nothing more is to be done with it, but to release its claim.
         """
         try:
+            if delivery.deferred and delivery.step is _HANDLE and not (yield from self._is_held(delivery)):
+                delivery.claim, delivery.release_claim, delivery.step = None, None, _JUDGE
             while delivery.step is not _SETTLE:
                 yield from self._step(delivery, handler, dead_letters)
             outcome = Outcome.of(delivery)
@@ -131,7 +133,7 @@ class Pipeline:
         Raises:
             ConfigurationError: a plug-in or the handler is asynchronous.
         """
-        claim = delivery.claim
+        claim = None if delivery.deferred else delivery.claim
         if delivery.step is _HANDLE and claim is not None and delivery.release_claim is None and not self._told:
             try:
                 tried(handler, delivery.verified, self.attempts)
@@ -203,17 +205,26 @@ class Pipeline:
         """
         if delivery.claim is None or delivery.step is not Step.HANDLE:
             return False
-        ours = True
+        try:
+            return (yield from self._renewed(delivery))
+        except Unavailable as error:
+            _LOG.warning("a lease was not renewed: %s", error)
+            return True
+
+    def _renewed(self, delivery: Delivery) -> Flow[bool]:
+        """Make the lease of a delivery longer, and tell whether its claim is still its own."""
+        now = self.clock.now()
         for claim in _claims_of(delivery):
-            kept = max(claim.expires, self.clock.now() + self.lease)
-            wish = replace(claim, renew=True, expires=kept)
-            try:
-                status = yield from asked(Cause.REPLAY_STORE_UNAVAILABLE, self.replay.claim, wish)
-            except Unavailable as error:
-                _LOG.warning("a lease was not renewed: %s", error)
-                continue
-            ours = ours and status is ClaimStatus.FRESH
-        return ours
+            wish = replace(claim, renew=True, expires=max(claim.expires, now + self.lease))
+            if (yield from asked(_STORE, self.replay.claim, wish)) is not ClaimStatus.FRESH:
+                return False
+        delivery.renewed = now
+        return True
+
+    def _is_held(self, delivery: Delivery) -> Flow[bool]:
+        """Tell whether a claim is still its own; the store is asked where the lease may be over."""
+        held = self.clock.now() - max(delivery.received, delivery.renewed) < self.lease
+        return held or (yield from self._renewed(delivery))
 
     def bury(self, delivery: Delivery, dead_letters: DeadLetterSink) -> Flow[Outcome]:
         """Audit and dead-letter a delivery that was rejected; then settle it.
@@ -224,15 +235,14 @@ class Pipeline:
         _refuse_unjudged(delivery)
         if delivery.verdict is Verdict.ACCEPTED:
             raise ConfigurationError("an accepted delivery ends with confirm or release")
-        try:
-            return (yield from self._conclude(delivery, dead_letters))
-        except Unavailable as error:
-            return delivery.defer(error)
+        return (yield from self._end(delivery, dead_letters))
 
-    def _end(self, delivery: Delivery) -> Flow[Outcome]:
-        """Close the claim and record an accepted verdict."""
+    def _end(self, delivery: Delivery, dead_letters: DeadLetterSink | None = None) -> Flow[Outcome]:
+        """Take what steps are left of a verdict, each once, or wait for the world."""
         try:
-            return (yield from self._conclude(delivery))
+            while delivery.step is not _SETTLE:
+                yield from self._step(delivery, None, dead_letters)
+            return Outcome.of(delivery)
         except Unavailable as error:
             return delivery.defer(error)
 
@@ -265,12 +275,6 @@ class Pipeline:
             yield from self.verdicts.judge(delivery)
         finally:
             delivery.judge_seconds = self.clock.monotonic() - started
-
-    def _conclude(self, delivery: Delivery, dead_letters: DeadLetterSink | None = None) -> Flow[Outcome]:
-        """Take what steps are left of a verdict, each once."""
-        while delivery.step is not _SETTLE:
-            yield from self._step(delivery, None, dead_letters)
-        return Outcome.of(delivery)
 
     def _handle(self, delivery: Delivery, handler: Handler) -> Flow[None]:
         """Run the handler."""

@@ -146,6 +146,23 @@ async def test_retry_later_is_handled_when_its_time_comes(audit: AuditFile) -> N
     assert (delivery.settled, waits.calls) == (["ack"], 200)
 
 
+async def test_retry_later_is_not_run_again_where_another_handled_it_meanwhile(audit: AuditFile) -> None:
+    """Its process stands still for longer than the lease; on waking it asks the store before the handler."""
+    waits = Waits(audit)
+    waits.until = 3
+    table, neighbour = waits.table, list[Verified]()
+    delivery: Any = Delivery(honest := table.honest(), redelivered=True)
+    other: Any = Processor("q", table.guard, neighbour.append, dead_letters=table.letters)
+
+    async def stand_still(_: float) -> None:
+        table.clock.advance(table.guard.lease + 1)
+        await other.process(Delivery(honest, redelivered=True))
+
+    waits.processor.holder._sleep = stand_still
+    outcome: Any = await waits.processor.process(delivery)
+    assert (outcome.verdict, len(neighbour), waits.calls) == (Verdict.DUPLICATE, 1, 2)
+
+
 async def test_the_last_delivery_of_retry_later_ends_as_handler_failed(audit: AuditFile) -> None:
     """It is not given back, but recorded and buried, with how often and for how long it was put off."""
     waits = Waits(audit)

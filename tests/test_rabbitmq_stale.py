@@ -249,6 +249,39 @@ async def test_a_deferred_delivery_is_not_judged_after_its_channel_ended(audit: 
     assert (len(table.handled), table.letters.found, audit.path.read_text()) == (1, [], "")
 
 
+@pytest.mark.parametrize(("failures", "verdict"), [(2, Verdict.DUPLICATE), (3, Verdict.ACCEPTED)])
+async def test_a_redelivery_waits_for_the_confirm_of_what_was_handled_here(
+    audit: AuditFile, failures: int, verdict: Verdict
+) -> None:
+    """It comes when the lease is over; the first delivery confirms, or gives up and the redelivery confirms."""
+    table, tried = Table(audit), list[Any]()
+    first, later = Delivery(honest := table.honest()), list[asyncio.Task[Any]]()
+    store: Any = table.guard.replay
+    confirm = store.confirm
+
+    def away(request: Any) -> Any:
+        tried.append(request)
+        if len(tried) <= failures:
+            raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "down")
+        return confirm(request)
+
+    async def sleep(_: float) -> None:
+        if not later:
+            first.channel.is_closed = True
+            table.clock.advance(table.guard.lease + 1)
+            later.append(asyncio.create_task(processor.process(Delivery(honest, redelivered=True))))
+        await turns()
+
+    store.confirm = away
+    processor: Any = Processor(
+        "q", table.guard, table.handled.append, dead_letters=table.letters, sleep=sleep,
+        hold=60, before_requeue=table.suspend,
+    )  # fmt: skip
+    await processor.process(first)
+    assert (await later[0]).verdict is verdict
+    assert (len(table.handled), len(tried)) == (1, failures + 1)
+
+
 class Away(BaseException):
     """No ``Exception``."""
 

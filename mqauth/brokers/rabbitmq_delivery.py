@@ -184,7 +184,7 @@ class Processor:
         delivery = self._progress.receive(from_native(incoming, queue=self._queue))
         since = self._guard.clock.monotonic()
         slot = Slot(incoming, acks, since, self._limit)
-        delivery.fence = slot.fence
+        delivery.fence = self._progress.fenced(delivery, slot.fence) if delivery.deferred else slot.fence
         first = begin(self._guard.process(delivery, self._handle, self._dead_letters))
         return Begun(slot, delivery, first)
 

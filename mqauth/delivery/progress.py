@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
 from typing import Any, Final
 
 from mqauth.deadletter import letter_id
+from mqauth.errors import Cause, Reason, Unavailable
 from mqauth.message import Message
-from mqauth.pipeline import Delivery, Pipeline, Step
+from mqauth.pipeline import Delivery, Pipeline, Step, Verdict
 
 MAX_KEPT: Final = 10_000
+Fence = Callable[[Delivery], Any]
 
 
 class Progress:
@@ -32,27 +36,38 @@ class Progress:
         self._kept: OrderedDict[str, list[Delivery]] = OrderedDict()
         self._in_flight: dict[int, Delivery] = {}
         self._keys: dict[int, str] = {}
+        self._earlier: dict[int, Delivery] = {}
+        self._later: dict[int, Delivery] = {}
 
     def receive(self, message: Message) -> Delivery:
         """Return a delivery that goes on where an earlier one of the same content stopped, if there was one."""
         if not message.origin.redelivered or not (self._kept or self._in_flight):
             return self._guard.receive(message)
         key = self._key(message)
+        if (lost := self._lost(key)) is not None:
+            return self._follow(message, lost)
         if (kept := self._take(key)) is not None:
             return kept if kept.step is not Step.JUDGE else again(message, kept)
-        lost = self._lost(key)
-        if lost is None:
-            return self._guard.receive(message)
-        return Delivery(message=message, received=lost.received, deferred=True)
+        return self._guard.receive(message)
+
+    def fenced(self, delivery: Delivery, fence: Fence) -> Fence:
+        """Return the fence of a delivery; it is not judged while an earlier one of its content is handled."""
+        earlier = self._earlier.pop(id(delivery), None)
+        return fence if earlier is None else partial(self._wait, earlier, fence)
 
     def begin(self, delivery: Delivery) -> None:
         """Note that a delivery is in flight."""
         self._in_flight[id(delivery)] = delivery
 
     def end(self, delivery: Delivery) -> None:
-        """Note that it is no longer."""
+        """Note that it is no longer; the latest delivery of its content goes on where its handler ended."""
         self._in_flight.pop(id(delivery), None)
-        self._keys.pop(id(delivery), None)
+        key = self._keys.pop(id(delivery), None)
+        later = self._later.pop(id(delivery), None)
+        if key is None or later is None or not _was_handled(delivery):
+            return
+        self._drop(key, delivery)
+        _take_over(later, delivery)
 
     def keep(self, delivery: Delivery) -> None:
         """Keep the progress of a delivery given back for the next one of the same content."""
@@ -60,15 +75,38 @@ class Progress:
         while len(self._kept) > MAX_KEPT:
             self._kept.popitem(last=False)
 
+    def _follow(self, message: Message, earlier: Delivery) -> Delivery:
+        """Return a delivery that is judged after one that is still in flight."""
+        delivery = Delivery(message=message, received=earlier.received, deferred=True)
+        self._earlier[id(delivery)] = earlier
+        self._later[id(earlier)] = delivery
+        return delivery
+
+    def _wait(self, earlier: Delivery, fence: Fence, delivery: Delivery) -> Any:
+        """Let a delivery's next step pass, but no judging while an earlier one is handled or confirmed.
+
+        Raises:
+            Unavailable: ``claim_held``; the store says so too, but not after the lease.
+        """
+        under_way = id(earlier) in self._in_flight and earlier.step is not Step.JUDGE
+        if under_way and delivery.step is Step.JUDGE:
+            raise Unavailable(Cause.CLAIM_HELD, "an earlier delivery of it is still being handled here")
+        return fence(delivery)
+
     def _take(self, key: str) -> Delivery | None:
-        """Take the progress of a delivery given back."""
+        """Take the progress of a delivery given back, of one whose handler has ended first."""
         waiting = self._kept.get(key)
         if not waiting:
             return None
-        delivery = waiting.pop(0)
-        if not waiting:
-            del self._kept[key]
-        return delivery
+        found = next(filter(_was_handled, waiting), waiting[0])
+        self._drop(key, found)
+        return found
+
+    def _drop(self, key: str, delivery: Delivery) -> None:
+        """Keep the progress of a delivery no longer."""
+        left = [kept for kept in self._kept.pop(key, ()) if kept is not delivery]
+        if left:
+            self._kept[key] = left
 
     def _lost(self, key: str) -> Delivery | None:
         """Return the delivery of this content that outlived its connection and is still being handled."""
@@ -92,3 +130,18 @@ def again(message: Message, earlier: Delivery) -> Delivery:
     The store may have taken the earlier claim although its answer was lost.
     """
     return Delivery(message=message, received=earlier.received, deferred=True, owner=earlier.owner)
+
+
+def _was_handled(delivery: Delivery) -> bool:
+    """Tell whether a delivery's handler has ended, and its claim or its record is still to be ended."""
+    if delivery.step in (Step.JUDGE, Step.HANDLE, Step.SETTLE):
+        return False
+    rejection = delivery.rejection
+    return delivery.verdict is Verdict.ACCEPTED if rejection is None else rejection.reason is Reason.HANDLER_FAILED
+
+
+def _take_over(delivery: Delivery, earlier: Delivery) -> None:
+    """Have a delivery go on where an earlier one of the same message stopped."""
+    for field in fields(Delivery):
+        if field.name not in ("message", "fence"):
+            setattr(delivery, field.name, getattr(earlier, field.name))

@@ -87,6 +87,7 @@ class Delivery:
         received: UTC seconds at which this process first received it; times are judged by it for ever.
         deferred: whether it was deferred before.
         owner: the nonce it claims with; one for ever, so that a claim whose answer was lost is made again.
+        renewed: UTC seconds at which its claim was last made longer.
         fence: called with the delivery before each step that must not be taken for one the broker has given to
             somebody else; may be asynchronous, and raises ``StaleDelivery``.
     """
@@ -109,6 +110,7 @@ class Delivery:
     judge_seconds: float | None = None
     fence: Callable[[Delivery], Any] | None = None
     digest: str | None = None
+    renewed: float = 0.0
 
     def content_digest(self) -> str:
         """Return the digest that names the message's content, made once: there may be very many headers."""
