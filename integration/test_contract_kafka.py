@@ -6,8 +6,11 @@ import pytest
 
 from integration.services import Kafka
 from mqauth.testing.contract import BatchContract, BrokerContract
+from mqauth.testing.delivery_contract import LogDeliveryContract
+from mqauth.testing.delivery_stage import LogStage
 from mqauth.testing.stage import Stage
 from mqauth.testing.stage_kafka import KafkaStage
+from mqauth.testing.stage_kafka_log import KafkaLogStage
 
 
 class TestKafka(BrokerContract):
@@ -28,5 +31,16 @@ class TestKafkaInBatches(BatchContract):
     def stage(self, kafka: Kafka) -> Iterator[Stage]:
         """A fresh stage."""
         stage = KafkaStage(kafka.url)
+        yield stage
+        stage.close()
+
+
+class TestKafkaDeliveries(LogDeliveryContract):
+    """What becomes of deliveries, with several consumers of one group."""
+
+    @pytest.fixture
+    def stage(self, kafka: Kafka) -> Iterator[LogStage]:
+        """Yield a fresh stage."""
+        stage = KafkaLogStage(kafka.url)
         yield stage
         stage.close()

@@ -278,14 +278,13 @@ def test_slow_handler(bench: Bench) -> None:
 def test_stop_hands_back(bench: Bench) -> None:
     """After ``stop`` the client stands at the first unsettled record, and the next consumer goes on from there."""
     bench.send(*(b"%d" % number for number in range(10)))
-    consumer = bench.consumer()
 
     def handler(verified: Verified) -> None:
         bench.handler(verified)
         if len(bench.handled) == 4:
             consumer.stop()
 
-    consumer._handler = handler
+    consumer = bench.consumer(handler)
     consumer.run()
     assert consumer._client.position(TopicPartition(bench.stage.topic, 0)) == 4
     assert bench.committed() == 4

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Final, TypedDict
 
+from mqauth.claims import MAX_BATCH
+from mqauth.errors import ConfigurationError
+
 DEFAULT_LINGER: Final = 0.002
 """Seconds a message may wait for others to share a signature with."""
 MAX_LINGER: Final = 10.0
@@ -19,3 +22,17 @@ class Batching(TypedDict):
 
     batch: int
     linger: float
+
+
+def check_batching(batch: int, linger: float) -> None:
+    """Refuse batches out of their limits.
+
+    Args:
+        batch: messages under one signature.
+        linger: seconds a message may wait for others.
+
+    Raises:
+        ConfigurationError: one is.
+    """
+    if type(batch) is not int or not 1 <= batch <= MAX_BATCH or not 0 <= linger <= MAX_LINGER:
+        raise ConfigurationError(f"batch is 1 to {MAX_BATCH}, linger 0 to {MAX_LINGER:.0f} seconds")

@@ -317,7 +317,7 @@ def test_a_stopped_book_begins_nothing(book: Book) -> None:
 
 
 class Facts(RuleBasedStateMachine):
-    """Facts come in any order; only what is settled and ours is committed, and one handler runs on a partition."""
+    """Facts in any order: only what is settled and ours is committed, and of one partition one handler runs."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ from integration.documentation import ROOT
 
 PAGE = (ROOT / "docs" / "delivery.md").read_text("utf-8")
 NAMED = {name for name in re.findall(r"`(test_\w+)(?:\[\w+\])?`", PAGE)}
+CONTRACT = ROOT / "mqauth" / "testing" / "delivery_contract.py"
 FILES = sorted((ROOT / "integration" / "chaos").glob("test_*.py"))
 TABLE = PAGE.partition("## When something goes wrong")[2].partition("\n## ")[0]
 ROWS = re.findall(r"^\| (?!what goes wrong)(.*) \|$", TABLE, re.MULTILINE)
@@ -24,7 +25,7 @@ def names_in(files: Iterable[Path]) -> set[str]:
     return {
         node.name
         for tree in trees
-        for node in tree.body
+        for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
     }
 
@@ -35,9 +36,11 @@ def chaos(broker: str) -> set[str]:
 
 
 def test_every_named_test_exists() -> None:
-    """Each test the page names is one of the chaos table, or of a file that the page names beside it."""
+    """Each test the page names is of the chaos table, of the delivery contract, or of a file it names."""
     beside = {ROOT / "integration" / name for name in re.findall(r"`(test_\w+\.py)`", PAGE)}
-    assert chaos("rabbitmq") | chaos("kafka") | names_in(beside) >= NAMED - {file.stem for file in beside}
+    assert chaos("rabbitmq") | chaos("kafka") | names_in((*beside, CONTRACT)) >= NAMED - {
+        file.stem for file in beside
+    }
 
 
 @pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])

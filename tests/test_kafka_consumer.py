@@ -526,6 +526,53 @@ def test_comes_back_fresh(bench: Bench) -> None:
     assert bench.client.committed == {ZERO: 1}
 
 
+@pytest.mark.parametrize("member", [True, False])
+def test_a_record_that_outlasted_our_membership(bench: Bench, member: bool) -> None:
+    """What a poll returns after a pause beyond the session is condemned for its time only by a member."""
+    bench.forge = Forge(bench.clock, lifetime=30)
+    bench.client.config["session_timeout_ms"] = 45_000
+    bench.add(b"late")
+    buried: list[int] = []
+    bench.client.commit_errors = [] if member else [CommitFailedError()]
+
+    def lose() -> None:
+        buried.append(len(bench.letters.published))
+        if not member:
+            bench.client.held = {ONE}
+            bench.client.listener.on_partitions_lost({ZERO})
+
+    bench.client.events = [lambda: bench.clock.advance(100), lose]
+    bench.run(rounds=20, seconds=0.5)
+    assert [letter.rejection.reason.value for letter in bench.letters.published] == ["expired"] * member
+    assert bench.client.commits == ([{ZERO: 0}, {ZERO: 1}] if member else [])
+    assert buried == [0]
+
+
+def test_a_rebalance_waits_for_the_handler(bench: Bench) -> None:
+    """Before a rebalance the handler that runs ends and is committed, and no other begins."""
+    coordinator, seen = Coordinator(), list[Any]()
+    coordinator.rejoining = False
+    bench.client._coordinator = coordinator  # type: ignore[attr-defined]
+    due = threading.Event()
+
+    def handler(verified: Verified) -> None:
+        bench.handled.append(verified)
+        if len(bench.handled) == 1:
+            coordinator.rejoin_needed = True
+            due.wait(0.5)
+
+    def joins(timeout_ms: int) -> None:
+        seen.append((bench.bodies, dict(bench.client.committed)))
+        coordinator.rejoin_needed = False
+        bench.consumer.stop()
+
+    coordinator.poll = joins  # type: ignore[method-assign]
+    bench.handler = handler
+    bench.add(b"0", b"1")
+    bench.run(rounds=10**9, workers=1)
+    assert seen == [([b"0"], {ZERO: 1})]
+
+
 def test_log_went_back(bench: Bench) -> None:
     """A topic made anew under the same name is read from its start, not skipped as known."""
     bench.add(b"0", b"1")

@@ -51,13 +51,14 @@ class Topic:
     Args:
         address: ``host:port``.
         partitions: of the topic.
+        records: how many.
     """
 
-    def __init__(self, address: str, partitions: int) -> None:
+    def __init__(self, address: str, partitions: int, records: int = _RECORDS) -> None:
         self._admin = KafkaAdminClient(bootstrap_servers=address)
         self._forge = Forge(lifetime=LIFETIME)
         name = f"mqauth.scale.{uuid.uuid4().hex[:12]}"
-        self.told = (address, name, partitions, self._forge.key.to_pem(), _RECORDS)
+        self.told = (address, name, partitions, self._forge.key.to_pem(), records)
         self._admin.create_topics([NewTopic(name, partitions, 1)])
         self._fill(address, name, partitions)
 
@@ -71,7 +72,7 @@ class Topic:
     def _fill(self, address: str, name: str, partitions: int) -> None:
         producer = KafkaProducer(bootstrap_servers=address, linger_ms=5)
         signer, plain = self._forge.signer(), Workload().message(destination(name))
-        for start in range(0, _RECORDS, BATCH):
+        for start in range(0, self.told[-1], BATCH):
             for place, signed in enumerate(signer.sign_many([plain] * BATCH)):
                 producer.send(name, value=signed.body, headers=list(native_headers(signed.headers)),
                               partition=(start + place) % partitions)  # fmt: skip

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from typing import Any, Final
+from typing import Any
 
 from kafka import ConsumerRebalanceListener
 
+from mqauth.brokers import kafka_repair
 from mqauth.delivery.book import Book
 from mqauth.errors import ConfigurationError
-
-_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 class Listener(ConsumerRebalanceListener):
@@ -29,34 +27,18 @@ class Listener(ConsumerRebalanceListener):
 
     def on_partitions_revoked(self, revoked: Any) -> None:
         """Drop what was taken away; suspend what may come back."""
-        self._book.revoking(revoked, self._held())
-        self._tell("on_partitions_revoked", revoked)
+        self._book.revoking(revoked, kafka_repair.held(self._client))
+        kafka_repair.tell(self.theirs, "on_partitions_revoked", revoked)
 
     def on_partitions_assigned(self, assigned: Any) -> None:
         """Go on with what came back; drop what did not."""
-        self._book.assigned(self._held())
-        self._tell("on_partitions_assigned", assigned)
+        self._book.assigned(kafka_repair.held(self._client))
+        kafka_repair.tell(self.theirs, "on_partitions_assigned", assigned)
 
     def on_partitions_lost(self, lost: Any) -> None:
         """Drop what was lost; somebody else has it already."""
         self._book.lost(lost)
-        self._tell("on_partitions_lost", lost)
-
-    def _held(self) -> set[Any]:
-        """Return what the client holds right now."""
-        try:
-            return set(self._client.assignment())
-        except Exception as error:
-            _LOG.error("the assignment cannot be read: %s", type(error).__name__)
-            return set()
-
-    def _tell(self, method: str, partitions: Any) -> None:
-        """Call the listener the client had; what it raises would break every later ``poll()``."""
-        try:
-            if self.theirs is not None:
-                getattr(self.theirs, method)(partitions)
-        except Exception as error:
-            _LOG.error("the client's own rebalance listener failed: %s", type(error).__name__)
+        kafka_repair.tell(self.theirs, "on_partitions_lost", lost)
 
 
 def listen(client: Any, book: Book) -> None:

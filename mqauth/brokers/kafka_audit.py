@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import threading
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from kafka.errors import KafkaError
 
 from mqauth import strictjson
 from mqauth.audit import AuditRecord
-from mqauth.brokers.kafka_producer import producer_settings
-from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.brokers.kafka_confirm import Confirmed
+from mqauth.errors import Cause, Unavailable
 
 if TYPE_CHECKING:
     from kafka import KafkaProducer
-
-MAX_BLOCK: Final = 5.0
-MAX_UNKNOWN: Final = 1000
-_ALL: Final = (-1, "all")
 
 
 class AuditTopic:
@@ -39,47 +34,17 @@ class AuditTopic:
 
     def __init__(self, client: KafkaProducer, topic: str, *, timeout: float = 30) -> None:
         self.client: Any = client
-        config = producer_settings(client)
-        if config["enable_idempotence"] or config["acks"] not in _ALL:
-            raise ConfigurationError(
-                'an audit topic needs a KafkaProducer with acks="all", enable_idempotence=False'
-            )
-        if timeout <= 0 or not topic:
-            raise ConfigurationError("topic is set, timeout above 0")
-        config["max_block_ms"] = min(config["max_block_ms"], int(min(timeout, MAX_BLOCK) * 1000))
+        self._records = Confirmed(client, topic, timeout)
         self.name = topic
-        self._timeout = timeout
-        self._unknown: dict[str, Any] = {}
-        self._lock = threading.Lock()
 
     def write(self, record: AuditRecord, /) -> None:
         """Send one record and return once the broker has confirmed it.
 
-        One whose outcome is still open is waited for again instead of sent twice: the client keeps trying.
-
         Raises:
             Unavailable: ``audit_unavailable``: refused, timed out or not reachable.
         """
+        key = record.instance.encode("utf-8", "replace")
         try:
-            future = self._open(record.id) or self.client.send(
-                self.name, value=strictjson.dumps(record.as_dict()), key=record.instance.encode("utf-8", "replace")
-            )
-            self._await(future, record.id)
+            self._records.send(record.id, value=strictjson.dumps(record.as_dict()), key=key)
         except (KafkaError, ValueError, TypeError, OSError) as error:
             raise Unavailable(Cause.AUDIT_UNAVAILABLE, type(error).__name__) from error
-
-    def _open(self, record: str) -> Any:
-        """Return the future of a record whose outcome is open, ``None`` where there is none."""
-        with self._lock:
-            return self._unknown.pop(record, None)
-
-    def _await(self, future: Any, record: str) -> None:
-        """Wait for the broker's confirm, and remember a record of which it has not come."""
-        try:
-            future.get(timeout=self._timeout)
-        finally:
-            if not future.is_done:
-                with self._lock:
-                    while len(self._unknown) >= MAX_UNKNOWN:
-                        self._unknown.pop(next(iter(self._unknown)), None)
-                    self._unknown[record] = future

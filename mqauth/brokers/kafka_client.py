@@ -29,6 +29,19 @@ def settings_of(client: Any, kind: Literal["KafkaConsumer", "KafkaProducer"]) ->
     return settings
 
 
+def producer_settings(client: Any) -> dict[str, Any]:
+    """Return the settings of a ``KafkaProducer``; one whose serializers would change what was signed is refused.
+
+    Raises:
+        ConfigurationError: it has one, or the client is of another library.
+    """
+    settings = settings_of(client, "KafkaProducer")
+    for name in ("key_serializer", "value_serializer"):
+        if settings.get(name) is not None:
+            raise ConfigurationError(f"leave {name} out of the KafkaProducer: it would run after signing")
+    return settings
+
+
 def refuse_foreign(record: Any) -> None:
     """Refuse a record of another client: what it says may mean something else.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
-from mqauth.brokers.kafka_producer import producer_settings
+from mqauth.brokers.kafka_confirm import Confirmed
 from mqauth.brokers.kafka_translate import carries, dead_letter_headers
 from mqauth.deadletter import PREFIX, DeadLetter
 from mqauth.errors import Cause, ConfigurationError, Unavailable
@@ -14,12 +14,6 @@ from mqauth.message import Message
 
 if TYPE_CHECKING:
     from kafka import KafkaProducer
-
-MAX_BLOCK: Final = 5.0
-"""Seconds one letter may wait for its topic's metadata: longer, and a missing topic would hold up the others."""
-MAX_UNKNOWN: Final = 1000
-"""Letters of unknown outcome that are remembered; beyond it the oldest may be sent twice, with one id."""
-_ALL: Final = (-1, "all")
 
 
 class DeadLetters:
@@ -47,18 +41,11 @@ class DeadLetters:
         oversize_letters: Literal["reference", "stop"] = "reference",
     ) -> None:
         self.client: Any = client
-        config = producer_settings(client)
-        if config["enable_idempotence"] or config["acks"] not in _ALL:
-            raise ConfigurationError(
-                'dead letters need a KafkaProducer of their own with acks="all" and enable_idempotence=False'
-            )
-        if timeout <= 0 or oversize_letters not in ("reference", "stop") or not topic:
-            raise ConfigurationError('topic is set, timeout above 0, oversize_letters "reference" or "stop"')
-        config["max_block_ms"] = min(config["max_block_ms"], int(min(timeout, MAX_BLOCK) * 1000))
+        if oversize_letters not in ("reference", "stop"):
+            raise ConfigurationError('oversize_letters is "reference" or "stop"')
+        self._records = Confirmed(client, topic, timeout)
         self.name = topic
-        self._timeout = timeout
         self._by_reference = oversize_letters == "reference"
-        self._unknown: dict[str, Any] = {}
 
     def publish(self, letter: DeadLetter, /) -> None:
         """Send a letter in the first of its forms that fits, and return once the broker has confirmed it.
@@ -77,29 +64,14 @@ class DeadLetters:
         raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "no form of the letter fits the broker") from refused
 
     def _send(self, form: Message, letter: str) -> None:
-        """Send one form; only a confirmed record is a dead letter.
-
-        One whose outcome is still open is waited for again instead of sent twice: the client keeps trying.
-        """
+        """Send one form; only a confirmed record is a dead letter."""
+        headers = dead_letter_headers(form.headers)
         try:
-            future = self._unknown.pop(letter, None) or self.client.send(
-                self.name, value=form.body, key=form.key, headers=dead_letter_headers(form.headers)
-            )
-            self._await(future, letter)
+            self._records.send(letter, value=form.body, key=form.key, headers=headers)
         except MessageSizeTooLargeError:
             raise
         except (KafkaError, ValueError, TypeError, OSError) as error:
             raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
-
-    def _await(self, future: Any, letter: str) -> None:
-        """Wait for the broker's confirm."""
-        try:
-            future.get(timeout=self._timeout)
-        finally:
-            if not future.is_done:
-                while len(self._unknown) >= MAX_UNKNOWN:
-                    self._unknown.pop(next(iter(self._unknown)), None)
-                self._unknown[letter] = future
 
 
 def can_exist(form: Message) -> bool:

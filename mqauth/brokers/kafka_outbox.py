@@ -16,13 +16,15 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError
 from mqauth.brokers.kafka_producer import ProducerFatalError
 from mqauth.brokers.kafka_transaction import Attempt, Batch, TransactionalDeadLetters
 from mqauth.clock import Clock
-from mqauth.deadletter import DeadLetter
+from mqauth.deadletter import DeadLetter, DeadLetterSink
 from mqauth.delivery.backoff import Backoff
 from mqauth.delivery.book import Book, Due
 from mqauth.delivery.facts import Stall
 from mqauth.delivery.part import Part
-from mqauth.errors import Cause
+from mqauth.errors import Cause, ConfigurationError
 
+BUSY: Final = 0.05
+"""Seconds for which a transaction in flight is waited for between polls."""
 FETCH_TIMEOUT_MS: Final = 5000
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
@@ -127,6 +129,16 @@ class Transactions:
         elif not self._dead and (self._doubtful or not self._started) and self.rested:
             self._start(Batch())
 
+    def tend(self, longest: float) -> float:
+        """Look after the transaction in flight; return the seconds a poll may wait then, at most ``longest``.
+
+        Raises:
+            ProducerFatalError: another producer has taken over the transactional id.
+        """
+        self.wait(min(longest, BUSY))
+        self.advance()
+        return 0.0 if self.in_flight else longest
+
     def wait(self, seconds: float) -> None:
         """Wait at most so long for the transaction in flight."""
         if self._attempt is not None:
@@ -201,6 +213,24 @@ class Transactions:
                     topic=part.place.topic, partition=part.place.partition, offset=part.letters[0][0],
                     cause=Cause.DEAD_LETTER_UNAVAILABLE, detail=detail, since=self._since,
                 )  # fmt: skip
+
+
+def transactions_of(
+    client: Any, letters: DeadLetterSink, book: Book, clock: Clock, backoff: Backoff
+) -> Transactions | None:
+    """Return what commits letters with offsets, where they are to be one.
+
+    Raises:
+        ConfigurationError: the client would read a committed offset while a transaction over it is still open
+            (KIP-447).
+    """
+    if not isinstance(letters, TransactionalDeadLetters):
+        return None
+    if client.config["isolation_level"] != "read_committed":
+        raise ConfigurationError(
+            'transactional dead letters need isolation_level="read_committed" in the consumer'
+        )
+    return Transactions(client, letters, book, clock, backoff)
 
 
 def _letters(part: Part, offset: int) -> list[DeadLetter]:

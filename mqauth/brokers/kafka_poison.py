@@ -7,19 +7,28 @@ it is read from the locals of kafka-python's ``_unpack_records`` in the tracebac
 
 from __future__ import annotations
 
+import logging
 import traceback
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
+from kafka.errors import CommitFailedError, RebalanceInProgressError, RetriableError
+
 from mqauth import audit, destination
 from mqauth.audit import AuditRecord
-from mqauth.brokers.kafka_log import NO_LOG, Log
+from mqauth.brokers import kafka_repair
+from mqauth.brokers.kafka_log import NO_LOG, Log, Logs
 from mqauth.clock import SYSTEM_RANDOMNESS, uuid7
+from mqauth.delivery.work import Work
 from mqauth.errors import MqauthError, Reason
 from mqauth.message import Message, Origin
 from mqauth.pipeline import Pipeline
 
+COMES_AGAIN: Final = (CommitFailedError, RebalanceInProgressError, RetriableError)
+"""What a poll or a commit raises that is to be made again."""
 _UNPACK: Final = "_unpack_records"
+_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 class PoisonRecordError(MqauthError):
@@ -51,6 +60,69 @@ class Poison:
     def __str__(self) -> str:
         place = f"{self.partition.topic}-{self.partition.partition}"
         return f"{place}: the batch from offset {self.first} to {self.beyond - 1} cannot be parsed ({self.error})"
+
+
+class Parsed:
+    """The polls of a client; a record that cannot be parsed is dealt with.
+
+    Args:
+        client: the ``KafkaConsumer``.
+        work: puts skipped ranges on record.
+        guard: names them.
+        logs: tells which logs they stand in.
+        skip: skip them instead of stopping.
+    """
+
+    def __init__(self, client: Any, work: Work, guard: Pipeline, logs: Logs, *, skip: bool) -> None:
+        self._client = client
+        self._work = work
+        self._guard = guard
+        self._logs = logs
+        self._skip = skip
+        self._kept: BaseException | None = None
+
+    def poll(self, seconds: float, *, joins: bool) -> dict[Any, list[Any]]:
+        """Return new records by partition, after at most so many seconds.
+
+        Args:
+            seconds: how long it may wait.
+            joins: it may take part in a rebalance.
+
+        Raises:
+            PoisonRecordError: one cannot be parsed, and the policy is to stop.
+        """
+        if self._kept is not None:
+            error, self._kept = self._kept, None
+            self._step_over(error)
+        try:
+            with nullcontext() if joins else kafka_repair.not_joining(self._client):
+                kafka_repair.before_poll(self._client)
+                records: dict[Any, list[Any]] = self._client.poll(timeout_ms=int(seconds * 1000))
+        except COMES_AGAIN as error:
+            _LOG.warning("poll: %s, tried again", type(error).__name__)
+            return {}
+        except Exception as error:
+            self._step_over(error)
+            return {}
+        self._kept = kafka_repair.postponed(self._client)
+        return records
+
+    def _step_over(self, error: BaseException) -> None:
+        """Deal with an exception of ``poll()``: a poison record, or what is none of ours."""
+        poison = find(error)
+        if poison is None or poison.partition is None:
+            raise error
+        kafka_repair.discard(self._client, poison.partition)
+        if not self._skip:
+            raise PoisonRecordError(str(poison)) from error
+        self._skip_batch(poison)
+
+    def _skip_batch(self, poison: Poison) -> None:
+        """Have a range put on record and stepped over; without the record it waits."""
+        scope = self._guard.scope or str(self._client.config["group_id"])
+        record = audit_record(poison, self._guard, scope, self._logs.of(poison.partition.topic))
+        if self._work.skip(poison.partition, poison.first, poison.beyond, record):
+            _LOG.error("%s, skipped", poison)
 
 
 def find(error: BaseException) -> Poison | None:

@@ -6,12 +6,11 @@ import logging
 from typing import Any, Final
 
 from kafka import OffsetAndMetadata
-from kafka.errors import CommitFailedError, RebalanceInProgressError, RetriableError
 
-from mqauth.brokers import kafka_poison, kafka_repair
+from mqauth.brokers import kafka_repair
 from mqauth.brokers.kafka_log import Logs
 from mqauth.brokers.kafka_outbox import Transactions
-from mqauth.brokers.kafka_poison import Poison, PoisonRecordError
+from mqauth.brokers.kafka_poison import COMES_AGAIN, Parsed
 from mqauth.brokers.kafka_translate import from_native
 from mqauth.delivery.book import Book
 from mqauth.delivery.facts import Wanted
@@ -20,10 +19,7 @@ from mqauth.pipeline import Pipeline
 
 IDLE: Final = 0.2
 """Seconds one ``poll()`` may wait, since kafka-python has no wakeup: how soon ``stop()`` is seen."""
-BUSY: Final = 0.05
-"""Seconds for which a transaction in flight is waited for between polls."""
 COMMIT_TIMEOUT_MS: Final = 5000
-_COMES_AGAIN: Final = (CommitFailedError, RebalanceInProgressError)
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
@@ -51,16 +47,16 @@ class Poller:
     ) -> None:
         self._client = client
         self._book = book
-        self._work = work
-        self._guard = guard
-        self._skip = skip
         self._transactions = transactions
         self._logs = Logs(client)
         self._scope = str(client.config["group_id"])
-        self._kept: BaseException | None = None
+        self._records = Parsed(client, work, guard, self._logs, skip=skip)
 
-    def poll(self) -> None:
+    def poll(self, *, joins: bool) -> None:
         """Ask the client for what is wished, and note what it returns.
+
+        Args:
+            joins: it may take part in a rebalance.
 
         Raises:
             PoisonRecordError: a record cannot be parsed, and the policy is to stop.
@@ -68,7 +64,7 @@ class Poller:
         """
         self._ask(self._book.wanted(self._client.assignment(), self._client.paused()))
         self._book.beat()
-        records = self._polled(self._patience())
+        records = self._records.poll(self._patience(), joins=joins)
         self._book.beat()
         for partition, batch in records.items():
             log = self._logs.of(partition.topic)
@@ -95,27 +91,29 @@ class Poller:
                 {part.place: OffsetAndMetadata(offset) for part, offset in due.items()},
                 timeout_ms=COMMIT_TIMEOUT_MS,
             )
-        except (*_COMES_AGAIN, RetriableError) as error:
+        except COMES_AGAIN as error:
             self._book.refused()
             _LOG.warning("commit: %s; what it covers may come again", type(error).__name__)
         else:
             self._book.committed(due, began)
 
-    def hand_back(self) -> None:
+    def close(self) -> None:
         """Leave the client as it was given to us."""
         try:
             self._ask(self._book.hand_back(self._client.assignment(), self._client.paused()))
         finally:
             kafka_repair.hand_back(self._client)
+            if self._transactions is not None:
+                self._transactions.close()
+
+    def rejoins(self) -> bool:
+        """Tell whether the next ``poll`` takes part in a rebalance."""
+        return kafka_repair.rejoins(self._client)
 
     def _patience(self) -> float:
         """Return the seconds a poll may wait, once the transaction in flight was looked after."""
         longest = self._book.patience(IDLE)
-        if self._transactions is None:
-            return longest
-        self._transactions.wait(min(longest, BUSY))
-        self._transactions.advance()
-        return 0.0 if self._transactions.in_flight else longest
+        return longest if self._transactions is None else self._transactions.tend(longest)
 
     def _ask(self, wanted: Wanted) -> None:
         """Pause, resume and seek as wished."""
@@ -123,37 +121,3 @@ class Poller:
         for partition, offset in wanted.seek.items():
             self._client.seek(partition, offset)
         self._client.resume(*wanted.resume)
-
-    def _polled(self, seconds: float) -> dict[Any, list[Any]]:
-        """Return new records by partition; a record that cannot be parsed is dealt with."""
-        if self._kept is not None:
-            error, self._kept = self._kept, None
-            self._step_over(error)
-        try:
-            kafka_repair.before_poll(self._client)
-            records: dict[Any, list[Any]] = self._client.poll(timeout_ms=int(seconds * 1000))
-        except (*_COMES_AGAIN, RetriableError) as error:
-            _LOG.warning("poll: %s, tried again", type(error).__name__)
-            return {}
-        except Exception as error:
-            self._step_over(error)
-            return {}
-        self._kept = kafka_repair.postponed(self._client)
-        return records
-
-    def _step_over(self, error: BaseException) -> None:
-        """Deal with an exception of ``poll()``: a poison record, or what is none of ours."""
-        poison = kafka_poison.find(error)
-        if poison is None or poison.partition is None:
-            raise error
-        kafka_repair.discard(self._client, poison.partition)
-        if not self._skip:
-            raise PoisonRecordError(str(poison)) from error
-        self._skip_batch(poison)
-
-    def _skip_batch(self, poison: Poison) -> None:
-        """Have a range put on record and stepped over; without the record it waits."""
-        log, scope = self._logs.of(poison.partition.topic), self._guard.scope or self._scope
-        record = kafka_poison.audit_record(poison, self._guard, scope, log)
-        if self._work.skip(poison.partition, poison.first, poison.beyond, record):
-            _LOG.error("%s, skipped", poison)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from mqauth.batching import DEFAULT_LINGER, MAX_LINGER
-from mqauth.brokers.kafka_client import settings_of
+from mqauth.batching import DEFAULT_LINGER, check_batching
+from mqauth.brokers.kafka_atomic import Atomic
+from mqauth.brokers.kafka_client import producer_settings
 from mqauth.brokers.kafka_room import Room
 from mqauth.brokers.kafka_sealing import Sealing
 from mqauth.brokers.kafka_translate import native_headers, to_message
-from mqauth.claims import MAX_BATCH
 from mqauth.errors import ConfigurationError, MqauthError
 from mqauth.message import Message
 from mqauth.signer import Signer
@@ -36,7 +36,7 @@ class ProducerFatalError(MqauthError):
     code = "producer_fatal"
 
 
-class Producer:
+class Producer(Atomic):
     """Signs records and sends them with a connected ``KafkaProducer``.
 
     With ``batch`` above 1, records share signatures: ``send`` hashes its record and returns, and the record is
@@ -68,7 +68,9 @@ class Producer:
         linger: float = DEFAULT_LINGER,
     ) -> None:
         config = producer_settings(client)
-        _check_settings(max_in_flight, batch, linger)
+        check_batching(batch, linger)
+        if not batch <= max_in_flight:
+            raise ConfigurationError("max_in_flight is at least batch: it would never be full")
         self.client: Any = client
         self._signer = signer
         self._serialize = value_serializer
@@ -77,8 +79,6 @@ class Producer:
         self._sealing: Sealing | None = None
         if batch > 1:
             self._sealing = Sealing(client, signer, self._room, batch=batch, linger=linger)
-        self._transactional = bool(config.get("transactional_id"))
-        self._began = False
         if not config["enable_idempotence"]:
             _LOG.warning("a producer without enable_idempotence: its retries will be rejected as replays")
 
@@ -142,32 +142,6 @@ class Producer:
         finally:
             self.client.close(timeout)
 
-    def begin_transaction(self) -> None:
-        """Begin a transaction of a client that has a ``transactional_id``."""
-        self._settle()
-        self.client.begin_transaction()
-        if self._sealing is not None:
-            self._sealing.failure = None
-        self._began = True
-
-    def commit_transaction(self) -> None:
-        """Seal and send what waits, and commit; a transaction that lacks a record is not committed.
-
-        Raises:
-            Exception: why a record of it was not sealed or sent: abort it.
-        """
-        self._settle()
-        if self._sealing is not None and self._sealing.failure is not None:
-            raise self._sealing.failure
-        self.client.commit_transaction()
-        self._began = False
-
-    def abort_transaction(self) -> None:
-        """Abort the transaction, with what waits."""
-        self._settle()
-        self.client.abort_transaction()
-        self._began = False
-
     def __enter__(self) -> Self:
         return self
 
@@ -201,8 +175,7 @@ class Producer:
 
     def _joins(self, sealing: Sealing, topic: str) -> bool:
         """Tell whether a record joins a batch; one to a new topic does not, and waits for metadata by itself."""
-        if self._transactional and not self._began:
-            raise ConfigurationError("with batches, begin and end transactions by the producer, not its client")
+        self._refuse_unbegun()
         if sealing.knows(topic):
             return True
         sealing.flush(self._patience)  # it may have been known before
@@ -222,28 +195,3 @@ class Producer:
         if manager is not None and manager.has_fatal_error():
             first = type(manager.last_error).__name__
             raise ProducerFatalError(f"the producer failed for good with {first}: close it and make a new one")
-
-
-def producer_settings(client: Any) -> dict[str, Any]:
-    """Return the settings of a ``KafkaProducer``; one whose serializers would change what was signed is refused.
-
-    Raises:
-        ConfigurationError: it has one, or the client is of another library.
-    """
-    settings = settings_of(client, "KafkaProducer")
-    for name in ("key_serializer", "value_serializer"):
-        if settings.get(name) is not None:
-            raise ConfigurationError(f"leave {name} out of the KafkaProducer: it would run after signing")
-    return settings
-
-
-def _check_settings(max_in_flight: int, batch: int, linger: float) -> None:
-    """Refuse a setting out of its limits."""
-    if max_in_flight < 1:
-        raise ConfigurationError("max_in_flight is at least 1")
-    if type(batch) is not int or not 1 <= batch <= MAX_BATCH:
-        raise ConfigurationError(f"batch is 1 to {MAX_BATCH} records")
-    if batch > max_in_flight:
-        raise ConfigurationError("batch is at most max_in_flight: it would never be full")
-    if not 0 <= linger <= MAX_LINGER:
-        raise ConfigurationError(f"linger is 0 to {MAX_LINGER:.0f} seconds")

@@ -6,6 +6,8 @@ Each function names the fault it makes good; with a client that has not got thes
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 JOIN_MS: Final = 1000
@@ -20,10 +22,45 @@ def before_poll(client: Any) -> None:
     _wake(client)
 
 
+def held(client: Any) -> set[Any]:
+    """Return what the client holds right now; nothing raises on the I/O thread, where it would break each poll."""
+    try:
+        return set(client.assignment())
+    except Exception as error:
+        _LOG.error("the assignment cannot be read: %s", type(error).__name__)
+        return set()
+
+
+def tell(listener: Any, method: str, partitions: Any) -> None:
+    """Call a user's rebalance listener; what it raises would break every later ``poll()``."""
+    try:
+        if listener is not None:
+            getattr(listener, method)(partitions)
+    except Exception as error:
+        _LOG.error("the client's own rebalance listener failed: %s", type(error).__name__)
+
+
 def rejoins(client: Any) -> bool:
     """Tell whether the next ``poll()`` takes part in a rebalance, which kafka-python tells by no public name."""
     coordinator: Any = getattr(client, "_coordinator", None)
     return coordinator is not None and bool(coordinator.rejoining or coordinator.need_rejoin())
+
+
+@contextmanager
+def not_joining(client: Any) -> Iterator[None]:
+    """Let a rebalance that becomes due meanwhile wait for a later ``poll()``: handlers run.
+
+    kafka-python looks for one inside each ``poll()``, and begins it there at once.
+    """
+    coordinator: Any = getattr(client, "_coordinator", None)
+    attributes: dict[str, Any] = getattr(coordinator, "__dict__", {})
+    theirs = attributes.get("need_rejoin")
+    attributes["need_rejoin"] = lambda: False
+    try:
+        yield
+    finally:
+        del attributes["need_rejoin"]
+        attributes.update({} if theirs is None else {"need_rejoin": theirs})
 
 
 def _join(client: Any) -> None:

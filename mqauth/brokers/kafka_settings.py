@@ -8,8 +8,6 @@ from typing import Any, Final
 
 from mqauth.brokers.kafka_client import settings_of
 from mqauth.errors import ConfigurationError
-from mqauth.flow import refuse_async
-from mqauth.pipeline import Pipeline
 
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
@@ -31,49 +29,6 @@ def check_client(client: Any) -> None:
         raise ConfigurationError("set group_id: without it nothing can be committed")
     if config["auto_offset_reset"] == "latest":
         _LOG.warning("auto_offset_reset is latest: a new group misses what was sent before it joined")
-
-
-def check_isolation(client: Any) -> None:
-    """Refuse a client that would read a committed offset while a transaction over it is still open (KIP-447).
-
-    Raises:
-        ConfigurationError: it does not read committed only.
-    """
-    if client.config["isolation_level"] != "read_committed":
-        raise ConfigurationError(
-            'transactional dead letters need isolation_level="read_committed" in the consumer'
-        )
-
-
-def check_colours(guard: Pipeline, **plugins: object) -> None:
-    """Refuse asynchronous plug-ins, and a pipeline that cannot settle rejections.
-
-    Raises:
-        ConfigurationError: one is asynchronous, or there is no audit sink.
-    """
-    if guard.audit is None:
-        raise ConfigurationError("a consumer's pipeline needs audit=")
-    refuse_async(
-        store_claim=guard.replay.claim,
-        store_confirm=guard.replay.confirm,
-        store_release=guard.replay.release,
-        audit=guard.audit.write,
-        policy=guard.policy.decide,
-        **{f"keys of {name}": issuer.keys.refresh for name, issuer in guard.verifier.issuers.items()},
-        **plugins,
-    )
-
-
-def check_numbers(grace: float, workers: int, commit_interval: float, on_poison: str) -> None:
-    """Refuse settings out of their limits.
-
-    Raises:
-        ConfigurationError: one is.
-    """
-    if on_poison not in ("stop", "skip"):
-        raise ConfigurationError('on_poison is "stop" or "skip"')
-    if grace < 0 or workers < 0 or commit_interval <= 0:
-        raise ConfigurationError("grace and workers are at least 0, commit_interval is above 0 seconds")
 
 
 def session_of(client: Any) -> float:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 from kafka.errors import MessageSizeTooLargeError, ProducerFencedError
 
 from mqauth.brokers import kafka_repair
-from mqauth.brokers.kafka_deadletter import MAX_BLOCK, can_exist
-from mqauth.brokers.kafka_producer import producer_settings
+from mqauth.brokers.kafka_client import producer_settings
+from mqauth.brokers.kafka_confirm import MAX_BLOCK
+from mqauth.brokers.kafka_deadletter import can_exist
 from mqauth.brokers.kafka_translate import carries, dead_letter_headers
 from mqauth.clock import Clock
 from mqauth.deadletter import DeadLetter

@@ -85,8 +85,10 @@ def native_headers(headers: object) -> NativeHeaders:
     if not isinstance(headers, list | tuple):
         raise MalformedMessage("headers are a list of (text, bytes)")
     for pair in headers:
-        if type(pair) is not tuple or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not bytes:
-            return [_native_header(pair) for pair in headers]
+        if type(pair) is tuple and len(pair) == 2 and type(pair[0]) is str and type(pair[1]) is bytes:
+            continue
+        if not _is_pair(pair, tuple, bytes):
+            raise MalformedMessage("a header is a pair of text and bytes")
     return list(headers)
 
 
@@ -138,25 +140,18 @@ def _headers(found: Any, faults: list[str]) -> tuple[HeaderPair, ...]:
     pairs = tuple(found or ())
     for pair in pairs:
         if type(pair) is not tuple or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) not in _VALUES:
-            return _odd_headers(pairs, faults)
-    return pairs
-
-
-def _odd_headers(pairs: tuple[Any, ...], faults: list[str]) -> tuple[HeaderPair, ...]:
-    """Return those that are pairs, of what the client does not deliver as it is now."""
-    if not all(_is_header(pair) for pair in pairs):
+            break
+    else:
+        return pairs
+    kept = tuple((pair[0], pair[1]) for pair in pairs if _is_pair(pair, (tuple, list), (bytes, type(None))))
+    if len(kept) < len(pairs):
         faults.append("a header is not text and bytes")
-    return tuple((pair[0], pair[1]) for pair in pairs if _is_header(pair))
+    return kept
 
 
-def _is_header(pair: Any) -> bool:
-    """Tell whether a pair is what Kafka delivers."""
-    return (
-        isinstance(pair, tuple | list)
-        and len(pair) == 2
-        and isinstance(pair[0], str)
-        and (pair[1] is None or isinstance(pair[1], bytes))
-    )
+def _is_pair(pair: Any, shape: Any, values: Any) -> bool:
+    """Tell whether something is a header: a text and a value, in such a shape."""
+    return isinstance(pair, shape) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], values)
 
 
 def _origin(record: Any, topic: object, scope: str, log: Log) -> Origin:
@@ -172,16 +167,6 @@ def _origin(record: Any, topic: object, scope: str, log: Log) -> Origin:
 def _natural(value: object) -> int | None:
     """Return an integer from 0, or ``None``: Kafka says -1 for what it does not know."""
     return value if type(value) is int and value >= 0 else None
-
-
-def _native_header(pair: object) -> tuple[str, bytes]:
-    """Return one header as the client takes it."""
-    if not isinstance(pair, tuple) or len(pair) != 2:
-        raise MalformedMessage("a header is a pair of text and bytes")
-    name, value = pair
-    if not isinstance(name, str) or not isinstance(value, bytes):
-        raise MalformedMessage("a header is a pair of text and bytes")
-    return name, value
 
 
 def _bytes(value: HeaderValue) -> bytes:

@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 
 import tenacity
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue, AbstractRobustChannel
+from aio_pika.exceptions import AMQPChannelError
 from aiormq.abc import AbstractChannel
 
 from mqauth.brokers.rabbitmq_absence import Absence
@@ -31,18 +32,19 @@ from mqauth.brokers.rabbitmq_channel import (
     is_stale,
     share_connection,
 )
-from mqauth.brokers.rabbitmq_delivery import Begun, Processor
+from mqauth.brokers.rabbitmq_delivery import LEFT, Begun, Processor
 from mqauth.brokers.rabbitmq_hold import CONSUMER_TIMEOUT, DEFAULT_HOLD, Held, Sleep
 from mqauth.brokers.rabbitmq_incoming import subscribed
 from mqauth.brokers.rabbitmq_producer import Producer
 from mqauth.brokers.rabbitmq_reopening import ready
 from mqauth.brokers.rabbitmq_replies import as_responder
-from mqauth.brokers.rabbitmq_room import MAX_HELD, PER_PLACE, Room
 from mqauth.brokers.rabbitmq_streams import OFFSET, is_stream, stream
-from mqauth.brokers.rabbitmq_tasks import Tasks
+from mqauth.brokers.rabbitmq_tasks import Signals, Tasks
 from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT
-from mqauth.brokers.rabbitmq_window import RESTORE_AFTER, Health, Signals, Window
 from mqauth.deadletter import DeadLetterSink
+from mqauth.delivery.facts import QueueHealth
+from mqauth.delivery.prefetch import RESTORE_AFTER, Prefetch
+from mqauth.delivery.room import MAX_HELD, PER_PLACE, Room
 from mqauth.errors import Cause, ConfigurationError
 from mqauth.pipeline import Handler, Pipeline, Verdict
 from mqauth.signer import Signer
@@ -113,7 +115,7 @@ class Consumer:
         self._guard = guard
         self._clock = guard.clock
         self._unsubscribe: Callable[[], None] | None = None
-        self._window = Window(prefetch)
+        self._window = Prefetch(prefetch)
         self._coalesce = coalesce_acks
         self._acks: Acks | None = None
         self._underlay: AbstractChannel | None = None
@@ -204,12 +206,7 @@ class Consumer:
             await self._acks.finish()
         self._queue.channel.close_callbacks.discard(self._on_close)
         if left := self._processor.left:
-            _LOG.critical(
-                "%s: %d messages at their last delivery were not settled; when the connection closes the broker"
-                " puts them away without record and letter, where the queue has a dead-letter exchange there",
-                self._queue.name,
-                left,
-            )
+            _LOG.critical(LEFT, self._queue.name, left)
 
     async def __aenter__(self) -> Self:
         """Start consuming in the background."""
@@ -236,12 +233,12 @@ class Consumer:
         if self._failure is not None and error is None:
             raise self._failure
 
-    def health(self) -> Health:
+    def health(self) -> QueueHealth:
         """Return how the consumer is doing now."""
         held = sorted(self._processor.held, key=lambda item: item.since)
         longest = self._stalled or (held[0] if held else None)
         cause, since, detail = self._unwell() if longest is None else longest.why
-        return Health(
+        return QueueHealth(
             consuming=self._tag is not None and not self._room.is_full(self._tag, self._window.now),
             in_flight=len(self._tasks) + self._on_the_spot,
             deferred=len(held),
@@ -400,7 +397,9 @@ class Consumer:
         self._interrupted.set()
         if self._acks is not None:
             self._acks.close()
-        if self._stopping.is_set() or not self._window.lost(self._clock.monotonic(), error):
+        if self._stopping.is_set() or not self._window.lost(
+            self._clock.monotonic(), channel_alone=isinstance(error, AMQPChannelError)
+        ):
             return
         _LOG.warning("%s: channel or connection lost (%s)", self._queue.name, type(error).__name__)
         if self._window.narrow():

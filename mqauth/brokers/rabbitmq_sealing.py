@@ -11,11 +11,10 @@ import asyncio
 from functools import partial
 from typing import Final, NamedTuple
 
-from mqauth.batching import DEFAULT_LINGER, MAX_LINGER
+from mqauth.batching import DEFAULT_LINGER, check_batching
 from mqauth.brokers.rabbitmq_leases import Timer, call_later
-from mqauth.claims import MAX_BATCH
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import ConfigurationError, MalformedMessage
+from mqauth.errors import MalformedMessage
 from mqauth.message import Message
 from mqauth.signer import Prepared, Signer
 
@@ -35,8 +34,7 @@ class Pace:
     """
 
     def __init__(self, batch: int, linger: float = DEFAULT_LINGER) -> None:
-        if type(batch) is not int or not 1 <= batch <= MAX_BATCH or not 0 <= linger <= MAX_LINGER:
-            raise ConfigurationError(f"batch is 1 to {MAX_BATCH}, linger 0 to {MAX_LINGER:.0f} seconds")
+        check_batching(batch, linger)
         self.batch = batch
         self.linger = linger
         self.unconfirmed = 0

@@ -17,6 +17,7 @@ from mqauth.clock import Clock
 from mqauth.delivery.backoff import Backoff
 from mqauth.delivery.facts import Health, Place, Stall, Wanted
 from mqauth.delivery.part import Part, offset_of
+from mqauth.errors import ConfigurationError
 from mqauth.message import Message
 from mqauth.pipeline import Delivery, Outcome, Step, Verdict
 
@@ -37,6 +38,9 @@ class Book:
         session: seconds of silence after which the broker may have given our partitions to others.
         width: how many partitions can be worked on at once.
         lock: guards it where several threads use it; may be entered again by the thread that holds it.
+
+    Raises:
+        ConfigurationError: ``interval`` is not above 0.
     """
 
     def __init__(
@@ -49,6 +53,8 @@ class Book:
         width: int = 1,
         lock: AbstractContextManager[Any] | None = None,
     ) -> None:
+        if interval <= 0:
+            raise ConfigurationError("commit_interval is above 0 seconds")
         self._clock = clock
         self._backoff = backoff
         self._interval = interval

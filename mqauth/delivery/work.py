@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from mqauth.audit import AuditRecord
 from mqauth.deadletter import DeadLetterSink
@@ -11,9 +12,10 @@ from mqauth.delivery.book import Book
 from mqauth.delivery.facts import Place
 from mqauth.delivery.leases import Leases
 from mqauth.delivery.part import Part
-from mqauth.errors import Cause, StaleDelivery, Unavailable
-from mqauth.flow import asked, run
+from mqauth.errors import Cause, ConfigurationError, StaleDelivery, Unavailable
+from mqauth.flow import asked, refuse_async, run
 from mqauth.pipeline import Handler, Outcome, Pipeline, Verdict
+from mqauth.verified import Verified, decoded, equip
 
 
 class Work:
@@ -24,14 +26,23 @@ class Work:
         book: the partitions.
         handler: takes a ``Verified``.
         letters: returns where the rejected records of a partition go.
+        decode: makes ``Verified.value`` of a body; what it raises dead-letters the message.
+        answer: sends what ``Verified.reply`` is given.
     """
 
     def __init__(
-        self, guard: Pipeline, book: Book, handler: Handler, letters: Callable[[Part], DeadLetterSink]
+        self,
+        guard: Pipeline,
+        book: Book,
+        handler: Handler,
+        letters: Callable[[Part], DeadLetterSink],
+        *,
+        decode: Callable[[bytes], Any] | None = None,
+        answer: Callable[[Verified, bytes], Any] | None = None,
     ) -> None:
         self._guard = guard
         self._book = book
-        self._handler = handler
+        self._handler = handler if decode is None and answer is None else _equipped(handler, decode, answer)
         self._letters = letters
         self._leases = Leases(guard.lease)
 
@@ -85,3 +96,35 @@ class Work:
         for delivery in self._book.release():
             if run(self._guard.release(delivery)).cause is not Cause.HANDLER_DEFERRED:
                 return
+
+
+def _equipped(
+    handler: Handler,
+    decode: Callable[[bytes], Any] | None,
+    answer: Callable[[Verified, bytes], Any] | None,
+) -> Handler:
+    """Return a handler that is called with a decoded message it can answer."""
+    return lambda verified: handler(equip(verified, responder=answer, value=decoded(verified, decode)))
+
+
+def check_plugins(guard: Pipeline, **plugins: object) -> None:
+    """Refuse asynchronous plug-ins, and a pipeline that cannot settle rejections.
+
+    Args:
+        guard: the pipeline of a consumer without an event loop.
+        plugins: what else it calls, by name.
+
+    Raises:
+        ConfigurationError: one is asynchronous, or there is no audit sink.
+    """
+    if guard.audit is None:
+        raise ConfigurationError("a consumer's pipeline needs audit=")
+    refuse_async(
+        store_claim=guard.replay.claim,
+        store_confirm=guard.replay.confirm,
+        store_release=guard.replay.release,
+        audit=guard.audit.write,
+        policy=guard.policy.decide,
+        **{f"keys of {name}": issuer.keys.refresh for name, issuer in guard.verifier.issuers.items()},
+        **plugins,
+    )

@@ -15,8 +15,7 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError, TopicAlreadyExist
 
 from mqauth import destination, strictjson
 from mqauth.brokers import kafka_poison
-from mqauth.brokers.kafka_client import settings_of
-from mqauth.brokers.kafka_producer import producer_settings
+from mqauth.brokers.kafka_client import producer_settings, settings_of
 from mqauth.brokers.kafka_translate import carries, dead_letter_headers, from_native
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
 from mqauth.message import Message

@@ -1,0 +1,392 @@
+"""The delivery contract for log brokers: what becomes of deliveries, commits and claims while things go wrong.
+
+Inherit ``LogDeliveryContract`` in a test class and give a ``stage`` fixture that returns a fresh ``LogStage``
+(``mqauth.testing.delivery_stage``). ``BrokerContract`` asks what a verdict does; nearly every mistake in
+*delivery* passes it: a commit of what is not settled, a letter nobody confirmed, a partition worked on twice.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import pytest
+
+from mqauth.auditfile import AuditFile
+from mqauth.errors import Cause, RetryLater
+from mqauth.flow import Attempts
+from mqauth.message import Message
+from mqauth.pipeline import Outcome, Pipeline
+from mqauth.replay import MemoryReplayStore
+from mqauth.testing.attacks import honest_message
+from mqauth.testing.clock import RunningClock
+from mqauth.testing.delivery_stage import LogStage, Member
+from mqauth.testing.forge import Forge
+from mqauth.verified import Verified
+
+LIFETIME: Final = 60
+LATER: Final = 3600.0
+"""Seconds beyond every token's life, and every session's."""
+MOMENT: Final = 0.02
+HOT: Final = 8
+"""Attempts of one message a second that are too many: a back-off of half a second makes two to four."""
+_KEYS: Final = tuple(b"key %d" % number for number in range(16))
+Where = tuple[int, int]
+
+
+@dataclass
+class Play:
+    """One run on a stage: a forge, a store that all consumers share, and what they handled."""
+
+    stage: LogStage
+    audit: AuditFile
+    clock: RunningClock = field(default_factory=RunningClock)
+    handled: list[Verified] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    members: list[Member] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    sent: list[bytes] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.forge = Forge(self.clock, lifetime=LIFETIME)
+        self.store = MemoryReplayStore(clock=self.clock)
+        self._running: Counter[int] = Counter()
+        self._pace = threading.Event()
+        self._lock = threading.Lock()
+
+    def guard(self, **settings: Any) -> Pipeline:
+        """Return a pipeline that trusts the forge's producer on the stage's source."""
+        wanted: dict[str, Any] = {
+            "verifier": self.forge.verifier(leeway=0), "policy": self.forge.policy(self.stage.destination),
+            "replay": self.store, "audit": self.audit, "clock": self.clock,
+            "attempts": Attempts(limit=2, wait=0, wait_max=0),
+            "observers": [lambda outcome, _message, _seconds: self.outcomes.append(outcome)],
+        }  # fmt: skip
+        return Pipeline(**(wanted | settings))
+
+    def send(self, count: int, *, key: bytes | None = None, sealed: bool = True) -> list[bytes]:
+        """Send so many messages, over several partitions or with one key, and return their bodies."""
+        bodies = []
+        for _ in range(count):
+            number = len(self.sent)
+            plain = replace(honest_message(self.stage.destination, number), key=key or _KEYS[number % len(_KEYS)])
+            message = replace(plain, body=b"message %d" % number)
+            self.stage.inject(self.forge.signer().sign(message) if sealed else message)
+            self.sent.append(message.body or b"")
+            bodies.append(self.sent[-1])
+        return bodies
+
+    def handle(self, verified: Verified) -> None:
+        """Handle a message, for a moment; two of one partition at once are a fault."""
+        with self.occupied(verified):
+            self._pace.wait(MOMENT)
+            self.handled.append(verified)
+
+    @contextmanager
+    def occupied(self, verified: Verified) -> Iterator[None]:
+        """Note that a handler of a partition runs."""
+        number = verified.origin.partition or 0
+        with self._lock:
+            self._running[number] += 1
+            if self._running[number] > 1:
+                self.faults.append(f"two handlers of partition {number} at once")
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running[number] -= 1
+
+    def start(self, handler: Callable[[Verified], Any] | None = None, **settings: Any) -> Member:
+        """Start a consumer."""
+        workers = settings.pop("workers", 1)
+        self.members.append(self.stage.second(self.guard(**settings), handler or self.handle, workers=workers))
+        return self.members[-1]
+
+    def stop(self, member: Member) -> None:
+        """Stop a consumer in order."""
+        self.members.remove(member)
+        member.close()
+
+    def wait(self, condition: Callable[[], bool], seconds: float | None = None) -> None:
+        """Wait until a condition holds, while every consumer is well.
+
+        Raises:
+            TimeoutError: it did not come to hold, or a consumer ended.
+        """
+        for _ in range(int((seconds or self.stage.patience) / MOMENT)):
+            if condition():
+                return
+            if any(member.failed for member in self.members):
+                raise TimeoutError("a consumer ended")
+            self._pace.wait(MOMENT)
+        raise TimeoutError("the condition did not come to hold")
+
+    def watch_commits(self) -> None:
+        """Have each commit that covers a record neither handled nor dead-lettered noted as a fault."""
+
+        def observe(partition: int, offset: int) -> None:
+            done = self.places()
+            missing = [at for at in range(offset) if (partition, at) not in done]
+            if missing:
+                self.faults.append(f"{offset} of partition {partition} was committed without {missing}")
+
+        self.stage.watch(observe)
+
+    def places(self) -> set[Where]:
+        """Return where the messages stand that were handled or whose dead letter is confirmed."""
+        origins = [seen.origin for seen in list(self.handled)]
+        buried = [_source(letter) for letter in self.stage.letters()]
+        return {(origin.partition or 0, origin.offset or 0) for origin in origins} | set(buried)
+
+    @property
+    def bodies(self) -> list[bytes]:
+        """What was handled, in order."""
+        return [seen.body or b"" for seen in list(self.handled)]
+
+    def reasons(self) -> list[str]:
+        """Return the reasons on the dead letters, sorted."""
+        return sorted(_text(letter, "mqauth-dead-reason") for letter in self.stage.letters())
+
+    def all_committed(self) -> bool:
+        """Tell whether the group has committed everything."""
+        return dict(self.stage.committed()) == dict(self.stage.ends())
+
+
+class LogDeliveryContract:
+    """What every wrapper of a log broker must do with its deliveries; each docstring is the promise."""
+
+    @pytest.fixture
+    def play(self, stage: LogStage, tmp_path: Any) -> Any:
+        """Yield a play on a fresh stage; its consumers end with it."""
+        with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit, ExitStack() as ending:
+            play = Play(stage, audit)
+            ending.callback(_end, play)
+            yield play
+
+    def test_a_commit_covers_what_is_settled(self, play: Play) -> None:
+        """At every commit each record before it was handled, or its dead letter is confirmed."""
+        play.watch_commits()
+        slow = threading.Event()
+
+        def handler(verified: Verified) -> None:
+            slow.wait(MOMENT if play.handled else 0.5)
+            play.handle(verified)
+
+        honest = play.send(10) + play.send(10)
+        play.send(4, sealed=False)
+        honest += play.send(10)
+        member = play.start(handler)
+        play.wait(lambda: len(play.handled) == len(honest) and len(play.stage.letters()) == 4)
+        play.wait(play.all_committed)
+        play.stop(member)
+        assert play.faults == []
+        assert sorted(play.bodies) == sorted(honest)
+
+    def test_everything_is_committed_in_the_end(self, play: Play) -> None:
+        """Once all is settled all is committed, at the latest by the stop; the next consumer finds nothing."""
+        play.send(20)
+        play.send(2, sealed=False)
+        member = play.start()
+        play.wait(lambda: len(play.places()) == 22)
+        play.stop(member)
+        assert play.all_committed()
+
+    def test_a_letter_is_confirmed(self, play: Play) -> None:
+        """A rejected record waits while its letter is lost on the way, seen to wait, and has one letter then."""
+        play.watch_commits()
+        play.stage.refuse_letters(True)
+        play.send(3, key=b"one", sealed=False)
+        behind = play.send(1, key=b"one")
+        member = play.start()
+        play.wait(lambda: play.stage.attempts() >= 2)
+        assert member.health().cause is Cause.DEAD_LETTER_UNAVAILABLE
+        assert [outcome.cause for outcome in play.outcomes[:1]] == [Cause.DEAD_LETTER_UNAVAILABLE]
+        assert play.bodies == []
+        play.stage.refuse_letters(False)
+        play.wait(lambda: play.bodies == behind)
+        play.wait(play.all_committed)
+        assert (play.reasons(), play.faults) == (["token_missing"] * 3, [])
+
+    def test_what_is_put_off_is_not_settled(self, play: Play) -> None:
+        """What a handler puts off is not committed, and after the stop the next consumer handles it."""
+        calls: list[bytes] = []
+
+        def later(verified: Verified) -> None:
+            calls.append(verified.body or b"")
+            raise RetryLater("not now")
+
+        bodies = play.send(3, key=b"one")
+        member = play.start(later)
+        play.wait(lambda: len(calls) >= 2)
+        play.stop(member)
+        assert not play.stage.committed()
+        play.start()
+        play.wait(lambda: play.bodies == bodies)
+        assert play.reasons() == []
+
+    def test_no_claim_outlives_the_stop(self, play: Play) -> None:
+        """A consumer that stopped in order holds no claim, of what was put off and of what was judged ahead."""
+
+        def later(_verified: Verified) -> None:
+            raise RetryLater("not now")
+
+        play.send(1, key=b"one")
+        member = play.start(later)
+        play.wait(lambda: bool(play.outcomes))
+        play.stop(member)
+        assert len(play.store) == 0
+
+    def test_nothing_overtakes(self, play: Play) -> None:
+        """Messages of one key are handled in their order, also where one of them is put off."""
+        calls: Counter[bytes] = Counter()
+
+        def handler(verified: Verified) -> None:
+            body = verified.body or b""
+            calls[body] += 1
+            if body == bodies[2] and calls[body] <= 2:
+                raise RetryLater("not now")
+            play.handle(verified)
+
+        bodies = play.send(6, key=b"one")
+        play.start(handler)
+        play.wait(lambda: len(play.handled) >= len(bodies))
+        assert play.bodies == bodies
+
+    def test_what_is_put_off_is_not_tried_hotly(self, play: Play) -> None:
+        """A message that waits is tried ever more rarely, and others are handled meanwhile."""
+        calls: list[float] = []
+
+        def handler(verified: Verified) -> None:
+            if verified.key == b"one":
+                calls.append(play.clock.monotonic())
+                raise RetryLater("not now")
+            play.handle(verified)
+
+        play.send(1, key=b"one")
+        others = play.send(32)
+        play.start(handler)
+        play.wait(lambda: len(calls) >= 3)
+        spent = calls[-1] - calls[0]
+        assert len(calls) <= HOT * max(1.0, spent)
+        play.wait(lambda: len(play.handled) >= len(others) // 4)
+
+    def test_one_handler_of_a_partition(self, play: Play) -> None:
+        """With several workers each partition is worked on by one at a time, and each message handled once."""
+        bodies = play.send(40)
+        play.start(workers=4)
+        play.wait(lambda: len(play.handled) >= len(bodies))
+        play.wait(play.all_committed)
+        assert play.faults == []
+        assert sorted(play.bodies) == sorted(bodies)
+
+    def test_the_time_of_receipt_survives(self, play: Play) -> None:
+        """What was put off with its partition is judged by when it came first, however long the outage was."""
+        play.stage.refuse_letters(True)
+        play.send(1, key=b"one", sealed=False)
+        honest = play.send(3, key=b"one")
+        play.start()
+        play.wait(lambda: play.stage.attempts() >= 1)
+        play.clock.advance(LATER)
+        play.stage.refuse_letters(False)
+        play.wait(lambda: len(play.places()) == 4)
+        assert (play.bodies, play.reasons()) == (honest, ["token_missing"])
+
+    def test_a_revoke_waits_for_what_runs(self, play: Play) -> None:
+        """When a consumer joins no handler runs beside the new owner's, and nothing is handled twice."""
+        play.watch_commits()
+        bodies = play.send(60)
+        play.start(workers=4)  # so that of each partition a handler runs
+        play.wait(lambda: len(play.handled) >= 3)
+        play.start(workers=4)
+        play.wait(lambda: len(set(play.bodies)) == len(bodies))
+        play.wait(play.all_committed)
+        assert play.faults == []
+        assert sorted(play.bodies) == sorted(bodies)
+
+    def test_a_rebalance_in_the_middle(self, play: Play) -> None:
+        """A rebalance loses nothing, condemns nothing, and costs no second handling."""
+        bodies = play.send(40)
+        play.start()
+        play.start()
+        play.wait(lambda: len(play.handled) >= 3)
+        play.stage.rebalance()
+        play.wait(lambda: len(play.handled) >= len(bodies))
+        play.wait(play.all_committed)
+        assert (sorted(play.bodies), play.reasons(), play.faults) == (sorted(bodies), [], [])
+
+    def test_a_consumer_that_is_killed(self, play: Play) -> None:
+        """What a killed consumer had in hand is handled by the next one, and nothing is condemned or lost."""
+        begun = threading.Event()
+
+        def hanging(verified: Verified) -> None:
+            begun.set()
+            over.wait(play.stage.patience)
+            raise Death
+
+        over = threading.Event()
+        bodies = play.send(4)
+        member = play.start(hanging)
+        play.wait(begun.is_set)
+        play.members.remove(member)
+        play.stage.kill(member)
+        over.set()
+        play.start()
+        play.wait(lambda: set(play.bodies) >= set(bodies))
+        play.wait(play.all_committed)
+        assert play.reasons() == []
+
+    def test_commits_that_are_refused(self, play: Play) -> None:
+        """While no commit succeeds messages are handled, none of them twice, and all is committed afterwards."""
+        play.stage.refuse_commits(True)
+        bodies = play.send(10)
+        play.start()
+        play.wait(lambda: len(play.handled) >= len(bodies))
+        assert not play.stage.committed()
+        play.stage.refuse_commits(False)
+        play.wait(play.all_committed)
+        assert sorted(play.bodies) == sorted(bodies)
+
+    def test_what_is_stale_is_not_condemned(self, play: Play) -> None:
+        """A consumer that was cut off for longer than tokens live condemns nothing that another has handled."""
+        first = play.start()
+        warm = play.send(8)
+        play.wait(lambda: len(play.handled) >= len(warm))
+        play.wait(play.all_committed)
+        play.stage.cut(first)
+        bodies = play.send(8)
+        play.start()
+        play.wait(lambda: set(play.bodies) >= set(bodies))
+        play.clock.advance(LATER)
+        play.stage.heal(first)
+        after = play.send(8)
+        play.wait(lambda: set(play.bodies) >= set(after))
+        play.wait(play.all_committed)
+        assert (sorted(play.bodies), play.reasons()) == (sorted(warm + bodies + after), [])
+
+
+class Death(BaseException):
+    """What ends a handler of a process that was killed."""
+
+
+def _end(play: Play) -> None:
+    """Stop what still runs; a fault of the test is not to be hidden by one of its end."""
+    play.stage.refuse_letters(False)
+    play.stage.refuse_commits(False)
+    while play.members:
+        play.stage.kill(play.members.pop())
+
+
+def _source(letter: Message) -> Where:
+    """Return where the message of a dead letter stood: partition and offset."""
+    place = _text(letter, "mqauth-dead-source").partition("@")[0].split("/")
+    return int(place[-2]), int(place[-1])
+
+
+def _text(letter: Message, name: str) -> str:
+    """Return a header of a letter as text."""
+    (value,) = letter.occurrences(name)
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,197 @@
+"""The stage of a real Kafka for the delivery contract: several consumers of one group, and their faults."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+from kafka import TopicPartition
+from kafka.errors import CommitFailedError
+
+from mqauth.brokers import kafka
+from mqauth.deadletter import DeadLetter
+from mqauth.errors import Cause, Unavailable
+from mqauth.pipeline import Handler, Pipeline
+from mqauth.testing.delivery_stage import CommitObserver
+from mqauth.testing.stage_kafka import PATIENCE, KafkaStage
+
+SESSION_MS: Final = 6000
+"""The shortest session that a broker allows as it comes (``group.min.session.timeout.ms``)."""
+HEARTBEAT_MS: Final = 300
+PARTITIONS: Final = 4
+
+
+class GoneError(Exception):
+    """The consumer's process was killed."""
+
+
+class KafkaMember:
+    """A consumer in the background, whose client's calls can be refused, watched, and cut off."""
+
+    def __init__(self, stage: KafkaLogStage, consumer: Callable[[Any, Any], kafka.Consumer]) -> None:
+        self._stage = stage
+        self._client = stage.consumer(session_timeout_ms=SESSION_MS, heartbeat_interval_ms=HEARTBEAT_MS)
+        self._letters = stage.dead_letter_client()
+        self._connected = threading.Event()
+        self._connected.set()
+        self._dead = False
+        self._calls = self._client.poll, self._client.commit
+        self._client.poll, self._client.commit = self._poll, self._commit
+        self._consumer = consumer(self._client, Letters(stage, self._letters))
+        self._consumer.__enter__()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended with an error."""
+        return self._consumer.failed
+
+    def health(self) -> Any:
+        """Return how it is."""
+        return self._consumer.health()
+
+    def close(self) -> None:
+        """Stop it in order, and leave the group."""
+        try:
+            self._consumer.__exit__(None, None, None)
+        finally:
+            self._leave()
+
+    def kill(self) -> None:
+        """Let nothing of it reach the broker any more."""
+        self._dead = True
+        self.heal()
+        self._consumer.stop()
+        self._leave()
+
+    def cut(self) -> None:
+        """Have the client's I/O stand still, heartbeats too."""
+        self._connected.clear()
+        self._client._net.call_soon_threadsafe(lambda: self._connected.wait(PATIENCE))
+
+    def heal(self) -> None:
+        """Let it go on."""
+        self._connected.set()
+
+    def _poll(self, *args: Any, **kwargs: Any) -> Any:
+        """Poll, while alive."""
+        if self._dead:
+            raise GoneError
+        return self._calls[0](*args, **kwargs)
+
+    def _commit(self, offsets: Any, **kwargs: Any) -> None:
+        """Commit, while alive and not refused, and once it was told."""
+        if self._dead:
+            raise GoneError
+        if self._stage.refuses_commits:
+            raise CommitFailedError
+        for place, offset in offsets.items():
+            for observer in self._stage.observers:
+                observer(place.partition, offset.offset)
+        self._calls[1](offsets, **kwargs)
+
+    def _leave(self) -> None:
+        """Close the clients."""
+        self._client.close()
+        self._letters.close()
+
+
+class Letters:
+    """The wrapper's own sink; while told to, a letter is lost on its way, without a confirm."""
+
+    def __init__(self, stage: KafkaLogStage, client: Any) -> None:
+        self._stage = stage
+        self._sink = kafka.DeadLetters(client, stage.dead, timeout=10)
+        self.name = stage.dead
+
+    def publish(self, letter: DeadLetter, /) -> None:
+        """Publish a letter, or lose it."""
+        self._stage.sent += 1
+        if self._stage.refuses_letters:
+            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "lost on its way")
+        self._sink.publish(letter)
+
+
+class KafkaLogStage(KafkaStage):
+    """A source of four partitions and one group, on a broker that runs already.
+
+    Args:
+        url: ``kafka://host:port``, more servers after commas.
+    """
+
+    patience = 30.0
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, partitions=PARTITIONS)
+        self.refuses_commits = self.refuses_letters = False
+        self.observers: list[CommitObserver] = []
+        self.sent = 0
+        self._reading = threading.Lock()
+        self._places = [TopicPartition(self.topic, number) for number in range(PARTITIONS)]
+        self._asking: Any = self.consumer()
+        self._asking.unsubscribe()
+
+    def second(self, guard: Pipeline, handler: Handler, *, workers: int = 1) -> KafkaMember:
+        """Start one more consumer of the group."""
+        backoff = kafka.Backoff(first=0.3, longest=1)
+
+        def consumer(client: Any, letters: Any) -> kafka.Consumer:
+            return kafka.Consumer(client, guard, handler, dead_letters=letters, workers=workers, backoff=backoff)
+
+        return KafkaMember(self, consumer)
+
+    def rebalance(self) -> None:
+        """Have a stranger join the group, and leave it."""
+        stranger = self.consumer(session_timeout_ms=SESSION_MS)
+        try:
+            while not stranger.assignment():
+                stranger.poll(timeout_ms=1000, max_records=1)
+        finally:
+            stranger.close()
+
+    def kill(self, member: KafkaMember) -> None:
+        """End a consumer as a killed process ends."""
+        member.kill()
+
+    def cut(self, member: KafkaMember) -> None:
+        """Cut a consumer's connection."""
+        member.cut()
+
+    def heal(self, member: KafkaMember) -> None:
+        """Let it go on."""
+        member.heal()
+
+    def refuse_commits(self, refusing: bool) -> None:
+        """Refuse commits, or take them again."""
+        self.refuses_commits = refusing
+
+    def refuse_letters(self, refusing: bool) -> None:
+        """Lose letters, or take them again."""
+        self.refuses_letters = refusing
+
+    def attempts(self) -> int:
+        """Return how many letters were sent."""
+        return self.sent
+
+    def letters(self) -> list[Any]:
+        """Return every dead letter so far."""
+        with self._reading:
+            return super().letters()
+
+    def committed(self) -> dict[int, int]:
+        """Return the group's committed offsets."""
+        found = {place.partition: self._asking.committed(place) for place in self._places}
+        return {number: offset for number, offset in found.items() if offset}
+
+    def ends(self) -> dict[int, int]:
+        """Return the ends of the source's partitions."""
+        return {place.partition: end for place, end in self._asking.end_offsets(self._places).items() if end}
+
+    def watch(self, observer: CommitObserver) -> None:
+        """Have every commit told."""
+        self.observers.append(observer)
+
+    def close(self) -> None:
+        """Delete the topics and close the clients."""
+        self._asking.close()
+        super().close()
