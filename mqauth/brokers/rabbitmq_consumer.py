@@ -38,6 +38,7 @@ from mqauth.brokers.rabbitmq_incoming import subscribed
 from mqauth.brokers.rabbitmq_producer import Producer
 from mqauth.brokers.rabbitmq_reopening import ready
 from mqauth.brokers.rabbitmq_replies import as_responder
+from mqauth.brokers.rabbitmq_streams import OFFSET, is_stream, stream
 from mqauth.brokers.rabbitmq_tasks import Signals, Tasks
 from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.deadletter import DeadLetterSink
@@ -142,6 +143,7 @@ class Consumer:
             sleep=sleep,
         )
         self._tasks = Tasks()
+        self._type_unknown = True
         self._on_the_spot = 0
         self._supervisor: asyncio.Task[None] | None = None
         self._started = asyncio.Event()
@@ -268,12 +270,20 @@ class Consumer:
         acks = self._acks
         if acks is not None:
             acks.opened(incoming.delivery_tag or 0)
+        if self._type_unknown and OFFSET in incoming.headers:
+            self._type_unknown = False
+            self._tasks.run(self._refuse_streams())
         if self._stopping.is_set():
             return self._tasks.run(self._turn_away(incoming, acks))
         context = copy_context()  # one for all of a delivery
         begun = context.run(self._begun, incoming, acks)
         if begun is not None:
             self._tasks.run(self._process(incoming, acks, begun), context)
+
+    async def _refuse_streams(self) -> None:
+        """End the consumer where its queue is a stream."""
+        if self._underlay is not None and await is_stream(self._underlay, self._queue.name):
+            self._fail(stream(self._queue.name))
 
     async def _turn_away(self, incoming: AbstractIncomingMessage, acks: Acks | None) -> None:
         """Give back what came after the stop began, once nothing is consumed: it would come again at once."""
@@ -508,8 +518,10 @@ def _check(queue: AbstractQueue, guard: Pipeline, dead_letters: DeadLetterSink) 
         raise ConfigurationError("a consumer's pipeline needs audit=")
     if dead_letters.name == queue.name:
         raise ConfigurationError("dead letters go to another queue than the one consumed")
+    declared = getattr(queue, "arguments", None) or {}
+    if declared.get("x-queue-type") == "stream":
+        raise stream(queue.name)
     if share_connection(queue.channel, getattr(dead_letters, "channel", None)):
         _LOG.warning("%s: dead letters share its connection; under a memory alarm acks will stall", queue.name)
-    declared = getattr(queue, "arguments", None) or {}
     if not getattr(queue, "passive", False) and declared.get("x-queue-type") != "quorum":
         _LOG.warning("%s is no quorum queue: one undecodable message would stop it for ever", queue.name)
