@@ -37,7 +37,7 @@ async def _blocked(channel: aio_pika.abc.AbstractChannel) -> None:
 
 
 async def test_lost_while_blocked(own_rabbitmq: RabbitMQ, wire: Wire) -> None:
-    """A producer whose blocked connection is lost ends that publish with an error, and publishes again afterwards."""
+    """A producer whose blocked connection is lost has that publish fail, and publishes again afterwards."""
     async with await aio_pika.connect_robust(wire.url, reconnect_interval=0.2) as connection:
         channel = await connection.channel()
         producer = rabbitmq.Producer(channel.default_exchange, Forge().signer())
