@@ -8,13 +8,13 @@ The twelve prove nothing: they name what differs once the proof has failed. The 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 from mqauth import base64url, envelope
 from mqauth.claims import MAX_BATCH, Batch, Claims
-from mqauth.errors import MalformedMessage, Reason, Rejection
+from mqauth.errors import Reason, Rejection
 from mqauth.merkle import HASH_BYTES, Proven, leaf_hash, leaf_hasher, path_length
 from mqauth.message import Message
 
@@ -28,6 +28,7 @@ _DIFFERS: Final = (
     (Reason.BODY_MISMATCH, "signed with another body"),
     (Reason.HEADERS_MISMATCH, "signed with other properties or headers"),
 )
+_TUPLE: Final = tuple.__new__
 _INDEXES: Final = {str(index).encode("ascii"): index for index in range(MAX_BATCH)}
 
 
@@ -70,15 +71,6 @@ def leaf_of(message: Message, names: Sequence[str]) -> Leaf:
         MalformedMessage: two names differ in case only, or a value has no form on the wire.
     """
     envelope.refuse_case_twins(message, names)
-    return checked_leaf(message, names)
-
-
-def checked_leaf(message: Message, names: Sequence[str]) -> Leaf:
-    """Return the leaf of a message none of whose header names differs from a covered one in case only.
-
-    Raises:
-        MalformedMessage: a value has no form on the wire.
-    """
     return leaf_with(message, envelope.headers_input(message, names))
 
 
@@ -92,30 +84,17 @@ def leaf_with(message: Message, headers: bytes) -> Leaf:
     )
 
 
-def leaf_hashes(first: Message, names: Sequence[str]) -> Callable[[Message], bytes]:
-    """Return what hashes the leaf of a message that has the names of another.
-
-    Args:
-        first: the other; none of its header names differs from a covered one in case only.
-        names: the covered application headers, in the batch's order.
-    """
-    hasher_of, headers_of = (
-        leaf_hasher(_destination(first.destination)).copy,
-        envelope.headers_inputs(first, names),
-    )
-
-    def leaf(message: Message) -> bytes:
-        key, body, hasher, headers = message.key, message.body, hasher_of(), headers_of(message)
-        hasher.update(b"kn" if key is None else _part(b"k", key))
-        if body is None:
-            hasher.update(b"bn")
-        else:
-            hasher.update(b"bv" + len(body).to_bytes(8, "big"))
-            hasher.update(body)
-        hasher.update(b"hv" + len(headers).to_bytes(8, "big") + headers)
-        return hasher.digest()
-
-    return leaf
+def hash_with(message: Message, headers: bytes) -> bytes:
+    """Return the hash of ``leaf_with``, without its parts: a body is hashed where it lies."""
+    key, body, hasher = message.key, message.body, _hasher(message.destination).copy()
+    hasher.update(b"kn" if key is None else _part(b"k", key))
+    if body is None:
+        hasher.update(b"bn")
+    else:
+        hasher.update(b"bv" + len(body).to_bytes(8, "big"))
+        hasher.update(body)
+    hasher.update(b"hv" + len(headers).to_bytes(8, "big") + headers)
+    return hasher.digest()
 
 
 def split(token: bytes) -> tuple[bytes, bytes | None]:
@@ -125,7 +104,7 @@ def split(token: bytes) -> tuple[bytes, bytes | None]:
 
 
 def proof_of(text: bytes | None, claims: Claims) -> Proof | None:
-    """Return the proof behind a batch token, of the length its place asks for; a single token has none.
+    """Return the proof behind a batch token, of the length its place asks for; a single token has none: step 4.
 
     Args:
         text: what follows the tilde, ``None`` where there is none.
@@ -141,21 +120,8 @@ def proof_of(text: bytes | None, claims: Claims) -> Proof | None:
         return None
     if text is None:
         raise _invalid("a batch token without its proof")
-    return Proof(*place_of(text, batch.size))
-
-
-def place_of(text: bytes, size: int) -> tuple[int, bytes, bytes]:
-    """Return place, short digests and path of a proof, of the length its place asks for.
-
-    Args:
-        text: what follows the tilde.
-        size: of the batch.
-
-    Raises:
-        Rejection: ``proof_invalid``.
-    """
     number, _, path = text.partition(b".")
-    index = _INDEXES.get(number)
+    index, size = _INDEXES.get(number), batch.size
     if index is None or index >= size:
         raise _invalid("no place in the batch")
     try:
@@ -164,7 +130,7 @@ def place_of(text: bytes, size: int) -> tuple[int, bytes, bytes]:
         raise _invalid("the path is not canonical base64url") from error
     if len(raw) != _SHORTS + HASH_BYTES * path_length(index, size):
         raise _invalid("the path has not the length of its place")
-    return index, raw[:_SHORTS], raw[_SHORTS:]
+    return _TUPLE(Proof, (index, raw[:_SHORTS], raw[_SHORTS:]))
 
 
 def proof_text(index: int, shorts: bytes, path: bytes) -> str:
@@ -172,19 +138,22 @@ def proof_text(index: int, shorts: bytes, path: bytes) -> str:
     return f"~{index}.{base64url.encode(shorts + path).decode('ascii')}"
 
 
-def check(message: Message, batch: Batch, proof: Proof, proven: Proven) -> None:
+def check(message: Message, proof: Proof, proven: Proven, cover: envelope.Cover) -> None:
     """Hold a verified root against one message; step 11 of the verdict.
+
+    Args:
+        message: as the broker delivered it.
+        proof: what came behind its token.
+        proven: the root, and what was proven under it.
+        cover: of messages with its names and of the names that the batch covers.
 
     Raises:
         Rejection: ``destination_mismatch``, ``record_key_mismatch``, ``body_mismatch``,
             ``headers_mismatch`` or ``proof_invalid``.
     """
-    try:
-        leaf = leaf_of(message, batch.hdr)
-    except MalformedMessage as error:
-        raise Rejection(Reason.HEADERS_MISMATCH, str(error)) from error
-    if not proven.proves(leaf.hash, proof.place, proof.path):
-        raise _difference(leaf.shorts, proof.shorts)
+    headers = cover.headers(message)
+    if not proven.proves(hash_with(message, headers), proof.place, proof.path):
+        raise _difference(leaf_with(message, headers).shorts, proof.shorts)
 
 
 def _difference(found: bytes, signed: bytes) -> Rejection:
@@ -199,6 +168,12 @@ def _difference(found: bytes, signed: bytes) -> Rejection:
 def _part(letter: bytes, value: bytes | None) -> bytes:
     """Return a part of a leaf: its letter, whether there is anything, how much, and what."""
     return letter + b"n" if value is None else letter + b"v" + len(value).to_bytes(8, "big") + value
+
+
+@lru_cache(maxsize=1024)
+def _hasher(destination: str) -> hashlib._Hash:
+    """Return a hasher that has taken the first part of a leaf."""
+    return leaf_hasher(_destination(destination))
 
 
 @lru_cache(maxsize=1024)

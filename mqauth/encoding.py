@@ -17,6 +17,7 @@ from mqauth.errors import MalformedMessage
 from mqauth.message import HeaderValue
 
 MAX_DEPTH: Final = 32
+_SHORT: Final = 128
 _LEAST: Final = -(2**63)
 _BEYOND: Final = 2**64
 _MAX_SCALE: Final = 255
@@ -43,6 +44,8 @@ def add_value(parts: list[bytes], value: HeaderValue) -> None:
         parts.append(b"b")
         parts.append(len(value).to_bytes(4, "big"))
         parts.append(value)
+    elif type(value) is str and value.isascii():  # and of most on RabbitMQ
+        parts += (b"s", len(value).to_bytes(4, "big"), value.encode())
     else:
         _add_value(parts, value, MAX_DEPTH)
 
@@ -52,10 +55,17 @@ def named(name: str, *, present: bool) -> bytes:
     return _named(name, int(present))
 
 
-@lru_cache(maxsize=1024)
 def _named(name: str, count: int) -> bytes:
+    """Return the encoding of a name and how often it occurs; a long one, which anybody may write, is not kept."""
+    return _short_named(name, count) if len(name) <= _SHORT else _any_named(name, count)
+
+
+def _any_named(name: str, count: int) -> bytes:
     """Return the encoding of a name and how often it occurs."""
     return _sized(b"h", utf8(name)) + count.to_bytes(4, "big")
+
+
+_short_named = lru_cache(maxsize=1024)(_any_named)
 
 
 def _add_value(parts: list[bytes], value: HeaderValue, depth: int) -> None:

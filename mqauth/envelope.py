@@ -19,6 +19,8 @@ from mqauth.message import PROTECTED_PROPERTIES, TOKEN_HEADER, HeaderValue, Mess
 
 _DOMAIN: Final = b"mqauth-hds-1"
 _LENGTH: Final = len(TOKEN_HEADER)  # lower case makes no other length this one
+_FEW: Final = 256
+_SIZES: Final = [size.to_bytes(4, "big") for size in range(_FEW)]
 _DIRECT_REPLY: Final = "amq.rabbitmq.reply-to"
 _BROKER_WRITTEN: Final = frozenset(("x-death", "x-delivery-count", "x-acquired-count"))
 _TRANSPORT: Final = _BROKER_WRITTEN | {
@@ -108,23 +110,78 @@ def token_of(message: Message) -> bytes:
     Raises:
         Rejection: ``token_missing``, ``token_repeated``, ``token_oversize`` or ``token_malformed``.
     """
-    found = [pair for pair in message.headers if len(pair[0]) == _LENGTH and pair[0].lower() == TOKEN_HEADER]
+    place = place_of_token([name for name, _ in message.headers])
+    return token_of_value(message.headers[place][1], on_kafka=is_kafka(message.destination))
+
+
+def place_of_token(names: Sequence[str]) -> int:
+    """Return where among the names of a message's headers its one token is.
+
+    Raises:
+        Rejection: ``token_missing`` or ``token_repeated``.
+    """
+    found = [at for at, name in enumerate(names) if len(name) == _LENGTH and name.lower() == TOKEN_HEADER]
     if len(found) > 1:
         raise Rejection(Reason.TOKEN_REPEATED, f"{len(found)} token headers")
-    if not found or found[0][0] != TOKEN_HEADER:
+    if not found or names[found[0]] != TOKEN_HEADER:
         raise Rejection(Reason.TOKEN_MISSING, "no token header" if not found else "the header is misspelt")
-    value = found[0][1]
+    return found[0]
+
+
+def token_of_value(value: HeaderValue, *, on_kafka: bool) -> bytes:
+    """Return the token that a header's value is.
+
+    Raises:
+        Rejection: ``token_oversize`` or ``token_malformed``.
+    """
     if isinstance(value, str | bytes) and len(value) > MAX_TOKEN:
         raise Rejection(Reason.TOKEN_OVERSIZE, f"over {MAX_TOKEN} bytes")
-    if is_kafka(message.destination) and isinstance(value, bytes):
+    if on_kafka and isinstance(value, bytes):
         return value
-    if not is_kafka(message.destination) and isinstance(value, str) and value.isascii():
+    if not on_kafka and isinstance(value, str) and value.isascii():
         return value.encode("ascii")
     raise Rejection(Reason.TOKEN_MALFORMED, "the token header has another type")
 
 
-def check(message: Message, binding: Binding) -> None:
+class Cover:
+    """How properties and covered headers are encoded, of messages that have the same names.
+
+    Args:
+        first: one of them.
+        names: the covered headers.
+    """
+
+    __slots__ = ("_encode", "_twins")
+
+    def __init__(self, first: Message, names: tuple[str, ...]) -> None:
+        self._twins: str | None = None
+        try:
+            refuse_case_twins(first, names)
+        except MalformedMessage as error:
+            self._twins = str(error)
+        self._encode = headers_inputs(first, names)
+
+    def headers(self, message: Message) -> bytes:
+        """Return ``headers_input`` of a message with these names.
+
+        Raises:
+            Rejection: ``headers_mismatch``, two names differ in case only or a value has no form on the wire.
+        """
+        if self._twins is not None:
+            raise Rejection(Reason.HEADERS_MISMATCH, self._twins)
+        try:
+            return self._encode(message)
+        except MalformedMessage as error:
+            raise Rejection(Reason.HEADERS_MISMATCH, str(error)) from error
+
+
+def check(message: Message, binding: Binding, cover: Cover) -> None:
     """Hold a verified binding against the message it came with; step 11 of the verdict.
+
+    Args:
+        message: as the broker delivered it.
+        binding: of its token.
+        cover: of messages with its names and of the names that the binding covers.
 
     Raises:
         Rejection: ``destination_mismatch``, ``record_key_mismatch``, ``body_mismatch`` or
@@ -136,12 +193,7 @@ def check(message: Message, binding: Binding) -> None:
         raise Rejection(Reason.RECORD_KEY_MISMATCH, "signed with another record key")
     if binding.bod != (None if message.body is None else base64url.digest(message.body)):
         raise Rejection(Reason.BODY_MISMATCH, "signed with another body")
-    try:
-        refuse_case_twins(message, binding.hdr)
-        same = binding.hds == headers_digest(message, binding.hdr)
-    except MalformedMessage as error:
-        raise Rejection(Reason.HEADERS_MISMATCH, str(error)) from error
-    if not same:
+    if binding.hds != base64url.digest(cover.headers(message)):
         raise Rejection(Reason.HEADERS_MISMATCH, "signed with other properties or headers")
 
 
@@ -187,37 +239,41 @@ def headers_inputs(first: Message, names: Sequence[str]) -> Callable[[Message], 
     single = {name: at for at, (name, _) in enumerate(first.headers)}
     if len(single) != len(first.headers):
         return lambda message: headers_input(message, names)
-    on_kafka, steps, before = is_kafka(first.destination), list[tuple[bytes, int | str]](), _DOMAIN
-    bound = [(name, single.get(name) if on_kafka else name if name in first.properties else None)
-             for name in PROTECTED_PROPERTIES]  # fmt: skip
-    for name, place in (*bound, *((name, single.get(name)) for name in names)):
+    properties, places, before = list[tuple[bytes, str]](), list[tuple[bytes, bytes, int]](), _DOMAIN
+    for name in PROTECTED_PROPERTIES if not is_kafka(first.destination) else ():
+        before += named(name, present=name in first.properties)
+        if name in first.properties:
+            properties.append((before, name))
+            before = b""
+    for name in names if not is_kafka(first.destination) else (*PROTECTED_PROPERTIES, *names):
+        place = single.get(name)
         before += named(name, present=place is not None)
         if place is not None:
-            steps.append((before, place))
+            places.append((before, before + b"b", place))
             before = b""
-    return partial(_filled, steps, before)
+    return partial(_filled, properties, places, before)
 
 
-def _filled(steps: list[tuple[bytes, int | str]], tail: bytes, message: Message) -> bytes:
-    """Return the names' bytes with a message's values: of a header by its place, of a property by its name."""
+def _filled(
+    bound: list[tuple[bytes, str]], places: list[tuple[bytes, bytes, int]], tail: bytes, message: Message
+) -> bytes:
+    """Return the names' bytes with a message's values: of a property by its name, of a header by its place."""
     parts: list[bytes] = []
-    headers, properties = message.headers, message.properties
-    for before, place in steps:
-        value = headers[place][1] if isinstance(place, int) else _property(properties, place)
+    for before, name in bound:
+        text = message.properties[name]
+        parts.append(before)
+        add_value(parts, _without_suffix(text) if name == "reply-to" else text)
+    headers = message.headers
+    for before, before_bytes, place in places:
+        value = headers[place][1]
         if type(value) is bytes:
-            parts += (before, b"b", len(value).to_bytes(4, "big"), value)
-        elif type(value) is str and value.isascii():
-            parts += (before, b"s", len(value).to_bytes(4, "big"), value.encode())
+            size = len(value)
+            parts += (before_bytes, _SIZES[size] if size < _FEW else size.to_bytes(4, "big"), value)
         else:
             parts.append(before)
             add_value(parts, value)
     parts.append(tail)
     return b"".join(parts)
-
-
-def _property(properties: Mapping[str, str], name: str) -> HeaderValue:
-    """Return a property as it is bound."""
-    return _without_suffix(properties[name]) if name == "reply-to" else properties[name]
 
 
 def _repeated_input(message: Message, names: Iterable[str]) -> bytes:
@@ -267,7 +323,7 @@ def refuse_case_twins(message: Message, covered: Sequence[str]) -> None:
             raise MalformedMessage("two header names differ in case only")
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)  # of at most 1,000 names each
 def _folded(covered: tuple[str, ...], on_kafka: bool) -> tuple[frozenset[str], frozenset[str]]:
     """Return the names that are covered, as they are and in lower case."""
     exact = frozenset(covered) | (_PROPERTIES if on_kafka else frozenset())

@@ -5,34 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
-from typing import Final, Literal, ParamSpec, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
-from mqauth.claims import Claims
 from mqauth.clock import Clock, Randomness
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
-from mqauth.flow import OUR_FAULT, Flow, asked, either, guarded
-from mqauth.form import token_in
+from mqauth.flow import OUR_FAULT, ColourError, Flow, answered, asked, at_once, either, guarded
 from mqauth.judging.delivery import Delivery, Step, Verdict
 from mqauth.keys import KeySet, KeySource
-from mqauth.kindred import Kindred
+from mqauth.knowntokens import Token
 from mqauth.message import Message
 from mqauth.policy import Decision, Policy
-from mqauth.release import Release, is_released, open_release
+from mqauth.release import Release, open_release
 from mqauth.replay import ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id, release_id
-from mqauth.siblings import Siblings
-from mqauth.verified import Verified
 from mqauth.verifier import Candidate, Verifier
 
-P = ParamSpec("P")
 R = TypeVar("R")
 _OWNER_BYTES: Final = 12
 _HELD_SECONDS: Final = 3600
 _STORE: Final = Cause.REPLAY_STORE_UNAVAILABLE
+_KEYS: Final = Cause.KEYS_UNAVAILABLE
 _POLICY: Final = Cause.POLICY_UNAVAILABLE
 _FRESH: Final = ClaimStatus.FRESH
 _ALLOW: Final = Decision.ALLOW
-_JUDGE, _HANDLE = Step.JUDGE, Step.HANDLE  # Python 3.11 takes its time to look a member up
+_HANDLE: Final = Step.HANDLE  # Python 3.11 takes its time to look a member up
 
 
 class Judge:
@@ -68,8 +63,6 @@ class Judge:
         self._clock = clock
         self._randomness = randomness
         self._retention = verifier.retention
-        self._siblings = Siblings(verifier, policy)
-        self._kindred = Kindred(verifier, policy)
 
     def scope_of(self, message: Message) -> str:
         """Return on whose behalf a message is handled."""
@@ -81,45 +74,14 @@ class Judge:
         Raises:
             Unavailable: it cannot be reached now.
         """
-        wish = self.alike(delivery)
-        if delivery.step is _JUDGE:
-            yield from self.in_full(delivery, wish)
-
-    def in_full(self, delivery: Delivery, wish: ClaimRequest | None = None) -> Flow[None]:
-        """Reach a verdict like ``judge``, on a message that is known not to be ``alike``, or whose wish is known.
-
-        Raises:
-            Unavailable: it cannot be reached now.
-        """
-        try:
-            wish = wish or (yield from self._wished(delivery))
-            if wish is None:
-                status = yield from self._judge_released(delivery)
-            else:
-                status = yield from self._claim(delivery, wish)  # 13
-            _conclude(delivery, status)
-        except Rejection as rejection:
-            delivery.reject(rejection, Step.RECORD)
-
-    def alike(self, delivery: Delivery) -> ClaimRequest | None:
-        """Take steps 1 to 12 of a message like one that was accepted, without a flow.
-
-        Returns:
-            The wish; ``None`` where there is a verdict, and where it takes the other way to one.
-        """
-        try:
-            token, batched, behind = token_in(delivery.message).partition(b"~")
-            if batched:
-                verified = self._siblings.judge(delivery, token, behind)
-            else:
-                verified = self._kindred.judge(delivery, token)
-            return None if verified is None else self._wish(delivery, verified.claims, verified.index)
-        except Rejection as rejection:
-            if rejection.reason is Reason.SIGNATURE_INVALID:
-                delivery.reject(rejection, Step.RECORD)
-        except Exception:
-            return None  # all steps say what is wrong
-        return None
+        wish = yield from self.wish(delivery)
+        if wish is not None:
+            status = at_once(_STORE, self._replay.claim, wish)
+            if type(status) is not ClaimStatus:
+                status = yield from answered(_STORE, status)
+            self.answer(delivery, wish, status)
+        elif delivery.step is Step.JUDGE:
+            yield from self._judge_released(delivery)
 
     def wish(self, delivery: Delivery) -> Flow[ClaimRequest | None]:
         """Take steps 1 to 12, for who makes many claims together and brings what they found to ``answer``.
@@ -130,11 +92,32 @@ class Judge:
         Raises:
             Unavailable: the verdict cannot be reached now.
         """
+        verifier, message, received = self._verifier, delivery.message, delivery.received
         try:
-            return (yield from self._wished(delivery))
+            delivery.candidate = candidate = verifier.open(message)  # 1 to 4
+            if candidate.shape.released:
+                return None
+            token = candidate.token
+            keys = _at_hand(verifier.source(candidate))  # 5
+            if type(keys) is not KeySet or keys.get(token.opened.kid) is None:
+                keys = yield from self._keys(delivery, candidate, keys)
+            delivery.key_set = keys.version
+            delivery.verified = found = verifier.verify(message, candidate, keys, received)  # 6 to 11
+            decision = at_once(_POLICY, self._policy.decide, found)  # 12
+            if decision is not _ALLOW:
+                _permit((yield from answered(_POLICY, decision)))
         except Rejection as rejection:
             delivery.reject(rejection, Step.RECORD)
             return None
+        except OUR_FAULT:
+            raise
+        except Exception as error:
+            delivery.reject(_broken(error), Step.RECORD)
+            return None
+        if not candidate.learnt:
+            with suppress(Exception):  # what is learnt saves time, and must cost no consumer
+                verifier.learn(candidate, received)
+        return self._wish(delivery, token, candidate.index)
 
     def answer(self, delivery: Delivery, wish: ClaimRequest, status: ClaimStatus) -> None:
         """Reach the verdict that follows from a claim: step 13.
@@ -150,35 +133,31 @@ class Judge:
         except Rejection as rejection:
             delivery.reject(rejection, Step.RECORD)
 
-    def _wished(self, delivery: Delivery) -> Flow[ClaimRequest | None]:
-        """Take all steps but the claim; of a released message only 1 to 4, and return ``None``."""
-        delivery.candidate = candidate = _total(self._verifier.open, delivery.message)  # 1 to 4
-        if is_released(delivery.message):
-            return None
-        keys = yield from self._keys(delivery, candidate)  # 5
-        found = self._verify(delivery, candidate, keys)  # 6 to 11
-        _permit((yield from asked(_POLICY, self._policy.decide, found)))  # 12
-        with suppress(Exception):  # what is learnt saves time, and must cost no consumer
-            self._siblings.learn(delivery)
-            self._kindred.learn(delivery, keys)
-        return self._wish(delivery, found.claims, found.index)
+    def _judge_released(self, delivery: Delivery) -> Flow[None]:
+        """Judge a released message from step 5 on."""
+        try:
+            _conclude(delivery, (yield from self._claim_released(delivery)))
+        except Rejection as rejection:
+            delivery.reject(rejection, Step.RECORD)
 
-    def _judge_released(self, delivery: Delivery) -> Flow[ClaimStatus]:
-        """Judge a released message from step 5; the release itself once the producer's signature was found good.
+    def _claim_released(self, delivery: Delivery) -> Flow[ClaimStatus]:
+        """Take steps 5 to 13; the release itself is judged once the producer's signature was found good.
 
         So a message that no producer has signed never asks for an authority's keys. Released to another scope it
         ends there.
         """
-        message, candidate = delivery.message, cast(Candidate, delivery.candidate)
-        keys = yield from self._keys(delivery, candidate)  # 5
-        _total(self._verifier.authenticate, message, candidate, keys, delivery.received)  # 6, 7
+        message, candidate, received = delivery.message, cast(Candidate, delivery.candidate), delivery.received
+        keys = yield from self._keys(delivery, candidate, _at_hand(self._verifier.source(candidate)))  # 5
+        delivery.key_set = keys.version
+        _total(self._verifier.authenticate, message, candidate.token, keys, received)  # 6, 7
         release = delivery.release = yield from self._released(delivery)
         if release.scope != self.scope_of(message):
             return ClaimStatus.DUPLICATE
-        verified = self._verify(delivery, candidate, keys)  # 6 to 11, with what is waived
+        verified = _total(self._verifier.verify, message, candidate, keys, received, release)  # 6 to 11
+        delivery.verified = verified
         if Reason.PRODUCER_FORBIDDEN not in release.waive:
             _permit((yield from asked(_POLICY, self._policy.decide, verified)))
-        wish = self._wish(delivery, verified.claims, verified.index)
+        wish = self._wish(delivery, candidate.token, candidate.index)
         return (yield from self._claim_release(delivery, wish, release))
 
     def _released(self, delivery: Delivery) -> Flow[Release]:
@@ -188,7 +167,7 @@ class Judge:
         if authorities is None:
             raise Rejection(Reason.RELEASE_INVALID, "no release authority is configured")
         source, kid = authorities.source(found), found.opened.kid
-        keys = yield from _known(source)
+        keys = yield from _known(_at_hand(source))
         if keys is None or keys.get(kid) is None:
             try:
                 keys = yield from _looked_up(source, kid, delivery.received, found.release.iss)
@@ -196,23 +175,20 @@ class Judge:
                 raise Rejection(Reason.RELEASE_INVALID, "the authority has no such key") from error
         return _total(authorities.verify, message, found, keys, delivery.received)
 
-    def _keys(self, delivery: Delivery, candidate: Candidate) -> Flow[KeySet]:
-        """Return the keys of the token's issuer, which may have to be waited for: step 5."""
-        source, kid = self._verifier.source(candidate), candidate.opened.kid
-        keys = yield from _known(source)
+    def _keys(self, delivery: Delivery, candidate: Candidate, at_hand: Any) -> Flow[KeySet]:
+        """Return the keys of the token's issuer, which are waited for where they lack the token's.
+
+        Args:
+            delivery: of the token.
+            candidate: the token.
+            at_hand: what ``_at_hand`` returned of its issuer's source.
+        """
+        source, kid = self._verifier.source(candidate), candidate.token.opened.kid
+        keys = yield from _known(at_hand)
         if keys is None or keys.get(kid) is None:
             delivery.key_set = None if keys is None else keys.version
             keys = yield from _looked_up(source, kid, delivery.received, candidate.claims.iss)
-        delivery.key_set = keys.version
         return keys
-
-    def _verify(self, delivery: Delivery, candidate: Candidate, keys: KeySet) -> Verified:
-        """Judge the token with its message, and note what was verified."""
-        found = _total(
-            self._verifier.verify, delivery.message, candidate, keys, delivery.received, delivery.release
-        )
-        delivery.verified = found
-        return found
 
     def name_owners(self, deliveries: Sequence[Delivery]) -> None:
         """Give each delivery the nonce it claims with, drawn at once; one it has it keeps."""
@@ -221,14 +197,17 @@ class Judge:
             if delivery.owner is None:
                 delivery.owner = drawn[at * length : (at + 1) * length]
 
-    def _wish(self, delivery: Delivery, claims: Claims, index: int | None) -> ClaimRequest:
+    def _wish(self, delivery: Delivery, token: Token, index: int | None) -> ClaimRequest:
         """Return the claim a delivery wishes for; its owner is one for ever."""
         origin = delivery.message.origin
         if delivery.owner is None:
             delivery.owner = self._randomness(_OWNER_BYTES).hex()
+        claims, found = token.claims, token.id
+        if not found:
+            found = token.id = claim_id(claims.iss, claims.sub, claims.jti)
         return ClaimRequest(
             self._scope or origin.scope or self.scope_of(delivery.message),
-            _claim_id(claims, index),
+            found if index is None else batch_id(found, index),
             delivery.owner,
             origin.coordinates,
             origin.redelivered,
@@ -285,16 +264,6 @@ class Judge:
         return kept if kept > held else held
 
 
-_token_id = lru_cache(maxsize=256)(claim_id)
-
-
-def _claim_id(claims: Claims, index: int | None) -> bytes:
-    """Return the id a message is claimed by: its token's, in a batch with its place."""
-    if index is None:
-        return claim_id(claims.iss, claims.sub, claims.jti)
-    return batch_id(_token_id(claims.iss, claims.sub, claims.jti), index)
-
-
 def _conclude(delivery: Delivery, status: ClaimStatus) -> None:
     """Move on to the step that follows from a claim."""
     if status is ClaimStatus.DUPLICATE:
@@ -309,10 +278,20 @@ def _permit(decision: Decision) -> None:
         raise Rejection(Reason.PRODUCER_FORBIDDEN, "no rule lets this subject publish here")
 
 
-def _known(source: KeySource) -> Flow[KeySet | None]:
-    """Return the keys at hand, ``None`` where there are none yet."""
+def _at_hand(source: KeySource) -> Any:
+    """Return the keys a source has, to be awaited where it is asynchronous; ``None`` where there are none yet."""
     try:
-        keys: KeySet = yield from asked(Cause.KEYS_UNAVAILABLE, source.key_set)
+        return source.key_set()
+    except ColourError:
+        raise
+    except Exception:
+        return None
+
+
+def _known(at_hand: Any) -> Flow[KeySet | None]:
+    """Return the keys at hand, awaited; ``None`` where there are none yet."""
+    try:
+        keys: KeySet | None = yield from answered(_KEYS, at_hand)
     except Unavailable:
         return None
     return keys
@@ -326,17 +305,22 @@ def _looked_up(source: KeySource, kid: str, received: float, party: str) -> Flow
     """
     wished = either(source.refresh, getattr(source, "arefresh", None), kid, received)
     try:
-        keys: KeySet = yield from guarded(Cause.KEYS_UNAVAILABLE, wished, passing=(*OUR_FAULT, Rejection))
+        keys: KeySet = yield from guarded(_KEYS, wished, passing=(*OUR_FAULT, Rejection))
     except Unavailable as error:
         raise Unavailable(error.cause, error.detail, party) from error
     return keys
 
 
-def _total(step: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+def _total(step: Callable[..., R], *arguments: Any) -> R:
     """Take a pure step; a message that breaks it is malformed, and never an exception in a consumer."""
     try:
-        return step(*args, **kwargs)
+        return step(*arguments)
     except (Rejection, Unavailable):
         raise
     except Exception as error:
-        raise Rejection(Reason.MESSAGE_MALFORMED, f"{type(error).__name__} while it was judged") from error
+        raise _broken(error) from error
+
+
+def _broken(error: Exception) -> Rejection:
+    """Return the rejection of a message that broke a step."""
+    return Rejection(Reason.MESSAGE_MALFORMED, f"{type(error).__name__} while it was judged")

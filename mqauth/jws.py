@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -22,6 +22,7 @@ from mqauth.keys import MAX_KID, Key, SigningKey
 TOKEN_TYPE: Final = "mqauth+jwt"
 MAX_TOKEN: Final = 8192
 _HEADER_DEPTH: Final = 4
+_TUPLE: Final = tuple.__new__
 _SEGMENTS: Final = 3
 _ALLOWED: Final = frozenset(("EdDSA", "Ed25519", "ES256", "ES384", "PS256", "RS256"))
 _PARAMETERS: Final = frozenset(("alg", "typ", "kid"))
@@ -108,7 +109,7 @@ def take_apart(token: bytes, *, typ: str = TOKEN_TYPE) -> Opened:
         algorithm, kid = _header(segments[0], typ)
     except ValueError as error:
         raise _malformed("a segment is not canonical base64url, or the header no JSON") from error
-    return Opened(algorithm, kid, token[: token.rindex(b".")], payload, signature)
+    return _TUPLE(Opened, (algorithm, kid, token[: token.rindex(b".")], payload, signature))
 
 
 def verify(opened: Opened, key: Key) -> None:
@@ -129,8 +130,8 @@ def verify(opened: Opened, key: Key) -> None:
 
 def _is_good(opened: Opened, key: Key) -> bool:
     """Tell whether the signature holds under the key's own algorithm."""
-    if isinstance(key.public, Ed25519PublicKey):
-        return ed25519.holds(opened.signing_input, key.public, opened.signature)
+    if key.algorithm == "EdDSA":  # of this algorithm ``Key`` takes no other key
+        return ed25519.holds(opened.signing_input, cast(Ed25519PublicKey, key.public), opened.signature)
     return _PYJWT[key.algorithm].verify(opened.signing_input, key.public, opened.signature)
 
 

@@ -1,22 +1,28 @@
-"""Batch tokens whose signature held, remembered so that their siblings need only a proof.
+"""Tokens, and the batch tokens that are remembered so that their siblings need only a proof.
 
-Only what a trusted key has signed gets in, so that a flood of forgeries neither grows this memory nor pushes
-anything out. What is remembered says nothing about key, clock, audience or subject now: the verifier asks again.
+Only what a trusted key has signed and a policy has permitted gets in, so that a flood of forgeries neither grows
+this memory nor pushes anything out. What is remembered says nothing about key, clock, audience or subject now: the
+verifier asks again.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
-from mqauth.claims import Claims
+from mqauth import base64url
+from mqauth.claims import Batch, Claims
 from mqauth.jws import Opened
 from mqauth.keys import Key, KeySet
 from mqauth.merkle import Proven
 
-CAPACITY: Final = 16_384
+CAPACITY: Final = 16 * 1024 * 1024
+"""Bytes of all remembered tokens."""
+LEAF: Final = 1024
+"""Bytes a remembered token takes for each message of its batch, once all of them were proven; measured."""
 
 
 class Standing(NamedTuple):
@@ -27,64 +33,95 @@ class Standing(NamedTuple):
     until: float
 
 
-@dataclass(slots=True)
-class KnownToken:
-    """A batch token whose signature held.
+class Token:
+    """A token: of one message, or of a batch and maybe remembered.
 
     Args:
-        opened: the token, taken apart.
+        text: the bytes of its JWS.
+        opened: the same taken apart.
         claims: what it claims.
+
+    Attributes:
         key: under which the signature held; under another object it is checked again.
-        proven: its root, and what was proven under it.
-        standing: what all but the message was found right by.
+        proven: in a batch, its root and what was proven under it.
+        standing: in a batch, what all but the message was found right by.
+        id: what it is claimed by, empty until it was made.
     """
 
-    opened: Opened
-    claims: Claims
-    key: Key
-    proven: Proven
-    standing: Standing | None = None
+    __slots__ = ("claims", "id", "key", "opened", "proven", "standing", "text")
+
+    def __init__(self, text: bytes, opened: Opened, claims: Claims) -> None:
+        self.text = text
+        self.opened = opened
+        self.claims = claims
+        self.id = b""
+        self.key: Key | None = None
+        self.standing: Standing | None = None
+        self.proven: Proven | None = None
+        if isinstance(claims.mqa, Batch):
+            self.proven = Proven(base64url.decode(claims.mqa.root.encode("ascii")), claims.mqa.size)
+
+    def __repr__(self) -> str:
+        return f"Token({self.opened!r})"
 
     def stands(self, keys: KeySet, received: float) -> bool:
         """Tell whether all but the message is known to be right by this very key set, and at this time."""
         found = self.standing
         return found is not None and found.keys is keys and found.since <= received < found.until
 
+    @property
+    def size(self) -> int:
+        """Bytes it takes at most once all its messages were proven."""
+        leaves = 1 if self.proven is None else self.proven.size
+        return 4 * len(self.text) + _held(self.claims) + LEAF * leaves
 
-class KnownTokens:
-    """The newest tokens, by the bytes of their JWS; bounded by the messages they stand for, and by their lives.
+
+class Tokens:
+    """The newest batch tokens, by the bytes of their JWS; bounded in bytes, and by their lives.
 
     Args:
-        capacity: leaves of all remembered trees together.
+        capacity: bytes of all remembered tokens together.
     """
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self._capacity = capacity
-        self._leaves = 0
-        self._tokens: OrderedDict[bytes, KnownToken] = OrderedDict()
+        self._held = 0
+        self._tokens: OrderedDict[bytes, tuple[Token, int]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._tokens)
 
-    def get(self, token: bytes) -> KnownToken | None:
-        """Return what is remembered of a token, found by its exact bytes."""
-        return self._tokens.get(token)
+    def get(self, text: bytes) -> Token | None:
+        """Return a remembered token, found by its exact bytes."""
+        found = self._tokens.get(text)
+        return None if found is None else found[0]
 
-    def add(self, token: bytes, known: KnownToken, ended: float) -> None:
+    def add(self, token: Token, ended: float) -> None:
         """Remember a token; the oldest go to make room, and those that ended before ``ended``, UTC seconds.
 
         One that ended itself is not remembered: old tokens that somebody kept push nothing out.
         """
-        if known.claims.exp < ended:
+        if token.claims.exp < ended:
             return
+        size = token.size
         with self._lock:
-            kept = self._tokens.pop(token, None)
-            self._leaves += known.proven.size - (0 if kept is None else kept.proven.size)
-            self._tokens[token] = known
+            kept = self._tokens.pop(token.text, None)
+            self._held += size - (0 if kept is None else kept[1])
+            self._tokens[token.text] = token, size
             while len(self._tokens) > 1 and self._is_over(ended):
-                self._leaves -= self._tokens.popitem(last=False)[1].proven.size
+                self._held -= self._tokens.popitem(last=False)[1][1]
 
     def _is_over(self, ended: float) -> bool:
         """Tell whether the oldest token has to go."""
-        return self._leaves > self._capacity or next(iter(self._tokens.values())).claims.exp < ended
+        return self._held > self._capacity or next(iter(self._tokens.values()))[0].claims.exp < ended
+
+
+def _held(value: Any) -> int:
+    """Return the bytes a value takes with all it holds; claims are not deep, and of few values."""
+    inner: Any = ()
+    if isinstance(value, Mapping):
+        inner = (*value, *value.values())
+    elif isinstance(value, list | tuple):
+        inner = value
+    return sys.getsizeof(value) + sum(map(_held, inner))

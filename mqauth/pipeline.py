@@ -17,9 +17,9 @@ from mqauth.base64url import encode as base64url_encode
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.deadletter import DeadLetter, DeadLetterSink
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
-from mqauth.flow import Attempts, Call, ColourError, Flow, answered, asked, at_once, attempt, run, tried
+from mqauth.flow import Attempts, Call, ColourError, Flow, answered, asked, at_once, run, tried
 from mqauth.judge import Judge
-from mqauth.judging.delivery import Delivery, Outcome, Step, Verdict, accepted
+from mqauth.judging.delivery import Delivery, Outcome, Step, Verdict
 from mqauth.message import Message
 from mqauth.policy import Allow, Policy
 from mqauth.replay import DEFAULT_LEASE, ClaimRequest, ClaimStatus, ReplayStore
@@ -116,10 +116,6 @@ class Pipeline:
             StaleDelivery: as its fence did; nothing more is to be done with it, but to release its claim.
         """
         try:
-            if delivery.step is _JUDGE and not self._told and not delivery.deferred:
-                brief = yield from self._briefly(delivery, handler)
-                if brief is not None:
-                    return brief
             while delivery.step is not _SETTLE:
                 yield from self._step(delivery, handler, dead_letters)
             outcome = Outcome.of(delivery)
@@ -149,41 +145,10 @@ class Pipeline:
                 try:
                     if self.replay.confirm(claim) is None:
                         delivery.step = _SETTLE
-                        return accepted(delivery)
+                        return Outcome.of(delivery)
                 except Exception:
                     _LOG.debug("confirmed again by the flow")
         return run(self.process(delivery, handler, dead_letters))
-
-    def _briefly(self, delivery: Delivery, handler: Handler) -> Flow[Outcome | None]:
-        """Carry a message like one that was accepted to its end; ``None`` where all of ``process`` is to go on.
-
-        It asks no fence, so that it goes on only while nothing was awaited.
-
-        Raises:
-            Unavailable: the store is out of reach, an earlier delivery is being handled, or the handler asks for
-                another time.
-        """
-        claim = self.verdicts.alike(delivery)
-        if claim is None:
-            return None
-        status = at_once(_STORE, self.replay.claim, claim)
-        awaited = type(status) is not ClaimStatus
-        if awaited:
-            status = yield from answered(_STORE, status)
-        self.verdicts.answer(delivery, claim, status)
-        if awaited or delivery.step is not _HANDLE:
-            return None
-        try:
-            yield Call(handler, (delivery.verified,), self.attempts)
-            delivery.step = _CONFIRM
-        except Exception as error:
-            _failed(delivery, error)
-            return None
-        confirmed = at_once(_STORE, self.replay.confirm, claim)
-        if confirmed is not None:
-            yield from answered(_STORE, confirmed)
-        delivery.step = _SETTLE
-        return accepted(delivery)
 
     def judge(self, delivery: Delivery) -> Flow[Outcome]:
         """Judge a delivery, steps 1 to 13, for those who handle and settle it themselves.
@@ -223,7 +188,8 @@ class Pipeline:
             _refuse_unjudged(delivery)
         try:
             if delivery.claim is not None and delivery.step is Step.HANDLE:
-                yield from self._end_claims(delivery, self.replay.release)
+                for claim in _claims_of(delivery):
+                    yield from asked(_STORE, self.replay.release, claim)
                 delivery.step = Step.JUDGE
         except Unavailable as error:
             return delivery.defer(error)
@@ -280,23 +246,17 @@ class Pipeline:
         """
         step, condemns = delivery.step, delivery.rejection is not None
         if step is _CONFIRM or step is Step.RELEASE:
-            return (yield from self._close_claim(delivery))
+            return (yield from self._close_claims(delivery))
         if delivery.fence is not None and (condemns or step is not _RECORD):
             yield Call(delivery.fence, (delivery,))
         if step is _JUDGE:
-            yield from self._judged(delivery)
+            yield from self._timed_judge(delivery) if self._observers else self.verdicts.judge(delivery)
         elif step is _HANDLE and handler is not None:
             yield from self._handle(delivery, handler)
         elif step is _RECORD:
             yield from self._record(delivery)
         elif dead_letters is not None:
             yield from self._bury(delivery, dead_letters)
-
-    def _judged(self, delivery: Delivery) -> Flow[None]:
-        """Return what judges a delivery; one nobody is told of was found not to be like another by now."""
-        if self._observers:
-            return self._timed_judge(delivery)
-        return self.verdicts.judge(delivery) if self._told else self.verdicts.in_full(delivery)
 
     def _timed_judge(self, delivery: Delivery) -> Flow[None]:
         """Judge, and note how long it took, for those who observe."""
@@ -306,35 +266,39 @@ class Pipeline:
         finally:
             delivery.judge_seconds = self.clock.monotonic() - started
 
-    def _handle(self, delivery: Delivery, handler: Handler) -> Flow[None]:
-        """Run the handler."""
-        try:
-            yield from attempt(handler, delivery.verified, self.attempts)
-        except Exception as error:
-            _failed(delivery, error)
-        else:
-            delivery.step = _CONFIRM
-
     def _conclude(self, delivery: Delivery, dead_letters: DeadLetterSink | None = None) -> Flow[Outcome]:
         """Take what steps are left of a verdict, each once."""
         while delivery.step is not _SETTLE:
             yield from self._step(delivery, None, dead_letters)
         return Outcome.of(delivery)
 
-    def _close_claim(self, delivery: Delivery) -> Flow[None]:
-        """Confirm the claim after the handler, or release it after a failure."""
-        ends = self.replay.confirm if delivery.step is _CONFIRM else self.replay.release
-        yield from self._end_claims(delivery, ends)
-        delivery.step = _RECORD
+    def _handle(self, delivery: Delivery, handler: Handler) -> Flow[None]:
+        """Run the handler."""
+        try:
+            yield Call(handler, (delivery.verified,), self.attempts)
+            delivery.step = _CONFIRM
+        except Exception as error:
+            _failed(delivery, error)
 
-    def _end_claims(self, delivery: Delivery, ends: Callable[[ClaimRequest], Any]) -> Flow[None]:
-        """End what is claimed, a release first: after a crash between the two it is a duplicate, no replay."""
+    def _close_claims(self, delivery: Delivery) -> Flow[None]:
+        """Confirm what is claimed after the handler, or release it after a failure.
+
+        A release of a reviewer's comes first: after a crash between the two it is a duplicate, no replay.
+        """
+        ends = self.replay.confirm if delivery.step is _CONFIRM else self.replay.release
         for claim in _claims_of(delivery):
-            yield from asked(Cause.REPLAY_STORE_UNAVAILABLE, ends, claim)
+            ended = at_once(_STORE, ends, claim)
+            if ended is not None:
+                yield from answered(_STORE, ended)
+        delivery.step = _RECORD if self._is_recorded(delivery) else _SETTLE
+
+    def _is_recorded(self, delivery: Delivery) -> bool:
+        """Tell whether the verdict on a delivery is to be recorded."""
+        return delivery.rejection is not None or (self._record_all and self.audit is not None)
 
     def _record(self, delivery: Delivery) -> Flow[None]:
         """Make the audit record durable, where there is to be one; it comes before the dead letter."""
-        if delivery.rejection is None and not (self._record_all and self.audit is not None):
+        if not self._is_recorded(delivery):
             delivery.step = _SETTLE
             return
         if self.audit is None:
@@ -350,7 +314,7 @@ class Pipeline:
     def _bury(self, delivery: Delivery, dead_letters: DeadLetterSink) -> Flow[None]:
         """Publish the dead letter and wait for the broker's confirm."""
         if delivery.rejection is None or delivery.record_id is None:
-            return
+            raise ConfigurationError("only a rejected message that was recorded can be buried")
         letter = DeadLetter(
             message=delivery.message,
             rejection=delivery.rejection,
@@ -417,7 +381,7 @@ def _check_issuers(verifier: Verifier, policy: Policy) -> None:
 
 
 def _claims_of(delivery: Delivery) -> tuple[ClaimRequest, ...]:
-    """Return the claims of a delivery, in the order they end."""
+    """Return the claims of a delivery in the order they end: after a crash between the two it is a duplicate."""
     claim, release = delivery.claim, delivery.release_claim
     if claim is None:
         return ()

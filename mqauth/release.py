@@ -200,14 +200,14 @@ class ReleaseAuthorities:
 def is_released(message: Message) -> bool:
     """Tell whether a message carries a release, in whatever spelling; cheap where it does not."""
     for name, _ in message.headers:  # noqa: SIM110 - on every message's way, and faster
-        if len(name) == _LENGTH and name.lower() == RELEASE_HEADER:
+        if is_release(name):
             return True
     return False
 
 
 def without_release(message: Message) -> Message:
     """Return the message without any release, in whatever spelling."""
-    return replace(message, headers=tuple(pair for pair in message.headers if not _is_release(pair[0])))
+    return replace(message, headers=tuple(pair for pair in message.headers if not is_release(pair[0])))
 
 
 def open_release(message: Message) -> OpenedRelease:
@@ -252,7 +252,7 @@ def parse(raw: bytes) -> Release:
 
 def _value(message: Message) -> bytes:
     """Return the one release header's value, in the type its broker carries."""
-    found = [(name, value) for name, value in message.headers if _is_release(name)]
+    found = [(name, value) for name, value in message.headers if is_release(name)]
     if len(found) != 1 or found[0][0] != RELEASE_HEADER:
         raise _invalid("not exactly one release header")
     value = found[0][1]
@@ -302,7 +302,7 @@ def _check_bindings(message: Message, release: Release) -> None:
     """Hold a release against the message and the producer's token it came with."""
     try:
         token = envelope.token_of(message)
-        envelope.check(message, release.mqa)
+        envelope.check(message, release.mqa, envelope.Cover(message, release.mqa.hdr))
         covered = covered_names(token)
     except Rejection as error:
         raise _invalid(f"the release is of another message: {error.reason.value}") from error
@@ -329,7 +329,7 @@ def _matching(found: Mapping[str, Any], name: str, pattern: re.Pattern[str]) -> 
     return value
 
 
-def _is_release(name: str) -> bool:
+def is_release(name: str) -> bool:
     """Tell whether a header is a release, in any spelling."""
     return len(name) == _LENGTH and name.lower() == RELEASE_HEADER
 

@@ -1,8 +1,8 @@
 """What the tokens of one producer, for messages of one form, have in common, to the byte.
 
 Two payloads of claims that mqauth builds differ in ``iat``, ``exp``, ``jti`` and three digests. Where the rest is
-the same bytes it has the same meaning: it was parsed once. The digests are not read but made of the message, and
-what the payload must then be is compared with what it is.
+the same bytes it has the same meaning: it was parsed once. A payload that is the template with six values of their
+form is read without a parser; any other one is for ``claims.parse``.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ from __future__ import annotations
 from typing import Final, NamedTuple, TypeAlias
 
 from mqauth import claims as claim_set
-from mqauth.claims import Binding, Claims
+from mqauth.claims import NO_EXTRA, Binding, Claims
 
 Digests: TypeAlias = tuple[str | None, str | None, str]
 _TIME: Final = 10  # digits, from 2001 to 2286
 _TEXT: Final = bytes(range(ord("0"), ord("9") + 1)) + bytes(range(ord("A"), ord("Z") + 1)) + b"_-" + bytes(
     range(ord("a"), ord("z") + 1)
 )  # fmt: skip
+_DIGEST: Final = 43  # characters
+_LAST: Final = b"AEIMQUYcgkosw048"  # a canonical digest ends so
+_ZERO: Final = ord("0")
+_TUPLE: Final = tuple.__new__
 _NAMES: Final = (b',"iat":', b',"exp":', b',"jti":"', b'"bod":', b',"key":', b',"hds":')
 
 
@@ -25,19 +29,13 @@ class Template(NamedTuple):
 
     Args:
         claims: of the payload it was cut from.
+        binding: their ``mqa``.
         pieces: what stands before, between and behind ``iat``, ``exp``, ``jti`` and the digests.
     """
 
     claims: Claims
+    binding: Binding
     pieces: tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes]
-
-
-class Own(NamedTuple):
-    """What a payload says of its own: times in UTC seconds, and the token's id."""
-
-    iat: int
-    exp: int
-    jti: str
 
 
 def template_of(payload: bytes, claims: Claims) -> Template | None:
@@ -59,9 +57,8 @@ def template_of(payload: bytes, claims: Claims) -> Template | None:
         pieces.append(before + found)
         rest = rest[len(value) :]
     first, second, third, fourth, fifth, sixth = pieces
-    made = Template(claims, (first, second, third, fourth, fifth, sixth, rest))
-    read = own(made, payload, (binding.bod, binding.key, binding.hds))
-    return made if read == (claims.iat, claims.exp, claims.jti) else None
+    made = Template(claims, binding, (first, second, third, fourth, fifth, sixth, rest))
+    return made if Reader(made, payload).read(payload) == claims else None
 
 
 def fill(template: Template, iat: bytes, exp: bytes, jti: bytes, digests: Digests) -> bytes:
@@ -82,35 +79,75 @@ def fill(template: Template, iat: bytes, exp: bytes, jti: bytes, digests: Digest
     ))  # fmt: skip
 
 
-def own(template: Template, payload: bytes, digests: Digests) -> Own | None:
-    """Return what a payload says of its own, ``None`` unless it is the template with these digests.
+class Reader:
+    """Reads payloads that differ from another one in six values alone, each of the length it has there.
 
     Args:
-        template: of another payload.
-        payload: of a token.
-        digests: as of ``fill``, of the message the token is with.
+        template: of the other.
+        payload: the other.
     """
-    before, between, before_jti, *_ = template.pieces
-    at = len(before)
-    iat = payload[at : at + _TIME]
-    at += _TIME + len(between)
-    exp = payload[at : at + _TIME]
-    at += _TIME + len(before_jti)
-    jti = payload[at : at + len(template.claims.jti)]
-    filled = fill(template, iat, exp, jti, digests)
-    if filled != payload or not (_is_time(iat) and _is_time(exp) and _plain(jti)):
-        return None
-    return Own(int(iat), int(exp), jti.decode("ascii"))
+
+    __slots__ = ("_claims", "_fixed", "_places", "length")
+
+    def __init__(self, template: Template, payload: bytes) -> None:
+        before, between, before_jti, before_bod, before_key, before_hds, tail = template.pieces
+        (bod, after_bod), (key, after_key) = map(_around, (template.binding.bod, template.binding.key))
+        self._claims = template.claims, template.binding
+        self._fixed = (
+            before, between, before_jti, before_bod + bod, after_bod + before_key + key,
+            after_key + before_hds + b'"', b'"' + tail,
+        )  # fmt: skip
+        jti = len(template.claims.jti)
+        sizes = (_TIME, _TIME, jti, _DIGEST * bool(after_bod), _DIGEST * bool(after_key), _DIGEST)
+        self._places, at = list[slice](), 0
+        for fixed, size in zip(self._fixed, sizes, strict=False):
+            self._places.append(slice(at + len(fixed), at + len(fixed) + size))
+            at += len(fixed) + size
+        self.length = len(payload)
+
+    @property
+    def size(self) -> int:
+        """Bytes it takes, about."""
+        return 4 * self.length
+
+    def read(self, payload: bytes) -> Claims | None:
+        """Return the claims of a payload, as ``claims.parse`` does; ``None`` where it differs in anything else."""
+        iat, exp, jti, bod, key, hds = [payload[place] for place in self._places]
+        one, two, three, four, five, six, seven = self._fixed
+        if b"".join((one, iat, two, exp, three, jti, four, bod, five, key, six, hds, seven)) != payload:
+            return None
+        if not (iat + exp).isdigit() or iat[0] == _ZERO or exp[0] == _ZERO or not _plain(jti + bod + key + hds):
+            return None
+        if hds[-1] not in _LAST or (bod and bod[-1] not in _LAST) or (key and key[-1] not in _LAST):
+            return None
+        like, of = self._claims
+        texts = bod.decode("ascii") if bod else None, key.decode("ascii") if key else None
+        binding = _TUPLE(Binding, (of.dst, *texts, of.hdr, hds.decode("ascii")))
+        return _TUPLE(
+            Claims,
+            (like.iss, like.sub, like.aud, int(iat), int(exp), jti.decode("ascii"), binding, None, NO_EXTRA),
+        )
+
+
+def reader_of(payload: bytes, claims: Claims) -> Reader | None:
+    """Return what reads payloads like one, ``None`` where mqauth would not have built it so.
+
+    Args:
+        payload: parsed and verified.
+        claims: what it was parsed to.
+    """
+    template = template_of(payload, claims)
+    return None if template is None else Reader(template, payload)
+
+
+def _around(digest: str | None) -> tuple[bytes, bytes]:
+    """Return what stands in JSON before a digest's text and behind it."""
+    return (b"null", b"") if digest is None else (b'"', b'"')
 
 
 def _quoted(digest: str | None) -> bytes:
     """Return a digest as it stands in JSON."""
     return b"null" if digest is None else b'"' + digest.encode("ascii") + b'"'
-
-
-def _is_time(text: bytes) -> bool:
-    """Tell whether ten characters are a JSON integer."""
-    return text.isdigit() and text[:1] != b"0"
 
 
 def _plain(text: bytes) -> bool:

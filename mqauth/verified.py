@@ -178,7 +178,7 @@ def make_verified(  # noqa: PLR0917 - one is made for every message
     release: Release | None,
     index: int | None,
 ) -> Verified:
-    """Return the verified view of a message; for the verifier and ``siblings`` alone."""
+    """Return the verified view of a message; for the verifier alone."""
     verified: Verified = _NEW(Verified)
     _SET_FACTS(verified, _TUPLE(_Facts, (message, claims, kid, key_set, received, release, index, None, None)))
     return verified

@@ -16,25 +16,27 @@ it is bounded:
 11. destination, record key, body, headers, in a batch by proof; coverage
 12. policy and 13. claim are asked by ``pipeline``
 
-A batch token whose signature held is remembered, and 1 to 4 and 7 are not taken again for its siblings.
+A batch token of an accepted message is remembered, and 2 to 4 and 7 are not taken again for its siblings. Of 6 and
+8 to 10 it is remembered under which keys and times they were found right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal
 
-from mqauth import base64url, batch, envelope, jws
+from mqauth import batch, envelope, jws
 from mqauth import claims as claim_set
 from mqauth.batch import Proof
-from mqauth.claims import Batch, Binding, Claims
+from mqauth.claims import Binding, Claims
 from mqauth.errors import ConfigurationError, Reason, Rejection
 from mqauth.keys import Key, KeySet, KeySource
-from mqauth.knowntokens import KnownToken, KnownTokens, Standing
-from mqauth.merkle import Proven
+from mqauth.knowntokens import Standing, Token, Tokens
 from mqauth.message import PROTECTED_PROPERTIES, Message
 from mqauth.release import Release, ReleaseAuthorities
+from mqauth.shape import Shape, Shapes
+from mqauth.template import reader_of
 from mqauth.times import At, Times, is_revoked
 from mqauth.verified import Verified, make_verified
 
@@ -74,23 +76,33 @@ class Issuer:
         return self.vouches or pinned is not None or subject in (self.subjects or {}).get("*", frozenset())
 
 
-@dataclass(slots=True)  # not frozen: one is made for every message
 class Candidate:
     """A token whose claims are parsed and not yet believed: the outcome of steps 1 to 4.
 
     Args:
-        opened: the token, taken apart.
-        claims: what it claims.
+        token: taken apart, with what it claims; one of a batch may be remembered.
         proof: in a batch, what came behind the token.
-        token: in a batch, the bytes before the proof.
-        known: in a batch, what is remembered of the token.
+        shape: of its message.
+        learnt: nothing about the token is to be remembered that is not yet.
     """
 
-    opened: jws.Opened
-    claims: Claims
-    proof: Proof | None = None
-    token: bytes = field(default=b"", repr=False)
-    known: KnownToken | None = None
+    __slots__ = ("learnt", "proof", "shape", "token")
+
+    def __init__(self, token: Token, proof: Proof | None, shape: Shape, learnt: bool) -> None:
+        self.token = token
+        self.proof = proof
+        self.shape = shape
+        self.learnt = learnt
+
+    @property
+    def opened(self) -> jws.Opened:
+        """The token, taken apart."""
+        return self.token.opened
+
+    @property
+    def claims(self) -> Claims:
+        """What it claims."""
+        return self.token.claims
 
     @property
     def index(self) -> int | None:
@@ -149,15 +161,12 @@ class Verifier:
             raise ConfigurationError("require_headers is a list of names")
         self._require = tuple(require_headers)
         self._reject_unsigned = unsigned_headers == "reject"
+        self._covers = bool(self._require) or self._reject_unsigned
         self._user_id = user_id
-        self.known = KnownTokens()
+        self.tokens = Tokens()
+        self._shapes = Shapes()
         self._alike = at == "consume" and user_id is None  # then all messages of a token fare alike in 6 to 10
         self.release = release
-
-    @property
-    def asks_users(self) -> bool:
-        """Whether the broker's user is held against the subject."""
-        return self._user_id is not None
 
     @property
     def retention(self) -> int:
@@ -170,13 +179,18 @@ class Verifier:
         Raises:
             Rejection: the reason of the first failing step.
         """
-        token, behind = _split(message)
-        known = self.known.get(token)
-        if known is not None:
-            return _reopened(token, behind, known)
-        opened = jws.take_apart(token)
-        claims = claim_set.parse(opened.payload)
-        return Candidate(opened, claims, batch.proof_of(behind, claims), token)
+        if message.malformed is not None:
+            raise Rejection(Reason.MESSAGE_MALFORMED, message.malformed)
+        shape = self._shapes.of(message)
+        text, behind = batch.split(shape.token(message))
+        token = None if behind is None else self.tokens.get(text)
+        if token is not None:
+            return Candidate(token, batch.proof_of(behind, token.claims), shape, True)
+        opened = jws.take_apart(text)
+        reader = shape.reader(opened.kid, len(opened.payload))
+        read = None if reader is None else reader.read(opened.payload)
+        claims = read or claim_set.parse(opened.payload)
+        return Candidate(Token(text, opened, claims), batch.proof_of(behind, claims), shape, read is not None)
 
     def source(self, candidate: Candidate) -> KeySource:
         """Return where the keys of the claimed issuer come from: step 5.
@@ -184,15 +198,29 @@ class Verifier:
         Raises:
             Rejection: ``issuer_untrusted``.
         """
-        return self._issuer(candidate).keys
+        return self._issuer(candidate.token.claims).keys
 
-    def authenticate(self, message: Message, candidate: Candidate, keys: KeySet, received: float) -> None:
-        """Hold a token against its key and its signature alone: steps 6 and 7; arguments as ``verify``.
+    def authenticate(self, message: Message, token: Token, keys: KeySet, received: float) -> Key:
+        """Return the key that signed a token: steps 6 and 7.
+
+        Args:
+            message: as the broker delivered it.
+            token: of its candidate.
+            keys: the key set of its issuer.
+            received: UTC seconds at which this process first received the delivery.
 
         Raises:
             Rejection: ``key_unknown``, ``key_revoked``, ``algorithm_forbidden`` or ``signature_invalid``.
         """
-        _signed(candidate, self._key(message, candidate, keys, received))
+        key = keys.get(token.opened.kid)
+        if key is None:
+            raise Rejection(Reason.KEY_UNKNOWN, "the issuer has no such key")
+        if key.revocation is not None and is_revoked(key, self._times.evidence(message), received):
+            raise Rejection(Reason.KEY_REVOKED, "the key is revoked")
+        if token.key is not key:
+            jws.verify(token.opened, key)
+            token.key = key
+        return key
 
     def verify(
         self,
@@ -215,76 +243,68 @@ class Verifier:
             Rejection: the reason of the first failing step.
             Unavailable: ``append_time_unavailable``.
         """
-        claims, known = candidate.claims, candidate.known
-        if known is None or release is not None or not known.stands(keys, received):
-            waived = _NOTHING if release is None else release.waive
-            key = self._key(message, candidate, keys, received)  # 6
-            known = _signed(candidate, key)  # 6, 7
-            if claims.aud not in self._audiences:  # 8
-                raise Rejection(Reason.AUDIENCE_MISMATCH, "meant for another audience")
-            self._times.check_key(key, claims, message, waived)  # 9
-            self._times.check(claims, message, received, waived)
-            self._check_subject(message, candidate, key)  # 10
-            if known is not None and release is None and self._alike:
-                known.standing = Standing(keys, received, self._times.ends(claims, key))
-            if known is not None and known is not candidate.known:
-                self.known.add(candidate.token, known, received - self.retention)
-        self._check_binding(message, candidate, known)  # 11
-        return make_verified(
-            message, claims, candidate.opened.kid, keys.version, received, release, candidate.index
-        )  # fmt: skip
-
-    def verify_alike(self, message: Message, candidate: Candidate, keys: KeySet, received: float) -> Verified:
-        """Judge a token of which only key, times and signature are in question; arguments as ``verify``.
-
-        Raises:
-            Rejection: one of them is wrong; ``signature_invalid`` where nothing else is.
-            Unavailable: ``append_time_unavailable``.
-        """
-        key = self._key(message, candidate, keys, received)
-        self._times.check_key(key, candidate.claims, message)
-        self._times.check(candidate.claims, message, received)
-        _signed(candidate, key)
-        return make_verified(message, candidate.claims, candidate.opened.kid, keys.version, received, None, None)
-
-    def _check_binding(self, message: Message, candidate: Candidate, known: KnownToken | None) -> None:
-        """Hold the token against the message it came with."""
-        claims, proof = candidate.claims, candidate.proof
-        if known is not None and proof is not None and isinstance(claims.mqa, Batch):
-            batch.check(message, claims.mqa, proof, known.proven)
+        token, proof = candidate.token, candidate.proof
+        claims, proven = token.claims, token.proven
+        if token.standing is None or release is not None or not token.stands(keys, received):
+            self._believe(message, token, keys, received, release)  # 6 to 10
+        cover = candidate.shape.cover(message, claims.mqa.hdr)  # 11
+        if proof is not None and proven is not None:
+            batch.check(message, proof, proven, cover)
         elif isinstance(claims.mqa, Binding):
-            envelope.check(message, claims.mqa)
+            envelope.check(message, claims.mqa, cover)
         else:
             raise Rejection(Reason.PROOF_INVALID, "a batch token without its proof")
-        if self._require or self._reject_unsigned:
+        if self._covers:
             self._check_coverage(message, claims)
+        index = None if proof is None else proof.place
+        return make_verified(message, claims, token.opened.kid, keys.version, received, release, index)
 
-    def _issuer(self, candidate: Candidate) -> Issuer:
-        """Return the configured issuer of a candidate."""
-        issuer = self.issuers.get(candidate.claims.iss)
+    def learn(self, candidate: Candidate, received: float) -> None:
+        """Remember what is the same for messages like one that was verified and permitted, by no release.
+
+        Args:
+            candidate: of the message.
+            received: UTC seconds at which it was received.
+        """
+        token = candidate.token
+        candidate.learnt = True
+        if token.proven is not None:
+            self.tokens.add(token, received - self.retention)
+            return
+        reader = reader_of(token.opened.payload, token.claims)
+        if reader is not None:
+            candidate.shape.learn(token.opened.kid, reader)
+
+    def _believe(
+        self, message: Message, token: Token, keys: KeySet, received: float, release: Release | None
+    ) -> None:
+        """Judge all of a token but what it binds: steps 6 to 10."""
+        claims, waived = token.claims, _NOTHING if release is None else release.waive
+        key = self.authenticate(message, token, keys, received)  # 6, 7
+        if claims.aud not in self._audiences:  # 8
+            raise Rejection(Reason.AUDIENCE_MISMATCH, "meant for another audience")
+        self._times.check_key(key, claims, message, waived)  # 9
+        self._times.check(claims, message, received, waived)
+        self._check_subject(message, claims, key)  # 10
+        if token.proven is not None and release is None and self._alike:
+            token.standing = Standing(keys, received, self._times.ends(claims, key))
+
+    def _issuer(self, claims: Claims) -> Issuer:
+        """Return the configured issuer of a token."""
+        issuer = self.issuers.get(claims.iss)
         if issuer is None:
             raise Rejection(Reason.ISSUER_UNTRUSTED, "no such issuer is configured")
         return issuer
 
-    def _key(self, message: Message, candidate: Candidate, keys: KeySet, received: float) -> Key:
-        """Return the token's key, if it is not revoked."""
-        key = keys.get(candidate.opened.kid)
-        if key is None:
-            raise Rejection(Reason.KEY_UNKNOWN, "the issuer has no such key")
-        if key.revocation is not None and is_revoked(key, self._times.evidence(message), received):
-            raise Rejection(Reason.KEY_REVOKED, "the key is revoked")
-        return key
-
-    def _check_subject(self, message: Message, candidate: Candidate, key: Key) -> None:
+    def _check_subject(self, message: Message, claims: Claims, key: Key) -> None:
         """Refuse a subject the key may not speak for, or that the broker's user contradicts."""
-        subject = candidate.claims.sub
-        if not self._issuer(candidate).speaks_for(key, subject):
+        if not self._issuer(claims).speaks_for(key, claims.sub):
             raise Rejection(Reason.SUBJECT_MISMATCH, "the key does not speak for this subject")
         user = message.properties.get("user-id")
         if self._user_id is None or user is None:
             return
         expected = user if self._user_id == "subject" else dict(self._user_id).get(user)
-        if expected != subject:
+        if expected != claims.sub:
             raise Rejection(Reason.SUBJECT_MISMATCH, "the broker's user is another subject")
 
     def _check_coverage(self, message: Message, claims: Claims) -> None:
@@ -299,34 +319,6 @@ class Verifier:
                 raise Rejection(Reason.COVERAGE_INSUFFICIENT, "a required header is absent or not covered")
         if self._reject_unsigned and set(envelope.application_headers(message)) - covered:
             raise Rejection(Reason.COVERAGE_INSUFFICIENT, "a header is not covered")
-
-
-def _split(message: Message) -> tuple[bytes, bytes | None]:
-    """Return the token of a message, and what stands behind it: step 1."""
-    if message.malformed is not None:
-        raise Rejection(Reason.MESSAGE_MALFORMED, message.malformed)
-    return batch.split(envelope.token_of(message))
-
-
-def _reopened(token: bytes, behind: bytes | None, known: KnownToken) -> Candidate:
-    """Return the candidate of one more message of a remembered token."""
-    return Candidate(known.opened, known.claims, batch.proof_of(behind, known.claims), token, known)
-
-
-def _signed(candidate: Candidate, key: Key) -> KnownToken | None:
-    """Check the signature, unless it is known to hold under this very key; return what is known of a batch token.
-
-    Raises:
-        Rejection: ``algorithm_forbidden`` or ``signature_invalid``.
-    """
-    known, tree = candidate.known, candidate.claims.mqa
-    if known is not None and known.key is key:
-        return known
-    jws.verify(candidate.opened, key)
-    if not isinstance(tree, Batch):
-        return None
-    proven = Proven(base64url.decode(tree.root.encode("ascii")), tree.size) if known is None else known.proven
-    return KnownToken(candidate.opened, candidate.claims, key, proven)
 
 
 def _issuers(keys: Mapping[str, KeySource | Issuer]) -> dict[str, Issuer]:

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mqauth"
 CORE = (
     ("errors", "_version"),
-    ("clock", "privatefile"),
+    ("clock", "memo", "privatefile"),
     ("destination",),
     ("message",),
     ("strictjson", "base64url"),
@@ -26,7 +26,7 @@ CORE = (
     ("batch", "batching", "knowntokens", "template"),
     ("jsonform", "lineage"),
     ("signer", "release", "times"),
-    ("verified", "releaser"),
+    ("verified", "releaser", "shape"),
     ("verifier",),
     ("policy", "claimrequest", "places", "forgetting", "audit", "misuse", "redaction", "linefile"),
     ("idtable",),
@@ -36,7 +36,6 @@ CORE = (
     ("auditfile",),
     ("flow",),
     ("judging",),
-    ("siblings", "kindred"),
     ("judge", "verdictrecord"),
     ("pipeline", "sinks", "flood"),
     ("delivery",),
@@ -52,7 +51,7 @@ FORBIDDEN_IN_CORE = frozenset(
     ("aio_pika", "aiormq", "kafka", "redis", "typer", "click", "rich", "starlette", "uvicorn", "opentelemetry",
      "httpx", "requests", "urllib3", "asyncio", "time", "random", "secrets", "uuid", "socket", "subprocess")
 )  # fmt: skip
-ALONE = {"jwt": ("jws",), "time": ("clock",), "tenacity": ("flow",), "inspect": ("flow",)}
+ALONE = {"jwt": ("jws",), "time": ("clock", "memo"), "tenacity": ("flow",), "inspect": ("flow",)}
 """What only these modules of the core may import."""
 KNOWN_ELSEWHERE = FORBIDDEN_IN_CORE | ALONE.keys()
 CLOCK_CALLS = frozenset(("now", "utcnow", "today"))

@@ -12,8 +12,7 @@ import pytest
 from mqauth import jws
 from mqauth.errors import Reason, Rejection
 from mqauth.keys import Key, KeySet, Revocation
-from mqauth.knowntokens import KnownToken, KnownTokens
-from mqauth.merkle import Proven
+from mqauth.knowntokens import Token, Tokens
 from mqauth.message import Message
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.attacks import honest_message
@@ -33,7 +32,10 @@ def batch_of(forge: Forge, size: int = 4, place: str = KAFKA, **bends: Any) -> F
 def judge(verifier: Verifier, message: Message, keys: KeySet, received: float) -> Reason | None:
     """Return why a message is rejected, ``None`` where it is accepted."""
     try:
-        verifier.verify(message, verifier.open(message), keys, received)
+        candidate = verifier.open(message)
+        verifier.verify(message, candidate, keys, received)
+        if not candidate.learnt:
+            verifier.learn(candidate, received)
     except Rejection as rejection:
         return rejection.reason
     return None
@@ -61,84 +63,88 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> Checks:
 # --- the memory itself ------------------------------------------------------------------------------------
 
 
-def known(forge: Forge, size: int, exp: int = 60) -> tuple[bytes, KnownToken]:
-    """Return a token of a batch and what is known of it; ``exp`` counts from the forge's clock."""
+def known(forge: Forge, size: int, exp: int = 60) -> Token:
+    """Return a token of a batch; ``exp`` counts from the forge's clock."""
     found = batch_of(forge, size, claims={"exp": int(forge.clock.now()) + exp})
-    candidate = forge.verifier().open(found.seal(0))
-    return found.jws.encode(), KnownToken(candidate.opened, candidate.claims, forge.key, Proven(bytes(32), size))
+    return forge.verifier().open(found.seal(0)).token
 
 
-def test_the_oldest_make_room_and_leaves_are_what_counts(forge: Forge) -> None:
-    """A capacity of 10 leaves holds two batches of 4 and 6, and for one of 3 more the first goes."""
-    tokens, now = KnownTokens(10), forge.clock.now()
+def room(*tokens: Token) -> Tokens:
+    """Return a memory in which just these tokens have room."""
+    return Tokens(sum(token.size for token in tokens))
+
+
+def test_the_oldest_make_room_and_bytes_are_what_counts(forge: Forge) -> None:
+    """Where two tokens have room, the first goes for a third one that is smaller than it."""
     first, second, third = known(forge, 4), known(forge, 6), known(forge, 3)
-    for token, found in (first, second):
-        tokens.add(token, found, now)
-    assert [tokens.get(token) for token, _ in (first, second)] == [first[1], second[1]]
-    tokens.add(*third, now)
-    assert [tokens.get(token) for token, _ in (first, second, third)] == [None, second[1], third[1]]
+    tokens, now = room(first, second), forge.clock.now()
+    for token in (first, second):
+        tokens.add(token, now)
+    assert [tokens.get(token.text) for token in (first, second)] == [first, second]
+    tokens.add(third, now)
+    assert [tokens.get(token.text) for token in (first, second, third)] == [None, second, third]
     assert len(tokens) == 2
 
 
 def test_a_batch_over_the_capacity_is_held_alone(forge: Forge) -> None:
     """The newest is always remembered, and nothing beside it."""
-    tokens, now = KnownTokens(5), forge.clock.now()
     small, large = known(forge, 2), known(forge, 8)
-    tokens.add(*small, now)
-    tokens.add(*large, now)
-    assert (len(tokens), tokens.get(large[0]), tokens.get(small[0])) == (1, large[1], None)
-    tokens.add(*small, now)
-    assert (len(tokens), tokens.get(small[0])) == (1, small[1])
+    tokens, now = room(small), forge.clock.now()
+    tokens.add(small, now)
+    tokens.add(large, now)
+    assert (len(tokens), tokens.get(large.text), tokens.get(small.text)) == (1, large, None)
+    tokens.add(small, now)
+    assert (len(tokens), tokens.get(small.text)) == (1, small)
 
 
 def test_one_that_is_added_again_counts_once(forge: Forge) -> None:
     """Under a new key object a token takes its old place in the count, and not a second one."""
-    tokens, now = KnownTokens(10), forge.clock.now()
     first, second = known(forge, 4), known(forge, 4)
+    tokens, now = room(first, second), forge.clock.now()
     for _ in range(5):
-        tokens.add(*first, now)
-    tokens.add(*second, now)
-    assert (tokens.get(first[0]), tokens.get(second[0])) == (first[1], second[1])
+        tokens.add(first, now)
+    tokens.add(second, now)
+    assert (tokens.get(first.text), tokens.get(second.text)) == (first, second)
 
 
 def test_what_ended_goes_with_the_next(forge: Forge) -> None:
     """A token is forgotten when one is added after its end; at its end it is still held."""
-    tokens, now = KnownTokens(), int(forge.clock.now())
+    tokens, now = Tokens(), int(forge.clock.now())
     short, long, new = known(forge, 1, exp=10), known(forge, 1, exp=60), known(forge, 1)
-    tokens.add(*short, now)
-    tokens.add(*long, now + 10)
+    tokens.add(short, now)
+    tokens.add(long, now + 10)
     assert len(tokens) == 2
-    tokens.add(*new, now + 11)
-    assert (tokens.get(short[0]), tokens.get(long[0])) == (None, long[1])
+    tokens.add(new, now + 11)
+    assert (tokens.get(short.text), tokens.get(long.text)) == (None, long)
 
 
 def test_what_ended_before_pushes_nothing_out(forge: Forge) -> None:
     """Old tokens that somebody kept have good signatures, and no place here."""
-    tokens, now = KnownTokens(10), int(forge.clock.now())
     good = known(forge, 8)
-    tokens.add(*good, now)
+    tokens, now = room(good), int(forge.clock.now())
+    tokens.add(good, now)
     for _ in range(3):
-        tokens.add(*known(forge, 8, exp=-1), now)
-    assert (len(tokens), tokens.get(good[0])) == (1, good[1])
+        tokens.add(known(forge, 8, exp=-1), now)
+    assert (len(tokens), tokens.get(good.text)) == (1, good)
 
 
 def test_threads_keep_the_count(forge: Forge) -> None:
-    """Adding from several threads at once, the leaves held stay within the capacity."""
-    tokens, now = KnownTokens(20), forge.clock.now()
+    """Adding from several threads at once, the bytes held stay within the capacity."""
     made = [known(forge, 1 + number % 5) for number in range(40)]
+    tokens, now = room(*made[:8]), forge.clock.now()
 
     def add(shift: int) -> None:
         for number in range(400):
-            tokens.add(*made[(number * 7 + shift) % 40], now)
+            tokens.add(made[(number * 7 + shift) % 40], now)
 
     threads = [threading.Thread(target=add, args=(shift,)) for shift in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    held = [found for token, found in made if tokens.get(token) is not None]
+    held = [token for token in made if tokens.get(token.text) is not None]
     assert len(held) == len(tokens)
-    assert 16 <= sum(found.proven.size for found in held) <= 20
+    assert tokens._held == sum(token.size for token in held) <= tokens._capacity
 
 
 # --- what gets in -----------------------------------------------------------------------------------------
@@ -175,13 +181,13 @@ def test_a_flood_of_forgeries_leaves_no_trace(forge: Forge, clock: FakeClock, ch
     before = checks.count
     assert [judge(verifier, good.seal(index), keys, clock.now()) for index in range(8)] == [None] * 8
     assert checks.count == before
-    assert len(verifier.known) == 1
+    assert len(verifier.tokens) == 1
 
 
 def test_a_flood_of_old_tokens_leaves_no_trace(forge: Forge, clock: FakeClock, checks: Checks) -> None:
     """Captured batches whose signatures hold are expired, and push no living one out."""
     verifier, keys, now, good = forge.verifier(), forge.keys, int(clock.now()), batch_of(forge, 8)
-    verifier.known = KnownTokens(16)
+    verifier.tokens = Tokens(verifier.open(good.seal(0)).token.size)
     assert judge(verifier, good.seal(0), keys, now) is None
     for number in range(20):
         old = batch_of(forge, 8, claims={"iat": now - 600 - number, "exp": now - 500})
@@ -204,11 +210,11 @@ def test_a_forged_sibling_is_not_the_good_token(forge: Forge, clock: FakeClock) 
 def test_memory_of_a_verifier_is_bounded(forge: Forge, clock: FakeClock) -> None:
     """Honest batches beyond the capacity push out the oldest, whose siblings are still accepted."""
     verifier = forge.verifier()
-    verifier.known = KnownTokens(16)
     batches = [batch_of(forge) for _ in range(8)]
+    verifier.tokens = room(*[verifier.open(found.seal(0)).token for found in batches[:4]])
     for found in batches:
         assert judge(verifier, found.seal(0), forge.keys, clock.now()) is None
-    assert len(verifier.known) == 4
+    assert len(verifier.tokens) == 4
     assert [judge(verifier, found.seal(1), forge.keys, clock.now()) for found in batches] == [None] * 8
 
 

@@ -29,6 +29,7 @@ from mqauth.testing import BatchForge, FakeClock, Forge
 from mqauth.testing.batchforge import PLACE, SIZE
 from mqauth.testing.forge import with_token
 from mqauth.verified import Verified
+from mqauth.verifier import Verifier
 
 CLOCK = FakeClock()
 FORGE = Forge(CLOCK)
@@ -91,15 +92,25 @@ SIGNERS = st.sampled_from([SIGNER, BATCH_SIGNER])
 """One that gives each message a token of its own, and one that seals it among siblings: the same must hold."""
 
 
-def opened(message: Message) -> Verified:
-    """Judge a message."""
-    return VERIFIER.verify(message, VERIFIER.open(message), FORGE.keys, CLOCK.now())
+def opened(message: Message, verifier: Verifier = VERIFIER) -> Verified:
+    """Judge a message, and learn from it where it is accepted."""
+    candidate = verifier.open(message)
+    found = verifier.verify(message, candidate, FORGE.keys, CLOCK.now())
+    verifier.learn(candidate, CLOCK.now())
+    return found
 
 
 def reason_of(message: Message) -> Reason | None:
-    """Return why a message is rejected, ``None`` where it is not."""
+    """Return why a message is rejected, ``None`` where it is not; with nothing remembered it is the same."""
+    said = [_reason(message, verifier) for verifier in (VERIFIER, FORGE.verifier())]
+    assert said[0] is said[1]
+    return said[0]
+
+
+def _reason(message: Message, verifier: Verifier) -> Reason | None:
+    """Return why a verifier rejects a message."""
     try:
-        opened(message)
+        opened(message, verifier)
     except Rejection as rejection:
         return rejection.reason
     return None

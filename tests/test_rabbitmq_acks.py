@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from integration.rabbitmq_acks import ACTS, Act, FakeChannel, carry_out, delivery
-from mqauth.brokers.rabbitmq_acks import MOST, SOON, Acks, Ledger
+from mqauth.brokers.rabbitmq_acks import MOST, SOON, Acks
+from mqauth.delivery.ledger import Ledger
 from mqauth.pipeline import Delivery
 
 orders = st.integers(1, 40).flatmap(

@@ -28,10 +28,10 @@ from mqauth.brokers.rabbitmq_channel import closing_is_an_error, is_untouched, t
 from mqauth.brokers.rabbitmq_delivery import Processor
 from mqauth.brokers.rabbitmq_hold import Held
 from mqauth.brokers.rabbitmq_incoming import Delivered
-from mqauth.brokers.rabbitmq_progress import again
 from mqauth.brokers.rabbitmq_translate import from_native, headers_out
-from mqauth.brokers.rabbitmq_window import STEADY, Window
 from mqauth.deadletter import DeadLetter
+from mqauth.delivery.prefetch import STEADY, Prefetch
+from mqauth.delivery.progress import again
 from mqauth.errors import Reason, RetryLater, Unavailable
 from mqauth.message import Message
 from mqauth.testing.clock import FakeClock
@@ -767,11 +767,11 @@ async def test_a_real_cancellation_stays_one() -> None:
 
 def test_window_falls_after_three_deaths_in_a_row() -> None:
     """The third death within a minute of its start narrows the window, once; calm opens it again."""
-    window = Window(10)
+    window = Prefetch(10)
     fell = []
     for _ in range(4):
         window.opened(0)
-        assert window.lost(STEADY - 1, ConnectionError())
+        assert window.lost(STEADY - 1)
         fell.append(window.narrow())
     assert (fell, window.now, window.deaths) == ([False, False, True, False], 1, 4)
     window.restore()
@@ -780,16 +780,16 @@ def test_window_falls_after_three_deaths_in_a_row() -> None:
 
 def test_window_steady_deaths_are_not_in_a_row() -> None:
     """A connection that lived a minute, one closed by ourselves, or a refused channel is no death in a row."""
-    window = Window(10)
+    window = Prefetch(10)
     for _ in range(5):
         window.opened(0)
-        window.lost(STEADY, ConnectionError())
+        window.lost(STEADY)
         window.opened(0)
-        window.lost(0, exceptions.ChannelNotFoundEntity())
+        window.lost(0, channel_alone=True)
     assert (window.narrow(), window.in_a_row, window.deaths) == (False, 1, 10)
     window.opened(0)
     window.closed()
-    assert window.lost(0, ConnectionError()) is False
+    assert window.lost(0) is False
 
 
 def test_a_delivery_is_aio_pikas_own() -> None:

@@ -13,8 +13,8 @@ from mqauth import AuditFile, Cause, ConfigurationError, Verdict, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_delivery import Processor
 from mqauth.brokers.rabbitmq_hold import CONSUMER_TIMEOUT, Held
-from mqauth.brokers.rabbitmq_room import MAX_BYTES, Room
 from mqauth.brokers.rabbitmq_slot import Slot
+from mqauth.delivery.room import MAX_BYTES, Room
 from mqauth.errors import Reason, RetryLater, Unavailable
 from mqauth.pipeline import Outcome
 from tests.test_rabbitmq_consumer import Delivery, Letters, Table, audit, queue
@@ -220,6 +220,25 @@ async def test_a_stop_gives_no_last_delivery_back(audit: AuditFile, caplog: pyte
     assert (consumer.health().at_limit, consumer.health().held) == (0, {})
     with caplog.at_level(logging.CRITICAL):
         await consumer.stop()
+    assert delivery.settled == []
+    assert "1 messages at their last delivery were not settled" in caplog.text
+
+
+class Away(BaseException):
+    """No ``Exception``."""
+
+
+async def test_guarded_says_critical_of_a_last_one(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
+    """Who cannot be stopped says at once what ``Consumer`` says at its stop."""
+    table = Table(audit)
+
+    async def handler(_: Verified) -> None:
+        raise Away
+
+    callback = rabbitmq.guarded(table.guard, handler, dead_letters=table.letters, queue="q")
+    delivery = last(table)
+    with caplog.at_level(logging.CRITICAL), pytest.raises(Away):
+        await callback(delivery)
     assert delivery.settled == []
     assert "1 messages at their last delivery were not settled" in caplog.text
 

@@ -15,9 +15,9 @@ from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_channel import closing_is_an_error, is_blocked, told
 from mqauth.brokers.rabbitmq_delivery import Processor
 from mqauth.brokers.rabbitmq_hold import Held
-from mqauth.brokers.rabbitmq_questions import Questions
 from mqauth.brokers.rabbitmq_roundtrip import PATIENCE, RoundTrip
-from mqauth.errors import Reason, RetryLater, Unavailable
+from mqauth.delivery.questions import Questions
+from mqauth.errors import Reason, RetryLater, StaleDelivery, Unavailable
 from mqauth.message import Message
 from tests.test_rabbitmq_consumer import PLACE, Delivery, Letters, Table, audit, queue
 
@@ -409,6 +409,47 @@ async def _judged(table: Table, delivery: Any) -> None:
     from mqauth.flow import arun
 
     await arun(table.guard.judge(delivery))
+
+
+async def _judged_again(table: Table) -> tuple[rabbitmq.Judged, Silent]:
+    """Judge what was handled before, on a channel that does not answer yet."""
+    honest, channel = table.honest(), Silent()
+    await table.process(Delivery(honest))
+    copy = Delivery(honest)
+    copy.channel = channel
+    judged = await rabbitmq.judge(table.guard, copy, queue="q")  # type: ignore[arg-type]
+    assert judged.outcome.reason is Reason.REPLAYED
+    return judged, channel
+
+
+async def test_what_was_judged_is_buried_after_a_round_trip(audit: AuditFile) -> None:
+    """Who settles by himself buries a replay once the broker has answered on its channel, and not before."""
+    judged, channel = await _judged_again(table := Table(audit))
+    burying = asyncio.create_task(judged.bury(table.letters))
+    await turns()
+    assert (len(channel.answers), audit.path.read_text(), table.letters.found) == (1, "", [])
+    channel.answers[0].set_result(None)
+    assert (await burying).verdict is Verdict.REJECTED
+    assert len(table.letters.found) == 1
+
+
+@pytest.mark.parametrize("when", ["before", "while asked"])
+async def test_what_was_judged_is_not_buried_once_its_channel_ended(audit: AuditFile, when: str) -> None:
+    """Neither where it is known, nor where the broker does not answer; nor is it judged."""
+    judged, channel = await _judged_again(table := Table(audit))
+    channel.is_closed = when == "before"
+    burying = asyncio.create_task(judged.bury(table.letters))
+    await turns()
+    for answer in channel.answers:
+        answer.set_exception(Exception)
+    with pytest.raises(StaleDelivery):
+        await burying
+    assert (table.letters.found, audit.path.read_text()) == ([], "")
+    channel.is_closed = True
+    late = Delivery(table.honest())
+    late.channel = channel
+    with pytest.raises(StaleDelivery):
+        await rabbitmq.judge(table.guard, late, queue="q")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("error", [Exception(), RuntimeError("closed"), exceptions.AMQPConnectionError("gone")])

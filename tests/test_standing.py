@@ -20,7 +20,10 @@ LATER = 100
 def reason(verifier: Verifier, message: Message, keys: KeySet, received: float) -> Reason | None:
     """Return why a message is refused, ``None`` where it is not."""
     try:
-        verifier.verify(message, verifier.open(message), keys, received)
+        candidate = verifier.open(message)
+        verifier.verify(message, candidate, keys, received)
+        if not candidate.learnt:
+            verifier.learn(candidate, received)
     except Rejection as rejection:
         return rejection.reason
     return None

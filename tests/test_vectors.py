@@ -109,9 +109,10 @@ def test_both_files_describe_one_consumer() -> None:
     assert (BATCH["consumer"], BATCH["received"]) == (TOKENS["consumer"], TOKENS["received"])
 
 
-def test_no_verdict_depends_on_the_vectors_before_it() -> None:
-    """All batch vectors through one consumer, and again in reverse: no rejection becomes another one."""
-    for order in (BATCH["vectors"], BATCH["vectors"][::-1]):
+@pytest.mark.parametrize("vectors", [TOKENS["vectors"], BATCH["vectors"]], ids=["tokens", "batch"])
+def test_no_verdict_depends_on_the_vectors_before_it(vectors: Any) -> None:
+    """All vectors of a file through one consumer, and again in reverse: no verdict becomes another one."""
+    for order in (vectors, vectors[::-1]):
         pipeline = guard()
         for vector in order:
             outcome = judge(pipeline, vector["message"])

@@ -91,7 +91,10 @@ class Subject:
 
         def work() -> None:
             for message in self._signed:
-                verifier.verify(message, verifier.open(message), keys, now)
+                candidate = verifier.open(message)
+                verifier.verify(message, candidate, keys, now)
+                if not candidate.learnt:
+                    verifier.learn(candidate, now)
 
         return _timed(work, self._count)
 

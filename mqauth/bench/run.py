@@ -23,7 +23,7 @@ from mqauth.bench.lanes import BrokerFound, Effort
 from mqauth.bench.rounds import Progress, Rounds, rates
 from mqauth.bench.workload import Workload
 from mqauth.errors import ConfigurationError
-from mqauth.knowntokens import CAPACITY
+from mqauth.knowntokens import CAPACITY, LEAF
 
 TOLD: Final = ("bare", "message", "batch", "handwritten")
 """Contenders whose rates stand in the short form; the others' ratios do."""
@@ -174,7 +174,7 @@ def kept_bytes(count: int) -> dict[str, float]:
     if not count:
         return {}
     single = Subject(Cell(kind="EdDSA"), count).kept_bytes(warm_up=1)
-    batch = Subject(Cell(kind=BATCH_NAME), 4 * count).kept_bytes(warm_up=-(-CAPACITY // (4 * count)))
+    batch = Subject(Cell(kind=BATCH_NAME), 4 * count).kept_bytes(warm_up=-(-CAPACITY // (LEAF * 4 * count)))
     kept = {"message": single, "batch": batch, "handwritten": _kept_by(Handwritten(), count)}
     return {name: round(found, 1) for name, found in kept.items()}
 

@@ -22,11 +22,12 @@ from mqauth.brokers.rabbitmq_hold import CONSUMER_TIMEOUT
 from mqauth.brokers.rabbitmq_incoming import as_incoming
 from mqauth.brokers.rabbitmq_producer import Producer, UnroutableError
 from mqauth.brokers.rabbitmq_replies import as_responder
+from mqauth.brokers.rabbitmq_slot import NO_LIMIT, Slot
 from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT, declare_dead_letters, declare_source
 from mqauth.brokers.rabbitmq_translate import from_native
-from mqauth.brokers.rabbitmq_window import Health
 from mqauth.brokers.rabbitmq_wire import to_message
 from mqauth.deadletter import DeadLetterSink
+from mqauth.delivery.facts import QueueHealth as Health
 from mqauth.errors import ConfigurationError
 from mqauth.flow import arun
 from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline
@@ -129,7 +130,13 @@ class Judged:
         return await arun(self.guard.release(self.delivery))
 
     async def bury(self, dead_letters: DeadLetterSink) -> Outcome:
-        """Audit and dead-letter a rejected message; ack it unless the outcome is deferred."""
+        """Audit and dead-letter a rejected message; ack it unless the outcome is deferred.
+
+        What another moment would decide otherwise waits for a round trip on its channel, as with ``Consumer``.
+
+        Raises:
+            StaleDelivery: its channel ended or did not answer, so that it comes again; nothing was recorded.
+        """
         return await arun(self.guard.bury(self.delivery, dead_letters))
 
 
@@ -144,7 +151,13 @@ async def judge(
             make a message in each case; settle ``delivery.message.native`` then.
         queue: where it was taken from.
         scope: on whose behalf; by default the queue.
+
+    Raises:
+        StaleDelivery: its channel ended: the broker delivers it again.
     """
-    delivery = guard.receive(from_native(as_incoming(incoming), queue=queue, scope=scope))
+    incoming = as_incoming(incoming)
+    delivery = guard.receive(from_native(incoming, queue=queue, scope=scope))
+    delivery.fence = Slot(incoming, None, guard.clock.monotonic(), NO_LIMIT).fence
+    delivery.fence(delivery)
     outcome = await arun(guard.judge(delivery))
     return Judged(outcome=outcome, delivery=delivery, guard=guard)

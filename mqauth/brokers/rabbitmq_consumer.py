@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 
 import tenacity
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue, AbstractRobustChannel
+from aio_pika.exceptions import AMQPChannelError
 from aiormq.abc import AbstractChannel
 
 from mqauth.brokers.rabbitmq_acks import Acks
@@ -31,16 +32,17 @@ from mqauth.brokers.rabbitmq_channel import (
     ready,
     share_connection,
 )
-from mqauth.brokers.rabbitmq_delivery import Begun, Processor
+from mqauth.brokers.rabbitmq_delivery import LEFT, Begun, Processor
 from mqauth.brokers.rabbitmq_hold import CONSUMER_TIMEOUT, DEFAULT_HOLD, Held, Sleep
 from mqauth.brokers.rabbitmq_incoming import subscribed
 from mqauth.brokers.rabbitmq_producer import Producer
 from mqauth.brokers.rabbitmq_replies import as_responder
-from mqauth.brokers.rabbitmq_room import MAX_HELD, PER_PLACE, Room
-from mqauth.brokers.rabbitmq_tasks import Tasks
+from mqauth.brokers.rabbitmq_tasks import Signals, Tasks
 from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT
-from mqauth.brokers.rabbitmq_window import RESTORE_AFTER, Health, Signals, Window
 from mqauth.deadletter import DeadLetterSink
+from mqauth.delivery.facts import QueueHealth
+from mqauth.delivery.prefetch import RESTORE_AFTER, Prefetch
+from mqauth.delivery.room import MAX_HELD, PER_PLACE, Room
 from mqauth.errors import ConfigurationError
 from mqauth.pipeline import Handler, Pipeline, Verdict
 from mqauth.signer import Signer
@@ -111,7 +113,7 @@ class Consumer:
         self._guard = guard
         self._clock = guard.clock
         self._unsubscribe: Callable[[], None] | None = None
-        self._window = Window(prefetch)
+        self._window = Prefetch(prefetch)
         self._coalesce = coalesce_acks
         self._acks: Acks | None = None
         self._underlay: AbstractChannel | None = None
@@ -201,12 +203,7 @@ class Consumer:
             await self._acks.finish()
         self._queue.channel.close_callbacks.discard(self._on_close)
         if left := self._processor.left:
-            _LOG.critical(
-                "%s: %d messages at their last delivery were not settled; when the connection closes the broker"
-                " puts them away without record and letter, where the queue has a dead-letter exchange there",
-                self._queue.name,
-                left,
-            )
+            _LOG.critical(LEFT, self._queue.name, left)
 
     async def __aenter__(self) -> Self:
         """Start consuming in the background."""
@@ -233,11 +230,11 @@ class Consumer:
         if self._failure is not None and error is None:
             raise self._failure
 
-    def health(self) -> Health:
+    def health(self) -> QueueHealth:
         """Return how the consumer is doing now."""
         held = sorted(self._processor.held, key=lambda item: item.since)
         longest = self._stalled or (held[0] if held else None)
-        return Health(
+        return QueueHealth(
             consuming=self._tag is not None and not self._room.is_full(self._tag, self._window.now),
             in_flight=len(self._tasks) + self._on_the_spot,
             deferred=len(held),
@@ -387,7 +384,9 @@ class Consumer:
         self._interrupted.set()
         if self._acks is not None:
             self._acks.close()
-        if self._stopping.is_set() or not self._window.lost(self._clock.monotonic(), error):
+        if self._stopping.is_set() or not self._window.lost(
+            self._clock.monotonic(), channel_alone=isinstance(error, AMQPChannelError)
+        ):
             return
         _LOG.warning("%s: channel or connection lost (%s)", self._queue.name, type(error).__name__)
         if self._window.narrow():

@@ -13,18 +13,22 @@ from mqauth.brokers.rabbitmq_acks import Acks
 from mqauth.brokers.rabbitmq_channel import is_stale, was_cancelled
 from mqauth.brokers.rabbitmq_hold import CONSUMER_TIMEOUT, DEFAULT_HOLD, Held, Holder, Sleep
 from mqauth.brokers.rabbitmq_leases import Leases, Timer, call_later
-from mqauth.brokers.rabbitmq_progress import Progress, again
-from mqauth.brokers.rabbitmq_room import Room
 from mqauth.brokers.rabbitmq_slot import Slot
 from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.rabbitmq_translate import from_native
 from mqauth.deadletter import DeadLetterSink
+from mqauth.delivery.progress import Progress, again
+from mqauth.delivery.room import Room
 from mqauth.errors import Cause, Reason, Rejection, StaleDelivery
 from mqauth.flow import Waiting, arun, begin, resume
 from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
 from mqauth.verified import Responder, Verified, decoded, equip
 
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
+LEFT: Final = (
+    "%s: %d messages at their last delivery were not settled; when the connection closes the broker puts them away"
+    " without record and letter, where the queue has a dead-letter exchange there"
+)
 _DEFERRED: Final = Verdict.DEFERRED  # Python 3.11 takes its time to look a member up
 
 
@@ -107,7 +111,7 @@ class Processor:
             changed=changed,
         )
         self._leases = Leases(guard, timer=timer)
-        self._progress = Progress(guard)
+        self._progress = Progress(guard, is_stale)
         self.unsettled = 0
         self.left = 0
 
@@ -152,7 +156,7 @@ class Processor:
             return None
         begun = begun or self._begun(incoming, acks)
         slot, delivery = begun.slot, begun.delivery
-        self._progress.begin(incoming, delivery)
+        self._progress.begin(delivery)
         self._leases.add(delivery, slot.received)
         try:
             return await self._to_its_end(begun)
@@ -298,7 +302,9 @@ class Processor:
         if not slot.is_last:
             return await slot.give_back(f"requeue on {self._queue}")
         self.left += 1
-        _LOG.warning("a message of %s is at its last delivery, and is not given back", self._queue)
+        # who can be stopped says so once more then, of all together
+        level = logging.CRITICAL if self._before_requeue is None else logging.WARNING
+        _LOG.log(level, LEFT, self._queue, 1)
 
 
 def _is_at(delivery: Delivery, step: Step) -> bool:

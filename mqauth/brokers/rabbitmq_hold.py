@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import tenacity
 
-from mqauth.brokers.rabbitmq_room import Room
 from mqauth.brokers.rabbitmq_slot import Slot
 from mqauth.clock import Clock
+from mqauth.delivery.room import Room
 from mqauth.errors import Cause
 from mqauth.judging.delivery import Delivery, Outcome, Step, Verdict
 

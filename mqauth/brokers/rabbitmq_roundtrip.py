@@ -8,7 +8,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error, is_blocked
-from mqauth.brokers.rabbitmq_questions import Questions
+from mqauth.delivery.questions import Questions
 
 PATIENCE: Final = 10
 """Parts of the time an answer may take; a loop that stood still uses up one of them, however long it stood."""

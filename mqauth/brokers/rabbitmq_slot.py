@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from typing import Final
 
 from aio_pika.abc import AbstractIncomingMessage
 
 from mqauth.brokers.rabbitmq_acks import Acks
 from mqauth.brokers.rabbitmq_channel import is_stale, told
-from mqauth.brokers.rabbitmq_questions import OF_THE_MOMENT
 from mqauth.brokers.rabbitmq_roundtrip import round_trip
 from mqauth.brokers.rabbitmq_translate import failures_of
+from mqauth.delivery.questions import OF_THE_MOMENT
 from mqauth.errors import Rejection, StaleDelivery
 from mqauth.judging.delivery import Delivery, Step
+
+NO_LIMIT: Final = -1
+"""Stands for the delivery limit of a queue that has none."""
 
 
 class Slot:

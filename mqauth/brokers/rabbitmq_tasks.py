@@ -1,8 +1,9 @@
-"""The tasks of deliveries under way, and their end when a consumer stops."""
+"""The tasks of deliveries under way, their end when a consumer stops, and signals that ask for it."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Coroutine
 from contextvars import Context
 from typing import Any
@@ -52,3 +53,19 @@ class Tasks:
             finally:
                 for wait in waits:
                     wait.cancel()
+
+
+class Signals:
+    """Sets an event at SIGTERM and SIGINT while it is entered, where it is enabled."""
+
+    def __init__(self, event: asyncio.Event, *, enabled: bool) -> None:
+        self._event = event
+        self._numbers = (signal.SIGTERM, signal.SIGINT) if enabled else ()
+
+    def __enter__(self) -> None:
+        for number in self._numbers:
+            asyncio.get_running_loop().add_signal_handler(number, self._event.set)
+
+    def __exit__(self, *_: object) -> None:
+        for number in self._numbers:
+            asyncio.get_running_loop().remove_signal_handler(number)

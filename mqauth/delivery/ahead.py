@@ -88,9 +88,7 @@ class Ahead:
         self._verdicts.name_owners(deliveries)
         for delivery in deliveries:
             try:
-                wish = self._verdicts.alike(delivery)
-                if wish is None and delivery.step is _JUDGE:
-                    wish = run(self._verdicts.wish(delivery))
+                wish = run(self._verdicts.wish(delivery))
             except Unavailable:
                 break
             if wish is not None and wish.place is not None:  # without one it could not be claimed again

@@ -90,3 +90,38 @@ class Health:
     def detail(self) -> str | None:
         """One line for people."""
         return self.stalls[0].detail if self.stalls else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueHealth:
+    """How a consumer of a queue is.
+
+    Args:
+        consuming: whether the broker sends it messages now; not while everything it may hold is held.
+        in_flight: deliveries being processed or held.
+        deferred: how many of them are held.
+        stalled_since: UTC seconds since which something is deferred, ``None`` where nothing is.
+        cause: why the longest held delivery is deferred.
+        detail: one line for people; also where nothing is deferred, and an error ended the consumer or the broker
+            has blocked its connection.
+        connection_deaths: how often channel or connection was lost.
+        prefetch: the window now; 1 after three deaths in a row, and where an outage of audit or dead letters has
+            lasted longer than a delivery may be held.
+        unsettled: acks that could not be sent; the broker delivered again.
+        party: the issuer or release authority whose keys the longest held delivery waits for.
+        held: how many are deferred for each cause, and whose.
+        at_limit: how many of them are at their last delivery, and stay unacked for as long as the process lives.
+    """
+
+    consuming: bool
+    in_flight: int
+    deferred: int
+    stalled_since: float | None
+    cause: Cause | None
+    detail: str | None
+    connection_deaths: int
+    prefetch: int
+    unsettled: int
+    party: str | None
+    held: Mapping[str, int]
+    at_limit: int

@@ -190,8 +190,14 @@ class ConsumerService:
     async def _consume(self, process: Process) -> None:
         settings = self._deployment.settings
         connection = await aio_pika.connect_robust(url(settings), timeout=CONNECT_TIMEOUT)
+        async with connection:
+            letters_connection = await aio_pika.connect_robust(url(settings), timeout=CONNECT_TIMEOUT)
+            async with letters_connection:
+                await self._consume_from(process, connection, letters_connection)
+
+    async def _consume_from(self, process: Process, connection: Any, letters_connection: Any) -> None:
+        settings = self._deployment.settings
         channel = await connection.channel()
-        letters_connection = await aio_pika.connect_robust(url(settings), timeout=CONNECT_TIMEOUT)
         letters = DeadLetters(await letters_connection.channel(), DEAD)
         queue = await (declare_source(channel, SOURCE) if settings.declares else channel.get_queue(SOURCE))
         replies = self._deployment.forge.signer(clock=process.clock)
@@ -201,8 +207,6 @@ class ConsumerService:
             replies=replies,
         )  # fmt: skip
         await self._run_until_asked(process)
-        await connection.close()
-        await letters_connection.close()
 
     async def _run_until_asked(self, process: Process) -> None:
         """Run the consumer, and stop it in the way that the settings say."""

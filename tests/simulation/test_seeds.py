@@ -13,8 +13,6 @@ FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
 SEEDS = 200
 SHARD = 10
-KNOWN_TO_FAIL: dict[int, str] = {}
-"""Seeds that find a fault which is not mended yet, and which."""
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

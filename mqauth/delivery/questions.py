@@ -2,7 +2,7 @@
 
 A broker may have ended a channel before we hear of it, and given its deliveries to somebody else. What is judged
 of them then is judged at another moment. AMQP answers in order: a channel that answers a question lived when it
-answered, so what was delivered on it was nobody else's when the question was asked. Pure: no client, no clock.
+answered, so what was delivered on it was nobody else's when the question was asked.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """How many deferred deliveries a consumer holds, by whose fault, and whether there is room beside them.
 
-RabbitMQ cannot pass over a message: one that waits takes a place of the prefetch window. It counts unacked
-deliveries by consumer, though (``basic.qos`` with ``global`` false; tried on 4.0.5), so that one who consumes
-anew on the same channel has a window of its own, and what the former one holds takes no place in it. Pure: no
-client, no clock.
+A queue cannot pass over a message: one that waits takes a place of the prefetch window. RabbitMQ counts unacked
+deliveries by consumer, though (``basic.qos`` with ``global`` false; tried on 4.0.5), so that one who consumes anew
+on the same channel has a window of its own, and what the former one holds takes no place in it.
 """
 
 from __future__ import annotations

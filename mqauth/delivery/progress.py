@@ -1,6 +1,6 @@
-"""How far deliveries have come that RabbitMQ will deliver again, or has: known by their content.
+"""How far deliveries have come that a queue will deliver again, or has: known by their content.
 
-RabbitMQ knows no offsets: a delivery given back, or whose connection was lost, comes again as another one,
+A queue knows no offsets: a delivery given back, or whose connection was lost, comes again as another one,
 flagged ``redelivered``. What is known of the earlier one is used, so that a message neither expires in our
 hands, be it held or in its handler, nor runs its handler twice.
 """
@@ -8,11 +8,9 @@ hands, be it held or in its handler, nor runs its handler twice.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
-from aio_pika.abc import AbstractIncomingMessage
-
-from mqauth.brokers.rabbitmq_channel import is_stale
 from mqauth.deadletter import letter_id
 from mqauth.message import Message
 from mqauth.pipeline import Delivery, Pipeline, Step
@@ -25,12 +23,14 @@ class Progress:
 
     Args:
         guard: the pipeline they are of.
+        ended: tells of a client's delivery whether it is not ours any more, since its channel ended.
     """
 
-    def __init__(self, guard: Pipeline) -> None:
+    def __init__(self, guard: Pipeline, ended: Callable[[Any], bool]) -> None:
         self._guard = guard
+        self._ended = ended
         self._kept: OrderedDict[str, list[Delivery]] = OrderedDict()
-        self._in_flight: dict[int, tuple[AbstractIncomingMessage, Delivery]] = {}
+        self._in_flight: dict[int, Delivery] = {}
         self._keys: dict[int, str] = {}
 
     def receive(self, message: Message) -> Delivery:
@@ -45,9 +45,9 @@ class Progress:
             return self._guard.receive(message)
         return Delivery(message=message, received=lost.received, deferred=True)
 
-    def begin(self, incoming: AbstractIncomingMessage, delivery: Delivery) -> None:
+    def begin(self, delivery: Delivery) -> None:
         """Note that a delivery is in flight."""
-        self._in_flight[id(delivery)] = (incoming, delivery)
+        self._in_flight[id(delivery)] = delivery
 
     def end(self, delivery: Delivery) -> None:
         """Note that it is no longer."""
@@ -72,8 +72,8 @@ class Progress:
 
     def _lost(self, key: str) -> Delivery | None:
         """Return the delivery of this content that outlived its connection and is still being handled."""
-        for number, (incoming, delivery) in self._in_flight.items():
-            if not is_stale(incoming):
+        for number, delivery in self._in_flight.items():
+            if not self._ended(delivery.message.native):
                 continue
             if number not in self._keys:
                 self._keys[number] = self._key(delivery.message)

@@ -1,0 +1,114 @@
+"""What follows from the names of a message alone: where its token is, and how what a token covers is encoded.
+
+The names are anybody's, and are remembered within a bound of bytes; of the values nothing is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from mqauth import envelope
+from mqauth.destination import is_kafka
+from mqauth.envelope import Cover
+from mqauth.errors import Reason, Rejection
+from mqauth.form import Form, form_of
+from mqauth.memo import Memo
+from mqauth.message import Message
+from mqauth.release import is_release
+from mqauth.template import Reader
+
+_CAPACITY: Final = 16 * 1024 * 1024
+_EACH: Final = 1024
+_NAME: Final = 192
+_CHARACTER: Final = 4
+"""Bytes that an entry takes, beside them those of each name and of each character: measured, and rounded up."""
+
+
+class Shape:
+    """What messages of one form have in common.
+
+    Args:
+        form: of the messages.
+        charge: told the bytes of what is about to be kept here; returns whether it may be.
+
+    Attributes:
+        released: one of the names is a release, in whatever spelling.
+    """
+
+    __slots__ = ("_charge", "_covers", "_fault", "_names", "_on_kafka", "_place", "_readers", "released")
+
+    def __init__(self, form: Form, charge: Callable[[int], bool]) -> None:
+        self._charge = charge
+        self._names = form[1]
+        self._covers: dict[tuple[str, ...], Cover] = {}
+        self._readers: dict[tuple[str, int], Reader] = {}
+        self._on_kafka = is_kafka(form[0])
+        self._place = 0
+        self._fault: tuple[Reason, str] | None = None
+        self.released = any(map(is_release, form[1]))
+        try:
+            self._place = envelope.place_of_token(form[1])
+        except Rejection as rejection:
+            self._fault = rejection.reason, rejection.detail
+
+    def token(self, message: Message) -> bytes:
+        """Return the one token of a message of this form: step 1.
+
+        Raises:
+            Rejection: ``token_missing``, ``token_repeated``, ``token_oversize`` or ``token_malformed``.
+        """
+        if self._fault is not None:
+            raise Rejection(*self._fault)
+        return envelope.token_of_value(message.headers[self._place][1], on_kafka=self._on_kafka)
+
+    def cover(self, message: Message, names: tuple[str, ...]) -> Cover:
+        """Return how messages of this form are held against a token that covers these names.
+
+        Args:
+            message: one of them.
+            names: the covered headers.
+        """
+        cover = self._covers.get(names)
+        if cover is None:
+            cover = Cover(message, names)
+            if self._charge(_size((*self._names, *names))):
+                self._covers[names] = cover
+        return cover
+
+    def reader(self, kid: str, length: int) -> Reader | None:
+        """Return what reads payloads of a length under a key, where one was accepted with this form."""
+        return self._readers.get((kid, length))
+
+    def learn(self, kid: str, reader: Reader) -> None:
+        """Remember what reads payloads like one that was accepted; the next of its key and length replaces it."""
+        if (kid, reader.length) in self._readers or self._charge(_EACH + reader.size):
+            self._readers[kid, reader.length] = reader
+
+
+class Shapes:
+    """Shapes by form.
+
+    Args:
+        capacity: bytes that all of them may take, with what is kept in them.
+    """
+
+    def __init__(self, capacity: int = _CAPACITY) -> None:
+        self._memo: Memo[Form, Shape] = Memo(capacity)
+
+    def __len__(self) -> int:
+        return len(self._memo)
+
+    def of(self, message: Message) -> Shape:
+        """Return the shape of a message."""
+        form = form_of(message)
+        shape = self._memo.get(form)
+        if shape is None:
+            shape = Shape(form, self._memo.charge)
+            self._memo.put(form, shape, _size((form[0], *form[1], *form[2])))
+        return shape
+
+
+def _size(names: Iterable[str]) -> int:
+    """Return the bytes that an entry with these names takes at most."""
+    return _EACH + sum(_NAME + _CHARACTER * len(name) for name in names)
