@@ -18,7 +18,6 @@ from mqauth.errors import StaleDelivery
 from mqauth.message import Message
 from mqauth.pipeline import Delivery
 
-
 Fence = Callable[[Delivery], None]
 
 
