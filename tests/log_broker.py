@@ -26,9 +26,10 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
     from kafka.errors import CommitFailedError, KafkaTimeoutError
 
     from mqauth.brokers import kafka, kafka_repair
+    from mqauth.brokers.kafka_confirm import Confirmed
     from mqauth.brokers.kafka_translate import dead_letter_headers
 
-__all__ = ["MemoryLogStage", "kafka", "kafka_repair"]
+__all__ = ["Confirmed", "MemoryLogStage", "kafka", "kafka_repair"]
 SESSION = 0.3
 PARTITIONS = 4
 MOST = 50

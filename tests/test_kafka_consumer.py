@@ -573,6 +573,33 @@ def test_a_rebalance_waits_for_the_handler(bench: Bench) -> None:
     assert seen == [([b"0"], {ZERO: 1})]
 
 
+def test_a_rebalance_inside_a_poll_waits(bench: Bench) -> None:
+    """A rebalance that becomes due while the client polls is not begun there, as long as a handler runs."""
+    coordinator, seen = Coordinator(), list[bool]()
+    coordinator.rejoining = False
+    bench.client._coordinator = coordinator  # type: ignore[attr-defined]
+    polled = threading.Event()
+
+    def polling() -> None:
+        coordinator.rejoin_needed = True
+        seen.append(coordinator.need_rejoin())
+        coordinator.rejoin_needed = bool(bench.handled)
+        polled.set()
+
+    def handler(verified: Verified) -> None:
+        assert polled.wait(30)
+        bench.handled.append(verified)
+        bench.consumer.stop()
+
+    bench.handler = handler
+    bench.client.events = [lambda: None, polling]
+    bench.add(b"0")
+    bench.run(rounds=10**9, workers=1)
+    assert seen == [False]
+    coordinator.rejoin_needed = True
+    assert coordinator.need_rejoin()
+
+
 def test_log_went_back(bench: Bench) -> None:
     """A topic made anew under the same name is read from its start, not skipped as known."""
     bench.add(b"0", b"1")

@@ -8,7 +8,7 @@ receipt.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,6 +17,8 @@ from mqauth.delivery.facts import Place, Stall
 from mqauth.errors import StaleDelivery
 from mqauth.message import Message
 from mqauth.pipeline import Delivery
+
+Fence = Callable[[Delivery], None]
 
 
 class Receipt(NamedTuple):
@@ -47,6 +49,7 @@ class Part:
         unsent: why its letters are not committed yet.
         attempt: how often in a row it was put off.
         due: monotonic seconds at which it may be tried again.
+        fence: ``refuse_stale``.
     """
 
     place: Place
@@ -65,6 +68,10 @@ class Part:
     unsent: Stall | None = None
     attempt: int = 0
     due: float = 0.0
+    fence: Fence = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.fence = self.refuse_stale  # bound once, not once a delivery
 
     @property
     def ours(self) -> bool:
@@ -93,13 +100,14 @@ class Part:
         if not self.waiting:
             self.next, self.beyond = self.settled, None
         self.last = offset_of(message)
-        received = self._received_at(self.last, now)
-        self.waiting.append(Delivery(message=message, received=received, fence=self.refuse_stale))
+        received = self._received_at(self.last, now) if self.receipts else now
+        self.waiting.append(Delivery(message=message, received=received, fence=self.fence))
 
     def settle(self) -> None:
         """Note that the first record that waits is settled, and that the world is back."""
         self.next = offset_of(self.waiting.popleft().message) + 1
-        self.recovered()
+        if self.attempt:
+            self.recovered()
 
     def put_back(self) -> None:
         """Keep the first record that waits, and let those behind it be read again."""
