@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from integration import pace
 from integration.services import UnavailableError, prepare_all, prometheus
 from integration.services.compose import RUN_VARIABLE
 from integration.services.machine import CommandError, cache_folder, docker_answers, run, say
@@ -93,6 +94,7 @@ def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: S
     Tests on real services mostly wait, so that sessions side by side take little longer than one of them.
     """
     os.environ[RUN_VARIABLE] = run_id = secrets.token_hex(6)
+    os.environ[pace.BESIDE_OTHERS] = "1"
     total, groups = _Counts(), [*units, *integration]
     if integration:
         try:

@@ -43,11 +43,9 @@ def test_marked():
 CONFTEST = """
 from integration import pace
 
-pace.LIMIT = 0.25
-
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes long")
-    config.pluginmanager.register(pace.Pace())
+    config.pluginmanager.register(pace.Pace(limit=0.25))
 """
 
 
