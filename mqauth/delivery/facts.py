@@ -101,7 +101,8 @@ class QueueHealth:
         in_flight: deliveries being processed or held.
         deferred: how many of them are held.
         stalled_since: UTC seconds since which something is deferred, ``None`` where nothing is.
-        cause: why the longest held delivery is deferred.
+        cause: why the longest held delivery is deferred; ``broker_unavailable`` where none is, and for a minute
+            nothing could be consumed or the broker has blocked the connection.
         detail: one line for people; also where nothing is deferred, and an error ended the consumer or the broker
             has blocked its connection.
         connection_deaths: how often channel or connection was lost.
