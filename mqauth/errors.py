@@ -84,6 +84,8 @@ class Cause(StrEnum):
     AUDIT_UNAVAILABLE = "audit_unavailable"
     DEAD_LETTER_UNAVAILABLE = "dead_letter_unavailable"
     HANDLER_DEFERRED = "handler_deferred"
+    BROKER_UNAVAILABLE = "broker_unavailable"
+    """Of a consumer's ``health()`` only: it does not consume although nothing is deferred."""
 
 
 class MqauthError(Exception):

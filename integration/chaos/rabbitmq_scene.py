@@ -157,9 +157,9 @@ class Scene:
         """Return a verifier that judges times by the broker's stamp."""
         return self.forge.verifier(**(APPEND | settings))
 
-    def store(self, url: str, **settings: Any) -> AsyncRedisReplayStore:
+    def store(self, url: str, timeout: float = 1, **settings: Any) -> AsyncRedisReplayStore:
         """Return a store on a real Redis, of this row's own."""
-        store = AsyncRedisReplayStore.from_url(url, timeout=1, namespace=self.name, **settings)
+        store = AsyncRedisReplayStore.from_url(url, timeout=timeout, namespace=self.name, **settings)
         self._stores.append(store)
         return store
 

@@ -89,6 +89,7 @@ async def test_restarts_put_nothing_away(row: Scene) -> None:
     assert [letter.reason for letter in letters] == ["handler_failed"] * 2
 
 
+@pytest.mark.slow
 async def test_the_last_delivery_is_buried(row: Scene) -> None:
     """A message that is put off to the end of its last delivery is dead-lettered with its record, by us."""
     await limited(row, 2)

@@ -19,8 +19,8 @@ _OUT_OF_REACH: Final = (RetriableError, ProducerFatalError, Unavailable)
 def responder(producer: Producer) -> Responder:
     """Return what ``Verified.reply`` calls: it sends a signed answer to the topic in reply-to.
 
-    The handler is put off while the broker or the signing key cannot be reached. What is wrong with the answer or
-    its topic fails the handler.
+    While broker or signing key cannot be reached the handler is put off. An error of the answer or its topic fails
+    the handler.
 
     Args:
         producer: sends.

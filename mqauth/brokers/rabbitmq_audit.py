@@ -12,7 +12,8 @@ from pamqp import commands
 from mqauth import strictjson
 from mqauth.audit import AuditRecord
 from mqauth.brokers import rabbitmq_topology
-from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error, ready
+from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error
+from mqauth.brokers.rabbitmq_reopening import ready
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 
 CONTENT_TYPE = "application/json"

@@ -10,14 +10,12 @@ from types import FunctionType
 from typing import Any, Final
 
 from aio_pika import exceptions
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractRobustChannel
+from aio_pika.abc import AbstractIncomingMessage
 
 from mqauth.errors import MqauthError
 
 LOST: Final = (exceptions.AMQPError, exceptions.ChannelInvalidStateError, OSError)
 """What aio-pika raises where a channel or connection is gone, or the broker says no."""
-_PATIENCE: Final = 1.0
-_POLL: Final = 0.02
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
 
 
@@ -97,34 +95,6 @@ async def told(act: Callable[[], Awaitable[None]], what: str) -> bool:
         _LOG.warning("%s failed, the broker will deliver again: %s", what, type(error).__name__)
         return False
     return True
-
-
-async def ready(channel: AbstractChannel) -> None:
-    """Wait until a robust channel is open, again if need be; a plain one never reopens.
-
-    ``ready()`` of aio-pika returns at once while a channel the broker has just closed is not yet reopened, and
-    never for one that its owner closed.
-
-    Raises:
-        ClosedByOwnerError: channel or connection was closed by its owner.
-    """
-    while isinstance(channel, AbstractRobustChannel) and not await _is_open(channel):  # noqa: ASYNC110
-        await asyncio.sleep(_POLL)
-
-
-async def _is_open(channel: AbstractRobustChannel) -> bool:
-    """Tell whether a robust channel is open, after waiting a little for it."""
-    closed = asyncio.ensure_future(channel.closed())
-    connection = getattr(channel, "_connection", None)
-    if closed.done() or getattr(connection, "is_closed", False):
-        raise ClosedByOwnerError("the channel was closed by its owner")
-    closed.cancel()
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            await channel.ready()
-    except TimeoutError:
-        return False
-    return not channel.is_closed
 
 
 def is_untouched(native: object, method: str) -> bool:

@@ -22,6 +22,7 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractQueue, AbstractRobustC
 from aio_pika.exceptions import AMQPChannelError
 from aiormq.abc import AbstractChannel
 
+from mqauth.brokers.rabbitmq_absence import Absence
 from mqauth.brokers.rabbitmq_acks import Acks
 from mqauth.brokers.rabbitmq_channel import (
     LOST,
@@ -29,13 +30,13 @@ from mqauth.brokers.rabbitmq_channel import (
     closing_is_an_error,
     is_blocked,
     is_stale,
-    ready,
     share_connection,
 )
 from mqauth.brokers.rabbitmq_delivery import LEFT, Begun, Processor
 from mqauth.brokers.rabbitmq_hold import CONSUMER_TIMEOUT, DEFAULT_HOLD, Held, Sleep
 from mqauth.brokers.rabbitmq_incoming import subscribed
 from mqauth.brokers.rabbitmq_producer import Producer
+from mqauth.brokers.rabbitmq_reopening import ready
 from mqauth.brokers.rabbitmq_replies import as_responder
 from mqauth.brokers.rabbitmq_tasks import Signals, Tasks
 from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT
@@ -43,7 +44,7 @@ from mqauth.deadletter import DeadLetterSink
 from mqauth.delivery.facts import QueueHealth
 from mqauth.delivery.prefetch import RESTORE_AFTER, Prefetch
 from mqauth.delivery.room import MAX_HELD, PER_PLACE, Room
-from mqauth.errors import ConfigurationError
+from mqauth.errors import Cause, ConfigurationError
 from mqauth.pipeline import Handler, Pipeline, Verdict
 from mqauth.signer import Signer
 
@@ -119,6 +120,7 @@ class Consumer:
         self._underlay: AbstractChannel | None = None
         self._grace = grace
         self._sleep = sleep
+        self._absence = Absence(queue.name, guard.clock)
         beside = min(PER_PLACE * prefetch, MAX_HELD) if max_held is None else max_held
         self._room = Room(beside, issuers=guard.verifier.issuers)
         self._said_full = False
@@ -142,7 +144,6 @@ class Consumer:
         self._tasks = Tasks()
         self._on_the_spot = 0
         self._supervisor: asyncio.Task[None] | None = None
-        self._starting = False
         self._started = asyncio.Event()
         self._interrupted = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -190,7 +191,7 @@ class Consumer:
             self._unsubscribe()
         if self._supervisor is not None:
             self._interrupted.set()
-            if self._starting:
+            if self._absence.lasts:
                 # aiormq closes a channel whose call is cancelled, and with it the acks of what runs
                 await asyncio.wait((self._supervisor,), timeout=_STARTED_WITHIN)
             self._supervisor.cancel()
@@ -234,13 +235,14 @@ class Consumer:
         """Return how the consumer is doing now."""
         held = sorted(self._processor.held, key=lambda item: item.since)
         longest = self._stalled or (held[0] if held else None)
+        cause, since, detail = self._unwell() if longest is None else longest.why
         return QueueHealth(
             consuming=self._tag is not None and not self._room.is_full(self._tag, self._window.now),
             in_flight=len(self._tasks) + self._on_the_spot,
             deferred=len(held),
-            stalled_since=None if longest is None else longest.since,
-            cause=None if longest is None else longest.outcome.cause,
-            detail=self._unwell() if longest is None else longest.outcome.detail,
+            stalled_since=since,
+            cause=cause,
+            detail=detail,
             connection_deaths=self._window.deaths,
             prefetch=self._window.now,
             unsettled=self._processor.unsettled,
@@ -249,14 +251,15 @@ class Consumer:
             at_limit=sum(item.slot.is_last for item in held),
         )
 
-    def _unwell(self) -> str | None:
-        """Say what is wrong where nothing is deferred: what ended the consumer, or a blocked connection."""
+    def _unwell(self) -> tuple[Cause | None, float | None, str | None]:
+        """Return what is wrong where nothing is deferred: what ended the consumer, or that the broker is away."""
         if self._failure is not None:
-            return f"the consumer ended: {type(self._failure).__name__}"
+            return None, None, f"the consumer ended: {type(self._failure).__name__}"
         channel = self._underlay
         if channel is None or channel.is_closed or not is_blocked(channel):
-            return None
-        return "the broker has blocked this connection, by an alarm: no ack is sent, no question answered"
+            return self._absence.long() or (None, None, None)
+        blocked = "the broker has blocked this connection, by an alarm: no ack is sent, no question answered"
+        return Cause.BROKER_UNAVAILABLE, None, blocked
 
     async def _on_message(self, incoming: AbstractIncomingMessage) -> None:
         """Process a delivery on the spot or in a task of ours; aio-pika's own dies with the connection."""
@@ -321,9 +324,9 @@ class Consumer:
         """Keep consuming: start, wait for trouble, see it through, start again."""
         try:
             while not self._stopping.is_set():
-                self._starting = True
+                self._absence.begin()
                 await self._start()
-                self._starting = False
+                self._absence.end()
                 self._started.set()
                 if self._stalled is None:
                     await self._trouble()
@@ -343,7 +346,7 @@ class Consumer:
             wait=tenacity.wait_random_exponential(multiplier=_PROBE_WAIT, max=_PROBE_WAIT_MAX),
             stop=tenacity.stop_never,
             retry=tenacity.retry_if_exception(_passes),
-            before_sleep=lambda _: _LOG.warning("cannot consume %s now, trying again", self._queue.name),
+            before_sleep=self._absence.failed,
         )
         await retrying(self._consume)
 

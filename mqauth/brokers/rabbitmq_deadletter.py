@@ -11,7 +11,8 @@ from aio_pika.abc import AbstractChannel, AbstractQueue
 from pamqp import commands
 
 from mqauth.brokers import rabbitmq_topology
-from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error, ready
+from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error
+from mqauth.brokers.rabbitmq_reopening import ready
 from mqauth.brokers.rabbitmq_translate import carries, to_native
 from mqauth.brokers.rabbitmq_wire import MAX_HEADER_FRAME, frame_size
 from mqauth.deadletter import PREFIX, DeadLetter

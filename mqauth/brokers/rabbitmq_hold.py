@@ -60,6 +60,11 @@ class Held:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
+    def why(self) -> tuple[Cause | None, float, str | None]:
+        """Its cause, since when (UTC seconds), and one line for people."""
+        return self.outcome.cause, self.since, self.outcome.detail
+
+    @property
     def needs_ours(self) -> bool:
         """Whether trying it is the only way to find out that its cause is over, and needs it to be ours.
 

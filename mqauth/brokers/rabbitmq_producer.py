@@ -21,6 +21,7 @@ from pamqp import commands
 from mqauth.batching import DEFAULT_LINGER
 from mqauth.brokers.rabbitmq_channel import ClosedByOwnerError, closing_is_an_error
 from mqauth.brokers.rabbitmq_outlet import Outlet, Outlets
+from mqauth.brokers.rabbitmq_reopening import reopen
 from mqauth.brokers.rabbitmq_sealing import Pace, Sealing
 from mqauth.brokers.rabbitmq_wire import to_message
 from mqauth.errors import MalformedMessage, MqauthError
@@ -87,7 +88,8 @@ class Producer:
         self._serialize = value_serializer
         self._under_way = 0
         self._closed: asyncio.Future[None] | None = None
-        if not getattr(getattr(exchange, "channel", None), "publisher_confirms", True):
+        self._channel = getattr(exchange, "channel", None)
+        if not getattr(self._channel, "publisher_confirms", True):
             _LOG.warning("a producer's channel has no publisher confirms: lost messages go unnoticed")
 
     async def publish(
@@ -208,6 +210,7 @@ class Producer:
         way, taken, routing_key, mandatory, immediate = publishing
         ready = way.ready(taken, sealed)
         try:
+            await reopen(self._channel)
             with closing_is_an_error():
                 result = await way.send(ready, routing_key, mandatory=mandatory, immediate=immediate)
         except exceptions.PublishError:

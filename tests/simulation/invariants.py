@@ -171,7 +171,8 @@ def _excused(scenario: Scenario, first: Handling, second: Handling) -> bool:
     died = world.ledger.deaths.get(first.process)
     if died is not None and died <= second.begun and not any(when <= died for when in acked):
         return True
-    for begun, ended in world.everyone[first.process].pauses:
+    pauses = world.everyone[first.process].pauses + world.everyone[second.process].pauses
+    for begun, ended in pauses:
         if ended - begun >= settings.lease / 3 and begun <= second.begun and ended >= first.begun:
             return True
     return False
