@@ -76,6 +76,7 @@ class Judge:
         """
         wish = yield from self.wish(delivery)
         if wish is not None:
+            delivery.claim = wish  # from now on the store may hold it, whatever becomes of its answer
             status = at_once(_STORE, self._replay.claim, wish)
             if type(status) is not ClaimStatus:
                 status = yield from answered(_STORE, status)
@@ -128,6 +129,7 @@ class Judge:
         if status is _FRESH:
             delivery.claim, delivery.step = wish, _HANDLE
             return
+        delivery.claim = None
         try:
             _conclude(delivery, self._claimed(delivery, wish, status))
         except Rejection as rejection:

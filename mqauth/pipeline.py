@@ -186,13 +186,13 @@ class Pipeline:
         Raises:
             ConfigurationError: it was never judged.
         """
-        if not delivery.deferred:
+        if not delivery.deferred and delivery.claim is None:
             _refuse_unjudged(delivery)
         try:
-            if delivery.claim is not None and delivery.step is Step.HANDLE:
+            if delivery.step is _HANDLE or delivery.step is _JUDGE:
                 for claim in _claims_of(delivery):
                     yield from asked(_STORE, self.replay.release, claim)
-                delivery.step = Step.JUDGE
+                delivery.claim, delivery.release_claim, delivery.step = None, None, _JUDGE
         except Unavailable as error:
             return delivery.defer(error)
         return delivery.defer(Unavailable(Cause.HANDLER_DEFERRED, "given back unhandled"))

@@ -282,6 +282,26 @@ async def test_a_redelivery_waits_for_the_confirm_of_what_was_handled_here(
     assert (len(table.handled), len(tried)) == (1, failures + 1)
 
 
+@pytest.mark.parametrize("probed", [False, True])
+async def test_a_claim_whose_answer_was_lost_is_released(audit: AuditFile, *, probed: bool) -> None:
+    """A delivery given back, or probed with, leaves no claim behind that its neighbour would wait for."""
+    table = Table(audit, hold=1)
+    store: Any = table.guard.replay
+    claim = store.claim
+
+    def lost(request: Any) -> Any:
+        claim(request)
+        raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "no answer")
+
+    store.claim = lost
+    if probed:
+        assert not await table.processor.probe(table.guard.receive(table.honest()))
+    else:
+        outcome = await table.process(Delivery(table.honest()))
+        assert outcome.cause is Cause.REPLAY_STORE_UNAVAILABLE
+    assert len(store) == 0
+
+
 class Away(BaseException):
     """No ``Exception``."""
 

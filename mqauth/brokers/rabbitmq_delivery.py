@@ -200,8 +200,7 @@ class Processor:
                 return True  # it got as far as what was given back may get
         trial = again(delivery.message, delivery)
         outcome = await arun(self._guard.judge(trial))
-        if trial.step is not Step.JUDGE:
-            await arun(self._guard.release(trial))
+        await self._release(trial)
         delivery.owner = trial.owner
         return outcome.verdict is not Verdict.DEFERRED
 
@@ -291,11 +290,15 @@ class Processor:
 
     async def _let_go(self, slot: Slot, delivery: Delivery) -> None:
         """Give a delivery back unhandled: its claim released, its progress kept, requeued once."""
-        if delivery.step is not Step.JUDGE:
-            await arun(self._guard.release(delivery))
+        await self._release(delivery)
         self._progress.keep(delivery)
         if delivery.step is not Step.SETTLE:  # acked, perhaps: twice would close the channel
             await self._give_back(slot)
+
+    async def _release(self, delivery: Delivery) -> None:
+        """Release a delivery's claim, be it one that the store may have taken although its answer was lost."""
+        if delivery.step is not Step.JUDGE or delivery.claim is not None:
+            await arun(self._guard.release(delivery))
 
     async def _give_back(self, slot: Slot) -> None:
         """Requeue a delivery, unless it is its last: that would put it away without record and letter."""
