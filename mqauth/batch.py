@@ -14,12 +14,14 @@ from typing import Final, NamedTuple
 
 from mqauth import base64url, envelope
 from mqauth.claims import MAX_BATCH, Batch, Claims
-from mqauth.errors import Reason, Rejection
+from mqauth.envelope import Cover
+from mqauth.errors import MalformedMessage, Reason, Rejection
 from mqauth.merkle import HASH_BYTES, Proven, leaf_hash, leaf_hasher, path_length
 from mqauth.message import Message
 
 _DOMAIN: Final = b"mqauth-leaf-1"
-_SEPARATOR: Final = b"~"
+SEPARATOR: Final = b"~"
+"""What stands between the token of a batch and the proof of one message."""
 _SHORT: Final = 3
 _SHORTS: Final = 4 * _SHORT
 _DIFFERS: Final = (
@@ -84,22 +86,9 @@ def leaf_with(message: Message, headers: bytes) -> Leaf:
     )
 
 
-def hash_with(message: Message, headers: bytes) -> bytes:
-    """Return the hash of ``leaf_with``, without its parts: a body is hashed where it lies."""
-    key, body, hasher = message.key, message.body, _hasher(message.destination).copy()
-    hasher.update(b"kn" if key is None else _part(b"k", key))
-    if body is None:
-        hasher.update(b"bn")
-    else:
-        hasher.update(b"bv" + len(body).to_bytes(8, "big"))
-        hasher.update(body)
-    hasher.update(b"hv" + len(headers).to_bytes(8, "big") + headers)
-    return hasher.digest()
-
-
 def split(token: bytes) -> tuple[bytes, bytes | None]:
     """Return the JWS of a token header, and what follows it; ``None`` where it stands alone."""
-    jws, tilde, proof = token.partition(_SEPARATOR)
+    jws, tilde, proof = token.partition(SEPARATOR)
     return (jws, proof) if tilde else (token, None)
 
 
@@ -138,7 +127,7 @@ def proof_text(index: int, shorts: bytes, path: bytes) -> str:
     return f"~{index}.{base64url.encode(shorts + path).decode('ascii')}"
 
 
-def check(message: Message, proof: Proof, proven: Proven, cover: envelope.Cover) -> None:
+def check(message: Message, proof: Proof, proven: Proven, cover: Cover) -> None:
     """Hold a verified root against one message; step 11 of the verdict.
 
     Args:
@@ -151,8 +140,20 @@ def check(message: Message, proof: Proof, proven: Proven, cover: envelope.Cover)
         Rejection: ``destination_mismatch``, ``record_key_mismatch``, ``body_mismatch``,
             ``headers_mismatch`` or ``proof_invalid``.
     """
-    headers = cover.headers(message)
-    if not proven.proves(hash_with(message, headers), proof.place, proof.path):
+    try:
+        headers = cover(message)
+    except MalformedMessage as error:
+        raise Rejection(Reason.HEADERS_MISMATCH, str(error)) from error
+    key, body, hasher = message.key, message.body, _hasher(message.destination).copy()
+    before = b"kn" if key is None else _part(b"k", key)
+    if body is None:
+        hasher.update(before + b"bn")
+    else:
+        # not joined with the rest: a body may be large, and is hashed where it lies
+        hasher.update(before + b"bv" + len(body).to_bytes(8, "big"))
+        hasher.update(body)
+    hasher.update(b"hv" + len(headers).to_bytes(8, "big") + headers)
+    if not proven.proves(hasher.digest(), proof.place, proof.path):
         raise _difference(leaf_with(message, headers).shorts, proof.shorts)
 
 

@@ -41,20 +41,17 @@ class _Token(Node):
         return NOWHERE if self.places is None else self.places[self._rank(index)]
 
     def finish(self, index: int, place: Packed) -> None:
-        """Make an id done that is not."""
-        if self.places is not None or place != NOWHERE:
-            self._insert(self._rank(index), place)
-        self.done |= 1 << index
-
-    def _insert(self, rank: int, place: Packed) -> None:
-        """Put a place among the others; one that needs more than eight bytes turns them all into objects."""
-        if self.places is None:
+        """Make an id done that is not; a place of more than eight bytes turns all of them into objects."""
+        if self.places is None and place != NOWHERE:
             self.places = array("Q", bytes(8 * self.done.bit_count()))
-        try:
-            self.places.insert(rank, place)  # type: ignore[arg-type]
-        except (OverflowError, TypeError):
-            self.places = list(self.places)
-            self.places.insert(rank, place)
+        if self.places is not None:
+            rank = self._rank(index)
+            try:
+                self.places.insert(rank, place)  # type: ignore[arg-type]
+            except (OverflowError, TypeError):
+                self.places = list(self.places)
+                self.places.insert(rank, place)
+        self.done |= 1 << index
 
     def _rank(self, index: int) -> int:
         """Return how many done ids stand before an index."""

@@ -30,13 +30,10 @@ class Randomness(Protocol):
 class SystemClock:
     """The machine's own clock."""
 
-    def now(self) -> float:
-        """Return UTC seconds since the epoch, as the machine has it."""
-        return time.time()
-
-    def monotonic(self) -> float:
-        """Return the machine's monotonic seconds."""
-        return time.monotonic()
+    now = staticmethod(time.time)
+    """Return UTC seconds since the epoch, as the machine has it."""
+    monotonic = staticmethod(time.monotonic)
+    """Return the machine's monotonic seconds."""
 
 
 SYSTEM_CLOCK: Clock = SystemClock()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Final
+from typing import Final, NoReturn, TypeAlias
 
 from mqauth import base64url
 from mqauth.claims import Binding
@@ -29,6 +29,10 @@ _TRANSPORT: Final = _BROKER_WRITTEN | {
 _BROKER_PREFIXES: Final = ("x-first-death-", "x-last-death-", "x-stream-", "x-opt-")
 _TRANSPORT_PREFIXES: Final = (*_BROKER_PREFIXES, "mqauth-")
 _PROPERTIES: Final = frozenset(PROTECTED_PROPERTIES)
+
+
+Cover: TypeAlias = Callable[[Message], bytes]
+"""Makes the bytes that are bound of a message's properties and covered headers."""
 
 
 def is_transport(name: str) -> bool:
@@ -143,36 +147,22 @@ def token_of_value(value: HeaderValue, *, on_kafka: bool) -> bytes:
     raise Rejection(Reason.TOKEN_MALFORMED, "the token header has another type")
 
 
-class Cover:
-    """How properties and covered headers are encoded, of messages that have the same names.
+def cover(first: Message, names: tuple[str, ...]) -> Cover:
+    """Return how properties and covered headers are encoded, of messages that have the same names.
 
     Args:
         first: one of them.
         names: the covered headers.
+
+    Returns:
+        What makes ``headers_input`` of such a message; it raises ``MalformedMessage`` where two names differ in
+        case only, or a value has no form on the wire.
     """
-
-    __slots__ = ("_encode", "_twins")
-
-    def __init__(self, first: Message, names: tuple[str, ...]) -> None:
-        self._twins: str | None = None
-        try:
-            refuse_case_twins(first, names)
-        except MalformedMessage as error:
-            self._twins = str(error)
-        self._encode = headers_inputs(first, names)
-
-    def headers(self, message: Message) -> bytes:
-        """Return ``headers_input`` of a message with these names.
-
-        Raises:
-            Rejection: ``headers_mismatch``, two names differ in case only or a value has no form on the wire.
-        """
-        if self._twins is not None:
-            raise Rejection(Reason.HEADERS_MISMATCH, self._twins)
-        try:
-            return self._encode(message)
-        except MalformedMessage as error:
-            raise Rejection(Reason.HEADERS_MISMATCH, str(error)) from error
+    try:
+        refuse_case_twins(first, names)
+    except MalformedMessage as error:
+        return partial(_refused, str(error))
+    return headers_inputs(first, names)
 
 
 def check(message: Message, binding: Binding, cover: Cover) -> None:
@@ -193,7 +183,11 @@ def check(message: Message, binding: Binding, cover: Cover) -> None:
         raise Rejection(Reason.RECORD_KEY_MISMATCH, "signed with another record key")
     if binding.bod != (None if message.body is None else base64url.digest(message.body)):
         raise Rejection(Reason.BODY_MISMATCH, "signed with another body")
-    if binding.hds != base64url.digest(cover.headers(message)):
+    try:
+        headers = cover(message)
+    except MalformedMessage as error:
+        raise Rejection(Reason.HEADERS_MISMATCH, str(error)) from error
+    if binding.hds != base64url.digest(headers):
         raise Rejection(Reason.HEADERS_MISMATCH, "signed with other properties or headers")
 
 
@@ -274,6 +268,11 @@ def _filled(
             add_value(parts, value)
     parts.append(tail)
     return b"".join(parts)
+
+
+def _refused(why: str, _message: Message) -> NoReturn:
+    """Encode no message of a form that is wrong."""
+    raise MalformedMessage(why)
 
 
 def _repeated_input(message: Message, names: Iterable[str]) -> bytes:

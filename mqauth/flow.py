@@ -133,10 +133,10 @@ def answered(cause: Cause, result: Any) -> Flow[Any]:
     Raises:
         Unavailable: with ``cause``, whatever awaiting it raised but ``OUR_FAULT``.
     """
-    return (yield from guarded(cause, _answer(result)))
+    return (yield from guarded(cause, settling(result)))
 
 
-def _answer(result: Any) -> Flow[Any]:
+def settling(result: Any) -> Flow[Any]:
     """Return a result, awaited by the runner where it is awaitable."""
     return (yield Call(_itself, (result,))) if is_awaitable(result) else result
 
@@ -170,9 +170,14 @@ def run(flow: Flow[R]) -> R:
             return cast(R, stop.value)
         result, error = None, None
         try:
-            result = make(wish)
+            result = wish.function(*wish.arguments)
+            if result is not None:
+                result = _settled(result)
         except Exception as raised:
-            error = raised
+            try:
+                result = _again(wish, raised)
+            except Exception as last:
+                error = last
 
 
 async def arun(flow: Flow[R], result: Any = None, error: Exception | None = None) -> R:
@@ -277,30 +282,6 @@ def refuse_async(**plugins: object) -> None:
             raise ConfigurationError(f"{name} is asynchronous, and this consumer is not")
 
 
-def make(wish: Call) -> Any:
-    """Make a call without an event loop, for a runner of its own; the retry is entered only on failure.
-
-    Raises:
-        ConfigurationError: a plug-in is asynchronous.
-    """
-    try:
-        return _settled(wish.function(*wish.arguments))
-    except Exception as error:
-        return _again(wish, error)
-
-
-def tried(function: Callable[[Any], Any], argument: Any, attempts: Attempts) -> Any:
-    """Make a call that may be tried again, without an event loop and without a flow.
-
-    Raises:
-        ConfigurationError: it is asynchronous.
-    """
-    try:
-        return _settled(function(argument))
-    except Exception as error:
-        return _again(Call(function, (argument,), attempts), error)
-
-
 def _again(wish: Call, error: Exception) -> Any:
     """Make the attempts left after a first failure, which is raised where none is."""
     retrying = _retrying(wish, error)
@@ -349,7 +330,7 @@ def _plain(wish: Call) -> Any:
 
 def _settled(result: Any) -> Any:
     """Return a result, and refuse a coroutine nobody would await."""
-    if result is not None and is_awaitable(result):
+    if is_awaitable(result):
         if inspect.iscoroutine(result):
             result.close()
         raise ColourError("an asynchronous plug-in or handler was given to a synchronous consumer")

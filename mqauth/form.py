@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Final, TypeAlias
 
 from mqauth.message import NO_PROPERTIES, Message
 
 Form: TypeAlias = tuple[str, tuple[str, ...], tuple[str, ...]]
 """Destination, names of headers, names of properties."""
+_NAME: Final = itemgetter(0)
 _NONE: Final[tuple[str, ...]] = ()
 
 
 def form_of(message: Message) -> Form:
     """Return the form of a message."""
-    names = tuple([name for name, _ in message.headers])
+    names = tuple(map(_NAME, message.headers))
     return message.destination, names, _NONE if message.properties is NO_PROPERTIES else tuple(message.properties)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Final, Literal, TypeVar, cast
+from types import GeneratorType
+from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
 
 from mqauth.clock import Clock, Randomness
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.flow import OUR_FAULT, ColourError, Flow, answered, asked, at_once, either, guarded
 from mqauth.judging.delivery import Delivery, Step, Verdict
 from mqauth.keys import KeySet, KeySource
-from mqauth.knowntokens import Token
 from mqauth.message import Message
 from mqauth.policy import Decision, Policy
 from mqauth.release import Release, open_release
@@ -20,6 +20,7 @@ from mqauth.replay import ClaimRequest, ClaimStatus, ReplayStore, batch_id, clai
 from mqauth.verifier import Candidate, Verifier
 
 R = TypeVar("R")
+Wish: TypeAlias = ClaimRequest | None
 _OWNER_BYTES: Final = 12
 _HELD_SECONDS: Final = 3600
 _STORE: Final = Cause.REPLAY_STORE_UNAVAILABLE
@@ -27,7 +28,7 @@ _KEYS: Final = Cause.KEYS_UNAVAILABLE
 _POLICY: Final = Cause.POLICY_UNAVAILABLE
 _FRESH: Final = ClaimStatus.FRESH
 _ALLOW: Final = Decision.ALLOW
-_HANDLE: Final = Step.HANDLE  # Python 3.11 takes its time to look a member up
+_JUDGE, _HANDLE = Step.JUDGE, Step.HANDLE  # Python 3.11 takes its time to look a member up
 
 
 class Judge:
@@ -74,51 +75,69 @@ class Judge:
         Raises:
             Unavailable: it cannot be reached now.
         """
-        wish = yield from self.wish(delivery)
-        if wish is not None:
+        wish = self.wish(delivery)
+        if type(wish) is GeneratorType:
+            wish = yield from wish
+        if type(wish) is ClaimRequest:
             delivery.claim = wish  # from now on the store may hold it, whatever becomes of its answer
             status = at_once(_STORE, self._replay.claim, wish)
             if type(status) is not ClaimStatus:
                 status = yield from answered(_STORE, status)
             self.answer(delivery, wish, status)
-        elif delivery.step is Step.JUDGE:
+        elif delivery.step is _JUDGE:
             yield from self._judge_released(delivery)
 
-    def wish(self, delivery: Delivery) -> Flow[ClaimRequest | None]:
+    def wish(self, delivery: Delivery) -> Wish | Flow[Wish]:
         """Take steps 1 to 12, for who makes many claims together and brings what they found to ``answer``.
 
         Returns:
             The wish; ``None`` where there is a verdict, and for a released message, which is judged in its turn.
+            Where something is to be awaited, a flow that returns it.
 
         Raises:
             Unavailable: the verdict cannot be reached now.
         """
-        verifier, message, received = self._verifier, delivery.message, delivery.received
         try:
-            delivery.candidate = candidate = verifier.open(message)  # 1 to 4
+            delivery.candidate = candidate = self._verifier.open(delivery.message)  # 1 to 4
             if candidate.shape.released:
                 return None
-            token = candidate.token
-            keys = _at_hand(verifier.source(candidate))  # 5
-            if type(keys) is not KeySet or keys.get(token.opened.kid) is None:
-                keys = yield from self._keys(delivery, candidate, keys)
-            delivery.key_set = keys.version
-            delivery.verified = found = verifier.verify(message, candidate, keys, received)  # 6 to 11
-            decision = at_once(_POLICY, self._policy.decide, found)  # 12
-            if decision is not _ALLOW:
-                _permit((yield from answered(_POLICY, decision)))
-        except Rejection as rejection:
-            delivery.reject(rejection, Step.RECORD)
-            return None
-        except OUR_FAULT:
-            raise
+            keys = _at_hand(self._verifier.source(candidate))  # 5
+            if type(keys) is KeySet and candidate.token.opened.kid in keys.by_kid:
+                return self._permitted(delivery, candidate, keys)
+            return self._keyed(delivery, candidate, keys)
         except Exception as error:
-            delivery.reject(_broken(error), Step.RECORD)
+            _refuse(delivery, error)
             return None
-        if not candidate.learnt:
-            with suppress(Exception):  # what is learnt saves time, and must cost no consumer
-                verifier.learn(candidate, received)
-        return self._wish(delivery, token, candidate.index)
+
+    def _keyed(self, delivery: Delivery, candidate: Candidate, at_hand: Any) -> Flow[Wish]:
+        """Wait for the keys of a token, and take steps 6 to 12."""
+        try:
+            keys = yield from self._keys(delivery, candidate, at_hand)
+            wish = self._permitted(delivery, candidate, keys)
+            return (yield from wish) if type(wish) is GeneratorType else cast(Wish, wish)
+        except Exception as error:
+            _refuse(delivery, error)
+            return None
+
+    def _permitted(self, delivery: Delivery, candidate: Candidate, keys: KeySet) -> Wish | Flow[Wish]:
+        """Take steps 6 to 12."""
+        delivery.key_set = keys.version
+        delivery.verified = found = self._verifier.verify(  # 6 to 11
+            delivery.message, candidate, keys, delivery.received
+        )
+        decision = at_once(_POLICY, self._policy.decide, found)  # 12
+        if decision is _ALLOW:
+            return self._wish(delivery, candidate)
+        return self._decided(delivery, candidate, decision)
+
+    def _decided(self, delivery: Delivery, candidate: Candidate, decision: Any) -> Flow[Wish]:
+        """Wait for a policy's decision."""
+        try:
+            _permit((yield from answered(_POLICY, decision)))
+            return self._wish(delivery, candidate)
+        except Exception as error:
+            _refuse(delivery, error)
+            return None
 
     def answer(self, delivery: Delivery, wish: ClaimRequest, status: ClaimStatus) -> None:
         """Reach the verdict that follows from a claim: step 13.
@@ -159,7 +178,7 @@ class Judge:
         delivery.verified = verified
         if Reason.PRODUCER_FORBIDDEN not in release.waive:
             _permit((yield from asked(_POLICY, self._policy.decide, verified)))
-        wish = self._wish(delivery, candidate.token, candidate.index)
+        wish = self._wish(delivery, candidate)
         return (yield from self._claim_release(delivery, wish, release))
 
     def _released(self, delivery: Delivery) -> Flow[Release]:
@@ -199,14 +218,23 @@ class Judge:
             if delivery.owner is None:
                 delivery.owner = drawn[at * length : (at + 1) * length]
 
-    def _wish(self, delivery: Delivery, token: Token, index: int | None) -> ClaimRequest:
-        """Return the claim a delivery wishes for; its owner is one for ever."""
-        origin = delivery.message.origin
+    def _wish(self, delivery: Delivery, candidate: Candidate) -> ClaimRequest:
+        """Return the claim of a message that was verified and permitted; its owner is one for ever.
+
+        It is kept past every copy that may be accepted, those deferred beside it too, and past its lease.
+        """
+        if not candidate.learnt and delivery.release is None:
+            with suppress(Exception):  # what is learnt saves time, and must cost no consumer
+                self._verifier.learn(candidate, delivery.received)
+        origin, token, proof = delivery.message.origin, candidate.token, candidate.proof
         if delivery.owner is None:
             delivery.owner = self._randomness(_OWNER_BYTES).hex()
         claims, found = token.claims, token.id
         if not found:
             found = token.id = claim_id(claims.iss, claims.sub, claims.jti)
+        index = None if proof is None else proof.place
+        held = self._clock.now() + (_HELD_SECONDS if delivery.deferred else self._lease)
+        kept = float(claims.exp + self._retention)
         return ClaimRequest(
             self._scope or origin.scope or self.scope_of(delivery.message),
             found if index is None else batch_id(found, index),
@@ -214,7 +242,7 @@ class Judge:
             origin.coordinates,
             origin.redelivered,
             self._lease,
-            self._forgotten_at(delivery, claims.exp),
+            kept if kept > held else held,
             False,
             index,
         )
@@ -259,11 +287,16 @@ class Judge:
             raise Unavailable(_STORE, "the store's answer is no claim status")
         return status
 
-    def _forgotten_at(self, delivery: Delivery, exp: int) -> float:
-        """Return until when a claim is kept: past every copy, those deferred beside it too, and its lease."""
-        held = self._clock.now() + (_HELD_SECONDS if delivery.deferred else self._lease)
-        kept = float(exp + self._retention)
-        return kept if kept > held else held
+
+def _refuse(delivery: Delivery, error: Exception) -> None:
+    """Reject what a step refused, or what broke it.
+
+    Raises:
+        Unavailable: the world was in the way, as ``error`` says.
+    """
+    if isinstance(error, OUR_FAULT):
+        raise error
+    delivery.reject(error if isinstance(error, Rejection) else _broken(error), Step.RECORD)
 
 
 def _conclude(delivery: Delivery, status: ClaimStatus) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from mqauth import base64url
@@ -64,11 +64,6 @@ class Token:
     def __repr__(self) -> str:
         return f"Token({self.opened!r})"
 
-    def stands(self, keys: KeySet, received: float) -> bool:
-        """Tell whether all but the message is known to be right by this very key set, and at this time."""
-        found = self.standing
-        return found is not None and found.keys is keys and found.since <= received < found.until
-
     @property
     def size(self) -> int:
         """Bytes it takes at most once all its messages were proven."""
@@ -86,16 +81,13 @@ class Tokens:
     def __init__(self, capacity: int = CAPACITY) -> None:
         self._capacity = capacity
         self._held = 0
-        self._tokens: OrderedDict[bytes, tuple[Token, int]] = OrderedDict()
+        self._tokens: OrderedDict[bytes, Token] = OrderedDict()
+        self.get: Callable[[bytes], Token | None] = self._tokens.get
+        """Return a remembered token, found by its exact bytes."""
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._tokens)
-
-    def get(self, text: bytes) -> Token | None:
-        """Return a remembered token, found by its exact bytes."""
-        found = self._tokens.get(text)
-        return None if found is None else found[0]
 
     def add(self, token: Token, ended: float) -> None:
         """Remember a token; the oldest go to make room, and those that ended before ``ended``, UTC seconds.
@@ -104,17 +96,16 @@ class Tokens:
         """
         if token.claims.exp < ended:
             return
-        size = token.size
         with self._lock:
             kept = self._tokens.pop(token.text, None)
-            self._held += size - (0 if kept is None else kept[1])
-            self._tokens[token.text] = token, size
+            self._held += token.size - (0 if kept is None else kept.size)
+            self._tokens[token.text] = token
             while len(self._tokens) > 1 and self._is_over(ended):
-                self._held -= self._tokens.popitem(last=False)[1][1]
+                self._held -= self._tokens.popitem(last=False)[1].size
 
     def _is_over(self, ended: float) -> bool:
         """Tell whether the oldest token has to go."""
-        return self._held > self._capacity or next(iter(self._tokens.values()))[0].claims.exp < ended
+        return self._held > self._capacity or next(iter(self._tokens.values())).claims.exp < ended
 
 
 def _held(value: Any) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
+from hashlib import sha256 as _sha256
 from typing import Final
 
 from mqauth.claims import MAX_BATCH
@@ -112,27 +113,24 @@ class Proven:
             index: its place, 0 to ``size`` - 1.
             path: the hashes, joined, from below.
         """
-        known, last, row, at, node = self._known, self.size - 1, 0, 0, leaf
+        known, last, row, node, rest = self._known, self.size - 1, 0, leaf, path
         if not 0 <= index <= last:
             return False
-        found: list[tuple[int, tuple[bytes, bytes]]] = []
+        found: dict[int, tuple[bytes, bytes]] = {}
         while True:
             met = known.get(row + index)
             if met is not None:
-                return met == (node, path[at:]) and self._remember(found)
+                if met[0] != node or met[1] != rest:
+                    return False
+                known.update(found)
+                return True
             if index & 1 or index < last:
-                sibling = path[at : at + HASH_BYTES]
-                at += HASH_BYTES
                 if row:  # of the leaf itself nobody asks again
-                    found.append((row + index, (node, path[at - HASH_BYTES :])))
-                found.append((row + (index ^ 1), (sibling, node + path[at:])))
-                node = node_hash(sibling, node) if index & 1 else node_hash(node, sibling)
+                    found[row + index] = node, rest
+                sibling, rest = rest[:HASH_BYTES], rest[HASH_BYTES:]
+                found[row + (index ^ 1)] = sibling, node + rest
+                node = _sha256(_NODE + (sibling + node if index & 1 else node + sibling)).digest()
             index, last, row = index >> 1, last >> 1, row + _ROW
-
-    def _remember(self, found: list[tuple[int, tuple[bytes, bytes]]]) -> bool:
-        """Keep what a proof has shown."""
-        self._known.update(found)
-        return True
 
 
 def _above(level: list[bytes]) -> list[bytes]:

@@ -17,12 +17,12 @@ from mqauth.base64url import encode as base64url_encode
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.deadletter import DeadLetter, DeadLetterSink
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
-from mqauth.flow import Attempts, Call, ColourError, Flow, answered, asked, at_once, run, tried
+from mqauth.flow import Attempts, Call, ColourError, Flow, answered, asked, at_once, settling
 from mqauth.judge import Judge
 from mqauth.judging.delivery import Delivery, Outcome, Step, Verdict
 from mqauth.message import Message
 from mqauth.policy import Allow, Policy
-from mqauth.replay import DEFAULT_LEASE, ClaimRequest, ClaimStatus, ReplayStore
+from mqauth.replay import DEFAULT_LEASE, ClaimStatus, ReplayStore
 from mqauth.verdictrecord import verdict_record
 from mqauth.verified import Verified
 from mqauth.verifier import Verifier
@@ -31,7 +31,10 @@ __all__ = ["Delivery", "Handler", "Observer", "Outcome", "Pipeline", "Step", "Ve
 Handler = Callable[[Verified], Any]
 Observer = Callable[[Outcome, Message, float], None]
 _LOG: Final = logging.getLogger("mqauth.pipeline")
-_JUDGE, _HANDLE, _CONFIRM, _RECORD, _SETTLE = Step.JUDGE, Step.HANDLE, Step.CONFIRM, Step.RECORD, Step.SETTLE
+# Python 3.11 takes its time to look a member up
+_JUDGE, _HANDLE, _CONFIRM, _RELEASE = Step.JUDGE, Step.HANDLE, Step.CONFIRM, Step.RELEASE
+_RECORD, _SETTLE = Step.RECORD, Step.SETTLE
+_TUPLE: Final = tuple.__new__
 _STORE: Final = Cause.REPLAY_STORE_UNAVAILABLE
 
 
@@ -87,7 +90,6 @@ class Pipeline:
         self.clock = clock
         self._observers = tuple(observers)
         self._record_all = record == "all"
-        self._told = self._record_all or bool(self._observers)
         self.lease = lease
         self._randomness = randomness
         self.verdicts = Judge(
@@ -115,42 +117,8 @@ class Pipeline:
         Raises:
             StaleDelivery: as its fence did; nothing more is to be done with it, but to release its claim.
         """
-        try:
-            if delivery.deferred and delivery.step is _HANDLE and not (yield from self._is_held(delivery)):
-                delivery.claim, delivery.release_claim, delivery.step = None, None, _JUDGE
-            while delivery.step is not _SETTLE:
-                yield from self._step(delivery, handler, dead_letters)
-            outcome = Outcome.of(delivery)
-        except Unavailable as error:
-            outcome = delivery.defer(error)
-        if self._observers:
-            self._observe(outcome, delivery)
-        return outcome
-
-    def run(self, delivery: Delivery, handler: Handler, dead_letters: DeadLetterSink) -> Outcome:
-        """Process a delivery without an event loop; the plain case of one judged ahead takes no flow.
-
-        Raises:
-            ConfigurationError: a plug-in or the handler is asynchronous.
-        """
-        claim = None if delivery.deferred else delivery.claim
-        if delivery.step is _HANDLE and claim is not None and delivery.release_claim is None and not self._told:
-            try:
-                tried(handler, delivery.verified, self.attempts)
-                delivery.step = _CONFIRM
-            except Exception as error:
-                try:
-                    _failed(delivery, error)
-                except Unavailable as unavailable:
-                    return delivery.defer(unavailable)
-            else:
-                try:
-                    if self.replay.confirm(claim) is None:
-                        delivery.step = _SETTLE
-                        return Outcome.of(delivery)
-                except Exception:
-                    _LOG.debug("confirmed again by the flow")
-        return run(self.process(delivery, handler, dead_letters))
+        steps = self._steps(delivery, handler, dead_letters)
+        return self._observed(delivery, steps) if self._observers else steps
 
     def judge(self, delivery: Delivery) -> Flow[Outcome]:
         """Judge a delivery, steps 1 to 13, for those who handle and settle it themselves.
@@ -175,7 +143,7 @@ class Pipeline:
             raise ConfigurationError("a rejected delivery ends with bury")
         if delivery.step is Step.HANDLE:
             delivery.step = Step.CONFIRM
-        return (yield from self._end(delivery))
+        return (yield from self._steps(delivery))
 
     def release(self, delivery: Delivery) -> Flow[Outcome]:
         """Give the claim of a delivery back, unhandled; it may be delivered again.
@@ -190,7 +158,7 @@ class Pipeline:
             _refuse_unjudged(delivery)
         try:
             if delivery.step is _HANDLE or delivery.step is _JUDGE:
-                for claim in _claims_of(delivery):
+                for claim in delivery.claims:
                     yield from asked(_STORE, self.replay.release, claim)
                 delivery.claim, delivery.release_claim, delivery.step = None, None, _JUDGE
         except Unavailable as error:
@@ -214,7 +182,7 @@ class Pipeline:
     def _renewed(self, delivery: Delivery) -> Flow[bool]:
         """Make the lease of a delivery longer, and tell whether its claim is still its own."""
         now = self.clock.now()
-        for claim in _claims_of(delivery):
+        for claim in delivery.claims:
             wish = replace(claim, renew=True, expires=max(claim.expires, now + self.lease))
             if (yield from asked(_STORE, self.replay.claim, wish)) is not ClaimStatus.FRESH:
                 return False
@@ -235,38 +203,59 @@ class Pipeline:
         _refuse_unjudged(delivery)
         if delivery.verdict is Verdict.ACCEPTED:
             raise ConfigurationError("an accepted delivery ends with confirm or release")
-        return (yield from self._end(delivery, dead_letters))
+        return (yield from self._steps(delivery, None, dead_letters))
 
-    def _end(self, delivery: Delivery, dead_letters: DeadLetterSink | None = None) -> Flow[Outcome]:
-        """Take what steps are left of a verdict, each once, or wait for the world."""
+    def _steps(
+        self, delivery: Delivery, handler: Handler | None = None, dead_letters: DeadLetterSink | None = None
+    ) -> Flow[Outcome]:
+        """Take what steps are left of a delivery, each once; the one place where its fence is asked."""
         try:
-            while delivery.step is not _SETTLE:
-                yield from self._step(delivery, None, dead_letters)
+            if delivery.deferred and delivery.step is _HANDLE and not (yield from self._is_held(delivery)):
+                delivery.claim, delivery.release_claim, delivery.step = None, None, _JUDGE
+            while (step := delivery.step) is not _SETTLE:
+                if delivery.fence is not None:
+                    passed = _asked_fence(delivery, delivery.fence)
+                    if passed is not None:
+                        yield from settling(passed)
+                if step is not _HANDLE or handler is None:
+                    yield from self._step(delivery, dead_letters)
+                    continue
+                try:
+                    yield _TUPLE(Call, (handler, (delivery.verified,), self.attempts, None))
+                    delivery.step = _CONFIRM
+                except Exception as error:
+                    _failed(delivery, error)
             return Outcome.of(delivery)
         except Unavailable as error:
             return delivery.defer(error)
 
-    def _step(
-        self, delivery: Delivery, handler: Handler | None, dead_letters: DeadLetterSink | None
-    ) -> Flow[None]:
-        """Take the next step of a delivery; the one place where its fence is asked.
-
-        What condemns nothing needs no fence: a claim is ended, and a message that was handled is recorded,
-        whoever the delivery belongs to by now.
-        """
-        step, condemns = delivery.step, delivery.rejection is not None
-        if step is _CONFIRM or step is Step.RELEASE:
-            return (yield from self._close_claims(delivery))
-        if delivery.fence is not None and (condemns or step is not _RECORD):
-            yield Call(delivery.fence, (delivery,))
+    def _step(self, delivery: Delivery, dead_letters: DeadLetterSink | None) -> Flow[None]:
+        """Return the next step of a delivery that is not to be handled."""
+        step = delivery.step
         if step is _JUDGE:
-            yield from self._timed_judge(delivery) if self._observers else self.verdicts.judge(delivery)
-        elif step is _HANDLE and handler is not None:
-            yield from self._handle(delivery, handler)
-        elif step is _RECORD:
-            yield from self._record(delivery)
-        elif dead_letters is not None:
-            yield from self._bury(delivery, dead_letters)
+            return self._timed_judge(delivery) if self._observers else self.verdicts.judge(delivery)
+        if step is _CONFIRM or step is _RELEASE:
+            return self._close_claims(delivery)
+        return self._record(delivery) if step is _RECORD else self._bury(delivery, dead_letters)
+
+    def _close_claims(self, delivery: Delivery) -> Flow[None]:
+        """Confirm what is claimed after the handler, or release it after a failure.
+
+        A release of a reviewer's comes first: after a crash between the two it is a duplicate, no replay.
+        """
+        ends = self.replay.confirm if delivery.step is _CONFIRM else self.replay.release
+        for claim in delivery.claims:
+            ended = at_once(_STORE, ends, claim)
+            if ended is not None:
+                yield from answered(_STORE, ended)
+        plain = delivery.rejection is None and not self._record_all
+        delivery.step = _SETTLE if plain else _RECORD
+
+    def _observed(self, delivery: Delivery, steps: Flow[Outcome]) -> Flow[Outcome]:
+        """Take the steps of a delivery, and tell the observers what they came to."""
+        outcome = yield from steps
+        self._observe(outcome, delivery)
+        return outcome
 
     def _timed_judge(self, delivery: Delivery) -> Flow[None]:
         """Judge, and note how long it took, for those who observe."""
@@ -275,26 +264,6 @@ class Pipeline:
             yield from self.verdicts.judge(delivery)
         finally:
             delivery.judge_seconds = self.clock.monotonic() - started
-
-    def _handle(self, delivery: Delivery, handler: Handler) -> Flow[None]:
-        """Run the handler."""
-        try:
-            yield Call(handler, (delivery.verified,), self.attempts)
-            delivery.step = _CONFIRM
-        except Exception as error:
-            _failed(delivery, error)
-
-    def _close_claims(self, delivery: Delivery) -> Flow[None]:
-        """Confirm what is claimed after the handler, or release it after a failure.
-
-        A release of a reviewer's comes first: after a crash between the two it is a duplicate, no replay.
-        """
-        ends = self.replay.confirm if delivery.step is _CONFIRM else self.replay.release
-        for claim in _claims_of(delivery):
-            ended = at_once(_STORE, ends, claim)
-            if ended is not None:
-                yield from answered(_STORE, ended)
-        delivery.step = _RECORD if self._is_recorded(delivery) else _SETTLE
 
     def _is_recorded(self, delivery: Delivery) -> bool:
         """Tell whether the verdict on a delivery is to be recorded."""
@@ -315,9 +284,9 @@ class Pipeline:
         yield from asked(Cause.AUDIT_UNAVAILABLE, self.audit.write, record)
         delivery.step = Step.SETTLE if delivery.rejection is None else Step.BURY
 
-    def _bury(self, delivery: Delivery, dead_letters: DeadLetterSink) -> Flow[None]:
+    def _bury(self, delivery: Delivery, dead_letters: DeadLetterSink | None) -> Flow[None]:
         """Publish the dead letter and wait for the broker's confirm."""
-        if delivery.rejection is None or delivery.record_id is None:
+        if dead_letters is None or delivery.rejection is None or delivery.record_id is None:
             raise ConfigurationError("only a rejected message that was recorded can be buried")
         letter = DeadLetter(
             message=delivery.message,
@@ -362,6 +331,21 @@ class Pipeline:
         return self.verdicts.scope_of(message)
 
 
+def _asked_fence(delivery: Delivery, fence: Callable[[Delivery], Any]) -> Any:
+    """Return what the fence of a delivery says before its next step, to be awaited where it is asynchronous.
+
+    What condemns nothing needs no fence: a claim is ended, and a message that was handled is recorded,
+    whoever the delivery belongs to by now.
+
+    Raises:
+        StaleDelivery: the step may not be taken.
+    """
+    step = delivery.step
+    if step is _CONFIRM or step is _RELEASE or (step is _RECORD and delivery.rejection is None):
+        return None
+    return fence(delivery)
+
+
 def _failed(delivery: Delivery, error: Exception) -> None:
     """Reject what its handler raised at last as ``handler_failed``, unless it asks for another time.
 
@@ -382,14 +366,6 @@ def _check_issuers(verifier: Verifier, policy: Policy) -> None:
     loose = isinstance(policy, Allow) and any(rule.issuer is None for rule in policy.rules)
     if loose and len(verifier.issuers) > 1:
         raise ConfigurationError("several issuers are trusted: each rule must name its issuer")
-
-
-def _claims_of(delivery: Delivery) -> tuple[ClaimRequest, ...]:
-    """Return the claims of a delivery in the order they end: after a crash between the two it is a duplicate."""
-    claim, release = delivery.claim, delivery.release_claim
-    if claim is None:
-        return ()
-    return (claim,) if release is None else (release, claim)
 
 
 def _refuse_unjudged(delivery: Delivery) -> None:

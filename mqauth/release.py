@@ -302,7 +302,7 @@ def _check_bindings(message: Message, release: Release) -> None:
     """Hold a release against the message and the producer's token it came with."""
     try:
         token = envelope.token_of(message)
-        envelope.check(message, release.mqa, envelope.Cover(message, release.mqa.hdr))
+        envelope.check(message, release.mqa, envelope.cover(message, release.mqa.hdr))
         covered = covered_names(token)
     except Rejection as error:
         raise _invalid(f"the release is of another message: {error.reason.value}") from error

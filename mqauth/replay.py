@@ -209,7 +209,7 @@ class MemoryReplayStore:
     def release(self, request: ClaimRequest, /) -> None:
         """Forget the claim, if this owner still holds it."""
         with self._lock:
-            table = self._table(request)
+            table: _Table = self._ids if request.index is None else self._batches
             where, entry = table.find(request)
             if entry is not None and entry.owner == request.owner:
                 table.remove(where, entry, request)
@@ -256,14 +256,10 @@ class MemoryReplayStore:
 
     def _confirm(self, request: ClaimRequest) -> None:
         """Make one claim done."""
-        table = self._table(request)
+        table: _Table = self._ids if request.index is None else self._batches
         where, entry = table.find(request)
         if entry is not None and entry.owner == request.owner:
             table.finish(where, entry, request)
-
-    def _table(self, request: ClaimRequest) -> _Table:
-        """Return where an id stands."""
-        return self._ids if request.index is None else self._batches
 
 
 class _Table(Protocol):

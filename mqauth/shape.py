@@ -12,7 +12,7 @@ from mqauth import envelope
 from mqauth.destination import is_kafka
 from mqauth.envelope import Cover
 from mqauth.errors import Reason, Rejection
-from mqauth.form import Form, form_of
+from mqauth.form import Form
 from mqauth.memo import Memo
 from mqauth.message import Message
 from mqauth.release import is_release
@@ -33,34 +33,29 @@ class Shape:
         charge: told the bytes of what is about to be kept here; returns whether it may be.
 
     Attributes:
+        place: where among the headers the token is.
+        fault: why there is no one token.
+        on_kafka: the broker is Kafka.
+        covers: how messages of this form are held against a token, by the names that it covers.
+        readers: what reads a payload, by kid and length, where one was accepted with this form.
         released: one of the names is a release, in whatever spelling.
     """
 
-    __slots__ = ("_charge", "_covers", "_fault", "_names", "_on_kafka", "_place", "_readers", "released")
+    __slots__ = ("_charge", "_names", "covers", "fault", "on_kafka", "place", "readers", "released")
 
     def __init__(self, form: Form, charge: Callable[[int], bool]) -> None:
         self._charge = charge
         self._names = form[1]
-        self._covers: dict[tuple[str, ...], Cover] = {}
-        self._readers: dict[tuple[str, int], Reader] = {}
-        self._on_kafka = is_kafka(form[0])
-        self._place = 0
-        self._fault: tuple[Reason, str] | None = None
+        self.covers: dict[tuple[str, ...], Cover] = {}
+        self.readers: dict[tuple[str, int], Reader] = {}
+        self.on_kafka = is_kafka(form[0])
+        self.place = 0
+        self.fault: tuple[Reason, str] | None = None
         self.released = any(map(is_release, form[1]))
         try:
-            self._place = envelope.place_of_token(form[1])
+            self.place = envelope.place_of_token(form[1])
         except Rejection as rejection:
-            self._fault = rejection.reason, rejection.detail
-
-    def token(self, message: Message) -> bytes:
-        """Return the one token of a message of this form: step 1.
-
-        Raises:
-            Rejection: ``token_missing``, ``token_repeated``, ``token_oversize`` or ``token_malformed``.
-        """
-        if self._fault is not None:
-            raise Rejection(*self._fault)
-        return envelope.token_of_value(message.headers[self._place][1], on_kafka=self._on_kafka)
+            self.fault = rejection.reason, rejection.detail
 
     def cover(self, message: Message, names: tuple[str, ...]) -> Cover:
         """Return how messages of this form are held against a token that covers these names.
@@ -69,21 +64,17 @@ class Shape:
             message: one of them.
             names: the covered headers.
         """
-        cover = self._covers.get(names)
+        cover = self.covers.get(names)
         if cover is None:
-            cover = Cover(message, names)
+            cover = envelope.cover(message, names)
             if self._charge(_size((*self._names, *names))):
-                self._covers[names] = cover
+                self.covers[names] = cover
         return cover
-
-    def reader(self, kid: str, length: int) -> Reader | None:
-        """Return what reads payloads of a length under a key, where one was accepted with this form."""
-        return self._readers.get((kid, length))
 
     def learn(self, kid: str, reader: Reader) -> None:
         """Remember what reads payloads like one that was accepted; the next of its key and length replaces it."""
-        if (kid, reader.length) in self._readers or self._charge(_EACH + reader.size):
-            self._readers[kid, reader.length] = reader
+        if (kid, reader.length) in self.readers or self._charge(_EACH + reader.size):
+            self.readers[kid, reader.length] = reader
 
 
 class Shapes:
@@ -95,17 +86,16 @@ class Shapes:
 
     def __init__(self, capacity: int = _CAPACITY) -> None:
         self._memo: Memo[Form, Shape] = Memo(capacity)
+        self.get = self._memo.get
+        """Return the shape of a form, or ``None``."""
 
     def __len__(self) -> int:
         return len(self._memo)
 
-    def of(self, message: Message) -> Shape:
-        """Return the shape of a message."""
-        form = form_of(message)
-        shape = self._memo.get(form)
-        if shape is None:
-            shape = Shape(form, self._memo.charge)
-            self._memo.put(form, shape, _size((form[0], *form[1], *form[2])))
+    def add(self, form: Form) -> Shape:
+        """Return the shape of a form that is not known, and remember it."""
+        shape = Shape(form, self._memo.charge)
+        self._memo.put(form, shape, _size((form[0], *form[1], *form[2])))
         return shape
 
 

@@ -7,6 +7,8 @@ form is read without a parser; any other one is for ``claims.parse``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import itemgetter
 from typing import Final, NamedTuple, TypeAlias
 
 from mqauth import claims as claim_set
@@ -87,7 +89,7 @@ class Reader:
         payload: the other.
     """
 
-    __slots__ = ("_claims", "_fixed", "_places", "length")
+    __slots__ = ("_claims", "_fixed", "_values", "length")
 
     def __init__(self, template: Template, payload: bytes) -> None:
         before, between, before_jti, before_bod, before_key, before_hds, tail = template.pieces
@@ -99,10 +101,11 @@ class Reader:
         )  # fmt: skip
         jti = len(template.claims.jti)
         sizes = (_TIME, _TIME, jti, _DIGEST * bool(after_bod), _DIGEST * bool(after_key), _DIGEST)
-        self._places, at = list[slice](), 0
+        places, at = list[slice](), 0
         for fixed, size in zip(self._fixed, sizes, strict=False):
-            self._places.append(slice(at + len(fixed), at + len(fixed) + size))
+            places.append(slice(at + len(fixed), at + len(fixed) + size))
             at += len(fixed) + size
+        self._values: Callable[[bytes], tuple[bytes, ...]] = itemgetter(*places)
         self.length = len(payload)
 
     @property
@@ -112,11 +115,14 @@ class Reader:
 
     def read(self, payload: bytes) -> Claims | None:
         """Return the claims of a payload, as ``claims.parse`` does; ``None`` where it differs in anything else."""
-        iat, exp, jti, bod, key, hds = [payload[place] for place in self._places]
+        iat, exp, jti, bod, key, hds = self._values(payload)
         one, two, three, four, five, six, seven = self._fixed
         if b"".join((one, iat, two, exp, three, jti, four, bod, five, key, six, hds, seven)) != payload:
             return None
-        if not (iat + exp).isdigit() or iat[0] == _ZERO or exp[0] == _ZERO or not _plain(jti + bod + key + hds):
+        if not (iat + exp).isdigit() or iat[0] == _ZERO or exp[0] == _ZERO:
+            return None
+        # a text of base64url's characters means in JSON what it is
+        if (jti + bod + key + hds).translate(None, _TEXT):
             return None
         if hds[-1] not in _LAST or (bod and bod[-1] not in _LAST) or (key and key[-1] not in _LAST):
             return None
@@ -148,8 +154,3 @@ def _around(digest: str | None) -> tuple[bytes, bytes]:
 def _quoted(digest: str | None) -> bytes:
     """Return a digest as it stands in JSON."""
     return b"null" if digest is None else b'"' + digest.encode("ascii") + b'"'
-
-
-def _plain(text: bytes) -> bool:
-    """Tell whether a text means in JSON what it is, and is of base64url's characters."""
-    return not text.translate(None, _TEXT)

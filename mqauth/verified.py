@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from operator import attrgetter
 from typing import Any, Final, NamedTuple, NoReturn
 
 from mqauth.claims import Claims
@@ -182,6 +183,12 @@ def make_verified(  # noqa: PLR0917 - one is made for every message
     verified: Verified = _NEW(Verified)
     _SET_FACTS(verified, _TUPLE(_Facts, (message, claims, kid, key_set, received, release, index, None, None)))
     return verified
+
+
+producer_and_place: Final[Callable[[Verified], tuple[str, str, str]]] = attrgetter(
+    "_facts.claims.iss", "_facts.claims.sub", "_facts.message.destination"
+)
+"""Return issuer, subject and destination of a message: what most rules go by, in one call."""
 
 
 def equip(verified: Verified, *, responder: Responder | None = None, value: Any = None) -> Verified:

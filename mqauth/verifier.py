@@ -31,6 +31,7 @@ from mqauth import claims as claim_set
 from mqauth.batch import Proof
 from mqauth.claims import Binding, Claims
 from mqauth.errors import ConfigurationError, Reason, Rejection
+from mqauth.form import form_of
 from mqauth.keys import Key, KeySet, KeySource
 from mqauth.knowntokens import Standing, Token, Tokens
 from mqauth.message import PROTECTED_PROPERTIES, Message
@@ -181,13 +182,18 @@ class Verifier:
         """
         if message.malformed is not None:
             raise Rejection(Reason.MESSAGE_MALFORMED, message.malformed)
-        shape = self._shapes.of(message)
-        text, behind = batch.split(shape.token(message))
-        token = None if behind is None else self.tokens.get(text)
+        form = form_of(message)
+        shape = self._shapes.get(form) or self._shapes.add(form)
+        if shape.fault is not None:
+            raise Rejection(*shape.fault)
+        text = envelope.token_of_value(message.headers[shape.place][1], on_kafka=shape.on_kafka)
+        text, batched, proof = text.partition(batch.SEPARATOR)
+        behind = proof if batched else None
+        token = self.tokens.get(text) if batched else None
         if token is not None:
             return Candidate(token, batch.proof_of(behind, token.claims), shape, True)
         opened = jws.take_apart(text)
-        reader = shape.reader(opened.kid, len(opened.payload))
+        reader = shape.readers.get((opened.kid, len(opened.payload)))
         read = None if reader is None else reader.read(opened.payload)
         claims = read or claim_set.parse(opened.payload)
         return Candidate(Token(text, opened, claims), batch.proof_of(behind, claims), shape, read is not None)
@@ -245,9 +251,14 @@ class Verifier:
         """
         token, proof = candidate.token, candidate.proof
         claims, proven = token.claims, token.proven
-        if token.standing is None or release is not None or not token.stands(keys, received):
+        stands = token.standing
+        if (
+            stands is None or stands.keys is not keys or not stands.since <= received < stands.until
+            or release is not None
+        ):  # fmt: skip
             self._believe(message, token, keys, received, release)  # 6 to 10
-        cover = candidate.shape.cover(message, claims.mqa.hdr)  # 11
+        shape, names = candidate.shape, claims.mqa.hdr
+        cover = shape.covers.get(names) or shape.cover(message, names)  # 11
         if proof is not None and proven is not None:
             batch.check(message, proof, proven, cover)
         elif isinstance(claims.mqa, Binding):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mqauth import batch, envelope, jws, merkle, strictjson, template
 from mqauth import claims as claim_set
 from mqauth.clock import SYSTEM_RANDOMNESS
-from mqauth.errors import Cause, Reason, Unavailable
+from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.flow import arun, run
 from mqauth.judging.delivery import Delivery, Step
 from mqauth.keys import Key, KeySet, Revocation
@@ -394,13 +394,16 @@ def test_owners_are_drawn_at_once() -> None:
 def test_a_leaf_is_the_same_both_ways(headers: tuple[HeaderPair, ...], names: tuple[str, ...]) -> None:
     """The prepared hash of a leaf is the hash of its parts, with and without key, body and covered values."""
     first = Message(destination=KAFKA, body=b"first", headers=headers)
-    cover = envelope.Cover(first, names)
+    cover = envelope.cover(first, names)
     for key in (None, b"", b"key"):
         for body in (None, b"", b"body"):
             values = tuple((name, value and b"other") for name, value in headers)
             other = replace(first, key=key, body=body, headers=values)
-            made = batch.hash_with(other, cover.headers(other))
-            assert made == merkle.leaf_hash(*batch.leaf_of(other, names))
+            leaf = merkle.leaf_hash(*batch.leaf_of(other, names))
+            alone = batch.Proof(0, b"", b"")
+            batch.check(other, alone, merkle.Proven(leaf, 1), cover)
+            with pytest.raises(Rejection):
+                batch.check(other, alone, merkle.Proven(merkle.leaf_hash(leaf), 1), cover)
 
 
 @pytest.mark.parametrize("properties", [

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import islice
+from types import GeneratorType
 from typing import Final
 
 from mqauth.errors import Unavailable
@@ -88,9 +89,11 @@ class Ahead:
         self._verdicts.name_owners(deliveries)
         for delivery in deliveries:
             try:
-                wish = run(self._verdicts.wish(delivery))
+                wish = self._verdicts.wish(delivery)
+                if type(wish) is GeneratorType:
+                    wish = run(wish)
             except Unavailable:
                 break
-            if wish is not None and wish.place is not None:  # without one it could not be claimed again
+            if type(wish) is ClaimRequest and wish.place is not None:  # without one it could not be claimed again
                 found.append((delivery, wish))
         return found

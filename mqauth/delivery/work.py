@@ -58,7 +58,7 @@ class Work:
         try:
             while (delivery := book.first(part)) is not None:
                 ahead.look(part.waiting)
-                if not book.attempted(part, guard.run(delivery, handler, letters)):
+                if not book.attempted(part, run(guard.process(delivery, handler, letters))):
                     return
         except StaleDelivery:
             return

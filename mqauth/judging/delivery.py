@@ -118,6 +118,14 @@ class Delivery:
             self.digest = content_digest(self.message)
         return self.digest
 
+    @property
+    def claims(self) -> tuple[ClaimRequest, ...]:
+        """Its claims in the order they end: after a crash between the two it is a duplicate."""
+        claim, release = self.claim, self.release_claim
+        if claim is None:
+            return ()
+        return (claim,) if release is None else (release, claim)
+
     def reject(self, rejection: Rejection, step: Step) -> None:
         """Turn to a rejection, and to the step that follows from it."""
         self.rejection, self.verdict, self.step = rejection, Verdict.REJECTED, step

@@ -1,4 +1,4 @@
-"""A delivery judged ahead and run without a flow comes to the same end as one that is processed."""
+"""A delivery judged ahead of its turn comes to the same end as one that is judged in its turn."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def ahead(world: World) -> Delivery:
 
 def end(world: World, delivery: Delivery) -> Outcome:
     """Run a delivery to its end."""
-    outcome: Outcome = world.pipeline.run(delivery, world.handler, world.letters)
+    outcome: Outcome = flow.run(world.pipeline.process(delivery, world.handler, world.letters))
     return outcome
 
 
@@ -114,5 +114,5 @@ def test_nobody_awaits(make_world: Callable[..., World]) -> None:
 
     world = make_world()
     with pytest.raises(ColourError):
-        world.pipeline.run(ahead(world), later, world.letters)
+        flow.run(world.pipeline.process(ahead(world), later, world.letters))
     assert world.published == []

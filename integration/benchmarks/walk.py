@@ -1,0 +1,57 @@
+"""``python -m integration.benchmarks.walk``: how many functions of ours one accepted message enters.
+
+Counted from receipt to settlement, in process, with a handler that does nothing, once the first messages have
+been judged. What is imported from elsewhere or written in C is not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, Final, NamedTuple
+
+import mqauth
+from mqauth.bench.inprocess import BATCH_NAME, PLACE, Cell, Subject, judge_all
+from mqauth.bench.workload import BATCH, Refusals, guard
+
+_OURS: Final = str(Path(mqauth.__file__).parent)
+_BENCH: Final = str(Path(_OURS, "bench"))
+_BEFORE: Final = BATCH + BATCH // 2
+
+
+class Walk(NamedTuple):
+    """What one message entered: distinct functions, distinct modules, and calls in all."""
+
+    functions: int
+    modules: int
+    calls: int
+
+
+def walked(kind: str) -> Walk:
+    """Return the walk of one accepted message.
+
+    Args:
+        kind: an algorithm, or ``batch64``, as of ``mqauth.bench.inprocess.Cell``.
+    """
+    subject = Subject(Cell(kind=kind), 2 * BATCH)
+    pipeline, letters, entered = guard(subject._forge, PLACE), Refusals(), list[CodeType]()
+
+    def note(frame: FrameType, event: str, _argument: Any) -> None:
+        file = frame.f_code.co_filename
+        if event == "call" and file.startswith(_OURS) and not file.startswith(_BENCH):
+            entered.append(frame.f_code)
+
+    judge_all(pipeline, subject._signed[:_BEFORE], letters)
+    sys.setprofile(note)
+    try:
+        judge_all(pipeline, subject._signed[_BEFORE : _BEFORE + 1], letters)
+    finally:
+        sys.setprofile(None)
+    letters.check()
+    return Walk(len(set(entered)), len({code.co_filename for code in entered}), len(entered))
+
+
+if __name__ == "__main__":
+    print(json.dumps({kind: walked(kind)._asdict() for kind in ("EdDSA", BATCH_NAME)}))
