@@ -158,9 +158,11 @@ class Pipeline:
             _refuse_unjudged(delivery)
         try:
             if delivery.step is _HANDLE or delivery.step is _JUDGE:
+                # Before the store is asked: where its answer is lost the claim may be gone, and is made again.
+                delivery.step = _JUDGE
                 for claim in delivery.claims:
                     yield from asked(_STORE, self.replay.release, claim)
-                delivery.claim, delivery.release_claim, delivery.step = None, None, _JUDGE
+                delivery.claim = delivery.release_claim = None
         except Unavailable as error:
             return delivery.defer(error)
         return delivery.defer(Unavailable(Cause.HANDLER_DEFERRED, "given back unhandled"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,9 +17,12 @@ from mqauth.brokers.rabbitmq_channel import closing_is_an_error, is_blocked, tol
 from mqauth.brokers.rabbitmq_delivery import Processor
 from mqauth.brokers.rabbitmq_hold import Held
 from mqauth.brokers.rabbitmq_roundtrip import PATIENCE, RoundTrip
+from mqauth.delivery.progress import Progress
 from mqauth.delivery.questions import Questions
-from mqauth.errors import Reason, RetryLater, StaleDelivery, Unavailable
+from mqauth.errors import Reason, Rejection, RetryLater, StaleDelivery, Unavailable
+from mqauth.flow import run
 from mqauth.message import Message
+from mqauth.pipeline import Step
 from tests.test_rabbitmq_consumer import PLACE, Delivery, Letters, Table, audit, queue
 
 __all__ = ["audit"]
@@ -300,6 +304,36 @@ async def test_a_claim_whose_answer_was_lost_is_released(audit: AuditFile, *, pr
         outcome = await table.process(Delivery(table.honest()))
         assert outcome.cause is Cause.REPLAY_STORE_UNAVAILABLE
     assert len(store) == 0
+
+
+def test_a_claim_whose_release_lost_its_answer_is_made_again(audit: AuditFile) -> None:
+    """A delivery whose claim may be gone is judged anew, and its handler never runs on the old verdict."""
+    table = Table(audit)
+    guard = table.guard
+    store: Any = guard.replay
+    delivery = guard.receive(table.honest())
+    run(guard.judge(delivery))
+    release = store.release
+
+    def lost(request: Any) -> None:
+        release(request)
+        raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "no answer")
+
+    store.release = lost
+    assert run(guard.release(delivery)).cause is Cause.REPLAY_STORE_UNAVAILABLE
+    assert (delivery.step, len(store)) == (Step.JUDGE, 0)
+
+
+@pytest.mark.parametrize(("reason", "step"), [(Reason.REPLAYED, Step.JUDGE), (Reason.HANDLER_FAILED, Step.RECORD)])
+def test_a_rejection_that_was_not_proven_is_judged_anew(audit: AuditFile, reason: Reason, step: Step) -> None:
+    """A redelivery takes over no verdict that was never recorded, except that of a handler."""
+    table = Table(audit)
+    progress = Progress(table.guard, lambda _: True)
+    earlier = table.guard.receive(table.honest())
+    earlier.reject(Rejection(reason, "found on a channel that ended"), Step.RECORD)
+    progress.keep(earlier)
+    message = replace(earlier.message, origin=replace(earlier.message.origin, redelivered=True))
+    assert progress.receive(message).step is step
 
 
 class Away(BaseException):

@@ -192,7 +192,7 @@ class Processor:
         """Tell whether a deferred delivery that was given back would get further now; its handler is not run."""
         if delivery.step is Step.HANDLE:
             await arun(self._guard.release(delivery))
-            return _is_at(delivery, Step.JUDGE)
+            return delivery.claim is None
         if delivery.step is not Step.JUDGE:
             try:
                 return (await self._attempt(delivery)).verdict is not Verdict.DEFERRED
@@ -308,8 +308,3 @@ class Processor:
         # who can be stopped says so once more then, of all together
         level = logging.CRITICAL if self._before_requeue is None else logging.WARNING
         _LOG.log(level, LEFT, self._queue, 1)
-
-
-def _is_at(delivery: Delivery, step: Step) -> bool:
-    """Tell whether a delivery has come to a step."""
-    return delivery.step is step

@@ -47,7 +47,7 @@ class Progress:
         if (lost := self._lost(key)) is not None:
             return self._follow(message, lost)
         if (kept := self._take(key)) is not None:
-            return kept if kept.step is not Step.JUDGE else again(message, kept)
+            return again(message, kept) if _is_judged_anew(kept) else kept
         return self._guard.receive(message)
 
     def fenced(self, delivery: Delivery, fence: Fence) -> Fence:
@@ -130,6 +130,17 @@ def again(message: Message, earlier: Delivery) -> Delivery:
     The store may have taken the earlier claim although its answer was lost.
     """
     return Delivery(message=message, received=earlier.received, deferred=True, owner=earlier.owner)
+
+
+def _is_judged_anew(delivery: Delivery) -> bool:
+    """Tell whether an earlier delivery's verdict is not kept: there is none, or it was not proven to be ours.
+
+    What is yet to be recorded may be ``replayed`` only because the message was handled elsewhere meanwhile.
+    A handler that failed has ended, and is not run again.
+    """
+    found, step = delivery.rejection, delivery.step
+    unproven = step is Step.RECORD and found is not None and found.reason is not Reason.HANDLER_FAILED
+    return step is Step.JUDGE or unproven
 
 
 def _was_handled(delivery: Delivery) -> bool:
