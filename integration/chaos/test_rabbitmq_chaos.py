@@ -101,7 +101,7 @@ async def test_consumer_killed(
 
 async def test_consumers_race_on_copies(row: Scene, own_redis: Redis, report: Report) -> None:
     """Of a message and its copies, taken by two processes, one is handled, once, and the others are replays."""
-    bodies = await row.send(150)
+    bodies = await row.send(600)
     await row.copy(bodies)
     await row.copy(bodies[:50])
     audit = str(row.folder / "audit.{pid}.jsonl")

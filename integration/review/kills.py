@@ -76,11 +76,15 @@ def play_kills(scene: Scene, act: str, kills: int, letters: int, seed: int) -> T
     scene.consume(letters)
     arguments = command(scene, act, *(_releasing(scene) if act == "redrive" else ()))
     worst = 0
-    for _ in range(kills):
+    for number in range(kills):
         code = killed(scene, arguments, rng, letters // (kills + 1))
-        assert code == -signal.SIGKILL, f"it ended by itself with {code}"
         worst = max(worst, ledger(scene).difference)
-    subprocess.run(line(arguments), stdout=subprocess.DEVNULL, timeout=300, check=True)
+        # On a busy machine an act may reach its end before a late kill does; it must have been killed before.
+        assert code == -signal.SIGKILL or (code == 0 and number), f"it ended by itself with {code}"
+        if code == 0:
+            break
+    else:
+        subprocess.run(line(arguments), stdout=subprocess.DEVNULL, timeout=300, check=True)
     return _counted(scene, act, kills, letters, worst)
 
 
