@@ -6,9 +6,9 @@ import base64
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -189,7 +189,8 @@ def local_brokers(ports: Sequence[Port]) -> tuple[list[LocalServer], str]:
     jars = _jars()
     controllers = [Port() for _ in ports]
     voters = ",".join(f"{node}@{LOOPBACK}:{port.number}" for node, port in enumerate(controllers, 1))
-    cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    # The first byte is zero, for StorageTool reads an id that begins with "-" as an option.
+    cluster = base64.urlsafe_b64encode(bytes(1) + secrets.token_bytes(15)).decode().rstrip("=")
     pairs = enumerate(zip(ports, controllers, strict=True), 1)
     brokers = [_broker(node, own, voters, len(ports), jars) for node, own in pairs]
     with ThreadPoolExecutor() as pool:
