@@ -34,6 +34,8 @@ ATTEMPTS: Final = 8
 """Attempts of one message a second that are too many: a back-off of a tenth of a second makes four at first."""
 FAULTS: Final = 5
 """Deliveries of one message beside one for each fault."""
+LEASE: Final = 3.0
+"""Seconds of a lease that a handler outlasts."""
 RESTARTS: Final = 25
 """More than a queue's delivery limit."""
 OTHER: Final = "https://other.example"
@@ -276,20 +278,22 @@ class QueueDeliveryContract:
         """A window full of messages that wait for causes of their own lets the others pass."""
         waiting = play.send(8)
         play.start(play.later(*waiting), prefetch=4)
-        others = play.send(12)
-        play.all_handled(others)
+        play.all_handled(play.send(12))
+        play.go_on(2)
+        play.all_handled(play.send(4))
         assert {play.stage.deliveries(body) for body in waiting} == {1}
 
     def test_an_issuer_starves_nobody(self, play: QueuePlay) -> None:
         """A window full of messages of an issuer out of reach lets those of others pass; then they are handled."""
         keys, waiting = Keys(play.forge.keys), play.send(8, issuer=OTHER)
         member = play.start(prefetch=4, **play.two_issuers(keys))
-        others = play.send(12)
-        play.all_handled(others)
+        play.all_handled(play.send(12))
+        play.go_on(2)
+        play.all_handled(play.send(4))
         assert member.health().cause is Cause.KEYS_UNAVAILABLE
         keys.away = False
         play.all_handled(waiting)
-        assert (len(play.handled), play.reasons()) == (20, [])
+        assert (len(play.handled), play.reasons()) == (len(play.sent), [])
 
     def test_an_outage_requeues_nothing_hotly(self, play: QueuePlay) -> None:
         """While a dependency of all is away nothing is consumed; it costs each message one return, and goes on."""
@@ -297,9 +301,10 @@ class QueueDeliveryContract:
         member = play.start(replay=store)
         store.away = True
         bodies = play.send(3)
-        play.wait(lambda: not member.health().consuming)
-        play.go_on(3)
+        play.go_on(4)
+        assert max(map(play.stage.deliveries, bodies)) <= 1 + FAULTS
         assert member.health().cause is Cause.REPLAY_STORE_UNAVAILABLE
+        assert not member.health().consuming
         store.away = False
         play.all_handled(bodies)
         play.wait(lambda: member.health().consuming)
@@ -453,6 +458,27 @@ class QueueDeliveryContract:
         play.go_on(2)
         play.stop_all()
         assert (sorted(play.bodies), play.reasons(), play.stage.left()) == (bodies, [], 0)
+        assert len(begun) == 3
+
+    def test_a_handler_that_outlasts_its_lease(self, play: QueuePlay) -> None:
+        """Its claim is renewed, so that another consumer waits for it that was given its message."""
+
+        def handler(verified: Verified) -> Iterator[float]:
+            begun.append(True)
+            yield 1.5 * LEASE
+            play.handled.append(verified)
+
+        begun: list[bool] = []
+        bodies = play.send(3)
+        first = play.start(handler, lease=LEASE)
+        play.wait(lambda: len(begun) == 3)
+        play.start(handler, lease=LEASE)
+        play.stage.give_up(first)
+        play.all_handled(bodies)
+        play.wait(lambda: min(map(play.stage.deliveries, bodies)) >= 2)
+        play.stop_all()
+        assert (sorted(play.bodies), play.reasons(), play.stage.left()) == (bodies, [], 0)
+        assert len(begun) == 3
 
     # consuming again
 

@@ -1,4 +1,4 @@
-"""A RabbitMQ consumer as a service runs it: connections of its own, ``run()``, and ``stop()`` beside it.
+"""A RabbitMQ consumer as a service runs it: connections of its own, ``run()``, and ``stop()`` beside it, twice.
 
 It is the same on the real broker and on the simulated one; who gives its event loop turns is the stage's matter.
 """
@@ -20,6 +20,8 @@ HOLD: Final = 1.0
 """Seconds of a cause of all after which the queue is suspended."""
 LETTER_TIMEOUT: Final = 1.0
 """Seconds after which a dead letter without a confirm is taken for lost."""
+IMPATIENCE: Final = 0.1
+"""Seconds after which ``stop`` is called once more."""
 
 
 class Service:
@@ -77,7 +79,7 @@ class Service:
             await _end_others()
 
     async def _consume(self, channel: Any, letters_channel: Any) -> None:
-        """Run the consumer, and call ``stop`` beside ``run``; one that fails keeps its connections until then."""
+        """Run the consumer until asked to stop; one that fails keeps its connections until then."""
         letters = rabbitmq.DeadLetters(letters_channel, self._dead, timeout=LETTER_TIMEOUT)
         queue = await channel.get_queue(self._source)
         self.consumer = rabbitmq.Consumer(
@@ -86,7 +88,13 @@ class Service:
         running = asyncio.create_task(self.consumer.run())
         running.add_done_callback(self._ended)
         await self._asked.wait()
-        await asyncio.gather(self.consumer.stop(), running, return_exceptions=True)
+        await asyncio.gather(self.consumer.stop(), self._stop_again(), running, return_exceptions=True)
+
+    async def _stop_again(self) -> None:
+        """Call ``stop`` while it is under way, as a second signal does."""
+        await asyncio.sleep(IMPATIENCE)
+        if self.consumer is not None:
+            await self.consumer.stop()
 
     def _ended(self, running: asyncio.Task[None]) -> None:
         """Keep what ended the consumer."""
