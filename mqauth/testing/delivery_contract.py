@@ -160,7 +160,7 @@ class LogDeliveryContract:
         member = play.start()
         play.wait(lambda: play.stage.attempts() >= 2)
         assert member.health().cause is Cause.DEAD_LETTER_UNAVAILABLE
-        assert [outcome.cause for outcome in play.outcomes[:1]] == [Cause.DEAD_LETTER_UNAVAILABLE]
+        assert [outcome.cause for _, outcome in play.outcomes[:1]] == [Cause.DEAD_LETTER_UNAVAILABLE]
         assert play.bodies == []
         play.stage.refuse_letters(False)
         play.wait(lambda: play.bodies == behind)

@@ -168,6 +168,10 @@ class QueuePlay(Play):
         """Wait until all of these were handled."""
         self.wait(lambda: set(self.bodies) >= set(bodies))
 
+    def deferred(self, cause: Cause) -> set[bytes]:
+        """Return the bodies of all messages that were ever deferred for a cause."""
+        return {body for body, outcome in list(self.outcomes) if outcome.cause is cause}
+
     def watch_acks(self) -> None:
         """Have each ack of a message neither handled nor dead-lettered noted as a fault."""
 
@@ -279,7 +283,7 @@ class QueueDeliveryContract:
         waiting = play.send(8)
         play.start(play.later(*waiting), prefetch=4)
         play.all_handled(play.send(12))
-        play.go_on(2)
+        play.go_on(1.5)
         play.all_handled(play.send(4))
         assert {play.stage.deliveries(body) for body in waiting} == {1}
 
@@ -288,7 +292,7 @@ class QueueDeliveryContract:
         keys, waiting = Keys(play.forge.keys), play.send(8, issuer=OTHER)
         member = play.start(prefetch=4, **play.two_issuers(keys))
         play.all_handled(play.send(12))
-        play.go_on(2)
+        play.go_on(1.5)
         play.all_handled(play.send(4))
         assert member.health().cause is Cause.KEYS_UNAVAILABLE
         keys.away = False
@@ -301,7 +305,7 @@ class QueueDeliveryContract:
         member = play.start(replay=store)
         store.away = True
         bodies = play.send(3)
-        play.go_on(4)
+        play.go_on(2.5)
         assert max(map(play.stage.deliveries, bodies)) <= 1 + FAULTS
         assert member.health().cause is Cause.REPLAY_STORE_UNAVAILABLE
         assert not member.health().consuming
@@ -386,11 +390,13 @@ class QueueDeliveryContract:
 
         begun: list[bool] = []
         bodies = play.send(4)
-        member = play.start(hanging)
+        member = play.start(hanging, grace=0.2)
         play.wait(lambda: len(begun) == 4)
         play.members.remove(member)
         play.stage.kill(member)
         play.start()
+        play.wait(lambda: min(map(play.stage.deliveries, bodies)) == 2)
+        play.wait(lambda: play.deferred(Cause.CLAIM_HELD) >= set(bodies))
         play.stage.advance(LATER)
         play.all_handled(bodies)
         play.stop_all()
@@ -496,11 +502,11 @@ class QueueDeliveryContract:
 
     def test_consumes_again_when_its_queue_is_back(self, play: QueuePlay) -> None:
         """A queue that was away for some seconds is consumed again."""
-        self._again(play, lambda _: self._away(play, 5))
+        self._again(play, lambda _: self._away(play, 5), times=1)
 
     def test_consumes_again_when_its_queue_is_back_after_a_minute(self, play: QueuePlay) -> None:
         """Nor is it given up after a minute."""
-        self._again(play, lambda _: self._away(play, 60))
+        self._again(play, lambda _: self._away(play, 60), times=1)
 
     def _away(self, play: QueuePlay, seconds: float) -> None:
         """Have the queue be away for so many seconds."""
@@ -508,10 +514,10 @@ class QueueDeliveryContract:
         play.go_on(seconds)
         play.stage.restore_source()
 
-    def _again(self, play: QueuePlay, fault: Callable[[Member], None]) -> None:
-        """Have a consumer go on after a fault, which happens twice."""
+    def _again(self, play: QueuePlay, fault: Callable[[Member], None], *, times: int = 2) -> None:
+        """Have a consumer go on after a fault, which happens so many times."""
         member = play.start()
-        for _ in range(2):
+        for _ in range(times):
             before = play.send(3)
             play.all_handled(before)
             play.go_on(0.5)

@@ -36,8 +36,8 @@ MOMENT: Final = 0.02
 class WatchedWorld(World):
     """A world that counts deliveries and letters, and tells of acks."""
 
-    def __init__(self) -> None:
-        super().__init__(0)
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
         self.deliveries: Counter[bytes] = Counter()
         self.letters_sent = 0
         self.observers: list[AckObserver] = []
@@ -94,14 +94,18 @@ class SimulatedMember:
 
 
 class SimulatedQueueStage:
-    """A source with its dead letters on a simulated broker."""
+    """A source with its dead letters on a simulated broker.
+
+    Args:
+        seed: decides latencies, who runs next, and the jitter of waits.
+    """
 
     destination = DESTINATION
     patience = 120.0
 
-    def __init__(self) -> None:
-        random.seed(0)
-        self.world = WatchedWorld()
+    def __init__(self, seed: int = 0) -> None:
+        random.seed(seed)
+        self.world = WatchedWorld(seed)
         self.clock = self.world.clock
         self._members: list[SimulatedMember] = []
         operator = Process(self.world, "operator#1", self._declare)
@@ -236,13 +240,13 @@ class SimulatedQueueStage:
 
 
 @contextmanager
-def simulated_stage() -> Iterator[SimulatedQueueStage]:
+def simulated_stage(seed: int = 0) -> Iterator[SimulatedQueueStage]:
     """Yield a fresh stage, and hear nothing of what is collected in the middle of its work."""
     before, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         with warnings.catch_warnings(action="ignore"):
             gc.freeze()  # so that what is older is not looked at in the end
-            stage = SimulatedQueueStage()
+            stage = SimulatedQueueStage(seed)
             try:
                 yield stage
             finally:
