@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
 from mqauth.brokers.kafka_confirm import Confirmed
-from mqauth.brokers.kafka_translate import carries, dead_letter_headers
+from mqauth.brokers.kafka_translate import carries
+from mqauth.brokers.log_records import dead_letter_headers
 from mqauth.deadletter import PREFIX, DeadLetter
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.message import Message

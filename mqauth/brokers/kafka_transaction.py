@@ -18,7 +18,8 @@ from mqauth.brokers import kafka_repair
 from mqauth.brokers.kafka_client import producer_settings
 from mqauth.brokers.kafka_confirm import MAX_BLOCK
 from mqauth.brokers.kafka_deadletter import can_exist
-from mqauth.brokers.kafka_translate import carries, dead_letter_headers
+from mqauth.brokers.kafka_translate import carries
+from mqauth.brokers.log_records import dead_letter_headers
 from mqauth.clock import Clock
 from mqauth.deadletter import DeadLetter
 from mqauth.errors import Cause, ConfigurationError, Unavailable
