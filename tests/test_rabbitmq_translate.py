@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from pamqp import commands, decode, encode
 from pamqp.header import ContentHeader
 
+from mqauth.brokers.amqp_values import on_wire
+from mqauth.brokers.rabbitmq_frame import MAX_HEADER_FRAME, check_frame, frame_size
 from mqauth.brokers.rabbitmq_incoming import Unreadable, delivered
-from mqauth.brokers.rabbitmq_translate import carries, from_native, to_native
-from mqauth.brokers.rabbitmq_wire import MAX_HEADER_FRAME, check_frame, frame_size, on_wire, to_message
+from mqauth.brokers.rabbitmq_translate import carries, from_native, scalar_on_wire, to_message, to_native
 from mqauth.deadletter import DeadLetter, content_digest
 from mqauth.errors import MalformedMessage, Reason, Rejection
 from mqauth.jsonform import PROPERTIES, from_form, to_form
@@ -247,12 +248,12 @@ def test_too_deep_to_sign() -> None:
     for _ in range(33):
         value = [value]
     with pytest.raises(MalformedMessage, match="32"):
-        on_wire(value)
+        on_wire(value, scalar_on_wire)
 
 
 def test_struct_time() -> None:
     """A struct_time is UTC, as pamqp takes it."""
-    assert on_wire(time.gmtime(86_400)) == datetime(1970, 1, 2, tzinfo=UTC)
+    assert on_wire(time.gmtime(86_400), scalar_on_wire) == datetime(1970, 1, 2, tzinfo=UTC)
 
 
 def test_header_frame_limit() -> None:

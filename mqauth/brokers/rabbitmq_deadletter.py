@@ -12,9 +12,9 @@ from pamqp import commands
 
 from mqauth.brokers import rabbitmq_topology
 from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error
+from mqauth.brokers.rabbitmq_frame import MAX_HEADER_FRAME, frame_size
 from mqauth.brokers.rabbitmq_reopening import ready
 from mqauth.brokers.rabbitmq_translate import carries, to_native
-from mqauth.brokers.rabbitmq_wire import MAX_HEADER_FRAME, frame_size
 from mqauth.deadletter import PREFIX, DeadLetter
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
 from mqauth.message import Message

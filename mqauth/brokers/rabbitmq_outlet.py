@@ -16,8 +16,8 @@ from aio_pika.abc import AbstractExchange, AbstractMessage
 from pamqp import commands
 
 from mqauth.brokers.rabbitmq_channel import is_untouched
+from mqauth.brokers.rabbitmq_frame import MAX_HEADER_FRAME, check_frame
 from mqauth.brokers.rabbitmq_translate import headers_out
-from mqauth.brokers.rabbitmq_wire import MAX_HEADER_FRAME, check_frame
 from mqauth.errors import MalformedMessage
 from mqauth.message import Message
 

@@ -23,7 +23,7 @@ from mqauth.brokers.rabbitmq_channel import ClosedByOwnerError, closing_is_an_er
 from mqauth.brokers.rabbitmq_outlet import Outlet, Outlets
 from mqauth.brokers.rabbitmq_reopening import reopen
 from mqauth.brokers.rabbitmq_sealing import Pace, Sealing
-from mqauth.brokers.rabbitmq_wire import to_message
+from mqauth.brokers.rabbitmq_translate import to_message
 from mqauth.errors import MalformedMessage, MqauthError
 from mqauth.message import Message
 from mqauth.signer import Signer

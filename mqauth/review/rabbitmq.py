@@ -19,9 +19,9 @@ from pamqp import commands
 
 from mqauth import destination
 from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error
+from mqauth.brokers.rabbitmq_frame import MAX_HEADER_FRAME, frame_size
 from mqauth.brokers.rabbitmq_incoming import delivered
 from mqauth.brokers.rabbitmq_translate import carries, failures_of, from_native, to_native
-from mqauth.brokers.rabbitmq_wire import MAX_HEADER_FRAME, frame_size
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
 from mqauth.message import Message
 from mqauth.review.letter import Letter
