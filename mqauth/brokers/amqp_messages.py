@@ -25,7 +25,7 @@ SHORT_STRINGS: Final = {
 }  # fmt: skip
 """AMQP's text properties, and the attributes by which clients have them."""
 Number: TypeAlias = tuple[str, str, Callable[[object], int | None]]
-"""A number property: its name, the client's attribute, and what reads that, ``None`` where it is no such number."""
+"""A number property: its name, the client's attribute, and what reads that, or ``None`` where it is none."""
 
 
 def delivered(

@@ -106,7 +106,7 @@ def carries(name: str, value: HeaderValue) -> bool:
 
 
 def scalar_on_wire(value: object) -> HeaderValue:
-    """Return a value that holds no others as its consumers will read it: what pamqp sends in its own way, and others.
+    """Return a value that holds no others as its consumers will read it, after pamqp has sent it.
 
     Raises:
         MalformedMessage: it cannot be sent, or would arrive as something else.
