@@ -7,6 +7,7 @@ direct reply-to (a suffix added) and its own ``x-`` headers.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
@@ -24,6 +25,7 @@ SHORT_STRINGS: Final = {
     "app-id": "app_id", "user-id": "user_id",
 }  # fmt: skip
 """AMQP's text properties, and the attributes by which clients have them."""
+_ID_BYTES: Final = 16
 Number: TypeAlias = tuple[str, str, Callable[[object], int | None]]
 """A number property: its name, the client's attribute, and what reads that, or ``None`` where it is none."""
 
@@ -113,6 +115,11 @@ def failures(headers: Mapping[str, Any], *, redelivered: bool) -> int:
         return 0
     acquired = headers.get("x-acquired-count")
     return min(failed, acquired) if isinstance(acquired, int) else failed
+
+
+def new_message_id() -> str:
+    """Return a message id nobody else has: some clients would add one after signing, or tell returns by it."""
+    return os.urandom(_ID_BYTES).hex()
 
 
 def published(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
-
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractQueue
 
 from mqauth import strictjson
 from mqauth.audit import AuditRecord
+from mqauth.brokers.amqp_messages import new_message_id
 from mqauth.brokers.rabbitmq_confirm import Confirmed
 from mqauth.brokers.rabbitmq_topology import declare_dead_letters
 from mqauth.errors import Cause
@@ -56,7 +55,7 @@ class AuditQueue:
             content_type=CONTENT_TYPE,
             type=RECORD_TYPE,
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-            message_id=uuid.uuid4().hex,  # returns are matched by it: one of its own each time
+            message_id=new_message_id(),  # returns are matched by it: one of its own each time
         )
         async with self._queue.in_time():
             await self._queue.publish(message)

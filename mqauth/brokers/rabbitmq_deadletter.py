@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Final
 
 from aio_pika import exceptions
 from aio_pika.abc import AbstractChannel, AbstractQueue
 
+from mqauth.brokers.amqp_messages import new_message_id
 from mqauth.brokers.letters import first_taken
 from mqauth.brokers.rabbitmq_confirm import Confirmed
 from mqauth.brokers.rabbitmq_frame import MAX_HEADER_FRAME, frame_size
@@ -78,7 +78,7 @@ class DeadLetters:
 
     async def _send(self, form: Message) -> None:
         """Publish one form, under a message id of its own."""
-        await self._queue.publish(to_native(form, message_id=uuid.uuid4().hex))
+        await self._queue.publish(to_native(form, message_id=new_message_id()))
 
     def _fits(self, letter: DeadLetter, form: Message) -> bool:
         """Tell whether a form is within the sizes the broker takes."""
