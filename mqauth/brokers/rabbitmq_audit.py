@@ -9,6 +9,7 @@ from mqauth import strictjson
 from mqauth.audit import AuditRecord
 from mqauth.brokers.amqp_messages import new_message_id
 from mqauth.brokers.rabbitmq_confirm import Confirmed
+from mqauth.brokers.rabbitmq_frame import Measured
 from mqauth.brokers.rabbitmq_topology import declare_dead_letters
 from mqauth.errors import Cause
 
@@ -50,7 +51,7 @@ class AuditQueue:
         Raises:
             Unavailable: ``audit_unavailable``: no such queue, full, timed out or not reachable.
         """
-        message = aio_pika.Message(
+        message = Measured(
             strictjson.dumps(record.as_dict()),
             content_type=CONTENT_TYPE,
             type=RECORD_TYPE,

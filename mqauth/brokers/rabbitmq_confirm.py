@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 
-import aio_pika
 from aio_pika.abc import AbstractChannel
 from pamqp import commands
 
 from mqauth.brokers.letters import in_time
 from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error
+from mqauth.brokers.rabbitmq_frame import Measured, frame_limit
 from mqauth.brokers.rabbitmq_reopening import ready
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 
@@ -45,15 +45,17 @@ class Confirmed:
         """
         return in_time(self._timeout, self._cause, LOST)
 
-    async def publish(self, native: aio_pika.Message) -> None:
+    async def publish(self, native: Measured) -> None:
         """Publish a message once the channel is open; return once the broker has confirmed it.
 
         Raises:
+            MalformedMessage: its header frame is over what the broker takes.
             Unavailable: there is no such queue.
             aio_pika.exceptions.AMQPError: the broker refused it, or its connection ended.
         """
         with closing_is_an_error():
             await ready(self._channel)
+            native.limit = await frame_limit(self._channel)
             result = await self._channel.default_exchange.publish(native, self._name, mandatory=True)
         if not isinstance(result, commands.Basic.Ack):
             raise Unavailable(self._cause, "the queue does not exist")

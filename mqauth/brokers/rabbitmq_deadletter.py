@@ -10,16 +10,17 @@ from aio_pika.abc import AbstractChannel, AbstractQueue
 from mqauth.brokers.amqp_messages import new_message_id
 from mqauth.brokers.letters import first_taken
 from mqauth.brokers.rabbitmq_confirm import Confirmed
-from mqauth.brokers.rabbitmq_frame import MAX_HEADER_FRAME, frame_size
 from mqauth.brokers.rabbitmq_topology import declare_dead_letters
 from mqauth.brokers.rabbitmq_translate import carries, to_native
 from mqauth.deadletter import DeadLetter, Oversize, check_oversize
-from mqauth.errors import Cause, MalformedMessage
+from mqauth.errors import Cause
 from mqauth.flow import arun
 from mqauth.message import Message
 
 DEFAULT_MAX_BODY: Final = 16 * 1024 * 1024
 """RabbitMQ 4's default ``max_message_size``, bytes."""
+_TOO_LARGE: Final = (exceptions.ChannelPreconditionFailed, ValueError, OverflowError)
+"""What the broker says of a body over its size, and aio-pika or ``Measured`` of what cannot be sent."""
 
 
 class DeadLetters:
@@ -68,23 +69,15 @@ class DeadLetters:
         Raises:
             Unavailable: ``dead_letter_unavailable``: unroutable, refused, timed out or not reachable.
         """
+        limit = max(self._max_body, len(letter.message.body or b""))
         async with self._queue.in_time():
             await arun(
                 first_taken(
-                    letter, self._send, carries, lambda form: self._fits(letter, form),
-                    exceptions.ChannelPreconditionFailed, self._oversize,
+                    letter, self._send, carries, lambda form: len(form.body or b"") <= limit, _TOO_LARGE,
+                    self._oversize,
                 )
             )  # fmt: skip
 
     async def _send(self, form: Message) -> None:
         """Publish one form, under a message id of its own."""
         await self._queue.publish(to_native(form, message_id=new_message_id()))
-
-    def _fits(self, letter: DeadLetter, form: Message) -> bool:
-        """Tell whether a form is within the sizes the broker takes."""
-        limit = max(self._max_body, len(letter.message.body or b""))
-        try:
-            size = frame_size(to_native(form, message_id="0" * 32))
-        except (MalformedMessage, ValueError, OverflowError):
-            return False
-        return size <= MAX_HEADER_FRAME and len(form.body or b"") <= limit

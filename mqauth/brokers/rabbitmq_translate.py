@@ -15,6 +15,7 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractMessage
 
 from mqauth.brokers import amqp_messages, amqp_values
 from mqauth.brokers.amqp_messages import SHORT_STRINGS, Number
+from mqauth.brokers.rabbitmq_frame import Measured
 from mqauth.brokers.rabbitmq_incoming import Unreadable
 from mqauth.errors import MalformedMessage
 from mqauth.message import HeaderPair, HeaderValue, Message
@@ -72,7 +73,7 @@ def to_message(
     )  # fmt: skip
 
 
-def to_native(message: Message, *, message_id: str) -> aio_pika.Message:
+def to_native(message: Message, *, message_id: str) -> Measured:
     """Return a dead letter as aio-pika sends it: persistent, under a message id of its own.
 
     Args:
@@ -82,7 +83,7 @@ def to_native(message: Message, *, message_id: str) -> aio_pika.Message:
     found = message.properties
     priority, timestamp = found.get("priority"), found.get("timestamp")
     texts = {attribute: found.get(name) for name, attribute in SHORT_STRINGS.items() if name != "message-id"}
-    return aio_pika.Message(
+    return Measured(
         message.body or b"",
         headers=headers_out(message.headers),
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
