@@ -1,8 +1,8 @@
 """A real HTTP(S) key server in a process of its own that misbehaves on command.
 
-``python -m integration.keyserver --port N [--cert PEM --key PEM]`` prints a line once it listens, and then obeys
-JSON lines on standard input, one answer a line; ``KeyServer`` is the other end. It speaks over bare sockets, because
-no server library would send what some of its modes send.
+``python -m integration.keyserver --port N [--cert PEM --key PEM]`` prints a line once it listens. Then it obeys
+JSON lines on standard input, with one answer a line; ``KeyServer`` is the other end. It speaks over bare sockets,
+because no server library would send what some of its modes send.
 """
 
 from __future__ import annotations
