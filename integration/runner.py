@@ -37,6 +37,8 @@ _GROUPS = {
     "rest": r"integration/",
 }
 """Which files are a group's, by a pattern; the first that fits counts."""
+# The brokers of tests end before the code of Java's second compiler repays what compiling took.
+_JAVA_OPTIONS = "-XX:TieredStopAtLevel=1"
 _TERMINAL_TELLS_WITHIN = 2.0  # a Ctrl-C reaches the whole process group; a kill only us
 _NO_TESTS = 5  # pytest's exit code
 _ENDS_WITHIN = 10.0
@@ -106,6 +108,7 @@ def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: S
     began = time.monotonic()
     os.environ[RUN_VARIABLE] = run_id = secrets.token_hex(6)
     os.environ[pace.BESIDE_OTHERS] = "1"
+    os.environ.setdefault("JDK_JAVA_OPTIONS", _JAVA_OPTIONS)
     total, groups = _Counts(), [*units, *integration]
     if integration:
         try:
