@@ -20,12 +20,10 @@ from mqauth.auditfile import AuditFile
 from mqauth.errors import Cause, RetryLater
 from mqauth.message import Message
 from mqauth.testing.clock import RunningClock
-from mqauth.testing.delivery_play import Play, text
+from mqauth.testing.delivery_play import LATER, Play, text
 from mqauth.testing.delivery_stage import LogStage, Member
 from mqauth.verified import Verified
 
-LATER: Final = 3600.0
-"""Seconds beyond every token's life, and every session's."""
 MOMENT: Final = 0.02
 HOT: Final = 8
 """Attempts of one message a second that are too many: a back-off of half a second makes two to four."""

@@ -21,6 +21,8 @@ from mqauth.verified import Verified
 
 LIFETIME: Final = 60
 """Seconds that a token lives; a claim's lease is as long."""
+LATER: Final = 2.0 * LIFETIME
+"""Seconds beyond every token's life, every lease and every session."""
 
 
 @dataclass
