@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from mqauth.batching import DEFAULT_LINGER, check_batching
-from mqauth.brokers.rabbitmq_leases import Timer, call_later
+from mqauth.brokers.queue_tasks import Timer, call_later
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import MalformedMessage
 from mqauth.message import Message
