@@ -194,7 +194,7 @@ class QueueConsumer:
         self._started = asyncio.Event()
         self._interrupted = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._looked = asyncio.Event()
+        self._answered = asyncio.Event()
         self._unsubscribe: Callable[[], None] | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._cancelling: asyncio.Task[None] | None = None
@@ -322,7 +322,8 @@ class QueueConsumer:
         """See what follows from what is held now, or no longer."""
         if self._window.passes_by(len(self._tasks)):
             self._interrupted.set()
-        self._looked.set()
+        if self._window.stalled is not None and self._window.stalled.is_over:
+            self._answered.set()
 
     # Consuming
 
@@ -422,8 +423,8 @@ class QueueConsumer:
         if not held.stays:
             await self._probed(held)
         while held.stays and not held.is_over:
-            self._looked.clear()
-            await self._looked.wait()
+            self._answered.clear()
+            await self._answered.wait()
         self._processor.holder.go_on()
         self._window.go_on()
 
