@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary, ref
 from aio_pika.abc import AbstractIncomingMessage
 from aiormq.abc import AbstractChannel
 
-from mqauth.brokers.queue_roundtrip import RoundTrip
+from mqauth.brokers.queue_roundtrip import PART, RoundTrip
 from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error, is_blocked, is_stale, told
 from mqauth.brokers.rabbitmq_translate import failures_of, from_native
 from mqauth.message import Message
@@ -66,12 +66,13 @@ class Deliveries:
 _ROUND_TRIPS: Final[WeakKeyDictionary[Any, RoundTrip]] = WeakKeyDictionary()
 
 
-def round_trip(channel: Any) -> RoundTrip:
-    """Return the one that asks on a channel of aiormq's."""
+def round_trip(channel: Any, *, part: float = PART) -> RoundTrip:
+    """Return the one that asks on a channel of aiormq's; ``part`` as in ``RoundTrip``, where it is a new one."""
     found = _ROUND_TRIPS.get(channel)
     if found is None:
         known = ref(channel)
-        found = _ROUND_TRIPS[channel] = RoundTrip(lambda: _answers(known()), lambda: is_blocked(known()))
+        found = RoundTrip(lambda: _answers(known()), lambda: is_blocked(known()), part=part)
+        _ROUND_TRIPS[channel] = found
     return found
 
 
