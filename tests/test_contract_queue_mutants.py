@@ -18,6 +18,7 @@ from mqauth.brokers.queue_consumer import QueueConsumer
 from mqauth.brokers.queue_delivery import Begun, Processor
 from mqauth.brokers.queue_hold import Holder
 from mqauth.brokers.queue_leases import Leases
+from mqauth.brokers.queue_subscription import Subscription
 from mqauth.brokers.rabbitmq import DeadLetters
 from mqauth.delivery import slot
 from mqauth.delivery.ledger import Ack, Ledger
@@ -165,15 +166,15 @@ def every_time(_: Any) -> Any:
 
 def untried(_: Any) -> Any:
     """Consume, or fail."""
-    return lambda consumer: consumer._consume()
+    return lambda subscription: subscription._consume()
 
 
 def impatient(original: Any) -> Any:
     """Give up after half a minute."""
 
-    async def start(consumer: QueueConsumer) -> None:
+    async def start(subscription: Subscription) -> None:
         async with asyncio.timeout(30):
-            await original(consumer)
+            await original(subscription)
 
     return start
 
@@ -181,9 +182,9 @@ def impatient(original: Any) -> Any:
 def cancelling(original: Any) -> Any:
     """Cancel what runs where its channel ends."""
 
-    def on_close(consumer: QueueConsumer, why: str, channel_alone: bool) -> None:
-        original(consumer, why, channel_alone)
-        for task in consumer._tasks._running:
+    def on_close(subscription: Any, why: str, channel_alone: bool) -> None:
+        original(subscription, why, channel_alone)
+        for task in subscription._take.__self__._tasks._running:
             task.cancel()
 
     return on_close
@@ -226,22 +227,22 @@ MUTANTS = (
     Mutant("spends the limit", Slot, "is_last", always(False), CONTRACT.test_restarts_put_nothing_away),
     Mutant("slot lost", Processor, "_failed", raising, CONTRACT.test_what_a_handler_must_not_raise),
     Mutant("stops twice", QueueConsumer, "_end", every_time, CONTRACT.test_no_claim_outlives_a_long_handler),
-    Mutant("never resumes: cancelled", QueueConsumer, "_on_cancel", returning(None),
+    Mutant("never resumes: cancelled", Subscription, "_on_cancel", returning(None),
            CONTRACT.test_consumes_again_after_it_was_cancelled),
-    Mutant("never resumes: channel closed", QueueConsumer, "_on_close", returning(None),
+    Mutant("never resumes: channel closed", Subscription, "_on_close", returning(None),
            CONTRACT.test_consumes_again_after_its_channel_was_closed),
-    Mutant("never resumes: queue away", QueueConsumer, "_start", untried,
+    Mutant("never resumes: queue away", Subscription, "_start", untried,
            CONTRACT.test_consumes_again_when_its_queue_is_back),
     Mutant("never resumes: outage", Processor, "probe", awaited(False),
            CONTRACT.test_an_outage_requeues_nothing_hotly),
     Mutant("requeues hot", QueueConsumer, "_suspend", awaited(False),
            CONTRACT.test_an_outage_requeues_nothing_hotly),
     Mutant("overtakes", Room, "wants_another", returning(True), CONTRACT.test_what_is_put_off_is_not_overtaken),
-    Mutant("never resumes: connection lost", QueueConsumer, "_on_close", returning(None),
+    Mutant("never resumes: connection lost", Subscription, "_on_close", returning(None),
            CONTRACT.test_consumes_again_after_its_connection_was_lost),
-    Mutant("never resumes: gives up after half a minute", QueueConsumer, "_start", impatient,
+    Mutant("never resumes: gives up after half a minute", Subscription, "_start", impatient,
            CONTRACT.test_consumes_again_when_its_queue_is_back_after_a_minute),
-    Mutant("handlers end with their channel", QueueConsumer, "_on_close", cancelling,
+    Mutant("handlers end with their channel", Subscription, "_on_close", cancelling,
            CONTRACT.test_a_channel_that_ends_under_a_handler),
     Mutant("lease not renewed", Leases, "renew", awaited(None), CONTRACT.test_a_handler_that_outlasts_its_lease),
     Mutant("redelivery taken for a copy", rabbitmq_delivery, "from_native", as_new,

@@ -64,7 +64,7 @@ def test_what_is_not_ours_is_left(step: Step, *, over: bool) -> None:
 
 @pytest.mark.parametrize(("returned", "stays", "over"), [(0, False, True), (20, False, False), (0, True, False)])
 def test_a_suspension_sends_back(returned: int, *, stays: bool, over: bool) -> None:
-    """What is held goes back, but for a message's last delivery and the one that is tried until the cause is over."""
+    """What is held goes back, but for a message's last delivery and one that is tried until the cause is over."""
     holding = hold(FakeClock())
     found = put(holding, held(ALL, said=Said(returned=returned), limit=20))
     found.slot.received = float("inf")

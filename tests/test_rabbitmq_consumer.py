@@ -324,7 +324,7 @@ async def test_a_stale_delivery_is_not_begun(audit: AuditFile) -> None:
     """What was delivered before a reconnect has no tag here, no handler and no task: it comes again."""
     spot = Spot(audit)
     consumer = rabbitmq.Consumer(queue(), spot.table.guard, spot.table.handled.append, dead_letters=Letters())
-    consumer._acks = spot.tags  # which would fail to open anything
+    consumer._subscription.acks = spot.tags  # which would fail to open anything
     delivery = spot.delivery()
     delivery.channel.is_closed = True
     await consumer._on_message(delivery)
@@ -348,7 +348,7 @@ async def test_a_delivery_has_one_context(audit: AuditFile) -> None:
     spot = Spot(audit)
     spot.tags.opened = lambda _: None
     consumer = rabbitmq.Consumer(queue(), spot.table.guard, handler, dead_letters=Letters())
-    consumer._acks = spot.tags
+    consumer._subscription.acks = spot.tags
     await consumer._on_message(spot.delivery())
     await asyncio.gather(*consumer._tasks._running)
     assert (seen, var.get(), spot.tags.settled) == (["inside", "outside"], "outside", [1])
@@ -394,7 +394,7 @@ async def test_what_is_handled_on_the_spot_is_in_flight(audit: AuditFile) -> Non
     consumer = rabbitmq.Consumer(
         queue(), spot.table.guard, lambda _: seen.append(consumer.health().in_flight), dead_letters=Letters()
     )
-    consumer._acks = spot.tags
+    consumer._subscription.acks = spot.tags
     spot.tags.opened = lambda _: None
     for _ in range(2):
         await consumer._on_message(spot.delivery())

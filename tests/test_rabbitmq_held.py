@@ -343,12 +343,12 @@ async def test_an_outage_longer_than_a_delivery_costs_one_message(audit: AuditFi
         is_over=True,
     )
     consumer._window.stalled = held
-    await consumer._until_answered(held)
+    await consumer._subscription._until_answered(held)
     assert consumer.health().prefetch == 1
     await consumer._on_message(Delivery(table.honest()))  # type: ignore[arg-type]
     await consumer._on_message(Delivery(rabbitmq_forged()))  # type: ignore[arg-type]
     await asyncio.gather(*consumer._tasks._running)
-    assert (consumer.health().prefetch, consumer._interrupted.is_set()) == (10, True)
+    assert (consumer.health().prefetch, consumer._subscription._interrupted.is_set()) == (10, True)
 
 
 async def test_a_consumer_that_was_full_is_not_for_ever(audit: AuditFile) -> None:
@@ -361,7 +361,7 @@ async def test_a_consumer_that_was_full_is_not_for_ever(audit: AuditFile) -> Non
     room.put(1, tag="first", cause=Cause.HANDLER_DEFERRED, party=None, size=1)
     consumer._look()
     assert not consumer.health().consuming
-    consumer._on_close("gone", False)
+    consumer._subscription._on_close("gone", False)
     room.take(1)
     consumer._look()
     consumer._window.consumes("second")

@@ -567,5 +567,5 @@ async def test_a_cancel_that_meets_a_bare_exception_ends_nothing(audit: AuditFil
     source.cancel = cancel
     consumer = rabbitmq.Consumer(source, Table(audit).guard, print, dead_letters=Letters())
     consumer._window.consumes("tag")
-    await consumer._cancelled()
+    await consumer._subscription.cancelled()
     assert (consumer._window.failure, consumer.health().consuming) == (None, False)

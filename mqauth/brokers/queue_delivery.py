@@ -6,9 +6,10 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 from mqauth.brokers.queue_acks import Acks
+from mqauth.brokers.queue_calls import DeliveryCalls
 from mqauth.brokers.queue_hold import Holder, Sleep
 from mqauth.brokers.queue_leases import Leases
 from mqauth.brokers.queue_tasks import Timer, call_later, was_cancelled
@@ -16,44 +17,13 @@ from mqauth.deadletter import DeadLetterSink
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER, Held, Hold, is_deferred
 from mqauth.delivery.queue_work import INTERRUPTED, QueueWork
 from mqauth.delivery.room import Room
-from mqauth.delivery.slot import NO_LIMIT, Facts, Slot
+from mqauth.delivery.slot import NO_LIMIT, Slot
 from mqauth.errors import Rejection, StaleDelivery
 from mqauth.flow import Waiting, arun, begin, resume
-from mqauth.message import Message
 from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline
 from mqauth.verified import Responder
 
 _LOG: Final = logging.getLogger("mqauth.delivery")
-
-
-class DeliveryCalls(Facts, Protocol):
-    """What is asked of a client for the deliveries of one queue, each as it gave it."""
-
-    queue: str
-
-    def message(self, native: Any, /) -> Message:
-        """Translate a delivery."""
-        ...
-
-    def tag(self, native: Any, /) -> int:
-        """Return its number on its channel."""
-        ...
-
-    def is_settled(self, native: Any, /) -> bool:
-        """Tell whether its handler settled it itself."""
-        ...
-
-    async def ack(self, native: Any, /) -> bool:
-        """Ack it alone; ``False`` where its channel is gone."""
-        ...
-
-    async def requeue(self, native: Any, /) -> bool:
-        """Give it back; ``False`` where its channel is gone."""
-        ...
-
-    async def lives(self, native: Any, /) -> bool:
-        """Tell whether its channel answers a question that is asked from now on; closed where it does not."""
-        ...
 
 
 class Begun(NamedTuple):
