@@ -21,6 +21,7 @@ SUSPENDS_AFTER: Final = 60.0
 CONSUMER_TIMEOUT: Final = 1800.0
 """Seconds after which RabbitMQ closes a channel that has not acked a delivery, unless it is set otherwise."""
 _OF_TIMEOUT: Final = 0.9
+_DEFERRED: Final = Verdict.DEFERRED  # Python 3.11 takes its time to look a member up
 
 
 @dataclass(slots=True, eq=False)
@@ -175,4 +176,4 @@ class Hold:
 
 def is_deferred(outcome: Outcome) -> bool:
     """Tell whether a delivery waits for the world."""
-    return outcome.verdict is Verdict.DEFERRED
+    return outcome.verdict is _DEFERRED
