@@ -158,6 +158,9 @@ class Tags:
         self.settled: list[int] = []
         self.given_back: list[int] = []
 
+    def opened(self, tag: int) -> None:
+        """Take note of nothing."""
+
     def settle(self, tag: int, _delivery: Any) -> None:
         """Remember what is to be acked."""
         self.settled.append(tag)
@@ -346,7 +349,6 @@ async def test_a_delivery_has_one_context(audit: AuditFile) -> None:
         return work()
 
     spot = Spot(audit)
-    spot.tags.opened = lambda _: None
     consumer = rabbitmq.Consumer(queue(), spot.table.guard, handler, dead_letters=Letters())
     consumer._subscription.acks = spot.tags
     await consumer._on_message(spot.delivery())
@@ -395,7 +397,6 @@ async def test_what_is_handled_on_the_spot_is_in_flight(audit: AuditFile) -> Non
         queue(), spot.table.guard, lambda _: seen.append(consumer.health().in_flight), dead_letters=Letters()
     )
     consumer._subscription.acks = spot.tags
-    spot.tags.opened = lambda _: None
     for _ in range(2):
         await consumer._on_message(spot.delivery())
         await asyncio.gather(*consumer._tasks._running)

@@ -17,7 +17,7 @@ from mqauth.delivery.room import MAX_BYTES, Room
 from mqauth.delivery.slot import Slot
 from mqauth.errors import Reason, RetryLater, Unavailable
 from mqauth.pipeline import Outcome
-from tests.test_rabbitmq_consumer import Delivery, Letters, Table, audit, processing, queue
+from tests.test_rabbitmq_consumer import Delivery, Letters, Table, Tags, audit, processing, queue
 
 __all__ = ["audit"]
 OURS, DEAD = "https://ours", "https://dead"
@@ -327,9 +327,10 @@ def test_the_limit_of_a_queue(audit: AuditFile, told: int | None, arguments: dic
     assert consumer._processor._limit == limit
 
 
-async def test_an_outage_longer_than_a_delivery_costs_one_message(audit: AuditFile) -> None:
+@pytest.mark.parametrize("on_the_spot", [False, True])
+async def test_an_outage_longer_than_a_delivery_costs_one_message(audit: AuditFile, *, on_the_spot: bool) -> None:
     """Where what stayed had to go back, one delivery at a time is taken, until a rejection was buried."""
-    table = Table(audit)
+    table, acks = Table(audit), Tags()
     source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
     consumer = rabbitmq.Consumer(source, table.guard, print, dead_letters=table.letters, sleep=table.sleep)
     slot = Slot(Delivery(rabbitmq_forged()), Deliveries("q"), 0, 20)
@@ -345,9 +346,13 @@ async def test_an_outage_longer_than_a_delivery_costs_one_message(audit: AuditFi
     consumer._window.stalled = held
     await consumer._subscription._until_answered(held)
     assert consumer.health().prefetch == 1
-    await consumer._on_message(Delivery(table.honest()))  # type: ignore[arg-type]
-    await consumer._on_message(Delivery(rabbitmq_forged()))  # type: ignore[arg-type]
-    await asyncio.gather(*consumer._tasks._running)
+    consumer._subscription.acks = acks if on_the_spot else None  # type: ignore[assignment]
+    for tag, message in enumerate((table.honest(), rabbitmq_forged())):
+        delivery = Delivery(message)
+        delivery.delivery_tag = tag
+        await consumer._on_message(delivery)
+        await asyncio.gather(*consumer._tasks._running)
+    assert acks.settled == ([0, 1] if on_the_spot else [])
     assert (consumer.health().prefetch, consumer._subscription._interrupted.is_set()) == (10, True)
 
 

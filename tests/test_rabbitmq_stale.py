@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import pytest
 from aio_pika import exceptions
@@ -22,7 +24,7 @@ from mqauth.errors import Reason, Rejection, RetryLater, StaleDelivery, Unavaila
 from mqauth.flow import run
 from mqauth.message import Message
 from mqauth.pipeline import Step
-from tests.test_rabbitmq_consumer import PLACE, Delivery, Letters, Table, audit, processing, queue
+from tests.test_rabbitmq_consumer import PLACE, Channel, Delivery, Letters, Table, audit, processing, queue
 
 __all__ = ["audit"]
 
@@ -93,6 +95,17 @@ async def test_an_answer_counts_for_who_waited() -> None:
     assert ([task.done() for task in first], later.done(), len(channel.answers)) == ([True, True], False, 2)
     channel.answers[1].set_result(None)
     assert [await task for task in (*first, later)] == [True, True, True]
+
+
+async def test_a_round_trip_keeps_no_channel() -> None:
+    """A channel that was asked is forgotten with whoever had it: a consumer has a new one after each reconnect."""
+    channel: Any = Channel()
+    assert await round_trip(channel).lives()
+    known = ref(channel)
+    await turns()
+    del channel
+    gc.collect()
+    assert known() is None
 
 
 @pytest.mark.parametrize("error", [Exception, exceptions.ChannelInvalidStateError, asyncio.CancelledError])
@@ -491,6 +504,17 @@ async def test_a_probe_runs_no_handler_though_its_claim_is_not_released(audit: A
     store.release = release
     assert await processor.probe(delivery) is True
     assert calls == []
+
+
+async def test_a_probe_that_is_cancelled_by_the_client_is_unanswered(audit: AuditFile) -> None:
+    """aiormq cancels the futures of a lost connection: the consumer probes again, and is not ended by it."""
+    table = Table(audit)
+
+    async def decide(_: Verified) -> None:
+        raise asyncio.CancelledError
+
+    table.guard.verdicts._policy = SimpleNamespace(decide=decide)  # type: ignore[assignment]
+    assert await table.processor.probe(table.guard.receive(table.honest())) is False
 
 
 async def _judged(table: Table, delivery: Any) -> None:
