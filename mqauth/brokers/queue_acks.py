@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from mqauth.brokers.queue_tasks import Timer, call_later
+from mqauth.brokers.timer import Timer, call_later
 from mqauth.delivery.ledger import Ledger
 from mqauth.pipeline import Delivery
 

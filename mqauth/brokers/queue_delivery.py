@@ -12,7 +12,8 @@ from mqauth.brokers.queue_acks import Acks
 from mqauth.brokers.queue_calls import DeliveryCalls
 from mqauth.brokers.queue_hold import Holder, Sleep
 from mqauth.brokers.queue_leases import Leases
-from mqauth.brokers.queue_tasks import Timer, call_later, was_cancelled
+from mqauth.brokers.queue_tasks import was_cancelled
+from mqauth.brokers.timer import Timer, call_later
 from mqauth.deadletter import DeadLetterSink
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER, Held, Hold, is_deferred
 from mqauth.delivery.queue_work import INTERRUPTED, QueueWork

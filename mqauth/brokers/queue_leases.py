@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from mqauth.brokers.queue_tasks import Timer, call_later
+from mqauth.brokers.timer import Timer, call_later
 from mqauth.delivery.leases import Tended
 from mqauth.flow import arun
 from mqauth.pipeline import Delivery, Pipeline

@@ -1,4 +1,4 @@
-"""The tasks of deliveries under way, their end when a consumer stops, and signals that ask for it; timers."""
+"""The tasks of deliveries under way, their end when a consumer stops, and signals that ask for it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,6 @@ import signal
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any
-
-Timer = Callable[[float, Callable[[], None]], Any]
-
-
-def call_later(seconds: float, function: Callable[[], None]) -> asyncio.TimerHandle:
-    """Have the running event loop call a function after so many seconds."""
-    return asyncio.get_running_loop().call_later(seconds, function)
 
 
 def was_cancelled() -> bool:
