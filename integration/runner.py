@@ -32,8 +32,9 @@ _GROUPS = {
     "kafka-chaos": r"integration/chaos/test_kafka",
     "kafka": r"integration/test_(kafka|contract_kafka|store_race)",
     "rabbitmq-chaos": r"integration/chaos/",
-    "keys-and-audit": r"integration/(keys|audit|benchmarks)/",
     "review": r"integration/(console|review)/",
+    "rabbitmq": r"integration/test_(rabbitmq|contract_rabbitmq|simulated_rabbitmq)",
+    "keys-and-audit": r"integration/(keys|audit|benchmarks)/",
     "rest": r"integration/",
 }
 """Which files are a group's, by a pattern; the first that fits counts."""
