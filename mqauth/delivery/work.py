@@ -42,7 +42,7 @@ class Work:
     ) -> None:
         self._guard = guard
         self._book = book
-        self._handler = handler if decode is None and answer is None else _equipped(handler, decode, answer)
+        self._handler = equipped(handler, decode, answer)
         self._letters = letters
         self._leases = Leases(guard.lease)
 
@@ -98,12 +98,14 @@ class Work:
                 return
 
 
-def _equipped(
+def equipped(
     handler: Handler,
     decode: Callable[[bytes], Any] | None,
     answer: Callable[[Verified, bytes], Any] | None,
 ) -> Handler:
-    """Return a handler that is called with a decoded message it can answer."""
+    """Return a handler that is called with a decoded message it can answer, itself where that is all it needs."""
+    if decode is None and answer is None:
+        return handler
     return lambda verified: handler(equip(verified, responder=answer, value=decoded(verified, decode)))
 
 
