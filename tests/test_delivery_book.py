@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from integration.scale import nightly
 from mqauth.delivery.backoff import Backoff
 from mqauth.delivery.book import COMMIT_RETRY, Book
 from mqauth.delivery.part import Part, offset_of
@@ -413,4 +414,4 @@ class Facts(RuleBasedStateMachine):
 
 
 TestFacts = Facts.TestCase
-TestFacts.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
+TestFacts.settings = settings(max_examples=nightly(300, otherwise=100), stateful_step_count=30, deadline=None)
