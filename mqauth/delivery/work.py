@@ -85,13 +85,14 @@ class Work:
         Raises:
             ConfigurationError: the audit sink is asynchronous.
         """
+        part = self._book.part(place)
         try:
             run(asked(Cause.AUDIT_UNAVAILABLE, self._guard.audit.write, record))  # type: ignore[union-attr]
         except Unavailable as error:
             outcome = Outcome(verdict=Verdict.DEFERRED, cause=error.cause, detail=error.detail)
-            self._book.stall(self._book.part(place), first, outcome)
+            self._book.stall(part, first, outcome)
             return False
-        self._book.skipped(place, beyond)
+        self._book.skipped(part, beyond)
         return True
 
     def renew(self) -> None:

@@ -204,14 +204,17 @@ class Store:
             del self.entries[request.id]
         self._facilities.lose("store", _STORE)
 
-    def take_over(self, entry: Entry) -> bool:
-        """Let another process handle a record; tell whether it may."""
+    def take_over(self, entry: Entry, *, fails: bool) -> bool:
+        """Let another process judge a record; tell whether it was handled."""
         known = self.entries.get(entry.id)
         place = entry.message.origin.coordinates
         if known is not None and known.place != place:
             return False
-        self.entries[entry.id] = Claim(None, place, 0.0)
-        return True
+        if fails:
+            self.entries.pop(entry.id, None)
+        else:
+            self.entries[entry.id] = Claim(None, place, 0.0)
+        return not fails
 
     def _claim(self, request: ClaimRequest) -> ClaimStatus:
         entry, now = self.entries.get(request.id), self._clock.monotonic()
