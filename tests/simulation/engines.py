@@ -1,17 +1,28 @@
-"""Random schedules of facts for the pure engines, in no time but their own; a failing one is cut down and printed."""
+"""Random schedules of facts for the pure engines, in virtual time; a failing one is cut down and printed."""
 
 from __future__ import annotations
 
+import gc
+import logging
+import os
 import random
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 from tests.simulation.log_play import Broken, LogPlay
 
-LONGEST: Final = 60
+LONGEST: Final = 40
 """Facts of a schedule, at most."""
+SHARD: Final = 2000
+"""Schedules that one process plays at a time."""
+COLLECTED: Final = 200
+"""Schedules after which garbage is collected."""
+SHOWN: Final = 10
+"""Failing schedules that are cut down and printed."""
 
 
 class Fact(NamedTuple):
@@ -22,8 +33,9 @@ class Fact(NamedTuple):
 
 
 LOG_FACTS: Final = {
-    "append": 8, "turn": 16, "begin": 14, "step": 12, "wait": 7, "outage": 2, "heal": 3, "rebalance": 2, "pause": 1,
-    "others": 1, "commits_go": 2, "user_pauses": 1, "keys_changed": 1, "arm": 1, "stop": 1, "kill": 1,
+    "append": 7, "turn": 8, "begin": 8, "step": 8, "round": 16, "wait": 4, "outage": 3, "heal": 4, "rebalance": 2,
+    "pause": 1, "others": 1, "commits_go": 2, "user_pauses": 1, "keys_changed": 2, "arm": 1, "stop": 1,
+    "stop_late": 2, "kill": 1,
 }  # fmt: skip
 
 
@@ -63,7 +75,8 @@ def schedule(seed: int, engine: Engine = LOG) -> Schedule:
     count = 10 + _DRAW.getrandbits(16) % (LONGEST - 10)
     chosen = _DRAW.choices(names, cum_weights=weights, k=count)
     numbers = _DRAW.randbytes(2 * count)
-    return Schedule(seed, [Fact(name, numbers[2 * at] << 8 | numbers[2 * at + 1]) for at, name in enumerate(chosen)])
+    facts = [Fact(name, numbers[2 * at] << 8 | numbers[2 * at + 1]) for at, name in enumerate(chosen)]
+    return Schedule(seed, facts)
 
 
 def broken(
@@ -100,3 +113,72 @@ def reduced(failing: Schedule, invariant: str, engine: Engine = LOG) -> Schedule
         else:
             size //= 2
     return Schedule(failing.seed, facts)
+
+
+class Finding(NamedTuple):
+    """A schedule that breaks an invariant."""
+
+    seed: int
+    invariant: str
+    text: str
+
+
+def findings(seeds: range, engine: Engine = LOG) -> list[Finding]:
+    """Play schedules; return what those that fail break."""
+    found: list[Finding] = []
+    logging.disable(logging.CRITICAL)
+    gc.freeze()
+    gc.disable()
+    try:
+        for seed in seeds:
+            failure = broken(schedule(seed, engine), engine)
+            if failure is not None:
+                found.append(Finding(seed, *failure))
+            if seed % COLLECTED == 0:
+                gc.collect()
+    finally:
+        gc.enable()
+        gc.unfreeze()
+        logging.disable(logging.NOTSET)
+    return found
+
+
+def told(finding: Finding, engine: Engine) -> Iterator[str]:
+    """Return the lines that tell of a finding: the fewest facts that still show it."""
+    yield f"{engine.name} {finding.seed}: {finding.text}"
+    for fact in reduced(schedule(finding.seed, engine), finding.invariant, engine).facts:
+        yield f"    {fact.name} {fact.number}"
+
+
+def traced(seed: int, engine: Engine = LOG) -> list[str]:
+    """Return all that happens in a schedule."""
+    lines: list[str] = []
+    broken(schedule(seed, engine), engine, lines.append)
+    return lines
+
+
+def play(name: str, first: int, count: int, tell: Callable[[str], None]) -> int:
+    """Play schedules on all cores, and tell of those that fail; return how many do.
+
+    Args:
+        name: of the engine.
+        first: the first seed.
+        count: how many.
+        tell: given each line.
+    """
+    started, engine = time.perf_counter(), ENGINES[name]
+    shards = [range(at, min(at + SHARD, first + count)) for at in range(first, first + count, SHARD)]
+    failing: list[Finding] = []
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for found in pool.map(_shard, [name] * len(shards), shards):
+            failing.extend(found)
+            for finding in found[: max(0, SHOWN - len(failing) + len(found))]:
+                for line in told(finding, engine):
+                    tell(line)
+    took = time.perf_counter() - started
+    tell(f"{name}: {count} schedules from {first} on, {len(failing)} failed, {count / took:.0f} a second")
+    return len(failing)
+
+
+def _shard(name: str, seeds: range) -> list[Finding]:
+    return findings(seeds, ENGINES[name])

@@ -1,4 +1,4 @@
-"""What the log engine asks in its simulation: records, keys, policy, store, audit and letters, none with a network.
+"""What the log engine asks in its simulation: keys, policy, store, audit and letters, without a network.
 
 The pipeline, the judge and the table of claims are the real ones; signatures are not: a record says of itself
 whether it is forged.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 from mqauth.clock import Clock
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
@@ -83,7 +83,7 @@ class Facilities:
 
     retention = 60
     version = "1"
-    issuers: Any = {}
+    issuers: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, clock: Clock, between: Callable[[], None]) -> None:
         self._clock = clock
@@ -147,7 +147,10 @@ class Facilities:
 
     def lose(self, name: str, cause: Cause) -> None:
         """Lose the answer of a call that was done, where answers are lost."""
-        if self.out.get(name) == "loses":
+        how = self.out.get(name)
+        if how == "loses once":
+            del self.out[name]
+        if how in ("loses", "loses once"):
             raise Unavailable(cause, "no answer")
 
 

@@ -1,4 +1,4 @@
-"""Plays a schedule of facts on the log engine: ``Book``, ``Work``, ``Ahead``, ``Leases`` and the pipeline as they are.
+"""Plays a schedule of facts on the log engine: ``Book``, ``Work``, ``Ahead``, ``Leases`` and the pipeline.
 
 Around them stand a log with one other member of the group, a client that polls and commits as kafka-python does,
 and workers whose handlers may end at any later fact. Each fact is followed by what must hold at once.
@@ -21,7 +21,15 @@ from mqauth.flow import Attempts
 from mqauth.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
 from mqauth.testing.clock import FakeClock
 from tests.simulation.log_facilities import (
-    PLACES, Abort, At, BatchStore, Entry, Facilities, Letters, NearStore, Store,
+    PLACES,
+    Abort,
+    At,
+    BatchStore,
+    Entry,
+    Facilities,
+    Letters,
+    NearStore,
+    Store,
 )  # fmt: skip
 
 FIRST: Final = 0.5
@@ -30,11 +38,12 @@ SESSION: Final = 30.0
 LEASE: Final = 60.0
 TRIES: Final = 2
 KINDS: Final = (
-    "honest", "honest", "honest", "forged", "later", "later", "fails", "flaky", "rejects", "aborts", "copy", "poison",
+    "honest", "honest", "honest", "forged", "later", "later", "later", "fails", "flaky", "rejects", "aborts",
+    "copy", "poison",
 )  # fmt: skip
 FACILITIES: Final = ("store", "audit", "letters", "keys", "policy")
 FAILING: Final = ("forged", "fails", "rejects", "poison")
-MODES: Final = ("refuses", "breaks", "loses", "refuses", "aborts")
+MODES: Final = ("refuses", "breaks", "loses", "loses once", "aborts")
 WAITS: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 9.0, 25.0)
 _DRAW: Final = random.Random(0)
 
@@ -116,7 +125,8 @@ class LogPlay:
         self.width = 1 + drawn % 3
         self.eager = bool(drawn & 4)
         self.reread = "duplicate" if drawn & 8 else "handle"
-        self.most = (1, 2, 5, 100)[drawn >> 4 & 3]
+        self.most = (1, 3, 5, 100)[drawn >> 4 & 3]
+        self.spread = (1, 1, 2, 3)[drawn >> 8 & 3]
         self.facilities = Facilities(self.clock, self.between)
         self.store = (Store, BatchStore, NearStore, NearStore)[drawn >> 6 & 3](self.facilities, self.clock)
         self.letters = Letters(self.facilities, self.lettered)
@@ -133,6 +143,7 @@ class LogPlay:
         self.commits = "succeed"
         self.polling = False
         self.excused: set[bytes] = set()
+        self.loose: set[int] = set()
         self.armed: tuple[int, int] | None = None
         self.healed = False
         self.held: set[At] = set()
@@ -184,8 +195,8 @@ class LogPlay:
 
     def append(self, number: int) -> None:
         """Let records come into a log; some offsets are left out."""
-        place = PLACES[number % 3]
-        for _ in range(1 + (number >> 2) % 3):
+        place = PLACES[number % self.spread]
+        for _ in range(1 + (number >> 2) % 5):
             kind = KINDS[(number >> 4) % len(KINDS)]
             self.append_one(place, kind, number)
             number = number * 5 + 1 & 0xFFFF
@@ -268,7 +279,7 @@ class LogPlay:
 
     def user_pauses(self, number: int) -> None:
         """Let the client's owner pause a partition, or resume it."""
-        place = PLACES[number % 3]
+        place = PLACES[number % self.spread]
         if place in self.users:
             self.users.discard(place)
             self.paused.discard(place)
@@ -310,6 +321,15 @@ class LogPlay:
         self.stopping = True
         self.note("stop")
 
+    def stop_late(self, number: int) -> None:
+        """Let what waits go on, and stop before the next poll."""
+        self.begin(0)
+        self.clock.advance(WAITS[number % len(WAITS)])
+        for step in range(1 + (number >> 4) % 4):
+            self.step(number >> 8 + step)
+            self.begin(0)
+        self.stop(0)
+
     def kill(self, _number: int) -> None:
         """Kill the process, and start another."""
         self.note("killed")
@@ -348,6 +368,14 @@ class LogPlay:
             self.poll(number, joins=due or self.book.running == 0)
         self.book.hold_back(False)
         self.holding = False
+
+    def round(self, number: int) -> None:
+        """Work on what there is, and poll again some time later."""
+        self.begin(0)
+        for step in range(number & 3):
+            self.step(number >> 2 + step)
+        self.clock.advance(WAITS[number % len(WAITS)])
+        self.turn(number)
 
     def guarded(self, act: Callable[[], None]) -> bool:
         """Do what may end the consumer; tell whether it did not."""
@@ -456,11 +484,11 @@ class LogPlay:
         if self.evicted:
             self.lose()
         if not self.eager:
-            return self.end_join()
+            return self.end_join(number)
         if not self.joining:
             self.begin_join()
         if number & 16 or self.healed:
-            self.end_join()
+            self.end_join(number)
 
     def lose(self) -> None:
         """Learn that everything is another's."""
@@ -479,8 +507,8 @@ class LogPlay:
         self.suspended = set(self.held)
         self.book.revoking(set(self.held), set(self.held))
 
-    def end_join(self) -> None:
-        """Get what is ours from now on."""
+    def end_join(self, number: int) -> None:
+        """Get what is ours from now on; the owner's own listener may pause something."""
         target = set(PLACES) if self.pending is None else self.pending
         self.pending, self.joining = None, False
         gone = self.held - target
@@ -495,6 +523,8 @@ class LogPlay:
         self.paused &= target
         self.users &= target
         self.book.assigned(set(target))
+        if number & 64 and not self.healed and PLACES[(number >> 7) % self.spread] not in self.users:
+            self.user_pauses(number >> 7)
         if self.tell:
             self.note(f"assigned {sorted(place.partition for place in target)}")
 
@@ -577,7 +607,7 @@ class LogPlay:
     def begin_handler(self, worker: Worker, entry: Entry) -> None:
         """Begin a handler."""
         worker.entry = entry
-        worker.seen = None
+        worker.seen = worker.seen if worker.tries else None
         part, place = worker.part, entry.place
         if self.tell:
             self.note(f"handles {entry}")
@@ -594,17 +624,18 @@ class LogPlay:
         """Note that a handler ended well."""
         if self.tell:
             self.note(f"handled {entry}")
+        if worker.book is not self.book or not self.is_ours(worker.part):
+            self.loose.add(entry.content)  # it ran beside its successor, and their ends may differ
         self.handled(entry)
-        self.require(
-            self.settled.get(worker.part, -1) < entry.offset, "handled once in an assignment", entry
-        )
+        self.require(self.settled.get(worker.part, -1) < entry.offset, "handled once in an assignment", entry)
         self.settled[worker.part] = entry.offset
 
     def handled(self, entry: Entry) -> None:
         """Note that a record was handled, by whomever."""
         entry.done = True
         at = self.handled_at.setdefault(entry.content, (entry.place, entry.offset))  # type: ignore[arg-type]
-        self.require(at == (entry.place, entry.offset), "a copy is not handled", entry)
+        once = at == (entry.place, entry.offset) or entry.content in self.loose
+        self.require(once, "a copy is not handled", entry)
 
     def lettered(self, entry: Entry) -> None:
         """Note that a letter was confirmed."""
@@ -685,7 +716,7 @@ class LogPlay:
         return part.place in self.held and self.known.get(part) == self.serial[part.place]
 
     def commit(self, *, last: bool = False) -> bool:
-        """Commit what the book says is due, as the broker takes it; tell whether nothing is left to be committed."""
+        """Commit what the book says is due, as the broker takes it; tell whether nothing is left."""
         due = self.book.due(last=last)
         if not due:
             return True
@@ -724,7 +755,8 @@ class LogPlay:
     def look_at_leases(self) -> None:
         """See that the claims of handlers that run long are renewed."""
         now = self.clock.monotonic()
-        if "store" in self.facilities.out or self.stopping:
+        reached = "store" not in self.facilities.out
+        if self.stopping:
             return
         for worker in self.workers:
             if worker.entry is None or worker.book is not self.book:
@@ -733,7 +765,7 @@ class LogPlay:
                 worker.seen = now
             elif now - worker.seen >= LEASE / 3:
                 asked = self.store.renewed.get(worker.entry.id)
-                self.require(asked == now, "a claim is renewed", worker.entry)
+                self.require(asked == now or not reached, "a claim is renewed", worker.entry)
                 worker.seen = now
 
     def wind_up(self, number: int) -> None:
@@ -744,7 +776,8 @@ class LogPlay:
         committed = self.commit(last=True)
         parts = [part for part in self.known if part.alive]
         claimed = [part for part in parts if not part.running]
-        if self.guarded(self.work.give_back) and "store" not in self.facilities.out:
+        reached = "store" not in self.facilities.out
+        if self.guarded(self.work.give_back) and reached:
             for part in claimed:
                 for delivery in part.waiting:
                     self.look_at_claim(delivery)
@@ -754,6 +787,8 @@ class LogPlay:
             log, at = self.log[place], self.first_open(place)
             if place in self.owned and at < len(log):
                 self.require(self.position[place] <= log[at].offset, "a stop stands at what is open", log[at])
+        if self.evicted:
+            self.excuse()
         self.zombies += self.workers
         self.workers = []
         self.note("stopped")
