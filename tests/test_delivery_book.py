@@ -315,7 +315,7 @@ def test_a_claim_without_an_answer_is_given_back(book: Book) -> None:
 
 @pytest.mark.parametrize("end", ["revoked", "lost", "not back"])
 def test_a_pause_goes_with_its_partition(book: Book, end: str) -> None:
-    """What the client's owner pauses after a partition came back is not resumed by us, who had paused it before."""
+    """What the owner pauses after a partition came back is not resumed by us, who had paused it before."""
     book.receive(ZERO, records(0))
     assert book.wanted(HELD, frozenset()).pause == {ZERO}
     if end == "revoked":
@@ -339,7 +339,7 @@ def test_a_stop_stands_at_what_is_read_again(book: Book, clock: FakeClock) -> No
 
 
 def test_a_range_of_a_lost_partition_is_not_committed(book: Book) -> None:
-    """A range that was put on record while its partition was lost says nothing of the partition when it is back."""
+    """A range that was put on record while its partition was lost says nothing of it when it is back."""
     part = book.part(ZERO)
     book.lost({ZERO})
     book.skipped(part, 5)

@@ -129,7 +129,7 @@ def test_short_reads_keep_the_time_of_receipt() -> None:
 
 
 def test_what_is_to_be_read_again_is_open() -> None:
-    """Where the record before them is settled, those that were put back and not read again yet are the first open."""
+    """What was put back, and not read again yet, is the first open once the record before it is settled."""
     part = received(0, 1, 2)
     part.put_back()
     assert part.first_open == 0

@@ -268,7 +268,7 @@ class LogPlay:
             if place in self.owned:
                 continue
             log = self.log[place]
-            for entry in log[self.first_open(place) :][: number >> 2 * at & 3]:
+            for entry in log[self.index_of(place, self.committed[place]) :][: number >> 2 * at & 3]:
                 if not self.store.take_over(entry, fails=entry.kind in FAILING):
                     entry.done, entry.letters = True, entry.letters + 1
                 else:
