@@ -155,7 +155,7 @@ class QueueDeliveryContract(WaitingContract):
         self._stale(play, 0)
 
     def test_what_is_stale_is_not_condemned_for_its_time(self, play: QueuePlay) -> None:
-        """Nor where it stood still for longer than tokens live."""
+        """A consumer that stood still for longer than tokens live condemns nothing of that as expired."""
         self._stale(play, LATER)
 
     def _stale(self, play: QueuePlay, seconds: float) -> None:
@@ -268,7 +268,7 @@ class QueueDeliveryContract(WaitingContract):
         self._again(play, lambda _: self._away(play, 5), times=1)
 
     def test_consumes_again_when_its_queue_is_back_after_a_minute(self, play: QueuePlay) -> None:
-        """Nor is it given up after a minute."""
+        """A queue that was away for a minute is consumed again."""
         self._again(play, lambda _: self._away(play, 60), times=1)
 
     def _away(self, play: QueuePlay, seconds: float) -> None:

@@ -85,10 +85,10 @@ class WaitingContract:
         member = play.start(replay=store)
         store.away = True
         bodies = play.send(3)
-        play.go_on(2.5)
+        play.wait(lambda: not member.health().consuming)
+        play.go_on(2)
         assert max(map(play.stage.deliveries, bodies)) <= RETURNED_ONCE
         assert member.health().cause is Cause.REPLAY_STORE_UNAVAILABLE
-        assert not member.health().consuming
         store.away = False
         play.all_handled(bodies)
         play.wait(lambda: member.health().consuming)
