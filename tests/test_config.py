@@ -13,7 +13,7 @@ import mqauth
 from mqauth.audit import AuditRecord
 from mqauth.auditfile import parts, rotated
 from mqauth.audithead import read_heads
-from mqauth.config_table import is_url
+from mqauth.config_kinds import is_url
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.flow import run
 from mqauth.jwk import dump_key_set
