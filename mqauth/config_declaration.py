@@ -171,7 +171,7 @@ def inners(declared: type[Settings], least: int = 0, unique: str = "") -> Kind:
             if found.setdefault(name, one) is not one:
                 raise element.refuse(unique, "is configured twice")
         if len(found) < least:
-            raise table.refuse(key, f"required: at least {least}")
+            raise table.refuse(key, f"must hold at least {least} table")
         return tuple(found.values())
 
     return Kind({"type": "array", "items": schema_of(declared), "minItems": least}, reader)

@@ -35,7 +35,6 @@ from mqauth.console.entrance import MAX_AT_ONCE
 from mqauth.console.oidc_attempt import LIFETIME, MAX_USED, Attempts
 from mqauth.console.oidc_person import MAX_VALUES, NobodyError, person
 from mqauth.console.oidc_provider import REDISCOVER
-from mqauth.console.oidc_settings import KEYS
 from mqauth.console.oidc_token import ALGORITHMS, LEEWAY, MAX_AGE, Expected, IDTokenError, check
 from mqauth.console.shield import HEADERS
 from mqauth.errors import ConfigurationError
@@ -1038,7 +1037,7 @@ def test_secret_from_the_environment(settings_file: Path, monkeypatch: pytest.Mo
         ('issuer = "https://id.example/realms/shop"', "", "issuer: required"),
         ('url = "', 'scopes = ["email"]\nurl = "', "scopes"),
         ('url = "', 'scopes = ["openid email"]\nurl = "', "scopes"),
-        ('url = "', 'client_secret_env = "X"\nurl = "', "not beside"),
+        ('url = "', 'client_secret_env = "X"\nurl = "', "contradicts client_secret_file"),
         ("8443/", "8443/path", "url"),
         ("https://Console", "ftp://Console", "url"),
         ("https://Console", "https://user@Console", "url"),
@@ -1070,7 +1069,7 @@ def test_the_pages_example(tmp_path: Path) -> None:
     found = read_settings(tmp_path / "oidc.toml")
     assert found.roles == {"support": "viewer", "orders-oncall": "reviewer"}
     table = (ROOT / "docs" / "console.md").read_text("utf-8").partition("oidc.toml")[2]
-    assert set(re.findall(r"^\| `\[?(\w+)\]?` \|", table, re.MULTILINE)) == set(KEYS)
+    assert set(re.findall(r"^\| `\[?(\w+)\]?` \|", table, re.MULTILINE)) == OIDCSettings.settings().keys()
 
 
 def test_provider_out_of_reach(room: Room) -> None:
