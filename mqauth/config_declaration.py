@@ -56,8 +56,10 @@ class Setting(NamedTuple):
     @property
     def schema(self) -> Mapping[str, Any]:
         """The setting in JSON Schema, with its help and default."""
-        said = {**self.kind.schema, "description": self.help}
-        return {**said, "default": self.default} if isinstance(self.default, bool | int | float | str) else said
+        alone = filter(None, (rule({}) for rule in self.rules))
+        said = {**self.kind.schema, "description": "; ".join((self.help.removesuffix("."), *alone)) + "."}
+        default = list(self.default) if isinstance(self.default, tuple | frozenset) else self.default
+        return {**said, "default": default} if isinstance(default, bool | int | float | str | list) else said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,4 +176,4 @@ def inners(declared: type[Settings], least: int = 0, unique: str = "") -> Kind:
             raise table.refuse(key, f"must hold at least {least} table")
         return tuple(found.values())
 
-    return Kind({"type": "array", "items": schema_of(declared), "minItems": least}, reader)
+    return Kind({"type": "array", "items": schema_of(declared)} | ({"minItems": least} if least else {}), reader)

@@ -115,7 +115,7 @@ def many(item: Kind, least: int = 0, into: type[tuple[Any, ...]] | type[frozense
             raise table.refuse(key, f"must name at least {least}")
         return into(item.read(table, key, one) for one in found)
 
-    return Kind({"type": "array", "items": item.schema, "minItems": least}, read)
+    return Kind({"type": "array", "items": item.schema} | ({"minItems": least} if least else {}), read)
 
 
 def one_or_many(item: Kind) -> Kind:
@@ -145,7 +145,8 @@ def entries(name: Kind, item: Kind, least: int = 0) -> Kind:
             raise inner.refuse("", f"must have at least {least} entry")
         return {name.read(inner, one, one): item.read(inner, one, value) for one, value in inner.members.items()}
 
-    return Kind({"type": "object", "additionalProperties": item.schema, "minProperties": least}, read)
+    schema = {"type": "object", "additionalProperties": item.schema}
+    return Kind(schema | ({"minProperties": least} if least else {}), read)
 
 
 def text_or_table(word: Kind, table: Kind) -> Kind:
@@ -160,7 +161,8 @@ def url(*schemes: str, word: str | None = None) -> Kind:
     """Return the kind of a URL with a host, or of a word in its place."""
     forms = [*([] if word is None else [f'"{word}"']), *(f"{scheme}://..." for scheme in schemes)]
     said = f"must be {' or '.join(forms)}"
-    return text("URL", lambda found: None if found == word or is_url(found, schemes) else said)
+    title = "URL" if word is None else f'`"{word}"` or URL'
+    return text(title, lambda found: None if found == word or is_url(found, schemes) else said)
 
 
 def is_url(text: str, schemes: tuple[str, ...]) -> bool:

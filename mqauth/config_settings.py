@@ -54,15 +54,15 @@ _THRESHOLDS: Final = Thresholds()
 _DAY: Final = 86_400
 
 
-def _is_kid(found: str) -> str | None:
+def _kid_fault(found: str) -> str | None:
     return None if is_name(found, 1, MAX_KID) else f'must be a kid of at most {MAX_KID} characters, or "*"'
 
 
-def _is_subject(found: str) -> str | None:
+def _subject_fault(found: str) -> str | None:
     return None if found == "subject" else 'must be "subject" or a table of user to subject'
 
 
-def _with_append(members: Mapping[str, Any]) -> str | None:
+def _only_append(members: Mapping[str, Any]) -> str | None:
     return None if members.get("at") == "append" else 'only with at = "append"'
 
 
@@ -97,9 +97,7 @@ class SourceSettings(Settings):
     issuer: Annotated[str, NAME, "`iss` of the tokens or releases that these keys sign."]
     file: Annotated[Path | None, PATH, "Its keys: a JWK Set file, read again when it changes."] = None
     jwks: Annotated[str | None, url("https", "http"), "Its keys: the URL of a JWK Set."] = None
-    discovery: Annotated[bool, FLAG, "Its keys: `true` finds them by OpenID Connect discovery at the issuer."] = (
-        False
-    )
+    discovery: Annotated[bool, FLAG, "Its keys: `true` finds them by OpenID Connect discovery."] = False
     max_stale: Annotated[int, POSITIVE, "Seconds for which keys are used while the URL fails.", _REMOTE] = 3600
     publish_delay: Annotated[
         int, whole(0), "Seconds for which the issuer publishes a key before it signs with it."
@@ -124,7 +122,7 @@ class IssuerSettings(SourceSettings):
 
     subjects: Annotated[
         Mapping[str, frozenset[str]] | None,
-        entries(text("kid", _is_kid), many(NAME, 1, frozenset), 1),
+        entries(text("kid", _kid_fault), many(NAME, 1, frozenset), 1),
         'The subjects that a key may speak for, by kid; `"*"` is for keys that do not say it themselves.',
     ] = None
     vouches: Annotated[
@@ -175,14 +173,14 @@ class ConsumerSettings(Settings):
     max_queue_age: Annotated[
         int | None,
         POSITIVE,
-        'Seconds a message may have waited; required with `at = "append"`, and only there.',
-        _with_append,
+        "Seconds a message may have waited; `append` requires it.",
+        _only_append,
     ] = None
     append_evidence: Annotated[
         Literal["interceptor"] | None,
         choice(("interceptor",)),
-        'RabbitMQ overwrites `timestamp_in_ms` itself; only with `at = "append"`.',
-        _with_append,
+        "RabbitMQ overwrites `timestamp_in_ms` itself.",
+        _only_append,
     ] = None
     unsigned_headers: Annotated[
         Literal["hide", "reject"], choice(("hide", "reject")), "What happens to headers that no token covers."
@@ -190,10 +188,14 @@ class ConsumerSettings(Settings):
     require_headers: Annotated[tuple[str, ...], many(NAME), "Headers that must be present and covered."] = ()
     user_id: Annotated[
         Literal["subject"] | Mapping[str, str] | None,
-        text_or_table(text("word", _is_subject, {"const": "subject"}), entries(ANY, NAME)),
+        text_or_table(text("word", _subject_fault, {"const": "subject"}), entries(ANY, NAME)),
         "Hold the AMQP user against `sub`: it is the subject, or a table says whose user it is.",
     ] = None
-    issuers: Annotated[tuple[IssuerSettings, ...], inners(IssuerSettings, 1, "issuer"), "The issuers to trust."]
+    issuers: Annotated[
+        tuple[IssuerSettings, ...],
+        inners(IssuerSettings, 1, "issuer"),
+        "Whom to trust; each has one of `file`, `jwks`, `discovery`.",
+    ]
     allow: Annotated[
         tuple[RuleSettings, ...],
         inners(RuleSettings),
@@ -240,9 +242,9 @@ class AuditSettings(Settings):
     max_bytes: Annotated[
         int | None, whole(MIN_BYTES), "Bytes after which the file is rotated; without, it never is."
     ] = None
-    flood_after: Annotated[int, POSITIVE, "Records of one kind in a second, after which they are summed up."] = (
-        DEFAULT_FLOOD_AFTER
-    )
+    flood_after: Annotated[
+        int, POSITIVE, "Rejections of one kind in a minute, beyond which they are summed up."
+    ] = DEFAULT_FLOOD_AFTER
     unsafe_no_fsync: Annotated[bool, FLAG, "Do not wait for the disk; a crash may lose records."] = False
     heads: Annotated[
         Path | None, PATH, "A file for signed heads of the chain, best on another disk.", only_with("heads_key")
@@ -272,9 +274,7 @@ class MisuseSettings(Settings):
     skewed_producers: Annotated[
         int, POSITIVE, "Producers of expired tokens that make it a wrong clock, and not a thief."
     ] = _THRESHOLDS.skewed_producers
-    unknown_kids: Annotated[int, POSITIVE, "Different unknown kids of one issuer in a window."] = (
-        _THRESHOLDS.unknown_kids
-    )
+    unknown_kids: Annotated[int, POSITIVE, "Unknown kids of one issuer in a window."] = _THRESHOLDS.unknown_kids
     learn: Annotated[
         float, whole(0), "Seconds in which new pairs of subject and destination, or kid and subject, are learned."
     ] = _THRESHOLDS.learn
@@ -307,7 +307,7 @@ class ReleaseSettings(Settings):
     authorities: Annotated[
         tuple[AuthoritySettings, ...],
         inners(AuthoritySettings, unique="issuer"),
-        "Who may release dead letters; without one nobody may.",
+        "Who may release dead letters, each with one of `file`, `jwks`, `discovery`; without one nobody may.",
     ] = ()
 
 

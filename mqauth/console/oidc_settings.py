@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from mqauth.config_declaration import Settings, not_with
+from mqauth.config_declaration import Settings, not_with, read, schema_of
 from mqauth.config_file import read_file
 from mqauth.config_kinds import FLAG, NAME, PATH, Kind, is_url, many, one_or_many, text
 from mqauth.config_table import RefusedSetting, Table
@@ -20,18 +20,24 @@ _MAX_SECRET: Final = 1024
 _SECRET: Final = re.compile(rb"[ -~]+")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleSettings(Settings):
+    """``[roles]``: the values of the role claim that stand for each of our roles."""
+
+    viewer: Annotated[tuple[str, ...], many(NAME), "Values that make a viewer, letter for letter."] = ()
+    reviewer: Annotated[tuple[str, ...], many(NAME), "Values that make a reviewer."] = ()
+
+
 def _roles(table: Table, key: str, _: Any) -> dict[str, str]:
     """Return our role for each value, of which there is at least one."""
-    listed = table.inner(key)
-    for refusal in listed.unknown(ROLES):
-        raise refusal
+    listed = read(RoleSettings, table.inner(key))
     found: dict[str, str] = {}
-    for role, values in listed.members.items():
-        for value in _VALUES.read(listed, role, values):
+    for role in ROLES:
+        for value in getattr(listed, role):
             if found.setdefault(value, role) != role:
-                raise listed.refuse(role, "names a value that stands for another role too")
+                raise listed.table.refuse(role, "names a value that stands for another role too")
     if not found:
-        raise listed.refuse("", "must name at least one value")
+        raise listed.table.refuse("", "must name at least one value")
     return found
 
 
@@ -42,10 +48,7 @@ def _origin_fault(text: str) -> str | None:
     return None if fits else "must be scheme, host and port alone: https://console.example:8443"
 
 
-_VALUES: Final = many(NAME)
-_ROLES: Final = Kind(
-    {"type": "object", "properties": dict.fromkeys(ROLES, _VALUES.schema), "additionalProperties": False}, _roles
-)
+_ROLES: Final = Kind(schema_of(RoleSettings), _roles)
 _ORIGIN: Final = text("URL", _origin_fault, into=lambda found, _: found.removesuffix("/").lower())
 
 
@@ -78,7 +81,9 @@ class OIDCSettings(Settings):
     role_claim: Annotated[
         tuple[str, ...], one_or_many(NAME), "The claim with a person's groups; a list leads into nested claims."
     ] = ("groups",)
-    roles: Annotated[Mapping[str, str], _ROLES, "The values of that claim that make a `viewer` or a `reviewer`."]
+    roles: Annotated[
+        Mapping[str, str], _ROLES, "Which values of that claim stand for a role; of two roles the higher counts."
+    ]
     ca: Annotated[Path | None, PATH, "A PEM file of the CAs to trust in place of the system's."] = None
     unsafe_http_loopback: Annotated[bool, FLAG, "Allow http to a provider on this machine, for tests."] = False
     secret: str | None = field(default=None, repr=False)
