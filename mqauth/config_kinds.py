@@ -159,10 +159,16 @@ def text_or_table(word: Kind, table: Kind) -> Kind:
 
 def url(*schemes: str, word: str | None = None) -> Kind:
     """Return the kind of a URL with a host, or of a word in its place."""
-    forms = [*([] if word is None else [f'"{word}"']), *(f"{scheme}://..." for scheme in schemes)]
-    said = f"must be {' or '.join(forms)}"
-    title = "URL" if word is None else f'`"{word}"` or URL'
-    return text(title, lambda found: None if found == word or is_url(found, schemes) else said)
+    forms, pattern = " or ".join(f"{one}://..." for one in schemes), "|".join(f"^{one}://" for one in schemes)
+    if word is None:
+        return text(
+            "URL", lambda found: None if is_url(found, schemes) else f"must be {forms}", {"pattern": pattern}
+        )
+    said = f'must be "{word}" or {forms}'
+    return text(
+        f'`"{word}"` or URL', lambda found: None if found == word or is_url(found, schemes) else said,
+        {"pattern": f"{pattern}|^{word}$"},
+    )  # fmt: skip
 
 
 def is_url(text: str, schemes: tuple[str, ...]) -> bool:
@@ -220,7 +226,7 @@ ANY: Final = text("text", lambda _: None)
 NAME: Final = text("name", _name_fault, _NAME_LIMITS)
 AUDIENCE: Final = text("name", _audience_fault, {**_NAME_LIMITS, "pattern": r"^[^*]*$"})
 DESTINATION: Final = text("destination", _place_fault)
-BROKER_URL: Final = text("URL", _broker_fault)
+BROKER_URL: Final = text("URL", _broker_fault, {"pattern": "^(amqp|amqps|kafka)://"})
 PATH: Final = text(
     "path", _path_fault, {"minLength": 1}, into=lambda found, table: Path(table.file).parent / found
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 import mqauth
 from mqauth.audit import AuditRecord
@@ -25,6 +26,11 @@ from mqauth.pipeline import Pipeline, Verdict
 from mqauth.stores.rediseither import EitherRedisReplayStore
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.stage import MemoryStage
+
+SCHEMA = Draft202012Validator(
+    json.loads((Path(__file__).parents[1] / "docs" / "mqauth.schema.json").read_text("utf-8"))
+)
+"""What editors hold a file against."""
 
 FULL = """
 [producer]
@@ -556,11 +562,13 @@ def wrong_cases() -> list[Any]:
 def test_the_file_with_everything_is_good(place: Path) -> None:
     """The file the strictness tests start from loads, so that each refusal below is of its one change."""
     assert mqauth.load(written(place, document(tomllib.loads(EVERYTHING)))).dead_letters_name == "orders.dead"
+    assert SCHEMA.is_valid(tomllib.loads(EVERYTHING))
 
 
 @pytest.mark.parametrize(("spot", "key", "value"), wrong_cases())
 def test_wrong_type_is_refused(place: Path, spot: tuple[str, ...], key: str, value: Any) -> None:
-    """A value of a wrong type (a boolean is no integer) is refused with file, table and key named."""
+    """A value of a wrong type (a boolean is no integer) is refused with file, table and key named, by the
+    schema too."""
     tables = tomllib.loads(EVERYTHING)
     at(tables, spot)[key] = value
     said = refusal(place, document(tables))
@@ -568,6 +576,7 @@ def test_wrong_type_is_refused(place: Path, spot: tuple[str, ...], key: str, val
                                               "subjects") else f"{shown(spot)} {key}: "  # fmt: skip
     assert said.startswith(f"mqauth.toml: {place_named}") or f".{key}]" in said
     assert key in said
+    assert not SCHEMA.is_valid(tables)
 
 
 @pytest.mark.parametrize("spot", [(), *spots()], ids=lambda spot: ".".join(spot) or "top")
@@ -579,6 +588,7 @@ def test_unknown_key_is_refused(place: Path, spot: tuple[str, ...], key: str) ->
     spelt = key if " " not in key else f'"{key}"'
     table = f"{shown(spot)} " if spot else ""
     assert refusal(place, document(tables)).startswith(f"mqauth.toml: {table}{spelt}: unknown key")
+    assert not SCHEMA.is_valid(tables)
 
 
 def test_unknown_key_suggests_the_near_one(place: Path) -> None:
