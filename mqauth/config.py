@@ -18,9 +18,7 @@ from mqauth.config_audit import audit_sink
 from mqauth.config_declaration import read
 from mqauth.config_file import read_toml, secret_of
 from mqauth.config_settings import (
-    AuthoritySettings,
     FileSettings,
-    IssuerSettings,
     MisuseSettings,
     ProducerSettings,
     ReleaseSettings,
@@ -159,11 +157,11 @@ class Configuration:
     def _pipeline(self, **audit: Any) -> Pipeline:
         """Return a pipeline of ``[consumer]`` and ``[replay]``."""
         found = self._needed(self._found.consumer, "consumer")
-        verifier = Verifier(
-            keys={issuer.issuer: _issuer(issuer, self._clock) for issuer in found.issuers},
-            release=self._releases(found.leeway),
-            **found.arguments(Verifier),
-        )
+        issuers = {
+            issuer.issuer: Issuer(keys=_key_source(issuer, self._clock), **issuer.arguments(Issuer))
+            for issuer in found.issuers
+        }
+        verifier = Verifier(keys=issuers, release=self._releases(found.leeway), **found.arguments(Verifier))
         return Pipeline(
             verifier=verifier, policy=Allow([rule.rule for rule in found.allow]), replay=self._store(),
             scope=found.scope, clock=self._clock, **audit,
@@ -171,12 +169,12 @@ class Configuration:
 
     def _releases(self, leeway: int) -> ReleaseAuthorities | None:
         """Return who may release dead letters, ``None`` where nobody may."""
-        authorities = (self._found.release or ReleaseSettings()).authorities
-        if not authorities:
-            return None
-        return ReleaseAuthorities(
-            {found.issuer: _authority(found, self._clock) for found in authorities}, leeway=leeway
-        )
+        release = self._found.release or ReleaseSettings()
+        authorities = {
+            found.issuer: Authority(keys=_key_source(found, self._clock), **found.arguments(Authority))
+            for found in release.authorities
+        }
+        return ReleaseAuthorities(authorities, leeway=leeway) if authorities else None
 
     def _store(self) -> ReplayStore:
         """Return the replay store; nothing is connected yet."""
@@ -195,11 +193,9 @@ class Configuration:
 def _producer_key(found: ProducerSettings, clock: Clock) -> Key | ActiveKey:
     """Return the key that signs, a folder's followed through rotation; it must speak for the subject."""
     passphrase = secret_of(found, "passphrase")
-    try:
+    with found.table.located("keys"):
         key = _signing_key(found.keys, passphrase, clock)
         now = key if isinstance(key, Key) else key.signing_key()
-    except ConfigurationError as error:
-        raise found.table.refuse("keys", str(error)) from error
     if now.subjects is not None and found.subject not in now.subjects:
         raise found.table.refuse("subject", f"the key {now.kid} does not speak for it")
     return key
@@ -212,47 +208,21 @@ def _signing_key(keys: Path, passphrase: bytes | None, clock: Clock) -> Key | Ac
     return read_pem(keys, passphrase)
 
 
-def _issuer(found: IssuerSettings, clock: Clock) -> Issuer:
-    """Return one trusted issuer."""
-    return Issuer(keys=_key_source(found, clock), **found.arguments(Issuer))
-
-
 def _key_source(found: SourceSettings, clock: Clock) -> KeySource:
-    """Return the source of an issuer's keys."""
+    """Return the source of an issuer's keys; of a remote one nothing is fetched yet."""
     if found.file is not None:
-        return _from_file(found, found.file, clock)
-    return _from_remote(found, clock)
-
-
-def _from_file(found: SourceSettings, file: Path, clock: Clock) -> KeySource:
-    """Return the keys of a JWK Set file."""
-    try:
-        return JWKSFile(file, clock=clock)
-    except ConfigurationError as error:
-        raise found.table.refuse("file", str(error)) from error
-
-
-def _from_remote(found: SourceSettings, clock: Clock) -> KeySource:
-    """Return the keys at a URL, or where OIDC discovery leads to; nothing is fetched yet."""
+        with found.table.located("file"):
+            return JWKSFile(found.file, clock=clock)
     given = {"clock": clock, **found.arguments(JWKS)}
-    try:
+    with found.table.located("discovery" if found.jwks is None else "jwks"):
         return discover(found.issuer, **given) if found.jwks is None else JWKS(found.jwks, **given)
-    except ConfigurationError as error:
-        raise found.table.refuse("discovery" if found.jwks is None else "jwks", str(error)) from error
 
 
 def _redis_store(found: ReplaySettings, url: str, clock: Clock) -> ReplayStore:
     """Return the replay store on Redis; nothing is connected yet, and it serves consumers of either colour."""
     try:
         from mqauth.stores.rediseither import EitherRedisReplayStore
-
-        return EitherRedisReplayStore(url, clock=clock)
     except ImportError as error:
         raise found.table.refuse("store", 'needs redis-py: install "mqauth[redis]"') from error
-    except ConfigurationError as error:
-        raise found.table.refuse("store", str(error)) from error
-
-
-def _authority(found: AuthoritySettings, clock: Clock) -> Authority:
-    """Return one release authority."""
-    return Authority(keys=_key_source(found, clock), waive=frozenset(found.waive))
+    with found.table.located("store"):
+        return EitherRedisReplayStore(url, clock=clock)

@@ -9,7 +9,6 @@ from mqauth.audithead import HeadFile
 from mqauth.clock import Clock
 from mqauth.config_file import secret_of
 from mqauth.config_settings import AuditSettings
-from mqauth.errors import ConfigurationError
 from mqauth.flood import FloodGate
 from mqauth.keys import Key
 from mqauth.misuse import Alert, Detector, Thresholds
@@ -35,10 +34,8 @@ def audit_sink(
         ConfigurationError: the file is another process's or no audit file, or the heads' key cannot be used.
     """
     heads = _heads(found, clock)
-    try:
+    with found.table.located("file"):
         file = AuditFile(found.file, fsync=not found.unsafe_no_fsync, max_bytes=found.max_bytes, heads=heads)
-    except ConfigurationError as error:
-        raise found.table.refuse("file", str(error)) from error
     return MisuseWatch(FloodGate(file, found.flood_after), Detector(thresholds), on_alert=on_alert, clock=clock)
 
 
@@ -47,8 +44,6 @@ def _heads(found: AuditSettings, clock: Clock) -> HeadFile | None:
     if found.heads is None or found.heads_key is None:
         return None
     passphrase = secret_of(found, "heads_passphrase")
-    try:
+    with found.table.located("heads_key"):
         key = Key.load(found.heads_key, passphrase=passphrase)
-    except ConfigurationError as error:
-        raise found.table.refuse("heads_key", str(error)) from error
     return HeadFile(found.heads, key, every=found.heads_every, seconds=found.heads_seconds, clock=clock)

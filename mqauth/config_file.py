@@ -91,7 +91,5 @@ def secret_of(found: Settings, name: str) -> bytes | None:
         RefusedSetting: as ``read_passphrase``, at the setting.
     """
     env, file = getattr(found, f"{name}_env"), getattr(found, f"{name}_file")
-    try:
+    with found.table.located(f"{name}_file" if env is None else f"{name}_env"):
         return read_passphrase(env=env, file=file)
-    except ConfigurationError as error:
-        raise found.table.refuse(f"{name}_file" if env is None else f"{name}_env", str(error)) from error

@@ -297,7 +297,9 @@ class DeadLettersSettings(Settings):
 class AuthoritySettings(SourceSettings):
     """One of ``[[release.authorities]]``: who may release dead letters."""
 
-    waive: Annotated[tuple[Reason, ...], many(choice(WAIVABLE)), "The reasons that its releases may waive."] = ()
+    waive: Annotated[
+        frozenset[Reason], many(choice(WAIVABLE), into=frozenset), "The reasons that its releases may waive."
+    ] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ import difflib
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -58,6 +59,14 @@ class Table:
         place = " ".join(part for part in (self.name, spelt(key) if key else "") if part)
         path = (*self.path, key) if key else self.path
         return RefusedSetting(file=self.file, path=path, place=place, what=what)
+
+    @contextmanager
+    def located(self, key: str) -> Iterator[None]:
+        """Say of a configuration error within that it is a refusal of this key."""
+        try:
+            yield
+        except ConfigurationError as error:
+            raise self.refuse(key, str(error)) from error
 
     def mistyped(self, key: str, wanted: str, found: Any) -> RefusedSetting:
         """Return the refusal of a value of another type than the one wanted."""

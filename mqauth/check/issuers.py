@@ -102,7 +102,7 @@ def authorities(target: Target) -> Iterator[Finding]:
         if found.issuer in producers or _place(found) in places:
             said = f"{found.issuer} signs messages, or its keys do"
             yield codes.RELEASE_SELF.at((*path, "issuer"), said)
-        much = [reason.value for reason in found.waive if reason in _MUCH]
+        much = sorted(found.waive & _MUCH)
         if much:
             yield codes.RELEASE_WAIVES_MUCH.at((*path, "waive"), f"waives {', '.join(much)}")
 
