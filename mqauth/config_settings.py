@@ -1,12 +1,12 @@
 """Every setting of ``mqauth.toml``, said once: table by table, each setting with its bounds, help and default.
 
 To add a setting, add its line here and let the object it is for take an argument of that name. The bounds that
-the objects enforce are imported from them; a test holds the defaults against theirs. What is read is checked
-and nothing is opened. ``docs/configuration.md`` and ``docs/mqauth.schema.json`` are written from this module by
-``python -m integration.settings``.
-"""
+the objects enforce are imported from them; a test holds the defaults against theirs. Reading checks values and
+opens nothing. ``python -m integration.settings`` writes ``docs/configuration.md`` and ``docs/mqauth.schema.json``.
 
-from __future__ import annotations
+Annotations are evaluated when the module is imported (there is no ``from __future__ import annotations``): reading
+them back from texts costs 5 ms at the first ``load``.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
