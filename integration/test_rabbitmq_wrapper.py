@@ -144,7 +144,7 @@ async def _bench(url: str, folder: Path) -> AsyncIterator[Bench]:
             await channel.queue_delete(queue)
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 20) -> None:
+async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 60) -> None:
     """Wait until a condition holds, or fail."""
     async with asyncio.timeout(seconds):
         while True:

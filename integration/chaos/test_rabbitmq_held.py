@@ -22,7 +22,7 @@ from mqauth.policy import Rule
 from mqauth.testing.forge import ISSUER, SUBJECT
 
 Report = Callable[[Count], None]
-WITHIN = 30
+WITHIN = 60
 DEAD = "https://dead.example"
 PREFETCH = 10
 

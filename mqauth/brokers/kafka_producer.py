@@ -13,7 +13,7 @@ from mqauth.brokers.kafka_atomic import Atomic
 from mqauth.brokers.kafka_client import producer_settings
 from mqauth.brokers.kafka_room import Room
 from mqauth.brokers.kafka_sealing import Sealing
-from mqauth.brokers.kafka_translate import native_headers, to_message
+from mqauth.brokers.log_records import native_headers, to_message
 from mqauth.errors import ConfigurationError, MqauthError
 from mqauth.message import Message
 from mqauth.signer import Signer

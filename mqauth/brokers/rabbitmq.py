@@ -24,8 +24,7 @@ from mqauth.brokers.rabbitmq_producer import Producer, UnroutableError
 from mqauth.brokers.rabbitmq_replies import as_responder
 from mqauth.brokers.rabbitmq_slot import NO_LIMIT, Slot
 from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT, declare_dead_letters, declare_source
-from mqauth.brokers.rabbitmq_translate import from_native
-from mqauth.brokers.rabbitmq_wire import to_message
+from mqauth.brokers.rabbitmq_translate import from_native, to_message
 from mqauth.deadletter import DeadLetterSink
 from mqauth.delivery.facts import QueueHealth as Health
 from mqauth.errors import ConfigurationError

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from aiormq.abc import AbstractChannel
 
 from mqauth.brokers.rabbitmq_channel import told
-from mqauth.brokers.rabbitmq_leases import Timer, call_later
+from mqauth.brokers.timer import Timer, call_later
 from mqauth.delivery.ledger import Ledger
 from mqauth.pipeline import Delivery
 

@@ -12,10 +12,11 @@ from aio_pika.abc import AbstractIncomingMessage
 from mqauth.brokers.rabbitmq_acks import Acks
 from mqauth.brokers.rabbitmq_channel import is_stale, was_cancelled
 from mqauth.brokers.rabbitmq_hold import CONSUMER_TIMEOUT, DEFAULT_HOLD, Held, Holder, Sleep
-from mqauth.brokers.rabbitmq_leases import Leases, Timer, call_later
+from mqauth.brokers.rabbitmq_leases import Leases
 from mqauth.brokers.rabbitmq_slot import Slot
 from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.rabbitmq_translate import from_native
+from mqauth.brokers.timer import Timer, call_later
 from mqauth.deadletter import DeadLetterSink
 from mqauth.delivery.progress import Progress, again
 from mqauth.delivery.room import Room

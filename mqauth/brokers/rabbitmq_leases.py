@@ -8,20 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
+from mqauth.brokers.timer import Timer, call_later
 from mqauth.flow import arun
 from mqauth.pipeline import Delivery, Pipeline, Step
 
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
 _PARTS: Final = 3
-Timer = Callable[[float, Callable[[], None]], Any]
-
-
-def call_later(seconds: float, function: Callable[[], None]) -> asyncio.TimerHandle:
-    """Have the running event loop call a function after so many seconds."""
-    return asyncio.get_running_loop().call_later(seconds, function)
 
 
 class Leases:
