@@ -15,11 +15,14 @@ async def test_a_handshake_that_nobody_answers_is_made_again() -> None:
     port = server.sockets[0].getsockname()[1]
     connection = aio_pika.RobustConnection(URL(f"amqp://127.0.0.1:{port}/?fail_fast=0&reconnect_interval=0.01"))
     connecting = asyncio.create_task(connection.connect(timeout=0.05))
+    taken: list[asyncio.StreamWriter] = []
     try:
         async with asyncio.timeout(5):
-            for _ in range(3):
-                (await attempts.get()).close()
+            while len(taken) < 3:
+                taken.append(await attempts.get())
     finally:
         connecting.cancel()
         await connection.close()
         server.close()
+        for writer in taken:
+            writer.close()
