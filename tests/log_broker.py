@@ -244,7 +244,7 @@ class Client:
             return found
         if self not in broker.members:
             self.listener.on_partitions_lost(set(self.held))
-            self.held = set()
+            self.held, self._paused = set(), set()
             broker.members.append(self)
             broker.share_out()
         if self.generation != broker.generation:
