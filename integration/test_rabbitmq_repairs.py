@@ -1,4 +1,4 @@
-"""What aio-pika 10.2 and aiormq 7.2 do that our producer works around; what fails here says which repair may go."""
+"""What aio-pika 10.2 and aiormq 7.2 do that our producer works around; a failure says which repair may go."""
 
 from __future__ import annotations
 
