@@ -21,6 +21,7 @@ def neutral(brokers: Path) -> Iterator[Path]:
 
 LIMITS = {
     ("kafka_consumer", "kafka_poller", "kafka_assignment", "kafka_settings"): 200,
+    ("rabbitmq_consumer", "rabbitmq_queue", "rabbitmq_delivery"): 200,
     ("kafka_producer",): 120,
     ("kafka_deadletter",): 60,
     ("kafka_translate",): 80,
@@ -32,10 +33,7 @@ LIMITS = {
 }
 """Most lines of code of a leaf's parts, without blank lines, comments and docstrings; repairs and transactions
 stand apart. Dead letters and audit records share how they are confirmed, which has a limit of its own."""
-RABBITMQ = ("producer", "deadletter", "translate", "confirm", "outlet", "frame", "returns", "audit", "topology")
-LEAVES = sorted((
-    *BROKERS.glob("kafka*.py"), *(BROKERS / f"rabbitmq_{part}.py" for part in RABBITMQ), *neutral(BROKERS),
-))  # fmt: skip
+LEAVES = sorted((*BROKERS.glob("kafka*.py"), *BROKERS.glob("rabbitmq*.py"), *neutral(BROKERS)))
 RULED = frozenset(("Verdict", "Cause", "Step", "Reason"))
 """Enums that a leaf may pass on, and may not decide by."""
 NOT_FOR_LEAVES = frozenset(
