@@ -63,6 +63,11 @@ def _subject_fault(found: str) -> str | None:
     return None if found == "subject" else 'must be "subject" or a table of user to subject'
 
 
+def _not_pinned(members: Mapping[str, Any]) -> str | None:
+    both = members.get("vouches") and "subjects" in members
+    return "contradicts subjects: an issuer vouches for all or pins them" if both else None
+
+
 def _only_append(members: Mapping[str, Any]) -> str | None:
     return None if members.get("at") == "append" else 'only with at = "append"'
 
@@ -131,7 +136,7 @@ class IssuerSettings(SourceSettings):
         'The subjects that a key may speak for, by kid; `"*"` is for keys that do not say it themselves.',
     ] = None
     vouches: Annotated[
-        bool, FLAG, "The issuer is an authority: its keys sign for all its subjects.", not_with("subjects")
+        bool, FLAG, "The issuer is an authority: its keys sign for all its subjects.", _not_pinned
     ] = False
 
 
@@ -143,7 +148,7 @@ class RuleSettings(Settings):
     issuer: Annotated[str | None, NAME, "Its issuer; required where several are configured."] = None
     destinations: Annotated[
         tuple[str, ...],
-        many(ANY, 1),
+        many(NAME, 1),
         "Where it may publish: destinations whose dotted words may be `*` (one word) or `#` (any number).",
     ]
 

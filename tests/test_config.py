@@ -710,6 +710,12 @@ def test_issuer_says_where_its_keys_are_and_for_whom(place: Path, changes: dict[
     assert refusal(place, document(tables)).startswith(f"mqauth.toml: {where}")
 
 
+def test_an_issuer_may_say_that_it_does_not_vouch(place: Path) -> None:
+    """``vouches = false`` beside ``subjects`` says what is so, and is no contradiction."""
+    text = SMALL.replace('"jwks.json"', '"jwks.json"\nvouches = false\nsubjects = { "*" = ["orders-api"] }')
+    assert mqauth.load(written(place, text)).judge.verifier.issuers["https://auth.example"].vouches is False
+
+
 @pytest.mark.parametrize(
     ("members", "where"),
     [
