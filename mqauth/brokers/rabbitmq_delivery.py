@@ -16,7 +16,7 @@ from mqauth.message import Message
 
 
 class Deliveries:
-    """Makes the calls for the deliveries of one queue: the ``DeliveryCalls`` of ``queue_calls``.
+    """Makes the calls for the deliveries of one queue: the ``DeliveryClient`` of ``queue_client``.
 
     Args:
         queue: its name.
