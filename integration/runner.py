@@ -13,7 +13,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ET
 import zlib
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,15 +25,16 @@ from integration.services.compose import RUN_VARIABLE
 from integration.services.machine import CommandError, cache_folder, docker_answers, run, say
 
 ROOT = Path(__file__).resolve().parents[1]
-AT_ONCE = 3
-"""Sessions at a time: two cores have room for three that mostly wait."""
+AT_ONCE = 4
+"""Sessions at a time: two cores have room for one that computes and three that mostly wait."""
 UNIT_GROUPS = 3
 _GROUPS = {
     "kafka-chaos": r"integration/chaos/test_kafka",
     "kafka": r"integration/test_(kafka|contract_kafka|store_race)",
     "rabbitmq-chaos": r"integration/chaos/",
-    "keys-and-audit": r"integration/(keys|audit|benchmarks)/",
     "review": r"integration/(console|review)/",
+    "rabbitmq": r"integration/test_(rabbitmq|contract_rabbitmq|simulated_rabbitmq)",
+    "keys-and-audit": r"integration/(keys|audit|benchmarks)/",
     "rest": r"integration/",
 }
 """Which files are a group's, by a pattern; the first that fits counts."""
@@ -66,10 +67,12 @@ class Group:
     Args:
         name: what its output is headed with.
         files: files or folders.
+        computes: whether it keeps a core busy, as those do that wait for no service.
     """
 
     name: str
     files: tuple[str, ...]
+    computes: bool = False
 
 
 def unit_tests() -> list[Group]:
@@ -81,7 +84,7 @@ def unit_tests() -> list[Group]:
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         file = path.relative_to(ROOT).as_posix()
         groups[zlib.crc32(file.encode()) % UNIT_GROUPS + 1].append(file)
-    return [Group(f"units-{number}", tuple(files)) for number, files in sorted(groups.items())]
+    return [Group(f"units-{number}", tuple(files), computes=True) for number, files in sorted(groups.items())]
 
 
 def cluster_tests() -> list[Group]:
@@ -103,7 +106,7 @@ def integration_tests() -> list[Group]:
 def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: Sequence[str]) -> int:
     """Run pytest on each group, several at once, print the sum as the last lines, and return the exit code.
 
-    Tests on real services mostly wait, so that sessions side by side take little longer than one of them.
+    Tests on real services mostly wait, so that some of them, and some that compute, go side by side.
     """
     began = time.monotonic()
     os.environ[RUN_VARIABLE] = run_id = secrets.token_hex(6)
@@ -133,15 +136,16 @@ def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: S
 
 
 def run_sessions(sessions: Sequence[Session], *, at_once: int = AT_ONCE) -> _Counts:
-    """Run sessions, so many at a time in their order, print what each wrote when it has ended, and sum them up.
+    """Run sessions, so many at a time, print what each wrote when it has ended, and sum them up.
 
     An interrupt is passed on to those that run, and their services are given time to stop; the rest is not begun.
     """
-    waiting, running, total = deque(sessions), list[Session](), _Counts()
+    waiting, running, total = [*sessions], list[Session](), _Counts()
     while waiting or running:
         try:
             while waiting and len(running) < at_once:
-                running.append(waiting.popleft())
+                running.append(next_session(waiting, running))
+                waiting.remove(running[-1])
                 running[-1].start()
             for session in [session for session in running if session.ended]:
                 running.remove(session)
@@ -151,6 +155,12 @@ def run_sessions(sessions: Sequence[Session], *, at_once: int = AT_ONCE) -> _Cou
             waiting.clear()
             _interrupt(running)
     return total
+
+
+def next_session(waiting: Sequence[Session], running: Sequence[Session]) -> Session:
+    """Return which session begins: one that computes where none does, else one that waits, if there is any."""
+    computing = any(session.group.computes for session in running)
+    return next((session for session in waiting if session.group.computes != computing), waiting[0])
 
 
 def _interrupt(running: Sequence[Session]) -> None:

@@ -268,5 +268,5 @@ def test_mutant_is_caught(mutant: Mutant, play: QueuePlay, monkeypatch: pytest.M
 
 def test_every_promise_has_its_mutant() -> None:
     """No test of the contract is there for nothing: each is the one that finds some mistake."""
-    promises = {name for name in vars(CONTRACT) if name.startswith("test_")}
+    promises = {name for name in dir(CONTRACT) if name.startswith("test_")}
     assert {mutant.test.__name__ for mutant in MUTANTS} == promises

@@ -50,7 +50,14 @@ def test_tells():
 """
 BARE = ["-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:hypothesispytest"]
 CONFTEST = """
+import time
+
 from integration import pace
+
+def on_a_quiet_machine():
+    return pace.Reading(time.monotonic(), {})
+
+pace.read = on_a_quiet_machine
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes long")
@@ -96,6 +103,20 @@ def test_sessions_run_side_by_side(tmp_path: Path, capfd: pytest.CaptureFixture[
     said = capfd.readouterr()
     assert len(re.findall(r"== (?:here|there): [0-9]+ s", said.out + said.err)) == 2
     assert said.out.count("100%") == 2
+
+
+def test_one_that_computes_beside_those_that_wait(tmp_path: Path) -> None:
+    """One session computes at any time, and others only where none is left that waits."""
+    groups = [
+        runner.Group(name, (), computes=name.startswith("units")) for name in ("units-1", "units-2", "a", "b")
+    ]
+    waiting, begun = [runner.Session(group, tmp_path, ()) for group in groups], list[runner.Session]()
+    while waiting:
+        begun.append(runner.next_session(waiting, begun))
+        waiting.remove(begun[-1])
+    assert [each.group.name for each in begun] == ["units-1", "a", "b", "units-2"]
+    left = [each for each in begun if not each.group.computes]
+    assert runner.next_session(begun[::-1], left).group.name == "units-2"
 
 
 def test_cpu_is_a_sessions_own(tmp_path: Path) -> None:
