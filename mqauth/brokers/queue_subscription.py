@@ -97,7 +97,7 @@ class Subscription:
         await asyncio.shield(self._cancelling)
 
     async def end(self, running: asyncio.Task[None]) -> None:
-        """End the task that runs ``run``, and what it consumes."""
+        """End the task that runs ``run``; a call with which it begins to consume has a moment to return."""
         self._interrupted.set()
         if self._window.absence.lasts:
             await asyncio.wait((running,), timeout=_STARTED_WITHIN)
