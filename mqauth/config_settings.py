@@ -18,8 +18,8 @@ from mqauth.keys import MAX_KID
 from mqauth.misuse import NUMBERS, Thresholds
 from mqauth.policy import Rule
 from mqauth.release import WAIVABLE
-from mqauth.replay import DEFAULT_CAPACITY
 from mqauth.signer import MAX_LIFETIME
+from mqauth.stores.memory import DEFAULT_CAPACITY
 from mqauth.times import MAX_LEEWAY
 
 _SOURCES: Final = ("file", "jwks", "discovery")

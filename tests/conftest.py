@@ -15,7 +15,7 @@ from mqauth.errors import Reason, Rejection
 from mqauth.flow import Attempts
 from mqauth.message import Message, Origin
 from mqauth.pipeline import Delivery, Outcome, Pipeline
-from mqauth.replay import MemoryReplayStore
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 
 settings.register_profile("unhurried", deadline=None)  # no test depends on the machine's speed

@@ -21,7 +21,7 @@ from mqauth.errors import Cause, RetryLater
 from mqauth.flow import Attempts
 from mqauth.message import Message
 from mqauth.pipeline import Outcome, Pipeline
-from mqauth.replay import MemoryReplayStore
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.clock import RunningClock
 from mqauth.testing.delivery_stage import LogStage, Member

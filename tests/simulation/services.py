@@ -13,7 +13,7 @@ from aio_pika.exceptions import AMQPError
 
 from mqauth import Pipeline
 from mqauth.brokers.rabbitmq import Consumer, DeadLetters, Producer, declare_source
-from mqauth.replay import MemoryReplayStore
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.forge import ISSUER, Forge
 from mqauth.verifier import Issuer
 from tests.simulation import facilities
