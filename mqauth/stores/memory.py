@@ -23,12 +23,11 @@ from mqauth.message import Place
 from mqauth.replay import ClaimRequest, ClaimStatus, Entry, judge
 
 DEFAULT_CAPACITY: Final = 1_000_000
-SCOPES: Final = 1 << 16
-"""Scopes that one store can tell apart, those with single ids and those with ids in batches counted alike."""
-_SHARDS: Final = 251
+_SHARD: Final = 255  # bits of a key that say which of the dicts it is in
 _WIDTH: Final = 10.0  # seconds of one bucket
 _FORGOTTEN: Final = 16  # ids, and as many tokens, forgotten for each that is claimed
 _ID_BITS: Final = 160
+_SCOPES: Final = 1 << 16  # of each kind
 _INDEX_BITS: Final = 16
 _LOG_BITS: Final = 16
 _LOGS: Final = 1 << _LOG_BITS
@@ -61,11 +60,10 @@ class MemoryReplayStore:
         self._capacity = capacity
         self._clock = clock
         self._size = 0
-        # a scope has one number for single ids and another for batches: no id of one kind is one of the other
-        self._scopes: tuple[dict[str, int], dict[str, int]] = ({}, {})
+        self._scopes = _Scopes(0), _Scopes(1)  # for single ids, and for ids in batches
         self._held: dict[int, tuple[Entry, _Bucket]] = {}
-        self._done: list[dict[int, Packed]] = [{} for _ in range(_SHARDS)]
-        self._batches: list[dict[int, _Batch]] = [{} for _ in range(_SHARDS)]
+        self._done: list[dict[int, Packed]] = [{} for _ in range(_SHARD + 1)]
+        self._batches: list[dict[int, _Batch]] = [{} for _ in range(_SHARD + 1)]
         self._buckets: dict[int, _Bucket] = {}
         self._order: list[int] = []
         self._places = Places()
@@ -85,55 +83,21 @@ class MemoryReplayStore:
             Unavailable: ``replay_store_full``.
         """
         with self._lock:
-            now, wall = self._clock.monotonic(), self._clock.now()
-            if self._order and self._order[0] * _WIDTH <= now:
-                self._forget(self._buckets[self._order[0]], wall)
-            key, entry, stood = self._find(request)
-            status = _FRESH if entry is None and not request.renew else judge(entry, request, now)
-            if status is not _FRESH:
-                return status
-            if entry is None and self._size >= self._capacity:
-                raise Unavailable(Cause.REPLAY_STORE_FULL, f"{self._capacity} live ids")
-            expires = request.expires
-            number = int((now + expires - wall if expires > wall else now) / _WIDTH) + 1
-            bucket = self._buckets.get(number) or self._begun(number)
-            if stood is None:
-                self._size += 1
-            elif stood is not bucket:
-                bucket = _later(stood, bucket)
-                stood.held.discard(key)
-            bucket.expires = max(bucket.expires, expires)
-            bucket.held.add(key)
-            place = request.place if entry is None else entry.place
-            self._held[key] = _TUPLE(Entry, (request.owner, place, now + request.lease)), bucket
-            return status
+            return self._claim(request, self._clock.monotonic(), self._clock.now())
 
     def confirm(self, request: ClaimRequest, /) -> None:
-        """Make the claim done, if this owner still holds it: only its place is kept."""
+        """Make the claim done, if this owner still holds it."""
         with self._lock:
-            key, entry, bucket = self._find(request)
-            if entry is None or bucket is None or entry.owner != request.owner:
-                return
-            del self._held[key]
-            bucket.held.remove(key)
-            if not self._held:
-                # many may have been held at once, and what held them keeps its size until it is cleared
-                self._held.clear()
-                bucket.held.clear()
-            place = self._places.pack(entry.place)
-            if request.index is None:
-                self._done[key % _SHARDS][key] = place
-                bucket.done.append(key)
-            else:
-                self._finish(key >> _INDEX_BITS, request.index, place, bucket)
+            self._confirm(request)
 
     def release(self, request: ClaimRequest, /) -> None:
         """Forget the claim, if this owner still holds it."""
         with self._lock:
-            key, entry, bucket = self._find(request)
-            if entry is not None and bucket is not None and entry.owner == request.owner:
+            key = _big_endian(request.id) | self._scopes[request.index is not None][request.scope]
+            held = self._held.get(key)
+            if held is not None and held[0].owner == request.owner:
                 del self._held[key]
-                bucket.held.remove(key)
+                held[1].held.remove(key)
                 self._size -= 1
 
     def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
@@ -142,38 +106,78 @@ class MemoryReplayStore:
         Raises:
             Unavailable: ``replay_store_full``; what was claimed before it may be claimed again.
         """
-        return [self.claim(request) for request in requests]
+        with self._lock:
+            now, wall = self._clock.monotonic(), self._clock.now()
+            return [self._claim(request, now, wall) for request in requests]
 
     def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
         """Make each claim done, if its owner still holds it."""
-        for request in requests:
-            self.confirm(request)
+        with self._lock:
+            for request in requests:
+                self._confirm(request)
 
-    def _find(self, request: ClaimRequest) -> tuple[int, Entry | None, _Bucket | None]:
-        """Return the key of an id, what is known of it, and where it stands while it is held.
-
-        Raises:
-            OverflowError: the store has as many scopes as its keys can tell apart.
-        """
-        index, scope = request.index, request.scope
-        high = self._scopes[index is not None].get(scope)
-        if high is None:
-            high = self._number(scope, batches=index is not None)
-        key = _big_endian(request.id) | high
+    def _claim(self, request: ClaimRequest, now: float, wall: float) -> ClaimStatus:
+        """Judge one claim and take it where it is fresh."""
+        if self._order and self._order[0] * _WIDTH <= now:
+            self._forget(self._buckets[self._order[0]], wall)
+        key = _big_endian(request.id) | self._scopes[request.index is not None][request.scope]
         held = self._held.get(key)
+        entry = self._ended(key, request.index) if held is None else held[0]
+        status = _FRESH if entry is None and not request.renew else judge(entry, request, now)
+        if status is not _FRESH:
+            return status
+        expires = request.expires
+        number = int((now + expires - wall if expires > wall else now) / _WIDTH) + 1
+        bucket = self._buckets.get(number) or self._begun(number)
         if held is not None:
-            return key, held[0], held[1]
+            bucket = _later(held[1], bucket)
+            held[1].held.remove(key)
+        elif self._size >= self._capacity:
+            raise Unavailable(Cause.REPLAY_STORE_FULL, f"{self._capacity} live ids")
+        else:
+            self._size += 1
+        if bucket.expires < expires:  # noqa: PLR1730 - max() costs a tenth of the claim
+            bucket.expires = expires
+        bucket.held.add(key)
+        place = request.place if entry is None else entry.place
+        self._held[key] = _TUPLE(Entry, (request.owner, place, now + request.lease)), bucket
+        return status
+
+    def _confirm(self, request: ClaimRequest) -> None:
+        """Make one claim done: only its place is kept."""
+        key = _big_endian(request.id) | self._scopes[request.index is not None][request.scope]
+        held = self._held.get(key)
+        if held is None or held[0].owner != request.owner:
+            return
+        entry, bucket = held
+        del self._held[key]
+        bucket.held.remove(key)
+        if not self._held:
+            # many may have been held at once, and what held them keeps its size until it is cleared
+            self._held.clear()
+            bucket.held.clear()
+        place = self._places.pack(entry.place)
+        if request.index is None:
+            self._done[key & _SHARD][key] = place
+            bucket.done.append(key)
+        else:
+            self._finish(key >> _INDEX_BITS, request.index, place, bucket)
+
+    def _ended(self, key: int, index: int | None) -> Entry | None:
+        """Return what is known of an id that is done, ``None`` of one that is not."""
+        packed: Packed | None = None
         if index is None:
-            packed = self._done[key % _SHARDS].get(key)
+            packed = self._done[key & _SHARD].get(key)
         else:
             token = key >> _INDEX_BITS
-            batch = self._batches[token % _SHARDS].get(token)
-            packed = None if batch is None else batch.place(index)
-        return key, None if packed is None else Entry(None, self._places.unpack(packed), 0.0), None
+            batch = self._batches[token & _SHARD].get(token)
+            if batch is not None and batch.done >> index & 1:
+                packed = batch.place(index)
+        return None if packed is None else Entry(None, self._places.unpack(packed), 0.0)
 
     def _finish(self, token: int, index: int, place: Packed, bucket: _Bucket) -> None:
         """Make an id of a batch done, and keep its batch as long as the last of its ids."""
-        batches = self._batches[token % _SHARDS]
+        batches = self._batches[token & _SHARD]
         batch = batches.get(token)
         if batch is None:
             batch = batches[token] = _Batch(bucket)
@@ -184,14 +188,6 @@ class MemoryReplayStore:
                 batch.bucket = bucket
                 bucket.tokens.append(token)
         batch.finish(index, place)
-
-    def _number(self, scope: str, *, batches: bool) -> int:
-        """Return the number of a new scope, as the high bits of its keys."""
-        number = len(self._scopes[False]) + len(self._scopes[True])
-        if number >= SCOPES:
-            raise OverflowError("too many scopes")
-        high = self._scopes[batches][scope] = number << _ID_BITS
-        return high
 
     def _begun(self, number: int) -> _Bucket:
         """Return a new bucket."""
@@ -210,10 +206,10 @@ class MemoryReplayStore:
             del self._held[bucket.held.pop()]
             self._size -= 1
         for key in bucket.done[-_FORGOTTEN:]:
-            del self._done[key % _SHARDS][key]
+            del self._done[key & _SHARD][key]
             self._size -= 1
         for token in bucket.tokens[-_FORGOTTEN:]:
-            batches = self._batches[token % _SHARDS]
+            batches = self._batches[token & _SHARD]
             if batches[token].bucket is bucket:
                 self._size -= batches.pop(token).done.bit_count()
         del bucket.done[-_FORGOTTEN:], bucket.tokens[-_FORGOTTEN:]
@@ -260,28 +256,41 @@ class _Batch:
         self.done = 0
         self.places: array[int] | list[Packed] | None = None  # None: all are nowhere
 
-    def place(self, index: int) -> Packed | None:
-        """Return the place of a done id, ``None`` of one that is not done."""
-        if not self.done >> index & 1:
-            return None
-        return _NOWHERE if self.places is None else self.places[self._rank(index)]
+    def place(self, index: int) -> Packed:
+        """Return the place of a done id."""
+        return _NOWHERE if self.places is None else self.places[(self.done & ((1 << index) - 1)).bit_count()]
 
     def finish(self, index: int, place: Packed) -> None:
         """Make an id done that is not; a place of more than eight bytes turns all of them into objects."""
         if self.places is None and place != _NOWHERE:
             self.places = array("Q", bytes(8 * self.done.bit_count()))
         if self.places is not None:
-            rank = self._rank(index)
+            before = (self.done & ((1 << index) - 1)).bit_count()
             try:
-                self.places.insert(rank, place)  # type: ignore[arg-type]
+                self.places.insert(before, place)  # type: ignore[arg-type]
             except (OverflowError, TypeError):
                 self.places = list(self.places)
-                self.places.insert(rank, place)
+                self.places.insert(before, place)
         self.done |= 1 << index
 
-    def _rank(self, index: int) -> int:
-        """Return how many done ids stand before an index."""
-        return (self.done & ((1 << index) - 1)).bit_count()
+
+class _Scopes(dict[str, int]):
+    """Scopes as the high bits of keys; odd numbers are for batches, so that no key is of both kinds."""
+
+    def __init__(self, kind: int) -> None:
+        super().__init__()
+        self._kind = kind
+
+    def __missing__(self, scope: str) -> int:
+        """Return the bits of a new scope.
+
+        Raises:
+            OverflowError: there are as many as are to be told apart.
+        """
+        if len(self) >= _SCOPES:
+            raise OverflowError("too many scopes")
+        high = self[scope] = (2 * len(self) + self._kind) << _ID_BITS
+        return high
 
 
 class Places:
