@@ -16,7 +16,7 @@ from mqauth.delivery.part import Part
 from mqauth.delivery.work import Work
 from mqauth.errors import Unavailable
 from mqauth.testing import delivery_contract
-from mqauth.testing.delivery_contract import LogDeliveryContract, Play
+from mqauth.testing.delivery_contract import LogDeliveryContract, LogPlay
 from tests.log_broker import Confirmed, MemoryLogStage, kafka_repair
 from tests.log_broker import kafka as leaf
 
@@ -128,19 +128,19 @@ MUTANTS = (
 
 
 @pytest.fixture
-def play(tmp_path: Path) -> Iterator[Play]:
+def play(tmp_path: Path) -> Iterator[LogPlay]:
     """A play on a stage in memory."""
     stage = MemoryLogStage()
     stage.patience = 4.0
     with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
-        play = Play(stage, audit)
+        play = LogPlay(stage, audit)
         yield play
         delivery_contract._end(play)
     stage.close()
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_mutant_is_caught(mutant: Mutant, play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mutant_is_caught(mutant: Mutant, play: LogPlay, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mistake fails the test that is there for it."""
     original = getattr(mutant.owner, mutant.attribute)
     monkeypatch.setattr(mutant.owner, mutant.attribute, mutant.mutation(original))

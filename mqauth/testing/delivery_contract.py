@@ -11,24 +11,19 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pytest
 
 from mqauth.auditfile import AuditFile
 from mqauth.errors import Cause, RetryLater
-from mqauth.flow import Attempts
 from mqauth.message import Message
-from mqauth.pipeline import Outcome, Pipeline
-from mqauth.stores.memory import MemoryReplayStore
-from mqauth.testing.attacks import honest_message
 from mqauth.testing.clock import RunningClock
+from mqauth.testing.delivery_play import Play, text
 from mqauth.testing.delivery_stage import LogStage, Member
-from mqauth.testing.forge import Forge
 from mqauth.verified import Verified
 
-LIFETIME: Final = 60
 LATER: Final = 3600.0
 """Seconds beyond every token's life, and every session's."""
 MOMENT: Final = 0.02
@@ -39,46 +34,21 @@ Where = tuple[int, int]
 
 
 @dataclass
-class Play:
-    """One run on a stage: a forge, a store that all consumers share, and what they handled."""
+class LogPlay(Play):
+    """One run on a log stage."""
 
-    stage: LogStage
-    audit: AuditFile
     clock: RunningClock = field(default_factory=RunningClock)
-    handled: list[Verified] = field(default_factory=list)
-    outcomes: list[Outcome] = field(default_factory=list)
-    members: list[Member] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-    sent: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.forge = Forge(self.clock, lifetime=LIFETIME)
-        self.store = MemoryReplayStore(clock=self.clock)
+        super().__post_init__()
         self._running: Counter[int] = Counter()
         self._pace = threading.Event()
         self._lock = threading.Lock()
 
-    def guard(self, **settings: Any) -> Pipeline:
-        """Return a pipeline that trusts the forge's producer on the stage's source."""
-        wanted: dict[str, Any] = {
-            "verifier": self.forge.verifier(leeway=0), "policy": self.forge.policy(self.stage.destination),
-            "replay": self.store, "audit": self.audit, "clock": self.clock,
-            "attempts": Attempts(limit=2, wait=0, wait_max=0),
-            "observers": [lambda outcome, _message, _seconds: self.outcomes.append(outcome)],
-        }  # fmt: skip
-        return Pipeline(**(wanted | settings))
-
     def send(self, count: int, *, key: bytes | None = None, sealed: bool = True) -> list[bytes]:
         """Send so many messages, over several partitions or with one key, and return their bodies."""
-        bodies = []
-        for _ in range(count):
-            number = len(self.sent)
-            plain = replace(honest_message(self.stage.destination, number), key=key or _KEYS[number % len(_KEYS)])
-            message = replace(plain, body=b"message %d" % number)
-            self.stage.inject(self.forge.signer().sign(message) if sealed else message)
-            self.sent.append(message.body or b"")
-            bodies.append(self.sent[-1])
-        return bodies
+        keys = [key or _KEYS[(len(self.sent) + number) % len(_KEYS)] for number in range(count)]
+        return [self.inject(key=each, sealed=sealed) for each in keys]
 
     def handle(self, verified: Verified) -> None:
         """Handle a message, for a moment; two of one partition at once are a fault."""
@@ -105,11 +75,6 @@ class Play:
         workers = settings.pop("workers", 1)
         self.members.append(self.stage.second(self.guard(**settings), handler or self.handle, workers=workers))
         return self.members[-1]
-
-    def stop(self, member: Member) -> None:
-        """Stop a consumer in order."""
-        self.members.remove(member)
-        member.close()
 
     def wait(self, condition: Callable[[], bool], seconds: float | None = None) -> None:
         """Wait until a condition holds, while every consumer is well.
@@ -142,15 +107,6 @@ class Play:
         buried = [_source(letter) for letter in self.stage.letters()]
         return {(origin.partition or 0, origin.offset or 0) for origin in origins} | set(buried)
 
-    @property
-    def bodies(self) -> list[bytes]:
-        """What was handled, in order."""
-        return [seen.body or b"" for seen in list(self.handled)]
-
-    def reasons(self) -> list[str]:
-        """Return the reasons on the dead letters, sorted."""
-        return sorted(_text(letter, "mqauth-dead-reason") for letter in self.stage.letters())
-
     def all_committed(self) -> bool:
         """Tell whether the group has committed everything."""
         return dict(self.stage.committed()) == dict(self.stage.ends())
@@ -163,11 +119,11 @@ class LogDeliveryContract:
     def play(self, stage: LogStage, tmp_path: Any) -> Any:
         """Yield a play on a fresh stage; its consumers end with it."""
         with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit, ExitStack() as ending:
-            play = Play(stage, audit)
+            play = LogPlay(stage, audit)
             ending.callback(_end, play)
             yield play
 
-    def test_a_commit_covers_what_is_settled(self, play: Play) -> None:
+    def test_a_commit_covers_what_is_settled(self, play: LogPlay) -> None:
         """At every commit each record before it was handled, or its dead letter is confirmed."""
         play.watch_commits()
         slow = threading.Event()
@@ -186,7 +142,7 @@ class LogDeliveryContract:
         assert play.faults == []
         assert sorted(play.bodies) == sorted(honest)
 
-    def test_everything_is_committed_in_the_end(self, play: Play) -> None:
+    def test_everything_is_committed_in_the_end(self, play: LogPlay) -> None:
         """Once all is settled all is committed, at the latest by the stop; the next consumer finds nothing."""
         play.send(20)
         play.send(2, sealed=False)
@@ -195,7 +151,7 @@ class LogDeliveryContract:
         play.stop(member)
         assert play.all_committed()
 
-    def test_a_letter_is_confirmed(self, play: Play) -> None:
+    def test_a_letter_is_confirmed(self, play: LogPlay) -> None:
         """A rejected record waits while its letter is lost on the way, seen to wait, and has one letter then."""
         play.watch_commits()
         play.stage.refuse_letters(True)
@@ -211,7 +167,7 @@ class LogDeliveryContract:
         play.wait(play.all_committed)
         assert (play.reasons(), play.faults) == (["token_missing"] * 3, [])
 
-    def test_what_is_put_off_is_not_settled(self, play: Play) -> None:
+    def test_what_is_put_off_is_not_settled(self, play: LogPlay) -> None:
         """What a handler puts off is not committed, and after the stop the next consumer handles it."""
         calls: list[bytes] = []
 
@@ -228,7 +184,7 @@ class LogDeliveryContract:
         play.wait(lambda: play.bodies == bodies)
         assert play.reasons() == []
 
-    def test_no_claim_outlives_the_stop(self, play: Play) -> None:
+    def test_no_claim_outlives_the_stop(self, play: LogPlay) -> None:
         """A consumer that stopped in order holds no claim, of what was put off and of what was judged ahead."""
 
         def later(_verified: Verified) -> None:
@@ -240,7 +196,7 @@ class LogDeliveryContract:
         play.stop(member)
         assert len(play.store) == 0
 
-    def test_nothing_overtakes(self, play: Play) -> None:
+    def test_nothing_overtakes(self, play: LogPlay) -> None:
         """Messages of one key are handled in their order, also where one of them is put off."""
         calls: Counter[bytes] = Counter()
 
@@ -256,7 +212,7 @@ class LogDeliveryContract:
         play.wait(lambda: len(play.handled) >= len(bodies))
         assert play.bodies == bodies
 
-    def test_what_is_put_off_is_not_tried_hotly(self, play: Play) -> None:
+    def test_what_is_put_off_is_not_tried_hotly(self, play: LogPlay) -> None:
         """A message that waits is tried ever more rarely, and others are handled meanwhile."""
         calls: list[float] = []
 
@@ -274,7 +230,7 @@ class LogDeliveryContract:
         assert len(calls) <= HOT * max(1.0, spent)
         play.wait(lambda: len(play.handled) >= len(others) // 4)
 
-    def test_one_handler_of_a_partition(self, play: Play) -> None:
+    def test_one_handler_of_a_partition(self, play: LogPlay) -> None:
         """With several workers each partition is worked on by one at a time, and each message handled once."""
         bodies = play.send(40)
         play.start(workers=4)
@@ -283,7 +239,7 @@ class LogDeliveryContract:
         assert play.faults == []
         assert sorted(play.bodies) == sorted(bodies)
 
-    def test_the_time_of_receipt_survives(self, play: Play) -> None:
+    def test_the_time_of_receipt_survives(self, play: LogPlay) -> None:
         """What was put off with its partition is judged by when it came first, however long the outage was."""
         play.stage.refuse_letters(True)
         play.send(1, key=b"one", sealed=False)
@@ -295,7 +251,7 @@ class LogDeliveryContract:
         play.wait(lambda: len(play.places()) == 4)
         assert (play.bodies, play.reasons()) == (honest, ["token_missing"])
 
-    def test_a_revoke_waits_for_what_runs(self, play: Play) -> None:
+    def test_a_revoke_waits_for_what_runs(self, play: LogPlay) -> None:
         """When a consumer joins no handler runs beside the new owner's, and nothing is handled twice."""
         play.watch_commits()
         bodies = play.send(60)
@@ -307,7 +263,7 @@ class LogDeliveryContract:
         assert play.faults == []
         assert sorted(play.bodies) == sorted(bodies)
 
-    def test_a_rebalance_in_the_middle(self, play: Play) -> None:
+    def test_a_rebalance_in_the_middle(self, play: LogPlay) -> None:
         """A rebalance loses nothing, condemns nothing, and costs no second handling."""
         bodies = play.send(40)
         play.start()
@@ -318,7 +274,7 @@ class LogDeliveryContract:
         play.wait(play.all_committed)
         assert (sorted(play.bodies), play.reasons(), play.faults) == (sorted(bodies), [], [])
 
-    def test_a_consumer_that_is_killed(self, play: Play) -> None:
+    def test_a_consumer_that_is_killed(self, play: LogPlay) -> None:
         """What a killed consumer had in hand is handled by the next one, and nothing is condemned or lost."""
         begun = threading.Event()
 
@@ -339,7 +295,7 @@ class LogDeliveryContract:
         play.wait(play.all_committed)
         assert play.reasons() == []
 
-    def test_commits_that_are_refused(self, play: Play) -> None:
+    def test_commits_that_are_refused(self, play: LogPlay) -> None:
         """While no commit succeeds messages are handled, none of them twice, and all is committed afterwards."""
         play.stage.refuse_commits(True)
         bodies = play.send(10)
@@ -350,7 +306,7 @@ class LogDeliveryContract:
         play.wait(play.all_committed)
         assert sorted(play.bodies) == sorted(bodies)
 
-    def test_what_is_stale_is_not_condemned(self, play: Play) -> None:
+    def test_what_is_stale_is_not_condemned(self, play: LogPlay) -> None:
         """A consumer that was cut off for longer than tokens live condemns nothing that another has handled."""
         first = play.start()
         warm = play.send(8)
@@ -372,7 +328,7 @@ class Death(BaseException):
     """What ends a handler of a process that was killed."""
 
 
-def _end(play: Play) -> None:
+def _end(play: LogPlay) -> None:
     """Stop what still runs; a fault of the test is not to be hidden by one of its end."""
     play.stage.refuse_letters(False)
     play.stage.refuse_commits(False)
@@ -382,11 +338,5 @@ def _end(play: Play) -> None:
 
 def _source(letter: Message) -> Where:
     """Return where the message of a dead letter stood: partition and offset."""
-    place = _text(letter, "mqauth-dead-source").partition("@")[0].split("/")
+    place = text(letter, "mqauth-dead-source").partition("@")[0].split("/")
     return int(place[-2]), int(place[-1])
-
-
-def _text(letter: Message, name: str) -> str:
-    """Return a header of a letter as text."""
-    (value,) = letter.occurrences(name)
-    return value.decode() if isinstance(value, bytes) else str(value)

@@ -183,7 +183,7 @@ class Process:
         self._next = math.inf
         self.pauses.append((self.world.agenda.now, self.world.agenda.now + seconds))
         self.world.note(self.name, f"paused for {seconds:.1f} s")
-        self.world.agenda.after(seconds, self._go_on)
+        self.world.agenda.after(seconds, self.go_on)
 
     def kill(self, why: str = "killed") -> None:
         """End at once: nothing of it runs any more, and the kernel closes its sockets."""
@@ -203,7 +203,7 @@ class Process:
         if self.alive:
             self.world.unheard(self, context)
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
         """Get turns again."""
         if self.alive:
             self.paused = False

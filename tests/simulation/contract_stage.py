@@ -1,0 +1,265 @@
+"""The stage of the delivery contract for queues on the simulated RabbitMQ: everything in virtual time.
+
+A consumer is a process of the simulation. A test runs outside of all of them, and lets time go on as it waits.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import aio_pika
+from pamqp import commands
+
+from mqauth.brokers import rabbitmq
+from mqauth.message import Message
+from mqauth.pipeline import Pipeline
+from mqauth.testing.delivery_stage import AckObserver, Steps
+from mqauth.testing.stage_rabbitmq_member import Service
+from tests.simulation.amqp_channel import PRECONDITION_FAILED, Channel, ChannelError
+from tests.simulation.amqp_queue import Queue, Stored, Subscription
+from tests.simulation.process import Process
+from tests.simulation.services import DESTINATION, EXCHANGE, ROUTING_KEY
+from tests.simulation.world import DEAD, SOURCE, World
+
+URL: Final = "amqp://guest:guest@rabbitmq:5672/?heartbeat=4&reconnect_interval=1"
+MOMENT: Final = 0.02
+"""Virtual seconds between two looks at a condition."""
+
+
+class WatchedWorld(World):
+    """A world that counts deliveries and letters, and tells of acks."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.deliveries: Counter[bytes] = Counter()
+        self.letters_sent = 0
+        self.observers: list[AckObserver] = []
+        self._publish = self.broker.publish
+        setattr(self.broker, "publish", self._published)  # noqa: B010 - a method, replaced
+
+    def delivered(self, channel: Channel, consumer: Subscription, message: Stored, tag: int) -> None:
+        """Count a delivery."""
+        self.deliveries[message.body] += 1
+        super().delivered(channel, consumer, message, tag)
+
+    def acked(self, channel: Channel, message: Stored) -> None:
+        """Tell of an ack."""
+        for observer in self.observers:
+            observer(message.body)
+        super().acked(channel, message)
+
+    def _published(self, channel: Channel, frame: commands.Basic.Publish, *rest: Any) -> None:
+        """Count a letter."""
+        self.letters_sent += frame.routing_key == DEAD
+        self._publish(channel, frame, *rest)
+
+
+class SimulatedMember:
+    """A consumer in a process of its own.
+
+    Args:
+        stage: where it runs.
+        name: of its process.
+        service: what it runs.
+    """
+
+    def __init__(self, stage: SimulatedQueueStage, name: str, service: Service) -> None:
+        self._stage = stage
+        self.service = service
+        self.process = Process(stage.world, name, lambda _: service.live(URL, URL))
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended with an error."""
+        return self.process.failure is not None or self.service.failed
+
+    def health(self) -> rabbitmq.Health:
+        """Return how it is."""
+        return self.service.health()
+
+    def close(self) -> None:
+        """Stop it in order."""
+        self.process.loop.call_soon(self.service.ask)
+        if not self._stage.wait(lambda: not self.process.alive, self._stage.patience):
+            raise TimeoutError("the stop did not end")
+        if failure := self.process.failure or self.service.failure:
+            raise failure
+
+
+class SimulatedQueueStage:
+    """A source with its dead letters on a simulated broker."""
+
+    destination = DESTINATION
+    patience = 120.0
+
+    def __init__(self) -> None:
+        random.seed(0)
+        self.world = WatchedWorld()
+        self.clock = self.world.clock
+        self._members: list[SimulatedMember] = []
+        operator = Process(self.world, "operator#1", self._declare)
+        self.wait(lambda: not operator.alive, self.patience)
+
+    async def _declare(self, _process: Process) -> None:
+        """Declare what a service needs."""
+        async with await aio_pika.connect_robust(URL) as connection:
+            channel = await connection.channel()
+            exchange = await channel.declare_exchange(EXCHANGE, "topic", durable=True)
+            source = await rabbitmq.declare_source(channel, SOURCE)
+            await source.bind(exchange, ROUTING_KEY)
+            await rabbitmq.declare_dead_letters(channel, DEAD)
+
+    def inject(self, message: Message) -> None:
+        """Put a message into the source."""
+        self.world.broker.put(EXCHANGE, ROUTING_KEY, _properties(message), message.body or b"")
+
+    def second(self, guard: Pipeline, handler: Steps, *, prefetch: int = 10, grace: float = 10) -> SimulatedMember:
+        """Start a process that consumes."""
+        name = f"consumer{len(self._members) + 1}#1"
+        service = Service(SOURCE, DEAD, guard, handler, prefetch=prefetch, grace=grace)
+        member = SimulatedMember(self, name, service)
+        self._members.append(member)
+        self.wait(lambda: name in self.world.consumed or member.failed, self.patience)
+        return member
+
+    def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Let time go on until a condition holds."""
+        until = self.world.agenda.now + seconds
+        while not condition():
+            if self.world.agenda.now >= until:
+                return False
+            self.advance(MOMENT)
+        return True
+
+    def advance(self, seconds: float) -> None:
+        """Let time go on."""
+        over: list[bool] = []
+        self.world.agenda.after(seconds, lambda: over.append(True))
+        while not over:
+            self.world.agenda.step()
+
+    def kill(self, member: Any) -> None:
+        """Close a process's sockets as its kernel would, and let nothing of it run any more."""
+        for socket in tuple(member.process.loop._selector.sockets):
+            socket.die()
+        self.cut(member)
+
+    def cut(self, member: Any) -> None:
+        """Pause a process."""
+        member.process.pause(float("inf"))
+
+    def give_up(self, member: Any) -> None:
+        """End its connections."""
+        for connection in self.world.broker.connections_of(member.process.name):
+            connection.end()
+
+    def heal(self, member: Any) -> None:
+        """Let it go on."""
+        member.process.go_on()
+
+    def close_channel(self, member: Any) -> None:
+        """Close the channel that consumes."""
+        for channel in self._consuming(member):
+            channel.fail(ChannelError(PRECONDITION_FAILED, "PRECONDITION_FAILED - closed by an operator"))
+
+    def cancel(self, member: Any) -> None:
+        """Cancel its consumers."""
+        for channel in self._consuming(member):
+            for consumer in tuple(channel.consumers.values()):
+                consumer.queue.unsubscribe(consumer)
+                channel.cancelled(consumer)
+
+    def _consuming(self, member: Any) -> list[Channel]:
+        """Return the channels on which a process consumes."""
+        connections = self.world.broker.connections_of(member.process.name)
+        return [channel for found in connections for channel in found.channels.values() if channel.consumers]
+
+    def remove_source(self) -> None:
+        """Hide the source."""
+        self._queue(SOURCE).hide()
+
+    def restore_source(self) -> None:
+        """Show it."""
+        self._queue(SOURCE).show()
+
+    def refuse_letters(self, refusing: bool) -> None:
+        """Lose what is published, and end the connections that it came by when that is over."""
+        self.world.broker.publishes_lost = refusing
+        if not refusing:
+            self.world.broker.end_unconfirmed()
+
+    def attempts(self) -> int:
+        """Return how many letters came to the broker."""
+        return self.world.letters_sent
+
+    def letters(self) -> list[Message]:
+        """Return the dead letters."""
+        return [_message(stored) for stored in self._queue(DEAD).ready]
+
+    def deliveries(self, body: bytes) -> int:
+        """Return how often a message was delivered."""
+        return self.world.deliveries[body]
+
+    def watch(self, observer: AckObserver) -> None:
+        """Have acks told."""
+        self.world.observers.append(observer)
+
+    def left(self) -> int:
+        """Return how many messages wait."""
+        return len(self._queue(SOURCE).ready)
+
+    def put_away(self) -> int:
+        """Return how many were put away."""
+        return len(self._queue(SOURCE + ".unparseable").ready)
+
+    def _queue(self, name: str) -> Queue:
+        """Return a queue."""
+        (found,) = self.world.broker.found_queues([name])
+        return found
+
+    def close(self) -> None:
+        """Cancel what still runs, that of killed processes included, and see it end."""
+        processes = [process for process in self.world.everyone.values() if process.alive]
+        for process in processes:
+            process.go_on()
+            process.loop.call_soon(process.task.cancel)
+        self.wait(lambda: not any(process.alive for process in processes), self.patience)
+        for process in self.world.everyone.values():
+            process.loop.dismantle()
+
+
+@contextmanager
+def simulated_stage() -> Iterator[SimulatedQueueStage]:
+    """Yield a fresh stage, and hear nothing of what is collected in the middle of its work."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            gc.freeze()  # so that what is older is not looked at in the end
+            stage = SimulatedQueueStage()
+            try:
+                yield stage
+            finally:
+                stage.close()
+                gc.collect()
+    finally:
+        gc.unfreeze()
+        sys.unraisablehook = before
+
+
+def _properties(message: Message) -> commands.Basic.Properties:
+    """Return a message's properties as AMQP has them."""
+    values: dict[str, Any] = {name.replace("-", "_"): value for name, value in message.properties.items()}
+    return commands.Basic.Properties(headers=dict(message.headers), delivery_mode=2, **values)
+
+
+def _message(stored: Stored) -> Message:
+    """Return a dead letter as far as a contract looks at it."""
+    headers = tuple((stored.properties.headers or {}).items())
+    return Message(destination=DESTINATION, body=stored.body, headers=headers)

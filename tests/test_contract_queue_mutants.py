@@ -1,0 +1,258 @@
+"""The delivery contract for queues is not blind: each mistake in engine or leaf fails one of its tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mqauth.auditfile import AuditFile
+from mqauth.brokers import rabbitmq_delivery, rabbitmq_slot
+from mqauth.brokers.rabbitmq import DeadLetters
+from mqauth.brokers.rabbitmq_acks import Acks
+from mqauth.brokers.rabbitmq_consumer import Consumer
+from mqauth.brokers.rabbitmq_delivery import Processor
+from mqauth.brokers.rabbitmq_hold import Holder
+from mqauth.brokers.rabbitmq_leases import Leases
+from mqauth.brokers.rabbitmq_slot import Slot
+from mqauth.delivery.ledger import Ack, Ledger
+from mqauth.delivery.progress import Progress
+from mqauth.delivery.room import Room
+from mqauth.errors import Reason, Unavailable
+from mqauth.testing.delivery_contract_queue import QueueDeliveryContract, QueuePlay
+from tests.simulation.contract_stage import simulated_stage
+
+CONTRACT = QueueDeliveryContract
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A mistake: what it replaces, by what, and the test of the contract that finds it."""
+
+    name: str
+    owner: Any
+    attribute: str
+    mutation: Callable[[Any], Any]
+    test: Callable[..., Any]
+
+
+def returning(value: Any) -> Callable[[Any], Any]:
+    """Return what always returns a value."""
+    return lambda _: lambda *_args, **_kwargs: value
+
+
+def awaited(value: Any) -> Callable[[Any], Any]:
+    """Return what always returns a value, and is awaited."""
+
+    async def mutant(*_args: Any, **_kwargs: Any) -> Any:
+        return value
+
+    return lambda _: mutant
+
+
+def always(value: Any) -> Callable[[Any], Any]:
+    """Return a property that is always one value."""
+    return lambda _: property(lambda _self: value)
+
+
+def without(*reasons: Reason) -> Callable[[Any], Any]:
+    """Return a set of reasons without some."""
+    return lambda original: original - set(reasons)
+
+
+def received_as_settled(original: Any) -> Any:
+    """Take what was received for settled."""
+
+    def opened(ledger: Ledger, tag: int) -> None:
+        original(ledger, tag)
+        ledger._settled[tag] = None  # type: ignore[assignment]
+
+    return opened
+
+
+def past_what_is_open(_: Any) -> Any:
+    """Ack all by the highest tag."""
+
+    def take(ledger: Ledger) -> list[Ack]:
+        settled, ledger._settled = ledger._settled, {}
+        return [Ack(max(settled), True, list(settled.values()))] if settled else []
+
+    return take
+
+
+def unconfirmed(original: Any) -> Any:
+    """Publish a letter, and do not wait for its confirm."""
+
+    async def publish(sink: Any, letter: Any) -> None:
+        async def sent() -> None:
+            with suppress(Unavailable):
+                await original(sink, letter)
+
+        sink.sending = asyncio.create_task(sent())
+
+    return publish
+
+
+def swallowing(original: Any) -> Any:
+    """Drop a letter while its sink is down."""
+
+    async def publish(sink: Any, letter: Any) -> None:
+        with suppress(Unavailable):
+            await original(sink, letter)
+
+    return publish
+
+
+def settled_all_the_same(_: Any) -> Any:
+    """Ack what is deferred."""
+
+    async def let_go(processor: Processor, slot: Slot, delivery: Any) -> None:
+        await processor._release(delivery)
+        await processor._settle(slot, delivery)
+
+    return let_go
+
+
+def at_once(_: Any) -> Any:
+    """Wait for nothing before the next attempt."""
+
+    async def pause(_holder: Holder, _held: Any, _seconds: float) -> None:
+        await asyncio.sleep(0.001)
+
+    return pause
+
+
+def forgetful(_: Any) -> Any:
+    """Judge each delivery as if none of its content had been there."""
+    return lambda progress, message: progress._guard.receive(message)
+
+
+def raising(_: Any) -> Any:
+    """Leave a delivery as it is."""
+
+    async def failed(_processor: Processor, _slot: Slot, _delivery: Any, error: BaseException) -> None:
+        raise error
+
+    return failed
+
+
+def every_time(_: Any) -> Any:
+    """Stop once more for each that asks."""
+
+    def end(consumer: Consumer) -> asyncio.Task[None]:
+        consumer._stopping.set()
+        return asyncio.create_task(consumer._wind_up())
+
+    return end
+
+
+def untried(_: Any) -> Any:
+    """Consume, or fail."""
+    return lambda consumer: consumer._consume()
+
+
+def impatient(original: Any) -> Any:
+    """Give up after half a minute."""
+
+    async def start(consumer: Consumer) -> None:
+        async with asyncio.timeout(30):
+            await original(consumer)
+
+    return start
+
+
+def cancelling(original: Any) -> Any:
+    """Cancel what runs where its channel ends."""
+
+    def on_close(consumer: Consumer, channel: Any, error: BaseException | None) -> None:
+        original(consumer, channel, error)
+        for task in consumer._tasks._running:
+            task.cancel()
+
+    return on_close
+
+
+def as_new(original: Any) -> Any:
+    """Forget that a message was delivered before."""
+
+    def from_native(incoming: Any, **settings: Any) -> Any:
+        message = original(incoming, **settings)
+        return replace(message, origin=replace(message.origin, redelivered=False))
+
+    return from_native
+
+
+MUTANTS = (
+    Mutant("acked before settled", Ledger, "opened", received_as_settled,
+           CONTRACT.test_an_ack_covers_what_is_settled),
+    Mutant("multiple past an open tag", Ledger, "take", past_what_is_open,
+           CONTRACT.test_an_ack_covers_what_is_settled),
+    Mutant("never acks", Acks, "settle", returning(None), CONTRACT.test_everything_is_acked_in_the_end),
+    Mutant("letter not confirmed", DeadLetters, "publish", unconfirmed, CONTRACT.test_a_letter_is_confirmed),
+    Mutant("letter dropped while the sink is down", DeadLetters, "publish", swallowing,
+           CONTRACT.test_a_letter_is_confirmed),
+    Mutant("deferred treated as settled", Processor, "_let_go", settled_all_the_same,
+           CONTRACT.test_what_is_put_off_is_not_settled),
+    Mutant("ignores back-off", Holder, "_pause", at_once, CONTRACT.test_what_is_put_off_is_not_tried_hotly),
+    Mutant("no release on stop", Processor, "_release", awaited(None), CONTRACT.test_no_claim_outlives_the_stop),
+    Mutant("receipt time lost", Progress, "receive", forgetful, CONTRACT.test_the_time_of_receipt_survives),
+    Mutant("judges what is stale", rabbitmq_slot, "OF_THE_MOMENT", without(Reason.REPLAYED),
+           CONTRACT.test_what_is_stale_is_not_condemned),
+    Mutant("condemns what is stale for its time", rabbitmq_slot, "OF_THE_MOMENT", without(Reason.EXPIRED),
+           CONTRACT.test_what_is_stale_is_not_condemned_for_its_time),
+    Mutant("judged once more after its back-off", Slot, "fence", returning(None),
+           CONTRACT.test_a_channel_that_ends_while_messages_wait),
+    Mutant("held ones starve the rest", Room, "wants_another", returning(False),
+           CONTRACT.test_what_is_put_off_starves_nobody),
+    Mutant("an issuer's cause is everybody's", Room, "is_everyones", returning(True),
+           CONTRACT.test_an_issuer_starves_nobody),
+    Mutant("spends the limit", Slot, "is_last", always(False), CONTRACT.test_restarts_put_nothing_away),
+    Mutant("slot lost", Processor, "_failed", raising, CONTRACT.test_what_a_handler_must_not_raise),
+    Mutant("stops twice", Consumer, "_end", every_time, CONTRACT.test_no_claim_outlives_a_long_handler),
+    Mutant("never resumes: cancelled", Consumer, "_on_cancel", returning(None),
+           CONTRACT.test_consumes_again_after_it_was_cancelled),
+    Mutant("never resumes: channel closed", Consumer, "_on_close", returning(None),
+           CONTRACT.test_consumes_again_after_its_channel_was_closed),
+    Mutant("never resumes: queue away", Consumer, "_start", untried,
+           CONTRACT.test_consumes_again_when_its_queue_is_back),
+    Mutant("never resumes: outage", Processor, "probe", awaited(False),
+           CONTRACT.test_an_outage_requeues_nothing_hotly),
+    Mutant("requeues hot", Consumer, "_suspend", awaited(False), CONTRACT.test_an_outage_requeues_nothing_hotly),
+    Mutant("overtakes", Room, "wants_another", returning(True), CONTRACT.test_what_is_put_off_is_not_overtaken),
+    Mutant("never resumes: connection lost", Consumer, "_on_close", returning(None),
+           CONTRACT.test_consumes_again_after_its_connection_was_lost),
+    Mutant("never resumes: gives up after half a minute", Consumer, "_start", impatient,
+           CONTRACT.test_consumes_again_when_its_queue_is_back_after_a_minute),
+    Mutant("handlers end with their channel", Consumer, "_on_close", cancelling,
+           CONTRACT.test_a_channel_that_ends_under_a_handler),
+    Mutant("lease not renewed", Leases, "renew", awaited(None), CONTRACT.test_a_handler_that_outlasts_its_lease),
+    Mutant("redelivery taken for a copy", rabbitmq_delivery, "from_native", as_new,
+           CONTRACT.test_a_consumer_that_is_killed),
+)  # fmt: skip
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Iterator[QueuePlay]:
+    """A play on a simulated stage."""
+    with simulated_stage() as stage, AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
+        yield QueuePlay(stage, audit, stage.clock)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_mutant_is_caught(mutant: Mutant, play: QueuePlay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mistake fails the test that is there for it."""
+    original = getattr(mutant.owner, mutant.attribute)
+    monkeypatch.setattr(mutant.owner, mutant.attribute, mutant.mutation(original))
+    with pytest.raises((AssertionError, TimeoutError)):
+        mutant.test(CONTRACT(), play)
+
+
+def test_every_promise_has_its_mutant() -> None:
+    """No test of the contract is there for nothing: each is the one that finds some mistake."""
+    promises = {name for name in vars(CONTRACT) if name.startswith("test_")}
+    assert {mutant.test.__name__ for mutant in MUTANTS} == promises
