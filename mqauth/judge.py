@@ -102,9 +102,12 @@ class Judge:
             if candidate.shape.released:
                 return None
             keys = _at_hand(self._verifier.source(candidate))  # 5
-            if type(keys) is KeySet and candidate.token.opened.kid in keys.by_kid:
-                return self._permitted(delivery, candidate, keys)
-            return self._keyed(delivery, candidate, keys)
+            if type(keys) is not KeySet or candidate.token.opened.kid not in keys.by_kid:
+                return self._keyed(delivery, candidate, keys)
+            decision = self._verified(delivery, candidate, keys)
+            if decision is not _ALLOW:
+                return self._decided(delivery, candidate, decision)
+            return self._request(delivery, candidate)
         except Exception as error:
             _refuse(delivery, error)
             return None
@@ -113,28 +116,23 @@ class Judge:
         """Wait for the keys of a token, and take steps 6 to 12."""
         try:
             keys = yield from self._keys(delivery, candidate, at_hand)
-            wish = self._permitted(delivery, candidate, keys)
-            return (yield from wish) if type(wish) is GeneratorType else cast(Wish, wish)
+            return (yield from self._decided(delivery, candidate, self._verified(delivery, candidate, keys)))
         except Exception as error:
             _refuse(delivery, error)
             return None
 
-    def _permitted(self, delivery: Delivery, candidate: Candidate, keys: KeySet) -> Wish | Flow[Wish]:
-        """Take steps 6 to 12."""
+    def _verified(self, delivery: Delivery, candidate: Candidate, keys: KeySet) -> Any:
+        """Take steps 6 to 11, and return what the policy says of it, to be ``answered``: 12."""
         delivery.key_set = keys.version
-        delivery.verified = found = self._verifier.verify(  # 6 to 11
-            delivery.message, candidate, keys, delivery.received
-        )
-        decision = at_once(_POLICY, self._policy.decide, found)  # 12
-        if decision is _ALLOW:
-            return self._wish(delivery, candidate)
-        return self._decided(delivery, candidate, decision)
+        verified = self._verifier.verify(delivery.message, candidate, keys, delivery.received)
+        delivery.verified = verified
+        return at_once(_POLICY, self._policy.decide, verified)
 
     def _decided(self, delivery: Delivery, candidate: Candidate, decision: Any) -> Flow[Wish]:
         """Wait for a policy's decision."""
         try:
             _permit((yield from answered(_POLICY, decision)))
-            return self._wish(delivery, candidate)
+            return self._request(delivery, candidate)
         except Exception as error:
             _refuse(delivery, error)
             return None
@@ -178,7 +176,7 @@ class Judge:
         delivery.verified = verified
         if Reason.PRODUCER_FORBIDDEN not in release.waive:
             _permit((yield from asked(_POLICY, self._policy.decide, verified)))
-        wish = self._wish(delivery, candidate)
+        wish = self._request(delivery, candidate)
         return (yield from self._claim_release(delivery, wish, release))
 
     def _released(self, delivery: Delivery) -> Flow[Release]:
@@ -218,7 +216,7 @@ class Judge:
             if delivery.owner is None:
                 delivery.owner = drawn[at * length : (at + 1) * length]
 
-    def _wish(self, delivery: Delivery, candidate: Candidate) -> ClaimRequest:
+    def _request(self, delivery: Delivery, candidate: Candidate) -> ClaimRequest:
         """Return the claim of a message that was verified and permitted; its owner is one for ever.
 
         It is kept past every copy that may be accepted, those deferred beside it too, and past its lease.

@@ -161,7 +161,7 @@ def batch_id(token: bytes, index: int) -> bytes:
 
 def claim_id(issuer: str, subject: str, jti: str) -> bytes:
     """Return the 16-byte id of a token (wire profile 1, section 8): no producer can make that of another's."""
-    return hashlib.sha256(_producer(issuer, subject) + _utf8(jti)).digest()[:16]
+    return hashlib.sha256(_producer(issuer, subject) + jti.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 @lru_cache(maxsize=256)
@@ -172,15 +172,10 @@ def _producer(issuer: str, subject: str) -> bytes:
 
 def release_id(authority: str, letter: str) -> bytes:
     """Return the 16-byte id of a release (wire profile 1, section 12): no message has it, whatever its names."""
-    return hashlib.sha256(_NO_MESSAGE + _sized(authority) + _utf8(letter)).digest()[:16]
+    return hashlib.sha256(_NO_MESSAGE + _sized(authority) + letter.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def _sized(text: str) -> bytes:
-    """Return a text in UTF-8 behind its length in 4 bytes."""
-    raw = _utf8(text)
+    """Return a text in UTF-8 behind its length in 4 bytes; lone surrogates do not raise."""
+    raw = text.encode("utf-8", "surrogatepass")
     return len(raw).to_bytes(4, "big") + raw
-
-
-def _utf8(text: str) -> bytes:
-    """Return a text in UTF-8; lone surrogates do not raise."""
-    return text.encode("utf-8", "surrogatepass")
