@@ -101,9 +101,10 @@ class Judge:
             delivery.candidate = candidate = self._verifier.open(delivery.message)  # 1 to 4
             if candidate.shape.released:
                 return None
-            keys = _at_hand(self._verifier.source(candidate))  # 5
+            source = self._verifier.issuer(candidate.token.claims).keys  # 5
+            keys = _at_hand(source)
             if type(keys) is not KeySet or candidate.token.opened.kid not in keys.by_kid:
-                return self._keyed(delivery, candidate, keys)
+                return self._keyed(delivery, candidate, source, keys)
             decision = self._verified(delivery, candidate, keys)
             if decision is not _ALLOW:
                 return self._decided(delivery, candidate, decision)
@@ -112,10 +113,10 @@ class Judge:
             _refuse(delivery, error)
             return None
 
-    def _keyed(self, delivery: Delivery, candidate: Candidate, at_hand: Any) -> Flow[Wish]:
+    def _keyed(self, delivery: Delivery, candidate: Candidate, source: KeySource, at_hand: Any) -> Flow[Wish]:
         """Wait for the keys of a token, and take steps 6 to 12."""
         try:
-            keys = yield from self._keys(delivery, candidate, at_hand)
+            keys = yield from self._keys(delivery, candidate, source, at_hand)
             return (yield from self._decided(delivery, candidate, self._verified(delivery, candidate, keys)))
         except Exception as error:
             _refuse(delivery, error)
@@ -166,7 +167,8 @@ class Judge:
         ends there.
         """
         message, candidate, received = delivery.message, cast(Candidate, delivery.candidate), delivery.received
-        keys = yield from self._keys(delivery, candidate, _at_hand(self._verifier.source(candidate)))  # 5
+        source = self._verifier.issuer(candidate.claims).keys  # 5
+        keys = yield from self._keys(delivery, candidate, source, _at_hand(source))
         delivery.key_set = keys.version
         _total(self._verifier.authenticate, message, candidate.token, keys, received)  # 6, 7
         release = delivery.release = yield from self._released(delivery)
@@ -194,15 +196,16 @@ class Judge:
                 raise Rejection(Reason.RELEASE_INVALID, "the authority has no such key") from error
         return _total(authorities.verify, message, found, keys, delivery.received)
 
-    def _keys(self, delivery: Delivery, candidate: Candidate, at_hand: Any) -> Flow[KeySet]:
+    def _keys(self, delivery: Delivery, candidate: Candidate, source: KeySource, at_hand: Any) -> Flow[KeySet]:
         """Return the keys of the token's issuer, which are waited for where they lack the token's.
 
         Args:
             delivery: of the token.
             candidate: the token.
-            at_hand: what ``_at_hand`` returned of its issuer's source.
+            source: of its issuer's keys.
+            at_hand: what ``_at_hand`` returned of it.
         """
-        source, kid = self._verifier.source(candidate), candidate.token.opened.kid
+        kid = candidate.opened.kid
         keys = yield from _known(at_hand)
         if keys is None or keys.get(kid) is None:
             delivery.key_set = None if keys is None else keys.version

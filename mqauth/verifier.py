@@ -190,16 +190,16 @@ class Verifier:
             proof = batch.proof_of(behind if batched else None, token.claims)
         return _TUPLE(Candidate, (token, proof, shape, learnt))
 
-    def source(self, candidate: Candidate) -> KeySource:
-        """Return where the keys of the claimed issuer come from: step 5.
+    def issuer(self, claims: Claims) -> Issuer:
+        """Return the configured issuer of a token: step 5.
 
         Raises:
             Rejection: ``issuer_untrusted``.
         """
-        issuer = self.issuers.get(candidate.token.claims.iss)
+        issuer = self.issuers.get(claims.iss)
         if issuer is None:
             raise Rejection(Reason.ISSUER_UNTRUSTED, "no such issuer is configured")
-        return issuer.keys
+        return issuer
 
     def authenticate(self, message: Message, token: Token, keys: KeySet, received: float) -> Key:
         """Return the key that signed a token: steps 6 and 7.
@@ -289,8 +289,7 @@ class Verifier:
         if claims.aud not in self._audiences:  # 8
             raise Rejection(Reason.AUDIENCE_MISMATCH, "meant for another audience")
         self._times.check(claims, key, message, received, waived)  # 9
-        issuer = self.issuers.get(claims.iss)  # 10
-        if issuer is None or not issuer.speaks_for(key, claims.sub):
+        if not self.issuer(claims).speaks_for(key, claims.sub):  # 10
             raise Rejection(Reason.SUBJECT_MISMATCH, "the key does not speak for this subject")
         if self._user_id is not None:
             self._check_user(message, claims)
