@@ -87,8 +87,12 @@ class Judge:
         elif delivery.step is _JUDGE:
             yield from self._judge_released(delivery)
 
-    def wish(self, delivery: Delivery) -> Wish | Flow[Wish]:
+    def wish(self, delivery: Delivery, waited: KeySet | None = None) -> Wish | Flow[Wish]:
         """Take steps 1 to 12, for who makes many claims together and brings what they found to ``answer``.
+
+        Args:
+            delivery: to be judged.
+            waited: the keys of its issuer, where they were waited for.
 
         Returns:
             The wish; ``None`` where there is a verdict, and for a released message, which is judged in its turn.
@@ -102,10 +106,14 @@ class Judge:
             if candidate.shape.released:
                 return None
             source = self._verifier.issuer(candidate.token.claims).keys  # 5
-            keys = _at_hand(source)
-            if type(keys) is not KeySet or candidate.token.opened.kid not in keys.by_kid:
+            keys = waited or _at_hand(source)
+            if waited is None and (type(keys) is not KeySet or candidate.token.opened.kid not in keys.by_kid):
                 return self._keyed(delivery, candidate, source, keys)
-            decision = self._verified(delivery, candidate, keys)
+            delivery.key_set = keys.version
+            delivery.verified = self._verifier.verify(  # 6 to 11
+                delivery.message, candidate, keys, delivery.received
+            )
+            decision = at_once(_POLICY, self._policy.decide, delivery.verified)  # 12
             if decision is not _ALLOW:
                 return self._decided(delivery, candidate, decision)
             return self._request(delivery, candidate)
@@ -114,20 +122,14 @@ class Judge:
             return None
 
     def _keyed(self, delivery: Delivery, candidate: Candidate, source: KeySource, at_hand: Any) -> Flow[Wish]:
-        """Wait for the keys of a token, and take steps 6 to 12."""
+        """Wait for the keys of a token, and take the steps with them."""
         try:
             keys = yield from self._keys(delivery, candidate, source, at_hand)
-            return (yield from self._decided(delivery, candidate, self._verified(delivery, candidate, keys)))
         except Exception as error:
             _refuse(delivery, error)
             return None
-
-    def _verified(self, delivery: Delivery, candidate: Candidate, keys: KeySet) -> Any:
-        """Take steps 6 to 11, and return what the policy says of it, to be ``answered``: 12."""
-        delivery.key_set = keys.version
-        verified = self._verifier.verify(delivery.message, candidate, keys, delivery.received)
-        delivery.verified = verified
-        return at_once(_POLICY, self._policy.decide, verified)
+        wish = self.wish(delivery, keys)
+        return (yield from wish) if type(wish) is GeneratorType else cast(Wish, wish)
 
     def _decided(self, delivery: Delivery, candidate: Candidate, decision: Any) -> Flow[Wish]:
         """Wait for a policy's decision."""

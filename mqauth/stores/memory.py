@@ -86,9 +86,25 @@ class MemoryReplayStore:
             return self._claim(request, self._clock.monotonic(), self._clock.now())
 
     def confirm(self, request: ClaimRequest, /) -> None:
-        """Make the claim done, if this owner still holds it."""
+        """Make the claim done, if this owner still holds it: only its place is kept."""
         with self._lock:
-            self._confirm(request)
+            key = _big_endian(request.id) | self._scopes[request.index is not None][request.scope]
+            held = self._held.get(key)
+            if held is None or held[0].owner != request.owner:
+                return
+            entry, bucket = held
+            del self._held[key]
+            bucket.held.remove(key)
+            if not self._held:
+                # many may have been held at once, and what held them keeps its size until it is cleared
+                self._held.clear()
+                bucket.held.clear()
+            place = self._places.pack(entry.place)
+            if request.index is None:
+                self._done[key & _SHARD][key] = place
+                bucket.done.append(key)
+            else:
+                self._finish(key >> _INDEX_BITS, request.index, place, bucket)
 
     def release(self, request: ClaimRequest, /) -> None:
         """Forget the claim, if this owner still holds it."""
@@ -112,12 +128,11 @@ class MemoryReplayStore:
 
     def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
         """Make each claim done, if its owner still holds it."""
-        with self._lock:
-            for request in requests:
-                self._confirm(request)
+        for request in requests:
+            self.confirm(request)
 
     def _claim(self, request: ClaimRequest, now: float, wall: float) -> ClaimStatus:
-        """Judge one claim and take it where it is fresh."""
+        """Judge one claim, and take it where it is fresh."""
         if self._order and self._order[0] * _WIDTH <= now:
             self._forget(self._buckets[self._order[0]], wall)
         key = _big_endian(request.id) | self._scopes[request.index is not None][request.scope]
@@ -126,42 +141,22 @@ class MemoryReplayStore:
         status = _FRESH if entry is None and not request.renew else judge(entry, request, now)
         if status is not _FRESH:
             return status
+        if held is None:
+            if self._size >= self._capacity:
+                raise Unavailable(Cause.REPLAY_STORE_FULL, f"{self._capacity} live ids")
+            self._size += 1
         expires = request.expires
         number = int((now + expires - wall if expires > wall else now) / _WIDTH) + 1
         bucket = self._buckets.get(number) or self._begun(number)
         if held is not None:
             bucket = _later(held[1], bucket)
             held[1].held.remove(key)
-        elif self._size >= self._capacity:
-            raise Unavailable(Cause.REPLAY_STORE_FULL, f"{self._capacity} live ids")
-        else:
-            self._size += 1
         if bucket.expires < expires:  # noqa: PLR1730 - max() costs a tenth of the claim
             bucket.expires = expires
         bucket.held.add(key)
         place = request.place if entry is None else entry.place
         self._held[key] = _TUPLE(Entry, (request.owner, place, now + request.lease)), bucket
         return status
-
-    def _confirm(self, request: ClaimRequest) -> None:
-        """Make one claim done: only its place is kept."""
-        key = _big_endian(request.id) | self._scopes[request.index is not None][request.scope]
-        held = self._held.get(key)
-        if held is None or held[0].owner != request.owner:
-            return
-        entry, bucket = held
-        del self._held[key]
-        bucket.held.remove(key)
-        if not self._held:
-            # many may have been held at once, and what held them keeps its size until it is cleared
-            self._held.clear()
-            bucket.held.clear()
-        place = self._places.pack(entry.place)
-        if request.index is None:
-            self._done[key & _SHARD][key] = place
-            bucket.done.append(key)
-        else:
-            self._finish(key >> _INDEX_BITS, request.index, place, bucket)
 
     def _ended(self, key: int, index: int | None) -> Entry | None:
         """Return what is known of an id that is done, ``None`` of one that is not."""
