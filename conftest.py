@@ -1,8 +1,9 @@
-"""What holds for all tests, units and integration: their pace."""
+"""What holds for all tests, units and integration: their pace, and the examples of property tests."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before they are imported, so that a contract that fails says what it found.
 pytest.register_assert_rewrite(
@@ -13,7 +14,15 @@ pytest.register_assert_rewrite(
     "mqauth.testing.store_contract",
 )
 
+from integration import scale  # noqa: E402
 from integration.pace import Pace  # noqa: E402
+
+# No test depends on the machine's speed: there is no deadline, and drawing examples may be slow. Every run but
+# the nightly one has the same examples: what breaks a test is a change, never luck.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("everyday", settings.get_profile("unhurried"), derandomize=True, max_examples=50)
+settings.register_profile("nightly", settings.get_profile("unhurried"), max_examples=1000)
+settings.load_profile("nightly" if scale.is_nightly() else "everyday")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,8 +1,8 @@
 """A real HTTP(S) key server in a process of its own that misbehaves on command.
 
-``python -m integration.keyserver [--cert PEM --key PEM]`` prints ``{"port": N}`` and then obeys JSON lines
-on standard input, one answer a line; ``KeyServer`` is the other end. It speaks over bare sockets, because
-no server library would send what some of its modes send.
+``python -m integration.keyserver --port N [--cert PEM --key PEM]`` prints a line once it listens. Then it obeys
+JSON lines on standard input, with one answer a line; ``KeyServer`` is the other end. It speaks over bare sockets,
+because no server library would send what some of its modes send.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from integration.services.machine import Port
 from mqauth.jwk import dump_key_set
 from mqauth.keys import Key, KeySet
 
@@ -151,7 +152,8 @@ class Mode:
 class _Server:
     """The server's own process: a listener, a thread a connection, and commands."""
 
-    def __init__(self, context: ssl.SSLContext | None) -> None:
+    def __init__(self, port: int, context: ssl.SSLContext | None) -> None:
+        self._port = port
         self._context = context
         self._state: dict[str, Any] = {
             "mode": "ok", "document": '{"keys":[]}', "documents": {}, "headers": {}, "status": "503 Unavailable",
@@ -159,15 +161,13 @@ class _Server:
         }  # fmt: skip
         self._requests: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self.port = 0
         self._listener: socket.socket | None = None
         self.up()
 
     def up(self) -> None:
-        """Listen, on the port of before."""
+        """Listen."""
         if self._listener is None:
-            self._listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
-            self.port = self._listener.getsockname()[1]
+            self._listener = socket.create_server(("127.0.0.1", self._port), backlog=128)
             threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def down(self) -> None:
@@ -273,12 +273,14 @@ class KeyServer:
 
     def __init__(self, certificate: tuple[Path, Path] | None = None) -> None:
         arguments = [] if certificate is None else ["--cert", str(certificate[0]), "--key", str(certificate[1])]
+        self._claimed = Port()  # while the server is down, no client's socket takes it
+        self.port = self._claimed.number
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "integration.keyserver", *arguments],
+            [sys.executable, "-m", "integration.keyserver", "--port", str(self.port), *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             cwd=Path(__file__).resolve().parents[1],
         )  # fmt: skip
-        self.port: int = self._read()["port"]
+        self._read()
         self.origin = f"{'http' if certificate is None else 'https'}://127.0.0.1:{self.port}"
         self.url = f"{self.origin}/jwks.json"
 
@@ -295,6 +297,7 @@ class KeyServer:
         _pipe(self._process.stdin).close()
         self._process.wait(10)
         _pipe(self._process.stdout).close()
+        self._claimed.release()
 
     def serve(self, keys: Iterable[Key], *, headers: Mapping[str, str] | None = None, **members: Any) -> None:
         """Serve these keys from now on, with these headers and further members of the document."""
@@ -377,6 +380,7 @@ def _builder(
 def main() -> None:
     """Serve until standard input ends."""
     parser = argparse.ArgumentParser(prog="python -m integration.keyserver", description=main.__doc__)
+    parser.add_argument("--port", type=int, required=True, help="a free one")
     parser.add_argument("--cert", help="PEM certificate; https with it")
     parser.add_argument("--key", help="its PEM key")
     arguments = parser.parse_args()
@@ -384,8 +388,8 @@ def main() -> None:
     if arguments.cert:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(arguments.cert, arguments.key)
-    server = _Server(context)
-    print(json.dumps({"port": server.port}), flush=True)
+    server = _Server(arguments.port, context)
+    print(json.dumps({"listens": True}), flush=True)
     for line in sys.stdin:
         print(json.dumps(server.obey(json.loads(line))), flush=True)
     os._exit(0)  # connections that hang have threads

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import secrets
 import signal
 import subprocess
@@ -11,7 +12,8 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
-from collections import deque
+import zlib
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,17 +25,21 @@ from integration.services.compose import RUN_VARIABLE
 from integration.services.machine import CommandError, cache_folder, docker_answers, run, say
 
 ROOT = Path(__file__).resolve().parents[1]
-AT_ONCE = 3
-"""Sessions at a time: two cores have room for three that mostly wait."""
+AT_ONCE = 4
+"""Sessions at a time: two cores have room for one that computes and three that mostly wait."""
+UNIT_GROUPS = 3
 _GROUPS = {
     "kafka-chaos": r"integration/chaos/test_kafka",
     "kafka": r"integration/test_(kafka|contract_kafka|store_race)",
     "rabbitmq-chaos": r"integration/chaos/",
-    "keys-and-audit": r"integration/(keys|audit|benchmarks)/",
     "review": r"integration/(console|review)/",
+    "rabbitmq": r"integration/test_(rabbitmq|contract_rabbitmq|simulated_rabbitmq)",
+    "keys-and-audit": r"integration/(keys|audit|benchmarks)/",
     "rest": r"integration/",
 }
 """Which files are a group's, by a pattern; the first that fits counts."""
+# The brokers of tests end before the code of Java's second compiler repays what compiling took.
+_JAVA_OPTIONS = "-XX:TieredStopAtLevel=1"
 _TERMINAL_TELLS_WITHIN = 2.0  # a Ctrl-C reaches the whole process group; a kill only us
 _NO_TESTS = 5  # pytest's exit code
 _ENDS_WITHIN = 10.0
@@ -61,15 +67,24 @@ class Group:
     Args:
         name: what its output is headed with.
         files: files or folders.
+        computes: whether it keeps a core busy, as those do that wait for no service.
     """
 
     name: str
     files: tuple[str, ...]
+    computes: bool = False
 
 
 def unit_tests() -> list[Group]:
-    """Return the unit tests as one group."""
-    return [Group("units", ("tests",))]
+    """Return the unit tests in a few groups.
+
+    A file's path alone decides which group it is in, so that a new file moves no other one.
+    """
+    groups = defaultdict[int, list[str]](list)
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        file = path.relative_to(ROOT).as_posix()
+        groups[zlib.crc32(file.encode()) % UNIT_GROUPS + 1].append(file)
+    return [Group(f"units-{number}", tuple(files), computes=True) for number, files in sorted(groups.items())]
 
 
 def cluster_tests() -> list[Group]:
@@ -91,10 +106,12 @@ def integration_tests() -> list[Group]:
 def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: Sequence[str]) -> int:
     """Run pytest on each group, several at once, print the sum as the last lines, and return the exit code.
 
-    Tests on real services mostly wait, so that sessions side by side take little longer than one of them.
+    Tests on real services mostly wait, so that some of them, and some that compute, go side by side.
     """
+    began = time.monotonic()
     os.environ[RUN_VARIABLE] = run_id = secrets.token_hex(6)
     os.environ[pace.BESIDE_OTHERS] = "1"
+    os.environ.setdefault("JDK_JAVA_OPTIONS", _JAVA_OPTIONS)
     total, groups = _Counts(), [*units, *integration]
     if integration:
         try:
@@ -104,7 +121,10 @@ def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: S
             say(f"error: {missing}")
             total, groups = _Counts(failed=1), [*units]
     with tempfile.TemporaryDirectory(prefix="mqauth-tests-") as folder:
-        total += run_sessions([Session(group, Path(folder), arguments) for group in groups])
+        sessions = [Session(group, Path(folder), arguments) for group in groups]
+        total += run_sessions(sessions)
+    for line in _times(sessions, time.monotonic() - began):
+        say(line)
     left = _settled(run_id)
     for line in left:
         say(f"left running: {line}")
@@ -116,15 +136,16 @@ def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: S
 
 
 def run_sessions(sessions: Sequence[Session], *, at_once: int = AT_ONCE) -> _Counts:
-    """Run sessions, so many at a time in their order, print what each wrote when it has ended, and sum them up.
+    """Run sessions, so many at a time, print what each wrote when it has ended, and sum them up.
 
     An interrupt is passed on to those that run, and their services are given time to stop; the rest is not begun.
     """
-    waiting, running, total = deque(sessions), list[Session](), _Counts()
+    waiting, running, total = [*sessions], list[Session](), _Counts()
     while waiting or running:
         try:
             while waiting and len(running) < at_once:
-                running.append(waiting.popleft())
+                running.append(next_session(waiting, running))
+                waiting.remove(running[-1])
                 running[-1].start()
             for session in [session for session in running if session.ended]:
                 running.remove(session)
@@ -134,6 +155,12 @@ def run_sessions(sessions: Sequence[Session], *, at_once: int = AT_ONCE) -> _Cou
             waiting.clear()
             _interrupt(running)
     return total
+
+
+def next_session(waiting: Sequence[Session], running: Sequence[Session]) -> Session:
+    """Return which session begins: one that computes where none does, else one that waits, if there is any."""
+    computing = any(session.group.computes for session in running)
+    return next((session for session in waiting if session.group.computes != computing), waiting[0])
 
 
 def _interrupt(running: Sequence[Session]) -> None:
@@ -153,6 +180,10 @@ class Session:
         group: what it runs.
         folder: where its output and its report go.
         arguments: further ones for pytest.
+
+    Attributes:
+        seconds: from its begin to its end, once it has ended.
+        cpu: seconds of CPU that it took with its services, once it has ended.
     """
 
     def __init__(self, group: Group, folder: Path, arguments: Sequence[str]) -> None:
@@ -165,11 +196,16 @@ class Session:
         ]  # fmt: skip
         self._child: subprocess.Popen[bytes] | None = None
         self._began = 0.0
+        self.seconds = 0.0
+        self.cpu = 0.0
 
     @property
     def ended(self) -> bool:
         """Whether it does not run, or no longer."""
-        return self._child is None or self._child.poll() is not None
+        before = _cpu_of_ended()
+        ended = self._child is None or self._child.poll() is not None
+        self.cpu += _cpu_of_ended() - before
+        return ended
 
     def start(self) -> None:
         """Begin."""
@@ -185,12 +221,26 @@ class Session:
 
     def finish(self) -> _Counts:
         """Print what it wrote and return its counts; one that broke off counts as a failure more."""
-        say(f"== {self.group.name}: {time.monotonic() - self._began:.0f} s")
+        self.seconds = time.monotonic() - self._began
+        say(f"== {self.group.name}: {self.seconds:.0f} s")
         if self._output.exists():
             print(self._output.read_text("utf-8", "replace"), end="", flush=True)
         counts = _read(self._report) if self._report.exists() else _Counts()
         broke_off = self._child is None or self._child.returncode not in (0, _NO_TESTS)
         return counts + _Counts(failed=1) if broke_off and not counts.failed else counts
+
+
+def _cpu_of_ended() -> float:
+    """Return the CPU seconds of all children that were waited for, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _times(sessions: Sequence[Session], seconds: float) -> list[str]:
+    """Return a line for each session, and one for all: seconds, and seconds of CPU."""
+    rows = [(session.group.name, session.seconds, session.cpu) for session in sessions]
+    rows.append(("all", seconds, sum(session.cpu for session in sessions)))
+    return [f"{name:<15} {wall:5.0f} s, {cpu:5.0f} s of CPU" for name, wall, cpu in rows]
 
 
 def _read(report: Path) -> _Counts:

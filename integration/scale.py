@@ -9,6 +9,11 @@ VARIABLE: Final = "MQAUTH_NIGHTLY"
 """Set in the nightly form; ``python -m integration test --nightly`` sets it."""
 
 
+def is_nightly() -> bool:
+    """Tell whether this run is the nightly form."""
+    return bool(os.environ.get(VARIABLE))
+
+
 def nightly(full: int, *, otherwise: int) -> int:
     """Return the number that the nightly form takes, or the smaller one of every other run."""
-    return full if os.environ.get(VARIABLE) else otherwise
+    return full if is_nightly() else otherwise

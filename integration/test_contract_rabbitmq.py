@@ -6,8 +6,11 @@ import pytest
 
 from integration.services import RabbitMQ
 from mqauth.testing.contract import BatchContract, BrokerContract
+from mqauth.testing.delivery_contract_queue import QueueDeliveryContract, QueuePlay
+from mqauth.testing.delivery_stage import QueueStage
 from mqauth.testing.stage import Stage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
+from mqauth.testing.stage_rabbitmq_queue import RabbitMQQueueStage
 
 
 class TestRabbitMQ(BrokerContract):
@@ -30,3 +33,24 @@ class TestRabbitMQInBatches(BatchContract):
         stage = RabbitMQStage(rabbitmq.url)
         yield stage
         stage.close()
+
+
+class TestRabbitMQDeliveries(QueueDeliveryContract):
+    """What becomes of deliveries, with several consumers of one queue."""
+
+    @pytest.fixture
+    def stage(self, rabbitmq: RabbitMQ) -> Iterator[QueueStage]:
+        """Yield a fresh stage."""
+        stage = RabbitMQQueueStage(rabbitmq.url)
+        yield stage
+        stage.close()
+
+    @pytest.mark.slow
+    def test_consumes_again_when_its_queue_is_back(self, play: QueuePlay) -> None:
+        """A queue that was away for some seconds is consumed again."""
+        super().test_consumes_again_when_its_queue_is_back(play)
+
+    @pytest.mark.slow
+    def test_consumes_again_when_its_queue_is_back_after_a_minute(self, play: QueuePlay) -> None:
+        """Nor is it given up after a minute."""
+        super().test_consumes_again_when_its_queue_is_back_after_a_minute(play)

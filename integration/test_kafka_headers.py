@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from kafka import TopicPartition
 
+from integration.scale import nightly
 from integration.services import Kafka
 from mqauth.brokers import kafka as wrapper
 from mqauth.message import PROTECTED_PROPERTIES, Message
@@ -80,7 +81,7 @@ def loopback(kafka: Kafka) -> Iterator[Loopback]:
     loopback.close()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=nightly(100, otherwise=40), deadline=None, suppress_health_check=list(HealthCheck))
 @example(headers=EVERY, properties={"content-type": b"", "type": b"\xff"}, value=b"", key=b"")
 @example(headers=[], properties={}, value=None, key=b"k")
 @example(headers=[], properties={}, value=b"v", key=None)

@@ -15,6 +15,7 @@ from aio_pika.abc import AbstractChannel, AbstractQueue
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from integration.scale import nightly
 from integration.services import RabbitMQ
 from mqauth import destination
 from mqauth.brokers import rabbitmq
@@ -105,7 +106,7 @@ def loopback(rabbitmq: RabbitMQ) -> Iterator[Loopback]:
     loopback.close()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=nightly(150, otherwise=50), deadline=None, suppress_health_check=list(HealthCheck))
 @example(headers=EVERY_TYPE, properties={"content_type": "", "type": "t", "app_id": "é" * 127})
 @given(headers=HEADERS, properties=PROPERTIES)
 def test_every_value_survives(loopback: Loopback, headers: dict[str, Any], properties: dict[str, str]) -> None:

@@ -22,7 +22,7 @@ from mqauth.testing.forge import Forge
 
 KEY = "orders.created"
 WAITS_MS = 100
-WITHIN = 30
+WITHIN = 60
 
 
 class Scene:

@@ -16,11 +16,13 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
+from pamqp.header import ContentHeader
 
 from integration.services import RabbitMQ
 from integration.test_rabbitmq_wrapper import Bench, _bench, until
-from mqauth import Verified
+from mqauth import MalformedMessage, Verified
 from mqauth.brokers import rabbitmq as wrapper
+from mqauth.brokers.rabbitmq_frame import MAX_HEADER_FRAME
 
 Instrument = Callable[[], None]
 
@@ -114,3 +116,21 @@ async def test_consumer(bench: Bench, spans: Spans, first: bool) -> None:
     assert seen == sent[:1]
     assert spans.traces(SpanKind.CONSUMER)[:1] == seen
     assert await bench.left() == 0
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+async def test_what_a_trace_makes_too_large_is_refused(bench: Bench, spans: Spans, batch: int) -> None:
+    """A header frame over its size by the trace's headers alone is not sent: the connection would be closed."""
+    spans.instrument()
+    producer = wrapper.Producer(bench.channel.default_exchange, bench.forge.signer(), batch=batch)
+    sealed = producer.seal(aio_pika.Message(b"", headers={"x": ""}), bench.source.name)
+    empty = len(ContentHeader(properties=sealed.properties).marshal())
+    largest = {"x": "a" * (MAX_HEADER_FRAME - empty)}
+    tracer = spans.provider.get_tracer("test")
+    lost = asyncio.Event()
+    bench.publishing.close_callbacks.add(lambda *_: lost.set())
+    with tracer.start_as_current_span("caller"), pytest.raises(MalformedMessage, match="131064 bytes"):
+        await producer.publish(aio_pika.Message(b"", headers=largest), bench.source.name)
+    await producer.publish(aio_pika.Message(b"after"), bench.source.name)
+    assert not lost.is_set()
+    assert await bench.left() == 1

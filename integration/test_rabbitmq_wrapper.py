@@ -17,7 +17,7 @@ from aio_pika import exceptions
 from aio_pika.abc import AbstractChannel, AbstractQueue, AbstractRobustConnection
 from pamqp import commands
 
-from integration.rabbitmq_acks import ACTS, carry_out
+from integration.queue_acks import ACTS, carry_out
 from integration.services import RabbitMQ
 from integration.wire import Wire
 from mqauth import (
@@ -33,7 +33,8 @@ from mqauth import (
     Verified,
 )  # fmt: skip
 from mqauth.brokers import rabbitmq as wrapper
-from mqauth.brokers.rabbitmq_acks import Acks
+from mqauth.brokers.queue_acks import Acks
+from mqauth.brokers.rabbitmq_delivery import sender
 from mqauth.errors import Cause, RetryLater, Unavailable
 from mqauth.flow import Attempts, ColourError
 from mqauth.testing.forge import SUBJECT, Forge
@@ -144,7 +145,7 @@ async def _bench(url: str, folder: Path) -> AsyncIterator[Bench]:
             await channel.queue_delete(queue)
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 20) -> None:
+async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 60) -> None:
     """Wait until a condition holds, or fail."""
     async with asyncio.timeout(seconds):
         while True:
@@ -266,7 +267,8 @@ async def test_acks_in_any_order(bench: Bench, seed: int) -> None:
     channel = await bench.consuming.channel()
     underlay = await channel.get_underlay_channel()
     await underlay.basic_qos(prefetch_count=count)
-    acks, delivered, lost = Acks(underlay, lost=lambda _: lost.append(1), window=count), dict[int, bytes](), []
+    delivered, lost = dict[int, bytes](), list[Any]()
+    acks = Acks(underlay, sender(underlay, "q"), lost=lost.extend, window=count)
 
     async def on_delivered(message: Any) -> None:
         delivered[message.delivery_tag] = message.body

@@ -22,6 +22,7 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from integration.redis_doubles import CountingRedis, LossyConnection, certificate, tls_front
+from integration.scale import nightly
 from integration.services import Redis
 from mqauth.errors import Cause, Unavailable
 from mqauth.flow import arun, call, run
@@ -43,7 +44,7 @@ from mqauth.testing.store_contract import (
     wish,
 )
 
-STEPS = settings(max_examples=60, stateful_step_count=30, deadline=None, database=None)
+STEPS = settings(max_examples=nightly(60, otherwise=20), stateful_step_count=30, deadline=None, database=None)
 RUN = secrets.token_hex(4)
 _numbers = itertools.count()
 

@@ -12,13 +12,13 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from mqauth import base64url, strictjson
 from mqauth.audit import MAX_SOURCE, harmless, iso_time
 from mqauth.encoding import add_named
 from mqauth.envelope import is_broker_written
-from mqauth.errors import Cause, MalformedMessage, Rejection, Unavailable
+from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Rejection, Unavailable
 from mqauth.jsonform import to_form, value_to_form, writable
 from mqauth.lineage import NO_PAST, Hop
 from mqauth.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue, Message
@@ -35,6 +35,8 @@ MAX_HEADERS: Final = 1000
 """Headers of a message whose letter holds them all."""
 _NAME: Final = itemgetter(0)
 Carries = Callable[[str, HeaderValue], bool]
+Oversize: TypeAlias = Literal["reference", "stop"]
+"""What becomes of a message that fits in no other form: a letter that only names it, or none: it is deferred."""
 
 
 class DeadLetterSink(Protocol):
@@ -123,7 +125,9 @@ class DeadLetter:
         letter = self._bare(strictjson.dumps(facts), "reference")
         return letter if size is None or size <= _MAX_KEY else replace(letter, key=None)
 
-    def forms(self, carries: Carries, fits: Callable[[Message], bool]) -> Iterator[Message]:
+    def forms(
+        self, carries: Carries, fits: Callable[[Message], bool], oversize: Oversize = "reference"
+    ) -> Iterator[Message]:
         """Yield the letter in its forms, best first and each made only when asked for, if it fits.
 
         Of a message with more than ``MAX_HEADERS`` headers there is only the reference: who sends 330,000 of them
@@ -132,9 +136,14 @@ class DeadLetter:
         Args:
             carries: tells which header names and values the client can send again.
             fits: tells whether a message is within the broker's sizes.
+            oversize: whether the reference is among them.
         """
-        makers: tuple[Callable[[], Message], ...] = (lambda: self.whole(carries), self.in_body, self.reference)
-        for make in makers if len(self.message.headers) <= MAX_HEADERS else makers[-1:]:
+        makers: list[Callable[[], Message]] = []
+        if len(self.message.headers) <= MAX_HEADERS:
+            makers += (lambda: self.whole(carries), self.in_body)
+        if oversize == "reference":
+            makers.append(self.reference)
+        for make in makers:
             form = make()
             if fits(form):
                 yield form
@@ -176,15 +185,19 @@ def _told(hop: Hop) -> dict[str, Any]:
     return {"id": hop.letter, "reason": hop.reason, "released": iso_time(hop.time)}
 
 
-def publish_first(letter: DeadLetter, carries: Carries, fits: Callable[[Message], bool]) -> Message:
-    """Return the best form of a letter that fits.
+def check_oversize(oversize: Oversize) -> None:
+    """Refuse an unknown setting.
 
     Raises:
-        Unavailable: ``dead_letter_unavailable``, not even the reference fits.
+        ConfigurationError: it is neither ``"reference"`` nor ``"stop"``.
     """
-    for form in letter.forms(carries, fits):
-        return form
-    raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "no form of the letter fits the broker")
+    if oversize not in ("reference", "stop"):
+        raise ConfigurationError('oversize_letters is "reference" or "stop"')
+
+
+def undelivered(detail: str) -> Unavailable:
+    """Return why there is no dead letter yet."""
+    return Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, detail)
 
 
 def content_digest(message: Message) -> str:

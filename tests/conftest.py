@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import settings
 
 from mqauth import deadletter, flow
 from mqauth.errors import Reason, Rejection
@@ -17,9 +16,6 @@ from mqauth.message import Message, Origin
 from mqauth.pipeline import Delivery, Outcome, Pipeline
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
-
-settings.register_profile("unhurried", deadline=None)  # no test depends on the machine's speed
-settings.load_profile("unhurried")
 
 RABBITMQ = "rabbitmq:shop/orders.created"
 KAFKA = "kafka:orders"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,9 @@ FORBIDDEN_IN_CORE = frozenset(
 )  # fmt: skip
 ALONE = {"jwt": ("jws",), "time": ("clock", "memo"), "tenacity": ("flow",), "inspect": ("flow",)}
 """What only these modules of the core may import."""
+CLIENTS = frozenset(("aio_pika", "aiormq", "pamqp", "kafka", "pika", "aiokafka", "confluent_kafka", "faststream"))
+LEAF = re.compile(r"(mqauth\.)?brokers\.(kafka|rabbitmq)\w*")
+"""Modules of ``brokers`` that know a client; the others serve every client of their broker."""
 KNOWN_ELSEWHERE = FORBIDDEN_IN_CORE | ALONE.keys()
 CLOCK_CALLS = frozenset(("now", "utcnow", "today"))
 
@@ -73,7 +77,8 @@ def imported(name: str, tree: ast.AST) -> Iterator[str]:
             base = node.module or ""
             if node.level:
                 base = ".".join(part for part in ("mqauth", *name.split(".")[: -node.level], base) if part)
-            yield from (f"{base}.{alias.name}" for alias in node.names) if base == "mqauth" else (base,)
+            named = base in {"mqauth", "mqauth.brokers"}
+            yield from (f"{base}.{alias.name}" for alias in node.names) if named else (base,)
 
 
 def offences(name: str, source: str) -> list[str]:
@@ -82,7 +87,7 @@ def offences(name: str, source: str) -> list[str]:
     own = name.partition(".")[0]
     if own not in RANK:
         return [f"{name}: has no place in the layers of this test"]
-    found = [*_wrong_imports(name, own, tree)]
+    found = [*_wrong_imports(name, own, tree), *_clients(name, tree)]
     if own in CORE_NAMES and own != "clock":
         found += [f"{name}: reads {what}" for what in _machine_reads(tree)]
     return found
@@ -103,6 +108,14 @@ def _wrong_imports(name: str, own: str, tree: ast.AST) -> Iterator[str]:
             yield f"{name}: imports {root}"
         elif root == "jwt" and name not in ("jws", "bench.handmade"):  # the rival that is measured
             yield f"{name}: imports jwt"
+
+
+def _clients(name: str, tree: ast.AST) -> Iterator[str]:
+    """Yield the clients, and leaves of clients, that a module of ``brokers`` imports which is no leaf's."""
+    if name.startswith("brokers.") and not LEAF.fullmatch(name):
+        for target in imported(name, tree):
+            if target.partition(".")[0] in CLIENTS or LEAF.match(target):
+                yield f"{name}: imports {target}, and is to serve every client"
 
 
 def _machine_reads(tree: ast.AST) -> Iterator[str]:
@@ -151,6 +164,9 @@ def test_every_layer_exists() -> None:
         ("pipeline", "from datetime import datetime\ndatetime.now()"),
         ("verifier", "from jwt import decode"),
         ("brokers.kafka", "import jwt"),
+        ("brokers.amqp_values", "from pamqp import encode"),
+        ("brokers.log_records", "from mqauth.brokers.kafka_log import Logs"),
+        ("brokers.letters", "from mqauth.brokers import rabbitmq_frame"),
         ("brokers.kafka", "from mqauth.stores.redis import RedisReplayStore"),
         ("brokers.kafka", "from mqauth.cli import main"),
         ("keystore.folder", "from mqauth.config import load"),

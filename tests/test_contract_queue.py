@@ -17,3 +17,13 @@ class TestQueueSimulated(QueueDeliveryContract):
         """Yield a fresh stage."""
         with simulated_stage() as stage:
             yield stage
+
+
+class TestQueueSimulatedWithSingleAcks(QueueDeliveryContract):
+    """Every promise, where each message is acked by itself."""
+
+    @pytest.fixture
+    def stage(self) -> Iterator[QueueStage]:
+        """Yield a fresh stage."""
+        with simulated_stage(coalesce_acks=False) as stage:
+            yield stage

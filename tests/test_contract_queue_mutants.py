@@ -12,18 +12,22 @@ from typing import Any
 import pytest
 
 from mqauth.auditfile import AuditFile
-from mqauth.brokers import rabbitmq_delivery, rabbitmq_slot
+from mqauth.brokers import rabbitmq_delivery
+from mqauth.brokers.queue_acks import Acks
+from mqauth.brokers.queue_consumer import QueueConsumer
+from mqauth.brokers.queue_delivery import Begun, Processor
+from mqauth.brokers.queue_hold import Holder
+from mqauth.brokers.queue_leases import Leases
+from mqauth.brokers.queue_subscription import Subscription
 from mqauth.brokers.rabbitmq import DeadLetters
-from mqauth.brokers.rabbitmq_acks import Acks
-from mqauth.brokers.rabbitmq_consumer import Consumer
-from mqauth.brokers.rabbitmq_delivery import Processor
-from mqauth.brokers.rabbitmq_hold import Holder
-from mqauth.brokers.rabbitmq_leases import Leases
-from mqauth.brokers.rabbitmq_slot import Slot
+from mqauth.delivery import slot
 from mqauth.delivery.ledger import Ack, Ledger
 from mqauth.delivery.progress import Progress
+from mqauth.delivery.queue_work import QueueWork
 from mqauth.delivery.room import Room
+from mqauth.delivery.slot import Slot
 from mqauth.errors import Reason, Unavailable
+from mqauth.flow import Flow, arun
 from mqauth.testing.delivery_contract_queue import QueueDeliveryContract, QueuePlay
 from tests.simulation.contract_stage import simulated_stage
 
@@ -111,11 +115,20 @@ def swallowing(original: Any) -> Any:
 def settled_all_the_same(_: Any) -> Any:
     """Ack what is deferred."""
 
-    async def let_go(processor: Processor, slot: Slot, delivery: Any) -> None:
-        await processor._release(delivery)
-        await processor._settle(slot, delivery)
+    async def let_go(processor: Processor, begun: Begun) -> None:
+        await arun(processor.work._release(begun.delivery))
+        await processor._settle(begun)
 
     return let_go
+
+
+def unreleased(_: Any) -> Any:
+    """Keep a claim."""
+
+    def release(_work: QueueWork, _delivery: Any) -> Flow[None]:
+        yield from ()
+
+    return release
 
 
 def at_once(_: Any) -> Any:
@@ -135,7 +148,7 @@ def forgetful(_: Any) -> Any:
 def raising(_: Any) -> Any:
     """Leave a delivery as it is."""
 
-    async def failed(_processor: Processor, _slot: Slot, _delivery: Any, error: BaseException) -> None:
+    async def failed(_processor: Processor, _begun: Begun, error: BaseException) -> None:
         raise error
 
     return failed
@@ -144,8 +157,8 @@ def raising(_: Any) -> Any:
 def every_time(_: Any) -> Any:
     """Stop once more for each that asks."""
 
-    def end(consumer: Consumer) -> asyncio.Task[None]:
-        consumer._stopping.set()
+    def end(consumer: QueueConsumer) -> asyncio.Task[None]:
+        consumer._stop()
         return asyncio.create_task(consumer._wind_up())
 
     return end
@@ -153,15 +166,15 @@ def every_time(_: Any) -> Any:
 
 def untried(_: Any) -> Any:
     """Consume, or fail."""
-    return lambda consumer: consumer._consume()
+    return lambda subscription: subscription._consume()
 
 
 def impatient(original: Any) -> Any:
     """Give up after half a minute."""
 
-    async def start(consumer: Consumer) -> None:
+    async def start(subscription: Subscription) -> None:
         async with asyncio.timeout(30):
-            await original(consumer)
+            await original(subscription)
 
     return start
 
@@ -169,9 +182,9 @@ def impatient(original: Any) -> Any:
 def cancelling(original: Any) -> Any:
     """Cancel what runs where its channel ends."""
 
-    def on_close(consumer: Consumer, channel: Any, error: BaseException | None) -> None:
-        original(consumer, channel, error)
-        for task in consumer._tasks._running:
+    def on_close(subscription: Any, why: str, channel_alone: bool) -> None:
+        original(subscription, why, channel_alone)
+        for task in subscription._take.__self__._tasks._running:
             task.cancel()
 
     return on_close
@@ -199,13 +212,13 @@ MUTANTS = (
     Mutant("deferred treated as settled", Processor, "_let_go", settled_all_the_same,
            CONTRACT.test_what_is_put_off_is_not_settled),
     Mutant("ignores back-off", Holder, "_pause", at_once, CONTRACT.test_what_is_put_off_is_not_tried_hotly),
-    Mutant("no release on stop", Processor, "_release", awaited(None), CONTRACT.test_no_claim_outlives_the_stop),
+    Mutant("no release on stop", QueueWork, "_release", unreleased, CONTRACT.test_no_claim_outlives_the_stop),
     Mutant("receipt time lost", Progress, "receive", forgetful, CONTRACT.test_the_time_of_receipt_survives),
-    Mutant("judges what is stale", rabbitmq_slot, "OF_THE_MOMENT", without(Reason.REPLAYED),
+    Mutant("judges what is stale", slot, "OF_THE_MOMENT", without(Reason.REPLAYED),
            CONTRACT.test_what_is_stale_is_not_condemned),
-    Mutant("condemns what is stale for its time", rabbitmq_slot, "OF_THE_MOMENT", without(Reason.EXPIRED),
+    Mutant("condemns what is stale for its time", slot, "OF_THE_MOMENT", without(Reason.EXPIRED),
            CONTRACT.test_what_is_stale_is_not_condemned_for_its_time),
-    Mutant("judged once more after its back-off", Slot, "fence", returning(None),
+    Mutant("judged once more after its back-off", Slot, "unproven", returning(None),
            CONTRACT.test_a_channel_that_ends_while_messages_wait),
     Mutant("held ones starve the rest", Room, "wants_another", returning(False),
            CONTRACT.test_what_is_put_off_starves_nobody),
@@ -213,22 +226,23 @@ MUTANTS = (
            CONTRACT.test_an_issuer_starves_nobody),
     Mutant("spends the limit", Slot, "is_last", always(False), CONTRACT.test_restarts_put_nothing_away),
     Mutant("slot lost", Processor, "_failed", raising, CONTRACT.test_what_a_handler_must_not_raise),
-    Mutant("stops twice", Consumer, "_end", every_time, CONTRACT.test_no_claim_outlives_a_long_handler),
-    Mutant("never resumes: cancelled", Consumer, "_on_cancel", returning(None),
+    Mutant("stops twice", QueueConsumer, "_end", every_time, CONTRACT.test_no_claim_outlives_a_long_handler),
+    Mutant("never resumes: cancelled", Subscription, "_on_cancel", returning(None),
            CONTRACT.test_consumes_again_after_it_was_cancelled),
-    Mutant("never resumes: channel closed", Consumer, "_on_close", returning(None),
+    Mutant("never resumes: channel closed", Subscription, "_on_close", returning(None),
            CONTRACT.test_consumes_again_after_its_channel_was_closed),
-    Mutant("never resumes: queue away", Consumer, "_start", untried,
+    Mutant("never resumes: queue away", Subscription, "_start", untried,
            CONTRACT.test_consumes_again_when_its_queue_is_back),
     Mutant("never resumes: outage", Processor, "probe", awaited(False),
            CONTRACT.test_an_outage_requeues_nothing_hotly),
-    Mutant("requeues hot", Consumer, "_suspend", awaited(False), CONTRACT.test_an_outage_requeues_nothing_hotly),
+    Mutant("requeues hot", QueueConsumer, "_suspend", awaited(False),
+           CONTRACT.test_an_outage_requeues_nothing_hotly),
     Mutant("overtakes", Room, "wants_another", returning(True), CONTRACT.test_what_is_put_off_is_not_overtaken),
-    Mutant("never resumes: connection lost", Consumer, "_on_close", returning(None),
+    Mutant("never resumes: connection lost", Subscription, "_on_close", returning(None),
            CONTRACT.test_consumes_again_after_its_connection_was_lost),
-    Mutant("never resumes: gives up after half a minute", Consumer, "_start", impatient,
+    Mutant("never resumes: gives up after half a minute", Subscription, "_start", impatient,
            CONTRACT.test_consumes_again_when_its_queue_is_back_after_a_minute),
-    Mutant("handlers end with their channel", Consumer, "_on_close", cancelling,
+    Mutant("handlers end with their channel", Subscription, "_on_close", cancelling,
            CONTRACT.test_a_channel_that_ends_under_a_handler),
     Mutant("lease not renewed", Leases, "renew", awaited(None), CONTRACT.test_a_handler_that_outlasts_its_lease),
     Mutant("redelivery taken for a copy", rabbitmq_delivery, "from_native", as_new,
@@ -254,5 +268,5 @@ def test_mutant_is_caught(mutant: Mutant, play: QueuePlay, monkeypatch: pytest.M
 
 def test_every_promise_has_its_mutant() -> None:
     """No test of the contract is there for nothing: each is the one that finds some mistake."""
-    promises = {name for name in vars(CONTRACT) if name.startswith("test_")}
+    promises = {name for name in dir(CONTRACT) if name.startswith("test_")}
     assert {mutant.test.__name__ for mutant in MUTANTS} == promises

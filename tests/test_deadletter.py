@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from mqauth import base64url, deadletter, jsonform, strictjson
-from mqauth.deadletter import MAX_HEADERS, DeadLetter, content_digest, letter_id, publish_first
-from mqauth.errors import Cause, Reason, Rejection, Unavailable
+from mqauth.deadletter import MAX_HEADERS, DeadLetter, content_digest, letter_id
+from mqauth.errors import Reason, Rejection
 from mqauth.message import Message, Origin
 
 Maker = Callable[..., Message]
@@ -144,7 +144,7 @@ def size(message: Message) -> int:
 def test_any_message_a_broker_took_has_a_letter_that_fits(changes: dict[str, Any], kafka: Maker) -> None:
     """A message nearly as large as its broker's limit has a form within it: one such message must not stall."""
     limit = size(kafka(**changes))
-    found = publish_first(letter(kafka(**changes)), all_kept, lambda form: size(form) <= limit)
+    found = next(letter(kafka(**changes)).forms(all_kept, lambda form: size(form) <= limit))
     assert lineage(found)["form"] == "reference"
 
 
@@ -165,11 +165,12 @@ def test_forms_come_best_first_and_only_when_asked_for(kafka: Maker, monkeypatch
     assert next(found.forms(all_kept, lambda form: True)).body == b"hello"
 
 
-def test_no_form_that_fits_is_the_worlds_fault(kafka: Maker) -> None:
-    """Where not even the reference fits, the message waits."""
-    with pytest.raises(Unavailable) as caught:
-        publish_first(letter(kafka()), all_kept, lambda form: False)
-    assert caught.value.cause is Cause.DEAD_LETTER_UNAVAILABLE
+@pytest.mark.parametrize("headers", [1, MAX_HEADERS + 1])
+def test_a_letter_that_may_not_be_a_reference_has_no_such_form(headers: int, kafka: Maker) -> None:
+    """With ``stop`` a message is dead-lettered with all it holds or not at all, however many headers it has."""
+    found = letter(kafka(headers=(("a", b"x"),) * headers))
+    forms = found.forms(all_kept, lambda form: True, "stop")
+    assert [lineage(form).get("form") for form in forms] == ([None, "json"] if headers == 1 else [])
 
 
 BROKER_WRITTEN = (
@@ -220,7 +221,7 @@ def test_a_bottomless_header_is_buried_like_any_other(depth: int, rabbit: Maker)
         value = {"a": (value,)}
     found = letter(rabbit(headers=(("deep", value),)))
     assert len(found.id) == len(found.digest) == 64
-    assert publish_first(found, lambda name, value: False, lambda form: True)
+    assert next(found.forms(lambda name, value: False, lambda form: True))
     assert len(found.in_body().body or b"") < 10_000
     assert found.reference()
 

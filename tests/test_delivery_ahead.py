@@ -159,6 +159,17 @@ def test_a_store_in_this_process_is_asked_for_some_of_a_poll_at_a_time(
     assert (bench.store.batches, bench.store.single) == (trips, 0)
 
 
+def test_claims_without_an_answer_are_remembered(bench: Bench) -> None:
+    """Where the answer to a batch's claims is lost each delivery knows what the store may hold for it."""
+    waiting = bench.batch([bench.sealed(offset) for offset in range(3)])
+    bench.store.fails = True
+    Ahead(bench.guard).look(waiting)
+    assert [each.step for each in waiting] == [Step.JUDGE] * 3
+    assert [None if each.claim is None else each.claim.place for each in waiting] == [
+        each.message.origin.coordinates for each in waiting
+    ]
+
+
 def test_copies_in_a_batch(bench: Bench) -> None:
     """Of a message and its copy in one batch the first is handled, and the copy is dead-lettered in its turn."""
     message = bench.sealed(0)

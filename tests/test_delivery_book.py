@@ -9,12 +9,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from integration.scale import nightly
 from mqauth.delivery.backoff import Backoff
 from mqauth.delivery.book import COMMIT_RETRY, Book
 from mqauth.delivery.part import Part, offset_of
 from mqauth.errors import Cause
 from mqauth.message import Message, Origin
 from mqauth.pipeline import Outcome, Step, Verdict
+from mqauth.replay import ClaimRequest
 from mqauth.testing import FakeClock
 
 SESSION = 45.0
@@ -304,6 +306,47 @@ def test_claims_to_be_given_back(book: Book) -> None:
     assert book.in_hand() == [running.waiting[0]]
 
 
+def test_a_claim_without_an_answer_is_given_back(book: Book) -> None:
+    """What the store may hold although its answer was lost is given back; what was never claimed is not."""
+    book.receive(ZERO, records(0, 1))
+    asked, _ = book.part(ZERO).waiting
+    asked.claim = ClaimRequest("billing", b"id", "owner", None, False, 60.0, 0.0)
+    assert book.release() == [asked]
+
+
+@pytest.mark.parametrize("end", ["revoked", "lost", "not back"])
+def test_a_pause_goes_with_its_partition(book: Book, end: str) -> None:
+    """What the owner pauses after a partition came back is not resumed by us, who had paused it before."""
+    book.receive(ZERO, records(0))
+    assert book.wanted(HELD, frozenset()).pause == {ZERO}
+    if end == "revoked":
+        book.revoking({ZERO}, held={ONE})
+    elif end == "lost":
+        book.lost({ZERO})
+    else:
+        book.revoking({ZERO}, held={ZERO})
+        book.assigned(held={ONE})
+    book.assigned(held=HELD)
+    assert book.wanted(HELD, frozenset((ZERO,))).resume == set()
+
+
+def test_a_stop_stands_at_what_is_read_again(book: Book, clock: FakeClock) -> None:
+    """What was put back, and was not read again before the stop, is read by whoever goes on with the client."""
+    book.receive(ZERO, records(0, 1, 2))
+    carry(book, outcome=LATER)
+    clock.advance(1)
+    carry(book)
+    assert book.hand_back(HELD, frozenset()).seek == {ZERO: 1}
+
+
+def test_a_range_of_a_lost_partition_is_not_committed(book: Book) -> None:
+    """A range that was put on record while its partition was lost says nothing of it when it is back."""
+    part = book.part(ZERO)
+    book.lost({ZERO})
+    book.skipped(part, 5)
+    assert (committed(book), book.wanted(HELD, frozenset()).seek) == ({}, {})
+
+
 def test_a_stopped_book_begins_nothing(book: Book) -> None:
     """After the stop what runs ends with its delivery, and nothing else begins."""
     book.receive(ZERO, records(0, 1))
@@ -413,4 +456,4 @@ class Facts(RuleBasedStateMachine):
 
 
 TestFacts = Facts.TestCase
-TestFacts.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
+TestFacts.settings = settings(max_examples=nightly(300, otherwise=100), stateful_step_count=30, deadline=None)

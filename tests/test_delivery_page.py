@@ -13,7 +13,7 @@ from integration.documentation import ROOT
 
 PAGE = (ROOT / "docs" / "delivery.md").read_text("utf-8")
 NAMED = {name for name in re.findall(r"`(test_\w+)(?:\[\w+\])?`", PAGE)}
-CONTRACT = ROOT / "mqauth" / "testing" / "delivery_contract.py"
+CONTRACTS = (ROOT / "mqauth" / "testing").glob("delivery_contract*.py")
 FILES = sorted((ROOT / "integration" / "chaos").glob("test_*.py"))
 TABLE = PAGE.partition("## When something goes wrong")[2].partition("\n## ")[0]
 ROWS = re.findall(r"^\| (?!what goes wrong)(.*) \|$", TABLE, re.MULTILINE)
@@ -36,9 +36,9 @@ def chaos(broker: str) -> set[str]:
 
 
 def test_every_named_test_exists() -> None:
-    """Each test the page names is of the chaos table, of the delivery contract, or of a file it names."""
+    """Each test the page names is of the chaos table, of a delivery contract, or of a file it names."""
     beside = {ROOT / "integration" / name for name in re.findall(r"`(test_\w+\.py)`", PAGE)}
-    assert chaos("rabbitmq") | chaos("kafka") | names_in((*beside, CONTRACT)) >= NAMED - {
+    assert chaos("rabbitmq") | chaos("kafka") | names_in((*beside, *CONTRACTS)) >= NAMED - {
         file.stem for file in beside
     }
 

@@ -112,3 +112,26 @@ def test_what_was_taken_away_is_stale() -> None:
     part.alive = False
     with pytest.raises(StaleDelivery):
         delivery.fence(delivery)
+
+
+def test_short_reads_keep_the_time_of_receipt() -> None:
+    """Records that are read again in several short reads keep the time at which they were first received."""
+    part = received(0, 1, 2, 3, 4)
+    part.put_back()
+    part.settle()
+    for offset in (1, 2):
+        part.receive(record(offset), NOW + 50)
+    part.put_back()
+    part.settle()
+    for offset in (2, 3, 4, 5):
+        part.receive(record(offset), NOW + 60)
+    assert [each.received for each in part.waiting] == [NOW, NOW, NOW, NOW + 60]
+
+
+def test_what_is_to_be_read_again_is_open() -> None:
+    """What was put back, and not read again yet, is the first open once the record before it is settled."""
+    part = received(0, 1, 2)
+    part.put_back()
+    assert part.first_open == 0
+    part.settle()
+    assert (part.first_open, part.settled) == (1, 1)

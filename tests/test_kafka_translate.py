@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqauth.brokers import kafka_translate as translate
-from mqauth.brokers.kafka_log import Log, Logs
+from mqauth.brokers import log_records
+from mqauth.brokers.kafka_log import Logs
+from mqauth.brokers.log_records import Log
 from mqauth.errors import MalformedMessage
 from mqauth.jsonform import to_form
 from mqauth.message import Message
@@ -61,8 +63,8 @@ def test_total_without_attributes(record: Any) -> None:
 )
 def test_round_trip(headers: list[tuple[str, bytes]], body: bytes | None, key: bytes) -> None:
     """What is sent comes back as the same message: key, tombstone or body, and every header in order."""
-    sent = translate.to_message("orders", body, key, headers)
-    record = Record(key=sent.key, value=sent.body, headers=translate.dead_letter_headers(sent.headers))
+    sent = log_records.to_message("orders", body, key, headers)
+    record = Record(key=sent.key, value=sent.body, headers=log_records.dead_letter_headers(sent.headers))
     seen = translate.from_native(record, scope="billing")
     assert (seen.destination, seen.key, seen.body, seen.headers) == (sent.destination, key, body, tuple(headers))
     assert seen.malformed is None
@@ -160,13 +162,13 @@ def test_malformed(field: str, value: Any) -> None:
 def test_refused(arguments: dict[str, Any]) -> None:
     """What kafka-python refuses to send is refused before it is signed."""
     with pytest.raises(MalformedMessage):
-        translate.to_message(**arguments)
+        log_records.to_message(**arguments)
 
 
 def test_own_bytes() -> None:
     """A mutable value is copied, so that what is signed cannot change before it is sent."""
     value = bytearray(b"before")
-    message = translate.to_message("orders", value, memoryview(b"key"))
+    message = log_records.to_message("orders", value, memoryview(b"key"))
     value[:] = b"after!"
     assert (message.body, message.key) == (b"before", b"key")
 
@@ -174,18 +176,18 @@ def test_own_bytes() -> None:
 def test_headers_not_shared() -> None:
     """The caller's list is neither kept nor changed."""
     headers = [("a", b"1")]
-    translate.native_headers(headers).append(("b", b"2"))
+    log_records.native_headers(headers).append(("b", b"2"))
     assert headers == [("a", b"1")]
 
 
 @given(st.text(string.printable))
 def test_letter_text(text: str) -> None:
     """Our own text in a dead letter is sent as its UTF-8 bytes."""
-    assert translate.dead_letter_headers((("n", text), ("b", b"\xff"))) == [("n", text.encode()), ("b", b"\xff")]
+    assert log_records.dead_letter_headers((("n", text), ("b", b"\xff"))) == [("n", text.encode()), ("b", b"\xff")]
 
 
 def test_message_is_plain() -> None:
     """Content type and the like are headers on Kafka and nothing else."""
-    message = translate.to_message("orders", b"", None, [("content-type", b"text/plain")])
+    message = log_records.to_message("orders", b"", None, [("content-type", b"text/plain")])
     assert message.properties == Message(destination="kafka:orders", body=b"").properties
     assert message.text_property("content-type") == "text/plain"

@@ -11,15 +11,29 @@ from pathlib import Path
 import pytest
 
 BROKERS = Path(__file__).parent.parent / "mqauth" / "brokers"
+
+
+def neutral(brokers: Path) -> Iterator[Path]:
+    """Yield the modules that leaves for several clients share."""
+    apart = ("kafka", "rabbitmq", "memory", "__init__")
+    yield from (path for path in brokers.glob("*.py") if not path.stem.startswith(apart))
+
+
 LIMITS = {
     ("kafka_consumer", "kafka_poller", "kafka_assignment", "kafka_settings"): 200,
+    ("rabbitmq_consumer", "rabbitmq_queue", "rabbitmq_delivery"): 200,
     ("kafka_producer",): 120,
     ("kafka_deadletter",): 60,
-    ("kafka_translate",): 105,
+    ("kafka_translate",): 80,
+    ("kafka_confirm",): 30,
+    ("rabbitmq_producer",): 120,
+    ("rabbitmq_deadletter",): 60,
+    ("rabbitmq_translate",): 80,
+    ("rabbitmq_confirm",): 30,
 }
 """Most lines of code of a leaf's parts, without blank lines, comments and docstrings; repairs and transactions
-stand apart."""
-LEAVES = sorted((*BROKERS.glob("kafka*.py"), BROKERS / "log_consumer.py", BROKERS / "turns.py"))
+stand apart. Dead letters and audit records share how they are confirmed, which has a limit of its own."""
+LEAVES = sorted((*BROKERS.glob("kafka*.py"), *BROKERS.glob("rabbitmq*.py"), *neutral(BROKERS)))
 RULED = frozenset(("Verdict", "Cause", "Step", "Reason"))
 """Enums that a leaf may pass on, and may not decide by."""
 NOT_FOR_LEAVES = frozenset(

@@ -14,7 +14,7 @@ from typing import Any
 
 import jwt
 import pytest
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from mqauth import base64url, claims, destination, envelope, jsonform, jws, strictjson
@@ -488,7 +488,6 @@ def written(path: Path, count: int) -> list[bytes]:
     return path.read_bytes().splitlines(keepends=True)
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.data())
 def test_any_edited_removed_inserted_or_moved_line_is_found(data: st.DataObject) -> None:
     """Whatever is done to a line of an audit file but the last one's end, the chain does not hold."""

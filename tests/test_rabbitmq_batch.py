@@ -17,8 +17,8 @@ from mqauth import ConfigurationError, MalformedMessage, Message, Signer
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_channel import ClosedByOwnerError
 from mqauth.brokers.rabbitmq_outlet import DRAIN_EVERY, Direct, Encoded, Outlets, Through
-from mqauth.brokers.rabbitmq_sealing import Pace, Sealing
-from mqauth.brokers.rabbitmq_wire import to_message
+from mqauth.brokers.rabbitmq_translate import to_message
+from mqauth.brokers.sealing import Pace, Sealing
 from mqauth.errors import Cause, Unavailable
 from mqauth.testing import FakeClock, Forge
 

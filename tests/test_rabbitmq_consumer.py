@@ -24,12 +24,14 @@ from pamqp.header import ContentHeader
 
 from mqauth import AuditFile, Cause, ConfigurationError, MemoryReplayStore, Pipeline, Verdict, Verified
 from mqauth.brokers import rabbitmq
+from mqauth.brokers.queue_delivery import Begun, Processor
 from mqauth.brokers.rabbitmq_channel import closing_is_an_error, is_untouched, told
-from mqauth.brokers.rabbitmq_delivery import Processor
-from mqauth.brokers.rabbitmq_hold import Held
+from mqauth.brokers.rabbitmq_delivery import Deliveries
 from mqauth.brokers.rabbitmq_incoming import Delivered
+from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.rabbitmq_translate import from_native, headers_out
 from mqauth.deadletter import DeadLetter
+from mqauth.delivery.hold import Held
 from mqauth.delivery.prefetch import STEADY, Prefetch
 from mqauth.delivery.progress import again
 from mqauth.errors import Reason, RetryLater, Unavailable
@@ -91,6 +93,11 @@ class Delivery(SimpleNamespace):
         self.settled.append("requeue")
 
 
+def processing(guard: Pipeline, handler: Any, **settings: Any) -> Processor:
+    """Return a processor of a quorum queue ``q``."""
+    return Processor(Deliveries("q"), guard, handler, **{"delivery_limit": DEFAULT_DELIVERY_LIMIT} | settings)
+
+
 class Table:
     """A processor with everything around it, on a clock that moves while it sleeps."""
 
@@ -108,7 +115,7 @@ class Table:
         wanted: dict[str, Any] = {
             "dead_letters": self.letters, "sleep": self.sleep, "before_requeue": self.suspend, "hold": 60,
         } | settings  # fmt: skip
-        self.processor = Processor("q", self.guard, self.handled.append, **wanted)
+        self.processor = processing(self.guard, self.handled.append, **wanted)
 
     async def sleep(self, seconds: float) -> None:
         """Let time pass at once."""
@@ -151,6 +158,9 @@ class Tags:
         self.settled: list[int] = []
         self.given_back: list[int] = []
 
+    def opened(self, tag: int) -> None:
+        """Take note of nothing."""
+
     def settle(self, tag: int, _delivery: Any) -> None:
         """Remember what is to be acked."""
         self.settled.append(tag)
@@ -167,7 +177,7 @@ class Spot:
         self.table = Table(audit, **settings)
         self.tags: Any = Tags()
         wanted = {"dead_letters": self.table.letters, "sleep": self.table.sleep, "hold": 1}
-        self.processor = Processor("q", self.table.guard, handler or self.table.handled.append, **wanted)
+        self.processor = processing(self.table.guard, handler or self.table.handled.append, **wanted)
         self.number = 0
 
     async def warm(self) -> None:
@@ -185,10 +195,14 @@ class Spot:
 async def test_settled_on_the_spot(audit: AuditFile) -> None:
     """With a plain handler, store and sinks a delivery is handled, or dead-lettered, and settled at once."""
     spot = Spot(audit)
-    assert spot.processor.begin(spot.delivery(), spot.tags) is None
+    begun = spot.processor.begin(spot.delivery(), spot.tags)
+    assert not isinstance(begun, Begun)
+    assert begun.verdict is Verdict.ACCEPTED
     assert (spot.tags.settled, len(spot.table.handled)) == ([1], 1)
     forged = replace(spot.table.honest(), body=b"another")
-    assert spot.processor.begin(spot.delivery(forged), spot.tags) is None
+    begun = spot.processor.begin(spot.delivery(forged), spot.tags)
+    assert not isinstance(begun, Begun)
+    assert begun.verdict is Verdict.REJECTED
     assert (spot.tags.settled, len(spot.table.handled), len(spot.table.letters.found)) == ([1, 2], 1, 1)
 
 
@@ -197,7 +211,7 @@ async def test_without_acks_nothing_is_settled_on_the_spot(audit: AuditFile) -> 
     spot = Spot(audit)
     delivery = spot.delivery()
     begun = spot.processor.begin(delivery, None)
-    assert begun is not None
+    assert isinstance(begun, Begun)
     assert (len(spot.table.handled), delivery.settled) == (1, [])
     assert (await spot.processor.process(delivery, None, begun)).verdict is Verdict.ACCEPTED
     assert (len(spot.table.handled), delivery.settled) == (1, ["ack"])
@@ -214,7 +228,7 @@ async def test_acked_by_its_handler_on_the_spot(audit: AuditFile) -> None:
     spot = Spot(audit, handler)
     await spot.warm()
     delivery = spot.delivery()
-    assert spot.processor.begin(delivery, spot.tags) is None
+    assert not isinstance(spot.processor.begin(delivery, spot.tags), Begun)
     assert (spot.tags.settled, spot.tags.given_back) == ([], [2])
 
 
@@ -241,7 +255,7 @@ async def test_what_is_awaited_is_left_to_a_task(
     spot = Spot(audit, handler, **settings)
     delivery = spot.delivery()
     begun = spot.processor.begin(delivery, spot.tags)
-    assert begun is not None
+    assert isinstance(begun, Begun)
     assert (spot.tags.settled, spot.table.handled) == ([], [])
     assert (await spot.processor.process(delivery, spot.tags, begun)).verdict is Verdict.ACCEPTED
     assert (spot.tags.settled, len(spot.table.handled)) == ([1], handled)
@@ -262,7 +276,7 @@ async def test_an_awaitable_of_a_plain_handler_is_awaited_once(audit: AuditFile)
     await spot.warm()
     delivery = spot.delivery()
     begun = spot.processor.begin(delivery, spot.tags)
-    assert begun is not None
+    assert isinstance(begun, Begun)
     assert (len(calls), len(awaited)) == (2, 1)
     assert (await spot.processor.process(delivery, spot.tags, begun)).verdict is Verdict.ACCEPTED
     assert (len(calls), len(awaited), spot.tags.settled) == (2, 2, [2])
@@ -283,7 +297,7 @@ async def test_a_failure_on_the_spot_counts(audit: AuditFile, failures: int) -> 
     await spot.warm()
     delivery = spot.delivery()
     begun = spot.processor.begin(delivery, spot.tags)
-    assert begun is not None
+    assert isinstance(begun, Begun)
     assert calls == 2
     outcome = await spot.processor.process(delivery, spot.tags, begun)
     assert outcome is not None
@@ -296,12 +310,13 @@ async def test_what_was_begun_is_ended_on_a_lost_channel(audit: AuditFile) -> No
     spot = Spot(audit, _awaits, lifetime=60)
     honest = spot.table.honest()
     earlier = again(from_native(spot.delivery(honest), queue="q"), spot.table.guard.receive(honest))
-    spot.processor._progress.keep(earlier)
+    spot.processor.work.lost((earlier,))
     spot.table.clock.advance(100)
     delivery = spot.delivery(honest)
     delivery.redelivered = True
     begun = spot.processor.begin(delivery, spot.tags)
     delivery.channel.is_closed = True
+    assert isinstance(begun, Begun)
     outcome = await spot.processor.process(delivery, spot.tags, begun)
     assert outcome is not None
     assert outcome.verdict is Verdict.ACCEPTED
@@ -312,7 +327,7 @@ async def test_a_stale_delivery_is_not_begun(audit: AuditFile) -> None:
     """What was delivered before a reconnect has no tag here, no handler and no task: it comes again."""
     spot = Spot(audit)
     consumer = rabbitmq.Consumer(queue(), spot.table.guard, spot.table.handled.append, dead_letters=Letters())
-    consumer._acks = spot.tags  # which would fail to open anything
+    consumer._subscription.acks = spot.tags  # which would fail to open anything
     delivery = spot.delivery()
     delivery.channel.is_closed = True
     await consumer._on_message(delivery)
@@ -334,9 +349,8 @@ async def test_a_delivery_has_one_context(audit: AuditFile) -> None:
         return work()
 
     spot = Spot(audit)
-    spot.tags.opened = lambda _: None
     consumer = rabbitmq.Consumer(queue(), spot.table.guard, handler, dead_letters=Letters())
-    consumer._acks = spot.tags
+    consumer._subscription.acks = spot.tags
     await consumer._on_message(spot.delivery())
     await asyncio.gather(*consumer._tasks._running)
     assert (seen, var.get(), spot.tags.settled) == (["inside", "outside"], "outside", [1])
@@ -347,12 +361,13 @@ async def test_a_claim_ages_from_where_it_was_made(audit: AuditFile) -> None:
     ages = list[float]()
 
     async def handler(_: Verified) -> None:
-        ages.extend(clock.monotonic() - since for _, since in spot.processor._leases._since.values())
+        ages.extend(clock.monotonic() - since for _, since in spot.processor._leases._tended._since.values())
 
     spot = Spot(audit, handler)
     clock, delivery = spot.table.clock, spot.delivery()
     begun = spot.processor.begin(delivery, spot.tags)
     clock.advance(50)
+    assert isinstance(begun, Begun)
     await spot.processor.process(delivery, spot.tags, begun)
     assert ages == [50]
 
@@ -370,7 +385,7 @@ async def test_an_error_of_ours_on_the_spot_ends_the_consumer(
     consumer = rabbitmq.Consumer(queue(), spot.table.guard, print, dead_letters=spot.table.letters)
     monkeypatch.setattr(consumer._processor, "begin", broken)
     await consumer._on_message(spot.delivery())
-    assert isinstance(consumer._failure, ZeroDivisionError)
+    assert isinstance(consumer._window.failure, ZeroDivisionError)
     assert consumer._stopping.is_set()
 
 
@@ -381,8 +396,7 @@ async def test_what_is_handled_on_the_spot_is_in_flight(audit: AuditFile) -> Non
     consumer = rabbitmq.Consumer(
         queue(), spot.table.guard, lambda _: seen.append(consumer.health().in_flight), dead_letters=Letters()
     )
-    consumer._acks = spot.tags
-    spot.tags.opened = lambda _: None
+    consumer._subscription.acks = spot.tags
     for _ in range(2):
         await consumer._on_message(spot.delivery())
         await asyncio.gather(*consumer._tasks._running)
@@ -444,7 +458,7 @@ async def test_a_lost_ack_is_no_second_handling(audit: AuditFile) -> None:
     first = Delivery(honest)
     first.ack_error = exceptions.ChannelInvalidStateError()
     assert (await table.process(first)).verdict is Verdict.ACCEPTED
-    assert table.processor.unsettled == 1
+    assert table.processor.work.unsettled == 1
     again = Delivery(honest, redelivered=True)
     await table.process(again)
     assert (again.settled, len(table.handled)) == (["ack"], 1)
@@ -470,7 +484,7 @@ async def test_a_cancelled_handler_gives_its_claim_back(audit: AuditFile) -> Non
         begun.set()
         await asyncio.Event().wait()
 
-    slow = Processor("q", table.guard, handler, dead_letters=table.letters)
+    slow = processing(table.guard, handler, dead_letters=table.letters)
     honest = table.honest()
     delivery: Any = Delivery(honest)
     task = asyncio.create_task(slow.process(delivery))
@@ -537,8 +551,8 @@ class Slow:
     def __init__(self, table: Table) -> None:
         self.begun, self.go_on, self.alarm = asyncio.Event(), asyncio.Event(), Alarm()
         self._table = table
-        self.processor = Processor(
-            "q", table.guard, self._handler, dead_letters=table.letters, sleep=table.sleep, timer=self.alarm,
+        self.processor = processing(
+            table.guard, self._handler, dead_letters=table.letters, sleep=table.sleep, timer=self.alarm,
             consumer_timeout=0,
         )  # fmt: skip
 
@@ -696,7 +710,7 @@ async def test_a_lost_connection_is_no_cancellation(audit: AuditFile) -> None:
             raise asyncio.CancelledError
         table.handled.append(verified)
 
-    processor = Processor("q", table.guard, handler, dead_letters=table.letters, sleep=table.sleep)
+    processor = processing(table.guard, handler, dead_letters=table.letters, sleep=table.sleep)
     delivery: Any = Delivery(table.honest())
     outcome = await processor.process(delivery)
     assert outcome is not None
@@ -883,7 +897,7 @@ async def test_woken_is_tried_again_at_once(audit: AuditFile) -> None:
     processing = asyncio.create_task(table.process(delivery))
     for _ in range(20):
         await asyncio.sleep(0)
-    assert table.processor.held
+    assert len(table.processor.hold)
     table.letters.down = False
     table.processor.holder.wake()
     assert (await asyncio.wait_for(processing, 30)).verdict is Verdict.REJECTED

@@ -11,13 +11,13 @@ import pytest
 
 from mqauth import AuditFile, Cause, ConfigurationError, Verdict, Verified
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.rabbitmq_delivery import Processor
-from mqauth.brokers.rabbitmq_hold import CONSUMER_TIMEOUT, Held
-from mqauth.brokers.rabbitmq_slot import Slot
+from mqauth.brokers.rabbitmq_delivery import Deliveries
+from mqauth.delivery.hold import CONSUMER_TIMEOUT, Held
 from mqauth.delivery.room import MAX_BYTES, Room
+from mqauth.delivery.slot import Slot
 from mqauth.errors import Reason, RetryLater, Unavailable
 from mqauth.pipeline import Outcome
-from tests.test_rabbitmq_consumer import Delivery, Letters, Table, audit, queue
+from tests.test_rabbitmq_consumer import Delivery, Letters, Table, Tags, audit, processing, queue
 
 __all__ = ["audit"]
 OURS, DEAD = "https://ours", "https://dead"
@@ -107,7 +107,7 @@ class Waits:
         self.until = 10**9
         self.suspended: list[Held] = []
         wanted: dict[str, Any] = {"sleep": self.table.sleep, "before_requeue": self.suspend, "hold": 60} | settings
-        self.processor = Processor("q", self.table.guard, self.handler, dead_letters=self.table.letters, **wanted)
+        self.processor = processing(self.table.guard, self.handler, dead_letters=self.table.letters, **wanted)
 
     def handler(self, _: Verified) -> None:
         """Ask for another time."""
@@ -152,7 +152,7 @@ async def test_retry_later_is_not_run_again_where_another_handled_it_meanwhile(a
     waits.until = 3
     table, neighbour = waits.table, list[Verified]()
     delivery: Any = Delivery(honest := table.honest(), redelivered=True)
-    other: Any = Processor("q", table.guard, neighbour.append, dead_letters=table.letters)
+    other: Any = processing(table.guard, neighbour.append, dead_letters=table.letters)
 
     async def stand_still(_: float) -> None:
         table.clock.advance(table.guard.lease + 1)
@@ -226,7 +226,7 @@ async def test_the_last_delivery_is_held_through_an_outage_of_all(audit: AuditFi
 async def test_a_stop_gives_no_last_delivery_back(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
     """At a stop one whose handler asked for another time is buried; one that waits for others is left, loudly."""
     waits = Waits(audit)
-    waits.processor.holder.stopping.set()
+    waits.processor.holder.stop()
     delivery = last(waits.table)
     assert (await waits.processor.process(delivery)).reason is Reason.HANDLER_FAILED  # type: ignore[union-attr]
     waits.table.letters.down = True
@@ -274,7 +274,7 @@ async def test_what_only_waits_for_its_confirm_has_the_grace(audit: AuditFile) -
         return confirm(request)
 
     store.confirm = away
-    table.processor.holder.stopping.set()
+    table.processor.holder.stop()
     delivery = Delivery(table.honest())
     assert (await table.process(delivery)).verdict is Verdict.ACCEPTED
     assert (delivery.settled, len(table.handled)) == (["ack"], 1)
@@ -327,22 +327,33 @@ def test_the_limit_of_a_queue(audit: AuditFile, told: int | None, arguments: dic
     assert consumer._processor._limit == limit
 
 
-async def test_an_outage_longer_than_a_delivery_costs_one_message(audit: AuditFile) -> None:
+@pytest.mark.parametrize("on_the_spot", [False, True])
+async def test_an_outage_longer_than_a_delivery_costs_one_message(audit: AuditFile, *, on_the_spot: bool) -> None:
     """Where what stayed had to go back, one delivery at a time is taken, until a rejection was buried."""
-    table = Table(audit)
+    table, acks = Table(audit), Tags()
     source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
     consumer = rabbitmq.Consumer(source, table.guard, print, dead_letters=table.letters, sleep=table.sleep)
-    slot = Slot(Delivery(rabbitmq_forged()), None, 0, 20)  # type: ignore[arg-type]
+    slot = Slot(Delivery(rabbitmq_forged()), Deliveries("q"), 0, 20)
     held = Held(
-        slot, table.guard.receive(rabbitmq_forged()), Outcome(Verdict.DEFERRED), 0, stays=True, goes_back=True
+        slot,
+        table.guard.receive(rabbitmq_forged()),
+        Outcome(Verdict.DEFERRED),
+        0,
+        stays=True,
+        goes_back=True,
+        is_over=True,
     )
-    held.ended.set()
-    await consumer._until_answered(held)
+    consumer._window.stalled = held
+    await consumer._subscription._until_answered(held)
     assert consumer.health().prefetch == 1
-    await consumer._on_message(Delivery(table.honest()))  # type: ignore[arg-type]
-    await consumer._on_message(Delivery(rabbitmq_forged()))  # type: ignore[arg-type]
-    await asyncio.gather(*consumer._tasks._running)
-    assert (consumer.health().prefetch, consumer._interrupted.is_set()) == (10, True)
+    consumer._subscription.acks = acks if on_the_spot else None  # type: ignore[assignment]
+    for tag, message in enumerate((table.honest(), rabbitmq_forged())):
+        delivery = Delivery(message)
+        delivery.delivery_tag = tag
+        await consumer._on_message(delivery)
+        await asyncio.gather(*consumer._tasks._running)
+    assert acks.settled == ([0, 1] if on_the_spot else [])
+    assert (consumer.health().prefetch, consumer._subscription._interrupted.is_set()) == (10, True)
 
 
 async def test_a_consumer_that_was_full_is_not_for_ever(audit: AuditFile) -> None:
@@ -350,12 +361,13 @@ async def test_a_consumer_that_was_full_is_not_for_ever(audit: AuditFile) -> Non
     table = Table(audit)
     source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
     consumer = rabbitmq.Consumer(source, table.guard, print, dead_letters=table.letters, prefetch=1)
-    consumer._tag = "first"
-    consumer._room.put(1, tag="first", cause=Cause.HANDLER_DEFERRED, party=None, size=1)
+    consumer._window.consumes("first")
+    room = consumer._processor.hold.room
+    room.put(1, tag="first", cause=Cause.HANDLER_DEFERRED, party=None, size=1)
     consumer._look()
     assert not consumer.health().consuming
-    consumer._on_close(None, None)
-    consumer._room.take(1)
+    consumer._subscription._on_close("gone", False)
+    room.take(1)
     consumer._look()
-    consumer._tag = "second"
+    consumer._window.consumes("second")
     assert consumer.health().consuming

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import pytest
 from aio_pika import exceptions
@@ -14,16 +16,15 @@ from aio_pika import exceptions
 from mqauth import AuditFile, Cause, MemoryReplayStore, Verdict, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_channel import closing_is_an_error, is_blocked, told
-from mqauth.brokers.rabbitmq_delivery import Processor
-from mqauth.brokers.rabbitmq_hold import Held
-from mqauth.brokers.rabbitmq_roundtrip import PATIENCE, RoundTrip
+from mqauth.brokers.rabbitmq_delivery import round_trip
+from mqauth.delivery.hold import Held
 from mqauth.delivery.progress import Progress
-from mqauth.delivery.questions import Questions
+from mqauth.delivery.questions import PATIENCE, Questions
 from mqauth.errors import Reason, Rejection, RetryLater, StaleDelivery, Unavailable
 from mqauth.flow import run
 from mqauth.message import Message
 from mqauth.pipeline import Step
-from tests.test_rabbitmq_consumer import PLACE, Delivery, Letters, Table, audit, queue
+from tests.test_rabbitmq_consumer import PLACE, Channel, Delivery, Letters, Table, audit, processing, queue
 
 __all__ = ["audit"]
 
@@ -83,7 +84,7 @@ async def turns(number: int = 20) -> None:
 async def test_an_answer_counts_for_who_waited() -> None:
     """Two that wait share a question, a third that comes later has its own."""
     channel = Silent()
-    trip = RoundTrip(channel)
+    trip = round_trip(channel)
     first = [asyncio.create_task(trip.lives()) for _ in range(2)]
     await turns()
     later = asyncio.create_task(trip.lives())
@@ -96,11 +97,22 @@ async def test_an_answer_counts_for_who_waited() -> None:
     assert [await task for task in (*first, later)] == [True, True, True]
 
 
+async def test_a_round_trip_keeps_no_channel() -> None:
+    """A channel that was asked is forgotten with whoever had it: a consumer has a new one after each reconnect."""
+    channel: Any = Channel()
+    assert await round_trip(channel).lives()
+    known = ref(channel)
+    await turns()
+    del channel
+    gc.collect()
+    assert known() is None
+
+
 @pytest.mark.parametrize("error", [Exception, exceptions.ChannelInvalidStateError, asyncio.CancelledError])
 async def test_a_channel_that_ended_does_not_live(error: type[BaseException]) -> None:
     """However aiormq says so."""
     channel = Silent()
-    asked = asyncio.create_task(RoundTrip(channel).lives())
+    asked = asyncio.create_task(round_trip(channel).lives())
     await turns()
     if error is asyncio.CancelledError:
         channel.answers[0].cancel()
@@ -112,7 +124,7 @@ async def test_a_channel_that_ended_does_not_live(error: type[BaseException]) ->
 async def test_a_channel_without_an_answer_is_closed() -> None:
     """After ten parts of the time without an answer the channel is closed, so that the broker delivers again."""
     channel = Silent()
-    assert await RoundTrip(channel, part=0.001).lives() is False
+    assert await round_trip(channel, part=0.001).lives() is False
     assert channel.closed_by_us
 
 
@@ -130,7 +142,7 @@ async def test_on_a_blocked_connection_it_waits(monkeypatch: pytest.MonkeyPatch)
         return await wait(*arguments, **settings)
 
     monkeypatch.setattr(asyncio, "wait", counted)
-    assert await RoundTrip(channel, part=0.001).lives() is True
+    assert await round_trip(channel, part=0.001).lives() is True
     assert is_blocked(channel)
     channel.connection.unblocked.set()
     assert not is_blocked(channel)
@@ -175,7 +187,7 @@ async def test_what_another_moment_decides_otherwise_waits_too(audit: AuditFile,
     if what == "policy":
         honest = table.forge.signer().sign(Message(destination="rabbitmq:shop/other", body=b"b"))
     handler: Any = broken if what == "handler" else table.handled.append
-    processor = Processor("q", table.guard, handler, dead_letters=table.letters, sleep=table.sleep)
+    processor = processing(table.guard, handler, dead_letters=table.letters, sleep=table.sleep)
     delivery: Any = Delivery(honest)
     if what == "policy":
         delivery.routing_key = "other"
@@ -248,7 +260,7 @@ async def test_a_deferred_delivery_is_not_judged_after_its_channel_ended(audit: 
         down = False
         assert (await table.process(Delivery(honest, redelivered=True))).verdict is Verdict.ACCEPTED
 
-    processor: Any = Processor("q", table.guard, table.handled.append, dead_letters=table.letters, sleep=sleep)
+    processor: Any = processing(table.guard, table.handled.append, dead_letters=table.letters, sleep=sleep)
     assert await processor.process(delivery) is None
     assert (len(table.handled), table.letters.found, audit.path.read_text()) == (1, [], "")
 
@@ -277,8 +289,8 @@ async def test_a_redelivery_waits_for_the_confirm_of_what_was_handled_here(
         await turns()
 
     store.confirm = away
-    processor: Any = Processor(
-        "q", table.guard, table.handled.append, dead_letters=table.letters, sleep=sleep,
+    processor: Any = processing(
+        table.guard, table.handled.append, dead_letters=table.letters, sleep=sleep,
         hold=60, before_requeue=table.suspend,
     )  # fmt: skip
     await processor.process(first)
@@ -358,12 +370,12 @@ async def test_whatever_a_handler_raises_its_delivery_comes_back(
     source.cancelled = []
     source.cancel = lambda tag: _remember(source.cancelled, tag)
     consumer = rabbitmq.Consumer(source, table.guard, now if plain else later, dead_letters=Letters())
-    consumer._tag = "tag"
+    consumer._window.consumes("tag")
     delivery: Any = Delivery(honest := table.honest())
     delivery.nack = lambda: _remember(delivery.settled, f"requeue after {source.cancelled}")
     await consumer._on_message(delivery)
     await consumer.stop()
-    assert type(consumer._failure) is error
+    assert type(consumer._window.failure) is error
     assert delivery.settled == ["requeue after ['tag']"]
     assert (consumer.health().in_flight, consumer.health().consuming) == (0, False)
     assert consumer.health().detail == f"the consumer ended: {error.__name__}"
@@ -431,7 +443,7 @@ async def test_what_comes_while_stopping_is_given_back_after_the_cancel(audit: A
 
     source.cancel = cancel
     consumer = rabbitmq.Consumer(source, table.guard, table.handled.append, dead_letters=Letters())
-    consumer._tag = "tag"
+    consumer._window.consumes("tag")
     await consumer.stop()
     assert (order, table.handled) == (["cancelled", "requeue"], [])
 
@@ -439,8 +451,9 @@ async def test_what_comes_while_stopping_is_given_back_after_the_cancel(audit: A
 async def test_nothing_is_recorded_or_buried_of_what_was_given_back(audit: AuditFile) -> None:
     """A probe of a rejected delivery that is no longer ours ends before its record."""
     table = Table(audit)
-    processor = Processor("q", table.guard, broken, dead_letters=table.letters, sleep=table.sleep, hold=1)
-    processor._before_requeue = table.suspend
+    processor = processing(
+        table.guard, broken, dead_letters=table.letters, sleep=table.sleep, hold=1, before_requeue=table.suspend
+    )
     write, table.guard.audit.write = table.guard.audit.write, _unavailable  # type: ignore[union-attr,method-assign]
     delivery: Any = Delivery(table.honest())
     assert (await processor.process(delivery)).cause is Cause.AUDIT_UNAVAILABLE  # type: ignore[union-attr]
@@ -460,16 +473,17 @@ async def test_what_only_trying_can_tell_stays_while_suspended(audit: AuditFile)
 
     async def suspend(held: Held) -> bool:
         suspended.append(held)
-        processor.holder.suspended.set()
+        processor.holder.suspend()
         table.guard.audit.write = write  # type: ignore[union-attr,method-assign]
-        return held.needs_ours
+        held.stays = held.needs_ours
+        return held.stays
 
-    processor = Processor(
-        "q", table.guard, print, dead_letters=table.letters, sleep=table.sleep, hold=1, before_requeue=suspend
+    processor = processing(
+        table.guard, print, dead_letters=table.letters, sleep=table.sleep, hold=1, before_requeue=suspend
     )
     delivery: Any = Delivery(Message(destination=PLACE, body=b"forged"))
     assert (await processor.process(delivery)).verdict is Verdict.REJECTED  # type: ignore[union-attr]
-    assert (delivery.settled, len(suspended), suspended[0].ended.is_set()) == (["ack"], 1, True)
+    assert (delivery.settled, len(suspended), suspended[0].is_over) == (["ack"], 1, True)
 
 
 async def test_a_probe_runs_no_handler_though_its_claim_is_not_released(audit: AuditFile) -> None:
@@ -481,7 +495,7 @@ async def test_a_probe_runs_no_handler_though_its_claim_is_not_released(audit: A
         raise RetryLater("database")
 
     table = Table(audit)
-    processor = Processor("q", table.guard, handler, dead_letters=table.letters, sleep=table.sleep, hold=1)
+    processor = processing(table.guard, handler, dead_letters=table.letters, sleep=table.sleep, hold=1)
     delivery = table.guard.receive(table.honest())
     await _judged(table, delivery)
     store: Any = table.guard.replay
@@ -490,6 +504,17 @@ async def test_a_probe_runs_no_handler_though_its_claim_is_not_released(audit: A
     store.release = release
     assert await processor.probe(delivery) is True
     assert calls == []
+
+
+async def test_a_probe_that_is_cancelled_by_the_client_is_unanswered(audit: AuditFile) -> None:
+    """aiormq cancels the futures of a lost connection: the consumer probes again, and is not ended by it."""
+    table = Table(audit)
+
+    async def decide(_: Verified) -> None:
+        raise asyncio.CancelledError
+
+    table.guard.verdicts._policy = SimpleNamespace(decide=decide)  # type: ignore[assignment]
+    assert await table.processor.probe(table.guard.receive(table.honest())) is False
 
 
 async def _judged(table: Table, delivery: Any) -> None:
@@ -565,6 +590,6 @@ async def test_a_cancel_that_meets_a_bare_exception_ends_nothing(audit: AuditFil
 
     source.cancel = cancel
     consumer = rabbitmq.Consumer(source, Table(audit).guard, print, dead_letters=Letters())
-    consumer._tag = "tag"
-    await consumer._cancelled()
-    assert (consumer._failure, consumer.health().consuming) == (None, False)
+    consumer._window.consumes("tag")
+    await consumer._subscription.cancelled()
+    assert (consumer._window.failure, consumer.health().consuming) == (None, False)

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from pamqp import commands, decode, encode
 from pamqp.header import ContentHeader
 
+from mqauth.brokers.amqp_values import on_wire
+from mqauth.brokers.rabbitmq_frame import MAX_HEADER_FRAME, Measured, agreed
 from mqauth.brokers.rabbitmq_incoming import Unreadable, delivered
-from mqauth.brokers.rabbitmq_translate import carries, from_native, to_native
-from mqauth.brokers.rabbitmq_wire import MAX_HEADER_FRAME, check_frame, frame_size, on_wire, to_message
+from mqauth.brokers.rabbitmq_translate import carries, from_native, scalar_on_wire, to_message, to_native
 from mqauth.deadletter import DeadLetter, content_digest
 from mqauth.errors import MalformedMessage, Reason, Rejection
 from mqauth.jsonform import PROPERTIES, from_form, to_form
@@ -103,7 +104,7 @@ def test_total(parts: dict[str, Any], headers: dict[str, Any]) -> None:
         message=message, rejection=Rejection(Reason.MESSAGE_MALFORMED), scope="q", time=0.0, audit="a"
     )
     for form in (letter.whole(carries), letter.in_body(), letter.reference()):
-        assert frame_size(to_native(form, message_id="m")) > 0
+        to_native(form, message_id="m").check()
 
 
 @pytest.mark.parametrize("make", [lambda: None, object, Hostile, lambda: SimpleNamespace(body=b"kept")])
@@ -247,28 +248,65 @@ def test_too_deep_to_sign() -> None:
     for _ in range(33):
         value = [value]
     with pytest.raises(MalformedMessage, match="32"):
-        on_wire(value)
+        on_wire(value, scalar_on_wire)
 
 
 def test_struct_time() -> None:
     """A struct_time is UTC, as pamqp takes it."""
-    assert on_wire(time.gmtime(86_400)) == datetime(1970, 1, 2, tzinfo=UTC)
+    assert on_wire(time.gmtime(86_400), scalar_on_wire) == datetime(1970, 1, 2, tzinfo=UTC)
+
+
+def framed(size: int) -> Measured:
+    """Return a message whose header frame has so many bytes."""
+    empty = ContentHeader(properties=aio_pika.Message(b"", headers={"x": ""}).properties).marshal()
+    return Measured(b"", headers={"x": "a" * (size - len(empty))})
 
 
 def test_header_frame_limit() -> None:
     """A header frame of 131,064 bytes is sent, one of a byte more refused."""
-    empty = frame_size(aio_pika.Message(b"", headers={"x": ""}))
-    check_frame(aio_pika.Message(b"", headers={"x": "a" * (MAX_HEADER_FRAME - empty)}))
-    with pytest.raises(MalformedMessage, match="131064"):
-        check_frame(aio_pika.Message(b"", headers={"x": "a" * (MAX_HEADER_FRAME - empty + 1)}))
+    framed(MAX_HEADER_FRAME).check()
+    with pytest.raises(MalformedMessage, match="131065 bytes: the broker takes 131064"):
+        framed(MAX_HEADER_FRAME + 1).check()
+
+
+def test_measured_when_it_is_sent() -> None:
+    """Headers that are added to a message after it was made count as soon as a client asks for its properties."""
+    native = framed(MAX_HEADER_FRAME)
+    native.headers["traceparent"] = "00"
+    with pytest.raises(MalformedMessage, match="the broker takes"):
+        _ = native.properties
+
+
+@pytest.mark.parametrize(
+    ("channel", "limit"),
+    [
+        (SimpleNamespace(max_content_size=16_376), 16_376),
+        (SimpleNamespace(max_content_size=-8), MAX_HEADER_FRAME),
+        (SimpleNamespace(max_content_size=2**20), MAX_HEADER_FRAME), (object(), MAX_HEADER_FRAME),
+    ],
+)  # fmt: skip
+def test_agreed_size(channel: Any, limit: int) -> None:
+    """A broker's smaller frames are kept to; frames without a limit, or larger ones, are not made use of."""
+    assert agreed(channel) == limit
+
+
+def test_a_copy_has_every_property() -> None:
+    """What is measured is the message: its copy is sent as the same bytes."""
+    native = aio_pika.Message(
+        b"x", headers={"a": 1}, content_type="text/plain", content_encoding="gzip", priority=3, expiration=60,
+        timestamp=1_700_000_000, delivery_mode=2, user_id="guest", reply_to="r", type="t", app_id="app",
+        correlation_id="c", message_id="m",
+    )  # fmt: skip
+    copied = Measured.of(native)
+    assert (copied.properties.marshal(), copied.body) == (native.properties.marshal(), native.body)
 
 
 def test_unencodable_frame() -> None:
     """A property pamqp cannot encode is refused, not raised as pamqp's own error."""
-    native = aio_pika.Message(b"", priority=1)
+    native = Measured(b"", priority=1)
     native.priority = 999
     with pytest.raises(MalformedMessage, match="error"):
-        check_frame(native)
+        native.check()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from integration.scale import nightly
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.message import Place
 from mqauth.replay import ClaimRequest, ClaimStatus, Entry, batch_id, claim_id, judge, release_id
@@ -454,7 +455,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert len(self.store) <= self.CAPACITY
 
 
-StoreMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+StoreMachine.TestCase.settings = settings(max_examples=nightly(100, otherwise=40), stateful_step_count=40)
 TestStoreMachine = StoreMachine.TestCase
 
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from integration.scale import nightly
 from mqauth import flow, jsonform
 from mqauth.audit import AuditRecord
 from mqauth.brokers import memory
@@ -237,7 +238,7 @@ def test_every_depth_that_is_accepted_can_be_read_back(
 
 @pytest.mark.parametrize("carries_none", [True, False])
 @given(message=KAFKA_MESSAGES | RABBITMQ_MESSAGES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=nightly(150, otherwise=50), deadline=None)
 def test_what_became_a_letter_is_restored(carries_none: bool, message: Message) -> None:
     """restore(letter(m)) is m, in the whole and in the JSON form, and the reading is sound."""
     letter = letter_of(message)
@@ -269,7 +270,7 @@ def test_a_reference_restores_nothing_and_says_so() -> None:
     ),
     body=st.none() | st.binary(max_size=30) | st.sampled_from([b"{}", b"[1]", b'{"destination": "kafka:o"}']),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=nightly(300, otherwise=100), deadline=None)
 def test_reading_never_raises(headers: list[Any], body: bytes | None) -> None:
     """Whatever is written into a letter, it is read, and is not sound."""
     assert read(Letter(message=kafka_message(headers=tuple(headers), body=body))).sound is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -20,7 +21,7 @@ def test_meets_the_other():
     here = Path(__file__).parent
     (here / "{mine}").touch()
     ticks = threading.Event()
-    assert any((here / "{other}").exists() or ticks.wait(0.05) for _ in range(600))
+    assert any((here / "{other}").exists() or ticks.wait(0.05) for _ in range(2400))
 """
 PACED = """
 import threading
@@ -40,8 +41,23 @@ def test_unmarked():
 def test_marked():
     waits()
 """
+TELLS_CPU = """
+import time
+from pathlib import Path
+
+def test_tells():
+    Path(__file__).with_suffix(".cpu").write_text(str(time.process_time()))
+"""
+BARE = ["-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:hypothesispytest"]
 CONFTEST = """
+import time
+
 from integration import pace
+
+def on_a_quiet_machine():
+    return pace.Reading(time.monotonic(), {})
+
+pace.read = on_a_quiet_machine
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes long")
@@ -53,14 +69,29 @@ def session(folder: Path, name: str, source: str) -> runner.Session:
     """Return a session of one file."""
     file = folder / f"test_{name}.py"
     file.write_text(source)
-    return runner.Session(runner.Group(name, (str(file),)), folder, ["-p", "no:cacheprovider"])
+    return runner.Session(runner.Group(name, (str(file),)), folder, BARE)
 
 
-def test_every_file_is_in_one_group() -> None:
-    """The groups together are all test files under ``integration``, each once."""
-    found = Counter(file for group in runner.integration_tests() for file in group.files)
-    files = {path.relative_to(runner.ROOT).as_posix() for path in (runner.ROOT / "integration").rglob("test_*.py")}
+@pytest.mark.parametrize("folder", ["integration", "tests"])
+def test_every_file_is_in_one_group(folder: str) -> None:
+    """The groups of a folder together are all its test files, each once."""
+    groups = {"integration": runner.integration_tests, "tests": runner.unit_tests}[folder]()
+    found = Counter(file for group in groups for file in group.files)
+    files = {path.relative_to(runner.ROOT).as_posix() for path in (runner.ROOT / folder).rglob("test_*.py")}
     assert found == dict.fromkeys(files, 1)
+
+
+def test_new_file_moves_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit test's file stays in its group, whatever files come and go."""
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    (tmp_path / "tests").mkdir()
+    homes: dict[str, str] = {}
+    for number in range(20):
+        (tmp_path / "tests" / f"test_{97 * number % 20}.py").touch()
+        now = {file: group.name for group in runner.unit_tests() for file in group.files}
+        assert homes.items() <= now.items()
+        homes = now
+    assert len(set(homes.values())) > 1
 
 
 def test_sessions_run_side_by_side(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -72,6 +103,32 @@ def test_sessions_run_side_by_side(tmp_path: Path, capfd: pytest.CaptureFixture[
     said = capfd.readouterr()
     assert len(re.findall(r"== (?:here|there): [0-9]+ s", said.out + said.err)) == 2
     assert said.out.count("100%") == 2
+
+
+def test_one_that_computes_beside_those_that_wait(tmp_path: Path) -> None:
+    """One session computes at any time, and others only where none is left that waits."""
+    groups = [
+        runner.Group(name, (), computes=name.startswith("units")) for name in ("units-1", "units-2", "a", "b")
+    ]
+    waiting, begun = [runner.Session(group, tmp_path, ()) for group in groups], list[runner.Session]()
+    while waiting:
+        begun.append(runner.next_session(waiting, begun))
+        waiting.remove(begun[-1])
+    assert [each.group.name for each in begun] == ["units-1", "a", "b", "units-2"]
+    left = [each for each in begun if not each.group.computes]
+    assert runner.next_session(begun[::-1], left).group.name == "units-2"
+
+
+def test_cpu_is_a_sessions_own(tmp_path: Path) -> None:
+    """A session has at least the CPU time its test took, and all have no more than this process's children."""
+    before = os.times()
+    sessions = [session(tmp_path, name, TELLS_CPU) for name in ("here", "there")]
+    runner.run_sessions(sessions, at_once=2)
+    after = os.times()
+    for each in sessions:
+        assert each.cpu >= float((tmp_path / f"test_{each.group.name}.cpu").read_text())
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert sum(each.cpu for each in sessions) <= spent + 0.1  # os.times counts in ticks
 
 
 @pytest.mark.parametrize(
@@ -90,17 +147,7 @@ def test_unmarked_test_that_is_slow_fails(tmp_path: Path) -> None:
     """A test over the limit fails unless it is marked, and says what to do."""
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_paced.py").write_text(PACED)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--rootdir",
-        str(tmp_path),
-        str(tmp_path),
-    ]
+    command = [sys.executable, "-m", "pytest", "-q", *BARE, "--rootdir", str(tmp_path), str(tmp_path)]
     done = subprocess.run(command, cwd=runner.ROOT, capture_output=True, text=True, check=False)
     assert re.findall(r"^FAILED .*::(\w+)", done.stdout, re.MULTILINE) == ["test_unmarked"], done.stdout
     assert "make it shorter or mark it slow" in done.stdout

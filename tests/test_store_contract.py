@@ -12,13 +12,14 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 
+from integration.scale import nightly
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.replay import ClaimRequest, ClaimStatus
 from mqauth.stores.memory import MemoryReplayStore, Places
 from mqauth.testing.clock import START, FakeClock
 from mqauth.testing.store_contract import FRESH, REPLAYED, REREAD, BatchStoreContract, machine, sibling, wish
 
-STEPS = settings(max_examples=150, stateful_step_count=40, deadline=None)
+STEPS = settings(max_examples=nightly(150, otherwise=50), stateful_step_count=40, deadline=None)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from kafka.errors import KafkaError
 from integration.chaos.count import Count, Letter, Sent, count
 from mqauth import Allow, AuditFile, Pipeline, Verified, Verifier
 from mqauth.brokers import kafka
-from mqauth.brokers.kafka_translate import native_headers, to_message
+from mqauth.brokers.log_records import native_headers, to_message
 from mqauth.flow import Attempts
 from mqauth.jwk import dump_key_set
 from mqauth.pipeline import Outcome

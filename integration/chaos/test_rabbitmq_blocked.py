@@ -17,7 +17,7 @@ from mqauth.brokers.rabbitmq_channel import LOST, is_blocked
 from mqauth.testing.forge import Forge
 
 QUEUE = "mqauth-blocked"
-WITHIN = 20.0
+WITHIN = 60.0
 
 
 @pytest.fixture

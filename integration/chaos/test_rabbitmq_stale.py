@@ -21,7 +21,7 @@ from mqauth import Verified
 from mqauth.errors import Cause, RetryLater, Unavailable
 
 Report = Callable[[Count], None]
-WITHIN = 30
+WITHIN = 60
 HEARTBEAT = 2
 LAST = b"\x08\0\0\0\0\0\0\xce"
 """A heartbeat frame."""

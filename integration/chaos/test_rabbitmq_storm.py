@@ -83,6 +83,7 @@ async def _all_back(row: Scene) -> bool:
     return await row.waiting() == HONEST
 
 
+@pytest.mark.slow
 async def test_redelivery_storm(
     row: Scene, own_redis: Redis, report: Report, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from integration.services.machine import Port
+
 PATIENCE = 60.0
 _COMMAND = [sys.executable, "-m", "mqauth", "keys", "serve", "--json"]
 
@@ -26,7 +28,7 @@ class IssuerProcess:
         self._folders = [word for folder in folders for word in ("--dir", str(folder))]
         self._options = options
         self._process: subprocess.Popen[str] | None = None
-        self._port = 0
+        self._port = Port()  # while the server is down, no client's socket takes it
         self.url = ""
 
     def __enter__(self) -> Self:
@@ -35,16 +37,16 @@ class IssuerProcess:
 
     def __exit__(self, *_: object) -> None:
         self.down()
+        self._port.release()
 
     def up(self) -> None:
-        """Start it, at the port of before."""
-        command = [*_COMMAND, *self._folders, "--port", str(self._port), *self._options]
+        """Start it, always at the same port."""
+        command = [*_COMMAND, *self._folders, "--port", str(self._port.number), *self._options]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         assert line, "the key server did not start"
         self.url = json.loads(line)["url"]
-        self._port = int(self.url.rpartition(":")[2].partition("/")[0])
 
     def down(self) -> None:
         """Stop it in order; it must end well."""

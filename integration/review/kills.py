@@ -25,9 +25,10 @@ from mqauth.testing.stage_kafka import KafkaStage
 ACTS: Final = {"redrive": "redriven", "discard": "discarded"}
 _START: Final = 0.5
 """Seconds in which a command starts and reads letters, about; kills fall there too."""
+_PATIENCE: Final = 60.0
 _JITTER: Final = 0.01
-_RATE: Final = "300"
-"""Letters a second: an act takes about as long, and no run is through before it is killed."""
+_RATE: Final = "100"
+"""Letters a second: slow enough that no run is through before it is killed."""
 _TICK: Final = 0.001
 
 
@@ -128,18 +129,20 @@ def line(arguments: list[str]) -> list[str]:
 def killed(scene: Scene, arguments: list[str], rng: random.Random, most: int) -> int:
     """Run the command, kill it at a random moment before it has made so many acts, and return its exit code.
 
-    The moment is a number of acts on record and a little time beyond it; with none, a time since the start.
+    The moment is a number of acts on record and a little time beyond it; with none, a time since the start, that
+    many acts at the latest.
     """
     audit = scene.folder / "reviewer.jsonl"
     before, after = lines(audit), rng.randint(0, max(1, most - 1))
+    latest = time.monotonic() + (_PATIENCE if after else rng.uniform(0, _START))
     process = subprocess.Popen(line(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        while after and lines(audit) < before + after and process.poll() is None:
+        while lines(audit) < before + (after or most) and time.monotonic() < latest and process.poll() is None:
             time.sleep(_TICK)
-        time.sleep(rng.uniform(0, _JITTER if after else _START))
+        time.sleep(rng.uniform(0, _JITTER))
     finally:
         process.send_signal(signal.SIGKILL)
-    return process.wait(30)
+    return process.wait(_PATIENCE)
 
 
 def lines(path: Path) -> int:

@@ -27,7 +27,7 @@ import kafka
 
 from integration.console.running import console
 from integration.review.scene import KINDS, Scene
-from mqauth.brokers import kafka_translate, rabbitmq_translate
+from mqauth.brokers import kafka_translate, log_records, rabbitmq_translate
 from mqauth.deadletter import DeadLetter
 from mqauth.errors import Reason, Rejection
 from mqauth.message import Message, Origin
@@ -134,7 +134,7 @@ def fill_kafka(scene: Scene, letters: Iterator[Message]) -> None:
     servers = scene.place.broker.partition("://")[2]
     producer = _KAFKA.KafkaProducer(bootstrap_servers=servers, acks="all", linger_ms=20)
     for letter in letters:
-        headers = kafka_translate.dead_letter_headers(letter.headers)
+        headers = log_records.dead_letter_headers(letter.headers)
         producer.send(scene.place.topic, value=letter.body, key=letter.key, headers=headers)
     producer.flush()
     producer.close()

@@ -97,6 +97,9 @@ class Port:
         file = (folder / str(number)).open("w")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Another run may have released the port, and removed this file, between open and lock.
+            if not os.path.samestat(os.fstat(file.fileno()), os.stat(file.name)):
+                raise OSError
             with socket.socket() as trial:
                 trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 trial.bind((LOOPBACK, number))

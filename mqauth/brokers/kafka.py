@@ -9,11 +9,12 @@ from mqauth.brokers.kafka_audit import AuditTopic
 from mqauth.brokers.kafka_consumer import Consumer
 from mqauth.brokers.kafka_deadletter import DeadLetters
 from mqauth.brokers.kafka_judge import Judgement, judge
-from mqauth.brokers.kafka_log import Log, Logs
+from mqauth.brokers.kafka_log import Logs
 from mqauth.brokers.kafka_poison import PoisonRecordError
 from mqauth.brokers.kafka_producer import Producer, ProducerFatalError
 from mqauth.brokers.kafka_transaction import TransactionalDeadLetters
 from mqauth.brokers.kafka_translate import from_native
+from mqauth.brokers.log_records import Log
 from mqauth.delivery.backoff import Backoff
 from mqauth.delivery.facts import Health, Stall
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from mqauth.brokers.kafka_client import producer_settings
+from mqauth.brokers.letters import Unknown
 from mqauth.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 MAX_BLOCK: Final = 5.0
 """Seconds one record may wait for its topic's metadata: longer, and a missing topic would hold up the others."""
-MAX_UNKNOWN: Final = 1000
-"""Records of unknown outcome that are remembered; beyond it the oldest may be sent twice, with one id."""
 _ALL: Final = (-1, "all")
 
 
@@ -43,8 +41,7 @@ class Confirmed:
         self._client: Any = client
         self._topic = topic
         self._timeout = timeout
-        self._unknown: dict[str, Any] = {}
-        self._lock = threading.Lock()
+        self._unknown = Unknown()
 
     def send(self, name: str, **record: Any) -> None:
         """Send a record, and return once the broker has confirmed it.
@@ -58,14 +55,9 @@ class Confirmed:
         Raises:
             Exception: the client's own; without a confirm a record does not exist.
         """
-        with self._lock:
-            future = self._unknown.pop(name, None)
-        future = future or self._client.send(self._topic, **record)
+        future = self._unknown.take(name) or self._client.send(self._topic, **record)
         try:
             future.get(timeout=self._timeout)
         finally:
             if not future.is_done:
-                with self._lock:
-                    while len(self._unknown) >= MAX_UNKNOWN:
-                        self._unknown.pop(next(iter(self._unknown)), None)
-                    self._unknown[name] = future
+                self._unknown.keep(name, future)

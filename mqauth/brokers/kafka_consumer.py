@@ -15,7 +15,7 @@ from mqauth.brokers.kafka_assignment import listen
 from mqauth.brokers.kafka_outbox import transactions_of
 from mqauth.brokers.kafka_poller import Poller
 from mqauth.brokers.kafka_producer import Producer
-from mqauth.brokers.kafka_replies import responder
+from mqauth.brokers.kafka_replies import Replies
 from mqauth.brokers.log_consumer import LogConsumer
 from mqauth.deadletter import DeadLetterSink
 from mqauth.delivery.backoff import Backoff
@@ -40,7 +40,8 @@ class Consumer(LogConsumer):
             are committed in one transaction with their offsets.
         decode: makes ``Verified.value`` of the body after verification; what it raises dead-letters the
             message as ``handler_failed``. Not called for a tombstone.
-        replies: sends what ``Verified.reply`` is given to the topic in ``reply-to``.
+        replies: sends what ``Verified.reply`` is given to the topic in ``reply-to``. Where its client fails for
+            good, since the broker refused an answer for example, ``run`` ends with ``ProducerFatalError``.
         grace: seconds a running handler may take to finish after ``stop``, and before a rebalance; before one at
             most half of the client's ``max_poll_interval_ms``.
         on_poison: ``"stop"`` with an error at a record kafka-python cannot parse, or ``"skip"`` its batch and
@@ -80,9 +81,11 @@ class Consumer(LogConsumer):
         )  # fmt: skip
         transactions = transactions_of(client, dead_letters, book, guard.clock, backoff)
         letters = (lambda _: dead_letters) if transactions is None else transactions.sink
-        answer = None if replies is None else responder(replies)
+        answer = None if replies is None else Replies(replies)
         work = Work(guard, book, handler, letters, decode=decode, answer=answer)
-        poller = Poller(client, book, work, guard, skip=on_poison == "skip", transactions=transactions)
+        poller = Poller(
+            client, book, work, guard, skip=on_poison == "skip", transactions=transactions, replies=answer
+        )
         patience = kafka_settings.rebalance_patience(client, grace)
         super().__init__(poller, guard, book, work, threads=workers, grace=grace, patience=patience)
         listen(client, book)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
 from mqauth.brokers.kafka_confirm import Confirmed
-from mqauth.brokers.kafka_translate import carries, dead_letter_headers
-from mqauth.deadletter import PREFIX, DeadLetter
-from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.brokers.kafka_translate import carries
+from mqauth.brokers.letters import first_taken
+from mqauth.brokers.log_records import dead_letter_headers
+from mqauth.deadletter import DeadLetter, Oversize, check_oversize, undelivered
+from mqauth.flow import run
 from mqauth.message import Message
 
 if TYPE_CHECKING:
@@ -38,14 +41,13 @@ class DeadLetters:
         topic: str,
         timeout: float = 30,
         *,
-        oversize_letters: Literal["reference", "stop"] = "reference",
+        oversize_letters: Oversize = "reference",
     ) -> None:
+        check_oversize(oversize_letters)
         self.client: Any = client
-        if oversize_letters not in ("reference", "stop"):
-            raise ConfigurationError('oversize_letters is "reference" or "stop"')
         self._records = Confirmed(client, topic, timeout)
         self.name = topic
-        self._by_reference = oversize_letters == "reference"
+        self._oversize = oversize_letters
 
     def publish(self, letter: DeadLetter, /) -> None:
         """Send a letter in the first of its forms that fits, and return once the broker has confirmed it.
@@ -53,17 +55,10 @@ class DeadLetters:
         Raises:
             Unavailable: ``dead_letter_unavailable``: refused, timed out or not reachable.
         """
-        refused: Exception | None = None
-        for form in letter.forms(carries, can_exist):
-            if not self._by_reference and (f"{PREFIX}form", "reference") in form.headers:
-                break
-            try:
-                return self._send(form, letter.id)
-            except MessageSizeTooLargeError as error:
-                refused = error
-        raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "no form of the letter fits the broker") from refused
+        send = partial(self._send, letter.id)
+        run(first_taken(letter, send, carries, can_exist, MessageSizeTooLargeError, self._oversize))
 
-    def _send(self, form: Message, letter: str) -> None:
+    def _send(self, letter: str, form: Message) -> None:
         """Send one form; only a confirmed record is a dead letter."""
         headers = dead_letter_headers(form.headers)
         try:
@@ -71,7 +66,7 @@ class DeadLetters:
         except MessageSizeTooLargeError:
             raise
         except (KafkaError, ValueError, TypeError, OSError) as error:
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
+            raise undelivered(type(error).__name__) from error
 
 
 def can_exist(form: Message) -> bool:

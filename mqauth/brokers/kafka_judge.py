@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mqauth.brokers.kafka_log import NO_LOG, Log
 from mqauth.brokers.kafka_translate import from_native
+from mqauth.brokers.log_records import NO_LOG, Log
 from mqauth.deadletter import DeadLetterSink
 from mqauth.errors import Cause, Reason
 from mqauth.flow import run

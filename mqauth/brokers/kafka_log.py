@@ -7,23 +7,10 @@ them at hand, so that asking costs no request.
 from __future__ import annotations
 
 import base64
-from typing import Any, Final, NamedTuple
+from typing import Any
 from uuid import UUID
 
-
-class Log(NamedTuple):
-    """Where the records of a topic are, beyond its name.
-
-    Args:
-        cluster: id of the cluster, ``None`` where it is not known.
-        topic_id: id of the topic as Kafka's tools print it, 22 characters; ``None`` where it is not known.
-    """
-
-    cluster: str | None = None
-    topic_id: str | None = None
-
-
-NO_LOG: Final = Log()
+from mqauth.brokers.log_records import NO_LOG, Log
 
 
 class Logs:

@@ -18,7 +18,8 @@ from kafka.errors import CommitFailedError, RebalanceInProgressError, RetriableE
 from mqauth import audit, destination
 from mqauth.audit import AuditRecord
 from mqauth.brokers import kafka_repair
-from mqauth.brokers.kafka_log import NO_LOG, Log, Logs
+from mqauth.brokers.kafka_log import Logs
+from mqauth.brokers.log_records import NO_LOG, Log
 from mqauth.clock import SYSTEM_RANDOMNESS, uuid7
 from mqauth.delivery.work import Work
 from mqauth.errors import MqauthError, Reason

@@ -11,6 +11,7 @@ from mqauth.brokers import kafka_repair
 from mqauth.brokers.kafka_log import Logs
 from mqauth.brokers.kafka_outbox import Transactions
 from mqauth.brokers.kafka_poison import COMES_AGAIN, Parsed
+from mqauth.brokers.kafka_replies import Replies
 from mqauth.brokers.kafka_translate import from_native
 from mqauth.delivery.book import Book
 from mqauth.delivery.facts import Wanted
@@ -33,6 +34,7 @@ class Poller:
         guard: names skipped ranges.
         skip: skip what cannot be parsed instead of stopping.
         transactions: commit dead letters with their offsets, where those are to be one.
+        replies: send answers.
     """
 
     def __init__(
@@ -44,10 +46,12 @@ class Poller:
         *,
         skip: bool,
         transactions: Transactions | None,
+        replies: Replies | None,
     ) -> None:
         self._client = client
         self._book = book
         self._transactions = transactions
+        self._replies = replies
         self._logs = Logs(client)
         self._scope = str(client.config["group_id"])
         self._records = Parsed(client, work, guard, self._logs, skip=skip)
@@ -60,8 +64,10 @@ class Poller:
 
         Raises:
             PoisonRecordError: a record cannot be parsed, and the policy is to stop.
-            ProducerFatalError: another producer has taken over the transactional id.
+            ProducerFatalError: the producer of answers, or of transactional letters, can send nothing more.
         """
+        if self._replies is not None:
+            self._replies.check()
         self._ask(self._book.wanted(self._client.assignment(), self._client.paused()))
         self._book.beat()
         records = self._records.poll(self._patience(), joins=joins)

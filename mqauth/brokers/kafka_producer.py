@@ -13,7 +13,7 @@ from mqauth.brokers.kafka_atomic import Atomic
 from mqauth.brokers.kafka_client import producer_settings
 from mqauth.brokers.kafka_room import Room
 from mqauth.brokers.kafka_sealing import Sealing
-from mqauth.brokers.kafka_translate import native_headers, to_message
+from mqauth.brokers.log_records import native_headers, to_message
 from mqauth.errors import ConfigurationError, MqauthError
 from mqauth.message import Message
 from mqauth.signer import Signer
@@ -114,7 +114,7 @@ class Producer(Atomic):
             kafka.errors.MessageSizeTooLargeError: over the client's ``max_request_size``, token included.
         """
         message = to_message(topic, self._octets(value), key, headers)
-        self._refuse_fatal()
+        self.check_alive()
         sealing = self._sealing
         if sealing is None or not self._joins(sealing, topic):
             return self._send_alone(topic, message, partition, timestamp_ms)  # type: ignore[no-any-return]
@@ -141,6 +141,17 @@ class Producer(Atomic):
             timeout = self._settle(timeout)
         finally:
             self.client.close(timeout)
+
+    def check_alive(self) -> None:
+        """Say what the client will not say by itself: it never recovers.
+
+        Raises:
+            ProducerFatalError: it has failed for good.
+        """
+        manager = getattr(self.client, "_transaction_manager", None)
+        if manager is not None and manager.has_fatal_error():
+            first = type(manager.last_error).__name__
+            raise ProducerFatalError(f"the producer failed for good with {first}: close it and make a new one")
 
     def __enter__(self) -> Self:
         return self
@@ -188,10 +199,3 @@ class Producer(Atomic):
         until = None if timeout is None else time.monotonic() + timeout
         self._sealing.flush(timeout)
         return None if until is None else max(0.0, until - time.monotonic())
-
-    def _refuse_fatal(self) -> None:
-        """Say what the client will not say by itself: it never recovers."""
-        manager = getattr(self.client, "_transaction_manager", None)
-        if manager is not None and manager.has_fatal_error():
-            first = type(manager.last_error).__name__
-            raise ProducerFatalError(f"the producer failed for good with {first}: close it and make a new one")

@@ -2,45 +2,88 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from typing import Any, Final
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, TypeAlias
 
-from kafka.errors import RetriableError, UnknownTopicOrPartitionError
+from kafka.errors import KafkaError, RetriableError, UnknownTopicOrPartitionError
 
 from mqauth.brokers.kafka_producer import Producer, ProducerFatalError
 from mqauth.errors import ConfigurationError, RetryLater, Unavailable
-from mqauth.verified import Responder, Verified
+from mqauth.verified import Verified
 
+_LOG: Final = logging.getLogger("mqauth.kafka")
 _MILLISECONDS: Final = 1000
 _OUT_OF_REACH: Final = (RetriableError, ProducerFatalError, Unavailable)
 """What sending raises where broker or signing key cannot be reached, or the client has failed for good."""
 
 
-def responder(producer: Producer) -> Responder:
-    """Return what ``Verified.reply`` calls: it sends a signed answer to the topic in reply-to.
+_Request: TypeAlias = tuple[str, str, str, int | None]
+
+
+def _request(verified: Verified) -> _Request:
+    """Return what tells a request from others, whichever attempt at it this is."""
+    return verified.issuer, verified.subject, verified.jti, verified.index
+
+
+class Replies:
+    """What ``Verified.reply`` calls: sends a signed answer to the topic in reply-to.
 
     The handler is put off while the broker or the signing key cannot be reached. What is wrong with the answer or
-    its topic fails the handler.
+    its topic fails the handler. An answer that the broker refuses makes an idempotent client fail for good: then
+    the request of that answer fails, all others are put off, and ``check`` ends the consumer.
 
     Args:
         producer: sends.
     """
 
-    def reply(verified: Verified, body: bytes) -> Answer:
-        properties = verified.properties
+    def __init__(self, producer: Producer) -> None:
+        self._producer = producer
+        self._refused: dict[_Request, KafkaError] = {}
+
+    def __call__(self, verified: Verified, body: bytes) -> Answer:
+        """Send an answer.
+
+        Raises:
+            RetryLater: it cannot be sent now.
+            ConfigurationError: the request names no topic.
+            kafka.errors.KafkaError: the topic does not exist, or the broker refused an earlier answer.
+        """
+        properties, request = verified.properties, _request(verified)
         if "reply-to" not in properties:
             raise ConfigurationError("the message has no reply-to")
         names = ("correlation-id",) if "correlation-id" in properties else ()
         headers = [(name, properties[name].encode("utf-8")) for name in names]
         topic, began = properties["reply-to"], time.monotonic()
         try:
-            return Answer(producer.send(topic, value=body, headers=headers))
+            return Answer(self._producer.send(topic, value=body, headers=headers), partial(self._note, request))
         except _OUT_OF_REACH as error:
-            if isinstance(error, RetriableError) and _is_no_topic(producer.client, topic, began):
+            if request in self._refused:
+                raise self._refused[request] from error
+            if isinstance(error, RetriableError) and _is_no_topic(self._producer.client, topic, began):
                 raise
             raise _later(error) from error
 
-    return reply
+    def check(self) -> None:
+        """Refuse to go on with a client that has failed for good: every request would be put off.
+
+        Raises:
+            ProducerFatalError: it has.
+        """
+        try:
+            self._producer.check_alive()
+        except ProducerFatalError as error:
+            _LOG.critical("answers: %s; the consumer ends, requests without an answer come again", error)
+            raise
+
+    def _note(self, request: _Request, error: KafkaError) -> None:
+        """Remember whose answer made the client fail for good, for its request's next attempt."""
+        try:
+            self._producer.check_alive()
+        except ProducerFatalError:
+            self._refused[request] = error
 
 
 class Answer:
@@ -48,10 +91,12 @@ class Answer:
 
     Args:
         future: the client's.
+        refused: told why the broker refused it.
     """
 
-    def __init__(self, future: Any) -> None:
+    def __init__(self, future: Any, refused: Callable[[KafkaError], None]) -> None:
         self._future = future
+        self._refused = refused
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._future, name)
@@ -69,6 +114,9 @@ class Answer:
             raise
         except _OUT_OF_REACH as error:
             raise _later(error) from error
+        except KafkaError as error:
+            self._refused(error)
+            raise
 
 
 def _is_no_topic(client: Any, topic: str, began: float) -> bool:

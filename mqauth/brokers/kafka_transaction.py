@@ -18,10 +18,11 @@ from mqauth.brokers import kafka_repair
 from mqauth.brokers.kafka_client import producer_settings
 from mqauth.brokers.kafka_confirm import MAX_BLOCK
 from mqauth.brokers.kafka_deadletter import can_exist
-from mqauth.brokers.kafka_translate import carries, dead_letter_headers
+from mqauth.brokers.kafka_translate import carries
+from mqauth.brokers.log_records import dead_letter_headers
 from mqauth.clock import Clock
-from mqauth.deadletter import DeadLetter
-from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.deadletter import DeadLetter, undelivered
+from mqauth.errors import ConfigurationError
 from mqauth.message import Message
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class TransactionalDeadLetters:
             except MessageSizeTooLargeError:
                 self._limit = min(self._limit, _size(form))
         self._limit = math.inf  # it may be raised
-        raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "no form of the letter fits the broker")
+        raise undelivered("no form of the letter fits the broker")
 
     def _checked(self) -> Any:
         """Return a new client, set up as it must be."""

@@ -80,7 +80,7 @@ class LogConsumer(Background):
         Raises:
             ConfigurationError: it ran before, or a plug-in is asynchronous.
             PoisonRecordError: a record cannot be parsed and the policy is to stop.
-            ProducerFatalError: another producer has taken over the id of transactional dead letters.
+            ProducerFatalError: the producer of answers, or of transactional dead letters, can send nothing more.
             Exception: the client's own, where the broker refuses it for good, for lack of rights for example.
         """
         if self._started:

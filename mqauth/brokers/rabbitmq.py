@@ -9,25 +9,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aio_pika.abc import AbstractIncomingMessage
 from aiormq.abc import DeliveredMessage
 
+from mqauth.brokers.queue_delivery import Processor, passes
 from mqauth.brokers.rabbitmq_audit import AuditQueue
 from mqauth.brokers.rabbitmq_consumer import Consumer
 from mqauth.brokers.rabbitmq_deadletter import DeadLetters
-from mqauth.brokers.rabbitmq_delivery import Processor
-from mqauth.brokers.rabbitmq_hold import CONSUMER_TIMEOUT
+from mqauth.brokers.rabbitmq_delivery import Deliveries
 from mqauth.brokers.rabbitmq_incoming import as_incoming
 from mqauth.brokers.rabbitmq_producer import Producer, UnroutableError
 from mqauth.brokers.rabbitmq_replies import as_responder
-from mqauth.brokers.rabbitmq_slot import NO_LIMIT, Slot
 from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT, declare_dead_letters, declare_source
-from mqauth.brokers.rabbitmq_translate import from_native
-from mqauth.brokers.rabbitmq_wire import to_message
+from mqauth.brokers.rabbitmq_translate import from_native, to_message
 from mqauth.deadletter import DeadLetterSink
 from mqauth.delivery.facts import QueueHealth as Health
+from mqauth.delivery.hold import CONSUMER_TIMEOUT
+from mqauth.delivery.slot import Slot
 from mqauth.errors import ConfigurationError
 from mqauth.flow import arun
 from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline
@@ -88,7 +89,7 @@ def guarded(
     if guard.audit is None:
         raise ConfigurationError("a consumer's pipeline needs audit=")
     processor = Processor(
-        queue,
+        Deliveries(queue),
         guard,
         handler,
         dead_letters=dead_letters,
@@ -156,8 +157,9 @@ async def judge(
         StaleDelivery: its channel ended: the broker delivers it again.
     """
     incoming = as_incoming(incoming)
-    delivery = guard.receive(from_native(incoming, queue=queue, scope=scope))
-    delivery.fence = Slot(incoming, None, guard.clock.monotonic(), NO_LIMIT).fence
+    calls = Deliveries(queue, scope)
+    delivery = guard.receive(calls.message(incoming))
+    delivery.fence = partial(passes, calls, Slot(incoming, calls, guard.clock.monotonic()))
     delivery.fence(delivery)
     outcome = await arun(guard.judge(delivery))
     return Judged(outcome=outcome, delivery=delivery, guard=guard)

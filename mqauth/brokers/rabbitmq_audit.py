@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import uuid
-
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractQueue
-from pamqp import commands
 
 from mqauth import strictjson
 from mqauth.audit import AuditRecord
-from mqauth.brokers import rabbitmq_topology
-from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error
-from mqauth.brokers.rabbitmq_reopening import ready
-from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.brokers.amqp_messages import new_message_id
+from mqauth.brokers.rabbitmq_confirm import Confirmed
+from mqauth.brokers.rabbitmq_frame import Measured
+from mqauth.brokers.rabbitmq_topology import declare_dead_letters
+from mqauth.errors import Cause
 
 CONTENT_TYPE = "application/json"
 RECORD_TYPE = "mqauth-audit-1"
@@ -36,13 +33,9 @@ class AuditQueue:
     """
 
     def __init__(self, channel: AbstractChannel, name: str, *, timeout: float = 30) -> None:
-        if not getattr(channel, "publisher_confirms", False):
-            raise ConfigurationError("an audit queue needs a channel with publisher confirms")
-        if timeout <= 0 or not name:
-            raise ConfigurationError("name is set, timeout above 0")
+        self._queue = Confirmed(channel, name, timeout, Cause.AUDIT_UNAVAILABLE)
         self.channel = channel
         self.name = name
-        self._timeout = timeout
 
     async def declare(self) -> AbstractQueue:
         """Declare the recommended queue: quorum, no delivery limit, no TTL, refusing when full.
@@ -50,7 +43,7 @@ class AuditQueue:
         Raises:
             aio_pika.exceptions.ChannelPreconditionFailed: it exists with other arguments.
         """
-        return await rabbitmq_topology.declare_dead_letters(self.channel, self.name)
+        return await declare_dead_letters(self.channel, self.name)
 
     async def write(self, record: AuditRecord, /) -> None:
         """Publish one record and return once the broker has confirmed it.
@@ -58,26 +51,12 @@ class AuditQueue:
         Raises:
             Unavailable: ``audit_unavailable``: no such queue, full, timed out or not reachable.
         """
-        message = aio_pika.Message(
+        message = Measured(
             strictjson.dumps(record.as_dict()),
             content_type=CONTENT_TYPE,
             type=RECORD_TYPE,
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-            message_id=uuid.uuid4().hex,  # returns are matched by it: one of its own each time
+            message_id=new_message_id(),  # returns are matched by it: one of its own each time
         )
-        try:
-            async with asyncio.timeout(self._timeout):
-                with closing_is_an_error():
-                    await ready(self.channel)
-                    result = await self.channel.default_exchange.publish(message, self.name, mandatory=True)
-        except TimeoutError as error:
-            raise _unavailable(f"no confirm within {self._timeout} s") from error
-        except LOST as error:
-            raise _unavailable(type(error).__name__) from error
-        if not isinstance(result, commands.Basic.Ack):
-            raise _unavailable("the audit queue does not exist")
-
-
-def _unavailable(detail: str) -> Unavailable:
-    """Return why the record is not durable yet."""
-    return Unavailable(Cause.AUDIT_UNAVAILABLE, detail)
+        async with self._queue.in_time():
+            await self._queue.publish(message)

@@ -12,6 +12,7 @@ from typing import Any, Final
 from aio_pika import exceptions
 from aio_pika.abc import AbstractIncomingMessage
 
+from mqauth.brokers.queue_tasks import was_cancelled
 from mqauth.errors import MqauthError
 
 LOST: Final = (exceptions.AMQPError, exceptions.ChannelInvalidStateError, OSError)
@@ -23,15 +24,6 @@ class ClosedByOwnerError(MqauthError, exceptions.ChannelInvalidStateError):
     """Channel or connection were closed by their owner: nothing will reopen them."""
 
     code = "closed"
-
-
-def was_cancelled() -> bool:
-    """Tell whether this task was cancelled, and not only a future of aiormq's that it awaited.
-
-    aiormq cancels the futures of a connection that closes, which looks the same to whoever awaits them.
-    """
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def is_stale(incoming: AbstractIncomingMessage) -> bool:

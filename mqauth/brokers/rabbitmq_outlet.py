@@ -6,23 +6,18 @@ one, and marshals what was marshalled before to know its size. aiormq's own ``ba
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Final, Protocol
 
-import aio_pika
 import aiormq
 from aio_pika import exceptions
 from aio_pika.abc import AbstractExchange, AbstractMessage
 from pamqp import commands
 
 from mqauth.brokers.rabbitmq_channel import is_untouched
+from mqauth.brokers.rabbitmq_frame import Measured, agreed, check_frame, frame_limit, unsendable
 from mqauth.brokers.rabbitmq_translate import headers_out
-from mqauth.brokers.rabbitmq_wire import MAX_HEADER_FRAME, check_frame
-from mqauth.errors import MalformedMessage
 from mqauth.message import Message
 
-_FRAME_REST: Final = 12
-"""Bytes of a header frame before its properties: class, weight and body size."""
 DRAIN_EVERY: Final = 32
 """Publishes of which one waits for the socket: a broker that stops reading stops all of them soon."""
 
@@ -101,7 +96,7 @@ class Direct:
         try:
             found: commands.Basic.Properties = native.properties
         except Exception as error:
-            raise _unsendable(error) from error
+            raise unsendable(error) from error
         found.message_id = message_id
         return found
 
@@ -110,10 +105,9 @@ class Direct:
         taken.headers = headers_out(sealed.headers)
         try:
             raw = taken.marshal()
-        except Exception as error:  # pamqp raises TypeError, struct.error, OverflowError and more
-            raise _unsendable(error) from error
-        if len(raw) + _FRAME_REST > MAX_HEADER_FRAME:
-            raise MalformedMessage(f"properties and headers with the token are over {MAX_HEADER_FRAME} bytes")
+        except Exception as error:
+            raise unsendable(error) from error
+        check_frame(raw)
         return Encoded(taken.message_id or "", raw, sealed.body or b"")
 
     async def send(self, ready: Encoded, routing_key: str, *, mandatory: bool, immediate: bool) -> Any:
@@ -124,6 +118,7 @@ class Direct:
         if exchange.channel.is_closed:
             raise exceptions.ChannelInvalidStateError("the channel is closed")
         channel: aiormq.Channel = await exchange.channel.get_underlay_channel()
+        check_frame(ready.raw, agreed(channel))
         self._sent += 1
         return await channel.basic_publish(
             ready.body,
@@ -146,24 +141,20 @@ class Through:
     def __init__(self, exchange: AbstractExchange) -> None:
         self._exchange = exchange
 
-    def take(self, native: AbstractMessage, message_id: str, /) -> aio_pika.Message:
+    def take(self, native: AbstractMessage, message_id: str, /) -> Measured:
         """Return a copy of the message."""
-        found: aio_pika.Message = copy.copy(native)  # type: ignore[assignment]
+        found = Measured.of(native)
         found.message_id = message_id
         return found
 
-    def ready(self, taken: aio_pika.Message, sealed: Message, /) -> aio_pika.Message:
+    def ready(self, taken: Measured, sealed: Message, /) -> Measured:
         """Return the copy with the sealed body and headers, sharing nothing with the caller's."""
         taken.body = sealed.body or b""
         taken.headers = headers_out(sealed.headers)
-        check_frame(taken)
+        taken.check()
         return taken
 
-    async def send(self, ready: aio_pika.Message, routing_key: str, *, mandatory: bool, immediate: bool) -> Any:
+    async def send(self, ready: Measured, routing_key: str, *, mandatory: bool, immediate: bool) -> Any:
         """Publish and wait for the confirm."""
+        ready.limit = await frame_limit(getattr(self._exchange, "channel", None))
         return await self._exchange.publish(ready, routing_key, mandatory=mandatory, immediate=immediate)
-
-
-def _unsendable(error: Exception) -> MalformedMessage:
-    """Return why a message cannot be encoded."""
-    return MalformedMessage(f"aio-pika cannot send the message: {type(error).__name__}")

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
-from weakref import WeakKeyDictionary
+from typing import Any, Final, Self
 
 import aio_pika
 import aiormq.abc
@@ -19,28 +16,19 @@ from aio_pika.abc import AbstractExchange, AbstractMessage, PublishResultType
 from pamqp import commands
 
 from mqauth.batching import DEFAULT_LINGER
+from mqauth.brokers.amqp_messages import new_message_id
 from mqauth.brokers.rabbitmq_channel import ClosedByOwnerError, closing_is_an_error
 from mqauth.brokers.rabbitmq_outlet import Outlet, Outlets
 from mqauth.brokers.rabbitmq_reopening import reopen
-from mqauth.brokers.rabbitmq_sealing import Pace, Sealing
-from mqauth.brokers.rabbitmq_wire import to_message
+from mqauth.brokers.rabbitmq_returns import turn
+from mqauth.brokers.rabbitmq_translate import to_message
+from mqauth.brokers.sealing import Alone, Pace, Sealing
+from mqauth.brokers.underway import UnderWay
 from mqauth.errors import MalformedMessage, MqauthError
 from mqauth.message import Message
 from mqauth.signer import Signer
 
-_ID_BYTES: Final = 16
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
-_TURNS: Final[WeakKeyDictionary[Any, dict[str, _Turn]]] = WeakKeyDictionary()
-
-
-class _Publishing(NamedTuple):
-    """A call of ``publish``, as it was when it was made."""
-
-    outlet: Outlet
-    taken: Any
-    routing_key: str
-    mandatory: bool
-    immediate: bool
 
 
 class UnroutableError(MqauthError, exceptions.DeliveryError):
@@ -81,13 +69,12 @@ class Producer:
         linger: float = DEFAULT_LINGER,
     ) -> None:
         pace = Pace(batch, linger)
+        self._sealing = Alone(signer) if batch == 1 else Sealing(signer, pace)
         self._exchange = exchange
         self._outlets = Outlets(exchange)
         self._signer = signer
-        self._sealing = None if batch == 1 else Sealing(signer, pace)
         self._serialize = value_serializer
-        self._under_way = 0
-        self._closed: asyncio.Future[None] | None = None
+        self._under_way = UnderWay(lambda: ClosedByOwnerError("the producer was closed"))
         self._channel = getattr(exchange, "channel", None)
         if not getattr(self._channel, "publisher_confirms", True):
             _LOG.warning("a producer's channel has no publisher confirms: lost messages go unnoticed")
@@ -121,28 +108,19 @@ class Producer:
                 again here: publish again yourself, which makes a new token, and expect duplicates.
             ClosedByOwnerError: the producer was closed.
         """
-        if self._closed is not None:
-            raise ClosedByOwnerError("the producer was closed")
-        self._under_way += 1
-        try:
+        with self._under_way:
             native = self._as_message(message)
-            publishing = self._publish(native, routing_key, mandatory=mandatory, immediate=immediate)
+            publishing = self._publish(native, routing_key, {"mandatory": mandatory, "immediate": immediate})
             if timeout is None:
                 return await publishing
             async with asyncio.timeout(timeout):
                 return await publishing
-        finally:
-            self._under_way -= 1
-            self._tell_closer()
 
     async def close(self) -> None:
         """Seal what waits, and return when every publish has its outcome; the exchange stays as it is."""
-        if self._closed is None:
-            self._closed = asyncio.get_running_loop().create_future()
-            self._tell_closer()
-        if self._sealing is not None:
-            self._sealing.seal_now()
-        await asyncio.shield(self._closed)
+        self._under_way.close()
+        self._sealing.seal_now()
+        await self._under_way.over()
 
     async def __aenter__(self) -> Self:
         return self
@@ -158,7 +136,7 @@ class Producer:
         Raises:
             MalformedMessage: the message cannot be sent, or would arrive as something else.
         """
-        message_id = message.message_id or _new_id()
+        message_id = message.message_id or new_message_id()
         wire = self._wire(message, routing_key, message_id)
         way = self._outlets.through
         return way.ready(way.take(message, message_id), self._signer.sign(wire))
@@ -180,74 +158,28 @@ class Producer:
         return to_message(message, exchange=self._exchange.name, routing_key=routing_key, message_id=message_id)
 
     async def _publish(
-        self, native: AbstractMessage, routing_key: str, *, mandatory: bool, immediate: bool
+        self, native: AbstractMessage, routing_key: str, flags: dict[str, bool]
     ) -> PublishResultType | None:
         """Take the message as it is now, seal it, send it."""
-        message_id = native.message_id or _new_id()
+        message_id = native.message_id or new_message_id()
         wire, way = self._wire(native, routing_key, message_id), self._outlets.now()
-        publishing = _Publishing(way, way.take(native, message_id), routing_key, mandatory, immediate)
-
+        send = partial(self._confirmed, way, way.take(native, message_id), routing_key, flags)
         if not native.message_id:  # a fresh one is nobody else's
-            return await self._send(wire, publishing)
-        async with _turn(self._exchange, message_id):
-            return await self._send(wire, publishing)
+            return await self._sealing.publish(wire, send)
+        async with turn(self._exchange, message_id):
+            return await self._sealing.publish(wire, send)
 
-    async def _send(self, wire: Message, publishing: _Publishing) -> PublishResultType | None:
-        """Seal a message, alone or with others, and send it."""
-        if self._sealing is None:
-            return await self._confirmed(publishing, self._signer.sign(wire))
-        sealed, since = await self._sealing.seal(wire)
-        try:
-            result = await self._confirmed(publishing, sealed)
-        except BaseException:
-            self._sealing.lost()
-            raise
-        self._sealing.confirmed(since)
-        return result
-
-    async def _confirmed(self, publishing: _Publishing, sealed: Message) -> PublishResultType | None:
+    async def _confirmed(
+        self, way: Outlet, taken: Any, routing_key: str, flags: dict[str, bool], sealed: Message
+    ) -> PublishResultType | None:
         """Publish and turn what aio-pika may hide into errors."""
-        way, taken, routing_key, mandatory, immediate = publishing
         ready = way.ready(taken, sealed)
         try:
             await reopen(self._channel)
             with closing_is_an_error():
-                result = await way.send(ready, routing_key, mandatory=mandatory, immediate=immediate)
+                result = await way.send(ready, routing_key, **flags)
         except exceptions.PublishError:
             raise UnroutableError(self._exchange.name, routing_key) from None
         if isinstance(result, aiormq.abc.DeliveredMessage):
             raise UnroutableError(self._exchange.name, routing_key)
         return result  # type: ignore[no-any-return]
-
-    def _tell_closer(self) -> None:
-        """Let ``close`` return once nothing is under way."""
-        if self._closed is not None and not self._under_way and not self._closed.done():
-            self._closed.set_result(None)
-
-
-def _new_id() -> str:
-    """Return a message id nobody else has."""
-    return os.urandom(_ID_BYTES).hex()
-
-
-@dataclass(slots=True)
-class _Turn:
-    """Who is publishing under one message id, and how many wait for their turn."""
-
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    users: int = 0
-
-
-@asynccontextmanager
-async def _turn(exchange: AbstractExchange, message_id: str) -> AsyncIterator[None]:
-    """Keep two messages of one id from being in flight on one channel: aiormq would swap their outcomes."""
-    turns = _TURNS.setdefault(getattr(exchange, "channel", exchange), {})
-    turn = turns.setdefault(message_id, _Turn())
-    turn.users += 1
-    try:
-        async with turn.lock:
-            yield
-    finally:
-        turn.users -= 1
-        if not turn.users:
-            turns.pop(message_id, None)

@@ -68,6 +68,8 @@ class Ahead:
         unjudged = [each for each in deliveries if each.step is _JUDGE]
         began = self._monotonic()
         wishes = self._wishes(unjudged)
+        for delivery, wish in wishes:
+            delivery.claim = wish  # from now on the store may hold it, whatever becomes of its answer
         try:
             statuses = many([wish for _, wish in wishes]) if wishes else []
         except Exception:

@@ -88,14 +88,14 @@ class Book:
         cooperative protocol (KIP-429) only what is really lost is revoked.
         """
         with self._lock:
-            self._drop(set(places) - set(held))
+            self._forget(set(places) - set(held))
             for place in set(places) & self._parts.keys():
                 self._parts[place].suspended = True
 
     def assigned(self, held: Collection[Any]) -> None:
         """Note the end of a rebalance: what is held is gone on with, what did not come back is dropped."""
         with self._lock:
-            self._drop({place for place, part in self._parts.items() if part.suspended} - set(held))
+            self._forget({place for place, part in self._parts.items() if part.suspended} - set(held))
             for part in self._parts.values():
                 part.suspended = False
             self._doubted = None
@@ -103,7 +103,7 @@ class Book:
     def lost(self, places: Collection[Any]) -> None:
         """Note that partitions are somebody else's already."""
         with self._lock:
-            self._drop(set(places))
+            self._forget(set(places))
 
     def hold_back(self, holding: bool) -> None:
         """Start nothing more while a rebalance is due, so that what runs can end and be committed before it."""
@@ -178,10 +178,10 @@ class Book:
             self._running.remove(part)
             self._ended = True
 
-    def skipped(self, place: Place, beyond: int) -> None:
+    def skipped(self, part: Part, beyond: int) -> None:
         """Note that a range of which nothing can be read is on record; the log goes on behind it."""
         with self._lock:
-            self.part(place).skip(beyond)
+            part.skip(beyond)
 
     def stall(self, part: Part, offset: int, outcome: Outcome) -> None:
         """Let a partition wait for the world at an offset."""
@@ -297,7 +297,7 @@ class Book:
         """Return what was claimed and will not be handled here: put off, or judged ahead of its turn."""
         with self._lock:
             idle = [part for part in self._parts.values() if not part.running]
-            return [each for part in idle for each in part.waiting if each.step is Step.HANDLE]
+            return [each for part in idle for each in part.waiting if _is_claimed(each)]
 
     def hand_back(self, held: Set[Any], paused: Set[Any]) -> Wanted:
         """Return what leaves the client as it was: nothing paused by us, each place at its first open record."""
@@ -324,7 +324,17 @@ class Book:
         renewed.letters.extend(kept)
         return renewed
 
+    def _forget(self, places: Set[Any]) -> None:
+        """Drop partitions that were taken away, of which the client keeps no pause either."""
+        self._drop(places)
+        self._paused -= places
+
     def _drop(self, places: Set[Any]) -> None:
         """Forget partitions; what runs of them is not committed."""
         for place in places & self._parts.keys():
             self._parts.pop(place).alive = False
+
+
+def _is_claimed(delivery: Delivery) -> bool:
+    """Tell whether the store may hold a claim of a delivery whose handler did not end; its answer may be lost."""
+    return delivery.step is Step.HANDLE or (delivery.step is Step.JUDGE and delivery.claim is not None)

@@ -7,9 +7,12 @@ so it must never reach past one that is not settled, nor past one that is somebo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from mqauth.pipeline import Delivery
+
+MOST: Final = 256
+"""Settled deliveries that wait for nothing more."""
 
 
 class Ack(NamedTuple):
@@ -50,6 +53,14 @@ class Ledger:
     def unacked(self) -> int:
         """How many the broker counts against the prefetch."""
         return len(self._open) + len(self._settled)
+
+    def presses(self, window: int) -> bool:
+        """Tell whether acks are to wait for nothing more: the broker would soon send nothing.
+
+        Args:
+            window: how many unacked deliveries the broker allows.
+        """
+        return self.waiting >= min(max(1, window // 2), MOST) or self.unacked >= window
 
     def opened(self, tag: int) -> None:
         """Note a delivery; nothing covers it before it is settled."""

@@ -90,9 +90,10 @@ class Part:
 
     @property
     def first_open(self) -> int | None:
-        """The lowest offset whose record is not settled, or whose letter is not committed."""
+        """The lowest offset whose record is not settled or not read again, or whose letter is not committed."""
         places = [self.letters[0][0]] if self.letters else []
         places += [offset_of(self.waiting[0].message)] if self.waiting else []
+        places += [] if self.seek is None else [self.seek]
         return min(places, default=None)
 
     def receive(self, message: Message, now: float) -> None:
@@ -113,7 +114,9 @@ class Part:
         """Keep the first record that waits, and let those behind it be read again."""
         head, *tail = self.waiting
         if tail:
-            self.receipts = _receipts(tail)
+            last = offset_of(tail[-1].message)
+            behind = tuple(known for known in self.receipts if known.upto > last)  # not read again yet
+            self.receipts = _receipts(tail) + behind
             self.waiting = deque((head,))
             self.last, self.beyond = offset_of(head.message), None
             self.seek = offset_of(tail[0].message)

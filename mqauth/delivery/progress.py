@@ -7,8 +7,7 @@ hands, be it held or in its handler, nor runs its handler twice.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import partial
 from typing import Any, Final
@@ -18,22 +17,35 @@ from mqauth.errors import Cause, Reason, Unavailable
 from mqauth.message import Message
 from mqauth.pipeline import Delivery, Pipeline, Step, Verdict
 
-MAX_KEPT: Final = 10_000
+MAX_BYTES: Final = 16 * 1024 * 1024
+"""Of the messages whose deliveries were given back, about."""
+OVERHEAD: Final = 2048
+"""Bytes that a delivery takes beside its message, about."""
+OF_NUMBER: Final = 32
+"""Bytes of a number, a time, or the like."""
 Fence = Callable[[Delivery], Any]
 
 
 class Progress:
-    """Deliveries in flight, and those given back; the latter bounded, the oldest dropped first.
+    """Deliveries in flight, and those given back; the latter bounded in bytes, the oldest dropped first.
+
+    What is dropped, the broker delivers again as something new. It is judged by the time it comes then, and may be
+    ``expired``; it waits for its own claim, at most for the lease; and where its handler had ended and only the
+    confirm was missing, the handler runs again after the lease. That needs messages of 16 MiB given back together,
+    which ``Room`` and the prefetch let happen only where bodies are large. The latest is always kept.
 
     Args:
         guard: the pipeline they are of.
         ended: tells of a client's delivery whether it is not ours any more, since its channel ended.
+        max_bytes: of the messages of those given back.
     """
 
-    def __init__(self, guard: Pipeline, ended: Callable[[Any], bool]) -> None:
+    def __init__(self, guard: Pipeline, ended: Callable[[Any], bool], *, max_bytes: int = MAX_BYTES) -> None:
         self._guard = guard
         self._ended = ended
-        self._kept: OrderedDict[str, list[Delivery]] = OrderedDict()
+        self._max_bytes = max_bytes
+        self._kept: dict[str, list[Delivery]] = {}
+        self._bytes = 0
         self._in_flight: dict[int, Delivery] = {}
         self._keys: dict[int, str] = {}
         self._earlier: dict[int, Delivery] = {}
@@ -72,8 +84,12 @@ class Progress:
     def keep(self, delivery: Delivery) -> None:
         """Keep the progress of a delivery given back for the next one of the same content."""
         self._kept.setdefault(self._key(delivery.message), []).append(delivery)
-        while len(self._kept) > MAX_KEPT:
-            self._kept.popitem(last=False)
+        self._bytes += _size(delivery.message)
+        while self._bytes > self._max_bytes:
+            key, (oldest, *_) = next(iter(self._kept.items()))
+            if oldest is delivery:
+                break
+            self._drop(key, oldest)
 
     def _follow(self, message: Message, earlier: Delivery) -> Delivery:
         """Return a delivery that is judged after one that is still in flight."""
@@ -104,9 +120,13 @@ class Progress:
 
     def _drop(self, key: str, delivery: Delivery) -> None:
         """Keep the progress of a delivery no longer."""
-        left = [kept for kept in self._kept.pop(key, ()) if kept is not delivery]
+        kept = self._kept.get(key, [])
+        left = [each for each in kept if each is not delivery]
+        self._bytes -= (len(kept) - len(left)) * _size(delivery.message)
         if left:
             self._kept[key] = left
+        else:
+            self._kept.pop(key, None)
 
     def _lost(self, key: str) -> Delivery | None:
         """Return the delivery of this content that outlived its connection and is still being handled."""
@@ -130,6 +150,20 @@ def again(message: Message, earlier: Delivery) -> Delivery:
     The store may have taken the earlier claim although its answer was lost.
     """
     return Delivery(message=message, received=earlier.received, deferred=True, owner=earlier.owner)
+
+
+def _size(message: Message) -> int:
+    """Return about the bytes that a delivery of a message takes."""
+    return OVERHEAD + len(message.body or b"") + sum(len(name) + _length(value) for name, value in message.headers)
+
+
+def _length(value: object) -> int:
+    """Return about the bytes of a header's value."""
+    if isinstance(value, Mapping):
+        return sum(_length(part) for pair in value.items() for part in pair)
+    if isinstance(value, tuple):
+        return sum(map(_length, value))
+    return len(value) if isinstance(value, str | bytes) else OF_NUMBER
 
 
 def _is_judged_anew(delivery: Delivery) -> bool:

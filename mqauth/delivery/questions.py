@@ -32,6 +32,8 @@ OF_THE_MOMENT: Final = frozenset(
 The others follow from the bytes of the message and our settings: judged twice, it is wrong twice.
 """
 
+PATIENCE: Final = 10
+"""Parts of the time an answer may take; a process that stood still uses up one of them, however long it stood."""
 W = TypeVar("W")
 
 
@@ -63,3 +65,19 @@ class Questions(Generic[W]):
         """End the question, and return whom it answers."""
         asked, self._asked = self._asked, []
         return asked
+
+
+class Patience:
+    """The time an answer may take, in parts: it counts only while we run and the broker can answer."""
+
+    def __init__(self) -> None:
+        self._left = PATIENCE
+
+    def is_over(self, *, blocked: bool) -> bool:
+        """Tell whether it is over, after one part more without an answer.
+
+        Args:
+            blocked: the broker has blocked the connection, and answers nothing there.
+        """
+        self._left = PATIENCE if blocked else self._left - 1
+        return self._left <= 0

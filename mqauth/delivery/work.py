@@ -13,7 +13,7 @@ from mqauth.delivery.facts import Place
 from mqauth.delivery.leases import Leases
 from mqauth.delivery.part import Part
 from mqauth.errors import Cause, ConfigurationError, StaleDelivery, Unavailable
-from mqauth.flow import asked, refuse_async, run
+from mqauth.flow import Flow, asked, refuse_async, run
 from mqauth.pipeline import Handler, Outcome, Pipeline, Verdict
 from mqauth.verified import Verified, decoded, equip
 
@@ -42,7 +42,7 @@ class Work:
     ) -> None:
         self._guard = guard
         self._book = book
-        self._handler = handler if decode is None and answer is None else _equipped(handler, decode, answer)
+        self._handler = equipped(handler, decode, answer)
         self._letters = letters
         self._leases = Leases(guard.lease)
 
@@ -53,12 +53,20 @@ class Work:
             ConfigurationError: a plug-in or the handler is asynchronous.
             BaseException: what else ends the process; the delivery is not settled.
         """
+        visiting = self.visiting(part)
+        try:
+            run(visiting)
+        finally:
+            visiting.close()  # what ends the process leaves it in the middle, and keeps it alive by its traceback
+
+    def visiting(self, part: Part) -> Flow[None]:
+        """Return ``visit`` as a flow, for those who run several at a time; it is to be closed."""
         guard, book, handler, ahead = self._guard, self._book, self._handler, Ahead(self._guard)
         letters = self._letters(part)
         try:
             while (delivery := book.first(part)) is not None:
                 ahead.look(part.waiting)
-                if not book.attempted(part, run(guard.process(delivery, handler, letters))):
+                if not book.attempted(part, (yield from guard.process(delivery, handler, letters))):
                     return
         except StaleDelivery:
             return
@@ -77,13 +85,14 @@ class Work:
         Raises:
             ConfigurationError: the audit sink is asynchronous.
         """
+        part = self._book.part(place)
         try:
             run(asked(Cause.AUDIT_UNAVAILABLE, self._guard.audit.write, record))  # type: ignore[union-attr]
         except Unavailable as error:
             outcome = Outcome(verdict=Verdict.DEFERRED, cause=error.cause, detail=error.detail)
-            self._book.stall(self._book.part(place), first, outcome)
+            self._book.stall(part, first, outcome)
             return False
-        self._book.skipped(place, beyond)
+        self._book.skipped(part, beyond)
         return True
 
     def renew(self) -> None:
@@ -98,12 +107,14 @@ class Work:
                 return
 
 
-def _equipped(
+def equipped(
     handler: Handler,
     decode: Callable[[bytes], Any] | None,
     answer: Callable[[Verified, bytes], Any] | None,
 ) -> Handler:
-    """Return a handler that is called with a decoded message it can answer."""
+    """Return a handler that is called with a decoded message it can answer, itself where that is all it needs."""
+    if decode is None and answer is None:
+        return handler
     return lambda verified: handler(equip(verified, responder=answer, value=decoded(verified, decode)))
 
 

@@ -19,9 +19,9 @@ from pamqp import commands
 
 from mqauth import destination
 from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error
+from mqauth.brokers.rabbitmq_frame import Measured, frame_limit
 from mqauth.brokers.rabbitmq_incoming import delivered
 from mqauth.brokers.rabbitmq_translate import carries, failures_of, from_native, to_native
-from mqauth.brokers.rabbitmq_wire import MAX_HEADER_FRAME, frame_size
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
 from mqauth.message import Message
 from mqauth.review.letter import Letter
@@ -104,8 +104,7 @@ class RabbitMQLetterBox:
             raise MalformedMessage("a header that aio-pika cannot send as it was")
         native = to_native(message, message_id="")
         native.message_id = message.properties.get("message-id") or _Empty()
-        if frame_size(native) > MAX_HEADER_FRAME:
-            raise MalformedMessage("properties and headers with the release are too large")
+        native.check()
         try:
             async with asyncio.timeout(self._timeout):
                 with closing_is_an_error():
@@ -126,7 +125,7 @@ class RabbitMQLetterBox:
             raise self._unavailable(error) from error
         self._held -= 1
 
-    async def _publish(self, native: Any, exchange_name: str, routing_key: str) -> None:
+    async def _publish(self, native: Measured, exchange_name: str, routing_key: str) -> None:
         """Publish one message; anything but the broker's ack is none."""
         if self._publishing is None or self._publishing.is_closed:
             self._publishing = await (await self._connected()).channel(publisher_confirms=True)
@@ -134,6 +133,7 @@ class RabbitMQLetterBox:
         exchange = channel.default_exchange
         if exchange_name:
             exchange = await channel.get_exchange(exchange_name, ensure=False)
+        native.limit = await frame_limit(channel)
         result = await exchange.publish(native, routing_key, mandatory=True)
         if not isinstance(result, commands.Basic.Ack):
             raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "no queue takes the message")

@@ -20,12 +20,10 @@ from mqauth.auditfile import AuditFile
 from mqauth.errors import Cause, RetryLater
 from mqauth.message import Message
 from mqauth.testing.clock import RunningClock
-from mqauth.testing.delivery_play import Play, text
+from mqauth.testing.delivery_play import LATER, Play, text
 from mqauth.testing.delivery_stage import LogStage, Member
 from mqauth.verified import Verified
 
-LATER: Final = 3600.0
-"""Seconds beyond every token's life, and every session's."""
 MOMENT: Final = 0.02
 HOT: Final = 8
 """Attempts of one message a second that are too many: a back-off of half a second makes two to four."""
@@ -160,7 +158,7 @@ class LogDeliveryContract:
         member = play.start()
         play.wait(lambda: play.stage.attempts() >= 2)
         assert member.health().cause is Cause.DEAD_LETTER_UNAVAILABLE
-        assert [outcome.cause for outcome in play.outcomes[:1]] == [Cause.DEAD_LETTER_UNAVAILABLE]
+        assert [outcome.cause for _, outcome in play.outcomes[:1]] == [Cause.DEAD_LETTER_UNAVAILABLE]
         assert play.bodies == []
         play.stage.refuse_letters(False)
         play.wait(lambda: play.bodies == behind)

@@ -21,11 +21,13 @@ from mqauth.verified import Verified
 
 LIFETIME: Final = 60
 """Seconds that a token lives; a claim's lease is as long."""
+LATER: Final = 2.0 * LIFETIME
+"""Seconds beyond every token's life, every lease and every session."""
 
 
 @dataclass
 class Play:
-    """A forge, a store that all consumers share, and what they handled.
+    """A forge, a store that all consumers share, what they handled, and what became of each attempt, by body.
 
     Args:
         stage: where it is played.
@@ -37,7 +39,7 @@ class Play:
     audit: AuditFile
     clock: Clock
     handled: list[Verified] = field(default_factory=list)
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[tuple[bytes, Outcome]] = field(default_factory=list)
     members: list[Member] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     sent: list[bytes] = field(default_factory=list)
@@ -52,9 +54,13 @@ class Play:
             "verifier": self.forge.verifier(leeway=0), "policy": self.forge.policy(self.stage.destination),
             "replay": self.store, "audit": self.audit, "clock": self.clock,
             "attempts": Attempts(limit=2, wait=0, wait_max=0),
-            "observers": [lambda outcome, _message, _seconds: self.outcomes.append(outcome)],
+            "observers": [self._observe],
         }  # fmt: skip
         return Pipeline(**(wanted | settings))
+
+    def _observe(self, outcome: Outcome, message: Message, _seconds: float) -> None:
+        """Keep what became of an attempt."""
+        self.outcomes.append((message.body or b"", outcome))
 
     def inject(self, *, key: bytes | None = None, sealed: bool = True, **identity: Any) -> bytes:
         """Send one message and return its body, which is unlike any other's.

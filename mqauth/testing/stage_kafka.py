@@ -14,7 +14,7 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from mqauth import destination
 from mqauth.brokers import kafka
-from mqauth.brokers.kafka_translate import dead_letter_headers
+from mqauth.brokers.log_records import dead_letter_headers
 from mqauth.errors import ConfigurationError
 from mqauth.message import Message
 from mqauth.pipeline import Handler, Pipeline

@@ -22,6 +22,9 @@ def main(arguments: list[str]) -> int:
         determinism.again_hashed()
     if wanted.code is not None:
         sys.path.insert(0, str(Path(wanted.code).resolve()))
+    if wanted.engines:
+        logging.disable(logging.CRITICAL)
+        return _play_engines(wanted)
     determinism.install()
     import mqauth
 
@@ -36,6 +39,8 @@ def main(arguments: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=100, help="how many")
+    parser.add_argument("--engines", type=int, default=0, help="play so many schedules of the pure engines")
+    parser.add_argument("--engine", help="of this one alone")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first of them")
     parser.add_argument("--plan", type=Path, help="play the plan of this file")
     parser.add_argument("--code", type=Path, help="another checkout, whose mqauth is played")
@@ -48,6 +53,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--save", type=Path, help="keep the failing plans in this folder")
     parser.add_argument("--until", type=int, default=0, help="end after so many failing seeds")
     return parser
+
+
+def _play_engines(wanted: argparse.Namespace) -> int:
+    """Play schedules of the pure engines, and tell of those that fail."""
+    from tests.simulation import engines
+
+    names = [wanted.engine] if wanted.engine else list(engines.ENGINES)
+    if wanted.trace:
+        for name in names:
+            for seed in range(wanted.first, wanted.first + wanted.engines):
+                print("\n".join(engines.traced(seed, engines.ENGINES[name])))
+    return min(1, sum([engines.play(name, wanted.first, wanted.engines, _say) for name in names]))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _play_seeds(wanted: argparse.Namespace) -> int:

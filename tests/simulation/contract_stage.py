@@ -36,8 +36,8 @@ MOMENT: Final = 0.02
 class WatchedWorld(World):
     """A world that counts deliveries and letters, and tells of acks."""
 
-    def __init__(self) -> None:
-        super().__init__(0)
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
         self.deliveries: Counter[bytes] = Counter()
         self.letters_sent = 0
         self.observers: list[AckObserver] = []
@@ -94,14 +94,20 @@ class SimulatedMember:
 
 
 class SimulatedQueueStage:
-    """A source with its dead letters on a simulated broker."""
+    """A source with its dead letters on a simulated broker.
+
+    Args:
+        seed: decides latencies, who runs next, and the jitter of waits.
+        settings: of every ``Consumer``.
+    """
 
     destination = DESTINATION
     patience = 120.0
 
-    def __init__(self) -> None:
-        random.seed(0)
-        self.world = WatchedWorld()
+    def __init__(self, seed: int = 0, **settings: Any) -> None:
+        random.seed(seed)
+        self._settings = settings
+        self.world = WatchedWorld(seed)
         self.clock = self.world.clock
         self._members: list[SimulatedMember] = []
         operator = Process(self.world, "operator#1", self._declare)
@@ -123,7 +129,7 @@ class SimulatedQueueStage:
     def second(self, guard: Pipeline, handler: Steps, *, prefetch: int = 10, grace: float = 10) -> SimulatedMember:
         """Start a process that consumes."""
         name = f"consumer{len(self._members) + 1}#1"
-        service = Service(SOURCE, DEAD, guard, handler, prefetch=prefetch, grace=grace)
+        service = Service(SOURCE, DEAD, guard, handler, prefetch=prefetch, grace=grace, **self._settings)
         member = SimulatedMember(self, name, service)
         self._members.append(member)
         self.wait(lambda: name in self.world.consumed or member.failed, self.patience)
@@ -236,13 +242,13 @@ class SimulatedQueueStage:
 
 
 @contextmanager
-def simulated_stage() -> Iterator[SimulatedQueueStage]:
+def simulated_stage(seed: int = 0, **settings: Any) -> Iterator[SimulatedQueueStage]:
     """Yield a fresh stage, and hear nothing of what is collected in the middle of its work."""
     before, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         with warnings.catch_warnings(action="ignore"):
             gc.freeze()  # so that what is older is not looked at in the end
-            stage = SimulatedQueueStage()
+            stage = SimulatedQueueStage(seed, **settings)
             try:
                 yield stage
             finally:

@@ -9,10 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from integration import scale
+
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
-SEEDS = 200
-SHARD = 10
+QUICK, SHARD = 40, 10
+"""The first seeds are played in the quick form of the test command too."""
+SEEDS, SLOW_SHARD = scale.nightly(2000, otherwise=200), 40
+SHARDS = [
+    *((first, SHARD) for first in range(0, QUICK, SHARD)),
+    *(pytest.param(first, SLOW_SHARD, marks=pytest.mark.slow) for first in range(QUICK, SEEDS, SLOW_SHARD)),
+]
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -21,10 +28,10 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, SHARD))
-def test_seeds(first: int) -> None:
+@pytest.mark.parametrize(("first", "count"), SHARDS)
+def test_seeds(first: int, count: int) -> None:
     """No seed of a shard breaks an invariant."""
-    run = command("--from", str(first), "--seeds", str(SHARD))
+    run = command("--from", str(first), "--seeds", str(count))
     assert run.returncode == 0, run.stdout + run.stderr
 
 

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any
+
+
+def was_cancelled() -> bool:
+    """Tell whether this task was cancelled, and not only a future that it awaited.
+
+    A client may cancel the futures of a connection that closes, which looks the same to whoever awaits them.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class Tasks:
@@ -56,15 +65,15 @@ class Tasks:
 
 
 class Signals:
-    """Sets an event at SIGTERM and SIGINT while it is entered, where it is enabled."""
+    """Calls a function at SIGTERM and SIGINT while it is entered, where it is enabled."""
 
-    def __init__(self, event: asyncio.Event, *, enabled: bool) -> None:
-        self._event = event
+    def __init__(self, stop: Callable[[], None], *, enabled: bool) -> None:
+        self._stop = stop
         self._numbers = (signal.SIGTERM, signal.SIGINT) if enabled else ()
 
     def __enter__(self) -> None:
         for number in self._numbers:
-            asyncio.get_running_loop().add_signal_handler(number, self._event.set)
+            asyncio.get_running_loop().add_signal_handler(number, self._stop)
 
     def __exit__(self, *_: object) -> None:
         for number in self._numbers:

@@ -1,23 +1,26 @@
-"""Concurrent publishes sealed together, under one signature; when, is told by the confirms that come back.
+"""What concurrent callers publish, sealed together under one signature: for every client with an event loop.
 
-A publish alone is sealed at once. While many are unconfirmed their answers take time anyway, so that those which
-come meanwhile wait for each other: until they are as many as the unconfirmed or a full batch, and never longer
-than half the time a confirm takes, or ``linger``. No rate has to be known, and none is set.
+The confirms that come back say when. A publish alone is sealed at once. While many are unconfirmed their answers
+take time anyway, so that those which come meanwhile wait for each other: until they are as many as the unconfirmed
+or a full batch, and never longer than half the time a confirm takes, or ``linger``. No rate has to be known, and
+none is set.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from mqauth.batching import DEFAULT_LINGER, check_batching
-from mqauth.brokers.rabbitmq_leases import Timer, call_later
+from mqauth.brokers.timer import Timer, call_later
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import MalformedMessage
 from mqauth.message import Message
 from mqauth.signer import Prepared, Signer
 
+R = TypeVar("R")
 _WEIGHT: Final = 0.1
 """How much the last confirm counts in the measured latency."""
 
@@ -64,6 +67,29 @@ class _Waiting(NamedTuple):
     sealed: asyncio.Future[Message]
 
 
+class Alone:
+    """Seals each message by itself.
+
+    Args:
+        signer: signs.
+    """
+
+    def __init__(self, signer: Signer) -> None:
+        self._signer = signer
+
+    async def publish(self, message: Message, send: Callable[[Message], Awaitable[R]]) -> R:
+        """Sign a message, send it, and return what ``send`` does.
+
+        Raises:
+            MalformedMessage: the message cannot be signed.
+            ConfigurationError, Unavailable: there is no key to sign with.
+        """
+        return await send(self._signer.sign(message))
+
+    def seal_now(self) -> None:
+        """Do nothing: nothing waits."""
+
+
 class Sealing:
     """Seals what concurrent callers bring, each getting its own message back or its own error.
 
@@ -85,6 +111,26 @@ class Sealing:
         self._round = 0
         self._called = -1
         self._timed = -1
+
+    async def publish(self, message: Message, send: Callable[[Message], Awaitable[R]]) -> R:
+        """Seal a message with others, send it, and return what ``send`` does.
+
+        Args:
+            message: as it will be on the wire, but for the token.
+            send: sends it sealed, and returns once the broker has confirmed it.
+
+        Raises:
+            MalformedMessage: the message cannot be signed; others are not concerned.
+            ConfigurationError, Unavailable: there is no key to sign with.
+        """
+        sealed, since = await self.seal(message)
+        try:
+            result = await send(sealed)
+        except BaseException:
+            self.lost()
+            raise
+        self.confirmed(since)
+        return result
 
     async def seal(self, message: Message) -> tuple[Message, float]:
         """Return a message sealed, and when, in monotonic seconds; end it with ``confirmed`` or ``lost``.

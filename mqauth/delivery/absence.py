@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-import tenacity
-
 from mqauth.clock import Clock
 from mqauth.errors import Cause
 
 LONG: Final = 60.0
 """Seconds after which not consuming is a cause of its own."""
 _DOWN: Final = "the connection is down"
-_LOG: Final = logging.getLogger("mqauth.rabbitmq")
+_LOG: Final = logging.getLogger("mqauth.delivery")
 
 
 class Absence:
@@ -43,9 +41,8 @@ class Absence:
         """Note that it consumes again."""
         self._began = None
 
-    def failed(self, attempt: tenacity.RetryCallState) -> None:
+    def failed(self, error: BaseException | None) -> None:
         """Log what kept it from consuming, and that it is tried again."""
-        error = None if attempt.outcome is None else attempt.outcome.exception()
         self._why = str(error) or type(error).__name__
         _LOG.warning("cannot consume %s now, trying again: %s", self._queue, self._why)
 

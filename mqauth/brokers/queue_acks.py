@@ -1,25 +1,21 @@
-"""Sends acks: one ``basic.ack`` with ``multiple`` for every settled delivery before it, as ``Ledger`` allows."""
+"""Sends acks: one of many for every settled delivery before it, as ``Ledger`` allows."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from aiormq.abc import AbstractChannel
-
-from mqauth.brokers.rabbitmq_channel import told
-from mqauth.brokers.rabbitmq_leases import Timer, call_later
+from mqauth.brokers.timer import Timer, call_later
 from mqauth.delivery.ledger import Ledger
 from mqauth.pipeline import Delivery
 
 SOON: Final = 0.005
 """Seconds after which a settled delivery is acked, however few there are."""
-MOST: Final = 256
-"""Settled deliveries that wait for nothing more."""
-_CLEAN: Final[WeakKeyDictionary[AbstractChannel, int]] = WeakKeyDictionary()
+Send = Callable[[int, bool], Awaitable[bool]]
+"""Sends the ack of a tag, and of all before it where told so; false where its channel is gone."""
+_CLEAN: Final[WeakKeyDictionary[Any, int]] = WeakKeyDictionary()
 
 
 class Acks:
@@ -28,26 +24,26 @@ class Acks:
     Sent at once where half the window, or the whole of it, waits to be acked: the broker would send nothing.
 
     Args:
-        channel: aiormq's, which the deliveries are of.
+        channel: the client's, which the deliveries are of.
+        send: sends an ack on it.
         lost: told what could not be acked; the broker delivers it again.
         window: the prefetch; may change with it.
-        name: names the queue in the log.
         timer: calls a function after so many seconds.
     """
 
     def __init__(
         self,
-        channel: AbstractChannel,
+        channel: Any,
+        send: Send,
         *,
         lost: Callable[[Sequence[Delivery]], None],
         window: int = 1,
-        name: str = "",
         timer: Timer = call_later,
     ) -> None:
         self.channel = channel
         self.window = window
+        self._send_ack = send
         self._lost = lost
-        self._name = name
         self._timer = timer
         self._ledger = Ledger(_CLEAN.pop(channel, 0))
         self._timed = False
@@ -67,7 +63,7 @@ class Acks:
         self._ledger.settled(tag, delivery)
         if self._closed:
             self._lost(self._ledger.drop())
-        elif self._pressing():
+        elif self._ledger.presses(self.window):
             self._send_now()
         elif not self._timed:
             self._timed = True
@@ -94,11 +90,6 @@ class Acks:
             if self._ledger.waiting:
                 self._send_now()
 
-    def _pressing(self) -> bool:
-        """Tell whether no more is to be waited for."""
-        ledger = self._ledger
-        return ledger.waiting >= min(max(1, self.window // 2), MOST) or ledger.unacked >= self.window
-
     def _ring(self) -> None:
         """Ack what there is when the time is up."""
         self._timed = False
@@ -114,10 +105,9 @@ class Acks:
         """Send what is settled; and again, while that was pressing too."""
         while True:
             for ack in self._ledger.take():
-                act = partial(self.channel.basic_ack, ack.tag, multiple=ack.multiple)
-                if not await told(act, f"ack on {self._name}"):
+                if not await self._send_ack(ack.tag, ack.multiple):
                     self._lost(ack.deliveries)
-            if not self._ledger.waiting or not self._pressing():
+            if not self._ledger.waiting or not self._ledger.presses(self.window):
                 break
         if self._ledger.waiting and not self._timed:
             self._timed = True

@@ -11,9 +11,10 @@ from aio_pika import exceptions
 from hypothesis import given
 from hypothesis import strategies as st
 
-from integration.rabbitmq_acks import ACTS, Act, FakeChannel, carry_out, delivery
-from mqauth.brokers.rabbitmq_acks import MOST, SOON, Acks
-from mqauth.delivery.ledger import Ledger
+from integration.queue_acks import ACTS, Act, FakeChannel, carry_out, delivery
+from mqauth.brokers.queue_acks import SOON, Acks
+from mqauth.brokers.rabbitmq_delivery import sender
+from mqauth.delivery.ledger import MOST, Ledger
 from mqauth.pipeline import Delivery
 
 orders = st.integers(1, 40).flatmap(
@@ -45,7 +46,7 @@ class Side:
         self.alarm = Alarm()
         self.lost: list[Delivery] = []
         given: Any = self.channel
-        self.acks = Acks(given, lost=self.lost.extend, window=window, timer=self.alarm)
+        self.acks = Acks(given, sender(given, "q"), lost=self.lost.extend, window=window, timer=self.alarm)
 
     def deliver(self, count: int = 1) -> list[int]:
         """Deliver to these acks."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 
 import pytest
-import tenacity
 
-from mqauth.brokers.rabbitmq_absence import LONG, Absence
+from mqauth.delivery.absence import LONG, Absence
 from mqauth.errors import Cause
 from mqauth.testing import FakeClock
 
 
-async def test_long(caplog: pytest.LogCaptureFixture) -> None:
+def test_long(caplog: pytest.LogCaptureFixture) -> None:
     """Not consuming is a cause after a minute, with the last error, until it consumes again."""
     clock = FakeClock()
     absence = Absence("billing", clock)
@@ -24,16 +23,11 @@ async def test_long(caplog: pytest.LogCaptureFixture) -> None:
     assert (absence.lasts, absence.long()) == (True, None)
     clock.advance(1)
     assert absence.long() == (Cause.BROKER_UNAVAILABLE, began, "cannot consume: the connection is down")
-
-    async def consume() -> None:
-        raise ConnectionError("no queue 'billing'")
-
-    retrying = tenacity.AsyncRetrying(
-        stop=tenacity.stop_after_attempt(2), before_sleep=absence.failed, reraise=True, wait=tenacity.wait_none()
-    )
-    with caplog.at_level(logging.WARNING, "mqauth.rabbitmq"), pytest.raises(ConnectionError):
-        await retrying(consume)
+    with caplog.at_level(logging.WARNING, "mqauth.delivery"):
+        absence.failed(ConnectionError("no queue 'billing'"))
     assert absence.long() == (Cause.BROKER_UNAVAILABLE, began, "cannot consume: no queue 'billing'")
     assert "cannot consume billing now, trying again: no queue 'billing'" in caplog.text
+    absence.failed(TimeoutError())
+    assert absence.long() == (Cause.BROKER_UNAVAILABLE, began, "cannot consume: TimeoutError")
     absence.end()
     assert (absence.lasts, absence.long()) == (False, None)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
-from mqauth.brokers.rabbitmq_acks import Acks
+from mqauth.brokers.queue_acks import Acks
 from mqauth.message import Message
 from mqauth.pipeline import Delivery
 

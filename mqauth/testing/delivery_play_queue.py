@@ -1,0 +1,170 @@
+"""One run of the delivery contract for queues, with a store and a source of keys that may be out of reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mqauth.errors import Cause, RetryLater, Unavailable
+from mqauth.keys import KeySet
+from mqauth.policy import Allow, Rule
+from mqauth.replay import ClaimRequest, ClaimStatus
+from mqauth.stores.memory import MemoryReplayStore
+from mqauth.testing.delivery_play import Play
+from mqauth.testing.delivery_stage import Member, QueueStage, Steps
+from mqauth.testing.forge import ISSUER, SUBJECT
+from mqauth.verified import Verified
+from mqauth.verifier import Issuer
+
+MOMENT: Final = 0.02
+OTHER: Final = "https://other.example"
+"""An issuer that is out of reach."""
+
+
+class Gate:
+    """A replay store that one consumer cannot always reach.
+
+    Args:
+        store: of all consumers.
+    """
+
+    in_process = True
+
+    def __init__(self, store: MemoryReplayStore) -> None:
+        self._store = store
+        self.away = False
+
+    def claim(self, request: ClaimRequest, /) -> ClaimStatus:
+        """Take a lease."""
+        return self._reached().claim(request)
+
+    def confirm(self, request: ClaimRequest, /) -> None:
+        """Make a claim done."""
+        self._reached().confirm(request)
+
+    def release(self, request: ClaimRequest, /) -> None:
+        """Forget a claim."""
+        self._reached().release(request)
+
+    def _reached(self) -> MemoryReplayStore:
+        """Return the store, where it is in reach."""
+        if self.away:
+            raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "away")
+        return self._store
+
+
+class Keys:
+    """A source of keys that is out of reach at first.
+
+    Args:
+        keys: what it has.
+    """
+
+    def __init__(self, keys: KeySet) -> None:
+        self._keys = keys
+        self.away = True
+
+    def key_set(self) -> KeySet:
+        """Return the keys."""
+        if self.away:
+            raise Unavailable(Cause.KEYS_UNAVAILABLE, "away")
+        return self._keys
+
+    def refresh(self, _kid: str, _received: float, /) -> KeySet:
+        """Return the same keys."""
+        return self.key_set()
+
+
+@dataclass
+class QueuePlay(Play):
+    """One run on a queue stage."""
+
+    stage: QueueStage
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.calls: list[bytes] = []
+        """The body of each attempt that ``later`` put off."""
+
+    def send(self, count: int, *, sealed: bool = True, **identity: Any) -> list[bytes]:
+        """Send so many messages and return their bodies."""
+        return [self.inject(sealed=sealed, **identity) for _ in range(count)]
+
+    def handle(self, verified: Verified) -> Iterator[float]:
+        """Handle a message, for a moment."""
+        yield MOMENT
+        self.handled.append(verified)
+
+    def later(self, *bodies: bytes) -> Steps:
+        """Return a handler that puts these messages off, or every one where none is named."""
+
+        def handler(verified: Verified) -> Iterator[float]:
+            body = verified.body or b""
+            if body in bodies or not bodies:
+                self.calls.append(body)
+                raise RetryLater("not now")
+            yield from self.handle(verified)
+
+        return handler
+
+    def start(
+        self, handler: Steps | None = None, *, prefetch: int = 10, grace: float = 10, **settings: Any
+    ) -> Member:
+        """Start a consumer."""
+        guard = self.guard(**settings)
+        member = self.stage.second(guard, handler or self.handle, prefetch=prefetch, grace=grace)
+        self.members.append(member)
+        return member
+
+    def two_issuers(self, keys: Keys) -> dict[str, Any]:
+        """Return what of a pipeline trusts another issuer too, whose keys come from a source of their own."""
+        issuers = {ISSUER: Issuer(keys=self.forge.keys), OTHER: Issuer(keys=keys)}
+        places = (self.stage.destination,)
+        rules = [Rule(subject=SUBJECT, destinations=places, issuer=issuer) for issuer in issuers]
+        return {"verifier": self.forge.verifier(leeway=0, keys=issuers), "policy": Allow(rules)}
+
+    def wait(self, condition: Callable[[], bool], seconds: float | None = None) -> None:
+        """Wait until a condition holds, while every consumer is well.
+
+        Raises:
+            TimeoutError: it did not come to hold, or a consumer ended.
+        """
+
+        def over() -> bool:
+            return condition() or any(member.failed for member in self.members)
+
+        self.stage.wait(over, self.stage.patience if seconds is None else seconds)
+        if not condition():
+            raise TimeoutError("the condition did not come to hold")
+
+    def go_on(self, seconds: float) -> None:
+        """Let everything go on for so many seconds."""
+        self.stage.wait(lambda: False, seconds)
+
+    def all_handled(self, bodies: list[bytes]) -> None:
+        """Wait until all of these were handled."""
+        self.wait(lambda: set(self.bodies) >= set(bodies))
+
+    def deferred(self, cause: Cause) -> set[bytes]:
+        """Return the bodies of all messages that were ever deferred for a cause."""
+        return {body for body, outcome in list(self.outcomes) if outcome.cause is cause}
+
+    def watch_acks(self) -> None:
+        """Have each ack of a message neither handled nor dead-lettered noted as a fault."""
+
+        def observe(body: bytes) -> None:
+            if body not in self.bodies and body not in [letter.body for letter in self.stage.letters()]:
+                self.faults.append(f"{body!r} was acked unsettled")
+
+        self.stage.watch(observe)
+
+    def stop_all(self) -> None:
+        """Stop every consumer in order."""
+        while self.members:
+            self.stop(self.members[-1])
+
+    def each_once(self, bodies: list[bytes]) -> bool:
+        """Stop in order, and tell whether each of these was handled once, and nothing else, buried or left."""
+        self.stop_all()
+        return (sorted(self.bodies), self.reasons(), self.stage.left()) == (sorted(bodies), [], 0)

@@ -1,0 +1,65 @@
+"""Slots and held deliveries of a queue, made of facts alone: no client, no event loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mqauth.delivery.hold import Held, Hold
+from mqauth.delivery.room import Room
+from mqauth.delivery.slot import NO_LIMIT, Slot
+from mqauth.errors import Cause
+from mqauth.message import Message
+from mqauth.pipeline import Delivery, Outcome, Step, Verdict
+from mqauth.testing import FakeClock
+
+ACCEPTED = Outcome(Verdict.ACCEPTED)
+REJECTED = Outcome(Verdict.REJECTED)
+
+
+@dataclass
+class Said:
+    """What a client says of one delivery; a test changes it."""
+
+    is_ended: bool = False
+    tag: str = "tag"
+    length: int = 1
+    returned: int = 0
+
+    def ended(self, _: Any, /) -> bool:
+        """Tell whether its channel ended."""
+        return self.is_ended
+
+    def consumer(self, _: Any, /) -> str:
+        """Return its consumer's tag."""
+        return self.tag
+
+    def size(self, _: Any, /) -> int:
+        """Return the bytes of its body."""
+        return self.length
+
+    def returns(self, _: Any, /) -> int:
+        """Return how often it was given back."""
+        return self.returned
+
+
+def deferred(cause: Cause, party: str | None = None) -> Outcome:
+    """Return what leaves a delivery waiting."""
+    return Outcome(Verdict.DEFERRED, cause=cause, party=party)
+
+
+def delivery(step: Step = Step.JUDGE, body: bytes = b"") -> Delivery:
+    """Return a delivery that has come to a step."""
+    return Delivery(message=Message(destination="rabbitmq:/q", body=body), received=0, step=step)
+
+
+def held(
+    cause: Cause, step: Step = Step.JUDGE, *, said: Said | None = None, limit: int = NO_LIMIT, since: float = 0
+) -> Held:
+    """Return a delivery that waits for a cause, received at the clock's start."""
+    return Held(Slot(None, said or Said(), 0, limit), delivery(step), deferred(cause), since)
+
+
+def hold(clock: FakeClock, *, seconds: float | None = 60, timeout: float = 1800, room: Room | None = None) -> Hold:
+    """Return what holds, on a clock that counts from 0."""
+    return Hold(clock, room or Room(20, issuers=["https://ours"]), seconds=seconds, consumer_timeout=timeout)

@@ -1,0 +1,212 @@
+"""Mistakes in the engines that random schedules must find: what each replaces, and by what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from unittest import mock
+
+from mqauth.delivery import book, part
+from mqauth.delivery.ahead import Ahead
+from mqauth.delivery.backoff import Backoff
+from mqauth.delivery.book import Book
+from mqauth.delivery.leases import Leases
+from mqauth.delivery.part import Part
+from mqauth.delivery.work import Work
+from mqauth.pipeline import Step
+
+Mutation = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A mistake.
+
+    Args:
+        name: what it does wrong.
+        owner: the class or module it is made in.
+        attribute: what is replaced there.
+        mutation: makes the replacement of the original.
+    """
+
+    name: str
+    owner: Any
+    attribute: str
+    mutation: Mutation
+
+    @contextmanager
+    def made(self) -> Iterator[None]:
+        """Make the mistake for a while."""
+        original = getattr(self.owner, self.attribute)
+        with mock.patch.object(self.owner, self.attribute, self.mutation(original)):
+            yield
+
+
+def returning(value: Any) -> Mutation:
+    """Return what always returns a value."""
+    return lambda _: lambda *_args, **_kwargs: value
+
+
+def without(name: str, empty: Any) -> Mutation:
+    """Return what leaves one wish out."""
+    return lambda original: lambda *args: replace(original(*args), **{name: empty})
+
+
+def received_as_settled(_: Any) -> Any:
+    """Commit what was received."""
+    return property(lambda each: None if each.last is None else each.last + 1)
+
+
+def settled_at_once(_: Any) -> Any:
+    """Take what was put off for settled."""
+    return lambda _book, each, _outcome: (each.settle(), True)[1]
+
+
+def skipping(original: Any) -> Any:
+    """Go on with what stands behind a deferred record."""
+
+    def attempted(found: Book, each: Part, outcome: Any) -> bool:
+        head, waiting = each.waiting[0], len(each.waiting)
+        goes_on: bool = original(found, each, outcome)
+        if not goes_on and waiting > 1:
+            each.waiting.popleft()
+            each.receipts, each.last = (), None
+            each.waiting.append(head)
+        return goes_on
+
+    return attempted
+
+
+def unmarked(original: Any) -> Any:
+    """Choose a partition without marking it."""
+
+    def choose(found: Book) -> Part | None:
+        each: Part | None = original(found)
+        if each is not None:
+            each.running = False
+        return each
+
+    return choose
+
+
+def suspended_goes_on(original: Any) -> Any:
+    """Revoke without suspending."""
+
+    def revoking(found: Book, places: Any, held: Any) -> None:
+        original(found, places, held)
+        for each in found._parts.values():
+            each.suspended = False
+
+    return revoking
+
+
+def first_whatever(_: Any) -> Any:
+    """Begin the next of a chosen partition, whatever has happened."""
+    return lambda _book, each: each.waiting[0] if each.waiting else None
+
+
+def refused_as_taken(original: Any) -> Any:
+    """Take a commit that failed for one that succeeded."""
+
+    def refused(found: Book) -> None:
+        original(found)
+        for each in found._parts.values():
+            each.committed = each.settled
+
+    return refused
+
+
+def forgetting_what_is_open(_: Any) -> Any:
+    """Forget what was put back and is yet to be read again."""
+    return property(lambda each: part.offset_of(each.waiting[0].message) if each.waiting else None)
+
+
+def short_receipts(original: Any) -> Any:
+    """Forget when the records behind those of the last poll were received."""
+
+    def put_back(each: Part) -> None:
+        upto = part.offset_of(each.waiting[-1].message)
+        original(each)
+        each.receipts = tuple(known for known in each.receipts if known.upto <= upto)
+
+    return put_back
+
+
+def kept_when_taken(original: Any) -> Any:
+    """Keep what was known of a partition that is another's."""
+
+    def assigned(found: Book, held: Any) -> None:
+        for each in found._parts.values():
+            each.suspended = False
+        original(found, held)
+
+    return assigned
+
+
+def answered_alone(_: Any) -> Any:
+    """Give back no claim whose answer was lost."""
+    return lambda delivery: delivery.step is Step.HANDLE
+
+
+def unremembered(original: Any) -> Any:
+    """Forget the claims of a batch whose answer was lost."""
+
+    def judge(found: Ahead, many: Any, deliveries: Any) -> None:
+        original(found, many, deliveries)
+        for each in deliveries:
+            if each.step is Step.JUDGE:
+                each.claim = None
+
+    return judge
+
+
+def never_too_old(_: Any) -> Any:
+    """Judge a batch ahead, and settle it as done."""
+    return lambda _ahead, waiting: [setattr(each, "step", Step.SETTLE) for each in list(waiting)[1:]]
+
+
+def only_the_last(original: Any) -> Any:
+    """Settle all that was received together with what is handled."""
+
+    def settle(each: Part) -> None:
+        while len(each.waiting) > 1:
+            each.waiting.popleft()
+        original(each)
+
+    return settle
+
+
+LOG: Final = (
+    Mutant("commits received, not settled", Part, "settled", received_as_settled),
+    Mutant("takes what was put off for settled", Book, "attempted", settled_at_once),
+    Mutant("settles all with the first", Part, "settle", only_the_last),
+    Mutant("skips behind a deferral", Book, "attempted", skipping),
+    Mutant("forgets what stands behind a deferral", Book, "wanted", without("seek", {})),
+    Mutant("never pauses", Book, "wanted", without("pause", frozenset())),
+    Mutant("never resumes", Book, "wanted", without("resume", frozenset())),
+    Mutant("ignores back-off", Backoff, "wait", returning(0.0)),
+    Mutant("never commits", Book, "due", returning({})),
+    Mutant("takes a refused commit for taken", Book, "refused", refused_as_taken),
+    Mutant("runs a partition twice", Book, "choose", unmarked),
+    Mutant("never comes to an end", Book, "left", returning(None)),
+    Mutant("gives nothing back", Work, "give_back", returning(None)),
+    Mutant("gives back what was answered alone", book, "_is_claimed", answered_alone),
+    Mutant("forgets which claims it asked for", Ahead, "_judge", unremembered),
+    Mutant("renews nothing", Leases, "due", returning([])),
+    Mutant("loses the time of receipt", Part, "_received_at", lambda _: lambda _part, _offset, now: now),
+    Mutant("loses the time of receipt of the rest", Part, "put_back", short_receipts),
+    Mutant("stops behind what was put back", Part, "first_open", forgetting_what_is_open),
+    Mutant("ignores a revoke", Book, "revoking", returning(None)),
+    Mutant("suspends nothing", Book, "revoking", suspended_goes_on),
+    Mutant("keeps what did not come back", Book, "assigned", kept_when_taken),
+    Mutant("ignores a loss", Book, "lost", returning(None)),
+    Mutant("goes on whatever happened", Book, "first", first_whatever),
+    Mutant("goes on before a rebalance", Book, "hold_back", returning(None)),
+    Mutant("ignores a stop", Book, "stop", returning(None)),
+    Mutant("takes the steps of what is stale", Part, "refuse_stale", returning(None)),
+    Mutant("ignores a pause of the process", Book, "beat", returning(None)),
+    Mutant("keeps a pause of a partition it lost", Book, "_forget", lambda _: Book._drop),
+    Mutant("settles what was judged ahead", Ahead, "look", never_too_old),
+)

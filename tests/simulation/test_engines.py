@@ -1,0 +1,57 @@
+"""The pure engines under random facts: 100,000 schedules, and mistakes that such schedules must find."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation import engine_mutants
+from tests.simulation.engine_mutants import Mutant
+from tests.simulation.engines import ENGINES, LOG, Engine, broken, findings, reduced, schedule, told, traced
+
+SHARD = 2000
+SHARDS = 50
+WITHIN = 2000
+"""Schedules within which each mistake is found."""
+
+
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+def test_some_schedules(engine: Engine) -> None:
+    """No schedule of the first shard breaks an invariant."""
+    assert findings(range(SHARD), engine) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", range(1, SHARDS))
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+def test_schedules(engine: Engine, shard: int) -> None:
+    """No schedule of a shard breaks an invariant; all shards together are 100,000."""
+    assert findings(range(shard * SHARD, (shard + 1) * SHARD), engine) == []
+
+
+@pytest.mark.parametrize("mutant", engine_mutants.LOG, ids=lambda mutant: mutant.name)
+def test_mutant_is_found(mutant: Mutant) -> None:
+    """A mistake in the log engine breaks an invariant within so many schedules."""
+    with mutant.made():
+        assert any(broken(schedule(seed)) for seed in range(WITHIN))
+
+
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+def test_same_seed_same_trace(engine: Engine) -> None:
+    """Two plays of a schedule have the same trace, to its end."""
+    for seed in range(20):
+        trace = traced(seed, engine)
+        assert trace == traced(seed, engine)
+        assert len(trace) > len(schedule(seed, engine).facts)
+
+
+def test_a_finding_is_cut_down() -> None:
+    """A failing schedule is told by the fewest facts that break the same invariant."""
+    mutant = next(found for found in engine_mutants.LOG if found.name == "never commits")
+    with mutant.made():
+        finding = findings(range(1))[0]
+        shorter = reduced(schedule(finding.seed), finding.invariant)
+        lines = list(told(finding, LOG))
+        assert broken(shorter) is not None
+    assert 1 <= len(shorter.facts) < 5 < len(schedule(finding.seed).facts)
+    assert lines[1:] == [f"    {fact.name} {fact.number}" for fact in shorter.facts]
+    assert broken(shorter) is None

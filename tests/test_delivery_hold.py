@@ -1,0 +1,134 @@
+"""How long a deferred delivery is held, and what ends that: each rule by facts alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from mqauth.delivery.hold import Held, Hold
+from mqauth.errors import Cause, Reason
+from mqauth.pipeline import Step
+from mqauth.testing import FakeClock
+from tests.delivery_parts import ACCEPTED, Said, deferred, held, hold
+
+ALL, ONE = Cause.REPLAY_STORE_UNAVAILABLE, Cause.HANDLER_DEFERRED
+
+
+def put(holding: Hold, found: Held) -> Held:
+    """Hold a delivery."""
+    holding.put(found)
+    return found
+
+
+@pytest.mark.parametrize(("cause", "seconds"), [(ALL, 60), (ONE, 1620)])
+def test_for_how_long(cause: Cause, seconds: float) -> None:
+    """A cause of all ends it after a minute, one's own a tenth before the broker's timeout."""
+    clock = FakeClock()
+    holding = hold(clock)
+    found = held(cause)
+    found.slot.received = clock.monotonic()
+    put(holding, found)
+    clock.advance(seconds - 1)
+    assert not holding.is_over(found)
+    clock.advance(1)
+    assert holding.is_over(found)
+
+
+def test_the_minute_counts_from_the_cause_of_all() -> None:
+    """What waited for its own cause before has a minute yet, and again a minute after it did so in between."""
+    clock = FakeClock()
+    holding = hold(clock)
+    found = put(holding, held(ONE))
+    found.slot.received = clock.monotonic()
+    for cause in (ALL, ONE, ALL):
+        clock.advance(50)
+        holding.attempted(found, deferred(cause))
+        assert not holding.is_over(found)
+    clock.advance(60)
+    assert holding.is_over(found)
+
+
+@pytest.mark.parametrize(
+    ("step", "over"),
+    [(Step.JUDGE, True), (Step.HANDLE, True), (Step.RECORD, True), (Step.CONFIRM, False), (Step.RELEASE, False)],
+)
+def test_what_is_not_ours_is_left(step: Step, *, over: bool) -> None:
+    """But for a claim that is to be ended, whoever the delivery belongs to."""
+    said = Said()
+    holding = hold(FakeClock())
+    found = put(holding, held(ALL, step, said=said))
+    found.slot.received = float("inf")
+    assert not holding.is_over(found)
+    said.is_ended = True
+    assert holding.is_over(found) is over
+
+
+@pytest.mark.parametrize(("returned", "stays", "over"), [(0, False, True), (20, False, False), (0, True, False)])
+def test_a_suspension_sends_back(returned: int, *, stays: bool, over: bool) -> None:
+    """What is held goes back, but for a message's last delivery and one that is tried until the cause is over."""
+    holding = hold(FakeClock())
+    found = put(holding, held(ALL, said=Said(returned=returned), limit=20))
+    found.slot.received = float("inf")
+    found.stays = stays
+    assert not holding.is_over(found)
+    holding.suspended = True
+    assert (holding.is_over(found), holding.yields(found)) == (over, over)
+
+
+@pytest.mark.parametrize(("step", "over"), [(Step.HANDLE, True), (Step.CONFIRM, False)])
+def test_a_stop_ends_it(step: Step, *, over: bool) -> None:
+    """Not for one whose handler has ended: it would run again."""
+    holding = hold(FakeClock())
+    found = put(holding, held(ALL, step))
+    found.slot.received = float("inf")
+    holding.stopping = True
+    assert (holding.is_over(found), holding.stops(found)) == (over, over)
+
+
+@pytest.mark.parametrize(("cause", "over"), [(ALL, False), (ONE, True)])
+def test_the_last_delivery_is_held_on(cause: Cause, *, over: bool) -> None:
+    """Whatever timeout is near; but one whose handler asked for another time until then is given up."""
+    clock = FakeClock()
+    holding = hold(clock)
+    found = put(holding, held(cause, said=Said(returned=20), limit=20))
+    clock.advance(10_000)
+    assert (holding.is_over(found), found.is_given_up, holding.at_limit) == (over, over, 1)
+
+
+def test_what_is_given_up_is_rejected() -> None:
+    """As a failure of its handler, with how often and for how long it was put off."""
+    holding = hold(FakeClock())
+    found = put(holding, held(ONE))
+    holding.attempted(found, deferred(ONE)._replace(detail="database"))
+    found.give_up(now=90)
+    assert found.delivery.rejection is not None
+    assert found.delivery.rejection.reason is Reason.HANDLER_FAILED
+    assert found.delivery.rejection.detail == "put off 2 times in its last delivery, in all for 90 s: database"
+
+
+def test_who_suspends() -> None:
+    """A delivery of ours that would go back for a cause of all, where there is a consumer to suspend."""
+    said = Said()
+    for seconds, cause, wanted in ((60, ALL, True), (60, ONE, False), (None, ALL, False)):
+        holding = hold(FakeClock(), seconds=seconds)
+        found = put(holding, held(cause, said=said))
+        assert holding.wants_suspension(found) is wanted
+    holding = hold(FakeClock())
+    found = put(holding, held(ALL, said=said))
+    said.is_ended = True
+    assert not holding.wants_suspension(found)
+    said.is_ended = False
+    holding.attempted(found, ACCEPTED)
+    assert not holding.wants_suspension(found)
+
+
+def test_what_became_of_it() -> None:
+    """It goes back where it was ours and still waited; why it waited last is known afterwards."""
+    holding = hold(FakeClock())
+    found = put(holding, held(ALL))
+    found.end()
+    assert (found.goes_back, found.is_over) == (True, True)
+    holding.attempted(found, ACCEPTED)
+    found.end()
+    assert (found.goes_back, found.outcome.cause) == (False, ALL)
+    holding.take(found)
+    assert (len(holding), holding.longest, holding.room.whose()) == (0, None, {})

@@ -1,0 +1,80 @@
+"""What is kept of deliveries that come again is bounded in bytes, the oldest dropped first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mqauth import AuditFile, MemoryReplayStore, Pipeline
+from mqauth.delivery.progress import OVERHEAD, Progress
+from mqauth.message import Message
+from mqauth.pipeline import Delivery
+from mqauth.testing.forge import Forge
+
+BODY = 1000
+PLACE = "rabbitmq:shop/orders.created"
+
+
+@pytest.fixture
+def guard(tmp_path: Path) -> Pipeline:
+    """Return a pipeline."""
+    forge = Forge()
+    return Pipeline(
+        verifier=forge.verifier(), policy=forge.policy(PLACE), replay=MemoryReplayStore(),
+        audit=AuditFile(tmp_path / "audit.jsonl", fsync=False),
+    )  # fmt: skip
+
+
+def message(number: int, *, headers: int = 0) -> Message:
+    """Return one of different messages."""
+    return Message(
+        destination=PLACE, body=number.to_bytes(4, "big") * (BODY // 4), headers=(("many", (b"x" * headers,)),)
+    )
+
+
+def again(progress: Progress, given_back: Message) -> Delivery:
+    """Return the delivery of what the broker delivers again."""
+    return progress.receive(replace(given_back, origin=replace(given_back.origin, redelivered=True)))
+
+
+def keep(progress: Progress, guard: Pipeline, *messages: Message) -> list[Delivery]:
+    """Give deliveries back."""
+    found = [guard.receive(each) for each in messages]
+    for each in found:
+        progress.keep(each)
+    return found
+
+
+def test_the_oldest_are_dropped(guard: Pipeline) -> None:
+    """A bound for three bodies keeps three; what came before them is as new."""
+    progress = Progress(guard, lambda _: True, max_bytes=3 * (BODY + OVERHEAD + 4))
+    given_back = [message(number) for number in range(5)]
+    kept = keep(progress, guard, *given_back)
+    known = [again(progress, each).deferred for each in given_back]
+    assert known == [False, False, True, True, True]
+    assert progress._bytes == 0
+    assert len(kept) == 5
+
+
+def test_copies_of_one_content_count_each(guard: Pipeline) -> None:
+    """A thousand deliveries of one content take no more than any others."""
+    progress = Progress(guard, lambda _: True, max_bytes=10 * (BODY + OVERHEAD + 4))
+    keep(progress, guard, *[message(1)] * 1000)
+    assert sum(map(len, progress._kept.values())) == 10
+    assert progress._bytes <= 10 * (BODY + OVERHEAD + 4)
+
+
+def test_headers_count(guard: Pipeline) -> None:
+    """What stands in headers, however deep, is as large as in a body."""
+    progress = Progress(guard, lambda _: True, max_bytes=50_000)
+    keep(progress, guard, *(message(number, headers=20_000) for number in range(10)))
+    assert len(progress._kept) == 2
+
+
+def test_the_latest_is_always_kept(guard: Pipeline) -> None:
+    """A message larger than the bound is known when it comes again."""
+    progress = Progress(guard, lambda _: True, max_bytes=1)
+    keep(progress, guard, message(1), message(2))
+    assert [again(progress, message(number)).deferred for number in (1, 2)] == [False, True]

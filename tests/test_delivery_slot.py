@@ -1,0 +1,93 @@
+"""Whose a delivery is, and when its verdict may be recorded."""
+
+from __future__ import annotations
+
+import pytest
+
+from mqauth.delivery.leases import Tended
+from mqauth.delivery.questions import PATIENCE, Patience
+from mqauth.delivery.slot import Slot
+from mqauth.errors import Reason, Rejection, StaleDelivery
+from mqauth.pipeline import Step
+from tests.delivery_parts import Said, delivery
+
+OF_THE_MOMENT = Rejection(Reason.REPLAYED, "seen")
+OF_THE_BYTES = Rejection(Reason.SIGNATURE_INVALID, "no")
+
+
+def test_nothing_is_done_for_what_is_not_ours() -> None:
+    """A delivery whose channel ended, or that was given back, takes no step more."""
+    said = Said()
+    for end in (lambda _: setattr(said, "is_ended", True), Slot.given_back):
+        said.is_ended = False
+        slot = Slot(None, said, 0)
+        assert slot.unproven(delivery()) is None
+        end(slot)
+        assert not slot.is_ours
+        with pytest.raises(StaleDelivery):
+            slot.unproven(delivery())
+
+
+@pytest.mark.parametrize(
+    ("rejection", "step", "waits"),
+    [
+        (OF_THE_MOMENT, Step.RECORD, True),
+        (OF_THE_MOMENT, Step.BURY, False),
+        (OF_THE_BYTES, Step.RECORD, False),
+        (None, Step.HANDLE, False),
+    ],
+)
+def test_what_waits_for_an_answer(rejection: Rejection | None, step: Step, *, waits: bool) -> None:
+    """Only what another moment would decide otherwise, and only before it is recorded."""
+    found = delivery(step)
+    found.rejection = rejection
+    assert (Slot(None, Said(), 0).unproven(found) is rejection) is (waits or rejection is None)
+
+
+def test_an_answer_proves_one_verdict() -> None:
+    """What was proven is recorded without a second question; another verdict of it is asked for anew."""
+    slot, found = Slot(None, Said(), 0), delivery(Step.RECORD)
+    found.rejection = OF_THE_MOMENT
+    slot.answered(OF_THE_MOMENT, lives=True)
+    assert slot.unproven(found) is None
+    found.rejection = Rejection(Reason.EXPIRED, "late")
+    assert slot.unproven(found) is found.rejection
+
+
+@pytest.mark.parametrize(("lives", "ended"), [(False, False), (True, True)])
+def test_without_an_answer_it_is_not_ours(*, lives: bool, ended: bool) -> None:
+    """Neither where the channel did not answer, nor where it ended meanwhile."""
+    slot = Slot(None, Said(is_ended=ended), 0)
+    with pytest.raises(StaleDelivery):
+        slot.answered(OF_THE_MOMENT, lives=lives)
+    assert not slot.is_ours
+
+
+@pytest.mark.parametrize(
+    ("limit", "returned", "last"), [(20, 19, False), (20, 20, True), (-1, 99, False), (0, 0, True)]
+)
+def test_which_delivery_is_the_last(limit: int, returned: int, *, last: bool) -> None:
+    """The one whose return would pass the limit, where there is one."""
+    assert Slot(None, Said(returned=returned), 0, limit).is_last is last
+
+
+def test_patience_counts_only_while_an_answer_can_come() -> None:
+    """Ten parts without an answer are too many; a blocked connection starts the count anew."""
+    patience = Patience()
+    assert not any(patience.is_over(blocked=False) for _ in range(PATIENCE - 1))
+    assert not patience.is_over(blocked=True)
+    assert [patience.is_over(blocked=False) for _ in range(PATIENCE)] == [False] * (PATIENCE - 1) + [True]
+
+
+def test_claims_are_renewed_after_a_third() -> None:
+    """From then on at each look, while the handler runs; one that is another's is left alone."""
+    tended, running, judged = Tended(60), delivery(Step.HANDLE), delivery(Step.CONFIRM)
+    tended.add(running, since=1)
+    tended.add(judged, since=0)
+    assert tended.due(20) == []
+    assert tended.due(21) == [running]
+    assert tended.due(40) == [running]
+    tended.lost(running)
+    assert tended.due(60) == []
+    tended.remove(judged)
+    assert not tended
