@@ -112,6 +112,7 @@ def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: S
     os.environ[RUN_VARIABLE] = run_id = secrets.token_hex(6)
     os.environ[pace.BESIDE_OTHERS] = "1"
     os.environ.setdefault("JDK_JAVA_OPTIONS", _JAVA_OPTIONS)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # every session and command would compile the same modules
     total, groups = _Counts(), [*units, *integration]
     if integration:
         try:
