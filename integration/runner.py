@@ -42,7 +42,7 @@ _GROUPS = {
 _JAVA_OPTIONS = "-XX:TieredStopAtLevel=1"
 _TERMINAL_TELLS_WITHIN = 2.0  # a Ctrl-C reaches the whole process group; a kill only us
 _NO_TESTS = 5  # pytest's exit code
-_ENDS_WITHIN = 10.0
+_ENDS_WITHIN = 60.0
 _LOOK_EVERY = 0.1
 
 
