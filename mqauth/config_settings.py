@@ -44,8 +44,8 @@ from mqauth.keystore.jwks_rules import COOLDOWN, MAX_PUBLISH_DELAY, MAX_STALE
 from mqauth.misuse import Thresholds
 from mqauth.policy import Rule
 from mqauth.release import WAIVABLE
-from mqauth.replay import DEFAULT_CAPACITY
 from mqauth.signer import MAX_LIFETIME
+from mqauth.stores.memory import DEFAULT_CAPACITY
 from mqauth.times import MAX_LEEWAY, At
 
 _SOURCES: Final = ("file", "jwks", "discovery")

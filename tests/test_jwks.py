@@ -32,7 +32,7 @@ from mqauth.keystore.jwks_refresher import ThreadRefresher
 from mqauth.keystore.jwks_rules import Answer
 from mqauth.message import Message
 from mqauth.pipeline import Pipeline, Verdict
-from mqauth.replay import MemoryReplayStore
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
 from mqauth.verifier import Issuer
