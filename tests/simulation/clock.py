@@ -63,7 +63,7 @@ class Agenda:
         return False
 
     def step_until(self, when: float | None) -> bool:
-        """Let the next entry happen, or let time pass to ``when`` where that comes first; ``False`` for neither."""
+        """Let the next entry happen, or time pass to ``when`` where that is earlier; ``False`` for neither."""
         while self._heap and self._heap[0][2].action is None:
             heapq.heappop(self._heap)
         if when is None or (self._heap and self._heap[0][0] <= when):

@@ -251,7 +251,7 @@ class Client:
             if how == "fails":
                 self._threads.sleep(min(1.0, timeout_ms / 1000))
                 raise RequestTimedOutError
-            if self.broker.rebalancing and self.member:
+            if self.member and self.offered > self.generation:  # shared out, and we have not heard of it
                 raise RebalanceInProgressError
             if not self.member or self.generation != self.broker.generation or not offsets.keys() <= self.share:
                 raise CommitFailedError

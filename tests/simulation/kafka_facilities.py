@@ -1,4 +1,4 @@
-"""What the consumers of the Kafka simulation ask beside the broker: store, audit, policy, keys; called by threads."""
+"""What consumers of the Kafka simulation ask beside the broker: store, audit, policy, keys; by threads."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class Store:
         process: who asks.
         reach: whether it is in reach.
         core: the store of all.
-        claims: who holds what, by owner, for the invariants.
+        claims: who holds what: owner, process and place; for the invariants.
     """
 
     def __init__(
-        self, process: Process, reach: Reach, core: MemoryReplayStore, claims: dict[Any, tuple[str, str]]
+        self, process: Process, reach: Reach, core: MemoryReplayStore, claims: dict[Any, tuple[str, str, Any]]
     ) -> None:
         self._process = process
         self._reach = reach
@@ -86,12 +86,12 @@ class Store:
     def _claim(self, request: ClaimRequest) -> ClaimStatus:
         status = self._core.claim(request)
         if status is ClaimStatus.FRESH:
-            self._claims[request.id] = (request.owner, self._process.name)
+            self._claims[request.id] = (request.owner, self._process.name, (request.place or ())[2:])
         return status
 
     def _end(self, act: Callable[[ClaimRequest], Any], request: ClaimRequest) -> None:
         act(request)
-        if self._claims.get(request.id, ("", ""))[0] == request.owner:
+        if self._claims.get(request.id, ("", "", ()))[0] == request.owner:
             del self._claims[request.id]
 
     def _ask(self, act: Callable[[], Any]) -> Any:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import functools
 import gc
 import hashlib
-import json
 import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any, Final
 from unittest import mock
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from mqauth.brokers import kafka, kafka_consumer, kafka_room, letters, turns
+from mqauth.brokers import kafka_consumer, kafka_room, letters, turns
 from mqauth.brokers.log_records import dead_letter_headers
 from mqauth.delivery import backoff
 from mqauth.keys import Key
@@ -26,12 +26,13 @@ from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
 from tests.simulation.faults import Fault
 from tests.simulation.kafka_broker import PLACES, SESSION
-from tests.simulation.kafka_services import DESTINATION, Behaviour, Handling, Play, Settings, order_of
+from tests.simulation.kafka_services import DESTINATION, GRACE, Behaviour, Handling, Play, Settings
 from tests.simulation.threads import Process, Stuck, stand_ins
 
 KINDS: Final = (
     "pause", "kill", "stop", "rebalance", "store", "audit", "policy", "keys", "letters", "commits", "handler",
 )  # fmt: skip
+ALL: Final = "all"
 REST_LIMIT: Final = 400.0
 """Virtual seconds after the last fault within which everything must be at rest."""
 FORMS: Final[dict[str, tuple[str, ...]]] = {
@@ -55,13 +56,14 @@ class KafkaPlay:
         """Return all of a seed."""
         draw = random.Random(f"kafka {seed}")
         settings = Settings(
-            consumers=draw.choice((1, 2, 2, 3)), workers=draw.choice((0, 1, 1, 2, 3)), interval=draw.choice((0.5, 5.0)),
-            most=draw.choice((1, 4, 20)), many=draw.random() < 0.7, work=draw.choice((0.0, 0.05, 0.5)),
-            lease=draw.choice((6.0, 60.0)), session=SESSION, orders=draw.choice((8, 20, 40)), spread=20.0,
-            hostile=draw.choice((0, 2, 6)),
+            consumers=draw.choice((1, 2, 2, 3)), workers=draw.choice((0, 1, 1, 2, 3)),
+            interval=draw.choice((0.5, 5.0)), most=draw.choice((1, 4, 20)), many=draw.random() < 0.7,
+            work=draw.choice((0.0, 0.05, 0.5)), lease=draw.choice((6.0, 60.0)), session=SESSION,
+            orders=draw.choice((8, 20, 40)), spread=20.0, hostile=draw.choice((0, 2, 6)),
         )  # fmt: skip
-        kinds = [kind for kind in KINDS if draw.random() < 1 / 3]
-        faults = [_fault(kind, draw, settings) for kind in kinds for _ in range(draw.choice((1, 2, 3)))]
+        kinds = [kind for kind in KINDS if draw.random() < (0.7 if kind == "handler" else 1 / 3)]
+        kinds = [kind for kind in kinds for _ in range(draw.choice((3, 6) if kind == "handler" else (1, 2, 3)))]
+        faults = [_fault(kind, draw, settings) for kind in kinds]
         return cls(seed=seed, settings=settings, faults=sorted(faults, key=lambda fault: (fault.at, fault.kind)))
 
     def as_dict(self) -> dict[str, Any]:
@@ -115,7 +117,9 @@ def run(played: KafkaPlay, tell: Callable[[str], None] | None = None) -> KafkaRe
         stack.enter_context(mock.patch.object(turns, "queue", queue))
         wait = backoff.Backoff.wait
         stack.enter_context(
-            mock.patch.object(backoff.Backoff, "wait", lambda self, attempt: wait(self, attempt, entropy.randbytes))
+            mock.patch.object(
+                backoff.Backoff, "wait", lambda self, attempt: wait(self, attempt, entropy.randbytes)
+            )
         )
         try:
             found = Scenario(play, played.faults).problems()
@@ -245,9 +249,8 @@ class Scenario:
     def _begin_outage(self, out: dict[str, str], fault: Fault) -> None:
         out[fault.kind] = fault.how
         self._play.note(fault.kind, fault.how)
-        for service in self._play.services:
-            if service.process is not None and fault.kind in ("store", "commits"):
-                self._play.rough(service.process.name, fault.seconds + 60.0)
+        if fault.kind in ("store", "commits"):
+            self._play.rough(ALL, fault.seconds + 60.0)
 
     def _end_outage(self, out: dict[str, str], fault: Fault) -> None:
         out.pop(fault.kind, None)
@@ -283,10 +286,10 @@ def _forged_not_handled(play: Play) -> Iterator[str]:
 
 
 def _handled_once(play: Play) -> Iterator[str]:
-    """A message is handled again only where a process died, stood still, or could not commit or confirm."""
+    """A message is handled again only after a death, a pause, an outage, or a handler longer than its grace."""
     for label, found in play.ledger.handlings.items():
         ended = [each for each in found if each.ended is not None]
-        for first, second in zip(ended, ended[1:], strict=False):
+        for first, second in pairwise(ended):
             if not _excused(play, first, second):
                 yield f"{label!r} by {first.process.name} and again by {second.process.name} at {second.begun:.2f}"
 
@@ -329,7 +332,9 @@ def _may_fail(play: Play, number: int, reasons: list[str]) -> bool:
 
 def _excused(play: Play, first: Handling, second: Handling) -> bool:
     """Tell whether the pages allow that a message was handled again."""
-    names = {first.process.name, second.process.name}
+    if (first.ended or 0.0) - first.begun > GRACE:
+        return True  # longer than a rebalance waits for it
+    names = {first.process.name, second.process.name, ALL}
     return any(name in names and since <= second.begun <= until for name, since, until in play.ledger.rough)
 
 
@@ -346,6 +351,3 @@ def _forge(clock: Process) -> Forge:
 def _key(number: int, subject: str) -> Key:
     """Return a key that is no secret."""
     return Key.from_private(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32), subjects=[subject])
-
-
-__all__ = ["KafkaPlay", "KafkaResult", "json", "kafka", "order_of", "run"]
