@@ -42,7 +42,7 @@ _GROUPS = {
 _JAVA_OPTIONS = "-XX:TieredStopAtLevel=1"
 _TERMINAL_TELLS_WITHIN = 2.0  # a Ctrl-C reaches the whole process group; a kill only us
 _NO_TESTS = 5  # pytest's exit code
-_ENDS_WITHIN = 10.0
+_ENDS_WITHIN = 60.0
 _LOOK_EVERY = 0.1
 
 
@@ -112,6 +112,7 @@ def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: S
     os.environ[RUN_VARIABLE] = run_id = secrets.token_hex(6)
     os.environ[pace.BESIDE_OTHERS] = "1"
     os.environ.setdefault("JDK_JAVA_OPTIONS", _JAVA_OPTIONS)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # every session and command would compile the same modules
     total, groups = _Counts(), [*units, *integration]
     if integration:
         try:

@@ -23,7 +23,7 @@ from mqauth.jwk import load_key_set
 from mqauth.keys import Key
 from mqauth.keystore import Keystore, signing_key
 from mqauth.pipeline import Pipeline
-from mqauth.replay import MemoryReplayStore
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.strictjson import loads
 
 CONFIG = """

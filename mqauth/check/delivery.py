@@ -12,7 +12,7 @@ from mqauth.check import codes
 from mqauth.check.findings import Finding
 from mqauth.check.target import Rule, Target, mode, strangers
 from mqauth.policy import matches
-from mqauth.replay import DEFAULT_CAPACITY
+from mqauth.stores.memory import DEFAULT_CAPACITY
 
 _PASSING: Final = tuple(PurePosixPath(path) for path in ("/dev", "/proc", "/run", "/var/run", "/tmp"))  # noqa: S108
 _WRITE: Final = 0o022
@@ -30,8 +30,9 @@ def store(target: Target) -> Iterator[Finding]:
         yield codes.REPLAY_MEMORY_SHARED.at(("replay", "store"), said)
     capacity = DEFAULT_CAPACITY if target.replay is None else target.replay.capacity
     kept = consumer.max_lifetime + consumer.leeway + (consumer.max_queue_age or 0)
-    if options.rate * kept > capacity:
-        said = f"{options.rate} messages a second for {kept} s are {options.rate * kept} ids, over {capacity}"
+    ids = (options.rate or 0) * kept
+    if ids > capacity:
+        said = f"{options.rate} messages a second for {kept} s are {ids} ids, over {capacity}"
         yield codes.REPLAY_CAPACITY.at(("replay", "capacity"), said)
 
 
