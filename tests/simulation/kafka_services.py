@@ -8,10 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from mqauth import Pipeline, RejectNow, RetryLater, Verified
+from mqauth import MemoryReplayStore, Pipeline, RejectNow, RetryLater, Verified
 from mqauth.brokers import kafka
 from mqauth.flow import Attempts
-from mqauth.replay import MemoryReplayStore
 from mqauth.testing.forge import ISSUER, Forge
 from mqauth.verifier import Issuer
 from tests.simulation.kafka_broker import DEAD, TOPIC, Broker, Client, LetterClient

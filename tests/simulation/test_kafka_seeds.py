@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 
 import pytest
 
-from tests.simulation import kafka_mutants
 from tests.simulation.engine_mutants import Mutant
-from tests.simulation.kafka_play import KafkaPlay, run
-from tests.simulation.shrink import reduced
+
+with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from tests.simulation import kafka_mutants
+    from tests.simulation.kafka_play import KafkaPlay, run
+    from tests.simulation.shrink import gravest, reduced
 
 SEEDS = 100
 SHARD = 10
@@ -37,7 +41,7 @@ def test_seeds(first: int) -> None:
 
 def test_some_seeds() -> None:
     """No seed of a few breaks an invariant, and two runs of a seed have the same trace."""
-    for seed in range(6):
+    for seed in range(2):
         result = run(KafkaPlay.of(seed))
         assert result.problems == []
         assert result.digest == run(KafkaPlay.of(seed)).digest
@@ -52,10 +56,10 @@ def test_mutant_is_found(mutant: Mutant) -> None:
 
 
 def test_a_finding_is_cut_down() -> None:
-    """A failing seed is told by the fewest faults that still break the invariant."""
-    mutant = next(found for found in kafka_mutants.LOG if found.name == "never commits")
+    """A failing seed is told by fewer faults, with which the gravest broken invariant still breaks."""
+    mutant = next(found for found in kafka_mutants.LOG if found.name == "commits received, not settled")
     with mutant.made():
         result = run(KafkaPlay.of(1))
-        shown = reduced(result, run)  # type: ignore[arg-type,type-var]
-    assert "all comes to rest" in shown.broken
-    assert (len(result.play.faults) > 3, shown.play.faults) == (True, [])
+        shown = reduced(result, run, most=6)  # type: ignore[arg-type,type-var]
+    assert gravest(result.broken) in shown.broken
+    assert len(shown.play.faults) < len(result.play.faults)
