@@ -22,7 +22,8 @@ from typing import Any, Final
 import redis
 
 from mqauth.message import Place
-from mqauth.replay import ClaimRequest, MemoryReplayStore, batch_id
+from mqauth.replay import ClaimRequest, batch_id
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.stores.redis import RedisReplayStore
 from mqauth.testing.clock import START, FakeClock
 

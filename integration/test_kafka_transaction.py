@@ -22,7 +22,7 @@ from mqauth.brokers.kafka_producer import ProducerFatalError
 from mqauth.errors import Cause
 from mqauth.message import Message
 from mqauth.pipeline import Pipeline
-from mqauth.replay import MemoryReplayStore
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage, wait_until
 

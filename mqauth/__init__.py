@@ -30,9 +30,9 @@ from mqauth.message import Message, Origin
 from mqauth.misuse import Alert, Detector, Thresholds
 from mqauth.pipeline import Outcome, Pipeline, Verdict
 from mqauth.policy import Allow, Decision, Rule, UnsafeAllowAll
-from mqauth.replay import MemoryReplayStore
 from mqauth.signer import Signer
 from mqauth.sinks import CallableSink, FanOut, LoggingSink, MisuseWatch
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.verified import Verified
 from mqauth.verifier import Issuer, Verifier
 

@@ -36,8 +36,9 @@ from mqauth.misuse import Alert, Thresholds
 from mqauth.pipeline import Observer, Pipeline
 from mqauth.policy import Allow
 from mqauth.release import Authority, ReleaseAuthorities
-from mqauth.replay import MemoryReplayStore, ReplayStore
+from mqauth.replay import ReplayStore
 from mqauth.signer import Signer
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.verifier import Issuer, Verifier
 
 T = TypeVar("T")

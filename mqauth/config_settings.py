@@ -9,7 +9,7 @@ them back from texts costs 5 ms at the first ``load``.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
@@ -40,11 +40,12 @@ from mqauth.config_table import RefusedSetting
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.flood import DEFAULT_FLOOD_AFTER
 from mqauth.keys import MAX_KID
+from mqauth.keystore.jwks_rules import COOLDOWN, MAX_PUBLISH_DELAY, MAX_STALE
 from mqauth.misuse import Thresholds
 from mqauth.policy import Rule
 from mqauth.release import WAIVABLE
-from mqauth.replay import DEFAULT_CAPACITY
 from mqauth.signer import MAX_LIFETIME
+from mqauth.stores.memory import DEFAULT_CAPACITY
 from mqauth.times import MAX_LEEWAY, At
 
 _SOURCES: Final = ("file", "jwks", "discovery")
@@ -60,6 +61,11 @@ def _kid_fault(found: str) -> str | None:
 
 def _subject_fault(found: str) -> str | None:
     return None if found == "subject" else 'must be "subject" or a table of user to subject'
+
+
+def _not_pinned(members: Mapping[str, Any]) -> str | None:
+    both = members.get("vouches") and "subjects" in members
+    return "contradicts subjects: an issuer vouches for all or pins them" if both else None
 
 
 def _only_append(members: Mapping[str, Any]) -> str | None:
@@ -98,9 +104,13 @@ class SourceSettings(Settings):
     file: Annotated[Path | None, PATH, "Its keys: a JWK Set file, read again when it changes."] = None
     jwks: Annotated[str | None, url("https", "http"), "Its keys: the URL of a JWK Set."] = None
     discovery: Annotated[bool, FLAG, "Its keys: `true` finds them by OpenID Connect discovery."] = False
-    max_stale: Annotated[int, POSITIVE, "Seconds for which keys are used while the URL fails.", _REMOTE] = 3600
+    max_stale: Annotated[
+        int, whole(int(COOLDOWN), MAX_STALE), "Seconds for which keys are used while the URL fails.", _REMOTE
+    ] = 3600
     publish_delay: Annotated[
-        int, whole(0), "Seconds for which the issuer publishes a key before it signs with it."
+        int,
+        whole(0, int(MAX_PUBLISH_DELAY)),
+        "Seconds for which the issuer publishes a key before it signs with it.",
     ] = 30
     ca: Annotated[Path | None, PATH, "A PEM file of the CAs to trust in place of the system's.", _REMOTE] = None
     snapshot: Annotated[Path | None, PATH, "A file that keeps the keys for the next start.", _REMOTE] = None
@@ -126,7 +136,7 @@ class IssuerSettings(SourceSettings):
         'The subjects that a key may speak for, by kid; `"*"` is for keys that do not say it themselves.',
     ] = None
     vouches: Annotated[
-        bool, FLAG, "The issuer is an authority: its keys sign for all its subjects.", not_with("subjects")
+        bool, FLAG, "The issuer is an authority: its keys sign for all its subjects.", _not_pinned
     ] = False
 
 
@@ -138,7 +148,7 @@ class RuleSettings(Settings):
     issuer: Annotated[str | None, NAME, "Its issuer; required where several are configured."] = None
     destinations: Annotated[
         tuple[str, ...],
-        many(ANY, 1),
+        many(NAME, 1),
         "Where it may publish: destinations whose dotted words may be `*` (one word) or `#` (any number).",
     ]
 
@@ -222,7 +232,7 @@ class ReplaySettings(Settings):
         str,
         url("redis", "rediss", word="memory"),
         '`"memory"` for one process, or the URL of a Redis that all consumers of the scope share.',
-    ] = "memory"
+    ] = field(default="memory", repr=False)
     capacity: Annotated[int, POSITIVE, "Ids that the store in memory holds."] = DEFAULT_CAPACITY
 
     @property
@@ -317,7 +327,9 @@ class ReleaseSettings(Settings):
 class CheckSettings(Settings):
     """``[check]``: what ``mqauth check`` cannot read from the other tables; nothing else uses it."""
 
-    brokers: Annotated[tuple[str, ...], many(BROKER_URL), "The brokers' URLs; nothing connects to them."] = ()
+    brokers: Annotated[tuple[str, ...], many(BROKER_URL), "The brokers' URLs; nothing connects to them."] = field(
+        default=(), repr=False
+    )
     consumers: Annotated[int, POSITIVE, "Processes that share the consumer's scope."] = 1
     rate: Annotated[int | None, POSITIVE, "Messages a second, all consumers together."] = None
     rotation: Annotated[int, POSITIVE, "Seconds after which a key is to be replaced."] = 90 * _DAY

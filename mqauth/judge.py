@@ -87,8 +87,12 @@ class Judge:
         elif delivery.step is _JUDGE:
             yield from self._judge_released(delivery)
 
-    def wish(self, delivery: Delivery) -> Wish | Flow[Wish]:
+    def wish(self, delivery: Delivery, waited: KeySet | None = None) -> Wish | Flow[Wish]:
         """Take steps 1 to 12, for who makes many claims together and brings what they found to ``answer``.
+
+        Args:
+            delivery: to be judged.
+            waited: the keys of its issuer, where they were waited for.
 
         Returns:
             The wish; ``None`` where there is a verdict, and for a released message, which is judged in its turn.
@@ -101,40 +105,37 @@ class Judge:
             delivery.candidate = candidate = self._verifier.open(delivery.message)  # 1 to 4
             if candidate.shape.released:
                 return None
-            keys = _at_hand(self._verifier.source(candidate))  # 5
-            if type(keys) is KeySet and candidate.token.opened.kid in keys.by_kid:
-                return self._permitted(delivery, candidate, keys)
-            return self._keyed(delivery, candidate, keys)
+            source = self._verifier.issuer(candidate.token.claims).keys  # 5
+            keys = waited or _at_hand(source)
+            if waited is None and (type(keys) is not KeySet or candidate.token.opened.kid not in keys.by_kid):
+                return self._keyed(delivery, candidate, source, keys)
+            delivery.key_set = keys.version
+            delivery.verified = self._verifier.verify(  # 6 to 11
+                delivery.message, candidate, keys, delivery.received
+            )
+            decision = at_once(_POLICY, self._policy.decide, delivery.verified)  # 12
+            if decision is not _ALLOW:
+                return self._decided(delivery, candidate, decision)
+            return self._request(delivery, candidate)
         except Exception as error:
             _refuse(delivery, error)
             return None
 
-    def _keyed(self, delivery: Delivery, candidate: Candidate, at_hand: Any) -> Flow[Wish]:
-        """Wait for the keys of a token, and take steps 6 to 12."""
+    def _keyed(self, delivery: Delivery, candidate: Candidate, source: KeySource, at_hand: Any) -> Flow[Wish]:
+        """Wait for the keys of a token, and take the steps with them."""
         try:
-            keys = yield from self._keys(delivery, candidate, at_hand)
-            wish = self._permitted(delivery, candidate, keys)
-            return (yield from wish) if type(wish) is GeneratorType else cast(Wish, wish)
+            keys = yield from self._keys(delivery, candidate, source, at_hand)
         except Exception as error:
             _refuse(delivery, error)
             return None
-
-    def _permitted(self, delivery: Delivery, candidate: Candidate, keys: KeySet) -> Wish | Flow[Wish]:
-        """Take steps 6 to 12."""
-        delivery.key_set = keys.version
-        delivery.verified = found = self._verifier.verify(  # 6 to 11
-            delivery.message, candidate, keys, delivery.received
-        )
-        decision = at_once(_POLICY, self._policy.decide, found)  # 12
-        if decision is _ALLOW:
-            return self._wish(delivery, candidate)
-        return self._decided(delivery, candidate, decision)
+        wish = self.wish(delivery, keys)
+        return (yield from wish) if type(wish) is GeneratorType else cast(Wish, wish)
 
     def _decided(self, delivery: Delivery, candidate: Candidate, decision: Any) -> Flow[Wish]:
         """Wait for a policy's decision."""
         try:
             _permit((yield from answered(_POLICY, decision)))
-            return self._wish(delivery, candidate)
+            return self._request(delivery, candidate)
         except Exception as error:
             _refuse(delivery, error)
             return None
@@ -168,7 +169,8 @@ class Judge:
         ends there.
         """
         message, candidate, received = delivery.message, cast(Candidate, delivery.candidate), delivery.received
-        keys = yield from self._keys(delivery, candidate, _at_hand(self._verifier.source(candidate)))  # 5
+        source = self._verifier.issuer(candidate.claims).keys  # 5
+        keys = yield from self._keys(delivery, candidate, source, _at_hand(source))
         delivery.key_set = keys.version
         _total(self._verifier.authenticate, message, candidate.token, keys, received)  # 6, 7
         release = delivery.release = yield from self._released(delivery)
@@ -178,7 +180,7 @@ class Judge:
         delivery.verified = verified
         if Reason.PRODUCER_FORBIDDEN not in release.waive:
             _permit((yield from asked(_POLICY, self._policy.decide, verified)))
-        wish = self._wish(delivery, candidate)
+        wish = self._request(delivery, candidate)
         return (yield from self._claim_release(delivery, wish, release))
 
     def _released(self, delivery: Delivery) -> Flow[Release]:
@@ -196,15 +198,16 @@ class Judge:
                 raise Rejection(Reason.RELEASE_INVALID, "the authority has no such key") from error
         return _total(authorities.verify, message, found, keys, delivery.received)
 
-    def _keys(self, delivery: Delivery, candidate: Candidate, at_hand: Any) -> Flow[KeySet]:
+    def _keys(self, delivery: Delivery, candidate: Candidate, source: KeySource, at_hand: Any) -> Flow[KeySet]:
         """Return the keys of the token's issuer, which are waited for where they lack the token's.
 
         Args:
             delivery: of the token.
             candidate: the token.
-            at_hand: what ``_at_hand`` returned of its issuer's source.
+            source: of its issuer's keys.
+            at_hand: what ``_at_hand`` returned of it.
         """
-        source, kid = self._verifier.source(candidate), candidate.token.opened.kid
+        kid = candidate.opened.kid
         keys = yield from _known(at_hand)
         if keys is None or keys.get(kid) is None:
             delivery.key_set = None if keys is None else keys.version
@@ -218,7 +221,7 @@ class Judge:
             if delivery.owner is None:
                 delivery.owner = drawn[at * length : (at + 1) * length]
 
-    def _wish(self, delivery: Delivery, candidate: Candidate) -> ClaimRequest:
+    def _request(self, delivery: Delivery, candidate: Candidate) -> ClaimRequest:
         """Return the claim of a message that was verified and permitted; its owner is one for ever.
 
         It is kept past every copy that may be accepted, those deferred beside it too, and past its lease.

@@ -120,19 +120,16 @@ def verify(opened: Opened, key: Key) -> None:
     """
     if not key.allows(opened.algorithm):
         raise Rejection(Reason.ALGORITHM_FORBIDDEN, "the token names another algorithm than its key has")
+    data, public, signature = opened.signing_input, key.public, opened.signature
     try:
-        good = _is_good(opened, key)
+        if key.algorithm == "EdDSA":  # of this algorithm ``Key`` takes no other key
+            good = ed25519.holds(data, cast(Ed25519PublicKey, public), signature)
+        else:
+            good = _PYJWT[key.algorithm].verify(data, public, signature)
     except Exception:  # hostile signatures can raise more than PyJWTError; all of it is a bad signature
         good = False
     if good is not True:
         raise Rejection(Reason.SIGNATURE_INVALID, "the signature does not hold")
-
-
-def _is_good(opened: Opened, key: Key) -> bool:
-    """Tell whether the signature holds under the key's own algorithm."""
-    if key.algorithm == "EdDSA":  # of this algorithm ``Key`` takes no other key
-        return ed25519.holds(opened.signing_input, cast(Ed25519PublicKey, key.public), opened.signature)
-    return _PYJWT[key.algorithm].verify(opened.signing_input, key.public, opened.signature)
 
 
 @lru_cache(maxsize=2048)  # of at most MAX_TOKEN bytes each, for a thousand producers

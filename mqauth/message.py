@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias
 
@@ -21,6 +22,8 @@ HeaderPair: TypeAlias = tuple[str, HeaderValue]
 TimestampType: TypeAlias = Literal["append", "create"]
 Place: TypeAlias = tuple[str, str, int, int]
 """Cluster, topic with its id, partition and offset: where exactly a record stands in a Kafka log."""
+Form: TypeAlias = tuple[str, tuple[str, ...], tuple[str, ...]]
+"""Destination, names of headers, names of properties: what messages of one kind have in common."""
 
 TOKEN_HEADER: Final = "mqauth-token"
 PROTECTED_PROPERTIES: Final = (
@@ -36,6 +39,8 @@ PROTECTED_PROPERTIES: Final = (
 
 _RECORD: Final = re.compile(r"([^/]+)/([0-9]{1,10})/([0-9]{1,20})(?:@(.{0,64}?)(?:/([A-Za-z0-9_-]{22}))?)?")
 NO_PROPERTIES: Final[Mapping[str, str]] = MappingProxyType({})
+_NAME: Final = itemgetter(0)
+_NO_NAMES: Final[tuple[str, ...]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,3 +226,9 @@ def message_of(  # noqa: PLR0917 - as above
     _NATIVE(message, native)
     _MALFORMED(message, malformed)
     return message
+
+
+def form_of(message: Message) -> Form:
+    """Return the form of a message."""
+    names, properties = tuple(map(_NAME, message.headers)), message.properties
+    return message.destination, names, _NO_NAMES if properties is NO_PROPERTIES else tuple(properties)

@@ -103,12 +103,15 @@ class Pipeline:
         """Return a delivery received now; never raises, whatever the message."""
         return Delivery(message=message, received=self.clock.now())
 
-    def process(self, delivery: Delivery, handler: Handler, dead_letters: DeadLetterSink) -> Flow[Outcome]:
-        """Carry a delivery to its end, or as far as the world allows.
+    def process(
+        self, delivery: Delivery, handler: Handler | None, dead_letters: DeadLetterSink | None
+    ) -> Flow[Outcome]:
+        """Carry a delivery to its end, or as far as the world allows: what steps are left, each once.
 
         Args:
             delivery: a new one, or one deferred before.
-            handler: called with the verified message; tried again by ``attempts``.
+            handler: called with the verified message; tried again by ``attempts``. ``None`` where it was handled
+                or rejected before; the observers are told nothing then.
             dead_letters: where a rejected message goes.
 
         Returns:
@@ -117,8 +120,29 @@ class Pipeline:
         Raises:
             StaleDelivery: as its fence did; nothing more is to be done with it, but to release its claim.
         """
-        steps = self._steps(delivery, handler, dead_letters)
-        return self._observed(delivery, steps) if self._observers else steps
+        try:
+            if delivery.deferred and delivery.step is _HANDLE and not (yield from self._is_held(delivery)):
+                delivery.claim, delivery.release_claim, delivery.step = None, None, _JUDGE
+            while (step := delivery.step) is not _SETTLE:
+                passed = None if delivery.fence is None else _asked_fence(delivery, delivery.fence)
+                if passed is not None:
+                    yield from settling(passed)
+                if step is _JUDGE:
+                    yield from self._timed_judge(delivery) if self._observers else self.verdicts.judge(delivery)
+                elif step is _HANDLE and handler is not None:
+                    try:
+                        yield _TUPLE(Call, (handler, (delivery.verified,), self.attempts, None))
+                        delivery.step = _CONFIRM
+                    except Exception as error:
+                        _failed(delivery, error)
+                else:
+                    yield from self._end(delivery, dead_letters)
+            outcome = Outcome.of(delivery)
+        except Unavailable as error:
+            outcome = delivery.defer(error)
+        if self._observers and handler is not None:
+            self._observe(outcome, delivery)
+        return outcome
 
     def judge(self, delivery: Delivery) -> Flow[Outcome]:
         """Judge a delivery, steps 1 to 13, for those who handle and settle it themselves.
@@ -143,7 +167,7 @@ class Pipeline:
             raise ConfigurationError("a rejected delivery ends with bury")
         if delivery.step is Step.HANDLE:
             delivery.step = Step.CONFIRM
-        return (yield from self._steps(delivery))
+        return (yield from self.process(delivery, None, None))
 
     def release(self, delivery: Delivery) -> Flow[Outcome]:
         """Give the claim of a delivery back, unhandled; it may be delivered again.
@@ -205,59 +229,26 @@ class Pipeline:
         _refuse_unjudged(delivery)
         if delivery.verdict is Verdict.ACCEPTED:
             raise ConfigurationError("an accepted delivery ends with confirm or release")
-        return (yield from self._steps(delivery, None, dead_letters))
+        return (yield from self.process(delivery, None, dead_letters))
 
-    def _steps(
-        self, delivery: Delivery, handler: Handler | None = None, dead_letters: DeadLetterSink | None = None
-    ) -> Flow[Outcome]:
-        """Take what steps are left of a delivery, each once; the one place where its fence is asked."""
-        try:
-            if delivery.deferred and delivery.step is _HANDLE and not (yield from self._is_held(delivery)):
-                delivery.claim, delivery.release_claim, delivery.step = None, None, _JUDGE
-            while (step := delivery.step) is not _SETTLE:
-                if delivery.fence is not None:
-                    passed = _asked_fence(delivery, delivery.fence)
-                    if passed is not None:
-                        yield from settling(passed)
-                if step is not _HANDLE or handler is None:
-                    yield from self._step(delivery, dead_letters)
-                    continue
-                try:
-                    yield _TUPLE(Call, (handler, (delivery.verified,), self.attempts, None))
-                    delivery.step = _CONFIRM
-                except Exception as error:
-                    _failed(delivery, error)
-            return Outcome.of(delivery)
-        except Unavailable as error:
-            return delivery.defer(error)
+    def _end(self, delivery: Delivery, dead_letters: DeadLetterSink | None) -> Flow[None]:
+        """Take a step that follows verdict and handler: end what is claimed, record, or bury.
 
-    def _step(self, delivery: Delivery, dead_letters: DeadLetterSink | None) -> Flow[None]:
-        """Return the next step of a delivery that is not to be handled."""
-        step = delivery.step
-        if step is _JUDGE:
-            return self._timed_judge(delivery) if self._observers else self.verdicts.judge(delivery)
-        if step is _CONFIRM or step is _RELEASE:
-            return self._close_claims(delivery)
-        return self._record(delivery) if step is _RECORD else self._bury(delivery, dead_letters)
-
-    def _close_claims(self, delivery: Delivery) -> Flow[None]:
-        """Confirm what is claimed after the handler, or release it after a failure.
-
-        A release of a reviewer's comes first: after a crash between the two it is a duplicate, no replay.
+        A release of a reviewer's is ended first: after a crash between the two it is a duplicate, no replay.
         """
-        ends = self.replay.confirm if delivery.step is _CONFIRM else self.replay.release
-        for claim in delivery.claims:
-            ended = at_once(_STORE, ends, claim)
-            if ended is not None:
-                yield from answered(_STORE, ended)
-        plain = delivery.rejection is None and not self._record_all
-        delivery.step = _SETTLE if plain else _RECORD
-
-    def _observed(self, delivery: Delivery, steps: Flow[Outcome]) -> Flow[Outcome]:
-        """Take the steps of a delivery, and tell the observers what they came to."""
-        outcome = yield from steps
-        self._observe(outcome, delivery)
-        return outcome
+        step = delivery.step
+        if step is _CONFIRM or step is _RELEASE:
+            ends = self.replay.confirm if step is _CONFIRM else self.replay.release
+            for claim in (delivery.release_claim, delivery.claim):
+                ended = None if claim is None else at_once(_STORE, ends, claim)
+                if ended is not None:
+                    yield from answered(_STORE, ended)
+            plain = delivery.rejection is None and not self._record_all
+            delivery.step = _SETTLE if plain else _RECORD
+        elif step is _RECORD:
+            yield from self._record(delivery)
+        else:
+            yield from self._bury(delivery, dead_letters)
 
     def _timed_judge(self, delivery: Delivery) -> Flow[None]:
         """Judge, and note how long it took, for those who observe."""

@@ -5,6 +5,7 @@ The names are anybody's, and are remembered within a bound of bytes; of the valu
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -12,13 +13,12 @@ from mqauth import envelope
 from mqauth.destination import is_kafka
 from mqauth.envelope import Cover
 from mqauth.errors import Reason, Rejection
-from mqauth.form import Form
-from mqauth.memo import Memo
-from mqauth.message import Message
+from mqauth.message import Form, Message
 from mqauth.release import is_release
 from mqauth.template import Reader
 
 _CAPACITY: Final = 16 * 1024 * 1024
+_SHARE: Final = 64
 _EACH: Final = 1024
 _NAME: Final = 192
 _CHARACTER: Final = 4
@@ -78,25 +78,47 @@ class Shape:
 
 
 class Shapes:
-    """Shapes by form.
+    """Shapes by form; when they are full all of them are forgotten.
+
+    Anybody may write what is remembered here, so that its bytes are what counts, and no entry takes more than a
+    64th of them. Forgetting all costs no bookkeeping at each look: only a flood of names comes to it.
 
     Args:
         capacity: bytes that all of them may take, with what is kept in them.
     """
 
     def __init__(self, capacity: int = _CAPACITY) -> None:
-        self._memo: Memo[Form, Shape] = Memo(capacity)
-        self.get = self._memo.get
+        self._capacity = capacity
+        self._shapes: dict[Form, Shape] = {}
+        self._held = 0
+        self._lock = threading.Lock()
+        self.get = self._shapes.get
         """Return the shape of a form, or ``None``."""
 
     def __len__(self) -> int:
-        return len(self._memo)
+        return len(self._shapes)
 
     def add(self, form: Form) -> Shape:
         """Return the shape of a form that is not known, and remember it."""
-        shape = Shape(form, self._memo.charge)
-        self._memo.put(form, shape, _size((form[0], *form[1], *form[2])))
+        shape = Shape(form, self._charge)
+        if self._charge(_size((form[0], *form[1], *form[2]))):
+            self._shapes[form] = shape
         return shape
+
+    def _charge(self, size: int) -> bool:
+        """Count bytes that are about to be kept, here or in a shape; make room where it is short.
+
+        Returns:
+            Whether they may be kept: one entry takes no more than its share.
+        """
+        if size > self._capacity // _SHARE:
+            return False
+        with self._lock:
+            if self._held + size > self._capacity:
+                self._shapes.clear()
+                self._held = 0
+            self._held += size
+        return True
 
 
 def _size(names: Iterable[str]) -> int:

@@ -12,10 +12,9 @@ from mqauth import base64url, batch, claims, destination, envelope, jws, templat
 from mqauth.claims import MAX_BATCH, Batch, Binding, Claims
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, MalformedMessage, Unavailable
-from mqauth.form import Form, form_of
 from mqauth.keys import ALGORITHMS, MAX_KID, Key, SigningKey, SigningKeySource
 from mqauth.merkle import Tree
-from mqauth.message import HeaderPair, Message, message_of
+from mqauth.message import Form, HeaderPair, Message, form_of, message_of
 from mqauth.template import Template
 
 MAX_LIFETIME: Final = 86_400

@@ -51,18 +51,15 @@ class Times:
         until = float(claims.exp + self.leeway)
         return until if key.revocation is None else min(until, float(key.revocation.revoked_at))
 
-    def check_key(self, key: Key, claims: Claims, message: Message, waived: frozenset[Reason] = _NOTHING) -> None:
-        """Refuse a token made after its key had retired; the broker's append time outdoes ``iat``."""
-        if key.expires is None or Reason.KEY_EXPIRED in waived:
-            return
-        appended = self.evidence(message)
-        if (claims.iat if appended is None else appended) >= key.expires:
-            raise Rejection(Reason.KEY_EXPIRED, "the key had retired before the token was made")
-
     def check(
-        self, claims: Claims, message: Message, received: float, waived: frozenset[Reason] = _NOTHING
+        self, claims: Claims, key: Key, message: Message, received: float, waived: frozenset[Reason] = _NOTHING
     ) -> None:
-        """Judge ``iat``, ``nbf``, ``exp``, the lifetime and the time in the queue: step 9."""
+        """Judge the key's end, ``iat``, ``nbf``, ``exp``, the lifetime and the time in the queue: step 9."""
+        if key.expires is not None and Reason.KEY_EXPIRED not in waived:
+            # the broker's append time outdoes ``iat``
+            appended = self.evidence(message)
+            if (claims.iat if appended is None else appended) >= key.expires:
+                raise Rejection(Reason.KEY_EXPIRED, "the key had retired before the token was made")
         moment = self.evidence(message) if self.at == "append" else received
         if moment is None:
             raise Unavailable(Cause.APPEND_TIME_UNAVAILABLE, "the broker gives no evidence of append time")

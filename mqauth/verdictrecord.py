@@ -49,12 +49,13 @@ def _token_fields(delivery: Delivery) -> dict[str, Any]:
     """Return what audit says of a token, and whether that was verified."""
     candidate, rejection, verified = delivery.candidate, delivery.rejection, delivery.verified
     opened = None if candidate is None else candidate.opened
+    proof = None if candidate is None else candidate.proof
     return audit_records.token_fields(
         _token(delivery.message),
         None if opened is None else opened.kid,
         None if opened is None else opened.algorithm,
         None if candidate is None else candidate.claims,
-        index=verified.index if verified is not None else None if candidate is None else candidate.index,
+        index=None if proof is None else proof.place,
         verified=verified is not None or (rejection is not None and rejection.reason in SIGNED_REASONS),
     )
 

@@ -24,17 +24,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from mqauth import batch, envelope, jws
 from mqauth import claims as claim_set
 from mqauth.batch import Proof
 from mqauth.claims import Binding, Claims
 from mqauth.errors import ConfigurationError, Reason, Rejection
-from mqauth.form import form_of
 from mqauth.keys import Key, KeySet, KeySource
 from mqauth.knowntokens import Standing, Token, Tokens
-from mqauth.message import PROTECTED_PROPERTIES, Message
+from mqauth.message import PROTECTED_PROPERTIES, Message, form_of
 from mqauth.release import Release, ReleaseAuthorities
 from mqauth.shape import Shape, Shapes
 from mqauth.template import reader_of
@@ -42,6 +41,7 @@ from mqauth.times import At, Times, is_revoked
 from mqauth.verified import Verified, make_verified
 
 _NOTHING: Final = frozenset[Reason]()
+_TUPLE: Final = tuple.__new__  # a candidate is made for every message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ class Issuer:
         return self.vouches or pinned is not None or subject in (self.subjects or {}).get("*", frozenset())
 
 
-class Candidate:
+class Candidate(NamedTuple):
     """A token whose claims are parsed and not yet believed: the outcome of steps 1 to 4.
 
     Args:
@@ -87,13 +87,10 @@ class Candidate:
         learnt: nothing about the token is to be remembered that is not yet.
     """
 
-    __slots__ = ("learnt", "proof", "shape", "token")
-
-    def __init__(self, token: Token, proof: Proof | None, shape: Shape, learnt: bool) -> None:
-        self.token = token
-        self.proof = proof
-        self.shape = shape
-        self.learnt = learnt
+    token: Token
+    proof: Proof | None
+    shape: Shape
+    learnt: bool
 
     @property
     def opened(self) -> jws.Opened:
@@ -104,11 +101,6 @@ class Candidate:
     def claims(self) -> Claims:
         """What it claims."""
         return self.token.claims
-
-    @property
-    def index(self) -> int | None:
-        """The message's place in its batch, ``None`` of a single token."""
-        return None if self.proof is None else self.proof.place
 
 
 class Verifier:
@@ -187,24 +179,27 @@ class Verifier:
         if shape.fault is not None:
             raise Rejection(*shape.fault)
         text = envelope.token_of_value(message.headers[shape.place][1], on_kafka=shape.on_kafka)
-        text, batched, proof = text.partition(batch.SEPARATOR)
-        behind = proof if batched else None
-        token = self.tokens.get(text) if batched else None
-        if token is not None:
-            return Candidate(token, batch.proof_of(behind, token.claims), shape, True)
-        opened = jws.take_apart(text)
-        reader = shape.readers.get((opened.kid, len(opened.payload)))
-        read = None if reader is None else reader.read(opened.payload)
-        claims = read or claim_set.parse(opened.payload)
-        return Candidate(Token(text, opened, claims), batch.proof_of(behind, claims), shape, read is not None)
+        text, batched, behind = text.partition(batch.SEPARATOR)
+        token, learnt, proof = self.tokens.get(text) if batched else None, True, None
+        if token is None:
+            opened = jws.take_apart(text)
+            reader = shape.readers.get((opened.kid, len(opened.payload)))
+            read = None if reader is None else reader.read(opened.payload)
+            token, learnt = Token(text, opened, read or claim_set.parse(opened.payload)), read is not None
+        if batched or token.proven is not None:
+            proof = batch.proof_of(behind if batched else None, token.claims)
+        return _TUPLE(Candidate, (token, proof, shape, learnt))
 
-    def source(self, candidate: Candidate) -> KeySource:
-        """Return where the keys of the claimed issuer come from: step 5.
+    def issuer(self, claims: Claims) -> Issuer:
+        """Return the configured issuer of a token: step 5.
 
         Raises:
             Rejection: ``issuer_untrusted``.
         """
-        return self._issuer(candidate.token.claims).keys
+        issuer = self.issuers.get(claims.iss)
+        if issuer is None:
+            raise Rejection(Reason.ISSUER_UNTRUSTED, "no such issuer is configured")
+        return issuer
 
     def authenticate(self, message: Message, token: Token, keys: KeySet, received: float) -> Key:
         """Return the key that signed a token: steps 6 and 7.
@@ -218,7 +213,7 @@ class Verifier:
         Raises:
             Rejection: ``key_unknown``, ``key_revoked``, ``algorithm_forbidden`` or ``signature_invalid``.
         """
-        key = keys.get(token.opened.kid)
+        key = keys.by_kid.get(token.opened.kid)
         if key is None:
             raise Rejection(Reason.KEY_UNKNOWN, "the issuer has no such key")
         if key.revocation is not None and is_revoked(key, self._times.evidence(message), received):
@@ -278,7 +273,6 @@ class Verifier:
             received: UTC seconds at which it was received.
         """
         token = candidate.token
-        candidate.learnt = True
         if token.proven is not None:
             self.tokens.add(token, received - self.retention)
             return
@@ -294,27 +288,20 @@ class Verifier:
         key = self.authenticate(message, token, keys, received)  # 6, 7
         if claims.aud not in self._audiences:  # 8
             raise Rejection(Reason.AUDIENCE_MISMATCH, "meant for another audience")
-        self._times.check_key(key, claims, message, waived)  # 9
-        self._times.check(claims, message, received, waived)
-        self._check_subject(message, claims, key)  # 10
+        self._times.check(claims, key, message, received, waived)  # 9
+        if not self.issuer(claims).speaks_for(key, claims.sub):  # 10
+            raise Rejection(Reason.SUBJECT_MISMATCH, "the key does not speak for this subject")
+        if self._user_id is not None:
+            self._check_user(message, claims)
         if token.proven is not None and release is None and self._alike:
             token.standing = Standing(keys, received, self._times.ends(claims, key))
 
-    def _issuer(self, claims: Claims) -> Issuer:
-        """Return the configured issuer of a token."""
-        issuer = self.issuers.get(claims.iss)
-        if issuer is None:
-            raise Rejection(Reason.ISSUER_UNTRUSTED, "no such issuer is configured")
-        return issuer
-
-    def _check_subject(self, message: Message, claims: Claims, key: Key) -> None:
-        """Refuse a subject the key may not speak for, or that the broker's user contradicts."""
-        if not self._issuer(claims).speaks_for(key, claims.sub):
-            raise Rejection(Reason.SUBJECT_MISMATCH, "the key does not speak for this subject")
+    def _check_user(self, message: Message, claims: Claims) -> None:
+        """Refuse a subject that the broker's user contradicts, where the broker names one."""
         user = message.properties.get("user-id")
-        if self._user_id is None or user is None:
+        if user is None:
             return
-        expected = user if self._user_id == "subject" else dict(self._user_id).get(user)
+        expected = user if self._user_id == "subject" else dict(self._user_id or {}).get(user)
         if expected != claims.sub:
             raise Rejection(Reason.SUBJECT_MISMATCH, "the broker's user is another subject")
 

@@ -14,7 +14,7 @@ from mqauth.errors import Reason, Rejection
 from mqauth.flow import Attempts
 from mqauth.message import Message, Origin
 from mqauth.pipeline import Delivery, Outcome, Pipeline
-from mqauth.replay import MemoryReplayStore
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 
 RABBITMQ = "rabbitmq:shop/orders.created"

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mqauth"
 CORE = (
     ("errors", "_version"),
-    ("clock", "memo", "privatefile"),
+    ("clock", "privatefile"),
     ("destination",),
     ("message",),
     ("strictjson", "base64url"),
@@ -22,16 +22,14 @@ CORE = (
     ("ed25519",),
     ("jws",),
     ("encoding",),
-    ("envelope", "form"),
+    ("envelope",),
     ("merkle",),
     ("batch", "batching", "knowntokens", "template"),
     ("jsonform", "lineage"),
     ("signer", "release", "times"),
     ("verified", "releaser", "shape"),
     ("verifier",),
-    ("policy", "claimrequest", "places", "forgetting", "audit", "misuse", "redaction", "linefile"),
-    ("idtable",),
-    ("batchtable",),
+    ("policy", "audit", "misuse", "redaction", "linefile"),
     ("replay", "auditchain", "deadletter"),
     ("audithead", "auditlog"),
     ("auditfile",),
@@ -52,7 +50,7 @@ FORBIDDEN_IN_CORE = frozenset(
     ("aio_pika", "aiormq", "kafka", "redis", "typer", "click", "rich", "starlette", "uvicorn", "opentelemetry",
      "httpx", "requests", "urllib3", "asyncio", "time", "random", "secrets", "uuid", "socket", "subprocess")
 )  # fmt: skip
-ALONE = {"jwt": ("jws",), "time": ("clock", "memo"), "tenacity": ("flow",), "inspect": ("flow",)}
+ALONE = {"jwt": ("jws",), "time": ("clock",), "tenacity": ("flow",), "inspect": ("flow",)}
 """What only these modules of the core may import."""
 CLIENTS = frozenset(("aio_pika", "aiormq", "pamqp", "kafka", "pika", "aiokafka", "confluent_kafka", "faststream"))
 LEAF = re.compile(r"(mqauth\.)?brokers\.(kafka|rabbitmq)\w*")

@@ -26,8 +26,8 @@ from mqauth.keys import ALGORITHMS
 from mqauth.message import Message, Origin
 from mqauth.misuse import Detector, Thresholds
 from mqauth.pipeline import Pipeline
-from mqauth.replay import MemoryReplayStore
 from mqauth.sinks import MisuseWatch
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import MemoryStage

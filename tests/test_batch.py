@@ -25,7 +25,8 @@ from mqauth.pipeline import Outcome, Pipeline, Verdict
 from mqauth.redaction import redact
 from mqauth.release import Authority, ReleaseAuthorities, open_release
 from mqauth.releaser import Releaser
-from mqauth.replay import ClaimRequest, ClaimStatus, MemoryReplayStore, claim_id, release_id
+from mqauth.replay import ClaimRequest, ClaimStatus, claim_id, release_id
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, BatchForge, FakeClock, Forge, verified
 from mqauth.testing.attacks import changed_header, honest_message
 from mqauth.testing.batchforge import ForgedBatch, forge_batch
@@ -41,7 +42,7 @@ FORGE = Forge(CLOCK)
 def judged(verifier: Verifier, message: Message, received: float | None = None) -> Verified:
     """Open and verify a message."""
     candidate = verifier.open(message)
-    keys = verifier.source(candidate).key_set()
+    keys = verifier.issuer(candidate.claims).keys.key_set()
     return verifier.verify(message, candidate, keys, CLOCK.now() if received is None else received)
 
 

@@ -14,7 +14,10 @@ import mqauth
 from mqauth.audit import AuditRecord
 from mqauth.auditfile import parts, rotated
 from mqauth.audithead import read_heads
+from mqauth.config_declaration import read
 from mqauth.config_kinds import is_url
+from mqauth.config_settings import FileSettings
+from mqauth.config_table import Table
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.flow import run
 from mqauth.jwk import dump_key_set
@@ -449,6 +452,14 @@ def test_redis_without_verification_is_refused(place: Path) -> None:
     assert said == "mqauth.toml: [replay] store: the replay store's URL turns TLS verification off"
 
 
+def test_no_password_is_shown() -> None:
+    """Settings can be logged: a URL that may hold a password is not in them."""
+    members = {"store": "rediss://user:hunter2@redis.example/0"}, {"brokers": ["amqps://user:hunter2@mq.example/"]}
+    for name, table in zip(("replay", "check"), members, strict=True):
+        found = read(FileSettings, Table(file="mqauth.toml", members={name: table}))
+        assert "hunter2" not in repr(found)
+
+
 def test_release_authorities_are_built(place: Path) -> None:
     """Who may release, and what they may waive, reaches the verifier; without the table nobody may."""
     table = '[[release.authorities]]\nissuer = "https://r.example"\nfile = "jwks.json"\nwaive = ["expired"]\n'
@@ -644,7 +655,7 @@ def test_required_key_is_named(place: Path, spot: tuple[str, ...], key: str) -> 
         (("consumer",), {"issuers": []}, "issuers: must hold at least 1 table"),
         (("consumer", "issuers", "0"), {"jwks": "https://a.example/"}, ": needs one of file, jwks and"),
         (("consumer", "issuers", "0"), {"discovery": True}, ": needs one of file, jwks and"),
-        (("consumer", "issuers", "0"), {"max_stale": 5}, "max_stale: only with jwks or discovery"),
+        (("consumer", "issuers", "0"), {"max_stale": 60}, "max_stale: only with jwks or discovery"),
         (("consumer", "issuers", "0"), {"vouches": True}, "vouches: contradicts subjects"),
         (("consumer", "issuers", "1"), {"issuer": "https://auth.example"}, "issuer: is configured twice"),
         (("consumer", "allow", "0"), {"issuer": "https://x.example"}, "issuer: is not among"),
@@ -697,6 +708,12 @@ def test_issuer_says_where_its_keys_are_and_for_whom(place: Path, changes: dict[
     issuer.update(changes)
     tables["consumer"]["issuers"][0] = {key: value for key, value in issuer.items() if value is not None}
     assert refusal(place, document(tables)).startswith(f"mqauth.toml: {where}")
+
+
+def test_an_issuer_may_say_that_it_does_not_vouch(place: Path) -> None:
+    """``vouches = false`` beside ``subjects`` says what is so, and is no contradiction."""
+    text = SMALL.replace('"jwks.json"', '"jwks.json"\nvouches = false\nsubjects = { "*" = ["orders-api"] }')
+    assert mqauth.load(written(place, text)).judge.verifier.issuers["https://auth.example"].vouches is False
 
 
 @pytest.mark.parametrize(

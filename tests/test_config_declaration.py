@@ -57,8 +57,8 @@ from mqauth.misuse import Thresholds
 from mqauth.pipeline import Pipeline
 from mqauth.policy import Rule
 from mqauth.release import Authority
-from mqauth.replay import MemoryReplayStore
 from mqauth.signer import Signer
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.verifier import Issuer, Verifier
 
 SOURCE = {"table", "issuer", "file", "jwks", "discovery"}

@@ -32,10 +32,10 @@ from mqauth.pipeline import Pipeline
 from mqauth.policy import Allow
 from mqauth.release import WAIVABLE, Authority, ReleaseAuthorities
 from mqauth.releaser import Releaser
-from mqauth.replay import MemoryReplayStore
 from mqauth.review import ALL, Filter
 from mqauth.review.letterbox import BATCH
 from mqauth.review.memory import MemoryLetterBox
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.verifier import Issuer

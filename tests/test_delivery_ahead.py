@@ -16,7 +16,8 @@ from mqauth.flow import run
 from mqauth.keys import KeySet, Revocation
 from mqauth.message import Message, Origin
 from mqauth.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
-from mqauth.replay import ClaimRequest, ClaimStatus, MemoryReplayStore
+from mqauth.replay import ClaimRequest, ClaimStatus
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
 from mqauth.verified import Verified

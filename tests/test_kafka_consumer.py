@@ -17,7 +17,8 @@ from mqauth.errors import Cause, ConfigurationError, RetryLater, Unavailable
 from mqauth.flow import Attempts, ColourError
 from mqauth.message import Message
 from mqauth.pipeline import Pipeline, Verdict
-from mqauth.replay import ClaimRequest, MemoryReplayStore
+from mqauth.replay import ClaimRequest
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
 from mqauth.verified import Verified

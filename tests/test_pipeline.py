@@ -16,7 +16,8 @@ from mqauth.keys import Key, KeySet
 from mqauth.message import Message, Origin
 from mqauth.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
 from mqauth.policy import Allow, Decision, Rule
-from mqauth.replay import ClaimStatus, MemoryReplayStore
+from mqauth.replay import ClaimStatus
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock, Forge
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.batchforge import forge_batch

@@ -29,7 +29,6 @@ from mqauth.pipeline import Pipeline, Verdict
 from mqauth.policy import Allow
 from mqauth.release import RELEASE_HEADER, WAIVABLE, Authority, ReleaseAuthorities
 from mqauth.releaser import Releaser
-from mqauth.replay import MemoryReplayStore
 from mqauth.review import (
     ALL,
     Filter,
@@ -50,6 +49,7 @@ from mqauth.review import (
     take_in,
 )
 from mqauth.review.memory import MemoryLetterBox
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.verifier import Issuer

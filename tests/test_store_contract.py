@@ -14,9 +14,8 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from integration.scale import nightly
 from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.forgetting import SHARDS
-from mqauth.places import NOWHERE, Places
-from mqauth.replay import ClaimRequest, ClaimStatus, MemoryReplayStore
+from mqauth.replay import ClaimRequest, ClaimStatus
+from mqauth.stores.memory import MemoryReplayStore, Places
 from mqauth.testing.clock import START, FakeClock
 from mqauth.testing.store_contract import FRESH, REPLAYED, REREAD, BatchStoreContract, machine, sibling, wish
 
@@ -58,12 +57,10 @@ class _Placeless(MemoryReplayStore):
     def confirm(self, request: ClaimRequest, /) -> None:
         super().confirm(request)
         if super().claim(replace(request, owner="x", renew=False)) is REREAD:
-            table = self._ids if request.index is None else self._batches
-            where, _ = table.find(request)
-            if isinstance(where, int):
-                self._ids._done[where % SHARDS][where] = NOWHERE
-            else:
-                where.places = None
+            for done in self._done:
+                done.update(dict.fromkeys(done, self._places.pack(None)))
+            for batch in (found for batches in self._batches for found in batches.values()):
+                batch.places = None
 
 
 @pytest.mark.parametrize("broken", [_Forgetful, _Eager, _Placeless])
@@ -152,8 +149,8 @@ def test_released_leaves_nothing(store: MemoryReplayStore, one: ClaimRequest) ->
         store.claim(replace(one, owner=f"{n}"))
         store.release(replace(one, owner=f"{n}"))
     assert len(store) == 0
-    assert not any(store._buckets.values())
-    assert not any(token for shards in store._batches._scopes.values() for token in shards)
+    assert not any(bucket.held or bucket.done or bucket.tokens for bucket in store._buckets.values())
+    assert not any((*store._batches, *store._done, store._held))
 
 
 def test_forgets_a_few_at_a_time(clock: FakeClock) -> None:

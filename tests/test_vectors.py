@@ -16,7 +16,7 @@ from mqauth.jsonform import from_form
 from mqauth.merkle import Proven, leaf_hash
 from mqauth.pipeline import Outcome, Pipeline
 from mqauth.policy import Allow
-from mqauth.replay import MemoryReplayStore
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock
 from mqauth.verifier import Verifier
 from tests.test_merkle import inclusion, mth

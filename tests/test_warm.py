@@ -26,8 +26,8 @@ from mqauth.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, Message, Ori
 from mqauth.pipeline import Pipeline
 from mqauth.policy import Allow, Decision, Policy
 from mqauth.release import RELEASE_HEADER
-from mqauth.replay import MemoryReplayStore
 from mqauth.shape import Shapes
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, Attack, FakeClock, Forge
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.batchforge import forge_batch

@@ -29,8 +29,8 @@ from mqauth.clock import SYSTEM_RANDOMNESS
 from mqauth.flood import DEFAULT_FLOOD_AFTER, FloodGate
 from mqauth.message import Message
 from mqauth.pipeline import Pipeline, Verdict
-from mqauth.replay import MemoryReplayStore
 from mqauth.sinks import MisuseWatch
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import Forge, with_token
 from mqauth.verified import Verified

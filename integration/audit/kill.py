@@ -28,7 +28,7 @@ from mqauth.deadletter import DeadLetter
 from mqauth.flow import run
 from mqauth.keys import Key
 from mqauth.pipeline import Pipeline, Verdict
-from mqauth.replay import MemoryReplayStore
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import Forge
 

@@ -16,8 +16,8 @@ from mqauth.flow import Attempts
 from mqauth.message import Message
 from mqauth.pipeline import Pipeline
 from mqauth.redaction import REDACTED
-from mqauth.replay import MemoryReplayStore
 from mqauth.sinks import FanOut, LoggingSink, MisuseWatch
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage

@@ -21,8 +21,8 @@ from mqauth.errors import Reason
 from mqauth.flood import FloodGate
 from mqauth.message import Message
 from mqauth.pipeline import Pipeline
-from mqauth.replay import MemoryReplayStore
 from mqauth.sinks import MisuseWatch
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.telemetry.prometheus import Endpoint
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import ISSUER, Forge

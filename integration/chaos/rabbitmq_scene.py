@@ -22,8 +22,9 @@ from mqauth.brokers.rabbitmq_channel import LOST
 from mqauth.flow import Attempts
 from mqauth.jwk import dump_key_set
 from mqauth.pipeline import Outcome
-from mqauth.replay import MemoryReplayStore, ReplayStore
+from mqauth.replay import ReplayStore
 from mqauth.signer import Signer
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.stores.redis import AsyncRedisReplayStore
 from mqauth.testing.forge import SUBJECT, Forge
 

@@ -22,8 +22,8 @@ from mqauth.message import Message
 from mqauth.policy import Allow
 from mqauth.release import WAIVABLE, Authority, ReleaseAuthorities
 from mqauth.releaser import Releaser
-from mqauth.replay import MemoryReplayStore
 from mqauth.review import Filter, Index, Ledger, Reviewer, Terms, account, survey
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT, Forge
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage

@@ -13,7 +13,7 @@ from mqauth.destination import is_kafka
 from mqauth.errors import MqauthError
 from mqauth.message import HeaderPair, Message
 from mqauth.pipeline import Pipeline
-from mqauth.replay import MemoryReplayStore
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.forge import Forge
 
 BODY_SIZE: Final = 1024

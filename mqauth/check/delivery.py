@@ -12,7 +12,7 @@ from mqauth.check import codes
 from mqauth.check.findings import Finding
 from mqauth.check.target import Rule, Target, mode, strangers
 from mqauth.policy import matches
-from mqauth.replay import DEFAULT_CAPACITY
+from mqauth.stores.memory import DEFAULT_CAPACITY
 
 _PASSING: Final = tuple(PurePosixPath(path) for path in ("/dev", "/proc", "/run", "/var/run", "/tmp"))  # noqa: S108
 _WRITE: Final = 0o022

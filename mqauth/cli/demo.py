@@ -23,7 +23,7 @@ from mqauth.flow import Attempts
 from mqauth.keys import Key
 from mqauth.message import Message
 from mqauth.pipeline import Pipeline
-from mqauth.replay import MemoryReplayStore
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import MemoryStage, Stage

@@ -1,1 +1,1 @@
-"""Replay stores that all consumers share; each imports its own client library."""
+"""Replay stores: of one process, in memory, and one that all consumers share, which imports its client library."""

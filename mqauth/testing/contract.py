@@ -20,7 +20,7 @@ from mqauth.flow import Attempts
 from mqauth.message import Message
 from mqauth.pipeline import Pipeline
 from mqauth.policy import Allow
-from mqauth.replay import MemoryReplayStore
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.batchattacks import BATCH_ATTACKS
 from mqauth.testing.batchforge import BatchForge

@@ -13,7 +13,7 @@ from mqauth.clock import Clock
 from mqauth.flow import Attempts
 from mqauth.message import Message
 from mqauth.pipeline import Outcome, Pipeline
-from mqauth.replay import MemoryReplayStore
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.delivery_stage import Member
 from mqauth.testing.forge import Forge

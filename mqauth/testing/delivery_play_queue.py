@@ -10,7 +10,8 @@ from typing import Any, Final
 from mqauth.errors import Cause, RetryLater, Unavailable
 from mqauth.keys import KeySet
 from mqauth.policy import Allow, Rule
-from mqauth.replay import ClaimRequest, ClaimStatus, MemoryReplayStore
+from mqauth.replay import ClaimRequest, ClaimStatus
+from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.delivery_play import Play
 from mqauth.testing.delivery_stage import Member, QueueStage, Steps
 from mqauth.testing.forge import ISSUER, SUBJECT

@@ -17,9 +17,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from mqauth.idtable import Entry
 from mqauth.message import Place
-from mqauth.replay import ClaimRequest, ClaimStatus, batch_id, judge
+from mqauth.replay import ClaimRequest, ClaimStatus, Entry, batch_id, judge
 from mqauth.testing.clock import START, FakeClock
 
 LEASE: Final = 30.0
@@ -497,7 +496,7 @@ class StoreMachine(RuleBasedStateMachine):
     def _confirmed(self, request: ClaimRequest) -> None:
         entry = self._owned(request)
         if entry is not None:
-            entry.owner = None
+            self.model[request.scope, request.id] = entry._replace(owner=None)
 
     def _owned(self, request: ClaimRequest) -> Entry | None:
         entry = self.model.get((request.scope, request.id))

@@ -11,9 +11,8 @@ from typing import Any, Final
 import aio_pika
 from aio_pika.exceptions import AMQPError
 
-from mqauth import Pipeline
+from mqauth import MemoryReplayStore, Pipeline
 from mqauth.brokers.rabbitmq import Consumer, DeadLetters, Producer, declare_source
-from mqauth.replay import MemoryReplayStore
 from mqauth.testing.forge import ISSUER, Forge
 from mqauth.verifier import Issuer
 from tests.simulation import facilities

@@ -1,0 +1,320 @@
+"""The replay store of one process, in memory: bounded, small for each id, and without long pauses.
+
+The key of an id is one int of its bytes and its scope. A held id has an entry of its own. Of a done one only its
+place is kept, as one int under its key; of a batch, one record says which ids are done and where they stood. The
+collector of cycles looks into no dict of ints, so that a million done ids cost it nothing, and large tables are
+spread over many dicts, since a dict is copied as it grows.
+
+What expires within the same ten seconds stands in one bucket. Each claim forgets a few ids of the earliest bucket
+whose time is over.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from array import array
+from collections.abc import Sequence
+from typing import Final
+
+from mqauth.clock import SYSTEM_CLOCK, Clock
+from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.message import Place
+from mqauth.replay import ClaimRequest, ClaimStatus, Entry, judge
+
+DEFAULT_CAPACITY: Final = 1_000_000
+_SHARD: Final = 255  # bits of a key that say which of the dicts it is in
+_WIDTH: Final = 10.0  # seconds of one bucket
+_FORGOTTEN: Final = 16  # ids, and as many tokens, forgotten for each that is claimed
+_ID_BITS: Final = 160
+_SCOPES: Final = 1 << 16  # of each kind
+_INDEX_BITS: Final = 16
+_LOG_BITS: Final = 16
+_LOGS: Final = 1 << _LOG_BITS
+_NOWHERE: Final = 0  # no place, packed
+_FRESH: Final = ClaimStatus.FRESH  # Python 3.11 takes its time to look a member up
+_TUPLE: Final = tuple.__new__
+_big_endian: Final = int.from_bytes
+Packed = int | Place
+
+
+class MemoryReplayStore:
+    """Claims of this process only; bounded, and never forgets a live id to make room.
+
+    An id is forgotten only when the wall clock and the monotonic one both say so: a wall clock that steps
+    lets no copy in. A done id takes about 120 bytes, 90 without a place; in a batch of 64 about 13, and 4.
+
+    Args:
+        capacity: ids held at once; beyond it claims raise ``replay_store_full``. A batch counts the ids
+            claimed of it; one that was claimed alone takes at most 600 bytes once it is done.
+
+    Raises:
+        ConfigurationError: the capacity is not positive.
+    """
+
+    in_process: Final = True
+
+    def __init__(self, capacity: int = DEFAULT_CAPACITY, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        if capacity < 1:
+            raise ConfigurationError("capacity is at least 1")
+        self._capacity = capacity
+        self._clock = clock
+        self._size = 0
+        self._scopes = _Scopes(0), _Scopes(1)  # for single ids, and for ids in batches
+        self._held: dict[int, tuple[Entry, _Bucket]] = {}
+        self._done: list[dict[int, Packed]] = [{} for _ in range(_SHARD + 1)]
+        self._batches: list[dict[int, _Batch]] = [{} for _ in range(_SHARD + 1)]
+        self._buckets: dict[int, _Bucket] = {}
+        self._order: list[int] = []
+        self._places = Places()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __bool__(self) -> bool:
+        """An empty store is a store: ``store or MemoryReplayStore()`` would make another one."""
+        return True
+
+    def claim(self, request: ClaimRequest, /) -> ClaimStatus:
+        """Take the lease where the table allows it.
+
+        Raises:
+            Unavailable: ``replay_store_full``.
+        """
+        with self._lock:
+            return self._claim(request, self._clock.monotonic(), self._clock.now())
+
+    def confirm(self, request: ClaimRequest, /) -> None:
+        """Make the claim done, if this owner still holds it: only its place is kept."""
+        with self._lock:
+            key = _big_endian(request.id) | self._scopes[request.index is not None][request.scope]
+            held = self._held.get(key)
+            if held is None or held[0].owner != request.owner:
+                return
+            entry, bucket = held
+            del self._held[key]
+            bucket.held.remove(key)
+            if not self._held:
+                # many may have been held at once, and what held them keeps its size until it is cleared
+                self._held.clear()
+                bucket.held.clear()
+            place = self._places.pack(entry.place)
+            if request.index is None:
+                self._done[key & _SHARD][key] = place
+                bucket.done.append(key)
+            else:
+                self._finish(key >> _INDEX_BITS, request.index, place, bucket)
+
+    def release(self, request: ClaimRequest, /) -> None:
+        """Forget the claim, if this owner still holds it."""
+        with self._lock:
+            key = _big_endian(request.id) | self._scopes[request.index is not None][request.scope]
+            held = self._held.get(key)
+            if held is not None and held[0].owner == request.owner:
+                del self._held[key]
+                held[1].held.remove(key)
+                self._size -= 1
+
+    def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
+        """Claim each, in order.
+
+        Raises:
+            Unavailable: ``replay_store_full``; what was claimed before it may be claimed again.
+        """
+        with self._lock:
+            now, wall = self._clock.monotonic(), self._clock.now()
+            return [self._claim(request, now, wall) for request in requests]
+
+    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
+        """Make each claim done, if its owner still holds it."""
+        for request in requests:
+            self.confirm(request)
+
+    def _claim(self, request: ClaimRequest, now: float, wall: float) -> ClaimStatus:
+        """Judge one claim, and take it where it is fresh."""
+        if self._order and self._order[0] * _WIDTH <= now:
+            self._forget(self._buckets[self._order[0]], wall)
+        key = _big_endian(request.id) | self._scopes[request.index is not None][request.scope]
+        held = self._held.get(key)
+        entry = self._ended(key, request.index) if held is None else held[0]
+        status = _FRESH if entry is None and not request.renew else judge(entry, request, now)
+        if status is not _FRESH:
+            return status
+        if held is None:
+            if self._size >= self._capacity:
+                raise Unavailable(Cause.REPLAY_STORE_FULL, f"{self._capacity} live ids")
+            self._size += 1
+        expires = request.expires
+        number = int((now + expires - wall if expires > wall else now) / _WIDTH) + 1
+        bucket = self._buckets.get(number) or self._begun(number)
+        if held is not None:
+            bucket = _later(held[1], bucket)
+            held[1].held.remove(key)
+        if bucket.expires < expires:  # noqa: PLR1730 - max() costs a tenth of the claim
+            bucket.expires = expires
+        bucket.held.add(key)
+        place = request.place if entry is None else entry.place
+        self._held[key] = _TUPLE(Entry, (request.owner, place, now + request.lease)), bucket
+        return status
+
+    def _ended(self, key: int, index: int | None) -> Entry | None:
+        """Return what is known of an id that is done, ``None`` of one that is not."""
+        packed: Packed | None = None
+        if index is None:
+            packed = self._done[key & _SHARD].get(key)
+        else:
+            token = key >> _INDEX_BITS
+            batch = self._batches[token & _SHARD].get(token)
+            if batch is not None and batch.done >> index & 1:
+                packed = batch.place(index)
+        return None if packed is None else Entry(None, self._places.unpack(packed), 0.0)
+
+    def _finish(self, token: int, index: int, place: Packed, bucket: _Bucket) -> None:
+        """Make an id of a batch done, and keep its batch as long as the last of its ids."""
+        batches = self._batches[token & _SHARD]
+        batch = batches.get(token)
+        if batch is None:
+            batch = batches[token] = _Batch(bucket)
+            bucket.tokens.append(token)
+        elif batch.bucket is not bucket:
+            later = _later(batch.bucket, bucket)
+            if later is bucket:
+                batch.bucket = bucket
+                bucket.tokens.append(token)
+        batch.finish(index, place)
+
+    def _begun(self, number: int) -> _Bucket:
+        """Return a new bucket."""
+        bucket = self._buckets[number] = _Bucket(number)
+        heapq.heappush(self._order, number)
+        return bucket
+
+    def _forget(self, bucket: _Bucket, wall: float) -> None:
+        """Forget some of each kind in the earliest bucket, where its time is over on the wall clock too.
+
+        None is emptied before the earlier ones, so that a wall clock set back holds all.
+        """
+        if bucket.expires >= wall:
+            return
+        for _ in range(min(_FORGOTTEN, len(bucket.held))):
+            del self._held[bucket.held.pop()]
+            self._size -= 1
+        for key in bucket.done[-_FORGOTTEN:]:
+            del self._done[key & _SHARD][key]
+            self._size -= 1
+        for token in bucket.tokens[-_FORGOTTEN:]:
+            batches = self._batches[token & _SHARD]
+            if batches[token].bucket is bucket:
+                self._size -= batches.pop(token).done.bit_count()
+        del bucket.done[-_FORGOTTEN:], bucket.tokens[-_FORGOTTEN:]
+        if not (bucket.held or bucket.done or bucket.tokens):
+            del self._buckets[heapq.heappop(self._order)]
+
+
+class _Bucket:
+    """What is forgotten together, and the latest wall time at which any of it expires.
+
+    Attributes:
+        held: keys of held ids; a set, since they may leave before their time.
+        done: keys of done ids, which only time removes.
+        tokens: keys of batches with done ids; one that has moved to a later bucket stands here too.
+    """
+
+    __slots__ = ("done", "expires", "held", "number", "tokens")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.expires = 0.0
+        self.held: set[int] = set()
+        self.done: list[int] = []
+        self.tokens: list[int] = []
+
+
+def _later(one: _Bucket, other: _Bucket) -> _Bucket:
+    """Return the later of two buckets: what moves there is kept as long as in either."""
+    later = one if one.number > other.number else other
+    later.expires = max(one.expires, other.expires)
+    return later
+
+
+class _Batch:
+    """Which ids of a batch are done, as the bits of an int, and their places in the order of their indexes.
+
+    A place takes eight bytes; ids between them take no room.
+    """
+
+    __slots__ = ("bucket", "done", "places")
+
+    def __init__(self, bucket: _Bucket) -> None:
+        self.bucket = bucket
+        self.done = 0
+        self.places: array[int] | list[Packed] | None = None  # None: all are nowhere
+
+    def place(self, index: int) -> Packed:
+        """Return the place of a done id."""
+        return _NOWHERE if self.places is None else self.places[(self.done & ((1 << index) - 1)).bit_count()]
+
+    def finish(self, index: int, place: Packed) -> None:
+        """Make an id done that is not; a place of more than eight bytes turns all of them into objects."""
+        if self.places is None and place != _NOWHERE:
+            self.places = array("Q", bytes(8 * self.done.bit_count()))
+        if self.places is not None:
+            before = (self.done & ((1 << index) - 1)).bit_count()
+            try:
+                self.places.insert(before, place)  # type: ignore[arg-type]
+            except (OverflowError, TypeError):
+                self.places = list(self.places)
+                self.places.insert(before, place)
+        self.done |= 1 << index
+
+
+class _Scopes(dict[str, int]):
+    """Scopes as the high bits of keys; odd numbers are for batches, so that no key is of both kinds."""
+
+    def __init__(self, kind: int) -> None:
+        super().__init__()
+        self._kind = kind
+
+    def __missing__(self, scope: str) -> int:
+        """Return the bits of a new scope.
+
+        Raises:
+            OverflowError: there are as many as are to be told apart.
+        """
+        if len(self) >= _SCOPES:
+            raise OverflowError("too many scopes")
+        high = self[scope] = (2 * len(self) + self._kind) << _ID_BITS
+        return high
+
+
+class Places:
+    """Packs places into one int each: the log has a number, the offset stands before it.
+
+    What would not come back exactly stays as it is.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[str, str, int], int] = {}
+        self._logs: list[tuple[str, str, int]] = [("", "", 0)]  # 0 is for no place
+
+    def pack(self, place: Place | None) -> Packed:
+        """Return a place in its smallest form."""
+        if place is None:
+            return _NOWHERE
+        log, offset = place[:3], place[3]
+        number = self._numbers.get(log)
+        if number is None:
+            if len(self._logs) >= _LOGS:
+                return place
+            number = self._numbers[log] = len(self._logs)
+            self._logs.append(log)
+        return offset << _LOG_BITS | number if offset >= 0 else place
+
+    def unpack(self, packed: Packed) -> Place | None:
+        """Return the place as it was."""
+        if not isinstance(packed, int):
+            return packed
+        if packed == _NOWHERE:
+            return None
+        return (*self._logs[packed & (_LOGS - 1)], packed >> _LOG_BITS)
