@@ -97,8 +97,13 @@ class Facilities:
         """Return the record."""
         return message.native
 
-    def source(self, _entry: Entry) -> Any:
-        """Return where keys are."""
+    def issuer(self, _claims: Any) -> Any:
+        """Return whose keys a token is verified by."""
+        return self
+
+    @property
+    def keys(self) -> Any:
+        """Where its keys are."""
         return self
 
     def key_set(self) -> KeySet:
