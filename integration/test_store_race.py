@@ -107,7 +107,7 @@ def race(redis: Redis) -> Iterator[Any]:
         handled: Counter[int] = Counter()
         seen: Counter[str] = Counter()
         for _ in range(PROCESSES):
-            numbers, statuses = answers.get(timeout=180)
+            numbers, statuses = answers.get(timeout=600)
             handled.update(numbers)
             seen.update(statuses)
         return handled, seen

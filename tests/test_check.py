@@ -778,7 +778,7 @@ def run(world: World, *arguments: str, **environment: str) -> subprocess.Complet
     """Run the real command in the world's folder."""
     return subprocess.run(
         [sys.executable, "-m", "mqauth", "check", *arguments], cwd=world.place, capture_output=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, stdin=subprocess.DEVNULL, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, stdin=subprocess.DEVNULL, timeout=300,
     )  # fmt: skip
 
 

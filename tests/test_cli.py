@@ -154,8 +154,8 @@ def test_usage_error_is_one_line(shell: Shell, arguments: tuple[str, ...]) -> No
 def test_module_is_the_command(tmp_path: Path) -> None:
     """``python -m mqauth`` is the same command, exit code and all."""
     command = [sys.executable, "-m", "mqauth"]
-    good = subprocess.run([*command, "--version"], cwd=tmp_path, capture_output=True, check=False, timeout=60)
-    bad = subprocess.run([*command, "nonsense"], cwd=tmp_path, capture_output=True, check=False, timeout=60)
+    good = subprocess.run([*command, "--version"], cwd=tmp_path, capture_output=True, check=False, timeout=300)
+    bad = subprocess.run([*command, "nonsense"], cwd=tmp_path, capture_output=True, check=False, timeout=300)
     assert (good.returncode, good.stdout.decode()) == (0, f"mqauth {__version__}\n")
     assert (bad.returncode, bad.stdout, bad.stderr.count(b"\n")) == (2, b"", 1)
 
@@ -164,7 +164,7 @@ def test_module_is_the_command(tmp_path: Path) -> None:
 def test_missing_extra_is_one_line(missing: str) -> None:
     """Without the extra the command says what to install, and exits 2."""
     script = f"import sys\nsys.modules[{missing!r}] = None\nfrom mqauth.cli import main\nsys.exit(main(['demo']))"
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300)
     assert ran.returncode == 2
     assert ran.stderr == "mqauth: the command needs an extra: install mqauth[cli]\n"
 
@@ -178,7 +178,7 @@ def test_reader_that_leaves_is_no_traceback(ready: Shell) -> None:
     command = [sys.executable, "-m", "mqauth", *VERIFY, "--lines"]
     with os.fdopen(write_end, "wb") as pipe:
         ran = subprocess.run(
-            command, cwd=ready.place, input=many, stdout=pipe, stderr=subprocess.PIPE, check=False, timeout=60
+            command, cwd=ready.place, input=many, stdout=pipe, stderr=subprocess.PIPE, check=False, timeout=300
         )
     assert (ran.returncode, ran.stderr) == (1, b"")
 
@@ -194,7 +194,7 @@ def test_output_that_cannot_be_written_is_one_line(command: str, code: int, said
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
     assert (ran.returncode, ran.stderr) == (code, f"mqauth: {said}\n")
 

@@ -442,7 +442,7 @@ def test_processes_at_once_do_not_corrupt(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _CREATE, str(folder)]
     workers = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(4)]
     for worker in workers:
-        worker.communicate(b"x", timeout=60)
+        worker.communicate(b"x", timeout=300)
     found = Keystore(folder=folder).ring()
     assert [worker.returncode for worker in workers] == [0, 0, 0, 0]
     assert sorted(states(found)) == ["active"] + ["pending"] * 19
