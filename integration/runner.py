@@ -28,13 +28,14 @@ ROOT = Path(__file__).resolve().parents[1]
 AT_ONCE = 4
 """Sessions at a time: two cores have room for one that computes and three that mostly wait."""
 UNIT_GROUPS = 3
+"""Sessions of unit tests: each then takes about as long as one on real services."""
 _GROUPS = {
     "kafka-chaos": r"integration/chaos/test_kafka",
+    "others": r"integration/((keys|audit|benchmarks)/|test_(docs|jwks|redis|services))",
     "kafka": r"integration/test_(kafka|contract_kafka|store_race)",
     "rabbitmq-chaos": r"integration/chaos/",
     "review": r"integration/(console|review)/",
     "rabbitmq": r"integration/test_(rabbitmq|contract_rabbitmq|simulated_rabbitmq)",
-    "keys-and-audit": r"integration/(keys|audit|benchmarks)/",
     "rest": r"integration/",
 }
 """Which files are a group's, by a pattern; the first that fits counts."""
@@ -42,7 +43,7 @@ _GROUPS = {
 _JAVA_OPTIONS = "-XX:TieredStopAtLevel=1"
 _TERMINAL_TELLS_WITHIN = 2.0  # a Ctrl-C reaches the whole process group; a kill only us
 _NO_TESTS = 5  # pytest's exit code
-_ENDS_WITHIN = 10.0
+_ENDS_WITHIN = 60.0
 _LOOK_EVERY = 0.1
 
 
@@ -108,10 +109,7 @@ def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: S
 
     Tests on real services mostly wait, so that some of them, and some that compute, go side by side.
     """
-    began = time.monotonic()
-    os.environ[RUN_VARIABLE] = run_id = secrets.token_hex(6)
-    os.environ[pace.BESIDE_OTHERS] = "1"
-    os.environ.setdefault("JDK_JAVA_OPTIONS", _JAVA_OPTIONS)
+    began, run_id = time.monotonic(), _marked()
     total, groups = _Counts(), [*units, *integration]
     if integration:
         try:
@@ -133,6 +131,15 @@ def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: S
         say("error: no test ran")
     print(total.line(), flush=True)
     return 0 if total.passed and not total.failed and not left else 1
+
+
+def _marked() -> str:
+    """Set what sessions and their services inherit, and return the mark of this run, by which they are found."""
+    os.environ[RUN_VARIABLE] = run_id = secrets.token_hex(6)
+    os.environ[pace.BESIDE_OTHERS] = "1"
+    os.environ.setdefault("JDK_JAVA_OPTIONS", _JAVA_OPTIONS)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each session and command would compile the same modules
+    return run_id
 
 
 def run_sessions(sessions: Sequence[Session], *, at_once: int = AT_ONCE) -> _Counts:

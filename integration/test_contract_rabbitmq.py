@@ -52,5 +52,5 @@ class TestRabbitMQDeliveries(QueueDeliveryContract):
 
     @pytest.mark.slow
     def test_consumes_again_when_its_queue_is_back_after_a_minute(self, play: QueuePlay) -> None:
-        """Nor is it given up after a minute."""
+        """A queue that was away for a minute is consumed again."""
         super().test_consumes_again_when_its_queue_is_back_after_a_minute(play)

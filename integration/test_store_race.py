@@ -71,7 +71,7 @@ def _race(racer: Racer, start: Barrier, answers: Any) -> None:
     kind = racer.kind
     store = RedisReplayStore.from_url(racer.url, namespace=racer.namespace, timeout=30)
     store.claim_many([])
-    start.wait(60)
+    start.wait(180)
     waiting = [_request(kind, racer.process, number) for number in range(_messages(kind))]
     seen: Counter[str] = Counter()
     handled: list[int] = []

@@ -1,429 +1,368 @@
-"""What ``mqauth.toml`` may say, table by table: parsed, bounded, and held against itself; nothing is opened."""
+"""Every setting of ``mqauth.toml``, said once: table by table, each setting with its bounds, help and default.
 
-from __future__ import annotations
+To add a setting, add its line here and let the object it is for take an argument of that name. The bounds that
+the objects enforce are imported from them; a test holds the defaults against theirs. Reading checks values and
+opens nothing. ``python -m integration.settings`` writes ``docs/configuration.md`` and ``docs/mqauth.schema.json``.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+Annotations are evaluated when the module is imported (there is no ``from __future__ import annotations``): reading
+them back from texts costs 5 ms at the first ``load``.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Annotated, Any, Final, Literal, get_args
 
-from mqauth import destination
 from mqauth.auditfile import MIN_BYTES
-from mqauth.batching import DEFAULT_LINGER, MAX_LINGER, Batching
+from mqauth.batching import DEFAULT_LINGER, MAX_LINGER
 from mqauth.claims import MAX_BATCH, is_name
-from mqauth.config_table import Table, is_broker_url, is_url
-from mqauth.errors import ConfigurationError, MalformedMessage, Reason
+from mqauth.config_declaration import Settings, inner, inners, not_with, only_with
+from mqauth.config_kinds import (
+    ANY,
+    AUDIENCE,
+    BROKER_URL,
+    DESTINATION,
+    FLAG,
+    NAME,
+    PATH,
+    POSITIVE,
+    choice,
+    entries,
+    many,
+    number,
+    one_or_many,
+    text,
+    text_or_table,
+    url,
+    whole,
+)
+from mqauth.config_table import RefusedSetting
+from mqauth.errors import ConfigurationError, Reason
 from mqauth.flood import DEFAULT_FLOOD_AFTER
 from mqauth.keys import MAX_KID
-from mqauth.misuse import NUMBERS, Thresholds
+from mqauth.keystore.jwks_rules import COOLDOWN, MAX_PUBLISH_DELAY, MAX_STALE
+from mqauth.misuse import Thresholds
 from mqauth.policy import Rule
 from mqauth.release import WAIVABLE
 from mqauth.signer import MAX_LIFETIME
 from mqauth.stores.memory import DEFAULT_CAPACITY
-from mqauth.times import MAX_LEEWAY
+from mqauth.times import MAX_LEEWAY, At
 
 _SOURCES: Final = ("file", "jwks", "discovery")
-_REMOTE_KEYS: Final = ("max_stale", "ca", "snapshot", "unsafe_http_loopback")
-_SOURCE_KEYS: Final = ("issuer", *_SOURCES, *_REMOTE_KEYS, "publish_delay")
-_PRODUCER: Final = (
-    "issuer", "subject", "audience", "audiences", "keys", "lifetime", "batch", "linger", "passphrase_env",
-    "passphrase_file",
-)  # fmt: skip
-_HEAD_KEYS: Final = (
-    "heads", "heads_key", "heads_every", "heads_seconds", "heads_passphrase_env", "heads_passphrase_file",
-)  # fmt: skip
-_CONSUMER: Final = (
-    "scope", "audience", "max_lifetime", "leeway", "at", "max_queue_age", "append_evidence", "unsigned_headers",
-    "require_headers", "user_id", "issuers", "allow",
-)  # fmt: skip
+_REMOTE: Final = only_with("jwks", "discovery")
+_HEADS: Final = only_with("heads")
+_THRESHOLDS: Final = Thresholds()
+_DAY: Final = 86_400
+
+
+def _kid_fault(found: str) -> str | None:
+    return None if is_name(found, 1, MAX_KID) else f'must be a kid of at most {MAX_KID} characters, or "*"'
+
+
+def _subject_fault(found: str) -> str | None:
+    return None if found == "subject" else 'must be "subject" or a table of user to subject'
+
+
+def _not_pinned(members: Mapping[str, Any]) -> str | None:
+    both = members.get("vouches") and "subjects" in members
+    return "contradicts subjects: an issuer vouches for all or pins them" if both else None
+
+
+def _only_append(members: Mapping[str, Any]) -> str | None:
+    return None if members.get("at") == "append" else 'only with at = "append"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProducerSettings:
-    """``[producer]``; the arguments of ``Signer``, where its key is, and what broker wrappers batch."""
+class ProducerSettings(Settings):
+    """``[producer]``: the arguments of ``Signer``, where its key is, and what the broker wrappers batch."""
 
-    table: Table
-    issuer: str
-    subject: str
-    audience: str
-    audiences: Mapping[str, str]
-    keys: Path
-    lifetime: int
-    batching: Batching
-    passphrase_env: str | None
-    passphrase_file: Path | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceSettings:
-    """Where the keys of an issuer come from: exactly one of ``file``, ``jwks`` and ``discovery``."""
-
-    table: Table
-    issuer: str
-    file: Path | None
-    jwks: str | None
-    discovery: bool
-    max_stale: int | None
-    publish_delay: int | None
-    ca: Path | None
-    snapshot: Path | None
-    unsafe_http_loopback: bool
+    issuer: Annotated[str, NAME, "The issuer that consumers trust for this key: `iss` of each token."]
+    subject: Annotated[str, NAME, "The producer's name: `sub` of each token."]
+    audience: Annotated[str, AUDIENCE, "The service or stream that messages are meant for: `aud` of each token."]
+    audiences: Annotated[
+        Mapping[str, str] | None,
+        entries(DESTINATION, AUDIENCE),
+        'Another audience for each destination that is named, such as `"kafka:orders" = "billing"`.',
+    ] = None
+    keys: Annotated[Path, PATH, "The private key: a keystore folder, whose rotation is followed, or a PEM file."]
+    lifetime: Annotated[int, whole(1, MAX_LIFETIME), "Seconds a token lives."] = 60
+    batch: Annotated[int, whole(1, MAX_BATCH), "Messages under one signature, at most; 1 is a token each."] = 1
+    linger: Annotated[
+        float, number(0, MAX_LINGER), "Seconds a message may wait for others to share a signature with."
+    ] = DEFAULT_LINGER
+    passphrase_env: Annotated[str | None, NAME, "The environment variable with the passphrase of the keys."] = None
+    passphrase_file: Annotated[
+        Path | None, PATH, "The file with the passphrase of the keys.", not_with("passphrase_env")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IssuerSettings:
-    """One of ``[[consumer.issuers]]``."""
+class SourceSettings(Settings):
+    """An issuer, and where its keys come from: exactly one of ``file``, ``jwks`` and ``discovery``."""
 
-    source: SourceSettings
-    subjects: Mapping[str, frozenset[str]] | None
-    vouches: bool
+    issuer: Annotated[str, NAME, "`iss` of the tokens or releases that these keys sign."]
+    file: Annotated[Path | None, PATH, "Its keys: a JWK Set file, read again when it changes."] = None
+    jwks: Annotated[str | None, url("https", "http"), "Its keys: the URL of a JWK Set."] = None
+    discovery: Annotated[bool, FLAG, "Its keys: `true` finds them by OpenID Connect discovery."] = False
+    max_stale: Annotated[
+        int, whole(int(COOLDOWN), MAX_STALE), "Seconds for which keys are used while the URL fails.", _REMOTE
+    ] = 3600
+    publish_delay: Annotated[
+        int,
+        whole(0, int(MAX_PUBLISH_DELAY)),
+        "Seconds for which the issuer publishes a key before it signs with it.",
+    ] = 30
+    ca: Annotated[Path | None, PATH, "A PEM file of the CAs to trust in place of the system's.", _REMOTE] = None
+    snapshot: Annotated[Path | None, PATH, "A file that keeps the keys for the next start.", _REMOTE] = None
+    unsafe_http_loopback: Annotated[bool, FLAG, "Allow http to this machine, for tests.", _REMOTE] = False
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsumerSettings:
-    """``[consumer]``; the arguments of ``Verifier``, the rules of ``Allow``, and the scope."""
-
-    table: Table
-    scope: str | None
-    audience: tuple[str, ...]
-    max_lifetime: int
-    leeway: int
-    at: Literal["consume", "append"]
-    max_queue_age: int | None
-    append_evidence: Literal["interceptor"] | None
-    unsigned_headers: Literal["hide", "reject"]
-    require_headers: tuple[str, ...]
-    user_id: Literal["subject"] | Mapping[str, str] | None
-    issuers: tuple[IssuerSettings, ...]
-    allow: tuple[Rule, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplaySettings:
-    """``[replay]``; ``redis`` is ``None`` for the store in memory."""
-
-    table: Table
-    redis: str | None
-    capacity: int
+    def refusals(self) -> Iterator[RefusedSetting]:
+        """Yield a missing or second source."""
+        named = [key for key in _SOURCES if key in self.table.members]
+        if len(named) != 1:
+            found = " and ".join(named) or "none"
+            yield self.table.refuse("", f"needs one of file, jwks and discovery, not {found}")
+        if named == ["discovery"] and not self.discovery:
+            yield self.table.refuse("discovery", "must be true or left out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeadSettings:
-    """The keys of ``[audit]`` that begin with ``heads``: where heads are signed, with which key, how often."""
+class IssuerSettings(SourceSettings):
+    """One of ``[[consumer.issuers]]``: the arguments of ``Issuer``, and its source of keys."""
 
-    table: Table
-    file: Path
-    key: Path
-    every: int
-    seconds: int
-    passphrase_env: str | None
-    passphrase_file: Path | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditSettings:
-    """``[audit]``."""
-
-    table: Table
-    file: Path
-    record: Literal["rejections", "all"]
-    max_bytes: int | None
-    flood_after: int
-    unsafe_no_fsync: bool
-    heads: HeadSettings | None
+    subjects: Annotated[
+        Mapping[str, frozenset[str]] | None,
+        entries(text("kid", _kid_fault), many(NAME, 1, frozenset), 1),
+        'The subjects that a key may speak for, by kid; `"*"` is for keys that do not say it themselves.',
+    ] = None
+    vouches: Annotated[
+        bool, FLAG, "The issuer is an authority: its keys sign for all its subjects.", _not_pinned
+    ] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AuthoritySettings:
-    """One of ``[[release.authorities]]``."""
+class RuleSettings(Settings):
+    """One of ``[[consumer.allow]]``: the arguments of ``Rule``."""
 
-    source: SourceSettings
-    waive: tuple[Reason, ...]
+    subject: Annotated[str, NAME, "The producer, letter for letter."]
+    issuer: Annotated[str | None, NAME, "Its issuer; required where several are configured."] = None
+    destinations: Annotated[
+        tuple[str, ...],
+        many(NAME, 1),
+        "Where it may publish: destinations whose dotted words may be `*` (one word) or `#` (any number).",
+    ]
 
+    @property
+    def rule(self) -> Rule:
+        """The rule."""
+        return Rule(**self.arguments(Rule))
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckSettings:
-    """``[check]``: what ``mqauth check`` cannot read from the other tables; nothing else uses it.
-
-    Args:
-        table: where it stands, ``None`` where it is absent.
-        brokers: their URLs, without user and password; nothing connects to them.
-        consumers: processes that share the consumer's scope.
-        rate: messages a second, all consumers together; 0 for unknown.
-        rotation: seconds after which a key is to be replaced.
-        accept: codes of findings that are known and wanted.
-    """
-
-    table: Table | None = None
-    brokers: tuple[str, ...] = ()
-    consumers: int = 1
-    rate: int = 0
-    rotation: int = 90 * 86_400
-    accept: tuple[str, ...] = ()
-
-
-def producer(table: Table) -> ProducerSettings:
-    """Parse ``[producer]``."""
-    if "passphrase_env" in table.members and "passphrase_file" in table.members:
-        raise table.refuse("passphrase_file", "contradicts passphrase_env: one passphrase has one place")
-    return ProducerSettings(
-        table=table,
-        issuer=table.name_of("issuer"),
-        subject=table.name_of("subject"),
-        audience=_audience(table, "audience", table.name_of("audience")),
-        audiences=_audiences(table.table("audiences")),
-        keys=table.file_path("keys"),
-        lifetime=table.integer("lifetime", 60, least=1, most=MAX_LIFETIME),
-        batching=Batching(
-            batch=table.integer("batch", 1, least=1, most=MAX_BATCH),
-            linger=table.number("linger", DEFAULT_LINGER, least=0, most=MAX_LINGER),
-        ),
-        passphrase_env=table.optional_name("passphrase_env"),
-        passphrase_file=table.optional_file_path("passphrase_file"),
-    )
-
-
-def consumer(table: Table) -> ConsumerSettings:
-    """Parse ``[consumer]`` with its issuers and rules."""
-    issuers = _issuers(table)
-    at = cast(Literal["consume", "append"], table.choice("at", ("consume", "append"), "consume"))
-    _check_times(table, at)
-    return ConsumerSettings(
-        table=table,
-        scope=table.optional_name("scope"),
-        audience=tuple(_audience(table, "audience", name) for name in table.name_or_names("audience")),
-        max_lifetime=table.integer("max_lifetime", 3600, least=1),
-        leeway=table.integer("leeway", 5, least=0, most=MAX_LEEWAY),
-        at=at,
-        max_queue_age=table.optional_integer("max_queue_age", least=1),
-        append_evidence=cast(
-            Literal["interceptor"] | None, table.choice("append_evidence", ("interceptor",), None)
-        ),
-        unsigned_headers=cast(
-            Literal["hide", "reject"], table.choice("unsigned_headers", ("hide", "reject"), "hide")
-        ),
-        require_headers=table.names("require_headers", least=0),
-        user_id=_user_id(table),
-        issuers=issuers,
-        allow=tuple(_rule(rule, [issuer.source.issuer for issuer in issuers]) for rule in _rules(table)),
-    )
-
-
-def replay(table: Table) -> ReplaySettings:
-    """Parse ``[replay]``."""
-    store = table.members.get("store", "memory")
-    if store != "memory" and not (isinstance(store, str) and is_url(store, ("redis", "rediss"))):
-        raise table.refuse("store", 'must be "memory", redis://... or rediss://...')  # it may hold a password
-    capacity = table.integer("capacity", DEFAULT_CAPACITY, least=1)
-    return ReplaySettings(table=table, redis=None if store == "memory" else store, capacity=capacity)
-
-
-def audit(table: Table) -> AuditSettings:
-    """Parse ``[audit]``."""
-    record = table.choice("record", ("rejections", "all"), "rejections")
-    return AuditSettings(
-        table=table,
-        file=table.file_path("file"),
-        record=cast(Literal["rejections", "all"], record),
-        max_bytes=table.optional_integer("max_bytes", least=MIN_BYTES),
-        flood_after=table.integer("flood_after", DEFAULT_FLOOD_AFTER, least=1),
-        unsafe_no_fsync=table.flag("unsafe_no_fsync"),
-        heads=_heads(table),
-    )
-
-
-def misuse(table: Table) -> Thresholds:
-    """Parse ``[misuse]``; what is left out has its default."""
-    default = Thresholds()
-    numbers: dict[str, Any] = {
-        name: table.integer(name, int(getattr(default, name)), least=0 if name == "learn" else 1)
-        for name in NUMBERS
-    }
-    return Thresholds(**numbers, authorities=frozenset(table.names("authorities", least=0)))
-
-
-def authorities(release: Table) -> tuple[AuthoritySettings, ...]:
-    """Parse ``[[release.authorities]]``."""
-    found = release.tables("authorities", (*_SOURCE_KEYS, "waive"))
-    settings = tuple(AuthoritySettings(source=_source(table), waive=_waive(table)) for table in found)
-    for number, one in enumerate(settings):
-        if one.source.issuer in [earlier.source.issuer for earlier in settings[:number]]:
-            raise one.source.table.refuse("issuer", "is configured twice")
-    return settings
-
-
-def check(table: Table) -> CheckSettings:
-    """Parse ``[check]``."""
-    default = CheckSettings()
-    return CheckSettings(
-        table=table,
-        brokers=_brokers(table),
-        consumers=table.integer("consumers", default.consumers, least=1),
-        rate=table.integer("rate", default.rate, least=1) if "rate" in table.members else default.rate,
-        rotation=table.integer("rotation", default.rotation, least=1),
-        accept=table.names("accept", least=0),
-    )
-
-
-TABLES: Final = {
-    "producer": _PRODUCER,
-    "consumer": _CONSUMER,
-    "replay": ("store", "capacity"),
-    "audit": ("file", "record", "max_bytes", "flood_after", "unsafe_no_fsync", *_HEAD_KEYS),
-    "misuse": (*NUMBERS, "authorities"),
-    "dead_letters": ("name",),
-    "release": ("authorities",),
-    "check": ("brokers", "consumers", "rate", "rotation", "accept"),
-}
-"""Every table a file may have, and the keys it may hold."""
-
-
-def _heads(table: Table) -> HeadSettings | None:
-    """Return where heads are signed, ``None`` where ``heads`` is absent."""
-    if "heads" not in table.members:
-        for key in _HEAD_KEYS:
-            if key in table.members:
-                raise table.refuse(key, "only with heads")
-        return None
-    if "heads_passphrase_env" in table.members and "heads_passphrase_file" in table.members:
-        raise table.refuse("heads_passphrase_file", "contradicts heads_passphrase_env")
-    return HeadSettings(
-        table=table,
-        file=table.file_path("heads"),
-        key=table.file_path("heads_key"),
-        every=table.integer("heads_every", 1000, least=1),
-        seconds=table.integer("heads_seconds", 60, least=1),
-        passphrase_env=table.optional_name("heads_passphrase_env"),
-        passphrase_file=table.optional_file_path("heads_passphrase_file"),
-    )
-
-
-def _brokers(table: Table) -> tuple[str, ...]:
-    """Return URLs of brokers; one may hold a password and is not repeated."""
-    urls = table.names("brokers", least=0)
-    if not all(is_broker_url(url) for url in urls):
-        raise table.refuse("brokers", "must be amqp://..., amqps://... or kafka://host:port")
-    return urls
-
-
-def _audience(table: Table, key: str, name: str) -> str:
-    """Return an audience, which is never a wildcard."""
-    if "*" in name:
-        raise table.refuse(key, "must be a name, never a wildcard")
-    return name
-
-
-def _audiences(table: Table | None) -> dict[str, str]:
-    """Return the audiences by destination, each destination canonical."""
-    if table is None:
-        return {}
-    for place in table.members:
+    def refusals(self) -> Iterator[RefusedSetting]:
+        """Yield a destination that is none."""
         try:
-            destination.parse(place)
-        except MalformedMessage as error:
-            raise table.refuse(place, str(error)) from error
-    return {place: _audience(table, place, table.name_of(place)) for place in table.members}
+            _ = self.rule
+        except ConfigurationError as error:
+            yield self.table.refuse("destinations", str(error))
 
 
-def _issuers(table: Table) -> tuple[IssuerSettings, ...]:
-    """Return the issuers, at least one, none twice."""
-    found = table.tables("issuers", (*_SOURCE_KEYS, "subjects", "vouches"))
-    if not found:
-        raise table.refuse("issuers", "required: at least one [[consumer.issuers]]")
-    issuers = tuple(_issuer(issuer) for issuer in found)
-    for number, issuer in enumerate(issuers):
-        if issuer.source.issuer in [earlier.source.issuer for earlier in issuers[:number]]:
-            raise issuer.source.table.refuse("issuer", "is configured twice")
-    return issuers
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerSettings(Settings):
+    """``[consumer]``: the arguments of ``Verifier``, the rules of ``Allow``, and the scope."""
+
+    scope: Annotated[
+        str | None, NAME, "Whose replays count together: a consumer group or queue; else the wrapper says."
+    ] = None
+    audience: Annotated[tuple[str, ...], one_or_many(AUDIENCE), "The audience of this consumer, or several."]
+    max_lifetime: Annotated[int, POSITIVE, "Seconds a token may live at most: `exp` minus `iat`."] = 3600
+    leeway: Annotated[int, whole(0, MAX_LEEWAY), "Seconds of difference between clocks that are allowed."] = 5
+    at: Annotated[
+        At,
+        choice(get_args(At)),
+        "Times are judged when a message is received, or as of when the broker appended it.",
+    ] = "consume"
+    max_queue_age: Annotated[
+        int | None,
+        POSITIVE,
+        "Seconds a message may have waited; `append` requires it.",
+        _only_append,
+    ] = None
+    append_evidence: Annotated[
+        Literal["interceptor"] | None,
+        choice(("interceptor",)),
+        "RabbitMQ overwrites `timestamp_in_ms` itself.",
+        _only_append,
+    ] = None
+    unsigned_headers: Annotated[
+        Literal["hide", "reject"], choice(("hide", "reject")), "What happens to headers that no token covers."
+    ] = "hide"
+    require_headers: Annotated[tuple[str, ...], many(NAME), "Headers that must be present and covered."] = ()
+    user_id: Annotated[
+        Literal["subject"] | Mapping[str, str] | None,
+        text_or_table(text("word", _subject_fault, {"const": "subject"}), entries(ANY, NAME)),
+        "Hold the AMQP user against `sub`: it is the subject, or a table says whose user it is.",
+    ] = None
+    issuers: Annotated[
+        tuple[IssuerSettings, ...],
+        inners(IssuerSettings, 1, "issuer"),
+        "Whom to trust; each has one of `file`, `jwks`, `discovery`.",
+    ]
+    allow: Annotated[
+        tuple[RuleSettings, ...],
+        inners(RuleSettings),
+        "Who may publish where; without a rule everything is refused.",
+    ] = ()
+
+    def refusals(self) -> Iterator[RefusedSetting]:
+        """Yield a missing limit on the time in the queue, and rules of no issuer."""
+        if self.at == "append" and self.max_queue_age is None:
+            yield self.table.refuse("max_queue_age", 'required with at = "append"')
+        issuers = {found.issuer for found in self.issuers}
+        for rule in self.allow:
+            if rule.issuer is None and len(issuers) > 1:
+                yield rule.table.refuse("issuer", "required where several issuers are configured")
+            if rule.issuer is not None and rule.issuer not in issuers:
+                yield rule.table.refuse("issuer", "is not among [[consumer.issuers]]")
 
 
-def _issuer(table: Table) -> IssuerSettings:
-    """Return one issuer; it vouches for all its subjects or pins them."""
-    subjects, vouches = _subjects(table.table("subjects")), table.flag("vouches")
-    if vouches and subjects is not None:
-        raise table.refuse("vouches", "contradicts subjects: an issuer vouches for all or pins them")
-    return IssuerSettings(source=_source(table), subjects=subjects, vouches=vouches)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplaySettings(Settings):
+    """``[replay]``: which store remembers the messages that were handled."""
+
+    store: Annotated[
+        str,
+        url("redis", "rediss", word="memory"),
+        '`"memory"` for one process, or the URL of a Redis that all consumers of the scope share.',
+    ] = field(default="memory", repr=False)
+    capacity: Annotated[int, POSITIVE, "Ids that the store in memory holds."] = DEFAULT_CAPACITY
+
+    @property
+    def redis(self) -> str | None:
+        """The URL of the Redis; ``None`` for the store in memory."""
+        return None if self.store == "memory" else self.store
 
 
-def _subjects(table: Table | None) -> dict[str, frozenset[str]] | None:
-    """Return the pinned subjects by kid or ``"*"``."""
-    if table is None:
-        return None
-    if not table.members:
-        raise table.refuse("", 'names no kid; "*" stands for all')
-    for kid in table.members:
-        if not is_name(kid, 1, MAX_KID):
-            raise table.refuse(kid, f'must be a kid of at most {MAX_KID} characters, or "*"')
-    return {kid: frozenset(table.names(kid)) for kid in table.members}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditSettings(Settings):
+    """``[audit]``: the audit file, its flood gate and its signed heads."""
+
+    file: Annotated[Path, PATH, "The audit file; `{pid}` in it stands for the process."]
+    record: Annotated[
+        Literal["rejections", "all"], choice(("rejections", "all")), "Which verdicts are recorded."
+    ] = "rejections"
+    max_bytes: Annotated[
+        int | None, whole(MIN_BYTES), "Bytes after which the file is rotated; without, it never is."
+    ] = None
+    flood_after: Annotated[
+        int, POSITIVE, "Rejections of one kind in a minute, beyond which they are summed up."
+    ] = DEFAULT_FLOOD_AFTER
+    unsafe_no_fsync: Annotated[bool, FLAG, "Do not wait for the disk; a crash may lose records."] = False
+    heads: Annotated[
+        Path | None, PATH, "A file for signed heads of the chain, best on another disk.", only_with("heads_key")
+    ] = None
+    heads_key: Annotated[Path | None, PATH, "The private key that signs the heads.", _HEADS] = None
+    heads_every: Annotated[int, POSITIVE, "Records after which a head is signed.", _HEADS] = 1000
+    heads_seconds: Annotated[int, POSITIVE, "Seconds after which a head is signed.", _HEADS] = 60
+    heads_passphrase_env: Annotated[
+        str | None, NAME, "The environment variable with the passphrase of that key.", _HEADS
+    ] = None
+    heads_passphrase_file: Annotated[
+        Path | None, PATH, "The file with the passphrase of that key.", _HEADS, not_with("heads_passphrase_env")
+    ] = None
 
 
-def _source(table: Table) -> SourceSettings:
-    """Return where keys come from: exactly one source, and only what belongs to it."""
-    named = [key for key in _SOURCES if key in table.members]
-    if len(named) != 1:
-        raise table.refuse("", f"needs one of file, jwks and discovery, not {' and '.join(named) or 'none'}")
-    for key in _REMOTE_KEYS:
-        if key in table.members and named == ["file"]:
-            raise table.refuse(key, "belongs to jwks and discovery, not to file")
-    if "discovery" in table.members and not table.flag("discovery"):
-        raise table.refuse("discovery", "must be true or left out")
-    return SourceSettings(
-        table=table,
-        issuer=table.name_of("issuer"),
-        file=table.optional_file_path("file"),
-        jwks=table.optional_url("jwks", ("https", "http")),
-        discovery=table.flag("discovery"),
-        max_stale=table.optional_integer("max_stale", least=1),
-        publish_delay=table.optional_integer("publish_delay", least=0),
-        ca=table.optional_file_path("ca"),
-        snapshot=table.optional_file_path("snapshot"),
-        unsafe_http_loopback=table.flag("unsafe_http_loopback"),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MisuseSettings(Settings):
+    """``[misuse]``: the arguments of ``Thresholds``."""
+
+    window: Annotated[float, POSITIVE, "Seconds over which events are counted."] = _THRESHOLDS.window
+    quiet: Annotated[float, POSITIVE, "Seconds before the same alert is given again."] = _THRESHOLDS.quiet
+    burst: Annotated[
+        int, POSITIVE, "Rejections of one reason for one issuer, kid, subject or destination in a window."
+    ] = _THRESHOLDS.burst
+    replays: Annotated[int, POSITIVE, "Copies of one token in a window."] = _THRESHOLDS.replays
+    expired: Annotated[int, POSITIVE, "Expired tokens in a window."] = _THRESHOLDS.expired
+    skewed_producers: Annotated[
+        int, POSITIVE, "Producers of expired tokens that make it a wrong clock, and not a thief."
+    ] = _THRESHOLDS.skewed_producers
+    unknown_kids: Annotated[int, POSITIVE, "Unknown kids of one issuer in a window."] = _THRESHOLDS.unknown_kids
+    learn: Annotated[
+        float, whole(0), "Seconds in which new pairs of subject and destination, or kid and subject, are learned."
+    ] = _THRESHOLDS.learn
+    capacity: Annotated[int, POSITIVE, "Entries that each detector holds."] = _THRESHOLDS.capacity
+    authorities: Annotated[
+        frozenset[str],
+        many(NAME, into=frozenset),
+        "Issuers whose keys sign for several producers, beside those that vouch.",
+    ] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLettersSettings(Settings):
+    """``[dead_letters]``: where rejected messages go."""
+
+    name: Annotated[str, NAME, "The dead-letter queue or topic."]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthoritySettings(SourceSettings):
+    """One of ``[[release.authorities]]``: who may release dead letters."""
+
+    waive: Annotated[
+        frozenset[Reason], many(choice(WAIVABLE), into=frozenset), "The reasons that its releases may waive."
+    ] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseSettings(Settings):
+    """``[release]``: whose releases are accepted."""
+
+    authorities: Annotated[
+        tuple[AuthoritySettings, ...],
+        inners(AuthoritySettings, unique="issuer"),
+        "Who may release dead letters, each with one of `file`, `jwks`, `discovery`; without one nobody may.",
+    ] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckSettings(Settings):
+    """``[check]``: what ``mqauth check`` cannot read from the other tables; nothing else uses it."""
+
+    brokers: Annotated[tuple[str, ...], many(BROKER_URL), "The brokers' URLs; nothing connects to them."] = field(
+        default=(), repr=False
     )
+    consumers: Annotated[int, POSITIVE, "Processes that share the consumer's scope."] = 1
+    rate: Annotated[int | None, POSITIVE, "Messages a second, all consumers together."] = None
+    rotation: Annotated[int, POSITIVE, "Seconds after which a key is to be replaced."] = 90 * _DAY
+    accept: Annotated[tuple[str, ...], many(NAME), "Codes of findings that are known and wanted."] = ()
 
 
-def _check_times(table: Table, at: Literal["consume", "append"]) -> None:
-    """Refuse settings of one clock beside the other."""
-    if at == "append" and "max_queue_age" not in table.members:
-        raise table.refuse("max_queue_age", 'required with at = "append"')
-    for key in ("max_queue_age", "append_evidence"):
-        if at == "consume" and key in table.members:
-            raise table.refuse(key, 'only with at = "append"')
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileSettings(Settings):
+    """``mqauth.toml`` as a whole; a table that is absent is ``None``."""
 
-
-def _user_id(table: Table) -> Literal["subject"] | dict[str, str] | None:
-    """Return how the AMQP user is held against the subject."""
-    found: Any = table.members.get("user_id")
-    if found is None or found == "subject":
-        return cast(Literal["subject"] | None, found)
-    if not isinstance(found, dict):
-        raise table.refuse("user_id", 'must be "subject" or a table of user to subject')
-    users = cast(Table, table.table("user_id"))
-    return {user: users.name_of(user) for user in users.members}
-
-
-def _rules(table: Table) -> list[Table]:
-    """Return the tables of the rules."""
-    return table.tables("allow", ("subject", "issuer", "destinations"))
-
-
-def _rule(table: Table, issuers: list[str]) -> Rule:
-    """Return one rule, of an issuer that is configured."""
-    issuer = table.optional_name("issuer")
-    if issuer is None and len(issuers) > 1:
-        raise table.refuse("issuer", "required where several issuers are configured")
-    if issuer is not None and issuer not in issuers:
-        raise table.refuse("issuer", "is not among [[consumer.issuers]]")
-    subject, destinations = table.name_of("subject"), table.names("destinations")
-    try:
-        return Rule(subject=subject, destinations=destinations, issuer=issuer)
-    except ConfigurationError as error:
-        raise table.refuse("destinations", str(error)) from error
-
-
-def _waive(table: Table) -> tuple[Reason, ...]:
-    """Return the reasons an authority may waive."""
-    waived = table.names("waive", least=0)
-    for name in waived:
-        if name not in WAIVABLE:
-            raise table.refuse("waive", f"may hold {', '.join(WAIVABLE)}")
-    return tuple(Reason(name) for name in waived)
+    producer: Annotated[ProducerSettings | None, inner(ProducerSettings), "Signs messages as one producer."] = None
+    consumer: Annotated[
+        ConsumerSettings | None,
+        inner(ConsumerSettings),
+        "Verifies messages: what is trusted, and who may publish where.",
+    ] = None
+    replay: Annotated[
+        ReplaySettings | None, inner(ReplaySettings), "Remembers what was handled, so that a copy is noticed."
+    ] = None
+    audit: Annotated[
+        AuditSettings | None, inner(AuditSettings), "Records verdicts; required where messages are settled."
+    ] = None
+    misuse: Annotated[
+        MisuseSettings | None, inner(MisuseSettings), "When a detector of misuse gives an alert."
+    ] = None
+    dead_letters: Annotated[
+        DeadLettersSettings | None,
+        inner(DeadLettersSettings),
+        "Takes rejected messages; required where messages are settled.",
+    ] = None
+    release: Annotated[
+        ReleaseSettings | None, inner(ReleaseSettings), "Who may release dead letters for another try."
+    ] = None
+    check: Annotated[
+        CheckSettings | None, inner(CheckSettings), "Tells `mqauth check` what the other tables do not say."
+    ] = None

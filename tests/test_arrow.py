@@ -41,8 +41,8 @@ CORE = (
 )
 """Modules of the core; each may import the layers before its own, and nothing beside or after it."""
 AFTER = (("brokers", "stores", "keystore", "telemetry"), ("review",), ("testing",), ("bench",), ("config_table",),
-         ("config_settings",), ("config_audit",), ("config",), ("check", "console"), ("cli",),
-         ("__main__",))  # fmt: skip
+         ("config_kinds",), ("config_declaration",), ("config_file",), ("config_settings",), ("config_audit",),
+         ("config",), ("check", "console"), ("cli",), ("__main__",))  # fmt: skip
 """What stands on the core: packages, whose modules may import each other, and the modules of the configuration."""
 RANK = {name: rank for rank, layer in enumerate((*CORE, *AFTER)) for name in layer}
 CORE_NAMES = frozenset(name for layer in CORE for name in layer)

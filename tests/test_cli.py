@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +20,9 @@ from mqauth.cli.broker import check_url, reached
 from mqauth.cli.output import one_line
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.jsonform import from_form
-from mqauth.jwk import load_key_set
+from mqauth.jwk import dump_key_set, load_key_set
 from mqauth.keys import Key
-from mqauth.keystore import Keystore, signing_key
+from mqauth.keystore import Keystore, public_keys, signing_key
 from mqauth.pipeline import Pipeline
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.strictjson import loads
@@ -91,12 +92,20 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any) -> 
     return Shell(tmp_path, monkeypatch, capfdbinary)
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with keys, their JWK Set and an ``mqauth.toml``."""
+    folder = tmp_path_factory.mktemp("prepared")
+    Keystore(folder=folder / "keys").create(subjects=["orders-api"])
+    (folder / "jwks.json").write_text(json.dumps(dump_key_set(public_keys(folder / "keys"))))
+    (folder / "mqauth.toml").write_text(CONFIG)
+    return folder
+
+
 @pytest.fixture
-def ready(shell: Shell) -> Shell:
-    """A shell in a folder with keys, their JWK Set and an ``mqauth.toml``."""
-    assert shell("keys", "new", "--subject", "orders-api").code == 0
-    (shell.place / "jwks.json").write_bytes(shell("keys", "jwks").out)
-    (shell.place / "mqauth.toml").write_text(CONFIG)
+def ready(shell: Shell, prepared: Path) -> Shell:
+    """A shell in a copy of the prepared folder."""
+    shutil.copytree(prepared, shell.place, dirs_exist_ok=True)
     return shell
 
 

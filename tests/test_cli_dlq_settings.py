@@ -98,13 +98,15 @@ def test_what_contradicts_the_url_is_refused(lines: str, url: str, said: str, tm
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ('certificate = "a"', "unknown key"), ("tls = 1", "boolean"), ('cert = "a"', "go together"),
-        ('key = "a"', "go together"), ('user = "a"', "goes with"),
-        ('passphrase_env = "BROKER_PASSWORD"', "no key"),
-        ('password_env = "BROKER_PASSWORD"', "goes with"), ('mechanism = "PLAIN"', "wants user"),
+        ('certificate = "a"', "unknown key"), ("tls = 1", "boolean"), ('cert = "a"', "cert: only with key"),
+        ('key = "a"', "key: only with cert"), ('user = "a"', "user: only with password_env or"),
+        ('passphrase_env = "BROKER_PASSWORD"', "passphrase_env: only with key"),
+        ('password_env = "BROKER_PASSWORD"', "only with user"),
+        ('mechanism = "PLAIN"', "mechanism: only with user"),
         (SASL.replace("SCRAM-SHA-512", "NONE"), "must be"), ('user = "a"\npassword = "b"', "unknown key"),
         ('user = "a"\npassword_env = "NOT_SET"', "not set"), ("password_file = 3", "string"),
-        ('user = "a"\npassword_env = "BROKER_PASSWORD"\npassword_file = "b"', "only one"), ("x", "no TOML"),
+        ('user = "a"\npassword_env = "BROKER_PASSWORD"\npassword_file = "b"', "password_file: contradicts"),
+        ("x", "no TOML"),
     ],
 )  # fmt: skip
 def test_a_file_that_says_nothing_clear_is_refused(lines: str, said: str, tmp_path: Path) -> None:

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 import mqauth
 from mqauth.audit import AuditRecord
 from mqauth.auditfile import parts, rotated
 from mqauth.audithead import read_heads
-from mqauth.config_table import is_url
+from mqauth.config_declaration import read
+from mqauth.config_kinds import is_url
+from mqauth.config_settings import FileSettings
+from mqauth.config_table import Table
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.flow import run
 from mqauth.jwk import dump_key_set
@@ -25,6 +29,11 @@ from mqauth.pipeline import Pipeline, Verdict
 from mqauth.stores.rediseither import EitherRedisReplayStore
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.stage import MemoryStage
+
+SCHEMA = Draft202012Validator(
+    json.loads((Path(__file__).parents[1] / "docs" / "mqauth.schema.json").read_text("utf-8"))
+)
+"""What editors hold a file against."""
 
 FULL = """
 [producer]
@@ -396,7 +405,7 @@ def test_observers_and_alerts_are_handed_on(place: Path) -> None:
     [
         ("heads_every = 5", "heads_every: only with heads"),
         ('heads_key = "heads.pem"', "heads_key: only with heads"),
-        ('heads = "h"', "heads_key: required"),
+        ('heads = "h"', "heads: only with heads_key"),
         ('heads = "h"\nheads_key = "none.pem"', "heads_key: none.pem: "),
         ('heads = "h"\nheads_key = "jwks.json"', "heads_key: jwks.json: "),
         ('heads = "h"\nheads_key = "heads.pem"\nheads_passphrase_env = "MQAUTH_NOT_SET"',
@@ -441,6 +450,14 @@ def test_redis_without_verification_is_refused(place: Path) -> None:
     text = SMALL + '[replay]\nstore = "rediss://user:hunter2@redis.example:6379/0?ssl_cert_reqs=none"\n'
     said = refusal(place, text, "pipeline")
     assert said == "mqauth.toml: [replay] store: the replay store's URL turns TLS verification off"
+
+
+def test_no_password_is_shown() -> None:
+    """Settings can be logged: a URL that may hold a password is not in them."""
+    members = {"store": "rediss://user:hunter2@redis.example/0"}, {"brokers": ["amqps://user:hunter2@mq.example/"]}
+    for name, table in zip(("replay", "check"), members, strict=True):
+        found = read(FileSettings, Table(file="mqauth.toml", members={name: table}))
+        assert "hunter2" not in repr(found)
 
 
 def test_release_authorities_are_built(place: Path) -> None:
@@ -556,11 +573,13 @@ def wrong_cases() -> list[Any]:
 def test_the_file_with_everything_is_good(place: Path) -> None:
     """The file the strictness tests start from loads, so that each refusal below is of its one change."""
     assert mqauth.load(written(place, document(tomllib.loads(EVERYTHING)))).dead_letters_name == "orders.dead"
+    assert SCHEMA.is_valid(tomllib.loads(EVERYTHING))
 
 
 @pytest.mark.parametrize(("spot", "key", "value"), wrong_cases())
 def test_wrong_type_is_refused(place: Path, spot: tuple[str, ...], key: str, value: Any) -> None:
-    """A value of a wrong type (a boolean is no integer) is refused with file, table and key named."""
+    """A value of a wrong type (a boolean is no integer) is refused with file, table and key named, by the
+    schema too."""
     tables = tomllib.loads(EVERYTHING)
     at(tables, spot)[key] = value
     said = refusal(place, document(tables))
@@ -568,6 +587,7 @@ def test_wrong_type_is_refused(place: Path, spot: tuple[str, ...], key: str, val
                                               "subjects") else f"{shown(spot)} {key}: "  # fmt: skip
     assert said.startswith(f"mqauth.toml: {place_named}") or f".{key}]" in said
     assert key in said
+    assert not SCHEMA.is_valid(tables)
 
 
 @pytest.mark.parametrize("spot", [(), *spots()], ids=lambda spot: ".".join(spot) or "top")
@@ -579,6 +599,7 @@ def test_unknown_key_is_refused(place: Path, spot: tuple[str, ...], key: str) ->
     spelt = key if " " not in key else f'"{key}"'
     table = f"{shown(spot)} " if spot else ""
     assert refusal(place, document(tables)).startswith(f"mqauth.toml: {table}{spelt}: unknown key")
+    assert not SCHEMA.is_valid(tables)
 
 
 def test_unknown_key_suggests_the_near_one(place: Path) -> None:
@@ -631,18 +652,18 @@ def test_required_key_is_named(place: Path, spot: tuple[str, ...], key: str) -> 
         (("consumer",), {"unsigned_headers": "show"}, 'unsigned_headers: must be "hide" or "reject"'),
         (("consumer",), {"append_evidence": "trust"}, 'append_evidence: must be "interceptor"'),
         (("consumer",), {"user_id": "name"}, 'user_id: must be "subject" or a table'),
-        (("consumer",), {"issuers": []}, "issuers: required: at least one"),
+        (("consumer",), {"issuers": []}, "issuers: must hold at least 1 table"),
         (("consumer", "issuers", "0"), {"jwks": "https://a.example/"}, ": needs one of file, jwks and"),
         (("consumer", "issuers", "0"), {"discovery": True}, ": needs one of file, jwks and"),
-        (("consumer", "issuers", "0"), {"max_stale": 5}, "max_stale: belongs to jwks and discovery"),
+        (("consumer", "issuers", "0"), {"max_stale": 60}, "max_stale: only with jwks or discovery"),
         (("consumer", "issuers", "0"), {"vouches": True}, "vouches: contradicts subjects"),
         (("consumer", "issuers", "1"), {"issuer": "https://auth.example"}, "issuer: is configured twice"),
         (("consumer", "allow", "0"), {"issuer": "https://x.example"}, "issuer: is not among"),
         (("consumer", "allow", "0"), {"destinations": []}, "destinations: must name at least 1"),
         (("consumer", "allow", "0"), {"destinations": ["orders"]}, "destinations: destination 'orders'"),
         (("consumer", "allow", "0"), {"destinations": ["kafka:a b"]}, "destinations: destination 'kafka:a b'"),
-        (("replay",), {"store": "redis://"}, 'store: must be "memory", redis://'),
-        (("replay",), {"store": "postgres://a/b"}, 'store: must be "memory", redis://'),
+        (("replay",), {"store": "redis://"}, 'store: must be "memory" or redis://... or rediss://...'),
+        (("replay",), {"store": "postgres://a/b"}, 'store: must be "memory" or redis://... or rediss://...'),
         (("replay",), {"capacity": 0}, "capacity: must be at least 1"),
         (("audit",), {"max_bytes": 65_535}, "max_bytes: must be at least 65536"),
         (("audit",), {"flood_after": 0}, "flood_after: must be at least 1"),
@@ -652,11 +673,11 @@ def test_required_key_is_named(place: Path, spot: tuple[str, ...], key: str) -> 
         (("misuse",), {"burst": 0}, "burst: must be at least 1"),
         (("misuse",), {"learn": -1}, "learn: must be at least 0"),
         (("audit",), {"record": "none"}, 'record: must be "rejections" or "all"'),
-        (("release", "authorities", "0"), {"waive": ["signature_invalid"]}, "waive: may hold expired"),
+        (("release", "authorities", "0"), {"waive": ["signature_invalid"]}, 'waive: must be "expired" or'),
         (("check",), {"consumers": 0}, "consumers: must be at least 1"),
         (("check",), {"rate": 0}, "rate: must be at least 1"),
         (("check",), {"brokers": ["amqp://a/", "http://b/"]}, "brokers: must be amqp://..., amqps://... or kafka"),
-        (("release", "authorities", "0"), {"jwks": "ftp://a/"}, "jwks: must be a URL https://... or http://..."),
+        (("release", "authorities", "0"), {"jwks": "ftp://a/"}, "jwks: must be https://... or http://..."),
     ],
 )  # fmt: skip
 def test_bound_or_contradiction_is_refused(
@@ -673,7 +694,7 @@ def test_bound_or_contradiction_is_refused(
     [
         ({"file": None}, "[[consumer.issuers]] #1: needs one of file, jwks and discovery"),
         ({"file": None, "discovery": False}, "[[consumer.issuers]] #1 discovery: must be true or left out"),
-        ({"subjects": {}}, "[consumer.issuers.subjects]: names no kid"),
+        ({"subjects": {}}, "[consumer.issuers.subjects]: must have at least 1 entry"),
         ({"subjects": {"k" * 129: ["a"]}}, f"[consumer.issuers.subjects] {'k' * 129}: must be a kid"),
         ({"subjects": {"*": []}}, '[consumer.issuers.subjects] "*": must name at least 1'),
         ({"subjects": {"*": "orders-api"}}, '[consumer.issuers.subjects] "*": must be an array of strings'),
@@ -687,6 +708,12 @@ def test_issuer_says_where_its_keys_are_and_for_whom(place: Path, changes: dict[
     issuer.update(changes)
     tables["consumer"]["issuers"][0] = {key: value for key, value in issuer.items() if value is not None}
     assert refusal(place, document(tables)).startswith(f"mqauth.toml: {where}")
+
+
+def test_an_issuer_may_say_that_it_does_not_vouch(place: Path) -> None:
+    """``vouches = false`` beside ``subjects`` says what is so, and is no contradiction."""
+    text = SMALL.replace('"jwks.json"', '"jwks.json"\nvouches = false\nsubjects = { "*" = ["orders-api"] }')
+    assert mqauth.load(written(place, text)).judge.verifier.issuers["https://auth.example"].vouches is False
 
 
 @pytest.mark.parametrize(

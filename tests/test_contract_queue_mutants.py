@@ -179,6 +179,18 @@ def impatient(original: Any) -> Any:
     return start
 
 
+def carried_over(original: Any) -> Any:
+    """Ack on the new channel what is of the old one."""
+
+    def acks_of(subscription: Subscription, opened: Any) -> Any:
+        old, acks = subscription.acks, original(subscription, opened)
+        if old is not None:
+            old._send_ack, old._closed = opened.send, False
+        return acks
+
+    return acks_of
+
+
 def cancelling(original: Any) -> Any:
     """Cancel what runs where its channel ends."""
 
@@ -244,6 +256,8 @@ MUTANTS = (
            CONTRACT.test_consumes_again_when_its_queue_is_back_after_a_minute),
     Mutant("handlers end with their channel", Subscription, "_on_close", cancelling,
            CONTRACT.test_a_channel_that_ends_under_a_handler),
+    Mutant("settles what is stale", Subscription, "_acks_of", carried_over,
+           CONTRACT.test_an_ack_is_of_its_own_channel),
     Mutant("lease not renewed", Leases, "renew", awaited(None), CONTRACT.test_a_handler_that_outlasts_its_lease),
     Mutant("redelivery taken for a copy", rabbitmq_delivery, "from_native", as_new,
            CONTRACT.test_a_consumer_that_is_killed),

@@ -43,7 +43,9 @@ def test_the_minute_counts_from_the_cause_of_all() -> None:
         clock.advance(50)
         holding.attempted(found, deferred(cause))
         assert not holding.is_over(found)
-    clock.advance(60)
+    clock.advance(30)
+    holding.attempted(found, deferred(ALL))
+    clock.advance(30)
     assert holding.is_over(found)
 
 
@@ -123,10 +125,12 @@ def test_who_suspends() -> None:
 
 def test_what_became_of_it() -> None:
     """It goes back where it was ours and still waited; why it waited last is known afterwards."""
-    holding = hold(FakeClock())
-    found = put(holding, held(ALL))
-    found.end()
-    assert (found.goes_back, found.is_over) == (True, True)
+    holding, said = hold(FakeClock()), Said()
+    found = put(holding, held(ALL, said=said))
+    for ours in (True, False, True):
+        said.is_ended = not ours
+        found.end()
+        assert (found.goes_back, found.is_over) == (ours, True)
     holding.attempted(found, ACCEPTED)
     found.end()
     assert (found.goes_back, found.outcome.cause) == (False, ALL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mqauth.delivery.leases import Tended
-from mqauth.delivery.questions import PATIENCE, Patience
+from mqauth.delivery.questions import PATIENCE, Patience, Questions
 from mqauth.delivery.slot import Slot
 from mqauth.errors import Reason, Rejection, StaleDelivery
 from mqauth.pipeline import Step
@@ -69,6 +69,20 @@ def test_without_an_answer_it_is_not_ours(*, lives: bool, ended: bool) -> None:
 def test_which_delivery_is_the_last(limit: int, returned: int, *, last: bool) -> None:
     """The one whose return would pass the limit, where there is one."""
     assert Slot(None, Said(returned=returned), 0, limit).is_last is last
+
+
+def test_one_question_answers_all_who_waited_when_it_was_asked() -> None:
+    """Who comes while a question is under way waits for the next; a flood of them is one more question."""
+    questions = Questions[int]()
+    assert questions.add(1)
+    assert not questions.add(2)
+    assert questions.ask()
+    assert not any(questions.add(later) for later in range(3, 1000))
+    assert questions.answered() == [1, 2]
+    assert questions.ask()
+    assert questions.answered() == list(range(3, 1000))
+    assert not questions.ask()
+    assert questions.add(1000)
 
 
 def test_patience_counts_only_while_an_answer_can_come() -> None:

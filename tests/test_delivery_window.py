@@ -12,7 +12,7 @@ from mqauth.delivery.hold import Held
 from mqauth.delivery.prefetch import DEATHS_IN_A_ROW, RESTORE_AFTER
 from mqauth.delivery.window import PROBE_WAIT, Window
 from mqauth.errors import Cause
-from mqauth.pipeline import Step
+from mqauth.pipeline import Outcome, Step
 from mqauth.testing import FakeClock
 from tests.delivery_parts import ACCEPTED, REJECTED, Said, deferred, held, hold
 
@@ -112,12 +112,13 @@ def test_one_delivery_finds_out_after_an_outage_that_told_nothing() -> None:
     assert not stand.window.settled(REJECTED)
 
 
-def test_an_outage_that_is_over_narrows_nothing() -> None:
-    """What stayed and was settled shows that all is well."""
+@pytest.mark.parametrize(("step", "last"), [(Step.RECORD, REJECTED), (Step.JUDGE, deferred(ALL))])
+def test_an_outage_that_is_over_narrows_nothing(step: Step, last: Outcome) -> None:
+    """What stayed and was settled shows that all is well, and so does a probe with what went back."""
     stand = Stand()
-    first = stand.put(ALL, Step.RECORD)
+    first = stand.put(ALL, step)
     stand.window.suspend(first)
-    stand.hold.attempted(first, REJECTED)
+    stand.hold.attempted(first, last)
     first.end()
     stand.window.go_on()
     assert stand.window.prefetch == 10
@@ -159,6 +160,7 @@ def test_what_is_no_death(why: str) -> None:
             stand.window.suspend(stand.put(ALL))
         if why == "stopping":
             stand.window.stop()
+            stand.window.opens()
         stand.window.lost("gone", channel_alone=why == "channel")
         stand.consume()
     assert stand.window.prefetch == 10

@@ -18,7 +18,8 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
     from kafka.future import Future
 
     from integration.kafka_batches import BatchContract, FakeClient, Seen, Vault, tokens
-    from mqauth.brokers import kafka, kafka_alarm, kafka_future, kafka_room, kafka_sealing
+    from mqauth.brokers import alarm as alarms
+    from mqauth.brokers import kafka, kafka_future, kafka_room, kafka_sealing
 
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
 from mqauth.testing import Forge
@@ -77,8 +78,8 @@ class Stand:
         self.producer = kafka.Producer(self.client, self.forge.signer(key=self.vault), batch=batch, linger=linger)
         assert self.producer._sealing is not None
         self.sealing = self.producer._sealing
-        self.alarm = FakeAlarm(self.sealing.release)
-        self.sealing._alarm = self.alarm
+        self.alarm = FakeAlarm(self.sealing.batches.release)
+        self.sealing.batches._alarm = self.alarm
         self.send(b"first")
         if not busy:
             self.client.acknowledge()
@@ -374,7 +375,7 @@ def test_any_course(acts: list[Act], batch: int) -> None:
 def test_alarm() -> None:
     """An alarm rings once for all that was set, and sooner where it was set sooner."""
     rang = threading.Semaphore(0)
-    alarm = kafka_alarm.ThreadAlarm(rang.release)
+    alarm = alarms.ThreadAlarm(rang.release)
     alarm.set(3600)
     while not alarm._changed._waiters:  # type: ignore[attr-defined]
         os.sched_yield()
@@ -387,9 +388,9 @@ def test_alarm() -> None:
 
 def test_alarm_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its thread ends when there was nothing to wait for, and there is another when it is needed."""
-    monkeypatch.setattr(kafka_alarm, "IDLE", 0)
+    monkeypatch.setattr(alarms, "IDLE", 0)
     rang = threading.Semaphore(0)
-    alarm = kafka_alarm.ThreadAlarm(rang.release)
+    alarm = alarms.ThreadAlarm(rang.release)
     for _ in range(2):
         alarm.set(0)
         assert rang.acquire(timeout=30)

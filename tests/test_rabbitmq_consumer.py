@@ -32,7 +32,6 @@ from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.rabbitmq_translate import from_native, headers_out
 from mqauth.deadletter import DeadLetter
 from mqauth.delivery.hold import Held
-from mqauth.delivery.prefetch import STEADY, Prefetch
 from mqauth.delivery.progress import again
 from mqauth.errors import Reason, RetryLater, Unavailable
 from mqauth.message import Message
@@ -777,33 +776,6 @@ async def test_a_real_cancellation_stays_one() -> None:
         await task
     with pytest.raises(exceptions.AMQPConnectionError), closing_is_an_error():
         raise asyncio.CancelledError
-
-
-def test_window_falls_after_three_deaths_in_a_row() -> None:
-    """The third death within a minute of its start narrows the window, once; calm opens it again."""
-    window = Prefetch(10)
-    fell = []
-    for _ in range(4):
-        window.opened(0)
-        assert window.lost(STEADY - 1)
-        fell.append(window.narrow())
-    assert (fell, window.now, window.deaths) == ([False, False, True, False], 1, 4)
-    window.restore()
-    assert (window.now, window.in_a_row, window.narrowed) == (10, 0, False)
-
-
-def test_window_steady_deaths_are_not_in_a_row() -> None:
-    """A connection that lived a minute, one closed by ourselves, or a refused channel is no death in a row."""
-    window = Prefetch(10)
-    for _ in range(5):
-        window.opened(0)
-        window.lost(STEADY)
-        window.opened(0)
-        window.lost(0, channel_alone=True)
-    assert (window.narrow(), window.in_a_row, window.deaths) == (False, 1, 10)
-    window.opened(0)
-    window.closed()
-    assert window.lost(0) is False
 
 
 def test_a_delivery_is_aio_pikas_own() -> None:

@@ -13,89 +13,12 @@ from mqauth import AuditFile, Cause, ConfigurationError, Verdict, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_delivery import Deliveries
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, Held
-from mqauth.delivery.room import MAX_BYTES, Room
 from mqauth.delivery.slot import Slot
 from mqauth.errors import Reason, RetryLater, Unavailable
 from mqauth.pipeline import Outcome
 from tests.test_rabbitmq_consumer import Delivery, Letters, Table, Tags, audit, processing, queue
 
 __all__ = ["audit"]
-OURS, DEAD = "https://ours", "https://dead"
-
-
-def put(room: Room, number: int, cause: Cause, party: str | None = None, *, tag: str = "t", size: int = 1) -> None:
-    """Hold so many deliveries more."""
-    start = sum(room.whose().values())
-    for key in range(start, start + number):
-        room.put(key, tag=tag, cause=cause, party=party, size=size)
-
-
-@pytest.mark.parametrize(
-    ("cause", "party", "everyones"),
-    [
-        (Cause.CLAIM_HELD, None, False),
-        (Cause.HANDLER_DEFERRED, None, False),
-        (Cause.APPEND_TIME_UNAVAILABLE, None, False),
-        (Cause.KEY_PENDING, DEAD, False),
-        (Cause.KEYS_UNAVAILABLE, DEAD, False),
-        (Cause.KEYS_UNAVAILABLE, None, True),
-        (Cause.REPLAY_STORE_UNAVAILABLE, None, True),
-        (Cause.POLICY_UNAVAILABLE, None, True),
-        (Cause.AUDIT_UNAVAILABLE, None, True),
-        (Cause.DEAD_LETTER_UNAVAILABLE, None, True),
-    ],
-)
-def test_whose_fault_it_is(cause: Cause, party: str | None, *, everyones: bool) -> None:
-    """A cause of one message or of one issuer is not everybody's; one of a dependency of all is."""
-    assert Room(issuers=[OURS, DEAD]).is_everyones(cause, party) is everyones
-
-
-def test_no_issuer_that_can_serve_is_everybodys() -> None:
-    """Where each configured issuer is without keys there is nothing to let pass; a pending key is not that."""
-    room = Room(issuers=[OURS, DEAD])
-    put(room, 1, Cause.KEYS_UNAVAILABLE, DEAD)
-    put(room, 1, Cause.KEY_PENDING, OURS)
-    assert not room.is_everyones(Cause.KEYS_UNAVAILABLE, DEAD)
-    put(room, 1, Cause.KEYS_UNAVAILABLE, OURS)
-    assert room.is_everyones(Cause.KEYS_UNAVAILABLE, DEAD)
-    assert not room.wants_another("t", 2, 0)
-    room.take(2)
-    assert not room.is_everyones(Cause.KEYS_UNAVAILABLE, DEAD)
-
-
-def test_room_beside_the_window() -> None:
-    """Once half the window is held, and no more than half at work, others may pass; never with a window of 1."""
-    room = Room(20, issuers=[OURS, DEAD])
-    put(room, 4, Cause.HANDLER_DEFERRED)
-    assert not room.wants_another("t", 10, 0)
-    put(room, 1, Cause.KEYS_UNAVAILABLE, DEAD)
-    assert room.wants_another("t", 10, 5)
-    assert not room.wants_another("t", 10, 6)
-    assert not room.wants_another("another tag", 10, 0)
-    assert not room.wants_another("t", 1, 0)
-
-
-def test_room_is_bounded() -> None:
-    """Beyond so many deliveries, or bytes of their bodies, the queue waits, and it is known whose fault it is."""
-    room = Room(20, issuers=[OURS, DEAD])
-    put(room, 3, Cause.HANDLER_DEFERRED)
-    put(room, 17, Cause.KEYS_UNAVAILABLE, DEAD, tag="u")
-    assert not room.has_room()
-    assert room.is_full("u", 17)
-    assert not room.is_full("u", 18)
-    assert room.whose() == {f"keys_unavailable of {DEAD}": 17, "handler_deferred": 3}
-    heavy = Room(20)
-    put(heavy, 1, Cause.HANDLER_DEFERRED, size=MAX_BYTES)
-    assert not heavy.has_room()
-    heavy.take(0)
-    assert (heavy.has_room(), heavy.whose()) == (True, {})
-
-
-def test_a_cause_of_all_takes_no_room() -> None:
-    """It suspends the queue: nothing passes what waits for it, and no more is taken meanwhile."""
-    room = Room(20, issuers=[OURS])
-    put(room, 10, Cause.REPLAY_STORE_UNAVAILABLE)
-    assert not room.wants_another("t", 10, 0)
 
 
 class Waits:

@@ -19,7 +19,7 @@ from mqauth.brokers.rabbitmq_channel import closing_is_an_error, is_blocked, tol
 from mqauth.brokers.rabbitmq_delivery import round_trip
 from mqauth.delivery.hold import Held
 from mqauth.delivery.progress import Progress
-from mqauth.delivery.questions import PATIENCE, Questions
+from mqauth.delivery.questions import PATIENCE
 from mqauth.errors import Reason, Rejection, RetryLater, StaleDelivery, Unavailable
 from mqauth.flow import run
 from mqauth.message import Message
@@ -27,20 +27,6 @@ from mqauth.pipeline import Step
 from tests.test_rabbitmq_consumer import PLACE, Channel, Delivery, Letters, Table, audit, processing, queue
 
 __all__ = ["audit"]
-
-
-def test_one_question_answers_all_who_waited_when_it_was_asked() -> None:
-    """Who comes while a question is under way waits for the next; a flood of them is one more question."""
-    questions = Questions[int]()
-    assert questions.add(1)
-    assert not questions.add(2)
-    assert questions.ask()
-    assert not any(questions.add(later) for later in range(3, 1000))
-    assert questions.answered() == [1, 2]
-    assert questions.ask()
-    assert questions.answered() == list(range(3, 1000))
-    assert not questions.ask()
-    assert questions.add(1000)
 
 
 class Loop:

@@ -101,6 +101,12 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
+def prepare() -> None:
+    """Install what a browser needs here."""
+    if not shutil.which("chromium") or not shutil.which("chromedriver"):
+        install("chromium", "chromium-driver", "fonts-dejavu-core", why="the console is tested in a real browser")
+
+
 @contextlib.contextmanager
 def browser(origin: str, profile: Path, pictures: Path, *, own_certificates: bool = False) -> Iterator[Browser]:
     """Start Chromium with an empty profile.
@@ -114,8 +120,7 @@ def browser(origin: str, profile: Path, pictures: Path, *, own_certificates: boo
     Raises:
         UnavailableError: it is not installed and may not be: says what to install.
     """
-    if not shutil.which("chromium") or not shutil.which("chromedriver"):
-        install("chromium", "chromium-driver", "fonts-dejavu-core", why="the console is tested in a real browser")
+    prepare()
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or "chromium"
     for flag in (*_FLAGS, f"--user-data-dir={profile}"):

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from integration.services import probes
@@ -128,11 +129,13 @@ def _numeric(tag: str) -> str | None:
     return tag if re.match(r"\d+\.", tag) else None
 
 
+@cache
 def _java() -> str:
     """Return the java command, of version 17 or newer."""
-    if _java_version() < _OLDEST_JAVA:
-        install("default-jre-headless", why=f"Apache Kafka runs on Java {_OLDEST_JAVA} or newer")
     found = _java_version()
+    if found < _OLDEST_JAVA:
+        install("default-jre-headless", why=f"Apache Kafka runs on Java {_OLDEST_JAVA} or newer")
+        found = _java_version()
     if found < _OLDEST_JAVA:
         raise UnavailableError(
             f"Apache Kafka needs Java {_OLDEST_JAVA} or newer, `java` here is {found or 'missing'}:"

@@ -8,6 +8,7 @@ import secrets
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from integration.services import debian, probes
@@ -88,6 +89,7 @@ def _version_in(root: Path) -> tuple[int, ...]:
     return max(found, default=())
 
 
+@cache
 def _installed_root() -> Path:
     """Return the root folder with a RabbitMQ >= 4: this machine's own, or one built for it."""
     host = Path("/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from kafka.errors import KafkaTimeoutError
@@ -41,7 +42,7 @@ class Room:
             if self._waiting:
                 self._free.notify(places)
 
-    def leave_with(self, futures: list[Any]) -> None:
+    def leave_with(self, futures: Sequence[Any]) -> None:
         """Give the places of records back once all of them are done.
 
         One future at a time is asked to call, the last one first, behind which the others are mostly done: a

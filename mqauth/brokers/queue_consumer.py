@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from mqauth.brokers.queue_acks import Acks
-from mqauth.brokers.queue_calls import QueueCalls
+from mqauth.brokers.queue_client import QueueClient
 from mqauth.brokers.queue_delivery import Begun, Processor
 from mqauth.brokers.queue_hold import Holder, Sleep
 from mqauth.brokers.queue_subscription import Subscription
@@ -87,7 +87,7 @@ class QueueConsumer:
 
     def __init__(
         self,
-        calls: QueueCalls,
+        calls: QueueClient,
         guard: Pipeline,
         handler: Handler,
         settings: Settings,

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from mqauth.brokers.queue_acks import Acks
-from mqauth.brokers.queue_calls import DeliveryCalls
+from mqauth.brokers.queue_client import DeliveryClient
 from mqauth.brokers.queue_hold import Holder, Sleep
 from mqauth.brokers.queue_leases import Leases
 from mqauth.brokers.queue_tasks import was_cancelled
@@ -69,7 +69,7 @@ class Processor:
 
     def __init__(
         self,
-        calls: DeliveryCalls,
+        calls: DeliveryClient,
         guard: Pipeline,
         handler: Handler,
         *,
@@ -265,7 +265,7 @@ class Processor:
         slot.given_back()
 
 
-def passes(calls: DeliveryCalls, slot: Slot, delivery: Delivery) -> Awaitable[None] | None:
+def passes(calls: DeliveryClient, slot: Slot, delivery: Delivery) -> Awaitable[None] | None:
     """Let a delivery's next step pass, now or after a round trip on its channel: the ``fence`` of a ``Delivery``.
 
     Raises:
@@ -275,6 +275,6 @@ def passes(calls: DeliveryCalls, slot: Slot, delivery: Delivery) -> Awaitable[No
     return None if unproven is None else _prove(calls, slot, unproven)
 
 
-async def _prove(calls: DeliveryCalls, slot: Slot, rejection: Rejection) -> None:
+async def _prove(calls: DeliveryClient, slot: Slot, rejection: Rejection) -> None:
     """Ask the broker whether the delivery was ours when it was rejected."""
     slot.answered(rejection, lives=await calls.lives(slot.native))

@@ -8,7 +8,7 @@ from typing import Final
 import tenacity
 
 from mqauth.brokers.queue_acks import Acks
-from mqauth.brokers.queue_calls import Opened, QueueCalls, Take
+from mqauth.brokers.queue_client import Opened, QueueClient, Take
 from mqauth.brokers.queue_delivery import Processor
 from mqauth.brokers.queue_hold import Sleep
 from mqauth.delivery.hold import Held
@@ -35,7 +35,7 @@ class Subscription:
     """
 
     def __init__(
-        self, calls: QueueCalls, window: Window, processor: Processor, take: Take, *, coalesce: bool, sleep: Sleep
+        self, calls: QueueClient, window: Window, processor: Processor, take: Take, *, coalesce: bool, sleep: Sleep
     ) -> None:
         self._calls = calls
         self._window = window
@@ -97,7 +97,7 @@ class Subscription:
         await asyncio.shield(self._cancelling)
 
     async def end(self, running: asyncio.Task[None]) -> None:
-        """End the task that runs ``run``, and what it consumes."""
+        """End the task that runs ``run``; a call with which it begins to consume has a moment to return."""
         self._interrupted.set()
         if self._window.absence.lasts:
             await asyncio.wait((running,), timeout=_STARTED_WITHIN)

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary, ref
 from aio_pika.abc import AbstractIncomingMessage
 from aiormq.abc import AbstractChannel
 
+from mqauth.brokers.queue_acks import Send
 from mqauth.brokers.queue_roundtrip import PART, RoundTrip
 from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error, is_blocked, is_stale, told
 from mqauth.brokers.rabbitmq_translate import failures_of, from_native
@@ -16,7 +17,7 @@ from mqauth.message import Message
 
 
 class Deliveries:
-    """Makes the calls for the deliveries of one queue: the ``DeliveryCalls`` of ``queue_calls``.
+    """Makes the calls for the deliveries of one queue: the ``DeliveryClient`` of ``queue_client``.
 
     Args:
         queue: its name.
@@ -90,7 +91,7 @@ async def _answers(channel: Any) -> bool:
     return True
 
 
-def sender(channel: AbstractChannel, queue: str) -> Any:
+def sender(channel: AbstractChannel, queue: str) -> Send:
     """Return what sends the acks of a channel of aiormq's; it returns ``False`` where the channel is gone."""
 
     async def send(tag: int, multiple: bool) -> bool:

@@ -30,8 +30,9 @@ def store(target: Target) -> Iterator[Finding]:
         yield codes.REPLAY_MEMORY_SHARED.at(("replay", "store"), said)
     capacity = DEFAULT_CAPACITY if target.replay is None else target.replay.capacity
     kept = consumer.max_lifetime + consumer.leeway + (consumer.max_queue_age or 0)
-    if options.rate * kept > capacity:
-        said = f"{options.rate} messages a second for {kept} s are {options.rate * kept} ids, over {capacity}"
+    ids = (options.rate or 0) * kept
+    if ids > capacity:
+        said = f"{options.rate} messages a second for {kept} s are {ids} ids, over {capacity}"
         yield codes.REPLAY_CAPACITY.at(("replay", "capacity"), said)
 
 

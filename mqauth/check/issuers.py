@@ -10,11 +10,10 @@ from mqauth.check import codes
 from mqauth.check.findings import Finding
 from mqauth.check.jwks import key_set
 from mqauth.check.target import Rule, Target, few
-from mqauth.config_settings import IssuerSettings, SourceSettings
+from mqauth.config_settings import IssuerSettings, RuleSettings, SourceSettings
 from mqauth.destination import is_kafka
 from mqauth.errors import Reason
 from mqauth.keys import Key
-from mqauth.policy import Rule as AllowRule
 from mqauth.verifier import Issuer
 
 _ANY: Final = "*"
@@ -25,10 +24,10 @@ _MUCH: Final = frozenset((Reason.PRODUCER_FORBIDDEN, Reason.REPLAYED, Reason.KEY
 def bindings(target: Target) -> Iterator[Finding]:
     """Issuers whose keys speak for nobody, or for too many."""
     for issuer in _issuers(target):
-        path = issuer.source.table.path
+        path = issuer.table.path
         if issuer.vouches:
-            yield codes.ISSUER_VOUCHES.at((*path, "vouches"), f"every key of {issuer.source.issuer} signs for all")
-        elif issuer.subjects is None and issuer.source.file is None:
+            yield codes.ISSUER_VOUCHES.at((*path, "vouches"), f"every key of {issuer.issuer} signs for all")
+        elif issuer.subjects is None and issuer.file is None:
             said = "neither subjects nor vouches, and the keys are remote"
             yield codes.BINDING_UNSEEN.at((*path, "subjects"), said)
         unbound = [] if issuer.vouches else [key.kid for key in _unbound(issuer)]
@@ -41,33 +40,32 @@ def shared(target: Target) -> Iterator[Finding]:
     """Several subjects for every key that names none."""
     for issuer in _issuers(target):
         names = (issuer.subjects or {}).get(_ANY, frozenset())
-        keys = key_set(issuer.source.file)
+        keys = key_set(issuer.file)
         silent = keys is None or any(key.subjects is None and not _pinned(issuer, key) for key in keys)
         if len(names) > 1 and silent:
             said = f'"*" stands for {len(names)} subjects: {", ".join(sorted(names))}'
-            yield codes.SUBJECTS_SHARED.at((*issuer.source.table.path, "subjects", _ANY), said)
+            yield codes.SUBJECTS_SHARED.at((*issuer.table.path, "subjects", _ANY), said)
 
 
 def one_place(target: Target) -> Iterator[Finding]:
     """Two issuers whose keys are the same."""
     seen: dict[str, str] = {}
     for issuer in _issuers(target):
-        source = issuer.source
-        first = seen.setdefault(_place(source), source.issuer)
-        if first != source.issuer:
-            key = "jwks" if source.file is None else "file"
-            said = f"{source.issuer} has the keys of {first}"
-            yield codes.ISSUERS_SHARE_KEYS.at((*source.table.path, key), said)
+        first = seen.setdefault(_place(issuer), issuer.issuer)
+        if first != issuer.issuer:
+            key = "jwks" if issuer.file is None else "file"
+            said = f"{issuer.issuer} has the keys of {first}"
+            yield codes.ISSUERS_SHARE_KEYS.at((*issuer.table.path, key), said)
 
 
 def pins(target: Target) -> Iterator[Finding]:
     """Pinned kids that the file does not have."""
     for issuer in _issuers(target):
-        keys = key_set(issuer.source.file)
+        keys = key_set(issuer.file)
         for kid in () if keys is None else (issuer.subjects or {}):
             if kid != _ANY and keys is not None and keys.get(kid) is None:
-                said = f"no usable key of {target.shown(issuer.source.file or target.file)} has the kid {kid}"
-                yield codes.PIN_UNKNOWN.at((*issuer.source.table.path, "subjects", kid), said)
+                said = f"no usable key of {target.shown(issuer.file or target.file)} has the kid {kid}"
+                yield codes.PIN_UNKNOWN.at((*issuer.table.path, "subjects", kid), said)
 
 
 def rules(target: Target) -> Iterator[Finding]:
@@ -87,24 +85,24 @@ def rules(target: Target) -> Iterator[Finding]:
 def speakers(target: Target) -> Iterator[Finding]:
     """Rules for a subject that no key may speak for; seen where the keys are in files."""
     for number, rule in enumerate(() if target.consumer is None else target.consumer.allow):
-        issuers = [found for found in _issuers(target) if rule.issuer in (None, found.source.issuer)]
+        issuers = [found for found in _issuers(target) if rule.issuer in (None, found.issuer)]
         if all(_is_silent(found, rule, target.now) for found in issuers):
-            said = f"no key of {' or '.join(found.source.issuer for found in issuers)} speaks for {rule.subject}"
+            said = f"no key of {' or '.join(found.issuer for found in issuers)} speaks for {rule.subject}"
             yield codes.SUBJECT_WITHOUT_KEY.at(("consumer", "allow", number, "subject"), said)
 
 
 def authorities(target: Target) -> Iterator[Finding]:
     """Release authorities that are the producers themselves, or may waive what keeps others out."""
-    producers = {issuer.source.issuer for issuer in _issuers(target)}
-    places = {_place(issuer.source) for issuer in _issuers(target)}
+    producers = {issuer.issuer for issuer in _issuers(target)}
+    places = {_place(issuer) for issuer in _issuers(target)}
     if target.producer is not None:
         producers.add(target.producer.issuer)
     for found in target.authorities:
-        path = found.source.table.path
-        if found.source.issuer in producers or _place(found.source) in places:
-            said = f"{found.source.issuer} signs messages, or its keys do"
+        path = found.table.path
+        if found.issuer in producers or _place(found) in places:
+            said = f"{found.issuer} signs messages, or its keys do"
             yield codes.RELEASE_SELF.at((*path, "issuer"), said)
-        much = [reason.value for reason in found.waive if reason in _MUCH]
+        much = sorted(found.waive & _MUCH)
         if much:
             yield codes.RELEASE_WAIVES_MUCH.at((*path, "waive"), f"waives {', '.join(much)}")
 
@@ -117,7 +115,7 @@ def _issuers(target: Target) -> tuple[IssuerSettings, ...]:
 def _unbound(issuer: IssuerSettings) -> Iterator[Key]:
     """Yield the keys of a file that speak for nobody; an empty list in the key itself outdoes every pin."""
     named = bool((issuer.subjects or {}).get(_ANY))
-    for key in key_set(issuer.source.file) or ():
+    for key in key_set(issuer.file) or ():
         if key.subjects == frozenset() or (key.subjects is None and not named and not _pinned(issuer, key)):
             yield key
 
@@ -127,9 +125,9 @@ def _pinned(issuer: IssuerSettings, key: Key) -> bool:
     return key.kid in (issuer.subjects or {})
 
 
-def _is_silent(issuer: IssuerSettings, rule: AllowRule, now: float) -> bool:
+def _is_silent(issuer: IssuerSettings, rule: RuleSettings, now: float) -> bool:
     """Tell whether no key of an issuer speaks for the subject of a rule, as far as can be seen."""
-    keys = key_set(issuer.source.file)
+    keys = key_set(issuer.file)
     if keys is None:
         return False
     judge = Issuer(keys=keys, subjects=issuer.subjects, vouches=issuer.vouches)

@@ -13,8 +13,8 @@ from mqauth.check import codes
 from mqauth.check.findings import Finding
 from mqauth.check.target import Rule, Target, few
 from mqauth.check.transport import is_loopback
+from mqauth.config_kinds import is_url
 from mqauth.config_settings import SourceSettings
-from mqauth.config_table import is_url
 from mqauth.errors import ConfigurationError
 from mqauth.jwk import MAX_DOCUMENT, load_key, load_key_set
 from mqauth.keys import MIN_RSA_BITS, MIN_RSA_EXPONENT, KeySet
@@ -68,7 +68,7 @@ def staleness(target: Target) -> Iterator[Finding]:
     """Cached keys trusted for longer than they are published or used."""
     for source in target.sources:
         limit, what = _limit(target, source)
-        if source.max_stale is not None and source.max_stale > limit:
+        if "max_stale" in source.table.members and source.max_stale > limit:
             said = f"max_stale is {source.max_stale} s, over {limit} s, {what}"
             yield codes.STALE_BEYOND_ROTATION.at((*source.table.path, "max_stale"), said)
 
@@ -77,7 +77,8 @@ def overstated(target: Target) -> Iterator[Finding]:
     """A publish delay that the issuer's own keystore, in the same file, does not keep."""
     for source in target.sources:
         ring = _own_ring(target, source)
-        if ring is not None and source.publish_delay is not None and source.publish_delay > ring.publish_delay:
+        given = "publish_delay" in source.table.members
+        if ring is not None and given and source.publish_delay > ring.publish_delay:
             said = f"publish_delay is {source.publish_delay} s, the keystore's {ring.publish_delay} s"
             yield codes.PUBLISH_DELAY_OVERSTATED.at((*source.table.path, "publish_delay"), said)
 

@@ -14,7 +14,8 @@ from mqauth.check.locator import Path as Place
 from mqauth.check.locator import lines_of, nearest
 from mqauth.check.target import Rule, Target
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.config import Configuration, read_toml
+from mqauth.config import Configuration
+from mqauth.config_file import read_toml
 from mqauth.config_table import RefusedSetting
 from mqauth.errors import ConfigurationError
 
@@ -105,7 +106,7 @@ def _is_accepted(finding: Finding, found: Target) -> bool:
 
 def _unseen(found: Target) -> Iterator[str]:
     """Yield what nobody could look at, and what makes it visible."""
-    given = {} if found.options.table is None else found.options.table.members
+    given = found.options.table.members
     if "brokers" not in given:
         yield "broker URLs ([check] brokers)"
     if found.consumer is not None and found.is_memory:

@@ -9,15 +9,16 @@ import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from mqauth import config_settings as settings
 from mqauth.check.findings import Finding
+from mqauth.config_declaration import collect
 from mqauth.config_settings import (
     AuditSettings,
     AuthoritySettings,
     CheckSettings,
     ConsumerSettings,
+    FileSettings,
     ProducerSettings,
     ReplaySettings,
     SourceSettings,
@@ -25,7 +26,6 @@ from mqauth.config_settings import (
 from mqauth.config_table import RefusedSetting, Table
 
 _FEW: Final = 3
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class Target:
     def sources(self) -> tuple[SourceSettings, ...]:
         """Where keys come from that are believed: those of issuers and of release authorities."""
         issuers = () if self.consumer is None else self.consumer.issuers
-        return (*(issuer.source for issuer in issuers), *(found.source for found in self.authorities))
+        return (*issuers, *self.authorities)
 
     @property
     def is_memory(self) -> bool:
@@ -75,18 +75,19 @@ Rule = Callable[[Target], Iterator[Finding]]
 
 def read(file: Path, members: Mapping[str, Any], *, now: float) -> Target:
     """Return the settings of every table that is not refused, and the refusals."""
-    reader = _Reader(str(file), members)
+    values, refusals = collect(FileSettings, Table(file=str(file), members=members))
+    found = FileSettings(**values)
     return Target(
         file=file,
         now=now,
-        producer=reader.parse("producer", settings.producer),
-        consumer=reader.parse("consumer", settings.consumer),
-        replay=reader.parse("replay", settings.replay),
-        audit=reader.parse("audit", settings.audit),
-        dead_letters=reader.parse("dead_letters", lambda table: table.name_of("name")),
-        authorities=reader.parse("release", settings.authorities) or (),
-        options=reader.parse("check", settings.check) or CheckSettings(),
-        refusals=tuple(reader.refusals),
+        producer=found.producer,
+        consumer=found.consumer,
+        replay=found.replay,
+        audit=found.audit,
+        dead_letters=None if found.dead_letters is None else found.dead_letters.name,
+        authorities=() if found.release is None else found.release.authorities,
+        options=found.check or CheckSettings(),
+        refusals=tuple(refusals),
         present=frozenset(members),
     )
 
@@ -132,30 +133,3 @@ def _status(path: Path) -> os.stat_result | None:
         return path.stat()
     except OSError:
         return None
-
-
-class _Reader:
-    """Parses tables one by one and collects what is refused."""
-
-    def __init__(self, file: str, members: Mapping[str, Any]) -> None:
-        self.refusals: list[RefusedSetting] = []
-        self._file = file
-        self._members = members
-        self._whole(tuple(settings.TABLES))
-
-    def parse(self, name: str, parse: Callable[[Table], T]) -> T | None:
-        """Return the settings of a table, ``None`` where it is absent or refused."""
-        try:
-            table = self._whole(None).table(name, settings.TABLES[name])
-            return None if table is None else parse(table)
-        except RefusedSetting as refused:
-            self.refusals.append(refused)
-            return None
-
-    def _whole(self, known: tuple[str, ...] | None) -> Table:
-        """Return the file as a table; an unknown table is noted."""
-        try:
-            return Table(file=self._file, name="", members=self._members, known=known)
-        except RefusedSetting as refused:
-            self.refusals.append(refused)
-            return Table(file=self._file, name="", members=self._members)

@@ -7,69 +7,77 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final
 from urllib.parse import parse_qs, quote, urlsplit
 
-from mqauth.config import read_passphrase, read_toml
+from mqauth.config_declaration import Settings, inner, not_with, only_with
+from mqauth.config_file import read_file, secret_of
+from mqauth.config_kinds import FLAG, NAME, PATH, choice
 from mqauth.config_table import Table
 from mqauth.errors import ConfigurationError
 
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 BOOTSTRAP_MS: Final = 10_000
 """Milliseconds for which kafka-python tries to reach a server."""
-_KEYS: Final = (
-    "tls", "ca", "cert", "key", "passphrase_env", "passphrase_file", "mechanism", "user", "password_env",
-    "password_file",
-)  # fmt: skip
+_USER: Final = only_with("user")
 _URL_TLS: Final = ("cafile", "capath", "cadata", "certfile", "keyfile")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerSettings:
-    """How to reach a broker.
+class BrokerSettings(Settings):
+    """``[broker]``: how to reach a broker.
 
     Args:
-        tls: on Kafka, TLS by the system's authorities; ``ca`` and ``cert`` say so too.
-        ca: PEM file of the authorities that the broker's certificate is checked against.
-        cert, key: PEM files of the client's certificate and its key.
-        passphrase: of the key.
-        mechanism: of SASL, on Kafka.
-        user, password: on RabbitMQ in place of those in the URL.
+        passphrase: of the client's key.
+        password: of the user.
     """
 
-    tls: bool = False
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
+    tls: Annotated[bool, FLAG, "On Kafka, TLS by the system's authorities; `ca` and `cert` say so too."] = False
+    ca: Annotated[Path | None, PATH, "A PEM file of the authorities that certify the broker."] = None
+    cert: Annotated[Path | None, PATH, "A PEM file with a certificate of ours.", only_with("key")] = None
+    key: Annotated[Path | None, PATH, "A PEM file with the key of that certificate.", only_with("cert")] = None
+    passphrase_env: Annotated[
+        str | None, NAME, "The environment variable with the passphrase of that key.", only_with("key")
+    ] = None
+    passphrase_file: Annotated[
+        Path | None,
+        PATH,
+        "The file with the passphrase of that key.",
+        only_with("key"),
+        not_with("passphrase_env"),
+    ] = None
+    mechanism: Annotated[str | None, choice(MECHANISMS), "The mechanism of SASL, on Kafka.", _USER] = None
+    user: Annotated[
+        str | None,
+        NAME,
+        "The user, on RabbitMQ in place of the URL's.",
+        only_with("password_env", "password_file"),
+    ] = None
+    password_env: Annotated[
+        str | None, NAME, "The environment variable with the user's password.", only_with("user")
+    ] = None
+    password_file: Annotated[
+        Path | None, PATH, "The file with the user's password.", only_with("user"), not_with("password_env")
+    ] = None
     passphrase: bytes | None = field(default=None, repr=False)
-    mechanism: str | None = None
-    user: str | None = None
     password: str | None = field(default=None, repr=False)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path) -> BrokerSettings:
         """Read a settings file.
 
         Raises:
-            ConfigurationError: no such file, an unknown key, a wrong type or a contradiction.
+            ConfigurationError: no such file, an unknown key, a wrong type or a contradiction, or a secret cannot
+                be had.
         """
-        top = Table(file=str(path), name="", members=read_toml(path)[1], known=("broker",))
-        table = top.table("broker", _KEYS)
-        if table is None:
-            raise top.refuse("broker", "required")
-        passphrase, password = _secret(table, "passphrase"), _secret(table, "password")
-        _check_pairs(table, passphrase, password)
-        return cls(
-            tls=table.flag("tls"),
-            ca=table.optional_file_path("ca"),
-            cert=table.optional_file_path("cert"),
-            key=table.optional_file_path("key"),
-            passphrase=passphrase,
-            mechanism=table.choice("mechanism", MECHANISMS, None),
-            user=table.optional_name("user"),
-            password=None if password is None else _text(table, password),
+        found = read_file(BrokerFile, path).broker
+        password = secret_of(found, "password")
+        return replace(
+            found,
+            passphrase=secret_of(found, "passphrase"),
+            password=None if password is None else _text(found.table, password),
         )
 
     @property
@@ -148,14 +156,6 @@ class BrokerSettings:
         return parts._replace(netloc=f"{login}@{parts.netloc.rpartition('@')[2]}").geturl()
 
 
-def _secret(table: Table, name: str) -> bytes | None:
-    """Return a secret that a variable or a file holds."""
-    variable, file = table.optional_name(f"{name}_env"), table.optional_file_path(f"{name}_file")
-    if variable is not None and file is not None:
-        raise table.refuse(f"{name}_env", f"only one of {name}_env and {name}_file")
-    return read_passphrase(env=variable, file=file)
-
-
 def _text(table: Table, password: bytes) -> str:
     """Return a password as text."""
     try:
@@ -164,17 +164,11 @@ def _text(table: Table, password: bytes) -> str:
         raise table.refuse("password_file", "the password is not UTF-8") from error
 
 
-def _check_pairs(table: Table, passphrase: bytes | None, password: bytes | None) -> None:
-    """Refuse settings of which one is nothing without the other."""
-    members = table.members
-    if ("cert" in members) != ("key" in members):
-        raise table.refuse("cert", "cert and key go together")
-    if passphrase is not None and "key" not in members:
-        raise table.refuse("passphrase_env", "there is no key it could be for")
-    if "mechanism" in members and "user" not in members:
-        raise table.refuse("mechanism", "wants user")
-    if ("user" in members) != (password is not None):
-        raise table.refuse("user", "user goes with password_env or password_file")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerFile(Settings):
+    """The file of ``--broker-settings`` as a whole."""
+
+    broker: Annotated[BrokerSettings, inner(BrokerSettings), "How the broker is reached."]
 
 
 def _is_loopback(server: str) -> bool:

@@ -4,59 +4,94 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Any, Final
 
-from mqauth.config_table import Table, is_url
+from mqauth.config_declaration import Settings, not_with, read, schema_of
+from mqauth.config_file import read_file
+from mqauth.config_kinds import FLAG, NAME, PATH, Kind, is_url, many, one_or_many, text
+from mqauth.config_table import RefusedSetting, Table
 from mqauth.console.access import ROLES
-from mqauth.errors import ConfigurationError
 from mqauth.keystore.files import read_bounded
 
-LABEL: Final = "OpenID Connect"
-SCOPES: Final = ("openid", "email", "profile")
-NAME_CLAIM: Final = "email"
-ROLE_CLAIM: Final = ("groups",)
-KEYS: Final = (
-    "issuer", "client_id", "client_secret_file", "client_secret_env", "url", "label", "scopes", "name_claim",
-    "role_claim", "ca", "unsafe_http_loopback", "roles",
-)  # fmt: skip
-_MAX_FILE: Final = 64 * 1024
 _MAX_SECRET: Final = 1024
 _SECRET: Final = re.compile(rb"[ -~]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OIDCSettings:
+class RoleSettings(Settings):
+    """``[roles]``: the values of the role claim that stand for each of our roles."""
+
+    viewer: Annotated[tuple[str, ...], many(NAME), "Values that make a viewer, letter for letter."] = ()
+    reviewer: Annotated[tuple[str, ...], many(NAME), "Values that make a reviewer."] = ()
+
+
+def _roles(table: Table, key: str, _: Any) -> dict[str, str]:
+    """Return our role for each value, of which there is at least one."""
+    listed = read(RoleSettings, table.inner(key))
+    found: dict[str, str] = {}
+    for role in ROLES:
+        for value in getattr(listed, role):
+            if found.setdefault(value, role) != role:
+                raise listed.table.refuse(role, "names a value that stands for another role too")
+    if not found:
+        raise listed.table.refuse("", "must name at least one value")
+    return found
+
+
+def _origin_fault(text: str) -> str | None:
+    """Return what is wrong with an origin."""
+    rest = text.partition("://")[2].removesuffix("/")
+    fits = is_url(text, ("https", "http")) and not any(mark in rest for mark in "/?#@")
+    return None if fits else "must be scheme, host and port alone: https://console.example:8443"
+
+
+_ROLES: Final = Kind(schema_of(RoleSettings), _roles)
+_ORIGIN: Final = text("URL", _origin_fault, into=lambda found, _: found.removesuffix("/").lower())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OIDCSettings(Settings):
     """An OpenID provider, and who may do what.
 
     Args:
-        issuer: its https URL, exactly as its ID tokens name it.
-        client_id: ours, as registered with it.
-        secret: ours; ``None`` for a public client, which PKCE alone protects.
-        url: scheme, host and port under which people reach the console; ``None`` is where it listens.
-        label: stands on the button, after *Sign in with*.
-        scopes: asked for; ``openid`` is among them.
-        name_claim: the claim that names people in audit records.
-        role_claim: names that lead to the claim with a person's groups or roles.
-        roles: value of that claim to our role.
-        ca: PEM file of the CAs to trust instead of the system's.
-        unsafe_http_loopback: allow http to this machine.
+        secret: the client's secret; ``None`` for a public client, which PKCE alone protects.
     """
 
-    issuer: str
-    client_id: str
+    issuer: Annotated[str, NAME, "The provider's https URL, exactly as its ID tokens name it."]
+    client_id: Annotated[str, NAME, "The console's client, as registered with the provider."]
+    client_secret_file: Annotated[
+        Path | None, PATH, "The file with the client's secret; refused where others may read it."
+    ] = None
+    client_secret_env: Annotated[
+        str | None, NAME, "The environment variable with the client's secret.", not_with("client_secret_file")
+    ] = None
+    url: Annotated[
+        str | None,
+        _ORIGIN,
+        "Scheme, host and port under which people reach the console; by default where it listens.",
+    ] = None
+    label: Annotated[str, NAME, "The words on the button, after *Sign in with*."] = "OpenID Connect"
+    scopes: Annotated[tuple[str, ...], many(NAME, 1), "What is asked for; `openid` is among them."] = (
+        "openid", "email", "profile",
+    )  # fmt: skip
+    name_claim: Annotated[str, NAME, "The claim that names people in releases and audit records."] = "email"
+    role_claim: Annotated[
+        tuple[str, ...], one_or_many(NAME), "The claim with a person's groups; a list leads into nested claims."
+    ] = ("groups",)
+    roles: Annotated[
+        Mapping[str, str], _ROLES, "Which values of that claim stand for a role; of two roles the higher counts."
+    ]
+    ca: Annotated[Path | None, PATH, "A PEM file of the CAs to trust in place of the system's."] = None
+    unsafe_http_loopback: Annotated[bool, FLAG, "Allow http to a provider on this machine, for tests."] = False
     secret: str | None = field(default=None, repr=False)
-    url: str | None = None
-    label: str = LABEL
-    scopes: tuple[str, ...] = SCOPES
-    name_claim: str = NAME_CLAIM
-    role_claim: tuple[str, ...] = ROLE_CLAIM
-    roles: Mapping[str, str]
-    ca: Path | None = None
-    unsafe_http_loopback: bool = False
+
+    def refusals(self) -> Iterator[RefusedSetting]:
+        """Yield scopes without ``openid``."""
+        if "openid" not in self.scopes or any(" " in scope for scope in self.scopes):
+            yield self.table.refuse("scopes", 'must name "openid", and each scope by itself')
 
 
 def read_settings(path: Path) -> OIDCSettings:
@@ -66,68 +101,18 @@ def read_settings(path: Path) -> OIDCSettings:
         ConfigurationError: it cannot be read, a key is unknown, missing or out of its limits, or the secret
             cannot be had or others may read it; one line that says where.
     """
-    try:
-        members = tomllib.loads(read_bounded(path, _MAX_FILE).decode("utf-8"))
-    except ValueError as error:
-        raise ConfigurationError(f"{path}: no TOML: {error}") from error
-    return _settings(Table(file=str(path), name="", members=members, known=KEYS))
+    found = read_file(OIDCSettings, path)
+    return replace(found, secret=_secret(found))
 
 
-def _settings(table: Table) -> OIDCSettings:
-    """Return the settings of a table."""
-    scopes = table.names("scopes") if "scopes" in table.members else SCOPES
-    if "openid" not in scopes or any(" " in scope for scope in scopes):
-        raise table.refuse("scopes", 'must name "openid", and each scope by itself')
-    role_claim = table.name_or_names("role_claim") if "role_claim" in table.members else ROLE_CLAIM
-    return OIDCSettings(
-        issuer=table.name_of("issuer"), client_id=table.name_of("client_id"), secret=_secret(table),
-        url=_origin(table), label=table.optional_name("label") or LABEL, scopes=scopes,
-        name_claim=table.optional_name("name_claim") or NAME_CLAIM, role_claim=role_claim,
-        roles=_roles(table), ca=table.optional_file_path("ca"),
-        unsafe_http_loopback=table.flag("unsafe_http_loopback"),
-    )  # fmt: skip
-
-
-def _secret(table: Table) -> str | None:
+def _secret(found: OIDCSettings) -> str | None:
     """Return the client's secret, from a file of mode 0600 or the environment."""
-    file, variable = table.optional_file_path("client_secret_file"), table.optional_name("client_secret_env")
-    if file is not None and variable is not None:
-        raise table.refuse("client_secret_env", "not beside client_secret_file")
-    if file is None and variable is None:
+    if found.client_secret_file is not None:
+        key, raw = "client_secret_file", read_bounded(found.client_secret_file, _MAX_SECRET, private=True)
+    elif found.client_secret_env is not None:
+        key, raw = "client_secret_env", os.environb.get(os.fsencode(found.client_secret_env), b"")
+    else:
         return None
-    raw = (
-        os.environb.get(os.fsencode(variable or ""), b"")
-        if file is None
-        else read_bounded(file, _MAX_SECRET, private=True)
-    )
     if not _SECRET.fullmatch(raw.strip()):
-        key = "client_secret_env" if file is None else "client_secret_file"
-        raise table.refuse(key, "must hold printable ASCII characters")
+        raise found.table.refuse(key, "must hold printable ASCII characters")
     return raw.strip().decode("ascii")
-
-
-def _origin(table: Table) -> str | None:
-    """Return the console's own origin."""
-    found = table.optional_url("url", ("https", "http"))
-    if found is None:
-        return None
-    scheme, _, rest = found.partition("://")
-    authority = rest.removesuffix("/")
-    if any(mark in authority for mark in "/?#@") or not is_url(found, ("https", "http")):
-        raise table.refuse("url", "must be scheme, host and port alone: https://console.example:8443")
-    return f"{scheme}://{authority.lower()}"
-
-
-def _roles(table: Table) -> dict[str, str]:
-    """Return what each value of the role claim makes of a person."""
-    listed = table.table("roles", ROLES)
-    if listed is None:
-        raise table.refuse("roles", "required: who is a viewer, who a reviewer")
-    found: dict[str, str] = {}
-    for role in ROLES:
-        for value in listed.names(role, least=0):
-            if found.setdefault(value, role) != role:
-                raise listed.refuse(role, "names a value that stands for another role too")
-    if not found:
-        raise listed.refuse("", "must name at least one value")
-    return found

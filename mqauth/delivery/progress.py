@@ -31,8 +31,8 @@ class Progress:
 
     What is dropped, the broker delivers again as something new. It is judged by the time it comes then, and may be
     ``expired``; it waits for its own claim, at most for the lease; and where its handler had ended and only the
-    confirm was missing, the handler runs again after the lease. That needs messages of 16 MiB given back together,
-    which ``Room`` and the prefetch let happen only where bodies are large. The latest is always kept.
+    confirm was missing, the handler runs again after the lease. It takes 16 MiB of messages given back at a time,
+    or 8,000 small ones, to come to that. The latest is always kept.
 
     Args:
         guard: the pipeline they are of.

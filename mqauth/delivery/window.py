@@ -184,7 +184,6 @@ class Window:
     def stop(self) -> None:
         """Begin nothing more, for ever."""
         self.stopping = True
-        self._prefetch.closed()
 
     def health(self, *, in_flight: int, unsettled: int, blocked: bool) -> QueueHealth:
         """Return how the consumer is doing now.

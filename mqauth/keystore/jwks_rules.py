@@ -23,6 +23,7 @@ COOLDOWN: Final = 30.0
 """Seconds between two attempts on account of unknown kids, counted from the attempt, also in an outage."""
 LADDER: Final = 2.0
 """Seconds before the second attempt of a cache that never had a set; doubles up to ``COOLDOWN``."""
+MAX_STALE: Final = 7 * 86400
 MAX_PUBLISH_DELAY: Final = 7 * 86400.0
 ABSENT_KIDS: Final = 128
 ABSENT_SECONDS: Final = 60.0
@@ -54,7 +55,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         _check("fresh", self.fresh, COOLDOWN, 86400)
-        _check("max_stale", self.max_stale, COOLDOWN, 7 * 86400)
+        _check("max_stale", self.max_stale, COOLDOWN, MAX_STALE)
         _check("publish_delay", self.publish_delay, 0, MAX_PUBLISH_DELAY)
         _check("max_hold", self.max_hold, 0, 3600)
         _check("wait", self.wait, 0, 2)

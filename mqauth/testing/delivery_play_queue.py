@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -164,7 +165,11 @@ class QueuePlay(Play):
         while self.members:
             self.stop(self.members[-1])
 
-    def each_once(self, bodies: list[bytes]) -> bool:
-        """Stop in order, and tell whether each of these was handled once, and nothing else, buried or left."""
+    def mistakes(self, bodies: list[bytes]) -> list[str]:
+        """Stop in order, and return what is wrong where each of these is to be handled once, and nothing else."""
         self.stop_all()
-        return (sorted(self.bodies), self.reasons(), self.stage.left()) == (sorted(bodies), [], 0)
+        handled, due = Counter(self.bodies), Counter(bodies)
+        found = [f"{body!r} was not handled" for body in due - handled]
+        found += [f"{body!r} was handled {handled[body]} times" for body in handled - due]
+        found += [f"a message is condemned as {reason}" for reason in self.reasons()]
+        return found + [f"{left} messages are left" for left in [self.stage.left()] if left]

@@ -25,7 +25,8 @@ def main(arguments: list[str]) -> int:
     if wanted.engines:
         logging.disable(logging.CRITICAL)
         return _play_engines(wanted)
-    determinism.install()
+    if not wanted.kafka:
+        determinism.install()
     import mqauth
 
     print(f"mqauth of {Path(mqauth.__file__).parent}", flush=True)
@@ -33,6 +34,8 @@ def main(arguments: list[str]) -> int:
         logging.disable(logging.CRITICAL)
     else:
         logging.basicConfig(level=wanted.log, stream=sys.stdout, format="%(levelname)s %(name)s %(message)s")
+    if wanted.kafka:
+        return _play_kafka(wanted)
     return _play_plan(wanted) if wanted.plan else _play_seeds(wanted)
 
 
@@ -41,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=100, help="how many")
     parser.add_argument("--engines", type=int, default=0, help="play so many schedules of the pure engines")
     parser.add_argument("--engine", help="of this one alone")
+    parser.add_argument("--kafka", action="store_true", help="play the whole Kafka leaf instead")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first of them")
     parser.add_argument("--plan", type=Path, help="play the plan of this file")
     parser.add_argument("--code", type=Path, help="another checkout, whose mqauth is played")
@@ -65,6 +69,26 @@ def _play_engines(wanted: argparse.Namespace) -> int:
             for seed in range(wanted.first, wanted.first + wanted.engines):
                 print("\n".join(engines.traced(seed, engines.ENGINES[name])))
     return min(1, sum([engines.play(name, wanted.first, wanted.engines, _say) for name in names]))
+
+
+def _play_kafka(wanted: argparse.Namespace) -> int:
+    """Play seeds of the whole Kafka leaf, and tell of those that fail."""
+    from tests.simulation import kafka_play
+    from tests.simulation.shrink import reduced
+
+    started, failed = time.perf_counter(), 0
+    for seed in range(wanted.first, wanted.first + wanted.seeds):
+        result = kafka_play.run(kafka_play.KafkaPlay.of(seed), print if wanted.trace else None)
+        if wanted.digests:
+            print(f"{seed} {result.digest}")
+        if result.problems:
+            failed += 1
+            shown = result if wanted.no_shrink else reduced(result, kafka_play.run)  # type: ignore[arg-type]
+            print(f"seed {seed} fails, shown with {len(shown.play.faults)} of {len(result.play.faults)} faults")
+            _show(shown)
+    took = time.perf_counter() - started
+    print(f"{wanted.seeds} seeds, {failed} failed, {wanted.seeds / took:.2f} a second", flush=True)
+    return min(failed, 1)
 
 
 def _say(line: str) -> None:
@@ -121,9 +145,10 @@ def _tell(result: object, wanted: argparse.Namespace) -> None:
 
 
 def _show(result: object) -> None:
+    from tests.simulation.kafka_play import KafkaResult
     from tests.simulation.runner import Result
 
-    assert isinstance(result, Result)
+    assert isinstance(result, (Result, KafkaResult))
     for fault in result.play.faults:
         print(f"    {fault}")
     print(f"    settings {result.play.settings}")

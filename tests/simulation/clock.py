@@ -62,6 +62,15 @@ class Agenda:
             return True
         return False
 
+    def step_until(self, when: float | None) -> bool:
+        """Let the next entry happen, or time pass to ``when`` where that is earlier; ``False`` for neither."""
+        while self._heap and self._heap[0][2].action is None:
+            heapq.heappop(self._heap)
+        if when is None or (self._heap and self._heap[0][0] <= when):
+            return self.step()
+        self.now = max(self.now, when)
+        return True
+
 
 class ProcessClock:
     """The clock of one process: its wall time may step, its monotonic time is everybody's.

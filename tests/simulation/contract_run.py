@@ -1,6 +1,6 @@
-"""Plays a contract script on the simulated broker; a process of its own, for the machine's clock is taken away.
+"""Plays contract scripts on the simulated broker; a process of its own, for the machine's clock is taken away.
 
-``python -m tests.simulation.contract_run NAME`` prints what the script saw, as JSON.
+``python -m tests.simulation.contract_run NAME...`` prints what each script saw, as JSON.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def seen(name: str) -> Any:
 
 
 def main() -> None:
-    """Play the script that is named."""
+    """Play the scripts that are named, each in a world of its own."""
     if not determinism.is_hashed():
         determinism.again_hashed()
     determinism.install()
     logging.disable(logging.CRITICAL)
-    print(json.dumps(seen(sys.argv[1]), default=repr))
+    print(json.dumps({name: seen(name) for name in sys.argv[1:]}, default=repr))
 
 
 if __name__ == "__main__":

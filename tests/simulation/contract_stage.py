@@ -243,20 +243,30 @@ class SimulatedQueueStage:
 
 @contextmanager
 def simulated_stage(seed: int = 0, **settings: Any) -> Iterator[SimulatedQueueStage]:
-    """Yield a fresh stage, and hear nothing of what is collected in the middle of its work."""
-    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    """Yield a fresh stage."""
+    with _apart():
+        stage = SimulatedQueueStage(seed, **settings)
+        try:
+            yield stage
+        finally:
+            stage.close()
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Leave random numbers as they were, and hear nothing of what is collected in the middle of its work."""
+    chance, hook = random.getstate(), sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    # so that the collector does not look at what is older
+    gc.freeze()
     try:
         with warnings.catch_warnings(action="ignore"):
-            gc.freeze()  # so that what is older is not looked at in the end
-            stage = SimulatedQueueStage(seed, **settings)
-            try:
-                yield stage
-            finally:
-                stage.close()
-                gc.collect()
+            yield
+            gc.collect()
     finally:
         gc.unfreeze()
-        sys.unraisablehook = before
+        random.setstate(chance)
+        sys.unraisablehook = hook
 
 
 def _properties(message: Message) -> commands.Basic.Properties:

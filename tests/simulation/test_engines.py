@@ -8,8 +8,8 @@ from tests.simulation import engine_mutants
 from tests.simulation.engine_mutants import Mutant
 from tests.simulation.engines import ENGINES, LOG, Engine, broken, findings, reduced, schedule, told, traced
 
-SHARD = 2000
-SHARDS = 50
+SHARD = 1000
+SHARDS = 100
 WITHIN = 2000
 """Schedules within which each mistake is found."""
 

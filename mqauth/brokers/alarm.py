@@ -38,7 +38,7 @@ class ThreadAlarm:
             sooner = self._due is None or due < self._due
             self._due = due
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="mqauth-kafka-linger", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="mqauth-linger", daemon=True)
                 self._thread.start()
             elif sooner:  # a later time it sees by itself
                 self._changed.notify()

@@ -13,7 +13,7 @@ from mqauth.message import Message
 Take = Callable[[Any], Awaitable[None]]
 
 
-class DeliveryCalls(Facts, Protocol):
+class DeliveryClient(Facts, Protocol):
     """What is asked of a client for the deliveries of one queue, each as it gave it."""
 
     queue: str
@@ -55,7 +55,7 @@ class Opened(NamedTuple):
     send: Send
 
 
-class QueueCalls(DeliveryCalls, Protocol):
+class QueueClient(DeliveryClient, Protocol):
     """What is asked of a client for one queue."""
 
     reopens: bool

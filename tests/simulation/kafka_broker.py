@@ -1,0 +1,396 @@
+"""A Kafka of one topic and one group, and clients of kafka-python's shape that speak to it in virtual time.
+
+Rebalances are eager: every member gives up what it has, and gets its share once all have joined or were silent for
+a session. A commit of a former generation is fenced. A client that stood still finds what it had fetched before.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, Final
+
+from tests.simulation.threads import Killed, Process, Threads
+
+with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from kafka import TopicPartition
+    from kafka.errors import (
+        CommitFailedError,
+        KafkaTimeoutError,
+        RebalanceInProgressError,
+        RequestTimedOutError,
+        TopicAuthorizationFailedError,
+    )  # fmt: skip
+
+TOPIC: Final = "orders"
+DEAD: Final = "orders.dead"
+PLACES: Final = tuple(TopicPartition(TOPIC, number) for number in range(3))
+SESSION: Final = 10.0
+PATIENCE: Final = 60.0
+"""Seconds for which a rebalance waits for a member that lives: ``max_poll_interval_ms``."""
+EXPIRY: Final = 30.0
+"""Seconds after which a producer gives a record up."""
+LATENCY: Final = (0.0005, 0.005)
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """What is read of a ``ConsumerRecord``."""
+
+    topic: str
+    partition: int
+    offset: int
+    value: Any
+    key: Any
+    headers: Any
+    timestamp: int = 0
+    timestamp_type: int = 0
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where the record stands of which this is the letter."""
+        source = next(value for name, value in self.headers if name == "mqauth-dead-source").decode()
+        _, partition, offset = source.partition("@")[0].rsplit("/", 2)
+        return int(partition), int(offset)
+
+
+@dataclass
+class Broker:
+    """The logs, the group, and what is wrong with it now.
+
+    Args:
+        threads: the time.
+        told: called with a member, a place and an offset for each commit that is taken.
+        note: takes a line of the trace.
+    """
+
+    threads: Threads
+    told: Callable[[Client, Any, int], None]
+    note: Callable[[str, str], None]
+    logs: dict[Any, list[Record]] = field(default_factory=lambda: {place: [] for place in PLACES})
+    dead: list[Record] = field(default_factory=list)
+    committed: dict[Any, int] = field(default_factory=dict)
+    members: list[Client] = field(default_factory=list)
+    joined: list[Client] = field(default_factory=list)
+    generation: int = 0
+    rebalancing: bool = False
+    out: dict[str, str] = field(default_factory=dict)
+
+    def append(self, place: Any, value: Any, key: Any, headers: Any) -> Record:
+        """Append a record."""
+        log = self.logs[place]
+        log.append(Record(TOPIC, place.partition, len(log), value, key, headers))
+        return log[-1]
+
+    def rebalance(self) -> None:
+        """Begin a rebalance."""
+        if not self.rebalancing:
+            self.rebalancing, self.joined = True, []
+            self.threads.agenda.after(PATIENCE, self._patience_ends)
+            self.note("broker", "a rebalance begins")
+
+    def evict(self, client: Client) -> None:
+        """Take a member out of the group."""
+        if client in self.members:
+            self.note("broker", f"{client.process.name} is no member any more")
+            self.members.remove(client)
+            client.share = set()
+            client.member = False
+            if client in self.joined:
+                self.joined.remove(client)
+            self.rebalance()
+            self.maybe_share_out()
+
+    def join(self, client: Client) -> None:
+        """Let a member join the rebalance that is under way."""
+        if client not in self.members:
+            self.members.append(client)
+            client.member = True
+            self.rebalance()
+        if client not in self.joined:
+            self.joined.append(client)
+        self.maybe_share_out()
+
+    def maybe_share_out(self) -> None:
+        """End a rebalance that all members have joined."""
+        if not self.rebalancing or len(self.joined) < len(self.members) or not self.members:
+            return
+        self.rebalancing = False
+        self.generation += 1
+        turn = self.threads.draw.randrange(len(PLACES))
+        for at, member in enumerate(self.members):
+            member.share = {p for p in PLACES if (p.partition + turn) % len(self.members) == at}
+            member.offered = self.generation
+        self.note("broker", f"generation {self.generation} of {[member.process.name for member in self.members]}")
+
+    def _patience_ends(self) -> None:
+        """Take out who has not joined in time."""
+        if self.rebalancing:
+            for member in [each for each in self.members if each not in self.joined]:
+                self.evict(member)
+            self.maybe_share_out()
+
+
+class Coordinator:
+    """As much of kafka-python's coordinator as is looked at."""
+
+    rejoin_needed = True
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    @property
+    def rejoining(self) -> bool:
+        """Whether a join was begun."""
+        return self._client.joining
+
+    def need_rejoin(self) -> bool:
+        """Tell whether the next poll takes part in a rebalance."""
+        return self._client.must_join()
+
+    def poll(self, timeout_ms: int) -> None:
+        """Take part in a rebalance, at most so long."""
+        self._client.take_part(timeout_ms / 1000)
+
+
+class Client:
+    """A ``KafkaConsumer`` of the group.
+
+    Args:
+        broker: its broker.
+        process: whose it is.
+        most: records of a partition in one poll.
+    """
+
+    def __init__(self, broker: Broker, process: Process, most: int) -> None:
+        self.broker = broker
+        self.process = process
+        self.config = {
+            "enable_auto_commit": False, "key_deserializer": None, "value_deserializer": None,
+            "group_id": "billing", "auto_offset_reset": "earliest", "session_timeout_ms": int(SESSION * 1000),
+            "max_poll_interval_ms": 60_000,
+        }  # fmt: skip
+        self._subscription = SimpleNamespace(rebalance_listener=None)
+        self._coordinator = Coordinator(self)
+        self._threads = broker.threads
+        self._most = most
+        self._paused: set[Any] = set()
+        self._position: dict[Any, int] = {}
+        self.held: set[Any] = set()
+        self.revoked = False
+        self.share: set[Any] = set()
+        self.member = False
+        self.generation = self.offered = -1
+        self.joining = False
+        self._using = 0
+        self._assigned_at = 0.0
+
+    def regained(self, since: float) -> bool:
+        """Tell whether partitions were assigned after a time."""
+        return self._assigned_at > since
+
+    def subscription(self) -> set[str]:
+        """Return the topic."""
+        return {TOPIC}
+
+    def assignment(self) -> set[Any]:
+        """Return what is held."""
+        return set(self.held)
+
+    def paused(self) -> set[Any]:
+        """Return what is paused."""
+        return set(self._paused)
+
+    def pause(self, *places: Any) -> None:
+        """Fetch no more of these."""
+        self._paused |= set(places)
+
+    def resume(self, *places: Any) -> None:
+        """Fetch of these again."""
+        self._paused -= set(places)
+
+    def seek(self, place: Any, offset: int) -> None:
+        """Read on from an offset."""
+        assert place in self.held, "kafka-python refuses to seek in what it does not hold"
+        self._position[place] = offset
+
+    def position(self, place: Any) -> int:
+        """Return where it reads on."""
+        return self._position[place]
+
+    def must_join(self) -> bool:
+        """Tell whether a join is due, as far as the client knows."""
+        broker = self.broker
+        return not self.member or self.joining or self.generation != broker.generation or broker.rebalancing
+
+    def poll(self, timeout_ms: int) -> dict[Any, list[Record]]:
+        """Return records, after at most so long."""
+        with self._one_at_a_time():
+            self._travel()
+            stood_still = self.generation >= 0 and not self.member and self.held
+            if stood_still and self._threads.draw.random() < 0.5 and (found := self._fetch()):
+                return found
+            if self._coordinator.need_rejoin():
+                self._take_part(timeout_ms / 1000)
+            if self.joining:
+                return {}
+            until = self._threads.agenda.now + timeout_ms / 1000
+            self._threads.wait(lambda: self._has_some() or self._coordinator.need_rejoin(), until)
+            return self._fetch()
+
+    def commit(self, offsets: dict[Any, Any], timeout_ms: int) -> None:
+        """Commit, where every partition is still ours."""
+        with self._one_at_a_time():
+            how = self.broker.out.get("commits")
+            self._travel()
+            if how == "refused":
+                raise TopicAuthorizationFailedError
+            if how == "fails":
+                self._threads.sleep(min(1.0, timeout_ms / 1000))
+                raise RequestTimedOutError
+            if self.member and self.offered > self.generation:  # shared out, and we have not heard of it
+                raise RebalanceInProgressError
+            if not self.member or self.generation != self.broker.generation or not offsets.keys() <= self.share:
+                raise CommitFailedError
+            for place, offset in offsets.items():
+                self.broker.told(self, place, offset.offset)
+                self.broker.committed[place] = offset.offset
+            self._travel()
+            if how == "answer lost":
+                raise RequestTimedOutError
+
+    def take_part(self, seconds: float) -> None:
+        """Take part in a rebalance, at most so long."""
+        with self._one_at_a_time():
+            self._take_part(seconds)
+
+    def _take_part(self, seconds: float) -> None:
+        listener = self._subscription.rebalance_listener
+        if not self.joining:
+            self.joining = True
+            if not self.member and self.held:
+                listener.on_partitions_lost(set(self.held))
+                self.held, self._paused = set(), set()
+            else:
+                self.revoked = True
+                listener.on_partitions_revoked(set(self.held))
+            self._travel()
+        self.broker.join(self)
+        until = self._threads.agenda.now + seconds
+        done = self._threads.wait(lambda: self._is_shared_out() or not self.member, until)
+        if not done or not self.member:
+            return
+        self._travel()
+        if not self._is_shared_out():
+            return
+        self.generation, self.joining = self.offered, False
+        for place in self.share - self.held:
+            self._position[place] = self.broker.committed.get(place, 0)
+        self.held = set(self.share)
+        self._paused &= self.held
+        self.revoked = False
+        self._assigned_at = self._threads.agenda.now
+        self.broker.note(self.process.name, f"assigned {sorted(place.partition for place in self.held)}")
+        listener.on_partitions_assigned(set(self.held))
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._travel()
+        self.broker.evict(self)
+
+    def _is_shared_out(self) -> bool:
+        return not self.broker.rebalancing and self.member and self.offered == self.broker.generation
+
+    def _has_some(self) -> bool:
+        return any(len(self.broker.logs[p]) > self._position[p] for p in self.held - self._paused)
+
+    def _fetch(self) -> dict[Any, list[Record]]:
+        found = {}
+        for place in sorted(self.held - self._paused):
+            most = self._threads.draw.randint(1, self._most)
+            records = self.broker.logs[place][self._position[place] :][:most]
+            if records:
+                found[place] = records
+                self._position[place] += len(records)
+        return found
+
+    def _travel(self) -> None:
+        """Let a request reach the broker."""
+        self._threads.sleep(self._threads.draw.uniform(*LATENCY))
+
+    def _one_at_a_time(self) -> Client:
+        return self
+
+    def __enter__(self) -> None:
+        if not self.process.alive:
+            raise Killed
+        assert not self._using, "kafka-python's consumer is used by two threads at once"
+        self._using = 1
+
+    def __exit__(self, *_: object) -> None:
+        self._using = 0
+
+
+class Future:
+    """The future of a letter: over at a time.
+
+    Args:
+        threads: the time.
+        when: virtual seconds.
+        lost: it fails then.
+    """
+
+    def __init__(self, threads: Threads, when: float, *, lost: bool = False) -> None:
+        self._threads = threads
+        self._when = when
+        self._lost = lost
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the broker has answered, or the producer has given up."""
+        return self._threads.agenda.now >= self._when
+
+    def get(self, timeout: float) -> None:
+        """Wait for the answer."""
+        until = min(self._threads.agenda.now + timeout, self._when)
+        if not self._threads.wait(lambda: self.is_done, until) or self._lost:
+            raise KafkaTimeoutError("no answer")
+
+
+class LetterClient:
+    """As much of a ``KafkaProducer`` as dead letters use.
+
+    Args:
+        broker: where letters go.
+        process: whose it is.
+    """
+
+    def __init__(self, broker: Broker, process: Process) -> None:
+        self._broker = broker
+        self._process = process
+        self.config = {
+            "acks": "all", "enable_idempotence": False, "max_block_ms": 60_000, "key_serializer": None,
+            "value_serializer": None,
+        }  # fmt: skip
+
+    def send(self, topic: str, *, value: Any, key: Any, headers: Any) -> Future:
+        """Append a letter, or lose it."""
+        if not self._process.alive:
+            raise Killed
+        threads, how = self._broker.threads, self._broker.out.get("letters")
+        now, delay = threads.agenda.now, threads.draw.uniform(*LATENCY)
+        if how == "refused":
+            raise KafkaTimeoutError("no metadata")
+        if how == "lost":
+            return Future(threads, now + EXPIRY, lost=True)
+        record = Record(topic, 0, len(self._broker.dead), value, key, headers)
+        if how == "late":
+            delay += 40.0
+            threads.agenda.after(delay, lambda: self._broker.dead.append(record))
+        else:
+            self._broker.dead.append(record)
+        lost = how == "confirm lost"
+        return Future(threads, now + (EXPIRY if lost else delay), lost=lost)

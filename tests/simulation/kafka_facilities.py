@@ -1,0 +1,167 @@
+"""What consumers of the Kafka simulation ask beside the broker: store, audit, policy, keys; by threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from mqauth import Allow, Cause, MemoryReplayStore, Unavailable
+from mqauth.audit import AuditRecord
+from mqauth.keys import KeySet
+from mqauth.replay import ClaimRequest, ClaimStatus
+from tests.simulation.threads import Killed, Process, Threads
+
+TIMEOUT: Final = 2.0
+"""Seconds after which a client of a facility gives up."""
+LATENCY: Final = (0.0002, 0.003)
+
+
+class Reach:
+    """Whether facilities are in reach.
+
+    Args:
+        threads: the time.
+    """
+
+    def __init__(self, threads: Threads) -> None:
+        self.threads = threads
+        self.out: dict[str, str] = {}
+
+    def ask(self, process: Process, name: str, act: Callable[[], Any]) -> Any:
+        """Make a round trip; the facility acts in the middle of it.
+
+        Raises:
+            ConnectionRefusedError: it is out of reach.
+            Unavailable: it does not answer.
+        """
+        if not process.alive:
+            raise Killed
+        threads = self.threads
+        threads.sleep(threads.draw.uniform(*LATENCY))
+        how = self.out.get(name)
+        if how == "refused":
+            raise ConnectionRefusedError(111, f"{name} refuses connections")
+        result = act() if how != "silent" else None
+        if how in ("silent", "answer lost"):
+            threads.sleep(TIMEOUT)
+            raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "no answer in time")
+        threads.sleep(threads.draw.uniform(*LATENCY))
+        return result
+
+
+class Store:
+    """A replay store of all processes.
+
+    Args:
+        process: who asks.
+        reach: whether it is in reach.
+        core: the store of all.
+        claims: who holds what: owner, process and place; for the invariants.
+    """
+
+    def __init__(
+        self, process: Process, reach: Reach, core: MemoryReplayStore, claims: dict[Any, tuple[str, str, Any]]
+    ) -> None:
+        self._process = process
+        self._reach = reach
+        self._core = core
+        self._claims = claims
+
+    def claim(self, request: ClaimRequest, /) -> ClaimStatus:
+        """Take a lease."""
+        return self._ask(lambda: self._claim(request))  # type: ignore[no-any-return]
+
+    def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
+        """Take leases."""
+        return self._ask(lambda: [self._claim(request) for request in requests])  # type: ignore[no-any-return]
+
+    def confirm(self, request: ClaimRequest, /) -> None:
+        """Make a claim done."""
+        self._ask(lambda: self._end(self._core.confirm, request))
+
+    def release(self, request: ClaimRequest, /) -> None:
+        """Forget a claim."""
+        self._ask(lambda: self._end(self._core.release, request))
+
+    def _claim(self, request: ClaimRequest) -> ClaimStatus:
+        status = self._core.claim(request)
+        if status is ClaimStatus.FRESH:
+            self._claims[request.id] = (request.owner, self._process.name, (request.place or ())[2:])
+        return status
+
+    def _end(self, act: Callable[[ClaimRequest], Any], request: ClaimRequest) -> None:
+        act(request)
+        if self._claims.get(request.id, ("", "", ()))[0] == request.owner:
+            del self._claims[request.id]
+
+    def _ask(self, act: Callable[[], Any]) -> Any:
+        return self._reach.ask(self._process, "store", act)
+
+
+class SingleStore:
+    """One that is asked for one claim at a time."""
+
+    def __init__(self, store: Store) -> None:
+        self.claim, self.confirm, self.release = store.claim, store.confirm, store.release
+
+
+class Audit:
+    """An audit sink on a disk that can be full.
+
+    Args:
+        process: who writes.
+        reach: whether it can be written.
+        records: what was written.
+    """
+
+    def __init__(self, process: Process, reach: Reach, records: list[dict[str, Any]]) -> None:
+        self._process = process
+        self._reach = reach
+        self._records = records
+
+    def write(self, record: AuditRecord, /) -> None:
+        """Keep a record."""
+        self._reach.ask(self._process, "audit", lambda: self._records.append(record.as_dict()))
+
+
+class Rules:
+    """A policy that is asked for at another place.
+
+    Args:
+        process: who asks.
+        reach: whether it is in reach.
+        rules: what it says.
+    """
+
+    def __init__(self, process: Process, reach: Reach, rules: Allow) -> None:
+        self._process = process
+        self._reach = reach
+        self._rules = rules
+        self.version = rules.version
+
+    def decide(self, verified: Any, /) -> Any:
+        """Return the decision."""
+        return self._reach.ask(self._process, "policy", lambda: self._rules.decide(verified))
+
+
+class Keys:
+    """A source of keys that can be out of reach.
+
+    Args:
+        reach: whether it is.
+        keys: what it has.
+    """
+
+    def __init__(self, reach: Reach, keys: KeySet) -> None:
+        self._reach = reach
+        self._keys = keys
+
+    def key_set(self) -> KeySet:
+        """Return the keys."""
+        if "keys" in self._reach.out:
+            raise Unavailable(Cause.KEYS_UNAVAILABLE, "no keys yet")
+        return self._keys
+
+    def refresh(self, _kid: str, _received: float, /) -> KeySet:
+        """Return the same keys."""
+        return self.key_set()

@@ -1,0 +1,71 @@
+"""Mistakes in the engine and in Kafka's leaf that the simulation of the whole code must find."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from mqauth.brokers import kafka_poller
+from mqauth.brokers.kafka_confirm import Confirmed
+from mqauth.brokers.kafka_deadletter import DeadLetters
+from mqauth.brokers.kafka_poller import Poller
+from mqauth.brokers.log_consumer import LogConsumer
+from mqauth.errors import Unavailable
+from tests.simulation import engine_mutants
+from tests.simulation.engine_mutants import Mutant
+
+
+def unwaited(_: Any) -> Any:
+    """Send a record without waiting for its confirm."""
+
+    def send(records: Any, _name: str, **record: Any) -> None:
+        records._client.send(records._topic, **record)
+
+    return send
+
+
+def swallowing(original: Any) -> Any:
+    """Drop a letter while its sink is down."""
+
+    def publish(sink: Any, letter: Any) -> None:
+        try:
+            original(sink, letter)
+        except Unavailable:
+            return
+
+    return publish
+
+
+def nothing_sought(_: Any) -> Any:
+    """Pause and resume as wished, and seek nothing."""
+
+    def ask(poller: Any, wanted: Any) -> None:
+        poller._client.pause(*wanted.pause)
+        poller._client.resume(*wanted.resume)
+
+    return ask
+
+
+def waiting_for_nothing(_: Any) -> Any:
+    """Take part in a rebalance whatever runs."""
+
+    def turn(consumer: Any) -> None:
+        consumer._calls.commit()
+        consumer._work.renew()
+        consumer._calls.poll(joins=True)
+
+    return turn
+
+
+LOG: Final = (
+    *(found for found in engine_mutants.LOG if found.name in {
+        "commits received, not settled", "takes what was put off for settled", "settles all with the first",
+        "forgets what stands behind a deferral", "never resumes", "never commits",
+        "runs a partition twice", "gives nothing back", "ignores a revoke", "ignores a loss", "ignores a stop",
+    }),
+    Mutant("waits for no confirm of a letter", Confirmed, "send", unwaited),
+    Mutant("drops a letter while its sink is down", DeadLetters, "publish", swallowing),
+    Mutant("lets a rebalance wait for nothing", LogConsumer, "_turn", waiting_for_nothing),
+    Mutant("seeks nothing", Poller, "_ask", nothing_sought),
+    Mutant("dies of a commit that failed", kafka_poller, "COMES_AGAIN", lambda _: ()),
+)  # fmt: skip
+"""Those of the log engine that show in the whole, and those of the leaf."""

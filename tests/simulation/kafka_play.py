@@ -1,0 +1,353 @@
+"""Plays a seed of the Kafka simulation: what is sent and goes wrong, the end, and what must hold there."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import hashlib
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any, Final
+from unittest import mock
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from mqauth.brokers import kafka_consumer, kafka_room, letters, turns
+from mqauth.brokers.log_records import dead_letter_headers
+from mqauth.delivery import backoff
+from mqauth.keys import Key
+from mqauth.message import Message
+from mqauth.testing.attacks import ATTACKS, honest_message
+from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
+from tests.simulation.faults import Fault
+from tests.simulation.kafka_broker import PLACES, SESSION
+from tests.simulation.kafka_services import DESTINATION, GRACE, Behaviour, Handling, Play, Settings
+from tests.simulation.threads import Process, Stuck, stand_ins
+
+KINDS: Final = (
+    "pause", "kill", "stop", "rebalance", "store", "audit", "policy", "keys", "letters", "commits", "handler",
+)  # fmt: skip
+ALL: Final = "all"
+REST_LIMIT: Final = 400.0
+"""Virtual seconds after the last fault within which everything must be at rest."""
+FORMS: Final[dict[str, tuple[str, ...]]] = {
+    "store": ("refused", "silent", "answer lost"), "audit": ("refused",), "policy": ("refused", "silent"),
+    "keys": ("refused",), "letters": ("refused", "lost", "late", "confirm lost"),
+    "commits": ("fails", "fails", "answer lost", "refused"),
+    "handler": ("later", "later", "fail", "flaky", "reject", "slow", "abort"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class KafkaPlay:
+    """What is played: a seed, with all of it or with what is left of its plan."""
+
+    seed: int
+    settings: Settings
+    faults: Sequence[Fault]
+
+    @classmethod
+    def of(cls, seed: int) -> KafkaPlay:
+        """Return all of a seed."""
+        draw = random.Random(f"kafka {seed}")
+        settings = Settings(
+            consumers=draw.choice((1, 2, 2, 3)), workers=draw.choice((0, 1, 1, 2, 3)),
+            interval=draw.choice((0.5, 5.0)), most=draw.choice((1, 4, 20)), many=draw.random() < 0.7,
+            work=draw.choice((0.0, 0.05, 0.5)), lease=draw.choice((6.0, 60.0)), session=SESSION,
+            orders=draw.choice((8, 20, 40)), spread=20.0, hostile=draw.choice((0, 2, 6)),
+        )  # fmt: skip
+        kinds = [kind for kind in KINDS if draw.random() < (0.7 if kind == "handler" else 1 / 3)]
+        kinds = [kind for kind in kinds for _ in range(draw.choice((3, 6) if kind == "handler" else (1, 2, 3)))]
+        faults = [_fault(kind, draw, settings) for kind in kinds]
+        return cls(seed=seed, settings=settings, faults=sorted(faults, key=lambda fault: (fault.at, fault.kind)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for a plan's file."""
+        faults = [fault.as_dict() for fault in self.faults]
+        return {"seed": self.seed, "settings": asdict(self.settings), "faults": faults}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KafkaResult:
+    """What came of a play: what broke, and the digest of its trace."""
+
+    play: KafkaPlay
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    digest: str = ""
+    virtual: float = 0.0
+    real: float = 0.0
+
+    @property
+    def broken(self) -> frozenset[str]:
+        """The invariants that do not hold."""
+        return frozenset(name for name, _ in self.problems)
+
+
+def _fault(kind: str, draw: random.Random, settings: Settings) -> Fault:
+    how = draw.choice(FORMS.get(kind, ("",)))
+    seconds = round(draw.choice((0.5, 4.0, 9.0, 14.0, 30.0)) * draw.uniform(0.8, 1.2), 3)
+    at = round(draw.uniform(1.0, settings.spread + 5), 3)
+    target: str | int = f"consumer{draw.randrange(settings.consumers)}"
+    if kind == "handler":
+        target = draw.randrange(settings.orders)
+    return Fault(kind=kind, at=at, seconds=seconds, target=target, how=how)
+
+
+def run(played: KafkaPlay, tell: Callable[[str], None] | None = None) -> KafkaResult:
+    """Play it to its end and judge it."""
+    started, trace = time.perf_counter(), hashlib.sha256()
+
+    def note(line: str) -> None:
+        trace.update(line.encode())
+        if tell is not None:
+            tell(line)
+
+    gc.collect()
+    entropy = random.Random(played.seed)
+    play = Play(played.seed, played.settings, _forge, note)
+    with ExitStack() as stack:
+        threading, queue = stand_ins(play.threads)
+        for module in (turns, kafka_consumer, kafka_room, letters):
+            stack.enter_context(mock.patch.object(module, "threading", threading))
+        stack.enter_context(mock.patch.object(turns, "queue", queue))
+        wait = backoff.Backoff.wait
+        stack.enter_context(
+            mock.patch.object(
+                backoff.Backoff, "wait", lambda self, attempt: wait(self, attempt, entropy.randbytes)
+            )
+        )
+        try:
+            found = Scenario(play, played.faults).problems()
+        except Stuck as error:
+            found = [*play.ledger.problems, ("all comes to rest", str(error))]
+        play.over, play.threads.failure = True, None
+        play.threads.end()
+    real = time.perf_counter() - started
+    return KafkaResult(
+        play=played, problems=found, digest=trace.hexdigest(), virtual=play.threads.agenda.now, real=real
+    )
+
+
+class Scenario:
+    """One play, from the first order to the last stop.
+
+    Args:
+        play: its world.
+        faults: what goes wrong.
+    """
+
+    def __init__(self, play: Play, faults: Sequence[Fault]) -> None:
+        self._play = play
+        self._draw = random.Random(play.threads.draw.random())
+        self._attacks = [attack for attack in ATTACKS if attack.fits(DESTINATION)]
+        settings, agenda = play.settings, play.threads.agenda
+        for number in range(settings.orders):
+            agenda.at(settings.spread * number / settings.orders, functools.partial(self._send, number))
+        for number in range(settings.hostile):
+            agenda.at(settings.spread * (number + 1) / settings.hostile, functools.partial(self._strike, number))
+        for fault in faults:
+            self._plan(fault)
+        self._healed = max([settings.spread + 5, *(fault.at + fault.seconds for fault in faults)]) + 1
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Play it, and return what broke."""
+        play = self._play
+        threads = play.threads
+        for service in play.services:
+            threads.start(threads.world, service.name, service.serve)
+        threads.sleep(self._healed)
+        play.reach.out.clear()
+        play.broker.out.clear()
+        play.note("world", "healed")
+        until = threads.agenda.now + REST_LIMIT
+        while not self._at_rest() and threads.agenda.now < until:
+            threads.sleep(2.0)
+        if not self._at_rest():
+            play.problem("all comes to rest", f"committed {play.broker.committed}, {self._healths()}")
+        self._stop()
+        return play.ledger.problems + [(name, text) for name, texts in END.items() for text in texts(play)]
+
+    def _stop(self) -> None:
+        """Stop everything in order."""
+        play = self._play
+        play.over = True
+        for service in play.services:
+            service.stop()
+        ended = lambda: all(each.process is None or not each.process.alive for each in play.services)  # noqa: E731
+        if not play.threads.wait(ended, play.threads.agenda.now + 60.0):
+            play.problem("a stop ends", self._healths())
+
+    def _healths(self) -> str:
+        return "; ".join(str(each.consumer.health()) for each in self._play.services if each.consumer is not None)
+
+    def _at_rest(self) -> bool:
+        """Tell whether everything is committed, and every consumer consumes with nothing in hand."""
+        broker = self._play.broker
+        done = all(broker.committed.get(place, 0) == len(broker.logs[place]) for place in PLACES)
+        return done and not broker.rebalancing and all(
+            each.consumer is not None and each.process is not None and each.process.alive
+            and each.consumer.health().consuming and not each.consumer.health().in_flight
+            for each in self._play.services
+        )  # fmt: skip
+
+    def _send(self, number: int) -> None:
+        """Send an order."""
+        message = honest_message(DESTINATION, number)
+        signed = self._play.forge.signer().sign(message)
+        self._play.ledger.sent[signed.body or b""] = number
+        self._append(signed)
+
+    def _append(self, message: Message) -> None:
+        place = self._draw.choice(PLACES)
+        self._play.broker.append(place, message.body, message.key, dead_letter_headers(message.headers))
+
+    def _strike(self, number: int) -> None:
+        """Write a forgery, or a copy of what is in a log."""
+        play = self._play
+        known = [record for log in play.broker.logs.values() for record in log if record.value in play.ledger.sent]
+        if known and self._draw.random() < 0.4:
+            record = self._draw.choice(known)
+            play.ledger.copied.add(record.value)
+            play.broker.append(self._draw.choice(PLACES), record.value, record.key, record.headers)
+            return
+        attack = self._draw.choice(self._attacks)
+        message = attack.mount(play.forge, honest_message(DESTINATION, 1_000_000 + number))
+        play.ledger.forged.append((attack.name, message.body or b""))
+        self._append(message)
+
+    def _plan(self, fault: Fault) -> None:
+        """See to it that a fault happens."""
+        play = self._play
+        agenda = play.threads.agenda
+        if fault.kind == "handler":
+            play.behaviours[int(fault.target or 0)] = Behaviour(fault.how, fault.at + fault.seconds, fault.seconds)
+        elif fault.kind == "rebalance":
+            agenda.at(fault.at, play.broker.rebalance)
+        elif fault.kind in ("pause", "kill", "stop"):
+            agenda.at(fault.at, functools.partial(self._to_service, fault))
+        else:
+            out = play.broker.out if fault.kind in ("letters", "commits") else play.reach.out
+            agenda.at(fault.at, functools.partial(self._begin_outage, out, fault))
+            agenda.at(fault.at + fault.seconds, functools.partial(self._end_outage, out, fault))
+
+    def _to_service(self, fault: Fault) -> None:
+        service = next((each for each in self._play.services if each.name == fault.target), None)
+        if service is None:
+            return
+        if fault.kind == "pause":
+            service.pause(fault.seconds)
+        elif fault.kind == "kill":
+            service.kill()
+        else:
+            service.stop()
+
+    def _begin_outage(self, out: dict[str, str], fault: Fault) -> None:
+        out[fault.kind] = fault.how
+        self._play.note(fault.kind, fault.how)
+        if fault.kind in ("store", "commits"):
+            self._play.rough(ALL, fault.seconds + 60.0)
+
+    def _end_outage(self, out: dict[str, str], fault: Fault) -> None:
+        out.pop(fault.kind, None)
+        self._play.note(fault.kind, "is back")
+
+
+def _honest_handled(play: Play) -> Iterator[str]:
+    """Every honest message is handled, or was buried for its handler's failure."""
+    reasons = _reasons(play)
+    for label, number in play.ledger.sent.items():
+        handled = [found for found in play.ledger.handlings[label] if found.ended is not None]
+        if not handled and not _may_fail(play, number, reasons.get(label, [])):
+            yield f"{label!r} was not handled; letters {reasons.get(label, [])}"
+
+
+def _honest_not_condemned(play: Play) -> Iterator[str]:
+    """No honest message is dead-lettered, but for the copies that someone made of it."""
+    reasons = _reasons(play)
+    for label, number in play.ledger.sent.items():
+        found = reasons.get(label, [])
+        if found and label not in play.ledger.copied and not _may_fail(play, number, found):
+            yield f"{label!r} was condemned as {', '.join(found)}"
+
+
+def _forged_not_handled(play: Play) -> Iterator[str]:
+    """No forgery comes to a handler, and each has its letter."""
+    reasons = _reasons(play)
+    for label, count in Counter(body for _, body in play.ledger.forged).items():
+        if play.ledger.handlings.get(label):
+            yield f"forged {label!r} came to a handler"
+        if len(reasons.get(label, [])) < count:
+            yield f"forged {label!r} has {len(reasons.get(label, []))} letters, not {count}"
+
+
+def _handled_once(play: Play) -> Iterator[str]:
+    """A message is handled again only after a death, a pause, an outage, or a handler longer than its grace."""
+    for label, found in play.ledger.handlings.items():
+        ended = [each for each in found if each.ended is not None]
+        for first, second in pairwise(ended):
+            if not _excused(play, first, second):
+                yield f"{label!r} by {first.process.name} and again by {second.process.name} at {second.begun:.2f}"
+
+
+def _letters_recorded(play: Play) -> Iterator[str]:
+    """Every dead letter has its audit record."""
+    known = {record["id"] for record in play.ledger.records}
+    for letter in play.broker.dead:
+        if _header(letter, "mqauth-dead-audit") not in known:
+            yield f"the letter of {letter.value!r} has no record"
+
+
+END: Final[dict[str, Callable[[Play], Iterator[str]]]] = {
+    "every honest message is handled": _honest_handled,
+    "no honest message is condemned": _honest_not_condemned,
+    "no forgery is handled": _forged_not_handled,
+    "handled once": _handled_once,
+    "a letter has a record": _letters_recorded,
+}
+
+
+def _reasons(play: Play) -> dict[bytes, list[str]]:
+    """Return the reasons of each message's letters."""
+    found: dict[bytes, list[str]] = {}
+    for letter in play.broker.dead:
+        found.setdefault(letter.value, []).append(_header(letter, "mqauth-dead-reason"))
+    return found
+
+
+def _header(record: Any, name: str) -> str:
+    return next((value.decode() for found, value in record.headers if found == name), "")
+
+
+def _may_fail(play: Play, number: int, reasons: list[str]) -> bool:
+    """Tell whether an honest message may have ended as a dead letter."""
+    behaviour = play.behaviours.get(number)
+    fails = behaviour is not None and behaviour.how in ("fail", "reject")
+    return fails and bool(reasons) and set(reasons) <= {"handler_failed"}
+
+
+def _excused(play: Play, first: Handling, second: Handling) -> bool:
+    """Tell whether the pages allow that a message was handled again."""
+    if (first.ended or 0.0) - first.begun > GRACE:
+        return True  # longer than a rebalance waits for it
+    names = {first.process.name, second.process.name, ALL}
+    return any(name in names and since <= second.begun <= until for name, since, until in play.ledger.rough)
+
+
+def _forge(clock: Process) -> Forge:
+    """Return the keys, the same in every run."""
+    forge = Forge(clock, lifetime=3600)
+    forge.key, forge.neighbour, forge.stranger = (
+        _key(number, subject) for number, subject in ((1, SUBJECT), (2, NEIGHBOUR), (3, SUBJECT))
+    )
+    return forge
+
+
+@functools.lru_cache
+def _key(number: int, subject: str) -> Key:
+    """Return a key that is no secret."""
+    return Key.from_private(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32), subjects=[subject])

@@ -1,0 +1,362 @@
+"""The services of the Kafka simulation: consumers as users write them, what keeps them up, and their handler."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from mqauth import MemoryReplayStore, Pipeline, RejectNow, RetryLater, Verified
+from mqauth.brokers import kafka
+from mqauth.flow import Attempts
+from mqauth.testing.forge import ISSUER, Forge
+from mqauth.verifier import Issuer
+from tests.simulation.kafka_broker import DEAD, TOPIC, Broker, Client, LetterClient
+from tests.simulation.kafka_facilities import Audit, Keys, Reach, Rules, SingleStore, Store
+from tests.simulation.threads import Killed, Process, Threads
+
+DESTINATION: Final = f"kafka:{TOPIC}"
+AGAIN_AFTER: Final = 1.0
+GRACE: Final = 4.0
+TRIES: Final = 2
+
+
+class Abort(BaseException):
+    """What a handler must not raise, and does."""
+
+
+@dataclass(slots=True)
+class Behaviour:
+    """How the handler takes one order.
+
+    Args:
+        how: ``later``, ``fail``, ``flaky``, ``reject``, ``slow`` or ``abort``.
+        until: virtual seconds until which it asks for another time.
+        seconds: how long it works.
+        left: how often it still misbehaves.
+    """
+
+    how: str
+    until: float = 0.0
+    seconds: float = 0.0
+    left: int = 1
+
+
+@dataclass(slots=True, eq=False)
+class Handling:
+    """One run of a handler: of what, where, from when to when."""
+
+    label: bytes
+    process: Process
+    place: tuple[int, int]
+    begun: float
+    ended: float | None = None
+    over: bool = False
+
+
+@dataclass
+class Ledger:
+    """What happened, for the invariants."""
+
+    sent: dict[bytes, int] = field(default_factory=dict)
+    forged: list[tuple[str, bytes]] = field(default_factory=list)
+    copied: set[bytes] = field(default_factory=set)
+    handlings: defaultdict[bytes, list[Handling]] = field(default_factory=lambda: defaultdict(list))
+    handled: set[tuple[int, int]] = field(default_factory=set)
+    claims: dict[Any, tuple[str, str, Any]] = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    rough: list[tuple[str, float, float]] = field(default_factory=list)
+    """Process, and from when to when something happened to it after which messages may be handled again."""
+    deaths: list[str] = field(default_factory=list)
+
+
+class Service:
+    """One consumer, started again whenever it ends, until all is over.
+
+    Args:
+        name: for people.
+        play: the simulation.
+    """
+
+    def __init__(self, name: str, play: Play) -> None:
+        self.name = name
+        self.play = play
+        self.process: Process | None = None
+        self.client: Client | None = None
+        self.consumer: Any = None
+        self.stopping = False
+        self.count = self.begun = 0
+
+    def serve(self) -> None:
+        """Keep a process running."""
+        threads = self.play.threads
+        while not self.play.over:
+            self.count += 1
+            process = self.process = Process(f"{self.name}#{self.count}", threads)
+            self.stopping = False
+            task = threads.start(process, process.name, lambda process=process: self._main(process))  # type: ignore[misc]
+            threads.wait(lambda task=task: task.done)  # type: ignore[misc]
+            process.alive = False
+            threads.sleep(AGAIN_AFTER)
+
+    def _main(self, process: Process) -> None:
+        """Be the process."""
+        play = self.play
+        client = self.client = Client(play.broker, process, play.settings.most)
+        letters = kafka.DeadLetters(LetterClient(play.broker, process), DEAD, timeout=5)  # type: ignore[arg-type]
+        self.consumer = kafka.Consumer(
+            client,  # type: ignore[arg-type]
+            play.pipeline(process), lambda verified: play.handle(self, process, verified), dead_letters=letters,
+            workers=play.settings.workers, grace=GRACE, commit_interval=play.settings.interval,
+            backoff=kafka.Backoff(first=0.5, longest=4),
+        )  # fmt: skip
+        try:
+            self.consumer.run()
+        except Killed:
+            raise
+        except BaseException as error:
+            play.note(process.name, f"ends with {type(error).__name__}")
+            play.ended_by(process, error)
+        if self.stopping and "store" not in play.reach.out:
+            play.look_at_claims(process, client.held)
+        client.close()
+
+    def stop(self) -> None:
+        """Stop in order."""
+        process = self.process
+        if process is None or not process.alive or self.consumer is None or self.stopping:
+            return
+        self.stopping, self.begun = True, 0
+        self.play.note(process.name, "asked to stop")
+        if "store" in self.play.reach.out or "commits" in self.play.broker.out:
+            self.play.rough(process.name, 60.0)
+        self.consumer.stop()
+
+    def kill(self) -> None:
+        """End at once."""
+        process, client = self.process, self.client
+        if process is None or not process.alive or client is None:
+            return
+        self.play.note(process.name, "killed")
+        process.alive = False
+        self.play.rough(process.name, 60.0)
+        self.play.ledger.deaths.append(process.name)
+        self.play.threads.agenda.after(self.play.settings.session, lambda: self.play.broker.evict(client))
+
+    def pause(self, seconds: float) -> None:
+        """Stand still."""
+        process, client, play = self.process, self.client, self.play
+        if process is None or not process.alive or client is None:
+            return
+        play.note(process.name, f"stands still for {seconds:.1f} s")
+        process.paused_until = play.threads.agenda.now + seconds
+        if seconds > play.settings.session:
+            play.rough(process.name, seconds + 60.0)
+            play.threads.agenda.after(play.settings.session, lambda: play.broker.evict(client))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a simulated deployment is set up.
+
+    Args:
+        consumers: how many.
+        workers, interval: of ``Consumer``; the latter is its ``commit_interval``.
+        most: records of a partition in one poll.
+        many: whether the store takes many claims at once.
+        work: seconds of a handler's work, at most.
+        lease: of ``Pipeline``.
+        session: seconds of silence after which the group gives partitions to others.
+        orders, spread: how many are sent, in how many seconds.
+        hostile: records of an attacker.
+        batch: nothing; for the reduction.
+    """
+
+    consumers: int
+    workers: int
+    interval: float
+    most: int
+    many: bool
+    work: float
+    lease: float
+    session: float
+    orders: int
+    spread: float
+    hostile: int
+    batch: int = 1
+
+
+class Play:
+    """The world of one seed.
+
+    Args:
+        seed: decides what the settings leave open.
+        settings: how it is set up.
+        forge: has all keys.
+        tell: takes each line of the trace.
+    """
+
+    def __init__(
+        self, seed: int, settings: Settings, forge: Callable[[Process], Forge], tell: Callable[[str], None]
+    ):
+        self.settings = settings
+        self.threads = Threads(seed)
+        self.tell = tell
+        self.over = False
+        self.ledger = Ledger()
+        self.reach = Reach(self.threads)
+        self.broker = Broker(self.threads, self.committed, self.note)
+        self.core = MemoryReplayStore(clock=self.threads.world)
+        self.forge = forge(self.threads.world)
+        self.behaviours: dict[int, Behaviour] = {}
+        self.services = [Service(f"consumer{number}", self) for number in range(settings.consumers)]
+        self._live: list[Handling] = []
+
+    def note(self, who: str, what: str) -> None:
+        """Note what happens."""
+        self.tell(f"{self.threads.agenda.now:9.3f}  {who:13} {what}")
+
+    def problem(self, invariant: str, text: str) -> None:
+        """Note that an invariant does not hold."""
+        self.note("PROBLEM", f"{invariant}: {text}")
+        self.ledger.problems.append((invariant, text))
+
+    def rough(self, process: str, seconds: float) -> None:
+        """Note that what a process has handled may be handled again."""
+        now = self.threads.agenda.now
+        self.ledger.rough.append((process, now - 60.0, now + seconds))
+
+    def ended_by(self, process: Process, error: BaseException) -> None:
+        """A consumer ended with an error: only what is no ``Exception`` may do that, and a refusal for good."""
+        self.rough(process.name, 60.0)
+        if isinstance(error, Exception) and type(error).__name__ != "TopicAuthorizationFailedError":
+            self.problem("no consumer dies", f"{process.name}: {type(error).__name__}: {error}")
+
+    def pipeline(self, process: Process) -> Pipeline:
+        """Return the pipeline of a process."""
+        store: Any = Store(process, self.reach, self.core, self.ledger.claims)
+        return Pipeline(
+            verifier=self.forge.verifier(keys={ISSUER: Issuer(keys=Keys(self.reach, self.forge.keys))}),
+            policy=Rules(process, self.reach, self.forge.policy(DESTINATION)),
+            replay=store if self.settings.many else SingleStore(store),
+            audit=Audit(process, self.reach, self.ledger.records), lease=self.settings.lease, clock=process,
+            instance=process.name, attempts=Attempts(limit=TRIES, wait=0),
+        )  # fmt: skip
+
+    def handle(self, service: Service, process: Process, verified: Verified) -> None:
+        """Be the handler."""
+        label, origin = verified.body or b"", verified.origin
+        place = (origin.partition or 0, origin.offset or 0)
+        handling = Handling(label, process, place, self.threads.agenda.now)
+        self._look_at_begun(service, handling)
+        self.ledger.handlings[label].append(handling)
+        self._live.append(handling)
+        self.note(process.name, f"handles {place} {label!r}")
+        try:
+            self._work(label)
+        finally:
+            handling.over = True
+            self._live.remove(handling)
+        handling.ended = self.threads.agenda.now
+        self.ledger.handled.add(place)
+        self.note(process.name, f"handled {place}")
+
+    def _work(self, label: bytes) -> None:
+        behaviour = self.behaviours.get(order_of(label))
+        self.threads.sleep(self.threads.draw.uniform(0, self.settings.work))
+        if behaviour is None:
+            return
+        if behaviour.how == "fail":
+            raise ValueError("this order cannot be handled")
+        if behaviour.how == "reject":
+            raise RejectNow("never")
+        if behaviour.how == "later" and self.threads.agenda.now < behaviour.until:
+            raise RetryLater("the database is away")
+        if behaviour.left <= 0 or behaviour.how == "later":
+            return
+        behaviour.left -= 1
+        if behaviour.how == "slow":
+            self.threads.sleep(behaviour.seconds)
+        elif behaviour.how == "flaky":
+            raise ValueError("once more, please")
+        elif behaviour.how == "abort":
+            raise Abort
+
+    # What is seen at once
+
+    def _look_at_begun(self, service: Service, handling: Handling) -> None:
+        """Look at a handler that begins."""
+        client, (partition, offset) = service.client, handling.place
+        assert client is not None
+        held = {place.partition for place in client.held}
+        if partition not in held:
+            self.problem("nothing begins after a loss", f"{handling.process.name} {handling.place}")
+        service.begun += 1
+        if service.stopping and service.begun > max(1, self.settings.workers):
+            self.problem("nothing begins after a stop", f"{handling.process.name} {handling.place}")
+        for other in self._live:
+            if (
+                other.process is handling.process
+                and other.place[0] == partition
+                and not client.regained(other.begun)
+            ):
+                self.problem("one handler of a partition", f"{handling.place} beside {other.place}")
+        committed = {place.partition: found for place, found in self.broker.committed.items()}
+        begun = range(committed.get(partition, 0), offset)
+        first = next((found for found in begun if not self._done(partition, found)), offset)
+        if first < offset:
+            self.problem("order within a partition", f"{handling.place} before {first}")
+
+    def _done(self, partition: int, offset: int) -> bool:
+        """Tell whether a record was handled or has its letter; or its own turn is now."""
+        live = any(found.place == (partition, offset) for found in self._live)
+        return (partition, offset) in self.ledger.handled or (partition, offset) in self.buried() or live
+
+    def buried(self) -> set[tuple[int, int]]:
+        """Return the places of all letters."""
+        return {found.place for found in self.broker.dead}  # type: ignore[attr-defined]
+
+    def committed(self, client: Client, place: Any, offset: int) -> None:
+        """Look at a commit."""
+        self.note(client.process.name, f"commits {place.partition}/{offset}")
+        buried = self.buried()
+        for found in range(self.broker.committed.get(place, 0), offset):
+            here = (place.partition, found)
+            if here not in self.ledger.handled and here not in buried:
+                self.problem("only what is settled is committed", f"{client.process.name} {here}")
+        # kafka-python 3.0 keeps the position of a partition that it lost in the middle of a join and gets back
+        if offset < self.broker.committed.get(place, 0) and not self._is_rough(client.process):
+            self.problem("a commit goes not back", f"{client.process.name} {place.partition}/{offset}")
+
+    def _is_rough(self, process: Process) -> bool:
+        """Tell whether something happened to a process after which messages may be handled again."""
+        now = self.threads.agenda.now
+        return any(name == process.name and since <= now <= until for name, since, until in self.ledger.rough)
+
+    def look_at_claims(self, process: Process, held: set[Any]) -> None:
+        """See that a process which stopped in order holds no claim of what stood first in its partition.
+
+        Claims made ahead of a deferred record stay with their places, and their places may claim again.
+        """
+        if any(found.process is process for found in self._live) or self._is_rough(process):
+            return
+        first = {(place.partition, self._first_open(place)) for place in held}
+        for _, owner, place in self.ledger.claims.values():
+            if owner == process.name and place in first:
+                self.problem("a stop leaves no claim", f"{process.name}: {place}")
+
+    def _first_open(self, place: Any) -> int:
+        """Return the offset of the first record that is neither handled nor buried."""
+        log = range(len(self.broker.logs[place]))
+        return next((found for found in log if not self._done(place.partition, found)), -1)
+
+
+def order_of(label: bytes) -> int:
+    """Return the order's number, -1 for a body that is no order's."""
+    try:
+        return int(json.loads(label)["order"])
+    except (ValueError, KeyError, TypeError):
+        return -1
