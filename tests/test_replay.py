@@ -232,7 +232,9 @@ def test_a_stepped_wall_clock_lets_no_copy_in(steps: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("index", [None, 8], ids=["single", "batch"])
 @pytest.mark.parametrize(
-    "story", [(300, 500, -300, 415, 500), (-300, 200, 100, 505, 400)], ids=["forward first", "back first"]
+    "story",
+    [(300, 500, -300, 415, 500), (-300, 200, 100, 505, 400), (-300, 200, 100, 525, 400)],
+    ids=["forward first", "back first", "back first, and past the second life on the monotonic clock"],
 )
 def test_a_longer_life_counts_on_both_clocks(index: int | None, story: tuple[int, int, int, int, int]) -> None:
     """What is claimed again, or a sibling of it, across steps of the wall clock is kept by the later of both."""
@@ -457,6 +459,17 @@ class StoreMachine(RuleBasedStateMachine):
 
 StoreMachine.TestCase.settings = settings(max_examples=nightly(100, otherwise=40), stateful_step_count=40)
 TestStoreMachine = StoreMachine.TestCase
+
+
+def test_an_id_in_a_batch_is_no_single_id() -> None:
+    """The same bytes claimed as a single message's id and as one in a batch are two ids, held and done."""
+    store = MemoryReplayStore(clock=FakeClock(NOW))
+    single = replace(IN_BATCH, index=None)
+    for one, other in ((single, IN_BATCH), (copied(single), copied(IN_BATCH))):
+        assert store.claim(one) is store.claim(other)
+    assert len(store) == 2
+    store.confirm(single)
+    assert store.claim(heir(IN_BATCH)) is ClaimStatus.HELD
 
 
 def test_scopes_are_bounded() -> None:

@@ -132,7 +132,7 @@ class MemoryReplayStore:
             self.confirm(request)
 
     def _claim(self, request: ClaimRequest, now: float, wall: float) -> ClaimStatus:
-        """Judge one claim, and take it where it is fresh."""
+        """Judge one claim, and take it where it is fresh; ``now`` is monotonic."""
         if self._order and self._order[0] * _WIDTH <= now:
             self._forget(self._buckets[self._order[0]], wall)
         key = _big_endian(request.id) | self._scopes[request.index is not None][request.scope]
@@ -141,19 +141,21 @@ class MemoryReplayStore:
         status = _FRESH if entry is None and not request.renew else judge(entry, request, now)
         if status is not _FRESH:
             return status
-        if held is None:
-            if self._size >= self._capacity:
-                raise Unavailable(Cause.REPLAY_STORE_FULL, f"{self._capacity} live ids")
-            self._size += 1
+        if held is None and self._size >= self._capacity:
+            raise Unavailable(Cause.REPLAY_STORE_FULL, f"{self._capacity} live ids")
+        # where it is forgotten: when both clocks say so, and no earlier than was said of it before
         expires = request.expires
         number = int((now + expires - wall if expires > wall else now) / _WIDTH) + 1
         bucket = self._buckets.get(number) or self._begun(number)
-        if held is not None:
-            bucket = _later(held[1], bucket)
+        if held is None:
+            self._size += 1
+        else:
             held[1].held.remove(key)
+            bucket = bucket if bucket.number > held[1].number else held[1]
         if bucket.expires < expires:  # noqa: PLR1730 - max() costs a tenth of the claim
             bucket.expires = expires
         bucket.held.add(key)
+        # a claim made again keeps the place of the first
         place = request.place if entry is None else entry.place
         self._held[key] = _TUPLE(Entry, (request.owner, place, now + request.lease)), bucket
         return status
@@ -177,11 +179,9 @@ class MemoryReplayStore:
         if batch is None:
             batch = batches[token] = _Batch(bucket)
             bucket.tokens.append(token)
-        elif batch.bucket is not bucket:
-            later = _later(batch.bucket, bucket)
-            if later is bucket:
-                batch.bucket = bucket
-                bucket.tokens.append(token)
+        elif batch.bucket.number < bucket.number:
+            batch.bucket = bucket
+            bucket.tokens.append(token)
         batch.finish(index, place)
 
     def _begun(self, number: int) -> _Bucket:
@@ -193,7 +193,8 @@ class MemoryReplayStore:
     def _forget(self, bucket: _Bucket, wall: float) -> None:
         """Forget some of each kind in the earliest bucket, where its time is over on the wall clock too.
 
-        None is emptied before the earlier ones, so that a wall clock set back holds all.
+        None is emptied before the earlier ones, so that a wall clock set back holds all, and what has moved to a
+        later one is kept as long as in either.
         """
         if bucket.expires >= wall:
             return
@@ -229,13 +230,6 @@ class _Bucket:
         self.held: set[int] = set()
         self.done: list[int] = []
         self.tokens: list[int] = []
-
-
-def _later(one: _Bucket, other: _Bucket) -> _Bucket:
-    """Return the later of two buckets: what moves there is kept as long as in either."""
-    later = one if one.number > other.number else other
-    later.expires = max(one.expires, other.expires)
-    return later
 
 
 class _Batch:
