@@ -21,11 +21,11 @@ from typing import Any, Final
 
 import redis
 
-from mqauth.message import Place
 from mqauth.replay import ClaimRequest, batch_id
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.stores.redis import RedisReplayStore
 from mqauth.testing.clock import START, FakeClock
+from mqauth.wire.message import Place
 
 POLL: Final = 500
 BATCH: Final = 64

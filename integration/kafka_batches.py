@@ -15,10 +15,10 @@ from kafka.producer.future import FutureProduceResult, FutureRecordMetadata, Rec
 
 from mqauth.brokers.kafka_producer import Producer
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
-from mqauth.jws import LocalSigningKey
-from mqauth.message import Message
 from mqauth.testing.forge import Forge
 from mqauth.verified import Verified
+from mqauth.wire.jws import LocalSigningKey
+from mqauth.wire.message import Message
 
 FOREVER: Any = 10
 PATIENCE: Any = 60

@@ -32,8 +32,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from integration.services.machine import Port
-from mqauth.jwk import dump_key_set
-from mqauth.keys import Key, KeySet
+from mqauth.wire.jwk import dump_key_set
+from mqauth.wire.keys import Key, KeySet
 
 _MIB = 1024 * 1024
 _PATIENCE = 30.0  # seconds until a hanging connection is given up by the server too

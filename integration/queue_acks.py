@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 from mqauth.brokers.queue_acks import Acks
-from mqauth.message import Message
 from mqauth.pipeline import Delivery
+from mqauth.wire.message import Message
 
 Act = Literal["settle", "reject", "keep", "wait"]
 ACTS: Final[tuple[Act, ...]] = ("settle", "reject", "keep", "wait")

@@ -14,10 +14,10 @@ from kafka import TopicPartition
 from integration.scale import nightly
 from integration.services import Kafka
 from mqauth.brokers import kafka as wrapper
-from mqauth.message import PROTECTED_PROPERTIES, Message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.verified import Verified
+from mqauth.wire.message import PROTECTED_PROPERTIES, Message
 
 _PYTHON: Any = kafka_python
 APPLICATION = st.text(st.characters(exclude_categories=["Cs"]), max_size=30).filter(

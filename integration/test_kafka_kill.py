@@ -16,11 +16,11 @@ from kafka import TopicPartition
 
 from integration.services import Kafka
 from mqauth.auditchain import verify_chain
-from mqauth.jwk import dump_key_set
-from mqauth.keys import KeySet
-from mqauth.message import Message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage, wait_until
+from mqauth.wire.jwk import dump_key_set
+from mqauth.wire.keys import KeySet
+from mqauth.wire.message import Message
 
 HONEST = 40
 FORGED = 20

@@ -15,13 +15,13 @@ from integration.services import kafka as kafka_service
 from mqauth import MemoryReplayStore, Pipeline, Verified
 from mqauth.brokers import kafka as wrapper
 from mqauth.flow import Attempts
-from mqauth.message import Message
 from mqauth.review.kafka_records import KafkaRecords
 from mqauth.review.letter import Letter, read
 from mqauth.review.recall import RecordPlace
 from mqauth.sinks import CallableSink
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage, wait_until
+from mqauth.wire.message import Message
 
 
 class Scene:

@@ -20,11 +20,11 @@ from mqauth.brokers import kafka as wrapper
 from mqauth.brokers import kafka_repair
 from mqauth.brokers.kafka_producer import ProducerFatalError
 from mqauth.errors import Cause
-from mqauth.message import Message
 from mqauth.pipeline import Pipeline
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage, wait_until
+from mqauth.wire.message import Message
 
 _PYTHON: Any = kafka_python
 ROUNDS = 5

@@ -22,9 +22,9 @@ from mqauth.brokers import kafka as wrapper
 from mqauth.brokers import kafka_repair
 from mqauth.errors import Cause
 from mqauth.flow import Attempts
-from mqauth.message import Message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage, wait_until
+from mqauth.wire.message import Message
 
 
 class NotUtf8(str):

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from integration.scale import nightly
 from integration.services import RabbitMQ
-from mqauth import destination
 from mqauth.brokers import rabbitmq
-from mqauth.message import PROTECTED_PROPERTIES
 from mqauth.testing.forge import Forge
 from mqauth.verified import Verified
+from mqauth.wire import destination
+from mqauth.wire.message import PROTECTED_PROPERTIES
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 SHORT = TEXT.filter(lambda text: len(text.encode()) <= 255)

@@ -15,10 +15,10 @@ from mqauth import MemoryReplayStore, Pipeline, Verified
 from mqauth.audit import AuditRecord
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_translate import to_native
-from mqauth.destination import rabbitmq as destination
-from mqauth.message import Message
 from mqauth.sinks import CallableSink
 from mqauth.testing.forge import Forge
+from mqauth.wire.destination import rabbitmq as destination
+from mqauth.wire.message import Message
 
 KEY = "orders.created"
 WAITS_MS = 100

@@ -22,11 +22,9 @@ from mqauth.errors import (
 )
 from mqauth.flood import FloodGate
 from mqauth.flow import Attempts
-from mqauth.keys import Key, KeySet
 from mqauth.keystore import ActiveKey, JWKSFile
 from mqauth.keystore.discovery import discover
 from mqauth.keystore.jwks import JWKS
-from mqauth.message import Message, Origin
 from mqauth.misuse import Alert, Detector, Thresholds
 from mqauth.pipeline import Outcome, Pipeline, Verdict
 from mqauth.policy import Allow, Decision, Rule, UnsafeAllowAll
@@ -35,6 +33,8 @@ from mqauth.sinks import CallableSink, FanOut, LoggingSink, MisuseWatch
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.verified import Verified
 from mqauth.verifier import Issuer, Verifier
+from mqauth.wire.keys import Key, KeySet
+from mqauth.wire.message import Message, Origin
 
 __all__ = [
     "JWKS",

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
-from mqauth import strictjson
-from mqauth.claims import Claims
-from mqauth.message import Message
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.claims import Claims
+from mqauth.wire.message import Message
 
 SCHEMA_VERSION: Final = 1
 MAX_TEXT: Final = 256

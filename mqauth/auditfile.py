@@ -15,12 +15,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from mqauth import strictjson
 from mqauth.audit import GENESIS, AuditRecord, chain_hash
 from mqauth.auditchain import Head, first_line, hashes
 from mqauth.audithead import HeadFile
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.linefile import LineFile, last_line
+from mqauth.wire import strict_json as strictjson
 
 _LOG: Final = logging.getLogger("mqauth.audit")
 _DEPTH: Final = 8

@@ -11,13 +11,14 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth import jws, strictjson
 from mqauth.auditchain import MAX_LINE, Head, raw_lines
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, Rejection
-from mqauth.jwk import load_key
-from mqauth.keys import Key, KeySet, SigningKey, jwk_members
 from mqauth.linefile import append_shared, last_lines
+from mqauth.wire import jws
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.jwk import load_key
+from mqauth.wire.keys import Key, KeySet, SigningKey, jwk_members
 
 HEAD_TYPE: Final = "mqauth-head+jwt"
 _DEPTH: Final = 4

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth import strictjson
 from mqauth.auditchain import MAX_LINE, raw_lines
 from mqauth.errors import ConfigurationError
 from mqauth.misuse import seconds
+from mqauth.wire import strict_json as strictjson
 
 _DEPTH: Final = 8
 _KEPT: Final = 1000

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mqauth.batching import Batching
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config_audit import audit_sink
 from mqauth.config_declaration import read
@@ -27,7 +26,6 @@ from mqauth.config_settings import (
 )
 from mqauth.config_table import Table
 from mqauth.errors import ConfigurationError
-from mqauth.keys import Key, KeySource
 from mqauth.keystore import ActiveKey, JWKSFile
 from mqauth.keystore.discovery import discover
 from mqauth.keystore.folder import read_pem
@@ -40,6 +38,8 @@ from mqauth.replay import ReplayStore
 from mqauth.signer import Signer
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.verifier import Issuer, Verifier
+from mqauth.wire.batch_settings import Batching
+from mqauth.wire.keys import Key, KeySource
 
 T = TypeVar("T")
 

@@ -10,9 +10,9 @@ from mqauth.clock import Clock
 from mqauth.config_file import secret_of
 from mqauth.config_settings import AuditSettings
 from mqauth.flood import FloodGate
-from mqauth.keys import Key
 from mqauth.misuse import Alert, Detector, Thresholds
 from mqauth.sinks import MisuseWatch
+from mqauth.wire.keys import Key
 
 
 def audit_sink(

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from mqauth import destination
-from mqauth.claims import MAX_NAME, is_name
 from mqauth.config_table import Table
 from mqauth.errors import MalformedMessage
+from mqauth.wire import destination
+from mqauth.wire.claims import MAX_NAME, is_name
 
 _URL: Final = re.compile(r"[\x21-\x7e]+")
 _BROKERS: Final = ("amqp", "amqps", "kafka")

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
 from mqauth.auditfile import MIN_BYTES
-from mqauth.batching import DEFAULT_LINGER, MAX_LINGER
-from mqauth.claims import MAX_BATCH, is_name
 from mqauth.config_declaration import Settings, inner, inners, not_with, only_with
 from mqauth.config_kinds import (
     ANY,
@@ -39,7 +37,6 @@ from mqauth.config_kinds import (
 from mqauth.config_table import RefusedSetting
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.flood import DEFAULT_FLOOD_AFTER
-from mqauth.keys import MAX_KID
 from mqauth.keystore.jwks_rules import COOLDOWN, MAX_PUBLISH_DELAY, MAX_STALE
 from mqauth.misuse import Thresholds
 from mqauth.policy import Rule
@@ -47,6 +44,9 @@ from mqauth.release import WAIVABLE
 from mqauth.signer import MAX_LIFETIME
 from mqauth.stores.memory import DEFAULT_CAPACITY
 from mqauth.times import MAX_LEEWAY, At
+from mqauth.wire.batch_settings import DEFAULT_LINGER, MAX_LINGER
+from mqauth.wire.claims import MAX_BATCH, is_name
+from mqauth.wire.keys import MAX_KID
 
 _SOURCES: Final = ("file", "jwks", "discovery")
 _REMOTE: Final = only_with("jwks", "discovery")

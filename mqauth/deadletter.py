@@ -14,15 +14,16 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
-from mqauth import base64url, strictjson
 from mqauth.audit import MAX_SOURCE, harmless, iso_time
-from mqauth.encoding import add_named
-from mqauth.envelope import is_broker_written
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Rejection, Unavailable
-from mqauth.jsonform import to_form, value_to_form, writable
 from mqauth.lineage import NO_PAST, Hop
-from mqauth.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue, Message
 from mqauth.release import Release
+from mqauth.wire import base64url
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.encoding import add_named
+from mqauth.wire.envelope import is_broker_written
+from mqauth.wire.json_form import to_form, value_to_form, writable
+from mqauth.wire.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue, Message
 
 PREFIX: Final = "mqauth-dead-"
 FORM_TYPE: Final = "application/vnd.mqauth.message+json"

@@ -13,11 +13,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from mqauth import base64url
-from mqauth.claims import Batch, Claims
-from mqauth.jws import Opened
-from mqauth.keys import Key, KeySet
-from mqauth.merkle import Proven
+from mqauth.wire import base64url
+from mqauth.wire.claims import Batch, Claims
+from mqauth.wire.jws import Opened
+from mqauth.wire.keys import Key, KeySet
+from mqauth.wire.merkle import Proven
 
 CAPACITY: Final = 16 * 1024 * 1024
 """Bytes of all remembered tokens."""

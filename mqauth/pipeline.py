@@ -13,19 +13,19 @@ from dataclasses import replace
 from typing import Any, Final, Literal
 
 from mqauth.audit import AuditSink
-from mqauth.base64url import encode as base64url_encode
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.deadletter import DeadLetter, DeadLetterSink
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
 from mqauth.flow import Attempts, Call, ColourError, Flow, answered, asked, at_once, settling
 from mqauth.judge import Judge
 from mqauth.judging.delivery import Delivery, Outcome, Step, Verdict
-from mqauth.message import Message
 from mqauth.policy import Allow, Policy
 from mqauth.replay import DEFAULT_LEASE, ClaimStatus, ReplayStore
 from mqauth.verdictrecord import verdict_record
 from mqauth.verified import Verified
 from mqauth.verifier import Verifier
+from mqauth.wire.base64url import encode as base64url_encode
+from mqauth.wire.message import Message
 
 __all__ = ["Delivery", "Handler", "Observer", "Outcome", "Pipeline", "Step", "Verdict"]
 Handler = Callable[[Verified], Any]

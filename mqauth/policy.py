@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
-from mqauth import claims as claim_set
-from mqauth import destination
 from mqauth.errors import ConfigurationError, MalformedMessage
 from mqauth.verified import Verified, producer_and_place
+from mqauth.wire import claims as claim_set
+from mqauth.wire import destination
 
 _LOG: Final = logging.getLogger("mqauth.policy")
 _REMEMBERED: Final = 4096

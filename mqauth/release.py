@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from mqauth import base64url, batch, claims, envelope, jws, lineage
-from mqauth.claims import Binding
-from mqauth.destination import is_kafka
+from mqauth import lineage
 from mqauth.errors import ConfigurationError, Reason, Rejection, Unavailable
-from mqauth.keys import Key, KeySet, KeySource
 from mqauth.lineage import NO_PAST, Hop, Past
-from mqauth.message import Message
+from mqauth.wire import base64url, batch, claims, envelope, jws
+from mqauth.wire.claims import Binding
+from mqauth.wire.destination import is_kafka
+from mqauth.wire.keys import Key, KeySet, KeySource
+from mqauth.wire.message import Message
 
 RELEASE_HEADER: Final = "mqauth-release"
 RELEASE_TYPE: Final = "mqauth-release+jwt"

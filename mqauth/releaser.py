@@ -6,13 +6,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
-from mqauth import base64url, claims, envelope, jws, strictjson
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
-from mqauth.destination import is_kafka
 from mqauth.errors import ConfigurationError, MalformedMessage, Reason, Rejection
-from mqauth.keys import Key, SigningKey
 from mqauth.lineage import Past
-from mqauth.message import HeaderValue, Message
 from mqauth.release import (
     MAX_LIFETIME,
     RELEASE_HEADER,
@@ -22,6 +18,11 @@ from mqauth.release import (
     covered_names,
     without_release,
 )
+from mqauth.wire import base64url, claims, envelope, jws
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.destination import is_kafka
+from mqauth.wire.keys import Key, SigningKey
+from mqauth.wire.message import HeaderValue, Message
 
 DEFAULT_LIFETIME: Final = 3600
 """Seconds a release lives unless told."""

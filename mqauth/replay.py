@@ -27,7 +27,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
-from mqauth.message import Place
+from mqauth.wire.message import Place
 
 DEFAULT_LEASE: Final = 60.0
 _NO_MESSAGE: Final = bytes(4)  # where a message's id has the length of its issuer, which is never empty

@@ -9,13 +9,13 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from mqauth import envelope
-from mqauth.destination import is_kafka
-from mqauth.envelope import Cover
 from mqauth.errors import Reason, Rejection
-from mqauth.message import Form, Message
 from mqauth.release import is_release
-from mqauth.template import Reader
+from mqauth.wire import envelope
+from mqauth.wire.destination import is_kafka
+from mqauth.wire.envelope import Cover
+from mqauth.wire.message import Form, Message
+from mqauth.wire.template import Reader
 
 _CAPACITY: Final = 16 * 1024 * 1024
 _SHARE: Final = 64

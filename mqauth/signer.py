@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from mqauth import base64url, batch, claims, destination, envelope, jws, template
-from mqauth.claims import MAX_BATCH, Batch, Binding, Claims
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, MalformedMessage, Unavailable
-from mqauth.keys import ALGORITHMS, MAX_KID, Key, SigningKey, SigningKeySource
-from mqauth.merkle import Tree
-from mqauth.message import Form, HeaderPair, Message, form_of, message_of
-from mqauth.template import Template
+from mqauth.wire import base64url, batch, claims, destination, envelope, jws, template
+from mqauth.wire.claims import MAX_BATCH, Batch, Binding, Claims
+from mqauth.wire.keys import ALGORITHMS, MAX_KID, Key, SigningKey, SigningKeySource
+from mqauth.wire.merkle import Tree
+from mqauth.wire.message import Form, HeaderPair, Message, form_of, message_of
+from mqauth.wire.template import Template
 
 MAX_LIFETIME: Final = 86_400
 _JTI_BYTES: Final = 16

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from mqauth.claims import Claims
-from mqauth.destination import is_kafka
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
-from mqauth.keys import Key
-from mqauth.message import Message
+from mqauth.wire.claims import Claims
+from mqauth.wire.destination import is_kafka
+from mqauth.wire.keys import Key
+from mqauth.wire.message import Message
 
 MAX_LEEWAY: Final = 60
 At = Literal["consume", "append"]

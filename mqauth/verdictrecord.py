@@ -7,11 +7,11 @@ from typing import Any
 from mqauth import audit as audit_records
 from mqauth.audit import AuditRecord
 from mqauth.deadletter import letter_id
-from mqauth.envelope import token_of
 from mqauth.errors import SIGNED_REASONS, Rejection
 from mqauth.judging.delivery import Delivery
-from mqauth.message import Message
 from mqauth.release import Release
+from mqauth.wire.envelope import token_of
+from mqauth.wire.message import Message
 
 
 def verdict_record(delivery: Delivery, *, scope: str, time: float, policy: str, instance: str) -> AuditRecord:

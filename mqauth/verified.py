@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, NoReturn
 
-from mqauth.claims import Claims
 from mqauth.errors import ConfigurationError, RejectNow, RetryLater
-from mqauth.message import PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
 from mqauth.release import Release
+from mqauth.wire.claims import Claims
+from mqauth.wire.message import PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
 
 Responder = Callable[["Verified", bytes], Awaitable[Any] | Any]
 _MAKER: Final = object()

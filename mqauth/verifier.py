@@ -26,19 +26,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from mqauth import batch, envelope, jws
-from mqauth import claims as claim_set
-from mqauth.batch import Proof
-from mqauth.claims import Binding, Claims
 from mqauth.errors import ConfigurationError, Reason, Rejection
-from mqauth.keys import Key, KeySet, KeySource
 from mqauth.knowntokens import Standing, Token, Tokens
-from mqauth.message import PROTECTED_PROPERTIES, Message, form_of
 from mqauth.release import Release, ReleaseAuthorities
 from mqauth.shape import Shape, Shapes
-from mqauth.template import reader_of
 from mqauth.times import At, Times, is_revoked
 from mqauth.verified import Verified, make_verified
+from mqauth.wire import batch, envelope, jws
+from mqauth.wire import claims as claim_set
+from mqauth.wire.batch import Proof
+from mqauth.wire.claims import Binding, Claims
+from mqauth.wire.keys import Key, KeySet, KeySource
+from mqauth.wire.message import PROTECTED_PROPERTIES, Message, form_of
+from mqauth.wire.template import reader_of
 
 _NOTHING: Final = frozenset[Reason]()
 _TUPLE: Final = tuple.__new__  # a candidate is made for every message

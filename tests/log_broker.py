@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from mqauth import destination
-from mqauth.message import Message
 from mqauth.pipeline import Handler, Pipeline
 from mqauth.signer import Signer
 from mqauth.testing.delivery_stage import CommitObserver
+from mqauth.wire import destination
+from mqauth.wire.message import Message
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from mqauth import audit
 from mqauth.audit import AuditRecord, harmless
-from mqauth.claims import Binding, Claims
-from mqauth.message import Message, Origin
+from mqauth.wire.claims import Binding, Claims
+from mqauth.wire.message import Message, Origin
 
 RECORD = AuditRecord(
     id="1", time=1_900_000_000.25, verdict="rejected", reason="expired", detail="late", scope="billing", broker={},

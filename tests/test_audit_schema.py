@@ -22,8 +22,6 @@ from mqauth.brokers.memory import DeadLetters, MemoryBroker
 from mqauth.errors import Reason
 from mqauth.flood import FloodGate
 from mqauth.flow import Attempts, run
-from mqauth.keys import ALGORITHMS
-from mqauth.message import Message, Origin
 from mqauth.misuse import Detector, Thresholds
 from mqauth.pipeline import Pipeline
 from mqauth.sinks import MisuseWatch
@@ -31,6 +29,8 @@ from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import MemoryStage
+from mqauth.wire.keys import ALGORITHMS
+from mqauth.wire.message import Message, Origin
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -12,7 +12,7 @@ from mqauth.audit import GENESIS, AuditRecord, chain_hash
 from mqauth.auditchain import ChainReport, Head, verify_chain
 from mqauth.audithead import HeadFile, read_heads
 from mqauth.errors import ConfigurationError
-from mqauth.keys import Key, KeySet
+from mqauth.wire.keys import Key, KeySet
 
 RECORDS = 40
 

@@ -15,8 +15,8 @@ from mqauth.auditchain import verify_chain
 from mqauth.auditfile import MIN_BYTES, AuditFile, parts, rotated, with_parts
 from mqauth.audithead import HeadFile, read_heads
 from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.keys import Key
 from mqauth.testing.clock import FakeClock
+from mqauth.wire.keys import Key
 
 
 def record(number: int = 0, detail: str = "why") -> AuditRecord:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mqauth import strictjson
 from mqauth.auditlog import Selection, claims_of, count, is_verified, parse_time, read_records
 from mqauth.errors import ConfigurationError
+from mqauth.wire import strict_json as strictjson
 
 
 def record(**changes: Any) -> dict[str, Any]:

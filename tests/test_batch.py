@@ -14,13 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqauth import base64url, batch, envelope
-from mqauth.claims import MAX_BATCH
 from mqauth.deadletter import letter_id
 from mqauth.errors import MalformedMessage, Reason, Rejection
 from mqauth.flow import run
-from mqauth.keys import Key, KeySet
-from mqauth.message import TOKEN_HEADER, Message, Origin
 from mqauth.pipeline import Outcome, Pipeline, Verdict
 from mqauth.redaction import redact
 from mqauth.release import Authority, ReleaseAuthorities, open_release
@@ -32,6 +28,10 @@ from mqauth.testing.attacks import changed_header, honest_message
 from mqauth.testing.batchforge import ForgedBatch, forge_batch
 from mqauth.verified import Verified
 from mqauth.verifier import Verifier
+from mqauth.wire import base64url, batch, envelope
+from mqauth.wire.claims import MAX_BATCH
+from mqauth.wire.keys import Key, KeySet
+from mqauth.wire.message import TOKEN_HEADER, Message, Origin
 
 ReasonOf = Callable[[Callable[[], object]], Reason]
 PLACES = ("kafka:orders", "rabbitmq:shop/orders.created")

@@ -21,8 +21,8 @@ from mqauth.bench.lanes import Effort
 from mqauth.bench.report import lines
 from mqauth.bench.rounds import Measured
 from mqauth.bench.workload import Refusals, RefusedError, Tally, Workload, guard
-from mqauth.keys import ALGORITHMS, Key
 from mqauth.testing.forge import Forge
+from mqauth.wire.keys import ALGORITHMS, Key
 
 BODY = b'{"order": 1}'
 NOTHING = Effort(rounds=1, publish=1, consume=1, paced=0)

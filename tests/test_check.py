@@ -24,10 +24,10 @@ from mqauth.check.target import is_own_group
 from mqauth.check.transport import is_loopback
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import ConfigurationError
-from mqauth.jwk import dump_key_set
-from mqauth.keys import Key
 from mqauth.keystore import Keystore, document, public_keys, ring
 from mqauth.testing.clock import FakeClock
+from mqauth.wire.jwk import dump_key_set
+from mqauth.wire.keys import Key
 
 ROOT = Path(__file__).resolve().parents[1]
 DAY = 86_400
@@ -178,7 +178,7 @@ def made(**more: Any) -> dict[str, Any]:
 def rsa_jwk(bits: int) -> dict[str, Any]:
     """Return an RSA key of a size as a JWK, without making one."""
     modulus = ((1 << bits) - 1).to_bytes(bits // 8)
-    from mqauth.base64url import encode
+    from mqauth.wire.base64url import encode
 
     return {"kty": "RSA", "alg": "PS256", "kid": f"rsa-{bits}", "n": encode(modulus).decode(), "e": "AQAB"}
 

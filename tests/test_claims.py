@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from mqauth import claims, strictjson
 from mqauth.errors import Reason, Rejection
+from mqauth.wire import claims
+from mqauth.wire import strict_json as strictjson
 
 DIGEST = "47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU"
 BINDING: dict[str, Any] = {

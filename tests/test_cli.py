@@ -19,13 +19,13 @@ from mqauth.cli import messages
 from mqauth.cli.broker import check_url, reached
 from mqauth.cli.output import one_line
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
-from mqauth.jsonform import from_form
-from mqauth.jwk import dump_key_set, load_key_set
-from mqauth.keys import Key
 from mqauth.keystore import Keystore, public_keys, signing_key
 from mqauth.pipeline import Pipeline
 from mqauth.stores.memory import MemoryReplayStore
-from mqauth.strictjson import loads
+from mqauth.wire.json_form import from_form
+from mqauth.wire.jwk import dump_key_set, load_key_set
+from mqauth.wire.keys import Key
+from mqauth.wire.strict_json import loads
 
 CONFIG = """
 [producer]

@@ -22,8 +22,8 @@ from mqauth.auditlog import Record
 from mqauth.cli import audit
 from mqauth.cli.follow import follow
 from mqauth.errors import ConfigurationError
-from mqauth.jwk import dump_key_set
-from mqauth.keys import Key, KeySet
+from mqauth.wire.jwk import dump_key_set
+from mqauth.wire.keys import Key, KeySet
 
 START = 1_795_600_800  # 2026-11-25T10:00:00Z
 Run = Callable[..., tuple[int, str, str]]

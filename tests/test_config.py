@@ -20,15 +20,15 @@ from mqauth.config_settings import FileSettings
 from mqauth.config_table import Table
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.flow import run
-from mqauth.jwk import dump_key_set
-from mqauth.keys import Key, KeySet
 from mqauth.keystore import Keystore, public_keys, signing_key
-from mqauth.message import Message
 from mqauth.misuse import NUMBERS, Alert
 from mqauth.pipeline import Pipeline, Verdict
 from mqauth.stores.rediseither import EitherRedisReplayStore
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.stage import MemoryStage
+from mqauth.wire.jwk import dump_key_set
+from mqauth.wire.keys import Key, KeySet
+from mqauth.wire.message import Message
 
 SCHEMA = Draft202012Validator(
     json.loads((Path(__file__).parents[1] / "docs" / "mqauth.schema.json").read_text("utf-8"))

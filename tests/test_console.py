@@ -26,8 +26,6 @@ from mqauth.console.shield import HEADERS
 from mqauth.console.showing import MAX_BODY, body, visible
 from mqauth.console.words import WORDS
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
-from mqauth.keys import Key, KeySet
-from mqauth.message import Message
 from mqauth.pipeline import Pipeline
 from mqauth.policy import Allow
 from mqauth.release import WAIVABLE, Authority, ReleaseAuthorities
@@ -39,6 +37,8 @@ from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.verifier import Issuer
+from mqauth.wire.keys import Key, KeySet
+from mqauth.wire.message import Message
 from tests.conftest import RABBITMQ, rabbitmq_message
 
 DEAD = "rabbitmq:/orders.dead"

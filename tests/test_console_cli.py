@@ -9,8 +9,8 @@ import pytest
 
 from integration.keyserver import Authority
 from mqauth.cli.app import run
-from mqauth.jwk import dump_key_set
-from mqauth.keys import Key, KeySet
+from mqauth.wire.jwk import dump_key_set
+from mqauth.wire.keys import Key, KeySet
 
 NOWHERE = ["console", "--broker", "amqp://127.0.0.1:1/", "--queue", "orders.dead", "--port", "0"]
 

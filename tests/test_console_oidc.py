@@ -39,10 +39,10 @@ from mqauth.console.oidc_token import ALGORITHMS, LEEWAY, MAX_AGE, Expected, IDT
 from mqauth.console.shield import HEADERS
 from mqauth.errors import ConfigurationError
 from mqauth.keystore.jwks_http import MAX_BODY, FetchFailed
-from mqauth.message import Message
 from mqauth.review import ALL
 from mqauth.review.memory import MemoryLetterBox
 from mqauth.testing import FakeClock
+from mqauth.wire.message import Message
 
 DEAD = "rabbitmq:/orders.dead"
 HOST = "console.test:8090"

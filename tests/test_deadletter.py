@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
-from mqauth import base64url, deadletter, jsonform, strictjson
+from mqauth import deadletter
 from mqauth.deadletter import MAX_HEADERS, DeadLetter, content_digest, letter_id
 from mqauth.errors import Reason, Rejection
-from mqauth.message import Message, Origin
+from mqauth.wire import base64url
+from mqauth.wire import json_form as jsonform
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.message import Message, Origin
 
 Maker = Callable[..., Message]
 

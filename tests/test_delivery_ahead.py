@@ -13,8 +13,6 @@ from mqauth.deadletter import DeadLetter
 from mqauth.delivery.ahead import LONGEST, NEAR, Ahead
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.flow import run
-from mqauth.keys import KeySet, Revocation
-from mqauth.message import Message, Origin
 from mqauth.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
 from mqauth.replay import ClaimRequest, ClaimStatus
 from mqauth.stores.memory import MemoryReplayStore
@@ -22,6 +20,8 @@ from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
 from mqauth.verified import Verified
 from mqauth.verifier import Issuer
+from mqauth.wire.keys import KeySet, Revocation
+from mqauth.wire.message import Message, Origin
 
 
 class Store(MemoryReplayStore):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mqauth.delivery.part import Part, Receipt, offset_of
 from mqauth.errors import StaleDelivery
-from mqauth.message import Message, Origin
+from mqauth.wire.message import Message, Origin
 
 OFFSETS = st.lists(st.integers(0, 2**40), unique=True, min_size=1, max_size=30).map(sorted)
 NOW = 100.0

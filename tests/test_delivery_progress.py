@@ -9,9 +9,9 @@ import pytest
 
 from mqauth import AuditFile, MemoryReplayStore, Pipeline
 from mqauth.delivery.progress import OVERHEAD, Progress
-from mqauth.message import Message
 from mqauth.pipeline import Delivery
 from mqauth.testing.forge import Forge
+from mqauth.wire.message import Message
 
 BODY = 1000
 PLACE = "rabbitmq:shop/orders.created"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mqauth import destination
 from mqauth.errors import MalformedMessage
+from mqauth.wire import destination
 
 
 @pytest.mark.parametrize(

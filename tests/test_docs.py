@@ -14,15 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from integration.documentation import ROOT, Block, Reader, blocks, matches, pages
-from mqauth import Cause, Message, Reason, base64url, envelope
+from mqauth import Cause, Message, Reason
 from mqauth.cli.app import app
 from mqauth.errors import Rejection
-from mqauth.message import PROTECTED_PROPERTIES, TOKEN_HEADER
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.batchattacks import PROOF_ATTACKS
 from mqauth.testing.batchforge import forge_batch
 from mqauth.verifier import Verifier
+from mqauth.wire import base64url, envelope
+from mqauth.wire.message import PROTECTED_PROPERTIES, TOKEN_HEADER
 
 RUN = {"python", "sh", "toml", "json"}
 NEEDS_BROKER = {"rabbitmq", "kafka"}

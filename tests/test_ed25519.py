@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nacl.bindings import crypto_sign, crypto_sign_open
 
-from mqauth import ed25519
+from mqauth.wire import ed25519
 
 Point = tuple[int, int]
 FIELD: Final = 2**255 - 19

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mqauth.encoding import MAX_DEPTH, add_named
 from mqauth.errors import MalformedMessage
+from mqauth.wire.encoding import MAX_DEPTH, add_named
 
 
 def encoded(*values: Any, name: str = "n") -> bytes:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from mqauth import envelope
-from mqauth.claims import Binding
 from mqauth.errors import MalformedMessage, Reason, Rejection
-from mqauth.message import PROTECTED_PROPERTIES, Message
+from mqauth.wire import envelope
+from mqauth.wire.claims import Binding
+from mqauth.wire.message import PROTECTED_PROPERTIES, Message
 
 ReasonOf = Callable[[Callable[[], object]], Reason]
 Maker = Callable[..., Message]

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from mqauth import strictjson
 from mqauth.audit import AuditRecord
 from mqauth.errors import ConfigurationError
 from mqauth.flood import FloodGate
 from mqauth.misuse import Detector, Thresholds
 from mqauth.sinks import CallableSink, MisuseWatch
+from mqauth.wire import strict_json as strictjson
 
 
 class Sink:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from mqauth import jsonform, strictjson
-from mqauth.encoding import MAX_DEPTH
 from mqauth.errors import MalformedMessage
-from mqauth.message import NO_ORIGIN, Message, Origin
+from mqauth.wire import json_form as jsonform
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.encoding import MAX_DEPTH
+from mqauth.wire.message import NO_ORIGIN, Message, Origin
 
 RABBIT: dict[str, Any] = {"destination": "rabbitmq:shop/orders", "body": "aGk="}
 KAFKA: dict[str, Any] = {"destination": "kafka:orders", "body": "aGk="}

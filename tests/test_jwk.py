@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mqauth import base64url, jwk
 from mqauth.errors import ConfigurationError
-from mqauth.keys import ALGORITHMS, Key, KeySet, Revocation, jwk_members
+from mqauth.wire import base64url, jwk
+from mqauth.wire.keys import ALGORITHMS, Key, KeySet, Revocation, jwk_members
 
 KEYS = {algorithm: Key.generate(algorithm, subjects=["a"]) for algorithm in ALGORITHMS}
 GOOD = {algorithm: jwk_members(key) for algorithm, key in KEYS.items()}

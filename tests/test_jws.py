@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from mqauth import base64url, ed25519, jws, strictjson
 from mqauth.errors import ConfigurationError, Reason, Rejection
-from mqauth.keys import ALGORITHMS, Key
+from mqauth.wire import base64url, ed25519, jws
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.keys import ALGORITHMS, Key
 
 ReasonOf = Callable[[Callable[[], object]], Reason]
 KEYS = {algorithm: Key.generate(algorithm) for algorithm in ALGORITHMS}

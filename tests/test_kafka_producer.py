@@ -13,9 +13,9 @@ import pytest
 
 from mqauth.deadletter import DeadLetter
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, Rejection, Unavailable
-from mqauth.message import Message, Origin
 from mqauth.testing import Forge
 from mqauth.verified import Verified
+from mqauth.wire.message import Message, Origin
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -17,8 +17,8 @@ from mqauth.brokers import log_records
 from mqauth.brokers.kafka_log import Logs
 from mqauth.brokers.log_records import Log
 from mqauth.errors import MalformedMessage
-from mqauth.jsonform import to_form
-from mqauth.message import Message
+from mqauth.wire.json_form import to_form
+from mqauth.wire.message import Message
 
 
 @dataclass

@@ -10,7 +10,16 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
 
 from mqauth.errors import ConfigurationError
-from mqauth.keys import ALGORITHMS, MAX_KID, Key, KeySet, Revocation, jwk_members, natural_algorithm, thumbprint
+from mqauth.wire.keys import (
+    ALGORITHMS,
+    MAX_KID,
+    Key,
+    KeySet,
+    Revocation,
+    jwk_members,
+    natural_algorithm,
+    thumbprint,
+)
 
 KEY = Key.generate(subjects=["orders-api"])
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from mqauth.errors import ConfigurationError
-from mqauth.jwk import dump_key_set, load_key_set
-from mqauth.keys import ALGORITHMS, Key, KeySet
 from mqauth.keystore import JWKSFile, KeyRing, Keystore, State, document, files, public_keys, ring, signing_key
 from mqauth.keystore.ring import PICKUP
 from mqauth.testing.clock import FakeClock
+from mqauth.wire.jwk import dump_key_set, load_key_set
+from mqauth.wire.keys import ALGORITHMS, Key, KeySet
 
 NOW = 1_900_000_000
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from mqauth import jws
 from mqauth.errors import Reason, Rejection
-from mqauth.keys import Key, KeySet, Revocation
 from mqauth.knowntokens import Token, Tokens
-from mqauth.message import Message
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.batchforge import ForgedBatch, forge_batch
 from mqauth.testing.forge import AUDIENCE, NEIGHBOUR
 from mqauth.verifier import Verifier
+from mqauth.wire import jws
+from mqauth.wire.keys import Key, KeySet, Revocation
+from mqauth.wire.message import Message
 
 ReasonOf = Callable[[Callable[[], object]], Reason]
 KAFKA, RABBITMQ = "kafka:orders", "rabbitmq:shop/orders.created"

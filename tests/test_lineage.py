@@ -12,14 +12,14 @@ import pytest
 from mqauth import flow, lineage
 from mqauth.deadletter import PREFIX
 from mqauth.errors import Reason, Rejection, RejectNow
-from mqauth.keys import Key
 from mqauth.lineage import MAX_COUNT, MAX_HOPS, NO_PAST, Hop, Past
-from mqauth.message import Message
 from mqauth.pipeline import Verdict
 from mqauth.release import RELEASE_HEADER, open_release
 from mqauth.releaser import Releaser
 from mqauth.review import Filter, Letter, judge, read
 from mqauth.testing import FakeClock, Forge
+from mqauth.wire.keys import Key
+from mqauth.wire.message import Message
 from tests.conftest import KAFKA, RABBITMQ
 from tests.test_review import Bureau
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqauth.claims import MAX_BATCH
-from mqauth.merkle import HASH_BYTES, Proven, Tree, leaf_hash, node_hash, path_length
+from mqauth.wire.claims import MAX_BATCH
+from mqauth.wire.merkle import HASH_BYTES, Proven, Tree, leaf_hash, node_hash, path_length
 
 SIZES = (*range(1, 71), 1023, MAX_BATCH)
 

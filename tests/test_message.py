@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 
-from mqauth.message import NO_ORIGIN, Message, Origin, kafka_origin, message_of
+from mqauth.wire.message import NO_ORIGIN, Message, Origin, kafka_origin, message_of
 
 OLD, NEW = "dAuV3yR2SqOqyRXx7m3ZkA", "f5zTnBvXQ5mYxPqV2a0hLw"
 RABBIT = Message(destination="rabbitmq:shop/orders", body=b"secret-body", properties={"content-type": "a"})

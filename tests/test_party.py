@@ -10,13 +10,13 @@ import pytest
 
 from mqauth.delivery.ahead import Ahead
 from mqauth.errors import Cause, Reason, RetryLater, Unavailable
-from mqauth.keys import Key, KeySet
-from mqauth.message import Origin
 from mqauth.pipeline import Outcome, Verdict
 from mqauth.release import Authority, ReleaseAuthorities
 from mqauth.releaser import Releaser
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
+from mqauth.wire.keys import Key, KeySet
+from mqauth.wire.message import Origin
 from tests.conftest import World, kafka_message
 
 REVIEW = "https://review.example"

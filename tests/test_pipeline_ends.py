@@ -11,10 +11,10 @@ import pytest
 
 from mqauth import flow
 from mqauth.errors import Cause, Reason, RejectNow, RetryLater, Unavailable
-from mqauth.message import Message
 from mqauth.pipeline import Outcome, Step, Verdict
 from mqauth.replay import ClaimStatus
 from mqauth.testing import FakeClock, Forge
+from mqauth.wire.message import Message
 from tests.conftest import KAFKA, RABBITMQ, World, kafka_message
 
 DOWN = OSError("the world is down")

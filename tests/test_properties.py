@@ -17,19 +17,21 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from mqauth import base64url, claims, destination, envelope, jsonform, jws, strictjson
 from mqauth.audit import AuditRecord
 from mqauth.auditchain import verify_chain
 from mqauth.auditfile import AuditFile
 from mqauth.errors import MalformedMessage, Reason, Rejection
-from mqauth.merkle import path_length
-from mqauth.message import PROTECTED_PROPERTIES, HeaderValue, Message, Origin
 from mqauth.signer import Signer
 from mqauth.testing import BatchForge, FakeClock, Forge
 from mqauth.testing.batchforge import PLACE, SIZE
 from mqauth.testing.forge import with_token
 from mqauth.verified import Verified
 from mqauth.verifier import Verifier
+from mqauth.wire import base64url, claims, destination, envelope, jws
+from mqauth.wire import json_form as jsonform
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.merkle import path_length
+from mqauth.wire.message import PROTECTED_PROPERTIES, HeaderValue, Message, Origin
 
 CLOCK = FakeClock()
 FORGE = Forge(CLOCK)

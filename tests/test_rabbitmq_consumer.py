@@ -34,9 +34,9 @@ from mqauth.deadletter import DeadLetter
 from mqauth.delivery.hold import Held
 from mqauth.delivery.progress import again
 from mqauth.errors import Reason, RetryLater, Unavailable
-from mqauth.message import Message
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import Forge
+from mqauth.wire.message import Message
 
 PLACE = "rabbitmq:shop/orders.created"
 

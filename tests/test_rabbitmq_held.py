@@ -214,7 +214,7 @@ async def test_guarded_holds_every_cause(audit: AuditFile) -> None:
 
 def rabbitmq_forged() -> Any:
     """Return a message without a token."""
-    from mqauth.message import Message
+    from mqauth.wire.message import Message
 
     return Message(destination="rabbitmq:shop/orders.created", body=b"forged")
 

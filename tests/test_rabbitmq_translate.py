@@ -25,8 +25,8 @@ from mqauth.brokers.rabbitmq_incoming import Unreadable, delivered
 from mqauth.brokers.rabbitmq_translate import carries, from_native, scalar_on_wire, to_message, to_native
 from mqauth.deadletter import DeadLetter, content_digest
 from mqauth.errors import MalformedMessage, Reason, Rejection
-from mqauth.jsonform import PROPERTIES, from_form, to_form
-from mqauth.message import Message
+from mqauth.wire.json_form import PROPERTIES, from_form, to_form
+from mqauth.wire.message import Message
 
 
 class Hostile:

@@ -11,13 +11,13 @@ import redis.asyncio
 
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.flow import arun, call, is_async, refuse_async, run
-from mqauth.message import Place
 from mqauth.replay import ClaimRequest, ClaimStatus
 from mqauth.stores import redisscript
 from mqauth.stores.redis import AsyncRedisReplayStore, RedisReplayStore
 from mqauth.stores.rediseither import EitherRedisReplayStore
 from mqauth.testing.clock import START
 from mqauth.testing.store_contract import sibling, wish
+from mqauth.wire.message import Place
 
 NOWHERE = "redis://user:hunter2@127.0.0.1:1/0"
 

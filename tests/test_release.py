@@ -8,12 +8,8 @@ from typing import Any
 
 import pytest
 
-from mqauth import base64url, claims, envelope, strictjson
 from mqauth.deadletter import letter_id
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, Rejection, Unavailable
-from mqauth.jws import LocalSigningKey
-from mqauth.keys import Key, KeySet, Revocation
-from mqauth.message import TOKEN_HEADER, Message
 from mqauth.pipeline import Outcome, Verdict
 from mqauth.release import (
     MAX_LIFETIME,
@@ -29,6 +25,11 @@ from mqauth.release import (
 from mqauth.releaser import DEFAULT_LIFETIME, Releaser
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, with_token
+from mqauth.wire import base64url, claims, envelope
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.jws import LocalSigningKey
+from mqauth.wire.keys import Key, KeySet, Revocation
+from mqauth.wire.message import TOKEN_HEADER, Message
 from tests.conftest import KAFKA, RABBITMQ, World, kafka_message, rabbitmq_message
 
 REVIEW = "https://review.example"

@@ -18,10 +18,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from integration.scale import nightly
 from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.message import Place
 from mqauth.replay import ClaimRequest, ClaimStatus, Entry, batch_id, claim_id, judge, release_id
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock
+from mqauth.wire.message import Place
 
 NOW = 1_900_000_000.0
 REQUEST = ClaimRequest(

@@ -17,14 +17,11 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from integration.scale import nightly
-from mqauth import flow, jsonform
+from mqauth import flow
 from mqauth.audit import AuditRecord
 from mqauth.brokers import memory
 from mqauth.deadletter import PREFIX, DeadLetter, content_digest
-from mqauth.encoding import MAX_DEPTH
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, Rejection, Unavailable
-from mqauth.keys import Key, KeySet
-from mqauth.message import TOKEN_HEADER, Message
 from mqauth.pipeline import Pipeline, Verdict
 from mqauth.policy import Allow
 from mqauth.release import RELEASE_HEADER, WAIVABLE, Authority, ReleaseAuthorities
@@ -53,6 +50,10 @@ from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.verifier import Issuer
+from mqauth.wire import json_form as jsonform
+from mqauth.wire.encoding import MAX_DEPTH
+from mqauth.wire.keys import Key, KeySet
+from mqauth.wire.message import TOKEN_HEADER, Message
 from tests.conftest import KAFKA, RABBITMQ, kafka_message, rabbitmq_message
 
 REVIEW = "https://review.example"

@@ -10,11 +10,11 @@ import pytest
 from mqauth import flow
 from mqauth.deadletter import PREFIX, DeadLetter
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
-from mqauth.message import Message
 from mqauth.pipeline import Verdict
 from mqauth.review import Filter, Letter, Terms, judge, read, redrive, rehearse
 from mqauth.review.recall import CHANGED, GONE, ONLY_REFERENCE, RecordPlace, recalled
 from mqauth.testing import FakeClock, Forge
+from mqauth.wire.message import Message
 from tests.conftest import KAFKA, kafka_message
 from tests.test_review import WHY, Bureau
 

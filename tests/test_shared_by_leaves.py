@@ -15,7 +15,7 @@ from mqauth.brokers.underway import UnderWay
 from mqauth.deadletter import DeadLetter, Oversize
 from mqauth.errors import Cause, MalformedMessage, Reason, Rejection, Unavailable
 from mqauth.flow import arun, run
-from mqauth.message import HeaderValue, Message
+from mqauth.wire.message import HeaderValue, Message
 
 
 def number(value: object) -> int | None:

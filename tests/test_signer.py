@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from mqauth import claims, envelope, jws
 from mqauth.errors import ConfigurationError, MalformedMessage
-from mqauth.keys import Key
-from mqauth.message import Message, Origin
 from mqauth.signer import MAX_LIFETIME, Signer
 from mqauth.testing import FakeClock, Forge
+from mqauth.wire import claims, envelope, jws
+from mqauth.wire.keys import Key
+from mqauth.wire.message import Message, Origin
 
 Maker = Callable[..., Message]
 

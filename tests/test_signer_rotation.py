@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from mqauth import envelope, jws
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, Unavailable
-from mqauth.keys import Key, SigningKey
 from mqauth.keystore import ActiveKey, Keystore, RingKey, files, folder, ring
 from mqauth.keystore.active import MAX_LOOK
 from mqauth.keystore.ring import PICKUP
-from mqauth.message import Message
 from mqauth.signer import Signer
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
 from mqauth.verifier import Issuer, Verifier
+from mqauth.wire import envelope, jws
+from mqauth.wire.keys import Key, SigningKey
+from mqauth.wire.message import Message
 
 EVERY = 5.0
 STALE = 60.0

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from mqauth.jws import LocalSigningKey
-from mqauth.keys import ALGORITHMS, Key, SigningKey
 from mqauth.keystore import ActiveKey, Keystore, ring
 from mqauth.keystore.socketserver import SigningServer
 from mqauth.keystore.socketsigner import SocketSigner
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import SUBJECT
 from mqauth.testing.signing_contract import RotationContract, SigningContract
+from mqauth.wire.jws import LocalSigningKey
+from mqauth.wire.keys import ALGORITHMS, Key, SigningKey
 
 SERVER = """
 import sys

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from mqauth import jws
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import ConfigurationError, KeyChanged, Unavailable
-from mqauth.keys import Key, SigningKey
 from mqauth.keystore.socketserver import SigningServer
 from mqauth.keystore.socketsigner import SocketSigner
 from mqauth.keystore.socketwire import MAX_DATA, MAX_FRAME, Wire, WireError
+from mqauth.wire import jws
+from mqauth.wire.keys import Key, SigningKey
 
 LONG = 30.0
 NOBODY = 65_534

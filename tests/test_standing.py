@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from mqauth.errors import Reason, Rejection
-from mqauth.keys import KeySet, Revocation
-from mqauth.message import Message
 from mqauth.testing import FakeClock, Forge
 from mqauth.verifier import Verifier
+from mqauth.wire.keys import KeySet, Revocation
+from mqauth.wire.message import Message
 
 Maker = Callable[..., Message]
 LATER = 100

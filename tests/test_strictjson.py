@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mqauth import strictjson
-from mqauth.strictjson import StrictJSONError
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.strict_json import StrictJSONError
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from mqauth import base64url, batch, destination, envelope, jwk, strictjson
 from mqauth.errors import MalformedMessage, Reason
 from mqauth.flow import run
-from mqauth.jsonform import from_form
-from mqauth.merkle import Proven, leaf_hash
 from mqauth.pipeline import Outcome, Pipeline
 from mqauth.policy import Allow
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock
 from mqauth.verifier import Verifier
+from mqauth.wire import base64url, batch, destination, envelope, jwk
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.json_form import from_form
+from mqauth.wire.merkle import Proven, leaf_hash
 from tests.test_merkle import inclusion, mth
 from tests.vectors import generate as generator
 

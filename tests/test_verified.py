@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from mqauth.errors import ConfigurationError
-from mqauth.message import Message
 from mqauth.testing import Forge, verified
 from mqauth.verified import Verified, equip
+from mqauth.wire.message import Message
 
 Maker = Callable[..., Message]
 

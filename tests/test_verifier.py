@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from mqauth import claims as claim_set
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
-from mqauth.keys import Key, KeySet, Revocation
-from mqauth.message import Message, Origin
 from mqauth.testing import ATTACKS, FakeClock, Forge
 from mqauth.testing.attacks import honest_message
 from mqauth.times import Times
 from mqauth.verified import Verified
 from mqauth.verifier import Issuer, Verifier
+from mqauth.wire import claims as claim_set
+from mqauth.wire.keys import Key, KeySet, Revocation
+from mqauth.wire.message import Message, Origin
 
 ReasonOf = Callable[[Callable[[], object]], Reason]
 Maker = Callable[..., Message]

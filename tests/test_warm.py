@@ -14,15 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqauth import batch, envelope, jws, merkle, strictjson, template
-from mqauth import claims as claim_set
 from mqauth.clock import SYSTEM_RANDOMNESS
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.flow import arun, run
 from mqauth.judging.delivery import Delivery, Step
-from mqauth.keys import Key, KeySet, Revocation
 from mqauth.knowntokens import CAPACITY, Tokens
-from mqauth.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, Message, Origin
 from mqauth.pipeline import Pipeline
 from mqauth.policy import Allow, Decision, Policy
 from mqauth.release import RELEASE_HEADER
@@ -35,6 +31,11 @@ from mqauth.testing.forge import ISSUER, REMOVED, SUBJECT
 from mqauth.verdictrecord import verdict_record
 from mqauth.verified import Verified
 from mqauth.verifier import Candidate, Verifier
+from mqauth.wire import batch, envelope, jws, merkle, template
+from mqauth.wire import claims as claim_set
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.keys import Key, KeySet, Revocation
+from mqauth.wire.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, Message, Origin
 
 KAFKA, RABBITMQ = "kafka:orders", "rabbitmq:shop/orders.created"
 PLACES = {"kafka": (KAFKA, "kafka:stock"), "rabbitmq": (RABBITMQ, "rabbitmq:shop/orders.paid")}

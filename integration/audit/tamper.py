@@ -24,8 +24,8 @@ from mqauth.audit import GENESIS, chain_hash
 from mqauth.auditfile import AuditFile
 from mqauth.audithead import HeadFile
 from mqauth.cli import audit
-from mqauth.keys import Key
-from mqauth.strictjson import dumps
+from mqauth.wire.keys import Key
+from mqauth.wire.strict_json import dumps
 
 RECORDS = 120
 HEADS_EVERY = 50

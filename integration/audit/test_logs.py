@@ -13,7 +13,6 @@ import pytest
 
 from mqauth.auditfile import AuditFile
 from mqauth.flow import Attempts
-from mqauth.message import Message
 from mqauth.pipeline import Pipeline
 from mqauth.redaction import REDACTED
 from mqauth.sinks import FanOut, LoggingSink, MisuseWatch
@@ -22,6 +21,7 @@ from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
+from mqauth.wire.message import Message
 
 HONEST = 5
 TOKEN = re.compile(rb"eyJ[\w-]+\.[\w-]*\.[\w-]*")

@@ -19,7 +19,6 @@ from integration.services.prometheus import Prometheus
 from mqauth.auditfile import AuditFile
 from mqauth.errors import Reason
 from mqauth.flood import FloodGate
-from mqauth.message import Message
 from mqauth.pipeline import Pipeline
 from mqauth.sinks import MisuseWatch
 from mqauth.stores.memory import MemoryReplayStore
@@ -27,6 +26,7 @@ from mqauth.telemetry.prometheus import Endpoint
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import ISSUER, Forge
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
+from mqauth.wire.message import Message
 
 OBSERVABILITY = ROOT / "docs" / "observability"
 WINDOW = "20s"

@@ -18,15 +18,16 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, Final
 
-from mqauth import MemoryReplayStore, Message, Pipeline, Verdict, base64url
+from mqauth import MemoryReplayStore, Message, Pipeline, Verdict
 from mqauth.audit import AuditRecord
 from mqauth.bench.inprocess import PLACE, delivered
 from mqauth.bench.rounds import Measured, Spread, Stopwatch
 from mqauth.bench.workload import BATCH, LIFETIME, Workload
 from mqauth.deadletter import DeadLetter
 from mqauth.flow import run
-from mqauth.message import TOKEN_HEADER
 from mqauth.testing.forge import Forge
+from mqauth.wire import base64url
+from mqauth.wire.message import TOKEN_HEADER
 
 TOKENS: Final = 100_000
 _HONEST: Final = 20

@@ -22,8 +22,8 @@ from mqauth.bench.inprocess import PLACE, delivered, judge_all
 from mqauth.bench.rounds import Measured, Stopwatch
 from mqauth.bench.run import address_of
 from mqauth.bench.workload import BATCH, LIFETIME, Refusals, Workload, guard
-from mqauth.jwk import dump_key_set, load_key_set
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT, Forge
+from mqauth.wire.jwk import dump_key_set, load_key_set
 
 MESSAGES: Final = 1_000_000
 PRODUCERS: Final = (1, 10, 100, 1000)

@@ -19,8 +19,8 @@ from mqauth.bench.rounds import Measured, Spread, Stopwatch
 from mqauth.bench.workload import BATCH, LIFETIME, Refusals, Tally, Workload, guard
 from mqauth.brokers import kafka, kafka_repair
 from mqauth.brokers.log_records import native_headers
-from mqauth.destination import kafka as destination
 from mqauth.testing.forge import SUBJECT, Forge
+from mqauth.wire.destination import kafka as destination
 
 _ROUNDS: Final = 3
 _RECORDS: Final = 8192

@@ -21,9 +21,9 @@ from mqauth.bench.kafka import Ended
 from mqauth.bench.rounds import Stopwatch
 from mqauth.bench.workload import Refusals, Tally
 from mqauth.brokers import kafka
-from mqauth.destination import kafka as destination
 from mqauth.testing.forge import SUBJECT
 from mqauth.testing.stage_kafka import servers
+from mqauth.wire.destination import kafka as destination
 
 PARTITIONS: Final = 4
 RECORDS: Final = 24_576

@@ -9,7 +9,7 @@ from typing import Self
 
 from mqauth.deadletter import PREFIX
 from mqauth.errors import Reason
-from mqauth.message import Message
+from mqauth.wire.message import Message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

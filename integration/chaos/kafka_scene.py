@@ -20,7 +20,6 @@ from mqauth import Allow, AuditFile, Pipeline, Verified, Verifier
 from mqauth.brokers import kafka
 from mqauth.brokers.log_records import native_headers, to_message
 from mqauth.flow import Attempts
-from mqauth.jwk import dump_key_set
 from mqauth.pipeline import Outcome
 from mqauth.replay import ReplayStore
 from mqauth.signer import Signer
@@ -28,6 +27,7 @@ from mqauth.stores.memory import MemoryReplayStore
 from mqauth.stores.redis import RedisReplayStore
 from mqauth.testing.forge import SUBJECT, Forge
 from mqauth.testing.stage_kafka import KafkaStage
+from mqauth.wire.jwk import dump_key_set
 
 APPEND: dict[str, Any] = {"at": "append", "max_queue_age": 3600}
 """Verifier settings for a topic whose broker stamps what it receives."""

@@ -20,13 +20,13 @@ from mqauth import Allow, AuditFile, Pipeline, Verified, Verifier
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_channel import LOST
 from mqauth.flow import Attempts
-from mqauth.jwk import dump_key_set
 from mqauth.pipeline import Outcome
 from mqauth.replay import ReplayStore
 from mqauth.signer import Signer
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.stores.redis import AsyncRedisReplayStore
 from mqauth.testing.forge import SUBJECT, Forge
+from mqauth.wire.jwk import dump_key_set
 
 APPEND: dict[str, Any] = {"at": "append", "max_queue_age": 3600, "append_evidence": "interceptor"}
 """Verifier settings for a broker that stamps what it receives."""

@@ -24,10 +24,10 @@ from mqauth import Allow, AuditFile, Issuer, Pipeline, Verified, Verifier
 from mqauth.audit import AuditRecord
 from mqauth.brokers import rabbitmq
 from mqauth.deadletter import DeadLetter
-from mqauth.jwk import load_key_set
 from mqauth.replay import ClaimRequest
 from mqauth.stores.redis import AsyncRedisReplayStore
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
+from mqauth.wire.jwk import load_key_set
 
 Moment = Literal["handler", "confirm", "audit", "letter", "never"]
 _QUIET = 5

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from integration.keyserver import KeyServer
-from mqauth.keys import Key
 from mqauth.keystore.jwks_refresher import ThreadRefresher
+from mqauth.wire.keys import Key
 
 FASTER: Final = 20
 """How much faster a key cache's time runs in a row: its cool-down of 30 s takes 1.5 s."""

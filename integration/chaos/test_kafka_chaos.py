@@ -39,8 +39,8 @@ from integration.services import Kafka, Redis
 from mqauth import JWKS, Verified
 from mqauth.auditchain import verify_chain
 from mqauth.errors import Cause
-from mqauth.keys import Key
 from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT
+from mqauth.wire.keys import Key
 
 Report = Callable[[Count], None]
 WITHIN = 60

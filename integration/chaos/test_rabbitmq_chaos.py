@@ -37,8 +37,8 @@ from mqauth import JWKS, Verified
 from mqauth.auditchain import verify_chain
 from mqauth.brokers import rabbitmq
 from mqauth.errors import Cause
-from mqauth.keys import Key
 from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT
+from mqauth.wire.keys import Key
 
 Report = Callable[[Count], None]
 LEASE = 2

@@ -18,9 +18,9 @@ from integration.review.scene import Scene
 from integration.services import Kafka, RabbitMQ
 from mqauth.auditchain import verify_chain
 from mqauth.auditlog import read_records
-from mqauth.message import Message
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
+from mqauth.wire.message import Message
 
 EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 LATE = 12

@@ -18,10 +18,10 @@ from integration.review.survey import fill_rabbitmq, letters_of
 from integration.services import RabbitMQ
 from mqauth.cli.dlq_broker import opened
 from mqauth.console import Desk, Tokens, application
-from mqauth.message import Message
 from mqauth.review import Letter
 from mqauth.review.letterbox import BATCH, LetterBox
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
+from mqauth.wire.message import Message
 
 LETTERS = BATCH + 50
 TOKEN = "r" * 40

@@ -26,8 +26,8 @@ from integration.services import RabbitMQ
 from integration.services.machine import Port
 from mqauth.auditchain import verify_chain
 from mqauth.auditlog import read_records
-from mqauth.keys import Key
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
+from mqauth.wire.keys import Key
 
 ACCOUNTS: Final = {
     "ada": {"email": "ada@example.test", "email_verified": True, "groups": ["staff", "dlq-review"]},

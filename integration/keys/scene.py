@@ -17,9 +17,9 @@ import pytest
 from integration.keys.issuer import IssuerProcess
 from integration.keys.lanes import Lane
 from mqauth import JWKS, ActiveKey, Allow, AuditFile, MemoryReplayStore, Pipeline, Signer, Verified, Verifier
-from mqauth.keys import Key, SigningKey, SigningKeySource
 from mqauth.keystore import Keystore, jwks_rules, ring
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
+from mqauth.wire.keys import Key, SigningKey, SigningKeySource
 
 COOLDOWN = 0.5
 FRESH = 2.0

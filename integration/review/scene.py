@@ -16,9 +16,6 @@ from mqauth import Pipeline, Verified
 from mqauth.auditfile import AuditFile
 from mqauth.auditlog import read_records
 from mqauth.cli.dlq_broker import Opened, Place, opened
-from mqauth.jwk import dump_key_set
-from mqauth.keys import Key, KeySet
-from mqauth.message import Message
 from mqauth.policy import Allow
 from mqauth.release import WAIVABLE, Authority, ReleaseAuthorities
 from mqauth.releaser import Releaser
@@ -28,6 +25,9 @@ from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT, Forge
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.verifier import Issuer
+from mqauth.wire.jwk import dump_key_set
+from mqauth.wire.keys import Key, KeySet
+from mqauth.wire.message import Message
 
 REVIEW: Final = "https://review.example"
 WHY: Final = "reviewed in a test"

@@ -30,9 +30,9 @@ from integration.review.scene import KINDS, Scene
 from mqauth.brokers import kafka_translate, log_records, rabbitmq_translate
 from mqauth.deadletter import DeadLetter
 from mqauth.errors import Reason, Rejection
-from mqauth.message import Message, Origin
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
+from mqauth.wire.message import Message, Origin
 
 _KAFKA: Any = kafka  # its classes have no types
 _CONFIRMED_TOGETHER: Final = 500

@@ -13,13 +13,14 @@ import pytest
 
 from integration.review.scene import Scene
 from integration.services import Kafka
-from mqauth import MalformedMessage, Reason, Unavailable, destination
+from mqauth import MalformedMessage, Reason, Unavailable
 from mqauth.cli import main
 from mqauth.cli.dlq_broker import opened
 from mqauth.flow import call
-from mqauth.message import Message
 from mqauth.review import redrive
 from mqauth.testing.stage_kafka import KafkaStage
+from mqauth.wire import destination
+from mqauth.wire.message import Message
 
 Run = Callable[..., tuple[int, Any]]
 

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 import aio_pika
 
 from integration.services import RabbitMQ
-from mqauth import destination, jws, strictjson
 from mqauth.deadletter import PREFIX, DeadLetter
 from mqauth.errors import Reason, Rejection
 from mqauth.flow import call
-from mqauth.jws import LocalSigningKey
-from mqauth.keys import Key
-from mqauth.message import Message
 from mqauth.release import RELEASE_HEADER, RELEASE_TYPE, WAIVABLE, open_release
 from mqauth.review import Letter, redrive, restore
+from mqauth.wire import destination, jws
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.jws import LocalSigningKey
+from mqauth.wire.keys import Key
+from mqauth.wire.message import Message
 
 if TYPE_CHECKING:
     from integration.review.scene import Scene

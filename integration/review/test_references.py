@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from integration.services import Kafka, RabbitMQ
-from mqauth import destination
 from mqauth.deadletter import PREFIX, DeadLetter
 from mqauth.errors import Reason, Rejection
 from mqauth.flow import call
-from mqauth.message import Message
 from mqauth.review import Filter, redrive
+from mqauth.wire import destination
+from mqauth.wire.message import Message
 
 if TYPE_CHECKING:
     from integration.review.scene import Scene

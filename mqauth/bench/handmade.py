@@ -23,8 +23,8 @@ from cryptography.x509.oid import NameOID
 
 from mqauth.bench.workload import LIFETIME
 from mqauth.errors import ConfigurationError
-from mqauth.keys import Key
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
+from mqauth.wire.keys import Key
 
 HEADER: Final = "authorization"
 _LEEWAY: Final = 5

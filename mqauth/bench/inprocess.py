@@ -15,15 +15,15 @@ from typing import Any, Final
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding
 
-from mqauth import destination
 from mqauth.bench.rounds import Measured, Progress, Rounds, Spread, Stopwatch, Variant, alternate
 from mqauth.bench.workload import BATCH, BODY_SIZE, HEADER_COUNT, LIFETIME, Refusals, Workload, guard
-from mqauth.ed25519 import holds, signing
 from mqauth.flow import run
-from mqauth.keys import ALGORITHMS, Key
-from mqauth.message import Message, Origin
 from mqauth.pipeline import Pipeline
 from mqauth.testing.forge import Forge
+from mqauth.wire import destination
+from mqauth.wire.ed25519 import holds, signing
+from mqauth.wire.keys import ALGORITHMS, Key
+from mqauth.wire.message import Message, Origin
 
 SIZES: Final = (100, 1024, 65_536)
 HEADERS: Final = (0, 5, 20)

@@ -15,7 +15,6 @@ import kafka as kafka_python
 import kafka.admin as kafka_admin
 from kafka.record.default_records import DefaultRecordBatchBuilder
 
-from mqauth import destination
 from mqauth.bench.handmade import HEADER, Bare, Carried, Wrapper
 from mqauth.bench.lanes import WORK, BrokerFound, Effort, Lane, compare
 from mqauth.bench.rounds import Measured, Progress, Stopwatch
@@ -25,6 +24,7 @@ from mqauth.brokers.log_records import native_headers, to_message
 from mqauth.errors import ConfigurationError
 from mqauth.testing.forge import Forge
 from mqauth.verified import Verified
+from mqauth.wire import destination
 
 PATIENCE: Final = 40.0
 """Seconds a round may take; it is tried once more."""

@@ -16,16 +16,16 @@ from typing import Any, Final, Self
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage, AbstractQueue
 
-from mqauth import destination
 from mqauth.bench.handmade import HEADER, Bare, Carried, Wrapper
 from mqauth.bench.lanes import BrokerFound, Effort, Lane, compare
 from mqauth.bench.rounds import Measured, Progress, Stopwatch
 from mqauth.bench.workload import BATCH, LIFETIME, Refusals, Tally, Workload, guard
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_translate import headers_out, to_message
-from mqauth.message import TOKEN_HEADER
 from mqauth.testing.forge import Forge
 from mqauth.verified import Verified
+from mqauth.wire import destination
+from mqauth.wire.message import TOKEN_HEADER
 
 PREFETCH: Final = 128
 """Unacked deliveries, the same for every contender."""

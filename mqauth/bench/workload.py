@@ -9,12 +9,12 @@ from typing import Any, Final
 
 from mqauth.audit import AuditRecord
 from mqauth.deadletter import DeadLetter
-from mqauth.destination import is_kafka
 from mqauth.errors import MqauthError
-from mqauth.message import HeaderPair, Message
 from mqauth.pipeline import Pipeline
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.forge import Forge
+from mqauth.wire.destination import is_kafka
+from mqauth.wire.message import HeaderPair, Message
 
 BODY_SIZE: Final = 1024
 HEADER_COUNT: Final = 5

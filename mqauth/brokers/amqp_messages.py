@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
-from mqauth import destination
 from mqauth.brokers.amqp_values import Scalar, header_name, headers_in, on_wire, short_string
-from mqauth.encoding import MAX_DEPTH
 from mqauth.errors import MalformedMessage
-from mqauth.message import Message, Origin, message_of
+from mqauth.wire import destination
+from mqauth.wire.encoding import MAX_DEPTH
+from mqauth.wire.message import Message, Origin, message_of
 
 APPEND_HEADER: Final = "timestamp_in_ms"
 SHORT_STRINGS: Final = {

@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final, TypeAlias
 
-from mqauth.encoding import MAX_DEPTH
 from mqauth.errors import MalformedMessage
-from mqauth.message import HeaderPair, HeaderValue
+from mqauth.wire.encoding import MAX_DEPTH
+from mqauth.wire.message import HeaderPair, HeaderValue
 
 MAX_SHORT_STRING: Final = 255
 MAX_KEY: Final = 128

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from kafka.errors import KafkaError
 
-from mqauth import strictjson
 from mqauth.audit import AuditRecord
 from mqauth.brokers.kafka_confirm import Confirmed
 from mqauth.errors import Cause, Unavailable
+from mqauth.wire import strict_json as strictjson
 
 if TYPE_CHECKING:
     from kafka import KafkaProducer

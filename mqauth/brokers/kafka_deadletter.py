@@ -13,7 +13,7 @@ from mqauth.brokers.letters import first_taken
 from mqauth.brokers.log_records import dead_letter_headers
 from mqauth.deadletter import DeadLetter, Oversize, check_oversize, undelivered
 from mqauth.flow import run
-from mqauth.message import Message
+from mqauth.wire.message import Message
 
 if TYPE_CHECKING:
     from kafka import KafkaProducer

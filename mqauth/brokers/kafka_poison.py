@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from kafka.errors import CommitFailedError, RebalanceInProgressError, RetriableError
 
-from mqauth import audit, destination
+from mqauth import audit
 from mqauth.audit import AuditRecord
 from mqauth.brokers import kafka_repair
 from mqauth.brokers.kafka_log import Logs
@@ -23,8 +23,9 @@ from mqauth.brokers.log_records import NO_LOG, Log
 from mqauth.clock import SYSTEM_RANDOMNESS, uuid7
 from mqauth.delivery.work import Work
 from mqauth.errors import MqauthError, Reason
-from mqauth.message import Message, Origin
 from mqauth.pipeline import Pipeline
+from mqauth.wire import destination
+from mqauth.wire.message import Message, Origin
 
 COMES_AGAIN: Final = (CommitFailedError, RebalanceInProgressError, RetriableError)
 """What a poll or a commit raises that is to be made again."""

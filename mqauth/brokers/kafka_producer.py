@@ -8,15 +8,15 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from mqauth.batching import DEFAULT_LINGER, check_batching
 from mqauth.brokers.kafka_atomic import Atomic
 from mqauth.brokers.kafka_client import producer_settings
 from mqauth.brokers.kafka_room import Room
 from mqauth.brokers.kafka_sealing import Sealing
 from mqauth.brokers.log_records import native_headers, to_message
 from mqauth.errors import ConfigurationError, MqauthError
-from mqauth.message import Message
 from mqauth.signer import Signer
+from mqauth.wire.batch_settings import DEFAULT_LINGER, check_batching
+from mqauth.wire.message import Message
 
 if TYPE_CHECKING:
     from kafka import KafkaProducer

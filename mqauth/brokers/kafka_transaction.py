@@ -23,7 +23,7 @@ from mqauth.brokers.log_records import dead_letter_headers
 from mqauth.clock import Clock
 from mqauth.deadletter import DeadLetter, undelivered
 from mqauth.errors import ConfigurationError
-from mqauth.message import Message
+from mqauth.wire.message import Message
 
 if TYPE_CHECKING:
     from kafka import KafkaProducer

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from mqauth.brokers.kafka_client import refuse_foreign
 from mqauth.brokers.log_records import NO_LOG, Log, record_message, unreadable
-from mqauth.message import HeaderValue, Message
+from mqauth.wire.message import HeaderValue, Message
 
 LOG_APPEND_TIME: Final = 1
 """``timestamp_type`` of a record whose timestamp the broker set (KIP-32); 0 is the producer's own."""

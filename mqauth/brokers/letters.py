@@ -15,7 +15,7 @@ from typing import Any, Final
 from mqauth.deadletter import Carries, DeadLetter, Oversize, undelivered
 from mqauth.errors import Cause, Unavailable
 from mqauth.flow import Flow, call
-from mqauth.message import Message
+from mqauth.wire.message import Message
 
 MAX_UNKNOWN: Final = 1000
 """Records of unknown outcome that are remembered; beyond it the oldest may be sent twice, with one id."""

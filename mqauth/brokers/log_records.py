@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
-from mqauth import destination
 from mqauth.errors import MalformedMessage
-from mqauth.message import (
+from mqauth.wire import destination
+from mqauth.wire.message import (
     NO_ORIGIN,
     NO_PROPERTIES,
     HeaderPair,

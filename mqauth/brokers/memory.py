@@ -12,14 +12,14 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from mqauth import destination
 from mqauth.deadletter import DeadLetter
 from mqauth.errors import Cause, ConfigurationError, MqauthError, Unavailable
 from mqauth.flow import arun, refuse_async, run
-from mqauth.message import HeaderValue, Message, Origin
 from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline, Verdict
 from mqauth.signer import Signer
 from mqauth.verified import Verified, equip
+from mqauth.wire import destination
+from mqauth.wire.message import HeaderValue, Message, Origin
 
 _IDLE_SECONDS: Final = 0.05
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from mqauth.brokers.queue_acks import Send
 from mqauth.delivery.slot import Facts
 from mqauth.errors import ConfigurationError
-from mqauth.message import Message
+from mqauth.wire.message import Message
 
 Take = Callable[[Any], Awaitable[None]]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractQueue
 
-from mqauth import strictjson
 from mqauth.audit import AuditRecord
 from mqauth.brokers.amqp_messages import new_message_id
 from mqauth.brokers.rabbitmq_confirm import Confirmed
 from mqauth.brokers.rabbitmq_frame import Measured
 from mqauth.brokers.rabbitmq_topology import declare_dead_letters
 from mqauth.errors import Cause
+from mqauth.wire import strict_json as strictjson
 
 CONTENT_TYPE = "application/json"
 RECORD_TYPE = "mqauth-audit-1"

@@ -15,7 +15,7 @@ from mqauth.brokers.rabbitmq_translate import carries, to_native
 from mqauth.deadletter import DeadLetter, Oversize, check_oversize
 from mqauth.errors import Cause
 from mqauth.flow import arun
-from mqauth.message import Message
+from mqauth.wire.message import Message
 
 DEFAULT_MAX_BODY: Final = 16 * 1024 * 1024
 """RabbitMQ 4's default ``max_message_size``, bytes."""

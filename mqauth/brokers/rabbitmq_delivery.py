@@ -13,7 +13,7 @@ from mqauth.brokers.queue_acks import Send
 from mqauth.brokers.queue_roundtrip import PART, RoundTrip
 from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error, is_blocked, is_stale, told
 from mqauth.brokers.rabbitmq_translate import failures_of, from_native
-from mqauth.message import Message
+from mqauth.wire.message import Message
 
 
 class Deliveries:

@@ -16,7 +16,7 @@ from pamqp import commands
 from mqauth.brokers.rabbitmq_channel import is_untouched
 from mqauth.brokers.rabbitmq_frame import Measured, agreed, check_frame, frame_limit, unsendable
 from mqauth.brokers.rabbitmq_translate import headers_out
-from mqauth.message import Message
+from mqauth.wire.message import Message
 
 DRAIN_EVERY: Final = 32
 """Publishes of which one waits for the socket: a broker that stops reading stops all of them soon."""

@@ -15,7 +15,6 @@ from aio_pika import exceptions
 from aio_pika.abc import AbstractExchange, AbstractMessage, PublishResultType
 from pamqp import commands
 
-from mqauth.batching import DEFAULT_LINGER
 from mqauth.brokers.amqp_messages import new_message_id
 from mqauth.brokers.rabbitmq_channel import ClosedByOwnerError, closing_is_an_error
 from mqauth.brokers.rabbitmq_outlet import Outlet, Outlets
@@ -25,8 +24,9 @@ from mqauth.brokers.rabbitmq_translate import to_message
 from mqauth.brokers.sealing import Alone, Pace, Sealing
 from mqauth.brokers.underway import UnderWay
 from mqauth.errors import MalformedMessage, MqauthError
-from mqauth.message import Message
 from mqauth.signer import Signer
+from mqauth.wire.batch_settings import DEFAULT_LINGER
+from mqauth.wire.message import Message
 
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
 

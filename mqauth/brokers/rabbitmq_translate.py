@@ -18,7 +18,7 @@ from mqauth.brokers.amqp_messages import SHORT_STRINGS, Number
 from mqauth.brokers.rabbitmq_frame import Measured
 from mqauth.brokers.rabbitmq_incoming import Unreadable
 from mqauth.errors import MalformedMessage
-from mqauth.message import HeaderPair, HeaderValue, Message
+from mqauth.wire.message import HeaderPair, HeaderValue, Message
 
 _MILLISECONDS: Final = 1000
 

@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
-from mqauth.batching import DEFAULT_LINGER, check_batching
 from mqauth.brokers.timer import Timer, call_later
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import MalformedMessage
-from mqauth.message import Message
 from mqauth.signer import Prepared, Signer
+from mqauth.wire.batch_settings import DEFAULT_LINGER, check_batching
+from mqauth.wire.message import Message
 
 R = TypeVar("R")
 _WEIGHT: Final = 0.1

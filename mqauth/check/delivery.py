@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Final
 
-from mqauth import destination
 from mqauth.check import codes
 from mqauth.check.findings import Finding
 from mqauth.check.target import Rule, Target, mode, strangers
 from mqauth.policy import matches
 from mqauth.stores.memory import DEFAULT_CAPACITY
+from mqauth.wire import destination
 
 _PASSING: Final = tuple(PurePosixPath(path) for path in ("/dev", "/proc", "/run", "/var/run", "/tmp"))  # noqa: S108
 _WRITE: Final = 0o022

@@ -11,10 +11,10 @@ from mqauth.check.findings import Finding
 from mqauth.check.jwks import key_set
 from mqauth.check.target import Rule, Target, few
 from mqauth.config_settings import IssuerSettings, RuleSettings, SourceSettings
-from mqauth.destination import is_kafka
 from mqauth.errors import Reason
-from mqauth.keys import Key
 from mqauth.verifier import Issuer
+from mqauth.wire.destination import is_kafka
+from mqauth.wire.keys import Key
 
 _ANY: Final = "*"
 _WILDCARDS: Final = frozenset(("*", "#"))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from mqauth import base64url, strictjson
 from mqauth.check import codes
 from mqauth.check.findings import Finding
 from mqauth.check.target import Rule, Target, few
@@ -16,10 +15,12 @@ from mqauth.check.transport import is_loopback
 from mqauth.config_kinds import is_url
 from mqauth.config_settings import SourceSettings
 from mqauth.errors import ConfigurationError
-from mqauth.jwk import MAX_DOCUMENT, load_key, load_key_set
-from mqauth.keys import MIN_RSA_BITS, MIN_RSA_EXPONENT, KeySet
 from mqauth.keystore import Keystore, files
 from mqauth.keystore.ring import KeyRing
+from mqauth.wire import base64url
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.jwk import MAX_DOCUMENT, load_key, load_key_set
+from mqauth.wire.keys import MIN_RSA_BITS, MIN_RSA_EXPONENT, KeySet
 
 DAY: Final = 86_400
 _DEPTH: Final = 8

@@ -18,8 +18,8 @@ from mqauth.check.target import Rule, Target, mode, others
 from mqauth.config_file import read_passphrase
 from mqauth.config_settings import ProducerSettings
 from mqauth.errors import ConfigurationError
-from mqauth.keys import MIN_RSA_BITS
 from mqauth.keystore import State, files
+from mqauth.wire.keys import MIN_RSA_BITS
 
 KEYS: Final = ("producer", "keys")
 FRESH: Final = 300

@@ -8,8 +8,8 @@ from typing import Any, Final
 from mqauth.check import codes
 from mqauth.check.findings import Finding
 from mqauth.check.target import Rule, Target
-from mqauth.destination import is_kafka
 from mqauth.signer import MAX_LIFETIME
+from mqauth.wire.destination import is_kafka
 
 LONG_LIFETIME: Final = 900
 """Seconds over which a producer's tokens live long."""

@@ -21,7 +21,7 @@ from mqauth.cli.console_app import console
 from mqauth.cli.dlq_app import dlq_app
 from mqauth.cli.output import abandon_output, print_error
 from mqauth.errors import ConfigurationError, MqauthError, Unavailable
-from mqauth.keys import ALGORITHMS
+from mqauth.wire.keys import ALGORITHMS
 
 USAGE: Final = 2
 UNDECIDED: Final = 3

@@ -18,9 +18,9 @@ from mqauth.auditlog import TIMES, Record, Selection, claims_of, count, is_verif
 from mqauth.cli.follow import follow
 from mqauth.cli.output import one_line, print_json
 from mqauth.errors import ConfigurationError
-from mqauth.jwk import load_key_set
 from mqauth.linefile import last_lines
 from mqauth.misuse import Alert, Detector, Thresholds
+from mqauth.wire.jwk import load_key_set
 
 _BAR: Final = 40
 _NAME: Final = 60

@@ -12,8 +12,8 @@ from mqauth.audit import iso_time
 from mqauth.cli.output import print_json
 from mqauth.config_file import read_passphrase
 from mqauth.errors import ConfigurationError
-from mqauth.jwk import dump_key_set
 from mqauth.keystore import Keystore, RingKey, document, public_keys, ring
+from mqauth.wire.jwk import dump_key_set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

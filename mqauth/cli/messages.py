@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
-from mqauth import strictjson
 from mqauth.errors import ConfigurationError, MalformedMessage
-from mqauth.jsonform import JSON_DEPTH
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.json_form import JSON_DEPTH
 
 MAX_INPUT: Final = 16 * 1024 * 1024
 """Bytes a message in JSON, a line of it, or a body may have."""

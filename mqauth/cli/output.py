@@ -10,7 +10,7 @@ import re
 import sys
 from typing import Any
 
-from mqauth import strictjson
+from mqauth.wire import strict_json as strictjson
 
 _UNPRINTABLE = re.compile(
     r"[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"

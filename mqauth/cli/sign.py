@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import mqauth
-from mqauth import destination, jsonform
 from mqauth.cli.messages import MAX_INPUT, Text, read_body, read_texts, standard_input
 from mqauth.cli.output import print_json
 from mqauth.errors import ConfigurationError, MalformedMessage
-from mqauth.message import TOKEN_HEADER, Message
 from mqauth.signer import Prepared, Signer
+from mqauth.wire import destination
+from mqauth.wire import json_form as jsonform
+from mqauth.wire.message import TOKEN_HEADER, Message
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mqauth.claims import is_name
 from mqauth.console.access import ROLES
 from mqauth.console.oidc_settings import OIDCSettings
 from mqauth.errors import MqauthError
+from mqauth.wire.claims import is_name
 
 MAX_VALUES: Final = 1000
 

@@ -11,9 +11,9 @@ from joserfc import jws
 from joserfc.jwk import JWKRegistry, Key, RSAKey
 from joserfc.jwt import JWTClaimsRegistry
 
-from mqauth import strictjson
-from mqauth.claims import is_name
 from mqauth.errors import MqauthError
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.claims import is_name
 
 ALGORITHMS: Final = frozenset(
     ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519")

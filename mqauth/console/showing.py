@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mqauth import jsonform
 from mqauth.audit import iso_time
-from mqauth.message import TOKEN_HEADER, Message
 from mqauth.release import RELEASE_HEADER
 from mqauth.review import Reading
+from mqauth.wire import json_form as jsonform
+from mqauth.wire.message import TOKEN_HEADER, Message
 
 MAX_BODY: Final = 64 * 1024
 MAX_HEX: Final = 8 * 1024

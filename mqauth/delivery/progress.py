@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from mqauth.deadletter import letter_id
 from mqauth.errors import Cause, Reason, Unavailable
-from mqauth.message import Message
 from mqauth.pipeline import Delivery, Pipeline, Step, Verdict
+from mqauth.wire.message import Message
 
 MAX_BYTES: Final = 16 * 1024 * 1024
 """Of the messages whose deliveries were given back, about."""

@@ -13,9 +13,9 @@ from mqauth.delivery.slot import Slot
 from mqauth.delivery.work import equipped
 from mqauth.errors import Cause, StaleDelivery
 from mqauth.flow import Flow
-from mqauth.message import Message
 from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
 from mqauth.verified import Responder
+from mqauth.wire.message import Message
 
 LEFT: Final = (
     "%s: %d messages at their last delivery were not settled; when the connection closes the broker puts them away"

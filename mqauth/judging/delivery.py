@@ -9,11 +9,11 @@ from typing import Any, Final, NamedTuple
 
 from mqauth.deadletter import content_digest
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
-from mqauth.message import Message
 from mqauth.release import Release
 from mqauth.replay import ClaimRequest
 from mqauth.verified import Verified
 from mqauth.verifier import Candidate
+from mqauth.wire.message import Message
 
 
 class Verdict(Enum):

@@ -11,10 +11,10 @@ from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError
-from mqauth.jws import LocalSigningKey
 from mqauth.keystore.files import Stamp
 from mqauth.keystore.folder import Keystore
 from mqauth.keystore.ring import PICKUP, KeyRing
+from mqauth.wire.jws import LocalSigningKey
 
 LOOK_EVERY: Final = 5.0
 MAX_LOOK: Final = 60.0

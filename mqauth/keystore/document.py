@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from mqauth import strictjson
-from mqauth.claims import is_name
 from mqauth.errors import ConfigurationError
-from mqauth.jwk import load_key
-from mqauth.keys import Revocation, public_members, thumbprint
 from mqauth.keystore.ring import KeyRing, RingKey, State
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.claims import is_name
+from mqauth.wire.jwk import load_key
+from mqauth.wire.keys import Revocation, public_members, thumbprint
 
 VERSION: Final = 1
 _DEPTH: Final = 6

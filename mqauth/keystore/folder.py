@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from mqauth.claims import is_name
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError
-from mqauth.keys import Key, KeySet
 from mqauth.keystore import document, files, ring
 from mqauth.keystore.ring import KeyRing, RingKey
+from mqauth.wire.claims import is_name
+from mqauth.wire.keys import Key, KeySet
 
 KEYSET: Final = "keyset.json"
 _MAX_KEYSET: Final = 4 * 1024 * 1024

@@ -14,7 +14,6 @@ from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
-from mqauth.keys import KeySet
 from mqauth.keystore import files, jwks_snapshot
 from mqauth.keystore import jwks_rules as rules
 from mqauth.keystore.jwks_events import Event, EventKind, Health
@@ -23,6 +22,7 @@ from mqauth.keystore.jwks_health import Announcer, Listener, OnEvent, health
 from mqauth.keystore.jwks_http import Endpoint, FetchFailed, trust
 from mqauth.keystore.jwks_refresher import Refresher, ThreadRefresher, Waiters, in_event_loop
 from mqauth.keystore.jwks_rules import AbsentKids, Answer, Cache, Limits, Ruling, Wish
+from mqauth.wire.keys import KeySet
 
 _LOG: Final = logging.getLogger("mqauth.keys")
 

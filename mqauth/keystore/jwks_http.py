@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
-from mqauth import strictjson
 from mqauth._version import __version__
 from mqauth.clock import Clock
 from mqauth.errors import ConfigurationError, MqauthError
-from mqauth.jwk import MAX_DOCUMENT
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.jwk import MAX_DOCUMENT
 
 MAX_BODY: Final = MAX_DOCUMENT
 MAX_TIMEOUT: Final = 5.0

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from mqauth.keys import Key, KeySet, thumbprint
 from mqauth.keystore.jwks_events import Event, EventKind
+from mqauth.wire.keys import Key, KeySet, thumbprint
 
 Suspects = Mapping[str, str]
 """A kid, to how the last answer contradicted the key in use: ``""`` lacked it, else that key's fingerprint."""

@@ -14,10 +14,10 @@ from enum import Enum
 from typing import Final, Literal
 
 from mqauth.errors import ConfigurationError
-from mqauth.keys import KeySet
 from mqauth.keystore import jwks_merge
 from mqauth.keystore.jwks_events import Event, EventKind
 from mqauth.keystore.jwks_merge import Suspects
+from mqauth.wire.keys import KeySet
 
 COOLDOWN: Final = 30.0
 """Seconds between two attempts on account of unknown kids, counted from the attempt, also in an outage."""

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth import strictjson
 from mqauth.errors import ConfigurationError, MqauthError
-from mqauth.jwk import MAX_DOCUMENT, dump_key_set, load_key_set
-from mqauth.keys import KeySet
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.jwk import MAX_DOCUMENT, dump_key_set, load_key_set
+from mqauth.wire.keys import KeySet
 
 _DEPTH: Final = 10
 _MAX_FILE: Final = 2 * MAX_DOCUMENT

@@ -10,9 +10,9 @@ from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError
-from mqauth.jwk import MAX_DOCUMENT, load_key_set
-from mqauth.keys import KeySet
 from mqauth.keystore import files
+from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
+from mqauth.wire.keys import KeySet
 
 LOOK_EVERY: Final = 1.0
 """Seconds after which a known kid makes us look at the file again, so that a revocation is noticed."""

@@ -11,13 +11,13 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Seque
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth import strictjson
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError
 from mqauth.keystore.files import Stamp
 from mqauth.keystore.folder import Keystore
 from mqauth.keystore.publication import Publication, max_age, publish
 from mqauth.keystore.ring import KeyRing
+from mqauth.wire import strict_json as strictjson
 
 PATHS: Final = ("/jwks.json", "/.well-known/jwks.json")
 HEALTH: Final = "/healthz"

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from mqauth import strictjson
 from mqauth.errors import ConfigurationError
-from mqauth.jwk import MAX_DOCUMENT, dump_key_set, load_key_set
-from mqauth.keys import KeySet
 from mqauth.keystore.jwks_rules import MAX_PUBLISH_DELAY
 from mqauth.keystore.ring import PICKUP, KeyRing, RingKey, State
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.jwk import MAX_DOCUMENT, dump_key_set, load_key_set
+from mqauth.wire.keys import KeySet
 
 MAX_AGE: Final = 300
 """Seconds; the longest time any copy may be taken for fresh, and so the longest time to a revocation."""

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final
 
 from mqauth.errors import ConfigurationError
-from mqauth.keys import Key, Revocation
+from mqauth.wire.keys import Key, Revocation
 
 DEFAULT_PUBLISH_DELAY: Final = 600
 MAX_PUBLISH_DELAY: Final = 30 * 86_400

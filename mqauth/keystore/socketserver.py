@@ -13,12 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from mqauth import base64url
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, MqauthError
-from mqauth.keys import SigningKey, SigningKeySource
 from mqauth.keystore.socketwire import MAX_DATA, Wire, WireError, peer_user
 from mqauth.privatefile import open_private
+from mqauth.wire import base64url
+from mqauth.wire.keys import SigningKey, SigningKeySource
 
 _OWNER: Final = 0o600
 _GROUP: Final = 0o660

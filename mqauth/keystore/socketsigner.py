@@ -14,12 +14,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth import base64url
-from mqauth.claims import is_name
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, Unavailable
-from mqauth.keys import ALGORITHMS, MAX_KID
 from mqauth.keystore.socketwire import MAX_DATA, Wire, WireError, peer_user
+from mqauth.wire import base64url
+from mqauth.wire.claims import is_name
+from mqauth.wire.keys import ALGORITHMS, MAX_KID
 
 DEFAULT_TIMEOUT: Final = 2.0
 _CHANGED: Final = "key_changed"

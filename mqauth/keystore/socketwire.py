@@ -7,9 +7,9 @@ import struct
 from contextlib import suppress
 from typing import Any, Final
 
-from mqauth import strictjson
 from mqauth.clock import Clock
 from mqauth.errors import MqauthError
+from mqauth.wire import strict_json as strictjson
 
 MAX_DATA: Final = 32 * 1024
 """Bytes a key signs at once; tokens have at most 8 KiB."""

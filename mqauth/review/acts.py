@@ -19,7 +19,6 @@ from mqauth.clock import Clock, uuid7
 from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable
 from mqauth.flow import Flow, call, either
 from mqauth.lineage import Hop
-from mqauth.message import Message
 from mqauth.pipeline import Pipeline, Verdict
 from mqauth.release import Release, without_release
 from mqauth.review.filters import Filter, Selection
@@ -29,6 +28,7 @@ from mqauth.review.letter import UNKNOWN, Letter, Reading, read, redeliverable
 from mqauth.review.letterbox import BATCH, LetterBox
 from mqauth.review.recall import Originals
 from mqauth.review.terms import Account, Pace, Reviewer, Terms, check_reason
+from mqauth.wire.message import Message
 
 UNSENDABLE: Final = "unsendable"
 _SLICE: Final = 0.2

@@ -16,11 +16,12 @@ from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any, Final, Self
 
-from mqauth import jsonform, strictjson
 from mqauth.audit import harmless
 from mqauth.errors import ConfigurationError, MalformedMessage
 from mqauth.review.filters import ALL, DIMENSIONS, Filter, Selection
 from mqauth.review.letter import Letter, Reading, read
+from mqauth.wire import json_form as jsonform
+from mqauth.wire import strict_json as strictjson
 
 _CHUNK: Final = 200
 _NAMES: Final = ", ".join(DIMENSIONS)

@@ -9,7 +9,6 @@ from typing import Final
 
 from mqauth.flow import Flow
 from mqauth.lineage import NO_PAST, Past
-from mqauth.message import Message
 from mqauth.pipeline import Outcome, Pipeline, Verdict
 from mqauth.release import without_release
 from mqauth.replay import ClaimRequest, ClaimStatus
@@ -18,6 +17,7 @@ from mqauth.review.index import Index, Row
 from mqauth.review.letter import Reading, redeliverable
 from mqauth.review.letterbox import BATCH
 from mqauth.review.recall import FAULTS, Originals, recalled
+from mqauth.wire.message import Message
 
 UNSOUND: Final = "letter_unsound"
 

@@ -13,14 +13,15 @@ import kafka as kafka_python
 import kafka.admin as kafka_admin
 from kafka.errors import KafkaError, MessageSizeTooLargeError, TopicAlreadyExistsError
 
-from mqauth import destination, strictjson
 from mqauth.brokers import kafka_poison
 from mqauth.brokers.kafka_client import producer_settings, settings_of
 from mqauth.brokers.kafka_translate import carries, from_native
 from mqauth.brokers.log_records import dead_letter_headers
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
-from mqauth.message import Message
 from mqauth.review.letter import Letter, lineage
+from mqauth.wire import destination
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.message import Message
 
 REVIEWED: Final = ".reviewed"
 _PYTHON: Any = kafka_python  # its classes have no types

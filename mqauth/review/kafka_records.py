@@ -19,8 +19,8 @@ from mqauth.brokers.kafka_client import settings_of
 from mqauth.brokers.kafka_log import Logs
 from mqauth.brokers.kafka_translate import from_native
 from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.message import Message
 from mqauth.review.recall import RecordPlace
+from mqauth.wire.message import Message
 
 _PYTHON: Any = kafka_python  # its classes have no types
 _POLL_MS: Final = 200

@@ -12,14 +12,16 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
-from mqauth import batch, destination, envelope, jsonform, jws, strictjson
-from mqauth import claims as claim_set
 from mqauth.audit import MAX_SOURCE, harmless
-from mqauth.claims import Claims
 from mqauth.deadletter import PREFIX, content_digest, letter_id
 from mqauth.errors import MalformedMessage, Reason, Rejection
 from mqauth.lineage import MAX_HOPS
-from mqauth.message import TOKEN_HEADER, HeaderPair, HeaderValue, Message, Origin
+from mqauth.wire import batch, destination, envelope, jws
+from mqauth.wire import claims as claim_set
+from mqauth.wire import json_form as jsonform
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.claims import Claims
+from mqauth.wire.message import TOKEN_HEADER, HeaderPair, HeaderValue, Message, Origin
 
 UNKNOWN: Final = "unknown"
 _LIVE: Final = frozenset(("user-id", "expiration", "reply-to", "message-id", "delivery-mode", "cluster-id"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
-from mqauth.message import Message
 from mqauth.review.letter import Letter
+from mqauth.wire.message import Message
 
 BATCH = 200
 """Letters asked for at once."""

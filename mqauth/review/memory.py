@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from mqauth.brokers.memory import MemoryBroker, UnroutableError
 from mqauth.errors import Cause, Unavailable
-from mqauth.message import Message
 from mqauth.pipeline import Delivery
 from mqauth.review.letter import Letter
+from mqauth.wire.message import Message
 
 
 class MemoryLetterBox:

@@ -17,14 +17,14 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.abc import DeliveredMessage
 from pamqp import commands
 
-from mqauth import destination
 from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error
 from mqauth.brokers.rabbitmq_frame import Measured, frame_limit
 from mqauth.brokers.rabbitmq_incoming import delivered
 from mqauth.brokers.rabbitmq_translate import carries, failures_of, from_native, to_native
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
-from mqauth.message import Message
 from mqauth.review.letter import Letter
+from mqauth.wire import destination
+from mqauth.wire.message import Message
 
 MAX_DELIVERIES: Final = 15
 """Deliveries of a letter beyond which a queue must be known to have no delivery limit; RabbitMQ's own is 20."""

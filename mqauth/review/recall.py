@@ -13,8 +13,8 @@ from typing import Final, Protocol
 
 from mqauth.deadletter import letter_id
 from mqauth.flow import Flow, call
-from mqauth.message import Message
 from mqauth.review.letter import Reading, proven
+from mqauth.wire.message import Message
 
 ONLY_REFERENCE: Final = "reference_only"
 GONE: Final = "original_gone"

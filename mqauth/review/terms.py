@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from mqauth import claims as claim_set
 from mqauth.audit import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.release import WAIVABLE
 from mqauth.releaser import Releaser
+from mqauth.wire import claims as claim_set
 
 
 @dataclass(slots=True, kw_only=True)

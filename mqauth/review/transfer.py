@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from mqauth import jsonform
 from mqauth.errors import MalformedMessage
 from mqauth.flow import Flow, call
-from mqauth.message import NO_ORIGIN
 from mqauth.review.letter import Letter, read
 from mqauth.review.letterbox import LetterBox
+from mqauth.wire import json_form as jsonform
+from mqauth.wire.message import NO_ORIGIN
 
 
 def take_in(

@@ -19,8 +19,8 @@ from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.message import Place
 from mqauth.replay import ClaimRequest, ClaimStatus, Entry, judge
+from mqauth.wire.message import Place
 
 DEFAULT_CAPACITY: Final = 1_000_000
 _SHARD: Final = 255  # bits of a key that say which of the dicts it is in

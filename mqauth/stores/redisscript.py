@@ -15,8 +15,8 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Final
 
-from mqauth.message import Place
 from mqauth.replay import ClaimRequest, ClaimStatus
+from mqauth.wire.message import Place
 
 PLACE_BYTES: Final = 12
 _TTL_LIMIT: Final = 10 * 366 * 86_400  # seconds; Redis refuses expiries that overflow

@@ -15,9 +15,9 @@ from opentelemetry.trace import Link, SpanKind, Tracer
 
 from mqauth._version import __version__
 from mqauth.flow import is_async
-from mqauth.message import Message
 from mqauth.pipeline import Handler
 from mqauth.verified import Verified
+from mqauth.wire.message import Message
 
 _TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 

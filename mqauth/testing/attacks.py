@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from mqauth.errors import Reason
-from mqauth.message import HeaderValue, Message
 from mqauth.testing.forge import NEIGHBOUR, REMOVED, SUBJECT, Forge, with_token
+from mqauth.wire.message import HeaderValue, Message
 
 _YEAR: Final = 365 * 24 * 3600
 

@@ -11,15 +11,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from mqauth import base64url, batch, envelope
-from mqauth.batch import Leaf
-from mqauth.claims import MAX_BATCH
 from mqauth.errors import Reason
-from mqauth.merkle import HASH_BYTES
-from mqauth.message import Message
 from mqauth.testing.attacks import Attack, changed_header
 from mqauth.testing.batchforge import PLACE, SIZE, ForgedBatch, forge_batch, siblings
 from mqauth.testing.forge import REMOVED, Forge, with_token
+from mqauth.wire import base64url, batch, envelope
+from mqauth.wire.batch import Leaf
+from mqauth.wire.claims import MAX_BATCH
+from mqauth.wire.merkle import HASH_BYTES
+from mqauth.wire.message import Message
 
 _LAST: Final = SIZE - 1
 _OTHER: Final = PLACE + 1

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from mqauth import base64url, batch, envelope
-from mqauth.batch import Leaf
 from mqauth.errors import MalformedMessage
-from mqauth.merkle import Tree
-from mqauth.message import Message
 from mqauth.signer import Prepared, Signer
 from mqauth.testing.forge import Forge, bent, with_token
+from mqauth.wire import base64url, batch, envelope
+from mqauth.wire.batch import Leaf
+from mqauth.wire.merkle import Tree
+from mqauth.wire.message import Message
 
 SIZE: Final = 5
 PLACE: Final = 2

@@ -17,7 +17,6 @@ from mqauth.auditchain import verify_chain
 from mqauth.auditfile import AuditFile
 from mqauth.errors import Reason
 from mqauth.flow import Attempts
-from mqauth.message import Message
 from mqauth.pipeline import Pipeline
 from mqauth.policy import Allow
 from mqauth.stores.memory import MemoryReplayStore
@@ -27,6 +26,7 @@ from mqauth.testing.batchforge import BatchForge
 from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
 from mqauth.testing.stage import Stage
 from mqauth.verified import Verified
+from mqauth.wire.message import Message
 
 
 @dataclass

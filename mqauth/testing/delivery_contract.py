@@ -18,11 +18,11 @@ import pytest
 
 from mqauth.auditfile import AuditFile
 from mqauth.errors import Cause, RetryLater
-from mqauth.message import Message
 from mqauth.testing.clock import RunningClock
 from mqauth.testing.delivery_play import LATER, Play, text
 from mqauth.testing.delivery_stage import LogStage, Member
 from mqauth.verified import Verified
+from mqauth.wire.message import Message
 
 MOMENT: Final = 0.02
 HOT: Final = 8

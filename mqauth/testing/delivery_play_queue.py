@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mqauth.errors import Cause, RetryLater, Unavailable
-from mqauth.keys import KeySet
 from mqauth.policy import Allow, Rule
 from mqauth.replay import ClaimRequest, ClaimStatus
 from mqauth.stores.memory import MemoryReplayStore
@@ -17,6 +16,7 @@ from mqauth.testing.delivery_stage import Member, QueueStage, Steps
 from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.verified import Verified
 from mqauth.verifier import Issuer
+from mqauth.wire.keys import KeySet
 
 MOMENT: Final = 0.02
 OTHER: Final = "https://other.example"

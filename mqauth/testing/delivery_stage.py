@@ -7,10 +7,10 @@ from typing import Protocol
 
 from mqauth.clock import Clock
 from mqauth.errors import Cause
-from mqauth.message import Message
 from mqauth.pipeline import Handler, Pipeline
 from mqauth.testing.stage import Stage
 from mqauth.verified import Verified
+from mqauth.wire.message import Message
 
 CommitObserver = Callable[[int, int], None]
 """Called with partition and offset before a commit of it is sent."""

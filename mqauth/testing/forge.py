@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from mqauth import base64url, envelope, strictjson
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock
-from mqauth.jws import TOKEN_TYPE, LocalSigningKey
-from mqauth.keys import Key, KeySet, Revocation
-from mqauth.message import TOKEN_HEADER, HeaderValue, Message
 from mqauth.policy import Allow
 from mqauth.signer import Signer
 from mqauth.verifier import Issuer, Verifier
+from mqauth.wire import base64url, envelope
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.jws import TOKEN_TYPE, LocalSigningKey
+from mqauth.wire.keys import Key, KeySet, Revocation
+from mqauth.wire.message import TOKEN_HEADER, HeaderValue, Message
 
 ISSUER: Final = "https://auth.example"
 SUBJECT: Final = "orders-api"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from mqauth.keys import Key, KeySet
-from mqauth.message import HeaderPair, Message
 from mqauth.signer import Signer
 from mqauth.verified import Verified
 from mqauth.verifier import Issuer, Verifier
+from mqauth.wire.keys import Key, KeySet
+from mqauth.wire.message import HeaderPair, Message
 
 
 def verified(

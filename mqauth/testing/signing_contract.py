@@ -13,14 +13,14 @@ from typing import Final
 
 import pytest
 
-from mqauth import base64url, envelope, jws
-from mqauth.claims import is_name
 from mqauth.errors import KeyChanged
-from mqauth.keys import ALGORITHMS, MAX_KID, Key, KeySet, SigningKey, SigningKeySource
-from mqauth.message import Message
 from mqauth.signer import Signer
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
 from mqauth.verifier import Issuer, Verifier
+from mqauth.wire import base64url, envelope, jws
+from mqauth.wire.claims import is_name
+from mqauth.wire.keys import ALGORITHMS, MAX_KID, Key, KeySet, SigningKey, SigningKeySource
+from mqauth.wire.message import Message
 
 SIZES: Final = {
     "EdDSA": (64,),

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from mqauth import destination
 from mqauth.brokers import memory
-from mqauth.message import Message
 from mqauth.pipeline import Handler, Pipeline
 from mqauth.signer import Signer
+from mqauth.wire import destination
+from mqauth.wire.message import Message
 
 
 class Stage(Protocol):

@@ -12,13 +12,13 @@ import kafka.admin as kafka_admin
 from kafka import TopicPartition
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
-from mqauth import destination
 from mqauth.brokers import kafka
 from mqauth.brokers.log_records import dead_letter_headers
 from mqauth.errors import ConfigurationError
-from mqauth.message import Message
 from mqauth.pipeline import Handler, Pipeline
 from mqauth.signer import Signer
+from mqauth.wire import destination
+from mqauth.wire.message import Message
 
 _PYTHON: Any = kafka_python  # its classes have no types
 _ADMIN: Any = kafka_admin

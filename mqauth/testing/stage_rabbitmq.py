@@ -15,12 +15,12 @@ from typing import Any, Final, TypeVar
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractQueue, AbstractRobustConnection
 
-from mqauth import destination
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_translate import from_native, to_native
-from mqauth.message import Message
 from mqauth.pipeline import Handler, Pipeline
 from mqauth.signer import Signer
+from mqauth.wire import destination
+from mqauth.wire.message import Message
 
 R = TypeVar("R")
 PATIENCE: Final = 60.0

@@ -14,13 +14,13 @@ from typing import Any, Final, TypeVar
 
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_topology import UNPARSEABLE
-from mqauth.message import Message
 from mqauth.pipeline import Pipeline
 from mqauth.testing.clock import RunningClock
 from mqauth.testing.delivery_stage import AckObserver, Steps
 from mqauth.testing.stage_rabbitmq import PATIENCE, RabbitMQStage
 from mqauth.testing.stage_rabbitmq_member import Service
 from mqauth.testing.stage_rabbitmq_wire import Relay, Traffic
+from mqauth.wire.message import Message
 
 R = TypeVar("R")
 RECONNECT: Final = "reconnect_interval=0.3"

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from mqauth.message import Place
 from mqauth.replay import ClaimRequest, ClaimStatus, Entry, batch_id, judge
 from mqauth.testing.clock import START, FakeClock
+from mqauth.wire.message import Place
 
 LEASE: Final = 30.0
 HERE: Final[Place] = ("cluster", "orders", 0, 7)

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from pamqp import commands
 
-from mqauth.message import Message
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import Forge
+from mqauth.wire.message import Message
 from tests.simulation.amqp_queue import Stored
 from tests.simulation.services import DESTINATION, EXCHANGE, ROUTING_KEY
 from tests.simulation.world import SOURCE, World

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from mqauth import Allow, Cause, MemoryReplayStore, Unavailable
 from mqauth.audit import AuditRecord
-from mqauth.keys import KeySet
 from mqauth.replay import ClaimRequest, ClaimStatus
+from mqauth.wire.keys import KeySet
 
 if TYPE_CHECKING:
     from tests.simulation.process import Process

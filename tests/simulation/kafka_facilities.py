@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from mqauth import Allow, Cause, MemoryReplayStore, Unavailable
 from mqauth.audit import AuditRecord
-from mqauth.keys import KeySet
 from mqauth.replay import ClaimRequest, ClaimStatus
+from mqauth.wire.keys import KeySet
 from tests.simulation.threads import Killed, Process, Threads
 
 TIMEOUT: Final = 2.0

@@ -20,10 +20,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from mqauth.brokers import kafka_consumer, kafka_room, letters, turns
 from mqauth.brokers.log_records import dead_letter_headers
 from mqauth.delivery import backoff
-from mqauth.keys import Key
-from mqauth.message import Message
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
+from mqauth.wire.keys import Key
+from mqauth.wire.message import Message
 from tests.simulation.faults import Fault
 from tests.simulation.kafka_broker import PLACES, SESSION
 from tests.simulation.kafka_services import DESTINATION, GRACE, Behaviour, Handling, Play, Settings

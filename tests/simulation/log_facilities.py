@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from mqauth.clock import Clock
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
-from mqauth.keys import KeySet
-from mqauth.message import Message, Origin
 from mqauth.policy import Decision
 from mqauth.replay import ClaimRequest, ClaimStatus, judge
+from mqauth.wire.keys import KeySet
+from mqauth.wire.message import Message, Origin
 
 TOPIC: Final = "orders"
 FAR: Final = 4_000_000_000

@@ -8,8 +8,8 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from mqauth.keys import Key
 from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
+from mqauth.wire.keys import Key
 from tests.simulation.amqp_queue import Queue
 from tests.simulation.attacker import Attacker
 from tests.simulation.faults import Fault, play

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from mqauth import batch
-from mqauth.jsonform import to_form
-from mqauth.merkle import HASH_BYTES, Tree, leaf_hash
-from mqauth.message import Message, Origin
 from mqauth.testing import ATTACKS, BATCH_ATTACKS
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.batchforge import SIZE, ForgedBatch, forge_batch
+from mqauth.wire import batch
+from mqauth.wire.json_form import to_form
+from mqauth.wire.merkle import HASH_BYTES, Tree, leaf_hash
+from mqauth.wire.message import Message, Origin
 from tests.vectors.world import (
     BATCH_FORGE,
     EVERY_TYPE,

@@ -11,14 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth import base64url, claims, destination, envelope, jws, strictjson
-from mqauth.jsonform import to_form
-from mqauth.keys import Key
-from mqauth.message import Message, Origin
 from mqauth.replay import batch_id, claim_id, release_id
 from mqauth.testing import ATTACKS
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import AUDIENCE, NEIGHBOUR, REMOVED, with_token
+from mqauth.wire import base64url, claims, destination, envelope, jws
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.json_form import to_form
+from mqauth.wire.keys import Key
+from mqauth.wire.message import Message, Origin
 from tests.vectors.batches import batches
 from tests.vectors.world import (
     BATCH_FORGE,

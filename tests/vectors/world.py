@@ -15,14 +15,14 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from mqauth import base64url, jwk
-from mqauth.jsonform import to_form
-from mqauth.jws import LocalSigningKey
-from mqauth.keys import Key, KeySet, PrivateKey, Revocation
-from mqauth.message import Message, Origin
 from mqauth.testing import BatchForge, FakeClock, Forge
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import AUDIENCE, ISSUER, NEIGHBOUR, SUBJECT, with_token
+from mqauth.wire import base64url, jwk
+from mqauth.wire.json_form import to_form
+from mqauth.wire.jws import LocalSigningKey
+from mqauth.wire.keys import Key, KeySet, PrivateKey, Revocation
+from mqauth.wire.message import Message, Origin
 
 NOW: Final = 1_900_000_000
 RABBITMQ: Final = "rabbitmq:shop/orders.created"

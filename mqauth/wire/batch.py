@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from mqauth import base64url, envelope
-from mqauth.claims import MAX_BATCH, Batch, Claims
-from mqauth.envelope import Cover
 from mqauth.errors import MalformedMessage, Reason, Rejection
-from mqauth.merkle import HASH_BYTES, Proven, leaf_hash, leaf_hasher, path_length
-from mqauth.message import Message
+from mqauth.wire import base64url, envelope
+from mqauth.wire.claims import MAX_BATCH, Batch, Claims
+from mqauth.wire.envelope import Cover
+from mqauth.wire.merkle import HASH_BYTES, Proven, leaf_hash, leaf_hasher, path_length
+from mqauth.wire.message import Message
 
 _DOMAIN: Final = b"mqauth-leaf-1"
 SEPARATOR: Final = b"~"

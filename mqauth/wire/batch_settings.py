@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final, TypedDict
 
-from mqauth.claims import MAX_BATCH
 from mqauth.errors import ConfigurationError
+from mqauth.wire.claims import MAX_BATCH
 
 DEFAULT_LINGER: Final = 0.002
 """Seconds a message may wait for others to share a signature with."""

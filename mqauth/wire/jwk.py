@@ -11,10 +11,11 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from mqauth import base64url, strictjson
-from mqauth.claims import is_name
 from mqauth.errors import ConfigurationError
-from mqauth.keys import MAX_KID, MAX_RSA_BITS, Key, KeySet, PublicKey, Revocation, jwk_members
+from mqauth.wire import base64url
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.claims import is_name
+from mqauth.wire.keys import MAX_KID, MAX_RSA_BITS, Key, KeySet, PublicKey, Revocation, jwk_members
 
 MAX_DOCUMENT: Final = 256 * 1024
 _DEPTH: Final = 8

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Final, NoReturn, TypeAlias
 
-from mqauth import base64url
-from mqauth.claims import Binding
-from mqauth.destination import is_kafka
-from mqauth.encoding import add_named, add_one, add_value, named
 from mqauth.errors import MalformedMessage, Reason, Rejection
-from mqauth.jws import MAX_TOKEN
-from mqauth.message import PROTECTED_PROPERTIES, TOKEN_HEADER, HeaderValue, Message
+from mqauth.wire import base64url
+from mqauth.wire.claims import Binding
+from mqauth.wire.destination import is_kafka
+from mqauth.wire.encoding import add_named, add_one, add_value, named
+from mqauth.wire.jws import MAX_TOKEN
+from mqauth.wire.message import PROTECTED_PROPERTIES, TOKEN_HEADER, HeaderValue, Message
 
 _DOMAIN: Final = b"mqauth-hds-1"
 _LENGTH: Final = len(TOKEN_HEADER)  # lower case makes no other length this one

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from operator import itemgetter
 from typing import Final, NamedTuple, TypeAlias
 
-from mqauth import claims as claim_set
-from mqauth.claims import NO_EXTRA, Binding, Claims
+from mqauth.wire import claims as claim_set
+from mqauth.wire.claims import NO_EXTRA, Binding, Claims
 
 Digests: TypeAlias = tuple[str | None, str | None, str]
 _TIME: Final = 10  # digits, from 2001 to 2286

@@ -14,10 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from jwt.algorithms import Algorithm, ECAlgorithm, OKPAlgorithm, RSAAlgorithm, RSAPSSAlgorithm
 
-from mqauth import base64url, ed25519, strictjson
-from mqauth.claims import is_name
 from mqauth.errors import ConfigurationError, Reason, Rejection
-from mqauth.keys import MAX_KID, Key, SigningKey
+from mqauth.wire import base64url, ed25519
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.claims import is_name
+from mqauth.wire.keys import MAX_KID, Key, SigningKey
 
 TOKEN_TYPE: Final = "mqauth+jwt"
 MAX_TOKEN: Final = 8192

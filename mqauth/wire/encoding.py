@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Final
 
 from mqauth.errors import MalformedMessage
-from mqauth.message import HeaderValue
+from mqauth.wire.message import HeaderValue
 
 MAX_DEPTH: Final = 32
 _SHORT: Final = 128

@@ -18,10 +18,11 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
-from mqauth import destination, strictjson
-from mqauth.encoding import MAX_DEPTH, epoch_seconds, is_carried_decimal, is_carried_integer
 from mqauth.errors import MalformedMessage
-from mqauth.message import NO_ORIGIN, PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
+from mqauth.wire import destination
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.encoding import MAX_DEPTH, epoch_seconds, is_carried_decimal, is_carried_integer
+from mqauth.wire.message import NO_ORIGIN, PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
 
 PROPERTIES: Final = (
     *PROTECTED_PROPERTIES, "user-id", "expiration", "priority", "delivery-mode", "timestamp", "cluster-id",

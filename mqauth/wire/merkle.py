@@ -13,7 +13,7 @@ from functools import lru_cache
 from hashlib import sha256 as _sha256
 from typing import Final
 
-from mqauth.claims import MAX_BATCH
+from mqauth.wire.claims import MAX_BATCH
 
 HASH_BYTES: Final = 32
 _ROW: Final = MAX_BATCH

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar
 
-from mqauth import destination, strictjson
 from mqauth.errors import MalformedMessage, Reason, Rejection
+from mqauth.wire import destination
+from mqauth.wire import strict_json as strictjson
 
 PROFILE_VERSION: Final = 1
 MAX_DEPTH: Final = 8

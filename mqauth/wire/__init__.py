@@ -1,0 +1,1 @@
+"""What is on the wire: messages, claims, proofs, tokens and keys, read and written byte for byte."""
