@@ -15,8 +15,8 @@ from kafka.producer.future import FutureProduceResult, FutureRecordMetadata, Rec
 
 from mqauth.brokers.kafka_producer import Producer
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
+from mqauth.judging.verified import Verified
 from mqauth.testing.forge import Forge
-from mqauth.verified import Verified
 from mqauth.wire.jws import LocalSigningKey
 from mqauth.wire.message import Message
 

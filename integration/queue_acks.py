@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 from mqauth.brokers.queue_acks import Acks
-from mqauth.pipeline import Delivery
+from mqauth.judging.pipeline import Delivery
 from mqauth.wire.message import Message
 
 Act = Literal["settle", "reject", "keep", "wait"]

@@ -14,9 +14,9 @@ from kafka import TopicPartition
 from integration.scale import nightly
 from integration.services import Kafka
 from mqauth.brokers import kafka as wrapper
+from mqauth.judging.verified import Verified
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage
-from mqauth.verified import Verified
 from mqauth.wire.message import PROTECTED_PROPERTIES, Message
 
 _PYTHON: Any = kafka_python

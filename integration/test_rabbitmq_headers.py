@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from integration.scale import nightly
 from integration.services import RabbitMQ
 from mqauth.brokers import rabbitmq
+from mqauth.judging.verified import Verified
 from mqauth.testing.forge import Forge
-from mqauth.verified import Verified
 from mqauth.wire import destination
 from mqauth.wire.message import PROTECTED_PROPERTIES
 

@@ -19,7 +19,7 @@ from mqauth.brokers import rabbitmq as wrapper
 from mqauth.brokers.rabbitmq_reopening import ready
 from mqauth.clock import SystemClock
 from mqauth.errors import Cause
-from mqauth.policy import Allow
+from mqauth.judging.policy import Allow
 from mqauth.testing.forge import SUBJECT
 
 AWAY = 2

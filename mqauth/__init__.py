@@ -22,17 +22,17 @@ from mqauth.errors import (
 )
 from mqauth.flood import FloodGate
 from mqauth.flow import Attempts
+from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
+from mqauth.judging.policy import Allow, Decision, Rule, UnsafeAllowAll
+from mqauth.judging.verified import Verified
+from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey, JWKSFile
 from mqauth.keystore.discovery import discover
 from mqauth.keystore.jwks import JWKS
 from mqauth.misuse import Alert, Detector, Thresholds
-from mqauth.pipeline import Outcome, Pipeline, Verdict
-from mqauth.policy import Allow, Decision, Rule, UnsafeAllowAll
 from mqauth.signer import Signer
 from mqauth.sinks import CallableSink, FanOut, LoggingSink, MisuseWatch
 from mqauth.stores.memory import MemoryReplayStore
-from mqauth.verified import Verified
-from mqauth.verifier import Issuer, Verifier
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import Message, Origin
 

@@ -26,18 +26,18 @@ from mqauth.config_settings import (
 )
 from mqauth.config_table import Table
 from mqauth.errors import ConfigurationError
+from mqauth.judging.pipeline import Observer, Pipeline
+from mqauth.judging.policy import Allow
+from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey, JWKSFile
 from mqauth.keystore.discovery import discover
 from mqauth.keystore.folder import read_pem
 from mqauth.keystore.jwks import JWKS
 from mqauth.misuse import Alert, Thresholds
-from mqauth.pipeline import Observer, Pipeline
-from mqauth.policy import Allow
 from mqauth.release import Authority, ReleaseAuthorities
 from mqauth.replay import ReplayStore
 from mqauth.signer import Signer
 from mqauth.stores.memory import MemoryReplayStore
-from mqauth.verifier import Issuer, Verifier
 from mqauth.wire.batch_settings import Batching
 from mqauth.wire.keys import Key, KeySource
 

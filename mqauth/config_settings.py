@@ -37,13 +37,13 @@ from mqauth.config_kinds import (
 from mqauth.config_table import RefusedSetting
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.flood import DEFAULT_FLOOD_AFTER
+from mqauth.judging.policy import Rule
+from mqauth.judging.times import MAX_LEEWAY, At
 from mqauth.keystore.jwks_rules import COOLDOWN, MAX_PUBLISH_DELAY, MAX_STALE
 from mqauth.misuse import Thresholds
-from mqauth.policy import Rule
 from mqauth.release import WAIVABLE
 from mqauth.signer import MAX_LIFETIME
 from mqauth.stores.memory import DEFAULT_CAPACITY
-from mqauth.times import MAX_LEEWAY, At
 from mqauth.wire.batch_settings import DEFAULT_LINGER, MAX_LINGER
 from mqauth.wire.claims import MAX_BATCH, is_name
 from mqauth.wire.keys import MAX_KID

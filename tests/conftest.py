@@ -12,7 +12,7 @@ import pytest
 from mqauth import deadletter, flow
 from mqauth.errors import Reason, Rejection
 from mqauth.flow import Attempts
-from mqauth.pipeline import Delivery, Outcome, Pipeline
+from mqauth.judging.pipeline import Delivery, Outcome, Pipeline
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire.message import Message, Origin

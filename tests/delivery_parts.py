@@ -9,7 +9,7 @@ from mqauth.delivery.hold import Held, Hold
 from mqauth.delivery.room import Room
 from mqauth.delivery.slot import NO_LIMIT, Slot
 from mqauth.errors import Cause
-from mqauth.pipeline import Delivery, Outcome, Step, Verdict
+from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
 from mqauth.testing import FakeClock
 from mqauth.wire.message import Message
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from mqauth.pipeline import Handler, Pipeline
+from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.signer import Signer
 from mqauth.testing.delivery_stage import CommitObserver
 from mqauth.wire import destination

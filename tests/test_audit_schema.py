@@ -22,8 +22,8 @@ from mqauth.brokers.memory import DeadLetters, MemoryBroker
 from mqauth.errors import Reason
 from mqauth.flood import FloodGate
 from mqauth.flow import Attempts, run
+from mqauth.judging.pipeline import Pipeline
 from mqauth.misuse import Detector, Thresholds
-from mqauth.pipeline import Pipeline
 from mqauth.sinks import MisuseWatch
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.attacks import ATTACKS, honest_message

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from mqauth.deadletter import letter_id
 from mqauth.errors import MalformedMessage, Reason, Rejection
 from mqauth.flow import run
-from mqauth.pipeline import Outcome, Pipeline, Verdict
+from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
+from mqauth.judging.verified import Verified
+from mqauth.judging.verifier import Verifier
 from mqauth.redaction import redact
 from mqauth.release import Authority, ReleaseAuthorities, open_release
 from mqauth.releaser import Releaser
@@ -26,8 +28,6 @@ from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, BatchForge, FakeClock, Forge, verified
 from mqauth.testing.attacks import changed_header, honest_message
 from mqauth.testing.batchforge import ForgedBatch, forge_batch
-from mqauth.verified import Verified
-from mqauth.verifier import Verifier
 from mqauth.wire import base64url, batch, envelope
 from mqauth.wire.claims import MAX_BATCH
 from mqauth.wire.keys import Key, KeySet

@@ -19,8 +19,8 @@ from mqauth.cli import messages
 from mqauth.cli.broker import check_url, reached
 from mqauth.cli.output import one_line
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
+from mqauth.judging.pipeline import Pipeline
 from mqauth.keystore import Keystore, public_keys, signing_key
-from mqauth.pipeline import Pipeline
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.wire.json_form import from_form
 from mqauth.wire.jwk import dump_key_set, load_key_set

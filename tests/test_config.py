@@ -20,9 +20,9 @@ from mqauth.config_settings import FileSettings
 from mqauth.config_table import Table
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.flow import run
+from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.keystore import Keystore, public_keys, signing_key
 from mqauth.misuse import NUMBERS, Alert
-from mqauth.pipeline import Pipeline, Verdict
 from mqauth.stores.rediseither import EitherRedisReplayStore
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.stage import MemoryStage

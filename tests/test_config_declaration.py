@@ -52,14 +52,14 @@ from mqauth.config_settings import (
 from mqauth.config_table import RefusedSetting, Table
 from mqauth.console.oidc_settings import OIDCSettings, RoleSettings
 from mqauth.flood import FloodGate
+from mqauth.judging.pipeline import Pipeline
+from mqauth.judging.policy import Rule
+from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore.jwks import JWKS
 from mqauth.misuse import Thresholds
-from mqauth.pipeline import Pipeline
-from mqauth.policy import Rule
 from mqauth.release import Authority
 from mqauth.signer import Signer
 from mqauth.stores.memory import MemoryReplayStore
-from mqauth.verifier import Issuer, Verifier
 
 SOURCE = {"table", "issuer", "file", "jwks", "discovery"}
 OBJECTS: dict[type[Settings], tuple[tuple[Callable[..., object], ...], set[str]]] = {

@@ -26,8 +26,9 @@ from mqauth.console.shield import HEADERS
 from mqauth.console.showing import MAX_BODY, body, visible
 from mqauth.console.words import WORDS
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
-from mqauth.pipeline import Pipeline
-from mqauth.policy import Allow
+from mqauth.judging.pipeline import Pipeline
+from mqauth.judging.policy import Allow
+from mqauth.judging.verifier import Issuer
 from mqauth.release import WAIVABLE, Authority, ReleaseAuthorities
 from mqauth.releaser import Releaser
 from mqauth.review import ALL, Filter
@@ -36,7 +37,6 @@ from mqauth.review.memory import MemoryLetterBox
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
-from mqauth.verifier import Issuer
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import Message
 from tests.conftest import RABBITMQ, rabbitmq_message

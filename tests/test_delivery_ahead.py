@@ -13,13 +13,13 @@ from mqauth.deadletter import DeadLetter
 from mqauth.delivery.ahead import LONGEST, NEAR, Ahead
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.flow import run
-from mqauth.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
+from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
+from mqauth.judging.verified import Verified
+from mqauth.judging.verifier import Issuer
 from mqauth.replay import ClaimRequest, ClaimStatus
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
-from mqauth.verified import Verified
-from mqauth.verifier import Issuer
 from mqauth.wire.keys import KeySet, Revocation
 from mqauth.wire.message import Message, Origin
 

@@ -6,7 +6,7 @@ import pytest
 
 from mqauth.delivery.hold import Held, Hold
 from mqauth.errors import Cause, Reason
-from mqauth.pipeline import Step
+from mqauth.judging.pipeline import Step
 from mqauth.testing import FakeClock
 from tests.delivery_parts import ACCEPTED, Said, deferred, held, hold
 

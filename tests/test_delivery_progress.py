@@ -9,7 +9,7 @@ import pytest
 
 from mqauth import AuditFile, MemoryReplayStore, Pipeline
 from mqauth.delivery.progress import OVERHEAD, Progress
-from mqauth.pipeline import Delivery
+from mqauth.judging.pipeline import Delivery
 from mqauth.testing.forge import Forge
 from mqauth.wire.message import Message
 

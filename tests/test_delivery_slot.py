@@ -8,7 +8,7 @@ from mqauth.delivery.leases import Tended
 from mqauth.delivery.questions import PATIENCE, Patience, Questions
 from mqauth.delivery.slot import Slot
 from mqauth.errors import Reason, Rejection, StaleDelivery
-from mqauth.pipeline import Step
+from mqauth.judging.pipeline import Step
 from tests.delivery_parts import Said, delivery
 
 OF_THE_MOMENT = Rejection(Reason.REPLAYED, "seen")

@@ -12,7 +12,7 @@ from mqauth.delivery.hold import Held
 from mqauth.delivery.prefetch import DEATHS_IN_A_ROW, RESTORE_AFTER
 from mqauth.delivery.window import PROBE_WAIT, Window
 from mqauth.errors import Cause
-from mqauth.pipeline import Outcome, Step
+from mqauth.judging.pipeline import Outcome, Step
 from mqauth.testing import FakeClock
 from tests.delivery_parts import ACCEPTED, REJECTED, Said, deferred, held, hold
 

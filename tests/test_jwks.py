@@ -21,6 +21,8 @@ import mqauth
 from mqauth import JWKS, discover, flow
 from mqauth.audit import AuditRecord
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
+from mqauth.judging.pipeline import Pipeline, Verdict
+from mqauth.judging.verifier import Issuer
 from mqauth.keystore import jwks_snapshot
 from mqauth.keystore.discovery import DiscoveredFetch
 from mqauth.keystore.jwks_events import Event, EventKind
@@ -28,11 +30,9 @@ from mqauth.keystore.jwks_fetch import URLFetch
 from mqauth.keystore.jwks_http import MAX_BODY, Deadline, Endpoint, FetchFailed, Response, get, trust
 from mqauth.keystore.jwks_refresher import ThreadRefresher
 from mqauth.keystore.jwks_rules import Answer
-from mqauth.pipeline import Pipeline, Verdict
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
-from mqauth.verifier import Issuer
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import Message

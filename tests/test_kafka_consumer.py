@@ -15,12 +15,12 @@ import pytest
 
 from mqauth.errors import Cause, ConfigurationError, RetryLater, Unavailable
 from mqauth.flow import Attempts, ColourError
-from mqauth.pipeline import Pipeline, Verdict
+from mqauth.judging.pipeline import Pipeline, Verdict
+from mqauth.judging.verified import Verified
 from mqauth.replay import ClaimRequest
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
-from mqauth.verified import Verified
 from mqauth.wire.message import Message
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function

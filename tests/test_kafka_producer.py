@@ -13,8 +13,8 @@ import pytest
 
 from mqauth.deadletter import DeadLetter
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, Rejection, Unavailable
+from mqauth.judging.verified import Verified
 from mqauth.testing import Forge
-from mqauth.verified import Verified
 from mqauth.wire.message import Message, Origin
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function

@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, RetryLater, Unavailable
+from mqauth.judging.verified import Verified
 from mqauth.testing import verified
-from mqauth.verified import Verified
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from mqauth.errors import Reason, Rejection
-from mqauth.knowntokens import Token, Tokens
+from mqauth.judging.known_tokens import Token, Tokens
+from mqauth.judging.verifier import Verifier
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.batchforge import ForgedBatch, forge_batch
 from mqauth.testing.forge import AUDIENCE, NEIGHBOUR
-from mqauth.verifier import Verifier
 from mqauth.wire import jws
 from mqauth.wire.keys import Key, KeySet, Revocation
 from mqauth.wire.message import Message

@@ -111,7 +111,7 @@ def test_a_leaf_holds_no_rule(path: Path) -> None:
         "while delivery.step is not Step.JUDGE: pass",
         "x = 1 if error.reason.value == 'expired' else 2",
         "match outcome.verdict:\n    case _: pass",
-        "from mqauth.judge import Judge",
+        "from mqauth.judging.judge import Judge",
         "from mqauth import replay",
         "import mqauth.judging.delivery as d\nfrom mqauth.judging import delivery",
         "def f():\n    from mqauth.delivery.ahead import Ahead",

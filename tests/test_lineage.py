@@ -12,8 +12,8 @@ import pytest
 from mqauth import flow, lineage
 from mqauth.deadletter import PREFIX
 from mqauth.errors import Reason, Rejection, RejectNow
+from mqauth.judging.pipeline import Verdict
 from mqauth.lineage import MAX_COUNT, MAX_HOPS, NO_PAST, Hop, Past
-from mqauth.pipeline import Verdict
 from mqauth.release import RELEASE_HEADER, open_release
 from mqauth.releaser import Releaser
 from mqauth.review import Filter, Letter, judge, read

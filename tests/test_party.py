@@ -10,7 +10,7 @@ import pytest
 
 from mqauth.delivery.ahead import Ahead
 from mqauth.errors import Cause, Reason, RetryLater, Unavailable
-from mqauth.pipeline import Outcome, Verdict
+from mqauth.judging.pipeline import Outcome, Verdict
 from mqauth.release import Authority, ReleaseAuthorities
 from mqauth.releaser import Releaser
 from mqauth.testing import FakeClock, Forge

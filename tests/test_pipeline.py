@@ -12,14 +12,14 @@ import pytest
 
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
 from mqauth.flow import Attempts, ColourError, arun, run
-from mqauth.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
-from mqauth.policy import Allow, Decision, Rule
+from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
+from mqauth.judging.policy import Allow, Decision, Rule
+from mqauth.judging.verifier import Issuer
 from mqauth.replay import ClaimStatus
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock, Forge
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.batchforge import forge_batch
-from mqauth.verifier import Issuer
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import Message, Origin
 

@@ -11,7 +11,7 @@ import pytest
 
 from mqauth import flow
 from mqauth.errors import Cause, Reason, RejectNow, RetryLater, Unavailable
-from mqauth.pipeline import Outcome, Step, Verdict
+from mqauth.judging.pipeline import Outcome, Step, Verdict
 from mqauth.replay import ClaimStatus
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire.message import Message

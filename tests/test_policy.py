@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mqauth.errors import ConfigurationError
-from mqauth.policy import Allow, Decision, Rule, UnsafeAllowAll, matches
+from mqauth.judging.policy import Allow, Decision, Rule, UnsafeAllowAll, matches
 from mqauth.testing import verified
 
 

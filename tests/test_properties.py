@@ -21,12 +21,12 @@ from mqauth.audit import AuditRecord
 from mqauth.auditchain import verify_chain
 from mqauth.auditfile import AuditFile
 from mqauth.errors import MalformedMessage, Reason, Rejection
+from mqauth.judging.verified import Verified
+from mqauth.judging.verifier import Verifier
 from mqauth.signer import Signer
 from mqauth.testing import BatchForge, FakeClock, Forge
 from mqauth.testing.batchforge import PLACE, SIZE
 from mqauth.testing.forge import with_token
-from mqauth.verified import Verified
-from mqauth.verifier import Verifier
 from mqauth.wire import base64url, claims, destination, envelope, jws
 from mqauth.wire import json_form as jsonform
 from mqauth.wire import strict_json as strictjson

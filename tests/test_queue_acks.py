@@ -15,7 +15,7 @@ from integration.queue_acks import ACTS, Act, FakeChannel, carry_out, delivery
 from mqauth.brokers.queue_acks import SOON, Acks
 from mqauth.brokers.rabbitmq_delivery import sender
 from mqauth.delivery.ledger import MOST, Ledger
-from mqauth.pipeline import Delivery
+from mqauth.judging.pipeline import Delivery
 
 orders = st.integers(1, 40).flatmap(
     lambda count: st.tuples(st.permutations(range(count)), st.lists(st.sampled_from(ACTS), min_size=count))

@@ -15,7 +15,7 @@ from mqauth.brokers.rabbitmq_delivery import Deliveries
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, Held
 from mqauth.delivery.slot import Slot
 from mqauth.errors import Reason, RetryLater, Unavailable
-from mqauth.pipeline import Outcome
+from mqauth.judging.pipeline import Outcome
 from tests.test_rabbitmq_consumer import Delivery, Letters, Table, Tags, audit, processing, queue
 
 __all__ = ["audit"]

@@ -22,7 +22,7 @@ from mqauth.delivery.progress import Progress
 from mqauth.delivery.questions import PATIENCE
 from mqauth.errors import Reason, Rejection, RetryLater, StaleDelivery, Unavailable
 from mqauth.flow import run
-from mqauth.pipeline import Step
+from mqauth.judging.pipeline import Step
 from mqauth.wire.message import Message
 from tests.test_rabbitmq_consumer import PLACE, Channel, Delivery, Letters, Table, audit, processing, queue
 

@@ -10,7 +10,7 @@ import pytest
 
 from mqauth.deadletter import letter_id
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, Rejection, Unavailable
-from mqauth.pipeline import Outcome, Verdict
+from mqauth.judging.pipeline import Outcome, Verdict
 from mqauth.release import (
     MAX_LIFETIME,
     RELEASE_HEADER,

@@ -22,8 +22,9 @@ from mqauth.audit import AuditRecord
 from mqauth.brokers import memory
 from mqauth.deadletter import PREFIX, DeadLetter, content_digest
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, Rejection, Unavailable
-from mqauth.pipeline import Pipeline, Verdict
-from mqauth.policy import Allow
+from mqauth.judging.pipeline import Pipeline, Verdict
+from mqauth.judging.policy import Allow
+from mqauth.judging.verifier import Issuer
 from mqauth.release import RELEASE_HEADER, WAIVABLE, Authority, ReleaseAuthorities
 from mqauth.releaser import Releaser
 from mqauth.review import (
@@ -49,7 +50,6 @@ from mqauth.review.memory import MemoryLetterBox
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
-from mqauth.verifier import Issuer
 from mqauth.wire import json_form as jsonform
 from mqauth.wire.encoding import MAX_DEPTH
 from mqauth.wire.keys import Key, KeySet

@@ -10,7 +10,7 @@ import pytest
 from mqauth import flow
 from mqauth.deadletter import PREFIX, DeadLetter
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
-from mqauth.pipeline import Verdict
+from mqauth.judging.pipeline import Verdict
 from mqauth.review import Filter, Letter, Terms, judge, read, redrive, rehearse
 from mqauth.review.recall import CHANGED, GONE, ONLY_REFERENCE, RecordPlace, recalled
 from mqauth.testing import FakeClock, Forge

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, Unavailable
+from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey, Keystore, RingKey, files, folder, ring
 from mqauth.keystore.active import MAX_LOOK
 from mqauth.keystore.ring import PICKUP
 from mqauth.signer import Signer
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
-from mqauth.verifier import Issuer, Verifier
 from mqauth.wire import envelope, jws
 from mqauth.wire.keys import Key, SigningKey
 from mqauth.wire.message import Message

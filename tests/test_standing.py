@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from mqauth.errors import Reason, Rejection
+from mqauth.judging.verifier import Verifier
 from mqauth.testing import FakeClock, Forge
-from mqauth.verifier import Verifier
 from mqauth.wire.keys import KeySet, Revocation
 from mqauth.wire.message import Message
 

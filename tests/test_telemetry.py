@@ -22,8 +22,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from mqauth import Message, Reason, Unavailable, Verdict
 from mqauth.auditfile import AuditFile
 from mqauth.errors import Cause, ConfigurationError
+from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.misuse import Alert
-from mqauth.pipeline import Outcome, Pipeline
 from mqauth.redaction import REDACTED, RedactTokens, redact_logging
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.telemetry import METRICS, Telemetry, traced

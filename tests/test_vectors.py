@@ -11,11 +11,11 @@ import pytest
 
 from mqauth.errors import MalformedMessage, Reason
 from mqauth.flow import run
-from mqauth.pipeline import Outcome, Pipeline
-from mqauth.policy import Allow
+from mqauth.judging.pipeline import Outcome, Pipeline
+from mqauth.judging.policy import Allow
+from mqauth.judging.verifier import Verifier
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock
-from mqauth.verifier import Verifier
 from mqauth.wire import base64url, batch, destination, envelope, jwk
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.json_form import from_form

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from mqauth.errors import ConfigurationError
+from mqauth.judging.verified import Verified, equip
 from mqauth.testing import Forge, verified
-from mqauth.verified import Verified, equip
 from mqauth.wire.message import Message
 
 Maker = Callable[..., Message]

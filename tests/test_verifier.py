@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
+from mqauth.judging.times import Times
+from mqauth.judging.verified import Verified
+from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.testing import ATTACKS, FakeClock, Forge
 from mqauth.testing.attacks import honest_message
-from mqauth.times import Times
-from mqauth.verified import Verified
-from mqauth.verifier import Issuer, Verifier
 from mqauth.wire import claims as claim_set
 from mqauth.wire.keys import Key, KeySet, Revocation
 from mqauth.wire.message import Message, Origin

@@ -17,20 +17,20 @@ from hypothesis import strategies as st
 from mqauth.clock import SYSTEM_RANDOMNESS
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.flow import arun, run
+from mqauth.judging.audit_record import verdict_record
 from mqauth.judging.delivery import Delivery, Step
-from mqauth.knowntokens import CAPACITY, Tokens
-from mqauth.pipeline import Pipeline
-from mqauth.policy import Allow, Decision, Policy
+from mqauth.judging.known_tokens import CAPACITY, Tokens
+from mqauth.judging.pipeline import Pipeline
+from mqauth.judging.policy import Allow, Decision, Policy
+from mqauth.judging.shape import Shapes
+from mqauth.judging.verified import Verified
+from mqauth.judging.verifier import Candidate, Verifier
 from mqauth.release import RELEASE_HEADER
-from mqauth.shape import Shapes
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, Attack, FakeClock, Forge
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.batchforge import forge_batch
 from mqauth.testing.forge import ISSUER, REMOVED, SUBJECT
-from mqauth.verdictrecord import verdict_record
-from mqauth.verified import Verified
-from mqauth.verifier import Candidate, Verifier
 from mqauth.wire import batch, envelope, jws, merkle, template
 from mqauth.wire import claims as claim_set
 from mqauth.wire import strict_json as strictjson

@@ -27,12 +27,12 @@ from mqauth.auditchain import verify_chain
 from mqauth.auditfile import AuditFile
 from mqauth.clock import SYSTEM_RANDOMNESS
 from mqauth.flood import DEFAULT_FLOOD_AFTER, FloodGate
-from mqauth.pipeline import Pipeline, Verdict
+from mqauth.judging.pipeline import Pipeline, Verdict
+from mqauth.judging.verified import Verified
 from mqauth.sinks import MisuseWatch
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import Forge, with_token
-from mqauth.verified import Verified
 from mqauth.wire.message import Message
 
 HONEST_EVERY = 50

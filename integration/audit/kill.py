@@ -26,7 +26,7 @@ from mqauth.auditfile import MIN_BYTES, AuditFile, parts
 from mqauth.audithead import HeadFile, read_heads
 from mqauth.deadletter import DeadLetter
 from mqauth.flow import run
-from mqauth.pipeline import Pipeline, Verdict
+from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import Forge

@@ -13,7 +13,7 @@ import pytest
 
 from mqauth.auditfile import AuditFile
 from mqauth.flow import Attempts
-from mqauth.pipeline import Pipeline
+from mqauth.judging.pipeline import Pipeline
 from mqauth.redaction import REDACTED
 from mqauth.sinks import FanOut, LoggingSink, MisuseWatch
 from mqauth.stores.memory import MemoryReplayStore

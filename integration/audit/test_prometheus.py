@@ -19,7 +19,7 @@ from integration.services.prometheus import Prometheus
 from mqauth.auditfile import AuditFile
 from mqauth.errors import Reason
 from mqauth.flood import FloodGate
-from mqauth.pipeline import Pipeline
+from mqauth.judging.pipeline import Pipeline
 from mqauth.sinks import MisuseWatch
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.telemetry.prometheus import Endpoint

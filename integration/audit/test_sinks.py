@@ -19,7 +19,7 @@ from mqauth.auditchain import verify_chain
 from mqauth.auditfile import AuditFile
 from mqauth.brokers import kafka, rabbitmq
 from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.pipeline import Pipeline
+from mqauth.judging.pipeline import Pipeline
 from mqauth.sinks import FanOut, MisuseWatch
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.attacks import honest_message

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from mqauth import KeySet, Verifier
 from mqauth.bench.rounds import Measured, Spread
+from mqauth.judging.verifier import Issuer
 from mqauth.testing.forge import AUDIENCE, ISSUER
-from mqauth.verifier import Issuer
 
 Say = Callable[[str], None]
 PATIENCE: Final = 60.0

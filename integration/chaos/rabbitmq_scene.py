@@ -20,7 +20,7 @@ from mqauth import Allow, AuditFile, Pipeline, Verified, Verifier
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_channel import LOST
 from mqauth.flow import Attempts
-from mqauth.pipeline import Outcome
+from mqauth.judging.pipeline import Outcome
 from mqauth.replay import ReplayStore
 from mqauth.signer import Signer
 from mqauth.stores.memory import MemoryReplayStore

@@ -19,7 +19,7 @@ from integration.services import RabbitMQ
 from mqauth import JWKS, Allow, Pipeline, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.errors import Cause, RetryLater
-from mqauth.policy import Rule
+from mqauth.judging.policy import Rule
 from mqauth.testing.forge import ISSUER, SUBJECT
 
 Report = Callable[[Count], None]

@@ -16,7 +16,8 @@ from mqauth import Pipeline, Verified
 from mqauth.auditfile import AuditFile
 from mqauth.auditlog import read_records
 from mqauth.cli.dlq_broker import Opened, Place, opened
-from mqauth.policy import Allow
+from mqauth.judging.policy import Allow
+from mqauth.judging.verifier import Issuer
 from mqauth.release import WAIVABLE, Authority, ReleaseAuthorities
 from mqauth.releaser import Releaser
 from mqauth.review import Filter, Index, Ledger, Reviewer, Terms, account, survey
@@ -24,7 +25,6 @@ from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT, Forge
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
-from mqauth.verifier import Issuer
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import Message

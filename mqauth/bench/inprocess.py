@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding
 from mqauth.bench.rounds import Measured, Progress, Rounds, Spread, Stopwatch, Variant, alternate
 from mqauth.bench.workload import BATCH, BODY_SIZE, HEADER_COUNT, LIFETIME, Refusals, Workload, guard
 from mqauth.flow import run
-from mqauth.pipeline import Pipeline
+from mqauth.judging.pipeline import Pipeline
 from mqauth.testing.forge import Forge
 from mqauth.wire import destination
 from mqauth.wire.ed25519 import holds, signing

@@ -22,8 +22,8 @@ from mqauth.bench.workload import BATCH, LIFETIME, Refusals, RefusedError, Tally
 from mqauth.brokers import kafka, kafka_repair
 from mqauth.brokers.log_records import native_headers, to_message
 from mqauth.errors import ConfigurationError
+from mqauth.judging.verified import Verified
 from mqauth.testing.forge import Forge
-from mqauth.verified import Verified
 from mqauth.wire import destination
 
 PATIENCE: Final = 40.0

@@ -22,8 +22,8 @@ from mqauth.bench.rounds import Measured, Progress, Stopwatch
 from mqauth.bench.workload import BATCH, LIFETIME, Refusals, Tally, Workload, guard
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_translate import headers_out, to_message
+from mqauth.judging.verified import Verified
 from mqauth.testing.forge import Forge
-from mqauth.verified import Verified
 from mqauth.wire import destination
 from mqauth.wire.message import TOKEN_HEADER
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from mqauth.audit import AuditRecord
 from mqauth.deadletter import DeadLetter
 from mqauth.errors import MqauthError
-from mqauth.pipeline import Pipeline
+from mqauth.judging.pipeline import Pipeline
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.forge import Forge
 from mqauth.wire.destination import is_kafka

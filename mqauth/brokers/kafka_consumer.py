@@ -22,7 +22,7 @@ from mqauth.delivery.backoff import Backoff
 from mqauth.delivery.book import Book
 from mqauth.delivery.work import Work, check_plugins
 from mqauth.errors import ConfigurationError
-from mqauth.pipeline import Handler, Pipeline
+from mqauth.judging.pipeline import Handler, Pipeline
 
 if TYPE_CHECKING:
     from kafka import KafkaConsumer

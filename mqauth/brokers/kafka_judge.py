@@ -10,8 +10,8 @@ from mqauth.brokers.log_records import NO_LOG, Log
 from mqauth.deadletter import DeadLetterSink
 from mqauth.errors import Cause, Reason
 from mqauth.flow import run
-from mqauth.pipeline import Delivery, Outcome, Pipeline, Verdict
-from mqauth.verified import Verified
+from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Verdict
+from mqauth.judging.verified import Verified
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ from mqauth.brokers.log_records import NO_LOG, Log
 from mqauth.clock import SYSTEM_RANDOMNESS, uuid7
 from mqauth.delivery.work import Work
 from mqauth.errors import MqauthError, Reason
-from mqauth.pipeline import Pipeline
+from mqauth.judging.pipeline import Pipeline
 from mqauth.wire import destination
 from mqauth.wire.message import Message, Origin
 

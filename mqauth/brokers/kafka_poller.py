@@ -16,7 +16,7 @@ from mqauth.brokers.kafka_translate import from_native
 from mqauth.delivery.book import Book
 from mqauth.delivery.facts import Wanted
 from mqauth.delivery.work import Work
-from mqauth.pipeline import Pipeline
+from mqauth.judging.pipeline import Pipeline
 
 IDLE: Final = 0.2
 """Seconds one ``poll()`` may wait, since kafka-python has no wakeup: how soon ``stop()`` is seen."""

@@ -12,7 +12,7 @@ from kafka.errors import KafkaError, RetriableError, UnknownTopicOrPartitionErro
 
 from mqauth.brokers.kafka_producer import Producer, ProducerFatalError
 from mqauth.errors import ConfigurationError, RetryLater, Unavailable
-from mqauth.verified import Verified
+from mqauth.judging.verified import Verified
 
 _LOG: Final = logging.getLogger("mqauth.kafka")
 _MILLISECONDS: Final = 1000

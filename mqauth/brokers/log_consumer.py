@@ -11,7 +11,7 @@ from mqauth.delivery.book import Book
 from mqauth.delivery.facts import Health
 from mqauth.delivery.work import Work
 from mqauth.errors import ConfigurationError
-from mqauth.pipeline import Pipeline
+from mqauth.judging.pipeline import Pipeline
 
 _LOG: Final = logging.getLogger("mqauth.delivery")
 

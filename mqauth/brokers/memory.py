@@ -15,9 +15,9 @@ from typing import Any, Final
 from mqauth.deadletter import DeadLetter
 from mqauth.errors import Cause, ConfigurationError, MqauthError, Unavailable
 from mqauth.flow import arun, refuse_async, run
-from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline, Verdict
+from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Verdict
+from mqauth.judging.verified import Verified, equip
 from mqauth.signer import Signer
-from mqauth.verified import Verified, equip
 from mqauth.wire import destination
 from mqauth.wire.message import HeaderValue, Message, Origin
 

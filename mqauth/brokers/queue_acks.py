@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from mqauth.brokers.timer import Timer, call_later
 from mqauth.delivery.ledger import Ledger
-from mqauth.pipeline import Delivery
+from mqauth.judging.pipeline import Delivery
 
 SOON: Final = 0.005
 """Seconds after which a settled delivery is acked, however few there are."""

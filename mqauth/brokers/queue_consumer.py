@@ -27,8 +27,8 @@ from mqauth.delivery.hold import Held
 from mqauth.delivery.room import MAX_HELD, PER_PLACE, Room
 from mqauth.delivery.window import Window
 from mqauth.errors import ConfigurationError
-from mqauth.pipeline import Handler, Outcome, Pipeline
-from mqauth.verified import Responder
+from mqauth.judging.pipeline import Handler, Outcome, Pipeline
+from mqauth.judging.verified import Responder
 
 _MIN_HOLD: Final = 1.0
 _MOST: Final = 65_535

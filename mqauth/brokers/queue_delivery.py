@@ -21,8 +21,8 @@ from mqauth.delivery.room import Room
 from mqauth.delivery.slot import NO_LIMIT, Slot
 from mqauth.errors import Rejection, StaleDelivery
 from mqauth.flow import Waiting, arun, begin, resume
-from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline
-from mqauth.verified import Responder
+from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline
+from mqauth.judging.verified import Responder
 
 _LOG: Final = logging.getLogger("mqauth.delivery")
 

@@ -7,7 +7,7 @@ import asyncio
 from mqauth.brokers.timer import Timer, call_later
 from mqauth.delivery.leases import Tended
 from mqauth.flow import arun
-from mqauth.pipeline import Delivery, Pipeline
+from mqauth.judging.pipeline import Delivery, Pipeline
 
 
 class Leases:

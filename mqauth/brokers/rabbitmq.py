@@ -31,7 +31,7 @@ from mqauth.delivery.hold import CONSUMER_TIMEOUT
 from mqauth.delivery.slot import Slot
 from mqauth.errors import ConfigurationError
 from mqauth.flow import arun
-from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline
+from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline
 from mqauth.signer import Signer
 
 __all__ = [

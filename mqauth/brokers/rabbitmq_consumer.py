@@ -21,7 +21,7 @@ from mqauth.deadletter import DeadLetterSink
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER
 from mqauth.delivery.slot import NO_LIMIT
 from mqauth.errors import ConfigurationError
-from mqauth.pipeline import Handler, Pipeline
+from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.signer import Signer
 
 DEFAULT_PREFETCH: Final = 10

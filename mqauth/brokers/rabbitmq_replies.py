@@ -17,8 +17,8 @@ from mqauth.brokers.rabbitmq_deadletter import DeadLetters
 from mqauth.brokers.rabbitmq_producer import Producer
 from mqauth.deadletter import DeadLetterSink
 from mqauth.errors import ConfigurationError, MalformedMessage, RetryLater, Unavailable
+from mqauth.judging.verified import Responder, Verified
 from mqauth.signer import Signer
-from mqauth.verified import Responder, Verified
 
 DIRECT_REPLY: Final = "amq.rabbitmq.reply-to."
 OUT_OF_REACH: Final = (exceptions.AMQPConnectionError, exceptions.ChannelInvalidStateError, OSError, Unavailable)

@@ -10,7 +10,7 @@ from typing import Final
 from mqauth.check import codes
 from mqauth.check.findings import Finding
 from mqauth.check.target import Rule, Target, mode, strangers
-from mqauth.policy import matches
+from mqauth.judging.policy import matches
 from mqauth.stores.memory import DEFAULT_CAPACITY
 from mqauth.wire import destination
 

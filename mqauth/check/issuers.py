@@ -12,7 +12,7 @@ from mqauth.check.jwks import key_set
 from mqauth.check.target import Rule, Target, few
 from mqauth.config_settings import IssuerSettings, RuleSettings, SourceSettings
 from mqauth.errors import Reason
-from mqauth.verifier import Issuer
+from mqauth.judging.verifier import Issuer
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.keys import Key
 

@@ -21,9 +21,9 @@ from mqauth.cli.output import print_json
 from mqauth.cli.serve import Certificate, listen
 from mqauth.config_file import read_passphrase
 from mqauth.errors import ConfigurationError
+from mqauth.judging.pipeline import Pipeline
 from mqauth.keystore import signing_key
 from mqauth.keystore.jwks_http import FetchFailed
-from mqauth.pipeline import Pipeline
 from mqauth.releaser import Releaser
 
 if TYPE_CHECKING:

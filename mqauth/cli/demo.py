@@ -20,12 +20,12 @@ from mqauth.auditfile import AuditFile
 from mqauth.audithead import HeadFile
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.flow import Attempts
-from mqauth.pipeline import Pipeline
+from mqauth.judging.pipeline import Pipeline
+from mqauth.judging.verified import Verified
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import MemoryStage, Stage
-from mqauth.verified import Verified
 from mqauth.wire.keys import Key
 from mqauth.wire.message import Message
 

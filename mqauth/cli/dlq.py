@@ -28,8 +28,8 @@ from mqauth.cli.messages import read_texts, standard_input
 from mqauth.cli.output import print_json
 from mqauth.config_file import read_passphrase
 from mqauth.errors import ConfigurationError, Reason
+from mqauth.judging.pipeline import Pipeline
 from mqauth.keystore import signing_key
-from mqauth.pipeline import Pipeline
 from mqauth.release import WAIVABLE
 from mqauth.releaser import Releaser
 from mqauth.review import Account, Filter, Index, Pace, Reviewer, Terms

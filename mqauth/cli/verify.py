@@ -11,7 +11,7 @@ from mqauth.cli.messages import Text, read_texts, standard_input
 from mqauth.cli.output import print_json
 from mqauth.errors import MalformedMessage, Reason
 from mqauth.flow import Flow, run
-from mqauth.pipeline import Delivery, Outcome, Pipeline, Verdict
+from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Verdict
 from mqauth.wire import json_form as jsonform
 
 _EXIT: Final = ((Verdict.REJECTED, 1), (Verdict.DEFERRED, 3), (Verdict.DUPLICATE, 3))

@@ -24,7 +24,7 @@ from mqauth.console.reader import WAITS, Lost, Reader
 from mqauth.console.shelf import Overview, Shelf
 from mqauth.errors import ConfigurationError, MqauthError, Reason
 from mqauth.flow import Flow
-from mqauth.pipeline import Pipeline
+from mqauth.judging.pipeline import Pipeline
 from mqauth.releaser import Releaser
 from mqauth.review import (
     ALL,

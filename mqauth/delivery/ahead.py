@@ -15,7 +15,7 @@ from typing import Final
 from mqauth.errors import Unavailable
 from mqauth.flow import is_async, run
 from mqauth.judging.delivery import Delivery, Step
-from mqauth.pipeline import Pipeline
+from mqauth.judging.pipeline import Pipeline
 from mqauth.replay import ClaimRequest, ClaimStatus
 
 _JUDGE, _HANDLE = Step.JUDGE, Step.HANDLE  # Python 3.11 takes its time to look a member up

@@ -18,7 +18,7 @@ from mqauth.delivery.backoff import Backoff
 from mqauth.delivery.facts import Health, Place, Stall, Wanted
 from mqauth.delivery.part import Part, offset_of
 from mqauth.errors import ConfigurationError
-from mqauth.pipeline import Delivery, Outcome, Step, Verdict
+from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
 from mqauth.wire.message import Message
 
 COMMIT_RETRY: Final = 1.0

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterable
 from typing import Final
 
-from mqauth.pipeline import Delivery, Step
+from mqauth.judging.pipeline import Delivery, Step
 
 _PARTS: Final = 3
 _LOG: Final = logging.getLogger("mqauth.delivery")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from mqauth.pipeline import Delivery
+from mqauth.judging.pipeline import Delivery
 
 MOST: Final = 256
 """Settled deliveries that wait for nothing more."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from mqauth.deadletter import DeadLetter
 from mqauth.delivery.facts import Place, Stall
 from mqauth.errors import StaleDelivery
-from mqauth.pipeline import Delivery
+from mqauth.judging.pipeline import Delivery
 from mqauth.wire.message import Message
 
 Fence = Callable[[Delivery], None]

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from mqauth.deadletter import letter_id
 from mqauth.errors import Cause, Reason, Unavailable
-from mqauth.pipeline import Delivery, Pipeline, Step, Verdict
+from mqauth.judging.pipeline import Delivery, Pipeline, Step, Verdict
 from mqauth.wire.message import Message
 
 MAX_BYTES: Final = 16 * 1024 * 1024

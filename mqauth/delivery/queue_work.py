@@ -13,8 +13,8 @@ from mqauth.delivery.slot import Slot
 from mqauth.delivery.work import equipped
 from mqauth.errors import Cause, StaleDelivery
 from mqauth.flow import Flow
-from mqauth.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
-from mqauth.verified import Responder
+from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
+from mqauth.judging.verified import Responder
 from mqauth.wire.message import Message
 
 LEFT: Final = (

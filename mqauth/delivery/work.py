@@ -14,8 +14,8 @@ from mqauth.delivery.leases import Leases
 from mqauth.delivery.part import Part
 from mqauth.errors import Cause, ConfigurationError, StaleDelivery, Unavailable
 from mqauth.flow import Flow, asked, refuse_async, run
-from mqauth.pipeline import Handler, Outcome, Pipeline, Verdict
-from mqauth.verified import Verified, decoded, equip
+from mqauth.judging.pipeline import Handler, Outcome, Pipeline, Verdict
+from mqauth.judging.verified import Verified, decoded, equip
 
 
 class Work:

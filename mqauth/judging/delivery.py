@@ -9,10 +9,10 @@ from typing import Any, Final, NamedTuple
 
 from mqauth.deadletter import content_digest
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
+from mqauth.judging.verified import Verified
+from mqauth.judging.verifier import Candidate
 from mqauth.release import Release
 from mqauth.replay import ClaimRequest
-from mqauth.verified import Verified
-from mqauth.verifier import Candidate
 from mqauth.wire.message import Message
 
 

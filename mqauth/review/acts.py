@@ -18,8 +18,8 @@ from mqauth.audit import AuditRecord
 from mqauth.clock import Clock, uuid7
 from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable
 from mqauth.flow import Flow, call, either
+from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.lineage import Hop
-from mqauth.pipeline import Pipeline, Verdict
 from mqauth.release import Release, without_release
 from mqauth.review.filters import Filter, Selection
 from mqauth.review.index import Index

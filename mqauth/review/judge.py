@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from mqauth.flow import Flow
+from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
 from mqauth.lineage import NO_PAST, Past
-from mqauth.pipeline import Outcome, Pipeline, Verdict
 from mqauth.release import without_release
 from mqauth.replay import ClaimRequest, ClaimStatus
 from mqauth.review.filters import ALL, Filter

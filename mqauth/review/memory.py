@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mqauth.brokers.memory import MemoryBroker, UnroutableError
 from mqauth.errors import Cause, Unavailable
-from mqauth.pipeline import Delivery
+from mqauth.judging.pipeline import Delivery
 from mqauth.review.letter import Letter
 from mqauth.wire.message import Message
 

@@ -15,8 +15,8 @@ from opentelemetry.trace import Link, SpanKind, Tracer
 
 from mqauth._version import __version__
 from mqauth.flow import is_async
-from mqauth.pipeline import Handler
-from mqauth.verified import Verified
+from mqauth.judging.pipeline import Handler
+from mqauth.judging.verified import Verified
 from mqauth.wire.message import Message
 
 _TRACE_HEADERS = ("traceparent", "tracestate", "baggage")

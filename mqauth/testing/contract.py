@@ -17,15 +17,15 @@ from mqauth.auditchain import verify_chain
 from mqauth.auditfile import AuditFile
 from mqauth.errors import Reason
 from mqauth.flow import Attempts
-from mqauth.pipeline import Pipeline
-from mqauth.policy import Allow
+from mqauth.judging.pipeline import Pipeline
+from mqauth.judging.policy import Allow
+from mqauth.judging.verified import Verified
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.batchattacks import BATCH_ATTACKS
 from mqauth.testing.batchforge import BatchForge
 from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
 from mqauth.testing.stage import Stage
-from mqauth.verified import Verified
 from mqauth.wire.message import Message
 
 

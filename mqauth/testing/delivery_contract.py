@@ -18,10 +18,10 @@ import pytest
 
 from mqauth.auditfile import AuditFile
 from mqauth.errors import Cause, RetryLater
+from mqauth.judging.verified import Verified
 from mqauth.testing.clock import RunningClock
 from mqauth.testing.delivery_play import LATER, Play, text
 from mqauth.testing.delivery_stage import LogStage, Member
-from mqauth.verified import Verified
 from mqauth.wire.message import Message
 
 MOMENT: Final = 0.02

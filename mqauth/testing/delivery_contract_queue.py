@@ -14,11 +14,11 @@ import pytest
 
 from mqauth.auditfile import AuditFile
 from mqauth.errors import Cause
+from mqauth.judging.verified import Verified
 from mqauth.testing.delivery_contract_waiting import WaitingContract
 from mqauth.testing.delivery_play import LATER
 from mqauth.testing.delivery_play_queue import MOMENT, Gate, QueuePlay
 from mqauth.testing.delivery_stage import Member, QueueStage
-from mqauth.verified import Verified
 
 __all__ = ["QueueDeliveryContract", "QueuePlay"]
 LONG: Final = 3600.0

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from mqauth.errors import Cause, RetryLater
+from mqauth.judging.verified import Verified
 from mqauth.testing.delivery_play import LATER
 from mqauth.testing.delivery_play_queue import OTHER, Gate, Keys, QueuePlay
-from mqauth.verified import Verified
 
 ATTEMPTS: Final = 8
 """Attempts of one message a second that are too many: a back-off of a tenth of a second makes four at first."""

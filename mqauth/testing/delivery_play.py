@@ -11,12 +11,12 @@ from typing import Any, Final
 from mqauth.auditfile import AuditFile
 from mqauth.clock import Clock
 from mqauth.flow import Attempts
-from mqauth.pipeline import Outcome, Pipeline
+from mqauth.judging.pipeline import Outcome, Pipeline
+from mqauth.judging.verified import Verified
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.delivery_stage import Member
 from mqauth.testing.forge import Forge
-from mqauth.verified import Verified
 from mqauth.wire.message import Message
 
 LIFETIME: Final = 60

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mqauth.errors import Cause, RetryLater, Unavailable
-from mqauth.policy import Allow, Rule
+from mqauth.judging.policy import Allow, Rule
+from mqauth.judging.verified import Verified
+from mqauth.judging.verifier import Issuer
 from mqauth.replay import ClaimRequest, ClaimStatus
 from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.delivery_play import Play
 from mqauth.testing.delivery_stage import Member, QueueStage, Steps
 from mqauth.testing.forge import ISSUER, SUBJECT
-from mqauth.verified import Verified
-from mqauth.verifier import Issuer
 from mqauth.wire.keys import KeySet
 
 MOMENT: Final = 0.02

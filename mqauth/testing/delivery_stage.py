@@ -7,9 +7,9 @@ from typing import Protocol
 
 from mqauth.clock import Clock
 from mqauth.errors import Cause
-from mqauth.pipeline import Handler, Pipeline
+from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.verified import Verified
 from mqauth.testing.stage import Stage
-from mqauth.verified import Verified
 from mqauth.wire.message import Message
 
 CommitObserver = Callable[[int, int], None]

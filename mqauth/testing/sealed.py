@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from mqauth.judging.verified import Verified
+from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.signer import Signer
-from mqauth.verified import Verified
-from mqauth.verifier import Issuer, Verifier
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import HeaderPair, Message
 

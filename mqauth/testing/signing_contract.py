@@ -14,9 +14,9 @@ from typing import Final
 import pytest
 
 from mqauth.errors import KeyChanged
+from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.signer import Signer
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
-from mqauth.verifier import Issuer, Verifier
 from mqauth.wire import base64url, envelope, jws
 from mqauth.wire.claims import is_name
 from mqauth.wire.keys import ALGORITHMS, MAX_KID, Key, KeySet, SigningKey, SigningKeySource

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mqauth.brokers import memory
-from mqauth.pipeline import Handler, Pipeline
+from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.signer import Signer
 from mqauth.wire import destination
 from mqauth.wire.message import Message

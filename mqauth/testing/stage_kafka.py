@@ -15,7 +15,7 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 from mqauth.brokers import kafka
 from mqauth.brokers.log_records import dead_letter_headers
 from mqauth.errors import ConfigurationError
-from mqauth.pipeline import Handler, Pipeline
+from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.signer import Signer
 from mqauth.wire import destination
 from mqauth.wire.message import Message

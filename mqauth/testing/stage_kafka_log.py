@@ -12,7 +12,7 @@ from kafka.errors import CommitFailedError
 from mqauth.brokers import kafka
 from mqauth.deadletter import DeadLetter
 from mqauth.errors import Cause, Unavailable
-from mqauth.pipeline import Handler, Pipeline
+from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.testing.delivery_stage import CommitObserver
 from mqauth.testing.stage_kafka import PATIENCE, KafkaStage
 

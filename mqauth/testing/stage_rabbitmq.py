@@ -17,7 +17,7 @@ from aio_pika.abc import AbstractChannel, AbstractQueue, AbstractRobustConnectio
 
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_translate import from_native, to_native
-from mqauth.pipeline import Handler, Pipeline
+from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.signer import Signer
 from mqauth.wire import destination
 from mqauth.wire.message import Message

@@ -12,9 +12,9 @@ from typing import Any, Final
 import aio_pika
 
 from mqauth.brokers import rabbitmq
-from mqauth.pipeline import Pipeline
+from mqauth.judging.pipeline import Pipeline
+from mqauth.judging.verified import Verified
 from mqauth.testing.delivery_stage import Steps
-from mqauth.verified import Verified
 
 HOLD: Final = 1.0
 """Seconds of a cause of all after which the queue is suspended."""

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_topology import UNPARSEABLE
-from mqauth.pipeline import Pipeline
+from mqauth.judging.pipeline import Pipeline
 from mqauth.testing.clock import RunningClock
 from mqauth.testing.delivery_stage import AckObserver, Steps
 from mqauth.testing.stage_rabbitmq import PATIENCE, RabbitMQStage

@@ -18,7 +18,7 @@ import aio_pika
 from pamqp import commands
 
 from mqauth.brokers import rabbitmq
-from mqauth.pipeline import Pipeline
+from mqauth.judging.pipeline import Pipeline
 from mqauth.testing.delivery_stage import AckObserver, Steps
 from mqauth.testing.stage_rabbitmq_member import Service
 from mqauth.wire.message import Message

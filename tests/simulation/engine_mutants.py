@@ -15,7 +15,7 @@ from mqauth.delivery.book import Book
 from mqauth.delivery.leases import Leases
 from mqauth.delivery.part import Part
 from mqauth.delivery.work import Work
-from mqauth.pipeline import Step
+from mqauth.judging.pipeline import Step
 
 Mutation = Callable[[Any], Any]
 

@@ -11,8 +11,8 @@ from typing import Any, Final
 from mqauth import MemoryReplayStore, Pipeline, RejectNow, RetryLater, Verified
 from mqauth.brokers import kafka
 from mqauth.flow import Attempts
+from mqauth.judging.verifier import Issuer
 from mqauth.testing.forge import ISSUER, Forge
-from mqauth.verifier import Issuer
 from tests.simulation.kafka_broker import DEAD, TOPIC, Broker, Client, LetterClient
 from tests.simulation.kafka_facilities import Audit, Keys, Reach, Rules, SingleStore, Store
 from tests.simulation.threads import Killed, Process, Threads

@@ -18,7 +18,7 @@ from mqauth.delivery.part import Part
 from mqauth.delivery.work import Work
 from mqauth.errors import RejectNow, RetryLater
 from mqauth.flow import Attempts
-from mqauth.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
+from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
 from mqauth.testing.clock import FakeClock
 from tests.simulation.log_facilities import (
     PLACES,

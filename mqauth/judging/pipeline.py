@@ -17,13 +17,13 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uui
 from mqauth.deadletter import DeadLetter, DeadLetterSink
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
 from mqauth.flow import Attempts, Call, ColourError, Flow, answered, asked, at_once, settling
-from mqauth.judge import Judge
+from mqauth.judging.audit_record import verdict_record
 from mqauth.judging.delivery import Delivery, Outcome, Step, Verdict
-from mqauth.policy import Allow, Policy
+from mqauth.judging.judge import Judge
+from mqauth.judging.policy import Allow, Policy
+from mqauth.judging.verified import Verified
+from mqauth.judging.verifier import Verifier
 from mqauth.replay import DEFAULT_LEASE, ClaimStatus, ReplayStore
-from mqauth.verdictrecord import verdict_record
-from mqauth.verified import Verified
-from mqauth.verifier import Verifier
 from mqauth.wire.base64url import encode as base64url_encode
 from mqauth.wire.message import Message
 

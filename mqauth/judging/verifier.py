@@ -27,11 +27,11 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 from mqauth.errors import ConfigurationError, Reason, Rejection
-from mqauth.knowntokens import Standing, Token, Tokens
+from mqauth.judging.known_tokens import Standing, Token, Tokens
+from mqauth.judging.shape import Shape, Shapes
+from mqauth.judging.times import At, Times, is_revoked
+from mqauth.judging.verified import Verified, make_verified
 from mqauth.release import Release, ReleaseAuthorities
-from mqauth.shape import Shape, Shapes
-from mqauth.times import At, Times, is_revoked
-from mqauth.verified import Verified, make_verified
 from mqauth.wire import batch, envelope, jws
 from mqauth.wire import claims as claim_set
 from mqauth.wire.batch import Proof

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Final, Protocol
 
 from mqauth.errors import ConfigurationError, MalformedMessage
-from mqauth.verified import Verified, producer_and_place
+from mqauth.judging.verified import Verified, producer_and_place
 from mqauth.wire import claims as claim_set
 from mqauth.wire import destination
 

@@ -12,10 +12,10 @@ from mqauth.clock import Clock, Randomness
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.flow import OUR_FAULT, ColourError, Flow, answered, asked, at_once, either, guarded
 from mqauth.judging.delivery import Delivery, Step, Verdict
-from mqauth.policy import Decision, Policy
+from mqauth.judging.policy import Decision, Policy
+from mqauth.judging.verifier import Candidate, Verifier
 from mqauth.release import Release, open_release
 from mqauth.replay import ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id, release_id
-from mqauth.verifier import Candidate, Verifier
 from mqauth.wire.keys import KeySet, KeySource
 from mqauth.wire.message import Message
 
