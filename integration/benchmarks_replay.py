@@ -21,8 +21,8 @@ from typing import Any, Final
 
 import redis
 
-from mqauth.replay import ClaimRequest, batch_id
-from mqauth.stores.memory import MemoryReplayStore
+from mqauth.replay.memory import MemoryReplayStore
+from mqauth.replay.rules import ClaimRequest, batch_id
 from mqauth.stores.redis import RedisReplayStore
 from mqauth.testing.clock import START, FakeClock
 from mqauth.wire.message import Place

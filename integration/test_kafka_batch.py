@@ -7,7 +7,7 @@ from pathlib import Path
 
 from integration.chaos.kafka_scene import scene
 from integration.services import Kafka, Redis
-from mqauth.replay import ClaimRequest, ClaimStatus
+from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.stores.redis import RedisReplayStore
 
 

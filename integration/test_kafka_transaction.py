@@ -21,7 +21,7 @@ from mqauth.brokers import kafka_repair
 from mqauth.brokers.kafka_producer import ProducerFatalError
 from mqauth.errors import Cause
 from mqauth.judging.pipeline import Pipeline
-from mqauth.stores.memory import MemoryReplayStore
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage, wait_until
 from mqauth.wire.message import Message

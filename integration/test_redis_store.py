@@ -26,7 +26,7 @@ from integration.scale import nightly
 from integration.services import Redis
 from mqauth.errors import Cause, Unavailable
 from mqauth.flow import arun, call, run
-from mqauth.replay import ClaimRequest
+from mqauth.replay.rules import ClaimRequest
 from mqauth.stores.redis import AsyncRedisReplayStore, RedisReplayStore
 from mqauth.stores.rediseither import EitherRedisReplayStore
 from mqauth.testing.clock import START, FakeClock

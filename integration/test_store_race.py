@@ -14,7 +14,7 @@ import pytest
 
 from integration.scale import nightly
 from integration.services import Redis
-from mqauth.replay import ClaimRequest, ClaimStatus
+from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.stores.redis import RedisReplayStore
 from mqauth.testing.store_contract import sibling, wish
 

@@ -30,9 +30,9 @@ from mqauth.keystore import ActiveKey, JWKSFile
 from mqauth.keystore.discovery import discover
 from mqauth.keystore.jwks import JWKS
 from mqauth.misuse import Alert, Detector, Thresholds
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.signer import Signer
 from mqauth.sinks import CallableSink, FanOut, LoggingSink, MisuseWatch
-from mqauth.stores.memory import MemoryReplayStore
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import Message, Origin
 

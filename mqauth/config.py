@@ -35,9 +35,9 @@ from mqauth.keystore.folder import read_pem
 from mqauth.keystore.jwks import JWKS
 from mqauth.misuse import Alert, Thresholds
 from mqauth.release import Authority, ReleaseAuthorities
-from mqauth.replay import ReplayStore
+from mqauth.replay.memory import MemoryReplayStore
+from mqauth.replay.rules import ReplayStore
 from mqauth.signer import Signer
-from mqauth.stores.memory import MemoryReplayStore
 from mqauth.wire.batch_settings import Batching
 from mqauth.wire.keys import Key, KeySource
 

@@ -42,8 +42,8 @@ from mqauth.judging.times import MAX_LEEWAY, At
 from mqauth.keystore.jwks_rules import COOLDOWN, MAX_PUBLISH_DELAY, MAX_STALE
 from mqauth.misuse import Thresholds
 from mqauth.release import WAIVABLE
+from mqauth.replay.memory import DEFAULT_CAPACITY
 from mqauth.signer import MAX_LIFETIME
-from mqauth.stores.memory import DEFAULT_CAPACITY
 from mqauth.wire.batch_settings import DEFAULT_LINGER, MAX_LINGER
 from mqauth.wire.claims import MAX_BATCH, is_name
 from mqauth.wire.keys import MAX_KID

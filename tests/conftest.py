@@ -13,7 +13,7 @@ from mqauth import deadletter, flow
 from mqauth.errors import Reason, Rejection
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline
-from mqauth.stores.memory import MemoryReplayStore
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire.message import Message, Origin
 

@@ -24,8 +24,8 @@ from mqauth.flood import FloodGate
 from mqauth.flow import Attempts, run
 from mqauth.judging.pipeline import Pipeline
 from mqauth.misuse import Detector, Thresholds
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.sinks import MisuseWatch
-from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import MemoryStage

@@ -23,8 +23,8 @@ from mqauth.judging.verifier import Verifier
 from mqauth.redaction import redact
 from mqauth.release import Authority, ReleaseAuthorities, open_release
 from mqauth.releaser import Releaser
-from mqauth.replay import ClaimRequest, ClaimStatus, claim_id, release_id
-from mqauth.stores.memory import MemoryReplayStore
+from mqauth.replay.memory import MemoryReplayStore
+from mqauth.replay.rules import ClaimRequest, ClaimStatus, claim_id, release_id
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, BatchForge, FakeClock, Forge, verified
 from mqauth.testing.attacks import changed_header, honest_message
 from mqauth.testing.batchforge import ForgedBatch, forge_batch

@@ -21,7 +21,7 @@ from mqauth.cli.output import one_line
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.judging.pipeline import Pipeline
 from mqauth.keystore import Keystore, public_keys, signing_key
-from mqauth.stores.memory import MemoryReplayStore
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.wire.json_form import from_form
 from mqauth.wire.jwk import dump_key_set, load_key_set
 from mqauth.wire.keys import Key
@@ -657,7 +657,7 @@ def test_deferred_names_its_cause(ready: Shell) -> None:
 
 def test_duplicate_exits_3(ready: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     """A single message that is a duplicate exits 3."""
-    from mqauth.replay import ClaimStatus
+    from mqauth.replay.rules import ClaimStatus
 
     monkeypatch.setattr(MemoryReplayStore, "claim", lambda *_arguments: ClaimStatus.DUPLICATE)
     ran = ready(*VERIFY, stdin=ready(*SIGN, stdin=MESSAGE).out)

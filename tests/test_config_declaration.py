@@ -58,8 +58,8 @@ from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore.jwks import JWKS
 from mqauth.misuse import Thresholds
 from mqauth.release import Authority
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.signer import Signer
-from mqauth.stores.memory import MemoryReplayStore
 
 SOURCE = {"table", "issuer", "file", "jwks", "discovery"}
 OBJECTS: dict[type[Settings], tuple[tuple[Callable[..., object], ...], set[str]]] = {

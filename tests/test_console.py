@@ -31,10 +31,10 @@ from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Issuer
 from mqauth.release import WAIVABLE, Authority, ReleaseAuthorities
 from mqauth.releaser import Releaser
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.review import ALL, Filter
 from mqauth.review.letterbox import BATCH
 from mqauth.review.memory import MemoryLetterBox
-from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.wire.keys import Key, KeySet

@@ -16,8 +16,8 @@ from mqauth.flow import run
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Issuer
-from mqauth.replay import ClaimRequest, ClaimStatus
-from mqauth.stores.memory import MemoryReplayStore
+from mqauth.replay.memory import MemoryReplayStore
+from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
 from mqauth.wire.keys import KeySet, Revocation

@@ -15,7 +15,7 @@ from mqauth.delivery.book import COMMIT_RETRY, Book
 from mqauth.delivery.part import Part, offset_of
 from mqauth.errors import Cause
 from mqauth.judging.pipeline import Outcome, Step, Verdict
-from mqauth.replay import ClaimRequest
+from mqauth.replay.rules import ClaimRequest
 from mqauth.testing import FakeClock
 from mqauth.wire.message import Message, Origin
 

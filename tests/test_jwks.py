@@ -30,7 +30,7 @@ from mqauth.keystore.jwks_fetch import URLFetch
 from mqauth.keystore.jwks_http import MAX_BODY, Deadline, Endpoint, FetchFailed, Response, get, trust
 from mqauth.keystore.jwks_refresher import ThreadRefresher
 from mqauth.keystore.jwks_rules import Answer
-from mqauth.stores.memory import MemoryReplayStore
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
 from mqauth.wire.jwk import dump_key_set

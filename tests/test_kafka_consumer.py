@@ -17,8 +17,8 @@ from mqauth.errors import Cause, ConfigurationError, RetryLater, Unavailable
 from mqauth.flow import Attempts, ColourError
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.verified import Verified
-from mqauth.replay import ClaimRequest
-from mqauth.stores.memory import MemoryReplayStore
+from mqauth.replay.memory import MemoryReplayStore
+from mqauth.replay.rules import ClaimRequest
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
 from mqauth.wire.message import Message

@@ -15,8 +15,8 @@ from mqauth.flow import Attempts, ColourError, arun, run
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
 from mqauth.judging.policy import Allow, Decision, Rule
 from mqauth.judging.verifier import Issuer
-from mqauth.replay import ClaimStatus
-from mqauth.stores.memory import MemoryReplayStore
+from mqauth.replay.memory import MemoryReplayStore
+from mqauth.replay.rules import ClaimStatus
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock, Forge
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.batchforge import forge_batch

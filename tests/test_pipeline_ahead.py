@@ -11,7 +11,7 @@ from mqauth import flow
 from mqauth.errors import Cause, Reason, RejectNow, RetryLater
 from mqauth.flow import ColourError
 from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
-from mqauth.replay import ClaimStatus
+from mqauth.replay.rules import ClaimStatus
 from mqauth.testing import FakeClock, Forge
 from tests.conftest import World
 

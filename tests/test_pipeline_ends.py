@@ -12,7 +12,7 @@ import pytest
 from mqauth import flow
 from mqauth.errors import Cause, Reason, RejectNow, RetryLater, Unavailable
 from mqauth.judging.pipeline import Outcome, Step, Verdict
-from mqauth.replay import ClaimStatus
+from mqauth.replay.rules import ClaimStatus
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire.message import Message
 from tests.conftest import KAFKA, RABBITMQ, World, kafka_message

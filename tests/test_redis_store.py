@@ -11,7 +11,7 @@ import redis.asyncio
 
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.flow import arun, call, is_async, refuse_async, run
-from mqauth.replay import ClaimRequest, ClaimStatus
+from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.stores import redisscript
 from mqauth.stores.redis import AsyncRedisReplayStore, RedisReplayStore
 from mqauth.stores.rediseither import EitherRedisReplayStore

@@ -18,8 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from integration.scale import nightly
 from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.replay import ClaimRequest, ClaimStatus, Entry, batch_id, claim_id, judge, release_id
-from mqauth.stores.memory import MemoryReplayStore
+from mqauth.replay.memory import MemoryReplayStore
+from mqauth.replay.rules import ClaimRequest, ClaimStatus, Entry, batch_id, claim_id, judge, release_id
 from mqauth.testing import FakeClock
 from mqauth.wire.message import Place
 

@@ -27,6 +27,7 @@ from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Issuer
 from mqauth.release import RELEASE_HEADER, WAIVABLE, Authority, ReleaseAuthorities
 from mqauth.releaser import Releaser
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.review import (
     ALL,
     Filter,
@@ -47,7 +48,6 @@ from mqauth.review import (
     take_in,
 )
 from mqauth.review.memory import MemoryLetterBox
-from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.wire import json_form as jsonform

@@ -14,8 +14,8 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from integration.scale import nightly
 from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.replay import ClaimRequest, ClaimStatus
-from mqauth.stores.memory import MemoryReplayStore, Places
+from mqauth.replay.memory import MemoryReplayStore, Places
+from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.testing.clock import START, FakeClock
 from mqauth.testing.store_contract import FRESH, REPLAYED, REREAD, BatchStoreContract, machine, sibling, wish
 

@@ -25,7 +25,7 @@ from mqauth.errors import Cause, ConfigurationError
 from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.misuse import Alert
 from mqauth.redaction import REDACTED, RedactTokens, redact_logging
-from mqauth.stores.memory import MemoryReplayStore
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.telemetry import METRICS, Telemetry, traced
 from mqauth.telemetry.metrics import MAX_DESTINATIONS
 from mqauth.telemetry.prometheus import Endpoint

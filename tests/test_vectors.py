@@ -14,7 +14,7 @@ from mqauth.flow import run
 from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Verifier
-from mqauth.stores.memory import MemoryReplayStore
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import FakeClock
 from mqauth.wire import base64url, batch, destination, envelope, jwk
 from mqauth.wire import strict_json as strictjson

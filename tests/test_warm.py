@@ -26,7 +26,7 @@ from mqauth.judging.shape import Shapes
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Candidate, Verifier
 from mqauth.release import RELEASE_HEADER
-from mqauth.stores.memory import MemoryReplayStore
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, Attack, FakeClock, Forge
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.batchforge import forge_batch

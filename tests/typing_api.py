@@ -11,7 +11,7 @@ from kafka import KafkaConsumer, KafkaProducer
 
 import mqauth
 from mqauth.brokers import kafka, rabbitmq
-from mqauth.replay import ClaimRequest, ClaimStatus
+from mqauth.replay.rules import ClaimRequest, ClaimStatus
 
 signer = mqauth.Signer(
     key=mqauth.Key.load("orders.pem"), issuer="https://auth.example", subject="orders-api", audience="billing",

@@ -29,8 +29,8 @@ from mqauth.clock import SYSTEM_RANDOMNESS
 from mqauth.flood import DEFAULT_FLOOD_AFTER, FloodGate
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.verified import Verified
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.sinks import MisuseWatch
-from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import Forge, with_token
 from mqauth.wire.message import Message

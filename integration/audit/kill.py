@@ -27,7 +27,7 @@ from mqauth.audithead import HeadFile, read_heads
 from mqauth.deadletter import DeadLetter
 from mqauth.flow import run
 from mqauth.judging.pipeline import Pipeline, Verdict
-from mqauth.stores.memory import MemoryReplayStore
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import Forge
 from mqauth.wire.keys import Key

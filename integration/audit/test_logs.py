@@ -15,8 +15,8 @@ from mqauth.auditfile import AuditFile
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Pipeline
 from mqauth.redaction import REDACTED
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.sinks import FanOut, LoggingSink, MisuseWatch
-from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage

@@ -20,8 +20,8 @@ from mqauth.auditfile import AuditFile
 from mqauth.errors import Reason
 from mqauth.flood import FloodGate
 from mqauth.judging.pipeline import Pipeline
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.sinks import MisuseWatch
-from mqauth.stores.memory import MemoryReplayStore
 from mqauth.telemetry.prometheus import Endpoint
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import ISSUER, Forge

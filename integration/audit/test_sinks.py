@@ -20,8 +20,8 @@ from mqauth.auditfile import AuditFile
 from mqauth.brokers import kafka, rabbitmq
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.judging.pipeline import Pipeline
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.sinks import FanOut, MisuseWatch
-from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage

@@ -21,9 +21,9 @@ from mqauth.brokers import kafka
 from mqauth.brokers.log_records import native_headers, to_message
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Outcome
-from mqauth.replay import ReplayStore
+from mqauth.replay.memory import MemoryReplayStore
+from mqauth.replay.rules import ReplayStore
 from mqauth.signer import Signer
-from mqauth.stores.memory import MemoryReplayStore
 from mqauth.stores.redis import RedisReplayStore
 from mqauth.testing.forge import SUBJECT, Forge
 from mqauth.testing.stage_kafka import KafkaStage

@@ -27,7 +27,7 @@ from mqauth import Allow, AuditFile, Issuer, Pipeline, Verified, Verifier  # noq
 from mqauth.audit import AuditRecord  # noqa: E402
 from mqauth.brokers import kafka  # noqa: E402
 from mqauth.deadletter import DeadLetter  # noqa: E402
-from mqauth.replay import ClaimRequest  # noqa: E402
+from mqauth.replay.rules import ClaimRequest  # noqa: E402
 from mqauth.stores.redis import RedisReplayStore  # noqa: E402
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT  # noqa: E402
 from mqauth.testing.stage_kafka import servers  # noqa: E402

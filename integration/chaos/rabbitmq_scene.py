@@ -21,9 +21,9 @@ from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_channel import LOST
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Outcome
-from mqauth.replay import ReplayStore
+from mqauth.replay.memory import MemoryReplayStore
+from mqauth.replay.rules import ReplayStore
 from mqauth.signer import Signer
-from mqauth.stores.memory import MemoryReplayStore
 from mqauth.stores.redis import AsyncRedisReplayStore
 from mqauth.testing.forge import SUBJECT, Forge
 from mqauth.wire.jwk import dump_key_set

@@ -24,7 +24,7 @@ from mqauth import Allow, AuditFile, Issuer, Pipeline, Verified, Verifier
 from mqauth.audit import AuditRecord
 from mqauth.brokers import rabbitmq
 from mqauth.deadletter import DeadLetter
-from mqauth.replay import ClaimRequest
+from mqauth.replay.rules import ClaimRequest
 from mqauth.stores.redis import AsyncRedisReplayStore
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
 from mqauth.wire.jwk import load_key_set

@@ -18,7 +18,7 @@ from integration.wire import Wire
 from mqauth import Pipeline, Verdict
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_channel import LOST
-from mqauth.replay import ClaimRequest, ClaimStatus
+from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.stores.redis import AsyncRedisReplayStore
 
 Report = Callable[[Count], None]

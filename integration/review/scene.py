@@ -20,8 +20,8 @@ from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Issuer
 from mqauth.release import WAIVABLE, Authority, ReleaseAuthorities
 from mqauth.releaser import Releaser
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.review import Filter, Index, Ledger, Reviewer, Terms, account, survey
-from mqauth.stores.memory import MemoryReplayStore
 from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT, Forge
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage

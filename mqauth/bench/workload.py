@@ -11,7 +11,7 @@ from mqauth.audit import AuditRecord
 from mqauth.deadletter import DeadLetter
 from mqauth.errors import MqauthError
 from mqauth.judging.pipeline import Pipeline
-from mqauth.stores.memory import MemoryReplayStore
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing.forge import Forge
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.message import HeaderPair, Message

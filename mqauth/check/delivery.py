@@ -11,7 +11,7 @@ from mqauth.check import codes
 from mqauth.check.findings import Finding
 from mqauth.check.target import Rule, Target, mode, strangers
 from mqauth.judging.policy import matches
-from mqauth.stores.memory import DEFAULT_CAPACITY
+from mqauth.replay.memory import DEFAULT_CAPACITY
 from mqauth.wire import destination
 
 _PASSING: Final = tuple(PurePosixPath(path) for path in ("/dev", "/proc", "/run", "/var/run", "/tmp"))  # noqa: S108

@@ -22,7 +22,7 @@ from mqauth.errors import ConfigurationError, Reason
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.verified import Verified
-from mqauth.stores.memory import MemoryReplayStore
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import MemoryStage, Stage

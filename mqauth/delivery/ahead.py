@@ -16,7 +16,7 @@ from mqauth.errors import Unavailable
 from mqauth.flow import is_async, run
 from mqauth.judging.delivery import Delivery, Step
 from mqauth.judging.pipeline import Pipeline
-from mqauth.replay import ClaimRequest, ClaimStatus
+from mqauth.replay.rules import ClaimRequest, ClaimStatus
 
 _JUDGE, _HANDLE = Step.JUDGE, Step.HANDLE  # Python 3.11 takes its time to look a member up
 LONGEST: Final = 10.0

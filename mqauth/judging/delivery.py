@@ -12,7 +12,7 @@ from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Candidate
 from mqauth.release import Release
-from mqauth.replay import ClaimRequest
+from mqauth.replay.rules import ClaimRequest
 from mqauth.wire.message import Message
 
 

@@ -23,7 +23,7 @@ from mqauth.judging.judge import Judge
 from mqauth.judging.policy import Allow, Policy
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
-from mqauth.replay import DEFAULT_LEASE, ClaimStatus, ReplayStore
+from mqauth.replay.rules import DEFAULT_LEASE, ClaimStatus, ReplayStore
 from mqauth.wire.base64url import encode as base64url_encode
 from mqauth.wire.message import Message
 

@@ -11,7 +11,7 @@ from mqauth.flow import Flow
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
 from mqauth.lineage import NO_PAST, Past
 from mqauth.release import without_release
-from mqauth.replay import ClaimRequest, ClaimStatus
+from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.review.filters import ALL, Filter
 from mqauth.review.index import Index, Row
 from mqauth.review.letter import Reading, redeliverable

@@ -27,7 +27,7 @@ import redis.retry
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.flow import Flow, arun, call, run
-from mqauth.replay import ClaimRequest, ClaimStatus
+from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.stores import redisscript
 from mqauth.stores.redisscript import Verb
 

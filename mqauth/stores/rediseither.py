@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
-from mqauth.replay import ClaimRequest, ClaimStatus
+from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.stores.redis import AsyncRedisReplayStore, RedisReplayStore
 
 

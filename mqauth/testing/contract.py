@@ -20,7 +20,7 @@ from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Allow
 from mqauth.judging.verified import Verified
-from mqauth.stores.memory import MemoryReplayStore
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.batchattacks import BATCH_ATTACKS
 from mqauth.testing.batchforge import BatchForge

@@ -13,7 +13,7 @@ from mqauth.clock import Clock
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.judging.verified import Verified
-from mqauth.stores.memory import MemoryReplayStore
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.delivery_stage import Member
 from mqauth.testing.forge import Forge

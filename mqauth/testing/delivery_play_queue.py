@@ -11,8 +11,8 @@ from mqauth.errors import Cause, RetryLater, Unavailable
 from mqauth.judging.policy import Allow, Rule
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Issuer
-from mqauth.replay import ClaimRequest, ClaimStatus
-from mqauth.stores.memory import MemoryReplayStore
+from mqauth.replay.memory import MemoryReplayStore
+from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.testing.delivery_play import Play
 from mqauth.testing.delivery_stage import Member, QueueStage, Steps
 from mqauth.testing.forge import ISSUER, SUBJECT

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from mqauth.replay import ClaimRequest, ClaimStatus, Entry, batch_id, judge
+from mqauth.replay.rules import ClaimRequest, ClaimStatus, Entry, batch_id, judge
 from mqauth.testing.clock import START, FakeClock
 from mqauth.wire.message import Place
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mqauth import Allow, Cause, MemoryReplayStore, Unavailable
 from mqauth.audit import AuditRecord
-from mqauth.replay import ClaimRequest, ClaimStatus
+from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.wire.keys import KeySet
 
 if TYPE_CHECKING:

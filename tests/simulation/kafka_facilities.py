@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from mqauth import Allow, Cause, MemoryReplayStore, Unavailable
 from mqauth.audit import AuditRecord
-from mqauth.replay import ClaimRequest, ClaimStatus
+from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.wire.keys import KeySet
 from tests.simulation.threads import Killed, Process, Threads
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 from mqauth.clock import Clock
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.judging.policy import Decision
-from mqauth.replay import ClaimRequest, ClaimStatus, judge
+from mqauth.replay.rules import ClaimRequest, ClaimStatus, judge
 from mqauth.wire.keys import KeySet
 from mqauth.wire.message import Message, Origin
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.replay import batch_id, claim_id, release_id
+from mqauth.replay.rules import batch_id, claim_id, release_id
 from mqauth.testing import ATTACKS
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import AUDIENCE, NEIGHBOUR, REMOVED, with_token

@@ -19,7 +19,7 @@ from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.replay import ClaimRequest, ClaimStatus, Entry, judge
+from mqauth.replay.rules import ClaimRequest, ClaimStatus, Entry, judge
 from mqauth.wire.message import Place
 
 DEFAULT_CAPACITY: Final = 1_000_000
