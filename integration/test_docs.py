@@ -18,7 +18,7 @@ from aio_pika.exceptions import AMQPChannelError
 
 from integration.documentation import KAFKA_ADDRESS, RABBITMQ_URL, Block, Reader, blocks
 from integration.services import Kafka, RabbitMQ
-from mqauth.auditchain import verify_chain
+from mqauth.audit.chain import verify_chain
 
 client: Any = importlib.import_module("kafka")  # untyped
 PATIENCE = 60.0

@@ -15,7 +15,7 @@ import pytest
 from kafka import TopicPartition
 
 from integration.services import Kafka
-from mqauth.auditchain import verify_chain
+from mqauth.audit.chain import verify_chain
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage, wait_until
 from mqauth.wire.jwk import dump_key_set

@@ -13,12 +13,12 @@ import pytest
 from integration.services import Kafka
 from integration.services import kafka as kafka_service
 from mqauth import MemoryReplayStore, Pipeline, Verified
+from mqauth.audit.sinks import CallableSink
 from mqauth.brokers import kafka as wrapper
 from mqauth.flow import Attempts
 from mqauth.review.kafka_records import KafkaRecords
 from mqauth.review.letter import Letter, read
 from mqauth.review.recall import RecordPlace
-from mqauth.sinks import CallableSink
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage, wait_until
 from mqauth.wire.message import Message

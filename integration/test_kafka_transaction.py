@@ -14,8 +14,8 @@ from kafka import OffsetAndMetadata, TopicPartition
 
 from integration.services import Kafka
 from integration.test_kafka_kill import FORGED, HONEST, Scene
-from mqauth.auditchain import verify_chain
-from mqauth.auditfile import AuditFile
+from mqauth.audit.chain import verify_chain
+from mqauth.audit.file import AuditFile
 from mqauth.brokers import kafka as wrapper
 from mqauth.brokers import kafka_repair
 from mqauth.brokers.kafka_producer import ProducerFatalError

@@ -12,10 +12,10 @@ import pytest
 
 from integration.services import RabbitMQ
 from mqauth import MemoryReplayStore, Pipeline, Verified
-from mqauth.audit import AuditRecord
+from mqauth.audit.record import AuditRecord
+from mqauth.audit.sinks import CallableSink
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq_translate import to_native
-from mqauth.sinks import CallableSink
 from mqauth.testing.forge import Forge
 from mqauth.wire.destination import rabbitmq as destination
 from mqauth.wire.message import Message

@@ -6,8 +6,11 @@ broker wrapper, ``mqauth.brokers.rabbitmq`` or ``mqauth.brokers.kafka``.
 """
 
 from mqauth._version import __version__
-from mqauth.auditfile import AuditFile
-from mqauth.audithead import HeadFile
+from mqauth.audit.file import AuditFile
+from mqauth.audit.flood import FloodGate
+from mqauth.audit.head import HeadFile
+from mqauth.audit.misuse import Alert, Detector, Thresholds
+from mqauth.audit.sinks import CallableSink, FanOut, LoggingSink, MisuseWatch
 from mqauth.config import load
 from mqauth.errors import (
     Cause,
@@ -20,7 +23,6 @@ from mqauth.errors import (
     RetryLater,
     Unavailable,
 )
-from mqauth.flood import FloodGate
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
 from mqauth.judging.policy import Allow, Decision, Rule, UnsafeAllowAll
@@ -29,10 +31,8 @@ from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey, JWKSFile
 from mqauth.keystore.discovery import discover
 from mqauth.keystore.jwks import JWKS
-from mqauth.misuse import Alert, Detector, Thresholds
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.signer import Signer
-from mqauth.sinks import CallableSink, FanOut, LoggingSink, MisuseWatch
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import Message, Origin
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mqauth.audit.misuse import Alert, Thresholds
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config_audit import audit_sink
 from mqauth.config_declaration import read
@@ -33,7 +34,6 @@ from mqauth.keystore import ActiveKey, JWKSFile
 from mqauth.keystore.discovery import discover
 from mqauth.keystore.folder import read_pem
 from mqauth.keystore.jwks import JWKS
-from mqauth.misuse import Alert, Thresholds
 from mqauth.release import Authority, ReleaseAuthorities
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ReplayStore

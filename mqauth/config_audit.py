@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mqauth.auditfile import AuditFile
-from mqauth.audithead import HeadFile
+from mqauth.audit.file import AuditFile
+from mqauth.audit.flood import FloodGate
+from mqauth.audit.head import HeadFile
+from mqauth.audit.misuse import Alert, Detector, Thresholds
+from mqauth.audit.sinks import MisuseWatch
 from mqauth.clock import Clock
 from mqauth.config_file import secret_of
 from mqauth.config_settings import AuditSettings
-from mqauth.flood import FloodGate
-from mqauth.misuse import Alert, Detector, Thresholds
-from mqauth.sinks import MisuseWatch
 from mqauth.wire.keys import Key
 
 

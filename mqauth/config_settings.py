@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
-from mqauth.auditfile import MIN_BYTES
+from mqauth.audit.file import MIN_BYTES
+from mqauth.audit.flood import DEFAULT_FLOOD_AFTER
+from mqauth.audit.misuse import Thresholds
 from mqauth.config_declaration import Settings, inner, inners, not_with, only_with
 from mqauth.config_kinds import (
     ANY,
@@ -36,11 +38,9 @@ from mqauth.config_kinds import (
 )
 from mqauth.config_table import RefusedSetting
 from mqauth.errors import ConfigurationError, Reason
-from mqauth.flood import DEFAULT_FLOOD_AFTER
 from mqauth.judging.policy import Rule
 from mqauth.judging.times import MAX_LEEWAY, At
 from mqauth.keystore.jwks_rules import COOLDOWN, MAX_PUBLISH_DELAY, MAX_STALE
-from mqauth.misuse import Thresholds
 from mqauth.release import WAIVABLE
 from mqauth.replay.memory import DEFAULT_CAPACITY
 from mqauth.signer import MAX_LIFETIME

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
-from mqauth.audit import MAX_SOURCE, harmless, iso_time
+from mqauth.audit.record import MAX_SOURCE, harmless, iso_time
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Rejection, Unavailable
 from mqauth.lineage import NO_PAST, Hop
 from mqauth.release import Release

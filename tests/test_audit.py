@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqauth import audit
-from mqauth.audit import AuditRecord, harmless
+from mqauth.audit import record as audit
+from mqauth.audit.record import AuditRecord, harmless
 from mqauth.wire.claims import Binding, Claims
 from mqauth.wire.message import Message, Origin
 

@@ -15,17 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from mqauth import misuse
-from mqauth.audit import MAX_TEXT, SCHEMA_VERSION, AuditRecord
-from mqauth.auditfile import AuditFile
+from mqauth.audit import misuse
+from mqauth.audit.file import AuditFile
+from mqauth.audit.flood import FloodGate
+from mqauth.audit.misuse import Detector, Thresholds
+from mqauth.audit.record import MAX_TEXT, SCHEMA_VERSION, AuditRecord
+from mqauth.audit.sinks import MisuseWatch
 from mqauth.brokers.memory import DeadLetters, MemoryBroker
 from mqauth.errors import Reason
-from mqauth.flood import FloodGate
 from mqauth.flow import Attempts, run
 from mqauth.judging.pipeline import Pipeline
-from mqauth.misuse import Detector, Thresholds
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.sinks import MisuseWatch
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import MemoryStage

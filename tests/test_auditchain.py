@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mqauth.audit import GENESIS, AuditRecord, chain_hash
-from mqauth.auditchain import ChainReport, Head, verify_chain
-from mqauth.audithead import HeadFile, read_heads
+from mqauth.audit.chain import ChainReport, Head, verify_chain
+from mqauth.audit.head import HeadFile, read_heads
+from mqauth.audit.record import GENESIS, AuditRecord, chain_hash
 from mqauth.errors import ConfigurationError
 from mqauth.wire.keys import Key, KeySet
 

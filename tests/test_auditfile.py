@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mqauth.audit import AuditRecord
-from mqauth.auditchain import verify_chain
-from mqauth.auditfile import MIN_BYTES, AuditFile, parts, rotated, with_parts
-from mqauth.audithead import HeadFile, read_heads
+from mqauth.audit.chain import verify_chain
+from mqauth.audit.file import MIN_BYTES, AuditFile, parts, rotated, with_parts
+from mqauth.audit.head import HeadFile, read_heads
+from mqauth.audit.record import AuditRecord
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.testing.clock import FakeClock
 from mqauth.wire.keys import Key

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.auditlog import Selection, claims_of, count, is_verified, parse_time, read_records
+from mqauth.audit.log import Selection, claims_of, count, is_verified, parse_time, read_records
 from mqauth.errors import ConfigurationError
 from mqauth.wire import strict_json as strictjson
 

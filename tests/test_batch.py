@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mqauth.audit.redaction import redact
 from mqauth.deadletter import letter_id
 from mqauth.errors import MalformedMessage, Reason, Rejection
 from mqauth.flow import run
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
-from mqauth.redaction import redact
 from mqauth.release import Authority, ReleaseAuthorities, open_release
 from mqauth.releaser import Releaser
 from mqauth.replay.memory import MemoryReplayStore

@@ -11,9 +11,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import mqauth
-from mqauth.audit import AuditRecord
-from mqauth.auditfile import parts, rotated
-from mqauth.audithead import read_heads
+from mqauth.audit.file import parts, rotated
+from mqauth.audit.head import read_heads
+from mqauth.audit.misuse import NUMBERS, Alert
+from mqauth.audit.record import AuditRecord
 from mqauth.config_declaration import read
 from mqauth.config_kinds import is_url
 from mqauth.config_settings import FileSettings
@@ -22,7 +23,6 @@ from mqauth.errors import ConfigurationError, Reason
 from mqauth.flow import run
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.keystore import Keystore, public_keys, signing_key
-from mqauth.misuse import NUMBERS, Alert
 from mqauth.stores.rediseither import EitherRedisReplayStore
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.stage import MemoryStage

@@ -15,8 +15,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from integration import settings as reference
-from mqauth.auditfile import AuditFile
-from mqauth.audithead import HeadFile
+from mqauth.audit.file import AuditFile
+from mqauth.audit.flood import FloodGate
+from mqauth.audit.head import HeadFile
+from mqauth.audit.misuse import Thresholds
 from mqauth.cli.dlq_settings import BrokerFile, BrokerSettings
 from mqauth.config_declaration import Setting, Settings, inner, inners, not_with, only_with, read, schema_of
 from mqauth.config_kinds import (
@@ -51,12 +53,10 @@ from mqauth.config_settings import (
 )
 from mqauth.config_table import RefusedSetting, Table
 from mqauth.console.oidc_settings import OIDCSettings, RoleSettings
-from mqauth.flood import FloodGate
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Rule
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore.jwks import JWKS
-from mqauth.misuse import Thresholds
 from mqauth.release import Authority
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.signer import Signer

@@ -15,7 +15,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from mqauth import flow
-from mqauth.audit import AuditRecord
+from mqauth.audit.record import AuditRecord
 from mqauth.brokers import memory
 from mqauth.console import Desk, Sessions, Tokens, application
 from mqauth.console.access import IDLE, LONGEST, MAX_SESSIONS, token_file

@@ -28,7 +28,7 @@ from starlette.testclient import TestClient
 
 from integration.documentation import blocks
 from mqauth import flow
-from mqauth.audit import AuditRecord
+from mqauth.audit.record import AuditRecord
 from mqauth.brokers import memory
 from mqauth.console import Desk, OIDCSettings, Provider, Sessions, Tokens, application, read_settings
 from mqauth.console.entrance import MAX_AT_ONCE

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.auditfile import AuditFile
+from mqauth.audit.file import AuditFile
 from mqauth.delivery.backoff import Backoff
 from mqauth.delivery.book import Book
 from mqauth.delivery.part import Part

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.auditfile import AuditFile
+from mqauth.audit.file import AuditFile
 from mqauth.brokers import rabbitmq_delivery
 from mqauth.brokers.queue_acks import Acks
 from mqauth.brokers.queue_consumer import QueueConsumer

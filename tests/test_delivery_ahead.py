@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.audit import AuditRecord
+from mqauth.audit.record import AuditRecord
 from mqauth.deadletter import DeadLetter
 from mqauth.delivery.ahead import LONGEST, NEAR, Ahead
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from mqauth.audit import AuditRecord
+from mqauth.audit.flood import FloodGate
+from mqauth.audit.misuse import Detector, Thresholds
+from mqauth.audit.record import AuditRecord
+from mqauth.audit.sinks import CallableSink, MisuseWatch
 from mqauth.errors import ConfigurationError
-from mqauth.flood import FloodGate
-from mqauth.misuse import Detector, Thresholds
-from mqauth.sinks import CallableSink, MisuseWatch
 from mqauth.wire import strict_json as strictjson
 
 

@@ -19,7 +19,7 @@ import pytest
 
 import mqauth
 from mqauth import JWKS, discover, flow
-from mqauth.audit import AuditRecord
+from mqauth.audit.record import AuditRecord
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.verifier import Issuer

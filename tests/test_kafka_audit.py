@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.audit import AuditRecord
+from mqauth.audit.record import AuditRecord
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function

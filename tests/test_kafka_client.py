@@ -11,7 +11,7 @@ import confluent_kafka
 import pytest
 
 from mqauth import MemoryReplayStore, Pipeline
-from mqauth.audit import AuditRecord
+from mqauth.audit.record import AuditRecord
 from mqauth.errors import ConfigurationError
 from mqauth.testing import Forge
 from tests.conftest import KAFKA

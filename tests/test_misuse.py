@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from mqauth import misuse
-from mqauth.audit import iso_time
+from mqauth.audit import misuse
+from mqauth.audit.misuse import NUMBERS, Detector, Thresholds, Window, replayed
+from mqauth.audit.record import iso_time
 from mqauth.errors import ConfigurationError
-from mqauth.misuse import NUMBERS, Detector, Thresholds, Window, replayed
 
 START = 1_900_000_000
 

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from mqauth.audit import AuditRecord
-from mqauth.auditchain import verify_chain
-from mqauth.auditfile import AuditFile
+from mqauth.audit.chain import verify_chain
+from mqauth.audit.file import AuditFile
+from mqauth.audit.record import AuditRecord
 from mqauth.errors import MalformedMessage, Reason, Rejection
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier

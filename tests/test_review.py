@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 
 from integration.scale import nightly
 from mqauth import flow
-from mqauth.audit import AuditRecord
+from mqauth.audit.record import AuditRecord
 from mqauth.brokers import memory
 from mqauth.deadletter import PREFIX, DeadLetter, content_digest
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, Rejection, Unavailable

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from mqauth.audit import AuditRecord
+from mqauth.audit.flood import FloodGate
+from mqauth.audit.misuse import Detector, Thresholds
+from mqauth.audit.record import AuditRecord
+from mqauth.audit.sinks import CallableSink, FanOut, LoggingSink, MisuseWatch
 from mqauth.errors import Cause, Unavailable
-from mqauth.flood import FloodGate
-from mqauth.misuse import Detector, Thresholds
-from mqauth.sinks import CallableSink, FanOut, LoggingSink, MisuseWatch
 
 
 class Sink:

@@ -20,11 +20,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from mqauth import Message, Reason, Unavailable, Verdict
-from mqauth.auditfile import AuditFile
+from mqauth.audit.file import AuditFile
+from mqauth.audit.misuse import Alert
+from mqauth.audit.redaction import REDACTED, RedactTokens, redact_logging
 from mqauth.errors import Cause, ConfigurationError
 from mqauth.judging.pipeline import Outcome, Pipeline
-from mqauth.misuse import Alert
-from mqauth.redaction import REDACTED, RedactTokens, redact_logging
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.telemetry import METRICS, Telemetry, traced
 from mqauth.telemetry.metrics import MAX_DESTINATIONS

@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from integration.services import Kafka, RabbitMQ
-from mqauth.auditchain import verify_chain
-from mqauth.auditfile import AuditFile
+from mqauth.audit.chain import verify_chain
+from mqauth.audit.file import AuditFile
+from mqauth.audit.flood import DEFAULT_FLOOD_AFTER, FloodGate
+from mqauth.audit.sinks import MisuseWatch
 from mqauth.clock import SYSTEM_RANDOMNESS
-from mqauth.flood import DEFAULT_FLOOD_AFTER, FloodGate
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.verified import Verified
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.sinks import MisuseWatch
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import Forge, with_token
 from mqauth.wire.message import Message

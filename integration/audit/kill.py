@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from mqauth.auditchain import ChainReport, verify_chain
-from mqauth.auditfile import MIN_BYTES, AuditFile, parts
-from mqauth.audithead import HeadFile, read_heads
+from mqauth.audit.chain import ChainReport, verify_chain
+from mqauth.audit.file import MIN_BYTES, AuditFile, parts
+from mqauth.audit.head import HeadFile, read_heads
 from mqauth.deadletter import DeadLetter
 from mqauth.flow import run
 from mqauth.judging.pipeline import Pipeline, Verdict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from mqauth.audit import AuditRecord
+from mqauth.audit.record import AuditRecord
 
 START: Final = 1_795_600_800.0
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from integration.audit.records import record
-from mqauth.audit import GENESIS, chain_hash
-from mqauth.auditfile import AuditFile
-from mqauth.audithead import HeadFile
+from mqauth.audit.file import AuditFile
+from mqauth.audit.head import HeadFile
+from mqauth.audit.record import GENESIS, chain_hash
 from mqauth.cli import audit
 from mqauth.wire.keys import Key
 from mqauth.wire.strict_json import dumps

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from mqauth.auditfile import AuditFile
+from mqauth.audit.file import AuditFile
+from mqauth.audit.redaction import REDACTED
+from mqauth.audit.sinks import FanOut, LoggingSink, MisuseWatch
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Pipeline
-from mqauth.redaction import REDACTED
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.sinks import FanOut, LoggingSink, MisuseWatch
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage

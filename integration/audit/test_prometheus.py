@@ -16,12 +16,12 @@ import pytest
 from integration.documentation import ROOT
 from integration.services import RabbitMQ
 from integration.services.prometheus import Prometheus
-from mqauth.auditfile import AuditFile
+from mqauth.audit.file import AuditFile
+from mqauth.audit.flood import FloodGate
+from mqauth.audit.sinks import MisuseWatch
 from mqauth.errors import Reason
-from mqauth.flood import FloodGate
 from mqauth.judging.pipeline import Pipeline
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.sinks import MisuseWatch
 from mqauth.telemetry.prometheus import Endpoint
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import ISSUER, Forge

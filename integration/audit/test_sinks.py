@@ -15,13 +15,13 @@ from jsonschema import Draft202012Validator
 
 from integration.audit.records import record
 from integration.services import Kafka, RabbitMQ
-from mqauth.auditchain import verify_chain
-from mqauth.auditfile import AuditFile
+from mqauth.audit.chain import verify_chain
+from mqauth.audit.file import AuditFile
+from mqauth.audit.sinks import FanOut, MisuseWatch
 from mqauth.brokers import kafka, rabbitmq
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.judging.pipeline import Pipeline
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.sinks import FanOut, MisuseWatch
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage

@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any, Final
 
 from mqauth import MemoryReplayStore, Message, Pipeline, Verdict
-from mqauth.audit import AuditRecord
+from mqauth.audit.record import AuditRecord
 from mqauth.bench.inprocess import PLACE, delivered
 from mqauth.bench.rounds import Measured, Spread, Stopwatch
 from mqauth.bench.workload import BATCH, LIFETIME, Workload

@@ -24,7 +24,7 @@ from kafka import ConsumerRebalanceListener  # noqa: E402
 
 from integration.chaos.kafka_scene import APPEND  # noqa: E402
 from mqauth import Allow, AuditFile, Issuer, Pipeline, Verified, Verifier  # noqa: E402
-from mqauth.audit import AuditRecord  # noqa: E402
+from mqauth.audit.record import AuditRecord  # noqa: E402
 from mqauth.brokers import kafka  # noqa: E402
 from mqauth.deadletter import DeadLetter  # noqa: E402
 from mqauth.replay.rules import ClaimRequest  # noqa: E402

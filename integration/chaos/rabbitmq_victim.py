@@ -21,7 +21,7 @@ from aio_pika.abc import AbstractChannel
 
 from integration.chaos.rabbitmq_scene import APPEND
 from mqauth import Allow, AuditFile, Issuer, Pipeline, Verified, Verifier
-from mqauth.audit import AuditRecord
+from mqauth.audit.record import AuditRecord
 from mqauth.brokers import rabbitmq
 from mqauth.deadletter import DeadLetter
 from mqauth.replay.rules import ClaimRequest

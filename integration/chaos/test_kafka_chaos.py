@@ -37,7 +37,7 @@ from integration.keyserver import KeyServer
 from integration.scale import nightly
 from integration.services import Kafka, Redis
 from mqauth import JWKS, Verified
-from mqauth.auditchain import verify_chain
+from mqauth.audit.chain import verify_chain
 from mqauth.errors import Cause
 from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT
 from mqauth.wire.keys import Key

@@ -34,7 +34,7 @@ from integration.scale import nightly
 from integration.services import RabbitMQ, Redis
 from integration.wire import Wire
 from mqauth import JWKS, Verified
-from mqauth.auditchain import verify_chain
+from mqauth.audit.chain import verify_chain
 from mqauth.brokers import rabbitmq
 from mqauth.errors import Cause
 from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT

@@ -16,8 +16,8 @@ from integration.console.browser import Browser, browser
 from integration.console.running import console
 from integration.review.scene import Scene
 from integration.services import Kafka, RabbitMQ
-from mqauth.auditchain import verify_chain
-from mqauth.auditlog import read_records
+from mqauth.audit.chain import verify_chain
+from mqauth.audit.log import read_records
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.wire.message import Message

@@ -24,8 +24,8 @@ from integration.keyserver import Authority
 from integration.review.scene import Scene
 from integration.services import RabbitMQ
 from integration.services.machine import Port
-from mqauth.auditchain import verify_chain
-from mqauth.auditlog import read_records
+from mqauth.audit.chain import verify_chain
+from mqauth.audit.log import read_records
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.wire.keys import Key
 

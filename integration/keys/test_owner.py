@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mqauth.auditfile import AuditFile
+from mqauth.audit.file import AuditFile
 from mqauth.keystore import ActiveKey, Keystore, State, ring
 from mqauth.keystore.socketserver import SigningServer
 
@@ -20,7 +20,7 @@ SERVICE = 65534
 AS_SERVICE = """
 import os, sys
 from pathlib import Path
-from mqauth.auditfile import AuditFile
+from mqauth.audit.file import AuditFile
 from mqauth.keystore import ActiveKey, Keystore, ring
 from mqauth.keystore.socketserver import SigningServer
 

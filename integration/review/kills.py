@@ -17,8 +17,8 @@ import aio_pika
 from kafka import TopicPartition
 
 from integration.review.scene import WHY, Scene
-from mqauth.auditchain import verify_chain
-from mqauth.auditlog import read_records
+from mqauth.audit.chain import verify_chain
+from mqauth.audit.log import read_records
 from mqauth.review import Ledger
 from mqauth.testing.stage_kafka import KafkaStage
 

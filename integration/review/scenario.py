@@ -17,7 +17,7 @@ from typing import Any, Final
 from integration.review.kills import acts
 from integration.review.scene import FORGED, KINDS, WHY, Scene
 from integration.review.stages import BROKERS, staged
-from mqauth.auditchain import verify_chain
+from mqauth.audit.chain import verify_chain
 from mqauth.cli.dlq_broker import Opened
 from mqauth.errors import Reason
 from mqauth.review import Account, Filter, Reviewer, discard, judge, redrive

@@ -13,8 +13,8 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from mqauth import Pipeline, Verified
-from mqauth.auditfile import AuditFile
-from mqauth.auditlog import read_records
+from mqauth.audit.file import AuditFile
+from mqauth.audit.log import read_records
 from mqauth.cli.dlq_broker import Opened, Place, opened
 from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Issuer

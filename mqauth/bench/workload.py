@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from mqauth.audit import AuditRecord
+from mqauth.audit.record import AuditRecord
 from mqauth.deadletter import DeadLetter
 from mqauth.errors import MqauthError
 from mqauth.judging.pipeline import Pipeline

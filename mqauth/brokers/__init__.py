@@ -3,6 +3,6 @@
 Importing one keeps tokens out of the client libraries' logs (``mqauth.redaction``).
 """
 
-from mqauth.redaction import redact_logging
+from mqauth.audit.redaction import redact_logging
 
 redact_logging()

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from kafka.errors import CommitFailedError, RebalanceInProgressError, RetriableError
 
-from mqauth import audit
-from mqauth.audit import AuditRecord
+from mqauth.audit import record as audit
+from mqauth.audit.record import AuditRecord
 from mqauth.brokers import kafka_repair
 from mqauth.brokers.kafka_log import Logs
 from mqauth.brokers.log_records import NO_LOG, Log

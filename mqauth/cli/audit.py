@@ -11,15 +11,15 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from mqauth.auditchain import ChainReport, Progress, as_json, verify_chain
-from mqauth.auditfile import with_parts
-from mqauth.audithead import read_heads
-from mqauth.auditlog import TIMES, Record, Selection, claims_of, count, is_verified, parse_record, read_records
+from mqauth.audit.chain import ChainReport, Progress, as_json, verify_chain
+from mqauth.audit.file import with_parts
+from mqauth.audit.head import read_heads
+from mqauth.audit.line_file import last_lines
+from mqauth.audit.log import TIMES, Record, Selection, claims_of, count, is_verified, parse_record, read_records
+from mqauth.audit.misuse import Alert, Detector, Thresholds
 from mqauth.cli.follow import follow
 from mqauth.cli.output import one_line, print_json
 from mqauth.errors import ConfigurationError
-from mqauth.linefile import last_lines
-from mqauth.misuse import Alert, Detector, Thresholds
 from mqauth.wire.jwk import load_key_set
 
 _BAR: Final = 40

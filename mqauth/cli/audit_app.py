@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from mqauth.auditlog import DIMENSIONS, Selection, parse_time
+from mqauth.audit.log import DIMENSIONS, Selection, parse_time
 from mqauth.cli import audit
 from mqauth.config import load
 from mqauth.errors import ConfigurationError

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import mqauth
-from mqauth.auditfile import AuditFile
+from mqauth.audit.file import AuditFile
 from mqauth.cli.dlq import Key
 from mqauth.cli.dlq_broker import Place, opened
 from mqauth.cli.output import print_json

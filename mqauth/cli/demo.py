@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.auditchain import verify_chain
-from mqauth.auditfile import AuditFile
-from mqauth.audithead import HeadFile
+from mqauth.audit.chain import verify_chain
+from mqauth.audit.file import AuditFile
+from mqauth.audit.head import HeadFile
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Pipeline

@@ -20,9 +20,9 @@ from rich.text import Text
 
 import mqauth
 from mqauth import review
-from mqauth.audit import iso_time
-from mqauth.auditfile import AuditFile
-from mqauth.auditlog import read_records
+from mqauth.audit.file import AuditFile
+from mqauth.audit.log import read_records
+from mqauth.audit.record import iso_time
 from mqauth.cli.dlq_broker import Opened, Place, opened
 from mqauth.cli.messages import read_texts, standard_input
 from mqauth.cli.output import print_json

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from mqauth.auditlog import parse_time
+from mqauth.audit.log import parse_time
 from mqauth.cli import dlq
 from mqauth.cli.dlq_broker import Place
 from mqauth.cli.dlq_settings import BrokerSettings

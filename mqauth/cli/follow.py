@@ -8,8 +8,8 @@ from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 
-from mqauth.auditfile import parts
-from mqauth.auditlog import Record, parse_record
+from mqauth.audit.file import parts
+from mqauth.audit.log import Record, parse_record
 from mqauth.errors import ConfigurationError
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mqauth.audit import iso_time
+from mqauth.audit.record import iso_time
 from mqauth.cli.output import print_json
 from mqauth.config_file import read_passphrase
 from mqauth.errors import ConfigurationError

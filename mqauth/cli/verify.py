@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import mqauth
-from mqauth.audit import harmless
+from mqauth.audit.record import harmless
 from mqauth.cli.messages import Text, read_texts, standard_input
 from mqauth.cli.output import print_json
 from mqauth.errors import MalformedMessage, Reason

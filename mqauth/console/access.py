@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from mqauth.audit.private_file import open_private
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError
-from mqauth.privatefile import open_private
 
 VIEWER: Final = "viewer"
 REVIEWER: Final = "reviewer"

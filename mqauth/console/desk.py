@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from mqauth import review
-from mqauth.audit import AuditSink
-from mqauth.auditlog import read_records
+from mqauth.audit.log import read_records
+from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.console import job as jobs
 from mqauth.console.job import Job, Plan

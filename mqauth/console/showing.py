@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mqauth.audit import iso_time
+from mqauth.audit.record import iso_time
 from mqauth.release import RELEASE_HEADER
 from mqauth.review import Reading
 from mqauth.wire import json_form as jsonform

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mqauth.audit import AuditRecord
+from mqauth.audit.record import AuditRecord
 from mqauth.deadletter import DeadLetterSink
 from mqauth.delivery.ahead import Ahead
 from mqauth.delivery.book import Book

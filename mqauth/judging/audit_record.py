@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mqauth import audit as audit_records
-from mqauth.audit import AuditRecord
+from mqauth.audit import record as audit_records
+from mqauth.audit.record import AuditRecord
 from mqauth.deadletter import letter_id
 from mqauth.errors import SIGNED_REASONS, Rejection
 from mqauth.judging.delivery import Delivery

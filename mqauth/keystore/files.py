@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from mqauth.audit.private_file import closed_on_error, give_to_folder, open_private
 from mqauth.errors import ConfigurationError
-from mqauth.privatefile import closed_on_error, give_to_folder, open_private
 
 _OTHERS: Final = 0o077
 _TEMPORARY: Final = ".writing"

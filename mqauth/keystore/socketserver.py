@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from mqauth.audit.private_file import open_private
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, MqauthError
 from mqauth.keystore.socketwire import MAX_DATA, Wire, WireError, peer_user
-from mqauth.privatefile import open_private
 from mqauth.wire import base64url
 from mqauth.wire.keys import SigningKey, SigningKeySource
 

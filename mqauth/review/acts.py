@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from mqauth import audit as audit_records
-from mqauth.audit import AuditRecord
+from mqauth.audit import record as audit_records
+from mqauth.audit.record import AuditRecord
 from mqauth.clock import Clock, uuid7
 from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable
 from mqauth.flow import Flow, call, either

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any, Final, Self
 
-from mqauth.audit import harmless
+from mqauth.audit.record import harmless
 from mqauth.errors import ConfigurationError, MalformedMessage
 from mqauth.review.filters import ALL, DIMENSIONS, Filter, Selection
 from mqauth.review.letter import Letter, Reading, read

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
-from mqauth.audit import MAX_SOURCE, harmless
+from mqauth.audit.record import MAX_SOURCE, harmless
 from mqauth.deadletter import PREFIX, content_digest, letter_id
 from mqauth.errors import MalformedMessage, Reason, Rejection
 from mqauth.lineage import MAX_HOPS

@@ -16,8 +16,8 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from mqauth._version import __version__
+from mqauth.audit.misuse import Alert
 from mqauth.judging.pipeline import Outcome, Verdict
-from mqauth.misuse import Alert
 from mqauth.wire.message import Message
 
 _LOG: Final = logging.getLogger("mqauth.telemetry")

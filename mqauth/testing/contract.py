@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from mqauth.auditchain import verify_chain
-from mqauth.auditfile import AuditFile
+from mqauth.audit.chain import verify_chain
+from mqauth.audit.file import AuditFile
 from mqauth.errors import Reason
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Pipeline

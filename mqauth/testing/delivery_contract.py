@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import pytest
 
-from mqauth.auditfile import AuditFile
+from mqauth.audit.file import AuditFile
 from mqauth.errors import Cause, RetryLater
 from mqauth.judging.verified import Verified
 from mqauth.testing.clock import RunningClock

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import pytest
 
-from mqauth.auditfile import AuditFile
+from mqauth.audit.file import AuditFile
 from mqauth.errors import Cause
 from mqauth.judging.verified import Verified
 from mqauth.testing.delivery_contract_waiting import WaitingContract

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from mqauth.auditfile import AuditFile
+from mqauth.audit.file import AuditFile
 from mqauth.clock import Clock
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Outcome, Pipeline

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mqauth import Allow, Cause, MemoryReplayStore, Unavailable
-from mqauth.audit import AuditRecord
+from mqauth.audit.record import AuditRecord
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.wire.keys import KeySet
 

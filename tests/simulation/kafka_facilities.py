@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from mqauth import Allow, Cause, MemoryReplayStore, Unavailable
-from mqauth.audit import AuditRecord
+from mqauth.audit.record import AuditRecord
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.wire.keys import KeySet
 from tests.simulation.threads import Killed, Process, Threads

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from typing import Any, Final
 
-from mqauth.audit import AuditRecord
+from mqauth.audit.record import AuditRecord
 from mqauth.delivery.backoff import Backoff
 from mqauth.delivery.book import Book
 from mqauth.delivery.facts import Wanted

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from mqauth.audit import GENESIS
+from mqauth.audit.record import GENESIS
 from mqauth.errors import ConfigurationError
 
 MAX_LINE: Final = 1024 * 1024

@@ -11,10 +11,10 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.auditchain import MAX_LINE, Head, raw_lines
+from mqauth.audit.chain import MAX_LINE, Head, raw_lines
+from mqauth.audit.line_file import append_shared, last_lines
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, Rejection
-from mqauth.linefile import append_shared, last_lines
 from mqauth.wire import jws
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.jwk import load_key

@@ -15,11 +15,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from mqauth.audit import GENESIS, AuditRecord, chain_hash
-from mqauth.auditchain import Head, first_line, hashes
-from mqauth.audithead import HeadFile
+from mqauth.audit.chain import Head, first_line, hashes
+from mqauth.audit.head import HeadFile
+from mqauth.audit.line_file import LineFile, last_line
+from mqauth.audit.record import GENESIS, AuditRecord, chain_hash
 from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.linefile import LineFile, last_line
 from mqauth.wire import strict_json as strictjson
 
 _LOG: Final = logging.getLogger("mqauth.audit")

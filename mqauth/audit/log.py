@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.auditchain import MAX_LINE, raw_lines
+from mqauth.audit.chain import MAX_LINE, raw_lines
+from mqauth.audit.misuse import seconds
 from mqauth.errors import ConfigurationError
-from mqauth.misuse import seconds
 from mqauth.wire import strict_json as strictjson
 
 _DEPTH: Final = 8

@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from mqauth.audit import AuditRecord, AuditSink
+from mqauth.audit.misuse import Alert, Detector, Thresholds
+from mqauth.audit.record import AuditRecord, AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.flow import is_awaitable, settled
-from mqauth.misuse import Alert, Detector, Thresholds
 from mqauth.wire import strict_json as strictjson
 
 _LOG: Final = logging.getLogger("mqauth.audit")

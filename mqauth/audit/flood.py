@@ -14,10 +14,10 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from mqauth.audit import AuditRecord, AuditSink
+from mqauth.audit.misuse import Window
+from mqauth.audit.record import AuditRecord, AuditSink
 from mqauth.errors import ConfigurationError
 from mqauth.flow import is_awaitable
-from mqauth.misuse import Window
 
 DEFAULT_FLOOD_AFTER: Final = 100
 _WINDOW: Final = 60.0

@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from mqauth.audit.private_file import open_private
 from mqauth.errors import ConfigurationError
-from mqauth.privatefile import open_private
 
 _LOG: Final = logging.getLogger("mqauth.audit")
 _FLAGS: Final = os.O_RDWR | os.O_APPEND

@@ -1,0 +1,1 @@
+"""The audit: records, the chain they stand in, what is read from them, and misuse."""
