@@ -22,7 +22,7 @@ import kafka as kafka_python  # noqa: E402 - it reads its schemas by deprecated 
 
 from mqauth import Allow, AuditFile, Issuer, MemoryReplayStore, Pipeline, Verified, Verifier  # noqa: E402
 from mqauth.brokers import kafka  # noqa: E402
-from mqauth.deadletter import DeadLetter  # noqa: E402
+from mqauth.letters.dead_letter import DeadLetter  # noqa: E402
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT  # noqa: E402
 from mqauth.testing.stage_kafka import servers  # noqa: E402
 from mqauth.wire.jwk import load_key_set  # noqa: E402

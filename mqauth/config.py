@@ -34,7 +34,7 @@ from mqauth.keystore import ActiveKey, JWKSFile
 from mqauth.keystore.discovery import discover
 from mqauth.keystore.folder import read_pem
 from mqauth.keystore.jwks import JWKS
-from mqauth.release import Authority, ReleaseAuthorities
+from mqauth.letters.release import Authority, ReleaseAuthorities
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ReplayStore
 from mqauth.signer import Signer

@@ -41,7 +41,7 @@ from mqauth.errors import ConfigurationError, Reason
 from mqauth.judging.policy import Rule
 from mqauth.judging.times import MAX_LEEWAY, At
 from mqauth.keystore.jwks_rules import COOLDOWN, MAX_PUBLISH_DELAY, MAX_STALE
-from mqauth.release import WAIVABLE
+from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import DEFAULT_CAPACITY
 from mqauth.signer import MAX_LIFETIME
 from mqauth.wire.batch_settings import DEFAULT_LINGER, MAX_LINGER

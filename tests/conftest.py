@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from mqauth import deadletter, flow
+from mqauth import flow
 from mqauth.errors import Reason, Rejection
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline
+from mqauth.letters import dead_letter as deadletter
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire.message import Message, Origin

@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqauth.audit.redaction import redact
-from mqauth.deadletter import letter_id
 from mqauth.errors import MalformedMessage, Reason, Rejection
 from mqauth.flow import run
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
-from mqauth.release import Authority, ReleaseAuthorities, open_release
-from mqauth.releaser import Releaser
+from mqauth.letters.dead_letter import letter_id
+from mqauth.letters.release import Authority, ReleaseAuthorities, open_release
+from mqauth.letters.release_signer import Releaser
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, claim_id, release_id
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, BatchForge, FakeClock, Forge, verified

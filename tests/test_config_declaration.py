@@ -57,7 +57,7 @@ from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Rule
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore.jwks import JWKS
-from mqauth.release import Authority
+from mqauth.letters.release import Authority
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.signer import Signer
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from mqauth.audit.record import AuditRecord
-from mqauth.deadletter import DeadLetter
 from mqauth.delivery.ahead import LONGEST, NEAR, Ahead
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.flow import run
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Issuer
+from mqauth.letters.dead_letter import DeadLetter
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.testing import FakeClock, Forge

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from mqauth.deadletter import DeadLetter
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, Rejection, Unavailable
 from mqauth.judging.verified import Verified
+from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing import Forge
 from mqauth.wire.message import Message, Origin
 

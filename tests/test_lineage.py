@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from mqauth import flow, lineage
-from mqauth.deadletter import PREFIX
+from mqauth import flow
 from mqauth.errors import Reason, Rejection, RejectNow
 from mqauth.judging.pipeline import Verdict
-from mqauth.lineage import MAX_COUNT, MAX_HOPS, NO_PAST, Hop, Past
-from mqauth.release import RELEASE_HEADER, open_release
-from mqauth.releaser import Releaser
+from mqauth.letters import lineage
+from mqauth.letters.dead_letter import PREFIX
+from mqauth.letters.lineage import MAX_COUNT, MAX_HOPS, NO_PAST, Hop, Past
+from mqauth.letters.release import RELEASE_HEADER, open_release
+from mqauth.letters.release_signer import Releaser
 from mqauth.review import Filter, Letter, judge, read
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire.keys import Key

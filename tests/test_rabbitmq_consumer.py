@@ -30,10 +30,10 @@ from mqauth.brokers.rabbitmq_delivery import Deliveries
 from mqauth.brokers.rabbitmq_incoming import Delivered
 from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.rabbitmq_translate import from_native, headers_out
-from mqauth.deadletter import DeadLetter
 from mqauth.delivery.hold import Held
 from mqauth.delivery.progress import again
 from mqauth.errors import Reason, RetryLater, Unavailable
+from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import Forge
 from mqauth.wire.message import Message

@@ -23,8 +23,8 @@ from mqauth.brokers.amqp_values import on_wire
 from mqauth.brokers.rabbitmq_frame import MAX_HEADER_FRAME, Measured, agreed
 from mqauth.brokers.rabbitmq_incoming import Unreadable, delivered
 from mqauth.brokers.rabbitmq_translate import carries, from_native, scalar_on_wire, to_message, to_native
-from mqauth.deadletter import DeadLetter, content_digest
 from mqauth.errors import MalformedMessage, Reason, Rejection
+from mqauth.letters.dead_letter import DeadLetter, content_digest
 from mqauth.wire.json_form import PROPERTIES, from_form, to_form
 from mqauth.wire.message import Message
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from mqauth.deadletter import letter_id
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, Rejection, Unavailable
 from mqauth.judging.pipeline import Outcome, Verdict
-from mqauth.release import (
+from mqauth.letters.dead_letter import letter_id
+from mqauth.letters.release import (
     MAX_LIFETIME,
     RELEASE_HEADER,
     RELEASE_TYPE,
@@ -22,7 +22,7 @@ from mqauth.release import (
     open_release,
     parse,
 )
-from mqauth.releaser import DEFAULT_LIFETIME, Releaser
+from mqauth.letters.release_signer import DEFAULT_LIFETIME, Releaser
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, with_token
 from mqauth.wire import base64url, claims, envelope

@@ -20,13 +20,13 @@ from integration.scale import nightly
 from mqauth import flow
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers import memory
-from mqauth.deadletter import PREFIX, DeadLetter, content_digest
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, Rejection, Unavailable
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Issuer
-from mqauth.release import RELEASE_HEADER, WAIVABLE, Authority, ReleaseAuthorities
-from mqauth.releaser import Releaser
+from mqauth.letters.dead_letter import PREFIX, DeadLetter, content_digest
+from mqauth.letters.release import RELEASE_HEADER, WAIVABLE, Authority, ReleaseAuthorities
+from mqauth.letters.release_signer import Releaser
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.review import (
     ALL,

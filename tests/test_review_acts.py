@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from mqauth import flow
-from mqauth.deadletter import PREFIX, DeadLetter
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.judging.pipeline import Verdict
+from mqauth.letters.dead_letter import PREFIX, DeadLetter
 from mqauth.review import Filter, Letter, Terms, judge, read, redrive, rehearse
 from mqauth.review.recall import CHANGED, GONE, ONLY_REFERENCE, RecordPlace, recalled
 from mqauth.testing import FakeClock, Forge

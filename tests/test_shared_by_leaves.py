@@ -12,9 +12,9 @@ import pytest
 from mqauth.brokers import amqp_messages, amqp_values
 from mqauth.brokers.letters import MAX_UNKNOWN, Unknown, first_taken, in_time
 from mqauth.brokers.underway import UnderWay
-from mqauth.deadletter import DeadLetter, Oversize
 from mqauth.errors import Cause, MalformedMessage, Reason, Rejection, Unavailable
 from mqauth.flow import arun, run
+from mqauth.letters.dead_letter import DeadLetter, Oversize
 from mqauth.wire.message import HeaderValue, Message
 
 

@@ -25,7 +25,7 @@ from mqauth.judging.policy import Allow, Decision, Policy
 from mqauth.judging.shape import Shapes
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Candidate, Verifier
-from mqauth.release import RELEASE_HEADER
+from mqauth.letters.release import RELEASE_HEADER
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, Attack, FakeClock, Forge
 from mqauth.testing.attacks import honest_message

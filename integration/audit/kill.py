@@ -24,9 +24,9 @@ from typing import NoReturn
 from mqauth.audit.chain import ChainReport, verify_chain
 from mqauth.audit.file import MIN_BYTES, AuditFile, parts
 from mqauth.audit.head import HeadFile, read_heads
-from mqauth.deadletter import DeadLetter
 from mqauth.flow import run
 from mqauth.judging.pipeline import Pipeline, Verdict
+from mqauth.letters.dead_letter import DeadLetter
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import Forge

@@ -23,8 +23,8 @@ from mqauth.audit.record import AuditRecord
 from mqauth.bench.inprocess import PLACE, delivered
 from mqauth.bench.rounds import Measured, Spread, Stopwatch
 from mqauth.bench.workload import BATCH, LIFETIME, Workload
-from mqauth.deadletter import DeadLetter
 from mqauth.flow import run
+from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing.forge import Forge
 from mqauth.wire import base64url
 from mqauth.wire.message import TOKEN_HEADER

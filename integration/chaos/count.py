@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from mqauth.deadletter import PREFIX
 from mqauth.errors import Reason
+from mqauth.letters.dead_letter import PREFIX
 from mqauth.wire.message import Message
 
 

@@ -26,7 +26,7 @@ from integration.chaos.kafka_scene import APPEND  # noqa: E402
 from mqauth import Allow, AuditFile, Issuer, Pipeline, Verified, Verifier  # noqa: E402
 from mqauth.audit.record import AuditRecord  # noqa: E402
 from mqauth.brokers import kafka  # noqa: E402
-from mqauth.deadletter import DeadLetter  # noqa: E402
+from mqauth.letters.dead_letter import DeadLetter  # noqa: E402
 from mqauth.replay.rules import ClaimRequest  # noqa: E402
 from mqauth.stores.redis import RedisReplayStore  # noqa: E402
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT  # noqa: E402

@@ -23,7 +23,7 @@ from integration.chaos.rabbitmq_scene import APPEND
 from mqauth import Allow, AuditFile, Issuer, Pipeline, Verified, Verifier
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers import rabbitmq
-from mqauth.deadletter import DeadLetter
+from mqauth.letters.dead_letter import DeadLetter
 from mqauth.replay.rules import ClaimRequest
 from mqauth.stores.redis import AsyncRedisReplayStore
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT

@@ -28,8 +28,8 @@ import kafka
 from integration.console.running import console
 from integration.review.scene import KINDS, Scene
 from mqauth.brokers import kafka_translate, log_records, rabbitmq_translate
-from mqauth.deadletter import DeadLetter
 from mqauth.errors import Reason, Rejection
+from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.wire.message import Message, Origin

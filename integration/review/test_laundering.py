@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import aio_pika
 
 from integration.services import RabbitMQ
-from mqauth.deadletter import PREFIX, DeadLetter
 from mqauth.errors import Reason, Rejection
 from mqauth.flow import call
-from mqauth.release import RELEASE_HEADER, RELEASE_TYPE, WAIVABLE, open_release
+from mqauth.letters.dead_letter import PREFIX, DeadLetter
+from mqauth.letters.release import RELEASE_HEADER, RELEASE_TYPE, WAIVABLE, open_release
 from mqauth.review import Letter, redrive, restore
 from mqauth.wire import destination, jws
 from mqauth.wire import strict_json as strictjson

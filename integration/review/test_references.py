@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from integration.services import Kafka, RabbitMQ
-from mqauth.deadletter import PREFIX, DeadLetter
 from mqauth.errors import Reason, Rejection
 from mqauth.flow import call
+from mqauth.letters.dead_letter import PREFIX, DeadLetter
 from mqauth.review import Filter, redrive
 from mqauth.wire import destination
 from mqauth.wire.message import Message

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mqauth.audit.record import AuditRecord
-from mqauth.deadletter import DeadLetter
 from mqauth.errors import MqauthError
 from mqauth.judging.pipeline import Pipeline
+from mqauth.letters.dead_letter import DeadLetter
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing.forge import Forge
 from mqauth.wire.destination import is_kafka

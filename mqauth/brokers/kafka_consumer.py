@@ -17,12 +17,12 @@ from mqauth.brokers.kafka_poller import Poller
 from mqauth.brokers.kafka_producer import Producer
 from mqauth.brokers.kafka_replies import Replies
 from mqauth.brokers.log_consumer import LogConsumer
-from mqauth.deadletter import DeadLetterSink
 from mqauth.delivery.backoff import Backoff
 from mqauth.delivery.book import Book
 from mqauth.delivery.work import Work, check_plugins
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.letters.dead_letter import DeadLetterSink
 
 if TYPE_CHECKING:
     from kafka import KafkaConsumer

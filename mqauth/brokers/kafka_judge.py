@@ -7,11 +7,11 @@ from typing import Any
 
 from mqauth.brokers.kafka_translate import from_native
 from mqauth.brokers.log_records import NO_LOG, Log
-from mqauth.deadletter import DeadLetterSink
 from mqauth.errors import Cause, Reason
 from mqauth.flow import run
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Verdict
 from mqauth.judging.verified import Verified
+from mqauth.letters.dead_letter import DeadLetterSink
 
 
 @dataclass(slots=True)

@@ -16,12 +16,12 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError
 from mqauth.brokers.kafka_producer import ProducerFatalError
 from mqauth.brokers.kafka_transaction import Attempt, Batch, TransactionalDeadLetters
 from mqauth.clock import Clock
-from mqauth.deadletter import DeadLetter, DeadLetterSink
 from mqauth.delivery.backoff import Backoff
 from mqauth.delivery.book import Book, Due
 from mqauth.delivery.facts import Stall
 from mqauth.delivery.part import Part
 from mqauth.errors import Cause, ConfigurationError
+from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 
 BUSY: Final = 0.05
 """Seconds for which a transaction in flight is waited for between polls."""

@@ -21,8 +21,8 @@ from mqauth.brokers.kafka_deadletter import can_exist
 from mqauth.brokers.kafka_translate import carries
 from mqauth.brokers.log_records import dead_letter_headers
 from mqauth.clock import Clock
-from mqauth.deadletter import DeadLetter, undelivered
 from mqauth.errors import ConfigurationError
+from mqauth.letters.dead_letter import DeadLetter, undelivered
 from mqauth.wire.message import Message
 
 if TYPE_CHECKING:

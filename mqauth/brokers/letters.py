@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from mqauth.deadletter import Carries, DeadLetter, Oversize, undelivered
 from mqauth.errors import Cause, Unavailable
 from mqauth.flow import Flow, call
+from mqauth.letters.dead_letter import Carries, DeadLetter, Oversize, undelivered
 from mqauth.wire.message import Message
 
 MAX_UNKNOWN: Final = 1000

@@ -12,11 +12,11 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from mqauth.deadletter import DeadLetter
 from mqauth.errors import Cause, ConfigurationError, MqauthError, Unavailable
 from mqauth.flow import arun, refuse_async, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Verdict
 from mqauth.judging.verified import Verified, equip
+from mqauth.letters.dead_letter import DeadLetter
 from mqauth.signer import Signer
 from mqauth.wire import destination
 from mqauth.wire.message import HeaderValue, Message, Origin

@@ -21,7 +21,6 @@ from mqauth.brokers.queue_delivery import Begun, Processor
 from mqauth.brokers.queue_hold import Holder, Sleep
 from mqauth.brokers.queue_subscription import Subscription
 from mqauth.brokers.queue_tasks import Signals, Tasks
-from mqauth.deadletter import DeadLetterSink
 from mqauth.delivery.facts import QueueHealth
 from mqauth.delivery.hold import Held
 from mqauth.delivery.room import MAX_HELD, PER_PLACE, Room
@@ -29,6 +28,7 @@ from mqauth.delivery.window import Window
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Handler, Outcome, Pipeline
 from mqauth.judging.verified import Responder
+from mqauth.letters.dead_letter import DeadLetterSink
 
 _MIN_HOLD: Final = 1.0
 _MOST: Final = 65_535

@@ -14,7 +14,6 @@ from mqauth.brokers.queue_hold import Holder, Sleep
 from mqauth.brokers.queue_leases import Leases
 from mqauth.brokers.queue_tasks import was_cancelled
 from mqauth.brokers.timer import Timer, call_later
-from mqauth.deadletter import DeadLetterSink
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER, Held, Hold, is_deferred
 from mqauth.delivery.queue_work import INTERRUPTED, QueueWork
 from mqauth.delivery.room import Room
@@ -23,6 +22,7 @@ from mqauth.errors import Rejection, StaleDelivery
 from mqauth.flow import Waiting, arun, begin, resume
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline
 from mqauth.judging.verified import Responder
+from mqauth.letters.dead_letter import DeadLetterSink
 
 _LOG: Final = logging.getLogger("mqauth.delivery")
 

@@ -25,13 +25,13 @@ from mqauth.brokers.rabbitmq_producer import Producer, UnroutableError
 from mqauth.brokers.rabbitmq_replies import as_responder
 from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT, declare_dead_letters, declare_source
 from mqauth.brokers.rabbitmq_translate import from_native, to_message
-from mqauth.deadletter import DeadLetterSink
 from mqauth.delivery.facts import QueueHealth as Health
 from mqauth.delivery.hold import CONSUMER_TIMEOUT
 from mqauth.delivery.slot import Slot
 from mqauth.errors import ConfigurationError
 from mqauth.flow import arun
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline
+from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
 
 __all__ = [

@@ -17,11 +17,11 @@ from mqauth.brokers.rabbitmq_queue import Queue
 from mqauth.brokers.rabbitmq_replies import as_responder
 from mqauth.brokers.rabbitmq_streams import stream
 from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT
-from mqauth.deadletter import DeadLetterSink
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER
 from mqauth.delivery.slot import NO_LIMIT
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
 
 DEFAULT_PREFETCH: Final = 10

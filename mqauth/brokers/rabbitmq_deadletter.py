@@ -12,9 +12,9 @@ from mqauth.brokers.letters import first_taken
 from mqauth.brokers.rabbitmq_confirm import Confirmed
 from mqauth.brokers.rabbitmq_topology import declare_dead_letters
 from mqauth.brokers.rabbitmq_translate import carries, to_native
-from mqauth.deadletter import DeadLetter, Oversize, check_oversize
 from mqauth.errors import Cause
 from mqauth.flow import arun
+from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize
 from mqauth.wire.message import Message
 
 DEFAULT_MAX_BODY: Final = 16 * 1024 * 1024

@@ -15,9 +15,9 @@ from aio_pika.abc import PublishResultType
 
 from mqauth.brokers.rabbitmq_deadletter import DeadLetters
 from mqauth.brokers.rabbitmq_producer import Producer
-from mqauth.deadletter import DeadLetterSink
 from mqauth.errors import ConfigurationError, MalformedMessage, RetryLater, Unavailable
 from mqauth.judging.verified import Responder, Verified
+from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
 
 DIRECT_REPLY: Final = "amq.rabbitmq.reply-to."

@@ -14,7 +14,7 @@ from mqauth.cli import dlq
 from mqauth.cli.dlq_broker import Place
 from mqauth.cli.dlq_settings import BrokerSettings
 from mqauth.errors import ConfigurationError
-from mqauth.release import WAIVABLE
+from mqauth.letters.release import WAIVABLE
 from mqauth.review import Filter
 
 _WORD: Final = re.compile(r"\w*")

@@ -19,7 +19,7 @@ from mqauth.console.templates import Templates
 from mqauth.console.wishes import BadRequestError
 from mqauth.console.words import explain
 from mqauth.errors import SIGNED_REASONS, ConfigurationError, MqauthError, Reason
-from mqauth.release import WAIVABLE
+from mqauth.letters.release import WAIVABLE
 from mqauth.review import Filter
 
 PAGE: Final = 100

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mqauth.audit.record import iso_time
-from mqauth.release import RELEASE_HEADER
+from mqauth.letters.release import RELEASE_HEADER
 from mqauth.review import Reading
 from mqauth.wire import json_form as jsonform
 from mqauth.wire.message import TOKEN_HEADER, Message

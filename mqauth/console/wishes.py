@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from mqauth.console.job import ACTS, Plan
 from mqauth.errors import MqauthError
-from mqauth.release import WAIVABLE
+from mqauth.letters.release import WAIVABLE
 from mqauth.review import ALL, Filter
 
 MAX_FORM: Final = 16 * 1024

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mqauth.deadletter import DeadLetter
 from mqauth.delivery.facts import Place, Stall
 from mqauth.errors import StaleDelivery
 from mqauth.judging.pipeline import Delivery
+from mqauth.letters.dead_letter import DeadLetter
 from mqauth.wire.message import Message
 
 Fence = Callable[[Delivery], None]

@@ -12,9 +12,9 @@ from dataclasses import fields
 from functools import partial
 from typing import Any, Final
 
-from mqauth.deadletter import letter_id
 from mqauth.errors import Cause, Reason, Unavailable
 from mqauth.judging.pipeline import Delivery, Pipeline, Step, Verdict
+from mqauth.letters.dead_letter import letter_id
 from mqauth.wire.message import Message
 
 MAX_BYTES: Final = 16 * 1024 * 1024

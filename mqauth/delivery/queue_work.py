@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from mqauth.deadletter import DeadLetterSink
 from mqauth.delivery.hold import is_deferred
 from mqauth.delivery.progress import Fence, Progress, again
 from mqauth.delivery.slot import Slot
@@ -15,6 +14,7 @@ from mqauth.errors import Cause, StaleDelivery
 from mqauth.flow import Flow
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
 from mqauth.judging.verified import Responder
+from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.wire.message import Message
 
 LEFT: Final = (

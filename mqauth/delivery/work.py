@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from mqauth.audit.record import AuditRecord
-from mqauth.deadletter import DeadLetterSink
 from mqauth.delivery.ahead import Ahead
 from mqauth.delivery.book import Book
 from mqauth.delivery.facts import Place
@@ -16,6 +15,7 @@ from mqauth.errors import Cause, ConfigurationError, StaleDelivery, Unavailable
 from mqauth.flow import Flow, asked, refuse_async, run
 from mqauth.judging.pipeline import Handler, Outcome, Pipeline, Verdict
 from mqauth.judging.verified import Verified, decoded, equip
+from mqauth.letters.dead_letter import DeadLetterSink
 
 
 class Work:

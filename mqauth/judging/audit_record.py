@@ -6,10 +6,10 @@ from typing import Any
 
 from mqauth.audit import record as audit_records
 from mqauth.audit.record import AuditRecord
-from mqauth.deadletter import letter_id
 from mqauth.errors import SIGNED_REASONS, Rejection
 from mqauth.judging.delivery import Delivery
-from mqauth.release import Release
+from mqauth.letters.dead_letter import letter_id
+from mqauth.letters.release import Release
 from mqauth.wire.envelope import token_of
 from mqauth.wire.message import Message
 

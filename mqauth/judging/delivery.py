@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
-from mqauth.deadletter import content_digest
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Candidate
-from mqauth.release import Release
+from mqauth.letters.dead_letter import content_digest
+from mqauth.letters.release import Release
 from mqauth.replay.rules import ClaimRequest
 from mqauth.wire.message import Message
 

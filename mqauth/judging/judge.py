@@ -14,7 +14,7 @@ from mqauth.flow import OUR_FAULT, ColourError, Flow, answered, asked, at_once, 
 from mqauth.judging.delivery import Delivery, Step, Verdict
 from mqauth.judging.policy import Decision, Policy
 from mqauth.judging.verifier import Candidate, Verifier
-from mqauth.release import Release, open_release
+from mqauth.letters.release import Release, open_release
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id, release_id
 from mqauth.wire.keys import KeySet, KeySource
 from mqauth.wire.message import Message

@@ -14,7 +14,6 @@ from typing import Any, Final, Literal
 
 from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
-from mqauth.deadletter import DeadLetter, DeadLetterSink
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
 from mqauth.flow import Attempts, Call, ColourError, Flow, answered, asked, at_once, settling
 from mqauth.judging.audit_record import verdict_record
@@ -23,6 +22,7 @@ from mqauth.judging.judge import Judge
 from mqauth.judging.policy import Allow, Policy
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
+from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 from mqauth.replay.rules import DEFAULT_LEASE, ClaimStatus, ReplayStore
 from mqauth.wire.base64url import encode as base64url_encode
 from mqauth.wire.message import Message

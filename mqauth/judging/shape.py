@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from mqauth.errors import Reason, Rejection
-from mqauth.release import is_release
+from mqauth.letters.release import is_release
 from mqauth.wire import envelope
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.envelope import Cover

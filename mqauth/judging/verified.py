@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any, Final, NamedTuple, NoReturn
 
 from mqauth.errors import ConfigurationError, RejectNow, RetryLater
-from mqauth.release import Release
+from mqauth.letters.release import Release
 from mqauth.wire.claims import Claims
 from mqauth.wire.message import PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
 

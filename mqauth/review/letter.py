@@ -13,9 +13,9 @@ from datetime import datetime
 from typing import Any, Final
 
 from mqauth.audit.record import MAX_SOURCE, harmless
-from mqauth.deadletter import PREFIX, content_digest, letter_id
 from mqauth.errors import MalformedMessage, Reason, Rejection
-from mqauth.lineage import MAX_HOPS
+from mqauth.letters.dead_letter import PREFIX, content_digest, letter_id
+from mqauth.letters.lineage import MAX_HOPS
 from mqauth.wire import batch, destination, envelope, jws
 from mqauth.wire import claims as claim_set
 from mqauth.wire import json_form as jsonform

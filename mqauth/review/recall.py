@@ -11,8 +11,8 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
-from mqauth.deadletter import letter_id
 from mqauth.flow import Flow, call
+from mqauth.letters.dead_letter import letter_id
 from mqauth.review.letter import Reading, proven
 from mqauth.wire.message import Message
 

@@ -10,9 +10,9 @@ from kafka import TopicPartition
 from kafka.errors import CommitFailedError
 
 from mqauth.brokers import kafka
-from mqauth.deadletter import DeadLetter
 from mqauth.errors import Cause, Unavailable
 from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing.delivery_stage import CommitObserver
 from mqauth.testing.stage_kafka import PATIENCE, KafkaStage
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from mqauth import lineage
 from mqauth.errors import ConfigurationError, Reason, Rejection, Unavailable
-from mqauth.lineage import NO_PAST, Hop, Past
+from mqauth.letters import lineage
+from mqauth.letters.lineage import NO_PAST, Hop, Past
 from mqauth.wire import base64url, batch, claims, envelope, jws
 from mqauth.wire.claims import Binding
 from mqauth.wire.destination import is_kafka

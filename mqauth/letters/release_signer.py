@@ -8,8 +8,8 @@ from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import ConfigurationError, MalformedMessage, Reason, Rejection
-from mqauth.lineage import Past
-from mqauth.release import (
+from mqauth.letters.lineage import Past
+from mqauth.letters.release import (
     MAX_LIFETIME,
     RELEASE_HEADER,
     RELEASE_TYPE,

@@ -16,8 +16,8 @@ from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from mqauth.audit.record import MAX_SOURCE, harmless, iso_time
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Rejection, Unavailable
-from mqauth.lineage import NO_PAST, Hop
-from mqauth.release import Release
+from mqauth.letters.lineage import NO_PAST, Hop
+from mqauth.letters.release import Release
 from mqauth.wire import base64url
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.encoding import add_named
