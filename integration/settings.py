@@ -12,8 +12,8 @@ from typing import Any
 
 from integration.documentation import ROOT
 from mqauth.cli.dlq_settings import BrokerFile
-from mqauth.config_declaration import schema_of
-from mqauth.config_settings import FileSettings
+from mqauth.config.declaration import schema_of
+from mqauth.config.settings import FileSettings
 from mqauth.console.oidc_settings import OIDCSettings
 
 PAGE = ROOT / "docs" / "configuration.md"

@@ -11,7 +11,7 @@ from mqauth.audit.flood import FloodGate
 from mqauth.audit.head import HeadFile
 from mqauth.audit.misuse import Alert, Detector, Thresholds
 from mqauth.audit.sinks import CallableSink, FanOut, LoggingSink, MisuseWatch
-from mqauth.config import load
+from mqauth.config.load import load
 from mqauth.errors import (
     Cause,
     ConfigurationError,

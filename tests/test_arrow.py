@@ -169,7 +169,7 @@ def test_every_layer_exists() -> None:
         ("brokers.letters", "from mqauth.brokers import rabbitmq_frame"),
         ("brokers.kafka", "from mqauth.stores.redis import RedisReplayStore"),
         ("brokers.kafka", "from mqauth.cli import main"),
-        ("keystore.folder", "from mqauth.config import load"),
+        ("keystore.folder", "from mqauth.config.load import load"),
         ("cli.app", "import jwt.algorithms"),
         ("novelty", "import re"),
     ],
@@ -190,7 +190,7 @@ def test_forbidden_import_is_found(name: str, source: str) -> None:
             "brokers.kafka_consumer",
             "import time, asyncio, kafka\nfrom mqauth.brokers.kafka_offsets import Offsets",
         ),
-        ("cli.sign", "import mqauth\nfrom mqauth.config import load"),
+        ("cli.sign", "import mqauth\nfrom mqauth.config.load import load"),
     ],
 )
 def test_allowed_import_passes(name: str, source: str) -> None:

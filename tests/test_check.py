@@ -620,7 +620,7 @@ def test_refusal_without_a_place_is_found(
     def refuse(*_arguments: Any, **_settings: Any) -> None:
         raise error
 
-    monkeypatch.setattr("mqauth.config.Configuration._pipeline", refuse)
+    monkeypatch.setattr("mqauth.config.load.Configuration._pipeline", refuse)
     (finding,) = world.check().findings
     assert (finding.code.name, finding.key, finding.line, finding.message) == ("configuration", "", None, said)
 

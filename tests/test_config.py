@@ -15,10 +15,10 @@ from mqauth.audit.file import parts, rotated
 from mqauth.audit.head import read_heads
 from mqauth.audit.misuse import NUMBERS, Alert
 from mqauth.audit.record import AuditRecord
-from mqauth.config_declaration import read
-from mqauth.config_kinds import is_url
-from mqauth.config_settings import FileSettings
-from mqauth.config_table import Table
+from mqauth.config.declaration import read
+from mqauth.config.kinds import is_url
+from mqauth.config.settings import FileSettings
+from mqauth.config.table import Table
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.flow import run
 from mqauth.judging.pipeline import Pipeline, Verdict

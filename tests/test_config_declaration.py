@@ -20,8 +20,8 @@ from mqauth.audit.flood import FloodGate
 from mqauth.audit.head import HeadFile
 from mqauth.audit.misuse import Thresholds
 from mqauth.cli.dlq_settings import BrokerFile, BrokerSettings
-from mqauth.config_declaration import Setting, Settings, inner, inners, not_with, only_with, read, schema_of
-from mqauth.config_kinds import (
+from mqauth.config.declaration import Setting, Settings, inner, inners, not_with, only_with, read, schema_of
+from mqauth.config.kinds import (
     BROKER_URL,
     FLAG,
     NAME,
@@ -37,7 +37,7 @@ from mqauth.config_kinds import (
     url,
     whole,
 )
-from mqauth.config_settings import (
+from mqauth.config.settings import (
     AuditSettings,
     AuthoritySettings,
     CheckSettings,
@@ -51,7 +51,7 @@ from mqauth.config_settings import (
     ReplaySettings,
     RuleSettings,
 )
-from mqauth.config_table import RefusedSetting, Table
+from mqauth.config.table import RefusedSetting, Table
 from mqauth.console.oidc_settings import OIDCSettings, RoleSettings
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Rule

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from mqauth.check.locator import Path
-from mqauth.config_table import spelt
+from mqauth.config.table import spelt
 
 
 class Severity(StrEnum):

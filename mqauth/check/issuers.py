@@ -10,7 +10,7 @@ from mqauth.check import codes
 from mqauth.check.findings import Finding
 from mqauth.check.jwks import key_set
 from mqauth.check.target import Rule, Target, few
-from mqauth.config_settings import IssuerSettings, RuleSettings, SourceSettings
+from mqauth.config.settings import IssuerSettings, RuleSettings, SourceSettings
 from mqauth.errors import Reason
 from mqauth.judging.verifier import Issuer
 from mqauth.wire.destination import is_kafka

@@ -12,8 +12,8 @@ from mqauth.check import codes
 from mqauth.check.findings import Finding
 from mqauth.check.target import Rule, Target, few
 from mqauth.check.transport import is_loopback
-from mqauth.config_kinds import is_url
-from mqauth.config_settings import SourceSettings
+from mqauth.config.kinds import is_url
+from mqauth.config.settings import SourceSettings
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import Keystore, files
 from mqauth.keystore.ring import KeyRing

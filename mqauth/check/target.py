@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from mqauth.check.findings import Finding
-from mqauth.config_declaration import collect
-from mqauth.config_settings import (
+from mqauth.config.declaration import collect
+from mqauth.config.settings import (
     AuditSettings,
     AuthoritySettings,
     CheckSettings,
@@ -23,7 +23,7 @@ from mqauth.config_settings import (
     ReplaySettings,
     SourceSettings,
 )
-from mqauth.config_table import RefusedSetting, Table
+from mqauth.config.table import RefusedSetting, Table
 
 _FEW: Final = 3
 

@@ -9,7 +9,7 @@ import typer
 
 from mqauth.audit.log import DIMENSIONS, Selection, parse_time
 from mqauth.cli import audit
-from mqauth.config import load
+from mqauth.config.load import load
 from mqauth.errors import ConfigurationError
 
 audit_app: Final = typer.Typer(

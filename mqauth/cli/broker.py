@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from typing import Final
 
-from mqauth.config_kinds import is_broker_url
+from mqauth.config.kinds import is_broker_url
 from mqauth.errors import ConfigurationError
 
 _CLIENTS: Final = ("aio_pika", "aiormq", "kafka", "pamqp")

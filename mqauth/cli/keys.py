@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mqauth.audit.record import iso_time
 from mqauth.cli.output import print_json
-from mqauth.config_file import read_passphrase
+from mqauth.config.file import read_passphrase
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import Keystore, RingKey, document, public_keys, ring
 from mqauth.wire.jwk import dump_key_set

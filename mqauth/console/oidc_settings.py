@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from mqauth.config_declaration import Settings, not_with, read, schema_of
-from mqauth.config_file import read_file
-from mqauth.config_kinds import FLAG, NAME, PATH, Kind, is_url, many, one_or_many, text
-from mqauth.config_table import RefusedSetting, Table
+from mqauth.config.declaration import Settings, not_with, read, schema_of
+from mqauth.config.file import read_file
+from mqauth.config.kinds import FLAG, NAME, PATH, Kind, is_url, many, one_or_many, text
+from mqauth.config.table import RefusedSetting, Table
 from mqauth.console.access import ROLES
 from mqauth.keystore.files import read_bounded
 

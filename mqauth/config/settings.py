@@ -16,8 +16,8 @@ from typing import Annotated, Any, Final, Literal, get_args
 from mqauth.audit.file import MIN_BYTES
 from mqauth.audit.flood import DEFAULT_FLOOD_AFTER
 from mqauth.audit.misuse import Thresholds
-from mqauth.config_declaration import Settings, inner, inners, not_with, only_with
-from mqauth.config_kinds import (
+from mqauth.config.declaration import Settings, inner, inners, not_with, only_with
+from mqauth.config.kinds import (
     ANY,
     AUDIENCE,
     BROKER_URL,
@@ -36,7 +36,7 @@ from mqauth.config_kinds import (
     url,
     whole,
 )
-from mqauth.config_table import RefusedSetting
+from mqauth.config.table import RefusedSetting
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.judging.policy import Rule
 from mqauth.judging.times import MAX_LEEWAY, At

@@ -19,8 +19,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from typing import Annotated, Any, Final, NamedTuple, TypeVar, get_origin, get_type_hints
 
-from mqauth.config_kinds import Kind
-from mqauth.config_table import RefusedSetting, Table
+from mqauth.config.kinds import Kind
+from mqauth.config.table import RefusedSetting, Table
 
 _NOWHERE: Final = Table(file="", members={})
 Rule = Callable[[Mapping[str, Any]], str | None]

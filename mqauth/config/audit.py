@@ -10,8 +10,8 @@ from mqauth.audit.head import HeadFile
 from mqauth.audit.misuse import Alert, Detector, Thresholds
 from mqauth.audit.sinks import MisuseWatch
 from mqauth.clock import Clock
-from mqauth.config_file import secret_of
-from mqauth.config_settings import AuditSettings
+from mqauth.config.file import secret_of
+from mqauth.config.settings import AuditSettings
 from mqauth.wire.keys import Key
 
 

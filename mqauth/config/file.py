@@ -11,8 +11,8 @@ import tomllib
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from mqauth.config_declaration import Settings, read
-from mqauth.config_table import Table
+from mqauth.config.declaration import Settings, read
+from mqauth.config.table import Table
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import files
 

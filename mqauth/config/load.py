@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 from mqauth.audit.misuse import Alert, Thresholds
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.config_audit import audit_sink
-from mqauth.config_declaration import read
-from mqauth.config_file import read_toml, secret_of
-from mqauth.config_settings import (
+from mqauth.config.audit import audit_sink
+from mqauth.config.declaration import read
+from mqauth.config.file import read_toml, secret_of
+from mqauth.config.settings import (
     FileSettings,
     MisuseSettings,
     ProducerSettings,
@@ -25,7 +25,7 @@ from mqauth.config_settings import (
     ReplaySettings,
     SourceSettings,
 )
-from mqauth.config_table import Table
+from mqauth.config.table import Table
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Observer, Pipeline
 from mqauth.judging.policy import Allow

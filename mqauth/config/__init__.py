@@ -1,0 +1,1 @@
+"""The configuration: mqauth.toml, read, checked, and made into what runs."""
