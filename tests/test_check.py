@@ -24,7 +24,8 @@ from mqauth.check.target import is_own_group
 from mqauth.check.transport import is_loopback
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import ConfigurationError
-from mqauth.keystore import Keystore, document, public_keys, ring
+from mqauth.keystore import Keystore, public_keys
+from mqauth.keystore.disk import document, ring
 from mqauth.testing.clock import FakeClock
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import Key

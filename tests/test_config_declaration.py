@@ -56,7 +56,7 @@ from mqauth.console.oidc_settings import OIDCSettings, RoleSettings
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Rule
 from mqauth.judging.verifier import Issuer, Verifier
-from mqauth.keystore.jwks import JWKS
+from mqauth.keystore.remote.jwks import JWKS
 from mqauth.letters.release import Authority
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.signer import Signer

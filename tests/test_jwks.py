@@ -23,13 +23,13 @@ from mqauth.audit.record import AuditRecord
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.verifier import Issuer
-from mqauth.keystore import jwks_snapshot
-from mqauth.keystore.discovery import DiscoveredFetch
-from mqauth.keystore.jwks_events import Event, EventKind
-from mqauth.keystore.jwks_fetch import URLFetch
-from mqauth.keystore.jwks_http import MAX_BODY, Deadline, Endpoint, FetchFailed, Response, get, trust
-from mqauth.keystore.jwks_refresher import ThreadRefresher
-from mqauth.keystore.jwks_rules import Answer
+from mqauth.keystore.remote import snapshot as jwks_snapshot
+from mqauth.keystore.remote.discovery import DiscoveredFetch
+from mqauth.keystore.remote.events import Event, EventKind
+from mqauth.keystore.remote.fetch import URLFetch
+from mqauth.keystore.remote.http import MAX_BODY, Deadline, Endpoint, FetchFailed, Response, get, trust
+from mqauth.keystore.remote.refresher import ThreadRefresher
+from mqauth.keystore.remote.rules import Answer
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER

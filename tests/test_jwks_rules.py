@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from mqauth.errors import ConfigurationError
-from mqauth.keystore import jwks_rules as rules
-from mqauth.keystore.jwks_events import Event, EventKind
-from mqauth.keystore.jwks_merge import merge
-from mqauth.keystore.jwks_rules import AbsentKids, Answer, Cache, Limits, Ruling, Wish
+from mqauth.keystore.remote import rules
+from mqauth.keystore.remote.events import Event, EventKind
+from mqauth.keystore.remote.merge import merge
+from mqauth.keystore.remote.rules import AbsentKids, Answer, Cache, Limits, Ruling, Wish
 from mqauth.wire.keys import Key, KeySet, Revocation
 
 KEYS = [Key.generate() for _ in range(6)]

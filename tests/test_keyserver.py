@@ -13,11 +13,13 @@ from typing import Any, Final
 import pytest
 
 from mqauth.errors import ConfigurationError
-from mqauth.keystore import KeyRing, Keystore, files, folder, publication, ring
-from mqauth.keystore.jwks_rules import publish_delay_of
-from mqauth.keystore.keyserver import HEALTH, PATHS, KeyServer
-from mqauth.keystore.publication import MAX_AGE, max_age, publish, publish_delay
-from mqauth.keystore.ring import PICKUP
+from mqauth.keystore import KeyRing, Keystore
+from mqauth.keystore.disk import files, folder, ring
+from mqauth.keystore.disk.ring import PICKUP
+from mqauth.keystore.remote import publication
+from mqauth.keystore.remote.keyserver import HEALTH, PATHS, KeyServer
+from mqauth.keystore.remote.publication import MAX_AGE, max_age, publish, publish_delay
+from mqauth.keystore.remote.rules import publish_delay_of
 from mqauth.testing.clock import START, FakeClock
 from mqauth.wire.jwk import load_key_set
 from mqauth.wire.keys import Key

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from mqauth.errors import ConfigurationError
-from mqauth.keystore import JWKSFile, KeyRing, Keystore, State, document, files, public_keys, ring, signing_key
-from mqauth.keystore.ring import PICKUP
+from mqauth.keystore import JWKSFile, KeyRing, Keystore, State, public_keys, signing_key
+from mqauth.keystore.disk import document, files, ring
+from mqauth.keystore.disk.ring import PICKUP
 from mqauth.testing.clock import FakeClock
 from mqauth.wire.jwk import dump_key_set, load_key_set
 from mqauth.wire.keys import ALGORITHMS, Key, KeySet

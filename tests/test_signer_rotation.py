@@ -13,9 +13,10 @@ import pytest
 
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, Unavailable
 from mqauth.judging.verifier import Issuer, Verifier
-from mqauth.keystore import ActiveKey, Keystore, RingKey, files, folder, ring
-from mqauth.keystore.active import MAX_LOOK
-from mqauth.keystore.ring import PICKUP
+from mqauth.keystore import ActiveKey, Keystore, RingKey
+from mqauth.keystore.disk import files, folder, ring
+from mqauth.keystore.disk.active import MAX_LOOK
+from mqauth.keystore.disk.ring import PICKUP
 from mqauth.signer import Signer
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT

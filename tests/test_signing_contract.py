@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mqauth.keystore import ActiveKey, Keystore, ring
-from mqauth.keystore.socketserver import SigningServer
-from mqauth.keystore.socketsigner import SocketSigner
+from mqauth.keystore import ActiveKey, Keystore
+from mqauth.keystore.disk import ring
+from mqauth.keystore.socket.server import SigningServer
+from mqauth.keystore.socket.signer import SocketSigner
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import SUBJECT
 from mqauth.testing.signing_contract import RotationContract, SigningContract
@@ -21,7 +22,7 @@ from mqauth.wire.keys import ALGORITHMS, Key, SigningKey
 SERVER = """
 import sys
 from mqauth.keystore import ActiveKey
-from mqauth.keystore.socketserver import SigningServer
+from mqauth.keystore.socket.server import SigningServer
 with SigningServer(sys.argv[1], ActiveKey(sys.argv[2])):
     print("ready", flush=True)
     sys.stdin.read()

@@ -15,9 +15,9 @@ import pytest
 
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import ConfigurationError, KeyChanged, Unavailable
-from mqauth.keystore.socketserver import SigningServer
-from mqauth.keystore.socketsigner import SocketSigner
-from mqauth.keystore.socketwire import MAX_DATA, MAX_FRAME, Wire, WireError
+from mqauth.keystore.socket.server import SigningServer
+from mqauth.keystore.socket.signer import SocketSigner
+from mqauth.keystore.socket.wire import MAX_DATA, MAX_FRAME, Wire, WireError
 from mqauth.wire import jws
 from mqauth.wire.keys import Key, SigningKey
 

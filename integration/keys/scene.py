@@ -17,7 +17,9 @@ import pytest
 from integration.keys.issuer import IssuerProcess
 from integration.keys.lanes import Lane
 from mqauth import JWKS, ActiveKey, Allow, AuditFile, MemoryReplayStore, Pipeline, Signer, Verified, Verifier
-from mqauth.keystore import Keystore, jwks_rules, ring
+from mqauth.keystore import Keystore
+from mqauth.keystore.disk import ring
+from mqauth.keystore.remote import rules as jwks_rules
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
 from mqauth.wire.keys import Key, SigningKey, SigningKeySource
 

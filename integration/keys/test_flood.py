@@ -10,7 +10,7 @@ from integration.keys.flood import HONEST_EVERY, Bounds, flood
 from integration.scale import nightly
 from integration.services import Kafka
 from mqauth.delivery.backoff import Backoff
-from mqauth.keystore import jwks_rules
+from mqauth.keystore.remote import rules as jwks_rules
 
 MESSAGES = nightly(10_000, otherwise=2_000)
 BOUNDS = Bounds(publish_delay=0.5, max_hold=2, backoff=Backoff(first=0.2, longest=1))

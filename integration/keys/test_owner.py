@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from mqauth.audit.file import AuditFile
-from mqauth.keystore import ActiveKey, Keystore, State, ring
-from mqauth.keystore.socketserver import SigningServer
+from mqauth.keystore import ActiveKey, Keystore, State
+from mqauth.keystore.disk import ring
+from mqauth.keystore.socket.server import SigningServer
 
 SERVICE = 65534
 """The user and group ``nobody`` of Debian."""
@@ -21,8 +22,9 @@ AS_SERVICE = """
 import os, sys
 from pathlib import Path
 from mqauth.audit.file import AuditFile
-from mqauth.keystore import ActiveKey, Keystore, ring
-from mqauth.keystore.socketserver import SigningServer
+from mqauth.keystore import ActiveKey, Keystore
+from mqauth.keystore.disk import ring
+from mqauth.keystore.socket.server import SigningServer
 
 os.setgroups([])
 os.setgid({user})

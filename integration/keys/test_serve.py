@@ -20,7 +20,8 @@ from integration.keys.issuer import PATIENCE, IssuerProcess
 from integration.keyserver import Authority
 from mqauth import JWKS, Unavailable
 from mqauth.cli.serve import Certificate
-from mqauth.keystore import Keystore, ring
+from mqauth.keystore import Keystore
+from mqauth.keystore.disk import ring
 
 
 def made(folder: Path, **settings: Any) -> Keystore:

@@ -15,8 +15,9 @@ from mqauth.check.transport import is_loopback
 from mqauth.config.kinds import is_url
 from mqauth.config.settings import SourceSettings
 from mqauth.errors import ConfigurationError
-from mqauth.keystore import Keystore, files
-from mqauth.keystore.ring import KeyRing
+from mqauth.keystore import Keystore
+from mqauth.keystore.disk import files
+from mqauth.keystore.disk.ring import KeyRing
 from mqauth.wire import base64url
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.jwk import MAX_DOCUMENT, load_key, load_key_set

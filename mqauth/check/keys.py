@@ -18,7 +18,8 @@ from mqauth.check.target import Rule, Target, mode, others
 from mqauth.config.file import read_passphrase
 from mqauth.config.settings import ProducerSettings
 from mqauth.errors import ConfigurationError
-from mqauth.keystore import State, files
+from mqauth.keystore import State
+from mqauth.keystore.disk import files
 from mqauth.wire.keys import MIN_RSA_BITS
 
 KEYS: Final = ("producer", "keys")

@@ -12,7 +12,8 @@ from mqauth.audit.record import iso_time
 from mqauth.cli.output import print_json
 from mqauth.config.file import read_passphrase
 from mqauth.errors import ConfigurationError
-from mqauth.keystore import Keystore, RingKey, document, public_keys, ring
+from mqauth.keystore import Keystore, RingKey, public_keys
+from mqauth.keystore.disk import document, ring
 from mqauth.wire.jwk import dump_key_set
 
 

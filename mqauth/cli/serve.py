@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mqauth.cli.output import print_json
 from mqauth.errors import ConfigurationError
-from mqauth.keystore import files
-from mqauth.keystore.keyserver import HEALTH, PATHS, KeyServer
+from mqauth.keystore.disk import files
+from mqauth.keystore.remote.keyserver import HEALTH, PATHS, KeyServer
 
 if TYPE_CHECKING:
     import uvicorn

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 from mqauth.config.declaration import Settings, read
 from mqauth.config.table import Table
 from mqauth.errors import ConfigurationError
-from mqauth.keystore import files
+from mqauth.keystore.disk import files
 
 _MAX_FILE: Final = 1024 * 1024
 _MAX_SECRET_FILE: Final = 64 * 1024

@@ -31,9 +31,9 @@ from mqauth.judging.pipeline import Observer, Pipeline
 from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey, JWKSFile
-from mqauth.keystore.discovery import discover
-from mqauth.keystore.folder import read_pem
-from mqauth.keystore.jwks import JWKS
+from mqauth.keystore.disk.folder import read_pem
+from mqauth.keystore.remote.discovery import discover
+from mqauth.keystore.remote.jwks import JWKS
 from mqauth.letters.release import Authority, ReleaseAuthorities
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ReplayStore

@@ -40,7 +40,7 @@ from mqauth.config.table import RefusedSetting
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.judging.policy import Rule
 from mqauth.judging.times import MAX_LEEWAY, At
-from mqauth.keystore.jwks_rules import COOLDOWN, MAX_PUBLISH_DELAY, MAX_STALE
+from mqauth.keystore.remote.rules import COOLDOWN, MAX_PUBLISH_DELAY, MAX_STALE
 from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import DEFAULT_CAPACITY
 from mqauth.signer import MAX_LIFETIME

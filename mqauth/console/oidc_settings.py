@@ -14,7 +14,7 @@ from mqauth.config.file import read_file
 from mqauth.config.kinds import FLAG, NAME, PATH, Kind, is_url, many, one_or_many, text
 from mqauth.config.table import RefusedSetting, Table
 from mqauth.console.access import ROLES
-from mqauth.keystore.files import read_bounded
+from mqauth.keystore.disk.files import read_bounded
 
 _MAX_SECRET: Final = 1024
 _SECRET: Final = re.compile(rb"[ -~]+")

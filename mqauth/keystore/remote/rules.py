@@ -14,9 +14,9 @@ from enum import Enum
 from typing import Final, Literal
 
 from mqauth.errors import ConfigurationError
-from mqauth.keystore import jwks_merge
-from mqauth.keystore.jwks_events import Event, EventKind
-from mqauth.keystore.jwks_merge import Suspects
+from mqauth.keystore.remote import merge as jwks_merge
+from mqauth.keystore.remote.events import Event, EventKind
+from mqauth.keystore.remote.merge import Suspects
 from mqauth.wire.keys import KeySet
 
 COOLDOWN: Final = 30.0

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError
-from mqauth.keystore.files import Stamp
-from mqauth.keystore.folder import Keystore
-from mqauth.keystore.publication import Publication, max_age, publish
-from mqauth.keystore.ring import KeyRing
+from mqauth.keystore.disk.files import Stamp
+from mqauth.keystore.disk.folder import Keystore
+from mqauth.keystore.disk.ring import KeyRing
+from mqauth.keystore.remote.publication import Publication, max_age, publish
 from mqauth.wire import strict_json as strictjson
 
 PATHS: Final = ("/jwks.json", "/.well-known/jwks.json")

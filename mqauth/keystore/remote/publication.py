@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from mqauth.errors import ConfigurationError
-from mqauth.keystore.jwks_rules import MAX_PUBLISH_DELAY
-from mqauth.keystore.ring import PICKUP, KeyRing, RingKey, State
+from mqauth.keystore.disk.ring import PICKUP, KeyRing, RingKey, State
+from mqauth.keystore.remote.rules import MAX_PUBLISH_DELAY
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.jwk import MAX_DOCUMENT, dump_key_set, load_key_set
 from mqauth.wire.keys import KeySet

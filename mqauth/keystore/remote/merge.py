@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from mqauth.keystore.jwks_events import Event, EventKind
+from mqauth.keystore.remote.events import Event, EventKind
 from mqauth.wire.keys import Key, KeySet, thumbprint
 
 Suspects = Mapping[str, str]

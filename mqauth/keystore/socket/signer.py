@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, Unavailable
-from mqauth.keystore.socketwire import MAX_DATA, Wire, WireError, peer_user
+from mqauth.keystore.socket.wire import MAX_DATA, Wire, WireError, peer_user
 from mqauth.wire import base64url
 from mqauth.wire.claims import is_name
 from mqauth.wire.keys import ALGORITHMS, MAX_KID

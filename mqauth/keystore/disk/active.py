@@ -11,9 +11,9 @@ from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError
-from mqauth.keystore.files import Stamp
-from mqauth.keystore.folder import Keystore
-from mqauth.keystore.ring import PICKUP, KeyRing
+from mqauth.keystore.disk.files import Stamp
+from mqauth.keystore.disk.folder import Keystore
+from mqauth.keystore.disk.ring import PICKUP, KeyRing
 from mqauth.wire.jws import LocalSigningKey
 
 LOOK_EVERY: Final = 5.0

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from mqauth.errors import ConfigurationError
-from mqauth.keystore.ring import KeyRing, RingKey, State
+from mqauth.keystore.disk.ring import KeyRing, RingKey, State
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.claims import is_name
 from mqauth.wire.jwk import load_key

@@ -14,14 +14,15 @@ from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
-from mqauth.keystore import files, jwks_snapshot
-from mqauth.keystore import jwks_rules as rules
-from mqauth.keystore.jwks_events import Event, EventKind, Health
-from mqauth.keystore.jwks_fetch import Fetch, URLFetch
-from mqauth.keystore.jwks_health import Announcer, Listener, OnEvent, health
-from mqauth.keystore.jwks_http import Endpoint, FetchFailed, trust
-from mqauth.keystore.jwks_refresher import Refresher, ThreadRefresher, Waiters, in_event_loop
-from mqauth.keystore.jwks_rules import AbsentKids, Answer, Cache, Limits, Ruling, Wish
+from mqauth.keystore.disk import files
+from mqauth.keystore.remote import rules
+from mqauth.keystore.remote import snapshot as jwks_snapshot
+from mqauth.keystore.remote.events import Event, EventKind, Health
+from mqauth.keystore.remote.fetch import Fetch, URLFetch
+from mqauth.keystore.remote.health import Announcer, Listener, OnEvent, health
+from mqauth.keystore.remote.http import Endpoint, FetchFailed, trust
+from mqauth.keystore.remote.refresher import Refresher, ThreadRefresher, Waiters, in_event_loop
+from mqauth.keystore.remote.rules import AbsentKids, Answer, Cache, Limits, Ruling, Wish
 from mqauth.wire.keys import KeySet
 
 _LOG: Final = logging.getLogger("mqauth.keys")

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from mqauth.clock import Clock
 from mqauth.errors import ConfigurationError
-from mqauth.keystore.jwks_http import Deadline, Dial, Endpoint, FetchFailed, Response, check_timeout, get
-from mqauth.keystore.jwks_rules import Answer, publish_delay_of
+from mqauth.keystore.remote.http import Deadline, Dial, Endpoint, FetchFailed, Response, check_timeout, get
+from mqauth.keystore.remote.rules import Answer, publish_delay_of
 from mqauth.wire.jwk import load_key_set
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 from mqauth.audit.private_file import open_private
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, MqauthError
-from mqauth.keystore.socketwire import MAX_DATA, Wire, WireError, peer_user
+from mqauth.keystore.socket.wire import MAX_DATA, Wire, WireError, peer_user
 from mqauth.wire import base64url
 from mqauth.wire.keys import SigningKey, SigningKeySource
 

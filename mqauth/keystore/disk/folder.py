@@ -13,8 +13,8 @@ from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError
-from mqauth.keystore import document, files, ring
-from mqauth.keystore.ring import KeyRing, RingKey
+from mqauth.keystore.disk import document, files, ring
+from mqauth.keystore.disk.ring import KeyRing, RingKey
 from mqauth.wire.claims import is_name
 from mqauth.wire.keys import Key, KeySet
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError
-from mqauth.keystore import files
+from mqauth.keystore.disk import files
 from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
 from mqauth.wire.keys import KeySet
 

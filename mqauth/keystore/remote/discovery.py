@@ -9,11 +9,11 @@ from typing import Any, Final, TypedDict, Unpack
 
 from mqauth.clock import SYSTEM_CLOCK, Clock, Randomness
 from mqauth.errors import ConfigurationError
-from mqauth.keystore.jwks import JWKS
-from mqauth.keystore.jwks_fetch import answer_of
-from mqauth.keystore.jwks_health import OnEvent
-from mqauth.keystore.jwks_http import Deadline, Dial, Endpoint, FetchFailed, Response, check_timeout, get, trust
-from mqauth.keystore.jwks_rules import Answer
+from mqauth.keystore.remote.fetch import answer_of
+from mqauth.keystore.remote.health import OnEvent
+from mqauth.keystore.remote.http import Deadline, Dial, Endpoint, FetchFailed, Response, check_timeout, get, trust
+from mqauth.keystore.remote.jwks import JWKS
+from mqauth.keystore.remote.rules import Answer
 
 WELL_KNOWN: Final = "/.well-known/openid-configuration"
 _REDISCOVER: Final = 3600.0

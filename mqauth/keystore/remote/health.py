@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Final, TypeVar
 
-from mqauth.keystore import jwks_rules as rules
-from mqauth.keystore.jwks_events import ALARMS, Event, Health
-from mqauth.keystore.jwks_rules import Cache, Limits
+from mqauth.keystore.remote import rules
+from mqauth.keystore.remote.events import ALARMS, Event, Health
+from mqauth.keystore.remote.rules import Cache, Limits
 from mqauth.wire.keys import KeySet
 
 OnEvent = Callable[[Event], None]

@@ -1,0 +1,1 @@
+"""Keys fetched from an issuer."""

@@ -1,0 +1,1 @@
+"""Signing over a local socket."""
