@@ -33,7 +33,7 @@ from mqauth import (
     Verified,
 )  # fmt: skip
 from mqauth.brokers import rabbitmq as wrapper
-from mqauth.brokers.queue_acks import Acks
+from mqauth.brokers.queue.acks import Acks
 from mqauth.brokers.rabbitmq_delivery import sender
 from mqauth.errors import Cause, RetryLater, Unavailable
 from mqauth.flow import Attempts, ColourError

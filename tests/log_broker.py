@@ -27,7 +27,7 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
 
     from mqauth.brokers import kafka, kafka_repair
     from mqauth.brokers.kafka_confirm import Confirmed
-    from mqauth.brokers.log_records import dead_letter_headers
+    from mqauth.brokers.log.records import dead_letter_headers
 
 __all__ = ["Confirmed", "MemoryLogStage", "kafka", "kafka_repair"]
 SESSION = 0.3

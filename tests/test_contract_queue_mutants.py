@@ -13,12 +13,12 @@ import pytest
 
 from mqauth.audit.file import AuditFile
 from mqauth.brokers import rabbitmq_delivery
-from mqauth.brokers.queue_acks import Acks
-from mqauth.brokers.queue_consumer import QueueConsumer
-from mqauth.brokers.queue_delivery import Begun, Processor
-from mqauth.brokers.queue_hold import Holder
-from mqauth.brokers.queue_leases import Leases
-from mqauth.brokers.queue_subscription import Subscription
+from mqauth.brokers.queue.acks import Acks
+from mqauth.brokers.queue.consumer import QueueConsumer
+from mqauth.brokers.queue.delivery import Begun, Processor
+from mqauth.brokers.queue.hold import Holder
+from mqauth.brokers.queue.leases import Leases
+from mqauth.brokers.queue.subscription import Subscription
 from mqauth.brokers.rabbitmq import DeadLetters
 from mqauth.delivery import slot
 from mqauth.delivery.ledger import Ack, Ledger

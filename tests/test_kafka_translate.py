@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqauth.brokers import kafka_translate as translate
-from mqauth.brokers import log_records
 from mqauth.brokers.kafka_log import Logs
-from mqauth.brokers.log_records import Log
+from mqauth.brokers.log import records as log_records
+from mqauth.brokers.log.records import Log
 from mqauth.errors import MalformedMessage
 from mqauth.wire.json_form import to_form
 from mqauth.wire.message import Message

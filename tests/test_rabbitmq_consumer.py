@@ -24,7 +24,7 @@ from pamqp.header import ContentHeader
 
 from mqauth import AuditFile, Cause, ConfigurationError, MemoryReplayStore, Pipeline, Verdict, Verified
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.queue_delivery import Begun, Processor
+from mqauth.brokers.queue.delivery import Begun, Processor
 from mqauth.brokers.rabbitmq_channel import closing_is_an_error, is_untouched, told
 from mqauth.brokers.rabbitmq_delivery import Deliveries
 from mqauth.brokers.rabbitmq_incoming import Delivered

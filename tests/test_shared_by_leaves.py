@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from mqauth.brokers import amqp_messages, amqp_values
+from mqauth.brokers.amqp import messages as amqp_messages
+from mqauth.brokers.amqp import values as amqp_values
 from mqauth.brokers.letters import MAX_UNKNOWN, Unknown, first_taken, in_time
 from mqauth.brokers.underway import UnderWay
 from mqauth.errors import Cause, MalformedMessage, Reason, Rejection, Unavailable

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from mqauth.brokers.turns import Turns
+from mqauth.brokers.log.turns import Turns
 from mqauth.testing import FakeClock
 
 PATIENCE = 30

@@ -240,7 +240,7 @@ class KafkaSource:
 
     def publish(self, messages: Sequence[Message]) -> None:
         """Send messages side by side."""
-        from mqauth.brokers.log_records import dead_letter_headers
+        from mqauth.brokers.log.records import dead_letter_headers
 
         client, topic = self._stage._client, self._stage.topic
         futures = [

@@ -18,7 +18,7 @@ from mqauth.bench.kafka import Ended
 from mqauth.bench.rounds import Measured, Spread, Stopwatch
 from mqauth.bench.workload import BATCH, LIFETIME, Refusals, Tally, Workload, guard
 from mqauth.brokers import kafka, kafka_repair
-from mqauth.brokers.log_records import native_headers
+from mqauth.brokers.log.records import native_headers
 from mqauth.testing.forge import SUBJECT, Forge
 from mqauth.wire.destination import kafka as destination
 

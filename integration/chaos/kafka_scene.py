@@ -18,7 +18,7 @@ from kafka.errors import KafkaError
 from integration.chaos.count import Count, Letter, Sent, count
 from mqauth import Allow, AuditFile, Pipeline, Verified, Verifier
 from mqauth.brokers import kafka
-from mqauth.brokers.log_records import native_headers, to_message
+from mqauth.brokers.log.records import native_headers, to_message
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Outcome
 from mqauth.replay.memory import MemoryReplayStore

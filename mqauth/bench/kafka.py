@@ -20,7 +20,7 @@ from mqauth.bench.lanes import WORK, BrokerFound, Effort, Lane, compare
 from mqauth.bench.rounds import Measured, Progress, Stopwatch
 from mqauth.bench.workload import BATCH, LIFETIME, Refusals, RefusedError, Tally, Workload, guard
 from mqauth.brokers import kafka, kafka_repair
-from mqauth.brokers.log_records import native_headers, to_message
+from mqauth.brokers.log.records import native_headers, to_message
 from mqauth.errors import ConfigurationError
 from mqauth.judging.verified import Verified
 from mqauth.testing.forge import Forge

@@ -14,7 +14,7 @@ from mqauth.brokers.kafka_poison import PoisonRecordError
 from mqauth.brokers.kafka_producer import Producer, ProducerFatalError
 from mqauth.brokers.kafka_transaction import TransactionalDeadLetters
 from mqauth.brokers.kafka_translate import from_native
-from mqauth.brokers.log_records import Log
+from mqauth.brokers.log.records import Log
 from mqauth.delivery.backoff import Backoff
 from mqauth.delivery.facts import Health, Stall
 

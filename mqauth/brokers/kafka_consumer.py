@@ -16,7 +16,7 @@ from mqauth.brokers.kafka_outbox import transactions_of
 from mqauth.brokers.kafka_poller import Poller
 from mqauth.brokers.kafka_producer import Producer
 from mqauth.brokers.kafka_replies import Replies
-from mqauth.brokers.log_consumer import LogConsumer
+from mqauth.brokers.log.consumer import LogConsumer
 from mqauth.delivery.backoff import Backoff
 from mqauth.delivery.book import Book
 from mqauth.delivery.work import Work, check_plugins

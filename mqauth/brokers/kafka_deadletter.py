@@ -10,7 +10,7 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError
 from mqauth.brokers.kafka_confirm import Confirmed
 from mqauth.brokers.kafka_translate import carries
 from mqauth.brokers.letters import first_taken
-from mqauth.brokers.log_records import dead_letter_headers
+from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.flow import run
 from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize, undelivered
 from mqauth.wire.message import Message

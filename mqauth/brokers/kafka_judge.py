@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mqauth.brokers.kafka_translate import from_native
-from mqauth.brokers.log_records import NO_LOG, Log
+from mqauth.brokers.log.records import NO_LOG, Log
 from mqauth.errors import Cause, Reason
 from mqauth.flow import run
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Verdict

@@ -10,7 +10,7 @@ import base64
 from typing import Any
 from uuid import UUID
 
-from mqauth.brokers.log_records import NO_LOG, Log
+from mqauth.brokers.log.records import NO_LOG, Log
 
 
 class Logs:

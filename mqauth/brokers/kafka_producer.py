@@ -12,7 +12,7 @@ from mqauth.brokers.kafka_atomic import Atomic
 from mqauth.brokers.kafka_client import producer_settings
 from mqauth.brokers.kafka_room import Room
 from mqauth.brokers.kafka_sealing import Sealing
-from mqauth.brokers.log_records import native_headers, to_message
+from mqauth.brokers.log.records import native_headers, to_message
 from mqauth.errors import ConfigurationError, MqauthError
 from mqauth.signer import Signer
 from mqauth.wire.batch_settings import DEFAULT_LINGER, check_batching

@@ -19,7 +19,7 @@ from mqauth.brokers.kafka_client import producer_settings
 from mqauth.brokers.kafka_confirm import MAX_BLOCK
 from mqauth.brokers.kafka_deadletter import can_exist
 from mqauth.brokers.kafka_translate import carries
-from mqauth.brokers.log_records import dead_letter_headers
+from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.clock import Clock
 from mqauth.errors import ConfigurationError
 from mqauth.letters.dead_letter import DeadLetter, undelivered

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from mqauth.brokers.kafka_client import refuse_foreign
-from mqauth.brokers.log_records import NO_LOG, Log, record_message, unreadable
+from mqauth.brokers.log.records import NO_LOG, Log, record_message, unreadable
 from mqauth.wire.message import HeaderValue, Message
 
 LOG_APPEND_TIME: Final = 1

@@ -15,7 +15,7 @@ from typing import Any
 from aio_pika.abc import AbstractIncomingMessage
 from aiormq.abc import DeliveredMessage
 
-from mqauth.brokers.queue_delivery import Processor, passes
+from mqauth.brokers.queue.delivery import Processor, passes
 from mqauth.brokers.rabbitmq_audit import AuditQueue
 from mqauth.brokers.rabbitmq_consumer import Consumer
 from mqauth.brokers.rabbitmq_deadletter import DeadLetters

@@ -6,7 +6,7 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractQueue
 
 from mqauth.audit.record import AuditRecord
-from mqauth.brokers.amqp_messages import new_message_id
+from mqauth.brokers.amqp.messages import new_message_id
 from mqauth.brokers.rabbitmq_confirm import Confirmed
 from mqauth.brokers.rabbitmq_frame import Measured
 from mqauth.brokers.rabbitmq_topology import declare_dead_letters

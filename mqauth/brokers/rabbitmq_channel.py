@@ -12,7 +12,7 @@ from typing import Any, Final
 from aio_pika import exceptions
 from aio_pika.abc import AbstractIncomingMessage
 
-from mqauth.brokers.queue_tasks import was_cancelled
+from mqauth.brokers.queue.tasks import was_cancelled
 from mqauth.errors import MqauthError
 
 LOST: Final = (exceptions.AMQPError, exceptions.ChannelInvalidStateError, OSError)

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from aio_pika.abc import AbstractQueue
 
-from mqauth.brokers.queue_consumer import QueueConsumer, Settings
-from mqauth.brokers.queue_hold import Sleep
+from mqauth.brokers.queue.consumer import QueueConsumer, Settings
+from mqauth.brokers.queue.hold import Sleep
 from mqauth.brokers.rabbitmq_channel import share_connection
 from mqauth.brokers.rabbitmq_producer import Producer
 from mqauth.brokers.rabbitmq_queue import Queue

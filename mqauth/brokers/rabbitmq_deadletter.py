@@ -7,7 +7,7 @@ from typing import Final
 from aio_pika import exceptions
 from aio_pika.abc import AbstractChannel, AbstractQueue
 
-from mqauth.brokers.amqp_messages import new_message_id
+from mqauth.brokers.amqp.messages import new_message_id
 from mqauth.brokers.letters import first_taken
 from mqauth.brokers.rabbitmq_confirm import Confirmed
 from mqauth.brokers.rabbitmq_topology import declare_dead_letters

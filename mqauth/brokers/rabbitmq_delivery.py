@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary, ref
 from aio_pika.abc import AbstractIncomingMessage
 from aiormq.abc import AbstractChannel
 
-from mqauth.brokers.queue_acks import Send
-from mqauth.brokers.queue_roundtrip import PART, RoundTrip
+from mqauth.brokers.queue.acks import Send
+from mqauth.brokers.queue.roundtrip import PART, RoundTrip
 from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error, is_blocked, is_stale, told
 from mqauth.brokers.rabbitmq_translate import failures_of, from_native
 from mqauth.wire.message import Message

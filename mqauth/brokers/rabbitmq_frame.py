@@ -13,7 +13,7 @@ import aio_pika
 from aio_pika.abc import AbstractMessage
 from pamqp import commands
 
-from mqauth.brokers.amqp_messages import SHORT_STRINGS
+from mqauth.brokers.amqp.messages import SHORT_STRINGS
 from mqauth.errors import MalformedMessage
 
 MAX_HEADER_FRAME: Final = 131_064

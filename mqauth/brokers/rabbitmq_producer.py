@@ -15,7 +15,7 @@ from aio_pika import exceptions
 from aio_pika.abc import AbstractExchange, AbstractMessage, PublishResultType
 from pamqp import commands
 
-from mqauth.brokers.amqp_messages import new_message_id
+from mqauth.brokers.amqp.messages import new_message_id
 from mqauth.brokers.rabbitmq_channel import ClosedByOwnerError, closing_is_an_error
 from mqauth.brokers.rabbitmq_outlet import Outlet, Outlets
 from mqauth.brokers.rabbitmq_reopening import reopen

@@ -10,7 +10,7 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractQueue, AbstractRobustC
 from aio_pika.exceptions import AMQPChannelError
 from aiormq.abc import AbstractChannel
 
-from mqauth.brokers.queue_client import Opened, Take
+from mqauth.brokers.queue.client import Opened, Take
 from mqauth.brokers.rabbitmq_channel import LOST, ClosedByOwnerError, closing_is_an_error, is_blocked
 from mqauth.brokers.rabbitmq_delivery import Deliveries, sender
 from mqauth.brokers.rabbitmq_incoming import subscribed

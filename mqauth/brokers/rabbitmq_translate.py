@@ -13,8 +13,9 @@ from typing import Any, Final
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage, AbstractMessage
 
-from mqauth.brokers import amqp_messages, amqp_values
-from mqauth.brokers.amqp_messages import SHORT_STRINGS, Number
+from mqauth.brokers.amqp import messages as amqp_messages
+from mqauth.brokers.amqp import values as amqp_values
+from mqauth.brokers.amqp.messages import SHORT_STRINGS, Number
 from mqauth.brokers.rabbitmq_frame import Measured
 from mqauth.brokers.rabbitmq_incoming import Unreadable
 from mqauth.errors import MalformedMessage

@@ -16,7 +16,7 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError, TopicAlreadyExist
 from mqauth.brokers import kafka_poison
 from mqauth.brokers.kafka_client import producer_settings, settings_of
 from mqauth.brokers.kafka_translate import carries, from_native
-from mqauth.brokers.log_records import dead_letter_headers
+from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
 from mqauth.review.letter import Letter, lineage
 from mqauth.wire import destination

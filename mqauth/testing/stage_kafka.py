@@ -13,7 +13,7 @@ from kafka import TopicPartition
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from mqauth.brokers import kafka
-from mqauth.brokers.log_records import dead_letter_headers
+from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.signer import Signer

@@ -8,7 +8,7 @@ from mqauth.brokers import kafka_poller
 from mqauth.brokers.kafka_confirm import Confirmed
 from mqauth.brokers.kafka_deadletter import DeadLetters
 from mqauth.brokers.kafka_poller import Poller
-from mqauth.brokers.log_consumer import LogConsumer
+from mqauth.brokers.log.consumer import LogConsumer
 from mqauth.errors import Unavailable
 from tests.simulation import engine_mutants
 from tests.simulation.engine_mutants import Mutant

@@ -17,8 +17,9 @@ from unittest import mock
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from mqauth.brokers import kafka_consumer, kafka_room, letters, turns
-from mqauth.brokers.log_records import dead_letter_headers
+from mqauth.brokers import kafka_consumer, kafka_room, letters
+from mqauth.brokers.log import turns
+from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.delivery import backoff
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge

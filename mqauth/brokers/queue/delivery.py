@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from mqauth.brokers.queue_acks import Acks
-from mqauth.brokers.queue_client import DeliveryClient
-from mqauth.brokers.queue_hold import Holder, Sleep
-from mqauth.brokers.queue_leases import Leases
-from mqauth.brokers.queue_tasks import was_cancelled
+from mqauth.brokers.queue.acks import Acks
+from mqauth.brokers.queue.client import DeliveryClient
+from mqauth.brokers.queue.hold import Holder, Sleep
+from mqauth.brokers.queue.leases import Leases
+from mqauth.brokers.queue.tasks import was_cancelled
 from mqauth.brokers.timer import Timer, call_later
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER, Held, Hold, is_deferred
 from mqauth.delivery.queue_work import INTERRUPTED, QueueWork

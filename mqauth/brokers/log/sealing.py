@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from mqauth.brokers.alarm import Alarm, ThreadAlarm
+from mqauth.brokers.log.alarm import Alarm, ThreadAlarm
 from mqauth.errors import MalformedMessage
 from mqauth.signer import Prepared, Signer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
-from mqauth.brokers.queue_acks import Send
+from mqauth.brokers.queue.acks import Send
 from mqauth.delivery.slot import Facts
 from mqauth.errors import ConfigurationError
 from mqauth.wire.message import Message

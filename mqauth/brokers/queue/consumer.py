@@ -15,12 +15,12 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
-from mqauth.brokers.queue_acks import Acks
-from mqauth.brokers.queue_client import QueueClient
-from mqauth.brokers.queue_delivery import Begun, Processor
-from mqauth.brokers.queue_hold import Holder, Sleep
-from mqauth.brokers.queue_subscription import Subscription
-from mqauth.brokers.queue_tasks import Signals, Tasks
+from mqauth.brokers.queue.acks import Acks
+from mqauth.brokers.queue.client import QueueClient
+from mqauth.brokers.queue.delivery import Begun, Processor
+from mqauth.brokers.queue.hold import Holder, Sleep
+from mqauth.brokers.queue.subscription import Subscription
+from mqauth.brokers.queue.tasks import Signals, Tasks
 from mqauth.delivery.facts import QueueHealth
 from mqauth.delivery.hold import Held
 from mqauth.delivery.room import MAX_HELD, PER_PLACE, Room

@@ -7,10 +7,10 @@ from typing import Final
 
 import tenacity
 
-from mqauth.brokers.queue_acks import Acks
-from mqauth.brokers.queue_client import Opened, QueueClient, Take
-from mqauth.brokers.queue_delivery import Processor
-from mqauth.brokers.queue_hold import Sleep
+from mqauth.brokers.queue.acks import Acks
+from mqauth.brokers.queue.client import Opened, QueueClient, Take
+from mqauth.brokers.queue.delivery import Processor
+from mqauth.brokers.queue.hold import Sleep
 from mqauth.delivery.hold import Held
 from mqauth.delivery.window import PROBE_WAIT, PROBE_WAIT_MAX, Window
 

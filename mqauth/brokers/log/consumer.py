@@ -6,7 +6,7 @@ import logging
 from contextlib import nullcontext
 from typing import Final, Protocol
 
-from mqauth.brokers.turns import Background, Turns, stopping_on_signals
+from mqauth.brokers.log.turns import Background, Turns, stopping_on_signals
 from mqauth.delivery.book import Book
 from mqauth.delivery.facts import Health
 from mqauth.delivery.work import Work

@@ -1,0 +1,1 @@
+"""What every client of a log broker shares, on threads: the runner of the delivery engine, and records."""

@@ -1,0 +1,1 @@
+"""What every asyncio client of a queue broker shares: the runner of the delivery engine."""
