@@ -13,7 +13,7 @@ from kafka import TopicPartition
 from kafka.errors import IllegalStateError, KafkaTimeoutError, MessageSizeTooLargeError
 from kafka.producer.future import FutureProduceResult, FutureRecordMetadata, RecordMetadata
 
-from mqauth.brokers.kafka_producer import Producer
+from mqauth.brokers.kafka.producer import Producer
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
 from mqauth.judging.verified import Verified
 from mqauth.testing.forge import Forge

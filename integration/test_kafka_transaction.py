@@ -17,8 +17,8 @@ from integration.test_kafka_kill import FORGED, HONEST, Scene
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import AuditFile
 from mqauth.brokers import kafka as wrapper
-from mqauth.brokers import kafka_repair
-from mqauth.brokers.kafka_producer import ProducerFatalError
+from mqauth.brokers.kafka import repair as kafka_repair
+from mqauth.brokers.kafka.producer import ProducerFatalError
 from mqauth.errors import Cause
 from mqauth.judging.pipeline import Pipeline
 from mqauth.replay.memory import MemoryReplayStore

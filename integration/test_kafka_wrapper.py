@@ -19,7 +19,7 @@ from kafka.errors import MessageSizeTooLargeError
 from integration.services import Kafka
 from mqauth import AuditFile, MemoryReplayStore, Pipeline, Verified
 from mqauth.brokers import kafka as wrapper
-from mqauth.brokers import kafka_repair
+from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.errors import Cause
 from mqauth.flow import Attempts
 from mqauth.testing.forge import Forge

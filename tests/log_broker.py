@@ -25,8 +25,9 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
     from kafka import TopicPartition
     from kafka.errors import CommitFailedError, KafkaTimeoutError
 
-    from mqauth.brokers import kafka, kafka_repair
-    from mqauth.brokers.kafka_confirm import Confirmed
+    from mqauth.brokers import kafka
+    from mqauth.brokers.kafka import repair as kafka_repair
+    from mqauth.brokers.kafka.confirm import Confirmed
     from mqauth.brokers.log.records import dead_letter_headers
 
 __all__ = ["Confirmed", "MemoryLogStage", "kafka", "kafka_repair"]

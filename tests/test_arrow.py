@@ -165,7 +165,7 @@ def test_every_layer_exists() -> None:
         ("verifier", "from jwt import decode"),
         ("brokers.kafka", "import jwt"),
         ("brokers.amqp_values", "from pamqp import encode"),
-        ("brokers.log_records", "from mqauth.brokers.kafka_log import Logs"),
+        ("brokers.log_records", "from mqauth.brokers.kafka.log import Logs"),
         ("brokers.letters", "from mqauth.brokers import rabbitmq_frame"),
         ("brokers.kafka", "from mqauth.stores.redis import RedisReplayStore"),
         ("brokers.kafka", "from mqauth.cli import main"),

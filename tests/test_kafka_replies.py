@@ -21,8 +21,8 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
         TopicAuthorizationFailedError,
     )
 
-    from mqauth.brokers.kafka_producer import ProducerFatalError
-    from mqauth.brokers.kafka_replies import Replies
+    from mqauth.brokers.kafka.producer import ProducerFatalError
+    from mqauth.brokers.kafka.replies import Replies
 
 
 class Unsent:

@@ -18,7 +18,10 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
     from kafka.future import Future
 
     from integration.kafka_batches import BatchContract, FakeClient, Seen, Vault, tokens
-    from mqauth.brokers import kafka, kafka_future, kafka_room, kafka_sealing
+    from mqauth.brokers import kafka
+    from mqauth.brokers.kafka import future as kafka_future
+    from mqauth.brokers.kafka import room as kafka_room
+    from mqauth.brokers.kafka import sealing as kafka_sealing
     from mqauth.brokers.log import alarm as alarms
 
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable

@@ -17,7 +17,8 @@ from mqauth import Allow, Key, KeySet
 from mqauth.bench.kafka import Ended
 from mqauth.bench.rounds import Measured, Spread, Stopwatch
 from mqauth.bench.workload import BATCH, LIFETIME, Refusals, Tally, Workload, guard
-from mqauth.brokers import kafka, kafka_repair
+from mqauth.brokers import kafka
+from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.log.records import native_headers
 from mqauth.testing.forge import SUBJECT, Forge
 from mqauth.wire.destination import kafka as destination

@@ -19,7 +19,8 @@ from mqauth.bench.handmade import HEADER, Bare, Carried, Wrapper
 from mqauth.bench.lanes import WORK, BrokerFound, Effort, Lane, compare
 from mqauth.bench.rounds import Measured, Progress, Stopwatch
 from mqauth.bench.workload import BATCH, LIFETIME, Refusals, RefusedError, Tally, Workload, guard
-from mqauth.brokers import kafka, kafka_repair
+from mqauth.brokers import kafka
+from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.log.records import native_headers, to_message
 from mqauth.errors import ConfigurationError
 from mqauth.judging.verified import Verified

@@ -13,9 +13,9 @@ import kafka as kafka_python
 import kafka.admin as kafka_admin
 from kafka.errors import KafkaError, MessageSizeTooLargeError, TopicAlreadyExistsError
 
-from mqauth.brokers import kafka_poison
-from mqauth.brokers.kafka_client import producer_settings, settings_of
-from mqauth.brokers.kafka_translate import carries, from_native
+from mqauth.brokers.kafka import poison as kafka_poison
+from mqauth.brokers.kafka.client import producer_settings, settings_of
+from mqauth.brokers.kafka.translate import carries, from_native
 from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
 from mqauth.review.letter import Letter, lineage

@@ -14,10 +14,10 @@ from kafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
-from mqauth.brokers import kafka_poison
-from mqauth.brokers.kafka_client import settings_of
-from mqauth.brokers.kafka_log import Logs
-from mqauth.brokers.kafka_translate import from_native
+from mqauth.brokers.kafka import poison as kafka_poison
+from mqauth.brokers.kafka.client import settings_of
+from mqauth.brokers.kafka.log import Logs
+from mqauth.brokers.kafka.translate import from_native
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.review.recall import RecordPlace
 from mqauth.wire.message import Message

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from mqauth.brokers import kafka_poller
-from mqauth.brokers.kafka_confirm import Confirmed
-from mqauth.brokers.kafka_deadletter import DeadLetters
-from mqauth.brokers.kafka_poller import Poller
+from mqauth.brokers.kafka import poller as kafka_poller
+from mqauth.brokers.kafka.confirm import Confirmed
+from mqauth.brokers.kafka.deadletter import DeadLetters
+from mqauth.brokers.kafka.poller import Poller
 from mqauth.brokers.log.consumer import LogConsumer
 from mqauth.errors import Unavailable
 from tests.simulation import engine_mutants

@@ -17,7 +17,9 @@ from unittest import mock
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from mqauth.brokers import kafka_consumer, kafka_room, letters
+from mqauth.brokers import letters
+from mqauth.brokers.kafka import consumer as kafka_consumer
+from mqauth.brokers.kafka import room as kafka_room
 from mqauth.brokers.log import turns
 from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.delivery import backoff

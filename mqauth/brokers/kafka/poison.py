@@ -17,8 +17,8 @@ from kafka.errors import CommitFailedError, RebalanceInProgressError, RetriableE
 
 from mqauth.audit import record as audit
 from mqauth.audit.record import AuditRecord
-from mqauth.brokers import kafka_repair
-from mqauth.brokers.kafka_log import Logs
+from mqauth.brokers.kafka import repair as kafka_repair
+from mqauth.brokers.kafka.log import Logs
 from mqauth.brokers.log.records import NO_LOG, Log
 from mqauth.clock import SYSTEM_RANDOMNESS, uuid7
 from mqauth.delivery.work import Work

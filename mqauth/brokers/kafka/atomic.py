@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mqauth.brokers.kafka_sealing import Sealing
+from mqauth.brokers.kafka.sealing import Sealing
 from mqauth.errors import ConfigurationError
 
 

@@ -12,8 +12,8 @@ from typing import Any, Final, TypeAlias
 
 from kafka.errors import IllegalStateError, KafkaTimeoutError
 
-from mqauth.brokers.kafka_future import Failed, RecordFuture, Stage
-from mqauth.brokers.kafka_room import Room
+from mqauth.brokers.kafka.future import Failed, RecordFuture, Stage
+from mqauth.brokers.kafka.room import Room
 from mqauth.brokers.log.sealing import Batches
 from mqauth.signer import Prepared, Signer
 from mqauth.wire.message import TOKEN_HEADER

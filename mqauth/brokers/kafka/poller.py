@@ -7,12 +7,12 @@ from typing import Any, Final
 
 from kafka import OffsetAndMetadata
 
-from mqauth.brokers import kafka_repair
-from mqauth.brokers.kafka_log import Logs
-from mqauth.brokers.kafka_outbox import Transactions
-from mqauth.brokers.kafka_poison import COMES_AGAIN, Parsed
-from mqauth.brokers.kafka_replies import Replies
-from mqauth.brokers.kafka_translate import from_native
+from mqauth.brokers.kafka import repair as kafka_repair
+from mqauth.brokers.kafka.log import Logs
+from mqauth.brokers.kafka.outbox import Transactions
+from mqauth.brokers.kafka.poison import COMES_AGAIN, Parsed
+from mqauth.brokers.kafka.replies import Replies
+from mqauth.brokers.kafka.translate import from_native
 from mqauth.delivery.book import Book
 from mqauth.delivery.facts import Wanted
 from mqauth.delivery.work import Work

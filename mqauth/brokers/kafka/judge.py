@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mqauth.brokers.kafka_translate import from_native
+from mqauth.brokers.kafka.translate import from_native
 from mqauth.brokers.log.records import NO_LOG, Log
 from mqauth.errors import Cause, Reason
 from mqauth.flow import run

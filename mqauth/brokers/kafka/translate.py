@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from mqauth.brokers.kafka_client import refuse_foreign
+from mqauth.brokers.kafka.client import refuse_foreign
 from mqauth.brokers.log.records import NO_LOG, Log, record_message, unreadable
 from mqauth.wire.message import HeaderValue, Message
 

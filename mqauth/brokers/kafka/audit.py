@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from kafka.errors import KafkaError
 
 from mqauth.audit.record import AuditRecord
-from mqauth.brokers.kafka_confirm import Confirmed
+from mqauth.brokers.kafka.confirm import Confirmed
 from mqauth.errors import Cause, Unavailable
 from mqauth.wire import strict_json as strictjson
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from mqauth.brokers.kafka_client import producer_settings
+from mqauth.brokers.kafka.client import producer_settings
 from mqauth.brokers.letters import Unknown
 from mqauth.errors import ConfigurationError
 

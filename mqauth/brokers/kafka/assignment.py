@@ -6,7 +6,7 @@ from typing import Any
 
 from kafka import ConsumerRebalanceListener
 
-from mqauth.brokers import kafka_repair
+from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.delivery.book import Book
 from mqauth.errors import ConfigurationError
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
-from mqauth.brokers.kafka_confirm import Confirmed
-from mqauth.brokers.kafka_translate import carries
+from mqauth.brokers.kafka.confirm import Confirmed
+from mqauth.brokers.kafka.translate import carries
 from mqauth.brokers.letters import first_taken
 from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.flow import run

@@ -13,8 +13,8 @@ from typing import Any, Final
 from kafka import OffsetAndMetadata
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
-from mqauth.brokers.kafka_producer import ProducerFatalError
-from mqauth.brokers.kafka_transaction import Attempt, Batch, TransactionalDeadLetters
+from mqauth.brokers.kafka.producer import ProducerFatalError
+from mqauth.brokers.kafka.transaction import Attempt, Batch, TransactionalDeadLetters
 from mqauth.clock import Clock
 from mqauth.delivery.backoff import Backoff
 from mqauth.delivery.book import Book, Due

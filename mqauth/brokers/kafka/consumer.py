@@ -10,12 +10,12 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from mqauth.brokers import kafka_settings
-from mqauth.brokers.kafka_assignment import listen
-from mqauth.brokers.kafka_outbox import transactions_of
-from mqauth.brokers.kafka_poller import Poller
-from mqauth.brokers.kafka_producer import Producer
-from mqauth.brokers.kafka_replies import Replies
+from mqauth.brokers.kafka import settings as kafka_settings
+from mqauth.brokers.kafka.assignment import listen
+from mqauth.brokers.kafka.outbox import transactions_of
+from mqauth.brokers.kafka.poller import Poller
+from mqauth.brokers.kafka.producer import Producer
+from mqauth.brokers.kafka.replies import Replies
 from mqauth.brokers.log.consumer import LogConsumer
 from mqauth.delivery.backoff import Backoff
 from mqauth.delivery.book import Book

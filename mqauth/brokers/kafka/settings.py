@@ -6,7 +6,7 @@ import logging
 import math
 from typing import Any, Final
 
-from mqauth.brokers.kafka_client import settings_of
+from mqauth.brokers.kafka.client import settings_of
 from mqauth.errors import ConfigurationError
 
 _LOG: Final = logging.getLogger("mqauth.kafka")

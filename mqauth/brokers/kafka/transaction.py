@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kafka.errors import MessageSizeTooLargeError, ProducerFencedError
 
-from mqauth.brokers import kafka_repair
-from mqauth.brokers.kafka_client import producer_settings
-from mqauth.brokers.kafka_confirm import MAX_BLOCK
-from mqauth.brokers.kafka_deadletter import can_exist
-from mqauth.brokers.kafka_translate import carries
+from mqauth.brokers.kafka import repair as kafka_repair
+from mqauth.brokers.kafka.client import producer_settings
+from mqauth.brokers.kafka.confirm import MAX_BLOCK
+from mqauth.brokers.kafka.deadletter import can_exist
+from mqauth.brokers.kafka.translate import carries
 from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.clock import Clock
 from mqauth.errors import ConfigurationError

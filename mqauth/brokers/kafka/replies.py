@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 
 from kafka.errors import KafkaError, RetriableError, UnknownTopicOrPartitionError
 
-from mqauth.brokers.kafka_producer import Producer, ProducerFatalError
+from mqauth.brokers.kafka.producer import Producer, ProducerFatalError
 from mqauth.errors import ConfigurationError, RetryLater, Unavailable
 from mqauth.judging.verified import Verified
 

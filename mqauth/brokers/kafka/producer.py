@@ -8,10 +8,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from mqauth.brokers.kafka_atomic import Atomic
-from mqauth.brokers.kafka_client import producer_settings
-from mqauth.brokers.kafka_room import Room
-from mqauth.brokers.kafka_sealing import Sealing
+from mqauth.brokers.kafka.atomic import Atomic
+from mqauth.brokers.kafka.client import producer_settings
+from mqauth.brokers.kafka.room import Room
+from mqauth.brokers.kafka.sealing import Sealing
 from mqauth.brokers.log.records import native_headers, to_message
 from mqauth.errors import ConfigurationError, MqauthError
 from mqauth.signer import Signer
