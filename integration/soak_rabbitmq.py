@@ -25,7 +25,7 @@ from integration.chaos.rabbitmq_scene import Scene, until
 from integration.chaos.rabbitmq_victim import Orders
 from integration.services import RabbitMQ, Redis
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error
+from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error
 
 R = TypeVar("R")
 LEASE = 15

@@ -15,7 +15,7 @@ from mqauth import MemoryReplayStore, Pipeline, Verified
 from mqauth.audit.record import AuditRecord
 from mqauth.audit.sinks import CallableSink
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.rabbitmq_translate import to_native
+from mqauth.brokers.rabbitmq.translate import to_native
 from mqauth.testing.forge import Forge
 from mqauth.wire.destination import rabbitmq as destination
 from mqauth.wire.message import Message

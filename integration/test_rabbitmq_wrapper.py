@@ -34,7 +34,7 @@ from mqauth import (
 )  # fmt: skip
 from mqauth.brokers import rabbitmq as wrapper
 from mqauth.brokers.queue.acks import Acks
-from mqauth.brokers.rabbitmq_delivery import sender
+from mqauth.brokers.rabbitmq.delivery import sender
 from mqauth.errors import Cause, RetryLater, Unavailable
 from mqauth.flow import Attempts, ColourError
 from mqauth.testing.forge import SUBJECT, Forge

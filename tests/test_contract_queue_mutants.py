@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from mqauth.audit.file import AuditFile
-from mqauth.brokers import rabbitmq_delivery
 from mqauth.brokers.queue.acks import Acks
 from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.brokers.queue.delivery import Begun, Processor
@@ -20,6 +19,7 @@ from mqauth.brokers.queue.hold import Holder
 from mqauth.brokers.queue.leases import Leases
 from mqauth.brokers.queue.subscription import Subscription
 from mqauth.brokers.rabbitmq import DeadLetters
+from mqauth.brokers.rabbitmq import delivery as rabbitmq_delivery
 from mqauth.delivery import slot
 from mqauth.delivery.ledger import Ack, Ledger
 from mqauth.delivery.progress import Progress

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from integration.queue_acks import ACTS, Act, FakeChannel, carry_out, delivery
 from mqauth.brokers.queue.acks import SOON, Acks
-from mqauth.brokers.rabbitmq_delivery import sender
+from mqauth.brokers.rabbitmq.delivery import sender
 from mqauth.delivery.ledger import MOST, Ledger
 from mqauth.judging.pipeline import Delivery
 

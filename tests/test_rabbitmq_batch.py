@@ -15,9 +15,9 @@ from pamqp import commands
 
 from mqauth import ConfigurationError, MalformedMessage, Message, Signer
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.rabbitmq_channel import ClosedByOwnerError
-from mqauth.brokers.rabbitmq_outlet import DRAIN_EVERY, Direct, Encoded, Outlets, Through
-from mqauth.brokers.rabbitmq_translate import to_message
+from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError
+from mqauth.brokers.rabbitmq.outlet import DRAIN_EVERY, Direct, Encoded, Outlets, Through
+from mqauth.brokers.rabbitmq.translate import to_message
 from mqauth.brokers.sealing import Pace, Sealing
 from mqauth.errors import Cause, Unavailable
 from mqauth.testing import FakeClock, Forge

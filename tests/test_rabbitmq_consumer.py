@@ -25,11 +25,11 @@ from pamqp.header import ContentHeader
 from mqauth import AuditFile, Cause, ConfigurationError, MemoryReplayStore, Pipeline, Verdict, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.queue.delivery import Begun, Processor
-from mqauth.brokers.rabbitmq_channel import closing_is_an_error, is_untouched, told
-from mqauth.brokers.rabbitmq_delivery import Deliveries
-from mqauth.brokers.rabbitmq_incoming import Delivered
-from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT
-from mqauth.brokers.rabbitmq_translate import from_native, headers_out
+from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_untouched, told
+from mqauth.brokers.rabbitmq.delivery import Deliveries
+from mqauth.brokers.rabbitmq.incoming import Delivered
+from mqauth.brokers.rabbitmq.topology import DEFAULT_DELIVERY_LIMIT
+from mqauth.brokers.rabbitmq.translate import from_native, headers_out
 from mqauth.delivery.hold import Held
 from mqauth.delivery.progress import again
 from mqauth.errors import Reason, RetryLater, Unavailable

@@ -11,7 +11,7 @@ import pytest
 
 from mqauth import AuditFile, Cause, ConfigurationError, Verdict, Verified
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.rabbitmq_delivery import Deliveries
+from mqauth.brokers.rabbitmq.delivery import Deliveries
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, Held
 from mqauth.delivery.slot import Slot
 from mqauth.errors import Reason, RetryLater, Unavailable

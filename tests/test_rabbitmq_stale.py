@@ -15,8 +15,8 @@ from aio_pika import exceptions
 
 from mqauth import AuditFile, Cause, MemoryReplayStore, Verdict, Verified
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.rabbitmq_channel import closing_is_an_error, is_blocked, told
-from mqauth.brokers.rabbitmq_delivery import round_trip
+from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_blocked, told
+from mqauth.brokers.rabbitmq.delivery import round_trip
 from mqauth.delivery.hold import Held
 from mqauth.delivery.progress import Progress
 from mqauth.delivery.questions import PATIENCE

@@ -18,7 +18,7 @@ from pamqp import commands
 from integration.chaos.count import Count, Letter, Sent, count
 from mqauth import Allow, AuditFile, Pipeline, Verified, Verifier
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.rabbitmq_channel import LOST
+from mqauth.brokers.rabbitmq.channel import LOST
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Outcome
 from mqauth.replay.memory import MemoryReplayStore

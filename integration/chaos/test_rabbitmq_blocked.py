@@ -13,7 +13,7 @@ from aio_pika import exceptions
 from integration.services import RabbitMQ
 from integration.wire import Wire
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.rabbitmq_channel import LOST, is_blocked
+from mqauth.brokers.rabbitmq.channel import LOST, is_blocked
 from mqauth.testing.forge import Forge
 
 QUEUE = "mqauth-blocked"

@@ -17,7 +17,7 @@ from integration.services import RabbitMQ, Redis
 from integration.wire import Wire
 from mqauth import Pipeline, Verdict
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.rabbitmq_channel import LOST
+from mqauth.brokers.rabbitmq.channel import LOST
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.stores.redis import AsyncRedisReplayStore
 

@@ -13,7 +13,7 @@ from integration.console.running import console
 from integration.console.test_console import log_in_as, pictures_of
 from integration.review.scene import Scene
 from integration.services import Kafka, RabbitMQ
-from mqauth.brokers.rabbitmq_channel import LOST
+from mqauth.brokers.rabbitmq.channel import LOST
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
 

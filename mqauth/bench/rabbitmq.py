@@ -21,7 +21,7 @@ from mqauth.bench.lanes import BrokerFound, Effort, Lane, compare
 from mqauth.bench.rounds import Measured, Progress, Stopwatch
 from mqauth.bench.workload import BATCH, LIFETIME, Refusals, Tally, Workload, guard
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.rabbitmq_translate import headers_out, to_message
+from mqauth.brokers.rabbitmq.translate import headers_out, to_message
 from mqauth.judging.verified import Verified
 from mqauth.testing.forge import Forge
 from mqauth.wire import destination

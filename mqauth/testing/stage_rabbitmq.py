@@ -16,7 +16,7 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractQueue, AbstractRobustConnection
 
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.rabbitmq_translate import from_native, to_native
+from mqauth.brokers.rabbitmq.translate import from_native, to_native
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.signer import Signer
 from mqauth.wire import destination

@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 
 from aio_pika.abc import AbstractChannel, AbstractRobustChannel
 
-from mqauth.brokers.rabbitmq_channel import LOST, ClosedByOwnerError, closing_is_an_error
+from mqauth.brokers.rabbitmq.channel import LOST, ClosedByOwnerError, closing_is_an_error
 
 RETRY: Final = 1.0
 """Seconds between two attempts on one channel."""

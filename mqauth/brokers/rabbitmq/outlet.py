@@ -13,9 +13,9 @@ from aio_pika import exceptions
 from aio_pika.abc import AbstractExchange, AbstractMessage
 from pamqp import commands
 
-from mqauth.brokers.rabbitmq_channel import is_untouched
-from mqauth.brokers.rabbitmq_frame import Measured, agreed, check_frame, frame_limit, unsendable
-from mqauth.brokers.rabbitmq_translate import headers_out
+from mqauth.brokers.rabbitmq.channel import is_untouched
+from mqauth.brokers.rabbitmq.frame import Measured, agreed, check_frame, frame_limit, unsendable
+from mqauth.brokers.rabbitmq.translate import headers_out
 from mqauth.wire.message import Message
 
 DRAIN_EVERY: Final = 32

@@ -11,11 +11,11 @@ from aio_pika.exceptions import AMQPChannelError
 from aiormq.abc import AbstractChannel
 
 from mqauth.brokers.queue.client import Opened, Take
-from mqauth.brokers.rabbitmq_channel import LOST, ClosedByOwnerError, closing_is_an_error, is_blocked
-from mqauth.brokers.rabbitmq_delivery import Deliveries, sender
-from mqauth.brokers.rabbitmq_incoming import subscribed
-from mqauth.brokers.rabbitmq_reopening import ready
-from mqauth.brokers.rabbitmq_streams import OFFSET, is_stream, stream
+from mqauth.brokers.rabbitmq.channel import LOST, ClosedByOwnerError, closing_is_an_error, is_blocked
+from mqauth.brokers.rabbitmq.delivery import Deliveries, sender
+from mqauth.brokers.rabbitmq.incoming import subscribed
+from mqauth.brokers.rabbitmq.reopening import ready
+from mqauth.brokers.rabbitmq.streams import OFFSET, is_stream, stream
 from mqauth.errors import ConfigurationError
 
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")

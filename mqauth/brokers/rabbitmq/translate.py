@@ -16,8 +16,8 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractMessage
 from mqauth.brokers.amqp import messages as amqp_messages
 from mqauth.brokers.amqp import values as amqp_values
 from mqauth.brokers.amqp.messages import SHORT_STRINGS, Number
-from mqauth.brokers.rabbitmq_frame import Measured
-from mqauth.brokers.rabbitmq_incoming import Unreadable
+from mqauth.brokers.rabbitmq.frame import Measured
+from mqauth.brokers.rabbitmq.incoming import Unreadable
 from mqauth.errors import MalformedMessage
 from mqauth.wire.message import HeaderPair, HeaderValue, Message
 

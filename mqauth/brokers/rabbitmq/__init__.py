@@ -16,15 +16,15 @@ from aio_pika.abc import AbstractIncomingMessage
 from aiormq.abc import DeliveredMessage
 
 from mqauth.brokers.queue.delivery import Processor, passes
-from mqauth.brokers.rabbitmq_audit import AuditQueue
-from mqauth.brokers.rabbitmq_consumer import Consumer
-from mqauth.brokers.rabbitmq_deadletter import DeadLetters
-from mqauth.brokers.rabbitmq_delivery import Deliveries
-from mqauth.brokers.rabbitmq_incoming import as_incoming
-from mqauth.brokers.rabbitmq_producer import Producer, UnroutableError
-from mqauth.brokers.rabbitmq_replies import as_responder
-from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT, declare_dead_letters, declare_source
-from mqauth.brokers.rabbitmq_translate import from_native, to_message
+from mqauth.brokers.rabbitmq.audit import AuditQueue
+from mqauth.brokers.rabbitmq.consumer import Consumer
+from mqauth.brokers.rabbitmq.deadletter import DeadLetters
+from mqauth.brokers.rabbitmq.delivery import Deliveries
+from mqauth.brokers.rabbitmq.incoming import as_incoming
+from mqauth.brokers.rabbitmq.producer import Producer, UnroutableError
+from mqauth.brokers.rabbitmq.replies import as_responder
+from mqauth.brokers.rabbitmq.topology import DEFAULT_DELIVERY_LIMIT, declare_dead_letters, declare_source
+from mqauth.brokers.rabbitmq.translate import from_native, to_message
 from mqauth.delivery.facts import QueueHealth as Health
 from mqauth.delivery.hold import CONSUMER_TIMEOUT
 from mqauth.delivery.slot import Slot

@@ -9,9 +9,9 @@ from aio_pika.abc import AbstractChannel, AbstractQueue
 
 from mqauth.brokers.amqp.messages import new_message_id
 from mqauth.brokers.letters import first_taken
-from mqauth.brokers.rabbitmq_confirm import Confirmed
-from mqauth.brokers.rabbitmq_topology import declare_dead_letters
-from mqauth.brokers.rabbitmq_translate import carries, to_native
+from mqauth.brokers.rabbitmq.confirm import Confirmed
+from mqauth.brokers.rabbitmq.topology import declare_dead_letters
+from mqauth.brokers.rabbitmq.translate import carries, to_native
 from mqauth.errors import Cause
 from mqauth.flow import arun
 from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize

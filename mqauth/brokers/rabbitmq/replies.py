@@ -13,8 +13,8 @@ import aio_pika
 from aio_pika import exceptions
 from aio_pika.abc import PublishResultType
 
-from mqauth.brokers.rabbitmq_deadletter import DeadLetters
-from mqauth.brokers.rabbitmq_producer import Producer
+from mqauth.brokers.rabbitmq.deadletter import DeadLetters
+from mqauth.brokers.rabbitmq.producer import Producer
 from mqauth.errors import ConfigurationError, MalformedMessage, RetryLater, Unavailable
 from mqauth.judging.verified import Responder, Verified
 from mqauth.letters.dead_letter import DeadLetterSink

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from aiormq.abc import AbstractChannel
 
-from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error
+from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error
 from mqauth.errors import ConfigurationError
 
 OFFSET: Final = "x-stream-offset"

@@ -8,9 +8,9 @@ from aio_pika.abc import AbstractChannel
 from pamqp import commands
 
 from mqauth.brokers.letters import in_time
-from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error
-from mqauth.brokers.rabbitmq_frame import Measured, frame_limit
-from mqauth.brokers.rabbitmq_reopening import ready
+from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error
+from mqauth.brokers.rabbitmq.frame import Measured, frame_limit
+from mqauth.brokers.rabbitmq.reopening import ready
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 
 

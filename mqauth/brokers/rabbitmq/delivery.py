@@ -11,8 +11,8 @@ from aiormq.abc import AbstractChannel
 
 from mqauth.brokers.queue.acks import Send
 from mqauth.brokers.queue.roundtrip import PART, RoundTrip
-from mqauth.brokers.rabbitmq_channel import LOST, closing_is_an_error, is_blocked, is_stale, told
-from mqauth.brokers.rabbitmq_translate import failures_of, from_native
+from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error, is_blocked, is_stale, told
+from mqauth.brokers.rabbitmq.translate import failures_of, from_native
 from mqauth.wire.message import Message
 
 

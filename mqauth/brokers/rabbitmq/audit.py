@@ -7,9 +7,9 @@ from aio_pika.abc import AbstractChannel, AbstractQueue
 
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers.amqp.messages import new_message_id
-from mqauth.brokers.rabbitmq_confirm import Confirmed
-from mqauth.brokers.rabbitmq_frame import Measured
-from mqauth.brokers.rabbitmq_topology import declare_dead_letters
+from mqauth.brokers.rabbitmq.confirm import Confirmed
+from mqauth.brokers.rabbitmq.frame import Measured
+from mqauth.brokers.rabbitmq.topology import declare_dead_letters
 from mqauth.errors import Cause
 from mqauth.wire import strict_json as strictjson
 

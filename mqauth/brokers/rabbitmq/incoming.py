@@ -12,7 +12,7 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractQueue, AbstractRobustQ
 from aio_pika.message import IncomingMessage, decode_expiration
 from aiormq.abc import AbstractChannel, DeliveredMessage
 
-from mqauth.brokers.rabbitmq_channel import is_untouched
+from mqauth.brokers.rabbitmq.channel import is_untouched
 
 Take = Callable[[AbstractIncomingMessage], Awaitable[Any]]
 _MODES: Final = (None, 0, 1, 2)

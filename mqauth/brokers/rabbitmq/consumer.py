@@ -11,12 +11,12 @@ from aio_pika.abc import AbstractQueue
 
 from mqauth.brokers.queue.consumer import QueueConsumer, Settings
 from mqauth.brokers.queue.hold import Sleep
-from mqauth.brokers.rabbitmq_channel import share_connection
-from mqauth.brokers.rabbitmq_producer import Producer
-from mqauth.brokers.rabbitmq_queue import Queue
-from mqauth.brokers.rabbitmq_replies import as_responder
-from mqauth.brokers.rabbitmq_streams import stream
-from mqauth.brokers.rabbitmq_topology import DEFAULT_DELIVERY_LIMIT
+from mqauth.brokers.rabbitmq.channel import share_connection
+from mqauth.brokers.rabbitmq.producer import Producer
+from mqauth.brokers.rabbitmq.queue import Queue
+from mqauth.brokers.rabbitmq.replies import as_responder
+from mqauth.brokers.rabbitmq.streams import stream
+from mqauth.brokers.rabbitmq.topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER
 from mqauth.delivery.slot import NO_LIMIT
 from mqauth.errors import ConfigurationError

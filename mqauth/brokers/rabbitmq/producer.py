@@ -16,11 +16,11 @@ from aio_pika.abc import AbstractExchange, AbstractMessage, PublishResultType
 from pamqp import commands
 
 from mqauth.brokers.amqp.messages import new_message_id
-from mqauth.brokers.rabbitmq_channel import ClosedByOwnerError, closing_is_an_error
-from mqauth.brokers.rabbitmq_outlet import Outlet, Outlets
-from mqauth.brokers.rabbitmq_reopening import reopen
-from mqauth.brokers.rabbitmq_returns import turn
-from mqauth.brokers.rabbitmq_translate import to_message
+from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, closing_is_an_error
+from mqauth.brokers.rabbitmq.outlet import Outlet, Outlets
+from mqauth.brokers.rabbitmq.reopening import reopen
+from mqauth.brokers.rabbitmq.returns import turn
+from mqauth.brokers.rabbitmq.translate import to_message
 from mqauth.brokers.sealing import Alone, Pace, Sealing
 from mqauth.brokers.underway import UnderWay
 from mqauth.errors import MalformedMessage, MqauthError
