@@ -1,8 +1,8 @@
 """mqauth: signed tokens on RabbitMQ and Kafka messages, verified before any handler runs.
 
-Read the modules in this order: ``errors``, ``message``, ``claims``, ``keys``, ``jws``, ``envelope``,
-``signer``, ``verifier``, ``policy``, ``replay``, ``audit``, ``deadletter``, ``pipeline``, ``flow``; then a
-broker wrapper, ``mqauth.brokers.rabbitmq`` or ``mqauth.brokers.kafka``.
+Read the rooms from the ground up: ``errors`` and ``clock``; ``wire``, what is on the wire; ``signer``, ``replay``
+and ``audit``; ``letters``; ``judging``, the verdict; ``delivery``, the engine; then a broker's wrapper,
+``mqauth.brokers.rabbitmq`` or ``mqauth.brokers.kafka``. ``docs/architecture.md`` says what each holds.
 """
 
 from mqauth._version import __version__

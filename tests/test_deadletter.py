@@ -264,7 +264,7 @@ def test_a_content_is_digested_once_for_a_delivery(
         made.append(message)
         return content_digest(message)
 
-    for module in ("mqauth.deadletter", "mqauth.judging.delivery"):
+    for module in ("mqauth.letters.dead_letter", "mqauth.judging.delivery"):
         monkeypatch.setattr(f"{module}.content_digest", counted, raising=False)
     forms: list[Message] = []
     world.letters.publish.function = lambda letter: forms.extend(letter.forms(all_kept, lambda form: True))

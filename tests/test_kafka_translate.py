@@ -1,4 +1,4 @@
-"""``mqauth.brokers.kafka_translate``: records to messages, total, and what ``send`` is given."""
+"""``mqauth.brokers.kafka.translate``: records to messages, total, and what ``send`` is given."""
 
 from __future__ import annotations
 

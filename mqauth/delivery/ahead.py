@@ -2,7 +2,7 @@
 
 The deliveries of a partition are judged up to their claims, the claims are made together, and each verdict
 stays with its delivery, which ``Pipeline.process`` carries to its end when its turn comes. One whose turn never
-comes leaves a claim with its place behind, and the same place may claim again (``mqauth.replay``).
+comes leaves a claim with its place behind, and the same place may claim again (``mqauth.replay.rules``).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""How a delivery is judged; ``delivery`` says what one is and how far it has come."""
+"""The verdict on a message: the numbered steps, and the order of what follows from them."""

@@ -1,1 +1,1 @@
-"""Replay stores: of one process, in memory, and one that all consumers share, which imports its client library."""
+"""Replay stores that all consumers of a scope share; each imports its client library."""

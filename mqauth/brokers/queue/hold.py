@@ -11,7 +11,7 @@ from typing import Any, Final
 import tenacity
 
 from mqauth.delivery.hold import Held, Hold, is_deferred
-from mqauth.judging.delivery import Delivery, Outcome
+from mqauth.judging.pipeline import Delivery, Outcome
 
 _WAIT: Final = 0.1
 _WAIT_MAX: Final = 5.0

@@ -63,7 +63,7 @@ class Keystore:
         """Make a key, write it, and return it with its state.
 
         Args:
-            algorithm: one of ``mqauth.keys.ALGORITHMS``.
+            algorithm: one of ``mqauth.wire.keys.ALGORITHMS``.
             subjects: the producers it may speak for; by default those of the folder's newest key, so that a
                 rotation changes nothing for consumers.
             publish_delay: seconds new keys stay pending, kept for later ones too. Of a lower one than before

@@ -1,1 +1,1 @@
-"""Keys fetched from an issuer."""
+"""Public keys of an issuer: how they are published, fetched, cached, and purged."""

@@ -1,1 +1,1 @@
-"""Signing over a local socket."""
+"""A signing key that another process has, reached over a local socket."""

@@ -1,0 +1,47 @@
+"""The structure: few modules at the top, few folders, and a library that stays small."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "mqauth"
+AT_THE_TOP = 8
+FOLDERS = 25
+STATEMENTS = 17_350
+"""Of the library without ``bench`` and ``testing``: statements of the syntax tree, docstrings not among them."""
+
+
+def statements(source: str) -> int:
+    """Return how many statements a module has; neither comments, docstrings nor white space count."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
+    return sum(not _is_text(node) for node in nodes)
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    )
+
+
+def test_few_modules_at_the_top() -> None:
+    """Few modules stand in the package itself: who looks in sees rooms."""
+    assert len(list(PACKAGE.glob("*.py"))) <= AT_THE_TOP
+
+
+def test_few_folders() -> None:
+    """There are few enough folders to know them by name."""
+    assert len({path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE}) <= FOLDERS
+
+
+def test_the_library_is_small() -> None:
+    """The library does not grow beyond its limit; packing lines gains nothing."""
+    rooms = (
+        path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in ("bench", "testing")
+    )
+    assert sum(statements(path.read_text("utf-8")) for path in rooms) <= STATEMENTS
+
+
+def test_what_counts() -> None:
+    """Two statements on a line are two, and a docstring is none."""
+    assert statements('"""Doc."""\n\n# why\nx = 1; y = 2\n\n\ndef f():\n    """Doc."""\n    return x\n') == 4
