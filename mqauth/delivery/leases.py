@@ -3,7 +3,7 @@
 On RabbitMQ whoever gets the redelivery of a lost connection would handle it a second time once the lease is over.
 On Kafka a claim with a place outlives its lease by itself: elsewhere it is a replay, at the same place it is taken
 over. But its id is forgotten once no new copy can be accepted, and a handler may run longer than that; and the
-claim of a *released* message (``mqauth.release``) has no place, so that a copy would run beside it.
+claim of a *released* message (``mqauth.letters.release``) has no place, so that a copy would run beside it.
 """
 
 from __future__ import annotations

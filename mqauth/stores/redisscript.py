@@ -1,6 +1,6 @@
 """What the two Redis stores say to the server: keys, arguments, and the claim table as one Lua script.
 
-The script is ``mqauth.replay.judge`` once more, where Redis can run it atomically; the store contract holds
+The script is ``mqauth.replay.rules.judge`` once more, where Redis can run it atomically; the store contract holds
 the two together. Kept of an id: ``h<lease end> <owner length> <owner><place>`` while it is held,
 ``d<place>`` once it is done; a place is a digest of 12 bytes, or nothing. A single id is a string key; the ids
 of a batch are the fields of one hash, by index, whose key lives as long as the longest-lived of them.

@@ -152,7 +152,7 @@ class Message:
     """One message, as raw as the broker gave it; ``repr`` shows neither body nor headers.
 
     Args:
-        destination: canonical, from the broker (``mqauth.destination``).
+        destination: canonical, from the broker (``mqauth.wire.destination``).
         body: the raw bytes; ``None`` is a Kafka tombstone.
         key: the Kafka record key, or ``None``.
         properties: AMQP properties by their hyphenated names; empty on Kafka.
