@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +14,12 @@ FLOORS = (
     ("errors", "_version", "clock"),
     ("wire", "flow"),
     ("signer", "replay", "audit"),
-    ("letters", "keystore", "stores"),
+    ("letters",),
     ("judging",),
-    ("delivery", "telemetry"),
-    ("brokers", "config"),
-    ("review", "testing", "check"),
-    ("bench", "console"),
+    ("delivery",),
+    ("brokers", "stores", "keystore", "telemetry"),
+    ("config", "review", "testing"),
+    ("check", "console", "bench"),
     ("cli",),
     ("__main__",),
 )
@@ -33,6 +34,9 @@ FORBIDDEN_IN_CORE = frozenset(
 )  # fmt: skip
 ALONE = {"jwt": ("wire.jws",), "time": ("clock",), "tenacity": ("flow",), "inspect": ("flow",)}
 """What only these modules of the core may import."""
+CLIENTS = frozenset(("aio_pika", "aiormq", "pamqp", "kafka", "pika", "aiokafka", "confluent_kafka", "faststream"))
+LEAF = re.compile(r"(mqauth\.)?brokers\.(kafka|rabbitmq)\b.*")
+"""Rooms of ``brokers`` that know a client; the others serve every client of their broker."""
 KNOWN_ELSEWHERE = FORBIDDEN_IN_CORE | ALONE.keys()
 CLOCK_CALLS = frozenset(("now", "utcnow", "today"))
 
@@ -55,7 +59,8 @@ def imported(name: str, tree: ast.AST) -> Iterator[str]:
             base = node.module or ""
             if node.level:
                 base = ".".join(part for part in ("mqauth", *name.split(".")[: -node.level], base) if part)
-            yield from (f"{base}.{alias.name}" for alias in node.names) if base == "mqauth" else (base,)
+            named = base in {"mqauth", "mqauth.brokers"}
+            yield from (f"{base}.{alias.name}" for alias in node.names) if named else (base,)
 
 
 def offences(name: str, source: str) -> list[str]:
@@ -64,7 +69,7 @@ def offences(name: str, source: str) -> list[str]:
     own = name.partition(".")[0]
     if own not in RANK:
         return [f"{name}: has no place on the floors of this test"]
-    found = [*_wrong_imports(name, own, tree)]
+    found = [*_wrong_imports(name, own, tree), *_clients(name, tree)]
     if own in CORE and own != "clock":
         found += [f"{name}: reads {what}" for what in _machine_reads(tree)]
     return found
@@ -85,6 +90,14 @@ def _wrong_imports(name: str, own: str, tree: ast.AST) -> Iterator[str]:
             yield f"{name}: imports {root}"
         elif root == "jwt" and name not in ("wire.jws", "bench.handmade"):  # the rival that is measured
             yield f"{name}: imports jwt"
+
+
+def _clients(name: str, tree: ast.AST) -> Iterator[str]:
+    """Yield the clients, and leaves of clients, that a module of ``brokers`` imports which is no leaf's."""
+    if name.startswith("brokers.") and not LEAF.fullmatch(name):
+        for target in imported(name, tree):
+            if target.partition(".")[0] in CLIENTS or LEAF.match(target):
+                yield f"{name}: imports {target}, and is to serve every client"
 
 
 def _machine_reads(tree: ast.AST) -> Iterator[str]:
@@ -135,7 +148,10 @@ def test_every_room_exists() -> None:
         ("judging.pipeline", "from datetime import datetime\ndatetime.now()"),
         ("judging.verifier", "from jwt import decode"),
         ("brokers.kafka", "import jwt"),
-        ("brokers.kafka", "from mqauth.review.acts import redrive"),
+        ("brokers.queue.acks", "import aio_pika"),
+        ("brokers.queue.acks", "from mqauth.brokers import rabbitmq"),
+        ("brokers.log.turns", "from mqauth.brokers.kafka.poller import Poller"),
+        ("brokers.kafka", "from mqauth.stores.redis import RedisReplayStore"),
         ("brokers.kafka", "from mqauth.cli import main"),
         ("keystore.disk.folder", "from mqauth.config import load"),
         ("cli.app", "import jwt.algorithms"),

@@ -18,7 +18,7 @@ from tests.simulation.invariants import Problem, problems
 from tests.simulation.scenario import Scenario
 from tests.simulation.settings import Settings
 
-WATCHDOG: Final = 120
+WATCHDOG: Final = 600
 """Real seconds that one seed may take."""
 
 
