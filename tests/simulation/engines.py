@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
-from tests.simulation.log_play import Broken, LogPlay
+from tests.simulation.broken import Broken
+from tests.simulation.log_play import LogPlay
+from tests.simulation.queue_play import QueuePlay
 
 LONGEST: Final = 40
 """Facts of a schedule, at most."""
@@ -37,6 +39,11 @@ LOG_FACTS: Final = {
     "pause": 1, "others": 1, "commits_go": 2, "user_pauses": 1, "keys_changed": 2, "arm": 1, "stop": 1,
     "stop_late": 2, "kill": 1,
 }  # fmt: skip
+QUEUE_FACTS: Final = {
+    "publish": 7, "deliver": 8, "step": 14, "answer": 10, "round": 14, "rest": 2, "wait": 5, "outage": 3, "heal": 4,
+    "end": 3, "hear": 2, "reopen": 3, "drop": 1, "mute": 1, "rivals": 4, "keys_changed": 2, "ring": 3, "renew": 2,
+    "stop": 1, "again": 2,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,8 @@ class Engine:
 
 
 LOG: Final = Engine("log", LOG_FACTS, LogPlay)
-ENGINES: Final = {"log": LOG}
+QUEUE: Final = Engine("queue", QUEUE_FACTS, QueuePlay)
+ENGINES: Final = {"log": LOG, "queue": QUEUE}
 
 
 class Schedule(NamedTuple):

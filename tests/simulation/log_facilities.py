@@ -33,9 +33,9 @@ class At(NamedTuple):
 
 
 PLACES: Final = tuple(At(TOPIC, number) for number in range(3))
-_PLAIN: Final = SimpleNamespace(released=False)
-_OPENED: Final = SimpleNamespace(kid="k", algorithm="EdDSA")
-_CLAIMS: Final = SimpleNamespace(iss="i", sub="s", aud="a", jti="j", iat=0, exp=FAR)
+PLAIN: Final = SimpleNamespace(released=False)
+OPENED: Final = SimpleNamespace(kid="k", algorithm="EdDSA")
+CLAIMS: Final = SimpleNamespace(iss="i", sub="s", aud="a", jti="j", iat=0, exp=FAR)
 
 
 class Entry:
@@ -50,7 +50,7 @@ class Entry:
     """
 
     __slots__ = ("content", "done", "id", "kind", "letters", "message", "misbehaves", "offset", "place")
-    shape, opened, claims, proof, index, learnt = _PLAIN, _OPENED, _CLAIMS, None, None, True
+    shape, opened, claims, proof, index, learnt = PLAIN, OPENED, CLAIMS, None, None, True
 
     def __init__(self, place: At, offset: int, content: int, kind: str, misbehaves: int) -> None:
         self.place = place
@@ -160,7 +160,7 @@ class Facilities:
 
 
 _KEYS: Final = KeySet(())
-_KEYS.by_kid["k"] = _OPENED  # type: ignore[index]
+_KEYS.by_kid["k"] = OPENED  # type: ignore[index]
 _STORE: Final = Cause.REPLAY_STORE_UNAVAILABLE
 
 

@@ -20,6 +20,7 @@ from mqauth.errors import RejectNow, RetryLater
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
 from mqauth.testing.clock import FakeClock
+from tests.simulation.broken import Broken
 from tests.simulation.log_facilities import (
     PLACES,
     Abort,
@@ -46,19 +47,6 @@ FAILING: Final = ("forged", "fails", "rejects", "poison")
 MODES: Final = ("refuses", "breaks", "loses", "loses once", "aborts")
 WAITS: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 9.0, 25.0)
 _DRAW: Final = random.Random(0)
-
-
-class Broken(Exception):
-    """An invariant does not hold.
-
-    Args:
-        invariant: its name.
-        text: what breaks it.
-    """
-
-    def __init__(self, invariant: str, text: str) -> None:
-        super().__init__(f"{invariant}: {text}")
-        self.invariant = invariant
 
 
 class SeededBackoff(Backoff):

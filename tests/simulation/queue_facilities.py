@@ -1,0 +1,187 @@
+"""What the queue engine asks in its simulation, answered at once or at some later fact.
+
+Keys, policy, audit and the table of claims are those of the log engine's simulation; here an answer may come late,
+so that a channel ends between each question and its answer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, Final
+
+from mqauth.clock import Clock
+from mqauth.errors import Cause, Reason, Rejection
+from mqauth.replay.rules import ClaimRequest, ClaimStatus
+from mqauth.wire.keys import KeySet
+from mqauth.wire.message import Message
+from tests.simulation.log_facilities import Claim, Facilities, Letters, Store
+from tests.simulation.queue_model import Native
+
+DRAW: Final = random.Random(0)
+"""The seed's chance, for what no fact decides."""
+
+
+class Interrupted(BaseException):
+    """What was awaited is cancelled by the client, since its connection was lost."""
+
+
+class Answer:
+    """What is awaited.
+
+    Args:
+        act: makes it, or fails, when it comes.
+        of: what it answers: ``store``, ``audit``, ``letters``, ``handler`` or ``channel``.
+        then: called with it by whoever awaited it.
+    """
+
+    __slots__ = ("act", "came", "error", "of", "result", "then")
+
+    def __init__(self, act: Callable[[], Any], of: str, then: Callable[[Any], Any] | None = None) -> None:
+        self.act = act
+        self.of = of
+        self.then = then
+        self.came = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def __await__(self) -> Any:
+        """Say that it is awaitable; the play waits for it by itself."""
+        raise NotImplementedError
+
+    def come(self) -> None:
+        """Let it come."""
+        try:
+            self.result = self.act()
+        except BaseException as error:
+            self.error = error
+        self.came = True
+
+    def interrupt(self) -> None:
+        """Let it never come: the client cancels whoever waits."""
+        self.error, self.came = Interrupted(), True
+
+
+def soon_or_late(act: Callable[[], Any], of: str) -> Any:
+    """Act and answer at once; act now and answer later; or do both later."""
+    drawn = DRAW.getrandbits(3)
+    if drawn < 4:
+        return act()
+    if drawn < 6:
+        return Answer(act, of)
+    early = Answer(act, of)
+    early.come()
+    result, error = early.result, early.error
+    return Answer(lambda: _came(result, error), of)
+
+
+def _came(result: Any, error: BaseException | None) -> Any:
+    """Return an answer, or raise it."""
+    if error is not None:
+        raise error
+    return result
+
+
+class QueueFacilities(Facilities):
+    """Verifier, policy and audit; each is seen by the play.
+
+    Args:
+        clock: the clock.
+        seen: called with what is asked, ``judge`` or ``record``, before it is done.
+        verdict: called with a delivery that is rejected here.
+    """
+
+    def __init__(self, clock: Clock, seen: Callable[[str], None], verdict: Callable[[Native], None]) -> None:
+        super().__init__(clock, lambda: None)
+        self._seen = seen
+        self._verdict = verdict
+
+    def open(self, message: Message) -> Any:
+        """Return the delivery."""
+        self._seen("judge")
+        return message.native
+
+    def verify(self, message: Message, _candidate: Any, _keys: KeySet, _received: float) -> Any:
+        """Return what was verified."""
+        native: Native = message.native  # type: ignore[assignment]
+        if native.parcel.kind == "forged":
+            raise Rejection(Reason.SIGNATURE_INVALID, "forged")
+        if native.parcel.kind == "stale":
+            self._verdict(native)
+            raise Rejection(Reason.EXPIRED, "stale")
+        return native
+
+    def write(self, record: Any, /) -> Any:
+        """Keep a record."""
+        self._seen("record")
+        return soon_or_late(lambda: Facilities.write(self, record), "audit")
+
+
+class QueueStore(Store):
+    """The table of claims; its answers may come late.
+
+    Args:
+        facilities: whether it is in reach.
+        clock: counts leases.
+        replayed: called when a claim is refused as ``replayed``.
+    """
+
+    def __init__(self, facilities: Facilities, clock: Clock, replayed: Callable[[], None]) -> None:
+        super().__init__(facilities, clock)
+        self._replayed = replayed
+        self.taken_over: set[bytes] = set()
+
+    def claim(self, request: ClaimRequest, /) -> Any:
+        """Take a lease."""
+        claim = super().claim
+        return soon_or_late(lambda: claim(request), "store")
+
+    def confirm(self, request: ClaimRequest, /) -> Any:
+        """Make a claim done."""
+        confirm = super().confirm
+        return soon_or_late(lambda: confirm(request), "store")
+
+    def release(self, request: ClaimRequest, /) -> Any:
+        """Forget a claim."""
+        release = super().release
+        return soon_or_late(lambda: release(request), "store")
+
+    def rival(self, native: Native, owner: str, lease: float) -> ClaimStatus:
+        """Let another process claim."""
+        redelivered = native.message.origin.redelivered
+        return self._claim(ClaimRequest("orders", native.id, owner, None, redelivered, lease, 0.0))
+
+    def _claim(self, request: ClaimRequest) -> ClaimStatus:
+        before: Claim | None = self.entries.get(request.id)
+        former = None if before is None else before.owner
+        status = super()._claim(request)
+        if status is ClaimStatus.FRESH and former is not None and former != request.owner:
+            self.taken_over.add(request.id)
+        if status is ClaimStatus.REPLAYED:
+            self._replayed()
+        return status
+
+
+class QueueLetters(Letters):
+    """Where rejected messages go.
+
+    Args:
+        facilities: whether it is in reach.
+        seen: called before a letter is sent; returns what is called once it was confirmed.
+    """
+
+    def __init__(self, facilities: Facilities, seen: Callable[[], Callable[[], None]]) -> None:
+        super().__init__(facilities, lambda _: None)
+        self._facilities = facilities
+        self._seen = seen
+
+    def publish(self, letter: Any, /) -> Any:
+        """Keep a letter."""
+        told = self._seen()
+
+        def act() -> None:
+            self._facilities.ask("letters", Cause.DEAD_LETTER_UNAVAILABLE)
+            told()
+            self._facilities.lose("letters", Cause.DEAD_LETTER_UNAVAILABLE)
+
+        return soon_or_late(act, "letters")

@@ -1,0 +1,197 @@
+"""What must hold while a schedule is played on the queue engine, looked at with each thing that happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from mqauth.errors import Reason
+from mqauth.judging.pipeline import Delivery, Step, Verdict
+from mqauth.testing.clock import FakeClock
+from tests.simulation.broken import Broken
+from tests.simulation.queue_model import Broker, Channel, Native, Parcel
+
+if TYPE_CHECKING:
+    from tests.simulation.queue_facilities import QueueStore
+    from tests.simulation.queue_runner import Runner
+
+OF_THE_MOMENT: Final = (Reason.REPLAYED, Reason.EXPIRED, Reason.HANDLER_FAILED)
+"""Of what the play condemns for, that which another moment would decide otherwise."""
+BURIED: Final = ("forged", "stale", "fails", "rejects")
+
+
+class QueueInvariants:
+    """Sees what happens, and fails where it must not.
+
+    Args:
+        clock: the clock.
+        tell: told what happens; ``None`` for nobody.
+    """
+
+    broker: Broker
+    store: QueueStore
+    channel: Channel
+    max_held: int
+    prefetch: int
+
+    def __init__(self, clock: FakeClock, tell: Callable[[str], None] | None) -> None:
+        self.clock = clock
+        self.tell = tell
+        self.parcels: list[Parcel] = []
+        self.contents: list[list[Parcel]] = []
+        self.current: Delivery | None = None
+        self.healed = False
+        self.probing = 0
+        self.found: Broken | None = None
+        self._moment = 0
+        self.natives: dict[int, tuple[Delivery, Native]] = {}
+
+    def note(self, what: Any, of: Any) -> None:
+        """Tell what happens."""
+        if self.tell is not None:
+            self.tell(f"{self.clock.monotonic():8.2f}  {what} {of}")
+
+    def moment(self) -> int:
+        """Return a number later than all before."""
+        self._moment += 1
+        return self._moment
+
+    # A delivery's steps
+
+    def comes(self, delivery: Delivery, native: Native) -> None:
+        """Note which delivery of the broker one of ours is now: what was given back goes on as the same of ours."""
+        self.natives[id(delivery)] = delivery, native
+        if delivery.rejection is not None:
+            self.rejected(native)
+
+    def native_of(self, delivery: Delivery) -> Native:
+        """Return which delivery of the broker one of ours is."""
+        found = self.natives.get(id(delivery))
+        native: Any = delivery.message.native if found is None else found[1]
+        return native  # type: ignore[no-any-return]
+
+    def seen(self, step: str) -> None:
+        """Look at a step before it is taken."""
+        delivery = self.current
+        if delivery is None or (step == "judge" and self.probing):
+            return
+        native = self.native_of(delivery)
+        self.require(not native.channel.ended, f"nothing of an ended channel: {step}", native)
+        if step == "judge":
+            return
+        self.note(step, native)
+        found = delivery.rejection
+        if found is not None and found.reason in OF_THE_MOMENT:
+            proven = native.channel.proven > native.verdict
+            self.require(proven, "what another moment would decide is proven", f"{native} {found.reason}")
+
+    def rejected(self, native: Native) -> None:
+        """Note when a delivery was rejected for what another moment would decide otherwise."""
+        native.verdict = self.moment()
+
+    def refused(self) -> None:
+        """Note that a claim was refused as ``replayed``."""
+        if self.current is not None:
+            self.rejected(self.native_of(self.current))
+
+    def begins(self, native: Native) -> None:
+        """Look at a handler that begins."""
+        self.note("handles", native)
+        self.require(native.parcel.kind not in ("forged", "stale"), "nothing forged is handled", native)
+        goes_on, native.goes_on = native.goes_on, False
+        self.require(goes_on or not native.channel.ended, "nothing of an ended channel: handle", native)
+
+    def completed(self, native: Native, *, by: str) -> None:
+        """Look at a handler that ended well."""
+        self.note(f"handled by {by}", native)
+        native.parcel.handled += 1
+        times = sum(each.handled for each in self.contents[native.parcel.content])
+        excused = native.id in self.store.taken_over
+        self.require(times == 1 or excused or by == "rival", "handled once", native)
+
+    def settled(self, native: Native, delivery: Delivery) -> None:
+        """Look at a delivery that is to be acked."""
+        parcel = native.parcel
+        self.note(f"settled as {delivery.verdict.value}", native)
+        self.require(delivery.step is Step.SETTLE, "settled is at its end", native)
+        self.require(not native.settled, "settled once", native)
+        native.settled = True
+        if delivery.verdict is Verdict.DUPLICATE:
+            parcel.handled += 1
+        self.require(bool(parcel.handled or parcel.letters), "settled is handled or buried", native)
+
+    def burying(self) -> Callable[[], None]:
+        """Look at a letter before it is sent; return what notes that it was confirmed."""
+        self.seen("bury")
+        assert self.current is not None
+        native = self.native_of(self.current)
+        return lambda: self.buried(native)
+
+    def buried(self, native: Native) -> None:
+        """Look at a letter that was confirmed."""
+        self.note("buried", native)
+        parcel = native.parcel
+        parcel.letters += 1
+        alone = len(self.contents[parcel.content]) == 1
+        if parcel.kind in ("honest", "aborts") or (parcel.kind == "later" and self.broker.limit < 0):
+            self.require(not alone, "no honest message is condemned", native)
+
+    def gives_back(self, native: Native) -> None:
+        """Look at a delivery that is given back."""
+        self.note("given back", native)
+        self.require(not native.channel.ended, "nothing of an ended channel: give back", native)
+        self.broker.requeue(native)
+
+    # The consumer
+
+    def consumes(self, runner: Runner, prefetch: int) -> None:
+        """Look at a consumer that begins."""
+        self.require(1 <= prefetch <= self.prefetch, "the window is within its bounds", prefetch)
+
+    def look_at_room(self, runner: Runner) -> None:
+        """Look at how much is held."""
+        most = self.max_held + 2 * self.prefetch
+        self.require(len(runner.hold) <= most, "what is held is bounded", f"{len(runner.hold)} of {most}")
+
+    def look_at_a_stop(self, runner: Runner) -> None:
+        """Look at what an orderly stop leaves."""
+        self.require(not runner.running, "every place comes back", runner.running)
+        self.require(len(runner.hold) == 0 and not runner.room.whose(), "nothing is held after a stop", runner.room.whose())
+        self.require(not runner.tended, "no lease is renewed after a stop", "")
+        self.require(not runner.work._progress._in_flight, "nothing is in flight after a stop", "")
+        if runner.acks is not None:
+            self.require(not runner.acks.ledger.waiting, "all is acked at a stop", runner.acks.ledger.waiting)
+        for native in self.channel.unacked.values():
+            last = 0 <= self.broker.limit <= native.returns
+            self.require(last or not self.channel.alive, "all is given back at a stop", native)
+
+    def look_at_the_end(self) -> None:
+        """See that each message came to its one end."""
+        away = {parcel.content for parcel in self.broker.put_away}
+        for parcels in self.contents:
+            first = parcels[0]
+            claim = self.store.entries.get(first.id)
+            if first.content in away:
+                continue
+            self.require(claim is None or claim.owner is None, "no claim is left", first)
+            if first.kind in ("honest", "aborts") or (first.kind == "later" and self.broker.limit < 0):
+                self.require(any(each.handled for each in parcels), "every honest message is handled", first)
+            for each in parcels:
+                self.require(each.handled + each.letters > 0, "each message has its end", each)
+                if first.kind in BURIED:
+                    self.require(each.letters > 0, "what is bad is buried", each)
+
+    def require(self, holds: bool, invariant: str, text: Any) -> None:
+        """Fail where an invariant does not hold."""
+        if not holds:
+            self.fail(invariant, str(text))
+
+    def fail(self, invariant: str, text: str) -> None:
+        """Fail: an invariant does not hold."""
+        self.found = self.found or Broken(invariant, text)
+        raise self.found
+
+    def look(self) -> None:
+        """Fail where something failed inside a call whose errors the engine takes for the world's."""
+        if self.found is not None:
+            raise self.found
