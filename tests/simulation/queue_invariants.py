@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from mqauth.errors import Reason
-from mqauth.judging.pipeline import Delivery, Step, Verdict
+from mqauth.judging.pipeline import Delivery, Step
 from mqauth.testing.clock import FakeClock
 from tests.simulation.broken import Broken
 from tests.simulation.queue_model import Broker, Channel, Native, Parcel
@@ -59,7 +59,7 @@ class QueueInvariants:
     # A delivery's steps
 
     def comes(self, delivery: Delivery, native: Native) -> None:
-        """Note which delivery of the broker one of ours is now: what was given back goes on as the same of ours."""
+        """Note which delivery of the broker one of ours is now; what was given back goes on as the same."""
         self.natives[id(delivery)] = delivery, native
         if delivery.rejection is not None:
             self.rejected(native)
@@ -81,7 +81,7 @@ class QueueInvariants:
             return
         self.note(step, native)
         found = delivery.rejection
-        if found is not None and found.reason in OF_THE_MOMENT:
+        if step == "record" and found is not None and found.reason in OF_THE_MOMENT:
             proven = native.channel.proven > native.verdict
             self.require(proven, "what another moment would decide is proven", f"{native} {found.reason}")
 
@@ -111,14 +111,12 @@ class QueueInvariants:
 
     def settled(self, native: Native, delivery: Delivery) -> None:
         """Look at a delivery that is to be acked."""
-        parcel = native.parcel
         self.note(f"settled as {delivery.verdict.value}", native)
         self.require(delivery.step is Step.SETTLE, "settled is at its end", native)
         self.require(not native.settled, "settled once", native)
         native.settled = True
-        if delivery.verdict is Verdict.DUPLICATE:
-            parcel.handled += 1
-        self.require(bool(parcel.handled or parcel.letters), "settled is handled or buried", native)
+        ended = any(each.handled or each.letters for each in self.contents[native.parcel.content])
+        self.require(ended, "settled is handled or buried", native)
 
     def burying(self) -> Callable[[], None]:
         """Look at a letter before it is sent; return what notes that it was confirmed."""
@@ -156,7 +154,9 @@ class QueueInvariants:
     def look_at_a_stop(self, runner: Runner) -> None:
         """Look at what an orderly stop leaves."""
         self.require(not runner.running, "every place comes back", runner.running)
-        self.require(len(runner.hold) == 0 and not runner.room.whose(), "nothing is held after a stop", runner.room.whose())
+        self.require(
+            len(runner.hold) == 0 and not runner.room.whose(), "nothing is held after a stop", runner.room.whose()
+        )
         self.require(not runner.tended, "no lease is renewed after a stop", "")
         self.require(not runner.work._progress._in_flight, "nothing is in flight after a stop", "")
         if runner.acks is not None:
@@ -177,9 +177,9 @@ class QueueInvariants:
             if first.kind in ("honest", "aborts") or (first.kind == "later" and self.broker.limit < 0):
                 self.require(any(each.handled for each in parcels), "every honest message is handled", first)
             for each in parcels:
-                self.require(each.handled + each.letters > 0, "each message has its end", each)
-                if first.kind in BURIED:
-                    self.require(each.letters > 0, "what is bad is buried", each)
+                self.require(each.acked, "each message has its end", each)
+            if first.kind in BURIED:
+                self.require(any(each.letters for each in parcels), "what is bad is buried", first)
 
     def require(self, holds: bool, invariant: str, text: Any) -> None:
         """Fail where an invariant does not hold."""

@@ -25,7 +25,7 @@ class Parcel:
         misbehaves: how often its handler misbehaves.
     """
 
-    __slots__ = ("content", "handled", "id", "kind", "letters", "misbehaves", "number", "replays", "returns")
+    __slots__ = ("acked", "content", "handled", "id", "kind", "letters", "misbehaves", "number", "returns")
     shape, opened, claims, proof, index, learnt = PLAIN, OPENED, CLAIMS, None, None, True
 
     def __init__(self, number: int, content: int, kind: str, misbehaves: int) -> None:
@@ -34,7 +34,8 @@ class Parcel:
         self.kind = kind
         self.misbehaves = misbehaves
         self.id = content.to_bytes(16, "big")
-        self.returns = self.handled = self.letters = self.replays = 0
+        self.returns = self.handled = self.letters = 0
+        self.acked = False
 
     @property
     def token(self) -> Parcel:
@@ -55,7 +56,18 @@ class Native:
         parcel: what it brings.
     """
 
-    __slots__ = ("channel", "consumer", "goes_on", "message", "parcel", "returns", "sent", "settled", "tag", "verdict")
+    __slots__ = (
+        "channel",
+        "consumer",
+        "goes_on",
+        "message",
+        "parcel",
+        "returns",
+        "sent",
+        "settled",
+        "tag",
+        "verdict",
+    )
     shape, opened, claims, proof, index, learnt = PLAIN, OPENED, CLAIMS, None, None, True
 
     def __init__(self, channel: Channel, tag: int, consumer: str, parcel: Parcel, sent: float) -> None:
@@ -166,6 +178,7 @@ class Broker:
             found = channel.unacked.pop(each)
             if not found.settled:
                 self._broken("only what is settled is acked", f"{found} by {tag}")
+            found.parcel.acked = True
         self.send()
 
     def requeue(self, native: Native) -> None:

@@ -1,7 +1,7 @@
 """Plays a schedule of facts on the queue engine: ``Window``, ``Hold``, ``Slot``, ``QueueWork`` and the pipeline.
 
-Around them stand a queue, a channel that may end long before its client hears of it, a rival that consumes the same
-queue and shares the table of claims, and a runner whose every wait may last until any later fact.
+Around them stand a queue, a channel that may end long before its client hears of it, a rival that consumes the
+same queue and shares the table of claims, and a runner whose every wait may last until any later fact.
 """
 
 from __future__ import annotations
@@ -101,6 +101,8 @@ class QueuePlay(QueueInvariants):
     def outage(self, number: int) -> None:
         """Let a facility be out of reach."""
         name, how = NAMES[number % 5], MODES[(number >> 4) % 5]
+        if name == "store" and how == "aborts":
+            how = "breaks"  # what ends a consumer while it gives back leaves the delivery to the broker
         self.facilities.out[name] = how
         self.note(name, how)
 
@@ -243,15 +245,15 @@ class QueuePlay(QueueInvariants):
             self.rival = native, owner
         elif status is ClaimStatus.HELD:
             self.broker.ready.append(parcel)
-        elif status is ClaimStatus.DUPLICATE:
-            parcel.handled += 1
         else:
-            parcel.letters += 1
+            parcel.acked = True
+            parcel.letters += status is not ClaimStatus.DUPLICATE
 
     def rival_handles(self, native: Native, owner: str) -> None:
         """Let the rival handle what it claimed."""
         claim = self.store.entries.get(native.id)
         self.note("a rival handles", native)
+        native.parcel.acked = True
         if native.parcel.kind in ("fails", "rejects"):
             native.parcel.letters += 1
             if claim is not None and claim.owner == owner:
@@ -326,7 +328,9 @@ class QueuePlay(QueueInvariants):
 
     def is_at_rest(self) -> bool:
         """Tell whether nothing is left, and the consumer would take more."""
-        left = self.broker.ready or self.channel.unacked or self.channel.ended or self.rival or self.runner.stopping
+        left = (
+            self.broker.ready or self.channel.unacked or self.channel.ended or self.rival or self.runner.stopping
+        )
         return not left and self.runner.window.consumer is not None
 
     def carries(self, delivery: Delivery | None) -> None:

@@ -1,11 +1,12 @@
-"""The life of one consumer of a queue, as ``mqauth.brokers.queue`` runs the engine, by flows that go on one at a time.
+"""The life of one consumer of a queue, as ``mqauth.brokers.queue`` runs the engine, by flows that take turns.
 
-The engine is the real one. What is written here is what an event loop does for it: deliveries carried to their end,
-acks in a frame, questions on a channel, and the way a consumer is begun, suspended and wound up.
+The engine is the real one. What is written here is what an event loop does for it: deliveries carried to their
+end, acks in a frame, questions on a channel, and the way a consumer is begun, suspended and wound up.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,7 @@ from mqauth.delivery.slot import Slot
 from mqauth.delivery.window import Window
 from mqauth.errors import StaleDelivery
 from mqauth.judging.pipeline import Delivery, Outcome
+from tests.simulation.log_facilities import Abort
 from tests.simulation.queue_facilities import DRAW, Answer, Interrupted
 from tests.simulation.queue_model import QUEUE, Calls, Channel, Native
 from tests.simulation.queue_tasks import Cancelled, Loop, Steps, Task, Until, at_once
@@ -289,8 +291,6 @@ class Runner:
                 channel.proven = began
             for answer in questions.answered():
                 answer.act = partial(bool, lives)
-                if answer in self.loop.answers:
-                    self.loop.answers.remove(answer)
                 answer.come()
 
     def _lives(self, channel: Channel) -> Steps[bool]:
@@ -393,7 +393,9 @@ class Runner:
         """Keep consuming; what keeps it from that for good ends the consumer."""
         try:
             yield from self._subscribed()
-        except Exception as error:
+        except (Cancelled, GeneratorExit):
+            raise
+        except BaseException as error:
             self._fail(error)
 
     def _subscribed(self) -> Steps[None]:
@@ -480,8 +482,11 @@ class Runner:
         if (consumer := self.window.leave()) is not None and not channel.ended:
             yield at_once
             self.play.broker.cancel(channel, consumer)
-            yield lambda: channel.ended or (
-                channel.alive and not any(each.consumer == consumer for each in channel.transit)
+            yield (
+                lambda: (
+                    channel.ended
+                    or (channel.alive and not any(each.consumer == consumer for each in channel.transit))
+                )
             )
         self.leaving = False
 
@@ -519,6 +524,10 @@ class Runner:
 
     def renew(self) -> Steps[None]:
         """Renew the claims that are due."""
+        with suppress(Abort):
+            yield from self._renewed()
+
+    def _renewed(self) -> Steps[None]:
         for delivery in self.tended.due(self.clock.monotonic()):
             if not (yield from self.loop.driven(self.play.guard.renew(delivery), delivery)):
                 self.tended.lost(delivery)

@@ -141,7 +141,8 @@ class Loop:
         """Return a result, awaited where it is an answer."""
         if not isinstance(result, Answer):
             return result
-        self.answers.append(result)
+        if result.of != "channel":
+            self.answers.append(result)
         try:
             yield lambda: result.came
         finally:
