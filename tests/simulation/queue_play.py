@@ -84,6 +84,8 @@ class QueuePlay(QueueInvariants):
         else:
             parcel = Parcel(len(self.parcels), len(self.contents), kind, 1 + number % 3)
             self.contents.append([parcel])
+        if number % 3 == 0:
+            parcel.returns = min(number >> 9 & 7, max(0, self.broker.limit))  # somebody had it before
         self.parcels.append(parcel)
         self.broker.ready.append(parcel)
         self.note("published", parcel)
@@ -105,6 +107,15 @@ class QueuePlay(QueueInvariants):
             how = "breaks"  # what ends a consumer while it gives back leaves the delivery to the broker
         self.facilities.out[name] = how
         self.note(name, how)
+
+    def stall(self, number: int) -> None:
+        """Let a cause of all last."""
+        self.facilities.out[("audit", "letters", "policy", "store")[number & 3]] = "refuses"
+        self.publish(number)
+        for at in range(3):
+            self.rest(0)
+            self.wait((number >> 2 + 3 * at & 7) + 2)
+        self.rest(0)
 
     def heal(self, number: int) -> None:
         """Let a facility be in reach, or all of them."""
@@ -149,7 +160,10 @@ class QueuePlay(QueueInvariants):
         self.note("ended", channel.number)
         channel.ended = True
         channel.transit.clear()
+        consumed = self.runner.window.consumer is not None
         self.runner.on_close(channel_alone=channel_alone)
+        if consumed and not channel_alone and not self.runner.window.stopping:
+            self.died(self.runner)
 
     def reopen(self, _number: int) -> None:
         """Let the client open a channel anew."""
@@ -278,6 +292,7 @@ class QueuePlay(QueueInvariants):
             return self.completed(native, by="us")
         self.note(f"its handler raises {type(error).__name__}", native)
         if not isinstance(error, RetryLater):
+            self.failed(native, error)
             native.goes_on = isinstance(error, ValueError)
             self.rejected(native)
         raise error

@@ -339,6 +339,7 @@ class Runner:
                 outcome = yield from self._again(held)
                 if not is_deferred(outcome) or self.hold.is_over(held):
                     return outcome if not is_deferred(outcome) else held.outcome
+                self.play.look_at_held(self, held)
                 tries += 1
                 yield self._pause(held, min(_WAITS[1], _WAITS[0] * 2.0**tries) * DRAW.random())
         finally:

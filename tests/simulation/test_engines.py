@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation import engine_mutants
+from tests.simulation import engine_mutants, queue_mutants
 from tests.simulation.engine_mutants import Mutant
-from tests.simulation.engines import ENGINES, LOG, Engine, broken, findings, reduced, schedule, told, traced
+from tests.simulation.engines import ENGINES, LOG, QUEUE, Engine, broken, findings, reduced, schedule, told, traced
 
 SHARD = 1000
 SHARDS = 100
@@ -28,11 +28,15 @@ def test_schedules(engine: Engine, shard: int) -> None:
     assert findings(range(shard * SHARD, (shard + 1) * SHARD), engine) == []
 
 
-@pytest.mark.parametrize("mutant", engine_mutants.LOG, ids=lambda mutant: mutant.name)
-def test_mutant_is_found(mutant: Mutant) -> None:
-    """A mistake in the log engine breaks an invariant within so many schedules."""
+@pytest.mark.parametrize(
+    ("engine", "mutant"),
+    [(LOG, mutant) for mutant in engine_mutants.LOG] + [(QUEUE, mutant) for mutant in queue_mutants.QUEUE],
+    ids=lambda found: found.name,
+)
+def test_mutant_is_found(engine: Engine, mutant: Mutant) -> None:
+    """A mistake in an engine breaks an invariant within so many schedules."""
     with mutant.made():
-        assert any(broken(schedule(seed)) for seed in range(WITHIN))
+        assert any(broken(schedule(seed, engine), engine) for seed in range(WITHIN))
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)

@@ -1,0 +1,119 @@
+"""Mistakes in the queue engine that random schedules must find: what each replaces, and by what."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from mqauth.delivery import slot
+from mqauth.delivery.hold import Hold
+from mqauth.delivery.ledger import Ack, Ledger
+from mqauth.delivery.progress import Progress
+from mqauth.delivery.questions import Questions
+from mqauth.delivery.queue_work import QueueWork
+from mqauth.delivery.room import Room
+from mqauth.delivery.slot import Slot
+from mqauth.delivery.window import Window
+from tests.simulation.engine_mutants import Mutant, returning
+
+
+def always(value: Any) -> Any:
+    """Return a property that never changes."""
+    return lambda _: property(lambda _found: value)
+
+
+def past_what_is_open(original: Any) -> Any:
+    """Ack all with the last."""
+
+    def take(ledger: Ledger) -> list[Ack]:
+        acks: list[Ack] = original(ledger)
+        return [Ack(ack.tag, True, ack.deliveries) for ack in acks]
+
+    return take
+
+
+def before_it_is_back(original: Any) -> Any:
+    """Take a delivery that is not settled for acked."""
+
+    def opened(ledger: Ledger, tag: int) -> None:
+        original(ledger, tag)
+        ledger._open = {each: None for each in ledger._open if each == tag}
+
+    return opened
+
+
+def unlocked(original: Any) -> Any:
+    """Settle without closing what is open."""
+
+    def settled(ledger: Ledger, tag: int, delivery: Any) -> None:
+        original(ledger, tag, delivery)
+        ledger._settled.pop(tag)
+
+    return settled
+
+
+def unproven(original: Any) -> Any:
+    """Record at once whatever it is."""
+
+    def found(place: Slot, delivery: Any) -> None:
+        original(place, delivery)
+
+    return found
+
+
+def latecomers(original: Any) -> Any:
+    """Answer those too who came after the question."""
+
+    def answered(questions: Questions[Any]) -> list[Any]:
+        late, questions._waiting = questions._waiting, []
+        return [*original(questions), *late]
+
+    return answered
+
+
+def unreleased(_: Any) -> Any:
+    """Keep the claim of what is given back."""
+
+    def release(_work: QueueWork, _delivery: Any) -> Any:
+        return
+        yield
+
+    return release
+
+
+def kept_in_the_room(_: Any) -> Any:
+    """Count for ever what was held."""
+    return lambda hold, held: hold._held.pop(id(held))
+
+
+def unlike(original: Any) -> Any:
+    """Remember nothing of those in flight."""
+    return lambda progress, message: progress._guard.receive(message)
+
+
+QUEUE: Final = (
+    Mutant("acks past what is open", Ledger, "take", past_what_is_open),
+    Mutant("forgets what is open", Ledger, "opened", before_it_is_back),
+    Mutant("never acks", Ledger, "settled", unlocked),
+    Mutant("goes on with an ended channel", Slot, "unproven", returning(None)),
+    Mutant("records what is not proven", Slot, "unproven", unproven),
+    Mutant("takes what depends on the moment for lasting", slot, "OF_THE_MOMENT", lambda _: frozenset()),
+    Mutant("answers who came later", Questions, "answered", latecomers),
+    Mutant("asks no second question", Questions, "add", returning(False)),
+    Mutant("gives back the last delivery", Slot, "is_last", always(False)),
+    Mutant("gives back what is not ours", Slot, "is_ours", always(True)),
+    Mutant("keeps claims of what is given back", QueueWork, "_release", unreleased),
+    Mutant("holds for ever", Hold, "is_over", returning(False)),
+    Mutant("holds at a stop", Hold, "stops", returning(False)),
+    Mutant("keeps places of what is held", Hold, "take", kept_in_the_room),
+    Mutant("holds without bounds", Room, "has_room", returning(True)),
+    Mutant("suspends nothing", Hold, "wants_suspension", returning(False)),
+    Mutant("never goes on", Window, "go_on", returning(None)),
+    Mutant("consumes no more after a cancel", Window, "cancelled", returning(False)),
+    Mutant("never leaves", Window, "leave", returning(None)),
+    Mutant("ignores a stop", Window, "stop", returning(None)),
+    Mutant("forgets what it gave back", Progress, "keep", returning(None)),
+    Mutant("knows no earlier delivery", Progress, "receive", unlike),
+    Mutant(
+        "judges beside a handler", Progress, "_wait", lambda _: lambda _p, _e, fence, delivery: fence(delivery)
+    ),
+)
