@@ -12,6 +12,7 @@ pytest.register_assert_rewrite(
     "mqauth.testing.delivery_contract",
     "mqauth.testing.signing_contract",
     "mqauth.testing.store_contract",
+    "mqauth.testing.store_machine",
 )
 
 from integration import scale  # noqa: E402

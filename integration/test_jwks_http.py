@@ -22,7 +22,7 @@ from mqauth import JWKS, discover
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import Cause, Unavailable
 from mqauth.keystore.remote.fetch import URLFetch
-from mqauth.keystore.remote.http import Deadline, Endpoint, FetchFailed, connect, trust
+from mqauth.keystore.remote.http_connection import Deadline, Endpoint, FetchFailed, connect, trust
 from mqauth.keystore.remote.rules import Answer
 from mqauth.testing import FakeClock
 from mqauth.wire.keys import Key, KeySet

@@ -30,6 +30,7 @@ from mqauth.replay.rules import ClaimRequest
 from mqauth.stores.redis import AsyncRedisReplayStore, RedisReplayStore
 from mqauth.stores.rediseither import EitherRedisReplayStore
 from mqauth.testing.clock import START, FakeClock
+from mqauth.testing.store_blocking import Blocking
 from mqauth.testing.store_contract import (
     DUPLICATE,
     FRESH,
@@ -38,11 +39,10 @@ from mqauth.testing.store_contract import (
     REPLAYED,
     REREAD,
     BatchStoreContract,
-    Blocking,
-    machine,
     sibling,
     wish,
 )
+from mqauth.testing.store_machine import machine
 
 STEPS = settings(max_examples=nightly(60, otherwise=20), stateful_step_count=30, deadline=None, database=None)
 RUN = secrets.token_hex(4)

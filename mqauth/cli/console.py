@@ -23,7 +23,7 @@ from mqauth.config.file import read_passphrase
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Pipeline
 from mqauth.keystore import signing_key
-from mqauth.keystore.remote.http import FetchFailed
+from mqauth.keystore.remote.http_connection import FetchFailed
 from mqauth.letters.release_signer import Releaser
 
 if TYPE_CHECKING:

@@ -1,24 +1,21 @@
-"""The store contract: what every replay store must do, row by row of the claim table, and against a model.
+"""The store contract: what every replay store must do, row by row of the claim table.
 
 Inherit ``StoreContract`` (with batches: ``BatchStoreContract``) in a test class and give two fixtures: ``clock``,
 a ``FakeClock``, and ``store``, a fresh store that counts leases by it. An asynchronous store is driven through
-``Blocking``. ``machine`` gives a Hypothesis state machine that compares a store with the pure table.
+``store_blocking.Blocking``. ``store_machine`` compares a store with the pure table in any order of calls.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from mqauth.replay.rules import ClaimRequest, ClaimStatus, Entry, batch_id, judge
+from mqauth.replay.rules import ClaimRequest, ClaimStatus, batch_id
 from mqauth.testing.clock import START, FakeClock
+from mqauth.testing.store_blocking import PlainBatchStore, PlainStore
 from mqauth.wire.message import Place
 
 LEASE: Final = 30.0
@@ -26,69 +23,6 @@ HERE: Final[Place] = ("cluster", "orders", 0, 7)
 THERE: Final[Place] = ("cluster", "orders", 0, 8)
 FRESH, REREAD, HELD = ClaimStatus.FRESH, ClaimStatus.REREAD, ClaimStatus.HELD
 DUPLICATE, REPLAYED, LOST = ClaimStatus.DUPLICATE, ClaimStatus.REPLAYED, ClaimStatus.LOST
-
-
-class PlainStore(Protocol):
-    """A store driven in plain calls."""
-
-    def claim(self, request: ClaimRequest, /) -> ClaimStatus:
-        """Claim."""
-        ...
-
-    def confirm(self, request: ClaimRequest, /) -> None:
-        """Confirm."""
-        ...
-
-    def release(self, request: ClaimRequest, /) -> None:
-        """Release."""
-        ...
-
-
-class PlainBatchStore(PlainStore, Protocol):
-    """A store of batches driven in plain calls."""
-
-    def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
-        """Claim each."""
-        ...
-
-    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
-        """Confirm each."""
-        ...
-
-
-class Blocking:
-    """An asynchronous store driven in plain calls.
-
-    Args:
-        store: the store, made for the runner's loop.
-        runner: runs its coroutines.
-    """
-
-    def __init__(self, store: Any, runner: asyncio.Runner) -> None:
-        self._store = store
-        self._runner = runner
-
-    def claim(self, request: ClaimRequest, /) -> ClaimStatus:
-        """Claim."""
-        status: ClaimStatus = self._runner.run(self._store.claim(request))
-        return status
-
-    def confirm(self, request: ClaimRequest, /) -> None:
-        """Confirm."""
-        self._runner.run(self._store.confirm(request))
-
-    def release(self, request: ClaimRequest, /) -> None:
-        """Release."""
-        self._runner.run(self._store.release(request))
-
-    def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
-        """Claim each."""
-        statuses: list[ClaimStatus] = self._runner.run(self._store.claim_many(requests))
-        return statuses
-
-    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
-        """Confirm each."""
-        self._runner.run(self._store.confirm_many(requests))
 
 
 def wish(owner: str = "first", **changes: Any) -> ClaimRequest:
@@ -417,96 +351,3 @@ class BatchStoreContract(StoreContract):
         assert store.claim_many(batch) == [FRESH] * 2500
         store.confirm_many(batch)
         assert store.claim_many([replace(one, owner="again") for one in batch]) == [REREAD] * 2500
-
-
-_NAMES: Final[list[dict[str, Any]]] = [
-    *({"id": bytes([n]) * 16, "index": None} for n in (0, 1)),
-    *({"id": batch_id(bytes(16), index), "index": index} for index in (0, 1, 70)),
-    {"id": batch_id(b"\x01" * 16, 1), "index": 1},
-]
-_REQUESTS: Final = st.builds(
-    lambda name, **given: wish(**name, **given),
-    name=st.sampled_from(_NAMES),
-    owner=st.sampled_from(["a", "b", "c"]),
-    scope=st.sampled_from(["billing", "billing", "shipping"]),
-    place=st.sampled_from([None, None, HERE, THERE, ("", "odd", 7, 2**60)]),
-    redelivered=st.booleans(),
-    lease=st.sampled_from([5.0, 10.0]),
-    renew=st.sampled_from([False, False, True]),
-)
-
-
-class StoreMachine(RuleBasedStateMachine):
-    """Claims, renewals, ends and time in any order: each answer is the table's."""
-
-    open_store: Callable[[FakeClock], Any]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.clock = FakeClock()
-        self.store = type(self).open_store(self.clock)
-        self.model: dict[tuple[str, bytes], Entry] = {}
-
-    @rule(request=_REQUESTS)
-    def claim(self, request: ClaimRequest) -> None:
-        """Claim or renew."""
-        assert self.store.claim(request) is self._claimed(request)
-
-    @rule(request=_REQUESTS)
-    def confirm(self, request: ClaimRequest) -> None:
-        """Confirm."""
-        self.store.confirm(request)
-        self._confirmed(request)
-
-    @rule(request=_REQUESTS)
-    def release(self, request: ClaimRequest) -> None:
-        """Release."""
-        self.store.release(request)
-        if self._owned(request) is not None:
-            del self.model[(request.scope, request.id)]
-
-    @precondition(lambda self: hasattr(self.store, "claim_many"))
-    @rule(requests=st.lists(_REQUESTS, max_size=4))
-    def claim_many(self, requests: list[ClaimRequest]) -> None:
-        """Claim a batch."""
-        assert self.store.claim_many(requests) == [self._claimed(request) for request in requests]
-
-    @precondition(lambda self: hasattr(self.store, "confirm_many"))
-    @rule(requests=st.lists(_REQUESTS, max_size=4))
-    def confirm_many(self, requests: list[ClaimRequest]) -> None:
-        """Confirm a batch."""
-        self.store.confirm_many(requests)
-        for request in requests:
-            self._confirmed(request)
-
-    @rule(seconds=st.integers(1, 12))
-    def pass_time(self, seconds: int) -> None:
-        """Let time pass."""
-        self.clock.advance(seconds)
-
-    def _claimed(self, request: ClaimRequest) -> ClaimStatus:
-        now, key = self.clock.monotonic(), (request.scope, request.id)
-        entry = self.model.get(key)
-        status = judge(entry, request, now)
-        if status is FRESH:
-            place = request.place if entry is None else entry.place
-            self.model[key] = Entry(request.owner, place, now + request.lease)
-        return status
-
-    def _confirmed(self, request: ClaimRequest) -> None:
-        entry = self._owned(request)
-        if entry is not None:
-            self.model[request.scope, request.id] = entry._replace(owner=None)
-
-    def _owned(self, request: ClaimRequest) -> Entry | None:
-        entry = self.model.get((request.scope, request.id))
-        return entry if entry is not None and entry.owner == request.owner else None
-
-
-def machine(open_store: Callable[[FakeClock], Any]) -> type[StoreMachine]:
-    """Return a state machine that drives a store and the pure claim table side by side.
-
-    Args:
-        open_store: returns a fresh store that counts leases by the clock it is given.
-    """
-    return type("Machine", (StoreMachine,), {"open_store": staticmethod(open_store)})

@@ -11,7 +11,9 @@ from mqauth.clock import SYSTEM_CLOCK, Clock, Randomness
 from mqauth.errors import ConfigurationError
 from mqauth.keystore.remote.fetch import answer_of
 from mqauth.keystore.remote.health import OnEvent
-from mqauth.keystore.remote.http import Deadline, Dial, Endpoint, FetchFailed, Response, check_timeout, get, trust
+from mqauth.keystore.remote.http import get
+from mqauth.keystore.remote.http_answer import Response
+from mqauth.keystore.remote.http_connection import Deadline, Dial, Endpoint, FetchFailed, check_timeout, trust
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.keystore.remote.rules import Answer
 

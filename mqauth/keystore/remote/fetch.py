@@ -7,7 +7,9 @@ from typing import Protocol
 
 from mqauth.clock import Clock
 from mqauth.errors import ConfigurationError
-from mqauth.keystore.remote.http import Deadline, Dial, Endpoint, FetchFailed, Response, check_timeout, get
+from mqauth.keystore.remote.http import get
+from mqauth.keystore.remote.http_answer import Response
+from mqauth.keystore.remote.http_connection import Deadline, Dial, Endpoint, FetchFailed, check_timeout
 from mqauth.keystore.remote.rules import Answer, publish_delay_of
 from mqauth.wire.jwk import load_key_set
 

@@ -7,151 +7,16 @@ exchange: their timeouts begin anew with each byte that drips in (``docs/decisio
 from __future__ import annotations
 
 import http.client
-import io
-import ipaddress
-import queue
-import re
 import socket
 import ssl
-import threading
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
-from pathlib import Path
-from typing import Any, Final
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from mqauth._version import __version__
-from mqauth.clock import Clock
-from mqauth.errors import ConfigurationError, MqauthError
-from mqauth.wire import strict_json as strictjson
-from mqauth.wire.jwk import MAX_DOCUMENT
-
-MAX_BODY: Final = MAX_DOCUMENT
-MAX_TIMEOUT: Final = 5.0
-_CHUNK: Final = 16 * 1024
-_DEPTH: Final = 8
-_MAX_ETAG: Final = 256
-_GZIP: Final = 31  # zlib: a gzip header and nothing else
-_JSON: Final = re.compile(r"application/(json|[a-z0-9.-]+\+json)", re.ASCII)
-_VISIBLE: Final = re.compile(r"[!-~]+", re.ASCII)
-_MAX_AGE: Final = re.compile(r"max-age=\"?(\d{1,9})\"?", re.ASCII)
-
-
-class FetchFailed(MqauthError):
-    """The issuer gave no good answer; the text holds neither URL nor body."""
-
-    code = "fetch"
-
-
-class Deadline:
-    """A moment after which nothing is waited for.
-
-    Args:
-        clock: tells the time.
-        seconds: from now.
-    """
-
-    def __init__(self, clock: Clock, seconds: float) -> None:
-        self._clock = clock
-        self._seconds = seconds
-        self._end = clock.monotonic() + seconds
-
-    def remaining(self) -> float:
-        """Return the seconds left, more than 0.
-
-        Raises:
-            FetchFailed: none are left.
-        """
-        left = self._end - self._clock.monotonic()
-        if left <= 0:
-            raise FetchFailed(f"no whole answer within {self._seconds:g} s")
-        return left
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """Where to ask: a checked https URL, or http on loopback where that was allowed by name."""
-
-    host: str
-    port: int
-    target: str
-    tls: bool
-
-    @classmethod
-    def parse(cls, url: str, *, unsafe_http_loopback: bool = False) -> Endpoint:
-        """Check a URL.
-
-        Raises:
-            ConfigurationError: not https (or allowed loopback http), or with user, password or fragment.
-        """
-        if not isinstance(url, str) or not _VISIBLE.fullmatch(url):
-            raise ConfigurationError("a JWKS URL is ASCII text without spaces")
-        try:
-            parts = urlsplit(url)
-            host, port = parts.hostname or "", parts.port
-        except ValueError as error:
-            raise ConfigurationError("a JWKS URL is malformed") from error
-        if not host or "@" in parts.netloc or parts.fragment:
-            raise ConfigurationError("a JWKS URL has a host, and neither user, password nor fragment")
-        tls = parts.scheme == "https"
-        if not tls and not (parts.scheme == "http" and unsafe_http_loopback and _is_loopback(host)):
-            raise ConfigurationError("a JWKS URL is https; http only on loopback, with unsafe_http_loopback")
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        return cls(host=host, port=port or (443 if tls else 80), target=target, tls=tls)
-
-    @property
-    def shown(self) -> str:
-        """The URL without its query, which may hold what is nobody's business."""
-        return f"{'https' if self.tls else 'http'}://{self.authority}{self.target.partition('?')[0]}"
-
-    @property
-    def authority(self) -> str:
-        """Host and, where it is not the scheme's own, port."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Response:
-    """A good answer: 200 with a JSON object, or 304 without."""
-
-    document: Mapping[str, Any] | None
-    etag: str | None = None
-    max_age: float | None = None
-    age: float = 0
-    date: float | None = None
-
-
-Dial = Callable[[Endpoint, Deadline, ssl.SSLContext | None], socket.socket]
-
-
-def check_timeout(seconds: float) -> float:
-    """Return the timeout of a whole attempt, if it is allowed.
-
-    Raises:
-        ConfigurationError: not more than 0 and at most 5 s.
-    """
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= MAX_TIMEOUT:
-        raise ConfigurationError(f"timeout is more than 0 and at most {MAX_TIMEOUT:g} seconds")
-    return seconds
-
-
-def trust(ca: str | Path | None) -> ssl.SSLContext:
-    """Return the TLS settings: certificates and names checked, by the system's CAs or by those of a file.
-
-    Raises:
-        ConfigurationError: the file holds no certificate.
-    """
-    try:
-        context = ssl.create_default_context(cafile=None if ca is None else str(ca))
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"{ca}: no PEM certificates") from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    return context
+from mqauth.keystore.remote.http_answer import Response, judge
+from mqauth.keystore.remote.http_connection import Deadline, DeadlineSocket, Dial, Endpoint, FetchFailed, connect
 
 
 def get(
@@ -230,90 +95,14 @@ def _ask(
         raise FetchFailed(f"no HTTP: {type(error).__name__}") from error
 
 
-def connect(endpoint: Endpoint, deadline: Deadline, context: ssl.SSLContext | None) -> socket.socket:
-    """Open a connection; each address gets its share of the time, so that one dead one does not use it up."""
-    addresses = _resolve(endpoint, deadline)
-    failure: OSError = OSError("no address")
-    for position, (family, address) in enumerate(addresses):
-        wire = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            wire.settimeout(deadline.remaining() / (len(addresses) - position))
-            wire.connect(address)
-            wire.settimeout(deadline.remaining())
-            return wire if context is None else context.wrap_socket(wire, server_hostname=endpoint.host)
-        except ssl.SSLError:
-            wire.close()
-            raise
-        except OSError as error:
-            wire.close()
-            failure = error
-        except BaseException:
-            wire.close()
-            raise
-    raise failure
-
-
-def _resolve(endpoint: Endpoint, deadline: Deadline) -> list[tuple[int, Any]]:
-    """Look a name up within the deadline; the system's resolver has none, so it is left behind."""
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def look_up() -> None:
-        try:
-            answers.put(socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError) as error:
-            answers.put(error)
-
-    threading.Thread(target=look_up, name="mqauth-resolve", daemon=True).start()
-    try:
-        found = answers.get(timeout=deadline.remaining())
-    except queue.Empty:
-        raise FetchFailed("the host name was not looked up in time") from None
-    if isinstance(found, Exception):
-        raise FetchFailed("the host name is not known") from found
-    return [(family, address) for family, _, _, _, address in found]
-
-
-class _Wire:
-    """A socket under one deadline, in the shape ``http.client`` wants; whoever opened it closes it."""
-
-    def __init__(self, wire: socket.socket, deadline: Deadline) -> None:
-        self._wire = wire
-        self._deadline = deadline
-
-    def sendall(self, data: bytes) -> None:
-        self._wire.settimeout(self._deadline.remaining())
-        self._wire.sendall(data)
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Reader(self._wire, self._deadline))
-
-    def close(self) -> None:
-        pass  # http.client closes the connection while the body is still to be read
-
-
-class _Reader(io.RawIOBase):
-    """The reading end of a ``_Wire``."""
-
-    def __init__(self, wire: socket.socket, deadline: Deadline) -> None:
-        self._wire = wire
-        self._deadline = deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        self._wire.settimeout(self._deadline.remaining())
-        return self._wire.recv_into(buffer)
-
-
 def _exchange(endpoint: Endpoint, wire: socket.socket, deadline: Deadline, request: _Request) -> Response:
     """Send the request and read the answer."""
     connection = http.client.HTTPConnection(endpoint.host, endpoint.port)
     with closing(connection):
-        connection.sock = _Wire(wire, deadline)
+        connection.sock = DeadlineSocket(wire, deadline)
         connection.request(request.method, endpoint.target, body=request.body, headers=request.headers)
         with connection.getresponse() as response:
-            return _judge(response, request.etag)
+            return judge(response, request.etag)
 
 
 def _headers(endpoint: Endpoint, etag: str | None) -> dict[str, str]:
@@ -326,110 +115,3 @@ def _headers(endpoint: Endpoint, etag: str | None) -> dict[str, str]:
         "User-Agent": f"mqauth/{__version__}",
     }
     return headers if etag is None else {**headers, "If-None-Match": etag}
-
-
-def _judge(response: http.client.HTTPResponse, etag: str | None) -> Response:
-    """Accept a 200 with a JSON object, or a 304 that was asked for."""
-    document = None
-    if 300 <= response.status < 400 and response.status != 304:
-        raise FetchFailed(f"a redirect ({response.status}), which is never followed")
-    if response.status == 200:
-        _check_type(response.headers.get("Content-Type"))
-        document = _parse(_body(response))
-    elif response.status != 304 or etag is None:
-        raise FetchFailed(f"status {response.status}")
-    return Response(
-        document=document,
-        etag=_etag(response.headers.get("ETag")) or etag
-        if document is None
-        else _etag(response.headers.get("ETag")),
-        max_age=_max_age(response.headers.get("Cache-Control")),
-        age=_seconds(response.headers.get("Age")),
-        date=_date(response.headers.get("Date")),
-    )
-
-
-def _check_type(value: str | None) -> None:
-    """Refuse what does not claim to be JSON; a missing type claims nothing."""
-    if value is not None and not _JSON.fullmatch(value.partition(";")[0].strip().lower()):
-        raise FetchFailed("its content type is not JSON")
-
-
-def _body(response: http.client.HTTPResponse) -> bytes:
-    """Read the body, never more than the cap, also of what a small one unpacks to."""
-    unpack = _unpacker(response.headers.get("Content-Encoding"))
-    if (response.length or 0) > MAX_BODY:
-        raise FetchFailed(f"over {MAX_BODY} bytes")
-    body, taken = bytearray(), 0
-    while chunk := response.read(_CHUNK):
-        taken += len(chunk)
-        body += unpack(chunk, MAX_BODY + 1 - len(body))
-        if taken > MAX_BODY or len(body) > MAX_BODY:
-            raise FetchFailed(f"over {MAX_BODY} bytes")
-    if response.length:
-        raise FetchFailed("the answer ends early")
-    return bytes(body)
-
-
-def _unpacker(encoding: str | None) -> Callable[[bytes, int], bytes]:
-    """Return what takes a chunk and the room left; gzip is unpacked though we never ask for it."""
-    if encoding is None or encoding.strip().lower() == "identity":
-        return lambda chunk, room: chunk
-    if encoding.strip().lower() != "gzip":
-        raise FetchFailed("its content encoding was not asked for")
-    inflate = zlib.decompressobj(_GZIP)
-
-    def unpack(chunk: bytes, room: int) -> bytes:
-        try:
-            return inflate.decompress(chunk, room)
-        except zlib.error as error:
-            raise FetchFailed("its content encoding is broken") from error
-
-    return unpack
-
-
-def _parse(body: bytes) -> Mapping[str, Any]:
-    """Return the JSON object."""
-    try:
-        document = strictjson.loads(body, depth=_DEPTH)
-    except strictjson.StrictJSONError as error:
-        raise FetchFailed(f"no JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise FetchFailed("no JSON object")
-    return document
-
-
-def _etag(value: str | None) -> str | None:
-    """Return an entity tag that can be sent back."""
-    return value if value is not None and len(value) <= _MAX_ETAG and _VISIBLE.fullmatch(value) else None
-
-
-def _max_age(value: str | None) -> float | None:
-    """Return the seconds ``Cache-Control`` allows, 0 where it forbids (RFC 9111, section 5.2.2)."""
-    for directive in (value or "").lower().split(","):
-        if directive.strip() in ("no-store", "no-cache"):
-            return 0.0
-        if (found := _MAX_AGE.fullmatch(directive.strip())) is not None:
-            return float(found[1])
-    return None
-
-
-def _seconds(value: str | None) -> float:
-    """Return a whole number of seconds, 0 for anything else."""
-    return float(value) if value is not None and re.fullmatch(r"\d{1,9}", value, re.ASCII) else 0.0
-
-
-def _date(value: str | None) -> float | None:
-    """Return an HTTP date as UTC seconds (RFC 9110, section 5.6.7)."""
-    try:
-        return None if value is None else parsedate_to_datetime(value).timestamp()
-    except (ValueError, OverflowError):
-        return None
-
-
-def _is_loopback(host: str) -> bool:
-    """Tell whether a host can only be this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -20,7 +20,7 @@ from mqauth.keystore.remote import snapshot as jwks_snapshot
 from mqauth.keystore.remote.events import Event, EventKind, Health
 from mqauth.keystore.remote.fetch import Fetch, URLFetch
 from mqauth.keystore.remote.health import Announcer, Listener, OnEvent, health
-from mqauth.keystore.remote.http import Endpoint, FetchFailed, trust
+from mqauth.keystore.remote.http_connection import Endpoint, FetchFailed, trust
 from mqauth.keystore.remote.refresher import Refresher, ThreadRefresher, Waiters, in_event_loop
 from mqauth.keystore.remote.rules import AbsentKids, Answer, Cache, Limits, Ruling, Wish
 from mqauth.wire.keys import KeySet
