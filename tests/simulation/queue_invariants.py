@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from mqauth.errors import Reason
-from mqauth.judging.pipeline import Delivery, Step
+from mqauth.errors import Cause, Reason
+from mqauth.judging.pipeline import Delivery, Outcome, Step
 from mqauth.testing.clock import FakeClock
 from tests.simulation.broken import Broken
 from tests.simulation.queue_model import Broker, Channel, Native, Parcel
 
 if TYPE_CHECKING:
     from mqauth.delivery.hold import Held
+    from mqauth.delivery.slot import Slot
     from tests.simulation.queue_facilities import QueueStore
     from tests.simulation.queue_runner import Runner
 
 OF_THE_MOMENT: Final = (Reason.REPLAYED, Reason.EXPIRED, Reason.HANDLER_FAILED)
 """Of what the play condemns for, that which another moment would decide otherwise."""
 TRIES: Final = 2
+EVERYONES: Final = (
+    Cause.REPLAY_STORE_UNAVAILABLE, Cause.AUDIT_UNAVAILABLE, Cause.DEAD_LETTER_UNAVAILABLE,
+    Cause.POLICY_UNAVAILABLE,
+)  # fmt: skip
 STEADY: Final = 60.0
 DEATHS: Final = 3
 BURIED: Final = ("forged", "stale", "fails", "rejects")
@@ -155,6 +160,17 @@ class QueueInvariants:
         alone = len(self.contents[parcel.content]) == 1
         if parcel.kind in ("honest", "aborts") or (parcel.kind == "later" and self.broker.limit < 0):
             self.require(not alone, "no honest message is condemned", native)
+
+    def goes_back(self, runner: Runner, slot: Slot, outcome: Outcome) -> None:
+        """Look at a delivery that waits and is held no longer: nothing is consumed where it is everybody's."""
+        if outcome.cause not in EVERYONES or not slot.is_ours or slot.is_last:
+            return
+        window = runner.window
+        begins = window.absence.lasts or window.stopping or window._prefetch.is_cautious
+        consumed = bool(self.channel.consumers) and self.channel.alive and not begins
+        self.require(
+            not consumed, "the queue is suspended before what waits for a cause of all goes back", slot.native
+        )
 
     def gives_back(self, native: Native) -> None:
         """Look at a delivery that is given back."""

@@ -225,6 +225,7 @@ class Runner:
         if is_deferred(outcome):
             outcome = yield from self._put_off(Held(begun.slot, delivery, outcome, self.clock.now()))
         if is_deferred(outcome):
+            self.play.goes_back(self, begun.slot, outcome)
             yield from self._let_go(begun)
         elif begun.acks is not None:
             self._noted(begun)
@@ -574,6 +575,9 @@ class Runner:
         self.hold.stopping = True
         late = self._after(GRACE)
         yield lambda: late() or not self._left()
+        for task in self._left():
+            if task.until():
+                self.loop.go_on(task)  # what is ready goes first in an event loop
         for task in self._left():
             self.loop.go_on(task, Cancelled())
         yield lambda: not self._left()
