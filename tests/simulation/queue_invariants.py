@@ -165,8 +165,8 @@ class QueueInvariants:
         """Look at a delivery that waits and is held no longer: nothing is consumed where it is everybody's."""
         if outcome.cause not in EVERYONES or not slot.is_ours or slot.is_last:
             return
-        window = runner.window
-        begins = window.absence.lasts or window.stopping or window._prefetch.is_cautious
+        suspended = runner.suspended_at.pop(slot, runner.went_on)
+        begins = runner.window.absence.lasts or runner.window.stopping or suspended < runner.went_on
         consumed = bool(self.channel.consumers) and self.channel.alive and not begins
         self.require(
             not consumed, "the queue is suspended before what waits for a cause of all goes back", slot.native

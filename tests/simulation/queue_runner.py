@@ -145,7 +145,8 @@ class Runner:
         self.questions: dict[Channel, Questions[Answer]] = {}
         self.running: list[Task] = []
         self.acks: Acks | None = None
-        self.trying = self.woken = 0
+        self.trying = self.woken = self.went_on = 0
+        self.suspended_at: dict[Slot, int] = {}
         self.started = self.interrupted = self.answered = self.stopping = self.over = self.leaving = False
         self.supervisor = loop.run(self._supervised(), "subscription")
 
@@ -383,6 +384,7 @@ class Runner:
 
     def _suspend(self, held: Held) -> Steps[bool]:
         """Cancel the consumer before a delivery is given back."""
+        self.suspended_at[held.slot] = self.play.moment()
         self.hold.suspended = True
         stays = self.window.suspend(held)
         yield from self.cancelled()
@@ -501,6 +503,7 @@ class Runner:
             yield lambda: self.answered
         self.hold.suspended = False
         self.window.go_on()
+        self.went_on = self.play.moment()
 
     def _probed(self, held: Held) -> Steps[None]:
         """Probe with a delivery that was given back until it would get further."""
