@@ -504,6 +504,7 @@ class Runner:
         self.hold.suspended = False
         self.window.go_on()
         self.went_on = self.play.moment()
+        self.play.goes_on(self)
 
     def _probed(self, held: Held) -> Steps[None]:
         """Probe with a delivery that was given back until it would get further."""
@@ -529,8 +530,10 @@ class Runner:
 
     def renew(self) -> Steps[None]:
         """Renew the claims that are due."""
+        due = self.play.due_for_renewal(self)
         with suppress(Abort):
             yield from self._renewed()
+        self.play.look_at_leases(self, due)
 
     def _renewed(self) -> Steps[None]:
         for delivery in self.tended.due(self.clock.monotonic()):
