@@ -127,7 +127,6 @@ QUEUE: Final = (
     Mutant("never goes on", Window, "go_on", returning(None)),
     Mutant("consumes no more after a cancel", Window, "cancelled", returning(False)),
     Mutant("never leaves", Window, "leave", returning(None)),
-    Mutant("ignores a stop", Window, "stop", returning(None)),
     Mutant("forgets what it gave back", Progress, "keep", returning(None)),
     Mutant("knows no earlier delivery", Progress, "receive", unlike),
     Mutant(

@@ -145,7 +145,7 @@ class Runner:
         self.questions: dict[Channel, Questions[Answer]] = {}
         self.running: list[Task] = []
         self.acks: Acks | None = None
-        self.trying = self.woken = self.went_on = 0
+        self.trying = self.woken = self.went_on = self.looked_at = self.consumed_at = 0
         self.suspended_at: dict[Slot, int] = {}
         self.started = self.interrupted = self.answered = self.stopping = self.over = self.leaving = False
         self.supervisor = loop.run(self._supervised(), "subscription")
@@ -159,7 +159,7 @@ class Runner:
         acks = self.acks
         if acks is not None:
             acks.ledger.opened(native.tag)
-        if self.window.stopping:
+        if self.stopping:
             self._task(self._turn_away(native, acks), "turns away")
         else:
             self._begin(native, acks)
@@ -376,6 +376,7 @@ class Runner:
 
     def _look(self) -> None:
         """See what follows from what is held now, or no longer."""
+        self.looked_at = self.play.moment()
         self.running = [task for task in self.running if task in self.loop.tasks]
         if self.window.passes_by(len(self.running)):
             self.interrupted = True
@@ -458,6 +459,7 @@ class Runner:
         if tag is None:
             raise ChannelGone
         self.window.consumes(tag)
+        self.consumed_at = self.play.moment()
         self.play.consumes(self, prefetch)
 
     def _refuse_ended(self, channel: Channel) -> None:
