@@ -42,7 +42,7 @@ LOG_FACTS: Final = {
 QUEUE_FACTS: Final = {
     "publish": 7, "deliver": 8, "step": 14, "answer": 10, "round": 14, "rest": 2, "wait": 5, "outage": 3,
     "heal": 4, "end": 3, "hear": 2, "reopen": 3, "drop": 1, "mute": 1, "rivals": 4, "keys_changed": 2, "ring": 3,
-    "renew": 2, "stop": 1, "again": 2, "stall": 1,
+    "renew": 2, "stop": 1, "again": 2, "stall": 1, "die": 1,
 }  # fmt: skip
 
 

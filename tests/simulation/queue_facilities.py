@@ -33,11 +33,19 @@ class Answer:
         act: makes it, or fails, when it comes.
         of: what it answers: ``store``, ``audit``, ``letters``, ``handler`` or ``channel``.
         then: called with it by whoever awaited it.
+        about: the delivery that is handled.
     """
 
-    __slots__ = ("act", "came", "error", "of", "result", "then")
+    __slots__ = ("about", "act", "came", "error", "of", "result", "then")
 
-    def __init__(self, act: Callable[[], Any], of: str, then: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self,
+        act: Callable[[], Any],
+        of: str,
+        then: Callable[[Any], Any] | None = None,
+        about: Native | None = None,
+    ) -> None:
+        self.about = about
         self.act = act
         self.of = of
         self.then = then
@@ -101,12 +109,12 @@ class QueueFacilities(Facilities):
         self._seen("judge")
         return message.native
 
-    def verify(self, message: Message, _candidate: Any, _keys: KeySet, _received: float) -> Any:
+    def verify(self, message: Message, _candidate: Any, _keys: KeySet, received: float) -> Any:
         """Return what was verified."""
         native: Native = message.native  # type: ignore[assignment]
         if native.parcel.kind == "forged":
             raise Rejection(Reason.SIGNATURE_INVALID, "forged")
-        if native.parcel.kind == "stale":
+        if native.parcel.kind == "stale" or received > native.parcel.expires:
             self._verdict(native)
             raise Rejection(Reason.EXPIRED, "stale")
         return native

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from mqauth.errors import Reason
-from mqauth.judging.pipeline import Delivery, Step
+from mqauth.errors import Cause, Reason
+from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
 from mqauth.testing.clock import FakeClock
 from tests.simulation.broken import Broken
 from tests.simulation.queue_model import Broker, Channel, Native, Parcel
 
 if TYPE_CHECKING:
     from mqauth.delivery.hold import Held
-    from tests.simulation.queue_facilities import QueueStore
+    from mqauth.delivery.slot import Slot
+    from tests.simulation.queue_facilities import QueueFacilities, QueueStore
     from tests.simulation.queue_runner import Runner
 
 OF_THE_MOMENT: Final = (Reason.REPLAYED, Reason.EXPIRED, Reason.HANDLER_FAILED)
 """Of what the play condemns for, that which another moment would decide otherwise."""
 TRIES: Final = 2
+LEASE: Final = 60.0
+OWN: Final = (Cause.HANDLER_DEFERRED, Cause.CLAIM_HELD)
+EVERYONES: Final = (
+    Cause.REPLAY_STORE_UNAVAILABLE, Cause.AUDIT_UNAVAILABLE, Cause.DEAD_LETTER_UNAVAILABLE,
+    Cause.POLICY_UNAVAILABLE,
+)  # fmt: skip
 STEADY: Final = 60.0
 DEATHS: Final = 3
 BURIED: Final = ("forged", "stale", "fails", "rejects")
@@ -33,6 +41,7 @@ class QueueInvariants:
     """
 
     broker: Broker
+    facilities: QueueFacilities
     store: QueueStore
     channel: Channel
     max_held: int
@@ -49,7 +58,7 @@ class QueueInvariants:
         self.healed = False
         self.probing = 0
         self.found: Broken | None = None
-        self._moment = 0
+        self.narrowed_at = self.rejected_at = self._moment = 0
         self.failures: dict[int, tuple[Runner | None, int]] = {}
         self.handled_by: dict[bytes, Runner] = {}
         self.consumed_since = 0.0
@@ -71,6 +80,7 @@ class QueueInvariants:
     def comes(self, delivery: Delivery, native: Native) -> None:
         """Note which delivery of the broker one of ours is now; what was given back goes on as the same."""
         self.natives[id(delivery)] = delivery, native
+        native.received = self.clock.monotonic()
         if delivery.rejection is not None:
             self.rejected(native)
 
@@ -136,6 +146,8 @@ class QueueInvariants:
         self.require(delivery.step is Step.SETTLE, "settled is at its end", native)
         self.require(not native.settled, "settled once", native)
         native.settled = True
+        if delivery.verdict is Verdict.REJECTED:
+            self.rejected_at = self.moment()
         self.failures.pop(native.parcel.content, None)  # where its ack is lost it comes as something new
         ended = any(each.handled or each.letters for each in self.contents[native.parcel.content])
         self.require(ended, "settled is handled or buried", native)
@@ -152,9 +164,24 @@ class QueueInvariants:
         self.note("buried", native)
         parcel = native.parcel
         parcel.letters += 1
+        runner, first = parcel.first or (None, math.inf)
+        ours = runner is self.runner and first <= parcel.expires and not parcel.handled
         alone = len(self.contents[parcel.content]) == 1
         if parcel.kind in ("honest", "aborts") or (parcel.kind == "later" and self.broker.limit < 0):
             self.require(not alone, "no honest message is condemned", native)
+        if parcel.kind == "brief" and alone:
+            self.require(not ours, "no message expires in our hands", native)
+
+    def goes_back(self, runner: Runner, slot: Slot, outcome: Outcome) -> None:
+        """Look at a delivery that waits and is held no longer: nothing is consumed where it is everybody's."""
+        if outcome.cause not in EVERYONES or not slot.is_ours or slot.is_last:
+            return
+        suspended = runner.suspended_at.pop(slot, runner.went_on)
+        begins = runner.window.absence.lasts or runner.window.stopping or suspended < runner.went_on
+        consumed = bool(self.channel.consumers) and self.channel.alive and not begins
+        self.require(
+            not consumed, "the queue is suspended before what waits for a cause of all goes back", slot.native
+        )
 
     def gives_back(self, native: Native) -> None:
         """Look at a delivery that is given back."""
@@ -186,10 +213,48 @@ class QueueInvariants:
         self.require(last or not old or native.channel.ended, "held no longer than the broker allows", native)
         self.require(step is Step.CONFIRM or not runner.hold.stopping, "nothing is held at a stop", native)
 
+    def goes_on(self, runner: Runner) -> None:
+        """Note when a queue went on after it was suspended."""
+        if runner.window.prefetch < self.prefetch:
+            self.narrowed_at = self.moment()
+
+    def look_at_rest(self, runner: Runner) -> None:
+        """Look at a consumer that does all it can."""
+        window = runner.window
+        if window.stopping or window.consumer is None or self.channel.ended or not self.channel.alive:
+            return
+        cautious = window._prefetch.is_cautious
+        self.require(
+            not cautious or self.rejected_at <= self.narrowed_at, "the whole window comes back", window.prefetch
+        )
+        beside = [each.slot.native for each in runner.hold._held.values() if each.outcome.cause in OWN]
+        taken = [each for each in self.channel.unacked.values() if each.consumer == window.consumer]
+        full = len(taken) >= window.prefetch > 1 and all(each in beside for each in taken)
+        looked = runner.looked_at > runner.consumed_at  # else it does so with the next attempt
+        waits = bool(self.broker.ready) and full and looked and len(beside) < self.max_held
+        self.require(not waits, "others pass what waits for its own cause", self.broker.ready)
+
+    def due_for_renewal(self, runner: Runner) -> list[Native]:
+        """Return what is handled for so long that its claim is to be renewed."""
+        before = self.clock.monotonic() - LEASE / 3
+        found = [each.about for each in runner.loop.answers if each.about is not None]
+        return [each for each in found if each.received <= before]
+
+    def look_at_leases(self, runner: Runner, due: list[Native]) -> None:
+        """See that claims of handlers that run long are renewed."""
+        still = {each.about for each in runner.loop.answers}
+        reached = "store" not in self.facilities.out
+        for native in due:
+            claim = self.store.entries.get(native.id)
+            held = claim is not None and claim.owner is not None and native.id not in self.store.taken_over
+            asked = self.store.renewed.get(native.id, -1.0) >= self.clock.monotonic() - LEASE / 3
+            self.require(asked or not reached or not held or native not in still, "a claim is renewed", native)
+
     def look_at_room(self, runner: Runner) -> None:
         """Look at how much is held."""
         most = self.max_held + 2 * self.prefetch
-        self.require(len(runner.hold) <= most, "what is held is bounded", f"{len(runner.hold)} of {most}")
+        held = sum(not each.slot.native.channel.ended for each in runner.hold._held.values())
+        self.require(held <= most, "what is held is bounded", f"{held} of {most}")
 
     def look_at_a_stop(self, runner: Runner) -> None:
         """Look at what an orderly stop leaves."""

@@ -6,6 +6,7 @@ at once, flagged as redelivered and counted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -25,7 +26,19 @@ class Parcel:
         misbehaves: how often its handler misbehaves.
     """
 
-    __slots__ = ("acked", "content", "handled", "id", "kind", "letters", "misbehaves", "number", "returns")
+    __slots__ = (
+        "acked",
+        "content",
+        "expires",
+        "first",
+        "handled",
+        "id",
+        "kind",
+        "letters",
+        "misbehaves",
+        "number",
+        "returns",
+    )
     shape, opened, claims, proof, index, learnt = PLAIN, OPENED, CLAIMS, None, None, True
 
     def __init__(self, number: int, content: int, kind: str, misbehaves: int) -> None:
@@ -36,6 +49,8 @@ class Parcel:
         self.id = content.to_bytes(16, "big")
         self.returns = self.handled = self.letters = 0
         self.acked = False
+        self.expires = math.inf
+        self.first: tuple[Any, float] | None = None
 
     @property
     def token(self) -> Parcel:
@@ -62,6 +77,7 @@ class Native:
         "goes_on",
         "message",
         "parcel",
+        "received",
         "returns",
         "sent",
         "settled",
@@ -76,7 +92,7 @@ class Native:
         self.consumer = consumer
         self.parcel = parcel
         self.returns = parcel.returns
-        self.sent = sent
+        self.sent = self.received = sent
         self.settled = self.goes_on = False
         self.verdict = 0
         origin = Origin(queue=QUEUE, redelivered=parcel.returns > 0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from mqauth.delivery import slot
+from mqauth.delivery import progress, slot
 from mqauth.delivery.hold import Hold
+from mqauth.delivery.leases import Tended
 from mqauth.delivery.ledger import Ack, Ledger
 from mqauth.delivery.progress import Progress
 from mqauth.delivery.questions import Questions
@@ -90,6 +91,17 @@ def unlike(original: Any) -> Any:
     return lambda progress, message: progress._guard.receive(message)
 
 
+def received_anew(original: Any) -> Any:
+    """Judge what comes again by the time it came last."""
+
+    def again(message: Any, earlier: Any) -> Any:
+        found = original(message, earlier)
+        found.received += 1000.0
+        return found
+
+    return again
+
+
 QUEUE: Final = (
     Mutant("acks past what is open", Ledger, "take", past_what_is_open),
     Mutant("forgets what is open", Ledger, "opened", before_it_is_back),
@@ -106,11 +118,15 @@ QUEUE: Final = (
     Mutant("holds at a stop", Hold, "stops", returning(False)),
     Mutant("keeps places of what is held", Hold, "take", kept_in_the_room),
     Mutant("holds without bounds", Room, "has_room", returning(True)),
+    Mutant("passes nothing by", Window, "passes_by", returning(False)),
+    Mutant("stays cautious", Window, "settled", returning(False)),
+    Mutant("ignores a loss", Window, "lost", returning(None)),
+    Mutant("renews nothing", Tended, "due", returning([])),
+    Mutant("loses the time of receipt", progress, "again", received_anew),
     Mutant("suspends nothing", Hold, "wants_suspension", returning(False)),
     Mutant("never goes on", Window, "go_on", returning(None)),
     Mutant("consumes no more after a cancel", Window, "cancelled", returning(False)),
     Mutant("never leaves", Window, "leave", returning(None)),
-    Mutant("ignores a stop", Window, "stop", returning(None)),
     Mutant("forgets what it gave back", Progress, "keep", returning(None)),
     Mutant("knows no earlier delivery", Progress, "receive", unlike),
     Mutant(

@@ -25,7 +25,7 @@ LEASE: Final = 60.0
 TRIES: Final = 2
 KINDS: Final = (
     "honest", "honest", "honest", "forged", "stale", "later", "later", "fails", "flaky", "rejects", "aborts",
-    "copy", "copy",
+    "copy", "copy", "brief", "brief",
 )  # fmt: skip
 NAMES: Final = ("store", "audit", "letters", "keys", "policy")
 MODES: Final = ("refuses", "breaks", "loses", "loses once", "aborts")
@@ -84,6 +84,8 @@ class QueuePlay(QueueInvariants):
         else:
             parcel = Parcel(len(self.parcels), len(self.contents), kind, 1 + number % 3)
             self.contents.append([parcel])
+        if parcel.kind == "brief":
+            parcel.expires = self.clock.now() + 20.0
         if number % 3 == 0:
             parcel.returns = min(number >> 9 & 7, max(0, self.broker.limit))  # somebody had it before
         self.parcels.append(parcel)
@@ -165,6 +167,17 @@ class QueuePlay(QueueInvariants):
         if consumed and not channel_alone and not self.runner.window.stopping:
             self.died(self.runner)
 
+    def die(self, number: int) -> None:
+        """Let connections die in a row."""
+        for _ in range(1 + number % 4):
+            if self.channel.alive:
+                self.broker.end(self.channel)
+            self.hear(0)
+            self.reopen(0)
+            self.rest(number >> 3)
+            self.wait(number >> 4 & 3)
+            self.rest(number >> 5)
+
     def reopen(self, _number: int) -> None:
         """Let the client open a channel anew."""
         if self.channel.ended:
@@ -186,6 +199,8 @@ class QueuePlay(QueueInvariants):
             if self.channel.transit and not self.channel.ended:
                 native = self.channel.transit.pop(0)
                 self.note("delivered", native)
+                if native.parcel.first is None and not self.runner.stopping:
+                    native.parcel.first = self.runner, self.clock.now()
                 self.runner.on_message(native)
 
     def step(self, number: int) -> None:
@@ -210,6 +225,7 @@ class QueuePlay(QueueInvariants):
             self.ring(0)
             self.deliver(3)
             if not self.loop.answer(number) and not self.loop.turn(number) and not self.channel.transit:
+                self.look_at_rest(self.runner)
                 break
 
     def ring(self, _number: int) -> None:
@@ -231,6 +247,7 @@ class QueuePlay(QueueInvariants):
         if self.runner.over:
             self.look_at_a_stop(self.runner)
             self.note("begins anew", "")
+            self.deaths = 0
             self.reopen(0)
             self.runner = Runner(self, self.loop)
 
@@ -282,7 +299,7 @@ class QueuePlay(QueueInvariants):
     def handler(self, native: Any) -> Answer:
         """Begin to handle a message."""
         self.begins(native)
-        return Answer(lambda: self.handles(native), "handler")
+        return Answer(lambda: self.handles(native), "handler", about=native)
 
     def handles(self, native: Native) -> None:
         """End a handler as its message wants it."""

@@ -145,7 +145,8 @@ class Runner:
         self.questions: dict[Channel, Questions[Answer]] = {}
         self.running: list[Task] = []
         self.acks: Acks | None = None
-        self.trying = self.woken = 0
+        self.trying = self.woken = self.went_on = self.looked_at = self.consumed_at = 0
+        self.suspended_at: dict[Slot, int] = {}
         self.started = self.interrupted = self.answered = self.stopping = self.over = self.leaving = False
         self.supervisor = loop.run(self._supervised(), "subscription")
 
@@ -158,7 +159,7 @@ class Runner:
         acks = self.acks
         if acks is not None:
             acks.ledger.opened(native.tag)
-        if self.window.stopping:
+        if self.stopping:
             self._task(self._turn_away(native, acks), "turns away")
         else:
             self._begin(native, acks)
@@ -225,6 +226,7 @@ class Runner:
         if is_deferred(outcome):
             outcome = yield from self._put_off(Held(begun.slot, delivery, outcome, self.clock.now()))
         if is_deferred(outcome):
+            self.play.goes_back(self, begun.slot, outcome)
             yield from self._let_go(begun)
         elif begun.acks is not None:
             self._noted(begun)
@@ -374,6 +376,7 @@ class Runner:
 
     def _look(self) -> None:
         """See what follows from what is held now, or no longer."""
+        self.looked_at = self.play.moment()
         self.running = [task for task in self.running if task in self.loop.tasks]
         if self.window.passes_by(len(self.running)):
             self.interrupted = True
@@ -382,6 +385,7 @@ class Runner:
 
     def _suspend(self, held: Held) -> Steps[bool]:
         """Cancel the consumer before a delivery is given back."""
+        self.suspended_at[held.slot] = self.play.moment()
         self.hold.suspended = True
         stays = self.window.suspend(held)
         yield from self.cancelled()
@@ -455,6 +459,7 @@ class Runner:
         if tag is None:
             raise ChannelGone
         self.window.consumes(tag)
+        self.consumed_at = self.play.moment()
         self.play.consumes(self, prefetch)
 
     def _refuse_ended(self, channel: Channel) -> None:
@@ -500,6 +505,8 @@ class Runner:
             yield lambda: self.answered
         self.hold.suspended = False
         self.window.go_on()
+        self.went_on = self.play.moment()
+        self.play.goes_on(self)
 
     def _probed(self, held: Held) -> Steps[None]:
         """Probe with a delivery that was given back until it would get further."""
@@ -525,8 +532,10 @@ class Runner:
 
     def renew(self) -> Steps[None]:
         """Renew the claims that are due."""
+        due = self.play.due_for_renewal(self)
         with suppress(Abort):
             yield from self._renewed()
+        self.play.look_at_leases(self, due)
 
     def _renewed(self) -> Steps[None]:
         for delivery in self.tended.due(self.clock.monotonic()):
@@ -574,6 +583,9 @@ class Runner:
         self.hold.stopping = True
         late = self._after(GRACE)
         yield lambda: late() or not self._left()
+        for task in self._left():
+            if task.until():
+                self.loop.go_on(task)  # what is ready goes first in an event loop
         for task in self._left():
             self.loop.go_on(task, Cancelled())
         yield lambda: not self._left()
