@@ -1,4 +1,4 @@
-"""A replay store as the store contract calls it, without awaiting; ``Blocking`` makes one of an asynchronous one."""
+"""A replay store as the store contract calls it: never awaited; ``Blocking`` makes one of an asynchronous one."""
 
 from __future__ import annotations
 
