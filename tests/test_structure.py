@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "mqauth"
+DOORS = frozenset(
+    (
+        "mqauth",
+        "mqauth.brokers",
+        "mqauth.keystore",
+        "mqauth.stores.redis",
+        "mqauth.telemetry.prometheus",
+        "mqauth.testing",
+    )
+)
+"""What README and pages import from: whoever copies their code need not know how the rooms are furnished."""
+PAGES = ("README.md", *(f"docs/{path.name}" for path in (PACKAGE.parent / "docs").glob("*.md")))
 AT_THE_TOP = 8
 FOLDERS = 25
 STATEMENTS = 17_350
@@ -45,3 +58,11 @@ def test_the_library_is_small() -> None:
 def test_what_counts() -> None:
     """Two statements on a line are two, and a docstring is none."""
     assert statements('"""Doc."""\n\n# why\nx = 1; y = 2\n\n\ndef f():\n    """Doc."""\n    return x\n') == 4
+
+
+def test_pages_import_from_doors() -> None:
+    """Code in README and pages imports from the package and its rooms' doors alone."""
+    texts = "\n".join((PACKAGE.parent / page).read_text("utf-8") for page in PAGES)
+    found = set(re.findall(r"^\s*(?:from|import) (mqauth[\w.]*)", texts, re.MULTILINE))
+    assert found <= DOORS
+    assert {"mqauth", "mqauth.keystore"} <= found
