@@ -369,6 +369,20 @@ async def test_whatever_a_handler_raises_its_delivery_comes_back(
     assert (await table.process(Delivery(honest, redelivered=True))).verdict is Verdict.ACCEPTED
 
 
+async def test_whatever_a_probe_meets_ends_the_consumer(audit: AuditFile) -> None:
+    """A plug-in that raises no ``Exception`` while a queue is suspended: its consumer stood still for ever."""
+    table = Table(audit)
+
+    async def subscribed() -> None:
+        raise Away
+
+    source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
+    consumer = rabbitmq.Consumer(source, table.guard, lambda _: None, dead_letters=Letters())
+    consumer._subscription.run = subscribed  # type: ignore[method-assign]
+    with pytest.raises(Away):
+        await asyncio.wait_for(consumer.run(), 1)
+
+
 async def _remember(where: list[Any], what: Any) -> None:
     where.append(what)
 

@@ -257,7 +257,9 @@ class QueueConsumer:
         """Keep consuming; what keeps it from that for good ends the consumer."""
         try:
             await self._subscription.run()
-        except Exception as error:
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:
             self._fail(error)
 
     # The end

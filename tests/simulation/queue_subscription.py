@@ -1,0 +1,253 @@
+"""How a simulated consumer of a queue is kept consuming: ``mqauth.brokers.queue.subscription`` by flows.
+
+Questions on the channel are asked here, too, as ``mqauth.brokers.queue.roundtrip`` asks them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from mqauth.delivery.hold import Held, Hold
+from mqauth.delivery.questions import Patience, Questions
+from mqauth.delivery.queue_work import QueueWork
+from mqauth.delivery.slot import Slot
+from mqauth.delivery.window import Window
+from mqauth.judging.pipeline import Delivery
+from mqauth.testing.clock import FakeClock
+from tests.simulation.queue_acks import Acks
+from tests.simulation.queue_facilities import Answer, Interrupted
+from tests.simulation.queue_model import Channel
+from tests.simulation.queue_tasks import Cancelled, Loop, Steps, Until, at_once
+
+if TYPE_CHECKING:
+    from tests.simulation.queue_play import QueuePlay
+
+PART: Final = 1.0
+_PROBES: Final = 30.0
+
+
+class ChannelGone(Exception):
+    """A call found its channel ended."""
+
+
+class Subscription:
+    """The part of a consumer that consumes.
+
+    Args:
+        play: the world around it.
+        loop: runs what waits.
+    """
+
+    hold: Hold
+    window: Window
+    work: QueueWork
+
+    def __init__(self, play: QueuePlay, loop: Loop) -> None:
+        self.play = play
+        self.loop = loop
+        self.clock: FakeClock = play.clock
+        self.questions: dict[Channel, Questions[Answer]] = {}
+        self.acks: Acks | None = None
+        self.woken = self.went_on = self.consumed_at = 0
+        self.started = self.interrupted = self.answered = self.leaving = False
+
+    def fail(self, error: BaseException) -> None:
+        """Remember what ends the consumer, and begin to stop."""
+        raise NotImplementedError
+
+    # Consuming
+
+    def supervised(self) -> Steps[None]:
+        """Keep consuming; what keeps it from that for good ends the consumer."""
+        try:
+            yield from self._subscribed()
+        except (Cancelled, GeneratorExit):
+            raise
+        except BaseException as error:
+            self.fail(error)
+
+    def _subscribed(self) -> Steps[None]:
+        """Begin, wait for trouble, see it through, and begin again."""
+        while not self.window.stopping:
+            self.window.absence.begin()
+            yield from self._start()
+            self.started = True
+            if self.window.stalled is None:
+                yield from self._trouble()
+            yield from self.cancelled()
+            if self.window.stalled is not None:
+                yield from self._until_answered(self.window.stalled)
+
+    def _start(self) -> Steps[None]:
+        """Consume, tried again until it can be had."""
+        while True:
+            try:
+                return (yield from self._consume())
+            except ChannelGone as error:
+                if not self.started:
+                    raise
+                self.window.absence.failed(error)
+                yield self._after(self.window.probe_wait)
+
+    def _after(self, seconds: float) -> Until:
+        """Wait so many seconds."""
+        due = self.clock.monotonic() + seconds
+        return lambda: self.clock.monotonic() >= due
+
+    def _consume(self) -> Steps[None]:
+        """Set the window and consume."""
+        yield lambda: not self.play.channel.ended
+        channel = self.play.channel
+        self.interrupted = False
+        prefetch = self.window.prefetch
+        yield at_once
+        self._refuse_ended(channel)
+        self.window.opens()
+        if not self.play.coalesce:
+            self.acks = None
+        elif self.acks is None or self.acks.channel is not channel:
+            self.acks = Acks(self, channel, prefetch)
+        if self.acks is not None:
+            self.acks.window = self.window.prefetch
+        tag = None
+        try:
+            yield at_once
+            if channel.alive:
+                tag = self.play.broker.consume(channel, prefetch)
+            yield lambda: channel.alive or channel.ended
+        except Cancelled:
+            self.play.close(channel)  # as a client does with a call that is cancelled
+            raise
+        self._refuse_ended(channel)
+        if tag is None:
+            raise ChannelGone
+        self.window.consumes(tag)
+        self.consumed_at = self.play.moment()
+        self.play.consumes(self, prefetch)
+
+    def _refuse_ended(self, channel: Channel) -> None:
+        """Have a call fail where its channel ended."""
+        if channel.ended:
+            raise ChannelGone
+
+    def _trouble(self) -> Steps[None]:
+        """Wait until consuming is interrupted; a window of 1 is opened again after a long calm."""
+        calm = self.window.calm()
+        due = None if calm is None else self.clock.monotonic() + calm
+        yield lambda: self.interrupted or (due is not None and self.clock.monotonic() >= due)
+        if not self.interrupted:
+            self.window.widen()
+
+    def cancelled(self) -> Steps[None]:
+        """Cancel the consumer at the broker, once, and return when nothing more comes."""
+        if not self.leaving:
+            self.leaving = True
+            self.loop.run(self._cancel(), "cancels")
+        yield lambda: not self.leaving
+
+    def _cancel(self) -> Steps[None]:
+        """Cancel the consumer, if there is one, and wait for what is on its way."""
+        channel = self.play.channel
+        if (consumer := self.window.leave()) is not None and not channel.ended:
+            yield at_once
+            self.play.broker.cancel(channel, consumer)
+            yield (
+                lambda: (
+                    channel.ended
+                    or (channel.alive and not any(each.consumer == consumer for each in channel.transit))
+                )
+            )
+        self.leaving = False
+
+    def _until_answered(self, held: Held) -> Steps[None]:
+        """Wait until a deferred delivery gets further, tried by itself or probed with."""
+        if not held.stays:
+            yield from self._probed(held)
+        while held.stays and not held.is_over:
+            self.answered = False
+            yield lambda: self.answered
+        self.hold.suspended = False
+        self.window.go_on()
+        self.went_on = self.play.moment()
+        self.play.goes_on(self)
+
+    def _probed(self, held: Held) -> Steps[None]:
+        """Probe with a delivery that was given back until it would get further."""
+        yield at_once
+        tries = 0
+        while True:
+            self.play.probing += 1
+            try:
+                if (yield from self._probe(held.delivery)):
+                    return
+            finally:
+                self.play.probing -= 1
+            due, woken = self.clock.monotonic() + min(_PROBES, self.window.probe_wait * 2.0**tries), self.woken
+            tries += 1
+            yield lambda due=due, woken=woken: self.clock.monotonic() >= due or self.woken != woken  # type: ignore[misc]
+
+    def _probe(self, delivery: Delivery) -> Steps[bool]:
+        """Tell whether it would get further now."""
+        try:
+            return (yield from self.loop.driven(self.work.probe(delivery), delivery))
+        except Interrupted:
+            return False
+
+    # What happens to the channel
+
+    def on_close(self, *, channel_alone: bool) -> None:
+        """Note that the channel ended."""
+        self.interrupted = True
+        if self.acks is not None:
+            self.acks.close()
+        self.window.lost("a fact", channel_alone=channel_alone)
+
+    def on_cancel(self, consumer: str) -> None:
+        """Note that the broker cancelled the consumer."""
+        if self.window.cancelled(consumer):
+            self.interrupted = True
+
+    # Proof
+
+    def passes(self, slot: Slot, delivery: Delivery) -> Answer | None:
+        """Let a delivery's next step pass, now or after a round trip."""
+        unproven = slot.unproven(delivery)
+        if unproven is None:
+            return None
+        proof = Answer(lambda: False, "channel", lambda lives: slot.answered(unproven, lives=lives))
+        channel = slot.native.channel
+        asked = self.questions.setdefault(channel, Questions())
+        if asked.add(proof):
+            self.loop.run(self._ask(channel, asked), "asks")
+        return proof
+
+    def _ask(self, channel: Channel, questions: Questions[Answer]) -> Steps[None]:
+        """Ask until nobody waits."""
+        while questions.ask():
+            began = self.play.moment()
+            lives = yield from self._lives(channel)
+            if lives:
+                channel.proven = began
+            for answer in questions.answered():
+                answer.act = partial(bool, lives)
+                answer.come()
+
+    def _lives(self, channel: Channel) -> Steps[bool]:
+        """Ask once; close the channel where no answer came."""
+        patience = Patience()
+        while not channel.ended:
+            part = self.clock.monotonic() + PART
+            if channel.alive and self.play.answers_questions:
+                yield at_once
+                if channel.alive:
+                    return True
+            yield lambda part=part: channel.ended or self.clock.monotonic() >= part or self._answers(channel)  # type: ignore[misc]
+            late = self.clock.monotonic() >= part
+            if late and not self._answers(channel) and patience.is_over(blocked=False):
+                self.play.close(channel)
+                return False
+        return False
+
+    def _answers(self, channel: Channel) -> bool:
+        return channel.alive and self.play.answers_questions
