@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+from mqauth.errors import Reason
+
 PACKAGE = Path(__file__).parent.parent / "mqauth"
 DOORS = frozenset(
     (
@@ -73,3 +75,27 @@ def test_pages_import_from_doors() -> None:
     found = set(re.findall(r"^\s*(?:from|import) (mqauth[\w.]*)", texts, re.MULTILINE))
     assert found <= DOORS
     assert {"mqauth", "mqauth.keystore"} <= found
+
+
+def named(text: str) -> list[tuple[str, str]]:
+    """Return the files that the page's table of questions names, each with a name in it that follows."""
+    rows = text.partition("## Where to look")[2].partition("\n## ")[0]
+    found, path = [], ""
+    for word in re.findall(r"`([^`]+)`", rows):
+        if word.endswith(".py"):
+            path = word
+        if path and not word.endswith(".py") and word not in set(Reason):
+            found.append((path, word))
+    return found
+
+
+def test_the_page_answers_where() -> None:
+    """The page says of every reason where it is decided, and each file it names has the function it names."""
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text("utf-8")
+    rows = text.partition("## Where to look")[2].partition("\n## ")[0]
+    assert {reason for reason in Reason if f"`{reason}`" not in rows} == set()
+    assert len(named(text)) >= 30
+    for path, name in named(text):
+        tree = ast.parse((PACKAGE / path).read_text("utf-8"))
+        has = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        assert name in has, f"{path} has no {name}"
