@@ -513,6 +513,40 @@ class Deaf(MemoryReplayStore):
         raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "no answer")
 
 
+class Away(MemoryReplayStore):
+    """A store that is out of reach for claims at first."""
+
+    away = True
+
+    def claim(self, request: Any, /) -> Any:
+        """Claim, where it can be reached."""
+        if self.away:
+            raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "no answer")
+        return super().claim(request)
+
+
+async def test_a_probe_leaves_the_claim_of_what_is_back(audit: AuditFile) -> None:
+    """A probe that ends late releases no claim but its own: the message may be here again, and handled."""
+    table = Table(audit, replay=Away)
+    store = cast(Away, table.guard.replay)
+    probed: list[bool] = []
+
+    async def handler(_verified: Verified) -> None:
+        probed.append(await processor.probe(table.suspended[0].delivery))
+
+    processor = processing(
+        table.guard, handler, dead_letters=table.letters, sleep=table.sleep, before_requeue=table.suspend, hold=1
+    )
+    honest: Any = table.honest()
+    assert (await processor.process(Delivery(honest))).verdict is Verdict.DEFERRED  # type: ignore[arg-type]
+    store.away = False
+    back: Any = Delivery(honest, redelivered=True)
+    assert (await processor.process(back)).verdict is Verdict.ACCEPTED
+    copy: Any = Delivery(honest, redelivered=True)
+    assert (await processor.process(copy)).verdict is Verdict.DUPLICATE
+    assert len(probed) == 1
+
+
 @pytest.mark.parametrize("probed", [False, True])
 async def test_a_claim_whose_answer_was_lost_holds_nobody_up(audit: AuditFile, *, probed: bool) -> None:
     """A delivery given back while the store's answers got lost is handled at once when it comes again."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from mqauth.delivery.hold import is_deferred
-from mqauth.delivery.progress import Fence, Progress, again
+from mqauth.delivery.progress import Fence, Progress
 from mqauth.delivery.slot import Slot
 from mqauth.delivery.work import equipped
 from mqauth.errors import Cause, StaleDelivery
@@ -92,11 +92,12 @@ class QueueWork:
                 return not is_deferred((yield from self.attempt(delivery)))
             except StaleDelivery:
                 return True  # it got as far as what was given back may get
-        trial = again(delivery.message, delivery)
+        # In a name of its own: what was given back may be here again, and its claim must outlive this trial's end.
+        trial = Delivery(message=delivery.message, received=delivery.received, deferred=True)
         outcome = yield from self._guard.judge(trial)
         yield from self._release(trial)
-        delivery.owner = trial.owner
-        return not is_deferred(outcome)
+        # A store that says who holds a claim is in reach; what is deferred for that alone suspends nothing.
+        return not is_deferred(outcome) or outcome.cause is Cause.CLAIM_HELD
 
     def let_go(self, delivery: Delivery) -> Flow[bool]:
         """Release a delivery's claim and keep its progress; tell whether it is to be given back.
