@@ -601,6 +601,20 @@ class TestDeferral:
         assert_rejected(outcome, Reason.KEY_UNKNOWN)
         assert outcome.detail == "held long enough"
 
+    @pytest.mark.parametrize("answer", [None, {}, True])
+    def test_what_is_no_key_set_condemns_nothing(self, make_world: Any, forge: Forge, answer: Any) -> None:
+        """A source of keys that answers with something else is the world's fault, and the message waits."""
+
+        class Source:
+            def key_set(self) -> Any:
+                return answer
+
+            def refresh(self, kid: str, received: float, /) -> Any:
+                return answer
+
+        world = make_world(verifier=forge.verifier(keys={ISSUER: Issuer(keys=Source())}))
+        assert_deferred(world.process(world.sealed()), Cause.KEYS_UNAVAILABLE)
+
     def test_a_source_that_blocks_may_have_a_twin_for_event_loops(self, clock: FakeClock, forge: Forge) -> None:
         """run asks refresh, arun its asynchronous twin."""
         asked: list[str] = []

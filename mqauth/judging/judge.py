@@ -106,7 +106,7 @@ class Judge:
             if candidate.shape.released:
                 return None
             source = self._verifier.issuer(candidate.token.claims).keys  # 5
-            keys = waited or _at_hand(source)
+            keys = _at_hand(source) if waited is None else waited
             if waited is None and (type(keys) is not KeySet or candidate.token.opened.kid not in keys.by_kid):
                 return self._keyed(delivery, candidate, source, keys)
             delivery.key_set = keys.version
@@ -329,10 +329,10 @@ def _at_hand(source: KeySource) -> Any:
 def _known(at_hand: Any) -> Flow[KeySet | None]:
     """Return the keys at hand, awaited; ``None`` where there are none yet."""
     try:
-        keys: KeySet | None = yield from answered(_KEYS, at_hand)
+        keys = yield from answered(_KEYS, at_hand)
     except Unavailable:
         return None
-    return keys
+    return keys if isinstance(keys, KeySet) else None
 
 
 def _looked_up(source: KeySource, kid: str, received: float, party: str) -> Flow[KeySet]:
@@ -343,9 +343,11 @@ def _looked_up(source: KeySource, kid: str, received: float, party: str) -> Flow
     """
     wished = either(source.refresh, getattr(source, "arefresh", None), kid, received)
     try:
-        keys: KeySet = yield from guarded(_KEYS, wished, passing=(*OUR_FAULT, Rejection))
+        keys = yield from guarded(_KEYS, wished, passing=(*OUR_FAULT, Rejection))
     except Unavailable as error:
         raise Unavailable(error.cause, error.detail, party) from error
+    if not isinstance(keys, KeySet):
+        raise Unavailable(_KEYS, "the source's answer is no key set", party)
     return keys
 
 
