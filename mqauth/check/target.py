@@ -37,7 +37,7 @@ class Target:
         now: UTC seconds.
         producer, consumer, replay, audit, dead_letters, authorities: the settings.
         options: ``[check]``.
-        refusals: what was refused, one a table at most.
+        refusals: the settings that were refused.
         present: the tables that are there, refused or not.
     """
 

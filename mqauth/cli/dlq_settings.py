@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import parse_qs, quote, urlsplit
 
-from mqauth.config.declaration import Settings, inner, not_with, only_with, read_file, secret_of
+from mqauth.config.declaration import Settings, inner, not_with, only_with, read_file
 from mqauth.config.kinds import FLAG, NAME, PATH, choice
 from mqauth.config.toml_file import Table
 from mqauth.errors import ConfigurationError
@@ -72,10 +72,10 @@ class BrokerSettings(Settings):
                 be had.
         """
         found = read_file(BrokerFile, path).broker
-        password = secret_of(found, "password")
+        password = found.read_secret("password")
         return replace(
             found,
-            passphrase=secret_of(found, "passphrase"),
+            passphrase=found.read_secret("passphrase"),
             password=None if password is None else _text(found.table, password),
         )
 
