@@ -1,7 +1,7 @@
 """A keystore folder: a PEM file for each key, and ``keyset.json`` with the states of all keys.
 
-A PEM file (PKCS#8) has the kid of its key as its name. Every change is made under the folder's lock, and written as
-a whole; readers need no lock.
+A PEM file (PKCS#8) has the kid of its key as its name. Every change is made under the folder's lock, and written
+as a whole; readers need no lock.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The process that has the key. It signs over a Unix socket for users whom the kernel names and the owner allows."""
+"""The process that has the key, and signs over a Unix socket for the users who may connect."""
 
 from __future__ import annotations
 

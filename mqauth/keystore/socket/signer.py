@@ -138,8 +138,8 @@ class SocketSigner:
                     return self._ask(request, deadline)
             return self._ask(request, deadline)
         except (FrameError, OSError) as error:
-            raise _unavailable(f"{self.path}: {reason(error) if isinstance(error, OSError) else error}") from
-            error
+            why = reason(error) if isinstance(error, OSError) else error
+            raise _unavailable(f"{self.path}: {why}") from error
         finally:
             self._lock.release()
 
