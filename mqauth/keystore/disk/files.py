@@ -21,8 +21,8 @@ Stamp = tuple[int, int, int, int, int]
 
 
 def reason(error: OSError) -> str:
-    """Return the system's words for an error, or the name of its type where there are none."""
-    return error.strerror or type(error).__name__
+    """Return the system's words for an error, or Python's, or the name of its type."""
+    return error.strerror or str(error) or type(error).__name__
 
 
 @contextmanager
