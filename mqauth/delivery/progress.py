@@ -132,7 +132,7 @@ class Progress:
             self._kept.pop(key, None)
 
     def _lost(self, key: str) -> Delivery | None:
-        """Return the delivery of this content that outlived its connection, the one whose handler runs first of all."""
+        """Return the delivery of this content that outlived its connection, one whose handler runs first."""
         found: Delivery | None = None
         for number, delivery in self._in_flight.items():
             if not self._ended(delivery.message.native):

@@ -69,9 +69,8 @@ def _play_engines(wanted: argparse.Namespace) -> int:
         for name in names:
             for seed in range(wanted.first, wanted.first + wanted.engines):
                 print("\n".join(engines.traced(seed, engines.ENGINES[name])))
-    return min(
-        1, sum([engines.play(name, wanted.first, wanted.engines, _say, jobs=wanted.jobs) for name in names])
-    )
+    found = [engines.play(name, wanted.first, wanted.engines, _say, jobs=wanted.jobs) for name in names]
+    return min(1, sum(found))
 
 
 def _play_kafka(wanted: argparse.Namespace) -> int:

@@ -135,7 +135,7 @@ class QueueInvariants:
         self.note(f"handled by {by}", native)
         native.parcel.handled += 1
         times = sum(each.handled for each in self.contents[native.parcel.content])
-        # Whoever finds a lease over takes the claim: another consumer, or a copy that was returned. The same consumer knows.
+        # A claim whose lease is over is taken by another consumer, or by a returned copy. The same consumer knows.
         knows = self.handled_by.get(native.parcel.number) is self.runner
         if by == "us":
             self.handled_by[native.parcel.number] = self.runner
