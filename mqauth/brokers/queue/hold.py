@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import tenacity
 
-from mqauth.delivery.hold import Held, Hold, is_deferred
+from mqauth.delivery.hold import HeldDelivery, Hold, is_deferred
 from mqauth.judging.pipeline import Delivery, Outcome
 
 _WAIT: Final = 0.1
@@ -18,7 +18,7 @@ _WAIT_MAX: Final = 5.0
 Sleep = Callable[[float], Awaitable[Any]]
 
 
-class Holder:
+class Retrier:
     """Tries what is held again.
 
     Args:
@@ -49,7 +49,7 @@ class Holder:
         self._suspended = asyncio.Event()
         self._stopping = asyncio.Event()
 
-    async def hold(self, held: Held) -> Outcome:
+    async def hold(self, held: HeldDelivery) -> Outcome:
         """Try a delivery again for as long as it may be held; returns its last outcome."""
         retrying = tenacity.AsyncRetrying(
             sleep=partial(self._pause, held),
@@ -67,7 +67,7 @@ class Holder:
             self._hold.take(held)
             self._changed()
 
-    async def _again(self, held: Held) -> Outcome:
+    async def _again(self, held: HeldDelivery) -> Outcome:
         """Try a delivery once, in its turn."""
         async with self._turn:
             outcome = await self._attempt(held.delivery)
@@ -100,7 +100,7 @@ class Holder:
         """Wait so many seconds, or until woken."""
         await _first(self._sleep(seconds), self._woken.wait())
 
-    async def _pause(self, held: Held, seconds: float) -> None:
+    async def _pause(self, held: HeldDelivery, seconds: float) -> None:
         """Wait so many seconds, or until woken or told to end."""
         told = [self._suspended.wait()] if self._hold.yields(held) else []
         told += [self._stopping.wait()] if self._hold.stops(held) else []

@@ -17,7 +17,7 @@ from mqauth.flow import Flow, call
 from mqauth.letters.dead_letter import Carries, DeadLetter, Oversize, undelivered
 from mqauth.wire.message import Message
 
-MAX_UNKNOWN: Final = 1000
+MAX_UNCONFIRMED: Final = 1000
 """Records of unknown outcome that are remembered; beyond it the oldest may be sent twice, with one id."""
 Errors = type[Exception] | tuple[type[Exception], ...]
 
@@ -73,7 +73,7 @@ async def in_time(seconds: float, cause: Cause, lost: Errors) -> AsyncIterator[N
         raise Unavailable(cause, type(error).__name__) from error
 
 
-class Unknown:
+class Unconfirmed:
     """What was sent and has no outcome yet, by its id: it is waited for again instead of sent twice."""
 
     def __init__(self) -> None:
@@ -88,6 +88,6 @@ class Unknown:
     def keep(self, name: str, sent: Any) -> None:
         """Keep what the client gave for a record, in place of the oldest where there are too many."""
         with self._lock:
-            while len(self._sent) >= MAX_UNKNOWN:
+            while len(self._sent) >= MAX_UNCONFIRMED:
                 self._sent.pop(next(iter(self._sent)), None)
             self._sent[name] = sent

@@ -2,11 +2,21 @@
 
 ``Exchange.publish`` waits for the socket with aiormq's publish lock held, so that concurrent publishes go one by
 one, and marshals what was marshalled before to know its size. aiormq's own ``basic_publish`` needs neither.
+
+One message of an id in flight at a time: aiormq 7.2 tells a returned message by its id alone.
+
+Of two messages of one id on one channel, of which the broker returns one, aiormq would give the return to the
+other's caller too.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary
 
 import aiormq
 from aio_pika import exceptions
@@ -22,7 +32,7 @@ DRAIN_EVERY: Final = 32
 """Publishes of which one waits for the socket: a broker that stops reading stops all of them soon."""
 
 
-class Outlet(Protocol):
+class PublishPath(Protocol):
     """Takes what is to be sent when publish is called, and sends it when it is sealed."""
 
     def take(self, native: AbstractMessage, message_id: str, /) -> Any:
@@ -46,7 +56,7 @@ class Outlet(Protocol):
         ...
 
 
-class Outlets:
+class PublishPaths:
     """The ways of an exchange.
 
     Args:
@@ -54,11 +64,11 @@ class Outlets:
     """
 
     def __init__(self, exchange: AbstractExchange) -> None:
-        self.through = Through(exchange)
-        self._direct = Direct(exchange)
+        self.through = ExchangePath(exchange)
+        self._direct = DirectPath(exchange)
         self._exchange = exchange
 
-    def now(self) -> Outlet:
+    def now(self) -> PublishPath:
         """Return the way for one message: direct, unless ``publish`` is not aio-pika's own but instrumented."""
         return self._direct if is_untouched(self._exchange, "publish") else self.through
 
@@ -78,7 +88,7 @@ class Encoded:
         return self.raw
 
 
-class Direct:
+class DirectPath:
     """Publishes through aiormq's channel and waits for the confirm, seldom for the socket.
 
     While a broker does not read, under a memory alarm, publishes that time out must not pile up in the transport.
@@ -131,7 +141,7 @@ class Direct:
         )
 
 
-class Through:
+class ExchangePath:
     """Publishes through ``Exchange.publish``, whatever it has become.
 
     Args:
@@ -158,3 +168,29 @@ class Through:
         """Publish and wait for the confirm."""
         ready.limit = await frame_limit(getattr(self._exchange, "channel", None))
         return await self._exchange.publish(ready, routing_key, mandatory=mandatory, immediate=immediate)
+
+
+@dataclass(slots=True)
+class _Turn:
+    """Who is publishing under one message id, and how many wait for their turn."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
+
+
+_TURNS: Final[WeakKeyDictionary[Any, dict[str, _Turn]]] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def one_at_a_time(exchange: AbstractExchange, message_id: str) -> AsyncIterator[None]:
+    """Keep two messages of one id from being in flight on one channel: aiormq would swap their outcomes."""
+    turns = _TURNS.setdefault(getattr(exchange, "channel", exchange), {})
+    one_at_a_time = turns.setdefault(message_id, _Turn())
+    one_at_a_time.users += 1
+    try:
+        async with one_at_a_time.lock:
+            yield
+    finally:
+        one_at_a_time.users -= 1
+        if not one_at_a_time.users:
+            turns.pop(message_id, None)

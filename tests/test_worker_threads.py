@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from mqauth.brokers.log.turns import Turns
+from mqauth.brokers.log.consumer import WorkerThreads
 from mqauth.testing import FakeClock
 
 PATIENCE = 30
@@ -20,11 +20,11 @@ class Bench:
         self.ready: list[int] = []
         self.done: list[tuple[int, int]] = []
         self.polls: list[int] = []
-        self.turns: Turns[int] = Turns(threads, self.poll, self.choose, self.visit)
+        self.turns: WorkerThreads[int] = WorkerThreads(threads, self.poll, self.choose, self.visit)
 
     def poll(self) -> None:
         """Let the next come; after the last, stop."""
-        assert self.turns.turn.locked()
+        assert self.turns.poll_lock.locked()
         self.polls.append(threading.get_ident())
         if self.coming:
             self.ready.append(self.coming.pop(0))
@@ -77,7 +77,7 @@ def test_another_polls_while_work_is_long() -> None:
         assert polled.wait(PATIENCE)
         bench.done.append((thing, threading.get_ident()))
 
-    bench.turns = Turns(1, poll, bench.choose, visit)
+    bench.turns = WorkerThreads(1, poll, bench.choose, visit)
     bench.turns.run()
     ((_, worker),) = bench.done
     assert bench.polls[:3] == [worker, threading.get_ident(), threading.get_ident()]
@@ -92,7 +92,7 @@ def test_what_is_raised_ends_all(threads: int, error: type[BaseException]) -> No
         raise error
 
     bench = Bench(threads)
-    bench.turns = Turns(threads, bench.poll, bench.choose, visit)
+    bench.turns = WorkerThreads(threads, bench.poll, bench.choose, visit)
     with pytest.raises(error):
         bench.turns.run()
     assert bench.turns.join(FakeClock(), PATIENCE)
@@ -110,13 +110,13 @@ def test_rest() -> None:
     def poll() -> None:
         if began.is_set():
             end.set()
-            bench.turns.rest(FakeClock(), PATIENCE)
+            bench.turns.wait_until_idle(FakeClock(), PATIENCE)
             assert bench.done == [(0, 0)]
             bench.turns.stop()
         else:
             bench.ready.append(0)
 
-    bench.turns = Turns(1, poll, bench.choose, visit)
+    bench.turns = WorkerThreads(1, poll, bench.choose, visit)
     bench.turns.run()
     assert bench.done == [(0, 0)]
-    bench.turns.rest(FakeClock(), PATIENCE)
+    bench.turns.wait_until_idle(FakeClock(), PATIENCE)

@@ -3,20 +3,53 @@
 One handler of a partition runs at a time and its records are taken in order, so what is settled is always a prefix
 of what was received. Kafka's offsets have gaps (compaction, transaction markers): *contiguous* means by order of
 receipt.
+
+How long what waits for the world waits before it is tried again.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
-from mqauth.delivery.facts import Place, Stall
-from mqauth.errors import StaleDelivery
+from mqauth.clock import SYSTEM_RANDOMNESS, Randomness
+from mqauth.delivery.health import Stall
+from mqauth.errors import ConfigurationError, StaleDelivery
 from mqauth.judging.pipeline import Delivery
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.wire.message import Message
+
+
+class TopicPartition(Protocol):
+    """A partition of a log, as its client names it: hashable, equal by topic and number."""
+
+    @property
+    def topic(self) -> str:
+        """The topic's name."""
+        ...
+
+    @property
+    def partition(self) -> int:
+        """The partition's number."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientCalls:
+    """What a client is to be asked for before its next poll.
+
+    Args:
+        pause: places to pause.
+        resume: places to resume; only what the engine had paused.
+        seek: offsets to read from, by place.
+    """
+
+    pause: Set[Any]
+    resume: Set[Any]
+    seek: Mapping[Any, int]
+
 
 Fence = Callable[[Delivery], None]
 
@@ -29,11 +62,11 @@ class Receipt(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Part:
+class Partition:
     """One assigned partition.
 
     Attributes:
-        place: the partition.
+        topic_partition: the partition.
         waiting: what was received and is not settled, oldest first.
         letters: dead letters by offset that wait for the transaction they are committed in.
         last: the highest offset received.
@@ -48,11 +81,11 @@ class Part:
         stall: why it waits for the world.
         unsent: why its letters are not committed yet.
         attempt: how often in a row it was put off.
-        due: monotonic seconds at which it may be tried again.
+        retry_at: monotonic seconds at which it may be tried again.
         fence: ``refuse_stale``.
     """
 
-    place: Place
+    topic_partition: TopicPartition
     waiting: deque[Delivery] = field(default_factory=deque)
     letters: deque[tuple[int, DeadLetter]] = field(default_factory=deque)
     last: int | None = None
@@ -67,7 +100,7 @@ class Part:
     stall: Stall | None = None
     unsent: Stall | None = None
     attempt: int = 0
-    due: float = 0.0
+    retry_at: float = 0.0
     fence: Fence = field(init=False)
 
     def __post_init__(self) -> None:
@@ -157,3 +190,38 @@ def _receipts(deliveries: Iterable[Delivery]) -> tuple[Receipt, ...]:
             found.pop()
         found.append(Receipt(offset_of(delivery.message), delivery.received))
     return tuple(found)
+
+
+_MOST_DOUBLINGS: Final = 64
+_BYTES: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    """How long a deferred partition waits: exponential with equal jitter, for ever.
+
+    Args:
+        first: longest first wait, seconds; later ones double.
+        longest: no wait is longer, seconds.
+
+    Raises:
+        ConfigurationError: a wait is not above 0, or the first is above the longest.
+    """
+
+    first: float = 0.5
+    longest: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.first <= self.longest:
+            raise ConfigurationError("waits grow from first, above 0, to longest")
+
+    def wait(self, attempt: int, randomness: Randomness = SYSTEM_RANDOMNESS) -> float:
+        """Return the seconds to wait before a retry: between half of its step and the whole.
+
+        Args:
+            attempt: which retry it is, counted from 1.
+            randomness: gives the jitter.
+        """
+        step = min(self.first * 2.0 ** min(attempt - 1, _MOST_DOUBLINGS), self.longest)
+        jitter = int.from_bytes(randomness(_BYTES), "big") / (1 << 8 * _BYTES)
+        return step / 2 * (1 + jitter)

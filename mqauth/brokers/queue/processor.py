@@ -1,4 +1,7 @@
-"""Carries the deliveries of a queue to their end inside an event loop: processed, held, acked or given back."""
+"""Carries the deliveries of a queue to their end inside an event loop: processed, held, acked or given back.
+
+Renews claims while handlers run long: one timer a consumer, and nothing at all for a short handler.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,12 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from mqauth.brokers.queue.acks import Acks
+from mqauth.brokers.event_loop import Timer, call_later, was_cancelled
+from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.client import DeliveryClient
-from mqauth.brokers.queue.hold import Holder, Sleep
-from mqauth.brokers.queue.leases import Leases
-from mqauth.brokers.queue.tasks import was_cancelled
-from mqauth.brokers.timer import Timer, call_later
-from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER, Held, Hold, is_deferred
-from mqauth.delivery.queue_work import INTERRUPTED, QueueWork
-from mqauth.delivery.room import Room
+from mqauth.brokers.queue.hold import Retrier, Sleep
+from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER, HeldDelivery, Hold, HoldCapacity, is_deferred
+from mqauth.delivery.queue_work import INTERRUPTED, QueueLeases, QueueWork
 from mqauth.delivery.slot import NO_LIMIT, Slot
 from mqauth.errors import Rejection, StaleDelivery
 from mqauth.flow import Waiting, arun, begin, resume
@@ -27,7 +27,7 @@ from mqauth.letters.dead_letter import DeadLetterSink
 _LOG: Final = logging.getLogger("mqauth.delivery")
 
 
-class Begun(NamedTuple):
+class StartedDelivery(NamedTuple):
     """A delivery that a task is to go on with.
 
     Args:
@@ -56,7 +56,7 @@ class Processor:
         hold: seconds after which a cause of all suspends the queue.
         consumer_timeout: seconds after which the broker closes a channel for a delivery that is not acked.
         delivery_limit: how often the broker may be given a message back; negative for any number.
-        room: counts what is held.
+        capacity: counts what is held.
         at_once: how many of what is held are tried at a time; ``None`` for any number.
         before_requeue: awaited before a delivery is given back for a cause of all; true where it is to stay
             unacked, and to be tried until its cause is over. Without, nothing can be suspended.
@@ -79,10 +79,10 @@ class Processor:
         hold: float = SUSPENDS_AFTER,
         consumer_timeout: float = CONSUMER_TIMEOUT,
         delivery_limit: int = NO_LIMIT,
-        room: Room | None = None,
+        capacity: HoldCapacity | None = None,
         at_once: int | None = None,
         changed: Callable[[], None] = lambda: None,
-        before_requeue: Callable[[Held], Awaitable[bool]] | None = None,
+        before_requeue: Callable[[HeldDelivery], Awaitable[bool]] | None = None,
         on_failure: Callable[[BaseException], Awaitable[None]] | None = None,
         sleep: Sleep = asyncio.sleep,
         timer: Timer = call_later,
@@ -99,14 +99,14 @@ class Processor:
         )  # fmt: skip
         self.hold = Hold(
             guard.clock,
-            Room() if room is None else room,
+            HoldCapacity() if capacity is None else capacity,
             seconds=None if before_requeue is None else hold,
             consumer_timeout=consumer_timeout,
         )
-        self.holder = Holder(self.hold, self._attempt, at_once=at_once, sleep=sleep, changed=changed)
-        self._leases = Leases(guard, timer=timer)
+        self.retrier = Retrier(self.hold, self._attempt, at_once=at_once, sleep=sleep, changed=changed)
+        self._leases = LeaseRenewal(guard, timer=timer)
 
-    def begin(self, native: Any, acks: Acks | None) -> Begun | Outcome:
+    def begin(self, native: Any, acks: Acks | None) -> StartedDelivery | Outcome:
         """Take a delivery as far as nothing is to be awaited.
 
         Args:
@@ -127,7 +127,9 @@ class Processor:
         self._noted(native, acks, begun.delivery)
         return first
 
-    async def process(self, native: Any, acks: Acks | None = None, begun: Begun | None = None) -> Outcome | None:
+    async def process(
+        self, native: Any, acks: Acks | None = None, begun: StartedDelivery | None = None
+    ) -> Outcome | None:
         """Carry a delivery to its end and settle it, or give it back; ``None`` for one no longer ours.
 
         Args:
@@ -174,41 +176,41 @@ class Processor:
         """Return the place of a delivery of this moment."""
         return Slot(native, self._calls, self._clock.monotonic(), self._limit)
 
-    def _begun(self, native: Any, acks: Acks | None) -> Begun:
+    def _begun(self, native: Any, acks: Acks | None) -> StartedDelivery:
         """Begin a delivery, with what is known of an earlier one."""
         slot = self._slot(native)
         delivery = self.work.receive(self._calls.message(native), partial(passes, self._calls, slot))
-        return Begun(slot, acks, delivery, begin(self.work.attempt(delivery)))
+        return StartedDelivery(slot, acks, delivery, begin(self.work.attempt(delivery)))
 
-    async def _to_its_end(self, begun: Begun) -> Outcome:
+    async def _to_its_end(self, begun: StartedDelivery) -> Outcome:
         """Process, hold while deferred, then settle or give back."""
         slot, delivery, outcome = begun.slot, begun.delivery, begun.first
         if isinstance(outcome, Waiting):
             outcome = await self._attempt(delivery, outcome)
         if is_deferred(outcome):
-            outcome = await self._put_off(Held(slot, delivery, outcome, self._clock.now()))
+            outcome = await self._put_off(HeldDelivery(slot, delivery, outcome, self._clock.now()))
         if is_deferred(outcome):
             await self._let_go(begun)
         else:
             await self._settle(begun)
         return outcome
 
-    async def _put_off(self, held: Held) -> Outcome:
+    async def _put_off(self, held: HeldDelivery) -> Outcome:
         """Hold a deferred delivery for as long as it may be; returns its last outcome."""
         _LOG.warning("deferred on %s: %s", self._calls.queue, held.outcome.cause)
         try:
-            outcome = await self.holder.hold(held)
+            outcome = await self.retrier.hold(held)
             if await self._stays(held):
-                outcome = await self.holder.hold(held)
+                outcome = await self.retrier.hold(held)
             if held.is_given_up:
                 held.give_up(self._clock.now())
-                outcome = await self.holder.hold(held)
+                outcome = await self.retrier.hold(held)
             return outcome
         finally:
             held.end()
             self._changed()
 
-    async def _stays(self, held: Held) -> bool:
+    async def _stays(self, held: HeldDelivery) -> bool:
         """Suspend the queue where a cause is everybody's; tell whether the delivery is to stay all the same."""
         if self._before_requeue is None or not self.hold.wants_suspension(held):
             return False
@@ -225,7 +227,7 @@ class Processor:
                 raise
             return INTERRUPTED
 
-    async def _failed(self, begun: Begun, error: BaseException) -> None:
+    async def _failed(self, begun: StartedDelivery, error: BaseException) -> None:
         """Give back a delivery whose task ends, once nothing is consumed any more: it would come again at once."""
         if not isinstance(error, asyncio.CancelledError):
             if self._on_failure is not None:
@@ -234,7 +236,7 @@ class Processor:
                 return
         await self._let_go(begun)
 
-    async def _settle(self, begun: Begun) -> None:
+    async def _settle(self, begun: StartedDelivery) -> None:
         """Ack, now or soon, unless the handler did so itself."""
         native, acks, delivery = begun.slot.native, begun.acks, begun.delivery
         if acks is not None:
@@ -250,7 +252,7 @@ class Processor:
         else:
             acks.settle(tag, delivery)
 
-    async def _let_go(self, begun: Begun) -> None:
+    async def _let_go(self, begun: StartedDelivery) -> None:
         """Give a delivery back unhandled: its claim released, its progress kept, requeued once."""
         if await arun(self.work.let_go(begun.delivery)):
             await self._give_back(begun.slot, begun.acks)
@@ -278,3 +280,42 @@ def passes(calls: DeliveryClient, slot: Slot, delivery: Delivery) -> Awaitable[N
 async def _prove(calls: DeliveryClient, slot: Slot, rejection: Rejection) -> None:
     """Ask the broker whether the delivery was ours when it was rejected."""
     slot.answered(rejection, lives=await calls.lives(slot.native))
+
+
+class LeaseRenewal:
+    """Renews what is due; the timer stops when nothing is in flight.
+
+    Args:
+        guard: the pipeline that claimed.
+        timer: calls a function after so many seconds.
+    """
+
+    def __init__(self, guard: Pipeline, *, timer: Timer = call_later) -> None:
+        self._guard = guard
+        self._timer = timer
+        self._tended = QueueLeases(guard.lease)
+        self._ticking = False
+        self._renewing: asyncio.Task[None] | None = None
+        self.remove = self._tended.remove
+
+    def add(self, delivery: Delivery, since: float) -> None:
+        """Keep the claim of a delivery that was made at ``since``, monotonic seconds, until ``remove``."""
+        self._tended.add(delivery, since)
+        if not self._ticking:
+            self._ticking = True
+            self._timer(self._tended.every, self._tick)
+
+    async def renew(self) -> None:
+        """Renew the claims that are due."""
+        for delivery in self._tended.due(self._guard.clock.monotonic()):
+            if not await arun(self._guard.renew(delivery)):
+                self._tended.lost(delivery)
+
+    def _tick(self) -> None:
+        """Renew what is due, unless the last time is not over, and come again while anything is in flight."""
+        self._ticking = bool(self._tended)
+        if not self._ticking:
+            return
+        self._timer(self._tended.every, self._tick)
+        if self._renewing is None or self._renewing.done():
+            self._renewing = asyncio.create_task(self.renew())

@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from mqauth.errors import Cause
-
-
-class Place(Protocol):
-    """A partition of a log, as its client names it: hashable, equal by topic and number."""
-
-    @property
-    def topic(self) -> str:
-        """The topic's name."""
-        ...
-
-    @property
-    def partition(self) -> int:
-        """The partition's number."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,21 +25,6 @@ class Stall:
     cause: Cause | None
     detail: str | None
     since: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What a client is to be asked for before its next poll.
-
-    Args:
-        pause: places to pause.
-        resume: places to resume; only what the engine had paused.
-        seek: offsets to read from, by place.
-    """
-
-    pause: Set[Any]
-    resume: Set[Any]
-    seek: Mapping[Any, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import pytest
 
+from mqauth.delivery.hold import MAX_BYTES, HoldCapacity
 from mqauth.delivery.prefetch import STEADY, Prefetch
-from mqauth.delivery.room import MAX_BYTES, Room
 from mqauth.errors import Cause
 
 OURS, DEAD = "https://ours", "https://dead"
 
 
-def put(room: Room, number: int, cause: Cause, party: str | None = None, *, tag: str = "t", size: int = 1) -> None:
+def put(
+    capacity: HoldCapacity, number: int, cause: Cause, party: str | None = None, *, tag: str = "t", size: int = 1
+) -> None:
     """Hold so many deliveries more."""
-    start = sum(room.whose().values())
+    start = sum(capacity.by_cause().values())
     for key in range(start, start + number):
-        room.put(key, tag=tag, cause=cause, party=party, size=size)
+        capacity.put(key, tag=tag, cause=cause, party=party, size=size)
 
 
 @pytest.mark.parametrize(
@@ -35,55 +37,55 @@ def put(room: Room, number: int, cause: Cause, party: str | None = None, *, tag:
 )
 def test_whose_fault_it_is(cause: Cause, party: str | None, *, everyones: bool) -> None:
     """A cause of one message or of one issuer is not everybody's; one of a dependency of all is."""
-    assert Room(issuers=[OURS, DEAD]).is_everyones(cause, party) is everyones
+    assert HoldCapacity(issuers=[OURS, DEAD]).concerns_everyone(cause, party) is everyones
 
 
 def test_no_issuer_that_can_serve_is_everybodys() -> None:
     """Where each configured issuer is without keys there is nothing to let pass; a pending key is not that."""
-    room = Room(issuers=[OURS, DEAD])
-    put(room, 1, Cause.KEYS_UNAVAILABLE, DEAD)
-    put(room, 1, Cause.KEY_PENDING, OURS)
-    assert not room.is_everyones(Cause.KEYS_UNAVAILABLE, DEAD)
-    put(room, 1, Cause.KEYS_UNAVAILABLE, OURS)
-    assert room.is_everyones(Cause.KEYS_UNAVAILABLE, DEAD)
-    assert not room.wants_another("t", 2, 0)
-    room.take(2)
-    assert not room.is_everyones(Cause.KEYS_UNAVAILABLE, DEAD)
+    capacity = HoldCapacity(issuers=[OURS, DEAD])
+    put(capacity, 1, Cause.KEYS_UNAVAILABLE, DEAD)
+    put(capacity, 1, Cause.KEY_PENDING, OURS)
+    assert not capacity.concerns_everyone(Cause.KEYS_UNAVAILABLE, DEAD)
+    put(capacity, 1, Cause.KEYS_UNAVAILABLE, OURS)
+    assert capacity.concerns_everyone(Cause.KEYS_UNAVAILABLE, DEAD)
+    assert not capacity.wants_another("t", 2, 0)
+    capacity.take(2)
+    assert not capacity.concerns_everyone(Cause.KEYS_UNAVAILABLE, DEAD)
 
 
 def test_room_beside_the_window() -> None:
     """Once half the window is held, and no more than half at work, others may pass; never with a window of 1."""
-    room = Room(20, issuers=[OURS, DEAD])
-    put(room, 4, Cause.HANDLER_DEFERRED)
-    assert not room.wants_another("t", 10, 0)
-    put(room, 1, Cause.KEYS_UNAVAILABLE, DEAD)
-    assert room.wants_another("t", 10, 5)
-    assert not room.wants_another("t", 10, 6)
-    assert not room.wants_another("another tag", 10, 0)
-    assert not room.wants_another("t", 1, 0)
+    capacity = HoldCapacity(20, issuers=[OURS, DEAD])
+    put(capacity, 4, Cause.HANDLER_DEFERRED)
+    assert not capacity.wants_another("t", 10, 0)
+    put(capacity, 1, Cause.KEYS_UNAVAILABLE, DEAD)
+    assert capacity.wants_another("t", 10, 5)
+    assert not capacity.wants_another("t", 10, 6)
+    assert not capacity.wants_another("another tag", 10, 0)
+    assert not capacity.wants_another("t", 1, 0)
 
 
 def test_room_is_bounded() -> None:
     """Beyond so many deliveries, or bytes of their bodies, the queue waits, and it is known whose fault it is."""
-    room = Room(20, issuers=[OURS, DEAD])
-    put(room, 3, Cause.HANDLER_DEFERRED)
-    put(room, 17, Cause.KEYS_UNAVAILABLE, DEAD, tag="u")
-    assert not room.has_room()
-    assert room.is_full("u", 17)
-    assert not room.is_full("u", 18)
-    assert room.whose() == {f"keys_unavailable of {DEAD}": 17, "handler_deferred": 3}
-    heavy = Room(20)
+    capacity = HoldCapacity(20, issuers=[OURS, DEAD])
+    put(capacity, 3, Cause.HANDLER_DEFERRED)
+    put(capacity, 17, Cause.KEYS_UNAVAILABLE, DEAD, tag="u")
+    assert not capacity.has_room()
+    assert capacity.is_full("u", 17)
+    assert not capacity.is_full("u", 18)
+    assert capacity.by_cause() == {f"keys_unavailable of {DEAD}": 17, "handler_deferred": 3}
+    heavy = HoldCapacity(20)
     put(heavy, 1, Cause.HANDLER_DEFERRED, size=MAX_BYTES)
     assert not heavy.has_room()
     heavy.take(0)
-    assert (heavy.has_room(), heavy.whose()) == (True, {})
+    assert (heavy.has_room(), heavy.by_cause()) == (True, {})
 
 
 def test_a_cause_of_all_takes_no_room() -> None:
     """It suspends the queue: nothing passes what waits for it, and no more is taken meanwhile."""
-    room = Room(20, issuers=[OURS])
-    put(room, 10, Cause.REPLAY_STORE_UNAVAILABLE)
-    assert not room.wants_another("t", 10, 0)
+    capacity = HoldCapacity(20, issuers=[OURS])
+    put(capacity, 10, Cause.REPLAY_STORE_UNAVAILABLE)
+    assert not capacity.wants_another("t", 10, 0)
 
 
 def test_window_falls_after_three_deaths_in_a_row() -> None:

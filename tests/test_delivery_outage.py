@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from mqauth.delivery.absence import LONG, Absence
+from mqauth.delivery.prefetch import OUTAGE_AFTER, Outage
 from mqauth.errors import Cause
 from mqauth.testing import FakeClock
 
@@ -14,12 +14,12 @@ from mqauth.testing import FakeClock
 def test_long(caplog: pytest.LogCaptureFixture) -> None:
     """Not consuming is a cause after a minute, with the last error, until it consumes again."""
     clock = FakeClock()
-    absence = Absence("billing", clock)
-    clock.advance(LONG)
+    absence = Outage("billing", clock)
+    clock.advance(OUTAGE_AFTER)
     assert absence.long() is None
     absence.begin()
     began = clock.now()
-    clock.advance(LONG - 1)
+    clock.advance(OUTAGE_AFTER - 1)
     assert (absence.lasts, absence.long()) == (True, None)
     clock.advance(1)
     assert absence.long() == (Cause.BROKER_UNAVAILABLE, began, "cannot consume: the connection is down")

@@ -1,4 +1,7 @@
-"""The tasks of deliveries under way, their end when a consumer stops, and signals that ask for it."""
+"""The tasks of deliveries under way, their end when a consumer stops, and signals that ask for it.
+
+A call after so many seconds, on the running event loop or on a test's.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ def was_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-class Tasks:
+class DeliveryTasks:
     """Tasks of one consumer, a delivery each."""
 
     def __init__(self) -> None:
@@ -64,7 +67,7 @@ class Tasks:
                     wait.cancel()
 
 
-class Signals:
+class SignalHandlers:
     """Calls a function at SIGTERM and SIGINT while it is entered, where it is enabled."""
 
     def __init__(self, stop: Callable[[], None], *, enabled: bool) -> None:
@@ -78,3 +81,11 @@ class Signals:
     def __exit__(self, *_: object) -> None:
         for number in self._numbers:
             asyncio.get_running_loop().remove_signal_handler(number)
+
+
+Timer = Callable[[float, Callable[[], None]], Any]
+
+
+def call_later(seconds: float, function: Callable[[], None]) -> asyncio.TimerHandle:
+    """Have the running event loop call a function after so many seconds."""
+    return asyncio.get_running_loop().call_later(seconds, function)

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from mqauth.judging.pipeline import Delivery
 
-MOST: Final = 256
+MAX_UNSENT: Final = 256
 """Settled deliveries that wait for nothing more."""
 
 
@@ -23,7 +23,7 @@ class Ack(NamedTuple):
     deliveries: Sequence[Delivery]
 
 
-class Ledger:
+class DeliveryTags:
     """The delivery tags of one channel: which are open, which are settled and not acked yet.
 
     Tags count from 1 without gaps. A gap is a delivery to somebody else on this channel, whose state is not
@@ -60,7 +60,7 @@ class Ledger:
         Args:
             window: how many unacked deliveries the broker allows.
         """
-        return self.waiting >= min(max(1, window // 2), MOST) or self.unacked >= window
+        return self.waiting >= min(max(1, window // 2), MAX_UNSENT) or self.unacked >= window
 
     def opened(self, tag: int) -> None:
         """Note a delivery; nothing covers it before it is settled."""
