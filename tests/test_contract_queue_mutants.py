@@ -14,8 +14,8 @@ import pytest
 from mqauth.audit.file import AuditFile
 from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.consumer import QueueConsumer
-from mqauth.brokers.queue.hold import Retrier
 from mqauth.brokers.queue.processor import LeaseRenewal, Processor, StartedDelivery
+from mqauth.brokers.queue.retrier import Retrier
 from mqauth.brokers.queue.subscription import Subscription
 from mqauth.brokers.rabbitmq import DeadLetters
 from mqauth.brokers.rabbitmq import queue as rabbitmq_queue

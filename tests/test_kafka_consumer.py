@@ -481,7 +481,7 @@ def test_assignment_unknown(bench: Bench) -> None:
     def fail() -> set[Any]:
         raise RuntimeError
 
-    part = bench.consumer._assignment.part(ZERO)
+    part = bench.consumer._assignment.partition(ZERO)
     bench.client.assignment = fail  # type: ignore[method-assign]
     bench.client.listener.on_partitions_revoked({ZERO})
     assert not part.alive

@@ -24,8 +24,8 @@ LIMITS = {
     ("rabbitmq/confirmed:Confirmed",): 25,
 }
 """Most lines of code of a leaf's parts, without blank lines, comments and docstrings. A part is a module, or
-some of its classes and functions without the imports. Repairs and transactions stand apart. Dead letters and audit records
-share how they are confirmed, which has a limit of its own."""
+some of its classes and functions without the imports. Repairs and transactions stand apart. Dead letters and
+audit records share how they are confirmed, which has a limit of its own."""
 LEAVES = sorted(path for path in BROKERS.rglob("*.py") if path.name not in ("memory.py", "__init__.py"))
 RULED = frozenset(("Verdict", "Cause", "Step", "Reason"))
 """Enums that a leaf may pass on, and may not decide by."""
@@ -127,7 +127,7 @@ def test_a_leaf_holds_no_rule(path: Path) -> None:
         "from mqauth.judging.judge import Judge",
         "from mqauth import replay",
         "import mqauth.judging.delivery as d\nfrom mqauth.judging import delivery",
-        "def f():\n    from mqauth.delivery.log_work import Ahead",
+        "def f():\n    from mqauth.delivery.log_work import EarlyClaims",
     ],
 )
 def test_a_rule_in_a_leaf_is_found(source: str) -> None:

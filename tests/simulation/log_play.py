@@ -436,7 +436,7 @@ class LogPlay:
     def receive(self, place: At, entries: list[Entry]) -> None:
         """Tell the book what came."""
         self.book.receive(place, [entry.message for entry in entries])
-        part = self.book.part(place)
+        part = self.book.partition(place)
         self.known.setdefault(part, self.serial[place])
         self.require(not part.running, "what is worked on is not fetched", place)
         receipts, now = self.receipts.setdefault(part, {}), self.clock.now()
@@ -450,7 +450,7 @@ class LogPlay:
     def skip(self, place: At, entry: Entry) -> None:
         """Step over a record that cannot be parsed."""
         record: AuditRecord = None  # type: ignore[assignment]
-        part = self.book.part(place)
+        part = self.book.partition(place)
         self.known.setdefault(part, self.serial[place])
 
         def act() -> None:

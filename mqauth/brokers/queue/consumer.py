@@ -18,8 +18,8 @@ from typing import Any, Final, Self
 from mqauth.brokers.event_loop import DeliveryTasks, SignalHandlers
 from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.client import QueueClient
-from mqauth.brokers.queue.hold import Retrier, Sleep
 from mqauth.brokers.queue.processor import Processor, StartedDelivery
+from mqauth.brokers.queue.retrier import Retrier, Sleep
 from mqauth.brokers.queue.subscription import Subscription
 from mqauth.delivery.health import QueueHealth
 from mqauth.delivery.hold import HELD_PER_PREFETCH, MAX_HELD, HeldDelivery, HoldCapacity

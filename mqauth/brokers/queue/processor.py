@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from mqauth.brokers.event_loop import Timer, call_later, was_cancelled
 from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.client import DeliveryClient
-from mqauth.brokers.queue.hold import Retrier, Sleep
+from mqauth.brokers.queue.retrier import Retrier, Sleep
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER, HeldDelivery, Hold, HoldCapacity, is_deferred
 from mqauth.delivery.queue_work import INTERRUPTED, QueueLeases, QueueWork
 from mqauth.delivery.slot import NO_LIMIT, Slot

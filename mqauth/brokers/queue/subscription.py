@@ -9,8 +9,8 @@ import tenacity
 
 from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.client import OpenChannel, QueueClient, Take
-from mqauth.brokers.queue.hold import Sleep
 from mqauth.brokers.queue.processor import Processor
+from mqauth.brokers.queue.retrier import Sleep
 from mqauth.delivery.hold import HeldDelivery
 from mqauth.delivery.window import PROBE_WAIT, PROBE_WAIT_MAX, Window
 

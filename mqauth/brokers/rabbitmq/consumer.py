@@ -10,7 +10,7 @@ from typing import Any, Final
 from aio_pika.abc import AbstractQueue
 
 from mqauth.brokers.queue.consumer import QueueConsumer, Settings
-from mqauth.brokers.queue.hold import Sleep
+from mqauth.brokers.queue.retrier import Sleep
 from mqauth.brokers.rabbitmq.channel import share_connection
 from mqauth.brokers.rabbitmq.producer import Producer, as_responder
 from mqauth.brokers.rabbitmq.queue import Queue
