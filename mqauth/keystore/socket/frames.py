@@ -19,13 +19,13 @@ _HEAD: Final = struct.Struct(">I")
 _CREDENTIALS: Final = struct.Struct("iII")
 
 
-class WireError(MqauthError):
+class FrameError(MqauthError):
     """The other end is gone, too slow, or says what is no frame."""
 
     code = "wire"
 
 
-class Wire:
+class FrameSocket:
     """One connection, read and written in whole frames.
 
     Args:
@@ -41,16 +41,16 @@ class Wire:
         """Send one frame within so many seconds.
 
         Raises:
-            WireError: it could not be sent.
+            FrameError: it could not be sent.
         """
         raw = strictjson.dumps(members)
         if len(raw) > MAX_FRAME:
-            raise WireError("a frame is too large")
+            raise FrameError("a frame is too large")
         try:
             self._socket.settimeout(seconds)
             self._socket.sendall(_HEAD.pack(len(raw)) + raw)
         except OSError as error:
-            raise WireError(f"not sent: {_named(error)}") from error
+            raise FrameError(f"not sent: {_named(error)}") from error
 
     def receive(self, seconds: float, *, idle: float | None = None) -> dict[str, Any]:
         """Return the next frame.
@@ -60,19 +60,19 @@ class Wire:
             idle: seconds until its first byte.
 
         Raises:
-            WireError: it did not come, or is none.
+            FrameError: it did not come, or is none.
         """
         start = b"" if idle is None else self._some(1, self._clock.monotonic() + idle)
         deadline = self._clock.monotonic() + seconds
         (size,) = _HEAD.unpack(self._exactly(_HEAD.size, deadline, start))
         if size > MAX_FRAME:
-            raise WireError("a frame is too large")
+            raise FrameError("a frame is too large")
         try:
             members = strictjson.loads(self._exactly(size, deadline), depth=_DEPTH)
         except strictjson.StrictJSONError as error:
-            raise WireError("a frame is no JSON") from error
+            raise FrameError("a frame is no JSON") from error
         if not isinstance(members, dict):
-            raise WireError("a frame is no JSON object")
+            raise FrameError("a frame is no JSON object")
         return members
 
     def hang_up(self) -> None:
@@ -95,14 +95,14 @@ class Wire:
         """Return at least one byte, and at most so many."""
         left = deadline - self._clock.monotonic()
         if left <= 0:
-            raise WireError("too slow")
+            raise FrameError("too slow")
         try:
             self._socket.settimeout(left)
             raw = self._socket.recv(most)
         except OSError as error:
-            raise WireError(f"not received: {_named(error)}") from error
+            raise FrameError(f"not received: {_named(error)}") from error
         if not raw:
-            raise WireError("the connection was closed")
+            raise FrameError("the connection was closed")
         return raw
 
 

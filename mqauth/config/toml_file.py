@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
+import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from mqauth.errors import ConfigurationError
+from mqauth.keystore.disk import files
 
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _TYPES: Final = {
@@ -112,3 +116,53 @@ class Table:
 def spelt(key: str) -> str:
     """Return a key as TOML spells it, quoted where it must be."""
     return key if _BARE.fullmatch(key) else json.dumps(key)
+
+
+_MAX_FILE: Final = 1024 * 1024
+_MAX_SECRET_FILE: Final = 64 * 1024
+_MAX_PASSPHRASE: Final = 1023
+
+
+def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the text of a TOML file and its tables.
+
+    Raises:
+        ConfigurationError: it cannot be read, is over 1 MiB, or is no TOML; a syntax error names its line.
+    """
+    raw = files.read_bounded(path, _MAX_FILE)
+    try:
+        text = raw.decode("utf-8")
+        return text, tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError(f"{path}: not UTF-8 (at line {line})") from error
+    except RecursionError as error:
+        raise ConfigurationError(f"{path}: nested too deep") from error
+    except ValueError as error:
+        last = raw.rstrip(b"\n").count(b"\n") + 1
+        what = str(error).replace("(at end of document)", f"(at line {last}, the end)")
+        raise ConfigurationError(f"{path}: no TOML: {what}") from error
+
+
+def read_passphrase(*, env: str | None = None, file: Path | None = None) -> bytes | None:
+    """Return the passphrase an environment variable or a file holds, ``None`` where neither is named.
+
+    Args:
+        env: name of the variable.
+        file: the file; one newline at its end does not count.
+
+    Raises:
+        ConfigurationError: the variable is not set, the file cannot be read, or it is empty or too long.
+    """
+    if env is not None:
+        name, raw = f"the variable {env}", os.environb.get(os.fsencode(env))
+        if raw is None:
+            raise ConfigurationError(f"{name} is not set")
+    elif file is not None:
+        name = str(file)
+        raw = files.read_bounded(file, _MAX_SECRET_FILE).removesuffix(b"\n").removesuffix(b"\r")
+    else:
+        return None
+    if not 1 <= len(raw) <= _MAX_PASSPHRASE:
+        raise ConfigurationError(f"{name}: a passphrase has 1 to {_MAX_PASSPHRASE} bytes")
+    return raw
