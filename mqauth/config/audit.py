@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mqauth.audit.file import AuditFile
-from mqauth.audit.flood import FloodGate
-from mqauth.audit.head import HeadFile
+from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.audit.misuse import Alert, Detector, Thresholds
-from mqauth.audit.sinks import MisuseWatch
+from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.clock import Clock
 from mqauth.config.file import secret_of
 from mqauth.config.settings import AuditSettings

@@ -34,7 +34,7 @@ from mqauth.keystore import ActiveKey, JWKSFile
 from mqauth.keystore.disk.folder import read_pem
 from mqauth.keystore.remote.discovery import discover
 from mqauth.keystore.remote.jwks import JWKS
-from mqauth.letters.release import Authority, ReleaseAuthorities
+from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ReplayStore
 from mqauth.signer import Signer
