@@ -6,11 +6,9 @@ and ``audit``; ``letters``; ``judging``, the verdict; ``delivery``, the engine; 
 """
 
 from mqauth._version import __version__
-from mqauth.audit.file import AuditFile
-from mqauth.audit.flood import FloodGate
-from mqauth.audit.head import HeadFile
+from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.audit.misuse import Alert, Detector, Thresholds
-from mqauth.audit.sinks import CallableSink, FanOut, LoggingSink, MisuseWatch
+from mqauth.audit.sinks import CallableSink, FanOut, FloodGate, LoggingSink, MisuseWatch
 from mqauth.config.load import load
 from mqauth.errors import (
     Cause,
