@@ -23,7 +23,7 @@ from mqauth.bench.lanes import BrokerFound, Effort
 from mqauth.bench.rounds import Progress, Rounds, rates
 from mqauth.bench.workload import Workload
 from mqauth.errors import ConfigurationError
-from mqauth.judging.known_tokens import CAPACITY, LEAF
+from mqauth.judging.candidate import CAPACITY, LEAF
 
 TOLD: Final = ("bare", "message", "batch", "handwritten")
 """Contenders whose rates stand in the short form; the others' ratios do."""

@@ -19,7 +19,7 @@ from mqauth.wire import base64url, batch, claims, envelope, jws
 from mqauth.wire.claims import Binding
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.keys import Key, KeySet, KeySource
-from mqauth.wire.message import Message
+from mqauth.wire.message import Message, form_of
 
 RELEASE_HEADER: Final = "mqauth-release"
 RELEASE_TYPE: Final = "mqauth-release+jwt"
@@ -303,7 +303,7 @@ def _check_bindings(message: Message, release: Release) -> None:
     """Hold a release against the message and the producer's token it came with."""
     try:
         token = envelope.token_of(message)
-        envelope.check(message, release.mqa, envelope.cover(message, release.mqa.hdr))
+        envelope.check(message, release.mqa, envelope.checked_encoder(form_of(message), release.mqa.hdr))
         covered = covered_names(token)
     except Rejection as error:
         raise _invalid(f"the release is of another message: {error.reason.value}") from error

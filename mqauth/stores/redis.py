@@ -187,10 +187,6 @@ class RedisReplayStore:
         """Claim each, in order, in one round trip for every 1,000; of one scope only on a cluster."""
         return run(self._wishes.claim(requests))
 
-    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
-        """Make each claim done, likewise."""
-        run(self._wishes.end(Verb.CONFIRM, requests))
-
     def close(self) -> None:
         """Close the client's connections."""
         self._client.close()
@@ -265,10 +261,6 @@ class AsyncRedisReplayStore:
     async def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
         """Claim each, in order, in one round trip for every 1,000; of one scope only on a cluster."""
         return await arun(self._wishes.claim(requests))
-
-    async def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
-        """Make each claim done, likewise."""
-        await arun(self._wishes.end(Verb.CONFIRM, requests))
 
     async def aclose(self) -> None:
         """Close the client's connections."""

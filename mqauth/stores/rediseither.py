@@ -45,10 +45,6 @@ class EitherRedisReplayStore:
         """Claim each, in order, in one round trip for every 1,000."""
         return self._store().claim_many(requests)
 
-    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> Awaitable[None] | None:
-        """Make each claim done, likewise."""
-        return self._store().confirm_many(requests)
-
     def _store(self) -> RedisReplayStore | AsyncRedisReplayStore:
         """Return the store of this thread's colour."""
         try:
