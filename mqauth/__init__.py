@@ -29,8 +29,7 @@ from mqauth.judging.policy import Allow, Decision, Rule, UnsafeAllowAll
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey, JWKSFile
-from mqauth.keystore.remote.discovery import discover
-from mqauth.keystore.remote.jwks import JWKS
+from mqauth.keystore.remote.jwks import JWKS, discover
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.signer import Signer
 from mqauth.wire.keys import Key, KeySet
