@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Final
 
 from mqauth.audit.chain import ChainReport, Progress, as_json, verify_chain
-from mqauth.audit.file import with_parts
-from mqauth.audit.head import read_heads
-from mqauth.audit.line_file import last_lines
-from mqauth.audit.log import TIMES, Record, Selection, claims_of, count, is_verified, parse_record, read_records
+from mqauth.audit.disk import last_lines
+from mqauth.audit.file import read_heads, with_parts
+from mqauth.audit.log import TIMES, Selection, count, parse_record, read_records
 from mqauth.audit.misuse import Alert, Detector, Thresholds
+from mqauth.audit.record import Record, claims_of, is_verified
 from mqauth.cli.follow import follow
 from mqauth.cli.output import one_line, print_json
 from mqauth.errors import ConfigurationError

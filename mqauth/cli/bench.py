@@ -29,7 +29,7 @@ def bench(
         Path | None, typer.Option("--output", help="Write every figure with its spread to this JSON file.")
     ] = None,
 ) -> int:
-    """Measure what signing and judging cost here, beside the bare clients and hand-written wrappers."""
+    """Measure what signing and judging cost here, beside the bare clients."""
     from mqauth.bench import report, run  # they make the command slow to start
 
     address = None if kafka is None else run.address_of(kafka)

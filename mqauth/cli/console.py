@@ -24,7 +24,7 @@ from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Pipeline
 from mqauth.keystore import signing_key
 from mqauth.keystore.remote.connection import FetchFailed
-from mqauth.letters.release_signer import Releaser
+from mqauth.letters.authorities import Releaser
 
 if TYPE_CHECKING:
     from mqauth.console import Provider

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mqauth.audit.chain import verify_chain
-from mqauth.audit.file import AuditFile
-from mqauth.audit.head import HeadFile
+from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Pipeline

@@ -30,8 +30,8 @@ from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.judging.pipeline import Pipeline
 from mqauth.keystore import signing_key
+from mqauth.letters.authorities import Releaser
 from mqauth.letters.release import WAIVABLE
-from mqauth.letters.release_signer import Releaser
 from mqauth.review import Account, Filter, Index, Pace, Reviewer, Terms
 
 

@@ -9,7 +9,8 @@ from io import BufferedReader
 from pathlib import Path
 
 from mqauth.audit.file import parts
-from mqauth.audit.log import Record, parse_record
+from mqauth.audit.log import parse_record
+from mqauth.audit.record import Record
 from mqauth.errors import ConfigurationError
 
 

@@ -25,7 +25,7 @@ from mqauth.console.shelf import Overview, Shelf
 from mqauth.errors import ConfigurationError, MqauthError, Reason
 from mqauth.flow import Flow
 from mqauth.judging.pipeline import Pipeline
-from mqauth.letters.release_signer import Releaser
+from mqauth.letters.authorities import Releaser
 from mqauth.review import (
     ALL,
     Account,

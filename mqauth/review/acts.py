@@ -19,8 +19,7 @@ from mqauth.clock import Clock, uuid7
 from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable
 from mqauth.flow import Flow, call, either
 from mqauth.judging.pipeline import Pipeline, Verdict
-from mqauth.letters.lineage import Hop
-from mqauth.letters.release import Release, without_release
+from mqauth.letters.release import Hop, Release, without_release
 from mqauth.review.filters import Filter, Selection
 from mqauth.review.index import Index
 from mqauth.review.judge import Judge, rows, said, why_unsound

@@ -9,8 +9,7 @@ from typing import Final
 
 from mqauth.flow import Flow
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
-from mqauth.letters.lineage import NO_PAST, Past
-from mqauth.letters.release import without_release
+from mqauth.letters.release import NO_PAST, Past, without_release
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.review.filters import ALL, Filter
 from mqauth.review.index import Index, Row

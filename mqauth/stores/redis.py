@@ -184,10 +184,6 @@ class RedisReplayStore(_RedisClaims):
         """Claim each, in order, in one round trip for every 1,000. On a cluster all must be of one scope."""
         return run(self._claim(requests))
 
-    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
-        """Mark each claim as done, in one round trip for every 1,000."""
-        run(self._send(Verb.CONFIRM, requests))
-
     def close(self) -> None:
         """Close the client's connections."""
         self._client.close()
@@ -250,10 +246,6 @@ class AsyncRedisReplayStore(_RedisClaims):
         """Claim each, in order, in one round trip for every 1,000. On a cluster all must be of one scope."""
         return await arun(self._claim(requests))
 
-    async def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
-        """Mark each claim as done, in one round trip for every 1,000."""
-        await arun(self._send(Verb.CONFIRM, requests))
-
     async def aclose(self) -> None:
         """Close the client's connections."""
         await self._client.aclose()
@@ -295,10 +287,6 @@ class EitherRedisReplayStore:
     def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus] | Awaitable[list[ClaimStatus]]:
         """Claim each, in order, in one round trip for every 1,000."""
         return self._store().claim_many(requests)
-
-    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> Awaitable[None] | None:
-        """Mark each claim as done, in one round trip for every 1,000."""
-        return self._store().confirm_many(requests)
 
     def _store(self) -> RedisReplayStore | AsyncRedisReplayStore:
         try:

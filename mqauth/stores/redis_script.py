@@ -13,10 +13,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 from typing import Any, Final
 
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
+from mqauth.wire.memo import Memo
 from mqauth.wire.message import Place
 
 PLACE_BYTES: Final = 12
@@ -132,6 +132,11 @@ STATUSES: Final = {
     "l": ClaimStatus.LOST,
 }
 """The meaning of the letters in an answer to claims."""
+# On a cluster the braces put all keys of a scope on one node (hash tags), where one script may use them.
+_PREFIXES: Final = Memo[tuple[str, str], bytes](
+    lambda names: f"{names[0]}:{{{names[1]}}}:".encode("utf-8", "surrogatepass")
+)
+"""The beginning of a key, by namespace and scope."""
 
 
 class Verb(StrEnum):
@@ -212,15 +217,9 @@ def risks(info: dict[str, Any]) -> list[str]:
 
 def _key(namespace: str, request: ClaimRequest) -> bytes:
     """Return the key of an id, or of the token of an id in a batch."""
-    prefix = _prefix(namespace, request.scope)
+    prefix = _PREFIXES[namespace, request.scope]
     # The tilde keeps a batch apart from a single token of the same id.
     return prefix + request.id if request.index is None else prefix + request.id[:-2] + b"~"
-
-
-@lru_cache(maxsize=1024)
-def _prefix(namespace: str, scope: str) -> bytes:
-    # On a cluster the braces put all keys of a scope on one node (hash tags), where one script may use them.
-    return f"{namespace}:{{{scope}}}:".encode("utf-8", "surrogatepass")
 
 
 def _argument(verb: Verb, request: ClaimRequest) -> bytes:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
-from mqauth.audit.private_file import closed_on_error, open_private
+from mqauth.audit.disk import closed_on_error, open_private
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, MqauthError
 from mqauth.keystore.disk.files import reason, refused
