@@ -15,7 +15,7 @@ from mqauth.console.oidc_token import ALGORITHMS, Expected, check
 from mqauth.errors import ConfigurationError
 from mqauth.keystore.remote.connection import Deadline, Dial, Endpoint, FetchFailed, trust
 from mqauth.keystore.remote.fetch import WELL_KNOWN
-from mqauth.keystore.remote.http import get, post
+from mqauth.keystore.remote.http import request
 
 TIMEOUT: Final = 10.0
 """Seconds for all that one page asks of the provider."""
@@ -135,9 +135,9 @@ class Provider:
             "code_verifier": attempt.verifier,
         }  # fmt: skip
         more, authorization = self._authenticate(metadata)
-        answer = post(
-            metadata.token, form | more, deadline=deadline, context=self._context, authorization=authorization,
-            dial=self._dial,
+        answer = request(
+            metadata.token, deadline=deadline, context=self._context, form=form | more,
+            authorization=authorization, dial=self._dial,
         )  # fmt: skip
         token = (answer.document or {}).get("id_token")
         if not isinstance(token, str):
@@ -194,7 +194,7 @@ class Provider:
 
     def _get(self, endpoint: Endpoint, deadline: Deadline) -> Mapping[str, Any]:
         """Return a document."""
-        return get(endpoint, deadline=deadline, context=self._context, dial=self._dial).document or {}
+        return request(endpoint, deadline=deadline, context=self._context, dial=self._dial).document or {}
 
 
 def _listed(said: Mapping[str, Any], name: str, default: Iterable[str]) -> list[str]:

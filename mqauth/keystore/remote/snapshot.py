@@ -1,13 +1,13 @@
-"""The last good set on disk, so that a consumer that starts while its issuer is down still works.
+"""The last good key set on the disk, for a consumer that starts while its issuer is down.
 
-The digest finds a torn or damaged file; what keeps others from writing it is its mode, 0600.
+A digest finds a file that is torn or damaged. It does not prove who wrote the file: its mode 0600 keeps others
+out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mqauth.errors import ConfigurationError, MqauthError
+from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.jwk import MAX_DOCUMENT, dump_key_set, load_key_set
 from mqauth.wire.keys import KeySet
@@ -32,13 +33,13 @@ class SnapshotRefused(MqauthError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """A good set.
+    """A good key set.
 
     Args:
         source: the URL it came from.
         keys: the set.
         asked: when it was asked for, UTC seconds.
-        publish_delay: what its issuer announced, seconds.
+        publish_delay: the publish delay that its issuer announced, seconds.
     """
 
     source: str
@@ -48,17 +49,20 @@ class Snapshot:
 
 
 def save(path: Path, snapshot: Snapshot) -> None:
-    """Write a snapshot, whole or not at all.
+    """Write a snapshot as a whole, or leave the file as it was.
 
     Raises:
-        OSError: the disk refused.
+        OSError: the system refused.
     """
-    content = _content(snapshot)
-    raw = strictjson.dumps(content | {"sha256": _digest(content)})
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
+    content = {
+        "v": 1, "source": snapshot.source, "asked": snapshot.asked, "publish_delay": snapshot.publish_delay,
+        "document": dump_key_set(snapshot.keys),
+    }  # fmt: skip
+    # A name of its own for each writer, and mode 0600: several processes may write one snapshot at the same time.
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(raw)
+            file.write(strictjson.dumps(content | {"sha256": _digest(content)}))
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
@@ -69,60 +73,27 @@ def save(path: Path, snapshot: Snapshot) -> None:
 
 
 def load(path: Path, *, source: str, now: float, max_age: float) -> Snapshot:
-    """Read a snapshot back.
+    """Read a snapshot.
 
     Args:
         path: the file.
-        source: the URL it must come from.
+        source: the URL that it must come from.
         now: UTC seconds.
-        max_age: an older one is refused, seconds.
+        max_age: seconds; an older snapshot is refused.
 
     Raises:
         SnapshotRefused: it may not be used; the text says why.
     """
-    found = _parse(_read(path))
-    if found.source != source:
-        raise SnapshotRefused("it is of another source")
-    if not -_SKEW <= now - found.asked <= max_age:
-        raise SnapshotRefused("it is too old, or of the future")
-    return found
-
-
-def _content(snapshot: Snapshot) -> dict[str, Any]:
-    """Return what is written and digested."""
-    return {
-        "v": 1, "source": snapshot.source, "asked": snapshot.asked, "publish_delay": snapshot.publish_delay,
-        "document": dump_key_set(snapshot.keys),
-    }  # fmt: skip
-
-
-def _digest(content: dict[str, Any]) -> str:
-    """Return the digest of the content's own bytes."""
-    return hashlib.sha256(strictjson.dumps(content)).hexdigest()
-
-
-def _read(path: Path) -> bytes:
-    """Read the file, if it is ours alone and small."""
     try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
-                raise SnapshotRefused("others may read or write it: its mode is to be 0600")
-            raw = file.read(_MAX_FILE + 1)
-    except OSError as error:
-        raise SnapshotRefused(error.strerror or "it cannot be read") from error
-    if len(raw) > _MAX_FILE:
-        raise SnapshotRefused("it is too large")
-    return raw
-
-
-def _parse(raw: bytes) -> Snapshot:
-    """Check the digest and return what was saved."""
+        # A file that another user owns, or may write, would let that user choose the keys.
+        raw = read_bounded(path, _MAX_FILE, private=True, own=True)
+    except ConfigurationError as error:
+        raise SnapshotRefused(str(error)) from error
     try:
         content = strictjson.loads(raw, depth=_DEPTH)
         if content.pop("sha256") != _digest(content) or content["v"] != 1:
             raise SnapshotRefused("it is damaged")
-        return Snapshot(
+        found = Snapshot(
             source=content["source"],
             keys=load_key_set(content["document"]),
             asked=float(content["asked"]),
@@ -130,3 +101,12 @@ def _parse(raw: bytes) -> Snapshot:
         )
     except (ValueError, KeyError, AttributeError, TypeError, ConfigurationError) as error:
         raise SnapshotRefused("it is damaged") from error
+    if found.source != source:
+        raise SnapshotRefused("it is of another source")
+    if not -_SKEW <= now - found.asked <= max_age:
+        raise SnapshotRefused("it is too old, or of the future")
+    return found
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(strictjson.dumps(content)).hexdigest()
