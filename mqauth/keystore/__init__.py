@@ -1,7 +1,7 @@
 """Signing keys on the disk or behind a socket, and public keys in a JWK Set file.
 
-``signing_key`` and ``public_keys`` read a keystore folder or a single PEM file, once. ``ActiveKey`` follows a folder
-through its rotations. ``SocketSigner`` signs with the key of a ``SigningServer`` in another process.
+``signing_key`` and ``public_keys`` read a keystore folder or a single PEM file, once. ``ActiveKey`` follows a
+folder through its rotations. ``SocketSigner`` signs with the key of a ``SigningServer`` in another process.
 """
 
 from mqauth.keystore.disk.active import ActiveKey
