@@ -11,7 +11,6 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -537,8 +536,8 @@ def test_a_snapshot_is_refreshed_at_once_and_guarded(clock: FakeClock, tmp_path:
 
 
 def _other_url(path: Path) -> None:
-    found = jwks_snapshot.load(path, source=URL, now=2e9, max_age=1e9)
-    jwks_snapshot.save(path, replace(found, source="https://other.example/jwks.json"))
+    keys, _, delay = jwks_snapshot.load(path, source=URL, now=2e9, max_age=1e9)
+    jwks_snapshot.save(path, keys, source="https://other.example/jwks.json", asked=2e9, publish_delay=delay)
 
 
 def _edited(path: Path) -> None:
@@ -579,7 +578,7 @@ def test_a_snapshot_is_bounded_in_age(clock: FakeClock, tmp_path: Path, age: flo
     path = tmp_path / "set.json"
     saved(clock, path, A)
     clock.step(age)
-    with pytest.raises(jwks_snapshot.SnapshotRefused, match="old"):
+    with pytest.raises(ConfigurationError, match="old"):
         jwks_snapshot.load(path, source=URL, now=clock.now(), max_age=3600)
 
 

@@ -124,10 +124,8 @@ def is_missing(path: Path) -> bool:
     """Tell whether nothing exists under a path. A path that we may not look at counts as existing."""
     try:
         os.stat(path)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
     return False
 
 

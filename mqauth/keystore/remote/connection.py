@@ -59,6 +59,7 @@ class Endpoint:
 
     host: str
     port: int
+    authority: str
     target: str
     tls: bool
 
@@ -83,18 +84,13 @@ class Endpoint:
         if not tls and not (parts.scheme == "http" and unsafe_http_loopback and _is_loopback(host)):
             raise ConfigurationError("a JWKS URL is https; http only on loopback, with unsafe_http_loopback")
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        return cls(host=host, port=port or (443 if tls else 80), target=target, tls=tls)
+        port = port or (443 if tls else 80)
+        return cls(host=host, port=port, authority=parts.netloc, target=target, tls=tls)
 
     @property
     def shown(self) -> str:
         """The URL for people, without its query, which may hold a secret."""
         return f"{'https' if self.tls else 'http'}://{self.authority}{self.target.partition('?')[0]}"
-
-    @property
-    def authority(self) -> str:
-        """The host and, where it is not the usual one of the scheme, the port."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
 
 
 Dial = Callable[[Endpoint, Deadline, ssl.SSLContext | None], socket.socket]

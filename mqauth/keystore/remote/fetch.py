@@ -19,8 +19,8 @@ from mqauth.wire.jwk import load_key_set
 WELL_KNOWN: Final = "/.well-known/openid-configuration"
 _REDISCOVER: Final = 3600.0
 Fetch = Callable[[str | None], Answer]
-"""Makes one attempt, bounded in time and bytes, or raises ``FetchFailed``. It takes the entity tag of the set in use,
-so that the answer may say that nothing changed."""
+"""Makes one attempt, bounded in time and bytes, or raises ``FetchFailed``. It takes the entity tag of the set that
+is in use, so that the answer may say that nothing changed."""
 
 
 class URLFetch:

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Final, TypedDict, Unpack
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
-from mqauth.errors import Cause, Reason, Rejection, Unavailable
+from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
 from mqauth.keystore.disk import files
 from mqauth.keystore.remote import rules, snapshot
 from mqauth.keystore.remote.connection import Endpoint, FetchFailed, trust
 from mqauth.keystore.remote.events import Announcer, Event, EventKind, Health, Listener, OnEvent
 from mqauth.keystore.remote.fetch import DiscoveredFetch, Fetch, URLFetch
 from mqauth.keystore.remote.refresher import Ended, ThreadRefresher, attempt_end, in_event_loop
-from mqauth.keystore.remote.rules import AbsentKids, Answer, Cache, Limits, Ruling, Wish
+from mqauth.keystore.remote.rules import AbsentKids, Answer, Cache, Limits, Ruling
 from mqauth.wire.keys import KeySet
 
 _LOG: Final = logging.getLogger("mqauth.keys")
@@ -136,18 +136,18 @@ class JWKS:
             Unavailable: ``key_pending`` while the issuer is out of reach, ``keys_unavailable`` without a set.
             Rejection: ``key_unknown``: the issuer has been out of reach for longer than messages are held.
         """
-        wish = self._wish(kid, received)
+        since = self._since(received)
         while True:
-            ruling, ended, seconds = self._rule(wish)
+            ruling, ended, seconds = self._rule(kid, since)
             if ruling is not Ruling.WAIT or in_event_loop():
                 return self._settle(ruling)
             self._refresher.wait(ended, seconds)
 
     async def arefresh(self, kid: str, received: float, /) -> KeySet:
         """Do the same as ``refresh``, and let the event loop run meanwhile."""
-        wish = self._wish(kid, received)
+        since = self._since(received)
         while True:
-            ruling, ended, seconds = self._rule(wish)
+            ruling, ended, seconds = self._rule(kid, since)
             if ruling is not Ruling.WAIT:
                 return self._settle(ruling)
             await self._refresher.pause(ended, seconds)
@@ -182,27 +182,29 @@ class JWKS:
             counters=self._announcer.counters(),
         )
 
-    def _wish(self, kid: str, received: float) -> Wish:
-        # A wall clock may be set forward or back, so the time of receipt is converted to monotonic seconds.
-        return Wish(kid, self._clock.monotonic() - max(0.0, self._clock.now() - received))
+    def _since(self, received: float) -> float:
+        """Return a time of receipt in monotonic seconds, because a wall clock may be set forward or back."""
+        return self._clock.monotonic() - max(0.0, self._clock.now() - received)
 
-    def _rule(self, wish: Wish) -> tuple[Ruling, Ended, float]:
+    def _rule(self, kid: str, since: float) -> tuple[Ruling, Ended, float]:
         """Return the ruling on a kid, the end of the attempt in flight, and the seconds to wait for it.
 
         Begins an attempt where the ruling is to ask.
         """
         with self._condition:
             now = self._clock.monotonic()
-            ruling = rules.rule(self._cache, wish, now=now, limits=self._limits, absent=self._absent)
-            if ruling is Ruling.ANSWER and rules.in_vain(self._cache, wish):
-                self._absent.add(wish.kid, self._cache.origin)
+            ruling = rules.rule(
+                self._cache, kid, received=since, now=now, limits=self._limits, absent=self._absent
+            )
+            if ruling is Ruling.ANSWER and rules.in_vain(self._cache, kid, since):
+                self._absent.add(kid, self._cache.origin)
             if ruling is not Ruling.ASK:
                 return ruling, self._ended, self._cache.attempt + self._limits.wait - now
             if self._closed:
                 return Ruling.PENDING, self._ended, 0
             self._begin(now)
             self._refresher.wake()
-            return self._rule(wish)
+            return self._rule(kid, since)
 
     def _settle(self, ruling: Ruling) -> KeySet:
         """Turn a ruling into a set, a rejection or a deferral."""
@@ -275,26 +277,23 @@ class JWKS:
         if self._snapshot is None or cache.keys is None:
             return
         asked = self._clock.now() - (self._clock.monotonic() - cache.asked)
-        kept = snapshot.Snapshot(
-            source=self.source, keys=cache.keys, asked=asked, publish_delay=cache.publish_delay
-        )
+        delay = cache.publish_delay
         # A full disk is no reason to stop using the keys.
         try:
-            snapshot.save(self._snapshot, kept)
+            snapshot.save(self._snapshot, cache.keys, source=self.source, asked=asked, publish_delay=delay)
         except OSError as error:
             self._report(EventKind.SNAPSHOT_FAILED, files.reason(error))
 
     def _restore(self) -> None:
         if self._snapshot is None or files.is_missing(self._snapshot):
             return
-        now = self._clock.now()
+        now, max_age = self._clock.now(), self._limits.max_stale
         try:
-            found = snapshot.load(self._snapshot, source=self.source, now=now, max_age=self._limits.max_stale)
-        except snapshot.SnapshotRefused as refused:
+            keys, age, delay = snapshot.load(self._snapshot, source=self.source, now=now, max_age=max_age)
+        except ConfigurationError as refused:
             self._report(EventKind.SNAPSHOT_REFUSED, str(refused))
             return
-        age = max(0.0, now - found.asked)
-        self._cache = rules.restored(found.keys, self._clock.monotonic() - age, found.publish_delay)
+        self._cache = rules.restored(keys, self._clock.monotonic() - age, delay)
         self._report(EventKind.SNAPSHOT_LOADED, f"{age:.0f} s old")
 
     def _report(self, kind: EventKind, detail: str) -> None:

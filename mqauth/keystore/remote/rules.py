@@ -224,14 +224,6 @@ def _merged(cache: Cache, answer: Answer) -> Merged | None:
     return merge(cache.keys or KeySet([]), answer.keys, cache.suspects, outdated=outdated)
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """The kid in the token of a message, and when the message came, in the monotonic seconds of the cache."""
-
-    kid: str
-    received: float
-
-
 class Ruling(Enum):
     """What happens to a message with a kid that the set in use may lack."""
 
@@ -267,18 +259,22 @@ class AbsentKids(dict[str, float]):
         return now - self.get(kid, NEVER) < ABSENT_SECONDS
 
 
-def rule(cache: Cache, wish: Wish, *, now: float, limits: Limits, absent: AbsentKids) -> Ruling:
+def rule(cache: Cache, kid: str, *, received: float, now: float, limits: Limits, absent: AbsentKids) -> Ruling:
     """Decide about a kid that the set in use may lack.
 
     Args:
         cache: the state.
-        wish: the kid, and when its message came.
+        kid: the key id in the token of a message.
+        received: when the message was received.
         now: the present time.
         limits: the bounds.
         absent: the kids that the issuer was asked for in vain.
     """
     keys = usable(cache, now, limits)
-    if keys is not None and (absent.has(wish.kid, now) or _settled(cache, keys, wish, now, limits)):
+    # A key that signs now has been published for the delay, so that a set younger than that would have it.
+    young = now - cache.origin < max(limits.publish_delay, cache.publish_delay)
+    settled = young or absent.has(kid, now) or in_vain(cache, kid, received)
+    if keys is not None and (settled or keys.get(kid) is not None):
         return Ruling.ANSWER
     if cache.in_flight:
         # Counted from the attempt and not from each message: behind an issuer that hangs, many forged kids
@@ -295,18 +291,10 @@ def rule(cache: Cache, wish: Wish, *, now: float, limits: Limits, absent: Absent
     return Ruling.PENDING if now - cache.failing_since < limits.max_hold else Ruling.OUTLIVED
 
 
-def in_vain(cache: Cache, wish: Wish) -> bool:
+def in_vain(cache: Cache, kid: str, received: float) -> bool:
     """Tell whether the issuer has answered since the message came, and without its kid."""
-    answered_since = min(cache.asked, cache.origin) >= wish.received
-    return answered_since and cache.keys is not None and cache.keys.get(wish.kid) is None
-
-
-def _settled(cache: Cache, keys: KeySet, wish: Wish, now: float, limits: Limits) -> bool:
-    """Tell whether another answer of the issuer could not change the ruling on a kid."""
-    if keys.get(wish.kid) is not None or in_vain(cache, wish):
-        return True
-    # A key that signs now has been published for so long that this set would have it.
-    return now - cache.origin < max(limits.publish_delay, cache.publish_delay)
+    answered_since = min(cache.asked, cache.origin) >= received
+    return answered_since and cache.keys is not None and cache.keys.get(kid) is None
 
 
 def publish_delay_of(document: Mapping[str, object]) -> float | None:

@@ -10,11 +10,10 @@ import hashlib
 import os
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.errors import ConfigurationError, MqauthError
+from mqauth.errors import ConfigurationError
 from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.jwk import MAX_DOCUMENT, dump_key_set, load_key_set
@@ -25,38 +24,21 @@ _MAX_FILE: Final = 2 * MAX_DOCUMENT
 _SKEW: Final = 60.0
 
 
-class SnapshotRefused(MqauthError):
-    """The snapshot is missing, open to others, damaged, of another source, or too old."""
-
-    code = "snapshot"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """A good key set.
+def save(path: Path, keys: KeySet, *, source: str, asked: float, publish_delay: float) -> None:
+    """Write a snapshot as a whole, or leave the file as it was.
 
     Args:
-        source: the URL it came from.
+        path: the file.
         keys: the set.
+        source: the URL it came from.
         asked: when it was asked for, UTC seconds.
         publish_delay: the publish delay that its issuer announced, seconds.
-    """
-
-    source: str
-    keys: KeySet
-    asked: float
-    publish_delay: float
-
-
-def save(path: Path, snapshot: Snapshot) -> None:
-    """Write a snapshot as a whole, or leave the file as it was.
 
     Raises:
         OSError: the system refused.
     """
     content = {
-        "v": 1, "source": snapshot.source, "asked": snapshot.asked, "publish_delay": snapshot.publish_delay,
-        "document": dump_key_set(snapshot.keys),
+        "v": 1, "source": source, "asked": asked, "publish_delay": publish_delay, "document": dump_key_set(keys),
     }  # fmt: skip
     # A name of its own for each writer, and mode 0600: several processes may write one snapshot at the same time.
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -72,7 +54,7 @@ def save(path: Path, snapshot: Snapshot) -> None:
         raise
 
 
-def load(path: Path, *, source: str, now: float, max_age: float) -> Snapshot:
+def load(path: Path, *, source: str, now: float, max_age: float) -> tuple[KeySet, float, float]:
     """Read a snapshot.
 
     Args:
@@ -81,31 +63,28 @@ def load(path: Path, *, source: str, now: float, max_age: float) -> Snapshot:
         now: UTC seconds.
         max_age: seconds; an older snapshot is refused.
 
+    Returns:
+        The set, its age in seconds, and the publish delay that its issuer announced.
+
     Raises:
-        SnapshotRefused: it may not be used; the text says why.
+        ConfigurationError: it may not be used: it cannot be read, is open to others, damaged, of another source,
+            or too old.
     """
-    try:
-        # A file that another user owns, or may write, would let that user choose the keys.
-        raw = read_bounded(path, _MAX_FILE, private=True, own=True)
-    except ConfigurationError as error:
-        raise SnapshotRefused(str(error)) from error
+    # A file that another user owns, or may write, would let that user choose the keys.
+    raw = read_bounded(path, _MAX_FILE, private=True, own=True)
     try:
         content = strictjson.loads(raw, depth=_DEPTH)
         if content.pop("sha256") != _digest(content) or content["v"] != 1:
-            raise SnapshotRefused("it is damaged")
-        found = Snapshot(
-            source=content["source"],
-            keys=load_key_set(content["document"]),
-            asked=float(content["asked"]),
-            publish_delay=float(content["publish_delay"]),
-        )
+            raise ConfigurationError("it is damaged")
+        keys, age = load_key_set(content["document"]), now - float(content["asked"])
+        found, publish_delay = content["source"], float(content["publish_delay"])
     except (ValueError, KeyError, AttributeError, TypeError, ConfigurationError) as error:
-        raise SnapshotRefused("it is damaged") from error
-    if found.source != source:
-        raise SnapshotRefused("it is of another source")
-    if not -_SKEW <= now - found.asked <= max_age:
-        raise SnapshotRefused("it is too old, or of the future")
-    return found
+        raise ConfigurationError("it is damaged") from error
+    if found != source:
+        raise ConfigurationError("it is of another source")
+    if not -_SKEW <= age <= max_age:
+        raise ConfigurationError("it is too old, or of the future")
+    return keys, max(0.0, age), publish_delay
 
 
 def _digest(content: dict[str, Any]) -> str:

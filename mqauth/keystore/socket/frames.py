@@ -1,4 +1,8 @@
-"""The frames between a signing process and its clients: four bytes of length, then strict JSON, all bounded."""
+"""The frames between a signing process and its clients: four bytes of length, then strict JSON, all bounded.
+
+Whatever goes wrong with a frame is an ``OSError``: the other end is gone, is too slow, or sent something else.
+The connection is of no use after it.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,6 @@ from contextlib import suppress
 from typing import Any, Final
 
 from mqauth.clock import Clock
-from mqauth.errors import MqauthError
-from mqauth.keystore.disk.files import reason
 from mqauth.wire import strict_json as strictjson
 
 MAX_DATA: Final = 32 * 1024
@@ -18,12 +20,6 @@ MAX_FRAME: Final = 64 * 1024
 _DEPTH: Final = 3
 _HEAD: Final = struct.Struct(">I")
 _CREDENTIALS: Final = struct.Struct("iII")
-
-
-class FrameError(MqauthError):
-    """The other end is gone, is too slow, or sent something that is not a frame."""
-
-    code = "wire"
 
 
 class FrameSocket:
@@ -42,16 +38,13 @@ class FrameSocket:
         """Send one frame within a number of seconds.
 
         Raises:
-            FrameError: it could not be sent.
+            OSError: it could not be sent.
         """
         raw = strictjson.dumps(members)
         if len(raw) > MAX_FRAME:
-            raise FrameError(f"a frame of {len(raw)} bytes is over {MAX_FRAME}")
-        try:
-            self._socket.settimeout(seconds)
-            self._socket.sendall(_HEAD.pack(len(raw)) + raw)
-        except OSError as error:
-            raise FrameError(f"not sent: {reason(error)}") from error
+            raise ConnectionError(f"a frame of {len(raw)} bytes is over {MAX_FRAME}")
+        self._socket.settimeout(seconds)
+        self._socket.sendall(_HEAD.pack(len(raw)) + raw)
 
     def receive(self, seconds: float, *, idle: float | None = None) -> dict[str, Any]:
         """Return the next frame.
@@ -61,20 +54,20 @@ class FrameSocket:
             idle: seconds to wait for its first byte.
 
         Raises:
-            FrameError: no frame came in time.
+            OSError: no frame came in time.
         """
         start = b"" if idle is None else self._some(1, self._clock.monotonic() + idle)
         # One deadline for the whole frame: a client that sends a byte now and then must not hold a thread.
         deadline = self._clock.monotonic() + seconds
         (size,) = _HEAD.unpack(self._exactly(_HEAD.size, deadline, start))
         if size > MAX_FRAME:
-            raise FrameError(f"a frame of {size} bytes is over {MAX_FRAME}")
+            raise ConnectionError(f"a frame of {size} bytes is over {MAX_FRAME}")
         try:
             members = strictjson.loads(self._exactly(size, deadline), depth=_DEPTH)
         except strictjson.StrictJSONError as error:
-            raise FrameError("a frame is not JSON") from error
+            raise ConnectionError("a frame is not JSON") from error
         if not isinstance(members, dict):
-            raise FrameError("a frame is not a JSON object")
+            raise ConnectionError("a frame is not a JSON object")
         return members
 
     def hang_up(self) -> None:
@@ -96,14 +89,11 @@ class FrameSocket:
         """Return at least one byte, and at most ``most`` bytes."""
         left = deadline - self._clock.monotonic()
         if left <= 0:
-            raise FrameError("too slow")
-        try:
-            self._socket.settimeout(left)
-            raw = self._socket.recv(most)
-        except OSError as error:
-            raise FrameError(f"not received: {reason(error)}") from error
+            raise TimeoutError("too slow")
+        self._socket.settimeout(left)
+        raw = self._socket.recv(most)
         if not raw:
-            raise FrameError("the connection was closed")
+            raise ConnectionError("the connection was closed")
         return raw
 
 

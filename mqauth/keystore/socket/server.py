@@ -16,7 +16,7 @@ from mqauth.audit.disk import closed_on_error, open_private
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, MqauthError
 from mqauth.keystore.disk.files import reason, refused
-from mqauth.keystore.socket.frames import MAX_DATA, FrameError, FrameSocket, peer_user
+from mqauth.keystore.socket.frames import MAX_DATA, FrameSocket, peer_user
 from mqauth.wire import base64url
 from mqauth.wire.keys import SigningKey, SigningKeySource
 
@@ -124,7 +124,7 @@ class SigningServer:
     def _serve(self, client: FrameSocket) -> None:
         """Answer one client until it disconnects or sends something that is not a frame."""
         try:
-            with suppress(FrameError):
+            with suppress(OSError):
                 while not self._stopping.is_set():
                     request = client.receive(self._timeout, idle=self._idle)
                     client.send(self._answer(request), self._timeout)

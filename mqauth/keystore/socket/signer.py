@@ -19,7 +19,7 @@ from typing import Any, Final
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, Unavailable
 from mqauth.keystore.disk.files import reason
-from mqauth.keystore.socket.frames import MAX_DATA, FrameError, FrameSocket, peer_user
+from mqauth.keystore.socket.frames import MAX_DATA, FrameSocket, peer_user
 from mqauth.wire import base64url
 from mqauth.wire.claims import is_name
 from mqauth.wire.keys import ALGORITHMS, MAX_KID
@@ -134,12 +134,11 @@ class SocketSigner:
         try:
             # An old connection may have broken since its last use; then a new one is worth a try.
             if self._frames is not None:
-                with suppress(FrameError):
+                with suppress(OSError):
                     return self._ask(request, deadline)
             return self._ask(request, deadline)
-        except (FrameError, OSError) as error:
-            why = reason(error) if isinstance(error, OSError) else error
-            raise _unavailable(f"{self.path}: {why}") from error
+        except OSError as error:
+            raise _unavailable(f"{self.path}: {reason(error)}") from error
         finally:
             self._lock.release()
 
@@ -151,7 +150,7 @@ class SocketSigner:
             frames.send({"id": self._number, **request}, self._left(deadline))
             answer = frames.receive(self._left(deadline))
             if answer.get("id") != self._number:
-                raise FrameError("an answer to something else")
+                raise ConnectionError("an answer to something else")
         except BaseException:
             self._hang_up()
             raise
@@ -165,7 +164,7 @@ class SocketSigner:
             # Another user may have put a socket of his own under the path.
             user = peer_user(connection)
             if user is not None and user not in self._users:
-                raise FrameError(f"user {user} listens there, who may not sign for us")
+                raise ConnectionError(f"user {user} listens there, who may not sign for us")
         except BaseException:
             connection.close()
             raise
@@ -174,7 +173,7 @@ class SocketSigner:
     def _left(self, deadline: float) -> float:
         left = deadline - self._clock.monotonic()
         if left <= 0:
-            raise FrameError("too slow")
+            raise TimeoutError("too slow")
         return left
 
     def _described(self, answer: dict[str, Any]) -> RemoteKey:
