@@ -217,6 +217,6 @@ def test_threads_share_a_memory() -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_all_paths_at_once(size: int) -> None:
-    """Made together, the paths are what each is alone."""
+    """Made together, the paths are those of the recursive definition."""
     tree = Tree([leaf_hash(b"%d" % number) for number in range(size)])
     assert [hashes(path) for path in tree.paths()] == [inclusion(index, data_of(size)) for index in range(size)]
