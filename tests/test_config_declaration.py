@@ -50,7 +50,7 @@ from mqauth.config.settings import (
     ReplaySettings,
     RuleSettings,
 )
-from mqauth.config.table import RefusedSetting, Table
+from mqauth.config.toml_file import RefusedSetting, Table
 from mqauth.console.oidc_settings import OIDCSettings, RoleSettings
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Rule

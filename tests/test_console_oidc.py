@@ -38,8 +38,8 @@ from mqauth.console.oidc_provider import REDISCOVER
 from mqauth.console.oidc_token import ALGORITHMS, LEEWAY, MAX_AGE, Expected, IDTokenError, check
 from mqauth.console.shield import HEADERS
 from mqauth.errors import ConfigurationError
-from mqauth.keystore.remote.http_answer import MAX_BODY
-from mqauth.keystore.remote.http_connection import FetchFailed
+from mqauth.keystore.remote.connection import FetchFailed
+from mqauth.keystore.remote.http import MAX_BODY
 from mqauth.review import ALL
 from mqauth.review.memory import MemoryLetterBox
 from mqauth.testing import FakeClock

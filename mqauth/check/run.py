@@ -13,9 +13,8 @@ from mqauth.check.codes import CODES, finding
 from mqauth.check.findings import Finding, Report, Severity, ordered
 from mqauth.check.target import Target, lines_of, nearest, read
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.config.file import read_toml
 from mqauth.config.load import Configuration
-from mqauth.config.table import RefusedSetting
+from mqauth.config.toml_file import RefusedSetting, read_toml
 from mqauth.errors import ConfigurationError
 
 RULES: Final[tuple[Callable[[Target], Iterator[Finding]], ...]] = (

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from mqauth.config.declaration import collect
 from mqauth.config.settings import AuthoritySettings, CheckSettings, FileSettings, IssuerSettings, SourceSettings
-from mqauth.config.table import RefusedSetting, Table
+from mqauth.config.toml_file import RefusedSetting, Table
 
 Path = tuple[str | int, ...]
 """Keys from the top of the file; an element of an array by its number, from 0."""

@@ -19,11 +19,11 @@ from mqauth.cli.dlq import Key
 from mqauth.cli.dlq_broker import Place, opened
 from mqauth.cli.output import print_json
 from mqauth.cli.serve import Certificate, listen
-from mqauth.config.file import read_passphrase
+from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Pipeline
 from mqauth.keystore import signing_key
-from mqauth.keystore.remote.http_connection import FetchFailed
+from mqauth.keystore.remote.connection import FetchFailed
 from mqauth.letters.authorities import Releaser
 
 if TYPE_CHECKING:

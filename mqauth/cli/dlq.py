@@ -26,7 +26,7 @@ from mqauth.audit.record import iso_time
 from mqauth.cli.dlq_broker import Opened, Place, opened
 from mqauth.cli.messages import read_texts, standard_input
 from mqauth.cli.output import print_json
-from mqauth.config.file import read_passphrase
+from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.judging.pipeline import Pipeline
 from mqauth.keystore import signing_key

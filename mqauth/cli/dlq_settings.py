@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import parse_qs, quote, urlsplit
 
-from mqauth.config.declaration import Settings, inner, not_with, only_with
-from mqauth.config.file import read_file, secret_of
+from mqauth.config.declaration import Settings, inner, not_with, only_with, read_file, secret_of
 from mqauth.config.kinds import FLAG, NAME, PATH, choice
-from mqauth.config.table import Table
+from mqauth.config.toml_file import Table
 from mqauth.errors import ConfigurationError
 
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from mqauth.audit.record import iso_time
 from mqauth.cli.output import print_json
-from mqauth.config.file import read_passphrase
+from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import Keystore, RingKey, public_keys
-from mqauth.keystore.disk import document, ring
+from mqauth.keystore.disk import ring
 from mqauth.wire.jwk import dump_key_set
 
 
@@ -76,7 +76,7 @@ def show(place: Place, *, as_json: bool) -> int:
     """Print every key with its state and times."""
     keys = place.keystore.ring().keys
     if as_json:
-        print_json({"keys": [document.describe(key) for key in keys]})
+        print_json({"keys": [ring.describe(key) for key in keys]})
     else:
         _table(keys)
     return 0

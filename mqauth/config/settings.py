@@ -36,7 +36,7 @@ from mqauth.config.kinds import (
     url,
     whole,
 )
-from mqauth.config.table import RefusedSetting
+from mqauth.config.toml_file import RefusedSetting
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.judging.policy import Rule
 from mqauth.judging.times import MAX_LEEWAY, At

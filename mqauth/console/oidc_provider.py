@@ -13,9 +13,9 @@ from mqauth.console.oidc_attempt import Attempt
 from mqauth.console.oidc_settings import OIDCSettings
 from mqauth.console.oidc_token import ALGORITHMS, Expected, check
 from mqauth.errors import ConfigurationError
-from mqauth.keystore.remote.discovery import WELL_KNOWN
+from mqauth.keystore.remote.connection import Deadline, Dial, Endpoint, FetchFailed, trust
+from mqauth.keystore.remote.fetch import WELL_KNOWN
 from mqauth.keystore.remote.http import get, post
-from mqauth.keystore.remote.http_connection import Deadline, Dial, Endpoint, FetchFailed, trust
 
 TIMEOUT: Final = 10.0
 """Seconds for all that one page asks of the provider."""

@@ -163,7 +163,7 @@ class KafkaLetterBox:
         try:
             polled = self._consumer.poll(timeout_ms=_POLL_MS)
         except Exception as error:
-            poison = kafka_poison.find(error)
+            poison = kafka_poison.find_poison(error)
             if poison is None:
                 raise
             self.skipped += 1

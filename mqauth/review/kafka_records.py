@@ -16,8 +16,7 @@ from kafka.errors import (
 
 from mqauth.brokers.kafka import poison as kafka_poison
 from mqauth.brokers.kafka.client import settings_of
-from mqauth.brokers.kafka.log import Logs
-from mqauth.brokers.kafka.translate import from_native
+from mqauth.brokers.kafka.translate import Logs, from_native
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.review.recall import RecordPlace
 from mqauth.wire.message import Message
@@ -86,7 +85,7 @@ class KafkaRecords:
             try:
                 polled = self._consumer.poll(timeout_ms=_POLL_MS, max_records=1)
             except Exception as error:
-                if kafka_poison.find(error) is None:
+                if kafka_poison.find_poison(error) is None:
                     raise
                 return None
             if records := polled.get(partition):

@@ -10,10 +10,8 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from mqauth.delivery.hold import Held, Hold, is_deferred
-from mqauth.delivery.leases import Tended
-from mqauth.delivery.queue_work import QueueWork
-from mqauth.delivery.room import Room
+from mqauth.delivery.hold import HeldDelivery, Hold, HoldCapacity, is_deferred
+from mqauth.delivery.queue_work import QueueLeases, QueueWork
 from mqauth.delivery.slot import Slot
 from mqauth.delivery.window import Window
 from mqauth.errors import StaleDelivery
@@ -63,14 +61,14 @@ class Runner(Subscription):
     def __init__(self, play: QueuePlay, loop: Loop) -> None:
         super().__init__(play, loop)
         self.calls = Calls()
-        self.room = Room(play.max_held)
+        self.room = HoldCapacity(play.max_held)
         self.hold = Hold(play.clock, self.room, seconds=play.hold_seconds, consumer_timeout=play.consumer_timeout)
         self.window = Window(QUEUE, play.clock, self.hold, play.prefetch)
         self.work = QueueWork(
             QUEUE, play.guard, play.handler, play.letters,
             ended=self.calls.ended, decode=None, answer=None, stops=True,
         )  # fmt: skip
-        self.tended = Tended(play.guard.lease)
+        self.tended = QueueLeases(play.guard.lease)
         self.running: list[Task] = []
         self.trying = self.looked_at = 0
         self.suspended_at: dict[Slot, int] = {}
@@ -137,13 +135,20 @@ class Runner(Subscription):
         except GeneratorExit:
             raise
         except BaseException as error:
-            if not isinstance(error, Cancelled):
-                self.fail(error)
-                yield from self.cancelled()
-            yield from self._let_go(begun)
+            try:
+                yield from self._failed(begun, error)
+            except Cancelled:
+                yield from self._let_go(begun)
         finally:
             self.tended.remove(begun.delivery)
             self.work.end(begun.delivery)
+
+    def _failed(self, begun: Begun, error: BaseException) -> Steps[None]:
+        """Give back a delivery whose task ends, once nothing is consumed any more."""
+        if not isinstance(error, Cancelled):
+            self.fail(error)
+            yield from self.cancelled()
+        yield from self._let_go(begun)
 
     def _to_its_end(self, begun: Begun, first: Steps[Outcome], outcome: Outcome | None) -> Steps[Outcome]:
         """Process, hold while deferred, then settle or give back."""
@@ -151,7 +156,7 @@ class Runner(Subscription):
         if outcome is None:
             outcome = yield from first
         if is_deferred(outcome):
-            outcome = yield from self._put_off(Held(begun.slot, delivery, outcome, self.clock.now()))
+            outcome = yield from self._put_off(HeldDelivery(begun.slot, delivery, outcome, self.clock.now()))
         if is_deferred(outcome):
             self.play.goes_back(self, begun.slot, outcome)
             yield from self._let_go(begun)
@@ -175,7 +180,7 @@ class Runner(Subscription):
     def _settled(self, outcome: Outcome) -> None:
         """Note what a delivery came to."""
         if self.window.settled(outcome):
-            self.interrupted = True
+            self.interrupted, self.play.deaths = True, 0
 
     def _let_go(self, begun: Begun) -> Steps[None]:
         """Give a delivery back unhandled."""
@@ -186,11 +191,11 @@ class Runner(Subscription):
         """Requeue a delivery that is ours to return."""
         if not self.work.returns(slot) or not slot.is_ours:
             return
+        slot.given_back()
         self.play.gives_back(slot.native)
         yield at_once
         if not slot.native.channel.ended and acks is not None:
             acks.ledger.gone(slot.native.tag)
-        slot.given_back()
 
     def _turn_away(self, native: Native, acks: Acks | None) -> Steps[None]:
         """Give back what came after the stop began, once nothing is consumed."""
@@ -199,7 +204,7 @@ class Runner(Subscription):
 
     # What is held
 
-    def _put_off(self, held: Held) -> Steps[Outcome]:
+    def _put_off(self, held: HeldDelivery) -> Steps[Outcome]:
         """Hold a deferred delivery for as long as it may be."""
         try:
             outcome = yield from self._held(held)
@@ -214,7 +219,7 @@ class Runner(Subscription):
             held.end()
             self._look()
 
-    def _held(self, held: Held) -> Steps[Outcome]:
+    def _held(self, held: HeldDelivery) -> Steps[Outcome]:
         """Try a delivery again for as long as it may be held."""
         self.hold.put(held)
         self._look()
@@ -231,7 +236,7 @@ class Runner(Subscription):
             self.hold.take(held)
             self._look()
 
-    def _again(self, held: Held) -> Steps[Outcome]:
+    def _again(self, held: HeldDelivery) -> Steps[Outcome]:
         """Try a delivery once, in its turn."""
         while self.trying >= self.play.prefetch:
             yield lambda: self.trying < self.play.prefetch
@@ -246,7 +251,7 @@ class Runner(Subscription):
         self.play.look_at_room(self)
         return outcome
 
-    def _pause(self, held: Held, seconds: float) -> Until:
+    def _pause(self, held: HeldDelivery, seconds: float) -> Until:
         """Wait so many seconds, or until woken or told to end."""
         due, woken = self.clock.monotonic() + seconds, self.woken
         yields, stops = self.hold.yields(held), self.hold.stops(held)
@@ -266,11 +271,12 @@ class Runner(Subscription):
         if self.window.stalled is not None and self.window.stalled.is_over:
             self.answered = True
 
-    def _suspend(self, held: Held) -> Steps[bool]:
+    def _suspend(self, held: HeldDelivery) -> Steps[bool]:
         """Cancel the consumer before a delivery is given back."""
         self.suspended_at[held.slot] = self.play.moment()
         self.hold.suspended = True
         stays = self.window.suspend(held)
+        self.play.consumed_since = None
         yield from self.cancelled()
         self.interrupted = True
         return stays
@@ -305,7 +311,7 @@ class Runner(Subscription):
         """Stop consuming, see what runs to its end, and ack what was settled."""
         yield at_once
         self.interrupted = True
-        if self.window.absence.lasts:
+        if self.window.outage.lasts:
             due = self._after(1.0)
             yield lambda: due() or self.supervisor not in self.loop.tasks
         if self.supervisor in self.loop.tasks:
