@@ -70,7 +70,7 @@ class Runner(Subscription):
         )  # fmt: skip
         self.tended = QueueLeases(play.guard.lease)
         self.running: list[Task] = []
-        self.trying = self.looked_at = 0
+        self.trying = self.looked_at = self.ended_at = 0
         self.suspended_at: dict[Slot, int] = {}
         self.stopping = self.over = False
         self.supervisor = loop.run(self.supervised(), "subscription")
@@ -142,6 +142,7 @@ class Runner(Subscription):
         finally:
             self.tended.remove(begun.delivery)
             self.work.end(begun.delivery)
+            self.ended_at = self.play.moment()
 
     def _failed(self, begun: Begun, error: BaseException) -> Steps[None]:
         """Give back a delivery whose task ends, once nothing is consumed any more."""
