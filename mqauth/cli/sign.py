@@ -118,7 +118,7 @@ def _form(text: Text) -> dict[str, Any]:
 def _form_of(place: str, key: str | None, headers: Sequence[str], properties: Sequence[str]) -> dict[str, Any]:
     """Return the form of a message given by arguments, its body still to come."""
     try:
-        destination.check(place)
+        destination.parse(place)
     except MalformedMessage as error:
         raise ConfigurationError(f"--to: {error}") from error
     form: dict[str, Any] = {"destination": place}
