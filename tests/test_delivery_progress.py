@@ -10,7 +10,7 @@ import pytest
 from mqauth import AuditFile, MemoryReplayStore, Pipeline
 from mqauth.delivery.progress import OVERHEAD, Progress
 from mqauth.errors import Unavailable
-from mqauth.judging.pipeline import Delivery, Step
+from mqauth.judging.pipeline import Delivery, Step, Verdict
 from mqauth.testing.forge import Forge
 from mqauth.wire.message import Message
 
@@ -115,7 +115,7 @@ def test_what_was_confirmed_is_not_judged_anew(guard: Pipeline) -> None:
     handled.step = Step.SETTLE
     progress.keep(handled)
     progress.end(handled)
-    assert redelivered.step is Step.SETTLE
+    assert (redelivered.step, redelivered.verdict) == (Step.RECORD, Verdict.DUPLICATE)
     assert progress._bytes == 0
 
 

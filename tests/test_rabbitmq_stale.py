@@ -251,9 +251,9 @@ async def test_a_deferred_delivery_is_not_judged_after_its_channel_ended(audit: 
     assert (len(table.handled), table.letters.found, audit.path.read_text()) == (1, [], "")
 
 
-@pytest.mark.parametrize("failures", [2, 3])
+@pytest.mark.parametrize(("failures", "verdict"), [(2, Verdict.DUPLICATE), (3, Verdict.ACCEPTED)])
 async def test_a_redelivery_waits_for_the_confirm_of_what_was_handled_here(
-    audit: AuditFile, failures: int
+    audit: AuditFile, failures: int, verdict: Verdict
 ) -> None:
     """It comes when the lease is over; the first delivery confirms, or gives up and the redelivery confirms."""
     table, tried = Table(audit), list[Any]()
@@ -280,7 +280,7 @@ async def test_a_redelivery_waits_for_the_confirm_of_what_was_handled_here(
         hold=60, before_requeue=table.suspend,
     )  # fmt: skip
     await processor.process(first)
-    assert (await later[0]).verdict is Verdict.ACCEPTED
+    assert (await later[0]).verdict is verdict
     assert (len(table.handled), len(tried)) == (1, failures + 1)
 
 

@@ -87,6 +87,8 @@ class Progress:
             return
         self._drop(key, delivery)
         _take_over(later, delivery)
+        if later.step is Step.SETTLE and later.rejection is None:
+            later.verdict, later.step, later.record_id = Verdict.DUPLICATE, Step.RECORD, None
 
     def keep(self, delivery: Delivery) -> None:
         """Keep the progress of a delivery given back for the next one of the same content."""

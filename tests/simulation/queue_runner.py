@@ -317,6 +317,7 @@ class Runner(Subscription):
             yield lambda: due() or self.supervisor not in self.loop.tasks
         if self.supervisor in self.loop.tasks:
             self.loop.go_on(self.supervisor, Cancelled())
+            yield lambda: self.supervisor not in self.loop.tasks
         yield from self.cancelled()
         self.hold.stopping = True
         late = self._after(GRACE)
