@@ -19,7 +19,7 @@ from mqauth.audit.file import AuditFile
 from mqauth.audit.flood import FloodGate
 from mqauth.audit.head import HeadFile
 from mqauth.audit.misuse import Thresholds
-from mqauth.cli.dlq_settings import BrokerFile, BrokerSettings
+from mqauth.cli.broker import BrokerFile, BrokerSettings
 from mqauth.config.declaration import Setting, Settings, inner, inners, not_with, only_with, read, schema_of
 from mqauth.config.kinds import (
     BROKER_URL,

@@ -33,6 +33,13 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert imported("import mqauth") & {*HEAVY, "typer"} == set()
 
 
+def test_help_imports_nothing_heavy() -> None:
+    """``mqauth --help`` imports the command's parser and none of the modules that its verbs need."""
+    found = imported("from mqauth.cli import main\nassert main(['--help']) == 0")
+    assert found & set(HEAVY) == set()
+    assert "typer" in found
+
+
 def test_what_is_imported_late_is_still_found() -> None:
     """The check is not blind: the first use of a name imports its module, and what that one needs."""
     assert {"jwt", "cryptography", "mqauth.signer"} <= imported("import mqauth\nmqauth.Signer")
