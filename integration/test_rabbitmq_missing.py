@@ -16,7 +16,7 @@ from aio_pika import exceptions
 from integration.services import RabbitMQ
 from integration.test_rabbitmq_wrapper import Bench, _bench, until
 from mqauth.brokers import rabbitmq as wrapper
-from mqauth.brokers.rabbitmq.reopening import ready
+from mqauth.brokers.rabbitmq.channel import ready
 from mqauth.clock import SystemClock
 from mqauth.errors import Cause
 from mqauth.judging.policy import Allow

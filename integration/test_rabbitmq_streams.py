@@ -13,7 +13,7 @@ import pytest
 from integration.services import RabbitMQ
 from integration.test_rabbitmq_wrapper import Bench, _bench, until
 from mqauth import ConfigurationError
-from mqauth.brokers.rabbitmq.streams import is_stream
+from mqauth.brokers.rabbitmq.topology import is_stream
 
 ARGUMENTS: list[dict[str, Any]] = [{}, {"x-max-length-bytes": 20_000_000, "x-max-age": "1D"}]
 

@@ -33,8 +33,8 @@ from mqauth import (
     Verified,
 )  # fmt: skip
 from mqauth.brokers import rabbitmq as wrapper
-from mqauth.brokers.queue.acks import Acks
-from mqauth.brokers.rabbitmq.delivery import sender
+from mqauth.brokers.queue.channel import Acks
+from mqauth.brokers.rabbitmq.queue import sender
 from mqauth.errors import Cause, RetryLater, Unavailable
 from mqauth.flow import Attempts, ColourError
 from mqauth.testing.forge import SUBJECT, Forge

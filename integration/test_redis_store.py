@@ -27,8 +27,7 @@ from integration.services import Redis
 from mqauth.errors import Cause, Unavailable
 from mqauth.flow import arun, call, run
 from mqauth.replay.rules import ClaimRequest
-from mqauth.stores.redis import AsyncRedisReplayStore, RedisReplayStore
-from mqauth.stores.rediseither import EitherRedisReplayStore
+from mqauth.stores.redis import AsyncRedisReplayStore, EitherRedisReplayStore, RedisReplayStore
 from mqauth.testing.clock import START, FakeClock
 from mqauth.testing.store_blocking import Blocking
 from mqauth.testing.store_contract import (

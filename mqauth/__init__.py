@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 from mqauth._version import __version__
 
 if TYPE_CHECKING:
-    from mqauth.audit.file import AuditFile
-    from mqauth.audit.flood import FloodGate
-    from mqauth.audit.head import HeadFile
+    from mqauth.audit.file import AuditFile, HeadFile
     from mqauth.audit.misuse import Alert, Detector, Thresholds
-    from mqauth.audit.sinks import CallableSink, FanOut, LoggingSink, MisuseWatch
+    from mqauth.audit.sinks import CallableSink, FanOut, FloodGate, LoggingSink, MisuseWatch
     from mqauth.config.load import load
     from mqauth.errors import (
         Cause,
@@ -36,8 +34,7 @@ if TYPE_CHECKING:
     from mqauth.judging.verified import Verified
     from mqauth.judging.verifier import Issuer, Verifier
     from mqauth.keystore import ActiveKey, JWKSFile
-    from mqauth.keystore.remote.discovery import discover
-    from mqauth.keystore.remote.jwks import JWKS
+    from mqauth.keystore.remote.jwks import JWKS, discover
     from mqauth.replay.memory import MemoryReplayStore
     from mqauth.signer import Signer
     from mqauth.wire.keys import Key, KeySet
@@ -88,11 +85,9 @@ __all__ = [
     "load",
 ]
 _NAMES: Final = {
-    "audit.file": ("AuditFile",),
-    "audit.flood": ("FloodGate",),
-    "audit.head": ("HeadFile",),
+    "audit.file": ("AuditFile", "HeadFile"),
     "audit.misuse": ("Alert", "Detector", "Thresholds"),
-    "audit.sinks": ("CallableSink", "FanOut", "LoggingSink", "MisuseWatch"),
+    "audit.sinks": ("CallableSink", "FanOut", "FloodGate", "LoggingSink", "MisuseWatch"),
     "config.load": ("load",),
     "errors": (
         "Cause", "ConfigurationError", "MalformedMessage", "MqauthError", "Reason", "Rejection", "RejectNow",
@@ -104,8 +99,7 @@ _NAMES: Final = {
     "judging.verified": ("Verified",),
     "judging.verifier": ("Issuer", "Verifier"),
     "keystore.disk.active": ("ActiveKey",),
-    "keystore.remote.discovery": ("discover",),
-    "keystore.remote.jwks": ("JWKS",),
+    "keystore.remote.jwks": ("JWKS", "discover"),
     "keystore.remote.jwks_file": ("JWKSFile",),
     "replay.memory": ("MemoryReplayStore",),
     "signer": ("Signer",),

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mqauth.delivery.hold import Held, Hold
-from mqauth.delivery.room import Room
+from mqauth.delivery.hold import HeldDelivery, Hold, HoldCapacity
 from mqauth.delivery.slot import NO_LIMIT, Slot
 from mqauth.errors import Cause
 from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
@@ -55,11 +54,15 @@ def delivery(step: Step = Step.JUDGE, body: bytes = b"") -> Delivery:
 
 def held(
     cause: Cause, step: Step = Step.JUDGE, *, said: Said | None = None, limit: int = NO_LIMIT, since: float = 0
-) -> Held:
+) -> HeldDelivery:
     """Return a delivery that waits for a cause, received at the clock's start."""
-    return Held(Slot(None, said or Said(), 0, limit), delivery(step), deferred(cause), since)
+    return HeldDelivery(Slot(None, said or Said(), 0, limit), delivery(step), deferred(cause), since)
 
 
-def hold(clock: FakeClock, *, seconds: float | None = 60, timeout: float = 1800, room: Room | None = None) -> Hold:
+def hold(
+    clock: FakeClock, *, seconds: float | None = 60, timeout: float = 1800, capacity: HoldCapacity | None = None
+) -> Hold:
     """Return what holds, on a clock that counts from 0."""
-    return Hold(clock, room or Room(20, issuers=["https://ours"]), seconds=seconds, consumer_timeout=timeout)
+    return Hold(
+        clock, capacity or HoldCapacity(20, issuers=["https://ours"]), seconds=seconds, consumer_timeout=timeout
+    )

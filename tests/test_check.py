@@ -25,7 +25,7 @@ from mqauth.check.transport import is_loopback
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import Keystore, public_keys
-from mqauth.keystore.disk import document, ring
+from mqauth.keystore.disk import ring
 from mqauth.testing.clock import FakeClock
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import Key
@@ -162,7 +162,7 @@ class World:
     def ring(self, change: Callable[[ring.KeyRing], ring.KeyRing]) -> None:
         """Write another ``keyset.json``."""
         path = self.keys / "keyset.json"
-        path.write_bytes(document.dump(change(self.keystore.ring())))
+        path.write_bytes(ring.dump(change(self.keystore.ring())))
 
 
 def jwk(key: Key, **more: Any) -> dict[str, Any]:

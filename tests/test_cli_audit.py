@@ -15,10 +15,8 @@ from typing import Any
 import pytest
 
 from mqauth import cli
-from mqauth.audit.file import MIN_BYTES, AuditFile, parts
-from mqauth.audit.head import HeadFile
-from mqauth.audit.log import Record
-from mqauth.audit.record import AuditRecord
+from mqauth.audit.file import MIN_BYTES, AuditFile, HeadFile, parts
+from mqauth.audit.record import AuditRecord, Record
 from mqauth.cli import audit
 from mqauth.cli.audit import follow
 from mqauth.errors import ConfigurationError

@@ -28,8 +28,8 @@ from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Issuer
-from mqauth.letters.release import WAIVABLE, Authority, ReleaseAuthorities
-from mqauth.letters.release_signer import Releaser
+from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
+from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.review import ALL, Filter, MemoryLetterBox, Plan, Session
 from mqauth.review.letterbox import BATCH

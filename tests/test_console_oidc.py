@@ -46,8 +46,8 @@ from mqauth.console.oidc_token import (
     person,
 )
 from mqauth.errors import ConfigurationError
-from mqauth.keystore.remote.http_answer import MAX_BODY
-from mqauth.keystore.remote.http_connection import FetchFailed
+from mqauth.keystore.remote.connection import FetchFailed
+from mqauth.keystore.remote.http import MAX_BODY
 from mqauth.review import ALL, MemoryLetterBox, Session
 from mqauth.testing import FakeClock
 from mqauth.wire.message import Message

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from mqauth.audit.file import AuditFile
-from mqauth.delivery.backoff import Backoff
-from mqauth.delivery.book import Book
-from mqauth.delivery.part import Part
-from mqauth.delivery.work import Work
+from mqauth.delivery.assignment import Assignment
+from mqauth.delivery.log_work import LogWork
+from mqauth.delivery.partition import Backoff, Partition
 from mqauth.errors import Unavailable
 from mqauth.testing import delivery_contract
 from mqauth.testing.delivery_contract import LogDeliveryContract, LogPlay
@@ -37,21 +36,21 @@ class Mutant:
 
 def received_as_settled(_: Any) -> Any:
     """Commit what was received."""
-    return property(lambda part: None if part.last is None else part.last + 1)
+    return property(lambda partition: None if partition.last is None else partition.last + 1)
 
 
 def settled_at_once(_: Any) -> Any:
     """Take what was put off for settled."""
-    return lambda book, part, outcome: (part.settle(), True)[1]
+    return lambda assignment, partition, outcome: (partition.settle(), True)[1]
 
 
 def skipping(original: Any) -> Any:
     """Go on with what stands behind a deferred record, and come back to that later."""
 
-    def attempted(book: Book, part: Part, outcome: Any) -> bool:
-        if outcome.cause is None or len(part.waiting) == 1:
-            return bool(original(book, part, outcome))
-        part.waiting.rotate(-1)
+    def attempted(assignment: Assignment, partition: Partition, outcome: Any) -> bool:
+        if outcome.cause is None or len(partition.waiting) == 1:
+            return bool(original(assignment, partition, outcome))
+        partition.waiting.rotate(-1)
         return True
 
     return attempted
@@ -81,11 +80,11 @@ def unwaited(_: Any) -> Any:
 def unmarked(original: Any) -> Any:
     """Choose a partition without marking it."""
 
-    def choose(book: Book) -> Part | None:
-        part: Part | None = original(book)
-        if part is not None:
-            part.running = False
-        return part
+    def choose(assignment: Assignment) -> Partition | None:
+        partition: Partition | None = original(assignment)
+        if partition is not None:
+            partition.running = False
+        return partition
 
     return choose
 
@@ -101,28 +100,30 @@ def returning(value: Any) -> Callable[[Any], Any]:
 
 
 MUTANTS = (
-    Mutant("commits received, not settled", Part, "settled", received_as_settled,
+    Mutant("commits received, not settled", Partition, "settled", received_as_settled,
            CONTRACT.test_a_commit_covers_what_is_settled),
     Mutant("letter not confirmed", Confirmed, "send", unwaited, CONTRACT.test_a_letter_is_confirmed),
     Mutant("letter dropped while the sink is down", DeadLetters, "publish", swallowing,
            CONTRACT.test_a_letter_is_confirmed),
-    Mutant("deferred treated as settled", Book, "attempted", settled_at_once,
+    Mutant("deferred treated as settled", Assignment, "attempted", settled_at_once,
            CONTRACT.test_what_is_put_off_is_not_settled),
-    Mutant("skips behind a deferral", Book, "attempted", skipping, CONTRACT.test_nothing_overtakes),
-    Mutant("forgets what stands behind a deferral", Book, "wanted", without("seek", {}),
+    Mutant("skips behind a deferral", Assignment, "attempted", skipping, CONTRACT.test_nothing_overtakes),
+    Mutant("forgets what stands behind a deferral", Assignment, "client_calls", without("seek", {}),
            CONTRACT.test_nothing_overtakes),
     Mutant("ignores back-off", Backoff, "wait", returning(0.0), CONTRACT.test_what_is_put_off_is_not_tried_hotly),
-    Mutant("never commits", Book, "due", returning({}), CONTRACT.test_everything_is_committed_in_the_end),
-    Mutant("never resumes", Book, "wanted", without("resume", frozenset()), CONTRACT.test_nothing_overtakes),
-    Mutant("partition run twice", Book, "choose", unmarked, CONTRACT.test_one_handler_of_a_partition),
-    Mutant("no release on stop", Work, "give_back", returning(None), CONTRACT.test_no_claim_outlives_the_stop),
-    Mutant("receipt time lost", Part, "_received_at", lambda _: lambda _part, _offset, now: now,
+    Mutant("never commits", Assignment, "due_commits", returning({}),
+           CONTRACT.test_everything_is_committed_in_the_end),
+    Mutant("never resumes", Assignment, "client_calls", without("resume", frozenset()),
+           CONTRACT.test_nothing_overtakes),
+    Mutant("partition run twice", Assignment, "choose", unmarked, CONTRACT.test_one_handler_of_a_partition),
+    Mutant("no release on stop", LogWork, "give_back", returning(None), CONTRACT.test_no_claim_outlives_the_stop),
+    Mutant("receipt time lost", Partition, "_received_at", lambda _: lambda _part, _offset, now: now,
            CONTRACT.test_the_time_of_receipt_survives),
-    Mutant("revoke ignored", Book, "revoking", returning(None), CONTRACT.test_a_revoke_waits_for_what_runs),
+    Mutant("revoke ignored", Assignment, "revoked", returning(None), CONTRACT.test_a_revoke_waits_for_what_runs),
     Mutant("revoke does not wait", kafka_repair, "rejoins", returning(False),
            CONTRACT.test_a_revoke_waits_for_what_runs),
-    Mutant("loss ignored", Book, "lost", returning(None), CONTRACT.test_what_is_stale_is_not_condemned),
-    Mutant("condemns what is stale for its time", Book, "beat", returning(None),
+    Mutant("loss ignored", Assignment, "lost", returning(None), CONTRACT.test_what_is_stale_is_not_condemned),
+    Mutant("condemns what is stale for its time", Assignment, "heartbeat", returning(None),
            CONTRACT.test_what_is_stale_is_not_condemned),
 )  # fmt: skip
 

@@ -12,19 +12,18 @@ from typing import Any
 import pytest
 
 from mqauth.audit.file import AuditFile
-from mqauth.brokers.queue.acks import Acks
+from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.consumer import QueueConsumer
-from mqauth.brokers.queue.delivery import Begun, Processor
-from mqauth.brokers.queue.hold import Holder
-from mqauth.brokers.queue.leases import Leases
+from mqauth.brokers.queue.processor import LeaseRenewal, Processor, StartedDelivery
+from mqauth.brokers.queue.retrier import Retrier
 from mqauth.brokers.queue.subscription import Subscription
 from mqauth.brokers.rabbitmq import DeadLetters
-from mqauth.brokers.rabbitmq import delivery as rabbitmq_delivery
+from mqauth.brokers.rabbitmq import queue as rabbitmq_queue
 from mqauth.delivery import slot
-from mqauth.delivery.ledger import Ack, Ledger
+from mqauth.delivery.acks import Ack, DeliveryTags
+from mqauth.delivery.hold import HoldCapacity
 from mqauth.delivery.progress import Progress
 from mqauth.delivery.queue_work import QueueWork
-from mqauth.delivery.room import Room
 from mqauth.delivery.slot import Slot
 from mqauth.errors import Reason, Unavailable
 from mqauth.flow import Flow, arun
@@ -72,7 +71,7 @@ def without(*reasons: Reason) -> Callable[[Any], Any]:
 def received_as_settled(original: Any) -> Any:
     """Take what was received for settled."""
 
-    def opened(ledger: Ledger, tag: int) -> None:
+    def opened(ledger: DeliveryTags, tag: int) -> None:
         original(ledger, tag)
         ledger._settled[tag] = None  # type: ignore[assignment]
 
@@ -82,7 +81,7 @@ def received_as_settled(original: Any) -> Any:
 def past_what_is_open(_: Any) -> Any:
     """Ack all by the highest tag."""
 
-    def take(ledger: Ledger) -> list[Ack]:
+    def take(ledger: DeliveryTags) -> list[Ack]:
         settled, ledger._settled = ledger._settled, {}
         return [Ack(max(settled), True, list(settled.values()))] if settled else []
 
@@ -115,7 +114,7 @@ def swallowing(original: Any) -> Any:
 def settled_all_the_same(_: Any) -> Any:
     """Ack what is deferred."""
 
-    async def let_go(processor: Processor, begun: Begun) -> None:
+    async def let_go(processor: Processor, begun: StartedDelivery) -> None:
         await arun(processor.work._release(begun.delivery))
         await processor._settle(begun)
 
@@ -134,7 +133,7 @@ def unreleased(_: Any) -> Any:
 def at_once(_: Any) -> Any:
     """Wait for nothing before the next attempt."""
 
-    async def pause(_holder: Holder, _held: Any, _seconds: float) -> None:
+    async def pause(_retrier: Retrier, _held: Any, _seconds: float) -> None:
         await asyncio.sleep(0.001)
 
     return pause
@@ -148,7 +147,7 @@ def forgetful(_: Any) -> Any:
 def raising(_: Any) -> Any:
     """Leave a delivery as it is."""
 
-    async def failed(_processor: Processor, _begun: Begun, error: BaseException) -> None:
+    async def failed(_processor: Processor, _begun: StartedDelivery, error: BaseException) -> None:
         raise error
 
     return failed
@@ -213,9 +212,9 @@ def as_new(original: Any) -> Any:
 
 
 MUTANTS = (
-    Mutant("acked before settled", Ledger, "opened", received_as_settled,
+    Mutant("acked before settled", DeliveryTags, "opened", received_as_settled,
            CONTRACT.test_an_ack_covers_what_is_settled),
-    Mutant("multiple past an open tag", Ledger, "take", past_what_is_open,
+    Mutant("multiple past an open tag", DeliveryTags, "take", past_what_is_open,
            CONTRACT.test_an_ack_covers_what_is_settled),
     Mutant("never acks", Acks, "settle", returning(None), CONTRACT.test_everything_is_acked_in_the_end),
     Mutant("letter not confirmed", DeadLetters, "publish", unconfirmed, CONTRACT.test_a_letter_is_confirmed),
@@ -223,18 +222,18 @@ MUTANTS = (
            CONTRACT.test_a_letter_is_confirmed),
     Mutant("deferred treated as settled", Processor, "_let_go", settled_all_the_same,
            CONTRACT.test_what_is_put_off_is_not_settled),
-    Mutant("ignores back-off", Holder, "_pause", at_once, CONTRACT.test_what_is_put_off_is_not_tried_hotly),
+    Mutant("ignores back-off", Retrier, "_pause", at_once, CONTRACT.test_what_is_put_off_is_not_tried_hotly),
     Mutant("no release on stop", QueueWork, "_release", unreleased, CONTRACT.test_no_claim_outlives_the_stop),
     Mutant("receipt time lost", Progress, "receive", forgetful, CONTRACT.test_the_time_of_receipt_survives),
-    Mutant("judges what is stale", slot, "OF_THE_MOMENT", without(Reason.REPLAYED),
+    Mutant("judges what is stale", slot, "TIME_DEPENDENT", without(Reason.REPLAYED),
            CONTRACT.test_what_is_stale_is_not_condemned),
-    Mutant("condemns what is stale for its time", slot, "OF_THE_MOMENT", without(Reason.EXPIRED),
+    Mutant("condemns what is stale for its time", slot, "TIME_DEPENDENT", without(Reason.EXPIRED),
            CONTRACT.test_what_is_stale_is_not_condemned_for_its_time),
     Mutant("judged once more after its back-off", Slot, "unproven", returning(None),
            CONTRACT.test_a_channel_that_ends_while_messages_wait),
-    Mutant("held ones starve the rest", Room, "wants_another", returning(False),
+    Mutant("held ones starve the rest", HoldCapacity, "wants_another", returning(False),
            CONTRACT.test_what_is_put_off_starves_nobody),
-    Mutant("an issuer's cause is everybody's", Room, "is_everyones", returning(True),
+    Mutant("an issuer's cause is everybody's", HoldCapacity, "concerns_everyone", returning(True),
            CONTRACT.test_an_issuer_starves_nobody),
     Mutant("spends the limit", Slot, "is_last", always(False), CONTRACT.test_restarts_put_nothing_away),
     Mutant("slot lost", Processor, "_failed", raising, CONTRACT.test_what_a_handler_must_not_raise),
@@ -249,7 +248,8 @@ MUTANTS = (
            CONTRACT.test_an_outage_requeues_nothing_hotly),
     Mutant("requeues hot", QueueConsumer, "_suspend", awaited(False),
            CONTRACT.test_an_outage_requeues_nothing_hotly),
-    Mutant("overtakes", Room, "wants_another", returning(True), CONTRACT.test_what_is_put_off_is_not_overtaken),
+    Mutant("overtakes", HoldCapacity, "wants_another", returning(True),
+           CONTRACT.test_what_is_put_off_is_not_overtaken),
     Mutant("never resumes: connection lost", Subscription, "_on_close", returning(None),
            CONTRACT.test_consumes_again_after_its_connection_was_lost),
     Mutant("never resumes: gives up after half a minute", Subscription, "_start", impatient,
@@ -258,8 +258,9 @@ MUTANTS = (
            CONTRACT.test_a_channel_that_ends_under_a_handler),
     Mutant("settles what is stale", Subscription, "_acks_of", carried_over,
            CONTRACT.test_an_ack_is_of_its_own_channel),
-    Mutant("lease not renewed", Leases, "renew", awaited(None), CONTRACT.test_a_handler_that_outlasts_its_lease),
-    Mutant("redelivery taken for a copy", rabbitmq_delivery, "from_native", as_new,
+    Mutant("lease not renewed", LeaseRenewal, "renew", awaited(None),
+           CONTRACT.test_a_handler_that_outlasts_its_lease),
+    Mutant("redelivery taken for a copy", rabbitmq_queue, "from_native", as_new,
            CONTRACT.test_a_consumer_that_is_killed),
 )  # fmt: skip
 

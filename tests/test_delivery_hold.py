@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mqauth.delivery.hold import Held, Hold
+from mqauth.delivery.hold import HeldDelivery, Hold
 from mqauth.errors import Cause, Reason
 from mqauth.judging.pipeline import Step
 from mqauth.testing import FakeClock
@@ -13,7 +13,7 @@ from tests.delivery_parts import ACCEPTED, Said, deferred, held, hold
 ALL, ONE = Cause.REPLAY_STORE_UNAVAILABLE, Cause.HANDLER_DEFERRED
 
 
-def put(holding: Hold, found: Held) -> Held:
+def put(holding: Hold, found: HeldDelivery) -> HeldDelivery:
     """Hold a delivery."""
     holding.put(found)
     return found
@@ -150,4 +150,4 @@ def test_what_became_of_it() -> None:
     found.end()
     assert (found.goes_back, found.outcome.cause) == (False, ALL)
     holding.take(found)
-    assert (len(holding), holding.longest, holding.room.whose()) == (0, None, {})
+    assert (len(holding), holding.longest, holding.capacity.by_cause()) == (0, None, {})

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from mqauth.delivery.leases import Tended
-from mqauth.delivery.questions import PATIENCE, Patience, Questions
-from mqauth.delivery.slot import Slot
+from mqauth.delivery.queue_work import QueueLeases
+from mqauth.delivery.slot import TIMEOUT_PARTS, AnswerTimeout, RoundTripQueue, Slot
 from mqauth.errors import Reason, Rejection, StaleDelivery
 from mqauth.judging.pipeline import Step
 from tests.delivery_parts import Said, delivery
 
-OF_THE_MOMENT = Rejection(Reason.REPLAYED, "seen")
+TIME_DEPENDENT = Rejection(Reason.REPLAYED, "seen")
 OF_THE_BYTES = Rejection(Reason.SIGNATURE_INVALID, "no")
 
 
@@ -31,8 +30,8 @@ def test_nothing_is_done_for_what_is_not_ours() -> None:
 @pytest.mark.parametrize(
     ("rejection", "step", "waits"),
     [
-        (OF_THE_MOMENT, Step.RECORD, True),
-        (OF_THE_MOMENT, Step.BURY, False),
+        (TIME_DEPENDENT, Step.RECORD, True),
+        (TIME_DEPENDENT, Step.BURY, False),
         (OF_THE_BYTES, Step.RECORD, False),
         (None, Step.HANDLE, False),
     ],
@@ -47,8 +46,8 @@ def test_what_waits_for_an_answer(rejection: Rejection | None, step: Step, *, wa
 def test_an_answer_proves_one_verdict() -> None:
     """What was proven is recorded without a second question; another verdict of it is asked for anew."""
     slot, found = Slot(None, Said(), 0), delivery(Step.RECORD)
-    found.rejection = OF_THE_MOMENT
-    slot.answered(OF_THE_MOMENT, lives=True)
+    found.rejection = TIME_DEPENDENT
+    slot.answered(TIME_DEPENDENT, lives=True)
     assert slot.unproven(found) is None
     found.rejection = Rejection(Reason.EXPIRED, "late")
     assert slot.unproven(found) is found.rejection
@@ -59,7 +58,7 @@ def test_without_an_answer_it_is_not_ours(*, lives: bool, ended: bool) -> None:
     """Neither where the channel did not answer, nor where it ended meanwhile."""
     slot = Slot(None, Said(is_ended=ended), 0)
     with pytest.raises(StaleDelivery):
-        slot.answered(OF_THE_MOMENT, lives=lives)
+        slot.answered(TIME_DEPENDENT, lives=lives)
     assert not slot.is_ours
 
 
@@ -73,7 +72,7 @@ def test_which_delivery_is_the_last(limit: int, returned: int, *, last: bool) ->
 
 def test_one_question_answers_all_who_waited_when_it_was_asked() -> None:
     """Who comes while a question is under way waits for the next; a flood of them is one more question."""
-    questions = Questions[int]()
+    questions = RoundTripQueue[int]()
     assert questions.add(1)
     assert not questions.add(2)
     assert questions.ask()
@@ -87,15 +86,17 @@ def test_one_question_answers_all_who_waited_when_it_was_asked() -> None:
 
 def test_patience_counts_only_while_an_answer_can_come() -> None:
     """Ten parts without an answer are too many; a blocked connection starts the count anew."""
-    patience = Patience()
-    assert not any(patience.is_over(blocked=False) for _ in range(PATIENCE - 1))
+    patience = AnswerTimeout()
+    assert not any(patience.is_over(blocked=False) for _ in range(TIMEOUT_PARTS - 1))
     assert not patience.is_over(blocked=True)
-    assert [patience.is_over(blocked=False) for _ in range(PATIENCE)] == [False] * (PATIENCE - 1) + [True]
+    assert [patience.is_over(blocked=False) for _ in range(TIMEOUT_PARTS)] == [False] * (TIMEOUT_PARTS - 1) + [
+        True
+    ]
 
 
 def test_claims_are_renewed_after_a_third() -> None:
     """From then on at each look, while the handler runs; one that is another's is left alone."""
-    tended, running, judged = Tended(60), delivery(Step.HANDLE), delivery(Step.CONFIRM)
+    tended, running, judged = QueueLeases(60), delivery(Step.HANDLE), delivery(Step.CONFIRM)
     tended.add(running, since=1)
     tended.add(judged, since=0)
     assert tended.due(20) == []

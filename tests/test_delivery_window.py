@@ -7,9 +7,8 @@ import random
 
 import pytest
 
-from mqauth.delivery.absence import LONG
-from mqauth.delivery.hold import Held
-from mqauth.delivery.prefetch import DEATHS_IN_A_ROW, RESTORE_AFTER
+from mqauth.delivery.hold import HeldDelivery
+from mqauth.delivery.prefetch import DEATHS_IN_A_ROW, OUTAGE_AFTER, RESTORE_AFTER
 from mqauth.delivery.window import PROBE_WAIT, Window
 from mqauth.errors import Cause
 from mqauth.judging.pipeline import Outcome, Step
@@ -30,11 +29,11 @@ class Stand:
 
     def consume(self, tag: str = "tag") -> None:
         """Begin to consume."""
-        self.window.absence.begin()
+        self.window.outage.begin()
         self.window.opens()
         self.window.consumes(tag)
 
-    def put(self, cause: Cause, step: Step = Step.JUDGE, *, tag: str = "tag", since: float = 0) -> Held:
+    def put(self, cause: Cause, step: Step = Step.JUDGE, *, tag: str = "tag", since: float = 0) -> HeldDelivery:
         """Hold a delivery."""
         found = held(cause, step, said=Said(tag=tag), since=since)
         self.hold.put(found)
@@ -186,8 +185,8 @@ def test_what_is_wrong() -> None:
     stand = Stand()
     assert stand.health() == (True, None)
     stand.window.lost("gone", channel_alone=False)
-    stand.window.absence.begin()
-    stand.clock.advance(LONG)
+    stand.window.outage.begin()
+    stand.clock.advance(OUTAGE_AFTER)
     assert stand.health() == (False, Cause.BROKER_UNAVAILABLE)
     stand.consume()
     assert stand.health(blocked=True) == (True, Cause.BROKER_UNAVAILABLE)
@@ -203,7 +202,7 @@ def test_what_is_wrong() -> None:
 @pytest.mark.parametrize("seed", range(200))
 def test_facts_in_any_order(seed: int) -> None:
     """Whatever a client says, and whenever: it suspends for one at most, and goes on; the window is 1 or whole."""
-    chance, stand, waiting = random.Random(seed), Stand(), list[Held]()
+    chance, stand, waiting = random.Random(seed), Stand(), list[HeldDelivery]()
     logging.getLogger("mqauth.delivery").disabled = True
 
     def waits() -> None:
@@ -225,7 +224,7 @@ def test_facts_in_any_order(seed: int) -> None:
     for _ in range(200):
         chance.choice(acts)()
         assert stand.window.prefetch in (1, 10)
-        assert len(stand.hold) == len(waiting) == sum(stand.hold.room.whose().values())
+        assert len(stand.hold) == len(waiting) == sum(stand.hold.capacity.by_cause().values())
     while waiting:
         ends()
     stand.window.go_on()

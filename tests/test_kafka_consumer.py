@@ -419,7 +419,7 @@ def test_eager_rebalance_keeps(bench: Bench) -> None:
 
     def rebalance() -> None:
         bench.client.listener.on_partitions_revoked({ZERO, ONE})
-        seen.append(bench.consumer._book.prefixes())
+        seen.append(bench.consumer._assignment.settled_offsets())
 
     handled = bench.handler
 
@@ -481,7 +481,7 @@ def test_assignment_unknown(bench: Bench) -> None:
     def fail() -> set[Any]:
         raise RuntimeError
 
-    part = bench.consumer._book.part(ZERO)
+    part = bench.consumer._assignment.partition(ZERO)
     bench.client.assignment = fail  # type: ignore[method-assign]
     bench.client.listener.on_partitions_revoked({ZERO})
     assert not part.alive

@@ -322,7 +322,7 @@ def test_unknown_outcome_failed() -> None:
 
 def test_unknown_outcomes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only so many open outcomes are remembered; the oldest is forgotten first."""
-    monkeypatch.setattr("mqauth.brokers.letters.MAX_UNKNOWN", 2)
+    monkeypatch.setattr("mqauth.brokers.dead_letters.MAX_UNCONFIRMED", 2)
     letters, client = dead_letters(*(Future(done=False) for _ in range(4)))
     for body in (b"1", b"2", b"3", b"3", b"2", b"1"):
         with pytest.raises(Unavailable):

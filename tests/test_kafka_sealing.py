@@ -19,10 +19,8 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
 
     from integration.kafka_batches import BatchContract, FakeClient, Seen, Vault, tokens
     from mqauth.brokers import kafka
-    from mqauth.brokers.kafka import future as kafka_future
-    from mqauth.brokers.kafka import room as kafka_room
     from mqauth.brokers.kafka import sealing as kafka_sealing
-    from mqauth.brokers.log import alarm as alarms
+    from mqauth.brokers.log import sealing as log_sealing
 
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
 from mqauth.testing import Forge
@@ -149,7 +147,7 @@ def test_refused_topic(monkeypatch: pytest.MonkeyPatch) -> None:
     """A topic whose first record comes back failed, for want of rights for example, is asked for again."""
     stand = Stand()
     error = TopicAuthorizationFailedError("secret")
-    monkeypatch.setattr(stand.client, "send", lambda *_, **__: kafka_future.Failed(error))
+    monkeypatch.setattr(stand.client, "send", lambda *_, **__: kafka_sealing.FailedFuture(error))
     assert stand.send(b"v", topic="secret").exception is error
     assert not stand.sealing.knows("secret")
 
@@ -312,8 +310,8 @@ def test_settings_refused(wrong: dict[str, Any], forge: Forge) -> None:
 
 def test_stage() -> None:
     """What waits for a batch wakes at its end; a call that comes in between is neither lost nor made twice."""
-    stage = kafka_future.Stage()
-    future, sent = kafka_future.RecordFuture(stage), kafka_future.Failed(OSError("gone"))
+    stage = kafka_sealing.BatchHandover()
+    future, sent = kafka_sealing.RecordFuture(stage), kafka_sealing.FailedFuture(OSError("gone"))
     calls: list[Any] = []
     assert (stage.wait(0), stage.keep(future, calls.append)) == (False, True)
     stage.end([(future, sent)])
@@ -328,7 +326,7 @@ def test_stage() -> None:
 
 def test_places() -> None:
     """The places of a batch are free once all of it is done, in whatever order that comes."""
-    room = kafka_room.Room(3)
+    room = kafka_sealing.InFlightLimit(3)
     futures: list[Any] = [Future() for _ in range(3)]  # type: ignore[no-untyped-call]
     for _ in futures:
         room.enter(0)
@@ -378,7 +376,7 @@ def test_any_course(acts: list[Act], batch: int) -> None:
 def test_alarm() -> None:
     """An alarm rings once for all that was set, and sooner where it was set sooner."""
     rang = threading.Semaphore(0)
-    alarm = alarms.ThreadAlarm(rang.release)
+    alarm = log_sealing.ThreadTimer(rang.release)
     alarm.set(3600)
     while not alarm._changed._waiters:  # type: ignore[attr-defined]
         os.sched_yield()
@@ -391,9 +389,9 @@ def test_alarm() -> None:
 
 def test_alarm_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its thread ends when there was nothing to wait for, and there is another when it is needed."""
-    monkeypatch.setattr(alarms, "IDLE", 0)
+    monkeypatch.setattr(log_sealing, "IDLE", 0)
     rang = threading.Semaphore(0)
-    alarm = alarms.ThreadAlarm(rang.release)
+    alarm = log_sealing.ThreadTimer(rang.release)
     for _ in range(2):
         alarm.set(0)
         assert rang.acquire(timeout=30)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqauth.brokers.kafka import translate
-from mqauth.brokers.kafka.log import Logs
+from mqauth.brokers.kafka.translate import Logs
 from mqauth.brokers.log import records as log_records
 from mqauth.brokers.log.records import Log
 from mqauth.errors import MalformedMessage

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from mqauth.delivery.ahead import Ahead
+from mqauth.delivery.log_work import EarlyClaims
 from mqauth.errors import Cause, Reason, RetryLater, Unavailable
 from mqauth.judging.pipeline import Outcome, Verdict
-from mqauth.letters.release import Authority, ReleaseAuthorities
-from mqauth.letters.release_signer import Releaser
+from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
 from mqauth.wire.keys import Key, KeySet
@@ -137,6 +136,6 @@ def test_it_is_named_behind_a_batch_that_was_judged_ahead(clock: FakeClock, forg
     world = World(clock, forge, verifier=forge.verifier(keys={ISSUER: Away(OSError("down"))}))
     origins = [Origin(topic="orders", partition=0, offset=at) for at in range(3)]
     deliveries = [world.receive(world.sealed(replace(kafka_message(), origin=each))) for each in origins]
-    Ahead(world.pipeline).look(deliveries)
+    EarlyClaims(world.pipeline).judge_ahead(deliveries)
     outcomes: list[Any] = [deferred(world.process(each)) for each in deliveries]
     assert outcomes == [(Cause.KEYS_UNAVAILABLE, ISSUER)] * 3

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from integration.queue_acks import ACTS, Act, FakeChannel, carry_out, delivery
-from mqauth.brokers.queue.acks import SOON, Acks
-from mqauth.brokers.rabbitmq.delivery import sender
-from mqauth.delivery.ledger import MOST, Ledger
+from mqauth.brokers.queue.channel import ACK_DELAY, Acks
+from mqauth.brokers.rabbitmq.queue import sender
+from mqauth.delivery.acks import MAX_UNSENT, DeliveryTags
 from mqauth.judging.pipeline import Delivery
 
 orders = st.integers(1, 40).flatmap(
@@ -119,13 +119,13 @@ async def test_one_frame_for_many() -> None:
 async def test_no_more_wait_than_told() -> None:
     """However large the window, so many settled deliveries wait for nothing more."""
     side = Side(window=60_000)
-    tags = side.deliver(MOST)
+    tags = side.deliver(MAX_UNSENT)
     side.settle(*tags[:-1])
     await turns()
     assert side.channel.frames == []
     side.settle(tags[-1])
     await turns()
-    assert side.channel.frames == [(MOST, True)]
+    assert side.channel.frames == [(MAX_UNSENT, True)]
 
 
 async def test_a_settled_one_waits_for_the_timer_at_most() -> None:
@@ -134,7 +134,7 @@ async def test_a_settled_one_waits_for_the_timer_at_most() -> None:
     first, second, third = side.deliver(3)
     side.settle(first, second)
     await turns()
-    assert (side.channel.frames, [seconds for seconds, _ in side.alarm.set]) == ([], [SOON])
+    assert (side.channel.frames, [seconds for seconds, _ in side.alarm.set]) == ([], [ACK_DELAY])
     await side.alarm.ring()
     assert side.channel.frames == [(second, True)]
     side.settle(third)
@@ -220,7 +220,7 @@ async def test_the_next_consumer_of_an_unclean_channel() -> None:
 
 def test_memory_is_bounded_by_what_is_unacked() -> None:
     """Behind one delivery that never ends, a hundred thousand others leave nothing behind."""
-    ledger = Ledger()
+    ledger = DeliveryTags()
     ledger.opened(1)
     for tag in range(2, 100_000):
         ledger.opened(tag)

@@ -16,7 +16,7 @@ from pamqp import commands
 from mqauth import ConfigurationError, MalformedMessage, Message, Signer
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError
-from mqauth.brokers.rabbitmq.outlet import DRAIN_EVERY, Direct, Encoded, Outlets, Through
+from mqauth.brokers.rabbitmq.publishing import DRAIN_EVERY, DirectPath, Encoded, ExchangePath, PublishPaths
 from mqauth.brokers.rabbitmq.translate import to_message
 from mqauth.brokers.sealing import Pace, Sealing
 from mqauth.errors import Cause, Unavailable
@@ -355,14 +355,14 @@ def test_instrumented_exchanges_are_not_gone_past(monkeypatch: pytest.MonkeyPatc
         async def publish(self, *args: Any, **kwargs: Any) -> Any:
             """See a message."""
 
-    ways = Outlets(real_exchange())
-    assert isinstance(ways.now(), Direct)
-    assert isinstance(Outlets(real_exchange(Own)).now(), Through)
+    ways = PublishPaths(real_exchange())
+    assert isinstance(ways.now(), DirectPath)
+    assert isinstance(PublishPaths(real_exchange(Own)).now(), ExchangePath)
     traced = real_exchange()
     traced.publish = print
-    assert isinstance(Outlets(traced).now(), Through)
+    assert isinstance(PublishPaths(traced).now(), ExchangePath)
     monkeypatch.setattr(aio_pika.Exchange, "publish", lambda *_args, **_kwargs: None)
-    assert isinstance(ways.now(), Through)
+    assert isinstance(ways.now(), ExchangePath)
 
 
 @pytest.mark.parametrize(("confirms", "waits"), [(True, 3), (False, 3 * DRAIN_EVERY)])
@@ -381,7 +381,7 @@ async def test_the_socket_is_waited_for_now_and_then(*, confirms: bool, waits: i
 
     exchange = real_exchange()
     exchange.channel = SimpleNamespace(is_closed=False, get_underlay_channel=get_underlay_channel)
-    way = Direct(exchange)
+    way = DirectPath(exchange)
     for _ in range(3 * DRAIN_EVERY):
         await way.send(Encoded("m", b"", b""), "k", mandatory=True, immediate=False)
     assert sum(waited) == waits
@@ -395,13 +395,13 @@ def test_both_ways_send_the_same_bytes() -> None:
     )  # fmt: skip
     wire = to_message(native, exchange="shop", routing_key="k", message_id="m" * 32)
     sealed = Forge().signer().sign(wire)
-    direct, through = Direct(real_exchange()), Through(real_exchange())
+    direct, through = DirectPath(real_exchange()), ExchangePath(real_exchange())
     raw = direct.ready(direct.take(native, "m" * 32), sealed)
     copied = through.ready(through.take(native, "m" * 32), sealed)
     assert (raw.marshal(), raw.body) == (copied.properties.marshal(), copied.body)
 
 
-@pytest.mark.parametrize("way", [Direct, Through])
+@pytest.mark.parametrize("way", [DirectPath, ExchangePath])
 def test_what_cannot_be_sent_is_refused_either_way(way: Any) -> None:
     """A header frame over its size, or a property pamqp cannot encode, is refused before anything is sent."""
     chosen = way(real_exchange())

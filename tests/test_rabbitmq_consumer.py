@@ -24,13 +24,13 @@ from pamqp.header import ContentHeader
 
 from mqauth import AuditFile, Cause, ConfigurationError, MemoryReplayStore, Pipeline, Verdict, Verified
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.queue.delivery import Begun, Processor
+from mqauth.brokers.queue.processor import Processor, StartedDelivery
 from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_untouched, told
-from mqauth.brokers.rabbitmq.delivery import Deliveries
 from mqauth.brokers.rabbitmq.incoming import Delivered
+from mqauth.brokers.rabbitmq.queue import Deliveries
 from mqauth.brokers.rabbitmq.topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.rabbitmq.translate import from_native, headers_out
-from mqauth.delivery.hold import Held
+from mqauth.delivery.hold import HeldDelivery
 from mqauth.delivery.progress import again
 from mqauth.errors import Reason, RetryLater, Unavailable
 from mqauth.letters.dead_letter import DeadLetter
@@ -106,7 +106,7 @@ class Table:
         self.letters = Letters()
         self.handled: list[Verified] = []
         self.slept: list[float] = []
-        self.suspended: list[Held] = []
+        self.suspended: list[HeldDelivery] = []
         self.guard = Pipeline(
             verifier=self.forge.verifier(), policy=self.forge.policy(PLACE), audit=audit, clock=self.clock,
             replay=settings.pop("replay", MemoryReplayStore)(clock=self.clock),
@@ -121,7 +121,7 @@ class Table:
         self.slept.append(seconds)
         self.clock.advance(seconds)
 
-    async def suspend(self, held: Held) -> bool:
+    async def suspend(self, held: HeldDelivery) -> bool:
         """Remember why the consumer would be suspended; nothing stays."""
         self.suspended.append(held)
         return False
@@ -195,12 +195,12 @@ async def test_settled_on_the_spot(audit: AuditFile) -> None:
     """With a plain handler, store and sinks a delivery is handled, or dead-lettered, and settled at once."""
     spot = Spot(audit)
     begun = spot.processor.begin(spot.delivery(), spot.tags)
-    assert not isinstance(begun, Begun)
+    assert not isinstance(begun, StartedDelivery)
     assert begun.verdict is Verdict.ACCEPTED
     assert (spot.tags.settled, len(spot.table.handled)) == ([1], 1)
     forged = replace(spot.table.honest(), body=b"another")
     begun = spot.processor.begin(spot.delivery(forged), spot.tags)
-    assert not isinstance(begun, Begun)
+    assert not isinstance(begun, StartedDelivery)
     assert begun.verdict is Verdict.REJECTED
     assert (spot.tags.settled, len(spot.table.handled), len(spot.table.letters.found)) == ([1, 2], 1, 1)
 
@@ -210,7 +210,7 @@ async def test_without_acks_nothing_is_settled_on_the_spot(audit: AuditFile) -> 
     spot = Spot(audit)
     delivery = spot.delivery()
     begun = spot.processor.begin(delivery, None)
-    assert isinstance(begun, Begun)
+    assert isinstance(begun, StartedDelivery)
     assert (len(spot.table.handled), delivery.settled) == (1, [])
     assert (await spot.processor.process(delivery, None, begun)).verdict is Verdict.ACCEPTED
     assert (len(spot.table.handled), delivery.settled) == (1, ["ack"])
@@ -227,7 +227,7 @@ async def test_acked_by_its_handler_on_the_spot(audit: AuditFile) -> None:
     spot = Spot(audit, handler)
     await spot.warm()
     delivery = spot.delivery()
-    assert not isinstance(spot.processor.begin(delivery, spot.tags), Begun)
+    assert not isinstance(spot.processor.begin(delivery, spot.tags), StartedDelivery)
     assert (spot.tags.settled, spot.tags.given_back) == ([], [2])
 
 
@@ -254,7 +254,7 @@ async def test_what_is_awaited_is_left_to_a_task(
     spot = Spot(audit, handler, **settings)
     delivery = spot.delivery()
     begun = spot.processor.begin(delivery, spot.tags)
-    assert isinstance(begun, Begun)
+    assert isinstance(begun, StartedDelivery)
     assert (spot.tags.settled, spot.table.handled) == ([], [])
     assert (await spot.processor.process(delivery, spot.tags, begun)).verdict is Verdict.ACCEPTED
     assert (spot.tags.settled, len(spot.table.handled)) == ([1], handled)
@@ -275,7 +275,7 @@ async def test_an_awaitable_of_a_plain_handler_is_awaited_once(audit: AuditFile)
     await spot.warm()
     delivery = spot.delivery()
     begun = spot.processor.begin(delivery, spot.tags)
-    assert isinstance(begun, Begun)
+    assert isinstance(begun, StartedDelivery)
     assert (len(calls), len(awaited)) == (2, 1)
     assert (await spot.processor.process(delivery, spot.tags, begun)).verdict is Verdict.ACCEPTED
     assert (len(calls), len(awaited), spot.tags.settled) == (2, 2, [2])
@@ -296,7 +296,7 @@ async def test_a_failure_on_the_spot_counts(audit: AuditFile, failures: int) -> 
     await spot.warm()
     delivery = spot.delivery()
     begun = spot.processor.begin(delivery, spot.tags)
-    assert isinstance(begun, Begun)
+    assert isinstance(begun, StartedDelivery)
     assert calls == 2
     outcome = await spot.processor.process(delivery, spot.tags, begun)
     assert outcome is not None
@@ -315,7 +315,7 @@ async def test_what_was_begun_is_ended_on_a_lost_channel(audit: AuditFile) -> No
     delivery.redelivered = True
     begun = spot.processor.begin(delivery, spot.tags)
     delivery.channel.is_closed = True
-    assert isinstance(begun, Begun)
+    assert isinstance(begun, StartedDelivery)
     outcome = await spot.processor.process(delivery, spot.tags, begun)
     assert outcome is not None
     assert outcome.verdict is Verdict.ACCEPTED
@@ -366,7 +366,7 @@ async def test_a_claim_ages_from_where_it_was_made(audit: AuditFile) -> None:
     clock, delivery = spot.table.clock, spot.delivery()
     begun = spot.processor.begin(delivery, spot.tags)
     clock.advance(50)
-    assert isinstance(begun, Begun)
+    assert isinstance(begun, StartedDelivery)
     await spot.processor.process(delivery, spot.tags, begun)
     assert ages == [50]
 
@@ -905,6 +905,6 @@ async def test_woken_is_tried_again_at_once(audit: AuditFile) -> None:
         await asyncio.sleep(0)
     assert len(table.processor.hold)
     table.letters.down = False
-    table.processor.holder.wake()
+    table.processor.retrier.wake()
     assert (await asyncio.wait_for(processing, 30)).verdict is Verdict.REJECTED
     assert delivery.settled == ["ack"]

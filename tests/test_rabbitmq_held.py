@@ -11,8 +11,8 @@ import pytest
 
 from mqauth import AuditFile, Cause, ConfigurationError, Verdict, Verified
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.rabbitmq.delivery import Deliveries
-from mqauth.delivery.hold import CONSUMER_TIMEOUT, Held
+from mqauth.brokers.rabbitmq.queue import Deliveries
+from mqauth.delivery.hold import CONSUMER_TIMEOUT, HeldDelivery
 from mqauth.delivery.slot import Slot
 from mqauth.errors import Reason, RetryLater, Unavailable
 from mqauth.judging.pipeline import Outcome
@@ -28,7 +28,7 @@ class Waits:
         self.table = Table(audit)
         self.calls = 0
         self.until = 10**9
-        self.suspended: list[Held] = []
+        self.suspended: list[HeldDelivery] = []
         wanted: dict[str, Any] = {"sleep": self.table.sleep, "before_requeue": self.suspend, "hold": 60} | settings
         self.processor = processing(self.table.guard, self.handler, dead_letters=self.table.letters, **wanted)
 
@@ -38,7 +38,7 @@ class Waits:
         if self.calls < self.until:
             raise RetryLater("database")
 
-    async def suspend(self, held: Held) -> bool:
+    async def suspend(self, held: HeldDelivery) -> bool:
         """Remember it."""
         self.suspended.append(held)
         return False
@@ -81,7 +81,7 @@ async def test_retry_later_is_not_run_again_where_another_handled_it_meanwhile(a
         table.clock.advance(table.guard.lease + 1)
         await other.process(Delivery(honest, redelivered=True))
 
-    waits.processor.holder._sleep = stand_still
+    waits.processor.retrier._sleep = stand_still
     outcome: Any = await waits.processor.process(delivery)
     assert (outcome.verdict, len(neighbour), waits.calls) == (Verdict.DUPLICATE, 1, 2)
 
@@ -149,7 +149,7 @@ async def test_the_last_delivery_is_held_through_an_outage_of_all(audit: AuditFi
 async def test_a_stop_gives_no_last_delivery_back(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
     """At a stop one whose handler asked for another time is buried; one that waits for others is left, loudly."""
     waits = Waits(audit)
-    waits.processor.holder.stop()
+    waits.processor.retrier.stop()
     delivery = last(waits.table)
     assert (await waits.processor.process(delivery)).reason is Reason.HANDLER_FAILED  # type: ignore[union-attr]
     waits.table.letters.down = True
@@ -197,7 +197,7 @@ async def test_what_only_waits_for_its_confirm_has_the_grace(audit: AuditFile) -
         return confirm(request)
 
     store.confirm = away
-    table.processor.holder.stop()
+    table.processor.retrier.stop()
     delivery = Delivery(table.honest())
     assert (await table.process(delivery)).verdict is Verdict.ACCEPTED
     assert (delivery.settled, len(table.handled)) == (["ack"], 1)
@@ -257,7 +257,7 @@ async def test_an_outage_longer_than_a_delivery_costs_one_message(audit: AuditFi
     source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
     consumer = rabbitmq.Consumer(source, table.guard, print, dead_letters=table.letters, sleep=table.sleep)
     slot = Slot(Delivery(rabbitmq_forged()), Deliveries("q"), 0, 20)
-    held = Held(
+    held = HeldDelivery(
         slot,
         table.guard.receive(rabbitmq_forged()),
         Outcome(Verdict.DEFERRED),
@@ -285,7 +285,7 @@ async def test_a_consumer_that_was_full_is_not_for_ever(audit: AuditFile) -> Non
     source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
     consumer = rabbitmq.Consumer(source, table.guard, print, dead_letters=table.letters, prefetch=1)
     consumer._window.consumes("first")
-    room = consumer._processor.hold.room
+    room = consumer._processor.hold.capacity
     room.put(1, tag="first", cause=Cause.HANDLER_DEFERRED, party=None, size=1)
     consumer._look()
     assert not consumer.health().consuming

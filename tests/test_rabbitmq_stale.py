@@ -16,10 +16,10 @@ from aio_pika import exceptions
 from mqauth import AuditFile, Cause, MemoryReplayStore, Verdict, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_blocked, told
-from mqauth.brokers.rabbitmq.delivery import round_trip
-from mqauth.delivery.hold import Held
+from mqauth.brokers.rabbitmq.queue import round_trip
+from mqauth.delivery.hold import HeldDelivery
 from mqauth.delivery.progress import Progress
-from mqauth.delivery.questions import PATIENCE
+from mqauth.delivery.slot import TIMEOUT_PARTS
 from mqauth.errors import Reason, Rejection, RetryLater, StaleDelivery, Unavailable
 from mqauth.flow import run
 from mqauth.judging.pipeline import Step
@@ -123,7 +123,7 @@ async def test_on_a_blocked_connection_it_waits(monkeypatch: pytest.MonkeyPatch)
     async def counted(*arguments: Any, **settings: Any) -> Any:
         nonlocal waited
         waited += 1
-        if waited == 5 * PATIENCE:
+        if waited == 5 * TIMEOUT_PARTS:
             channel.answers[0].set_result(None)
         return await wait(*arguments, **settings)
 
@@ -468,12 +468,12 @@ def _unavailable(*_: Any) -> None:
 
 async def test_what_only_trying_can_tell_stays_while_suspended(audit: AuditFile) -> None:
     """A delivery that waits for its record stays unacked and is tried until there is one; it costs no delivery."""
-    table, suspended = Table(audit), list[Held]()
+    table, suspended = Table(audit), list[HeldDelivery]()
     write, table.guard.audit.write = table.guard.audit.write, _unavailable  # type: ignore[union-attr,method-assign]
 
-    async def suspend(held: Held) -> bool:
+    async def suspend(held: HeldDelivery) -> bool:
         suspended.append(held)
-        processor.holder.suspend()
+        processor.retrier.suspend()
         table.guard.audit.write = write  # type: ignore[union-attr,method-assign]
         held.stays = held.needs_ours
         return held.stays

@@ -24,9 +24,9 @@ from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, R
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Issuer
+from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.dead_letter import PREFIX, DeadLetter, content_digest
-from mqauth.letters.release import RELEASE_HEADER, WAIVABLE, Authority, ReleaseAuthorities
-from mqauth.letters.release_signer import Releaser
+from mqauth.letters.release import RELEASE_HEADER, WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.review import (
     ALL,

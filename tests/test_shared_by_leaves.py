@@ -11,8 +11,8 @@ import pytest
 
 from mqauth.brokers.amqp import messages as amqp_messages
 from mqauth.brokers.amqp import values as amqp_values
-from mqauth.brokers.letters import MAX_UNKNOWN, Unknown, first_taken, in_time
-from mqauth.brokers.underway import UnderWay
+from mqauth.brokers.dead_letters import MAX_UNCONFIRMED, Unconfirmed, first_taken, in_time
+from mqauth.brokers.sealing import OpenCalls
 from mqauth.errors import Cause, MalformedMessage, Reason, Rejection, Unavailable
 from mqauth.flow import arun, run
 from mqauth.letters.dead_letter import DeadLetter, Oversize
@@ -150,15 +150,15 @@ async def test_what_keeps_a_message_from_the_broker(error: Exception, detail: st
 
 def test_open_outcomes_are_kept_within_a_bound() -> None:
     """The oldest of too many open outcomes is forgotten; what is taken is taken once."""
-    unknown = Unknown()
-    for index in range(MAX_UNKNOWN + 1):
+    unknown = Unconfirmed()
+    for index in range(MAX_UNCONFIRMED + 1):
         unknown.keep(str(index), index)
     assert (unknown.take("0"), unknown.take("1"), unknown.take("1")) == (None, 1, None)
 
 
 async def test_a_closing_waits_for_the_calls_under_way() -> None:
     """What is under way ends first, what comes later is refused, and whoever asks is told of the one end."""
-    calls = UnderWay(lambda: OSError("closed"))
+    calls = OpenCalls(lambda: OSError("closed"))
     calls.__enter__()
     ends = [asyncio.create_task(calls.over()) for _ in range(2)]
     await asyncio.sleep(0)

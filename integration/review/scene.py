@@ -18,8 +18,8 @@ from mqauth.audit.log import read_records
 from mqauth.cli.broker import Place, opened
 from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Issuer
-from mqauth.letters.release import WAIVABLE, Authority, ReleaseAuthorities
-from mqauth.letters.release_signer import Releaser
+from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
+from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.review import Filter, Index, Ledger, Reviewer, Session, Terms, account, survey
 from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT, Forge

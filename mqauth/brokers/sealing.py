@@ -4,6 +4,8 @@ The confirms that come back say when. A publish alone is sealed at once. While m
 take time anyway, so that those which come meanwhile wait for each other: until they are as many as the unconfirmed
 or a full batch, and never longer than half the time a confirm takes, or ``linger``. No rate has to be known, and
 none is set.
+
+A producer's calls that are under way on an event loop, and its closing: for every client.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
+from types import TracebackType
 from typing import Final, NamedTuple, TypeVar
 
-from mqauth.brokers.timer import Timer, call_later
+from mqauth.brokers.event_loop import Timer, call_later
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import MalformedMessage
 from mqauth.signer import Prepared, Signer
@@ -67,7 +70,7 @@ class _Waiting(NamedTuple):
     sealed: asyncio.Future[Message]
 
 
-class Alone:
+class SingleSealing:
     """Seals each message by itself.
 
     Args:
@@ -207,3 +210,44 @@ class Sealing:
             self.pace.unconfirmed += len(group)
             for one, message in zip(group, sealed, strict=True):
                 one.sealed.set_result(message)
+
+
+class OpenCalls:
+    """Lets calls in until it is closed, and then waits until all of them have ended.
+
+    Args:
+        refusal: makes what is raised to a call that comes later.
+    """
+
+    def __init__(self, refusal: Callable[[], Exception]) -> None:
+        self._refusal = refusal
+        self._count = 0
+        self._over: asyncio.Future[None] | None = None
+
+    def __enter__(self) -> None:
+        if self._over is not None:
+            raise self._refusal()
+        self._count += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._count -= 1
+        self._tell()
+
+    def close(self) -> None:
+        """Let no more calls in."""
+        if self._over is None:
+            self._over = asyncio.get_running_loop().create_future()
+            self._tell()
+
+    async def over(self) -> None:
+        """Return once it is closed and no call is under way."""
+        self.close()
+        if self._over is not None:
+            await asyncio.shield(self._over)
+
+    def _tell(self) -> None:
+        """Let those who wait for the end go on where there is nothing left."""
+        if self._over is not None and not self._count and not self._over.done():
+            self._over.set_result(None)

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from mqauth.check.locator import Path
-from mqauth.config.table import spelt
+from mqauth.config.toml_file import spelt
 
 
 class Severity(StrEnum):

@@ -15,8 +15,8 @@ from mqauth.check import codes
 from mqauth.check.findings import Finding
 from mqauth.check.jwks import DAY, ring
 from mqauth.check.target import Rule, Target, mode, others
-from mqauth.config.file import read_passphrase
 from mqauth.config.settings import ProducerSettings
+from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import State
 from mqauth.keystore.disk import files

@@ -14,9 +14,8 @@ from mqauth.check.locator import Path as Place
 from mqauth.check.locator import lines_of, nearest
 from mqauth.check.target import Rule, Target
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.config.file import read_toml
 from mqauth.config.load import Configuration
-from mqauth.config.table import RefusedSetting
+from mqauth.config.toml_file import RefusedSetting, read_toml
 from mqauth.errors import ConfigurationError
 
 RULES: Final[tuple[Rule, ...]] = (

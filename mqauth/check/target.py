@@ -23,7 +23,7 @@ from mqauth.config.settings import (
     ReplaySettings,
     SourceSettings,
 )
-from mqauth.config.table import RefusedSetting, Table
+from mqauth.config.toml_file import RefusedSetting, Table
 
 _FEW: Final = 3
 

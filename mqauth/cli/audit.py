@@ -16,22 +16,19 @@ from typing import Annotated, Final
 import typer
 
 from mqauth.audit.chain import ChainReport, Progress, as_json, verify_chain
-from mqauth.audit.file import parts, with_parts
-from mqauth.audit.head import read_heads
-from mqauth.audit.line_file import last_lines
+from mqauth.audit.disk import last_lines
+from mqauth.audit.file import parts, read_heads, with_parts
 from mqauth.audit.log import (
     DIMENSIONS,
     TIMES,
-    Record,
     Selection,
-    claims_of,
     count,
-    is_verified,
     parse_record,
     parse_time,
     read_records,
 )
 from mqauth.audit.misuse import Alert, Detector, Thresholds
+from mqauth.audit.record import Record, claims_of, is_verified
 from mqauth.cli.options import Json, group
 from mqauth.cli.streams import one_line, print_json, progress_bar
 from mqauth.config.load import load

@@ -20,8 +20,7 @@ from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import parse_qs, quote, urlsplit
 
 from mqauth import review
-from mqauth.config.declaration import Settings, inner, not_with, only_with
-from mqauth.config.file import read_file, secret_of
+from mqauth.config.declaration import Settings, inner, not_with, only_with, read_file, secret_of
 from mqauth.config.kinds import FLAG, NAME, PATH, choice, is_broker_url
 from mqauth.errors import ConfigurationError
 from mqauth.flow import Flow, arun, run

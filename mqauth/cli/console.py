@@ -37,7 +37,7 @@ from mqauth.cli.streams import print_json
 from mqauth.config.load import load
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Pipeline
-from mqauth.keystore.remote.http_connection import FetchFailed
+from mqauth.keystore.remote.connection import FetchFailed
 from mqauth.review.session import MakeReleaser
 
 if TYPE_CHECKING:

@@ -20,8 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mqauth.audit.chain import verify_chain
-from mqauth.audit.file import AuditFile
-from mqauth.audit.head import HeadFile
+from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.cli.broker import check_url, reached
 from mqauth.cli.options import Json
 from mqauth.errors import ConfigurationError, Reason

@@ -34,8 +34,8 @@ from mqauth.cli.options import (
     group,
 )
 from mqauth.cli.streams import print_json, progress_bar, read_texts, standard_input
-from mqauth.config.file import read_passphrase
 from mqauth.config.load import load
+from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Pipeline
 from mqauth.keystore import signing_key

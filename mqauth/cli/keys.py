@@ -25,10 +25,10 @@ from mqauth.cli.options import (
 )
 from mqauth.cli.serve import Certificate, Server, listen, origin
 from mqauth.cli.streams import print_json
-from mqauth.config.file import read_passphrase
+from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import KeyRing, Keystore, RingKey, public_keys
-from mqauth.keystore.disk import document, ring
+from mqauth.keystore.disk import ring
 from mqauth.keystore.remote.keyserver import HEALTH, PATHS, KeyServer
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import ALGORITHMS
@@ -84,7 +84,7 @@ def list_keys(folder: Dir = _FOLDER, as_json: Json = False) -> int:
     """Show every key with its state and times."""
     keys = Keystore(folder=folder).ring().keys
     if as_json:
-        print_json({"keys": [document.describe(key) for key in keys]})
+        print_json({"keys": [ring.describe(key) for key in keys]})
     else:
         _print_table(keys)
     return 0

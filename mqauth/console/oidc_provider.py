@@ -24,9 +24,9 @@ from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.console.oidc_settings import OIDCSettings
 from mqauth.console.oidc_token import ALGORITHMS, Expected, check
 from mqauth.errors import ConfigurationError
-from mqauth.keystore.remote.discovery import WELL_KNOWN
+from mqauth.keystore.remote.connection import Deadline, Dial, Endpoint, FetchFailed, trust
+from mqauth.keystore.remote.fetch import WELL_KNOWN
 from mqauth.keystore.remote.http import get, post
-from mqauth.keystore.remote.http_connection import Deadline, Dial, Endpoint, FetchFailed, trust
 
 LIFETIME: Final = 600
 """Seconds within which people must come back from the provider."""

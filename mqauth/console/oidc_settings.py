@@ -9,10 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from mqauth.config.declaration import Settings, not_with, read, schema_of
-from mqauth.config.file import read_file
+from mqauth.config.declaration import Settings, not_with, read, read_file, schema_of
 from mqauth.config.kinds import FLAG, NAME, PATH, Kind, is_url, many, one_or_many, text
-from mqauth.config.table import RefusedSetting, Table
+from mqauth.config.toml_file import RefusedSetting, Table
 from mqauth.console.access import ROLES
 from mqauth.keystore.disk.files import read_bounded
 

@@ -12,10 +12,9 @@ import logging
 from typing import Final
 
 from mqauth.clock import Clock
-from mqauth.delivery.absence import Absence
-from mqauth.delivery.facts import QueueHealth
-from mqauth.delivery.hold import Held, Hold, is_deferred
-from mqauth.delivery.prefetch import RESTORE_AFTER, Prefetch
+from mqauth.delivery.health import QueueHealth
+from mqauth.delivery.hold import HeldDelivery, Hold, is_deferred
+from mqauth.delivery.prefetch import RESTORE_AFTER, Outage, Prefetch
 from mqauth.errors import Cause
 from mqauth.judging.delivery import Outcome, Verdict
 
@@ -39,7 +38,7 @@ class Window:
     Attributes:
         consumer: the tag under which the broker sends messages now, ``None`` while it sends none.
         stalled: the delivery for which the queue was suspended.
-        absence: since when it does not consume although it wants to.
+        outage: since when it does not consume although it wants to.
         failure: what ended the consumer.
         stopping: whether nothing more is begun.
     """
@@ -51,9 +50,9 @@ class Window:
         self._prefetch = Prefetch(prefetch)
         self._stalls_in_a_row = 0
         self._said_full = False
-        self.absence = Absence(queue, clock)
+        self.outage = Outage(queue, clock)
         self.consumer: str | None = None
-        self.stalled: Held | None = None
+        self.stalled: HeldDelivery | None = None
         self.failure: BaseException | None = None
         self.stopping = False
 
@@ -71,7 +70,7 @@ class Window:
     def consumes(self, consumer: str) -> None:
         """Note that the broker sends messages, under a consumer's tag."""
         self.consumer = consumer
-        self.absence.end()
+        self.outage.end()
 
     def lost(self, why: str, *, channel_alone: bool) -> None:
         """Note that channel or connection ended; three in a row while consuming narrow the window to 1.
@@ -129,9 +128,9 @@ class Window:
         said, self._said_full = self._said_full, self._is_full(self.consumer)
         if self._said_full and not said:
             self._say_full()
-        return self._hold.room.wants_another(self.consumer, self.prefetch, busy - len(self._hold))
+        return self._hold.capacity.wants_another(self.consumer, self.prefetch, busy - len(self._hold))
 
-    def suspend(self, held: Held) -> bool:
+    def suspend(self, held: HeldDelivery) -> bool:
         """Suspend the queue before a delivery goes back: it would come again at once. The first one says why.
 
         Returns:
@@ -142,7 +141,7 @@ class Window:
         if self.stalled is None and not self.stopping:
             self.stalled = held
             self._stalls_in_a_row += 1
-            whose = ", ".join(self._hold.room.whose()) or held.outcome.cause
+            whose = ", ".join(self._hold.capacity.by_cause()) or held.outcome.cause
             _LOG.error("%s is stalled: %s", self._queue, whose)
         held.stays = held is self.stalled and held.needs_ours
         return held.stays
@@ -206,7 +205,7 @@ class Window:
             prefetch=self.prefetch,
             unsettled=unsettled,
             party=None if longest is None else longest.outcome.party,
-            held=self._hold.room.whose(),
+            held=self._hold.capacity.by_cause(),
             at_limit=self._hold.at_limit,
         )
 
@@ -216,15 +215,15 @@ class Window:
             return None, None, f"the consumer ended: {type(self.failure).__name__}"
         if blocked:
             return Cause.BROKER_UNAVAILABLE, None, _BLOCKED
-        return self.absence.long() or (None, None, None)
+        return self.outage.long() or (None, None, None)
 
     def _is_full(self, consumer: str) -> bool:
         """Tell whether nothing more comes: all that may be held is."""
-        return self._hold.room.is_full(consumer, self.prefetch)
+        return self._hold.capacity.is_full(consumer, self.prefetch)
 
     def _say_full(self) -> None:
         """Log that the queue waits, and for what."""
-        whose = ", ".join(f"{number} {what}" for what, number in self._hold.room.whose().items())
+        whose = ", ".join(f"{number} {what}" for what, number in self._hold.capacity.by_cause().items())
         ordered = self.prefetch == 1
         why = "its prefetch is 1" if ordered else "no more can be held"
         _LOG.log(logging.WARNING if ordered else logging.ERROR, "%s waits, since %s: %s", self._queue, why, whose)

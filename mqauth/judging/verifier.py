@@ -31,7 +31,8 @@ from mqauth.judging.known_tokens import Standing, Token, Tokens
 from mqauth.judging.shape import Shape, Shapes
 from mqauth.judging.times import At, Times, is_revoked
 from mqauth.judging.verified import Verified, make_verified
-from mqauth.letters.release import Release, ReleaseAuthorities
+from mqauth.letters.authorities import ReleaseAuthorities
+from mqauth.letters.release import Release
 from mqauth.wire import batch, envelope, jws
 from mqauth.wire import claims as claim_set
 from mqauth.wire.batch import Proof

@@ -22,8 +22,7 @@ from mqauth.clock import Clock, uuid7
 from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable
 from mqauth.flow import Flow, call, either
 from mqauth.judging.pipeline import Pipeline, Verdict
-from mqauth.letters.lineage import Hop
-from mqauth.letters.release import Release, without_release
+from mqauth.letters.release import Hop, Release, without_release
 from mqauth.review.index import Filter, Index, Selection
 from mqauth.review.judge import Judge, Originals, rows, why_unsound, word_for
 from mqauth.review.letter import UNKNOWN, Letter, Reading, read, redeliverable

@@ -18,8 +18,7 @@ from typing import Final, Protocol
 from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
 from mqauth.letters.dead_letter import letter_id
-from mqauth.letters.lineage import NO_PAST, Past
-from mqauth.letters.release import without_release
+from mqauth.letters.release import NO_PAST, Past, without_release
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.review.index import ALL, Filter, Index, Row
 from mqauth.review.letter import Reading, proven, redeliverable

@@ -17,7 +17,7 @@ from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError
 from mqauth.flow import Flow
 from mqauth.judging.pipeline import Pipeline
-from mqauth.letters.release_signer import Releaser
+from mqauth.letters.authorities import Releaser
 from mqauth.review.acts import discard, redrive, rehearse
 from mqauth.review.index import ALL, Filter, Index, Selection
 from mqauth.review.judge import Judge, Originals, judge

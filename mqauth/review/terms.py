@@ -11,8 +11,8 @@ from typing import Any, Final
 from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import ConfigurationError, Reason
+from mqauth.letters.authorities import Releaser
 from mqauth.letters.release import WAIVABLE
-from mqauth.letters.release_signer import Releaser
 from mqauth.review.index import ALL, Filter
 from mqauth.wire import claims as claim_set
 

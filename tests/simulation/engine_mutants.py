@@ -8,13 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 from unittest import mock
 
-from mqauth.delivery import book, part
-from mqauth.delivery.ahead import Ahead
-from mqauth.delivery.backoff import Backoff
-from mqauth.delivery.book import Book
-from mqauth.delivery.leases import Leases
-from mqauth.delivery.part import Part
-from mqauth.delivery.work import Work
+from mqauth.delivery import assignment, partition
+from mqauth.delivery.assignment import Assignment
+from mqauth.delivery.log_work import EarlyClaims, LogLeases, LogWork
+from mqauth.delivery.partition import Backoff, Partition
 from mqauth.judging.pipeline import Step
 
 Mutation = Callable[[Any], Any]
@@ -67,7 +64,7 @@ def settled_at_once(_: Any) -> Any:
 def skipping(original: Any) -> Any:
     """Go on with what stands behind a deferred record."""
 
-    def attempted(found: Book, each: Part, outcome: Any) -> bool:
+    def attempted(found: Assignment, each: Partition, outcome: Any) -> bool:
         head, waiting = each.waiting[0], len(each.waiting)
         goes_on: bool = original(found, each, outcome)
         if not goes_on and waiting > 1:
@@ -82,8 +79,8 @@ def skipping(original: Any) -> Any:
 def unmarked(original: Any) -> Any:
     """Choose a partition without marking it."""
 
-    def choose(found: Book) -> Part | None:
-        each: Part | None = original(found)
+    def choose(found: Assignment) -> Partition | None:
+        each: Partition | None = original(found)
         if each is not None:
             each.running = False
         return each
@@ -94,9 +91,9 @@ def unmarked(original: Any) -> Any:
 def suspended_goes_on(original: Any) -> Any:
     """Revoke without suspending."""
 
-    def revoking(found: Book, places: Any, held: Any) -> None:
+    def revoking(found: Assignment, places: Any, held: Any) -> None:
         original(found, places, held)
-        for each in found._parts.values():
+        for each in found._partitions.values():
             each.suspended = False
 
     return revoking
@@ -110,9 +107,9 @@ def first_whatever(_: Any) -> Any:
 def refused_as_taken(original: Any) -> Any:
     """Take a commit that failed for one that succeeded."""
 
-    def refused(found: Book) -> None:
+    def refused(found: Assignment) -> None:
         original(found)
-        for each in found._parts.values():
+        for each in found._partitions.values():
             each.committed = each.settled
 
     return refused
@@ -120,14 +117,14 @@ def refused_as_taken(original: Any) -> Any:
 
 def forgetting_what_is_open(_: Any) -> Any:
     """Forget what was put back and is yet to be read again."""
-    return property(lambda each: part.offset_of(each.waiting[0].message) if each.waiting else None)
+    return property(lambda each: partition.offset_of(each.waiting[0].message) if each.waiting else None)
 
 
 def short_receipts(original: Any) -> Any:
     """Forget when the records behind those of the last poll were received."""
 
-    def put_back(each: Part) -> None:
-        upto = part.offset_of(each.waiting[-1].message)
+    def put_back(each: Partition) -> None:
+        upto = partition.offset_of(each.waiting[-1].message)
         original(each)
         each.receipts = tuple(known for known in each.receipts if known.upto <= upto)
 
@@ -137,8 +134,8 @@ def short_receipts(original: Any) -> Any:
 def kept_when_taken(original: Any) -> Any:
     """Keep what was known of a partition that is another's."""
 
-    def assigned(found: Book, held: Any) -> None:
-        for each in found._parts.values():
+    def assigned(found: Assignment, held: Any) -> None:
+        for each in found._partitions.values():
             each.suspended = False
         original(found, held)
 
@@ -153,7 +150,7 @@ def answered_alone(_: Any) -> Any:
 def unremembered(original: Any) -> Any:
     """Forget the claims of a batch whose answer was lost."""
 
-    def judge(found: Ahead, many: Any, deliveries: Any) -> None:
+    def judge(found: EarlyClaims, many: Any, deliveries: Any) -> None:
         original(found, many, deliveries)
         for each in deliveries:
             if each.step is Step.JUDGE:
@@ -170,7 +167,7 @@ def never_too_old(_: Any) -> Any:
 def only_the_last(original: Any) -> Any:
     """Settle all that was received together with what is handled."""
 
-    def settle(each: Part) -> None:
+    def settle(each: Partition) -> None:
         while len(each.waiting) > 1:
             each.waiting.popleft()
         original(each)
@@ -179,34 +176,34 @@ def only_the_last(original: Any) -> Any:
 
 
 LOG: Final = (
-    Mutant("commits received, not settled", Part, "settled", received_as_settled),
-    Mutant("takes what was put off for settled", Book, "attempted", settled_at_once),
-    Mutant("settles all with the first", Part, "settle", only_the_last),
-    Mutant("skips behind a deferral", Book, "attempted", skipping),
-    Mutant("forgets what stands behind a deferral", Book, "wanted", without("seek", {})),
-    Mutant("never pauses", Book, "wanted", without("pause", frozenset())),
-    Mutant("never resumes", Book, "wanted", without("resume", frozenset())),
+    Mutant("commits received, not settled", Partition, "settled", received_as_settled),
+    Mutant("takes what was put off for settled", Assignment, "attempted", settled_at_once),
+    Mutant("settles all with the first", Partition, "settle", only_the_last),
+    Mutant("skips behind a deferral", Assignment, "attempted", skipping),
+    Mutant("forgets what stands behind a deferral", Assignment, "client_calls", without("seek", {})),
+    Mutant("never pauses", Assignment, "client_calls", without("pause", frozenset())),
+    Mutant("never resumes", Assignment, "client_calls", without("resume", frozenset())),
     Mutant("ignores back-off", Backoff, "wait", returning(0.0)),
-    Mutant("never commits", Book, "due", returning({})),
-    Mutant("takes a refused commit for taken", Book, "refused", refused_as_taken),
-    Mutant("runs a partition twice", Book, "choose", unmarked),
-    Mutant("never comes to an end", Book, "left", returning(None)),
-    Mutant("gives nothing back", Work, "give_back", returning(None)),
-    Mutant("gives back what was answered alone", book, "_is_claimed", answered_alone),
-    Mutant("forgets which claims it asked for", Ahead, "_judge", unremembered),
-    Mutant("renews nothing", Leases, "due", returning([])),
-    Mutant("loses the time of receipt", Part, "_received_at", lambda _: lambda _part, _offset, now: now),
-    Mutant("loses the time of receipt of the rest", Part, "put_back", short_receipts),
-    Mutant("stops behind what was put back", Part, "first_open", forgetting_what_is_open),
-    Mutant("ignores a revoke", Book, "revoking", returning(None)),
-    Mutant("suspends nothing", Book, "revoking", suspended_goes_on),
-    Mutant("keeps what did not come back", Book, "assigned", kept_when_taken),
-    Mutant("ignores a loss", Book, "lost", returning(None)),
-    Mutant("goes on whatever happened", Book, "first", first_whatever),
-    Mutant("goes on before a rebalance", Book, "hold_back", returning(None)),
-    Mutant("ignores a stop", Book, "stop", returning(None)),
-    Mutant("takes the steps of what is stale", Part, "refuse_stale", returning(None)),
-    Mutant("ignores a pause of the process", Book, "beat", returning(None)),
-    Mutant("keeps a pause of a partition it lost", Book, "_forget", lambda _: Book._drop),
-    Mutant("settles what was judged ahead", Ahead, "look", never_too_old),
+    Mutant("never commits", Assignment, "due_commits", returning({})),
+    Mutant("takes a refused commit for taken", Assignment, "commit_failed", refused_as_taken),
+    Mutant("runs a partition twice", Assignment, "choose", unmarked),
+    Mutant("never comes to an end", Assignment, "visit_ended", returning(None)),
+    Mutant("gives nothing back", LogWork, "give_back", returning(None)),
+    Mutant("gives back what was answered alone", assignment, "_is_claimed", answered_alone),
+    Mutant("forgets which claims it asked for", EarlyClaims, "_judge", unremembered),
+    Mutant("renews nothing", LogLeases, "due", returning([])),
+    Mutant("loses the time of receipt", Partition, "_received_at", lambda _: lambda _part, _offset, now: now),
+    Mutant("loses the time of receipt of the rest", Partition, "put_back", short_receipts),
+    Mutant("stops behind what was put back", Partition, "first_open", forgetting_what_is_open),
+    Mutant("ignores a revoke", Assignment, "revoked", returning(None)),
+    Mutant("suspends nothing", Assignment, "revoked", suspended_goes_on),
+    Mutant("keeps what did not come back", Assignment, "assigned", kept_when_taken),
+    Mutant("ignores a loss", Assignment, "lost", returning(None)),
+    Mutant("goes on whatever happened", Assignment, "next_delivery", first_whatever),
+    Mutant("goes on before a rebalance", Assignment, "hold_back", returning(None)),
+    Mutant("ignores a stop", Assignment, "stop", returning(None)),
+    Mutant("takes the steps of what is stale", Partition, "refuse_stale", returning(None)),
+    Mutant("ignores a pause of the process", Assignment, "heartbeat", returning(None)),
+    Mutant("keeps a pause of a partition it lost", Assignment, "_forget", lambda _: Assignment._drop),
+    Mutant("settles what was judged ahead", EarlyClaims, "judge_ahead", never_too_old),
 )

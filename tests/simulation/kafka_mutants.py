@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from mqauth.brokers.kafka import poller as kafka_poller
-from mqauth.brokers.kafka.confirm import Confirmed
-from mqauth.brokers.kafka.deadletter import DeadLetters
+from mqauth.brokers.kafka.confirmed import Confirmed, DeadLetters
 from mqauth.brokers.kafka.poller import Poller
 from mqauth.brokers.log.consumer import LogConsumer
 from mqauth.errors import Unavailable
@@ -64,7 +63,7 @@ LOG: Final = (
     }),
     Mutant("waits for no confirm of a letter", Confirmed, "send", unwaited),
     Mutant("drops a letter while its sink is down", DeadLetters, "publish", swallowing),
-    Mutant("lets a rebalance wait for nothing", LogConsumer, "_turn", waiting_for_nothing),
+    Mutant("lets a rebalance wait for nothing", LogConsumer, "_poll_once", waiting_for_nothing),
     Mutant("seeks nothing", Poller, "_ask", nothing_sought),
     Mutant("dies of a commit that failed", kafka_poller, "COMES_AGAIN", lambda _: ()),
 )  # fmt: skip

@@ -17,12 +17,12 @@ from unittest import mock
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from mqauth.brokers import letters
+from mqauth.brokers import dead_letters
 from mqauth.brokers.kafka import consumer as kafka_consumer
-from mqauth.brokers.kafka import room as kafka_room
-from mqauth.brokers.log import turns
+from mqauth.brokers.kafka import sealing as kafka_sealing
+from mqauth.brokers.log import consumer as log_consumer
 from mqauth.brokers.log.records import dead_letter_headers
-from mqauth.delivery import backoff
+from mqauth.delivery import partition
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
 from mqauth.wire.keys import Key
@@ -115,13 +115,13 @@ def run(played: KafkaPlay, tell: Callable[[str], None] | None = None) -> KafkaRe
     play = Play(played.seed, played.settings, _forge, note)
     with ExitStack() as stack:
         threading, queue = stand_ins(play.threads)
-        for module in (turns, kafka_consumer, kafka_room, letters):
+        for module in (log_consumer, kafka_consumer, kafka_sealing, dead_letters):
             stack.enter_context(mock.patch.object(module, "threading", threading))
-        stack.enter_context(mock.patch.object(turns, "queue", queue))
-        wait = backoff.Backoff.wait
+        stack.enter_context(mock.patch.object(log_consumer, "queue", queue))
+        wait = partition.Backoff.wait
         stack.enter_context(
             mock.patch.object(
-                backoff.Backoff, "wait", lambda self, attempt: wait(self, attempt, entropy.randbytes)
+                partition.Backoff, "wait", lambda self, attempt: wait(self, attempt, entropy.randbytes)
             )
         )
         try:

@@ -1,4 +1,4 @@
-"""Plays a schedule of facts on the log engine: ``Book``, ``Work``, ``Ahead``, ``Leases`` and the pipeline.
+"""Plays a schedule of facts on the log engine: ``Assignment``, ``LogWork``, ``EarlyClaims``, the pipeline.
 
 Around them stand a log with one other member of the group, a client that polls and commits as kafka-python does,
 and workers whose handlers may end at any later fact. Each fact is followed by what must hold at once.
@@ -11,11 +11,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from mqauth.audit.record import AuditRecord
-from mqauth.delivery.backoff import Backoff
-from mqauth.delivery.book import Book
-from mqauth.delivery.facts import Wanted
-from mqauth.delivery.part import Part
-from mqauth.delivery.work import Work
+from mqauth.delivery.assignment import Assignment
+from mqauth.delivery.log_work import LogWork
+from mqauth.delivery.partition import Backoff, ClientCalls, Partition
 from mqauth.errors import RejectNow, RetryLater
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
@@ -68,7 +66,7 @@ class Worker:
 
     __slots__ = ("book", "entry", "error", "flow", "part", "seen", "tries", "verified")
 
-    def __init__(self, book: Book, part: Part, flow: Any) -> None:
+    def __init__(self, book: Assignment, part: Partition, flow: Any) -> None:
         self.book = book
         self.part = part
         self.flow = flow
@@ -77,19 +75,19 @@ class Worker:
         self.seen: float | None = None
 
 
-class WatchedBook(Book):
+class WatchedBook(Assignment):
     """The book, with someone who looks at what it hands out and is told."""
 
     play: LogPlay
 
-    def first(self, part: Part) -> Delivery | None:
+    def next_delivery(self, part: Partition) -> Delivery | None:
         """Return the delivery whose turn it is."""
-        found = super().first(part)
+        found = super().next_delivery(part)
         if found is not None:
             self.play.picked(self, part, found)
         return found
 
-    def attempted(self, part: Part, outcome: Outcome) -> bool:
+    def attempted(self, part: Partition, outcome: Outcome) -> bool:
         """Note what became of it."""
         head = part.waiting[0]
         goes_on = super().attempted(part, outcome)
@@ -159,10 +157,10 @@ class LogPlay:
         self.doubted: float | None = None
         self.beat: float | None = None
         self.serial = dict.fromkeys(PLACES, 0)
-        self.known: dict[Part, int] = {}
-        self.receipts: dict[Part, dict[int, float]] = {}
-        self.settled: dict[Part, int] = {}
-        self.waits: dict[Part, tuple[float, int]] = {}
+        self.known: dict[Partition, int] = {}
+        self.receipts: dict[Partition, dict[int, float]] = {}
+        self.settled: dict[Partition, int] = {}
+        self.waits: dict[Partition, tuple[float, int]] = {}
         self.doubtful: set[Delivery] | set[int] = set()
         if fresh:
             self.users, self.paused, self.evicted, self.joining = set(), set(), False, False
@@ -174,7 +172,7 @@ class LogPlay:
             self.clock, backoff=SeededBackoff(first=FIRST, longest=LONGEST), session=SESSION, width=self.width
         )
         self.book.play = self
-        self.work = Work(self.guard, self.book, self.handler, lambda _: self.letters)
+        self.work = LogWork(self.guard, self.book, self.handler, lambda _: self.letters)
 
     def handler(self, _verified: Any) -> None:
         """Stand for the handler, which workers run by themselves."""
@@ -376,7 +374,7 @@ class LogPlay:
 
     def poll(self, number: int, *, joins: bool) -> None:
         """Ask for what the book wishes, and tell it what came."""
-        self.ask(self.book.wanted(frozenset(self.held), frozenset(self.paused)))
+        self.ask(self.book.client_calls(frozenset(self.held), frozenset(self.paused)))
         self.tell_beat()
         buffered = self.evicted and number & 8
         if joins and not buffered and (self.pending is not None or self.evicted or self.joining):
@@ -397,9 +395,9 @@ class LogPlay:
         if self.beat is not None and now - self.beat > SESSION:
             self.doubted = now
         self.beat = now
-        self.book.beat()
+        self.book.heartbeat()
 
-    def ask(self, wanted: Wanted) -> None:
+    def ask(self, wanted: ClientCalls) -> None:
         """Pause, resume and seek as wished."""
         self.require(not wanted.resume & self.users, "what others paused stays so", wanted.resume)
         self.paused |= wanted.pause
@@ -438,7 +436,7 @@ class LogPlay:
     def receive(self, place: At, entries: list[Entry]) -> None:
         """Tell the book what came."""
         self.book.receive(place, [entry.message for entry in entries])
-        part = self.book.part(place)
+        part = self.book.partition(place)
         self.known.setdefault(part, self.serial[place])
         self.require(not part.running, "what is worked on is not fetched", place)
         receipts, now = self.receipts.setdefault(part, {}), self.clock.now()
@@ -452,7 +450,7 @@ class LogPlay:
     def skip(self, place: At, entry: Entry) -> None:
         """Step over a record that cannot be parsed."""
         record: AuditRecord = None  # type: ignore[assignment]
-        part = self.book.part(place)
+        part = self.book.partition(place)
         self.known.setdefault(part, self.serial[place])
 
         def act() -> None:
@@ -493,7 +491,7 @@ class LogPlay:
         self.note("everything is revoked")
         self.joining = True
         self.suspended = set(self.held)
-        self.book.revoking(set(self.held), set(self.held))
+        self.book.revoked(set(self.held), set(self.held))
 
     def end_join(self, number: int) -> None:
         """Get what is ours from now on; the owner's own listener may pause something."""
@@ -503,7 +501,7 @@ class LogPlay:
         self.forget(gone)
         if not self.eager and gone:
             self.held -= gone
-            self.book.revoking(gone, set(self.held))
+            self.book.revoked(gone, set(self.held))
         for place in target - self.held:
             self.position[place] = self.committed[place]
         self.held, self.owned, self.suspended, self.doubted = set(target), set(target), set(), None
@@ -536,7 +534,7 @@ class LogPlay:
         if part is None:
             return
         if self.tell:
-            self.note(f"partition {part.place.partition} is chosen")
+            self.note(f"partition {part.topic_partition.partition} is chosen")
         worker = Worker(self.book, part, self.work.visiting(part))
         self.workers.append(worker)
         self.go_on(worker, None, None)
@@ -605,7 +603,7 @@ class LogPlay:
         self.require(worker.book is not self.book or self.is_ours(part), "nothing begins after a loss", entry)
         others = [each for each in self.workers if each is not worker and each.entry and each.book is self.book]
         for other in others:
-            if other.part.place == place and self.is_ours(other.part):
+            if other.part.topic_partition == place and self.is_ours(other.part):
                 self.fail("one handler of a partition", f"{entry} beside {other.entry}")
 
     def completed(self, worker: Worker, entry: Entry) -> None:
@@ -661,7 +659,7 @@ class LogPlay:
 
     # What is seen
 
-    def picked(self, book: Book, part: Part, delivery: Delivery) -> None:
+    def picked(self, book: Assignment, part: Partition, delivery: Delivery) -> None:
         """Look at a delivery that is begun, or begun again."""
         entry: Entry = delivery.message.native  # type: ignore[assignment]
         if book is not self.book:
@@ -681,7 +679,7 @@ class LogPlay:
         due, _ = self.waits.get(part, (0.0, 0))
         self.require(self.clock.monotonic() >= due, "the back-off is kept", f"{entry} {due}")
 
-    def attempted(self, part: Part, delivery: Delivery, outcome: Outcome) -> None:
+    def attempted(self, part: Partition, delivery: Delivery, outcome: Outcome) -> None:
         """Look at what became of a delivery."""
         entry: Entry = delivery.message.native  # type: ignore[assignment]
         if self.tell:
@@ -693,39 +691,43 @@ class LogPlay:
         self.settled[part] = entry.offset
         self.waits.pop(part, None)
 
-    def deferred(self, part: Part) -> None:
+    def deferred(self, part: Partition) -> None:
         """Note that a partition waits."""
         count = self.waits.get(part, (0.0, 0))[1] + 1
         least = min(FIRST * 2.0 ** (count - 1), LONGEST) / 2
         self.waits[part] = (self.clock.monotonic() + least, count)
 
-    def is_ours(self, part: Part) -> bool:
+    def is_ours(self, part: Partition) -> bool:
         """Tell whether a partition was not taken away, as the book was told."""
-        return part.place in self.held and self.known.get(part) == self.serial[part.place]
+        return part.topic_partition in self.held and self.known.get(part) == self.serial[part.topic_partition]
 
     def commit(self, *, last: bool = False) -> bool:
         """Commit what the book says is due, as the broker takes it; tell whether nothing is left."""
-        due = self.book.due(last=last)
+        due = self.book.due_commits(last=last)
         if not due:
             return True
-        began = self.book.committing()
+        began = self.book.commit_began()
         for part, offset in due.items():
-            place = part.place
+            place = part.topic_partition
             log, at = self.log[place], self.first_open(place)
             self.require(self.is_ours(part), "only what is ours is committed", place)
             self.require(place not in self.suspended, "nothing is committed while it is revoked", place)
             self.require(at >= len(log) or log[at].offset >= offset, "only what is settled is committed",
                          f"{place.partition}/{offset}, open {log[at:at + 1]}")  # fmt: skip
-        fenced = any(part.place not in self.owned for part in due)
+        fenced = any(part.topic_partition not in self.owned for part in due)
         taken = not fenced and self.commits != "fail"
         if taken:
             for part, offset in due.items():
-                self.require(offset >= self.committed[part.place], "a commit goes not back", part.place)
-                self.committed[part.place] = offset
+                self.require(
+                    offset >= self.committed[part.topic_partition], "a commit goes not back", part.topic_partition
+                )
+                self.committed[part.topic_partition] = offset
         if self.tell:
-            self.note(f"commit {[(part.place.partition, offset) for part, offset in due.items()]}: {taken}")
+            self.note(
+                f"commit {[(part.topic_partition.partition, offset) for part, offset in due.items()]}: {taken}"
+            )
         if not taken or self.commits == "lose":
-            self.book.refused()
+            self.book.commit_failed()
             return False
         self.book.committed(due, began)
         if self.doubted is not None and began >= self.doubted:
@@ -769,7 +771,7 @@ class LogPlay:
             for part in claimed:
                 for delivery in part.waiting:
                     self.look_at_claim(delivery)
-        self.ask(self.book.hand_back(frozenset(self.held), frozenset(self.paused)))
+        self.ask(self.book.final_calls(frozenset(self.held), frozenset(self.paused)))
         self.require(self.paused == self.users & self.held, "nothing is left paused", self.paused)
         for place in self.held:
             log, at = self.log[place], self.first_open(place)

@@ -1,10 +1,10 @@
-"""The acks of a channel in the queue engine's simulation: ``mqauth.brokers.queue.acks`` by flows."""
+"""The acks of a channel in the queue engine's simulation: ``mqauth.brokers.queue.channel`` by flows."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mqauth.delivery.ledger import Ledger
+from mqauth.delivery.acks import DeliveryTags
 from mqauth.judging.pipeline import Delivery
 from tests.simulation.queue_model import Channel
 from tests.simulation.queue_tasks import Steps, at_once
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 class Acks:
-    """The acks of a channel: ``mqauth.brokers.queue.acks`` by flows."""
+    """The acks of a channel: ``mqauth.brokers.queue.channel`` by flows."""
 
     def __init__(self, runner: Subscription, channel: Channel, window: int) -> None:
         self.runner = runner
         self.channel = channel
         self.window = window
-        self.ledger, channel.clean = Ledger(channel.clean), 0
+        self.ledger, channel.clean = DeliveryTags(channel.clean), 0
         self.timed = self.sending = self.closed = False
 
     def settle(self, tag: int, delivery: Delivery) -> None:

@@ -13,12 +13,12 @@ from tests.simulation.broken import Broken
 from tests.simulation.queue_model import Broker, Channel, Native, Parcel
 
 if TYPE_CHECKING:
-    from mqauth.delivery.hold import Held
+    from mqauth.delivery.hold import HeldDelivery
     from mqauth.delivery.slot import Slot
     from tests.simulation.queue_facilities import QueueFacilities, QueueStore
     from tests.simulation.queue_runner import Runner
 
-OF_THE_MOMENT: Final = (Reason.REPLAYED, Reason.EXPIRED, Reason.HANDLER_FAILED)
+TIME_DEPENDENT: Final = (Reason.REPLAYED, Reason.EXPIRED, Reason.HANDLER_FAILED)
 """Of what the play condemns for, that which another moment would decide otherwise."""
 TRIES: Final = 2
 LEASE: Final = 60.0
@@ -101,7 +101,7 @@ class QueueInvariants:
             return
         self.note(step, native)
         found = delivery.rejection
-        if step == "record" and found is not None and found.reason in OF_THE_MOMENT:
+        if step == "record" and found is not None and found.reason in TIME_DEPENDENT:
             proven = native.channel.proven > native.verdict
             self.require(proven, "what another moment would decide is proven", f"{native} {found.reason}")
 
@@ -177,7 +177,7 @@ class QueueInvariants:
         if outcome.cause not in EVERYONES or not slot.is_ours or slot.is_last:
             return
         suspended = runner.suspended_at.pop(slot, runner.went_on)
-        begins = runner.window.absence.lasts or runner.window.stopping or suspended < runner.went_on
+        begins = runner.window.outage.lasts or runner.window.stopping or suspended < runner.went_on
         consumed = bool(self.channel.consumers) and self.channel.alive and not begins
         self.require(
             not consumed, "the queue is suspended before what waits for a cause of all goes back", slot.native
@@ -203,7 +203,7 @@ class QueueInvariants:
         if self.deaths >= DEATHS:
             self.require(runner.window.prefetch == 1, "many deaths narrow the window", runner.window.prefetch)
 
-    def look_at_held(self, runner: Runner, held: Held) -> None:
+    def look_at_held(self, runner: Runner, held: HeldDelivery) -> None:
         """Look at a delivery that goes on being held."""
         native, step = held.slot.native, held.delivery.step
         ended = native.channel.ended and step not in (Step.CONFIRM, Step.RELEASE)
@@ -260,7 +260,9 @@ class QueueInvariants:
         """Look at what an orderly stop leaves."""
         self.require(not runner.running, "every place comes back", runner.running)
         self.require(
-            len(runner.hold) == 0 and not runner.room.whose(), "nothing is held after a stop", runner.room.whose()
+            len(runner.hold) == 0 and not runner.room.by_cause(),
+            "nothing is held after a stop",
+            runner.room.by_cause(),
         )
         self.require(not runner.tended, "no lease is renewed after a stop", "")
         self.require(not runner.work._progress._in_flight, "nothing is in flight after a stop", "")

@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from mqauth.delivery import progress, slot
-from mqauth.delivery.hold import Hold
-from mqauth.delivery.leases import Tended
-from mqauth.delivery.ledger import Ack, Ledger
+from mqauth.delivery.acks import Ack, DeliveryTags
+from mqauth.delivery.hold import Hold, HoldCapacity
 from mqauth.delivery.progress import Progress
-from mqauth.delivery.questions import Questions
-from mqauth.delivery.queue_work import QueueWork
-from mqauth.delivery.room import Room
-from mqauth.delivery.slot import Slot
+from mqauth.delivery.queue_work import QueueLeases, QueueWork
+from mqauth.delivery.slot import RoundTripQueue, Slot
 from mqauth.delivery.window import Window
 from tests.simulation.engine_mutants import Mutant, returning
 
@@ -25,7 +22,7 @@ def always(value: Any) -> Any:
 def past_what_is_open(original: Any) -> Any:
     """Ack all with the last."""
 
-    def take(ledger: Ledger) -> list[Ack]:
+    def take(ledger: DeliveryTags) -> list[Ack]:
         acks: list[Ack] = original(ledger)
         return [Ack(ack.tag, True, ack.deliveries) for ack in acks]
 
@@ -35,7 +32,7 @@ def past_what_is_open(original: Any) -> Any:
 def before_it_is_back(original: Any) -> Any:
     """Take a delivery that is not settled for acked."""
 
-    def opened(ledger: Ledger, tag: int) -> None:
+    def opened(ledger: DeliveryTags, tag: int) -> None:
         original(ledger, tag)
         ledger._open = {each: None for each in ledger._open if each == tag}
 
@@ -45,7 +42,7 @@ def before_it_is_back(original: Any) -> Any:
 def unlocked(original: Any) -> Any:
     """Settle without closing what is open."""
 
-    def settled(ledger: Ledger, tag: int, delivery: Any) -> None:
+    def settled(ledger: DeliveryTags, tag: int, delivery: Any) -> None:
         original(ledger, tag, delivery)
         ledger._settled.pop(tag)
 
@@ -64,7 +61,7 @@ def unproven(original: Any) -> Any:
 def latecomers(original: Any) -> Any:
     """Answer those too who came after the question."""
 
-    def answered(questions: Questions[Any]) -> list[Any]:
+    def answered(questions: RoundTripQueue[Any]) -> list[Any]:
         late, questions._waiting = questions._waiting, []
         return [*original(questions), *late]
 
@@ -103,25 +100,25 @@ def received_anew(original: Any) -> Any:
 
 
 QUEUE: Final = (
-    Mutant("acks past what is open", Ledger, "take", past_what_is_open),
-    Mutant("forgets what is open", Ledger, "opened", before_it_is_back),
-    Mutant("never acks", Ledger, "settled", unlocked),
+    Mutant("acks past what is open", DeliveryTags, "take", past_what_is_open),
+    Mutant("forgets what is open", DeliveryTags, "opened", before_it_is_back),
+    Mutant("never acks", DeliveryTags, "settled", unlocked),
     Mutant("goes on with an ended channel", Slot, "unproven", returning(None)),
     Mutant("records what is not proven", Slot, "unproven", unproven),
-    Mutant("takes what depends on the moment for lasting", slot, "OF_THE_MOMENT", lambda _: frozenset()),
-    Mutant("answers who came later", Questions, "answered", latecomers),
-    Mutant("asks no second question", Questions, "add", returning(False)),
+    Mutant("takes what depends on the moment for lasting", slot, "TIME_DEPENDENT", lambda _: frozenset()),
+    Mutant("answers who came later", RoundTripQueue, "answered", latecomers),
+    Mutant("asks no second question", RoundTripQueue, "add", returning(False)),
     Mutant("gives back the last delivery", Slot, "is_last", always(False)),
     Mutant("gives back what is not ours", Slot, "is_ours", always(True)),
     Mutant("keeps claims of what is given back", QueueWork, "_release", unreleased),
     Mutant("holds for ever", Hold, "is_over", returning(False)),
     Mutant("holds at a stop", Hold, "stops", returning(False)),
     Mutant("keeps places of what is held", Hold, "take", kept_in_the_room),
-    Mutant("holds without bounds", Room, "has_room", returning(True)),
+    Mutant("holds without bounds", HoldCapacity, "has_room", returning(True)),
     Mutant("passes nothing by", Window, "passes_by", returning(False)),
     Mutant("stays cautious", Window, "settled", returning(False)),
     Mutant("ignores a loss", Window, "lost", returning(None)),
-    Mutant("renews nothing", Tended, "due", returning([])),
+    Mutant("renews nothing", QueueLeases, "due", returning([])),
     Mutant("loses the time of receipt", progress, "again", received_anew),
     Mutant("suspends nothing", Hold, "wants_suspension", returning(False)),
     Mutant("never goes on", Window, "go_on", returning(None)),

@@ -10,10 +10,8 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from mqauth.delivery.hold import Held, Hold, is_deferred
-from mqauth.delivery.leases import Tended
-from mqauth.delivery.queue_work import QueueWork
-from mqauth.delivery.room import Room
+from mqauth.delivery.hold import HeldDelivery, Hold, HoldCapacity, is_deferred
+from mqauth.delivery.queue_work import QueueLeases, QueueWork
 from mqauth.delivery.slot import Slot
 from mqauth.delivery.window import Window
 from mqauth.errors import StaleDelivery
@@ -63,14 +61,14 @@ class Runner(Subscription):
     def __init__(self, play: QueuePlay, loop: Loop) -> None:
         super().__init__(play, loop)
         self.calls = Calls()
-        self.room = Room(play.max_held)
+        self.room = HoldCapacity(play.max_held)
         self.hold = Hold(play.clock, self.room, seconds=play.hold_seconds, consumer_timeout=play.consumer_timeout)
         self.window = Window(QUEUE, play.clock, self.hold, play.prefetch)
         self.work = QueueWork(
             QUEUE, play.guard, play.handler, play.letters,
             ended=self.calls.ended, decode=None, answer=None, stops=True,
         )  # fmt: skip
-        self.tended = Tended(play.guard.lease)
+        self.tended = QueueLeases(play.guard.lease)
         self.running: list[Task] = []
         self.trying = self.looked_at = 0
         self.suspended_at: dict[Slot, int] = {}
@@ -151,7 +149,7 @@ class Runner(Subscription):
         if outcome is None:
             outcome = yield from first
         if is_deferred(outcome):
-            outcome = yield from self._put_off(Held(begun.slot, delivery, outcome, self.clock.now()))
+            outcome = yield from self._put_off(HeldDelivery(begun.slot, delivery, outcome, self.clock.now()))
         if is_deferred(outcome):
             self.play.goes_back(self, begun.slot, outcome)
             yield from self._let_go(begun)
@@ -199,7 +197,7 @@ class Runner(Subscription):
 
     # What is held
 
-    def _put_off(self, held: Held) -> Steps[Outcome]:
+    def _put_off(self, held: HeldDelivery) -> Steps[Outcome]:
         """Hold a deferred delivery for as long as it may be."""
         try:
             outcome = yield from self._held(held)
@@ -214,7 +212,7 @@ class Runner(Subscription):
             held.end()
             self._look()
 
-    def _held(self, held: Held) -> Steps[Outcome]:
+    def _held(self, held: HeldDelivery) -> Steps[Outcome]:
         """Try a delivery again for as long as it may be held."""
         self.hold.put(held)
         self._look()
@@ -231,7 +229,7 @@ class Runner(Subscription):
             self.hold.take(held)
             self._look()
 
-    def _again(self, held: Held) -> Steps[Outcome]:
+    def _again(self, held: HeldDelivery) -> Steps[Outcome]:
         """Try a delivery once, in its turn."""
         while self.trying >= self.play.prefetch:
             yield lambda: self.trying < self.play.prefetch
@@ -246,7 +244,7 @@ class Runner(Subscription):
         self.play.look_at_room(self)
         return outcome
 
-    def _pause(self, held: Held, seconds: float) -> Until:
+    def _pause(self, held: HeldDelivery, seconds: float) -> Until:
         """Wait so many seconds, or until woken or told to end."""
         due, woken = self.clock.monotonic() + seconds, self.woken
         yields, stops = self.hold.yields(held), self.hold.stops(held)
@@ -266,7 +264,7 @@ class Runner(Subscription):
         if self.window.stalled is not None and self.window.stalled.is_over:
             self.answered = True
 
-    def _suspend(self, held: Held) -> Steps[bool]:
+    def _suspend(self, held: HeldDelivery) -> Steps[bool]:
         """Cancel the consumer before a delivery is given back."""
         self.suspended_at[held.slot] = self.play.moment()
         self.hold.suspended = True
@@ -305,7 +303,7 @@ class Runner(Subscription):
         """Stop consuming, see what runs to its end, and ack what was settled."""
         yield at_once
         self.interrupted = True
-        if self.window.absence.lasts:
+        if self.window.outage.lasts:
             due = self._after(1.0)
             yield lambda: due() or self.supervisor not in self.loop.tasks
         if self.supervisor in self.loop.tasks:

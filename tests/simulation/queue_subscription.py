@@ -1,6 +1,6 @@
 """How a simulated consumer of a queue is kept consuming: ``mqauth.brokers.queue.subscription`` by flows.
 
-Questions on the channel are asked here, too, as ``mqauth.brokers.queue.roundtrip`` asks them.
+Questions on the channel are asked here, too, as ``mqauth.brokers.queue.channel`` asks them.
 """
 
 from __future__ import annotations
@@ -8,10 +8,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from mqauth.delivery.hold import Held, Hold
-from mqauth.delivery.questions import Patience, Questions
+from mqauth.delivery.hold import HeldDelivery, Hold
 from mqauth.delivery.queue_work import QueueWork
-from mqauth.delivery.slot import Slot
+from mqauth.delivery.slot import AnswerTimeout, RoundTripQueue, Slot
 from mqauth.delivery.window import Window
 from mqauth.judging.pipeline import Delivery
 from mqauth.testing.clock import FakeClock
@@ -47,7 +46,7 @@ class Subscription:
         self.play = play
         self.loop = loop
         self.clock: FakeClock = play.clock
-        self.questions: dict[Channel, Questions[Answer]] = {}
+        self.questions: dict[Channel, RoundTripQueue[Answer]] = {}
         self.acks: Acks | None = None
         self.woken = self.went_on = self.consumed_at = 0
         self.started = self.interrupted = self.answered = self.leaving = False
@@ -70,7 +69,7 @@ class Subscription:
     def _subscribed(self) -> Steps[None]:
         """Begin, wait for trouble, see it through, and begin again."""
         while not self.window.stopping:
-            self.window.absence.begin()
+            self.window.outage.begin()
             yield from self._start()
             self.started = True
             if self.window.stalled is None:
@@ -87,7 +86,7 @@ class Subscription:
             except ChannelGone as error:
                 if not self.started:
                     raise
-                self.window.absence.failed(error)
+                self.window.outage.failed(error)
                 yield self._after(self.window.probe_wait)
 
     def _after(self, seconds: float) -> Until:
@@ -160,7 +159,7 @@ class Subscription:
             )
         self.leaving = False
 
-    def _until_answered(self, held: Held) -> Steps[None]:
+    def _until_answered(self, held: HeldDelivery) -> Steps[None]:
         """Wait until a deferred delivery gets further, tried by itself or probed with."""
         if not held.stays:
             yield from self._probed(held)
@@ -172,7 +171,7 @@ class Subscription:
         self.went_on = self.play.moment()
         self.play.goes_on(self)
 
-    def _probed(self, held: Held) -> Steps[None]:
+    def _probed(self, held: HeldDelivery) -> Steps[None]:
         """Probe with a delivery that was given back until it would get further."""
         yield at_once
         tries = 0
@@ -217,12 +216,12 @@ class Subscription:
             return None
         proof = Answer(lambda: False, "channel", lambda lives: slot.answered(unproven, lives=lives))
         channel = slot.native.channel
-        asked = self.questions.setdefault(channel, Questions())
+        asked = self.questions.setdefault(channel, RoundTripQueue())
         if asked.add(proof):
             self.loop.run(self._ask(channel, asked), "asks")
         return proof
 
-    def _ask(self, channel: Channel, questions: Questions[Answer]) -> Steps[None]:
+    def _ask(self, channel: Channel, questions: RoundTripQueue[Answer]) -> Steps[None]:
         """Ask until nobody waits."""
         while questions.ask():
             began = self.play.moment()
@@ -235,7 +234,7 @@ class Subscription:
 
     def _lives(self, channel: Channel) -> Steps[bool]:
         """Ask once; close the channel where no answer came."""
-        patience = Patience()
+        patience = AnswerTimeout()
         while not channel.ended:
             part = self.clock.monotonic() + PART
             if channel.alive and self.play.answers_questions:

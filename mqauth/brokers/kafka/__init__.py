@@ -5,18 +5,16 @@
 Install the ``kafka`` extra.
 """
 
-from mqauth.brokers.kafka.audit import AuditTopic
+from mqauth.brokers.kafka.confirmed import AuditTopic, DeadLetters
 from mqauth.brokers.kafka.consumer import Consumer
-from mqauth.brokers.kafka.deadletter import DeadLetters
 from mqauth.brokers.kafka.judge import Judgement, judge
-from mqauth.brokers.kafka.log import Logs
 from mqauth.brokers.kafka.poison import PoisonRecordError
 from mqauth.brokers.kafka.producer import Producer, ProducerFatalError
 from mqauth.brokers.kafka.transaction import TransactionalDeadLetters
-from mqauth.brokers.kafka.translate import from_native
+from mqauth.brokers.kafka.translate import Logs, from_native
 from mqauth.brokers.log.records import Log
-from mqauth.delivery.backoff import Backoff
-from mqauth.delivery.facts import Health, Stall
+from mqauth.delivery.health import Health, Stall
+from mqauth.delivery.partition import Backoff
 
 __all__ = [
     "AuditTopic",

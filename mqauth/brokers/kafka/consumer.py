@@ -10,16 +10,15 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from mqauth.brokers.kafka import settings as kafka_settings
-from mqauth.brokers.kafka.assignment import listen
+from mqauth.brokers.kafka import client as kafka_client
 from mqauth.brokers.kafka.outbox import transactions_of
-from mqauth.brokers.kafka.poller import Poller
+from mqauth.brokers.kafka.poller import Poller, listen
 from mqauth.brokers.kafka.producer import Producer
 from mqauth.brokers.kafka.replies import Replies
 from mqauth.brokers.log.consumer import LogConsumer
-from mqauth.delivery.backoff import Backoff
-from mqauth.delivery.book import Book
-from mqauth.delivery.work import Work, check_plugins
+from mqauth.delivery.assignment import Assignment
+from mqauth.delivery.log_work import LogWork, check_plugins
+from mqauth.delivery.partition import Backoff
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.letters.dead_letter import DeadLetterSink
@@ -70,22 +69,22 @@ class Consumer(LogConsumer):
         commit_interval: float = 5,
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
     ) -> None:
-        kafka_settings.check_client(client)
+        kafka_client.check_client(client)
         check_plugins(guard, handler=handler, dead_letters=dead_letters.publish, decode=decode)
         if on_poison not in ("stop", "skip"):
             raise ConfigurationError('on_poison is "stop" or "skip"')
         self._client: Any = client
-        book = Book(
+        assignment = Assignment(
             guard.clock, backoff=backoff, interval=commit_interval, width=workers,
-            session=kafka_settings.session_of(client), lock=threading.RLock(),
+            session=kafka_client.session_of(client), lock=threading.RLock(),
         )  # fmt: skip
-        transactions = transactions_of(client, dead_letters, book, guard.clock, backoff)
+        transactions = transactions_of(client, dead_letters, assignment, guard.clock, backoff)
         letters = (lambda _: dead_letters) if transactions is None else transactions.sink
         answer = None if replies is None else Replies(replies)
-        work = Work(guard, book, handler, letters, decode=decode, answer=answer)
+        work = LogWork(guard, assignment, handler, letters, decode=decode, answer=answer)
         poller = Poller(
-            client, book, work, guard, skip=on_poison == "skip", transactions=transactions, replies=answer
+            client, assignment, work, guard, skip=on_poison == "skip", transactions=transactions, replies=answer
         )
-        patience = kafka_settings.rebalance_patience(client, grace)
-        super().__init__(poller, guard, book, work, threads=workers, grace=grace, patience=patience)
-        listen(client, book)
+        patience = kafka_client.rebalance_patience(client, grace)
+        super().__init__(poller, guard, assignment, work, threads=workers, grace=grace, patience=patience)
+        listen(client, assignment)

@@ -1,6 +1,6 @@
 """Dead letters and offsets in one Kafka transaction: this side is the polling thread's.
 
-Letters wait with the ``Part`` they came from, and are dropped with it: who has the partition next reads their
+Letters wait with the ``Partition`` they came from, and are dropped with it: who has the partition next reads their
 records again. One transaction is in flight at a time, and no plain commit beside it.
 """
 
@@ -14,12 +14,11 @@ from kafka import OffsetAndMetadata
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
 from mqauth.brokers.kafka.producer import ProducerFatalError
-from mqauth.brokers.kafka.transaction import Attempt, Batch, TransactionalDeadLetters
+from mqauth.brokers.kafka.transaction import TransactionalDeadLetters, TransactionAttempt, TransactionContent
 from mqauth.clock import Clock
-from mqauth.delivery.backoff import Backoff
-from mqauth.delivery.book import Book, Due
-from mqauth.delivery.facts import Stall
-from mqauth.delivery.part import Part
+from mqauth.delivery.assignment import Assignment, Due
+from mqauth.delivery.health import Stall
+from mqauth.delivery.partition import Backoff, Partition
 from mqauth.errors import Cause, ConfigurationError
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 
@@ -34,11 +33,11 @@ class Outbox:
     """The dead-letter sink of one partition: keeps letters until they are committed with its offset."""
 
     name: str
-    part: Part
+    partition: Partition
 
     def publish(self, letter: DeadLetter, /) -> None:
         """Keep a letter."""
-        self.part.letters.append((letter.message.origin.offset or 0, letter))
+        self.partition.letters.append((letter.message.origin.offset or 0, letter))
 
 
 class Transactions:
@@ -47,20 +46,25 @@ class Transactions:
     Args:
         client: the ``KafkaConsumer``.
         letters: where they go.
-        book: the partitions they come from.
+        assignment: the partitions they come from.
         clock: for stalls and back-off.
         backoff: how long to wait after a failure.
     """
 
     def __init__(
-        self, client: Any, letters: TransactionalDeadLetters, book: Book, clock: Clock, backoff: Backoff
+        self,
+        client: Any,
+        letters: TransactionalDeadLetters,
+        assignment: Assignment,
+        clock: Clock,
+        backoff: Backoff,
     ) -> None:
         self._client = client
         self._letters = letters
-        self._book = book
+        self._assignment = assignment
         self._clock = clock
         self._backoff = backoff
-        self._attempt: Attempt | None = None
+        self._attempt: TransactionAttempt | None = None
         self._due: Due = {}
         self._doubtful: Due = {}
         self._began = clock.monotonic()
@@ -80,9 +84,9 @@ class Transactions:
         """Whether the wait after a failure is over."""
         return self._clock.monotonic() >= self._held_until
 
-    def sink(self, part: Part) -> Outbox:
+    def sink(self, partition: Partition) -> Outbox:
         """Return where letters of a partition go."""
-        return Outbox(self._letters.name, part)
+        return Outbox(self._letters.name, partition)
 
     def commit(self, *, last: bool = False) -> Due:
         """Begin to commit letters with all offsets that are due; return what is left for a plain commit.
@@ -100,15 +104,15 @@ class Transactions:
             self._finish()
         if self.in_flight:
             return {}
-        group, due = self._group(), self._book.prefixes()
-        letters = [letter for part, offset in due.items() for letter in _letters(part, offset)]
+        group, due = self._group(), self._assignment.settled_offsets()
+        letters = [letter for partition, offset in due.items() for letter in _letters(partition, offset)]
         if not letters:
             return due
         if group is None or self._dead or not (self.rested or last):
-            return {part: offset for part, offset in due.items() if not part.letters}
+            return {partition: offset for partition, offset in due.items() if not partition.letters}
         self._due = due
-        offsets = {part.place: OffsetAndMetadata(offset) for part, offset in due.items()}
-        self._start(Batch(letters=letters, offsets=offsets, group=group))
+        offsets = {partition.topic_partition: OffsetAndMetadata(offset) for partition, offset in due.items()}
+        self._start(TransactionContent(letters=letters, offsets=offsets, group=group))
         if last:
             self._finish()
         return {}
@@ -127,7 +131,7 @@ class Transactions:
             self._attempt = None
             self._ended(attempt)
         elif not self._dead and (self._doubtful or not self._started) and self.rested:
-            self._start(Batch())
+            self._start(TransactionContent())
 
     def tend(self, longest: float) -> float:
         """Look after the transaction in flight; return the seconds a poll may wait then, at most ``longest``.
@@ -163,11 +167,11 @@ class Transactions:
         subscribed = self._client.subscription() is not None
         return None if subscribed and found.generation_id < 0 else found
 
-    def _start(self, batch: Batch) -> None:
+    def _start(self, batch: TransactionContent) -> None:
         """Begin an attempt."""
-        self._attempt = Attempt(self._letters, batch, self._clock)
+        self._attempt = TransactionAttempt(self._letters, batch, self._clock)
 
-    def _ended(self, attempt: Attempt) -> None:
+    def _ended(self, attempt: TransactionAttempt) -> None:
         """Act on the end of an attempt: commit, doubt, try again, or give up for good."""
         due, self._due = self._due, {}
         if attempt.fenced:
@@ -189,11 +193,11 @@ class Transactions:
         """Ask the broker whether a transaction was committed: its successor has ended it either way."""
         doubtful, self._doubtful = self._doubtful, {}
         try:
-            for part, offset in doubtful.items():
-                if part.alive:
-                    found = self._client.committed(part.place, timeout_ms=FETCH_TIMEOUT_MS)
+            for partition, offset in doubtful.items():
+                if partition.alive:
+                    found = self._client.committed(partition.topic_partition, timeout_ms=FETCH_TIMEOUT_MS)
                     if found is not None and found >= offset:
-                        self._committed({part: offset}, self._began)
+                        self._committed({partition: offset}, self._began)
         except KafkaError as error:
             _LOG.warning("committed offsets: %s; asked again", type(error).__name__)
             self._doubtful = doubtful
@@ -201,22 +205,23 @@ class Transactions:
 
     def _committed(self, due: Due, began: float) -> None:
         """Note offsets and letters committed."""
-        self._book.committed(due, began)
+        self._assignment.committed(due, began)
         self._failures, self._since = 0, None
 
     def _stall(self, due: Due, detail: str) -> None:
         """Show the partitions whose letters wait."""
         self._since = self._since or self._clock.now()
-        for part in due:
-            if part.letters:
-                part.unsent = Stall(
-                    topic=part.place.topic, partition=part.place.partition, offset=part.letters[0][0],
+        for partition in due:
+            if partition.letters:
+                partition.unsent = Stall(
+                    topic=partition.topic_partition.topic, partition=partition.topic_partition.partition,
+                    offset=partition.letters[0][0],
                     cause=Cause.DEAD_LETTER_UNAVAILABLE, detail=detail, since=self._since,
                 )  # fmt: skip
 
 
 def transactions_of(
-    client: Any, letters: DeadLetterSink, book: Book, clock: Clock, backoff: Backoff
+    client: Any, letters: DeadLetterSink, assignment: Assignment, clock: Clock, backoff: Backoff
 ) -> Transactions | None:
     """Return what commits letters with offsets, where they are to be one.
 
@@ -230,9 +235,9 @@ def transactions_of(
         raise ConfigurationError(
             'transactional dead letters need isolation_level="read_committed" in the consumer'
         )
-    return Transactions(client, letters, book, clock, backoff)
+    return Transactions(client, letters, assignment, clock, backoff)
 
 
-def _letters(part: Part, offset: int) -> list[DeadLetter]:
+def _letters(partition: Partition, offset: int) -> list[DeadLetter]:
     """Return the letters of a partition before an offset."""
-    return [letter for place, letter in tuple(part.letters) if place < offset]
+    return [letter for place, letter in tuple(partition.letters) if place < offset]

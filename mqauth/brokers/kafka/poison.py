@@ -18,10 +18,10 @@ from kafka.errors import CommitFailedError, RebalanceInProgressError, RetriableE
 from mqauth.audit import record as audit
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers.kafka import repair as kafka_repair
-from mqauth.brokers.kafka.log import Logs
+from mqauth.brokers.kafka.translate import Logs
 from mqauth.brokers.log.records import NO_LOG, Log
 from mqauth.clock import SYSTEM_RANDOMNESS, uuid7
-from mqauth.delivery.work import Work
+from mqauth.delivery.log_work import LogWork
 from mqauth.errors import MqauthError, Reason
 from mqauth.judging.pipeline import Pipeline
 from mqauth.wire import destination
@@ -64,7 +64,7 @@ class Poison:
         return f"{place}: the batch from offset {self.first} to {self.beyond - 1} cannot be parsed ({self.error})"
 
 
-class Parsed:
+class RecordReader:
     """The polls of a client; a record that cannot be parsed is dealt with.
 
     Args:
@@ -75,7 +75,7 @@ class Parsed:
         skip: skip them instead of stopping.
     """
 
-    def __init__(self, client: Any, work: Work, guard: Pipeline, logs: Logs, *, skip: bool) -> None:
+    def __init__(self, client: Any, work: LogWork, guard: Pipeline, logs: Logs, *, skip: bool) -> None:
         self._client = client
         self._work = work
         self._guard = guard
@@ -111,7 +111,7 @@ class Parsed:
 
     def _step_over(self, error: BaseException) -> None:
         """Deal with an exception of ``poll()``: a poison record, or what is none of ours."""
-        poison = find(error)
+        poison = find_poison(error)
         if poison is None or poison.partition is None:
             raise error
         kafka_repair.discard(self._client, poison.partition)
@@ -127,7 +127,7 @@ class Parsed:
             _LOG.error("%s, skipped", poison)
 
 
-def find(error: BaseException) -> Poison | None:
+def find_poison(error: BaseException) -> Poison | None:
     """Return the batch an exception of ``poll()`` came from, ``None`` where it came from elsewhere."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == _UNPACK:

@@ -1,21 +1,24 @@
-"""What is asked of the ``KafkaConsumer`` itself: poll, pause, seek, commit; by the thread that has the turn."""
+"""What is asked of the ``KafkaConsumer`` itself: poll, pause, seek, commit; by the thread that has the turn.
+
+What kafka-python's rebalances tell the book.
+"""
 
 from __future__ import annotations
 
 import logging
 from typing import Any, Final
 
-from kafka import OffsetAndMetadata
+from kafka import ConsumerRebalanceListener, OffsetAndMetadata
 
 from mqauth.brokers.kafka import repair as kafka_repair
-from mqauth.brokers.kafka.log import Logs
 from mqauth.brokers.kafka.outbox import Transactions
-from mqauth.brokers.kafka.poison import COMES_AGAIN, Parsed
+from mqauth.brokers.kafka.poison import COMES_AGAIN, RecordReader
 from mqauth.brokers.kafka.replies import Replies
-from mqauth.brokers.kafka.translate import from_native
-from mqauth.delivery.book import Book
-from mqauth.delivery.facts import Wanted
-from mqauth.delivery.work import Work
+from mqauth.brokers.kafka.translate import Logs, from_native
+from mqauth.delivery.assignment import Assignment
+from mqauth.delivery.log_work import LogWork
+from mqauth.delivery.partition import ClientCalls
+from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Pipeline
 
 IDLE: Final = 0.2
@@ -29,7 +32,7 @@ class Poller:
 
     Args:
         client: the ``KafkaConsumer``.
-        book: what is wished for, and what is told of what came of it.
+        assignment: what is wished for, and what is told of what came of it.
         work: puts skipped ranges on record.
         guard: names skipped ranges.
         skip: skip what cannot be parsed instead of stopping.
@@ -40,8 +43,8 @@ class Poller:
     def __init__(
         self,
         client: Any,
-        book: Book,
-        work: Work,
+        assignment: Assignment,
+        work: LogWork,
         guard: Pipeline,
         *,
         skip: bool,
@@ -49,12 +52,12 @@ class Poller:
         replies: Replies | None,
     ) -> None:
         self._client = client
-        self._book = book
+        self._assignment = assignment
         self._transactions = transactions
         self._replies = replies
         self._logs = Logs(client)
         self._scope = str(client.config["group_id"])
-        self._records = Parsed(client, work, guard, self._logs, skip=skip)
+        self._records = RecordReader(client, work, guard, self._logs, skip=skip)
 
     def poll(self, *, joins: bool) -> None:
         """Ask the client for what is wished, and note what it returns.
@@ -68,13 +71,15 @@ class Poller:
         """
         if self._replies is not None:
             self._replies.check()
-        self._ask(self._book.wanted(self._client.assignment(), self._client.paused()))
-        self._book.beat()
+        self._ask(self._assignment.client_calls(self._client.assignment(), self._client.paused()))
+        self._assignment.heartbeat()
         records = self._records.poll(self._patience(), joins=joins)
-        self._book.beat()
+        self._assignment.heartbeat()
         for partition, batch in records.items():
             log = self._logs.of(partition.topic)
-            self._book.receive(partition, [from_native(record, scope=self._scope, log=log) for record in batch])
+            self._assignment.receive(
+                partition, [from_native(record, scope=self._scope, log=log) for record in batch]
+            )
 
     def commit(self, *, last: bool = False) -> None:
         """Commit what is settled, where it is time.
@@ -86,27 +91,27 @@ class Poller:
             ProducerFatalError: another producer has taken over the transactional id.
             kafka.errors.KafkaError: the broker refuses for good, for lack of rights for example.
         """
-        due = self._book.due(last=last)
+        due = self._assignment.due_commits(last=last)
         if self._transactions is not None and (due or last):
             due = self._transactions.commit(last=last)
         if not due:
             return
-        began = self._book.committing()
+        began = self._assignment.commit_began()
         try:
             self._client.commit(
-                {part.place: OffsetAndMetadata(offset) for part, offset in due.items()},
+                {partition.topic_partition: OffsetAndMetadata(offset) for partition, offset in due.items()},
                 timeout_ms=COMMIT_TIMEOUT_MS,
             )
         except COMES_AGAIN as error:
-            self._book.refused()
+            self._assignment.commit_failed()
             _LOG.warning("commit: %s; what it covers may come again", type(error).__name__)
         else:
-            self._book.committed(due, began)
+            self._assignment.committed(due, began)
 
     def close(self) -> None:
         """Leave the client as it was given to us."""
         try:
-            self._ask(self._book.hand_back(self._client.assignment(), self._client.paused()))
+            self._ask(self._assignment.final_calls(self._client.assignment(), self._client.paused()))
         finally:
             kafka_repair.hand_back(self._client)
             if self._transactions is not None:
@@ -118,12 +123,64 @@ class Poller:
 
     def _patience(self) -> float:
         """Return the seconds a poll may wait, once the transaction in flight was looked after."""
-        longest = self._book.patience(IDLE)
+        longest = self._assignment.poll_timeout(IDLE)
         return longest if self._transactions is None else self._transactions.tend(longest)
 
-    def _ask(self, wanted: Wanted) -> None:
+    def _ask(self, wanted: ClientCalls) -> None:
         """Pause, resume and seek as wished."""
         self._client.pause(*wanted.pause)
         for partition, offset in wanted.seek.items():
             self._client.seek(partition, offset)
         self._client.resume(*wanted.resume)
+
+
+class Listener(ConsumerRebalanceListener):
+    """Tells the book; runs on kafka-python's I/O thread, never raises, never commits.
+
+    Args:
+        client: the ``KafkaConsumer``.
+        assignment: the partitions.
+        theirs: the listener the client had before; still called, its errors logged.
+    """
+
+    def __init__(self, client: Any, assignment: Assignment, theirs: Any = None) -> None:
+        self._client = client
+        self._assignment = assignment
+        self.theirs = theirs
+
+    def on_partitions_revoked(self, revoked: Any) -> None:
+        """Drop what was taken away; suspend what may come back."""
+        self._assignment.revoked(revoked, kafka_repair.held(self._client))
+        kafka_repair.tell(self.theirs, "on_partitions_revoked", revoked)
+
+    def on_partitions_assigned(self, assigned: Any) -> None:
+        """Go on with what came back; drop what did not."""
+        self._assignment.assigned(kafka_repair.held(self._client))
+        kafka_repair.tell(self.theirs, "on_partitions_assigned", assigned)
+
+    def on_partitions_lost(self, lost: Any) -> None:
+        """Drop what was lost; somebody else has it already."""
+        self._assignment.lost(lost)
+        kafka_repair.tell(self.theirs, "on_partitions_lost", lost)
+
+
+def listen(client: Any, assignment: Assignment) -> None:
+    """Register a ``Listener`` with a subscribed client; one with partitions assigned by hand needs none.
+
+    Raises:
+        ConfigurationError: nothing is subscribed, or the client has an asynchronous listener.
+    """
+    topics = client.subscription()
+    if topics is None:
+        if not client.assignment():
+            raise ConfigurationError("subscribe the KafkaConsumer to a topic first")
+        return
+    state: Any = getattr(client, "_subscription", None)
+    theirs = getattr(state, "rebalance_listener", None)
+    if theirs is not None and not isinstance(theirs, ConsumerRebalanceListener):
+        raise ConfigurationError("an asynchronous rebalance listener cannot be kept: give a synchronous one")
+    listener = Listener(client, assignment, theirs.theirs if isinstance(theirs, Listener) else theirs)
+    if hasattr(state, "rebalance_listener"):
+        state.rebalance_listener = listener  # subscribe() would warn that nothing changed
+    else:
+        client.subscribe(topics=sorted(topics), listener=listener)

@@ -1,4 +1,7 @@
-"""Kafka, the producer's side: ``send`` with the client's own signature, each record with a fresh token."""
+"""Kafka, the producer's side: ``send`` with the client's own signature, each record with a fresh token.
+
+Transactions of a wrapped ``KafkaProducer``: what waits to be sealed is part of them.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from mqauth.brokers.kafka.atomic import Atomic
 from mqauth.brokers.kafka.client import producer_settings
-from mqauth.brokers.kafka.room import Room
-from mqauth.brokers.kafka.sealing import Sealing
+from mqauth.brokers.kafka.sealing import InFlightLimit, Sealing
 from mqauth.brokers.log.records import native_headers, to_message
 from mqauth.errors import ConfigurationError, MqauthError
 from mqauth.signer import Signer
@@ -21,6 +22,50 @@ from mqauth.wire.message import Message
 if TYPE_CHECKING:
     from kafka import KafkaProducer
     from kafka.producer.future import FutureRecordMetadata
+
+
+class TransactionCalls:
+    """A producer that can make several records one."""
+
+    client: Any
+    _sealing: Sealing | None
+    _began = False
+
+    def begin_transaction(self) -> None:
+        """Begin a transaction of a client that has a ``transactional_id``."""
+        self._settle()
+        self.client.begin_transaction()
+        if self._sealing is not None:
+            self._sealing.failure = None
+        self._began = True
+
+    def commit_transaction(self) -> None:
+        """Seal and send what waits, and commit; a transaction that lacks a record is not committed.
+
+        Raises:
+            Exception: why a record of it was not sealed or sent: abort it.
+        """
+        self._settle()
+        if self._sealing is not None and self._sealing.failure is not None:
+            raise self._sealing.failure
+        self.client.commit_transaction()
+        self._began = False
+
+    def abort_transaction(self) -> None:
+        """Abort the transaction, with what waits."""
+        self._settle()
+        self.client.abort_transaction()
+        self._began = False
+
+    def _settle(self, timeout: float | None = None) -> float | None:
+        """Seal and send what waits; return the seconds that are left."""
+        raise NotImplementedError
+
+    def _refuse_unbegun(self) -> None:
+        """Refuse a batch in a transaction of which we know nothing."""
+        if self.client.config.get("transactional_id") and not self._began:
+            raise ConfigurationError("with batches, begin and end transactions by the producer, not its client")
+
 
 DEFAULT_IN_FLIGHT: Final = 10_000
 _LOG: Final = logging.getLogger("mqauth.kafka")
@@ -36,7 +81,7 @@ class ProducerFatalError(MqauthError):
     code = "producer_fatal"
 
 
-class Producer(Atomic):
+class Producer(TransactionCalls):
     """Signs records and sends them with a connected ``KafkaProducer``.
 
     With ``batch`` above 1, records share signatures: ``send`` hashes its record and returns, and the record is
@@ -74,7 +119,7 @@ class Producer(Atomic):
         self.client: Any = client
         self._signer = signer
         self._serialize = value_serializer
-        self._room = Room(max_in_flight)
+        self._room = InFlightLimit(max_in_flight)
         self._patience: float = config["max_block_ms"] / 1000
         self._sealing: Sealing | None = None
         if batch > 1:

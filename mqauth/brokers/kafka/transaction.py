@@ -16,8 +16,7 @@ from kafka.errors import MessageSizeTooLargeError, ProducerFencedError
 
 from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.kafka.client import producer_settings
-from mqauth.brokers.kafka.confirm import MAX_BLOCK
-from mqauth.brokers.kafka.deadletter import can_exist
+from mqauth.brokers.kafka.confirmed import MAX_BLOCK, can_exist
 from mqauth.brokers.kafka.translate import carries
 from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.clock import Clock
@@ -82,7 +81,7 @@ class TransactionalDeadLetters:
             self._client.init_transactions()
             self._ready = True
 
-    def write(self, batch: Batch) -> None:
+    def write(self, batch: TransactionContent) -> None:
         """Begin a transaction with letters, each confirmed by the broker, and offsets; it is not committed yet.
 
         Nothing may be in flight when it is committed: a record that fails then makes kafka-python drop the
@@ -136,7 +135,7 @@ class TransactionalDeadLetters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class TransactionContent:
     """What one transaction holds.
 
     Args:
@@ -150,7 +149,7 @@ class Batch:
     group: Any = None
 
 
-class Attempt:
+class TransactionAttempt:
     """One transaction, or without letters the mere start of a producer, on a thread of its own.
 
     Attributes:
@@ -161,7 +160,7 @@ class Attempt:
         began: monotonic seconds of its start.
     """
 
-    def __init__(self, letters: TransactionalDeadLetters, batch: Batch, clock: Clock) -> None:
+    def __init__(self, letters: TransactionalDeadLetters, batch: TransactionContent, clock: Clock) -> None:
         self._letters = letters
         self._batch = batch
         self._clock = clock

@@ -1,17 +1,213 @@
-"""A consumer of a log on threads, for every such client: takes turns at it, waits for a rebalance, winds up."""
+"""A consumer of a log on threads, for every such client: takes turns at it, waits for a rebalance, winds up.
+
+Threads that take turns at one client: whoever has the turn polls, and then works without it.
+
+A poll and the work on what it returned are mostly one thread's, one after the other, so that nothing waits for a
+thread to wake up or for the interpreter's lock. Only where work takes longer does another thread take the turn
+meanwhile, so that a long handler costs no heartbeat and no rebalance.
+"""
 
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
-from typing import Final, Protocol
+import queue
+import signal
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import TracebackType
+from typing import Final, Generic, Protocol, Self, TypeVar
 
-from mqauth.brokers.log.turns import Background, Turns, stopping_on_signals
-from mqauth.delivery.book import Book
-from mqauth.delivery.facts import Health
-from mqauth.delivery.work import Work
+from mqauth.clock import Clock
+from mqauth.delivery.assignment import Assignment
+from mqauth.delivery.health import Health
+from mqauth.delivery.log_work import LogWork
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Pipeline
+
+T = TypeVar("T")
+WATCH: Final = 0.1
+"""Seconds after which another thread polls while handlers run."""
+BUSY: Final = 0.05
+"""Seconds for which a thread without work waits for the others' to end."""
+
+
+class WorkerThreads(Generic[T]):
+    """Runs handlers on threads, and the client on one of them at a time.
+
+    Args:
+        threads: how many run handlers; with 0 the caller of ``run`` does, and nobody polls meanwhile.
+        poll: has its turn at the client; called by one thread at a time.
+        choose: returns what is to be done, ``None`` where nothing is.
+        visit: does it, without the turn.
+    """
+
+    def __init__(
+        self, threads: int, poll: Callable[[], None], choose: Callable[[], T | None], visit: Callable[[T], None]
+    ) -> None:
+        self._poll = poll
+        self._choose = choose
+        self._visit = visit
+        self.poll_lock = threading.Lock()
+        self._left = threading.Condition()
+        self._visiting = self._polls = 0
+        self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._stopped = False
+        self.error: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"mqauth-kafka-{number}", daemon=True)
+            for number in range(threads)
+        ]
+
+    def run(self) -> None:
+        """Go on until ``stop`` is called.
+
+        Raises:
+            BaseException: what a poll or a visit raised.
+        """
+        for thread in self._threads:
+            thread.start()
+        if self._threads:
+            self._watch()
+        else:
+            self._serve()
+        if self.error is not None:
+            raise self.error
+
+    def stop(self) -> None:
+        """Begin nothing more; may be called from any thread, and from a signal handler."""
+        self._stopped = True
+        self._woken.put(None)
+
+    def wait_until_idle(self, clock: Clock, seconds: float) -> None:
+        """Wait until nobody works, at most so long, or until all is stopped."""
+        deadline = clock.monotonic() + seconds
+        with self._left:
+            while self._visiting and not self._stopped and clock.monotonic() < deadline:
+                self._left.wait(BUSY)
+
+    def join(self, clock: Clock, seconds: float) -> bool:
+        """Wait for the threads' ends, at most so long; tell whether nobody works any more."""
+        deadline = clock.monotonic() + seconds
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - clock.monotonic()))
+        return not self._visiting
+
+    def _serve(self) -> None:
+        """Take turns and work, until all is stopped or something is raised."""
+        try:
+            while not self._stopped:
+                found = self._turn()
+                if found is not None:
+                    self._work(found)
+                elif self._visiting:
+                    with self._left:
+                        self._left.wait(BUSY)
+        except BaseException as error:
+            self.error = self.error or error
+            self.stop()
+
+    def _turn(self) -> T | None:
+        """Have a turn: return what is to be done, polled for where there was nothing."""
+        with self.poll_lock:
+            found = None if self._stopped else self._choose()
+            if found is None and not self._stopped:
+                self._polled()
+                found = self._choose()
+            self._visiting += found is not None
+            return found
+
+    def _work(self, found: T) -> None:
+        """Do what was chosen."""
+        try:
+            self._visit(found)
+        finally:
+            with self._left:
+                self._visiting -= 1
+                self._left.notify_all()
+
+    def _polled(self) -> None:
+        """Poll."""
+        self._polls += 1
+        self._poll()
+
+    def _watch(self) -> None:
+        """Poll in the workers' place while none of them has for a while."""
+        seen = -1
+        while not self._stopped:
+            try:
+                self._woken.get(timeout=WATCH)
+            except queue.Empty:
+                if self._polls == seen and self.poll_lock.acquire(blocking=False):
+                    try:
+                        self._polled()
+                    finally:
+                        self.poll_lock.release()
+                seen = self._polls
+
+
+class BackgroundRun(ABC):
+    """What runs until it is stopped, and may do so in the background of a ``with`` block."""
+
+    _background: threading.Thread | None = None
+    _error: BaseException | None = None
+
+    @abstractmethod
+    def run(self, signals: bool = False) -> None:
+        """Run until ``stop`` is called."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Let ``run`` end gracefully; may be called from any thread, a handler, or a signal handler."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether a background run ended with an error, which leaving the ``with`` block raises."""
+        return self._error is not None
+
+    def __enter__(self) -> Self:
+        """Run in a background thread."""
+        self._background = threading.Thread(target=self._run_in_background, name="mqauth-kafka", daemon=True)
+        self._background.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop gracefully; raises what ended ``run``, unless the block raised already."""
+        self.stop()
+        if self._background is not None:
+            self._background.join()
+        if self._error is not None and kind is None:
+            raise self._error
+
+    def _run_in_background(self) -> None:
+        """Run, and keep what it raised for ``__exit__``."""
+        try:
+            self.run()
+        except BaseException as error:
+            _LOG.error("the consumer stopped: %s", type(error).__name__)
+            self._error = error
+
+
+@contextmanager
+def stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call ``stop`` on SIGTERM and SIGINT, and put the old handlers back at the end.
+
+    Raises:
+        ConfigurationError: this is not the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise ConfigurationError("signals=True works in the main thread alone")
+    kept = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
 
 _LOG: Final = logging.getLogger("mqauth.delivery")
 
@@ -40,13 +236,13 @@ class LogClient(Protocol):
         ...
 
 
-class LogConsumer(Background):
+class LogConsumer(BackgroundRun):
     """Consumes until it is stopped.
 
     Args:
         client: the client.
         guard: the pipeline.
-        book: its partitions.
+        assignment: its partitions.
         work: carries deliveries to their end.
         threads: how many run handlers; with 0 the caller of ``run`` does.
         grace: seconds what runs may take after ``stop``.
@@ -57,18 +253,18 @@ class LogConsumer(Background):
     """
 
     def __init__(
-        self, client: LogClient, guard: Pipeline, book: Book, work: Work, *, threads: int, grace: float,
-        patience: float,
+        self, client: LogClient, guard: Pipeline, assignment: Assignment, work: LogWork,
+        *, threads: int, grace: float, patience: float,
     ) -> None:  # fmt: skip
         if threads < 0 or grace < 0:
             raise ConfigurationError("workers and grace are at least 0")
         self._calls = client
         self._guard = guard
-        self._book = book
+        self._assignment = assignment
         self._work = work
         self._grace = grace
         self._patience = patience
-        self._turns = Turns(threads, self._turn, book.choose, work.visit)
+        self._workers = WorkerThreads(threads, self._poll_once, assignment.choose, work.visit)
         self._started = self._running = False
 
     def run(self, signals: bool = False) -> None:
@@ -86,11 +282,11 @@ class LogConsumer(Background):
         if self._started:
             raise ConfigurationError("a consumer runs once: make another")
         self._started = True
-        unsubscribe = self._guard.on_change(self._book.keys_changed)
+        unsubscribe = self._guard.on_change(self._assignment.keys_changed)
         with stopping_on_signals(self.stop) if signals else nullcontext():
             self._running = True
             try:
-                self._turns.run()
+                self._workers.run()
             finally:
                 unsubscribe()
                 self._wind_up()
@@ -98,33 +294,33 @@ class LogConsumer(Background):
 
     def stop(self) -> None:
         """Let ``run`` end gracefully; may be called from any thread, a handler, or a signal handler."""
-        self._book.stop()
-        self._turns.stop()
+        self._assignment.stop()
+        self._workers.stop()
 
     def health(self) -> Health:
         """Return whether it runs, and which partitions stall since when and why; from any thread."""
-        return self._book.health(self._running)
+        return self._assignment.health(self._running)
 
-    def _turn(self) -> None:
+    def _poll_once(self) -> None:
         """Commit, and poll; where a rebalance is due, once what runs has ended and is committed."""
         self._calls.commit()
         self._work.renew()
         try:
             due = self._calls.rejoins()
             if due:
-                self._book.hold_back(True)
-                self._turns.rest(self._guard.clock, self._patience)
+                self._assignment.hold_back(True)
+                self._workers.wait_until_idle(self._guard.clock, self._patience)
                 self._calls.commit()
-            self._calls.poll(joins=due or self._book.running == 0)
+            self._calls.poll(joins=due or self._assignment.running == 0)
         finally:
-            self._book.hold_back(False)
+            self._assignment.hold_back(False)
 
     def _wind_up(self) -> None:
         """Let running handlers finish, commit, give claims back, and stand at the first unsettled records."""
         self.stop()
-        if not self._turns.join(self._guard.clock, self._grace):
+        if not self._workers.join(self._guard.clock, self._grace):
             _LOG.warning("handlers outlasted the grace time; their records come again")
-        with self._turns.turn:
+        with self._workers.poll_lock:
             try:
                 self._calls.commit(last=True)
                 self._work.give_back()

@@ -2,20 +2,75 @@
 
 A batch is closed when it is full, when its first record has waited long enough, on a flush, and at once while
 nothing else is in flight. One thread at a time seals and sends; what it cannot seal fails, and is never sent.
+
+A call a few milliseconds after it was asked for, on a thread that is there only while it is needed.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from mqauth.brokers.log.alarm import Alarm, ThreadAlarm
 from mqauth.errors import MalformedMessage
 from mqauth.signer import Prepared, Signer
+
+IDLE: Final = 1.0
+"""Seconds after which a thread that has nothing to wait for ends."""
+
+
+class LingerTimer(Protocol):
+    """Rings once after it was last set."""
+
+    def set(self, seconds: float, /) -> None:
+        """Have it ring in so many seconds, in place of what was set before."""
+
+
+class ThreadTimer:
+    """Rings on a daemon thread of its own, which is started when it is set and ends after an idle second.
+
+    Args:
+        ring: called at the time; what it raises ends the thread, and the next ``set`` starts another.
+    """
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self._ring = ring
+        self._changed = threading.Condition(threading.Lock())
+        self._due: float | None = None
+        self._thread: threading.Thread | None = None
+
+    def set(self, seconds: float, /) -> None:
+        """Have it ring in so many seconds, in place of what was set before."""
+        due = time.monotonic() + seconds
+        with self._changed:
+            sooner = self._due is None or due < self._due
+            self._due = due
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="mqauth-linger", daemon=True)
+                self._thread.start()
+            elif sooner:  # a later time it sees by itself
+                self._changed.notify()
+
+    def _run(self) -> None:
+        """Ring whenever it is due, until nothing has been for a while."""
+        while self._wait():
+            self._ring()
+
+    def _wait(self) -> bool:
+        """Wait until it is due; false where the thread is to end."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._due is not None, IDLE):
+                self._thread = None
+                return False
+            while self._due is not None and (left := self._due - time.monotonic()) > 0:
+                self._changed.wait(left)
+            self._due = None
+            return True
+
 
 R = TypeVar("R")
 R_contra = TypeVar("R_contra", contravariant=True)
@@ -79,7 +134,7 @@ class Batches(Generic[R]):
         batch: int,
         linger: float,
         patience: float,
-        alarm: Callable[[Callable[[], None]], Alarm] = ThreadAlarm,
+        alarm: Callable[[Callable[[], None]], LingerTimer] = ThreadTimer,
     ) -> None:
         self._signer = signer
         self._sender = sender

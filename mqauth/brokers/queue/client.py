@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
-from mqauth.brokers.queue.acks import Send
-from mqauth.delivery.slot import Facts
+from mqauth.brokers.queue.channel import Send
+from mqauth.delivery.slot import DeliveryFacts
 from mqauth.errors import ConfigurationError
 from mqauth.wire.message import Message
 
 Take = Callable[[Any], Awaitable[None]]
 
 
-class DeliveryClient(Facts, Protocol):
+class DeliveryClient(DeliveryFacts, Protocol):
     """What is asked of a client for the deliveries of one queue, each as it gave it."""
 
     queue: str
@@ -43,7 +43,7 @@ class DeliveryClient(Facts, Protocol):
         ...
 
 
-class Opened(NamedTuple):
+class OpenChannel(NamedTuple):
     """A channel on which to consume.
 
     Args:
@@ -78,7 +78,7 @@ class QueueClient(DeliveryClient, Protocol):
         """Wait until the channel is open."""
         ...
 
-    async def open(self, prefetch: int) -> Opened:
+    async def open(self, prefetch: int) -> OpenChannel:
         """Set the window of the channel."""
         ...
 

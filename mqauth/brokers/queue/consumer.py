@@ -15,15 +15,14 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
-from mqauth.brokers.queue.acks import Acks
+from mqauth.brokers.event_loop import DeliveryTasks, SignalHandlers
+from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.client import QueueClient
-from mqauth.brokers.queue.delivery import Begun, Processor
-from mqauth.brokers.queue.hold import Holder, Sleep
+from mqauth.brokers.queue.processor import Processor, StartedDelivery
+from mqauth.brokers.queue.retrier import Retrier, Sleep
 from mqauth.brokers.queue.subscription import Subscription
-from mqauth.brokers.queue.tasks import Signals, Tasks
-from mqauth.delivery.facts import QueueHealth
-from mqauth.delivery.hold import Held
-from mqauth.delivery.room import MAX_HELD, PER_PLACE, Room
+from mqauth.delivery.health import QueueHealth
+from mqauth.delivery.hold import HELD_PER_PREFETCH, MAX_HELD, HeldDelivery, HoldCapacity
 from mqauth.delivery.window import Window
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Handler, Outcome, Pipeline
@@ -68,7 +67,7 @@ class Settings:
     @property
     def beside(self) -> int:
         """Deliveries held beside the window at most."""
-        return min(PER_PLACE * self.prefetch, MAX_HELD) if self.max_held is None else self.max_held
+        return min(HELD_PER_PREFETCH * self.prefetch, MAX_HELD) if self.max_held is None else self.max_held
 
 
 class QueueConsumer:
@@ -110,7 +109,7 @@ class QueueConsumer:
             hold=settings.hold,
             consumer_timeout=settings.consumer_timeout,
             delivery_limit=settings.delivery_limit,
-            room=Room(settings.beside, issuers=guard.verifier.issuers),
+            capacity=HoldCapacity(settings.beside, issuers=guard.verifier.issuers),
             at_once=settings.prefetch,
             changed=self._look,
             before_requeue=self._suspend,
@@ -121,7 +120,7 @@ class QueueConsumer:
         self._subscription = Subscription(
             calls, self._window, self._processor, self._on_message, coalesce=settings.coalesce_acks, sleep=sleep
         )
-        self._tasks = Tasks()
+        self._tasks = DeliveryTasks()
         self._on_the_spot = 0
         self._stopping = asyncio.Event()
         self._unsubscribe: Callable[[], None] | None = None
@@ -139,7 +138,7 @@ class QueueConsumer:
             Exception: the client's own, where the queue cannot be consumed, or a connection that does not come
                 back by itself was lost.
         """
-        with Signals(self._stop, enabled=signals):
+        with SignalHandlers(self._stop, enabled=signals):
             async with self:
                 await self._stopping.wait()
 
@@ -157,7 +156,7 @@ class QueueConsumer:
         if self._supervisor is not None:
             raise ConfigurationError("a consumer runs once: make another")
         self._unsubscribe = self._guard.on_change(
-            partial(_wake, asyncio.get_running_loop(), self._processor.holder)
+            partial(_wake, asyncio.get_running_loop(), self._processor.retrier)
         )
         self._supervisor = asyncio.create_task(self._supervise())
         await asyncio.wait(
@@ -214,7 +213,7 @@ class QueueConsumer:
         await self._subscription.cancelled()
         await self._processor.turn_away(native, acks)
 
-    def _begun(self, native: Any, acks: Acks | None) -> Begun | None:
+    def _begun(self, native: Any, acks: Acks | None) -> StartedDelivery | None:
         """Begin a delivery on the spot; ``None`` where it is settled, or an error of ours ends the consumer."""
         self._on_the_spot = 1
         try:
@@ -224,12 +223,12 @@ class QueueConsumer:
             return None
         finally:
             self._on_the_spot = 0
-        if isinstance(found, Begun):
+        if isinstance(found, StartedDelivery):
             return found
         self._settled(found)
         return None
 
-    async def _process(self, native: Any, acks: Acks | None, begun: Begun) -> None:
+    async def _process(self, native: Any, acks: Acks | None, begun: StartedDelivery) -> None:
         """Process a delivery; what ends the consumer was told to it before the delivery was given back."""
         try:
             outcome = await self._processor.process(native, acks, begun)
@@ -249,7 +248,7 @@ class QueueConsumer:
         """See what follows from what is held now, or no longer."""
         self._subscription.look(len(self._tasks))
 
-    async def _suspend(self, held: Held) -> bool:
+    async def _suspend(self, held: HeldDelivery) -> bool:
         """Suspend the queue before a delivery is given back; tell whether it is to stay all the same."""
         return await self._subscription.suspend(held)
 
@@ -293,13 +292,13 @@ class QueueConsumer:
         if self._supervisor is not None:
             await self._subscription.end(self._supervisor)
         await self._subscription.cancelled()
-        self._processor.holder.stop()
+        self._processor.retrier.stop()
         await self._tasks.end(self._grace)
         await self._subscription.finish()
         self._processor.work.stopped()
 
 
-def _wake(loop: asyncio.AbstractEventLoop, holder: Holder) -> None:
+def _wake(loop: asyncio.AbstractEventLoop, retrier: Retrier) -> None:
     """Have a consumer try again what it holds, from any thread."""
     with suppress(RuntimeError):  # its loop has ended meanwhile
-        loop.call_soon_threadsafe(holder.wake)
+        loop.call_soon_threadsafe(retrier.wake)

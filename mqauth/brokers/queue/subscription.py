@@ -7,11 +7,11 @@ from typing import Final
 
 import tenacity
 
-from mqauth.brokers.queue.acks import Acks
-from mqauth.brokers.queue.client import Opened, QueueClient, Take
-from mqauth.brokers.queue.delivery import Processor
-from mqauth.brokers.queue.hold import Sleep
-from mqauth.delivery.hold import Held
+from mqauth.brokers.queue.channel import Acks
+from mqauth.brokers.queue.client import OpenChannel, QueueClient, Take
+from mqauth.brokers.queue.processor import Processor
+from mqauth.brokers.queue.retrier import Sleep
+from mqauth.delivery.hold import HeldDelivery
 from mqauth.delivery.window import PROBE_WAIT, PROBE_WAIT_MAX, Window
 
 _STARTED_WITHIN: Final = 1.0
@@ -57,7 +57,7 @@ class Subscription:
         """
         self._calls.watch(self._on_close, self._on_cancel)
         while not self._window.stopping:
-            self._window.absence.begin()
+            self._window.outage.begin()
             await self._start()
             self.started.set()
             if self._window.stalled is None:
@@ -82,9 +82,9 @@ class Subscription:
         if self._window.stalled is not None and self._window.stalled.is_over:
             self._answered.set()
 
-    async def suspend(self, held: Held) -> bool:
+    async def suspend(self, held: HeldDelivery) -> bool:
         """Cancel the consumer before a delivery is given back; tell whether it is to stay all the same."""
-        self._processor.holder.suspend()
+        self._processor.retrier.suspend()
         stays = self._window.suspend(held)
         await self.cancelled()
         self._interrupted.set()
@@ -99,7 +99,7 @@ class Subscription:
     async def end(self, running: asyncio.Task[None]) -> None:
         """End the task that runs ``run``; a call with which it begins to consume has a moment to return."""
         self._interrupted.set()
-        if self._window.absence.lasts:
+        if self._window.outage.lasts:
             await asyncio.wait((running,), timeout=_STARTED_WITHIN)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -125,7 +125,7 @@ class Subscription:
 
     def _failed_to_start(self, attempt: tenacity.RetryCallState) -> None:
         """Note why it could not consume."""
-        self._window.absence.failed(None if attempt.outcome is None else attempt.outcome.exception())
+        self._window.outage.failed(None if attempt.outcome is None else attempt.outcome.exception())
 
     async def _consume(self) -> None:
         """Set the window and consume; a reconnect comes back here, so that the window is set first."""
@@ -136,7 +136,7 @@ class Subscription:
         self.acks = self._acks_of(opened)
         self._window.consumes(await self._calls.consume(opened.channel, self._take))
 
-    def _acks_of(self, opened: Opened) -> Acks | None:
+    def _acks_of(self, opened: OpenChannel) -> Acks | None:
         """Return the acks of a channel: the same while it lives, whose tags go on counting."""
         if not self._coalesce:
             return None
@@ -169,20 +169,20 @@ class Subscription:
         if (consumer := self._window.leave()) is not None:
             await self._calls.cancel(consumer)
 
-    async def _until_answered(self, held: Held) -> None:
+    async def _until_answered(self, held: HeldDelivery) -> None:
         """Wait until a deferred delivery gets further, tried by itself or probed with ever more slowly."""
         if not held.stays:
             await self._probed(held)
         while held.stays and not held.is_over:
             self._answered.clear()
             await self._answered.wait()
-        self._processor.holder.go_on()
+        self._processor.retrier.go_on()
         self._window.go_on()
 
-    async def _probed(self, held: Held) -> None:
+    async def _probed(self, held: HeldDelivery) -> None:
         """Probe with a delivery that was given back, ever more slowly, until it would get further."""
         retrying = tenacity.AsyncRetrying(
-            sleep=self._processor.holder.doze,
+            sleep=self._processor.retrier.doze,
             wait=tenacity.wait_random_exponential(multiplier=self._window.probe_wait, max=PROBE_WAIT_MAX),
             stop=tenacity.stop_never,
             retry=tenacity.retry_if_result(lambda answered: answered is not True),

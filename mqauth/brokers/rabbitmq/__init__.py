@@ -15,17 +15,15 @@ from typing import Any
 from aio_pika.abc import AbstractIncomingMessage
 from aiormq.abc import DeliveredMessage
 
-from mqauth.brokers.queue.delivery import Processor, passes
-from mqauth.brokers.rabbitmq.audit import AuditQueue
+from mqauth.brokers.queue.processor import Processor, passes
+from mqauth.brokers.rabbitmq.confirmed import AuditQueue, DeadLetters
 from mqauth.brokers.rabbitmq.consumer import Consumer
-from mqauth.brokers.rabbitmq.deadletter import DeadLetters
-from mqauth.brokers.rabbitmq.delivery import Deliveries
 from mqauth.brokers.rabbitmq.incoming import as_incoming
-from mqauth.brokers.rabbitmq.producer import Producer, UnroutableError
-from mqauth.brokers.rabbitmq.replies import as_responder
+from mqauth.brokers.rabbitmq.producer import Producer, UnroutableError, as_responder
+from mqauth.brokers.rabbitmq.queue import Deliveries
 from mqauth.brokers.rabbitmq.topology import DEFAULT_DELIVERY_LIMIT, declare_dead_letters, declare_source
 from mqauth.brokers.rabbitmq.translate import from_native, to_message
-from mqauth.delivery.facts import QueueHealth as Health
+from mqauth.delivery.health import QueueHealth as Health
 from mqauth.delivery.hold import CONSUMER_TIMEOUT
 from mqauth.delivery.slot import Slot
 from mqauth.errors import ConfigurationError

@@ -10,13 +10,11 @@ from typing import Any, Final
 from aio_pika.abc import AbstractQueue
 
 from mqauth.brokers.queue.consumer import QueueConsumer, Settings
-from mqauth.brokers.queue.hold import Sleep
+from mqauth.brokers.queue.retrier import Sleep
 from mqauth.brokers.rabbitmq.channel import share_connection
-from mqauth.brokers.rabbitmq.producer import Producer
+from mqauth.brokers.rabbitmq.producer import Producer, as_responder
 from mqauth.brokers.rabbitmq.queue import Queue
-from mqauth.brokers.rabbitmq.replies import as_responder
-from mqauth.brokers.rabbitmq.streams import stream
-from mqauth.brokers.rabbitmq.topology import DEFAULT_DELIVERY_LIMIT
+from mqauth.brokers.rabbitmq.topology import DEFAULT_DELIVERY_LIMIT, stream_refused
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER
 from mqauth.delivery.slot import NO_LIMIT
 from mqauth.errors import ConfigurationError
@@ -113,7 +111,7 @@ def _check(queue: AbstractQueue, guard: Pipeline, dead_letters: DeadLetterSink) 
         raise ConfigurationError("dead letters go to another queue than the one consumed")
     declared = getattr(queue, "arguments", None) or {}
     if declared.get("x-queue-type") == "stream":
-        raise stream(queue.name)
+        raise stream_refused(queue.name)
     if share_connection(queue.channel, getattr(dead_letters, "channel", None)):
         _LOG.warning("%s: dead letters share its connection; under a memory alarm acks will stall", queue.name)
     if not getattr(queue, "passive", False) and declared.get("x-queue-type") != "quorum":

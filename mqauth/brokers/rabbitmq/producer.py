@@ -1,4 +1,11 @@
-"""The RabbitMQ producer: seals a copy of each message, alone or with others, and publishes it."""
+"""The RabbitMQ producer: seals a copy of each message, alone or with others, and publishes it.
+
+Signed answers: what ``Verified.reply`` does on RabbitMQ.
+
+RabbitMQ appends a suffix to a reply-to of ``amq.rabbitmq.reply-to``. The token of the request binds it without
+the suffix, so whoever can republish a request can redirect its answer; the answer itself is bound to where it
+is sent: its destination is the default exchange and the whole reply-to, which its receiver sees as routing key.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +23,14 @@ from aio_pika.abc import AbstractExchange, AbstractMessage, PublishResultType
 from pamqp import commands
 
 from mqauth.brokers.amqp.messages import new_message_id
-from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, closing_is_an_error
-from mqauth.brokers.rabbitmq.outlet import Outlet, Outlets
-from mqauth.brokers.rabbitmq.reopening import reopen
-from mqauth.brokers.rabbitmq.returns import turn
+from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, closing_is_an_error, reopen
+from mqauth.brokers.rabbitmq.confirmed import DeadLetters
+from mqauth.brokers.rabbitmq.publishing import PublishPath, PublishPaths, one_at_a_time
 from mqauth.brokers.rabbitmq.translate import to_message
-from mqauth.brokers.sealing import Alone, Pace, Sealing
-from mqauth.brokers.underway import UnderWay
-from mqauth.errors import MalformedMessage, MqauthError
+from mqauth.brokers.sealing import OpenCalls, Pace, Sealing, SingleSealing
+from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, RetryLater, Unavailable
+from mqauth.judging.verified import Responder, Verified
+from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
 from mqauth.wire.batch_settings import DEFAULT_LINGER
 from mqauth.wire.message import Message
@@ -69,12 +76,12 @@ class Producer:
         linger: float = DEFAULT_LINGER,
     ) -> None:
         pace = Pace(batch, linger)
-        self._sealing = Alone(signer) if batch == 1 else Sealing(signer, pace)
+        self._sealing = SingleSealing(signer) if batch == 1 else Sealing(signer, pace)
         self._exchange = exchange
-        self._outlets = Outlets(exchange)
+        self._outlets = PublishPaths(exchange)
         self._signer = signer
         self._serialize = value_serializer
-        self._under_way = UnderWay(lambda: ClosedByOwnerError("the producer was closed"))
+        self._under_way = OpenCalls(lambda: ClosedByOwnerError("the producer was closed"))
         self._channel = getattr(exchange, "channel", None)
         if not getattr(self._channel, "publisher_confirms", True):
             _LOG.warning("a producer's channel has no publisher confirms: lost messages go unnoticed")
@@ -166,11 +173,11 @@ class Producer:
         send = partial(self._confirmed, way, way.take(native, message_id), routing_key, flags)
         if not native.message_id:  # a fresh one is nobody else's
             return await self._sealing.publish(wire, send)
-        async with turn(self._exchange, message_id):
+        async with one_at_a_time(self._exchange, message_id):
             return await self._sealing.publish(wire, send)
 
     async def _confirmed(
-        self, way: Outlet, taken: Any, routing_key: str, flags: dict[str, bool], sealed: Message
+        self, way: PublishPath, taken: Any, routing_key: str, flags: dict[str, bool], sealed: Message
     ) -> PublishResultType | None:
         """Publish and turn what aio-pika may hide into errors."""
         ready = way.ready(taken, sealed)
@@ -183,3 +190,48 @@ class Producer:
         if isinstance(result, aiormq.abc.DeliveredMessage):
             raise UnroutableError(self._exchange.name, routing_key)
         return result  # type: ignore[no-any-return]
+
+
+DIRECT_REPLY: Final = "amq.rabbitmq.reply-to."
+OUT_OF_REACH: Final = (exceptions.AMQPConnectionError, exceptions.ChannelInvalidStateError, OSError, Unavailable)
+"""What publishing raises where channel, connection or signing key are gone, and the broker has refused nothing."""
+
+
+def as_responder(replies: Signer | Producer | None, dead_letters: DeadLetterSink) -> Responder | None:
+    """Return what publishes replies, ``None`` where there is no signer for them.
+
+    Raises:
+        ConfigurationError: a signer is given, and no channel to publish through.
+    """
+    if replies is None:
+        return None
+    if isinstance(replies, Producer):
+        return responder(replies)
+    if not isinstance(dead_letters, DeadLetters):
+        raise ConfigurationError("replies= takes a Producer where dead letters go by another sink")
+    return responder(Producer(dead_letters.channel.default_exchange, replies))
+
+
+def responder(producer: Producer) -> Responder:
+    """Return what ``Verified.reply`` calls: it publishes a signed answer to the message's reply-to.
+
+    While its connection or its signing key cannot be reached the handler is put off. An answer that the broker
+    refuses, since no queue takes it or it is too large, fails the handler.
+
+    Args:
+        producer: publishes through the default exchange.
+    """
+
+    async def reply(verified: Verified, body: bytes) -> PublishResultType | None:
+        place = getattr(verified.native, "reply_to", None)
+        if not isinstance(place, str) or not place:
+            raise MalformedMessage("the message names no reply-to")
+        answer = aio_pika.Message(body, correlation_id=verified.properties.get("correlation-id"))
+        # RabbitMQ returns a mandatory direct reply although it delivers it (manual, Direct Reply-to).
+        mandatory = not place.startswith(DIRECT_REPLY)
+        try:
+            return await producer.publish(answer, place, mandatory=mandatory)
+        except OUT_OF_REACH as error:
+            raise RetryLater(f"the answer could not be sent: {type(error).__name__}") from error
+
+    return reply

@@ -1,22 +1,121 @@
-"""What is asked of aio-pika and aiormq to consume a queue: a channel, its window, a consumer, its end."""
+"""What is asked of aio-pika and aiormq to consume a queue: a channel, its window, a consumer, its end.
+
+What is asked of aio-pika and aiormq for one delivery: to ack it, to give it back, whether its channel lives.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
+from weakref import WeakKeyDictionary, ref
 
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue, AbstractRobustChannel
 from aio_pika.exceptions import AMQPChannelError
 from aiormq.abc import AbstractChannel
 
-from mqauth.brokers.queue.client import Opened, Take
-from mqauth.brokers.rabbitmq.channel import LOST, ClosedByOwnerError, closing_is_an_error, is_blocked
-from mqauth.brokers.rabbitmq.delivery import Deliveries, sender
+from mqauth.brokers.queue.channel import PART, RoundTrip, Send
+from mqauth.brokers.queue.client import OpenChannel, Take
+from mqauth.brokers.rabbitmq.channel import (
+    LOST,
+    ClosedByOwnerError,
+    closing_is_an_error,
+    is_blocked,
+    is_stale,
+    ready,
+    told,
+)
 from mqauth.brokers.rabbitmq.incoming import subscribed
-from mqauth.brokers.rabbitmq.reopening import ready
-from mqauth.brokers.rabbitmq.streams import OFFSET, is_stream, stream
+from mqauth.brokers.rabbitmq.topology import OFFSET, is_stream, stream_refused
+from mqauth.brokers.rabbitmq.translate import failures_of, from_native
 from mqauth.errors import ConfigurationError
+from mqauth.wire.message import Message
+
+
+class Deliveries:
+    """Makes the calls for the deliveries of one queue: the ``DeliveryClient`` of ``queue_client``.
+
+    Args:
+        queue: its name.
+        scope: on whose behalf; by default the queue.
+    """
+
+    ended = staticmethod(is_stale)
+    returns = staticmethod(failures_of)
+
+    def __init__(self, queue: str, scope: str | None = None) -> None:
+        self.queue = queue
+        self._scope = scope
+
+    def message(self, native: AbstractIncomingMessage, /) -> Message:
+        """Translate a delivery."""
+        return from_native(native, queue=self.queue, scope=self._scope)
+
+    def tag(self, native: AbstractIncomingMessage, /) -> int:
+        """Return its number on its channel."""
+        return native.delivery_tag or 0
+
+    def consumer(self, native: AbstractIncomingMessage, /) -> str:
+        """Return the tag of the consumer that it came to."""
+        return native.consumer_tag or ""
+
+    def size(self, native: AbstractIncomingMessage, /) -> int:
+        """Return the bytes of its body."""
+        return len(native.body or b"")
+
+    def is_settled(self, native: AbstractIncomingMessage, /) -> bool:
+        """Tell whether its handler settled it itself."""
+        return native.processed
+
+    async def ack(self, native: AbstractIncomingMessage, /) -> bool:
+        """Ack it alone; ``False`` where its channel is gone."""
+        return await told(native.ack, f"ack on {self.queue}")
+
+    async def requeue(self, native: AbstractIncomingMessage, /) -> bool:
+        """Give it back; ``False`` where its channel is gone."""
+        return await told(native.nack, f"requeue on {self.queue}")
+
+    async def lives(self, native: AbstractIncomingMessage, /) -> bool:
+        """Tell whether its channel answers a question that is asked from now on; closed where it does not."""
+        return await round_trip(native.channel).lives()
+
+
+_ROUND_TRIPS: Final[WeakKeyDictionary[Any, RoundTrip]] = WeakKeyDictionary()
+
+
+def round_trip(channel: Any, *, part: float = PART) -> RoundTrip:
+    """Return the one that asks on a channel of aiormq's; ``part`` as in ``RoundTrip``, where it is a new one."""
+    found = _ROUND_TRIPS.get(channel)
+    if found is None:
+        known = ref(channel)
+        found = RoundTrip(lambda: _answers(known()), lambda: is_blocked(known()), part=part)
+        _ROUND_TRIPS[channel] = found
+    return found
+
+
+async def _answers(channel: Any) -> bool:
+    """Ask on a channel; ``False`` where it ended. aiormq closes a channel whose call is cancelled.
+
+    The question is ``channel.flow`` with ``active=true``, which a channel is anyway (AMQP 0-9-1, 1.5.2.3): it
+    needs no value of the consumer's, as ``basic.qos`` would.
+    """
+    try:
+        with closing_is_an_error():
+            await channel.flow(active=True)
+    except LOST:
+        return False
+    return True
+
+
+def sender(channel: AbstractChannel, queue: str) -> Send:
+    """Return what sends the acks of a channel of aiormq's; it returns ``False`` where the channel is gone."""
+
+    async def send(tag: int, multiple: bool) -> bool:
+        return await told(partial(channel.basic_ack, tag, multiple=multiple), f"ack on {queue}")
+
+    return send
+
 
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
 
@@ -48,13 +147,13 @@ class Queue(Deliveries):
         """Wait until the channel is open."""
         await ready(self._native.channel)
 
-    async def open(self, prefetch: int) -> Opened:
+    async def open(self, prefetch: int) -> OpenChannel:
         """Set the window of the channel; return aiormq's below it."""
         with closing_is_an_error():
             await self._native.channel.set_qos(prefetch_count=prefetch)
             self._channel = channel = await self._native.channel.get_underlay_channel()
             channel.on_consumer_cancel_callbacks.add(self._on_cancel)
-        return Opened(channel, sender(channel, self.queue))
+        return OpenChannel(channel, sender(channel, self.queue))
 
     async def consume(self, channel: AbstractChannel, take: Take) -> str:
         """Have each delivery on aiormq's channel given to ``take``; return the consumer's tag."""
@@ -88,7 +187,7 @@ class Queue(Deliveries):
         """Ask the broker whether the queue is a stream; return what is said of one."""
         if self._channel is None or not await is_stream(self._channel, self.queue):
             return None
-        return stream(self.queue)
+        return stream_refused(self.queue)
 
     def _on_close(self, _channel: object, error: BaseException | None) -> None:
         """Tell that the channel ended."""

@@ -1,0 +1,284 @@
+"""``mqauth.delivery.log_work``: the claims of a batch in one round trip, the verdicts in their turns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from mqauth.audit.record import AuditRecord
+from mqauth.delivery.log_work import IN_PROCESS_BATCH, MAX_VERDICT_AGE, EarlyClaims
+from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
+from mqauth.flow import run
+from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
+from mqauth.judging.verified import Verified
+from mqauth.judging.verifier import Issuer
+from mqauth.letters.dead_letter import DeadLetter
+from mqauth.replay.memory import MemoryReplayStore
+from mqauth.replay.rules import ClaimRequest, ClaimStatus
+from mqauth.testing import FakeClock, Forge
+from mqauth.testing.forge import ISSUER
+from mqauth.wire.keys import KeySet, Revocation
+from mqauth.wire.message import Message, Origin
+
+
+class Store(MemoryReplayStore):
+    """Counts its round trips, and fails while told to."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.batches: list[int] = []
+        self.single = 0
+        self.fails = False
+
+    def claim(self, request: ClaimRequest, /) -> ClaimStatus:
+        """Claim one."""
+        self.single += 1
+        return super().claim(request)
+
+    def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
+        """Claim each."""
+        self.batches.append(len(requests))
+        if self.fails:
+            raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "told to")
+        return super().claim_many(requests)
+
+
+class Single:
+    """A store of one round trip a message."""
+
+    def __init__(self, store: Store) -> None:
+        self.claim, self.confirm, self.release = store.claim, store.confirm, store.release
+
+
+@dataclass
+class Keys:
+    """A key source that does not know a key until it is told."""
+
+    keys: KeySet
+
+    def key_set(self) -> KeySet:
+        """Return the keys there are."""
+        return self.keys
+
+    def refresh(self, _kid: str, _received: float) -> KeySet:
+        """Find nothing out."""
+        raise Unavailable(Cause.KEYS_UNAVAILABLE, "told to")
+
+
+@dataclass
+class Bench:
+    """A pipeline, and what came out of it."""
+
+    clock: FakeClock = field(default_factory=FakeClock)
+    handled: list[bytes | None] = field(default_factory=list)
+    letters: list[DeadLetter] = field(default_factory=list)
+    records: list[AuditRecord] = field(default_factory=list)
+    name: str = "dead"
+
+    def __post_init__(self) -> None:
+        self.forge = Forge(self.clock, lifetime=3600)
+        self.store = Store(clock=self.clock)
+        self.guard = self.pipeline()
+
+    def pipeline(self, **settings: Any) -> Pipeline:
+        """Return a pipeline of the forge's."""
+        wanted: dict[str, Any] = {
+            "verifier": self.forge.verifier(), "policy": self.forge.policy("kafka:orders"), "replay": self.store,
+            "audit": self, "clock": self.clock,
+        }  # fmt: skip
+        return Pipeline(**(wanted | settings))
+
+    def write(self, record: AuditRecord, /) -> None:
+        """Keep an audit record."""
+        self.records.append(record)
+
+    def publish(self, letter: DeadLetter, /) -> None:
+        """Keep a dead letter."""
+        self.letters.append(letter)
+
+    def sealed(self, offset: int, **bends: Any) -> Message:
+        """Return an honest message, or a bent one, at an offset."""
+        message = Message(destination="kafka:orders", body=b"%d" % offset, key=b"k")
+        return at(self.forge.seal(message, **bends), offset)
+
+    def batch(self, messages: Sequence[Message]) -> list[Delivery]:
+        """Return deliveries received now."""
+        return [self.guard.receive(message) for message in messages]
+
+    def work(self, waiting: list[Delivery], ahead: EarlyClaims) -> list[Outcome]:
+        """Do what a worker does: each in its turn, up to the first deferred one."""
+        outcomes: list[Outcome] = []
+        while waiting:
+            ahead.judge_ahead(waiting)
+            outcomes.append(run(self.guard.process(waiting[0], self.handle, self)))
+            if outcomes[-1].verdict is Verdict.DEFERRED:
+                break
+            waiting.pop(0)
+        return outcomes
+
+    def handle(self, verified: Verified) -> None:
+        """Remember what was handled."""
+        self.handled.append(verified.body)
+
+
+def at(message: Message, offset: int | None) -> Message:
+    """Return a message as read at an offset, or from where there are none."""
+    return replace(message, origin=Origin(scope="billing", topic="orders", partition=0, offset=offset))
+
+
+@pytest.fixture
+def bench() -> Bench:
+    """A bench."""
+    return Bench()
+
+
+def test_one_round_trip(bench: Bench) -> None:
+    """A batch costs one claim; each is handled in order, and its claim is done at the end."""
+    messages = [bench.sealed(offset) for offset in range(5)]
+    outcomes = bench.work(bench.batch(messages), EarlyClaims(bench.guard))
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 5
+    assert bench.handled == [b"0", b"1", b"2", b"3", b"4"]
+    assert (bench.store.batches, bench.store.single) == ([5], 0)
+    again = bench.batch([at(message, 9) for message in messages])
+    assert {outcome.reason for outcome in bench.work(again, EarlyClaims(bench.guard))} == {Reason.REPLAYED}
+
+
+@pytest.mark.parametrize(("in_process", "trips"), [(True, [IN_PROCESS_BATCH, 6]), (False, [IN_PROCESS_BATCH + 6])])
+def test_a_store_in_this_process_is_asked_for_some_of_a_poll_at_a_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, in_process: bool, trips: list[int]
+) -> None:
+    """A store with round trips is asked once for all that waits; a near one for as many as live shortly."""
+    monkeypatch.setattr(Store, "in_process", in_process)
+    messages = [bench.sealed(offset) for offset in range(IN_PROCESS_BATCH + 6)]
+    outcomes = bench.work(bench.batch(messages), EarlyClaims(bench.guard))
+    assert {outcome.verdict for outcome in outcomes} == {Verdict.ACCEPTED}
+    assert bench.handled == [b"%d" % offset for offset in range(IN_PROCESS_BATCH + 6)]
+    assert (bench.store.batches, bench.store.single) == (trips, 0)
+
+
+def test_claims_without_an_answer_are_remembered(bench: Bench) -> None:
+    """Where the answer to a batch's claims is lost each delivery knows what the store may hold for it."""
+    waiting = bench.batch([bench.sealed(offset) for offset in range(3)])
+    bench.store.fails = True
+    EarlyClaims(bench.guard).judge_ahead(waiting)
+    assert [each.step for each in waiting] == [Step.JUDGE] * 3
+    assert [None if each.claim is None else each.claim.place for each in waiting] == [
+        each.message.origin.coordinates for each in waiting
+    ]
+
+
+def test_copies_in_a_batch(bench: Bench) -> None:
+    """Of a message and its copy in one batch the first is handled, and the copy is dead-lettered in its turn."""
+    message = bench.sealed(0)
+    waiting = bench.batch([message, bench.sealed(1), at(message, 2)])
+    ahead = EarlyClaims(bench.guard)
+    ahead.judge_ahead(waiting)
+    assert (bench.records, bench.letters, bench.handled) == ([], [], [])
+    outcomes = bench.work(waiting, EarlyClaims(bench.guard))
+    assert [outcome.reason for outcome in outcomes] == [None, None, Reason.REPLAYED]
+    assert (len(bench.records), len(bench.letters), bench.handled) == (1, 1, [b"0", b"1"])
+
+
+def test_forged_cost_no_claim(bench: Bench) -> None:
+    """What is rejected before its claim is not claimed, and is recorded and dead-lettered in its turn alone."""
+    forged = bench.sealed(1, key=bench.forge.stranger)
+    waiting = bench.batch([bench.sealed(0), forged, bench.sealed(2)])
+    EarlyClaims(bench.guard).judge_ahead(waiting)
+    assert (bench.store.batches, bench.records) == ([2], [])
+    outcomes = bench.work(waiting, EarlyClaims(bench.guard))
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED, Verdict.REJECTED, Verdict.ACCEPTED]
+
+
+def test_store_down(bench: Bench) -> None:
+    """Where the batch's claim fails each is judged in its turn, and may be claimed by the same owners."""
+    bench.store.fails = True
+    outcomes = bench.work(bench.batch([bench.sealed(0), bench.sealed(1)]), EarlyClaims(bench.guard))
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 2
+    assert bench.store.single == 2
+
+
+def test_dropped_behind_a_deferred_one(bench: Bench) -> None:
+    """A record whose claim was left behind is handled when it is read again from the same place."""
+    messages = [bench.sealed(offset) for offset in range(3)]
+    EarlyClaims(bench.guard).judge_ahead(bench.batch(messages))
+    outcomes = bench.work(bench.batch(messages), EarlyClaims(bench.guard))
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 3
+    assert bench.handled == [b"0", b"1", b"2"]
+
+
+def test_waits_for_the_world(bench: Bench) -> None:
+    """A record whose key cannot be fetched ends the look: those behind it are neither judged nor claimed."""
+    source = Keys(KeySet([bench.forge.key]))
+    bench.guard = bench.pipeline(verifier=bench.forge.verifier(keys={ISSUER: Issuer(keys=source)}))
+    unknown = bench.sealed(1, key=bench.forge.stranger)
+    waiting = bench.batch([bench.sealed(0), unknown, bench.sealed(2)])
+    outcomes = bench.work(waiting, EarlyClaims(bench.guard))
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED, Verdict.DEFERRED]
+    assert bench.store.batches == [1]
+    assert waiting[1].step is Step.JUDGE
+
+
+def test_old_verdicts(bench: Bench) -> None:
+    """A verdict that waited too long for its turn is reached anew: a key revoked meanwhile counts."""
+    source = Keys(bench.forge.keys)
+    bench.guard = bench.pipeline(verifier=bench.forge.verifier(keys={ISSUER: Issuer(keys=source)}))
+    waiting = bench.batch([bench.sealed(0), bench.sealed(1), bench.sealed(2)])
+    ahead = EarlyClaims(bench.guard)
+    ahead.judge_ahead(waiting)
+    source.keys = KeySet([replace(bench.forge.key, revocation=Revocation(reason="stolen"))])
+    assert run(bench.guard.process(waiting.pop(0), bench.handle, bench)).verdict is Verdict.ACCEPTED
+    bench.clock.advance(MAX_VERDICT_AGE)
+    outcomes = bench.work(waiting, ahead)
+    assert [outcome.reason for outcome in outcomes] == [Reason.KEY_REVOKED] * 2
+    assert bench.handled == [b"0"]
+
+
+def test_no_place(bench: Bench) -> None:
+    """A delivery without an exact place is claimed in its turn: it could not be claimed again from there."""
+    waiting = bench.batch([at(bench.sealed(0), None), bench.sealed(1), bench.sealed(2)])
+    outcomes = bench.work(waiting, EarlyClaims(bench.guard))
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 3
+    assert (bench.store.batches, bench.store.single) == ([2], 1)
+
+
+def test_store_without_batches(bench: Bench) -> None:
+    """With a store that takes one claim at a time each is judged in its turn."""
+    bench.guard = bench.pipeline(replay=Single(bench.store))
+    outcomes = bench.work(bench.batch([bench.sealed(0), bench.sealed(1)]), EarlyClaims(bench.guard))
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 2
+    assert (bench.store.batches, bench.store.single) == ([], 2)
+
+
+def test_wrong_number_of_answers(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that answers for fewer than asked is not believed: each is judged in its turn."""
+    monkeypatch.setattr(bench.store, "claim_many", lambda _requests: [ClaimStatus.FRESH])
+    outcomes = bench.work(bench.batch([bench.sealed(0), bench.sealed(1)]), EarlyClaims(bench.guard))
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 2
+    assert bench.store.single == 2
+
+
+def test_asynchronous_policy(bench: Bench) -> None:
+    """An asynchronous plug-in stops the consumer, ahead as in turn."""
+
+    class Later:
+        version = "1"
+
+        async def decide(self, _verified: Verified) -> None:
+            """Decide nothing."""
+
+    bench.guard = bench.pipeline(policy=Later())
+    with pytest.raises(ConfigurationError, match="asynchronous"):
+        EarlyClaims(bench.guard).judge_ahead(bench.batch([bench.sealed(0), bench.sealed(1)]))
+
+
+def test_time_of_a_verdict(bench: Bench) -> None:
+    """Observers are told each verdict's share of the time."""
+    seen: list[float | None] = []
+    bench.guard = bench.pipeline(
+        observers=[lambda outcome, _message, _seconds: seen.append(outcome.judge_seconds)]
+    )
+    bench.work(bench.batch([bench.sealed(0), bench.sealed(1)]), EarlyClaims(bench.guard))
+    assert seen == [0.0, 0.0]  # by a clock that stands

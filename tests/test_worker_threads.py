@@ -1,0 +1,122 @@
+"""``mqauth.brokers.turns``: one thread at a time is at the client, and short work waits for none."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from mqauth.brokers.log.consumer import WorkerThreads
+from mqauth.testing import FakeClock
+
+PATIENCE = 30
+
+
+class Bench:
+    """Turns over a list of things to do; each poll lets one come."""
+
+    def __init__(self, threads: int, *, things: int = 3) -> None:
+        self.coming = list(range(things))
+        self.ready: list[int] = []
+        self.done: list[tuple[int, int]] = []
+        self.polls: list[int] = []
+        self.turns: WorkerThreads[int] = WorkerThreads(threads, self.poll, self.choose, self.visit)
+
+    def poll(self) -> None:
+        """Let the next come; after the last, stop."""
+        assert self.turns.poll_lock.locked()
+        self.polls.append(threading.get_ident())
+        if self.coming:
+            self.ready.append(self.coming.pop(0))
+        elif len(self.done) == 3:
+            self.turns.stop()
+
+    def choose(self) -> int | None:
+        """Take what is ready."""
+        return self.ready.pop(0) if self.ready else None
+
+    def visit(self, thing: int) -> None:
+        """Do it."""
+        self.done.append((thing, threading.get_ident()))
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_all_is_done(threads: int) -> None:
+    """Everything that comes is done, in order where one thread works."""
+    bench = Bench(threads)
+    bench.turns.run()
+    assert sorted(thing for thing, _ in bench.done) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_who_polls_works(threads: int) -> None:
+    """While work is short the thread that polls is the one that works: nothing waits for another to wake up."""
+    bench = Bench(threads)
+    bench.turns.run()
+    workers = {worker for _, worker in bench.done}
+    assert len(workers) == 1
+    assert set(bench.polls[:3]) == workers
+    assert (workers == {threading.get_ident()}) is (threads == 0)
+
+
+def test_another_polls_while_work_is_long() -> None:
+    """Work that takes long costs no poll, and its thread takes the client back afterwards."""
+    bench = Bench(1, things=1)
+    polled = threading.Event()
+
+    def poll() -> None:
+        bench.polls.append(threading.get_ident())
+        if len(bench.polls) == 1:
+            bench.ready.append(0)
+        elif len(bench.polls) == 3:
+            polled.set()
+        elif polled.is_set() and bench.done:
+            bench.turns.stop()
+
+    def visit(thing: int) -> None:
+        assert polled.wait(PATIENCE)
+        bench.done.append((thing, threading.get_ident()))
+
+    bench.turns = WorkerThreads(1, poll, bench.choose, visit)
+    bench.turns.run()
+    ((_, worker),) = bench.done
+    assert bench.polls[:3] == [worker, threading.get_ident(), threading.get_ident()]
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_is_raised_ends_all(threads: int, error: type[BaseException]) -> None:
+    """What work raises, of whatever kind, ends every thread and is raised where it runs."""
+
+    def visit(_: int) -> None:
+        raise error
+
+    bench = Bench(threads)
+    bench.turns = WorkerThreads(threads, bench.poll, bench.choose, visit)
+    with pytest.raises(error):
+        bench.turns.run()
+    assert bench.turns.join(FakeClock(), PATIENCE)
+
+
+def test_rest() -> None:
+    """Who has the turn may wait until nobody works; the wait ends with the work, or with the stop."""
+    bench, began, end = Bench(1), threading.Event(), threading.Event()
+
+    def visit(thing: int) -> None:
+        began.set()
+        assert end.wait(PATIENCE)
+        bench.done.append((thing, 0))
+
+    def poll() -> None:
+        if began.is_set():
+            end.set()
+            bench.turns.wait_until_idle(FakeClock(), PATIENCE)
+            assert bench.done == [(0, 0)]
+            bench.turns.stop()
+        else:
+            bench.ready.append(0)
+
+    bench.turns = WorkerThreads(1, poll, bench.choose, visit)
+    bench.turns.run()
+    assert bench.done == [(0, 0)]
+    bench.turns.wait_until_idle(FakeClock(), PATIENCE)
