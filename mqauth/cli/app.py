@@ -28,7 +28,11 @@ VERBS: Final = {
     "audit": ("audit", "app", "Check, read and search audit files."),
     "dlq": ("dlq", "app", "List, judge, redrive and discard dead letters."),
     "console": ("console", "console", "Review dead letters in a browser, until it is stopped."),
-    "bench": ("bench", "bench", "Measure what signing and verifying cost on this machine."),
+    "bench": (
+        "bench",
+        "bench",
+        "Measure what signing and verifying cost on this machine, beside the bare clients.",
+    ),
 }
 """Each verb with its module in ``mqauth.cli``, the function or application in it, and its line in the help."""
 
