@@ -21,7 +21,7 @@ from mqauth.bench.contenders import BrokerResult, Effort, Make
 from mqauth.bench.inprocess import BATCH_NAME, Cell, Subject
 from mqauth.bench.rounds import Progress, Rounds, rates
 from mqauth.errors import ConfigurationError
-from mqauth.judging.known_tokens import CAPACITY, LEAF
+from mqauth.judging.candidate import CAPACITY, LEAF
 
 TOLD: Final = ("bare", "message", "batch")
 """Contenders whose rates stand in the short form; of the others it has ratios."""

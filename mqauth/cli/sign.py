@@ -129,7 +129,7 @@ def _object_of(text: Text) -> dict[str, Any]:
 def _form_of(place: str, key: str | None, headers: Iterable[str], properties: Iterable[str]) -> dict[str, Any]:
     """Return the JSON form of the message that the options describe, with an empty body."""
     try:
-        destination.check(place)
+        destination.parse(place)
     except MalformedMessage as error:
         raise ConfigurationError(f"--to: {error}") from error
     form: dict[str, Any] = {"destination": place}

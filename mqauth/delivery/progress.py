@@ -110,11 +110,14 @@ class Progress:
         return fence(delivery)
 
     def _take(self, key: str) -> Delivery | None:
-        """Take the progress of a delivery given back, of one whose handler has ended first."""
+        """Take the progress of a delivery given back: of one that was handled, where there are several.
+
+        Any of them will do for any of their messages, whose bytes are the same.
+        """
         waiting = self._kept.get(key)
         if not waiting:
             return None
-        found = next(filter(_was_handled, waiting), waiting[0])
+        found = min(waiting, key=_order)
         self._drop(key, found)
         return found
 
@@ -129,15 +132,16 @@ class Progress:
             self._kept.pop(key, None)
 
     def _lost(self, key: str) -> Delivery | None:
-        """Return the delivery of this content that outlived its connection and is still being handled."""
+        """Return the delivery of this content that outlived its connection, one whose handler runs first."""
+        found: Delivery | None = None
         for number, delivery in self._in_flight.items():
             if not self._ended(delivery.message.native):
                 continue
             if number not in self._keys:
                 self._keys[number] = self._key(delivery.message)
-            if self._keys[number] == key:
-                return delivery
-        return None
+            if self._keys[number] == key and (found is None or found.step is Step.JUDGE):
+                found = delivery
+        return found
 
     def _key(self, message: Message) -> str:
         """Return the content a redelivery is known by."""
@@ -183,6 +187,13 @@ def _was_handled(delivery: Delivery) -> bool:
         return False
     rejection = delivery.rejection
     return delivery.verdict is Verdict.ACCEPTED if rejection is None else rejection.reason is Reason.HANDLER_FAILED
+
+
+def _order(delivery: Delivery) -> int:
+    """Return which of several deliveries of one content is known first: no handler that has ended runs again."""
+    if _was_handled(delivery):
+        return 0
+    return 1 if delivery.step is Step.SETTLE and delivery.rejection is None else 2
 
 
 def _take_over(delivery: Delivery, earlier: Delivery) -> None:

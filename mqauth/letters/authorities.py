@@ -26,7 +26,7 @@ from mqauth.wire import base64url, claims, envelope, jws
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.keys import Key, KeySet, KeySource, SigningKey
-from mqauth.wire.message import HeaderValue, Message
+from mqauth.wire.message import HeaderValue, Message, form_of
 
 DEFAULT_LIFETIME: Final = 3600
 """Seconds that a release lives by default."""
@@ -250,7 +250,7 @@ def _check_bindings(message: Message, release: Release) -> None:
     """Check that a release is about this message and about the producer's token on it."""
     try:
         token = envelope.token_of(message)
-        envelope.check(message, release.mqa, envelope.cover(message, release.mqa.hdr))
+        envelope.check(message, release.mqa, envelope.checked_encoder(form_of(message), release.mqa.hdr))
         covered = covered_names(token)
     except Rejection as error:
         raise invalid(f"the release is of another message: {error.reason.value}") from error

@@ -188,10 +188,6 @@ class RedisReplayStore:
         """Claim each, in order, in one round trip for every 1,000; of one scope only on a cluster."""
         return run(self._wishes.claim(requests))
 
-    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
-        """Make each claim done, likewise."""
-        run(self._wishes.end(Verb.CONFIRM, requests))
-
     def close(self) -> None:
         """Close the client's connections."""
         self._client.close()
@@ -266,10 +262,6 @@ class AsyncRedisReplayStore:
     async def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
         """Claim each, in order, in one round trip for every 1,000; of one scope only on a cluster."""
         return await arun(self._wishes.claim(requests))
-
-    async def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
-        """Make each claim done, likewise."""
-        await arun(self._wishes.end(Verb.CONFIRM, requests))
 
     async def aclose(self) -> None:
         """Close the client's connections."""
@@ -353,10 +345,6 @@ class EitherRedisReplayStore:
     def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus] | Awaitable[list[ClaimStatus]]:
         """Claim each, in order, in one round trip for every 1,000."""
         return self._store().claim_many(requests)
-
-    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> Awaitable[None] | None:
-        """Make each claim done, likewise."""
-        return self._store().confirm_many(requests)
 
     def _store(self) -> RedisReplayStore | AsyncRedisReplayStore:
         """Return the store of this thread's colour."""

@@ -12,10 +12,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 from typing import Any, Final
 
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
+from mqauth.wire.memo import Memo
 from mqauth.wire.message import Place
 
 PLACE_BYTES: Final = 12
@@ -189,14 +189,14 @@ def key(namespace: str, request: ClaimRequest) -> bytes:
     The braces keep a scope on one node of a cluster, so that a poll is one script there too; ``~`` keeps a
     batch apart from a single token of the same id.
     """
-    prefix = _prefix(namespace, request.scope)
+    prefix = _PREFIXES[namespace, request.scope]
     return prefix + request.id if request.index is None else prefix + request.id[:-2] + b"~"
 
 
-@lru_cache(maxsize=1024)
-def _prefix(namespace: str, scope: str) -> bytes:
-    """Return how the keys of a scope begin."""
-    return f"{namespace}:{{{scope}}}:".encode("utf-8", "surrogatepass")
+_PREFIXES: Final = Memo[tuple[str, str], bytes](
+    lambda names: f"{names[0]}:{{{names[1]}}}:".encode("utf-8", "surrogatepass")
+)
+"""How keys begin, by namespace and scope."""
 
 
 def letters(answer: Any, asked: Asked) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Final
 
+from tests.simulation.facilities import TIMEOUT
 from tests.simulation.handlers import order_of
 from tests.simulation.ledger import Handling, Label
 from tests.simulation.scenario import Scenario
@@ -66,7 +67,8 @@ def _forged_not_handled(scenario: Scenario) -> Iterator[str]:
 def _handled_once(scenario: Scenario) -> Iterator[str]:
     """A message is handled again only where the pages say so."""
     for first, second in _handled_again(scenario):
-        if not _excused(scenario, first, second) and not _stopped_without_store(scenario, first, second):
+        allowed = _stopped_without_store(scenario, first, second) or _outlasts_its_lease(scenario, first, second)
+        if not allowed and not _excused(scenario, first, second):
             yield _again(first, second)
 
 
@@ -178,11 +180,24 @@ def _excused(scenario: Scenario, first: Handling, second: Handling) -> bool:
     return False
 
 
+def _outlasts_its_lease(scenario: Scenario, first: Handling, second: Handling) -> bool:
+    """Tell whether the first process could not confirm until its lease was over, and another has the message.
+
+    The outage of the store began before the confirm could arrive. The lease counts from the handler's beginning,
+    when the message was claimed already.
+    """
+    if first.ended is None or first.process == second.process:
+        return False
+    outages = scenario.world.outages.between("store", first.process, first.ended, first.ended + TIMEOUT)
+    over = first.begun + scenario.settings.lease
+    return any(each.stops_requests and each.ended >= over for each in outages)
+
+
 def _stopped_without_store(scenario: Scenario, first: Handling, second: Handling) -> bool:
     """Tell whether the process that handled first was stopped while its store was out of reach."""
     return any(
         name == first.process
         and since <= second.begun
-        and scenario.world.was_out("store", since, until or second.begun)
+        and scenario.world.outages.between("store", name, since, until or second.begun)
         for name, since, until in scenario.world.ledger.stops
     )

@@ -135,13 +135,20 @@ class Runner(Subscription):
         except GeneratorExit:
             raise
         except BaseException as error:
-            if not isinstance(error, Cancelled):
-                self.fail(error)
-                yield from self.cancelled()
-            yield from self._let_go(begun)
+            try:
+                yield from self._failed(begun, error)
+            except Cancelled:
+                yield from self._let_go(begun)
         finally:
             self.tended.remove(begun.delivery)
             self.work.end(begun.delivery)
+
+    def _failed(self, begun: Begun, error: BaseException) -> Steps[None]:
+        """Give back a delivery whose task ends, once nothing is consumed any more."""
+        if not isinstance(error, Cancelled):
+            self.fail(error)
+            yield from self.cancelled()
+        yield from self._let_go(begun)
 
     def _to_its_end(self, begun: Begun, first: Steps[Outcome], outcome: Outcome | None) -> Steps[Outcome]:
         """Process, hold while deferred, then settle or give back."""
@@ -173,7 +180,7 @@ class Runner(Subscription):
     def _settled(self, outcome: Outcome) -> None:
         """Note what a delivery came to."""
         if self.window.settled(outcome):
-            self.interrupted = True
+            self.interrupted, self.play.deaths = True, 0
 
     def _let_go(self, begun: Begun) -> Steps[None]:
         """Give a delivery back unhandled."""
@@ -184,11 +191,11 @@ class Runner(Subscription):
         """Requeue a delivery that is ours to return."""
         if not self.work.returns(slot) or not slot.is_ours:
             return
+        slot.given_back()
         self.play.gives_back(slot.native)
         yield at_once
         if not slot.native.channel.ended and acks is not None:
             acks.ledger.gone(slot.native.tag)
-        slot.given_back()
 
     def _turn_away(self, native: Native, acks: Acks | None) -> Steps[None]:
         """Give back what came after the stop began, once nothing is consumed."""
@@ -269,6 +276,7 @@ class Runner(Subscription):
         self.suspended_at[held.slot] = self.play.moment()
         self.hold.suspended = True
         stays = self.window.suspend(held)
+        self.play.consumed_since = None
         yield from self.cancelled()
         self.interrupted = True
         return stays

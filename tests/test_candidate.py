@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 
 from mqauth.errors import Reason, Rejection
-from mqauth.judging.known_tokens import Token, Tokens
 from mqauth.judging.verifier import Verifier
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.attacks import honest_message
@@ -35,7 +33,7 @@ def judge(verifier: Verifier, message: Message, keys: KeySet, received: float) -
         candidate = verifier.open(message)
         verifier.verify(message, candidate, keys, received)
         if not candidate.learnt:
-            verifier.learn(candidate, received)
+            verifier.learn(candidate)
     except Rejection as rejection:
         return rejection.reason
     return None
@@ -58,93 +56,6 @@ class Checks:
 def checks(monkeypatch: pytest.MonkeyPatch) -> Checks:
     """A counter of signature checks."""
     return Checks(monkeypatch)
-
-
-# --- the memory itself ------------------------------------------------------------------------------------
-
-
-def known(forge: Forge, size: int, exp: int = 60) -> Token:
-    """Return a token of a batch; ``exp`` counts from the forge's clock."""
-    found = batch_of(forge, size, claims={"exp": int(forge.clock.now()) + exp})
-    return forge.verifier().open(found.seal(0)).token
-
-
-def room(*tokens: Token) -> Tokens:
-    """Return a memory in which just these tokens have room."""
-    return Tokens(sum(token.size for token in tokens))
-
-
-def test_the_oldest_make_room_and_bytes_are_what_counts(forge: Forge) -> None:
-    """Where two tokens have room, the first goes for a third one that is smaller than it."""
-    first, second, third = known(forge, 4), known(forge, 6), known(forge, 3)
-    tokens, now = room(first, second), forge.clock.now()
-    for token in (first, second):
-        tokens.add(token, now)
-    assert [tokens.get(token.text) for token in (first, second)] == [first, second]
-    tokens.add(third, now)
-    assert [tokens.get(token.text) for token in (first, second, third)] == [None, second, third]
-    assert len(tokens) == 2
-
-
-def test_a_batch_over_the_capacity_is_held_alone(forge: Forge) -> None:
-    """The newest is always remembered, and nothing beside it."""
-    small, large = known(forge, 2), known(forge, 8)
-    tokens, now = room(small), forge.clock.now()
-    tokens.add(small, now)
-    tokens.add(large, now)
-    assert (len(tokens), tokens.get(large.text), tokens.get(small.text)) == (1, large, None)
-    tokens.add(small, now)
-    assert (len(tokens), tokens.get(small.text)) == (1, small)
-
-
-def test_one_that_is_added_again_counts_once(forge: Forge) -> None:
-    """Under a new key object a token takes its old place in the count, and not a second one."""
-    first, second = known(forge, 4), known(forge, 4)
-    tokens, now = room(first, second), forge.clock.now()
-    for _ in range(5):
-        tokens.add(first, now)
-    tokens.add(second, now)
-    assert (tokens.get(first.text), tokens.get(second.text)) == (first, second)
-
-
-def test_what_ended_goes_with_the_next(forge: Forge) -> None:
-    """A token is forgotten when one is added after its end; at its end it is still held."""
-    tokens, now = Tokens(), int(forge.clock.now())
-    short, long, new = known(forge, 1, exp=10), known(forge, 1, exp=60), known(forge, 1)
-    tokens.add(short, now)
-    tokens.add(long, now + 10)
-    assert len(tokens) == 2
-    tokens.add(new, now + 11)
-    assert (tokens.get(short.text), tokens.get(long.text)) == (None, long)
-
-
-def test_what_ended_before_pushes_nothing_out(forge: Forge) -> None:
-    """Old tokens that somebody kept have good signatures, and no place here."""
-    good = known(forge, 8)
-    tokens, now = room(good), int(forge.clock.now())
-    tokens.add(good, now)
-    for _ in range(3):
-        tokens.add(known(forge, 8, exp=-1), now)
-    assert (len(tokens), tokens.get(good.text)) == (1, good)
-
-
-def test_threads_keep_the_count(forge: Forge) -> None:
-    """Adding from several threads at once, the bytes held stay within the capacity."""
-    made = [known(forge, 1 + number % 5) for number in range(40)]
-    tokens, now = room(*made[:8]), forge.clock.now()
-
-    def add(shift: int) -> None:
-        for number in range(400):
-            tokens.add(made[(number * 7 + shift) % 40], now)
-
-    threads = [threading.Thread(target=add, args=(shift,)) for shift in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    held = [token for token in made if tokens.get(token.text) is not None]
-    assert len(held) == len(tokens)
-    assert tokens._held == sum(token.size for token in held) <= tokens._capacity
 
 
 # --- what gets in -----------------------------------------------------------------------------------------
@@ -187,14 +98,14 @@ def test_a_flood_of_forgeries_leaves_no_trace(forge: Forge, clock: FakeClock, ch
 def test_a_flood_of_old_tokens_leaves_no_trace(forge: Forge, clock: FakeClock, checks: Checks) -> None:
     """Captured batches whose signatures hold are expired, and push no living one out."""
     verifier, keys, now, good = forge.verifier(), forge.keys, int(clock.now()), batch_of(forge, 8)
-    verifier.tokens = Tokens(verifier.open(good.seal(0)).token.size)
     assert judge(verifier, good.seal(0), keys, now) is None
+    held = verifier.tokens._held
     for number in range(20):
         old = batch_of(forge, 8, claims={"iat": now - 600 - number, "exp": now - 500})
         assert judge(verifier, old.seal(0), keys, now) is Reason.EXPIRED
     before = checks.count
     assert judge(verifier, good.seal(1), keys, now) is None
-    assert checks.count == before
+    assert (checks.count, verifier.tokens._held, len(verifier.tokens)) == (before, held, 1)
 
 
 def test_a_forged_sibling_is_not_the_good_token(forge: Forge, clock: FakeClock) -> None:
@@ -207,15 +118,18 @@ def test_a_forged_sibling_is_not_the_good_token(forge: Forge, clock: FakeClock) 
     assert judge(verifier, good.seal(1), forge.keys, clock.now()) is None
 
 
-def test_memory_of_a_verifier_is_bounded(forge: Forge, clock: FakeClock) -> None:
-    """Honest batches beyond the capacity push out the oldest, whose siblings are still accepted."""
+def test_memory_of_a_verifier_is_bounded(forge: Forge, clock: FakeClock, checks: Checks) -> None:
+    """Honest batches beyond the capacity make it forget the others, whose siblings are still accepted."""
     verifier = forge.verifier()
-    batches = [batch_of(forge) for _ in range(8)]
-    verifier.tokens = room(*[verifier.open(found.seal(0)).token for found in batches[:4]])
+    batches = [batch_of(forge) for _ in range(20)]
+    verifier.tokens._capacity = 10 * verifier.open(batches[0].seal(0)).token.size
     for found in batches:
         assert judge(verifier, found.seal(0), forge.keys, clock.now()) is None
-    assert len(verifier.tokens) == 4
-    assert [judge(verifier, found.seal(1), forge.keys, clock.now()) for found in batches] == [None] * 8
+    assert 0 < len(verifier.tokens) <= 10
+    assert verifier.tokens._held <= verifier.tokens._capacity
+    before = checks.count
+    assert [judge(verifier, found.seal(1), forge.keys, clock.now()) for found in batches] == [None] * 20
+    assert checks.count > before
 
 
 # --- what is asked again ----------------------------------------------------------------------------------
