@@ -20,9 +20,9 @@ from mqauth.flow import run
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
+from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.dead_letter import letter_id
-from mqauth.letters.release import Authority, ReleaseAuthorities, open_release
-from mqauth.letters.release_signer import Releaser
+from mqauth.letters.release import open_release
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, claim_id, release_id
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, BatchForge, FakeClock, Forge, verified

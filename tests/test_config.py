@@ -11,8 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import mqauth
-from mqauth.audit.file import parts, rotated
-from mqauth.audit.head import read_heads
+from mqauth.audit.file import parts, read_heads, rotated
 from mqauth.audit.misuse import NUMBERS, Alert
 from mqauth.audit.record import AuditRecord
 from mqauth.config.declaration import read

@@ -12,11 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mqauth.audit.file import AuditFile
-from mqauth.audit.flood import FloodGate
-from mqauth.audit.head import HeadFile
+from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.audit.misuse import Alert, Detector, Thresholds
-from mqauth.audit.sinks import MisuseWatch
+from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.declaration import read, secret_of
 from mqauth.config.settings import (
@@ -36,7 +34,7 @@ from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey, JWKSFile
 from mqauth.keystore.disk.folder import read_pem
 from mqauth.keystore.remote.jwks import JWKS, discover
-from mqauth.letters.release import Authority, ReleaseAuthorities
+from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ReplayStore
 from mqauth.signer import Signer

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
 from mqauth.audit.file import MIN_BYTES
-from mqauth.audit.flood import DEFAULT_FLOOD_AFTER
 from mqauth.audit.misuse import Thresholds
+from mqauth.audit.sinks import DEFAULT_FLOOD_AFTER
 from mqauth.config.declaration import Settings, inner, inners, not_with, only_with
 from mqauth.config.kinds import (
     ANY,

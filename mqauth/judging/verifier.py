@@ -17,7 +17,8 @@ from mqauth.errors import ConfigurationError, Reason, Rejection
 from mqauth.judging.candidate import CAPACITY, Candidate, Shape, Standing, Token
 from mqauth.judging.times import At, Times, is_revoked
 from mqauth.judging.verified import Verified, make_verified
-from mqauth.letters.release import Release, ReleaseAuthorities
+from mqauth.letters.authorities import ReleaseAuthorities
+from mqauth.letters.release import Release
 from mqauth.wire import batch, envelope, jws
 from mqauth.wire import claims as claim_set
 from mqauth.wire.claims import Binding, Claims

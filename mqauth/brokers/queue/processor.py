@@ -153,7 +153,10 @@ class Processor:
             await self._let_go(begun)
             return None
         except BaseException as error:
-            await self._failed(begun, error)
+            try:
+                await self._failed(begun, error)
+            except asyncio.CancelledError:  # the grace of a stop ended meanwhile, which cancels a task once
+                await self._let_go(begun)
             raise
         finally:
             self._leases.remove(delivery)
@@ -168,6 +171,7 @@ class Processor:
         try:
             return await arun(self.work.probe(delivery))
         except asyncio.CancelledError:
+            await arun(self.work.end_probe())  # its claim may be on the way to the store
             if was_cancelled():
                 raise
             return False
@@ -262,9 +266,10 @@ class Processor:
         native = slot.native
         if not self.work.returns(slot) or self._calls.is_settled(native) or not slot.is_ours:
             return
+        # Before the call: one that is cancelled while it is drained was sent, and a second closes the channel.
+        slot.given_back()
         if await self._calls.requeue(native) and acks is not None:
             acks.gone(self._calls.tag(native))  # never before it was given back, or an ack would cover it
-        slot.given_back()
 
 
 def passes(calls: DeliveryClient, slot: Slot, delivery: Delivery) -> Awaitable[None] | None:

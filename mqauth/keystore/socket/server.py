@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from mqauth.audit.private_file import open_private
+from mqauth.audit.disk import open_private
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, MqauthError
 from mqauth.keystore.socket.frames import MAX_DATA, FrameError, FrameSocket, peer_user

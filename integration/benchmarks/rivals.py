@@ -1,97 +1,61 @@
-"""What people have in place of mqauth: nothing, a PyJWT wrapper written by hand, joserfc, Celery's ``auth``.
+"""The rivals of mqauth: what people use in its place on RabbitMQ and Kafka.
 
-Each wrapper is as a competent user writes it, not as an opponent would: keys are prepared, nothing is done twice.
-What they check is less than what mqauth checks, and stands in each docstring.
+They are a PyJWT wrapper written by hand, the same over joserfc, the serializer behind Celery's ``auth``, and
+aio-pika with many publishes under way at once. Each wrapper is written as a competent user writes it: keys are
+prepared, and nothing is done twice. They check less than mqauth does; each docstring says what is missing.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import time
+import tracemalloc
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from importlib import import_module
-from typing import Any, Final, Protocol
+from functools import partial
+from typing import Any, Final
 
 import jwt
+from aio_pika.abc import AbstractIncomingMessage
+from celery.security.certificate import Certificate, CertStore
+from celery.security.key import PrivateKey
+from celery.security.serialization import SecureSerializer
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
+from joserfc import jwk as joserfc_jwk
+from joserfc import jwt as joserfc_jwt
 
-from mqauth.bench.workload import LIFETIME
-from mqauth.errors import ConfigurationError
+from mqauth.bench import kafka, rabbitmq
+from mqauth.bench.contenders import Bare, Make, Opener, Wrapper
+from mqauth.bench.inprocess import PLACE
+from mqauth.bench.workload import LIFETIME, Tally, Workload
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
 from mqauth.wire.keys import Key
 
-HEADER: Final = "authorization"
+PACKAGES: Final = ("joserfc", "celery")
 _LEEWAY: Final = 5
-Opener = Callable[[bytes, str | None], bytes]
-"""Takes body and token as delivered, returns the body it vouches for, or raises."""
-
-
-class Wrapper(Protocol):
-    """A way to authenticate messages: seals on one side, opens on the other, ``headed`` by a token."""
-
-    name: str
-    headed: bool
-
-    def seal(self, destination: str, body: bytes, /) -> tuple[bytes, str | None]:
-        """Return the body to send, and the token for its header."""
-        ...
-
-    def opener(self, destination: str, /) -> Opener:
-        """Return what opens messages, with a fresh memory of what it saw."""
-        ...
+_SOON: Final = 0.002
+"""Seconds after which a coalesced ack is sent, however few deliveries it covers."""
 
 
 class WrongMessageError(Exception):
     """A wrapper refuses a message."""
 
 
-class Bare:
-    """Nothing: the client as it is."""
-
-    name = "bare"
-    headed = False
-
-    def seal(self, _destination: str, body: bytes, /) -> tuple[bytes, str | None]:
-        """Return the body."""
-        return body, None
-
-    def opener(self, _destination: str, /) -> Opener:
-        """Return what returns the body."""
-        return lambda body, _token: body
-
-
-class Carried(Bare):
-    """The bytes of a token in a header, and nothing made or checked: what they cost whoever carries them.
-
-    Args:
-        token: one of the size that is to be carried.
-    """
-
-    name = "carried"
-    headed = True
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def seal(self, _destination: str, body: bytes, /) -> tuple[bytes, str | None]:
-        """Return the body and the token."""
-        return body, self._token
-
-
 class Handwritten:
     """PyJWT around each message: EdDSA, audience, issuer, times, the body's hash, the destination, ids seen.
 
-    Headers, record key and properties are not bound; a redelivery is taken for a replay.
+    It does not bind headers, record key or properties, and it takes a redelivery for a replay.
     """
 
     name = "handwritten"
     headed = True
+    heavy = True
 
     def __init__(self, key: Key | None = None) -> None:
         self._key = key or Key.generate()
@@ -103,7 +67,7 @@ class Handwritten:
         return body, jwt.encode(claims(destination, body), self._private, "EdDSA", {"kid": self._key.kid})
 
     def opener(self, destination: str, /) -> Opener:
-        """Return what decodes and checks a token."""
+        """Return a function that decodes and checks a token."""
         seen: set[str] = set()
         required: Any = {"require": ["exp", "iat", "iss", "aud", "jti"]}
 
@@ -122,30 +86,29 @@ class Joserfc:
 
     name = "joserfc"
     headed = True
+    heavy = True
 
     def __init__(self, key: Key | None = None) -> None:
-        self._jwt: Any = import_module("joserfc.jwt")
-        okp: Any = import_module("joserfc.jwk").OKPKey
         key = key or Key.generate()
         self._kid = key.kid
-        self._private = okp.import_key(key.to_pem())
-        self._public = okp.import_key(self._private.as_dict(private=False))
+        self._private: Any = joserfc_jwk.OKPKey.import_key(key.to_pem())
+        self._public: Any = joserfc_jwk.OKPKey.import_key(self._private.as_dict(private=False))
 
     def seal(self, destination: str, body: bytes, /) -> tuple[bytes, str | None]:
         """Return the body and a token for it."""
         header = {"alg": "Ed25519", "kid": self._kid}
-        return body, self._jwt.encode(header, claims(destination, body), self._private, ["Ed25519"])
+        return body, joserfc_jwt.encode(header, claims(destination, body), self._private, ["Ed25519"])
 
     def opener(self, destination: str, /) -> Opener:
-        """Return what decodes and checks a token."""
+        """Return a function that decodes and checks a token."""
         seen: set[str] = set()
-        registry = self._jwt.JWTClaimsRegistry(
+        registry = joserfc_jwt.JWTClaimsRegistry(
             leeway=_LEEWAY, iss={"essential": True, "value": ISSUER}, aud={"essential": True, "value": AUDIENCE},
             exp={"essential": True}, iat={"essential": True}, jti={"essential": True},
         )  # fmt: skip
 
         def open_(body: bytes, token: str | None) -> bytes:
-            found = self._jwt.decode(token or "", self._public, ["Ed25519"])
+            found = joserfc_jwt.decode(token or "", self._public, ["Ed25519"])
             registry.validate(found.claims)
             return checked(found.claims, destination, body, seen)
 
@@ -155,21 +118,19 @@ class Joserfc:
 class Celery:
     """The serializer behind Celery's ``auth``: RSA-PSS over the body, a certificate in the consumer's store.
 
-    The signature holds anywhere and for ever: no destination, no headers, no time, no replay.
+    Its signature holds anywhere and for ever: it binds no destination and no headers, and knows no time or replay.
     """
 
     name = "celery"
     headed = False
+    heavy = True
 
     def __init__(self) -> None:
-        serializer: Any = import_module("celery.security.serialization").SecureSerializer
-        certificates: Any = import_module("celery.security.certificate")
-        private: Any = import_module("celery.security.key").PrivateKey
         pem, certificate = _certificate()
-        found = certificates.Certificate(certificate)
-        store = certificates.CertStore()
+        found = Certificate(certificate)
+        store = CertStore()
         store.add_cert(found)
-        self._serializer = serializer(key=private(pem), cert=found, cert_store=store)
+        self._serializer: Any = SecureSerializer(key=PrivateKey(pem), cert=found, cert_store=store)
 
     def seal(self, _destination: str, body: bytes, /) -> tuple[bytes, str | None]:
         """Return the body in its envelope, as text."""
@@ -177,12 +138,67 @@ class Celery:
         return sealed if isinstance(sealed, bytes) else sealed.encode("ascii"), None
 
     def opener(self, _destination: str, /) -> Opener:
-        """Return what verifies an envelope and takes the body out."""
+        """Return a function that verifies an envelope and takes the body out."""
         return lambda body, _token: str(self._serializer.deserialize(body)).encode("ascii")
 
 
+class Pipelined(rabbitmq.Wrapped):
+    """aio-pika with many publishes under way at once, and one ack for many deliveries, as mqauth does both."""
+
+    at_once = rabbitmq.AT_ONCE
+
+    def __init__(self, connections: rabbitmq.Connections) -> None:
+        super().__init__(connections, Bare())
+        self.name = "pipelined"
+
+    async def consuming(self, tally: Tally, until: asyncio.Future[Any]) -> Any:
+        """Handle each message, and ack half a window at once, or what there is after a moment."""
+        unacked: list[AbstractIncomingMessage] = []
+        loop = asyncio.get_running_loop()
+
+        async def ack() -> None:
+            if unacked:
+                last = unacked[-1]
+                unacked.clear()
+                await last.ack(multiple=True)
+
+        async def on_message(message: AbstractIncomingMessage) -> None:
+            with rabbitmq.failing(until):
+                tally(message.body)
+                if not unacked:
+                    loop.call_later(_SOON, lambda: asyncio.ensure_future(ack()))
+                unacked.append(message)
+                if len(unacked) >= rabbitmq.PREFETCH // 2:
+                    await ack()
+
+        return await rabbitmq.consumed(self.queue, on_message, until)
+
+
+def rivals() -> dict[str, list[Make]]:
+    """Return what makes the rivals on each broker."""
+    wrappers: list[Wrapper] = [Handwritten(), Joserfc(), Celery()]
+    return {
+        "rabbitmq": [Pipelined, *(partial(rabbitmq.Wrapped, wrapper=one) for one in wrappers)],
+        "kafka": [partial(kafka.Wrapped, wrapper=one) for one in wrappers],
+    }
+
+
+def kept_bytes(count: int) -> float:
+    """Return the bytes of memory that one message leaves behind in the hand-written wrapper."""
+    wrapper, body = Handwritten(), Workload().body(0)
+    open_ = wrapper.opener(PLACE)
+    sealed = [wrapper.seal(PLACE, body) for _ in range(count)]
+    open_(*wrapper.seal(PLACE, body))
+    tracemalloc.start()
+    for found in sealed:
+        open_(*found)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return round(kept / count, 1)
+
+
 def claims(destination: str, body: bytes) -> dict[str, Any]:
-    """Return the claims a hand-written wrapper makes."""
+    """Return the claims that a hand-written wrapper makes."""
     now = int(time.time())
     return {
         "iss": ISSUER, "sub": SUBJECT, "aud": AUDIENCE, "iat": now, "exp": now + LIFETIME,
@@ -191,10 +207,10 @@ def claims(destination: str, body: bytes) -> dict[str, Any]:
 
 
 def checked(found: Mapping[str, Any], destination: str, body: bytes, seen: set[str]) -> bytes:
-    """Return the body, once the claims are found to be about it, and new.
+    """Return the body, if the claims are about it and were not seen before.
 
     Raises:
-        WrongMessageError: they are not.
+        WrongMessageError: they are not about it, or were seen.
     """
     if found.get("dst") != destination or found.get("bod") != _digest(body):
         raise WrongMessageError("signed for another message")
@@ -204,30 +220,12 @@ def checked(found: Mapping[str, Any], destination: str, body: bytes, seen: set[s
     return body
 
 
-def rivals() -> tuple[list[Wrapper], dict[str, str]]:
-    """Return the wrappers that can be measured here, and why others cannot."""
-    found: list[Wrapper] = [Handwritten()]
-    missing: dict[str, str] = {}
-    for kind in (Joserfc, Celery):
-        try:
-            found.append(kind())
-        except ImportError:
-            missing[kind.name] = "not installed: pip install mqauth[bench]"
-    return found, missing
-
-
-def missing_client(extra: str) -> ConfigurationError:
-    """Return the error of a client library that is not there."""
-    return ConfigurationError(f"--{extra}: install mqauth[{extra}]")
-
-
 def _digest(body: bytes) -> str:
-    """Return the hash of a body."""
     return base64.urlsafe_b64encode(hashlib.sha256(body).digest()).decode("ascii")
 
 
 def _certificate() -> tuple[str, str]:
-    """Return an RSA key and a certificate of it, as PEM."""
+    """Return an RSA key and a certificate for it, both as PEM."""
     key = rsa.generate_private_key(public_exponent=65_537, key_size=2048)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "bench")])
     now = datetime.now(UTC)
