@@ -119,7 +119,7 @@ def _above(level: list[bytes]) -> list[bytes]:
 
 
 def _below(level: list[bytes], above: list[bytes]) -> list[bytes]:
-    """Return the paths of a level's nodes: the sibling, then the parent's path; an odd last node has that alone."""
+    """Return the paths of a level's nodes: sibling, then the parent's path; an odd last node has that alone."""
     found = []
     for at in range(0, len(level) - 1, 2):
         rest = above[at >> 1]
