@@ -1,4 +1,4 @@
-"""Clock, ids and randomness: the only module of the core that asks the machine, so that tests can inject others."""
+"""Clock, ids and randomness: the only module of the core that asks the machine, so that tests can replace it."""
 
 from __future__ import annotations
 

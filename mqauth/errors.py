@@ -128,28 +128,32 @@ class Unavailable(MqauthError):
         self.party = party
 
 
-class HandlerSignal(MqauthError):
-    """What a handler raises to say what is to become of its message.
+class RetryLater(MqauthError):
+    """Raised by a handler: not now. The message is deferred, and handled again when its broker retries it.
+
+    Args:
+        detail: one line for people, without a body or key.
+    """
+
+    code = "retry_later"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail or "retry later")
+        self.detail = detail
+
+
+class RejectNow(MqauthError):
+    """Raised by a handler: never. The message is dead-lettered as ``handler_failed`` without more attempts.
 
     Args:
         detail: one line for people, without a body or key; audit record and dead letter keep it.
     """
 
-    def __init__(self, detail: str = "") -> None:
-        super().__init__(detail or self.code.replace("_", " "))
-        self.detail = detail
-
-
-class RetryLater(HandlerSignal):
-    """Raised by a handler: not now. The message is deferred, and handled again when its broker retries it."""
-
-    code = "retry_later"
-
-
-class RejectNow(HandlerSignal):
-    """Raised by a handler: never. The message is dead-lettered as ``handler_failed`` without more attempts."""
-
     code = "reject_now"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail or "reject now")
+        self.detail = detail
 
 
 class StaleDelivery(MqauthError):
