@@ -114,8 +114,7 @@ class Pipeline:
         Args:
             delivery: a new one, or one that was deferred before.
             handler: called with the verified message, as often as ``attempts`` says. ``None`` where the message
-                was
-                handled or rejected before; then the observers are not called.
+                was handled or rejected before; then the observers are not called.
             dead_letters: where a rejected message goes.
 
         Returns:
@@ -200,8 +199,8 @@ class Pipeline:
         """Extend the lease of a delivery while its handler runs; call it every third of ``lease``.
 
         Returns:
-            Whether the claim is still this delivery's. It is taken to be while the store is out of reach: that is
-            no reason to stop a handler.
+            Whether the claim is still this delivery's. It is taken to be while the store is out of reach: that
+            is no reason to stop a handler.
         """
         if delivery.claim is None or delivery.step is not Step.HANDLE:
             return False

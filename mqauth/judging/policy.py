@@ -48,8 +48,7 @@ class Rule:
     Args:
         subject: the exact name of the producer.
         destinations: canonical destinations. Among the dotted words of a routing key or topic may be ``*`` (for
-            one
-            word) and ``#`` (for any number); the exchange is exact.
+            one word) and ``#`` (for any number); the exchange is exact.
         issuer: whose subject it is; may be left out if only one issuer is configured.
 
     Raises:

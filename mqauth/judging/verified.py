@@ -156,8 +156,7 @@ class Verified:
 
         Raises:
             RetryLater: connection, broker or signing key are out of reach; the message is handled again later.
-                It is
-                raised on RabbitMQ when the result is awaited, and on Kafka also by its ``get``.
+                It is raised on RabbitMQ when the result is awaited, and on Kafka also by its ``get``.
             ConfigurationError: the consumer has no ``replies`` signer.
         """
         responder = self._facts.responder
@@ -203,8 +202,8 @@ def decoded(verified: Verified, decode: Callable[[bytes], Any] | None) -> Any:
     """Return the value of a verified body, ``None`` for a tombstone or without ``decode``; for broker wrappers.
 
     Raises:
-        RejectNow: ``decode`` failed, and would fail again. The error names only the type of what was raised, which
-            may quote the body.
+        RejectNow: ``decode`` failed, and would fail again. The error names only the type of what was raised,
+            which may quote the body.
         RetryLater: ``decode`` raised it, because a schema registry is out of reach for example.
     """
     if decode is None or verified.body is None:
