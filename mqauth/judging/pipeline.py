@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -307,14 +308,11 @@ class Pipeline:
         Returns:
             A function that ends this.
         """
-        sources = [issuer.keys for issuer in self.verifier.issuers.values()]
-        ends = [found.subscribe(lambda _keys: callback()) for found in sources if hasattr(found, "subscribe")]
-
-        def end() -> None:
-            for unsubscribe in ends:
-                unsubscribe()
-
-        return end
+        subscriptions = ExitStack()
+        for issuer in self.verifier.issuers.values():
+            if hasattr(issuer.keys, "subscribe"):
+                subscriptions.callback(issuer.keys.subscribe(lambda _keys: callback()))
+        return subscriptions.close
 
     def scope_of(self, message: Message) -> str:
         """Return on whose behalf a message is handled: the consumer group or queue, unless it was configured."""
