@@ -13,7 +13,7 @@ from mqauth.brokers import kafka
 from mqauth.flow import Attempts
 from mqauth.judging.verifier import Issuer
 from mqauth.testing.forge import ISSUER, Forge
-from tests.simulation.kafka_broker import DEAD, TOPIC, Broker, Client, LetterClient
+from tests.simulation.kafka_broker import DEAD, TOPIC, Broker, Client, LetterClient, source_of
 from tests.simulation.kafka_facilities import Audit, Keys, Reach, Rules, SingleStore, Store
 from tests.simulation.threads import Killed, Process, Threads
 
@@ -317,7 +317,7 @@ class Play:
 
     def buried(self) -> set[tuple[int, int]]:
         """Return the places of all letters."""
-        return {found.place for found in self.broker.dead}  # type: ignore[attr-defined]
+        return {source_of(letter) for letter in self.broker.dead}
 
     def committed(self, client: Client, place: Any, offset: int) -> None:
         """Look at a commit."""
