@@ -18,7 +18,7 @@ from integration import settings as reference
 from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import FloodGate
-from mqauth.cli.dlq_settings import BrokerFile, BrokerSettings
+from mqauth.cli.broker import BrokerFile, BrokerSettings
 from mqauth.config.declaration import Setting, Settings, inner, inners, not_with, only_with, read, schema_of
 from mqauth.config.kinds import (
     BROKER_URL,

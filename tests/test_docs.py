@@ -151,10 +151,9 @@ def exists(span: str) -> bool:
     command: Any = typer.main.get_command(app)
     words = span.split()[1:]
     while words and hasattr(command, "commands"):
-        name = words.pop(0)
-        if name not in command.commands:
+        command = command.get_command(typer.Context(command), words.pop(0))
+        if command is None:
             return False
-        command = command.commands[name]
     options = {option for parameter in command.params for option in parameter.opts}
     return {word for word in words if word.startswith("--")} <= options
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 import mqauth
+from mqauth.cli.app import VERBS, app
 
 HEAVY = (
     "aio_pika", "aiormq", "asyncio", "cryptography", "http.client", "jwt", "kafka", "redis", "rich.console",
@@ -31,6 +33,13 @@ def imported(program: str) -> set[str]:
 def test_importing_the_package_imports_nothing_heavy() -> None:
     """``import mqauth`` imports none of the modules that take time."""
     assert imported("import mqauth") & {*HEAVY, "typer"} == set()
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """``mqauth --help`` imports the command's parser and none of the modules that its verbs need."""
+    found = imported("from mqauth.cli import main\nassert main(['--help']) == 0")
+    assert found & set(HEAVY) == set()
+    assert "typer" in found
 
 
 def test_what_is_imported_late_is_still_found() -> None:
@@ -65,3 +74,14 @@ def test_unknown_name_is_no_attribute() -> None:
     """A name that is not public is an ``AttributeError`` that names it, and no import is tried."""
     with pytest.raises(AttributeError, match="module 'mqauth' has no attribute 'Nothing'"):
         _ = mqauth.Nothing
+
+
+def test_help_says_what_each_verb_says() -> None:
+    """The line of a verb in ``mqauth --help`` is the first one of its own help: neither can go stale alone."""
+    context: Any = typer.Context(typer.main.get_command(app))
+    commands = {name: context.command.get_command(context, name) for name in VERBS}
+    first = {name: command.help.splitlines()[0].partition(";")[0] for name, command in commands.items()}
+    assert {name: line.rstrip(".") for name, line in first.items()} == {
+        name: line.rstrip(".") for name, (_, _, line) in VERBS.items()
+    }
+    assert context.command.get_command(context, "nonsense") is None

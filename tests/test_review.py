@@ -47,7 +47,7 @@ from mqauth.review import (
     survey,
     take_in,
 )
-from mqauth.review.memory import MemoryLetterBox
+from mqauth.review.letterbox import MemoryLetterBox
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.wire import json_form as jsonform

@@ -72,7 +72,7 @@ class Log:
         out, kept = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), sys.stdout
         sys.stdout = out
         try:
-            code = audit.verify([self.path], heads=heads, keys=None, continued=False, json=as_json)
+            code = audit.verify([self.path], heads=heads, json=as_json)
             out.seek(0)
             return code, out.read()
         finally:

@@ -188,18 +188,6 @@ def first_line(paths: Iterable[Path]) -> Line | None:
     return next(read_lines(paths), None)
 
 
-def hashes(paths: Iterable[Path]) -> Iterator[str]:
-    """Yield the hash at the end of each whole line of files, unchecked.
-
-    Raises:
-        ConfigurationError: a file cannot be read.
-    """
-    for path in paths:
-        for raw in raw_lines(path):
-            if raw.endswith(b"\n"):
-                yield raw[-3 - len(GENESIS) : -3].decode("ascii", "replace")
-
-
 def read_lines(paths: Iterable[Path], progress: Progress | None = None) -> Iterator[Line]:
     """Yield the lines of files in order, each checked against its own hash.
 

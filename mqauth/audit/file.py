@@ -16,10 +16,11 @@ import os
 import re
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.audit.chain import MAX_LINE, Head, first_line, hashes, raw_lines
+from mqauth.audit.chain import MAX_LINE, Head, first_line, raw_lines, read_lines
 from mqauth.audit.disk import LineFile, append_shared, last_line, last_lines
 from mqauth.audit.record import GENESIS, AuditRecord, chain_hash
 from mqauth.clock import SYSTEM_CLOCK, Clock
@@ -88,15 +89,10 @@ class HeadFile:
     def recent(self) -> list[Head]:
         """Return those of the file's last hundred heads that this key signed; none if the file cannot be read."""
         found = []
-        try:
-            lines = last_lines(self.path, _RECENT)
-        except ConfigurationError:
-            return []
-        for raw in lines:
-            try:
-                found.append(_head(raw, self._keys))
-            except _UNREADABLE:
-                continue
+        with suppress(ConfigurationError):
+            for raw in last_lines(self.path, _RECENT):
+                with suppress(*_UNREADABLE):
+                    found.append(_head(raw, self._keys))
         return found
 
 
@@ -246,11 +242,11 @@ class AuditFile:
         before = heads.get(begun.prev)
         chain, records = (begun.hash, 0) if before is None else (before.chain, before.records)
         signed, unmet = records, {head.hash for head in heads.values() if head.chain == chain}
-        for own in hashes(files):
-            records += 1
-            if own in heads and heads[own].chain == chain:
-                records = signed = heads[own].records
-                unmet.discard(own)
+        for line in read_lines(files):
+            records += 0 if line.torn else 1
+            if line.hash in heads and heads[line.hash].chain == chain:
+                records = signed = heads[line.hash].records
+                unmet.discard(line.hash)
         gone = max((head.records for head in heads.values() if head.hash in unmet), default=0)
         if gone > records:
             _LOG.critical("%s: %d records, but a signed head covers %d: some are gone", self.path, records, gone)

@@ -1,4 +1,4 @@
-"""What a request asks for: query and form read strictly into filters and plans; nothing else is believed."""
+"""Reads queries and forms strictly into filters and plans. What no page of ours sends is refused."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from urllib.parse import parse_qsl, urlencode
 
 from starlette.requests import Request
 
-from mqauth.console.job import ACTS, Plan
 from mqauth.errors import MqauthError
-from mqauth.letters.release import WAIVABLE
-from mqauth.review import ALL, Filter
+from mqauth.review import ALL, Filter, Plan
+from mqauth.review.index import DIMENSIONS
+from mqauth.review.terms import ACTS, waivable
 
 MAX_FORM: Final = 16 * 1024
-DIMENSIONS: Final = ("reason", "issuer", "kid", "subject", "destination")
 TEXTS: Final = (*DIMENSIONS, "mark", "today", "id")
 _MAX_TEXT: Final = 300
 _MAX_FIELDS: Final = 40
+_NOT_OURS: Final = "this is no form of this console"
+Fields = Mapping[str, list[str]]
 
 
 class BadRequestError(MqauthError):
@@ -28,14 +29,14 @@ class BadRequestError(MqauthError):
     code = "bad_request"
 
 
-async def form(request: Request) -> dict[str, list[str]]:
-    """Return the fields of a form, urlencoded, at most 16 KiB.
+async def read_form(request: Request) -> dict[str, list[str]]:
+    """Return the fields of a urlencoded form of at most 16 KiB.
 
     Raises:
-        BadRequestError: another type, too large, or not in its form.
+        BadRequestError: another type, too large, or not urlencoded.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
-        raise BadRequestError("this is no form of ours")
+        raise BadRequestError(_NOT_OURS)
     raw = bytearray()
     async for piece in request.stream():
         raw += piece
@@ -44,15 +45,20 @@ async def form(request: Request) -> dict[str, list[str]]:
     try:
         pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=_MAX_FIELDS, errors="strict")
     except ValueError as error:
-        raise BadRequestError("this is no form of ours") from error
+        raise BadRequestError(_NOT_OURS) from error
     found: dict[str, list[str]] = {}
     for name, value in pairs:
         found.setdefault(name, []).append(value)
     return found
 
 
+def first(fields: Fields) -> dict[str, str]:
+    """Return the first value of each field."""
+    return {name: values[0] for name, values in fields.items()}
+
+
 def filter_of(fields: Mapping[str, str]) -> Filter:
-    """Return the filter that query or form names; a field that is there but empty means *none*.
+    """Return the filter that a query or form names. A field that is there but empty means *none*.
 
     Raises:
         BadRequestError: a text is too long.
@@ -63,41 +69,32 @@ def filter_of(fields: Mapping[str, str]) -> Filter:
     return replace(ALL, **texts)
 
 
-def fields_of(wanted: Filter) -> dict[str, str]:
-    """Return the fields that make this filter again."""
-    return {name: value for name in TEXTS if (value := getattr(wanted, name)) is not None}
-
-
 def query_of(wanted: Filter, **more: object) -> str:
-    """Return the query that makes this filter again."""
-    return urlencode(fields_of(wanted) | {name: str(value) for name, value in more.items()})
+    """Return the query that means this filter."""
+    return urlencode(wanted.given() | {name: str(value) for name, value in more.items()})
 
 
-def plan_of(act: str, fields: Mapping[str, list[str]], reviewer: str) -> Plan:
-    """Return what a reviewer planned.
+def plan_of(act: str, fields: Fields, reviewer: str) -> Plan:
+    """Return the plan that the form of an act describes.
 
     Raises:
         BadRequestError: a field is not what our form sends.
+        ConfigurationError: no reason, or something that no release may waive.
     """
-    waive = frozenset(fields.get("waive", ()))
-    if act not in ACTS or not waive <= set(WAIVABLE):
-        raise BadRequestError("this is no form of ours")
+    if act not in ACTS:
+        raise BadRequestError(_NOT_OURS)
+    given = first(fields)
     return Plan(
-        act=act, wanted=filter_of(first(fields)), reason=first(fields).get("why", "").strip(), waive=waive,
-        rate=_rate(first(fields).get("rate", "")), reviewer=reviewer,
+        act=act, wanted=filter_of(given), reason=given.get("why", "").strip(),
+        waive=waivable(fields.get("waive", ())), rate=_rate(given.get("rate", "")), reviewer=reviewer,
     )  # fmt: skip
 
 
-def first(fields: Mapping[str, list[str]]) -> dict[str, str]:
-    """Return the first value of each field."""
-    return {name: values[0] for name, values in fields.items()}
-
-
-def whole(text: str | None) -> int:
-    """Return a whole number of a query, 0 where there is none.
+def row_number(text: str | None) -> int:
+    """Return the number of a row in a query, 0 where there is none.
 
     Raises:
-        BadRequestError: it is none.
+        BadRequestError: it is no number.
     """
     if text is None:
         return 0
@@ -107,7 +104,6 @@ def whole(text: str | None) -> int:
 
 
 def _rate(text: str) -> float | None:
-    """Return letters a second."""
     if not text.strip():
         return None
     try:

@@ -12,8 +12,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 from integration.documentation import blocks
 from mqauth.cli import main
-from mqauth.cli.dlq_broker import Place
-from mqauth.cli.dlq_settings import BrokerSettings
+from mqauth.cli.broker import BrokerSettings, Place
 from mqauth.errors import ConfigurationError
 
 SASL = 'mechanism = "SCRAM-SHA-512"\nuser = "rev/iewer"\npassword_env = "BROKER_PASSWORD"\n'

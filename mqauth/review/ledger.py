@@ -1,4 +1,4 @@
-"""Does it add up: everything rejected is open, redriven or discarded, by the audit and the queue itself."""
+"""The ledger of dead letters: by audit files and queue, every rejected one is open, redriven or discarded."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ LISTED: Final = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """Dead letters by their id; ``difference`` is 0 where everything adds up.
+    """Dead letters counted by their ids; everything adds up where ``difference`` is 0.
 
     Args:
-        rejected: ids the audit says were dead-lettered.
+        rejected: ids that the audit says were dead-lettered.
         open: of these, in the queue.
         redriven, discarded: of these, no longer in the queue, by the last act on record.
-        missing: of these, nowhere.
+        missing: of these, neither in the queue nor on record as acted on.
         unknown: in the queue without a record of their rejection.
-        unproven: open or discarded ids that only an unsound letter names: a forgery may stand in its place.
+        unproven: open or discarded ids named only by letters that are not sound: they may be forged.
     """
 
     rejected: int
@@ -32,11 +32,11 @@ class Ledger:
 
     @property
     def difference(self) -> int:
-        """Letters that do not add up."""
+        """How many letters do not add up."""
         return len(self.missing) + len(self.unknown)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the ledger as JSON values; long lists are cut at 100, their counts are not."""
+        """Return the ledger as JSON values; of long lists the first 100 ids, with the full count."""
         lists = {"missing": self.missing, "unknown": self.unknown, "unproven": self.unproven}
         return {
             "rejected": self.rejected, "open": self.open, "redriven": self.redriven,
@@ -46,10 +46,10 @@ class Ledger:
 
 
 def account(records: Iterable[Mapping[str, Any]], waiting: Iterable[tuple[str, bool]]) -> Ledger:
-    """Hold the audit against the queue.
+    """Compare audit records with the letters in the queue.
 
     Args:
-        records: audit records, of the consumers and of the reviewers.
+        records: audit records of the consumers and the reviewers.
         waiting: ids in the queue, and whether one of their letters is sound (``Index.ids``).
     """
     rejected: set[str] = set()
@@ -61,8 +61,11 @@ def account(records: Iterable[Mapping[str, Any]], waiting: Iterable[tuple[str, b
         if verdict == "rejected":
             rejected.add(letter)
         elif verdict in ("redriven", "discarded"):
-            acts[letter] = (verdict, _sound(record))
+            review = record.get("review")
+            acts[letter] = (verdict, isinstance(review, Mapping) and review.get("sound") is True)
     here = dict(waiting)
+    # A letter still in the queue is open whatever the audit says: an act recorded before a crash may not have
+    # removed it.
     resolved = {letter: act for letter, act in acts.items() if letter in rejected and letter not in here}
     unproven = [letter for letter, sound in here.items() if letter in rejected and not sound]
     unproven += [letter for letter, (_, sound) in resolved.items() if not sound]
@@ -75,9 +78,3 @@ def account(records: Iterable[Mapping[str, Any]], waiting: Iterable[tuple[str, b
         unknown=tuple(sorted(here.keys() - rejected)),
         unproven=tuple(sorted(unproven)),
     )
-
-
-def _sound(record: Mapping[str, Any]) -> bool:
-    """Tell whether an act was on a letter that proved to be the one it names."""
-    review = record.get("review")
-    return isinstance(review, Mapping) and review.get("sound") is True
