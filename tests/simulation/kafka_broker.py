@@ -45,7 +45,7 @@ def source_of(letter: Record) -> tuple[int, int]:
 
 @dataclass
 class Broker:
-    """The logs, the group, and what is wrong with it now.
+    """The logs, the group, and the present faults.
 
     Args:
         threads: the time.
@@ -113,7 +113,7 @@ class Broker:
         self.note("broker", f"generation {self.generation} of {[member.process.name for member in self.members]}")
 
     def _patience_ends(self) -> None:
-        """Take out who has not joined in time."""
+        """Remove the members that have not joined in time."""
         if self.rebalancing:
             for member in [each for each in self.members if each not in self.joined]:
                 self.evict(member)
@@ -121,7 +121,7 @@ class Broker:
 
 
 class Coordinator:
-    """As much of kafka-python's coordinator as is looked at."""
+    """The part of kafka-python's coordinator that mqauth uses."""
 
     rejoin_needed = True
 
@@ -172,12 +172,12 @@ class Client(Partitions):
         return self._assigned_at > since
 
     def seek(self, place: Any, offset: int) -> None:
-        """Read on from an offset."""
+        """Continue at an offset."""
         assert place in self.held, "kafka-python refuses to seek in what it does not hold"
         self._position[place] = offset
 
     def position(self, place: Any) -> int:
-        """Return where it reads on."""
+        """Return the offset of the next record."""
         return self._position[place]
 
     def must_join(self) -> bool:
@@ -186,7 +186,7 @@ class Client(Partitions):
         return not self.member or self.joining or self.generation != broker.generation or broker.rebalancing
 
     def poll(self, timeout_ms: int) -> dict[Any, list[Record]]:
-        """Return records, after at most so long."""
+        """Return records, after at most ``timeout_ms``."""
         with self._one_at_a_time():
             self._travel()
             stood_still = self.generation >= 0 and not self.member and self.held
@@ -277,7 +277,7 @@ class Client(Partitions):
         return found
 
     def _travel(self) -> None:
-        """Let a request reach the broker."""
+        """Wait for a request to reach the broker."""
         self._threads.sleep(self._threads.draw.uniform(*LATENCY))
 
     def _one_at_a_time(self) -> Client:
@@ -294,7 +294,7 @@ class Client(Partitions):
 
 
 class Future:
-    """The future of a letter: over at a time.
+    """The future of a letter, done at a given time.
 
     Args:
         threads: the time.
@@ -320,7 +320,7 @@ class Future:
 
 
 class LetterClient:
-    """As much of a ``KafkaProducer`` as dead letters use.
+    """The part of a ``KafkaProducer`` that dead letters use.
 
     Args:
         broker: where letters go.

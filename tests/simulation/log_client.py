@@ -63,7 +63,7 @@ class LogClient(LogWorkers):
             self.paused.add(place)
 
     def turn(self, number: int) -> None:
-        """Have a turn at the client, as ``LogConsumer`` has it; once stopped, the last one."""
+        """Take a turn at the client as ``LogConsumer`` does; after a stop, the last one."""
         if self.stopping:
             return self.wind_up(number)
         self.polling = True
@@ -91,7 +91,7 @@ class LogClient(LogWorkers):
         self.holding = False
 
     def poll(self, number: int, *, joins: bool) -> None:
-        """Ask for what the book wishes, and tell it what came."""
+        """Make the client calls that the engine wants, poll, and pass on the records."""
         self.ask(self.assignment.client_calls(frozenset(self.held), frozenset(self.paused)))
         self.tell_beat()
         buffered = self.evicted and number & 8
@@ -108,7 +108,7 @@ class LogClient(LogWorkers):
                 self.receive(place, entries)
 
     def tell_beat(self) -> None:
-        """Tell the book that the process runs."""
+        """Tell the engine that the process runs."""
         now = self.clock.monotonic()
         if self.beat is not None and now - self.beat > SESSION:
             self.doubted = now
@@ -125,7 +125,7 @@ class LogClient(LogWorkers):
         self.paused -= wanted.resume
 
     def guarded(self, act: Callable[[], None]) -> bool:
-        """Do what may end the consumer; tell whether it did not."""
+        """Call a function that may end the consumer; return whether it did not."""
         try:
             act()
         except Abort:
@@ -136,7 +136,7 @@ class LogClient(LogWorkers):
     # Records
 
     def fetched(self, number: int) -> dict[At, list[Entry]]:
-        """Return what a poll brings."""
+        """Return the records of a poll."""
         found = {}
         for place in PLACES:
             if place not in self.held or place in self.paused:
@@ -155,7 +155,7 @@ class LogClient(LogWorkers):
         return found
 
     def index_of(self, place: At, offset: int) -> int:
-        """Return where the first record from an offset on stands in a log."""
+        """Return the index of the first record at or after an offset."""
         log = self.log[place]
         at = min(offset, len(log))
         while at and log[at - 1].offset >= offset:
@@ -163,7 +163,7 @@ class LogClient(LogWorkers):
         return at
 
     def receive(self, place: At, entries: list[Entry]) -> None:
-        """Tell the book what came."""
+        """Pass records to the engine."""
         self.assignment.receive(place, [entry.message for entry in entries])
         part = self.assignment.partition(place)
         self.known.setdefault(part, self.serial[place])
@@ -193,7 +193,7 @@ class LogClient(LogWorkers):
         self.guarded(act)
 
     def commit(self, *, last: bool = False) -> bool:
-        """Commit what the book says is due, as the broker takes it; tell whether nothing is left."""
+        """Commit the offsets that the engine says are due; return whether nothing is left to commit."""
         due = self.assignment.due_commits(last=last)
         if not due:
             return True
@@ -239,7 +239,7 @@ class LogClient(LogWorkers):
             self.end_join(number)
 
     def lose(self) -> None:
-        """Learn that everything is another's."""
+        """Lose all partitions."""
         self.note("everything is lost")
         self.evicted = False
         self.pending = self.pending if self.pending is not None else set(PLACES)
@@ -256,7 +256,7 @@ class LogClient(LogWorkers):
         self.assignment.revoked(set(self.held), set(self.held))
 
     def end_join(self, number: int) -> None:
-        """Get what is ours from now on; the owner's own listener may pause something."""
+        """Receive the new assignment; the owner's own listener may pause a partition."""
         target = set(PLACES) if self.pending is None else self.pending
         self.pending, self.joining = None, False
         gone = self.held - target

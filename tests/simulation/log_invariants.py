@@ -72,23 +72,23 @@ class LogInvariants:
         self.doubtful: set[int] = set()
 
     def note(self, text: str) -> None:
-        """Tell what happens; call it where someone listens."""
+        """Add a line to the trace; check ``tell`` before a line that is costly to build."""
         if self.tell is not None:
             self.tell(f"{self.clock.monotonic():8.2f}  {text}")
 
     def require(self, holds: bool, invariant: str, text: Any) -> None:
-        """Fail where an invariant does not hold."""
+        """Raise ``Broken`` if an invariant does not hold."""
         if not holds:
             self.fail(invariant, str(text))
 
     def fail(self, invariant: str, text: str) -> None:
-        """Fail: an invariant does not hold."""
+        """Raise ``Broken`` for an invariant."""
         raise Broken(invariant, text)
 
     # One delivery
 
     def picked(self, assignment: Assignment, part: Partition, delivery: Delivery) -> None:
-        """Look at a delivery that is begun, or begun again."""
+        """Check a delivery that begins, or begins again."""
         entry: Entry = delivery.message.native  # type: ignore[assignment]
         if assignment is not self.assignment:
             return self.fail("nothing begins after a stop", str(entry))
@@ -108,7 +108,7 @@ class LogInvariants:
         self.require(self.clock.monotonic() >= due, "the back-off is kept", f"{entry} {due}")
 
     def attempted(self, part: Partition, delivery: Delivery, outcome: Outcome) -> None:
-        """Look at what became of a delivery."""
+        """Check the outcome of a delivery."""
         entry: Entry = delivery.message.native  # type: ignore[assignment]
         if self.tell:
             self.note(f"{entry}: {outcome.verdict.value} {outcome.cause or outcome.reason or ''}")
@@ -126,7 +126,7 @@ class LogInvariants:
         self.waits[part] = (self.clock.monotonic() + least, count)
 
     def handled(self, entry: Entry) -> None:
-        """Note that a record was handled, by whomever."""
+        """Note that some member handled a record."""
         entry.done = True
         at = self.handled_at.setdefault(entry.content, (entry.place, entry.offset))  # type: ignore[arg-type]
         once = at == (entry.place, entry.offset) or entry.content in self.loose
@@ -142,11 +142,11 @@ class LogInvariants:
             self.require(entry.kind == "flaky", "condemned", entry)
 
     def is_ours(self, part: Partition) -> bool:
-        """Tell whether a partition was not taken away, as the book was told."""
+        """Tell whether a partition is still ours as far as the engine was told."""
         return part.topic_partition in self.held and self.known.get(part) == self.serial[part.topic_partition]
 
     def first_open(self, place: At) -> int:
-        """Return where the first record stands that is neither handled nor buried."""
+        """Return the index of the first record that is neither handled nor buried."""
         log, at = self.log[place], self.prefix[place]
         while at < len(log) and log[at].done:
             at += 1
@@ -156,17 +156,17 @@ class LogInvariants:
     # Claims
 
     def forget(self, places: set[At]) -> None:
-        """Note that what is known of partitions is of the past."""
+        """Note that the state of partitions is out of date."""
         for place in places:
             self.serial[place] += 1
         self.excuse()
 
     def excuse(self) -> None:
-        """Note the claims that were left behind by what had no time to give them back."""
+        """Note the claims of a process that had no time to release them."""
         self.excused.update(name for name, claim in self.store.entries.items() if claim.owner is not None)
 
     def look_at_leases(self) -> None:
-        """See that the claims of handlers that run long are renewed."""
+        """Check that the claims of long handlers are renewed."""
         now = self.clock.monotonic()
         reached = "store" not in self.facilities.out
         if self.stopping:
@@ -182,7 +182,7 @@ class LogInvariants:
                 worker.seen = now
 
     def look_at_claim(self, delivery: Delivery) -> None:
-        """See that a claim of what will not be handled here was given back."""
+        """Check that the claim of an unhandled record was released."""
         entry: Entry = delivery.message.native  # type: ignore[assignment]
         claim = self.store.entries.get(entry.id)
         if claim is None or claim.owner is None or claim.owner != delivery.owner or entry.done:
@@ -200,7 +200,7 @@ class LogInvariants:
         )  # fmt: skip
 
     def look_at_the_end(self) -> None:
-        """See that no claim is left, and that each content came to its one end."""
+        """Check that no claim is left, and that each record was handled or buried."""
         for entries in self.contents:
             first = entries[0]
             claim = self.store.entries.get(first.id)

@@ -195,11 +195,11 @@ class LogPlay(LogClient):
     # Facts of the consumer
 
     def arm(self, number: int) -> None:
-        """Let something happen inside a later call."""
+        """Schedule an event inside a later call."""
         self.armed = (number % 5, number >> 3)
 
     def between(self) -> None:
-        """Let what was armed happen now, on another thread than the one that asks."""
+        """Make the scheduled event happen, as if on another thread."""
         if self.armed is None:
             return
         left, number = self.armed
@@ -218,7 +218,7 @@ class LogPlay(LogClient):
             self.begin_join()
 
     def round(self, number: int) -> None:
-        """Work on what there is, and poll again some time later."""
+        """Work for a while, let time pass, and poll."""
         self.begin(0)
         for step in range(number & 3):
             self.step(number >> 2 + step)
@@ -232,7 +232,7 @@ class LogPlay(LogClient):
         self.note("stop")
 
     def stop_late(self, number: int) -> None:
-        """Let what waits go on, and stop before the next poll."""
+        """Let waiting records go on, and stop before the next poll."""
         self.begin(0)
         self.clock.advance(WAITS[number % len(WAITS)])
         for step in range(1 + (number >> 4) % 4):
@@ -250,7 +250,7 @@ class LogPlay(LogClient):
         self.start_anew(fresh=True)
 
     def wind_up(self, number: int) -> None:
-        """Let what runs end or outlast its grace, commit, give back, leave the client as it was; begin anew."""
+        """Stop: wait for handlers or not, commit, give back, hand the client back; then begin a new consumer."""
         self.armed = None
         if number & 1 or self.healed:
             self.drain()
@@ -276,7 +276,7 @@ class LogPlay(LogClient):
         self.start_anew(fresh=bool(number & 2) or self.joining or self.evicted or not committed)
 
     def finish(self) -> None:
-        """Heal everything, let it come to rest, stop, and look at what is left."""
+        """Heal everything, wait for rest, stop, and check what is left."""
         self.note("healed")
         self.facilities.out.clear()
         self.healed, self.commits, self.armed = True, "succeed", None

@@ -54,7 +54,7 @@ class LogWorkers(LogInvariants):
         raise NotImplementedError
 
     def begin(self, _number: int) -> None:
-        """Let a worker begin what the book chooses."""
+        """Let a worker begin with the partition that the engine chooses."""
         if len(self.workers) >= self.width:
             return
         part = self.assignment.choose()
@@ -73,7 +73,7 @@ class LogWorkers(LogInvariants):
             self.end_handler(everyone[number % len(everyone)])
 
     def drain(self) -> None:
-        """Let everything that runs end."""
+        """Let all running handlers end."""
         for _ in range(200):
             everyone = self.workers + self.zombies
             if not everyone:
@@ -82,7 +82,7 @@ class LogWorkers(LogInvariants):
         self.fail("a visit ends", "200 steps were not enough")
 
     def end_handler(self, worker: Worker) -> None:
-        """Let a handler end as its record wants it."""
+        """End a handler as its record's kind says."""
         entry = worker.entry
         assert entry is not None
         error = None if self.healed and entry.kind not in ("fails", "rejects") else self.misbehaviour(entry)
@@ -96,7 +96,7 @@ class LogWorkers(LogInvariants):
         self.go_on(worker, None, error)
 
     def misbehaviour(self, entry: Entry) -> BaseException | None:
-        """Return what a handler raises."""
+        """Return the exception that a handler raises, or ``None``."""
         kind = self.contents[entry.content][0].kind if entry.kind == "copy" else entry.kind
         if kind == "fails":
             return ValueError("always")
@@ -159,7 +159,7 @@ class LogWorkers(LogInvariants):
         self.settled[worker.part] = entry.offset
 
     def abort(self, worker: Worker) -> None:
-        """Let what is no ``Exception`` end a worker, and with it the consumer."""
+        """End a worker by a ``BaseException``, and with it the consumer."""
         self.note("aborts")
         worker.flow.close()
         self.left(worker)

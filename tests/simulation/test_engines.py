@@ -50,7 +50,7 @@ def test_same_seed_same_trace(engine: Engine) -> None:
 
 
 def test_a_finding_is_cut_down() -> None:
-    """A failing schedule is told by the fewest facts that break the same invariant."""
+    """A failing schedule is reported by the fewest facts that break the same invariant."""
     mutant = next(found for found in engine_mutants.LOG if found.name == "never commits")
     with mutant.made():
         finding = findings(range(1))[0]
