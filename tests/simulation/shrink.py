@@ -67,7 +67,7 @@ def _without(faults: Sequence[Fault], size: int) -> list[list[Fault]]:
 
 
 def _plainer(play: Play) -> list[Play]:
-    """Return plays with fewer orders, consumers and hostile messages."""
+    """Return the play without hostile messages, and the same without batches."""
     settings = play.settings
     return [
         replace(play, settings=replace(settings, hostile=0)),
