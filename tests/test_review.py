@@ -43,7 +43,6 @@ from mqauth.review import (
     read,
     redrive,
     rehearse,
-    restore,
     survey,
     take_in,
 )
@@ -209,6 +208,13 @@ RABBITMQ_MESSAGES = st.builds(
 )  # fmt: skip
 
 
+def restore(letter: Message) -> Message:
+    """Return the original of a letter that can be restored."""
+    original = read(Letter(message=letter)).original
+    assert original is not None
+    return original
+
+
 def letter_of(message: Message, reason: Reason = Reason.EXPIRED) -> DeadLetter:
     """Return the letter of a message rejected now."""
     return DeadLetter(
@@ -254,8 +260,6 @@ def test_a_reference_restores_nothing_and_says_so() -> None:
     form = letter_of(kafka_message()).reference()
     found = read(Letter(message=form))
     assert (found.original, found.sound, found.form, found.reason) == (None, False, "reference", "expired")
-    with pytest.raises(MalformedMessage):
-        restore(form)
 
 
 @given(

@@ -15,6 +15,7 @@ from typing import Annotated, Final
 
 import typer
 
+from mqauth import Alert, ConfigurationError, Detector, Thresholds, load
 from mqauth.audit.chain import ChainReport, Progress, as_json, verify_chain
 from mqauth.audit.disk import last_lines
 from mqauth.audit.file import parts, read_heads, with_parts
@@ -27,12 +28,9 @@ from mqauth.audit.log import (
     parse_time,
     read_records,
 )
-from mqauth.audit.misuse import Alert, Detector, Thresholds
 from mqauth.audit.record import Record, claims_of, is_verified
 from mqauth.cli.options import Json, group
 from mqauth.cli.streams import one_line, print_json, progress_bar
-from mqauth.config.load import load
-from mqauth.errors import ConfigurationError
 from mqauth.wire.jwk import load_key_set
 
 app: Final = group("Check, read and search audit files.", "mqauth audit verify FILE")

@@ -10,12 +10,9 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from mqauth.errors import ConfigurationError, MalformedMessage
-
-if TYPE_CHECKING:
-    from rich.progress import ProgressColumn
 
 MAX_INPUT: Final = 16 * 1024 * 1024
 """Most bytes of a message in JSON, of a line of it, or of a body."""
@@ -149,9 +146,9 @@ def progress_bar(what: str, total: int | None, *, quiet: bool = False) -> Iterat
         yield lambda count: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn, Progress
 
-    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()]
-    with Progress(*columns, MofNCompleteColumn(), console=Console(stderr=True), transient=True) as progress:
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.update(task, completed=count)

@@ -8,16 +8,30 @@ it.
 """
 
 from mqauth.review.acts import discard, redrive, rehearse
-from mqauth.review.index import ALL, Filter, Group, Index, Row, Selection
+from mqauth.review.index import ALL, DIMENSIONS, Filter, Group, Index, Row, Selection
 from mqauth.review.judge import Judge, judge
 from mqauth.review.ledger import Ledger, account
-from mqauth.review.letter import Letter, Reading, read, restore
+from mqauth.review.letter import Letter, Reading, read, time_text
 from mqauth.review.letterbox import LetterBox, MemoryLetterBox, fill, survey, take_in
-from mqauth.review.session import Session, reviewers_releaser
-from mqauth.review.terms import Account, Pace, Plan, Reviewer, Terms
+from mqauth.review.session import MakeReleaser, Session, reviewers_releaser
+from mqauth.review.terms import (
+    ACTS,
+    DISCARD,
+    REDRIVE,
+    Account,
+    Pace,
+    Plan,
+    Reviewer,
+    Terms,
+    waivable,
+)
 
 __all__ = [
+    "ACTS",
     "ALL",
+    "DIMENSIONS",
+    "DISCARD",
+    "REDRIVE",
     "Account",
     "Filter",
     "Group",
@@ -26,6 +40,7 @@ __all__ = [
     "Ledger",
     "Letter",
     "LetterBox",
+    "MakeReleaser",
     "MemoryLetterBox",
     "Pace",
     "Plan",
@@ -42,8 +57,9 @@ __all__ = [
     "read",
     "redrive",
     "rehearse",
-    "restore",
     "reviewers_releaser",
     "survey",
     "take_in",
+    "time_text",
+    "waivable",
 ]

@@ -23,8 +23,8 @@ from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Rea
 from mqauth.flow import Flow, call, either
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.letters.release import Hop, Release, without_release
-from mqauth.review.index import Filter, Index, Selection
-from mqauth.review.judge import Judge, Originals, rows, why_unsound, word_for
+from mqauth.review.index import Filter, Index, Row, Selection
+from mqauth.review.judge import Judge, Originals, count_words, why_unsound, word_for
 from mqauth.review.letter import UNKNOWN, Letter, Reading, read, redeliverable
 from mqauth.review.letterbox import BATCH, LetterBox
 from mqauth.review.terms import Account, Pace, Reviewer, Terms, check_reason
@@ -54,16 +54,17 @@ def rehearse(
 
     Nothing is sent, claimed or recorded. The arguments are those of ``redrive`` and ``judge``.
     """
-    today, counts = Judge(guard, originals), Counter[str]()
-    for row in rows(index, wanted, cancelled):
+    today = Judge(guard, originals)
+
+    def word(row: Row) -> Flow[str]:
         try:
             reading = yield from today.recalled(index.reading(row.number))
             yield from _released(today, reading, terms)
-            counts["accepted"] += 1
         except _RefusedError as refusal:
-            counts[str(refusal)] += 1
-        progress(counts.total())
-    return counts
+            return str(refusal)
+        return "accepted"
+
+    return (yield from count_words(index, wanted, word, progress, cancelled))
 
 
 def redrive(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -165,21 +165,30 @@ def judge(
         progress: called with the number of letters judged so far.
         cancelled: set from any thread, it stops before the next letter.
     """
-    today, counts = Judge(guard, originals), Counter[str]()
-    for row in rows(index, wanted, cancelled):
+    today = Judge(guard, originals)
+
+    def word(row: Row) -> Flow[str]:
         verdict = yield from today.today(index.reading(row.number))
         index.note(row.number, verdict)
-        counts[verdict] += 1
-        progress(counts.total())
-    return counts
+        return verdict
+
+    return (yield from count_words(index, wanted, word, progress, cancelled))
 
 
-def rows(index: Index, wanted: Filter, cancelled: threading.Event | None) -> Iterator[Row]:
-    """Yield letters of an index, read a page at a time, until cancelled."""
-    after = 0
+def count_words(
+    index: Index,
+    wanted: Filter,
+    word: Callable[[Row], Flow[str]],
+    progress: Callable[[int], None],
+    cancelled: threading.Event | None,
+) -> Flow[Counter[str]]:
+    """Return how many letters of an index have each word. It reads a page at a time, and stops when cancelled."""
+    after, counts = 0, Counter[str]()
     while page := index.page(wanted, after=after, limit=BATCH):
         after = page[-1].number
         for row in page:
             if cancelled is not None and cancelled.is_set():
-                return
-            yield row
+                return counts
+            counts[(yield from word(row))] += 1
+            progress(counts.total())
+    return counts

@@ -23,7 +23,7 @@ from mqauth.review.index import ALL, Filter, Index, Selection
 from mqauth.review.judge import Judge, Originals, judge
 from mqauth.review.ledger import Ledger, account
 from mqauth.review.letter import Reading
-from mqauth.review.letterbox import LetterBox, fill
+from mqauth.review.letterbox import LetterBox, fill, survey
 from mqauth.review.terms import DISCARD, Account, Pace, Plan, Reviewer, Terms
 from mqauth.wire.keys import Key
 
@@ -102,20 +102,16 @@ class Session:
 
         Args:
             progress: called with the number of letters read so far.
-            cancelled: set from any thread, it ends the reading after the letters at hand.
+            cancelled: set from any thread, it ends the reading of ``into`` after the letters at hand.
             into: an empty index that others may read meanwhile; by default a new one, closed where reading fails.
 
         Raises:
             Unavailable: ``dead_letter_unavailable``, the broker cannot be asked.
         """
-        index = into or Index(self.clock.now())
-        try:
-            self.run(fill(index, self.box, progress=progress, cancelled=cancelled))
-        except BaseException:
-            if into is None:
-                index.close()
-            raise
-        return index
+        if into is None:
+            return self.run(survey(self.box, clock=self.clock, progress=progress))
+        self.run(fill(into, self.box, progress=progress, cancelled=cancelled))
+        return into
 
     def judge(
         self,
