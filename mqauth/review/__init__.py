@@ -13,18 +13,8 @@ from mqauth.review.judge import Judge, judge
 from mqauth.review.ledger import Ledger, account
 from mqauth.review.letter import Letter, Reading, read, time_text
 from mqauth.review.letterbox import LetterBox, MemoryLetterBox, fill, survey, take_in
+from mqauth.review.plan import ACTS, DISCARD, REDRIVE, Account, Plan, waivable
 from mqauth.review.session import MakeReleaser, Session, reviewers_releaser
-from mqauth.review.terms import (
-    ACTS,
-    DISCARD,
-    REDRIVE,
-    Account,
-    Pace,
-    Plan,
-    Reviewer,
-    Terms,
-    waivable,
-)
 
 __all__ = [
     "ACTS",
@@ -42,14 +32,11 @@ __all__ = [
     "LetterBox",
     "MakeReleaser",
     "MemoryLetterBox",
-    "Pace",
     "Plan",
     "Reading",
-    "Reviewer",
     "Row",
     "Selection",
     "Session",
-    "Terms",
     "account",
     "discard",
     "fill",

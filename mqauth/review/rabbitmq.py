@@ -162,7 +162,8 @@ class RabbitMQLetterBox:
         # Somebody else may take from the queue too. Then fewer come than were counted.
         with contextlib.suppress(TimeoutError):
             while len(found) < expected:
-                found.append(delivered(await asyncio.wait_for(arrived.get(), _SETTLE)))
+                async with asyncio.timeout(_SETTLE):
+                    found.append(delivered(await arrived.get()))
         await below.basic_cancel(str(consumer.consumer_tag))
         while not arrived.empty():
             found.append(delivered(arrived.get_nowait()))
