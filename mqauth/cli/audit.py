@@ -31,7 +31,8 @@ from mqauth.audit.log import (
 from mqauth.audit.record import Record, claims_of, is_verified
 from mqauth.cli.options import Json, group
 from mqauth.cli.streams import one_line, print_json, progress_bar
-from mqauth.wire.jwk import load_key_set
+from mqauth.keystore.disk.files import read_bounded
+from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
 
 app: Final = group("Check, read and search audit files.", "mqauth audit verify FILE")
 _BAR: Final = 40
@@ -60,7 +61,7 @@ def verify(
     """
     if heads is None and (keys is not None or continued):
         raise ConfigurationError("--keys and --continued need --heads")
-    pinned = None if keys is None else load_key_set(_read(keys), name=str(keys))
+    pinned = None if keys is None else load_key_set(read_bounded(keys, MAX_DOCUMENT), name=str(keys))
     known = None if heads is None else read_heads(heads, pinned)
     paths = with_parts(files)
     with _progress(paths) as progress:
@@ -176,13 +177,6 @@ def detect(
 
 def _time(text: str | None) -> float | None:
     return None if text is None else parse_time(text)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror or 'cannot be read'}") from error
 
 
 def _sentence_of_report(report: ChainReport, heads: bool, pinned: bool) -> str:

@@ -68,20 +68,26 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What became of a case, read back from the handler, the dead letters and the audit file."""
+    """What became of a case, read back from the handler, the dead letters and the audit file.
+
+    Args:
+        case: the case.
+        handled: whether its handler saw it.
+        reason: of its dead letter; ``None`` where there is none.
+        audit: whether the audit file has a record of it.
+    """
 
     case: Case
     handled: bool
     reason: str | None
-    dead_letter: bool
     audit: bool
 
     @property
     def verdict(self) -> str:
         """``accepted``, ``rejected``, or ``lost`` where neither handler nor dead letter has it, or both."""
-        if self.handled and not self.dead_letter:
-            return _ACCEPTED
-        return "rejected" if self.dead_letter and not self.handled else "lost"
+        if self.handled == (self.reason is not None):
+            return "lost"
+        return _ACCEPTED if self.handled else "rejected"
 
     @property
     def as_expected(self) -> bool:
@@ -215,7 +221,6 @@ def _result(case: Case, jti: str | None, letter: Message | None, recorded: froze
         case=case,
         handled=jti is not None,
         reason=None if letter is None else _header(letter, _REASON_HEADER),
-        dead_letter=letter is not None,
         audit=trace in recorded,
     )
 
@@ -230,7 +235,7 @@ def _report(broker: str, results: list[Result], intact: bool, lost: int) -> dict
                 "verdict": result.verdict,
                 "reason": result.reason,
                 "handled": result.handled,
-                "dead_letter": result.dead_letter,
+                "dead_letter": result.reason is not None,
                 "audit": result.audit,
             }
             for result in results

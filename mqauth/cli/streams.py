@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
 from mqauth.errors import ConfigurationError, MalformedMessage
+from mqauth.wire import strict_json
 
 MAX_INPUT: Final = 16 * 1024 * 1024
 """Most bytes of a message in JSON, of a line of it, or of a body."""
@@ -41,7 +42,6 @@ class Text:
         Raises:
             MalformedMessage: the text is too large or not strict JSON.
         """
-        from mqauth.wire import strict_json
         from mqauth.wire.json_form import JSON_DEPTH
 
         if self.raw is None:
@@ -100,8 +100,6 @@ def print_json(value: Any) -> None:
 
     Characters that a terminal or a viewer might act on are escaped. To a program the text stays the same.
     """
-    from mqauth.wire import strict_json
-
     raw = strict_json.dumps(value)
     if not raw.isascii() or b"\x7f" in raw:
         raw = _UNPRINTABLE.sub(_escape, raw.decode("utf-8")).encode("utf-8")

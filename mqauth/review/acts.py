@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,18 +24,69 @@ from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Rea
 from mqauth.flow import Flow, call, either
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.letters.authorities import Releaser
-from mqauth.letters.release import Hop, Release, without_release
-from mqauth.review.index import Index, Row, Selection
-from mqauth.review.judge import Judge, Originals, count_words, why_unsound, word_for
+from mqauth.letters.release import WAIVABLE, Hop, Release, without_release
+from mqauth.review.accounts import Account
+from mqauth.review.index import ALL, Filter, Index, Row, Selection
+from mqauth.review.judge import Judge, Originals, count_words, recalled, why_unsound, word_for
 from mqauth.review.letter import UNKNOWN, Letter, Reading, read, redeliverable
 from mqauth.review.letterbox import BATCH, LetterBox
-from mqauth.review.plan import Account, Plan
+from mqauth.wire import claims as claim_set
 from mqauth.wire.message import Message
 
+REDRIVE: Final = "redrive"
+DISCARD: Final = "discard"
+ACTS: Final = (REDRIVE, DISCARD)
 UNSENDABLE: Final = "unsendable"
 _SLICE: Final = 0.2
 """Seconds after which a waiting act looks whether it was cancelled."""
 Act = Callable[[Letter, Reading], Flow[None]]
+
+
+def waivable(names: Iterable[str]) -> frozenset[Reason]:
+    """Return the reasons that a release may waive, by their names.
+
+    Raises:
+        ConfigurationError: no release may waive one of them, or there is no such reason.
+    """
+    wanted = frozenset(names)
+    if not wanted <= set(WAIVABLE):
+        raise ConfigurationError(f"a release may waive {', '.join(WAIVABLE)}")
+    return frozenset(map(Reason, wanted))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """An act that a reviewer wants, before it is rehearsed and confirmed.
+
+    Args:
+        act: ``redrive`` or ``discard``.
+        wanted: which letters.
+        reason: why, one line; it stands in releases and in the audit.
+        waive: reasons that a release may waive where a letter needs it.
+        scope: consumer group or queue of the releases; by default each letter's own.
+        rate: letters a second at most; ``None`` for no limit.
+        reviewer: who acts.
+
+    Raises:
+        ConfigurationError: no reason, something that no release may waive, a rate of 0, or no name of a reviewer.
+    """
+
+    act: str
+    wanted: Filter = ALL
+    reason: str
+    waive: frozenset[Reason] = frozenset()
+    scope: str | None = None
+    rate: float | None = None
+    reviewer: str
+
+    def __post_init__(self) -> None:
+        if not claim_set.is_name(self.reason) or not self.reason.strip():
+            raise ConfigurationError(f"a reason is required: one line of 1 to {claim_set.MAX_NAME} characters")
+        waivable(self.waive)
+        if self.rate is not None and not self.rate > 0:
+            raise ConfigurationError("rate is above 0 letters a second")
+        if not claim_set.is_name(self.reviewer):
+            raise ConfigurationError(f"a reviewer is text of 1 to {claim_set.MAX_NAME} characters")
 
 
 class _RefusedError(MqauthError):
@@ -60,7 +111,7 @@ def rehearse(
 
     def word(row: Row) -> Flow[str]:
         try:
-            reading = yield from today.recalled(index.reading(row.number))
+            reading = yield from recalled(index.reading(row.number), originals)
             yield from _released(today, reading, plan, releaser)
         except _RefusedError as refusal:
             return str(refusal)
@@ -99,7 +150,7 @@ def redrive(
     today = Judge(guard, originals)
 
     def act(letter: Letter, reading: Reading) -> Flow[None]:
-        reading = yield from today.recalled(reading)
+        reading = yield from recalled(reading, originals)
         message, release = yield from _released(today, reading, plan, releaser)
         try:
             yield from call(box.publish, message)

@@ -101,9 +101,7 @@ class Judge:
     """
 
     def __init__(self, guard: Pipeline, originals: Originals | None = None) -> None:
-        self.clock = guard.clock
-        self._originals = originals
-        self._scope = guard.scope
+        self.clock, self.originals, self._scope = guard.clock, originals, guard.scope
         self._guard = Pipeline(verifier=guard.verifier, policy=guard.policy, replay=_NoClaims(), clock=guard.clock)
 
     def scope_for(self, reading: Reading, wanted: str | None = None) -> str:
@@ -120,13 +118,9 @@ class Judge:
         authorities = self._guard.verifier.release
         return NO_PAST if authorities is None else authorities.past(original, self.clock.now())
 
-    def recalled(self, reading: Reading) -> Flow[Reading]:
-        """Return the reading with its original, read again where the letter is a reference."""
-        return (yield from recalled(reading, self._originals))
-
     def today(self, reading: Reading) -> Flow[str]:
         """Return what would become of a letter's original today: ``accepted``, a reason, or a cause."""
-        reading = yield from self.recalled(reading)
+        reading = yield from recalled(reading, self.originals)
         if reading.original is None or not reading.sound:
             return why_unsound(reading)
         # A release that the message came with is not one that a redrive would sign.

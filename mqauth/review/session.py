@@ -18,13 +18,12 @@ from mqauth.errors import ConfigurationError
 from mqauth.flow import Flow
 from mqauth.judging.pipeline import Pipeline
 from mqauth.letters.authorities import Releaser
-from mqauth.review.acts import discard, redrive, rehearse
+from mqauth.review.accounts import Account, Ledger, account
+from mqauth.review.acts import DISCARD, Plan, discard, redrive, rehearse
 from mqauth.review.index import ALL, Filter, Index, Selection
 from mqauth.review.judge import Judge, Originals, judge
-from mqauth.review.ledger import Ledger, account
 from mqauth.review.letter import Reading
 from mqauth.review.letterbox import LetterBox, fill, survey
-from mqauth.review.plan import DISCARD, Account, Plan
 from mqauth.wire.keys import Key
 
 R = TypeVar("R")
