@@ -10,7 +10,7 @@ import pytest
 from mqauth import AuditFile, MemoryReplayStore, Pipeline
 from mqauth.delivery.progress import OVERHEAD, Progress
 from mqauth.errors import Unavailable
-from mqauth.judging.pipeline import Delivery, Step
+from mqauth.judging.pipeline import Delivery, Step, Verdict
 from mqauth.testing.forge import Forge
 from mqauth.wire.message import Message
 
@@ -104,3 +104,27 @@ def test_a_copy_that_waits_hides_no_handler(guard: Pipeline) -> None:
         fence(redelivered)
     progress.end(handled)
     assert fence(redelivered) is None
+
+
+def test_what_was_confirmed_is_not_judged_anew(guard: Pipeline) -> None:
+    """What comes again while its confirm is missing is settled with it, even where a copy took the claim over."""
+    progress = Progress(guard, lambda _: True)
+    progress.begin(handled := guard.receive(message(1)))
+    handled.step = Step.CONFIRM
+    redelivered = again(progress, message(1))
+    handled.step = Step.SETTLE
+    progress.keep(handled)
+    progress.end(handled)
+    assert (redelivered.step, redelivered.verdict) == (Step.RECORD, Verdict.DUPLICATE)
+    assert progress._bytes == 0
+
+
+def test_a_copy_that_waits_hides_nothing_that_was_given_back(guard: Pipeline) -> None:
+    """What was handled and given back is known before a lost copy that was not judged."""
+    progress = Progress(guard, lambda _: True)
+    waiting, handled = (guard.receive(message(1)) for _ in range(2))
+    progress.begin(waiting)
+    handled.step = Step.CONFIRM
+    progress.keep(handled)
+    assert again(progress, message(1)) is handled
+    assert again(progress, message(1)).received == waiting.received

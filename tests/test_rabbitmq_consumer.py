@@ -967,3 +967,25 @@ async def test_given_back_though_cancelled_while_its_claim_is_released(audit: Au
     await asyncio.gather(task, return_exceptions=True)
     assert delivery.settled == ["requeue"]
     assert spot.tags.given_back == [1]
+
+
+class SlowToClaim(MemoryReplayStore):
+    """A store that answers a claim late."""
+
+    async def claim(self, request: Any, /) -> Any:  # type: ignore[override]
+        """Claim, and say so after a moment."""
+        status = super().claim(request)
+        await asyncio.sleep(0.01)
+        return status
+
+
+async def test_a_probe_that_is_cut_short_leaves_no_claim(audit: AuditFile) -> None:
+    """A stop ends a probe while the store's answer is on its way: the message can be handled at once."""
+    table = Table(audit, replay=SlowToClaim)
+    honest = table.honest()
+    waiting = table.guard.receive(replace(honest, origin=replace(honest.origin, queue="q")))
+    probing = asyncio.create_task(table.processor.probe(waiting))
+    await asyncio.sleep(0)
+    probing.cancel()
+    await asyncio.gather(probing, return_exceptions=True)
+    assert (await table.process(Delivery(honest))).verdict is Verdict.ACCEPTED

@@ -1,10 +1,10 @@
-"""``mqauth check``: the pitfalls of a configuration file, found before they bite.
+"""``mqauth check``: finds the pitfalls of a configuration file.
 
-``codes`` is the registry; each other module looks at one area and yields findings; ``run`` puts them together.
+``findings`` has the registry of them, ``target`` is what the rules look at, ``tokens``, ``issuers``, ``keys``,
+``exposure`` and ``delivery`` hold the rules, and ``run`` puts their findings together.
 """
 
-from mqauth.check.codes import CODES
-from mqauth.check.findings import Code, Finding, Report, Severity
+from mqauth.check.findings import CODES, Code, Finding, Report, Severity
 from mqauth.check.run import check
 
 __all__ = ["CODES", "Code", "Finding", "Report", "Severity", "check"]

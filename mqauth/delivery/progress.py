@@ -23,6 +23,7 @@ OVERHEAD: Final = 2048
 """Bytes that a delivery takes beside its message, about."""
 OF_NUMBER: Final = 32
 """Bytes of a number, a time, or the like."""
+_UNHANDLED: Final = 2
 Fence = Callable[[Delivery], Any]
 
 
@@ -52,13 +53,19 @@ class Progress:
         self._later: dict[int, Delivery] = {}
 
     def receive(self, message: Message) -> Delivery:
-        """Return a delivery that goes on where an earlier one of the same content stopped, if there was one."""
+        """Return a delivery that goes on where an earlier one of the same content stopped, if there was one.
+
+        Of several one that was handled comes first. Any will do for each of their messages, whose bytes agree.
+        """
         if not message.origin.redelivered or not (self._kept or self._in_flight):
             return self._guard.receive(message)
         key = self._key(message)
-        if (lost := self._lost(key)) is not None:
+        lost, kept = self._lost(key), min(self._kept.get(key, ()), key=_order, default=None)
+        was_handled = kept is not None and _order(kept) != _UNHANDLED
+        if lost is not None and not (was_handled and lost.step is Step.JUDGE):
             return self._follow(message, lost)
-        if (kept := self._take(key)) is not None:
+        if kept is not None:
+            self._drop(key, kept)
             return again(message, kept) if _is_judged_anew(kept) else kept
         return self._guard.receive(message)
 
@@ -76,10 +83,12 @@ class Progress:
         self._in_flight.pop(id(delivery), None)
         key = self._keys.pop(id(delivery), None)
         later = self._later.pop(id(delivery), None)
-        if key is None or later is None or not _was_handled(delivery):
+        if key is None or later is None or _order(delivery) == _UNHANDLED:
             return
         self._drop(key, delivery)
         _take_over(later, delivery)
+        if later.step is Step.SETTLE and later.rejection is None:
+            later.verdict, later.step, later.record_id = Verdict.DUPLICATE, Step.RECORD, None
 
     def keep(self, delivery: Delivery) -> None:
         """Keep the progress of a delivery given back for the next one of the same content."""
@@ -108,18 +117,6 @@ class Progress:
         if under_way and delivery.step is Step.JUDGE:
             raise Unavailable(Cause.CLAIM_HELD, "an earlier delivery of it is still being handled here")
         return fence(delivery)
-
-    def _take(self, key: str) -> Delivery | None:
-        """Take the progress of a delivery given back: of one that was handled, where there are several.
-
-        Any of them will do for any of their messages, whose bytes are the same.
-        """
-        waiting = self._kept.get(key)
-        if not waiting:
-            return None
-        found = min(waiting, key=_order)
-        self._drop(key, found)
-        return found
 
     def _drop(self, key: str, delivery: Delivery) -> None:
         """Keep the progress of a delivery no longer."""
@@ -193,7 +190,9 @@ def _order(delivery: Delivery) -> int:
     """Return which of several deliveries of one content is known first: no handler that has ended runs again."""
     if _was_handled(delivery):
         return 0
-    return 1 if delivery.step is Step.SETTLE and delivery.rejection is None else 2
+    found = delivery.rejection
+    ran = delivery.step is Step.SETTLE and (found is None or found.reason is Reason.HANDLER_FAILED)
+    return 1 if ran else _UNHANDLED
 
 
 def _take_over(delivery: Delivery, earlier: Delivery) -> None:

@@ -73,6 +73,7 @@ class QueueWork:
         self._level = logging.WARNING if stops else logging.CRITICAL
         self._progress = Progress(guard, ended)
         self.begin, self.end = self._progress.begin, self._progress.end
+        self._trial: Delivery | None = None
         self.unsettled = self.left = 0
 
     def receive(self, message: Message, fence: Fence) -> Delivery:
@@ -101,11 +102,17 @@ class QueueWork:
             except StaleDelivery:
                 return True  # it got as far as what was given back may get
         # In a name of its own: what was given back may be here again, and its claim must outlive this trial's end.
-        trial = Delivery(message=delivery.message, received=delivery.received, deferred=True)
+        self._trial = trial = Delivery(message=delivery.message, received=delivery.received, deferred=True)
         outcome = yield from self._guard.judge(trial)
-        yield from self._release(trial)
+        yield from self.end_probe()
         # A store that says who holds a claim is in reach; what is deferred for that alone suspends nothing.
         return not is_deferred(outcome) or outcome.cause is Cause.CLAIM_HELD
+
+    def end_probe(self) -> Flow[None]:
+        """Release what the last probe claimed, be it cut short."""
+        trial, self._trial = self._trial, None
+        if trial is not None:
+            yield from self._release(trial)
 
     def let_go(self, delivery: Delivery) -> Flow[bool]:
         """Release a delivery's claim and keep its progress; tell whether it is to be given back.

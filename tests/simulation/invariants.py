@@ -49,7 +49,8 @@ def _honest_not_condemned(scenario: Scenario) -> Iterator[str]:
         handled = scenario.world.ledger.handled(label)
         if not reasons or scenario.world.ledger.copies.get(label):
             continue
-        if handled or not _rightly_buried(scenario, label, reasons):
+        rightly = _rightly_buried(scenario, label, reasons)
+        if (handled and not _acked_in_vain(scenario, label, reasons)) or not rightly:
             yield f"{label!r} was condemned as {', '.join(reasons)}; handled {len(handled)} times"
 
 
@@ -162,6 +163,21 @@ def _rightly_buried(scenario: Scenario, label: Label, reasons: list[str]) -> boo
     allowed = {"handler_failed"} if may_fail else set()
     allowed |= {"expired"} if may_expire else set()
     return bool(reasons) and set(reasons) <= allowed
+
+
+def _acked_in_vain(scenario: Scenario, label: Label, reasons: list[str]) -> bool:
+    """Tell whether an expired message was handled by a process that stood still, and its ack never arrived.
+
+    The connection had ended meanwhile, and the process had not heard of it: what is delivered again is new to it.
+    """
+    world = scenario.world
+    stood_still = any(
+        begun <= ended and over >= found.begun
+        for found in world.ledger.handled(label)
+        if (ended := found.ended) is not None
+        for begun, over in world.everyone[found.process].pauses
+    )
+    return stood_still and set(reasons) == {"expired"} and len(world.ledger.acks[label]) <= len(reasons)
 
 
 def _excused(scenario: Scenario, first: Handling, second: Handling) -> bool:

@@ -238,7 +238,9 @@ class QueueInvariants:
         beside = [each.slot.native for each in runner.hold._held.values() if each.outcome.cause in OWN]
         taken = [each for each in self.channel.unacked.values() if each.consumer == window.consumer]
         full = len(taken) >= window.prefetch > 1 and all(each in beside for each in taken)
-        looked = runner.looked_at > runner.consumed_at  # else it does so with the next attempt
+        looked = runner.looked_at > max(
+            runner.consumed_at, runner.ended_at
+        )  # else it does so with the next attempt
         waits = bool(self.broker.ready) and full and looked and len(beside) < self.max_held
         self.require(not waits, "others pass what waits for its own cause", self.broker.ready)
 

@@ -70,7 +70,7 @@ class Runner(Subscription):
         )  # fmt: skip
         self.tended = QueueLeases(play.guard.lease)
         self.running: list[Task] = []
-        self.trying = self.looked_at = 0
+        self.trying = self.looked_at = self.ended_at = 0
         self.suspended_at: dict[Slot, int] = {}
         self.stopping = self.over = False
         self.supervisor = loop.run(self.supervised(), "subscription")
@@ -142,6 +142,7 @@ class Runner(Subscription):
         finally:
             self.tended.remove(begun.delivery)
             self.work.end(begun.delivery)
+            self.ended_at = self.play.moment()
 
     def _failed(self, begun: Begun, error: BaseException) -> Steps[None]:
         """Give back a delivery whose task ends, once nothing is consumed any more."""
@@ -316,6 +317,7 @@ class Runner(Subscription):
             yield lambda: due() or self.supervisor not in self.loop.tasks
         if self.supervisor in self.loop.tasks:
             self.loop.go_on(self.supervisor, Cancelled())
+            yield lambda: self.supervisor not in self.loop.tasks
         yield from self.cancelled()
         self.hold.stopping = True
         late = self._after(GRACE)

@@ -192,7 +192,10 @@ class Subscription:
         """Tell whether it would get further now."""
         try:
             return (yield from self.loop.driven(self.work.probe(delivery), delivery))
-        except Interrupted:
+        except (Interrupted, Cancelled) as error:
+            yield from self.loop.driven(self.work.end_probe(), delivery)
+            if isinstance(error, Cancelled):
+                raise
             return False
 
     # What happens to the channel

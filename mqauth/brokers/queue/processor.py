@@ -171,6 +171,7 @@ class Processor:
         try:
             return await arun(self.work.probe(delivery))
         except asyncio.CancelledError:
+            await arun(self.work.end_probe())  # its claim may be on the way to the store
             if was_cancelled():
                 raise
             return False
