@@ -289,6 +289,58 @@ def test_an_answer_wakes_an_event_loop(clock: FakeClock) -> None:
         assert asyncio.run(main(jwks)).get(C.kid) == C.public_only
 
 
+class Gate:
+    """An issuer whose second answer, with C, comes when the gate is opened."""
+
+    def __init__(self) -> None:
+        self.issuer, self.opened = Script(A), threading.Event()
+
+    def __call__(self, etag: str | None, /) -> Answer:
+        if self.issuer.asked:
+            self.issuer.serve(A, C)
+            assert self.opened.wait(10)
+        return self.issuer(etag)
+
+    async def waiting(self, jwks: JWKS, clock: FakeClock, count: int) -> list[asyncio.Task[KeySet]]:
+        """Return tasks that wait for C."""
+        await jwks.arefresh(A.kid, clock.now())
+        clock.advance(60)
+        tasks = [asyncio.create_task(jwks.arefresh(C.kid, clock.now())) for _ in range(count)]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in tasks)
+        return tasks
+
+
+def test_one_waiter_that_is_cancelled_ends_nobody_elses_wait(clock: FakeClock) -> None:
+    """Of two coroutines that wait for one attempt, the second gets its key although the first is cancelled."""
+    gate = Gate()
+
+    async def main(jwks: JWKS) -> KeySet:
+        first, second = await gate.waiting(jwks, clock, 2)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        gate.opened.set()
+        return await second
+
+    with JWKS(URL, fetch=gate, clock=clock) as jwks:
+        assert asyncio.run(main(jwks)).get(C.kid) == C.public_only
+
+
+def test_an_attempt_may_outlive_the_loop_that_waits(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+    """A loop that was closed while it waited is not called when the attempt ends, and nothing is logged."""
+    gate = Gate()
+
+    async def main(jwks: JWKS) -> None:
+        await gate.waiting(jwks, clock, 1)
+
+    with JWKS(URL, fetch=gate, clock=clock) as jwks:
+        asyncio.run(main(jwks))
+        gate.opened.set()
+        jwks.refresh(C.kid, clock.now())
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
 def test_a_plain_call_never_blocks_an_event_loop(warm: Bench) -> None:
     """``refresh`` on a loop's own thread begins the attempt and defers instead of waiting."""
     warm.inline.hang = True

@@ -19,7 +19,7 @@ from mqauth.keystore.remote import rules, snapshot
 from mqauth.keystore.remote.connection import Endpoint, FetchFailed, trust
 from mqauth.keystore.remote.events import Announcer, Event, EventKind, Health, Listener, OnEvent
 from mqauth.keystore.remote.fetch import DiscoveredFetch, Fetch, URLFetch
-from mqauth.keystore.remote.refresher import Ended, ThreadRefresher, attempt_end, in_event_loop
+from mqauth.keystore.remote.refresher import Ended, ThreadRefresher, in_event_loop
 from mqauth.keystore.remote.rules import AbsentKids, Answer, Cache, Limits, Ruling
 from mqauth.wire.keys import KeySet
 
@@ -86,7 +86,7 @@ class JWKS:
         self._cache = Cache()
         self._absent = AbsentKids()
         self._condition = threading.Condition()
-        self._ended = attempt_end()
+        self._ended = Ended()
         self._closed = False
         self._refresher = refresher(self._condition, self._work)
         self._restore()
@@ -226,7 +226,7 @@ class JWKS:
 
     def _begin(self, now: float) -> None:
         self._cache = rules.begin(self._cache, now)
-        self._ended = attempt_end()
+        self._ended = Ended()
 
     def _work(self) -> float:
         """Make the attempt that is asked for or due, if any; return the seconds until the next one is due."""
