@@ -23,7 +23,7 @@ from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavaila
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.verifier import Issuer
 from mqauth.keystore.remote import snapshot as jwks_snapshot
-from mqauth.keystore.remote.connection import Deadline, Endpoint, FetchFailed, trust
+from mqauth.keystore.remote.connection import Deadline, Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote.events import Event, EventKind
 from mqauth.keystore.remote.fetch import DiscoveredFetch, URLFetch
 from mqauth.keystore.remote.http import MAX_BODY, Response, request
@@ -904,7 +904,7 @@ def test_a_ca_file_without_certificates_is_refused(tmp_path: Path) -> None:
 
 def test_tls_checks_names_and_certificates() -> None:
     """The TLS settings verify certificate and host name, from TLS 1.2 on."""
-    context = trust(None)
+    context = tls_context(None)
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
     assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
 

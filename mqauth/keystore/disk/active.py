@@ -12,14 +12,14 @@ from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError
 from mqauth.keystore.disk.files import Stamp
 from mqauth.keystore.disk.folder import Keystore, RepeatedLog
-from mqauth.keystore.disk.ring import PICKUP, KeyRing, RingKey
+from mqauth.keystore.disk.ring import RETIREMENT_GRACE, KeyRing, RingKey
 from mqauth.wire.jws import LocalSigningKey
 
 LOOK_EVERY: Final = 5.0
 MAX_LOOK: Final = 60.0
-"""Seconds; by then a fifth of ``ring.PICKUP`` has passed before a producer notices that its key retired."""
-MAX_STALE: Final = PICKUP - MAX_LOOK
-"""Seconds; consumers refuse a key that retired unnoticed after ``ring.PICKUP``."""
+"""Seconds; a producer then notices that its key retired within a fifth of ``ring.RETIREMENT_GRACE``."""
+MAX_STALE: Final = RETIREMENT_GRACE - MAX_LOOK
+"""Seconds; consumers refuse a key that retired unnoticed after ``ring.RETIREMENT_GRACE``."""
 LONGEST_STALE: Final = 86_400.0
 _LOG: Final = logging.getLogger("mqauth.keystore")
 

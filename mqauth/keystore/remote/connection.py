@@ -97,7 +97,7 @@ Dial = Callable[[Endpoint, Deadline, ssl.SSLContext | None], socket.socket]
 """Opens a connection, as ``connect`` does; tests put another function in its place."""
 
 
-def trust(ca: str | Path | None) -> ssl.SSLContext:
+def tls_context(ca: str | Path | None) -> ssl.SSLContext:
     """Return TLS settings that check certificates and names, against the CAs of a file or of the system.
 
     Raises:

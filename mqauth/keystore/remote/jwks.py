@@ -16,7 +16,7 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
 from mqauth.keystore.disk import files
 from mqauth.keystore.remote import rules, snapshot
-from mqauth.keystore.remote.connection import Endpoint, FetchFailed, trust
+from mqauth.keystore.remote.connection import Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote.events import Announcer, Event, EventKind, Health, Listener, OnEvent
 from mqauth.keystore.remote.fetch import DiscoveredFetch, Fetch, URLFetch
 from mqauth.keystore.remote.refresher import Ended, ThreadRefresher, in_event_loop
@@ -76,7 +76,7 @@ class JWKS:
         )
         endpoint = Endpoint.parse(url, unsafe_http_loopback=unsafe_http_loopback)
         self._fetch = fetch or URLFetch(
-            endpoint, timeout=timeout, context=trust(ca) if endpoint.tls else None, clock=clock
+            endpoint, timeout=timeout, context=tls_context(ca) if endpoint.tls else None, clock=clock
         )
         self.source = endpoint.shown
         self._snapshot = None if snapshot is None else Path(snapshot)
@@ -169,7 +169,7 @@ class JWKS:
         keys = rules.usable(cache, now, limits)
         return Health(
             source=self.source,
-            state=rules.condition(cache, now, limits),
+            state=rules.state_of(cache, now, limits),
             version=None if keys is None else keys.version,
             keys=0 if keys is None else len(keys.keys),
             age=None if cache.keys is None else now - cache.asked,
@@ -196,7 +196,7 @@ class JWKS:
             ruling = rules.rule(
                 self._cache, kid, received=since, now=now, limits=self._limits, absent=self._absent
             )
-            if ruling is Ruling.ANSWER and rules.in_vain(self._cache, kid, since):
+            if ruling is Ruling.ANSWER and rules.asked_in_vain(self._cache, kid, since):
                 self._absent.add(kid, self._cache.origin)
             if ruling is not Ruling.ASK:
                 return ruling, self._ended, self._cache.attempt + self._limits.wait - now
@@ -336,6 +336,6 @@ def discover(
         ConfigurationError: the issuer is not an https URL, or a bound is not allowed.
     """
     fetch = DiscoveredFetch(
-        issuer, unsafe_http_loopback=unsafe_http_loopback, timeout=timeout, context=trust(ca), clock=clock
+        issuer, unsafe_http_loopback=unsafe_http_loopback, timeout=timeout, context=tls_context(ca), clock=clock
     )
     return JWKS(issuer, fetch=fetch, unsafe_http_loopback=unsafe_http_loopback, clock=clock, **settings)
