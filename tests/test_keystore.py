@@ -427,6 +427,16 @@ def test_reading_is_bounded(tmp_path: Path) -> None:
         files.read_bounded(tmp_path / "big", 100)
 
 
+def test_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the owner decides what is believed, root does not read the private file of somebody else."""
+    (tmp_path / "own").write_bytes(b"x")
+    (tmp_path / "own").chmod(0o600)
+    assert files.read_bounded(tmp_path / "own", 100, private=True, own=True) == b"x"
+    monkeypatch.setattr(os, "geteuid", lambda: 12_345)
+    with pytest.raises(ConfigurationError, match="belongs to user"):
+        files.read_bounded(tmp_path / "own", 100, private=True, own=True)
+
+
 _CREATE = """
 import sys
 from pathlib import Path

@@ -123,7 +123,11 @@ class JWKS:
         now = self._clock.monotonic()
         if now >= self._cache.due:
             self._refresher.ensure()
-        return self._usable(self._cache, now)
+        cache = self._cache
+        keys = rules.usable(cache, now, self._limits)
+        if keys is None:
+            raise _unavailable(cache)
+        return keys
 
     def refresh(self, kid: str, received: float, /) -> KeySet:
         """Look again for a kid that the set lacks. Blocks for ``wait`` seconds at most, and no event loop.
@@ -209,7 +213,9 @@ class JWKS:
     def _settle(self, ruling: Ruling) -> KeySet:
         """Turn a ruling into a set, a rejection or a deferral."""
         cache = self._cache
-        keys = self._usable(cache, self._clock.monotonic())
+        keys = rules.usable(cache, self._clock.monotonic(), self._limits)
+        if keys is None:
+            raise _unavailable(cache)
         if ruling is Ruling.ANSWER:
             return keys
         if ruling is Ruling.OUTLIVED:
@@ -217,12 +223,6 @@ class JWKS:
                 Reason.KEY_UNKNOWN, "not in the last good set, and the issuer has long been out of reach"
             )
         raise Unavailable(Cause.KEY_PENDING, cache.failure or "the issuer has not answered yet")
-
-    def _usable(self, cache: Cache, now: float) -> KeySet:
-        keys = rules.usable(cache, now, self._limits)
-        if keys is None:
-            raise Unavailable(Cause.KEYS_UNAVAILABLE, cache.failure or "no key set was fetched yet")
-        return keys
 
     def _begin(self, now: float) -> None:
         self._cache = rules.begin(self._cache, now)
@@ -298,6 +298,10 @@ class JWKS:
 
     def _report(self, kind: EventKind, detail: str) -> None:
         self._announcer.publish((Event(kind=kind, detail=detail),), self._cache.keys)
+
+
+def _unavailable(cache: Cache) -> Unavailable:
+    return Unavailable(Cause.KEYS_UNAVAILABLE, cache.failure or "no key set was fetched yet")
 
 
 class JWKSSettings(TypedDict, total=False):
