@@ -15,8 +15,8 @@ from mqauth.errors import Cause, ConfigurationError, KeyChanged, Unavailable
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey, Keystore, RingKey
 from mqauth.keystore.disk import files, folder, ring
-from mqauth.keystore.disk.active import MAX_LOOK
 from mqauth.keystore.disk.ring import RETIREMENT_GRACE
+from mqauth.keystore.disk.watch import MAX_LOOK
 from mqauth.signer import Signer
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
