@@ -148,10 +148,10 @@ class Judge:
 
         Args:
             delivery: to be judged.
-            waited: the keys of its issuer, where they had to be waited for.
+            waited: the keys of its issuer, if they had to be waited for.
 
         Returns:
-            The claim; ``None`` where the verdict is reached already, and for a released message, which ``judge``
+            The claim; ``None`` if the verdict is reached already, and for a released message, which ``judge``
             judges. Where something has to be awaited, a flow that returns the same.
 
         Raises:
@@ -253,7 +253,7 @@ class Judge:
         return _total(authorities.verify, message, found, keys, delivery.received)
 
     def _keys(self, delivery: Delivery, candidate: Candidate, source: KeySource, at_hand: Any) -> Flow[KeySet]:
-        """Return the keys of the token's issuer, waiting for them where the token's key is missing.
+        """Return the keys of the token's issuer, waiting for them if the token's key is missing.
 
         Args:
             delivery: of the token.
@@ -326,7 +326,7 @@ class Judge:
         return status
 
     def _claimed(self, delivery: Delivery, claim: ClaimRequest, status: ClaimStatus) -> ClaimStatus:
-        """Return what a claim came to, and note it where the message is this delivery's now."""
+        """Return what a claim came to, and note it if the message is this delivery's now."""
         if status is ClaimStatus.REPLAYED:
             raise Rejection(Reason.REPLAYED, "a copy of a message that was delivered elsewhere")
         if status is ClaimStatus.HELD:
@@ -344,7 +344,7 @@ def _refuse(delivery: Delivery, error: Exception) -> None:
     """Reject a delivery for what a step raised.
 
     Raises:
-        Unavailable: ``error`` itself, where the world was in the way.
+        Unavailable: ``error`` itself, if keys, policy or store are out of reach.
     """
     if isinstance(error, OUR_FAULT):
         raise error
@@ -366,7 +366,7 @@ def _permit(decision: Decision) -> None:
 
 
 def _at_hand(source: KeySource) -> Any:
-    """Return the keys that a source has, awaitable where it is asynchronous; ``None`` where it has none yet."""
+    """Return the keys that a source has, an awaitable if it is asynchronous; ``None`` if it has none yet."""
     try:
         return source.key_set()
     except ColourError:
@@ -376,7 +376,7 @@ def _at_hand(source: KeySource) -> Any:
 
 
 def _known(at_hand: Any) -> Flow[KeySet | None]:
-    """Return the keys at hand, awaited; ``None`` where there are none yet."""
+    """Return the keys at hand, awaited; ``None`` if there are none yet."""
     try:
         keys = yield from answered(_KEYS, at_hand)
     except Unavailable:

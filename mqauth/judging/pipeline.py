@@ -49,18 +49,19 @@ class Pipeline:
         verifier: judges tokens.
         policy: decides who may publish where; it is required, and an empty one refuses everything.
         replay: remembers which messages were claimed.
-        audit: makes verdicts durable; may be left out only where nothing is settled.
+        audit: makes verdicts durable; may be left out only if nothing is settled.
         scope: on whose behalf messages are handled; by default what the broker wrapper says.
         record: whether ``"rejections"`` or ``"all"`` verdicts are audited.
         reread: ``"handle"``, or ``"duplicate"`` to settle without the handler what Kafka delivers again after it
             was done.
-        attempts: how often a handler may fail. lease: seconds a claim holds while its handler runs. instance:
-        the name of this process in audit records. observers: called with each outcome of ``process``, its
-        message and the seconds since that was received, for
+        attempts: how often a handler may fail.
+        lease: seconds a claim holds while its handler runs.
+        instance: the name of this process in audit records.
+        observers: called with each outcome of ``process``, its message and the seconds since that was received, for
             metrics. What they raise is logged and changes nothing.
 
     Raises:
-        ConfigurationError: a setting is unknown, or a rule names no issuer where several are trusted.
+        ConfigurationError: a setting is unknown, or a rule names no issuer although several are trusted.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class Pipeline:
 
         Args:
             delivery: a new one, or one that was deferred before.
-            handler: called with the verified message, as often as ``attempts`` says. ``None`` where the message
+            handler: called with the verified message, as often as ``attempts`` says. ``None`` if the message
                 was handled or rejected before; then the observers are not called.
             dead_letters: where a rejected message goes.
 
@@ -349,7 +350,7 @@ def _failed(delivery: Delivery, error: Exception) -> None:
 
 
 def _check_issuers(verifier: Verifier, policy: Policy) -> None:
-    """Refuse a rule without an issuer where several are trusted: it would admit that subject of each of them."""
+    """Refuse a rule without an issuer if several are trusted: it would admit that subject of each of them."""
     loose = isinstance(policy, Allow) and any(rule.issuer is None for rule in policy.rules)
     if loose and len(verifier.issuers) > 1:
         raise ConfigurationError("several issuers are trusted: each rule must name its issuer")

@@ -94,7 +94,7 @@ class Allow:
         self._decisions = Memo(self._decision)
 
     def decide(self, verified: Verified, /) -> Decision:
-        """Return ``ALLOW`` where a rule of the subject permits the destination."""
+        """Return ``ALLOW`` if a rule of the subject permits the destination."""
         return self._decisions[producer_and_place(verified)]
 
     def _decision(self, asked: tuple[str, str, str]) -> Decision:

@@ -74,7 +74,7 @@ class Verifier:
         leeway: seconds of clock difference allowed, at most 60.
         at: whether times are judged at ``"consume"`` or, on the broker's evidence, at ``"append"``.
         max_queue_age: seconds a message may have waited; required with ``at="append"``.
-        append_evidence: ``"interceptor"`` where RabbitMQ itself overwrites ``timestamp_in_ms``.
+        append_evidence: ``"interceptor"`` if RabbitMQ itself overwrites ``timestamp_in_ms``.
         require_headers: names that must be present and covered.
         unsigned_headers: whether to ``"hide"`` headers that are not covered, or to ``"reject"`` the message.
         user_id: compare AMQP ``user_id`` with ``sub``: ``"subject"`` for the same name, or a table of user to

@@ -106,7 +106,7 @@ class MemoryReplayStore:
         return True
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus:
-        """Take or renew the lease where the table allows it.
+        """Take or renew the lease if the table allows it.
 
         Raises:
             Unavailable: ``replay_store_full``.

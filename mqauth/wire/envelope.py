@@ -202,7 +202,7 @@ def encoder(form: Form, names: Sequence[str]) -> Encoder:
 
 
 def checked_encoder(form: Form, names: tuple[str, ...]) -> Encoder:
-    """Return ``encoder``, or a function that refuses every message where two names differ in case only."""
+    """Return ``encoder``, or a function that refuses every message because two names differ in case only."""
     try:
         refuse_case_twins(form, names)
     except MalformedMessage as error:
