@@ -67,12 +67,6 @@ def leaf_shorts(message: Message, headers: bytes) -> bytes:
     return _DESTINATIONS[message.destination][1] + b"".join(parts)
 
 
-def split(token: bytes) -> tuple[bytes, bytes | None]:
-    """Return the JWS of a token header, and the proof behind it; ``None`` if it stands alone."""
-    jws, tilde, proof = token.partition(SEPARATOR)
-    return (jws, proof) if tilde else (token, None)
-
-
 def proof_of(text: bytes | None, claims: Claims) -> Proof | None:
     """Return the proof behind a batch token: the end of step 4. A token of one message has none.
 
