@@ -57,9 +57,8 @@ class Pipeline:
         attempts: how often a handler may fail.
         lease: seconds a claim holds while its handler runs.
         instance: the name of this process in audit records.
-        observers: called with each outcome of ``process``, its message and the seconds since that was received,
-            for
-            metrics. What they raise is logged and changes nothing.
+        observers: called with each outcome of ``process``, its message and the seconds since that was received;
+            for metrics. What they raise is logged and changes nothing.
 
     Raises:
         ConfigurationError: a setting is unknown, or a rule names no issuer although several are trusted.
