@@ -49,11 +49,11 @@ somebody else published:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import GeneratorType
-from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from mqauth.clock import Clock, Randomness
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
@@ -67,7 +67,6 @@ from mqauth.replay.rules import ClaimRequest, ClaimStatus, ReplayStore, batch_id
 from mqauth.wire.keys import KeySet, KeySource
 from mqauth.wire.message import Message
 
-R = TypeVar("R")
 Claim: TypeAlias = ClaimRequest | None
 _OWNER_BYTES: Final = 12
 _HELD_SECONDS: Final = 3600
@@ -216,8 +215,8 @@ class Judge:
     def _judge_released(self, delivery: Delivery) -> Flow[None]:
         try:
             _move_on(delivery, (yield from self._claim_released(delivery)))
-        except Rejection as rejection:
-            delivery.reject(rejection, Step.RECORD)
+        except Exception as error:
+            _refuse(delivery, error)
 
     def _claim_released(self, delivery: Delivery) -> Flow[ClaimStatus]:
         """Take steps (5) to (13) of a message that a reviewer has released."""
@@ -227,20 +226,19 @@ class Judge:
         delivery.key_set = keys.version
         # (6), (7): before the release, so that a message no producer has signed never makes us ask for the keys of
         # a release authority
-        _total(self._verifier.authenticate, message, candidate.token, keys, received)
+        self._verifier.authenticate(message, candidate.token, keys, received)
         release = delivery.release = yield from self._released(delivery)
         if release.scope != self.scope_of(message):
             return ClaimStatus.DUPLICATE
-        verified = _total(self._verifier.verify, message, candidate, keys, received, release)  # (8) to (11)
-        delivery.verified = verified
+        delivery.verified = self._verifier.verify(message, candidate, keys, received, release)  # (8) to (11)
         if Reason.PRODUCER_FORBIDDEN not in release.waive:
-            _permit((yield from asked(_POLICY, self._policy.decide, verified)))  # (12)
+            _permit((yield from asked(_POLICY, self._policy.decide, delivery.verified)))  # (12)
         return (yield from self._claim_release(delivery, self._request(delivery, candidate), release))  # (13)
 
     def _released(self, delivery: Delivery) -> Flow[Release]:
         """Judge the release that a message carries; whatever is wrong with it is ``release_invalid``."""
         message, authorities = delivery.message, self._verifier.release
-        found = _total(open_release, message)
+        found = open_release(message)
         if authorities is None:
             raise Rejection(Reason.RELEASE_INVALID, "no release authority is configured")
         source, kid = authorities.source(found), found.opened.kid
@@ -250,7 +248,7 @@ class Judge:
                 keys = yield from _looked_up(source, kid, delivery.received, found.release.iss)
             except Rejection as error:
                 raise Rejection(Reason.RELEASE_INVALID, "the authority has no such key") from error
-        return _total(authorities.verify, message, found, keys, delivery.received)
+        return authorities.verify(message, found, keys, delivery.received)
 
     def _keys(self, delivery: Delivery, candidate: Candidate, source: KeySource, at_hand: Any) -> Flow[KeySet]:
         """Return the keys of the token's issuer, waiting for them if the token's key is missing.
@@ -341,7 +339,7 @@ class Judge:
 
 
 def _refuse(delivery: Delivery, error: Exception) -> None:
-    """Reject a delivery for what a step raised.
+    """Reject a delivery for what a step raised; what nobody foresaw is a malformed message, and ends no consumer.
 
     Raises:
         Unavailable: ``error`` itself, if keys, policy or store are out of reach.
@@ -398,16 +396,6 @@ def _looked_up(source: KeySource, kid: str, received: float, party: str) -> Flow
     if not isinstance(keys, KeySet):
         raise Unavailable(_KEYS, "the source's answer is no key set", party)
     return keys
-
-
-def _total(step: Callable[..., R], *arguments: Any) -> R:
-    """Take a pure step; an unforeseen exception is a malformed message, and never ends a consumer."""
-    try:
-        return step(*arguments)
-    except (Rejection, Unavailable):
-        raise
-    except Exception as error:
-        raise _broken(error) from error
 
 
 def _broken(error: Exception) -> Rejection:
