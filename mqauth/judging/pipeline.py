@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 
 from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
-from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
+from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable, require
 from mqauth.flow import Attempts, Call, ColourError, Flow, answered, asked, at_once, settling
 from mqauth.judging.delivery import Delivery, Outcome, Step, Verdict, verdict_record
 from mqauth.judging.judge import Judge
@@ -81,10 +81,11 @@ class Pipeline:
         clock: Clock = SYSTEM_CLOCK,
         randomness: Randomness = SYSTEM_RANDOMNESS,
     ) -> None:
-        if record not in ("rejections", "all") or reread not in ("handle", "duplicate"):
-            raise ConfigurationError('record is "rejections" or "all", reread is "handle" or "duplicate"')
-        if lease <= 0:
-            raise ConfigurationError("lease is more than 0 seconds")
+        require(
+            record in ("rejections", "all") and reread in ("handle", "duplicate"),
+            'record is "rejections" or "all", reread is "handle" or "duplicate"',
+        )
+        require(lease > 0, "lease is more than 0 seconds")
         _check_issuers(verifier, policy)
         self.verifier = verifier
         self.policy = policy
@@ -169,8 +170,7 @@ class Pipeline:
             ConfigurationError: it was not judged to an end, or was rejected: it may not be settled.
         """
         _refuse_unjudged(delivery)
-        if delivery.rejection is not None:
-            raise ConfigurationError("a rejected delivery ends with bury")
+        require(delivery.rejection is None, "a rejected delivery ends with bury")
         if delivery.step is Step.HANDLE:
             delivery.step = Step.CONFIRM
         return (yield from self.process(delivery, None, None))
@@ -233,8 +233,7 @@ class Pipeline:
             ConfigurationError: it was not judged to an end, or was accepted and so ends with ``confirm``.
         """
         _refuse_unjudged(delivery)
-        if delivery.verdict is Verdict.ACCEPTED:
-            raise ConfigurationError("an accepted delivery ends with confirm or release")
+        require(delivery.verdict is not Verdict.ACCEPTED, "an accepted delivery ends with confirm or release")
         return (yield from self.process(delivery, None, dead_letters))
 
     def _end(self, delivery: Delivery, dead_letters: DeadLetterSink | None) -> Flow[None]:
@@ -352,8 +351,7 @@ def _failed(delivery: Delivery, error: Exception) -> None:
 def _check_issuers(verifier: Verifier, policy: Policy) -> None:
     """Refuse a rule without an issuer if several are trusted: it would admit that subject of each of them."""
     loose = isinstance(policy, Allow) and any(rule.issuer is None for rule in policy.rules)
-    if loose and len(verifier.issuers) > 1:
-        raise ConfigurationError("several issuers are trusted: each rule must name its issuer")
+    require(not loose or len(verifier.issuers) == 1, "several issuers are trusted: each rule must name its issuer")
 
 
 def _refuse_unjudged(delivery: Delivery) -> None:
