@@ -224,7 +224,7 @@ def test_unsendable_headers(headers: Any, what: str) -> None:
     ("attribute", "value", "what"),
     [
         ("content_type", "x" * 256, "255"), ("app_id", "ü" * 128, "255"), ("type", "\ud800", "255"),
-        ("content_encoding", 5, "no text"), ("body", "text", "bytes"), ("body", None, "bytes"),
+        ("content_encoding", 5, "must be text"), ("body", "text", "bytes"), ("body", None, "bytes"),
     ],
 )  # fmt: skip
 def test_unsendable_parts(attribute: str, value: Any, what: str) -> None:
