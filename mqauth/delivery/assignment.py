@@ -124,7 +124,7 @@ class Assignment:
                 self._partitions[place].suspended = True
 
     def assigned(self, held: Collection[Any]) -> None:
-        """End a rebalance: go on with what the client holds, and drop suspended partitions that did not come back."""
+        """End a rebalance: go on with what the client holds, and drop what did not come back."""
         with self._lock:
             self._forget({place for place, found in self._partitions.items() if found.suspended} - set(held))
             for partition in self._partitions.values():

@@ -43,7 +43,7 @@ _RECORD: Final = Step.RECORD  # looking up an enum's member is slow in Python 3.
 
 
 class DeliveryFacts(Protocol):
-    """What a client knows of its deliveries; asked only where it matters, since most deliveries need little of it."""
+    """What a client knows of its deliveries; asked only where it matters, since most need little of it."""
 
     def ended(self, native: Any, /) -> bool:
         """Return whether its channel ended, as far as the client knows: the broker delivers it again."""
