@@ -287,7 +287,7 @@ class Hold:
         return not held.is_kept
 
     def stops(self, held: HeldDelivery) -> bool:
-        # Not ours any more. But a handler that ended is confirmed all the same, or gives its claim back.
+        """Return whether a stop ends its waiting; one whose handler has ended waits for its confirm."""
         return held.delivery.step is not Step.CONFIRM
 
     def wants_suspension(self, held: HeldDelivery) -> bool:

@@ -1,6 +1,6 @@
 """Header frames of aio-pika messages, measured before they are sent.
 
-aiormq 7.2 sends a header frame of any size, and RabbitMQ closes the connection on one that is over the size on
+aiormq 7.2 sends a header frame of any size, and RabbitMQ closes the connection for one that is over the size on
 which both agreed (``frame_max``). So a message is measured when it is sealed, and again when aio-pika sends it,
 since instrumentation adds headers in between.
 """
@@ -24,31 +24,31 @@ _OTHERS: Final = ("headers", "delivery_mode", "priority", "expiration", "timesta
 
 
 def unsendable(error: Exception) -> MalformedMessage:
-    """Return why a message cannot be encoded; pamqp raises TypeError, struct.error, OverflowError and more."""
+    """Return the error for a message that cannot be encoded; pamqp raises TypeError, struct.error and others."""
     return MalformedMessage(f"aio-pika cannot send the message: {type(error).__name__}")
 
 
 def agreed(channel: object) -> int:
-    """Return the bytes a header frame may have on aiormq's channel, 131,064 where that is not known or more."""
+    """Return the bytes that a header frame may have on aiormq's channel; at most 131,064, also where not known."""
     found: int = getattr(channel, "max_content_size", 0)
     return min(found, MAX_HEADER_FRAME) if found > 0 else MAX_HEADER_FRAME
 
 
 async def frame_limit(channel: Any) -> int:
-    """Return the bytes a header frame may have on aio-pika's channel, once that is open."""
+    """Return the bytes that a header frame may have on aio-pika's channel, once that is open."""
     ask = getattr(channel, "get_underlay_channel", None)
     return MAX_HEADER_FRAME if ask is None else agreed(await ask())
 
 
 def check_frame(raw: bytes, limit: int = MAX_HEADER_FRAME) -> None:
-    """Refuse a message whose header frame RabbitMQ would answer by closing the connection.
+    """Refuse a message for whose header frame RabbitMQ would close the connection.
 
     Args:
         raw: its properties, encoded.
         limit: most bytes of the frame.
 
     Raises:
-        MalformedMessage: it is over them.
+        MalformedMessage: it is over the limit.
     """
     size = len(raw) + _REST
     if size > limit:
@@ -58,10 +58,7 @@ def check_frame(raw: bytes, limit: int = MAX_HEADER_FRAME) -> None:
 
 
 class Measured(aio_pika.Message):
-    """A message that refuses to be sent where its header frame is over its size.
-
-    aio-pika asks for the properties last of all.
-    """
+    """A message that refuses to be sent where its header frame is over ``limit`` bytes."""
 
     limit: int = MAX_HEADER_FRAME
 
@@ -75,16 +72,16 @@ class Measured(aio_pika.Message):
         """Refuse it now.
 
         Raises:
-            MalformedMessage: its header frame is over its size, or cannot be encoded.
+            MalformedMessage: its header frame is over the limit, or cannot be encoded.
         """
         _ = self.properties
 
     @property
     def properties(self) -> commands.Basic.Properties:
-        """The properties as aiormq takes them.
+        """The properties as aiormq takes them; aio-pika asks for them last of all.
 
         Raises:
-            MalformedMessage: they are over their size, or cannot be encoded.
+            MalformedMessage: they are over the limit, or cannot be encoded.
         """
         try:
             found: commands.Basic.Properties = super().properties
