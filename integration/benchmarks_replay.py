@@ -91,7 +91,8 @@ def bytes_an_id(naming: Naming, ids: int) -> float:
         before, _ = tracemalloc.get_traced_memory()
         for poll in polls(naming, ids, START + LIFE):
             store.claim_many(poll)
-            store.confirm_many(poll)
+            for request in poll:
+                store.confirm(request)
         poll.clear()
         gc.collect()
         return (tracemalloc.get_traced_memory()[0] - before) / len(store)
@@ -104,7 +105,7 @@ def microseconds(store: Any, naming: Naming, ids: int, expires: float) -> dict[s
     claims, confirms = [], []
     for poll in polls(naming, ids, expires):
         claims.append(_spent(store.claim_many, poll) / len(poll))
-        confirms.append(_spent(store.confirm_many, poll) / len(poll))
+        confirms.append(sum(_spent(store.confirm, request) for request in poll) / len(poll))
     return {"claim_us": statistics.median(claims) * 1e6, "confirm_us": statistics.median(confirms) * 1e6}
 
 
@@ -135,7 +136,8 @@ def longest_ms(naming: Naming, ids: int, *, confirm: bool) -> dict[str, float]:
         else:
             claim = max(claim, *(_spent(store.claim, request) for request in poll))
         if confirm:
-            store.confirm_many(poll)
+            for request in poll:
+                store.confirm(request)
         most = max(most, len(store))
     return {"claim_ms": claim * 1e3, "poll_ms": poll_ * 1e3, "most_ids": most}
 
@@ -147,7 +149,8 @@ def after_an_outage_ms(naming: Naming, ids: int) -> dict[str, float]:
     store = MemoryReplayStore(ids, clock=clock)
     for poll in polls(naming, ids // 2, START + LIFE):
         store.claim_many(poll)
-        store.confirm_many(poll)
+        for request in poll:
+            store.confirm(request)
     collection = _spent(gc.collect, 2)
     clock.advance(2 * LIFE)
     longest = 0.0
@@ -165,7 +168,8 @@ def redis_bytes_an_id(client: Any, naming: Naming, ids: int) -> float:
     before = int(client.info("memory")["used_memory_dataset"])
     for poll in polls(naming, ids, time.time() + LIFE):
         store.claim_many(poll)
-        store.confirm_many(poll)
+        for request in poll:
+            store.confirm(request)
     after = int(client.info("memory")["used_memory_dataset"])
     for key in client.scan_iter(f"{name}*", count=1000):
         client.unlink(key)
@@ -181,7 +185,8 @@ def redis_poll(client: Any, naming: Naming, ids: int) -> dict[str, float]:
         began = time.perf_counter()
         store.claim_many(poll)
         elapsed.append((time.perf_counter() - began) / len(poll))
-        store.confirm_many(poll)
+        for request in poll:
+            store.confirm(request)
     store = RedisReplayStore(client, namespace=f"mqauth-bench-{secrets.token_hex(4)}")
     found = microseconds(store, naming, ids, time.time() + 60)
     return {"claim_elapsed_us": statistics.median(elapsed) * 1e6} | found

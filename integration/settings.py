@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from integration.documentation import ROOT
-from mqauth.cli.dlq_settings import BrokerFile
+from mqauth.cli.broker import BrokerFile
 from mqauth.config.declaration import schema_of
 from mqauth.config.settings import FileSettings
 from mqauth.console.oidc_settings import OIDCSettings

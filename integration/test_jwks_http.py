@@ -21,8 +21,8 @@ from integration.keyserver import CONFIGURATION, Authority, KeyServer
 from mqauth import JWKS, discover
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import Cause, Unavailable
+from mqauth.keystore.remote.connection import Deadline, Endpoint, FetchFailed, connect, trust
 from mqauth.keystore.remote.fetch import URLFetch
-from mqauth.keystore.remote.http_connection import Deadline, Endpoint, FetchFailed, connect, trust
 from mqauth.keystore.remote.rules import Answer
 from mqauth.testing import FakeClock
 from mqauth.wire.keys import Key, KeySet

@@ -22,6 +22,8 @@ from integration.services.machine import docker_answers
 
 client: Any = importlib.import_module("kafka")  # untyped
 KINDS = pytest.mark.parametrize("name", ["rabbitmq", "kafka", "redis"])
+# One more start of Kafka takes five to ten seconds of CPU, which the quick form of the test command saves.
+RESTARTED = pytest.mark.parametrize("name", ["rabbitmq", pytest.param("kafka", marks=pytest.mark.slow), "redis"])
 INTERCEPTOR = "message_interceptors.incoming.set_header_timestamp.overwrite = true"
 VARIABLES = {"rabbitmq": "MQAUTH_RABBITMQ_URL", "kafka": "MQAUTH_KAFKA_URL", "redis": "MQAUTH_REDIS_URL"}
 LAUNCH: dict[str, Callable[[], Service]] = {
@@ -88,7 +90,7 @@ def test_paused_is_silent_and_resumed_answers(service: Service) -> None:
     assert service.probe()
 
 
-@KINDS
+@RESTARTED
 def test_killed_refuses_and_started_answers_on_its_port(service: Service) -> None:
     """A killed server refuses connections and comes back on the same port."""
     service.kill()
@@ -130,6 +132,7 @@ async def test_rabbitmq_keeps_a_durable_message_over_a_restart(rabbitmq: RabbitM
         await queue.delete(if_unused=False, if_empty=False)
 
 
+@pytest.mark.slow
 def test_kafka_keeps_a_record_over_a_restart(kafka: Kafka) -> None:
     """A record acknowledged before a restart is read after it."""
     _ours(kafka)
@@ -170,7 +173,7 @@ def test_redis_keeps_a_key_over_a_kill(redis: Redis) -> None:
         assert connection.get(key) == b"1"
 
 
-@KINDS
+@RESTARTED
 def test_closed_leaves_nothing(
     name: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,7 +191,7 @@ def test_closed_leaves_nothing(
     assert not getattr(second.control, "folder", tmp_path / "none").exists()
 
 
-@KINDS
+@RESTARTED
 def test_a_killed_run_leaves_no_server(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that dies by SIGKILL, with no chance to clean up, takes its servers with it."""
     if docker_answers():

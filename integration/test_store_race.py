@@ -85,7 +85,8 @@ def _race(racer: Racer, start: Barrier, answers: Any) -> None:
             held += [one for one, status in zip(poll, statuses, strict=True) if status is ClaimStatus.HELD]
             handled += [_number(one) for one in fresh]
             seen.update(status.value for status in statuses)
-            store.confirm_many(fresh)
+            for request in fresh:
+                store.confirm(request)
         waiting = held
     store.close()
     answers.put((handled, seen))

@@ -1,40 +1,44 @@
 """mqauth: signed tokens on RabbitMQ and Kafka messages, verified before any handler runs.
 
-Read the rooms from the ground up: ``errors`` and ``clock``; ``wire``, what is on the wire; ``signer``, ``replay``
-and ``audit``; ``letters``; ``judging``, the verdict; ``delivery``, the engine; then a broker's wrapper,
-``mqauth.brokers.rabbitmq`` or ``mqauth.brokers.kafka``. ``docs/architecture.md`` says what each holds.
+``docs/architecture.md`` says what each folder of the package holds, from the ground up.
+
+``import mqauth`` imports nothing but this file. Each public name is imported from its module when it is first
+used. So a program that only signs does not wait for the HTTP client of the key cache, and a command that only
+prints its help waits for neither.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
 from mqauth._version import __version__
-from mqauth.audit.file import AuditFile
-from mqauth.audit.flood import FloodGate
-from mqauth.audit.head import HeadFile
-from mqauth.audit.misuse import Alert, Detector, Thresholds
-from mqauth.audit.sinks import CallableSink, FanOut, LoggingSink, MisuseWatch
-from mqauth.config.load import load
-from mqauth.errors import (
-    Cause,
-    ConfigurationError,
-    MalformedMessage,
-    MqauthError,
-    Reason,
-    Rejection,
-    RejectNow,
-    RetryLater,
-    Unavailable,
-)
-from mqauth.flow import Attempts
-from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
-from mqauth.judging.policy import Allow, Decision, Rule, UnsafeAllowAll
-from mqauth.judging.verified import Verified
-from mqauth.judging.verifier import Issuer, Verifier
-from mqauth.keystore import ActiveKey, JWKSFile
-from mqauth.keystore.remote.discovery import discover
-from mqauth.keystore.remote.jwks import JWKS
-from mqauth.replay.memory import MemoryReplayStore
-from mqauth.signer import Signer
-from mqauth.wire.keys import Key, KeySet
-from mqauth.wire.message import Message, Origin
+
+if TYPE_CHECKING:
+    from mqauth.audit.file import AuditFile, HeadFile
+    from mqauth.audit.misuse import Alert, Detector, Thresholds
+    from mqauth.audit.sinks import CallableSink, FanOut, FloodGate, LoggingSink, MisuseWatch
+    from mqauth.config.load import load
+    from mqauth.errors import (
+        Cause,
+        ConfigurationError,
+        MalformedMessage,
+        MqauthError,
+        Reason,
+        Rejection,
+        RejectNow,
+        RetryLater,
+        Unavailable,
+    )
+    from mqauth.flow import Attempts
+    from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
+    from mqauth.judging.policy import Allow, Decision, Rule, UnsafeAllowAll
+    from mqauth.judging.verified import Verified
+    from mqauth.judging.verifier import Issuer, Verifier
+    from mqauth.keystore import ActiveKey, JWKSFile
+    from mqauth.keystore.remote.jwks import JWKS, discover
+    from mqauth.replay.memory import MemoryReplayStore
+    from mqauth.signer import Signer
+    from mqauth.wire.keys import Key, KeySet
+    from mqauth.wire.message import Message, Origin
 
 __all__ = [
     "JWKS",
@@ -80,3 +84,41 @@ __all__ = [
     "discover",
     "load",
 ]
+_NAMES: Final = {
+    "audit.file": ("AuditFile", "HeadFile"),
+    "audit.misuse": ("Alert", "Detector", "Thresholds"),
+    "audit.sinks": ("CallableSink", "FanOut", "FloodGate", "LoggingSink", "MisuseWatch"),
+    "config.load": ("load",),
+    "errors": (
+        "Cause", "ConfigurationError", "MalformedMessage", "MqauthError", "Reason", "Rejection", "RejectNow",
+        "RetryLater", "Unavailable",
+    ),
+    "flow": ("Attempts",),
+    "judging.pipeline": ("Outcome", "Pipeline", "Verdict"),
+    "judging.policy": ("Allow", "Decision", "Rule", "UnsafeAllowAll"),
+    "judging.verified": ("Verified",),
+    "judging.verifier": ("Issuer", "Verifier"),
+    "keystore.disk.active": ("ActiveKey",),
+    "keystore.remote.jwks": ("JWKS", "discover"),
+    "keystore.remote.jwks_file": ("JWKSFile",),
+    "replay.memory": ("MemoryReplayStore",),
+    "signer": ("Signer",),
+    "wire.keys": ("Key", "KeySet"),
+    "wire.message": ("Message", "Origin"),
+}  # fmt: skip
+"""Which module has each public name; type checkers read the imports above instead."""
+_MODULES: Final = {name: f"mqauth.{module}" for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'mqauth' has no attribute {name!r}")
+    found = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    """Return the public names, for ``dir`` and for completion in a shell."""
+    return sorted({*globals(), *__all__})

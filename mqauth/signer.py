@@ -1,63 +1,61 @@
-"""The producer's side: a message in, the same message with a signed token out. Each call seals anew."""
+"""The producer's side: a message in, the same message with a signed token out. Each call makes a new token."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final, NamedTuple
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, MalformedMessage, Unavailable
 from mqauth.wire import base64url, batch, claims, destination, envelope, jws, template
 from mqauth.wire.claims import MAX_BATCH, Batch, Binding, Claims
+from mqauth.wire.envelope import Encoder
 from mqauth.wire.keys import ALGORITHMS, MAX_KID, Key, SigningKey, SigningKeySource
+from mqauth.wire.memo import Memo
 from mqauth.wire.merkle import Tree
 from mqauth.wire.message import Form, HeaderPair, Message, form_of, message_of
-from mqauth.wire.template import Template
 
 MAX_LIFETIME: Final = 86_400
+LARGE_BODY: Final = 256 * 1024
+"""Bytes of a body that is signed alone: a leaf hashes it twice, which costs more than a signature."""
 _JTI_BYTES: Final = 16
 _ATTEMPTS: Final = 3
-_REMEMBERED: Final = 1024
-_TEN_DIGITS: Final = 10**9
 
 
 @dataclass(slots=True, eq=False)  # not frozen: that would be a tenth of what a message costs
 class Prepared:
-    """A message that is hashed and waits for the signature of its batch; messages of one ``group`` may share it.
+    """A message that waits for the signature of its batch; messages of one ``group`` may share it.
 
     Args:
         message: as it will be sent.
         group: its audience and the names of the headers covered.
-        leaf: the hash of what is bound of it.
-        shorts: the first bytes of each part's digest.
+        headers: its properties and covered headers, encoded.
     """
 
     message: Message
     group: tuple[str, tuple[str, ...]]
-    leaf: bytes
-    shorts: bytes
+    headers: bytes
 
 
-class _Kind(NamedTuple):
-    """What is the same for all messages of a form.
+class _Single(NamedTuple):
+    """What the tokens of single messages of one form have in common.
 
     Args:
-        group: as of ``Prepared``.
-        headers: returns the bytes that stand for a message's properties and covered headers.
+        pieces: a token's payload around the values that differ.
+        encode: encodes a message's properties and covered headers.
     """
 
+    pieces: template.Pieces
+    encode: Encoder
+
+
+class _Group(NamedTuple):
+    """What batched messages of one form have in common: their ``group`` and the encoder of their headers."""
+
     group: tuple[str, tuple[str, ...]]
-    headers: Callable[[Message], bytes]
-
-
-class _Like(NamedTuple):
-    """What the tokens of a form have in common, and what encodes a message's properties and covered headers."""
-
-    template: Template
-    headers: Callable[[Message], bytes]
+    encode: Encoder
 
 
 class Signer:
@@ -102,12 +100,12 @@ class Signer:
         self.lifetime = lifetime
         self._audience = audience
         self._audiences = _check_audiences(audiences or {})
-        self._cover = None if cover is None else tuple(cover)
+        self._cover = None if cover is None else tuple(dict.fromkeys(cover))
         self._clock = clock
         self._randomness = randomness
-        self._kinds: dict[Form, _Kind] = {}
-        self._likes: dict[Form, _Like] = {}
-        with suppress(Unavailable):  # it may come up later
+        self._singles = Memo(self._single)
+        self._groups = Memo(self._group)
+        with suppress(Unavailable):  # a key that is out of reach now may be reachable once there is a message
             self._signing_key()
 
     def sign(self, message: Message) -> Message:
@@ -118,39 +116,22 @@ class Signer:
             ConfigurationError: no key may sign now, or it does not speak for the subject.
             Unavailable: ``keys_unavailable``, whoever holds the key cannot be reached.
         """
-        _check_message(message)
-        return self._sealed(message)
+        return _with_token(message, self._single_token(message))
 
     def prepare(self, message: Message) -> Prepared:
-        """Return a message hashed for a batch, so that what is wrong with it is told to its own sender.
+        """Return a message encoded for a batch, so that its own sender is told what is wrong with it.
 
         Raises:
             MalformedMessage: the message has a token already, or cannot exist on its broker.
         """
-        _check_message(message)
-        form = form_of(message)
-        kind = self._kinds.get(form) or self._kind(form, message)
-        leaf = batch.leaf_with(message, kind.headers(message))
-        return Prepared(message, kind.group, leaf.hash, leaf.shorts)
-
-    def _kind(self, form: Form, message: Message) -> _Kind:
-        """Return what is the same for all messages of a form, and remember it.
-
-        Raises:
-            MalformedMessage: a token is among its headers, or two names differ in case only.
-        """
-        names = _covered(form[1], destination.is_kafka(message.destination), self._cover)
-        group = (self._audiences.get(message.destination, self._audience), names)
-        if len(self._kinds) >= _REMEMBERED:
-            self._kinds.clear()
-        kind = self._kinds[form] = _Kind(group, envelope.headers_inputs(message, names))
-        return kind
+        found = self._groups[_form_of(message)]
+        return Prepared(message, found.group, found.encode(message))
 
     def seal(self, prepared: Sequence[Prepared]) -> list[Message]:
         """Return prepared messages, in order, each with its token: one signature for each group.
 
-        A group of more than 1,024 takes a signature for each 1,024 of it; one message alone has a token of the
-        single form.
+        A group of more than 1,024 takes a signature for each 1,024 of it. A message that is alone in its group,
+        or whose body is over 256 KiB, has a token of the single form.
 
         Raises:
             MalformedMessage: a token would be over its size.
@@ -161,7 +142,7 @@ class Signer:
         for found, token in zip(prepared, self.tokens(prepared), strict=True):
             if isinstance(token, MalformedMessage):
                 raise token
-            sealed.append(_with_headers(found.message, envelope.attach(found.message, token)))
+            sealed.append(_with_token(found.message, token))
         return sealed
 
     def tokens(self, prepared: Sequence[Prepared]) -> list[str | MalformedMessage]:
@@ -170,9 +151,10 @@ class Signer:
         Raises:
             ConfigurationError, Unavailable: as ``seal``; none has a token then.
         """
-        groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+        groups: dict[object, list[int]] = {}
         for place, found in enumerate(prepared):
-            groups.setdefault(found.group, []).append(place)
+            large = len(found.message.body or b"") > LARGE_BODY
+            groups.setdefault(place if large else found.group, []).append(place)
         found_tokens: dict[int, str | MalformedMessage] = {}
         for places in groups.values():
             for at in range(0, len(places), MAX_BATCH):
@@ -189,68 +171,68 @@ class Signer:
         """
         return self.seal([self.prepare(message) for message in messages])
 
-    def _sealed(self, message: Message) -> Message:
-        """Return the message with a token of its own."""
-        return _with_headers(message, envelope.attach(message, self._single(message)))
+    def _single(self, form: Form) -> _Single:
+        names = self._names(form)
+        binding = Binding(dst=form[0], bod=None, key=None, hdr=names, hds="")
+        sample = self._claims(self._audiences.get(form[0], self._audience), "", binding)
+        return _Single(template.pieces_of(sample, binding), envelope.encoder(form, names))
 
-    def _single(self, message: Message) -> str:
-        """Return a token for one message."""
-        form, now = form_of(message), int(self._clock.now())
-        like = self._likes.get(form)
-        if like is None or not _TEN_DIGITS <= now < now + self.lifetime < 10 * _TEN_DIGITS:
-            return self._token(self._first(form, message))
+    def _group(self, form: Form) -> _Group:
+        # sorted, so that messages whose headers come in another order share a signature
+        names = tuple(sorted(self._names(form)))
+        return _Group((self._audiences.get(form[0], self._audience), names), envelope.encoder(form, names))
+
+    def _names(self, form: Form) -> tuple[str, ...]:
+        """Return the names that are covered in messages of a form.
+
+        Raises:
+            MalformedMessage: the destination is not canonical, a token is among the names, or two of them differ
+                in case only.
+        """
+        destination.parse(form[0])
+        envelope.refuse_token(form[1])
+        names = envelope.application_headers(form) if self._cover is None else self._cover
+        envelope.refuse_case_twins(form, names)
+        return names
+
+    def _single_token(self, message: Message) -> str:
+        single, now = self._singles[_form_of(message)], int(self._clock.now())
         body, key = message.body, message.key
         digests = (
             None if body is None else base64url.digest(body),
             None if key is None else base64url.digest(key),
-            base64url.digest(like.headers(message)),
+            base64url.digest(single.encode(message)),
         )
         times = (b"%d" % now, b"%d" % (now + self.lifetime))
-        return self._token(template.fill(like.template, *times, self._jti(), digests))
-
-    def _first(self, form: Form, message: Message) -> bytes:
-        """Return the payload of a message's token, and remember what the next ones of its form have in common."""
-        mqa = envelope.bind(message, self._cover)
-        found = self._claims(self._audience_of(message), mqa)
-        payload = claims.build(found)
-        like = template.template_of(payload, found)
-        if like is not None:
-            if len(self._likes) >= _REMEMBERED:
-                self._likes.clear()
-            self._likes[form] = _Like(like, envelope.headers_inputs(message, mqa.hdr))
-        return payload
+        return self._token(template.fill(single.pieces, *times, self._jti(), digests))
 
     def _group_tokens(self, group: list[Prepared]) -> Sequence[str | MalformedMessage]:
-        """Return the token headers of one group under one signature, each of a size that can be sent."""
-        found = [self._single(group[0].message)] if len(group) == 1 else self._proven(group)
+        """Return the token headers of one group under one signature, or why each has none."""
+        found = [self._single_token(group[0].message)] if len(group) == 1 else self._batch_tokens(group)
         if max(map(len, found)) > jws.MAX_TOKEN:
             return [MalformedMessage(f"the token is over {jws.MAX_TOKEN} bytes: cover fewer headers")] * len(group)
         return found
 
-    def _proven(self, group: list[Prepared]) -> list[str]:
+    def _batch_tokens(self, group: list[Prepared]) -> list[str]:
         """Return the token of a batch, each time with another proof."""
         audience, names = group[0].group
-        tree = Tree([found.leaf for found in group])
+        tree = Tree([batch.leaf_hash(found.message, found.headers) for found in group])
         mqa = Batch(root=base64url.encode(tree.root).decode("ascii"), size=len(group), hdr=names)
-        token = self._token(claims.build(self._claims(audience, mqa)))
+        token = self._token(claims.build(self._claims(audience, self._jti().decode("ascii"), mqa)))
         return [
-            token + batch.proof_text(index, found.shorts, path)
+            token + batch.proof_text(index, batch.leaf_shorts(found.message, found.headers), path)
             for index, (found, path) in enumerate(zip(group, tree.paths(), strict=True))
         ]
 
-    def _audience_of(self, message: Message) -> str:
-        """Return the audience a message is meant for."""
-        return self._audiences.get(message.destination, self._audience)
-
     def _token(self, payload: bytes) -> str:
-        """Return the token, made by one key from head to signature."""
+        """Return a token; its header and its signature are of one key, also while keys rotate."""
         for _ in range(_ATTEMPTS):
             with suppress(KeyChanged):
                 return jws.compact(payload, self._signing_key())
         raise Unavailable(Cause.KEYS_UNAVAILABLE, "the key changes faster than it signs")
 
     def _signing_key(self) -> SigningKey:
-        """Return the key that signs now; one not seen before must speak for the subject."""
+        """Return the key that signs now; one that was not seen before must speak for the subject."""
         key = self._source.signing_key()
         if key is not self._checked:
             _check_key(key, self.subject)
@@ -258,10 +240,9 @@ class Signer:
         return key
 
     def _jti(self) -> bytes:
-        """Return an id nobody else has."""
         return base64url.encode(self._randomness(_JTI_BYTES))
 
-    def _claims(self, audience: str, mqa: Binding | Batch) -> Claims:
+    def _claims(self, audience: str, jti: str, mqa: Binding | Batch) -> Claims:
         """Return the claims of one token, valid from now."""
         now = int(self._clock.now())
         return Claims(
@@ -270,35 +251,21 @@ class Signer:
             aud=audience,
             iat=now,
             exp=now + self.lifetime,
-            jti=self._jti().decode("ascii"),
+            jti=jti,
             mqa=mqa,
         )
 
 
-def _check_message(message: Message) -> None:
-    """Refuse what cannot exist on its broker."""
+def _form_of(message: Message) -> Form:
+    """Return the form of a message that its broker can carry."""
     if message.malformed is not None:
         raise MalformedMessage(message.malformed)
-    destination.check(message.destination)
+    return form_of(message)
 
 
-@lru_cache(maxsize=1024)
-def _covered(present: tuple[str, ...], on_kafka: bool, cover: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Return the names a batch covers, sorted; what depends on names alone is looked at once for each set of them.
-
-    Raises:
-        MalformedMessage: a token is among them, or two differ in case only.
-    """
-    place = destination.kafka("names") if on_kafka else destination.rabbitmq("", "names")
-    message = Message(destination=place, body=None, headers=tuple((name, None) for name in present))
-    envelope.refuse_token(message)
-    names = tuple(sorted(set(envelope.application_headers(message) if cover is None else cover)))
-    envelope.refuse_case_twins(message, names)
-    return names
-
-
-def _with_headers(message: Message, headers: tuple[HeaderPair, ...]) -> Message:
-    """Return the message with other headers; ``dataclasses.replace`` takes six times as long."""
+def _with_token(message: Message, token: str) -> Message:
+    """Return the message with its token; ``dataclasses.replace`` takes six times as long."""
+    headers: tuple[HeaderPair, ...] = envelope.attach(message, token)
     return message_of(
         message.destination, message.body, message.key, message.properties, headers, message.origin,
         message.native, message.malformed,
@@ -312,19 +279,17 @@ class _Fixed:
     key: SigningKey
 
     def signing_key(self) -> SigningKey:
-        """Return the key."""
         return self.key
 
 
 def _source(key: Key | SigningKey | SigningKeySource) -> SigningKeySource:
-    """Return any of them as a source."""
     if isinstance(key, Key):
         return _Fixed(jws.LocalSigningKey(key))
     return key if isinstance(key, SigningKeySource) else _Fixed(key)
 
 
 def _check_key(key: SigningKey, subject: str) -> None:
-    """Refuse what cannot sign, whose tokens nobody could accept, and a key that names other subjects only."""
+    """Refuse what cannot sign, what signs tokens nobody could accept, and a key that names other subjects only."""
     if not callable(getattr(key, "sign", None)):
         raise ConfigurationError("the key cannot sign: for a keystore folder use mqauth.ActiveKey")
     if getattr(key, "algorithm", None) not in ALGORITHMS:
@@ -337,14 +302,12 @@ def _check_key(key: SigningKey, subject: str) -> None:
 
 
 def _check_names(**names: object) -> None:
-    """Refuse a claim text out of its limits."""
     for name, value in names.items():
         if not claims.is_name(value):
             raise ConfigurationError(f"{name} is text of 1 to {claims.MAX_NAME} characters")
 
 
 def _check_audiences(audiences: Mapping[str, str]) -> dict[str, str]:
-    """Return the audiences by destination, each destination canonical."""
     for place, audience in audiences.items():
         _check_names(audience=audience)
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mqauth.audit.chain import ChainReport, Head, verify_chain
-from mqauth.audit.head import HeadFile, read_heads
+from mqauth.audit.file import HeadFile, read_heads
 from mqauth.audit.record import GENESIS, AuditRecord, chain_hash
 from mqauth.errors import ConfigurationError
 from mqauth.wire.keys import Key, KeySet

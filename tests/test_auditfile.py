@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from mqauth.audit.chain import verify_chain
-from mqauth.audit.file import MIN_BYTES, AuditFile, parts, rotated, with_parts
-from mqauth.audit.head import HeadFile, read_heads
+from mqauth.audit.file import MIN_BYTES, AuditFile, HeadFile, parts, read_heads, rotated, with_parts
 from mqauth.audit.record import AuditRecord
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.testing.clock import FakeClock

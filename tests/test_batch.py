@@ -15,22 +15,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqauth.audit.redaction import redact
-from mqauth.errors import MalformedMessage, Reason, Rejection
+from mqauth.errors import Reason, Rejection
 from mqauth.flow import run
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
+from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.dead_letter import letter_id
-from mqauth.letters.release import Authority, ReleaseAuthorities, open_release
-from mqauth.letters.release_signer import Releaser
+from mqauth.letters.release import open_release
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, claim_id, release_id
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, BatchForge, FakeClock, Forge, verified
 from mqauth.testing.attacks import changed_header, honest_message
-from mqauth.testing.batchforge import ForgedBatch, forge_batch
-from mqauth.wire import base64url, batch, envelope
-from mqauth.wire.claims import MAX_BATCH
+from mqauth.testing.batchforge import ForgedBatch, forge_batch, leaf_of
+from mqauth.wire import base64url, envelope
+from mqauth.wire.batch import proof_of, proof_text
+from mqauth.wire.claims import MAX_BATCH, Batch
 from mqauth.wire.keys import Key, KeySet
+from mqauth.wire.merkle import Tree
 from mqauth.wire.message import TOKEN_HEADER, Message, Origin
 
 ReasonOf = Callable[[Callable[[], object]], Reason]
@@ -42,7 +44,7 @@ FORGE = Forge(CLOCK)
 def judged(verifier: Verifier, message: Message, received: float | None = None) -> Verified:
     """Open and verify a message."""
     candidate = verifier.open(message)
-    keys = verifier.issuer(candidate.claims).keys.key_set()
+    keys = verifier.issuer(candidate.token.claims).keys.key_set()
     return verifier.verify(message, candidate, keys, CLOCK.now() if received is None else received)
 
 
@@ -217,15 +219,30 @@ DIFFERENT: dict[str, Message] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("size", [*range(1, 34), 63, 64, 65, 1023, 1024])
+def test_a_proof_has_the_length_of_its_place(size: int, reason_of: ReasonOf) -> None:
+    """At every place of a tree the proof has as many hashes as its tree has; one more or one less is refused."""
+    tree = Tree([bytes([number & 255]) * 32 for number in range(size)])
+    claims = FORGE.verifier().open(batch_of(2).seal(0)).token.claims
+    claims = claims._replace(mqa=Batch(root="A" * 43, size=size))
+    for index in {0, 1, 2, size // 2, size - 2, size - 1} & set(range(size)):
+        path = tree.path(index)
+        proof = proof_of(proof_text(index, bytes(12), path)[1:].encode(), claims)
+        assert proof == (index, bytes(12), path)
+        for wrong in (path + bytes(32), path[32:] if path else path + bytes(64)):
+            text = proof_text(index, bytes(12), wrong)[1:].encode()
+            assert reason_of(lambda text=text: proof_of(text, claims)) is Reason.PROOF_INVALID
+
+
 def test_no_two_messages_share_a_leaf() -> None:
     """Destination, key, body, headers: absent, empty and moved are all different leaves."""
-    leaves = {name: batch.leaf_of(message, ("tenant",)).hash for name, message in DIFFERENT.items()}
+    leaves = {name: leaf_of(message, ("tenant",)).hash for name, message in DIFFERENT.items()}
     assert len(set(leaves.values())) == len(DIFFERENT)
 
 
 def test_a_leafs_bytes_are_the_profiles() -> None:
     """Domain, destination, key, body, headers, each under its tag; the twelve bytes are of the parts' digests."""
-    leaf = batch.leaf_of(MESSAGE, ("tenant",))
+    leaf = leaf_of(MESSAGE, ("tenant",))
     headers = envelope.headers_input(MESSAGE, ("tenant",))
     parts = (
         b"mqauth-leaf-1" + b"dv" + (12).to_bytes(8, "big") + b"kafka:orders",
@@ -236,7 +253,7 @@ def test_a_leafs_bytes_are_the_profiles() -> None:
     assert leaf == parts
     assert leaf.hash == hashlib.sha256(b"\x00" + b"".join(parts)).digest()
     assert leaf.shorts == b"".join(hashlib.sha256(part).digest()[:3] for part in parts)
-    nothing = batch.leaf_of(replace(MESSAGE, key=None, body=None), ())
+    nothing = leaf_of(replace(MESSAGE, key=None, body=None), ())
     assert nothing[1:3] == (b"kn", b"bn")
 
 
@@ -245,8 +262,6 @@ def test_a_twin_in_another_case_is_headers_mismatch(reason_of: ReasonOf) -> None
     sealed = batch_of(3).seal(1)
     twin = replace(sealed, headers=(*sealed.headers, ("Tenant", b"evil")))
     assert reason_of(lambda: judged(FORGE.verifier(), twin)) is Reason.HEADERS_MISMATCH
-    with pytest.raises(MalformedMessage):
-        batch.leaf_of(_bare(twin), ("tenant",))
 
 
 def test_only_covered_headers_are_shown_and_required_ones_must_be(reason_of: ReasonOf) -> None:

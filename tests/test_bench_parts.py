@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,9 @@ from cryptography.exceptions import InvalidSignature
 from integration.benchmarks import flood, pages, profile
 from integration.documentation import ROOT
 from mqauth import cli
-from mqauth.bench import handmade, inprocess, lanes, run
-from mqauth.bench.handmade import Bare, Celery, Handwritten, Joserfc, Wrapper
+from mqauth.bench import contenders, inprocess, run
+from mqauth.bench.contenders import Bare, Carried, Effort
 from mqauth.bench.inprocess import BATCH_NAME, PLACE, Cell, Subject
-from mqauth.bench.lanes import Effort
 from mqauth.bench.report import lines
 from mqauth.bench.rounds import Measured
 from mqauth.bench.workload import Refusals, RefusedError, Tally, Workload, guard
@@ -39,55 +39,29 @@ def report() -> run.Report:
     return run.measure(TINY)
 
 
-@pytest.mark.parametrize("wrapper", [Handwritten, Joserfc, Celery])
-def test_wrapper_opens_what_it_seals(wrapper: type[Wrapper]) -> None:
-    """A rival takes its own messages."""
-    made = wrapper()
-    assert made.opener(PLACE)(*made.seal(PLACE, BODY)) == BODY
-
-
-@pytest.mark.parametrize(
-    ("wrapper", "error"),
-    [(Handwritten, "InvalidSignatureError"), (Joserfc, "BadSignatureError"), (Celery, "SecurityError")],
-)
-def test_wrapper_refuses_what_others_seal(wrapper: type[Wrapper], error: str) -> None:
-    """A rival checks signatures: what another key sealed is refused, so that its cost is that of a real check."""
-    with pytest.raises(Exception) as refused:  # noqa: PT011 - its own library's
-        wrapper().opener(PLACE)(*wrapper().seal(PLACE, BODY))
-    assert refused.type.__name__ == error
-
-
-@pytest.mark.parametrize("wrapper", [Handwritten, Joserfc])
-def test_hand_written_wrapper_is_a_competent_one(wrapper: type[Wrapper]) -> None:
-    """A token of another body or destination, or seen before, is refused."""
-    made = wrapper()
-    body, token = made.seal(PLACE, BODY)
-    with pytest.raises(handmade.WrongMessageError, match="another message"):
-        made.opener(PLACE)(b"changed", token)
-    with pytest.raises(handmade.WrongMessageError, match="another message"):
-        made.opener("kafka:other")(body, token)
-    open_ = made.opener(PLACE)
-    open_(body, token)
-    with pytest.raises(handmade.WrongMessageError, match="seen before"):
-        open_(body, token)
-
-
 def test_bare_changes_nothing() -> None:
     """The bare client carries the body as it is, and no token."""
     assert Bare().seal(PLACE, BODY) == (BODY, None)
     assert Bare().opener(PLACE)(BODY, None) == BODY
 
 
-def test_missing_rival_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rival that is not installed is left out with a reason, and the others are measured."""
+def test_carried_token_is_not_looked_at() -> None:
+    """The token that is only carried goes with the body as it is, and any other is taken too."""
+    assert Carried("token").seal(PLACE, BODY) == (BODY, "token")
+    assert Carried("token").opener(PLACE)(BODY, "another") == BODY
 
-    def missing(name: str) -> object:
-        raise ImportError(name)
 
-    monkeypatch.setattr(handmade, "import_module", missing)
-    found, absent = handmade.rivals()
-    assert [wrapper.name for wrapper in found] == ["handwritten"]
-    assert absent.keys() == {"joserfc", "celery"}
+def test_contenders_are_closed_where_one_cannot_be_made() -> None:
+    """What a contender has at the broker is deleted although the next one failed to be made."""
+    log: list[tuple[str, str, float]] = []
+
+    def making() -> Iterator[Contender]:
+        yield Contender("bare", log)
+        raise RefusedError("no queue")
+
+    with pytest.raises(RefusedError, match="no queue"):
+        contenders.compare_all(making(), NOTHING)
+    assert log == [("bare", "close", 0)]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -153,11 +127,12 @@ def test_tally_ends_at_the_last() -> None:
     assert tally.arrivals.keys() == {0, 1}
 
 
-class Lane:
+class Contender:
     """A contender that writes down what it is asked."""
 
     def __init__(self, name: str, log: list[tuple[str, str, float]]) -> None:
         self.name = name
+        self.heavy = name == "message"
         self._log = log
 
     def publish(self, count: int, /) -> Measured:
@@ -172,6 +147,9 @@ class Lane:
     def added(self) -> float:
         return 12.34
 
+    def close(self) -> None:
+        self._log.append((self.name, "close", 0))
+
     def _asked(self, what: str, count: int) -> Measured:
         self._log.append((self.name, what, count))
         return Measured(messages=count, wall=1, cpu=1)
@@ -181,7 +159,8 @@ def test_contenders_are_compared_in_every_way() -> None:
     """Publish, consume with each handler, latency: all contenders in turn, fewer messages where each is signed."""
     log: list[tuple[str, str, float]] = []
     effort = Effort(rounds=1, publish=8, consume=32, paced=5, pace=100, paced_rounds=1)
-    found = lanes.compare([Lane("bare", log), Lane("message", log)], effort, works=(0.0, 1e-4))
+    made = [Contender("bare", log), Contender("message", log)]
+    found = contenders.compare_all(made, effort, works=(0.0, 1e-4))
     assert list(found.comparisons) == ["publish", "consume", "consume_100us", "paced"]
     assert found.added == {"bare": 12.3, "message": 12.3}
     assert list(dict.fromkeys(log)) == [
@@ -189,6 +168,7 @@ def test_contenders_are_compared_in_every_way() -> None:
         ("bare", "consume 0.0", 32), ("message", "consume 0.0", 8),
         ("bare", "consume 0.0001", 8), ("message", "consume 0.0001", 2),
         ("bare", "paced 100", 5), ("message", "paced 100", 5),
+        ("bare", "close", 0), ("message", "close", 0),
     ]  # fmt: skip
 
 

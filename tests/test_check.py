@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -19,13 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mqauth
+import mqauth.check
 from mqauth.check import CODES, Report, Severity, check
+from mqauth.check.exposure import is_loopback
 from mqauth.check.target import is_own_group
-from mqauth.check.transport import is_loopback
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import Keystore, public_keys
-from mqauth.keystore.disk import document, ring
+from mqauth.keystore.disk import ring
 from mqauth.testing.clock import FakeClock
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import Key
@@ -162,7 +164,7 @@ class World:
     def ring(self, change: Callable[[ring.KeyRing], ring.KeyRing]) -> None:
         """Write another ``keyset.json``."""
         path = self.keys / "keyset.json"
-        path.write_bytes(document.dump(change(self.keystore.ring())))
+        path.write_bytes(ring.dump(change(self.keystore.ring())))
 
 
 def jwk(key: Key, **more: Any) -> dict[str, Any]:
@@ -530,6 +532,16 @@ def test_code_is_silent_beside_its_place(world: World, case: Case) -> None:
 def test_every_code_has_a_case() -> None:
     """No code of the registry goes without a case that fires it."""
     assert {parameter.values[0].code for parameter in CASES} == set(CODES)
+
+
+def test_rules_name_codes_of_the_registry() -> None:
+    """No rule can report a code that the registry does not have, on whatever branch it stands."""
+    sources = Path(mqauth.check.__file__).parent.glob("*.py")
+    nodes = [node for path in sources for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    calls = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "finding"]
+    named = {part.value for call in calls for part in ast.walk(call.args[0]) if isinstance(part, ast.Constant)}
+    assert len(named) > 40
+    assert named <= set(CODES)
 
 
 def test_sound_file_is_silent(world: World) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from mqauth import __version__, cli
-from mqauth.cli import messages
+from mqauth.cli import streams
 from mqauth.cli.broker import check_url, reached
-from mqauth.cli.output import one_line
+from mqauth.cli.streams import one_line
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.judging.pipeline import Pipeline
 from mqauth.keystore import Keystore, public_keys, signing_key
@@ -509,11 +509,11 @@ def test_sign_a_body_for_rabbitmq(ready: Shell) -> None:
         (("--to", "kafka:a", "--header", "novalue"), "--header: must be name=value"),
         (("--to", "kafka:a", "--header", "=v"), "--header: must be name=value"),
         (("--to", "kafka:a", "--property", "colour=red"), "--property: colour: no such property"),
-        (("--to", "kafka:a", "--property", "type=a", "--property", "type=b"), "--property: type: stands twice"),
+        (("--to", "kafka:a", "--property", "type=a", "--property", "type=b"), "--property: type: given twice"),
         (("--to", "kafka:a", "--key", "\udcff"), "--key: not UTF-8"),
         (("--to", "rabbitmq:/q", "--header", "a=1", "--header", "a=2"), "a header stands twice"),
         (("--to", "kafka:a", "--header", "mqauth-token=x"), "the message carries a token already"),
-        (("--to", "kafka:a", "--lines"), "--lines contradicts --to"),
+        (("--to", "kafka:a", "--lines"), "--lines: not with --to"),
         (("--key", "k"), "--key: only with --to"),
         (("--header", "a=b"), "--header: only with --to"),
         (("--batch", "2"), "--batch: only with --lines"),
@@ -699,7 +699,7 @@ def test_details_are_harmless(ready: Shell, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_huge_line_is_malformed_and_the_next_is_read(ready: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line over the bound is a rejection; the line after it is judged as ever."""
-    monkeypatch.setattr(messages, "MAX_INPUT", 4096)
+    monkeypatch.setattr(streams, "MAX_INPUT", 4096)
     signed = ready(*SIGN, stdin=MESSAGE).out
     ran = ready(*VERIFY, "--lines", stdin=b'{"x":"' + b"a" * 200_000 + b'"}\n' + signed)
     assert [(found["verdict"], found["detail"]) for found in ran.objects()] == [
@@ -710,23 +710,23 @@ def test_huge_line_is_malformed_and_the_next_is_read(ready: Shell, monkeypatch: 
 @pytest.mark.parametrize("arguments", [(), ("--lines",)])
 def test_oversize_input_is_not_signed(ready: Shell, monkeypatch: pytest.MonkeyPatch, arguments: Any) -> None:
     """A message or line over the bound is refused in one line."""
-    monkeypatch.setattr(messages, "MAX_INPUT", 100)
+    monkeypatch.setattr(streams, "MAX_INPUT", 100)
     assert "over 100 bytes" in ready.refused(*SIGN, *arguments, stdin=b" " * 100 + encoded(MESSAGE))
 
 
 def test_oversize_body_is_not_signed(ready: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     """A body over the bound is refused in one line."""
-    monkeypatch.setattr(messages, "MAX_INPUT", 100)
+    monkeypatch.setattr(streams, "MAX_INPUT", 100)
     assert "the body is over" in ready.refused(*SIGN, "--to", "kafka:a", stdin=b"x" * 101)
 
 
 @pytest.mark.parametrize("size", [99, 100, 101])
 def test_line_bound_is_exact(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """A line of exactly the bound passes, with or without its newline; one byte more does not."""
-    monkeypatch.setattr(messages, "MAX_INPUT", 100)
+    monkeypatch.setattr(streams, "MAX_INPUT", 100)
     for end in (b"\n", b""):
         stream = io.BytesIO(b"x" * size + end)
-        (text,) = messages.read_texts(stream, lines=True)
+        (text,) = streams.read_texts(stream, lines=True)
         assert (text.raw is None) is (size > 100)
 
 

@@ -15,12 +15,10 @@ from typing import Any
 import pytest
 
 from mqauth import cli
-from mqauth.audit.file import MIN_BYTES, AuditFile, parts
-from mqauth.audit.head import HeadFile
-from mqauth.audit.log import Record
-from mqauth.audit.record import AuditRecord
+from mqauth.audit.file import MIN_BYTES, AuditFile, HeadFile, parts
+from mqauth.audit.record import AuditRecord, Record
 from mqauth.cli import audit
-from mqauth.cli.follow import follow
+from mqauth.cli.audit import follow
 from mqauth.errors import ConfigurationError
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import Key, KeySet
@@ -241,7 +239,7 @@ def test_follow_a_file_that_is_emptied_or_replaced(path: Path) -> None:
 def test_tail_follow(path: Path, capfdbinary: Any) -> None:
     """``tail --follow`` prints the last records, then those that come, until interrupted."""
     with AuditFile(path, fsync=False) as file, pytest.raises(KeyboardInterrupt):
-        audit.tail(path, lines=1, on=True, json=True, wait=Writer(lambda: file.write(record(20))))
+        audit.print_tail(path, lines=1, on=True, json=True, wait=Writer(lambda: file.write(record(20))))
     assert [json.loads(line)["id"] for line in capfdbinary.readouterr().out.splitlines()] == ["id-19", "id-20"]
 
 

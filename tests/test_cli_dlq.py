@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mqauth.cli import dlq_app, main
+from mqauth.cli import main
+from mqauth.cli.dlq import filter_and_why
 
 ON_RABBITMQ = ["--broker", "amqp://127.0.0.1:1/"]
 ON_KAFKA = ["--broker", "kafka://127.0.0.1:1"]
@@ -52,4 +53,4 @@ def test_the_reason_of_an_act_in_words(
     reason: str | None, why: str | None, filtered: str | None, said: str
 ) -> None:
     """``--reason`` in words is the act's; one word is what letters were rejected for."""
-    assert dlq_app._reasons(reason, why) == (filtered, said)
+    assert filter_and_why(reason, why) == (filtered, said)

@@ -11,19 +11,18 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import mqauth
-from mqauth.audit.file import parts, rotated
-from mqauth.audit.head import read_heads
+from mqauth.audit.file import parts, read_heads, rotated
 from mqauth.audit.misuse import NUMBERS, Alert
 from mqauth.audit.record import AuditRecord
 from mqauth.config.declaration import read
 from mqauth.config.kinds import is_url
 from mqauth.config.settings import FileSettings
-from mqauth.config.table import Table
+from mqauth.config.toml_file import Table
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.flow import run
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.keystore import Keystore, public_keys, signing_key
-from mqauth.stores.rediseither import EitherRedisReplayStore
+from mqauth.stores.redis import EitherRedisReplayStore
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.stage import MemoryStage
 from mqauth.wire.jwk import dump_key_set

@@ -15,11 +15,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from integration import settings as reference
-from mqauth.audit.file import AuditFile
-from mqauth.audit.flood import FloodGate
-from mqauth.audit.head import HeadFile
+from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.audit.misuse import Thresholds
-from mqauth.cli.dlq_settings import BrokerFile, BrokerSettings
+from mqauth.audit.sinks import FloodGate
+from mqauth.cli.broker import BrokerFile, BrokerSettings
 from mqauth.config.declaration import Setting, Settings, inner, inners, not_with, only_with, read, schema_of
 from mqauth.config.kinds import (
     BROKER_URL,
@@ -51,13 +50,13 @@ from mqauth.config.settings import (
     ReplaySettings,
     RuleSettings,
 )
-from mqauth.config.table import RefusedSetting, Table
+from mqauth.config.toml_file import RefusedSetting, Table
 from mqauth.console.oidc_settings import OIDCSettings, RoleSettings
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Rule
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore.remote.jwks import JWKS
-from mqauth.letters.release import Authority
+from mqauth.letters.authorities import Authority
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.signer import Signer
 

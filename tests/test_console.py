@@ -17,24 +17,22 @@ from starlette.testclient import TestClient
 from mqauth import flow
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers import memory
-from mqauth.console import Desk, Sessions, Tokens, application
+from mqauth.console import Backend, Sessions, Tokens, application
 from mqauth.console.access import IDLE, LONGEST, MAX_SESSIONS, token_file
-from mqauth.console.desk import BusyError
-from mqauth.console.job import Plan
-from mqauth.console.shelf import MAX_GROUPS
-from mqauth.console.shield import HEADERS
-from mqauth.console.showing import MAX_BODY, body, visible
-from mqauth.console.words import WORDS
+from mqauth.console.application import HEADERS
+from mqauth.console.backend import BusyError
+from mqauth.console.display import MAX_BODY, body, visible
+from mqauth.console.letters import MAX_GROUPS
+from mqauth.console.reasons import EXPLANATIONS
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Issuer
-from mqauth.letters.release import WAIVABLE, Authority, ReleaseAuthorities
-from mqauth.letters.release_signer import Releaser
+from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
+from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.review import ALL, Filter
+from mqauth.review import ALL, Filter, MemoryLetterBox, Plan, Session
 from mqauth.review.letterbox import BATCH
-from mqauth.review.memory import MemoryLetterBox
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.wire.keys import Key, KeySet
@@ -71,10 +69,11 @@ class Room:
             verifier=self.verifier, policy=Allow({SUBJECT: [RABBITMQ]}), audit=self, scope="billing", clock=clock,
             replay=MemoryReplayStore(clock=clock),
         )  # fmt: skip
-        self.desk = Desk(
+        review = Session(
             MemoryLetterBox(self.broker, DEAD), flow.run, guard=self.guard, audit=self, clock=clock,
-            releaser=lambda name: Releaser(key=self.key, issuer=REVIEW, reviewer=name, clock=clock), waits=[0],
+            releaser=lambda name: Releaser(key=self.key, issuer=REVIEW, reviewer=name, clock=clock),
         )  # fmt: skip
+        self.backend = Backend(review, waits=[0])
         self.sessions = Sessions(clock)
 
     def write(self, record: AuditRecord, /) -> None:
@@ -91,8 +90,8 @@ class Room:
 
     def read(self) -> None:
         """Read the letters anew."""
-        self.desk.read("test")
-        self.desk.wait()
+        self.backend.read("test")
+        self.backend.wait()
 
     def late(self, count: int) -> list[Message]:
         """Return messages whose tokens have expired."""
@@ -103,7 +102,7 @@ class Room:
     def client(self, role: str | None = "reviewer", *, tls: bool = False) -> TestClient:
         """Return a browser, logged in with a role's token."""
         served = application(
-            self.desk, tokens=Tokens(TOKENS), hosts=[HOST], reviewer="ada", sessions=self.sessions, tls=tls
+            self.backend, tokens=Tokens(TOKENS), hosts=[HOST], reviewer="ada", sessions=self.sessions, tls=tls
         )
         client = TestClient(served, base_url=f"{'https' if tls else 'http'}://{HOST}", follow_redirects=False)
         if role is not None:
@@ -116,7 +115,7 @@ def room(clock: FakeClock, forge: Forge, tmp_path: Path) -> Iterator[Room]:
     """A console with no letters."""
     made = Room(clock, forge, tmp_path)
     yield made
-    made.desk.close()
+    made.backend.close()
 
 
 def csrf(client: TestClient) -> str:
@@ -133,7 +132,7 @@ def post(client: TestClient, path: str, **fields: Any) -> Any:
 
 def mark_of(room: Room) -> str:
     """Return the mark of the first letter."""
-    return room.desk.page(ALL, after=0, limit=1)[0].mark
+    return room.backend.page(ALL, after=0, limit=1)[0].mark
 
 
 # --- hostile letters --------------------------------------------------------------------------------------
@@ -218,7 +217,7 @@ def test_large_body_is_cut(room: Room) -> None:
 
 def test_every_reason_is_explained() -> None:
     """No reason is left without words."""
-    assert set(WORDS) == set(Reason)
+    assert set(EXPLANATIONS) == set(Reason)
 
 
 # --- who may ----------------------------------------------------------------------------------------------
@@ -419,7 +418,7 @@ def test_groups_and_picture(room: Room) -> None:
     shown = room.client().get("/").text
     assert "<strong>4 letters</strong> in 2 groups" in shown
     assert shown.index("expired</a>") < shown.index("token missing</a>")
-    overview = room.desk.overview()
+    overview = room.backend.overview()
     assert overview is not None
     assert sum(bar.count for bar in overview.picture.bars) == 4
     assert overview.picture.highest <= 4
@@ -430,20 +429,20 @@ def test_review_from_end_to_end(room: Room) -> None:
     room.send(*room.late(2), rabbitmq_message(body=b"bare"))
     client = room.client()
     assert post(client, "/judge", reason="expired").status_code == 303
-    room.desk.wait()
+    room.backend.wait()
     assert "0 of 2 letters" in client.get("/job").text
     assert post(client, "/act/redrive", reason="expired", why="late", waive="expired").status_code == 303
-    room.desk.wait()
+    room.backend.wait()
     shown = client.get("/job").text
     assert "2 of 2 letters</strong> would be redriven" in shown
     assert len(room.broker.waiting(DEAD)) == 3
-    post(client, "/confirm", job=room.desk.job.id if room.desk.job else "")
-    room.desk.wait()
+    post(client, "/confirm", job=room.backend.job.id if room.backend.job else "")
+    room.backend.wait()
     assert "2 of 2 letters</strong> redriven" in client.get("/job").text
     post(client, "/act/discard", why="forged")
-    room.desk.wait()
-    post(client, "/confirm", job=room.desk.job.id if room.desk.job else "")
-    room.desk.wait()
+    room.backend.wait()
+    post(client, "/confirm", job=room.backend.job.id if room.backend.job else "")
+    room.backend.wait()
     assert "1 of 1 letter</strong> discarded" in client.get("/job").text
     assert not room.broker.waiting(DEAD)
     acts = [(record["verdict"], record["detail"]) for record in room.records if "review" in record]
@@ -455,9 +454,9 @@ def test_review_from_end_to_end(room: Room) -> None:
 def test_reason_required(room: Room, act: str) -> None:
     """Without a reason nothing is even rehearsed."""
     room.send(*room.late(1))
-    job = room.desk.job
+    job = room.backend.job
     assert post(room.client(), f"/act/{act}", why="  ").status_code == 400
-    assert room.desk.job is job
+    assert room.backend.job is job
 
 
 @pytest.mark.parametrize("fields", [{"waive": "signature_invalid"}, {"rate": "nan"}, {"rate": "0"}, {"rate": "x"}])
@@ -473,11 +472,11 @@ def test_old_plan(room: Room) -> None:
     room.send(*room.late(1))
     client = room.client()
     post(client, "/act/discard", why="x")
-    room.desk.wait()
-    assert room.desk.job is not None
-    old = room.desk.job.id
+    room.backend.wait()
+    assert room.backend.job is not None
+    old = room.backend.job.id
     with pytest.raises(BusyError):
-        room.desk.act(old, "eve")
+        room.backend.act(old, "eve")
     room.read()
     assert post(client, "/confirm", job=old).status_code == 409
     assert len(room.broker.waiting(DEAD)) == 1
@@ -488,14 +487,14 @@ def test_cancel(room: Room) -> None:
     room.send(*room.late(3))
     client = room.client()
     post(client, "/act/discard", why="x", rate="0.01")
-    room.desk.wait()
-    assert room.desk.job is not None
-    post(client, "/confirm", job=room.desk.job.id)
+    room.backend.wait()
+    assert room.backend.job is not None
+    post(client, "/confirm", job=room.backend.job.id)
     assert post(client, "/refresh").status_code == 409
     assert "Cancel" in client.get("/job").text
-    post(client, "/cancel", job=room.desk.job.id)
-    room.desk.wait(10)
-    account = room.desk.job.account
+    post(client, "/cancel", job=room.backend.job.id)
+    room.backend.wait(10)
+    account = room.backend.job.account
     assert account is not None
     assert account["cancelled"]
     assert account["done"] + account["left"] == 3
@@ -506,22 +505,22 @@ def test_failure_is_a_line_on_the_page(room: Room) -> None:
     """A job that fails says why, and the console stays up."""
     plan = Plan(act="redrive", wanted=Filter(), reason="x", reviewer="nobody the key speaks for")
     room.send(*room.late(1))
-    room.desk.rehearse(plan)
-    room.desk.wait()
+    room.backend.rehearse(plan)
+    room.backend.wait()
     assert "does not speak for this reviewer" in room.client().get("/job").text
 
 
-def test_desk_for_looking_only(room: Room) -> None:
+def test_backend_for_looking_only(room: Room) -> None:
     """Without audit, key and configuration nothing can be judged, redriven or discarded."""
-    desk = Desk(MemoryLetterBox(room.broker, DEAD), flow.run)
+    backend = Backend(Session(MemoryLetterBox(room.broker, DEAD), flow.run))
     try:
         with pytest.raises(ConfigurationError):
-            desk.judge(ALL, "ada")
+            backend.judge(ALL, "ada")
         for act in ("redrive", "discard"):
             with pytest.raises(ConfigurationError):
-                desk.rehearse(Plan(act=act, wanted=ALL, reason="x", reviewer="ada"))
+                backend.rehearse(Plan(act=act, wanted=ALL, reason="x", reviewer="ada"))
     finally:
-        desk.close()
+        backend.close()
 
 
 def test_many_groups_are_bounded(room: Room) -> None:
@@ -530,7 +529,7 @@ def test_many_groups_are_bounded(room: Room) -> None:
         room.forge.seal(rabbitmq_message(body=b"x"), claims={"sub": f"s{n}"}) for n in range(MAX_GROUPS + 5)
     ]
     room.send(*messages)
-    overview = room.desk.overview()
+    overview = room.backend.overview()
     assert overview is not None
     assert (len(overview.groups), overview.kinds) == (MAX_GROUPS, MAX_GROUPS + 5)
     assert f"The largest {MAX_GROUPS} of {MAX_GROUPS + 5} groups" in room.client().get("/").text
@@ -541,11 +540,11 @@ def test_account(room: Room, tmp_path: Path) -> None:
     room.send(*room.late(1))
     path = tmp_path / "audit.jsonl"
     path.touch()
-    room.desk.files = (path,)
+    room.backend.files = (path,)
     client = room.client("viewer")
     assert "Not reckoned yet" in client.get("/account").text
     post(client, "/account")
-    room.desk.wait()
+    room.backend.wait()
     assert "1 letter do not add up" in client.get("/account").text.replace("letters", "letter")
 
 
@@ -559,7 +558,7 @@ class Flaky:
 
     def __init__(self, room: Room, after: int) -> None:
         self.there, self.asked = threading.Event(), threading.Semaphore(0)
-        self._box, self._left = room.desk._box, after
+        self._box, self._left = room.backend.session.box, after
         self._browse = self._box.browse
         self._box.browse = self.browse  # type: ignore[method-assign]
 
@@ -572,7 +571,7 @@ class Flaky:
         raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "gone")
 
     def wait(self) -> None:
-        """Wait until the broker was asked twice in vain, so that the desk knows."""
+        """Wait until the broker was asked twice in vain, so that the backend knows."""
         for _ in range(2):
             assert self.asked.acquire(timeout=10)
 
@@ -580,9 +579,9 @@ class Flaky:
 def planned(room: Room, client: TestClient, act: str, **fields: Any) -> None:
     """Plan an act, and confirm it."""
     post(client, f"/act/{act}", why="x", **fields)
-    room.desk.wait()
-    assert room.desk.job is not None
-    post(client, "/confirm", job=room.desk.job.id)
+    room.backend.wait()
+    assert room.backend.job is not None
+    post(client, "/confirm", job=room.backend.job.id)
 
 
 def test_lost_broker_is_told_on_every_page_and_reading_goes_on_when_it_is_back(room: Room) -> None:
@@ -598,7 +597,7 @@ def test_lost_broker_is_told_on_every_page_and_reading_goes_on_when_it_is_back(r
     assert "<strong>2 letters</strong> in 1 group" in client.get("/").text
     assert client.get("/job.json").json()["lost"] is True
     flaky.there.set()
-    room.desk.wait(10)
+    room.backend.wait(10)
     assert "out of reach" not in client.get("/").text
     assert "All letters are read" in client.get("/job").text
 
@@ -609,8 +608,8 @@ def test_waiting_for_a_broker_can_be_cancelled(room: Room) -> None:
     client, flaky = room.client(), Flaky(room, 0)
     post(client, "/refresh")
     flaky.wait()
-    post(client, "/cancel", job=room.desk.job.id if room.desk.job else "")
-    room.desk.wait(10)
+    post(client, "/cancel", job=room.backend.job.id if room.backend.job else "")
+    room.backend.wait(10)
     assert "It failed: dead_letter_unavailable" in client.get("/job").text
     shown = client.get("/").text
     assert "<strong>2 letters</strong> in 1 group" in shown
@@ -628,26 +627,26 @@ def test_account_of_an_act_is_shown_while_the_broker_is_lost(room: Room) -> None
     assert "2 of 2 letters</strong> discarded" in shown
     assert "out of reach" in shown
     flaky.there.set()
-    room.desk.wait(10)
+    room.backend.wait(10)
     assert "No dead letters" in client.get("/").text
 
 
-def test_desk_closes_while_the_broker_is_lost(room: Room) -> None:
+def test_backend_closes_while_the_broker_is_lost(room: Room) -> None:
     """Closing does not wait for a broker that may never come back, not even after an act."""
     room.send(*room.late(2))
     flaky = Flaky(room, 2)
     planned(room, room.client(), "discard")
     flaky.wait()
-    room.desk.close()
-    assert room.desk.job is not None
-    assert not room.desk.job.running
+    room.backend.close()
+    assert room.backend.job is not None
+    assert not room.backend.job.running
 
 
 def test_first_page_comes_while_letters_are_read(room: Room) -> None:
     """After the first letters the page shows their groups, that these are not all, and of how many."""
     room.send(*room.late(MANY))
     client, gate = room.client(), Gate(room)
-    room.desk._shelf.stale = True  # as after an act, and at the start
+    room.backend._current.stale = True  # as after an act, and at the start
     post(client, "/refresh")
     gate.wait()
     shown = client.get("/").text
@@ -656,7 +655,7 @@ def test_first_page_comes_while_letters_are_read(room: Room) -> None:
     assert "data-live" in shown
     assert f"Reading letters: {BATCH} of {MANY} letters" in client.get("/letters").text
     gate.open()
-    room.desk.wait(10)
+    room.backend.wait(10)
     shown = client.get("/").text
     assert f"<strong>{MANY} letters</strong> in 1 group" in shown
     assert "Not all" not in shown
@@ -669,9 +668,9 @@ def test_reading_anew_keeps_the_whole_page_until_it_is_done(room: Room) -> None:
     post(client, "/refresh")
     gate.wait()
     assert f"<strong>{MANY} letters</strong> in 1 group" in client.get("/").text
-    post(client, "/cancel", job=room.desk.job.id if room.desk.job else "")
+    post(client, "/cancel", job=room.backend.job.id if room.backend.job else "")
     gate.open()
-    room.desk.wait(10)
+    room.backend.wait(10)
     assert f"Cancelled after <strong>{2 * BATCH} of {MANY} letters" in client.get("/job").text
     assert f"<strong>{MANY} letters</strong> in 1 group" in client.get("/").text
 
@@ -680,12 +679,12 @@ def test_cancelled_first_reading_says_that_these_are_not_all(room: Room) -> None
     """What was read until then is shown, as part of about so many."""
     room.send(*room.late(MANY))
     client, gate = room.client(), Gate(room)
-    room.desk._shelf.stale = True
+    room.backend._current.stale = True
     post(client, "/refresh")
     gate.wait()
-    post(client, "/cancel", job=room.desk.job.id if room.desk.job else "")
+    post(client, "/cancel", job=room.backend.job.id if room.backend.job else "")
     gate.open()
-    room.desk.wait(10)
+    room.backend.wait(10)
     assert f"Not all: reading ended early, {2 * BATCH} of about {MANY} letters" in client.get("/").text
     room.read()
     assert "Not all" not in client.get("/").text
@@ -702,27 +701,27 @@ def test_judging_and_rehearsing_are_cancelled(room: Room, path: str, said: str) 
     gate.wait()
     assert client.get("/job.json").json()["total"] == 3
     assert "Cancel" in client.get("/job").text
-    post(client, "/cancel", job=room.desk.job.id if room.desk.job else "")
+    post(client, "/cancel", job=room.backend.job.id if room.backend.job else "")
     gate.open()
-    room.desk.wait(10)
+    room.backend.wait(10)
     shown = client.get("/job").text
     assert "Cancelled after <strong>1 of 3 letters" in shown
     assert said in shown
     assert 'id="confirm"' not in shown
-    assert post(client, "/confirm", job=room.desk.job.id if room.desk.job else "").status_code == 409
+    assert post(client, "/confirm", job=room.backend.job.id if room.backend.job else "").status_code == 409
 
 
 class Gate:
     """Holds a job after its first batch of letters, or in its first letter, until it is opened.
 
     Args:
-        room: whose desk.
+        room: whose backend.
         letters: hold while a letter is judged, rather than while letters are read.
     """
 
     def __init__(self, room: Room, *, letters: bool = False) -> None:
         self._reached, self._opened, self._calls = threading.Event(), threading.Event(), 0
-        target: Any = room.guard.verifier if letters else room.desk._box
+        target: Any = room.guard.verifier if letters else room.backend.session.box
         name, self._free = ("verify", 0) if letters else ("browse", 1)
         self._real = getattr(target, name)
         setattr(target, name, self)

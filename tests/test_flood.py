@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from mqauth.audit.flood import FloodGate
 from mqauth.audit.misuse import Detector, Thresholds
 from mqauth.audit.record import AuditRecord
-from mqauth.audit.sinks import CallableSink, MisuseWatch
+from mqauth.audit.sinks import CallableSink, FloodGate, MisuseWatch
 from mqauth.errors import ConfigurationError
 from mqauth.wire import strict_json as strictjson
 

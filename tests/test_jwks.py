@@ -24,12 +24,10 @@ from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavaila
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.verifier import Issuer
 from mqauth.keystore.remote import snapshot as jwks_snapshot
-from mqauth.keystore.remote.discovery import DiscoveredFetch
+from mqauth.keystore.remote.connection import Deadline, Endpoint, FetchFailed, trust
 from mqauth.keystore.remote.events import Event, EventKind
-from mqauth.keystore.remote.fetch import URLFetch
-from mqauth.keystore.remote.http import get
-from mqauth.keystore.remote.http_answer import MAX_BODY, Response
-from mqauth.keystore.remote.http_connection import Deadline, Endpoint, FetchFailed, trust
+from mqauth.keystore.remote.fetch import DiscoveredFetch, URLFetch
+from mqauth.keystore.remote.http import MAX_BODY, Response, get
 from mqauth.keystore.remote.refresher import ThreadRefresher
 from mqauth.keystore.remote.rules import Answer
 from mqauth.replay.memory import MemoryReplayStore

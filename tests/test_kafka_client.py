@@ -19,8 +19,7 @@ from tests.conftest import KAFKA
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
     from mqauth.brokers import kafka
-    from mqauth.review.kafka import KafkaLetterBox
-    from mqauth.review.kafka_records import KafkaRecords
+    from mqauth.review.kafka import KafkaLetterBox, KafkaRecords
 
 
 class Settings:

@@ -15,7 +15,7 @@ import pytest
 
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import JWKSFile, KeyRing, Keystore, State, public_keys, signing_key
-from mqauth.keystore.disk import document, files, ring
+from mqauth.keystore.disk import files, ring
 from mqauth.keystore.disk.ring import PICKUP
 from mqauth.testing.clock import FakeClock
 from mqauth.wire.jwk import dump_key_set, load_key_set
@@ -157,11 +157,11 @@ def test_every_state_survives_the_document() -> None:
     found = ring.add(found, Key.generate("PS256", subjects=["b", "a"]), NOW)
     found = ring.revoke(found, found.keys[2].kid, NOW, reason="stolen", since=NOW)
     assert states(found) == ["retired", "active", "revoked", "pending"]
-    assert document.load(document.dump(found), name="keyset.json") == found
+    assert ring.load(ring.dump(found), name="keyset.json") == found
 
 
 def tampered(change: Callable[[dict[str, Any]], object]) -> bytes:
-    members = json.loads(document.dump(ring_of(1)))
+    members = json.loads(ring.dump(ring_of(1)))
     change(members)
     return json.dumps(members).encode()
 
@@ -196,7 +196,7 @@ def tampered(change: Callable[[dict[str, Any]], object]) -> bytes:
 def test_damaged_document_is_refused(raw: bytes, what: str) -> None:
     """A keyset.json that ``dump`` cannot have written is refused in one line that names the file."""
     with pytest.raises(ConfigurationError, match=rf"^keyset\.json: .*{what}") as caught:
-        document.load(raw, name="keyset.json")
+        ring.load(raw, name="keyset.json")
     assert "\n" not in str(caught.value)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -12,11 +12,18 @@ import pytest
 from mqauth import flow
 from mqauth.errors import Reason, Rejection, RejectNow
 from mqauth.judging.pipeline import Verdict
-from mqauth.letters import lineage
+from mqauth.letters.authorities import Releaser
 from mqauth.letters.dead_letter import PREFIX
-from mqauth.letters.lineage import MAX_COUNT, MAX_HOPS, NO_PAST, Hop, Past
-from mqauth.letters.release import RELEASE_HEADER, open_release
-from mqauth.letters.release_signer import Releaser
+from mqauth.letters.release import (
+    MAX_COUNT,
+    MAX_HOPS,
+    NO_PAST,
+    RELEASE_HEADER,
+    Hop,
+    Past,
+    open_release,
+    parse_past,
+)
 from mqauth.review import Filter, Letter, judge, read
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire.keys import Key
@@ -187,7 +194,7 @@ def test_a_spent_release_does_not_stand_in_the_way_of_a_verdict(bureau: Bureau) 
         assert flow.run(judge(index, bureau.guard, Filter())) == {"expired": 1}
 
 
-GOOD: dict[str, Any] = {"count": 2, "hops": [HOP.as_dict()]}
+GOOD: dict[str, Any] = {"count": 2, "hops": [asdict(HOP)]}
 
 
 def test_a_past_in_its_form_is_read() -> None:
@@ -197,7 +204,7 @@ def test_a_past_in_its_form_is_read() -> None:
         Past(count=MAX_COUNT),
         Past(count=1, hops=(replace(HOP, reason=None),)),
     ):
-        assert lineage.parse(json.loads(json.dumps(past.as_dict()))) == past
+        assert parse_past(json.loads(json.dumps(past.as_dict()))) == past
     assert NO_PAST.and_then(HOP) == Past(count=1, hops=(HOP,))
     assert Past(count=MAX_COUNT).and_then(HOP).count == MAX_COUNT
 
@@ -209,18 +216,18 @@ def test_a_past_in_its_form_is_read() -> None:
         lambda past: past | {"count": 0}, lambda past: past | {"count": True}, lambda past: past | {"count": 2.0},
         lambda past: past | {"count": MAX_COUNT + 1}, lambda past: past | {"hops": past["hops"] * 9, "count": 9},
         lambda past: past | {"hops": past["hops"] * 3}, lambda past: past | {"hops": {}},
-        lambda past: past | {"hops": [1]}, lambda past: past | {"hops": [HOP.as_dict() | {"more": 1}]},
-        lambda past: past | {"hops": [HOP.as_dict() | {"letter": "A" * 64}]},
-        lambda past: past | {"hops": [HOP.as_dict() | {"letter": 1}]},
-        lambda past: past | {"hops": [HOP.as_dict() | {"reason": "because"}]},
-        lambda past: past | {"hops": [HOP.as_dict() | {"reason": 1}]},
-        lambda past: past | {"hops": [HOP.as_dict() | {"time": -1}]},
-        lambda past: past | {"hops": [HOP.as_dict() | {"time": 2**53}]},
-        lambda past: past | {"hops": [HOP.as_dict() | {"time": True}]},
+        lambda past: past | {"hops": [1]}, lambda past: past | {"hops": [asdict(HOP) | {"more": 1}]},
+        lambda past: past | {"hops": [asdict(HOP) | {"letter": "A" * 64}]},
+        lambda past: past | {"hops": [asdict(HOP) | {"letter": 1}]},
+        lambda past: past | {"hops": [asdict(HOP) | {"reason": "because"}]},
+        lambda past: past | {"hops": [asdict(HOP) | {"reason": 1}]},
+        lambda past: past | {"hops": [asdict(HOP) | {"time": -1}]},
+        lambda past: past | {"hops": [asdict(HOP) | {"time": 2**53}]},
+        lambda past: past | {"hops": [asdict(HOP) | {"time": True}]},
     ],
 )  # fmt: skip
 def test_a_past_in_another_form_is_release_invalid(bend: Callable[[dict[str, Any]], Any]) -> None:
     """Exactly its members, within its bounds, of its types."""
     with pytest.raises(Rejection) as caught:
-        lineage.parse(bend(GOOD))
+        parse_past(bend(GOOD))
     assert caught.value.reason is Reason.RELEASE_INVALID

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqauth.wire.claims import MAX_BATCH
-from mqauth.wire.merkle import HASH_BYTES, Proven, Tree, leaf_hash, node_hash, path_length
+from mqauth.wire.merkle import HASH_BYTES, Proven, Tree, leaf_hash, node_hash
 
 SIZES = (*range(1, 71), 1023, MAX_BATCH)
 
@@ -72,6 +72,15 @@ def tree_of(size: int) -> Tree:
 def hashes(path: bytes) -> list[bytes]:
     """Return the hashes of a path."""
     return [path[at : at + HASH_BYTES] for at in range(0, len(path), HASH_BYTES)]
+
+
+def path_length(index: int, size: int) -> int:
+    """Return how many hashes prove a leaf: on its way up each node has one but a last one on the left."""
+    count, last = 0, size - 1
+    while last:
+        count += index & 1 or index < last
+        index, last = index >> 1, last >> 1
+    return count
 
 
 def indexes(size: int) -> Sequence[int]:

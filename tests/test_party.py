@@ -11,8 +11,7 @@ import pytest
 from mqauth.delivery.log_work import EarlyClaims
 from mqauth.errors import Cause, Reason, RetryLater, Unavailable
 from mqauth.judging.pipeline import Outcome, Verdict
-from mqauth.letters.release import Authority, ReleaseAuthorities
-from mqauth.letters.release_signer import Releaser
+from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
 from mqauth.wire.keys import Key, KeySet

@@ -30,8 +30,9 @@ from mqauth.testing.forge import with_token
 from mqauth.wire import base64url, claims, destination, envelope, jws
 from mqauth.wire import json_form as jsonform
 from mqauth.wire import strict_json as strictjson
-from mqauth.wire.merkle import path_length
-from mqauth.wire.message import PROTECTED_PROPERTIES, HeaderValue, Message, Origin
+from mqauth.wire.encoding import add_named
+from mqauth.wire.message import PROTECTED_PROPERTIES, HeaderValue, Message, Origin, form_of
+from tests.test_merkle import path_length
 
 CLOCK = FakeClock()
 FORGE = Forge(CLOCK)
@@ -98,7 +99,7 @@ def opened(message: Message, verifier: Verifier = VERIFIER) -> Verified:
     """Judge a message, and learn from it where it is accepted."""
     candidate = verifier.open(message)
     found = verifier.verify(message, candidate, FORGE.keys, CLOCK.now())
-    verifier.learn(candidate, CLOCK.now())
+    verifier.learn(candidate)
     return found
 
 
@@ -123,7 +124,7 @@ def test_whatever_is_sealed_opens_to_what_was_sealed(signer: Signer, message: Me
     """Seal and open round trip on both brokers, and the handler sees every application header."""
     found = opened(signer.sign(message))
     assert (found.body, found.key, found.destination) == (message.body, message.key, message.destination)
-    names = envelope.application_headers(message)
+    names = envelope.application_headers(form_of(message))
     expected = [pair for pair in message.headers if pair[0] in names]
     assert repr(list(found.headers)) == repr(expected)
 
@@ -145,7 +146,7 @@ def _another(draw: Callable[[Any], Any], value: HeaderValue) -> HeaderValue:
     names = []
     for each in (value, found):
         parts: list[bytes] = []
-        envelope.add_named(parts, "n", (each,))
+        add_named(parts, "n", (each,))
         names.append(b"".join(parts))
     assume(names[0] != names[1])
     result: HeaderValue = found
@@ -199,7 +200,7 @@ def test_any_other_covered_header_is_headers_mismatch(
     """Value, presence, name, count and twins in another case: what is covered stays as it was signed."""
     sealed = signer.sign(message)
     headers = list(sealed.headers)
-    names = envelope.application_headers(message)
+    names = envelope.application_headers(form_of(message))
     covered = [index for index, (name, _) in enumerate(headers) if name in names]
     assume(covered)
     index = data.draw(st.sampled_from(covered))
@@ -459,7 +460,7 @@ def test_any_value_is_encoded_or_malformed_and_always_written(value: Any) -> Non
     """Encoding raises nothing but MalformedMessage, writing the JSON form raises nothing."""
     assert strictjson.dumps(jsonform.value_to_form(value))
     with contextlib.suppress(MalformedMessage):
-        envelope.add_named([], "n", (value,))
+        add_named([], "n", (value,))
 
 
 @given(TEXT, TEXT)

@@ -908,3 +908,84 @@ async def test_woken_is_tried_again_at_once(audit: AuditFile) -> None:
     table.processor.retrier.wake()
     assert (await asyncio.wait_for(processing, 30)).verdict is Verdict.REJECTED
     assert delivery.settled == ["ack"]
+
+
+class SlowToReturn(Delivery):
+    """A delivery whose requeue is sent at once, and drained slowly."""
+
+    async def nack(self) -> None:
+        """Remember the requeue, and take a moment more."""
+        self.settled.append("requeue")
+        self.sent.set()
+        await asyncio.sleep(0.01)
+
+
+async def test_given_back_once_though_cancelled_meanwhile(audit: AuditFile) -> None:
+    """A task cancelled while its requeue is drained sends no second one, which would close the channel."""
+    table = Table(audit, replay=Refusing)
+    delivery = SlowToReturn(table.honest())
+    delivery.sent = asyncio.Event()
+    task = asyncio.create_task(table.process(delivery))
+    await delivery.sent.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert delivery.settled == ["requeue"]
+
+
+class Refusing(MemoryReplayStore):
+    """A store out of reach."""
+
+    def claim(self, _request: Any, /) -> Any:
+        """Refuse."""
+        raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "away")
+
+
+class SlowToRelease(MemoryReplayStore):
+    """A store that answers a release late."""
+
+    async def release(self, request: Any, /) -> None:  # type: ignore[override]
+        """Release after a moment."""
+        await asyncio.sleep(0.01)
+        super().release(request)
+
+
+async def test_given_back_though_cancelled_while_its_claim_is_released(audit: AuditFile) -> None:
+    """A handler ends its consumer, and the grace is over while the store is slow: the delivery is given back."""
+
+    class Abort(BaseException):
+        """What a handler must not raise."""
+
+    async def handler(_: Verified) -> None:
+        raise Abort
+
+    spot = Spot(audit, handler, replay=SlowToRelease)
+    delivery = spot.delivery()
+    task = asyncio.create_task(spot.processor.process(delivery, spot.tags))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert delivery.settled == ["requeue"]
+    assert spot.tags.given_back == [1]
+
+
+class SlowToClaim(MemoryReplayStore):
+    """A store that answers a claim late."""
+
+    async def claim(self, request: Any, /) -> Any:  # type: ignore[override]
+        """Claim, and say so after a moment."""
+        status = super().claim(request)
+        await asyncio.sleep(0.01)
+        return status
+
+
+async def test_a_probe_that_is_cut_short_leaves_no_claim(audit: AuditFile) -> None:
+    """A stop ends a probe while the store's answer is on its way: the message can be handled at once."""
+    table = Table(audit, replay=SlowToClaim)
+    honest = table.honest()
+    waiting = table.guard.receive(replace(honest, origin=replace(honest.origin, queue="q")))
+    probing = asyncio.create_task(table.processor.probe(waiting))
+    await asyncio.sleep(0)
+    probing.cancel()
+    await asyncio.gather(probing, return_exceptions=True)
+    assert (await table.process(Delivery(honest))).verdict is Verdict.ACCEPTED

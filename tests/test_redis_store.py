@@ -12,9 +12,8 @@ import redis.asyncio
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.flow import arun, call, is_async, refuse_async, run
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
-from mqauth.stores import redisscript
-from mqauth.stores.redis import AsyncRedisReplayStore, RedisReplayStore
-from mqauth.stores.rediseither import EitherRedisReplayStore
+from mqauth.stores import redis_script
+from mqauth.stores.redis import AsyncRedisReplayStore, EitherRedisReplayStore, RedisReplayStore
 from mqauth.testing.clock import START
 from mqauth.testing.store_contract import sibling, wish
 from mqauth.wire.message import Place
@@ -169,15 +168,15 @@ def test_either_colour() -> None:
 ])  # fmt: skip
 def test_doubts(fields: dict[str, Any], count: int) -> None:
     """Eviction with a limit and no append-only file are doubts; nothing else is."""
-    assert len(redisscript.doubts(fields)) == count
+    assert len(redis_script.doubts(fields)) == count
 
 
 @pytest.mark.parametrize("behind", [-3600.0, 0.0, 3600.0])
 def test_key_life(behind: float) -> None:
     """A key lives for what the consumer's clock says is left, at least nothing, and the margin."""
-    verb = redisscript.Verb.CLAIM
+    verb = redis_script.Verb.CLAIM
     requests = [wish(expires=START + behind)]
-    asked = redisscript.ask(verb, requests, namespace="m", now=START, margin=300.0, lease_clock=None)
+    asked = redis_script.ask(verb, requests, namespace="m", now=START, margin=300.0, lease_clock=None)
     assert asked.arguments[0] == ""
     assert asked.arguments[1:3] == [1, int((max(behind, 0) + 300) * 1000) + 1]
 
@@ -196,8 +195,8 @@ def test_places_are_unambiguous() -> None:
 
 def _sent(request: ClaimRequest) -> bytes:
     """Return the argument a claim is sent as."""
-    verb = redisscript.Verb.CLAIM
-    asked = redisscript.ask(verb, [request], namespace="m", now=START, margin=0, lease_clock=1.0)
+    verb = redis_script.Verb.CLAIM
+    asked = redis_script.ask(verb, [request], namespace="m", now=START, margin=0, lease_clock=1.0)
     found = asked.arguments[-1]
     assert isinstance(found, bytes)
     return found
@@ -210,12 +209,12 @@ def test_siblings_are_asked_together() -> None:
         for n in (3, 5, 4)
         for one in (sibling(n, expires=START + n), sibling(n, token=b"x" * 16), wish(id=bytes([n]) * 16))
     ]
-    asked = redisscript.ask(redisscript.Verb.CLAIM, poll, namespace="m", now=START, margin=0.0, lease_clock=1.0)
+    asked = redis_script.ask(redis_script.Verb.CLAIM, poll, namespace="m", now=START, margin=0.0, lease_clock=1.0)
     assert len(asked.keys) == 5
     assert asked.keys[0] == b"m:{billing}:" + bytes(range(16)) + b"~"
     assert asked.arguments[1:3] == [3, 5001]
     assert asked.arguments[3:6] == [b"claim %d 30000 5 first" % n for n in (3, 5, 4)]
-    assert redisscript.letters(b"036147258", asked) == list("012345678")
+    assert redis_script.letters(b"036147258", asked) == list("012345678")
 
 
 def test_connections() -> None:

@@ -10,19 +10,17 @@ import pytest
 
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, Rejection, Unavailable
 from mqauth.judging.pipeline import Outcome, Verdict
+from mqauth.letters.authorities import DEFAULT_LIFETIME, Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.dead_letter import letter_id
 from mqauth.letters.release import (
     MAX_LIFETIME,
     RELEASE_HEADER,
     RELEASE_TYPE,
     WAIVABLE,
-    Authority,
-    ReleaseAuthorities,
     is_released,
     open_release,
     parse,
 )
-from mqauth.letters.release_signer import DEFAULT_LIFETIME, Releaser
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, with_token
 from mqauth.wire import base64url, claims, envelope

@@ -117,7 +117,8 @@ def test_a_batch_counts_as_its_wishes_one_by_one() -> None:
     assert store.claim_many([LIVE, copied(LIVE), other]) == [
         ClaimStatus.FRESH, ClaimStatus.REPLAYED, ClaimStatus.FRESH
     ]  # fmt: skip
-    store.confirm_many([LIVE, copied(other)])
+    for request in [LIVE, copied(other)]:
+        store.confirm(request)
     assert store.claim(heir(LIVE)) is ClaimStatus.DUPLICATE
     assert store.claim(heir(other)) is ClaimStatus.HELD
 
@@ -491,7 +492,8 @@ def test_a_batch_is_forgotten_with_its_longest_life(done: bool) -> None:
     batch = [replace(IN_BATCH, id=batch_id(bytes(16), n), index=n, expires=NOW + 65 * n) for n in (1, 3, 2)]
     store.claim_many(batch)
     if done:
-        store.confirm_many(batch)
+        for request in batch:
+            store.confirm(request)
     for seconds in (65, 65, 65):
         clock.advance(seconds)
         live = [one for one in batch if one.expires >= clock.now()]
@@ -506,7 +508,8 @@ def test_a_batch_counts_its_claimed_ids() -> None:
     store = MemoryReplayStore(4, clock=FakeClock(NOW))
     batch = [replace(IN_BATCH, id=batch_id(bytes(16), n), index=n) for n in range(0, 1000, 200)]
     store.claim_many(batch[:4])
-    store.confirm_many(batch[:2])
+    for request in batch[:2]:
+        store.confirm(request)
     for _ in range(2):
         assert len(store) == 4
         with pytest.raises(Unavailable):
@@ -528,7 +531,8 @@ def test_one_claim_costs_little(index: int | None) -> None:
     try:
         store.claim_many(requests)
         held, _ = tracemalloc.get_traced_memory()
-        store.confirm_many(requests)
+        for request in requests:
+            store.confirm(request)
         done, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -551,7 +555,8 @@ def test_a_batch_costs_little(offset: Callable[[int], int] | None, most: int) ->
     tracemalloc.start()
     try:
         store.claim_many(requests)
-        store.confirm_many(requests)
+        for request in requests:
+            store.confirm(request)
         gc.collect()
         size, _ = tracemalloc.get_traced_memory()
     finally:

@@ -24,9 +24,9 @@ from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, R
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Issuer
+from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.dead_letter import PREFIX, DeadLetter, content_digest
-from mqauth.letters.release import RELEASE_HEADER, WAIVABLE, Authority, ReleaseAuthorities
-from mqauth.letters.release_signer import Releaser
+from mqauth.letters.release import RELEASE_HEADER, WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.review import (
     ALL,
@@ -47,7 +47,7 @@ from mqauth.review import (
     survey,
     take_in,
 )
-from mqauth.review.memory import MemoryLetterBox
+from mqauth.review.letterbox import MemoryLetterBox
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.wire import json_form as jsonform

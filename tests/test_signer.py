@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import pytest
 
 from mqauth.errors import ConfigurationError, MalformedMessage
-from mqauth.signer import MAX_LIFETIME, Signer
+from mqauth.signer import LARGE_BODY, MAX_LIFETIME, Signer
 from mqauth.testing import FakeClock, Forge
-from mqauth.wire import claims, envelope, jws
+from mqauth.wire import batch, claims, envelope, jws
 from mqauth.wire.keys import Key
 from mqauth.wire.message import Message, Origin
 
@@ -263,3 +264,61 @@ def test_one_bad_message_signs_none(forge: Forge, kafka: Maker) -> None:
     """Where one of many cannot be signed none is: nobody sends half of what was asked for."""
     with pytest.raises(MalformedMessage):
         forge.signer().sign_many([kafka(), kafka(destination="orders"), kafka()])
+
+
+class Hashed:
+    """Counts the bytes that SHA-256 is taken over."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        batch._DESTINATIONS.clear()  # its hashers were made before
+        make, count = hashlib.sha256, self
+
+        class Counting:
+            def __init__(self, data: bytes = b"", hasher: Any = None) -> None:
+                self._hasher = make(data) if hasher is None else hasher
+                count.count += len(data)
+
+            def update(self, data: bytes) -> None:
+                self._hasher.update(data)
+                count.count += len(data)
+
+            def copy(self) -> Counting:
+                return Counting(hasher=self._hasher.copy())
+
+            def digest(self) -> bytes:
+                return self._hasher.digest()
+
+        monkeypatch.setattr(hashlib, "sha256", Counting)
+
+
+@pytest.mark.parametrize(
+    "seal",
+    [
+        lambda signer, message: signer.sign(message),
+        lambda signer, message: signer.sign_many([message])[0],
+        lambda signer, message: signer.sign_many([replace(message, body=b"a"), message])[1],
+    ],
+    ids=["alone", "alone in its batch", "in a batch"],
+)
+def test_a_large_body_is_hashed_once(
+    seal: Callable[[Signer, Message], Message], forge: Forge, kafka: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever way it is signed, a body over 256 KiB is read by one hash."""
+    message = kafka(body=bytes(LARGE_BODY + 1))
+    hashed = Hashed(monkeypatch)
+    signed = seal(forge.signer(), message)
+    monkeypatch.undo()
+    batch._DESTINATIONS.clear()
+    assert seen(signed, forge).body == message.body
+    assert LARGE_BODY < hashed.count < LARGE_BODY + 4096
+
+
+@pytest.mark.parametrize(("over", "batched"), [(0, True), (1, False)])
+def test_a_large_body_has_a_token_of_its_own(over: int, batched: bool, forge: Forge, kafka: Maker) -> None:
+    """A body of 256 KiB shares a signature, one that is a byte larger does not, and leaves its siblings."""
+    bodies = [b"a", bytes(LARGE_BODY + over), b"b"]
+    signed = forge.signer().sign_many([kafka(body=body) for body in bodies])
+    assert [b"~" in envelope.token_of(message) for message in signed] == [True, batched, True]
+    assert jws_of(signed[0]) == jws_of(signed[2])
+    assert [seen(message, forge).body for message in signed] == bodies

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from mqauth.audit.flood import FloodGate
 from mqauth.audit.misuse import Detector, Thresholds
 from mqauth.audit.record import AuditRecord
-from mqauth.audit.sinks import CallableSink, FanOut, LoggingSink, MisuseWatch
+from mqauth.audit.sinks import CallableSink, FanOut, FloodGate, LoggingSink, MisuseWatch
 from mqauth.errors import Cause, Unavailable
 
 

@@ -15,9 +15,9 @@ import pytest
 
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import ConfigurationError, KeyChanged, Unavailable
+from mqauth.keystore.socket.frames import MAX_DATA, MAX_FRAME, FrameError, FrameSocket
 from mqauth.keystore.socket.server import SigningServer
 from mqauth.keystore.socket.signer import SocketSigner
-from mqauth.keystore.socket.wire import MAX_DATA, MAX_FRAME, Wire, WireError
 from mqauth.wire import jws
 from mqauth.wire.keys import Key, SigningKey
 
@@ -240,7 +240,7 @@ def test_what_is_no_frame_is_hung_up_on(server: SigningServer, source: Source, s
 def test_malformed_request_is_refused(server: SigningServer, source: Source, data: Any) -> None:
     """Data that is no base64url text of at most 32 KiB is not signed; the connection goes on."""
     with raw(server.path) as connection:
-        wire = Wire(connection, SYSTEM_CLOCK)
+        wire = FrameSocket(connection, SYSTEM_CLOCK)
         wire.send({"id": 1, "kid": public(source).kid, "data": data}, LONG)
         answer = wire.receive(LONG)
         assert (answer["id"], answer["error"]) == (1, "malformed")
@@ -321,7 +321,7 @@ class Liar:
             answer = self.answers.pop(0)
             connection, _ = self.listener.accept()
             with connection:
-                wire = Wire(connection, SYSTEM_CLOCK)
+                wire = FrameSocket(connection, SYSTEM_CLOCK)
                 try:
                     request = wire.receive(LONG)
                     self.asked += 1
@@ -329,7 +329,7 @@ class Liar:
                         wire.receive(LONG)  # silence, until the other end gives up
                     else:
                         wire.send({"id": request["id"], **answer}, LONG)
-                except WireError:
+                except FrameError:
                     pass
         self.listener.close()
 

@@ -23,7 +23,7 @@ def reason(verifier: Verifier, message: Message, keys: KeySet, received: float) 
         candidate = verifier.open(message)
         verifier.verify(message, candidate, keys, received)
         if not candidate.learnt:
-            verifier.learn(candidate, received)
+            verifier.learn(candidate)
     except Rejection as rejection:
         return rejection.reason
     return None

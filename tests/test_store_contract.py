@@ -67,7 +67,14 @@ class _Placeless(MemoryReplayStore):
 @pytest.mark.parametrize("broken", [_Forgetful, _Eager, _Placeless])
 def test_machine_bites(broken: type[MemoryReplayStore]) -> None:
     """A store that breaks a rule of owners or places is found out by the machine."""
-    brief = settings(STEPS, database=None, derandomize=True, phases=[Phase.generate], report_multiple_bugs=False)
+    brief = settings(
+        STEPS,
+        max_examples=300,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        report_multiple_bugs=False,
+    )
     with pytest.raises(AssertionError):
         run_state_machine_as_test(machine(lambda clock: broken(clock=clock)), settings=brief)
 

@@ -16,7 +16,8 @@ from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Verifier
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import FakeClock
-from mqauth.wire import base64url, batch, destination, envelope, jwk
+from mqauth.testing.batchforge import leaf_of
+from mqauth.wire import base64url, destination, envelope, jwk
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.json_form import from_form
 from mqauth.wire.merkle import Proven, leaf_hash
@@ -124,7 +125,7 @@ def test_no_verdict_depends_on_the_vectors_before_it(vectors: Any) -> None:
 def test_each_leaf_is_of_its_bytes(vector: Any) -> None:
     """A leaf's four parts, its hash and its twelve bytes are those of the file."""
     parts = [bytes.fromhex(part) for part in vector["parts_hex"]]
-    assert list(batch.leaf_of(from_form(vector["message"]), vector["hdr"])) == parts
+    assert list(leaf_of(from_form(vector["message"]), vector["hdr"])) == parts
     assert hashlib.sha256(b"\x00" + b"".join(parts)).hexdigest() == vector["hash_hex"]
     assert b"".join(hashlib.sha256(part).digest()[:3] for part in parts).hex() == vector["shorts_hex"]
 

@@ -25,8 +25,7 @@ from typing import Any, Protocol
 from integration.services import Kafka, RabbitMQ
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import AuditFile
-from mqauth.audit.flood import DEFAULT_FLOOD_AFTER, FloodGate
-from mqauth.audit.sinks import MisuseWatch
+from mqauth.audit.sinks import DEFAULT_FLOOD_AFTER, FloodGate, MisuseWatch
 from mqauth.clock import SYSTEM_RANDOMNESS
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.verified import Verified

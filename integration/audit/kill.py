@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mqauth.audit.chain import ChainReport, verify_chain
-from mqauth.audit.file import MIN_BYTES, AuditFile, parts
-from mqauth.audit.head import HeadFile, read_heads
+from mqauth.audit.file import MIN_BYTES, AuditFile, HeadFile, parts, read_heads
 from mqauth.flow import run
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.letters.dead_letter import DeadLetter

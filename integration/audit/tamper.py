@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from integration.audit.records import record
-from mqauth.audit.file import AuditFile
-from mqauth.audit.head import HeadFile
+from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.audit.record import GENESIS, chain_hash
 from mqauth.cli import audit
 from mqauth.wire.keys import Key
@@ -73,7 +72,7 @@ class Log:
         out, kept = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), sys.stdout
         sys.stdout = out
         try:
-            code = audit.verify([self.path], heads=heads, keys=None, continued=False, json=as_json)
+            code = audit.verify([self.path], heads=heads, json=as_json)
             out.seek(0)
             return code, out.read()
         finally:

@@ -17,8 +17,7 @@ from integration.documentation import ROOT
 from integration.services import RabbitMQ
 from integration.services.prometheus import Prometheus
 from mqauth.audit.file import AuditFile
-from mqauth.audit.flood import FloodGate
-from mqauth.audit.sinks import MisuseWatch
+from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.errors import Reason
 from mqauth.judging.pipeline import Pipeline
 from mqauth.replay.memory import MemoryReplayStore

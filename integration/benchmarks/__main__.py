@@ -1,4 +1,4 @@
-"""``python -m integration.benchmarks``: what ``mqauth bench`` measures, on brokers it brings up, with plots.
+"""``python -m integration.benchmarks``: all of ``mqauth bench`` and the rivals, on brokers it starts, with plots.
 
 ``--write`` measures scale and flood too, and puts tables, plots and the JSON file into docs/.
 """
@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from integration.benchmarks import flood, pages, plots, profile, scale
+from integration.benchmarks import flood, pages, plots, profile, rivals, scale
 from integration.documentation import ROOT
 from integration.services import Service, launch_all, prepare_all
 from mqauth.bench import report as text
@@ -37,7 +37,7 @@ def main() -> int:
     running = launch_all()
     with running.rabbitmq as broker, running.kafka as log, running.redis:
         report = compare(broker, log, quick=arguments.quick)
-        found = report.whole() | {"failed": report.failed()}
+        found = figures(report)
         if arguments.write:
             write(found, DOCS)
             found["failed"] |= more(found, run.address_of(log.url), tenth=arguments.quick)
@@ -52,10 +52,19 @@ def main() -> int:
     return 1 if found["failed"] else 0
 
 
+def figures(report: run.Report) -> dict[str, Any]:
+    """Return every figure of a report, with what is known of the rivals beside it."""
+    found = report.whole() | {"failed": report.failed()}
+    found["packages"] |= run.versions(rivals.PACKAGES)
+    if report.amount.kept:
+        found["kept_bytes"]["handwritten"] = rivals.kept_bytes(report.amount.kept)
+    return found
+
+
 def compare(broker: Service, log: Service, *, quick: bool) -> run.Report:
-    """Measure what ``mqauth bench`` measures."""
+    """Measure what ``mqauth bench`` measures, and the rivals."""
     amount, address = run.amount_of(quick=quick), run.address_of(log.url)
-    report = run.measure(amount, rabbitmq=broker.url, kafka=address, progress=Progress())
+    report = run.measure(amount, rabbitmq=broker.url, kafka=address, others=rivals.rivals(), progress=Progress())
     report.servers = {"RabbitMQ": broker.version, "Apache Kafka": log.version}
     return report
 

@@ -9,9 +9,9 @@ import argparse
 from types import ModuleType
 from typing import Any
 
+from integration.benchmarks.rivals import rivals
 from mqauth.bench import kafka, rabbitmq, report, run
-from mqauth.bench.handmade import rivals
-from mqauth.bench.lanes import WORK, Effort, compare
+from mqauth.bench.contenders import WORK, Effort, compare
 
 
 def main() -> None:
@@ -27,14 +27,15 @@ def main() -> None:
     chosen = parser.parse_args()
     module: ModuleType = rabbitmq if chosen.rabbitmq else kafka
     effort = Effort(rounds=chosen.rounds, publish=chosen.messages, consume=chosen.messages, paced=0)
-    with module.Stand(chosen.rabbitmq or run.address_of(chosen.kafka)) as stand:
-        made: list[Any] = list(module.lanes(stand, rivals()[0]))
+    with module.Connections(chosen.rabbitmq or run.address_of(chosen.kafka)) as connections:
+        others = rivals()["rabbitmq" if chosen.rabbitmq else "kafka"]
+        made: list[Any] = list(module.contenders(connections, others))
         try:
-            some = [lane for lane in made if lane.name in chosen.contenders.split(",")]
+            some = [one for one in made if one.name in chosen.contenders.split(",")]
             found = compare(some, effort, works=(0.0, WORK) if chosen.work else (0.0,))
         finally:
-            for lane in made:
-                lane.close()
+            for one in made:
+                one.close()
     print("\n".join(report.broker_lines("rabbitmq" if chosen.rabbitmq else "kafka", found)))
 
 

@@ -5,24 +5,25 @@ from __future__ import annotations
 import pytest
 
 from integration.benchmarks import scale_kafka
+from integration.benchmarks.rivals import rivals
 from integration.services import Kafka, RabbitMQ
 from mqauth.bench import kafka as on_kafka
 from mqauth.bench import rabbitmq as on_rabbitmq
-from mqauth.bench.handmade import rivals
-from mqauth.bench.lanes import BrokerFound, Effort
+from mqauth.bench.contenders import BrokerResult, Effort
 from mqauth.bench.run import address_of
 
 TINY = Effort(rounds=1, publish=96, consume=192, paced=8, paced_rounds=1)
-WRAPPED = ["message", "batch", "carried", "handwritten", "joserfc", "celery"]
+OURS = ["bare", "message", "batch", "carried"]
+RIVALS = ["handwritten", "joserfc", "celery"]
 
 
-def check(found: BrokerFound, contenders: list[str]) -> None:
+def check(found: BrokerResult, contenders: list[str]) -> None:
     """Hold what was found against the contenders: each came to its end, and says what it adds."""
     for name, rounds in found.comparisons.items():
         assert rounds.failed == {}, name
         assert list(rounds.measured) == contenders
     assert found.added["bare"] == 0
-    assert all(found.added[who] > 100 for who in WRAPPED)
+    assert all(found.added[who] > 100 for who in (*OURS[1:], *RIVALS))
     latencies = found.comparisons["paced"].measured
     assert {who: [len(one.latencies) for one in rounds] for who, rounds in latencies.items()} == {
         who: [TINY.paced] for who in contenders
@@ -31,18 +32,18 @@ def check(found: BrokerFound, contenders: list[str]) -> None:
 
 def test_every_contender_on_rabbitmq(rabbitmq: RabbitMQ) -> None:
     """All contenders publish, consume and are timed on RabbitMQ, and no honest message is refused."""
-    with on_rabbitmq.Stand(rabbitmq.url) as stand:
-        found = on_rabbitmq.measure(stand, rivals()[0], TINY)
+    with on_rabbitmq.Connections(rabbitmq.url) as connections:
+        found = on_rabbitmq.measure(connections, TINY, rivals()["rabbitmq"])
     assert list(found.comparisons) == ["publish", "consume", "paced"]
-    check(found, ["bare", "pipelined", *WRAPPED])
+    check(found, [*OURS, "pipelined", *RIVALS])
 
 
 def test_every_contender_on_kafka(kafka: Kafka) -> None:
     """All contenders publish, consume with either handler and are timed on Kafka, none refused."""
-    with on_kafka.Stand(address_of(kafka.url)) as stand:
-        found = on_kafka.measure(stand, rivals()[0], TINY)
+    with on_kafka.Connections(address_of(kafka.url)) as connections:
+        found = on_kafka.measure(connections, TINY, rivals()["kafka"])
     assert list(found.comparisons) == ["publish", "consume", "consume_100us", "paced"]
-    check(found, ["bare", *WRAPPED])
+    check(found, [*OURS, *RIVALS])
 
 
 def test_two_consumers_share_a_topic(kafka: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:

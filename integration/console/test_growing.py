@@ -16,9 +16,9 @@ from integration.console.test_console import log_in_as, pictures_of
 from integration.review.scene import Scene
 from integration.review.survey import fill_rabbitmq, letters_of
 from integration.services import RabbitMQ
-from mqauth.cli.dlq_broker import opened
-from mqauth.console import Desk, Tokens, application
-from mqauth.review import Letter
+from mqauth.cli.broker import opened
+from mqauth.console import Backend, Tokens, application
+from mqauth.review import Letter, Session
 from mqauth.review.letterbox import BATCH, LetterBox
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.wire.message import Message
@@ -62,11 +62,11 @@ class Gate:
 
 
 @contextlib.contextmanager
-def served(desk: Desk) -> Iterator[str]:
-    """Serve a desk on a free port of loopback, and give its address."""
+def served(backend: Backend) -> Iterator[str]:
+    """Serve a backend on a free port of loopback, and give its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host = f"127.0.0.1:{listener.getsockname()[1]}"
-        app = application(desk, hosts=[host], reviewer="ada", tokens=Tokens({"reviewer": TOKEN}))
+        app = application(backend, hosts=[host], reviewer="ada", tokens=Tokens({"reviewer": TOKEN}))
         server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, ws="none"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -84,9 +84,9 @@ def test_first_page_grows(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
     asyncio.run(fill_rabbitmq(scene, letters_of(scene, LETTERS)))
     with opened(scene.place) as found:
         gate = Gate(found.box)
-        desk = Desk(gate, found.run)
-        with served(desk) as url, browser(url, tmp_path / "profile", pictures_of(scene)) as seen:
-            desk.read("ada")
+        backend = Backend(Session(gate, found.run))
+        with served(backend) as url, browser(url, tmp_path / "profile", pictures_of(scene)) as seen:
+            backend.read("ada")
             log_in_as(seen, TOKEN)
             seen.go("/")
             seen.wait_for(f"{BATCH} letters in 8 groups")
@@ -95,5 +95,5 @@ def test_first_page_grows(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
             gate.open.set()
             seen.wait_for(f"{LETTERS} letters in 8 groups")
             assert "Not all" not in seen.text
-        desk.close()
+        backend.close()
     stage.close()

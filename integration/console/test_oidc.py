@@ -48,8 +48,8 @@ reviewer = ["dlq-review"]
 """
 # The command, but that the certificate's files are looked at each second rather than each minute.
 _COMMAND: Final = """\
-import sys, mqauth.cli, mqauth.cli.console as console
-console._CERTIFICATE_EVERY = 0
+import sys, mqauth.cli, mqauth.cli.serve as serve
+serve._CERTIFICATE_EVERY = 0
 sys.exit(mqauth.cli.main())
 """
 LETTERS: Final = 3

@@ -18,9 +18,8 @@ from integration.review.kills import acts
 from integration.review.scene import FORGED, KINDS, WHY, Scene
 from integration.review.stages import BROKERS, staged
 from mqauth.audit.chain import verify_chain
-from mqauth.cli.dlq_broker import Opened
 from mqauth.errors import Reason
-from mqauth.review import Account, Filter, Reviewer, discard, judge, redrive
+from mqauth.review import Account, Filter, Reviewer, Session, discard, judge, redrive
 
 LATE: Final = frozenset([Reason.EXPIRED])
 
@@ -52,7 +51,7 @@ class Story:
             self._account(found, each)
         self._handle(each)
 
-    def _look(self, found: Opened, each: int) -> None:
+    def _look(self, found: Session, each: int) -> None:
         """List, group and judge, before and after the missing key arrives."""
         scene = self.scene
         groups = scene.look(found, lambda index: {group.reason: group.count for group in index.groups()})
@@ -67,7 +66,7 @@ class Story:
         assert before == dict.fromkeys(KINDS, each)
         assert after == Counter({kind: each for kind in KINDS if kind != "key_unknown"}) + Counter(accepted=each)
 
-    def _act(self, found: Opened, reviewer: Reviewer, each: int) -> None:
+    def _act(self, found: Session, reviewer: Reviewer, each: int) -> None:
         """Redrive what passes, release what has expired, refuse the rest, and discard it."""
         passing = self._redrive(found, reviewer, frozenset(), reason="key_unknown")
         self.note("redriven, nothing waived", passing.done)
@@ -82,7 +81,7 @@ class Story:
         self.note("discarded", gone.done)
         assert (gone.done, gone.left) == (each * 6, 0)
 
-    def _redrive(self, found: Opened, reviewer: Reviewer, waive: frozenset[Reason], **wanted: Any) -> Account:
+    def _redrive(self, found: Session, reviewer: Reviewer, waive: frozenset[Reason], **wanted: Any) -> Account:
         """Redrive a selection."""
         scene = self.scene
         done: Account = found.run(
@@ -93,7 +92,7 @@ class Story:
         )  # fmt: skip
         return done
 
-    def _account(self, found: Opened, each: int) -> None:
+    def _account(self, found: Session, each: int) -> None:
         """Hold the audit against the queue; every act is in its chain, once."""
         ledger = self.scene.ledger(found)
         self.note("account", {name: value for name, value in ledger.as_dict().items() if isinstance(value, int)})

@@ -15,13 +15,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from mqauth import Pipeline, Verified
 from mqauth.audit.file import AuditFile
 from mqauth.audit.log import read_records
-from mqauth.cli.dlq_broker import Opened, Place, opened
+from mqauth.cli.broker import Place, opened
 from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Issuer
-from mqauth.letters.release import WAIVABLE, Authority, ReleaseAuthorities
-from mqauth.letters.release_signer import Releaser
+from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
+from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.review import Filter, Index, Ledger, Reviewer, Terms, account, survey
+from mqauth.review import Filter, Index, Ledger, Reviewer, Session, Terms, account, survey
 from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT, Forge
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
@@ -139,21 +139,21 @@ class Scene:
         return Terms(**({"releaser": releaser, "reason": WHY} | changes))
 
     @contextlib.contextmanager
-    def desk(self) -> Iterator[tuple[Opened, Reviewer]]:
+    def desk(self) -> Iterator[tuple[Session, Reviewer]]:
         """Open the letter box and the reviewer's audit."""
         with AuditFile(self.folder / "reviewer.jsonl", fsync=False) as audit, opened(self.place) as found:
             yield found, Reviewer(name="ada", audit=audit)
 
-    def look(self, found: Opened, read: Callable[[Index], Any]) -> Any:
+    def look(self, found: Session, read: Callable[[Index], Any]) -> Any:
         """Survey the letters and read something from the index."""
         with found.run(survey(found.box)) as index:
             return read(index)
 
-    def freeze(self, found: Opened, **wanted: Any) -> Any:
+    def freeze(self, found: Session, **wanted: Any) -> Any:
         """Return a frozen selection."""
         return self.look(found, lambda index: index.freeze(Filter(**wanted)))
 
-    def ledger(self, found: Opened) -> Ledger:
+    def ledger(self, found: Session) -> Ledger:
         """Hold both audit files against the queue."""
         ledger: Ledger = self.look(found, lambda index: account(read_records(self.audits), index.ids()))
         return ledger

@@ -15,7 +15,7 @@ from integration.review.scene import Scene
 from integration.services import Kafka
 from mqauth import MalformedMessage, Reason, Unavailable
 from mqauth.cli import main
-from mqauth.cli.dlq_broker import opened
+from mqauth.cli.broker import opened
 from mqauth.flow import call
 from mqauth.review import redrive
 from mqauth.testing.stage_kafka import KafkaStage

@@ -24,6 +24,7 @@ def test_killed_while_redriving(scene: Scene, capsys: pytest.CaptureFixture[str]
     assert (tally.handled, tally.duplicates <= KILLS) == (LETTERS, True)
 
 
+@pytest.mark.slow
 def test_killed_while_discarding(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     """Killed at random moments: every letter is open or discarded on record, at each moment."""
     seed = scale.nightly(random.randrange(10**6), otherwise=1)

@@ -13,7 +13,7 @@ import pytest
 from integration.keyserver import Authority
 from integration.review.scene import Scene
 from integration.review.tunnel import Tunnel
-from mqauth.cli import dlq_settings, main
+from mqauth.cli import broker, main
 
 Dlq = Callable[..., tuple[int, str, str]]
 
@@ -52,7 +52,7 @@ def dlq(scene: Scene, tunnel: Tunnel, tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let kafka-python try to reach a server for a moment only."""
-    monkeypatch.setattr(dlq_settings, "BOOTSTRAP_MS", 1500)
+    monkeypatch.setattr(broker, "_BOOTSTRAP_MS", 1500)
 
 
 def settings(scene: Scene, authority: Authority, tmp_path: Path) -> dict[str, str]:

@@ -1,48 +1,115 @@
-"""The audit file: JSON lines, one hash chain a writer, on disk before the message is settled.
+"""The audit file: lines of JSON, one hash chain for each writer, on disk before the message is settled.
 
-A file that reaches its size is renamed ``NAME.000001``, ``NAME.000002`` and so on, and the chain goes on in a
-new one. At intervals the head of the chain is signed into a second file, where one is given.
+A file that reaches its size is renamed ``NAME.000001``, ``NAME.000002`` and so on, and the chain continues in a
+new file. Whoever can edit the file can also compute its chain anew, or cut off its end. Therefore the head of the
+chain (how many records it has, and the hash of the last) is signed at intervals into a second file, best on
+another disk or host. A head is a compact JWS with the type ``mqauth-head+jwt`` over the chain's first hash, the
+number of records and the last hash.
 """
 
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
 import re
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from mqauth.audit.chain import Head, first_line, hashes
-from mqauth.audit.head import HeadFile
-from mqauth.audit.line_file import LineFile, last_line
+from mqauth.audit.chain import MAX_LINE, Head, first_line, raw_lines, read_lines
+from mqauth.audit.disk import LineFile, append_shared, last_line, last_lines
 from mqauth.audit.record import GENESIS, AuditRecord, chain_hash
-from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.clock import SYSTEM_CLOCK, Clock
+from mqauth.errors import Cause, ConfigurationError, Rejection, Unavailable
+from mqauth.wire import jws
 from mqauth.wire import strict_json as strictjson
+from mqauth.wire.jwk import load_key
+from mqauth.wire.keys import Key, KeySet, SigningKey, jwk_members
 
+HEAD_TYPE: Final = "mqauth-head+jwt"
+MIN_BYTES: Final = 64 * 1024
 _LOG: Final = logging.getLogger("mqauth.audit")
 _DEPTH: Final = 8
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+_RECENT: Final = 100
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _BEGINS: Final = b'{"v":'
-MIN_BYTES: Final = 64 * 1024
+_UNREADABLE: Final = (ValueError, KeyError, TypeError, Rejection, ConfigurationError)
+
+
+class HeadFile:
+    """Signs the heads of a chain into a file.
+
+    Args:
+        path: the file that heads are appended to, mode 0600; ``{pid}`` in its name stands for the process id.
+            Several chains may share it.
+        key: the private key of this instance.
+        every: records between two heads; if records behind the last head are cut off, nobody notices.
+        seconds: a record that comes so long after the last head is signed at once, with those before it.
+
+    Raises:
+        ConfigurationError: an interval is not positive, or the key cannot sign.
+    """
+
+    def __init__(
+        self, path: str | Path, key: Key, *, every: int = 1000, seconds: float = 60, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        if every < 1 or seconds <= 0:
+            raise ConfigurationError("every is at least 1 record, seconds more than 0")
+        self.path = _own(path)
+        self._every = every
+        self._seconds = seconds
+        self._public = jwk_members(key.public_only)
+        self._keys = KeySet([key])
+        self._key: SigningKey = jws.LocalSigningKey(key)
+        self._clock = clock
+        self._tried = clock.monotonic()
+
+    def due(self, unsigned: int) -> bool:
+        """Tell whether a head is due, with so many records behind the last one."""
+        return unsigned >= self._every or (unsigned > 0 and self._clock.monotonic() - self._tried >= self._seconds)
+
+    def append(self, head: Head) -> None:
+        """Sign one head and make it durable.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        self._tried = self._clock.monotonic()
+        payload = strictjson.dumps(
+            {"chain": head.chain, "records": head.records, "hash": head.hash, "iat": int(self._clock.now())}
+        )
+        token = jws.compact(payload, self._key, typ=HEAD_TYPE)
+        line = json.dumps({"head": token, "jwk": self._public}, separators=(",", ":")) + "\n"
+        append_shared(self.path, line.encode("ascii"))
+
+    def recent(self) -> list[Head]:
+        """Return those of the file's last hundred heads that this key signed; none if the file cannot be read."""
+        found = []
+        with suppress(ConfigurationError):
+            for raw in last_lines(self.path, _RECENT):
+                with suppress(*_UNREADABLE):
+                    found.append(_head(raw, self._keys))
+        return found
 
 
 class AuditFile:
     """Appends records to one file, each on disk before ``write`` returns; safe to share between threads.
 
     Args:
-        path: the file, made with mode 0600; ``{pid}`` in its name is the process id. One writer at a time:
-            a second is refused, and so is a process forked from the one that opened it.
-        fsync: leave at ``True`` unless losing the last records with the machine is acceptable.
-        max_bytes: size at which the file is rotated, at least 64 KiB; ``None`` is never.
-        heads: where the chain's head is signed at intervals, at rotation, at ``close``, and where an
-            interpreter ends in order.
+        path: the file, made with mode 0600; ``{pid}`` in its name stands for the process id. It has one writer: a
+            second one is refused, and so is a process that was forked from the one that opened it.
+        fsync: leave at ``True``, unless the last records may be lost with the machine.
+        max_bytes: size at which the file is rotated, at least 64 KiB; ``None`` means never.
+        heads: where the chain's head is signed: at intervals, at rotation, at ``close``, and when the interpreter
+            ends in order.
 
     Raises:
-        ConfigurationError: the file cannot be opened, another process writes it, or its last whole line
-            is no record.
+        ConfigurationError: the file cannot be opened, another process writes it, or its last whole line is no
+            record.
     """
 
     def __init__(
@@ -56,7 +123,7 @@ class AuditFile:
         if max_bytes is not None and max_bytes < MIN_BYTES:
             raise ConfigurationError(f"max_bytes is at least {MIN_BYTES}")
         self._process = os.getpid()
-        self.path = Path(str(path).replace("{pid}", str(self._process)))
+        self.path = _own(path)
         self._fsync = fsync
         self._max_bytes = max_bytes
         self._heads = heads
@@ -67,19 +134,20 @@ class AuditFile:
             self._hash = self._recovered()
             self._chain, self._records, self._signed = self._counted()
         except ConfigurationError:
-            self._lines.close()  # or its lock outlives the refusal
+            self._lines.close()  # or its lock would outlive the refusal
             raise
         self._tried = self._signed
-        self._sign()  # over what a crash left unsigned
+        self._sign()  # whatever a crash left unsigned
         if heads is not None:
-            atexit.register(self.close)  # a service that ends in order signs what it wrote last
+            atexit.register(self.close)  # a service that ends in order signs its last records
 
     def write(self, record: AuditRecord, /) -> None:
         """Append one record and make it durable.
 
         Raises:
-            Unavailable: ``audit_unavailable``, the disk refused, or the file was opened by another process.
+            Unavailable: ``audit_unavailable``: the disk refused, or the file was opened by another process.
         """
+        # Two writers would write at one position, and each would overwrite records of the other.
         if os.getpid() != self._process:
             raise self._unavailable("opened before a fork: each process opens its own")
         with self._lock:
@@ -107,7 +175,6 @@ class AuditFile:
         self.close()
 
     def _append(self, record: AuditRecord) -> None:
-        """Write a record as the chain's next."""
         members = record.as_dict() | {"prev": self._hash}
         digest = chain_hash(self._hash, members)
         self._lines.append(strictjson.dumps(members | {"hash": digest}) + b"\n")
@@ -116,20 +183,20 @@ class AuditFile:
         self._records += 1
 
     def _go_on(self) -> None:
-        """Begin a new file where this one is full, or is no longer where it was."""
+        """Begin a new file if this one is full, or if it was moved or deleted."""
         if not self._lines.in_place():
             if not self._renamed:
-                _LOG.error("%s: somebody else moved or deleted this file; going on in a new one", self.path)
+                _LOG.error("%s: somebody else moved or deleted this file; continuing in a new one", self.path)
         elif self._max_bytes is not None and self._lines.end >= self._max_bytes:
             self._sign()
             os.rename(self.path, _next_part(self.path))
+            # Kept until the new file is there: if that fails now, the next write finishes the rotation quietly.
             self._renamed = True
         else:
             return
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        """Go on in a new file, whose first record follows the last of the old."""
         try:
             fresh = LineFile(self.path, fsync=self._fsync)
         except ConfigurationError as error:
@@ -141,7 +208,7 @@ class AuditFile:
         self._lines, self._renamed = fresh, False
 
     def _sign(self) -> None:
-        """Sign the head; a second file that refuses is loud, and tried again at the next interval."""
+        """Sign the head; if that fails, it is logged, and tried again at the next interval."""
         if self._heads is None or self._records == self._signed:
             return
         self._tried = self._records
@@ -152,8 +219,9 @@ class AuditFile:
             _LOG.error("%s: the head was not signed: %s", self._heads.path, type(error).__name__)
 
     def _recovered(self) -> str:
-        """Return the hash the next record follows; a torn line is cut, an empty file follows a rotated one."""
+        """Return the hash that the next record follows; a torn last line is cut off."""
         line, end, torn = last_line(self.path)
+        # A crash can leave the beginning of a record, or zeros. Anything else was not written by an audit file.
         if not _BEGINS.startswith(torn[: len(_BEGINS)]) and torn.strip(b"\0"):
             raise ConfigurationError(f"{self.path}: no audit file")
         if end < self._lines.end:
@@ -164,68 +232,105 @@ class AuditFile:
         return GENESIS if line is None else _hash_of(line, self.path)
 
     def _counted(self) -> tuple[str, int, int]:
-        """Return the chain's first hash, how many records it has, and how many of them a signed head covers."""
+        """Return the chain's first hash, its number of records, and how many of them a signed head covers."""
         files = [part for part in parts(self.path) if part.exists()]
         begun = first_line(files)
         if self._heads is None or begun is None:
             return "", 0, 0
         heads = {head.hash: head for head in self._heads.recent()}
-        before = heads.get(begun.prev)  # where older parts are archived
+        # Where older parts were archived, the first line that is left follows a signed head.
+        before = heads.get(begun.prev)
         chain, records = (begun.hash, 0) if before is None else (before.chain, before.records)
         signed, unmet = records, {head.hash for head in heads.values() if head.chain == chain}
-        for own in hashes(files):
-            records += 1
-            if own in heads and heads[own].chain == chain:
-                records = signed = heads[own].records
-                unmet.discard(own)
-        self._mourn(records, (head for head in heads.values() if head.hash in unmet))
-        return chain, records, signed
-
-    def _mourn(self, records: int, unmet: Iterable[Head]) -> None:
-        """Say loudly that records are gone which a signed head covers."""
-        gone = max((head.records for head in unmet), default=0)
+        for line in read_lines(files):
+            records += 0 if line.torn else 1
+            if line.hash in heads and heads[line.hash].chain == chain:
+                records = signed = heads[line.hash].records
+                unmet.discard(line.hash)
+        gone = max((head.records for head in heads.values() if head.hash in unmet), default=0)
         if gone > records:
             _LOG.critical("%s: %d records, but a signed head covers %d: some are gone", self.path, records, gone)
+        return chain, records, signed
 
     def _unavailable(self, what: str) -> Unavailable:
         return Unavailable(Cause.AUDIT_UNAVAILABLE, f"{self.path}: {what}")
 
 
+def read_heads(path: str | Path, keys: KeySet | None = None) -> list[Head]:
+    """Return the heads of a file, each signature verified; a last line that a crash tore is ignored.
+
+    Args:
+        path: the file.
+        keys: who may sign heads; by default the key that its first line names, so keep the file out of reach.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or a head is not signed by one of these keys.
+    """
+    found: list[Head] = []
+    for number, raw in enumerate(raw_lines(Path(path)), 1):
+        if not raw.endswith(b"\n") and len(raw) < MAX_LINE:
+            break
+        try:
+            keys = KeySet([load_key(_members(raw)["jwk"])]) if keys is None else keys
+            found.append(_head(raw, keys))
+        except _UNREADABLE as error:
+            raise ConfigurationError(f"{path}: line {number} is no head signed by a known key") from error
+    return found
+
+
 def rotated(path: Path) -> list[Path]:
-    """Return the rotated files of an audit file, oldest first; none where there is no such folder."""
+    """Return the rotated files of an audit file, oldest first; none if its folder does not exist."""
     if not path.parent.is_dir():
         return []
-    found = (
-        (name[len(path.name) + 1 :], name) for name in os.listdir(path.parent) if name.startswith(f"{path.name}.")
-    )
-    return [path.with_name(name) for _, name in sorted((int(end), name) for end, name in found if end.isdecimal())]
+    before = f"{path.name}."
+    ends = [name.removeprefix(before) for name in os.listdir(path.parent) if name.startswith(before)]
+    return [path.with_name(before + end) for end in sorted(filter(str.isdecimal, ends), key=int)]
 
 
 def parts(path: Path) -> list[Path]:
-    """Return the files of an audit file's chain, oldest first; the one that is being written is the last."""
+    """Return the files of an audit file's chain, oldest first; the last is the one that is being written."""
     return [*rotated(path), path]
 
 
 def with_parts(paths: Iterable[Path]) -> list[Path]:
-    """Return audit files in the order given, the rotated parts of each before it, none twice."""
+    """Return audit files in the given order, the rotated parts of each before it, none twice."""
     given = list(paths)
     found = (part for path in given for part in parts(path) if part == path or part not in given)
     return list(dict.fromkeys(found))
 
 
+def _own(path: str | Path) -> Path:
+    return Path(str(path).replace("{pid}", str(os.getpid())))
+
+
 def _next_part(path: Path) -> Path:
-    """Return the name a full file is given."""
     done = rotated(path)
     number = int(done[-1].suffix[1:]) + 1 if done else 1
     return path.with_name(f"{path.name}.{number:06d}")
 
 
+def _members(raw: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = strictjson.loads(raw, depth=_DEPTH)
+    return found
+
+
+def _head(raw: bytes, keys: KeySet) -> Head:
+    """Return the head in a line, once its signature is verified."""
+    opened = jws.take_apart(str(_members(raw)["head"]).encode("ascii"), typ=HEAD_TYPE)
+    key = keys.get(opened.kid)
+    if key is None:
+        raise ConfigurationError("an unknown key")
+    jws.verify(opened, key)
+    said = _members(opened.payload)
+    return Head(chain=str(said["chain"]), records=int(said["records"]), hash=str(said["hash"]))
+
+
 def _hash_of(line: bytes | None, path: Path) -> str:
-    """Return the hash a line carries."""
+    """Return the hash in a record's line."""
     try:
-        found = strictjson.loads(line or b"", depth=_DEPTH)["hash"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(f"{path}: its last line is no audit record") from error
+        found = _members(line or b"")["hash"]
+    except (ValueError, KeyError, TypeError):
+        found = None
     if not isinstance(found, str) or not _DIGEST.fullmatch(found):
         raise ConfigurationError(f"{path}: its last line is no audit record")
     return found

@@ -1,7 +1,7 @@
-"""The audit record of a verdict, and the hash-chained file it is made durable in.
+"""Audit records: what is recorded of a verdict, in schema version 1, and how a record is read back.
 
-What an attacker may have written is bounded, escaped and stands under ``claimed`` until the signature
-holds. Never a token, a body or a key. Schema version 1.
+A record never holds a token, a body or a key. Whatever an attacker may have written is cut to a bounded length and
+escaped, and it stands under ``claimed`` until the token's signature has been verified.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ from mqauth.wire.message import Message
 SCHEMA_VERSION: Final = 1
 MAX_TEXT: Final = 256
 MAX_SOURCE: Final = 512
-"""Characters of a ``source``: the longest name of a topic is 249, of a queue 255, and more follows it."""
+"""Characters of a ``source``: the name of a topic has up to 249, of a queue up to 255, and more follows it."""
 GENESIS: Final = "0" * 64
+"""The hash that the first record of a chain follows."""
+Record = Mapping[str, Any]
+"""A record as it was read back; an edited log may hold anything."""
+# Printable ASCII, and of Unicode what is not a control, a mark of direction, a separator or for private use.
 _UNPRINTABLE = re.compile(
     r"[^\x20-\x7e\xa0-\u061b\u061d-\u200a\u2010-\u2027\u2030-\u205f\u2070-\ud7ff\uf900-\ufefe\uff00-\uffef]"
 )
@@ -29,7 +33,7 @@ _UNPRINTABLE = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRecord:
-    """One verdict, in the form both brokers share; ``as_dict`` is what sinks write."""
+    """One verdict, in the form that both brokers share; sinks write ``as_dict``."""
 
     id: str
     time: float
@@ -69,7 +73,7 @@ class AuditRecord:
 
 
 class AuditSink(Protocol):
-    """Where records go; ``write`` returns only once the record is durable."""
+    """A place for records; ``write`` returns only once the record is durable."""
 
     def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
         """Make one record durable.
@@ -77,17 +81,19 @@ class AuditSink(Protocol):
         Raises:
             Unavailable: ``audit_unavailable``; the message is then neither dead-lettered nor settled.
         """
-        ...
 
 
 def harmless(text: str, limit: int = MAX_TEXT) -> str:
-    """Return text with everything a terminal or viewer might act on escaped, cut off at a number of characters."""
-    escaped = _UNPRINTABLE.sub(_escape, text[: limit + 1])
+    """Return text of at most ``limit`` characters, with those escaped that a terminal or viewer might act on."""
+    # Cut before it is escaped too, so that a huge text costs no more than its beginning.
+    escaped = _UNPRINTABLE.sub(
+        lambda found: found.group().encode("unicode_escape", "backslashreplace").decode("ascii"), text[: limit + 1]
+    )
     return escaped if len(escaped) <= limit else escaped[: limit - 1] + "\u2026"
 
 
 def iso_time(seconds: float) -> str:
-    """Return UTC seconds as RFC 3339 with milliseconds."""
+    """Return UTC seconds as an RFC 3339 time with milliseconds."""
     moment = datetime.fromtimestamp(seconds, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -106,7 +112,7 @@ def token_fields(
     verified: bool,
     index: int | None = None,
 ) -> dict[str, Any]:
-    """Return the ``token`` member: what it says, under ``claimed`` or ``verified``, and its thumbprint."""
+    """Return the ``token`` member: the token's claims under ``claimed`` or ``verified``, and its thumbprint."""
     said: dict[str, Any] = {} if kid is None else {"kid": harmless(kid), "alg": alg}
     if claims is not None:
         texts = {"iss": claims.iss, "sub": claims.sub, "aud": claims.aud, "jti": claims.jti}
@@ -119,7 +125,7 @@ def token_fields(
 
 
 def broker_fields(message: Message) -> dict[str, Any]:
-    """Return where the broker had the message; names a publisher may choose are made harmless."""
+    """Return where the broker had the message; a publisher may choose some of the names, so they are escaped."""
     origin = message.origin
     found = {
         "destination": message.destination,
@@ -140,10 +146,31 @@ def broker_fields(message: Message) -> dict[str, Any]:
 
 
 def chain_hash(previous: str, members: Mapping[str, Any]) -> str:
-    """Return the hash of a record that follows ``previous``: SHA-256 over both."""
+    """Return the hash of the record that follows ``previous`` in a chain: SHA-256 over both."""
     return hashlib.sha256(previous.encode("ascii") + strictjson.dumps(members)).hexdigest()
 
 
-def _escape(match: re.Match[str]) -> str:
-    """Return a character as an escape."""
-    return match.group().encode("unicode_escape", "backslashreplace").decode("ascii")
+def member(record: Record, name: str) -> Record:
+    """Return a member of a record that is an object, or an empty one."""
+    found = record.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def claims_of(record: Record) -> Record:
+    """Return the claims of a record's token, verified or not."""
+    token = member(record, "token")
+    said = token.get("verified") or token.get("claimed")
+    return said if isinstance(said, dict) else {}
+
+
+def is_verified(record: Record) -> bool:
+    """Tell whether the signature of a record's token was verified."""
+    return "verified" in member(record, "token")
+
+
+def time_of(record: Record) -> float:
+    """Return the time of a record, UTC seconds, or 0 if it has none."""
+    try:
+        return datetime.fromisoformat(record.get("time", "")).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return 0.0

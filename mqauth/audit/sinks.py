@@ -1,30 +1,37 @@
-"""Audit sinks beside the file: logging, a callable, several at once with one durable, and the misuse watch.
+"""Audit sinks beside the file: a logger, a callable, several sinks at once, the flood gate, and the misuse watch.
 
-Each takes records of either colour of sink: where a sink is asynchronous, so is what wraps it.
+Each one takes sinks of both kinds: where a sink that it wraps is asynchronous, it is asynchronous too.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
-from mqauth.audit.misuse import Alert, Detector, Thresholds
-from mqauth.audit.record import AuditRecord, AuditSink
+from mqauth.audit.misuse import Alert, Detector, Thresholds, Window
+from mqauth.audit.record import AuditRecord, AuditSink, claims_of
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
+from mqauth.errors import ConfigurationError
 from mqauth.flow import is_awaitable, settled
 from mqauth.wire import strict_json as strictjson
 
+DEFAULT_FLOOD_AFTER: Final = 100
 _LOG: Final = logging.getLogger("mqauth.audit")
+_FLOOD_WINDOW: Final = 60.0
+_FLOOD_CAPACITY: Final = 4096
+_WIDER: Final = 10
+Kinds = tuple[tuple[str, ...], ...]
 
 
 class LoggingSink:
-    """Writes each record as one JSON line to a logger; not durable by itself.
+    """Writes each record as one line of JSON to a logger; not durable by itself.
 
     Args:
-        logger: by default ``mqauth.audit``; accepted verdicts at INFO, all others at WARNING.
+        logger: by default ``mqauth.audit``; accepted verdicts are logged at INFO, all others at WARNING.
     """
 
     def __init__(self, logger: logging.Logger = _LOG) -> None:
@@ -40,23 +47,23 @@ class CallableSink:
     """Hands each record to a function, plain or asynchronous; durable if the function is.
 
     Args:
-        function: takes an ``AuditRecord``; what it raises defers the message.
+        function: takes an ``AuditRecord``; if it raises, the message is deferred.
     """
 
     def __init__(self, function: Callable[[AuditRecord], Any]) -> None:
         self._function = function
 
     def write(self, record: AuditRecord, /) -> Any:
-        """Call the function."""
+        """Call the function with one record."""
         return self._function(record)
 
 
 class FanOut:
-    """Writes to several sinks: one that must succeed, others that may fail loudly.
+    """Writes to several sinks: one that must succeed, and others that may fail.
 
     Args:
-        durable: its failure defers the message.
-        others: their failures are logged and counted in ``failures``.
+        durable: if it fails, the message is deferred.
+        others: if one fails, that is logged and counted in ``failures``.
     """
 
     def __init__(self, durable: AuditSink, *others: AuditSink) -> None:
@@ -65,55 +72,77 @@ class FanOut:
         self.failures = 0
 
     def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
-        """Write to the durable sink, then to the others."""
+        """Write one record to the durable sink, then to the others."""
         written = self._durable.write(record)
-        return self._after(written, record) if is_awaitable(written) else self._spread(record)
-
-    async def _after(self, written: Awaitable[None], record: AuditRecord) -> None:
-        """Write to the others once the record is durable."""
-        await written
-        await settled(self._spread(record))
-
-    def _spread(self, record: AuditRecord) -> Awaitable[None] | None:
-        """Write to the others; what is still to be awaited is returned."""
-        pending: list[tuple[AuditSink, Awaitable[None]]] = []
-        for sink in self._others:
-            try:
-                written = sink.write(record)
-            except Exception as error:
-                self._failed(sink, error)
-            else:
-                if is_awaitable(written):
-                    pending.append((sink, written))
-        return self._finish(pending) if pending else None
-
-    async def _finish(self, pending: list[tuple[AuditSink, Awaitable[None]]]) -> None:
-        """Await the others."""
-        for sink, written in pending:
-            try:
-                await written
-            except Exception as error:
-                self._failed(sink, error)
+        return _then(written, lambda: _write_each([(sink, record) for sink in self._others], self._failed))
 
     def close(self) -> None:
-        """Close the sinks, as far as they can be."""
+        """Close the sinks that can be closed."""
         for sink in (self._durable, *self._others):
             close(sink)
 
     def _failed(self, sink: AuditSink, error: Exception) -> None:
-        """Count and log what a second sink lost."""
         self.failures += 1
         _LOG.error("an audit sink (%s) lost a record: %s", type(sink).__name__, type(error).__name__)
 
 
+class FloodGate:
+    """Passes records on, and drops the details of those that belong to a flood; safe to share between threads.
+
+    From ``flood_after`` rejections a minute with the same reason, kid and destination, a record keeps its id,
+    time, reason, scope and dead letter, and says its number in the flood. The details stand in the records before.
+    An attacker can draw kids at random, and also destinations where routing keys are free; so ten times as many of
+    one reason and destination, or a hundred times as many of one reason, are a flood too. The rejection itself is
+    always recorded, and its dead letter is always published.
+
+    Put the gate around the file, and the misuse watch around the gate, so that detectors see every record whole.
+
+    Args:
+        sink: where records go.
+        flood_after: rejections of one kind a minute, beyond which details are dropped; at least 1.
+
+    Raises:
+        ConfigurationError: ``flood_after`` is less than 1.
+    """
+
+    def __init__(self, sink: AuditSink, flood_after: int = DEFAULT_FLOOD_AFTER) -> None:
+        if flood_after < 1:
+            raise ConfigurationError("flood_after is at least 1")
+        self.sink = sink
+        self._limits = (flood_after, flood_after * _WIDER, flood_after * _WIDER * _WIDER)
+        self._windows = tuple(Window(_FLOOD_WINDOW, _FLOOD_CAPACITY) for _ in self._limits)
+        self._lock = threading.Lock()
+
+    def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
+        """Write one record, whole or without its details."""
+        if record.verdict != "rejected":
+            return self.sink.write(record)
+        kinds = _kinds(record)
+        with self._lock:
+            nth = [window.peek(kind, record.time) + 1 for window, kind in zip(self._windows, kinds, strict=True)]
+        flooded = any(count > limit for count, limit in zip(nth, self._limits, strict=True))
+        written = self.sink.write(_without_detail(record, max(nth)) if flooded else record)
+        # Counted once it is written: the sink may fail, and the same record then comes again.
+        return _then(written, lambda: self._count(kinds, record.time))
+
+    def close(self) -> None:
+        """Close the sink, if it can be closed; an audit file signs its head then."""
+        close(self.sink)
+
+    def _count(self, kinds: Kinds, now: float) -> None:
+        with self._lock:
+            for window, kind in zip(self._windows, kinds, strict=True):
+                window.add(kind, now)
+
+
 class MisuseWatch:
-    """Passes records on and adds an alert record wherever the detector fires; safe to share between threads.
+    """Passes records on, and adds an alert record when a detector gives an alert; safe to share between threads.
 
     Args:
         sink: where records and alerts go.
         detector: reads every record.
-        on_alert: called with each alert; what it raises is logged and changes nothing.
-        instance: this process in alert records.
+        on_alert: called with each alert; if it raises, that is logged and changes nothing.
+        instance: name of this process in alert records.
     """
 
     def __init__(
@@ -132,68 +161,38 @@ class MisuseWatch:
         self._instance = instance
         self._clock = clock
         self._randomness = randomness
-        self.alerts: dict[str, int] = {}
+        self.alerts: Counter[str] = Counter()
         self._lock = threading.Lock()
-
-    def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
-        """Write the record, then the alerts it completes; nothing that fails after the record is raised."""
-        written = self.sink.write(record)
-        if is_awaitable(written):
-            return self._after(written, record)
-        pending = [written for alert in self._alerts(record) if (written := self._write(alert)) is not None]
-        return self._finish(pending) if pending else None
 
     @property
     def thresholds(self) -> Thresholds:
-        """When its detector fires."""
+        """The thresholds of its detector."""
         return self._detector.thresholds
 
+    def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
+        """Write one record, then the alerts it completes; only a failure to write the record is raised."""
+        written = self.sink.write(record)
+        return _then(written, lambda: _write_each([(self.sink, one) for one in self._alerts(record)], _alert_lost))
+
     def close(self) -> None:
-        """Close the sink, where it can be: an audit file signs its head."""
+        """Close the sink, if it can be closed; an audit file signs its head then."""
         close(self.sink)
 
-    def _write(self, alert: AuditRecord) -> Awaitable[None] | None:
-        """Write one alert, as far as that goes without waiting."""
-        try:
-            written = self.sink.write(alert)
-        except Exception as error:
-            self._lost(error)
-            return None
-        return written if is_awaitable(written) else None
-
-    async def _after(self, written: Awaitable[None], record: AuditRecord) -> None:
-        """Write the alerts once the record is durable."""
-        await written
-        await self._finish([done for alert in self._alerts(record) if (done := self._write(alert)) is not None])
-
-    async def _finish(self, pending: list[Awaitable[None]]) -> None:
-        """Await alerts that are being written."""
-        for written in pending:
-            try:
-                await written
-            except Exception as error:
-                self._lost(error)
-
     def _alerts(self, record: AuditRecord) -> list[AuditRecord]:
-        """Return an alert record for each finding, and tell the callback."""
+        """Return the records of the alerts that a record completes, and call the callback with each alert."""
+        # The record is durable by now. An error that were raised would have it written a second time.
         try:
             with self._lock:
                 found = self._detector.observe(record.as_dict())
-                for alert in found:
-                    self.alerts[alert.kind] = self.alerts.get(alert.kind, 0) + 1
-        except Exception as error:  # the record is durable: raised, it would be written again
+                self.alerts.update(alert.kind for alert in found)
+        except Exception as error:
             _LOG.error("the misuse detector failed: %s", type(error).__name__)
             return []
         for alert in found:
             self._tell(alert)
         return [self._record(alert, record) for alert in found]
 
-    def _lost(self, error: Exception) -> None:
-        """Log an alert that could not be written: its record is durable, and must not be written twice."""
-        _LOG.error("an alert could not be written: %s", type(error).__name__)
-
     def _tell(self, alert: Alert) -> None:
-        """Call the callback; a broken one must not stop the audit."""
         try:
             if self._on_alert is not None:
                 self._on_alert(alert)
@@ -201,26 +200,77 @@ class MisuseWatch:
             _LOG.error("an alert callback failed: %s", type(error).__name__)
 
     def _record(self, alert: Alert, record: AuditRecord) -> AuditRecord:
-        """Return the record of an alert; it names no token and no body."""
         return replace(
-            record,
+            _fact_alone(record),
             id=uuid7(self._clock, self._randomness),
             verdict="alert",
             reason=None,
             detail=f"{alert.kind}, {alert.count} times",
-            broker={},
-            token={},
-            body_sha256=None,
-            body_size=None,
-            key_set=None,
-            policy=None,
             dead_letter=None,
             extra={"alert": alert.as_dict(), "completed_by": record.id},
         )
 
 
 def close(sink: object) -> None:
-    """Close a sink, where it can be closed."""
+    """Close a sink, if it can be closed."""
     closing = getattr(sink, "close", None)
     if callable(closing):
         closing()
+
+
+def _then(written: Any, follow: Callable[[], Awaitable[None] | None]) -> Awaitable[None] | None:
+    """Call ``follow`` once a record is written: now, or when the write has been awaited."""
+    return _after(written, follow) if is_awaitable(written) else follow()
+
+
+async def _after(written: Awaitable[None], follow: Callable[[], Awaitable[None] | None]) -> None:
+    await written
+    await settled(follow())
+
+
+def _write_each(
+    writes: Iterable[tuple[AuditSink, AuditRecord]], failed: Callable[[AuditSink, Exception], None]
+) -> Awaitable[None] | None:
+    """Write records to sinks that may fail, and return what is left to be awaited."""
+    pending: list[tuple[AuditSink, Awaitable[None]]] = []
+    for sink, record in writes:
+        try:
+            written = sink.write(record)
+        except Exception as error:
+            failed(sink, error)
+        else:
+            if is_awaitable(written):
+                pending.append((sink, written))
+    return _await_each(pending, failed) if pending else None
+
+
+async def _await_each(
+    pending: Iterable[tuple[AuditSink, Awaitable[None]]], failed: Callable[[AuditSink, Exception], None]
+) -> None:
+    for sink, written in pending:
+        try:
+            await written
+        except Exception as error:
+            failed(sink, error)
+
+
+def _alert_lost(_sink: AuditSink, error: Exception) -> None:
+    _LOG.error("an alert could not be written: %s", type(error).__name__)
+
+
+def _kinds(record: AuditRecord) -> Kinds:
+    """Return the floods that a record may belong to, the narrowest first."""
+    reason, kid = record.reason or "", str(claims_of({"token": record.token}).get("kid", ""))
+    destination = str(record.broker.get("destination", ""))
+    return (reason, kid, destination), (reason, destination), (reason,)
+
+
+def _without_detail(record: AuditRecord, nth: int) -> AuditRecord:
+    return replace(_fact_alone(record), extra={**record.extra, "flood": nth})
+
+
+def _fact_alone(record: AuditRecord) -> AuditRecord:
+    """Return a record that names no token, no body and no place."""
+    return replace(
+        record, detail=None, broker={}, token={}, body_sha256=None, body_size=None, key_set=None, policy=None
+    )

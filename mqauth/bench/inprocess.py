@@ -94,7 +94,7 @@ class Subject:
                 candidate = verifier.open(message)
                 verifier.verify(message, candidate, keys, now)
                 if not candidate.learnt:
-                    verifier.learn(candidate, now)
+                    verifier.learn(candidate)
 
         return _timed(work, self._count)
 

@@ -8,15 +8,25 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Self
 
 import kafka as kafka_python
 import kafka.admin as kafka_admin
 from kafka.record.default_records import DefaultRecordBatchBuilder
 
-from mqauth.bench.handmade import HEADER, Bare, Carried, Wrapper
-from mqauth.bench.lanes import WORK, BrokerFound, Effort, Lane, compare
+from mqauth.bench.contenders import (
+    HEADER,
+    WORK,
+    Bare,
+    BrokerResult,
+    Carried,
+    Contender,
+    Effort,
+    Make,
+    Wrapper,
+    compare_all,
+)
 from mqauth.bench.rounds import Measured, Progress, Stopwatch
 from mqauth.bench.workload import BATCH, LIFETIME, Refusals, RefusedError, Tally, Workload, guard
 from mqauth.brokers import kafka
@@ -39,7 +49,7 @@ _SIZE_OF: Any = DefaultRecordBatchBuilder.size_of
 Headers = list[tuple[str, bytes]]
 
 
-class Stand:
+class Connections:
     """The clients all contenders share.
 
     Args:
@@ -78,13 +88,14 @@ class Topical:
     """
 
     name = ""
+    heavy = False
 
-    def __init__(self, stand: Stand) -> None:
-        self.stand = stand
+    def __init__(self, connections: Connections) -> None:
+        self.connections = connections
         self.topic = f"mqauth.bench.{uuid.uuid4().hex[:12]}"
         self.place = destination.kafka(self.topic)
         self.scratch = f"{self.topic}.scratch"
-        self.stand.admin.create_topics([_ADMIN.NewTopic(name, 1, 1) for name in (self.topic, self.scratch)])
+        self.connections.admin.create_topics([_ADMIN.NewTopic(name, 1, 1) for name in (self.topic, self.scratch)])
         self._filled = 0
         self._client: Any = None
 
@@ -131,7 +142,7 @@ class Topical:
 
     def added(self) -> float:
         """Return the bytes a record has more than a bare one."""
-        plain = _SIZE_OF(None, self.stand.workload.body(0), self.stand.headers)
+        plain = _SIZE_OF(None, self.connections.workload.body(0), self.connections.headers)
         sizes = [_SIZE_OF(None, *record) - plain for record in self.sealed(self.topic, BATCH)]
         return float(sum(sizes) / BATCH)
 
@@ -139,7 +150,7 @@ class Topical:
         """Delete the topics."""
         if self._client is not None:
             self._client.close()
-        self.stand.admin.delete_topics([self.topic, self.scratch])
+        self.connections.admin.delete_topics([self.topic, self.scratch])
 
     def sender(self, topic: str) -> tuple[Callable[[int], object], Callable[[], object]]:
         """Return what sends the record of a number, and what waits for all."""
@@ -158,15 +169,15 @@ class Topical:
         missing = count - self._filled
         if missing > 0:
             for body, headers in self.sealed(self.topic, missing):
-                self.stand.producer.send(self.topic, value=body, headers=headers)
-            self.stand.producer.flush()
+                self.connections.producer.send(self.topic, value=body, headers=headers)
+            self.connections.producer.flush()
             self._filled = count
 
     def _consumer(self) -> Any:
         """Return this contender's consumer, which has its partition."""
         if self._client is None:
             self._client = _PYTHON.KafkaConsumer(
-                self.topic, bootstrap_servers=self.stand.address, group_id=f"{self.topic}.group",
+                self.topic, bootstrap_servers=self.connections.address, group_id=f"{self.topic}.group",
                 enable_auto_commit=False, auto_offset_reset="earliest", max_poll_interval_ms=_LONGEST,
             )  # fmt: skip
         deadline = time.monotonic() + PATIENCE
@@ -232,14 +243,15 @@ class Ended:
 class Wrapped(Topical):
     """kafka-python as its users write it, with what a wrapper adds: nothing for ``bare``."""
 
-    def __init__(self, stand: Stand, wrapper: Wrapper) -> None:
-        super().__init__(stand)
+    def __init__(self, connections: Connections, wrapper: Wrapper) -> None:
+        super().__init__(connections)
         self._wrapper = wrapper
         self.name = wrapper.name
+        self.heavy = wrapper.heavy
 
     def sender(self, topic: str) -> tuple[Callable[[int], object], Callable[[], object]]:
         """Return ``send`` of a sealed record, and ``flush``."""
-        producer, place = self.stand.producer, destination.kafka(topic)
+        producer, place = self.connections.producer, destination.kafka(topic)
 
         def send(number: int) -> None:
             body, headers = self._seal(place, number)
@@ -272,8 +284,8 @@ class Wrapped(Topical):
 
     def _seal(self, place: str, number: int) -> tuple[bytes, Headers]:
         """Return one sealed record."""
-        body, token = self._wrapper.seal(place, self.stand.workload.body(number))
-        headers = list(self.stand.headers)
+        body, token = self._wrapper.seal(place, self.connections.workload.body(number))
+        headers = list(self.connections.headers)
         if token is not None:
             headers.append((HEADER, token.encode("ascii")))
         return body, headers
@@ -283,16 +295,17 @@ class Signed(Topical):
     """Our wrapper, a token for each record."""
 
     name = "message"
+    heavy = True
     batch = 1
 
-    def __init__(self, stand: Stand, forge: Forge) -> None:
-        super().__init__(stand)
+    def __init__(self, connections: Connections, forge: Forge) -> None:
+        super().__init__(connections)
         self._forge = forge
-        self._producer = kafka.Producer(stand.client(), forge.signer(), batch=self.batch)
+        self._producer = kafka.Producer(connections.client(), forge.signer(), batch=self.batch)
 
     def sender(self, topic: str) -> tuple[Callable[[int], object], Callable[[], object]]:
         """Return ``send`` and ``flush`` of our producer."""
-        send, workload, headers = self._producer.send, self.stand.workload, self.stand.headers
+        send, workload, headers = self._producer.send, self.connections.workload, self.connections.headers
         return lambda number: send(topic, value=workload.body(number), headers=headers), self._producer.flush
 
     def close(self) -> None:
@@ -317,13 +330,14 @@ class Signed(Topical):
             ended.wait()
 
     def _plain(self, topic: str, number: int) -> Any:
-        return to_message(topic, self.stand.workload.body(number), None, self.stand.headers)
+        return to_message(topic, self.connections.workload.body(number), None, self.connections.headers)
 
 
 class Batched(Signed):
     """Our wrapper, one token for many records."""
 
     name = "batch"
+    heavy = False
     batch = BATCH
 
     def sealed(self, topic: str, count: int) -> list[tuple[bytes, Headers]]:
@@ -341,36 +355,35 @@ class Batched(Signed):
         return [_native(signed) for signed in self._forge.signer().sign_many(messages)]
 
 
-def lanes(stand: Stand, wrappers: Sequence[Wrapper]) -> Iterator[Lane]:
-    """Yield the contenders, each with topics of its own."""
+def contenders(connections: Connections, others: Iterable[Make] = ()) -> Iterator[Contender]:
+    """Yield the contenders, each with topics of its own.
+
+    Args:
+        connections: to the broker.
+        others: make contenders beside the bare client and mqauth.
+    """
     forge = Forge(lifetime=LIFETIME)
-    yield Wrapped(stand, Bare())
-    yield Signed(stand, forge)
-    batched = Batched(stand, forge)
+    yield Wrapped(connections, Bare())
+    yield Signed(connections, forge)
+    batched = Batched(connections, forge)
     yield batched
-    yield Wrapped(stand, Carried(batched.token()))
-    for wrapper in wrappers:
-        yield Wrapped(stand, wrapper)
+    yield Wrapped(connections, Carried(batched.token()))
+    for make in others:
+        yield make(connections)
 
 
 def measure(
-    stand: Stand, wrappers: Sequence[Wrapper], effort: Effort, *, progress: Progress = lambda _: None
-) -> BrokerFound:
+    connections: Connections, effort: Effort, others: Iterable[Make] = (), *, progress: Progress = lambda _: None
+) -> BrokerResult:
     """Compare all contenders on one broker, with an empty handler and with one that works 100 us.
 
     Args:
-        stand: connected.
-        wrappers: the contenders beside kafka-python itself and mqauth.
-        effort: how much.
-        progress: told what is measured.
+        connections: to the broker.
+        effort: how much is measured.
+        others: make contenders beside the bare client and mqauth.
+        progress: called with what is measured next.
     """
-    made: list[Any] = []
-    try:
-        made += lanes(stand, wrappers)
-        return compare(made, effort, works=(0.0, WORK), progress=progress)
-    finally:
-        for lane in made:
-            lane.close()
+    return compare_all(contenders(connections, others), effort, works=(0.0, WORK), progress=progress)
 
 
 def crc_source() -> str:

@@ -9,15 +9,24 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Self
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage, AbstractQueue
 
-from mqauth.bench.handmade import HEADER, Bare, Carried, Wrapper
-from mqauth.bench.lanes import BrokerFound, Effort, Lane, compare
+from mqauth.bench.contenders import (
+    HEADER,
+    Bare,
+    BrokerResult,
+    Carried,
+    Contender,
+    Effort,
+    Make,
+    Wrapper,
+    compare_all,
+)
 from mqauth.bench.rounds import Measured, Progress, Stopwatch
 from mqauth.bench.workload import BATCH, LIFETIME, Refusals, Tally, Workload, guard
 from mqauth.brokers import rabbitmq
@@ -33,12 +42,10 @@ AT_ONCE: Final = 128
 """Publishes under way at once, where there are many."""
 PATIENCE: Final = 40.0
 """Seconds a round may take; it is tried once more."""
-_SOON: Final = 0.002
-"""Seconds after which a coalesced ack is sent, however few deliveries it is for."""
 Publish = Callable[[int], Awaitable[object]]
 
 
-class Stand:
+class Connections:
     """The connections: one to publish, one to consume, and an event loop of their own.
 
     Args:
@@ -84,20 +91,21 @@ class Queued:
     """
 
     name = ""
+    heavy = False
     at_once = 1
 
-    def __init__(self, stand: Stand) -> None:
-        self.stand = stand
+    def __init__(self, connections: Connections) -> None:
+        self.connections = connections
         self.route = f"mqauth.bench.{uuid.uuid4().hex[:12]}"
         self.place = destination.rabbitmq(self.route, self.route)
         self.exchange: AbstractExchange
         self.queue: AbstractQueue
         self._waiting: list[aio_pika.Message] = []
-        stand.runner.run(self._declare())
+        connections.runner.run(self._declare())
 
     async def _declare(self) -> None:
-        self.exchange = await self.stand.publishing.declare_exchange(self.route, "topic", auto_delete=True)
-        self.queue = await (await self.stand.consuming()).declare_queue(
+        self.exchange = await self.connections.publishing.declare_exchange(self.route, "topic", auto_delete=True)
+        self.queue = await (await self.connections.consuming()).declare_queue(
             self.route, durable=True, arguments={"x-queue-type": "quorum"}
         )
         await self.queue.bind(self.exchange, self.route)
@@ -105,21 +113,21 @@ class Queued:
     def plain(self, number: int = 0) -> aio_pika.Message:
         """Return a message as the application makes it."""
         return aio_pika.Message(
-            self.stand.workload.body(number), headers=dict(self.stand.workload.header_texts()),
+            self.connections.workload.body(number), headers=dict(self.connections.workload.header_texts()),
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
         )  # fmt: skip
 
     def publish(self, count: int, /) -> Measured:
         """Publish messages until the last is confirmed."""
-        return self.stand.runner.run(self._publish(count))
+        return self.connections.runner.run(self._publish(count))
 
     def consume(self, count: int, work: float, /) -> Measured:
         """Consume messages that wait already."""
-        return self.stand.runner.run(self._consume(count, work))
+        return self.connections.runner.run(self._consume(count, work))
 
     def paced(self, count: int, pace: float, /) -> Measured:
         """Publish at a pace while consuming."""
-        return self.stand.runner.run(self._paced(count, pace))
+        return self.connections.runner.run(self._paced(count, pace))
 
     def added(self) -> float:
         """Return the bytes a message has more than a bare one."""
@@ -128,7 +136,7 @@ class Queued:
 
     def close(self) -> None:
         """Delete the queue; the exchange goes with it."""
-        self.stand.runner.run(self.queue.delete(if_unused=False, if_empty=False))
+        self.connections.runner.run(self.queue.delete(if_unused=False, if_empty=False))
 
     def publisher(self) -> Publish:
         """Return what publishes the message of a number and waits for its confirm."""
@@ -180,10 +188,11 @@ class Queued:
 class Wrapped(Queued):
     """aio-pika as its users write it, with what a wrapper adds: nothing for ``bare``."""
 
-    def __init__(self, stand: Stand, wrapper: Wrapper) -> None:
-        super().__init__(stand)
+    def __init__(self, connections: Connections, wrapper: Wrapper) -> None:
+        super().__init__(connections)
         self._wrapper = wrapper
         self.name = wrapper.name
+        self.heavy = wrapper.heavy
 
     def publisher(self) -> Publish:
         """Return ``await publish`` of a sealed message."""
@@ -214,45 +223,14 @@ class Wrapped(Queued):
         return message
 
 
-class Pipelined(Wrapped):
-    """aio-pika with many publishes at once and coalesced acks."""
-
-    at_once = AT_ONCE
-
-    def __init__(self, stand: Stand) -> None:
-        super().__init__(stand, Bare())
-        self.name = "pipelined"
-
-    async def consuming(self, tally: Tally, until: asyncio.Future[Measured]) -> Measured:
-        """Handle each message, and ack half a window at once, or what there is after a moment."""
-        unacked: list[AbstractIncomingMessage] = []
-        loop = asyncio.get_running_loop()
-
-        async def ack() -> None:
-            if unacked:
-                last = unacked[-1]
-                unacked.clear()
-                await last.ack(multiple=True)
-
-        async def on_message(message: AbstractIncomingMessage) -> None:
-            with failing(until):
-                tally(message.body)
-                if not unacked:
-                    loop.call_later(_SOON, lambda: asyncio.ensure_future(ack()))
-                unacked.append(message)
-                if len(unacked) >= PREFETCH // 2:
-                    await ack()
-
-        return await consumed(self.queue, on_message, until)
-
-
 class Signed(Queued):
     """Our wrapper, a token for each message."""
 
     name = "message"
+    heavy = True
 
-    def __init__(self, stand: Stand, forge: Forge) -> None:
-        super().__init__(stand)
+    def __init__(self, connections: Connections, forge: Forge) -> None:
+        super().__init__(connections)
         self._forge = forge
 
     def publisher(self) -> Publish:
@@ -287,6 +265,7 @@ class Batched(Signed):
     """Our wrapper, one token for many messages."""
 
     name = "batch"
+    heavy = False
     at_once = AT_ONCE
 
     def producer(self) -> Any:
@@ -312,37 +291,35 @@ class Batched(Signed):
         return natives
 
 
-def lanes(stand: Stand, wrappers: Sequence[Wrapper]) -> Iterator[Lane]:
-    """Yield the contenders, each with an exchange and a queue of its own."""
+def contenders(connections: Connections, others: Iterable[Make] = ()) -> Iterator[Contender]:
+    """Yield the contenders, each with an exchange and a queue of its own.
+
+    Args:
+        connections: to the broker.
+        others: make contenders beside the bare client and mqauth.
+    """
     forge = Forge(lifetime=LIFETIME)
-    yield Wrapped(stand, Bare())
-    yield Pipelined(stand)
-    yield Signed(stand, forge)
-    batched = Batched(stand, forge)
+    yield Wrapped(connections, Bare())
+    yield Signed(connections, forge)
+    batched = Batched(connections, forge)
     yield batched
-    yield Wrapped(stand, Carried(batched.token()))
-    for wrapper in wrappers:
-        yield Wrapped(stand, wrapper)
+    yield Wrapped(connections, Carried(batched.token()))
+    for make in others:
+        yield make(connections)
 
 
 def measure(
-    stand: Stand, wrappers: Sequence[Wrapper], effort: Effort, *, progress: Progress = lambda _: None
-) -> BrokerFound:
+    connections: Connections, effort: Effort, others: Iterable[Make] = (), *, progress: Progress = lambda _: None
+) -> BrokerResult:
     """Compare all contenders on one broker.
 
     Args:
-        stand: connected.
-        wrappers: the contenders beside aio-pika itself and mqauth.
-        effort: how much.
-        progress: told what is measured.
+        connections: to the broker.
+        effort: how much is measured.
+        others: make contenders beside the bare client and mqauth.
+        progress: called with what is measured next.
     """
-    made: list[Any] = []
-    try:
-        made += lanes(stand, wrappers)
-        return compare(made, effort, progress=progress)
-    finally:
-        for lane in made:
-            lane.close()
+    return compare_all(contenders(connections, others), effort, progress=progress)
 
 
 def size(message: aio_pika.Message) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mqauth.bench.lanes import BrokerFound
+from mqauth.bench.contenders import BrokerResult
 from mqauth.bench.run import Report
 
 
@@ -15,8 +15,6 @@ def lines(report: Report) -> Iterator[str]:
     for name, found in report.brokers.items():
         yield ""
         yield from broker_lines(name, found)
-    for name, why in report.missing.items():
-        yield f"{name}: {why}"
 
 
 def _in_process(cells: Mapping[str, Mapping[str, float | None]]) -> Iterator[str]:
@@ -28,7 +26,7 @@ def _in_process(cells: Mapping[str, Mapping[str, float | None]]) -> Iterator[str
         yield f"{name:<12}{figures[0]:>9}{figures[1]:>9}{figures[2]:>16}{figures[3]:>12}"
 
 
-def broker_lines(name: str, found: BrokerFound) -> Iterator[str]:
+def broker_lines(name: str, found: BrokerResult) -> Iterator[str]:
     """Yield the tables of one broker."""
     for what, rounds in found.comparisons.items():
         summary = rounds.summary("bare")

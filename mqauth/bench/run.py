@@ -7,27 +7,25 @@ import platform
 import resource
 import sys
 import time
-import tracemalloc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
 from typing import Any, Final
 
 from mqauth.bench import inprocess
-from mqauth.bench.handmade import Handwritten, Wrapper, missing_client, rivals
-from mqauth.bench.inprocess import BATCH_NAME, PLACE, Cell, Subject
-from mqauth.bench.lanes import BrokerFound, Effort
+from mqauth.bench.contenders import BrokerResult, Effort, Make
+from mqauth.bench.inprocess import BATCH_NAME, Cell, Subject
 from mqauth.bench.rounds import Progress, Rounds, rates
-from mqauth.bench.workload import Workload
 from mqauth.errors import ConfigurationError
-from mqauth.judging.known_tokens import CAPACITY, LEAF
+from mqauth.judging.candidate import CAPACITY, LEAF
 
-TOLD: Final = ("bare", "message", "batch", "handwritten")
-"""Contenders whose rates stand in the short form; the others' ratios do."""
-_PACKAGES: Final = ("mqauth", "cryptography", "PyJWT", "aio-pika", "kafka-python", "crc32c", "joserfc", "celery")
+TOLD: Final = ("bare", "message", "batch")
+"""Contenders whose rates stand in the short form; of the others it has ratios."""
+_PACKAGES: Final = ("mqauth", "cryptography", "PyJWT", "aio-pika", "kafka-python", "crc32c")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +72,8 @@ class Report:
 
     amount: Amount
     in_process: Rounds
-    brokers: dict[str, BrokerFound] = field(default_factory=dict)
+    brokers: dict[str, BrokerResult] = field(default_factory=dict)
     kept: dict[str, float] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
     servers: dict[str, str] = field(default_factory=dict)
 
     def short(self) -> dict[str, Any]:
@@ -95,8 +92,8 @@ class Report:
     def whole(self) -> dict[str, Any]:
         """Return every figure with its spread, and what it was measured on."""
         told: dict[str, Any] = {
-            "when": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(), "packages": packages(),
-            "servers": self.servers, "missing": self.missing, "short": self.short(),
+            "when": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(),
+            "packages": versions(_PACKAGES), "servers": self.servers, "short": self.short(),
             "in_process": self.in_process.summary(""), "kept_bytes": self.kept, "peak_rss_mib": peak_rss(),
         }  # fmt: skip
         for name, found in self.brokers.items():
@@ -106,7 +103,12 @@ class Report:
 
 
 def measure(
-    amount: Amount, *, rabbitmq: str | None = None, kafka: str | None = None, progress: Progress = lambda _: None
+    amount: Amount,
+    *,
+    rabbitmq: str | None = None,
+    kafka: str | None = None,
+    others: Mapping[str, Sequence[Make]] = MappingProxyType({}),
+    progress: Progress = lambda _: None,
 ) -> Report:
     """Measure everything that is asked for.
 
@@ -114,26 +116,28 @@ def measure(
         amount: how much.
         rabbitmq: ``amqp://...``, or ``None`` for no RabbitMQ.
         kafka: ``host:port``, or ``None`` for no Kafka.
+        others: by broker, what makes contenders beside the bare client and mqauth.
         progress: told what is measured.
 
     Raises:
         ConfigurationError: a client library is missing.
     """
-    wrappers, missing = rivals()
     asked = [(name, url, _broker(name)) for name, url in (("rabbitmq", rabbitmq), ("kafka", kafka)) if url]
     for _, url, module in asked:
-        with module.Stand(url):  # out of reach is told now; kept open, it would miss its heartbeats
+        with module.Connections(url):  # out of reach is told now; kept open, it would miss its heartbeats
             pass
     clock = _Deadline(amount.seconds, parts=1 + 2 * len(asked))
     found = inprocess.measure(
         amount.cells, rounds=amount.rounds, count=amount.count, base_count=amount.base_count,
         progress=progress, enough=clock.part(1),
     )  # fmt: skip
-    report = Report(amount=amount, in_process=found, missing=missing, kept=kept_bytes(amount.kept))
+    report = Report(amount=amount, in_process=found, kept=kept_bytes(amount.kept))
     for place, (name, url, module) in enumerate(asked):
         effort = replace(getattr(amount, name), enough=clock.part(3 + 2 * place))
-        with module.Stand(url) as stand:
-            report.brokers[name] = module.measure(stand, wrappers, effort, progress=partial(_tell, progress, name))
+        with module.Connections(url) as connections:
+            report.brokers[name] = module.measure(
+                connections, effort, others.get(name, ()), progress=partial(_tell, progress, name)
+            )
     return report
 
 
@@ -162,7 +166,7 @@ def _broker(name: str) -> Any:
     try:
         return import_module(f"mqauth.bench.{name}")
     except ImportError as error:
-        raise missing_client(name) from error
+        raise ConfigurationError(f"--{name}: install mqauth[{name}]") from error
 
 
 def kept_bytes(count: int) -> dict[str, float]:
@@ -175,33 +179,16 @@ def kept_bytes(count: int) -> dict[str, float]:
         return {}
     single = Subject(Cell(kind="EdDSA"), count).kept_bytes(warm_up=1)
     batch = Subject(Cell(kind=BATCH_NAME), 4 * count).kept_bytes(warm_up=-(-CAPACITY // (LEAF * 4 * count)))
-    kept = {"message": single, "batch": batch, "handwritten": _kept_by(Handwritten(), count)}
-    return {name: round(found, 1) for name, found in kept.items()}
-
-
-def _kept_by(wrapper: Wrapper, count: int) -> float:
-    """Return the bytes a wrapper's memory takes for each message."""
-    open_, body = wrapper.opener(PLACE), Workload().body(0)
-    sealed = [wrapper.seal(PLACE, body) for _ in range(count)]
-    open_(*wrapper.seal(PLACE, body))
-    tracemalloc.start()
-    for found in sealed:
-        open_(*found)
-    kept, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    return kept / count
+    return {"message": round(single, 1), "batch": round(batch, 1)}
 
 
 def _short(comparisons: Mapping[str, Rounds]) -> dict[str, Any]:
     """Return rates and ratios of one broker."""
     told: dict[str, Any] = {}
     for name, found in comparisons.items():
-        pairs = {"batch/handwritten": ("batch", "handwritten"), "message/handwritten": ("message", "handwritten")}
-        if "carried" in found.measured:
-            pairs["batch/carried"] = ("batch", "carried")
-        if "pipelined" in found.measured:
-            pairs["batch/pipelined"] = ("batch", "pipelined")
         if name != "paced":
+            others = [who for who in found.measured if who not in TOLD]
+            pairs = {f"{ours}/{who}": (ours, who) for who in others for ours in ("message", "batch")}
             told[name] = rates(found, TOLD, "bare", pairs)
     return told
 
@@ -225,10 +212,10 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def packages() -> dict[str, str]:
-    """Return the versions of what is measured."""
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
     found: dict[str, str] = {}
-    for name in _PACKAGES:
+    for name in packages:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

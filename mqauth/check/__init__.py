@@ -1,6 +1,7 @@
-"""``mqauth check``: the pitfalls of a configuration file, found before they bite.
+"""``mqauth check``: finds the pitfalls of a configuration file.
 
-``codes`` is the registry; each other module looks at one area and yields findings; ``run`` puts them together.
+``codes`` is the registry of them, ``target`` is what the rules look at, ``tokens``, ``issuers``, ``keys``,
+``exposure`` and ``delivery`` hold the rules, and ``run`` puts their findings together.
 """
 
 from mqauth.check.codes import CODES

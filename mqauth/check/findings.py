@@ -1,4 +1,4 @@
-"""What a check finds: a code of the registry, at a place of the file, with a sentence about this very file."""
+"""Findings: a code of the registry, at a place in the file, with a sentence about this very file."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from mqauth.check.locator import Path
-from mqauth.config.table import spelt
+from mqauth.check.target import Path
+from mqauth.config.toml_file import spelt
 
 
 class Severity(StrEnum):
-    """How bad: an error fails the check, a warning fails it where asked to, a note never."""
+    """How bad a finding is: an error fails the check, a warning fails it with ``--strict``, a note never does."""
 
     ERROR = "error"
     WARNING = "warning"
     NOTE = "note"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Code:
-    """One pitfall; name and severity are stable.
+    """One pitfall; its name and severity are stable.
 
     Args:
-        name: what programs key on.
+        name: what programs look for.
         severity: how bad it is.
         why: why it matters.
         instead: what to write instead.
@@ -35,19 +35,10 @@ class Code:
     why: str
     instead: str
 
-    def at(self, path: Path, message: str) -> Finding:
-        """Return a finding of this pitfall.
-
-        Args:
-            path: where in the file; the key may be one that is absent.
-            message: what is wrong; no key material, passphrase or URL's credentials.
-        """
-        return Finding(code=self, severity=self.severity, path=path, message=printable(message))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A pitfall at a place; ``line`` counts from 1, ``None`` where the file says nothing near it."""
+    """A pitfall at a place; ``line`` counts from 1, and is ``None`` if not even the table stands in the file."""
 
     code: Code
     severity: Severity
@@ -71,11 +62,11 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All findings of one file, the worst first, each severity in the order of lines.
+    """All findings of one file, by severity, and within a severity by line.
 
     Args:
         findings: what was found.
-        unseen: what could not be looked at, and what to write so that it can.
+        unseen: what could not be looked at, and the setting that makes it visible.
         accepted: how many findings ``[check] accept`` left out.
     """
 
@@ -104,12 +95,7 @@ class Report:
         }
 
 
-def printable(text: str) -> str:
-    """Return a text with what does not print escaped: names and paths of the file may hold terminal commands."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
-
-
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Return findings by severity, then line."""
+    """Return findings by severity, then by line."""
     ranks = list(Severity)
     return tuple(sorted(findings, key=lambda found: (ranks.index(found.severity), found.line or 0)))

@@ -1,142 +1,214 @@
-"""Issuers: whom their keys speak for, which producers the rules let publish where, and who may release."""
+"""Rules on issuers: their JWK Sets, whom their keys speak for, who may publish where, and who may release."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
 
-from mqauth.check import codes
+from mqauth.check.codes import finding
+from mqauth.check.exposure import is_loopback
 from mqauth.check.findings import Finding
-from mqauth.check.jwks import key_set
-from mqauth.check.target import Rule, Target, few
+from mqauth.check.target import Target, few
+from mqauth.config.kinds import is_url
 from mqauth.config.settings import IssuerSettings, RuleSettings, SourceSettings
-from mqauth.errors import Reason
+from mqauth.errors import ConfigurationError, Reason
 from mqauth.judging.verifier import Issuer
+from mqauth.keystore import Keystore
+from mqauth.keystore.disk import files
+from mqauth.keystore.disk.ring import KeyRing
+from mqauth.wire import base64url
+from mqauth.wire import strict_json as strictjson
 from mqauth.wire.destination import is_kafka
-from mqauth.wire.keys import Key
+from mqauth.wire.jwk import MAX_DOCUMENT, load_key, load_key_set
+from mqauth.wire.keys import MIN_RSA_BITS, MIN_RSA_EXPONENT, Key, KeySet
 
+DAY: Final = 86_400
+_DEPTH: Final = 8
 _ANY: Final = "*"
 _WILDCARDS: Final = frozenset(("*", "#"))
+_PRIVATE: Final = frozenset(("d", "p", "q", "dp", "dq", "qi", "oth"))
 _MUCH: Final = frozenset((Reason.PRODUCER_FORBIDDEN, Reason.REPLAYED, Reason.KEY_EXPIRED))
 
 
 def bindings(target: Target) -> Iterator[Finding]:
-    """Issuers whose keys speak for nobody, or for too many."""
-    for issuer in _issuers(target):
+    """Find issuers whose keys speak for nobody, or for too many subjects."""
+    for issuer in target.issuers:
         path = issuer.table.path
         if issuer.vouches:
-            yield codes.ISSUER_VOUCHES.at((*path, "vouches"), f"every key of {issuer.issuer} signs for all")
+            yield finding("issuer_vouches", (*path, "vouches"), f"every key of {issuer.issuer} signs for all")
         elif issuer.subjects is None and issuer.file is None:
-            said = "neither subjects nor vouches, and the keys are remote"
-            yield codes.BINDING_UNSEEN.at((*path, "subjects"), said)
+            yield finding(
+                "binding_unseen", (*path, "subjects"), "neither subjects nor vouches, and the keys are remote"
+            )
         unbound = [] if issuer.vouches else [key.kid for key in _unbound(issuer)]
         if unbound:
-            said = f"no subject is named by, or pinned to, the key {few(unbound)}"
-            yield codes.ISSUER_UNBOUND.at((*path, "subjects"), said)
-
-
-def shared(target: Target) -> Iterator[Finding]:
-    """Several subjects for every key that names none."""
-    for issuer in _issuers(target):
-        names = (issuer.subjects or {}).get(_ANY, frozenset())
-        keys = key_set(issuer.file)
-        silent = keys is None or any(key.subjects is None and not _pinned(issuer, key) for key in keys)
-        if len(names) > 1 and silent:
-            said = f'"*" stands for {len(names)} subjects: {", ".join(sorted(names))}'
-            yield codes.SUBJECTS_SHARED.at((*issuer.table.path, "subjects", _ANY), said)
-
-
-def one_place(target: Target) -> Iterator[Finding]:
-    """Two issuers whose keys are the same."""
-    seen: dict[str, str] = {}
-    for issuer in _issuers(target):
-        first = seen.setdefault(_place(issuer), issuer.issuer)
-        if first != issuer.issuer:
-            key = "jwks" if issuer.file is None else "file"
-            said = f"{issuer.issuer} has the keys of {first}"
-            yield codes.ISSUERS_SHARE_KEYS.at((*issuer.table.path, key), said)
+            yield finding(
+                "issuer_unbound",
+                (*path, "subjects"),
+                f"no subject is named by, or pinned to, the key {few(unbound)}",
+            )
 
 
 def pins(target: Target) -> Iterator[Finding]:
-    """Pinned kids that the file does not have."""
-    for issuer in _issuers(target):
-        keys = key_set(issuer.file)
-        for kid in () if keys is None else (issuer.subjects or {}):
+    """Find several subjects for every key that names none, and pins of keys that the file does not have."""
+    for issuer in target.issuers:
+        path, pinned, keys = (*issuer.table.path, "subjects"), issuer.subjects or {}, key_set(issuer.file)
+        names = pinned.get(_ANY, frozenset())
+        silent = keys is None or any(key.subjects is None and key.kid not in pinned for key in keys)
+        if len(names) > 1 and silent:
+            yield finding(
+                "subjects_shared",
+                (*path, _ANY),
+                f'"*" stands for {len(names)} subjects: {", ".join(sorted(names))}',
+            )
+        for kid in pinned:
             if kid != _ANY and keys is not None and keys.get(kid) is None:
-                said = f"no usable key of {target.shown(issuer.file or target.file)} has the kid {kid}"
-                yield codes.PIN_UNKNOWN.at((*issuer.table.path, "subjects", kid), said)
+                yield finding(
+                    "pin_unknown",
+                    (*path, kid),
+                    f"no usable key of {target.shown(issuer.file or target.file)} has the kid {kid}",
+                )
+
+
+def shared_keys(target: Target) -> Iterator[Finding]:
+    """Find two issuers that have the same keys."""
+    seen: dict[str, str] = {}
+    for issuer in target.issuers:
+        first = seen.setdefault(_place(issuer), issuer.issuer)
+        if first != issuer.issuer:
+            key = "jwks" if issuer.file is None else "file"
+            path = (*issuer.table.path, key)
+            yield finding("issuers_share_keys", path, f"{issuer.issuer} has the keys of {first}")
 
 
 def rules(target: Target) -> Iterator[Finding]:
-    """Rules that are missing, or let a producer publish everywhere."""
-    if target.consumer is None:
+    """Find rules that are missing, that let a producer publish too widely, or that no key can match."""
+    consumer = target.settings.consumer
+    if consumer is None:
         return
-    if not target.consumer.allow:
-        yield codes.POLICY_EMPTY.at(("consumer", "allow"), "no [[consumer.allow]]")
-    for number, rule in enumerate(target.consumer.allow):
-        path = ("consumer", "allow", number, "destinations")
+    if not consumer.allow:
+        yield finding("policy_empty", ("consumer", "allow"), "no [[consumer.allow]]")
+    for number, rule in enumerate(consumer.allow):
+        path = ("consumer", "allow", number)
         for at, place in enumerate(rule.destinations):
             if _is_all(place):
-                code = codes.RULE_MATCHES_ALL if _is_whole_broker(place) else codes.RULE_BROAD
-                yield code.at((*path, at), f"{rule.subject} may publish to {place}")
-
-
-def speakers(target: Target) -> Iterator[Finding]:
-    """Rules for a subject that no key may speak for; seen where the keys are in files."""
-    for number, rule in enumerate(() if target.consumer is None else target.consumer.allow):
-        issuers = [found for found in _issuers(target) if rule.issuer in (None, found.issuer)]
+                # With the default exchange, a routing key is the name of a queue.
+                name = "rule_matches_all" if is_kafka(place) or place.startswith("rabbitmq:/") else "rule_broad"
+                yield finding(name, (*path, "destinations", at), f"{rule.subject} may publish to {place}")
+        issuers = [found for found in target.issuers if rule.issuer in (None, found.issuer)]
         if all(_is_silent(found, rule, target.now) for found in issuers):
-            said = f"no key of {' or '.join(found.issuer for found in issuers)} speaks for {rule.subject}"
-            yield codes.SUBJECT_WITHOUT_KEY.at(("consumer", "allow", number, "subject"), said)
+            yield finding(
+                "subject_without_key",
+                (*path, "subject"),
+                f"no key of {' or '.join(found.issuer for found in issuers)} speaks for {rule.subject}",
+            )
 
 
 def authorities(target: Target) -> Iterator[Finding]:
-    """Release authorities that are the producers themselves, or may waive what keeps others out."""
-    producers = {issuer.issuer for issuer in _issuers(target)}
-    places = {_place(issuer) for issuer in _issuers(target)}
-    if target.producer is not None:
-        producers.add(target.producer.issuer)
+    """Find release authorities that sign messages too, or that may waive what keeps others out."""
+    producers = {issuer.issuer for issuer in target.issuers}
+    places = {_place(issuer) for issuer in target.issuers}
+    if target.settings.producer is not None:
+        producers.add(target.settings.producer.issuer)
     for found in target.authorities:
-        path = found.table.path
+        path, much = found.table.path, sorted(found.waive & _MUCH)
         if found.issuer in producers or _place(found) in places:
-            said = f"{found.issuer} signs messages, or its keys do"
-            yield codes.RELEASE_SELF.at((*path, "issuer"), said)
-        much = sorted(found.waive & _MUCH)
+            yield finding("release_self", (*path, "issuer"), f"{found.issuer} signs messages, or its keys do")
         if much:
-            yield codes.RELEASE_WAIVES_MUCH.at((*path, "waive"), f"waives {', '.join(much)}")
+            yield finding("release_waives_much", (*path, "waive"), f"waives {', '.join(much)}")
 
 
-def _issuers(target: Target) -> tuple[IssuerSettings, ...]:
-    """Return the issuers the consumer trusts."""
-    return () if target.consumer is None else target.consumer.issuers
+def contents(target: Target) -> Iterator[Finding]:
+    """Find keys in a JWK Set file that are symmetric, private, weak, ambiguous or unusable."""
+    for source in target.sources:
+        path, shown = (*source.table.path, "file"), target.shown(source.file or target.file)
+        faults: dict[tuple[str, str], list[str]] = {}
+        for number, members in enumerate(_listed(source.file)):
+            fault = _fault(members)
+            if fault is not None:
+                faults.setdefault(fault, []).append(str(number))
+        for (name, what), numbers in faults.items():
+            yield finding(name, path, f"{shown}: key {few(numbers)}: {what}")
+        keys = key_set(source.file)
+        twice = [] if keys is None else [line for line in keys.skipped if line.startswith("kid ")]
+        if twice:
+            yield finding("jwks_skipped", path, f"{shown}: {few(twice)}")
+
+
+def remote(target: Target) -> Iterator[Finding]:
+    """Find remote sets that are fetched without TLS, or trusted for longer than they are published or used."""
+    for source in target.sources:
+        path, given = source.table.path, source.table.members
+        url = source.issuer if source.discovery else source.jwks or ""
+        if is_url(url, ("http",)):
+            yield _http(source, urlsplit(url).hostname or "")
+        limit, what = _limit(target, source)
+        if "max_stale" in given and source.max_stale > limit:
+            yield finding(
+                "stale_beyond_rotation",
+                (*path, "max_stale"),
+                f"max_stale is {source.max_stale} s, over {limit} s, {what}",
+            )
+        own = _own_ring(target, source)
+        if own is not None and "publish_delay" in given and source.publish_delay > own.publish_delay:
+            yield finding(
+                "publish_delay_overstated",
+                (*path, "publish_delay"),
+                f"publish_delay is {source.publish_delay} s, the keystore's {own.publish_delay} s",
+            )
+
+
+def key_set(path: Path | None) -> KeySet | None:
+    """Return the usable keys of a JWK Set file, ``None`` if it cannot be read."""
+    if path is None:
+        return None
+    try:
+        return load_key_set(files.read_bounded(path, MAX_DOCUMENT))
+    except ConfigurationError:
+        return None
+
+
+def ring(folder: Path) -> KeyRing | None:
+    """Return the key ring of a keystore folder, ``None`` if it is no keystore."""
+    try:
+        return Keystore(folder=folder).ring() if os.path.isdir(folder) else None
+    except ConfigurationError:
+        return None
+
+
+def _listed(path: Path | None) -> list[Any]:
+    """Return the keys of a JWK Set file as they stand; none if it cannot be read."""
+    if path is None:
+        return []
+    try:
+        found = strictjson.loads(files.read_bounded(path, MAX_DOCUMENT), depth=_DEPTH)
+    except (ConfigurationError, strictjson.StrictJSONError):
+        return []
+    keys = found.get("keys") if isinstance(found, dict) else None
+    return keys if isinstance(keys, list) else []
 
 
 def _unbound(issuer: IssuerSettings) -> Iterator[Key]:
-    """Yield the keys of a file that speak for nobody; an empty list in the key itself outdoes every pin."""
-    named = bool((issuer.subjects or {}).get(_ANY))
+    """Yield the keys of a file that speak for nobody."""
+    subjects = issuer.subjects or {}
     for key in key_set(issuer.file) or ():
-        if key.subjects == frozenset() or (key.subjects is None and not named and not _pinned(issuer, key)):
+        # An empty list in the key itself is stronger than any pin.
+        pinned = bool(subjects.get(_ANY)) or key.kid in subjects
+        if key.subjects == frozenset() or (key.subjects is None and not pinned):
             yield key
 
 
-def _pinned(issuer: IssuerSettings, key: Key) -> bool:
-    """Tell whether a key has a list of its own."""
-    return key.kid in (issuer.subjects or {})
-
-
 def _is_silent(issuer: IssuerSettings, rule: RuleSettings, now: float) -> bool:
-    """Tell whether no key of an issuer speaks for the subject of a rule, as far as can be seen."""
+    """Tell whether no key of an issuer speaks for the subject of a rule; remote keys might."""
     keys = key_set(issuer.file)
     if keys is None:
         return False
     judge = Issuer(keys=keys, subjects=issuer.subjects, vouches=issuer.vouches)
-    return not any(_lives(key, now) and judge.speaks_for(key, rule.subject) for key in keys)
-
-
-def _lives(key: Key, now: float) -> bool:
-    """Tell whether a key is not revoked."""
-    return key.revocation is None or key.revocation.revoked_at > now
+    alive = [key for key in keys if key.revocation is None or key.revocation.revoked_at > now]
+    return not any(judge.speaks_for(key, rule.subject) for key in alive)
 
 
 def _place(source: SourceSettings) -> str:
@@ -145,14 +217,62 @@ def _place(source: SourceSettings) -> str:
 
 
 def _is_all(place: str) -> bool:
-    """Tell whether every word of a destination is a wildcard."""
     words = place.rpartition(":" if is_kafka(place) else "/")[2].split(".")
     return set(words) <= _WILDCARDS
 
 
-def _is_whole_broker(place: str) -> bool:
-    """Tell whether all topics match, or, by the default exchange, all queues."""
-    return is_kafka(place) or place.startswith("rabbitmq:/")
+def _http(source: SourceSettings, host: str) -> Finding:
+    path = source.table.path
+    if is_loopback(host) and source.unsafe_http_loopback:
+        return finding("jwks_loopback", (*path, "unsafe_http_loopback"), f"http to this machine ({host})")
+    return finding("jwks_http", (*path, "discovery" if source.discovery else "jwks"), f"http to {host}")
 
 
-RULES: Final[tuple[Rule, ...]] = (bindings, shared, one_place, pins, rules, speakers, authorities)
+def _fault(members: Any) -> tuple[str, str] | None:
+    """Return the code of what is wrong with a key, and a description without a word of the key itself."""
+    if isinstance(members, Mapping):
+        if _is_symmetric(members):
+            return "jwks_symmetric", "a shared secret, or an alg that signs nothing"
+        if _PRIVATE & members.keys():
+            return "jwks_private", "holds a private key"
+        if _is_weak(members):
+            return "key_weak", f"RSA under {MIN_RSA_BITS} bits, or an exponent under {MIN_RSA_EXPONENT}"
+    try:
+        load_key(members)
+    except ConfigurationError as error:
+        return "jwks_skipped", str(error)
+    return None
+
+
+def _is_symmetric(members: Mapping[str, Any]) -> bool:
+    """Tell whether a JWK is a shared secret, or meant for an algorithm of one (RFC 7518, section 3.1)."""
+    algorithm = str(members.get("alg", "")).lower()
+    return members.get("kty") == "oct" or "k" in members or algorithm == "none" or algorithm.startswith("hs")
+
+
+def _is_weak(members: Mapping[str, Any]) -> bool:
+    if members.get("kty") != "RSA":
+        return False
+    try:
+        modulus, exponent = (int.from_bytes(base64url.decode(str(members[name]).encode())) for name in ("n", "e"))
+    except (KeyError, ValueError):
+        return False
+    return modulus.bit_length() < MIN_RSA_BITS or exponent < MIN_RSA_EXPONENT
+
+
+def _limit(target: Target, source: SourceSettings) -> tuple[int, str]:
+    """Return the longest sound ``max_stale``, and where it comes from."""
+    limits = [(DAY, "a day"), (target.options.rotation, "the rotation period")]
+    own = _own_ring(target, source)
+    if own is not None:
+        limits.append((own.retain, "for which the keystore goes on publishing a retired key"))
+    return min(limits)
+
+
+def _own_ring(target: Target, source: SourceSettings) -> KeyRing | None:
+    """Return the keystore of an issuer whose producer is in the same file."""
+    producer = target.settings.producer
+    return ring(producer.keys) if producer is not None and producer.issuer == source.issuer else None
+
+
+RULES: Final = (bindings, pins, shared_keys, rules, authorities, contents, remote)

@@ -1,4 +1,4 @@
-"""The ``mqauth`` command; ``main`` is its entry point and the only thing here that needs no extra."""
+"""The ``mqauth`` command. ``main`` is its entry point, and without the extra ``cli`` it says what to install."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ _EXTRA = ("typer", "rich")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 fine, 1 found or failed, 2 usage or configuration, 3 undecided.
+    """Run the command and return its exit code.
 
     Args:
-        arguments: without the program's name; by default those of the process.
+        arguments: without the name of the program; by default those of the process.
+
+    Returns:
+        0 success, 1 something was found or failed, 2 wrong usage or configuration, 3 undecided.
     """
     try:
-        for name in _EXTRA:  # tables are drawn late: what is missing is said at once
+        # Rich draws tables late in a command. Without this import a long command would fail at its end.
+        for name in _EXTRA:
             import_module(name)
         from mqauth.cli.app import run
     except ModuleNotFoundError as error:

@@ -1,45 +1,64 @@
-"""``mqauth audit``: is the log whole, what does it say, what did a key sign, what looks like misuse."""
+"""``mqauth audit``: checks the chain of audit files, searches them, and looks for misuse in them."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
+from io import BufferedReader
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
+
+import typer
 
 from mqauth.audit.chain import ChainReport, Progress, as_json, verify_chain
-from mqauth.audit.file import with_parts
-from mqauth.audit.head import read_heads
-from mqauth.audit.line_file import last_lines
-from mqauth.audit.log import TIMES, Record, Selection, claims_of, count, is_verified, parse_record, read_records
+from mqauth.audit.disk import last_lines
+from mqauth.audit.file import parts, read_heads, with_parts
+from mqauth.audit.log import (
+    DIMENSIONS,
+    TIMES,
+    Selection,
+    count,
+    parse_record,
+    parse_time,
+    read_records,
+)
 from mqauth.audit.misuse import Alert, Detector, Thresholds
-from mqauth.cli.follow import follow
-from mqauth.cli.output import one_line, print_json
+from mqauth.audit.record import Record, claims_of, is_verified
+from mqauth.cli.options import Json, group
+from mqauth.cli.streams import one_line, print_json, progress_bar
+from mqauth.config.load import load
 from mqauth.errors import ConfigurationError
 from mqauth.wire.jwk import load_key_set
 
+app: Final = group("Check, read and search audit files.", "mqauth audit verify FILE")
 _BAR: Final = 40
 _NAME: Final = 60
-_GAPS: Final = 24 * 31
+_LONGEST: Final = 24 * 31
+"""Steps of a time line that are printed, with those in which there was nothing."""
 _POLL: Final = 0.25
+Files = Annotated[list[Path], typer.Argument(help="Audit files, oldest first; their rotated parts are found.")]
+From = Annotated[str | None, typer.Option("--from", help="From this time on, RFC 3339.")]
+To = Annotated[str | None, typer.Option("--to", help="Before this time, RFC 3339.")]
 
 
-def verify(files: Sequence[Path], *, heads: Path | None, keys: Path | None, continued: bool, json: bool) -> int:
-    """Check the chain of audit files and print what was found.
+@app.command("verify")
+def verify(
+    files: Files,
+    heads: Annotated[Path | None, typer.Option("--heads", help="File of signed heads to compare with.")] = None,
+    keys: Annotated[Path | None, typer.Option("--keys", help="JWK Set of those who may sign heads.")] = None,
+    continued: Annotated[
+        bool, typer.Option("--continued", help="Older files are archived: begin at a signed head.")
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Find any record that was edited, removed, inserted or moved; exits with 1 where one was.
 
-    Args:
-        files: in the order they were written; rotated parts of each are read before it.
-        heads: signed heads to hold the chain against.
-        keys: JWK Set of those who may sign heads.
-        continued: the first file goes on from a signed head.
-        json: print one JSON object.
-
-    Returns:
-        0 where it is unbroken, else 1.
+    With --heads it also finds a log that was cut at its end, or computed again as a whole.
     """
     if heads is None and (keys is not None or continued):
         raise ConfigurationError("--keys and --continued need --heads")
@@ -51,37 +70,39 @@ def verify(files: Sequence[Path], *, heads: Path | None, keys: Path | None, cont
     if json:
         print_json(as_json(report))
     else:
-        print(one_line(_judgement(report, heads is not None, pinned is not None)))
+        print(one_line(_sentence_of_report(report, heads is not None, pinned is not None)))
     return 0 if report.intact else 1
 
 
-def tail(file: Path, *, lines: int, on: bool, json: bool, wait: Callable[[], None] | None = None) -> int:
-    """Print the last records of a file and, where asked, those that come until interrupted.
+@app.command("tail")
+def tail(
+    file: Annotated[Path, typer.Argument(help="An audit file.")],
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=100_000, help="How many records.")] = 20,
+    on: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on as the file grows and is rotated, until interrupted.")
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Show the last records of a file, and with --follow those that come after them."""
+    return print_tail(file, lines=lines, on=on, json=json, wait=lambda: time.sleep(_POLL))
 
-    Args:
-        file: the file.
-        lines: how many.
-        on: go on as the file grows.
-        json: print JSON lines.
-        wait: called where there is nothing new; by default a quarter of a second.
-    """
+
+def print_tail(file: Path, *, lines: int, on: bool, json: bool, wait: Callable[[], None]) -> int:
+    """Print the last records of a file; ``wait`` is called where a followed file has nothing new."""
     for raw in last_lines(file, lines):
         try:
-            _print([parse_record(raw)], json)
+            _print(parse_record(raw), json)
         except ValueError as error:
             raise ConfigurationError(f"{file}: its end is no audit record") from error
     if on:
-        for record in follow(file, wait or (lambda: time.sleep(_POLL))):
-            _print([record], json)
+        for record in follow(file, wait):
+            _print(record, json)
     return 0
 
 
-def show(files: Sequence[Path], record_id: str) -> int:
-    """Print one record whole.
-
-    Returns:
-        0, or 1 where no record has this id.
-    """
+@app.command("show")
+def show(record_id: Annotated[str, typer.Argument(help="Id of a record or a dead letter.")], files: Files) -> int:
+    """Print one record whole, as JSON; exits with 1 where no record has this id."""
     for record in read_records(with_parts(files)):
         if record_id in (record.get("id"), record.get("dead_letter")):
             print_json(dict(record))
@@ -89,24 +110,44 @@ def show(files: Sequence[Path], record_id: str) -> int:
     return 1
 
 
-def trace(files: Sequence[Path], selection: Selection, *, json: bool) -> int:
-    """Print every record a key, a producer or a token left.
-
-    Returns:
-        0, or 1 where there is none.
-    """
+@app.command("trace")
+def trace(
+    *,
+    files: Files,
+    kid: Annotated[str | None, typer.Option("--kid", help="What this key signed.")] = None,
+    subject: Annotated[str | None, typer.Option("--subject", help="What this producer sent.")] = None,
+    jti: Annotated[str | None, typer.Option("--jti", help="Where this token was seen.")] = None,
+    verified: Annotated[bool, typer.Option("--verified", help="Leave out what was only claimed.")] = False,
+    since: From = None,
+    until: To = None,
+    json: Json = False,
+) -> int:
+    """Print every record of a key, a producer or a token; exits with 1 where there is none."""
+    if kid is None and subject is None and jti is None:
+        raise ConfigurationError("trace wants --kid, --subject or --jti")
+    wanted = Selection(
+        kid=kid, subject=subject, jti=jti, verified=verified, since=_time(since), until=_time(until)
+    )
     found = False
     for record in read_records(with_parts(files)):
-        if selection.holds(record):
+        if wanted.holds(record):
             found = True
-            _print([record], json)
+            _print(record, json)
     return 0 if found else 1
 
 
-def stats(files: Sequence[Path], selection: Selection, *, by: str, json: bool) -> int:
-    """Print how many records have each value, as bars for people."""
-    found = count((record for record in read_records(with_parts(files)) if selection.holds(record)), by)
-    rows = _in_time(found, by) if by in TIMES else found.most_common()
+@app.command("stats")
+def stats(
+    files: Files,
+    by: Annotated[str, typer.Option("--by", help=", ".join(DIMENSIONS))] = "reason",
+    since: From = None,
+    until: To = None,
+    json: Json = False,
+) -> int:
+    """Count records by reason, issuer, kid, subject, destination, verdict, alert or time, drawn as bars."""
+    wanted = Selection(since=_time(since), until=_time(until))
+    found = count((record for record in read_records(with_parts(files)) if wanted.holds(record)), by)
+    rows = _time_line(found, by) if by in TIMES else found.most_common()
     if json:
         print_json({"by": by, "records": found.total(), "counts": dict(rows)})
         return 0
@@ -119,13 +160,14 @@ def stats(files: Sequence[Path], selection: Selection, *, by: str, json: bool) -
     return 0
 
 
-def detect(files: Sequence[Path], *, json: bool, thresholds: Thresholds | None = None) -> int:
-    """Run the misuse detectors over an old log and print what they find.
-
-    Returns:
-        0 where nothing was found, else 1.
-    """
-    detector = Detector(thresholds or Thresholds())
+@app.command("detect")
+def detect(
+    files: Files,
+    config: Annotated[Path | None, typer.Option("--config", help="Use the thresholds of its [misuse].")] = None,
+    json: Json = False,
+) -> int:
+    """Run the misuse detectors over old records; exits with 1 where they find something."""
+    detector = Detector(Thresholds() if config is None else load(config).thresholds)
     found = False
     for record in read_records(with_parts(files)):
         for alert in detector.observe(record):
@@ -134,8 +176,18 @@ def detect(files: Sequence[Path], *, json: bool, thresholds: Thresholds | None =
     return 1 if found else 0
 
 
-def _judgement(report: ChainReport, heads: bool, pinned: bool) -> str:
-    """Return what was found in one line for people."""
+def _time(text: str | None) -> float | None:
+    return None if text is None else parse_time(text)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror or 'cannot be read'}") from error
+
+
+def _sentence_of_report(report: ChainReport, heads: bool, pinned: bool) -> str:
     if not report.intact:
         place = "" if report.file is None else f" of {report.file}"
         return f"BROKEN: line {report.first_bad}{place}: {report.what}; {report.records} records before it hold"
@@ -148,22 +200,22 @@ def _judgement(report: ChainReport, heads: bool, pinned: bool) -> str:
     return f"unanchored: unbroken, but {why}; {report.records} records{note}"
 
 
-def _in_time(found: Counter[str], by: str) -> list[tuple[str, int]]:
-    """Return counts in the order of time, with the spans between them in which there was nothing."""
+def _time_line(found: Counter[str], by: str) -> list[tuple[str, int]]:
+    """Return counts in the order of time, with the steps between them in which there was nothing."""
     step = {"day": timedelta(days=1), "minute": timedelta(minutes=1)}.get(by, timedelta(hours=1))
     try:
         times = sorted(datetime.fromisoformat(name) for name in found)
     except ValueError:
         return sorted(found.items())
-    if not times or (times[-1] - times[0]) / step > _GAPS:
+    # One forged time in the year 9999 must not print millions of empty lines.
+    if not times or (times[-1] - times[0]) / step > _LONGEST:
         return sorted(found.items())
-    spans = (times[0] + number * step for number in range(round((times[-1] - times[0]) / step) + 1))
-    names = [span.isoformat(timespec="minutes")[: TIMES[by]] for span in spans]
+    steps = (times[0] + number * step for number in range(round((times[-1] - times[0]) / step) + 1))
+    names = [start.isoformat(timespec="minutes")[: TIMES[by]] for start in steps]
     return [(name, found.get(name, 0)) for name in names]
 
 
 def _encodes(text: str) -> bool:
-    """Tell whether standard output can hold a character."""
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
@@ -171,17 +223,15 @@ def _encodes(text: str) -> bool:
     return True
 
 
-def _print(records: Iterable[Record], json: bool) -> None:
-    """Print records, one a line, at once."""
-    for record in records:
-        if json:
-            print_json(dict(record))
-        else:
-            print(one_line(_sentence(record)), flush=True)
+def _print(record: Record, json: bool) -> None:
+    if json:
+        print_json(dict(record))
+    else:
+        print(one_line(_sentence(record)), flush=True)
 
 
 def _sentence(record: Record) -> str:
-    """Return a record in one line for people; what was only claimed is marked."""
+    """Return a record in one line for people. What an attacker may have written is marked as claimed."""
     verdict = record.get("reason") or record.get("verdict")
     alert = record.get("alert")
     if isinstance(alert, dict):
@@ -191,51 +241,92 @@ def _sentence(record: Record) -> str:
         return f"{record.get('time')}  ALERT  {record.get('detail') or ''}  {claimed}{named}".rstrip()
     if "flood" in record:
         return f"{record.get('time')}  {verdict}  no. {record.get('flood')} of a flood"
-    said = claims_of(record)
-    who = f"{said.get('sub', '?')} ({said.get('iss', '?')}, kid {said.get('kid', '?')})" if said else "no token"
-    mark = "" if is_verified(record) or not said else "claimed "
+    claims = claims_of(record)
+    who = f"{claims.get('sub', '?')} ({claims.get('iss', '?')}, kid {claims.get('kid', '?')})"
+    mark = "" if is_verified(record) or not claims else "claimed "
     broker = record.get("broker")
     place = broker.get("destination", "") if isinstance(broker, dict) else ""
+    who = who if claims else "no token"
     return f"{record.get('time')}  {verdict}  {place}  {mark}{who}  {record.get('detail') or ''}".rstrip()
 
 
-def _print_alert(alert: Alert, json: bool, time: str) -> None:
-    """Print one alert."""
+def _print_alert(alert: Alert, json: bool, moment: str) -> None:
     if json:
-        print_json({"time": time, **alert.as_dict()})
+        print_json({"time": moment, **alert.as_dict()})
         return
     about = ", ".join(f"{name} {value}" for name, value in alert.about.items())
     claimed = "" if alert.verified else "claimed "
-    print(one_line(f"{time}  {alert.kind}  {alert.count} times  {claimed}{about}"))
+    print(one_line(f"{moment}  {alert.kind}  {alert.count} times  {claimed}{about}"))
 
 
 @contextmanager
-def _progress(files: Sequence[Path]) -> Iterator[Progress | None]:
-    """Show a progress bar on a terminal; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    total = sum(file.stat().st_size for file in files if file.exists())
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading", total=total)
-        pending = 0
+def _progress(files: Sequence[Path]) -> Iterator[Progress]:
+    """Give a function that takes the bytes read since it was last called, and shows them on a terminal."""
+    total, seen = sum(file.stat().st_size for file in files if file.exists()), 0
+    with progress_bar("reading", total) as show_bytes:
 
         def advance(size: int) -> None:
-            nonlocal pending
-            pending += size
-            if pending >= 1 << 20:
-                bar.advance(task, pending)
-                pending = 0
+            nonlocal seen
+            before, seen = seen, seen + size
+            # Drawing the bar for every line would take longer than the hashing.
+            if before >> 20 != seen >> 20:
+                show_bytes(seen)
 
         yield advance
 
 
-def _read(path: Path) -> bytes:
-    """Return the bytes of a file."""
+def follow(path: Path, wait: Callable[[], None]) -> Iterator[Record]:
+    """Yield every record that is written to a file from now on, through rotation, without end.
+
+    Args:
+        path: the file; where it is rotated, its parts are read to their end first.
+        wait: called where there is nothing new; an exception of it ends the iteration.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
     try:
-        return path.read_bytes()
+        file = path.open("rb")
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror or 'cannot be read'}") from error
+    file.seek(0, os.SEEK_END)
+    try:
+        while True:
+            yield from _whole_lines(file)
+            later = _next_file(file, path)
+            if later is None:
+                wait()
+                continue
+            # The writer may have added lines between the read above and the rename.
+            yield from _whole_lines(file)
+            file.close()
+            file = later
+    finally:
+        file.close()
+
+
+def _whole_lines(file: BufferedReader) -> Iterator[Record]:
+    """Yield the records up to the last newline; a file that was cut is read from its beginning."""
+    if os.fstat(file.fileno()).st_size < file.tell():
+        file.seek(0)
+    while (raw := file.readline()).endswith(b"\n"):
+        # A line that somebody damaged is for `audit verify` to name.
+        with suppress(ValueError):
+            yield parse_record(raw)
+    file.seek(-len(raw), os.SEEK_CUR)
+
+
+def _next_file(file: BufferedReader, path: Path) -> BufferedReader | None:
+    """Return the part that follows this one, ``None`` while this one is the newest."""
+    own = os.fstat(file.fileno())
+    # Between a rename and the creation of the new file there is none: it is looked for again.
+    with suppress(OSError):
+        files = [part.open("rb") for part in parts(path)]
+        same = [os.path.samestat(own, os.fstat(other.fileno())) for other in files]
+        place = same.index(True) if True in same else len(files) - 2
+        later = files[place + 1] if place + 1 < len(files) else None
+        for other in files:
+            if other is not later:
+                other.close()
+        return later
+    return None

@@ -1,20 +1,46 @@
-"""Broker URLs on the command line, and the faults of the client libraries as one line."""
+"""Connections to a broker for ``mqauth dlq``, ``console``, ``demo`` and ``bench``, while the command runs.
+
+``--broker-settings FILE`` holds certificates and credentials in one TOML table, ``[broker]``, for RabbitMQ and
+Kafka alike. Secrets stand in it by reference only, and nothing in it can turn verification off.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import ipaddress
 import logging
-from collections.abc import Iterator
-from typing import Final
+import ssl
+import threading
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar
+from urllib.parse import parse_qs, quote, urlsplit
 
-from mqauth.config.kinds import is_broker_url
+from mqauth import review
+from mqauth.config.declaration import Settings, inner, not_with, only_with, read_file, secret_of
+from mqauth.config.kinds import FLAG, NAME, PATH, choice, is_broker_url
 from mqauth.errors import ConfigurationError
+from mqauth.flow import Flow, arun, run
 
+R = TypeVar("R")
+MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _CLIENTS: Final = ("aio_pika", "aiormq", "kafka", "pamqp")
+_PATIENCE: Final = 60.0
+_BOOTSTRAP_MS: Final = 10_000
+"""Milliseconds for which kafka-python tries to reach a first server."""
+_BACKOFF_MS: Final = 5000
+"""Milliseconds after which kafka-python tries a lost broker again at the latest; its own default is 30 s."""
+_MAX_REQUEST: Final = 64 * 1024 * 1024
+"""Bytes of a record that is sent back. The broker's own limit decides."""
+_USER: Final = only_with("user")
+_URL_TLS: Final = ("cafile", "capath", "cadata", "certfile", "keyfile")
 
 
 def check_url(option: str, url: str) -> None:
-    """Refuse what is no broker URL; it may hold a password and is not repeated.
+    """Refuse a text that is no URL of a broker. The error does not repeat it: it may hold a password.
 
     Args:
         option: the option it came with.
@@ -29,7 +55,7 @@ def check_url(option: str, url: str) -> None:
 
 @contextlib.contextmanager
 def reached(option: str) -> Iterator[None]:
-    """Turn a client library's failure to reach its broker into one line, and silence its own log.
+    """Turn an error of a client library into one line, and silence the library's own log.
 
     Args:
         option: the option that named the broker.
@@ -42,11 +68,296 @@ def reached(option: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _is_clients(error):
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _CLIENTS:
             raise
         raise ConfigurationError(f"{option}: the broker cannot be used ({type(error).__name__})") from error
 
 
-def _is_clients(error: Exception) -> bool:
-    """Tell whether a client library, or the network below it, raised an error."""
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _CLIENTS
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerSettings(Settings):
+    """``[broker]``: how a broker is reached.
+
+    Args:
+        passphrase: of the key of the client's certificate.
+        password: of the user.
+    """
+
+    tls: Annotated[bool, FLAG, "On Kafka, TLS by the system's authorities; `ca` and `cert` say so too."] = False
+    ca: Annotated[Path | None, PATH, "A PEM file of the authorities that certify the broker."] = None
+    cert: Annotated[Path | None, PATH, "A PEM file with a certificate of ours.", only_with("key")] = None
+    key: Annotated[Path | None, PATH, "A PEM file with the key of that certificate.", only_with("cert")] = None
+    passphrase_env: Annotated[
+        str | None, NAME, "The environment variable with the passphrase of that key.", only_with("key")
+    ] = None
+    passphrase_file: Annotated[
+        Path | None,
+        PATH,
+        "The file with the passphrase of that key.",
+        only_with("key"),
+        not_with("passphrase_env"),
+    ] = None
+    mechanism: Annotated[str | None, choice(MECHANISMS), "The mechanism of SASL, on Kafka.", _USER] = None
+    user: Annotated[
+        str | None,
+        NAME,
+        "The user, on RabbitMQ in place of the URL's.",
+        only_with("password_env", "password_file"),
+    ] = None
+    password_env: Annotated[
+        str | None, NAME, "The environment variable with the user's password.", only_with("user")
+    ] = None
+    password_file: Annotated[
+        Path | None, PATH, "The file with the user's password.", only_with("user"), not_with("password_env")
+    ] = None
+    passphrase: bytes | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def load(cls, path: Path) -> BrokerSettings:
+        """Read a settings file and the secrets it refers to.
+
+        Raises:
+            ConfigurationError: no such file, an unknown key, a wrong type or a contradiction, or a secret cannot
+                be read.
+        """
+        found = read_file(BrokerFile, path).broker
+        password = secret_of(found, "password")
+        try:
+            text = None if password is None else password.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise found.table.refuse("password_file", "the password is not UTF-8") from error
+        return replace(found, passphrase=secret_of(found, "passphrase"), password=text)
+
+    @property
+    def secure(self) -> bool:
+        """Whether TLS is wanted."""
+        return self.tls or self.ca is not None or self.cert is not None
+
+    def context(self) -> ssl.SSLContext:
+        """Return the TLS context that verifies the broker and shows our certificate.
+
+        Raises:
+            ConfigurationError: a file cannot be used.
+        """
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            if self.cert is not None:
+                # Without a callback OpenSSL would ask for a passphrase at the terminal.
+                context.load_cert_chain(self.cert, self.key, self.passphrase or (lambda: b""))
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"--broker-settings: a PEM file cannot be used ({type(error).__name__})"
+            ) from error
+        return context
+
+    def for_rabbitmq(self, url: str) -> dict[str, Any]:
+        """Return the arguments of ``aio_pika.connect``.
+
+        Raises:
+            ConfigurationError: the URL contradicts the settings, or turns verification off.
+        """
+        parts = urlsplit(url)
+        query = parse_qs(parts.query, keep_blank_values=True)
+        if any(value != "0" for value in query.get("no_verify_ssl", ())):
+            raise ConfigurationError(
+                "--broker: no_verify_ssl would accept any server's certificate: give ca in --broker-settings"
+            )
+        if self.mechanism is not None:
+            raise ConfigurationError("--broker-settings: mechanism is for Kafka")
+        found: dict[str, Any] = {"url": self._with_login(url)}
+        if not self.secure:
+            return found
+        if parts.scheme != "amqps":
+            raise ConfigurationError("--broker: amqps:// is required by the TLS of --broker-settings")
+        if any(name in query for name in _URL_TLS):
+            raise ConfigurationError("--broker: certificates are in the URL and in --broker-settings, not in both")
+        return found | {"ssl_context": self.context()}
+
+    def for_kafka(self, servers: list[str]) -> dict[str, Any]:
+        """Return the arguments that every client of kafka-python takes.
+
+        Raises:
+            ConfigurationError: a password would be sent to another machine without TLS.
+        """
+        found: dict[str, Any] = {"bootstrap_servers": servers, "bootstrap_timeout_ms": _BOOTSTRAP_MS}
+        found["security_protocol"] = "SSL" if self.secure else "PLAINTEXT"
+        if self.secure:
+            found["ssl_context"] = self.context()
+        if self.user is None:
+            return found
+        if self.mechanism is None:
+            raise ConfigurationError(f"--broker-settings: user wants mechanism, {' or '.join(MECHANISMS)}")
+        if not self.secure and not all(map(_is_loopback, servers)):
+            raise ConfigurationError("--broker-settings: a password off this machine wants tls = true, or ca")
+        return found | {
+            "security_protocol": f"SASL_{found['security_protocol']}", "sasl_mechanism": self.mechanism,
+            "sasl_plain_username": self.user, "sasl_plain_password": self.password,
+        }  # fmt: skip
+
+    def _with_login(self, url: str) -> str:
+        """Return an AMQP URL with the user and password of the settings in place of its own."""
+        if self.user is None:
+            return url
+        parts = urlsplit(url)
+        login = f"{quote(self.user, safe='')}:{quote(self.password or '', safe='')}"
+        return parts._replace(netloc=f"{login}@{parts.netloc.rpartition('@')[2]}").geturl()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerFile(Settings):
+    """The file of ``--broker-settings`` as a whole."""
+
+    broker: Annotated[BrokerSettings, inner(BrokerSettings), "How the broker is reached."]
+
+
+def _is_loopback(server: str) -> bool:
+    host = urlsplit(f"//{server}").hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A dead-letter queue or topic.
+
+    Args:
+        broker: URL of the broker.
+        queue: on RabbitMQ.
+        topic: on Kafka.
+        settings: certificates and credentials.
+
+    Raises:
+        ConfigurationError: no URL of a broker, or a queue on Kafka or a topic on RabbitMQ.
+    """
+
+    broker: str
+    queue: str | None = None
+    topic: str | None = None
+    settings: BrokerSettings = field(default_factory=BrokerSettings)
+
+    def __post_init__(self) -> None:
+        check_url("--broker", self.broker)
+        wanted, other = ("--topic", "--queue") if self.on_kafka else ("--queue", "--topic")
+        found, foreign = (self.topic, self.queue) if self.on_kafka else (self.queue, self.topic)
+        if foreign is not None:
+            raise ConfigurationError(f"{other}: this broker wants {wanted}")
+        if not found:
+            raise ConfigurationError(f"{wanted}: required with this broker")
+
+    @property
+    def on_kafka(self) -> bool:
+        """Whether the broker is Kafka."""
+        return self.broker.startswith("kafka:")
+
+
+def place_of(broker: str, queue: str | None, topic: str | None, settings: Path | None) -> Place:
+    """Return the dead-letter queue or topic that the options name.
+
+    Raises:
+        ConfigurationError: as for ``Place``, or the settings file is refused.
+    """
+    loaded = BrokerSettings() if settings is None else BrokerSettings.load(settings)
+    return Place(broker=broker, queue=queue, topic=topic, settings=loaded)
+
+
+@contextlib.contextmanager
+def opened(place: Place, **settings: Any) -> Iterator[review.Session]:
+    """Connect to the broker, and give a review session on the queue or topic.
+
+    Args:
+        place: the dead-letter queue or topic.
+        settings: of the ``Session``.
+
+    Raises:
+        ConfigurationError: the broker cannot be reached, its client is not installed, or there is no such
+            queue or topic.
+    """
+    opener = _on_kafka if place.on_kafka else _on_rabbitmq
+    try:
+        with reached("--broker"), opener(place, settings) as session:
+            yield session
+    except ImportError as error:
+        extra = "kafka" if place.on_kafka else "rabbitmq"
+        raise ConfigurationError(f'--broker: needs its client: install "mqauth[{extra}]"') from error
+
+
+@contextlib.contextmanager
+def _on_rabbitmq(place: Place, settings: dict[str, Any]) -> Iterator[review.Session]:
+    """Connect to RabbitMQ on an event loop of our own, which answers heartbeats while people think."""
+    queue, arguments = place.queue or "", place.settings.for_rabbitmq(place.broker)
+    import aio_pika
+
+    from mqauth.review.rabbitmq import RabbitMQLetterBox, is_unlimited
+
+    connect = partial(aio_pika.connect, **arguments)
+    with contextlib.ExitStack() as stack:
+        loop = stack.enter_context(_Loop())
+        connection = loop.call(connect(), _PATIENCE)
+        stack.callback(loop.close, connection)
+        unlimited = loop.call(is_unlimited(connection, queue), _PATIENCE)
+        box = RabbitMQLetterBox(connection, queue, connect=connect, unlimited=unlimited)
+        # The box may have another connection by then, where the first one was lost.
+        stack.callback(lambda: loop.close(box.connection))
+
+        def run_flow(flow: Flow[R]) -> R:
+            return loop.call(arun(flow))
+
+        yield review.Session(box, run_flow, **settings)
+
+
+@contextlib.contextmanager
+def _on_kafka(place: Place, settings: dict[str, Any]) -> Iterator[review.Session]:
+    """Connect to Kafka, and create the topic of resolutions where it is missing."""
+    servers = place.broker.partition("://")[2].strip("/")
+    if "?" in servers:
+        raise ConfigurationError("--broker: certificates and credentials for Kafka stand in --broker-settings")
+    bootstrap = {"reconnect_backoff_max_ms": _BACKOFF_MS} | place.settings.for_kafka(servers.split(","))
+    import kafka
+
+    from mqauth.review.kafka import KafkaLetterBox, KafkaRecords, create_reviewed
+
+    client: Any = kafka  # its classes have no types
+    topic = place.topic or ""
+    reading = bootstrap | {"group_id": None, "enable_auto_commit": False, "allow_auto_create_topics": False}
+    with contextlib.ExitStack() as stack:
+        admin = stack.enter_context(contextlib.closing(client.KafkaAdminClient(**bootstrap)))
+        if topic not in admin.list_topics():
+            raise ConfigurationError(f"--topic: there is no topic {topic}")
+        create_reviewed(admin, topic)
+        consumer = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))
+        records = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))
+        producer = client.KafkaProducer(
+            **bootstrap, acks="all", enable_idempotence=False, allow_auto_create_topics=False, max_block_ms=5000,
+            max_request_size=_MAX_REQUEST,
+        )  # fmt: skip
+        stack.callback(producer.close)
+        box = KafkaLetterBox(consumer, producer, topic)
+        yield review.Session(box, run, originals=KafkaRecords(records), **settings)
+
+
+class _Loop:
+    """An event loop on a thread of its own."""
+
+    def __enter__(self) -> _Loop:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_PATIENCE)
+        self._loop.close()
+
+    def close(self, connection: Any) -> None:
+        """Close a connection that is still open."""
+        if not connection.is_closed:
+            with contextlib.suppress(OSError, TimeoutError):
+                self.call(connection.close(), _PATIENCE)
+
+    def call(self, work: Coroutine[Any, Any, R], seconds: float | None = None) -> R:
+        """Run a coroutine to its end, or for so many seconds."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(seconds)

@@ -1,53 +1,48 @@
-"""``mqauth check``: what is wrong with a configuration file, for people and for programs."""
+"""``mqauth check``: prints what is wrong with a configuration file, as a table or as JSON."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mqauth.check import Finding, Report, Severity, check
-from mqauth.cli.output import one_line, print_json
+from mqauth.check import Finding, Report, Severity
+from mqauth.check import check as check_file
+from mqauth.cli.options import Json
+from mqauth.cli.streams import one_line, print_json
 from mqauth.errors import ConfigurationError
 
-FOUND: Final = 1
 _STYLES: Final = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 _WIDTH: Final = 120
 
 
-def check_file(file: Path, *, as_json: bool, strict: bool, online: bool) -> int:
-    """Check a file, print what was found, and return 1 where an error is.
-
-    Args:
-        file: the configuration file.
-        as_json: print one JSON object.
-        strict: count warnings as errors.
-        online: refused: this version looks at files only.
-
-    Raises:
-        ConfigurationError: the file cannot be read or is no TOML, or ``online``.
-    """
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The configuration file (mqauth.toml).")],
+    as_json: Json = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Count warnings as errors.")] = False,
+    online: Annotated[bool, typer.Option("--online", help="Not in this version.")] = False,
+) -> int:
+    """Find the pitfalls of a configuration file; exits with 1 where one of them is an error."""
     if online:
-        raise ConfigurationError(
-            "--online: not in this version; without it files are checked, and no network used"
-        )
-    logging.getLogger("mqauth").addHandler(logging.NullHandler())  # what would be logged is a finding here
-    report = check(file)
+        raise ConfigurationError("--online: not in this version; the file is checked without using a network")
+    # The library logs some pitfalls when it loads a file. Here each of them is a finding already.
+    logging.getLogger("mqauth").addHandler(logging.NullHandler())
+    report = check_file(file)
     report = report.strict() if strict else report
     if as_json:
         print_json(report.as_dict())
     else:
-        _show(file, report)
-    return FOUND if report.count(Severity.ERROR) else 0
+        _print_table(file, report)
+    return 1 if report.count(Severity.ERROR) else 0
 
 
-def _show(file: Path, report: Report) -> None:
-    """Print the findings as a table, and a last line that sums up."""
+def _print_table(file: Path, report: Report) -> None:
     console = Console(markup=False, highlight=False, emoji=False, soft_wrap=False)
     console.width = console.width if console.is_terminal else max(console.width, _WIDTH)
     if report.findings:
@@ -60,17 +55,15 @@ def _show(file: Path, report: Report) -> None:
 
 
 def _row(finding: Finding) -> tuple[Text, Text, Text]:
-    """Return the cells of a finding; nothing from the file reaches the terminal as it is."""
-    code = Text(f"{finding.severity.value}\n", style=_STYLES[finding.severity]).append(
-        finding.code.name, "default"
-    )
-    said = Text(one_line(f"{finding.key}: {finding.message}" if finding.key else finding.message))
-    said.append(f"\nwhy: {finding.code.why}\ninstead: {finding.code.instead}", "dim")
-    return Text("" if finding.line is None else str(finding.line)), code, said
+    """Return the cells of a finding, as text without markup: the file may hold anything."""
+    code = Text(f"{finding.severity.value}\n", style=_STYLES[finding.severity])
+    code.append(finding.code.name, "default")
+    message = Text(one_line(f"{finding.key}: {finding.message}" if finding.key else finding.message))
+    message.append(f"\nwhy: {finding.code.why}\ninstead: {finding.code.instead}", "dim")
+    return Text("" if finding.line is None else str(finding.line)), code, message
 
 
 def _summary(file: Path, report: Report) -> Iterator[str]:
-    """Yield what people read last."""
     counts = [_counted(report.count(severity), severity.value) for severity in Severity]
     accepted = f"; {report.accepted} accepted" if report.accepted else ""
     yield f"{one_line(str(file))}: {', '.join(counts)}{accepted}."
@@ -78,6 +71,5 @@ def _summary(file: Path, report: Report) -> Iterator[str]:
         yield f"Not looked at: {', '.join(report.unseen)}."
 
 
-def _counted(count: int, what: str) -> str:
-    """Return a number of things in words."""
-    return f"{count} {what}" + ("" if count == 1 else "s")
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")

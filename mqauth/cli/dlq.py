@@ -1,141 +1,151 @@
-"""``mqauth dlq``: dead letters looked at, judged, redriven and discarded; tables for people, JSON for programs."""
+"""``mqauth dlq``: lists, judges, redrives and discards dead letters through a review session."""
 
 from __future__ import annotations
 
-import contextlib
 import getpass
+import re
 import signal
 import sys
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
-import mqauth
-from mqauth import review
 from mqauth.audit.file import AuditFile
-from mqauth.audit.log import read_records
-from mqauth.audit.record import iso_time
-from mqauth.cli.dlq_broker import Opened, Place, opened
-from mqauth.cli.messages import read_texts, standard_input
-from mqauth.cli.output import print_json
-from mqauth.config.file import read_passphrase
-from mqauth.errors import ConfigurationError, Reason
+from mqauth.audit.log import parse_time
+from mqauth.cli import dlq_output as output
+from mqauth.cli.broker import Place, opened, place_of
+from mqauth.cli.options import (
+    Authority,
+    Broker,
+    BrokerFile,
+    Json,
+    Lifetime,
+    PassphraseEnv,
+    PassphraseFile,
+    Queue,
+    Reviewer,
+    Topic,
+    group,
+)
+from mqauth.cli.streams import print_json, progress_bar, read_texts, standard_input
+from mqauth.config.load import load
+from mqauth.config.toml_file import read_passphrase
+from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Pipeline
 from mqauth.keystore import signing_key
 from mqauth.letters.release import WAIVABLE
-from mqauth.letters.release_signer import Releaser
-from mqauth.review import Account, Filter, Index, Pace, Reviewer, Terms
+from mqauth.review import Account, Filter, Index, Plan, Selection, Session, reviewers_releaser, take_in
+from mqauth.review.session import MakeReleaser
+from mqauth.review.terms import DISCARD, REDRIVE, waivable
+from mqauth.wire.keys import Key
+
+app: Final = group("List, judge, redrive and discard dead letters.", "mqauth dlq groups")
+_WORD: Final = re.compile(r"\w*")
+Config = Annotated[Path, typer.Option("--config", help="The consumer's configuration, whose verifier judges.")]
+Id = Annotated[str | None, typer.Option("--id", help="Id of a letter, or its beginning.")]
+Rejected = Annotated[str | None, typer.Option("--reason", help="Letters rejected for this reason.")]
+Issuer = Annotated[str | None, typer.Option("--issuer", help="Letters that claim this issuer.")]
+Kid = Annotated[str | None, typer.Option("--kid", help="Letters that claim this key.")]
+Subject = Annotated[str | None, typer.Option("--subject", help="Letters that claim this producer.")]
+Destination = Annotated[str | None, typer.Option("--destination", help="Letters sent to this destination.")]
+From = Annotated[str | None, typer.Option("--from", help="Letters rejected from this time on, RFC 3339.")]
+To = Annotated[str | None, typer.Option("--to", help="Letters rejected before this time.")]
+Sound = Annotated[bool | None, typer.Option("--sound/--unsound", help="Letters whose id and digest hold, or not.")]
+RejectedOrWhy = Annotated[
+    str | None,
+    typer.Option("--reason", help="Letters rejected for this reason; or, in several words, why you act."),
+]
+Why = Annotated[str | None, typer.Option("--why", help="Why you act, one line; required.")]
+Audit = Annotated[Path, typer.Option("--audit", help="The reviewer's own audit file.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+Rate = Annotated[float | None, typer.Option("--rate", help="Letters a second at most.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Key:
-    """The reviewer's key and name.
+class ReviewersKey:
+    """The key that signs releases, as the options name it.
 
     Args:
         path: a keystore folder or PEM file.
-        reviewer: by default the key's only subject, else the user of this machine.
-        authority: issuer of the releases; by default the only one the configuration trusts.
-        lifetime: seconds a release lives.
+        authority: issuer of the releases; by default the only one that the configuration trusts.
+        lifetime: seconds for which a release is valid.
         passphrase_env, passphrase_file: where the passphrase is.
     """
 
     path: Path
-    reviewer: str | None = None
-    authority: str | None = None
-    lifetime: int = 3600
-    passphrase_env: str | None = None
-    passphrase_file: Path | None = None
+    authority: str | None
+    lifetime: int
+    passphrase_env: str | None
+    passphrase_file: Path | None
 
-    def releaser(self, guard: Pipeline) -> Releaser:
-        """Return what signs releases.
+    def read(self) -> Key:
+        """Return the key.
 
         Raises:
-            ConfigurationError: the key cannot be used, or it is not clear for which authority.
+            ConfigurationError: it cannot be used.
         """
         passphrase = read_passphrase(env=self.passphrase_env, file=self.passphrase_file)
-        key = signing_key(self.path, passphrase=passphrase)
-        trusted = [] if guard.verifier.release is None else list(guard.verifier.release.authorities)
-        if not trusted:
-            raise ConfigurationError("--config: has no [[release.authorities]]: its consumer takes no release")
-        if self.authority is None and len(trusted) > 1:
-            raise ConfigurationError("--authority: required, the configuration trusts several")
-        subjects = sorted(key.subjects or ())
-        reviewer = self.reviewer or (subjects[0] if len(subjects) == 1 else getpass.getuser())
-        return Releaser(key=key, issuer=self.authority or trusted[0], reviewer=reviewer, lifetime=self.lifetime)
+        return signing_key(self.path, passphrase=passphrase)
+
+    def releaser(self, guard: Pipeline) -> MakeReleaser:
+        """Return a function that returns what signs releases for a reviewer.
+
+        Raises:
+            ConfigurationError: it is not clear for which authority.
+        """
+        return reviewers_releaser(guard, self.read, authority=self.authority, lifetime=self.lifetime)
+
+    def reviewer(self, named: str | None) -> str:
+        """Return the name of the reviewer: as given, the key's only subject, or the user of this machine."""
+        subjects = sorted(self.read().subjects or ())
+        return named or (subjects[0] if len(subjects) == 1 else getpass.getuser())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """How an act runs.
-
-    Args:
-        why: the reason, for releases and audit.
-        audit: the reviewer's own audit file.
-        yes: do not ask.
-        dry_run: only say what would be done.
-        rate: letters a second at most.
-        as_json: print JSON.
-    """
-
-    why: str
-    audit: Path
-    yes: bool
-    dry_run: bool
-    rate: float | None
-    as_json: bool
-
-
-def show_list(place: Place, wanted: Filter, *, limit: int, as_json: bool) -> int:
-    """Print letters in the order of the queue."""
-    with opened(place) as found, _survey(found, as_json) as index:
-        rows, total = index.page(wanted, limit=limit), index.count(wanted)
-        if as_json:
-            letters = [_row(row) for row in rows]
-            print_json({"as_of": iso_time(index.as_of), "total": total, "letters": letters})
-            return 0
-        columns = ("letter", "reason", "issuer", "subject", "destination", "time", "sound")
-        table = _table(f"{total} letters of {found.box.name}, as of {iso_time(index.as_of)}", columns)
-        for row in rows:
-            cells = (row.id[:12], row.reason, row.issuer, row.subject, row.destination, _minute(row.time))
-            _add(table, (*cells, "yes" if row.sound else "no"))
-        Console().print(table)
-        if total > len(rows):
-            print(f"{total - len(rows)} more: --limit {total}")
+@app.command("list")
+def list_letters(
+    *, broker: Broker, queue: Queue = None, topic: Topic = None, id: Id = None, reason: Rejected = None,
+    issuer: Issuer = None, kid: Kid = None, subject: Subject = None, destination: Destination = None,
+    since: From = None, until: To = None, sound: Sound = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many letters.")] = 100, as_json: Json = False,
+    broker_settings: BrokerFile = None,
+) -> int:  # fmt: skip
+    """Show letters in the order of the queue, removing none."""
+    wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
+                     destination=destination, sound=sound)  # fmt: skip
+    with _surveyed(place_of(broker, queue, topic, broker_settings), as_json) as (session, index):
+        output.print_letters(session, index, wanted, limit=limit, as_json=as_json)
     return 0
 
 
-def show_groups(place: Place, wanted: Filter, *, as_json: bool) -> int:
-    """Print groups by reason, issuer, kid, subject and destination, the largest first."""
-    with opened(place) as found, _survey(found, as_json) as index:
-        groups = index.groups(wanted)
-        if as_json:
-            print_json({"as_of": iso_time(index.as_of), "groups": [_group(group) for group in groups]})
-            return 0
-        columns = ("letters", "reason", "issuer", "kid", "subject", "destination", "from, to")
-        title = f"{index.count(wanted)} letters of {found.box.name}, as of {iso_time(index.as_of)}"
-        table = _table(title, columns)
-        for group in groups:
-            texts = (group.reason, group.issuer, group.kid[:8], group.subject, group.destination)
-            _add(table, (str(group.count), *texts, f"{_minute(group.first)} {_minute(group.last)}"))
-        Console().print(table)
+@app.command("groups")
+def groups(
+    *, broker: Broker, queue: Queue = None, topic: Topic = None, id: Id = None, reason: Rejected = None,
+    issuer: Issuer = None, kid: Kid = None, subject: Subject = None, destination: Destination = None,
+    since: From = None, until: To = None, sound: Sound = None, as_json: Json = False,
+    broker_settings: BrokerFile = None,
+) -> int:  # fmt: skip
+    """Count letters by reason, issuer, kid, subject and destination."""
+    wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
+                     destination=destination, sound=sound)  # fmt: skip
+    with _surveyed(place_of(broker, queue, topic, broker_settings), as_json) as (session, index):
+        output.print_groups(session, index, wanted, as_json=as_json)
     return 0
 
 
-def show_letter(place: Place, letter: str) -> int:
-    """Print one letter whole, as JSON.
-
-    Raises:
-        ConfigurationError: no letter's id begins so.
-    """
-    with opened(place) as found, _survey(found, True) as index:
+@app.command("show")
+def show(
+    *, letter: Annotated[str, typer.Argument(help="Id of a letter, or its beginning.")], broker: Broker,
+    queue: Queue = None, topic: Topic = None, as_json: Json = False, broker_settings: BrokerFile = None,
+) -> int:  # fmt: skip
+    """Print one letter whole, as JSON: what it says, whether it is sound, and the original message."""
+    with _surveyed(place_of(broker, queue, topic, broker_settings), True) as (_, index):
         rows = index.page(Filter(id=letter))
         if not rows:
             raise ConfigurationError("no open letter has this id")
@@ -144,91 +154,98 @@ def show_letter(place: Place, letter: str) -> int:
     return 0
 
 
-def judge(place: Place, wanted: Filter, config: Path, *, as_json: bool) -> int:
-    """Print what today's verifier would say of letters, touching none."""
-    guard = mqauth.load(config).judge
-    with opened(place) as found, _survey(found, as_json) as index:
-        counts: Counter[str] = found.run(review.judge(index, guard, wanted, originals=found.originals))
-        if as_json:
-            print_json({"as_of": iso_time(index.as_of), "total": counts.total(), "pass": counts["accepted"],
-                        "verdicts": dict(counts)})  # fmt: skip
-            return 0
-        _print_counts(f"{counts['accepted']} of {counts.total()} would pass now", counts)
+@app.command("judge")
+def judge(
+    *, broker: Broker, config: Config, queue: Queue = None, topic: Topic = None, id: Id = None,
+    reason: Rejected = None, issuer: Issuer = None, kid: Kid = None, subject: Subject = None,
+    destination: Destination = None, since: From = None, until: To = None, sound: Sound = None,
+    as_json: Json = False, broker_settings: BrokerFile = None,
+) -> int:  # fmt: skip
+    """Say what today's verifier would make of letters, changing nothing."""
+    wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
+                     destination=destination, sound=sound)  # fmt: skip
+    place, guard = place_of(broker, queue, topic, broker_settings), load(config).judge
+    with _surveyed(place, as_json, guard=guard) as (session, index):
+        output.print_verdicts(index, session.judge(index, wanted), as_json=as_json)
     return 0
 
 
+@app.command("redrive")
 def redrive(
-    place: Place,
-    wanted: Filter,
-    config: Path,
-    key: Key,
-    settings: Run,
-    *,
-    waive: Sequence[str],
-    scope: str | None,
-) -> int:
-    """Send letters back with a release; 1 where some were refused or left."""
-    guard = mqauth.load(config).judge
-    releaser = key.releaser(guard)
-    terms = Terms(releaser=releaser, reason=settings.why, waive=_reasons(waive), scope=scope)
-    with opened(place) as found:
-        with _survey(found, settings.as_json) as index:
-            selection = index.freeze(wanted)
-            counts: Counter[str] = found.run(
-                review.rehearse(index, wanted, guard=guard, terms=terms, originals=found.originals)
-            )
-        if settings.dry_run:
-            return _rehearsed("redrive", counts, settings)
-        _confirm(f"Redrive {counts['accepted']} of {len(selection)} letters of {found.box.name}?", settings)
-
-        def act(reviewer: Reviewer, pace: Pace) -> Account:
-            done: Account = found.run(
-                review.redrive(
-                    found.box,
-                    selection,
-                    guard=guard,
-                    terms=terms,
-                    reviewer=reviewer,
-                    pace=pace,
-                    originals=found.originals,
-                )
-            )
-            return done
-
-        return _act("redriven", len(selection), settings, releaser.reviewer, act)
+    *, broker: Broker, config: Config, audit: Audit,
+    key: Annotated[Path, typer.Option("--key", help="The reviewer's keystore folder or PEM file.")],
+    queue: Queue = None, topic: Topic = None, id: Id = None, reason: RejectedOrWhy = None, issuer: Issuer = None,
+    kid: Kid = None, subject: Subject = None, destination: Destination = None, since: From = None,
+    until: To = None, sound: Sound = None,
+    waive: Annotated[
+        list[str] | None, typer.Option("--waive", help=f"Waive where needed: {', '.join(WAIVABLE)}.")
+    ] = None,
+    scope: Annotated[
+        str | None, typer.Option("--scope", help="Release for this consumer group or queue only.")
+    ] = None,
+    authority: Authority = None, lifetime: Lifetime = 3600, reviewer: Reviewer = None,
+    passphrase_env: PassphraseEnv = None, passphrase_file: PassphraseFile = None, rate: Rate = None,
+    dry_run: DryRun = False, yes: Yes = False, as_json: Json = False, why: Why = None,
+    broker_settings: BrokerFile = None,
+) -> int:  # fmt: skip
+    """Send the originals back, each with a release; exits with 1 where some were refused or left."""
+    reason, why = filter_and_why(reason, why)
+    wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
+                     destination=destination, sound=sound)  # fmt: skip
+    place, guard = place_of(broker, queue, topic, broker_settings), load(config).judge
+    signing = ReviewersKey(path=key, authority=authority, lifetime=lifetime, passphrase_env=passphrase_env,
+                           passphrase_file=passphrase_file)  # fmt: skip
+    releaser, name = signing.releaser(guard), signing.reviewer(reviewer)
+    # A key that does not speak for the reviewer is refused before anything is connected.
+    releaser(name)
+    plan = Plan(act=REDRIVE, wanted=wanted, reason=why, waive=waivable(waive or ()), scope=scope, rate=rate,
+                reviewer=name)  # fmt: skip
+    act = _Act(plan, audit, yes=yes, dry_run=dry_run, as_json=as_json)
+    return act.carry_out(place, guard=guard, releaser=releaser)
 
 
-def discard(place: Place, wanted: Filter, settings: Run, *, reviewer: str | None) -> int:
-    """Remove letters for good; 1 where some were left."""
-    with opened(place) as found:
-        with _survey(found, settings.as_json) as index:
-            selection = index.freeze(wanted)
-        if settings.dry_run:
-            return _rehearsed("discard", Counter(accepted=len(selection)), settings)
-        _confirm(f"Discard {len(selection)} letters of {found.box.name} for good?", settings)
+@app.command("discard")
+def discard(
+    *, broker: Broker, audit: Audit, queue: Queue = None, topic: Topic = None, id: Id = None,
+    reason: RejectedOrWhy = None, issuer: Issuer = None, kid: Kid = None, subject: Subject = None,
+    destination: Destination = None, since: From = None, until: To = None, sound: Sound = None,
+    reviewer: Reviewer = None, rate: Rate = None, dry_run: DryRun = False, yes: Yes = False,
+    as_json: Json = False, why: Why = None, broker_settings: BrokerFile = None,
+) -> int:  # fmt: skip
+    """Remove letters for good, each with an audit record; exits with 1 where some were left."""
+    reason, why = filter_and_why(reason, why)
+    wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
+                     destination=destination, sound=sound)  # fmt: skip
+    plan = Plan(act=DISCARD, wanted=wanted, reason=why, rate=rate, reviewer=reviewer or getpass.getuser())
+    act = _Act(plan, audit, yes=yes, dry_run=dry_run, as_json=as_json)
+    return act.carry_out(place_of(broker, queue, topic, broker_settings))
 
-        def act(who: Reviewer, pace: Pace) -> Account:
-            done: Account = found.run(
-                review.discard(found.box, selection, reviewer=who, reason=settings.why, pace=pace)
-            )
-            return done
 
-        return _act("discarded", len(selection), settings, reviewer or getpass.getuser(), act)
-
-
-def export(place: Place, wanted: Filter) -> int:
-    """Print letters in the message form, one a line."""
-    with opened(place) as found, _survey(found, True) as index:
+@app.command("export")
+def export(
+    *, broker: Broker, queue: Queue = None, topic: Topic = None, id: Id = None, reason: Rejected = None,
+    issuer: Issuer = None, kid: Kid = None, subject: Subject = None, destination: Destination = None,
+    since: From = None, until: To = None, sound: Sound = None, as_json: Json = False,
+    broker_settings: BrokerFile = None,
+) -> int:  # fmt: skip
+    """Print letters as JSON lines in the form of a message, removing none."""
+    wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
+                     destination=destination, sound=sound)  # fmt: skip
+    with _surveyed(place_of(broker, queue, topic, broker_settings), True) as (_, index):
         for form in index.forms(wanted):
             print_json(form)
     return 0
 
 
-def take_in(place: Place, *, as_json: bool) -> int:
-    """Publish the letters of standard input, one a line."""
-    with opened(place) as found:
+@app.command("import")
+def import_letters(
+    *, broker: Broker, queue: Queue = None, topic: Topic = None, as_json: Json = False,
+    broker_settings: BrokerFile = None,
+) -> int:  # fmt: skip
+    """Publish exported letters from standard input; the first that is not sound ends it."""
+    with opened(place_of(broker, queue, topic, broker_settings)) as session:
         forms = (text.parse() for text in read_texts(standard_input(), lines=True))
-        count = found.run(review.take_in(found.box, forms))
+        count = session.run(take_in(session.box, forms))
     if as_json:
         print_json({"imported": count})
     else:
@@ -236,143 +253,103 @@ def take_in(place: Place, *, as_json: bool) -> int:
     return 0
 
 
-def account(place: Place, files: Sequence[Path], *, as_json: bool) -> int:
-    """Hold audit files against the queue; 1 where they do not add up."""
-    with opened(place) as found, _survey(found, as_json) as index:
-        ledger = review.account(read_records(files), index.ids())
-    if as_json:
-        print_json(ledger.as_dict())
-    else:
-        print(f"{ledger.rejected} rejected = {ledger.open} open + {ledger.redriven} redriven"
-              f" + {ledger.discarded} discarded + {len(ledger.missing)} missing")  # fmt: skip
-        for name, ids in (("missing", ledger.missing), ("unknown", ledger.unknown), ("unproven", ledger.unproven)):
-            for letter in ids[:20]:
-                print(f"{name}: {letter}")
-            if len(ids) > 20:
-                print(f"{name}: {len(ids) - 20} more (--json lists 100)")
+@app.command("account")
+def account(
+    *, files: Annotated[list[Path], typer.Argument(help="Audit files of consumers and reviewers.")],
+    broker: Broker, queue: Queue = None, topic: Topic = None, as_json: Json = False,
+    broker_settings: BrokerFile = None,
+) -> int:  # fmt: skip
+    """Show rejected = open + redriven + discarded; exits with 1 where that does not add up."""
+    with _surveyed(place_of(broker, queue, topic, broker_settings), as_json) as (session, index):
+        ledger = session.ledger(index, files)
+    output.print_ledger(ledger, as_json=as_json)
     return 1 if ledger.difference else 0
 
 
-@contextlib.contextmanager
-def _survey(found: Opened, quiet: bool) -> Iterator[Index]:
-    """Look through the letter box, with a count for people."""
-    with _progress(quiet, None, "reading letters") as advance:
-        index: Index = found.run(review.survey(found.box, progress=advance))
-    with index:
-        yield index
+def filter_and_why(reason: str | None, why: str | None) -> tuple[str | None, str]:
+    """Return the reason to filter by, and the reason of the act, from ``--reason`` and ``--why``.
 
-
-def _act(what: str, total: int, settings: Run, reviewer: str, act: Callable[[Reviewer, Pace], Account]) -> int:
-    """Act with progress; Ctrl-C stops before the next letter, and the account is printed all the same."""
-    with AuditFile(settings.audit) as audit, _progress(settings.as_json, total, what) as advance:
-        pace = Pace(rate=settings.rate, progress=lambda account: advance(account.selected - account.left))
-        kept = signal.signal(signal.SIGINT, lambda *_: pace.cancelled.set())
-        try:
-            account = act(Reviewer(name=reviewer, audit=audit), pace)
-        finally:
-            signal.signal(signal.SIGINT, kept)
-    if settings.as_json:
-        print_json({"act": what, **account.as_dict()})
-    else:
-        left = f", {account.left} left" if account.left else ""
-        gone = f", {account.gone} gone meanwhile" if account.gone else ""
-        failed = f", {account.failed} failed" if account.failed else ""
-        print(f"{account.done} of {account.selected} {what}{failed}{gone}{left}")
-        for reason, count in account.refused.most_common():
-            print(f"{count} refused: {reason}")
-        if account.error:
-            print(f"ended by: {account.error}")
-    return 0 if account.done + account.gone == account.selected else 1
-
-
-def _rehearsed(what: str, counts: Counter[str], settings: Run) -> int:
-    """Print what an act would do."""
-    refused = {reason: count for reason, count in counts.items() if reason != "accepted"}
-    if settings.as_json:
-        print_json({"dry_run": what, "would": counts["accepted"], "refused": refused})
-    else:
-        print(f"would {what} {counts['accepted']} of {counts.total()} letters")
-        for reason, count in Counter(refused).most_common():
-            print(f"{count} would be refused: {reason}")
-    return 0
-
-
-def _confirm(question: str, settings: Run) -> None:
-    """Ask, unless told not to.
+    ``--reason`` in several words is the reason of the act. A single word is always a filter: a misspelt ``expird``
+    must not become the reason of an act on all letters.
 
     Raises:
-        ConfigurationError: nobody is there to answer.
+        ConfigurationError: the act has no reason.
     """
-    if settings.yes:
-        return
-    if settings.as_json or not sys.stdin.isatty():
-        raise ConfigurationError("--yes: required where nobody is asked (or look with --dry-run)")
-    typer.confirm(question, abort=True, err=True)
+    if why is None and reason is not None and not _WORD.fullmatch(reason):
+        return None, reason
+    if why is None:
+        raise ConfigurationError("an act needs a reason: --why, or --reason in more than one word")
+    return reason, why
 
 
-@contextlib.contextmanager
-def _progress(quiet: bool, total: int | None, what: str) -> Iterator[Callable[[int], None]]:
-    """Show progress on standard error, to people only."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.update(task, completed=count)
+def _filter(since: str | None, until: str | None, **fields: Any) -> Filter:
+    first = None if since is None else parse_time(since)
+    beyond = None if until is None else parse_time(until)
+    return replace(Filter(since=first, until=beyond), **fields)
 
 
-def _reasons(names: Sequence[str]) -> frozenset[Reason]:
-    """Return the reasons to waive."""
-    for name in names:
-        if name not in {reason.value for reason in WAIVABLE}:
-            raise ConfigurationError(f"--waive: must be {', '.join(WAIVABLE)}")
-    return frozenset(Reason(name) for name in names)
+@contextmanager
+def _surveyed(place: Place, quiet: bool, **settings: Any) -> Iterator[tuple[Session, Index]]:
+    """Connect to a broker and read all letters, with their number on a terminal."""
+    with opened(place, **settings) as session, _index_of(session, quiet) as index:
+        yield session, index
 
 
-def _row(row: review.Row) -> dict[str, Any]:
-    """Return a row as JSON values."""
-    names = ("id", "mark", "reason", "detail", "issuer", "kid", "subject", "destination", "scope", "form",
-             "size", "sound")  # fmt: skip
-    return {name: getattr(row, name) for name in names} | {"time": _time(row.time) or None}
+def _index_of(session: Session, quiet: bool) -> Index:
+    with progress_bar("reading letters", None, quiet=quiet) as advance:
+        return session.survey(progress=advance)
 
 
-def _group(group: review.Group) -> dict[str, Any]:
-    """Return a group as JSON values."""
-    names = ("count", "reason", "issuer", "kid", "subject", "destination")
-    times = {"first": _time(group.first) or None, "last": _time(group.last) or None}
-    return {name: getattr(group, name) for name in names} | times
+@dataclass(frozen=True, slots=True)
+class _Act:
+    """A redrive or a discard: rehearsed first, confirmed by the reviewer, then carried out.
 
+    Args:
+        plan: what to do.
+        audit: the reviewer's own audit file.
+        yes: do not ask.
+        dry_run: rehearse only.
+        as_json: print JSON.
+    """
 
-def _table(title: str, columns: Sequence[str]) -> Table:
-    """Return an empty table."""
-    table = Table(title=Text(title), title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column in ("letters", "letter", "reason", "kid"))
-    return table
+    plan: Plan
+    audit: Path
+    yes: bool
+    dry_run: bool
+    as_json: bool
 
+    def carry_out(self, place: Place, **settings: Any) -> int:
+        """Rehearse and act; return 0 where every letter was acted on, else 1."""
+        with opened(place, **settings) as session:
+            with _index_of(session, self.as_json) as index:
+                selection, counts = session.rehearse(index, self.plan)
+            if self.dry_run:
+                output.print_rehearsal(self.plan.act, counts, as_json=self.as_json)
+                return 0
+            self._confirm(session.box.name, counts)
+            with AuditFile(self.audit) as session.audit:
+                done = self._act(session, selection)
+        output.print_account(self.plan.act, done, as_json=self.as_json)
+        return 0 if done.done + done.gone == done.selected else 1
 
-def _add(table: Table, cells: Sequence[str]) -> None:
-    """Add a row; what an attacker wrote is text, never markup."""
-    table.add_row(*(Text(cell) for cell in cells))
+    def _confirm(self, name: str, counts: Counter[str]) -> None:
+        if self.yes:
+            return
+        if self.as_json or not sys.stdin.isatty():
+            raise ConfigurationError("--yes: required where nobody can be asked (or look with --dry-run)")
+        end = " for good" if self.plan.act == DISCARD else ""
+        question = f"{self.plan.act.capitalize()} {counts['accepted']} of {counts.total()} letters of {name}{end}?"
+        typer.confirm(question, abort=True, err=True)
 
-
-def _print_counts(title: str, counts: Counter[str]) -> None:
-    """Print counts, the largest first."""
-    table = _table(title, ("letters", "verdict now"))
-    for verdict, count in counts.most_common():
-        _add(table, (str(count), verdict))
-    Console().print(table)
-
-
-def _minute(seconds: float | None) -> str:
-    """Return a time for tables, to the minute."""
-    return _time(seconds)[:16].replace("T", " ")
-
-
-def _time(seconds: float | None) -> str:
-    """Return a time, empty where there is none or it is beyond the calendar."""
-    try:
-        return "" if seconds is None else iso_time(seconds)
-    except (OverflowError, ValueError, OSError):
-        return ""
+    def _act(self, session: Session, selection: Selection) -> Account:
+        """Act with progress on a terminal. Ctrl-C stops before the next letter, and the account stays exact."""
+        cancelled = threading.Event()
+        kept = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
+        try:
+            with progress_bar(self.plan.act, len(selection), quiet=self.as_json) as advance:
+                return session.act(
+                    self.plan, selection, cancelled=cancelled,
+                    progress=lambda account: advance(account.selected - account.left),
+                )  # fmt: skip
+        finally:
+            signal.signal(signal.SIGINT, kept)

@@ -1,114 +1,163 @@
-"""``mqauth keys``: a producer's keys on disk, and the JWK Set consumers read."""
+"""``mqauth keys``: makes, lists, rotates and publishes a producer's keys on disk."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.table import Table
 
 from mqauth.audit.record import iso_time
-from mqauth.cli.output import print_json
-from mqauth.config.file import read_passphrase
+from mqauth.cli.options import (
+    Host,
+    Json,
+    PassphraseEnv,
+    PassphraseFile,
+    TLSCert,
+    TLSKey,
+    certificate_files,
+    group,
+)
+from mqauth.cli.serve import Certificate, Server, listen, origin
+from mqauth.cli.streams import print_json
+from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import ConfigurationError
-from mqauth.keystore import Keystore, RingKey, public_keys
-from mqauth.keystore.disk import document, ring
+from mqauth.keystore import KeyRing, Keystore, RingKey, public_keys
+from mqauth.keystore.disk import ring
+from mqauth.keystore.remote.keyserver import HEALTH, PATHS, KeyServer
 from mqauth.wire.jwk import dump_key_set
+from mqauth.wire.keys import ALGORITHMS
+
+app: Final = group("Make, list and publish a producer's keys.", "mqauth keys new")
+_FOLDER: Final = Path("keys")
+_REQUESTS: Final = 512
+_WIDTH: Final = 140
+Dir = Annotated[Path, typer.Option("--dir", help="The keystore folder.")]
+FolderOrPEM = Annotated[Path, typer.Option("--dir", help="The keystore folder, or a single PEM file.")]
+Kid = Annotated[str, typer.Option("--kid", help="Id of the key.")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Which keystore, and where its passphrase is.
-
-    Args:
-        folder: a keystore folder or, for ``jwks``, a single PEM file.
-        passphrase_env, passphrase_file: one of them at most.
-
-    Raises:
-        ConfigurationError: both are named.
-    """
-
-    folder: Path
-    passphrase_env: str | None = None
-    passphrase_file: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.passphrase_env is not None and self.passphrase_file is not None:
-            raise ConfigurationError("--passphrase-file contradicts --passphrase-env")
-
-    @property
-    def passphrase(self) -> bytes | None:
-        """The passphrase, ``None`` where there is none."""
-        return read_passphrase(env=self.passphrase_env, file=self.passphrase_file)
-
-    @property
-    def keystore(self) -> Keystore:
-        """The folder as a keystore."""
-        return Keystore(folder=self.folder, passphrase=self.passphrase)
-
-
+@app.command("new")
 def new(
-    place: Place,
     *,
-    algorithm: str,
-    subjects: Sequence[str],
-    publish_delay: int | None,
-    pending: bool,
-    as_json: bool,
+    folder: Dir = _FOLDER,
+    algorithm: Annotated[str, typer.Option("--alg", help=", ".join(ALGORITHMS))] = "EdDSA",
+    subjects: Annotated[
+        list[str] | None,
+        typer.Option("--subject", help="A producer that the key may speak for; by default those of the last key."),
+    ] = None,
+    publish_delay: Annotated[
+        int | None, typer.Option("--publish-delay", help="Seconds for which a new key stays pending.")
+    ] = None,
+    pending: Annotated[bool, typer.Option("--pending", help="Do not sign with a first key at once.")] = False,
+    passphrase_env: PassphraseEnv = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
 ) -> int:
-    """Make a key and print what it is."""
-    made = place.keystore.create(
+    """Make a key. The first one of a folder signs at once; later ones are pending."""
+    if algorithm not in ALGORITHMS:
+        raise ConfigurationError(f"--alg: must be {', '.join(ALGORITHMS)}")
+    keystore = Keystore(folder=folder, passphrase=_passphrase(passphrase_env, passphrase_file))
+    made = keystore.create(
         algorithm=algorithm, subjects=subjects or None, publish_delay=publish_delay, pending=pending
     )
-    _show(made, place.folder, as_json=as_json)
-    return 0
+    return _print_key(made, folder, as_json=as_json)
 
 
-def jwks(place: Place) -> int:
-    """Print the public side as a JWK Set."""
-    found = public_keys(place.folder, passphrase=place.passphrase)
+@app.command("jwks")
+def jwks(
+    folder: FolderOrPEM = _FOLDER, passphrase_env: PassphraseEnv = None, passphrase_file: PassphraseFile = None
+) -> int:
+    """Print the public keys as a JWK Set."""
+    found = public_keys(folder, passphrase=_passphrase(passphrase_env, passphrase_file))
     print(json.dumps(dump_key_set(found), indent=2, ensure_ascii=False))
     return 0
 
 
-def show(place: Place, *, as_json: bool) -> int:
-    """Print every key with its state and times."""
-    keys = place.keystore.ring().keys
+@app.command("list")
+def list_keys(folder: Dir = _FOLDER, as_json: Json = False) -> int:
+    """Show every key with its state and times."""
+    keys = Keystore(folder=folder).ring().keys
     if as_json:
-        print_json({"keys": [document.describe(key) for key in keys]})
+        print_json({"keys": [ring.describe(key) for key in keys]})
     else:
-        _table(keys)
+        _print_table(keys)
     return 0
 
 
-def rotate(place: Place, *, as_json: bool) -> int:
-    """Advance every key by its clock and print what there is now."""
-    place.keystore.change(ring.rotate)
-    return show(place, as_json=as_json)
+@app.command("rotate")
+def rotate(folder: Dir = _FOLDER, as_json: Json = False) -> int:
+    """Move every key on as its time has come. Safe in cron; running producers notice within seconds."""
+    Keystore(folder=folder).change(ring.rotate)
+    return list_keys(folder, as_json=as_json)
 
 
-def retire(place: Place, kid: str, *, as_json: bool) -> int:
-    """Retire one key and print what it is now."""
-    after = place.keystore.change(lambda before, now: ring.retire(before, kid, now))
-    _show(after.get(kid), place.folder, as_json=as_json)
+@app.command("retire")
+def retire(kid: Kid, folder: Dir = _FOLDER, as_json: Json = False) -> int:
+    """Stop signing with a key. What it signed can still be verified."""
+    after = Keystore(folder=folder).change(lambda before, now: ring.retire(before, kid, now))
+    return _print_key(after.get(kid), folder, as_json=as_json)
+
+
+@app.command("revoke")
+def revoke(
+    kid: Kid,
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the readers of the JWK Set.")],
+    folder: Dir = _FOLDER,
+    since: Annotated[
+        str | None, typer.Option("--from", help="Revoke from this time on; by default from the beginning.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Let nothing more be verified with a key."""
+    moment = 0 if since is None else _time_with_zone(since)
+
+    def revoked(before: KeyRing, now: int) -> KeyRing:
+        return ring.revoke(before, kid, now, reason=reason, since=moment)
+
+    return _print_key(Keystore(folder=folder).change(revoked).get(kid), folder, as_json=as_json)
+
+
+@app.command("serve")
+def serve(
+    *,
+    folders: Annotated[
+        list[Path] | None, typer.Option("--dir", help="A keystore folder; may be repeated.")
+    ] = None,
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0 for any that is free.")] = 8080,
+    tls_cert: TLSCert = None,
+    tls_key: TLSKey = None,
+    as_json: Json = False,
+) -> int:
+    """Publish the public keys over HTTP(S) at /jwks.json, following rotation, until it is stopped."""
+    tls = certificate_files(tls_cert, tls_key)
+    keys = KeyServer(folders or [_FOLDER])
+    certificate = None if tls is None else Certificate(*tls)
+    with listen(host, port, tls=tls is not None) as listener:
+        server = Server(keys, certificate, requests=_REQUESTS, verb="keys serve", extra="serve")
+        address, count = origin(listener, tls=tls is not None), keys.current.keys
+        if as_json:
+            print_json({"url": address + PATHS[0], "health": address + HEALTH, "keys": count})
+        else:
+            print(f"{count} {'key' if count == 1 else 'keys'} at {address}{PATHS[0]}", flush=True)
+        server.run(listener)
     return 0
 
 
-def revoke(place: Place, kid: str, *, since: str | None, reason: str, as_json: bool) -> int:
-    """Revoke one key, from a moment or wholly, and print what it is now."""
-    moment = 0 if since is None else parse_time(since)
-    after = place.keystore.change(lambda before, now: ring.revoke(before, kid, now, reason=reason, since=moment))
-    _show(after.get(kid), place.folder, as_json=as_json)
-    return 0
+def _passphrase(env: str | None, file: Path | None) -> bytes | None:
+    if env is not None and file is not None:
+        raise ConfigurationError("--passphrase-file contradicts --passphrase-env")
+    return read_passphrase(env=env, file=file)
 
 
-def parse_time(text: str) -> int:
-    """Return UTC seconds of an RFC 3339 time.
-
-    Raises:
-        ConfigurationError: it is none, or has no zone.
-    """
+def _time_with_zone(text: str) -> int:
+    """Return the UTC seconds of an RFC 3339 time. A revocation must not depend on the zone of the machine."""
     try:
         moment = datetime.fromisoformat(text)
         seconds = int(moment.timestamp())
@@ -119,30 +168,25 @@ def parse_time(text: str) -> int:
     return seconds
 
 
-def _show(key: RingKey, folder: Path, *, as_json: bool) -> None:
-    """Print one key: for people a line, for programs an object."""
+def _print_key(key: RingKey, folder: Path, *, as_json: bool) -> int:
     algorithm, state = key.key.algorithm, key.state.value
     if as_json:
         print_json({"kid": key.kid, "algorithm": algorithm, "state": state})
-        return
-    until = f" until {_time(key.ready)}" if key.state is ring.State.PENDING else ""
-    print(f"{key.kid} ({algorithm}) is {state}{until} in {folder}")
+    else:
+        until = f" until {_time(key.ready)}" if key.state is ring.State.PENDING else ""
+        print(f"{key.kid} ({algorithm}) is {state}{until} in {folder}")
+    return 0
 
 
-def _table(keys: Sequence[RingKey]) -> None:
-    """Print the keys as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
+def _print_table(keys: Sequence[RingKey]) -> None:
     table = Table("kid", "algorithm", "state", "created", "ready", "subjects")
     for key in keys:
         subjects = "any the consumer pins" if key.key.subjects is None else ", ".join(sorted(key.key.subjects))
         table.add_row(key.kid, key.key.algorithm, key.state.value, _time(key.created), _time(key.ready), subjects)
     console = Console(markup=False)
-    console.width = max(console.width, 140) if not console.is_terminal else console.width
+    console.width = max(console.width, _WIDTH) if not console.is_terminal else console.width
     console.print(table)
 
 
 def _time(seconds: int) -> str:
-    """Return UTC seconds for people."""
-    return iso_time(datetime.fromtimestamp(seconds, UTC).timestamp()).replace(".000Z", "Z")
+    return iso_time(seconds).replace(".000Z", "Z")

@@ -1,4 +1,4 @@
-"""``mqauth keys serve``: the JWK Set of keystores on uvicorn; the only module that imports it."""
+"""The server on uvicorn for ``mqauth keys serve`` and ``mqauth console``: socket, certificate and settings."""
 
 from __future__ import annotations
 
@@ -7,55 +7,20 @@ import logging
 import signal
 import socket
 import ssl
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from mqauth.cli.output import print_json
 from mqauth.errors import ConfigurationError
 from mqauth.keystore.disk import files
-from mqauth.keystore.remote.keyserver import HEALTH, PATHS, KeyServer
-
-if TYPE_CHECKING:
-    import uvicorn
 
 _BACKLOG: Final = 512
-_CONCURRENT: Final = 512
 _GRACE: Final = 5
 _CERTIFICATE_EVERY: Final = 60
 _LOG: Final = logging.getLogger("mqauth.keystore")
 
 
-def serve(folders: Sequence[Path], *, host: str, port: int, tls: tuple[Path, Path] | None, as_json: bool) -> int:
-    """Serve until SIGTERM or SIGINT.
-
-    Args:
-        folders: the keystores.
-        host: where to listen.
-        port: at which port; 0 is any that is free.
-        tls: PEM files of the certificate and its key; without it, loopback only.
-        as_json: print where as JSON.
-
-    Raises:
-        ConfigurationError: uvicorn is missing, the address may not or cannot be had, or the keys cannot be
-            published.
-    """
-    application = KeyServer(folders)
-    certificate = None if tls is None else Certificate(*tls)
-    listener = listen(host, port, tls=tls is not None)
-    with listener:
-        server = _server(application, certificate)
-        _tell(listener, application, tls=tls is not None, as_json=as_json)
-        before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it has ended
-        try:
-            server.run(sockets=[listener])
-        finally:
-            signal.signal(signal.SIGTERM, before)
-    return 0
-
-
 class Certificate:
-    """A certificate that is read again when its file changes, for it is renewed while we run.
+    """A certificate that is read again when its file changes: it is renewed while the server runs.
 
     Args:
         chain, key: PEM files.
@@ -68,27 +33,23 @@ class Certificate:
         self._files = (chain, key)
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self._stamps = self._look()
+        self._stamps = [files.stamp(path) for path in self._files]
         self._load(self.context)
 
     async def renew(self) -> None:
-        """Load the files again where one changed; new connections get what they hold, if it is fit."""
-        stamps = self._look()
+        """Load the files again if one of them changed; only new connections use the new certificate."""
+        stamps = [files.stamp(path) for path in self._files]
         if stamps == self._stamps:
             return
         self._stamps = stamps
         try:
-            self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))  # a half-written pair must not get in
+            # A half-written pair must not reach the context that serves, so another one tries it first.
+            self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
             self._load(self.context)
         except ConfigurationError as error:
             _LOG.error("%s; the certificate read before stays in use", error)
 
-    def _look(self) -> list[files.Stamp | None]:
-        """Return what changes with the files."""
-        return [files.stamp(path) for path in self._files]
-
     def _load(self, context: ssl.SSLContext) -> None:
-        """Load certificate and key into a context."""
         chain, key = self._files
         try:
             context.load_cert_chain(chain, key, password=_refuse_passphrase)
@@ -98,15 +59,20 @@ class Certificate:
 
 
 def _refuse_passphrase() -> str:
-    """Refuse a key with a passphrase: nobody is there to be asked."""
+    # OpenSSL would ask for it at the terminal, and a server may have none.
     raise ValueError("the key has a passphrase")
 
 
 def listen(host: str, port: int, *, tls: bool) -> socket.socket:
-    """Return a listening socket; without TLS only on this machine's own addresses.
+    """Return a listening socket. Without TLS it listens on this machine's own addresses only.
+
+    Args:
+        host: address or name.
+        port: 0 for any that is free.
+        tls: whether the server has a certificate.
 
     Raises:
-        ConfigurationError: the address may not or cannot be had.
+        ConfigurationError: the address is not allowed, or cannot be listened on.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -118,32 +84,52 @@ def listen(host: str, port: int, *, tls: bool) -> socket.socket:
         raise ConfigurationError(f"--host {host} --port {port}: {why}") from error
 
 
-def _server(application: KeyServer, certificate: Certificate | None) -> uvicorn.Server:
-    """Return the server, with nothing that the environment or another package could turn on."""
-    try:
-        import uvicorn
-    except ImportError as error:
-        raise ConfigurationError('mqauth keys serve needs uvicorn: install "mqauth[cli,serve]"') from error
-    settings: dict[str, Any] = {}
-    if certificate is not None:
-        settings = {
-            "ssl_context_factory": lambda _config, _default: certificate.context,
-            "callback_notify": certificate.renew, "timeout_notify": _CERTIFICATE_EVERY,
-        }  # fmt: skip
-    config = uvicorn.Config(
-        application, http="h11", loop="asyncio", ws="none", lifespan="off", interface="asgi3", workers=1,
-        log_config=None, log_level="warning", access_log=False, server_header=False, proxy_headers=False,
-        limit_concurrency=_CONCURRENT, backlog=_BACKLOG, timeout_graceful_shutdown=_GRACE, **settings,
-    )  # fmt: skip
-    return uvicorn.Server(config)
+class Server:
+    """Uvicorn with an application, and with nothing that the environment or another package could turn on.
+
+    Args:
+        application: ASGI.
+        certificate: ``None`` for http.
+        requests: how many are served at once; more are answered with 503.
+        verb: of the command, for the error.
+        extra: of mqauth, which installs uvicorn.
+
+    Raises:
+        ConfigurationError: uvicorn is not installed.
+    """
+
+    def __init__(
+        self, application: Any, certificate: Certificate | None, *, requests: int, verb: str, extra: str
+    ) -> None:
+        try:
+            import uvicorn
+        except ImportError as error:
+            raise ConfigurationError(f'mqauth {verb} needs uvicorn: install "mqauth[cli,{extra}]"') from error
+        settings: dict[str, Any] = {}
+        if certificate is not None:
+            settings = {
+                "ssl_context_factory": lambda _config, _default: certificate.context,
+                "callback_notify": certificate.renew, "timeout_notify": _CERTIFICATE_EVERY,
+            }  # fmt: skip
+        config = uvicorn.Config(
+            application, http="h11", loop="asyncio", ws="none", lifespan="off", interface="asgi3", workers=1,
+            log_config=None, log_level="warning", access_log=False, server_header=False, proxy_headers=False,
+            limit_concurrency=requests, backlog=_BACKLOG, timeout_graceful_shutdown=_GRACE, **settings,
+        )  # fmt: skip
+        self._server = uvicorn.Server(config)
+
+    def run(self, listener: socket.socket) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        # Uvicorn raises the signal again once it has ended, and the default handler would then kill the process
+        # before it could clean up.
+        before = signal.signal(signal.SIGTERM, lambda *_: None)
+        try:
+            self._server.run(sockets=[listener])
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
-def _tell(listener: socket.socket, application: KeyServer, *, tls: bool, as_json: bool) -> None:
-    """Print where the keys are."""
+def origin(listener: socket.socket, *, tls: bool) -> str:
+    """Return scheme, host and port at which a listening socket is reached."""
     host, port = listener.getsockname()[:2]
-    origin = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
-    url, keys = origin + PATHS[0], application.current.keys
-    if as_json:
-        print_json({"url": url, "health": origin + HEALTH, "keys": keys})
-    else:
-        print(f"{keys} {'key' if keys == 1 else 'keys'} at {url}", flush=True)
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,21 +1,31 @@
-"""``mqauth sign``: messages in the JSON form in, the same out with a token in their headers."""
+"""``mqauth sign`` and ``mqauth verify``: messages in the JSON form in, messages with a token or verdicts out."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final
 
-import mqauth
-from mqauth.cli.messages import MAX_INPUT, Text, read_body, read_texts, standard_input
-from mqauth.cli.output import print_json
-from mqauth.errors import ConfigurationError, MalformedMessage
+import typer
+
+from mqauth.audit.record import harmless
+from mqauth.cli.streams import MAX_INPUT, Text, print_json, read_body, read_texts, standard_input
+from mqauth.config.load import load
+from mqauth.errors import ConfigurationError, MalformedMessage, Reason
+from mqauth.flow import Flow, run
+from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Verdict
 from mqauth.signer import Prepared, Signer
-from mqauth.wire import destination
-from mqauth.wire import json_form as jsonform
+from mqauth.wire import destination, json_form
+from mqauth.wire.claims import MAX_BATCH
 from mqauth.wire.message import TOKEN_HEADER, Message
+
+_EXIT: Final = ((Verdict.REJECTED, 1), (Verdict.DEFERRED, 3), (Verdict.DUPLICATE, 3))
+"""Exit codes; the first one whose verdict any message got counts."""
+Config = Annotated[Path, typer.Option("--config", help="The configuration file (mqauth.toml).")]
+Lines = Annotated[bool, typer.Option("--lines", help="One message a line.")]
+Pairs = list[str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +33,9 @@ class _Waiting:
     """A message that waits for the signature of its batch.
 
     Args:
-        place: where it stood, for errors.
-        form: as it came in.
-        prepared: the same, hashed.
+        place: where it stood in the input, for errors.
+        form: the message as it was read.
+        prepared: the same message, hashed.
     """
 
     place: str
@@ -33,25 +43,53 @@ class _Waiting:
     prepared: Prepared
 
 
-def sign_forms(config: Path, *, lines: bool, batch: int = 1) -> int:
-    """Sign what standard input holds; stops at the first message that cannot be signed.
+def sign(
+    *,
+    config: Config,
+    lines: Lines = False,
+    batch: Annotated[
+        int,
+        typer.Option("--batch", min=1, max=MAX_BATCH, help="Messages that share one signature, with --lines."),
+    ] = 1,
+    to: Annotated[
+        str | None, typer.Option("--to", help="Destination of one message, whose body is standard input.")
+    ] = None,
+    key: Annotated[str | None, typer.Option("--key", help="Kafka record key, with --to.")] = None,
+    headers: Annotated[Pairs, typer.Option("--header", help="name=value, with --to; may be repeated.")] = None,
+    properties: Annotated[
+        Pairs, typer.Option("--property", help="name=value, with --to; may be repeated.")
+    ] = None,
+) -> int:
+    """Read messages as JSON and print them with a token in their headers.
 
-    Args:
-        config: the configuration file.
-        lines: one message a line; blank lines are skipped.
-        batch: messages that share a signature, 1 to 1,024; each waits for the last of its batch.
-
-    Raises:
-        ConfigurationError: the file, or its ``[producer]``, cannot be used.
-        MalformedMessage: a text is no message, with its line; the ones before it are signed and printed.
+    The first message that cannot be signed ends it; the messages before it are signed and printed.
     """
-    signer = mqauth.load(config).signer
+    if batch > 1 and not lines:
+        raise ConfigurationError("--batch: only with --lines")
+    if to is None:
+        for name, value in (("--key", key), ("--header", headers), ("--property", properties)):
+            if value:
+                raise ConfigurationError(f"{name}: only with --to")
+        return _sign_forms(load(config).signer, lines=lines, batch=batch)
+    if lines:
+        raise ConfigurationError("--lines: not with --to, where all of standard input is one body")
+    signer = load(config).signer
+    form = _form_of(to, key, headers or (), properties or ())
+    body = read_body(standard_input())
+    if body is None:
+        raise MalformedMessage(f"the body is over {MAX_INPUT} bytes")
+    form["body"] = _base64(body)
+    print_json(_with_token(form, signer.sign(json_form.from_form(form))))
+    return 0
+
+
+def _sign_forms(signer: Signer, *, lines: bool, batch: int) -> int:
     waiting: list[_Waiting] = []
     for text in read_texts(standard_input(), lines=lines):
         place = f"line {text.number}" if lines else "standard input"
         try:
-            form = _form(text)
-            waiting.append(_Waiting(place, form, signer.prepare(jsonform.from_form(form))))
+            form = _object_of(text)
+            waiting.append(_Waiting(place, form, signer.prepare(json_form.from_form(form))))
         except MalformedMessage as error:
             _print_sealed(signer, waiting)
             raise MalformedMessage(f"{place}: {error}") from error
@@ -63,7 +101,7 @@ def sign_forms(config: Path, *, lines: bool, batch: int = 1) -> int:
 
 
 def _print_sealed(signer: Signer, waiting: Sequence[_Waiting]) -> None:
-    """Sign what waits and print it, in order."""
+    """Sign the waiting messages as one batch and print them in their order."""
     try:
         sealed = signer.seal([found.prepared for found in waiting])
     except MalformedMessage as error:
@@ -72,34 +110,8 @@ def _print_sealed(signer: Signer, waiting: Sequence[_Waiting]) -> None:
         print_json(_with_token(found.form, message))
 
 
-def sign_body(
-    config: Path, place: str, *, key: str | None, headers: Sequence[str], properties: Sequence[str]
-) -> int:
-    """Sign one message whose body is standard input.
-
-    Args:
-        config: the configuration file.
-        place: its destination, canonical.
-        key: the Kafka record key, as text.
-        headers: ``name=value`` each, text.
-        properties: ``name=value`` each; underscores and hyphens are one.
-
-    Raises:
-        ConfigurationError: the file cannot be used, or an argument is not in its form.
-        MalformedMessage: such a message cannot exist on its broker.
-    """
-    signer = mqauth.load(config).signer
-    form = _form_of(place, key, headers, properties)
-    body = read_body(standard_input())
-    if body is None:
-        raise MalformedMessage(f"the body is over {MAX_INPUT} bytes")
-    form["body"] = _base64(body)
-    print_json(_with_token(form, signer.sign(jsonform.from_form(form))))
-    return 0
-
-
 def _with_token(form: dict[str, Any], signed: Message) -> dict[str, Any]:
-    """Return the form with the token header of the signed message appended and everything else as it was."""
+    """Return the form with the signed message's token header appended; everything else stays as it was read."""
     name, token = signed.headers[-1]
     if name != TOKEN_HEADER or not isinstance(token, str | bytes):
         raise MalformedMessage("the signer added no token")
@@ -107,23 +119,22 @@ def _with_token(form: dict[str, Any], signed: Message) -> dict[str, Any]:
     return form | {"headers": [*form.get("headers", []), [TOKEN_HEADER, {"str": text}]]}
 
 
-def _form(text: Text) -> dict[str, Any]:
-    """Return a parsed text that is an object."""
+def _object_of(text: Text) -> dict[str, Any]:
     form = text.parse()
     if not isinstance(form, dict):
         raise MalformedMessage("a message is an object")
     return form
 
 
-def _form_of(place: str, key: str | None, headers: Sequence[str], properties: Sequence[str]) -> dict[str, Any]:
-    """Return the form of a message given by arguments, its body still to come."""
+def _form_of(place: str, key: str | None, headers: Iterable[str], properties: Iterable[str]) -> dict[str, Any]:
+    """Return the JSON form of the message that the options describe, with an empty body."""
     try:
-        destination.check(place)
+        destination.parse(place)
     except MalformedMessage as error:
         raise ConfigurationError(f"--to: {error}") from error
     form: dict[str, Any] = {"destination": place}
     if destination.is_kafka(place):
-        form["key"] = None if key is None else _base64(_octets("--key", key))
+        form["key"] = None if key is None else _base64(_utf8("--key", key))
     elif key is not None:
         raise ConfigurationError("--key: only Kafka has record keys")
     form["body"] = ""
@@ -132,29 +143,29 @@ def _form_of(place: str, key: str | None, headers: Sequence[str], properties: Se
     return form
 
 
-def _properties(texts: Sequence[str]) -> dict[str, str]:
-    """Return the properties of the arguments, as the form spells them."""
+def _properties(texts: Iterable[str]) -> dict[str, str]:
+    """Return the properties by the names of the JSON form; a hyphen and an underscore in a name are the same."""
     found: dict[str, str] = {}
     for name, value in (_pair("--property", text) for text in texts):
-        if name.replace("_", "-") not in jsonform.PROPERTIES:
+        if name.replace("_", "-") not in json_form.PROPERTIES:
             raise ConfigurationError(f"--property: {name}: no such property")
         if name.replace("-", "_") in found:
-            raise ConfigurationError(f"--property: {name}: stands twice")
+            raise ConfigurationError(f"--property: {name}: given twice")
         found[name.replace("-", "_")] = value
     return found
 
 
 def _pair(option: str, text: str) -> tuple[str, str]:
-    """Return name and value of ``name=value``; the value may hold more equals signs."""
+    """Return name and value of ``name=value``; the value may have more equals signs."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise ConfigurationError(f"{option}: must be name=value")
-    _octets(option, text)
+    _utf8(option, text)
     return name, value
 
 
-def _octets(option: str, text: str) -> bytes:
-    """Return an argument's UTF-8; the system hands over other bytes as lone surrogates."""
+def _utf8(option: str, text: str) -> bytes:
+    # The system hands over bytes that are not UTF-8 as lone surrogates.
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -162,5 +173,48 @@ def _octets(option: str, text: str) -> bytes:
 
 
 def _base64(raw: bytes) -> str:
-    """Return standard base64 text."""
     return base64.b64encode(raw).decode("ascii")
+
+
+def verify(config: Config, lines: Lines = False) -> int:
+    """Read messages as JSON and print the verdict on each.
+
+    With --lines the messages share one replay store, as in a running consumer. Exits with 1 where a message was
+    rejected, else with 3 where one was deferred or a duplicate, else with 0.
+    """
+    pipeline = load(config).judge
+    verdicts: set[Verdict] = set()
+    for text in read_texts(standard_input(), lines=lines):
+        outcome = _verify_text(pipeline, text)
+        print_json(_describe(outcome))
+        verdicts.add(outcome.verdict)
+    return next((code for verdict, code in _EXIT if verdict in verdicts), 0)
+
+
+def _verify_text(pipeline: Pipeline, text: Text) -> Outcome:
+    """Return the verdict on one text; a text that is no message is rejected like any malformed message."""
+    try:
+        message = json_form.from_form(text.parse())
+    except MalformedMessage as error:
+        return Outcome(verdict=Verdict.REJECTED, reason=Reason.MESSAGE_MALFORMED, detail=str(error))
+    return run(_consume(pipeline, pipeline.receive(message)))
+
+
+def _consume(pipeline: Pipeline, delivery: Delivery) -> Flow[Outcome]:
+    """Claim and confirm, as a consumer does whose handler succeeds."""
+    outcome = yield from pipeline.judge(delivery)
+    if outcome.verdict is not Verdict.ACCEPTED:
+        return outcome
+    return (yield from pipeline.confirm(delivery))
+
+
+def _describe(outcome: Outcome) -> dict[str, Any]:
+    # The claims of a message that was not accepted may be forged, so they are left out.
+    accepted = outcome.verdict is Verdict.ACCEPTED and outcome.verified is not None
+    reason = outcome.cause if outcome.verdict is Verdict.DEFERRED else outcome.reason
+    return {
+        "verdict": outcome.verdict.value,
+        "reason": None if reason is None else reason.value,
+        "detail": None if outcome.detail is None else harmless(outcome.detail),
+        "claims": outcome.verified.claims.as_dict() if accepted and outcome.verified is not None else None,
+    }

@@ -17,10 +17,11 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple, TypeVar, get_origin, get_type_hints
 
 from mqauth.config.kinds import Kind
-from mqauth.config.table import RefusedSetting, Table
+from mqauth.config.toml_file import RefusedSetting, Table, read_passphrase, read_toml
 
 _NOWHERE: Final = Table(file="", members={})
 Rule = Callable[[Mapping[str, Any]], str | None]
@@ -177,3 +178,31 @@ def inners(declared: type[Settings], least: int = 0, unique: str = "") -> Kind:
         return tuple(found.values())
 
     return Kind({"type": "array", "items": schema_of(declared)} | ({"minItems": least} if least else {}), reader)
+
+
+def read_file(declared: type[S], path: Path) -> S:
+    """Return the settings of a TOML file.
+
+    Args:
+        declared: the settings of the file as a whole.
+        path: the file, at most 1 MiB.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or a setting is refused.
+    """
+    return read(declared, Table(file=str(path), members=read_toml(path)[1]))
+
+
+def secret_of(found: Settings, name: str) -> bytes | None:
+    """Return the secret that settings refer to, ``None`` where they name none.
+
+    Args:
+        found: settings with the fields ``NAME_env`` and ``NAME_file``.
+        name: what is before these endings.
+
+    Raises:
+        RefusedSetting: as ``read_passphrase``, at the setting.
+    """
+    env, file = getattr(found, f"{name}_env"), getattr(found, f"{name}_file")
+    with found.table.located(f"{name}_file" if env is None else f"{name}_env"):
+        return read_passphrase(env=env, file=file)

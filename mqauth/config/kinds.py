@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from mqauth.config.table import Table
+from mqauth.config.toml_file import Table
 from mqauth.errors import MalformedMessage
 from mqauth.wire import destination
 from mqauth.wire.claims import MAX_NAME, is_name

@@ -12,12 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mqauth.audit.misuse import Alert, Thresholds
+from mqauth.audit.file import AuditFile, HeadFile
+from mqauth.audit.misuse import Alert, Detector, Thresholds
+from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.config.audit import audit_sink
-from mqauth.config.declaration import read
-from mqauth.config.file import read_toml, secret_of
+from mqauth.config.declaration import read, secret_of
 from mqauth.config.settings import (
+    AuditSettings,
     FileSettings,
     MisuseSettings,
     ProducerSettings,
@@ -25,16 +26,15 @@ from mqauth.config.settings import (
     ReplaySettings,
     SourceSettings,
 )
-from mqauth.config.table import Table
+from mqauth.config.toml_file import Table, read_toml
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Observer, Pipeline
 from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey, JWKSFile
 from mqauth.keystore.disk.folder import read_pem
-from mqauth.keystore.remote.discovery import discover
-from mqauth.keystore.remote.jwks import JWKS
-from mqauth.letters.release import Authority, ReleaseAuthorities
+from mqauth.keystore.remote.jwks import JWKS, discover
+from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ReplayStore
 from mqauth.signer import Signer
@@ -222,8 +222,42 @@ def _key_source(found: SourceSettings, clock: Clock) -> KeySource:
 def _redis_store(found: ReplaySettings, url: str, clock: Clock) -> ReplayStore:
     """Return the replay store on Redis; nothing is connected yet, and it serves consumers of either colour."""
     try:
-        from mqauth.stores.rediseither import EitherRedisReplayStore
+        from mqauth.stores.redis import EitherRedisReplayStore
     except ImportError as error:
         raise found.table.refuse("store", 'needs redis-py: install "mqauth[redis]"') from error
     with found.table.located("store"):
         return EitherRedisReplayStore(url, clock=clock)
+
+
+def audit_sink(
+    found: AuditSettings,
+    thresholds: Thresholds,
+    *,
+    on_alert: Callable[[Alert], None] | None,
+    clock: Clock,
+) -> MisuseWatch:
+    """Return the sinks of ``[audit]``, the file opened for this process alone.
+
+    Args:
+        found: the table.
+        thresholds: of ``[misuse]``.
+        on_alert: called with each alert.
+        clock: given to what needs one.
+
+    Raises:
+        ConfigurationError: the file is another process's or no audit file, or the heads' key cannot be used.
+    """
+    heads = _heads(found, clock)
+    with found.table.located("file"):
+        file = AuditFile(found.file, fsync=not found.unsafe_no_fsync, max_bytes=found.max_bytes, heads=heads)
+    return MisuseWatch(FloodGate(file, found.flood_after), Detector(thresholds), on_alert=on_alert, clock=clock)
+
+
+def _heads(found: AuditSettings, clock: Clock) -> HeadFile | None:
+    """Return where heads are signed, ``None`` where they are not."""
+    if found.heads is None or found.heads_key is None:
+        return None
+    passphrase = secret_of(found, "heads_passphrase")
+    with found.table.located("heads_key"):
+        key = Key.load(found.heads_key, passphrase=passphrase)
+    return HeadFile(found.heads, key, every=found.heads_every, seconds=found.heads_seconds, clock=clock)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
 from mqauth.audit.file import MIN_BYTES
-from mqauth.audit.flood import DEFAULT_FLOOD_AFTER
 from mqauth.audit.misuse import Thresholds
+from mqauth.audit.sinks import DEFAULT_FLOOD_AFTER
 from mqauth.config.declaration import Settings, inner, inners, not_with, only_with
 from mqauth.config.kinds import (
     ANY,
@@ -36,7 +36,7 @@ from mqauth.config.kinds import (
     url,
     whole,
 )
-from mqauth.config.table import RefusedSetting
+from mqauth.config.toml_file import RefusedSetting
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.judging.policy import Rule
 from mqauth.judging.times import MAX_LEEWAY, At

@@ -1,15 +1,15 @@
-"""The web console for dead letters: ``mqauth console``; Starlette, Jinja2, no build step.
+"""The web console for dead letters behind ``mqauth console``, on Starlette and Jinja2.
 
-``application`` makes the ASGI application over a ``Desk``, the review core's letter box with one job at a time.
+``application`` makes the ASGI application over a ``Backend``: a review session with one background job at a time.
 """
 
 from mqauth.console.access import REVIEWER, VIEWER, Sessions, Tokens
 from mqauth.console.application import application, redirect_uri
-from mqauth.console.desk import Desk
+from mqauth.console.backend import Backend
 from mqauth.console.oidc_provider import Provider
 from mqauth.console.oidc_settings import OIDCSettings, read_settings
 
 __all__ = [
-    "REVIEWER", "VIEWER", "Desk", "OIDCSettings", "Provider", "Sessions", "Tokens", "application", "read_settings",
-    "redirect_uri",
+    "REVIEWER", "VIEWER", "Backend", "OIDCSettings", "Provider", "Sessions", "Tokens", "application",
+    "read_settings", "redirect_uri",
 ]  # fmt: skip

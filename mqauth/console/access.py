@@ -1,4 +1,4 @@
-"""Who may look and who may act: local tokens in a file of mode 0600, sessions in memory."""
+"""Who may look and who may act: local tokens in a file of mode 0600, sessions in memory, and their cookies."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import stat
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
-from mqauth.audit.private_file import open_private
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mqauth.audit.disk import open_private
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError
 
@@ -20,7 +23,7 @@ VIEWER: Final = "viewer"
 REVIEWER: Final = "reviewer"
 ROLES: Final = (REVIEWER, VIEWER)
 IDLE: Final = 1800.0
-"""Seconds after which a session nobody used ends."""
+"""Seconds after which a session that nobody used ends."""
 LONGEST: Final = 8 * 3600.0
 """Seconds after which every session ends."""
 MAX_SESSIONS: Final = 500
@@ -29,7 +32,7 @@ _SHORTEST: Final = 32
 
 
 class Tokens:
-    """Local tokens, one a role.
+    """The local tokens, one for each role.
 
     Args:
         tokens: role to token, of at least 32 characters.
@@ -46,19 +49,20 @@ class Tokens:
         self._digests = {role: _digest(token) for role, token in tokens.items()}
 
     def role(self, token: str) -> str | None:
-        """Return the role of a token; in the same time whichever it is."""
+        """Return the role of a token, ``None`` where it is no token of ours."""
+        # Every digest is compared, in constant time: how long it takes tells nothing about the tokens.
         given = _digest(token)
         found = [role for role, known in self._digests.items() if hmac.compare_digest(given, known)]
         return found[0] if found else None
 
 
 def fresh_tokens() -> dict[str, str]:
-    """Return a new token for each role, of 256 random bits."""
+    """Return a new token of 256 random bits for each role."""
     return {role: secrets.token_urlsafe(32) for role in ROLES}
 
 
 def token_file(path: Path) -> tuple[dict[str, str], bool]:
-    """Return the tokens of a file, ``role token`` a line, and whether it was made just now.
+    """Return the tokens of a file, ``role token`` a line, and whether the file was made just now.
 
     Raises:
         ConfigurationError: others may read it, or it is not in its form.
@@ -76,7 +80,6 @@ def token_file(path: Path) -> tuple[dict[str, str], bool]:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """Return the tokens of a file that nobody else may read."""
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -93,13 +96,13 @@ def _read(path: Path) -> dict[str, str]:
 
 @dataclass(slots=True, kw_only=True)
 class Session:
-    """One login.
+    """A person who is logged in.
 
     Args:
-        name: who, in audit records.
+        name: stands in audit records.
         role: ``viewer`` or ``reviewer``.
         began, used: monotonic seconds.
-        csrf: what each of its forms must bring along.
+        csrf: a secret that each form of the session must contain.
     """
 
     name: str
@@ -110,12 +113,12 @@ class Session:
 
     @property
     def may_act(self) -> bool:
-        """Whether it may judge, redrive and discard."""
+        """Whether the person may judge, redrive and discard."""
         return self.role == REVIEWER
 
 
 class Sessions:
-    """Sessions in memory, at most 500; a new one beyond that ends the one unused for longest."""
+    """The sessions in memory, at most 500. One more ends the session that was unused for longest."""
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
@@ -130,7 +133,7 @@ class Sessions:
         return id
 
     def find(self, id: str) -> Session | None:
-        """Return a session that is still good, and note that it was used."""
+        """Return a session that has not ended, and note that it was used."""
         key, now = _digest(id), self._clock.monotonic()
         session = self._open.get(key)
         if session is None:
@@ -148,5 +151,41 @@ class Sessions:
 
 
 def _digest(text: str) -> bytes:
-    """Return SHA-256, so that comparing takes the same time for any text."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cookie:
+    """A cookie that scripts cannot read. With TLS it is Secure, and its name binds it to our host.
+
+    Args:
+        name: without the prefix ``__Host-`` that it has with TLS.
+        tls: whether people reach the console by https.
+        samesite: a ``strict`` cookie is not sent when another site leads here, a ``lax`` one is.
+        max_age: seconds; ``None`` until the browser ends.
+    """
+
+    name: str
+    tls: bool
+    samesite: Literal["strict", "lax"] = "strict"
+    max_age: int | None = None
+
+    @property
+    def full_name(self) -> str:
+        """The name as it is sent."""
+        return f"__Host-{self.name}" if self.tls else self.name
+
+    def read(self, request: Request) -> str | None:
+        """Return the value that a request sent."""
+        return request.cookies.get(self.full_name)
+
+    def put(self, response: Response, value: str) -> None:
+        """Set the cookie in the browser."""
+        response.set_cookie(
+            self.full_name, value, max_age=self.max_age, path="/", secure=self.tls, httponly=True,
+            samesite=self.samesite,
+        )  # fmt: skip
+
+    def delete(self, response: Response) -> None:
+        """Delete the cookie in the browser."""
+        response.delete_cookie(self.full_name, path="/", secure=self.tls, httponly=True, samesite=self.samesite)

@@ -1,43 +1,120 @@
-"""The OpenID provider, asked over bounded HTTPS: its configuration, its keys, and an ID token for a code."""
+"""The OpenID provider, asked over bounded HTTPS, and the logins under way at it.
+
+The secrets of a login lie sealed in the cookie of the browser that began it. So nothing piles up here, however
+many logins are begun and never ended.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import hmac
+import json
+import secrets
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Final
 from urllib.parse import quote_plus, urlencode
 
+from cryptography.fernet import Fernet, InvalidToken
+
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.console.oidc_attempt import Attempt
 from mqauth.console.oidc_settings import OIDCSettings
 from mqauth.console.oidc_token import ALGORITHMS, Expected, check
 from mqauth.errors import ConfigurationError
-from mqauth.keystore.remote.discovery import WELL_KNOWN
+from mqauth.keystore.remote.connection import Deadline, Dial, Endpoint, FetchFailed, trust
+from mqauth.keystore.remote.fetch import WELL_KNOWN
 from mqauth.keystore.remote.http import get, post
-from mqauth.keystore.remote.http_connection import Deadline, Dial, Endpoint, FetchFailed, trust
 
+LIFETIME: Final = 600
+"""Seconds within which people must come back from the provider."""
+MAX_USED: Final = 10_000
 TIMEOUT: Final = 10.0
-"""Seconds for all that one page asks of the provider."""
+"""Seconds for all questions to the provider that one page asks."""
 REDISCOVER: Final = 3600.0
 _MAX_URL: Final = 2048
 _MAX_CODE: Final = 4096
 _BASIC: Final = "client_secret_basic"
 _POST: Final = "client_secret_post"
+_secret: Final = partial(secrets.token_urlsafe, 32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """The secrets of one login, of 256 random bits each.
+
+    Args:
+        state: comes back in the callback.
+        nonce: comes back in the ID token.
+        verifier: of PKCE; only the token endpoint sees it (RFC 7636).
+    """
+
+    state: str = field(default_factory=_secret, repr=False)
+    nonce: str = field(default_factory=_secret, repr=False)
+    verifier: str = field(default_factory=_secret, repr=False)
+
+    @property
+    def challenge(self) -> str:
+        """The S256 challenge of PKCE."""
+        digest = hashlib.sha256(self.verifier.encode("ascii")).digest()
+        return base64.urlsafe_b64encode(digest).rstrip(b"=").decode("ascii")
+
+
+class Attempts:
+    """The logins that this process began. Each can be ended once, by the browser that began it.
+
+    Args:
+        clock: tells the time.
+    """
+
+    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
+        self._seal = Fernet(Fernet.generate_key())
+        self._used: OrderedDict[str, float] = OrderedDict()
+
+    def begin(self) -> tuple[Attempt, str]:
+        """Return a new login, and the same sealed, for the cookie."""
+        attempt = Attempt()
+        raw = json.dumps(asdict(attempt)).encode("ascii")
+        return attempt, self._seal.encrypt_at_time(raw, int(self._clock.now())).decode("ascii")
+
+    def redeem(self, sealed: str | None, state: str) -> Attempt | None:
+        """Return the login that comes back; ``None`` if it is not this browser's, too old, or was used before."""
+        try:
+            raw = self._seal.decrypt_at_time((sealed or "").encode("ascii"), LIFETIME, int(self._clock.now()))
+        except (InvalidToken, ValueError):
+            return None
+        attempt = Attempt(**json.loads(raw))
+        if not hmac.compare_digest(attempt.state.encode(), state.encode("utf-8", "replace")):
+            return None
+        return attempt if self._first_use(attempt.state) else None
+
+    def _first_use(self, state: str) -> bool:
+        """Note that a login has come back, and tell whether it is the first time."""
+        now = self._clock.monotonic()
+        while self._used and (len(self._used) >= MAX_USED or next(iter(self._used.values())) <= now):
+            self._used.popitem(last=False)
+        if state in self._used:
+            return False
+        # Twice as long as the cookie is valid by the wall clock, which may be set back.
+        self._used[state] = now + 2 * LIFETIME
+        return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metadata:
-    """What the provider says of itself (OpenID Connect Discovery 1.0, section 3).
+    """What the provider publishes of itself (OpenID Connect Discovery 1.0, section 3).
 
     Args:
-        authorization: where people go, a URL.
+        authorization: URL where people log in.
         token: where codes are exchanged.
         jwks: where its keys are.
-        end_session: where people log out there, a URL.
-        algorithms: it signs ID tokens with, of those we allow.
-        names_itself: whether its answers carry ``iss`` (RFC 9207).
-        basic: whether the secret goes in the header rather than the form.
+        end_session: URL where people log out there.
+        algorithms: with which it signs ID tokens, of those we allow.
+        names_itself: whether its answers have ``iss`` (RFC 9207).
+        basic: whether the secret is sent in the header rather than in the form.
     """
 
     authorization: str
@@ -50,10 +127,10 @@ class Metadata:
 
 
 class Provider:
-    """One OpenID provider, and we its client.
+    """One OpenID provider, whose client the console is.
 
     Args:
-        settings: whose, and who we are.
+        settings: of the provider, and of us as its client.
         clock: tells the time.
         dial: opens connections; for tests.
 
@@ -67,30 +144,22 @@ class Provider:
         self.settings = settings
         self._configuration = self._endpoint(settings.issuer.removesuffix("/") + WELL_KNOWN, "issuer")
         self._context, self._clock, self._dial = trust(settings.ca), clock, dial
-        self._found: Metadata | None = None
-        self._found_at = 0.0
-
-    @property
-    def known(self) -> Metadata | None:
-        """What it said of itself when it was asked last; nothing is asked."""
-        return self._found
+        self.known: Metadata | None = None
+        """What it published of itself when it was asked last."""
+        self._asked_at = 0.0
 
     def metadata(self, deadline: Deadline | None = None) -> Metadata:
-        """Return what it says of itself, asked again every hour.
+        """Return what the provider publishes of itself, asked again every hour.
 
         Raises:
             FetchFailed: it gave no good answer.
-            ConfigurationError: it cannot be used.
+            ConfigurationError: what it publishes cannot be used.
         """
         now = self._clock.monotonic()
-        if self._found is None or now - self._found_at >= REDISCOVER:
-            self._found = self._read(self._get(self._configuration, deadline or self.deadline()))
-            self._found_at = now
-        return self._found
-
-    def deadline(self) -> Deadline:
-        """Return the moment until which it is waited for."""
-        return Deadline(self._clock, TIMEOUT)
+        if self.known is None or now - self._asked_at >= REDISCOVER:
+            self.known = self._read(self._get(self._configuration, deadline or Deadline(self._clock, TIMEOUT)))
+            self._asked_at = now
+        return self.known
 
     def authorization_url(self, attempt: Attempt, redirect_uri: str) -> str:
         """Return where a person's login begins (OpenID Connect Core 1.0, section 3.1.2.1; RFC 7636).
@@ -109,32 +178,31 @@ class Provider:
     def claims(self, code: str, attempt: Attempt, redirect_uri: str) -> dict[str, Any]:
         """Exchange a code, and return the claims of the ID token for this login.
 
-        The keys are read anew each time: a rotation is seen at once, and a withdrawn key is no key.
-
         Raises:
             FetchFailed, ConfigurationError: the provider gave no good answer.
             IDTokenError: the ID token is not what it must be.
         """
-        deadline = self.deadline()
+        deadline = Deadline(self._clock, TIMEOUT)
         metadata = self.metadata(deadline)
         token = self._exchange(metadata, code, attempt, redirect_uri, deadline)
         expected = Expected(
             issuer=self.settings.issuer, client_id=self.settings.client_id, nonce=attempt.nonce,
             now=self._clock.now(), algorithms=metadata.algorithms,
         )  # fmt: skip
+        # The keys are read for each login: a rotation is seen at once, and a withdrawn key is no key any more.
         return check(token, self._get(metadata.jwks, deadline), expected)
 
     def _exchange(
         self, metadata: Metadata, code: str, attempt: Attempt, redirect_uri: str, deadline: Deadline
     ) -> str:
-        """Return the ID token for a code (section 3.1.3)."""
+        """Return the ID token for a code (OpenID Connect Core 1.0, section 3.1.3)."""
         if not 1 <= len(code) <= _MAX_CODE:
             raise FetchFailed("no code")
         form = {
             "grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri,
             "code_verifier": attempt.verifier,
         }  # fmt: skip
-        more, authorization = self._authenticate(metadata)
+        more, authorization = self._credentials(metadata)
         answer = post(
             metadata.token, form | more, deadline=deadline, context=self._context, authorization=authorization,
             dial=self._dial,
@@ -144,8 +212,8 @@ class Provider:
             raise FetchFailed("the answer holds no ID token")
         return token
 
-    def _authenticate(self, metadata: Metadata) -> tuple[dict[str, str], str | None]:
-        """Return form fields and header that show who we are (RFC 6749, section 2.3.1)."""
+    def _credentials(self, metadata: Metadata) -> tuple[dict[str, str], str | None]:
+        """Return the form fields and the header that authenticate us (RFC 6749, section 2.3.1)."""
         id, secret = self.settings.client_id, self.settings.secret
         if secret is None:
             return {"client_id": id}, None
@@ -154,26 +222,26 @@ class Provider:
         pair = f"{quote_plus(id)}:{quote_plus(secret)}".encode("ascii")
         return {}, f"Basic {base64.b64encode(pair).decode('ascii')}"
 
-    def _read(self, said: Mapping[str, Any]) -> Metadata:
+    def _read(self, found: Mapping[str, Any]) -> Metadata:
         """Return the metadata of a configuration that can be used."""
-        if said.get("issuer") != self.settings.issuer:
+        if found.get("issuer") != self.settings.issuer:
             raise ConfigurationError("the identity provider's configuration is another issuer's")
-        if "S256" not in _listed(said, "code_challenge_methods_supported", ("S256",)):
+        if "S256" not in _listed(found, "code_challenge_methods_supported", ("S256",)):
             raise ConfigurationError("the identity provider knows no PKCE with S256")
-        algorithms = ALGORITHMS & set(_listed(said, "id_token_signing_alg_values_supported", ("RS256",)))
+        algorithms = ALGORITHMS & set(_listed(found, "id_token_signing_alg_values_supported", ("RS256",)))
         if not algorithms:
             raise ConfigurationError("the identity provider signs ID tokens with no algorithm that we allow")
-        ways = _listed(said, "token_endpoint_auth_methods_supported", (_BASIC,))
+        ways = _listed(found, "token_endpoint_auth_methods_supported", (_BASIC,))
         if self.settings.secret is not None and not {_BASIC, _POST} & set(ways):
             raise ConfigurationError("the identity provider takes no client secret")
-        leave = said.get("end_session_endpoint")
+        leave = found.get("end_session_endpoint")
         return Metadata(
-            authorization=self._url(said.get("authorization_endpoint"), "authorization_endpoint"),
-            token=self._endpoint(said.get("token_endpoint"), "token_endpoint"),
-            jwks=self._endpoint(said.get("jwks_uri"), "jwks_uri"),
+            authorization=self._url(found.get("authorization_endpoint"), "authorization_endpoint"),
+            token=self._endpoint(found.get("token_endpoint"), "token_endpoint"),
+            jwks=self._endpoint(found.get("jwks_uri"), "jwks_uri"),
             end_session=None if leave is None else self._url(leave, "end_session_endpoint"),
             algorithms=algorithms, basic=_BASIC in ways,
-            names_itself=said.get("authorization_response_iss_parameter_supported") is True,
+            names_itself=found.get("authorization_response_iss_parameter_supported") is True,
         )  # fmt: skip
 
     def _url(self, url: Any, name: str) -> str:
@@ -182,7 +250,7 @@ class Provider:
         return str(url)
 
     def _endpoint(self, url: Any, name: str) -> Endpoint:
-        """Return where to ask: https, or http to this machine where that was allowed by name."""
+        """Return where to ask: https, or http to this machine where the settings allow that by name."""
         try:
             if not isinstance(url, str) or len(url) > _MAX_URL:
                 raise ConfigurationError("no URL")
@@ -193,11 +261,9 @@ class Provider:
             ) from None
 
     def _get(self, endpoint: Endpoint, deadline: Deadline) -> Mapping[str, Any]:
-        """Return a document."""
         return get(endpoint, deadline=deadline, context=self._context, dial=self._dial).document or {}
 
 
-def _listed(said: Mapping[str, Any], name: str, default: Iterable[str]) -> list[str]:
-    """Return a list of texts that a configuration holds."""
-    found = said.get(name, [*default])
-    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+def _listed(found: Mapping[str, Any], name: str, default: Iterable[str]) -> list[str]:
+    listed = found.get(name, [*default])
+    return [text for text in listed if isinstance(text, str)] if isinstance(listed, list) else []

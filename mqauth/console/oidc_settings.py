@@ -1,4 +1,4 @@
-"""How people log in at an OpenID provider: a TOML file, read strictly; the client's secret is never in it."""
+"""The TOML file that says how people log in at an OpenID provider. The client's secret is never in it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from mqauth.config.declaration import Settings, not_with, read, schema_of
-from mqauth.config.file import read_file
+from mqauth.config.declaration import Settings, not_with, read, read_file, schema_of
 from mqauth.config.kinds import FLAG, NAME, PATH, Kind, is_url, many, one_or_many, text
-from mqauth.config.table import RefusedSetting, Table
+from mqauth.config.toml_file import RefusedSetting, Table
 from mqauth.console.access import ROLES
 from mqauth.keystore.disk.files import read_bounded
 
@@ -29,7 +28,7 @@ class RoleSettings(Settings):
 
 
 def _roles(table: Table, key: str, _: Any) -> dict[str, str]:
-    """Return our role for each value, of which there is at least one."""
+    """Return our role for each value of the role claim."""
     listed = read(RoleSettings, table.inner(key))
     found: dict[str, str] = {}
     for role in ROLES:
@@ -42,7 +41,6 @@ def _roles(table: Table, key: str, _: Any) -> dict[str, str]:
 
 
 def _origin_fault(text: str) -> str | None:
-    """Return what is wrong with an origin."""
     rest = text.partition("://")[2].removesuffix("/")
     fits = is_url(text, ("https", "http")) and not any(mark in rest for mark in "/?#@")
     return None if fits else "must be scheme, host and port alone: https://console.example:8443"
@@ -57,7 +55,7 @@ class OIDCSettings(Settings):
     """An OpenID provider, and who may do what.
 
     Args:
-        secret: the client's secret; ``None`` for a public client, which PKCE alone protects.
+        secret: the client's secret; ``None`` for a public client, which only PKCE protects.
     """
 
     issuer: Annotated[str, NAME, "The provider's https URL, exactly as its ID tokens name it."]
@@ -89,24 +87,23 @@ class OIDCSettings(Settings):
     secret: str | None = field(default=None, repr=False)
 
     def refusals(self) -> Iterator[RefusedSetting]:
-        """Yield scopes without ``openid``."""
+        """Yield what is wrong with the scopes: ``openid`` is missing, or two are in one text."""
         if "openid" not in self.scopes or any(" " in scope for scope in self.scopes):
             yield self.table.refuse("scopes", 'must name "openid", and each scope by itself')
 
 
 def read_settings(path: Path) -> OIDCSettings:
-    """Return the settings of a file.
+    """Return the settings of a file, with the secret that it refers to.
 
     Raises:
-        ConfigurationError: it cannot be read, a key is unknown, missing or out of its limits, or the secret
-            cannot be had or others may read it; one line that says where.
+        ConfigurationError: the file cannot be read, a key is unknown, missing or out of its limits, or the secret
+            cannot be read or others may read it; one line that says where.
     """
     found = read_file(OIDCSettings, path)
     return replace(found, secret=_secret(found))
 
 
 def _secret(found: OIDCSettings) -> str | None:
-    """Return the client's secret, from a file of mode 0600 or the environment."""
     if found.client_secret_file is not None:
         key, raw = "client_secret_file", read_bounded(found.client_secret_file, _MAX_SECRET, private=True)
     elif found.client_secret_env is not None:

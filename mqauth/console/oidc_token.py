@@ -1,4 +1,4 @@
-"""An ID token, checked against one login (OpenID Connect Core 1.0, section 3.1.3.7), with joserfc."""
+"""Checks an ID token against one login (OpenID Connect Core 1.0, section 3.1.3.7), and reads who it is about."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from joserfc import jws
 from joserfc.jwk import JWKRegistry, Key, RSAKey
 from joserfc.jwt import JWTClaimsRegistry
 
+from mqauth.console.access import ROLES
+from mqauth.console.oidc_settings import OIDCSettings
 from mqauth.errors import MqauthError
-from mqauth.wire import strict_json as strictjson
+from mqauth.wire import strict_json
 from mqauth.wire.claims import is_name
 
 ALGORITHMS: Final = frozenset(
     ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519")
 )
-"""Signatures by a key that only the provider has; never ``none``, never HMAC."""
+"""Signatures by a key that only the provider has: not ``none``, and not HMAC, whose key the client has too."""
 LEEWAY: Final = 30
-"""Seconds of clock difference allowed."""
+"""Seconds of difference between the clocks that are allowed."""
 MAX_AGE: Final = 600
-"""Seconds since it was issued: it comes fresh from the token endpoint."""
+"""Seconds since the token was issued; it comes straight from the token endpoint."""
+MAX_VALUES: Final = 1000
 _KEY_TYPES: Final = ("RSA", "EC", "OKP")
 _MIN_RSA_BITS: Final = 2048
 _DEPTH: Final = 8
@@ -30,9 +33,15 @@ _MAX_SUB: Final = 255
 
 
 class IDTokenError(MqauthError):
-    """The ID token is not one for this login; the text shows nothing of it."""
+    """The ID token is not one for this login. The text shows nothing of the token."""
 
     code = "id_token"
+
+
+class NoNameError(MqauthError):
+    """The person cannot be named. The text may be shown to them."""
+
+    code = "nobody"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +49,11 @@ class Expected:
     """What the ID token of one login must say.
 
     Args:
-        issuer: of whom.
-        client_id: for whom, and nobody else.
-        nonce: for which login.
+        issuer: ``iss``.
+        client_id: ``aud``, and no other audience.
+        nonce: of the login.
         now: UTC seconds.
-        algorithms: of ``ALGORITHMS``, those the provider signs with.
+        algorithms: of ``ALGORITHMS``, those with which the provider signs.
     """
 
     issuer: str
@@ -54,18 +63,33 @@ class Expected:
     algorithms: Collection[str] = ALGORITHMS
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Person:
+    """A person who logged in.
+
+    Args:
+        subject: the provider's own name for them, which does not change.
+        name: for releases and audit records.
+        role: ``viewer`` or ``reviewer``; whoever has ``None`` may not come in.
+    """
+
+    subject: str
+    name: str
+    role: str | None
+
+
 def check(token: str, jwks: Mapping[str, Any], expected: Expected) -> dict[str, Any]:
     """Return the claims of an ID token that is what it must be.
 
     Args:
         token: the compact JWS.
         jwks: the provider's JWK Set.
-        expected: what it must say.
+        expected: what the token must say.
 
     Raises:
         IDTokenError: it is not.
     """
-    claims = _signed(token, jwks, frozenset(expected.algorithms) & ALGORITHMS)
+    claims = _signed_claims(token, jwks, frozenset(expected.algorithms) & ALGORITHMS)
     option: Any = {"essential": True}
     registry = JWTClaimsRegistry(
         now=int(expected.now), leeway=LEEWAY, iss=option | {"value": expected.issuer}, sub=option,
@@ -79,18 +103,19 @@ def check(token: str, jwks: Mapping[str, Any], expected: Expected) -> dict[str, 
     return claims
 
 
-def _signed(token: str, jwks: Mapping[str, Any], algorithms: frozenset[str]) -> dict[str, Any]:
-    """Return the claims, signed by the key that the token names."""
+def _signed_claims(token: str, jwks: Mapping[str, Any], algorithms: frozenset[str]) -> dict[str, Any]:
+    """Return the claims of a token whose signature holds by the key that it names."""
     try:
         found = jws.extract_compact(token.encode("ascii"))
         header = found.headers()
         if header.get("alg") not in algorithms:
             raise IDTokenError("the ID token's algorithm is not allowed")
         good = jws.validate_compact(found, _key(jwks, header), algorithms)
-        claims = strictjson.loads(found.payload or b"", depth=_DEPTH)
+        claims = strict_json.loads(found.payload or b"", depth=_DEPTH)
     except IDTokenError:
         raise
-    except Exception as error:  # hostile text may raise more than the library's own errors
+    # Hostile text can make the library raise more than its own errors.
+    except Exception as error:
         raise IDTokenError(f"the ID token cannot be verified: {type(error).__name__}") from None
     if good is not True:
         raise IDTokenError("the ID token's signature does not hold")
@@ -100,7 +125,7 @@ def _signed(token: str, jwks: Mapping[str, Any], algorithms: frozenset[str]) -> 
 
 
 def _key(jwks: Mapping[str, Any], header: Mapping[str, Any]) -> Key:
-    """Return the one key that the header means; two with one name are none."""
+    """Return the one key that the header means. Of two with one name neither is used."""
     listed = jwks.get("keys")
     fit = [members for members in listed if _fits(members, header)] if isinstance(listed, list) else []
     if len(fit) != 1:
@@ -112,7 +137,7 @@ def _key(jwks: Mapping[str, Any], header: Mapping[str, Any]) -> Key:
 
 
 def _fits(members: Any, header: Mapping[str, Any]) -> bool:
-    """Tell whether a JWK is public, for signatures, and the one that is named."""
+    """Tell whether a JWK is an asymmetric key for signatures, with the name and algorithm of the header."""
     return (
         isinstance(members, dict)
         and members.get("kty") in _KEY_TYPES
@@ -123,7 +148,7 @@ def _fits(members: Any, header: Mapping[str, Any]) -> bool:
 
 
 def _check_login(claims: Mapping[str, Any], expected: Expected) -> None:
-    """Check what binds the token to this client and this login."""
+    """Check the claims that bind the token to this client and this login."""
     if claims["aud"] not in (expected.client_id, [expected.client_id]):
         raise IDTokenError("the ID token is for others too")
     if claims.get("azp", expected.client_id) != expected.client_id:
@@ -138,5 +163,37 @@ def _check_login(claims: Mapping[str, Any], expected: Expected) -> None:
 
 
 def _raw(text: str) -> bytes:
-    """Return bytes to compare in constant time."""
     return text.encode("utf-8", "surrogatepass")
+
+
+def person(claims: Mapping[str, Any], settings: OIDCSettings) -> Person:
+    """Return the person that a checked ID token is about.
+
+    Raises:
+        NoNameError: the claim that names people is missing or no name, or an e-mail address was not verified.
+    """
+    return Person(
+        subject=str(claims["sub"]), name=_name(claims, settings.name_claim), role=_role(claims, settings)
+    )
+
+
+def _name(claims: Mapping[str, Any], claim: str) -> str:
+    name = claims.get(claim)
+    if not is_name(name) or str(name) != str(name).strip():
+        raise NoNameError(f"The identity provider told no {claim} of you")
+    # Without this, whoever registers a reviewer's address with the provider would act under it (section 5.1).
+    if claim == "email" and claims.get("email_verified") is not True:
+        raise NoNameError("The identity provider has not verified your e-mail address")
+    return str(name)
+
+
+def _role(claims: Mapping[str, Any], settings: OIDCSettings) -> str | None:
+    """Return the highest role that a value of the role claim stands for."""
+    found: Any = claims
+    for step in settings.role_claim:
+        found = found.get(step) if isinstance(found, Mapping) else None
+    values = [found] if isinstance(found, str) else found
+    if not isinstance(values, list) or len(values) > MAX_VALUES:
+        return None
+    mine = {settings.roles.get(value) for value in values if isinstance(value, str)}
+    return next((role for role in ROLES if role in mine), None)

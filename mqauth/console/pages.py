@@ -1,4 +1,4 @@
-"""The pages: who may see them, and what they show."""
+"""The pages behind the login: who may see each of them, and what it shows."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from mqauth.console import showing, wishes
-from mqauth.console.access import Session, Sessions
-from mqauth.console.cookies import Cookie
-from mqauth.console.desk import BusyError, Desk
-from mqauth.console.job import ACTS, REHEARSING
-from mqauth.console.templates import Templates
-from mqauth.console.wishes import BadRequestError
-from mqauth.console.words import explain
+from mqauth.console import display, forms
+from mqauth.console.access import Session
+from mqauth.console.backend import REHEARSE, BusyError
+from mqauth.console.reasons import explain
+from mqauth.console.templates import Site
 from mqauth.errors import SIGNED_REASONS, ConfigurationError, MqauthError, Reason
 from mqauth.letters.release import WAIVABLE
 from mqauth.review import Filter
+from mqauth.review.terms import ACTS
 
 PAGE: Final = 100
 _SEE_OTHER: Final = 303
+_LOOK_ONLY: Final = "Your role may look, not act."
 Fields = dict[str, list[str]]
 Shown = Callable[["Pages", Request, Session], Awaitable[Response]]
 Posted = Callable[["Pages", Request, Session, Fields], Awaitable[Response]]
+Endpoint = Callable[["Pages", Request], Awaitable[Response]]
 
 
-def looking(page: Shown) -> Callable[[Pages, Request], Awaitable[Response]]:
+def for_everybody(page: Shown) -> Endpoint:
     """Let a page be seen by whoever is logged in."""
 
     async def seen(self: Pages, request: Request) -> Response:
-        session = self.session(request)
+        session = self.site.session(request)
         if session is None:
             return RedirectResponse("/login", _SEE_OTHER)
         return await page(self, request, session)
@@ -41,27 +41,28 @@ def looking(page: Shown) -> Callable[[Pages, Request], Awaitable[Response]]:
     return seen
 
 
-def acting(*, viewers: bool = False) -> Callable[[Posted], Callable[[Pages, Request], Awaitable[Response]]]:
-    """Let a form be posted by a reviewer, or by anybody logged in, with its CSRF token."""
+def posted(*, viewers: bool = False) -> Callable[[Posted], Endpoint]:
+    """Let a form be posted by a reviewer, or by anybody logged in, with the CSRF token of the session."""
 
-    def wrap(page: Posted) -> Callable[[Pages, Request], Awaitable[Response]]:
-        async def posted(self: Pages, request: Request) -> Response:
-            session = self.session(request)
+    def wrap(page: Posted) -> Endpoint:
+        async def answered(self: Pages, request: Request) -> Response:
+            session = self.site.session(request)
             if session is None:
-                return self.error(request, 403, "You are not logged in any more.")
+                return self.site.error(403, "You are not logged in any more.")
             if not session.may_act and not viewers:
-                return self.error(request, 403, "Your role may look, not act.", session)
-            fields = await wishes.form(request)
-            if not self.same(session.csrf, fields.get("csrf", [""])[0]):
-                return self.error(request, 403, "The form is not of this session. Load the page again.", session)
+                return self.site.error(403, _LOOK_ONLY, session)
+            fields = await forms.read_form(request)
+            given = fields.get("csrf", [""])[0].encode("utf-8", "surrogatepass")
+            if not hmac.compare_digest(session.csrf.encode(), given):
+                return self.site.error(403, "The form is not of this session. Load the page again.", session)
             try:
                 return await page(self, request, session, fields)
             except BusyError as error:
-                return self.error(request, 409, f"{str(error).capitalize()}.", session)
+                return self.site.error(409, f"{str(error).capitalize()}.", session)
             except ConfigurationError as error:
-                return self.error(request, 400, str(error), session)
+                return self.site.error(400, str(error), session)
 
-        return posted
+        return answered
 
     return wrap
 
@@ -70,163 +71,127 @@ class Pages:
     """The console's pages.
 
     Args:
-        desk: where the letters are.
-        sessions: who is logged in.
-        cookie: the session's.
-        templates: the pages' templates.
+        site: what all pages share.
     """
 
-    def __init__(self, desk: Desk, *, sessions: Sessions, cookie: Cookie, templates: Templates) -> None:
-        self._desk, self._sessions, self._cookie, self._templates = desk, sessions, cookie, templates
+    def __init__(self, site: Site) -> None:
+        self.site, self._backend = site, site.backend
 
-    @staticmethod
-    def same(wanted: str, given: str) -> bool:
-        """Compare two secrets in constant time."""
-        return hmac.compare_digest(wanted.encode(), given.encode("utf-8", "surrogatepass"))
-
-    def session(self, request: Request) -> Session | None:
-        """Return the session of a request."""
-        id = self._cookie.read(request)
-        return None if id is None else self._sessions.find(id)
-
-    def error(self, request: Request, status: int, text: str, session: Session | None = None) -> Response:
-        """Return the page of an error."""
-        return self._page("error.html", session, status=status, text=text)
-
-    @acting(viewers=True)
-    async def leave(self, request: Request, session: Session, fields: Fields) -> Response:
-        """End a session."""
-        self._sessions.end(self._cookie.read(request) or "")
+    @posted(viewers=True)
+    async def log_out(self, request: Request, session: Session, fields: Fields) -> Response:
+        """End the session."""
+        self.site.sessions.end(self.site.cookie.read(request) or "")
         response = RedirectResponse("/login", _SEE_OTHER)
-        self._cookie.take(response)
+        self.site.cookie.delete(response)
         return response
 
-    @looking
+    @for_everybody
     async def groups(self, request: Request, session: Session) -> Response:
-        """Show the groups, the first page."""
-        return self._page("groups.html", session, overview=await run_in_threadpool(self._desk.overview))
+        """Show the groups of letters, the first page."""
+        overview = await run_in_threadpool(self._backend.overview)
+        return self.site.page("groups.html", session, overview=overview)
 
-    @looking
+    @for_everybody
     async def letters(self, request: Request, session: Session) -> Response:
-        """Show letters that a filter means, a page at a time."""
-        wanted = wishes.filter_of(request.query_params)
-        after = wishes.whole(request.query_params.get("after"))
-        rows = await run_in_threadpool(self._desk.page, wanted, after=after, limit=PAGE + 1)
-        total = await run_in_threadpool(self._desk.count, wanted)
-        more = wishes.query_of(wanted, after=rows[PAGE - 1].number) if len(rows) > PAGE else None
-        return self._page(
-            "letters.html", session, rows=rows[:PAGE], total=total, more=more, **self._filtered(wanted)
-        )
+        """Show the letters that a filter means, a page at a time."""
+        wanted = forms.filter_of(request.query_params)
+        after = forms.row_number(request.query_params.get("after"))
+        rows = await run_in_threadpool(self._backend.page, wanted, after=after, limit=PAGE + 1)
+        total = await run_in_threadpool(self._backend.count, wanted)
+        more = forms.query_of(wanted, after=rows[PAGE - 1].number) if len(rows) > PAGE else None
+        return self._filtered("letters.html", session, wanted, rows=rows[:PAGE], total=total, more=more)
 
-    @looking
+    @for_everybody
     async def letter(self, request: Request, session: Session) -> Response:
         """Show one letter."""
-        found = await run_in_threadpool(self._desk.letter, request.path_params["mark"])
+        found = await run_in_threadpool(self._backend.letter, request.path_params["mark"])
         if found is None:
-            return self.error(
-                request, 404, "No such letter is open: it was resolved, or letters were read anew.", session
-            )
+            text = "No such letter is open: it was resolved, or the letters were read again."
+            return self.site.error(404, text, session)
         row, reading = found
         today, fault = None, None
         try:
-            today = await run_in_threadpool(self._desk.verdict, reading)
+            today = await run_in_threadpool(self._backend.verdict, reading)
         except MqauthError as error:
             fault = str(error)
         original, form = reading.original, request.query_params.get("view", "text")
-        return self._page(
-            "letter.html", session, row=row, reading=reading, today=today, fault=fault,
-            words=explain(reading.reason), holds=_holds(today), claims=showing.claims(reading),
-            body=None if original is None else showing.body(original.body, form),
-            headers=[] if original is None else showing.headers(original),
-            properties=[] if original is None else showing.properties(original),
-            now=None if today in (None, "accepted") or today not in set(Reason) else explain(str(today)),
-            **self._filtered(Filter(mark=row.mark)),
+        return self._filtered(
+            "letter.html", session, Filter(mark=row.mark), row=row, reading=reading, today=today, fault=fault,
+            words=explain(reading.reason), claims=display.claims(reading),
+            # Only where today's verifier found the signature to hold are the claims the signer's own.
+            holds=today == "accepted" or today in SIGNED_REASONS,
+            body=None if original is None else display.body(original.body, form),
+            headers=[] if original is None else display.headers(original),
+            properties=[] if original is None else display.properties(original),
+            now=explain(str(today)) if today in set(Reason) else None,
         )  # fmt: skip
 
-    @acting(viewers=True)
+    @posted(viewers=True)
     async def refresh(self, request: Request, session: Session, fields: Fields) -> Response:
-        """Read all letters anew."""
-        self._desk.read(session.name)
+        """Read all letters again."""
+        self._backend.read(session.name)
         return RedirectResponse("/job", _SEE_OTHER)
 
-    @acting()
+    @posted()
     async def judge(self, request: Request, session: Session, fields: Fields) -> Response:
         """Judge letters by today's verifier."""
-        self._desk.judge(wishes.filter_of(wishes.first(fields)), session.name)
-        return RedirectResponse(f"/job?{wishes.query_of(wishes.filter_of(wishes.first(fields)))}", _SEE_OTHER)
+        wanted = forms.filter_of(forms.first(fields))
+        self._backend.judge(wanted, session.name)
+        return RedirectResponse(f"/job?{forms.query_of(wanted)}", _SEE_OTHER)
 
-    @looking
-    async def ask(self, request: Request, session: Session) -> Response:
+    @for_everybody
+    async def act_form(self, request: Request, session: Session) -> Response:
         """Show the form of an act."""
-        act, wanted = request.path_params["act"], wishes.filter_of(request.query_params)
+        act, wanted = request.path_params["act"], forms.filter_of(request.query_params)
         if act not in ACTS:
-            return self.error(request, 404, "There is no such page.", session)
+            return self.site.error(404, "There is no such page.", session)
         if not session.may_act:
-            return self.error(request, 403, "Your role may look, not act.", session)
-        total = await run_in_threadpool(self._desk.count, wanted)
-        return self._page("act.html", session, act=act, total=total, waivable=WAIVABLE, **self._filtered(wanted))
+            return self.site.error(403, _LOOK_ONLY, session)
+        total = await run_in_threadpool(self._backend.count, wanted)
+        return self._filtered("act.html", session, wanted, act=act, total=total, waivable=WAIVABLE)
 
-    @acting()
-    async def plan(self, request: Request, session: Session, fields: Fields) -> Response:
-        """Freeze a selection and find out what the act would do."""
-        plan = wishes.plan_of(request.path_params["act"], fields, session.name)
-        await run_in_threadpool(self._desk.rehearse, plan)
+    @posted()
+    async def rehearse(self, request: Request, session: Session, fields: Fields) -> Response:
+        """Freeze a selection, and find out what the act would do."""
+        plan = forms.plan_of(request.path_params["act"], fields, session.name)
+        await run_in_threadpool(self._backend.rehearse, plan)
         return RedirectResponse("/job", _SEE_OTHER)
 
-    @acting()
+    @posted()
     async def confirm(self, request: Request, session: Session, fields: Fields) -> Response:
         """Do what was rehearsed."""
-        self._desk.act(wishes.first(fields).get("job", ""), session.name)
+        self._backend.act(forms.first(fields).get("job", ""), session.name)
         return RedirectResponse("/job", _SEE_OTHER)
 
-    @acting()
+    @posted()
     async def cancel(self, request: Request, session: Session, fields: Fields) -> Response:
         """Stop the running job before its next letter."""
-        self._desk.cancel(wishes.first(fields).get("job", ""))
+        self._backend.cancel(forms.first(fields).get("job", ""))
         return RedirectResponse("/job", _SEE_OTHER)
 
-    @looking
+    @for_everybody
     async def job(self, request: Request, session: Session) -> Response:
         """Show the newest job."""
-        wanted = wishes.filter_of(request.query_params)
-        return self._page("job.html", session, rehearsing=REHEARSING, **self._filtered(wanted))
+        wanted = forms.filter_of(request.query_params)
+        return self._filtered("job.html", session, wanted, rehearsing=REHEARSE)
 
-    @looking
+    @for_everybody
     async def progress(self, request: Request, session: Session) -> Response:
-        """Return the newest job's progress as JSON."""
-        job = self._desk.job
-        lost = self._desk.lost is not None
-        return JSONResponse({} if job is None else {**job.as_dict(), "lost": lost})
+        """Return the progress of the newest job as JSON."""
+        job = self._backend.job
+        return JSONResponse({} if job is None else {**job.as_dict(), "lost": self._backend.lost is not None})
 
-    @looking
+    @for_everybody
     async def account(self, request: Request, session: Session) -> Response:
-        """Show whether everything adds up."""
-        return self._page("account.html", session, ledger=self._desk.ledger, files=self._desk.files)
+        """Show whether all letters add up."""
+        return self.site.page("account.html", session, ledger=self._backend.ledger, files=self._backend.files)
 
-    @acting(viewers=True)
-    async def reckon(self, request: Request, session: Session, fields: Fields) -> Response:
-        """Hold the audit files against the letters."""
-        self._desk.account(session.name)
+    @posted(viewers=True)
+    async def start_account(self, request: Request, session: Session, fields: Fields) -> Response:
+        """Compare the audit files with the letters."""
+        self._backend.account(session.name)
         return RedirectResponse("/job", _SEE_OTHER)
 
-    def _filtered(self, wanted: Filter) -> dict[str, Any]:
-        """Return what templates show of a filter."""
-        return {"fields": wishes.fields_of(wanted), "query": wishes.query_of(wanted)}
-
-    def _page(self, name: str, session: Session | None, *, status: int = 200, **values: Any) -> Response:
-        """Render a page."""
-        return self._templates.page(
-            name, status=status, session=session, desk=self._desk, job=self._desk.job, **values
-        )
-
-
-def _holds(today: str | None) -> bool:
-    """Tell whether today's verifier found the signature to hold: only then are claims the signer's own words."""
-    return today == "accepted" or today in SIGNED_REASONS
-
-
-def refused(request: Request, error: Exception) -> str:
-    """Return what is said of a request that cannot be understood."""
-    return (
-        f"{str(error).capitalize()}." if isinstance(error, BadRequestError) else "Something failed; see the log."
-    )
+    def _filtered(self, name: str, session: Session, wanted: Filter, **values: Any) -> Response:
+        """Return a page that shows the filter by which it was made."""
+        return self.site.page(name, session, fields=wanted.given(), query=forms.query_of(wanted), **values)

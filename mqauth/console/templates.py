@@ -1,45 +1,41 @@
-"""The templates: Jinja2 with every value escaped, and a value that is missing an error."""
+"""The templates, on Jinja2: every value is escaped, and a missing value is an error. And what all pages share."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from mqauth.console import job as jobs
-from mqauth.console.pictures import HEIGHT, WIDTH
-from mqauth.console.showing import moment
-from mqauth.console.wishes import DIMENSIONS
-from mqauth.console.words import explain
+from mqauth.console.access import Cookie, Session, Sessions
+from mqauth.console.backend import TITLES, Backend
+from mqauth.console.display import moment
+from mqauth.console.letters import HEIGHT, WIDTH
+from mqauth.console.reasons import explain
 from mqauth.review import Group
+from mqauth.review.index import DIMENSIONS
 
-FOLDER: Final = Path(__file__).parent / "pages_html"
-_DOING: Final = {
-    jobs.READING: "Reading letters", jobs.JUDGING: "Judging", jobs.REHEARSING: "Finding out what it would do",
-    jobs.ACCOUNTING: "Account", jobs.REDRIVE: "Redrive", jobs.DISCARD: "Discard",
-}  # fmt: skip
 STATIC: Final = Path(__file__).parent / "static"
+_FOLDER: Final = Path(__file__).parent / "pages_html"
 
 
 class Templates:
-    """The pages' templates, read once."""
+    """The templates of the pages, read once."""
 
     def __init__(self) -> None:
         self._environment = Environment(
-            loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, auto_reload=False,
+            loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, auto_reload=False,
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
         self._environment.filters |= {"moment": moment, "count": _count, "plain": _plain}
         self._environment.globals |= {
-            "explain": explain,
-            "doing": _DOING.__getitem__,
-            "group_query": _group_query,
-            "width": WIDTH,
+            "explain": explain, "doing": TITLES.__getitem__, "group_query": _group_query, "width": WIDTH,
             "height": HEIGHT,
-        }
+        }  # fmt: skip
 
     def page(self, name: str, *, status: int, **values: Any) -> Response:
         """Return a page."""
@@ -47,15 +43,50 @@ class Templates:
 
 
 def _group_query(group: Group) -> str:
-    """Return the query that means a group's letters."""
     return urlencode({name: getattr(group, name) for name in DIMENSIONS})
 
 
 def _count(number: int, noun: str) -> str:
-    """Return a number with its noun."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _plain(reason: str) -> str:
-    """Return a reason's name without its underscores."""
     return reason.replace("_", " ")
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What all pages share.
+
+    Args:
+        backend: the letters and the jobs on them.
+        sessions: who is logged in.
+        cookie: of the sessions.
+        templates: of the pages.
+    """
+
+    backend: Backend
+    sessions: Sessions
+    cookie: Cookie
+    templates: Templates
+
+    def session(self, request: Request) -> Session | None:
+        """Return the session of whoever sent a request."""
+        id = self.cookie.read(request)
+        return None if id is None else self.sessions.find(id)
+
+    def begin(self, request: Request, response: Response, name: str, role: str) -> Response:
+        """Begin a session and end the one before; its id is new, never one that the browser sent."""
+        self.sessions.end(self.cookie.read(request) or "")
+        self.cookie.put(response, self.sessions.begin(name, role))
+        return response
+
+    def page(self, name: str, session: Session | None, *, status: int = 200, **values: Any) -> Response:
+        """Return a page."""
+        return self.templates.page(
+            name, status=status, session=session, backend=self.backend, job=self.backend.job, **values
+        )
+
+    def error(self, status: int, text: str, session: Session | None = None) -> Response:
+        """Return the page of an error."""
+        return self.page("error.html", session, status=status, text=text)

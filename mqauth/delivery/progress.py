@@ -23,6 +23,7 @@ OVERHEAD: Final = 2048
 """Bytes of a delivery beside its message, about."""
 OF_NUMBER: Final = 32
 """Bytes of a number, a time, or the like."""
+_UNHANDLED: Final = 2
 Fence = Callable[[Delivery], Any]
 
 
@@ -52,13 +53,19 @@ class Progress:
         self._later: dict[int, Delivery] = {}
 
     def receive(self, message: Message) -> Delivery:
-        """Return a delivery that goes on where an earlier one of the same content stopped, if there was one."""
+        """Return a delivery that goes on where an earlier one of the same content stopped, if there was one.
+
+        Of several, one that was handled comes first; any of them will do, since their bytes agree.
+        """
         if not message.origin.redelivered or not (self._kept or self._in_flight):
             return self._guard.receive(message)
         key = self._key(message)
-        if (lost := self._lost(key)) is not None:
+        lost, kept = self._lost(key), min(self._kept.get(key, ()), key=_order, default=None)
+        was_handled = kept is not None and _order(kept) != _UNHANDLED
+        if lost is not None and not (was_handled and lost.step is Step.JUDGE):
             return self._follow(message, lost)
-        if (kept := self._take(key)) is not None:
+        if kept is not None:
+            self._drop(key, kept)
             return again(message, kept) if _is_judged_anew(kept) else kept
         return self._guard.receive(message)
 
@@ -76,12 +83,14 @@ class Progress:
         self._in_flight.pop(id(delivery), None)
         key = self._keys.pop(id(delivery), None)
         later = self._later.pop(id(delivery), None)
-        if key is None or later is None or not _was_handled(delivery):
+        if key is None or later is None or _order(delivery) == _UNHANDLED:
             return
         self._drop(key, delivery)
         for field in fields(Delivery):
             if field.name not in ("message", "fence"):
                 setattr(later, field.name, getattr(delivery, field.name))
+        if later.step is Step.SETTLE and later.rejection is None:
+            later.verdict, later.step, later.record_id = Verdict.DUPLICATE, Step.RECORD, None
 
     def keep(self, delivery: Delivery) -> None:
         """Keep the progress of a delivery that is given back, for the next one of the same content."""
@@ -111,15 +120,6 @@ class Progress:
             raise Unavailable(Cause.CLAIM_HELD, "an earlier delivery of it is still being handled here")
         return fence(delivery)
 
-    def _take(self, key: str) -> Delivery | None:
-        """Take a delivery that was given back; one whose handler has ended comes first."""
-        waiting = self._kept.get(key)
-        if not waiting:
-            return None
-        found = next(filter(_was_handled, waiting), waiting[0])
-        self._drop(key, found)
-        return found
-
     def _drop(self, key: str, delivery: Delivery) -> None:
         kept = self._kept.get(key, [])
         left = [each for each in kept if each is not delivery]
@@ -130,15 +130,16 @@ class Progress:
             self._kept.pop(key, None)
 
     def _lost(self, key: str) -> Delivery | None:
-        """Return the delivery of this content that outlived its channel and is still in flight."""
+        """Return the delivery of this content that outlived its channel; one whose handler runs comes first."""
+        found: Delivery | None = None
         for number, delivery in self._in_flight.items():
             if not self._ended(delivery.message.native):
                 continue
             if number not in self._keys:
                 self._keys[number] = self._key(delivery.message)
-            if self._keys[number] == key:
-                return delivery
-        return None
+            if self._keys[number] == key and (found is None or found.step is Step.JUDGE):
+                found = delivery
+        return found
 
     def _key(self, message: Message) -> str:
         return letter_id(message, self._guard.scope_of(message))
@@ -182,3 +183,12 @@ def _was_handled(delivery: Delivery) -> bool:
         return False
     rejection = delivery.rejection
     return delivery.verdict is Verdict.ACCEPTED if rejection is None else rejection.reason is Reason.HANDLER_FAILED
+
+
+def _order(delivery: Delivery) -> int:
+    """Return which of several deliveries of one content comes first: no handler that has ended may run again."""
+    if _was_handled(delivery):
+        return 0
+    found = delivery.rejection
+    ran = delivery.step is Step.SETTLE and (found is None or found.reason is Reason.HANDLER_FAILED)
+    return 1 if ran else _UNHANDLED

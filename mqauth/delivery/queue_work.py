@@ -66,6 +66,7 @@ class QueueWork:
         self._level = logging.WARNING if stops else logging.CRITICAL
         self._progress = Progress(guard, ended)
         self.begin, self.end = self._progress.begin, self._progress.end
+        self._trial: Delivery | None = None
         self.unsettled = self.left = 0
 
     def receive(self, message: Message, fence: Fence) -> Delivery:
@@ -96,11 +97,17 @@ class QueueWork:
                 return True
         # Under an owner of its own: the delivery may be here again, and releasing the trial must not release its
         # claim.
-        trial = Delivery(message=delivery.message, received=delivery.received, deferred=True)
+        self._trial = trial = Delivery(message=delivery.message, received=delivery.received, deferred=True)
         outcome = yield from self._guard.judge(trial)
-        yield from self._release(trial)
+        yield from self.end_probe()
         # A store that says who holds a claim is in reach, and that cause concerns one message alone.
         return not is_deferred(outcome) or outcome.cause is Cause.CLAIM_HELD
+
+    def end_probe(self) -> Flow[None]:
+        """Release the claim of the last probe, also of one that was cancelled."""
+        trial, self._trial = self._trial, None
+        if trial is not None:
+            yield from self._release(trial)
 
     def let_go(self, delivery: Delivery) -> Flow[bool]:
         """Release a delivery's claim and keep its progress; return whether it is to be given back.

@@ -48,13 +48,13 @@ def verdict_record(delivery: Delivery, *, scope: str, time: float, policy: str, 
 def _token_fields(delivery: Delivery) -> dict[str, Any]:
     """Return what audit says of a token, and whether that was verified."""
     candidate, rejection, verified = delivery.candidate, delivery.rejection, delivery.verified
-    opened = None if candidate is None else candidate.opened
+    opened = None if candidate is None else candidate.token.opened
     proof = None if candidate is None else candidate.proof
     return audit_records.token_fields(
         _token(delivery.message),
         None if opened is None else opened.kid,
         None if opened is None else opened.algorithm,
-        None if candidate is None else candidate.claims,
+        None if candidate is None else candidate.token.claims,
         index=None if proof is None else proof.place,
         verified=verified is not None or (rejection is not None and rejection.reason in SIGNED_REASONS),
     )

@@ -8,8 +8,8 @@ from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
+from mqauth.judging.candidate import Candidate
 from mqauth.judging.verified import Verified
-from mqauth.judging.verifier import Candidate
 from mqauth.letters.dead_letter import content_digest
 from mqauth.letters.release import Release
 from mqauth.replay.rules import ClaimRequest

@@ -11,9 +11,10 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
 from mqauth.clock import Clock, Randomness
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.flow import OUR_FAULT, ColourError, Flow, answered, asked, at_once, either, guarded
+from mqauth.judging.candidate import Candidate
 from mqauth.judging.delivery import Delivery, Step, Verdict
 from mqauth.judging.policy import Decision, Policy
-from mqauth.judging.verifier import Candidate, Verifier
+from mqauth.judging.verifier import Verifier
 from mqauth.letters.release import Release, open_release
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id, release_id
 from mqauth.wire.keys import KeySet, KeySource
@@ -83,7 +84,10 @@ class Judge:
             status = at_once(_STORE, self._replay.claim, wish)
             if type(status) is not ClaimStatus:
                 status = yield from answered(_STORE, status)
-            self.answer(delivery, wish, status)
+            if status is _FRESH:
+                delivery.step = _HANDLE
+            else:
+                self.answer(delivery, wish, status)
         elif delivery.step is _JUDGE:
             yield from self._judge_released(delivery)
 
@@ -169,7 +173,7 @@ class Judge:
         ends there.
         """
         message, candidate, received = delivery.message, cast(Candidate, delivery.candidate), delivery.received
-        source = self._verifier.issuer(candidate.claims).keys  # 5
+        source = self._verifier.issuer(candidate.token.claims).keys  # 5
         keys = yield from self._keys(delivery, candidate, source, _at_hand(source))
         delivery.key_set = keys.version
         _total(self._verifier.authenticate, message, candidate.token, keys, received)  # 6, 7
@@ -207,11 +211,11 @@ class Judge:
             source: of its issuer's keys.
             at_hand: what ``_at_hand`` returned of it.
         """
-        kid = candidate.opened.kid
+        kid = candidate.token.opened.kid
         keys = yield from _known(at_hand)
         if keys is None or keys.get(kid) is None:
             delivery.key_set = None if keys is None else keys.version
-            keys = yield from _looked_up(source, kid, delivery.received, candidate.claims.iss)
+            keys = yield from _looked_up(source, kid, delivery.received, candidate.token.claims.iss)
         return keys
 
     def name_owners(self, deliveries: Sequence[Delivery]) -> None:
@@ -228,7 +232,7 @@ class Judge:
         """
         if not candidate.learnt and delivery.release is None:
             with suppress(Exception):  # what is learnt saves time, and must cost no consumer
-                self._verifier.learn(candidate, delivery.received)
+                self._verifier.learn(candidate)
         origin, token, proof = delivery.message.origin, candidate.token, candidate.proof
         if delivery.owner is None:
             delivery.owner = self._randomness(_OWNER_BYTES).hex()

@@ -13,9 +13,9 @@ from mqauth.errors import ConfigurationError, MalformedMessage
 from mqauth.judging.verified import Verified, producer_and_place
 from mqauth.wire import claims as claim_set
 from mqauth.wire import destination
+from mqauth.wire.memo import Memo
 
 _LOG: Final = logging.getLogger("mqauth.policy")
-_REMEMBERED: Final = 4096
 _WILDCARDS: Final = ("*", "#")
 
 
@@ -24,9 +24,6 @@ class Decision(Enum):
 
     ALLOW = "allow"
     DENY = "deny"
-
-
-_ALLOW: Final = Decision.ALLOW  # Python 3.11 takes its time to look a member up
 
 
 class Policy(Protocol):
@@ -71,12 +68,10 @@ class Rule:
         for pattern in self.destinations:
             _check_pattern(pattern)
 
-    def allows(self, verified: Verified) -> bool:
-        """Tell whether this rule permits the message."""
-        return (
-            verified.subject == self.subject
-            and self.issuer in (None, verified.issuer)
-            and any(matches(pattern, verified.destination) for pattern in self.destinations)
+    def allows(self, issuer: str, destination: str) -> bool:
+        """Tell whether this rule lets its subject, of an issuer, publish to a destination."""
+        return self.issuer in (None, issuer) and any(
+            matches(pattern, destination) for pattern in self.destinations
         )
 
 
@@ -98,18 +93,16 @@ class Allow:
         for rule in self.rules:
             self._by_subject.setdefault(rule.subject, []).append(rule)
         self.version = hashlib.sha256(repr(self.rules).encode()).hexdigest()[:16]
-        self._allowed: set[tuple[str, str, str]] = set()
+        self._decisions = Memo(self._decision)
 
     def decide(self, verified: Verified, /) -> Decision:
-        """Return ``ALLOW`` where a rule of the subject permits the destination; what was allowed is remembered."""
-        asked = producer_and_place(verified)
-        if asked in self._allowed:
-            return _ALLOW
-        if not any(rule.allows(verified) for rule in self._by_subject.get(verified.subject, ())):
-            return Decision.DENY
-        if len(self._allowed) < _REMEMBERED:
-            self._allowed.add(asked)
-        return _ALLOW
+        """Return ``ALLOW`` where a rule of the subject permits the destination."""
+        return self._decisions[producer_and_place(verified)]
+
+    def _decision(self, asked: tuple[str, str, str]) -> Decision:
+        issuer, subject, place = asked
+        allowed = any(rule.allows(issuer, place) for rule in self._by_subject.get(subject, ()))
+        return Decision.ALLOW if allowed else Decision.DENY
 
 
 class UnsafeAllowAll:

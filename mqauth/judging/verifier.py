@@ -24,20 +24,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 from mqauth.errors import ConfigurationError, Reason, Rejection
-from mqauth.judging.known_tokens import Standing, Token, Tokens
-from mqauth.judging.shape import Shape, Shapes
+from mqauth.judging.candidate import CAPACITY, Candidate, Shape, Standing, Token
 from mqauth.judging.times import At, Times, is_revoked
 from mqauth.judging.verified import Verified, make_verified
-from mqauth.letters.release import Release, ReleaseAuthorities
+from mqauth.letters.authorities import ReleaseAuthorities
+from mqauth.letters.release import Release
 from mqauth.wire import batch, envelope, jws
 from mqauth.wire import claims as claim_set
-from mqauth.wire.batch import Proof
 from mqauth.wire.claims import Binding, Claims
 from mqauth.wire.keys import Key, KeySet, KeySource
-from mqauth.wire.message import PROTECTED_PROPERTIES, Message, form_of
+from mqauth.wire.memo import Memo
+from mqauth.wire.message import PROTECTED_PROPERTIES, Form, Message, form_of
 from mqauth.wire.template import reader_of
 
 _NOTHING: Final = frozenset[Reason]()
@@ -75,32 +75,6 @@ class Issuer:
         if key.subjects is not None:
             return subject in key.subjects
         return self.vouches or pinned is not None or subject in (self.subjects or {}).get("*", frozenset())
-
-
-class Candidate(NamedTuple):
-    """A token whose claims are parsed and not yet believed: the outcome of steps 1 to 4.
-
-    Args:
-        token: taken apart, with what it claims; one of a batch may be remembered.
-        proof: in a batch, what came behind the token.
-        shape: of its message.
-        learnt: nothing about the token is to be remembered that is not yet.
-    """
-
-    token: Token
-    proof: Proof | None
-    shape: Shape
-    learnt: bool
-
-    @property
-    def opened(self) -> jws.Opened:
-        """The token, taken apart."""
-        return self.token.opened
-
-    @property
-    def claims(self) -> Claims:
-        """What it claims."""
-        return self.token.claims
 
 
 class Verifier:
@@ -156,8 +130,8 @@ class Verifier:
         self._reject_unsigned = unsigned_headers == "reject"
         self._covers = bool(self._require) or self._reject_unsigned
         self._user_id = user_id
-        self.tokens = Tokens()
-        self._shapes = Shapes()
+        self.tokens = Memo[bytes, Token](capacity=CAPACITY)
+        self.shapes = Memo[Form, Shape](lambda form: Shape(form, self.shapes.charge), capacity=CAPACITY)
         self._alike = at == "consume" and user_id is None  # then all messages of a token fare alike in 6 to 10
         self.release = release
 
@@ -174,8 +148,7 @@ class Verifier:
         """
         if message.malformed is not None:
             raise Rejection(Reason.MESSAGE_MALFORMED, message.malformed)
-        form = form_of(message)
-        shape = self._shapes.get(form) or self._shapes.add(form)
+        shape = self.shapes[form_of(message)]
         if shape.fault is not None:
             raise Rejection(*shape.fault)
         text = envelope.token_of_value(message.headers[shape.place][1], on_kafka=shape.on_kafka)
@@ -253,11 +226,11 @@ class Verifier:
         ):  # fmt: skip
             self._believe(message, token, keys, received, release)  # 6 to 10
         shape, names = candidate.shape, claims.mqa.hdr
-        cover = shape.covers.get(names) or shape.cover(message, names)  # 11
+        encode = shape.encoders.get(names) or shape.encoder(names)  # 11
         if proof is not None and proven is not None:
-            batch.check(message, proof, proven, cover)
+            batch.check(message, proof, proven, encode)
         elif isinstance(claims.mqa, Binding):
-            envelope.check(message, claims.mqa, cover)
+            envelope.check(message, claims.mqa, encode)
         else:
             raise Rejection(Reason.PROOF_INVALID, "a batch token without its proof")
         if self._covers:
@@ -265,16 +238,11 @@ class Verifier:
         index = None if proof is None else proof.place
         return make_verified(message, claims, token.opened.kid, keys.version, received, release, index)
 
-    def learn(self, candidate: Candidate, received: float) -> None:
-        """Remember what is the same for messages like one that was verified and permitted, by no release.
-
-        Args:
-            candidate: of the message.
-            received: UTC seconds at which it was received.
-        """
+    def learn(self, candidate: Candidate) -> None:
+        """Remember what is the same for messages like one that was verified and permitted, by no release."""
         token = candidate.token
         if token.proven is not None:
-            self.tokens.add(token, received - self.retention)
+            self.tokens.keep(token.text, token, token.size)
             return
         reader = reader_of(token.opened.payload, token.claims)
         if reader is not None:
@@ -315,7 +283,7 @@ class Verifier:
                 present = bool(message.occurrences(name)) and name in covered
             if not present:
                 raise Rejection(Reason.COVERAGE_INSUFFICIENT, "a required header is absent or not covered")
-        if self._reject_unsigned and set(envelope.application_headers(message)) - covered:
+        if self._reject_unsigned and set(envelope.application_headers(form_of(message))) - covered:
             raise Rejection(Reason.COVERAGE_INSUFFICIENT, "a header is not covered")
 
 

@@ -1,9 +1,9 @@
-"""The dead letter, pure: a rejected message and why, in a form nothing takes for a valid message.
+"""Dead letters: a rejected message and the reason, in a form that nobody can take for a valid message.
 
-Body and headers stay byte for byte. The token moves to ``mqauth-dead-token``. What would act on its own
-when the letter is sent (``user-id``, ``expiration``, ``CC``, ``BCC``, ``x-delay``, ``reply-to``) and what
-the client cannot encode again are kept as metadata. Headers of our names on the rejected message are
-attacker's text: stripped and counted.
+Body and headers stay byte for byte; only the token moves to ``mqauth-dead-token``. Properties and headers that
+would have an effect when the letter is sent (``user-id``, ``expiration``, ``CC``, ``BCC``, ``x-delay``,
+``reply-to``), and headers that the client cannot encode again, are kept as metadata. Headers in mqauth's own names
+on the rejected message were written by its sender: they are removed and counted.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from mqauth.audit.record import MAX_SOURCE, harmless, iso_time
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Rejection, Unavailable
-from mqauth.letters.lineage import NO_PAST, Hop
-from mqauth.letters.release import Release
+from mqauth.letters.release import NO_PAST, Release
 from mqauth.wire import base64url
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.encoding import add_named
@@ -26,53 +25,50 @@ from mqauth.wire.json_form import to_form, value_to_form, writable
 from mqauth.wire.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue, Message
 
 PREFIX: Final = "mqauth-dead-"
-FORM_TYPE: Final = "application/vnd.mqauth.message+json"
 _LIVE_PROPERTIES: Final = frozenset(
     ("user-id", "expiration", "reply-to", "message-id", "delivery-mode", "cluster-id")
 )
+# A broker overwrites ``timestamp_in_ms`` when the letter is sent; the others route, delay or answer it.
 _LIVE_HEADERS: Final = frozenset(("CC", "BCC", "x-delay", "reply-to", "timestamp_in_ms"))
 _MAX_KEY: Final = 1024
 MAX_HEADERS: Final = 1000
-"""Headers of a message whose letter holds them all."""
-_NAME: Final = itemgetter(0)
+"""Most headers of a message that a letter keeps."""
 Carries = Callable[[str, HeaderValue], bool]
 Oversize: TypeAlias = Literal["reference", "stop"]
-"""What becomes of a message that fits in no other form: a letter that only names it, or none: it is deferred."""
+"""What happens to a message that fits no other form: a letter that only names it, or no letter, so that the
+message is deferred."""
 
 
 class DeadLetterSink(Protocol):
-    """Where dead letters go; ``publish`` returns only once the broker has confirmed the letter."""
+    """A queue or topic for dead letters; ``publish`` returns only once the broker has confirmed the letter."""
 
     @property
     def name(self) -> str:
         """The queue or topic."""
-        ...
 
     def publish(self, letter: DeadLetter, /) -> Any:
-        """Publish one letter, in the first of its forms that fits, and wait for the confirm.
+        """Publish one letter in the first of its forms that fits, and wait for the confirm.
 
         Raises:
             Unavailable: ``dead_letter_unavailable``: unroutable, refused, timed out or not reachable.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """One rejected message with its lineage; ``forms`` turns it into what a broker can carry.
+    """One rejected message with its history; ``forms`` turns it into messages that a broker can carry.
 
     Args:
-        message: as rejected.
+        message: as it was rejected.
         rejection: why.
-        scope: consumer group or queue that rejected it.
+        scope: the consumer group or queue that rejected it.
         time: UTC seconds of the verdict.
-        audit: id of the audit record, durable before the letter is published.
-        release: the verified release it came with; only that is believed of earlier letters.
-        digest: SHA-256 over body and headers as rejected, without what brokers add on delivery; made here unless
-            it is given.
+        audit: id of the audit record, which is durable before the letter is published.
+        release: the verified release that the message came with; earlier letters are believed from it alone.
+        digest: SHA-256 over body and headers, without what brokers add on delivery; computed unless given.
 
     Attributes:
-        id: SHA-256 over scope, source and content: the same for a copy after a crash.
+        id: SHA-256 over scope, source and content: the same for a copy that is made after a crash.
     """
 
     message: Message
@@ -90,7 +86,7 @@ class DeadLetter:
         object.__setattr__(self, "id", letter_id(self.message, self.scope, digest=digest))
 
     def whole(self, carries: Carries) -> Message:
-        """Return the letter with the body as it came and the headers as headers.
+        """Return the letter with the original body, and the headers as headers.
 
         Args:
             carries: tells which header names and values the client can send again.
@@ -104,15 +100,11 @@ class DeadLetter:
         return replace(message, properties=properties, headers=(*kept, *self._lineage(metadata)), native=None)
 
     def in_body(self) -> Message:
-        """Return the letter with headers that do not fit moved into the body, in the JSON form."""
-        body = strictjson.dumps(to_form(replace(self.message, malformed=None)))
-        return self._bare(body, "json")
+        """Return the letter with the whole message in its body, in the JSON form."""
+        return self._bare(strictjson.dumps(to_form(replace(self.message, malformed=None))), "json")
 
     def reference(self) -> Message:
-        """Return a letter that only names the message: where it was, its digest and its sizes.
-
-        A record key over 1 KiB is left out too, or a message of mere key would have no letter that fits.
-        """
+        """Return a letter that only names the message: its place, its digest and its sizes."""
         message = self.message
         size = None if message.key is None else len(message.key)
         facts = {
@@ -124,22 +116,22 @@ class DeadLetter:
             "headers": len(message.headers),
         }
         letter = self._bare(strictjson.dumps(facts), "reference")
+        # A long record key is left out, or no form of a message that is nearly all key would fit.
         return letter if size is None or size <= _MAX_KEY else replace(letter, key=None)
 
     def forms(
         self, carries: Carries, fits: Callable[[Message], bool], oversize: Oversize = "reference"
     ) -> Iterator[Message]:
-        """Yield the letter in its forms, best first and each made only when asked for, if it fits.
-
-        Of a message with more than ``MAX_HEADERS`` headers there is only the reference: who sends 330,000 of them
-        is not to take seconds of a consumer.
+        """Yield the forms of the letter that fit, the most complete first; each is made only when it is asked for.
 
         Args:
             carries: tells which header names and values the client can send again.
-            fits: tells whether a message is within the broker's sizes.
-            oversize: whether the reference is among them.
+            fits: tells whether a message is within the broker's limits.
+            oversize: whether the reference is among the forms.
         """
         makers: list[Callable[[], Message]] = []
+        # Of a message with more headers there is only the reference: one with 330,000 of them would take seconds
+        # of the consumer's time.
         if len(self.message.headers) <= MAX_HEADERS:
             makers += (lambda: self.whole(carries), self.in_body)
         if oversize == "reference":
@@ -150,16 +142,17 @@ class DeadLetter:
                 yield form
 
     def _bare(self, body: bytes, form: str) -> Message:
-        """Return a letter with our own headers only."""
-        lineage = (*self._lineage({}), (f"{PREFIX}form", form))
+        """Return a letter whose only headers are mqauth's own."""
+        headers = (*self._lineage({}), (f"{PREFIX}form", form))
         return replace(
-            self.message, body=body, properties=NO_PROPERTIES, headers=lineage, native=None, malformed=None
+            self.message, body=body, properties=NO_PROPERTIES, headers=headers, native=None, malformed=None
         )
 
     def _lineage(self, metadata: Mapping[str, Any]) -> tuple[HeaderPair, ...]:
-        """Return our headers, all of them text."""
+        """Return mqauth's headers on a letter, all of them text."""
         message = self.message
         past = NO_PAST if self.release is None else self.release.lineage
+        history = [{"id": hop.letter, "reason": hop.reason, "released": iso_time(hop.time)} for hop in past.hops]
         fields = {
             "id": self.id,
             "reason": self.rejection.reason.value,
@@ -171,7 +164,7 @@ class DeadLetter:
             "audit": self.audit,
             "digest": self.digest,
             "count": str(past.count + 1),
-            "history": strictjson.dumps([_told(hop) for hop in past.hops]).decode("ascii"),
+            "history": strictjson.dumps(history).decode("ascii"),
         }
         if message.key is not None and len(message.key) <= _MAX_KEY:
             fields["key"] = base64url.encode(message.key).decode("ascii")
@@ -181,13 +174,8 @@ class DeadLetter:
         return tuple((PREFIX + name, value) for name, value in fields.items())
 
 
-def _told(hop: Hop) -> dict[str, Any]:
-    """Return one earlier letter, as people read it."""
-    return {"id": hop.letter, "reason": hop.reason, "released": iso_time(hop.time)}
-
-
 def check_oversize(oversize: Oversize) -> None:
-    """Refuse an unknown setting.
+    """Check the setting ``oversize_letters``.
 
     Raises:
         ConfigurationError: it is neither ``"reference"`` nor ``"stop"``.
@@ -197,19 +185,21 @@ def check_oversize(oversize: Oversize) -> None:
 
 
 def undelivered(detail: str) -> Unavailable:
-    """Return why there is no dead letter yet."""
+    """Return the error of a dead letter that could not be published yet."""
     return Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, detail)
 
 
 def content_digest(message: Message) -> str:
-    """Return hex SHA-256 over destination, key, body, properties and headers, broker-written ones left out."""
+    """Return hex SHA-256 over destination, key, body, properties and headers, without those that brokers write."""
     parts: list[bytes] = [b"mqauth-letter-1"]
     add_named(parts, "destination", (message.destination,))
     add_named(parts, "key", (message.key,))
     add_named(parts, "body", (message.body,))
     for name in sorted(message.properties):
         _add_any(parts, name, str(message.properties[name]))
-    for name, value in sorted(message.headers, key=_NAME):  # pamqp sorts tables when it sends
+    # Sorted, because pamqp sorts the entries of a table when it sends them, and the letter's digest must be the
+    # same.
+    for name, value in sorted(message.headers, key=itemgetter(0)):
         if not is_broker_written(name):
             _add_any(parts, name, value)
     return hashlib.sha256(b"".join(parts)).hexdigest()
@@ -219,9 +209,9 @@ def letter_id(message: Message, scope: str, *, digest: str | None = None) -> str
     """Return hex SHA-256 over scope, source and content digest.
 
     Args:
-        message: as rejected.
-        scope: on whose behalf.
-        digest: its content digest, where that is known already.
+        message: as it was rejected.
+        scope: the consumer group or queue that rejected it.
+        digest: its content digest, if that is known already.
     """
     parts: list[bytes] = [b"mqauth-letter-id-1"]
     _add_any(parts, "scope", scope)
@@ -231,7 +221,7 @@ def letter_id(message: Message, scope: str, *, digest: str | None = None) -> str
 
 
 def _add_any(parts: list[bytes], name: str, value: HeaderValue) -> None:
-    """Append a name and value, whatever a sender put there; what has no encoding counts by its JSON form."""
+    """Append a name and a value; one that has no encoding counts by its JSON form, so that this never fails."""
     size = len(parts)
     try:
         add_named(parts, name, (value,))
@@ -242,15 +232,13 @@ def _add_any(parts: list[bytes], name: str, value: HeaderValue) -> None:
 
 
 def _split_headers(message: Message, carries: Carries) -> tuple[list[HeaderPair], dict[str, Any]]:
-    """Return the headers that stay, and what becomes metadata with its places among them all.
-
-    One token stays, a second is evidence only; ``timestamp_in_ms`` would be overwritten by the broker.
-    """
+    """Return the headers that stay headers, and the others as metadata, with their places among all headers."""
     kept: list[HeaderPair] = []
     metadata: dict[str, Any] = {"headers": [], "places": [], "stripped": 0}
     moved = False
     for name, value in message.headers:
         lowered = name.lower()
+        # One token stays a header. A second one is kept as evidence only.
         token = name == TOKEN_HEADER and not moved
         if lowered.startswith(PREFIX):
             metadata["stripped"] += 1

@@ -126,11 +126,6 @@ class MemoryReplayStore:
             now, wall = self._clock.monotonic(), self._clock.now()
             return [self._claim(request, now, wall) for request in requests]
 
-    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
-        """Make each claim done, if its owner still holds it."""
-        for request in requests:
-            self.confirm(request)
-
     def _claim(self, request: ClaimRequest, now: float, wall: float) -> ClaimStatus:
         """Judge one claim, and take it where it is fresh; ``now`` is monotonic."""
         if self._order and self._order[0] * _WIDTH <= now:

@@ -24,9 +24,9 @@ import hashlib
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
+from mqauth.wire.memo import Memo
 from mqauth.wire.message import Place
 
 DEFAULT_LEASE: Final = 60.0
@@ -124,10 +124,6 @@ class BatchReplayStore(Protocol):
         """
         ...
 
-    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> Awaitable[None] | None:
-        """Make each claim done."""
-        ...
-
 
 def judge(entry: Entry | None, request: ClaimRequest, now: float) -> ClaimStatus:
     """Return what the table of this module says.
@@ -161,13 +157,7 @@ def batch_id(token: bytes, index: int) -> bytes:
 
 def claim_id(issuer: str, subject: str, jti: str) -> bytes:
     """Return the 16-byte id of a token (wire profile 1, section 8): no producer can make that of another's."""
-    return hashlib.sha256(_producer(issuer, subject) + jti.encode("utf-8", "surrogatepass")).digest()[:16]
-
-
-@lru_cache(maxsize=256)
-def _producer(issuer: str, subject: str) -> bytes:
-    """Return what stands before the ``jti`` of each message of a producer."""
-    return _sized(issuer) + _sized(subject)
+    return hashlib.sha256(_PRODUCERS[issuer, subject] + jti.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def release_id(authority: str, letter: str) -> bytes:
@@ -179,3 +169,7 @@ def _sized(text: str) -> bytes:
     """Return a text in UTF-8 behind its length in 4 bytes; lone surrogates do not raise."""
     raw = text.encode("utf-8", "surrogatepass")
     return len(raw).to_bytes(4, "big") + raw
+
+
+_PRODUCERS: Final = Memo[tuple[str, str], bytes](lambda names: _sized(names[0]) + _sized(names[1]))
+"""What stands before the ``jti`` of each message, by issuer and subject."""

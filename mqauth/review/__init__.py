@@ -1,21 +1,20 @@
-"""Reviewing dead letters, one core for every broker: look, group, judge, redrive, discard, account.
+"""Review of dead letters: read them, judge them again, send them back or discard them, and account for all.
 
-A ``LetterBox`` is a dead-letter queue or topic (``mqauth.review.memory``, ``.rabbitmq``, ``.kafka``). ``survey``
-gives an ``Index`` of it; ``Index.freeze`` a selection; ``redrive`` and ``discard`` act on that. All are flows:
-``mqauth.flow.run`` or ``arun`` runs them.
+A ``LetterBox`` is a dead-letter queue or topic (``mqauth.review.letterbox``, ``.rabbitmq``, ``.kafka``).
+``survey`` reads it into an ``Index``, ``Index.freeze`` takes a selection from that, and ``redrive`` and
+``discard`` act on the selection. These functions are flows: ``mqauth.flow.run`` or ``arun`` runs them. A
+``Session`` holds what one reviewer works with and runs the flows; ``mqauth dlq`` and the console both work through
+it.
 """
 
-from mqauth.review.account import Ledger, account
 from mqauth.review.acts import discard, redrive, rehearse
-from mqauth.review.filters import ALL, Filter, Selection
-from mqauth.review.index import Group, Index, Row
+from mqauth.review.index import ALL, Filter, Group, Index, Row, Selection
 from mqauth.review.judge import Judge, judge
+from mqauth.review.ledger import Ledger, account
 from mqauth.review.letter import Letter, Reading, read, restore
-from mqauth.review.letterbox import LetterBox
-from mqauth.review.recall import Originals
-from mqauth.review.survey import fill, survey
-from mqauth.review.terms import Account, Pace, Reviewer, Terms
-from mqauth.review.transfer import take_in
+from mqauth.review.letterbox import LetterBox, MemoryLetterBox, fill, survey, take_in
+from mqauth.review.session import Session, reviewers_releaser
+from mqauth.review.terms import Account, Pace, Plan, Reviewer, Terms
 
 __all__ = [
     "ALL",
@@ -27,12 +26,14 @@ __all__ = [
     "Ledger",
     "Letter",
     "LetterBox",
-    "Originals",
+    "MemoryLetterBox",
     "Pace",
+    "Plan",
     "Reading",
     "Reviewer",
     "Row",
     "Selection",
+    "Session",
     "Terms",
     "account",
     "discard",
@@ -42,6 +43,7 @@ __all__ = [
     "redrive",
     "rehearse",
     "restore",
+    "reviewers_releaser",
     "survey",
     "take_in",
 ]

@@ -1,8 +1,11 @@
-"""Judging, redriving and discarding dead letters: a frozen selection, one letter after the other, none lost.
+"""Rehearses, redrives and discards dead letters of a frozen selection, one after the other, losing none.
 
-Redrive: check digest and id, sign a release that waives what is needed and no more, judge the very message
-that will be sent with today's verifier, publish, have it confirmed, audit, remove. Discard: audit, remove. A
-crash leaves a letter that is acted on again, and a duplicate the consumer recognises; never a loss.
+A redrive checks the letter's digest and id, signs a release that waives what is needed and no more, and lets
+today's verifier judge the very message that it will send. Then it publishes the message and waits for the broker's
+confirm, records the act in the audit, and removes the letter. A discard records and removes.
+
+A crash between two of these steps leaves a letter that is acted on again. The consumer recognises the second copy
+as a duplicate. No order of the steps is free of both: the other one could lose a message.
 """
 
 from __future__ import annotations
@@ -19,24 +22,22 @@ from mqauth.clock import Clock, uuid7
 from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable
 from mqauth.flow import Flow, call, either
 from mqauth.judging.pipeline import Pipeline, Verdict
-from mqauth.letters.lineage import Hop
-from mqauth.letters.release import Release, without_release
-from mqauth.review.filters import Filter, Selection
-from mqauth.review.index import Index
-from mqauth.review.judge import Judge, rows, said, why_unsound
+from mqauth.letters.release import Hop, Release, without_release
+from mqauth.review.index import Filter, Index, Selection
+from mqauth.review.judge import Judge, Originals, rows, why_unsound, word_for
 from mqauth.review.letter import UNKNOWN, Letter, Reading, read, redeliverable
 from mqauth.review.letterbox import BATCH, LetterBox
-from mqauth.review.recall import Originals
 from mqauth.review.terms import Account, Pace, Reviewer, Terms, check_reason
 from mqauth.wire.message import Message
 
 UNSENDABLE: Final = "unsendable"
 _SLICE: Final = 0.2
-"""Seconds between looks whether a waiting run was cancelled."""
+"""Seconds after which a waiting act looks whether it was cancelled."""
+Act = Callable[[Letter, Reading], Flow[None]]
 
 
-class _Refused(MqauthError):
-    """The letter is left where it is; ``str`` is why."""
+class _RefusedError(MqauthError):
+    """The letter is left where it is; ``str`` is the reason, in one word."""
 
 
 def rehearse(
@@ -49,9 +50,9 @@ def rehearse(
     progress: Callable[[int], None] = lambda seen: None,
     cancelled: threading.Event | None = None,
 ) -> Flow[Counter[str]]:
-    """Return what a redrive would make of letters of an index: how many go, and why others would not.
+    """Return what a redrive would make of letters of an index: how many are ``accepted``, and why others are not.
 
-    Nothing is sent, claimed or recorded. ``originals``, ``progress`` and ``cancelled`` are those of ``judge``.
+    Nothing is sent, claimed or recorded. The arguments are those of ``redrive`` and ``judge``.
     """
     today, counts = Judge(guard, originals), Counter[str]()
     for row in rows(index, wanted, cancelled):
@@ -59,7 +60,7 @@ def rehearse(
             reading = yield from today.recalled(index.reading(row.number))
             yield from _released(today, reading, terms)
             counts["accepted"] += 1
-        except _Refused as refusal:
+        except _RefusedError as refusal:
             counts[str(refusal)] += 1
         progress(counts.total())
     return counts
@@ -77,16 +78,16 @@ def redrive(
 ) -> Flow[Account]:
     """Send the originals of a selection back, each with a release, and remove their letters.
 
-    A letter whose original would not be accepted today, even with the release, is refused and left.
+    A letter is refused and left where its original would not be accepted today, even with the release.
 
     Args:
         box: where the letters are.
         selection: frozen; letters that came later are not touched.
-        guard: the consumer's pipeline: its verifier, policy and release authorities judge.
+        guard: the consumer's pipeline; its verifier, policy and release authorities judge.
         terms: of the releases.
         reviewer: who acts, and the audit.
         pace: rate, progress, cancel.
-        originals: where the originals of mere references are read again; without it they are refused.
+        originals: where the originals of reference letters are read again; without it they are refused.
     """
     today = Judge(guard, originals)
 
@@ -96,7 +97,7 @@ def redrive(
         try:
             yield from call(box.publish, message)
         except MalformedMessage as error:
-            raise _Refused(UNSENDABLE) from error
+            raise _RefusedError(UNSENDABLE) from error
         record = _record(reviewer, reading, "redriven", terms.reason, release)
         yield from call(reviewer.audit.write, record)
         yield from call(box.remove, letter)
@@ -135,15 +136,18 @@ def discard(
 
 
 def _released(today: Judge, reading: Reading, terms: Terms) -> Flow[tuple[Message, Release]]:
-    """Return the message to send: with a release under which today's verifier accepts it, waiving the least."""
+    """Return the message to send, with the release under which today's verifier accepts it.
+
+    The release waives as little as possible: it begins with nothing, and each verdict that the terms may waive
+    adds one reason. Only of a letter rejected as ``replayed`` that reason is waived at once, since a verdict
+    without claims does not find it.
+    """
     if reading.original is None or not reading.sound:
-        raise _Refused(why_unsound(reading))
+        raise _RefusedError(why_unsound(reading))
     scope = today.scope_for(reading, terms.scope)
     past = today.past(reading.original).and_then(_hop(reading, today.clock))
     original = redeliverable(reading.original, scope=scope, now=today.clock.now())
-    waived = (
-        frozenset([Reason.REPLAYED]) & terms.waive if reading.reason == Reason.REPLAYED else frozenset[Reason]()
-    )
+    waived = terms.waive & {Reason.REPLAYED} if reading.reason == Reason.REPLAYED else frozenset[Reason]()
     while True:
         try:
             message, release = terms.releaser.release(
@@ -151,29 +155,24 @@ def _released(today: Judge, reading: Reading, terms: Terms) -> Flow[tuple[Messag
             )
         except (MalformedMessage, ConfigurationError) as error:
             plain = yield from today.verdict(without_release(original), scope=scope)
-            raise _Refused(said(plain) if plain.verdict is not Verdict.ACCEPTED else UNSENDABLE) from error
+            accepted = plain.verdict is Verdict.ACCEPTED
+            raise _RefusedError(UNSENDABLE if accepted else word_for(plain)) from error
         outcome = yield from today.verdict(message, scope=scope)
         if outcome.verdict is Verdict.ACCEPTED:
             return message, release
         if outcome.reason is None or outcome.reason not in terms.waive or outcome.reason in waived:
-            raise _Refused(said(outcome))
+            raise _RefusedError(word_for(outcome))
         waived |= {outcome.reason}
 
 
 def _hop(reading: Reading, clock: Clock) -> Hop:
-    """Return the letter that is released now, as the next one will tell of it."""
+    """Return the letter that is released now, as the next dead letter of the message will tell of it."""
     reason = None if reading.reason == UNKNOWN else Reason(reading.reason)
     return Hop(letter=reading.id, reason=reason, time=int(clock.now()))
 
 
-def _sweep(
-    box: LetterBox,
-    selection: Selection,
-    act: Callable[[Letter, Reading], Flow[None]],
-    pace: Pace,
-    clock: Clock,
-) -> Flow[Account]:
-    """Pass over a letter box and act on the letters of a selection; always ends the pass it began."""
+def _sweep(box: LetterBox, selection: Selection, act: Act, pace: Pace, clock: Clock) -> Flow[Account]:
+    """Pass over a letter box and act on the letters of a selection. The pass is ended whatever happens."""
     account, wanted = Account(selected=len(selection)), dict(selection.marks)
     due = clock.monotonic()
     try:
@@ -202,11 +201,10 @@ def _sweep(
     return account
 
 
-def _one(letter: Letter, act: Callable[[Letter, Reading], Flow[None]], account: Account) -> Flow[None]:
-    """Act on one letter and count what became of it."""
+def _one(letter: Letter, act: Act, account: Account) -> Flow[None]:
     try:
         yield from act(letter, read(letter))
-    except _Refused as refusal:
+    except _RefusedError as refusal:
         account.refused[str(refusal)] += 1
     except Unavailable:
         account.failed += 1
@@ -216,27 +214,22 @@ def _one(letter: Letter, act: Callable[[Letter, Reading], Flow[None]], account: 
 
 
 def _wait(due: float, pace: Pace, clock: Clock) -> Flow[float]:
-    """Wait until the next letter is due, and return when the one after it is."""
+    """Wait until a letter is due, and return the time at which the next one is."""
     if pace.rate is None:
         return due
+    woken: Callable[[float], bool | Awaitable[bool]] = pace.cancelled.wait
     while (left := due - clock.monotonic()) > 0 and not pace.cancelled.is_set():
-        yield from either(_wake(pace.cancelled), _slept, min(left, _SLICE))
+        yield from either(woken, _slept, min(left, _SLICE))
     return max(due, clock.monotonic()) + 1 / pace.rate
 
 
-def _wake(cancelled: threading.Event) -> Callable[[float], bool | Awaitable[bool]]:
-    """Return what waits so many seconds, or until a run is cancelled."""
-    return cancelled.wait
-
-
 async def _slept(seconds: float) -> bool:
-    """Let other tasks run for so many seconds."""
     await asyncio.sleep(seconds)
     return False
 
 
 def _end(box: LetterBox, account: Account) -> Flow[None]:
-    """End the pass; what is not removed is given back."""
+    """End the pass, which gives back what was not removed."""
     try:
         yield from call(box.browse, 0)
     except Unavailable as error:
@@ -244,7 +237,7 @@ def _end(box: LetterBox, account: Account) -> Flow[None]:
 
 
 def _record(reviewer: Reviewer, reading: Reading, act: str, reason: str, release: Release | None) -> AuditRecord:
-    """Return the record of one act; what the letter claims is claimed, unless the act proved it."""
+    """Return the audit record of one act. What the token claims is verified only where a release was signed."""
     original = reading.original
     body = None if original is None else original.body
     review: dict[str, Any] = {
@@ -257,7 +250,7 @@ def _record(reviewer: Reviewer, reading: Reading, act: str, reason: str, release
         id=uuid7(reviewer.clock, reviewer.randomness),
         time=reviewer.clock.now(),
         verdict=act,
-        reason=None if reading.reason == "unknown" else reading.reason,
+        reason=None if reading.reason == UNKNOWN else reading.reason,
         detail=reason,
         scope=reading.scope if release is None else release.scope,
         broker={"destination": reading.destination} if original is None else audit_records.broker_fields(original),

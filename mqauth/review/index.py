@@ -1,7 +1,7 @@
-"""An index of a dead-letter queue on disk: 100,000 letters in bounded memory, as of a moment that it says.
+"""An index of a dead-letter queue on disk: 100,000 letters in bounded memory, as of a moment that it names.
 
-SQLite in a private file that goes with the index. It can be read from other threads while it is filled: then
-it says how far it is. Letters are kept in the JSON form of a message; groups are counted as letters come.
+It is an SQLite database in a private file that is deleted with the index. Other threads can read it while it is
+filled. Letters are kept in the JSON form of a message, and groups are counted as letters are added.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from types import TracebackType
 from typing import Any, Final, Self
 
 from mqauth.audit.record import harmless
 from mqauth.errors import ConfigurationError, MalformedMessage
-from mqauth.review.filters import ALL, DIMENSIONS, Filter, Selection
 from mqauth.review.letter import Letter, Reading, read
-from mqauth.wire import json_form as jsonform
-from mqauth.wire import strict_json as strictjson
+from mqauth.wire import json_form, strict_json
 
+DIMENSIONS: Final = ("reason", "issuer", "kid", "subject", "destination")
+"""Letters that agree in these are one group."""
+_CONDITIONS: Final = {"id": "substr(id, 1, length(?)) = ?", "since": "time >= ?", "until": "time < ?"}
 _CHUNK: Final = 200
 _NAMES: Final = ", ".join(DIMENSIONS)
 _TABLES: Final = """
@@ -62,6 +62,61 @@ _Kind = tuple[str, str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which letters are meant. A field that is ``None`` does not matter; an empty text means *none*.
+
+    Args:
+        id: dead-letter id, or its beginning.
+        reason, issuer, kid, subject, destination: exact, as the index shows them.
+        since: UTC seconds, inclusive. A letter without a time is in no span of time.
+        until: UTC seconds, exclusive.
+        today: verdict of the last ``judge``: ``accepted``, a reason, or a cause.
+        mark: exact; one letter, or those that are byte for byte the same.
+        sound: whether the letter proved to be the one that it names.
+    """
+
+    id: str | None = None
+    reason: str | None = None
+    issuer: str | None = None
+    kid: str | None = None
+    subject: str | None = None
+    destination: str | None = None
+    since: float | None = None
+    until: float | None = None
+    today: str | None = None
+    mark: str | None = None
+    sound: bool | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields that matter."""
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+ALL: Final = Filter()
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A frozen, counted choice of letters. What arrives later is not in it.
+
+    Args:
+        marks: how many letters of each mark.
+        as_of: UTC seconds of the index that it was taken from.
+    """
+
+    marks: dict[str, int]
+    as_of: float
+
+    def __len__(self) -> int:
+        return sum(self.marks.values())
+
+    def __bool__(self) -> bool:
+        # Else a selection of no letters would be false, and `selection or ...` would take another one.
+        return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """Letters of one reason, issuer, kid, subject and destination; ``first`` and ``last`` are UTC seconds."""
 
@@ -77,7 +132,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One letter in a list; texts are harmless to show, and claims are claims."""
+    """One letter in a list. Its texts are harmless to show; issuer, kid and subject are only claimed."""
 
     number: int
     id: str
@@ -96,13 +151,15 @@ class Row:
     today: str | None
 
 
-_GROUP: Final = tuple(found.name for found in fields(Group))
-_ROW: Final = tuple(found.name for found in fields(Row))
-_SOUND: Final = _ROW.index("sound")
+_GROUP: Final = tuple(each.name for each in fields(Group))
+_ROW: Final = tuple(each.name for each in fields(Row))
 
 
 class Index:
-    """What one pass over a letter box finds; filled by ``survey``, read from any thread.
+    """The letters that one pass over a letter box found. It can be read from any thread.
+
+    Attributes: ``complete`` once all letters were read, ``size`` in letters, and ``expected``, about how many
+    letters the broker says there are, 0 where it does not say.
 
     Args:
         as_of: UTC seconds at which the pass began.
@@ -111,10 +168,9 @@ class Index:
     def __init__(self, as_of: float) -> None:
         self.as_of = as_of
         self.complete = False
-        self.expected = 0
-        self.size = 0
+        self.expected = self.size = 0
         self._lock = threading.RLock()
-        descriptor, self._path = tempfile.mkstemp(prefix="mqauth-review-", suffix=".sqlite")  # mode 0600
+        descriptor, self._path = tempfile.mkstemp(prefix="mqauth-review-", suffix=".sqlite")  # of mode 0600
         os.close(descriptor)
         self._db = sqlite3.connect(self._path, check_same_thread=False)
         self._db.executescript(_TABLES)
@@ -122,35 +178,36 @@ class Index:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Forget everything."""
+        """Close the index and delete its file."""
         with self._lock:
             self._db.close()
         if os.path.exists(self._path):
             os.unlink(self._path)
 
     def add(self, letters: Sequence[Letter]) -> None:
-        """Add letters, read one by one."""
-        found = [(reading := read(letter), _kind(reading), _form(letter)) for letter in letters]
+        """Read letters one by one and add them."""
+        readings = [read(letter) for letter in letters]
+        forms = [strict_json.dumps(json_form.to_form(letter.message)) for letter in letters]
         with self._lock:
-            kinds = self._counted((kind, reading.time) for reading, kind, _ in found)
-            numbered = list(enumerate(found, self.size + 1))
-            self._db.executemany(
-                _LETTER, [_letter(number, kinds[kind], reading) for number, (reading, kind, _) in numbered]
-            )
-            self._db.executemany(
-                "INSERT INTO originals VALUES (?, ?)", [(number, form) for number, (_, _, form) in numbered]
-            )
-            self.size += len(found)
+            kinds = self._add_to_groups(readings)
+            numbers = range(self.size + 1, self.size + len(letters) + 1)
+            rows = (
+                (number, kinds[_kind(found)], found.mark, found.id, found.detail, found.scope, found.time,
+                 found.form, found.size, found.sound)
+                for number, found in zip(numbers, readings, strict=True)
+            )  # fmt: skip
+            self._db.executemany(_LETTER, rows)
+            self._db.executemany("INSERT INTO originals VALUES (?, ?)", zip(numbers, forms, strict=True))
+            self.size += len(letters)
 
     def count(self, wanted: Filter = ALL) -> int:
         """Return how many letters are meant."""
-        if wanted.whole_groups:
+        # Groups are counted as letters come. Counting 100,000 letters for each page would take too long.
+        if _means_groups(wanted):
             return int(self._ask(*_select("coalesce(sum(count), 0)", wanted, table="kinds"))[0][0])
         return int(self._ask(*_select("count(*)", wanted))[0][0])
 
@@ -162,13 +219,12 @@ class Index:
             limit: at most so many; by default all of them.
         """
         rest, limited = f"ORDER BY count DESC, {_NAMES} LIMIT ?", [-1 if limit is None else limit]
-        if wanted.whole_groups:
+        if _means_groups(wanted):
             sql = _select(f"{_NAMES}, count, first, last", wanted, rest, limited, table="kinds")
         else:
             times = "count(*) AS count, min(time), max(time)"
             sql = _select(f"{_NAMES}, {times}", wanted, f"GROUP BY kind {rest}", limited)
-        rows = self._ask(*sql)
-        return [Group(**dict(zip(_GROUP, row, strict=True))) for row in rows]
+        return [Group(**dict(zip(_GROUP, row, strict=True))) for row in self._ask(*sql)]
 
     def kinds(self) -> int:
         """Return how many groups there are."""
@@ -187,9 +243,9 @@ class Index:
         """Return reason, column and number of letters, for letters with a time from 0 to ``before``.
 
         Args:
-            first: UTC seconds at which the first column begins; what is earlier is in it too.
+            first: UTC seconds at which the first column begins; earlier letters are in it too.
             step: seconds of a column.
-            count: of columns; what is later is in the last.
+            count: number of columns; later letters are in the last one.
             before: UTC seconds.
         """
         return self._ask(_COLUMNS, [first, step, count - 1, before])
@@ -198,35 +254,39 @@ class Index:
         """Return a page of letters in the order of the queue.
 
         Args:
-            wanted: which.
+            wanted: which letters.
             after: ``number`` of the last row of the page before.
             limit: at most so many.
         """
         rest = "AND number > ? ORDER BY number LIMIT ?"
-        rows = self._ask(*_select(", ".join(_ROW), wanted, rest, [after, limit]))
-        return [Row(**(dict(zip(_ROW, row, strict=True)) | {"sound": bool(row[_SOUND])})) for row in rows]
+        found = self._ask(*_select(", ".join(_ROW), wanted, rest, [after, limit]))
+        rows = [dict(zip(_ROW, row, strict=True)) for row in found]
+        return [Row(**row | {"sound": bool(row["sound"])}) for row in rows]
 
     def reading(self, number: int) -> Reading:
-        """Return one letter, read.
+        """Return one letter, read again from what is kept of it.
 
         Raises:
-            ConfigurationError: no such letter.
+            ConfigurationError: there is no such letter, or it cannot be shown.
         """
         found = self._ask("SELECT letter FROM originals WHERE number = ?", [number])
         if not found:
             raise ConfigurationError("no such letter")
-        return read(Letter(message=_message(found[0][0])))
+        try:
+            message = json_form.from_form(strict_json.loads(found[0][0], depth=json_form.JSON_DEPTH, wide=True))
+        except MalformedMessage as error:
+            raise ConfigurationError(f"the letter cannot be shown: {error}") from error
+        return read(Letter(message=message))
 
     def forms(self, wanted: Filter = ALL) -> Iterator[dict[str, Any]]:
-        """Yield letters in the message form, in order, never all at once."""
+        """Yield letters in the JSON form of a message, in the order of the queue, a few at a time."""
         sql = _select("letter", wanted, "ORDER BY number", table="shown JOIN originals USING (number)")
         yield from (json.loads(raw) for (raw,) in self._each(*sql))
 
     def ids(self) -> Iterator[tuple[str, bool]]:
         """Yield each id once, and whether one of its letters is sound."""
-        yield from (
-            (row[0], bool(row[1])) for row in self._each("SELECT id, max(sound) FROM letters GROUP BY id", [])
-        )
+        rows = self._each("SELECT id, max(sound) FROM letters GROUP BY id", [])
+        yield from ((id, bool(sound)) for id, sound in rows)
 
     def freeze(self, wanted: Filter = ALL) -> Selection:
         """Return the letters that are meant now, counted."""
@@ -238,12 +298,11 @@ class Index:
             self._db.execute("UPDATE letters SET today = ? WHERE number = ?", [today, number])
 
     def _ask(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Return the rows of a question that are few."""
         with self._lock:
             return self._db.execute(sql, values).fetchall()
 
     def _each(self, sql: str, values: Sequence[Any]) -> Iterator[Any]:
-        """Yield the rows of a question that may be many."""
+        """Yield rows that may be many; the lock is released while the caller works on them."""
         with self._lock:
             cursor = self._db.execute(sql, values)
             rows = cursor.fetchmany(_CHUNK)
@@ -252,11 +311,11 @@ class Index:
             with self._lock:
                 rows = cursor.fetchmany(_CHUNK)
 
-    def _counted(self, found: Iterable[tuple[_Kind, float | None]]) -> dict[_Kind, int]:
-        """Count letters into their groups, and return each group's number."""
+    def _add_to_groups(self, readings: Iterable[Reading]) -> dict[_Kind, int]:
+        """Count letters into their groups, and return the number of each group."""
         times: dict[_Kind, list[float | None]] = {}
-        for kind, time in found:
-            times.setdefault(kind, []).append(time)
+        for found in readings:
+            times.setdefault(_kind(found), []).append(found.time)
         for kind, among in times.items():
             known = [time for time in among if time is not None]
             edges = (min(known), max(known)) if known else (None, None)
@@ -264,35 +323,23 @@ class Index:
         return {kind: self._db.execute(_KIND, kind).fetchone()[0] for kind in times}
 
 
-def _select(
-    what: str, wanted: Filter, rest: str = "", more: Sequence[Any] = (), *, table: str = "shown"
-) -> tuple[str, list[Any]]:
-    """Return a question about the letters that are meant, in SQL of our own words only, and its parameters."""
-    where, values = wanted.where()
-    return f"SELECT {what} FROM {table} WHERE {where} {rest}", [*values, *more]  # noqa: S608
-
-
 def _kind(reading: Reading) -> _Kind:
-    """Return the group of a letter."""
     kid = "" if reading.kid is None else harmless(reading.kid)
     return reading.reason, reading.issuer, kid, reading.subject, reading.destination
 
 
-def _letter(number: int, kind: int, reading: Reading) -> tuple[Any, ...]:
-    """Return the row of a letter."""
-    return (number, kind, reading.mark, reading.id, reading.detail, reading.scope, reading.time, reading.form,
-            reading.size, reading.sound)  # fmt: skip
+def _means_groups(wanted: Filter) -> bool:
+    """Tell whether a filter means every group as a whole or not at all."""
+    return wanted.given().keys() <= set(DIMENSIONS)
 
 
-def _form(letter: Letter) -> bytes:
-    """Return a letter's message in the index's own form."""
-    return strictjson.dumps(jsonform.to_form(letter.message))
-
-
-def _message(raw: bytes) -> Any:
-    """Return a letter's message from the index's own form."""
-    form = strictjson.loads(raw, depth=jsonform.JSON_DEPTH, wide=True)
-    try:
-        return jsonform.from_form(form)
-    except MalformedMessage as error:
-        raise ConfigurationError(f"the letter cannot be shown: {error}") from error
+def _select(
+    what: str, wanted: Filter, rest: str = "", more: Sequence[Any] = (), *, table: str = "shown"
+) -> tuple[str, list[Any]]:
+    """Return a query for the letters that are meant, and its parameters. No value stands in the SQL itself."""
+    conditions, values = ["1"], []
+    for name, value in wanted.given().items():
+        condition = _CONDITIONS.get(name, f"{name} = ?")
+        conditions.append(condition)
+        values += [value] * condition.count("?")
+    return f"SELECT {what} FROM {table} WHERE {' AND '.join(conditions)} {rest}", [*values, *more]  # noqa: S608

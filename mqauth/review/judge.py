@@ -1,73 +1,127 @@
-"""Today's verdict on dead letters: nothing is claimed, recorded or removed."""
+"""Today's verdict on dead letters. Nothing is claimed, recorded or removed.
+
+The original of a *reference* letter was too large for a letter. The letter names a place and its own id, and the
+original is read again at that place where the broker still has it. Whoever may write to the dead-letter queue can
+name any place, so what is found there counts only if it has that very id, which a digest of its content is part
+of.
+"""
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
 
-from mqauth.flow import Flow
+from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
-from mqauth.letters.lineage import NO_PAST, Past
-from mqauth.letters.release import without_release
+from mqauth.letters.dead_letter import letter_id
+from mqauth.letters.release import NO_PAST, Past, without_release
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
-from mqauth.review.filters import ALL, Filter
-from mqauth.review.index import Index, Row
-from mqauth.review.letter import Reading, redeliverable
+from mqauth.review.index import ALL, Filter, Index, Row
+from mqauth.review.letter import Reading, proven, redeliverable
 from mqauth.review.letterbox import BATCH
-from mqauth.review.recall import FAULTS, Originals, recalled
 from mqauth.wire.message import Message
 
 UNSOUND: Final = "letter_unsound"
+ONLY_REFERENCE: Final = "reference_only"
+GONE: Final = "original_gone"
+CHANGED: Final = "original_changed"
+_FAULTS: Final = (ONLY_REFERENCE, GONE, CHANGED)
+_PLACE: Final = re.compile(r"((?!\.{1,2}/)[A-Za-z0-9._-]{1,249})/([0-9]{1,9})/([0-9]{1,18})(?:@.{0,90})?")
 
 
-class _Untouched:
-    """A replay store that claims nothing: judging leaves no trace."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordPlace:
+    """Where Kafka has a record."""
 
-    def claim(self, request: ClaimRequest, /) -> ClaimStatus:
-        """Say that nothing was claimed before."""
+    topic: str
+    partition: int
+    offset: int
+
+
+class Originals(Protocol):
+    """Where originals can be read again. Synchronous or asynchronous."""
+
+    def fetch(self, place: RecordPlace, /) -> Message | None | Awaitable[Message | None]:
+        """Return the record at a place, ``None`` where there is none any more.
+
+        Raises:
+            Unavailable: ``dead_letter_unavailable``, the broker cannot be asked.
+        """
+        ...
+
+
+def recalled(reading: Reading, originals: Originals | None) -> Flow[Reading]:
+    """Return the reading of a reference letter with its original read again; any other reading as it is.
+
+    Where there is no such original the reading says why in its ``fault``: ``reference_only``, ``original_gone`` or
+    ``original_changed``.
+
+    Args:
+        reading: of any letter.
+        originals: where to look; ``None`` where the broker keeps nothing, as RabbitMQ.
+    """
+    if reading.form != "reference" or reading.original is not None:
+        return reading
+    named = _PLACE.fullmatch(reading.source)
+    if originals is None or named is None:
+        return replace(reading, fault=ONLY_REFERENCE)
+    place = RecordPlace(topic=named[1], partition=int(named[2]), offset=int(named[3]))
+    found = yield from call(originals.fetch, place)
+    if found is None:
+        return replace(reading, fault=GONE)
+    original = replace(found, origin=replace(found.origin, scope=reading.scope), native=None)
+    if original.malformed is not None or letter_id(original, reading.scope) != reading.id:
+        return replace(reading, fault=CHANGED)
+    return proven(reading, original)
+
+
+class _NoClaims:
+    """A replay store that claims nothing, so that judging leaves no trace."""
+
+    def claim(self, _request: ClaimRequest, /) -> ClaimStatus:
         return ClaimStatus.FRESH
 
-    def confirm(self, request: ClaimRequest, /) -> None:
-        """Do nothing."""
+    def confirm(self, _request: ClaimRequest, /) -> None:
+        pass
 
-    def release(self, request: ClaimRequest, /) -> None:
-        """Do nothing."""
+    def release(self, _request: ClaimRequest, /) -> None:
+        pass
 
 
 class Judge:
-    """Today's verdict on letters, without claims, records or letters.
+    """Gives today's verdict on letters.
 
     Args:
         guard: the consumer's pipeline, of which verifier and policy are asked.
-        originals: where the originals of mere references are read again, if anywhere.
+        originals: where the originals of reference letters are read again, if the broker keeps them.
     """
 
     def __init__(self, guard: Pipeline, originals: Originals | None = None) -> None:
         self.clock = guard.clock
         self._originals = originals
         self._scope = guard.scope
-        self._guard = Pipeline(
-            verifier=guard.verifier, policy=guard.policy, replay=_Untouched(), clock=guard.clock
-        )
+        self._guard = Pipeline(verifier=guard.verifier, policy=guard.policy, replay=_NoClaims(), clock=guard.clock)
 
     def scope_for(self, reading: Reading, wanted: str | None = None) -> str:
-        """Return the scope a letter is judged and released for: as asked, as configured, or its own."""
+        """Return the scope that a letter is judged and released for: the wanted, the pipeline's, or its own."""
         return wanted or self._scope or reading.scope
 
     def verdict(self, message: Message, *, scope: str) -> Flow[Outcome]:
-        """Judge a message as if it were delivered now; of replay nothing is known."""
+        """Judge a message as if it were delivered now, without asking whether it was handled before."""
         there = redeliverable(message, scope=scope, now=self.clock.now())
         return (yield from self._guard.judge(self._guard.receive(there)))
 
     def past(self, original: Message) -> Past:
-        """Return the dead letters a message had before this one, as far as a release on it proves them."""
+        """Return the dead letters that a message had before, as far as a release on it proves them."""
         authorities = self._guard.verifier.release
         return NO_PAST if authorities is None else authorities.past(original, self.clock.now())
 
     def recalled(self, reading: Reading) -> Flow[Reading]:
-        """Return the reading with its original, read again where the letter is only a reference."""
+        """Return the reading with its original, read again where the letter is a reference."""
         return (yield from recalled(reading, self._originals))
 
     def today(self, reading: Reading) -> Flow[str]:
@@ -75,17 +129,18 @@ class Judge:
         reading = yield from self.recalled(reading)
         if reading.original is None or not reading.sound:
             return why_unsound(reading)
-        bare = without_release(reading.original)  # of a release it came with before nothing is left
-        return said((yield from self.verdict(bare, scope=self.scope_for(reading) or "default")))
+        # A release that the message came with is not one that a redrive would sign.
+        bare = without_release(reading.original)
+        return word_for((yield from self.verdict(bare, scope=self.scope_for(reading) or "default")))
 
 
 def why_unsound(reading: Reading) -> str:
     """Return in one word why a letter has no original that could be sent."""
-    return reading.fault if reading.fault in FAULTS else UNSOUND
+    return reading.fault if reading.fault in _FAULTS else UNSOUND
 
 
-def said(outcome: Outcome) -> str:
-    """Return a verdict in one word."""
+def word_for(outcome: Outcome) -> str:
+    """Return an outcome in one word: ``accepted``, a reason, or a cause."""
     if outcome.verdict is Verdict.ACCEPTED:
         return str(outcome.verdict.value)
     return str(outcome.reason or outcome.cause or outcome.verdict.value)
@@ -100,17 +155,15 @@ def judge(
     progress: Callable[[int], None] = lambda seen: None,
     cancelled: threading.Event | None = None,
 ) -> Flow[Counter[str]]:
-    """Run today's verifier over letters of an index, note each verdict in it, and return the counts.
-
-    Nothing in the queue is touched, and nothing is claimed.
+    """Judge letters of an index by today's verifier, note each verdict in the index, and return the counts.
 
     Args:
         index: of the letters.
         guard: the consumer's pipeline.
         wanted: which letters.
-        originals: where the originals of mere references are read again, if anywhere.
+        originals: where the originals of reference letters are read again, if the broker keeps them.
         progress: called with the number of letters judged so far.
-        cancelled: set, from any thread, to stop before the next letter.
+        cancelled: set from any thread, it stops before the next letter.
     """
     today, counts = Judge(guard, originals), Counter[str]()
     for row in rows(index, wanted, cancelled):
@@ -122,7 +175,7 @@ def judge(
 
 
 def rows(index: Index, wanted: Filter, cancelled: threading.Event | None) -> Iterator[Row]:
-    """Yield letters of an index a page at a time, until cancelled."""
+    """Yield letters of an index, read a page at a time, until cancelled."""
     after = 0
     while page := index.page(wanted, after=after, limit=BATCH):
         after = page[-1].number

@@ -1,37 +1,48 @@
-"""The letter box of a Kafka topic: letters stay, and are resolved by records on ``<topic>.reviewed``.
+"""The letter box of a Kafka topic, and single records of other topics, read again at their offsets.
 
-That topic is compacted and keyed by dead id and place of the letter, so several reviewers agree with no database.
+Letters stay in their topic. What is redriven or discarded is resolved by a record on ``<topic>.reviewed``. That
+topic is compacted and keyed by the letter's id and place, so that several reviewers agree without a database.
 """
 
 from __future__ import annotations
 
+import math
+import threading
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
 import kafka as kafka_python
 import kafka.admin as kafka_admin
-from kafka.errors import KafkaError, MessageSizeTooLargeError, TopicAlreadyExistsError
+from kafka.errors import (
+    InvalidTopicError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+)
 
 from mqauth.brokers.kafka import poison as kafka_poison
 from mqauth.brokers.kafka.client import producer_settings, settings_of
-from mqauth.brokers.kafka.translate import carries, from_native
+from mqauth.brokers.kafka.translate import Logs, carries, from_native
 from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
-from mqauth.review.letter import Letter, lineage
-from mqauth.wire import destination
-from mqauth.wire import strict_json as strictjson
+from mqauth.review.judge import RecordPlace
+from mqauth.review.letter import Letter, letter_headers
+from mqauth.wire import destination, strict_json
 from mqauth.wire.message import Message
 
 REVIEWED: Final = ".reviewed"
 _PYTHON: Any = kafka_python  # its classes have no types
 _ADMIN: Any = kafka_admin
 _POLL_MS: Final = 200
-_ALL: Final = (-1, "all")
+_NOT_FOR_US: Final = (InvalidTopicError, TopicAuthorizationFailedError, UnknownTopicOrPartitionError)
+"""Errors that a forged letter can cause by the topic it names. They say nothing about the broker."""
 
 
 class KafkaLetterBox:
-    """Dead letters of one topic.
+    """The dead letters of one topic.
 
     Args:
         consumer: a ``KafkaConsumer`` without group and deserializers, for this box alone.
@@ -40,21 +51,18 @@ class KafkaLetterBox:
         timeout: seconds to wait for the broker.
 
     Raises:
-        ConfigurationError: a client is set up otherwise.
+        ConfigurationError: a client has other settings.
     """
 
     def __init__(self, consumer: Any, producer: Any, topic: str, *, timeout: float = 30) -> None:
         config = producer_settings(producer)
-        if config["enable_idempotence"] or config["acks"] not in _ALL:
+        if config["enable_idempotence"] or config["acks"] not in (-1, "all"):
             raise ConfigurationError('the producer wants acks="all" and enable_idempotence=False')
-        if settings_of(consumer, "KafkaConsumer")["group_id"] is not None:
-            raise ConfigurationError("the consumer wants no group: it commits nothing")
+        _check_no_group(consumer)
         self._consumer = consumer
         self._producer = producer
         self.name = topic
         self.destination = destination.kafka(topic)
-        self.reviewed = topic + REVIEWED
-        self.skipped = 0
         self.expected = 0
         self._timeout = timeout
         self._ends: dict[Any, int] | None = None
@@ -78,7 +86,7 @@ class KafkaLetterBox:
         return found
 
     def publish(self, message: Message, /) -> None:
-        """Send to the message's own topic, and wait for the broker.
+        """Send a message to its own topic, and wait for the broker.
 
         Raises:
             MalformedMessage: it is no message of Kafka, or kafka-python cannot send it as it was.
@@ -104,12 +112,11 @@ class KafkaLetterBox:
             Unavailable: ``dead_letter_unavailable``.
         """
         origin = letter.message.origin
-        value = strictjson.dumps({"v": 1, "partition": origin.partition, "offset": origin.offset})
-        self._send(self.reviewed, value=value, key=letter.handle)
+        value = strict_json.dumps({"v": 1, "partition": origin.partition, "offset": origin.offset})
+        self._send(self.name + REVIEWED, value=value, key=letter.handle)
         self._resolved.add(letter.handle)
 
     def _send(self, topic: str, **record: Any) -> None:
-        """Send one record and wait for the confirm."""
         try:
             self._producer.send(topic, **record).get(timeout=self._timeout)
         except MessageSizeTooLargeError:
@@ -118,17 +125,16 @@ class KafkaLetterBox:
             raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
 
     def _batch(self, limit: int) -> list[Letter]:
-        """Return the next open letters of the pass."""
         if self._ends is None:
             self._begin()
-        while len(self._waiting) < limit and self._polled():
+        while len(self._waiting) < limit and self._poll_letters():
             continue
         return [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
 
     def _begin(self) -> None:
-        """Read what is resolved, then stand at the beginning of the letters."""
+        """Read what is resolved, then go to the beginning of the letters."""
         self._resolved, self._waiting = set(), deque()
-        self._assign(self.reviewed)
+        self._assign(self.name + REVIEWED)
         while (records := self._poll()) is not None:
             self._resolved |= {record.key for record in records if record.value is not None and record.key}
         self._assign(self.name)
@@ -136,7 +142,7 @@ class KafkaLetterBox:
         self.expected = max(0, there - len(self._resolved))
 
     def _assign(self, topic: str) -> None:
-        """Stand at the beginning of every partition, and note where they end."""
+        """Go to the beginning of every partition, and note where they end now."""
         partitions = self._consumer.partitions_for_topic(topic)
         if not partitions:
             raise ConfigurationError(f"there is no topic {topic}")
@@ -145,8 +151,8 @@ class KafkaLetterBox:
         self._consumer.seek_to_beginning(*places)
         self._ends = self._consumer.end_offsets(places)
 
-    def _polled(self) -> bool:
-        """Take what one poll brings; tell whether the pass goes on."""
+    def _poll_letters(self) -> bool:
+        """Keep the open letters of one poll, and tell whether the pass goes on."""
         records = self._poll()
         for record in records or ():
             message = from_native(record, scope=self.name)
@@ -156,17 +162,18 @@ class KafkaLetterBox:
         return records is not None
 
     def _poll(self) -> list[Any] | None:
-        """Return the next records, ``None`` at the end; a batch that cannot be parsed is stepped over."""
+        """Return the next records, ``None`` at the end of the pass."""
         ends = self._ends or {}
         if all(self._consumer.position(place) >= end for place, end in ends.items()):
             return None
         try:
             polled = self._consumer.poll(timeout_ms=_POLL_MS)
         except Exception as error:
+            # kafka-python stops at a batch that it cannot parse. Without stepping over it nobody could review
+            # the letters behind it.
             poison = kafka_poison.find_poison(error)
             if poison is None:
                 raise
-            self.skipped += 1
             self._consumer.seek(poison.partition, poison.beyond)
             return []
         return [
@@ -174,10 +181,84 @@ class KafkaLetterBox:
         ]
 
 
+class KafkaRecords:
+    """Reads single records, of whatever topic.
+
+    Args:
+        consumer: a ``KafkaConsumer`` without group and deserializers, for this alone, best with
+            ``allow_auto_create_topics=False``: a letter may name any topic.
+        timeout: seconds to wait for the broker.
+
+    Raises:
+        ConfigurationError: the consumer has a group.
+    """
+
+    def __init__(self, consumer: Any, *, timeout: float = 30) -> None:
+        _check_no_group(consumer)
+        self._consumer = consumer
+        self._logs = Logs(consumer)
+        self._timeout = timeout
+        self._lock = threading.Lock()  # a KafkaConsumer refuses a second thread
+
+    def fetch(self, place: RecordPlace, /) -> Message | None:
+        """Return the record at a place, ``None`` where it is deleted, not readable for us, or never was.
+
+        Raises:
+            Unavailable: ``dead_letter_unavailable``.
+        """
+        try:
+            with self._lock:
+                found = self._record(place)
+        except _NOT_FOR_US:
+            return None
+        except (KafkaError, OSError) as error:
+            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
+        return None if found is None else from_native(found, scope="", log=self._logs.of(place.topic))
+
+    def _record(self, place: RecordPlace) -> Any:
+        if place.partition not in (self._consumer.partitions_for_topic(place.topic) or ()):
+            return None
+        partition = _PYTHON.TopicPartition(place.topic, place.partition)
+        first = self._consumer.beginning_offsets([partition])[partition]
+        if not first <= place.offset < self._consumer.end_offsets([partition])[partition]:
+            return None
+        self._consumer.assign([partition])
+        self._consumer.seek(partition, place.offset)
+        record = self._next(partition)
+        return record if record is not None and record.offset == place.offset else None
+
+    def _next(self, partition: Any) -> Any:
+        """Return the first record from here on; ``None`` where the batch cannot be parsed.
+
+        Raises:
+            KafkaError: nothing came in time.
+        """
+        for _ in range(math.ceil(self._timeout * 1000 / _POLL_MS)):
+            try:
+                polled = self._consumer.poll(timeout_ms=_POLL_MS, max_records=1)
+            except Exception as error:
+                if kafka_poison.find_poison(error) is None:
+                    raise
+                return None
+            if records := polled.get(partition):
+                return records[0]
+            # Offsets of compacted records and of the markers of transactions have nothing to return.
+            if self._consumer.position(partition) >= self._consumer.end_offsets([partition])[partition]:
+                return None
+        raise KafkaError("no record in time")
+
+
+def _check_no_group(consumer: Any) -> None:
+    if settings_of(consumer, "KafkaConsumer")["group_id"] is not None:
+        raise ConfigurationError("the consumer wants no group: it commits nothing")
+
+
 def resolution_key(message: Message) -> bytes:
-    """Return the key of a letter's resolution: its dead id and its place, so that none resolves another."""
+    """Return the key of a letter's resolution: its id and its place, so that no letter resolves another."""
     origin = message.origin
-    return f"{lineage(message).get('id', '')[:64]}/{origin.partition}/{origin.offset}".encode("utf-8", "replace")
+    return f"{letter_headers(message).get('id', '')[:64]}/{origin.partition}/{origin.offset}".encode(
+        "utf-8", "replace"
+    )
 
 
 def create_reviewed(admin: Any, topic: str, *, replicas: int = -1) -> None:

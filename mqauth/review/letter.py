@@ -1,7 +1,7 @@
-"""A dead letter read: totally, with nothing in it believed that was not checked, and the original restored.
+"""Reads a dead letter, whatever bytes it has, believes nothing unchecked, and restores the original message.
 
-Whoever may write to the dead-letter queue can write anything here. ``sound`` says that the original could be
-restored and that the letter's id and digest, computed again, are the ones it names.
+Whoever may write to the dead-letter queue can write anything into it. ``sound`` says that the original could be
+restored, and that the letter's id and digest, computed again, are the ones that it names.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
-from mqauth.audit.record import MAX_SOURCE, harmless
+from mqauth.audit.record import MAX_SOURCE, harmless, iso_time
 from mqauth.errors import MalformedMessage, Reason, Rejection
 from mqauth.letters.dead_letter import PREFIX, content_digest, letter_id
-from mqauth.letters.lineage import MAX_HOPS
-from mqauth.wire import batch, destination, envelope, jws
+from mqauth.letters.release import MAX_HOPS
+from mqauth.wire import batch, destination, envelope, json_form, jws, strict_json
 from mqauth.wire import claims as claim_set
-from mqauth.wire import json_form as jsonform
-from mqauth.wire import strict_json as strictjson
 from mqauth.wire.claims import Claims
-from mqauth.wire.message import TOKEN_HEADER, HeaderPair, HeaderValue, Message, Origin
+from mqauth.wire.message import TOKEN_HEADER, HeaderPair, Message, Origin
 
 UNKNOWN: Final = "unknown"
 _LIVE: Final = frozenset(("user-id", "expiration", "reply-to", "message-id", "delivery-mode", "cluster-id"))
+"""Properties that act on a letter itself; those of the original are in the letter's metadata."""
 _OVERWRITTEN: Final = "timestamp_in_ms"
-_ID = re.compile(r"[0-9a-f]{64}")
-_COUNT = re.compile(r"[1-9][0-9]{0,6}")
+_COUNTS: Final = ("x-delivery-count", "x-acquired-count")
+_ID: Final = re.compile(r"[0-9a-f]{64}")
+_COUNT: Final = re.compile(r"[1-9][0-9]{0,6}")
 _FORMS: Final = ("whole", "json", "reference")
 _REASONS: Final = frozenset(Reason)
 
@@ -38,7 +38,7 @@ class Letter:
 
     Args:
         message: as the broker has it.
-        handle: the letter box's own: what it takes to remove this very letter.
+        handle: what the letter box needs to remove this very letter.
     """
 
     message: Message
@@ -46,13 +46,13 @@ class Letter:
 
     @property
     def mark(self) -> str:
-        """SHA-256 over the letter as it lies: tells it from every letter that is not byte for byte the same."""
+        """SHA-256 of the letter as it lies; only letters that are byte for byte the same have the same mark."""
         return content_digest(self.message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What a letter says; texts are harmless to show, and claims are claims.
+    """What a letter says. Its texts are harmless to show, and nothing in it but ``sound`` is proven.
 
     Args:
         mark: ``Letter.mark``.
@@ -60,14 +60,14 @@ class Reading:
         reason: one of ``Reason``, or ``unknown``.
         detail, scope, destination, source, audit: as the letter says.
         time: UTC seconds of the verdict, ``None`` where the letter does not say.
-        count: how often the message was dead-lettered, this letter included, as the letter says.
-        history: the letters before, as the letter says: their ids, reasons and times of release.
-        form: ``whole``, ``json`` or ``reference``.
+        count: how often the message was dead-lettered, this letter included.
+        history: earlier letters of the message: their ids, reasons and times of release.
+        form: ``whole``, ``json``, ``reference`` or ``unknown``.
         size: bytes of the letter's body.
         original: the message as it was rejected, ``None`` where it cannot be restored.
-        sound: id and digest hold for the original.
+        sound: whether id and digest hold for the original.
         fault: why it is not sound.
-        claims, kid, alg: what the token claims, as far as it could be parsed.
+        claims, kid, alg: what the token claims, as far as it can be parsed.
     """
 
     mark: str
@@ -92,37 +92,35 @@ class Reading:
 
     @property
     def issuer(self) -> str:
-        """The claimed ``iss``, harmless; empty where there is none."""
+        """The claimed ``iss``, harmless to show; empty where there is none."""
         return "" if self.claims is None else harmless(self.claims.iss)
 
     @property
     def subject(self) -> str:
-        """The claimed ``sub``, harmless; empty where there is none."""
+        """The claimed ``sub``, harmless to show; empty where there is none."""
         return "" if self.claims is None else harmless(self.claims.sub)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the reading as JSON values, the original in the message form."""
-        return {
-            "id": self.id, "mark": self.mark, "reason": self.reason, "detail": self.detail, "time": self.time,
-            "scope": self.scope, "destination": self.destination, "source": self.source, "audit": self.audit,
-            "count": self.count, "history": [dict(hop) for hop in self.history],
+        """Return the reading as JSON values, the original in the JSON form of a message."""
+        same = ("id", "mark", "reason", "detail", "time", "scope", "destination", "source", "audit", "count")
+        return {name: getattr(self, name) for name in same} | {
+            "history": [dict(hop) for hop in self.history],
             "form": self.form, "size": self.size, "sound": self.sound, "fault": self.fault,
             "kid": None if self.kid is None else harmless(self.kid), "alg": self.alg,
             "claimed": None if self.claims is None else self.claims.as_dict(),
-            "message": None if self.original is None else jsonform.to_form(self.original),
+            "message": None if self.original is None else json_form.to_form(self.original),
         }  # fmt: skip
 
 
 def read(letter: Letter) -> Reading:
-    """Read a letter; never raises, whatever was written."""
+    """Read a letter. It never raises, whatever the letter holds."""
     message = letter.message
-    lines = lineage(message)
+    lines = letter_headers(message)
     form = lines.get("form", "whole")
     original, fault = _restored(message, lines, form)
     named = lines.get("id", "")
     if fault is None and original is not None:
         fault = _unsound(original, lines, named)
-    opened, found = _token(original)
     mark = letter.mark
     return Reading(
         mark=mark,
@@ -133,38 +131,36 @@ def read(letter: Letter) -> Reading:
         destination=harmless(lines.get("destination", "")),
         source=harmless(lines.get("source", ""), MAX_SOURCE),
         audit=harmless(lines.get("audit", "")),
-        time=_time(lines.get("time", "")),
-        count=_count(lines.get("count", "")),
+        time=_seconds(lines.get("time", "")),
+        count=int(lines["count"]) if _COUNT.fullmatch(lines.get("count", "")) else 1,
         history=_history(lines.get("history", "")),
         form=form if form in _FORMS else UNKNOWN,
         size=len(message.body or b""),
         original=original,
         sound=fault is None,
         fault=fault,
-        claims=found,
-        kid=None if opened is None else opened.kid,
-        alg=None if opened is None else opened.algorithm,
+        **_token_fields(original),
     )
 
 
 def restore(letter: Message) -> Message:
-    """Return the message a letter was made of.
+    """Return the message that a letter was made of.
 
     Args:
         letter: as the broker has it, in any of its forms.
 
     Raises:
-        MalformedMessage: it cannot be restored: only a reference is left, or the letter is in no form.
+        MalformedMessage: it cannot be restored: only a reference is left, or the letter has no known form.
     """
-    lines = lineage(letter)
+    lines = letter_headers(letter)
     original, fault = _restored(letter, lines, lines.get("form", "whole"))
     if original is None:
         raise MalformedMessage(fault or "the letter cannot be restored")
     return original
 
 
-def lineage(message: Message) -> dict[str, str]:
-    """Return a letter's own headers without their prefix, as text; of a repeated one the first."""
+def letter_headers(message: Message) -> dict[str, str]:
+    """Return a letter's own headers as text, by their names without prefix; of a repeated one the first."""
     found: dict[str, str] = {}
     for name, value in message.headers:
         if name.startswith(PREFIX) and isinstance(value, str | bytes):
@@ -179,13 +175,14 @@ def _restored(message: Message, lines: Mapping[str, str], form: str) -> tuple[Me
         if form == "whole":
             return _from_whole(message, lines), None
         if form == "json":
-            return _from_body(message), None
+            return json_form.from_form(_parse(message.body or b"", "body")), None
         if form == "reference":
             return None, "only a reference is left: the message was too large for a letter"
         return None, "the letter is in no known form"
     except MalformedMessage as error:
         return None, str(error)
-    except Exception as error:  # the law of the edge: a forged letter is a fault, never an exception
+    # A forged letter must not end the pass over all letters, whatever it makes a parser raise.
+    except Exception as error:
         return None, f"{type(error).__name__} while it was read"
 
 
@@ -200,7 +197,7 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
     properties: dict[str, str] = {}
     if parsed[0] == destination.RABBITMQ:
         properties = {name: value for name, value in message.properties.items() if name not in _LIVE}
-        properties |= _properties(metadata)
+        properties |= _live_properties(metadata)
     return Message(
         destination=place, body=message.body, key=message.key, properties=properties, headers=headers,
         origin=_origin(lines, parsed),
@@ -208,42 +205,35 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
 
 
 def _kept(message: Message, scheme: str) -> list[HeaderPair]:
-    """Return the headers that stayed headers, the token under its own name."""
+    """Return the headers that stayed headers of the letter, the token under its own name."""
     kept: list[HeaderPair] = []
     for name, value in message.headers:
         if name == f"{PREFIX}token":
             kept.append((TOKEN_HEADER, value))
-        elif scheme == destination.RABBITMQ and name in (_OVERWRITTEN, "x-delivery-count", "x-acquired-count"):
-            continue  # written by the broker on the letter
+        elif scheme == destination.RABBITMQ and name in (_OVERWRITTEN, *_COUNTS):
+            # The broker wrote these on the letter, not on the original.
+            continue
         elif not name.lower().startswith(PREFIX):
             kept.append((name, value))
     return kept
 
 
-def _from_body(message: Message) -> Message:
-    """Return the original of a letter whose body is the JSON form."""
+def _parse(raw: bytes, part: str) -> Any:
     try:
-        form = strictjson.loads(message.body or b"", depth=jsonform.JSON_DEPTH, wide=True)
-    except strictjson.StrictJSONError as error:
-        raise MalformedMessage(f"the letter's body is {error}") from error
-    return jsonform.from_form(form)
+        return strict_json.loads(raw, depth=json_form.JSON_DEPTH, wide=True)
+    except strict_json.StrictJSONError as error:
+        raise MalformedMessage(f"the letter's {part} is {error}") from error
 
 
 def _metadata(text: str | None) -> dict[str, Any]:
-    """Return a letter's metadata."""
-    if text is None:
-        return {}
-    try:
-        found = strictjson.loads(text.encode("utf-8", "backslashreplace"), depth=jsonform.JSON_DEPTH, wide=True)
-    except strictjson.StrictJSONError as error:
-        raise MalformedMessage(f"the letter's metadata is {error}") from error
+    found = {} if text is None else _parse(text.encode("utf-8", "backslashreplace"), "metadata")
     if not isinstance(found, dict):
         raise MalformedMessage("the letter's metadata is no object")
     return found
 
 
 def _merged(headers: list[HeaderPair], metadata: Mapping[str, Any]) -> tuple[HeaderPair, ...]:
-    """Return the headers with those kept as metadata back in their places."""
+    """Return the headers with those of the metadata back in their places; their order is signed."""
     pairs = metadata.get("headers", [])
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise MalformedMessage("the letter's metadata has no list of headers")
@@ -258,16 +248,13 @@ def _merged(headers: list[HeaderPair], metadata: Mapping[str, Any]) -> tuple[Hea
 
 
 def _header(pair: list[Any]) -> HeaderPair:
-    """Return a header kept as metadata."""
     name, tagged = pair
     if not isinstance(name, str):
         raise MalformedMessage("a header's name is text")
-    value: HeaderValue = jsonform.value_from_form(tagged)
-    return name, value
+    return name, json_form.value_from_form(tagged)
 
 
-def _properties(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Return the properties kept as metadata."""
+def _live_properties(metadata: Mapping[str, Any]) -> dict[str, str]:
     found = metadata.get("properties", {})
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise MalformedMessage("the letter's metadata has no table of properties")
@@ -275,7 +262,7 @@ def _properties(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _origin(lines: Mapping[str, str], parsed: tuple[str, ...]) -> Origin:
-    """Return where the original came from, as the letter says; its id tells whether that is so."""
+    """Return where the original came from, as the letter says. Its id proves whether that is true."""
     scope, source = lines.get("scope"), lines.get("source", "")
     if parsed[0] == destination.RABBITMQ:
         return Origin(scope=scope, queue=source, exchange=parsed[1], routing_key=parsed[2])
@@ -286,7 +273,7 @@ def _origin(lines: Mapping[str, str], parsed: tuple[str, ...]) -> Origin:
 
 
 def _unsound(original: Message, lines: Mapping[str, str], named: str) -> str | None:
-    """Return what does not hold of a letter."""
+    """Return why a letter is not sound, ``None`` where it is."""
     digest = content_digest(original)
     if digest != lines.get("digest"):
         return "the digest is of another message"
@@ -295,28 +282,24 @@ def _unsound(original: Message, lines: Mapping[str, str], named: str) -> str | N
     return None
 
 
-def _token(original: Message | None) -> tuple[jws.Opened | None, Claims | None]:
-    """Return what the token of an original claims, as far as it can be parsed."""
+def _token_fields(original: Message | None) -> dict[str, Any]:
+    """Return what the token of an original claims: ``kid``, ``alg`` and ``claims``, ``None`` where unreadable."""
+    found: dict[str, Any] = {"kid": None, "alg": None, "claims": None}
     if original is None:
-        return None, None
-    opened: jws.Opened | None = None
+        return found
     try:
         opened = jws.take_apart(batch.split(envelope.token_of(original))[0])
-        return opened, claim_set.parse(opened.payload)
+        found |= {"kid": opened.kid, "alg": opened.algorithm}
+        return found | {"claims": claim_set.parse(opened.payload)}
     except Rejection:
-        return opened, None
-
-
-def _count(text: str) -> int:
-    """Return how often a message was dead-lettered, 1 where the letter does not say."""
-    return int(text) if _COUNT.fullmatch(text) else 1
+        return found
 
 
 def _history(text: str) -> tuple[Mapping[str, str], ...]:
-    """Return the letters before, none where what the letter says is in no form."""
+    """Return the earlier letters, none where what the letter says of them is not in its form."""
     try:
-        found = strictjson.loads(text.encode("utf-8", "backslashreplace"), depth=2)
-    except strictjson.StrictJSONError:
+        found = strict_json.loads(text.encode("utf-8", "backslashreplace"), depth=2)
+    except strict_json.StrictJSONError:
         return ()
     if type(found) is not list or len(found) > MAX_HOPS or not all(type(hop) is dict for hop in found):
         return ()
@@ -325,8 +308,7 @@ def _history(text: str) -> tuple[Mapping[str, str], ...]:
     )
 
 
-def _time(text: str) -> float | None:
-    """Return the UTC seconds of an RFC 3339 time."""
+def _seconds(text: str) -> float | None:
     try:
         moment = datetime.fromisoformat(text)
         return None if moment.tzinfo is None else moment.timestamp()
@@ -334,32 +316,40 @@ def _time(text: str) -> float | None:
         return None
 
 
+def time_text(seconds: float | None) -> str:
+    """Return UTC seconds as RFC 3339; empty where there are none, or no calendar has the time."""
+    try:
+        return "" if seconds is None else iso_time(seconds)
+    except (OverflowError, ValueError, OSError):
+        return ""
+
+
 def proven(reading: Reading, original: Message) -> Reading:
-    """Return the reading of a letter whose original was found elsewhere and is the one its id names."""
-    opened, found = _token(original)
+    """Return the reading of a letter whose original was found elsewhere and has the id that the letter names."""
     return replace(
         reading, original=original, sound=True, fault=None, destination=harmless(original.destination),
-        claims=found, kid=None if opened is None else opened.kid, alg=None if opened is None else opened.algorithm,
+        **_token_fields(original),
     )  # fmt: skip
 
 
 def redeliverable(original: Message, *, scope: str, now: float) -> Message:
-    """Return an original as it would be delivered again: without what acts on its own or brokers write.
+    """Return an original as it would be delivered again.
 
-    A ``CC`` stays where the producer's token covers it: it is the producer's own word then.
+    It has no headers and properties that brokers write, or that would make one send copies elsewhere or delay it.
+    A ``CC`` stays where the producer's token covers it, since the producer wanted it then.
 
     Args:
         original: restored.
-        scope: on whose behalf it is judged.
-        now: UTC seconds; the broker would append it then.
+        scope: for which it is judged.
+        now: UTC seconds, at which the broker would append it.
     """
-    found = _token(original)[1]
-    dropped = {"BCC", "x-delay", _OVERWRITTEN, "CC"} - set(() if found is None else found.mqa.hdr)
+    claims = _token_fields(original)["claims"]
+    dropped = {"BCC", "x-delay", _OVERWRITTEN, "CC"} - set(() if claims is None else claims.mqa.hdr)
     headers = tuple(
         pair for pair in original.headers if pair[0] not in dropped and not envelope.is_broker_written(pair[0])
     )
-    kept = ("user-id", "expiration", "delivery-mode", "cluster-id")
-    properties = {name: value for name, value in original.properties.items() if name not in kept}
+    live = ("user-id", "expiration", "delivery-mode", "cluster-id")
+    properties = {name: value for name, value in original.properties.items() if name not in live}
     origin = replace(
         original.origin, scope=scope, timestamp_ms=int(now * 1000), timestamp_type="append", redelivered=False
     )

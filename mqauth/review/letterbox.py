@@ -1,26 +1,35 @@
-"""What reviewing needs of a broker: three methods and what the box is called; of either colour."""
+"""A dead-letter queue or topic: the protocol, passes over it, and that of the broker in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
-from typing import Protocol
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
 
-from mqauth.review.letter import Letter
-from mqauth.wire.message import Message
+from mqauth.brokers.memory import MemoryBroker, UnroutableError
+from mqauth.clock import SYSTEM_CLOCK, Clock
+from mqauth.errors import Cause, MalformedMessage, Unavailable
+from mqauth.flow import Flow, call
+from mqauth.judging.pipeline import Delivery
+from mqauth.review.index import Index
+from mqauth.review.letter import Letter, read
+from mqauth.wire import json_form
+from mqauth.wire.message import NO_ORIGIN, Message
 
 BATCH = 200
 """Letters asked for at once."""
 
 
 class LetterBox(Protocol):
-    """A dead-letter queue or topic: looked through in passes, and what is not removed stays.
+    """A dead-letter queue or topic, read in passes. What is not removed stays. Synchronous or asynchronous.
 
-    One pass at a time. A crash in the middle of one changes nothing but what was removed.
+    There is one pass at a time. A crash in the middle of one changes nothing but what was removed.
     """
 
     @property
     def name(self) -> str:
-        """The queue or topic."""
+        """Name of the queue or topic."""
         ...
 
     @property
@@ -30,14 +39,14 @@ class LetterBox(Protocol):
 
     @property
     def expected(self) -> int:
-        """Letters the broker said there were when the pass began, about; 0 where it does not say."""
+        """About how many letters there were when the pass began; 0 where the broker does not say."""
         ...
 
     def browse(self, limit: int, /) -> Sequence[Letter] | Awaitable[Sequence[Letter]]:
-        """Return the next letters of a pass, at most so many; none at its end, after which another begins.
+        """Return the next letters of the pass; none at its end, after which a new pass begins.
 
         Args:
-            limit: 0 ends the pass, and returns nothing.
+            limit: return at most so many; 0 ends the pass and returns none.
 
         Raises:
             Unavailable: ``dead_letter_unavailable``, the broker cannot be asked; the pass has ended.
@@ -54,9 +63,138 @@ class LetterBox(Protocol):
         ...
 
     def remove(self, letter: Letter, /) -> Awaitable[None] | None:
-        """Remove, or mark as resolved, the very letter this pass returned.
+        """Remove the very letter that this pass returned, or mark it as resolved.
 
         Raises:
-            Unavailable: ``dead_letter_unavailable``; it may come again.
+            Unavailable: ``dead_letter_unavailable``; the letter may come again.
         """
         ...
+
+
+def survey(
+    box: LetterBox, *, clock: Clock = SYSTEM_CLOCK, progress: Callable[[int], None] = lambda count: None
+) -> Flow[Index]:
+    """Read a letter box into a new index, removing nothing.
+
+    Args:
+        box: the letter box.
+        clock: tells the time at which the pass begins.
+        progress: called with the number of letters read so far.
+
+    Raises:
+        Unavailable: the broker cannot be asked.
+    """
+    index = Index(clock.now())
+    try:
+        yield from fill(index, box, progress=progress)
+    except BaseException:
+        index.close()
+        raise
+    return index
+
+
+def fill(
+    index: Index,
+    box: LetterBox,
+    *,
+    progress: Callable[[int], None] = lambda count: None,
+    cancelled: threading.Event | None = None,
+) -> Flow[None]:
+    """Read a letter box into an index, which is ``complete`` at the end of the pass.
+
+    Args:
+        index: empty; others may read it meanwhile, and it keeps what was read where the pass fails.
+        box: the letter box.
+        progress: called with the number of letters read so far.
+        cancelled: set from any thread, it ends the pass after the letters at hand.
+
+    Raises:
+        Unavailable: the broker cannot be asked.
+    """
+    try:
+        while letters := (yield from call(box.browse, BATCH)):
+            index.expected = box.expected
+            index.add(letters)
+            progress(index.size)
+            # With all letters read only the end of the pass is left, and an index that is complete is worth more.
+            whole = index.size == index.expected
+            if cancelled is not None and cancelled.is_set() and not whole:
+                yield from call(box.browse, 0)
+                return
+    except Unavailable:
+        raise
+    except Exception:
+        yield from call(box.browse, 0)
+        raise
+    index.complete = True
+
+
+def take_in(
+    box: LetterBox, forms: Iterable[Any], *, progress: Callable[[int], None] = lambda count: None
+) -> Flow[int]:
+    """Publish exported letters to a letter box, each confirmed, and return how many.
+
+    Args:
+        box: of the same broker that they came from.
+        forms: letters in the JSON form of a message.
+        progress: called with the number published so far.
+
+    Raises:
+        MalformedMessage: one is no letter, or is not sound; those before it are published.
+        Unavailable: the broker refused one, or could not be reached.
+    """
+    count = 0
+    for form in forms:
+        message = json_form.from_form(form)
+        if not read(Letter(message=message)).sound:
+            raise MalformedMessage(f"letter {count + 1}: is no dead letter whose id and digest hold")
+        yield from call(box.publish, replace(message, destination=box.destination, origin=NO_ORIGIN))
+        count += 1
+        progress(count)
+    return count
+
+
+class MemoryLetterBox:
+    """The dead letters of one queue of a ``MemoryBroker``.
+
+    Args:
+        broker: where the queue is.
+        place: destination of the queue.
+    """
+
+    def __init__(self, broker: MemoryBroker, place: str) -> None:
+        self._broker = broker
+        self.name = self.destination = place
+        self._held: dict[int, Message] = {}
+        self._seen = self.expected = 0
+
+    def browse(self, limit: int, /) -> Sequence[Letter]:
+        """Take the next letters; the end of the pass gives back those that were not removed."""
+        if not self._held:
+            self.expected = len(self._broker.waiting(self.name))
+        found: list[Letter] = []
+        while len(found) < limit and (taken := self._broker.take(self.name)) is not None:
+            message = taken.message if isinstance(taken, Delivery) else taken
+            self._held[self._seen] = message
+            found.append(Letter(message=message, handle=self._seen))
+            self._seen += 1
+        if not found:
+            for message in reversed(self._held.values()):
+                self._broker.give_back(self.name, message)
+            self._held = {}
+        return found
+
+    def publish(self, message: Message, /) -> None:
+        """Publish a message to its destination.
+
+        Raises:
+            Unavailable: ``dead_letter_unavailable``, no such queue.
+        """
+        try:
+            self._broker.publish(message)
+        except UnroutableError as error:
+            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, str(error)) from error
+
+    def remove(self, letter: Letter, /) -> None:
+        """Forget the letter."""
+        self._held.pop(letter.handle, None)

@@ -1,8 +1,8 @@
-"""The letter box of a RabbitMQ queue: taken in batches without acks, given back when the pass ends.
+"""The letter box of a RabbitMQ queue: letters are taken in batches without acks, and given back when a pass ends.
 
-Browsing counts as delivery: a quorum queue with a delivery limit would drop its letters in the end, so the
-queue wants ``x-delivery-limit`` -1, as ``declare_dead_letters`` makes it. One reviewer at a time: what another
-holds in a pass is not seen.
+Browsing counts as delivery. A quorum queue with a delivery limit would drop its letters in the end, so the queue
+needs ``x-delivery-limit`` -1, as ``declare_dead_letters`` declares it. There is one reviewer at a time: nobody
+else sees what a pass holds.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from mqauth.wire import destination
 from mqauth.wire.message import Message
 
 MAX_DELIVERIES: Final = 15
-"""Deliveries of a letter beyond which a queue must be known to have no delivery limit; RabbitMQ's own is 20."""
+"""Deliveries of a letter after which a queue must be known to have no delivery limit; RabbitMQ's default is 20."""
 _GONE: Final = (TimeoutError, *LOST)
-"""What is raised where channel or connection are gone; aio-pika says so by ``RuntimeError`` too."""
+"""Errors that mean that channel or connection are gone."""
 _SETTLE: Final = 5.0
 _POLL: Final = 0.05
 
 
 class RabbitMQLetterBox:
-    """Dead letters of one queue.
+    """The dead letters of one queue.
 
     Args:
         connection: connected; every pass opens a channel of its own on it.
@@ -43,8 +43,8 @@ class RabbitMQLetterBox:
         connect: called for another connection where this one was lost; without it the box stays lost. Whoever
             closes the box closes ``connection``, which is the newest.
         timeout: seconds to wait for the broker.
-        unlimited: whether the queue is known to have no delivery limit; else letters delivered more than 15
-            times end the pass with an error before the broker drops them.
+        unlimited: whether the queue is known to have no delivery limit. Else letters delivered more than 15 times
+            end the pass with an error, before the broker drops them.
     """
 
     def __init__(
@@ -65,15 +65,13 @@ class RabbitMQLetterBox:
         self._unlimited = unlimited
         self._pass: AbstractChannel | None = None
         self._publishing: AbstractChannel | None = None
-        self.expected = 0
-        self._held = 0
-        self._returned = 0
+        self.expected = self._held = self._returned = 0
 
     async def browse(self, limit: int, /) -> Sequence[Letter]:
-        """Take the next letters, unacked; the last call of a pass gives back what was not removed.
+        """Take the next letters, unacked; the end of the pass gives back those that were not removed.
 
         Raises:
-            ConfigurationError: the queue does not exist, or its letters near a delivery limit.
+            ConfigurationError: the queue does not exist, or its letters come near a delivery limit.
             Unavailable: ``dead_letter_unavailable``.
         """
         try:
@@ -91,7 +89,7 @@ class RabbitMQLetterBox:
             raise self._unavailable(error) from error
 
     async def publish(self, message: Message, /) -> None:
-        """Publish to the message's own exchange and routing key, mandatory and confirmed.
+        """Publish a message to its own exchange and routing key, mandatory and confirmed.
 
         Raises:
             MalformedMessage: it is no message of RabbitMQ, or would not arrive as it is.
@@ -103,7 +101,7 @@ class RabbitMQLetterBox:
         if not all(carries(name, value) for name, value in message.headers):
             raise MalformedMessage("a header that aio-pika cannot send as it was")
         native = to_native(message, message_id="")
-        native.message_id = message.properties.get("message-id") or _Empty()
+        native.message_id = message.properties.get("message-id") or _NoMessageId()
         native.check()
         try:
             async with asyncio.timeout(self._timeout):
@@ -116,7 +114,7 @@ class RabbitMQLetterBox:
         """Ack the very letter.
 
         Raises:
-            Unavailable: its pass is over; the broker gives it again.
+            Unavailable: its pass is over, and the broker delivers it again.
         """
         try:
             with closing_is_an_error():
@@ -126,7 +124,7 @@ class RabbitMQLetterBox:
         self._held -= 1
 
     async def _publish(self, native: Measured, exchange_name: str, routing_key: str) -> None:
-        """Publish one message; anything but the broker's ack is none."""
+        """Publish one message. Only the broker's ack counts: a message that no queue takes is returned instead."""
         if self._publishing is None or self._publishing.is_closed:
             self._publishing = await (await self._connected()).channel(publisher_confirms=True)
         channel = self._publishing
@@ -139,14 +137,14 @@ class RabbitMQLetterBox:
             raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "no queue takes the message")
 
     async def _batch(self, limit: int) -> list[Letter]:
-        """Return the next letters of the queue; a consumer of its own for each batch bounds what is in flight."""
         channel = self._pass or await self._begin()
         queue = await channel.get_queue(self.name, ensure=True)
         waiting = queue.declaration_result.message_count or 0
         self.expected = self.expected or waiting
         if waiting:
             found = await self._taken(channel, limit, min(limit, waiting))
-        else:  # a quorum queue that has just started counts none: only its leader's answer tells
+        else:
+            # A quorum queue that has just started counts no messages. Only its leader's answer tells.
             below = await channel.get_underlay_channel()
             one = await below.basic_get(self.name)
             found = [] if isinstance(one.delivery, commands.Basic.GetEmpty) else [delivered(one)]
@@ -155,7 +153,8 @@ class RabbitMQLetterBox:
         return [Letter(message=from_native(item, queue=self.name), handle=item) for item in found]
 
     async def _taken(self, channel: AbstractChannel, limit: int, expected: int) -> list[IncomingMessage]:
-        """Return deliveries from a consumer of aiormq's: aio-pika's makes a task of each, twice the work."""
+        """Return a batch from a consumer of its own, whose prefetch bounds what is in flight."""
+        # The consumer is aiormq's. That of aio-pika makes a task of each delivery, which is twice the work.
         arrived, below = _Arrived(expected), await channel.get_underlay_channel()
         await channel.set_qos(prefetch_count=limit)
         consumer = await below.basic_consume(self.name, arrived.take)
@@ -164,14 +163,14 @@ class RabbitMQLetterBox:
         return [delivered(message) for message in arrived.messages]
 
     async def _begin(self) -> AbstractChannel:
-        """Open the channel of a pass, once the letters of the one before are back."""
+        """Open the channel of a pass, once the letters of the pass before are back in the queue."""
         self._pass = await (await self._connected()).channel()
         self._held = self.expected = 0
-        await self._given_back()
+        await self._wait_for_returned()
         return self._pass
 
     async def _connected(self) -> AbstractConnection:
-        """Return the connection; a new one where the old was lost and there is a way to have one."""
+        """Return the connection; a new one where the old one was lost and ``connect`` was given."""
         if self._connect is not None and (self._lost or self.connection.is_closed):
             with contextlib.suppress(*_GONE):
                 await asyncio.wait_for(self.connection.close(), _SETTLE)
@@ -180,8 +179,9 @@ class RabbitMQLetterBox:
             self._returned, self._lost = 0, False
         return self.connection
 
-    async def _given_back(self) -> None:
-        """Wait until the broker has back what the pass before held; that takes a moment."""
+    async def _wait_for_returned(self) -> None:
+        # The broker puts letters back some time after it closed the channel. A pass that began before would not
+        # see them, and would report a smaller queue.
         if self._pass is None or not self._returned:
             return
         deadline = asyncio.get_running_loop().time() + _SETTLE
@@ -192,36 +192,34 @@ class RabbitMQLetterBox:
             await asyncio.sleep(_POLL)
 
     async def _end(self) -> None:
-        """Close the pass's channel: the broker puts back what was not acked."""
+        """Close the pass's channel, after which the broker puts back what was not acked."""
         channel, self._pass = self._pass, None
         if channel is not None:
             self._returned = self._held
             await channel.close()
 
     def _unavailable(self, error: BaseException) -> Unavailable:
-        """Note that channel or connection may be gone, and return why the broker could not be asked."""
+        """Note that channel or connection may be gone, and return the error to raise."""
         self._lost = True
+        # aio-pika says by RuntimeError that a connection is closed.
         why = "the connection is closed" if type(error) is RuntimeError else type(error).__name__
         return Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, why)
 
     def _check_deliveries(self, found: Sequence[IncomingMessage]) -> None:
-        """Refuse to browse letters to death."""
-        if self._unlimited:
-            return
-        for item in found:
-            count = failures_of(item)
-            if count >= MAX_DELIVERIES:
-                raise ConfigurationError(
-                    f"letters of {self.name} were delivered {count} times, and it may have a delivery limit: "
-                    "declare dead-letter queues with x-delivery-limit -1"
-                )
+        """Refuse to go on browsing where the broker would soon drop the letters for it."""
+        most = 0 if self._unlimited else max(map(failures_of, found), default=0)
+        if most >= MAX_DELIVERIES:
+            raise ConfigurationError(
+                f"letters of {self.name} were delivered {most} times, and it may have a delivery limit: "
+                "declare dead-letter queues with x-delivery-limit -1"
+            )
 
 
-class _Empty(str):
-    """A message id that is sent and is empty: absent, by the wire profile, to whoever receives it.
+class _NoMessageId(str):
+    """A message id that is sent and is empty, which by the wire profile means to a receiver that there is none.
 
-    aiormq would add one of its own, which no token binds; and a returned message without any it takes for
-    delivered, which would lose it.
+    Without one aiormq would add its own, which no token binds. And pamqp leaves out an id that equals the empty
+    text; aiormq then takes a returned message, which has no id, for delivered, and the message would be lost.
     """
 
     __slots__ = ()
@@ -234,11 +232,11 @@ class _Empty(str):
         return str.__eq__(self, other) is True
 
     def __ne__(self, other: object) -> bool:
-        return True  # pamqp leaves out what is not unequal to the empty text
+        return True
 
 
 async def is_unlimited(connection: AbstractConnection, queue: str) -> bool:
-    """Tell whether a queue is known to have no delivery limit: declared as ``declare_dead_letters`` does.
+    """Tell whether a queue is known to have no delivery limit: it is declared as ``declare_dead_letters`` does.
 
     Raises:
         ConfigurationError: there is no such queue.
@@ -249,6 +247,7 @@ async def is_unlimited(connection: AbstractConnection, queue: str) -> bool:
     except exceptions.ChannelNotFoundEntity as error:
         raise ConfigurationError(f"there is no queue {queue}") from error
     wanted: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": -1, "x-overflow": "reject-publish"}
+    # Declaring a queue with other arguments is an error that names the first that differs.
     try:
         await channel.declare_queue(queue, durable=True, arguments=wanted)
     except exceptions.ChannelPreconditionFailed as error:
@@ -258,10 +257,10 @@ async def is_unlimited(connection: AbstractConnection, queue: str) -> bool:
 
 
 class _Arrived:
-    """Deliveries of one batch, collected until all are there.
+    """Collects the deliveries of one batch until all are there.
 
     Args:
-        expected: so many; less where somebody else takes from the queue too.
+        expected: how many; fewer come where somebody else takes from the queue too.
     """
 
     def __init__(self, expected: int) -> None:

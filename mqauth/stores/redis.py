@@ -11,10 +11,11 @@ Redis from 6.0 (``SET ... KEEPTTL``) or any Valkey, with ``maxmemory-policy noev
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final
 
 import redis
@@ -28,8 +29,8 @@ from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.flow import Flow, arun, call, run
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
-from mqauth.stores import redisscript
-from mqauth.stores.redisscript import Verb
+from mqauth.stores import redis_script
+from mqauth.stores.redis_script import Verb
 
 DEFAULT_MARGIN: Final = 300.0
 DEFAULT_TIMEOUT: Final = 2.0
@@ -60,7 +61,7 @@ class _Wishes:
         """Claim each."""
         letters = yield from self._ask(Verb.CLAIM, requests)
         try:
-            return [redisscript.STATUSES[letter] for letter in letters]
+            return [redis_script.STATUSES[letter] for letter in letters]
         except Exception as error:
             raise _unavailable(error) from error
 
@@ -85,7 +86,7 @@ class _Wishes:
 
     def _evaluate(self, verb: Verb, requests: Sequence[ClaimRequest]) -> Flow[list[str]]:
         """Run the script, whose text is sent again when the server has lost it."""
-        asked = redisscript.ask(
+        asked = redis_script.ask(
             verb,
             requests,
             namespace=self._namespace,
@@ -95,10 +96,10 @@ class _Wishes:
         )
         given = (len(asked.keys), *asked.keys, *asked.arguments)
         try:
-            answer = yield from call(self._client.evalsha, redisscript.SHA, *given)
+            answer = yield from call(self._client.evalsha, redis_script.SHA, *given)
         except redis.exceptions.NoScriptError:
-            answer = yield from call(self._client.eval, redisscript.SCRIPT, *given)
-        return redisscript.letters(answer, asked)
+            answer = yield from call(self._client.eval, redis_script.SCRIPT, *given)
+        return redis_script.letters(answer, asked)
 
     def _inspect(self) -> Flow[None]:
         """Say loudly, once, if the server may forget live ids; of first claims at once each asks, one tells."""
@@ -187,10 +188,6 @@ class RedisReplayStore:
         """Claim each, in order, in one round trip for every 1,000; of one scope only on a cluster."""
         return run(self._wishes.claim(requests))
 
-    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
-        """Make each claim done, likewise."""
-        run(self._wishes.end(Verb.CONFIRM, requests))
-
     def close(self) -> None:
         """Close the client's connections."""
         self._client.close()
@@ -266,10 +263,6 @@ class AsyncRedisReplayStore:
         """Claim each, in order, in one round trip for every 1,000; of one scope only on a cluster."""
         return await arun(self._wishes.claim(requests))
 
-    async def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
-        """Make each claim done, likewise."""
-        await arun(self._wishes.end(Verb.CONFIRM, requests))
-
     async def aclose(self) -> None:
         """Close the client's connections."""
         await self._client.aclose()
@@ -281,7 +274,7 @@ def _tell(info: dict[str, Any], forbidden: str | None) -> None:
         _LOG.warning("INFO is forbidden (%s): make sure of maxmemory-policy noeviction", forbidden)
         return
     nodes = info.values() if info and all(isinstance(node, dict) for node in info.values()) else [info]
-    for doubt in sorted({doubt for node in nodes for doubt in redisscript.doubts(node)}):
+    for doubt in sorted({doubt for node in nodes for doubt in redis_script.doubts(node)}):
         _LOG.error("the replay store is not safe: %s", doubt)
 
 
@@ -316,3 +309,47 @@ def _require_timeout(client: Any) -> None:
         raise ConfigurationError(
             "the Redis client needs a socket_timeout: a silent server would stop the consumer"
         )
+
+
+class EitherRedisReplayStore:
+    """Claims in Redis for a consumer of either colour: awaited where an event loop runs, plain elsewhere.
+
+    Args:
+        url: as for ``RedisReplayStore.from_url``; nothing is connected before the first claim.
+        settings: likewise.
+
+    Raises:
+        ConfigurationError: the URL is none, or it turns verification off.
+    """
+
+    def __init__(self, url: str, **settings: Any) -> None:
+        self._plain = RedisReplayStore.from_url(url, **settings)
+        self._awaited = AsyncRedisReplayStore.from_url(url, **settings)
+
+    def claim(self, request: ClaimRequest, /) -> ClaimStatus | Awaitable[ClaimStatus]:
+        """Take the lease where the table allows it; one round trip.
+
+        Raises:
+            Unavailable: ``replay_store_unavailable`` or ``replay_store_full``.
+        """
+        return self._store().claim(request)
+
+    def confirm(self, request: ClaimRequest, /) -> Awaitable[None] | None:
+        """Make the claim done, if this owner still holds it."""
+        return self._store().confirm(request)
+
+    def release(self, request: ClaimRequest, /) -> Awaitable[None] | None:
+        """Forget the claim, if this owner still holds it."""
+        return self._store().release(request)
+
+    def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus] | Awaitable[list[ClaimStatus]]:
+        """Claim each, in order, in one round trip for every 1,000."""
+        return self._store().claim_many(requests)
+
+    def _store(self) -> RedisReplayStore | AsyncRedisReplayStore:
+        """Return the store of this thread's colour."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return self._plain
+        return self._awaited

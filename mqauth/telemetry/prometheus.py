@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from mqauth._version import __version__
 from mqauth.errors import ConfigurationError
-from mqauth.telemetry.metrics import Telemetry
+from mqauth.telemetry.otel import Telemetry
 
 _LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
 

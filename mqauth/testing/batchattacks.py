@@ -13,13 +13,12 @@ from typing import Any, Final
 
 from mqauth.errors import Reason
 from mqauth.testing.attacks import Attack, changed_header
-from mqauth.testing.batchforge import PLACE, SIZE, ForgedBatch, forge_batch, siblings
+from mqauth.testing.batchforge import PLACE, SIZE, ForgedBatch, Leaf, forge_batch, leaf_of, siblings
 from mqauth.testing.forge import REMOVED, Forge, with_token
-from mqauth.wire import base64url, batch, envelope
-from mqauth.wire.batch import Leaf
+from mqauth.wire import base64url, envelope
 from mqauth.wire.claims import MAX_BATCH
 from mqauth.wire.merkle import HASH_BYTES
-from mqauth.wire.message import Message
+from mqauth.wire.message import Message, form_of
 
 _LAST: Final = SIZE - 1
 _OTHER: Final = PLACE + 1
@@ -73,7 +72,7 @@ def _lie(part: str, sent: Edit = lambda message: message, signed: Edit = lambda 
 
     def mount(forge: Forge, message: Message) -> Message:
         found, edited = _around(forge, signed(message)), sent(message)
-        shorts = batch.leaf_of(edited, found.names).shorts
+        shorts = leaf_of(edited, found.names).shorts
         return found.seal(PLACE, edited, proof=found.proof(PLACE, shorts=shorts))
 
     return Attack(name=f"lying-about-{part}", story=f"the {part} edited, and the proof told so",
@@ -110,7 +109,7 @@ def _node_as_sibling(found: ForgedBatch) -> Message:
     """The bytes under an inner node as a message, at that node's left leaf, under its full path."""
     body = found.leaves[0].hash + found.leaves[1].hash
     edited = replace(found.messages[0], body=body)
-    return found.seal(0, edited, proof=found.proof(0, shorts=batch.leaf_of(edited, found.names).shorts))
+    return found.seal(0, edited, proof=found.proof(0, shorts=leaf_of(edited, found.names).shorts))
 
 
 def _single(forge: Forge, message: Message) -> Message:
@@ -137,7 +136,7 @@ def _data(leaf: Leaf) -> bytes:
 
 def _shorts(message: Message) -> bytes:
     """Return the twelve bytes of a message and no path."""
-    return batch.leaf_of(message, envelope.application_headers(message)).shorts
+    return leaf_of(message, envelope.application_headers(form_of(message))).shorts
 
 
 def _flipped(raw: bytes, place: int) -> bytes:

@@ -2,21 +2,59 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from mqauth.errors import MalformedMessage
 from mqauth.signer import Prepared, Signer
 from mqauth.testing.forge import Forge, bent, with_token
 from mqauth.wire import base64url, batch, envelope
-from mqauth.wire.batch import Leaf
 from mqauth.wire.merkle import Tree
-from mqauth.wire.message import Message
+from mqauth.wire.message import Message, form_of
 
 SIZE: Final = 5
 PLACE: Final = 2
 """Size of a forged batch and the place of the message in it: between siblings, three hashes below the root."""
+
+
+class Leaf(NamedTuple):
+    """What is bound of a message: the four parts of its leaf, as the wire profile, section 13, says them."""
+
+    destination: bytes
+    key: bytes
+    body: bytes
+    headers: bytes
+
+    @property
+    def hash(self) -> bytes:
+        """The leaf's hash."""
+        return hashlib.sha256(b"\x00" + b"".join(self)).digest()
+
+    @property
+    def shorts(self) -> bytes:
+        """The first three bytes of each part's digest."""
+        return b"".join(hashlib.sha256(part).digest()[:3] for part in self)
+
+
+def leaf_of(message: Message, names: Sequence[str]) -> Leaf:
+    """Return the leaf of a message, made apart from the code that signs and judges.
+
+    Args:
+        message: as it is sent or was delivered.
+        names: the covered application headers, in the batch's order.
+    """
+    return Leaf(
+        b"mqauth-leaf-1" + _octets(b"d", message.destination.encode("utf-8")),
+        _octets(b"k", message.key),
+        _octets(b"b", message.body),
+        _octets(b"h", envelope.headers_input(message, names)),
+    )
+
+
+def _octets(letter: bytes, value: bytes | None) -> bytes:
+    return letter + b"n" if value is None else letter + b"v" + len(value).to_bytes(8, "big") + value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +118,7 @@ def forge_batch(
         **bends: as ``Forge.jws`` takes them.
     """
     names = _names(messages[0], cover)
-    leaves = tuple(batch.leaf_of(message, names) for message in messages)
+    leaves = tuple(leaf_of(message, names) for message in messages)
     built = Tree([leaf.hash for leaf in leaves])
     claim = batch_claim(built, len(leaves), names)
     claim["tree"] = bent(claim["tree"], tree)
@@ -112,7 +150,7 @@ class BatchForge(Forge):
     def token(self, message: Message, **bends: Any) -> str:
         """Return the batch's token with the message's proof behind it."""
         names = _names(message, bends.get("cover"))
-        shorts = batch.leaf_of(message, names).shorts
+        shorts = leaf_of(message, names).shorts
         proof = batch.proof_text(PLACE, shorts, _tree(message, names).path(PLACE))
         return self.jws(message, **bends) + proof
 
@@ -136,9 +174,9 @@ class _BatchSigner(Signer):
 
 def _names(message: Message, cover: Iterable[str] | None) -> list[str]:
     """Return the names a batch covers."""
-    return sorted(envelope.application_headers(message) if cover is None else set(cover))
+    return sorted(envelope.application_headers(form_of(message)) if cover is None else set(cover))
 
 
 def _tree(message: Message, names: Sequence[str]) -> Tree:
     """Return the tree over a message and its siblings."""
-    return Tree([batch.leaf_of(found, names).hash for found in siblings(message)])
+    return Tree([leaf_of(found, names).hash for found in siblings(message)])

@@ -46,4 +46,4 @@ def verified(
     sealed = signer.sign(message) if index is None else signer.sign_many([message] * (index + 2))[index]
     verifier = Verifier(keys={issuer: Issuer(keys=KeySet([signing]))}, audience=audience)
     candidate = verifier.open(sealed)
-    return verifier.verify(sealed, candidate, KeySet([signing]), float(candidate.claims.iat))
+    return verifier.verify(sealed, candidate, KeySet([signing]), float(candidate.token.claims.iat))

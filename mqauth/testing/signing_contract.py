@@ -140,4 +140,4 @@ def accepted(message: Message, public: Key) -> str:
     issuer = Issuer(keys=KeySet([public]), subjects=None if public.subjects else {"*": frozenset((SUBJECT,))})
     verifier = Verifier(keys={ISSUER: issuer}, audience=AUDIENCE)
     candidate = verifier.open(message)
-    return verifier.verify(message, candidate, KeySet([public]), float(candidate.claims.iat)).kid
+    return verifier.verify(message, candidate, KeySet([public]), float(candidate.token.claims.iat)).kid

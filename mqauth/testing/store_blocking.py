@@ -32,10 +32,6 @@ class PlainBatchStore(PlainStore, Protocol):
         """Claim each."""
         ...
 
-    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
-        """Confirm each."""
-        ...
-
 
 class Blocking:
     """An asynchronous store driven in plain calls.
@@ -66,7 +62,3 @@ class Blocking:
         """Claim each."""
         statuses: list[ClaimStatus] = self._runner.run(self._store.claim_many(requests))
         return statuses
-
-    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
-        """Confirm each."""
-        self._runner.run(self._store.confirm_many(requests))

@@ -312,7 +312,8 @@ class BatchStoreContract(StoreContract):
         """A batch is judged in its order, a copy in the same batch too."""
         batch = [wish(f"{n}", id=bytes([n % 3]) * 16, place=("c", "orders", 0, n)) for n in range(5)]
         assert store.claim_many(batch) == [FRESH, FRESH, FRESH, REPLAYED, REPLAYED]
-        store.confirm_many(batch[:2])
+        for request in batch[:2]:
+            store.confirm(request)
         assert store.claim_many([replace(one, owner="again") for one in batch]) == [
             REREAD, REREAD, FRESH, REPLAYED, REPLAYED,
         ]  # fmt: skip
@@ -330,7 +331,8 @@ class BatchStoreContract(StoreContract):
         ]
         copies = [replace(one, owner="copy", place=("c", "orders", 1, 0)) for one in poll]
         assert store.claim_many(poll + copies) == [FRESH] * 18 + [REPLAYED] * 18
-        store.confirm_many(poll[::2] + copies)
+        for request in poll[::2] + copies:
+            store.confirm(request)
         again = [replace(one, owner="again") for one in poll]
         assert store.claim_many(again) == [REREAD, FRESH] * 9
 
@@ -342,12 +344,12 @@ class BatchStoreContract(StoreContract):
 
     def test_batch_empty(self, store: PlainBatchStore) -> None:
         """An empty batch is no work."""
-        store.confirm_many([])
         assert store.claim_many([]) == []
 
     def test_batch_large(self, store: PlainBatchStore) -> None:
         """A batch may be larger than any poll: 2,500 claims, in order."""
         batch = [wish(id=n.to_bytes(16, "big"), place=("c", "orders", 0, n)) for n in range(2500)]
         assert store.claim_many(batch) == [FRESH] * 2500
-        store.confirm_many(batch)
+        for request in batch:
+            store.confirm(request)
         assert store.claim_many([replace(one, owner="again") for one in batch]) == [REREAD] * 2500

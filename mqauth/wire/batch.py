@@ -1,27 +1,27 @@
-"""Many messages under one signature: the leaf a message is, and the proof that travels behind the token.
+"""Many messages under one signature: the leaf that a message is, and the proof that travels behind the token.
 
-The header is ``<jws>~<index>.<path>``; ``path`` is base64url of twelve bytes that tell what a message was
-sealed as, three each of destination, record key, body and headers, and of the hashes that lead to the root.
-The twelve prove nothing: they name what differs once the proof has failed. The wire profile fixes the bytes.
+The header is ``<jws>~<index>.<path>``. ``path`` is base64url of twelve bytes, three for each part of the message
+(destination, record key, body, headers), and of the hashes that lead from its leaf to the signed root. The
+twelve bytes prove nothing: once a proof has failed they tell which part differs. The wire profile, section 13,
+fixes every byte.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from functools import lru_cache
 from typing import Final, NamedTuple
 
 from mqauth.errors import MalformedMessage, Reason, Rejection
-from mqauth.wire import base64url, envelope
+from mqauth.wire import base64url
 from mqauth.wire.claims import MAX_BATCH, Batch, Claims
-from mqauth.wire.envelope import Cover
-from mqauth.wire.merkle import HASH_BYTES, Proven, leaf_hash, leaf_hasher, path_length
+from mqauth.wire.envelope import Encoder
+from mqauth.wire.memo import Memo
+from mqauth.wire.merkle import HASH_BYTES, Proven, leaf_hasher
 from mqauth.wire.message import Message
 
-_DOMAIN: Final = b"mqauth-leaf-1"
 SEPARATOR: Final = b"~"
 """What stands between the token of a batch and the proof of one message."""
+_DOMAIN: Final = b"mqauth-leaf-1"
 _SHORT: Final = 3
 _SHORTS: Final = 4 * _SHORT
 _DIFFERS: Final = (
@@ -35,68 +35,49 @@ _INDEXES: Final = {str(index).encode("ascii"): index for index in range(MAX_BATC
 
 
 class Proof(NamedTuple):
-    """Where a message stands in its batch, and what shows it; nothing in it is proven yet."""
+    """Where a message stands in its batch, and the hashes that are to show it; nothing of it is proven yet."""
 
     place: int
     shorts: bytes
     path: bytes
 
 
-class Leaf(NamedTuple):
-    """What is bound of a message: the four parts its leaf is made of, each unambiguous."""
-
-    destination: bytes
-    key: bytes
-    body: bytes
-    headers: bytes
-
-    @property
-    def hash(self) -> bytes:
-        """The leaf's hash."""
-        return leaf_hash(*self)
-
-    @property
-    def shorts(self) -> bytes:
-        """The first bytes of each part's digest."""
-        destination, key, body, headers = self
-        return _often(destination) + (_NO_KEY if key == b"kn" else _short(key)) + _short(body) + _short(headers)
-
-
-def leaf_of(message: Message, names: Sequence[str]) -> Leaf:
-    """Return the leaf of a message.
+def leaf_hash(message: Message, headers: bytes) -> bytes:
+    """Return the hash of the leaf that a message is.
 
     Args:
         message: as it is sent or was delivered.
-        names: the covered application headers, in the batch's order; absent ones are covered as absent.
-
-    Raises:
-        MalformedMessage: two names differ in case only, or a value has no form on the wire.
+        headers: its properties and covered headers, encoded.
     """
-    envelope.refuse_case_twins(message, names)
-    return leaf_with(message, envelope.headers_input(message, names))
+    key, body, hasher = message.key, message.body, _DESTINATIONS[message.destination][0].copy()
+    before = b"kn" if key is None else b"kv" + len(key).to_bytes(8, "big") + key
+    if body is None:
+        hasher.update(before + b"bn")
+    else:
+        # a body may be large: it is hashed where it lies, and not joined with the rest
+        hasher.update(before + b"bv" + len(body).to_bytes(8, "big"))
+        hasher.update(body)
+    hasher.update(b"hv" + len(headers).to_bytes(8, "big") + headers)
+    return hasher.digest()
 
 
-def leaf_with(message: Message, headers: bytes) -> Leaf:
-    """Return the leaf of a message whose properties and covered headers are encoded already."""
-    return Leaf(
-        _destination(message.destination),
-        _part(b"k", message.key),
-        _part(b"b", message.body),
-        _part(b"h", headers),
-    )
+def leaf_shorts(message: Message, headers: bytes) -> bytes:
+    """Return the first three bytes of the digest of each part of a leaf; arguments as of ``leaf_hash``."""
+    parts = _short(b"k", message.key), _short(b"b", message.body), _short(b"h", headers)
+    return _DESTINATIONS[message.destination][1] + b"".join(parts)
 
 
 def split(token: bytes) -> tuple[bytes, bytes | None]:
-    """Return the JWS of a token header, and what follows it; ``None`` where it stands alone."""
+    """Return the JWS of a token header, and the proof behind it; ``None`` where it stands alone."""
     jws, tilde, proof = token.partition(SEPARATOR)
     return (jws, proof) if tilde else (token, None)
 
 
 def proof_of(text: bytes | None, claims: Claims) -> Proof | None:
-    """Return the proof behind a batch token, of the length its place asks for; a single token has none: step 4.
+    """Return the proof behind a batch token: the end of step 4. A token of one message has none.
 
     Args:
-        text: what follows the tilde, ``None`` where there is none.
+        text: what follows the tilde, ``None`` where there is no tilde.
         claims: the token's.
 
     Raises:
@@ -117,7 +98,10 @@ def proof_of(text: bytes | None, claims: Claims) -> Proof | None:
         raw = base64url.decode(path)
     except ValueError as error:
         raise _invalid("the path is not canonical base64url") from error
-    if len(raw) != _SHORTS + HASH_BYTES * path_length(index, size):
+    # below the level where its way meets the last leaf's every node of the way has a sibling; above it the way is
+    # the last node's, which has a sibling only on its left (RFC 9162, 2.1.3.1)
+    below = (index ^ (size - 1)).bit_length()
+    if len(raw) != _SHORTS + HASH_BYTES * (below + (index >> below).bit_count()):
         raise _invalid("the path has not the length of its place")
     return _TUPLE(Proof, (index, raw[:_SHORTS], raw[_SHORTS:]))
 
@@ -127,34 +111,25 @@ def proof_text(index: int, shorts: bytes, path: bytes) -> str:
     return f"~{index}.{base64url.encode(shorts + path).decode('ascii')}"
 
 
-def check(message: Message, proof: Proof, proven: Proven, cover: Cover) -> None:
-    """Hold a verified root against one message; step 11 of the verdict.
+def check(message: Message, proof: Proof, proven: Proven, encode: Encoder) -> None:
+    """Hold a verified root against one message: step 11 of the verdict.
 
     Args:
         message: as the broker delivered it.
         proof: what came behind its token.
-        proven: the root, and what was proven under it.
-        cover: of messages with its names and of the names that the batch covers.
+        proven: the root, and what was proven under it before.
+        encode: of the message's form and the names that the batch covers.
 
     Raises:
-        Rejection: ``destination_mismatch``, ``record_key_mismatch``, ``body_mismatch``,
-            ``headers_mismatch`` or ``proof_invalid``.
+        Rejection: ``destination_mismatch``, ``record_key_mismatch``, ``body_mismatch``, ``headers_mismatch`` or
+            ``proof_invalid``.
     """
     try:
-        headers = cover(message)
+        headers = encode(message)
     except MalformedMessage as error:
         raise Rejection(Reason.HEADERS_MISMATCH, str(error)) from error
-    key, body, hasher = message.key, message.body, _hasher(message.destination).copy()
-    before = b"kn" if key is None else _part(b"k", key)
-    if body is None:
-        hasher.update(before + b"bn")
-    else:
-        # not joined with the rest: a body may be large, and is hashed where it lies
-        hasher.update(before + b"bv" + len(body).to_bytes(8, "big"))
-        hasher.update(body)
-    hasher.update(b"hv" + len(headers).to_bytes(8, "big") + headers)
-    if not proven.proves(hasher.digest(), proof.place, proof.path):
-        raise _difference(leaf_with(message, headers).shorts, proof.shorts)
+    if not proven.proves(leaf_hash(message, headers), proof.place, proof.path):
+        raise _difference(leaf_shorts(message, headers), proof.shorts)
 
 
 def _difference(found: bytes, signed: bytes) -> Rejection:
@@ -166,37 +141,23 @@ def _difference(found: bytes, signed: bytes) -> Rejection:
     return _invalid("the path does not lead to the signed root")
 
 
-def _part(letter: bytes, value: bytes | None) -> bytes:
-    """Return a part of a leaf: its letter, whether there is anything, how much, and what."""
-    return letter + b"n" if value is None else letter + b"v" + len(value).to_bytes(8, "big") + value
+def _short(letter: bytes, value: bytes | None) -> bytes:
+    if value is None:
+        return hashlib.sha256(letter + b"n").digest()[:_SHORT]
+    hasher = hashlib.sha256(letter + b"v" + len(value).to_bytes(8, "big"))
+    hasher.update(value)
+    return hasher.digest()[:_SHORT]
 
 
-@lru_cache(maxsize=1024)
-def _hasher(destination: str) -> hashlib._Hash:
-    """Return a hasher that has taken the first part of a leaf."""
-    return leaf_hasher(_destination(destination))
+def _destination(destination: str) -> tuple[hashlib._Hash, bytes]:
+    """Return a hasher that has taken the first part of a leaf, and the first bytes of that part's digest."""
+    raw = destination.encode("utf-8")
+    part = _DOMAIN + b"dv" + len(raw).to_bytes(8, "big") + raw
+    return leaf_hasher(part), hashlib.sha256(part).digest()[:_SHORT]
 
 
-@lru_cache(maxsize=1024)
-def _destination(destination: str) -> bytes:
-    """Return the first part of a leaf."""
-    return _DOMAIN + _part(b"d", destination.encode("utf-8"))
-
-
-def _short(part: bytes) -> bytes:
-    """Return the first bytes of a part's digest."""
-    return hashlib.sha256(part).digest()[:_SHORT]
-
-
-@lru_cache(maxsize=1024)
-def _often(part: bytes) -> bytes:
-    """Return ``_short`` of a part that many messages have."""
-    return _short(part)
-
-
-_NO_KEY: Final = _short(b"kn")
+_DESTINATIONS: Final = Memo(_destination)
 
 
 def _invalid(detail: str) -> Rejection:
-    """Return the rejection of a proof that does not hold."""
     return Rejection(Reason.PROOF_INVALID, detail)

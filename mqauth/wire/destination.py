@@ -1,28 +1,30 @@
 """Destinations in their one canonical form: ``rabbitmq:<exchange>/<routing key>`` or ``kafka:<topic>``.
 
-Percent-encoded UTF-8 with the unreserved characters of RFC 3986, section 2.3, literal and everything
-else as ``%XX`` in upper case, so that two spellings of one destination cannot exist.
+Each part is percent-encoded UTF-8: the unreserved characters of RFC 3986, section 2.3, stand for themselves and
+everything else is ``%XX`` in upper case. So a destination has one spelling, and comparing two is comparing text.
 """
 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
 from mqauth.errors import MalformedMessage
+from mqauth.wire.memo import Memo
 
 RABBITMQ: Final = "rabbitmq"
 KAFKA: Final = "kafka"
-_SEGMENT = re.compile(r"(?:[A-Za-z0-9\-._~]|%[0-9A-F]{2})*")
+_PARTS: Final = {RABBITMQ: 2, KAFKA: 1}
+_SEGMENT: Final = re.compile(r"(?:[A-Za-z0-9\-._~]|%[0-9A-F]{2})*")
 
 
 def encode(text: str) -> str:
-    """Return ``text`` percent-encoded, unreserved characters literal.
+    """Return ``text`` percent-encoded, with the unreserved characters as they are.
 
     Raises:
-        MalformedMessage: ``text`` has a lone surrogate and no UTF-8 form.
+        MalformedMessage: ``text`` has a lone surrogate, so it has no UTF-8 form.
     """
     try:
         return quote(text, safe="")
@@ -30,50 +32,40 @@ def encode(text: str) -> str:
         raise MalformedMessage("a destination has no UTF-8 form") from error
 
 
-@lru_cache(maxsize=1024)
-def rabbitmq(exchange: str, routing_key: str) -> str:
-    """Return the destination of a routing key on an exchange; the default exchange is empty."""
-    return f"{RABBITMQ}:{encode(exchange)}/{encode(routing_key)}"
-
-
-@lru_cache(maxsize=1024)
-def kafka(topic: str) -> str:
-    """Return the destination of a topic."""
-    return f"{KAFKA}:{encode(topic)}"
-
-
 def is_kafka(destination: str) -> bool:
     """Tell whether a destination is on Kafka."""
     return destination.startswith("kafka:")
 
 
-@lru_cache(maxsize=1024)
-def parse(text: str) -> tuple[str, ...]:
-    """Return ``("rabbitmq", exchange, routing key)`` or ``("kafka", topic)`` of a canonical destination.
+def rabbitmq(exchange: str, routing_key: str) -> str:
+    """Return the destination of a routing key on an exchange; the default exchange is empty."""
+    return _ROUTES[exchange, routing_key]
 
-    Raises:
-        MalformedMessage: the text is not canonical, or names neither broker.
-    """
+
+def _parse(text: str) -> tuple[str, ...]:
     scheme, colon, rest = text.partition(":")
     names = rest.split("/")
-    wanted = {RABBITMQ: 2, KAFKA: 1}.get(scheme)
-    if not colon or wanted is None or len(names) != wanted or not rest:
+    if not colon or not rest or len(names) != _PARTS.get(scheme):
         raise MalformedMessage("a destination is rabbitmq:<exchange>/<routing key> or kafka:<topic>")
-    return (scheme, *(_decode(name) for name in names))
-
-
-@lru_cache(maxsize=1024)
-def check(text: str) -> None:
-    """Refuse a destination that ``parse`` refuses; remembers those that pass, for the producer's fast path."""
-    parse(text)
+    return (scheme, *map(_decode, names))
 
 
 def _decode(segment: str) -> str:
-    """Return the text of one canonical segment."""
     try:
         text = unquote_to_bytes(segment).decode("utf-8") if _SEGMENT.fullmatch(segment) else None
     except UnicodeDecodeError:
         text = None
+    # another spelling of the same text, such as %61 for a, would be another destination to whoever compares text
     if text is None or quote(text, safe="") != segment:
         raise MalformedMessage("a destination is not percent-encoded in the canonical form")
     return text
+
+
+_ROUTES: Final = Memo[tuple[str, str], str](lambda route: f"{RABBITMQ}:{encode(route[0])}/{encode(route[1])}")
+kafka: Final[Callable[[str], str]] = Memo[str, str](lambda topic: f"{KAFKA}:{encode(topic)}").__getitem__
+"""Return the destination of a topic."""
+parse: Final[Callable[[str], tuple[str, ...]]] = Memo(_parse).__getitem__
+"""Return ``("rabbitmq", exchange, routing key)`` or ``("kafka", topic)`` of a canonical destination.
+
+Raises ``MalformedMessage`` where the text is not canonical or names neither broker.
+"""

@@ -1,24 +1,26 @@
-"""Where the token sits in a message and what it binds: sealing and checking, the two halves side by side.
+"""Where the token stands in a message, and what it binds: sealing and checking, the two halves side by side.
 
-The bytes hashed here are the wire profile's; a change is a new profile version.
+The bytes that are hashed here are the wire profile's (section 5); to change one is a new version of the profile.
+What depends on the names of a message alone, its *form*, is worked out once for all messages of that form: see
+``encoder``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Final, NoReturn, TypeAlias
 
 from mqauth.errors import MalformedMessage, Reason, Rejection
 from mqauth.wire import base64url
 from mqauth.wire.claims import Binding
 from mqauth.wire.destination import is_kafka
-from mqauth.wire.encoding import add_named, add_one, add_value, named
+from mqauth.wire.encoding import add_value, named
 from mqauth.wire.jws import MAX_TOKEN
-from mqauth.wire.message import PROTECTED_PROPERTIES, TOKEN_HEADER, HeaderValue, Message
+from mqauth.wire.message import PROTECTED_PROPERTIES, TOKEN_HEADER, Form, HeaderPair, HeaderValue, Message, form_of
 
 _DOMAIN: Final = b"mqauth-hds-1"
-_LENGTH: Final = len(TOKEN_HEADER)  # lower case makes no other length this one
+_LENGTH: Final = len(TOKEN_HEADER)  # no name of another length is this one in lower case
 _FEW: Final = 256
 _SIZES: Final = [size.to_bytes(4, "big") for size in range(_FEW)]
 _DIRECT_REPLY: Final = "amq.rabbitmq.reply-to"
@@ -30,9 +32,8 @@ _BROKER_PREFIXES: Final = ("x-first-death-", "x-last-death-", "x-stream-", "x-op
 _TRANSPORT_PREFIXES: Final = (*_BROKER_PREFIXES, "mqauth-")
 _PROPERTIES: Final = frozenset(PROTECTED_PROPERTIES)
 
-
-Cover: TypeAlias = Callable[[Message], bytes]
-"""Makes the bytes that are bound of a message's properties and covered headers."""
+Encoder: TypeAlias = Callable[[Message], bytes]
+"""Returns the bytes that are bound of a message's properties and covered headers."""
 
 
 def is_transport(name: str) -> bool:
@@ -41,23 +42,14 @@ def is_transport(name: str) -> bool:
 
 
 def is_broker_written(name: str) -> bool:
-    """Tell whether a header changes with each delivery, and so names no content."""
+    """Tell whether a header changes with each delivery, so that it does not identify the content."""
     return name in _BROKER_WRITTEN or name.startswith(_BROKER_PREFIXES)
 
 
-def application_headers(message: Message) -> tuple[str, ...]:
+def application_headers(form: Form) -> tuple[str, ...]:
     """Return the names of the application's headers, each once, in order of first appearance."""
-    skip = _PROPERTIES if is_kafka(message.destination) else frozenset[str]()
-    names = dict.fromkeys(name for name, _ in message.headers if name not in skip)
-    return tuple(name for name in names if not is_transport(name))
-
-
-@lru_cache(maxsize=256)
-def _own_headers(names: tuple[str, ...], destination: str) -> tuple[str, ...]:
-    """Return the same of a producer's own message, by its names: they are mostly the same."""
-    return application_headers(
-        Message(destination=destination, body=None, headers=tuple((name, None) for name in names))
-    )
+    skip = _PROPERTIES if is_kafka(form[0]) else frozenset[str]()
+    return tuple(name for name in dict.fromkeys(form[1]) if name not in skip and not is_transport(name))
 
 
 def bind(message: Message, cover: Iterable[str] | None = None) -> Binding:
@@ -70,46 +62,42 @@ def bind(message: Message, cover: Iterable[str] | None = None) -> Binding:
     Raises:
         MalformedMessage: two names differ in case only, or a value has no form on the wire.
     """
-    if cover is None:
-        names = _own_headers(tuple([name for name, _ in message.headers]), message.destination)
-    else:
-        names = tuple(dict.fromkeys(cover))
-    refuse_case_twins(message, names)
+    form = form_of(message)
+    names = application_headers(form) if cover is None else tuple(dict.fromkeys(cover))
+    refuse_case_twins(form, names)
     return Binding(
         dst=message.destination,
         bod=None if message.body is None else base64url.digest(message.body),
         key=None if message.key is None else base64url.digest(message.key),
         hdr=names,
-        hds=headers_digest(message, names),
+        hds=base64url.digest(headers_input(message, names)),
     )
 
 
-def attach(message: Message, token: str) -> tuple[tuple[str, HeaderValue], ...]:
-    """Return the headers with the token added, in the type its broker carries.
+def attach(message: Message, token: str) -> tuple[HeaderPair, ...]:
+    """Return the headers of a message with its token added, in the type that its broker carries.
 
     Raises:
-        MalformedMessage: the message has a token already, or the token is over its size.
+        MalformedMessage: the token is over its size.
     """
-    refuse_token(message)
     if len(token) > MAX_TOKEN:
         raise MalformedMessage(f"the token is over {MAX_TOKEN} bytes: cover fewer headers")
     value: HeaderValue = token.encode("ascii") if is_kafka(message.destination) else token
     return (*message.headers, (TOKEN_HEADER, value))
 
 
-def refuse_token(message: Message) -> None:
-    """Refuse a message that carries a token already.
+def refuse_token(names: Iterable[str]) -> None:
+    """Refuse the names of headers among which a token is already, in whatever spelling.
 
     Raises:
-        MalformedMessage: it does, in whatever spelling.
+        MalformedMessage: there is one.
     """
-    for name, _ in message.headers:
-        if len(name) == _LENGTH and name.lower() == TOKEN_HEADER:
-            raise MalformedMessage("the message carries a token already")
+    if any(len(name) == _LENGTH and name.lower() == TOKEN_HEADER for name in names):
+        raise MalformedMessage("the message carries a token already")
 
 
 def token_of(message: Message) -> bytes:
-    """Return the one token of a message; step 1 of the verdict.
+    """Return the one token of a message: step 1 of the verdict.
 
     Raises:
         Rejection: ``token_missing``, ``token_repeated``, ``token_oversize`` or ``token_malformed``.
@@ -119,7 +107,7 @@ def token_of(message: Message) -> bytes:
 
 
 def place_of_token(names: Sequence[str]) -> int:
-    """Return where among the names of a message's headers its one token is.
+    """Return where the one token stands among the names of a message's headers.
 
     Raises:
         Rejection: ``token_missing`` or ``token_repeated``.
@@ -133,7 +121,7 @@ def place_of_token(names: Sequence[str]) -> int:
 
 
 def token_of_value(value: HeaderValue, *, on_kafka: bool) -> bytes:
-    """Return the token that a header's value is.
+    """Return the token that stands in a header's value.
 
     Raises:
         Rejection: ``token_oversize`` or ``token_malformed``.
@@ -147,35 +135,16 @@ def token_of_value(value: HeaderValue, *, on_kafka: bool) -> bytes:
     raise Rejection(Reason.TOKEN_MALFORMED, "the token header has another type")
 
 
-def cover(first: Message, names: tuple[str, ...]) -> Cover:
-    """Return how properties and covered headers are encoded, of messages that have the same names.
-
-    Args:
-        first: one of them.
-        names: the covered headers.
-
-    Returns:
-        What makes ``headers_input`` of such a message; it raises ``MalformedMessage`` where two names differ in
-        case only, or a value has no form on the wire.
-    """
-    try:
-        refuse_case_twins(first, names)
-    except MalformedMessage as error:
-        return partial(_refused, str(error))
-    return headers_inputs(first, names)
-
-
-def check(message: Message, binding: Binding, cover: Cover) -> None:
-    """Hold a verified binding against the message it came with; step 11 of the verdict.
+def check(message: Message, binding: Binding, encode: Encoder) -> None:
+    """Hold a verified binding against the message it came with: step 11 of the verdict.
 
     Args:
         message: as the broker delivered it.
         binding: of its token.
-        cover: of messages with its names and of the names that the binding covers.
+        encode: of the message's form and the names that the binding covers.
 
     Raises:
-        Rejection: ``destination_mismatch``, ``record_key_mismatch``, ``body_mismatch`` or
-            ``headers_mismatch``.
+        Rejection: ``destination_mismatch``, ``record_key_mismatch``, ``body_mismatch`` or ``headers_mismatch``.
     """
     if binding.dst != message.destination:
         raise Rejection(Reason.DESTINATION_MISMATCH, "signed for another destination")
@@ -184,81 +153,75 @@ def check(message: Message, binding: Binding, cover: Cover) -> None:
     if binding.bod != (None if message.body is None else base64url.digest(message.body)):
         raise Rejection(Reason.BODY_MISMATCH, "signed with another body")
     try:
-        headers = cover(message)
+        headers = encode(message)
     except MalformedMessage as error:
         raise Rejection(Reason.HEADERS_MISMATCH, str(error)) from error
     if binding.hds != base64url.digest(headers):
         raise Rejection(Reason.HEADERS_MISMATCH, "signed with other properties or headers")
 
 
-def headers_digest(message: Message, names: Iterable[str]) -> str:
-    """Return ``hds``: base64url SHA-256 over ``headers_input``.
+def headers_input(message: Message, names: Sequence[str]) -> bytes:
+    """Return the bytes that ``hds`` is the digest of: the seven properties and the named headers, encoded.
 
     Raises:
-        MalformedMessage: a value of a type no broker carries, or nested beyond 32.
+        MalformedMessage: a value has a type that no broker carries, or is nested beyond 32.
     """
-    return base64url.digest(headers_input(message, names))
+    return encoder(form_of(message), names)(message)
 
 
-def headers_input(message: Message, names: Iterable[str]) -> bytes:
-    """Return the exact bytes ``hds`` is taken over: the seven properties and the named headers, encoded.
+def encoder(form: Form, names: Sequence[str]) -> Encoder:
+    """Return the function that makes ``headers_input`` of messages of one form.
 
-    Raises:
-        MalformedMessage: a value of a type no broker carries, or nested beyond 32.
-    """
-    headers = message.headers
-    single = dict(headers)
-    if len(single) != len(headers):
-        return _repeated_input(message, names)
-    if is_kafka(message.destination):
-        plain = _PROPERTIES.isdisjoint(single)
-        parts = [_NO_PROPERTIES if plain else _protected({name: (value,) for name, value in headers})]
-    else:
-        parts = [_protected(_properties(message)) if message.properties else _NO_PROPERTIES]
-    for name in names:
-        if name in single:
-            add_one(parts, name, single[name])
-        else:
-            add_named(parts, name, ())
-    return b"".join(parts)
-
-
-def headers_inputs(first: Message, names: Sequence[str]) -> Callable[[Message], bytes]:
-    """Return what makes ``headers_input`` of messages with the names of another: those are encoded once.
+    All that depends on names is encoded here, once. The function puts the values in between, so that a message
+    costs what its values cost. Values of the form ``(b"...", 3)`` say: these bytes, then the value of header 3.
 
     Args:
-        first: the other.
-        names: the covered headers.
+        form: of the messages.
+        names: the covered headers; one that is absent is covered as absent.
     """
-    single = {name: at for at, (name, _) in enumerate(first.headers)}
-    if len(single) != len(first.headers):
-        return lambda message: headers_input(message, names)
-    properties, places, before = list[tuple[bytes, str]](), list[tuple[bytes, bytes, int]](), _DOMAIN
-    for name in PROTECTED_PROPERTIES if not is_kafka(first.destination) else ():
-        before += named(name, present=name in first.properties)
-        if name in first.properties:
-            properties.append((before, name))
+    destination, present, properties = form
+    texts, values, before = list[tuple[bytes, str]](), list[tuple[bytes, bytes, int]](), _DOMAIN
+    places: dict[str, list[int]] = {}
+    for at, name in enumerate(present):
+        places.setdefault(name, []).append(at)
+    if is_kafka(destination):
+        names = (*PROTECTED_PROPERTIES, *names)  # there the seven properties are headers
+    else:
+        for name in PROTECTED_PROPERTIES:
+            before += named(name, int(name in properties))
+            if name in properties:
+                texts.append((before, name))
+                before = b""
+    for name in names:
+        found = places.get(name, ())
+        before += named(name, len(found))
+        for at in found:
+            values.append((before, before + b"b", at))
             before = b""
-    for name in names if not is_kafka(first.destination) else (*PROTECTED_PROPERTIES, *names):
-        place = single.get(name)
-        before += named(name, present=place is not None)
-        if place is not None:
-            places.append((before, before + b"b", place))
-            before = b""
-    return partial(_filled, properties, places, before)
+    return partial(_encoded, texts, values, before)
 
 
-def _filled(
-    bound: list[tuple[bytes, str]], places: list[tuple[bytes, bytes, int]], tail: bytes, message: Message
+def checked_encoder(form: Form, names: tuple[str, ...]) -> Encoder:
+    """Return ``encoder``, or a function that refuses every message where two names differ in case only."""
+    try:
+        refuse_case_twins(form, names)
+    except MalformedMessage as error:
+        return partial(_refused, str(error))
+    return encoder(form, names)
+
+
+def _encoded(
+    texts: list[tuple[bytes, str]], values: list[tuple[bytes, bytes, int]], tail: bytes, message: Message
 ) -> bytes:
-    """Return the names' bytes with a message's values: of a property by its name, of a header by its place."""
     parts: list[bytes] = []
-    for before, name in bound:
+    for before, name in texts:
         text = message.properties[name]
+        # RabbitMQ adds a suffix to direct reply-to that the sender does not know (broker manual)
+        direct = name == "reply-to" and text.startswith(_DIRECT_REPLY + ".")
         parts.append(before)
-        add_value(parts, _without_suffix(text) if name == "reply-to" else text)
+        add_value(parts, _DIRECT_REPLY if direct else text)
     headers = message.headers
-    for before, before_bytes, place in places:
+    for before, before_bytes, place in values:
         value = headers[place][1]
         if type(value) is bytes:
             size = len(value)
@@ -271,62 +234,18 @@ def _filled(
 
 
 def _refused(why: str, _message: Message) -> NoReturn:
-    """Encode no message of a form that is wrong."""
     raise MalformedMessage(why)
 
 
-def _repeated_input(message: Message, names: Iterable[str]) -> bytes:
-    """Return the same where a name stands more than once."""
-    by_name: dict[str, list[HeaderValue]] = {}
-    for header, value in message.headers:
-        by_name.setdefault(header, []).append(value)
-    parts = [_protected(by_name if is_kafka(message.destination) else _properties(message))]
-    for name in names:
-        add_named(parts, name, by_name.get(name, ()))
-    return b"".join(parts)
-
-
-def _protected(properties: Mapping[str, Sequence[HeaderValue]]) -> bytes:
-    """Return the domain string and the seven properties, encoded."""
-    parts: list[bytes] = [_DOMAIN]
-    for name in PROTECTED_PROPERTIES:
-        add_named(parts, name, properties.get(name, ()))
-    return b"".join(parts)
-
-
-_NO_PROPERTIES: Final = _protected({})
-
-
-def _properties(message: Message) -> dict[str, list[HeaderValue]]:
-    """Return the AMQP properties as they are bound."""
-    return {name: [_without_suffix(value) if name == "reply-to" else value]
-            for name, value in message.properties.items()}  # fmt: skip
-
-
-def _without_suffix(value: HeaderValue) -> HeaderValue:
-    """Return direct reply-to without the suffix RabbitMQ adds (broker manual, *Direct Reply-to*)."""
-    if isinstance(value, str) and value.startswith(_DIRECT_REPLY + "."):
-        return _DIRECT_REPLY
-    return value
-
-
-def refuse_case_twins(message: Message, covered: Sequence[str]) -> None:
-    """Refuse a header whose name differs from a covered one in case only.
+def refuse_case_twins(form: Form, covered: Iterable[str]) -> None:
+    """Refuse a header whose name differs from a covered one in case only: a reader might take one for the other.
 
     Raises:
         MalformedMessage: there is one.
     """
-    exact, folded = _folded(tuple(covered), is_kafka(message.destination))
-    for name, _ in message.headers:
-        if name not in exact and name.lower() in folded:
-            raise MalformedMessage("two header names differ in case only")
-
-
-@lru_cache(maxsize=64)  # of at most 1,000 names each
-def _folded(covered: tuple[str, ...], on_kafka: bool) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the names that are covered, as they are and in lower case."""
-    exact = frozenset(covered) | (_PROPERTIES if on_kafka else frozenset())
-    folded = frozenset(name.lower() for name in exact)
+    exact = {*covered, *PROTECTED_PROPERTIES} if is_kafka(form[0]) else set(covered)
+    folded = {name.lower() for name in exact}
     if len(folded) != len(exact):
         raise MalformedMessage("two covered names differ in case only")
-    return exact, folded
+    if any(name not in exact and name.lower() in folded for name in form[1]):
+        raise MalformedMessage("two header names differ in case only")

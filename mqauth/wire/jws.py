@@ -7,8 +7,8 @@ names, any ``typ`` and a padded signature pass. Sources: RFC 7515 sections 3.1 a
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
-from typing import Any, Final, NamedTuple, cast
+from functools import partial
+from typing import Final, NamedTuple, cast
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -19,6 +19,7 @@ from mqauth.wire import base64url, ed25519
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.claims import is_name
 from mqauth.wire.keys import MAX_KID, Key, SigningKey
+from mqauth.wire.memo import Memo
 
 TOKEN_TYPE: Final = "mqauth+jwt"
 MAX_TOKEN: Final = 8192
@@ -83,13 +84,13 @@ def compact(payload: bytes, key: SigningKey, *, typ: str = TOKEN_TYPE) -> str:
         key: signs, and decides ``alg`` and ``kid``.
         typ: the token's type.
     """
-    signing_input = _header_segment(key.algorithm, typ, key.kid) + base64url.encode(payload)
+    signing_input = _HEADER_SEGMENTS[key.algorithm, typ, key.kid] + base64url.encode(payload)
     return (signing_input + b"." + base64url.encode(key.sign(signing_input))).decode("ascii")
 
 
-@lru_cache(maxsize=256)
-def _header_segment(algorithm: str, typ: str, kid: str) -> bytes:
-    """Return the first segment and its dot; a key's is the same for every token."""
+def _header_segment(header: tuple[str, str, str]) -> bytes:
+    """Return the first segment of a token and its dot, of ``alg``, ``typ`` and ``kid``."""
+    algorithm, typ, kid = header
     return base64url.encode(strictjson.dumps({"alg": algorithm, "typ": typ, "kid": kid})) + b"."
 
 
@@ -107,7 +108,7 @@ def take_apart(token: bytes, *, typ: str = TOKEN_TYPE) -> Opened:
         raise _malformed("not three segments")
     try:
         payload, signature = base64url.decode(segments[1]), base64url.decode(segments[2])
-        algorithm, kid = _header(segments[0], typ)
+        algorithm, kid = _HEADERS[segments[0], typ]
     except ValueError as error:
         raise _malformed("a segment is not canonical base64url, or the header no JSON") from error
     return _TUPLE(Opened, (algorithm, kid, token[: token.rindex(b".")], payload, signature))
@@ -133,14 +134,10 @@ def verify(opened: Opened, key: Key) -> None:
         raise Rejection(Reason.SIGNATURE_INVALID, "the signature does not hold")
 
 
-@lru_cache(maxsize=2048)  # of at most MAX_TOKEN bytes each, for a thousand producers
-def _header(segment: bytes, typ: str) -> tuple[str, str]:
-    """Return ``alg`` and ``kid``; a producer's header is the same for every message of a key, and read once."""
-    return _check_header(strictjson.loads(base64url.decode(segment), depth=_HEADER_DEPTH), typ)
-
-
-def _check_header(parameters: Any, typ: str) -> tuple[str, str]:
-    """Return ``alg`` and ``kid`` of a JOSE header that has exactly the profile's parameters."""
+def _check_header(header: tuple[bytes, str]) -> tuple[str, str]:
+    """Return ``alg`` and ``kid`` of a token's first segment, of which ``typ`` is wanted."""
+    segment, typ = header
+    parameters = strictjson.loads(base64url.decode(segment), depth=_HEADER_DEPTH)
     if type(parameters) is not dict:
         raise _malformed("the header is no object")
     kid = parameters.get("kid")
@@ -154,6 +151,11 @@ def _check_header(parameters: Any, typ: str) -> tuple[str, str]:
     if type(algorithm) is not str or algorithm not in _ALLOWED:
         raise Rejection(Reason.ALGORITHM_FORBIDDEN, "alg is missing or not on the list")
     return algorithm, str(kid)
+
+
+# a producer's header is the same for every message of a key
+_HEADERS: Final = Memo(_check_header)
+_HEADER_SEGMENTS: Final = Memo(_header_segment)
 
 
 def _malformed(detail: str) -> Rejection:

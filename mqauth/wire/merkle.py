@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import lru_cache
 from hashlib import sha256 as _sha256
 from typing import Final
 
@@ -21,9 +20,9 @@ _LEAF: Final = b"\x00"
 _NODE: Final = b"\x01"
 
 
-def leaf_hash(*data: bytes) -> bytes:
-    """Return the hash of a leaf's data, given in parts: SHA-256 over 0x00 and the data."""
-    return hashlib.sha256(b"".join((_LEAF, *data))).digest()
+def leaf_hash(data: bytes) -> bytes:
+    """Return the hash of a leaf: SHA-256 over 0x00 and its data."""
+    return hashlib.sha256(_LEAF + data).digest()
 
 
 def leaf_hasher(head: bytes) -> hashlib._Hash:
@@ -34,16 +33,6 @@ def leaf_hasher(head: bytes) -> hashlib._Hash:
 def node_hash(left: bytes, right: bytes) -> bytes:
     """Return the hash of two children: SHA-256 over 0x01, left and right."""
     return hashlib.sha256(_NODE + left + right).digest()
-
-
-@lru_cache(maxsize=4096)
-def path_length(index: int, size: int) -> int:
-    """Return how many hashes prove a leaf, counted from 0, in a tree of ``size`` leaves."""
-    count, last = 0, size - 1
-    while last:
-        count += index & 1 or index < last
-        index, last = index >> 1, last >> 1
-    return count
 
 
 class Tree:

@@ -1,79 +1,54 @@
 """What the tokens of one producer, for messages of one form, have in common, to the byte.
 
-Two payloads of claims that mqauth builds differ in ``iat``, ``exp``, ``jti`` and three digests. Where the rest is
-the same bytes it has the same meaning: it was parsed once. A payload that is the template with six values of their
-form is read without a parser; any other one is for ``claims.parse``.
+Two payloads of claims that mqauth builds differ in six values: ``iat``, ``exp``, ``jti`` and the digests of
+body, record key and headers. The seven *pieces* around them are the same bytes, and so they mean the same. A
+signer fills six values in. A consumer that has parsed and verified one payload reads the next one by comparing
+the pieces; a payload that differs anywhere else is for ``claims.parse``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from operator import itemgetter
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 
 from mqauth.wire import claims as claim_set
 from mqauth.wire.claims import NO_EXTRA, Binding, Claims
 
 Digests: TypeAlias = tuple[str | None, str | None, str]
+Pieces: TypeAlias = tuple[bytes, ...]
 _TIME: Final = 10  # digits, from 2001 to 2286
-_TEXT: Final = bytes(range(ord("0"), ord("9") + 1)) + bytes(range(ord("A"), ord("Z") + 1)) + b"_-" + bytes(
-    range(ord("a"), ord("z") + 1)
-)  # fmt: skip
+_TEXT: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_-abcdefghijklmnopqrstuvwxyz"
 _DIGEST: Final = 43  # characters
 _LAST: Final = b"AEIMQUYcgkosw048"  # a canonical digest ends so
 _ZERO: Final = ord("0")
 _TUPLE: Final = tuple.__new__
 _NAMES: Final = (b',"iat":', b',"exp":', b',"jti":"', b'"bod":', b',"key":', b',"hds":')
+"""What stands before the six values. Text inside a payload is none of these, since its quotes are escaped."""
 
 
-class Template(NamedTuple):
-    """A payload without the six values that change.
-
-    Args:
-        claims: of the payload it was cut from.
-        binding: their ``mqa``.
-        pieces: what stands before, between and behind ``iat``, ``exp``, ``jti`` and the digests.
-    """
-
-    claims: Claims
-    binding: Binding
-    pieces: tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes]
-
-
-def template_of(payload: bytes, claims: Claims) -> Template | None:
-    """Return the template of a payload, ``None`` where mqauth would not have built it so.
-
-    Args:
-        payload: parsed and verified.
-        claims: what it was parsed to.
-    """
-    binding = claims.mqa
-    if not isinstance(binding, Binding) or claims.nbf is not None or claims.extra:
-        return None
-    if claim_set.build(claims) != payload:
-        return None
-    pieces, rest = list[bytes](), payload
+def pieces_of(claims: Claims, binding: Binding) -> Pieces:
+    """Return what stands before, between and behind the six values in the payload of these claims."""
     values = (str(claims.iat), str(claims.exp), claims.jti, *map(_quoted, (binding.bod, binding.key, binding.hds)))
+    pieces, rest = list[bytes](), claim_set.build(claims)
     for name, value in zip(_NAMES, values, strict=True):
         before, found, rest = rest.partition(name)
         pieces.append(before + found)
         rest = rest[len(value) :]
-    first, second, third, fourth, fifth, sixth = pieces
-    made = Template(claims, binding, (first, second, third, fourth, fifth, sixth, rest))
-    return made if Reader(made, payload).read(payload) == claims else None
+    return (*pieces, rest)
 
 
-def fill(template: Template, iat: bytes, exp: bytes, jti: bytes, digests: Digests) -> bytes:
-    """Return a payload of a template.
+def fill(pieces: Pieces, iat: bytes, exp: bytes, jti: bytes, digests: Digests) -> bytes:
+    """Return a payload.
 
     Args:
-        template: of another payload.
-        iat: UTC seconds in ten digits.
+        pieces: of another payload of its form.
+        iat: UTC seconds in digits.
         exp: likewise.
         jti: of base64url's characters.
         digests: of body, record key, and properties with headers; ``None`` for no body and for no key.
     """
-    before, between, before_jti, before_bod, before_key, before_hds, tail = template.pieces
+    before, between, before_jti, before_bod, before_key, before_hds, tail = pieces
     bod, key, hds = digests
     return b"".join((
         before, iat, between, exp, before_jti, jti, before_bod, _quoted(bod), before_key, _quoted(key), before_hds,
@@ -82,31 +57,31 @@ def fill(template: Template, iat: bytes, exp: bytes, jti: bytes, digests: Digest
 
 
 class Reader:
-    """Reads payloads that differ from another one in six values alone, each of the length it has there.
+    """Reads payloads that differ from another one in the six values alone, each of the length it has there.
 
     Args:
-        template: of the other.
-        payload: the other.
+        claims: of the other.
+        binding: its ``mqa``.
+        length: of the other, in bytes.
     """
 
     __slots__ = ("_claims", "_fixed", "_values", "length")
 
-    def __init__(self, template: Template, payload: bytes) -> None:
-        before, between, before_jti, before_bod, before_key, before_hds, tail = template.pieces
-        (bod, after_bod), (key, after_key) = map(_around, (template.binding.bod, template.binding.key))
-        self._claims = template.claims, template.binding
+    def __init__(self, claims: Claims, binding: Binding, length: int) -> None:
+        before, between, before_jti, before_bod, before_key, before_hds, tail = pieces_of(claims, binding)
+        (bod, after_bod), (key, after_key) = map(_around, (binding.bod, binding.key))
+        self._claims = claims, binding
         self._fixed = (
             before, between, before_jti, before_bod + bod, after_bod + before_key + key,
             after_key + before_hds + b'"', b'"' + tail,
         )  # fmt: skip
-        jti = len(template.claims.jti)
-        sizes = (_TIME, _TIME, jti, _DIGEST * bool(after_bod), _DIGEST * bool(after_key), _DIGEST)
+        sizes = (_TIME, _TIME, len(claims.jti), _DIGEST * bool(after_bod), _DIGEST * bool(after_key), _DIGEST)
         places, at = list[slice](), 0
         for fixed, size in zip(self._fixed, sizes, strict=False):
             places.append(slice(at + len(fixed), at + len(fixed) + size))
             at += len(fixed) + size
         self._values: Callable[[bytes], tuple[bytes, ...]] = itemgetter(*places)
-        self.length = len(payload)
+        self.length = length
 
     @property
     def size(self) -> int:
@@ -119,9 +94,10 @@ class Reader:
         one, two, three, four, five, six, seven = self._fixed
         if b"".join((one, iat, two, exp, three, jti, four, bod, five, key, six, hds, seven)) != payload:
             return None
+        # JSON knows no leading zero, and the parser would refuse one
         if not (iat + exp).isdigit() or iat[0] == _ZERO or exp[0] == _ZERO:
             return None
-        # a text of base64url's characters means in JSON what it is
+        # characters of base64url stand for themselves in JSON: no escape can hide among them
         if (jti + bod + key + hds).translate(None, _TEXT):
             return None
         if hds[-1] not in _LAST or (bod and bod[-1] not in _LAST) or (key and key[-1] not in _LAST):
@@ -136,18 +112,23 @@ class Reader:
 
 
 def reader_of(payload: bytes, claims: Claims) -> Reader | None:
-    """Return what reads payloads like one, ``None`` where mqauth would not have built it so.
+    """Return a reader of payloads like one, ``None`` where mqauth would not have built that one so.
 
     Args:
         payload: parsed and verified.
         claims: what it was parsed to.
     """
-    template = template_of(payload, claims)
-    return None if template is None else Reader(template, payload)
+    binding = claims.mqa
+    if not isinstance(binding, Binding) or claims.nbf is not None or claims.extra:
+        return None
+    if claim_set.build(claims) != payload:
+        return None
+    reader = Reader(claims, binding, len(payload))
+    return reader if reader.read(payload) == claims else None
 
 
 def _around(digest: str | None) -> tuple[bytes, bytes]:
-    """Return what stands in JSON before a digest's text and behind it."""
+    """Return what stands in JSON before the text of a digest and behind it."""
     return (b"null", b"") if digest is None else (b'"', b'"')
 
 

@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=100, help="how many")
     parser.add_argument("--engines", type=int, default=0, help="play so many schedules of the pure engines")
     parser.add_argument("--engine", help="of this one alone")
+    parser.add_argument("--jobs", type=int, help="processes at a time that play engines, by default one a core")
     parser.add_argument("--kafka", action="store_true", help="play the whole Kafka leaf instead")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first of them")
     parser.add_argument("--plan", type=Path, help="play the plan of this file")
@@ -68,7 +69,8 @@ def _play_engines(wanted: argparse.Namespace) -> int:
         for name in names:
             for seed in range(wanted.first, wanted.first + wanted.engines):
                 print("\n".join(engines.traced(seed, engines.ENGINES[name])))
-    return min(1, sum([engines.play(name, wanted.first, wanted.engines, _say) for name in names]))
+    found = [engines.play(name, wanted.first, wanted.engines, _say, jobs=wanted.jobs) for name in names]
+    return min(1, sum(found))
 
 
 def _play_kafka(wanted: argparse.Namespace) -> int:

@@ -165,19 +165,20 @@ def traced(seed: int, engine: Engine = LOG) -> list[str]:
     return lines
 
 
-def play(name: str, first: int, count: int, tell: Callable[[str], None]) -> int:
-    """Play schedules on all cores, and tell of those that fail; return how many do.
+def play(name: str, first: int, count: int, tell: Callable[[str], None], *, jobs: int | None = None) -> int:
+    """Play schedules, and tell of those that fail; return how many do.
 
     Args:
         name: of the engine.
         first: the first seed.
         count: how many.
         tell: given each line.
+        jobs: processes at a time, one for each core by default.
     """
     started, engine = time.perf_counter(), ENGINES[name]
     shards = [range(at, min(at + SHARD, first + count)) for at in range(first, first + count, SHARD)]
     failing: list[Finding] = []
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with ProcessPoolExecutor(jobs or os.cpu_count()) as pool:
         for found in pool.map(_shard, [name] * len(shards), shards):
             failing.extend(found)
             for finding in found[: max(0, SHOWN - len(failing) + len(found))]:

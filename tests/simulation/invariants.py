@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Final
 
+from tests.simulation.facilities import TIMEOUT
 from tests.simulation.handlers import order_of
 from tests.simulation.ledger import Handling, Label
 from tests.simulation.scenario import Scenario
@@ -48,7 +49,8 @@ def _honest_not_condemned(scenario: Scenario) -> Iterator[str]:
         handled = scenario.world.ledger.handled(label)
         if not reasons or scenario.world.ledger.copies.get(label):
             continue
-        if handled or not _rightly_buried(scenario, label, reasons):
+        rightly = _rightly_buried(scenario, label, reasons)
+        if (handled and not _acked_in_vain(scenario, label, reasons)) or not rightly:
             yield f"{label!r} was condemned as {', '.join(reasons)}; handled {len(handled)} times"
 
 
@@ -66,7 +68,8 @@ def _forged_not_handled(scenario: Scenario) -> Iterator[str]:
 def _handled_once(scenario: Scenario) -> Iterator[str]:
     """A message is handled again only where the pages say so."""
     for first, second in _handled_again(scenario):
-        if not _excused(scenario, first, second) and not _stopped_without_store(scenario, first, second):
+        allowed = _stopped_without_store(scenario, first, second) or _outlasts_its_lease(scenario, first, second)
+        if not allowed and not _excused(scenario, first, second):
             yield _again(first, second)
 
 
@@ -162,6 +165,21 @@ def _rightly_buried(scenario: Scenario, label: Label, reasons: list[str]) -> boo
     return bool(reasons) and set(reasons) <= allowed
 
 
+def _acked_in_vain(scenario: Scenario, label: Label, reasons: list[str]) -> bool:
+    """Tell whether an expired message was handled by a process that stood still, and its ack never arrived.
+
+    The connection had ended meanwhile, and the process had not heard of it: what is delivered again is new to it.
+    """
+    world = scenario.world
+    stood_still = any(
+        begun <= ended and over >= found.begun
+        for found in world.ledger.handled(label)
+        if (ended := found.ended) is not None
+        for begun, over in world.everyone[found.process].pauses
+    )
+    return stood_still and set(reasons) == {"expired"} and len(world.ledger.acks[label]) <= len(reasons)
+
+
 def _excused(scenario: Scenario, first: Handling, second: Handling) -> bool:
     """Tell whether the pages allow that a message was handled again."""
     world, settings = scenario.world, scenario.settings
@@ -178,11 +196,24 @@ def _excused(scenario: Scenario, first: Handling, second: Handling) -> bool:
     return False
 
 
+def _outlasts_its_lease(scenario: Scenario, first: Handling, second: Handling) -> bool:
+    """Tell whether the first process could not confirm until its lease was over, and another has the message.
+
+    The outage of the store began before the confirm could arrive. The lease counts from the handler's beginning,
+    when the message was claimed already.
+    """
+    if first.ended is None or first.process == second.process:
+        return False
+    outages = scenario.world.outages.between("store", first.process, first.ended, first.ended + TIMEOUT)
+    over = first.begun + scenario.settings.lease
+    return any(each.stops_requests and each.ended >= over for each in outages)
+
+
 def _stopped_without_store(scenario: Scenario, first: Handling, second: Handling) -> bool:
     """Tell whether the process that handled first was stopped while its store was out of reach."""
     return any(
         name == first.process
         and since <= second.begun
-        and scenario.world.was_out("store", since, until or second.begun)
+        and scenario.world.outages.between("store", name, since, until or second.begun)
         for name, since, until in scenario.world.ledger.stops
     )

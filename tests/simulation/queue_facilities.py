@@ -138,6 +138,11 @@ class QueueStore(Store):
         super().__init__(facilities, clock)
         self._replayed = replayed
         self.taken_over: set[bytes] = set()
+        """What was claimed by another than its former owner, whose lease was over."""
+        self.unended: set[tuple[bytes, str | None]] = set()
+        """Claims whose confirm or release was asked for; one that is still held then was not told of it."""
+        self.left_behind: set[tuple[bytes, str | None]] = set()
+        """Those of consumers that have stopped."""
 
     def claim(self, request: ClaimRequest, /) -> Any:
         """Take a lease."""
@@ -147,11 +152,13 @@ class QueueStore(Store):
     def confirm(self, request: ClaimRequest, /) -> Any:
         """Make a claim done."""
         confirm = super().confirm
+        self.unended.add((request.id, request.owner))
         return soon_or_late(lambda: confirm(request), "store")
 
     def release(self, request: ClaimRequest, /) -> Any:
         """Forget a claim."""
         release = super().release
+        self.unended.add((request.id, request.owner))
         return soon_or_late(lambda: release(request), "store")
 
     def rival(self, native: Native, owner: str, lease: float) -> ClaimStatus:
@@ -164,8 +171,9 @@ class QueueStore(Store):
         former = None if before is None else before.owner
         status = super()._claim(request)
         if status is ClaimStatus.FRESH and former is not None and former != request.owner:
-            rivals = former.startswith("rival") or request.owner.startswith("rival")
-            self.taken_over.update({request.id} if rivals else ())
+            self.taken_over.add(request.id)
+        if status is ClaimStatus.FRESH and not request.renew:
+            self.unended.discard((request.id, request.owner))
         if status is ClaimStatus.REPLAYED:
             self._replayed()
         return status

@@ -11,6 +11,7 @@ from mqauth.delivery.progress import Progress
 from mqauth.delivery.queue_work import QueueLeases, QueueWork
 from mqauth.delivery.slot import RoundTripQueue, Slot
 from mqauth.delivery.window import Window
+from mqauth.judging.pipeline import Step
 from tests.simulation.engine_mutants import Mutant, returning
 
 
@@ -78,6 +79,17 @@ def unreleased(_: Any) -> Any:
     return release
 
 
+def released_though_handled(_: Any) -> Any:
+    """Give up the claim of what was handled and not confirmed."""
+
+    def release(work: QueueWork, delivery: Any) -> Any:
+        if delivery.step is not Step.JUDGE or delivery.claim is not None:
+            delivery.step = Step.HANDLE if delivery.step is Step.CONFIRM else delivery.step
+            yield from work._guard.release(delivery)
+
+    return release
+
+
 def kept_in_the_room(_: Any) -> Any:
     """Count for ever what was held."""
     return lambda hold, held: hold._held.pop(id(held))
@@ -111,6 +123,7 @@ QUEUE: Final = (
     Mutant("gives back the last delivery", Slot, "is_last", always(False)),
     Mutant("gives back what is not ours", Slot, "is_ours", always(True)),
     Mutant("keeps claims of what is given back", QueueWork, "_release", unreleased),
+    Mutant("releases what was handled", QueueWork, "_release", released_though_handled),
     Mutant("holds for ever", Hold, "is_over", returning(False)),
     Mutant("holds at a stop", Hold, "stops", returning(False)),
     Mutant("keeps places of what is held", Hold, "take", kept_in_the_room),

@@ -158,10 +158,8 @@ class QueuePlay(QueueHandlers):
         self.note("ended", channel.number)
         channel.ended = True
         channel.transit.clear()
-        consumed = self.runner.window.consumer is not None
         self.runner.on_close(channel_alone=channel_alone)
-        if consumed and not channel_alone and not self.runner.window.stopping:
-            self.died(self.runner)
+        self.died(self.runner, channel_alone=channel_alone)
 
     def die(self, number: int) -> None:
         """Let connections die in a row."""
@@ -181,10 +179,12 @@ class QueuePlay(QueueHandlers):
             self.note("opened", self.channel.number)
 
     def drop(self, _number: int) -> None:
-        """Let the broker cancel the consumer."""
+        """Let the broker cancel the consumer; the client reads first what was sent to it before."""
         for consumer in list(self.channel.consumers):
             if consumer == self.runner.window.consumer:
                 self.broker.cancel(self.channel, consumer)
+                while self.channel.transit and not self.channel.ended:
+                    self.deliver(0)
                 self.runner.on_cancel(consumer)
 
     # The client
@@ -243,7 +243,7 @@ class QueuePlay(QueueHandlers):
         if self.runner.over:
             self.look_at_a_stop(self.runner)
             self.note("begins anew", "")
-            self.deaths = 0
+            self.deaths, self.consumed_since = 0, None
             self.reopen(0)
             self.runner = Runner(self, self.loop)
 

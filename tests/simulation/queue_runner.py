@@ -70,7 +70,7 @@ class Runner(Subscription):
         )  # fmt: skip
         self.tended = QueueLeases(play.guard.lease)
         self.running: list[Task] = []
-        self.trying = self.looked_at = 0
+        self.trying = self.looked_at = self.ended_at = 0
         self.suspended_at: dict[Slot, int] = {}
         self.stopping = self.over = False
         self.supervisor = loop.run(self.supervised(), "subscription")
@@ -135,13 +135,21 @@ class Runner(Subscription):
         except GeneratorExit:
             raise
         except BaseException as error:
-            if not isinstance(error, Cancelled):
-                self.fail(error)
-                yield from self.cancelled()
-            yield from self._let_go(begun)
+            try:
+                yield from self._failed(begun, error)
+            except Cancelled:
+                yield from self._let_go(begun)
         finally:
             self.tended.remove(begun.delivery)
             self.work.end(begun.delivery)
+            self.ended_at = self.play.moment()
+
+    def _failed(self, begun: Begun, error: BaseException) -> Steps[None]:
+        """Give back a delivery whose task ends, once nothing is consumed any more."""
+        if not isinstance(error, Cancelled):
+            self.fail(error)
+            yield from self.cancelled()
+        yield from self._let_go(begun)
 
     def _to_its_end(self, begun: Begun, first: Steps[Outcome], outcome: Outcome | None) -> Steps[Outcome]:
         """Process, hold while deferred, then settle or give back."""
@@ -173,7 +181,7 @@ class Runner(Subscription):
     def _settled(self, outcome: Outcome) -> None:
         """Note what a delivery came to."""
         if self.window.settled(outcome):
-            self.interrupted = True
+            self.interrupted, self.play.deaths = True, 0
 
     def _let_go(self, begun: Begun) -> Steps[None]:
         """Give a delivery back unhandled."""
@@ -184,11 +192,11 @@ class Runner(Subscription):
         """Requeue a delivery that is ours to return."""
         if not self.work.returns(slot) or not slot.is_ours:
             return
+        slot.given_back()
         self.play.gives_back(slot.native)
         yield at_once
         if not slot.native.channel.ended and acks is not None:
             acks.ledger.gone(slot.native.tag)
-        slot.given_back()
 
     def _turn_away(self, native: Native, acks: Acks | None) -> Steps[None]:
         """Give back what came after the stop began, once nothing is consumed."""
@@ -269,6 +277,7 @@ class Runner(Subscription):
         self.suspended_at[held.slot] = self.play.moment()
         self.hold.suspended = True
         stays = self.window.suspend(held)
+        self.play.consumed_since = None
         yield from self.cancelled()
         self.interrupted = True
         return stays
@@ -308,6 +317,7 @@ class Runner(Subscription):
             yield lambda: due() or self.supervisor not in self.loop.tasks
         if self.supervisor in self.loop.tasks:
             self.loop.go_on(self.supervisor, Cancelled())
+            yield lambda: self.supervisor not in self.loop.tasks
         yield from self.cancelled()
         self.hold.stopping = True
         late = self._after(GRACE)

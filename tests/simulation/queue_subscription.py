@@ -17,7 +17,7 @@ from mqauth.testing.clock import FakeClock
 from tests.simulation.queue_acks import Acks
 from tests.simulation.queue_facilities import Answer, Interrupted
 from tests.simulation.queue_model import Channel
-from tests.simulation.queue_tasks import Cancelled, Loop, Steps, Until, at_once
+from tests.simulation.queue_tasks import Cancelled, Loop, Steps, Task, Until, at_once
 
 if TYPE_CHECKING:
     from tests.simulation.queue_play import QueuePlay
@@ -49,7 +49,8 @@ class Subscription:
         self.questions: dict[Channel, RoundTripQueue[Answer]] = {}
         self.acks: Acks | None = None
         self.woken = self.went_on = self.consumed_at = 0
-        self.started = self.interrupted = self.answered = self.leaving = False
+        self.started = self.interrupted = self.answered = False
+        self.cancelling: Task | None = None
 
     def fail(self, error: BaseException) -> None:
         """Remember what ends the consumer, and begin to stop."""
@@ -103,6 +104,7 @@ class Subscription:
         yield at_once
         self._refuse_ended(channel)
         self.window.opens()
+        self.play.opens()
         if not self.play.coalesce:
             self.acks = None
         elif self.acks is None or self.acks.channel is not channel:
@@ -137,13 +139,14 @@ class Subscription:
         yield lambda: self.interrupted or (due is not None and self.clock.monotonic() >= due)
         if not self.interrupted:
             self.window.widen()
+            self.play.deaths = 0
 
     def cancelled(self) -> Steps[None]:
         """Cancel the consumer at the broker, once, and return when nothing more comes."""
-        if not self.leaving:
-            self.leaving = True
-            self.loop.run(self._cancel(), "cancels")
-        yield lambda: not self.leaving
+        if self.cancelling not in self.loop.tasks:
+            self.cancelling = self.loop.run(self._cancel(), "cancels")
+        cancelling = self.cancelling
+        yield lambda: cancelling not in self.loop.tasks
 
     def _cancel(self) -> Steps[None]:
         """Cancel the consumer, if there is one, and wait for what is on its way."""
@@ -157,7 +160,6 @@ class Subscription:
                     or (channel.alive and not any(each.consumer == consumer for each in channel.transit))
                 )
             )
-        self.leaving = False
 
     def _until_answered(self, held: HeldDelivery) -> Steps[None]:
         """Wait until a deferred delivery gets further, tried by itself or probed with."""
@@ -190,7 +192,10 @@ class Subscription:
         """Tell whether it would get further now."""
         try:
             return (yield from self.loop.driven(self.work.probe(delivery), delivery))
-        except Interrupted:
+        except (Interrupted, Cancelled) as error:
+            yield from self.loop.driven(self.work.end_probe(), delivery)
+            if isinstance(error, Cancelled):
+                raise
             return False
 
     # What happens to the channel

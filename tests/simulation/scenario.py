@@ -16,7 +16,7 @@ from tests.simulation.faults import Fault, play
 from tests.simulation.handlers import Handlers
 from tests.simulation.network import Connection
 from tests.simulation.process import Process
-from tests.simulation.services import Deployment
+from tests.simulation.services import ON_ITS_WAY, Deployment
 from tests.simulation.settings import Settings
 from tests.simulation.world import DEAD, SOURCE, World
 
@@ -164,11 +164,15 @@ class Scenario:
                 service.ask_to_stop(process)
         self._wait_for_stops(self.world.agenda.now + self.settings.grace + 300)
 
+    def _end(self) -> None:
+        """End: what was on its way to the store has come there."""
+        self._done = True
+
     def _wait_for_stops(self, until: float) -> None:
         """End once every consumer has ended."""
         running = any(self.process(name) is not None for name in self.deployment.consumers)
         if not running or self.world.agenda.now > until:
-            self._done = True
+            self.world.agenda.after(ON_ITS_WAY, self._end)
         else:
             self.world.agenda.after(1, lambda: self._wait_for_stops(until))
 

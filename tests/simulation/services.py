@@ -30,6 +30,8 @@ STOP_LIMIT: Final = 240.0
 """Seconds beyond its grace within which a stop must end: letters and stores have time limits of their own."""
 CONNECT_TIMEOUT: Final = 10.0
 """Seconds that a connection may take to open; without a limit one that is cut in its handshake waits for ever."""
+ON_ITS_WAY: Final = 2.0
+"""Seconds within which a request comes to a store that is in reach, on the slowest network."""
 _PROBE_EVERY: Final = 10.0
 _UNWELL_PROBES: Final = 24
 _AGAIN_AFTER: Final = 2.0
@@ -285,8 +287,13 @@ class ConsumerService:
             ledger.deaths[process.name] = world.agenda.now
             return
         ledger.stops.append((process.name, self._stopping_since, world.agenda.now))
-        if world.was_out("store", self._stopping_since, world.agenda.now) or not self._deployment.settings.shared:
-            return
+        away = world.outages.between("store", process.name, self._stopping_since, world.agenda.now)
+        if not away and self._deployment.settings.shared:
+            world.agenda.after(ON_ITS_WAY, lambda: self._look_for_claims(process))
+
+    def _look_for_claims(self, process: Process) -> None:
+        """See that a stop left no claim, once what was on its way to the store has come there."""
+        ledger = self._world.ledger
         for claim in ledger.claims_of(process.name):
             ledger.problem("a stop leaves no claim", f"{process.name}: a claim since {claim.since:.3f}")
 

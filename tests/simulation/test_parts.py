@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from tests.simulation.amqp_queue import Queue, Stored, Subscription
 from tests.simulation.clock import Agenda
 from tests.simulation.determinism import OrderedSet
 from tests.simulation.faults import Fault, Plan
+from tests.simulation.invariants import INVARIANTS
+from tests.simulation.ledger import Handling, Ledger
+from tests.simulation.outages import Outages
 from tests.simulation.runner import Play, Result
 from tests.simulation.settings import Settings
 from tests.simulation.shrink import reduced
@@ -140,3 +144,51 @@ def test_reduced_to_the_guilty(guilty: tuple[int, ...]) -> None:
     whole = Play(seed=0, settings=settings, faults=faults)
     found = reduced(play_one(whole), play_one)
     assert {fault.at for fault in found.play.faults} == set(map(float, guilty))
+
+
+def test_an_outage_concerns_whom_it_concerns() -> None:
+    """A facility is out of reach of one service or of all, until the end of the outage that is nearest."""
+    outages = Outages()
+    outages.begin("store", None, "silent", 1.0)
+    outages.begin("store", "consumer1", "refused", 2.0)
+    assert outages.how("store", "consumer1#2") == "refused"
+    assert outages.how("store", "consumer2#1") == "silent"
+    assert outages.how("audit", "consumer2#1") is None
+    outages.end("store", "consumer1", 3.0)
+    assert outages.how("store", "consumer1#2") == "silent"
+    assert outages.end("store", None, 4.0)
+    assert not outages.end("store", None, 5.0)
+    assert [each.how for each in outages.between("store", "consumer1#1", 2.5, 9.0)] == ["silent", "refused"]
+    assert [each.how for each in outages.between("store", "consumer1#1", 3.5, 9.0)] == ["silent"]
+    assert outages.between("store", "consumer1#1", 4.5, 9.0) == []
+
+
+@pytest.mark.parametrize(
+    ("outage", "second", "allowed"),
+    [
+        ((None, "refused", 9.0, 30.0), "consumer2#1", True),
+        (("consumer1", "silent", 10.5, 25.0), "consumer2#1", True),
+        ((None, "refused", 9.0, 23.0), "consumer2#1", False),
+        ((None, "refused", 13.0, 30.0), "consumer2#1", False),
+        ((None, "answer lost", 9.0, 30.0), "consumer2#1", False),
+        (("consumer2", "refused", 9.0, 30.0), "consumer2#1", False),
+        ((None, "refused", 9.0, 30.0), "consumer1#1", False),
+    ],
+    ids=["of all", "of the first", "too short", "confirmed before", "its answer lost", "of another", "by itself"],
+)
+def test_handled_again_after_an_outage(
+    outage: tuple[str | None, str, float, float], second: str, allowed: bool
+) -> None:
+    """Handled by consumer1, and again: allowed only where its store was away until the lease was over."""
+    ledger, outages = Ledger(), Outages()
+    for process, at in (("consumer1#1", 9.0), (second, 40.0)):
+        ledger.handlings[b"a"].append(Handling(b"a", process, at, at + 1.0))
+    service, how, begun, ended = outage
+    outages.begin("store", service, how, begun)
+    outages.end("store", service, ended)
+    processes = {process: SimpleNamespace(pauses=[]) for process in ("consumer1#1", second)}
+    scenario: Any = SimpleNamespace(
+        settings=SimpleNamespace(shared=True, lease=15.0),
+        world=SimpleNamespace(ledger=ledger, outages=outages, everyone=processes),
+    )
+    assert (not list(INVARIANTS["handled once"](scenario))) is allowed

@@ -11,6 +11,7 @@ from tests.simulation.amqp_broker import Broker
 from tests.simulation.clock import Agenda, ProcessClock
 from tests.simulation.ledger import Ledger
 from tests.simulation.network import Network
+from tests.simulation.outages import Outages
 
 if TYPE_CHECKING:
     from tests.simulation.amqp_channel import Channel, ChannelError
@@ -43,8 +44,7 @@ class World:
         """The last process of each service."""
         self.everyone: dict[str, Process] = {}
         """Every process that ever ran."""
-        self.outages: dict[tuple[str, str | None], str] = {}
-        self.outage_times: dict[str, list[list[float]]] = {}
+        self.outages = Outages()
         self.published: dict[bytes, Stored] = {}
         self._tell = tell
         self._digest = hashlib.sha256()
@@ -67,24 +67,17 @@ class World:
 
     def outage(self, facility: str, process: str) -> str | None:
         """Return how a facility is out of reach of a process, ``None`` where it is not."""
-        service = process.partition("#")[0]
-        return self.outages.get((facility, service)) or self.outages.get((facility, None))
+        return self.outages.how(facility, process)
 
     def begin_outage(self, facility: str, service: str | None, mode: str) -> None:
         """Let a facility be out of reach, of one service or of all."""
-        self.outages[facility, service] = mode
-        self.outage_times.setdefault(facility, []).append([self.agenda.now, float("inf")])
+        self.outages.begin(facility, service, mode, self.agenda.now)
         self.note(facility, f"{mode} for {service or 'all'}")
 
     def end_outage(self, facility: str, service: str | None) -> None:
         """Let a facility be in reach again."""
-        if self.outages.pop((facility, service), None) is not None:
-            self.outage_times[facility][-1][1] = self.agenda.now
+        if self.outages.end(facility, service, self.agenda.now):
             self.note(facility, f"back for {service or 'all'}")
-
-    def was_out(self, facility: str, since: float, until: float) -> bool:
-        """Tell whether a facility was out of reach at some time between two."""
-        return any(begun <= until and since <= ended for begun, ended in self.outage_times.get(facility, []))
 
     # told by the broker
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from mqauth.testing import ATTACKS, BATCH_ATTACKS
 from mqauth.testing.attacks import honest_message
-from mqauth.testing.batchforge import SIZE, ForgedBatch, forge_batch
-from mqauth.wire import batch
+from mqauth.testing.batchforge import SIZE, ForgedBatch, forge_batch, leaf_of
 from mqauth.wire.json_form import to_form
 from mqauth.wire.merkle import HASH_BYTES, Tree, leaf_hash
 from mqauth.wire.message import Message, Origin
@@ -80,7 +79,7 @@ def batch_sequences() -> dict[str, Deliveries]:
     tail[-1] ^= 1
     bent = found.seal(1, proof=found.proof(1, path=bytes(tail)))
     evil = replace(found.messages[2], body=b"evil")
-    shorts = batch.leaf_of(evil, found.names).shorts
+    shorts = leaf_of(evil, found.names).shorts
     again, once = (replace(rabbits.seal(1), origin=Origin(queue="orders", redelivered=r)) for r in (True, False))
     return {
         "each sibling once, in any order": [
@@ -138,7 +137,7 @@ def leaves() -> list[dict[str, Any]]:
     ]  # fmt: skip
     found = []
     for name, message, names in cases:
-        leaf = batch.leaf_of(message, names)
+        leaf = leaf_of(message, names)
         found.append({
             "name": name, "message": to_form(message), "hdr": names,
             "parts_hex": [part.hex() for part in leaf],

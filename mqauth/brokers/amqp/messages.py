@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 from mqauth.brokers.amqp.values import Scalar, header_name, headers_in, on_wire, short_string
 from mqauth.errors import MalformedMessage
 from mqauth.wire import destination
 from mqauth.wire.encoding import MAX_DEPTH
+from mqauth.wire.memo import Memo
 from mqauth.wire.message import Message, Origin, message_of
 
 APPEND_HEADER: Final = "timestamp_in_ms"
@@ -68,7 +68,7 @@ def delivered(
     if not isinstance(body, bytes | bytearray):
         faults.append("the body is no bytes")
     place, properties = destination.rabbitmq(exchange, routing_key), _properties_in(found, numbers, faults)
-    origin = _origin(scope, queue, exchange, routing_key, redelivered, appended)
+    origin = _ORIGINS[scope, queue, exchange, routing_key, redelivered, appended]
     malformed = faults[0] if faults else None
     return message_of(place, _bytes_or_empty(body), None, properties, headers, origin, native, malformed)
 
@@ -172,11 +172,9 @@ def published(
     )  # fmt: skip
 
 
-@lru_cache(maxsize=1024)
-def _origin(  # noqa: PLR0917 - a cache is faster with positional arguments
-    scope: str, queue: str, exchange: str, routing_key: str, redelivered: bool, appended: int | None
-) -> Origin:
-    """Return what the broker says of a delivery; cached, since most deliveries of a queue share it."""
+def _origin(said: tuple[str, str, str, str, bool, int | None]) -> Origin:
+    """Return what the broker says of a delivery: scope, queue, exchange, routing key, redelivered, append time."""
+    scope, queue, exchange, routing_key, redelivered, appended = said
     return Origin(
         scope=scope,
         queue=queue,
@@ -186,6 +184,10 @@ def _origin(  # noqa: PLR0917 - a cache is faster with positional arguments
         timestamp_ms=appended,
         timestamp_type=None if appended is None else "append",
     )
+
+
+_ORIGINS: Final = Memo(_origin)
+"""Most deliveries of a queue share their origin, which takes longer to make than the rest of their message."""
 
 
 def _properties_in(found: object, numbers: Iterable[Number], faults: list[str]) -> dict[str, str]:

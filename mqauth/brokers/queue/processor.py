@@ -152,7 +152,11 @@ class Processor:
             await self._let_go(begun)
             return None
         except BaseException as error:
-            await self._failed(begun, error)
+            try:
+                await self._failed(begun, error)
+            # The grace time of a stop ended meanwhile; that cancels a task once.
+            except asyncio.CancelledError:
+                await self._let_go(begun)
             raise
         finally:
             self._leases.remove(delivery)
@@ -167,6 +171,8 @@ class Processor:
         try:
             return await arun(self.work.probe(delivery))
         except asyncio.CancelledError:
+            # The claim of the probe may be on its way to the store.
+            await arun(self.work.end_probe())
             if was_cancelled():
                 raise
             return False
@@ -255,10 +261,12 @@ class Processor:
         native = slot.native
         if not self.work.returns(slot) or self._calls.is_settled(native) or not slot.is_ours:
             return
-        # Its tag stays open until it was given back: an ack of many could cover it meanwhile.
+        # Before the call: where that is cancelled while the socket is drained, the requeue was sent all the
+        # same, and a second one would close the channel.
+        slot.given_back()
+        # The tag stays open until the requeue was sent: an ack of many could cover it meanwhile.
         if await self._calls.requeue(native) and acks is not None:
             acks.gone(self._calls.tag(native))
-        slot.given_back()
 
 
 class LeaseRenewal:

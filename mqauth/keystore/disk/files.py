@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from mqauth.audit.private_file import closed_on_error, give_to_folder, open_private
+from mqauth.audit.disk import closed_on_error, give_to_folder, open_private
 from mqauth.errors import ConfigurationError
 
 _OTHERS: Final = 0o077

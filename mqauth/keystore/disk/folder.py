@@ -13,7 +13,7 @@ from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError
-from mqauth.keystore.disk import document, files, ring
+from mqauth.keystore.disk import files, ring
 from mqauth.keystore.disk.ring import KeyRing, RingKey
 from mqauth.wire.claims import is_name
 from mqauth.wire.keys import Key, KeySet
@@ -50,7 +50,7 @@ class Keystore:
         path = self.folder / KEYSET
         if os.path.isdir(self.folder) and files.is_missing(path):
             raise ConfigurationError(f"{self.folder}: no keystore (no {KEYSET}): run mqauth keys new")
-        return document.load(files.read_bounded(path, _MAX_KEYSET), name=str(path))
+        return ring.load(files.read_bounded(path, _MAX_KEYSET), name=str(path))
 
     def create(
         self,
@@ -86,7 +86,7 @@ class Keystore:
             after = ring.add(before, replace(key, subjects=names), self._now(), pending=pending, told=told)
             self._check_passphrase(before)
             files.write_whole(self._pem(key.kid), key.to_pem(self.passphrase))
-            files.write_whole(self.folder / KEYSET, document.dump(after))
+            files.write_whole(self.folder / KEYSET, ring.dump(after))
         return after.get(key.kid)
 
     def change(self, change: Change) -> KeyRing:
@@ -102,7 +102,7 @@ class Keystore:
             before = self.ring()
             after = change(before, self._now())
             if after != before:
-                files.write_whole(self.folder / KEYSET, document.dump(after))
+                files.write_whole(self.folder / KEYSET, ring.dump(after))
             for kid in {key.kid for key in before.keys} - {key.kid for key in after.keys}:
                 self._pem(kid).unlink(missing_ok=True)
         return after

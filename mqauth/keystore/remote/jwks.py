@@ -1,6 +1,6 @@
 """The keys of a remote issuer: a cache that never makes a known key wait and outlives the issuer for a while.
 
-Rules: ``jwks_rules`` (pure). Requests: ``jwks_http``. This module joins them, with one background thread
+Rules: ``rules`` (pure). Requests: ``http``. This module joins them, with one background thread
 that serves synchronous and asynchronous consumers alike.
 """
 
@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, TypedDict, Unpack
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.keystore.disk import files
 from mqauth.keystore.remote import rules
 from mqauth.keystore.remote import snapshot as jwks_snapshot
-from mqauth.keystore.remote.events import Event, EventKind, Health
-from mqauth.keystore.remote.fetch import Fetch, URLFetch
-from mqauth.keystore.remote.health import Announcer, Listener, OnEvent, health
-from mqauth.keystore.remote.http_connection import Endpoint, FetchFailed, trust
+from mqauth.keystore.remote.connection import Endpoint, FetchFailed, trust
+from mqauth.keystore.remote.events import Announcer, Event, EventKind, Health, Listener, OnEvent
+from mqauth.keystore.remote.fetch import DiscoveredFetch, Fetch, URLFetch
 from mqauth.keystore.remote.refresher import Refresher, ThreadRefresher, Waiters, in_event_loop
 from mqauth.keystore.remote.rules import AbsentKids, Answer, Cache, Limits, Ruling, Wish
 from mqauth.wire.keys import KeySet
@@ -284,3 +283,66 @@ class JWKS:
     def _tell(self, event: Event) -> None:
         """Publish one event."""
         self._announcer.publish((event,), self._cache.keys)
+
+
+class JWKSSettings(TypedDict, total=False):
+    """Settings of ``JWKS`` that discovery hands through."""
+
+    max_stale: float
+    publish_delay: float
+    fresh: float
+    max_hold: float
+    wait: float
+    snapshot: str | Path | None
+    on_event: OnEvent | None
+    randomness: Randomness
+
+
+def discover(
+    issuer: str,
+    *,
+    timeout: float = 5,
+    ca: str | Path | None = None,
+    unsafe_http_loopback: bool = False,
+    clock: Clock = SYSTEM_CLOCK,
+    **settings: Unpack[JWKSSettings],
+) -> JWKS:
+    """Return the keys of an issuer that publishes an OpenID configuration; nothing is fetched yet.
+
+    Args:
+        issuer: its https URL, exactly as tokens name it.
+        timeout: seconds for a whole attempt, both documents together, at most 5.
+        ca: PEM file of the CAs to trust instead of the system's, for both.
+        unsafe_http_loopback: allow http to this machine.
+        clock: tells the time.
+        settings: as for ``JWKS``.
+
+    Raises:
+        ConfigurationError: the issuer is no https URL, or a bound is not allowed.
+    """
+    fetch = DiscoveredFetch(
+        issuer, unsafe_http_loopback=unsafe_http_loopback, timeout=timeout, context=trust(ca), clock=clock
+    )
+    return JWKS(
+        issuer, fetch=fetch, unsafe_http_loopback=unsafe_http_loopback, timeout=timeout, clock=clock, **settings
+    )
+
+
+def health(cache: Cache, source: str, now: float, limits: Limits, counters: Mapping[str, int]) -> Health:
+    """Return the health of a cache at a moment."""
+    keys = rules.usable(cache, now, limits)
+    fetched = None if cache.keys is None else now - cache.asked
+    return Health(
+        source=source,
+        state=rules.condition(cache, now, limits),
+        version=None if keys is None else keys.version,
+        keys=0 if keys is None else len(keys.keys),
+        age=fetched,
+        serves_for=None if keys is None else cache.asked + limits.max_stale - now,
+        attempt_age=None if cache.attempt == rules.NEVER else now - cache.attempt,
+        failing_for=None if cache.failing_since is None else now - cache.failing_since,
+        last_failure=cache.failure,
+        held=tuple(sorted(cache.suspects)),
+        skipped=() if cache.keys is None else cache.keys.skipped,
+        counters=counters,
+    )

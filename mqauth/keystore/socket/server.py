@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from mqauth.audit.private_file import open_private
+from mqauth.audit.disk import open_private
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, MqauthError
-from mqauth.keystore.socket.wire import MAX_DATA, Wire, WireError, peer_user
+from mqauth.keystore.socket.frames import MAX_DATA, FrameError, FrameSocket, peer_user
 from mqauth.wire import base64url
 from mqauth.wire.keys import SigningKey, SigningKeySource
 
@@ -56,7 +56,7 @@ class SigningServer:
         self._clock = clock
         self._free = threading.BoundedSemaphore(connections)
         self._stopping = threading.Event()
-        self._open: set[Wire] = set()
+        self._open: set[FrameSocket] = set()
         self._lock = _locked(self.path)
         try:
             self._listener = _listen(self.path, group)
@@ -118,19 +118,19 @@ class SigningServer:
         elif not self._free.acquire(blocking=False):
             _LOG.error("%s: too many clients at once", self.path)
         else:
-            wire = Wire(connection, self._clock)
+            wire = FrameSocket(connection, self._clock)
             self._open.add(wire)
             threading.Thread(target=self._serve, args=(wire,), daemon=True).start()
             return
         connection.close()
 
-    def _serve(self, wire: Wire) -> None:
+    def _serve(self, wire: FrameSocket) -> None:
         """Answer one client until it goes."""
         try:
             while not self._stopping.is_set():
                 request = wire.receive(self._timeout, idle=self._idle)
                 wire.send(self._answer(request), self._timeout)
-        except WireError:
+        except FrameError:
             pass  # it went, or does not speak our language
         finally:
             self._open.discard(wire)

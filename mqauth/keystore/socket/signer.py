@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, Unavailable
-from mqauth.keystore.socket.wire import MAX_DATA, Wire, WireError, peer_user
+from mqauth.keystore.socket.frames import MAX_DATA, FrameError, FrameSocket, peer_user
 from mqauth.wire import base64url
 from mqauth.wire.claims import is_name
 from mqauth.wire.keys import ALGORITHMS, MAX_KID
@@ -83,7 +83,7 @@ class SocketSigner:
         self._users = frozenset((os.geteuid(), 0) if users is None else users)
         self._clock = clock
         self._lock = threading.Lock()
-        self._wire: Wire | None = None
+        self._wire: FrameSocket | None = None
         self._process = os.getpid()
         self._number = 0
         self._key: RemoteKey | None = None
@@ -134,12 +134,12 @@ class SocketSigner:
             fresh = self._wire is None
             try:
                 return self._ask(request, deadline)
-            except WireError:
+            except FrameError:
                 if fresh:
                     raise
                 return self._ask(request, deadline)
-        except (WireError, OSError) as error:
-            why = str(error) if isinstance(error, WireError) else error.strerror or type(error).__name__
+        except (FrameError, OSError) as error:
+            why = str(error) if isinstance(error, FrameError) else error.strerror or type(error).__name__
             raise _unavailable(f"{self.path}: {why}") from error
         finally:
             self._lock.release()
@@ -152,13 +152,13 @@ class SocketSigner:
             wire.send({"id": self._number, **request}, self._left(deadline))
             answer = wire.receive(self._left(deadline))
             if answer.get("id") != self._number:
-                raise WireError("an answer to something else")
+                raise FrameError("an answer to something else")
         except BaseException:
             self._hang_up()
             raise
         return answer
 
-    def _connect(self, deadline: float) -> Wire:
+    def _connect(self, deadline: float) -> FrameSocket:
         """Connect, and check who listens."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -166,17 +166,17 @@ class SocketSigner:
             connection.connect(str(self.path))
             user = peer_user(connection)
             if user is not None and user not in self._users:
-                raise WireError(f"user {user} listens there, who may not sign for us")
+                raise FrameError(f"user {user} listens there, who may not sign for us")
         except BaseException:
             connection.close()
             raise
-        return Wire(connection, self._clock)
+        return FrameSocket(connection, self._clock)
 
     def _left(self, deadline: float) -> float:
         """Return the seconds left."""
         left = deadline - self._clock.monotonic()
         if left <= 0:
-            raise WireError("too slow")
+            raise FrameError("too slow")
         return left
 
     def _learned(self, answer: dict[str, Any]) -> RemoteKey:

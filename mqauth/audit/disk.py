@@ -1,0 +1,273 @@
+"""Files on disk: private ones, and files of lines in which a line is whole or absent.
+
+A private file has mode 0600. One that root makes gets the owner of its folder, so that a command that root ran
+once does not lock a service out. A ``LineFile`` has one writer, and its lines are on disk before ``append``
+returns.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from mqauth.errors import ConfigurationError
+
+_LOG: Final = logging.getLogger("mqauth.audit")
+_MODE: Final = 0o600
+_FLAGS: Final = os.O_RDWR | os.O_APPEND
+_BLOCK: Final = 64 * 1024
+
+
+def open_private(path: Path, flags: int) -> int:
+    """Open a file and return its descriptor; make it with mode 0600 if it is missing.
+
+    Args:
+        path: the file.
+        flags: those of ``os.open``, without ``O_CREAT``; ``O_CLOEXEC`` is added.
+
+    Raises:
+        OSError: the system refused.
+    """
+    flags |= os.O_CLOEXEC
+    # Made exclusively first, because only a file that is known to be new is given to the folder's owner.
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, _MODE)
+    except FileExistsError:
+        return os.open(path, flags | os.O_CREAT, _MODE)
+    try:
+        with closed_on_error(descriptor):
+            give_to_folder(descriptor, path.parent)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return descriptor
+
+
+def give_to_folder(descriptor: int, folder: Path) -> None:
+    """Give a file to the user and group of its folder; does nothing unless root runs it.
+
+    Raises:
+        OSError: the system refused.
+    """
+    if os.geteuid() != 0:
+        return
+    found, owner = os.fstat(descriptor), folder.stat()
+    # With a second name it may be another user's file, which the folder's owner has linked there.
+    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
+@contextmanager
+def closed_on_error(descriptor: int) -> Iterator[None]:
+    """Close a descriptor if the block raises."""
+    try:
+        yield
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+@contextmanager
+def file_errors(path: Path, otherwise: str = "cannot be read") -> Iterator[None]:
+    """Turn what the system says of a file into a ``ConfigurationError`` that names it.
+
+    Args:
+        path: the file.
+        otherwise: the message, if the system has none.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror or otherwise}") from error
+
+
+class LineFile:
+    """Appends lines to a file that it holds locked against other writers.
+
+    Args:
+        path: the file; made with mode 0600 if it is missing.
+        fsync: wait for the disk at every line.
+
+    Raises:
+        ConfigurationError: the file cannot be opened, or another process writes it.
+    """
+
+    def __init__(self, path: Path, *, fsync: bool = True) -> None:
+        self.path = path
+        self._fsync = fsync
+        self._torn = False
+        with file_errors(path, "cannot be opened"):
+            self._descriptor = open_private(path, _FLAGS)
+            with closed_on_error(self._descriptor):
+                self._lock()
+        self.end = self._size()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file was closed."""
+        return self._descriptor < 0
+
+    def append(self, line: bytes) -> None:
+        """Write a whole line; a write that fails leaves nothing behind.
+
+        Raises:
+            OSError: the disk refused, or the file is closed.
+        """
+        self._settle_end()
+        self._torn = True
+        _append(self._descriptor, line, self.end, fsync=self._fsync)
+        self._torn = False
+        self.end += len(line)
+
+    def in_place(self) -> bool:
+        """Tell whether the path still names this file, which may have been moved or deleted.
+
+        Raises:
+            OSError: one of them cannot be looked at, or the file is closed.
+        """
+        own = os.fstat(self._descriptor)
+        try:
+            return os.path.samestat(own, os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def cut(self, end: int) -> None:
+        """Have the bytes behind ``end`` removed by the next append."""
+        self.end, self._torn = end, True
+
+    def close(self) -> None:
+        """Close the file and release its lock."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigurationError(f"{self.path}: another process writes this audit file") from error
+        sync_folder(self.path)
+
+    def _settle_end(self) -> None:
+        """Remove a torn line; where somebody else changed the file, log that and continue at its end."""
+        size = self._size()
+        if size == self.end:
+            return
+        if self._torn and size > self.end:
+            os.ftruncate(self._descriptor, self.end)
+        else:
+            # Foreign lines are kept: they are evidence, and the chain shows that they do not belong.
+            _LOG.error("%s: somebody else changed this file: %d bytes, not %d", self.path, size, self.end)
+            self.end = size
+        self._torn = False
+
+    def _size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+
+def append_shared(path: Path, line: bytes) -> None:
+    """Append a line to a file that several processes append to; a line that a crash tore is removed first.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    descriptor = open_private(path, _FLAGS)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        end = last_whole(descriptor)
+        if end != os.fstat(descriptor).st_size:
+            os.ftruncate(descriptor, end)
+        if end == 0:
+            sync_folder(path)
+        _append(descriptor, line, end)
+    finally:
+        os.close(descriptor)
+
+
+def _append(descriptor: int, line: bytes, end: int, *, fsync: bool = True) -> None:
+    # A disk that fills up may take a part of the line, which is removed again: a torn line looks like tampering.
+    left = line
+    try:
+        while left:
+            left = left[os.write(descriptor, left) :]
+        if fsync:
+            os.fsync(descriptor)
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(descriptor, end)
+        raise
+
+
+def last_whole(descriptor: int) -> int:
+    """Return the position at which the last whole line of a file ends."""
+    for start, block in _backwards(descriptor, os.fstat(descriptor).st_size):
+        found = block.rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+    return 0
+
+
+def last_line(path: Path) -> tuple[bytes | None, int, bytes]:
+    """Return a file's last whole line, the position at which it ends, and the beginning of a torn line behind it.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
+    with _reading(path) as descriptor:
+        end = last_whole(descriptor)
+        torn = os.pread(descriptor, 64, end)
+    return next(iter(last_lines(path, 1)), None), end, torn
+
+
+def last_lines(path: Path, count: int) -> list[bytes]:
+    """Return the last whole lines of a file, oldest first, and read no more of it than needed.
+
+    Args:
+        path: the file.
+        count: how many; fewer are returned if lines are longer than 64 KiB.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
+    tail, complete = b"", True
+    with _reading(path) as descriptor:
+        for start, block in _backwards(descriptor, last_whole(descriptor)):
+            tail = block + tail
+            complete = start == 0
+            if tail.count(b"\n") > count or len(tail) > (count + 1) * _BLOCK:
+                break
+    lines = [line + b"\n" for line in tail.split(b"\n")[:-1]]
+    return lines[0 if complete else 1 :][-count:]
+
+
+def sync_folder(path: Path) -> None:
+    """Make the name of a new or renamed file durable; without it, a crash could take the whole file.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[int]:
+    with file_errors(path), path.open("rb", buffering=0) as file:
+        yield file.fileno()
+
+
+def _backwards(descriptor: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the blocks of a file before ``end``, the last one first, each with the position where it starts."""
+    while end > 0:
+        start = max(0, end - _BLOCK)
+        yield start, os.pread(descriptor, end - start, start)
+        end = start

@@ -1,0 +1,279 @@
+"""The backend of the console: a review session, the newest index of its letters, and one background job at a time.
+
+Memory is bounded: letters are in the index on disk, of the groups the largest 200 are kept, of the jobs the
+newest. Where the broker is lost every page says so, and reading goes on when it is back.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from mqauth.console.letters import WAITS, CurrentIndex, IndexReader, Lost, Overview
+from mqauth.errors import MqauthError
+from mqauth.review import ALL, Account, Filter, Index, Ledger, Plan, Reading, Row, Selection, Session
+from mqauth.review.terms import DISCARD, REDRIVE
+
+READ: Final = "read"
+JUDGE: Final = "judge"
+REHEARSE: Final = "rehearse"
+ACCOUNT: Final = "account"
+TITLES: Final = {
+    READ: "Reading letters", JUDGE: "Judging", REHEARSE: "Finding out what it would do", ACCOUNT: "Account",
+    REDRIVE: "Redrive", DISCARD: "Discard",
+}  # fmt: skip
+"""The kinds of jobs, as pages name them."""
+_LOG: Final = logging.getLogger("mqauth.console")
+
+
+class BusyError(MqauthError):
+    """Another job is running."""
+
+    code = "busy"
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """A long piece of work on the letters: how far it is, and how it ended.
+
+    Args:
+        kind: what is done, one of ``TITLES``.
+        by: who started it.
+        plan: of a rehearsal or an act.
+        total: letters to be looked at, 0 while that is unknown.
+        seen: letters looked at so far.
+        counts: verdicts, of judging and rehearsing.
+        selection: letters that a rehearsal froze for the act.
+        account: of an act, as JSON values.
+        error: what failed, one line.
+        running: until it has ended.
+    """
+
+    kind: str
+    by: str
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    plan: Plan | None = None
+    total: int = 0
+    seen: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    selection: Selection | None = None
+    account: dict[str, Any] | None = None
+    error: str | None = None
+    running: bool = True
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def cancellable(self) -> bool:
+        """Whether it can still be stopped."""
+        return self.running and not self.cancelled.is_set()
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether it was stopped before it had seen all letters."""
+        return self.cancelled.is_set() and self.seen < self.total
+
+    @property
+    def confirmable(self) -> bool:
+        """Whether it is a rehearsal that found something to do."""
+        done = not self.running and self.error is None and not self.cancelled.is_set()
+        return done and self.kind == REHEARSE and self.counts["accepted"] > 0
+
+    def saw(self, count: int) -> None:
+        """Note how many letters were looked at."""
+        self.seen = count
+
+    def acted(self, account: Account) -> None:
+        """Note how many letters an act has looked at."""
+        self.seen = account.selected - account.left
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the progress as JSON values."""
+        return {
+            "id": self.id, "kind": self.kind, "running": self.running, "seen": self.seen, "total": self.total,
+            "acted": self.account is not None, "cancelling": self.running and self.cancelled.is_set(),
+        }  # fmt: skip
+
+
+class Backend:
+    """The letters, and one job on them at a time.
+
+    One job at a time, because a letter box can be read in one pass at a time.
+
+    Args:
+        session: the review session; it says what can be done.
+        files: audit files of consumers and reviewers, for the account.
+        waits: seconds between attempts to reach a broker that was lost; the last one is repeated.
+    """
+
+    def __init__(self, session: Session, *, files: Sequence[Path] = (), waits: Sequence[float] = WAITS) -> None:
+        self.session, self.files = session, tuple(files)
+        self.job: Job | None = None
+        self.ledger: Ledger | None = None
+        self._current = CurrentIndex(session.clock)
+        self._reader = IndexReader(session, self._current, waits=waits)
+        self._lock = threading.RLock()
+        self._worker = ThreadPoolExecutor(1, "mqauth-console")
+        self._future: Future[None] | None = None
+
+    def close(self) -> None:
+        """Stop the running job before its next letter, and delete the index."""
+        self._reader.close()
+        if self.job is not None:
+            self.job.cancelled.set()
+        self._worker.shutdown()
+        self._current.show(None)
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until the job has ended."""
+        if self._future is not None:
+            self._future.result(seconds)
+
+    def read(self, by: str) -> Job:
+        """Start to read all letters again.
+
+        Raises:
+            BusyError: another job is running.
+        """
+        return self._start(Job(kind=READ, by=by), self._reader.read)
+
+    def judge(self, wanted: Filter, by: str) -> Job:
+        """Start to judge letters by today's verifier.
+
+        Raises:
+            BusyError: another job is running.
+            ConfigurationError: the session has no verifier.
+        """
+        self.session.pipeline()
+        return self._start(Job(kind=JUDGE, by=by), lambda job: self._judge(job, wanted))
+
+    def rehearse(self, plan: Plan) -> Job:
+        """Start to freeze a selection, and to find out what the act would do.
+
+        Raises:
+            BusyError: another job is running.
+            ConfigurationError: the session cannot carry out the plan.
+        """
+        self.session.check(plan)
+        return self._start(Job(kind=REHEARSE, by=plan.reviewer, plan=plan), self._rehearse)
+
+    def act(self, id: str, by: str) -> Job:
+        """Start the act that was rehearsed, on the selection that was frozen then.
+
+        Args:
+            id: of the rehearsal, which must be the newest job.
+            by: the reviewer, who must be the one who planned it.
+
+        Raises:
+            BusyError: another job is running, or has run since.
+        """
+        with self._lock:
+            found = self.job
+            if found is None or found.id != id or not found.confirmable or found.by != by or found.plan is None:
+                raise BusyError("this plan is no longer the newest: make it again")
+            job = Job(kind=found.plan.act, by=by, plan=found.plan, selection=found.selection)
+            job.total = len(found.selection or ())
+            return self._start(job, self._act)
+
+    def account(self, by: str) -> Job:
+        """Start to compare the audit files with the letters.
+
+        Raises:
+            BusyError: another job is running.
+        """
+        return self._start(Job(kind=ACCOUNT, by=by), self._account)
+
+    def cancel(self, id: str) -> None:
+        """Stop a job before its next letter."""
+        if self.job is not None and self.job.id == id:
+            self.job.cancelled.set()
+
+    @property
+    def lost(self) -> Lost | None:
+        """Since when and why the broker is out of reach, if it is."""
+        return self._reader.lost
+
+    def overview(self) -> Overview | None:
+        """Return what the first page shows of the letters read so far; ``None`` before any were read."""
+        return self._current.overview()
+
+    def count(self, wanted: Filter = ALL) -> int:
+        """Return how many letters are meant."""
+        return self._current.ask(lambda index: index.count(wanted), 0)
+
+    def page(self, wanted: Filter, *, after: int, limit: int) -> list[Row]:
+        """Return a page of letters."""
+        return self._current.ask(lambda index: index.page(wanted, after=after, limit=limit), [])
+
+    def letter(self, mark: str) -> tuple[Row, Reading] | None:
+        """Return one letter, by its mark."""
+
+        def find(index: Index) -> tuple[Row, Reading] | None:
+            rows = index.page(Filter(mark=mark), limit=1)
+            return (rows[0], index.reading(rows[0].number)) if rows else None
+
+        return self._current.ask(find, None)
+
+    def verdict(self, reading: Reading) -> str | None:
+        """Return today's verdict on a letter; ``None`` without a verifier."""
+        return None if self.session.guard is None else self.session.verdict(reading)
+
+    def _start(self, job: Job, work: Callable[[Job], None]) -> Job:
+        with self._lock:
+            if self.job is not None and self.job.running:
+                raise BusyError("another job is running")
+            self.job = job
+            self._future = self._worker.submit(self._work, job, work)
+        return job
+
+    def _work(self, job: Job, work: Callable[[Job], None]) -> None:
+        try:
+            work(job)
+        except MqauthError as error:
+            job.error = str(error)
+        # A failed job is a line on its page. The console itself must stay up.
+        except Exception as error:
+            _LOG.exception("console job %s failed", job.kind)
+            job.error = type(error).__name__
+        finally:
+            job.running = False
+
+    def _judge(self, job: Job, wanted: Filter) -> None:
+        index = self._current.index
+        if index is not None:
+            job.total = index.count(wanted)
+            job.counts = self.session.judge(index, wanted, progress=job.saw, cancelled=job.cancelled)
+
+    def _rehearse(self, job: Job) -> None:
+        index, plan = self._current.index, job.plan
+        if index is not None and plan is not None:
+            job.total = index.count(plan.wanted)
+            job.selection, job.counts = self.session.rehearse(
+                index, plan, progress=job.saw, cancelled=job.cancelled
+            )
+
+    def _act(self, job: Job) -> None:
+        """Redrive or discard, then read what is left."""
+        plan, selection = job.plan, job.selection
+        if plan is None or selection is None:
+            return
+        # The index no longer holds, even where the act fails halfway.
+        self._current.stale = True
+        account = self.session.act(plan, selection, progress=job.acted, cancelled=job.cancelled)
+        job.account = account.as_dict()
+        # Whoever cancelled the act did not cancel the reading after it.
+        job.seen = job.total = 0
+        job.cancelled = threading.Event()
+        self._reader.read(job)
+
+    def _account(self, job: Job) -> None:
+        self._reader.read(job)
+        index = self._current.index
+        if index is not None and index.complete:
+            self.ledger = self.session.ledger(index, self.files)

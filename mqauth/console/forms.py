@@ -1,0 +1,115 @@
+"""Reads queries and forms strictly into filters and plans. What no page of ours sends is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlencode
+
+from starlette.requests import Request
+
+from mqauth.errors import MqauthError
+from mqauth.review import ALL, Filter, Plan
+from mqauth.review.index import DIMENSIONS
+from mqauth.review.terms import ACTS, waivable
+
+MAX_FORM: Final = 16 * 1024
+TEXTS: Final = (*DIMENSIONS, "mark", "today", "id")
+_MAX_TEXT: Final = 300
+_MAX_FIELDS: Final = 40
+_NOT_OURS: Final = "this is no form of this console"
+Fields = Mapping[str, list[str]]
+
+
+class BadRequestError(MqauthError):
+    """The request is not one that a page of ours makes."""
+
+    code = "bad_request"
+
+
+async def read_form(request: Request) -> dict[str, list[str]]:
+    """Return the fields of a urlencoded form of at most 16 KiB.
+
+    Raises:
+        BadRequestError: another type, too large, or not urlencoded.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
+        raise BadRequestError(_NOT_OURS)
+    raw = bytearray()
+    async for piece in request.stream():
+        raw += piece
+        if len(raw) > MAX_FORM:
+            raise BadRequestError("the form is too large")
+    try:
+        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=_MAX_FIELDS, errors="strict")
+    except ValueError as error:
+        raise BadRequestError(_NOT_OURS) from error
+    found: dict[str, list[str]] = {}
+    for name, value in pairs:
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def first(fields: Fields) -> dict[str, str]:
+    """Return the first value of each field."""
+    return {name: values[0] for name, values in fields.items()}
+
+
+def filter_of(fields: Mapping[str, str]) -> Filter:
+    """Return the filter that a query or form names. A field that is there but empty means *none*.
+
+    Raises:
+        BadRequestError: a text is too long.
+    """
+    texts: dict[str, Any] = {name: fields[name] for name in TEXTS if name in fields}
+    if any(len(text) > _MAX_TEXT for text in texts.values()):
+        raise BadRequestError("a filter is too long")
+    return replace(ALL, **texts)
+
+
+def query_of(wanted: Filter, **more: object) -> str:
+    """Return the query that means this filter."""
+    return urlencode(wanted.given() | {name: str(value) for name, value in more.items()})
+
+
+def plan_of(act: str, fields: Fields, reviewer: str) -> Plan:
+    """Return the plan that the form of an act describes.
+
+    Raises:
+        BadRequestError: a field is not what our form sends.
+        ConfigurationError: no reason, or something that no release may waive.
+    """
+    if act not in ACTS:
+        raise BadRequestError(_NOT_OURS)
+    given = first(fields)
+    return Plan(
+        act=act, wanted=filter_of(given), reason=given.get("why", "").strip(),
+        waive=waivable(fields.get("waive", ())), rate=_rate(given.get("rate", "")), reviewer=reviewer,
+    )  # fmt: skip
+
+
+def row_number(text: str | None) -> int:
+    """Return the number of a row in a query, 0 where there is none.
+
+    Raises:
+        BadRequestError: it is no number.
+    """
+    if text is None:
+        return 0
+    if not text.isascii() or not text.isdecimal() or len(text) > 12:
+        raise BadRequestError("a number is expected")
+    return int(text)
+
+
+def _rate(text: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        rate = float(text)
+    except ValueError as error:
+        raise BadRequestError("the rate is a number of letters a second") from error
+    if not math.isfinite(rate) or not 0.01 <= rate <= 1_000_000:
+        raise BadRequestError("the rate is 0.01 to 1000000 letters a second")
+    return rate

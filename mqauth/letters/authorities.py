@@ -1,0 +1,269 @@
+"""Release authorities: whose releases a consumer accepts, and how a reviewer signs one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
+from mqauth.errors import ConfigurationError, MalformedMessage, Reason, Rejection, Unavailable
+from mqauth.letters.release import (
+    MAX_LIFETIME,
+    NO_PAST,
+    RELEASE_HEADER,
+    RELEASE_TYPE,
+    WAIVABLE,
+    OpenedRelease,
+    Past,
+    Release,
+    covered_names,
+    invalid,
+    open_release,
+    without_release,
+)
+from mqauth.wire import base64url, claims, envelope, jws
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.destination import is_kafka
+from mqauth.wire.keys import Key, KeySet, KeySource, SigningKey
+from mqauth.wire.message import HeaderValue, Message, form_of
+
+DEFAULT_LIFETIME: Final = 3600
+"""Seconds that a release lives by default."""
+_JTI_BYTES: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authority:
+    """One release authority: where its keys come from, and what its releases may waive.
+
+    Args:
+        keys: the source of its keys. A key that names subjects may sign for those reviewers only; a key that
+            names none may sign for every reviewer of the authority.
+        waive: out of ``WAIVABLE``.
+
+    Raises:
+        ConfigurationError: ``waive`` has a reason that no release may waive.
+    """
+
+    keys: KeySource
+    waive: frozenset[Reason] = field(default_factory=frozenset)
+
+    def __post_init__(self) -> None:
+        if not set(self.waive) <= set(WAIVABLE):
+            raise ConfigurationError(f"an authority may waive {', '.join(WAIVABLE)}")
+
+
+class ReleaseAuthorities:
+    """Decides which releases a consumer accepts.
+
+    Args:
+        authorities: issuer to ``Authority``.
+        max_lifetime: longest ``exp - iat`` that is accepted, seconds.
+        leeway: seconds of clock difference that are allowed.
+
+    Raises:
+        ConfigurationError: there is no authority, or a name or setting is out of its limits.
+    """
+
+    def __init__(
+        self, authorities: Mapping[str, Authority], *, max_lifetime: int = MAX_LIFETIME, leeway: int = 5
+    ) -> None:
+        if not isinstance(authorities, Mapping) or not authorities:
+            raise ConfigurationError("release authorities are a table of issuer to Authority, not empty")
+        if not all(claims.is_name(name) for name in authorities):
+            raise ConfigurationError(f"an issuer is text of 1 to {claims.MAX_NAME} characters")
+        if not 1 <= max_lifetime <= MAX_LIFETIME or not 0 <= leeway <= 60:
+            raise ConfigurationError(f"max_lifetime is 1 to {MAX_LIFETIME} seconds, leeway 0 to 60")
+        self.authorities = dict(authorities)
+        self._max_lifetime = max_lifetime
+        self._leeway = leeway
+
+    def source(self, found: OpenedRelease) -> KeySource:
+        """Return the source of the keys of the authority that a release names.
+
+        Raises:
+            Rejection: ``release_invalid``, no such authority is configured.
+        """
+        return self._authority(found.release).keys
+
+    def verify(self, message: Message, found: OpenedRelease, keys: KeySet, received: float) -> Release:
+        """Verify a release against the message it came with.
+
+        Args:
+            message: as the broker delivered it.
+            found: the result of ``open_release`` for this message.
+            keys: the key set of its authority.
+            received: UTC seconds at which this process first received the delivery.
+
+        Raises:
+            Rejection: ``release_invalid``, whatever is wrong with it.
+        """
+        release = _signed(found, keys, received)
+        self._check_times(release, received)
+        if not release.waive <= self._authority(release).waive:
+            raise invalid("it waives what this authority may not waive")
+        _check_bindings(message, release)
+        return release
+
+    def past(self, message: Message, now: float) -> Past:
+        """Return the earlier dead letters that the release on a message proves, or ``NO_PAST``.
+
+        Args:
+            message: the original of a dead letter.
+            now: UTC seconds.
+        """
+        # The lifetime and the waived reasons are not checked: this release has been used already, and only what
+        # it says of the past counts.
+        try:
+            found = open_release(message)
+            release = _signed(found, self.source(found).key_set(), now)
+            _check_bindings(message, release)
+        except (Rejection, Unavailable):
+            return NO_PAST
+        return release.lineage
+
+    def _authority(self, release: Release) -> Authority:
+        authority = self.authorities.get(release.iss)
+        if authority is None:
+            raise invalid("no such release authority is configured")
+        return authority
+
+    def _check_times(self, release: Release, received: float) -> None:
+        # Always by the time of receipt, also where the consumer judges tokens by the time of append: the release
+        # was made for this very delivery.
+        if release.iat > received + self._leeway:
+            raise invalid("the release is issued in the future")
+        if release.exp + self._leeway <= received or release.exp <= release.iat:
+            raise invalid("the release has expired")
+        if release.exp - release.iat > self._max_lifetime:
+            raise invalid(f"the release lives longer than {self._max_lifetime} s")
+
+
+class Releaser:
+    """Signs releases as one reviewer.
+
+    Args:
+        key: the reviewer's private ``Key``, or any ``SigningKey``; never a producer's.
+        issuer: ``iss``, the release authority that consumers are configured with.
+        reviewer: ``sub``, the person who decides.
+        lifetime: seconds a release lives, 1 to 604,800; the consumer must get to the message within them.
+
+    Raises:
+        ConfigurationError: an argument is out of its limits, or the key cannot sign or may not sign for the
+            reviewer.
+    """
+
+    def __init__(
+        self,
+        *,
+        key: Key | SigningKey,
+        issuer: str,
+        reviewer: str,
+        lifetime: int = DEFAULT_LIFETIME,
+        clock: Clock = SYSTEM_CLOCK,
+        randomness: Randomness = SYSTEM_RANDOMNESS,
+    ) -> None:
+        if not claims.is_name(issuer) or not claims.is_name(reviewer):
+            raise ConfigurationError(f"issuer and reviewer are text of 1 to {claims.MAX_NAME} characters")
+        if type(lifetime) is not int or not 1 <= lifetime <= MAX_LIFETIME:
+            raise ConfigurationError(f"lifetime is 1 to {MAX_LIFETIME} whole seconds")
+        if isinstance(key, Key) and key.subjects is not None and reviewer not in key.subjects:
+            raise ConfigurationError("the key does not speak for this reviewer")
+        self._key: SigningKey = jws.LocalSigningKey(key) if isinstance(key, Key) else key
+        self.issuer = issuer
+        self.reviewer = reviewer
+        self.lifetime = lifetime
+        self._clock = clock
+        self._randomness = randomness
+
+    def release(
+        self,
+        message: Message,
+        *,
+        letter: str,
+        scope: str,
+        reason: str,
+        waive: Iterable[Reason] = (),
+        past: Past | None = None,
+    ) -> tuple[Message, Release]:
+        """Return the message with a release in its headers, which replaces an older one, and the release.
+
+        Args:
+            message: the original, with the producer's token in its place.
+            letter: id of its dead letter.
+            scope: the consumer group or queue that is to handle it.
+            reason: why it is released, one line of 1 to 256 characters.
+            waive: out of ``WAIVABLE``.
+            past: the dead letters of the message so far, this one the last; reduced to their number where the
+                release would be too large for a token.
+
+        Raises:
+            ConfigurationError: scope, reason or ``waive`` is not in its form.
+            MalformedMessage: the message has no token that can be parsed, or it cannot be bound.
+        """
+        if not claims.is_name(reason) or not claims.is_name(scope):
+            raise ConfigurationError(f"reason and scope are one line of 1 to {claims.MAX_NAME} characters")
+        waived = frozenset(waive)
+        if not waived <= set(WAIVABLE):
+            raise ConfigurationError(f"a release may waive {', '.join(WAIVABLE)}")
+        bare, now = without_release(message), int(self._clock.now())
+        token, covered = _token_of(bare)
+        release = Release(
+            iss=self.issuer, sub=self.reviewer, reason=reason, letter=letter, tok=base64url.digest(token),
+            mqa=envelope.bind(bare, covered), waive=waived, scope=scope, iat=now, exp=now + self.lifetime,
+            jti=base64url.encode(self._randomness(_JTI_BYTES)).decode("ascii"), past=past,
+        )  # fmt: skip
+        signed = jws.compact(strictjson.dumps(release.as_dict()), self._key, typ=RELEASE_TYPE)
+        if len(signed) > jws.MAX_TOKEN and past is not None and past.hops:
+            counted = Past(count=past.count)
+            return self.release(message, letter=letter, scope=scope, reason=reason, waive=waived, past=counted)
+        if len(signed) > jws.MAX_TOKEN:
+            raise MalformedMessage(f"the release is over {jws.MAX_TOKEN} bytes")
+        value: HeaderValue = signed.encode("ascii") if is_kafka(message.destination) else signed
+        return replace(bare, headers=(*bare.headers, (RELEASE_HEADER, value))), release
+
+
+def _signed(found: OpenedRelease, keys: KeySet, received: float) -> Release:
+    """Return a release once one of the authority's keys is found to have signed it."""
+    key = keys.get(found.opened.kid)
+    if key is None:
+        raise invalid("the authority has no such key")
+    _check_key(key, found.release, received)
+    try:
+        jws.verify(found.opened, key)
+    except Rejection as error:
+        raise invalid(f"the release itself: {error.reason.value}") from error
+    return found.release
+
+
+def _check_key(key: Key, release: Release, received: float) -> None:
+    if key.revocation is not None and key.revocation.revoked_at <= received:
+        raise invalid("the authority's key is revoked")
+    if key.expires is not None and release.iat >= key.expires:
+        raise invalid("the authority's key had retired before the release was made")
+    if key.subjects is not None and release.sub not in key.subjects:
+        raise invalid("the authority's key does not speak for this reviewer")
+
+
+def _check_bindings(message: Message, release: Release) -> None:
+    """Check that a release is about this message and about the producer's token on it."""
+    try:
+        token = envelope.token_of(message)
+        envelope.check(message, release.mqa, envelope.checked_encoder(form_of(message), release.mqa.hdr))
+        covered = covered_names(token)
+    except Rejection as error:
+        raise invalid(f"the release is of another message: {error.reason.value}") from error
+    if release.tok != base64url.digest(token):
+        raise invalid("the release is of another token")
+    if release.mqa.hdr != covered:
+        raise invalid("the release covers other headers than the producer's token")
+
+
+def _token_of(message: Message) -> tuple[bytes, tuple[str, ...]]:
+    """Return the producer's token on a message, and the names of the headers it covers."""
+    try:
+        token = envelope.token_of(message)
+        return token, covered_names(token)
+    except Rejection as error:
+        raise MalformedMessage(f"only a message with a whole token can be released: {error.reason}") from error

@@ -1,0 +1,239 @@
+"""A review session: what one reviewer works with on one letter box, and the rules of what they may do.
+
+``mqauth dlq`` prints what a session returns, and the console renders it. Neither decides anything about letters.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from mqauth.audit.log import read_records
+from mqauth.audit.record import AuditSink
+from mqauth.clock import SYSTEM_CLOCK, Clock
+from mqauth.errors import ConfigurationError
+from mqauth.flow import Flow
+from mqauth.judging.pipeline import Pipeline
+from mqauth.letters.authorities import Releaser
+from mqauth.review.acts import discard, redrive, rehearse
+from mqauth.review.index import ALL, Filter, Index, Selection
+from mqauth.review.judge import Judge, Originals, judge
+from mqauth.review.ledger import Ledger, account
+from mqauth.review.letter import Reading
+from mqauth.review.letterbox import LetterBox, fill
+from mqauth.review.terms import DISCARD, Account, Pace, Plan, Reviewer, Terms
+from mqauth.wire.keys import Key
+
+R = TypeVar("R")
+MakeReleaser = Callable[[str], Releaser]
+
+
+class Run(Protocol):
+    """Runs a flow to its end: ``mqauth.flow.run``, or a function that runs ``arun`` in an event loop."""
+
+    def __call__(self, flow: Flow[R], /) -> R:
+        """Return what the flow returns."""
+        ...
+
+
+def _ignore(seen: int) -> None:
+    pass
+
+
+class Session:
+    """One reviewer's work on one letter box.
+
+    Args:
+        box: the letters.
+        run: runs a flow to its end.
+        guard: the consumer's pipeline; without it nothing can be judged or redriven.
+        releaser: returns what signs releases for a reviewer, by their name; without it nothing can be redriven.
+        audit: where acts are recorded; without it letters can only be looked at. It may also be set later.
+        originals: where the originals of reference letters are read again, if the broker keeps them.
+        clock: tells the time.
+    """
+
+    def __init__(
+        self,
+        box: LetterBox,
+        run: Run,
+        *,
+        guard: Pipeline | None = None,
+        releaser: MakeReleaser | None = None,
+        audit: AuditSink | None = None,
+        originals: Originals | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self.box, self.run, self.guard, self.originals, self.clock = box, run, guard, originals, clock
+        self.audit = audit
+        self._releaser = releaser
+
+    @property
+    def can_redrive(self) -> bool:
+        """Whether there is a pipeline that judges, a key that signs releases, and an audit."""
+        return self.guard is not None and self._releaser is not None and self.audit is not None
+
+    @property
+    def can_discard(self) -> bool:
+        """Whether there is an audit."""
+        return self.audit is not None
+
+    def pipeline(self) -> Pipeline:
+        """Return the pipeline that judges.
+
+        Raises:
+            ConfigurationError: the session has none.
+        """
+        if self.guard is None:
+            raise ConfigurationError("started without --config: nothing can be judged")
+        return self.guard
+
+    def survey(
+        self,
+        *,
+        progress: Callable[[int], None] = _ignore,
+        cancelled: threading.Event | None = None,
+        into: Index | None = None,
+    ) -> Index:
+        """Read all letters into an index, removing none.
+
+        Args:
+            progress: called with the number of letters read so far.
+            cancelled: set from any thread, it ends the reading after the letters at hand.
+            into: an empty index that others may read meanwhile; by default a new one, closed where reading fails.
+
+        Raises:
+            Unavailable: ``dead_letter_unavailable``, the broker cannot be asked.
+        """
+        index = into or Index(self.clock.now())
+        try:
+            self.run(fill(index, self.box, progress=progress, cancelled=cancelled))
+        except BaseException:
+            if into is None:
+                index.close()
+            raise
+        return index
+
+    def judge(
+        self,
+        index: Index,
+        wanted: Filter = ALL,
+        *,
+        progress: Callable[[int], None] = _ignore,
+        cancelled: threading.Event | None = None,
+    ) -> Counter[str]:
+        """Judge letters by today's verifier, note the verdicts in the index, and return their counts.
+
+        Raises:
+            ConfigurationError: the session has no pipeline.
+        """
+        flow = judge(
+            index, self.pipeline(), wanted, originals=self.originals, progress=progress, cancelled=cancelled
+        )
+        return self.run(flow)
+
+    def verdict(self, reading: Reading) -> str:
+        """Return today's verdict on one letter: ``accepted``, a reason, or a cause.
+
+        Raises:
+            ConfigurationError: the session has no pipeline.
+        """
+        return self.run(Judge(self.pipeline(), self.originals).today(reading))
+
+    def check(self, plan: Plan) -> None:
+        """Refuse a plan that this session cannot carry out.
+
+        Raises:
+            ConfigurationError: no audit, or for a redrive no pipeline or no key.
+        """
+        if not (self.can_discard if plan.act == DISCARD else self.can_redrive):
+            raise ConfigurationError(f"not set up to {plan.act}: it needs an audit file, and to redrive a key too")
+
+    def rehearse(
+        self,
+        index: Index,
+        plan: Plan,
+        *,
+        progress: Callable[[int], None] = _ignore,
+        cancelled: threading.Event | None = None,
+    ) -> tuple[Selection, Counter[str]]:
+        """Freeze the letters of a plan, and count what would become of them: ``accepted``, or why not.
+
+        Raises:
+            ConfigurationError: for a redrive no pipeline or no key, or the key does not speak for the reviewer.
+        """
+        selection = index.freeze(plan.wanted)
+        if plan.act == DISCARD:
+            return selection, Counter(accepted=len(selection))
+        counts = rehearse(
+            index, plan.wanted, guard=self.pipeline(), terms=self._terms(plan), originals=self.originals,
+            progress=progress, cancelled=cancelled,
+        )  # fmt: skip
+        return selection, self.run(counts)
+
+    def act(
+        self,
+        plan: Plan,
+        selection: Selection,
+        *,
+        progress: Callable[[Account], None],
+        cancelled: threading.Event,
+    ) -> Account:
+        """Carry out a plan on the letters that were frozen for it, and return what became of them.
+
+        Args:
+            plan: as it was rehearsed.
+            selection: as the rehearsal froze it; letters that came later are not touched.
+            progress: called with the account after each letter.
+            cancelled: set from any thread, it stops the act before the next letter.
+
+        Raises:
+            ConfigurationError: as for ``rehearse``, or no audit.
+        """
+        if self.audit is None:
+            raise ConfigurationError(f"not set up to {plan.act}: it needs an audit file")
+        reviewer = Reviewer(name=plan.reviewer, audit=self.audit, clock=self.clock)
+        pace = Pace(rate=plan.rate, progress=progress, cancelled=cancelled)
+        if plan.act == DISCARD:
+            return self.run(discard(self.box, selection, reviewer=reviewer, reason=plan.reason, pace=pace))
+        wish = redrive(
+            self.box, selection, guard=self.pipeline(), terms=self._terms(plan), reviewer=reviewer, pace=pace,
+            originals=self.originals,
+        )  # fmt: skip
+        return self.run(wish)
+
+    def ledger(self, index: Index, files: Iterable[Path]) -> Ledger:
+        """Compare audit files of consumers and reviewers with the letters of an index."""
+        return account(read_records(files), index.ids())
+
+    def _terms(self, plan: Plan) -> Terms:
+        if self._releaser is None:
+            raise ConfigurationError("started without --key: nothing can be redriven")
+        releaser = self._releaser(plan.reviewer)
+        return Terms(releaser=releaser, reason=plan.reason, waive=plan.waive, scope=plan.scope)
+
+
+def reviewers_releaser(
+    guard: Pipeline, read_key: Callable[[], Key], *, authority: str | None, lifetime: int
+) -> MakeReleaser:
+    """Return a function that returns what signs releases for a reviewer, by their name.
+
+    Args:
+        guard: the consumer's pipeline, which has to trust the releases.
+        read_key: returns the reviewers' key; called for each releaser, since a console outlives a rotation.
+        authority: issuer of the releases; by default the only one that the pipeline trusts.
+        lifetime: seconds for which a release is valid.
+
+    Raises:
+        ConfigurationError: the pipeline trusts no authority, or several and none was named.
+    """
+    trusted = [] if guard.verifier.release is None else list(guard.verifier.release.authorities)
+    if not trusted:
+        raise ConfigurationError("--config: has no [[release.authorities]]: its consumer takes no release")
+    if authority is None and len(trusted) > 1:
+        raise ConfigurationError("--authority: required, the configuration trusts several")
+    issuer = authority or trusted[0]
+    return lambda reviewer: Releaser(key=read_key(), issuer=issuer, reviewer=reviewer, lifetime=lifetime)

@@ -1,0 +1,254 @@
+"""What the two Redis stores say to the server: keys, arguments, and the claim table as one Lua script.
+
+The script is ``mqauth.replay.rules.judge`` once more, where Redis can run it atomically; the store contract holds
+the two together. Kept of an id: ``h<lease end> <owner length> <owner><place>`` while it is held,
+``d<place>`` once it is done; a place is a digest of 12 bytes, or nothing. A single id is a string key; the ids
+of a batch are the fields of one hash, by index, whose key lives as long as the longest-lived of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from mqauth.replay.rules import ClaimRequest, ClaimStatus
+from mqauth.wire.memo import Memo
+from mqauth.wire.message import Place
+
+PLACE_BYTES: Final = 12
+_TTL_LIMIT: Final = 10 * 366 * 86_400  # seconds; Redis refuses expiries that overflow
+
+SCRIPT: Final = """
+-- KEYS: one a token. ARGV: the lease clock in ms, or '' for the server's; then for each key: how many wishes,
+-- how many ms it lives, and each wish: verb, index (none for a single id), lease ms, owner length, owner, place.
+-- Returns a letter for each wish, in one string.
+local now = tonumber(ARGV[1])
+if not now then
+  local time = redis.call('TIME')
+  now = time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function parse(value)
+  if not value then return nil end
+  local ends, size, start = string.match(value, '^h(%d+) (%d+) ()')
+  local stop = start and start + size or 2
+  local entry = {place = string.sub(value, stop), ends = tonumber(ends)}
+  if start then entry.owner = string.sub(value, start, stop - 1) end
+  local rest = #value + 1 - stop
+  if not (start or string.sub(value, 1, 1) == 'd') or (rest ~= 0 and rest ~= 12) then error('damaged') end
+  return entry
+end
+
+local function judge(entry, verb, owner, place)
+  local ours = entry and entry.owner == owner
+  if verb == 'renew' then return ours and 'f' or 'l' end
+  if not entry or ours then return 'f' end
+  if place ~= '' then
+    if entry.place ~= place then return 'p' end
+    return entry.owner and 'f' or 'r'
+  end
+  if verb ~= 'redelivered' then return 'p' end
+  if not entry.owner then return 'd' end
+  return entry.ends <= now and 'f' or 'h'
+end
+
+local function load(key, at, wishes)
+  local fields, entries = {}, {}
+  for i = 1, wishes do fields[i] = string.match(ARGV[at + i - 1], '^%l+ (%d*) ') end
+  if fields[1] == '' then return {[''] = parse(redis.call('GET', key))} end
+  for i, value in ipairs(redis.call('HMGET', key, unpack(fields))) do entries[fields[i]] = parse(value) end
+  return entries
+end
+
+local function wish(entries, verb, owner, place, lease, index)
+  local entry = entries[index]
+  if verb == 'confirm' or verb == 'release' then
+    if not entry or entry.owner ~= owner then return '-' end
+    return '-', verb == 'confirm' and 'd' .. entry.place
+  end
+  local letter = judge(entry, verb, owner, place)
+  if letter ~= 'f' then return letter end
+  place = entry and entry.place or place
+  entries[index] = {owner = owner, place = place, ends = now + lease}
+  return letter, string.format('h%.0f %d ', now + lease, #owner) .. owner .. place
+end
+
+local function save_one(key, value, life)
+  if not value then
+    redis.call('DEL', key)
+  elseif life then
+    redis.call('SET', key, value, 'PX', string.format('%.0f', math.max(redis.call('PTTL', key), life)))
+  else
+    redis.call('SET', key, value, 'KEEPTTL')
+  end
+end
+
+local function save(key, changed, life)
+  if changed[''] ~= nil then return save_one(key, changed[''], life) end
+  local set, gone = {}, {}
+  for index, value in pairs(changed) do
+    if value then
+      set[#set + 1] = index
+      set[#set + 1] = value
+    else
+      gone[#gone + 1] = index
+    end
+  end
+  if #gone > 0 then redis.call('HDEL', key, unpack(gone)) end
+  if #set > 0 then redis.call('HSET', key, unpack(set)) end
+  if life and life > redis.call('PTTL', key) then redis.call('PEXPIRE', key, string.format('%.0f', life)) end
+end
+
+local answers, at = {}, 2
+for _, key in ipairs(KEYS) do
+  local wishes, life, fresh = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), false
+  at = at + 2
+  local entries, changed = load(key, at, wishes), {}
+  for _ = 1, wishes do
+    local verb, index, lease, size, start = string.match(ARGV[at], '^(%l+) (%d*) (%d+) (%d+) ()')
+    local owner, place = string.sub(ARGV[at], start, start + size - 1), string.sub(ARGV[at], start + size)
+    local letter, value = wish(entries, verb, owner, place, lease, index)
+    if value ~= nil then changed[index] = value end
+    fresh = fresh or letter == 'f'
+    answers[#answers + 1] = letter
+    at = at + 1
+  end
+  if next(changed) then save(key, changed, fresh and life) end
+end
+return table.concat(answers)
+"""
+SHA: Final = hashlib.sha1(SCRIPT.encode("ascii"), usedforsecurity=False).hexdigest()
+
+
+STATUSES: Final = {
+    "f": ClaimStatus.FRESH,
+    "r": ClaimStatus.REREAD,
+    "h": ClaimStatus.HELD,
+    "d": ClaimStatus.DUPLICATE,
+    "p": ClaimStatus.REPLAYED,
+    "l": ClaimStatus.LOST,
+}
+"""What the letters of an answer to claims mean."""
+
+
+class Verb(StrEnum):
+    """What is wished; a claim is sent as one of three words."""
+
+    CLAIM = "claim"
+    REDELIVERED = "redelivered"
+    RENEW = "renew"
+    CONFIRM = "confirm"
+    RELEASE = "release"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One call of the script: its keys, its arguments, and where each letter of its answer belongs."""
+
+    keys: list[bytes]
+    arguments: list[bytes | str | int]
+    order: list[int]
+
+
+def ask(
+    verb: Verb,
+    requests: Sequence[ClaimRequest],
+    *,
+    namespace: str,
+    now: float,
+    margin: float,
+    lease_clock: float | None,
+) -> Asked:
+    """Return a call of the script; wishes on ids of one token stand together, in their order.
+
+    Args:
+        verb: the same for all of them.
+        requests: the wishes.
+        namespace: begins every key.
+        now: UTC seconds here.
+        margin: seconds a key outlives its id, for clocks that disagree.
+        lease_clock: seconds, or ``None`` for the server's clock.
+    """
+    groups: dict[bytes, list[int]] = {}
+    for number, request in enumerate(requests):
+        groups.setdefault(key(namespace, request), []).append(number)
+    found: list[bytes | str | int] = ["" if lease_clock is None else round(lease_clock * 1000)]
+    for numbers in groups.values():
+        remaining = max(requests[number].expires for number in numbers) - now
+        found += (len(numbers), int(min(max(remaining, 0.0) + margin, _TTL_LIMIT) * 1000) + 1)
+        found += (_wish(verb, requests[number]) for number in numbers)
+    return Asked(list(groups), found, [number for numbers in groups.values() for number in numbers])
+
+
+def key(namespace: str, request: ClaimRequest) -> bytes:
+    """Return the key of an id, or of the token of one in a batch.
+
+    The braces keep a scope on one node of a cluster, so that a poll is one script there too; ``~`` keeps a
+    batch apart from a single token of the same id.
+    """
+    prefix = _PREFIXES[namespace, request.scope]
+    return prefix + request.id if request.index is None else prefix + request.id[:-2] + b"~"
+
+
+_PREFIXES: Final = Memo[tuple[str, str], bytes](
+    lambda names: f"{names[0]}:{{{names[1]}}}:".encode("utf-8", "surrogatepass")
+)
+"""How keys begin, by namespace and scope."""
+
+
+def letters(answer: Any, asked: Asked) -> list[str]:
+    """Return the script's letters in the order of the wishes.
+
+    Raises:
+        ValueError: the answer is not one of this script.
+    """
+    text = answer.decode("ascii") if isinstance(answer, bytes) else answer
+    if not isinstance(text, str) or len(text) != len(asked.order):
+        raise ValueError("a letter a wish is needed")
+    found = [""] * len(text)
+    for number, letter in zip(asked.order, text, strict=True):
+        found[number] = letter
+    return found
+
+
+def doubts(info: dict[str, Any]) -> list[str]:
+    """Return why a server with this INFO could forget live ids, none where it does not.
+
+    Source: Redis manual, pages "Key eviction" and "Redis persistence".
+    """
+    found = []
+    policy = str(info.get("maxmemory_policy", "noeviction"))
+    if policy != "noeviction" and int(info.get("maxmemory", 0)) > 0:
+        found.append(f"its maxmemory-policy {policy} forgets live ids when memory is short; set noeviction")
+    if int(info.get("aof_enabled", 1)) == 0:
+        found.append("it keeps no append-only file and forgets claims when it restarts; set appendonly yes")
+    return found
+
+
+def _wish(verb: Verb, request: ClaimRequest) -> bytes:
+    """Return the argument that is one wish."""
+    index = "" if request.index is None else request.index
+    owner = request.owner.encode("utf-8", "surrogatepass")
+    head = f"{_word(verb, request)} {index} {round(request.lease * 1000)} {len(owner)} "
+    return head.encode("ascii") + owner + _place(request.place)
+
+
+def _word(verb: Verb, request: ClaimRequest) -> str:
+    """Return the word a wish is sent as."""
+    if verb is not Verb.CLAIM:
+        return verb.value
+    if request.renew:
+        return Verb.RENEW.value
+    return Verb.REDELIVERED.value if request.redelivered else Verb.CLAIM.value
+
+
+def _place(place: Place | None) -> bytes:
+    """Return the digest of a place, empty for none."""
+    if place is None:
+        return b""
+    cluster, topic, partition, offset = place
+    text = f"{len(cluster)} {cluster}/{topic}/{partition}/{offset}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=PLACE_BYTES).digest()

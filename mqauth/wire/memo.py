@@ -1,0 +1,97 @@
+"""A bounded memory of what pure functions return.
+
+Most of a verdict is the same for thousands of messages: where the token stands among these header names, how
+this destination is spelt, what this producer's token header says. A ``Memo`` remembers such results. Its key is
+the whole argument, compared byte for byte and never by a digest, so what it returns is what the function would
+return.
+
+Anyone may send us header names, destinations and tokens, so a memo is bounded in bytes: a count of entries would
+let a hostile sender make each of them a thousand times as large as an honest one. When the next entry has no
+room, the memo forgets everything. Finding a value then needs no bookkeeping, and only a flood of different
+arguments pays for that.
+
+For example, ``place = Memo(spell)`` turns ``spell("orders")`` into ``place["orders"]``: the first look-up calls
+``spell``, and every later one is a plain look-up in a dict.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any, Final, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+CAPACITY: Final = 4 * 1024 * 1024
+"""Bytes that one memo may take, unless it is told otherwise."""
+_SHARE: Final = 8  # one entry may take an eighth of a memo; a larger one is not remembered
+_ENTRY: Final = 1024
+_TEXT: Final = 192
+_CHARACTER: Final = 4
+
+
+def size_of(key: Any) -> int:
+    """Return the bytes that a key takes together with what is made of it, at most; measured, and rounded up.
+
+    Args:
+        key: text, bytes or another scalar, or a tuple of keys.
+    """
+    return _ENTRY + _held_by(key)
+
+
+class Memo(dict[K, V]):
+    """What a function returned, by its argument.
+
+    Args:
+        function: called with an argument that is not remembered. What it raises is not remembered.
+        size: returns the bytes that an argument takes together with its result, at most.
+        capacity: bytes of all entries together.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[K], V] | None = None,
+        *,
+        size: Callable[[K], int] = size_of,
+        capacity: int = CAPACITY,
+    ) -> None:
+        super().__init__()
+        self._function = function
+        self._size = size
+        self._capacity = capacity
+        self._held = 0
+        self._lock = threading.Lock()
+
+    def __missing__(self, key: K) -> V:
+        """Call the function, and remember what it returns."""
+        if self._function is None:
+            raise KeyError(key)
+        value = self._function(key)
+        self.keep(key, value, self._size(key))
+        return value
+
+    def keep(self, key: K, value: V, size: int) -> None:
+        """Remember a value of so many bytes, unless there is one already or it is larger than its share."""
+        with self._lock:
+            if key not in self and self._charge(size):
+                self[key] = value
+
+    def charge(self, size: int) -> bool:
+        """Count bytes that are about to be kept inside a value; tell whether they may be kept."""
+        with self._lock:
+            return self._charge(size)
+
+    def _charge(self, size: int) -> bool:
+        if size > self._capacity // _SHARE:
+            return False
+        if self._held + size > self._capacity:
+            self.clear()
+            self._held = 0
+        self._held += size
+        return True
+
+
+def _held_by(key: Any) -> int:
+    if isinstance(key, tuple):
+        return sum(map(_held_by, key))
+    return _TEXT + (_CHARACTER * len(key) if isinstance(key, str | bytes) else 0)

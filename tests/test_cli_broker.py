@@ -1,0 +1,182 @@
+"""``--broker-settings``: what a file may say, what reaches the clients, and what is refused."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
+
+from integration.documentation import blocks
+from mqauth.cli import main
+from mqauth.cli.broker import BrokerSettings, Place
+from mqauth.errors import ConfigurationError
+
+SASL = 'mechanism = "SCRAM-SHA-512"\nuser = "rev/iewer"\npassword_env = "BROKER_PASSWORD"\n'
+
+
+@pytest.fixture(autouse=True)
+def _password(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A password in the environment."""
+    monkeypatch.setenv("BROKER_PASSWORD", "s3cr@t:/")
+
+
+def load(tmp_path: Path, lines: str, table: str = "[broker]") -> BrokerSettings:
+    """Read a settings file of these lines."""
+    path = tmp_path / "broker.toml"
+    path.write_text(f"{table}\n{lines}")
+    return BrokerSettings.load(path)
+
+
+def test_sasl_over_tls_reaches_kafka_python(tmp_path: Path) -> None:
+    """Mechanism, user and password; TLS that verifies names and chains, from 1.2 on."""
+    found = load(tmp_path, SASL + "tls = true\n").for_kafka(["a:9093", "b:9093"])
+    context = found.pop("ssl_context")
+    assert found.pop("bootstrap_timeout_ms") <= 10_000
+    assert found == {
+        "bootstrap_servers": ["a:9093", "b:9093"], "security_protocol": "SASL_SSL",
+        "sasl_mechanism": "SCRAM-SHA-512", "sasl_plain_username": "rev/iewer", "sasl_plain_password": "s3cr@t:/",
+    }  # fmt: skip
+    assert (context.check_hostname, context.verify_mode) == (True, ssl.CERT_REQUIRED)
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+
+
+@pytest.mark.parametrize(
+    ("lines", "protocol"), [("", "PLAINTEXT"), ("tls = true", "SSL"), (SASL, "SASL_PLAINTEXT")]
+)
+def test_protocol_follows_from_what_is_there(lines: str, protocol: str, tmp_path: Path) -> None:
+    """On this machine a password may go in the clear."""
+    for server in ("127.0.0.1:9092", "localhost:9092", "[::1]:9092"):
+        assert load(tmp_path, lines).for_kafka([server])["security_protocol"] == protocol
+
+
+@pytest.mark.parametrize(
+    "servers", [["10.0.0.1:9092"], ["127.0.0.1:9092", "kafka.example:9092"], ["localhost.evil:1"]]
+)
+def test_a_password_goes_to_no_other_machine_in_the_clear(servers: list[str], tmp_path: Path) -> None:
+    """SASL without TLS off loopback is refused."""
+    with pytest.raises(ConfigurationError, match="wants tls = true"):
+        load(tmp_path, SASL).for_kafka(servers)
+
+
+def test_a_login_takes_the_place_of_the_urls(tmp_path: Path) -> None:
+    """On RabbitMQ user and password are quoted into the URL, and stand on no command line."""
+    settings = load(tmp_path, 'user = "rev/iewer"\npassword_env = "BROKER_PASSWORD"\n')
+    wanted = "amqps://rev%2Fiewer:s3cr%40t%3A%2F@mq.example:5671/vhost?heartbeat=5"
+    assert settings.for_rabbitmq("amqps://mq.example:5671/vhost?heartbeat=5") == {"url": wanted}
+    assert settings.for_rabbitmq("amqps://guest:gu@mq.example:5671/vhost?heartbeat=5") == {"url": wanted}
+    assert BrokerSettings().for_rabbitmq("amqp://a/") == {"url": "amqp://a/"}
+
+
+def test_tls_reaches_aio_pika(tmp_path: Path) -> None:
+    """A context of ours, that verifies."""
+    context = load(tmp_path, "tls = true").for_rabbitmq("amqps://mq.example/")["ssl_context"]
+    assert (context.check_hostname, context.verify_mode) == (True, ssl.CERT_REQUIRED)
+
+
+@pytest.mark.parametrize(
+    ("lines", "url", "said"),
+    [
+        ("tls = true", "amqp://mq.example/", "amqps:// is required"),
+        ("tls = true", "amqps://mq.example/?cafile=a", "not in both"),
+        ("", "amqps://mq.example/?no_verify_ssl=1", "no_verify_ssl"),
+        ("", "amqps://mq.example/?no_verify_ssl=false", "no_verify_ssl"),
+        ("", "amqps://mq.example/?no_verify_ssl=", "no_verify_ssl"),
+        (SASL, "amqps://mq.example/", "mechanism is for Kafka"),
+    ],
+)
+def test_what_contradicts_the_url_is_refused(lines: str, url: str, said: str, tmp_path: Path) -> None:
+    """TLS that would not be used, settings in two places, and verification turned off."""
+    with pytest.raises(ConfigurationError, match=said):
+        load(tmp_path, lines).for_rabbitmq(url)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('certificate = "a"', "unknown key"), ("tls = 1", "boolean"), ('cert = "a"', "cert: only with key"),
+        ('key = "a"', "key: only with cert"), ('user = "a"', "user: only with password_env or"),
+        ('passphrase_env = "BROKER_PASSWORD"', "passphrase_env: only with key"),
+        ('password_env = "BROKER_PASSWORD"', "only with user"),
+        ('mechanism = "PLAIN"', "mechanism: only with user"),
+        (SASL.replace("SCRAM-SHA-512", "NONE"), "must be"), ('user = "a"\npassword = "b"', "unknown key"),
+        ('user = "a"\npassword_env = "NOT_SET"', "not set"), ("password_file = 3", "string"),
+        ('user = "a"\npassword_env = "BROKER_PASSWORD"\npassword_file = "b"', "password_file: contradicts"),
+        ("x", "no TOML"),
+    ],
+)  # fmt: skip
+def test_a_file_that_says_nothing_clear_is_refused(lines: str, said: str, tmp_path: Path) -> None:
+    """Unknown keys, wrong types, halves of pairs, and secrets that are not references."""
+    with pytest.raises(ConfigurationError, match=said):
+        load(tmp_path, lines)
+
+
+@pytest.mark.parametrize("table", ["", "[brokers]", "[[broker]]"])
+def test_another_table_is_refused(table: str, tmp_path: Path) -> None:
+    """Only [broker] stands in the file."""
+    with pytest.raises(ConfigurationError):
+        load(tmp_path, "", table)
+
+
+def test_a_user_on_kafka_needs_a_mechanism(tmp_path: Path) -> None:
+    """The file alone does not tell which broker it is for; the client does."""
+    settings = load(tmp_path, 'user = "a"\npassword_env = "BROKER_PASSWORD"')
+    with pytest.raises(ConfigurationError, match="wants mechanism"):
+        settings.for_kafka(["127.0.0.1:9092"])
+
+
+def test_a_password_file_of_other_bytes_is_refused(tmp_path: Path) -> None:
+    """A password is text; of the file one line end does not count."""
+    (tmp_path / "password").write_bytes(b"\xff\n")
+    with pytest.raises(ConfigurationError, match="UTF-8"):
+        load(tmp_path, 'user = "a"\npassword_file = "password"')
+    (tmp_path / "password").write_bytes(b"p\n")
+    assert load(tmp_path, 'user = "a"\npassword_file = "password"').password == "p"
+
+
+def test_pem_files_that_cannot_be_used_are_one_error(tmp_path: Path) -> None:
+    """Missing, no PEM, and a key whose passphrase is missing: refused, and nobody is asked at a terminal."""
+    (tmp_path / "none.pem").write_text("x")
+    encrypted = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"p")
+    )
+    (tmp_path / "key.pem").write_bytes(encrypted)
+    for lines in ('ca = "missing.pem"', 'ca = "none.pem"', 'cert = "none.pem"\nkey = "key.pem"'):
+        with pytest.raises(ConfigurationError, match="a PEM file cannot be used"):
+            load(tmp_path, lines).context()
+
+
+def test_no_secret_is_shown(tmp_path: Path) -> None:
+    """A place can be logged."""
+    place = Place(broker="kafka://127.0.0.1:1", topic="t", settings=load(tmp_path, SASL))
+    assert "s3cr" not in repr(place) + repr(place.settings)
+
+
+@pytest.mark.parametrize(
+    "place", [["--broker", "amqps://127.0.0.1:1/?no_verify_ssl=1", "--queue", "q"],
+              ["--broker", "kafka://kafka.example:9092", "--topic", "t"]],
+)  # fmt: skip
+def test_the_command_refuses_before_it_connects(
+    place: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, exit code 2, and no secret in it."""
+    settings: Any = tmp_path / "broker.toml"
+    settings.write_text(f"[broker]\n{SASL if 'kafka' in place[1] else ''}")
+    assert main(["dlq", "list", *place, "--broker-settings", str(settings)]) == 2
+    said = capsys.readouterr().err
+    assert (said.count("\n"), "s3cr" in said) == (1, False)
+
+
+def test_the_documented_file_is_read(tmp_path: Path) -> None:
+    """The page's example is a whole file, and says what it seems to say."""
+    (block,) = [block for block in blocks("docs/review.md") if "[broker]" in block.text]
+    path = tmp_path / "broker.toml"
+    path.write_text(block.text)
+    found = BrokerSettings.load(path)
+    assert (found.user, found.password, found.mechanism) == ("ada", "s3cr@t:/", "SCRAM-SHA-512")
+    assert (found.ca, found.cert, found.key) == (
+        tmp_path / "ca.pem", tmp_path / "reviewer.pem", tmp_path / "reviewer-key.pem"
+    )  # fmt: skip

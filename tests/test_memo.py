@@ -1,0 +1,158 @@
+"""A memo: what it finds, what it forgets, and that its bytes are bounded whatever is looked up."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mqauth.errors import MalformedMessage, Rejection
+from mqauth.judging.policy import Allow
+from mqauth.wire import base64url, destination, jws
+from mqauth.wire.memo import Memo, size_of
+
+
+def counted() -> tuple[list[str], Memo[str, str]]:
+    """Return what a memo's function was called with, and the memo, which has room for ten."""
+    calls: list[str] = []
+    return calls, Memo(lambda key: calls.append(key) or key.upper(), size=lambda _: 100, capacity=1000)
+
+
+def test_a_function_is_called_once_for_an_argument() -> None:
+    """What it returned is found again, and is what it returned."""
+    calls, memo = counted()
+    assert [memo["a"], memo["b"], memo["a"]] == ["A", "B", "A"]
+    assert calls == ["a", "b"]
+
+
+def test_when_it_is_full_all_is_forgotten() -> None:
+    """The entry that has no room any more is the first of the next round, and the others are made anew."""
+    calls, memo = counted()
+    for number in range(10):
+        assert memo[str(number)] == str(number)
+    assert len(memo) == 10
+    assert memo["next"] == "NEXT"
+    assert set(memo) == {"next"}
+    assert memo["0"] == "0"
+    assert calls == [*map(str, range(10)), "next", "0"]
+
+
+def test_an_entry_over_its_share_is_not_remembered() -> None:
+    """An eighth of the capacity is kept, a byte more is not, and it makes nobody else go."""
+    calls: list[int] = []
+    memo = Memo[int, int](lambda key: calls.append(key) or key, size=lambda key: key, capacity=800)
+    assert [memo[100], memo[101], memo[101], memo[100]] == [100, 101, 101, 100]
+    assert calls == [100, 101, 101]
+    assert not memo.charge(101)
+    assert memo.charge(100)
+
+
+def test_what_the_function_raises_is_not_remembered() -> None:
+    """A refusal is worked out each time, so that refusals take no room."""
+    calls: list[str] = []
+
+    def refuse(key: str) -> str:
+        calls.append(key)
+        raise MalformedMessage(key)
+
+    memo = Memo(refuse)
+    for _ in range(2):
+        with pytest.raises(MalformedMessage):
+            memo["a"]
+    assert (calls, len(memo), memo._held) == (["a", "a"], 0, 0)
+
+
+def test_what_is_kept_again_counts_once() -> None:
+    """A second value for a key changes neither the first one nor the bytes counted."""
+    memo = Memo[str, int](capacity=1000)
+    for value in (1, 2, 3):
+        memo.keep("a", value, 100)
+    assert (memo.get("a"), memo._held) == (1, 100)
+    with pytest.raises(KeyError):
+        memo["b"]
+
+
+def test_bytes_kept_inside_a_value_count() -> None:
+    """What a value charges for itself makes room like an entry of its own."""
+    memo = Memo[str, int](capacity=1000)
+    memo.keep("a", 1, 100)
+    assert all(memo.charge(100) for _ in range(9))
+    assert "a" in memo
+    assert memo.charge(100)
+    assert (len(memo), memo._held) == (0, 100)
+
+
+def test_threads_keep_the_count() -> None:
+    """Looked up from several threads at once, the bytes counted are those of what is held."""
+    memo = Memo[int, int](lambda key: key, size=lambda key: 10 + key % 7, capacity=400)
+
+    def look(shift: int) -> None:
+        for number in range(2000):
+            assert memo[(number * 7 + shift) % 90] == (number * 7 + shift) % 90
+
+    threads = [threading.Thread(target=look, args=(shift,)) for shift in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert memo._held == sum(10 + key % 7 for key in memo) <= 400
+
+
+def header(number: int) -> Any:
+    """Return a token's first segment, as large as a hostile sender may make it, and its type."""
+    kid = f"{number:0128d}"
+    blanks = b" " * 3000
+    raw = b'{%s"alg":"EdDSA","typ":"%s","kid":"%s"}' % (blanks, jws.TOKEN_TYPE.encode(), kid.encode())
+    return base64url.encode(raw), jws.TOKEN_TYPE
+
+
+ARGUMENTS: dict[str, tuple[Callable[[], Any], Callable[[int], Any]]] = {
+    "destinations": (
+        lambda: destination.parse.__self__,  # type: ignore[attr-defined]
+        lambda n: f"kafka:{n}{'%F0%9F%98%80' * 150}",
+    ),
+    "topics": (lambda: destination.kafka.__self__, lambda n: f"{n}{chr(0x1F600) * 200}"),  # type: ignore[attr-defined]
+    "routes": (lambda: destination._ROUTES, lambda n: (f"{n}", chr(0x1F600) * 200)),
+    "headers": (lambda: jws._HEADERS, header),
+    "decisions": (lambda: Allow({"a": ["kafka:#"]})._decisions, lambda n: ("i", "a", f"kafka:{n}{'a.' * 100}b")),
+}
+
+
+@pytest.mark.parametrize("name", sorted(ARGUMENTS))
+def test_what_a_sender_chooses_is_bounded_in_bytes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arguments that are made to take as much as they can keep no more than the capacity."""
+    find, argument = ARGUMENTS[name]
+    memo, capacity = find(), 256 * 1024
+    memo.clear()
+    monkeypatch.setattr(memo, "_held", 0)
+    monkeypatch.setattr(memo, "_capacity", capacity)
+    gc.collect()
+    tracemalloc.start()
+    for number in range(600):
+        memo[argument(number)]
+    gc.collect()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0 < len(memo) < 600
+    assert held < capacity + 50_000
+    memo.clear()
+
+
+def test_a_refused_header_leaves_nothing() -> None:
+    """Token headers that are refused are not remembered, however many there are."""
+    before = len(jws._HEADERS)
+    for number in range(50):
+        with pytest.raises((Rejection, ValueError)):
+            jws._HEADERS[header(number)[0][:-3], jws.TOKEN_TYPE]
+    assert len(jws._HEADERS) == before
+
+
+def test_a_key_is_counted_with_all_it_holds() -> None:
+    """A tuple takes what its members take, and long text more than short."""
+    assert size_of(("a", ("b",))) == size_of(("a", "b")) > size_of("a")
+    assert size_of("a" * 1000) > 1000
+    assert size_of((None, True, 5)) > size_of(())
