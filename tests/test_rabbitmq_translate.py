@@ -20,9 +20,17 @@ from pamqp import commands, decode, encode
 from pamqp.header import ContentHeader
 
 from mqauth.brokers.amqp.values import on_wire
-from mqauth.brokers.rabbitmq.frame import MAX_HEADER_FRAME, Measured, agreed
 from mqauth.brokers.rabbitmq.incoming import Unreadable, delivered
-from mqauth.brokers.rabbitmq.translate import carries, from_native, scalar_on_wire, to_message, to_native
+from mqauth.brokers.rabbitmq.translate import (
+    MAX_HEADER_FRAME,
+    Measured,
+    agreed,
+    carries,
+    from_native,
+    scalar_on_wire,
+    to_message,
+    to_native,
+)
 from mqauth.errors import MalformedMessage, Reason, Rejection
 from mqauth.letters.dead_letter import DeadLetter, content_digest
 from mqauth.wire.json_form import PROPERTIES, from_form, to_form

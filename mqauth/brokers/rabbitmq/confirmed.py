@@ -17,9 +17,8 @@ from mqauth.audit.record import AuditRecord
 from mqauth.brokers.amqp.messages import new_message_id
 from mqauth.brokers.dead_letters import first_taken, in_time
 from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error, ready
-from mqauth.brokers.rabbitmq.frame import Measured, frame_limit
 from mqauth.brokers.rabbitmq.topology import declare_dead_letters
-from mqauth.brokers.rabbitmq.translate import carries, to_native
+from mqauth.brokers.rabbitmq.translate import Measured, carries, frame_limit, to_native
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.flow import arun
 from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize

@@ -20,8 +20,7 @@ from aio_pika.abc import AbstractExchange, AbstractMessage
 from pamqp import commands
 
 from mqauth.brokers.rabbitmq.channel import is_untouched
-from mqauth.brokers.rabbitmq.frame import Measured, agreed, check_frame, frame_limit, unsendable
-from mqauth.brokers.rabbitmq.translate import headers_out
+from mqauth.brokers.rabbitmq.translate import Measured, agreed, check_frame, frame_limit, headers_out, unsendable
 from mqauth.wire.message import Message
 
 DRAIN_EVERY: Final = 32
