@@ -78,13 +78,13 @@ class QueueClient(DeliveryClient, Protocol):
     async def cancel(self, consumer: str) -> None:
         """Cancel a consumer, and return when no more of its deliveries come; log where its channel is gone."""
 
-    def passes(self, error: BaseException) -> bool:
+    def is_temporary(self, error: BaseException) -> bool:
         """Return whether an error that kept it from consuming may pass."""
 
     def is_blocked(self) -> bool:
         """Return whether the broker has blocked the connection."""
 
-    def is_doubtful(self, native: Any) -> bool:
+    def may_be_refused(self, native: Any) -> bool:
         """Return, once, whether a delivery looks like one of a queue that may not be consumed: ask ``refusal``."""
 
     async def refusal(self) -> ConfigurationError | None:

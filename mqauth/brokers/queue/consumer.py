@@ -100,7 +100,7 @@ class QueueConsumer:
             calls, self._window, self._processor, self._on_message, coalesce=coalesce_acks, sleep=sleep
         )
         self._tasks = DeliveryTasks()
-        self._on_the_spot = 0
+        self._in_callback = 0
         self._stopping = asyncio.Event()
         self._unsubscribe: Callable[[], None] | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -159,7 +159,7 @@ class QueueConsumer:
     def health(self) -> QueueHealth:
         """Return how the consumer is doing now."""
         return self._window.health(
-            in_flight=len(self._tasks) + self._on_the_spot,
+            in_flight=len(self._tasks) + self._in_callback,
             unsettled=self._processor.work.unsettled,
             blocked=self._calls.is_blocked(),
         )
@@ -177,7 +177,7 @@ class QueueConsumer:
             return
         if acks is not None:
             acks.opened(calls.tag(native))
-        if calls.is_doubtful(native):
+        if calls.may_be_refused(native):
             self._tasks.run(self._ask_for_refusal())
         if self._stopping.is_set():
             return self._tasks.run(self._turn_away(native, acks))
@@ -198,14 +198,14 @@ class QueueConsumer:
 
     def _begun(self, native: Any, acks: Acks | None) -> StartedDelivery | None:
         """Start a delivery; return ``None`` where it is settled, or an error of ours ends the consumer."""
-        self._on_the_spot = 1
+        self._in_callback = 1
         try:
             found = self._processor.begin(native, acks)
         except BaseException as error:
             self._fail(error)
             return None
         finally:
-            self._on_the_spot = 0
+            self._in_callback = 0
         if isinstance(found, StartedDelivery):
             return found
         self._settled(found)

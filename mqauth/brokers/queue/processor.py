@@ -182,7 +182,7 @@ class Processor:
 
     def _begun(self, native: Any, acks: Acks | None) -> StartedDelivery:
         slot = self._slot(native)
-        delivery = self.work.receive(self._calls.message(native), partial(passes, self._calls, slot))
+        delivery = self.work.receive(self._calls.message(native), partial(fence, self._calls, slot))
         return StartedDelivery(slot, acks, delivery, begin(self.work.attempt(delivery)))
 
     async def _to_its_end(self, begun: StartedDelivery) -> Outcome:
@@ -308,7 +308,7 @@ class LeaseRenewal:
             self._renewing = asyncio.create_task(self.renew())
 
 
-def passes(calls: DeliveryClient, slot: Slot, delivery: Delivery) -> Awaitable[None] | None:
+def fence(calls: DeliveryClient, slot: Slot, delivery: Delivery) -> Awaitable[None] | None:
     """Let a delivery's next step pass, now or after a round trip on its channel: the ``fence`` of a ``Delivery``.
 
     Raises:

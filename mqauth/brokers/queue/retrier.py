@@ -95,7 +95,7 @@ class Retrier:
         self._hold.stopping = True
         self._stopping.set()
 
-    async def doze(self, seconds: float) -> None:
+    async def sleep_until_woken(self, seconds: float) -> None:
         """Wait so many seconds, or until woken."""
         await first_of(self._sleep(seconds), self._woken.wait())
 

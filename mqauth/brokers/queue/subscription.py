@@ -61,11 +61,11 @@ class Subscription:
             await self._start()
             self.started.set()
             if self._window.stalled is None:
-                await self._trouble()
+                await self._until_interrupted()
             # Where the broker still has our consumer, the queue is suspended or consumed anew with another window.
             await self.cancelled()
             if self._window.stalled is not None:
-                await self._until_answered(self._window.stalled)
+                await self._until_cause_is_over(self._window.stalled)
 
     def interrupt(self) -> None:
         """Consume anew, with the window as it is now."""
@@ -118,7 +118,7 @@ class Subscription:
             sleep=self._sleep,
             wait=tenacity.wait_random_exponential(multiplier=PROBE_WAIT, max=PROBE_WAIT_MAX),
             stop=tenacity.stop_never,
-            retry=tenacity.retry_if_exception(self._calls.passes),
+            retry=tenacity.retry_if_exception(self._calls.is_temporary),
             before_sleep=self._failed_to_start,
         )
         await retrying(self._consume)
@@ -144,7 +144,7 @@ class Subscription:
         self.acks.window = self._window.prefetch
         return self.acks
 
-    async def _trouble(self) -> None:
+    async def _until_interrupted(self) -> None:
         """Wait until consuming is interrupted; a window of 1 is opened again after a long time without a loss."""
         try:
             await asyncio.wait_for(self._interrupted.wait(), self._window.calm())
@@ -165,7 +165,7 @@ class Subscription:
         if (consumer := self._window.leave()) is not None:
             await self._calls.cancel(consumer)
 
-    async def _until_answered(self, held: HeldDelivery) -> None:
+    async def _until_cause_is_over(self, held: HeldDelivery) -> None:
         """Wait until the delivery for which the queue is suspended gets further."""
         if not held.stays:
             await self._probed(held)
@@ -178,7 +178,7 @@ class Subscription:
     async def _probed(self, held: HeldDelivery) -> None:
         """Probe with a delivery that was given back, ever more slowly, until it would get further."""
         retrying = tenacity.AsyncRetrying(
-            sleep=self._processor.retrier.doze,
+            sleep=self._processor.retrier.sleep_until_woken,
             wait=tenacity.wait_random_exponential(multiplier=self._window.probe_wait, max=PROBE_WAIT_MAX),
             stop=tenacity.stop_never,
             retry=tenacity.retry_if_result(lambda answered: answered is not True),

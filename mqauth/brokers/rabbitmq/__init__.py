@@ -16,7 +16,7 @@ from typing import Any
 from aio_pika.abc import AbstractIncomingMessage
 from aiormq.abc import DeliveredMessage
 
-from mqauth.brokers.queue.processor import Processor, passes
+from mqauth.brokers.queue.processor import Processor, fence
 from mqauth.brokers.rabbitmq.confirmed import AuditQueue, DeadLetters
 from mqauth.brokers.rabbitmq.consumer import Consumer
 from mqauth.brokers.rabbitmq.incoming import as_incoming
@@ -159,7 +159,7 @@ async def judge(
     incoming = as_incoming(incoming)
     calls = Deliveries(queue, scope)
     delivery = guard.receive(calls.message(incoming))
-    delivery.fence = partial(passes, calls, Slot(incoming, calls, guard.clock.monotonic()))
+    delivery.fence = partial(fence, calls, Slot(incoming, calls, guard.clock.monotonic()))
     delivery.fence(delivery)
     outcome = await arun(guard.judge(delivery))
     return Judged(outcome=outcome, delivery=delivery, guard=guard)

@@ -93,7 +93,7 @@ def is_blocked(channel: Any) -> bool:
     return True
 
 
-async def told(act: Callable[[], Awaitable[None]], what: str) -> bool:
+async def try_settle(act: Callable[[], Awaitable[None]], what: str) -> bool:
     """Ack or requeue; log and return ``False`` where the delivery's connection is gone.
 
     Args:

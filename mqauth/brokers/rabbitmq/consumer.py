@@ -92,10 +92,10 @@ def _is_classic(queue: AbstractQueue) -> bool:
     return not getattr(queue, "passive", False) and declared.get("x-queue-type") != "quorum"
 
 
-def _limit(queue: AbstractQueue, told: int | None) -> int:
-    """Return the delivery limit of a queue: as told, as declared here, or RabbitMQ's own for a quorum queue."""
-    if told is not None or _is_classic(queue):
-        return NO_LIMIT if told is None else told
+def _limit(queue: AbstractQueue, configured: int | None) -> int:
+    """Return the delivery limit of a queue: as configured, as declared here, or RabbitMQ's own."""
+    if configured is not None or _is_classic(queue):
+        return NO_LIMIT if configured is None else configured
     limit = (getattr(queue, "arguments", None) or {}).get("x-delivery-limit")
     return limit if isinstance(limit, int) else DEFAULT_DELIVERY_LIMIT
 

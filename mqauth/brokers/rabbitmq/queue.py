@@ -15,7 +15,7 @@ from aiormq.abc import AbstractChannel
 from mqauth.brokers.queue.channel import PART, RoundTrip, Send
 from mqauth.brokers.queue.client import OpenChannel, Take
 from mqauth.brokers.rabbitmq import channel as channels
-from mqauth.brokers.rabbitmq.channel import LOST, ClosedByOwnerError, closing_is_an_error, told
+from mqauth.brokers.rabbitmq.channel import LOST, ClosedByOwnerError, closing_is_an_error, try_settle
 from mqauth.brokers.rabbitmq.incoming import subscribed
 from mqauth.brokers.rabbitmq.topology import OFFSET, is_stream, stream_refused
 from mqauth.brokers.rabbitmq.translate import failures_of, from_native
@@ -62,11 +62,11 @@ class Deliveries:
 
     async def ack(self, native: AbstractIncomingMessage, /) -> bool:
         """Ack it alone; return ``False`` where its channel is gone."""
-        return await told(native.ack, f"ack on {self.queue}")
+        return await try_settle(native.ack, f"ack on {self.queue}")
 
     async def requeue(self, native: AbstractIncomingMessage, /) -> bool:
         """Give it back; return ``False`` where its channel is gone."""
-        return await told(native.nack, f"requeue on {self.queue}")
+        return await try_settle(native.nack, f"requeue on {self.queue}")
 
     async def lives(self, native: AbstractIncomingMessage, /) -> bool:
         """Return whether its channel answers a question that is asked from now on; closed where it does not."""
@@ -121,7 +121,7 @@ class Queue(Deliveries):
         except LOST as error:
             _LOG.warning("cancelling the consumer of %s failed: %s", self.queue, type(error).__name__)
 
-    def passes(self, error: BaseException) -> bool:
+    def is_temporary(self, error: BaseException) -> bool:
         """Return whether an error that kept it from consuming may pass; not where the owner closed the channel."""
         return isinstance(error, LOST) and not isinstance(error, ClosedByOwnerError)
 
@@ -129,7 +129,7 @@ class Queue(Deliveries):
         """Return whether the broker has blocked the connection."""
         return self._channel is not None and not self._channel.is_closed and channels.is_blocked(self._channel)
 
-    def is_doubtful(self, native: AbstractIncomingMessage, /) -> bool:
+    def may_be_refused(self, native: AbstractIncomingMessage, /) -> bool:
         """Return, once, whether a delivery has a stream's header, which any publisher can write too."""
         if not self._type_unknown or OFFSET not in native.headers:
             return False
@@ -181,6 +181,6 @@ def sender(channel: AbstractChannel, queue: str) -> Send:
     """Return what sends the acks of aiormq's channel, and returns ``False`` where the channel is gone."""
 
     async def send(tag: int, multiple: bool) -> bool:
-        return await told(partial(channel.basic_ack, tag, multiple=multiple), f"ack on {queue}")
+        return await try_settle(partial(channel.basic_ack, tag, multiple=multiple), f"ack on {queue}")
 
     return send
