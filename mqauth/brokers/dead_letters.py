@@ -74,7 +74,7 @@ async def in_time(seconds: float, cause: Cause, lost: Errors) -> AsyncIterator[N
 class Unconfirmed:
     """Records that were sent and not yet confirmed, by their id: they are waited for again, not sent twice.
 
-    What is beyond the bounds is forgotten, the oldest first; it may be sent twice, under the same id.
+    Beyond the bounds the oldest are forgotten; they may be sent twice, under the same id.
     """
 
     def __init__(self) -> None:

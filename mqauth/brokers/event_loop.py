@@ -1,4 +1,4 @@
-"""What wrappers of asyncio clients share: timers, tasks of deliveries, and signals that ask for a stop."""
+"""Timers, tasks of deliveries, and signals that ask for a stop, for wrappers of asyncio clients."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class Assignment:
         with self._lock:
             return self._partitions.setdefault(place, Partition(place))
 
-    # What the client says of the assignment
+    # Facts from the client: rebalances
 
     def revoked(self, places: Collection[Any], held: Collection[Any]) -> None:
         """Suspend revoked partitions that the client still holds, and drop the others.
@@ -144,7 +144,7 @@ class Assignment:
         """Begin nothing any more."""
         self._stopping = True
 
-    # What was received, and what became of it
+    # Facts: polls, and outcomes of deliveries
 
     def heartbeat(self) -> None:
         """Note that this process runs; to be called just before and just after each poll.
@@ -241,7 +241,7 @@ class Assignment:
             for partition in self._partitions.values():
                 partition.retry_at = 0.0
 
-    # What is to be done
+    # Calls to make, and offsets to commit
 
     def client_calls(self, held: Set[Any], paused: Set[Any]) -> ClientCalls:
         """Return what to pause, resume and seek before the next poll.

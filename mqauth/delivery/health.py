@@ -15,7 +15,7 @@ class Stall:
     Args:
         topic, partition, offset: the record that waits; those behind it wait too.
         cause: what is out of reach.
-        detail: one line for people.
+        detail: one line that explains it.
         since: UTC seconds of the first deferral in a row.
     """
 
@@ -58,7 +58,7 @@ class Health:
 
     @property
     def detail(self) -> str | None:
-        """One line for people, of the longest deferred one."""
+        """One line that explains the longest deferral."""
         return self.stalls[0].detail if self.stalls else None
 
 
@@ -73,7 +73,8 @@ class QueueHealth:
         stalled_since: UTC seconds since which something is deferred, ``None`` where nothing is.
         cause: why the longest held delivery is deferred; ``broker_unavailable`` where none is, and for a minute
             nothing could be consumed or the broker has blocked the connection.
-        detail: one line for people; also where nothing is deferred, and an error ended the consumer or the broker
+        detail: one line that explains it; also where nothing is deferred, and an error ended the consumer or the
+        broker
             has blocked its connection.
         connection_deaths: how often channel or connection was lost.
         prefetch: the window now; 1 after three connections lost in a row, and while an outage of audit or dead

@@ -61,7 +61,7 @@ class HeldDelivery:
 
     @property
     def why(self) -> tuple[Cause | None, float, str | None]:
-        """Its cause, since when (UTC seconds), and one line for people."""
+        """Its cause, since when (UTC seconds), and a line that explains it."""
         return self.outcome.cause, self.since, self.outcome.detail
 
     @property
@@ -100,7 +100,7 @@ class HeldDelivery:
 
 
 class _Entry(NamedTuple):
-    """What counts of one held delivery: its consumer tag, why it waits, and the bytes of its body."""
+    """One held delivery in the counts: its consumer tag, why it waits, and the bytes of its body."""
 
     tag: str
     cause: Cause | None

@@ -43,7 +43,7 @@ _RECORD: Final = Step.RECORD  # looking up an enum's member is slow in Python 3.
 
 
 class DeliveryFacts(Protocol):
-    """What a client knows of its deliveries; asked only where it matters, since most need little of it."""
+    """Facts that a client knows of its deliveries; asked for only where they matter, since most need few."""
 
     def ended(self, native: Any, /) -> bool:
         """Return whether its channel ended, as far as the client knows: the broker delivers it again."""
@@ -132,10 +132,10 @@ class Slot:
 
 
 class RoundTripQueue(Generic[W]):
-    """Who waits for a round trip of one channel; one is under way at a time.
+    """The callers that wait for a round trip of one channel; one is in progress at a time.
 
-    Whoever comes while one is under way waits for the next: its answer says nothing of what was judged after it
-    began.
+    A caller that comes while one is in progress waits for the next one, since the answer says nothing of what was
+    judged after the question.
     """
 
     def __init__(self) -> None:
@@ -144,20 +144,20 @@ class RoundTripQueue(Generic[W]):
         self._under_way = False
 
     def add(self, who: W) -> bool:
-        """Add somebody who waits; return whether a round trip is to be begun, since none is under way."""
+        """Add a caller; return whether it is to begin a round trip, since none is in progress."""
         self._waiting.append(who)
         begins = not self._under_way
         self._under_way = True
         return begins
 
     def ask(self) -> bool:
-        """Begin a round trip for all who wait; return ``False`` where nobody does, so that none is under way."""
+        """Begin a round trip for all callers that wait; return ``False`` where there are none."""
         self._asked, self._waiting = self._waiting, []
         self._under_way = bool(self._asked)
         return self._under_way
 
     def answered(self) -> list[W]:
-        """End the round trip, and return those who waited for it."""
+        """End the round trip, and return the callers that waited for it."""
         asked, self._asked = self._asked, []
         return asked
 

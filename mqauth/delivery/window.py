@@ -1,4 +1,4 @@
-"""What a consumer of a queue asks its broker for, and when it asks for nothing.
+"""The window of a queue consumer: how many deliveries it asks its broker for, and when it asks for none.
 
 How the queue engine works
 ==========================
@@ -213,7 +213,7 @@ class Window:
         """How many deliveries to ask for at once now."""
         return self._prefetch.now
 
-    # What the client says
+    # Facts from the client
 
     def opens(self) -> None:
         """Note that consuming is being asked for, on an open channel."""
@@ -253,7 +253,7 @@ class Window:
         consumer, self.consumer = self.consumer, None
         return consumer
 
-    # What became of deliveries
+    # Outcomes of deliveries
 
     def settled(self, outcome: Outcome) -> bool:
         """Note the last outcome of a delivery; return whether to consume anew, with the whole window again.
@@ -314,7 +314,7 @@ class Window:
             self._prefetch.caution()
         _LOG.warning("%s goes on after %s", self._queue, held.outcome.cause)
 
-    # How it goes on, and ends
+    # Recovery, the end, and health
 
     def calm(self) -> float | None:
         """Return the seconds of consuming after which ``widen`` is due, ``None`` where it is not."""

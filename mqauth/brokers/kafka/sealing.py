@@ -80,7 +80,7 @@ class InFlightLimit:
 
 
 class BatchHandover:
-    """What the futures of one batch wait for: that it was given to the client, or failed."""
+    """The moment when one batch is given to the client, or fails; its futures wait for it."""
 
     __slots__ = ("_calls", "_lock", "_over")
 
