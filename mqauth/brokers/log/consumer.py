@@ -301,6 +301,12 @@ class LogConsumer(BackgroundRun):
         """Return whether it runs, and which partitions stall since when and why; from any thread."""
         return self._assignment.health(self._running)
 
+    def settle(self) -> None:
+        """Begin nothing more until this poll has ended, let what runs end, and commit it; before a rebalance."""
+        self._assignment.hold_back(True)
+        self._workers.wait_until_idle(self._guard.clock, self._patience)
+        self._calls.commit()
+
     def _poll_once(self) -> None:
         """Commit, and poll; where a rebalance is due, once what runs has ended and is committed."""
         self._calls.commit()
@@ -308,9 +314,7 @@ class LogConsumer(BackgroundRun):
         try:
             due = self._calls.rejoins()
             if due:
-                self._assignment.hold_back(True)
-                self._workers.wait_until_idle(self._guard.clock, self._patience)
-                self._calls.commit()
+                self.settle()
             self._calls.poll(joins=due or self._assignment.running == 0)
         finally:
             self._assignment.hold_back(False)
