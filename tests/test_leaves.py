@@ -14,7 +14,7 @@ BROKERS = Path(__file__).parent.parent / "mqauth" / "brokers"
 LIMITS = {
     ("kafka/consumer", "kafka/poller", "kafka/client:check_client,session_of,rebalance_patience"): 190,
     ("rabbitmq/consumer", "rabbitmq/queue"): 200,
-    ("kafka/producer:Producer,ProducerFatalError",): 100,
+    ("kafka/producer:Producer",): 100,
     ("kafka/confirmed:DeadLetters,can_exist",): 50,
     ("kafka/translate:from_native,carries",): 70,
     ("kafka/confirmed:Confirmed",): 25,

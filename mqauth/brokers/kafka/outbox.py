@@ -13,8 +13,8 @@ from typing import Any, Final
 from kafka import OffsetAndMetadata
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
-from mqauth.brokers.kafka.producer import ProducerFatalError
 from mqauth.brokers.kafka.transaction import TransactionalDeadLetters, TransactionAttempt, TransactionContent
+from mqauth.brokers.log.errors import ProducerFatalError
 from mqauth.clock import Clock
 from mqauth.delivery.assignment import Assignment, Due
 from mqauth.delivery.health import Stall

@@ -19,10 +19,11 @@ from mqauth.audit import record as audit
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.kafka.translate import Logs
+from mqauth.brokers.log.errors import PoisonRecordError
 from mqauth.brokers.log.records import NO_LOG, Log
 from mqauth.clock import SYSTEM_RANDOMNESS, uuid7
 from mqauth.delivery.log_work import LogWork
-from mqauth.errors import MqauthError, Reason
+from mqauth.errors import Reason
 from mqauth.judging.pipeline import Pipeline
 from mqauth.wire import destination
 from mqauth.wire.message import Message, Origin
@@ -30,16 +31,6 @@ from mqauth.wire.message import Message, Origin
 COMES_AGAIN: Final = (CommitFailedError, RebalanceInProgressError, RetriableError)
 """Errors of a poll or a commit that is to be made again."""
 _LOG: Final = logging.getLogger("mqauth.kafka")
-
-
-class PoisonRecordError(MqauthError):
-    """A record that kafka-python cannot parse stands at the head of a partition, and the policy is to stop.
-
-    Nothing was skipped or committed. Look at the record with another client, then start with
-    ``on_poison="skip"``, or move the group's offset.
-    """
-
-    code = "poison_record"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,24 +13,15 @@ from kafka.producer.future import FutureRecordMetadata
 
 from mqauth.brokers.kafka.client import producer_settings
 from mqauth.brokers.kafka.sealing import InFlightLimit, Sealing
+from mqauth.brokers.log.errors import ProducerFatalError
 from mqauth.brokers.log.records import native_headers, to_message
-from mqauth.errors import ConfigurationError, MqauthError
+from mqauth.errors import ConfigurationError
 from mqauth.signer import Signer
 from mqauth.wire.batch_settings import DEFAULT_LINGER, check_batching
 from mqauth.wire.message import Message
 
 DEFAULT_IN_FLIGHT: Final = 10_000
 _LOG: Final = logging.getLogger("mqauth.kafka")
-
-
-class ProducerFatalError(MqauthError):
-    """An idempotent kafka-python producer has failed for good; close it and make a new one.
-
-    One error that cannot be retried, an unauthorized topic for example, makes every later send to every
-    topic fail with it (KIP-360 state ``FATAL_ERROR``).
-    """
-
-    code = "producer_fatal"
 
 
 class TransactionCalls:

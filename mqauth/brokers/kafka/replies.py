@@ -10,7 +10,8 @@ from typing import Any, Final, TypeAlias
 
 from kafka.errors import KafkaError, RetriableError, UnknownTopicOrPartitionError
 
-from mqauth.brokers.kafka.producer import Producer, ProducerFatalError
+from mqauth.brokers.kafka.producer import Producer
+from mqauth.brokers.log.errors import ProducerFatalError
 from mqauth.errors import ConfigurationError, RetryLater, Unavailable
 from mqauth.judging.verified import Verified
 

@@ -200,8 +200,8 @@ Record: TypeAlias = tuple[str, int | None, int | None, Context, RecordFuture]
 sent and traced, and the future that its sender has."""
 
 
-class Sealing(Batches[Record]):
-    """Seals and sends the records of one producer.
+class Sealing:
+    """Seals and sends the records of one producer: the ``Sender`` of its batches.
 
     Args:
         client: the ``KafkaProducer``.
@@ -212,10 +212,12 @@ class Sealing(Batches[Record]):
     """
 
     def __init__(self, client: Any, signer: Signer, room: InFlightLimit, *, batch: int, linger: float) -> None:
-        super().__init__(signer, batch=batch, linger=linger, patience=client.config["max_block_ms"] / 1000)
         self._client = client
         self._room = room
         self._topics: set[str] = set()
+        patience = client.config["max_block_ms"] / 1000
+        self.batches = Batches[Record](signer, self, batch=batch, linger=linger, patience=patience)
+        self.end = self.batches.end
         self.failure: BaseException | None = None
         """Why the first record failed that could not be sealed or sent, since this was last set to ``None``."""
 
@@ -235,7 +237,7 @@ class Sealing(Batches[Record]):
             kafka.errors.IllegalStateError: the producer was closed.
         """
         context = copy_context()
-        record = self.append(
+        record = self.batches.add(
             prepared, lambda stage: (topic, partition, timestamp_ms, context, RecordFuture(stage))
         )
         if record is None:
@@ -249,7 +251,7 @@ class Sealing(Batches[Record]):
         Raises:
             kafka.errors.KafkaTimeoutError: the other thread is still sending.
         """
-        if not self.send_waiting(timeout):
+        if not self.batches.flush(timeout):
             raise KafkaTimeoutError(f"records are still being sent after {timeout} s")
 
     def begin(self) -> BatchHandover:

@@ -266,16 +266,20 @@ class LogConsumer:
             _LOG.error("the consumer stopped: %s", type(error).__name__)
             self._error = error
 
+    def settle(self) -> None:
+        """Before a rebalance: begin nothing until this poll has ended, let what runs end, and commit it."""
+        self._assignment.hold_back(True)
+        self._workers.wait_until_idle(self._guard.clock, self._patience)
+        self._calls.commit()
+
     def _poll_once(self) -> None:
-        """Commit and poll; before a rebalance, wait until what runs has ended and is committed."""
+        """Commit and poll; before a rebalance, settle what runs."""
         self._calls.commit()
         self._work.renew()
         try:
             due = self._calls.rejoins()
             if due:
-                self._assignment.hold_back(True)
-                self._workers.wait_until_idle(self._guard.clock, self._patience)
-                self._calls.commit()
+                self.settle()
             self._calls.poll(joins=due or self._assignment.running == 0)
         finally:
             self._assignment.hold_back(False)

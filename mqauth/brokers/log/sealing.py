@@ -10,16 +10,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from mqauth.errors import MalformedMessage
 from mqauth.signer import Prepared, Signer
 
 R = TypeVar("R")
+R_contra = TypeVar("R_contra", contravariant=True)
 IDLE: Final = 1.0
 """Seconds after which a thread that has nothing to wait for ends."""
 _LOG: Final = logging.getLogger("mqauth.kafka")
@@ -76,22 +76,46 @@ class _Batch(Generic[R]):
     records: list[R] = field(default_factory=list)
 
 
-class Batches(ABC, Generic[R]):
-    """Seals the records of one producer and has them sent; ``R`` is how a client's wrapper keeps a record.
+class Sender(Protocol[R_contra]):
+    """The calls of a client's wrapper for the records of one producer; ``R_contra`` is its form of a record."""
+
+    def begin(self) -> Any:
+        """Return what the records of one batch have in common."""
+
+    def idle(self) -> bool:
+        """Return whether nothing is in flight but the record that is being added."""
+
+    def send(self, prepared: Prepared, record: R_contra, token: str, /) -> Any:
+        """Give a record to the client; return what will hold its outcome, whatever the client says."""
+
+    def failed(self, error: BaseException, /) -> Any:
+        """Return what holds the outcome of a record that was not sent."""
+
+    def handed(self, common: Any, records: Sequence[R_contra], outcomes: Sequence[Any], /) -> None:
+        """Note what holds the outcomes of a batch; nothing may be called from here that may send again."""
+
+    def tell(self, common: Any, /) -> None:
+        """Call those who wait for a batch; they may send again."""
+
+
+class Batches(Generic[R]):
+    """Seals the records of one producer and has them sent.
 
     Args:
         signer: signs each batch.
+        sender: the client's wrapper.
         batch: how many records are sealed together.
         linger: most seconds that a record waits for others.
         patience: seconds for which a sender waits while another thread sends.
     """
 
-    def __init__(self, signer: Signer, *, batch: int, linger: float, patience: float) -> None:
+    def __init__(self, signer: Signer, sender: Sender[R], *, batch: int, linger: float, patience: float) -> None:
         self._signer = signer
+        self._sender = sender
         self._batch = batch
         self._linger = linger
         self._patience = patience
-        self._timer = ThreadTimer(lambda: self.send_waiting(None))
+        self._timer = ThreadTimer(lambda: self.flush(None))
         # The first lock is of what waits, and nothing that may block is called under it. The second one is held
         # while sealing and sending, so that batches reach the client in the order in which they were closed.
         self._lock = threading.Lock()
@@ -100,31 +124,7 @@ class Batches(ABC, Generic[R]):
         self._closed: deque[_Batch[R]] = deque()
         self._ended = False
 
-    @abstractmethod
-    def begin(self) -> Any:
-        """Return what the records of one batch have in common."""
-
-    @abstractmethod
-    def idle(self) -> bool:
-        """Return whether nothing is in flight but the record that is being added."""
-
-    @abstractmethod
-    def send(self, prepared: Prepared, record: R, token: str, /) -> Any:
-        """Give a record to the client; return what will hold its outcome, whatever the client says."""
-
-    @abstractmethod
-    def failed(self, error: BaseException, /) -> Any:
-        """Return what holds the outcome of a record that was not sent."""
-
-    @abstractmethod
-    def handed(self, common: Any, records: Sequence[R], outcomes: Sequence[Any], /) -> None:
-        """Note what holds the outcomes of a batch; nothing may be called from here that may send again."""
-
-    @abstractmethod
-    def tell(self, common: Any, /) -> None:
-        """Call those who wait for a batch; they may send again."""
-
-    def append(self, prepared: Prepared, make: Callable[[Any], R]) -> R | None:
+    def add(self, prepared: Prepared, make: Callable[[Any], R]) -> R | None:
         """Have a record sealed and sent.
 
         Args:
@@ -137,11 +137,11 @@ class Batches(ABC, Generic[R]):
         with self._lock:
             if self._ended:
                 return None
-            batch = self._open or _Batch[R](self.begin())
+            batch = self._open or _Batch[R](self._sender.begin())
             record = make(batch.common)
             batch.prepared.append(prepared)
             batch.records.append(record)
-            complete = len(batch.records) >= self._batch or self.idle()
+            complete = len(batch.records) >= self._batch or self._sender.idle()
             self._open = None if complete else batch
             if complete:
                 self._closed.append(batch)
@@ -150,7 +150,7 @@ class Batches(ABC, Generic[R]):
             self._timer.set(self._linger)
         return record
 
-    def send_waiting(self, timeout: float | None) -> bool:
+    def flush(self, timeout: float | None) -> bool:
         """Seal and send what waits; return false where another thread still sends after ``timeout`` seconds."""
         with self._lock:
             if self._open is not None:
@@ -177,19 +177,20 @@ class Batches(ABC, Generic[R]):
             self._order.release()
             # Only after the release, since what is called may send again.
             for common in sent:
-                self.tell(common)
+                self._sender.tell(common)
         return True
 
     def _send(self, batch: _Batch[R]) -> None:
         """Seal a batch and have its records sent; each one gets an outcome."""
-        records, outcomes, error = batch.records, list[Any](), None
+        sender, records = self._sender, batch.records
+        outcomes, error = list[Any](), None
         try:
             tokens = self._signer.tokens(batch.prepared)
             for prepared, record, token in zip(batch.prepared, records, tokens, strict=True):
                 if isinstance(token, MalformedMessage):
-                    outcomes.append(self.failed(token))
+                    outcomes.append(sender.failed(token))
                 else:
-                    outcomes.append(self.send(prepared, record, token))
+                    outcomes.append(sender.send(prepared, record, token))
         except BaseException as caught:
             error = caught
             cause = f"{type(error).__name__} {getattr(error, 'cause', '')}".strip()
@@ -198,5 +199,5 @@ class Batches(ABC, Generic[R]):
                 raise
         finally:
             if error is not None:
-                outcomes += [self.failed(error) for _ in records[len(outcomes) :]]
-            self.handed(batch.common, records, outcomes)
+                outcomes += [sender.failed(error) for _ in records[len(outcomes) :]]
+            sender.handed(batch.common, records, outcomes)
