@@ -12,11 +12,9 @@ class Clock(Protocol):
 
     def now(self) -> float:
         """Return UTC seconds since the epoch."""
-        ...
 
     def monotonic(self) -> float:
         """Return seconds that never step."""
-        ...
 
 
 class Randomness(Protocol):
@@ -24,7 +22,6 @@ class Randomness(Protocol):
 
     def __call__(self, size: int, /) -> bytes:
         """Return ``size`` random bytes."""
-        ...
 
 
 class SystemClock:

@@ -181,7 +181,7 @@ class EarlyClaims:
         if len(statuses) == len(requests):
             for (delivery, request), status in zip(requests, statuses, strict=True):
                 try:
-                    self._verdicts.answer(delivery, request, status)
+                    self._verdicts.conclude(delivery, request, status)
                 # It comes up again when the delivery is processed.
                 except Unavailable:
                     continue
@@ -193,17 +193,17 @@ class EarlyClaims:
     def _requests(self, deliveries: list[Delivery]) -> list[tuple[Delivery, ClaimRequest]]:
         """Return the claims to make, up to the first delivery for which something is out of reach."""
         found = []
-        self._verdicts.name_owners(deliveries)
+        self._verdicts.draw_owners(deliveries)
         for delivery in deliveries:
             try:
-                wish = self._verdicts.wish(delivery)
-                if type(wish) is GeneratorType:
-                    wish = run(wish)
+                prepared = self._verdicts.prepare(delivery)
+                if type(prepared) is GeneratorType:
+                    prepared = run(prepared)
             except Unavailable:
                 break
             # A claim without a place could not be made again if its answer were lost.
-            if type(wish) is ClaimRequest and wish.place is not None:
-                found.append((delivery, wish))
+            if type(prepared) is ClaimRequest and prepared.place is not None:
+                found.append((delivery, prepared))
         return found
 
 

@@ -32,7 +32,6 @@ class Policy(Protocol):
     @property
     def version(self) -> str:
         """A short text that changes with the rules; stands in audit records."""
-        ...
 
     def decide(self, verified: Verified, /) -> Decision | Awaitable[Decision]:
         """Return the decision for one message.
@@ -40,7 +39,6 @@ class Policy(Protocol):
         Raises:
             Unavailable: ``policy_unavailable``, where the rules live elsewhere and cannot be read.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
