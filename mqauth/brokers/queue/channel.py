@@ -65,7 +65,7 @@ class Acks:
             self._lost(self._tags.drop())
         elif self._tags.presses(self.window):
             self._send_now()
-        else:
+        elif not self._timed:
             self._send_soon()
 
     def close(self) -> None:
@@ -86,9 +86,8 @@ class Acks:
             _CLEAN[self.channel] = clean
 
     def _send_soon(self) -> None:
-        if not self._timed:
-            self._timed = True
-            self._timer(ACK_DELAY, self._ring)
+        self._timed = True
+        self._timer(ACK_DELAY, self._ring)
 
     def _ring(self) -> None:
         self._timed = False
@@ -107,7 +106,7 @@ class Acks:
                     self._lost(ack.deliveries)
             if not self._tags.waiting or not self._tags.presses(self.window):
                 break
-        if self._tags.waiting:
+        if self._tags.waiting and not self._timed:
             self._send_soon()
 
 
