@@ -183,7 +183,7 @@ class JWKS:
             last_failure=cache.failure,
             held=tuple(sorted(cache.suspects)),
             skipped=() if cache.keys is None else cache.keys.skipped,
-            counters=self._announcer.counters(),
+            counters=dict(self._announcer.counters),
         )
 
     def _since(self, received: float) -> float:
@@ -237,7 +237,7 @@ class JWKS:
                     return self._cache.due - now
                 self._begin(now)
             asked, etag = self._cache.attempt, rules.validator(self._cache)
-        self._announcer.count("attempts")
+        self._announcer.counters["attempts"] += 1
         self._take(self._attempt(etag), asked)
         return self._cache.due - self._clock.monotonic()
 
