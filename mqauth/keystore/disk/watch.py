@@ -40,8 +40,7 @@ class ActiveKey:
     two numbers are compared. Every ``look_every`` seconds a token costs a ``stat``, and a read if the file has
     changed. A key that is known to be retired or revoked signs nothing more, even if its successor cannot be
     read. While the folder cannot be read the last key goes on signing, for ``max_stale`` seconds at most, and an
-    error is logged once a minute. Threads and event loops may share the object, and it goes on in a child after a
-    fork.
+    error is logged once a minute. Threads and event loops may share it, and a child after a fork.
 
     Args:
         folder: the keystore folder.
@@ -214,8 +213,7 @@ class JWKSFile:
 
     def _read(self) -> KeySet:
         keys = load_key_set(files.read_bounded(self.path, MAX_DOCUMENT), name=str(self.path))
-        # An empty set may be meant, for example after all keys were revoked. One without a usable key is a
-        # mistake.
+        # An empty set may be meant. A set in which no key can be used is a mistake.
         if keys.skipped and not keys.keys:
             raise ConfigurationError(f"{self.path}: no key that can be used: {keys.skipped[0]}")
         for line in keys.skipped:
