@@ -82,7 +82,7 @@ class Tree:
 
 
 class Proven:
-    """A root whose signature holds, and the nodes that were proven under it.
+    """The root of a batch, and the nodes that were proven under it.
 
     A node is kept with the rest of its path, so that a proof is either right to its last byte or refused,
     whatever is remembered.
