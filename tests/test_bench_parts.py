@@ -85,7 +85,7 @@ def test_every_operation_runs(kind: str) -> None:
 
 def test_what_a_message_leaves_behind_is_measured() -> None:
     """A claim takes memory until it expires, and the benchmark sees it."""
-    assert Subject(Cell(kind="EdDSA"), 8).kept_bytes(warm_up=1) > 0
+    assert Subject(Cell(kind="EdDSA"), 8).kept_bytes() > 0
 
 
 def test_refused_message_fails_the_round() -> None:

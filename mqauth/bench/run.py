@@ -21,7 +21,6 @@ from mqauth.bench.contenders import BrokerResult, Effort, Make
 from mqauth.bench.inprocess import BATCH_NAME, Cell, Subject
 from mqauth.bench.rounds import Progress, Rounds, rates
 from mqauth.errors import ConfigurationError
-from mqauth.judging.candidate import CAPACITY, LEAF
 
 TOLD: Final = ("bare", "message", "batch")
 """Contenders whose rates stand in the short form; of the others it has ratios."""
@@ -177,8 +176,8 @@ def kept_bytes(count: int) -> dict[str, float]:
     """
     if not count:
         return {}
-    single = Subject(Cell(kind="EdDSA"), count).kept_bytes(warm_up=1)
-    batch = Subject(Cell(kind=BATCH_NAME), 4 * count).kept_bytes(warm_up=-(-CAPACITY // (LEAF * 4 * count)))
+    single = Subject(Cell(kind="EdDSA"), count).kept_bytes()
+    batch = Subject(Cell(kind=BATCH_NAME), 4 * count).kept_bytes()
     return {"message": round(single, 1), "batch": round(batch, 1)}
 
 
