@@ -75,6 +75,11 @@ class Memo(dict[K, V]):
         # copied and pickled empty: what is remembered can be made again, and a lock cannot be pickled
         return partial(type(self), size=self._size, capacity=self._capacity), (self._function,)
 
+    def clear(self) -> None:
+        """Forget everything."""
+        super().clear()
+        self._held = 0
+
     def keep(self, key: K, value: V, size: int) -> None:
         """Remember a value of so many bytes, unless there is one already or it is larger than its share."""
         with self._lock:
@@ -91,7 +96,6 @@ class Memo(dict[K, V]):
             return False
         if self._held + size > self._capacity:
             self.clear()
-            self._held = 0
         self._held += size
         return True
 
