@@ -36,7 +36,8 @@ _REQUIRED: Final = ("iss", "sub", "reason", "letter", "tok", "mqa", "waive", "sc
 _OPTIONAL: Final = ("past",)
 _LETTER: Final = re.compile(r"[0-9a-f]{64}")
 _DIGEST: Final = re.compile(r"[A-Za-z0-9\-_]{43}")
-_MAX_TIME: Final = 253_402_300_799  # the last second of the year 9999
+_MAX_TIME: Final = 253_402_300_799
+"""The last second of the year 9999, beyond which a time cannot be written."""
 _LENGTH: Final = len(RELEASE_HEADER)
 
 

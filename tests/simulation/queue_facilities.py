@@ -1,4 +1,4 @@
-"""What the queue engine asks in its simulation, answered at once or at some later fact.
+"""The facilities of the queue engine's simulation, which answer at once or at some later fact.
 
 Keys, policy, audit and the table of claims are those of the log engine's simulation; here an answer may come late,
 so that a channel ends between each question and its answer.
@@ -23,11 +23,11 @@ DRAW: Final = random.Random(0)
 
 
 class Interrupted(BaseException):
-    """What was awaited is cancelled by the client, since its connection was lost."""
+    """The client cancelled an awaited call, since its connection was lost."""
 
 
 class Answer:
-    """What is awaited.
+    """An answer that is awaited.
 
     Args:
         act: makes it, or fails, when it comes.
@@ -54,11 +54,11 @@ class Answer:
         self.error: BaseException | None = None
 
     def __await__(self) -> Any:
-        """Say that it is awaitable; the play waits for it by itself."""
+        """Make it awaitable; the simulation never awaits it."""
         raise NotImplementedError
 
     def come(self) -> None:
-        """Let it come."""
+        """Produce the answer now."""
         try:
             self.result = self.act()
         except BaseException as error:
@@ -66,7 +66,7 @@ class Answer:
         self.came = True
 
     def interrupt(self) -> None:
-        """Let it never come: the client cancels whoever waits."""
+        """Cancel whoever waits for it, as a client does."""
         self.error, self.came = Interrupted(), True
 
 
@@ -91,7 +91,7 @@ def _came(result: Any, error: BaseException | None) -> Any:
 
 
 class QueueFacilities(Facilities):
-    """Verifier, policy and audit; each is seen by the play.
+    """Verifier, policy and audit; the invariants check each call.
 
     Args:
         clock: the clock.
