@@ -7,6 +7,7 @@ so that a channel ends between each question and its answer.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -137,7 +138,7 @@ class QueueStore(Store):
     def __init__(self, facilities: Facilities, clock: Clock, replayed: Callable[[], None]) -> None:
         super().__init__(facilities, clock)
         self._replayed = replayed
-        self.taken_over: set[bytes] = set()
+        self.taken_over = Counter[bytes]()
         """What was claimed by another than its former owner, whose lease was over."""
         self.unended: set[tuple[bytes, str | None]] = set()
         """Claims whose confirm or release was asked for; one that is still held then was not told of it."""
@@ -171,7 +172,7 @@ class QueueStore(Store):
         former = None if before is None else before.owner
         status = super()._claim(request)
         if status is ClaimStatus.FRESH and former is not None and former != request.owner:
-            self.taken_over.add(request.id)
+            self.taken_over[request.id] += 1
         if status is ClaimStatus.FRESH and not request.renew:
             self.unended.discard((request.id, request.owner))
         if status is ClaimStatus.REPLAYED:
