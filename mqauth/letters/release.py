@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from mqauth.errors import Reason, Rejection
-from mqauth.wire import batch, claims, jws
+from mqauth.wire import batch, claims, envelope, jws
 from mqauth.wire.claims import Binding
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.message import Message
@@ -221,16 +221,11 @@ def invalid(detail: str) -> Rejection:
 
 
 def _value(message: Message) -> bytes:
-    """Return the value of the one release header, which must have the type that the broker's tokens have."""
+    """Return the value of the one release header, which has the form of a token header."""
     found = [(name, value) for name, value in message.headers if is_release(name)]
     if len(found) != 1 or found[0][0] != RELEASE_HEADER:
         raise invalid("not exactly one release header")
-    value = found[0][1]
-    if is_kafka(message.destination) and isinstance(value, bytes):
-        return value
-    if not is_kafka(message.destination) and isinstance(value, str) and value.isascii():
-        return value.encode("ascii")
-    raise invalid("the release header has another type")
+    return envelope.token_of_value(found[0][1], on_kafka=is_kafka(message.destination))
 
 
 def _waived(value: Any) -> frozenset[Reason]:
