@@ -56,7 +56,7 @@ def cells(kinds: Iterable[str] = (*ALGORITHMS, BATCH_NAME)) -> list[Cell]:
     return [Cell(kind=kind, size=size, headers=headers) for kind in kinds for size in SIZES for headers in HEADERS]
 
 
-class Subject:
+class Operations:
     """The messages of one cell, signed beforehand, and the operations that are measured on them.
 
     Args:
@@ -207,7 +207,7 @@ def measure(
     for cell in found:
         base = (cell.size, cell.headers) == (BODY_SIZE, HEADER_COUNT)
         forge = forges.setdefault(cell.kind, forges.get(cell.kind) or _forge(cell.kind))
-        variants += Subject(cell, base_count if base else count, forge).variants(signature=base)
+        variants += Operations(cell, base_count if base else count, forge).variants(signature=base)
     return alternate(variants, rounds, progress=lambda name: progress(f"in process, {name}"), enough=enough)
 
 

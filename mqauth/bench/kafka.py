@@ -80,7 +80,7 @@ class Connections:
         self.admin.close()
 
 
-class Topical:
+class TopicContender:
     """A contender with two topics: one it publishes to, and one that it consumes again and again.
 
     Subclasses say how a record is sent, which records wait in the topic, and how they are consumed.
@@ -115,7 +115,7 @@ class Topical:
         for partition in client.assignment():
             client.seek(partition, 0)
         watch = Stopwatch()
-        ended = Ended(lambda: watch.stop(count))
+        ended = RoundEnd(lambda: watch.stop(count))
         watch.start()
         self.consuming(client, Tally(count, ended.set, work), ended)
         client.resume(*client.assignment())
@@ -127,7 +127,7 @@ class Topical:
         for partition, end in client.end_offsets(list(client.assignment())).items():
             client.seek(partition, end)
         watch = Stopwatch()
-        ended = Ended(lambda: watch.stop(count))
+        ended = RoundEnd(lambda: watch.stop(count))
         tally = Tally(count, ended.set, arrivals={})
         thread = threading.Thread(target=self.consuming, args=(client, tally, ended))
         watch.start()
@@ -159,7 +159,7 @@ class Topical:
         """Return bodies and headers of the records that wait in the topic."""
         raise NotImplementedError
 
-    def consuming(self, client: Any, tally: Tally, ended: Ended) -> None:
+    def consuming(self, client: Any, tally: Tally, ended: RoundEnd) -> None:
         """Consume until the tally has seen all records, or until an error ends the round."""
         raise NotImplementedError
 
@@ -202,7 +202,7 @@ class Topical:
         return sent
 
 
-class Ended:
+class RoundEnd:
     """The end of a round, with a measurement or an error; may be set from any thread."""
 
     def __init__(self, measure: Callable[[], Measured]) -> None:
@@ -240,7 +240,7 @@ class Ended:
         return self._found
 
 
-class Wrapped(Topical):
+class Wrapped(TopicContender):
     """kafka-python as its users write it, with what a wrapper adds to each record."""
 
     def __init__(self, connections: Connections, wrapper: Wrapper) -> None:
@@ -264,14 +264,14 @@ class Wrapped(Topical):
         place = destination.kafka(topic)
         return [self._seal(place, number) for number in range(count)]
 
-    def consuming(self, client: Any, tally: Tally, ended: Ended) -> None:
+    def consuming(self, client: Any, tally: Tally, ended: RoundEnd) -> None:
         """Poll, open each record, handle it, and commit each batch."""
         try:
             self._loop(client, tally, ended)
         except Exception as error:
             ended.fail(f"{type(error).__name__}: {error}")
 
-    def _loop(self, client: Any, tally: Tally, ended: Ended) -> None:
+    def _loop(self, client: Any, tally: Tally, ended: RoundEnd) -> None:
         open_, headed = self._wrapper.opener(self.place), self._wrapper.headed
         deadline = time.monotonic() + PATIENCE
         while not ended.is_set():
@@ -290,7 +290,7 @@ class Wrapped(Topical):
         return body, headers
 
 
-class Signed(Topical):
+class Signed(TopicContender):
     """mqauth with a token for each record."""
 
     name = "message"
@@ -317,7 +317,7 @@ class Signed(Topical):
         signer = self._forge.signer()
         return [_native(signer.sign(self._plain(topic, number))) for number in range(count)]
 
-    def consuming(self, client: Any, tally: Tally, ended: Ended) -> None:
+    def consuming(self, client: Any, tally: Tally, ended: RoundEnd) -> None:
         """Consume through mqauth's consumer."""
         refusals = Refusals(lambda reason: ended.fail(f"an honest message was refused as {reason}"))
 

@@ -82,7 +82,7 @@ class Connections:
         self.runner.close()
 
 
-class Queued:
+class QueueContender:
     """A contender with an exchange and a queue of its own.
 
     Subclasses say how a message is published, which messages wait in the queue, and how they are consumed.
@@ -183,7 +183,7 @@ class Queued:
             return await self.consuming(tally, until)
 
 
-class Wrapped(Queued):
+class Wrapped(QueueContender):
     """aio-pika as its users write it, with what a wrapper adds to each message."""
 
     def __init__(self, connections: Connections, wrapper: Wrapper) -> None:
@@ -220,7 +220,7 @@ class Wrapped(Queued):
         return message
 
 
-class Signed(Queued):
+class Signed(QueueContender):
     """mqauth with a token for each message."""
 
     name = "message"

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from mqauth.bench import inprocess
 from mqauth.bench.contenders import BrokerResult, Effort, Make
-from mqauth.bench.inprocess import BATCH_NAME, Cell, Subject
+from mqauth.bench.inprocess import BATCH_NAME, Cell, Operations
 from mqauth.bench.rounds import Progress, Rounds, rates
 from mqauth.errors import ConfigurationError
 from mqauth.judging.candidate import CAPACITY, LEAF
@@ -172,8 +172,8 @@ def kept_bytes(count: int) -> dict[str, float]:
     """
     if not count:
         return {}
-    single = Subject(Cell(kind="EdDSA"), count).kept_bytes(warm_up=1)
-    batch = Subject(Cell(kind=BATCH_NAME), 4 * count).kept_bytes(warm_up=-(-CAPACITY // (LEAF * 4 * count)))
+    single = Operations(Cell(kind="EdDSA"), count).kept_bytes(warm_up=1)
+    batch = Operations(Cell(kind=BATCH_NAME), 4 * count).kept_bytes(warm_up=-(-CAPACITY // (LEAF * 4 * count)))
     return {"message": round(single, 1), "batch": round(batch, 1)}
 
 
