@@ -16,8 +16,8 @@ from mqauth.testing.attacks import Attack, changed_header
 from mqauth.testing.batchforge import PLACE, SIZE, ForgedBatch, Leaf, forge_batch, leaf_of, siblings
 from mqauth.testing.forge import REMOVED, Forge, with_token
 from mqauth.wire import base64url, envelope
+from mqauth.wire.batch import HASH_BYTES
 from mqauth.wire.claims import MAX_BATCH
-from mqauth.wire.merkle import HASH_BYTES
 from mqauth.wire.message import Message, form_of
 
 _LAST: Final = SIZE - 1

@@ -11,7 +11,7 @@ from mqauth.errors import MalformedMessage
 from mqauth.signer import Prepared, Signer
 from mqauth.testing.forge import Forge, bent, with_token
 from mqauth.wire import base64url, batch, envelope
-from mqauth.wire.merkle import Tree
+from mqauth.wire.batch import Tree
 from mqauth.wire.message import Message, form_of
 
 SIZE: Final = 5
@@ -30,12 +30,17 @@ class Leaf(NamedTuple):
     @property
     def hash(self) -> bytes:
         """The leaf's hash."""
-        return hashlib.sha256(b"\x00" + b"".join(self)).digest()
+        return leaf_hash(b"".join(self))
 
     @property
     def shorts(self) -> bytes:
         """The first three bytes of each part's digest."""
         return b"".join(hashlib.sha256(part).digest()[:3] for part in self)
+
+
+def leaf_hash(data: bytes) -> bytes:
+    """Return the hash of a leaf of these data (RFC 9162, section 2.1.1)."""
+    return hashlib.sha256(b"\x00" + data).digest()
 
 
 def leaf_of(message: Message, names: Sequence[str]) -> Leaf:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -69,6 +70,10 @@ class Memo(dict[K, V]):
         value = self._function(key)
         self.keep(key, value, self._size(key))
         return value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # copied and pickled empty: what is remembered can be made again, and a lock cannot be pickled
+        return partial(type(self), size=self._size, capacity=self._capacity), (self._function,)
 
     def keep(self, key: K, value: V, size: int) -> None:
         """Remember a value of so many bytes, unless there is one already or it is larger than its share."""
