@@ -28,7 +28,8 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 HELD_PER_PREFETCH: Final = 10
 """Default number of deliveries held beside the window, for each delivery of the prefetch."""
 _OF_TIMEOUT: Final = 0.9
-_DEFERRED: Final = Verdict.DEFERRED  # looking up an enum's member is slow in Python 3.11
+# Looking up an enum's member is slow in Python 3.11.
+_DEFERRED: Final = Verdict.DEFERRED
 
 
 @dataclass(slots=True, eq=False)
@@ -166,7 +167,8 @@ class HoldCapacity:
             self._by_tag[entry.tag] += step
             self._beside += step
             self._bytes += step * entry.size
-            self._by_tag += Counter()  # drops the tags that count 0
+            # Drops the tags that count 0: each consumer that starts anew has a tag of its own.
+            self._by_tag += Counter()
 
     @property
     def nobody_has_keys(self) -> bool:

@@ -20,7 +20,8 @@ from mqauth.signer import Prepared, Signer
 from mqauth.wire.message import TOKEN_HEADER
 
 MAX_TOPICS: Final = 10_000
-_FUTURE: Final[Any] = Future  # it has no types
+# kafka-python's class has no types.
+_FUTURE: Final[Any] = Future
 
 
 class InFlightLimit:
