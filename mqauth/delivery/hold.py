@@ -29,7 +29,7 @@ HELD_PER_PREFETCH: Final = 10
 """Default number of deliveries held beside the window, for each delivery of the prefetch."""
 _OF_TIMEOUT: Final = 0.9
 _Entry: TypeAlias = tuple[str, Cause | None, str | None, int]
-"""One held delivery in the counts: its consumer tag, why it waits and for which party, and the bytes of its body."""
+"""One held delivery in the counts: its consumer tag, why it waits and for which party, the bytes of its body."""
 # Looking up an enum's member is slow in Python 3.11.
 _DEFERRED: Final = Verdict.DEFERRED
 
