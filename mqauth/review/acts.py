@@ -5,7 +5,7 @@ today's verifier judge the very message that it will send. Then it publishes the
 confirm, records the act in the audit, and removes the letter. A discard records and removes.
 
 A crash between two of these steps leaves a letter that is acted on again. The consumer recognises the second copy
-as a duplicate. No order of the steps is free of both: the other one could lose a message.
+as a duplicate. Removing the letter first could lose the message instead.
 """
 
 from __future__ import annotations
