@@ -84,9 +84,9 @@ class Plan:
             raise ConfigurationError(f"a reason is required: one line of 1 to {claim_set.MAX_NAME} characters")
         waivable(self.waive)
         if self.rate is not None and not self.rate > 0:
-            raise ConfigurationError("rate is above 0 letters a second")
+            raise ConfigurationError("rate must be above 0 letters a second")
         if not claim_set.is_name(self.reviewer):
-            raise ConfigurationError(f"a reviewer is text of 1 to {claim_set.MAX_NAME} characters")
+            raise ConfigurationError(f"a reviewer must be text of 1 to {claim_set.MAX_NAME} characters")
 
 
 class _RefusedError(MqauthError):
