@@ -54,8 +54,7 @@ class Outcome(NamedTuple):
         verified: the message, where it was accepted or is a duplicate.
         dead_letter: the id of its dead letter, which the broker has confirmed.
         judge_seconds: the seconds that its verdict took, without handler and dead letter; measured only where
-            there
-            are observers.
+            there are observers.
         party: the configured issuer or release authority whose keys are out of reach, where it was deferred for
             ``keys_unavailable`` or ``key_pending``.
     """
@@ -89,16 +88,14 @@ class Delivery:
     Args:
         message: as the broker delivered it.
         received: UTC seconds at which this process first received it. Times are always judged by this moment, so
-            that
-            a message does not expire while we hold it.
+            that a message does not expire while we hold it.
         deferred: whether it was deferred before.
-        owner: the random text it claims with. It never changes, so that a claim whose answer was lost can be made
-            again.
+        owner: the random text it claims with. It never changes, so that a claim whose answer was lost can be
+            made again.
         step: what is to be done next.
         renewed: UTC seconds at which its lease was last extended.
         fence: called with the delivery before each step that must not be taken once the broker has given the
-            delivery
-            to somebody else. It raises ``StaleDelivery`` then, and may be asynchronous.
+            delivery to somebody else. It raises ``StaleDelivery`` then, and may be asynchronous.
     """
 
     message: Message

@@ -42,8 +42,7 @@ somebody else published:
 1. The first delivery passes (0) to (12). ``prepare`` returns a claim of the token's id; the store has not seen it
    and says ``FRESH`` (13). The delivery goes on to ``Step.HANDLE`` and its handler runs.
 2. The copy passes (0) to (12) just as well: it is the same bytes. At (13) the store says ``REPLAYED``, the
-delivery
-   goes on to ``Step.RECORD`` with the reason ``replayed``, and its handler never runs.
+   delivery goes on to ``Step.RECORD`` with the reason ``replayed``, and its handler never runs.
 3. Had the copy another body, (11) would have said ``body_mismatch``; another signature, (7) ``signature_invalid``.
    Neither would have reached the store.
 """

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -114,8 +115,7 @@ class Pipeline:
         Args:
             delivery: a new one, or one that was deferred before.
             handler: called with the verified message, as often as ``attempts`` says. ``None`` where the message
-                was
-                handled or rejected before; then the observers are not called.
+                was handled or rejected before; then the observers are not called.
             dead_letters: where a rejected message goes.
 
         Returns:
@@ -200,8 +200,8 @@ class Pipeline:
         """Extend the lease of a delivery while its handler runs; call it every third of ``lease``.
 
         Returns:
-            Whether the claim is still this delivery's. It is taken to be while the store is out of reach: that is
-            no reason to stop a handler.
+            Whether the claim is still this delivery's. It is taken to be while the store is out of reach: that
+            is no reason to stop a handler.
         """
         if delivery.claim is None or delivery.step is not Step.HANDLE:
             return False
@@ -308,14 +308,11 @@ class Pipeline:
         Returns:
             A function that ends this.
         """
-        sources = [issuer.keys for issuer in self.verifier.issuers.values()]
-        ends = [found.subscribe(lambda _keys: callback()) for found in sources if hasattr(found, "subscribe")]
-
-        def end() -> None:
-            for unsubscribe in ends:
-                unsubscribe()
-
-        return end
+        subscriptions = ExitStack()
+        for issuer in self.verifier.issuers.values():
+            if hasattr(issuer.keys, "subscribe"):
+                subscriptions.callback(issuer.keys.subscribe(lambda _keys: callback()))
+        return subscriptions.close
 
     def scope_of(self, message: Message) -> str:
         """Return on whose behalf a message is handled: the consumer group or queue, unless it was configured."""

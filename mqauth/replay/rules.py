@@ -100,8 +100,8 @@ class ReplayStore(Protocol):
 
     A store may have a fourth method, ``claim_many(requests)``, that makes many claims in one round trip. It
     answers as if each came alone, in order; where it raises, some may be claimed, and the same owners may claim
-    again. A store
-    whose ``in_process`` is true has no round trips to save: it is asked for a part of a poll at a time.
+    again. A store whose ``in_process`` is true has no round trips to save: it is asked for a part of a poll at a
+    time.
     """
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus | Awaitable[ClaimStatus]:

@@ -65,7 +65,7 @@ class LocalSigningKey:
         ConfigurationError: the key has no private half.
     """
 
-    __slots__ = ("algorithm", "kid", "sign", "subjects")
+    __slots__ = ("_sign", "algorithm", "kid", "subjects")
 
     def __init__(self, key: Key) -> None:
         if key.private is None:
@@ -73,12 +73,15 @@ class LocalSigningKey:
         self.kid = key.kid
         self.algorithm = key.algorithm
         self.subjects = key.subjects
-        self.sign: Callable[[bytes], bytes]
-        """Return the raw JWS signature over bytes."""
+        self._sign: Callable[[bytes], bytes]
         if isinstance(key.private, Ed25519PrivateKey):
-            self.sign = ed25519_signer(key.private)
+            self._sign = ed25519_signer(key.private)
         else:
-            self.sign = partial(_PYJWT[key.algorithm].sign, key=key.private)
+            self._sign = partial(_PYJWT[key.algorithm].sign, key=key.private)
+
+    def sign(self, data: bytes, /) -> bytes:
+        """Return the raw JWS signature over ``data``."""
+        return self._sign(data)
 
 
 def compact(payload: bytes, key: SigningKey, *, typ: str = TOKEN_TYPE) -> str:

@@ -12,10 +12,6 @@ from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 MAX_INTEGER: Final = 2**53
-_DIGITS: Final = 17
-_WIDE_DIGITS: Final = 20
-_WIDE_LEAST: Final = -(2**63)
-_WIDE_BEYOND: Final = 2**64
 
 
 class StrictJSONError(ValueError):
@@ -79,17 +75,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _integer(text: str) -> int:
-    # the length first: Python takes its time to read a number of a million digits
-    if len(text) > _DIGITS or abs(int(text)) > MAX_INTEGER:
-        raise StrictJSONError("an integer beyond 2^53")
-    return int(text)
+def _integers(least: int, beyond: int, bound: str) -> Callable[[str], int]:
+    digits = len(str(-beyond))
 
+    def read(text: str) -> int:
+        # the length first: Python takes its time to read a number of a million digits
+        if len(text) > digits or not least <= int(text) < beyond:
+            raise StrictJSONError(f"an integer beyond {bound}")
+        return int(text)
 
-def _wide_integer(text: str) -> int:
-    if len(text) > _WIDE_DIGITS or not _WIDE_LEAST <= int(text) < _WIDE_BEYOND:
-        raise StrictJSONError("an integer beyond 64 bits")
-    return int(text)
+    return read
 
 
 def _float(text: str) -> float:
@@ -109,6 +104,6 @@ def _decoder(integer: Callable[[str], int]) -> json.JSONDecoder:
     )
 
 
-_DECODER = _decoder(_integer)
-_WIDE_DECODER = _decoder(_wide_integer)
-_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_DECODER: Final = _decoder(_integers(-MAX_INTEGER, MAX_INTEGER + 1, "2^53"))
+_WIDE_DECODER: Final = _decoder(_integers(-(2**63), 2**64, "64 bits"))
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
