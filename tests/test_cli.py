@@ -288,7 +288,7 @@ def test_passphrase_from_the_environment(shell: Shell, monkeypatch: pytest.Monke
         (("jwks", "--dir", "."), ".: no keystore"),
         (("list", "--dir", "nowhere"), "nowhere/keyset.json: No such file"),
         (("jwks", "--dir", "bad.pem"), "bad.pem: no PEM private key"),
-        (("jwks", "--dir", "open.pem"), "open.pem: a private key open to others (mode 0644); chmod 600 it"),
+        (("jwks", "--dir", "open.pem"), "open.pem: private, but open to others (mode 0644); chmod 600 it"),
         (("rotate", "--dir", "nowhere"), "nowhere/keyset.json: No such file"),
         (("retire", "--kid", "x", "--dir", "damaged"), "damaged/keyset.json: not UTF-8 JSON"),
     ],
