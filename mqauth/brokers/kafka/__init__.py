@@ -1,17 +1,18 @@
-"""Kafka by kafka-python: wrap a connected ``KafkaProducer`` and a subscribed ``KafkaConsumer``.
+"""Kafka through kafka-python: wrap a connected ``KafkaProducer`` and a subscribed ``KafkaConsumer``.
 
-``Producer`` signs what it sends, ``Consumer`` owns the poll loop, ``DeadLetters`` takes what is rejected,
-``TransactionalDeadLetters`` commits it with the offsets, and ``judge`` serves those who keep their own loop.
-Install the ``kafka`` extra.
+``Producer`` signs the records that it sends, and ``Consumer`` has the poll loop. ``DeadLetters`` takes what is
+rejected, ``TransactionalDeadLetters`` commits it together with the offsets. A program that has its own poll loop
+takes ``judge``. Install the ``kafka`` extra.
 """
 
 from mqauth.brokers.kafka.confirmed import AuditTopic, DeadLetters
 from mqauth.brokers.kafka.consumer import Consumer
-from mqauth.brokers.kafka.judge import Judgement, judge
-from mqauth.brokers.kafka.poison import PoisonRecordError
-from mqauth.brokers.kafka.producer import Producer, ProducerFatalError
+from mqauth.brokers.kafka.judge import judge
+from mqauth.brokers.kafka.producer import Producer
 from mqauth.brokers.kafka.transaction import TransactionalDeadLetters
 from mqauth.brokers.kafka.translate import Logs, from_native
+from mqauth.brokers.log.errors import PoisonRecordError, ProducerFatalError
+from mqauth.brokers.log.judge import Judgement
 from mqauth.brokers.log.records import Log
 from mqauth.delivery.health import Health, Stall
 from mqauth.delivery.partition import Backoff

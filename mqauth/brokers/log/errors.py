@@ -1,0 +1,25 @@
+"""Errors that end a consumer or a producer of a log, whichever client it is built on."""
+
+from __future__ import annotations
+
+from mqauth.errors import MqauthError
+
+
+class PoisonRecordError(MqauthError):
+    """A record that the client cannot parse stands at the head of a partition, and the policy is to stop.
+
+    Nothing was skipped or committed. Look at the record with another client, then move the group's offset; with
+    kafka-python ``on_poison="skip"`` steps over it.
+    """
+
+    code = "poison_record"
+
+
+class ProducerFatalError(MqauthError):
+    """An idempotent producer has failed for good; close it and make a new one.
+
+    One error that cannot be retried makes every later send to every topic fail with it (KIP-360 state
+    ``FATAL_ERROR``). In kafka-python an unauthorized topic is such an error.
+    """
+
+    code = "producer_fatal"

@@ -1,0 +1,77 @@
+"""A verdict on one record, for programs that have their own poll loop and commit themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mqauth.errors import Cause, Reason
+from mqauth.flow import run
+from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Verdict
+from mqauth.judging.verified import Verified
+from mqauth.letters.dead_letter import DeadLetterSink
+from mqauth.wire.message import Message
+
+
+@dataclass(slots=True)
+class Judgement:
+    """The verdict on one record, and the steps that follow from it; commit its offset only after the last one.
+
+    The last step of an accepted record is ``confirm`` after your handler, or ``release``, which makes it
+    ``DEFERRED``; of a rejected one it is ``dead_letter``; a duplicate needs none. A deferred record is judged
+    ``again``. Each step returns this judgement. Where it says ``DEFERRED``, repeat the step and commit nothing. A
+    step that does not fit the verdict raises ``ConfigurationError``.
+    """
+
+    _guard: Pipeline
+    _delivery: Delivery
+    outcome: Outcome
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict; compare it by identity."""
+        return self.outcome.verdict
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why it was rejected."""
+        return self.outcome.reason
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why it was deferred."""
+        return self.outcome.cause
+
+    @property
+    def verified(self) -> Verified | None:
+        """The message, where it was accepted."""
+        return self.outcome.verified
+
+    def again(self) -> Judgement:
+        """Judge a deferred record again, by the time when it was first received."""
+        self.outcome = run(self._guard.judge(self._delivery))
+        return self
+
+    def confirm(self) -> Judgement:
+        """Mark the message as handled in the replay store, after your handler; then commit."""
+        self.outcome = run(self._guard.confirm(self._delivery))
+        return self
+
+    def release(self) -> Judgement:
+        """Give the claim back because the message was not handled; do not commit."""
+        self.outcome = run(self._guard.release(self._delivery))
+        return self
+
+    def dead_letter(self, dead_letters: DeadLetterSink) -> Judgement:
+        """Audit and dead-letter a rejected record; then commit."""
+        self.outcome = run(self._guard.bury(self._delivery, dead_letters))
+        return self
+
+
+def judged(guard: Pipeline, message: Message) -> Judgement:
+    """Return the judgement of a record's message; an accepted one is claimed in the replay store.
+
+    Raises:
+        ConfigurationError: a plug-in is asynchronous.
+    """
+    delivery = guard.receive(message)
+    return Judgement(guard, delivery, run(guard.judge(delivery)))
