@@ -151,6 +151,12 @@ def test_usage_error_is_one_line(shell: Shell, arguments: tuple[str, ...]) -> No
     assert "mqauth" in shell.refused(*arguments)
 
 
+@pytest.mark.parametrize(("typed", "meant"), [(("sgin",), "sign"), (("keys", "nwe"), "new")])
+def test_a_misspelt_verb_is_told_what_was_meant(shell: Shell, typed: tuple[str, ...], meant: str) -> None:
+    """A verb that is not there is answered with one that is like it, though no verb was imported yet."""
+    assert f"Did you mean '{meant}'?" in shell.refused(*typed)
+
+
 def test_module_is_the_command(tmp_path: Path) -> None:
     """``python -m mqauth`` is the same command, exit code and all."""
     command = [sys.executable, "-m", "mqauth"]

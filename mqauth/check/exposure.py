@@ -123,7 +123,8 @@ def _urls(target: Target) -> Iterator[tuple[Path, _URL]]:
 def _parsed(text: str) -> _URL:
     """Return the parts of a text that the configuration's reader has accepted as a URL."""
     scheme, _, rest = text.partition("://")
-    scheme = scheme.lower()  # the same in capitals (RFC 3986, section 3.1)
+    # A scheme in capitals is the same one (RFC 3986, section 3.1).
+    scheme = scheme.lower()
     place = _END.split(rest, maxsplit=1)[0]
     servers = place.split(",") if scheme == "kafka" else [place]
     options = parse_qs(text.partition("#")[0].partition("?")[2], keep_blank_values=True)

@@ -187,9 +187,11 @@ class BrokerSettings(Settings):
         if self.user is None:
             return found
         if self.mechanism is None:
-            raise ConfigurationError(f"--broker-settings: user wants mechanism, {' or '.join(MECHANISMS)}")
+            raise ConfigurationError(f"--broker-settings: user needs mechanism, {' or '.join(MECHANISMS)}")
         if not self.secure and not all(map(_is_loopback, servers)):
-            raise ConfigurationError("--broker-settings: a password off this machine wants tls = true, or ca")
+            raise ConfigurationError(
+                "--broker-settings: a password sent to another machine needs tls = true, or ca"
+            )
         return found | {
             "security_protocol": f"SASL_{found['security_protocol']}", "sasl_mechanism": self.mechanism,
             "sasl_plain_username": self.user, "sasl_plain_password": self.password,
@@ -239,7 +241,7 @@ class Place:
         wanted, other = ("--topic", "--queue") if self.on_kafka else ("--queue", "--topic")
         found, foreign = (self.topic, self.queue) if self.on_kafka else (self.queue, self.topic)
         if foreign is not None:
-            raise ConfigurationError(f"{other}: this broker wants {wanted}")
+            raise ConfigurationError(f"{other}: this broker needs {wanted}")
         if not found:
             raise ConfigurationError(f"{wanted}: required with this broker")
 
