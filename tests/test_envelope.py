@@ -204,6 +204,15 @@ def test_direct_reply_to_is_bound_without_the_brokers_suffix(rabbit: Maker, reas
         assert reason_of(lambda c=changed: check(c, envelope.bind(direct))) is Reason.HEADERS_MISMATCH
 
 
+@pytest.mark.parametrize("value", [None, b"amq.rabbitmq.reply-to.x", 7])
+def test_a_reply_to_that_is_no_text_is_bound_as_it_is(value: Any, rabbit: Maker, reason_of: ReasonOf) -> None:
+    """A transport of one's own may hand over a reply-to of another type: it is bound, and breaks nothing."""
+    odd = rabbit(properties={"reply-to": value})
+    check(odd, envelope.bind(odd))
+    changed = replace(odd, properties={"reply-to": "x"})
+    assert reason_of(lambda: check(changed, envelope.bind(odd))) is Reason.HEADERS_MISMATCH
+
+
 def test_kafka_knows_no_direct_reply_to(kafka: Maker, reason_of: ReasonOf) -> None:
     """On Kafka the suffix is part of the value."""
     direct = kafka(headers=(("reply-to", b"amq.rabbitmq.reply-to"),))

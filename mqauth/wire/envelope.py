@@ -218,7 +218,7 @@ def _encoded(
     for before, name in texts:
         text = message.properties[name]
         # RabbitMQ adds a suffix to direct reply-to that the sender does not know (broker manual)
-        direct = name == "reply-to" and text.startswith(_DIRECT_REPLY + ".")
+        direct = name == "reply-to" and isinstance(text, str) and text.startswith(_DIRECT_REPLY + ".")
         parts.append(before)
         add_value(parts, _DIRECT_REPLY if direct else text)
     headers = message.headers
