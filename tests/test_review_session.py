@@ -131,7 +131,8 @@ def test_without_a_pipeline_nothing_is_judged(bureau: Bureau) -> None:
     [
         ({"reason": ""}, "a reason is required"), ({"reason": "  "}, "a reason is required"),
         ({"reason": "two\nlines"}, "a reason is required"),
-        ({"waive": frozenset([Reason.SIGNATURE_INVALID])}, "a release may waive"), ({"act": "burn"}, "an act must be"),
+        ({"waive": frozenset([Reason.SIGNATURE_INVALID])}, "a release may waive"),
+        ({"act": "burn"}, "an act must be"),
         ({"rate": 0}, "rate must be above 0"), ({"reviewer": ""}, "a reviewer must be text"),
     ],
 )  # fmt: skip

@@ -68,7 +68,8 @@ class Plan:
         reviewer: who acts.
 
     Raises:
-        ConfigurationError: an unknown act, no reason, something that no release may waive, a rate of 0, or no name of a reviewer.
+        ConfigurationError: an unknown act, no reason, something that no release may waive, a rate of 0, or no name
+            of a reviewer.
     """
 
     act: str
