@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import ssl
 import threading
@@ -24,6 +23,7 @@ from mqauth.config.declaration import Settings, inner, not_with, only_with, read
 from mqauth.config.kinds import FLAG, NAME, PATH, choice, is_broker_url
 from mqauth.errors import ConfigurationError
 from mqauth.flow import Flow, arun, run
+from mqauth.keystore.remote.connection import is_loopback
 
 R = TypeVar("R")
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -214,11 +214,7 @@ class BrokerFile(Settings):
 
 
 def _is_loopback(server: str) -> bool:
-    host = urlsplit(f"//{server}").hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return is_loopback(urlsplit(f"//{server}").hostname or "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

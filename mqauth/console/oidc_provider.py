@@ -24,7 +24,7 @@ from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.console.oidc_settings import OIDCSettings
 from mqauth.console.oidc_token import ALGORITHMS, Expected, check
 from mqauth.errors import ConfigurationError
-from mqauth.keystore.remote.connection import Deadline, Dial, Endpoint, FetchFailed, trust
+from mqauth.keystore.remote.connection import Deadline, Dial, Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote.fetch import WELL_KNOWN
 from mqauth.keystore.remote.http import request
 
@@ -143,7 +143,7 @@ class Provider:
             raise ConfigurationError("issuer: must be a URL without query")
         self.settings = settings
         self._configuration = self._endpoint(settings.issuer.removesuffix("/") + WELL_KNOWN, "issuer")
-        self._context, self._clock, self._dial = trust(settings.ca), clock, dial
+        self._context, self._clock, self._dial = tls_context(settings.ca), clock, dial
         self.known: Metadata | None = None
         """What it published of itself when it was asked last."""
         self._asked_at = 0.0

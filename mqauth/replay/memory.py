@@ -24,9 +24,8 @@ bits say which of them are done, and an array of their places, eight bytes each.
 **Forgetting.** An id may be forgotten once no copy of its message could be accepted any more. Ids that expire
 within the same ten seconds stand in one *bucket*. Each claim looks at the earliest bucket and, if its time is
 over, removes at most 16 ids of each kind. So ids leave as fast as they come, and never many at once. An id is
-forgotten only
-when both clocks say so: the monotonic one, by which buckets are numbered, and the wall clock, by which tokens
-expire. A wall clock that is set forward or back lets no copy in.
+forgotten only when both clocks say so: the monotonic one, by which buckets are numbered, and the wall clock, by
+which tokens expire. A wall clock that is set forward or back lets no copy in.
 
 **No pauses.** A dict is copied as it grows, so done ids and batches are spread over 256 dicts, each of which
 grows by itself. With forgetting in small steps, and ints that the collector skips, the longest of a million
@@ -47,6 +46,7 @@ import heapq
 import threading
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
@@ -232,6 +232,7 @@ class MemoryReplayStore:
             del self._buckets[heapq.heappop(self._order)]
 
 
+@dataclass(slots=True, eq=False)
 class _Bucket:
     """Ids that are forgotten together, and the latest wall time at which one of them expires.
 
@@ -241,25 +242,20 @@ class _Bucket:
         tokens: the keys of batches with done ids; one that has moved to a later bucket stands here, too.
     """
 
-    __slots__ = ("done", "expires", "held", "number", "tokens")
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.expires = 0.0
-        self.held: set[int] = set()
-        self.done: list[int] = []
-        self.tokens: list[int] = []
+    number: int
+    expires: float = 0.0
+    held: set[int] = field(default_factory=set)
+    done: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
 
 
+@dataclass(slots=True, eq=False)
 class _Batch:
     """Which ids of a batch are done, as the bits of an int, and their places in the order of their indexes."""
 
-    __slots__ = ("bucket", "done", "places")
-
-    def __init__(self, bucket: _Bucket) -> None:
-        self.bucket = bucket
-        self.done = 0
-        self.places: array[int] | list[Packed] | None = None  # None while no id has a place
+    bucket: _Bucket
+    done: int = 0
+    places: array[int] | list[Packed] | None = None  # None while no id has a place
 
     def place(self, index: int) -> Packed:
         """Return the packed place of a done id."""
