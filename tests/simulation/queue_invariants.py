@@ -155,7 +155,7 @@ class QueueInvariants:
         self.require(ended, "settled is handled or buried", native)
 
     def acks(self, channel: Channel, deliveries: Sequence[Delivery]) -> None:
-        """Note acks that are sent on a channel which has ended, unheard: what comes again is new to the consumer."""
+        """Note acks on a channel that has ended, unheard: what comes again is new to the consumer."""
         if not channel.alive:
             for each in deliveries:
                 self.handled_by.pop(self.native_of(each).parcel.number, None)
