@@ -161,7 +161,7 @@ def open_release(message: Message) -> OpenedRelease:
     except Rejection as error:
         if error.reason is Reason.RELEASE_INVALID:
             raise
-        raise invalid(f"the release itself: {error.reason.value}") from error
+        raise invalid(f"the release itself: {error}") from error
 
 
 def parse(raw: bytes) -> Release:

@@ -132,7 +132,7 @@ def token_of_value(value: HeaderValue, *, on_kafka: bool) -> bytes:
         return value
     if not on_kafka and isinstance(value, str) and value.isascii():
         return value.encode("ascii")
-    raise Rejection(Reason.TOKEN_MALFORMED, "the token header has another type")
+    raise Rejection(Reason.TOKEN_MALFORMED, "the header is not of the type that its broker carries")
 
 
 def check(message: Message, binding: Binding, encode: Encoder) -> None:
