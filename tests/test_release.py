@@ -396,7 +396,9 @@ def test_every_claim_is_required(desk: Desk, late: Message, name: str) -> None:
     assert why(desk.process(desk.signed(good, strictjson.dumps(members)))) is Reason.RELEASE_INVALID
 
 
-@pytest.mark.parametrize(("value", "found"), [(7, "the header is not of the type"), ("x" * 9000, "over 8192 bytes")])
+@pytest.mark.parametrize(
+    ("value", "found"), [(7, "the header is not of the type"), ("x" * 9000, "over 8192 bytes")]
+)
 def test_a_refused_release_says_what_was_found(desk: Desk, late: Message, value: Any, found: str) -> None:
     """The detail names what is wrong with the release, and not only the kind of the fault."""
     if isinstance(value, str) and late.destination.startswith("kafka:"):
