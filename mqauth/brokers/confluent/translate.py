@@ -1,0 +1,104 @@
+"""confluent-kafka's messages to ``Message``, which log they stand in, and a verdict for who polls by himself."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import confluent_kafka
+from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME
+
+from mqauth.brokers.log.judge import Judgement, judged
+from mqauth.brokers.log.records import NO_LOG, Log, record_message, unreadable
+from mqauth.errors import ConfigurationError
+from mqauth.judging.pipeline import Pipeline
+from mqauth.wire.message import HeaderValue, Message
+
+CLUSTER_TIMEOUT: Final = 5.0
+"""Seconds for which the id of the cluster is waited for; the broker tells it with its first metadata."""
+_NO_HEADERS: Final = (None,)
+"""In place of headers that cannot be read: the message is malformed by them, and its body is still known."""
+
+
+def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
+    """Return the message of a ``confluent_kafka.Message``; whatever that holds, nothing is raised.
+
+    Args:
+        record: as ``Consumer.poll`` or ``consume`` returned it.
+        scope: the consumer group.
+        log: which log it stands in (``Logs.of``).
+
+    Raises:
+        ConfigurationError: the record is of another client.
+    """
+    if not isinstance(record, confluent_kafka.Message):
+        found = f"{type(record).__module__}.{type(record).__name__}"
+        raise ConfigurationError(f"a confluent_kafka.Message is needed, not {found}")
+    try:
+        kind, stamp = record.timestamp()
+        return record_message(
+            record.topic(), record.partition(), record.offset(), stamp, kind == TIMESTAMP_LOG_APPEND_TIME,
+            record.key(), record.value(), _headers(record), scope, log, record,
+        )  # fmt: skip
+    except Exception:
+        return unreadable(record)
+
+
+def carries(name: str, value: HeaderValue) -> bool:
+    """Tell whether confluent-kafka sends a header unchanged: it cuts a name at a NUL."""
+    return isinstance(value, bytes) and "\0" not in name
+
+
+class Logs:
+    """Tells which log the records of a client are in: its cluster's id, which the broker is asked for once.
+
+    confluent-kafka tells no consumer the id of a topic: a topic that was deleted and made anew is the same log.
+
+    Args:
+        client: a ``confluent_kafka.Consumer``.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._log: Log | None = None
+
+    def of(self, _topic: str = "") -> Log:
+        """Return the log of a topic.
+
+        Raises:
+            KafkaException: the broker has not told its cluster's id yet.
+        """
+        if self._log is None:
+            self._log = Log(self._client.cluster_id(timeout=CLUSTER_TIMEOUT) or None)
+        return self._log
+
+
+def judge(guard: Pipeline, record: Any, *, scope: str, log: Log = NO_LOG) -> Judgement:
+    """Judge one ``confluent_kafka.Message``; an accepted one is claimed.
+
+    Args:
+        guard: the pipeline.
+        record: as ``Consumer.poll`` or ``consume`` returned it, with no ``error()``.
+        scope: the consumer group.
+        log: which log the record stands in, ``Logs(client).of(record.topic())``. Without it two clusters behind
+            one replay store are one place.
+
+    Raises:
+        ConfigurationError: a plug-in is asynchronous, or the record is of another client, or an error.
+    """
+    message = from_native(record, scope=scope, log=log)
+    if (error := record.error()) is not None:
+        raise ConfigurationError(f"the record is an error of the client, {error.name()}: look at error() first")
+    return judged(guard, message)
+
+
+def _headers(record: confluent_kafka.Message) -> Any:
+    """Return a record's headers, once.
+
+    confluent-kafka 2.16 raises ``SystemError`` at a name that is not UTF-8, and keeps a list with a null pointer
+    in it, which the next call returns: whoever touches that ends the process. So it is replaced.
+    """
+    try:
+        return record.headers()
+    except Exception:
+        record.set_headers([])
+        return _NO_HEADERS
