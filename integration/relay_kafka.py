@@ -1,7 +1,7 @@
-"""A TCP relay before one Kafka broker that a client does not get around: what the broker says of its port is changed.
+"""A TCP relay before one Kafka broker that no client gets around.
 
-A Kafka client goes where the broker's metadata send it. The relay writes its own port in place of the broker's, so that
-a test can let the wire stand still without a word to either, and lose nothing of what is on it.
+A Kafka client goes where the broker's metadata send it: the relay writes its own port in place of the broker's.
+So a test can let the wire stand still without a word to either side, and lose nothing of what is on it.
 """
 
 from __future__ import annotations
