@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 
 from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, membership_of
+from mqauth.brokers.confluent.positions import KeptPositions, Place, native, place_of
 from mqauth.brokers.confluent.replies import Replies
-from mqauth.brokers.confluent.translate import Logs, from_native
-from mqauth.brokers.log.errors import PoisonRecordError
+from mqauth.brokers.confluent.translate import Logs, from_native, heed
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import ClientCalls, offset_of
 from mqauth.errors import ConfigurationError
@@ -25,15 +25,7 @@ IDLE: Final = 0.2
 """Seconds one ``consume`` may wait, since nothing wakes it: how soon ``stop`` is seen."""
 MOST: Final = 500
 """Records of one poll."""
-_UNREADABLE: Final = frozenset((KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError.INVALID_MSG))
 _LOG: Final = logging.getLogger("mqauth.kafka")
-
-
-class Place(NamedTuple):
-    """A partition: what ``TopicPartition`` is to the client, which has an offset and an error beside it."""
-
-    topic: str
-    partition: int
 
 
 class Poller:
@@ -54,8 +46,7 @@ class Poller:
         self._held: set[Place] = set()
         self._paused: set[Place] = set()
         self._late: dict[Place, int] = {}  # seeks that the client has not taken yet
-        self._kept: dict[Place, int] = {}  # where partitions of an eager rebalance are to be gone on with
-        self._generation = -1
+        self._kept = KeptPositions()
         self._settle: Callable[[], None] = lambda: None
 
     def listen(self, topics: Sequence[str], settle: Callable[[], None]) -> None:
@@ -98,9 +89,8 @@ class Poller:
         records = self._consume(self._assignment.poll_timeout(IDLE))
         self._assignment.heartbeat()
         for place, messages in self._messages(records).items():
-            if place in self._kept:  # read by the call that revoked it: it is to be read again
-                self._kept[place] = min(self._kept[place], offset_of(messages[0]))
-            elif place in self._held and place not in self._late:
+            again = self._kept.read_again(place, offset_of(messages[0]))
+            if not again and place in self._held and place not in self._late:
                 self._assignment.receive(place, messages)
 
     def commit(self, *, last: bool = False) -> None:
@@ -116,7 +106,7 @@ class Poller:
         if not due:
             return
         began = self._assignment.commit_began()
-        offsets = [_native(partition.topic_partition, offset) for partition, offset in due.items()]
+        offsets = [native(partition.topic_partition, offset) for partition, offset in due.items()]
         try:
             for each in self._client.commit(offsets=offsets, asynchronous=False):
                 if each.error is not None:
@@ -156,7 +146,7 @@ class Poller:
         found: dict[Place, list[Message]] = {}
         for record in records:
             if record.error() is not None:
-                _heed(record)
+                heed(record)
                 continue
             message = from_native(record, scope=self._scope, log=self._logs.of())
             found.setdefault(Place(record.topic(), record.partition()), []).append(message)
@@ -169,47 +159,33 @@ class Poller:
         meanwhile is not noted.
         """
         if wanted.pause:
-            self._client.pause([_native(place) for place in wanted.pause])
+            self._client.pause([native(place) for place in wanted.pause])
         for place, offset in (self._late | dict(wanted.seek)).items():
             try:
-                self._client.seek(_native(place, offset))
+                self._client.seek(native(place, offset))
                 self._late.pop(place, None)
             except KafkaException:
                 self._late[place] = offset
         if wanted.resume:
-            self._client.resume([_native(place) for place in wanted.resume])
+            self._client.resume([native(place) for place in wanted.resume])
         self._paused = (self._paused | wanted.pause) - wanted.resume
 
     def _assigned(self, client: Any, partitions: list[TopicPartition]) -> None:
-        """Go on with what came back from an eager rebalance where it stood, and drop what did not come back.
-
-        librdkafka would read it again from the committed offset. Where a generation passed without us it must:
-        somebody else may have had the partition.
-        """
+        """Go on with what came back from a rebalance; drop what did not."""
         places = _places(partitions)
-        kept, self._kept = self._kept, {}
-        if kept and membership_of(client).generation != self._generation + 1:
-            self._assignment.lost(kept)
-            kept = {}
+        self._assignment.lost(self._kept.lost(client))
         self._held |= places
         self._assignment.assigned(self._held)
-        if places & kept.keys():
-            starts = [_native(place, kept.get(place, OFFSET_INVALID)) for place in places]
-            try:
-                client.assign(starts)
-            except KafkaException:  # the protocol is cooperative
-                client.incremental_assign(starts)
+        if self._kept.restore(client, places):
             self._ask(self._assignment.client_calls(self._held, self._paused))
 
     def _revoked(self, client: Any, partitions: list[TopicPartition]) -> None:
-        """Let what runs end, and commit it; then drop what was revoked, or all of it may come back."""
+        """Let what runs end, and commit it; then drop what was revoked, or suspend it where all of it was."""
         self._settle()
         places = _places(partitions)
         eager = places == self._held  # under the cooperative protocol (KIP-429) only what moves is revoked
         if eager:
-            self._generation = membership_of(client).generation
-            positions = {_place(each): each.offset for each in client.position(partitions) if each.offset >= 0}
-            self._kept = positions | self._late
+            self._kept.keep(client, partitions, self._late)
         self._assignment.revoked(places, places if eager else self._held - places)
         self._drop(places)
 
@@ -226,36 +202,6 @@ class Poller:
         self._late = {place: offset for place, offset in self._late.items() if place not in places}
 
 
-def _heed(record: Any) -> None:
-    """Act on what came in place of a record.
-
-    Raises:
-        PoisonRecordError: a record cannot be parsed.
-        KafkaException: the broker refuses for good.
-    """
-    error = record.error()
-    if error.code() == KafkaError._PARTITION_EOF:
-        return
-    if error.code() in _UNREADABLE:
-        place = f"{record.topic()}-{record.partition()}"
-        raise PoisonRecordError(
-            f"{place}: the batch at offset {record.offset()} cannot be parsed ({error.name()})"
-        )
-    if error.code() not in COMES_AGAIN:
-        raise KafkaException(error)
-    _LOG.warning("consume: %s, tried again", error.name())
-
-
-def _place(partition: Any) -> Place:
-    """Return the place of a partition as the client names it."""
-    return Place(partition.topic, partition.partition)
-
-
 def _places(partitions: Iterable[Any]) -> set[Place]:
     """Return the places of partitions as the client names them."""
-    return {_place(each) for each in partitions}
-
-
-def _native(place: Any, offset: int = OFFSET_INVALID) -> TopicPartition:
-    """Return a place as the client names it."""
-    return TopicPartition(place.topic, place.partition, offset)
+    return {place_of(each) for each in partitions}

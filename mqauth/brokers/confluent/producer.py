@@ -30,7 +30,75 @@ _FATAL: Final = frozenset((KafkaError._FATAL, KafkaError._FENCED))
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
-class Producer:
+class TransactionCalls:
+    """A producer that can make several records one, and that serves no delivery report inside another.
+
+    Args:
+        client: the ``confluent_kafka.Producer``.
+        transactional: it has a ``transactional.id``.
+    """
+
+    _sealing: Sealing | None = None
+
+    def __init__(self, client: Any, *, transactional: bool) -> None:
+        self.client = client
+        self._transactional = transactional
+        self._inside = threading.local()
+        self._began = False
+
+    def begin_transaction(self) -> None:
+        """Begin a transaction of a client that has a ``transactional.id``."""
+        self._seal_all()
+        self.client.begin_transaction()
+        if self._sealing is not None:
+            self._sealing.failure = None
+        self._began = True
+
+    def commit_transaction(self, timeout: float = -1) -> None:
+        """Seal and send what waits, and commit; a transaction that lacks a record is not committed.
+
+        Raises:
+            Exception: why a record of it was not sealed or sent: abort it.
+        """
+        self._seal_all()
+        if self._sealing is not None and self._sealing.failure is not None:
+            raise self._sealing.failure
+        with self._serving():
+            self.client.commit_transaction(timeout)
+        self._began = False
+
+    def abort_transaction(self, timeout: float = -1) -> None:
+        """Abort the transaction, with what waits."""
+        self._seal_all()
+        with self._serving():
+            self.client.abort_transaction(timeout)
+        self._began = False
+
+    def _seal_all(self, timeout: float = -1) -> float:
+        """Seal and send what waits; return the seconds that are left."""
+        if self._sealing is None:
+            return timeout
+        until = time.monotonic() + timeout
+        self._sealing.batches.flush(None if timeout < 0 else timeout)
+        return timeout if timeout < 0 else max(0.0, until - time.monotonic())
+
+    def _refuse_unbegun(self) -> None:
+        """Refuse a batch in a transaction of which we know nothing."""
+        if self._transactional and not self._began:
+            raise ConfigurationError("with batches, begin and end transactions by the producer, not its client")
+
+    @contextmanager
+    def _serving(self) -> Iterator[None]:
+        """Note that delivery reports are served on this thread: none may be served inside one."""
+        outer = getattr(self._inside, "served", False)
+        self._inside.served = True
+        try:
+            yield
+        finally:
+            self._inside.served = outer
+
+
+class Producer(TransactionCalls):
     """Signs records and sends them with a ``confluent_kafka.Producer``.
 
     With ``batch`` above 1, records share signatures: ``produce`` hashes its record and returns, and the record is
@@ -70,15 +138,12 @@ class Producer:
         check_batching(batch, linger)
         if not batch <= max_in_flight:
             raise ConfigurationError("max_in_flight is at least batch: it would never be full")
-        self.client: Any = client
+        super().__init__(client, transactional=bool(config.get("transactional.id")))
         self._signer = signer
         self._serialize = value_serializer
         self._most = max_in_flight
-        self._inside = threading.local()
         self._fatal: KafkaError | None = None
-        self._transactional = bool(config.get("transactional.id"))
         self._sealing = Sealing(client, signer, self._give, batch=batch, linger=linger) if batch > 1 else None
-        self._began = False
         if not is_idempotent(config):
             _LOG.warning("a producer without enable.idempotence: its retries will be rejected as replays")
 
@@ -162,34 +227,6 @@ class Producer:
             with self._serving():
                 self.client.close()
 
-    def begin_transaction(self) -> None:
-        """Begin a transaction of a client that has a ``transactional.id``."""
-        self._seal_all()
-        self.client.begin_transaction()
-        if self._sealing is not None:
-            self._sealing.failure = None
-        self._began = True
-
-    def commit_transaction(self, timeout: float = -1) -> None:
-        """Seal and send what waits, and commit; a transaction that lacks a record is not committed.
-
-        Raises:
-            Exception: why a record of it was not sealed or sent: abort it.
-        """
-        self._seal_all()
-        if self._sealing is not None and self._sealing.failure is not None:
-            raise self._sealing.failure
-        with self._serving():
-            self.client.commit_transaction(timeout)
-        self._began = False
-
-    def abort_transaction(self, timeout: float = -1) -> None:
-        """Abort the transaction, with what waits."""
-        self._seal_all()
-        with self._serving():
-            self.client.abort_transaction(timeout)
-        self._began = False
-
     def check_alive(self) -> None:
         """Say again what the client said once: it never recovers.
 
@@ -245,29 +282,6 @@ class Producer:
             self.poll(ROUND)
         finally:
             self._inside.full = False
-
-    def _seal_all(self, timeout: float = -1) -> float:
-        """Seal and send what waits; return the seconds that are left."""
-        if self._sealing is None:
-            return timeout
-        until = time.monotonic() + timeout
-        self._sealing.batches.flush(None if timeout < 0 else timeout)
-        return timeout if timeout < 0 else max(0.0, until - time.monotonic())
-
-    def _refuse_unbegun(self) -> None:
-        """Refuse a batch in a transaction of which we know nothing."""
-        if self._transactional and not self._began:
-            raise ConfigurationError("with batches, begin and end transactions by the producer, not its client")
-
-    @contextmanager
-    def _serving(self) -> Iterator[None]:
-        """Note that delivery reports are served on this thread: none may be served inside one."""
-        outer = getattr(self._inside, "served", False)
-        self._inside.served = True
-        try:
-            yield
-        finally:
-            self._inside.served = outer
 
 
 def _check_name(name: str) -> None:

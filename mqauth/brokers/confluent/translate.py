@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 
 import confluent_kafka
-from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME
+from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaException
 
+from mqauth.brokers.confluent.client import COMES_AGAIN
+from mqauth.brokers.log.errors import PoisonRecordError
 from mqauth.brokers.log.judge import Judgement, judged
 from mqauth.brokers.log.records import NO_LOG, Log, record_message, unreadable
 from mqauth.errors import ConfigurationError
@@ -15,8 +18,11 @@ from mqauth.wire.message import HeaderValue, Message
 
 CLUSTER_TIMEOUT: Final = 5.0
 """Seconds for which the id of the cluster is waited for; the broker tells it with its first metadata."""
+_UNREADABLE: Final = frozenset((KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError.INVALID_MSG))
 _NO_HEADERS: Final = (None,)
 """In place of headers that cannot be read: the message is malformed by them, and its body is still known."""
+
+_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
@@ -46,6 +52,26 @@ def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
 def carries(name: str, value: HeaderValue) -> bool:
     """Tell whether confluent-kafka sends a header unchanged: it cuts a name at a NUL."""
     return isinstance(value, bytes) and "\0" not in name
+
+
+def heed(record: Any) -> None:
+    """Act on what came in place of a record.
+
+    Raises:
+        PoisonRecordError: a record cannot be parsed.
+        KafkaException: the broker refuses for good.
+    """
+    error = record.error()
+    if error.code() == KafkaError._PARTITION_EOF:
+        return
+    if error.code() in _UNREADABLE:
+        place = f"{record.topic()}-{record.partition()}"
+        raise PoisonRecordError(
+            f"{place}: the batch at offset {record.offset()} cannot be parsed ({error.name()})"
+        )
+    if error.code() not in COMES_AGAIN:
+        raise KafkaException(error)
+    _LOG.warning("consume: %s, tried again", error.name())
 
 
 class Logs:
