@@ -19,6 +19,8 @@ from mqauth.testing.stage_kafka_log import HEARTBEAT_MS, SESSION_MS, KafkaLogSta
 from mqauth.wire import destination
 from mqauth.wire.message import Message
 
+POLLING: Final = {"max_poll_interval_ms": 10_000}
+"""For so long a rebalance waits for a member that is in the middle of one and dies."""
 QUIET: Final = {"log_level": 2}
 """librdkafka writes what it logs to standard error, where the tests break connections on purpose."""
 
@@ -131,7 +133,7 @@ class ConfluentMember:
     def __init__(self, stage: ConfluentLogStage, consumer: Callable[[Any, Any], confluent.Consumer]) -> None:
         self._relay = Relay(stage.servers[0])
         clients = ConfluentClients([self._relay.server], stage.group)
-        times = {"session_timeout_ms": SESSION_MS, "heartbeat_interval_ms": HEARTBEAT_MS}
+        times = {"session_timeout_ms": SESSION_MS, "heartbeat_interval_ms": HEARTBEAT_MS, **POLLING}
         self._client = WatchedConsumer(stage, clients.consumer_settings(**times, **stage.settings))
         self._letters = clients.letters(stage.dead)
         self._consumer = consumer(self._client, Letters(stage, self._letters))
