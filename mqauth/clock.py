@@ -1,4 +1,4 @@
-"""Clock, ids and randomness: the only core module that touches the machine, so that tests can inject them."""
+"""Clock, ids and randomness: the only module of the core that asks the machine, so that tests can replace it."""
 
 from __future__ import annotations
 
@@ -8,32 +8,29 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Two readings: wall time for tokens, monotonic time for leases and waits."""
+    """Tells wall time, for tokens, and monotonic time, for leases and waits."""
 
     def now(self) -> float:
         """Return UTC seconds since the epoch."""
-        ...
 
     def monotonic(self) -> float:
-        """Return seconds that never step."""
-        ...
+        """Return seconds that are never set forward or back."""
 
 
 class Randomness(Protocol):
-    """A source of unpredictable bytes."""
+    """Makes unpredictable bytes."""
 
     def __call__(self, size: int, /) -> bytes:
         """Return ``size`` random bytes."""
-        ...
 
 
 class SystemClock:
-    """The machine's own clock."""
+    """The clock of the machine."""
 
     now = staticmethod(time.time)
-    """Return UTC seconds since the epoch, as the machine has it."""
+    """Return UTC seconds since the epoch."""
     monotonic = staticmethod(time.monotonic)
-    """Return the machine's monotonic seconds."""
+    """Return monotonic seconds."""
 
 
 SYSTEM_CLOCK: Clock = SystemClock()
@@ -41,11 +38,11 @@ SYSTEM_RANDOMNESS: Randomness = os.urandom
 
 
 def uuid7(clock: Clock, randomness: Randomness) -> str:
-    """Return a time-ordered UUID version 7 as text (RFC 9562, section 5.7).
+    """Return a UUID version 7 as text, which sorts by time (RFC 9562, section 5.7).
 
     Args:
-        clock: gives the milliseconds of the first 48 bits.
-        randomness: gives the other 74 bits.
+        clock: tells the milliseconds of the first 48 bits.
+        randomness: makes the other 74 bits.
     """
     milliseconds = int(clock.now() * 1000) & ((1 << 48) - 1)
     tail = int.from_bytes(randomness(10), "big")

@@ -1,8 +1,8 @@
-"""Every error mqauth raises, sorted by whose fault it is.
+"""Every error that mqauth raises, by whose fault it is.
 
-``Rejection`` is the message's fault and for ever, ``Unavailable`` the world's and tried again,
-``ConfigurationError`` and ``MalformedMessage`` the fault of whoever calls us. No text in here ever
-holds a token, a body or a key.
+``Rejection`` is the fault of the message, and for ever. ``Unavailable`` means that something is out of reach;
+the message is tried again. ``ConfigurationError`` and ``MalformedMessage`` are the caller's fault. No text of an
+error ever holds a token, a body or a key.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import ClassVar
 
 
 class Reason(StrEnum):
-    """Why a message was rejected; a closed set whose strings are a contract (wire profile, *Reasons*)."""
+    """Why a message was rejected. The set is closed, and its strings are a contract (wire profile, section 8)."""
 
     TOKEN_MISSING = "token_missing"
     TOKEN_REPEATED = "token_repeated"
@@ -68,11 +68,11 @@ SIGNED_REASONS: frozenset[Reason] = frozenset(
         Reason.HANDLER_FAILED,
     )
 )
-"""Reasons only a token whose signature holds can meet: its claims are the signer's own words."""
+"""Reasons that only a token whose signature holds can meet; its claims are what the signer wrote."""
 
 
 class Cause(StrEnum):
-    """Why a verdict was deferred; the fault is the world's or ours, never the message's."""
+    """Why a verdict was deferred; it is never the fault of the message."""
 
     KEYS_UNAVAILABLE = "keys_unavailable"
     KEY_PENDING = "key_pending"
@@ -85,21 +85,21 @@ class Cause(StrEnum):
     DEAD_LETTER_UNAVAILABLE = "dead_letter_unavailable"
     HANDLER_DEFERRED = "handler_deferred"
     BROKER_UNAVAILABLE = "broker_unavailable"
-    """Of a consumer's ``health()`` only: it does not consume although nothing is deferred."""
+    """Only in a consumer's ``health()``: it does not consume although nothing is deferred."""
 
 
 class MqauthError(Exception):
-    """The root of every error of this library; ``code`` is stable and fit for programs."""
+    """The root of every error of this library; ``code`` is stable, for programs."""
 
     code: ClassVar[str] = "error"
 
 
 class Rejection(MqauthError):
-    """The message is refused, for ever, and it is the message's fault.
+    """The message is refused, for ever, and it is its own fault.
 
     Args:
         reason: the stable reason.
-        detail: one line for people; holds no token, body or key.
+        detail: one line for people, without a token, body or key.
     """
 
     code = "rejected"
@@ -111,7 +111,7 @@ class Rejection(MqauthError):
 
 
 class Unavailable(MqauthError):
-    """A verdict cannot be had now; the message is neither handled nor dead-lettered, but tried again.
+    """No verdict can be reached now; the message is neither handled nor dead-lettered, and tried again later.
 
     Args:
         cause: what is out of reach.
@@ -129,10 +129,10 @@ class Unavailable(MqauthError):
 
 
 class RetryLater(MqauthError):
-    """Raised by a handler: not now; the message is deferred, and handled again when its broker retries it.
+    """Raised by a handler: not now. The message is deferred, and handled again when its broker retries it.
 
     Args:
-        detail: one line for people; no body or key.
+        detail: one line for people, without a body or key.
     """
 
     code = "retry_later"
@@ -143,10 +143,10 @@ class RetryLater(MqauthError):
 
 
 class RejectNow(MqauthError):
-    """Raised by a handler: never; the message is dead-lettered as ``handler_failed`` without more attempts.
+    """Raised by a handler: never. The message is dead-lettered as ``handler_failed`` without more attempts.
 
     Args:
-        detail: one line for people, kept in audit and dead letter; no body or key.
+        detail: one line for people, without a body or key; audit record and dead letter keep it.
     """
 
     code = "reject_now"
@@ -157,24 +157,24 @@ class RejectNow(MqauthError):
 
 
 class StaleDelivery(MqauthError):
-    """The delivery is no longer ours: its channel ended or it was given back, and the broker delivers it again."""
+    """The delivery is ours no more: its channel ended or it was given back, and the broker delivers it again."""
 
     code = "stale_delivery"
 
 
 class ConfigurationError(MqauthError):
-    """Settings, keys or arguments contradict each other or the design; nothing was started."""
+    """Settings, keys or arguments are wrong or contradict each other; nothing was started."""
 
     code = "configuration"
 
 
 class KeyChanged(MqauthError):
-    """A signing key signs no more, for it was rotated; its source has another."""
+    """A signing key was rotated and signs no more; its source has another."""
 
     code = "key_changed"
 
 
 class MalformedMessage(MqauthError, ValueError):
-    """A message given to us for signing, or read from a file, cannot exist on the broker it names."""
+    """A message that was to be signed, or was read from a file, cannot exist on the broker it names."""
 
     code = "message"

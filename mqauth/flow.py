@@ -1,8 +1,14 @@
-"""The only module that knows sync from async: a flow asks for calls, a runner makes them.
+"""The only module that knows synchronous from asynchronous: a flow asks for calls, and a runner makes them.
 
-A flow is a generator that yields ``Call`` objects and is sent their results. ``run`` makes plain calls,
-``arun`` awaits what is awaitable; ``begin`` makes plain calls until one is to be awaited, and ``resume`` goes on.
-Handler retries are asked for the same way and done by tenacity.
+The rules of this library are written once, for consumers with an event loop and without one, whose plug-ins may
+be either. Such a rule is a *flow*: a generator that yields ``Call`` objects and is sent their results. A
+*runner* makes the calls. ``run`` makes plain calls and refuses a coroutine, which nobody would await. ``arun``
+awaits what is awaitable. ``begin`` runs a flow on the spot until something has to be awaited, and ``resume``
+goes on from there.
+
+For example, ``yield from call(store.claim, request)`` is a plain call under ``run``, and under ``arun`` it is
+awaited if ``store.claim`` returned an awaitable. A handler is asked for with the ``attempts`` it may take, and
+tenacity makes the later ones.
 """
 
 from __future__ import annotations
@@ -20,14 +26,14 @@ from mqauth.errors import Cause, ConfigurationError, RejectNow, RetryLater, Unav
 
 
 class ColourError(ConfigurationError):
-    """A coroutine came back where nobody awaits; never a handler's failure, so it stops the consumer."""
+    """A coroutine came back where nobody awaits. No handler's failure: it stops the consumer."""
 
 
 P = ParamSpec("P")
 R = TypeVar("R")
 MAX_ATTEMPTS: Final = 100
 OUR_FAULT: Final = (Unavailable, ColourError)
-"""What a plug-in raises that is not the world's failure to be named."""
+"""What a plug-in raises that names its cause already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +42,10 @@ class Attempts:
 
     Args:
         limit: attempts in all, 1 to 100.
-        wait: longest wait before the third attempt, seconds; the second follows at once, later waits
-            double, with full jitter.
+        wait: the longest wait before the third attempt, seconds. The second attempt follows at once, later waits
+            double, and each is drawn at random up to its longest.
         wait_max: no wait is longer, seconds.
-        final: exception types that are not tried again; keep the handler's own signals among them.
+        final: exception types after which there is no other attempt; keep the handler's own signals among them.
     """
 
     limit: int = 3
@@ -53,7 +59,7 @@ class Attempts:
 
 
 class Call(NamedTuple):
-    """One wished-for call, with the attempts it may take and its twin for event loops."""
+    """A call that a flow asks for, with the attempts it may take and its twin for event loops."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -69,9 +75,10 @@ class Waiting(Generic[R]):
     """A flow that was begun and waits for one call.
 
     Args:
-        flow: to be gone on with.
+        flow: goes on once the call has an outcome.
         wish: the call.
-        made: returns what it came to, an awaitable, or raises; ``None`` where it is yet to be made.
+        made: returns what the call returned, an awaitable, or raises what it raised; ``None`` if it is yet to be
+            made.
     """
 
     flow: Flow[R]
@@ -80,10 +87,8 @@ class Waiting(Generic[R]):
 
 
 def call(function: Callable[P, R | Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> Flow[R]:
-    """Ask the runner for one call and return its result."""
-    if kwargs:
-        raise TypeError("calls take positional arguments")
-    return cast(R, (yield Call(function, args)))
+    """Ask the runner for one call with positional arguments, and return its result."""
+    return (yield from either(function, None, *args, **kwargs))
 
 
 def either(
@@ -92,19 +97,14 @@ def either(
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> Flow[R]:
-    """Ask for a call that may block: ``run`` makes it, ``arun`` its twin, where it has one."""
+    """Ask for a call that may block: ``run`` makes it, and ``arun`` makes its twin, if it has one."""
     if kwargs:
         raise TypeError("calls take positional arguments")
     return cast(R, (yield Call(function, args, twin=twin)))
 
 
-def attempt(function: Callable[[Any], Any], argument: Any, attempts: Attempts) -> Flow[Any]:
-    """Ask the runner for a call that may be tried again."""
-    return (yield Call(function, (argument,), attempts))
-
-
 def asked(cause: Cause, function: Callable[..., Any], *args: Any) -> Flow[Any]:
-    """Call a plug-in here and now, and ask the runner only to await what it returned.
+    """Call a plug-in on the spot, and ask the runner only to await what it returned.
 
     Raises:
         Unavailable: with ``cause``, whatever the plug-in raised but ``OUR_FAULT``.
@@ -114,7 +114,7 @@ def asked(cause: Cause, function: Callable[..., Any], *args: Any) -> Flow[Any]:
 
 
 def at_once(cause: Cause, function: Callable[..., Any], *args: Any) -> Any:
-    """Call a plug-in here and now, and return what is yet to be ``answered``: a result, or what is to be awaited.
+    """Call a plug-in on the spot, and return its result, or an awaitable that ``answered`` has awaited.
 
     Raises:
         Unavailable: with ``cause``, whatever the plug-in raised but ``OUR_FAULT``.
@@ -128,7 +128,7 @@ def at_once(cause: Cause, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def answered(cause: Cause, result: Any) -> Flow[Any]:
-    """Return a result, awaited by the runner where it is awaitable.
+    """Return a result, which the runner awaits if it is awaitable.
 
     Raises:
         Unavailable: with ``cause``, whatever awaiting it raised but ``OUR_FAULT``.
@@ -137,12 +137,12 @@ def answered(cause: Cause, result: Any) -> Flow[Any]:
 
 
 def settling(result: Any) -> Flow[Any]:
-    """Return a result, awaited by the runner where it is awaitable."""
+    """Return a result, which the runner awaits if it is awaitable."""
     return (yield Call(_itself, (result,))) if is_awaitable(result) else result
 
 
 def guarded(cause: Cause, wished: Flow[R], *, passing: tuple[type[Exception], ...] = OUR_FAULT) -> Flow[R]:
-    """Make a call of which every failure but ``passing`` is the world's.
+    """Run a flow of which every failure but ``passing`` means that something is out of reach.
 
     Raises:
         Unavailable: with ``cause``.
@@ -181,36 +181,26 @@ def run(flow: Flow[R]) -> R:
 
 
 async def arun(flow: Flow[R], result: Any = None, error: Exception | None = None) -> R:
-    """Run a flow inside an event loop; plug-ins of either colour serve.
+    """Run a flow inside an event loop; its plug-ins may be synchronous or asynchronous.
 
     Args:
-        flow: a new one, or one that waits.
-        result: of the call it waits for.
-        error: or why that failed.
+        flow: a new one, or one that waits for a call.
+        result: of that call.
+        error: why that call failed.
     """
     while True:
         try:
             wish = flow.send(result) if error is None else flow.throw(error)
         except StopIteration as stop:
             return cast(R, stop.value)
-        result, error, failed = None, None, None
-        try:
-            result = (wish.function if wish.twin is None else wish.twin)(*wish.arguments)
-            if result is not None and is_awaitable(result):
-                result = await result
-        except Exception as raised:
-            failed = raised
-        if failed is not None:  # outside of the first error's ``except``: later ones have no part in it
-            try:
-                result = await _again_awaited(wish, failed)
-            except Exception as last:
-                error = last
+        result, error = await _outcome(wish, None)
 
 
 def begin(flow: Flow[R]) -> R | Waiting[R]:
-    """Run a flow inside an event loop as far as nothing is to be awaited; ``resume`` goes on.
+    """Run a flow inside an event loop until something has to be awaited; ``resume`` goes on from there.
 
-    What a call raised that is no ``Exception`` is raised by ``resume``, whose caller has the flow's work in hand.
+    An exception of a call that is no ``Exception`` is raised by ``resume``, whose caller looks after the flow by
+    then.
     """
     result: Any = None
     error: Exception | None = None
@@ -233,22 +223,12 @@ def begin(flow: Flow[R]) -> R | Waiting[R]:
 
 
 async def resume(waiting: Waiting[R]) -> R:
-    """Go on with a flow that was begun, to its end."""
-    result, error, failed = None, None, None
-    try:
-        result = await _made(waiting)
-    except Exception as raised:
-        failed = raised
-    if failed is not None:
-        try:
-            result = await _again_awaited(waiting.wish, failed)
-        except Exception as last:
-            error = last
-    return await arun(waiting.flow, result, error)
+    """Run a flow that was begun to its end."""
+    return await arun(waiting.flow, *await _outcome(waiting.wish, waiting.made))
 
 
 def is_async(function: object) -> bool:
-    """Tell whether calling a function or object gives a coroutine."""
+    """Tell whether calling a function or an object returns a coroutine."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 - an object's method, not callability, is asked for
     )
@@ -260,14 +240,14 @@ def is_awaitable(result: object) -> TypeGuard[Awaitable[Any]]:
     return _is_awaited(kind) or (kind is GeneratorType and inspect.isawaitable(result))
 
 
+# by type, and nobody outside makes types; an ``Enum`` takes a microsecond to say no
 @lru_cache(maxsize=256)
 def _is_awaited(kind: Any) -> bool:
-    """Tell whether a type is one to await; looked up once, since an ``Enum`` takes a microsecond to say no."""
     return hasattr(kind, "__await__")
 
 
 async def settled(result: Any) -> Any:
-    """Return a result, awaited where it is awaitable."""
+    """Return a result, awaited if it is awaitable."""
     return await result if is_awaitable(result) else result
 
 
@@ -275,7 +255,7 @@ def refuse_async(**plugins: object) -> None:
     """Refuse asynchronous plug-ins where only ``run`` can serve them.
 
     Raises:
-        ConfigurationError: one of them is asynchronous; it would be deferred for ever.
+        ConfigurationError: one of them is asynchronous; its messages would be deferred for ever.
     """
     for name, plugin in plugins.items():
         if is_async(plugin):
@@ -283,32 +263,36 @@ def refuse_async(**plugins: object) -> None:
 
 
 def _again(wish: Call, error: Exception) -> Any:
-    """Make the attempts left after a first failure, which is raised where none is."""
+    """Make the attempts that are left after a first failure; raise it if there is none."""
     retrying = _retrying(wish, error)
     if retrying is None:
         raise error
-    return tenacity.Retrying(**retrying)(_plain, wish)
+    return tenacity.Retrying(**retrying)(lambda: _settled(wish.function(*wish.arguments)))
 
 
-async def _made(waiting: Waiting[Any]) -> Any:
-    """Return what the call of a flow that waits came to, awaited."""
-    if waiting.made is not None:
-        return await waiting.made()
-    wish = waiting.wish
-    result = (wish.twin or wish.function)(*wish.arguments)
-    return await result if is_awaitable(result) else result
+async def _outcome(wish: Call, made: Callable[[], Awaitable[Any]] | None) -> tuple[Any, Exception | None]:
+    """Return the result of a call, or why its last attempt failed.
 
-
-async def _again_awaited(wish: Call, error: Exception) -> Any:
-    """Make the attempts left after a first failure, which is raised where none is."""
-    retrying = _retrying(wish, error)
+    Args:
+        wish: the call.
+        made: returns or raises what its first attempt came to; ``None`` if that is yet to be made.
+    """
+    try:
+        return (await _awaited(wish) if made is None else await made()), None
+    except Exception as raised:
+        first = raised
+    # outside of the handler above, so that the first error is no context of the later ones
+    retrying = _retrying(wish, first)
     if retrying is None:
-        raise error
-    return await tenacity.AsyncRetrying(**retrying)(_awaited, wish)
+        return None, first
+    try:
+        return await tenacity.AsyncRetrying(**retrying)(_awaited, wish), None
+    except Exception as last:
+        return None, last
 
 
 def _retrying(wish: Call, error: Exception) -> dict[str, Any] | None:
-    """Return tenacity's settings for the attempts left after a first failure, ``None`` for none."""
+    """Return tenacity's settings for the attempts left after a first failure, ``None`` if there are none."""
     rule = wish.attempts
     if rule is None or rule.limit == 1 or isinstance(error, (ColourError, *rule.final)):
         return None
@@ -323,13 +307,8 @@ def _retrying(wish: Call, error: Exception) -> dict[str, Any] | None:
     }
 
 
-def _plain(wish: Call) -> Any:
-    """Call, and refuse a coroutine nobody would await."""
-    return _settled(wish.function(*wish.arguments))
-
-
 def _settled(result: Any) -> Any:
-    """Return a result, and refuse a coroutine nobody would await."""
+    """Return a result, and refuse a coroutine, which nobody would await."""
     if is_awaitable(result):
         if inspect.iscoroutine(result):
             result.close()
@@ -338,17 +317,14 @@ def _settled(result: Any) -> Any:
 
 
 async def _awaited(wish: Call) -> Any:
-    """Call, or call the twin, and await what is awaitable."""
-    function = wish.function if wish.twin is None else wish.twin
-    result = function(*wish.arguments)
-    return await result if is_awaitable(result) else result
+    """Make a call, or its twin, and await what is awaitable."""
+    result = (wish.twin or wish.function)(*wish.arguments)
+    return await result if result is not None and is_awaitable(result) else result
 
 
 def _raised(error: BaseException) -> NoReturn:
-    """Raise what is given."""
     raise error
 
 
 def _itself(result: Any) -> Any:
-    """Return what is given, for a runner to await."""
     return result

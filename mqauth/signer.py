@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -93,7 +93,7 @@ class Signer:
             raise ConfigurationError(f"lifetime is 1 to {MAX_LIFETIME} whole seconds")
         if isinstance(cover, str):
             raise ConfigurationError("cover is a list of names: a text would cover its letters")
-        self._source = _source(key)
+        self._key_now = _source(key)
         self._checked: SigningKey | None = None
         self.issuer = issuer
         self.subject = subject
@@ -233,7 +233,7 @@ class Signer:
 
     def _signing_key(self) -> SigningKey:
         """Return the key that signs now; one that was not seen before must speak for the subject."""
-        key = self._source.signing_key()
+        key = self._key_now()
         if key is not self._checked:
             _check_key(key, self.subject)
             self._checked = key
@@ -272,20 +272,12 @@ def _with_token(message: Message, token: str) -> Message:
     )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class _Fixed:
-    """The source of one key that never changes."""
-
-    key: SigningKey
-
-    def signing_key(self) -> SigningKey:
-        return self.key
-
-
-def _source(key: Key | SigningKey | SigningKeySource) -> SigningKeySource:
-    if isinstance(key, Key):
-        return _Fixed(jws.LocalSigningKey(key))
-    return key if isinstance(key, SigningKeySource) else _Fixed(key)
+def _source(key: Key | SigningKey | SigningKeySource) -> Callable[[], SigningKey]:
+    """Return the function that tells which key signs now."""
+    if isinstance(key, SigningKeySource):
+        return key.signing_key
+    fixed = jws.LocalSigningKey(key) if isinstance(key, Key) else key
+    return lambda: fixed
 
 
 def _check_key(key: SigningKey, subject: str) -> None:

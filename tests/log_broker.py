@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 from mqauth.judging.pipeline import Handler, Pipeline
@@ -19,6 +18,7 @@ from mqauth.signer import Signer
 from mqauth.testing.delivery_stage import CommitObserver
 from mqauth.wire import destination
 from mqauth.wire.message import Message
+from tests.kafka_client import PRODUCER, Partitions, Record
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -38,20 +38,6 @@ MOST = 50
 
 class Gone(Exception):
     """The client's process was killed."""
-
-
-@dataclass
-class Record:
-    """What is read of a ``ConsumerRecord``."""
-
-    topic: str
-    partition: int
-    offset: int
-    value: Any
-    key: Any
-    headers: Any
-    timestamp: int = 0
-    timestamp_type: int = 0
 
 
 @dataclass
@@ -127,21 +113,14 @@ class Coordinator:
         """Do nothing: the fake joins in ``poll``."""
 
 
-class Client:
+class Client(Partitions):
     """A ``KafkaConsumer`` of the broker's group."""
 
     def __init__(self, broker: Broker) -> None:
+        super().__init__(broker.topic, SESSION)
         self.broker = broker
-        self.config = {
-            "enable_auto_commit": False, "key_deserializer": None, "value_deserializer": None,
-            "group_id": "billing", "auto_offset_reset": "earliest", "session_timeout_ms": int(SESSION * 1000),
-            "max_poll_interval_ms": 60_000,
-        }  # fmt: skip
-        self._subscription = SimpleNamespace(rebalance_listener=None)
         self._coordinator = Coordinator(self)
-        self.held: set[Any] = set()
         self.position: dict[Any, int] = {}
-        self._paused: set[Any] = set()
         self.generation = -1
         self.sent: dict[Any, list[Record]] = {}
         self.silent_since: float | None = None
@@ -155,21 +134,6 @@ class Client:
     @property
     def listener(self) -> Any:
         return self._subscription.rebalance_listener
-
-    def subscription(self) -> set[str]:
-        return {self.broker.topic}
-
-    def assignment(self) -> set[Any]:
-        return set(self.held)
-
-    def paused(self) -> set[Any]:
-        return set(self._paused)
-
-    def pause(self, *places: Any) -> None:
-        self._paused |= set(places)
-
-    def resume(self, *places: Any) -> None:
-        self._paused -= set(places)
 
     def seek(self, place: Any, offset: int) -> None:
         self.position[place] = offset
@@ -290,10 +254,7 @@ class LetterClient:
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
-        self.config = {
-            "acks": "all", "enable_idempotence": False, "max_block_ms": 60_000, "key_serializer": None,
-            "value_serializer": None,
-        }  # fmt: skip
+        self.config = PRODUCER
 
     def send(self, topic: str, *, value: Any, key: Any, headers: Any) -> Future:
         """Append a letter, or lose it."""

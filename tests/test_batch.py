@@ -121,14 +121,14 @@ BENDS: dict[str, Callable[[ForgedBatch, int, int], Message]] = {
     "edited body": lambda b, i, j: b.seal(i, replace(b.messages[i], body=b"evil")),
     "edited header": lambda b, i, j: b.seal(i, changed_header(b.messages[i], "evil")),
     "rerouted": lambda b, i, j: replace(b.seal(i), destination=b.messages[i].destination + "2"),
-    "head of path": lambda b, i, j: _path(b, i, _bit(b.tree.path(i), 0)),
-    "tail of path": lambda b, i, j: _path(b, i, _bit(b.tree.path(i), len(b.tree.path(i)) - 1)),
-    "middle of path": lambda b, i, j: _path(b, i, _bit(b.tree.path(i), len(b.tree.path(i)) // 2)),
-    "path of another": lambda b, i, j: _path(b, i, b.tree.path(j)),
+    "head of path": lambda b, i, j: _path(b, i, _bit(b.tree.paths()[i], 0)),
+    "tail of path": lambda b, i, j: _path(b, i, _bit(b.tree.paths()[i], len(b.tree.paths()[i]) - 1)),
+    "middle of path": lambda b, i, j: _path(b, i, _bit(b.tree.paths()[i], len(b.tree.paths()[i]) // 2)),
+    "path of another": lambda b, i, j: _path(b, i, b.tree.paths()[j]),
     "number of another": lambda b, i, j: b.seal(i, number=str(j)),
     "header of another": lambda b, i, j: b.seal(j, b.messages[i]),
-    "path of another tree": lambda b, i, j: _path(b, i, OTHERS[id(b)].tree.path(i)),
-    "path too long": lambda b, i, j: _path(b, i, b.tree.path(i) + bytes(32)),
+    "path of another tree": lambda b, i, j: _path(b, i, OTHERS[id(b)].tree.paths()[i]),
+    "path too long": lambda b, i, j: _path(b, i, b.tree.paths()[i] + bytes(32)),
     "no proof": lambda b, i, j: b.seal(i, number="", proof=""),
     "token of another batch": lambda b, i, j: OTHERS[id(b)].seal(i, b.messages[j]),
     "bent signature": lambda b, i, j: replace(b, jws=b.jws[:-4] + "AAAA").seal(i),
@@ -161,7 +161,7 @@ def test_a_proof_bent_in_its_tail_is_refused_after_its_sibling(reason_of: Reason
     found, verifier = batch_of(8), FORGE.verifier()
     judged(verifier, found.seal(0))
     judged(verifier, found.seal(3))
-    bent = _path(found, 2, _bit(found.tree.path(2), 95))
+    bent = _path(found, 2, _bit(found.tree.paths()[2], 95))
     assert reason_of(lambda: judged(verifier, bent)) is Reason.PROOF_INVALID
     assert judged(verifier, found.seal(2)).index == 2
 
@@ -226,7 +226,7 @@ def test_a_proof_has_the_length_of_its_place(size: int, reason_of: ReasonOf) -> 
     claims = FORGE.verifier().open(batch_of(2).seal(0)).token.claims
     claims = claims._replace(mqa=Batch(root="A" * 43, size=size))
     for index in {0, 1, 2, size // 2, size - 2, size - 1} & set(range(size)):
-        path = tree.path(index)
+        path = tree.paths()[index]
         proof = proof_of(proof_text(index, bytes(12), path)[1:].encode(), claims)
         assert proof == (index, bytes(12), path)
         for wrong in (path + bytes(32), path[32:] if path else path + bytes(64)):

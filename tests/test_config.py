@@ -357,7 +357,7 @@ def test_audit_settings_reach_their_objects(place: Path) -> None:
     """Thresholds, rotation, flood gate and heads are those of the file; issuers that vouch are authorities."""
     guard = mqauth.load(written(place, FULL)).pipeline
     assert isinstance(guard.audit, mqauth.MisuseWatch)
-    assert guard.audit.thresholds == mqauth.Thresholds(
+    assert guard.audit.detector.thresholds == mqauth.Thresholds(
         window=30, quiet=300, burst=20, replays=4, expired=10, skewed_producers=5, unknown_kids=6, learn=0,
         capacity=100, authorities=frozenset(["https://third.example", "https://other.example"]),
     )  # fmt: skip

@@ -542,7 +542,7 @@ def test_account(room: Room, tmp_path: Path) -> None:
     path.touch()
     room.backend.files = (path,)
     client = room.client("viewer")
-    assert "Not reckoned yet" in client.get("/account").text
+    assert "Not compared yet" in client.get("/account").text
     post(client, "/account")
     room.backend.wait()
     assert "1 letter do not add up" in client.get("/account").text.replace("letters", "letter")

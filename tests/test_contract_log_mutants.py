@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +13,29 @@ from mqauth.audit.file import AuditFile
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Backoff, Partition
-from mqauth.errors import Unavailable
 from mqauth.testing import delivery_contract
 from mqauth.testing.delivery_contract import LogDeliveryContract, LogPlay
 from tests.log_broker import Confirmed, MemoryLogStage, kafka_repair
 from tests.log_broker import kafka as leaf
+from tests.simulation.engine_mutants import (
+    Mutant,
+    received_as_settled,
+    returning,
+    settled_at_once,
+    unmarked,
+    without,
+)
+from tests.simulation.kafka_mutants import swallowing, unwaited
 
 DeadLetters: Any = leaf.DeadLetters
 CONTRACT = LogDeliveryContract
 
 
 @dataclass(frozen=True)
-class Mutant:
-    """A mistake: what it replaces, by what, and the test of the contract that finds it."""
+class Caught(Mutant):
+    """A mistake, and the test of the contract that finds it."""
 
-    name: str
-    owner: Any
-    attribute: str
-    mutation: Callable[[Any], Any]
     test: Callable[..., Any]
-
-
-def received_as_settled(_: Any) -> Any:
-    """Commit what was received."""
-    return property(lambda partition: None if partition.last is None else partition.last + 1)
-
-
-def settled_at_once(_: Any) -> Any:
-    """Take what was put off for settled."""
-    return lambda assignment, partition, outcome: (partition.settle(), True)[1]
 
 
 def skipping(original: Any) -> Any:
@@ -56,74 +50,31 @@ def skipping(original: Any) -> Any:
     return attempted
 
 
-def swallowing(original: Any) -> Any:
-    """Drop a letter while its sink is down."""
-
-    def publish(sink: Any, letter: Any) -> None:
-        try:
-            original(sink, letter)
-        except Unavailable:
-            return
-
-    return publish
-
-
-def unwaited(_: Any) -> Any:
-    """Send a record without waiting for its confirm."""
-
-    def send(records: Any, _name: str, **record: Any) -> None:
-        records._client.send(records._topic, **record)
-
-    return send
-
-
-def unmarked(original: Any) -> Any:
-    """Choose a partition without marking it."""
-
-    def choose(assignment: Assignment) -> Partition | None:
-        partition: Partition | None = original(assignment)
-        if partition is not None:
-            partition.running = False
-        return partition
-
-    return choose
-
-
-def without(name: str, empty: Any) -> Callable[[Any], Any]:
-    """Return what leaves one wish out."""
-    return lambda original: lambda *args: replace(original(*args), **{name: empty})
-
-
-def returning(value: Any) -> Callable[[Any], Any]:
-    """Return what always returns a value."""
-    return lambda _: lambda *_args, **_kwargs: value
-
-
 MUTANTS = (
-    Mutant("commits received, not settled", Partition, "settled", received_as_settled,
+    Caught("commits received, not settled", Partition, "settled", received_as_settled,
            CONTRACT.test_a_commit_covers_what_is_settled),
-    Mutant("letter not confirmed", Confirmed, "send", unwaited, CONTRACT.test_a_letter_is_confirmed),
-    Mutant("letter dropped while the sink is down", DeadLetters, "publish", swallowing,
+    Caught("letter not confirmed", Confirmed, "send", unwaited, CONTRACT.test_a_letter_is_confirmed),
+    Caught("letter dropped while the sink is down", DeadLetters, "publish", swallowing,
            CONTRACT.test_a_letter_is_confirmed),
-    Mutant("deferred treated as settled", Assignment, "attempted", settled_at_once,
+    Caught("deferred treated as settled", Assignment, "attempted", settled_at_once,
            CONTRACT.test_what_is_put_off_is_not_settled),
-    Mutant("skips behind a deferral", Assignment, "attempted", skipping, CONTRACT.test_nothing_overtakes),
-    Mutant("forgets what stands behind a deferral", Assignment, "client_calls", without("seek", {}),
+    Caught("skips behind a deferral", Assignment, "attempted", skipping, CONTRACT.test_nothing_overtakes),
+    Caught("forgets what stands behind a deferral", Assignment, "client_calls", without("seek", {}),
            CONTRACT.test_nothing_overtakes),
-    Mutant("ignores back-off", Backoff, "wait", returning(0.0), CONTRACT.test_what_is_put_off_is_not_tried_hotly),
-    Mutant("never commits", Assignment, "due_commits", returning({}),
+    Caught("ignores back-off", Backoff, "wait", returning(0.0), CONTRACT.test_what_is_put_off_is_not_tried_hotly),
+    Caught("never commits", Assignment, "due_commits", returning({}),
            CONTRACT.test_everything_is_committed_in_the_end),
-    Mutant("never resumes", Assignment, "client_calls", without("resume", frozenset()),
+    Caught("never resumes", Assignment, "client_calls", without("resume", frozenset()),
            CONTRACT.test_nothing_overtakes),
-    Mutant("partition run twice", Assignment, "choose", unmarked, CONTRACT.test_one_handler_of_a_partition),
-    Mutant("no release on stop", LogWork, "give_back", returning(None), CONTRACT.test_no_claim_outlives_the_stop),
-    Mutant("receipt time lost", Partition, "_received_at", lambda _: lambda _part, _offset, now: now,
+    Caught("partition run twice", Assignment, "choose", unmarked, CONTRACT.test_one_handler_of_a_partition),
+    Caught("no release on stop", LogWork, "give_back", returning(None), CONTRACT.test_no_claim_outlives_the_stop),
+    Caught("receipt time lost", Partition, "_received_at", lambda _: lambda _part, _offset, now: now,
            CONTRACT.test_the_time_of_receipt_survives),
-    Mutant("revoke ignored", Assignment, "revoked", returning(None), CONTRACT.test_a_revoke_waits_for_what_runs),
-    Mutant("revoke does not wait", kafka_repair, "rejoins", returning(False),
+    Caught("revoke ignored", Assignment, "revoked", returning(None), CONTRACT.test_a_revoke_waits_for_what_runs),
+    Caught("revoke does not wait", kafka_repair, "rejoins", returning(False),
            CONTRACT.test_a_revoke_waits_for_what_runs),
-    Mutant("loss ignored", Assignment, "lost", returning(None), CONTRACT.test_what_is_stale_is_not_condemned),
-    Mutant("condemns what is stale for its time", Assignment, "heartbeat", returning(None),
+    Caught("loss ignored", Assignment, "lost", returning(None), CONTRACT.test_what_is_stale_is_not_condemned),
+    Caught("condemns what is stale for its time", Assignment, "heartbeat", returning(None),
            CONTRACT.test_what_is_stale_is_not_condemned),
 )  # fmt: skip
 
@@ -141,9 +92,7 @@ def play(tmp_path: Path) -> Iterator[LogPlay]:
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_mutant_is_caught(mutant: Mutant, play: LogPlay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mutant_is_caught(mutant: Caught, play: LogPlay) -> None:
     """The mistake fails the test that is there for it."""
-    original = getattr(mutant.owner, mutant.attribute)
-    monkeypatch.setattr(mutant.owner, mutant.attribute, mutant.mutation(original))
-    with pytest.raises((AssertionError, TimeoutError)):
+    with mutant.made(), pytest.raises((AssertionError, TimeoutError)):
         mutant.test(CONTRACT(), play)

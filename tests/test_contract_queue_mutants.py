@@ -20,33 +20,26 @@ from mqauth.brokers.queue.subscription import Subscription
 from mqauth.brokers.rabbitmq import DeadLetters
 from mqauth.brokers.rabbitmq import queue as rabbitmq_queue
 from mqauth.delivery import slot
-from mqauth.delivery.acks import Ack, DeliveryTags
+from mqauth.delivery.acks import DeliveryTags
 from mqauth.delivery.hold import HoldCapacity
 from mqauth.delivery.progress import Progress
 from mqauth.delivery.queue_work import QueueWork
 from mqauth.delivery.slot import Slot
 from mqauth.errors import Reason, Unavailable
-from mqauth.flow import Flow, arun
+from mqauth.flow import arun
 from mqauth.testing.delivery_contract_queue import QueueDeliveryContract, QueuePlay
 from tests.simulation.contract_stage import simulated_stage
+from tests.simulation.engine_mutants import Mutant, returning
+from tests.simulation.queue_mutants import always, past_what_is_open, unlike, unreleased
 
 CONTRACT = QueueDeliveryContract
 
 
 @dataclass(frozen=True)
-class Mutant:
-    """A mistake: what it replaces, by what, and the test of the contract that finds it."""
+class Caught(Mutant):
+    """A mistake, and the test of the contract that finds it."""
 
-    name: str
-    owner: Any
-    attribute: str
-    mutation: Callable[[Any], Any]
     test: Callable[..., Any]
-
-
-def returning(value: Any) -> Callable[[Any], Any]:
-    """Return what always returns a value."""
-    return lambda _: lambda *_args, **_kwargs: value
 
 
 def awaited(value: Any) -> Callable[[Any], Any]:
@@ -56,11 +49,6 @@ def awaited(value: Any) -> Callable[[Any], Any]:
         return value
 
     return lambda _: mutant
-
-
-def always(value: Any) -> Callable[[Any], Any]:
-    """Return a property that is always one value."""
-    return lambda _: property(lambda _self: value)
 
 
 def without(*reasons: Reason) -> Callable[[Any], Any]:
@@ -76,16 +64,6 @@ def received_as_settled(original: Any) -> Any:
         ledger._settled[tag] = None  # type: ignore[assignment]
 
     return opened
-
-
-def past_what_is_open(_: Any) -> Any:
-    """Ack all by the highest tag."""
-
-    def take(ledger: DeliveryTags) -> list[Ack]:
-        settled, ledger._settled = ledger._settled, {}
-        return [Ack(max(settled), True, list(settled.values()))] if settled else []
-
-    return take
 
 
 def unconfirmed(original: Any) -> Any:
@@ -121,15 +99,6 @@ def settled_all_the_same(_: Any) -> Any:
     return let_go
 
 
-def unreleased(_: Any) -> Any:
-    """Keep a claim."""
-
-    def release(_work: QueueWork, _delivery: Any) -> Flow[None]:
-        yield from ()
-
-    return release
-
-
 def at_once(_: Any) -> Any:
     """Wait for nothing before the next attempt."""
 
@@ -137,11 +106,6 @@ def at_once(_: Any) -> Any:
         await asyncio.sleep(0.001)
 
     return pause
-
-
-def forgetful(_: Any) -> Any:
-    """Judge each delivery as if none of its content had been there."""
-    return lambda progress, message: progress._guard.receive(message)
 
 
 def raising(_: Any) -> Any:
@@ -212,55 +176,55 @@ def as_new(original: Any) -> Any:
 
 
 MUTANTS = (
-    Mutant("acked before settled", DeliveryTags, "opened", received_as_settled,
+    Caught("acked before settled", DeliveryTags, "opened", received_as_settled,
            CONTRACT.test_an_ack_covers_what_is_settled),
-    Mutant("multiple past an open tag", DeliveryTags, "take", past_what_is_open,
+    Caught("multiple past an open tag", DeliveryTags, "take", past_what_is_open,
            CONTRACT.test_an_ack_covers_what_is_settled),
-    Mutant("never acks", Acks, "settle", returning(None), CONTRACT.test_everything_is_acked_in_the_end),
-    Mutant("letter not confirmed", DeadLetters, "publish", unconfirmed, CONTRACT.test_a_letter_is_confirmed),
-    Mutant("letter dropped while the sink is down", DeadLetters, "publish", swallowing,
+    Caught("never acks", Acks, "settle", returning(None), CONTRACT.test_everything_is_acked_in_the_end),
+    Caught("letter not confirmed", DeadLetters, "publish", unconfirmed, CONTRACT.test_a_letter_is_confirmed),
+    Caught("letter dropped while the sink is down", DeadLetters, "publish", swallowing,
            CONTRACT.test_a_letter_is_confirmed),
-    Mutant("deferred treated as settled", Processor, "_let_go", settled_all_the_same,
+    Caught("deferred treated as settled", Processor, "_let_go", settled_all_the_same,
            CONTRACT.test_what_is_put_off_is_not_settled),
-    Mutant("ignores back-off", Retrier, "_pause", at_once, CONTRACT.test_what_is_put_off_is_not_tried_hotly),
-    Mutant("no release on stop", QueueWork, "_release", unreleased, CONTRACT.test_no_claim_outlives_the_stop),
-    Mutant("receipt time lost", Progress, "receive", forgetful, CONTRACT.test_the_time_of_receipt_survives),
-    Mutant("judges what is stale", slot, "TIME_DEPENDENT", without(Reason.REPLAYED),
+    Caught("ignores back-off", Retrier, "_pause", at_once, CONTRACT.test_what_is_put_off_is_not_tried_hotly),
+    Caught("no release on stop", QueueWork, "_release", unreleased, CONTRACT.test_no_claim_outlives_the_stop),
+    Caught("receipt time lost", Progress, "receive", unlike, CONTRACT.test_the_time_of_receipt_survives),
+    Caught("judges what is stale", slot, "TIME_DEPENDENT", without(Reason.REPLAYED),
            CONTRACT.test_what_is_stale_is_not_condemned),
-    Mutant("condemns what is stale for its time", slot, "TIME_DEPENDENT", without(Reason.EXPIRED),
+    Caught("condemns what is stale for its time", slot, "TIME_DEPENDENT", without(Reason.EXPIRED),
            CONTRACT.test_what_is_stale_is_not_condemned_for_its_time),
-    Mutant("judged once more after its back-off", Slot, "unproven", returning(None),
+    Caught("judged once more after its back-off", Slot, "unproven", returning(None),
            CONTRACT.test_a_channel_that_ends_while_messages_wait),
-    Mutant("held ones starve the rest", HoldCapacity, "wants_another", returning(False),
+    Caught("held ones starve the rest", HoldCapacity, "wants_another", returning(False),
            CONTRACT.test_what_is_put_off_starves_nobody),
-    Mutant("an issuer's cause is everybody's", HoldCapacity, "concerns_everyone", returning(True),
+    Caught("an issuer's cause is everybody's", HoldCapacity, "concerns_everyone", returning(True),
            CONTRACT.test_an_issuer_starves_nobody),
-    Mutant("spends the limit", Slot, "is_last", always(False), CONTRACT.test_restarts_put_nothing_away),
-    Mutant("slot lost", Processor, "_failed", raising, CONTRACT.test_what_a_handler_must_not_raise),
-    Mutant("stops twice", QueueConsumer, "_end", every_time, CONTRACT.test_no_claim_outlives_a_long_handler),
-    Mutant("never resumes: cancelled", Subscription, "_on_cancel", returning(None),
+    Caught("spends the limit", Slot, "is_last", always(False), CONTRACT.test_restarts_put_nothing_away),
+    Caught("slot lost", Processor, "_failed", raising, CONTRACT.test_what_a_handler_must_not_raise),
+    Caught("stops twice", QueueConsumer, "_end", every_time, CONTRACT.test_no_claim_outlives_a_long_handler),
+    Caught("never resumes: cancelled", Subscription, "_on_cancel", returning(None),
            CONTRACT.test_consumes_again_after_it_was_cancelled),
-    Mutant("never resumes: channel closed", Subscription, "_on_close", returning(None),
+    Caught("never resumes: channel closed", Subscription, "_on_close", returning(None),
            CONTRACT.test_consumes_again_after_its_channel_was_closed),
-    Mutant("never resumes: queue away", Subscription, "_start", untried,
+    Caught("never resumes: queue away", Subscription, "_start", untried,
            CONTRACT.test_consumes_again_when_its_queue_is_back),
-    Mutant("never resumes: outage", Processor, "probe", awaited(False),
+    Caught("never resumes: outage", Processor, "probe", awaited(False),
            CONTRACT.test_an_outage_requeues_nothing_hotly),
-    Mutant("requeues hot", QueueConsumer, "_suspend", awaited(False),
+    Caught("requeues hot", QueueConsumer, "_suspend", awaited(False),
            CONTRACT.test_an_outage_requeues_nothing_hotly),
-    Mutant("overtakes", HoldCapacity, "wants_another", returning(True),
+    Caught("overtakes", HoldCapacity, "wants_another", returning(True),
            CONTRACT.test_what_is_put_off_is_not_overtaken),
-    Mutant("never resumes: connection lost", Subscription, "_on_close", returning(None),
+    Caught("never resumes: connection lost", Subscription, "_on_close", returning(None),
            CONTRACT.test_consumes_again_after_its_connection_was_lost),
-    Mutant("never resumes: gives up after half a minute", Subscription, "_start", impatient,
+    Caught("never resumes: gives up after half a minute", Subscription, "_start", impatient,
            CONTRACT.test_consumes_again_when_its_queue_is_back_after_a_minute),
-    Mutant("handlers end with their channel", Subscription, "_on_close", cancelling,
+    Caught("handlers end with their channel", Subscription, "_on_close", cancelling,
            CONTRACT.test_a_channel_that_ends_under_a_handler),
-    Mutant("settles what is stale", Subscription, "_acks_of", carried_over,
+    Caught("settles what is stale", Subscription, "_acks_of", carried_over,
            CONTRACT.test_an_ack_is_of_its_own_channel),
-    Mutant("lease not renewed", LeaseRenewal, "renew", awaited(None),
+    Caught("lease not renewed", LeaseRenewal, "renew", awaited(None),
            CONTRACT.test_a_handler_that_outlasts_its_lease),
-    Mutant("redelivery taken for a copy", rabbitmq_queue, "from_native", as_new,
+    Caught("redelivery taken for a copy", rabbitmq_queue, "from_native", as_new,
            CONTRACT.test_a_consumer_that_is_killed),
 )  # fmt: skip
 
@@ -273,11 +237,9 @@ def play(tmp_path: Path) -> Iterator[QueuePlay]:
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_mutant_is_caught(mutant: Mutant, play: QueuePlay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mutant_is_caught(mutant: Caught, play: QueuePlay) -> None:
     """The mistake fails the test that is there for it."""
-    original = getattr(mutant.owner, mutant.attribute)
-    monkeypatch.setattr(mutant.owner, mutant.attribute, mutant.mutation(original))
-    with pytest.raises((AssertionError, TimeoutError)):
+    with mutant.made(), pytest.raises((AssertionError, TimeoutError)):
         mutant.test(CONTRACT(), play)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nacl.bindings import crypto_sign, crypto_sign_open
 
-from mqauth.wire import ed25519
+from mqauth.wire import jws
 
 Point = tuple[int, int]
 FIELD: Final = 2**255 - 19
@@ -131,9 +131,11 @@ def test_what_libsodium_accepts_openssl_accepts() -> None:
 @pytest.mark.parametrize("installed", [True, False])
 def test_the_verdict_is_openssls(monkeypatch: pytest.MonkeyPatch, *, installed: bool) -> None:
     """With PyNaCl and without it the verdict on every edge is OpenSSL's."""
-    monkeypatch.setattr(ed25519, "_OPEN", crypto_sign_open if installed else None)
+    monkeypatch.setattr(jws, "_OPEN", crypto_sign_open if installed else None)
     for raw, signature in edges():
-        assert ed25519.holds(DATA, Ed25519PublicKey.from_public_bytes(raw), signature) is openssl(raw, signature)
+        assert jws.ed25519_holds(DATA, Ed25519PublicKey.from_public_bytes(raw), signature) is openssl(
+            raw, signature
+        )
 
 
 @given(st.binary(max_size=200), st.integers(0, 511), st.binary(max_size=3))
@@ -143,10 +145,10 @@ def test_a_changed_signature_does_not_hold(data: bytes, bit: int, tail: bytes) -
     good = key.sign(data)
     turned = bytearray(good)
     turned[bit // 8] ^= 1 << bit % 8
-    assert ed25519.holds(data, key.public_key(), good)
-    assert not ed25519.holds(data, key.public_key(), bytes(turned))
-    assert not tail or not ed25519.holds(data, key.public_key(), good + tail)
-    assert not ed25519.holds(data + b"x", key.public_key(), good)
+    assert jws.ed25519_holds(data, key.public_key(), good)
+    assert not jws.ed25519_holds(data, key.public_key(), bytes(turned))
+    assert not tail or not jws.ed25519_holds(data, key.public_key(), good + tail)
+    assert not jws.ed25519_holds(data + b"x", key.public_key(), good)
 
 
 def _raising(*_arguments: Any) -> bytes:
@@ -158,9 +160,9 @@ def test_a_broken_libsodium_condemns_nothing(
     monkeypatch: pytest.MonkeyPatch, broken: Callable[..., bytes]
 ) -> None:
     """An honest signature holds whatever libsodium says of it."""
-    monkeypatch.setattr(ed25519, "_OPEN", broken)
+    monkeypatch.setattr(jws, "_OPEN", broken)
     key = Ed25519PrivateKey.generate()
-    assert ed25519.holds(DATA, key.public_key(), key.sign(DATA))
+    assert jws.ed25519_holds(DATA, key.public_key(), key.sign(DATA))
 
 
 # Seeds, messages and signatures of RFC 8032, section 7.1, tests 1 to 3.
@@ -183,8 +185,8 @@ def test_signatures_of_the_rfc(
     monkeypatch: pytest.MonkeyPatch, seed: str, data: str, signature: str, *, installed: bool
 ) -> None:
     """With PyNaCl and without it the RFC's signatures are made."""
-    monkeypatch.setattr(ed25519, "_SIGN", crypto_sign if installed else None)
-    sign = ed25519.signing(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(seed)))
+    monkeypatch.setattr(jws, "_SIGN", crypto_sign if installed else None)
+    sign = jws.ed25519_signer(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(seed)))
     assert sign(bytes.fromhex(data)).hex() == signature
 
 
@@ -192,5 +194,5 @@ def test_signatures_of_the_rfc(
 def test_a_signature_is_openssls(seed: bytes, data: bytes) -> None:
     """Whatever the key and what is signed, libsodium's signature is OpenSSL's."""
     key = Ed25519PrivateKey.from_private_bytes(seed)
-    assert ed25519.signing(key)(data) == key.sign(data)
-    assert key.sign != ed25519.signing(key)  # PyNaCl is installed where tests run
+    assert jws.ed25519_signer(key)(data) == key.sign(data)
+    assert key.sign != jws.ed25519_signer(key)  # PyNaCl is installed where tests run

@@ -16,6 +16,11 @@ from mqauth.flow import Attempts, ColourError, Flow
 Runner = Callable[[Flow[Any]], Any]
 
 
+def attempt(function: Callable[[Any], Any], argument: Any, attempts: Attempts) -> Flow[Any]:
+    """Ask for a call as the pipeline asks for a handler."""
+    return (yield flow.Call(function, (argument,), attempts))
+
+
 async def begun(wish: Flow[Any]) -> Any:
     """Begin a flow, and go on with it where it waits."""
     found = flow.begin(wish)
@@ -107,7 +112,7 @@ def test_run_refuses_a_coroutine_and_closes_it(rule: Attempts | None) -> None:
         calls += 1
         return later(value)
 
-    wish = flow.call(asynchronous, 1) if rule is None else flow.attempt(asynchronous, 1, rule)
+    wish = flow.call(asynchronous, 1) if rule is None else attempt(asynchronous, 1, rule)
     with pytest.raises(ColourError):
         flow.run(wish)
     assert calls == 1
@@ -128,7 +133,7 @@ def test_run_refuses_any_awaitable() -> None:
 def test_attempts_are_made_until_one_succeeds(failures: int, limit: int, calls: int, runner: Runner) -> None:
     """A handler that fails fewer times than its limit succeeds."""
     handler = Flaky(failures)
-    assert runner(flow.attempt(handler, "ok", Attempts(limit=limit, wait=0))) == "ok"
+    assert runner(attempt(handler, "ok", Attempts(limit=limit, wait=0))) == "ok"
     assert handler.calls == calls
 
 
@@ -136,7 +141,7 @@ def test_attempts_are_made_until_one_succeeds(failures: int, limit: int, calls: 
 async def test_a_failure_while_beginning_counts(failures: int) -> None:
     """The first attempt counts wherever it was made, and the others wait for the event loop."""
     handler = Flaky(failures)
-    found = flow.begin(flow.attempt(handler, "v", Attempts(limit=3, wait=0)))
+    found = flow.begin(attempt(handler, "v", Attempts(limit=3, wait=0)))
     assert isinstance(found, flow.Waiting)
     assert handler.calls == 1
     if failures == 3:
@@ -190,7 +195,7 @@ async def test_a_call_that_may_block_is_not_made_while_beginning() -> None:
 async def test_what_is_no_exception_is_kept(error: type[BaseException]) -> None:
     """A plain call that raises it is not tried again: who goes on has its delivery in hand, and is told."""
     handler = Flaky(3, error())  # type: ignore[arg-type]
-    found = flow.begin(flow.attempt(handler, "v", Attempts(limit=3, wait=0)))
+    found = flow.begin(attempt(handler, "v", Attempts(limit=3, wait=0)))
     assert isinstance(found, flow.Waiting)
     with pytest.raises(error):
         await flow.resume(found)
@@ -213,7 +218,7 @@ def test_a_result_of_no_known_kind_is_a_failure_of_the_call(runner: Runner) -> N
         return Unhashable("Odd", (), {})()
 
     with pytest.raises(TypeError):
-        runner(flow.attempt(handler, "v", Attempts(limit=3, wait=0)))
+        runner(attempt(handler, "v", Attempts(limit=3, wait=0)))
     assert calls == 3
 
 
@@ -226,7 +231,7 @@ async def test_a_later_attempt_has_no_part_in_an_earlier_error() -> None:
         raise left.pop(0)
 
     with pytest.raises(ValueError, match="2"):
-        await flow.arun(flow.attempt(handler, "v", Attempts(limit=3, wait=0)))
+        await flow.arun(attempt(handler, "v", Attempts(limit=3, wait=0)))
     assert [error.__context__ for error in errors] == [None] * 3
 
 
@@ -235,7 +240,7 @@ def test_attempts_end_with_the_last_error(limit: int, runner: Runner) -> None:
     """After the limit the handler's own error is raised, not the retry library's."""
     handler = Flaky(99)
     with pytest.raises(RuntimeError, match="flaky"):
-        runner(flow.attempt(handler, 1, Attempts(limit=limit, wait=0)))
+        runner(attempt(handler, 1, Attempts(limit=limit, wait=0)))
     assert handler.calls == limit
 
 
@@ -251,7 +256,7 @@ def test_final_errors_are_not_tried_again(error: Exception, runner: Runner) -> N
             raise error
 
         with pytest.raises(type(error)):
-            runner(flow.attempt(then, 1, rule))
+            runner(attempt(then, 1, rule))
         assert handler.calls == before + 1
 
 
@@ -267,14 +272,14 @@ def test_plain_calls_are_made_once(runner: Runner) -> None:
 def test_a_handler_that_raises_stop_iteration_has_failed(limit: int, runner: Runner) -> None:
     """StopIteration out of a handler must not end the flow as if it had returned."""
     with pytest.raises(RuntimeError):
-        runner(flow.attempt(Flaky(9, StopIteration("value")), 1, Attempts(limit=limit, wait=0)))
+        runner(attempt(Flaky(9, StopIteration("value")), 1, Attempts(limit=limit, wait=0)))
 
 
 def test_what_ends_a_process_is_not_caught(runner: Runner) -> None:
     """KeyboardInterrupt and its like pass through a retried call at once."""
     handler = Flaky(9, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        runner(flow.attempt(handler, 1, Attempts(limit=3, wait=0)))
+        runner(attempt(handler, 1, Attempts(limit=3, wait=0)))
     assert handler.calls == 1
 
 
@@ -286,7 +291,7 @@ async def test_cancelling_a_handler_cancels_it() -> None:
         started.set()
         await asyncio.Event().wait()
 
-    task = asyncio.ensure_future(flow.arun(flow.attempt(endless, 1, Attempts(wait=0))))
+    task = asyncio.ensure_future(flow.arun(attempt(endless, 1, Attempts(wait=0))))
     await started.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

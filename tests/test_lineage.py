@@ -204,7 +204,7 @@ def test_a_past_in_its_form_is_read() -> None:
         Past(count=MAX_COUNT),
         Past(count=1, hops=(replace(HOP, reason=None),)),
     ):
-        assert parse_past(json.loads(json.dumps(past.as_dict()))) == past
+        assert parse_past(json.loads(json.dumps(asdict(past)))) == past
     assert NO_PAST.and_then(HOP) == Past(count=1, hops=(HOP,))
     assert Past(count=MAX_COUNT).and_then(HOP).count == MAX_COUNT
 

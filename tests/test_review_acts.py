@@ -11,12 +11,12 @@ from mqauth import flow
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.judging.pipeline import Verdict
 from mqauth.letters.dead_letter import PREFIX, DeadLetter
-from mqauth.review import Filter, Letter, Terms, judge, read, redrive, rehearse
+from mqauth.review import Letter, judge, read, redrive, rehearse
 from mqauth.review.judge import CHANGED, GONE, ONLY_REFERENCE, RecordPlace, recalled
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire.message import Message
 from tests.conftest import KAFKA, kafka_message
-from tests.test_review import WHY, Bureau
+from tests.test_review import Bureau
 
 
 class Log(dict[tuple[str, int, int], Message]):
@@ -57,14 +57,12 @@ def planted(desk: Bureau, log: Log, offset: int = 7, **seal: Any) -> Message:
 
 def acted(desk: Bureau, log: Log | None, *waive: Reason) -> dict[str, Any]:
     """Rehearse and redrive everything, which must agree, and return the account."""
-    terms = Terms(releaser=desk.releaser, reason=WHY, waive=frozenset(waive))
+    plan = desk.plan("redrive", waive=frozenset(waive))
+    settings: Any = {"guard": desk.guard, "releaser": desk.releaser, "originals": log}
     with desk.survey() as index:
         selection = index.freeze()
-        rehearsed = flow.run(rehearse(index, Filter(), guard=desk.guard, terms=terms, originals=log))
-    run = redrive(
-        desk.box, selection, guard=desk.guard, terms=terms, reviewer=desk.reviewer, originals=log
-    )  # fmt: skip
-    found = flow.run(run).as_dict()
+        rehearsed = flow.run(rehearse(index, plan, **settings))
+    found = flow.run(redrive(desk.box, selection, plan, audit=desk.audit, **settings)).as_dict()
     assert found["error"] or dict(rehearsed) == found["refused"] | (
         {"accepted": found["done"]} if found["done"] else {}
     )
@@ -154,10 +152,11 @@ def test_a_broker_that_cannot_be_asked_ends_the_run(desk: Bureau, log: Log) -> N
     with desk.survey() as index:
         selection = index.freeze()
     log.down = True
-    terms = Terms(releaser=desk.releaser, reason=WHY, waive=frozenset([Reason.EXPIRED]))
-    found = flow.run(
-        redrive(desk.box, selection, guard=desk.guard, terms=terms, reviewer=desk.reviewer, originals=log)
+    plan = desk.plan("redrive", waive=frozenset([Reason.EXPIRED]))
+    act = redrive(
+        desk.box, selection, plan, guard=desk.guard, releaser=desk.releaser, audit=desk.audit, originals=log
     )
+    found = flow.run(act)
     assert (found.failed, found.done, found.refused.total()) == (1, 0, 0)
     assert len(desk.letters()) == 1
 

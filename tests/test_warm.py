@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from mqauth.clock import SYSTEM_RANDOMNESS
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.flow import arun, run
-from mqauth.judging.audit_record import verdict_record
 from mqauth.judging.candidate import CAPACITY, Candidate
-from mqauth.judging.delivery import Delivery, Step
+from mqauth.judging.delivery import Delivery, Step, verdict_record
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Allow, Decision, Policy
 from mqauth.judging.verified import Verified
@@ -391,7 +390,7 @@ def test_owners_are_drawn_at_once() -> None:
     drawn.clear()
     deliveries = [Delivery(message=message, received=0.0) for message in world.sealed()]
     deliveries[2].owner = "kept"
-    guard.verdicts.name_owners(deliveries)
+    guard.verdicts.draw_owners(deliveries)
     assert drawn == [12 * SIZE]
     assert len({delivery.owner for delivery in deliveries}) == SIZE
     assert [len(delivery.owner or "") for delivery in deliveries] == [24, 24, 4, 24, 24, 24]

@@ -197,7 +197,7 @@ def reviewer_acts(seen: Browser) -> None:
     assert "ada@example.test (reviewer)" in seen.find("header").text
     seen.go("/act/redrive?reason=key_unknown")
     seen.find("#why").send_keys("the key arrived late")
-    seen.press("Look what it would do")
+    seen.press("Show what it would do")
     seen.wait_for(f"{LETTERS} of {LETTERS} letters would be redriven")
     seen.press(f"Redrive {LETTERS} letters")
     seen.wait_for(f"{LETTERS} of {LETTERS} letters redriven")

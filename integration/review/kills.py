@@ -157,7 +157,7 @@ def acts(scene: Scene, what: str) -> int:
 
 def ledger(scene: Scene) -> Ledger:
     """Hold the audit files against the letters."""
-    with scene.desk() as (found, _):
+    with scene.session() as found:
         return scene.ledger(found)
 
 

@@ -12,16 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from integration.review.kills import acts
-from integration.review.scene import FORGED, KINDS, WHY, Scene
+from integration.review.scene import FORGED, KINDS, Scene
 from integration.review.stages import BROKERS, staged
 from mqauth.audit.chain import verify_chain
 from mqauth.errors import Reason
-from mqauth.review import Account, Filter, Reviewer, Session, discard, judge, redrive
-
-LATE: Final = frozenset([Reason.EXPIRED])
+from mqauth.review import Filter, Session, judge
 
 
 @dataclass(slots=True)
@@ -45,9 +43,9 @@ class Story:
         scene.fill(each)
         self.note("rejected", scene.outcomes["rejected"])
         assert scene.outcomes == {"rejected": each * len(KINDS)}
-        with scene.desk() as (found, reviewer):
+        with scene.session() as found:
             self._look(found, each)
-            self._act(found, reviewer, each)
+            self._act(found, each)
             self._account(found, each)
         self._handle(each)
 
@@ -66,31 +64,19 @@ class Story:
         assert before == dict.fromkeys(KINDS, each)
         assert after == Counter({kind: each for kind in KINDS if kind != "key_unknown"}) + Counter(accepted=each)
 
-    def _act(self, found: Session, reviewer: Reviewer, each: int) -> None:
+    def _act(self, found: Session, each: int) -> None:
         """Redrive what passes, release what has expired, refuse the rest, and discard it."""
-        passing = self._redrive(found, reviewer, frozenset(), reason="key_unknown")
+        passing = self.scene.redrive(found, reason="key_unknown")
         self.note("redriven, nothing waived", passing.done)
-        late = self._redrive(found, reviewer, LATE, reason="expired")
+        late = self.scene.redrive(found, Reason.EXPIRED, reason="expired")
         self.note("released, expired waived", late.done)
         assert (passing.done, passing.selected, late.done, late.selected) == (each,) * 4
-        rest = self._redrive(found, reviewer, LATE)
+        rest = self.scene.redrive(found, Reason.EXPIRED)
         self.note("refused", dict(rest.refused))
         assert rest.refused == Counter({kind: each for kind in (*FORGED, "producer_forbidden")})
-        selection = self.scene.freeze(found)
-        gone: Account = found.run(discard(found.box, selection, reviewer=reviewer, reason=WHY))
+        gone = found.act(self.scene.plan("discard"), self.scene.freeze(found))
         self.note("discarded", gone.done)
         assert (gone.done, gone.left) == (each * 6, 0)
-
-    def _redrive(self, found: Session, reviewer: Reviewer, waive: frozenset[Reason], **wanted: Any) -> Account:
-        """Redrive a selection."""
-        scene = self.scene
-        done: Account = found.run(
-            redrive(
-                found.box, scene.freeze(found, **wanted), guard=scene.guard(), terms=scene.terms(waive=waive),
-                reviewer=reviewer,
-            )
-        )  # fmt: skip
-        return done
 
     def _account(self, found: Session, each: int) -> None:
         """Hold the audit against the queue; every act is in its chain, once."""

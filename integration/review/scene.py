@@ -16,12 +16,13 @@ from mqauth import Pipeline, Verified
 from mqauth.audit.file import AuditFile
 from mqauth.audit.log import read_records
 from mqauth.cli.broker import Place, opened
+from mqauth.errors import Reason
 from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Issuer
 from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.review import Filter, Index, Ledger, Reviewer, Session, Terms, account, survey
+from mqauth.review import ALL, Account, Filter, Index, Ledger, Plan, Session, account, survey
 from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT, Forge
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
@@ -133,16 +134,28 @@ class Scene:
         path.chmod(0o600)
         return path
 
-    def terms(self, **changes: Any) -> Terms:
-        """Return the reviewer's terms."""
-        releaser = Releaser(key=self.key, issuer=REVIEW, reviewer="ada", lifetime=3600)
-        return Terms(**({"releaser": releaser, "reason": WHY} | changes))
+    def plan(self, act: str, wanted: Filter = ALL, **changes: Any) -> Plan:
+        """Return the reviewer's plan."""
+        return Plan(**({"act": act, "wanted": wanted, "reason": WHY, "reviewer": "ada"} | changes))
 
     @contextlib.contextmanager
-    def desk(self) -> Iterator[tuple[Session, Reviewer]]:
-        """Open the letter box and the reviewer's audit."""
-        with AuditFile(self.folder / "reviewer.jsonl", fsync=False) as audit, opened(self.place) as found:
-            yield found, Reviewer(name="ada", audit=audit)
+    def session(self) -> Iterator[Session]:
+        """Open the letter box with the reviewer's key and audit."""
+
+        def releaser(name: str) -> Releaser:
+            return Releaser(key=self.key, issuer=REVIEW, reviewer=name, lifetime=3600)
+
+        with (
+            AuditFile(self.folder / "reviewer.jsonl", fsync=False) as audit,
+            opened(self.place, releaser=releaser, audit=audit) as found,
+        ):
+            yield found
+
+    def redrive(self, found: Session, *waive: Reason, **wanted: Any) -> Account:
+        """Redrive the letters of a filter, judged by the consumer's keys of now, and return the account."""
+        found.guard = self.guard()
+        plan = self.plan("redrive", Filter(**wanted), waive=frozenset(waive))
+        return found.act(plan, self.freeze(found, **wanted))
 
     def look(self, found: Session, read: Callable[[Index], Any]) -> Any:
         """Survey the letters and read something from the index."""

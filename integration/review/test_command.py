@@ -17,7 +17,6 @@ from mqauth import MalformedMessage, Reason, Unavailable
 from mqauth.cli import main
 from mqauth.cli.broker import opened
 from mqauth.flow import call
-from mqauth.review import redrive
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.wire import destination
 from mqauth.wire.message import Message
@@ -127,11 +126,8 @@ def test_two_consumer_groups(kafka: Kafka, tmp_path: Path) -> None:
     for number in range(5):
         stage.inject(scene.message("expired", number))
     scene.consume(5)
-    with scene.desk() as (found, reviewer):
-        terms = scene.terms(waive=frozenset([Reason.EXPIRED]))
-        selection = scene.freeze(found)
-        done = found.run(redrive(found.box, selection, guard=scene.guard(), terms=terms, reviewer=reviewer))
-        assert done.done == 5
+    with scene.session() as found:
+        assert scene.redrive(found, Reason.EXPIRED).done == 5
     scene.consume(5)
     assert scene.outcomes == {"rejected": 5, "accepted": 5}
     other = Scene(stage, kafka.url, tmp_path)

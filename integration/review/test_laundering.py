@@ -17,7 +17,7 @@ from mqauth.errors import Reason, Rejection
 from mqauth.flow import call
 from mqauth.letters.dead_letter import PREFIX, DeadLetter
 from mqauth.letters.release import RELEASE_HEADER, RELEASE_TYPE, WAIVABLE, open_release
-from mqauth.review import Letter, redrive, restore
+from mqauth.review import Letter, read
 from mqauth.wire import destination, jws
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.jws import LocalSigningKey
@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from mqauth.testing.stage_rabbitmq import RabbitMQStage
 
 ALL = frozenset(WAIVABLE)
+
+
+def restored(letter: Message) -> Message:
+    """Return the original of a letter that can be restored."""
+    original = read(Letter(message=letter)).original
+    assert original is not None
+    return original
 
 
 class Caught:
@@ -51,11 +58,10 @@ class Caught:
 
 def caught(scene: Scene) -> list[Message]:
     """Return what a redrive of every letter, expired waived, would send."""
-    with scene.desk() as (found, reviewer):
-        box = Caught(found.box)
-        terms = scene.terms(waive=frozenset([Reason.EXPIRED]))
-        run = redrive(box, scene.freeze(found), guard=scene.guard(), terms=terms, reviewer=reviewer)
-        assert found.run(run).error is None
+    with scene.session() as found:
+        box, selection = Caught(found.box), scene.freeze(found)
+        found.box, found.guard = box, scene.guard()  # type: ignore[assignment]
+        assert found.act(scene.plan("redrive", waive=frozenset([Reason.EXPIRED])), selection).error is None
     return box.messages
 
 
@@ -94,7 +100,7 @@ def test_what_an_attacker_sends_again_is_rejected_by_name(scene: Scene) -> None:
     scene.stage.inject(scene.message("signature_invalid", 0))
     scene.consume(3)
     first, second = caught(scene)
-    forged = next(restore(letter) for letter in scene.stage.letters() if b"signature" in (letter.body or b""))
+    forged = next(restored(letter) for letter in scene.stage.letters() if b"signature" in (letter.body or b""))
     as_it_is = [replace(letter, destination=scene.stage.destination) for letter in scene.stage.letters()]
     assert sent(scene, as_it_is) == {"token_missing: no token header": 3}
     waiving = bent(scene, first, waive=["signature_invalid"])
@@ -135,19 +141,17 @@ def test_a_forged_letter_goes_nowhere(scene: Scene) -> None:
     forged = next(letter for letter in letters if b"signature" in (letter.body or b""))
     elsewhere = "kafka:payments" if scene.place.on_kafka else "rabbitmq:payments/paid"
     sound = DeadLetter(
-        message=replace(restore(stale), destination=elsewhere), rejection=Rejection(Reason.EXPIRED),
+        message=replace(restored(stale), destination=elsewhere), rejection=Rejection(Reason.EXPIRED),
         scope=scene.scope, time=1_900_000_000.0, audit="a",
     )  # fmt: skip
     planted = [
         _saying(stale, destination=elsewhere), replace(stale, body=b"edited"), _saying(stale, id="0" * 64),
         _saying(sound.whole(lambda name, value: True)), _saying(forged, reason="expired"),
     ]  # fmt: skip
-    with scene.desk() as (found, reviewer):
+    with scene.session() as found:
         for letter in planted:
             found.run(call(found.box.publish, replace(letter, destination=found.box.destination)))
-        selection = scene.freeze(found)
-        terms = scene.terms(waive=ALL)
-        done = found.run(redrive(found.box, selection, guard=scene.guard(), terms=terms, reviewer=reviewer))
+        done = scene.redrive(found, *ALL)
     assert done.refused == {"letter_unsound": 3, "destination_mismatch": 1, "signature_invalid": 2}
     assert (done.selected, done.done) == (7, 1)
     scene.consume(1)
@@ -184,10 +188,8 @@ def test_nothing_a_letter_carries_acts_when_it_is_redriven(rabbitmq: RabbitMQ, t
             assert copied() == 1  # the attacker's own doing
             scene.consume(1)
             (sent_back,) = caught(scene)
-            with scene.desk() as (found, reviewer):
-                terms = scene.terms(waive=frozenset([Reason.EXPIRED]))
-                run = redrive(found.box, scene.freeze(found), guard=scene.guard(), terms=terms, reviewer=reviewer)
-                assert found.run(run).done == 1
+            with scene.session() as found:
+                assert scene.redrive(found, Reason.EXPIRED).done == 1
             assert (waiting(scene), copied()) == (1, 1)
         scene.consume(1)
         assert [verified.body for verified in scene.handled] == [b"expired 0"]

@@ -8,7 +8,7 @@ from typing import Any
 from integration.review.scene import Scene
 from mqauth import Reason
 from mqauth.errors import RejectNow
-from mqauth.review import Filter, Reading, redrive
+from mqauth.review import Reading
 
 
 class Refusing(list[Any]):
@@ -21,7 +21,7 @@ class Refusing(list[Any]):
 
 def newest(scene: Scene) -> Reading:
     """Return the only open letter."""
-    with scene.desk() as (found, _):
+    with scene.session() as found:
         reading: Reading = scene.look(found, lambda index: index.reading(index.page()[0].number))
     return reading
 
@@ -36,11 +36,8 @@ def test_a_letter_tells_of_those_before_it(scene: Scene) -> None:
         reading = newest(scene)
         assert (reading.count, reading.sound) == (count, True)
         ids.append(reading.id)
-        with scene.desk() as (found, reviewer):
-            selection = scene.look(found, lambda index: index.freeze(Filter()))
-            terms = scene.terms(waive=frozenset([Reason.EXPIRED]))
-            done = found.run(redrive(found.box, selection, guard=scene.guard(), terms=terms, reviewer=reviewer))
-            assert done.done == 1
+        with scene.session() as found:
+            assert scene.redrive(found, Reason.EXPIRED).done == 1
         scene.consume(1)
     last = newest(scene)
     assert (last.count, last.reason) == (3, "handler_failed")

@@ -13,15 +13,12 @@ from integration.services import Kafka, RabbitMQ
 from mqauth.errors import Reason, Rejection
 from mqauth.flow import call
 from mqauth.letters.dead_letter import PREFIX, DeadLetter
-from mqauth.review import Filter, redrive
 from mqauth.wire import destination
 from mqauth.wire.message import Message
 
 if TYPE_CHECKING:
     from integration.review.scene import Scene
     from mqauth.testing.stage_kafka import KafkaStage
-
-LATE = frozenset([Reason.EXPIRED])
 
 
 @pytest.fixture
@@ -51,14 +48,8 @@ def large(scene: Scene, number: int) -> Message:
 
 def redriven(scene: Scene, **wanted: Any) -> dict[str, Any]:
     """Redrive with expired waived, and return the account."""
-    with scene.desk() as (found, reviewer):
-        selection = scene.look(found, lambda index: index.freeze(Filter(**wanted)))
-        run = redrive(
-            found.box, selection, guard=scene.guard(), terms=scene.terms(waive=LATE), reviewer=reviewer,
-            originals=found.originals,
-        )  # fmt: skip
-        account: dict[str, Any] = found.run(run).as_dict()
-    return account
+    with scene.session() as found:
+        return scene.redrive(found, Reason.EXPIRED, **wanted).as_dict()
 
 
 def test_a_reference_is_read_again_at_its_offset(scene: Scene) -> None:
@@ -66,13 +57,13 @@ def test_a_reference_is_read_again_at_its_offset(scene: Scene) -> None:
     for number in range(3):
         scene.stage.inject(large(scene, number))
     scene.consume(3)
-    with scene.desk() as (found, _):
+    with scene.session() as found:
         assert {row.form for row in scene.look(found, lambda index: index.page())} == {"reference"}
     assert redriven(scene)["done"] == 3
     scene.consume(3)
     assert [verified.body for verified in scene.handled] == [large(scene, number).body for number in range(3)]
     assert [verified.key for verified in scene.handled] == [b"k0", b"k1", b"k2"]
-    with scene.desk() as (found, _):
+    with scene.session() as found:
         assert scene.ledger(found).difference == 0
 
 
@@ -105,7 +96,7 @@ def test_rabbitmq_keeps_nothing_to_read_again(rabbitmq: RabbitMQ, tmp_path: Path
         letter = DeadLetter(
             message=message, rejection=Rejection(Reason.EXPIRED), scope=scene.scope, time=1.0, audit="a"
         ).reference()
-        with scene.desk() as (found, _):
+        with scene.session() as found:
             found.run(call(found.box.publish, replace(letter, destination=destination.rabbitmq("", stage.dead))))
         assert redriven(scene)["refused"] == {"reference_only": 1}
         assert len(stage.letters()) == 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+
 from integration.review.scenario import Story
-from integration.review.scene import WHY, Scene
-from mqauth.review import Pace, discard
+from integration.review.scene import Scene
 
 EACH = 25
 
@@ -17,15 +18,16 @@ def test_letters_of_eight_kinds(scene: Scene) -> None:
 def test_letters_that_are_left_stay_and_a_cancelled_run_adds_up(scene: Scene) -> None:
     """Browsing three times consumes nothing; cancelled after three, exactly three are gone."""
     scene.fill(2)
-    with scene.desk() as (found, reviewer):
+    with scene.session() as found:
         for _ in range(3):
             assert scene.look(found, lambda index: index.count()) == 16
-        pace = Pace(rate=200)
-        pace.progress = lambda so_far: pace.cancelled.set() if so_far.done == 3 else None
-        everything = scene.freeze(found)
-        done = found.run(discard(found.box, everything, reviewer=reviewer, reason=WHY, pace=pace))
+        cancelled = threading.Event()
+        done = found.act(
+            scene.plan("discard", rate=200), scene.freeze(found), cancelled=cancelled,
+            progress=lambda so_far: cancelled.set() if so_far.done == 3 else None,
+        )  # fmt: skip
         assert (done.done, done.left, done.cancelled) == (3, 13, True)
         assert scene.look(found, lambda index: index.count()) == 13
         assert scene.ledger(found).difference == 0
-    with scene.desk() as (found, _):
+    with scene.session() as found:
         assert scene.look(found, lambda index: index.count()) == 13

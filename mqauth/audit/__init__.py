@@ -1,1 +1,1 @@
-"""The audit: records, the chain they stand in, what is read from them, and misuse."""
+"""The audit: records of verdicts, the chain they are in, queries of them, and misuse detectors."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -160,7 +160,7 @@ def verify_chain(
     """
     paths = [Path(files)] if isinstance(files, str | Path) else [Path(name) for name in files]
     read = _Reading(_by_chain(heads or ()))
-    if continued and (begun := first_line(paths)) is not None:
+    if continued and (begun := next(read_lines(paths), None)) is not None:
         read.resume(begun.prev)
     torn: Line | None = None
     what: str | None = None
@@ -177,15 +177,6 @@ def verify_chain(
         if not read.advance(line):
             return _bad(line, "recomputed")
     return read.end(what)
-
-
-def first_line(paths: Iterable[Path]) -> Line | None:
-    """Return the first line of files, ``None`` if they are empty.
-
-    Raises:
-        ConfigurationError: a file cannot be read.
-    """
-    return next(read_lines(paths), None)
 
 
 def read_lines(paths: Iterable[Path], progress: Progress | None = None) -> Iterator[Line]:
@@ -246,9 +237,8 @@ def _by_chain(heads: Iterable[Head]) -> dict[str, dict[int, set[str]]]:
     return found
 
 
-def _bad(line: Line, what: str, number: int | None = None) -> ChainReport:
-    number = line.number if number is None else number
-    return ChainReport(intact=False, records=number - 1, first_bad=number, file=line.file, what=what)
+def _bad(line: Line, what: str) -> ChainReport:
+    return ChainReport(intact=False, records=line.number - 1, first_bad=line.number, file=line.file, what=what)
 
 
 def _diagnosed(read: _Reading, line: Line, paths: Sequence[Path]) -> ChainReport:
@@ -268,7 +258,7 @@ def _diagnosed(read: _Reading, line: Line, paths: Sequence[Path]) -> ChainReport
     if not line.good:
         return _bad(line, "inserted" if resumes else "edited")
     if line.prev == read.before and not resumes:
-        return _bad(line, "inserted", line.number - 1)
+        return _bad(replace(line, number=line.number - 1), "inserted")
     if not copied and (later or (earlier and not resumes)):
         return _bad(line, "reordered")
     return _bad(line, "inserted" if resumes else "removed")

@@ -18,9 +18,9 @@ import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from mqauth.audit.chain import MAX_LINE, Head, first_line, raw_lines, read_lines
+from mqauth.audit.chain import MAX_LINE, Head, raw_lines, read_lines
 from mqauth.audit.disk import LineFile, append_shared, last_line, last_lines
 from mqauth.audit.record import GENESIS, AuditRecord, chain_hash
 from mqauth.clock import SYSTEM_CLOCK, Clock
@@ -234,7 +234,7 @@ class AuditFile:
     def _counted(self) -> tuple[str, int, int]:
         """Return the chain's first hash, its number of records, and how many of them a signed head covers."""
         files = [part for part in parts(self.path) if part.exists()]
-        begun = first_line(files)
+        begun = next(read_lines(files), None)
         if self._heads is None or begun is None:
             return "", 0, 0
         heads = {head.hash: head for head in self._heads.recent()}
@@ -271,7 +271,7 @@ def read_heads(path: str | Path, keys: KeySet | None = None) -> list[Head]:
         if not raw.endswith(b"\n") and len(raw) < MAX_LINE:
             break
         try:
-            keys = KeySet([load_key(_members(raw)["jwk"])]) if keys is None else keys
+            keys = KeySet([load_key(strictjson.loads(raw, depth=_DEPTH)["jwk"])]) if keys is None else keys
             found.append(_head(raw, keys))
         except _UNREADABLE as error:
             raise ConfigurationError(f"{path}: line {number} is no head signed by a known key") from error
@@ -309,26 +309,21 @@ def _next_part(path: Path) -> Path:
     return path.with_name(f"{path.name}.{number:06d}")
 
 
-def _members(raw: bytes) -> dict[str, Any]:
-    found: dict[str, Any] = strictjson.loads(raw, depth=_DEPTH)
-    return found
-
-
 def _head(raw: bytes, keys: KeySet) -> Head:
     """Return the head in a line, once its signature is verified."""
-    opened = jws.take_apart(str(_members(raw)["head"]).encode("ascii"), typ=HEAD_TYPE)
+    opened = jws.take_apart(str(strictjson.loads(raw, depth=_DEPTH)["head"]).encode("ascii"), typ=HEAD_TYPE)
     key = keys.get(opened.kid)
     if key is None:
         raise ConfigurationError("an unknown key")
     jws.verify(opened, key)
-    said = _members(opened.payload)
+    said = strictjson.loads(opened.payload, depth=_DEPTH)
     return Head(chain=str(said["chain"]), records=int(said["records"]), hash=str(said["hash"]))
 
 
 def _hash_of(line: bytes | None, path: Path) -> str:
     """Return the hash in a record's line."""
     try:
-        found = _members(line or b"")["hash"]
+        found = strictjson.loads(line or b"", depth=_DEPTH)["hash"]
     except (ValueError, KeyError, TypeError):
         found = None
     if not isinstance(found, str) or not _DIGEST.fullmatch(found):

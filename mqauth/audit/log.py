@@ -54,10 +54,9 @@ class Selection:
         """Tell whether a record is among those selected."""
         if self.verified and not is_verified(record):
             return False
-        for name in (*_CLAIMS, "reason", "verdict", "destination"):
-            wanted = getattr(self, name)
-            if wanted is not None and value_of(record, name) != wanted:
-                return False
+        wanted = {name: getattr(self, name) for name in (*_CLAIMS, "reason", "verdict", "destination")}
+        if any(value is not None and value_of(record, name) != value for name, value in wanted.items()):
+            return False
         if self.since is None and self.until is None:
             return True
         at = time_of(record)

@@ -1,7 +1,7 @@
-"""Logs without tokens: client libraries log message headers at DEBUG, and headers hold tokens.
+"""Logs without tokens: client libraries log message headers at DEBUG, and tokens travel in headers.
 
-The broker wrappers install this when they are imported, so that nobody can forget it. Only records of the
-client libraries and of mqauth are looked at; a compact JWS in them is replaced wherever it stands.
+The broker wrappers install this when they are imported, so that nobody can forget it. Only records of the client
+libraries and of mqauth are looked at. A compact JWS is replaced wherever it stands in them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, Final
 
 REDACTED: Final = "<token>"
 LOGGERS: Final = ("mqauth", "aio_pika", "aiormq", "pamqp", "kafka", "redis", "asyncio")
-_TOKEN = re.compile(r"eyJ[A-Za-z0-9_\-]{8,}(?:[.~][A-Za-z0-9_\-]*)*")
+_TOKEN: Final = re.compile(r"eyJ[A-Za-z0-9_\-]{8,}(?:[.~][A-Za-z0-9_\-]*)*")
 _MARK: Final = "eyJ"
 
 
 class RedactTokens(logging.Filter):
-    """Replaces tokens in every record it sees; for handlers of libraries not in ``LOGGERS``."""
+    """Replaces tokens in every record it sees; for the handlers of libraries that are not in ``LOGGERS``."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Redact one record and let it pass."""
@@ -27,7 +27,7 @@ class RedactTokens(logging.Filter):
 
 
 class _Factory:
-    """Makes records by another factory and redacts those of the watched loggers."""
+    """Makes log records with another factory, and redacts those of the watched loggers."""
 
     def __init__(self, inner: Callable[..., logging.LogRecord]) -> None:
         self._inner = inner
@@ -40,20 +40,19 @@ class _Factory:
 
 
 def redact_logging() -> None:
-    """Redact the watched loggers' records as they are made, whatever handlers see them; safe to repeat.
-
-    A filter can be missing from one logger or handler; the record factory stands before them all.
-    """
+    """Redact the records of the watched loggers when they are made, for every handler; safe to repeat."""
+    # A filter can be missing from one logger or handler. The record factory comes before all of them.
     current = logging.getLogRecordFactory()
     if not isinstance(current, _Factory):
         logging.setLogRecordFactory(_Factory(current))
 
 
 def redact(record: logging.LogRecord) -> None:
-    """Render a record and replace every token in its message and traceback."""
+    """Replace every token in a record's message, stack and traceback."""
+    # A format that does not fit its arguments is a mistake of its author. logging reports it itself.
     try:
         text = record.getMessage()
-    except Exception:  # a bad format string is its author's; logging reports it itself
+    except Exception:
         return
     if _MARK in text:
         record.msg, record.args = _TOKEN.sub(REDACTED, text), None

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
-from mqauth.audit.misuse import Alert, Detector, Thresholds, Window
+from mqauth.audit.misuse import Alert, Detector, Window
 from mqauth.audit.record import AuditRecord, AuditSink, claims_of
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import ConfigurationError
@@ -23,7 +22,6 @@ DEFAULT_FLOOD_AFTER: Final = 100
 _LOG: Final = logging.getLogger("mqauth.audit")
 _FLOOD_WINDOW: Final = 60.0
 _FLOOD_CAPACITY: Final = 4096
-_WIDER: Final = 10
 Kinds = tuple[tuple[str, ...], ...]
 
 
@@ -109,7 +107,7 @@ class FloodGate:
         if flood_after < 1:
             raise ConfigurationError("flood_after is at least 1")
         self.sink = sink
-        self._limits = (flood_after, flood_after * _WIDER, flood_after * _WIDER * _WIDER)
+        self._limits = (flood_after, 10 * flood_after, 100 * flood_after)
         self._windows = tuple(Window(_FLOOD_WINDOW, _FLOOD_CAPACITY) for _ in self._limits)
         self._lock = threading.Lock()
 
@@ -142,7 +140,6 @@ class MisuseWatch:
         sink: where records and alerts go.
         detector: reads every record.
         on_alert: called with each alert; if it raises, that is logged and changes nothing.
-        instance: name of this process in alert records.
     """
 
     def __init__(
@@ -151,23 +148,15 @@ class MisuseWatch:
         detector: Detector | None = None,
         *,
         on_alert: Callable[[Alert], None] | None = None,
-        instance: str = "",
         clock: Clock = SYSTEM_CLOCK,
         randomness: Randomness = SYSTEM_RANDOMNESS,
     ) -> None:
         self.sink = sink
-        self._detector = detector or Detector()
+        self.detector = detector or Detector()
         self._on_alert = on_alert
-        self._instance = instance
         self._clock = clock
         self._randomness = randomness
-        self.alerts: Counter[str] = Counter()
         self._lock = threading.Lock()
-
-    @property
-    def thresholds(self) -> Thresholds:
-        """The thresholds of its detector."""
-        return self._detector.thresholds
 
     def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
         """Write one record, then the alerts it completes; only a failure to write the record is raised."""
@@ -183,8 +172,7 @@ class MisuseWatch:
         # The record is durable by now. An error that were raised would have it written a second time.
         try:
             with self._lock:
-                found = self._detector.observe(record.as_dict())
-                self.alerts.update(alert.kind for alert in found)
+                found = self.detector.observe(record.as_dict())
         except Exception as error:
             _LOG.error("the misuse detector failed: %s", type(error).__name__)
             return []

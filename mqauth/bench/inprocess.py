@@ -21,7 +21,7 @@ from mqauth.flow import run
 from mqauth.judging.pipeline import Pipeline
 from mqauth.testing.forge import Forge
 from mqauth.wire import destination
-from mqauth.wire.ed25519 import holds, signing
+from mqauth.wire.jws import ed25519_holds, ed25519_signer
 from mqauth.wire.keys import ALGORITHMS, Key
 from mqauth.wire.message import Message, Origin
 
@@ -168,7 +168,7 @@ def primitives(key: Key) -> tuple[Callable[[bytes], bytes], Callable[[bytes, byt
     private, public = key.private, key.public
     if isinstance(private, ed25519.Ed25519PrivateKey) and isinstance(public, ed25519.Ed25519PublicKey):
         signed_by = public
-        return signing(private), lambda made, data: holds(data, signed_by, made)
+        return ed25519_signer(private), lambda made, data: ed25519_holds(data, signed_by, made)
     if isinstance(private, ec.EllipticCurvePrivateKey) and isinstance(public, ec.EllipticCurvePublicKey):
         scheme = ec.ECDSA(hashes.SHA384() if key.algorithm == "ES384" else hashes.SHA256())
         ours, theirs = private, public

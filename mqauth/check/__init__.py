@@ -1,11 +1,10 @@
 """``mqauth check``: finds the pitfalls of a configuration file.
 
-``codes`` is the registry of them, ``target`` is what the rules look at, ``tokens``, ``issuers``, ``keys``,
+``findings`` has the registry of them, ``target`` is what the rules look at, ``tokens``, ``issuers``, ``keys``,
 ``exposure`` and ``delivery`` hold the rules, and ``run`` puts their findings together.
 """
 
-from mqauth.check.codes import CODES
-from mqauth.check.findings import Code, Finding, Report, Severity
+from mqauth.check.findings import CODES, Code, Finding, Report, Severity
 from mqauth.check.run import check
 
 __all__ = ["CODES", "Code", "Finding", "Report", "Severity", "check"]

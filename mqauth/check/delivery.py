@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Final
 
-from mqauth.check.codes import finding
-from mqauth.check.findings import Finding
+from mqauth.check.findings import Finding, finding
 from mqauth.check.target import Target, mode, strangers
 from mqauth.judging.policy import matches
 from mqauth.replay.memory import DEFAULT_CAPACITY
@@ -59,9 +58,11 @@ def audit(target: Target) -> Iterator[Finding]:
         return
     path, consumers = target.settings.audit.file, target.options.consumers
     shown = target.shown(path)
+    # A configuration that lies in a temporary folder itself is only being tried out.
+    temporary = [folder for folder in _TEMPORARY if not target.file.absolute().is_relative_to(folder)]
     if os.path.exists(path) and not os.path.isfile(path):
         yield finding("audit_not_durable", _FILE, f"{shown} is no regular file")
-    elif any(PurePosixPath(os.path.abspath(path)).is_relative_to(folder) for folder in _temporary(target)):
+    elif any(PurePosixPath(os.path.abspath(path)).is_relative_to(folder) for folder in temporary):
         yield finding("audit_not_durable", _FILE, f"{shown} does not outlast a restart")
     if strangers(path) & _WRITE:
         yield finding("audit_writable", _FILE, f"{shown} may be written by others (mode {mode(path)})")
@@ -81,11 +82,6 @@ def dead_letters(target: Target) -> Iterator[Finding]:
         yield finding("dead_letters_source", _NAME, f"{name} is what the consumer reads from")
     elif any(matches(place, letter) for place in places for letter in letters):
         yield finding("dead_letters_reachable", _NAME, f"a rule lets a producer publish to {name}")
-
-
-def _temporary(target: Target) -> tuple[PurePosixPath, ...]:
-    # A configuration that lies in such a folder itself is only being tried out.
-    return tuple(folder for folder in _TEMPORARY if not target.file.absolute().is_relative_to(folder))
 
 
 RULES: Final = (store, tables, audit, dead_letters)

@@ -13,8 +13,7 @@ from pathlib import Path as FilePath
 from typing import Final, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-from mqauth.check.codes import finding
-from mqauth.check.findings import Finding
+from mqauth.check.findings import Finding, finding
 from mqauth.check.target import Path, Target, mode, strangers
 
 _READ: Final = 0o044
@@ -39,11 +38,6 @@ class _URL(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.scheme}://{','.join(self.hosts)}"
-
-    @property
-    def is_local(self) -> bool:
-        """Whether every server is this machine."""
-        return all(map(is_loopback, self.hosts))
 
     @property
     def is_encrypted(self) -> bool:
@@ -78,7 +72,7 @@ def connections(target: Target) -> Iterator[Finding]:
         replay = url.scheme in ("redis", "rediss")
         if url.scheme == "amqp" and ignored:
             yield finding("broker_tls_ignored", path, f"{url} with {', '.join(ignored)}")
-        elif not url.is_encrypted and not url.is_local:
+        elif not url.is_encrypted and not all(map(is_loopback, url.hosts)):
             yield finding("replay_plaintext" if replay else "broker_plaintext", path, f"{url} is plaintext")
         elif url.is_unverified:
             name = "replay_unverified" if replay else "broker_unverified"

@@ -1,11 +1,11 @@
-"""Findings: a code of the registry, at a place in the file, with a sentence about this very file."""
+"""Findings, and the registry of the codes they can have; a test compares ``docs/check.md`` with it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from mqauth.check.target import Path
 from mqauth.config.toml_file import spelt
@@ -99,3 +99,213 @@ def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Return findings by severity, then by line."""
     ranks = list(Severity)
     return tuple(sorted(findings, key=lambda found: (ranks.index(found.severity), found.line or 0)))
+
+
+ERROR, WARNING, NOTE = Severity
+
+_TABLE: Final = (
+    # The file.
+    Code("configuration", ERROR,
+         "mqauth refuses the setting, so what it is for does not start.",
+         "What the message asks for."),
+    Code("trust_writable", ERROR,
+         "Whoever can write it decides whom you trust: keys, authorities, rules.",
+         "chmod go-w, and an owner who is trusted."),
+    Code("secret_readable", ERROR,
+         "Others on this machine can read the secret.",
+         "chmod 600, and a new secret if others were there."),
+    Code("config_readable", NOTE,
+         "Others learn where the passphrase lies.",
+         "chmod o-r on the configuration, or passphrase_env."),
+    # Tokens.
+    Code("lifetime_unbounded", ERROR,
+         "A token that lives for days, or for ever, is a password: whoever copies it can use it wherever it fits.",
+         "lifetime = 60 for producers, max_lifetime of an hour at most for consumers."),
+    Code("lifetime_long", WARNING,
+         "The longer a token lives, the longer a copy of it can be tried, and the more ids a replay store has "
+         "to hold.",
+         'Seconds to minutes; a backlog is what at = "append" with max_queue_age is for.'),
+    Code("audience_missing", ERROR,
+         "Without an audience a message for one service is good for every other.",
+         'audience = "billing": the name of the service or stream the messages are meant for.'),
+    Code("audience_wildcard", ERROR,
+         "A wildcard accepts what was meant for somebody else.",
+         "The names themselves; a consumer may list several."),
+    Code("leeway_large", WARNING,
+         "Every token lives longer by it, and it hides clocks that are wrong.",
+         "leeway = 5, and clocks kept by NTP."),
+    Code("append_without_evidence", ERROR,
+         "RabbitMQ's timestamps are the sender's word unless the broker overwrites them: every message is "
+         "deferred.",
+         'append_evidence = "interceptor", with the interceptor on at the broker, or at = "consume".'),
+    Code("unsigned_headers_hidden", NOTE,
+         "Headers that nobody signed are hidden from Verified.headers; code that reads .native meets them still.",
+         'unsigned_headers = "reject", where nothing on the way adds headers of its own.'),
+    # Issuers, their keys, and rules.
+    Code("issuer_unbound", ERROR,
+         "A key that speaks for nobody in particular is refused, for it could speak for any producer of its "
+         "issuer.",
+         "mqauth keys new --subject NAME for each producer, or subjects = { KID = [NAME] }."),
+    Code("binding_unseen", NOTE,
+         "Keys without mqauth_sub are refused; whether the remote ones have it cannot be seen from here.",
+         "Nothing, where mqauth keys jwks made the set; else subjects = { KID = [NAME] }."),
+    Code("subjects_shared", ERROR,
+         "Any key that names no subject may sign as each of these producers.",
+         "One list for each kid, or mqauth keys new --subject NAME so that the keys say it themselves."),
+    Code("issuer_vouches", WARNING,
+         "Each key of this issuer may sign as any of its producers: one stolen key is all of them.",
+         "subjects, or keys that name theirs; vouches only for an authority that signs for others."),
+    Code("issuers_share_keys", WARNING,
+         "Whoever signs for one issuer can sign for the other.",
+         "The keys of each issuer in a place of its own."),
+    Code("pin_unknown", WARNING,
+         "The pin binds nothing: a misspelt kid, or a key that is gone.",
+         "The kid as mqauth keys list shows it, or no pin."),
+    Code("release_self", ERROR,
+         "Who signs messages could release them too: no second pair of eyes.",
+         "An issuer of its own, with keys of its own, for whoever releases."),
+    Code("release_waives_much", WARNING,
+         "A release that waives these lets through what a rule, a retired key or the replay store has refused.",
+         'waive = ["expired", "queue_age_exceeded"].'),
+    Code("policy_empty", WARNING,
+         "Without a rule every message is dead-lettered as producer_forbidden.",
+         "[[consumer.allow]] with subject and destinations."),
+    Code("rule_matches_all", ERROR,
+         "The producer may publish anywhere: one stolen key is the whole broker.",
+         "The topics or exchange and routing keys it really publishes to."),
+    Code("rule_broad", WARNING,
+         "The producer may use any routing key of the exchange, those of its neighbours too.",
+         "The first words of its own routing keys, like rabbitmq:shop/orders.#."),
+    Code("subject_without_key", ERROR,
+         "Nothing can match the rule: each message of this producer is refused before it gets there.",
+         "A key for the subject, or the subject as the keys spell it."),
+    # JWK Sets.
+    Code("jwks_symmetric", ERROR,
+         "A shared secret cannot tell producers apart, and who can verify with it can sign; alg none signs "
+         "nothing.",
+         "Ed25519 keys: mqauth keys new, then mqauth keys jwks. Whoever saw the set has the secret."),
+    Code("jwks_private", ERROR,
+         "Whoever can read the set can sign as its owner.",
+         "mqauth keys jwks prints the public half; revoke this key, for it is known."),
+    Code("key_weak", ERROR,
+         "RSA under 2048 bits, or with a small exponent, can be broken or misused.",
+         "mqauth keys new, which makes Ed25519 unless told otherwise."),
+    Code("jwks_skipped", WARNING,
+         "The key is not used: what it signs is dead-lettered as key_unknown.",
+         "The key as mqauth keys jwks prints it."),
+    Code("jwks_http", ERROR,
+         "Anyone on the way can put keys of his own into the answer.",
+         'https://, with ca = "ca.pem" for an authority of your own.'),
+    Code("jwks_loopback", WARNING,
+         "Any process on this machine that gets hold of the port serves the keys.",
+         "https:// in production; unsafe_http_loopback is for trying things out."),
+    Code("stale_beyond_rotation", WARNING,
+         "With the issuer out of reach keys are trusted for that long, also those revoked or gone meanwhile.",
+         "max_stale = 3600: as long as an outage you mean to survive, and shorter than a key's life in the set."),
+    Code("publish_delay_overstated", ERROR,
+         "The consumer calls a kid unknown because it believes that it would have seen it; a new key is refused.",
+         "publish_delay no longer than the keystore's own."),
+    # A producer's keys.
+    Code("key_readable", ERROR,
+         "Who can read a private key can sign with it.",
+         "chmod 600; a key that others could read is to be replaced: mqauth keys new, rotate, revoke."),
+    Code("keystore_writable", ERROR,
+         "Who can write the folder can put another key, or another state, in place.",
+         "chmod 700."),
+    Code("keystore_readable", WARNING,
+         "Others see which keys there are; a keystore is for its owner.",
+         "chmod 700."),
+    Code("key_plain", NOTE,
+         "A backup or a stolen disk gives the key away.",
+         "mqauth keys new --passphrase-file FILE, and passphrase_file or passphrase_env here."),
+    Code("passphrase_beside_keys", WARNING,
+         "What copies the keys copies the passphrase with them.",
+         "Another folder, on another disk, or passphrase_env."),
+    Code("passphrase_unavailable", WARNING,
+         "The keys cannot be opened here, so they were checked from outside only.",
+         "The variable or file as the producer will have it."),
+    Code("key_alone", NOTE,
+         "A single PEM file has no next key and no times: replacing it is an outage for those who have the old "
+         "one.",
+         "A keystore folder: mqauth keys new."),
+    Code("key_overdue", WARNING,
+         "The longer a key is used, the likelier a copy of it exists.",
+         "mqauth keys new, then mqauth keys rotate from cron."),
+    Code("key_no_next", WARNING,
+         "A new key has to be published before it signs; begun on the last day, that is late.",
+         "mqauth keys new."),
+    Code("rotation_stalled", WARNING,
+         "The next key has been ready for more than a day: nothing rotates.",
+         "mqauth keys rotate from cron."),
+    Code("publish_delay_short", WARNING,
+         "Consumers ask for keys every five minutes: a key that signs sooner is unknown to them.",
+         "mqauth keys new --publish-delay 600."),
+    Code("retain_short", WARNING,
+         "A retired key is taken out of the set while messages it signed may still wait: they are dead-lettered.",
+         "A retain of at least lifetime + max_queue_age."),
+    # Brokers and stores.
+    Code("broker_plaintext", ERROR,
+         "Bodies, tokens and the broker's password travel in the clear; a copy that arrives first is the one "
+         "handled.",
+         "amqps:// with an ssl_context; security_protocol=SASL_SSL or SSL."),
+    Code("broker_unverified", ERROR,
+         "TLS with anyone: aio-pika verifies only with no_verify_ssl=0 or without it, so that =false turns it "
+         "off.",
+         "No no_verify_ssl, no ssl_check_hostname; cafile or ssl_cafile for an authority of your own."),
+    Code("broker_tls_ignored", ERROR,
+         "aio-pika takes TLS from the scheme alone: amqp:// with ssl=True or other TLS options stays plaintext.",
+         "amqps://."),
+    Code("replay_plaintext", ERROR,
+         "Whoever is on the way can answer that no message was seen before, and reads the password.",
+         "rediss://."),
+    Code("replay_unverified", ERROR,
+         "TLS with anyone who answers; mqauth refuses it.",
+         "ssl_ca_certs=FILE in the URL, and neither ssl_cert_reqs nor ssl_check_hostname."),
+    # Delivery.
+    Code("replay_memory_shared", ERROR,
+         "Each process remembers its own: a copy that reaches another is handled again.",
+         'store = "rediss://...".'),
+    Code("replay_capacity", ERROR,
+         "A full store defers every message (replay_store_full) until ids expire.",
+         "capacity of at least rate x (max_lifetime + leeway + max_queue_age), or a shorter max_lifetime."),
+    Code("audit_missing", ERROR,
+         "Nothing is dead-lettered without its record: wrappers refuse a consumer without audit.",
+         '[audit] file = "audit.jsonl".'),
+    Code("audit_not_durable", ERROR,
+         "The records are gone with the next restart; what was rejected, and why, cannot be shown.",
+         "A file on a disk that is kept, like /var/log/mqauth/audit.jsonl."),
+    Code("audit_writable", ERROR,
+         "Who can write the file can rewrite what happened: the chain alone does not stop him.",
+         "chmod 600, and signed heads on another disk."),
+    Code("audit_shared", WARNING,
+         "An audit file has one writer: of several consumers on one machine all but one are refused.",
+         'file = "audit-{pid}.jsonl".'),
+    Code("dead_letters_missing", WARNING,
+         "A consumer that settles needs somewhere to put what it rejects.",
+         "[dead_letters] with name."),
+    Code("settles_nothing", NOTE,
+         "Without [audit] and [dead_letters] the file serves mqauth verify, and no consumer.",
+         "Both tables, where messages are to be settled."),
+    Code("dead_letters_source", ERROR,
+         "The consumer would read its own dead letters, reject them, and write them again, for ever.",
+         "A name of its own, which nothing reads but mqauth and reviewers."),
+    Code("dead_letters_reachable", WARNING,
+         "A rule lets a producer write to it; a consumer of the same pattern would read its own dead letters.",
+         "A name that no rule matches, or narrower rules."),
+)  # fmt: skip
+CODES: Final = {code.name: code for code in _TABLE}
+"""Every code by its name."""
+
+
+def finding(name: str, path: Path, message: str) -> Finding:
+    """Return a finding.
+
+    Args:
+        name: one of ``CODES``.
+        path: where in the file; the key may be absent from it.
+        message: what is wrong, without key material, passphrase or a URL's credentials.
+    """
+    code = CODES[name]
+    # Names and paths come from the file, and may hold commands for the terminal.
+    printable = (character if character.isprintable() else ascii(character)[1:-1] for character in message)
+    return Finding(code=code, severity=code.severity, path=path, message="".join(printable))

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from mqauth.check.codes import finding
 from mqauth.check.exposure import is_loopback
-from mqauth.check.findings import Finding
+from mqauth.check.findings import Finding, finding
 from mqauth.check.target import Target, few
 from mqauth.config.kinds import is_url
 from mqauth.config.settings import IssuerSettings, RuleSettings, SourceSettings
@@ -79,9 +78,11 @@ def shared_keys(target: Target) -> Iterator[Finding]:
     for issuer in target.issuers:
         first = seen.setdefault(_place(issuer), issuer.issuer)
         if first != issuer.issuer:
-            key = "jwks" if issuer.file is None else "file"
-            path = (*issuer.table.path, key)
-            yield finding("issuers_share_keys", path, f"{issuer.issuer} has the keys of {first}")
+            yield finding(
+                "issuers_share_keys",
+                (*issuer.table.path, "jwks" if issuer.file is None else "file"),
+                f"{issuer.issuer} has the keys of {first}",
+            )
 
 
 def rules(target: Target) -> Iterator[Finding]:
@@ -145,14 +146,16 @@ def remote(target: Target) -> Iterator[Finding]:
         url = source.issuer if source.discovery else source.jwks or ""
         if is_url(url, ("http",)):
             yield _http(source, urlsplit(url).hostname or "")
-        limit, what = _limit(target, source)
+        own, limits = _own_ring(target, source), [(DAY, "a day"), (target.options.rotation, "the rotation period")]
+        if own is not None:
+            limits.append((own.retain, "for which the keystore goes on publishing a retired key"))
+        limit, what = min(limits)
         if "max_stale" in given and source.max_stale > limit:
             yield finding(
                 "stale_beyond_rotation",
                 (*path, "max_stale"),
                 f"max_stale is {source.max_stale} s, over {limit} s, {what}",
             )
-        own = _own_ring(target, source)
         if own is not None and "publish_delay" in given and source.publish_delay > own.publish_delay:
             yield finding(
                 "publish_delay_overstated",
@@ -258,15 +261,6 @@ def _is_weak(members: Mapping[str, Any]) -> bool:
     except (KeyError, ValueError):
         return False
     return modulus.bit_length() < MIN_RSA_BITS or exponent < MIN_RSA_EXPONENT
-
-
-def _limit(target: Target, source: SourceSettings) -> tuple[int, str]:
-    """Return the longest sound ``max_stale``, and where it comes from."""
-    limits = [(DAY, "a day"), (target.options.rotation, "the rotation period")]
-    own = _own_ring(target, source)
-    if own is not None:
-        limits.append((own.retain, "for which the keystore goes on publishing a retired key"))
-    return min(limits)
 
 
 def _own_ring(target: Target, source: SourceSettings) -> KeyRing | None:

@@ -11,8 +11,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from mqauth.check.codes import finding
-from mqauth.check.findings import Finding
+from mqauth.check.findings import Finding, finding
 from mqauth.check.issuers import DAY, ring
 from mqauth.check.target import Target, mode, others
 from mqauth.config.settings import ProducerSettings

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mqauth.check import delivery, exposure, issuers, keys, tokens
-from mqauth.check.codes import CODES, finding
-from mqauth.check.findings import Finding, Report, Severity, ordered
+from mqauth.check.findings import CODES, Finding, Report, Severity, finding, ordered
 from mqauth.check.target import Target, lines_of, nearest, read
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.load import Configuration
@@ -41,7 +40,8 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
     findings += [*_unless_known(_built(path, readable, clock, target), findings), *_acceptances(target)]
     lines = lines_of(text)
     every = ordered(replace(found, line=nearest(lines, found.path)) for found in findings)
-    kept = tuple(found for found in every if not _is_accepted(found, target))
+    accepted = target.options.accept
+    kept = tuple(one for one in every if one.severity is Severity.ERROR or one.code.name not in accepted)
     return Report(findings=kept, unseen=tuple(_unseen(target)), accepted=len(every) - len(kept))
 
 
@@ -82,10 +82,6 @@ def _acceptances(target: Target) -> Iterator[Finding]:
             yield finding("configuration", path, "no such code" + (f"; did you mean {near[0]}?" if near else ""))
         elif CODES[name].severity is Severity.ERROR:
             yield finding("configuration", path, f"{name} is an error, and cannot be accepted")
-
-
-def _is_accepted(found: Finding, target: Target) -> bool:
-    return found.severity is not Severity.ERROR and found.code.name in target.options.accept
 
 
 def _unseen(target: Target) -> Iterator[str]:

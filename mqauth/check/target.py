@@ -30,6 +30,8 @@ _FEW: Final = 3
 _BLANK: Final = re.compile(r"(?:[ \t\r\n]++|#[^\n]*+)*+")
 _KEY: Final = re.compile(r'[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'')
 _DOT: Final = re.compile(r"[ \t]*\.[ \t]*")
+_EQUALS: Final = re.compile(r"[ \t]*=[ \t]*")
+_BETWEEN: Final = re.compile(r"(?:[ \t\r\n,]++|#[^\n]*+)*+")
 _STRING: Final = re.compile(
     r'"""(?:[^"\\]++|\\.|"{1,2}(?!"))*+"{3,5}'
     r"|'''(?:[^']++|'{1,2}(?!'))*+'{3,5}"
@@ -224,9 +226,7 @@ class _Scanner:
         for part in self._keys():
             base = (*base, part)
             self._note(base, start)
-        self._skip(_BLANK)
-        self._at += 1  # the equals sign
-        self._skip(_BLANK)
+        self._take(_EQUALS)
         self._value(base)
 
     def _keys(self) -> list[str]:
@@ -254,10 +254,7 @@ class _Scanner:
 
     def _closes(self, opening: str) -> bool:
         """Skip blanks and commas, and tell whether the array or inline table ends here."""
-        self._skip(_BLANK)
-        while self._text.startswith(",", self._at):
-            self._at += 1
-            self._skip(_BLANK)
+        self._skip(_BETWEEN)
         if not self._text.startswith("]" if opening == "[" else "}", self._at):
             return False
         self._at += 1

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from mqauth.check.codes import finding
-from mqauth.check.findings import Finding
+from mqauth.check.findings import Finding, finding
 from mqauth.check.target import Target
 from mqauth.signer import MAX_LIFETIME
 from mqauth.wire.destination import is_kafka
 
-LONG_LIFETIME: Final = 900
-"""Seconds beyond which a producer's tokens live long."""
-LONG_ACCEPTED: Final = 3600
-"""Seconds beyond which a consumer accepts long-lived tokens; the default."""
-LARGE_LEEWAY: Final = 15
+_LIMITS: Final = (
+    ("producer", "lifetime", 900, "lifetime_long"),
+    ("consumer", "max_lifetime", 3600, "lifetime_long"),
+    ("consumer", "leeway", 15, "leeway_large"),
+)
+"""Table, setting, the most seconds that are no finding, and the code of more."""
 _STAND_IN: Final = "unnamed"
 
 
@@ -58,46 +58,30 @@ def _addressed(name: str, table: dict[str, Any]) -> Iterator[Finding]:
     table["audience"] = _STAND_IN
 
 
-def lifetimes(target: Target) -> Iterator[Finding]:
+def limits(target: Target) -> Iterator[Finding]:
     """Find tokens that live longer than they need to, and a leeway that is larger than clocks differ."""
-    producer, consumer = target.settings.producer, target.settings.consumer
-    if producer is not None and producer.lifetime > LONG_LIFETIME:
-        yield finding(
-            "lifetime_long",
-            ("producer", "lifetime"),
-            f"tokens live {producer.lifetime} s, over {LONG_LIFETIME} s",
-        )
-    if consumer is not None and consumer.max_lifetime > LONG_ACCEPTED:
-        yield finding(
-            "lifetime_long",
-            ("consumer", "max_lifetime"),
-            f"tokens of {consumer.max_lifetime} s are accepted, over {LONG_ACCEPTED} s",
-        )
-    if consumer is not None and consumer.leeway > LARGE_LEEWAY:
-        yield finding(
-            "leeway_large", ("consumer", "leeway"), f"a leeway of {consumer.leeway} s, over {LARGE_LEEWAY} s"
-        )
+    for table, key, most, name in _LIMITS:
+        settings = getattr(target.settings, table)
+        if settings is not None and getattr(settings, key) > most:
+            yield finding(name, (table, key), f"{key} is {getattr(settings, key)} s, over {most} s")
 
 
-def evidence(target: Target) -> Iterator[Finding]:
-    """Find times that are judged as of the broker's clock, where nothing proves that the broker wrote them."""
+def trust(target: Target) -> Iterator[Finding]:
+    """Find times and headers that a consumer gets without proof of who wrote them."""
     consumer = target.settings.consumer
-    if consumer is None or consumer.at == "consume" or consumer.append_evidence is not None:
+    if consumer is None:
         return
-    if any(not is_kafka(place) for rule in consumer.allow for place in rule.destinations):
+    places = [place for rule in consumer.allow for place in rule.destinations]
+    if consumer.at != "consume" and consumer.append_evidence is None and not all(map(is_kafka, places)):
         yield finding(
             "append_without_evidence",
             ("consumer", "append_evidence"),
             'at = "append" without append_evidence, and a rule names RabbitMQ',
         )
+    if consumer.unsigned_headers == "hide":
+        yield finding(
+            "unsigned_headers_hidden", ("consumer", "unsigned_headers"), "unsigned headers are hidden, not refused"
+        )
 
 
-def headers(target: Target) -> Iterator[Finding]:
-    """Find unsigned headers that stay with the message."""
-    consumer = target.settings.consumer
-    if consumer is not None and consumer.unsigned_headers == "hide":
-        path = ("consumer", "unsigned_headers")
-        yield finding("unsigned_headers_hidden", path, "unsigned headers are hidden, not refused")
-
-
-RULES: Final = (lifetimes, evidence, headers)
+RULES: Final = (limits, trust)

@@ -15,6 +15,7 @@ from typing import Annotated, Final
 
 import typer
 
+from mqauth import Alert, ConfigurationError, Detector, Thresholds, load
 from mqauth.audit.chain import ChainReport, Progress, as_json, verify_chain
 from mqauth.audit.disk import last_lines
 from mqauth.audit.file import parts, read_heads, with_parts
@@ -27,13 +28,11 @@ from mqauth.audit.log import (
     parse_time,
     read_records,
 )
-from mqauth.audit.misuse import Alert, Detector, Thresholds
 from mqauth.audit.record import Record, claims_of, is_verified
 from mqauth.cli.options import Json, group
 from mqauth.cli.streams import one_line, print_json, progress_bar
-from mqauth.config.load import load
-from mqauth.errors import ConfigurationError
-from mqauth.wire.jwk import load_key_set
+from mqauth.keystore.disk.files import read_bounded
+from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
 
 app: Final = group("Check, read and search audit files.", "mqauth audit verify FILE")
 _BAR: Final = 40
@@ -62,7 +61,7 @@ def verify(
     """
     if heads is None and (keys is not None or continued):
         raise ConfigurationError("--keys and --continued need --heads")
-    pinned = None if keys is None else load_key_set(_read(keys), name=str(keys))
+    pinned = None if keys is None else load_key_set(read_bounded(keys, MAX_DOCUMENT), name=str(keys))
     known = None if heads is None else read_heads(heads, pinned)
     paths = with_parts(files)
     with _progress(paths) as progress:
@@ -178,13 +177,6 @@ def detect(
 
 def _time(text: str | None) -> float | None:
     return None if text is None else parse_time(text)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror or 'cannot be read'}") from error
 
 
 def _sentence_of_report(report: ChainReport, heads: bool, pinned: bool) -> str:

@@ -6,16 +6,16 @@ import getpass
 import ipaddress
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from mqauth.audit.file import AuditFile
+from mqauth import AuditFile, ConfigurationError, Key, load
 from mqauth.cli.broker import opened, place_of
-from mqauth.cli.dlq import ReviewersKey
+from mqauth.cli.dlq import key_reader, reviewer_of
 from mqauth.cli.options import (
     Authority,
     Broker,
@@ -34,11 +34,8 @@ from mqauth.cli.options import (
 )
 from mqauth.cli.serve import Certificate, Server, listen, origin
 from mqauth.cli.streams import print_json
-from mqauth.config.load import load
-from mqauth.errors import ConfigurationError
-from mqauth.judging.pipeline import Pipeline
 from mqauth.keystore.remote.connection import FetchFailed
-from mqauth.review.session import MakeReleaser
+from mqauth.review import MakeReleaser, reviewers_releaser
 
 if TYPE_CHECKING:
     from mqauth.console import Provider
@@ -90,11 +87,13 @@ def console(
     except ImportError as error:
         raise ConfigurationError('mqauth console needs its packages: install "mqauth[cli,console]"') from error
     guard = None if config is None else load(config).judge
-    signing = None if key is None else ReviewersKey(
-        path=key, authority=authority, lifetime=lifetime, passphrase_env=passphrase_env,
-        passphrase_file=passphrase_file,
-    )  # fmt: skip
-    releaser, name = _releasing(guard, signing, reviewer, tokens=tokens)
+    releaser, name = None, reviewer or getpass.getuser()
+    if key is not None:
+        if guard is None:
+            raise ConfigurationError("--key: wants --config too, the consumer's configuration")
+        read_key = key_reader(key, passphrase_env, passphrase_file)
+        releaser = reviewers_releaser(guard, read_key, authority=authority, lifetime=lifetime)
+        name = _tried_name(releaser, read_key, reviewer, tokens=tokens)
     provider = None if oidc is None else _provider(oidc)
     certificate = None if tls is None else Certificate(*tls)
     with ExitStack() as stack:
@@ -122,21 +121,14 @@ def console(
     return 0
 
 
-def _releasing(
-    guard: Pipeline | None, key: ReviewersKey | None, reviewer: str | None, *, tokens: bool
-) -> tuple[MakeReleaser | None, str]:
-    """Return what makes releasers, tried once, and the name of whoever logs in with the local token."""
-    if key is None:
-        return None, reviewer or getpass.getuser()
-    if guard is None:
-        raise ConfigurationError("--key: wants --config too, the consumer's configuration")
-    releaser = key.releaser(guard)
+def _tried_name(releaser: MakeReleaser, read_key: Callable[[], Key], reviewer: str | None, *, tokens: bool) -> str:
+    """Return the name of whoever logs in with the local token, for whom the key must be good."""
     if not tokens and reviewer is None:
         # Everybody logs in under a name of their own. Any name that the key speaks for shows that it is good.
-        reviewer = min(key.read().subjects or (), default=None)
-    name = key.reviewer(reviewer)
+        reviewer = min(read_key().subjects or (), default=None)
+    name = reviewer_of(read_key, reviewer)
     releaser(name)
-    return releaser, name
+    return name
 
 
 def _provider(path: Path) -> Provider:

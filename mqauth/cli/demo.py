@@ -11,6 +11,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -19,21 +20,25 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mqauth import (
+    Attempts,
+    AuditFile,
+    ConfigurationError,
+    HeadFile,
+    Key,
+    MemoryReplayStore,
+    Message,
+    Pipeline,
+    Reason,
+    Verified,
+)
 from mqauth.audit.chain import verify_chain
-from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.cli.broker import check_url, reached
 from mqauth.cli.options import Json
-from mqauth.errors import ConfigurationError, Reason
-from mqauth.flow import Attempts
-from mqauth.judging.pipeline import Pipeline
-from mqauth.judging.verified import Verified
-from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import MemoryStage, Stage
 from mqauth.wire import destination
-from mqauth.wire.keys import Key
-from mqauth.wire.message import Message
 
 _CASE_HEADER: Final = "demo-case"
 _LIFETIME: Final = 600
@@ -63,20 +68,26 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What became of a case, read back from the handler, the dead letters and the audit file."""
+    """What became of a case, read back from the handler, the dead letters and the audit file.
+
+    Args:
+        case: the case.
+        handled: whether its handler saw it.
+        reason: of its dead letter; ``None`` where there is none.
+        audit: whether the audit file has a record of it.
+    """
 
     case: Case
     handled: bool
     reason: str | None
-    dead_letter: bool
     audit: bool
 
     @property
     def verdict(self) -> str:
         """``accepted``, ``rejected``, or ``lost`` where neither handler nor dead letter has it, or both."""
-        if self.handled and not self.dead_letter:
-            return _ACCEPTED
-        return "rejected" if self.dead_letter and not self.handled else "lost"
+        if self.handled == (self.reason is not None):
+            return "lost"
+        return _ACCEPTED if self.handled else "rejected"
 
     @property
     def as_expected(self) -> bool:
@@ -102,10 +113,10 @@ def demo(
     the signed heads are in FILE.heads and the key that signs them in FILE.pem.
     """
     if broker is None:
-        return _run(MemoryStage(), audit, as_json=as_json, messages=messages)
+        return _play(MemoryStage(), audit, as_json=as_json, messages=messages)
     check_url("--broker", broker)
     with reached("--broker"):
-        return _run(_stage(broker), audit, as_json=as_json, messages=messages)
+        return _play(_stage(broker), audit, as_json=as_json, messages=messages)
 
 
 def _stage(broker: str) -> Stage:
@@ -123,28 +134,21 @@ def _stage(broker: str) -> Stage:
         raise ConfigurationError(f"--broker {scheme}://: install mqauth[{extra}]") from error
 
 
-def _run(stage: Stage, audit: Path | None, *, as_json: bool, messages: int) -> int:
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = audit or Path(folder) / "audit.jsonl"
-            return _play(stage, path, as_json=as_json, messages=messages, keep=audit is not None)
-    finally:
-        stage.close()
-
-
-def _play(stage: Stage, audit_path: Path, *, as_json: bool, messages: int, keep: bool) -> int:
+def _play(stage: Stage, kept: Path | None, *, as_json: bool, messages: int) -> int:
     """Publish the cases, consume them, and print the report."""
-    heads = HeadFile(f"{audit_path}.heads", _head_key(Path(f"{audit_path}.pem"))) if keep else None
     forge = Forge(lifetime=_LIFETIME)
-    cases = list(_cases(forge, stage.destination, messages))
-    with AuditFile(audit_path, heads=heads) as audit:
-        for case in cases:
-            if case.unsigned:
-                stage.produce(forge.signer(), case.message)
-            else:
-                stage.inject(case.message)
-        results = _consume(stage, forge, audit, cases, keep)
-    intact = verify_chain(audit_path).intact
+    with closing(stage), tempfile.TemporaryDirectory() as folder:
+        path = kept or Path(folder) / "audit.jsonl"
+        heads = None if kept is None else HeadFile(f"{path}.heads", _head_key(Path(f"{path}.pem")))
+        cases = list(_cases(forge, stage.destination, messages))
+        with AuditFile(path, heads=heads) as audit:
+            for case in cases:
+                if case.unsigned:
+                    stage.produce(forge.signer(), case.message)
+                else:
+                    stage.inject(case.message)
+            results = _consume(stage, forge, audit, cases, kept is not None)
+        intact = verify_chain(path).intact
     lost = sum(result.verdict == "lost" for result in results)
     if as_json:
         print(json.dumps(_report(stage.name, results, intact, lost), indent=2))
@@ -217,7 +221,6 @@ def _result(case: Case, jti: str | None, letter: Message | None, recorded: froze
         case=case,
         handled=jti is not None,
         reason=None if letter is None else _header(letter, _REASON_HEADER),
-        dead_letter=letter is not None,
         audit=trace in recorded,
     )
 
@@ -232,7 +235,7 @@ def _report(broker: str, results: list[Result], intact: bool, lost: int) -> dict
                 "verdict": result.verdict,
                 "reason": result.reason,
                 "handled": result.handled,
-                "dead_letter": result.dead_letter,
+                "dead_letter": result.reason is not None,
                 "audit": result.audit,
             }
             for result in results

@@ -8,15 +8,15 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
-from mqauth.audit.file import AuditFile
+from mqauth import AuditFile, ConfigurationError, Key, load
 from mqauth.audit.log import parse_time
 from mqauth.cli import dlq_output as output
 from mqauth.cli.broker import Place, opened, place_of
@@ -34,16 +34,22 @@ from mqauth.cli.options import (
     group,
 )
 from mqauth.cli.streams import print_json, progress_bar, read_texts, standard_input
-from mqauth.config.load import load
 from mqauth.config.toml_file import read_passphrase
-from mqauth.errors import ConfigurationError
-from mqauth.judging.pipeline import Pipeline
 from mqauth.keystore import signing_key
 from mqauth.letters.release import WAIVABLE
-from mqauth.review import Account, Filter, Index, Plan, Selection, Session, reviewers_releaser, take_in
-from mqauth.review.session import MakeReleaser
-from mqauth.review.terms import DISCARD, REDRIVE, waivable
-from mqauth.wire.keys import Key
+from mqauth.review import (
+    DISCARD,
+    REDRIVE,
+    Account,
+    Filter,
+    Index,
+    Plan,
+    Selection,
+    Session,
+    reviewers_releaser,
+    take_in,
+    waivable,
+)
 
 app: Final = group("List, judge, redrive and discard dead letters.", "mqauth dlq groups")
 _WORD: Final = re.compile(r"\w*")
@@ -66,46 +72,6 @@ Audit = Annotated[Path, typer.Option("--audit", help="The reviewer's own audit f
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 Rate = Annotated[float | None, typer.Option("--rate", help="Letters a second at most.")]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReviewersKey:
-    """The key that signs releases, as the options name it.
-
-    Args:
-        path: a keystore folder or PEM file.
-        authority: issuer of the releases; by default the only one that the configuration trusts.
-        lifetime: seconds for which a release is valid.
-        passphrase_env, passphrase_file: where the passphrase is.
-    """
-
-    path: Path
-    authority: str | None
-    lifetime: int
-    passphrase_env: str | None
-    passphrase_file: Path | None
-
-    def read(self) -> Key:
-        """Return the key.
-
-        Raises:
-            ConfigurationError: it cannot be used.
-        """
-        passphrase = read_passphrase(env=self.passphrase_env, file=self.passphrase_file)
-        return signing_key(self.path, passphrase=passphrase)
-
-    def releaser(self, guard: Pipeline) -> MakeReleaser:
-        """Return a function that returns what signs releases for a reviewer.
-
-        Raises:
-            ConfigurationError: it is not clear for which authority.
-        """
-        return reviewers_releaser(guard, self.read, authority=self.authority, lifetime=self.lifetime)
-
-    def reviewer(self, named: str | None) -> str:
-        """Return the name of the reviewer: as given, the key's only subject, or the user of this machine."""
-        subjects = sorted(self.read().subjects or ())
-        return named or (subjects[0] if len(subjects) == 1 else getpass.getuser())
 
 
 @app.command("list")
@@ -193,15 +159,15 @@ def redrive(
     wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     place, guard = place_of(broker, queue, topic, broker_settings), load(config).judge
-    signing = ReviewersKey(path=key, authority=authority, lifetime=lifetime, passphrase_env=passphrase_env,
-                           passphrase_file=passphrase_file)  # fmt: skip
-    releaser, name = signing.releaser(guard), signing.reviewer(reviewer)
+    read_key = key_reader(key, passphrase_env, passphrase_file)
+    releaser = reviewers_releaser(guard, read_key, authority=authority, lifetime=lifetime)
+    name = reviewer_of(read_key, reviewer)
     # A key that does not speak for the reviewer is refused before anything is connected.
     releaser(name)
     plan = Plan(act=REDRIVE, wanted=wanted, reason=why, waive=waivable(waive or ()), scope=scope, rate=rate,
                 reviewer=name)  # fmt: skip
-    act = _Act(plan, audit, yes=yes, dry_run=dry_run, as_json=as_json)
-    return act.carry_out(place, guard=guard, releaser=releaser)
+    return _carry_out(place, plan, audit, yes=yes, dry_run=dry_run, as_json=as_json, guard=guard,
+                      releaser=releaser)  # fmt: skip
 
 
 @app.command("discard")
@@ -217,8 +183,8 @@ def discard(
     wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     plan = Plan(act=DISCARD, wanted=wanted, reason=why, rate=rate, reviewer=reviewer or getpass.getuser())
-    act = _Act(plan, audit, yes=yes, dry_run=dry_run, as_json=as_json)
-    return act.carry_out(place_of(broker, queue, topic, broker_settings))
+    place = place_of(broker, queue, topic, broker_settings)
+    return _carry_out(place, plan, audit, yes=yes, dry_run=dry_run, as_json=as_json)
 
 
 @app.command("export")
@@ -266,6 +232,21 @@ def account(
     return 1 if ledger.difference else 0
 
 
+def key_reader(path: Path, passphrase_env: str | None, passphrase_file: Path | None) -> Callable[[], Key]:
+    """Return a function that reads the reviewer's key from a keystore folder or PEM file."""
+
+    def read_key() -> Key:
+        return signing_key(path, passphrase=read_passphrase(env=passphrase_env, file=passphrase_file))
+
+    return read_key
+
+
+def reviewer_of(read_key: Callable[[], Key], named: str | None) -> str:
+    """Return the name of the reviewer: as given, the key's only subject, or the user of this machine."""
+    subjects = sorted(read_key().subjects or ())
+    return named or (subjects[0] if len(subjects) == 1 else getpass.getuser())
+
+
 def filter_and_why(reason: str | None, why: str | None) -> tuple[str | None, str]:
     """Return the reason to filter by, and the reason of the act, from ``--reason`` and ``--why``.
 
@@ -300,56 +281,41 @@ def _index_of(session: Session, quiet: bool) -> Index:
         return session.survey(progress=advance)
 
 
-@dataclass(frozen=True, slots=True)
-class _Act:
-    """A redrive or a discard: rehearsed first, confirmed by the reviewer, then carried out.
+def _carry_out(
+    place: Place, plan: Plan, audit: Path, *, yes: bool, dry_run: bool, as_json: bool, **settings: Any
+) -> int:
+    """Rehearse a plan, ask, and act; return 0 where every letter was acted on, else 1."""
+    with opened(place, **settings) as session:
+        with _index_of(session, as_json) as index:
+            selection, counts = session.rehearse(index, plan)
+        if dry_run:
+            output.print_rehearsal(plan.act, counts, as_json=as_json)
+            return 0
+        if not yes:
+            _ask(plan, session.box.name, counts, as_json=as_json)
+        with AuditFile(audit) as session.audit:
+            done = _act(session, plan, selection, quiet=as_json)
+    output.print_account(plan.act, done, as_json=as_json)
+    return 0 if done.done + done.gone == done.selected else 1
 
-    Args:
-        plan: what to do.
-        audit: the reviewer's own audit file.
-        yes: do not ask.
-        dry_run: rehearse only.
-        as_json: print JSON.
-    """
 
-    plan: Plan
-    audit: Path
-    yes: bool
-    dry_run: bool
-    as_json: bool
+def _ask(plan: Plan, name: str, counts: Counter[str], *, as_json: bool) -> None:
+    if as_json or not sys.stdin.isatty():
+        raise ConfigurationError("--yes: required where nobody can be asked (or look with --dry-run)")
+    end = " for good" if plan.act == DISCARD else ""
+    question = f"{plan.act.capitalize()} {counts['accepted']} of {counts.total()} letters of {name}{end}?"
+    typer.confirm(question, abort=True, err=True)
 
-    def carry_out(self, place: Place, **settings: Any) -> int:
-        """Rehearse and act; return 0 where every letter was acted on, else 1."""
-        with opened(place, **settings) as session:
-            with _index_of(session, self.as_json) as index:
-                selection, counts = session.rehearse(index, self.plan)
-            if self.dry_run:
-                output.print_rehearsal(self.plan.act, counts, as_json=self.as_json)
-                return 0
-            self._confirm(session.box.name, counts)
-            with AuditFile(self.audit) as session.audit:
-                done = self._act(session, selection)
-        output.print_account(self.plan.act, done, as_json=self.as_json)
-        return 0 if done.done + done.gone == done.selected else 1
 
-    def _confirm(self, name: str, counts: Counter[str]) -> None:
-        if self.yes:
-            return
-        if self.as_json or not sys.stdin.isatty():
-            raise ConfigurationError("--yes: required where nobody can be asked (or look with --dry-run)")
-        end = " for good" if self.plan.act == DISCARD else ""
-        question = f"{self.plan.act.capitalize()} {counts['accepted']} of {counts.total()} letters of {name}{end}?"
-        typer.confirm(question, abort=True, err=True)
-
-    def _act(self, session: Session, selection: Selection) -> Account:
-        """Act with progress on a terminal. Ctrl-C stops before the next letter, and the account stays exact."""
-        cancelled = threading.Event()
-        kept = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
-        try:
-            with progress_bar(self.plan.act, len(selection), quiet=self.as_json) as advance:
-                return session.act(
-                    self.plan, selection, cancelled=cancelled,
-                    progress=lambda account: advance(account.selected - account.left),
-                )  # fmt: skip
-        finally:
-            signal.signal(signal.SIGINT, kept)
+def _act(session: Session, plan: Plan, selection: Selection, *, quiet: bool) -> Account:
+    """Act with progress on a terminal. Ctrl-C stops before the next letter, and the account stays exact."""
+    cancelled = threading.Event()
+    kept = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
+    try:
+        with progress_bar(plan.act, len(selection), quiet=quiet) as advance:
+            return session.act(
+                plan, selection, cancelled=cancelled,
+                progress=lambda account: advance(account.selected - account.left),
+            )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, kept)

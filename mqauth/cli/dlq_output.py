@@ -13,9 +13,7 @@ from rich.text import Text
 
 from mqauth.audit.record import iso_time
 from mqauth.cli.streams import print_json
-from mqauth.review import Account, Filter, Index, Ledger, Session
-from mqauth.review.letter import time_text
-from mqauth.review.terms import DISCARD, REDRIVE
+from mqauth.review import DISCARD, REDRIVE, Account, Filter, Index, Ledger, Session, time_text
 
 _DONE: Final = {REDRIVE: "redriven", DISCARD: "discarded"}
 _IDS: Final = 20

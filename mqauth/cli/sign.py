@@ -10,16 +10,15 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from mqauth import ConfigurationError, MalformedMessage, Message, Outcome, Pipeline, Reason, Signer, Verdict, load
 from mqauth.audit.record import harmless
 from mqauth.cli.streams import MAX_INPUT, Text, print_json, read_body, read_texts, standard_input
-from mqauth.config.load import load
-from mqauth.errors import ConfigurationError, MalformedMessage, Reason
 from mqauth.flow import Flow, run
-from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Verdict
-from mqauth.signer import Prepared, Signer
+from mqauth.judging.pipeline import Delivery
+from mqauth.signer import Prepared
 from mqauth.wire import destination, json_form
 from mqauth.wire.claims import MAX_BATCH
-from mqauth.wire.message import TOKEN_HEADER, Message
+from mqauth.wire.message import TOKEN_HEADER
 
 _EXIT: Final = ((Verdict.REJECTED, 1), (Verdict.DEFERRED, 3), (Verdict.DUPLICATE, 3))
 """Exit codes; the first one whose verdict any message got counts."""

@@ -10,12 +10,10 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from mqauth.errors import ConfigurationError, MalformedMessage
-
-if TYPE_CHECKING:
-    from rich.progress import ProgressColumn
+from mqauth.wire import strict_json
 
 MAX_INPUT: Final = 16 * 1024 * 1024
 """Most bytes of a message in JSON, of a line of it, or of a body."""
@@ -44,7 +42,6 @@ class Text:
         Raises:
             MalformedMessage: the text is too large or not strict JSON.
         """
-        from mqauth.wire import strict_json
         from mqauth.wire.json_form import JSON_DEPTH
 
         if self.raw is None:
@@ -103,8 +100,6 @@ def print_json(value: Any) -> None:
 
     Characters that a terminal or a viewer might act on are escaped. To a program the text stays the same.
     """
-    from mqauth.wire import strict_json
-
     raw = strict_json.dumps(value)
     if not raw.isascii() or b"\x7f" in raw:
         raw = _UNPRINTABLE.sub(_escape, raw.decode("utf-8")).encode("utf-8")
@@ -149,9 +144,9 @@ def progress_bar(what: str, total: int | None, *, quiet: bool = False) -> Iterat
         yield lambda count: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn, Progress
 
-    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()]
-    with Progress(*columns, MofNCompleteColumn(), console=Console(stderr=True), transient=True) as progress:
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.update(task, completed=count)

@@ -20,7 +20,7 @@ from mqauth.console.forms import BadRequestError
 from mqauth.console.login import CALLBACK, START, Login
 from mqauth.console.oidc_provider import Attempts, Provider
 from mqauth.console.pages import Pages
-from mqauth.console.templates import STATIC, Site, Templates
+from mqauth.console.templates import STATIC, Site
 from mqauth.errors import ConfigurationError
 
 POLICY: Final = (
@@ -70,7 +70,7 @@ def application(
     """
     if tokens is None and provider is None:
         raise ConfigurationError("nobody could log in: without tokens there must be an OpenID provider")
-    site = Site(backend, sessions or Sessions(), Cookie(name="mqauth", tls=tls), Templates())
+    site = Site(backend, sessions or Sessions(), Cookie(name="mqauth", tls=tls))
     login = Login(
         site, tokens=tokens, reviewer=reviewer, provider=provider, attempts=attempts or Attempts(),
         origin=origin(hosts, provider, tls=tls),

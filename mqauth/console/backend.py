@@ -18,8 +18,20 @@ from typing import Any, Final
 
 from mqauth.console.letters import WAITS, CurrentIndex, IndexReader, Lost, Overview
 from mqauth.errors import MqauthError
-from mqauth.review import ALL, Account, Filter, Index, Ledger, Plan, Reading, Row, Selection, Session
-from mqauth.review.terms import DISCARD, REDRIVE
+from mqauth.review import (
+    ALL,
+    DISCARD,
+    REDRIVE,
+    Account,
+    Filter,
+    Index,
+    Ledger,
+    Plan,
+    Reading,
+    Row,
+    Selection,
+    Session,
+)
 
 READ: Final = "read"
 JUDGE: Final = "judge"

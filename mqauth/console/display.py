@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mqauth.letters.release import RELEASE_HEADER
-from mqauth.review import Reading
-from mqauth.review.letter import time_text
+from mqauth.review import Reading, time_text
 from mqauth.wire import json_form
 from mqauth.wire.message import TOKEN_HEADER, Message
 

@@ -8,19 +8,18 @@ from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
+from starlette.datastructures import ImmutableMultiDict
 from starlette.requests import Request
 
 from mqauth.errors import MqauthError
-from mqauth.review import ALL, Filter, Plan
-from mqauth.review.index import DIMENSIONS
-from mqauth.review.terms import ACTS, waivable
+from mqauth.review import ACTS, ALL, DIMENSIONS, Filter, Plan, waivable
 
 MAX_FORM: Final = 16 * 1024
 TEXTS: Final = (*DIMENSIONS, "mark", "today", "id")
 _MAX_TEXT: Final = 300
 _MAX_FIELDS: Final = 40
 _NOT_OURS: Final = "this is no form of this console"
-Fields = Mapping[str, list[str]]
+Fields = ImmutableMultiDict[str, str]
 
 
 class BadRequestError(MqauthError):
@@ -29,7 +28,7 @@ class BadRequestError(MqauthError):
     code = "bad_request"
 
 
-async def read_form(request: Request) -> dict[str, list[str]]:
+async def read_form(request: Request) -> Fields:
     """Return the fields of a urlencoded form of at most 16 KiB.
 
     Raises:
@@ -46,15 +45,7 @@ async def read_form(request: Request) -> dict[str, list[str]]:
         pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=_MAX_FIELDS, errors="strict")
     except ValueError as error:
         raise BadRequestError(_NOT_OURS) from error
-    found: dict[str, list[str]] = {}
-    for name, value in pairs:
-        found.setdefault(name, []).append(value)
-    return found
-
-
-def first(fields: Fields) -> dict[str, str]:
-    """Return the first value of each field."""
-    return {name: values[0] for name, values in fields.items()}
+    return Fields(pairs)
 
 
 def filter_of(fields: Mapping[str, str]) -> Filter:
@@ -83,10 +74,9 @@ def plan_of(act: str, fields: Fields, reviewer: str) -> Plan:
     """
     if act not in ACTS:
         raise BadRequestError(_NOT_OURS)
-    given = first(fields)
     return Plan(
-        act=act, wanted=filter_of(given), reason=given.get("why", "").strip(),
-        waive=waivable(fields.get("waive", ())), rate=_rate(given.get("rate", "")), reviewer=reviewer,
+        act=act, wanted=filter_of(fields), reason=fields.get("why", "").strip(),
+        waive=waivable(fields.getlist("waive")), rate=_rate(fields.get("rate", "")), reviewer=reviewer,
     )  # fmt: skip
 
 

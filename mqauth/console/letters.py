@@ -137,16 +137,12 @@ class CurrentIndex:
             return known
         if known is not None and not index.complete and now - self._made < FRESH:
             return known
-        self._overview, self._made = overview_of(index), now
+        self._made = now
+        self._overview = Overview(
+            as_of=index.as_of, total=index.count(), kinds=index.kinds(), groups=index.groups(limit=MAX_GROUPS),
+            picture=timeline(index), complete=index.complete, expected=index.expected,
+        )  # fmt: skip
         return self._overview
-
-
-def overview_of(index: Index) -> Overview:
-    """Return what the first page shows of an index as it is now."""
-    return Overview(
-        as_of=index.as_of, total=index.count(), kinds=index.kinds(), groups=index.groups(limit=MAX_GROUPS),
-        picture=timeline(index), complete=index.complete, expected=index.expected,
-    )  # fmt: skip
 
 
 class IndexReader:

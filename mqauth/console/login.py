@@ -83,7 +83,7 @@ class Login:
         """Begin a session for a local token."""
         if self._tokens is None:
             return self._page(403, "Local tokens are switched off.")
-        role = self._tokens.role(forms.first(await forms.read_form(request)).get("token", "").strip())
+        role = self._tokens.role((await forms.read_form(request)).get("token", "").strip())
         if role is None:
             return self._page(403, "This token is not one of this console.")
         name = self._reviewer if role == REVIEWER else role

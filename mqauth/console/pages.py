@@ -17,15 +17,13 @@ from mqauth.console.reasons import explain
 from mqauth.console.templates import Site
 from mqauth.errors import SIGNED_REASONS, ConfigurationError, MqauthError, Reason
 from mqauth.letters.release import WAIVABLE
-from mqauth.review import Filter
-from mqauth.review.terms import ACTS
+from mqauth.review import ACTS, Filter
 
 PAGE: Final = 100
 _SEE_OTHER: Final = 303
 _LOOK_ONLY: Final = "Your role may look, not act."
-Fields = dict[str, list[str]]
 Shown = Callable[["Pages", Request, Session], Awaitable[Response]]
-Posted = Callable[["Pages", Request, Session, Fields], Awaitable[Response]]
+Posted = Callable[["Pages", Request, Session, forms.Fields], Awaitable[Response]]
 Endpoint = Callable[["Pages", Request], Awaitable[Response]]
 
 
@@ -52,7 +50,7 @@ def posted(*, viewers: bool = False) -> Callable[[Posted], Endpoint]:
             if not session.may_act and not viewers:
                 return self.site.error(403, _LOOK_ONLY, session)
             fields = await forms.read_form(request)
-            given = fields.get("csrf", [""])[0].encode("utf-8", "surrogatepass")
+            given = fields.get("csrf", "").encode("utf-8", "surrogatepass")
             if not hmac.compare_digest(session.csrf.encode(), given):
                 return self.site.error(403, "The form is not of this session. Load the page again.", session)
             try:
@@ -78,7 +76,7 @@ class Pages:
         self.site, self._backend = site, site.backend
 
     @posted(viewers=True)
-    async def log_out(self, request: Request, session: Session, fields: Fields) -> Response:
+    async def log_out(self, request: Request, session: Session, fields: forms.Fields) -> Response:
         """End the session."""
         self.site.sessions.end(self.site.cookie.read(request) or "")
         response = RedirectResponse("/login", _SEE_OTHER)
@@ -127,15 +125,15 @@ class Pages:
         )  # fmt: skip
 
     @posted(viewers=True)
-    async def refresh(self, request: Request, session: Session, fields: Fields) -> Response:
+    async def refresh(self, request: Request, session: Session, fields: forms.Fields) -> Response:
         """Read all letters again."""
         self._backend.read(session.name)
         return RedirectResponse("/job", _SEE_OTHER)
 
     @posted()
-    async def judge(self, request: Request, session: Session, fields: Fields) -> Response:
+    async def judge(self, request: Request, session: Session, fields: forms.Fields) -> Response:
         """Judge letters by today's verifier."""
-        wanted = forms.filter_of(forms.first(fields))
+        wanted = forms.filter_of(fields)
         self._backend.judge(wanted, session.name)
         return RedirectResponse(f"/job?{forms.query_of(wanted)}", _SEE_OTHER)
 
@@ -151,22 +149,22 @@ class Pages:
         return self._filtered("act.html", session, wanted, act=act, total=total, waivable=WAIVABLE)
 
     @posted()
-    async def rehearse(self, request: Request, session: Session, fields: Fields) -> Response:
+    async def rehearse(self, request: Request, session: Session, fields: forms.Fields) -> Response:
         """Freeze a selection, and find out what the act would do."""
         plan = forms.plan_of(request.path_params["act"], fields, session.name)
         await run_in_threadpool(self._backend.rehearse, plan)
         return RedirectResponse("/job", _SEE_OTHER)
 
     @posted()
-    async def confirm(self, request: Request, session: Session, fields: Fields) -> Response:
+    async def confirm(self, request: Request, session: Session, fields: forms.Fields) -> Response:
         """Do what was rehearsed."""
-        self._backend.act(forms.first(fields).get("job", ""), session.name)
+        self._backend.act(fields.get("job", ""), session.name)
         return RedirectResponse("/job", _SEE_OTHER)
 
     @posted()
-    async def cancel(self, request: Request, session: Session, fields: Fields) -> Response:
+    async def cancel(self, request: Request, session: Session, fields: forms.Fields) -> Response:
         """Stop the running job before its next letter."""
-        self._backend.cancel(forms.first(fields).get("job", ""))
+        self._backend.cancel(fields.get("job", ""))
         return RedirectResponse("/job", _SEE_OTHER)
 
     @for_everybody
@@ -187,7 +185,7 @@ class Pages:
         return self.site.page("account.html", session, ledger=self._backend.ledger, files=self._backend.files)
 
     @posted(viewers=True)
-    async def start_account(self, request: Request, session: Session, fields: Fields) -> Response:
+    async def start_account(self, request: Request, session: Session, fields: forms.Fields) -> Response:
         """Compare the audit files with the letters."""
         self._backend.account(session.name)
         return RedirectResponse("/job", _SEE_OTHER)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -16,30 +16,23 @@ from mqauth.console.backend import TITLES, Backend
 from mqauth.console.display import moment
 from mqauth.console.letters import HEIGHT, WIDTH
 from mqauth.console.reasons import explain
-from mqauth.review import Group
-from mqauth.review.index import DIMENSIONS
+from mqauth.review import DIMENSIONS, Group
 
 STATIC: Final = Path(__file__).parent / "static"
 _FOLDER: Final = Path(__file__).parent / "pages_html"
 
 
-class Templates:
-    """The templates of the pages, read once."""
-
-    def __init__(self) -> None:
-        self._environment = Environment(
-            loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, auto_reload=False,
-            trim_blocks=True, lstrip_blocks=True,
-        )  # fmt: skip
-        self._environment.filters |= {"moment": moment, "count": _count, "plain": _plain}
-        self._environment.globals |= {
-            "explain": explain, "doing": TITLES.__getitem__, "group_query": _group_query, "width": WIDTH,
-            "height": HEIGHT,
-        }  # fmt: skip
-
-    def page(self, name: str, *, status: int, **values: Any) -> Response:
-        """Return a page."""
-        return HTMLResponse(self._environment.get_template(name).render(status=status, **values), status)
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, auto_reload=False,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    made.filters |= {"moment": moment, "count": _count, "plain": _plain}
+    made.globals |= {
+        "explain": explain, "doing": TITLES.__getitem__, "group_query": _group_query, "width": WIDTH,
+        "height": HEIGHT,
+    }  # fmt: skip
+    return made
 
 
 def _group_query(group: Group) -> str:
@@ -62,13 +55,13 @@ class Site:
         backend: the letters and the jobs on them.
         sessions: who is logged in.
         cookie: of the sessions.
-        templates: of the pages.
+        environment: the templates, read once.
     """
 
     backend: Backend
     sessions: Sessions
     cookie: Cookie
-    templates: Templates
+    environment: Environment = field(default_factory=_environment)
 
     def session(self, request: Request) -> Session | None:
         """Return the session of whoever sent a request."""
@@ -83,9 +76,10 @@ class Site:
 
     def page(self, name: str, session: Session | None, *, status: int = 200, **values: Any) -> Response:
         """Return a page."""
-        return self.templates.page(
-            name, status=status, session=session, backend=self.backend, job=self.backend.job, **values
+        html = self.environment.get_template(name).render(
+            status=status, session=session, backend=self.backend, job=self.backend.job, **values
         )
+        return HTMLResponse(html, status)
 
     def error(self, status: int, text: str, session: Session | None = None) -> Response:
         """Return the page of an error."""

@@ -245,7 +245,7 @@ class EarlyClaims:
         if len(statuses) == len(wishes):
             for (delivery, wish), status in zip(wishes, statuses, strict=True):
                 try:
-                    self._verdicts.answer(delivery, wish, status)
+                    self._verdicts.conclude(delivery, wish, status)
                 except Unavailable:
                     continue  # it is told in its turn
         judged = [each for each in unjudged if each.step is not _JUDGE]
@@ -256,10 +256,10 @@ class EarlyClaims:
     def _wishes(self, deliveries: list[Delivery]) -> list[tuple[Delivery, ClaimRequest]]:
         """Return those that have come to their claim; the first that waits for the world ends it."""
         found = []
-        self._verdicts.name_owners(deliveries)
+        self._verdicts.draw_owners(deliveries)
         for delivery in deliveries:
             try:
-                wish = self._verdicts.wish(delivery)
+                wish = self._verdicts.prepare(delivery)
                 if type(wish) is GeneratorType:
                     wish = run(wish)
             except Unavailable:

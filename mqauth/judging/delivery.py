@@ -1,4 +1,4 @@
-"""A delivery, how far it has come, and what becomes of it."""
+"""A delivery, how far it has come, what became of it, and the audit record of that."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
-from mqauth.errors import Cause, Reason, Rejection, Unavailable
+from mqauth.audit import record as audit_records
+from mqauth.audit.record import AuditRecord
+from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, Unavailable
 from mqauth.judging.candidate import Candidate
 from mqauth.judging.verified import Verified
-from mqauth.letters.dead_letter import content_digest
+from mqauth.letters.dead_letter import content_digest, letter_id
 from mqauth.letters.release import Release
 from mqauth.replay.rules import ClaimRequest
+from mqauth.wire.envelope import token_of
 from mqauth.wire.message import Message
 
 
 class Verdict(Enum):
-    """The outcomes of a delivery; compared by identity."""
+    """What a delivery came to; compared by identity."""
 
     ACCEPTED = "accepted"
     REJECTED = "rejected"
@@ -25,11 +28,11 @@ class Verdict(Enum):
     DUPLICATE = "duplicate"
 
 
-_TUPLE: Final = tuple.__new__  # an outcome is made for every message
+_TUPLE: Final = tuple.__new__  # a third of the price of a call; an outcome is made for every message
 
 
 class Step(Enum):
-    """How far a delivery has come; a deferred one goes on from here."""
+    """The step that a delivery takes next; one that was deferred goes on from there."""
 
     JUDGE = "judge"
     HANDLE = "handle"
@@ -44,16 +47,16 @@ class Outcome(NamedTuple):
     """What became of a delivery.
 
     Args:
-        verdict: settle the delivery unless it is ``DEFERRED``.
+        verdict: the delivery is to be settled unless this is ``DEFERRED``.
         reason: why it was rejected.
         cause: why it was deferred.
         detail: one line for people.
         verified: the message, where it was accepted or is a duplicate.
-        dead_letter: id of the confirmed dead letter.
-        judge_seconds: time spent on the verdict itself, without handler and dead letter; measured only for
-            observers.
+        dead_letter: the id of its dead letter, which the broker has confirmed.
+        judge_seconds: the seconds that its verdict took, without handler and dead letter; measured only where
+            there are observers.
         party: the configured issuer or release authority whose keys are out of reach, where it was deferred for
-            them (``keys_unavailable``, ``key_pending``).
+            ``keys_unavailable`` or ``key_pending``.
     """
 
     verdict: Verdict
@@ -67,7 +70,7 @@ class Outcome(NamedTuple):
 
     @classmethod
     def of(cls, delivery: Delivery) -> Outcome:
-        """Return the outcome of a delivery that has come to its end."""
+        """Return the outcome of a delivery that has come to ``Step.SETTLE``."""
         rejection = delivery.rejection
         if rejection is None:
             verified, seconds = delivery.verified, delivery.judge_seconds
@@ -80,16 +83,19 @@ class Outcome(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Delivery:
-    """One delivery and its progress; kept by the broker wrapper until it is settled.
+    """One delivery and its progress; the broker wrapper keeps it until it is settled.
 
     Args:
         message: as the broker delivered it.
-        received: UTC seconds at which this process first received it; times are judged by it for ever.
+        received: UTC seconds at which this process first received it. Times are always judged by this moment, so
+            that a message does not expire while we hold it.
         deferred: whether it was deferred before.
-        owner: the nonce it claims with; one for ever, so that a claim whose answer was lost is made again.
-        renewed: UTC seconds at which its claim was last made longer.
-        fence: called with the delivery before each step that must not be taken for one the broker has given to
-            somebody else; may be asynchronous, and raises ``StaleDelivery``.
+        owner: the random text it claims with. It never changes, so that a claim whose answer was lost can be
+            made again.
+        step: what is to be done next.
+        renewed: UTC seconds at which its lease was last extended.
+        fence: called with the delivery before each step that must not be taken once the broker has given the
+            delivery to somebody else. It raises ``StaleDelivery`` then, and may be asynchronous.
     """
 
     message: Message
@@ -113,27 +119,88 @@ class Delivery:
     renewed: float = 0.0
 
     def content_digest(self) -> str:
-        """Return the digest that names the message's content, made once: there may be very many headers."""
+        """Return the digest of the message's content, computed once: there may be very many headers."""
         if self.digest is None:
             self.digest = content_digest(self.message)
         return self.digest
 
     @property
     def claims(self) -> tuple[ClaimRequest, ...]:
-        """Its claims in the order they end: after a crash between the two it is a duplicate."""
+        """Its claims, in the order in which they end: after a crash between the two the message is a duplicate."""
         claim, release = self.claim, self.release_claim
         if claim is None:
             return ()
         return (claim,) if release is None else (release, claim)
 
     def reject(self, rejection: Rejection, step: Step) -> None:
-        """Turn to a rejection, and to the step that follows from it."""
+        """Reject the delivery, and move it on to the step that follows from that."""
         self.rejection, self.verdict, self.step = rejection, Verdict.REJECTED, step
 
     def defer(self, error: Unavailable) -> Outcome:
-        """Wait for the world, and return that outcome."""
+        """Defer the delivery, and return that outcome."""
         self.deferred = True
         return Outcome(
             Verdict.DEFERRED, cause=error.cause, detail=error.detail, judge_seconds=self.judge_seconds,
             party=error.party,
         )  # fmt: skip
+
+
+def verdict_record(delivery: Delivery, *, scope: str, time: float, policy: str, instance: str) -> AuditRecord:
+    """Return the audit record of a verdict.
+
+    Args:
+        delivery: judged to an end; its ``record_id`` is the record's.
+        scope: on whose behalf it was judged.
+        time: UTC seconds.
+        policy: the version of the policy.
+        instance: the name of this process.
+    """
+    message, rejection = delivery.message, delivery.rejection
+    body = message.body
+    return AuditRecord(
+        id=delivery.record_id or "",
+        time=time,
+        verdict=delivery.verdict.value,
+        reason=None if rejection is None else rejection.reason.value,
+        detail=None if rejection is None else rejection.detail,
+        scope=scope,
+        broker=audit_records.broker_fields(message),
+        token=_token_fields(delivery),
+        body_sha256=None if body is None else audit_records.sha256(body),
+        body_size=None if body is None else len(body),
+        key_set=delivery.key_set,
+        policy=policy,
+        dead_letter=None if rejection is None else letter_id(message, scope, digest=delivery.content_digest()),
+        instance=instance,
+        extra={} if delivery.release is None else {"release": _release_fields(delivery.release)},
+    )
+
+
+def _token_fields(delivery: Delivery) -> dict[str, Any]:
+    """Return what the record says of a token, and whether its claims were verified."""
+    candidate, rejection, verified = delivery.candidate, delivery.rejection, delivery.verified
+    opened = None if candidate is None else candidate.token.opened
+    proof = None if candidate is None else candidate.proof
+    return audit_records.token_fields(
+        _token(delivery.message),
+        None if opened is None else opened.kid,
+        None if opened is None else opened.algorithm,
+        None if candidate is None else candidate.token.claims,
+        index=None if proof is None else proof.place,
+        verified=verified is not None or (rejection is not None and rejection.reason in SIGNED_REASONS),
+    )
+
+
+def _release_fields(release: Release) -> dict[str, Any]:
+    return {
+        "iss": audit_records.harmless(release.iss), "sub": audit_records.harmless(release.sub),
+        "jti": audit_records.harmless(release.jti), "letter": release.letter, "waive": sorted(release.waive),
+        "scope": audit_records.harmless(release.scope),
+    }  # fmt: skip
+
+
+def _token(message: Message) -> bytes | None:
+    try:
+        return token_of(message)
+    except Rejection:
+        return None

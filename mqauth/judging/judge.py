@@ -1,4 +1,51 @@
-"""Steps 1 to 13 of a verdict, in their order, once for every broker and both colours."""
+"""The steps of a verdict, in their order, once for every broker and for both kinds of caller.
+
+Theory of operation
+===================
+
+A message is accepted only if it passes every step below; the first step that fails decides. The order is part of
+the contract (wire profile, section 8): cheap steps come first, and nothing that a sender wrote is looked up before
+it is bounded, so that a forgery costs little and tells nothing about what a later step would have said.
+
+===== =========================================================== ========================================
+step  what must hold                                              where
+===== =========================================================== ========================================
+(0)   the delivery can be represented as a ``Message``            ``Verifier.open``
+(1)   there is one token, and it is small                         ``Verifier.open``
+(2)   the token has three canonical segments and a bounded kid    ``Verifier.open``
+(3)   ``typ``, no other parameter, ``alg`` on the list            ``Verifier.open``
+(4)   the claims parse strictly; a proof only behind a batch      ``Verifier.open``
+(5)   the issuer is configured                                    ``Verifier.issuer``
+(6)   the issuer has the key, not revoked, of that algorithm      ``Verifier.authenticate``
+(7)   the signature holds; then the release, if there is one      ``Verifier.authenticate``, ``_released``
+(8)   the audience is this consumer's                             ``Verifier.verify``
+(9)   the times: of the key first, then of the token              ``Verifier.verify``
+(10)  the key speaks for the subject                              ``Verifier.verify``
+(11)  destination, record key, body and headers are as signed     ``Verifier.verify``
+(12)  the policy lets this subject publish here                   ``Policy.decide``
+(13)  nobody else has claimed the message                         ``ReplayStore.claim``
+===== =========================================================== ========================================
+
+A step has three outcomes, not two. It passes; or it raises ``Rejection``, which is for ever and the message's
+fault; or it raises ``Unavailable``, because keys, policy or store cannot be asked now. Then the verdict is
+deferred: the delivery stays at ``Step.JUDGE`` and takes the steps again later. An outage of ours condemns no
+honest message.
+
+Steps (0) to (4) and (8) to (11) are pure. Keys, policy and store are plug-ins, and any of them may be
+asynchronous. So a verdict is a flow (``mqauth.flow``), but a plain call wherever nothing has to be awaited,
+which is nearly always: ``prepare`` takes the steps up to (12) as one function, and returns a flow only if it has
+to wait.
+
+For example, ``orders-api`` publishes an order and the broker delivers it twice, the second time as a copy that
+somebody else published:
+
+1. The first delivery passes (0) to (12). ``prepare`` returns a claim of the token's id; the store has not seen it
+   and says ``FRESH`` (13). The delivery goes on to ``Step.HANDLE`` and its handler runs.
+2. The copy passes (0) to (12) just as well: it is the same bytes. At (13) the store says ``REPLAYED``, the
+   delivery goes on to ``Step.RECORD`` with the reason ``replayed``, and its handler never runs.
+3. Had the copy another body, (11) would have said ``body_mismatch``; another signature, (7) ``signature_invalid``.
+   Neither would have reached the store.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +68,28 @@ from mqauth.wire.keys import KeySet, KeySource
 from mqauth.wire.message import Message
 
 R = TypeVar("R")
-Wish: TypeAlias = ClaimRequest | None
+Claim: TypeAlias = ClaimRequest | None
 _OWNER_BYTES: Final = 12
 _HELD_SECONDS: Final = 3600
 _STORE: Final = Cause.REPLAY_STORE_UNAVAILABLE
 _KEYS: Final = Cause.KEYS_UNAVAILABLE
 _POLICY: Final = Cause.POLICY_UNAVAILABLE
+# Python 3.11 takes its time to look a member of an enum up
 _FRESH: Final = ClaimStatus.FRESH
 _ALLOW: Final = Decision.ALLOW
-_JUDGE, _HANDLE = Step.JUDGE, Step.HANDLE  # Python 3.11 takes its time to look a member up
+_JUDGE, _HANDLE = Step.JUDGE, Step.HANDLE
 
 
 class Judge:
-    """Reaches verdicts, and claims what is to be handled.
+    """Takes the steps of a verdict, and claims the messages that are to be handled.
 
     Args:
         verifier: judges tokens.
-        policy: who may publish where.
-        replay: remembers what was claimed.
+        policy: decides who may publish where.
+        replay: remembers which messages were claimed.
         scope: on whose behalf messages are handled; by default what the broker wrapper says.
-        reread: ``"handle"``, or settle as a duplicate what Kafka delivers again after it was done.
+        reread: ``"handle"``, or ``"duplicate"`` to settle without the handler what Kafka delivers again after it
+            was done.
         lease: seconds a claim holds while its handler runs.
     """
 
@@ -67,57 +116,62 @@ class Judge:
         self._retention = verifier.retention
 
     def scope_of(self, message: Message) -> str:
-        """Return on whose behalf a message is handled."""
+        """Return on whose behalf a message is handled: the consumer group or queue, unless it was configured."""
         return self._scope or message.origin.scope or message.origin.queue or "default"
 
     def judge(self, delivery: Delivery) -> Flow[None]:
-        """Reach a verdict and move on to the step that follows from it.
+        """Reach a verdict, and move the delivery on to the step that follows from it.
 
         Raises:
             Unavailable: it cannot be reached now.
         """
-        wish = self.wish(delivery)
-        if type(wish) is GeneratorType:
-            wish = yield from wish
-        if type(wish) is ClaimRequest:
-            delivery.claim = wish  # from now on the store may hold it, whatever becomes of its answer
-            status = at_once(_STORE, self._replay.claim, wish)
+        claim = self.prepare(delivery)
+        if type(claim) is GeneratorType:
+            claim = yield from claim
+        if type(claim) is ClaimRequest:
+            # from now on the store may hold the claim, whatever becomes of its answer
+            delivery.claim = claim
+            status = at_once(_STORE, self._replay.claim, claim)  # (13)
             if type(status) is not ClaimStatus:
                 status = yield from answered(_STORE, status)
             if status is _FRESH:
                 delivery.step = _HANDLE
             else:
-                self.answer(delivery, wish, status)
+                self.conclude(delivery, claim, status)
         elif delivery.step is _JUDGE:
             yield from self._judge_released(delivery)
 
-    def wish(self, delivery: Delivery, waited: KeySet | None = None) -> Wish | Flow[Wish]:
-        """Take steps 1 to 12, for who makes many claims together and brings what they found to ``answer``.
+    def prepare(self, delivery: Delivery, waited: KeySet | None = None) -> Claim | Flow[Claim]:
+        """Take steps (0) to (12), and return the claim to be made; ``conclude`` takes what the store said.
+
+        Whoever judges many deliveries can so make their claims in one round trip.
 
         Args:
             delivery: to be judged.
-            waited: the keys of its issuer, where they were waited for.
+            waited: the keys of its issuer, where they had to be waited for.
 
         Returns:
-            The wish; ``None`` where there is a verdict, and for a released message, which is judged in its turn.
-            Where something is to be awaited, a flow that returns it.
+            The claim; ``None`` where the verdict is reached already, and for a released message, which ``judge``
+            judges. Where something has to be awaited, a flow that returns the same.
 
         Raises:
             Unavailable: the verdict cannot be reached now.
         """
         try:
-            delivery.candidate = candidate = self._verifier.open(delivery.message)  # 1 to 4
+            # (0) to (4): the token is taken apart, and nothing in it is believed
+            delivery.candidate = candidate = self._verifier.open(delivery.message)
             if candidate.shape.released:
                 return None
-            source = self._verifier.issuer(candidate.token.claims).keys  # 5
+            # (5): only a configured issuer's keys are asked for
+            source = self._verifier.issuer(candidate.token.claims).keys
             keys = _at_hand(source) if waited is None else waited
             if waited is None and (type(keys) is not KeySet or candidate.token.opened.kid not in keys.by_kid):
                 return self._keyed(delivery, candidate, source, keys)
             delivery.key_set = keys.version
-            delivery.verified = self._verifier.verify(  # 6 to 11
-                delivery.message, candidate, keys, delivery.received
-            )
-            decision = at_once(_POLICY, self._policy.decide, delivery.verified)  # 12
+            # (6) to (11): key and signature, then what is claimed, then the message itself
+            delivery.verified = self._verifier.verify(delivery.message, candidate, keys, delivery.received)
+            # (12): identity, so that no truthy answer of a broken policy passes for ALLOW
+            decision = at_once(_POLICY, self._policy.decide, delivery.verified)
             if decision is not _ALLOW:
                 return self._decided(delivery, candidate, decision)
             return self._request(delivery, candidate)
@@ -125,18 +179,18 @@ class Judge:
             _refuse(delivery, error)
             return None
 
-    def _keyed(self, delivery: Delivery, candidate: Candidate, source: KeySource, at_hand: Any) -> Flow[Wish]:
+    def _keyed(self, delivery: Delivery, candidate: Candidate, source: KeySource, at_hand: Any) -> Flow[Claim]:
         """Wait for the keys of a token, and take the steps with them."""
         try:
             keys = yield from self._keys(delivery, candidate, source, at_hand)
         except Exception as error:
             _refuse(delivery, error)
             return None
-        wish = self.wish(delivery, keys)
-        return (yield from wish) if type(wish) is GeneratorType else cast(Wish, wish)
+        claim = self.prepare(delivery, keys)
+        return (yield from claim) if type(claim) is GeneratorType else cast(Claim, claim)
 
-    def _decided(self, delivery: Delivery, candidate: Candidate, decision: Any) -> Flow[Wish]:
-        """Wait for a policy's decision."""
+    def _decided(self, delivery: Delivery, candidate: Candidate, decision: Any) -> Flow[Claim]:
+        """Wait for the decision of a policy, which may be a refusal already."""
         try:
             _permit((yield from answered(_POLICY, decision)))
             return self._request(delivery, candidate)
@@ -144,51 +198,47 @@ class Judge:
             _refuse(delivery, error)
             return None
 
-    def answer(self, delivery: Delivery, wish: ClaimRequest, status: ClaimStatus) -> None:
-        """Reach the verdict that follows from a claim: step 13.
+    def conclude(self, delivery: Delivery, claim: ClaimRequest, status: ClaimStatus) -> None:
+        """Reach the verdict that follows from what the store said of a claim: the end of step (13).
 
         Raises:
-            Unavailable: another delivery holds it.
+            Unavailable: another delivery holds the claim.
         """
         if status is _FRESH:
-            delivery.claim, delivery.step = wish, _HANDLE
+            delivery.claim, delivery.step = claim, _HANDLE
             return
         delivery.claim = None
         try:
-            _conclude(delivery, self._claimed(delivery, wish, status))
+            _move_on(delivery, self._claimed(delivery, claim, status))
         except Rejection as rejection:
             delivery.reject(rejection, Step.RECORD)
 
     def _judge_released(self, delivery: Delivery) -> Flow[None]:
-        """Judge a released message from step 5 on."""
         try:
-            _conclude(delivery, (yield from self._claim_released(delivery)))
+            _move_on(delivery, (yield from self._claim_released(delivery)))
         except Rejection as rejection:
             delivery.reject(rejection, Step.RECORD)
 
     def _claim_released(self, delivery: Delivery) -> Flow[ClaimStatus]:
-        """Take steps 5 to 13; the release itself is judged once the producer's signature was found good.
-
-        So a message that no producer has signed never asks for an authority's keys. Released to another scope it
-        ends there.
-        """
+        """Take steps (5) to (13) of a message that a reviewer has released."""
         message, candidate, received = delivery.message, cast(Candidate, delivery.candidate), delivery.received
-        source = self._verifier.issuer(candidate.token.claims).keys  # 5
+        source = self._verifier.issuer(candidate.token.claims).keys  # (5)
         keys = yield from self._keys(delivery, candidate, source, _at_hand(source))
         delivery.key_set = keys.version
-        _total(self._verifier.authenticate, message, candidate.token, keys, received)  # 6, 7
+        # (6), (7): before the release, so that a message no producer has signed never makes us ask for the keys of
+        # a release authority
+        _total(self._verifier.authenticate, message, candidate.token, keys, received)
         release = delivery.release = yield from self._released(delivery)
         if release.scope != self.scope_of(message):
             return ClaimStatus.DUPLICATE
-        verified = _total(self._verifier.verify, message, candidate, keys, received, release)  # 6 to 11
+        verified = _total(self._verifier.verify, message, candidate, keys, received, release)  # (8) to (11)
         delivery.verified = verified
         if Reason.PRODUCER_FORBIDDEN not in release.waive:
-            _permit((yield from asked(_POLICY, self._policy.decide, verified)))
-        wish = self._request(delivery, candidate)
-        return (yield from self._claim_release(delivery, wish, release))
+            _permit((yield from asked(_POLICY, self._policy.decide, verified)))  # (12)
+        return (yield from self._claim_release(delivery, self._request(delivery, candidate), release))  # (13)
 
     def _released(self, delivery: Delivery) -> Flow[Release]:
-        """Judge the release a message carries; whatever is wrong with it is ``release_invalid``."""
+        """Judge the release that a message carries; whatever is wrong with it is ``release_invalid``."""
         message, authorities = delivery.message, self._verifier.release
         found = _total(open_release, message)
         if authorities is None:
@@ -203,7 +253,7 @@ class Judge:
         return _total(authorities.verify, message, found, keys, delivery.received)
 
     def _keys(self, delivery: Delivery, candidate: Candidate, source: KeySource, at_hand: Any) -> Flow[KeySet]:
-        """Return the keys of the token's issuer, which are waited for where they lack the token's.
+        """Return the keys of the token's issuer, waiting for them where the token's key is missing.
 
         Args:
             delivery: of the token.
@@ -218,20 +268,18 @@ class Judge:
             keys = yield from _looked_up(source, kid, delivery.received, candidate.token.claims.iss)
         return keys
 
-    def name_owners(self, deliveries: Sequence[Delivery]) -> None:
-        """Give each delivery the nonce it claims with, drawn at once; one it has it keeps."""
+    def draw_owners(self, deliveries: Sequence[Delivery]) -> None:
+        """Give each delivery that has none the random owner it claims with; all are drawn in one call."""
         drawn, length = self._randomness(_OWNER_BYTES * len(deliveries)).hex(), 2 * _OWNER_BYTES
         for at, delivery in enumerate(deliveries):
             if delivery.owner is None:
                 delivery.owner = drawn[at * length : (at + 1) * length]
 
     def _request(self, delivery: Delivery, candidate: Candidate) -> ClaimRequest:
-        """Return the claim of a message that was verified and permitted; its owner is one for ever.
-
-        It is kept past every copy that may be accepted, those deferred beside it too, and past its lease.
-        """
+        """Return the claim of a message that was verified and permitted."""
         if not candidate.learnt and delivery.release is None:
-            with suppress(Exception):  # what is learnt saves time, and must cost no consumer
+            # what is learnt saves time only: a fault in it must not cost an honest message
+            with suppress(Exception):
                 self._verifier.learn(candidate)
         origin, token, proof = delivery.message.origin, candidate.token, candidate.proof
         if delivery.owner is None:
@@ -240,6 +288,7 @@ class Judge:
         if not found:
             found = token.id = claim_id(claims.iss, claims.sub, claims.jti)
         index = None if proof is None else proof.place
+        # kept past every copy that could still be accepted, those deferred beside it too, and past its lease
         held = self._clock.now() + (_HELD_SECONDS if delivery.deferred else self._lease)
         kept = float(claims.exp + self._retention)
         return ClaimRequest(
@@ -254,60 +303,56 @@ class Judge:
             index,
         )
 
-    def _claim(self, delivery: Delivery, wish: ClaimRequest) -> Flow[ClaimStatus]:
-        """Claim a message for this delivery."""
-        status: ClaimStatus = yield from asked(_STORE, self._replay.claim, wish)
-        return self._claimed(delivery, wish, status)
+    def _claim(self, delivery: Delivery, claim: ClaimRequest) -> Flow[ClaimStatus]:
+        status: ClaimStatus = yield from asked(_STORE, self._replay.claim, claim)
+        return self._claimed(delivery, claim, status)
 
-    def _claim_release(self, delivery: Delivery, wish: ClaimRequest, release: Release) -> Flow[ClaimStatus]:
+    def _claim_release(self, delivery: Delivery, claim: ClaimRequest, release: Release) -> Flow[ClaimStatus]:
         """Claim the release, and the message too unless ``replayed`` is waived.
 
-        Which copy of a redriven message comes first does not matter, so neither claim has a place: done is
-        a duplicate of the release, and of the message a replay; held is waited for.
+        It does not matter which copy of a released message comes first, so neither claim has a place. A release
+        that is done makes a duplicate, a message that is done a replay, and either that is held is waited for.
         """
-        kept = max(wish.expires, float(release.exp + self._verifier.retention))
-        wish = replace(wish, place=None, redelivered=True, expires=kept)
-        wished = replace(wish, id=release_id(release.iss, release.letter), index=None)
-        status = yield from self._claim(delivery, wished)
+        kept = max(claim.expires, float(release.exp + self._verifier.retention))
+        claim = replace(claim, place=None, redelivered=True, expires=kept)
+        released = replace(claim, id=release_id(release.iss, release.letter), index=None)
+        status = yield from self._claim(delivery, released)
         if status is not _FRESH or Reason.REPLAYED in release.waive:
             return status
         delivery.release_claim = delivery.claim
-        status = yield from self._claim(delivery, wish)
+        status = yield from self._claim(delivery, claim)
         if status is ClaimStatus.DUPLICATE:
             raise Rejection(Reason.REPLAYED, "the message was handled before, without this release")
         return status
 
-    def _claimed(self, delivery: Delivery, wish: ClaimRequest, status: ClaimStatus) -> ClaimStatus:
-        """Return what a claim came to, noted where it is this delivery's now."""
-        if status is _FRESH:
-            delivery.claim = wish
-            return status
+    def _claimed(self, delivery: Delivery, claim: ClaimRequest, status: ClaimStatus) -> ClaimStatus:
+        """Return what a claim came to, and note it where the message is this delivery's now."""
         if status is ClaimStatus.REPLAYED:
             raise Rejection(Reason.REPLAYED, "a copy of a message that was delivered elsewhere")
         if status is ClaimStatus.HELD:
             raise Unavailable(Cause.CLAIM_HELD, "an earlier delivery of it is still being handled")
         if status is ClaimStatus.REREAD and self._reread == "duplicate":
             return ClaimStatus.DUPLICATE
-        if status is ClaimStatus.REREAD:
-            delivery.claim = wish
+        if status is _FRESH or status is ClaimStatus.REREAD:
+            delivery.claim = claim
         elif status is not ClaimStatus.DUPLICATE:
             raise Unavailable(_STORE, "the store's answer is no claim status")
         return status
 
 
 def _refuse(delivery: Delivery, error: Exception) -> None:
-    """Reject what a step refused, or what broke it.
+    """Reject a delivery for what a step raised.
 
     Raises:
-        Unavailable: the world was in the way, as ``error`` says.
+        Unavailable: ``error`` itself, where the world was in the way.
     """
     if isinstance(error, OUR_FAULT):
         raise error
     delivery.reject(error if isinstance(error, Rejection) else _broken(error), Step.RECORD)
 
 
-def _conclude(delivery: Delivery, status: ClaimStatus) -> None:
-    """Move on to the step that follows from a claim."""
+def _move_on(delivery: Delivery, status: ClaimStatus) -> None:
+    """Move a delivery on to the step that follows from a claim."""
     if status is ClaimStatus.DUPLICATE:
         delivery.verdict, delivery.step = Verdict.DUPLICATE, Step.RECORD
     else:
@@ -321,7 +366,7 @@ def _permit(decision: Decision) -> None:
 
 
 def _at_hand(source: KeySource) -> Any:
-    """Return the keys a source has, to be awaited where it is asynchronous; ``None`` where there are none yet."""
+    """Return the keys that a source has, awaitable where it is asynchronous; ``None`` where it has none yet."""
     try:
         return source.key_set()
     except ColourError:
@@ -340,14 +385,14 @@ def _known(at_hand: Any) -> Flow[KeySet | None]:
 
 
 def _looked_up(source: KeySource, kid: str, received: float, party: str) -> Flow[KeySet]:
-    """Make the source of a configured party look again for a kid, once; it may decide that the kid is unknown.
+    """Make the key source of a configured party look for a kid once more; it may decide that the kid is unknown.
 
     Raises:
-        Unavailable: it is out of reach; names the party, since messages of others need not wait for it.
+        Unavailable: the source is out of reach. The error names the party, for messages of others need not wait.
     """
-    wished = either(source.refresh, getattr(source, "arefresh", None), kid, received)
+    refreshed = either(source.refresh, getattr(source, "arefresh", None), kid, received)
     try:
-        keys = yield from guarded(_KEYS, wished, passing=(*OUR_FAULT, Rejection))
+        keys = yield from guarded(_KEYS, refreshed, passing=(*OUR_FAULT, Rejection))
     except Unavailable as error:
         raise Unavailable(error.cause, error.detail, party) from error
     if not isinstance(keys, KeySet):
@@ -356,7 +401,7 @@ def _looked_up(source: KeySource, kid: str, received: float, party: str) -> Flow
 
 
 def _total(step: Callable[..., R], *arguments: Any) -> R:
-    """Take a pure step; a message that breaks it is malformed, and never an exception in a consumer."""
+    """Take a pure step; an unforeseen exception is a malformed message, and never ends a consumer."""
     try:
         return step(*arguments)
     except (Rejection, Unavailable):

@@ -1,14 +1,19 @@
-"""THE order of a verdict, once, for every broker and both colours.
+"""What follows from a verdict, in its order, once for every broker and for both kinds of caller.
 
-accepted: claim, handler, confirm, settle. rejected: audit (durable), dead letter (confirmed by the broker),
-settle. deferred: neither handled nor dead-lettered; processed again from where it stopped, and once a
-handler has ended it never runs again for that delivery in this process. Settling is the broker wrapper's.
+* accepted: claim, handler, confirm, settle.
+* rejected: audit record (durable), dead letter (confirmed by the broker), settle.
+* deferred: neither handled nor dead-lettered, and processed again later from the step where it stopped.
+
+Once a handler has returned, or failed for the last time, it never runs again for that delivery in this process:
+only the steps after it are repeated. The broker wrapper settles, and only what has come to ``Step.SETTLE``: a
+crash before that may duplicate a message, and never loses one.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -16,8 +21,7 @@ from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
 from mqauth.flow import Attempts, Call, ColourError, Flow, answered, asked, at_once, settling
-from mqauth.judging.audit_record import verdict_record
-from mqauth.judging.delivery import Delivery, Outcome, Step, Verdict
+from mqauth.judging.delivery import Delivery, Outcome, Step, Verdict, verdict_record
 from mqauth.judging.judge import Judge
 from mqauth.judging.policy import Allow, Policy
 from mqauth.judging.verified import Verified
@@ -31,7 +35,7 @@ __all__ = ["Delivery", "Handler", "Observer", "Outcome", "Pipeline", "Step", "Ve
 Handler = Callable[[Verified], Any]
 Observer = Callable[[Outcome, Message, float], None]
 _LOG: Final = logging.getLogger("mqauth.pipeline")
-# Python 3.11 takes its time to look a member up
+# Python 3.11 takes its time to look a member of an enum up
 _JUDGE, _HANDLE, _CONFIRM, _RELEASE = Step.JUDGE, Step.HANDLE, Step.CONFIRM, Step.RELEASE
 _RECORD, _SETTLE = Step.RECORD, Step.SETTLE
 _TUPLE: Final = tuple.__new__
@@ -39,21 +43,21 @@ _STORE: Final = Cause.REPLAY_STORE_UNAVAILABLE
 
 
 class Pipeline:
-    """Judges deliveries and carries each to its end, by the order of this module.
+    """Judges deliveries and carries each to its end, in the order of this module.
 
     Args:
         verifier: judges tokens.
-        policy: who may publish where; required, and an empty one refuses everything.
-        replay: remembers what was claimed.
-        audit: where verdicts are made durable; may be left out only where nothing is settled.
+        policy: decides who may publish where; it is required, and an empty one refuses everything.
+        replay: remembers which messages were claimed.
+        audit: makes verdicts durable; may be left out only where nothing is settled.
         scope: on whose behalf messages are handled; by default what the broker wrapper says.
-        record: audit ``"rejections"`` or ``"all"`` verdicts.
-        reread: ``"handle"`` or settle as ``"duplicate"`` what Kafka delivers again after it was done.
-        attempts: how often a handler may fail.
-        lease: seconds a claim holds while its handler runs.
-        instance: this process in audit records.
-        observers: called with each outcome of ``process``, its message and the seconds since it was
-            received; for metrics. What they raise is logged and changes nothing.
+        record: whether ``"rejections"`` or ``"all"`` verdicts are audited.
+        reread: ``"handle"``, or ``"duplicate"`` to settle without the handler what Kafka delivers again after it
+            was done.
+        attempts: how often a handler may fail. lease: seconds a claim holds while its handler runs. instance:
+        the name of this process in audit records. observers: called with each outcome of ``process``, its
+        message and the seconds since that was received, for
+            metrics. What they raise is logged and changes nothing.
 
     Raises:
         ConfigurationError: a setting is unknown, or a rule names no issuer where several are trusted.
@@ -96,22 +100,22 @@ class Pipeline:
             verifier=verifier, policy=policy, replay=replay, scope=scope, reread=reread, lease=lease, clock=clock,
             randomness=randomness,
         )  # fmt: skip
-        """Steps 1 to 13, for who makes many claims together."""
+        """Takes the steps of a verdict; for whoever makes the claims of many deliveries together."""
         self.instance = instance or base64url_encode(randomness(6)).decode("ascii")
 
     def receive(self, message: Message) -> Delivery:
-        """Return a delivery received now; never raises, whatever the message."""
+        """Return a delivery of a message that is received now; never raises, whatever the message."""
         return Delivery(message=message, received=self.clock.now())
 
     def process(
         self, delivery: Delivery, handler: Handler | None, dead_letters: DeadLetterSink | None
     ) -> Flow[Outcome]:
-        """Carry a delivery to its end, or as far as the world allows: what steps are left, each once.
+        """Carry a delivery to its end, or as far as possible now, through the steps that are left.
 
         Args:
-            delivery: a new one, or one deferred before.
-            handler: called with the verified message; tried again by ``attempts``. ``None`` where it was handled
-                or rejected before; the observers are told nothing then.
+            delivery: a new one, or one that was deferred before.
+            handler: called with the verified message, as often as ``attempts`` says. ``None`` where the message
+                was handled or rejected before; then the observers are not called.
             dead_letters: where a rejected message goes.
 
         Returns:
@@ -121,6 +125,7 @@ class Pipeline:
             StaleDelivery: as its fence did; nothing more is to be done with it, but to release its claim.
         """
         try:
+            # it waited after it was judged, perhaps for longer than its lease: another delivery may hold the claim
             if delivery.deferred and delivery.step is _HANDLE and not (yield from self._is_held(delivery)):
                 delivery.claim, delivery.release_claim, delivery.step = None, None, _JUDGE
             while (step := delivery.step) is not _SETTLE:
@@ -145,9 +150,9 @@ class Pipeline:
         return outcome
 
     def judge(self, delivery: Delivery) -> Flow[Outcome]:
-        """Judge a delivery, steps 1 to 13, for those who handle and settle it themselves.
+        """Judge a delivery without handling it, for callers who handle and settle it themselves.
 
-        An accepted one is claimed: end it with ``confirm`` or ``release``; a rejected one with ``bury``.
+        An accepted delivery is claimed: end it with ``confirm`` or ``release``, and a rejected one with ``bury``.
         """
         try:
             if delivery.step is Step.JUDGE:
@@ -157,10 +162,10 @@ class Pipeline:
         return Outcome.of(delivery)
 
     def confirm(self, delivery: Delivery) -> Flow[Outcome]:
-        """Make the claim of a judged and handled delivery done; then settle it.
+        """End the claim of a delivery that was judged and handled; settle it after that.
 
         Raises:
-            ConfigurationError: it was not judged to an end, or was rejected: nothing there may be settled.
+            ConfigurationError: it was not judged to an end, or was rejected: it may not be settled.
         """
         _refuse_unjudged(delivery)
         if delivery.rejection is not None:
@@ -170,10 +175,10 @@ class Pipeline:
         return (yield from self.process(delivery, None, None))
 
     def release(self, delivery: Delivery) -> Flow[Outcome]:
-        """Give the claim of a delivery back, unhandled; it may be delivered again.
+        """Give the claim of a delivery back, unhandled, so that it may be delivered again.
 
         Returns:
-            ``DEFERRED`` whatever it was before: nothing that was given back may be settled.
+            ``DEFERRED``, whatever it was before: what was given back may not be settled.
 
         Raises:
             ConfigurationError: it was never judged.
@@ -182,7 +187,7 @@ class Pipeline:
             _refuse_unjudged(delivery)
         try:
             if delivery.step is _HANDLE or delivery.step is _JUDGE:
-                # Before the store is asked: where its answer is lost the claim may be gone, and is made again.
+                # before the store is asked: if its answer is lost the claim may be gone, and is made again
                 delivery.step = _JUDGE
                 for claim in delivery.claims:
                     yield from asked(_STORE, self.replay.release, claim)
@@ -192,10 +197,11 @@ class Pipeline:
         return delivery.defer(Unavailable(Cause.HANDLER_DEFERRED, "given back unhandled"))
 
     def renew(self, delivery: Delivery) -> Flow[bool]:
-        """Make the lease of a delivery longer while its handler runs; call it every third of ``lease``.
+        """Extend the lease of a delivery while its handler runs; call it every third of ``lease``.
 
         Returns:
-            Whether the claim is still this delivery's; a store out of reach is no reason to stop a handler.
+            Whether the claim is still this delivery's. It is taken to be while the store is out of reach: that
+            is no reason to stop a handler.
         """
         if delivery.claim is None or delivery.step is not Step.HANDLE:
             return False
@@ -206,7 +212,6 @@ class Pipeline:
             return True
 
     def _renewed(self, delivery: Delivery) -> Flow[bool]:
-        """Make the lease of a delivery longer, and tell whether its claim is still its own."""
         now = self.clock.now()
         for claim in delivery.claims:
             wish = replace(claim, renew=True, expires=max(claim.expires, now + self.lease))
@@ -216,15 +221,15 @@ class Pipeline:
         return True
 
     def _is_held(self, delivery: Delivery) -> Flow[bool]:
-        """Tell whether a claim is still its own; the store is asked where the lease may be over."""
+        """Tell whether a delivery still holds its claim, asking the store if the lease may be over."""
         held = self.clock.now() - max(delivery.received, delivery.renewed) < self.lease
         return held or (yield from self._renewed(delivery))
 
     def bury(self, delivery: Delivery, dead_letters: DeadLetterSink) -> Flow[Outcome]:
-        """Audit and dead-letter a delivery that was rejected; then settle it.
+        """Audit and dead-letter a delivery that was rejected; settle it after that.
 
         Raises:
-            ConfigurationError: it was not judged to an end, or was accepted: that ends with ``confirm``.
+            ConfigurationError: it was not judged to an end, or was accepted and so ends with ``confirm``.
         """
         _refuse_unjudged(delivery)
         if delivery.verdict is Verdict.ACCEPTED:
@@ -232,12 +237,11 @@ class Pipeline:
         return (yield from self.process(delivery, None, dead_letters))
 
     def _end(self, delivery: Delivery, dead_letters: DeadLetterSink | None) -> Flow[None]:
-        """Take a step that follows verdict and handler: end what is claimed, record, or bury.
-
-        A release of a reviewer's is ended first: after a crash between the two it is a duplicate, no replay.
-        """
+        """Take one of the steps after verdict and handler: end the claims, record, or bury."""
         step = delivery.step
         if step is _CONFIRM or step is _RELEASE:
+            # a reviewer's release is ended first: after a crash between the two the message is a duplicate; the
+            # other way round it would be a replay, and dead-lettered
             ends = self.replay.confirm if step is _CONFIRM else self.replay.release
             for claim in (delivery.release_claim, delivery.claim):
                 ended = None if claim is None else at_once(_STORE, ends, claim)
@@ -251,20 +255,15 @@ class Pipeline:
             yield from self._bury(delivery, dead_letters)
 
     def _timed_judge(self, delivery: Delivery) -> Flow[None]:
-        """Judge, and note how long it took, for those who observe."""
         started = self.clock.monotonic()
         try:
             yield from self.verdicts.judge(delivery)
         finally:
             delivery.judge_seconds = self.clock.monotonic() - started
 
-    def _is_recorded(self, delivery: Delivery) -> bool:
-        """Tell whether the verdict on a delivery is to be recorded."""
-        return delivery.rejection is not None or (self._record_all and self.audit is not None)
-
     def _record(self, delivery: Delivery) -> Flow[None]:
-        """Make the audit record durable, where there is to be one; it comes before the dead letter."""
-        if not self._is_recorded(delivery):
+        """Make the audit record durable, if the verdict is one to be recorded; the dead letter names it."""
+        if delivery.rejection is None and not (self._record_all and self.audit is not None):
             delivery.step = _SETTLE
             return
         if self.audit is None:
@@ -278,7 +277,7 @@ class Pipeline:
         delivery.step = Step.SETTLE if delivery.rejection is None else Step.BURY
 
     def _bury(self, delivery: Delivery, dead_letters: DeadLetterSink | None) -> Flow[None]:
-        """Publish the dead letter and wait for the broker's confirm."""
+        """Publish the dead letter, and wait until the broker has confirmed it."""
         if dead_letters is None or delivery.rejection is None or delivery.record_id is None:
             raise ConfigurationError("only a rejected message that was recorded can be buried")
         letter = DeadLetter(
@@ -294,57 +293,52 @@ class Pipeline:
         delivery.letter, delivery.step = letter.id, Step.SETTLE
 
     def _observe(self, outcome: Outcome, delivery: Delivery) -> None:
-        """Tell the observers; a broken one must not stop a consumer."""
         for observer in self._observers:
             try:
                 observer(outcome, delivery.message, self.clock.now() - delivery.received)
-            except Exception as error:
+            except Exception as error:  # metrics must not stop a consumer
                 _LOG.warning("an observer failed: %s", type(error).__name__)
 
     def on_change(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Have a function called when an issuer's keys changed: what waits for a key may go on then.
+        """Have a function called when the keys of an issuer change: deliveries that wait for a key may go on then.
 
         Args:
-            callback: called on a thread of the key source's, and not by sources that never defer.
+            callback: called on a thread of the key source; sources that never defer do not call it.
 
         Returns:
-            A function that ends it.
+            A function that ends this.
         """
-        sources = [issuer.keys for issuer in self.verifier.issuers.values()]
-        ends = [found.subscribe(lambda _keys: callback()) for found in sources if hasattr(found, "subscribe")]
-
-        def end() -> None:
-            for unsubscribe in ends:
-                unsubscribe()
-
-        return end
+        subscriptions = ExitStack()
+        for issuer in self.verifier.issuers.values():
+            if hasattr(issuer.keys, "subscribe"):
+                subscriptions.callback(issuer.keys.subscribe(lambda _keys: callback()))
+        return subscriptions.close
 
     def scope_of(self, message: Message) -> str:
-        """Return on whose behalf a message is handled."""
+        """Return on whose behalf a message is handled: the consumer group or queue, unless it was configured."""
         return self.verdicts.scope_of(message)
 
 
 def _asked_fence(delivery: Delivery, fence: Callable[[Delivery], Any]) -> Any:
-    """Return what the fence of a delivery says before its next step, to be awaited where it is asynchronous.
-
-    What condemns nothing needs no fence: a claim is ended, and a message that was handled is recorded,
-    whoever the delivery belongs to by now.
+    """Return what the fence of a delivery says before its next step; it is to be awaited if it is awaitable.
 
     Raises:
-        StaleDelivery: the step may not be taken.
+        StaleDelivery: the step may not be taken, for the broker has given the delivery to somebody else.
     """
     step = delivery.step
+    # these steps condemn nothing, so they are right whoever has the delivery by now: a claim of ours is ended, and
+    # a message that we handled is recorded
     if step is _CONFIRM or step is _RELEASE or (step is _RECORD and delivery.rejection is None):
         return None
     return fence(delivery)
 
 
 def _failed(delivery: Delivery, error: Exception) -> None:
-    """Reject what its handler raised at last as ``handler_failed``, unless it asks for another time.
+    """Reject a delivery as ``handler_failed`` after the last attempt of its handler.
 
     Raises:
-        Unavailable: it does.
-        ColourError: nobody awaits the handler.
+        Unavailable: the handler raised ``RetryLater``.
+        ColourError: the handler is asynchronous, and nobody awaits it.
     """
     if isinstance(error, ColourError):
         raise error
@@ -355,13 +349,13 @@ def _failed(delivery: Delivery, error: Exception) -> None:
 
 
 def _check_issuers(verifier: Verifier, policy: Policy) -> None:
-    """Refuse a rule that would serve the same subject of any issuer."""
+    """Refuse a rule without an issuer where several are trusted: it would admit that subject of each of them."""
     loose = isinstance(policy, Allow) and any(rule.issuer is None for rule in policy.rules)
     if loose and len(verifier.issuers) > 1:
         raise ConfigurationError("several issuers are trusted: each rule must name its issuer")
 
 
 def _refuse_unjudged(delivery: Delivery) -> None:
-    """Refuse to end what has no verdict: its outcome would read as accepted."""
+    """Refuse to end a delivery without a verdict: its outcome would read as accepted."""
     if delivery.step is Step.JUDGE:
         raise ConfigurationError("the delivery was not judged to an end")

@@ -1,4 +1,4 @@
-"""Who may publish where: step 12. A required argument; an empty policy refuses everything."""
+"""Who may publish where: step (12) of a verdict. A policy is required, and an empty one refuses everything."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WILDCARDS: Final = ("*", "#")
 
 
 class Decision(Enum):
-    """What a policy says; compared by identity, never by truthiness."""
+    """What a policy says; it is compared by identity, for what a broken policy returns may be truthy."""
 
     ALLOW = "allow"
     DENY = "deny"
@@ -31,27 +31,25 @@ class Policy(Protocol):
 
     @property
     def version(self) -> str:
-        """A short text that changes with the rules; stands in audit records."""
-        ...
+        """A short text that changes with the rules; audit records quote it."""
 
     def decide(self, verified: Verified, /) -> Decision | Awaitable[Decision]:
         """Return the decision for one message.
 
         Raises:
-            Unavailable: ``policy_unavailable``, where the rules live elsewhere and cannot be read.
+            Unavailable: ``policy_unavailable``, the rules are kept elsewhere and cannot be read.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One permission: a subject, of one issuer or of the only one, may publish to the destinations.
+    """One permission: a subject of an issuer may publish to the destinations.
 
     Args:
-        subject: the producer, exact.
-        destinations: canonical destinations; the dotted words of a routing key or topic may be ``*``
-            (one word) or ``#`` (any number), the exchange is exact.
-        issuer: whose subject; may be left out where one issuer is configured.
+        subject: the exact name of the producer.
+        destinations: canonical destinations. Among the dotted words of a routing key or topic may be ``*`` (for
+            one word) and ``#`` (for any number); the exchange is exact.
+        issuer: whose subject it is; may be left out if only one issuer is configured.
 
     Raises:
         ConfigurationError: a subject or destination is not in its form.
@@ -79,7 +77,7 @@ class Allow:
     """Allows what a rule names and nothing else.
 
     Args:
-        rules: subject to its destinations, or ``Rule`` objects.
+        rules: the destinations by subject, or ``Rule`` objects.
 
     Raises:
         ConfigurationError: a rule is not in its form.
@@ -106,7 +104,7 @@ class Allow:
 
 
 class UnsafeAllowAll:
-    """Allows every verified producer every destination, and warns each time it is built."""
+    """Allows every verified producer to publish anywhere, and warns each time it is built."""
 
     version = "unsafe-allow-all"
 
@@ -119,7 +117,7 @@ class UnsafeAllowAll:
 
 
 def matches(pattern: str, place: str) -> bool:
-    """Tell whether a destination fits a pattern by AMQP topic rules; linear in words times words."""
+    """Tell whether a destination fits a pattern, by the rules of AMQP topics."""
     if pattern == place:
         return True
     head, words = _split(pattern)
@@ -128,7 +126,7 @@ def matches(pattern: str, place: str) -> bool:
 
 
 def _match_words(pattern: list[str], words: list[str]) -> bool:
-    """Match dotted words; row by row, so that no pattern can make it slow."""
+    # the set of places in ``words`` that the pattern so far may end at: no pattern makes this backtrack
     reachable = {0}
     for item in pattern:
         if item == "#":
@@ -139,20 +137,18 @@ def _match_words(pattern: list[str], words: list[str]) -> bool:
 
 
 def _split(place: str) -> tuple[str, list[str]]:
-    """Return what is compared exactly, and the dotted words."""
+    """Return the part of a destination that is compared exactly, and its dotted words."""
     cut = place.find("/") if place.startswith("rabbitmq:") else place.find(":")
     return place[: cut + 1], place[cut + 1 :].split(".")
 
 
 def _patterns(found: Iterable[str]) -> tuple[str, ...]:
-    """Return the patterns of one subject; a lone text would be read as its characters."""
     if isinstance(found, str):
         raise ConfigurationError("the destinations of a subject are a list")
     return tuple(found)
 
 
 def _check_pattern(pattern: str) -> None:
-    """Refuse a pattern whose words are neither wildcards nor canonical."""
     head, words = _split(pattern)
     literal = head + ".".join("w" if word in _WILDCARDS else word for word in words)
     try:

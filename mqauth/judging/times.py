@@ -1,4 +1,8 @@
-"""The rules of time: by which moment a token is judged, and how long it and its key may live."""
+"""The rules of time, step (9): by which moment a token is judged, and how long it and its key may live.
+
+A message is judged by one moment: when this process first received it, or when the broker appended it. Never by
+the moment of judging, or an honest message that waits for an outage of ours would expire meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ _NOTHING: Final = frozenset[Reason]()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """The rules of time; every field as in ``Verifier``."""
+    """The settings of time, which ``Verifier`` describes, and the rules that follow from them."""
 
     max_lifetime: int = 3600
     leeway: int = 5
@@ -38,8 +42,9 @@ class Times:
         _check_seconds("max_queue_age", 1 if self.max_queue_age is None else self.max_queue_age, 1, None)
 
     def evidence(self, message: Message) -> float | None:
-        """Return when the broker itself says it appended a message, UTC seconds, if it may be believed."""
+        """Return when the broker says it appended a message, UTC seconds; ``None`` if it may not be believed."""
         origin = message.origin
+        # a producer writes a timestamp of another type itself, and on RabbitMQ any header
         if self.at == "consume" or origin.timestamp_ms is None or origin.timestamp_type != "append":
             return None
         if not is_kafka(message.destination) and self.append_evidence != "interceptor":
@@ -47,16 +52,21 @@ class Times:
         return origin.timestamp_ms / 1000
 
     def ends(self, claims: Claims, key: Key) -> float:
-        """Return until when a verdict on times at ``"consume"`` stays as it is, UTC seconds."""
+        """Return until when the outcome of ``check`` at ``"consume"`` stays as it is, UTC seconds of receipt."""
         until = float(claims.exp + self.leeway)
         return until if key.revocation is None else min(until, float(key.revocation.revoked_at))
 
     def check(
         self, claims: Claims, key: Key, message: Message, received: float, waived: frozenset[Reason] = _NOTHING
     ) -> None:
-        """Judge the key's end, ``iat``, ``nbf``, ``exp``, the lifetime and the time in the queue: step 9."""
+        """Judge the end of the key, ``iat``, ``nbf``, ``exp``, lifetime and age in the queue, in that order.
+
+        Raises:
+            Rejection: the reason of the first rule that is broken, unless it is waived.
+            Unavailable: ``append_time_unavailable``.
+        """
         if key.expires is not None and Reason.KEY_EXPIRED not in waived:
-            # the broker's append time outdoes ``iat``
+            # whoever has a retired key can write any ``iat``; the append time is the broker's word
             appended = self.evidence(message)
             if (claims.iat if appended is None else appended) >= key.expires:
                 raise Rejection(Reason.KEY_EXPIRED, "the key had retired before the token was made")
@@ -77,15 +87,15 @@ class Times:
 
 
 def is_revoked(key: Key, appended: float | None, received: float) -> bool:
-    """Tell whether a revocation counts: only the broker's own append time can prove a message older."""
+    """Tell whether the revocation of a key counts for a message."""
     revocation = key.revocation
     if revocation is None or revocation.revoked_at > received:
         return False
+    # only the append time proves that a message is older than the revocation: its signer may have been the thief
     return appended is None or appended >= revocation.revoked_at
 
 
 def _check_seconds(name: str, value: int, low: int, high: int | None) -> None:
-    """Refuse a setting that is no whole number of seconds within its bounds."""
     if type(value) is not int or value < low or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"{low} to {high}"
         raise ConfigurationError(f"{name} is {bounds} whole seconds")

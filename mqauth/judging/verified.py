@@ -1,4 +1,4 @@
-"""The verified message: another type than ``Message``, which only the verifier can make."""
+"""The verified message: a type of its own, which only the verifier can make, so that no handler gets another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SET: Final = object.__setattr__
 
 
 class _Facts(NamedTuple):
-    """What a ``Verified`` stands on."""
+    """What a ``Verified`` shows."""
 
     message: Message
     claims: Claims
@@ -31,7 +31,7 @@ class _Facts(NamedTuple):
 
 
 class Verified:
-    """A message whose token holds, as a handler sees it: covered headers only, the rest through ``native``."""
+    """A message whose token holds, as a handler sees it: only what is covered; the rest is in ``native``."""
 
     __slots__ = ("_facts",)
 
@@ -53,7 +53,7 @@ class Verified:
 
     @property
     def body(self) -> bytes | None:
-        """The raw bytes, ``None`` for a Kafka tombstone."""
+        """The raw bytes; ``None`` for a Kafka tombstone."""
         return self._facts.message.body
 
     @property
@@ -63,13 +63,13 @@ class Verified:
 
     @property
     def headers(self) -> tuple[HeaderPair, ...]:
-        """The covered application headers, in order; the others are in ``native``, unverified."""
+        """The covered application headers, in order; the others are in ``native``, and not verified."""
         covered = set(self._facts.claims.mqa.hdr)
         return tuple(pair for pair in self._facts.message.headers if pair[0] in covered)
 
     @property
     def destination(self) -> str:
-        """Canonical, as broker and token agree."""
+        """The destination in its canonical form; broker and token agree on it."""
         return self._facts.message.destination
 
     @property
@@ -79,17 +79,17 @@ class Verified:
 
     @property
     def kid(self) -> str:
-        """The key that signed."""
+        """The id of the key that signed."""
         return self._facts.kid
 
     @property
     def index(self) -> int | None:
-        """The message's place in its batch, ``None`` where it has a token of its own."""
+        """The message's place in its batch; ``None`` if it has a token of its own."""
         return self._facts.place
 
     @property
     def key_set(self) -> str:
-        """Version of the key set it was judged by."""
+        """The version of the key set it was judged by."""
         return self._facts.key_set
 
     @property
@@ -104,17 +104,17 @@ class Verified:
 
     @property
     def native(self) -> Any:
-        """The client library's own message; only what is covered in it is verified."""
+        """The message of the client library; only what the token covers is verified in it."""
         return self._facts.message.native
 
     @property
     def value(self) -> Any:
-        """The decoded body where the consumer was given ``decode=``, else ``None``."""
+        """The decoded body, if the consumer was given ``decode=``; else ``None``."""
         return self._facts.value
 
     @property
     def release(self) -> Release | None:
-        """The reviewer's release by which a dead letter came back, else ``None``."""
+        """The release by which a reviewer let a dead letter come back; else ``None``."""
         return self._facts.release
 
     @property
@@ -134,7 +134,7 @@ class Verified:
 
     @property
     def jti(self) -> str:
-        """The token's id; the messages of a batch share it, and have each an ``index``."""
+        """The id of the token; messages of a batch share it, and each has an ``index``."""
         return self.claims.jti
 
     @property
@@ -144,20 +144,20 @@ class Verified:
         return {name: value for name, value in found if value is not None}
 
     def header(self, name: str) -> HeaderValue:
-        """Return the last value of a covered header, ``None`` where it is absent."""
+        """Return the last value of a covered header, ``None`` if it is absent."""
         found = [value for header, value in self.headers if header == name]
         return found[-1] if found else None
 
     def reply(self, body: bytes) -> Awaitable[Any] | Any:
-        """Publish a signed answer to the message's reply-to, with its correlation id.
+        """Publish a signed answer to the reply-to of the message, with its correlation id.
 
         Returns:
-            What the broker wrapper's publish returns; on RabbitMQ an awaitable.
+            What ``publish`` of the broker wrapper returns; on RabbitMQ an awaitable.
 
         Raises:
-            RetryLater: connection, broker or signing key are out of reach; the message is handled again later. On
-                RabbitMQ when it is awaited, on Kafka by ``get`` of what is returned too.
-            ConfigurationError: the consumer was given no ``replies`` signer.
+            RetryLater: connection, broker or signing key are out of reach; the message is handled again later.
+                It is raised on RabbitMQ when the result is awaited, and on Kafka also by its ``get``.
+            ConfigurationError: the consumer has no ``replies`` signer.
         """
         responder = self._facts.responder
         if responder is None:
@@ -188,22 +188,23 @@ def make_verified(  # noqa: PLR0917 - one is made for every message
 producer_and_place: Final[Callable[[Verified], tuple[str, str, str]]] = attrgetter(
     "_facts.claims.iss", "_facts.claims.sub", "_facts.message.destination"
 )
-"""Return issuer, subject and destination of a message: what most rules go by, in one call."""
+"""Return issuer, subject and destination of a message in one call: what most rules ask for."""
 
 
 def equip(verified: Verified, *, responder: Responder | None = None, value: Any = None) -> Verified:
-    """Return the verified message with a way to reply and a decoded value; for broker wrappers."""
+    """Return a verified message that has a way to reply and a decoded value; for broker wrappers."""
     if responder is None and value is None:
         return verified
     return Verified(_MAKER, verified._facts._replace(responder=responder, value=value))
 
 
 def decoded(verified: Verified, decode: Callable[[bytes], Any] | None) -> Any:
-    """Return a verified body's value, ``None`` for a tombstone or without ``decode``; for broker wrappers.
+    """Return the value of a verified body, ``None`` for a tombstone or without ``decode``; for broker wrappers.
 
     Raises:
-        RejectNow: ``decode`` failed: it would fail again. What it raised may quote the body, so its type alone
-            is named. Its own ``RetryLater`` passes, of a schema registry out of reach for example.
+        RejectNow: ``decode`` failed, and would fail again. The error names only the type of what was raised,
+            which may quote the body.
+        RetryLater: ``decode`` raised it, because a schema registry is out of reach for example.
     """
     if decode is None or verified.body is None:
         return None

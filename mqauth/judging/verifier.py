@@ -1,23 +1,10 @@
-"""The verdict on a token, pure: message, keys and time in, ``Verified`` or a rejection out.
+"""Steps (0) to (11) of a verdict: message, keys and time in, a ``Verified`` or a rejection out.
 
-The first failing step decides. Cheap steps come first, and nothing an attacker wrote is looked up before
-it is bounded:
-
-1. token present, single, small
-2. three canonical base64url segments, a JSON header, a bounded kid
-3. ``typ``, no other parameters, ``alg`` on the list
-4. claims parse strictly; a batch token has a proof of its form and no other has one
-5. the issuer is configured
-6. its key: known, not revoked, of the token's algorithm
-7. the signature; then the release of a reviewer, if the message carries one (``release``)
-8. the audience
-9. the times, those of the key first: it had not retired before the token was made
-10. the subject: the key speaks for it, and the broker's user does not contradict it
-11. destination, record key, body, headers, in a batch by proof; coverage
-12. policy and 13. claim are asked by ``pipeline``
-
-A batch token of an accepted message is remembered, and 2 to 4 and 7 are not taken again for its siblings. Of 6 and
-8 to 10 it is remembered under which keys and times they were found right.
+Everything here is pure; ``mqauth.judging.judge`` has the theory of operation, the order of all steps, and the
+plug-ins that steps (12) and (13) ask. What is remembered of earlier messages is only how to take a step, never
+its outcome, with one exception: steps (6) and (8) to (10) ask nothing that differs between the messages of one
+batch token. So their outcome stands for its siblings, under the same key set object and within the times it
+holds for (``Standing``). The signature of a remembered token is not checked again under the same key object.
 """
 
 from __future__ import annotations
@@ -46,15 +33,15 @@ _TUPLE: Final = tuple.__new__  # a candidate is made for every message
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Issuer:
-    """One trusted issuer: where its keys come from and whom they may speak for.
+    """One trusted issuer: where its keys come from and for whom they may speak.
 
     Args:
         keys: the source of its keys.
-        subjects: kid or ``"*"`` to the subjects; ``"*"`` where the JWK itself does not say.
+        subjects: the subjects by kid, or by ``"*"`` for keys whose JWK does not name any.
         vouches: the issuer is an authority whose keys sign for all its subjects.
 
     Raises:
-        ConfigurationError: both ``subjects`` and ``vouches``, or a lone text in place of a set.
+        ConfigurationError: both ``subjects`` and ``vouches`` are given, or a text in place of a set.
     """
 
     keys: KeySource
@@ -68,7 +55,7 @@ class Issuer:
             raise ConfigurationError("pinned subjects are a set: a text would admit its substrings")
 
     def speaks_for(self, key: Key, subject: str) -> bool:
-        """Tell whether a key may sign as a subject; a key of which nobody says so may not."""
+        """Tell whether a key may sign as a subject; it may not unless the issuer, a pin or the key says so."""
         pinned = (self.subjects or {}).get(key.kid)
         if pinned is not None and subject not in pinned:
             return False
@@ -78,24 +65,25 @@ class Issuer:
 
 
 class Verifier:
-    """Judges tokens by the steps of this module.
+    """Judges tokens by steps (0) to (11).
 
     Args:
-        keys: issuer to its ``KeySource``, or to an ``Issuer`` that says more.
-        audience: the audience, or audiences, this consumer accepts.
+        keys: a ``KeySource``, or an ``Issuer`` that says more, by the name of the issuer.
+        audience: the audience, or audiences, that this consumer accepts.
         max_lifetime: longest ``exp - iat`` accepted, seconds.
         leeway: seconds of clock difference allowed, at most 60.
-        at: judge times at ``"consume"`` or, on the broker's evidence, at ``"append"``.
+        at: whether times are judged at ``"consume"`` or, on the broker's evidence, at ``"append"``.
         max_queue_age: seconds a message may have waited; required with ``at="append"``.
-        append_evidence: ``"interceptor"`` where RabbitMQ overwrites ``timestamp_in_ms`` itself.
+        append_evidence: ``"interceptor"`` where RabbitMQ itself overwrites ``timestamp_in_ms``.
         require_headers: names that must be present and covered.
-        unsigned_headers: ``"hide"`` or ``"reject"`` headers that are not covered.
-        user_id: hold AMQP ``user_id`` against ``sub``: ``"subject"``, or a table of user to subject.
+        unsigned_headers: whether to ``"hide"`` headers that are not covered, or to ``"reject"`` the message.
+        user_id: compare AMQP ``user_id`` with ``sub``: ``"subject"`` for the same name, or a table of user to
+            subject.
         release: who may release dead letters; without it every release is ``release_invalid``.
 
     Raises:
-        ConfigurationError: no issuer, no audience, a wildcard, a release authority with an issuer's name, or
-            contradicting settings.
+        ConfigurationError: there is no issuer or no audience, an audience is a wildcard, a release authority has
+            the name of an issuer, or settings contradict each other.
     """
 
     def __init__(
@@ -132,22 +120,25 @@ class Verifier:
         self._user_id = user_id
         self.tokens = Memo[bytes, Token](capacity=CAPACITY)
         self.shapes = Memo[Form, Shape](lambda form: Shape(form, self.shapes.charge), capacity=CAPACITY)
-        self._alike = at == "consume" and user_id is None  # then all messages of a token fare alike in 6 to 10
+        # append times and AMQP users differ between the messages of a batch, and steps (9) and (10) with them
+        self._alike = at == "consume" and user_id is None
         self.release = release
 
     @property
     def retention(self) -> int:
-        """Seconds past ``exp`` for which a copy might still be accepted."""
+        """Seconds after its ``exp`` for which a copy of a message might still be accepted."""
         return self._times.leeway + (self._times.max_queue_age or 0)
 
     def open(self, message: Message) -> Candidate:
-        """Take the token of a message apart: steps 1 to 4.
+        """Take the token of a message apart: steps (0) to (4).
 
         Raises:
-            Rejection: the reason of the first failing step.
+            Rejection: the reason of the first step that fails.
         """
+        # (0)
         if message.malformed is not None:
             raise Rejection(Reason.MESSAGE_MALFORMED, message.malformed)
+        # (1): where the token is follows from the names alone
         shape = self.shapes[form_of(message)]
         if shape.fault is not None:
             raise Rejection(*shape.fault)
@@ -155,7 +146,9 @@ class Verifier:
         text, batched, behind = text.partition(batch.SEPARATOR)
         token, learnt, proof = self.tokens.get(text) if batched else None, True, None
         if token is None:
+            # (2), (3)
             opened = jws.take_apart(text)
+            # (4): a reader compares bytes with a payload that was parsed before; what it does not know is parsed
             reader = shape.readers.get((opened.kid, len(opened.payload)))
             read = None if reader is None else reader.read(opened.payload)
             token, learnt = Token(text, opened, read or claim_set.parse(opened.payload)), read is not None
@@ -164,7 +157,7 @@ class Verifier:
         return _TUPLE(Candidate, (token, proof, shape, learnt))
 
     def issuer(self, claims: Claims) -> Issuer:
-        """Return the configured issuer of a token: step 5.
+        """Return the configured issuer of a token: step (5).
 
         Raises:
             Rejection: ``issuer_untrusted``.
@@ -175,7 +168,7 @@ class Verifier:
         return issuer
 
     def authenticate(self, message: Message, token: Token, keys: KeySet, received: float) -> Key:
-        """Return the key that signed a token: steps 6 and 7.
+        """Return the key that signed a token: steps (6) and (7).
 
         Args:
             message: as the broker delivered it.
@@ -186,11 +179,13 @@ class Verifier:
         Raises:
             Rejection: ``key_unknown``, ``key_revoked``, ``algorithm_forbidden`` or ``signature_invalid``.
         """
+        # (6)
         key = keys.by_kid.get(token.opened.kid)
         if key is None:
             raise Rejection(Reason.KEY_UNKNOWN, "the issuer has no such key")
         if key.revocation is not None and is_revoked(key, self._times.evidence(message), received):
             raise Rejection(Reason.KEY_REVOKED, "the key is revoked")
+        # (6) its algorithm, (7) the signature; under another key object it is checked again
         if token.key is not key:
             jws.verify(token.opened, key)
             token.key = key
@@ -204,17 +199,17 @@ class Verifier:
         received: float,
         release: Release | None = None,
     ) -> Verified:
-        """Judge an opened token against its message: steps 6 to 11.
+        """Judge an opened token against its message: steps (6) to (11).
 
         Args:
             message: as the broker delivered it.
             candidate: what ``open`` returned for this message.
             keys: the key set of the candidate's issuer.
             received: UTC seconds at which this process first received the delivery.
-            release: verified for this message; what it waives is not held against it, everything else is.
+            release: verified for this message. The reasons that it waives are passed over, and no others.
 
         Raises:
-            Rejection: the reason of the first failing step.
+            Rejection: the reason of the first step that fails.
             Unavailable: ``append_time_unavailable``.
         """
         token, proof = candidate.token, candidate.proof
@@ -224,9 +219,10 @@ class Verifier:
             stands is None or stands.keys is not keys or not stands.since <= received < stands.until
             or release is not None
         ):  # fmt: skip
-            self._believe(message, token, keys, received, release)  # 6 to 10
+            self._believe(message, token, keys, received, release)
+        # (11)
         shape, names = candidate.shape, claims.mqa.hdr
-        encode = shape.encoders.get(names) or shape.encoder(names)  # 11
+        encode = shape.encoders.get(names) or shape.encoder(names)
         if proof is not None and proven is not None:
             batch.check(message, proof, proven, encode)
         elif isinstance(claims.mqa, Binding):
@@ -239,7 +235,7 @@ class Verifier:
         return make_verified(message, claims, token.opened.kid, keys.version, received, release, index)
 
     def learn(self, candidate: Candidate) -> None:
-        """Remember what is the same for messages like one that was verified and permitted, by no release."""
+        """Remember what messages like this one have in common; it was verified and permitted, by no release."""
         token = candidate.token
         if token.proven is not None:
             self.tokens.keep(token.text, token, token.size)
@@ -251,13 +247,17 @@ class Verifier:
     def _believe(
         self, message: Message, token: Token, keys: KeySet, received: float, release: Release | None
     ) -> None:
-        """Judge all of a token but what it binds: steps 6 to 10."""
+        """Take steps (6) to (10): all of a token but the message that it binds."""
         claims, waived = token.claims, _NOTHING if release is None else release.waive
-        key = self.authenticate(message, token, keys, received)  # 6, 7
-        if claims.aud not in self._audiences:  # 8
+        # (6), (7)
+        key = self.authenticate(message, token, keys, received)
+        # (8)
+        if claims.aud not in self._audiences:
             raise Rejection(Reason.AUDIENCE_MISMATCH, "meant for another audience")
-        self._times.check(claims, key, message, received, waived)  # 9
-        if not self.issuer(claims).speaks_for(key, claims.sub):  # 10
+        # (9)
+        self._times.check(claims, key, message, received, waived)
+        # (10)
+        if not self.issuer(claims).speaks_for(key, claims.sub):
             raise Rejection(Reason.SUBJECT_MISMATCH, "the key does not speak for this subject")
         if self._user_id is not None:
             self._check_user(message, claims)
@@ -265,7 +265,6 @@ class Verifier:
             token.standing = Standing(keys, received, self._times.ends(claims, key))
 
     def _check_user(self, message: Message, claims: Claims) -> None:
-        """Refuse a subject that the broker's user contradicts, where the broker names one."""
         user = message.properties.get("user-id")
         if user is None:
             return
@@ -274,10 +273,11 @@ class Verifier:
             raise Rejection(Reason.SUBJECT_MISMATCH, "the broker's user is another subject")
 
     def _check_coverage(self, message: Message, claims: Claims) -> None:
-        """Refuse a message whose required headers are absent or uncovered."""
+        """Refuse a message that lacks a required header, or has one that is not covered."""
         covered = set(claims.mqa.hdr)
         for name in self._require:
-            if name in PROTECTED_PROPERTIES:  # always covered; on RabbitMQ a header of that name is another thing
+            # a protected property is always covered; on RabbitMQ a header of its name is something else
+            if name in PROTECTED_PROPERTIES:
                 present = bool(message.property_values(name))
             else:
                 present = bool(message.occurrences(name)) and name in covered
@@ -288,7 +288,6 @@ class Verifier:
 
 
 def _issuers(keys: Mapping[str, KeySource | Issuer]) -> dict[str, Issuer]:
-    """Return the issuers by name, at least one."""
     if not isinstance(keys, Mapping) or not keys:
         raise ConfigurationError("keys names at least one issuer and its keys")
     for name in keys:
@@ -298,14 +297,13 @@ def _issuers(keys: Mapping[str, KeySource | Issuer]) -> dict[str, Issuer]:
 
 
 def _refuse_shared_names(issuers: Iterable[str], release: ReleaseAuthorities | None) -> None:
-    """Refuse a release authority that has an issuer's name: who signs messages must release none."""
+    """Refuse a release authority with an issuer's name: whoever signs messages must not release them."""
     shared = sorted(set(issuers) & set(release.authorities)) if release is not None else []
     if shared:
         raise ConfigurationError(f"{shared[0]!r} is an issuer and a release authority: give each its own name")
 
 
 def _audiences(audience: str | Iterable[str]) -> frozenset[str]:
-    """Return the accepted audiences, at least one, none a wildcard."""
     found = frozenset([audience] if isinstance(audience, str) else audience)
     if not found:
         raise ConfigurationError("audience names at least one audience")

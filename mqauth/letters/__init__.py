@@ -1,1 +1,1 @@
-"""Dead letters: how they are written, where they come from, and how a reviewer releases them."""
+"""Dead letters: how they are written, and how a reviewer releases them."""

@@ -129,14 +129,11 @@ class DeadLetter:
             fits: tells whether a message is within the broker's limits.
             oversize: whether the reference is among the forms.
         """
-        makers: list[Callable[[], Message]] = []
         # Of a message with more headers there is only the reference: one with 330,000 of them would take seconds
         # of the consumer's time.
-        if len(self.message.headers) <= MAX_HEADERS:
-            makers += (lambda: self.whole(carries), self.in_body)
-        if oversize == "reference":
-            makers.append(self.reference)
-        for make in makers:
+        complete = (lambda: self.whole(carries), self.in_body) if len(self.message.headers) <= MAX_HEADERS else ()
+        last = (self.reference,) if oversize == "reference" else ()
+        for make in (*complete, *last):
             form = make()
             if fits(form):
                 yield form

@@ -71,10 +71,6 @@ class Past:
         """Return the past with one more letter."""
         return Past(count=min(self.count + 1, MAX_COUNT), hops=(*self.hops, hop)[-MAX_HOPS:])
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the past as JSON values."""
-        return asdict(self)
-
 
 NO_PAST: Final = Past()
 
@@ -122,7 +118,7 @@ class Release:
             "waive": sorted(self.waive), "scope": self.scope, "iat": self.iat, "exp": self.exp, "jti": self.jti,
             "mqa": self.mqa.as_dict(),
         }  # fmt: skip
-        return found if self.past is None else found | {"past": self.past.as_dict()}
+        return found if self.past is None else found | {"past": asdict(self.past)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
-"""Replay told from redelivery: the claim table, in one place, and what a store of claims promises.
+"""The rules that tell a replay from a redelivery, and what a store of claims promises.
 
-A claim is a lease on (scope, id). Held or done, it remembers where the broker put the delivery:
+Brokers deliver the honest message again, after a crash, a rebalance or a lost ack; a copy that somebody else
+publishes looks the same. A *claim* is a lease on (scope, id) that remembers where the broker put the delivery.
+While its handler runs it is *held*, and afterwards *done*. What another delivery with that id is told:
 
 =====================  =======================  ==============================================
 store says             exact place (Kafka)      no exact place (RabbitMQ)
@@ -14,14 +16,18 @@ done, same place       REREAD                   -
 done, other place      REPLAYED                 redelivered: DUPLICATE; else REPLAYED
 =====================  =======================  ==============================================
 
-The same owner may claim again: a store's answer that was lost on the way must not turn an honest message
-into a replay of itself. A renewal makes the owner's lease longer (FRESH), or changes nothing (LOST).
+The same owner may claim again, since a store's answer that was lost on the way must not turn an honest message
+into a replay of itself. A renewal extends the owner's lease (FRESH), or changes nothing (LOST).
+
+For example, the record at offset 7 is being handled when its consumer dies. Another consumer gets offset 7
+again: the same place, so it is FRESH, and handled at once. A copy at offset 9 is REPLAYED. On RabbitMQ there is
+no place: the redelivery is HELD, and deferred, until the lease of the dead consumer is over, and then FRESH.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
@@ -30,7 +36,7 @@ from mqauth.wire.memo import Memo
 from mqauth.wire.message import Place
 
 DEFAULT_LEASE: Final = 60.0
-_NO_MESSAGE: Final = bytes(4)  # where a message's id has the length of its issuer, which is never empty
+_NO_MESSAGE: Final = bytes(4)  # a message's id has the length of its issuer there, which is never empty
 
 
 class ClaimStatus(Enum):
@@ -44,24 +50,24 @@ class ClaimStatus(Enum):
     LOST = "lost"
 
 
-_FRESH: Final = ClaimStatus.FRESH  # Python 3.11 takes its time to look a member up
+_FRESH: Final = ClaimStatus.FRESH  # Python 3.11 takes its time to look a member of an enum up
 _LOST: Final = ClaimStatus.LOST
 
 
 @dataclass(slots=True)
 class ClaimRequest:
-    """A wish to handle one message; not frozen, since one is built for each message, but never changed.
+    """A request to handle one message. It is never changed; frozen it would cost more, and every message has one.
 
     Args:
-        scope: consumer group or queue; each scope may handle a message once.
-        id: ``claim_id``, in a batch ``batch_id``, or ``release_id``: digests, never the token's text.
-        index: the message's place in its batch, also the last two bytes of ``id``; ``None`` for a single token.
-        owner: a nonce of this delivery; only it may claim again, renew, confirm or release.
-        place: exact coordinates of the delivery, or ``None``.
+        scope: the consumer group or queue; each scope may handle a message once.
+        id: ``claim_id``, in a batch ``batch_id``, or ``release_id``: digests, and never the token's text.
+        owner: random text of this delivery; only its owner may claim again, renew, confirm or release.
+        place: the exact place of the delivery in a log, or ``None``.
         redelivered: the broker's hint, used only without a place.
-        lease: seconds the claim holds unless confirmed.
+        lease: seconds the claim holds unless it is confirmed.
         expires: UTC seconds after which no copy can be accepted any more.
-        renew: not a new claim, but a longer lease for its owner.
+        renew: this is no new claim; it extends the lease of its owner.
+        index: the message's place in its batch, also the last two bytes of ``id``; ``None`` for a single token.
     """
 
     scope: str
@@ -80,8 +86,8 @@ class Entry(NamedTuple):
 
     Args:
         owner: of the delivery that holds it; ``None`` once it is done.
-        place: exact coordinates of that delivery, or ``None``.
-        lease_ends: seconds by the clock that the store counts leases by.
+        place: the exact place of that delivery, or ``None``.
+        lease_ends: seconds, by the clock that the store counts leases by.
     """
 
     owner: str | None
@@ -90,48 +96,35 @@ class Entry(NamedTuple):
 
 
 class ReplayStore(Protocol):
-    """Remembers claims atomically, in this process or for all consumers; either colour."""
+    """Remembers claims atomically, in this process or for all consumers; its methods may be asynchronous.
 
-    def claim(self, request: ClaimRequest, /) -> ClaimStatus | Awaitable[ClaimStatus]:
-        """Take the lease where the table allows it, and say what was found.
-
-        Raises:
-            Unavailable: ``replay_store_unavailable`` or ``replay_store_full``.
-        """
-        ...
-
-    def confirm(self, request: ClaimRequest, /) -> Awaitable[None] | None:
-        """Make the claim done; a former owner changes nothing."""
-        ...
-
-    def release(self, request: ClaimRequest, /) -> Awaitable[None] | None:
-        """Forget the claim; a former owner changes nothing."""
-        ...
-
-
-class BatchReplayStore(Protocol):
-    """A store that answers many wishes in one round trip; each counts as if it came alone, in order.
-
-    One whose ``in_process`` is true answers at once, and is asked for some of a poll at a time: it has no round
-    trips to save.
+    A store may have a fourth method, ``claim_many(requests)``, that makes many claims in one round trip. It
+    answers as if each came alone, in order; where it raises, some may be claimed, and the same owners may claim
+    again. A store whose ``in_process`` is true has no round trips to save: it is asked for a part of a poll at a
+    time.
     """
 
-    def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus] | Awaitable[list[ClaimStatus]]:
-        """Claim each; where it raises, some may be claimed, and the same owners may claim again.
+    def claim(self, request: ClaimRequest, /) -> ClaimStatus | Awaitable[ClaimStatus]:
+        """Take or renew the lease where the table allows it, and tell what was found.
 
         Raises:
             Unavailable: ``replay_store_unavailable`` or ``replay_store_full``.
         """
-        ...
+
+    def confirm(self, request: ClaimRequest, /) -> Awaitable[None] | None:
+        """Make the claim done; whoever is its owner no more changes nothing."""
+
+    def release(self, request: ClaimRequest, /) -> Awaitable[None] | None:
+        """Forget the claim; whoever is its owner no more changes nothing."""
 
 
 def judge(entry: Entry | None, request: ClaimRequest, now: float) -> ClaimStatus:
-    """Return what the table of this module says.
+    """Return what the table of this module says of a claim.
 
     Args:
-        entry: what the store knows, ``None`` where the id is unseen.
+        entry: what the store knows, ``None`` if the id is unseen.
         request: the claim.
-        now: the clock the lease is counted by, seconds.
+        now: seconds, by the clock that leases are counted by.
     """
     if entry is None:
         return _LOST if request.renew else _FRESH
@@ -156,17 +149,17 @@ def batch_id(token: bytes, index: int) -> bytes:
 
 
 def claim_id(issuer: str, subject: str, jti: str) -> bytes:
-    """Return the 16-byte id of a token (wire profile 1, section 8): no producer can make that of another's."""
+    """Return the 16-byte id of a token (wire profile, section 8); no producer can make the id of another's."""
     return hashlib.sha256(_PRODUCERS[issuer, subject] + jti.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def release_id(authority: str, letter: str) -> bytes:
-    """Return the 16-byte id of a release (wire profile 1, section 12): no message has it, whatever its names."""
+    """Return the 16-byte id of a release (wire profile, section 12); no message has such an id."""
     return hashlib.sha256(_NO_MESSAGE + _sized(authority) + letter.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def _sized(text: str) -> bytes:
-    """Return a text in UTF-8 behind its length in 4 bytes; lone surrogates do not raise."""
+    """Return text in UTF-8 after its length in 4 bytes; a lone surrogate, which has no UTF-8, does not raise."""
     raw = text.encode("utf-8", "surrogatepass")
     return len(raw).to_bytes(4, "big") + raw
 

@@ -7,17 +7,20 @@ A ``LetterBox`` is a dead-letter queue or topic (``mqauth.review.letterbox``, ``
 it.
 """
 
-from mqauth.review.acts import discard, redrive, rehearse
-from mqauth.review.index import ALL, Filter, Group, Index, Row, Selection
+from mqauth.review.accounts import Account, Ledger, account
+from mqauth.review.acts import ACTS, DISCARD, REDRIVE, Plan, discard, redrive, rehearse, waivable
+from mqauth.review.index import ALL, DIMENSIONS, Filter, Group, Index, Row, Selection
 from mqauth.review.judge import Judge, judge
-from mqauth.review.ledger import Ledger, account
-from mqauth.review.letter import Letter, Reading, read, restore
+from mqauth.review.letter import Letter, Reading, read, time_text
 from mqauth.review.letterbox import LetterBox, MemoryLetterBox, fill, survey, take_in
-from mqauth.review.session import Session, reviewers_releaser
-from mqauth.review.terms import Account, Pace, Plan, Reviewer, Terms
+from mqauth.review.session import MakeReleaser, Session, reviewers_releaser
 
 __all__ = [
+    "ACTS",
     "ALL",
+    "DIMENSIONS",
+    "DISCARD",
+    "REDRIVE",
     "Account",
     "Filter",
     "Group",
@@ -26,15 +29,13 @@ __all__ = [
     "Ledger",
     "Letter",
     "LetterBox",
+    "MakeReleaser",
     "MemoryLetterBox",
-    "Pace",
     "Plan",
     "Reading",
-    "Reviewer",
     "Row",
     "Selection",
     "Session",
-    "Terms",
     "account",
     "discard",
     "fill",
@@ -42,8 +43,9 @@ __all__ = [
     "read",
     "redrive",
     "rehearse",
-    "restore",
     "reviewers_releaser",
     "survey",
     "take_in",
+    "time_text",
+    "waivable",
 ]

@@ -13,27 +13,80 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from mqauth.audit import record as audit_records
-from mqauth.audit.record import AuditRecord
-from mqauth.clock import Clock, uuid7
+from mqauth.audit.record import AuditRecord, AuditSink
+from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, uuid7
 from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable
 from mqauth.flow import Flow, call, either
 from mqauth.judging.pipeline import Pipeline, Verdict
-from mqauth.letters.release import Hop, Release, without_release
-from mqauth.review.index import Filter, Index, Selection
-from mqauth.review.judge import Judge, Originals, rows, why_unsound, word_for
+from mqauth.letters.authorities import Releaser
+from mqauth.letters.release import WAIVABLE, Hop, Release, without_release
+from mqauth.review.accounts import Account
+from mqauth.review.index import ALL, Filter, Index, Row, Selection
+from mqauth.review.judge import Judge, Originals, count_words, recalled, why_unsound, word_for
 from mqauth.review.letter import UNKNOWN, Letter, Reading, read, redeliverable
 from mqauth.review.letterbox import BATCH, LetterBox
-from mqauth.review.terms import Account, Pace, Reviewer, Terms, check_reason
+from mqauth.wire import claims as claim_set
 from mqauth.wire.message import Message
 
+REDRIVE: Final = "redrive"
+DISCARD: Final = "discard"
+ACTS: Final = (REDRIVE, DISCARD)
 UNSENDABLE: Final = "unsendable"
 _SLICE: Final = 0.2
 """Seconds after which a waiting act looks whether it was cancelled."""
 Act = Callable[[Letter, Reading], Flow[None]]
+
+
+def waivable(names: Iterable[str]) -> frozenset[Reason]:
+    """Return the reasons that a release may waive, by their names.
+
+    Raises:
+        ConfigurationError: no release may waive one of them, or there is no such reason.
+    """
+    wanted = frozenset(names)
+    if not wanted <= set(WAIVABLE):
+        raise ConfigurationError(f"a release may waive {', '.join(WAIVABLE)}")
+    return frozenset(map(Reason, wanted))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """An act that a reviewer wants, before it is rehearsed and confirmed.
+
+    Args:
+        act: ``redrive`` or ``discard``.
+        wanted: which letters.
+        reason: why, one line; it stands in releases and in the audit.
+        waive: reasons that a release may waive where a letter needs it.
+        scope: consumer group or queue of the releases; by default each letter's own.
+        rate: letters a second at most; ``None`` for no limit.
+        reviewer: who acts.
+
+    Raises:
+        ConfigurationError: no reason, something that no release may waive, a rate of 0, or no name of a reviewer.
+    """
+
+    act: str
+    wanted: Filter = ALL
+    reason: str
+    waive: frozenset[Reason] = frozenset()
+    scope: str | None = None
+    rate: float | None = None
+    reviewer: str
+
+    def __post_init__(self) -> None:
+        if not claim_set.is_name(self.reason) or not self.reason.strip():
+            raise ConfigurationError(f"a reason is required: one line of 1 to {claim_set.MAX_NAME} characters")
+        waivable(self.waive)
+        if self.rate is not None and not self.rate > 0:
+            raise ConfigurationError("rate is above 0 letters a second")
+        if not claim_set.is_name(self.reviewer):
+            raise ConfigurationError(f"a reviewer is text of 1 to {claim_set.MAX_NAME} characters")
 
 
 class _RefusedError(MqauthError):
@@ -42,10 +95,10 @@ class _RefusedError(MqauthError):
 
 def rehearse(
     index: Index,
-    wanted: Filter,
+    plan: Plan,
     *,
     guard: Pipeline,
-    terms: Terms,
+    releaser: Releaser,
     originals: Originals | None = None,
     progress: Callable[[int], None] = lambda seen: None,
     cancelled: threading.Event | None = None,
@@ -54,27 +107,30 @@ def rehearse(
 
     Nothing is sent, claimed or recorded. The arguments are those of ``redrive`` and ``judge``.
     """
-    today, counts = Judge(guard, originals), Counter[str]()
-    for row in rows(index, wanted, cancelled):
+    today = Judge(guard, originals)
+
+    def word(row: Row) -> Flow[str]:
         try:
-            reading = yield from today.recalled(index.reading(row.number))
-            yield from _released(today, reading, terms)
-            counts["accepted"] += 1
+            reading = yield from recalled(index.reading(row.number), originals)
+            yield from _released(today, reading, plan, releaser)
         except _RefusedError as refusal:
-            counts[str(refusal)] += 1
-        progress(counts.total())
-    return counts
+            return str(refusal)
+        return "accepted"
+
+    return (yield from count_words(index, plan.wanted, word, progress, cancelled))
 
 
 def redrive(
     box: LetterBox,
     selection: Selection,
+    plan: Plan,
     *,
     guard: Pipeline,
-    terms: Terms,
-    reviewer: Reviewer,
-    pace: Pace | None = None,
+    releaser: Releaser,
+    audit: AuditSink,
     originals: Originals | None = None,
+    progress: Callable[[Account], None] = lambda account: None,
+    cancelled: threading.Event | None = None,
 ) -> Flow[Account]:
     """Send the originals of a selection back, each with a release, and remove their letters.
 
@@ -83,59 +139,61 @@ def redrive(
     Args:
         box: where the letters are.
         selection: frozen; letters that came later are not touched.
+        plan: why, what may be waived, for which scope, how fast, and who acts.
         guard: the consumer's pipeline; its verifier, policy and release authorities judge.
-        terms: of the releases.
-        reviewer: who acts, and the audit.
-        pace: rate, progress, cancel.
+        releaser: signs with the reviewer's key.
+        audit: durable; no letter is removed without a record.
         originals: where the originals of reference letters are read again; without it they are refused.
+        progress: called with the account after each letter.
+        cancelled: set from any thread, it stops before the next letter.
     """
     today = Judge(guard, originals)
 
     def act(letter: Letter, reading: Reading) -> Flow[None]:
-        reading = yield from today.recalled(reading)
-        message, release = yield from _released(today, reading, terms)
+        reading = yield from recalled(reading, originals)
+        message, release = yield from _released(today, reading, plan, releaser)
         try:
             yield from call(box.publish, message)
         except MalformedMessage as error:
             raise _RefusedError(UNSENDABLE) from error
-        record = _record(reviewer, reading, "redriven", terms.reason, release)
-        yield from call(reviewer.audit.write, record)
+        yield from call(audit.write, _record(plan, reading, today.clock, "redriven", release))
         yield from call(box.remove, letter)
 
-    return (yield from _sweep(box, selection, act, pace or Pace(), today.clock))
+    pace = _Pace(plan.rate, progress, cancelled or threading.Event(), today.clock)
+    return (yield from _sweep(box, selection, act, pace))
 
 
 def discard(
     box: LetterBox,
     selection: Selection,
+    plan: Plan,
     *,
-    reviewer: Reviewer,
-    reason: str,
-    pace: Pace | None = None,
+    audit: AuditSink,
+    clock: Clock = SYSTEM_CLOCK,
+    progress: Callable[[Account], None] = lambda account: None,
+    cancelled: threading.Event | None = None,
 ) -> Flow[Account]:
     """Remove the letters of a selection for good, each with an audit record.
 
     Args:
         box: where the letters are.
         selection: frozen; letters that came later are not touched.
-        reviewer: who acts, and the audit.
-        reason: why, one line.
-        pace: rate, progress, cancel.
-
-    Raises:
-        ConfigurationError: no reason.
+        plan: why, how fast, and who acts.
+        audit: durable; no letter is removed without a record.
+        clock: tells the time.
+        progress: called with the account after each letter.
+        cancelled: set from any thread, it stops before the next letter.
     """
-    check_reason(reason)
 
     def act(letter: Letter, reading: Reading) -> Flow[None]:
-        record = _record(reviewer, reading, "discarded", reason, None)
-        yield from call(reviewer.audit.write, record)
+        yield from call(audit.write, _record(plan, reading, clock, "discarded", None))
         yield from call(box.remove, letter)
 
-    return (yield from _sweep(box, selection, act, pace or Pace(), reviewer.clock))
+    pace = _Pace(plan.rate, progress, cancelled or threading.Event(), clock)
+    return (yield from _sweep(box, selection, act, pace))
 
 
-def _released(today: Judge, reading: Reading, terms: Terms) -> Flow[tuple[Message, Release]]:
+def _released(today: Judge, reading: Reading, plan: Plan, releaser: Releaser) -> Flow[tuple[Message, Release]]:
     """Return the message to send, with the release under which today's verifier accepts it.
 
     The release waives as little as possible: it begins with nothing, and each verdict that the terms may waive
@@ -144,14 +202,14 @@ def _released(today: Judge, reading: Reading, terms: Terms) -> Flow[tuple[Messag
     """
     if reading.original is None or not reading.sound:
         raise _RefusedError(why_unsound(reading))
-    scope = today.scope_for(reading, terms.scope)
+    scope = today.scope_for(reading, plan.scope)
     past = today.past(reading.original).and_then(_hop(reading, today.clock))
     original = redeliverable(reading.original, scope=scope, now=today.clock.now())
-    waived = terms.waive & {Reason.REPLAYED} if reading.reason == Reason.REPLAYED else frozenset[Reason]()
+    waived = plan.waive & {Reason.REPLAYED} if reading.reason == Reason.REPLAYED else frozenset[Reason]()
     while True:
         try:
-            message, release = terms.releaser.release(
-                original, letter=reading.id, scope=scope, reason=terms.reason, waive=waived, past=past
+            message, release = releaser.release(
+                original, letter=reading.id, scope=scope, reason=plan.reason, waive=waived, past=past
             )
         except (MalformedMessage, ConfigurationError) as error:
             plain = yield from today.verdict(without_release(original), scope=scope)
@@ -160,7 +218,7 @@ def _released(today: Judge, reading: Reading, terms: Terms) -> Flow[tuple[Messag
         outcome = yield from today.verdict(message, scope=scope)
         if outcome.verdict is Verdict.ACCEPTED:
             return message, release
-        if outcome.reason is None or outcome.reason not in terms.waive or outcome.reason in waived:
+        if outcome.reason is None or outcome.reason not in plan.waive or outcome.reason in waived:
             raise _RefusedError(word_for(outcome))
         waived |= {outcome.reason}
 
@@ -171,10 +229,15 @@ def _hop(reading: Reading, clock: Clock) -> Hop:
     return Hop(letter=reading.id, reason=reason, time=int(clock.now()))
 
 
-def _sweep(box: LetterBox, selection: Selection, act: Act, pace: Pace, clock: Clock) -> Flow[Account]:
+def _sweep(
+    box: LetterBox,
+    selection: Selection,
+    act: Act,
+    pace: _Pace,
+) -> Flow[Account]:
     """Pass over a letter box and act on the letters of a selection. The pass is ended whatever happens."""
     account, wanted = Account(selected=len(selection)), dict(selection.marks)
-    due = clock.monotonic()
+    due = pace.clock.monotonic()
     try:
         while account.left and not account.cancelled:
             letters = yield from call(box.browse, BATCH)
@@ -185,7 +248,7 @@ def _sweep(box: LetterBox, selection: Selection, act: Act, pace: Pace, clock: Cl
                 mark = letter.mark
                 if not wanted.get(mark):
                     continue
-                due = yield from _wait(due, pace, clock)
+                due = yield from pace.wait(due)
                 if pace.cancelled.is_set():
                     account.cancelled = True
                     break
@@ -201,6 +264,30 @@ def _sweep(box: LetterBox, selection: Selection, act: Act, pace: Pace, clock: Cl
     return account
 
 
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """How fast an act goes, who watches it, and how it is stopped."""
+
+    rate: float | None
+    progress: Callable[[Account], None]
+    cancelled: threading.Event
+    clock: Clock
+
+    def wait(self, due: float) -> Flow[float]:
+        """Wait until a letter is due, and return the time at which the next one is."""
+        if self.rate is None:
+            return due
+        woken: Callable[[float], bool | Awaitable[bool]] = self.cancelled.wait
+        while (left := due - self.clock.monotonic()) > 0 and not self.cancelled.is_set():
+            yield from either(woken, _slept, min(left, _SLICE))
+        return max(due, self.clock.monotonic()) + 1 / self.rate
+
+
+async def _slept(seconds: float) -> bool:
+    await asyncio.sleep(seconds)
+    return False
+
+
 def _one(letter: Letter, act: Act, account: Account) -> Flow[None]:
     try:
         yield from act(letter, read(letter))
@@ -213,21 +300,6 @@ def _one(letter: Letter, act: Act, account: Account) -> Flow[None]:
         account.done += 1
 
 
-def _wait(due: float, pace: Pace, clock: Clock) -> Flow[float]:
-    """Wait until a letter is due, and return the time at which the next one is."""
-    if pace.rate is None:
-        return due
-    woken: Callable[[float], bool | Awaitable[bool]] = pace.cancelled.wait
-    while (left := due - clock.monotonic()) > 0 and not pace.cancelled.is_set():
-        yield from either(woken, _slept, min(left, _SLICE))
-    return max(due, clock.monotonic()) + 1 / pace.rate
-
-
-async def _slept(seconds: float) -> bool:
-    await asyncio.sleep(seconds)
-    return False
-
-
 def _end(box: LetterBox, account: Account) -> Flow[None]:
     """End the pass, which gives back what was not removed."""
     try:
@@ -236,22 +308,22 @@ def _end(box: LetterBox, account: Account) -> Flow[None]:
         account.error = account.error or str(error)
 
 
-def _record(reviewer: Reviewer, reading: Reading, act: str, reason: str, release: Release | None) -> AuditRecord:
+def _record(plan: Plan, reading: Reading, clock: Clock, act: str, release: Release | None) -> AuditRecord:
     """Return the audit record of one act. What the token claims is verified only where a release was signed."""
     original = reading.original
     body = None if original is None else original.body
     review: dict[str, Any] = {
-        "reviewer": audit_records.harmless(reviewer.name), "mark": reading.mark, "sound": reading.sound,
+        "reviewer": audit_records.harmless(plan.reviewer), "mark": reading.mark, "sound": reading.sound,
     }  # fmt: skip
     if release is not None:
         review |= {"release": release.jti, "authority": audit_records.harmless(release.iss),
                    "waive": sorted(release.waive), "until": release.exp}  # fmt: skip
     return AuditRecord(
-        id=uuid7(reviewer.clock, reviewer.randomness),
-        time=reviewer.clock.now(),
+        id=uuid7(clock, SYSTEM_RANDOMNESS),
+        time=clock.now(),
         verdict=act,
         reason=None if reading.reason == UNKNOWN else reading.reason,
-        detail=reason,
+        detail=plan.reason,
         scope=reading.scope if release is None else release.scope,
         broker={"destination": reading.destination} if original is None else audit_records.broker_fields(original),
         token=audit_records.token_fields(
@@ -262,6 +334,6 @@ def _record(reviewer: Reviewer, reading: Reading, act: str, reason: str, release
         key_set=None,
         policy=None,
         dead_letter=reading.id,
-        instance=reviewer.name,
+        instance=plan.reviewer,
         extra={"review": review},
     )

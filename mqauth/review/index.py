@@ -12,19 +12,17 @@ import sqlite3
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from mqauth.audit.record import harmless
 from mqauth.errors import ConfigurationError, MalformedMessage
 from mqauth.review.letter import Letter, Reading, read
 from mqauth.wire import json_form, strict_json
 
-DIMENSIONS: Final = ("reason", "issuer", "kid", "subject", "destination")
-"""Letters that agree in these are one group."""
 _CONDITIONS: Final = {"id": "substr(id, 1, length(?)) = ?", "since": "time >= ?", "until": "time < ?"}
 _CHUNK: Final = 200
-_NAMES: Final = ", ".join(DIMENSIONS)
 _TABLES: Final = """
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE; PRAGMA cache_size = -16384;
 CREATE TABLE kinds (
@@ -58,7 +56,7 @@ SELECT reason, min(max(CAST((time - ?) / ? AS INTEGER), 0), ?) AS at, count(*) F
 WHERE time >= 0 AND time < ? GROUP BY 1, 2
 """
 _LETTER: Final = "INSERT INTO letters VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
-_Kind = tuple[str, str, str, str, str]
+_KindValues = tuple[str, str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,32 +115,33 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """Letters of one reason, issuer, kid, subject and destination; ``first`` and ``last`` are UTC seconds."""
+class Kind:
+    """What makes letters one group. The texts are harmless to show; issuer, kid and subject are only claimed."""
 
     reason: str
     issuer: str
     kid: str
     subject: str
     destination: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group(Kind):
+    """Letters of one kind; ``first`` and ``last`` are UTC seconds."""
+
     count: int
     first: float | None
     last: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One letter in a list. Its texts are harmless to show; issuer, kid and subject are only claimed."""
+class Row(Kind):
+    """One letter in a list. Its texts are harmless to show."""
 
     number: int
     id: str
     mark: str
-    reason: str
     detail: str
-    issuer: str
-    kid: str
-    subject: str
-    destination: str
     scope: str
     time: float | None
     form: str
@@ -151,11 +150,13 @@ class Row:
     today: str | None
 
 
+DIMENSIONS: Final = tuple(each.name for each in fields(Kind))
+_NAMES: Final = ", ".join(DIMENSIONS)
 _GROUP: Final = tuple(each.name for each in fields(Group))
 _ROW: Final = tuple(each.name for each in fields(Row))
 
 
-class Index:
+class Index(AbstractContextManager["Index"]):
     """The letters that one pass over a letter box found. It can be read from any thread.
 
     Attributes: ``complete`` once all letters were read, ``size`` in letters, and ``expected``, about how many
@@ -174,9 +175,6 @@ class Index:
         os.close(descriptor)
         self._db = sqlite3.connect(self._path, check_same_thread=False)
         self._db.executescript(_TABLES)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
@@ -311,9 +309,9 @@ class Index:
             with self._lock:
                 rows = cursor.fetchmany(_CHUNK)
 
-    def _add_to_groups(self, readings: Iterable[Reading]) -> dict[_Kind, int]:
+    def _add_to_groups(self, readings: Iterable[Reading]) -> dict[_KindValues, int]:
         """Count letters into their groups, and return the number of each group."""
-        times: dict[_Kind, list[float | None]] = {}
+        times: dict[_KindValues, list[float | None]] = {}
         for found in readings:
             times.setdefault(_kind(found), []).append(found.time)
         for kind, among in times.items():
@@ -323,7 +321,7 @@ class Index:
         return {kind: self._db.execute(_KIND, kind).fetchone()[0] for kind in times}
 
 
-def _kind(reading: Reading) -> _Kind:
+def _kind(reading: Reading) -> _KindValues:
     kid = "" if reading.kid is None else harmless(reading.kid)
     return reading.reason, reading.issuer, kid, reading.subject, reading.destination
 

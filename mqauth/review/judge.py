@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -101,9 +101,7 @@ class Judge:
     """
 
     def __init__(self, guard: Pipeline, originals: Originals | None = None) -> None:
-        self.clock = guard.clock
-        self._originals = originals
-        self._scope = guard.scope
+        self.clock, self.originals, self._scope = guard.clock, originals, guard.scope
         self._guard = Pipeline(verifier=guard.verifier, policy=guard.policy, replay=_NoClaims(), clock=guard.clock)
 
     def scope_for(self, reading: Reading, wanted: str | None = None) -> str:
@@ -120,13 +118,9 @@ class Judge:
         authorities = self._guard.verifier.release
         return NO_PAST if authorities is None else authorities.past(original, self.clock.now())
 
-    def recalled(self, reading: Reading) -> Flow[Reading]:
-        """Return the reading with its original, read again where the letter is a reference."""
-        return (yield from recalled(reading, self._originals))
-
     def today(self, reading: Reading) -> Flow[str]:
         """Return what would become of a letter's original today: ``accepted``, a reason, or a cause."""
-        reading = yield from self.recalled(reading)
+        reading = yield from recalled(reading, self.originals)
         if reading.original is None or not reading.sound:
             return why_unsound(reading)
         # A release that the message came with is not one that a redrive would sign.
@@ -165,21 +159,30 @@ def judge(
         progress: called with the number of letters judged so far.
         cancelled: set from any thread, it stops before the next letter.
     """
-    today, counts = Judge(guard, originals), Counter[str]()
-    for row in rows(index, wanted, cancelled):
+    today = Judge(guard, originals)
+
+    def word(row: Row) -> Flow[str]:
         verdict = yield from today.today(index.reading(row.number))
         index.note(row.number, verdict)
-        counts[verdict] += 1
-        progress(counts.total())
-    return counts
+        return verdict
+
+    return (yield from count_words(index, wanted, word, progress, cancelled))
 
 
-def rows(index: Index, wanted: Filter, cancelled: threading.Event | None) -> Iterator[Row]:
-    """Yield letters of an index, read a page at a time, until cancelled."""
-    after = 0
+def count_words(
+    index: Index,
+    wanted: Filter,
+    word: Callable[[Row], Flow[str]],
+    progress: Callable[[int], None],
+    cancelled: threading.Event | None,
+) -> Flow[Counter[str]]:
+    """Return how many letters of an index have each word. It reads a page at a time, and stops when cancelled."""
+    after, counts = 0, Counter[str]()
     while page := index.page(wanted, after=after, limit=BATCH):
         after = page[-1].number
         for row in page:
             if cancelled is not None and cancelled.is_set():
-                return
-            yield row
+                return counts
+            counts[(yield from word(row))] += 1
+            progress(counts.total())
+    return counts

@@ -143,22 +143,6 @@ def read(letter: Letter) -> Reading:
     )
 
 
-def restore(letter: Message) -> Message:
-    """Return the message that a letter was made of.
-
-    Args:
-        letter: as the broker has it, in any of its forms.
-
-    Raises:
-        MalformedMessage: it cannot be restored: only a reference is left, or the letter has no known form.
-    """
-    lines = letter_headers(letter)
-    original, fault = _restored(letter, lines, lines.get("form", "whole"))
-    if original is None:
-        raise MalformedMessage(fault or "the letter cannot be restored")
-    return original
-
-
 def letter_headers(message: Message) -> dict[str, str]:
     """Return a letter's own headers as text, by their names without prefix; of a repeated one the first."""
     found: dict[str, str] = {}

@@ -129,15 +129,12 @@ def fill(
     index.complete = True
 
 
-def take_in(
-    box: LetterBox, forms: Iterable[Any], *, progress: Callable[[int], None] = lambda count: None
-) -> Flow[int]:
+def take_in(box: LetterBox, forms: Iterable[Any]) -> Flow[int]:
     """Publish exported letters to a letter box, each confirmed, and return how many.
 
     Args:
         box: of the same broker that they came from.
         forms: letters in the JSON form of a message.
-        progress: called with the number published so far.
 
     Raises:
         MalformedMessage: one is no letter, or is not sound; those before it are published.
@@ -150,7 +147,6 @@ def take_in(
             raise MalformedMessage(f"letter {count + 1}: is no dead letter whose id and digest hold")
         yield from call(box.publish, replace(message, destination=box.destination, origin=NO_ORIGIN))
         count += 1
-        progress(count)
     return count
 
 

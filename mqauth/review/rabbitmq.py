@@ -155,12 +155,19 @@ class RabbitMQLetterBox:
     async def _taken(self, channel: AbstractChannel, limit: int, expected: int) -> list[IncomingMessage]:
         """Return a batch from a consumer of its own, whose prefetch bounds what is in flight."""
         # The consumer is aiormq's. That of aio-pika makes a task of each delivery, which is twice the work.
-        arrived, below = _Arrived(expected), await channel.get_underlay_channel()
+        below, arrived = await channel.get_underlay_channel(), asyncio.Queue[DeliveredMessage]()
         await channel.set_qos(prefetch_count=limit)
-        consumer = await below.basic_consume(self.name, arrived.take)
-        await arrived.all()
+        consumer = await below.basic_consume(self.name, arrived.put)
+        found: list[IncomingMessage] = []
+        # Somebody else may take from the queue too. Then fewer come than were counted.
+        with contextlib.suppress(TimeoutError):
+            while len(found) < expected:
+                async with asyncio.timeout(_SETTLE):
+                    found.append(delivered(await arrived.get()))
         await below.basic_cancel(str(consumer.consumer_tag))
-        return [delivered(message) for message in arrived.messages]
+        while not arrived.empty():
+            found.append(delivered(arrived.get_nowait()))
+        return found
 
     async def _begin(self) -> AbstractChannel:
         """Open the channel of a pass, once the letters of the pass before are back in the queue."""
@@ -254,30 +261,3 @@ async def is_unlimited(connection: AbstractConnection, queue: str) -> bool:
         return "x-queue-type" in str(error)  # a classic queue has no limit
     await channel.close()
     return True
-
-
-class _Arrived:
-    """Collects the deliveries of one batch until all are there.
-
-    Args:
-        expected: how many; fewer come where somebody else takes from the queue too.
-    """
-
-    def __init__(self, expected: int) -> None:
-        self.messages: list[DeliveredMessage] = []
-        self._expected = expected
-        self._done = asyncio.Event()
-
-    async def take(self, delivered: DeliveredMessage) -> None:
-        """Keep one delivery."""
-        self.messages.append(delivered)
-        if len(self.messages) >= self._expected:
-            self._done.set()
-
-    async def all(self) -> None:
-        """Wait until all are there, or none has come for five seconds."""
-        seen = -1
-        while not self._done.is_set() and seen < len(self.messages):
-            seen = len(self.messages)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._done.wait(), _SETTLE)

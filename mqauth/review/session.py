@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from mqauth.audit.log import read_records
 from mqauth.audit.record import AuditSink
@@ -18,13 +18,12 @@ from mqauth.errors import ConfigurationError
 from mqauth.flow import Flow
 from mqauth.judging.pipeline import Pipeline
 from mqauth.letters.authorities import Releaser
-from mqauth.review.acts import discard, redrive, rehearse
+from mqauth.review.accounts import Account, Ledger, account
+from mqauth.review.acts import DISCARD, Plan, discard, redrive, rehearse
 from mqauth.review.index import ALL, Filter, Index, Selection
 from mqauth.review.judge import Judge, Originals, judge
-from mqauth.review.ledger import Ledger, account
 from mqauth.review.letter import Reading
-from mqauth.review.letterbox import LetterBox, fill
-from mqauth.review.terms import DISCARD, Account, Pace, Plan, Reviewer, Terms
+from mqauth.review.letterbox import LetterBox, fill, survey
 from mqauth.wire.keys import Key
 
 R = TypeVar("R")
@@ -102,20 +101,16 @@ class Session:
 
         Args:
             progress: called with the number of letters read so far.
-            cancelled: set from any thread, it ends the reading after the letters at hand.
+            cancelled: set from any thread, it ends the reading of ``into`` after the letters at hand.
             into: an empty index that others may read meanwhile; by default a new one, closed where reading fails.
 
         Raises:
             Unavailable: ``dead_letter_unavailable``, the broker cannot be asked.
         """
-        index = into or Index(self.clock.now())
-        try:
-            self.run(fill(index, self.box, progress=progress, cancelled=cancelled))
-        except BaseException:
-            if into is None:
-                index.close()
-            raise
-        return index
+        if into is None:
+            return self.run(survey(self.box, clock=self.clock, progress=progress))
+        self.run(fill(into, self.box, progress=progress, cancelled=cancelled))
+        return into
 
     def judge(
         self,
@@ -169,7 +164,7 @@ class Session:
         if plan.act == DISCARD:
             return selection, Counter(accepted=len(selection))
         counts = rehearse(
-            index, plan.wanted, guard=self.pipeline(), terms=self._terms(plan), originals=self.originals,
+            index, plan, guard=self.pipeline(), releaser=self._releaser_of(plan), originals=self.originals,
             progress=progress, cancelled=cancelled,
         )  # fmt: skip
         return selection, self.run(counts)
@@ -179,8 +174,8 @@ class Session:
         plan: Plan,
         selection: Selection,
         *,
-        progress: Callable[[Account], None],
-        cancelled: threading.Event,
+        progress: Callable[[Account], None] = lambda account: None,
+        cancelled: threading.Event | None = None,
     ) -> Account:
         """Carry out a plan on the letters that were frozen for it, and return what became of them.
 
@@ -195,13 +190,12 @@ class Session:
         """
         if self.audit is None:
             raise ConfigurationError(f"not set up to {plan.act}: it needs an audit file")
-        reviewer = Reviewer(name=plan.reviewer, audit=self.audit, clock=self.clock)
-        pace = Pace(rate=plan.rate, progress=progress, cancelled=cancelled)
+        watched: dict[str, Any] = {"audit": self.audit, "progress": progress, "cancelled": cancelled}
         if plan.act == DISCARD:
-            return self.run(discard(self.box, selection, reviewer=reviewer, reason=plan.reason, pace=pace))
+            return self.run(discard(self.box, selection, plan, clock=self.clock, **watched))
         wish = redrive(
-            self.box, selection, guard=self.pipeline(), terms=self._terms(plan), reviewer=reviewer, pace=pace,
-            originals=self.originals,
+            self.box, selection, plan, guard=self.pipeline(), releaser=self._releaser_of(plan),
+            originals=self.originals, **watched,
         )  # fmt: skip
         return self.run(wish)
 
@@ -209,11 +203,10 @@ class Session:
         """Compare audit files of consumers and reviewers with the letters of an index."""
         return account(read_records(files), index.ids())
 
-    def _terms(self, plan: Plan) -> Terms:
+    def _releaser_of(self, plan: Plan) -> Releaser:
         if self._releaser is None:
             raise ConfigurationError("started without --key: nothing can be redriven")
-        releaser = self._releaser(plan.reviewer)
-        return Terms(releaser=releaser, reason=plan.reason, waive=plan.waive, scope=plan.scope)
+        return self._releaser(plan.reviewer)
 
 
 def reviewers_releaser(

@@ -45,7 +45,7 @@ def _index(name: str, story: str, number: str, **other: Any) -> Attack:
 def _path(name: str, story: str, bend: Callable[[bytes], bytes]) -> Attack:
     """Return an attack that changes the path."""
     return _attack(name, story, lambda found: found.seal(
-        PLACE, proof=found.proof(PLACE, path=bend(found.tree.path(PLACE)))))  # fmt: skip
+        PLACE, proof=found.proof(PLACE, path=bend(found.tree.paths()[PLACE]))))  # fmt: skip
 
 
 def _text(name: str, story: str, bend: Callable[[str], str]) -> Attack:
@@ -102,7 +102,7 @@ def _node_as_leaf(found: ForgedBatch) -> Message:
     """The bytes under an inner node as a message, under the node's own, shorter path."""
     body = found.leaves[0].hash + found.leaves[1].hash
     return found.seal(0, replace(found.messages[0], body=body),
-                      proof=found.proof(0, path=found.tree.path(0)[HASH_BYTES:]))  # fmt: skip
+                      proof=found.proof(0, path=found.tree.paths()[0][HASH_BYTES:]))  # fmt: skip
 
 
 def _node_as_sibling(found: ForgedBatch) -> Message:
@@ -160,7 +160,7 @@ PROOF_ATTACKS: Final = (
             lambda found: found.seal(_OTHER, found.messages[PLACE], proof=found.proof(
                 _OTHER, shorts=found.leaves[PLACE].shorts))),
     _attack("path-of-another", "the path of another place under the own number",
-            lambda found: found.seal(PLACE, proof=found.proof(PLACE, path=found.tree.path(_OTHER)))),
+            lambda found: found.seal(PLACE, proof=found.proof(PLACE, path=found.tree.paths()[_OTHER]))),
     Attack(name="another-tree", story="the proof the message has in another batch", reason=Reason.PROOF_INVALID,
            mount=_other_tree),
     _index("index-beyond-size", "a place behind the last one", str(SIZE)),
@@ -187,7 +187,7 @@ PROOF_ATTACKS: Final = (
     _path("path-reversed", "its hashes in the other order",
           lambda path: b"".join(path[at: at + HASH_BYTES] for at in (2 * HASH_BYTES, HASH_BYTES, 0))),
     _attack("shorts-missing", "the path without the twelve bytes before it",
-            lambda found: found.seal(PLACE, proof=found.tree.path(PLACE))),
+            lambda found: found.seal(PLACE, proof=found.tree.paths()[PLACE])),
     _text("path-padded", "padding behind the path", lambda text: text + "="),
     _text("path-not-canonical", "bits that no canonical text has", lambda text: text[:-1] + "-"),
     _text("path-in-base64", "the other alphabet", lambda text: "+/" + text[2:]),

@@ -77,7 +77,7 @@ class ForgedBatch:
 
     def proof(self, place: int, *, shorts: bytes | None = None, path: bytes | None = None) -> bytes:
         """Return the bytes behind the index, honest where nothing is given."""
-        honest = self.tree.path(place) if path is None else path
+        honest = self.tree.paths()[place] if path is None else path
         return (self.leaves[place].shorts if shorts is None else shorts) + honest
 
     def header(self, place: int, *, number: str | None = None, proof: bytes | str | None = None) -> str:
@@ -151,7 +151,7 @@ class BatchForge(Forge):
         """Return the batch's token with the message's proof behind it."""
         names = _names(message, bends.get("cover"))
         shorts = leaf_of(message, names).shorts
-        proof = batch.proof_text(PLACE, shorts, _tree(message, names).path(PLACE))
+        proof = batch.proof_text(PLACE, shorts, _tree(message, names).paths()[PLACE])
         return self.jws(message, **bends) + proof
 
     def signer(self, **settings: Any) -> Signer:

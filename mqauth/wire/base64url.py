@@ -1,4 +1,7 @@
-"""Base64url without padding, and only its canonical form (RFC 4648, section 5; RFC 7515, section 2)."""
+"""Base64url without padding, in its canonical form only (RFC 4648, section 5; RFC 7515, section 2).
+
+Two texts of the same bytes would be two tokens with one signature, so there must be one text.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ import hashlib
 from typing import Final
 
 _TO_URLSAFE: Final = bytes.maketrans(b"+/", b"-_")
-_TO_STANDARD: Final = bytes.maketrans(b"-_+/=", b"+/!!!")  # what is not base64url becomes what is not base64
+_TO_STANDARD: Final = bytes.maketrans(b"-_+/=", b"+/!!!")  # characters of base64 alone become ones of neither
 _PADDING: Final = (b"", b"", b"==", b"=")
 _LAST: Final = (None, b"", b"AQgw", b"AEIMQUYcgkosw048")
-"""By length modulo 4, the last characters whose unused bits are zero; one character too many has none."""
+"""By length modulo 4, the last characters whose unused bits are zero; no text is one character too long."""
 
 
 def encode(raw: bytes) -> bytes:
@@ -22,7 +25,7 @@ def decode(text: bytes) -> bytes:
     """Return the bytes of a canonical text.
 
     Raises:
-        ValueError: another alphabet, padding, or unused bits that are not zero.
+        ValueError: it has other characters, padding, or unused bits that are not zero.
     """
     last = _LAST[len(text) % 4]
     if last is not None and text[-1] not in last:

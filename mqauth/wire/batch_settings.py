@@ -1,4 +1,4 @@
-"""What producers on every broker say of batches: the settings, and their limits."""
+"""The settings of batches that producers on every broker have, and their limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_LINGER: Final = 10.0
 
 
 class Batching(TypedDict):
-    """The arguments of the broker wrappers' ``Producer`` that have messages share signatures.
+    """The arguments of a broker wrapper's ``Producer`` that make messages share signatures.
 
     Args:
         batch: messages under one signature, 1 to 1,024; 1 for a token each.
@@ -25,7 +25,7 @@ class Batching(TypedDict):
 
 
 def check_batching(batch: int, linger: float) -> None:
-    """Refuse batches out of their limits.
+    """Refuse settings that are out of their limits.
 
     Args:
         batch: messages under one signature.

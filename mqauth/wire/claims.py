@@ -1,4 +1,4 @@
-"""The claim set of a message token: built and parsed strictly, with every limit in this file.
+"""The claim set of a message token: how it is built, and how it is parsed, strictly and within limits.
 
 Source: wire profile 1 (``docs/wire-profile.md``), RFC 7519 section 4.1.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, cast
 
 from mqauth.errors import MalformedMessage, Reason, Rejection
 from mqauth.wire import destination
@@ -21,7 +21,7 @@ MIN_JTI: Final = 16
 MAX_JTI: Final = 128
 MAX_BATCH: Final = 1024
 MAX_EXTRA: Final = 64
-"""Values in the claims this profile does not name, members of objects and elements of lists counted too."""
+"""Values in claims that this profile does not name; members of objects and elements of lists count, too."""
 REQUIRED: Final = ("iss", "sub", "aud", "iat", "exp", "jti", "mqa")
 _REGISTERED: Final = frozenset((*REQUIRED, "nbf"))
 _MEMBERS: Final = frozenset(("v", "dst", "bod", "key", "hdr", "hds"))
@@ -29,16 +29,15 @@ _BATCH_MEMBERS: Final = (frozenset(("v", "tree")), frozenset(("v", "tree", "hdr"
 NO_EXTRA: Final[Mapping[str, Any]] = MappingProxyType({})
 _DIGEST = re.compile(r"[A-Za-z0-9\-_]{42}[AEIMQUYcgkosw048]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_T = TypeVar("_T")
 
 
 class Binding(NamedTuple):
-    """The ``mqa`` claim: what of a message the token binds.
+    """The ``mqa`` claim of a single token: what of a message it binds.
 
     Args:
         dst: destination in canonical form.
-        bod: base64url SHA-256 of the body, ``None`` for a Kafka tombstone.
-        key: base64url SHA-256 of the Kafka record key, ``None`` for no key.
+        bod: base64url SHA-256 of the body; ``None`` for a Kafka tombstone.
+        key: base64url SHA-256 of the Kafka record key; ``None`` without a key.
         hdr: names of the covered application headers, in order.
         hds: base64url SHA-256 of the seven properties and the covered headers.
     """
@@ -58,10 +57,10 @@ class Binding(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The ``mqa`` claim of a batch token: the root that binds many messages, each by its proof.
+    """The ``mqa`` claim of a batch token: the root that binds many messages, each by its own proof.
 
     Args:
-        root: base64url root of the Merkle tree over the messages.
+        root: the root of the Merkle tree over the messages, base64url.
         size: messages in the batch, 1 to 1,024.
         hdr: names of the application headers covered in every one of them, in order.
     """
@@ -71,13 +70,13 @@ class Batch(NamedTuple):
     hdr: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the claim as it stands in the token; ``hdr`` is left out where nothing is listed."""
+        """Return the claim as it stands in the token; ``hdr`` is left out where it would be empty."""
         tree = {"root": self.root, "size": self.size}
         return {"v": PROFILE_VERSION, "tree": tree} | ({"hdr": list(self.hdr)} if self.hdr else {})
 
 
 class Claims(NamedTuple):
-    """A parsed claim set; times are UTC seconds, ``extra`` holds the claims this profile does not name."""
+    """A parsed claim set. Times are UTC seconds; ``extra`` has the claims that this profile does not name."""
 
     iss: str
     sub: str
@@ -105,11 +104,12 @@ def is_name(value: object, minimum: int = 1, maximum: int = MAX_NAME) -> bool:
     """Tell whether a value is text within the limits, free of control characters and lone surrogates."""
     if not isinstance(value, str) or not minimum <= len(value) <= maximum:
         return False
-    return value.isprintable() or not _CONTROL.search(value)  # printable text has none of them, and is told faster
+    # printable text has no control characters, and asking that first is faster
+    return value.isprintable() or not _CONTROL.search(value)
 
 
 def build(claims: Claims) -> bytes:
-    """Return the claim set as compact JSON, for signing."""
+    """Return the claim set as the compact JSON that is signed."""
     return strictjson.dumps(claims.as_dict())
 
 
@@ -134,21 +134,24 @@ def parse(raw: bytes) -> Claims:
 
 
 def _extra(found: dict[str, Any]) -> Mapping[str, Any]:
-    """Return the claims this profile does not name; of few values, since lists of nothing take most memory."""
+    """Return the claims that this profile does not name.
+
+    Their values are counted, since a list of empty lists takes twenty times its text in memory.
+    """
     extra = {name: value for name, value in found.items() if name not in _REGISTERED}
-    if sum(map(_values, extra.values())) > MAX_EXTRA:
-        raise _malformed(f"other claims have more than {MAX_EXTRA} values")
+    few = sum(map(_values, extra.values())) <= MAX_EXTRA
+    _require(few, f"other claims have more than {MAX_EXTRA} values")
     return extra
 
 
 def _values(value: Any) -> int:
-    """Return how many values stand in one: itself, and what its members and elements hold."""
+    """Count a value, and the values that its members or elements hold."""
     inner = value.values() if type(value) is dict else value if type(value) is list else ()
     return 1 + sum(map(_values, inner))
 
 
 def load(raw: bytes, required: tuple[str, ...]) -> dict[str, Any]:
-    """Return the members of a payload: strict JSON, an object, with every required claim.
+    """Return the members of a payload, which is an object in strict JSON and has every required claim.
 
     Raises:
         Rejection: ``claims_malformed`` or ``claim_missing``.
@@ -157,46 +160,38 @@ def load(raw: bytes, required: tuple[str, ...]) -> dict[str, Any]:
         found = strictjson.loads(raw, depth=MAX_DEPTH)
     except strictjson.StrictJSONError as error:
         raise _malformed(f"the payload is {error}") from error
-    if type(found) is not dict:
-        raise _malformed("the payload is no object")
+    _require(type(found) is dict, "the payload is no object")
     for name in required:
         if name not in found:
             raise Rejection(Reason.CLAIM_MISSING, f"no {name}")
-    return found
+    return cast(dict[str, Any], found)
 
 
 def _bound_claim(found: Any) -> Binding | Batch:
-    """Return the ``mqa`` claim in the form it has."""
-    if type(found) is dict and "tree" in found:
-        return _batch_claim(found)
-    return binding_claim(found)
+    """Return the ``mqa`` claim, in the form of one message or of a batch."""
+    return _batch_claim(found) if type(found) is dict and "tree" in found else binding_claim(found)
 
 
 def _batch_claim(found: dict[str, Any]) -> Batch:
-    """Parse the batch form of ``mqa``."""
     _check_members(found, *_BATCH_MEMBERS)
     tree = found["tree"]
-    if type(tree) is not dict or tree.keys() != {"root", "size"}:
-        raise _malformed("mqa.tree has not exactly its members")
-    if type(tree["size"]) is not int or not 1 <= tree["size"] <= MAX_BATCH:
-        raise _malformed(f"mqa.tree.size is not 1 to {MAX_BATCH}")
+    _require(type(tree) is dict and tree.keys() == {"root", "size"}, "mqa.tree has not exactly its members")
+    size = tree["size"]
+    _require(type(size) is int and 1 <= size <= MAX_BATCH, f"mqa.tree.size is not 1 to {MAX_BATCH}")
     names = _header_names(found.get("hdr", []))
-    if not names and "hdr" in found:
-        raise _malformed("mqa.hdr is left out where nothing is listed")
-    root = _required(_digest(tree["root"], "tree.root"), "tree.root")
-    return Batch(root=root, size=tree["size"], hdr=names)
+    _require(names or "hdr" not in found, "mqa.hdr is left out where nothing is listed")
+    return Batch(root=_digest(tree["root"], "tree.root"), size=size, hdr=names)
 
 
 def _check_members(found: Any, *members: frozenset[str]) -> None:
-    """Refuse what is not of the known version with exactly its members."""
-    if type(found) is not dict or found.get("v") is True or found.get("v") != PROFILE_VERSION:
-        raise _malformed("mqa is of no known version")
-    if type(found["v"]) is not int or found.keys() not in members:
-        raise _malformed("mqa has not exactly its members")
+    version = found.get("v") if type(found) is dict else None
+    # True == 1, so the type is compared as well
+    _require(type(version) is int and version == PROFILE_VERSION, "mqa is of no known version")
+    _require(found.keys() in members, "mqa has not exactly its members")
 
 
 def binding_claim(found: Any) -> Binding:
-    """Parse the ``mqa`` claim of one message: a known version with exactly its members.
+    """Parse the ``mqa`` claim of one message: of a known version, with exactly its members.
 
     Raises:
         Rejection: ``claims_malformed``.
@@ -204,46 +199,32 @@ def binding_claim(found: Any) -> Binding:
     _check_members(found, _MEMBERS)
     return Binding(
         dst=_destination(found["dst"]),
-        bod=_digest(found["bod"], "bod"),
-        key=_digest(found["key"], "key"),
+        bod=None if found["bod"] is None else _digest(found["bod"], "bod"),
+        key=None if found["key"] is None else _digest(found["key"], "key"),
         hdr=_header_names(found["hdr"]),
-        hds=_required(_digest(found["hds"], "hds"), "hds"),
+        hds=_digest(found["hds"], "hds"),
     )
 
 
 def _destination(value: Any) -> str:
-    """Return a destination that is canonical."""
-    if type(value) is not str:
-        raise _malformed("mqa.dst is no text")
+    _require(type(value) is str, "mqa.dst is no text")
     try:
         destination.parse(value)
     except MalformedMessage as error:
         raise _malformed("mqa.dst is not canonical") from error
-    return value
+    return str(value)
 
 
-def _digest(value: Any, name: str) -> str | None:
-    """Return a canonical base64url SHA-256, or ``None``."""
-    if value is None:
-        return None
-    if type(value) is not str or not _DIGEST.fullmatch(value):
-        raise _malformed(f"mqa.{name} is no digest")
-    return value
-
-
-def _required(value: _T | None, name: str) -> _T:
-    """Return a member that may not be null."""
-    if value is None:
-        raise _malformed(f"mqa.{name} is null")
-    return value
+def _digest(value: Any, name: str) -> str:
+    """Return a base64url SHA-256, in its canonical form."""
+    _require(type(value) is str and _DIGEST.fullmatch(value), f"mqa.{name} is no digest")
+    return str(value)
 
 
 def _header_names(value: Any) -> tuple[str, ...]:
-    """Return the covered names: a list of texts, none twice."""
-    if type(value) is not list or not all(type(name) is str for name in value):
-        raise _malformed("mqa.hdr is no list of names")
-    if len(set(value)) != len(value):
-        raise _malformed("mqa.hdr names a header twice")
+    good = type(value) is list and all(type(name) is str for name in value)
+    _require(good, "mqa.hdr is no list of names")
+    _require(len(set(value)) == len(value), "mqa.hdr names a header twice")
     return tuple(value)
 
 
@@ -254,9 +235,9 @@ def text_claim(found: dict[str, Any], name: str, minimum: int = 1, maximum: int 
         Rejection: ``claims_malformed``.
     """
     value = found[name]
-    if type(value) is not str or not is_name(value, minimum, maximum):
-        raise _malformed(f"{name} is no text of {minimum} to {maximum} characters")
-    return value
+    good = type(value) is str and is_name(value, minimum, maximum)
+    _require(good, f"{name} is no text of {minimum} to {maximum} characters")
+    return str(value)
 
 
 def time_claim(found: dict[str, Any], name: str) -> int:
@@ -266,11 +247,14 @@ def time_claim(found: dict[str, Any], name: str) -> int:
         Rejection: ``claims_malformed``.
     """
     value = found[name]
-    if type(value) is not int or value < 0:
-        raise _malformed(f"{name} is no time in whole seconds")
-    return value
+    _require(type(value) is int and value >= 0, f"{name} is no time in whole seconds")
+    return int(value)
+
+
+def _require(condition: object, refusal: str) -> None:
+    if not condition:
+        raise _malformed(refusal)
 
 
 def _malformed(detail: str) -> Rejection:
-    """Return the rejection of a claim set that breaks the profile."""
     return Rejection(Reason.CLAIMS_MALFORMED, detail)

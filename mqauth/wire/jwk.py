@@ -1,12 +1,12 @@
-"""JWK Sets read with suspicion: a bad key is skipped and reported, the others go on (RFC 7517, section 5).
+"""JWK Sets, read with suspicion: a key that cannot be used is skipped and reported, and the others are used.
 
-A JWK without ``alg`` is decided by its curve; RSA without ``alg`` is skipped, since its key fits two
-algorithms. A malformed ``exp`` or ``revoked`` counts as revoked.
+A JWK without ``alg`` gets the algorithm of its curve. An RSA key without ``alg`` is skipped, since it fits two.
+The end of a key that cannot be read, a malformed ``exp`` or ``revoked``, counts as revoked. Source: RFC 7517.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -15,7 +15,16 @@ from mqauth.errors import ConfigurationError
 from mqauth.wire import base64url
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.claims import is_name
-from mqauth.wire.keys import MAX_KID, MAX_RSA_BITS, Key, KeySet, PublicKey, Revocation, jwk_members
+from mqauth.wire.keys import (
+    MAX_KID,
+    MAX_RSA_BITS,
+    Key,
+    KeySet,
+    PublicKey,
+    Revocation,
+    jwk_members,
+    natural_algorithm,
+)
 
 MAX_DOCUMENT: Final = 256 * 1024
 _DEPTH: Final = 8
@@ -39,7 +48,7 @@ _SMALL_ORDER: Final = frozenset(
         "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
     )
 )
-"""Encodings of Ed25519 points of small order, under which a signature proves nothing."""
+"""Encodings of Ed25519 points of small order: a signature under such a key proves nothing."""
 
 
 def dump_key_set(keys: KeySet) -> dict[str, Any]:
@@ -48,14 +57,14 @@ def dump_key_set(keys: KeySet) -> dict[str, Any]:
 
 
 def load_key_set(document: bytes | Mapping[str, Any], *, name: str = "JWK Set") -> KeySet:
-    """Return the usable keys of a JWK Set; what was skipped stands in ``KeySet.skipped``.
+    """Return the usable keys of a JWK Set; ``KeySet.skipped`` says which could not be used, and why.
 
     Args:
         document: the JSON bytes, at most 256 KiB, or the parsed object.
-        name: stands in errors.
+        name: of the document, in errors.
 
     Raises:
-        ConfigurationError: no JSON object with a list ``keys``.
+        ConfigurationError: the document is no JSON object with a list ``keys``.
     """
     found = _parse(document, name) if isinstance(document, bytes) else document
     listed = found.get("keys") if isinstance(found, Mapping) else None
@@ -65,9 +74,7 @@ def load_key_set(document: bytes | Mapping[str, Any], *, name: str = "JWK Set") 
 
 
 def _parse(raw: bytes, name: str) -> Any:
-    """Return the parsed document, bounded."""
-    if len(raw) > MAX_DOCUMENT:
-        raise ConfigurationError(f"{name}: over {MAX_DOCUMENT} bytes")
+    _require(len(raw) <= MAX_DOCUMENT, f"{name}: over {MAX_DOCUMENT} bytes")
     try:
         return strictjson.loads(raw, depth=_DEPTH)
     except strictjson.StrictJSONError as error:
@@ -99,12 +106,13 @@ def load_key(members: Any) -> Key:
     """
     if not isinstance(members, Mapping):
         raise ConfigurationError("no JSON object")
-    if _PRIVATE & members.keys():
-        raise ConfigurationError("a private or symmetric key in a public set")
+    _require(not _PRIVATE & members.keys(), "a private or symmetric key in a public set")
     kid = members.get("kid")
-    if not is_name(kid, 1, MAX_KID):
-        raise ConfigurationError(f"no kid of 1 to {MAX_KID} characters")
-    _check_use(members)
+    _require(is_name(kid, 1, MAX_KID), f"no kid of 1 to {MAX_KID} characters")
+    # RFC 7517, sections 4.2 and 4.3
+    _require(members.get("use", "sig") == "sig", "its use is not sig")
+    operations = members.get("key_ops", ["verify"])
+    _require(isinstance(operations, list) and "verify" in operations, "its key_ops do not allow verify")
     public = _public(members)
     expires, revocation = _end(members)
     return Key(
@@ -117,41 +125,30 @@ def load_key(members: Any) -> Key:
     )
 
 
-def _check_use(members: Mapping[str, Any]) -> None:
-    """Honour ``use`` and ``key_ops`` (RFC 7517, sections 4.2 and 4.3)."""
-    if members.get("use", "sig") != "sig":
-        raise ConfigurationError("its use is not sig")
-    operations = members.get("key_ops", ["verify"])
-    if not isinstance(operations, list) or "verify" not in operations:
-        raise ConfigurationError("its key_ops do not allow verify")
+def _require(condition: object, refusal: str) -> None:
+    if not condition:
+        raise ConfigurationError(refusal)
 
 
 def _public(members: Mapping[str, Any]) -> PublicKey:
-    """Return the public key; ``cryptography`` refuses points off their curve."""
-    kind = (members.get("kty"), members.get("crv"))
+    """Return the public key; ``cryptography`` refuses points that are not on their curve."""
+    kind = "RSA" if members.get("kty") == "RSA" else f"{members.get('kty')} {members.get('crv')}"
+    _require(kind in _KINDS, "its kty or crv is not one of this profile")
     try:
-        if kind == ("OKP", "Ed25519"):
-            return _edwards(_octets(members, "x"))
-        if kind == ("EC", "P-256"):
-            return _point(members, ec.SECP256R1(), 32)
-        if kind == ("EC", "P-384"):
-            return _point(members, ec.SECP384R1(), 48)
-        if members.get("kty") == "RSA":
-            return _rsa(members)
+        return _KINDS[kind](members)
     except ValueError as error:
         raise ConfigurationError("its public key is malformed") from error
-    raise ConfigurationError("its kty or crv is not one of this profile")
 
 
-def _edwards(raw: bytes) -> ed25519.Ed25519PublicKey:
-    """Return an Ed25519 key that is not of small order."""
+def _edwards(members: Mapping[str, Any]) -> PublicKey:
+    raw = _octets(members, "x")
     if raw in _SMALL_ORDER:
         raise ValueError("a point of small order")
     return ed25519.Ed25519PublicKey.from_public_bytes(raw)
 
 
 def _point(members: Mapping[str, Any], curve: ec.EllipticCurve, size: int) -> PublicKey:
-    """Return a point on its curve, coordinates of full length (RFC 7518, section 6.2.1.2)."""
+    """Return a point on its curve, whose coordinates have their full length (RFC 7518, section 6.2.1.2)."""
     x, y = _octets(members, "x"), _octets(members, "y")
     if len(x) != size or len(y) != size:
         raise ValueError("coordinates are of full length")
@@ -159,17 +156,26 @@ def _point(members: Mapping[str, Any], curve: ec.EllipticCurve, size: int) -> Pu
     return numbers.public_key()
 
 
-def _rsa(members: Mapping[str, Any]) -> rsa.RSAPublicKey:
-    """Return an RSA key; size and exponent are checked by ``Key``."""
+def _rsa(members: Mapping[str, Any]) -> PublicKey:
+    """Return an RSA key; ``Key`` checks its size and exponent."""
     modulus, exponent = _octets(members, "n"), _octets(members, "e")
+    # numbers without a bound would take their time before ``Key`` could refuse them
     if len(modulus) * 8 > MAX_RSA_BITS or len(exponent) > 8:
         raise ValueError("too large")
     numbers = rsa.RSAPublicNumbers(int.from_bytes(exponent, "big"), int.from_bytes(modulus, "big"))
     return numbers.public_key()
 
 
+_KINDS: Final[dict[str, Callable[[Mapping[str, Any]], PublicKey]]] = {
+    "RSA": _rsa,
+    "OKP Ed25519": _edwards,
+    "EC P-256": lambda members: _point(members, ec.SECP256R1(), 32),
+    "EC P-384": lambda members: _point(members, ec.SECP384R1(), 48),
+}
+"""What reads a public key, by ``kty`` and ``crv``."""
+
+
 def _octets(members: Mapping[str, Any], name: str) -> bytes:
-    """Return the bytes of a base64url member."""
     value = members.get(name)
     if not isinstance(value, str):
         raise ValueError(f"no {name}")
@@ -177,42 +183,40 @@ def _octets(members: Mapping[str, Any], name: str) -> bytes:
 
 
 def _algorithm(members: Mapping[str, Any], public: PublicKey) -> str:
-    """Return the algorithm a JWK names, or that its curve decides."""
+    """Return the algorithm that a JWK names, or that its curve decides."""
     named = members.get("alg")
     if named is None:
-        if isinstance(public, rsa.RSAPublicKey):
-            raise ConfigurationError("an RSA key without alg")
-        return "EdDSA" if isinstance(public, ed25519.Ed25519PublicKey) else _curve_algorithm(public)
-    if not isinstance(named, str):
-        raise ConfigurationError("its alg is no text")
-    return "EdDSA" if named == "Ed25519" else named
-
-
-def _curve_algorithm(public: ec.EllipticCurvePublicKey) -> str:
-    """Return the algorithm of an elliptic curve."""
-    return "ES256" if isinstance(public.curve, ec.SECP256R1) else "ES384"
+        _require(not isinstance(public, rsa.RSAPublicKey), "an RSA key without alg")
+        return natural_algorithm(public)
+    _require(isinstance(named, str), "its alg is no text")
+    return "EdDSA" if named == "Ed25519" else str(named)
 
 
 def _subjects(members: Mapping[str, Any]) -> frozenset[str] | None:
-    """Return the producers a key may speak for, where it says."""
-    listed = members.get("mqauth_sub")
-    if listed is None and "mqauth_sub" not in members:
+    """Return the producers that a key may speak for, if the JWK says."""
+    if "mqauth_sub" not in members:
         return None
-    if not isinstance(listed, list) or not all(is_name(subject) for subject in listed):
-        raise ConfigurationError("its mqauth_sub is no list of subjects")
+    listed = members["mqauth_sub"]
+    good = isinstance(listed, list) and all(is_name(subject) for subject in listed)
+    _require(good, "its mqauth_sub is no list of subjects")
     return frozenset(listed)
 
 
 def _end(members: Mapping[str, Any]) -> tuple[int | None, Revocation | None]:
-    """Return when a key retires and whether it is revoked; what cannot be read counts as revoked."""
+    """Return when a key retires and whether it is revoked."""
     expires = members.get("exp")
-    if "exp" in members and (type(expires) is not int or expires < 0):
+    # an end that cannot be read may have come already, so it counts as revoked
+    if "exp" in members and not _is_time(expires):
         return None, Revocation(reason="malformed exp")
     if "revoked" not in members:
         return expires, None
     revoked = members["revoked"]
-    at = revoked.get("revoked_at") if isinstance(revoked, Mapping) else None
-    if type(at) is not int or at < 0:
+    at: Any = revoked.get("revoked_at") if isinstance(revoked, Mapping) else None
+    if not _is_time(at):
         return expires, Revocation(reason="malformed revoked")
     reason = revoked.get("reason")
     return expires, Revocation(revoked_at=at, reason=reason if isinstance(reason, str) else "")
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) is int and value >= 0

@@ -1,7 +1,8 @@
-"""Keys with their algorithm pinned, the immutable set a consumer looks them up in, and where sets come from.
+"""Keys with their algorithm pinned, the immutable set that a consumer looks them up in, and where sets come from.
 
-The algorithm belongs to the key and never to the token. Sources: RFC 7517 (JWK), RFC 7518 section 6,
-RFC 7638 (thumbprints), RFC 8037 and RFC 9864 (Ed25519).
+The algorithm belongs to the key and never to the token: a token that chose it could have an RSA public key used
+as an HMAC secret. Sources: RFC 7517 (JWK), RFC 7518 section 6, RFC 7638 (thumbprints), RFC 8037 and RFC 9864
+(Ed25519).
 """
 
 from __future__ import annotations
@@ -32,49 +33,45 @@ _CURVES: Final[Mapping[str, type[ec.EllipticCurve]]] = {"ES256": ec.SECP256R1, "
 
 
 class SigningKey(Protocol):
-    """Whoever can sign: a key on disk, a KMS, an HSM. ``sign`` gives the raw JWS signature (RFC 7518, 3.4)."""
+    """Signs: a key on disk, a KMS, an HSM. ``sign`` returns the raw JWS signature (RFC 7518, section 3.4)."""
 
     @property
     def kid(self) -> str:
         """The key id, at most 128 characters."""
-        ...
 
     @property
     def algorithm(self) -> str:
         """One of ``ALGORITHMS``."""
-        ...
 
     def sign(self, data: bytes, /) -> bytes:
         """Return the signature over ``data``.
 
         Raises:
-            KeyChanged: it signs no more; its source has another key.
+            KeyChanged: the key signs no more; its source has another.
             Unavailable: ``keys_unavailable``, whoever holds the key cannot be reached.
         """
-        ...
 
 
 @runtime_checkable
 class SigningKeySource(Protocol):
-    """Where a running producer's key comes from; the producer's counterpart of ``KeySource``.
+    """Where the key of a running producer comes from; what ``KeySource`` is for a consumer.
 
-    A key that is handed out never changes: each token takes ``kid``, ``algorithm`` and signature from one. One
-    that may speak only for some subjects has them as ``subjects``.
+    A key that was handed out never changes, so that ``kid``, ``algorithm`` and signature of a token are of one
+    key. A key that may speak for some subjects only has these as ``subjects``.
     """
 
     def signing_key(self) -> SigningKey:
-        """Return the key that signs now; called for each token, so it is cheap.
+        """Return the key that signs now; it is called for each token, so it must be cheap.
 
         Raises:
-            ConfigurationError: none may sign.
+            ConfigurationError: no key may sign.
             Unavailable: ``keys_unavailable``, whoever holds the key cannot be reached.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revocation:
-    """A key's revocation from ``revoked_at`` on (UTC seconds); 0 is wholly."""
+    """The revocation of a key, from ``revoked_at`` on (UTC seconds); 0 revokes all it ever signed."""
 
     revoked_at: int = 0
     reason: str = ""
@@ -82,15 +79,15 @@ class Revocation:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Key:
-    """One asymmetric key with its algorithm; ``repr`` shows its kid only.
+    """One asymmetric key with its algorithm; ``repr`` shows its kid and its algorithm only.
 
     Args:
         kid: the key id; by default the RFC 7638 thumbprint.
         algorithm: one of ``ALGORITHMS``.
         public: the public half.
         private: the private half, of a producer's key.
-        subjects: the producers it may speak for; ``None`` where the key does not say.
-        expires: UTC seconds from which it signs nothing new (retired), or ``None``.
+        subjects: the producers it may speak for; ``None`` if the key does not say.
+        expires: UTC seconds from which it signs nothing new (it is retired), or ``None``.
         revocation: whether and from when it is revoked.
     """
 
@@ -123,7 +120,7 @@ class Key:
     def from_private(
         cls, private: PrivateKey, *, algorithm: str | None = None, subjects: Iterable[str] | None = None
     ) -> Key:
-        """Return a key around a ``cryptography`` private key; RSA signs RS256 unless told."""
+        """Return a key around a private key of ``cryptography``; RSA signs RS256 unless told otherwise."""
         public = private.public_key()
         return cls(
             kid=thumbprint(public),
@@ -138,7 +135,7 @@ class Key:
         """Read a PKCS#8 PEM private key.
 
         Raises:
-            ConfigurationError: the file cannot be read, is no such key, or wants another passphrase.
+            ConfigurationError: the file cannot be read, has no such key, or needs another passphrase.
         """
         try:
             raw = Path(path).read_bytes()
@@ -150,10 +147,10 @@ class Key:
     def from_pem(
         cls, raw: bytes, *, passphrase: bytes | None = None, algorithm: str | None = None, name: str = "key"
     ) -> Key:
-        """Parse a PKCS#8 PEM private key; ``name`` stands in errors.
+        """Parse a PKCS#8 PEM private key; errors quote ``name``.
 
         Raises:
-            ConfigurationError: no private key of an allowed kind, or another passphrase.
+            ConfigurationError: this is no private key of an allowed kind, or it needs another passphrase.
         """
         try:
             private = serialization.load_pem_private_key(raw, passphrase)
@@ -167,14 +164,15 @@ class Key:
         return cls.from_private(private, algorithm=algorithm)
 
     def to_pem(self, passphrase: bytes | None = None) -> bytes:
-        """Return the private half as PKCS#8 PEM, encrypted where a passphrase is given."""
+        """Return the private half as PKCS#8 PEM, encrypted if a passphrase is given."""
         if self.private is None:
             raise ConfigurationError("a public key has no private half to write")
-        protection: serialization.KeySerializationEncryption = serialization.NoEncryption()
-        if passphrase is not None:
-            protection = serialization.BestAvailableEncryption(passphrase)
         return self.private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption()
+            if passphrase is None
+            else serialization.BestAvailableEncryption(passphrase),
         )
 
     @property
@@ -183,16 +181,16 @@ class Key:
         return replace(self, private=None)
 
     def allows(self, algorithm: str) -> bool:
-        """Tell whether a token may name this ``alg``; EdDSA and Ed25519 are one (RFC 9864)."""
+        """Tell whether a token may name this ``alg``; EdDSA and Ed25519 are the same (RFC 9864)."""
         return algorithm == self.algorithm or (algorithm == "Ed25519" and self.algorithm == "EdDSA")
 
 
 @dataclass(frozen=True, slots=True)
 class KeySet:
-    """An immutable set of public keys, looked up by kid in constant time; itself a ``KeySource``.
+    """An immutable set of public keys, found by their kid; it is a ``KeySource`` that never changes.
 
     Args:
-        keys: the keys; two different ones under one kid are refused.
+        keys: the keys; two under one kid are refused.
         skipped: one line for each key of a loaded set that could not be used.
     """
 
@@ -219,18 +217,18 @@ class KeySet:
         return self.by_kid.get(kid)
 
     def key_set(self) -> KeySet:
-        """Return the set itself: a static set is as fresh as it will ever be."""
+        """Return the set itself (``KeySource``)."""
         return self
 
     def refresh(self, kid: str, received: float, /) -> KeySet:
-        """Return the set itself; a static set does not change (``KeySource``)."""
+        """Return the set itself (``KeySource``)."""
         return self
 
 
 class KeySource(Protocol):
     """Where the keys of one issuer come from.
 
-    A source whose ``refresh`` blocks may have a coroutine ``arefresh`` beside it, called by event loops.
+    A source whose ``refresh`` blocks may have a coroutine ``arefresh`` beside it, which event loops await instead.
     """
 
     def key_set(self) -> KeySet:
@@ -239,24 +237,22 @@ class KeySource(Protocol):
         Raises:
             Unavailable: ``keys_unavailable``, there is no set that may still be used.
         """
-        ...
 
     def refresh(self, kid: str, received: float, /) -> KeySet | Awaitable[KeySet]:
-        """Look again for an unknown kid, bounded in time, and return the set then in use.
+        """Look for an unknown kid once more, for a bounded time, and return the set in use after that.
 
         Args:
-            kid: the key id a token named.
+            kid: the key id that a token names.
             received: UTC seconds at which its message was received.
 
         Raises:
             Unavailable: ``key_pending``, the issuer cannot be asked now.
-            Rejection: ``key_unknown``, it could not be asked for too long.
+            Rejection: ``key_unknown``, the issuer could not be asked for too long.
         """
-        ...
 
 
 def natural_algorithm(public: PublicKey) -> str:
-    """Return the algorithm a key signs with unless told otherwise.
+    """Return the algorithm that a key signs with unless told otherwise.
 
     Raises:
         ConfigurationError: the curve is not P-256 or P-384.
@@ -291,7 +287,6 @@ def public_members(public: PublicKey) -> dict[str, str]:
 
 
 def _generate(algorithm: str) -> PrivateKey:
-    """Return a new private key of the kind an algorithm wants."""
     if algorithm == "EdDSA":
         return ed25519.Ed25519PrivateKey.generate()
     if algorithm in _CURVES:
@@ -323,7 +318,6 @@ def _version(keys: tuple[Key, ...]) -> str:
 
 
 def _text(raw: bytes) -> str:
-    """Return base64url text."""
     return base64url.encode(raw).decode("ascii")
 
 

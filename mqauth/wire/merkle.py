@@ -1,8 +1,8 @@
-"""Merkle trees over a batch of messages, and proofs that one leaf belongs to a signed root.
+"""Merkle trees over a batch of messages, and proofs that a leaf belongs to a signed root.
 
-Leaves and nodes are hashed apart, so that neither passes for the other; what has no sibling moves up as it is
-(RFC 9162, sections 2.1.1 and 2.1.3). Nodes once proven are remembered with their root: the next proof is a
-comparison, or one hash.
+Leaves and nodes are hashed with different prefixes, so that neither passes for the other, and a node without a
+sibling moves up as it is (RFC 9162, sections 2.1.1 and 2.1.3). Nodes that were proven are remembered with their
+root, so that the next proof is a comparison, or one hash.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def leaf_hash(data: bytes) -> bytes:
 
 
 def leaf_hasher(head: bytes) -> hashlib._Hash:
-    """Return a hasher that has taken the first of a leaf's data, for leaves that begin alike."""
+    """Return a hasher of leaves that has taken the beginning of their data, for leaves that begin alike."""
     return hashlib.sha256(_LEAF + head)
 
 
@@ -36,13 +36,13 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 
 class Tree:
-    """A tree over leaf hashes, with the proof of each.
+    """A tree over leaf hashes, with the proof of each leaf.
 
     Args:
         leaves: 1 to 1,024 leaf hashes, in order.
 
     Raises:
-        ValueError: none, or too many.
+        ValueError: there are none, or too many.
     """
 
     __slots__ = ("_levels",)
@@ -56,21 +56,11 @@ class Tree:
 
     @property
     def root(self) -> bytes:
-        """The hash that stands for all leaves."""
+        """The hash at the top, which stands for all leaves."""
         return self._levels[-1][0]
 
-    def path(self, index: int) -> bytes:
-        """Return the hashes that lead from a leaf to the root, joined, from below."""
-        found = []
-        for level in self._levels[:-1]:
-            sibling = index ^ 1
-            if sibling < len(level):
-                found.append(level[sibling])
-            index >>= 1
-        return b"".join(found)
-
     def paths(self) -> list[bytes]:
-        """Return the path of every leaf, in order: a node's path goes on with its parent's, made once."""
+        """Return, of every leaf in order, the hashes that lead to the root, joined, from below."""
         found = [b""]
         for level in reversed(self._levels[:-1]):
             found = _below(level, found)
@@ -78,7 +68,7 @@ class Tree:
 
 
 class Proven:
-    """A root that is believed, and what has been proven to stand under it.
+    """A root whose signature holds, and the nodes that were proven under it.
 
     A node is kept with the rest of its path, so that a proof is either right to its last byte or refused,
     whatever is remembered.
@@ -95,7 +85,7 @@ class Proven:
         self._known: dict[int, tuple[bytes, bytes]] = {(size - 1).bit_length() * _ROW: (root, b"")}
 
     def proves(self, leaf: bytes, index: int, path: bytes) -> bool:
-        """Tell whether a path leads from a leaf at an index to the root, and remember it.
+        """Tell whether a path leads from the leaf at an index to the root, and remember its nodes.
 
         Args:
             leaf: the leaf's hash.
@@ -114,7 +104,7 @@ class Proven:
                 known.update(found)
                 return True
             if index & 1 or index < last:
-                if row:  # of the leaf itself nobody asks again
+                if row:  # the leaf itself is not asked for again
                     found[row + index] = node, rest
                 sibling, rest = rest[:HASH_BYTES], rest[HASH_BYTES:]
                 found[row + (index ^ 1)] = sibling, node + rest
@@ -123,13 +113,13 @@ class Proven:
 
 
 def _above(level: list[bytes]) -> list[bytes]:
-    """Return the level over another; an odd last node moves up."""
+    """Return the level above another; an odd last node moves up."""
     pairs = [node_hash(level[at], level[at + 1]) for at in range(0, len(level) - 1, 2)]
     return pairs + level[len(pairs) * 2 :]
 
 
 def _below(level: list[bytes], above: list[bytes]) -> list[bytes]:
-    """Return the paths of a level's nodes, of the paths of their parents; an odd last node has its parent's."""
+    """Return the paths of a level's nodes: sibling, then the parent's path; an odd last node has that alone."""
     found = []
     for at in range(0, len(level) - 1, 2):
         rest = above[at >> 1]

@@ -1,6 +1,6 @@
-"""The message every broker is translated to: raw bytes, ordered header pairs, and what the broker says.
+"""The message that deliveries of every broker are translated to: raw bytes, header pairs in order, and an origin.
 
-Nothing here interprets what a sender wrote. ``Origin`` and ``destination`` come from the broker alone.
+Nothing here interprets what a sender wrote. ``destination`` and ``Origin`` are what the broker says.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ HeaderValue: TypeAlias = (
 HeaderPair: TypeAlias = tuple[str, HeaderValue]
 TimestampType: TypeAlias = Literal["append", "create"]
 Place: TypeAlias = tuple[str, str, int, int]
-"""Cluster, topic with its id, partition and offset: where exactly a record stands in a Kafka log."""
+"""Cluster, topic with its id, partition and offset: the exact place of a record in a Kafka log."""
 Form: TypeAlias = tuple[str, tuple[str, ...], tuple[str, ...]]
-"""Destination, names of headers, names of properties: what messages of one kind have in common."""
+"""Destination, names of headers, names of properties: what messages of one kind have in common, and no values."""
 
 TOKEN_HEADER: Final = "mqauth-token"
 PROTECTED_PROPERTIES: Final = (
@@ -45,16 +45,16 @@ _NO_NAMES: Final[tuple[str, ...]] = ()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """What the broker says of a delivery, never the sender.
+    """What the broker, and never the sender, says of a delivery.
 
     Args:
-        scope: consumer group or queue on whose behalf the message was received.
-        cluster: id of the Kafka cluster.
-        topic, partition, offset: where Kafka put the record; exact, so a redelivery can be told from a copy.
-        topic_id: id of the topic (KIP-516), another one where a topic of that name was deleted and made anew.
+        scope: the consumer group or queue on whose behalf the message was received.
+        cluster: the id of the Kafka cluster.
+        topic, partition, offset: where Kafka put the record; it is exact, so a redelivery can be told from a copy.
+        topic_id: the id of the topic (KIP-516); it changes if the topic is deleted and made anew.
         queue, exchange, routing_key: where RabbitMQ took the message from.
         redelivered: RabbitMQ's hint that this may have been delivered before.
-        timestamp_ms: UTC milliseconds, evidence only where ``timestamp_type`` is ``append``.
+        timestamp_ms: UTC milliseconds; evidence of the append time only if ``timestamp_type`` is ``append``.
     """
 
     scope: str | None = None
@@ -72,7 +72,7 @@ class Origin:
 
     @property
     def coordinates(self) -> Place | None:
-        """The exact place in a Kafka log, or ``None`` where the broker gives no exact place."""
+        """The exact place in a Kafka log, or ``None`` if the broker gives none."""
         if self.topic is None or self.partition is None or self.offset is None:
             return None
         log = self.topic if self.topic_id is None else f"{self.topic}:{self.topic_id}"
@@ -80,7 +80,7 @@ class Origin:
 
     @property
     def source(self) -> str:
-        """Where a delivery came from: the queue, or ``topic/partition/offset@cluster/topic_id``."""
+        """The queue that a delivery came from, or ``topic/partition/offset@cluster/topic_id``."""
         if self.topic is None:
             return self.queue or ""
         place = f"{self.topic}/{self.partition}/{self.offset}"
@@ -90,10 +90,10 @@ class Origin:
 
     @classmethod
     def of_record(cls, source: str, *, scope: str | None) -> Origin | None:
-        """Return the origin of a Kafka record that a ``source`` names, ``None`` where it names none.
+        """Return the origin of the Kafka record that a ``source`` names, ``None`` if it names none.
 
         Args:
-            source: text in the form of the property ``source``; anything may stand there.
+            source: text in the form of the property ``source``; it may be anything.
             scope: the consumer group.
         """
         found = _RECORD.fullmatch(source)
@@ -110,7 +110,7 @@ _NEW: Final = object.__new__
 
 
 def _setters(kind: type, *names: str) -> tuple[Callable[[Any, Any], None], ...]:
-    """Return what writes the slots of a frozen class whose instance is still being made."""
+    """Return the functions that set the slots of a frozen class, for an instance that is being made."""
     return tuple(getattr(kind, name).__set__ for name in names)
 
 
@@ -130,7 +130,7 @@ def kafka_origin(  # noqa: PLR0917 - by name would cost what it saves
     cluster: str | None,
     topic_id: str | None,
 ) -> Origin:
-    """Return the ``Origin`` of a Kafka record at a third of its price: one is made for each."""
+    """Return the ``Origin`` of a Kafka record, in a third of the time of the class: every record has one."""
     origin: Origin = _NEW(Origin)
     _SCOPE(origin, scope)
     _CLUSTER(origin, cluster)
@@ -149,15 +149,16 @@ def kafka_origin(  # noqa: PLR0917 - by name would cost what it saves
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Message:
-    """One message, as raw as the broker gave it; ``repr`` shows neither body nor headers.
+    """One message, as raw as the broker gave it; ``repr`` shows neither its body nor its headers.
 
     Args:
-        destination: canonical, from the broker (``mqauth.wire.destination``).
+        destination: where the broker delivered it, in its canonical form (``mqauth.wire.destination``).
         body: the raw bytes; ``None`` is a Kafka tombstone.
         key: the Kafka record key, or ``None``.
         properties: AMQP properties by their hyphenated names; empty on Kafka.
-        headers: pairs in order, names may repeat.
-        native: the client library's own object.
+        headers: pairs in order; names may repeat.
+        origin: what the broker says of the delivery.
+        native: the object of the client library.
         malformed: why the native message could not be represented, if it could not.
     """
 
@@ -175,7 +176,7 @@ class Message:
         return f"Message({self.destination!r}, {size} bytes, {len(self.headers)} headers)"
 
     def occurrences(self, name: str) -> tuple[HeaderValue, ...]:
-        """Return every value of a header, in order; names are case-sensitive."""
+        """Return the values of a header, in order; names are case-sensitive."""
         return tuple(value for header, value in self.headers if header == name)
 
     def property_values(self, name: str) -> tuple[HeaderValue, ...]:
@@ -190,7 +191,7 @@ class Message:
         return () if value is None else (value,)
 
     def text_property(self, name: str) -> str | None:
-        """Return a protected property as text where it stands exactly once and is UTF-8."""
+        """Return a protected property as text, ``None`` unless it stands exactly once."""
         values = self.property_values(name)
         if len(values) != 1:
             return None
@@ -215,7 +216,7 @@ def message_of(  # noqa: PLR0917 - as above
     native: object,
     malformed: str | None,
 ) -> Message:
-    """Return the ``Message`` of a delivery at a third of its price: broker wrappers make one for each."""
+    """Return a ``Message``, in a third of the time of the class: broker wrappers make one for each delivery."""
     message: Message = _NEW(Message)
     _DESTINATION(message, destination)
     _BODY(message, body)
@@ -229,6 +230,6 @@ def message_of(  # noqa: PLR0917 - as above
 
 
 def form_of(message: Message) -> Form:
-    """Return the form of a message."""
+    """Return the form of a message: all that follows from its names is worked out once for it."""
     names, properties = tuple(map(_NAME, message.headers)), message.properties
     return message.destination, names, _NO_NAMES if properties is NO_PROPERTIES else tuple(properties)

@@ -1,6 +1,6 @@
-"""JSON read so strictly that two readers cannot disagree about what it says (RFC 8259, RFC 7493).
+"""JSON, read so strictly that two readers cannot disagree about what it says (RFC 8259, RFC 7493).
 
-Refused: bytes that are not UTF-8, duplicate names, NaN and infinities, integers beyond +-2^53 (or, where
+Refused are bytes that are not UTF-8, duplicate names, NaN and infinities, integers beyond +-2^53 (or, where
 asked for, beyond 64 bits), numbers that overflow, lone surrogates, and nesting deeper than asked for.
 """
 
@@ -12,14 +12,10 @@ from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 MAX_INTEGER: Final = 2**53
-_DIGITS: Final = 17
-_WIDE_DIGITS: Final = 20
-_WIDE_LEAST: Final = -(2**63)
-_WIDE_BEYOND: Final = 2**64
 
 
 class StrictJSONError(ValueError):
-    """The text is not JSON, or not JSON that every reader understands alike."""
+    """The text is not JSON, or not JSON that every reader would understand in the same way."""
 
 
 def loads(raw: bytes, *, depth: int, wide: bool = False) -> Any:
@@ -27,8 +23,8 @@ def loads(raw: bytes, *, depth: int, wide: bool = False) -> Any:
 
     Args:
         raw: the bytes, UTF-8.
-        depth: how many containers may stand within each other; the outermost is 1.
-        wide: take integers of 64 bits, signed or not, as AMQP has them.
+        depth: how many containers may stand within each other; the outermost counts as 1.
+        wide: integers may have 64 bits, signed or not, as AMQP has them.
 
     Raises:
         StrictJSONError: the text breaks one of the rules of this module.
@@ -37,14 +33,16 @@ def loads(raw: bytes, *, depth: int, wide: bool = False) -> Any:
     try:
         text = raw.decode("utf-8")
         value, end = decoder.raw_decode(text) if text[:1] == "{" else (None, -1)
-        if end != len(text):  # what is not one object to its last character, or is wrong in another way
+        # the fast way is for one object without white space around it; the other way tells what else may be right
+        if end != len(text):
             value = decoder.decode(text)
     except StrictJSONError:
         raise
     except (ValueError, RecursionError) as error:
         raise StrictJSONError("not UTF-8 JSON") from error
     escapes = b"\\u" in raw
-    if escapes or raw.count(b"{") + raw.count(b"[") > depth:  # else nothing can nest deeper
+    # with fewer brackets nothing can be nested too deep, and without escapes there are no lone surrogates
+    if escapes or raw.count(b"{") + raw.count(b"[") > depth:
         _bound(value, depth, escapes)
     return value
 
@@ -55,7 +53,7 @@ def dumps(value: Any) -> bytes:
 
 
 def _bound(value: Any, depth: int, escapes: bool) -> None:
-    """Refuse containers nested too deep and, where the text had escapes, lone surrogates."""
+    """Refuse containers that are nested too deep and, where the text has escapes, lone surrogates."""
     if isinstance(value, str):
         if escapes and any("\ud800" <= character <= "\udfff" for character in value):
             raise StrictJSONError("a lone surrogate")
@@ -71,29 +69,25 @@ def _bound(value: Any, depth: int, escapes: bool) -> None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object, or refuse one that names a member twice."""
     result = dict(pairs)
     if len(result) != len(pairs):
         raise StrictJSONError("a duplicate name")
     return result
 
 
-def _integer(text: str) -> int:
-    """Return an integer that fits an IEEE double exactly."""
-    if len(text) > _DIGITS or abs(int(text)) > MAX_INTEGER:
-        raise StrictJSONError("an integer beyond 2^53")
-    return int(text)
+def _integers(least: int, beyond: int, bound: str) -> Callable[[str], int]:
+    digits = len(str(-beyond))
 
+    def read(text: str) -> int:
+        # the length first: Python takes its time to read a number of a million digits
+        if len(text) > digits or not least <= int(text) < beyond:
+            raise StrictJSONError(f"an integer beyond {bound}")
+        return int(text)
 
-def _wide_integer(text: str) -> int:
-    """Return an integer of 64 bits, signed or not."""
-    if len(text) > _WIDE_DIGITS or not _WIDE_LEAST <= int(text) < _WIDE_BEYOND:
-        raise StrictJSONError("an integer beyond 64 bits")
-    return int(text)
+    return read
 
 
 def _float(text: str) -> float:
-    """Return a finite double."""
     number = float(text)
     if not math.isfinite(number):
         raise StrictJSONError("a number that overflows")
@@ -101,17 +95,15 @@ def _float(text: str) -> float:
 
 
 def _constant(_text: str) -> NoReturn:
-    """Refuse NaN, Infinity and -Infinity."""
     raise StrictJSONError("NaN or an infinity")
 
 
 def _decoder(integer: Callable[[str], int]) -> json.JSONDecoder:
-    """Return a strict decoder with this bound on integers."""
     return json.JSONDecoder(
         object_pairs_hook=_unique, parse_int=integer, parse_float=_float, parse_constant=_constant
     )
 
 
-_DECODER = _decoder(_integer)
-_WIDE_DECODER = _decoder(_wide_integer)
-_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_DECODER: Final = _decoder(_integers(-MAX_INTEGER, MAX_INTEGER + 1, "2^53"))
+_WIDE_DECODER: Final = _decoder(_integers(-(2**63), 2**64, "64 bits"))
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))

@@ -75,13 +75,13 @@ class Broker:
                 connection.alarm_ends()
 
     def end_unconfirmed(self) -> None:
-        """End the connections whose confirms were lost, as a broker does that has lost them."""
+        """End the connections whose confirms were lost."""
         for connection in tuple(self._connections):
             if connection.unconfirmed:
                 connection.end(541, "INTERNAL_ERROR")
 
     def forget(self, connection: BrokerConnection) -> None:
-        """A connection is over."""
+        """Forget a connection that has ended."""
         self._connections.pop(connection, None)
 
     # queues and exchanges
@@ -98,7 +98,7 @@ class Broker:
         return found
 
     def declare(self, name: str, arguments: dict[str, Any], *, passive: bool) -> Queue:
-        """Return a queue, made where it is not there.
+        """Return a queue, and declare it where it does not exist.
 
         Raises:
             ChannelError: it is not there, or is there with other arguments.
@@ -121,7 +121,7 @@ class Broker:
             found.hide()
 
     def declare_exchange(self, name: str, *, passive: bool) -> None:
-        """Make an exchange where it is not there.
+        """Declare an exchange where it does not exist.
 
         Raises:
             ChannelError: it is not there and only looked for.
@@ -131,11 +131,11 @@ class Broker:
         self._exchanges.setdefault(name, [])
 
     def hide_exchange(self, name: str) -> None:
-        """Let an exchange be missing."""
+        """Hide an exchange."""
         self._missing_exchanges.add(name)
 
     def show_exchange(self, name: str) -> None:
-        """Let an exchange be there again."""
+        """Show a hidden exchange again."""
         self._missing_exchanges.discard(name)
 
     def bind(self, queue: str, exchange: str, routing_key: str) -> None:
@@ -175,7 +175,7 @@ class Broker:
             self._confirm(channel, number, taken=taken)
 
     def put(self, exchange: str, routing_key: str, properties: Any, body: bytes) -> list[Stored]:
-        """Put a message into its queues without a client, as someone does who has their own way in."""
+        """Put a message into its queues without a client connection, as an attacker may."""
         stored = []
         for queue in self._routed(exchange, routing_key):
             stored.append(self._stored(exchange, routing_key, properties, body))
@@ -201,7 +201,7 @@ class Broker:
         self.world.agenda.at(due, lambda: channel.confirm(number, taken=taken))
 
     def _dead_letter(self, queue: Queue, message: Stored) -> None:
-        """Move a message that is over its delivery limit to where its queue says."""
+        """Move a message over its delivery limit to its queue's dead-letter exchange."""
         target = queue.arguments.get("x-dead-letter-routing-key")
         self.world.over_limit(queue, message)
         for found in self.found_queues([target] if target else []):
@@ -215,7 +215,7 @@ class Broker:
         return connection
 
     def _look_for_old(self) -> None:
-        """Close channels with a delivery that has been unacked for too long."""
+        """Close channels that have had a delivery unacked beyond the consumer timeout."""
         self.world.agenda.after(_LOOKS_EVERY, self._look_for_old)
         for connection in tuple(self._connections):
             for channel in tuple(connection.channels.values()):

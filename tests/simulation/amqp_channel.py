@@ -19,7 +19,7 @@ PRECONDITION_FAILED: Final = 406
 
 
 class ChannelError(Exception):
-    """Closes the channel.
+    """An error that closes the channel.
 
     Args:
         code: of the reply.
@@ -76,7 +76,7 @@ class Channel:
         }  # fmt: skip
 
     def received(self, frame: Any) -> None:
-        """Act on one frame of the client."""
+        """Execute one frame of the client."""
         if self.closing and not isinstance(frame, commands.Channel.CloseOk | commands.Channel.Close):
             return
         try:
@@ -199,7 +199,7 @@ class Channel:
                 found.consumer.queue.acked(found.consumer, (found.message,))
 
     def _settled(self, tag: int, *, multiple: bool) -> list[Unacked]:
-        """Take the deliveries that a tag settles."""
+        """Remove and return the deliveries that an ack or nack of a tag settles."""
         if multiple:
             tags = [known for known in self.unacked if known <= tag or not tag]
         else:
@@ -230,7 +230,7 @@ class Channel:
         self.connection.publishes()
 
     def _published_when_whole(self) -> None:
-        """Route a message once its last byte has come."""
+        """Route a published message once its body is complete."""
         frame, head = self._publish, self._header
         if frame is None or head is None or len(self._body) < head.body_size:
             return

@@ -76,7 +76,7 @@ class BrokerConnection:
             self._act(*found)
 
     def lost(self) -> None:
-        """The client is gone."""
+        """The client has closed or lost the connection."""
         self._over("lost")
 
     def send(self, channel: int, *found: Any) -> None:
@@ -100,7 +100,7 @@ class BrokerConnection:
             self._block()
 
     def alarm_ends(self) -> None:
-        """Read again."""
+        """Resume reading."""
         if self._blocked:
             self._blocked = False
             self.send(0, commands.Connection.Unblocked())
@@ -113,7 +113,7 @@ class BrokerConnection:
             self.end()
 
     def _block(self) -> None:
-        """Read no more until the alarm ends."""
+        """Stop reading until the alarm ends."""
         if not self._blocked:
             self._blocked = True
             self.wire.server_reads = False
@@ -181,7 +181,7 @@ class BrokerConnection:
             self.broker.world.agenda.after(self._heartbeat / 2, self._beat)
 
     def _listen(self) -> None:
-        """End the connection after two looks, an interval apart, at which nothing new had come."""
+        """End the connection if nothing was received in two heartbeat intervals."""
         if not self.open:
             return
         if self._blocked or self._heard != self._looked:
@@ -195,7 +195,7 @@ class BrokerConnection:
         return None
 
     def _over(self, why: str) -> None:
-        """Close the channels, and with them what was unacked."""
+        """Close the channels and return their unacked deliveries."""
         if not self.open:
             return
         self.open = False

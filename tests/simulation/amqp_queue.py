@@ -111,18 +111,18 @@ class Queue:
         self.flow()
 
     def subscribe(self, consumer: Subscription) -> None:
-        """Take a consumer."""
+        """Add a consumer."""
         self._consumers.append(consumer)
         self.flow()
 
     def unsubscribe(self, consumer: Subscription) -> None:
-        """Let a consumer go; what it has unacked stays its channel's."""
+        """Remove a consumer; its unacked deliveries stay with its channel."""
         consumer.active = False
         if consumer in self._consumers:
             self._consumers.remove(consumer)
 
     def acked(self, consumer: Subscription, messages: Iterable[Stored]) -> None:
-        """Forget messages."""
+        """Remove acked messages."""
         for message in messages:
             consumer.held.pop(message.number, None)
             self.unacked.pop(message.number, None)
@@ -142,12 +142,12 @@ class Queue:
         self.flow()
 
     def hide(self) -> None:
-        """Be missing for a while: consumers are cancelled, nothing is found under the name."""
+        """Hide the queue: its consumers are cancelled, and its name is not found."""
         self.missing = True
         self.cancel_consumers()
 
     def show(self) -> None:
-        """Be there again, with everything that was in it."""
+        """Show the queue again, with its messages."""
         self.missing = False
         self.flow()
 
@@ -163,7 +163,7 @@ class Queue:
         return source.popleft() if source else None
 
     def flow(self) -> None:
-        """Deliver what can be delivered, to one consumer after the other."""
+        """Deliver messages to the consumers with room, in turns."""
         while not self.missing and (self._returned or self._waiting):
             consumer = self._next()
             if consumer is None:
@@ -177,7 +177,7 @@ class Queue:
             consumer.channel.deliver(consumer, message)
 
     def _next(self) -> Subscription | None:
-        """Return the next consumer with room, and put it at the end."""
+        """Return the next consumer with room, and move it to the end of the line."""
         for _ in range(len(self._consumers)):
             consumer = self._consumers[0]
             self._consumers.rotate(-1)

@@ -1,4 +1,4 @@
-"""Someone who may write to the broker and read what is in it: forgeries, and copies of honest messages."""
+"""An attacker who may write to the broker and read its messages: forgeries, and copies of honest messages."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Attacker:
             self._forge_one(number)
 
     def _seen(self) -> list[Stored]:
-        """Return what stands in the queue, read or unread; what left it the attacker has read before."""
+        """Return the messages that the attacker has read so far: those in the queue, and earlier ones."""
         for queue in self._world.broker.found_queues([SOURCE]):
             for message in (*queue.ready, *queue.unacked.values()):
                 self._world.published.setdefault(message.body, message)
         return list(self._world.published.values())
 
     def _copy(self, message: Stored) -> None:
-        """Write an honest message once more."""
+        """Publish a copy of an honest message."""
         stored = self._world.broker.put(message.exchange, message.routing_key, message.properties, message.body)
         self._world.ledger.copies[message.body] += len(stored)
         self._world.note("attacker", f"copies {message.body!r}")

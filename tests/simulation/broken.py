@@ -1,4 +1,4 @@
-"""An invariant of the pure engines' simulation that does not hold."""
+"""The exception for an invariant of the engines' simulation that does not hold."""
 
 from __future__ import annotations
 

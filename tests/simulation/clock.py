@@ -14,7 +14,7 @@ EPOCH: Final = 1_900_000_000.0
 
 
 class Entry:
-    """Something that will happen, unless it is cancelled.
+    """A scheduled action, which can be cancelled.
 
     Args:
         action: called when its time has come.
@@ -26,12 +26,12 @@ class Entry:
         self.action: Callable[[], None] | None = action
 
     def cancel(self) -> None:
-        """Let it not happen."""
+        """Cancel the action."""
         self.action = None
 
 
 class Agenda:
-    """What will happen, in the order of time; entries of one moment in the order they were made."""
+    """Scheduled actions in the order of their times; those of one time in the order of scheduling."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -39,18 +39,18 @@ class Agenda:
         self._made = 0
 
     def at(self, when: float, action: Callable[[], None]) -> Entry:
-        """Have a function called at a time, seconds since the beginning; never earlier than now."""
+        """Schedule a function for a time in virtual seconds, at the earliest for now."""
         entry = Entry(action)
         self._made += 1
         heapq.heappush(self._heap, (max(when, self.now), self._made, entry))
         return entry
 
     def after(self, seconds: float, action: Callable[[], None]) -> Entry:
-        """Have a function called after so many seconds."""
+        """Schedule a function for so many seconds from now."""
         return self.at(self.now + seconds, action)
 
     def step(self) -> bool:
-        """Let the next entry happen; ``False`` where nothing is left."""
+        """Run the next action; return ``False`` if there is none."""
         while self._heap:
             when, _, entry = heapq.heappop(self._heap)
             action = entry.action
@@ -63,7 +63,7 @@ class Agenda:
         return False
 
     def step_until(self, when: float | None) -> bool:
-        """Let the next entry happen, or time pass to ``when`` where that is earlier; ``False`` for neither."""
+        """Run the next action, or advance to ``when`` if that is earlier; return ``False`` if there is neither."""
         while self._heap and self._heap[0][2].action is None:
             heapq.heappop(self._heap)
         if when is None or (self._heap and self._heap[0][0] <= when):

@@ -1,4 +1,4 @@
-"""Plays contract scripts on the simulated broker; a process of its own, for the machine's clock is taken away.
+"""Plays contract scripts on the simulated broker, in a process of its own, since it replaces the machine's clock.
 
 ``python -m tests.simulation.contract_run NAME...`` prints what each script saw, as JSON.
 """

@@ -1,4 +1,4 @@
-"""The stage of the delivery contract for queues on the simulated RabbitMQ: everything in virtual time.
+"""The stage of the queue delivery contract on the simulated RabbitMQ, in virtual time.
 
 A consumer is a process of the simulation. A test runs outside of all of them, and lets time go on as it waits.
 """
@@ -50,7 +50,7 @@ class WatchedWorld(World):
         super().delivered(channel, consumer, message, tag)
 
     def acked(self, channel: Channel, message: Stored) -> None:
-        """Tell of an ack."""
+        """Tell the observers of an ack."""
         for observer in self.observers:
             observer(message.body)
         super().acked(channel, message)
@@ -81,7 +81,7 @@ class SimulatedMember:
         return self.process.failure is not None or self.service.failed
 
     def health(self) -> rabbitmq.Health:
-        """Return how it is."""
+        """Return its health."""
         return self.service.health()
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ class SimulatedQueueStage:
         return member
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Let time go on until a condition holds."""
+        """Advance time until a condition holds."""
         until = self.world.agenda.now + seconds
         while not condition():
             if self.world.agenda.now >= until:
@@ -145,14 +145,14 @@ class SimulatedQueueStage:
         return True
 
     def advance(self, seconds: float) -> None:
-        """Let time go on."""
+        """Advance time."""
         over: list[bool] = []
         self.world.agenda.after(seconds, lambda: over.append(True))
         while not over:
             self.world.agenda.step()
 
     def kill(self, member: Any) -> None:
-        """Close a process's sockets as its kernel would, and let nothing of it run any more."""
+        """Kill a process: its sockets close, and nothing of it runs any more."""
         for socket in tuple(member.process.loop._selector.sockets):
             socket.die()
         self.cut(member)
@@ -167,7 +167,7 @@ class SimulatedQueueStage:
             connection.end()
 
     def heal(self, member: Any) -> None:
-        """Let it go on."""
+        """Let it go on running."""
         member.process.go_on()
 
     def close_channel(self, member: Any) -> None:
@@ -196,7 +196,7 @@ class SimulatedQueueStage:
         self._queue(SOURCE).show()
 
     def refuse_letters(self, refusing: bool) -> None:
-        """Lose what is published, and end the connections that it came by when that is over."""
+        """Lose published letters, and end their publishers' connections afterwards."""
         self.world.broker.publishes_lost = refusing
         if not refusing:
             self.world.broker.end_unconfirmed()
@@ -214,7 +214,7 @@ class SimulatedQueueStage:
         return self.world.deliveries[body]
 
     def watch(self, observer: AckObserver) -> None:
-        """Have acks told."""
+        """Register an observer of acks."""
         self.world.observers.append(observer)
 
     def left(self) -> int:
@@ -231,7 +231,7 @@ class SimulatedQueueStage:
         return found
 
     def close(self) -> None:
-        """Cancel what still runs, that of killed processes included, and see it end."""
+        """Cancel all tasks, those of killed processes included, and wait for their end."""
         processes = [process for process in self.world.everyone.values() if process.alive]
         for process in processes:
             process.go_on()
@@ -254,7 +254,7 @@ def simulated_stage(seed: int = 0, **settings: Any) -> Iterator[SimulatedQueueSt
 
 @contextmanager
 def _apart() -> Iterator[None]:
-    """Leave random numbers as they were, and hear nothing of what is collected in the middle of its work."""
+    """Restore the state of random numbers, and silence warnings about unfinished coroutines."""
     chance, hook = random.getstate(), sys.unraisablehook
     sys.unraisablehook = lambda _: None
     # so that the collector does not look at what is older

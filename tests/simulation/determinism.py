@@ -1,4 +1,4 @@
-"""What must be the same in two runs of one seed: hashes, random numbers, and clocks of the client's own.
+"""Makes two runs of one seed equal: hashes, random numbers, and the clocks that clients read.
 
 The clients' code is not changed. Sets of theirs that hold objects hashed by address are made ordered, and what
 reads the machine's clock or entropy reads the simulation's.
@@ -23,7 +23,7 @@ _ENTROPY: Final = random.Random(0)
 
 
 class OrderedSet(MutableSet[Any]):
-    """A set in the order of insertion; ``pop`` takes the oldest."""
+    """A set that iterates in the order of insertion; ``pop`` removes the oldest item."""
 
     def __init__(self, items: Iterable[Any] = ()) -> None:
         self._items = dict.fromkeys(items)
@@ -38,11 +38,11 @@ class OrderedSet(MutableSet[Any]):
         return len(self._items)
 
     def add(self, value: Any) -> None:
-        """Put an item in."""
+        """Add an item."""
         self._items[value] = None
 
     def discard(self, value: Any) -> None:
-        """Take an item out, if it is in."""
+        """Remove an item if it is in the set."""
         self._items.pop(value, None)
 
 
@@ -73,7 +73,7 @@ class SerialFuture(asyncio.Future[Any]):
 
 
 def begin(seed: int) -> None:
-    """Set what is random to the beginning of a seed."""
+    """Seed everything random."""
     global _SERIAL  # noqa: PLW0603 - one counter for all loops of a seed
     _SERIAL = count(1)  # type: ignore[misc]
     random.seed(seed)
@@ -81,7 +81,7 @@ def begin(seed: int) -> None:
 
 
 def install() -> None:
-    """Take the machine's entropy and clock away; before mqauth and the clients are imported."""
+    """Replace the machine's entropy and clock; call it before mqauth and the clients are imported."""
     os.urandom = _ENTROPY.randbytes  # type: ignore[assignment]
     time.monotonic = _seconds
     time.time = lambda: EPOCH + _seconds()
@@ -106,6 +106,6 @@ def again_hashed() -> None:
 
 
 def _seconds() -> float:
-    """Return the virtual seconds of the process that asks; outside of one none pass."""
+    """Return the virtual seconds of the running process; 0 outside of one."""
     loop = asyncio._get_running_loop()
     return 0.0 if loop is None else loop.time()

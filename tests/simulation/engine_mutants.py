@@ -35,19 +35,19 @@ class Mutant:
 
     @contextmanager
     def made(self) -> Iterator[None]:
-        """Make the mistake for a while."""
+        """Make the mistake within a ``with`` block."""
         original = getattr(self.owner, self.attribute)
         with mock.patch.object(self.owner, self.attribute, self.mutation(original)):
             yield
 
 
 def returning(value: Any) -> Mutation:
-    """Return what always returns a value."""
+    """Return a mutation that makes a function return a constant."""
     return lambda _: lambda *_args, **_kwargs: value
 
 
 def without(name: str, empty: Any) -> Mutation:
-    """Return what leaves one wish out."""
+    """Return a mutation that leaves one kind of client call out."""
     return lambda original: lambda *args: replace(original(*args), **{name: empty})
 
 
@@ -57,7 +57,7 @@ def received_as_settled(_: Any) -> Any:
 
 
 def settled_at_once(_: Any) -> Any:
-    """Take what was put off for settled."""
+    """Settle a deferred record."""
     return lambda _book, each, _outcome: (each.settle(), True)[1]
 
 
@@ -100,7 +100,7 @@ def suspended_goes_on(original: Any) -> Any:
 
 
 def first_whatever(_: Any) -> Any:
-    """Begin the next of a chosen partition, whatever has happened."""
+    """Begin the next record of a chosen partition without looking whether it may begin."""
     return lambda _book, each: each.waiting[0] if each.waiting else None
 
 
@@ -116,7 +116,7 @@ def refused_as_taken(original: Any) -> Any:
 
 
 def forgetting_what_is_open(_: Any) -> Any:
-    """Forget what was put back and is yet to be read again."""
+    """Forget records that were put back and are yet to be read again."""
     return property(lambda each: partition.offset_of(each.waiting[0].message) if each.waiting else None)
 
 
@@ -132,7 +132,7 @@ def short_receipts(original: Any) -> Any:
 
 
 def kept_when_taken(original: Any) -> Any:
-    """Keep what was known of a partition that is another's."""
+    """Keep the state of a partition that is another member's now."""
 
     def assigned(found: Assignment, held: Any) -> None:
         for each in found._partitions.values():

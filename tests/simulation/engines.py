@@ -28,7 +28,7 @@ SHOWN: Final = 10
 
 
 class Fact(NamedTuple):
-    """What happens next: its name, and a number that decides what the name leaves open."""
+    """One fact: its name, and a number that decides its details."""
 
     name: str
     number: int
@@ -67,7 +67,7 @@ ENGINES: Final = {"log": LOG, "queue": QUEUE}
 
 
 class Schedule(NamedTuple):
-    """The facts of a seed, or what is left of them."""
+    """The facts of a seed, or some of them."""
 
     seed: int
     facts: Sequence[Fact]
@@ -77,7 +77,7 @@ _DRAW: Final = random.Random(0)
 
 
 def schedule(seed: int, engine: Engine = LOG) -> Schedule:
-    """Return all of a seed's schedule."""
+    """Return the whole schedule of a seed."""
     _DRAW.seed(seed)
     names, weights = list(engine.facts), list(accumulate(engine.facts.values()))
     count = 10 + _DRAW.getrandbits(16) % (LONGEST - 10)
@@ -90,7 +90,7 @@ def schedule(seed: int, engine: Engine = LOG) -> Schedule:
 def broken(
     played: Schedule, engine: Engine = LOG, tell: Callable[[str], None] | None = None
 ) -> tuple[str, str] | None:
-    """Play a schedule; return the invariant that it breaks and how, ``None`` where all hold."""
+    """Play a schedule; return the broken invariant and a description, or ``None`` if all hold."""
     play = engine.play(played.seed, tell)
     try:
         for name, number in played.facts:
@@ -108,7 +108,7 @@ def broken(
 
 
 def reduced(failing: Schedule, invariant: str, engine: Engine = LOG) -> Schedule:
-    """Return a schedule that breaks the same invariant by as few facts as can be found."""
+    """Return the shortest schedule found that breaks the same invariant."""
     facts = list(failing.facts)
     size = max(1, len(facts) // 2)
     while size:
@@ -132,7 +132,7 @@ class Finding(NamedTuple):
 
 
 def findings(seeds: range, engine: Engine = LOG) -> list[Finding]:
-    """Play schedules; return what those that fail break."""
+    """Play schedules and return the findings."""
     found: list[Finding] = []
     logging.disable(logging.CRITICAL)
     gc.freeze()
@@ -152,21 +152,21 @@ def findings(seeds: range, engine: Engine = LOG) -> list[Finding]:
 
 
 def told(finding: Finding, engine: Engine) -> Iterator[str]:
-    """Return the lines that tell of a finding: the fewest facts that still show it."""
+    """Return the lines that describe a finding: the fewest facts that still show it."""
     yield f"{engine.name} {finding.seed}: {finding.text}"
     for fact in reduced(schedule(finding.seed, engine), finding.invariant, engine).facts:
         yield f"    {fact.name} {fact.number}"
 
 
 def traced(seed: int, engine: Engine = LOG) -> list[str]:
-    """Return all that happens in a schedule."""
+    """Return the trace of a schedule."""
     lines: list[str] = []
     broken(schedule(seed, engine), engine, lines.append)
     return lines
 
 
 def play(name: str, first: int, count: int, tell: Callable[[str], None], *, jobs: int | None = None) -> int:
-    """Play schedules, and tell of those that fail; return how many do.
+    """Play schedules, report those that fail, and return their number.
 
     Args:
         name: of the engine.

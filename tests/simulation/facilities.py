@@ -1,4 +1,4 @@
-"""What the code asks beside the broker: store, audit, policy and keys, each of which can be out of reach."""
+"""The services beside the broker: store, audit, policy and keys, each of which can be out of reach."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class SharedStore:
         self._world.ledger.unclaimed(claim_key(request), request.owner)
 
     async def _ask(self, act: Callable[[], Any]) -> Any:
-        """Make a round trip: the store acts when the request arrives, whatever becomes of the answer."""
+        """Make a round trip; the store acts when the request arrives, even if the answer is lost."""
         mode = self._world.outage("store", self._process.name)
         if mode == "refused":
             await asyncio.sleep(self._world.network.delay())
@@ -68,7 +68,7 @@ class SharedStore:
             raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "no answer in time") from None
 
     def _arrive(self, act: Callable[[], Any], answer: asyncio.Future[Any], mode: str | None) -> None:
-        """Act at the store, and send the answer back."""
+        """Perform a request at the store, and send the answer back."""
         if self._world.outage("store", self._process.name) in ("refused", "silent"):
             return
         result = act()
@@ -76,7 +76,7 @@ class SharedStore:
             self._world.agenda.after(self._world.network.delay(), lambda: self._answer(answer, result))
 
     def _answer(self, answer: asyncio.Future[Any], result: Any) -> None:
-        """The answer has come to the process, which reads it at its next turn."""
+        """Hand an answer to the process, which reads it at its next turn."""
         if self._process.alive:
             self._process.loop.call_soon(lambda: None if answer.done() else answer.set_result(result))
 
@@ -135,7 +135,7 @@ class Audit:
 
 
 class SlowAudit(Audit):
-    """An audit sink that is awaited."""
+    """An asynchronous audit sink."""
 
     async def write(self, record: AuditRecord, /) -> None:  # type: ignore[override]
         """Keep a record, later."""
@@ -144,7 +144,7 @@ class SlowAudit(Audit):
 
 
 class Rules:
-    """A policy that is asked for at another place.
+    """A policy on another host.
 
     Args:
         process: who asks.
@@ -159,7 +159,7 @@ class Rules:
         self.version = rules.version
 
     def decide(self, verified: Any, /) -> Any:
-        """Return the decision, or a promise of it."""
+        """Return the decision, or an awaitable of it."""
         if self._asynchronous:
             return self._later(verified)
         self._check()
@@ -199,7 +199,7 @@ class Keys:
 
 
 def claim_key(request: ClaimRequest) -> Any:
-    """Return what a claim is on."""
+    """Return the key under which the ledger knows a claim."""
     return (request.scope, request.id, request.index)
 
 

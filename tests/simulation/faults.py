@@ -1,4 +1,4 @@
-"""What goes wrong, and when: the plan of a seed, a list of faults of which any part can be played."""
+"""The plan of a seed: a list of faults, any part of which can be played."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Plan:
         return sorted(found, key=lambda fault: (fault.at, fault.kind))
 
     def _beside(self, faults: list[Fault]) -> list[Fault]:
-        """Return cuts at about the moment at which other faults end: two things rarely go wrong far apart."""
+        """Return cuts close to the ends of other faults, where faults interact."""
         ends = [fault.at + fault.seconds for fault in faults if fault.seconds and fault.kind in _OUTAGES]
         return [
             Fault(
@@ -139,13 +139,13 @@ def _handler(fault: Fault, scenario: Scenario) -> None:
 
 
 def _orders_of(fault: Fault, orders: int) -> Iterable[int]:
-    """Return the orders whose handler a fault concerns: one, but replies are wanted by every third."""
+    """Return the orders that a handler's fault concerns: one, or every third for replies."""
     target = int(fault.target or 0)
     return range(target % 3, orders, 3) if fault.how == "reply" else (target,)
 
 
 def _later(fault: Fault, scenario: Scenario, action: Callable[[], object]) -> None:
-    """Have a fault end."""
+    """Schedule the end of a fault."""
     scenario.at_end_of(fault, action)
 
 

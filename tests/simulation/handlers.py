@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 class Abort(BaseException):
-    """What a handler must not raise, and does."""
+    """A ``BaseException`` that a handler must not raise, and does."""
 
 
 class HandlerError(Exception):
-    """What a handler may raise."""
+    """An exception that a handler may raise."""
 
 
 @dataclass(slots=True)
 class Behaviour:
-    """How the handler takes one order.
+    """What the handler does with one order.
 
     Args:
         how: ``retry``, ``fail``, ``flaky``, ``slow``, ``block``, ``abort``, ``cancel`` or ``reply``.
@@ -62,7 +62,7 @@ class Handlers:
         return lambda verified: self._handle_at_once(process, verified)
 
     async def _handle(self, process: Process, verified: Verified) -> None:
-        """Handle a message, with clean-up where it is cancelled."""
+        """Handle a message; clean up when cancelled."""
         handling, behaviour = self._begun(process, verified)
         try:
             await self._work(process, verified, behaviour)
@@ -80,7 +80,7 @@ class Handlers:
         self._ended(process, handling)
 
     async def _work(self, process: Process, verified: Verified, behaviour: Behaviour | None) -> None:
-        """Work, as the order wants it."""
+        """Work as the order's behaviour says."""
         if behaviour is not None:
             if behaviour.how == "slow":
                 await asyncio.sleep(behaviour.seconds)
@@ -136,12 +136,12 @@ class Handlers:
 
 
 def label_of(order: int, attempt: int) -> bytes:
-    """Return the body of an order's attempt to be published."""
+    """Return the body of one attempt to publish an order."""
     return json.dumps({"order": order, "attempt": attempt}).encode()
 
 
 def order_of(label: bytes) -> int:
-    """Return the order's number, -1 for a body that is no order's."""
+    """Return the order's number, or -1 if the body is not an order's."""
     try:
         return int(json.loads(label)["order"])
     except (ValueError, KeyError, TypeError):

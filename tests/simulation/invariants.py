@@ -74,14 +74,14 @@ def _handled_once(scenario: Scenario) -> Iterator[str]:
 
 
 def _stop_keeps(scenario: Scenario) -> Iterator[str]:
-    """A stop while the store is out of reach has nothing handled again."""
+    """No message is handled again because of a stop while the store is out of reach."""
     for first, second in _handled_again(scenario):
         if not _excused(scenario, first, second) and _stopped_without_store(scenario, first, second):
             yield _again(first, second)
 
 
 def _all_at_rest(scenario: Scenario) -> Iterator[str]:
-    """Nothing waits, nothing is unacked, and every consumer consumes with nothing in its hands."""
+    """Nothing waits or is unacked, and every consumer consumes and has nothing in flight."""
     if not scenario.at_rest:
         yield from scenario.left
 
@@ -94,7 +94,7 @@ def _stops_end(scenario: Scenario) -> Iterator[str]:
 
 
 def _limit_recorded(scenario: Scenario) -> Iterator[str]:
-    """What the broker takes away for its delivery limit has a record and a letter."""
+    """Every message that the broker removed for its delivery limit has a record and a letter."""
     letters = _letters(scenario)
     for label in scenario.world.ledger.over_limit:
         if label not in letters:
@@ -136,14 +136,14 @@ STRICT: Final[dict[str, Callable[[Scenario], Iterator[str]]]] = {
 
 
 def _handled_again(scenario: Scenario) -> Iterator[tuple[Handling, Handling]]:
-    """Return each two handlings of one message that followed each other."""
+    """Return each pair of successive handlings of one message."""
     for label in scenario.world.ledger.handlings:
         handled = sorted(scenario.world.ledger.handled(label), key=lambda found: found.begun)
         yield from pairwise(handled)
 
 
 def _again(first: Handling, second: Handling) -> str:
-    """Return what is said of a message that was handled again."""
+    """Return the description of a message that was handled again."""
     return f"{first.label!r} was handled by {first.process} and again by {second.process} at {second.begun:.3f}"
 
 
@@ -210,7 +210,7 @@ def _outlasts_its_lease(scenario: Scenario, first: Handling, second: Handling) -
 
 
 def _stopped_without_store(scenario: Scenario, first: Handling, second: Handling) -> bool:
-    """Tell whether the process that handled first was stopped while its store was out of reach."""
+    """Tell whether the first process was stopped while its store was out of reach."""
     return any(
         name == first.process
         and since <= second.begun

@@ -9,9 +9,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any, Final
 
+from tests.kafka_client import PRODUCER, Partitions, Record
 from tests.simulation.threads import Killed, Process, Threads
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
@@ -36,30 +36,16 @@ EXPIRY: Final = 30.0
 LATENCY: Final = (0.0005, 0.005)
 
 
-@dataclass(slots=True, eq=False)
-class Record:
-    """What is read of a ``ConsumerRecord``."""
-
-    topic: str
-    partition: int
-    offset: int
-    value: Any
-    key: Any
-    headers: Any
-    timestamp: int = 0
-    timestamp_type: int = 0
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Where the record stands of which this is the letter."""
-        source = next(value for name, value in self.headers if name == "mqauth-dead-source").decode()
-        _, partition, offset = source.partition("@")[0].rsplit("/", 2)
-        return int(partition), int(offset)
+def source_of(letter: Record) -> tuple[int, int]:
+    """Return partition and offset of the record that a letter is about."""
+    source = next(value for name, value in letter.headers if name == "mqauth-dead-source").decode()
+    _, partition, offset = source.partition("@")[0].rsplit("/", 2)
+    return int(partition), int(offset)
 
 
 @dataclass
 class Broker:
-    """The logs, the group, and what is wrong with it now.
+    """The logs, the group, and the present faults.
 
     Args:
         threads: the time.
@@ -127,7 +113,7 @@ class Broker:
         self.note("broker", f"generation {self.generation} of {[member.process.name for member in self.members]}")
 
     def _patience_ends(self) -> None:
-        """Take out who has not joined in time."""
+        """Remove the members that have not joined in time."""
         if self.rebalancing:
             for member in [each for each in self.members if each not in self.joined]:
                 self.evict(member)
@@ -135,7 +121,7 @@ class Broker:
 
 
 class Coordinator:
-    """As much of kafka-python's coordinator as is looked at."""
+    """The part of kafka-python's coordinator that mqauth uses."""
 
     rejoin_needed = True
 
@@ -156,7 +142,7 @@ class Coordinator:
         self._client.take_part(timeout_ms / 1000)
 
 
-class Client:
+class Client(Partitions):
     """A ``KafkaConsumer`` of the group.
 
     Args:
@@ -166,20 +152,13 @@ class Client:
     """
 
     def __init__(self, broker: Broker, process: Process, most: int) -> None:
+        super().__init__(TOPIC, SESSION)
         self.broker = broker
         self.process = process
-        self.config = {
-            "enable_auto_commit": False, "key_deserializer": None, "value_deserializer": None,
-            "group_id": "billing", "auto_offset_reset": "earliest", "session_timeout_ms": int(SESSION * 1000),
-            "max_poll_interval_ms": 60_000,
-        }  # fmt: skip
-        self._subscription = SimpleNamespace(rebalance_listener=None)
         self._coordinator = Coordinator(self)
         self._threads = broker.threads
         self._most = most
-        self._paused: set[Any] = set()
         self._position: dict[Any, int] = {}
-        self.held: set[Any] = set()
         self.revoked = False
         self.share: set[Any] = set()
         self.member = False
@@ -192,33 +171,13 @@ class Client:
         """Tell whether partitions were assigned after a time."""
         return self._assigned_at > since
 
-    def subscription(self) -> set[str]:
-        """Return the topic."""
-        return {TOPIC}
-
-    def assignment(self) -> set[Any]:
-        """Return what is held."""
-        return set(self.held)
-
-    def paused(self) -> set[Any]:
-        """Return what is paused."""
-        return set(self._paused)
-
-    def pause(self, *places: Any) -> None:
-        """Fetch no more of these."""
-        self._paused |= set(places)
-
-    def resume(self, *places: Any) -> None:
-        """Fetch of these again."""
-        self._paused -= set(places)
-
     def seek(self, place: Any, offset: int) -> None:
-        """Read on from an offset."""
+        """Continue at an offset."""
         assert place in self.held, "kafka-python refuses to seek in what it does not hold"
         self._position[place] = offset
 
     def position(self, place: Any) -> int:
-        """Return where it reads on."""
+        """Return the offset of the next record."""
         return self._position[place]
 
     def must_join(self) -> bool:
@@ -227,7 +186,7 @@ class Client:
         return not self.member or self.joining or self.generation != broker.generation or broker.rebalancing
 
     def poll(self, timeout_ms: int) -> dict[Any, list[Record]]:
-        """Return records, after at most so long."""
+        """Return records, after at most ``timeout_ms``."""
         with self._one_at_a_time():
             self._travel()
             stood_still = self.generation >= 0 and not self.member and self.held
@@ -318,7 +277,7 @@ class Client:
         return found
 
     def _travel(self) -> None:
-        """Let a request reach the broker."""
+        """Wait for a request to reach the broker."""
         self._threads.sleep(self._threads.draw.uniform(*LATENCY))
 
     def _one_at_a_time(self) -> Client:
@@ -335,7 +294,7 @@ class Client:
 
 
 class Future:
-    """The future of a letter: over at a time.
+    """The future of a letter, done at a given time.
 
     Args:
         threads: the time.
@@ -361,7 +320,7 @@ class Future:
 
 
 class LetterClient:
-    """As much of a ``KafkaProducer`` as dead letters use.
+    """The part of a ``KafkaProducer`` that dead letters use.
 
     Args:
         broker: where letters go.
@@ -371,10 +330,7 @@ class LetterClient:
     def __init__(self, broker: Broker, process: Process) -> None:
         self._broker = broker
         self._process = process
-        self.config = {
-            "acks": "all", "enable_idempotence": False, "max_block_ms": 60_000, "key_serializer": None,
-            "value_serializer": None,
-        }  # fmt: skip
+        self.config = PRODUCER
 
     def send(self, topic: str, *, value: Any, key: Any, headers: Any) -> Future:
         """Append a letter, or lose it."""

@@ -1,4 +1,4 @@
-"""What consumers of the Kafka simulation ask beside the broker: store, audit, policy, keys; by threads."""
+"""The services beside the broker in the Kafka simulation: store, audit, policy and keys, called by threads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Reach:
         self.out: dict[str, str] = {}
 
     def ask(self, process: Process, name: str, act: Callable[[], Any]) -> Any:
-        """Make a round trip; the facility acts in the middle of it.
+        """Make a round trip; the facility acts when the request arrives.
 
         Raises:
             ConnectionRefusedError: it is out of reach.
@@ -99,7 +99,7 @@ class Store:
 
 
 class SingleStore:
-    """One that is asked for one claim at a time."""
+    """A store without ``claim_many``."""
 
     def __init__(self, store: Store) -> None:
         self.claim, self.confirm, self.release = store.claim, store.confirm, store.release
@@ -125,7 +125,7 @@ class Audit:
 
 
 class Rules:
-    """A policy that is asked for at another place.
+    """A policy on another host.
 
     Args:
         process: who asks.

@@ -45,7 +45,7 @@ def nothing_sought(_: Any) -> Any:
 
 
 def waiting_for_nothing(_: Any) -> Any:
-    """Take part in a rebalance whatever runs."""
+    """Take part in a rebalance without waiting for running handlers."""
 
     def turn(consumer: Any) -> None:
         consumer._calls.commit()

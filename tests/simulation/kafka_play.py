@@ -48,7 +48,7 @@ FORMS: Final[dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class KafkaPlay:
-    """What is played: a seed, with all of it or with what is left of its plan."""
+    """One play: a seed with its whole plan, or with part of it."""
 
     seed: int
     settings: Settings
@@ -77,7 +77,7 @@ class KafkaPlay:
 
 @dataclass(frozen=True, kw_only=True)
 class KafkaResult:
-    """What came of a play: what broke, and the digest of its trace."""
+    """The result of a play: broken invariants, and the digest of its trace."""
 
     play: KafkaPlay
     problems: list[tuple[str, str]] = field(default_factory=list)
@@ -189,7 +189,7 @@ class Scenario:
         return "; ".join(str(each.consumer.health()) for each in self._play.services if each.consumer is not None)
 
     def _at_rest(self) -> bool:
-        """Tell whether everything is committed, and every consumer consumes with nothing in hand."""
+        """Tell whether everything is committed, and every consumer consumes and has nothing in flight."""
         broker = self._play.broker
         done = all(broker.committed.get(place, 0) == len(broker.logs[place]) for place in PLACES)
         return done and not broker.rebalancing and all(
@@ -210,7 +210,7 @@ class Scenario:
         self._play.broker.append(place, message.body, message.key, dead_letter_headers(message.headers))
 
     def _strike(self, number: int) -> None:
-        """Write a forgery, or a copy of what is in a log."""
+        """Append a forgery, or a copy of a record."""
         play = self._play
         known = [record for log in play.broker.logs.values() for record in log if record.value in play.ledger.sent]
         if known and self._draw.random() < 0.4:
@@ -224,7 +224,7 @@ class Scenario:
         self._append(message)
 
     def _plan(self, fault: Fault) -> None:
-        """See to it that a fault happens."""
+        """Schedule a fault."""
         play = self._play
         agenda = play.threads.agenda
         if fault.kind == "handler":
@@ -352,5 +352,5 @@ def _forge(clock: Process) -> Forge:
 
 @functools.lru_cache
 def _key(number: int, subject: str) -> Key:
-    """Return a key that is no secret."""
+    """Return a fixed key."""
     return Key.from_private(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32), subjects=[subject])

@@ -13,7 +13,7 @@ from mqauth.brokers import kafka
 from mqauth.flow import Attempts
 from mqauth.judging.verifier import Issuer
 from mqauth.testing.forge import ISSUER, Forge
-from tests.simulation.kafka_broker import DEAD, TOPIC, Broker, Client, LetterClient
+from tests.simulation.kafka_broker import DEAD, TOPIC, Broker, Client, LetterClient, source_of
 from tests.simulation.kafka_facilities import Audit, Keys, Reach, Rules, SingleStore, Store
 from tests.simulation.threads import Killed, Process, Threads
 
@@ -24,12 +24,12 @@ TRIES: Final = 2
 
 
 class Abort(BaseException):
-    """What a handler must not raise, and does."""
+    """A ``BaseException`` that a handler must not raise, and does."""
 
 
 @dataclass(slots=True)
 class Behaviour:
-    """How the handler takes one order.
+    """What the handler does with one order.
 
     Args:
         how: ``later``, ``fail``, ``flaky``, ``reject``, ``slow`` or ``abort``.
@@ -46,7 +46,7 @@ class Behaviour:
 
 @dataclass(slots=True, eq=False)
 class Handling:
-    """One run of a handler: of what, where, from when to when."""
+    """One run of a handler: its record, process, beginning and end."""
 
     label: bytes
     process: Process
@@ -58,7 +58,7 @@ class Handling:
 
 @dataclass
 class Ledger:
-    """What happened, for the invariants."""
+    """The facts that the invariants check."""
 
     sent: dict[bytes, int] = field(default_factory=dict)
     forged: list[tuple[str, bytes]] = field(default_factory=list)
@@ -103,7 +103,7 @@ class Service:
             threads.sleep(AGAIN_AFTER)
 
     def _main(self, process: Process) -> None:
-        """Be the process."""
+        """The main function of the process."""
         play = self.play
         client = self.client = Client(play.broker, process, play.settings.most)
         letters = kafka.DeadLetters(LetterClient(play.broker, process), DEAD, timeout=5)  # type: ignore[arg-type]
@@ -147,7 +147,7 @@ class Service:
         self.play.threads.agenda.after(self.play.settings.session, lambda: self.play.broker.evict(client))
 
     def pause(self, seconds: float) -> None:
-        """Stand still."""
+        """Pause the process."""
         process, client, play = self.process, self.client, self.play
         if process is None or not process.alive or client is None:
             return
@@ -225,12 +225,12 @@ class Play:
         self.ledger.problems.append((invariant, text))
 
     def rough(self, process: str, seconds: float) -> None:
-        """Note that what a process has handled may be handled again."""
+        """Note that a process's messages may be handled again."""
         now = self.threads.agenda.now
         self.ledger.rough.append((process, now - 60.0, now + seconds))
 
     def ended_by(self, process: Process, error: BaseException) -> None:
-        """A consumer ended with an error: only what is no ``Exception`` may do that, and a refusal for good."""
+        """Check the error that ended a consumer: only a ``BaseException``, or a final refusal, may."""
         self.rough(process.name, 60.0)
         if isinstance(error, Exception) and type(error).__name__ != "TopicAuthorizationFailedError":
             self.problem("no consumer dies", f"{process.name}: {type(error).__name__}: {error}")
@@ -247,7 +247,7 @@ class Play:
         )  # fmt: skip
 
     def handle(self, service: Service, process: Process, verified: Verified) -> None:
-        """Be the handler."""
+        """Handle a message."""
         label, origin = verified.body or b"", verified.origin
         place = (origin.partition or 0, origin.offset or 0)
         handling = Handling(label, process, place, self.threads.agenda.now)
@@ -288,7 +288,7 @@ class Play:
     # What is seen at once
 
     def _look_at_begun(self, service: Service, handling: Handling) -> None:
-        """Look at a handler that begins."""
+        """Check a handler that begins."""
         client, (partition, offset) = service.client, handling.place
         assert client is not None
         held = {place.partition for place in client.held}
@@ -311,16 +311,16 @@ class Play:
             self.problem("order within a partition", f"{handling.place} before {first}")
 
     def _done(self, partition: int, offset: int) -> bool:
-        """Tell whether a record was handled or has its letter; or its own turn is now."""
+        """Tell whether a record was handled, has its letter, or is being handled now."""
         live = any(found.place == (partition, offset) for found in self._live)
         return (partition, offset) in self.ledger.handled or (partition, offset) in self.buried() or live
 
     def buried(self) -> set[tuple[int, int]]:
         """Return the places of all letters."""
-        return {found.place for found in self.broker.dead}  # type: ignore[attr-defined]
+        return {source_of(letter) for letter in self.broker.dead}
 
     def committed(self, client: Client, place: Any, offset: int) -> None:
-        """Look at a commit."""
+        """Check a commit."""
         self.note(client.process.name, f"commits {place.partition}/{offset}")
         buried = self.buried()
         for found in range(self.broker.committed.get(place, 0), offset):
@@ -332,7 +332,7 @@ class Play:
             self.problem("a commit goes not back", f"{client.process.name} {place.partition}/{offset}")
 
     def _is_rough(self, process: Process) -> bool:
-        """Tell whether something happened to a process after which messages may be handled again."""
+        """Tell whether a process went through something after which messages may be handled again."""
         now = self.threads.agenda.now
         return any(name == process.name and since <= now <= until for name, since, until in self.ledger.rough)
 
@@ -355,7 +355,7 @@ class Play:
 
 
 def order_of(label: bytes) -> int:
-    """Return the order's number, -1 for a body that is no order's."""
+    """Return the order's number, or -1 if the body is not an order's."""
     try:
         return int(json.loads(label)["order"])
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What was sent, handled, claimed and settled: the facts that the invariants are about."""
+"""The facts that the invariants check: what was sent, handled, claimed and settled."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Claim:
 
 @dataclass
 class Ledger:
-    """All that happened in one simulation."""
+    """The facts of one simulation."""
 
     sent: dict[Label, Sent] = field(default_factory=dict)
     forged: list[tuple[str, Label]] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Ledger:
         self.problems.append((invariant, text))
 
     def handled(self, label: Label) -> list[Handling]:
-        """Return the handlings of a message that ended well."""
+        """Return the successful handlings of a message."""
         return [found for found in self.handlings[label] if found.ended is not None]
 
     def claimed(self, key: Any, owner: str, process: str, now: float) -> None:

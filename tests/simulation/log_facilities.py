@@ -1,4 +1,4 @@
-"""What the log engine asks in its simulation: keys, policy, store, audit and letters, without a network.
+"""The facilities of the log engine's simulation: keys, policy, store, audit and letters, without a network.
 
 The pipeline, the judge and the table of claims are the real ones; signatures are not: a record says of itself
 whether it is forged.
@@ -22,7 +22,7 @@ FAR: Final = 4_000_000_000
 
 
 class Abort(BaseException):
-    """What ends a process, and no consumer survives."""
+    """A ``BaseException`` that ends a consumer."""
 
 
 class At(NamedTuple):
@@ -39,7 +39,7 @@ CLAIMS: Final = SimpleNamespace(iss="i", sub="s", aud="a", jti="j", iat=0, exp=F
 
 
 class Entry:
-    """A record of a log; its own token, and what the verifier makes of it.
+    """A record of a log; it is its own token, and knows what the verifier says of it.
 
     Args:
         place: its partition.
@@ -74,7 +74,7 @@ class Entry:
 
 
 class Facilities:
-    """What can be out of reach, and how: it refuses, breaks, acts and loses its answer, or aborts once.
+    """Facilities that can be out of reach: they refuse, break, act and lose the answer, or abort once.
 
     Args:
         clock: the clock.
@@ -136,7 +136,7 @@ class Facilities:
             self.records += 1
 
     def ask(self, name: str, cause: Cause) -> bool:
-        """Do a call: raise where a facility is out of reach; ``True`` where it acts."""
+        """Call a facility: raise if it is out of reach, return ``True`` if it acts."""
         self._between()
         how = self.out.get(name)
         if how is None:
@@ -151,7 +151,7 @@ class Facilities:
         return True
 
     def lose(self, name: str, cause: Cause) -> None:
-        """Lose the answer of a call that was done, where answers are lost."""
+        """Raise after a call that was done, if answers are lost now."""
         how = self.out.get(name)
         if how == "loses once":
             del self.out[name]
@@ -165,7 +165,7 @@ _STORE: Final = Cause.REPLAY_STORE_UNAVAILABLE
 
 
 class Claim:
-    """What the store knows of one content."""
+    """The store's entry for one content."""
 
     __slots__ = ("lease_ends", "owner", "place")
 
@@ -176,7 +176,7 @@ class Claim:
 
 
 class Store:
-    """A replay store by the real table of claims.
+    """A replay store with the real table of claims.
 
     Args:
         facilities: whether it is in reach.
@@ -238,7 +238,7 @@ class Store:
 
 
 class BatchStore(Store):
-    """One that is asked for many claims at once."""
+    """A store that takes many claims in one call."""
 
     def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
         """Claim each, in order."""
@@ -249,7 +249,7 @@ class BatchStore(Store):
 
 
 class NearStore(BatchStore):
-    """One in this process."""
+    """A store in this process."""
 
     in_process = True
 

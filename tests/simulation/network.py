@@ -34,7 +34,7 @@ class Server(Protocol):
 
 
 class Network:
-    """Hosts that listen, connections between them, and how fast they are.
+    """Listening hosts, the connections between them, and their latency.
 
     Args:
         world: whose network it is.
@@ -95,7 +95,7 @@ class Connection:
         self.client_open = True
 
     def stall(self, seconds: float) -> None:
-        """Keep all packets for so many seconds; then they arrive, late."""
+        """Delay all packets by so many seconds."""
         if self._held is None:
             self._held = []
             self.world.agenda.after(seconds, self._flow)
@@ -125,7 +125,7 @@ class Connection:
             self._to_client(_EOF)
 
     def read_again(self) -> None:
-        """Have the server read what it let stand."""
+        """Let the server read the bytes that it left in its kernel."""
         self.server_reads = True
         while self._unread and self.server_reads and self.server_open:
             self.server.received(self._unread.popleft())
@@ -133,7 +133,7 @@ class Connection:
 
     @property
     def unread(self) -> int:
-        """Bytes that the server let stand."""
+        """Bytes that the server has not read."""
         return sum(map(len, self._unread))
 
     # the client's calls
@@ -161,7 +161,7 @@ class Connection:
             arrival()
 
     def _flow(self) -> None:
-        """Let what was kept arrive."""
+        """Let the delayed packets arrive."""
         held, self._held = self._held or [], None
         for arrival in held:
             self._arrive(arrival)
@@ -262,7 +262,7 @@ class Transport(asyncio.Transport):
         return max(0, self._connection.unread - _KERNEL_BUFFER)
 
     def can_write_eof(self) -> bool:
-        """TCP can."""
+        """Return ``True``: TCP can send an end of file."""
         return True
 
     def write_eof(self) -> None:
@@ -289,7 +289,7 @@ class Transport(asyncio.Transport):
         self._reading_paused = True
 
     def resume_reading(self) -> None:
-        """Read again."""
+        """Resume reading."""
         self._reading_paused = False
 
     def is_reading(self) -> bool:
@@ -297,11 +297,11 @@ class Transport(asyncio.Transport):
         return not self._reading_paused and not self._closing
 
     def get_protocol(self) -> Any:
-        """Return what is told of what is read."""
+        """Return the protocol that receives the data."""
         return self._protocol
 
     def set_protocol(self, protocol: Any) -> None:
-        """Have something else told of what is read."""
+        """Replace the protocol that receives the data."""
         self._protocol = protocol
 
     def _send_end(self, kind: bytes) -> None:

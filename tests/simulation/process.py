@@ -76,7 +76,7 @@ class Loop(asyncio.BaseEventLoop):
         return scheduled[0]._when if scheduled else None
 
     def dismantle(self) -> None:
-        """Have what is left of the loop collected without a warning."""
+        """Let the loop be garbage-collected without warnings."""
         for task in asyncio.all_tasks(self):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
         self._ready.clear()  # type: ignore[attr-defined]
@@ -92,7 +92,7 @@ class Loop(asyncio.BaseEventLoop):
         return SerialFuture(loop=self)
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
-        """Have a function called at a time of this loop."""
+        """Schedule a function at a time of this loop."""
         handle = super().call_at(when, callback, *args, context=context)
         self._process.poke(when)
         return handle
@@ -114,7 +114,7 @@ class Loop(asyncio.BaseEventLoop):
         return await self._process.world.network.connect(self._process, protocol_factory, f"{host}:{port}")
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Have the world hear of what nobody else will."""
+        """Report an error that nobody awaits."""
         self._process.unheard(self, context)
 
 
@@ -158,7 +158,7 @@ class Process:
         return max(self.world.agenda.now, self._busy_until)
 
     def poke(self, when: float) -> None:
-        """See to it that the loop gets a turn at a time."""
+        """Schedule a turn of the loop."""
         if self._turning or self.paused or not self.alive or when >= self._next:
             return
         self._next = when
@@ -199,12 +199,12 @@ class Process:
             self._ended(self)
 
     def unheard(self, _loop: Any, context: dict[str, Any]) -> None:
-        """Note what an event loop would log and nobody read."""
+        """Note an error that an event loop would only log."""
         if self.alive:
             self.world.unheard(self, context)
 
     def go_on(self) -> None:
-        """Get turns again."""
+        """Resume a paused process."""
         if self.alive:
             self.paused = False
             self.world.note(self.name, "goes on")

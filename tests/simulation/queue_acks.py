@@ -1,4 +1,4 @@
-"""The acks of a channel in the queue engine's simulation: ``mqauth.brokers.queue.channel`` by flows."""
+"""A second writing of the acks in ``mqauth.brokers.queue.channel``, with tasks that take turns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Acks:
-    """The acks of a channel: ``mqauth.brokers.queue.channel`` by flows."""
+    """The acks of one channel."""
 
     def __init__(self, runner: Subscription, channel: Channel, window: int) -> None:
         self.runner = runner
@@ -46,13 +46,13 @@ class Acks:
             self.send_now()
 
     def send_now(self) -> None:
-        """Send once others have gone on."""
+        """Begin a task that sends, once other tasks have had a turn."""
         if not self.sending:
             self.sending = True
             self.runner.loop.run(self._send(), "acks")
 
     def _send(self) -> Steps[None]:
-        """Send what is settled; and again, while that presses too."""
+        """Send acks until none presses."""
         try:
             while True:
                 for ack in self.ledger.take():

@@ -1,4 +1,4 @@
-"""What the queue engine asks in its simulation, answered at once or at some later fact.
+"""The facilities of the queue engine's simulation, which answer at once or at some later fact.
 
 Keys, policy, audit and the table of claims are those of the log engine's simulation; here an answer may come late,
 so that a channel ends between each question and its answer.
@@ -7,6 +7,7 @@ so that a channel ends between each question and its answer.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -23,11 +24,11 @@ DRAW: Final = random.Random(0)
 
 
 class Interrupted(BaseException):
-    """What was awaited is cancelled by the client, since its connection was lost."""
+    """The client cancelled an awaited call, since its connection was lost."""
 
 
 class Answer:
-    """What is awaited.
+    """An answer that is awaited.
 
     Args:
         act: makes it, or fails, when it comes.
@@ -54,11 +55,11 @@ class Answer:
         self.error: BaseException | None = None
 
     def __await__(self) -> Any:
-        """Say that it is awaitable; the play waits for it by itself."""
+        """Make it awaitable; the simulation never awaits it."""
         raise NotImplementedError
 
     def come(self) -> None:
-        """Let it come."""
+        """Produce the answer now."""
         try:
             self.result = self.act()
         except BaseException as error:
@@ -66,7 +67,7 @@ class Answer:
         self.came = True
 
     def interrupt(self) -> None:
-        """Let it never come: the client cancels whoever waits."""
+        """Cancel whoever waits for it, as a client does."""
         self.error, self.came = Interrupted(), True
 
 
@@ -91,7 +92,7 @@ def _came(result: Any, error: BaseException | None) -> Any:
 
 
 class QueueFacilities(Facilities):
-    """Verifier, policy and audit; each is seen by the play.
+    """Verifier, policy and audit; the invariants check each call.
 
     Args:
         clock: the clock.
@@ -137,7 +138,7 @@ class QueueStore(Store):
     def __init__(self, facilities: Facilities, clock: Clock, replayed: Callable[[], None]) -> None:
         super().__init__(facilities, clock)
         self._replayed = replayed
-        self.taken_over: set[bytes] = set()
+        self.taken_over = Counter[bytes]()
         """What was claimed by another than its former owner, whose lease was over."""
         self.unended: set[tuple[bytes, str | None]] = set()
         """Claims whose confirm or release was asked for; one that is still held then was not told of it."""
@@ -171,7 +172,7 @@ class QueueStore(Store):
         former = None if before is None else before.owner
         status = super()._claim(request)
         if status is ClaimStatus.FRESH and former is not None and former != request.owner:
-            self.taken_over.add(request.id)
+            self.taken_over[request.id] += 1
         if status is ClaimStatus.FRESH and not request.renew:
             self.unended.discard((request.id, request.owner))
         if status is ClaimStatus.REPLAYED:

@@ -1,4 +1,4 @@
-"""Who handles messages in the simulation of the queue engine: our handlers, and a rival on the same queue."""
+"""The handlers of the queue engine's simulation: ours, and those of a rival consumer of the same queue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["LEASE", "QueueHandlers"]
 
 
 class QueueHandlers(QueueInvariants):
-    """Handlers as their messages want them, and the rival."""
+    """Handlers that do what their message's kind says, and the rival."""
 
     rival: tuple[Native, str] | None = None
 
@@ -70,7 +70,7 @@ class QueueHandlers(QueueInvariants):
         return Answer(lambda: self.handles(native), "handler", about=native)
 
     def handles(self, native: Native) -> None:
-        """End a handler as its message wants it."""
+        """End a handler as its message's kind says."""
         parcel = native.parcel
         error = self.misbehaviour(self.contents[parcel.content][0])
         if error is None:
@@ -83,7 +83,7 @@ class QueueHandlers(QueueInvariants):
         raise error
 
     def misbehaviour(self, parcel: Parcel) -> BaseException | None:
-        """Return what a handler raises."""
+        """Return the exception that a handler raises, or ``None``."""
         if parcel.kind == "fails":
             return ValueError("always")
         if parcel.kind == "rejects":

@@ -1,4 +1,4 @@
-"""What must hold while a schedule is played on the queue engine, looked at with each thing that happens."""
+"""The invariants of the queue engine's simulation, checked at each step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BURIED: Final = ("forged", "stale", "fails", "rejects")
 
 
 class QueueInvariants:
-    """Sees what happens, and fails where it must not.
+    """Records what happens to each message, and raises ``Broken`` at the first step that breaks an invariant.
 
     Args:
         clock: the clock.
@@ -66,7 +66,7 @@ class QueueInvariants:
         self.natives: dict[int, tuple[Delivery, Native]] = {}
 
     def note(self, what: Any, of: Any) -> None:
-        """Tell what happens."""
+        """Add a line to the trace."""
         if self.tell is not None:
             self.tell(f"{self.clock.monotonic():8.2f}  {what} {of}")
 
@@ -78,20 +78,20 @@ class QueueInvariants:
     # A delivery's steps
 
     def comes(self, delivery: Delivery, native: Native) -> None:
-        """Note which delivery of the broker one of ours is now; what was given back goes on as the same."""
+        """Note which broker delivery a ``Delivery`` belongs to now; one given back goes on with the next."""
         self.natives[id(delivery)] = delivery, native
         native.received = self.clock.monotonic()
         if delivery.rejection is not None:
             self.rejected(native)
 
     def native_of(self, delivery: Delivery) -> Native:
-        """Return which delivery of the broker one of ours is."""
+        """Return the broker delivery that a ``Delivery`` belongs to."""
         found = self.natives.get(id(delivery))
         native: Any = delivery.message.native if found is None else found[1]
         return native  # type: ignore[no-any-return]
 
     def seen(self, step: str) -> None:
-        """Look at a step before it is taken."""
+        """Check a step before it is taken."""
         delivery = self.current
         if delivery is None or (step == "judge" and self.probing):
             return
@@ -115,14 +115,14 @@ class QueueInvariants:
             self.rejected(self.native_of(self.current))
 
     def begins(self, native: Native) -> None:
-        """Look at a handler that begins."""
+        """Check a handler that begins."""
         self.note("handles", native)
         self.require(native.parcel.kind not in ("forged", "stale"), "nothing forged is handled", native)
         goes_on, native.goes_on = native.goes_on, False
         self.require(goes_on or not native.channel.ended, "nothing of an ended channel: handle", native)
 
     def failed(self, native: Native, error: BaseException) -> None:
-        """Look at a handler that failed."""
+        """Check a handler that failed."""
         content = native.parcel.content
         if native.parcel.kind not in ("fails", "rejects") or len(self.contents[content]) > 1:
             return
@@ -131,7 +131,7 @@ class QueueInvariants:
         self.require(found[1] <= TRIES, "a handler that failed is not run again", native)
 
     def completed(self, native: Native, *, by: str) -> None:
-        """Look at a handler that ended well."""
+        """Check a handler that succeeded."""
         self.note(f"handled by {by}", native)
         native.parcel.handled += 1
         times = sum(each.handled for each in self.contents[native.parcel.content])
@@ -139,11 +139,11 @@ class QueueInvariants:
         knows = self.handled_by.get(native.parcel.number) is self.runner
         if by == "us":
             self.handled_by[native.parcel.number] = self.runner
-            excused = native.id in self.store.taken_over and not knows
-            self.require(times == 1 or excused, "handled once", native)
+            allowed = 1 if knows else 1 + self.store.taken_over[native.id]
+            self.require(times <= allowed, "handled once", native)
 
     def settled(self, native: Native, delivery: Delivery) -> None:
-        """Look at a delivery that is to be acked."""
+        """Check a delivery that is to be acked."""
         self.note(f"settled as {delivery.verdict.value}", native)
         self.require(delivery.step is Step.SETTLE, "settled is at its end", native)
         self.require(not native.settled, "settled once", native)
@@ -155,14 +155,14 @@ class QueueInvariants:
         self.require(ended, "settled is handled or buried", native)
 
     def burying(self) -> Callable[[], None]:
-        """Look at a letter before it is sent; return what notes that it was confirmed."""
+        """Check a letter before it is sent; return a function to call when it is confirmed."""
         self.seen("bury")
         assert self.current is not None
         native = self.native_of(self.current)
         return lambda: self.buried(native)
 
     def buried(self, native: Native) -> None:
-        """Look at a letter that was confirmed."""
+        """Check a letter that was confirmed."""
         self.note("buried", native)
         parcel = native.parcel
         parcel.letters += 1
@@ -175,7 +175,7 @@ class QueueInvariants:
             self.require(not ours, "no message expires in our hands", native)
 
     def goes_back(self, runner: Runner, slot: Slot, outcome: Outcome) -> None:
-        """Look at a delivery that waits and is held no longer: nothing is consumed where it is everybody's."""
+        """Check a deferred delivery that is no longer held: for a cause of all the queue is suspended first."""
         if outcome.cause not in EVERYONES or not slot.is_ours or slot.is_last:
             return
         suspended = runner.suspended_at.pop(slot, runner.went_on)
@@ -186,7 +186,7 @@ class QueueInvariants:
         )
 
     def gives_back(self, native: Native) -> None:
-        """Look at a delivery that is given back."""
+        """Check a delivery that is given back."""
         self.note("given back", native)
         self.require(not native.channel.ended, "nothing of an ended channel: give back", native)
         self.broker.requeue(native)
@@ -199,11 +199,11 @@ class QueueInvariants:
             self.consumed_since = self.clock.monotonic()
 
     def consumes(self, runner: Runner, prefetch: int) -> None:
-        """Look at a consumer that begins."""
+        """Check a consumer that begins."""
         self.require(1 <= prefetch <= self.prefetch, "the window is within its bounds", prefetch)
 
     def died(self, runner: Runner, *, channel_alone: bool) -> None:
-        """Look at the window after a channel ended, perhaps with its connection."""
+        """Check the window after a channel ended, alone or with its connection."""
         since, self.consumed_since = self.consumed_since, None
         if channel_alone or since is None or runner.window.stopping:
             return
@@ -212,7 +212,7 @@ class QueueInvariants:
             self.require(runner.window.prefetch == 1, "many deaths narrow the window", runner.window.prefetch)
 
     def look_at_held(self, runner: Runner, held: HeldDelivery) -> None:
-        """Look at a delivery that goes on being held."""
+        """Check a delivery that is still held."""
         native, step = held.slot.native, held.delivery.step
         ended = native.channel.ended and step not in (Step.CONFIRM, Step.RELEASE)
         self.require(not ended, "nothing of an ended channel is held", native)
@@ -227,7 +227,7 @@ class QueueInvariants:
             self.narrowed_at = self.moment()
 
     def look_at_rest(self, runner: Runner) -> None:
-        """Look at a consumer that does all it can."""
+        """Check a consumer when nothing can happen without time passing."""
         window = runner.window
         if window.stopping or window.consumer is None or self.channel.ended or not self.channel.alive:
             return
@@ -245,13 +245,13 @@ class QueueInvariants:
         self.require(not waits, "others pass what waits for its own cause", self.broker.ready)
 
     def due_for_renewal(self, runner: Runner) -> list[Native]:
-        """Return what is handled for so long that its claim is to be renewed."""
+        """Return the deliveries whose claims are due for renewal."""
         before = self.clock.monotonic() - LEASE / 3
         found = [each.about for each in runner.loop.answers if each.about is not None]
         return [each for each in found if each.received <= before]
 
     def look_at_leases(self, runner: Runner, due: list[Native]) -> None:
-        """See that claims of handlers that run long are renewed."""
+        """Check that the claims of long handlers are renewed."""
         still = {each.about for each in runner.loop.answers}
         reached = "store" not in self.facilities.out
         for native in due:
@@ -261,13 +261,13 @@ class QueueInvariants:
             self.require(asked or not reached or not held or native not in still, "a claim is renewed", native)
 
     def look_at_room(self, runner: Runner) -> None:
-        """Look at how much is held."""
+        """Check how many deliveries are held."""
         most = self.max_held + 2 * self.prefetch
         held = sum(not each.slot.native.channel.ended for each in runner.hold._held.values())
         self.require(held <= most, "what is held is bounded", f"{held} of {most}")
 
     def look_at_a_stop(self, runner: Runner) -> None:
-        """Look at what an orderly stop leaves."""
+        """Check that an orderly stop leaves nothing."""
         self.store.left_behind |= self.store.unended
         self.require(not runner.running, "every place comes back", runner.running)
         self.require(
@@ -284,7 +284,7 @@ class QueueInvariants:
             self.require(last or not self.channel.alive, "all is given back at a stop", native)
 
     def look_at_the_end(self) -> None:
-        """See that each message came to its one end."""
+        """Check that each message was acked, and handled or buried, and that no claim is left."""
         away = {parcel.content for parcel in self.broker.put_away}
         for parcels in self.contents:
             first = parcels[0]
@@ -303,16 +303,16 @@ class QueueInvariants:
                 self.require(any(each.letters for each in parcels), "what is bad is buried", first)
 
     def require(self, holds: bool, invariant: str, text: Any) -> None:
-        """Fail where an invariant does not hold."""
+        """Raise ``Broken`` if an invariant does not hold."""
         if not holds:
             self.fail(invariant, str(text))
 
     def fail(self, invariant: str, text: str) -> None:
-        """Fail: an invariant does not hold."""
+        """Raise ``Broken`` for an invariant."""
         self.found = self.found or Broken(invariant, text)
         raise self.found
 
     def look(self) -> None:
-        """Fail where something failed inside a call whose errors the engine takes for the world's."""
+        """Raise a ``Broken`` again that the engine has caught as an error of a facility."""
         if self.found is not None:
             raise self.found

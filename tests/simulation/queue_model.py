@@ -1,4 +1,4 @@
-"""A queue at its broker, as far as a consumer can tell: channels, tags, prefetch, returns, and what rivals take.
+"""A model of a queue and its broker: channels, delivery tags, prefetch, returns and the delivery limit.
 
 A channel ends at the broker first, and its client may hear of it much later. What was unacked on it is ready again
 at once, flagged as redelivered and counted.
@@ -17,7 +17,7 @@ QUEUE: Final = "orders"
 
 
 class Parcel:
-    """A message in the queue; its own token, and what the verifier makes of it.
+    """A message in the queue; it is its own token, and knows what the verifier says of it.
 
     Args:
         number: which of all it is.
@@ -105,7 +105,7 @@ class Native:
 
     @property
     def id(self) -> bytes:
-        """What its claim is known by."""
+        """The id of its claim."""
         return self.parcel.id
 
     def __repr__(self) -> str:
@@ -167,7 +167,7 @@ class Broker:
         channel.consumers.pop(consumer, None)
 
     def send(self) -> None:
-        """Send what there is to who has room."""
+        """Send messages to the consumers with room."""
         for channel in self.channels[-2:]:
             for consumer, prefetch in channel.consumers.items():
                 if channel.alive:
@@ -184,7 +184,7 @@ class Broker:
             unacked += 1
 
     def ack(self, channel: Channel, tag: int, *, multiple: bool) -> None:
-        """Take an ack; one on a channel that ended gets nowhere."""
+        """Take an ack; it is lost if the channel has ended."""
         if not channel.alive:
             return
         if tag not in channel.unacked:
@@ -229,7 +229,7 @@ class Broker:
 
 
 class Calls:
-    """What is asked of a client for its deliveries: ``Facts`` of a slot."""
+    """The client's answers about its deliveries, as ``Slot`` asks for them."""
 
     queue = QUEUE
 

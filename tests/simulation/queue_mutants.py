@@ -21,7 +21,7 @@ def always(value: Any) -> Any:
 
 
 def past_what_is_open(original: Any) -> Any:
-    """Ack all with the last."""
+    """Make every ack one of many."""
 
     def take(ledger: DeliveryTags) -> list[Ack]:
         acks: list[Ack] = original(ledger)
@@ -31,7 +31,7 @@ def past_what_is_open(original: Any) -> Any:
 
 
 def before_it_is_back(original: Any) -> Any:
-    """Take a delivery that is not settled for acked."""
+    """Forget that earlier deliveries are open."""
 
     def opened(ledger: DeliveryTags, tag: int) -> None:
         original(ledger, tag)
@@ -41,7 +41,7 @@ def before_it_is_back(original: Any) -> Any:
 
 
 def unlocked(original: Any) -> Any:
-    """Settle without closing what is open."""
+    """Forget what is to be acked."""
 
     def settled(ledger: DeliveryTags, tag: int, delivery: Any) -> None:
         original(ledger, tag, delivery)
@@ -51,7 +51,7 @@ def unlocked(original: Any) -> Any:
 
 
 def unproven(original: Any) -> Any:
-    """Record at once whatever it is."""
+    """Record every rejection without a round trip."""
 
     def found(place: Slot, delivery: Any) -> None:
         original(place, delivery)
@@ -60,7 +60,7 @@ def unproven(original: Any) -> Any:
 
 
 def latecomers(original: Any) -> Any:
-    """Answer those too who came after the question."""
+    """Answer also those who came after the question."""
 
     def answered(questions: RoundTripQueue[Any]) -> list[Any]:
         late, questions._waiting = questions._waiting, []
@@ -80,7 +80,7 @@ def unreleased(_: Any) -> Any:
 
 
 def released_though_handled(_: Any) -> Any:
-    """Give up the claim of what was handled and not confirmed."""
+    """Release the claim of a message that was handled and not confirmed."""
 
     def release(work: QueueWork, delivery: Any) -> Any:
         if delivery.step is not Step.JUDGE or delivery.claim is not None:
@@ -91,17 +91,17 @@ def released_though_handled(_: Any) -> Any:
 
 
 def kept_in_the_room(_: Any) -> Any:
-    """Count for ever what was held."""
+    """Never give back the room of a held delivery."""
     return lambda hold, held: hold._held.pop(id(held))
 
 
 def unlike(original: Any) -> Any:
-    """Remember nothing of those in flight."""
+    """Know nothing of earlier deliveries."""
     return lambda progress, message: progress._guard.receive(message)
 
 
 def received_anew(original: Any) -> Any:
-    """Judge what comes again by the time it came last."""
+    """Judge a redelivery by the time of its last receipt."""
 
     def again(message: Any, earlier: Any) -> Any:
         found = original(message, earlier)

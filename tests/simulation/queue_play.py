@@ -29,7 +29,7 @@ WAITS: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 9.0, 25.0, 70.0)
 
 
 class QueuePlay(QueueHandlers):
-    """One schedule in the making.
+    """One schedule.
 
     Args:
         seed: decides the settings, and how soon what is asked is answered.
@@ -107,7 +107,7 @@ class QueuePlay(QueueHandlers):
         self.note(name, how)
 
     def stall(self, number: int) -> None:
-        """Let a cause of all last."""
+        """Let a facility be out of reach for a while, with messages coming in."""
         self.facilities.out[("audit", "letters", "policy", "store")[number & 3]] = "refuses"
         self.publish(number)
         for at in range(3):
@@ -142,7 +142,7 @@ class QueuePlay(QueueHandlers):
             self.hear(number >> 1)
 
     def hear(self, number: int) -> None:
-        """Let the client hear that its channel ended, and what waits for its letters be cancelled now and then."""
+        """Tell the client that its channel ended; now and then cancel whoever waits for a letter's confirm."""
         if self.channel.alive or self.channel.ended:
             return
         self.close(self.channel, channel_alone=bool(number & 1))
@@ -216,7 +216,7 @@ class QueuePlay(QueueHandlers):
         self.ring(number)
 
     def rest(self, number: int) -> None:
-        """Let everything go on until all waits for time."""
+        """Let everything go on until nothing can happen without time passing."""
         for _ in range(400):
             self.ring(0)
             self.deliver(3)
@@ -225,12 +225,12 @@ class QueuePlay(QueueHandlers):
                 break
 
     def ring(self, _number: int) -> None:
-        """Let the time of acks be up."""
+        """Let the timer of acks fire."""
         if self.runner.acks is not None and self.runner.acks.timed:
             self.runner.acks.ring()
 
     def renew(self, _number: int) -> None:
-        """Let leases be looked at."""
+        """Let the timer of renewals fire."""
         self.loop.run(self.runner.renew(), "renews")
 
     def stop(self, _number: int) -> None:
@@ -250,7 +250,7 @@ class QueuePlay(QueueHandlers):
     # The end
 
     def finish(self) -> None:
-        """Heal everything, let it come to rest, stop, and look at what is left."""
+        """Heal everything, wait for rest, stop, and check what is left."""
         self.facilities.out.clear()
         self.healed = self.answers_questions = True
         self.note("healed", "")
@@ -280,7 +280,7 @@ class QueuePlay(QueueHandlers):
         self.look_at_the_end()
 
     def is_at_rest(self) -> bool:
-        """Tell whether nothing is left, and the consumer would take more."""
+        """Tell whether nothing is left and the consumer consumes."""
         left = (
             self.broker.ready or self.channel.unacked or self.channel.ended or self.rival or self.runner.stopping
         )

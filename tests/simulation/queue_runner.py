@@ -1,4 +1,4 @@
-"""The life of one consumer of a queue, as ``mqauth.brokers.queue`` runs the engine, by flows that take turns.
+"""A second writing of the runner in ``mqauth.brokers.queue``, with tasks that take turns.
 
 The engine is the real one. What is written here is what an event loop does for it: deliveries carried to their
 end, acks in a frame, questions on a channel, and the way a consumer is begun, suspended and wound up.
@@ -44,7 +44,7 @@ class Begun:
 
 
 def _resumed(first: Steps[Outcome], until: Until | None) -> Steps[Outcome]:
-    """Go on with what was begun, once what it waits for is there."""
+    """Resume steps once the answer that they wait for is there."""
     if until is not None:
         yield until
     return (yield from first)
@@ -78,7 +78,7 @@ class Runner(Subscription):
     # Deliveries
 
     def on_message(self, native: Native) -> None:
-        """Take what a client was sent."""
+        """Take a delivery from the client."""
         if native.channel.ended:
             return
         acks = self.acks
@@ -152,7 +152,7 @@ class Runner(Subscription):
         yield from self._let_go(begun)
 
     def _to_its_end(self, begun: Begun, first: Steps[Outcome], outcome: Outcome | None) -> Steps[Outcome]:
-        """Process, hold while deferred, then settle or give back."""
+        """Process a delivery, hold it while deferred, then settle or give it back."""
         delivery = begun.delivery
         if outcome is None:
             outcome = yield from first
@@ -264,7 +264,7 @@ class Runner(Subscription):
         )
 
     def _look(self) -> None:
-        """See what follows from what is held now, or no longer."""
+        """Let the window react to what is held now."""
         self.looked_at = self.play.moment()
         self.running = [task for task in self.running if task in self.loop.tasks]
         if self.window.passes_by(len(self.running)):
@@ -339,5 +339,5 @@ class Runner(Subscription):
         return self.running
 
     def health(self) -> Any:
-        """Return how it is."""
+        """Return its health."""
         return self.window.health(in_flight=len(self._left()), unsettled=self.work.unsettled, blocked=False)

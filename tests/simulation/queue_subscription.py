@@ -1,4 +1,4 @@
-"""How a simulated consumer of a queue is kept consuming: ``mqauth.brokers.queue.subscription`` by flows.
+"""A second writing of ``mqauth.brokers.queue.subscription``, with tasks that take turns.
 
 Questions on the channel are asked here, too, as ``mqauth.brokers.queue.channel`` asks them.
 """
@@ -59,7 +59,7 @@ class Subscription:
     # Consuming
 
     def supervised(self) -> Steps[None]:
-        """Keep consuming; what keeps it from that for good ends the consumer."""
+        """Keep consuming; an error that prevents that for good ends the consumer."""
         try:
             yield from self._subscribed()
         except (Cancelled, GeneratorExit):
@@ -68,7 +68,7 @@ class Subscription:
             self.fail(error)
 
     def _subscribed(self) -> Steps[None]:
-        """Begin, wait for trouble, see it through, and begin again."""
+        """Consume until interrupted, deal with the cause, and consume again."""
         while not self.window.stopping:
             self.window.outage.begin()
             yield from self._start()
@@ -80,7 +80,7 @@ class Subscription:
                 yield from self._until_answered(self.window.stalled)
 
     def _start(self) -> Steps[None]:
-        """Consume, tried again until it can be had."""
+        """Begin to consume, and try again until that succeeds."""
         while True:
             try:
                 return (yield from self._consume())
@@ -128,7 +128,7 @@ class Subscription:
         self.play.consumes(self, prefetch)
 
     def _refuse_ended(self, channel: Channel) -> None:
-        """Have a call fail where its channel ended."""
+        """Raise if a channel has ended."""
         if channel.ended:
             raise ChannelGone
 
@@ -149,7 +149,7 @@ class Subscription:
         yield lambda: cancelling not in self.loop.tasks
 
     def _cancel(self) -> Steps[None]:
-        """Cancel the consumer, if there is one, and wait for what is on its way."""
+        """Cancel the consumer, if there is one, and wait for the deliveries on their way."""
         channel = self.play.channel
         if (consumer := self.window.leave()) is not None and not channel.ended:
             yield at_once

@@ -1,4 +1,4 @@
-"""What an event loop does for the queue engine's simulation: flows that wait, and go on one at a time."""
+"""The event loop of the queue engine's simulation: tasks that wait, and go on one at a time."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Cancelled(BaseException):
 
 
 def at_once() -> bool:
-    """Wait for nothing, but let others go first."""
+    """Wait for nothing, but let other tasks go first."""
     return True
 
 
 class Task:
-    """A flow under way.
+    """A task.
 
     Args:
         steps: it.
@@ -73,7 +73,7 @@ class Loop:
         return True
 
     def go_on(self, task: Task, error: BaseException | None = None) -> None:
-        """Let a task go on, or meet an error."""
+        """Resume a task, or raise an error in it."""
         try:
             task.until = next(task.steps) if error is None else task.steps.throw(error)
         except StopIteration:
@@ -90,7 +90,7 @@ class Loop:
         return True
 
     def interrupt(self, of: str) -> None:
-        """Cancel whoever waits for answers of a kind."""
+        """Cancel the tasks that wait for answers of a kind."""
         for each in [answer for answer in self.answers if answer.of == of]:
             self.answers.remove(each)
             each.interrupt()
@@ -98,7 +98,7 @@ class Loop:
     # What a runner of flows does
 
     def attempt(self, attempted: Flow[Outcome], delivery: Delivery) -> Steps[Outcome]:
-        """Run a flow; what the client cancelled comes to a deferral."""
+        """Run a flow; defer if the client cancelled an awaited call."""
         try:
             return (yield from self.driven(attempted, delivery))
         except Interrupted:

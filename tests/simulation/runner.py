@@ -1,4 +1,4 @@
-"""Runs seeds: plays one, judges it, and ends a step that does not return."""
+"""Plays one seed, checks the invariants, and ends a step that does not return."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StuckError(BaseException):
 
 @dataclass(frozen=True, kw_only=True)
 class Play:
-    """What is played: a seed, with all of it or with what is left of its plan.
+    """One play: a seed with its whole plan, or with part of it.
 
     Args:
         seed: decides what settings and faults leave open.
@@ -42,7 +42,7 @@ class Play:
 
     @classmethod
     def of(cls, seed: int, without: Collection[str] = ()) -> Play:
-        """Return all of a seed, but for faults of some kinds."""
+        """Return the play of a seed, without faults of some kinds."""
         settings = Settings.of(seed)
         faults = [fault for fault in Plan(seed, settings).faults() if fault.kind not in without]
         return cls(seed=seed, settings=settings, faults=faults)
@@ -61,7 +61,7 @@ class Play:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What came of a play.
+    """The result of a play.
 
     Args:
         play: what was played.
@@ -104,7 +104,7 @@ def run(play: Play, tell: Callable[[str], None] | None = None, *, strict: bool =
 
 
 def _played(scenario: Scenario, *, strict: bool) -> list[Problem]:
-    """Play a scenario, and return what is wrong, what was dropped unheard included."""
+    """Play a scenario and return its problems, errors that nobody awaited included."""
     scenario.run()
     gc.collect()  # a task that nobody awaited says so when it is collected
     found = problems(scenario, strict=strict)
@@ -113,7 +113,7 @@ def _played(scenario: Scenario, *, strict: bool) -> list[Problem]:
 
 
 def _dismantle(scenario: Scenario) -> None:
-    """Let what is left of the processes be collected without a word."""
+    """Let the processes be garbage-collected without warnings."""
     for process in scenario.world.everyone.values():
         process.alive = False
         process.loop.dismantle()
@@ -137,7 +137,7 @@ def _watchdog() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Ignore what Python says of objects that are collected in the middle of their work."""
+    """Silence warnings about unfinished coroutines that are garbage-collected."""
     before, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):

@@ -1,4 +1,4 @@
-"""One seed, played: the deployment is started, things go wrong, everything is healed, and it must come to rest."""
+"""One seed: services start, faults happen, everything is healed, and the services must come to rest."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Scenario:
         return [wire for wire in self.world.network.connections if wire.process is process and wire.server_open]
 
     def at_end_of(self, fault: Fault, action: Callable[[], object]) -> None:
-        """Have something done when a fault ends, at the latest when everything is healed."""
+        """Schedule an action for the end of a fault, or for the healing if that is earlier."""
         once = _Once(action)
         self._ends.append(once)
         self.world.agenda.after(fault.seconds, once)
@@ -98,7 +98,7 @@ class Scenario:
     # the end
 
     def _heal(self) -> None:
-        """Nothing goes wrong any more."""
+        """End all faults."""
         self.world.note("fault", "everything is healed")
         for end in self._ends:
             end()
@@ -106,14 +106,14 @@ class Scenario:
         self._look()
 
     def _help_producer(self) -> None:
-        """Start a producer again that cannot send although all is healed, and hold it against it."""
+        """Restart a producer that cannot send although everything is healed, and report it."""
         process = self.process("producer")
         if not self.deployment.all_sent and process is not None:
             self.world.ledger.problem("a producer goes on", f"{self.deployment.unsent} orders cannot be sent")
             process.kill()
 
     def _look(self) -> None:
-        """Look whether everything is at rest, and give up after a long time."""
+        """Check whether everything is at rest, and give up after ``REST_LIMIT``."""
         self._calm = self._calm + 1 if self._is_at_rest() else 0
         if self._calm >= _CALM:
             self.at_rest = True
@@ -155,7 +155,7 @@ class Scenario:
         return found
 
     def _stop_all(self) -> None:
-        """Stop all consumers in order, and end when the last of them has had time to."""
+        """Stop all consumers, and end once they have stopped or had the time to."""
         self.left = self.unrest()
         self.world.note("fault", "everything is stopped")
         self.deployment.finishing = True
@@ -165,7 +165,7 @@ class Scenario:
         self._wait_for_stops(self.world.agenda.now + self.settings.grace + 300)
 
     def _end(self) -> None:
-        """End: what was on its way to the store has come there."""
+        """End the simulation, once requests on their way have arrived at the store."""
         self._done = True
 
     def _wait_for_stops(self, until: float) -> None:
@@ -200,5 +200,5 @@ def _forge(world: World, lifetime: int) -> Forge:
 
 @functools.lru_cache
 def _key(number: int, subject: str) -> Key:
-    """Return a key that is no secret."""
+    """Return a fixed key."""
     return Key.from_private(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32), subjects=[subject])

@@ -1,4 +1,4 @@
-"""The deployed services: consumers and a producer, as a user of mqauth writes them, and what keeps them up."""
+"""The services: consumers and a producer, as a user of mqauth writes them, restarted when they end."""
 
 from __future__ import annotations
 
@@ -237,11 +237,11 @@ class ConsumerService:
             raise
 
     def _failed_to_start(self, process: Process, error: Exception) -> bool:
-        """Tell whether the broker was out of reach before the first message: run() may say so."""
+        """Tell whether ``run`` failed because the broker was out of reach before the first message, as it may."""
         return process.name not in self._world.consumed and isinstance(error, (AMQPError, OSError))
 
     async def _until_asked_or_unwell(self) -> None:
-        """Wait to be asked to stop, or for what a liveness probe ends: no consuming, and no cause for it."""
+        """Wait for a request to stop, or until a liveness probe fails: not consuming, without a cause."""
         assert self.consumer is not None
         unwell = 0
         while not self._asked.is_set() and unwell < _UNWELL_PROBES:
@@ -277,7 +277,7 @@ class ConsumerService:
         self._world.agenda.after(limit, lambda: self._check_ended(process))
 
     def over(self, process: Process) -> None:
-        """Look at what a service leaves behind that ended."""
+        """Check what a service has left behind."""
         world, ledger = self._world, self._world.ledger
         failed = process.failure
         if self._stopping_since is None or failed is not None:
@@ -292,12 +292,12 @@ class ConsumerService:
             world.agenda.after(ON_ITS_WAY, lambda: self._look_for_claims(process))
 
     def _look_for_claims(self, process: Process) -> None:
-        """See that a stop left no claim, once what was on its way to the store has come there."""
+        """Check that a stop left no claim, once requests on their way have arrived at the store."""
         ledger = self._world.ledger
         for claim in ledger.claims_of(process.name):
             ledger.problem("a stop leaves no claim", f"{process.name}: a claim since {claim.since:.3f}")
 
     def _check_ended(self, process: Process) -> None:
-        """A stop must end, unless the process could not run."""
+        """Check that a stop has ended, unless the process was paused."""
         if process.alive and not process.pauses:
             self._world.ledger.problem("a stop ends", f"{process.name} still runs")

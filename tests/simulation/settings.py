@@ -1,4 +1,4 @@
-"""The settings of one seed: how many consume, how they are set up, how much is sent, and how long it takes."""
+"""The settings of one seed: consumers, their configuration, and the load."""
 
 from __future__ import annotations
 

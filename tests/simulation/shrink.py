@@ -56,7 +56,7 @@ def reduced(failed: Result, play_one: Callable[[Play], Result] = run, most: int 
 
 
 def gravest(broken: Collection[str]) -> str:
-    """Return the gravest of some broken invariants, which is looked for while a plan is reduced."""
+    """Return the gravest of some broken invariants."""
     known = [name for name in GRAVEST if name in broken]
     return known[0] if known else min(broken)
 
@@ -67,7 +67,7 @@ def _without(faults: Sequence[Fault], size: int) -> list[list[Fault]]:
 
 
 def _plainer(play: Play) -> list[Play]:
-    """Return the play with less of what is no fault."""
+    """Return the play without hostile messages, and the same without batches."""
     settings = play.settings
     return [
         replace(play, settings=replace(settings, hostile=0)),

@@ -24,7 +24,7 @@ WITHIN = 120
 
 @pytest.fixture(autouse=True)
 def silence() -> Iterator[None]:
-    """Nobody reads what the simulated services log."""
+    """Silence the logs of the simulated services."""
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
@@ -56,7 +56,7 @@ def test_mutant_is_found(mutant: Mutant) -> None:
 
 
 def test_a_finding_is_cut_down() -> None:
-    """A failing seed is told by fewer faults, with which the gravest broken invariant still breaks."""
+    """A failing seed is reported by fewer faults, with which the gravest broken invariant still breaks."""
     mutant = next(found for found in kafka_mutants.LOG if found.name == "commits received, not settled")
     with mutant.made():
         result = run(KafkaPlay.of(1))

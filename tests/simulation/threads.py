@@ -1,4 +1,4 @@
-"""Threads of which one runs at a time, in virtual time: a seed decides who is next whenever one waits.
+"""Threads in virtual time: one runs at a time, and the seed decides who is next whenever one waits.
 
 Each thread of a simulated process is a real one with a gate of its own. It runs until it waits for something, or
 is passed over at a lock; then it chooses who goes on, lets time pass where nobody can, and shuts its own gate.
@@ -27,7 +27,7 @@ class Killed(BaseException):
 
 
 class Stuck(Exception):
-    """Nobody can go on, or nobody comes to an end."""
+    """No thread can go on, or one does not end."""
 
 
 class Process:
@@ -118,13 +118,13 @@ class Threads:
         self.wait(_never, self.agenda.now + seconds)
 
     def end(self) -> None:
-        """Kill every process, and let its threads come to their ends."""
+        """Kill every process, and let its threads end."""
         for task in self.tasks:
             task.process.alive = task.process is self.world
         self.wait(lambda: all(task.done or task.process is self.world for task in self.tasks))
 
     def _run(self, task: Task, target: Callable[[], Any]) -> None:
-        """Be a thread."""
+        """Run a thread's function in its turns."""
         task.gate.acquire()
         try:
             if task.process.alive:
@@ -141,7 +141,7 @@ class Threads:
         task.gate.release()
 
     def _next(self) -> Task:
-        """Return who goes on; time passes until somebody can."""
+        """Return the next thread; advance time until one can go on."""
         agenda = self.agenda
         self._choices += 1
         if self._choices > MOST:
@@ -199,7 +199,7 @@ class Lock:
             self._owner = None
 
     def locked(self) -> bool:
-        """Tell whether somebody has it."""
+        """Tell whether it is held."""
         return self._owner is not None
 
     def __enter__(self) -> Self:
@@ -289,7 +289,7 @@ class SimpleQueue:
         self._items: list[Any] = []
 
     def put(self, item: Any) -> None:
-        """Put an item in."""
+        """Add an item."""
         self._items.append(item)
 
     def get(self, timeout: float) -> Any:

@@ -1,4 +1,4 @@
-"""One simulation: its time, network, broker and processes, what goes wrong, and the trace of it all."""
+"""One simulation: its time, network, broker, processes, outages and trace."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DEAD = "orders.dead"
 
 
 class World:
-    """Where everything of one seed happens.
+    """The world of one seed.
 
     Args:
         seed: decides latencies and who runs next.
@@ -82,44 +82,44 @@ class World:
     # told by the broker
 
     def delivered(self, channel: Channel, consumer: Subscription, message: Stored, tag: int) -> None:
-        """A message was sent to a consumer."""
+        """Note that a message was sent to a consumer."""
         again = f" again ({message.returned})" if message.returned else ""
         self.note(
             "broker", f"{consumer.queue.name} -> {channel.connection.process} #{tag}{again} {message.body!r}"
         )
 
     def acked(self, channel: Channel, message: Stored) -> None:
-        """A message was acked."""
+        """Note that a message was acked."""
         process = channel.connection.process
         self.ledger.acks[message.body].append((self.agenda.now, process))
         self.note("broker", f"ack of {process} {message.body!r}")
 
     def over_limit(self, queue: Queue, message: Stored) -> None:
-        """A message is over its delivery limit."""
+        """Note that a message is over its delivery limit."""
         self.ledger.over_limit.append(message.body)
         self.note("broker", f"{queue.name}: over the limit {message.body!r}")
 
     def channel_failed(self, channel: Channel, error: ChannelError) -> None:
-        """The broker closes a channel."""
+        """Note that the broker closes a channel."""
         process = channel.connection.process
         self.note("broker", f"closes channel {channel.number} of {process}: {error.text}")
         if "unknown delivery tag" in error.text:
             self.ledger.problem("no protocol error", f"{process}: {error.text}")
 
     def consuming(self, channel: Channel, consumer: Subscription) -> None:
-        """A consumer begins."""
+        """Note that a consumer begins."""
         self.consumed.add(channel.connection.process)
         self.note("broker", f"{channel.connection.process} consumes {consumer.queue.name} ({consumer.prefetch})")
 
     def protocol_error(self, connection: BrokerConnection, text: str) -> None:
-        """A client broke the protocol."""
+        """Report that a client broke the protocol."""
         self.note("broker", f"{connection.process}: {text}")
         self.ledger.problem("no protocol error", f"{connection.process}: {text}")
 
     # told by processes
 
     def unheard(self, process: Process, context: dict[str, Any]) -> None:
-        """An exception came to the event loop, which nobody awaits."""
+        """Report an exception that came to the event loop, since nobody awaited it."""
         error = context.get("exception")
         text = f"{context.get('message')} {type(error).__name__}: {error}"
         self.note(process.name, f"unheard: {text}")

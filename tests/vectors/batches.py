@@ -75,7 +75,7 @@ def batch_rejected() -> list[Case]:
 def batch_sequences() -> dict[str, Deliveries]:
     """Return siblings one after the other: none changes another's verdict."""
     found, rabbits = numbered(8), numbered(3, RABBITMQ)
-    tail = bytearray(found.tree.path(1))
+    tail = bytearray(found.tree.paths()[1])
     tail[-1] ^= 1
     bent = found.seal(1, proof=found.proof(1, path=bytes(tail)))
     evil = replace(found.messages[2], body=b"evil")
@@ -112,7 +112,7 @@ def trees() -> list[dict[str, Any]]:
         places = range(size) if size < 64 else sorted({0, 1, 2, size // 2 - 1, size // 2, size - 2, size - 1})
         found.append({
             "size": size, "root_hex": tree.root.hex(),
-            "paths": [{"index": index, "hashes_hex": hashes_of(tree.path(index))} for index in places],
+            "paths": [{"index": index, "hashes_hex": hashes_of(tree.paths()[index])} for index in places],
         })  # fmt: skip
     return found
 

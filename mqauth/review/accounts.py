@@ -1,17 +1,55 @@
-"""The ledger of dead letters: by audit files and queue, every rejected one is open, redriven or discarded."""
+"""Counts of dead letters: the account of one act, and the ledger of all that were ever rejected."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 LISTED: Final = 100
 
 
+@dataclass(slots=True, kw_only=True)
+class Account:
+    """What became of the letters of a selection; ``selected`` is always the sum of the other counts.
+
+    Args:
+        selected: letters in the frozen selection.
+        done: acted on and removed.
+        refused: left where they are, by reason.
+        failed: the broker or the audit failed on it, which ends the act; it is left, or acted on again.
+        gone: in the selection but no longer in the queue.
+        error: what failed, one line.
+        cancelled: whether the act was cancelled.
+    """
+
+    selected: int
+    done: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    failed: int = 0
+    gone: int = 0
+    error: str | None = None
+    cancelled: bool = False
+
+    @property
+    def left(self) -> int:
+        """Letters that were not looked at: the act was cancelled, or failed on an earlier one."""
+        return self.selected - self.done - self.refused.total() - self.failed - self.gone
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the account as JSON values."""
+        return {
+            "selected": self.selected, "done": self.done, "refused": dict(self.refused), "failed": self.failed,
+            "gone": self.gone, "left": self.left, "error": self.error, "cancelled": self.cancelled,
+        }  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """Dead letters counted by their ids; everything adds up where ``difference`` is 0.
+    """Dead letters counted by their ids: by audit files and queue, each is open, redriven or discarded.
+
+    Everything adds up where ``difference`` is 0.
 
     Args:
         rejected: ids that the audit says were dead-lettered.

@@ -1,0 +1,247 @@
+"""A review session: the rules of what a reviewer may do, once for ``mqauth dlq`` and for the console."""
+
+from __future__ import annotations
+
+import ast
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mqauth import flow
+from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
+from mqauth.letters.authorities import Authority, ReleaseAuthorities
+from mqauth.review import ALL, Account, Filter, Index, Letter, Plan, Session, reviewers_releaser
+from mqauth.testing import FakeClock, Forge
+from mqauth.wire.keys import Key, KeySet
+from tests.conftest import RABBITMQ, rabbitmq_message
+from tests.test_review import REVIEW, WHY, Bureau
+
+PACKAGE = Path(__file__).parent.parent / "mqauth"
+FLOWS = frozenset(("account", "discard", "judge", "redrive", "rehearse"))
+"""Functions of the review that a session calls; whoever calls them too may make rules of their own."""
+
+
+@pytest.fixture
+def bureau(clock: FakeClock, forge: Forge) -> Bureau:
+    """A bureau with two expired messages and one without token among its dead letters."""
+    made = Bureau(clock, forge, RABBITMQ)
+    late = [forge.seal(made.message(b"late %d" % number)) for number in range(2)]
+    clock.advance(7200)
+    made.send(*late, made.message(b"bare"))
+    return made
+
+
+def session(bureau: Bureau, **changes: Any) -> Session:
+    """Return a session that can do everything, but for what is changed."""
+    able: dict[str, Any] = {
+        "guard": bureau.guard, "releaser": lambda name: bureau.releaser, "audit": bureau.audit,
+        "clock": bureau.clock,
+    }  # fmt: skip
+    return Session(bureau.box, flow.run, **(able | changes))
+
+
+def plan(act: str = "redrive", **changes: Any) -> Plan:
+    """Return a plan on all letters."""
+    return Plan(**({"act": act, "reason": WHY, "waive": frozenset([Reason.EXPIRED]), "reviewer": "ada"} | changes))
+
+
+def carried_out(found: Session, wanted: Plan) -> tuple[Counter[str], Account, list[int]]:
+    """Rehearse a plan and carry it out; return what was rehearsed, the account, and the progress."""
+    seen: list[int] = []
+    with found.survey() as index:
+        selection, counts = found.rehearse(index, wanted)
+    done = found.act(
+        wanted, selection, cancelled=threading.Event(),
+        progress=lambda account: seen.append(account.selected - account.left),
+    )  # fmt: skip
+    return counts, done, seen
+
+
+def test_a_redrive_does_what_its_rehearsal_said(bureau: Bureau) -> None:
+    """Of two expired letters and one without token two go, and the account is the rehearsal's counts."""
+    counts, done, seen = carried_out(session(bureau), plan())
+    assert counts == {"accepted": 2, "token_missing": 1}
+    assert (done.done, done.refused, seen) == (2, {"token_missing": 1}, [1, 2, 3])
+    assert len(bureau.letters()) == 1
+    acts = [record for record in bureau.audit if record["verdict"] == "redriven"]
+    assert [(record["detail"], record["review"]["waive"]) for record in acts] == [(WHY, ["expired"])] * 2
+
+
+def test_a_discard_does_what_its_rehearsal_said(bureau: Bureau) -> None:
+    """A discard takes what the filter means, needs neither key nor pipeline, and leaves the rest."""
+    looking = session(bureau, guard=None, releaser=None)
+    counts, done, _ = carried_out(looking, plan("discard", wanted=Filter(reason="token_missing")))
+    assert (counts, done.done, done.left) == ({"accepted": 1}, 1, 0)
+    assert len(bureau.letters()) == 2
+    assert bureau.audit[-1]["instance"] == "ada"
+
+
+def test_what_comes_later_is_not_touched(bureau: Bureau) -> None:
+    """A plan acts on the letters that its rehearsal froze, whatever its filter would mean by then."""
+    found, wanted = session(bureau), plan("discard")
+    with found.survey() as index:
+        selection, _ = found.rehearse(index, wanted)
+    bureau.send(bureau.message(b"later"))
+    done = found.act(wanted, selection, progress=lambda account: None, cancelled=threading.Event())
+    assert (done.selected, done.done, len(bureau.letters())) == (3, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("missing", "able"),
+    [
+        ({}, {"redrive", "discard"}), ({"guard": None}, {"discard"}), ({"releaser": None}, {"discard"}),
+        ({"audit": None}, set()),
+    ],
+)  # fmt: skip
+def test_a_session_acts_only_with_what_the_act_needs(
+    missing: dict[str, Any], able: set[str], bureau: Bureau
+) -> None:
+    """A redrive needs pipeline, key and audit, a discard the audit; else it is refused and no letter touched."""
+    found = session(bureau, **missing)
+    assert ({"redrive"} if found.can_redrive else set()) | ({"discard"} if found.can_discard else set()) == able
+    for act in {"redrive", "discard"} - able:
+        with pytest.raises(ConfigurationError):
+            found.check(plan(act))
+        with pytest.raises(ConfigurationError):
+            carried_out(found, plan(act))
+    for act in able:
+        found.check(plan(act))
+    assert len(bureau.letters()) == 3
+
+
+def test_without_a_pipeline_nothing_is_judged(bureau: Bureau) -> None:
+    """Judging letters, or one letter, without the consumer's configuration is an error that names the option."""
+    found = session(bureau, guard=None)
+    with found.survey() as index:
+        with pytest.raises(ConfigurationError, match="--config"):
+            found.judge(index)
+        with pytest.raises(ConfigurationError, match="--config"):
+            found.verdict(index.reading(1))
+    with session(bureau).survey() as index:
+        assert session(bureau).judge(index) == {"expired": 2, "token_missing": 1}
+        assert session(bureau).verdict(index.reading(1)) == "expired"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"reason": ""}, "a reason is required"), ({"reason": "  "}, "a reason is required"),
+        ({"reason": "two\nlines"}, "a reason is required"),
+        ({"waive": frozenset([Reason.SIGNATURE_INVALID])}, "a release may waive"),
+    ],
+)  # fmt: skip
+def test_a_plan_that_nobody_may_have_is_refused(changes: dict[str, Any], said: str) -> None:
+    """A plan has a reason of one line, and waives nothing that no release may waive, whoever makes it."""
+    with pytest.raises(ConfigurationError, match=said):
+        plan(**changes)
+
+
+class Failing:
+    """A letter box whose broker is lost after one batch."""
+
+    name, destination, expected = "dead", "rabbitmq:/dead", 0
+
+    def __init__(self, error: Exception) -> None:
+        self._error, self._batches = error, 1
+
+    def browse(self, limit: int, /) -> Sequence[Letter]:
+        """Return one letter, then fail."""
+        if limit and not self._batches:
+            raise self._error
+        self._batches -= 1
+        return [Letter(message=rabbitmq_message(body=b"x"))]
+
+    def publish(self, message: Any, /) -> None:
+        """Refuse: nothing is sent here."""
+        raise NotImplementedError
+
+    def remove(self, letter: Letter, /) -> None:
+        """Refuse: nothing is removed here."""
+        raise NotImplementedError
+
+
+def test_a_reading_that_fails_keeps_what_others_read() -> None:
+    """Where the broker is lost an index of the caller's keeps what was read, and is known not to be whole."""
+    lost = Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "lost")
+    with Index(0.0) as index:
+        with pytest.raises(Unavailable):
+            Session(Failing(lost), flow.run).survey(into=index)
+        assert (index.count(), index.complete) == (1, False)
+
+
+def test_a_reading_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the broker is lost an index that the session made itself is deleted with its file."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    lost = Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "lost")
+    with pytest.raises(Unavailable):
+        Session(Failing(lost), flow.run).survey()
+    assert list(tmp_path.iterdir()) == []
+
+
+def trusting(bureau: Bureau, *issuers: str) -> Any:
+    """Let the bureau's pipeline trust these release authorities, and return it."""
+    authority = Authority(keys=KeySet([Key.generate().public_only]), waive=frozenset())
+    release = ReleaseAuthorities(dict.fromkeys(issuers, authority)) if issuers else None
+    bureau.guard.verifier = bureau.forge.verifier(release=release)
+    return bureau.guard
+
+
+@pytest.mark.parametrize(
+    ("issuers", "authority", "said"),
+    [((), None, "takes no release"), ((REVIEW, "https://other.example"), None, "--authority: required")],
+)
+def test_whose_releases_they_are_is_clear(
+    issuers: tuple[str, ...], authority: str | None, said: str, bureau: Bureau
+) -> None:
+    """A pipeline that trusts nobody, and one that trusts several while none is named, are errors."""
+    with pytest.raises(ConfigurationError, match=said):
+        reviewers_releaser(trusting(bureau, *issuers), Key.generate, authority=authority, lifetime=60)
+
+
+def test_the_key_is_read_for_each_releaser(bureau: Bureau) -> None:
+    """A console that runs through a rotation signs with the key of now, as the reviewer who acts now."""
+    keys = [Key.generate(subjects=["ada"]), Key.generate(subjects=["bob"])]
+    make = reviewers_releaser(trusting(bureau, REVIEW), iter(keys).__next__, authority=None, lifetime=60)
+    assert [make("ada").reviewer, make("bob").reviewer] == ["ada", "bob"]
+    with pytest.raises(ConfigurationError, match="does not speak for this reviewer"):
+        reviewers_releaser(bureau.guard, lambda: keys[0], authority=None, lifetime=60)("bob")
+
+
+def test_the_ledger_is_of_this_index(bureau: Bureau, tmp_path: Path) -> None:
+    """Letters without a record of their rejection do not add up."""
+    empty = tmp_path / "audit.jsonl"
+    empty.touch()
+    with session(bureau).survey() as index:
+        assert session(bureau).ledger(index, [empty]).difference == index.count(ALL) == 3
+
+
+def named(source: str) -> set[str]:
+    """Return the functions of the review that a module takes from it, under whatever name."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mqauth.review"):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "review":
+            found.add(node.attr)
+    return found & FLOWS
+
+
+@pytest.mark.parametrize(
+    "path", [*PACKAGE.glob("cli/*.py"), *PACKAGE.glob("console/*.py")], ids=lambda path: path.stem
+)
+def test_neither_command_nor_console_goes_around_the_session(path: Path) -> None:
+    """What acts and judges is called by the session alone: a rule cannot stand in one of the two."""
+    assert named(path.read_text("utf-8")) == set()
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["from mqauth.review import redrive as go", "from mqauth.review.judge import judge", "review.discard(box)"],
+)
+def test_a_way_around_the_session_is_found(source: str) -> None:
+    """An import of such a function, and its use through the room, makes the test red."""
+    assert len(named(source)) == 1
