@@ -97,9 +97,9 @@ def test_a_good_set_arrives_whole(server: KeyServer, authority: Authority) -> No
     [
         ("redirect", "redirect"),
         ("status", "status 503"),
-        ("reset", "out of reach|no HTTP|TLS"),
-        ("garbage", "no HTTP"),
-        ("no_json", "no JSON"),
+        ("reset", "out of reach|not HTTP|TLS"),
+        ("garbage", "not HTTP"),
+        ("no_json", "not JSON"),
         ("wrong_type", "content type"),
         ("large", "over 262144 bytes"),
         ("endless", "over 262144 bytes"),

@@ -22,7 +22,7 @@ from integration.services import RabbitMQ
 from integration.test_rabbitmq_wrapper import Bench, _bench, until
 from mqauth import MalformedMessage, Verified
 from mqauth.brokers import rabbitmq as wrapper
-from mqauth.brokers.rabbitmq.frame import MAX_HEADER_FRAME
+from mqauth.brokers.rabbitmq.translate import MAX_HEADER_FRAME
 
 Instrument = Callable[[], None]
 

@@ -13,7 +13,7 @@ from aio_pika.abc import AbstractChannel
 from pamqp import commands
 
 from integration.services import RabbitMQ
-from mqauth.brokers.rabbitmq.frame import MAX_HEADER_FRAME
+from mqauth.brokers.rabbitmq.translate import MAX_HEADER_FRAME
 
 ROUNDS = 50
 

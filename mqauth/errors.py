@@ -168,6 +168,16 @@ class ConfigurationError(MqauthError):
     code = "configuration"
 
 
+def require(condition: object, refusal: str) -> None:
+    """Refuse a setting, a key or an argument unless a condition holds.
+
+    Raises:
+        ConfigurationError: it does not hold; ``refusal`` says what was expected.
+    """
+    if not condition:
+        raise ConfigurationError(refusal)
+
+
 class KeyChanged(MqauthError):
     """A signing key was rotated and signs no more; its source has another."""
 

@@ -22,7 +22,7 @@ from typing import Any, Final, Generic, NamedTuple, NoReturn, ParamSpec, TypeGua
 
 import tenacity
 
-from mqauth.errors import Cause, ConfigurationError, RejectNow, RetryLater, Unavailable
+from mqauth.errors import Cause, ConfigurationError, RejectNow, RetryLater, Unavailable, require
 
 
 class ColourError(ConfigurationError):
@@ -54,8 +54,10 @@ class Attempts:
     final: tuple[type[Exception], ...] = (RetryLater, RejectNow)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.limit <= MAX_ATTEMPTS or not 0 <= self.wait <= self.wait_max:
-            raise ConfigurationError(f"attempts are 1 to {MAX_ATTEMPTS}, and waits grow from wait to wait_max")
+        require(
+            1 <= self.limit <= MAX_ATTEMPTS and 0 <= self.wait <= self.wait_max,
+            f"attempts are 1 to {MAX_ATTEMPTS}, and waits grow from wait to wait_max",
+        )
 
 
 class Call(NamedTuple):
@@ -258,8 +260,7 @@ def refuse_async(**plugins: object) -> None:
         ConfigurationError: one of them is asynchronous; its messages would be deferred for ever.
     """
     for name, plugin in plugins.items():
-        if is_async(plugin):
-            raise ConfigurationError(f"{name} is asynchronous, and this consumer is not")
+        require(not is_async(plugin), f"{name} is asynchronous, and this consumer is not")
 
 
 def _again(wish: Call, error: Exception) -> Any:

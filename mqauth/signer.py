@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
-from mqauth.errors import Cause, ConfigurationError, KeyChanged, MalformedMessage, Unavailable
+from mqauth.errors import Cause, ConfigurationError, KeyChanged, MalformedMessage, Unavailable, require
 from mqauth.wire import base64url, batch, claims, destination, envelope, jws, template
 from mqauth.wire.claims import MAX_BATCH, Batch, Binding, Claims
 from mqauth.wire.envelope import Encoder
@@ -89,10 +89,11 @@ class Signer:
         randomness: Randomness = SYSTEM_RANDOMNESS,
     ) -> None:
         _check_names(issuer=issuer, subject=subject, audience=audience)
-        if type(lifetime) is not int or not 1 <= lifetime <= MAX_LIFETIME:
-            raise ConfigurationError(f"lifetime is 1 to {MAX_LIFETIME} whole seconds")
-        if isinstance(cover, str):
-            raise ConfigurationError("cover is a list of names: a text would cover its letters")
+        require(
+            type(lifetime) is int and 1 <= lifetime <= MAX_LIFETIME,
+            f"lifetime is 1 to {MAX_LIFETIME} whole seconds",
+        )
+        require(not isinstance(cover, str), "cover is a list of names: a text would cover its letters")
         self._key_now = _source(key)
         self._checked: SigningKey | None = None
         self.issuer = issuer
@@ -282,21 +283,23 @@ def _source(key: Key | SigningKey | SigningKeySource) -> Callable[[], SigningKey
 
 def _check_key(key: SigningKey, subject: str) -> None:
     """Refuse what cannot sign, what signs tokens nobody could accept, and a key that names other subjects only."""
-    if not callable(getattr(key, "sign", None)):
-        raise ConfigurationError("the key cannot sign: for a keystore folder use mqauth.ActiveKey")
-    if getattr(key, "algorithm", None) not in ALGORITHMS:
-        raise ConfigurationError(f"the key's algorithm is none of {', '.join(ALGORITHMS)}")
-    if not claims.is_name(getattr(key, "kid", None), 1, MAX_KID):
-        raise ConfigurationError(f"the key's kid is text of 1 to {MAX_KID} characters")
+    require(
+        callable(getattr(key, "sign", None)), "the key cannot sign: for a keystore folder use mqauth.ActiveKey"
+    )
+    require(
+        getattr(key, "algorithm", None) in ALGORITHMS, f"the key's algorithm is none of {', '.join(ALGORITHMS)}"
+    )
+    require(
+        claims.is_name(getattr(key, "kid", None), 1, MAX_KID),
+        f"the key's kid is text of 1 to {MAX_KID} characters",
+    )
     subjects = getattr(key, "subjects", None)
-    if subjects is not None and subject not in subjects:
-        raise ConfigurationError("the key does not speak for this subject")
+    require(subjects is None or subject in subjects, "the key does not speak for this subject")
 
 
 def _check_names(**names: object) -> None:
     for name, value in names.items():
-        if not claims.is_name(value):
-            raise ConfigurationError(f"{name} is text of 1 to {claims.MAX_NAME} characters")
+        require(claims.is_name(value), f"{name} is text of 1 to {claims.MAX_NAME} characters")
 
 
 def _check_audiences(audiences: Mapping[str, str]) -> dict[str, str]:

@@ -57,7 +57,7 @@ unsigned_headers = "reject"
 [[consumer.issuers]]
 issuer = "https://auth.example"
 file = "jwks.json"
-publish_delay = 600
+vouches = false
 
 [[consumer.issuers]]
 issuer = "https://partner.example"
@@ -306,12 +306,13 @@ def pin(kid: str | None) -> Change:
 
     def change(world: World) -> None:
         wanted = kid or world.keystore.ring().keys[0].kid
-        world.edit("publish_delay = 600", f'subjects = {{ "{wanted}" = ["orders-api"] }}')
+        world.edit("vouches = false", f'subjects = {{ "{wanted}" = ["orders-api"] }}')
 
     return change
 
 
 NOTHING: Change = edits()
+OWN = 'file = "jwks.json"\nvouches = false'
 STALE = "max_stale = 3600"
 STAR = '{ "*" = ["stock-api"] }'
 BROKERS = '["amqps://rabbitmq.example/", "kafka://a.example:9093,b.example:9093?security_protocol=SASL_SSL"]'
@@ -341,13 +342,13 @@ CASES = [
     case("configuration", FILE, lambda world: (world.place / "jwks.json").unlink()),
     case("configuration", FILE, lambda world: world.file("jwks.json", b"{")),
     case("configuration", "consumer.audience", edits(('audience = "billing"\nmax', "audience = 7\nmax"))),
-    case("configuration", "producer.keys", both(broken_ring, edits(("publish_delay = 600", "")))),
+    case("configuration", "producer.keys", both(broken_ring, edits(("vouches = false", "")))),
     case("configuration", f"{PARTNER}.max_stale", edits((STALE, "max_stale = 5")),
          edits((STALE, "max_stale = 30"))),
     case("configuration", f"{PARTNER}.jwks", edits((STALE, f'{STALE}\nca = "jwks.json"'))),
     case("configuration", "check.accept[0]", edits(("rate = 500", 'rate = 500\naccept = ["issuer_vouched"]'))),
     case("configuration", "check.accept[0]", edits(("rate = 500", 'rate = 500\naccept = ["jwks_http"]'))),
-    case("configuration", "producer.keys", both(only_pending, edits(("publish_delay = 600", "")))),
+    case("configuration", "producer.keys", both(only_pending, edits(("vouches = false", "")))),
     case("configuration", "producer.subject", both(plain_keys, edits(('"orders-api"', '"b"')))),
     case("configuration", "producer.subject", edits(('subject = "orders-api"', 'subject = "another"'))),
     case("trust_writable", "", config_mode(0o602), config_mode(0o604)),
@@ -381,21 +382,21 @@ CASES = [
     case("unsigned_headers_hidden", "consumer.unsigned_headers", edits(('"reject"', '"hide"'))),
     # issuers and rules
     case("issuer_unbound", "consumer.issuers[0].subjects", no_binding,
-         both(no_binding, edits(("publish_delay = 600", 'subjects = { "*" = ["orders-api"] }')))),
+         both(no_binding, edits(("vouches = false", 'subjects = { "*" = ["orders-api"] }')))),
     case("binding_unseen", f"{PARTNER}.subjects", edits((f"subjects = {STAR}", ""))),
     case("subjects_shared", f'{PARTNER}.subjects."*"', edits((STAR, '{ "*" = ["stock-api", "b"] }')),
          edits((STAR, '{ "*" = ["stock-api"], kid-1 = ["a", "b"] }'))),
     case("subjects_shared", 'consumer.issuers[0].subjects."*"',
-         both(no_binding, edits(("publish_delay = 600", 'subjects = { "*" = ["a", "b"] }'))),
-         edits(("publish_delay = 600", 'subjects = { "*" = ["a", "b"] }'))),
+         both(no_binding, edits(("vouches = false", 'subjects = { "*" = ["a", "b"] }'))),
+         edits(("vouches = false", 'subjects = { "*" = ["a", "b"] }'))),
     case("issuer_vouches", f"{PARTNER}.vouches", edits((f"subjects = {STAR}", "vouches = true"))),
     case("issuer_unbound", "consumer.issuers[0].subjects", both(keys_with(
         lambda: {**made(), "kid": "mute", "mqauth_sub": []}),
-        edits(("publish_delay = 600", 'subjects = { mute = ["a"] }')))),
+        edits(("vouches = false", 'subjects = { mute = ["a"] }')))),
     case("issuers_share_keys", f"{PARTNER}.file", edits(
         ('jwks = "https://partner.example/jwks.json"\nmax_stale = 3600', 'file = "./jwks.json"'))),
     case("issuers_share_keys", f"{PARTNER}.jwks", edits(
-        ('file = "jwks.json"\npublish_delay = 600', 'jwks = "https://partner.example/jwks.json"'))),
+        ('file = "jwks.json"\nvouches = false', 'jwks = "https://partner.example/jwks.json"'))),
     case("pin_unknown", 'consumer.issuers[0].subjects.kid-1', pin("kid-1"), pin(None)),
     case("policy_empty", "consumer.allow", lambda world: world.drop("[consumer.allow]"), NOTHING),
     case("rule_matches_all", "consumer.allow[0].destinations[1]", edits(("kafka:orders", "kafka:#"))),
@@ -440,7 +441,8 @@ CASES = [
          edits((STALE, f"max_stale = {DAY}"))),
     case("stale_beyond_rotation", f"{PARTNER}.max_stale", edits(("7776000", "3599")), edits(("7776000", "3600"))),
     case("publish_delay_overstated", "consumer.issuers[0].publish_delay",
-         edits(("publish_delay = 600", "publish_delay = 601"))),
+         edits((OWN, 'jwks = "https://auth.example/jwks.json"\npublish_delay = 601')),
+         edits((OWN, 'jwks = "https://auth.example/jwks.json"\npublish_delay = 600'))),
     # the producer's keys
     case("key_readable", "producer.keys", lambda world: world.pem.chmod(0o640)),
     case("keystore_writable", "producer.keys", mode("keys", 0o720)),
@@ -575,6 +577,27 @@ def test_page_has_every_code() -> None:
 
 
 # --- the check as a whole ---------------------------------------------------------------------------------
+
+
+def test_every_refusal_of_a_table_is_found(world: World) -> None:
+    """A table with several refused settings shows each of them, inner tables and entries included."""
+    world.edit("leeway = 5", "leeway = 61\nmax_lifetyme = 1")
+    world.edit("max_lifetime = 300", "max_lifetime = 0.5")
+    world.edit(STALE, "max_stale = 5")
+    world.edit(f"subjects = {STAR}", f'subjects = {{ {"k" * 129} = ["a"], kid-1 = [] }}')
+    world.edit('destinations = ["kafka:stock.*"]', "")
+    world.edit('name = "orders.dead"', 'nmae = "orders.dead"')
+    found = {(finding.key, finding.message) for finding in world.check().findings}
+    assert found == {
+        ("consumer.leeway", "must be 0 to 60, not 61"),
+        ("consumer.max_lifetyme", "unknown key; did you mean max_lifetime?"),
+        ("consumer.max_lifetime", "must be an integer, not a float"),
+        (f"{PARTNER}.max_stale", "must be 30 to 604800, not 5"),
+        (f"{PARTNER}.subjects.{'k' * 129}", 'must be a kid of at most 128 characters, or "*"'),
+        (f"{PARTNER}.subjects.kid-1", "must name at least 1"),
+        ("consumer.allow[1].destinations", "required"),
+        ("dead_letters.nmae", "unknown key; did you mean name?"),
+    }
 
 
 def test_refused_table_does_not_hide_the_others(world: World) -> None:
@@ -860,7 +883,7 @@ def test_command_shows_people_a_table(shell: World) -> None:
         (("mqauth.toml", "--online"), "mqauth: --online: not in this version"),
         (("jwks.json", "--nonsense"), "mqauth: No such option"),
         ((), "mqauth: Missing argument"),
-        (("jwks.json",), "mqauth: jwks.json: no TOML: "),
+        (("jwks.json",), "mqauth: jwks.json: not TOML: "),
     ],
 )
 def test_command_refuses_in_one_line(shell: World, arguments: tuple[str, ...], said: str) -> None:
@@ -918,7 +941,7 @@ def test_terminal_commands_of_the_file_are_harmless(shell: World, options: tuple
     """Control sequences in keys, paths, kids and the file's own name are printed as text, in every output."""
     shell.edit('file = "audit.jsonl"', f"file = {json.dumps('/dev/' + HOSTILE)}")
     shell.edit('file = "review.json"', f"file = {json.dumps(HOSTILE)}")
-    shell.edit("publish_delay = 600", 'subjects = { "\u202e[bold]x" = ["orders-api"] }')
+    shell.edit("vouches = false", 'subjects = { "\u202e[bold]x" = ["orders-api"] }')
     shell.text += f"\n[{json.dumps(HOSTILE)}]\n"
     name = f"evil{HOSTILE}.toml"
     (shell.place / name).write_text(shell.text)

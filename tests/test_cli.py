@@ -530,7 +530,7 @@ def test_bad_argument_of_sign_is_one_line(ready: Shell, arguments: tuple[str, ..
     ("text", "what"),
     [
         (None, "mqauth.toml: No such file or directory"),
-        ("[producer\n", "mqauth.toml: no TOML: "),
+        ("[producer\n", "mqauth.toml: not TOML: "),
         (CONFIG + "[nonsense]\n", "mqauth.toml: nonsense: unknown key"),
         (CONFIG.replace('audience = "billing"', "audience = 3", 1), "mqauth.toml: [producer] audience: must be"),
         ("[audit]\nfile = 'a'\n", "mqauth.toml: ["),

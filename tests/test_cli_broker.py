@@ -105,7 +105,7 @@ def test_what_contradicts_the_url_is_refused(lines: str, url: str, said: str, tm
         (SASL.replace("SCRAM-SHA-512", "NONE"), "must be"), ('user = "a"\npassword = "b"', "unknown key"),
         ('user = "a"\npassword_env = "NOT_SET"', "not set"), ("password_file = 3", "string"),
         ('user = "a"\npassword_env = "BROKER_PASSWORD"\npassword_file = "b"', "password_file: contradicts"),
-        ("x", "no TOML"),
+        ("x", "not TOML"),
     ],
 )  # fmt: skip
 def test_a_file_that_says_nothing_clear_is_refused(lines: str, said: str, tmp_path: Path) -> None:

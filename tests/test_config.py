@@ -61,7 +61,6 @@ user_id = { guest = "orders-api" }
 [[consumer.issuers]]
 issuer = "https://auth.example"
 file = "jwks.json"
-publish_delay = 30
 subjects = { "*" = ["orders-api"] }
 
 [[consumer.issuers]]
@@ -655,6 +654,7 @@ def test_required_key_is_named(place: Path, spot: tuple[str, ...], key: str) -> 
         (("consumer", "issuers", "0"), {"jwks": "https://a.example/"}, ": needs one of file, jwks and"),
         (("consumer", "issuers", "0"), {"discovery": True}, ": needs one of file, jwks and"),
         (("consumer", "issuers", "0"), {"max_stale": 60}, "max_stale: only with jwks or discovery"),
+        (("consumer", "issuers", "0"), {"publish_delay": 5}, "publish_delay: only with jwks or discovery"),
         (("consumer", "issuers", "0"), {"vouches": True}, "vouches: contradicts subjects"),
         (("consumer", "issuers", "1"), {"issuer": "https://auth.example"}, "issuer: is configured twice"),
         (("consumer", "allow", "0"), {"issuer": "https://x.example"}, "issuer: is not among"),
@@ -739,7 +739,7 @@ def test_audience_by_destination_is_checked(place: Path, members: dict[str, Any]
         ('[producer]\nissuer = """a', "(at line 2, the end)"),
         (b'[producer]\nissuer = "\xff"\n', "not UTF-8 (at line 2)"),
         ("a = " + "[" * 5000, "nested too deep"),
-        ("a = " + "9" * 5000, "no TOML"),
+        ("a = " + "9" * 5000, "not TOML"),
     ],
 )
 def test_syntax_error_names_its_line(place: Path, text: str | bytes, what: str) -> None:

@@ -1055,7 +1055,7 @@ def test_secret_from_the_environment(settings_file: Path, monkeypatch: pytest.Mo
         ('["dlq-look"]', "[1]", "must be a string"),
         ('viewer = ["dlq-look"]\nreviewer = ["dlq-review"]', "", "at least one"),
         ("viewer =", "admin =", "unknown key"),
-        ("issuer", "issuer issuer", "no TOML"),
+        ("issuer", "issuer issuer", "not TOML"),
         ('"secret"', '"missing"', "missing"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mqauth.delivery.hold import MAX_BYTES, HoldCapacity
-from mqauth.delivery.prefetch import STEADY, Prefetch
+from mqauth.delivery.window import STEADY, Prefetch
 from mqauth.errors import Cause
 
 OURS, DEAD = "https://ours", "https://dead"

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from mqauth.delivery.prefetch import OUTAGE_AFTER, Outage
+from mqauth.delivery.window import OUTAGE_AFTER, Outage
 from mqauth.errors import Cause
 from mqauth.testing import FakeClock
 

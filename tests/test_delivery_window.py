@@ -8,8 +8,7 @@ import random
 import pytest
 
 from mqauth.delivery.hold import HeldDelivery
-from mqauth.delivery.prefetch import DEATHS_IN_A_ROW, OUTAGE_AFTER, RESTORE_AFTER
-from mqauth.delivery.window import PROBE_WAIT, Window
+from mqauth.delivery.window import DEATHS_IN_A_ROW, OUTAGE_AFTER, PROBE_WAIT, RESTORE_AFTER, Window
 from mqauth.errors import Cause
 from mqauth.judging.pipeline import Outcome, Step
 from mqauth.testing import FakeClock

@@ -11,7 +11,6 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ from mqauth.keystore.remote import snapshot as jwks_snapshot
 from mqauth.keystore.remote.connection import Deadline, Endpoint, FetchFailed, trust
 from mqauth.keystore.remote.events import Event, EventKind
 from mqauth.keystore.remote.fetch import DiscoveredFetch, URLFetch
-from mqauth.keystore.remote.http import MAX_BODY, Response, get
-from mqauth.keystore.remote.refresher import ThreadRefresher
+from mqauth.keystore.remote.http import MAX_BODY, Response, request
+from mqauth.keystore.remote.refresher import Ended, ThreadRefresher
 from mqauth.keystore.remote.rules import Answer
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
@@ -63,10 +62,11 @@ class Script:
         return self.answer
 
 
-class Inline:
+class Inline(ThreadRefresher):
     """Does the work on the spot, or, while told to hang, not at all; waiting moves the clock."""
 
     def __init__(self, clock: FakeClock) -> None:
+        super().__init__(threading.Condition(), lambda: 0.0)
         self.clock = clock
         self.hang = False
         self.waited = 0.0
@@ -77,16 +77,17 @@ class Inline:
         if not self.hang and not self.closed:
             self.work()
 
-    wake = ensure
+    def wake(self) -> None:
+        self.ensure()
 
-    def wait(self, seconds: float, /) -> None:
+    def wait(self, _ended: Ended, seconds: float, /) -> None:
         self.waited += seconds
         self.clock.advance(seconds)
 
-    async def pause(self, ended: asyncio.Future[None], seconds: float, /) -> None:
+    async def pause(self, ended: Ended, seconds: float, /) -> None:
         await asyncio.sleep(0)
         if not ended.done():
-            self.wait(seconds)
+            self.wait(ended, seconds)
 
     def close(self) -> None:
         self.closed = True
@@ -535,8 +536,8 @@ def test_a_snapshot_is_refreshed_at_once_and_guarded(clock: FakeClock, tmp_path:
 
 
 def _other_url(path: Path) -> None:
-    found = jwks_snapshot.load(path, source=URL, now=2e9, max_age=1e9)
-    jwks_snapshot.save(path, replace(found, source="https://other.example/jwks.json"))
+    keys, _, delay = jwks_snapshot.load(path, source=URL, now=2e9, max_age=1e9)
+    jwks_snapshot.save(path, keys, source="https://other.example/jwks.json", asked=2e9, publish_delay=delay)
 
 
 def _edited(path: Path) -> None:
@@ -549,7 +550,7 @@ def _edited(path: Path) -> None:
         (lambda path: path.chmod(0o640), "mode"),
         (lambda path: path.write_bytes(b"{"), "damaged"),
         (lambda path: path.write_bytes(b"[]"), "damaged"),
-        (lambda path: path.write_bytes(b" " * 600_000), "large"),
+        (lambda path: path.write_bytes(b" " * 600_000), "over 524288 bytes"),
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), "damaged"),
         (_edited, "damaged"),
         (_other_url, "another source"),
@@ -577,7 +578,7 @@ def test_a_snapshot_is_bounded_in_age(clock: FakeClock, tmp_path: Path, age: flo
     path = tmp_path / "set.json"
     saved(clock, path, A)
     clock.step(age)
-    with pytest.raises(jwks_snapshot.SnapshotRefused, match="old"):
+    with pytest.raises(ConfigurationError, match="old"):
         jwks_snapshot.load(path, source=URL, now=clock.now(), max_age=3600)
 
 
@@ -655,7 +656,7 @@ def document(*keys: Key, **members: Any) -> bytes:
 def ask(wire: Any, clock: FakeClock, *, etag: str | None = None, url: str = URL) -> Response:
     """Make one request over a scripted socket."""
     endpoint = Endpoint.parse(url, unsafe_http_loopback=True)
-    return get(endpoint, deadline=Deadline(clock, 5), context=None, etag=etag, dial=lambda *_: wire)
+    return request(endpoint, deadline=Deadline(clock, 5), context=None, etag=etag, dial=lambda *_: wire)
 
 
 def test_a_good_answer_is_read_whole(clock: FakeClock) -> None:
@@ -801,7 +802,7 @@ def test_what_the_network_does_is_named_without_detail(clock: FakeClock, error: 
         raise error
 
     with pytest.raises(FetchFailed, match=why):
-        get(Endpoint.parse(URL), deadline=Deadline(clock, 5), context=None, dial=dial)
+        request(Endpoint.parse(URL), deadline=Deadline(clock, 5), context=None, dial=dial)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from mqauth.errors import ConfigurationError
 from mqauth.keystore.remote import rules
 from mqauth.keystore.remote.events import Event, EventKind
 from mqauth.keystore.remote.merge import merge
-from mqauth.keystore.remote.rules import AbsentKids, Answer, Cache, Limits, Ruling, Wish
+from mqauth.keystore.remote.rules import AbsentKids, Answer, Cache, Limits, Ruling
 from mqauth.wire.keys import Key, KeySet, Revocation
 
 KEYS = [Key.generate() for _ in range(6)]
@@ -45,9 +45,9 @@ def ruling(
     cache: Cache, *, now: float, received: float | None = None, kid: str = NOBODY, **changes: Any
 ) -> Ruling:
     """Rule on a kid of a message received now, unless told otherwise."""
-    wish = Wish(kid, now if received is None else received)
-    absent = changes.pop("absent", AbsentKids())
-    return rules.rule(cache, wish, now=now, limits=changes.pop("limits", LIMITS), absent=absent)
+    absent, limits = changes.pop("absent", AbsentKids()), changes.pop("limits", LIMITS)
+    since = now if received is None else received
+    return rules.rule(cache, kid, received=since, now=now, limits=limits, absent=absent)
 
 
 def kinds(events: tuple[Event, ...]) -> list[str]:

@@ -330,6 +330,17 @@ def test_unknown_outcomes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [record["value"] for record in client.sent] == [b"1", b"2", b"3", b"1"]
 
 
+def test_unknown_outcomes_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sends large bad messages fills no memory with what is remembered of their letters."""
+    monkeypatch.setattr("mqauth.brokers.dead_letters.MAX_UNCONFIRMED_BYTES", 5000)
+    letters, client = dead_letters(*(Future(done=False) for _ in range(3)))
+    large, other = b"1" * 4000, b"2" * 4000
+    for body in (large, other, other, large):
+        with pytest.raises(Unavailable):
+            letters.publish(letter(body=body))
+    assert [record["value"] for record in client.sent] == [large, other, large]
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_too_large(late: bool) -> None:
     """A form that is too large, for the client or the broker, is followed by the next at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+import warnings
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqauth.brokers.kafka import translate
-from mqauth.brokers.kafka.translate import Logs
 from mqauth.brokers.log import records as log_records
 from mqauth.brokers.log.records import Log
 from mqauth.errors import MalformedMessage
 from mqauth.wire.json_form import to_form
 from mqauth.wire.message import Message
+
+with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from mqauth.brokers.kafka import translate
+    from mqauth.brokers.kafka.translate import Logs
 
 
 @dataclass

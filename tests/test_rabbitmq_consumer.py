@@ -25,7 +25,7 @@ from pamqp.header import ContentHeader
 from mqauth import AuditFile, Cause, ConfigurationError, MemoryReplayStore, Pipeline, Verdict, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.queue.processor import Processor, StartedDelivery
-from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_untouched, told
+from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_untouched, try_settle
 from mqauth.brokers.rabbitmq.incoming import Delivered
 from mqauth.brokers.rabbitmq.queue import Deliveries
 from mqauth.brokers.rabbitmq.topology import DEFAULT_DELIVERY_LIMIT
@@ -360,7 +360,7 @@ async def test_a_claim_ages_from_where_it_was_made(audit: AuditFile) -> None:
     ages = list[float]()
 
     async def handler(_: Verified) -> None:
-        ages.extend(clock.monotonic() - since for _, since in spot.processor._leases._tended._since.values())
+        ages.extend(clock.monotonic() - since for _, since in spot.processor._leases._leases._since.values())
 
     spot = Spot(audit, handler)
     clock, delivery = spot.table.clock, spot.delivery()
@@ -793,7 +793,7 @@ async def test_told_of_a_lost_connection() -> None:
     async def broken() -> None:
         raise exceptions.AMQPConnectionError("gone")
 
-    assert [await told(act, "ack") for act in (cancelled, broken)] == [False, False]
+    assert [await try_settle(act, "ack") for act in (cancelled, broken)] == [False, False]
 
 
 async def test_a_real_cancellation_stays_one() -> None:

@@ -267,7 +267,7 @@ async def test_an_outage_longer_than_a_delivery_costs_one_message(audit: AuditFi
         is_over=True,
     )
     consumer._window.stalled = held
-    await consumer._subscription._until_answered(held)
+    await consumer._subscription._until_cause_is_over(held)
     assert consumer.health().prefetch == 1
     consumer._subscription.acks = acks if on_the_spot else None  # type: ignore[assignment]
     for tag, message in enumerate((table.honest(), rabbitmq_forged())):

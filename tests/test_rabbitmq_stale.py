@@ -15,7 +15,7 @@ from aio_pika import exceptions
 
 from mqauth import AuditFile, Cause, MemoryReplayStore, Verdict, Verified
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_blocked, told
+from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_blocked, try_settle
 from mqauth.brokers.rabbitmq.queue import round_trip
 from mqauth.delivery.hold import HeldDelivery
 from mqauth.delivery.progress import Progress
@@ -574,7 +574,7 @@ async def test_what_a_client_raises_because_its_connection_ended(
         raise error
 
     with caplog.at_level(logging.WARNING):
-        assert await told(fails, "ack") is False
+        assert await try_settle(fails, "ack") is False
     with pytest.raises(exceptions.AMQPConnectionError), closing_is_an_error():
         raise error
     with pytest.raises(ZeroDivisionError), closing_is_an_error():

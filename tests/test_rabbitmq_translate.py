@@ -20,9 +20,17 @@ from pamqp import commands, decode, encode
 from pamqp.header import ContentHeader
 
 from mqauth.brokers.amqp.values import on_wire
-from mqauth.brokers.rabbitmq.frame import MAX_HEADER_FRAME, Measured, agreed
 from mqauth.brokers.rabbitmq.incoming import Unreadable, delivered
-from mqauth.brokers.rabbitmq.translate import carries, from_native, scalar_on_wire, to_message, to_native
+from mqauth.brokers.rabbitmq.translate import (
+    MAX_HEADER_FRAME,
+    Measured,
+    agreed,
+    carries,
+    from_native,
+    scalar_on_wire,
+    to_message,
+    to_native,
+)
 from mqauth.errors import MalformedMessage, Reason, Rejection
 from mqauth.letters.dead_letter import DeadLetter, content_digest
 from mqauth.wire.json_form import PROPERTIES, from_form, to_form
@@ -224,7 +232,7 @@ def test_unsendable_headers(headers: Any, what: str) -> None:
     ("attribute", "value", "what"),
     [
         ("content_type", "x" * 256, "255"), ("app_id", "ü" * 128, "255"), ("type", "\ud800", "255"),
-        ("content_encoding", 5, "no text"), ("body", "text", "bytes"), ("body", None, "bytes"),
+        ("content_encoding", 5, "must be text"), ("body", "text", "bytes"), ("body", None, "bytes"),
     ],
 )  # fmt: skip
 def test_unsendable_parts(attribute: str, value: Any, what: str) -> None:

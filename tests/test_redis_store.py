@@ -168,7 +168,7 @@ def test_either_colour() -> None:
 ])  # fmt: skip
 def test_doubts(fields: dict[str, Any], count: int) -> None:
     """Eviction with a limit and no append-only file are doubts; nothing else is."""
-    assert len(redis_script.doubts(fields)) == count
+    assert len(redis_script.risks(fields)) == count
 
 
 @pytest.mark.parametrize("behind", [-3600.0, 0.0, 3600.0])
@@ -176,7 +176,7 @@ def test_key_life(behind: float) -> None:
     """A key lives for what the consumer's clock says is left, at least nothing, and the margin."""
     verb = redis_script.Verb.CLAIM
     requests = [wish(expires=START + behind)]
-    asked = redis_script.ask(verb, requests, namespace="m", now=START, margin=300.0, lease_clock=None)
+    asked = redis_script.script_call(verb, requests, namespace="m", now=START, margin=300.0, lease_clock=None)
     assert asked.arguments[0] == ""
     assert asked.arguments[1:3] == [1, int((max(behind, 0) + 300) * 1000) + 1]
 
@@ -196,7 +196,7 @@ def test_places_are_unambiguous() -> None:
 def _sent(request: ClaimRequest) -> bytes:
     """Return the argument a claim is sent as."""
     verb = redis_script.Verb.CLAIM
-    asked = redis_script.ask(verb, [request], namespace="m", now=START, margin=0, lease_clock=1.0)
+    asked = redis_script.script_call(verb, [request], namespace="m", now=START, margin=0, lease_clock=1.0)
     found = asked.arguments[-1]
     assert isinstance(found, bytes)
     return found
@@ -209,7 +209,9 @@ def test_siblings_are_asked_together() -> None:
         for n in (3, 5, 4)
         for one in (sibling(n, expires=START + n), sibling(n, token=b"x" * 16), wish(id=bytes([n]) * 16))
     ]
-    asked = redis_script.ask(redis_script.Verb.CLAIM, poll, namespace="m", now=START, margin=0.0, lease_clock=1.0)
+    asked = redis_script.script_call(
+        redis_script.Verb.CLAIM, poll, namespace="m", now=START, margin=0.0, lease_clock=1.0
+    )
     assert len(asked.keys) == 5
     assert asked.keys[0] == b"m:{billing}:" + bytes(range(16)) + b"~"
     assert asked.arguments[1:3] == [3, 5001]

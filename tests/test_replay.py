@@ -562,3 +562,23 @@ def test_a_batch_costs_little(offset: Callable[[int], int] | None, most: int) ->
     finally:
         tracemalloc.stop()
     assert size / len(store) < most
+
+
+def test_the_worked_example_of_the_memory_store() -> None:
+    """A claim of the example in the module's text goes through the tables as the text says, second by second."""
+    clock = FakeClock(NOW)
+    clock.advance(1003)
+    store, noon = MemoryReplayStore(clock=clock), clock.now()
+    first = replace(REQUEST, place=("", "orders", 0, 7), expires=noon + 65)
+    assert store.claim(first) is ClaimStatus.FRESH
+    ((key, (entry, bucket)),) = store._held.items()
+    assert (entry.place, entry.lease_ends, bucket.number) == (("", "orders", 0, 7), 1063, 107)
+    store.confirm(first)
+    assert (store._held, store._done[key & 255]) == ({}, {key: 7 << 16 | 1})
+    assert store.claim(replace(copied(first), place=("", "orders", 0, 9))) is ClaimStatus.REPLAYED
+    clock.advance(66)  # monotonic second 1069: the wall clock is past the end, the bucket is not
+    store.claim(replace(LIVE, id=b"another", expires=noon + 600))
+    assert len(store) == 2
+    clock.advance(1)
+    store.claim(replace(LIVE, id=b"one more", expires=noon + 600))
+    assert store._done[key & 255] == {}

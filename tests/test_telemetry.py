@@ -128,7 +128,7 @@ def test_one_broken_gauge_leaves_the_others(meter: Meter, caplog: pytest.LogCapt
     meter.telemetry.watch_keys("https://down.example", broken)
     meter.telemetry.watch_keys("https://auth.example", lambda: 0.0)
     assert [point.value for point in meter.points("mqauth.key_set.age").values()] == [0]
-    assert "could not be read: OSError" in caplog.text
+    assert "a gauge could not be read: OSError" in caplog.text
 
 
 @dataclass

@@ -1,6 +1,6 @@
-"""Broker wrappers: thin leaves that translate native messages and carry out the verdict; they hold no rule.
+"""Wrappers of broker clients: they translate native messages and carry out verdicts, and hold no rule.
 
-Importing one keeps tokens out of the client libraries' logs (``mqauth.audit.redaction``).
+Importing one keeps tokens out of the logs of the client libraries (``mqauth.audit.redaction``).
 """
 
 from mqauth.audit.redaction import redact_logging

@@ -1,8 +1,4 @@
-"""Dead letters and audit records on their way to any broker: for every client.
-
-A letter goes in the first of its forms that the broker takes. What is sent counts once the broker has confirmed
-it, and what keeps it from that is named by its cause.
-"""
+"""Dead letters and audit records on their way to a broker, for every client library."""
 
 from __future__ import annotations
 
@@ -18,7 +14,9 @@ from mqauth.letters.dead_letter import Carries, DeadLetter, Oversize, undelivere
 from mqauth.wire.message import Message
 
 MAX_UNCONFIRMED: Final = 1000
-"""Records of unknown outcome that are remembered; beyond it the oldest may be sent twice, with one id."""
+"""Records with an open outcome that are remembered at most."""
+MAX_UNCONFIRMED_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of these records at most, but for the latest, which is always remembered."""
 Errors = type[Exception] | tuple[type[Exception], ...]
 
 
@@ -35,13 +33,13 @@ def first_taken(  # noqa: PLR0917 - a flow has no keywords
     Args:
         letter: the letter.
         send: sends a form, and returns once the broker has confirmed it.
-        carries: tells which header names and values the client can send again.
-        fits: tells whether a form is within the sizes that are known.
-        too_large: what ``send`` raises of a form that is beyond the broker's size.
-        oversize: whether a form that only names the message may be taken.
+        carries: returns whether the client can send a header again.
+        fits: returns whether a form is within the sizes that are known.
+        too_large: what ``send`` raises for a form that is over the broker's size.
+        oversize: whether a form that only refers to the message may be sent.
 
     Raises:
-        Unavailable: ``dead_letter_unavailable``: no form fits; or what ``send`` raises.
+        Unavailable: ``dead_letter_unavailable`` where no form fits; or what ``send`` raises.
     """
     refused: Exception | None = None
     for form in letter.forms(carries, fits, oversize):
@@ -54,11 +52,11 @@ def first_taken(  # noqa: PLR0917 - a flow has no keywords
 
 @asynccontextmanager
 async def in_time(seconds: float, cause: Cause, lost: Errors) -> AsyncIterator[None]:
-    """Bound what is awaited within, and name what keeps it from the broker.
+    """Limit the time of what is awaited inside, and turn errors of the broker into ``Unavailable``.
 
     Args:
         seconds: for all of it.
-        cause: of what is raised.
+        cause: of the ``Unavailable`` that is raised.
         lost: what the client raises where the broker refuses or cannot be reached.
 
     Raises:
@@ -74,20 +72,39 @@ async def in_time(seconds: float, cause: Cause, lost: Errors) -> AsyncIterator[N
 
 
 class Unconfirmed:
-    """What was sent and has no outcome yet, by its id: it is waited for again instead of sent twice."""
+    """Records that were sent and not yet confirmed, by their id: they are waited for again, not sent twice.
+
+    Beyond the bounds the oldest are forgotten; they may be sent twice, under the same id.
+    """
 
     def __init__(self) -> None:
-        self._sent: dict[str, Any] = {}
+        self._sent: dict[str, tuple[Any, int]] = {}
+        self._bytes = 0
         self._lock = threading.Lock()
 
     def take(self, name: str) -> Any:
         """Return what was kept under an id, and forget it; ``None`` where there is nothing."""
         with self._lock:
-            return self._sent.pop(name, None)
+            return self._pop(name)
 
-    def keep(self, name: str, sent: Any) -> None:
-        """Keep what the client gave for a record, in place of the oldest where there are too many."""
+    def keep(self, name: str, sent: Any, size: int) -> None:
+        """Keep what the client returned for a record.
+
+        Args:
+            name: the record's id.
+            sent: the client's future.
+            size: bytes of the record. A sender of bad messages chooses it, so the bytes of all are bounded too.
+        """
         with self._lock:
-            while len(self._sent) >= MAX_UNCONFIRMED:
-                self._sent.pop(next(iter(self._sent)), None)
-            self._sent[name] = sent
+            self._pop(name)
+            self._sent[name] = sent, size
+            self._bytes += size
+            while len(self._sent) > 1 and (
+                len(self._sent) > MAX_UNCONFIRMED or self._bytes > MAX_UNCONFIRMED_BYTES
+            ):
+                self._pop(next(iter(self._sent)))
+
+    def _pop(self, name: str) -> Any:
+        sent, size = self._sent.pop(name, (None, 0))
+        self._bytes -= size
+        return sent

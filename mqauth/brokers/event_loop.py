@@ -1,28 +1,46 @@
-"""The tasks of deliveries under way, their end when a consumer stops, and signals that ask for it.
-
-A call after so many seconds, on the running event loop or on a test's.
-"""
+"""Timers, tasks of deliveries, and signals that ask for a stop, for wrappers of asyncio clients."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from typing import Any
 
+Timer = Callable[[float, Callable[[], None]], Any]
+"""Calls a function after so many seconds: ``call_later``, or a test's own."""
+Sleep = Callable[[float], Awaitable[Any]]
+"""Waits so many seconds: ``asyncio.sleep``, or a test's own."""
+
+
+def call_later(seconds: float, function: Callable[[], None]) -> asyncio.TimerHandle:
+    """Have the running event loop call a function after so many seconds."""
+    return asyncio.get_running_loop().call_later(seconds, function)
+
 
 def was_cancelled() -> bool:
-    """Tell whether this task was cancelled, and not only a future that it awaited.
+    """Return whether this task was cancelled, and not only a future that it awaited.
 
-    A client may cancel the futures of a connection that closes, which looks the same to whoever awaits them.
+    A client may cancel the futures of a connection that closes; for whoever awaits them that looks the same.
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
+async def first_of(*wanted: Awaitable[Any]) -> None:
+    """Wait until the first of these is done, and cancel the others."""
+    waits = [asyncio.ensure_future(wait) for wait in wanted]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+
+
 class DeliveryTasks:
-    """Tasks of one consumer, a delivery each."""
+    """The tasks of one consumer, one for each delivery."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[None]] = set()
@@ -33,19 +51,23 @@ class DeliveryTasks:
         return len(self._running)
 
     def run(self, work: Coroutine[Any, Any, None], context: Context | None = None) -> None:
-        """Go on with a delivery in a task of its own."""
+        """Run the rest of a delivery's work in a task of its own."""
         task = asyncio.create_task(work, context=context)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
     def leave_out(self, task: asyncio.Task[Any] | None) -> None:
-        """Do not wait for a task that itself waits for the end; others are told apart from tasks of ours here."""
+        """Do not wait for a task in ``end``: a handler that stops its own consumer would wait for itself.
+
+        Args:
+            task: who asks for the end; ignored where it is no task of this consumer.
+        """
         if task is not None and task in self._running:
             self._asking.add(task)
             self._asked.set()
 
     async def end(self, grace: float) -> None:
-        """Return when all have ended; those that need longer than so many seconds are cancelled, once."""
+        """Return when all tasks have ended; those that need longer than ``grace`` seconds are cancelled, once."""
         try:
             async with asyncio.timeout(grace):
                 await self._idle()
@@ -56,15 +78,9 @@ class DeliveryTasks:
             await asyncio.gather(*late, return_exceptions=True)
 
     async def _idle(self) -> None:
-        """Wait until every task has ended that has not asked for the end."""
         while running := self._running - self._asking:
             self._asked.clear()
-            waits = [asyncio.ensure_future(wait) for wait in (asyncio.wait(running), self._asked.wait())]
-            try:
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for wait in waits:
-                    wait.cancel()
+            await first_of(asyncio.wait(running), self._asked.wait())
 
 
 class SignalHandlers:
@@ -81,11 +97,3 @@ class SignalHandlers:
     def __exit__(self, *_: object) -> None:
         for number in self._numbers:
             asyncio.get_running_loop().remove_signal_handler(number)
-
-
-Timer = Callable[[float, Callable[[], None]], Any]
-
-
-def call_later(seconds: float, function: Callable[[], None]) -> asyncio.TimerHandle:
-    """Have the running event loop call a function after so many seconds."""
-    return asyncio.get_running_loop().call_later(seconds, function)

@@ -1,7 +1,7 @@
-"""A broker in this process: the embedded default of the demo, and the fake beside the real ones.
+"""A broker in this process: the default of the demo, and the fake beside the real brokers in tests.
 
-A destination is a queue. Under ``rabbitmq:`` a message given back is delivered again with ``redelivered``;
-under ``kafka:`` it keeps its offset. Nothing is stored on disk.
+Each destination has a queue. Under ``rabbitmq:`` a message that is given back is delivered again with
+``redelivered``; under ``kafka:`` it keeps its offset. Nothing is stored on disk.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from mqauth.judging.verified import Verified, equip
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.signer import Signer
 from mqauth.wire import destination
-from mqauth.wire.message import HeaderValue, Message, Origin
+from mqauth.wire.message import Message, Origin
 
 _IDLE_SECONDS: Final = 0.05
 
 
 class UnroutableError(MqauthError):
-    """No queue of this destination is declared."""
+    """No queue is declared for a destination."""
 
     code = "unroutable"
 
 
 @dataclass(slots=True)
 class _Queue:
-    """One queue: what waits, and the offset the next message gets."""
+    """One queue: what waits in it, and the offset of its next message."""
 
     waiting: deque[Delivery | Message] = field(default_factory=deque)
     next_offset: int = 0
@@ -56,12 +56,12 @@ class MemoryBroker:
             self._queues.setdefault(place, _Queue())
 
     def delete(self, place: str) -> None:
-        """Delete a queue with what it holds."""
+        """Delete a queue with its messages."""
         with self._changed:
             self._queues.pop(place, None)
 
     def publish(self, message: Message) -> None:
-        """Append a message to its destination's queue; what it claims of its origin is overwritten.
+        """Append a message to its destination's queue, with an origin of this broker's own.
 
         Raises:
             UnroutableError: the queue is not declared.
@@ -73,7 +73,7 @@ class MemoryBroker:
             self._changed.notify_all()
 
     def take(self, place: str) -> Delivery | Message | None:
-        """Take the next message of a queue, ``None`` where none waits."""
+        """Take the next message of a queue, ``None`` where it is empty."""
         with self._changed:
             queue = self._queue(place)
             return queue.waiting.popleft() if queue.waiting else None
@@ -84,21 +84,21 @@ class MemoryBroker:
             self._queue(place).waiting.appendleft(taken)
 
     def waiting(self, place: str) -> tuple[Message, ...]:
-        """Return what waits in a queue, first to last, without taking it."""
+        """Return the messages of a queue in order, without taking them."""
         with self._changed:
-            return tuple(_message(item) for item in self._queue(place).waiting)
+            items = self._queue(place).waiting
+            return tuple(item.message if isinstance(item, Delivery) else item for item in items)
 
     def wait(self, seconds: float) -> None:
-        """Wait until something is published, at most so long."""
+        """Wait until something is published, at most so many seconds."""
         with self._changed:
             self._changed.wait(seconds)
 
     def _queue(self, place: str) -> _Queue:
-        """Return a declared queue."""
         try:
             return self._queues[place]
         except KeyError:
-            raise UnroutableError(f"no queue {place}") from None
+            raise UnroutableError(f"no queue is declared for {place}") from None
 
 
 class Producer:
@@ -113,7 +113,7 @@ class Producer:
 
         Raises:
             MalformedMessage: it cannot be signed.
-            UnroutableError: no queue of its destination.
+            UnroutableError: no queue is declared for its destination.
         """
         self._broker.publish(self._signer.sign(message))
 
@@ -132,7 +132,8 @@ class DeadLetters:
             Unavailable: ``dead_letter_unavailable``, the queue is not declared.
         """
         try:
-            self._broker.publish(replace(letter.whole(_carries), destination=self.name))
+            # This broker carries every header value.
+            self._broker.publish(replace(letter.whole(lambda _name, _value: True), destination=self.name))
         except UnroutableError as error:
             raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, str(error)) from error
 
@@ -141,7 +142,7 @@ class Consumer:
     """Judges the messages of one queue and hands the accepted ones to a handler.
 
     Args:
-        broker: where the queue is.
+        broker: has the queue.
         queue: its destination.
         guard: the pipeline.
         handler: takes a ``Verified``.
@@ -173,7 +174,7 @@ class Consumer:
         self._stopped = threading.Event()
 
     def drain(self) -> list[Outcome]:
-        """Process what waits, each message once, and return the outcomes; deferred ones wait again.
+        """Process the waiting messages once each, and return their outcomes; deferred ones wait again.
 
         Raises:
             ConfigurationError: the handler or a plug-in is asynchronous.
@@ -182,7 +183,7 @@ class Consumer:
         return [self._settle(delivery, run(self._flow(delivery))) for delivery in self._deliveries()]
 
     async def adrain(self) -> list[Outcome]:
-        """Process what waits like ``drain``, with plug-ins and handlers of either colour."""
+        """Process the waiting messages like ``drain``, with synchronous or asynchronous plug-ins and handlers."""
         return [self._settle(delivery, await arun(self._flow(delivery))) for delivery in self._deliveries()]
 
     def run(self) -> None:
@@ -203,34 +204,28 @@ class Consumer:
         return found
 
     def _flow(self, delivery: Delivery) -> Any:
-        """Return the flow of one delivery."""
         return self._guard.process(delivery, self._handle, self._dead_letters)
 
     def _handle(self, verified: Verified) -> Awaitable[Any] | Any:
-        """Call the handler with a message it can answer."""
         answer = None if self._replies is None else self._answer
         return self._handler(equip(verified, responder=answer))
 
     def _answer(self, verified: Verified, body: bytes) -> None:
-        """Publish a signed answer to reply-to, with the correlation id."""
+        """Publish a signed answer to reply-to, with the correlation id where the request has one."""
         place = verified.properties.get("reply-to")
         if place is None or self._replies is None:
-            raise ConfigurationError("the message has no reply-to")
-        target = destination.kafka(place) if destination.is_kafka(self._queue) else destination.rabbitmq("", place)
-        names = ("correlation-id",) if "correlation-id" in verified.properties else ()
-        kept = {name: verified.properties[name] for name in names}
-        headers = tuple((name, value.encode()) for name, value in kept.items())
-        on_kafka = destination.is_kafka(target)
+            raise ConfigurationError("the message cannot be answered: it has no reply-to")
+        on_kafka = destination.is_kafka(self._queue)
+        kept = {name: text for name, text in verified.properties.items() if name == "correlation-id"}
         answer = Message(
-            destination=target,
+            destination=destination.kafka(place) if on_kafka else destination.rabbitmq("", place),
             body=body,
             properties={} if on_kafka else kept,
-            headers=headers if on_kafka else (),
+            headers=tuple((name, text.encode()) for name, text in kept.items()) if on_kafka else (),
         )
         self._broker.publish(self._replies.sign(answer))
 
     def _settle(self, delivery: Delivery, outcome: Outcome) -> Outcome:
-        """Drop what is settled; give back what is deferred."""
         if outcome.verdict is Verdict.DEFERRED:
             self._broker.give_back(self._queue, delivery)
         return outcome
@@ -247,13 +242,3 @@ def _origin(place: str, offset: int) -> Origin:
     if scheme == destination.KAFKA:
         return Origin(topic=names[0], partition=0, offset=offset)
     return Origin(queue=names[1], exchange=names[0], routing_key=names[1])
-
-
-def _message(item: Delivery | Message) -> Message:
-    """Return the message of a queue's item."""
-    return item.message if isinstance(item, Delivery) else item
-
-
-def _carries(_name: str, _value: HeaderValue) -> bool:
-    """Tell that this broker carries every header value."""
-    return True

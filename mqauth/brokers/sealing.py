@@ -1,11 +1,9 @@
-"""What concurrent callers publish, sealed together under one signature: for every client with an event loop.
+"""Messages that concurrent callers publish, sealed together under one signature: for every asyncio client.
 
-The confirms that come back say when. A publish alone is sealed at once. While many are unconfirmed their answers
-take time anyway, so that those which come meanwhile wait for each other: until they are as many as the unconfirmed
-or a full batch, and never longer than half the time a confirm takes, or ``linger``. No rate has to be known, and
-none is set.
-
-A producer's calls that are under way on an event loop, and its closing: for every client.
+How long a message waits for others follows from the broker's confirms, so that no rate has to be configured. A
+publish alone is sealed at once. While many messages are unconfirmed their confirms take time anyway, so new ones
+wait for each other: until they are as many as the unconfirmed ones or a full batch, and never longer than half the
+time a confirm takes, or ``linger``.
 """
 
 from __future__ import annotations
@@ -25,15 +23,19 @@ from mqauth.wire.message import Message
 
 R = TypeVar("R")
 _WEIGHT: Final = 0.1
-"""How much the last confirm counts in the measured latency."""
+"""Weight of the latest confirm in the measured latency."""
 
 
 class Pace:
-    """When those that wait are sealed; pure.
+    """Decides when waiting messages are sealed.
 
     Args:
-        batch: messages under one signature, 1 to 1,024.
-        linger: seconds a message waits for others at most, 0 to 10.
+        batch: most messages under one signature, 1 to 1,024.
+        linger: most seconds that a message waits for others, 0 to 10.
+
+    Attributes:
+        unconfirmed: messages that were sealed and have no confirm yet.
+        latency: measured seconds from a seal to its confirm.
 
     Raises:
         ConfigurationError: a setting is out of its limits.
@@ -47,24 +49,24 @@ class Pace:
         self.latency = 0.0
 
     def confirmed(self, seconds: float) -> None:
-        """Note the time from a seal to its confirm; the latency follows, the first one at once."""
+        """Count a confirm that took so many seconds from its seal."""
         self.unconfirmed -= 1
         weight = _WEIGHT if self.latency else 1.0
         self.latency += weight * (seconds - self.latency)
 
     def lost(self) -> None:
-        """Note that one has ended without a confirm; it says nothing about the latency."""
+        """Count a message that ended without a confirm; it says nothing about the latency."""
         self.unconfirmed -= 1
 
     def hold(self, waiting: int) -> float:
-        """Return the seconds that so many may still be held, 0 to seal them now."""
+        """Return for how many seconds ``waiting`` messages may still wait, 0 to seal them now."""
         if waiting >= min(self.batch, self.unconfirmed):
             return 0.0
         return min(self.linger, self.latency / 2)
 
 
 class _Waiting(NamedTuple):
-    """A prepared message, and who waits for its seal."""
+    """A prepared message, and the future of its sealed form."""
 
     prepared: Prepared
     sealed: asyncio.Future[Message]
@@ -81,7 +83,7 @@ class SingleSealing:
         self._signer = signer
 
     async def publish(self, message: Message, send: Callable[[Message], Awaitable[R]]) -> R:
-        """Sign a message, send it, and return what ``send`` does.
+        """Sign a message, send it, and return what ``send`` returns.
 
         Raises:
             MalformedMessage: the message cannot be signed.
@@ -90,15 +92,15 @@ class SingleSealing:
         return await send(self._signer.sign(message))
 
     def seal_now(self) -> None:
-        """Do nothing: nothing waits."""
+        """Do nothing: no message waits."""
 
 
 class Sealing:
-    """Seals what concurrent callers bring, each getting its own message back or its own error.
+    """Seals the messages of concurrent callers together; each caller gets its own message or its own error.
 
     Args:
         signer: signs.
-        pace: when.
+        pace: decides when.
         clock: its monotonic seconds measure the latency.
         timer: calls a function after so many seconds.
     """
@@ -116,11 +118,11 @@ class Sealing:
         self._timed = -1
 
     async def publish(self, message: Message, send: Callable[[Message], Awaitable[R]]) -> R:
-        """Seal a message with others, send it, and return what ``send`` does.
+        """Seal a message with others, send it, and return what ``send`` returns.
 
         Args:
             message: as it will be on the wire, but for the token.
-            send: sends it sealed, and returns once the broker has confirmed it.
+            send: sends the sealed message, and returns once the broker has confirmed it.
 
         Raises:
             MalformedMessage: the message cannot be signed; others are not concerned.
@@ -136,7 +138,9 @@ class Sealing:
         return result
 
     async def seal(self, message: Message) -> tuple[Message, float]:
-        """Return a message sealed, and when, in monotonic seconds; end it with ``confirmed`` or ``lost``.
+        """Return a sealed message, and when it was sealed in monotonic seconds.
+
+        The caller ends it with ``confirmed`` or ``lost``.
 
         Raises:
             MalformedMessage: the message cannot be signed; others are not concerned.
@@ -149,17 +153,18 @@ class Sealing:
         try:
             return await sealed, self._clock.monotonic()
         except asyncio.CancelledError:
+            # The message may have been sealed for a caller that was cancelled before it could send it.
             if sealed.done() and not sealed.cancelled() and sealed.exception() is None:
-                self.lost()  # sealed for a caller that has just left
+                self.lost()
             raise
 
     def confirmed(self, since: float) -> None:
-        """Note the confirm of a message sealed at these monotonic seconds."""
+        """Count the confirm of a message that was sealed at ``since``, monotonic seconds."""
         self.pace.confirmed(self._clock.monotonic() - since)
         self._consider()
 
     def lost(self) -> None:
-        """Note that a sealed message ended without a confirm."""
+        """Count a sealed message that ended without a confirm."""
         self.pace.lost()
         self._consider()
 
@@ -169,13 +174,14 @@ class Sealing:
         self._round += 1
         groups: dict[object, list[_Waiting]] = {}
         for one in waiting:
-            if not one.sealed.done():  # else its caller was cancelled
+            # The future is done already where its caller was cancelled.
+            if not one.sealed.done():
                 groups.setdefault(one.prepared.group, []).append(one)
         for group in groups.values():
             self._seal(group)
 
     def _consider(self) -> None:
-        """Seal now, when what else is ready has run, or later."""
+        """Seal what waits: at once for a full batch, else after what is ready in the event loop, or later."""
         waiting = len(self._waiting)
         if not waiting:
             return
@@ -190,12 +196,12 @@ class Sealing:
             self._timer(hold, partial(self._ring, self._round))
 
     def _ring(self, number: int) -> None:
-        """Seal what has waited long enough, unless it is sealed already."""
+        """Seal what waits, unless a later round has begun since the call was asked for."""
         if number == self._round:
             self.seal_now()
 
     def _seal(self, group: list[_Waiting]) -> None:
-        """Seal messages of one group; where a token of theirs is too large, each by itself."""
+        """Seal messages of one group; where their token would be too large, each by itself."""
         try:
             sealed = self._signer.seal([one.prepared for one in group])
         except MalformedMessage as error:
@@ -213,10 +219,10 @@ class Sealing:
 
 
 class OpenCalls:
-    """Lets calls in until it is closed, and then waits until all of them have ended.
+    """Counts the calls of a producer that are running, and lets its ``close`` wait for them.
 
     Args:
-        refusal: makes what is raised to a call that comes later.
+        refusal: makes the error of a call that comes after ``close``.
     """
 
     def __init__(self, refusal: Callable[[], Exception]) -> None:
@@ -236,18 +242,17 @@ class OpenCalls:
         self._tell()
 
     def close(self) -> None:
-        """Let no more calls in."""
+        """Refuse calls from now on."""
         if self._over is None:
             self._over = asyncio.get_running_loop().create_future()
             self._tell()
 
     async def over(self) -> None:
-        """Return once it is closed and no call is under way."""
+        """Return once calls are refused and none is running."""
         self.close()
         if self._over is not None:
             await asyncio.shield(self._over)
 
     def _tell(self) -> None:
-        """Let those who wait for the end go on where there is nothing left."""
         if self._over is not None and not self._count and not self._over.done():
             self._over.set_result(None)

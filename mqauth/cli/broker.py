@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import parse_qs, quote, urlsplit
 
 from mqauth import review
-from mqauth.config.declaration import Settings, inner, not_with, only_with, read_file, secret_of
+from mqauth.config.declaration import Settings, inner, not_with, only_with, read_file
 from mqauth.config.kinds import FLAG, NAME, PATH, choice, is_broker_url
 from mqauth.errors import ConfigurationError
 from mqauth.flow import Flow, arun, run
@@ -121,12 +121,12 @@ class BrokerSettings(Settings):
                 be read.
         """
         found = read_file(BrokerFile, path).broker
-        password = secret_of(found, "password")
+        password = found.read_secret("password")
         try:
             text = None if password is None else password.decode("utf-8")
         except UnicodeDecodeError as error:
             raise found.table.refuse("password_file", "the password is not UTF-8") from error
-        return replace(found, passphrase=secret_of(found, "passphrase"), password=text)
+        return replace(found, passphrase=found.read_secret("passphrase"), password=text)
 
     @property
     def secure(self) -> bool:

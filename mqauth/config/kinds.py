@@ -1,8 +1,8 @@
-"""What a setting may hold: a kind reads a value strictly, and says in JSON Schema what it takes.
+"""The kinds of value that a setting may have. A kind reads a value strictly, and describes itself in JSON Schema.
 
-A value is checked in two steps: its type, then its limits. Both refusals name what was expected; the second
-repeats a number that was found, and never a text. Kinds are put together: ``many(NAME, 1)`` is an array of at
-least one name.
+A value is checked in two steps: first its type, then its limits. The refusal names what was expected. It repeats
+a number that was found, but never a text, which might be a secret. Kinds can be combined: ``many(NAME, 1)`` is an
+array of at least one name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from mqauth.config.toml_file import Table
+from mqauth.config.toml_file import RefusedSetting, Table, collecting, raise_first
 from mqauth.errors import MalformedMessage
 from mqauth.wire import destination
 from mqauth.wire.claims import MAX_NAME, is_name
@@ -24,17 +24,18 @@ _URL: Final = re.compile(r"[\x21-\x7e]+")
 _BROKERS: Final = ("amqp", "amqps", "kafka")
 _NAME_LIMITS: Final = {"minLength": 1, "maxLength": MAX_NAME}
 Fault = Callable[[Any], str | None]
-"""Returns what is wrong with a value of the right type, ``None`` where nothing is; it never repeats a text."""
+"""Returns what is wrong with a value of the right type, or ``None``. It never repeats a text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a setting may hold.
+    """The kind of value that a setting may have.
 
     Args:
-        schema: the kind in JSON Schema; ``title`` names it for people where its type says too little.
-        read: returns a value as the library's objects take it. It is called with the table, the key, and the value
-            that tomllib read, and raises ``RefusedSetting``.
+        schema: the kind in JSON Schema. Its ``title`` is what the reference page calls the kind where the name of
+            the type says too little.
+        read: returns the value in the form that the library's objects take. It is called with the table, the key,
+            and the value that tomllib read, and raises ``RefusedSetting``.
     """
 
     schema: Mapping[str, Any]
@@ -42,22 +43,23 @@ class Kind:
 
 
 def single(
-    types: tuple[type, ...], wanted: str, schema: Mapping[str, Any], fault: Fault,
+    types: tuple[type, ...], expected: str, schema: Mapping[str, Any], fault: Fault,
     into: Callable[[Any, Table], Any] = lambda found, _: found,
 ) -> Kind:  # fmt: skip
     """Return the kind of a single value.
 
     Args:
-        types: its Python types; a boolean is no integer.
-        wanted: the types in words.
+        types: the Python types that it may have; a boolean is not an integer.
+        expected: these types in words.
         schema: the kind in JSON Schema.
-        fault: finds what is wrong with it.
-        into: returns what it is read as.
+        fault: returns what is wrong with a value of such a type.
+        into: converts the value, given the table it stands in.
     """
 
     def read(table: Table, key: str, found: Any) -> Any:
+        # Not isinstance: bool is a subclass of int.
         if type(found) not in types:
-            raise table.mistyped(key, wanted, found)
+            raise table.mistyped(key, expected, found)
         what = fault(found)
         if what is not None:
             raise table.refuse(key, what)
@@ -70,20 +72,20 @@ def text(title: str, fault: Fault, limits: Mapping[str, Any] | None = None, **in
     """Return the kind of a text.
 
     Args:
-        title: what the text is.
-        fault: finds what is wrong with it.
-        limits: what JSON Schema can say of its form.
-        into: as of ``single``.
+        title: what the reference page calls it.
+        fault: returns what is wrong with a text.
+        limits: the limits that JSON Schema can express.
+        into: as for ``single``.
     """
     return single((str,), "a string", {"type": "string", "title": title, **(limits or {})}, fault, **into)
 
 
 def choice(choices: tuple[str, ...]) -> Kind:
-    """Return the kind of one of a few texts; a member of a ``StrEnum`` is read as the member."""
-    said = "must be " + " or ".join(f'"{one}"' for one in choices)
+    """Return the kind of one of a few texts; a text of a ``StrEnum`` is read as the member of the enum."""
+    expected = "must be " + " or ".join(f'"{one}"' for one in choices)
     schema = {"enum": [str(one) for one in choices]}
     return single(
-        (str,), "a string", schema, lambda found: None if found in choices else said,
+        (str,), "a string", schema, lambda found: None if found in choices else expected,
         lambda found, _: choices[choices.index(found)],
     )  # fmt: skip
 
@@ -100,12 +102,12 @@ def number(least: float, most: float) -> Kind:
 
 
 def many(item: Kind, least: int = 0, into: type[tuple[Any, ...]] | type[frozenset[Any]] = tuple) -> Kind:
-    """Return the kind of an array.
+    """Return the kind of an array of texts.
 
     Args:
-        item: the kind of its elements, texts.
-        least: how many there are at least.
-        into: what they are read as.
+        item: the kind of its elements.
+        least: the least number of elements.
+        into: the type it is read as.
     """
 
     def read(table: Table, key: str, found: Any) -> Any:
@@ -119,7 +121,7 @@ def many(item: Kind, least: int = 0, into: type[tuple[Any, ...]] | type[frozense
 
 
 def one_or_many(item: Kind) -> Kind:
-    """Return the kind of a text, or an array of such texts that is not empty; both are read as a tuple."""
+    """Return the kind of a text, or of an array of at least one such text; both are read as a tuple."""
     several = many(item, 1)
 
     def read(table: Table, key: str, found: Any) -> Any:
@@ -136,21 +138,27 @@ def entries(name: Kind, item: Kind, least: int = 0) -> Kind:
     Args:
         name: the kind of its keys.
         item: the kind of its values.
-        least: how many entries there are at least.
+        least: the least number of entries.
     """
 
     def read(table: Table, key: str, _: Any) -> Any:
         inner = table.inner(key)
         if len(inner.members) < least:
             raise inner.refuse("", f"must have at least {least} entry")
-        return {name.read(inner, one, one): item.read(inner, one, value) for one, value in inner.members.items()}
+        found: dict[Any, Any] = {}
+        refusals: list[RefusedSetting] = []
+        for one, value in inner.members.items():
+            with collecting(refusals):
+                found[name.read(inner, one, one)] = item.read(inner, one, value)
+        raise_first(refusals)
+        return found
 
     schema = {"type": "object", "additionalProperties": item.schema}
     return Kind(schema | ({"minProperties": least} if least else {}), read)
 
 
 def text_or_table(word: Kind, table: Kind) -> Kind:
-    """Return the kind of a text or, where the value is a table, of that."""
+    """Return the kind of a text or a table, each of a kind of its own."""
     return Kind(
         {"anyOf": [word.schema, table.schema]},
         lambda place, key, found: (table if isinstance(found, dict) else word).read(place, key, found),
@@ -158,21 +166,19 @@ def text_or_table(word: Kind, table: Kind) -> Kind:
 
 
 def url(*schemes: str, word: str | None = None) -> Kind:
-    """Return the kind of a URL with a host, or of a word in its place."""
-    forms, pattern = " or ".join(f"{one}://..." for one in schemes), "|".join(f"^{one}://" for one in schemes)
-    if word is None:
-        return text(
-            "URL", lambda found: None if is_url(found, schemes) else f"must be {forms}", {"pattern": pattern}
-        )
-    said = f'must be "{word}" or {forms}'
+    """Return the kind of a URL with a host, or of one certain word in its place."""
+    words = () if word is None else (word,)
+    expected = " or ".join([*(f'"{one}"' for one in words), *(f"{one}://..." for one in schemes)])
+    pattern = "|".join([*(f"^{one}://" for one in schemes), *(f"^{one}$" for one in words)])
     return text(
-        f'`"{word}"` or URL', lambda found: None if found == word or is_url(found, schemes) else said,
-        {"pattern": f"{pattern}|^{word}$"},
-    )  # fmt: skip
+        " or ".join([*(f'`"{one}"`' for one in words), "URL"]),
+        lambda found: None if found in words or is_url(found, schemes) else f"must be {expected}",
+        {"pattern": pattern},
+    )
 
 
 def is_url(text: str, schemes: tuple[str, ...]) -> bool:
-    """Tell whether a text is a URL of one of the schemes, with a host and, where it has one, a valid port."""
+    """Tell whether a text is a URL of one of the schemes, with a host and, where it names a port, a valid one."""
     try:
         parts = urlsplit(text)
         return bool(_URL.fullmatch(text)) and parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
@@ -181,19 +187,18 @@ def is_url(text: str, schemes: tuple[str, ...]) -> bool:
 
 
 def is_broker_url(text: str) -> bool:
-    """Tell whether a text is an AMQP URL, or ``kafka://host:port`` with more servers after commas."""
+    """Tell whether a text is an AMQP URL, or ``kafka://host:port`` with further servers after commas."""
     scheme, _, rest = text.partition("://")
     servers = rest.split(",") if scheme == "kafka" else [rest]
     return all(is_url(f"{scheme}://{server}", _BROKERS) for server in servers)
 
 
 def _bounds(name: str, least: float, most: float) -> dict[str, Any]:
-    """Return the JSON Schema of a number."""
     return {"type": name, "minimum": least} | ({} if most == math.inf else {"maximum": most})
 
 
 def _out_of(least: float, most: float) -> Fault:
-    """Return what finds a number out of its bounds; NaN is in none."""
+    """Return the function that refuses numbers outside the bounds; NaN is never inside."""
     bounds = f"at least {least}" if most == math.inf else f"{least:.15g} to {most:.15g}"
     return lambda found: None if least <= found <= most else f"must be {bounds}, not {found}"
 
@@ -206,7 +211,8 @@ def _audience_fault(found: str) -> str | None:
     return _name_fault(found) or ("must be a name, never a wildcard" if "*" in found else None)
 
 
-def _place_fault(found: str) -> str | None:
+def _destination_fault(found: str) -> str | None:
+    # Unlike every other refusal this one repeats the text: among many destinations one has to find the wrong one.
     try:
         destination.parse(found)
     except MalformedMessage as error:
@@ -214,22 +220,21 @@ def _place_fault(found: str) -> str | None:
     return None
 
 
-def _path_fault(found: str) -> str | None:
-    return None if found and "\0" not in found else "must be a path"
-
-
-def _broker_fault(found: str) -> str | None:
-    return None if is_broker_url(found) else "must be amqp://..., amqps://... or kafka://host:port"
-
-
 ANY: Final = text("text", lambda _: None)
 NAME: Final = text("name", _name_fault, _NAME_LIMITS)
 AUDIENCE: Final = text("name", _audience_fault, {**_NAME_LIMITS, "pattern": r"^[^*]*$"})
-DESTINATION: Final = text("destination", _place_fault)
-BROKER_URL: Final = text("URL", _broker_fault, {"pattern": "^(amqp|amqps|kafka)://"})
-PATH: Final = text(
-    "path", _path_fault, {"minLength": 1}, into=lambda found, table: Path(table.file).parent / found
+DESTINATION: Final = text("destination", _destination_fault)
+BROKER_URL: Final = text(
+    "URL",
+    lambda found: None if is_broker_url(found) else "must be amqp://..., amqps://... or kafka://host:port",
+    {"pattern": "^(amqp|amqps|kafka)://"},
 )
-"""A path, relative to the folder of the file it is written in."""
+PATH: Final = text(
+    "path",
+    lambda found: None if found and "\0" not in found else "must be a path",
+    {"minLength": 1},
+    into=lambda found, table: Path(table.file).parent / found,
+)
+"""A path, relative to the folder of the file in which it stands."""
 POSITIVE: Final = whole(1)
 FLAG: Final = single((bool,), "a boolean", {"type": "boolean"}, lambda _: None)

@@ -1,12 +1,13 @@
-"""Every setting of ``mqauth.toml``, said once: table by table, each setting with its bounds, help and default.
+"""The declarations of all settings of ``mqauth.toml``, table by table, with bounds, help and default.
 
-To add a setting, add its line here and let the object it is for take an argument of that name. The bounds that
-the objects enforce are imported from them; a test holds the defaults against theirs. Reading checks values and
-opens nothing. ``python -m integration.settings`` writes ``docs/configuration.md`` and ``docs/mqauth.schema.json``.
-
-Annotations are evaluated when the module is imported (there is no ``from __future__ import annotations``): reading
-them back from texts costs 5 ms at the first ``load``.
+To add a setting, add its line here, and give the object that uses it an argument of the same name. The bounds are
+imported from the objects that enforce them, and a test compares the defaults. Reading the settings checks their
+values and opens no file. ``python -m integration.settings`` writes ``docs/configuration.md`` and
+``docs/mqauth.schema.json`` from this module.
 """
+
+# No ``from __future__ import annotations``: the declarations are read from the annotations, and to evaluate them
+# from texts would cost 5 ms at the first ``load``.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -55,15 +56,19 @@ _THRESHOLDS: Final = Thresholds()
 _DAY: Final = 86_400
 
 
-def _kid_fault(found: str) -> str | None:
-    return None if is_name(found, 1, MAX_KID) else f'must be a kid of at most {MAX_KID} characters, or "*"'
-
-
-def _subject_fault(found: str) -> str | None:
-    return None if found == "subject" else 'must be "subject" or a table of user to subject'
+_KID: Final = text(
+    "kid",
+    lambda found: None if is_name(found, 1, MAX_KID) else f'must be a kid of at most {MAX_KID} characters, or "*"',
+)
+_SUBJECT: Final = text(
+    "word",
+    lambda found: None if found == "subject" else 'must be "subject" or a table of user to subject',
+    {"const": "subject"},
+)
 
 
 def _not_pinned(members: Mapping[str, Any]) -> str | None:
+    # ``vouches = false`` beside ``subjects`` says nothing new, and contradicts nothing.
     both = members.get("vouches") and "subjects" in members
     return "contradicts subjects: an issuer vouches for all or pins them" if both else None
 
@@ -74,7 +79,7 @@ def _only_append(members: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProducerSettings(Settings):
-    """``[producer]``: the arguments of ``Signer``, where its key is, and what the broker wrappers batch."""
+    """``[producer]``: the arguments of ``Signer``, the place of its key, and the batches of broker wrappers."""
 
     issuer: Annotated[str, NAME, "The issuer that consumers trust for this key: `iss` of each token."]
     subject: Annotated[str, NAME, "The producer's name: `sub` of each token."]
@@ -98,7 +103,7 @@ class ProducerSettings(Settings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSettings(Settings):
-    """An issuer, and where its keys come from: exactly one of ``file``, ``jwks`` and ``discovery``."""
+    """An issuer and the source of its keys, which is exactly one of ``file``, ``jwks`` and ``discovery``."""
 
     issuer: Annotated[str, NAME, "`iss` of the tokens or releases that these keys sign."]
     file: Annotated[Path | None, PATH, "Its keys: a JWK Set file, read again when it changes."] = None
@@ -111,13 +116,14 @@ class SourceSettings(Settings):
         int,
         whole(0, int(MAX_PUBLISH_DELAY)),
         "Seconds for which the issuer publishes a key before it signs with it.",
+        _REMOTE,
     ] = 30
     ca: Annotated[Path | None, PATH, "A PEM file of the CAs to trust in place of the system's.", _REMOTE] = None
     snapshot: Annotated[Path | None, PATH, "A file that keeps the keys for the next start.", _REMOTE] = None
     unsafe_http_loopback: Annotated[bool, FLAG, "Allow http to this machine, for tests.", _REMOTE] = False
 
     def refusals(self) -> Iterator[RefusedSetting]:
-        """Yield a missing or second source."""
+        """Yield the refusal of a missing or second source."""
         named = [key for key in _SOURCES if key in self.table.members]
         if len(named) != 1:
             found = " and ".join(named) or "none"
@@ -132,7 +138,7 @@ class IssuerSettings(SourceSettings):
 
     subjects: Annotated[
         Mapping[str, frozenset[str]] | None,
-        entries(text("kid", _kid_fault), many(NAME, 1, frozenset), 1),
+        entries(_KID, many(NAME, 1, frozenset), 1),
         'The subjects that a key may speak for, by kid; `"*"` is for keys that do not say it themselves.',
     ] = None
     vouches: Annotated[
@@ -154,11 +160,11 @@ class RuleSettings(Settings):
 
     @property
     def rule(self) -> Rule:
-        """The rule."""
+        """The rule for the policy."""
         return Rule(**self.arguments(Rule))
 
     def refusals(self) -> Iterator[RefusedSetting]:
-        """Yield a destination that is none."""
+        """Yield the refusal of a destination that is not one."""
         try:
             _ = self.rule
         except ConfigurationError as error:
@@ -170,7 +176,9 @@ class ConsumerSettings(Settings):
     """``[consumer]``: the arguments of ``Verifier``, the rules of ``Allow``, and the scope."""
 
     scope: Annotated[
-        str | None, NAME, "Whose replays count together: a consumer group or queue; else the wrapper says."
+        str | None,
+        NAME,
+        "The group or queue whose consumers share replays; left out, the wrapper decides.",
     ] = None
     audience: Annotated[tuple[str, ...], one_or_many(AUDIENCE), "The audience of this consumer, or several."]
     max_lifetime: Annotated[int, POSITIVE, "Seconds a token may live at most: `exp` minus `iat`."] = 3600
@@ -198,7 +206,7 @@ class ConsumerSettings(Settings):
     require_headers: Annotated[tuple[str, ...], many(NAME), "Headers that must be present and covered."] = ()
     user_id: Annotated[
         Literal["subject"] | Mapping[str, str] | None,
-        text_or_table(text("word", _subject_fault, {"const": "subject"}), entries(ANY, NAME)),
+        text_or_table(_SUBJECT, entries(ANY, NAME)),
         "Hold the AMQP user against `sub`: it is the subject, or a table says whose user it is.",
     ] = None
     issuers: Annotated[
@@ -213,7 +221,7 @@ class ConsumerSettings(Settings):
     ] = ()
 
     def refusals(self) -> Iterator[RefusedSetting]:
-        """Yield a missing limit on the time in the queue, and rules of no issuer."""
+        """Yield the refusals of a missing ``max_queue_age``, and of rules whose issuer is not configured."""
         if self.at == "append" and self.max_queue_age is None:
             yield self.table.refuse("max_queue_age", 'required with at = "append"')
         issuers = {found.issuer for found in self.issuers}

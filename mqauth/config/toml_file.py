@@ -1,7 +1,8 @@
-"""One table of a TOML file and where it stands, so that every refusal is located.
+"""A TOML file: its tables with the place each one stands at, and the secrets that it refers to.
 
-A refusal is one line: the file, the table, the key, and what is wrong (``mqauth.toml: [consumer] leeway:
-must be 0 to 60, not 90``). The value of a text is not repeated: it might be a secret.
+Every refusal of a setting is one line with the file, the table, the key, and what is wrong, such as
+``mqauth.toml: [consumer] leeway: must be 0 to 60, not 90``. The text of a value is never repeated, because it
+might be a secret.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from typing import Any, Final
 from mqauth.errors import ConfigurationError
 from mqauth.keystore.disk import files
 
+_MAX_FILE: Final = 1024 * 1024
+_MAX_SECRET_FILE: Final = 64 * 1024
+_MAX_PASSPHRASE: Final = 1023
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _TYPES: Final = {
     bool: "a boolean", int: "an integer", float: "a float", str: "a string", list: "an array", dict: "a table",
@@ -27,14 +31,18 @@ _TYPES: Final = {
 
 
 class RefusedSetting(ConfigurationError):
-    """A setting that is refused, and where it stands.
+    """The refusal of one setting.
 
     Args:
-        file: the file's path as the user gave it.
-        path: the keys that lead to it from the top of the file; in an array of tables the number too, from 0.
-        place: the same as people read it.
+        file: the path of the file, as the user gave it.
+        path: the keys that lead from the top of the file to the setting. An element of an array of tables has
+            its number among them, counted from 0.
+        place: the same path in the form in which people read it.
         what: what is wrong.
     """
+
+    others: tuple[RefusedSetting, ...] = ()
+    """What else the reader found in the same pass; the text of the error does not name it."""
 
     def __init__(self, *, file: str, path: tuple[str | int, ...], place: str, what: str) -> None:
         super().__init__(f"{file}: {place}: {what}" if place else f"{file}: {what}")
@@ -42,15 +50,36 @@ class RefusedSetting(ConfigurationError):
         self.what = what
 
 
+@contextmanager
+def collecting(refusals: list[RefusedSetting]) -> Iterator[None]:
+    """Add every refusal that is raised within the block to a list, and go on after the block."""
+    try:
+        yield
+    except RefusedSetting as refused:
+        refusals += [refused, *refused.others]
+
+
+def raise_first(refusals: list[RefusedSetting]) -> None:
+    """Raise the first refusal of a list, if there is one; the rest become its ``others``.
+
+    Raises:
+        RefusedSetting: the list is not empty.
+    """
+    if refusals:
+        first, *others = refusals
+        first.others = tuple(others)
+        raise first
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table with the place it stands at.
+    """A table of a TOML file, and where it stands.
 
     Args:
-        file: the file's path as the user gave it.
-        name: the table in brackets, as in the file; empty for the file as a whole.
-        members: what tomllib read.
-        path: the keys that lead to it from the top of the file.
+        file: the path of the file, as the user gave it.
+        name: the table in brackets, as the file has it; empty for the file as a whole.
+        members: the keys and values that tomllib read.
+        path: the keys that lead from the top of the file to the table.
     """
 
     file: str
@@ -59,35 +88,33 @@ class Table:
     path: tuple[str | int, ...] = ()
 
     def refuse(self, key: str, what: str) -> RefusedSetting:
-        """Return the one-line refusal of a key of this table, or of the table itself where the key is empty."""
+        """Return the refusal of a key of this table, or of the table itself where the key is empty."""
         place = " ".join(part for part in (self.name, spelt(key) if key else "") if part)
         path = (*self.path, key) if key else self.path
         return RefusedSetting(file=self.file, path=path, place=place, what=what)
 
     @contextmanager
     def located(self, key: str) -> Iterator[None]:
-        """Say of a configuration error within that it is a refusal of this key."""
+        """Turn a configuration error that is raised within the block into a refusal of a key."""
         try:
             yield
         except ConfigurationError as error:
             raise self.refuse(key, str(error)) from error
 
-    def mistyped(self, key: str, wanted: str, found: Any) -> RefusedSetting:
-        """Return the refusal of a value of another type than the one wanted."""
-        return self.refuse(key, f"must be {wanted}, not {_TYPES.get(type(found), 'a date or time')}")
+    def mistyped(self, key: str, expected: str, found: Any) -> RefusedSetting:
+        """Return the refusal of a value whose type is not the expected one."""
+        return self.refuse(key, f"must be {expected}, not {_TYPES.get(type(found), 'a date or time')}")
 
-    def unknown(self, known: Collection[str]) -> Iterator[RefusedSetting]:
-        """Yield the refusal of every key that is not among the known ones, with the one that was meant."""
-        for key in self.members:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                yield self.refuse(key, "unknown key" + (f"; did you mean {near[0]}?" if near else ""))
+    def unknown(self, known: Collection[str]) -> dict[str, str]:
+        """Return the keys that are not among the known ones, each with the known key it resembles, or ``""``."""
+        unknown = (key for key in self.members if key not in known)
+        return {key: "".join(difflib.get_close_matches(key, known, 1)) for key in unknown}
 
     def inner(self, key: str) -> Table:
-        """Return the table that stands within this one.
+        """Return the table under a key of this table.
 
         Raises:
-            RefusedSetting: the value is no table.
+            RefusedSetting: the value is not a table.
         """
         found = self.members[key]
         if not isinstance(found, dict):
@@ -95,10 +122,10 @@ class Table:
         return Table(file=self.file, name=f"[{self._dotted(key)}]", members=found, path=(*self.path, key))
 
     def elements(self, key: str) -> Iterator[Table]:
-        """Yield the tables of an array of tables that stands within this one.
+        """Yield the tables of the array of tables under a key of this table.
 
         Raises:
-            RefusedSetting: the value is no array of tables.
+            RefusedSetting: the value is not an array of tables.
         """
         found, name = self.members[key], f"[[{self._dotted(key)}]]"
         if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
@@ -108,26 +135,23 @@ class Table:
             yield Table(file=self.file, name=f"{name} #{number + 1}", members=item, path=path)
 
     def _dotted(self, key: str) -> str:
-        """Return the dotted name of what stands within this table."""
         prefix = self.name.partition("]")[0].lstrip("[")
         return f"{prefix}.{spelt(key)}" if prefix else spelt(key)
 
 
 def spelt(key: str) -> str:
-    """Return a key as TOML spells it, quoted where it must be."""
+    """Return a key as TOML spells it: in quotation marks unless it is a bare key."""
     return key if _BARE.fullmatch(key) else json.dumps(key)
 
 
-_MAX_FILE: Final = 1024 * 1024
-_MAX_SECRET_FILE: Final = 64 * 1024
-_MAX_PASSPHRASE: Final = 1023
-
-
 def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
-    """Return the text of a TOML file and its tables.
+    """Return the text of a TOML file, and the tables in it.
+
+    Args:
+        path: the file, at most 1 MiB.
 
     Raises:
-        ConfigurationError: it cannot be read, is over 1 MiB, or is no TOML; a syntax error names its line.
+        ConfigurationError: the file cannot be read, is too large, or is not TOML. A syntax error names its line.
     """
     raw = files.read_bounded(path, _MAX_FILE)
     try:
@@ -136,23 +160,26 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigurationError(f"{path}: not UTF-8 (at line {line})") from error
+    # tomllib descends into nested arrays by recursion, without a limit of its own.
     except RecursionError as error:
         raise ConfigurationError(f"{path}: nested too deep") from error
+    # TOMLDecodeError is a ValueError, and so is an integer with too many digits for int().
     except ValueError as error:
         last = raw.rstrip(b"\n").count(b"\n") + 1
         what = str(error).replace("(at end of document)", f"(at line {last}, the end)")
-        raise ConfigurationError(f"{path}: no TOML: {what}") from error
+        raise ConfigurationError(f"{path}: not TOML: {what}") from error
 
 
 def read_passphrase(*, env: str | None = None, file: Path | None = None) -> bytes | None:
-    """Return the passphrase an environment variable or a file holds, ``None`` where neither is named.
+    """Return the passphrase in an environment variable or a file, ``None`` where neither is named.
 
     Args:
-        env: name of the variable.
-        file: the file; one newline at its end does not count.
+        env: the name of the variable.
+        file: the file; one newline at its end is not part of the passphrase.
 
     Raises:
-        ConfigurationError: the variable is not set, the file cannot be read, or it is empty or too long.
+        ConfigurationError: the variable is not set, the file cannot be read, or the passphrase is empty or longer
+            than 1,023 bytes, the most that OpenSSL takes.
     """
     if env is not None:
         name, raw = f"the variable {env}", os.environb.get(os.fsencode(env))

@@ -26,7 +26,7 @@ from mqauth.console.oidc_token import ALGORITHMS, Expected, check
 from mqauth.errors import ConfigurationError
 from mqauth.keystore.remote.connection import Deadline, Dial, Endpoint, FetchFailed, trust
 from mqauth.keystore.remote.fetch import WELL_KNOWN
-from mqauth.keystore.remote.http import get, post
+from mqauth.keystore.remote.http import request
 
 LIFETIME: Final = 600
 """Seconds within which people must come back from the provider."""
@@ -203,9 +203,9 @@ class Provider:
             "code_verifier": attempt.verifier,
         }  # fmt: skip
         more, authorization = self._credentials(metadata)
-        answer = post(
-            metadata.token, form | more, deadline=deadline, context=self._context, authorization=authorization,
-            dial=self._dial,
+        answer = request(
+            metadata.token, deadline=deadline, context=self._context, form=form | more,
+            authorization=authorization, dial=self._dial,
         )  # fmt: skip
         token = (answer.document or {}).get("id_token")
         if not isinstance(token, str):
@@ -261,7 +261,7 @@ class Provider:
             ) from None
 
     def _get(self, endpoint: Endpoint, deadline: Deadline) -> Mapping[str, Any]:
-        return get(endpoint, deadline=deadline, context=self._context, dial=self._dial).document or {}
+        return request(endpoint, deadline=deadline, context=self._context, dial=self._dial).document or {}
 
 
 def _listed(found: Mapping[str, Any], name: str, default: Iterable[str]) -> list[str]:

@@ -1,7 +1,7 @@
-"""Acks that say much in little: one for every settled delivery of a channel up to a tag.
+"""Delivery tags of one channel, and the fewest acks that settle them.
 
-An ack of *many* covers every delivery of the channel up to its tag (AMQP 0-9-1, ``basic.ack`` with ``multiple``),
-so it must never reach past one that is not settled, nor past one that is somebody else's.
+An ack with ``multiple`` covers every delivery of the channel up to its tag (AMQP 0-9-1, ``basic.ack``). So its tag
+must never reach past a delivery that is not settled, or that is somebody else's.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Final, NamedTuple
 from mqauth.judging.pipeline import Delivery
 
 MAX_UNSENT: Final = 256
-"""Settled deliveries that wait for nothing more."""
+"""Number of settled deliveries at which their acks are sent at once."""
 
 
 class Ack(NamedTuple):
-    """One frame: ``basic.ack`` of a tag, and the deliveries it settles."""
+    """One frame: ``basic.ack`` of a tag, and the deliveries that it settles."""
 
     tag: int
     multiple: bool
@@ -24,13 +24,13 @@ class Ack(NamedTuple):
 
 
 class DeliveryTags:
-    """The delivery tags of one channel: which are open, which are settled and not acked yet.
-
-    Tags count from 1 without gaps. A gap is a delivery to somebody else on this channel, whose state is not
-    known here: from then on each delivery is acked by itself.
+    """The delivery tags of one channel: those that are open, and those that are settled and not acked yet.
 
     Args:
         after: the last tag of the channel, where it is known that none up to it is unacked.
+
+    Attributes:
+        shared: whether somebody else consumes on this channel too.
     """
 
     def __init__(self, after: int = 0) -> None:
@@ -55,7 +55,7 @@ class DeliveryTags:
         return len(self._open) + len(self._settled)
 
     def presses(self, window: int) -> bool:
-        """Tell whether acks are to wait for nothing more: the broker would soon send nothing.
+        """Return whether acks must be sent at once, since the broker would soon send nothing.
 
         Args:
             window: how many unacked deliveries the broker allows.
@@ -63,7 +63,9 @@ class DeliveryTags:
         return self.waiting >= min(max(1, window // 2), MAX_UNSENT) or self.unacked >= window
 
     def opened(self, tag: int) -> None:
-        """Note a delivery; nothing covers it before it is settled."""
+        """Add a delivery; no ack covers it before it is settled."""
+        # Tags count from 1 without gaps. A gap is a delivery to somebody else on this channel, and we cannot know
+        # whether that one is settled: from then on each of ours is acked by itself.
         self.shared = self.shared or tag != self._last + 1
         self._last = max(self._last, tag)
         self._open[tag] = None
@@ -74,25 +76,24 @@ class DeliveryTags:
         self._settled[tag] = delivery
 
     def gone(self, tag: int) -> None:
-        """Note that an open delivery was given back, or acked by its handler."""
+        """Note that an open delivery needs no ack: it was given back, or acked by its handler."""
         self._open.pop(tag, None)
 
     def take(self) -> list[Ack]:
         """Return the acks of everything settled, in the order to be sent, and forget it.
 
-        One for all before the first open delivery, by the highest of their tags, which is unacked as the broker
-        demands; one each for those behind it.
+        One ack is for all deliveries before the first open one, by the highest tag of ours, since the broker
+        closes the channel for a tag that is not unacked. Each delivery behind it has an ack of its own.
         """
         settled, self._settled = self._settled, {}
         first_open = 0 if self.shared else next(iter(self._open), self._last + 1)
         before = [tag for tag in settled if tag < first_open]
         acks = [Ack(tag, False, (settled[tag],)) for tag in settled if tag >= first_open]
         if before:
-            whole = Ack(max(before), len(before) > 1, [settled[tag] for tag in before])
-            acks.insert(0, whole)
+            acks.insert(0, Ack(max(before), len(before) > 1, [settled[tag] for tag in before]))
         return acks
 
     def drop(self) -> list[Delivery]:
-        """Return what is settled and will never be acked, and forget it."""
+        """Return what is settled and will never be acked, since the channel ended, and forget it."""
         settled, self._settled = self._settled, {}
         return list(settled.values())

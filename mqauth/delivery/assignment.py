@@ -1,8 +1,40 @@
-"""What is known of the partitions of a log that are ours, and what follows from it: the rules for log brokers.
+"""The partitions of a log that are assigned to this consumer, and what is to be done with them.
 
-A commit is a settled, contiguous prefix of an assignment that is ours. Of one partition one handler runs, and it
-is marked running when it is *chosen*. What is put off stands still with its partition, and reading again is the
-only way back. What is taken away is neither gone on with nor committed.
+How the log engine works ======================== A client polls records of the partitions that the broker has
+assigned to it. It tells the ``Assignment`` what came, and asks it which calls to make: pause, resume, seek,
+commit. Workers ask it for a partition to work on. Nothing here makes a call, waits, or starts a thread.
+
+**Settled prefix.** A worker chooses a partition, which marks it as running, and carries its records to their end
+in order, one at a time. A record is settled when its handler has returned, or when its audit record and its dead
+letter are durable. So the settled records of a partition are a prefix of the received ones, and the offset
+behind the last of them can be committed. Commits are made after each visit of a partition, and at intervals
+during a long one. A failed commit is made again after a second.
+
+**Deferred records.** Where something is out of reach (the replay store, the audit sink, keys), the first record
+stays and its partition *stalls*: it is paused at the client and tried again after a back-off. Records behind it
+are forgotten and read again later, by a seek; only their times of receipt are kept, since a message is judged by
+the time when it first came. Other partitions go on.
+
+**Pauses.** A partition is paused while it is worked on, is stalled, or has records waiting. Where all workers are
+busy, all partitions are paused, since a fetch for idle ones would stand at the broker and keep the client from
+fetching for the busy ones. A partition that the user paused stays paused.
+
+**Early claims.** Records of one poll are claimed in the replay store in one round trip (``EarlyClaims``). A claim
+remembers topic, partition and offset, so that a consumer that reads the same record later may take it over.
+
+**Revocation.** Before a rebalance nothing new is begun, and what runs may end and is committed. An eager rebalance
+revokes everything and gives most of it back: partitions are *suspended* until it is known which. What was lost is
+dropped: no further step of its deliveries is taken, and nothing of it is committed.
+
+**Doubt.** A process that stood still for longer than the group's session may have lost its partitions without
+being told. Nothing is begun until a commit, which the broker refuses to a former member, has succeeded.
+
+Example. A poll brings offsets 10, 11 and 13 of ``orders-0`` (12 was compacted away); one round trip claims all
+three. 10 is handled: 11 may be committed. For 11 the audit sink is out of reach: the partition stalls at 11, the
+client is told to pause it and to seek to 13, and the record 13 is forgotten. The commit says 11. After the
+back-off 11 is tried again where it stopped; it is audited, dead-lettered, and settled. The partition is resumed,
+a poll brings 13, and 14 is committed. Had the partition been lost while it stalled, the next owner would read
+from 11.
 """
 
 from __future__ import annotations
@@ -21,22 +53,22 @@ from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
 from mqauth.wire.message import Message
 
 COMMIT_RETRY: Final = 1.0
-"""Seconds before a commit that failed is made again; during a rebalance none can succeed."""
+"""Seconds before a failed commit is made again; during a rebalance none can succeed."""
 Due = Mapping[Partition, int]
 _DEFERRED: Final = Verdict.DEFERRED
 _LOG: Final = logging.getLogger("mqauth.delivery")
 
 
 class Assignment:
-    """Keeps a ``Partition`` for each partition of which records came, until it is taken away.
+    """The assigned partitions: each from its first record until it is taken away.
 
     Args:
-        clock: the clock.
+        clock: tells the time.
         backoff: how long a deferred partition waits.
         interval: longest time between commits while records are settled, seconds.
         session: seconds of silence after which the broker may have given our partitions to others.
         width: how many partitions can be worked on at once.
-        lock: guards it where several threads use it; may be entered again by the thread that holds it.
+        lock: protects it where several threads use it; the thread that holds it may enter it again.
 
     Raises:
         ConfigurationError: ``interval`` is not above 0.
@@ -53,7 +85,7 @@ class Assignment:
         lock: AbstractContextManager[Any] | None = None,
     ) -> None:
         if interval <= 0:
-            raise ConfigurationError("commit_interval is above 0 seconds")
+            raise ConfigurationError(f"commit_interval must be above 0 seconds, not {interval}")
         self._clock = clock
         self._backoff = backoff
         self._interval = interval
@@ -70,21 +102,21 @@ class Assignment:
 
     @property
     def running(self) -> int:
-        """How many partitions are worked on, those that were taken away meanwhile included."""
+        """How many partitions are being worked on, with those that were taken away meanwhile."""
         return len(self._running)
 
     def partition(self, place: TopicPartition) -> Partition:
-        """Return the partition at a place, new where there is none."""
+        """Return a partition by its name; it is added where it is new."""
         with self._lock:
             return self._partitions.setdefault(place, Partition(place))
 
-    # What the client says of the assignment
+    # Facts from the client: rebalances
 
     def revoked(self, places: Collection[Any], held: Collection[Any]) -> None:
-        """Note that partitions were revoked: dropped, or suspended where the client still holds them.
+        """Suspend revoked partitions that the client still holds, and drop the others.
 
-        An eager rebalance revokes everything and hands most of it back with its position kept; under the
-        cooperative protocol (KIP-429) only what is really lost is revoked.
+        An eager rebalance revokes everything and gives most of it back, with its position kept. The cooperative
+        protocol (KIP-429) revokes only what is really lost.
         """
         with self._lock:
             self._forget(set(places) - set(held))
@@ -92,45 +124,43 @@ class Assignment:
                 self._partitions[place].suspended = True
 
     def assigned(self, held: Collection[Any]) -> None:
-        """Note the end of a rebalance: what is held is gone on with, what did not come back is dropped."""
+        """End a rebalance: go on with what the client holds, and drop what did not come back."""
         with self._lock:
-            self._forget(
-                {place for place, partition in self._partitions.items() if partition.suspended} - set(held)
-            )
+            self._forget({place for place, found in self._partitions.items() if found.suspended} - set(held))
             for partition in self._partitions.values():
                 partition.suspended = False
             self._doubted = None
 
     def lost(self, places: Collection[Any]) -> None:
-        """Note that partitions are somebody else's already."""
+        """Drop partitions that somebody else has already."""
         with self._lock:
             self._forget(set(places))
 
     def hold_back(self, holding: bool) -> None:
-        """Start nothing more while a rebalance is due, so that what runs can end and be committed before it."""
+        """Begin nothing while ``holding``: a rebalance is due, and what runs is to end and be committed first."""
         self._held_back = holding
 
     def stop(self) -> None:
-        """Start nothing more, for ever."""
+        """Begin nothing any more."""
         self._stopping = True
 
-    # What is received, and what became of it
+    # Facts: polls, and outcomes of deliveries
 
     def heartbeat(self) -> None:
-        """Note that this process runs: to be told just before and just after each poll.
+        """Note that this process runs; to be called just before and just after each poll.
 
-        Where it stood still for longer than the session the broker may have given our partitions to others, and
-        they may have handled what we are about to receive: nothing is begun until a commit has shown that we are
-        still a member. A record that waited in our buffers meanwhile would be condemned for its time.
+        After a pause longer than the session the broker may have given our partitions to others, who may have
+        handled what we are about to receive. Judged now, those records would be condemned as replayed or expired.
         """
         now = (self._clock.monotonic(), self._clock.now())
         with self._lock:
             before, self._beats = self._beats or now, now
+            # A machine that slept may have stopped its monotonic clock, but not the time of day.
             if max(now[0] - before[0], now[1] - before[1]) > self._session:
                 self._doubted = now[0]
 
     def receive(self, place: TopicPartition, messages: Iterable[Message]) -> None:
-        """Note records of a partition, in the order of its log."""
+        """Add records of a partition, in the order of its log."""
         now = self._clock.now()
         with self._lock:
             partition = self.partition(place)
@@ -140,34 +170,33 @@ class Assignment:
                 partition.receive(message, now)
 
     def choose(self) -> Partition | None:
-        """Return a partition that has something to do and may, marked as running; ``None`` where there is none."""
+        """Return a partition with records that may be worked on, ``None`` where there is none.
+
+        It is marked as running at once, so that no other worker is given it before this one has begun.
+        """
         now = self._clock.monotonic()
         with self._lock:
             if self._held_back or self._stopping or self._doubted is not None:
                 return None
-            for partition in self._partitions.values():
-                if (
-                    partition.running
-                    or partition.suspended
-                    or (partition.stall is not None and now < partition.retry_at)
-                ):
+            for found in self._partitions.values():
+                if found.running or found.suspended or (found.stall is not None and now < found.retry_at):
                     continue
-                if partition.waiting:
-                    partition.running = True
-                    self._running.append(partition)
-                    return partition
-                partition.stall = None
+                if found.waiting:
+                    found.running = True
+                    self._running.append(found)
+                    return found
+                found.stall = None
         return None
 
     def next_delivery(self, partition: Partition) -> Delivery | None:
-        """Return the delivery of a chosen partition whose turn it is, ``None`` where its time is over."""
+        """Return the next delivery of a chosen partition, ``None`` where its worker is to leave it."""
         with self._lock:
             if self._held_back or self._stopping or not partition.ours or not partition.waiting:
                 return None
             return partition.waiting[0]
 
     def attempted(self, partition: Partition, outcome: Outcome) -> bool:
-        """Note what became of the first delivery of a chosen partition; tell whether the next may follow."""
+        """Note the outcome of a chosen partition's first delivery; return whether the next one may follow."""
         with self._lock:
             if outcome.verdict is not _DEFERRED:
                 partition.settle()
@@ -177,23 +206,23 @@ class Assignment:
             return False
 
     def visit_ended(self, partition: Partition) -> None:
-        """Note that a chosen partition is worked on no longer."""
+        """Note that a worker has left a partition."""
         with self._lock:
             partition.running = False
             self._running.remove(partition)
             self._ended = True
 
     def skipped(self, partition: Partition, beyond: int) -> None:
-        """Note that a range of which nothing can be read is on record; the log goes on behind it."""
+        """Go on at offset ``beyond``, behind a range that cannot be read and was audited."""
         with self._lock:
             partition.skip(beyond)
 
     def stall(self, partition: Partition, offset: int, outcome: Outcome) -> None:
-        """Let a partition wait for the world at an offset."""
+        """Defer a partition at an offset, and log it unless the cause is the same as before."""
         with self._lock:
             topic, number = partition.topic_partition.topic, partition.topic_partition.partition
-            since = self._clock.now() if partition.stall is None else partition.stall.since
-            if partition.stall is None or partition.stall.cause is not outcome.cause:
+            before = partition.stall
+            if before is None or before.cause is not outcome.cause:
                 _LOG.warning("%s-%d stalls at %d: %s", topic, number, offset, outcome.cause)
             partition.attempt += 1
             partition.retry_at = self._clock.monotonic() + self._backoff.wait(partition.attempt)
@@ -203,63 +232,51 @@ class Assignment:
                 offset=offset,
                 cause=outcome.cause,
                 detail=outcome.detail,
-                since=since,
+                since=self._clock.now() if before is None else before.since,
             )
 
     def keys_changed(self) -> None:
-        """Let what waits be tried again at once."""
+        """Try deferred partitions again at once: the keys that they wait for may be there now."""
         with self._lock:
             for partition in self._partitions.values():
                 partition.retry_at = 0.0
 
-    # What is to be done
+    # Calls to make, and offsets to commit
 
     def client_calls(self, held: Set[Any], paused: Set[Any]) -> ClientCalls:
-        """Return what is to be paused, resumed and read from elsewhere; what others paused stays so.
-
-        While everything that can be worked on is, all is paused: a fetch for partitions that are idle would stand
-        at the broker, and keep the client from fetching for those that are worked on.
+        """Return what to pause, resume and seek before the next poll.
 
         Args:
-            held: what the client holds now.
-            paused: what is paused there.
+            held: the partitions that the client holds now.
+            paused: those that are paused there, by us or by the user.
         """
         with self._lock:
             full = 0 < self._width <= len(self._running)
             partitions = self._partitions.values()
-            wished = held & (
-                held if full else {partition.topic_partition for partition in partitions if partition.busy}
-            )
+            wished = held & (held if full else {found.topic_partition for found in partitions if found.busy})
             pause, resume = wished - paused, (paused & self._paused) - wished
             self._paused = pause | (wished & self._paused)
-            seek = {
-                partition.topic_partition: partition.seek
-                for partition in partitions
-                if partition.seek is not None and partition.topic_partition in held
-            }
-            for partition in partitions:
-                partition.seek = None
+            wanted = {found.topic_partition: found.seek for found in partitions if found.topic_partition in held}
+            seek = {place: offset for place, offset in wanted.items() if offset is not None}
+            for found in partitions:
+                found.seek = None
             return ClientCalls(pause=pause, resume=resume, seek=seek)
 
     def poll_timeout(self, longest: float) -> float:
-        """Return the seconds for which a poll may wait, at most ``longest``."""
+        """Return for how many seconds a poll may wait, at most ``longest``."""
         now = self._clock.monotonic()
         with self._lock:
             if self._running:
                 return 0.0
-            moments = [
-                partition.retry_at
-                for partition in self._partitions.values()
-                if partition.stall is not None and partition.ours
-            ]
+            moments = [each.retry_at for each in self._partitions.values() if each.stall is not None and each.ours]
             moments += [] if self._doubted is None else [self._held_until]
             return max(0.0, min([longest, *(moment - now for moment in moments)]))
 
     def due_commits(self, *, last: bool = False) -> Due:
-        """Return the offsets to commit now: after each batch, and at intervals while one is long.
+        """Return the offsets to commit now: after each visit, and at intervals during a long one.
 
         Args:
-            last: there is no later time.
+            last: whether this is the last commit, so that everything is due.
         """
         now = self._clock.monotonic()
         with self._lock:
@@ -269,7 +286,10 @@ class Assignment:
             return self.settled_offsets()
 
     def settled_offsets(self) -> Due:
-        """Return the offsets that may be committed and are not yet; in doubt also those that show who we are."""
+        """Return the offsets that may be committed and are not yet.
+
+        In doubt it also returns offsets that are committed already: such a commit shows whether we are a member.
+        """
         found: dict[Partition, int] = {}
         with self._lock:
             for partition in self._partitions.values():
@@ -283,13 +303,13 @@ class Assignment:
         return found
 
     def commit_began(self) -> float:
-        """Note that a commit begins; return the moment, for ``committed``."""
+        """Note that a commit begins; return the moment, which ``committed`` needs."""
         with self._lock:
             self._ended, self._committed_at = False, self._clock.monotonic()
             return self._committed_at
 
     def committed(self, offsets: Due, began: float) -> None:
-        """Note what the broker has taken: by that we were a member when the commit began."""
+        """Note offsets that the broker has taken: it knew us as a member when the commit began."""
         with self._lock:
             for partition, offset in offsets.items():
                 partition.committed, partition.unsent = offset, None
@@ -299,43 +319,44 @@ class Assignment:
                 self._doubted = None
 
     def commit_failed(self) -> None:
-        """Note that a commit failed for now."""
+        """Note that a commit failed, and is to be made again."""
         with self._lock:
             self._held_until = self._clock.monotonic() + COMMIT_RETRY
 
     def running_deliveries(self) -> list[Delivery]:
-        """Return the deliveries whose handlers may run now."""
+        """Return the deliveries whose handlers may be running now."""
         with self._lock:
             return [partition.waiting[0] for partition in self._running if partition.waiting]
 
     def unhandled_claims(self) -> list[Delivery]:
-        """Return what was claimed and will not be handled here: put off, or judged ahead of its turn."""
+        """Return the deliveries that were claimed and will not be handled here: deferred, or claimed early."""
         with self._lock:
             idle = [partition for partition in self._partitions.values() if not partition.running]
             return [each for partition in idle for each in partition.waiting if _is_claimed(each)]
 
     def final_calls(self, held: Set[Any], paused: Set[Any]) -> ClientCalls:
-        """Return what leaves the client as it was: nothing paused by us, each place at its first open record."""
+        """Return the calls that leave the client as it was: no pause of ours, and each position at what is open.
+
+        Args:
+            held: the partitions that the client holds now.
+            paused: those that are paused there.
+        """
         with self._lock:
-            opened = {
-                partition.topic_partition: partition.first_open
-                for partition in self._partitions.values()
-                if partition.topic_partition in held
-            }
-            seek = {place: offset for place, offset in opened.items() if offset is not None}
+            opened = {each.topic_partition: each.first_open for each in self._partitions.values()}
+            seek = {place: offset for place, offset in opened.items() if offset is not None and place in held}
             return ClientCalls(pause=frozenset(), resume=paused & self._paused, seek=seek)
 
     def health(self, consuming: bool) -> Health:
-        """Return whether it runs, and which partitions stall since when and why."""
+        """Return how the consumer is doing; ``consuming`` says whether it runs."""
         with self._lock:
             found = [partition.stall or partition.unsent for partition in self._partitions.values()]
             stalls = sorted((stall for stall in found if stall is not None), key=lambda stall: stall.since)
             return Health(consuming=consuming, in_flight=len(self._running), stalls=tuple(stalls))
 
     def _went_back(self, partition: Partition, offset: int) -> Partition:
-        """Return a new part for a partition whose log goes on at an offset that was read before.
+        """Return a new partition in place of one that is read again from an earlier offset, by a user's seek.
 
-        Its letters from before that offset are kept: their records are not read again.
+        Letters of records before that offset are kept: these records are not read again.
         """
         kept = [letter for letter in partition.letters if letter[0] < offset]
         self._drop({partition.topic_partition})
@@ -344,16 +365,15 @@ class Assignment:
         return renewed
 
     def _forget(self, places: Set[Any]) -> None:
-        """Drop partitions that were taken away, of which the client keeps no pause either."""
+        """Drop partitions that were taken away; the client forgets their pauses too."""
         self._drop(places)
         self._paused -= places
 
     def _drop(self, places: Set[Any]) -> None:
-        """Forget partitions; what runs of them is not committed."""
         for place in places & self._partitions.keys():
             self._partitions.pop(place).alive = False
 
 
 def _is_claimed(delivery: Delivery) -> bool:
-    """Tell whether the store may hold a claim of a delivery whose handler did not end; its answer may be lost."""
+    """Return whether the store may hold a claim of a delivery: it does, or the answer to the claim was lost."""
     return delivery.step is Step.HANDLE or (delivery.step is Step.JUDGE and delivery.claim is not None)

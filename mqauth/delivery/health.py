@@ -1,4 +1,4 @@
-"""What the engine is told and what it tells, in the terms of no client."""
+"""How a consumer is doing, as users see it by ``health()``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mqauth.errors import Cause
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stall:
-    """A partition that waits for the world.
+    """A partition that is deferred.
 
     Args:
         topic, partition, offset: the record that waits; those behind it wait too.
         cause: what is out of reach.
-        detail: one line for people.
-        since: UTC seconds of the first of these deferrals in a row.
+        detail: one line that explains it.
+        since: UTC seconds of the first deferral in a row.
     """
 
     topic: str
@@ -29,12 +29,12 @@ class Stall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """How a consumer of a log is.
+    """The state of a consumer of a log.
 
     Args:
-        consuming: it runs.
-        in_flight: partitions being worked on.
-        stalls: partitions that wait for the world, the longest waiting first.
+        consuming: whether it runs.
+        in_flight: partitions that are being worked on.
+        stalls: partitions that are deferred, the longest waiting first.
     """
 
     consuming: bool
@@ -43,44 +43,45 @@ class Health:
 
     @property
     def deferred(self) -> int:
-        """How many partitions wait for the world."""
+        """How many partitions are deferred."""
         return len(self.stalls)
 
     @property
     def stalled_since(self) -> float | None:
-        """UTC seconds since when the first of them waits, ``None`` where none does."""
+        """UTC seconds since when the longest deferred one waits, ``None`` where none does."""
         return self.stalls[0].since if self.stalls else None
 
     @property
     def cause(self) -> Cause | None:
-        """Why the longest waiting one waits."""
+        """Why the longest deferred one waits."""
         return self.stalls[0].cause if self.stalls else None
 
     @property
     def detail(self) -> str | None:
-        """One line for people."""
+        """One line that explains the longest deferral."""
         return self.stalls[0].detail if self.stalls else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueHealth:
-    """How a consumer of a queue is.
+    """The state of a consumer of a queue.
 
     Args:
-        consuming: whether the broker sends it messages now; not while everything it may hold is held.
-        in_flight: deliveries being processed or held.
+        consuming: whether the broker sends it messages now; not while it holds everything it may hold.
+        in_flight: deliveries that are processed or held.
         deferred: how many of them are held.
         stalled_since: UTC seconds since which something is deferred, ``None`` where nothing is.
         cause: why the longest held delivery is deferred; ``broker_unavailable`` where none is, and for a minute
             nothing could be consumed or the broker has blocked the connection.
-        detail: one line for people; also where nothing is deferred, and an error ended the consumer or the broker
+        detail: one line that explains it; also where nothing is deferred, and an error ended the consumer or the
+        broker
             has blocked its connection.
         connection_deaths: how often channel or connection was lost.
-        prefetch: the window now; 1 after three deaths in a row, and where an outage of audit or dead letters has
-            lasted longer than a delivery may be held.
-        unsettled: acks that could not be sent; the broker delivered again.
+        prefetch: the window now; 1 after three connections lost in a row, and while an outage of audit or dead
+            letters lasts longer than a delivery may be held.
+        unsettled: acks that could not be sent; the broker delivered the messages again.
         party: the issuer or release authority whose keys the longest held delivery waits for.
-        held: how many are deferred for each cause, and whose.
+        held: how many deliveries are deferred for each cause, and for which party.
         at_limit: how many of them are at their last delivery, and stay unacked for as long as the process lives.
     """
 

@@ -1,14 +1,8 @@
-"""Deliveries that are deferred: why each waits, for how long it is held unacked, and what ends that.
+"""Deferred deliveries that are held unacked: why each one waits, for how long, and how many may.
 
-Each return to the broker spends one of a message's deliveries, so one that waits for a cause of its own stays
-unacked until that is over, or the broker's consumer timeout is near. A cause of all suspends the queue after so
-many seconds.
-
-How many deferred deliveries a consumer holds, by whose fault, and whether there is room beside them.
-
-A queue cannot pass over a message: one that waits takes a place of the prefetch window. RabbitMQ counts unacked
-deliveries by consumer, though (``basic.qos`` with ``global`` false; tried on 4.0.5), so that one who consumes anew
-on the same channel has a window of its own, and what the former one holds takes no place in it.
+Each return to the broker spends one of a message's deliveries. So a delivery that waits for a cause of its own
+stays unacked until that cause is over, or the broker's consumer timeout is near. A cause that concerns every
+message suspends the queue after ``hold`` seconds.
 """
 
 from __future__ import annotations
@@ -24,11 +18,17 @@ from mqauth.errors import Cause, Reason, Rejection
 from mqauth.judging.delivery import Delivery, Outcome, Step, Verdict
 
 SUSPENDS_AFTER: Final = 60.0
-"""Seconds of a cause of all after which a queue is suspended, unless told otherwise."""
+"""Default seconds of a cause that concerns everyone after which the queue is suspended."""
 CONSUMER_TIMEOUT: Final = 1800.0
-"""Seconds after which RabbitMQ closes a channel that has not acked a delivery, unless it is set otherwise."""
+"""RabbitMQ's default seconds after which it closes a channel for a delivery that is not acked."""
+OWN_CAUSES: Final = frozenset((Cause.CLAIM_HELD, Cause.HANDLER_DEFERRED, Cause.APPEND_TIME_UNAVAILABLE))
+"""Causes that concern one message."""
+MAX_HELD: Final = 1000
+MAX_BYTES: Final = 16 * 1024 * 1024
+HELD_PER_PREFETCH: Final = 10
+"""Default number of deliveries held beside the window, for each delivery of the prefetch."""
 _OF_TIMEOUT: Final = 0.9
-_DEFERRED: Final = Verdict.DEFERRED  # Python 3.11 takes its time to look a member up
+_DEFERRED: Final = Verdict.DEFERRED  # looking up an enum's member is slow in Python 3.11
 
 
 @dataclass(slots=True, eq=False)
@@ -36,16 +36,16 @@ class HeldDelivery:
     """A delivery that is deferred.
 
     Args:
-        slot: its place.
+        slot: its slot in the window.
         delivery: how far it has come.
-        outcome: why it waits now, or waited last.
+        outcome: the outcome of its last attempt that left it deferred.
         since: UTC seconds.
         waits: whether its last attempt left it deferred.
         stays: whether it stays unacked while its consumer is suspended.
-        everyones_since: monotonic seconds since which its cause is everybody's; ``None`` where it is not.
+        everyones_since: monotonic seconds since which its cause concerns everyone; ``None`` where it does not.
         put_off: how often its handler asked for another time.
-        goes_back: whether it was ours in the end, and its cause not over.
-        is_over: whether it waits no longer.
+        goes_back: whether it was still ours and deferred when its waiting ended.
+        is_over: whether its waiting has ended.
     """
 
     slot: Slot
@@ -61,14 +61,16 @@ class HeldDelivery:
 
     @property
     def why(self) -> tuple[Cause | None, float, str | None]:
-        """Its cause, since when (UTC seconds), and one line for people."""
+        """Its cause, since when (UTC seconds), and a line that explains it."""
         return self.outcome.cause, self.since, self.outcome.detail
 
     @property
     def needs_ours(self) -> bool:
-        """Whether trying it is the only way to find out that its cause is over, and needs it to be ours.
+        """Whether it must be ours to find out whether its cause is over.
 
-        Nothing may be recorded or buried of what was given back: somebody else may have handled it.
+        Only an attempt can tell whether audit or dead letters are back, and it must not record or bury a
+        delivery that
+        was given back: somebody else may have handled it.
         """
         return self.delivery.step is Step.RECORD or self.delivery.step is Step.BURY
 
@@ -79,13 +81,13 @@ class HeldDelivery:
 
     @property
     def is_given_up(self) -> bool:
-        """Whether its handler asked for another time until the last of its deliveries was over."""
+        """Whether its handler asked for another time until its last delivery was over."""
         return (
             self.waits and self.slot.is_ours and self.slot.is_last and self.outcome.cause is Cause.HANDLER_DEFERRED
         )
 
     def give_up(self, now: float) -> None:
-        """Reject its message, at ``now``, UTC seconds: it is recorded and buried in place of another return."""
+        """Reject its message at ``now``, UTC seconds: it is audited and dead-lettered instead of given back."""
         detail = (
             f"put off {self.put_off} times in its last delivery, in all for {now - self.delivery.received:.0f} s:"
             f" {self.outcome.detail}"
@@ -93,18 +95,128 @@ class HeldDelivery:
         self.delivery.reject(Rejection(Reason.HANDLER_FAILED, detail), Step.RELEASE)
 
     def end(self) -> None:
-        """Note that it waits no longer, and whether it goes back."""
+        """Note that its waiting has ended."""
         self.goes_back, self.is_over = self.waits and self.slot.is_ours, True
 
 
+class _Entry(NamedTuple):
+    """One held delivery in the counts: its consumer tag, why it waits, and the bytes of its body."""
+
+    tag: str
+    cause: Cause | None
+    party: str | None
+    size: int
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether others need not wait for it."""
+        return self.cause in OWN_CAUSES or self.party is not None
+
+
+class HoldCapacity:
+    """How many deliveries are held, for whose cause, and whether more may be held beside the window.
+
+    A queue cannot pass over a message: a deferred one takes a place of the prefetch window. But RabbitMQ counts
+    unacked deliveries by consumer (``basic.qos`` with ``global`` false; tried on 4.0.5). So a consumer that
+    starts anew under another tag on the same channel has a window of its own, beside which the held deliveries
+    stay.
+
+    Args:
+        max_held: deliveries held beside the window at most.
+        issuers: the configured issuers; where none of them has keys, that concerns everyone.
+        max_bytes: bytes of the bodies held beside the window at most.
+    """
+
+    def __init__(
+        self, max_held: int = MAX_HELD, *, issuers: Collection[str] = (), max_bytes: int = MAX_BYTES
+    ) -> None:
+        self._max_held = max_held
+        self._max_bytes = max_bytes
+        self._issuers = frozenset(issuers)
+        self._entries: dict[int, _Entry] = {}
+        self._by_tag = Counter[str]()
+        self._without_keys = Counter[str]()
+        self._beside = 0
+        self._bytes = 0
+
+    def put(self, key: int, *, tag: str, cause: Cause | None, party: str | None, size: int) -> None:
+        """Count a held delivery, or count it anew where its cause has changed.
+
+        Args:
+            key: identifies the delivery.
+            tag: of its consumer.
+            cause: why it waits.
+            party: the issuer or release authority that the cause is of, if it is of one.
+            size: bytes of its body.
+        """
+        self.take(key)
+        self._count(entry := _Entry(tag, cause, party, size), 1)
+        self._entries[key] = entry
+
+    def take(self, key: int) -> None:
+        """Count a delivery no longer."""
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._count(entry, -1)
+
+    def _count(self, entry: _Entry, step: int) -> None:
+        if entry.cause is Cause.KEYS_UNAVAILABLE and entry.party is not None:
+            self._without_keys[entry.party] += step
+        if entry.is_beside:
+            self._by_tag[entry.tag] += step
+            self._beside += step
+            self._bytes += step * entry.size
+            self._by_tag += Counter()  # drops the tags that count 0
+
+    @property
+    def nobody_has_keys(self) -> bool:
+        """Whether no configured issuer has keys, as far as the held deliveries tell."""
+        return bool(self._issuers) and all(self._without_keys[issuer] > 0 for issuer in self._issuers)
+
+    def concerns_everyone(self, cause: Cause | None, party: str | None) -> bool:
+        """Return whether a cause concerns every message, so that the queue is to be suspended."""
+        return not _Entry("", cause, party, 0).is_beside or (
+            cause is Cause.KEYS_UNAVAILABLE and self.nobody_has_keys
+        )
+
+    def has_room(self) -> bool:
+        """Return whether more may be held beside the window."""
+        return self._beside < self._max_held and self._bytes < self._max_bytes and not self.nobody_has_keys
+
+    def wants_another(self, tag: str, window: int, active: int) -> bool:
+        """Return whether to consume anew: at least half of the window is held, and at most half of it is at work.
+
+        Args:
+            tag: of the present consumer.
+            window: the prefetch; with 1 the user wants order, so nothing may pass.
+            active: deliveries in work that are not held.
+        """
+        half = 2 * self._by_tag[tag] >= window and 2 * active <= window
+        return window > 1 and half and self.has_room()
+
+    def is_full(self, tag: str, window: int) -> bool:
+        """Return whether nothing more comes: the whole window is held, and no more may be held beside it."""
+        return self._by_tag[tag] >= window and (window == 1 or not self.has_room())
+
+    def by_cause(self) -> dict[str, int]:
+        """Return how many are held for each cause and party, the most frequent first."""
+        found = Counter(_named(entry.cause, entry.party) for entry in self._entries.values())
+        return dict(found.most_common())
+
+
 class Hold:
-    """What is held now.
+    """The deliveries that are held now.
 
     Args:
         clock: the pipeline's.
-        capacity: counts it.
-        seconds: of a cause of all, after which the queue is suspended; ``None`` where it cannot be.
-        consumer_timeout: seconds, what the broker is set to; a tenth less after its receipt a delivery goes back.
+        capacity: counts them.
+        seconds: of a cause that concerns everyone, after which the queue is suspended; ``None`` where it cannot
+        be.
+        consumer_timeout: seconds, as the broker is set; a tenth before it a delivery goes back.
+
+    Attributes:
+        suspended: whether the queue is suspended.
+        stopping: whether the consumer stops.
     """
 
     def __init__(
@@ -122,7 +234,7 @@ class Hold:
 
     @property
     def longest(self) -> HeldDelivery | None:
-        """What has been held for longest."""
+        """The delivery that has been held for longest."""
         return min(self._held.values(), key=lambda held: held.since, default=None)
 
     @property
@@ -141,7 +253,7 @@ class Hold:
         self.capacity.take(id(held))
 
     def attempted(self, held: HeldDelivery, outcome: Outcome) -> None:
-        """Note what became of a held delivery, and why it waits now where it still does."""
+        """Note the outcome of an attempt at a held delivery, which may have another cause now."""
         held.waits = is_deferred(outcome)
         if not held.waits:
             return
@@ -155,8 +267,10 @@ class Hold:
             held.everyones_since = self._clock.monotonic()
 
     def is_over(self, held: HeldDelivery) -> bool:
-        """Tell whether a delivery is to be held no longer."""
+        """Return whether a delivery is to be held no longer."""
         slot, step = held.slot, held.delivery.step
+        # Not ours any more. A handler that ended is confirmed all the same, and one that failed gives its claim
+        # back.
         if not slot.is_ours and step is not Step.CONFIRM and step is not Step.RELEASE:
             return True
         if (self.suspended and self.yields(held)) or (self.stopping and self.stops(held)):
@@ -166,130 +280,27 @@ class Hold:
         return self._is_old(slot) and (not slot.is_last or held.is_given_up)
 
     def _is_old(self, slot: Slot) -> bool:
-        """Tell whether the broker's consumer timeout is near."""
         return self._clock.monotonic() - slot.received >= self._oldest
 
     def yields(self, held: HeldDelivery) -> bool:
-        """Tell whether a delivery goes back when its queue is suspended."""
+        """Return whether a delivery goes back when its queue is suspended."""
         return not held.is_kept
 
     def stops(self, held: HeldDelivery) -> bool:
-        """Tell whether a stop ends its waiting; one whose handler has ended waits for its confirm to the last."""
+        """Return whether a stop ends its waiting; one whose handler has ended waits for its confirm."""
         return held.delivery.step is not Step.CONFIRM
 
     def wants_suspension(self, held: HeldDelivery) -> bool:
-        """Tell whether the queue is to be suspended before a delivery goes back: its cause is everybody's."""
+        """Return whether the queue is to be suspended before a delivery goes back: its cause concerns everyone."""
         everyones = held.everyones_since is not None or self.suspended
         return self._seconds is not None and everyones and held.waits and not held.is_kept and held.slot.is_ours
 
 
 def is_deferred(outcome: Outcome) -> bool:
-    """Tell whether a delivery waits for the world."""
+    """Return whether a delivery waits for something that is out of reach."""
     return outcome.verdict is _DEFERRED
 
 
-OWN_CAUSES: Final = frozenset((Cause.CLAIM_HELD, Cause.HANDLER_DEFERRED, Cause.APPEND_TIME_UNAVAILABLE))
-"""Causes that concern one message."""
-MAX_HELD: Final = 1000
-MAX_BYTES: Final = 16 * 1024 * 1024
-HELD_PER_PREFETCH: Final = 10
-"""Deliveries held beside the window for each of its places, unless told otherwise."""
-
-
-class _Entry(NamedTuple):
-    """One held delivery: under which consumer tag it came, why it waits, and the bytes of its body."""
-
-    tag: str
-    cause: Cause | None
-    party: str | None
-    size: int
-
-    @property
-    def is_beside(self) -> bool:
-        """Whether others need not wait for it."""
-        return self.cause in OWN_CAUSES or self.party is not None
-
-
-class HoldCapacity:
-    """What is held, by whose fault it is: one message's, one issuer's or release authority's, or everybody's.
-
-    Args:
-        max_held: deliveries held beside the window at most.
-        issuers: the configured issuers; where none of them has keys, that is everybody's cause.
-        max_bytes: of the bodies of those.
-    """
-
-    def __init__(
-        self, max_held: int = MAX_HELD, *, issuers: Collection[str] = (), max_bytes: int = MAX_BYTES
-    ) -> None:
-        self._max_held = max_held
-        self._max_bytes = max_bytes
-        self._issuers = frozenset(issuers)
-        self._entries: dict[int, _Entry] = {}
-        self._by_tag = Counter[str]()
-        self._without_keys = Counter[str]()
-        self._beside = 0
-        self._bytes = 0
-
-    def put(self, key: int, *, tag: str, cause: Cause | None, party: str | None, size: int) -> None:
-        """Hold a delivery, or note why it waits now."""
-        self.take(key)
-        self._count(entry := _Entry(tag, cause, party, size), 1)
-        self._entries[key] = entry
-
-    def take(self, key: int) -> None:
-        """Hold a delivery no longer."""
-        entry = self._entries.pop(key, None)
-        if entry is not None:
-            self._count(entry, -1)
-
-    def _count(self, entry: _Entry, step: int) -> None:
-        """Count a delivery in or out."""
-        if entry.cause is Cause.KEYS_UNAVAILABLE and entry.party is not None:
-            self._without_keys[entry.party] += step
-        if entry.is_beside:
-            self._by_tag[entry.tag] += step
-            self._beside += step
-            self._bytes += step * entry.size
-            self._by_tag += Counter()  # forgets what is 0
-
-    @property
-    def nobody_has_keys(self) -> bool:
-        """Whether no configured issuer can serve, as far as what is held tells."""
-        return bool(self._issuers) and all(self._without_keys[issuer] > 0 for issuer in self._issuers)
-
-    def concerns_everyone(self, cause: Cause | None, party: str | None) -> bool:
-        """Tell whether a cause is everybody's, so that the queue is to be suspended."""
-        return not _Entry("", cause, party, 0).is_beside or (
-            cause is Cause.KEYS_UNAVAILABLE and self.nobody_has_keys
-        )
-
-    def has_room(self) -> bool:
-        """Tell whether more may be held beside the window."""
-        return self._beside < self._max_held and self._bytes < self._max_bytes and not self.nobody_has_keys
-
-    def wants_another(self, tag: str, window: int, active: int) -> bool:
-        """Tell whether to consume anew: half of the window is held, and at most half of it is at work.
-
-        Args:
-            tag: of the present consumer.
-            window: the prefetch; with 1 order was asked for, and nothing passes by.
-            active: deliveries under way that are not held.
-        """
-        half = 2 * self._by_tag[tag] >= window and 2 * active <= window
-        return window > 1 and half and self.has_room()
-
-    def is_full(self, tag: str, window: int) -> bool:
-        """Tell whether nothing more comes: the whole window is held, and there is no room beside it."""
-        return self._by_tag[tag] >= window and (window == 1 or not self.has_room())
-
-    def by_cause(self) -> dict[str, int]:
-        """Return how many are held for each cause, and issuer or authority."""
-        found = Counter(_named(entry.cause, entry.party) for entry in self._entries.values())
-        return dict(found.most_common())
-
-
 def _named(cause: Cause | None, party: str | None) -> str:
-    """Return a cause with whose it is."""
     name = "" if cause is None else cause.value
     return name if party is None else f"{name} of {party}"

@@ -1,18 +1,4 @@
-"""Carries the deliveries of a partition to their end, in order, and keeps and gives back what they claimed.
-
-Claims kept while handlers run long: which renewals are due.
-
-On RabbitMQ whoever gets the redelivery of a lost connection would handle it a second time once the lease is over.
-On Kafka a claim with a place outlives its lease by itself: elsewhere it is a replay, at the same place it is taken
-over. But its id is forgotten once no new copy can be accepted, and a handler may run longer than that; and the
-claim of a *released* message (``mqauth.letters.release``) has no place, so that a copy would run beside it.
-
-The claims of a batch in one round trip, for brokers that say where exactly a delivery stands.
-
-The deliveries of a partition are judged up to their claims, the claims are made together, and each verdict
-stays with its delivery, which ``Pipeline.process`` carries to its end when its turn comes. One whose turn never
-comes leaves a claim with its place behind, and the same place may claim again (``mqauth.replay.rules``).
-"""
+"""Carries the deliveries of a partition to their end, in order, and keeps and gives back their claims."""
 
 from __future__ import annotations
 
@@ -31,9 +17,20 @@ from mqauth.judging.verified import Verified, decoded, equip
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 
+_JUDGE, _HANDLE = Step.JUDGE, Step.HANDLE  # looking up an enum's member is slow in Python 3.11
+MAX_VERDICT_AGE: Final = 10.0
+"""Seconds for which an early verdict holds; older ones are reached again, since keys may have been revoked."""
+IN_PROCESS_BATCH: Final = 64
+"""Deliveries that are judged together where the store is in this process and there is no round trip to save.
+
+Short-lived objects cost the garbage collector least.
+"""
+_LEASE_PARTS: Final = 3
+_ClaimMany = Callable[[list[ClaimRequest]], list[ClaimStatus]]
+
 
 class LogWork:
-    """Does what the book has chosen.
+    """Works on the partitions that the assignment has chosen.
 
     Args:
         guard: the pipeline.
@@ -61,7 +58,7 @@ class LogWork:
         self._leases = LogLeases(guard.lease)
 
     def visit(self, partition: Partition) -> None:
-        """Carry the deliveries of a chosen partition to their end; the first that is put off ends it.
+        """Carry the deliveries of a chosen partition to their end, until one is deferred or none is left.
 
         Raises:
             ConfigurationError: a plug-in or the handler is asynchronous.
@@ -71,15 +68,16 @@ class LogWork:
         try:
             run(visiting)
         finally:
-            visiting.close()  # what ends the process leaves it in the middle, and keeps it alive by its traceback
+            # What ends the process stops it in the middle, and its traceback keeps it alive.
+            visiting.close()
 
     def visiting(self, partition: Partition) -> Flow[None]:
-        """Return ``visit`` as a flow, for those who run several at a time; it is to be closed."""
-        guard, assignment, handler, ahead = self._guard, self._assignment, self._handler, EarlyClaims(self._guard)
+        """Return ``visit`` as a flow, for a caller that runs several at a time and closes each."""
+        guard, assignment, handler, early = self._guard, self._assignment, self._handler, EarlyClaims(self._guard)
         letters = self._letters(partition)
         try:
             while (delivery := assignment.next_delivery(partition)) is not None:
-                ahead.judge_ahead(partition.waiting)
+                early.judge_ahead(partition.waiting)
                 if not assignment.attempted(partition, (yield from guard.process(delivery, handler, letters))):
                     return
         except StaleDelivery:
@@ -88,13 +86,16 @@ class LogWork:
             assignment.visit_ended(partition)
 
     def skip(self, place: TopicPartition, first: int, beyond: int, record: AuditRecord) -> bool:
-        """Put a range of which nothing can be read on record, then go on behind it; without the record it waits.
+        """Audit a range that cannot be read, then go on behind it; where audit is out of reach, defer it.
 
         Args:
-            place: the partition.
+            place: the partition's name.
             first: offset of the first record of the range.
-            beyond: offset after it.
+            beyond: the offset after it.
             record: what audit is to say of it.
+
+        Returns:
+            Whether it was audited and skipped.
 
         Raises:
             ConfigurationError: the audit sink is asynchronous.
@@ -110,56 +111,109 @@ class LogWork:
         return True
 
     def renew(self) -> None:
-        """Renew the claims of handlers that run long; a store out of reach is logged and stops nothing."""
+        """Renew the claims of handlers that run long; where the store is out of reach that is logged."""
         for delivery in self._leases.due(self._assignment.running_deliveries(), self._guard.clock.monotonic()):
             run(self._guard.renew(delivery))
 
     def give_back(self) -> None:
-        """Give claims back that will not be handled here; one that cannot be is taken over from its own place."""
+        """Release claims that are not used here; the same place may take over one that cannot be released."""
         for delivery in self._assignment.unhandled_claims():
             if run(self._guard.release(delivery)).cause is not Cause.HANDLER_DEFERRED:
                 return
 
 
-def equipped(
-    handler: Handler,
-    decode: Callable[[bytes], Any] | None,
-    answer: Callable[[Verified, bytes], Any] | None,
-) -> Handler:
-    """Return a handler that is called with a decoded message it can answer, itself where that is all it needs."""
-    if decode is None and answer is None:
-        return handler
-    return lambda verified: handler(equip(verified, responder=answer, value=decoded(verified, decode)))
+class EarlyClaims:
+    """Makes the claims of a partition's waiting deliveries in one round trip to the replay store.
 
-
-def check_plugins(guard: Pipeline, **plugins: object) -> None:
-    """Refuse asynchronous plug-ins, and a pipeline that cannot settle rejections.
+    The deliveries are judged up to their claims, the claims are made together, and each verdict stays with its
+    delivery until ``Pipeline.process`` comes to it. A delivery that is never processed leaves its claim in the
+    store; the same topic, partition and offset may claim again (``mqauth.replay.rules``). One is made for each
+    visit.
 
     Args:
-        guard: the pipeline of a consumer without an event loop.
-        plugins: what else it calls, by name.
-
-    Raises:
-        ConfigurationError: one is asynchronous, or there is no audit sink.
+        guard: the pipeline. Where its store has no ``claim_many``, each delivery is claimed by itself.
+        longest: seconds for which an early verdict holds.
     """
-    if guard.audit is None:
-        raise ConfigurationError("a consumer's pipeline needs audit=")
-    refuse_async(
-        store_claim=guard.replay.claim,
-        store_confirm=guard.replay.confirm,
-        store_release=guard.replay.release,
-        audit=guard.audit.write,
-        policy=guard.policy.decide,
-        **{f"keys of {name}": issuer.keys.refresh for name, issuer in guard.verifier.issuers.items()},
-        **plugins,
-    )
 
+    def __init__(self, guard: Pipeline, *, longest: float = MAX_VERDICT_AGE) -> None:
+        many = getattr(guard.replay, "claim_many", None)
+        self._many: _ClaimMany | None = None if is_async(many) else many
+        self._verdicts = guard.verdicts
+        self._most = IN_PROCESS_BATCH if getattr(guard.replay, "in_process", False) else None
+        self._monotonic = guard.clock.monotonic
+        self._longest = longest
+        self._left = 0
+        self._ends = 0.0
 
-_LEASE_PARTS: Final = 3
+    def judge_ahead(self, waiting: Sequence[Delivery]) -> None:
+        """Judge the waiting deliveries where their verdicts are missing or too old; to be called before each one.
+
+        What cannot be judged now is judged when it is processed.
+
+        Raises:
+            ConfigurationError: a plug-in is asynchronous.
+        """
+        now = self._monotonic()
+        if self._left > 0 and now < self._ends:
+            self._left -= 1
+            return
+        deliveries = list(islice(waiting, self._most))
+        for delivery in deliveries:
+            # The verdict is too old. Its owner, the same delivery, may claim again.
+            if delivery.step is _HANDLE and not delivery.deferred:
+                delivery.step = _JUDGE
+        self._left, self._ends = len(deliveries) - 1, now + self._longest
+        if self._many is not None and len(deliveries) > 1:
+            self._judge(self._many, deliveries)
+
+    def _judge(self, many: _ClaimMany, deliveries: list[Delivery]) -> None:
+        """Judge deliveries up to their claims, make the claims together, and go on to the verdicts."""
+        unjudged = [each for each in deliveries if each.step is _JUDGE]
+        began = self._monotonic()
+        requests = self._requests(unjudged)
+        for delivery, request in requests:
+            # From now on the store may hold the claim, even if its answer is lost.
+            delivery.claim = request
+        try:
+            statuses = many([request for _, request in requests]) if requests else []
+        except Exception:
+            statuses = []
+        if len(statuses) == len(requests):
+            for (delivery, request), status in zip(requests, statuses, strict=True):
+                try:
+                    self._verdicts.conclude(delivery, request, status)
+                # It comes up again when the delivery is processed.
+                except Unavailable:
+                    continue
+        judged = [each for each in unjudged if each.step is not _JUDGE]
+        seconds = (self._monotonic() - began) / max(1, len(judged))
+        for delivery in judged:
+            delivery.judge_seconds = seconds
+
+    def _requests(self, deliveries: list[Delivery]) -> list[tuple[Delivery, ClaimRequest]]:
+        """Return the claims to make, up to the first delivery for which something is out of reach."""
+        found = []
+        self._verdicts.draw_owners(deliveries)
+        for delivery in deliveries:
+            try:
+                prepared = self._verdicts.prepare(delivery)
+                if type(prepared) is GeneratorType:
+                    prepared = run(prepared)
+            except Unavailable:
+                break
+            # A claim without a place could not be made again if its answer were lost.
+            if type(prepared) is ClaimRequest and prepared.place is not None:
+                found.append((delivery, prepared))
+        return found
 
 
 class LogLeases:
     """Tells whose claim is to be renewed: after each third of its lease for which a handler has run.
+
+    On Kafka a claim with a place outlives its lease: a copy elsewhere is a replay, and at the same place the
+    claim is taken over. But the store forgets an id once no new copy can be accepted, and a handler may run
+    longer than that. And the claim of a released message (``mqauth.letters.release``) has no place, so that a
+    copy would run beside it.
 
     Args:
         lease: seconds a claim holds.
@@ -173,7 +227,7 @@ class LogLeases:
         """Return the deliveries whose claims are to be renewed now.
 
         Args:
-            running: those whose handlers run; what is not among them any more is forgotten.
+            running: those whose handlers run; all others are forgotten.
             now: monotonic seconds.
         """
         before, self._since, found = self._since, {}, list[Delivery]()
@@ -186,84 +240,35 @@ class LogLeases:
         return found
 
 
-_JUDGE, _HANDLE = Step.JUDGE, Step.HANDLE  # Python 3.11 takes its time to look a member up
-MAX_VERDICT_AGE: Final = 10.0
-"""Seconds a verdict may wait for its turn before it is reached again: keys are revoked meanwhile."""
-IN_PROCESS_BATCH: Final = 64
-"""Deliveries judged at once where the store is in this process: what lives shortly costs the collector least."""
+def equipped(
+    handler: Handler,
+    decode: Callable[[bytes], Any] | None,
+    answer: Callable[[Verified, bytes], Any] | None,
+) -> Handler:
+    """Return a handler that gets a decoded message it can answer; the handler itself where neither is wanted."""
+    if decode is None and answer is None:
+        return handler
+    return lambda verified: handler(equip(verified, responder=answer, value=decoded(verified, decode)))
 
 
-class EarlyClaims:
-    """Judges the deliveries of one batch ahead of their turns; a new one for each batch.
+def check_plugins(guard: Pipeline, **plugins: object) -> None:
+    """Refuse asynchronous plug-ins, and a pipeline without audit.
 
     Args:
-        guard: the pipeline. Where its store has no ``claim_many``, each delivery is judged in its turn.
-        longest: seconds after which a verdict that still waits is reached anew.
+        guard: the pipeline of a consumer without an event loop.
+        plugins: what else it calls, by name.
+
+    Raises:
+        ConfigurationError: a plug-in is asynchronous, or there is no audit sink.
     """
-
-    def __init__(self, guard: Pipeline, *, longest: float = MAX_VERDICT_AGE) -> None:
-        many = getattr(guard.replay, "claim_many", None)
-        self._many: Callable[[list[ClaimRequest]], list[ClaimStatus]] | None = None if is_async(many) else many
-        self._verdicts = guard.verdicts
-        self._most = IN_PROCESS_BATCH if getattr(guard.replay, "in_process", False) else None
-        self._monotonic = guard.clock.monotonic
-        self._longest = longest
-        self._left = 0
-        self._ends = 0.0
-
-    def judge_ahead(self, waiting: Sequence[Delivery]) -> None:
-        """Judge what waits, where its verdicts are missing or too old; call it before each delivery's turn.
-
-        What cannot be judged now is judged in its turn.
-
-        Raises:
-            ConfigurationError: a plug-in is asynchronous.
-        """
-        now = self._monotonic()
-        if self._left > 0 and now < self._ends:
-            self._left -= 1
-            return
-        deliveries = list(islice(waiting, self._most))
-        for delivery in deliveries:
-            if delivery.step is _HANDLE and not delivery.deferred:
-                delivery.step = _JUDGE  # its owner claims again
-        self._left, self._ends = len(deliveries) - 1, now + self._longest
-        if self._many is not None and len(deliveries) > 1:
-            self._judge(self._many, deliveries)
-
-    def _judge(self, many: Callable[[list[ClaimRequest]], list[ClaimStatus]], deliveries: list[Delivery]) -> None:
-        """Judge up to the claims, make them together, and go on to the verdicts."""
-        unjudged = [each for each in deliveries if each.step is _JUDGE]
-        began = self._monotonic()
-        wishes = self._wishes(unjudged)
-        for delivery, wish in wishes:
-            delivery.claim = wish  # from now on the store may hold it, whatever becomes of its answer
-        try:
-            statuses = many([wish for _, wish in wishes]) if wishes else []
-        except Exception:
-            statuses = []
-        if len(statuses) == len(wishes):
-            for (delivery, wish), status in zip(wishes, statuses, strict=True):
-                try:
-                    self._verdicts.conclude(delivery, wish, status)
-                except Unavailable:
-                    continue  # it is told in its turn
-        judged = [each for each in unjudged if each.step is not _JUDGE]
-        seconds = (self._monotonic() - began) / max(1, len(judged))
-        for delivery in judged:
-            delivery.judge_seconds = seconds
-
-    def _wishes(self, deliveries: list[Delivery]) -> list[tuple[Delivery, ClaimRequest]]:
-        """Return those that have come to their claim; the first that waits for the world ends it."""
-        found = []
-        self._verdicts.draw_owners(deliveries)
-        for delivery in deliveries:
-            try:
-                wish = self._verdicts.prepare(delivery)
-                if type(wish) is GeneratorType:
-                    wish = run(wish)
-            except Unavailable:
-                break
-            if type(wish) is ClaimRequest and wish.place is not None:  # without one it could not be claimed again
-                found.append((delivery, wish))
-        return found
+    if guard.audit is None:
+        raise ConfigurationError("a consumer's pipeline needs audit=")
+    refuse_async(
+        store_claim=guard.replay.claim,
+        store_confirm=guard.replay.confirm,
+        store_release=guard.replay.release,
+        audit=guard.audit.write,
+        policy=guard.policy.decide,
+        **{f"keys of {name}": issuer.keys.refresh for name, issuer in guard.verifier.issuers.items()},
+        **plugins,
+    )

@@ -1,10 +1,8 @@
-"""One partition while it is assigned to us: what was received and is not settled, and how far it may be committed.
+"""One partition while it is assigned to us: the records received, and how far it may be committed.
 
-One handler of a partition runs at a time and its records are taken in order, so what is settled is always a prefix
-of what was received. Kafka's offsets have gaps (compaction, transaction markers): *contiguous* means by order of
-receipt.
-
-How long what waits for the world waits before it is tried again.
+Its records are handled in order, one at a time, so the settled records are always a prefix of the received ones.
+Offsets have gaps, from compaction and transaction markers: "the next record" is the next one received, whatever
+its offset.
 """
 
 from __future__ import annotations
@@ -21,29 +19,30 @@ from mqauth.judging.pipeline import Delivery
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.wire.message import Message
 
+_MOST_DOUBLINGS: Final = 64
+_BYTES: Final = 4
+
 
 class TopicPartition(Protocol):
-    """A partition of a log, as its client names it: hashable, equal by topic and number."""
+    """The name of a partition, as a client writes it: hashable, equal by topic and number."""
 
     @property
     def topic(self) -> str:
         """The topic's name."""
-        ...
 
     @property
     def partition(self) -> int:
         """The partition's number."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientCalls:
-    """What a client is to be asked for before its next poll.
+    """The calls to make on a client before its next poll.
 
     Args:
-        pause: places to pause.
-        resume: places to resume; only what the engine had paused.
-        seek: offsets to read from, by place.
+        pause: partitions to pause.
+        resume: partitions to resume; only those that the engine has paused.
+        seek: offsets to read from next, by partition.
     """
 
     pause: Set[Any]
@@ -51,11 +50,8 @@ class ClientCalls:
     seek: Mapping[Any, int]
 
 
-Fence = Callable[[Delivery], None]
-
-
 class Receipt(NamedTuple):
-    """When records up to an offset were first received, UTC seconds."""
+    """When the records up to an offset were first received, UTC seconds."""
 
     upto: int
     received: float
@@ -66,22 +62,22 @@ class Partition:
     """One assigned partition.
 
     Attributes:
-        topic_partition: the partition.
-        waiting: what was received and is not settled, oldest first.
-        letters: dead letters by offset that wait for the transaction they are committed in.
+        topic_partition: its name.
+        waiting: deliveries that are received and not settled, in order.
+        letters: dead letters, each with its record's offset, that wait for the transaction that commits them.
         last: the highest offset received.
-        next: the offset to commit, one past the last settled record.
-        beyond: where the log goes on behind a range that was skipped, once all before it is settled.
-        committed: the offset the broker has.
-        seek: where it is to be read from next, if not where it stands.
+        next: the offset to commit: one past the last settled record.
+        beyond: the offset after a range that was skipped; it counts once everything before it is settled.
+        committed: the offset that the broker has.
+        seek: the offset to read from next, where that is not where the client stands.
         receipts: when the records that will be read again were first received.
-        alive: false once it was taken away: nothing of it is committed any more.
-        suspended: it is not known whether it comes back from an eager rebalance.
-        running: a handler of it runs, or is about to.
-        stall: why it waits for the world.
+        alive: whether it is still assigned; once false, nothing of it is committed.
+        suspended: whether an eager rebalance revoked it, and it is not known yet whether it comes back.
+        running: whether a worker has it.
+        stall: why it is deferred, ``None`` where it is not.
         unsent: why its letters are not committed yet.
-        attempt: how often in a row it was put off.
-        retry_at: monotonic seconds at which it may be tried again.
+        attempt: how many deferrals it has had in a row.
+        retry_at: monotonic seconds at which a deferred partition is tried again.
         fence: ``refuse_stale``.
     """
 
@@ -101,19 +97,20 @@ class Partition:
     unsent: Stall | None = None
     attempt: int = 0
     retry_at: float = 0.0
-    fence: Fence = field(init=False)
+    fence: Callable[[Delivery], None] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.fence = self.refuse_stale  # bound once, not once a delivery
+        # Bound once: looking a method up for each delivery would cost more.
+        self.fence = self.refuse_stale
 
     @property
     def ours(self) -> bool:
-        """Whether something of it may be begun or committed now."""
+        """Whether its records may be begun and committed now."""
         return self.alive and not self.suspended
 
     @property
     def busy(self) -> bool:
-        """Whether no more records of it are wanted now."""
+        """Whether it is to be paused at the client: no more of its records are wanted now."""
         return self.running or self.stall is not None or bool(self.waiting) or bool(self.letters)
 
     @property
@@ -123,14 +120,14 @@ class Partition:
 
     @property
     def first_open(self) -> int | None:
-        """The lowest offset whose record is not settled or not read again, or whose letter is not committed."""
-        places = [self.letters[0][0]] if self.letters else []
-        places += [offset_of(self.waiting[0].message)] if self.waiting else []
-        places += [] if self.seek is None else [self.seek]
-        return min(places, default=None)
+        """The lowest offset that is still needed: not settled, to be read again, or with a letter to commit."""
+        offsets = [self.letters[0][0]] if self.letters else []
+        offsets += [offset_of(self.waiting[0].message)] if self.waiting else []
+        offsets += [] if self.seek is None else [self.seek]
+        return min(offsets, default=None)
 
     def receive(self, message: Message, now: float) -> None:
-        """Note a record that was received, at ``now``, UTC seconds, unless it was read before and put back."""
+        """Add a record that was received at ``now``, UTC seconds; one that is read again keeps its first time."""
         if not self.waiting:
             self.next, self.beyond = self.settled, None
         self.last = offset_of(message)
@@ -138,52 +135,55 @@ class Partition:
         self.waiting.append(Delivery(message=message, received=received, fence=self.fence))
 
     def settle(self) -> None:
-        """Note that the first record that waits is settled, and that the world is back."""
+        """Note that the first waiting record is settled, so that nothing is out of reach any more."""
         self.next = offset_of(self.waiting.popleft().message) + 1
         if self.attempt:
             self.recovered()
 
     def put_back(self) -> None:
-        """Keep the first record that waits, and let those behind it be read again."""
+        """Keep the first waiting record, and forget those behind it: they are read again later.
+
+        They cost no memory while the first one waits, and a rebalance meanwhile needs nothing to be undone.
+        """
         head, *tail = self.waiting
         if tail:
             last = offset_of(tail[-1].message)
-            behind = tuple(known for known in self.receipts if known.upto > last)  # not read again yet
+            # Records behind these were put back before, and were not read again yet.
+            behind = tuple(known for known in self.receipts if known.upto > last)
             self.receipts = _receipts(tail) + behind
             self.waiting = deque((head,))
             self.last, self.beyond = offset_of(head.message), None
             self.seek = offset_of(tail[0].message)
 
     def skip(self, beyond: int) -> None:
-        """Go on behind a range of which nothing can be read."""
+        """Go on at offset ``beyond``, behind a range that cannot be read."""
         self.recovered()
         self.last, self.beyond, self.seek = beyond - 1, beyond, beyond
 
     def recovered(self) -> None:
-        """Note that the world is back."""
+        """Note that nothing is out of reach any more."""
         self.stall, self.attempt = None, 0
 
     def refuse_stale(self, _delivery: Delivery) -> None:
-        """Let no step of a delivery be taken once its partition was taken away.
+        """Refuse the next step of a delivery after its partition was taken away: somebody else handles it.
 
         Raises:
-            StaleDelivery: it was.
+            StaleDelivery: the partition was taken away.
         """
         if not self.alive:
             raise StaleDelivery("the partition of the delivery was taken away")
 
     def _received_at(self, offset: int, now: float) -> float:
-        """Return when a record was first received."""
         return next((known.received for known in self.receipts if offset <= known.upto), now)
 
 
 def offset_of(message: Message) -> int:
-    """Return the offset of a record; the broker always says it."""
+    """Return the offset of a record; the broker always gives one."""
     return message.origin.offset or 0
 
 
 def _receipts(deliveries: Iterable[Delivery]) -> tuple[Receipt, ...]:
-    """Return the times of receipt of records in order, one entry for each run of equal times."""
+    """Return the times of receipt of deliveries in order, one entry for each run of equal times."""
     found: list[Receipt] = []
     for delivery in deliveries:
         if found and found[-1].received == delivery.received:
@@ -192,13 +192,9 @@ def _receipts(deliveries: Iterable[Delivery]) -> tuple[Receipt, ...]:
     return tuple(found)
 
 
-_MOST_DOUBLINGS: Final = 64
-_BYTES: Final = 4
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
-    """How long a deferred partition waits: exponential with equal jitter, for ever.
+    """How long a deferred partition waits before each retry: exponential, with equal jitter, without end.
 
     Args:
         first: longest first wait, seconds; later ones double.
@@ -213,13 +209,13 @@ class Backoff:
 
     def __post_init__(self) -> None:
         if not 0 < self.first <= self.longest:
-            raise ConfigurationError("waits grow from first, above 0, to longest")
+            raise ConfigurationError("the first wait must be above 0 seconds, and not above the longest")
 
     def wait(self, attempt: int, randomness: Randomness = SYSTEM_RANDOMNESS) -> float:
-        """Return the seconds to wait before a retry: between half of its step and the whole.
+        """Return the seconds to wait before a retry: between half of its step and the whole step.
 
         Args:
-            attempt: which retry it is, counted from 1.
+            attempt: number of the retry, counted from 1.
             randomness: gives the jitter.
         """
         step = min(self.first * 2.0 ** min(attempt - 1, _MOST_DOUBLINGS), self.longest)

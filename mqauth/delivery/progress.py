@@ -1,8 +1,8 @@
-"""How far deliveries have come that a queue will deliver again, or has: known by their content.
+"""How far deliveries have come that a queue delivers again, known by their content.
 
-A queue knows no offsets: a delivery given back, or whose connection was lost, comes again as another one,
-flagged ``redelivered``. What is known of the earlier one is used, so that a message neither expires in our
-hands, be it held or in its handler, nor runs its handler twice.
+A queue has no offsets. A delivery that was given back, or whose connection was lost, comes again as another one,
+flagged ``redelivered``. What is known of the earlier one is used, so that a message does not expire while it is
+held or handled, and its handler does not run twice.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from mqauth.letters.dead_letter import letter_id
 from mqauth.wire.message import Message
 
 MAX_BYTES: Final = 16 * 1024 * 1024
-"""Of the messages whose deliveries were given back, about."""
+"""Most bytes of deliveries that were given back, about."""
 OVERHEAD: Final = 2048
-"""Bytes that a delivery takes beside its message, about."""
+"""Bytes of a delivery beside its message, about."""
 OF_NUMBER: Final = 32
 """Bytes of a number, a time, or the like."""
 _UNHANDLED: Final = 2
@@ -30,15 +30,15 @@ Fence = Callable[[Delivery], Any]
 class Progress:
     """Deliveries in flight, and those given back; the latter bounded in bytes, the oldest dropped first.
 
-    What is dropped, the broker delivers again as something new. It is judged by the time it comes then, and may be
+    A delivery that was dropped comes again as a new one. It is judged by the time it comes then, and may be
     ``expired``; it waits for its own claim, at most for the lease; and where its handler had ended and only the
     confirm was missing, the handler runs again after the lease. It takes 16 MiB of messages given back at a time,
     or 8,000 small ones, to come to that. The latest is always kept.
 
     Args:
-        guard: the pipeline they are of.
-        ended: tells of a client's delivery whether it is not ours any more, since its channel ended.
-        max_bytes: of the messages of those given back.
+        guard: the pipeline.
+        ended: returns whether the channel of a client's delivery ended, so that it is not ours any more.
+        max_bytes: bytes of the deliveries given back.
     """
 
     def __init__(self, guard: Pipeline, ended: Callable[[Any], bool], *, max_bytes: int = MAX_BYTES) -> None:
@@ -55,7 +55,7 @@ class Progress:
     def receive(self, message: Message) -> Delivery:
         """Return a delivery that goes on where an earlier one of the same content stopped, if there was one.
 
-        Of several one that was handled comes first. Any will do for each of their messages, whose bytes agree.
+        Of several, one that was handled comes first; any of them will do, since their bytes agree.
         """
         if not message.origin.redelivered or not (self._kept or self._in_flight):
             return self._guard.receive(message)
@@ -70,7 +70,7 @@ class Progress:
         return self._guard.receive(message)
 
     def fenced(self, delivery: Delivery, fence: Fence) -> Fence:
-        """Return the fence of a delivery; it is not judged while an earlier one of its content is handled."""
+        """Return a fence that also keeps a delivery from being judged while an earlier one of it is handled."""
         earlier = self._earlier.pop(id(delivery), None)
         return fence if earlier is None else partial(self._wait, earlier, fence)
 
@@ -79,19 +79,21 @@ class Progress:
         self._in_flight[id(delivery)] = delivery
 
     def end(self, delivery: Delivery) -> None:
-        """Note that it is no longer; the latest delivery of its content goes on where its handler ended."""
+        """Note that it is no longer; where its handler ended, the latest delivery of its content goes on there."""
         self._in_flight.pop(id(delivery), None)
         key = self._keys.pop(id(delivery), None)
         later = self._later.pop(id(delivery), None)
         if key is None or later is None or _order(delivery) == _UNHANDLED:
             return
         self._drop(key, delivery)
-        _take_over(later, delivery)
+        for field in fields(Delivery):
+            if field.name not in ("message", "fence"):
+                setattr(later, field.name, getattr(delivery, field.name))
         if later.step is Step.SETTLE and later.rejection is None:
             later.verdict, later.step, later.record_id = Verdict.DUPLICATE, Step.RECORD, None
 
     def keep(self, delivery: Delivery) -> None:
-        """Keep the progress of a delivery given back for the next one of the same content."""
+        """Keep the progress of a delivery that is given back, for the next one of the same content."""
         self._kept.setdefault(self._key(delivery.message), []).append(delivery)
         self._bytes += _size(delivery.message)
         while self._bytes > self._max_bytes:
@@ -108,10 +110,10 @@ class Progress:
         return delivery
 
     def _wait(self, earlier: Delivery, fence: Fence, delivery: Delivery) -> Any:
-        """Let a delivery's next step pass, but no judging while an earlier one is handled or confirmed.
+        """Defer judging while an earlier delivery is handled or confirmed; let every other step pass.
 
         Raises:
-            Unavailable: ``claim_held``; the store says so too, but not after the lease.
+            Unavailable: ``claim_held``. The store says the same, but only until the lease is over.
         """
         under_way = id(earlier) in self._in_flight and earlier.step is not Step.JUDGE
         if under_way and delivery.step is Step.JUDGE:
@@ -119,7 +121,6 @@ class Progress:
         return fence(delivery)
 
     def _drop(self, key: str, delivery: Delivery) -> None:
-        """Keep the progress of a delivery no longer."""
         kept = self._kept.get(key, [])
         left = [each for each in kept if each is not delivery]
         self._bytes -= (len(kept) - len(left)) * _size(delivery.message)
@@ -129,7 +130,7 @@ class Progress:
             self._kept.pop(key, None)
 
     def _lost(self, key: str) -> Delivery | None:
-        """Return the delivery of this content that outlived its connection, one whose handler runs first."""
+        """Return the delivery of this content that outlived its channel; one whose handler runs comes first."""
         found: Delivery | None = None
         for number, delivery in self._in_flight.items():
             if not self._ended(delivery.message.native):
@@ -141,20 +142,18 @@ class Progress:
         return found
 
     def _key(self, message: Message) -> str:
-        """Return the content a redelivery is known by."""
         return letter_id(message, self._guard.scope_of(message))
 
 
 def again(message: Message, earlier: Delivery) -> Delivery:
-    """Return a delivery that is judged anew in an earlier one's name, which may hold a claim unknowingly.
+    """Return a delivery that is judged anew as the same owner as an earlier one.
 
-    The store may have taken the earlier claim although its answer was lost.
+    The store may have taken the earlier claim although its answer was lost; the owner may claim again.
     """
     return Delivery(message=message, received=earlier.received, deferred=True, owner=earlier.owner)
 
 
 def _size(message: Message) -> int:
-    """Return about the bytes that a delivery of a message takes."""
     return OVERHEAD + len(message.body or b"") + sum(len(name) + _length(value) for name, value in message.headers)
 
 
@@ -168,10 +167,10 @@ def _length(value: object) -> int:
 
 
 def _is_judged_anew(delivery: Delivery) -> bool:
-    """Tell whether an earlier delivery's verdict is not kept: there is none, or it was not proven to be ours.
+    """Return whether an earlier delivery's verdict is not kept: there is none, or it was not proven to be ours.
 
-    What is yet to be recorded may be ``replayed`` only because the message was handled elsewhere meanwhile.
-    A handler that failed has ended, and is not run again.
+    A rejection that is yet to be recorded may be ``replayed`` only because the message was handled elsewhere
+    meanwhile. A handler that failed has ended, and is not run again.
     """
     found, step = delivery.rejection, delivery.step
     unproven = step is Step.RECORD and found is not None and found.reason is not Reason.HANDLER_FAILED
@@ -179,7 +178,7 @@ def _is_judged_anew(delivery: Delivery) -> bool:
 
 
 def _was_handled(delivery: Delivery) -> bool:
-    """Tell whether a delivery's handler has ended, and its claim or its record is still to be ended."""
+    """Return whether a delivery's handler has ended, and its claim or its record is still to be ended."""
     if delivery.step in (Step.JUDGE, Step.HANDLE, Step.SETTLE):
         return False
     rejection = delivery.rejection
@@ -187,16 +186,9 @@ def _was_handled(delivery: Delivery) -> bool:
 
 
 def _order(delivery: Delivery) -> int:
-    """Return which of several deliveries of one content is known first: no handler that has ended runs again."""
+    """Return which of several deliveries of one content comes first: no handler that has ended may run again."""
     if _was_handled(delivery):
         return 0
     found = delivery.rejection
     ran = delivery.step is Step.SETTLE and (found is None or found.reason is Reason.HANDLER_FAILED)
     return 1 if ran else _UNHANDLED
-
-
-def _take_over(delivery: Delivery, earlier: Delivery) -> None:
-    """Have a delivery go on where an earlier one of the same message stopped."""
-    for field in fields(Delivery):
-        if field.name not in ("message", "fence"):
-            setattr(delivery, field.name, getattr(earlier, field.name))

@@ -1,12 +1,4 @@
-"""Carries the deliveries of a queue through the pipeline, and keeps what is known of those that come again.
-
-Claims kept while handlers run long: which renewals are due.
-
-On RabbitMQ whoever gets the redelivery of a lost connection would handle it a second time once the lease is over.
-On Kafka a claim with a place outlives its lease by itself: elsewhere it is a replay, at the same place it is taken
-over. But its id is forgotten once no new copy can be accepted, and a handler may run longer than that; and the
-claim of a *released* message (``mqauth.letters.release``) has no place, so that a copy would run beside it.
-"""
+"""Takes the deliveries of a queue through the pipeline, and keeps their progress for when they come again."""
 
 from __future__ import annotations
 
@@ -27,27 +19,28 @@ from mqauth.wire.message import Message
 
 LEFT: Final = (
     "%s: %d messages at their last delivery were not settled; when the connection closes the broker puts them away"
-    " without record and letter, where the queue has a dead-letter exchange there"
+    " without audit record and dead letter, where the queue has a dead-letter exchange there"
 )
 INTERRUPTED: Final = Outcome(
     Verdict.DEFERRED, cause=Cause.HANDLER_DEFERRED, detail="what the handler waited for was cancelled"
 )
-"""What an attempt comes to where a client cancelled what it waited for, since its connection was lost."""
+"""Outcome of an attempt in which a client cancelled what it waited for, because its connection was lost."""
+_LEASE_PARTS: Final = 3
 _LOG: Final = logging.getLogger("mqauth.delivery")
 
 
 class QueueWork:
-    """Says what is to be done for each delivery of one queue.
+    """Takes each delivery of one queue as far as it gets.
 
     Args:
-        queue: its name.
+        queue: the queue's name.
         guard: the pipeline.
         handler: takes a ``Verified``.
         dead_letters: where rejected messages go.
-        ended: tells of a client's delivery whether its channel ended.
+        ended: returns whether the channel of a client's delivery ended.
         decode: makes ``Verified.value`` of the body, after verification.
         answer: publishes what ``Verified.reply`` is given.
-        stops: whether its consumer is stopped one day, and says then what was left.
+        stops: whether its consumer is stopped one day, and logs then what was left.
 
     Attributes:
         unsettled: how many settled deliveries could not be acked.
@@ -77,59 +70,61 @@ class QueueWork:
         self.unsettled = self.left = 0
 
     def receive(self, message: Message, fence: Fence) -> Delivery:
-        """Return a message's delivery, which knows what became of an earlier one.
+        """Return a message's delivery, with the progress of an earlier one of the same content.
 
         Args:
             message: as delivered.
-            fence: called before each step that must not be taken for one the broker has given to somebody else.
+            fence: called before each step; raises where the broker has given the message to somebody else.
         """
         delivery = self._progress.receive(message)
         delivery.fence = self._progress.fenced(delivery, fence) if delivery.deferred else fence
         return delivery
 
     def attempt(self, delivery: Delivery) -> Flow[Outcome]:
-        """Take a delivery as far as the world allows."""
+        """Take a delivery through the pipeline until it is settled or deferred."""
         return self._guard.process(delivery, self._handler, self._dead_letters)
 
     def probe(self, delivery: Delivery) -> Flow[bool]:
-        """Tell whether a deferred delivery that was given back would get further now; its handler is not run."""
+        """Return whether a delivery that was given back would get further now; its handler is not run."""
         if delivery.step is Step.HANDLE:
             yield from self._guard.release(delivery)
             return delivery.claim is None
         if delivery.step is not Step.JUDGE:
             try:
                 return not is_deferred((yield from self.attempt(delivery)))
+            # It got as far as a delivery that is not ours may get.
             except StaleDelivery:
-                return True  # it got as far as what was given back may get
-        # In a name of its own: what was given back may be here again, and its claim must outlive this trial's end.
+                return True
+        # Under an owner of its own: the delivery may be here again, and releasing the trial must not release its
+        # claim.
         self._trial = trial = Delivery(message=delivery.message, received=delivery.received, deferred=True)
         outcome = yield from self._guard.judge(trial)
         yield from self.end_probe()
-        # A store that says who holds a claim is in reach; what is deferred for that alone suspends nothing.
+        # A store that says who holds a claim is in reach, and that cause concerns one message alone.
         return not is_deferred(outcome) or outcome.cause is Cause.CLAIM_HELD
 
     def end_probe(self) -> Flow[None]:
-        """Release what the last probe claimed, be it cut short."""
+        """Release the claim of the last probe, also of one that was cancelled."""
         trial, self._trial = self._trial, None
         if trial is not None:
             yield from self._release(trial)
 
     def let_go(self, delivery: Delivery) -> Flow[bool]:
-        """Release a delivery's claim and keep its progress; tell whether it is to be given back.
+        """Release a delivery's claim and keep its progress; return whether it is to be given back.
 
-        One that was acked, perhaps, is not: doing so twice would close the channel.
+        A settled one is not, since it may have been acked: the broker closes the channel for a tag settled twice.
         """
         yield from self._release(delivery)
         self._progress.keep(delivery)
         return delivery.step is not Step.SETTLE
 
     def _release(self, delivery: Delivery) -> Flow[None]:
-        """Release a delivery's claim, be it one that the store may have taken although its answer was lost."""
+        """Release a delivery's claim; also one that the store may have taken although its answer was lost."""
         if delivery.step is not Step.JUDGE or delivery.claim is not None:
             yield from self._guard.release(delivery)
 
     def returns(self, slot: Slot) -> bool:
-        """Tell whether a delivery may be given back: the last one would be put away without record and letter."""
+        """Return whether a delivery may be given back: the last one would be put away without a dead letter."""
         if not slot.is_last:
             return True
         self.left += 1
@@ -143,18 +138,16 @@ class QueueWork:
             self._progress.keep(delivery)
 
     def stopped(self) -> None:
-        """Say what was left, once all has ended."""
+        """Log how many messages were left at their last delivery."""
         if self.left:
             _LOG.critical(LEFT, self._queue, self.left)
 
 
-_LEASE_PARTS: Final = 3
-
-
 class QueueLeases:
-    """The claims of a queue's deliveries in flight: looked at every third of a lease, renewed after the first.
+    """The claims of deliveries in flight: looked at every third of a lease, and renewed after their first third.
 
-    So each is renewed at the latest after two thirds of its lease, and a short handler costs nothing.
+    So each is renewed after two thirds of its lease at the latest, and a short handler costs nothing. Once a
+    lease is over, whoever gets the redelivery of a lost connection would handle the message a second time.
 
     Args:
         lease: seconds a claim holds.
@@ -172,7 +165,7 @@ class QueueLeases:
         self._since[id(delivery)] = (delivery, since)
 
     def remove(self, delivery: Delivery) -> None:
-        """Leave the claim of a delivery alone from now on."""
+        """Renew the claim of a delivery no longer."""
         self._since.pop(id(delivery), None)
 
     def due(self, now: float) -> list[Delivery]:
@@ -181,7 +174,7 @@ class QueueLeases:
         return [each for each, since in self._since.values() if since <= before and each.step is Step.HANDLE]
 
     def lost(self, delivery: Delivery) -> None:
-        """Log that a claim is another's now, and leave it alone; unless its handler has ended meanwhile."""
+        """Log that a claim belongs to somebody else now, unless its handler has ended meanwhile."""
         if delivery.step is Step.HANDLE:
             _LOG.error("a handler outlived its claim, its message may be handled twice")
             self.remove(delivery)

@@ -1,10 +1,10 @@
-"""The place of one delivery in a consumer's window, and for how long it is ours.
+"""The slot of one delivery in a consumer's window: whether the broker still counts on us to settle it.
 
-Which rejections must not be believed at once, and who waits for the broker to answer that a channel lives.
-
-A broker may have ended a channel before we hear of it, and given its deliveries to somebody else. What is judged
-of them then is judged at another moment. AMQP answers in order: a channel that answers a question lived when it
-answered, so what was delivered on it was nobody else's when the question was asked.
+A broker may have ended a channel before we hear of it, and have given its deliveries to somebody else. A verdict
+that depends on the moment is then reached at the wrong moment: the message is ``replayed`` because somebody else
+handled it. So before such a rejection is recorded, the channel makes a round trip. AMQP answers in order, so a
+channel that answers a question was alive when it answered, and its deliveries were nobody else's when the
+question was asked.
 """
 
 from __future__ import annotations
@@ -15,36 +15,55 @@ from mqauth.errors import Reason, Rejection, StaleDelivery
 from mqauth.judging.delivery import Delivery, Step
 
 NO_LIMIT: Final = -1
-"""Stands for the delivery limit of a queue that has none."""
-_RECORD: Final = Step.RECORD  # Python 3.11 takes its time to look a member up
+"""The delivery limit of a queue that has none."""
+TIME_DEPENDENT: Final = frozenset(
+    (
+        Reason.REPLAYED,
+        Reason.ISSUED_IN_FUTURE,
+        Reason.NOT_YET_VALID,
+        Reason.EXPIRED,
+        Reason.QUEUE_AGE_EXCEEDED,
+        Reason.KEY_UNKNOWN,
+        Reason.KEY_REVOKED,
+        Reason.KEY_EXPIRED,
+        Reason.SUBJECT_MISMATCH,
+        Reason.RELEASE_INVALID,
+        Reason.PRODUCER_FORBIDDEN,
+        Reason.HANDLER_FAILED,
+    )
+)
+"""Reasons that could be otherwise at another moment: they depend on claims, time, keys, policy or the handler.
+
+All others follow from the bytes of the message and our settings: judged again, the message is wrong again.
+"""
+TIMEOUT_PARTS: Final = 10
+"""Number of parts of the timeout of a round trip."""
+W = TypeVar("W")
+_RECORD: Final = Step.RECORD  # looking up an enum's member is slow in Python 3.11
 
 
 class DeliveryFacts(Protocol):
-    """What a client says of a delivery that it gave; read where it matters, since most need little of it."""
+    """Facts that a client knows of its deliveries; asked for only where they matter, since most need few."""
 
     def ended(self, native: Any, /) -> bool:
-        """Tell whether its channel ended, as far as the client knows: the broker delivers it again."""
-        ...
+        """Return whether its channel ended, as far as the client knows: the broker delivers it again."""
 
     def consumer(self, native: Any, /) -> str:
         """Return the tag of the consumer that it came to."""
-        ...
 
     def size(self, native: Any, /) -> int:
         """Return the bytes of its body."""
-        ...
 
     def returns(self, native: Any, /) -> int:
         """Return how many deliveries of its message count against the queue's delivery limit."""
-        ...
 
 
 class Slot:
-    """One delivery's place: ours from its receipt until it is given back or its channel ended.
+    """One delivery's slot: it is ours from its receipt until it is given back or its channel ended.
 
     Args:
-        native: the delivery, as its client gave it.
-        facts: says more of it.
+        native: the client's delivery.
+        facts: tells more of it.
         received: monotonic seconds.
         limit: how often the broker may be given it back; negative for any number.
     """
@@ -66,12 +85,12 @@ class Slot:
 
     @property
     def is_last(self) -> bool:
-        """Whether another return would put the message over its delivery limit, away without record and letter."""
+        """Whether another return would exceed its delivery limit: the broker would put it away, without record."""
         return 0 <= self._limit <= self._facts.returns(self.native)
 
     @property
     def consumer(self) -> str:
-        """The tag of the consumer it came to."""
+        """The tag of the consumer that it came to."""
         return self._facts.consumer(self.native)
 
     @property
@@ -80,13 +99,10 @@ class Slot:
         return self._facts.size(self.native)
 
     def unproven(self, delivery: Delivery) -> Rejection | None:
-        """Return what is recorded only once the channel has answered, ``None`` where the next step may be taken.
-
-        A rejection that another moment would decide otherwise passes after a round trip on the consuming channel,
-        begun after the verdict.
+        """Return the rejection that needs a round trip before the next step, ``None`` where the step may be taken.
 
         Raises:
-            StaleDelivery: it is not ours any more.
+            StaleDelivery: the delivery is not ours any more.
         """
         if self._gone or self._facts.ended(self.native):
             raise StaleDelivery("the channel of the delivery ended")
@@ -96,10 +112,14 @@ class Slot:
         return found if found.reason in TIME_DEPENDENT else None
 
     def answered(self, rejection: Rejection, *, lives: bool) -> None:
-        """Note whether the channel lived after a verdict: then the delivery was ours when it was rejected.
+        """Note the result of a round trip that began after a rejection.
+
+        Args:
+            rejection: proven to be of our delivery where the channel answered.
+            lives: whether it answered.
 
         Raises:
-            StaleDelivery: it was not, or is not any more.
+            StaleDelivery: it did not, or the delivery is not ours any more.
         """
         if not lives or not self.is_ours:
             self._gone = True
@@ -111,36 +131,11 @@ class Slot:
         self._gone = True
 
 
-TIME_DEPENDENT: Final = frozenset(
-    (
-        Reason.REPLAYED,
-        Reason.ISSUED_IN_FUTURE,
-        Reason.NOT_YET_VALID,
-        Reason.EXPIRED,
-        Reason.QUEUE_AGE_EXCEEDED,
-        Reason.KEY_UNKNOWN,
-        Reason.KEY_REVOKED,
-        Reason.KEY_EXPIRED,
-        Reason.SUBJECT_MISMATCH,
-        Reason.RELEASE_INVALID,
-        Reason.PRODUCER_FORBIDDEN,
-        Reason.HANDLER_FAILED,
-    )
-)
-"""Reasons that another moment would decide otherwise: by what was claimed, the time, keys, policy, the handler.
-
-The others follow from the bytes of the message and our settings: judged twice, it is wrong twice.
-"""
-
-TIMEOUT_PARTS: Final = 10
-"""Parts of the time an answer may take; a process that stood still uses up one of them, however long it stood."""
-W = TypeVar("W")
-
-
 class RoundTripQueue(Generic[W]):
-    """Questions of one channel, one under way at a time; each answers all who waited when it was begun.
+    """The callers that wait for a round trip of one channel; one is in progress at a time.
 
-    Who comes later waits for the next: an answer says nothing of what was judged after its question was asked.
+    A caller that comes while one is in progress waits for the next one, since the answer says nothing of what was
+    judged after the question.
     """
 
     def __init__(self) -> None:
@@ -149,35 +144,38 @@ class RoundTripQueue(Generic[W]):
         self._under_way = False
 
     def add(self, who: W) -> bool:
-        """Let somebody wait; tell whether asking is to be begun, since none is under way."""
+        """Add a caller; return whether it is to begin a round trip, since none is in progress."""
         self._waiting.append(who)
         begins = not self._under_way
         self._under_way = True
         return begins
 
     def ask(self) -> bool:
-        """Begin a question for all who wait; ``False``, and none is under way, where nobody does."""
+        """Begin a round trip for all callers that wait; return ``False`` where there are none."""
         self._asked, self._waiting = self._waiting, []
         self._under_way = bool(self._asked)
         return self._under_way
 
     def answered(self) -> list[W]:
-        """End the question, and return whom it answers."""
+        """End the round trip, and return the callers that waited for it."""
         asked, self._asked = self._asked, []
         return asked
 
 
 class AnswerTimeout:
-    """The time an answer may take, in parts: it counts only while we run and the broker can answer."""
+    """The timeout of a round trip, in parts of which each counts only while we run and the broker can answer.
+
+    A process that stood still uses up one part, however long it stood.
+    """
 
     def __init__(self) -> None:
         self._left = TIMEOUT_PARTS
 
     def is_over(self, *, blocked: bool) -> bool:
-        """Tell whether it is over, after one part more without an answer.
+        """Return whether the timeout is over, after one more part without an answer.
 
         Args:
-            blocked: the broker has blocked the connection, and answers nothing there.
+            blocked: whether the broker has blocked the connection, where it answers nothing.
         """
         self._left = TIMEOUT_PARTS if blocked else self._left - 1
         return self._left <= 0

@@ -1,9 +1,45 @@
-"""What a consumer of a queue asks its broker for, and when it asks for nothing: the rules for queue brokers.
+"""The window of a queue consumer: how many deliveries it asks its broker for, and when it asks for none.
 
-A consumer takes so many deliveries at once, its window. What waits for one message's or one issuer's cause is held
-beside it, so that others pass. While a cause of all lasts the queue is suspended: nothing is consumed, so that the
-broker's consumer timeout and a quorum queue's delivery limit do not condemn honest messages. What is lost with its
-channel comes again.
+How the queue engine works
+==========================
+The engine is told what a client sees and says what the client is to do. It makes no calls and knows no event loop;
+``mqauth.brokers.queue`` runs it in one.
+
+**Window.** The broker sends one consumer tag at most ``prefetch`` unacked deliveries at a time: the window. Each
+delivery has a ``Slot``, which says whether the broker still counts on us to settle it.
+
+**From arrival to ack.** A delivery arrives on a channel, with a delivery tag. ``DeliveryTags`` notes the tag as
+open, and ``QueueWork`` takes the delivery through the pipeline. Once it is accepted and handled, or rejected
+with its audit record and its dead letter durable, it is settled: its tag is acked, with others in one frame
+where no open tag lies before them, at most 5 ms later. A rejection that depends on the moment, such as
+``replayed`` or ``expired``, is recorded only after a round trip on the channel has shown that the delivery was
+ours when it was judged.
+
+**Hold.** A delivery that is deferred stays unacked in the ``Hold`` and is tried again with a back-off. Where its
+cause concerns one message or one issuer, others must not wait for it: once half of the window is held, the
+consumer is cancelled and consumes anew under another tag on the same channel, which has a whole window of its
+own.
+
+**Suspension.** Where the cause concerns everyone (replay store, audit, dead letters, policy, keys of all
+issuers), the queue is suspended after ``hold`` seconds: the consumer is cancelled first, and then the held
+deliveries go back. Otherwise they would come again at once, each time nearer to the quorum queue's delivery
+limit. A delivery of them is probed until its cause is over; then the queue is consumed again. A delivery that
+another return would put over the limit is not given back at all.
+
+**Channel generations.** A delivery tag is valid on its own channel alone. Where a channel or connection is lost,
+the broker delivers everything unacked on it again, flagged ``redelivered``. So the tags of the old channel are
+dropped and never acked on the new one, slots of the old channel are not ours any more, and deferred deliveries
+of it end. A handler that runs is carried to its end; ``Progress`` knows its message by content and lets the
+redelivery wait for it, and then confirm and ack without running the handler again. After three lost connections
+in a row the window falls to 1, since one message may be killing its reader.
+
+Example, with a prefetch of 4. Deliveries 1 to 4 arrive. 1 and 3 are handled; the issuer of 2 has no keys, so 2
+is held; the handler of 4 runs long. One ack covers 1, another one 3, none may cover 2. Delivery 5 is held too,
+for the same issuer: half of the window is held, so the consumer starts anew, and 6 to 9 arrive beside 2, 4 and
+5. The issuer's keys arrive: 2 and 5 are tried at once, accepted, handled and acked. Now the connection is lost
+while the handler of 4 still runs. 4 comes again on the new channel, with a new tag and marked as redelivered. It
+is deferred as ``claim_held`` until the handler ends, then takes over its progress: the claim is confirmed, and
+the new tag is acked.
 """
 
 from __future__ import annotations
@@ -14,15 +50,131 @@ from typing import Final
 from mqauth.clock import Clock
 from mqauth.delivery.health import QueueHealth
 from mqauth.delivery.hold import HeldDelivery, Hold, is_deferred
-from mqauth.delivery.prefetch import RESTORE_AFTER, Outage, Prefetch
 from mqauth.errors import Cause
 from mqauth.judging.delivery import Outcome, Verdict
 
+STEADY: Final = 60.0
+"""Seconds of consuming after which a lost connection is no longer in a row with the one before."""
+DEATHS_IN_A_ROW: Final = 3
+RESTORE_AFTER: Final = 600.0
+"""Seconds without a loss after which a window of 1 is opened again."""
+OUTAGE_AFTER: Final = 60.0
+"""Seconds without consuming after which health names that as a cause."""
+_DOWN: Final = "the connection is down"
+
+
+class Prefetch:
+    """The prefetch, which falls to 1 after three lost connections in a row.
+
+    A message that kills its reader takes the connection with it, and a quorum queue counts that against the
+    delivery limit of every message in the window. With a window of 1 its healthy neighbours are not counted.
+
+    Args:
+        prefetch: deliveries at once.
+
+    Attributes:
+        now: the prefetch to ask for now.
+        deaths: how often channel or connection was lost while consuming.
+        in_a_row: how many connections were lost in a row.
+        is_cautious: whether it fell to 1 to find out with one delivery whether an outage is over.
+    """
+
+    def __init__(self, prefetch: int) -> None:
+        self.prefetch = self.now = prefetch
+        self.deaths = self.in_a_row = 0
+        self.is_cautious = False
+        self._since: float | None = None
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether the window has fallen to 1."""
+        return self.now < self.prefetch
+
+    def opened(self, now: float) -> None:
+        """Note that consuming begins at ``now``, monotonic seconds, or goes on under another tag."""
+        self._since = now if self._since is None else self._since
+
+    def closed(self) -> None:
+        """Note that we ended consuming ourselves."""
+        self._since = None
+
+    def lost(self, now: float, *, channel_alone: bool = False) -> bool:
+        """Count a loss; return whether we were consuming.
+
+        Args:
+            now: monotonic seconds.
+            channel_alone: whether the broker closed the channel and not its connection, which is no death in a
+            row.
+        """
+        if self._since is None:
+            return False
+        steady = now - self._since >= STEADY
+        self._since = None
+        self.deaths += 1
+        if not channel_alone:
+            self.in_a_row = 1 if steady else self.in_a_row + 1
+        return True
+
+    def narrow(self) -> bool:
+        """Fall to 1 after the third loss in a row; return whether it fell now."""
+        if self.in_a_row < DEATHS_IN_A_ROW or self.narrowed or self.prefetch == 1:
+            return False
+        self.now = 1
+        return True
+
+    def caution(self) -> None:
+        """Fall to 1, so that one delivery alone finds out whether an outage is over."""
+        self.now, self.is_cautious = 1, True
+
+    def restore(self) -> None:
+        """Open the whole window again."""
+        self.now, self.in_a_row, self.is_cautious = self.prefetch, 0, False
+
+
+class Outage:
+    """The time for which a consumer wants to consume, and cannot.
+
+    Args:
+        queue: its queue's name.
+        clock: tells the time.
+    """
+
+    def __init__(self, queue: str, clock: Clock) -> None:
+        self._queue = queue
+        self._clock = clock
+        self._began: tuple[float, float] | None = None
+        self._why = _DOWN
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it does not consume, and wants to."""
+        return self._began is not None
+
+    def begin(self) -> None:
+        """Note that it does not consume, and wants to."""
+        self._began, self._why = (self._clock.monotonic(), self._clock.now()), _DOWN
+
+    def end(self) -> None:
+        """Note that it consumes again."""
+        self._began = None
+
+    def failed(self, error: BaseException | None) -> None:
+        """Log why it could not consume, and that it is tried again."""
+        self._why = str(error) or type(error).__name__
+        _LOG.warning("cannot consume %s now, trying again: %s", self._queue, self._why)
+
+    def long(self) -> tuple[Cause, float, str] | None:
+        """Return cause, begin (UTC seconds) and detail of an outage of a minute or more; ``None`` before."""
+        if self._began is None or self._clock.monotonic() - self._began[0] < OUTAGE_AFTER:
+            return None
+        return Cause.BROKER_UNAVAILABLE, self._began[1], f"cannot consume: {self._why}"
+
+
 PROBE_WAIT: Final = 0.5
-"""Longest first wait before consuming, or probing, is tried again, seconds; later ones double."""
+"""Longest first wait before consuming or probing is tried again, seconds; later ones double."""
 PROBE_WAIT_MAX: Final = 30.0
 _DOUBLINGS: Final = 10
-_BLOCKED: Final = "the broker has blocked this connection, by an alarm: no ack is sent, no question answered"
+_BLOCKED: Final = "the broker has blocked this connection by an alarm: it takes no ack and answers nothing"
 _LOG: Final = logging.getLogger("mqauth.delivery")
 
 
@@ -32,14 +184,14 @@ class Window:
     Args:
         queue: the queue's name.
         clock: the pipeline's.
-        hold: what is held.
+        hold: the held deliveries.
         prefetch: deliveries at once.
 
     Attributes:
         consumer: the tag under which the broker sends messages now, ``None`` while it sends none.
         stalled: the delivery for which the queue was suspended.
-        outage: since when it does not consume although it wants to.
-        failure: what ended the consumer.
+        outage: the time for which it wants to consume and cannot.
+        failure: the error that ended the consumer.
         stopping: whether nothing more is begun.
     """
 
@@ -61,10 +213,10 @@ class Window:
         """How many deliveries to ask for at once now."""
         return self._prefetch.now
 
-    # What the client says
+    # Facts from the client
 
     def opens(self) -> None:
-        """Note that consuming is asked for, on a channel that is open."""
+        """Note that consuming is being asked for, on an open channel."""
         self._prefetch.opened(self._clock.monotonic())
 
     def consumes(self, consumer: str) -> None:
@@ -76,21 +228,21 @@ class Window:
         """Note that channel or connection ended; three in a row while consuming narrow the window to 1.
 
         Args:
-            why: names it in the log.
-            channel_alone: the broker closed the channel and not its connection.
+            why: names the reason in the log.
+            channel_alone: whether the broker closed the channel and not its connection.
         """
         self.consumer = None
         if self.stopping or not self._prefetch.lost(self._clock.monotonic(), channel_alone=channel_alone):
             return
         _LOG.warning("%s: channel or connection lost (%s)", self._queue, why)
         if self._prefetch.narrow():
-            row = self._prefetch.in_a_row
             _LOG.critical(
-                "%s: %d connections died in a row, a message may be poison; prefetch falls to 1", self._queue, row
-            )
+                "%s: %d connections were lost in a row, a message may be poison; prefetch falls to 1",
+                self._queue, self._prefetch.in_a_row,
+            )  # fmt: skip
 
     def cancelled(self, consumer: str) -> bool:
-        """Note that the broker itself cancelled a consumer; tell whether to consume anew, since it was ours."""
+        """Note that the broker cancelled a consumer; return whether it was ours, so that we consume anew."""
         if consumer != self.consumer:
             return False
         self.consumer = None
@@ -101,13 +253,12 @@ class Window:
         consumer, self.consumer = self.consumer, None
         return consumer
 
-    # What became of deliveries
+    # Outcomes of deliveries
 
     def settled(self, outcome: Outcome) -> bool:
-        """Note what a delivery came to; tell whether to consume anew, with the whole window again.
+        """Note the last outcome of a delivery; return whether to consume anew, with the whole window again.
 
-        A rejection that was recorded and buried shows that the outage for which one delivery at a time was taken
-        is over.
+        A rejection that was audited and dead-lettered shows that the outage is over for which the window is 1.
         """
         if is_deferred(outcome):
             return False
@@ -118,10 +269,10 @@ class Window:
         return True
 
     def passes_by(self, busy: int) -> bool:
-        """Tell whether to consume anew beside what is held; log once that the queue waits, where it does.
+        """Return whether to consume anew beside what is held; log once where the queue waits.
 
         Args:
-            busy: deliveries under way, the held ones included.
+            busy: deliveries in work, the held ones included.
         """
         if self.consumer is None:
             return False
@@ -131,28 +282,28 @@ class Window:
         return self._hold.capacity.wants_another(self.consumer, self.prefetch, busy - len(self._hold))
 
     def suspend(self, held: HeldDelivery) -> bool:
-        """Suspend the queue before a delivery goes back: it would come again at once. The first one says why.
+        """Suspend the queue before a delivery goes back.
 
         Returns:
-            Whether the delivery stays unacked meanwhile, and is tried until its cause is over: the first one does,
-            where nothing else can tell.
+            Whether the delivery stays unacked meanwhile, and is tried until its cause is over. The first one does
+            where nothing else can tell whether it is over.
         """
         self._prefetch.closed()
         if self.stalled is None and not self.stopping:
             self.stalled = held
             self._stalls_in_a_row += 1
-            whose = ", ".join(self._hold.capacity.by_cause()) or held.outcome.cause
-            _LOG.error("%s is stalled: %s", self._queue, whose)
+            causes = ", ".join(self._hold.capacity.by_cause()) or held.outcome.cause
+            _LOG.error("%s is stalled: %s", self._queue, causes)
         held.stays = held is self.stalled and held.needs_ours
         return held.stays
 
     @property
     def probe_wait(self) -> float:
-        """Longest first wait between two probes, seconds; more after each stall in a row."""
+        """Longest first wait between two probes, seconds; it doubles with each suspension in a row."""
         return PROBE_WAIT * 2.0 ** min(self._stalls_in_a_row, _DOUBLINGS)
 
     def go_on(self) -> None:
-        """Note that the delivery got further for which the queue was suspended, or had to go back untold.
+        """End a suspension: its delivery got further, or had to go back because its consumer timeout was near.
 
         In the latter case one delivery alone is taken, to find out whether the cause is over.
         """
@@ -163,34 +314,34 @@ class Window:
             self._prefetch.caution()
         _LOG.warning("%s goes on after %s", self._queue, held.outcome.cause)
 
-    # How it goes on, and ends
+    # Recovery, the end, and health
 
     def calm(self) -> float | None:
         """Return the seconds of consuming after which ``widen`` is due, ``None`` where it is not."""
         return RESTORE_AFTER if self._prefetch.narrowed else None
 
     def widen(self) -> None:
-        """Open the whole window again after a long calm."""
+        """Open the whole window again after a long time without a loss."""
         self._prefetch.restore()
         _LOG.warning("%s: prefetch back to %d", self._queue, self.prefetch)
 
     def fail(self, error: BaseException) -> None:
-        """Remember what ends the consumer, the first of all."""
+        """Remember the first error that ends the consumer."""
         if self.failure is None:
             _LOG.critical("the consumer of %s ends: %s", self._queue, type(error).__name__)
             self.failure = error
 
     def stop(self) -> None:
-        """Begin nothing more, for ever."""
+        """Begin nothing any more."""
         self.stopping = True
 
     def health(self, *, in_flight: int, unsettled: int, blocked: bool) -> QueueHealth:
         """Return how the consumer is doing now.
 
         Args:
-            in_flight: deliveries being processed or held.
+            in_flight: deliveries that are processed or held.
             unsettled: acks that could not be sent.
-            blocked: the broker has blocked the connection.
+            blocked: whether the broker has blocked the connection.
         """
         longest = self.stalled or self._hold.longest
         cause, since, detail = self._unwell(blocked) if longest is None else longest.why
@@ -210,7 +361,7 @@ class Window:
         )
 
     def _unwell(self, blocked: bool) -> tuple[Cause | None, float | None, str | None]:
-        """Return what is wrong where nothing is deferred: what ended the consumer, or that the broker is away."""
+        """Return cause, begin and detail of what is wrong where nothing is deferred."""
         if self.failure is not None:
             return None, None, f"the consumer ended: {type(self.failure).__name__}"
         if blocked:
@@ -218,12 +369,11 @@ class Window:
         return self.outage.long() or (None, None, None)
 
     def _is_full(self, consumer: str) -> bool:
-        """Tell whether nothing more comes: all that may be held is."""
         return self._hold.capacity.is_full(consumer, self.prefetch)
 
     def _say_full(self) -> None:
-        """Log that the queue waits, and for what."""
-        whose = ", ".join(f"{number} {what}" for what, number in self._hold.capacity.by_cause().items())
+        """Log that the queue waits; a warning where the user chose a prefetch of 1, else an error."""
+        causes = ", ".join(f"{number} {what}" for what, number in self._hold.capacity.by_cause().items())
         ordered = self.prefetch == 1
         why = "its prefetch is 1" if ordered else "no more can be held"
-        _LOG.log(logging.WARNING if ordered else logging.ERROR, "%s waits, since %s: %s", self._queue, why, whose)
+        _LOG.log(logging.WARNING if ordered else logging.ERROR, "%s waits, since %s: %s", self._queue, why, causes)

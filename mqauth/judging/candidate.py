@@ -47,7 +47,7 @@ class Shape:
         on_kafka: the broker is Kafka.
         released: one of the names is a release, in whatever spelling.
         encoders: what encodes messages of this form, by the names that their token covers.
-        readers: what reads a payload, by kid and length, where one like it was accepted with this form.
+        readers: what reads a payload, by kid and length, once one like it was accepted with this form.
     """
 
     __slots__ = ("_charge", "_form", "encoders", "fault", "on_kafka", "place", "readers", "released")

@@ -51,11 +51,11 @@ class Outcome(NamedTuple):
         reason: why it was rejected.
         cause: why it was deferred.
         detail: one line for people.
-        verified: the message, where it was accepted or is a duplicate.
+        verified: the message, if it was accepted or is a duplicate.
         dead_letter: the id of its dead letter, which the broker has confirmed.
-        judge_seconds: the seconds that its verdict took, without handler and dead letter; measured only where
+        judge_seconds: the seconds that its verdict took, without handler and dead letter; measured only if
             there are observers.
-        party: the configured issuer or release authority whose keys are out of reach, where it was deferred for
+        party: the configured issuer or release authority whose keys are out of reach, if it was deferred for
             ``keys_unavailable`` or ``key_pending``.
     """
 

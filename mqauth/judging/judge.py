@@ -49,11 +49,11 @@ somebody else published:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import GeneratorType
-from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from mqauth.clock import Clock, Randomness
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
@@ -67,7 +67,6 @@ from mqauth.replay.rules import ClaimRequest, ClaimStatus, ReplayStore, batch_id
 from mqauth.wire.keys import KeySet, KeySource
 from mqauth.wire.message import Message
 
-R = TypeVar("R")
 Claim: TypeAlias = ClaimRequest | None
 _OWNER_BYTES: Final = 12
 _HELD_SECONDS: Final = 3600
@@ -148,10 +147,10 @@ class Judge:
 
         Args:
             delivery: to be judged.
-            waited: the keys of its issuer, where they had to be waited for.
+            waited: the keys of its issuer, if they had to be waited for.
 
         Returns:
-            The claim; ``None`` where the verdict is reached already, and for a released message, which ``judge``
+            The claim; ``None`` if the verdict is reached already, and for a released message, which ``judge``
             judges. Where something has to be awaited, a flow that returns the same.
 
         Raises:
@@ -216,8 +215,8 @@ class Judge:
     def _judge_released(self, delivery: Delivery) -> Flow[None]:
         try:
             _move_on(delivery, (yield from self._claim_released(delivery)))
-        except Rejection as rejection:
-            delivery.reject(rejection, Step.RECORD)
+        except Exception as error:
+            _refuse(delivery, error)
 
     def _claim_released(self, delivery: Delivery) -> Flow[ClaimStatus]:
         """Take steps (5) to (13) of a message that a reviewer has released."""
@@ -227,20 +226,19 @@ class Judge:
         delivery.key_set = keys.version
         # (6), (7): before the release, so that a message no producer has signed never makes us ask for the keys of
         # a release authority
-        _total(self._verifier.authenticate, message, candidate.token, keys, received)
+        self._verifier.authenticate(message, candidate.token, keys, received)
         release = delivery.release = yield from self._released(delivery)
         if release.scope != self.scope_of(message):
             return ClaimStatus.DUPLICATE
-        verified = _total(self._verifier.verify, message, candidate, keys, received, release)  # (8) to (11)
-        delivery.verified = verified
+        delivery.verified = self._verifier.verify(message, candidate, keys, received, release)  # (8) to (11)
         if Reason.PRODUCER_FORBIDDEN not in release.waive:
-            _permit((yield from asked(_POLICY, self._policy.decide, verified)))  # (12)
+            _permit((yield from asked(_POLICY, self._policy.decide, delivery.verified)))  # (12)
         return (yield from self._claim_release(delivery, self._request(delivery, candidate), release))  # (13)
 
     def _released(self, delivery: Delivery) -> Flow[Release]:
         """Judge the release that a message carries; whatever is wrong with it is ``release_invalid``."""
         message, authorities = delivery.message, self._verifier.release
-        found = _total(open_release, message)
+        found = open_release(message)
         if authorities is None:
             raise Rejection(Reason.RELEASE_INVALID, "no release authority is configured")
         source, kid = authorities.source(found), found.opened.kid
@@ -250,10 +248,10 @@ class Judge:
                 keys = yield from _looked_up(source, kid, delivery.received, found.release.iss)
             except Rejection as error:
                 raise Rejection(Reason.RELEASE_INVALID, "the authority has no such key") from error
-        return _total(authorities.verify, message, found, keys, delivery.received)
+        return authorities.verify(message, found, keys, delivery.received)
 
     def _keys(self, delivery: Delivery, candidate: Candidate, source: KeySource, at_hand: Any) -> Flow[KeySet]:
-        """Return the keys of the token's issuer, waiting for them where the token's key is missing.
+        """Return the keys of the token's issuer, waiting for them if the token's key is missing.
 
         Args:
             delivery: of the token.
@@ -326,7 +324,7 @@ class Judge:
         return status
 
     def _claimed(self, delivery: Delivery, claim: ClaimRequest, status: ClaimStatus) -> ClaimStatus:
-        """Return what a claim came to, and note it where the message is this delivery's now."""
+        """Return what a claim came to, and note it if the message is this delivery's now."""
         if status is ClaimStatus.REPLAYED:
             raise Rejection(Reason.REPLAYED, "a copy of a message that was delivered elsewhere")
         if status is ClaimStatus.HELD:
@@ -341,10 +339,10 @@ class Judge:
 
 
 def _refuse(delivery: Delivery, error: Exception) -> None:
-    """Reject a delivery for what a step raised.
+    """Reject a delivery for what a step raised; what nobody foresaw is a malformed message, and ends no consumer.
 
     Raises:
-        Unavailable: ``error`` itself, where the world was in the way.
+        Unavailable: ``error`` itself, if keys, policy or store are out of reach.
     """
     if isinstance(error, OUR_FAULT):
         raise error
@@ -366,7 +364,7 @@ def _permit(decision: Decision) -> None:
 
 
 def _at_hand(source: KeySource) -> Any:
-    """Return the keys that a source has, awaitable where it is asynchronous; ``None`` where it has none yet."""
+    """Return the keys that a source has, an awaitable if it is asynchronous; ``None`` if it has none yet."""
     try:
         return source.key_set()
     except ColourError:
@@ -376,7 +374,7 @@ def _at_hand(source: KeySource) -> Any:
 
 
 def _known(at_hand: Any) -> Flow[KeySet | None]:
-    """Return the keys at hand, awaited; ``None`` where there are none yet."""
+    """Return the keys at hand, awaited; ``None`` if there are none yet."""
     try:
         keys = yield from answered(_KEYS, at_hand)
     except Unavailable:
@@ -398,16 +396,6 @@ def _looked_up(source: KeySource, kid: str, received: float, party: str) -> Flow
     if not isinstance(keys, KeySet):
         raise Unavailable(_KEYS, "the source's answer is no key set", party)
     return keys
-
-
-def _total(step: Callable[..., R], *arguments: Any) -> R:
-    """Take a pure step; an unforeseen exception is a malformed message, and never ends a consumer."""
-    try:
-        return step(*arguments)
-    except (Rejection, Unavailable):
-        raise
-    except Exception as error:
-        raise _broken(error) from error
 
 
 def _broken(error: Exception) -> Rejection:

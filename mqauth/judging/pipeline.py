@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 
 from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
-from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
+from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable, require
 from mqauth.flow import Attempts, Call, ColourError, Flow, answered, asked, at_once, settling
 from mqauth.judging.delivery import Delivery, Outcome, Step, Verdict, verdict_record
 from mqauth.judging.judge import Judge
@@ -49,18 +49,19 @@ class Pipeline:
         verifier: judges tokens.
         policy: decides who may publish where; it is required, and an empty one refuses everything.
         replay: remembers which messages were claimed.
-        audit: makes verdicts durable; may be left out only where nothing is settled.
+        audit: makes verdicts durable; may be left out only if nothing is settled.
         scope: on whose behalf messages are handled; by default what the broker wrapper says.
         record: whether ``"rejections"`` or ``"all"`` verdicts are audited.
         reread: ``"handle"``, or ``"duplicate"`` to settle without the handler what Kafka delivers again after it
             was done.
-        attempts: how often a handler may fail. lease: seconds a claim holds while its handler runs. instance:
-        the name of this process in audit records. observers: called with each outcome of ``process``, its
-        message and the seconds since that was received, for
-            metrics. What they raise is logged and changes nothing.
+        attempts: how often a handler may fail.
+        lease: seconds a claim holds while its handler runs.
+        instance: the name of this process in audit records.
+        observers: called with each outcome of ``process``, its message and the seconds since that was received;
+            for metrics. What they raise is logged and changes nothing.
 
     Raises:
-        ConfigurationError: a setting is unknown, or a rule names no issuer where several are trusted.
+        ConfigurationError: a setting is unknown, or a rule names no issuer although several are trusted.
     """
 
     def __init__(
@@ -80,10 +81,11 @@ class Pipeline:
         clock: Clock = SYSTEM_CLOCK,
         randomness: Randomness = SYSTEM_RANDOMNESS,
     ) -> None:
-        if record not in ("rejections", "all") or reread not in ("handle", "duplicate"):
-            raise ConfigurationError('record is "rejections" or "all", reread is "handle" or "duplicate"')
-        if lease <= 0:
-            raise ConfigurationError("lease is more than 0 seconds")
+        require(
+            record in ("rejections", "all") and reread in ("handle", "duplicate"),
+            'record is "rejections" or "all", reread is "handle" or "duplicate"',
+        )
+        require(lease > 0, "lease is more than 0 seconds")
         _check_issuers(verifier, policy)
         self.verifier = verifier
         self.policy = policy
@@ -114,7 +116,7 @@ class Pipeline:
 
         Args:
             delivery: a new one, or one that was deferred before.
-            handler: called with the verified message, as often as ``attempts`` says. ``None`` where the message
+            handler: called with the verified message, as often as ``attempts`` says. ``None`` if the message
                 was handled or rejected before; then the observers are not called.
             dead_letters: where a rejected message goes.
 
@@ -168,8 +170,7 @@ class Pipeline:
             ConfigurationError: it was not judged to an end, or was rejected: it may not be settled.
         """
         _refuse_unjudged(delivery)
-        if delivery.rejection is not None:
-            raise ConfigurationError("a rejected delivery ends with bury")
+        require(delivery.rejection is None, "a rejected delivery ends with bury")
         if delivery.step is Step.HANDLE:
             delivery.step = Step.CONFIRM
         return (yield from self.process(delivery, None, None))
@@ -232,8 +233,7 @@ class Pipeline:
             ConfigurationError: it was not judged to an end, or was accepted and so ends with ``confirm``.
         """
         _refuse_unjudged(delivery)
-        if delivery.verdict is Verdict.ACCEPTED:
-            raise ConfigurationError("an accepted delivery ends with confirm or release")
+        require(delivery.verdict is not Verdict.ACCEPTED, "an accepted delivery ends with confirm or release")
         return (yield from self.process(delivery, None, dead_letters))
 
     def _end(self, delivery: Delivery, dead_letters: DeadLetterSink | None) -> Flow[None]:
@@ -349,10 +349,9 @@ def _failed(delivery: Delivery, error: Exception) -> None:
 
 
 def _check_issuers(verifier: Verifier, policy: Policy) -> None:
-    """Refuse a rule without an issuer where several are trusted: it would admit that subject of each of them."""
+    """Refuse a rule without an issuer if several are trusted: it would admit that subject of each of them."""
     loose = isinstance(policy, Allow) and any(rule.issuer is None for rule in policy.rules)
-    if loose and len(verifier.issuers) > 1:
-        raise ConfigurationError("several issuers are trusted: each rule must name its issuer")
+    require(not loose or len(verifier.issuers) == 1, "several issuers are trusted: each rule must name its issuer")
 
 
 def _refuse_unjudged(delivery: Delivery) -> None:

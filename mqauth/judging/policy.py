@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
-from mqauth.errors import ConfigurationError, MalformedMessage
+from mqauth.errors import ConfigurationError, MalformedMessage, require
 from mqauth.judging.verified import Verified, producer_and_place
 from mqauth.wire import claims as claim_set
 from mqauth.wire import destination
@@ -61,8 +61,7 @@ class Rule:
 
     def __post_init__(self) -> None:
         for name in (self.subject, *(() if self.issuer is None else (self.issuer,))):
-            if not claim_set.is_name(name):
-                raise ConfigurationError("a subject or issuer is text of 1 to 256 characters")
+            require(claim_set.is_name(name), "a subject or issuer is text of 1 to 256 characters")
         for pattern in self.destinations:
             _check_pattern(pattern)
 
@@ -94,7 +93,7 @@ class Allow:
         self._decisions = Memo(self._decision)
 
     def decide(self, verified: Verified, /) -> Decision:
-        """Return ``ALLOW`` where a rule of the subject permits the destination."""
+        """Return ``ALLOW`` if a rule of the subject permits the destination."""
         return self._decisions[producer_and_place(verified)]
 
     def _decision(self, asked: tuple[str, str, str]) -> Decision:
@@ -143,8 +142,7 @@ def _split(place: str) -> tuple[str, list[str]]:
 
 
 def _patterns(found: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(found, str):
-        raise ConfigurationError("the destinations of a subject are a list")
+    require(not isinstance(found, str), "the destinations of a subject are a list")
     return tuple(found)
 
 

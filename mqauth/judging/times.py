@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
+from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable, require
 from mqauth.wire.claims import Claims
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.keys import Key
@@ -31,12 +31,12 @@ class Times:
     append_evidence: Literal["interceptor"] | None = None
 
     def __post_init__(self) -> None:
-        if self.at not in ("consume", "append"):
-            raise ConfigurationError('at is "consume" or "append"')
-        if self.append_evidence not in (None, "interceptor"):
-            raise ConfigurationError('append_evidence is "interceptor"')
-        if (self.at == "append") != (self.max_queue_age is not None):
-            raise ConfigurationError('at = "append" and max_queue_age go together')
+        require(self.at in ("consume", "append"), 'at is "consume" or "append"')
+        require(self.append_evidence in (None, "interceptor"), 'append_evidence is "interceptor"')
+        require(
+            (self.at == "append") == (self.max_queue_age is not None),
+            'at = "append" and max_queue_age go together',
+        )
         _check_seconds("max_lifetime", self.max_lifetime, 1, None)
         _check_seconds("leeway", self.leeway, 0, MAX_LEEWAY)
         _check_seconds("max_queue_age", 1 if self.max_queue_age is None else self.max_queue_age, 1, None)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, NoReturn
 
-from mqauth.errors import ConfigurationError, RejectNow, RetryLater
+from mqauth.errors import ConfigurationError, RejectNow, RetryLater, require
 from mqauth.letters.release import Release
 from mqauth.wire.claims import Claims
 from mqauth.wire.message import PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
@@ -38,8 +38,7 @@ class Verified:
     _facts: _Facts
 
     def __init__(self, maker: object, facts: _Facts, /) -> None:
-        if maker is not _MAKER:
-            raise ConfigurationError("only a verifier makes a Verified; mqauth.testing.verified() seals one")
+        require(maker is _MAKER, "only a verifier makes a Verified; mqauth.testing.verified() seals one")
         _SET(self, "_facts", facts)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:

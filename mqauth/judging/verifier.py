@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from mqauth.errors import ConfigurationError, Reason, Rejection
+from mqauth.errors import ConfigurationError, Reason, Rejection, require
 from mqauth.judging.candidate import CAPACITY, Candidate, Shape, Standing, Token
 from mqauth.judging.times import At, Times, is_revoked
 from mqauth.judging.verified import Verified, make_verified
@@ -49,8 +49,7 @@ class Issuer:
     vouches: bool = False
 
     def __post_init__(self) -> None:
-        if self.vouches and self.subjects:
-            raise ConfigurationError("an issuer either vouches for all or pins subjects")
+        require(not (self.vouches and self.subjects), "an issuer either vouches for all or pins subjects")
         if any(isinstance(pinned, str) for pinned in (self.subjects or {}).values()):
             raise ConfigurationError("pinned subjects are a set: a text would admit its substrings")
 
@@ -74,7 +73,7 @@ class Verifier:
         leeway: seconds of clock difference allowed, at most 60.
         at: whether times are judged at ``"consume"`` or, on the broker's evidence, at ``"append"``.
         max_queue_age: seconds a message may have waited; required with ``at="append"``.
-        append_evidence: ``"interceptor"`` where RabbitMQ itself overwrites ``timestamp_in_ms``.
+        append_evidence: ``"interceptor"`` if RabbitMQ itself overwrites ``timestamp_in_ms``.
         require_headers: names that must be present and covered.
         unsigned_headers: whether to ``"hide"`` headers that are not covered, or to ``"reject"`` the message.
         user_id: compare AMQP ``user_id`` with ``sub``: ``"subject"`` for the same name, or a table of user to
@@ -108,12 +107,12 @@ class Verifier:
             max_lifetime=max_lifetime, leeway=leeway, at=at, max_queue_age=max_queue_age,
             append_evidence=append_evidence,
         )  # fmt: skip
-        if unsigned_headers not in ("hide", "reject"):
-            raise ConfigurationError('unsigned_headers is "hide" or "reject"')
-        if user_id is not None and user_id != "subject" and not isinstance(user_id, Mapping):
-            raise ConfigurationError('user_id is "subject" or a table of user to subject')
-        if isinstance(require_headers, str):
-            raise ConfigurationError("require_headers is a list of names")
+        require(unsigned_headers in ("hide", "reject"), 'unsigned_headers is "hide" or "reject"')
+        require(
+            user_id in (None, "subject") or isinstance(user_id, Mapping),
+            'user_id is "subject" or a table of user to subject',
+        )
+        require(not isinstance(require_headers, str), "require_headers is a list of names")
         self._require = tuple(require_headers)
         self._reject_unsigned = unsigned_headers == "reject"
         self._covers = bool(self._require) or self._reject_unsigned
@@ -288,11 +287,9 @@ class Verifier:
 
 
 def _issuers(keys: Mapping[str, KeySource | Issuer]) -> dict[str, Issuer]:
-    if not isinstance(keys, Mapping) or not keys:
-        raise ConfigurationError("keys names at least one issuer and its keys")
+    require(isinstance(keys, Mapping) and keys, "keys names at least one issuer and its keys")
     for name in keys:
-        if not claim_set.is_name(name):
-            raise ConfigurationError(f"an issuer is text of 1 to {claim_set.MAX_NAME} characters")
+        require(claim_set.is_name(name), f"an issuer is text of 1 to {claim_set.MAX_NAME} characters")
     return {name: found if isinstance(found, Issuer) else Issuer(keys=found) for name, found in keys.items()}
 
 
@@ -305,9 +302,10 @@ def _refuse_shared_names(issuers: Iterable[str], release: ReleaseAuthorities | N
 
 def _audiences(audience: str | Iterable[str]) -> frozenset[str]:
     found = frozenset([audience] if isinstance(audience, str) else audience)
-    if not found:
-        raise ConfigurationError("audience names at least one audience")
+    require(found, "audience names at least one audience")
     for name in found:
-        if not claim_set.is_name(name) or "*" in name:
-            raise ConfigurationError("an audience is a name of 1 to 256 characters, never a wildcard")
+        require(
+            claim_set.is_name(name) and "*" not in name,
+            "an audience is a name of 1 to 256 characters, never a wildcard",
+        )
     return found

@@ -1,8 +1,7 @@
-"""A producer's keys on disk or behind a socket, and the files consumers read public keys from.
+"""Signing keys on the disk or behind a socket, and public keys in a JWK Set file.
 
-Where a keystore folder is expected a single PEM file serves too: ``signing_key`` and ``public_keys`` take
-either, and read it once. ``ActiveKey`` follows a folder. ``SocketSigner`` signs with the key that a
-``SigningServer`` of another process has.
+``signing_key`` and ``public_keys`` read a keystore folder or a single PEM file, once. ``ActiveKey`` follows a
+folder through its rotations. ``SocketSigner`` signs with the key of a ``SigningServer`` in another process.
 """
 
 from mqauth.keystore.disk.active import ActiveKey

@@ -211,7 +211,7 @@ def covered_names(token: bytes) -> tuple[str, ...]:
     Raises:
         Rejection: it cannot be parsed.
     """
-    return claims.parse(jws.take_apart(batch.split(token)[0]).payload).mqa.hdr
+    return claims.parse(jws.take_apart(token.partition(batch.SEPARATOR)[0]).payload).mqa.hdr
 
 
 def invalid(detail: str) -> Rejection:

@@ -50,7 +50,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.errors import Cause, Unavailable, require
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, Entry, judge
 from mqauth.wire.message import Place
 
@@ -84,8 +84,7 @@ class MemoryReplayStore:
     in_process: Final = True
 
     def __init__(self, capacity: int = DEFAULT_CAPACITY, *, clock: Clock = SYSTEM_CLOCK) -> None:
-        if capacity < 1:
-            raise ConfigurationError("capacity is at least 1")
+        require(capacity >= 1, "capacity is at least 1")
         self._capacity = capacity
         self._clock = clock
         self._size = 0
@@ -106,7 +105,7 @@ class MemoryReplayStore:
         return True
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus:
-        """Take or renew the lease where the table allows it.
+        """Take or renew the lease if the table allows it.
 
         Raises:
             Unavailable: ``replay_store_full``.

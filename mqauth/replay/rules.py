@@ -99,13 +99,13 @@ class ReplayStore(Protocol):
     """Remembers claims atomically, in this process or for all consumers; its methods may be asynchronous.
 
     A store may have a fourth method, ``claim_many(requests)``, that makes many claims in one round trip. It
-    answers as if each came alone, in order; where it raises, some may be claimed, and the same owners may claim
+    answers as if each came alone, in order; if it raises, some may be claimed, and the same owners may claim
     again. A store whose ``in_process`` is true has no round trips to save: it is asked for a part of a poll at a
     time.
     """
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus | Awaitable[ClaimStatus]:
-        """Take or renew the lease where the table allows it, and tell what was found.
+        """Take or renew the lease if the table allows it, and tell what was found.
 
         Raises:
             Unavailable: ``replay_store_unavailable`` or ``replay_store_full``.

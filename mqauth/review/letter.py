@@ -272,7 +272,7 @@ def _token_fields(original: Message | None) -> dict[str, Any]:
     if original is None:
         return found
     try:
-        opened = jws.take_apart(batch.split(envelope.token_of(original))[0])
+        opened = jws.take_apart(envelope.token_of(original).partition(batch.SEPARATOR)[0])
         found |= {"kid": opened.kid, "alg": opened.algorithm}
         return found | {"claims": claim_set.parse(opened.payload)}
     except Rejection:

@@ -18,9 +18,8 @@ from aiormq.abc import DeliveredMessage
 from pamqp import commands
 
 from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error
-from mqauth.brokers.rabbitmq.frame import Measured, frame_limit
 from mqauth.brokers.rabbitmq.incoming import delivered
-from mqauth.brokers.rabbitmq.translate import carries, failures_of, from_native, to_native
+from mqauth.brokers.rabbitmq.translate import Measured, carries, failures_of, frame_limit, from_native, to_native
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
 from mqauth.review.letter import Letter
 from mqauth.wire import destination

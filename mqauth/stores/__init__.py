@@ -1,1 +1,1 @@
-"""Replay stores that all consumers of a scope share; each imports its client library."""
+"""Replay stores that all consumers of a scope share. Each module imports the client library of its store."""

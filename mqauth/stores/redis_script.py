@@ -1,9 +1,10 @@
-"""What the two Redis stores say to the server: keys, arguments, and the claim table as one Lua script.
+"""The Lua script behind both Redis stores: its text, its keys and arguments, and the meaning of its answers.
 
-The script is ``mqauth.replay.rules.judge`` once more, where Redis can run it atomically; the store contract holds
-the two together. Kept of an id: ``h<lease end> <owner length> <owner><place>`` while it is held,
-``d<place>`` once it is done; a place is a digest of 12 bytes, or nothing. A single id is a string key; the ids
-of a batch are the fields of one hash, by index, whose key lives as long as the longest-lived of them.
+The script holds the same rules as ``mqauth.replay.rules.judge``, in the place where Redis runs them atomically;
+the contract test of stores compares the two. The value of an id is ``h<lease end> <owner length> <owner><place>``
+while a claim holds it, and ``d<place>`` once it is done. A place is a digest of 12 bytes, or empty. A single id
+is a string key. The ids of a batch are the fields of one hash, by index, and its key lives as long as the id that
+lives longest.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from mqauth.wire.memo import Memo
 from mqauth.wire.message import Place
 
 PLACE_BYTES: Final = 12
-_TTL_LIMIT: Final = 10 * 366 * 86_400  # seconds; Redis refuses expiries that overflow
+# Ten years, in seconds: Redis refuses an expiry that overflows.
+_TTL_LIMIT: Final = 10 * 366 * 86_400
 
 SCRIPT: Final = """
--- KEYS: one a token. ARGV: the lease clock in ms, or '' for the server's; then for each key: how many wishes,
--- how many ms it lives, and each wish: verb, index (none for a single id), lease ms, owner length, owner, place.
--- Returns a letter for each wish, in one string.
+-- KEYS: one for each token. ARGV: the lease clock in ms, or '' for the server's clock. Then for each key: the
+-- number of requests, the ms the key lives, and the requests. A request is: verb, index (empty for a single id),
+-- lease in ms, length of the owner, owner, place. Returns one string with a letter for each request.
 local now = tonumber(ARGV[1])
 if not now then
   local time = redis.call('TIME')
@@ -55,15 +57,15 @@ local function judge(entry, verb, owner, place)
   return entry.ends <= now and 'f' or 'h'
 end
 
-local function load(key, at, wishes)
+local function load(key, at, requests)
   local fields, entries = {}, {}
-  for i = 1, wishes do fields[i] = string.match(ARGV[at + i - 1], '^%l+ (%d*) ') end
+  for i = 1, requests do fields[i] = string.match(ARGV[at + i - 1], '^%l+ (%d*) ') end
   if fields[1] == '' then return {[''] = parse(redis.call('GET', key))} end
   for i, value in ipairs(redis.call('HMGET', key, unpack(fields))) do entries[fields[i]] = parse(value) end
   return entries
 end
 
-local function wish(entries, verb, owner, place, lease, index)
+local function apply(entries, verb, owner, place, lease, index)
   local entry = entries[index]
   if verb == 'confirm' or verb == 'release' then
     if not entry or entry.owner ~= owner then return '-' end
@@ -104,13 +106,13 @@ end
 
 local answers, at = {}, 2
 for _, key in ipairs(KEYS) do
-  local wishes, life, fresh = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), false
+  local requests, life, fresh = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), false
   at = at + 2
-  local entries, changed = load(key, at, wishes), {}
-  for _ = 1, wishes do
+  local entries, changed = load(key, at, requests), {}
+  for _ = 1, requests do
     local verb, index, lease, size, start = string.match(ARGV[at], '^(%l+) (%d*) (%d+) (%d+) ()')
     local owner, place = string.sub(ARGV[at], start, start + size - 1), string.sub(ARGV[at], start + size)
-    local letter, value = wish(entries, verb, owner, place, lease, index)
+    local letter, value = apply(entries, verb, owner, place, lease, index)
     if value ~= nil then changed[index] = value end
     fresh = fresh or letter == 'f'
     answers[#answers + 1] = letter
@@ -121,8 +123,6 @@ end
 return table.concat(answers)
 """
 SHA: Final = hashlib.sha1(SCRIPT.encode("ascii"), usedforsecurity=False).hexdigest()
-
-
 STATUSES: Final = {
     "f": ClaimStatus.FRESH,
     "r": ClaimStatus.REREAD,
@@ -131,11 +131,16 @@ STATUSES: Final = {
     "p": ClaimStatus.REPLAYED,
     "l": ClaimStatus.LOST,
 }
-"""What the letters of an answer to claims mean."""
+"""The meaning of the letters in an answer to claims."""
+# On a cluster the braces put all keys of a scope on one node (hash tags), where one script may use them.
+_PREFIXES: Final = Memo[tuple[str, str], bytes](
+    lambda names: f"{names[0]}:{{{names[1]}}}:".encode("utf-8", "surrogatepass")
+)
+"""The beginning of a key, by namespace and scope."""
 
 
 class Verb(StrEnum):
-    """What is wished; a claim is sent as one of three words."""
+    """The verbs of requests. A claim is sent as one of the first three."""
 
     CLAIM = "claim"
     REDELIVERED = "redelivered"
@@ -145,15 +150,15 @@ class Verb(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One call of the script: its keys, its arguments, and where each letter of its answer belongs."""
+class ScriptCall:
+    """A call of the script: its keys, its arguments, and the number of the request behind each letter."""
 
     keys: list[bytes]
     arguments: list[bytes | str | int]
     order: list[int]
 
 
-def ask(
+def script_call(
     verb: Verb,
     requests: Sequence[ClaimRequest],
     *,
@@ -161,63 +166,45 @@ def ask(
     now: float,
     margin: float,
     lease_clock: float | None,
-) -> Asked:
-    """Return a call of the script; wishes on ids of one token stand together, in their order.
+) -> ScriptCall:
+    """Return the call that applies one verb to ids; those of one token stand together, in their order.
 
     Args:
-        verb: the same for all of them.
-        requests: the wishes.
-        namespace: begins every key.
-        now: UTC seconds here.
-        margin: seconds a key outlives its id, for clocks that disagree.
-        lease_clock: seconds, or ``None`` for the server's clock.
+        verb: the verb of all requests.
+        requests: the ids with owner, lease and place.
+        namespace: the beginning of every key.
+        now: UTC seconds by our clock.
+        margin: seconds for which a key outlives its token, because clocks differ.
+        lease_clock: seconds, or ``None`` for the clock of the server.
     """
     groups: dict[bytes, list[int]] = {}
     for number, request in enumerate(requests):
-        groups.setdefault(key(namespace, request), []).append(number)
+        groups.setdefault(_key(namespace, request), []).append(number)
     found: list[bytes | str | int] = ["" if lease_clock is None else round(lease_clock * 1000)]
     for numbers in groups.values():
         remaining = max(requests[number].expires for number in numbers) - now
         found += (len(numbers), int(min(max(remaining, 0.0) + margin, _TTL_LIMIT) * 1000) + 1)
-        found += (_wish(verb, requests[number]) for number in numbers)
-    return Asked(list(groups), found, [number for numbers in groups.values() for number in numbers])
+        found += (_argument(verb, requests[number]) for number in numbers)
+    return ScriptCall(list(groups), found, [number for numbers in groups.values() for number in numbers])
 
 
-def key(namespace: str, request: ClaimRequest) -> bytes:
-    """Return the key of an id, or of the token of one in a batch.
-
-    The braces keep a scope on one node of a cluster, so that a poll is one script there too; ``~`` keeps a
-    batch apart from a single token of the same id.
-    """
-    prefix = _PREFIXES[namespace, request.scope]
-    return prefix + request.id if request.index is None else prefix + request.id[:-2] + b"~"
-
-
-_PREFIXES: Final = Memo[tuple[str, str], bytes](
-    lambda names: f"{names[0]}:{{{names[1]}}}:".encode("utf-8", "surrogatepass")
-)
-"""How keys begin, by namespace and scope."""
-
-
-def letters(answer: Any, asked: Asked) -> list[str]:
-    """Return the script's letters in the order of the wishes.
+def letters(answer: Any, asked: ScriptCall) -> list[str]:
+    """Return the letters of an answer in the order of the requests.
 
     Raises:
         ValueError: the answer is not one of this script.
     """
     text = answer.decode("ascii") if isinstance(answer, bytes) else answer
     if not isinstance(text, str) or len(text) != len(asked.order):
-        raise ValueError("a letter a wish is needed")
-    found = [""] * len(text)
-    for number, letter in zip(asked.order, text, strict=True):
-        found[number] = letter
-    return found
+        raise ValueError(f"expected {len(asked.order)} letters, one for each request")
+    by_number = dict(zip(asked.order, text, strict=True))
+    return [by_number[number] for number in range(len(text))]
 
 
-def doubts(info: dict[str, Any]) -> list[str]:
-    """Return why a server with this INFO could forget live ids, none where it does not.
+def risks(info: dict[str, Any]) -> list[str]:
+    """Return the reasons why a server with this INFO could forget ids that still count.
 
-    Source: Redis manual, pages "Key eviction" and "Redis persistence".
+    Source: the pages "Key eviction" and "Redis persistence" of the Redis manual.
     """
     found = []
     policy = str(info.get("maxmemory_policy", "noeviction"))
@@ -228,27 +215,30 @@ def doubts(info: dict[str, Any]) -> list[str]:
     return found
 
 
-def _wish(verb: Verb, request: ClaimRequest) -> bytes:
-    """Return the argument that is one wish."""
+def _key(namespace: str, request: ClaimRequest) -> bytes:
+    """Return the key of an id, or of the token of an id in a batch."""
+    prefix = _PREFIXES[namespace, request.scope]
+    # The tilde keeps a batch apart from a single token of the same id.
+    return prefix + request.id if request.index is None else prefix + request.id[:-2] + b"~"
+
+
+def _argument(verb: Verb, request: ClaimRequest) -> bytes:
+    """Return a request as an argument of the script."""
+    if verb is Verb.CLAIM and request.renew:
+        verb = Verb.RENEW
+    elif verb is Verb.CLAIM and request.redelivered:
+        verb = Verb.REDELIVERED
     index = "" if request.index is None else request.index
     owner = request.owner.encode("utf-8", "surrogatepass")
-    head = f"{_word(verb, request)} {index} {round(request.lease * 1000)} {len(owner)} "
+    head = f"{verb.value} {index} {round(request.lease * 1000)} {len(owner)} "
     return head.encode("ascii") + owner + _place(request.place)
 
 
-def _word(verb: Verb, request: ClaimRequest) -> str:
-    """Return the word a wish is sent as."""
-    if verb is not Verb.CLAIM:
-        return verb.value
-    if request.renew:
-        return Verb.RENEW.value
-    return Verb.REDELIVERED.value if request.redelivered else Verb.CLAIM.value
-
-
 def _place(place: Place | None) -> bytes:
-    """Return the digest of a place, empty for none."""
+    """Return the digest of a place: a topic's name may be long, and Redis keeps the place for every id."""
     if place is None:
         return b""
     cluster, topic, partition, offset = place
+    # The length tells where the cluster's name ends, so that two places never have the same text.
     text = f"{len(cluster)} {cluster}/{topic}/{partition}/{offset}"
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=PLACE_BYTES).digest()

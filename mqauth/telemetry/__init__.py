@@ -1,4 +1,4 @@
-"""Metrics and spans through the OpenTelemetry API, and a Prometheus endpoint (``telemetry.prometheus``)."""
+"""Metrics and spans through the OpenTelemetry API, and a Prometheus endpoint in ``telemetry.prometheus``."""
 
 from mqauth.telemetry.otel import METRICS, Telemetry, traced
 

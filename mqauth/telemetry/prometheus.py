@@ -1,4 +1,4 @@
-"""A Prometheus endpoint: OpenTelemetry's own exporter on an HTTP server of ``prometheus_client``."""
+"""A Prometheus endpoint: OpenTelemetry's exporter, served by the HTTP server of ``prometheus_client``."""
 
 from __future__ import annotations
 
@@ -13,22 +13,20 @@ from mqauth._version import __version__
 from mqauth.errors import ConfigurationError
 from mqauth.telemetry.otel import Telemetry
 
-_LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
-
 
 class Endpoint:
-    """``Telemetry`` whose metrics are served at ``/metrics``; close it, or use it as a context manager.
+    """A ``Telemetry`` whose metrics are served at ``/metrics``. Close it, or use it as a context manager.
 
     Args:
-        port: TCP port; 0 takes a free one, see ``port``.
-        host: loopback by default; another address must be asked for with ``expose=True``, since the page
-            names destinations and reasons.
-        expose: allow an address that is not loopback.
+        port: the TCP port; 0 takes a free one, which the attribute ``port`` names.
+        host: the address to listen at, loopback by default.
+        expose: allow an address that is not loopback. The page names destinations and reasons, and asks nobody
+            for a password.
         now: as for ``Telemetry``.
 
     Raises:
-        ConfigurationError: an address that is not loopback, without ``expose``.
-        OSError: the port is taken.
+        ConfigurationError: the address is not loopback, and ``expose`` is not set.
+        OSError: the port is in use.
     """
 
     def __init__(
@@ -39,17 +37,17 @@ class Endpoint:
         expose: bool = False,
         now: Callable[[], float] | None = None,
     ) -> None:
-        if host not in _LOOPBACK and not expose:
-            raise ConfigurationError("metrics are served on loopback unless expose=True")
+        if host not in ("127.0.0.1", "::1", "localhost") and not expose:
+            raise ConfigurationError(f"metrics are served on loopback unless expose=True, not on {host}")
         registry = CollectorRegistry()
-        self._reader = PrometheusMetricReader(registry=registry)
-        self._provider = MeterProvider([self._reader])
+        # A registry of its own keeps the metrics of two endpoints in one process apart.
+        self._provider = MeterProvider([PrometheusMetricReader(registry=registry)])
         self._server, self._thread = start_http_server(port, addr=host, registry=registry)
         self.port = int(self._server.server_port)
         self.telemetry = Telemetry(self._provider.get_meter("mqauth", __version__), now=now)
 
     def close(self) -> None:
-        """Stop serving."""
+        """Stop the server, and wait until its thread has ended."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

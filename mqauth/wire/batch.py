@@ -67,17 +67,11 @@ def leaf_shorts(message: Message, headers: bytes) -> bytes:
     return _DESTINATIONS[message.destination][1] + b"".join(parts)
 
 
-def split(token: bytes) -> tuple[bytes, bytes | None]:
-    """Return the JWS of a token header, and the proof behind it; ``None`` where it stands alone."""
-    jws, tilde, proof = token.partition(SEPARATOR)
-    return (jws, proof) if tilde else (token, None)
-
-
 def proof_of(text: bytes | None, claims: Claims) -> Proof | None:
     """Return the proof behind a batch token: the end of step 4. A token of one message has none.
 
     Args:
-        text: what follows the tilde, ``None`` where there is no tilde.
+        text: what follows the tilde, ``None`` if there is no tilde.
         claims: the token's.
 
     Raises:

@@ -70,7 +70,7 @@ class Batch(NamedTuple):
     hdr: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the claim as it stands in the token; ``hdr`` is left out where it would be empty."""
+        """Return the claim as it stands in the token; ``hdr`` is left out if it would be empty."""
         tree = {"root": self.root, "size": self.size}
         return {"v": PROFILE_VERSION, "tree": tree} | ({"hdr": list(self.hdr)} if self.hdr else {})
 

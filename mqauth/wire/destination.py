@@ -67,5 +67,5 @@ kafka: Final[Callable[[str], str]] = Memo[str, str](lambda topic: f"{KAFKA}:{enc
 parse: Final[Callable[[str], tuple[str, ...]]] = Memo(_parse).__getitem__
 """Return ``("rabbitmq", exchange, routing key)`` or ``("kafka", topic)`` of a canonical destination.
 
-Raises ``MalformedMessage`` where the text is not canonical or names neither broker.
+Raises ``MalformedMessage`` if the text is not canonical or names neither broker.
 """

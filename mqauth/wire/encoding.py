@@ -1,6 +1,6 @@
 """The encoding that digests run over: typed and length-prefixed, so no two lists of headers share their bytes.
 
-Every value is a tag of one byte, its length in four bytes where it has one, and its bytes. A header that is absent
+Every value is a tag of one byte, its length in four bytes if it has one, and its bytes. A header that is absent
 differs from one that is empty, and ``"1"`` from ``1``. The wire profile, section 5, fixes every byte.
 """
 

@@ -172,8 +172,9 @@ def headers_input(message: Message, names: Sequence[str]) -> bytes:
 def encoder(form: Form, names: Sequence[str]) -> Encoder:
     """Return the function that makes ``headers_input`` of messages of one form.
 
-    All that depends on names is encoded here, once. The function puts the values in between, so that a message
-    costs what its values cost. Values of the form ``(b"...", 3)`` say: these bytes, then the value of header 3.
+    All that depends on names is encoded here, once, and the function only puts the values in between. For the
+    headers ``a`` and ``b``, ``values`` becomes: the domain and the name ``a``, then the value of header 0; the
+    name ``b``, then the value of header 1.
 
     Args:
         form: of the messages.
@@ -202,7 +203,7 @@ def encoder(form: Form, names: Sequence[str]) -> Encoder:
 
 
 def checked_encoder(form: Form, names: tuple[str, ...]) -> Encoder:
-    """Return ``encoder``, or a function that refuses every message where two names differ in case only."""
+    """Return ``encoder``, or a function that refuses every message because two names differ in case only."""
     try:
         refuse_case_twins(form, names)
     except MalformedMessage as error:

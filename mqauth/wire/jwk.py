@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, require
 from mqauth.wire import base64url
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.claims import is_name
@@ -74,7 +74,7 @@ def load_key_set(document: bytes | Mapping[str, Any], *, name: str = "JWK Set") 
 
 
 def _parse(raw: bytes, name: str) -> Any:
-    _require(len(raw) <= MAX_DOCUMENT, f"{name}: over {MAX_DOCUMENT} bytes")
+    require(len(raw) <= MAX_DOCUMENT, f"{name}: over {MAX_DOCUMENT} bytes")
     try:
         return strictjson.loads(raw, depth=_DEPTH)
     except strictjson.StrictJSONError as error:
@@ -106,13 +106,13 @@ def load_key(members: Any) -> Key:
     """
     if not isinstance(members, Mapping):
         raise ConfigurationError("no JSON object")
-    _require(not _PRIVATE & members.keys(), "a private or symmetric key in a public set")
+    require(not _PRIVATE & members.keys(), "a private or symmetric key in a public set")
     kid = members.get("kid")
-    _require(is_name(kid, 1, MAX_KID), f"no kid of 1 to {MAX_KID} characters")
+    require(is_name(kid, 1, MAX_KID), f"no kid of 1 to {MAX_KID} characters")
     # RFC 7517, sections 4.2 and 4.3
-    _require(members.get("use", "sig") == "sig", "its use is not sig")
+    require(members.get("use", "sig") == "sig", "its use is not sig")
     operations = members.get("key_ops", ["verify"])
-    _require(isinstance(operations, list) and "verify" in operations, "its key_ops do not allow verify")
+    require(isinstance(operations, list) and "verify" in operations, "its key_ops do not allow verify")
     public = _public(members)
     expires, revocation = _end(members)
     return Key(
@@ -125,15 +125,10 @@ def load_key(members: Any) -> Key:
     )
 
 
-def _require(condition: object, refusal: str) -> None:
-    if not condition:
-        raise ConfigurationError(refusal)
-
-
 def _public(members: Mapping[str, Any]) -> PublicKey:
     """Return the public key; ``cryptography`` refuses points that are not on their curve."""
     kind = "RSA" if members.get("kty") == "RSA" else f"{members.get('kty')} {members.get('crv')}"
-    _require(kind in _KINDS, "its kty or crv is not one of this profile")
+    require(kind in _KINDS, "its kty or crv is not one of this profile")
     try:
         return _KINDS[kind](members)
     except ValueError as error:
@@ -186,9 +181,9 @@ def _algorithm(members: Mapping[str, Any], public: PublicKey) -> str:
     """Return the algorithm that a JWK names, or that its curve decides."""
     named = members.get("alg")
     if named is None:
-        _require(not isinstance(public, rsa.RSAPublicKey), "an RSA key without alg")
+        require(not isinstance(public, rsa.RSAPublicKey), "an RSA key without alg")
         return natural_algorithm(public)
-    _require(isinstance(named, str), "its alg is no text")
+    require(isinstance(named, str), "its alg is no text")
     return "EdDSA" if named == "Ed25519" else str(named)
 
 
@@ -198,7 +193,7 @@ def _subjects(members: Mapping[str, Any]) -> frozenset[str] | None:
         return None
     listed = members["mqauth_sub"]
     good = isinstance(listed, list) and all(is_name(subject) for subject in listed)
-    _require(good, "its mqauth_sub is no list of subjects")
+    require(good, "its mqauth_sub is no list of subjects")
     return frozenset(listed)
 
 

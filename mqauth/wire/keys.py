@@ -18,7 +18,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, require
 from mqauth.wire import base64url
 
 PrivateKey: TypeAlias = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
@@ -101,8 +101,7 @@ class Key:
 
     def __post_init__(self) -> None:
         _check_pair(self.public, self.algorithm)
-        if not 1 <= len(self.kid) <= MAX_KID:
-            raise ConfigurationError(f"a kid has 1 to {MAX_KID} characters")
+        require(1 <= len(self.kid) <= MAX_KID, f"a kid has 1 to {MAX_KID} characters")
 
     def __repr__(self) -> str:
         return f"Key({self.kid!r}, {self.algorithm})"
@@ -202,8 +201,7 @@ class KeySet:
     def __init__(self, keys: Iterable[Key], skipped: Iterable[str] = ()) -> None:
         public = tuple(key.public_only for key in keys)
         by_kid = {key.kid: key for key in public}
-        if len(by_kid) != len(public):
-            raise ConfigurationError("a kid stands for two keys")
+        require(len(by_kid) == len(public), "a kid stands for two keys")
         object.__setattr__(self, "keys", public)
         object.__setattr__(self, "skipped", tuple(skipped))
         object.__setattr__(self, "by_kid", by_kid)
@@ -299,13 +297,15 @@ def _generate(algorithm: str) -> PrivateKey:
 def _check_pair(public: PublicKey, algorithm: str) -> None:
     """Refuse a key that is too weak, or of another kind than its algorithm."""
     natural = natural_algorithm(public)
-    if algorithm != natural and not (natural == "RS256" and algorithm == "PS256"):
-        raise ConfigurationError("the algorithm is not one of this key")
+    require(
+        algorithm == natural or (natural == "RS256" and algorithm == "PS256"),
+        "the algorithm is not one of this key",
+    )
     if isinstance(public, rsa.RSAPublicKey):
-        if not MIN_RSA_BITS <= public.key_size <= MAX_RSA_BITS:
-            raise ConfigurationError(f"RSA keys have {MIN_RSA_BITS} to {MAX_RSA_BITS} bits")
-        if public.public_numbers().e < MIN_RSA_EXPONENT:
-            raise ConfigurationError(f"the RSA exponent is under {MIN_RSA_EXPONENT}")
+        require(
+            MIN_RSA_BITS <= public.key_size <= MAX_RSA_BITS, f"RSA keys have {MIN_RSA_BITS} to {MAX_RSA_BITS} bits"
+        )
+        require(public.public_numbers().e >= MIN_RSA_EXPONENT, f"the RSA exponent is under {MIN_RSA_EXPONENT}")
 
 
 def _version(keys: tuple[Key, ...]) -> str:

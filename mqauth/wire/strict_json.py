@@ -1,6 +1,6 @@
 """JSON, read so strictly that two readers cannot disagree about what it says (RFC 8259, RFC 7493).
 
-Refused are bytes that are not UTF-8, duplicate names, NaN and infinities, integers beyond +-2^53 (or, where
+Refused are bytes that are not UTF-8, duplicate names, NaN and infinities, integers beyond +-2^53 (or, if
 asked for, beyond 64 bits), numbers that overflow, lone surrogates, and nesting deeper than asked for.
 """
 
@@ -53,7 +53,7 @@ def dumps(value: Any) -> bytes:
 
 
 def _bound(value: Any, depth: int, escapes: bool) -> None:
-    """Refuse containers that are nested too deep and, where the text has escapes, lone surrogates."""
+    """Refuse containers that are nested too deep and, if the text has escapes, lone surrogates."""
     if isinstance(value, str):
         if escapes and any("\ud800" <= character <= "\udfff" for character in value):
             raise StrictJSONError("a lone surrogate")

@@ -89,7 +89,7 @@ class Reader:
         return 4 * self.length
 
     def read(self, payload: bytes) -> Claims | None:
-        """Return the claims of a payload, as ``claims.parse`` does; ``None`` where it differs in anything else."""
+        """Return the claims of a payload, as ``claims.parse`` does; ``None`` if it differs in anything else."""
         iat, exp, jti, bod, key, hds = self._values(payload)
         one, two, three, four, five, six, seven = self._fixed
         if b"".join((one, iat, two, exp, three, jti, four, bod, five, key, six, hds, seven)) != payload:
@@ -112,7 +112,7 @@ class Reader:
 
 
 def reader_of(payload: bytes, claims: Claims) -> Reader | None:
-    """Return a reader of payloads like one, ``None`` where mqauth would not have built that one so.
+    """Return a reader of payloads like one, ``None`` if mqauth would not have built that one so.
 
     Args:
         payload: parsed and verified.

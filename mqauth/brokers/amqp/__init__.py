@@ -1,1 +1,1 @@
-"""What every AMQP 0-9-1 client shares: messages and header values."""
+"""Messages and header values of AMQP 0-9-1, for every client library of RabbitMQ."""

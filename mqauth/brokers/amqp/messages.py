@@ -1,8 +1,8 @@
-"""Deliveries and publishes of AMQP 0-9-1 to ``Message``, for every client of RabbitMQ.
+"""Deliveries and publishes of AMQP 0-9-1 as ``Message``, for every client of RabbitMQ.
 
-A client's leaf says what a delivery's parts are; reading them is total. Before it is signed a message to be
-published is brought into the form in which it arrives. RabbitMQ 4.0 itself rewrites only ``BCC`` (removed), a
-direct reply-to (a suffix added) and its own ``x-`` headers.
+The wrapper of a client says where a delivery has its parts; reading them never raises. A message that is to be
+published is converted to the form in which it will arrive before it is signed. RabbitMQ 4.0 itself rewrites only
+``BCC`` (removed), a direct reply-to (gets a suffix) and its own ``x-`` headers.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ SHORT_STRINGS: Final = {
     "message-id": "message_id", "correlation-id": "correlation_id", "reply-to": "reply_to",
     "app-id": "app_id", "user-id": "user_id",
 }  # fmt: skip
-"""AMQP's text properties, and the attributes by which clients have them."""
+"""AMQP's text properties, each with the attribute that clients keep it in."""
 _ID_BYTES: Final = 16
 Number: TypeAlias = tuple[str, str, Callable[[object], int | None]]
-"""A number property: its name, the client's attribute, and what reads that, or ``None`` where it is none."""
+"""A number property: its name, the client's attribute, and the function that reads it or returns ``None``."""
 
 
 def delivered(
@@ -46,23 +46,25 @@ def delivered(
     """Return the message of a delivery.
 
     Args:
-        found: what has AMQP's properties as attributes, ``headers`` among them.
+        found: has AMQP's properties as attributes, and ``headers``.
         numbers: its number properties.
         body: the bytes.
         exchange: as the broker says; empty or ``None`` for the default exchange.
-        routing_key: likewise.
-        redelivered: likewise.
-        queue: it was taken from.
-        scope: on whose behalf.
+        routing_key: as the broker says.
+        redelivered: as the broker says.
+        queue: the queue it was taken from.
+        scope: on whose behalf it was taken.
         native: the client's own object.
-        faults: what has no representation so far; the first one is the message's.
+        faults: what cannot be represented so far; the first one makes the message malformed.
 
     Raises:
-        Exception: exchange or routing key are no text: ``unreadable`` is its message.
+        Exception: exchange or routing key are no text; ``unreadable`` makes the message then.
     """
     headers = headers_in(found.headers, faults)
     exchange, routing_key = _broker_name(exchange), _broker_name(routing_key)
-    appended = _milliseconds_of(found.headers.get(APPEND_HEADER)) if headers else None
+    appended = found.headers.get(APPEND_HEADER) if headers else None
+    if type(appended) is not int or appended < 0:
+        appended = None
     if not isinstance(body, bytes | bytearray):
         faults.append("the body is no bytes")
     place, properties = destination.rabbitmq(exchange, routing_key), _properties_in(found, numbers, faults)
@@ -72,13 +74,13 @@ def delivered(
 
 
 def unreadable(error: Exception, native: object, *, queue: str, scope: str) -> Message:
-    """Return the message of a delivery that cannot be read, with what can be had of its body.
+    """Return the message of a delivery that cannot be read, with its body where there is one.
 
     Args:
         error: what reading it raised.
-        native: the client's own object, with a ``body`` perhaps.
-        queue: it was taken from.
-        scope: on whose behalf.
+        native: the client's own object.
+        queue: the queue it was taken from.
+        scope: on whose behalf it was taken.
     """
     try:
         body = _bytes_or_empty(getattr(native, "body", b""))
@@ -94,22 +96,23 @@ def unreadable(error: Exception, native: object, *, queue: str, scope: str) -> M
 
 
 def whole(value: object) -> int | None:
-    """Return a number property that clients have as an integer."""
+    """Return a number property that clients keep as an integer."""
     return int(value) if isinstance(value, int) else None
 
 
 def failures(headers: Mapping[str, Any], *, redelivered: bool) -> int:
     """Return how many deliveries of a message its queue counts against the delivery limit, as far as known.
 
-    A publisher can write the headers too, so that they are believed only of what is delivered again, and the
-    smaller of them. Up to RabbitMQ 4.2 each return counts, in ``x-delivery-count``. RabbitMQ 4.3 counts each in
-    ``x-acquired-count``, and in ``x-delivery-count`` only those that failed; until one has, it leaves there
-    what was published.
+    Up to RabbitMQ 4.2 ``x-delivery-count`` counts each return. RabbitMQ 4.3 counts each return in
+    ``x-acquired-count``, and only failed ones in ``x-delivery-count``; until one has failed it leaves there what
+    was published.
 
     Args:
         headers: of the delivery.
         redelivered: as the broker says.
     """
+    # A publisher can write both headers. So they are believed only where the broker itself says that the message
+    # was delivered before, and the smaller number counts.
     failed = headers.get("x-delivery-count")
     if not redelivered or not isinstance(failed, int):
         return 0
@@ -118,7 +121,7 @@ def failures(headers: Mapping[str, Any], *, redelivered: bool) -> int:
 
 
 def new_message_id() -> str:
-    """Return a message id nobody else has: some clients would add one after signing, or tell returns by it."""
+    """Return a unique message id: some clients would add one after signing, or match returned messages by it."""
     return os.urandom(_ID_BYTES).hex()
 
 
@@ -132,22 +135,22 @@ def published(
     scalar: Scalar,
     message_id: str | None = None,
 ) -> Message:
-    """Return the ``Message`` that consumers will get of what is to be published: what is on the wire.
+    """Return the ``Message`` that consumers will get of a message that is to be published.
 
     Args:
-        properties: what has AMQP's text properties as attributes.
+        properties: has AMQP's text properties as attributes.
         headers: a dict, or ``None``.
         body: the bytes.
         exchange: empty for the default exchange.
         routing_key: at most 255 bytes.
-        scalar: the client's, of ``amqp_values.on_wire``.
-        message_id: what it will be published under where it has none of its own.
+        scalar: converts the client's header values, see ``on_wire``.
+        message_id: used where the message has no id of its own.
 
     Raises:
         MalformedMessage: a part cannot be sent, or would arrive as something else.
     """
-    if short_string("routing key", routing_key) is None and routing_key != "":
-        raise MalformedMessage("the routing key is no text")
+    if short_string("the routing key", routing_key) is None and routing_key != "":
+        raise MalformedMessage("the routing key must be text")
     texts: dict[str, str] = {}
     for name, attribute in SHORT_STRINGS.items():
         value = getattr(properties, attribute)
@@ -156,9 +159,9 @@ def published(
     if message_id is not None:
         texts.setdefault("message-id", message_id)
     if not isinstance(body, bytes | bytearray):
-        raise MalformedMessage("the body is no bytes")
+        raise MalformedMessage("the body must be bytes")
     if headers is not None and not isinstance(headers, dict):
-        raise MalformedMessage("the headers are no dict")
+        raise MalformedMessage("the headers must be a dict")
     return Message(
         destination=destination.rabbitmq(exchange, routing_key),
         body=bytes(body),
@@ -188,7 +191,7 @@ _ORIGINS: Final = Memo(_origin)
 
 
 def _properties_in(found: object, numbers: Iterable[Number], faults: list[str]) -> dict[str, str]:
-    """Return the properties that are present, as text, by their hyphenated names."""
+    """Return the properties that are present as text, by AMQP's hyphenated names."""
     properties: dict[str, str] = {}
     for name, attribute in SHORT_STRINGS.items():
         value = getattr(found, attribute, None)
@@ -208,22 +211,15 @@ def _properties_in(found: object, numbers: Iterable[Number], faults: list[str]) 
     return properties
 
 
-def _milliseconds_of(appended: object) -> int | None:
-    """Return the interceptor's stamp, ``None`` where it is none."""
-    return appended if type(appended) is int and appended >= 0 else None
-
-
 def _broker_name(name: object) -> str:
-    """Return an exchange or routing key; the default exchange is empty."""
     if name is None:
         return ""
     if not isinstance(name, str):
-        raise TypeError("an exchange or routing key is text")
+        raise TypeError(f"an exchange or routing key must be text, not {type(name).__name__}")
     return name
 
 
 def _bytes_or_empty(body: object) -> bytes:
-    """Return a body's bytes."""
     if type(body) is bytes:
         return body
     return bytes(body) if isinstance(body, bytes | bytearray) else b""

@@ -1,8 +1,8 @@
-"""The values of AMQP 0-9-1 header tables and short strings, for every client.
+"""Header values and short strings of AMQP 0-9-1, for every client library.
 
-Values that arrive become ours, whatever they are. Values to be sent are brought into the form in which they
-arrive, or refused, since what is bound is what arrives. A client's leaf says what its client does in a way of
-its own: which type stands for octets, how many bits a float has.
+Incoming values become our own types, whatever they are. Outgoing values are converted to the form in which they
+will arrive, or refused, because the token binds what arrives. The wrapper of a client says what its client does
+differently: which type it encodes as octets, and how many bits it gives a float.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from mqauth.wire.message import HeaderPair, HeaderValue
 
 MAX_SHORT_STRING: Final = 255
 MAX_KEY: Final = 128
-"""Bytes of a table's key (AMQP 0-9-1, 4.2.5.5); pamqp cuts longer ones."""
+"""Most bytes of a header name (AMQP 0-9-1, 4.2.5.5); pamqp cuts longer names."""
 MAX_TIME: Final = 0xFFFF_FFFF
-"""Seconds since the epoch up to which pamqp reads a time as it was sent; beyond, it takes milliseconds."""
+"""Largest timestamp that pamqp reads as seconds since 1970; it takes a larger one for milliseconds."""
 _INT64: Final = 1 << 63
 _MANTISSA: Final = 1 << 31
 _MAX_SCALE: Final = 255
 Scalar: TypeAlias = Callable[[object], HeaderValue]
-"""Returns a value that holds no others as a client's consumers will read it, or raises ``MalformedMessage``."""
+"""Returns a scalar as the consumers of one client will read it, or raises ``MalformedMessage``."""
 
 
 def utf8_size(text: str) -> int:
-    """Return the bytes a text takes, -1 where it has a lone surrogate and no UTF-8 form."""
+    """Return the number of UTF-8 bytes of a text, -1 where a lone surrogate makes it unencodable."""
     try:
         return len(text) if text.isascii() else len(text.encode("utf-8"))
     except UnicodeEncodeError:
@@ -39,10 +39,10 @@ def utf8_size(text: str) -> int:
 
 
 def short_string(what: str, value: object) -> str | None:
-    """Return a short string, ``None`` where none is sent: an empty one is as good as none.
+    """Return a value as an AMQP short string, ``None`` where nothing is sent: AMQP has no empty property.
 
     Args:
-        what: names it in the error.
+        what: names the value in the error.
         value: text or ``None``.
 
     Raises:
@@ -51,14 +51,14 @@ def short_string(what: str, value: object) -> str | None:
     if value is None or value == "":
         return None
     if not isinstance(value, str):
-        raise MalformedMessage(f"{what} is no text")
+        raise MalformedMessage(f"{what} must be text, not {type(value).__name__}")
     if not 0 <= utf8_size(value) <= MAX_SHORT_STRING:
-        raise MalformedMessage(f"{what} is UTF-8 of at most {MAX_SHORT_STRING} bytes")
+        raise MalformedMessage(f"{what} must be UTF-8 of at most {MAX_SHORT_STRING} bytes")
     return str.__str__(value)
 
 
 def header_name(name: object) -> str:
-    """Return a table's key.
+    """Return a header name that can be sent.
 
     Raises:
         MalformedMessage: it is no UTF-8 text, or over 128 bytes.
@@ -66,7 +66,7 @@ def header_name(name: object) -> str:
     if type(name) is str and name.isascii() and len(name) <= MAX_KEY:
         return name
     if not isinstance(name, str) or not 0 <= utf8_size(name) <= MAX_KEY:
-        raise MalformedMessage(f"a header name is UTF-8 text of at most {MAX_KEY} bytes")
+        raise MalformedMessage(f"a header name must be UTF-8 text of at most {MAX_KEY} bytes")
     return str.__str__(name)
 
 
@@ -75,8 +75,8 @@ def on_wire(value: object, scalar: Scalar, depth: int = MAX_DEPTH) -> HeaderValu
 
     Args:
         value: as it is given to the client.
-        scalar: the client's, for what is no text, list or table.
-        depth: how deep it may be nested.
+        scalar: converts what is no text, list or table; each client has its own.
+        depth: how many levels of nesting are allowed.
 
     Raises:
         MalformedMessage: it cannot be sent, or would arrive as something else.
@@ -85,7 +85,7 @@ def on_wire(value: object, scalar: Scalar, depth: int = MAX_DEPTH) -> HeaderValu
         return value
     if isinstance(value, str):
         if utf8_size(value) < 0:
-            raise MalformedMessage("a header has no UTF-8 form")
+            raise MalformedMessage("a header value has no UTF-8 form")
         return str.__str__(value)
     if isinstance(value, list | dict):
         if depth == 0:
@@ -95,14 +95,14 @@ def on_wire(value: object, scalar: Scalar, depth: int = MAX_DEPTH) -> HeaderValu
         return {header_name(name): on_wire(item, scalar, depth - 1) for name, item in value.items()}
     try:
         return scalar(value)
+    except MalformedMessage:
+        raise
     except (ArithmeticError, ValueError, TypeError, struct.error) as error:
-        if isinstance(error, MalformedMessage):
-            raise
-        raise MalformedMessage("a number or time header is out of AMQP's range") from error
+        raise MalformedMessage("a number or time in a header is out of AMQP's range") from error
 
 
 def plain_scalar(value: object) -> HeaderValue:
-    """Return what every client sends alike: nothing, booleans, integers, decimals, times.
+    """Return a scalar of a type that every client sends alike: nothing, booleans, integers, decimals, times.
 
     Raises:
         MalformedMessage: it is beyond what AMQP holds, or of another type.
@@ -111,53 +111,53 @@ def plain_scalar(value: object) -> HeaderValue:
         return value
     if isinstance(value, int):
         if not -_INT64 <= value < _INT64:
-            raise MalformedMessage("an integer header is beyond 64 bits")
+            raise MalformedMessage("an integer in a header must fit in 64 bits")
         return int(value)
     if isinstance(value, Decimal):
         return _decimal(value)
     if isinstance(value, datetime):
         return _whole_seconds(value)
-    raise MalformedMessage("a header value has a type that AMQP's clients do not send")
+    raise MalformedMessage(f"AMQP's clients send no header value of type {type(value).__name__}")
 
 
 def single(value: float) -> float:
-    """Return a float as 32 bits hold it; RabbitMQ closes the connection on NaN and infinities.
+    """Return a float as 32 bits hold it.
 
     Raises:
         MalformedMessage: it is not finite.
         OverflowError: it is beyond 32 bits.
     """
     (found,) = struct.unpack(">f", struct.pack(">f", value))
+    # RabbitMQ closes the whole connection on NaN and infinities.
     if not math.isfinite(found):
-        raise MalformedMessage("a float header is finite and within 32 bits")
+        raise MalformedMessage("a float in a header must be finite and fit in 32 bits")
     return float(found)
 
 
 def _decimal(value: Decimal) -> Decimal:
-    """Return a decimal as a scale and a 32-bit mantissa hold it."""
-    exponent = value.as_tuple().exponent
-    scale = max(0, -int(exponent))
+    """Return a decimal as AMQP holds it: a scale of one octet and a signed mantissa of 32 bits."""
+    scale = max(0, -int(value.as_tuple().exponent))
     mantissa = int(value.scaleb(scale))
     if scale > _MAX_SCALE or not -_MANTISSA <= mantissa < _MANTISSA:
-        raise ValueError("no decimal of AMQP's")
+        raise ValueError("the decimal does not fit in AMQP's scale and mantissa")
     return Decimal(mantissa).scaleb(-scale)
 
 
 def _whole_seconds(value: datetime) -> datetime:
-    """Return a time in whole seconds, UTC where it names no zone."""
+    """Return a time in whole seconds, in UTC where it names no zone."""
     aware = value if value.utcoffset() is not None else value.replace(tzinfo=UTC)
     seconds = int(aware.timestamp())
     if not 0 <= seconds <= MAX_TIME:
-        raise MalformedMessage("a time header is between 1970 and 2106")
+        raise MalformedMessage("a time in a header must be between 1970 and 2106")
     return datetime.fromtimestamp(seconds, tz=UTC)
 
 
 def headers_in(headers: object, faults: list[str]) -> tuple[HeaderPair, ...]:
-    """Return a header table that arrived as pairs; never raises.
+    """Return the pairs of an incoming header table; never raises.
 
     Args:
         headers: as the client gives them.
-        faults: gets a line for each part that has no representation.
+        faults: gets a line for each part that cannot be represented.
     """
     if headers is None:
         return ()
@@ -172,7 +172,6 @@ def headers_in(headers: object, faults: list[str]) -> tuple[HeaderPair, ...]:
 
 
 def _name_in(name: object, faults: list[str]) -> str:
-    """Return a header name, which must have a UTF-8 form."""
     if isinstance(name, str) and utf8_size(name) >= 0:
         return name
     faults.append("a header name is no UTF-8 text")
@@ -180,36 +179,36 @@ def _name_in(name: object, faults: list[str]) -> str:
 
 
 def _value_in(value: object, depth: int, faults: list[str]) -> HeaderValue:
-    """Return a header value in our types; what has none becomes its text, and a fault."""
+    """Return a header value in our types; a value that has none becomes its text, and a fault."""
     if value is None or isinstance(value, bool | int | float | str | bytes | datetime | Decimal):
         return value
     if isinstance(value, bytearray):
         return bytes(value)
     if depth == 0:
         faults.append(f"a header value is nested deeper than {MAX_DEPTH}")
-        return _flat(value)
+        return _as_text(value)
     if isinstance(value, list | tuple):
         return tuple(_value_in(item, depth - 1, faults) for item in value)
     if isinstance(value, Mapping):
         return {_name_in(name, faults): _value_in(item, depth - 1, faults) for name, item in value.items()}
     faults.append("a header value has an unknown type")
-    return _flat(value)
+    return _as_text(value)
 
 
-def _flat(value: object) -> str:
-    """Return something unrepresentable as text."""
+def _as_text(value: object) -> str:
     try:
         return ascii(value)
-    except Exception:  # a hostile repr, or a RecursionError
+    # A hostile __repr__ may raise anything, and a deep value a RecursionError.
+    except Exception:
         return type(value).__name__
 
 
 def value_out(value: HeaderValue, octets: Callable[[bytes], Any]) -> Any:
-    """Return a header value as clients take it: a fresh list or dict, nothing shared with anyone.
+    """Return a header value as a client takes it: a fresh list or dict that shares nothing with ours.
 
     Args:
         value: ours.
-        octets: makes what the client encodes as octets.
+        octets: makes the type that the client encodes as octets.
     """
     if isinstance(value, bytes):
         return octets(value)
@@ -221,10 +220,10 @@ def value_out(value: HeaderValue, octets: Callable[[bytes], Any]) -> Any:
 
 
 def arrives(name: str, value: HeaderValue, sent: Any, scalar: Scalar) -> bool:
-    """Tell whether a header arrives as the very same name and value.
+    """Return whether a header arrives with exactly the same name and value.
 
     Args:
-        name: of the header.
+        name: the header's name.
         value: ours.
         sent: what the client would be given for it.
         scalar: the client's.
@@ -236,7 +235,7 @@ def arrives(name: str, value: HeaderValue, sent: Any, scalar: Scalar) -> bool:
 
 
 def _same(left: HeaderValue, right: HeaderValue) -> bool:
-    """Tell whether two values are equal and of equal types, a decimal's places and a zero's sign included."""
+    """Return whether two values have equal types and texts: 1.0 is not 1.00, and -0.0 is not 0.0."""
     if isinstance(left, tuple) and isinstance(right, tuple):
         return len(left) == len(right) and all(map(_same, left, right))
     if isinstance(left, Mapping) and isinstance(right, Mapping):

@@ -1,8 +1,8 @@
-"""Kafka by kafka-python: wrap a connected ``KafkaProducer`` and a subscribed ``KafkaConsumer``.
+"""Kafka through kafka-python: wrap a connected ``KafkaProducer`` and a subscribed ``KafkaConsumer``.
 
-``Producer`` signs what it sends, ``Consumer`` owns the poll loop, ``DeadLetters`` takes what is rejected,
-``TransactionalDeadLetters`` commits it with the offsets, and ``judge`` serves those who keep their own loop.
-Install the ``kafka`` extra.
+``Producer`` signs the records that it sends, and ``Consumer`` has the poll loop. ``DeadLetters`` takes what is
+rejected, ``TransactionalDeadLetters`` commits it together with the offsets. A program that has its own poll loop
+takes ``judge``. Install the ``kafka`` extra.
 """
 
 from mqauth.brokers.kafka.confirmed import AuditTopic, DeadLetters

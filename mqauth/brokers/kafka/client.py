@@ -1,7 +1,4 @@
-"""Tells kafka-python's objects from those of other Kafka clients, which look alike to their users.
-
-What a Kafka consumer may be built from; every refusal names what to set.
-"""
+"""Checks of the kafka-python objects that users give us; each refusal says what to change."""
 
 from __future__ import annotations
 
@@ -15,15 +12,16 @@ from mqauth.errors import ConfigurationError
 _TELLING: Final = {"KafkaConsumer": "group_id", "KafkaProducer": "max_block_ms"}
 """A setting that only clients of this kind have."""
 _OTHERS: Final = {"aiokafka": "aiokafka", "confluent_kafka": "confluent_kafka", "cimpl": "confluent_kafka"}
-"""Packages of other clients by the package their classes say they are of."""
+"""Other Kafka clients, by the package that their classes claim to be of."""
+_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 def settings_of(client: Any, kind: Literal["KafkaConsumer", "KafkaProducer"]) -> dict[str, Any]:
     """Return the settings of a kafka-python client.
 
     Args:
-        client: what a user gave us.
-        kind: what it has to be.
+        client: what the user gave us.
+        kind: what it must be.
 
     Raises:
         ConfigurationError: it is something else; the text names it.
@@ -35,47 +33,16 @@ def settings_of(client: Any, kind: Literal["KafkaConsumer", "KafkaProducer"]) ->
 
 
 def producer_settings(client: Any) -> dict[str, Any]:
-    """Return the settings of a ``KafkaProducer``; one whose serializers would change what was signed is refused.
+    """Return the settings of a ``KafkaProducer`` without serializers, which would change what was signed.
 
     Raises:
-        ConfigurationError: it has one, or the client is of another library.
+        ConfigurationError: it has a serializer, or is of another library.
     """
     settings = settings_of(client, "KafkaProducer")
     for name in ("key_serializer", "value_serializer"):
         if settings.get(name) is not None:
             raise ConfigurationError(f"leave {name} out of the KafkaProducer: it would run after signing")
     return settings
-
-
-def refuse_foreign(record: Any) -> None:
-    """Refuse a record of another client: what it says may mean something else.
-
-    Raises:
-        ConfigurationError: it is one; the text names it.
-    """
-    kind: Any = type(record)
-    if (name := _foreign(kind)) is not None:
-        raise ConfigurationError(f"a ConsumerRecord of kafka-python is needed, not {name}")
-
-
-@lru_cache(maxsize=64)
-def _foreign(kind: type) -> str | None:
-    """Return the name of a class of another client, ``None`` for every other class."""
-    return _name(kind) if _package(kind) in _OTHERS else None
-
-
-def _name(kind: type) -> str:
-    """Return the name of a class with its package, as users import it."""
-    package = _package(kind)
-    return f"{_OTHERS.get(package, package)}.{kind.__name__}"
-
-
-def _package(kind: type) -> str:
-    """Return the first part of the name of a class's module."""
-    return kind.__module__.partition(".")[0]
-
-
-_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 def check_client(client: Any) -> None:
@@ -98,12 +65,42 @@ def check_client(client: Any) -> None:
 
 
 def session_of(client: Any) -> float:
-    """Return the seconds of silence after which the group's partitions go to others; by hand they never do."""
+    """Return the seconds of silence after which the group gives our partitions to others.
+
+    Partitions that are assigned by hand are never given away.
+    """
     if client.subscription() is None:
         return math.inf
     return float(client.config.get("session_timeout_ms", math.inf)) / 1000
 
 
 def rebalance_patience(client: Any, grace: float) -> float:
-    """Return the seconds for which a rebalance may wait for handlers: not so long that the group misses us."""
+    """Return the seconds for which a rebalance may wait for handlers: half of what the group waits for us."""
     return min(grace, float(client.config.get("max_poll_interval_ms", math.inf)) / 2000)
+
+
+def refuse_foreign(record: Any) -> None:
+    """Refuse a record of another client library, whose fields may mean something else.
+
+    Raises:
+        ConfigurationError: it is one; the text names it.
+    """
+    kind: Any = type(record)
+    if (name := _foreign(kind)) is not None:
+        raise ConfigurationError(f"a ConsumerRecord of kafka-python is needed, not {name}")
+
+
+@lru_cache(maxsize=64)
+def _foreign(kind: type) -> str | None:
+    """Return the name of a class of another client library, ``None`` for every other class."""
+    return _name(kind) if _package(kind) in _OTHERS else None
+
+
+def _name(kind: type) -> str:
+    """Return the name of a class with its package, as users import it."""
+    package = _package(kind)
+    return f"{_OTHERS.get(package, package)}.{kind.__name__}"
+
+
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]

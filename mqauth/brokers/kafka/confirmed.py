@@ -1,15 +1,12 @@
-"""Kafka dead letters: sent by a producer of their own, and waited for until the broker has confirmed them.
-
-Records of which the broker's confirm is waited for: dead letters, audit records.
-
-Audit records on a Kafka topic, sent by a producer of their own; durable once the broker has acked them.
-"""
+"""Dead letters and audit records on Kafka, each durable once the broker has confirmed it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from kafka import KafkaProducer
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
 from mqauth.audit.record import AuditRecord
@@ -23,18 +20,70 @@ from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize, und
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.message import Message
 
-if TYPE_CHECKING:
-    from kafka import KafkaProducer
+MAX_BLOCK: Final = 5.0
+"""Most seconds that a record waits for metadata of its topic: a missing topic must not hold up the others."""
+_FAILED: Final = (KafkaError, ValueError, TypeError, OSError)
+
+
+class Confirmed:
+    """Sends records to one topic and waits for the broker's confirm; several threads may do so at once.
+
+    Args:
+        client: a ``KafkaProducer(acks="all", enable_idempotence=False)``. Its ``max_block_ms`` is lowered to 5 s
+        at
+            most.
+        topic: the topic.
+        timeout: seconds to wait for a confirm.
+
+    Raises:
+        ConfigurationError: the client is set up otherwise, or a setting is wrong.
+    """
+
+    def __init__(self, client: KafkaProducer, topic: str, timeout: float) -> None:
+        config = producer_settings(client)
+        # One record that the broker refuses makes an idempotent producer of kafka-python fail for good (decision
+        # 50).
+        if config["enable_idempotence"] or config["acks"] not in (-1, "all"):
+            raise ConfigurationError(
+                'confirms need a KafkaProducer of their own with acks="all" and enable_idempotence=False'
+            )
+        if timeout <= 0 or not topic:
+            raise ConfigurationError("a topic must be named, and timeout must be above 0 seconds")
+        config["max_block_ms"] = min(config["max_block_ms"], int(min(timeout, MAX_BLOCK) * 1000))
+        self._client: Any = client
+        self._topic = topic
+        self._timeout = timeout
+        self._unconfirmed = Unconfirmed()
+
+    def send(self, name: str, **record: Any) -> None:
+        """Send a record, and return once the broker has confirmed it.
+
+        Args:
+            name: the record's id.
+            record: keywords of the client's ``send``.
+
+        Raises:
+            Exception: the client's own; without a confirm a record does not exist.
+        """
+        # The client keeps trying after our timeout. So a record that is still open is waited for again: sending it
+        # twice would write it twice.
+        future = self._unconfirmed.take(name) or self._client.send(self._topic, **record)
+        try:
+            future.get(timeout=self._timeout)
+        finally:
+            if not future.is_done:
+                self._unconfirmed.keep(name, future, record_size(**record))
 
 
 class DeadLetters:
     """Sends dead letters to one topic and waits for the broker's confirm.
 
     Args:
-        client: a ``KafkaProducer(acks="all", enable_idempotence=False)`` for dead letters alone: an idempotent
-            one is poisoned for good by one refused letter. Its ``max_block_ms`` is lowered to 5 s at most.
-            Give it ``allow_auto_create_topics=False`` unless the broker may create the topic.
-        topic: the dead-letter topic; let its ``max.message.bytes`` be above the source's.
+        client: a ``KafkaProducer(acks="all", enable_idempotence=False)`` for dead letters alone: one letter that
+        the
+            broker refuses makes an idempotent client fail for good. Its ``max_block_ms`` is lowered to 5 s at
+            most. Give it ``allow_auto_create_topics=False`` unless the broker may create the topic.
+        topic: the dead-letter topic; its ``max.message.bytes`` should be above the source's.
         timeout: seconds to wait for the confirm.
         oversize_letters: a message that fits in no other form is dead-lettered by ``"reference"``
             (coordinates, digest, sizes) or deferred, ``"stop"``.
@@ -67,83 +116,24 @@ class DeadLetters:
         run(first_taken(letter, send, carries, can_exist, MessageSizeTooLargeError, self._oversize))
 
     def _send(self, letter: str, form: Message) -> None:
-        """Send one form; only a confirmed record is a dead letter."""
         headers = dead_letter_headers(form.headers)
         try:
             self._records.send(letter, value=form.body, key=form.key, headers=headers)
         except MessageSizeTooLargeError:
             raise
-        except (KafkaError, ValueError, TypeError, OSError) as error:
+        except _FAILED as error:
             raise undelivered(type(error).__name__) from error
-
-
-def can_exist(form: Message) -> bool:
-    """Tell whether kafka-python sends such a record: it refuses one without key and value."""
-    return form.body is not None or form.key is not None
-
-
-MAX_BLOCK: Final = 5.0
-"""Seconds one record may wait for its topic's metadata: longer, and a missing topic would hold up the others."""
-_ALL: Final = (-1, "all")
-
-
-class Confirmed:
-    """Sends records to one topic and waits for the broker's confirm; several threads may do so at once.
-
-    Args:
-        client: a ``KafkaProducer(acks="all", enable_idempotence=False)``: an idempotent one is poisoned for good
-            by one refusal. Its ``max_block_ms`` is lowered to 5 s at most.
-        topic: the topic.
-        timeout: seconds to wait for a confirm.
-
-    Raises:
-        ConfigurationError: the client is set up otherwise, or a setting is wrong.
-    """
-
-    def __init__(self, client: KafkaProducer, topic: str, timeout: float) -> None:
-        config = producer_settings(client)
-        if config["enable_idempotence"] or config["acks"] not in _ALL:
-            raise ConfigurationError(
-                'confirms need a KafkaProducer of their own with acks="all" and enable_idempotence=False'
-            )
-        if timeout <= 0 or not topic:
-            raise ConfigurationError("topic is set, timeout above 0 seconds")
-        config["max_block_ms"] = min(config["max_block_ms"], int(min(timeout, MAX_BLOCK) * 1000))
-        self._client: Any = client
-        self._topic = topic
-        self._timeout = timeout
-        self._unknown = Unconfirmed()
-
-    def send(self, name: str, **record: Any) -> None:
-        """Send a record, and return once the broker has confirmed it.
-
-        One whose outcome is still open is waited for again instead of sent twice: the client keeps trying.
-
-        Args:
-            name: the record's id.
-            record: what the client's ``send`` takes.
-
-        Raises:
-            Exception: the client's own; without a confirm a record does not exist.
-        """
-        future = self._unknown.take(name) or self._client.send(self._topic, **record)
-        try:
-            future.get(timeout=self._timeout)
-        finally:
-            if not future.is_done:
-                self._unknown.keep(name, future)
 
 
 class AuditTopic:
     """An audit sink that sends each record as JSON, keyed by instance, and waits for the broker's confirm.
 
-    Records stand there without ``prev`` and ``hash``: the chain is the file's. Those of one instance lie on one
+    The records have no ``prev`` and ``hash``: only the audit file is chained. Those of one instance are on one
     partition, in order. A topic with ``cleanup.policy=compact`` would lose all but the last of them.
 
     Args:
-        client: a ``KafkaProducer(acks="all", enable_idempotence=False, allow_auto_create_topics=False)``; an
-            idempotent one is poisoned for good by one refusal. Its ``max_block_ms`` is lowered to 5 s at most.
-            The dead letters' client may serve.
+        client: a ``KafkaProducer(acks="all", enable_idempotence=False, allow_auto_create_topics=False)``, as for
+            ``DeadLetters``, whose client may be used. Its ``max_block_ms`` is lowered to 5 s at most.
         topic: the audit topic.
         timeout: seconds to wait for the confirm.
 
@@ -165,5 +155,15 @@ class AuditTopic:
         key = record.instance.encode("utf-8", "replace")
         try:
             self._records.send(record.id, value=strictjson.dumps(record.as_dict()), key=key)
-        except (KafkaError, ValueError, TypeError, OSError) as error:
+        except _FAILED as error:
             raise Unavailable(Cause.AUDIT_UNAVAILABLE, type(error).__name__) from error
+
+
+def can_exist(form: Message) -> bool:
+    """Return whether kafka-python sends such a record: it refuses one without key and value."""
+    return form.body is not None or form.key is not None
+
+
+def record_size(value: bytes | None, key: bytes | None = None, headers: Iterable[tuple[str, bytes]] = ()) -> int:
+    """Return about the bytes of a record."""
+    return len(value or b"") + len(key or b"") + sum(len(name) + len(text) for name, text in headers)

@@ -1,14 +1,12 @@
-"""Kafka, the consumer's side: wires a ``KafkaConsumer`` to the delivery engine.
-
-A long handler costs no heartbeat and no rebalance: another thread polls meanwhile. Offsets are committed
-explicitly and only up to the first unsettled record.
-"""
+"""The Kafka consumer: a ``KafkaConsumer`` with the delivery engine."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from kafka import KafkaConsumer
 
 from mqauth.brokers.kafka import client as kafka_client
 from mqauth.brokers.kafka.outbox import transactions_of
@@ -23,12 +21,12 @@ from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.letters.dead_letter import DeadLetterSink
 
-if TYPE_CHECKING:
-    from kafka import KafkaConsumer
-
 
 class Consumer(LogConsumer):
-    """Judges the records of a subscribed ``KafkaConsumer`` and hands the accepted ones to a handler.
+    """Judges the records of a subscribed ``KafkaConsumer`` and gives the accepted ones to a handler.
+
+    A long handler costs no heartbeat and no rebalance, since another thread polls meanwhile. Offsets are committed
+    explicitly, and only up to the first record that is not settled.
 
     Args:
         client: with ``group_id``, ``enable_auto_commit=False`` and no deserializers, subscribed; the consumer
@@ -41,9 +39,10 @@ class Consumer(LogConsumer):
             message as ``handler_failed``. Not called for a tombstone.
         replies: sends what ``Verified.reply`` is given to the topic in ``reply-to``. Where its client fails for
             good, since the broker refused an answer for example, ``run`` ends with ``ProducerFatalError``.
-        grace: seconds a running handler may take to finish after ``stop``, and before a rebalance; before one at
+        grace: seconds that a running handler may take to finish after ``stop``, and before a rebalance; before
+        one at
             most half of the client's ``max_poll_interval_ms``.
-        on_poison: ``"stop"`` with an error at a record kafka-python cannot parse, or ``"skip"`` its batch and
+        on_poison: ``"stop"`` with an error at a record that kafka-python cannot parse, or ``"skip"`` its batch and
             write an audit record of the range.
         workers: threads that run handlers; each partition stays in order. With 0 handlers run on the thread of
             ``run`` and each must be done well within ``max_poll_interval_ms``.
@@ -72,8 +71,7 @@ class Consumer(LogConsumer):
         kafka_client.check_client(client)
         check_plugins(guard, handler=handler, dead_letters=dead_letters.publish, decode=decode)
         if on_poison not in ("stop", "skip"):
-            raise ConfigurationError('on_poison is "stop" or "skip"')
-        self._client: Any = client
+            raise ConfigurationError(f'on_poison must be "stop" or "skip", not {on_poison!r}')
         assignment = Assignment(
             guard.clock, backoff=backoff, interval=commit_interval, width=workers,
             session=kafka_client.session_of(client), lock=threading.RLock(),
@@ -83,8 +81,9 @@ class Consumer(LogConsumer):
         answer = None if replies is None else Replies(replies)
         work = LogWork(guard, assignment, handler, letters, decode=decode, answer=answer)
         poller = Poller(
-            client, assignment, work, guard, skip=on_poison == "skip", transactions=transactions, replies=answer
-        )
+            client, assignment, work, guard,
+            skip=on_poison == "skip", transactions=transactions, replies=answer,
+        )  # fmt: skip
         patience = kafka_client.rebalance_patience(client, grace)
         super().__init__(poller, guard, assignment, work, threads=workers, grace=grace, patience=patience)
         listen(client, assignment)

@@ -1,4 +1,4 @@
-"""A verdict for people who own their poll loop and commit themselves."""
+"""A verdict on one record of kafka-python, for programs that have their own poll loop and commit themselves."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mqauth.judging.pipeline import Pipeline
 
 
 def judge(guard: Pipeline, record: Any, *, scope: str, log: Log = NO_LOG) -> Judgement:
-    """Judge one ``ConsumerRecord``; an accepted one is claimed.
+    """Judge one ``ConsumerRecord``, and claim it in the replay store where it is accepted.
 
     Args:
         guard: the pipeline.
         record: as ``KafkaConsumer.poll`` returned it, without deserializers.
         scope: the consumer group.
-        log: which log the record stands in, ``Logs(client).of(record.topic)``. Without it two clusters behind one
-            replay store, or a topic that was deleted and made anew, are one place.
+        log: the ids of cluster and topic, ``Logs(client).of(record.topic)``. Without them the replay store cannot
+            tell two clusters, or a topic from one that was deleted and made anew, apart.
 
     Raises:
         ConfigurationError: a plug-in is asynchronous, or the record is aiokafka's or confluent-kafka's.

@@ -1,7 +1,7 @@
-"""Dead letters and offsets in one Kafka transaction: this side is the polling thread's.
+"""Dead letters and offsets in one Kafka transaction: the side of the polling thread.
 
-Letters wait with the ``Partition`` they came from, and are dropped with it: who has the partition next reads their
-records again. One transaction is in flight at a time, and no plain commit beside it.
+Letters wait with their ``Partition``, and are dropped with it: its next owner reads their records again. One
+transaction is in flight at a time, and no plain commit beside it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mqauth.errors import Cause, ConfigurationError
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 
 BUSY: Final = 0.05
-"""Seconds for which a transaction in flight is waited for between polls."""
+"""Seconds to wait for a transaction in flight between polls."""
 FETCH_TIMEOUT_MS: Final = 5000
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
@@ -46,8 +46,8 @@ class Transactions:
     Args:
         client: the ``KafkaConsumer``.
         letters: where they go.
-        assignment: the partitions they come from.
-        clock: for stalls and back-off.
+        assignment: the partitions that they come from.
+        clock: tells the time.
         backoff: how long to wait after a failure.
     """
 
@@ -67,16 +67,14 @@ class Transactions:
         self._attempt: TransactionAttempt | None = None
         self._due: Due = {}
         self._doubtful: Due = {}
-        self._began = clock.monotonic()
         self._failures = 0
         self._since: float | None = None
-        self._held_until = clock.monotonic()
-        self._started = False
-        self._dead = False
+        self._began = self._held_until = clock.monotonic()
+        self._started = self._dead = False
 
     @property
     def in_flight(self) -> bool:
-        """Whether a transaction is in flight, or it is not known what became of the last."""
+        """Whether a transaction is in flight, or it is not known whether the last one was committed."""
         return self._attempt is not None or bool(self._doubtful)
 
     @property
@@ -85,17 +83,14 @@ class Transactions:
         return self._clock.monotonic() >= self._held_until
 
     def sink(self, partition: Partition) -> Outbox:
-        """Return where letters of a partition go."""
+        """Return where the letters of a partition go."""
         return Outbox(self._letters.name, partition)
 
     def commit(self, *, last: bool = False) -> Due:
         """Begin to commit letters with all offsets that are due; return what is left for a plain commit.
 
-        What is due is asked for *after* the membership was read, so that a partition lost in between is refused by
-        the broker.
-
         Args:
-            last: there is no later time: wait for it, at most the timeout.
+            last: whether this is the last commit; then wait for it, at most the timeout.
 
         Raises:
             ProducerFatalError: another producer has taken over the transactional id.
@@ -104,6 +99,8 @@ class Transactions:
             self._finish()
         if self.in_flight:
             return {}
+        # The membership is read first. Where a partition is lost between the two reads, the broker refuses the
+        # transaction of a former member.
         group, due = self._group(), self._assignment.settled_offsets()
         letters = [letter for partition, offset in due.items() for letter in _letters(partition, offset)]
         if not letters:
@@ -118,7 +115,7 @@ class Transactions:
         return {}
 
     def advance(self) -> None:
-        """Take note of what became of the transaction in flight, and do what it asks for.
+        """Act on the end of the transaction in flight, show one that takes too long, or start a producer.
 
         Raises:
             ProducerFatalError: another producer has taken over the transactional id.
@@ -134,7 +131,7 @@ class Transactions:
             self._start(TransactionContent())
 
     def tend(self, longest: float) -> float:
-        """Look after the transaction in flight; return the seconds a poll may wait then, at most ``longest``.
+        """Look after the transaction in flight; return the seconds that a poll may wait, at most ``longest``.
 
         Raises:
             ProducerFatalError: another producer has taken over the transactional id.
@@ -144,7 +141,7 @@ class Transactions:
         return 0.0 if self.in_flight else longest
 
     def wait(self, seconds: float) -> None:
-        """Wait at most so long for the transaction in flight."""
+        """Wait for the transaction in flight, at most so many seconds."""
         if self._attempt is not None:
             self._attempt.over.wait(seconds)
 
@@ -154,43 +151,42 @@ class Transactions:
             self._letters.discard()
 
     def _finish(self) -> None:
-        """Wait for the transaction in flight, at most its timeout."""
         self.wait(self._letters.timeout)
         self.advance()
 
     def _group(self) -> Any:
-        """Return the membership to commit by, ``None`` where there is none now.
+        """Return the membership to commit by, ``None`` during a rebalance, which has no generation.
 
-        The broker checks no transaction that names no generation: none is made while a rebalance has none.
+        The broker does not check the membership of a transaction that names no generation.
         """
         found = self._client.group_metadata()
         subscribed = self._client.subscription() is not None
         return None if subscribed and found.generation_id < 0 else found
 
-    def _start(self, batch: TransactionContent) -> None:
-        """Begin an attempt."""
-        self._attempt = TransactionAttempt(self._letters, batch, self._clock)
+    def _start(self, content: TransactionContent) -> None:
+        self._attempt = TransactionAttempt(self._letters, content, self._clock)
 
     def _ended(self, attempt: TransactionAttempt) -> None:
-        """Act on the end of an attempt: commit, doubt, try again, or give up for good."""
+        """Act on the end of an attempt: note the commit, doubt it, try again, or give up for good."""
         due, self._due = self._due, {}
         if attempt.fenced:
             self._dead = True
-            raise ProducerFatalError("another producer has the transactional id: one for each consumer")
+            raise ProducerFatalError("another producer has the transactional id: use one for each consumer")
         if attempt.committed:
             self._started = True
             self._settle_doubt() if self._doubtful else self._committed(due, attempt.began)
             return
         if attempt.committed is None:
             self._doubtful, self._began = due, attempt.began
-        if not isinstance(attempt.error, MessageSizeTooLargeError):  # a smaller form goes at once
+        # A letter that is too large goes in a smaller form at once.
+        if not isinstance(attempt.error, MessageSizeTooLargeError):
             self._failures += 1
             self._held_until = self._clock.monotonic() + self._backoff.wait(self._failures)
-        _LOG.warning("transaction: %s; it is made again", type(attempt.error).__name__)
+        _LOG.warning("a transaction failed with %s and is made again", type(attempt.error).__name__)
         self._stall(due or self._doubtful, type(attempt.error).__name__)
 
     def _settle_doubt(self) -> None:
-        """Ask the broker whether a transaction was committed: its successor has ended it either way."""
+        """Ask the broker whether a transaction was committed: the next producer has ended it either way."""
         doubtful, self._doubtful = self._doubtful, {}
         try:
             for partition, offset in doubtful.items():
@@ -199,23 +195,22 @@ class Transactions:
                     if found is not None and found >= offset:
                         self._committed({partition: offset}, self._began)
         except KafkaError as error:
-            _LOG.warning("committed offsets: %s; asked again", type(error).__name__)
+            _LOG.warning("reading committed offsets failed with %s and is tried again", type(error).__name__)
             self._doubtful = doubtful
             self._held_until = self._clock.monotonic() + self._backoff.wait(1)
 
     def _committed(self, due: Due, began: float) -> None:
-        """Note offsets and letters committed."""
         self._assignment.committed(due, began)
         self._failures, self._since = 0, None
 
     def _stall(self, due: Due, detail: str) -> None:
-        """Show the partitions whose letters wait."""
+        """Show in health the partitions whose letters wait."""
         self._since = self._since or self._clock.now()
         for partition in due:
             if partition.letters:
+                place = partition.topic_partition
                 partition.unsent = Stall(
-                    topic=partition.topic_partition.topic, partition=partition.topic_partition.partition,
-                    offset=partition.letters[0][0],
+                    topic=place.topic, partition=place.partition, offset=partition.letters[0][0],
                     cause=Cause.DEAD_LETTER_UNAVAILABLE, detail=detail, since=self._since,
                 )  # fmt: skip
 
@@ -223,7 +218,7 @@ class Transactions:
 def transactions_of(
     client: Any, letters: DeadLetterSink, assignment: Assignment, clock: Clock, backoff: Backoff
 ) -> Transactions | None:
-    """Return what commits letters with offsets, where they are to be one.
+    """Return what commits letters with offsets, ``None`` where the letters are not transactional.
 
     Raises:
         ConfigurationError: the client would read a committed offset while a transaction over it is still open
@@ -239,5 +234,5 @@ def transactions_of(
 
 
 def _letters(partition: Partition, offset: int) -> list[DeadLetter]:
-    """Return the letters of a partition before an offset."""
+    # A copy first: a worker may add a letter meanwhile.
     return [letter for place, letter in tuple(partition.letters) if place < offset]

@@ -1,8 +1,8 @@
-"""The record that kafka-python cannot parse: found in the exception, stepped over, and on the record.
+"""Records that kafka-python cannot parse: found in the exception, audited, and skipped.
 
-One such record (a header name that is not UTF-8, a wrong checksum, a codec not installed) is raised once by
-``poll()``; the next call spins for ever on the dead iterator it left behind. The exception names no partition:
-it is read from the locals of kafka-python's ``_unpack_records`` in the traceback.
+Such a record has a header name that is not UTF-8, a wrong checksum, or a codec that is not installed. ``poll()``
+raises once for it, and its next call spins for ever on the dead iterator left behind. The exception names no
+partition, so the partition is read from the locals of kafka-python's ``_unpack_records`` in the traceback.
 """
 
 from __future__ import annotations
@@ -29,19 +29,18 @@ from mqauth.wire import destination
 from mqauth.wire.message import Message, Origin
 
 COMES_AGAIN: Final = (CommitFailedError, RebalanceInProgressError, RetriableError)
-"""What a poll or a commit raises that is to be made again."""
-_UNPACK: Final = "_unpack_records"
+"""Errors of a poll or a commit that is to be made again."""
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Poison:
-    """A batch that cannot be parsed to its end.
+    """A batch of records that cannot be parsed to its end.
 
     Args:
         partition: the ``TopicPartition``.
         first: offset of the first record that was not delivered.
-        beyond: offset after the batch.
+        beyond: the offset after the batch.
         error: name of the exception's type.
     """
 
@@ -56,14 +55,14 @@ class Poison:
 
 
 class RecordReader:
-    """The polls of a client; a record that cannot be parsed is dealt with.
+    """Polls a client, and deals with records that cannot be parsed.
 
     Args:
         client: the ``KafkaConsumer``.
-        work: puts skipped ranges on record.
-        guard: names them.
-        logs: tells which logs they stand in.
-        skip: skip them instead of stopping.
+        work: audits the ranges that are skipped.
+        guard: the pipeline, of which the audit record names policy and instance.
+        logs: tells the ids of topics.
+        skip: whether to skip such records instead of stopping.
     """
 
     def __init__(self, client: Any, work: LogWork, guard: Pipeline, logs: Logs, *, skip: bool) -> None:
@@ -75,14 +74,14 @@ class RecordReader:
         self._kept: BaseException | None = None
 
     def poll(self, seconds: float, *, joins: bool) -> dict[Any, list[Any]]:
-        """Return new records by partition, after at most so many seconds.
+        """Return new records by partition.
 
         Args:
-            seconds: how long it may wait.
-            joins: it may take part in a rebalance.
+            seconds: how long to wait at most.
+            joins: whether the poll may take part in a rebalance.
 
         Raises:
-            PoisonRecordError: one cannot be parsed, and the policy is to stop.
+            PoisonRecordError: a record cannot be parsed, and the policy is to stop.
         """
         if self._kept is not None:
             error, self._kept = self._kept, None
@@ -92,7 +91,7 @@ class RecordReader:
                 kafka_repair.before_poll(self._client)
                 records: dict[Any, list[Any]] = self._client.poll(timeout_ms=int(seconds * 1000))
         except COMES_AGAIN as error:
-            _LOG.warning("poll: %s, tried again", type(error).__name__)
+            _LOG.warning("poll failed with %s and is tried again", type(error).__name__)
             return {}
         except Exception as error:
             self._step_over(error)
@@ -101,17 +100,13 @@ class RecordReader:
         return records
 
     def _step_over(self, error: BaseException) -> None:
-        """Deal with an exception of ``poll()``: a poison record, or what is none of ours."""
+        """Skip the batch that made ``poll()`` raise, or raise where there is none or the policy is to stop."""
         poison = find_poison(error)
         if poison is None or poison.partition is None:
             raise error
         kafka_repair.discard(self._client, poison.partition)
         if not self._skip:
             raise PoisonRecordError(str(poison)) from error
-        self._skip_batch(poison)
-
-    def _skip_batch(self, poison: Poison) -> None:
-        """Have a range put on record and stepped over; without the record it waits."""
         scope = self._guard.scope or str(self._client.config["group_id"])
         record = audit_record(poison, self._guard, scope, self._logs.of(poison.partition.topic))
         if self._work.skip(poison.partition, poison.first, poison.beyond, record):
@@ -119,9 +114,9 @@ class RecordReader:
 
 
 def find_poison(error: BaseException) -> Poison | None:
-    """Return the batch an exception of ``poll()`` came from, ``None`` where it came from elsewhere."""
+    """Return the batch that made ``poll()`` raise, ``None`` where the exception has another origin."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_name == _UNPACK:
+        if frame.f_code.co_name == "_unpack_records":
             records, batch = frame.f_locals.get("self"), frame.f_locals.get("batch")
             first = int(getattr(records, "next_fetch_offset", 0))
             beyond = int(getattr(batch, "next_offset", 0))
@@ -135,7 +130,7 @@ def find_poison(error: BaseException) -> Poison | None:
 
 
 def audit_record(poison: Poison, guard: Pipeline, scope: str, log: Log = NO_LOG) -> AuditRecord:
-    """Return the record of a skipped range; of its token and body nothing can be known."""
+    """Return the audit record of a skipped range; nothing can be known of its tokens and bodies."""
     topic, partition = poison.partition.topic, poison.partition.partition
     last = poison.beyond - 1
     origin = Origin(

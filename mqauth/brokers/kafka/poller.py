@@ -1,7 +1,4 @@
-"""What is asked of the ``KafkaConsumer`` itself: poll, pause, seek, commit; by the thread that has the turn.
-
-What kafka-python's rebalances tell the book.
-"""
+"""The calls of a ``KafkaConsumer``: poll, pause, seek, commit, and what its rebalances tell the assignment."""
 
 from __future__ import annotations
 
@@ -22,21 +19,21 @@ from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Pipeline
 
 IDLE: Final = 0.2
-"""Seconds one ``poll()`` may wait, since kafka-python has no wakeup: how soon ``stop()`` is seen."""
+"""Most seconds of one ``poll()``: kafka-python has no wakeup, so this is how soon ``stop()`` is seen."""
 COMMIT_TIMEOUT_MS: Final = 5000
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 class Poller:
-    """Makes one client's calls.
+    """The calls of one client, made by the thread that holds the poll lock (``LogClient``).
 
     Args:
         client: the ``KafkaConsumer``.
-        assignment: what is wished for, and what is told of what came of it.
-        work: puts skipped ranges on record.
-        guard: names skipped ranges.
-        skip: skip what cannot be parsed instead of stopping.
-        transactions: commit dead letters with their offsets, where those are to be one.
+        assignment: says which calls to make, and gets the records.
+        work: audits the ranges that are skipped.
+        guard: the pipeline.
+        skip: whether to skip records that cannot be parsed instead of stopping.
+        transactions: commit dead letters with their offsets, where the consumer has transactional ones.
         replies: send answers.
     """
 
@@ -60,10 +57,10 @@ class Poller:
         self._records = RecordReader(client, work, guard, self._logs, skip=skip)
 
     def poll(self, *, joins: bool) -> None:
-        """Ask the client for what is wished, and note what it returns.
+        """Make the calls that the assignment asks for, poll, and add the records to the assignment.
 
         Args:
-            joins: it may take part in a rebalance.
+            joins: whether it may take part in a rebalance.
 
         Raises:
             PoisonRecordError: a record cannot be parsed, and the policy is to stop.
@@ -77,15 +74,14 @@ class Poller:
         self._assignment.heartbeat()
         for partition, batch in records.items():
             log = self._logs.of(partition.topic)
-            self._assignment.receive(
-                partition, [from_native(record, scope=self._scope, log=log) for record in batch]
-            )
+            found = [from_native(record, scope=self._scope, log=log) for record in batch]
+            self._assignment.receive(partition, found)
 
     def commit(self, *, last: bool = False) -> None:
-        """Commit what is settled, where it is time.
+        """Commit the offsets that are due.
 
         Args:
-            last: there is no later time.
+            last: whether this is the last commit.
 
         Raises:
             ProducerFatalError: another producer has taken over the transactional id.
@@ -104,7 +100,7 @@ class Poller:
             )
         except COMES_AGAIN as error:
             self._assignment.commit_failed()
-            _LOG.warning("commit: %s; what it covers may come again", type(error).__name__)
+            _LOG.warning("commit failed with %s; its records may come again", type(error).__name__)
         else:
             self._assignment.committed(due, began)
 
@@ -118,16 +114,15 @@ class Poller:
                 self._transactions.close()
 
     def rejoins(self) -> bool:
-        """Tell whether the next ``poll`` takes part in a rebalance."""
+        """Return whether the next ``poll`` takes part in a rebalance."""
         return kafka_repair.rejoins(self._client)
 
     def _patience(self) -> float:
-        """Return the seconds a poll may wait, once the transaction in flight was looked after."""
         longest = self._assignment.poll_timeout(IDLE)
         return longest if self._transactions is None else self._transactions.tend(longest)
 
     def _ask(self, wanted: ClientCalls) -> None:
-        """Pause, resume and seek as wished."""
+        # Paused first and resumed last: a partition must not be fetched from its old position in between.
         self._client.pause(*wanted.pause)
         for partition, offset in wanted.seek.items():
             self._client.seek(partition, offset)
@@ -135,12 +130,12 @@ class Poller:
 
 
 class Listener(ConsumerRebalanceListener):
-    """Tells the book; runs on kafka-python's I/O thread, never raises, never commits.
+    """Tells the assignment of rebalances; runs on kafka-python's I/O thread, so it never raises and never commits.
 
     Args:
         client: the ``KafkaConsumer``.
         assignment: the partitions.
-        theirs: the listener the client had before; still called, its errors logged.
+        theirs: the listener that the client had before; it is still called, and its errors are logged.
     """
 
     def __init__(self, client: Any, assignment: Assignment, theirs: Any = None) -> None:
@@ -180,7 +175,8 @@ def listen(client: Any, assignment: Assignment) -> None:
     if theirs is not None and not isinstance(theirs, ConsumerRebalanceListener):
         raise ConfigurationError("an asynchronous rebalance listener cannot be kept: give a synchronous one")
     listener = Listener(client, assignment, theirs.theirs if isinstance(theirs, Listener) else theirs)
+    # subscribe() would log that nothing changed.
     if hasattr(state, "rebalance_listener"):
-        state.rebalance_listener = listener  # subscribe() would warn that nothing changed
+        state.rebalance_listener = listener
     else:
         client.subscribe(topics=sorted(topics), listener=listener)

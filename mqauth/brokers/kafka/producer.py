@@ -1,7 +1,4 @@
-"""Kafka, the producer's side: ``send`` with the client's own signature, each record with a fresh token.
-
-Transactions of a wrapped ``KafkaProducer``: what waits to be sealed is part of them.
-"""
+"""The Kafka producer: ``send`` with the client's own signature, and a fresh token for each record."""
 
 from __future__ import annotations
 
@@ -9,7 +6,10 @@ import logging
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
+
+from kafka import KafkaProducer
+from kafka.producer.future import FutureRecordMetadata
 
 from mqauth.brokers.kafka.client import producer_settings
 from mqauth.brokers.kafka.sealing import InFlightLimit, Sealing
@@ -20,13 +20,12 @@ from mqauth.signer import Signer
 from mqauth.wire.batch_settings import DEFAULT_LINGER, check_batching
 from mqauth.wire.message import Message
 
-if TYPE_CHECKING:
-    from kafka import KafkaProducer
-    from kafka.producer.future import FutureRecordMetadata
+DEFAULT_IN_FLIGHT: Final = 10_000
+_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 class TransactionCalls:
-    """A producer that can make several records one."""
+    """Transactions of a producer, of which the records that wait to be sealed are a part."""
 
     client: Any
     _sealing: Sealing | None
@@ -59,17 +58,12 @@ class TransactionCalls:
         self._began = False
 
     def _settle(self, timeout: float | None = None) -> float | None:
-        """Seal and send what waits; return the seconds that are left."""
-        raise NotImplementedError
-
-    def _refuse_unbegun(self) -> None:
-        """Refuse a batch in a transaction of which we know nothing."""
-        if self.client.config.get("transactional_id") and not self._began:
-            raise ConfigurationError("with batches, begin and end transactions by the producer, not its client")
-
-
-DEFAULT_IN_FLIGHT: Final = 10_000
-_LOG: Final = logging.getLogger("mqauth.kafka")
+        """Seal and send what waits; return the seconds that are left of the timeout."""
+        if self._sealing is None:
+            return timeout
+        until = None if timeout is None else time.monotonic() + timeout
+        self._sealing.flush(timeout)
+        return None if until is None else max(0.0, until - time.monotonic())
 
 
 class Producer(TransactionCalls):
@@ -84,8 +78,7 @@ class Producer(TransactionCalls):
         client: a ``KafkaProducer`` without serializers.
         signer: signs; each call makes a new token, or takes a place in one.
         value_serializer: makes bytes of values before they are signed; bytes and ``None`` pass as they are.
-        max_in_flight: records held, or sent and not yet acknowledged; kafka-python bounds them in no way of its
-            own.
+        max_in_flight: records held, or sent and not yet acknowledged; kafka-python has no limit of its own.
         batch: most records under one signature, 1 to 1,024; with 1, each has its own.
         linger: seconds a record is held at most for others to join, 0 to 10.
 
@@ -106,7 +99,7 @@ class Producer(TransactionCalls):
         config = producer_settings(client)
         check_batching(batch, linger)
         if not batch <= max_in_flight:
-            raise ConfigurationError("max_in_flight is at least batch: it would never be full")
+            raise ConfigurationError("max_in_flight must be at least batch: a batch would never be full")
         self.client: Any = client
         self._signer = signer
         self._serialize = value_serializer
@@ -146,10 +139,13 @@ class Producer(TransactionCalls):
             MalformedMessage: the record cannot be signed or sent.
             ConfigurationError: a batch in a transaction that did not begin with ``begin_transaction``.
             ProducerFatalError: the client has failed for good.
-            kafka.errors.KafkaTimeoutError: no room or no metadata within the client's ``max_block_ms``.
+            kafka.errors.KafkaTimeoutError: no free place in flight or no metadata within the client's
+                ``max_block_ms``.
             kafka.errors.MessageSizeTooLargeError: over the client's ``max_request_size``, token included.
         """
-        message = to_message(topic, self._octets(value), key, headers)
+        if self._serialize is not None and value is not None and not isinstance(value, bytes):
+            value = self._serialize(value)
+        message = to_message(topic, value, key, headers)
         self.check_alive()
         sealing = self._sealing
         if sealing is None or not self._joins(sealing, topic):
@@ -179,10 +175,10 @@ class Producer(TransactionCalls):
             self.client.close(timeout)
 
     def check_alive(self) -> None:
-        """Say what the client will not say by itself: it never recovers.
+        """Raise where the client has failed for good; kafka-python itself does not say that it never recovers.
 
         Raises:
-            ProducerFatalError: it has failed for good.
+            ProducerFatalError: it has.
         """
         manager = getattr(self.client, "_transaction_manager", None)
         if manager is not None and manager.has_fatal_error():
@@ -196,12 +192,6 @@ class Producer(TransactionCalls):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _octets(self, value: Any) -> Any:
-        """Return the value as it will be signed."""
-        if self._serialize is None or value is None or isinstance(value, bytes):
-            return value
-        return self._serialize(value)
 
     def _send_alone(self, topic: str, message: Message, partition: int | None, timestamp_ms: int | None) -> Any:
         """Send a record with a token of its own."""
@@ -221,17 +211,11 @@ class Producer(TransactionCalls):
         return future
 
     def _joins(self, sealing: Sealing, topic: str) -> bool:
-        """Tell whether a record joins a batch; one to a new topic does not, and waits for metadata by itself."""
-        self._refuse_unbegun()
+        """Return whether a record joins a batch; the first to a topic does not, and waits for metadata alone."""
+        if self.client.config.get("transactional_id") and not self._began:
+            raise ConfigurationError("with batches, begin and end transactions by the producer, not its client")
         if sealing.knows(topic):
             return True
-        sealing.flush(self._patience)  # it may have been known before
+        # The topic may have been known before: what waits for it goes first, so that the order is kept.
+        sealing.flush(self._patience)
         return False
-
-    def _settle(self, timeout: float | None = None) -> float | None:
-        """Seal and send what waits; return the seconds that are left."""
-        if self._sealing is None:
-            return timeout
-        until = None if timeout is None else time.monotonic() + timeout
-        self._sealing.flush(timeout)
-        return None if until is None else max(0.0, until - time.monotonic())

@@ -1,6 +1,7 @@
-"""What kafka-python 3.0.12 needs done, around each ``poll()`` above all; its private attributes are touched here.
+"""Workarounds for faults of kafka-python 3.0.12, most of them around ``poll()``.
 
-Each function names the fault it makes good; with a client that has not got these attributes it does nothing.
+This is the only module that touches the client's private attributes. Each function names the fault that it works
+around, and does nothing for a client without these attributes.
 """
 
 from __future__ import annotations
@@ -16,23 +17,27 @@ _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 def before_poll(client: Any) -> None:
-    """Make good what would keep the next ``poll()`` from returning records, for ever or for a while."""
+    """Remove what would keep the next ``poll()`` from returning records, for a while or for ever."""
     _join(client)
     _unpark(client)
     _wake(client)
 
 
 def held(client: Any) -> set[Any]:
-    """Return what the client holds right now; nothing raises on the I/O thread, where it would break each poll."""
+    """Return the partitions that the client holds now.
+
+    Rebalance listeners call this on the client's I/O thread, where an exception would break every later poll: so
+    it raises nothing.
+    """
     try:
         return set(client.assignment())
     except Exception as error:
-        _LOG.error("the assignment cannot be read: %s", type(error).__name__)
+        _LOG.error("the client's assignment cannot be read: %s", type(error).__name__)
         return set()
 
 
 def tell(listener: Any, method: str, partitions: Any) -> None:
-    """Call a user's rebalance listener; what it raises would break every later ``poll()``."""
+    """Call the user's own rebalance listener; an exception from it would break every later ``poll()``."""
     try:
         if listener is not None:
             getattr(listener, method)(partitions)
@@ -41,14 +46,14 @@ def tell(listener: Any, method: str, partitions: Any) -> None:
 
 
 def rejoins(client: Any) -> bool:
-    """Tell whether the next ``poll()`` takes part in a rebalance, which kafka-python tells by no public name."""
+    """Return whether the next ``poll()`` takes part in a rebalance; kafka-python has no public name for that."""
     coordinator: Any = getattr(client, "_coordinator", None)
     return coordinator is not None and bool(coordinator.rejoining or coordinator.need_rejoin())
 
 
 @contextmanager
 def not_joining(client: Any) -> Iterator[None]:
-    """Let a rebalance that becomes due meanwhile wait for a later ``poll()``: handlers run.
+    """Postpone a rebalance that becomes due meanwhile to a later ``poll()``, since handlers are running.
 
     kafka-python looks for one inside each ``poll()``, and begins it there at once.
     """
@@ -64,11 +69,11 @@ def not_joining(client: Any) -> Iterator[None]:
 
 
 def _join(client: Any) -> None:
-    """Wait a second for a join that is due; short polls alone might never end it.
+    """Wait up to a second for a join that is due; short polls alone might never finish it.
 
-    kafka-python 3.0 throws away a join that ends between two calls of ``poll()`` and starts another: with short
-    polls for ever. And a leader that joins again since it saw new partitions takes that join for unneeded once
-    ``poll()`` has timed out in the middle: no assignment and no heartbeat from then on.
+    kafka-python 3.0 throws away a join that ends between two calls of ``poll()`` and starts another, with short
+    polls for ever. And a leader that joins again because it saw new partitions considers that join unneeded once
+    ``poll()`` has timed out in the middle: it gets no assignment and sends no heartbeat from then on.
     """
     coordinator: Any = getattr(client, "_coordinator", None)
     if coordinator is None:
@@ -82,8 +87,8 @@ def _join(client: Any) -> None:
 def _unpark(client: Any) -> None:
     """Let records that were fetched before a pause be delivered after it.
 
-    kafka-python 3.0 puts them back only where no other iterator is in line, and takes an exhausted one for one
-    in line: a resumed partition would neither be delivered nor fetched any more.
+    kafka-python 3.0 puts them back only where no other iterator is in line, and takes an exhausted iterator for
+    one in line: a resumed partition would neither be delivered nor fetched again.
     """
     fetcher: Any = getattr(client, "_fetcher", None)
     current = getattr(fetcher, "_next_partition_records", None)
@@ -92,10 +97,10 @@ def _unpark(client: Any) -> None:
 
 
 def _wake(client: Any) -> None:
-    """Have a response that has just come delivered at once.
+    """Deliver a response that has just arrived at once.
 
-    kafka-python 3.0 takes one that comes between its two looks for nothing to wait for, and sleeps for
-    ``retry_backoff_ms`` with records at hand.
+    kafka-python 3.0 misses a response that arrives between its two looks, and sleeps for ``retry_backoff_ms``
+    with records at hand.
     """
     fetcher: Any = getattr(client, "_fetcher", None)
     fetch, attributes = getattr(fetcher, "fetch_records", None), getattr(fetcher, "__dict__", {})
@@ -112,7 +117,7 @@ def _wake(client: Any) -> None:
 
 
 def hand_back(client: Any) -> None:
-    """Leave nothing of ours in a client that its owner goes on with."""
+    """Remove our workarounds from a client that its owner goes on using."""
     attributes = getattr(getattr(client, "_fetcher", None), "__dict__", {})
     if _WOKEN in attributes:
         theirs = attributes.pop(_WOKEN)
@@ -135,7 +140,7 @@ def postponed(client: Any) -> BaseException | None:
 
 
 def discard(client: Any, partition: Any) -> None:
-    """Throw the dead iterator of a partition away, so that the next ``poll()`` fetches instead of spinning."""
+    """Remove the dead iterator of a partition, so that the next ``poll()`` fetches instead of spinning."""
     fetcher: Any = getattr(client, "_fetcher", None)
     current = getattr(fetcher, "_next_partition_records", None)
     if current is not None and current.topic_partition == partition:
@@ -146,12 +151,12 @@ def discard(client: Any, partition: Any) -> None:
 def close_producer(client: Any) -> None:
     """Close a producer within seconds, whatever its state.
 
-    Where its records cannot be sent any more, kafka-python's ``close()`` raises and leaves its thread running.
+    Where its records can no longer be sent, kafka-python's ``close()`` raises and leaves its thread running.
     """
     try:
         client.close(timeout=1)
     except Exception as error:
-        _LOG.info("a producer did not close: %s", type(error).__name__)
+        _LOG.info("a producer could not be closed, its thread is stopped: %s", type(error).__name__)
         sender = getattr(client, "_sender", None)
         if sender is not None:
             sender.force_close()

@@ -1,4 +1,4 @@
-"""Signed answers: what ``Verified.reply`` does on Kafka."""
+"""Signed answers on Kafka: what ``Verified.reply`` calls."""
 
 from __future__ import annotations
 
@@ -16,28 +16,21 @@ from mqauth.errors import ConfigurationError, RetryLater, Unavailable
 from mqauth.judging.verified import Verified
 
 _LOG: Final = logging.getLogger("mqauth.kafka")
-_MILLISECONDS: Final = 1000
 _OUT_OF_REACH: Final = (RetriableError, ProducerFatalError, Unavailable)
-"""What sending raises where broker or signing key cannot be reached, or the client has failed for good."""
-
-
+"""Errors of a send while broker or signing key cannot be reached, or after the client has failed for good."""
 _Request: TypeAlias = tuple[str, str, str, int | None]
-
-
-def _request(verified: Verified) -> _Request:
-    """Return what tells a request from others, whichever attempt at it this is."""
-    return verified.issuer, verified.subject, verified.jti, verified.index
+"""Issuer, subject, token id and index of a request: the same for each attempt at it."""
 
 
 class Replies:
-    """What ``Verified.reply`` calls: sends a signed answer to the topic in reply-to.
+    """Sends signed answers to the topic in reply-to.
 
-    The handler is put off while the broker or the signing key cannot be reached. What is wrong with the answer or
-    its topic fails the handler. An answer that the broker refuses makes an idempotent client fail for good: then
-    the request of that answer fails, all others are put off, and ``check`` ends the consumer.
+    While the broker or the signing key cannot be reached, the handler is deferred. An answer or a topic that is
+    wrong fails the handler. An answer that the broker refuses makes an idempotent client fail for good: then the
+    request of that answer fails, all others are deferred, and ``check`` ends the consumer.
 
     Args:
-        producer: sends.
+        producer: signs and sends.
     """
 
     def __init__(self, producer: Producer) -> None:
@@ -52,9 +45,10 @@ class Replies:
             ConfigurationError: the request names no topic.
             kafka.errors.KafkaError: the topic does not exist, or the broker refused an earlier answer.
         """
-        properties, request = verified.properties, _request(verified)
+        properties = verified.properties
+        request = verified.issuer, verified.subject, verified.jti, verified.index
         if "reply-to" not in properties:
-            raise ConfigurationError("the message has no reply-to")
+            raise ConfigurationError("the message cannot be answered: it has no reply-to")
         names = ("correlation-id",) if "correlation-id" in properties else ()
         headers = [(name, properties[name].encode("utf-8")) for name in names]
         topic, began = properties["reply-to"], time.monotonic()
@@ -68,7 +62,7 @@ class Replies:
             raise _later(error) from error
 
     def check(self) -> None:
-        """Refuse to go on with a client that has failed for good: every request would be put off.
+        """Refuse to go on with a client that has failed for good: every request would be deferred.
 
         Raises:
             ProducerFatalError: it has.
@@ -76,11 +70,11 @@ class Replies:
         try:
             self._producer.check_alive()
         except ProducerFatalError as error:
-            _LOG.critical("answers: %s; the consumer ends, requests without an answer come again", error)
+            _LOG.critical("answers: %s; the consumer ends, and requests without an answer come again", error)
             raise
 
     def _note(self, request: _Request, error: KafkaError) -> None:
-        """Remember whose answer made the client fail for good, for its request's next attempt."""
+        """Remember which request's answer made the client fail for good: its next attempt fails."""
         try:
             self._producer.check_alive()
         except ProducerFatalError:
@@ -88,11 +82,11 @@ class Replies:
 
 
 class Answer:
-    """The client's future of an answer; its ``get`` puts the handler off while the broker is out of reach.
+    """The client's future of an answer, whose ``get`` defers the handler while the broker is out of reach.
 
     Args:
         future: the client's.
-        refused: told why the broker refused it.
+        refused: called with the error where the broker refused the answer.
     """
 
     def __init__(self, future: Any, refused: Callable[[KafkaError], None]) -> None:
@@ -121,16 +115,15 @@ class Answer:
 
 
 def _is_no_topic(client: Any, topic: str, began: float) -> bool:
-    """Tell whether the broker has answered since then, in monotonic seconds, and does not know the topic.
+    """Return whether the broker has answered since ``began`` (monotonic seconds) and does not know the topic.
 
-    kafka-python 3.0.12 raises ``KafkaTimeoutError`` in both cases. A requester chooses the topic: an answer to one
-    that does not exist must not hold its partition for ever.
+    kafka-python 3.0.12 raises ``KafkaTimeoutError`` both for this and for a broker out of reach. A requester
+    chooses the topic: an answer to a topic that does not exist must not stop the request's partition for ever.
     """
     metadata = client._metadata
-    answered: bool = metadata._last_successful_refresh_ms >= began * _MILLISECONDS
+    answered: bool = metadata._last_successful_refresh_ms >= began * 1000
     return answered and metadata.partitions_for_topic(topic) is None
 
 
 def _later(error: Exception) -> RetryLater:
-    """Return what puts a handler off."""
     return RetryLater(f"the answer could not be sent: {type(error).__name__}")

@@ -1,10 +1,6 @@
-"""Records of a kafka-python producer that are sealed together: what its client is given, and says of topics.
+"""Records of a kafka-python producer that are sealed together, and the futures of their senders.
 
-When they are sealed is for ``log_sealing``.
-
-The future of a record that waits for its batch to be sealed; from then on it shows the client's own.
-
-How many records may be in flight, counted; kafka-python bounds them in no way of its own.
+When a batch is sealed is decided in ``brokers.log.sealing``; here is what its client is given.
 """
 
 from __future__ import annotations
@@ -23,12 +19,20 @@ from mqauth.brokers.log.sealing import Batches
 from mqauth.signer import Prepared, Signer
 from mqauth.wire.message import TOKEN_HEADER
 
+MAX_TOPICS: Final = 10_000
+_FUTURE: Final[Any] = Future  # it has no types
+
 
 class InFlightLimit:
-    """A bounded count; ``threading.BoundedSemaphore`` takes three times as long for each record.
+    """A limit to the records in flight; kafka-python has none of its own.
+
+    It is a count, since ``threading.BoundedSemaphore`` takes three times as long for each record.
 
     Args:
-        bound: how many may be inside.
+        bound: most records in flight.
+
+    Attributes:
+        taken: records in flight now.
     """
 
     __slots__ = ("_bound", "_free", "_waiting", "taken")
@@ -40,50 +44,43 @@ class InFlightLimit:
         self._free = threading.Condition(threading.Lock())
 
     def enter(self, seconds: float) -> None:
-        """Take a place, after at most so many seconds.
+        """Count a record, after waiting for a free place at most so many seconds.
 
         Raises:
-            KafkaTimeoutError: none became free.
+            KafkaTimeoutError: no place became free.
         """
         with self._free:
             if self.taken >= self._bound:
-                self._wait(seconds)
+                self._waiting += 1
+                try:
+                    if not self._free.wait_for(lambda: self.taken < self._bound, seconds):
+                        raise KafkaTimeoutError(
+                            f"{self._bound} records are in flight, and none was acknowledged within {seconds} s"
+                        )
+                finally:
+                    self._waiting -= 1
             self.taken += 1
 
     def leave(self, _outcome: object = None, places: int = 1) -> None:
-        """Give places back; runs on the client's sender thread."""
+        """Give places back; called on the client's sender thread."""
         with self._free:
             self.taken -= places
             if self._waiting:
                 self._free.notify(places)
 
     def leave_with(self, futures: Sequence[Any]) -> None:
-        """Give the places of records back once all of them are done.
-
-        One future at a time is asked to call, the last one first, behind which the others are mostly done: a
-        call for each costs a twentieth of a send.
-        """
+        """Give the places of records back once all of them are done."""
+        # One future at a time calls us, the last one first, since those before it are mostly done by then: a call
+        # for each would cost a twentieth of a send.
         for future in reversed(futures):
             if not future.is_done:
                 future.add_both(lambda _: self.leave_with(futures))
                 return
         self.leave(places=len(futures))
 
-    def _wait(self, seconds: float) -> None:
-        """Wait for a place."""
-        self._waiting += 1
-        try:
-            if not self._free.wait_for(lambda: self.taken < self._bound, seconds):
-                raise KafkaTimeoutError(f"no room for another record in flight within {seconds} s")
-        finally:
-            self._waiting -= 1
-
-
-_FUTURE: Final[Any] = Future  # it has no types
-
 
 class BatchHandover:
-    """What the futures of one batch wait for: that it was handed to the client, or failed."""
+    """The moment when one batch is given to the client, or fails; its futures wait for it."""
 
     __slots__ = ("_calls", "_lock", "_over")
 
@@ -93,11 +90,11 @@ class BatchHandover:
         self._calls: list[tuple[RecordFuture, Callable[[Any], Any]]] = []
 
     def wait(self, timeout: float | None) -> bool:
-        """Tell whether the batch is over, after at most so many seconds."""
+        """Return whether the batch was handed over, after at most so many seconds."""
         return self._over.wait(timeout)
 
     def keep(self, future: RecordFuture, call: Callable[[Any], Any]) -> bool:
-        """Keep what is to be called with the client's future; false where there is one already."""
+        """Keep a call to make with the client's future; return false where there is one already."""
         with self._lock:
             if future.sent is None:
                 self._calls.append((future, call))
@@ -118,15 +115,19 @@ class BatchHandover:
 
 
 class RecordFuture(_FUTURE):  # type: ignore[misc]
-    """A ``FutureRecordMetadata`` of a record that was not sent yet.
+    """A ``FutureRecordMetadata`` of a record that waits for its batch; from then on it shows the client's own.
 
     Args:
-        stage: of its batch.
+        stage: the handover of its batch.
+
+    Attributes:
+        sent: the client's future, ``None`` until the handover.
     """
 
     __slots__ = ("sent", "stage")
 
-    def __init__(self, stage: BatchHandover) -> None:  # not the client's: its state is never used
+    def __init__(self, stage: BatchHandover) -> None:
+        # The client's __init__ is not called, since its state is never used.
         self.stage = stage
         self.sent: Any = None
 
@@ -158,15 +159,15 @@ class RecordFuture(_FUTURE):  # type: ignore[misc]
         return self.sent.get(None if until is None else max(0.0, until - time.monotonic()))
 
     def add_callback(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Self:
-        """Have the record's metadata given to a function, after ``args``."""
+        """Have a function called with the record's metadata, after ``args``."""
         return self._to_sent(lambda sent: sent.add_callback(f, *args, **kwargs))
 
     def add_errback(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Self:
-        """Have the record's error given to a function, after ``args``."""
+        """Have a function called with the record's error, after ``args``."""
         return self._to_sent(lambda sent: sent.add_errback(f, *args, **kwargs))
 
     def _add_cb_eb(self, cb: Callable[[Any], Any], eb: Callable[[Any], Any]) -> Self:
-        """Add both; the client's ``chain`` asks for this."""
+        # The client's ``chain`` calls this.
         return self.add_callback(cb).add_errback(eb)
 
     def _to_sent(self, call: Callable[[Any], Any]) -> Self:
@@ -194,23 +195,20 @@ class FailedFuture(_FUTURE):  # type: ignore[misc]
         raise self.exception
 
 
-MAX_TOPICS: Final = 10_000
-
-
 Record: TypeAlias = tuple[str, int | None, int | None, Context, RecordFuture]
-"""What is kept of a record: topic, partition, timestamp in UTC milliseconds, its sender's context, in which it is
-sent and traced, and what its sender holds of it."""
+"""Our form of a record: topic, partition, timestamp in UTC milliseconds, the context of its sender, in which it is
+sent and traced, and the future that its sender has."""
 
 
 class Sealing:
-    """Seals and sends records of one producer; it is the sender that its ``batches`` ask.
+    """Seals and sends the records of one producer: the ``Sender`` of its batches.
 
     Args:
         client: the ``KafkaProducer``.
         signer: signs each batch.
-        room: left by each record that was acknowledged or has failed.
+        room: counts the records in flight; left by each that was acknowledged or has failed.
         batch: how many records are sealed together.
-        linger: seconds a record waits at most for others.
+        linger: most seconds that a record waits for others.
     """
 
     def __init__(self, client: Any, signer: Signer, room: InFlightLimit, *, batch: int, linger: float) -> None:
@@ -218,12 +216,13 @@ class Sealing:
         self._room = room
         self._topics: set[str] = set()
         patience = client.config["max_block_ms"] / 1000
-        self.batches = Batches(signer, self, batch=batch, linger=linger, patience=patience)
+        self.batches = Batches[Record](signer, self, batch=batch, linger=linger, patience=patience)
+        self.end = self.batches.end
         self.failure: BaseException | None = None
-        """The first record's that could not be sealed or sent, since this was last set to ``None``."""
+        """Why the first record failed that could not be sealed or sent, since this was last set to ``None``."""
 
     def knows(self, topic: str) -> bool:
-        """Tell whether the client can send to a topic without having to wait for its metadata."""
+        """Return whether the client can send to a topic without waiting for its metadata."""
         return topic in self._topics
 
     def learn(self, topic: str) -> None:
@@ -235,7 +234,7 @@ class Sealing:
         """Have a record sealed and sent; it has its place in ``room``, and gives it back whatever becomes of it.
 
         Raises:
-            kafka.errors.IllegalStateError: closed.
+            kafka.errors.IllegalStateError: the producer was closed.
         """
         context = copy_context()
         record = self.batches.add(
@@ -247,30 +246,27 @@ class Sealing:
         return record[-1]
 
     def flush(self, timeout: float | None) -> None:
-        """Seal and send what waits, and wait for what another thread is sending, at most so many seconds.
+        """Seal and send what waits, and wait for another thread that is sending, at most so many seconds.
 
         Raises:
-            kafka.errors.KafkaTimeoutError: another thread is still sending.
+            kafka.errors.KafkaTimeoutError: the other thread is still sending.
         """
         if not self.batches.flush(timeout):
             raise KafkaTimeoutError(f"records are still being sent after {timeout} s")
-
-    def end(self) -> None:
-        """Take no more records."""
-        self.batches.end()
 
     def begin(self) -> BatchHandover:
         """Return what the futures of one batch wait for."""
         return BatchHandover()
 
     def idle(self) -> bool:
-        """Tell whether nothing is in flight but the record that is being added."""
+        """Return whether nothing is in flight but the record that is being added."""
         return self._room.taken <= 1
 
     def send(self, prepared: Prepared, record: Record, token: str, /) -> Any:
         """Return the client's future of a record, or a failed one."""
         topic, partition, timestamp_ms, context, _ = record
-        if topic not in self._topics:  # lost a moment ago: do not wait for it once a record
+        # A record before this one found that the topic is lost: do not wait for its metadata once for each.
+        if topic not in self._topics:
             return self.failed(KafkaTimeoutError("no metadata of the topic"))
         message = prepared.message
         headers = [*message.headers, (TOKEN_HEADER, token.encode("ascii"))]
@@ -293,5 +289,5 @@ class Sealing:
         self._room.leave_with(outcomes)
 
     def tell(self, common: BatchHandover, /) -> None:
-        """Call who waits for a batch."""
+        """Make the calls of those who wait for a batch."""
         common.call()

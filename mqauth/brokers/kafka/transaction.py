@@ -1,7 +1,7 @@
-"""Dead letters and offsets in one Kafka transaction (KIP-98, KIP-447): this side is the broker's.
+"""Dead letters and offsets in one Kafka transaction (KIP-98, KIP-447): the side of the broker.
 
-kafka-python waits in a transaction without time limit, and after a failed one keeps offsets it would add to the
-next: each transaction runs on a thread of its own, and a producer that failed is thrown away.
+kafka-python waits in a transaction without a time limit, and after a failed one it keeps offsets that it would add
+to the next. So each transaction runs on a thread of its own, and a producer that failed is thrown away.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
+from kafka import KafkaProducer
 from kafka.errors import MessageSizeTooLargeError, ProducerFencedError
 
 from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.kafka.client import producer_settings
-from mqauth.brokers.kafka.confirmed import MAX_BLOCK, can_exist
+from mqauth.brokers.kafka.confirmed import MAX_BLOCK, can_exist, record_size
 from mqauth.brokers.kafka.translate import carries
 from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.clock import Clock
@@ -24,17 +25,12 @@ from mqauth.errors import ConfigurationError
 from mqauth.letters.dead_letter import DeadLetter, undelivered
 from mqauth.wire.message import Message
 
-if TYPE_CHECKING:
-    from kafka import KafkaProducer
-
-NO_OFFSETS: Final[Mapping[Any, Any]] = {}
-
 
 class TransactionalDeadLetters:
-    """Dead letters that are written if and only if the offsets of what they came from are committed.
+    """Dead letters that are written if and only if the offsets of their records are committed.
 
     Give it to a ``kafka.Consumer`` whose client has ``isolation_level="read_committed"``, and read the dead
-    letters with that too. Once audited a letter waits in memory; with the next commit it is written, in order and
+    letters with that too. Once audited, a letter waits in memory; with the next commit it is written, in order and
     in the first of its forms that fits, together with the offsets. A transaction that fails is made again with
     the same letters; meanwhile their partitions are paused, and nothing of them is committed.
 
@@ -42,8 +38,11 @@ class TransactionalDeadLetters:
         make_client: makes a connected ``KafkaProducer(transactional_id=...)`` for these letters alone; called at
             once, and after each failed transaction. The id is one for each running consumer and the same after
             its restart: a second instance with it shuts the first one out. Its clients are closed in the end.
-        topic: the dead-letter topic; let its ``max.message.bytes`` be above the source's.
+        topic: the dead-letter topic; its ``max.message.bytes`` should be above the source's.
         timeout: seconds to wait for the broker to take the letters; longer ones are shown as stalled.
+
+    Attributes:
+        longest: seconds after which the broker ends an open transaction itself.
 
     Raises:
         ConfigurationError: the client has no ``transactional_id``, or a setting is out of its limits.
@@ -52,50 +51,48 @@ class TransactionalDeadLetters:
     def __init__(self, make_client: Callable[[], KafkaProducer], topic: str, timeout: float = 30) -> None:
         if not callable(make_client):
             raise ConfigurationError(
-                "make_client is a function that makes a KafkaProducer: a failed one is replaced"
+                "make_client must be a function that makes a KafkaProducer, since a failed one is replaced"
             )
         if timeout <= 0 or not topic:
-            raise ConfigurationError("topic is set and timeout above 0 seconds")
+            raise ConfigurationError("a topic must be named, and timeout must be above 0 seconds")
         self.name = topic
         self.timeout = timeout
         self._make = make_client
-        self._limit = math.inf  # bytes that were refused since the last commit
+        # The smallest size that the broker has refused since the last commit.
+        self._limit = math.inf
         self._ready = False
         self._client: Any = self._checked()
         self.longest: float = self._client.config["transaction_timeout_ms"] / 1000
-        """Seconds after which the broker ends an open transaction by itself."""
 
     def publish(self, _letter: DeadLetter, /) -> None:
         """Refuse a letter without its offset.
 
         Raises:
-            ConfigurationError: always: a ``kafka.Consumer`` alone can commit both.
+            ConfigurationError: always; only a ``kafka.Consumer`` can commit both.
         """
         raise ConfigurationError("transactional dead letters are for kafka.Consumer: it commits the offsets")
 
     def prepare(self) -> None:
-        """Have a producer that can begin; a transaction its predecessor left open is ended first."""
+        """Have a producer that can begin; a transaction that its predecessor left open is ended first."""
         if self._client is None:
             self._client = self._checked()
         if not self._ready:
             self._client.init_transactions()
             self._ready = True
 
-    def write(self, batch: TransactionContent) -> None:
-        """Begin a transaction with letters, each confirmed by the broker, and offsets; it is not committed yet.
-
-        Nothing may be in flight when it is committed: a record that fails then makes kafka-python drop the
-        transaction and report success.
-        """
+    def write(self, content: TransactionContent) -> None:
+        """Begin a transaction with letters, each confirmed by the broker, and offsets; it is not committed yet."""
+        # Nothing may be in flight when it is committed: a record that fails then makes kafka-python drop the
+        # transaction and report success.
         self._client.begin_transaction()
-        sent = [self._send(letter) for letter in batch.letters]
+        sent = [self._send(letter) for letter in content.letters]
         for form, future in sent:
             try:
                 future.get(timeout=self.timeout)
             except MessageSizeTooLargeError:
                 self._limit = min(self._limit, _size(form))
                 raise
-        self._client.send_offsets_to_transaction(dict(batch.offsets), batch.group)
+        self._client.send_offsets_to_transaction(dict(content.offsets), content.group)
 
     def commit(self) -> None:
         """Commit; where this raises, whether it was committed is not known."""
@@ -103,12 +100,12 @@ class TransactionalDeadLetters:
         self._limit = math.inf
 
     def fenced(self) -> bool:
-        """Tell whether another producer has taken over the id, or the broker has ended a long transaction."""
+        """Return whether another producer has taken over the id, or the broker has ended a long transaction."""
         manager = getattr(self._client, "_transaction_manager", None)
         return isinstance(getattr(manager, "last_error", None), ProducerFencedError)
 
     def discard(self) -> None:
-        """Throw the client away; the next one ends what this left open."""
+        """Throw the client away; the next one ends a transaction that it left open."""
         client, self._client, self._ready = self._client, None, False
         if client is not None:
             kafka_repair.close_producer(client)
@@ -121,11 +118,12 @@ class TransactionalDeadLetters:
                 return form, self._client.send(self.name, value=form.body, key=form.key, headers=headers)
             except MessageSizeTooLargeError:
                 self._limit = min(self._limit, _size(form))
-        self._limit = math.inf  # it may be raised
+        # The broker's limit may be raised meanwhile, so the next attempt begins with the whole letter.
+        self._limit = math.inf
         raise undelivered("no form of the letter fits the broker")
 
     def _checked(self) -> Any:
-        """Return a new client, set up as it must be."""
+        """Return a new client, with the settings that it must have."""
         client: Any = self._make()
         config = producer_settings(client)
         if not config["transactional_id"]:
@@ -136,7 +134,7 @@ class TransactionalDeadLetters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransactionContent:
-    """What one transaction holds.
+    """The content of one transaction.
 
     Args:
         letters: in the order of their partitions.
@@ -145,24 +143,24 @@ class TransactionContent:
     """
 
     letters: Sequence[DeadLetter] = ()
-    offsets: Mapping[Any, Any] = field(default_factory=lambda: NO_OFFSETS)
+    offsets: Mapping[Any, Any] = field(default_factory=dict)
     group: Any = None
 
 
 class TransactionAttempt:
-    """One transaction, or without letters the mere start of a producer, on a thread of its own.
+    """One transaction on a thread of its own; without content it only starts a producer.
 
     Attributes:
         over: set at its end.
         committed: true, false, or ``None`` where that is not known.
-        fenced: another producer has its transactional id.
+        fenced: whether another producer has its transactional id.
         error: what ended it.
         began: monotonic seconds of its start.
     """
 
-    def __init__(self, letters: TransactionalDeadLetters, batch: TransactionContent, clock: Clock) -> None:
+    def __init__(self, letters: TransactionalDeadLetters, content: TransactionContent, clock: Clock) -> None:
         self._letters = letters
-        self._batch = batch
+        self._content = content
         self._clock = clock
         self.began = clock.monotonic()
         self.over = threading.Event()
@@ -172,16 +170,16 @@ class TransactionAttempt:
         threading.Thread(target=self._run, name="mqauth-kafka-transaction", daemon=True).start()
 
     def _run(self) -> None:
-        """Make the transaction, and note how it ended."""
         try:
             self._letters.prepare()
-            if self._batch.offsets:
-                self._letters.write(self._batch)
+            if self._content.offsets:
+                self._letters.write(self._content)
                 self.committed = None
                 self._letters.commit()
             self.committed = True
         except BaseException as error:
             self.error = error
+            # The broker fences a producer whose transaction took too long as well; that one is made again.
             long = self._clock.monotonic() - self.began >= self._letters.longest
             self.fenced = self._letters.fenced() and not long
             self._letters.discard()
@@ -190,6 +188,4 @@ class TransactionAttempt:
 
 
 def _size(form: Message) -> int:
-    """Return about the bytes of a record."""
-    headers = sum(len(name) + len(value) for name, value in dead_letter_headers(form.headers))
-    return len(form.body or b"") + len(form.key or b"") + headers
+    return record_size(form.body, form.key, dead_letter_headers(form.headers))

@@ -1,10 +1,4 @@
-"""kafka-python's records to ``Message``; what holds for every client is in ``log_records``.
-
-Which log a record stands in: a topic's name is not enough where there are two clusters, or it was made anew.
-
-The cluster's id and, from Kafka 2.8 on, the topic's id (KIP-516) come with every metadata response; the client has
-them at hand, so that asking costs no request.
-"""
+"""Records of kafka-python as ``Message``; ``brokers.log.records`` holds what is the same for every client."""
 
 from __future__ import annotations
 
@@ -21,12 +15,12 @@ LOG_APPEND_TIME: Final = 1
 
 
 def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
-    """Return the message of a ``ConsumerRecord``; whatever that holds, nothing is raised.
+    """Return the message of a ``ConsumerRecord``; nothing that the record holds makes this raise.
 
     Args:
         record: as ``KafkaConsumer.poll`` returned it, without deserializers.
         scope: the consumer group.
-        log: which log it stands in (``Logs.of``).
+        log: the ids of its cluster and topic (``Logs.of``).
 
     Raises:
         ConfigurationError: the record is aiokafka's or confluent-kafka's.
@@ -44,15 +38,15 @@ def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
 
 
 def carries(_name: str, value: HeaderValue) -> bool:
-    """Tell whether kafka-python can send a header again: it delivers ``None`` but refuses to send it."""
+    """Return whether kafka-python can send a header again: it delivers ``None`` but refuses to send it."""
     return isinstance(value, bytes)
 
 
 class Logs:
-    """Tells which log the records of a topic are in, by what a client's metadata say.
+    """Returns the ids of cluster and topic, from a client's metadata.
 
-    What was known once stays until the metadata say something else: a response without an id, of a topic that is
-    just being deleted or may not be seen for a moment, does not make another place of the records at hand.
+    A topic's name is not enough where there are two clusters, or where a topic was deleted and made anew. Both ids
+    come with every metadata response (the topic's from Kafka 2.8 on, KIP-516), so that asking costs no request.
 
     Args:
         client: a ``KafkaConsumer``.
@@ -63,26 +57,23 @@ class Logs:
         self._known: dict[str, Log] = {}
 
     def of(self, topic: str) -> Log:
-        """Return the log of a topic; never asks the broker, and never raises."""
+        """Return the ids of a topic; never asks the broker, and never raises."""
+        # An id that was known once is kept until the metadata name another one. A topic that is being deleted, or
+        # may not be seen for a moment, comes without its id; the records at hand must not change their place.
         before = self._known.get(topic, NO_LOG)
-        found = Log(
-            _cluster(self._metadata) or before.cluster, _topic_id(self._metadata, topic) or before.topic_id
-        )
+        found = Log(self._cluster() or before.cluster, self._topic_id(topic) or before.topic_id)
         if found != before:
             self._known[topic] = found
         return found
 
+    def _cluster(self) -> str | None:
+        found = getattr(self._metadata, "cluster_id", None)
+        return found if isinstance(found, str) and found else None
 
-def _cluster(metadata: Any) -> str | None:
-    """Return the id of the cluster, as far as the client knows it."""
-    found = getattr(metadata, "cluster_id", None)
-    return found if isinstance(found, str) and found else None
-
-
-def _topic_id(metadata: Any, topic: str) -> str | None:
-    """Return the id of a topic in Kafka's own spelling: base64url without padding, 22 characters."""
-    ask = getattr(metadata, "topic_id", None)
-    found = None if ask is None else ask(topic)
-    if not isinstance(found, UUID) or not found.int:
-        return None
-    return base64.urlsafe_b64encode(found.bytes).rstrip(b"=").decode("ascii")
+    def _topic_id(self, topic: str) -> str | None:
+        """Return the id of a topic in Kafka's own spelling: base64url without padding, 22 characters."""
+        ask = getattr(self._metadata, "topic_id", None)
+        found = None if ask is None else ask(topic)
+        if not isinstance(found, UUID) or not found.int:
+            return None
+        return base64.urlsafe_b64encode(found.bytes).rstrip(b"=").decode("ascii")

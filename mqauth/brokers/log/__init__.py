@@ -1,1 +1,1 @@
-"""What every client of a log broker shares, on threads: the runner of the delivery engine, and records."""
+"""Consumers and producers of a log on threads, and its records, for every client library."""

@@ -1,10 +1,9 @@
-"""A consumer of a log on threads, for every such client: takes turns at it, waits for a rebalance, winds up.
+"""A consumer of a log on threads, for every synchronous client.
 
-Threads that take turns at one client: whoever has the turn polls, and then works without it.
-
-A poll and the work on what it returned are mostly one thread's, one after the other, so that nothing waits for a
-thread to wake up or for the interpreter's lock. Only where work takes longer does another thread take the turn
-meanwhile, so that a long handler costs no heartbeat and no rebalance.
+Worker threads take turns at the client: whoever holds the poll lock polls, and then works without it. A poll and
+the work on its records are mostly done by one thread, so that no thread has to be woken or to wait for the
+interpreter's lock. Only where work takes longer does another thread poll meanwhile, so that a long handler costs
+no heartbeat and no rebalance (decision 87).
 """
 
 from __future__ import annotations
@@ -13,11 +12,10 @@ import logging
 import queue
 import signal
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
-from typing import Final, Generic, Protocol, Self, TypeVar
+from typing import Any, Final, Protocol, Self
 
 from mqauth.clock import Clock
 from mqauth.delivery.assignment import Assignment
@@ -26,25 +24,33 @@ from mqauth.delivery.log_work import LogWork
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Pipeline
 
-T = TypeVar("T")
 WATCH: Final = 0.1
 """Seconds after which another thread polls while handlers run."""
 BUSY: Final = 0.05
-"""Seconds for which a thread without work waits for the others' to end."""
+"""Seconds for which a thread without work waits for the others to finish theirs."""
+_LOG: Final = logging.getLogger("mqauth.delivery")
 
 
-class WorkerThreads(Generic[T]):
+class WorkerThreads:
     """Runs handlers on threads, and the client on one of them at a time.
 
     Args:
         threads: how many run handlers; with 0 the caller of ``run`` does, and nobody polls meanwhile.
-        poll: has its turn at the client; called by one thread at a time.
-        choose: returns what is to be done, ``None`` where nothing is.
-        visit: does it, without the turn.
+        poll: polls the client; called by one thread at a time.
+        choose: returns something to work on, ``None`` where there is nothing.
+        visit: works on it, without the poll lock.
+
+    Attributes:
+        poll_lock: held by the thread that polls.
+        error: what a poll or a visit raised first.
     """
 
     def __init__(
-        self, threads: int, poll: Callable[[], None], choose: Callable[[], T | None], visit: Callable[[T], None]
+        self,
+        threads: int,
+        poll: Callable[[], None],
+        choose: Callable[[], Any],
+        visit: Callable[[Any], None],
     ) -> None:
         self._poll = poll
         self._choose = choose
@@ -76,19 +82,19 @@ class WorkerThreads(Generic[T]):
             raise self.error
 
     def stop(self) -> None:
-        """Begin nothing more; may be called from any thread, and from a signal handler."""
+        """Begin nothing any more; may be called from any thread, and from a signal handler."""
         self._stopped = True
         self._woken.put(None)
 
     def wait_until_idle(self, clock: Clock, seconds: float) -> None:
-        """Wait until nobody works, at most so long, or until all is stopped."""
+        """Wait until nobody works, at most so many seconds, or until all is stopped."""
         deadline = clock.monotonic() + seconds
         with self._left:
             while self._visiting and not self._stopped and clock.monotonic() < deadline:
                 self._left.wait(BUSY)
 
     def join(self, clock: Clock, seconds: float) -> bool:
-        """Wait for the threads' ends, at most so long; tell whether nobody works any more."""
+        """Wait for the threads to end, at most so many seconds; return whether nobody works any more."""
         deadline = clock.monotonic() + seconds
         for thread in self._threads:
             if thread.ident is not None:
@@ -96,7 +102,6 @@ class WorkerThreads(Generic[T]):
         return not self._visiting
 
     def _serve(self) -> None:
-        """Take turns and work, until all is stopped or something is raised."""
         try:
             while not self._stopped:
                 found = self._turn()
@@ -109,8 +114,8 @@ class WorkerThreads(Generic[T]):
             self.error = self.error or error
             self.stop()
 
-    def _turn(self) -> T | None:
-        """Have a turn: return what is to be done, polled for where there was nothing."""
+    def _turn(self) -> Any:
+        """Return something to work on, polling for it where there is nothing yet."""
         with self.poll_lock:
             found = None if self._stopped else self._choose()
             if found is None and not self._stopped:
@@ -119,8 +124,7 @@ class WorkerThreads(Generic[T]):
             self._visiting += found is not None
             return found
 
-    def _work(self, found: T) -> None:
-        """Do what was chosen."""
+    def _work(self, found: Any) -> None:
         try:
             self._visit(found)
         finally:
@@ -129,12 +133,11 @@ class WorkerThreads(Generic[T]):
                 self._left.notify_all()
 
     def _polled(self) -> None:
-        """Poll."""
         self._polls += 1
         self._poll()
 
     def _watch(self) -> None:
-        """Poll in the workers' place while none of them has for a while."""
+        """Poll in place of the workers while none of them has polled for a while."""
         seen = -1
         while not self._stopped:
             try:
@@ -148,96 +151,28 @@ class WorkerThreads(Generic[T]):
                 seen = self._polls
 
 
-class BackgroundRun(ABC):
-    """What runs until it is stopped, and may do so in the background of a ``with`` block."""
-
-    _background: threading.Thread | None = None
-    _error: BaseException | None = None
-
-    @abstractmethod
-    def run(self, signals: bool = False) -> None:
-        """Run until ``stop`` is called."""
-
-    @abstractmethod
-    def stop(self) -> None:
-        """Let ``run`` end gracefully; may be called from any thread, a handler, or a signal handler."""
-
-    @property
-    def failed(self) -> bool:
-        """Whether a background run ended with an error, which leaving the ``with`` block raises."""
-        return self._error is not None
-
-    def __enter__(self) -> Self:
-        """Run in a background thread."""
-        self._background = threading.Thread(target=self._run_in_background, name="mqauth-kafka", daemon=True)
-        self._background.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop gracefully; raises what ended ``run``, unless the block raised already."""
-        self.stop()
-        if self._background is not None:
-            self._background.join()
-        if self._error is not None and kind is None:
-            raise self._error
-
-    def _run_in_background(self) -> None:
-        """Run, and keep what it raised for ``__exit__``."""
-        try:
-            self.run()
-        except BaseException as error:
-            _LOG.error("the consumer stopped: %s", type(error).__name__)
-            self._error = error
-
-
-@contextmanager
-def stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call ``stop`` on SIGTERM and SIGINT, and put the old handlers back at the end.
-
-    Raises:
-        ConfigurationError: this is not the main thread.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        raise ConfigurationError("signals=True works in the main thread alone")
-    kept = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-
-
-_LOG: Final = logging.getLogger("mqauth.delivery")
-
-
 class LogClient(Protocol):
-    """What is asked of a client, by one thread at a time."""
+    """The calls that a client of a log must have, made by one thread at a time."""
 
     def rejoins(self) -> bool:
-        """Tell whether the next ``poll`` takes part in a rebalance."""
-        ...
+        """Return whether the next ``poll`` takes part in a rebalance."""
 
     def poll(self, *, joins: bool) -> None:
-        """Ask for what the book wishes, and tell it what came.
+        """Make the calls that the assignment asks for, poll, and add the records to the assignment.
 
         Args:
-            joins: it may take part in a rebalance; else one that becomes due meanwhile waits for the next poll.
+            joins: whether it may take part in a rebalance; one that becomes due meanwhile waits for a later poll.
         """
-        ...
 
     def commit(self, *, last: bool = False) -> None:
-        """Commit what the book says is due; ``last`` where there is no later time."""
-        ...
+        """Commit what the assignment says is due; ``last`` where this is the last commit."""
 
     def close(self) -> None:
         """Leave the client as it was given to us."""
-        ...
 
 
-class LogConsumer(BackgroundRun):
-    """Consumes until it is stopped.
+class LogConsumer:
+    """Consumes until it is stopped, by ``run`` or in the background of a ``with`` block.
 
     Args:
         client: the client.
@@ -245,8 +180,8 @@ class LogConsumer(BackgroundRun):
         assignment: its partitions.
         work: carries deliveries to their end.
         threads: how many run handlers; with 0 the caller of ``run`` does.
-        grace: seconds what runs may take after ``stop``.
-        patience: seconds a rebalance waits for what runs.
+        grace: seconds that running handlers may take after ``stop``.
+        patience: seconds that a rebalance waits for running handlers.
 
     Raises:
         ConfigurationError: ``threads`` or ``grace`` is below 0.
@@ -257,7 +192,7 @@ class LogConsumer(BackgroundRun):
         *, threads: int, grace: float, patience: float,
     ) -> None:  # fmt: skip
         if threads < 0 or grace < 0:
-            raise ConfigurationError("workers and grace are at least 0")
+            raise ConfigurationError("workers and grace must be at least 0")
         self._calls = client
         self._guard = guard
         self._assignment = assignment
@@ -266,12 +201,14 @@ class LogConsumer(BackgroundRun):
         self._patience = patience
         self._workers = WorkerThreads(threads, self._poll_once, assignment.choose, work.visit)
         self._started = self._running = False
+        self._background: threading.Thread | None = None
+        self._error: BaseException | None = None
 
     def run(self, signals: bool = False) -> None:
-        """Consume until ``stop`` is called, then finish what runs, commit, and seek back to what is unsettled.
+        """Consume until ``stop`` is called, then finish what runs, commit, and seek back to what is not settled.
 
         Args:
-            signals: stop on SIGTERM and SIGINT; only in the main thread.
+            signals: whether to stop on SIGTERM and SIGINT; only in the main thread.
 
         Raises:
             ConfigurationError: it ran before, or a plug-in is asynchronous.
@@ -280,7 +217,7 @@ class LogConsumer(BackgroundRun):
             Exception: the client's own, where the broker refuses it for good, for lack of rights for example.
         """
         if self._started:
-            raise ConfigurationError("a consumer runs once: make another")
+            raise ConfigurationError("a consumer runs once: make another one")
         self._started = True
         unsubscribe = self._guard.on_change(self._assignment.keys_changed)
         with stopping_on_signals(self.stop) if signals else nullcontext():
@@ -298,17 +235,45 @@ class LogConsumer(BackgroundRun):
         self._workers.stop()
 
     def health(self) -> Health:
-        """Return whether it runs, and which partitions stall since when and why; from any thread."""
+        """Return how the consumer is doing now; may be called from any thread."""
         return self._assignment.health(self._running)
 
+    @property
+    def failed(self) -> bool:
+        """Whether a background run ended with an error, which leaving the ``with`` block raises."""
+        return self._error is not None
+
+    def __enter__(self) -> Self:
+        """Run in a background thread."""
+        self._background = threading.Thread(target=self._run_in_background, name="mqauth-kafka", daemon=True)
+        self._background.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop gracefully; raise the error that ended ``run``, unless the block raised one."""
+        self.stop()
+        if self._background is not None:
+            self._background.join()
+        if self._error is not None and kind is None:
+            raise self._error
+
+    def _run_in_background(self) -> None:
+        try:
+            self.run()
+        except BaseException as error:
+            _LOG.error("the consumer stopped: %s", type(error).__name__)
+            self._error = error
+
     def settle(self) -> None:
-        """Begin nothing more until this poll has ended, let what runs end, and commit it; before a rebalance."""
+        """Before a rebalance: begin nothing until this poll has ended, let what runs end, and commit it."""
         self._assignment.hold_back(True)
         self._workers.wait_until_idle(self._guard.clock, self._patience)
         self._calls.commit()
 
     def _poll_once(self) -> None:
-        """Commit, and poll; where a rebalance is due, once what runs has ended and is committed."""
+        """Commit and poll; before a rebalance, settle what runs."""
         self._calls.commit()
         self._work.renew()
         try:
@@ -320,13 +285,30 @@ class LogConsumer(BackgroundRun):
             self._assignment.hold_back(False)
 
     def _wind_up(self) -> None:
-        """Let running handlers finish, commit, give claims back, and stand at the first unsettled records."""
+        """Let running handlers finish, commit, release claims, and leave the client at the first open records."""
         self.stop()
         if not self._workers.join(self._guard.clock, self._grace):
-            _LOG.warning("handlers outlasted the grace time; their records come again")
+            _LOG.warning("handlers took longer than the grace time; their records come again")
         with self._workers.poll_lock:
             try:
                 self._calls.commit(last=True)
                 self._work.give_back()
             finally:
                 self._calls.close()
+
+
+@contextmanager
+def stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call ``stop`` on SIGTERM and SIGINT, and restore the old handlers at the end.
+
+    Raises:
+        ConfigurationError: this is not the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise ConfigurationError("signals=True works in the main thread alone")
+    kept = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

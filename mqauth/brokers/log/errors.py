@@ -1,4 +1,4 @@
-"""What ends a consumer or a producer of a log for good, whichever client it is built on."""
+"""Errors that end a consumer or a producer of a log, whichever client it is built on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A verdict for people who own their poll loop and commit themselves, whichever client they poll."""
+"""A verdict on one record, for programs that have their own poll loop and commit themselves."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mqauth.wire.message import Message
 
 @dataclass(slots=True)
 class Judgement:
-    """What became of one record so far; commit its offset only once it has ended.
+    """The verdict on one record, and the steps that follow from it; commit its offset only after the last one.
 
-    An accepted one ends with ``confirm`` after your handler, or with ``release``, which makes it ``DEFERRED``;
-    a rejected one with ``dead_letter``. A duplicate has ended. A deferred one is judged ``again``. Each returns
-    this judgement; where it says ``DEFERRED``, the step is to be repeated and nothing may be committed. A step
-    that does not fit the verdict raises ``ConfigurationError``.
+    The last step of an accepted record is ``confirm`` after your handler, or ``release``, which makes it
+    ``DEFERRED``; of a rejected one it is ``dead_letter``; a duplicate needs none. A deferred record is judged
+    ``again``. Each step returns this judgement. Where it says ``DEFERRED``, repeat the step and commit nothing. A
+    step that does not fit the verdict raises ``ConfigurationError``.
     """
 
     _guard: Pipeline
@@ -47,17 +47,17 @@ class Judgement:
         return self.outcome.verified
 
     def again(self) -> Judgement:
-        """Judge a deferred record again, as of when it was first received."""
+        """Judge a deferred record again, by the time when it was first received."""
         self.outcome = run(self._guard.judge(self._delivery))
         return self
 
     def confirm(self) -> Judgement:
-        """Make the claim done, after your handler; then commit."""
+        """Mark the message as handled in the replay store, after your handler; then commit."""
         self.outcome = run(self._guard.confirm(self._delivery))
         return self
 
     def release(self) -> Judgement:
-        """Give the claim back, unhandled; do not commit."""
+        """Give the claim back because the message was not handled; do not commit."""
         self.outcome = run(self._guard.release(self._delivery))
         return self
 
@@ -68,7 +68,7 @@ class Judgement:
 
 
 def judged(guard: Pipeline, message: Message) -> Judgement:
-    """Return the judgement of a record's message; an accepted one is claimed.
+    """Return the judgement of a record's message; an accepted one is claimed in the replay store.
 
     Raises:
         ConfigurationError: a plug-in is asynchronous.

@@ -1,6 +1,6 @@
-"""Records of a Kafka log to ``Message``, and what is sent to one, for every client.
+"""Records of Kafka as ``Message``, and the values that producers are given, for every client library.
 
-A client's leaf says what a record's fields are. Reading is total: whatever stands in them, nothing is raised.
+The wrapper of a client says where a record has its fields. Reading a record never raises, whatever it holds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _VALUES: Final = frozenset((bytes, type(None)))
 
 
 class Log(NamedTuple):
-    """Where the records of a topic are, beyond its name.
+    """The ids of a topic, beyond its name.
 
     Args:
         cluster: id of the cluster, ``None`` where it is not known.
@@ -41,7 +41,7 @@ class Log(NamedTuple):
 NO_LOG: Final = Log()
 
 
-def record_message(  # noqa: PLR0917 - one is made for each record, and by name would cost more
+def record_message(  # noqa: PLR0917 - called for each record; keywords would cost more
     topic: object,
     partition: object,
     offset: object,
@@ -57,20 +57,20 @@ def record_message(  # noqa: PLR0917 - one is made for each record, and by name 
     """Return the message of a record.
 
     Args:
-        topic: where it stands, as the client says.
-        partition: of the topic.
-        offset: in the partition.
+        topic: the topic's name, as the client says.
+        partition: the partition's number.
+        offset: the record's offset.
         timestamp_ms: UTC milliseconds.
-        by_broker: the broker set the timestamp (KIP-32), and not the producer.
+        by_broker: whether the broker set the timestamp (KIP-32), and not the producer.
         key: as it came, without a deserializer.
-        value: likewise.
+        value: as it came, without a deserializer.
         headers: pairs of text and bytes.
         scope: the consumer group.
-        log: which log it stands in.
+        log: the ids of cluster and topic.
         native: the client's own object.
 
     Returns:
-        The message; ``malformed`` says why where something in it could not be represented.
+        The message; its ``malformed`` names the first thing that could not be represented.
     """
     faults: list[str] = []
     pairs = _headers(headers, faults)
@@ -83,28 +83,28 @@ def record_message(  # noqa: PLR0917 - one is made for each record, and by name 
 
 
 def unreadable(native: object) -> Message:
-    """Return the message of something that has not the fields of a record."""
+    """Return the message of an object that lacks the fields of a record."""
     return Message(destination="kafka:", body=None, native=native, malformed="the record cannot be read")
 
 
 def to_message(topic: object, value: object = None, key: object = None, headers: object = None) -> Message:
-    """Return the message that the arguments of a ``send`` describe.
+    """Return the message that the arguments of a client's ``send`` describe.
 
     Raises:
         MalformedMessage: Kafka, or a client of it, cannot carry it.
     """
     if not isinstance(topic, str) or not topic:
-        raise MalformedMessage("the topic is a text")
+        raise MalformedMessage("the topic must be text, and not empty")
     pairs = tuple(native_headers(headers))
     body, record_key = octets("value", value), octets("key", key)
     if body is None and record_key is None:
-        raise MalformedMessage("a record has a key or a value")
+        raise MalformedMessage("a record needs a key or a value")
     place = destination.kafka(topic)
     return message_of(place, body, record_key, NO_PROPERTIES, pairs, NO_ORIGIN, None, None)
 
 
 def octets(name: str, value: object) -> bytes | None:
-    """Return bytes of our own, so that what is signed cannot change before it is sent.
+    """Return a copy of a value as bytes: what is signed must not change before it is sent.
 
     Raises:
         MalformedMessage: the value is neither bytes nor ``None``.
@@ -113,34 +113,34 @@ def octets(name: str, value: object) -> bytes | None:
         return value
     if isinstance(value, _OCTETS):
         return bytes(value)
-    raise MalformedMessage(f"the {name} is bytes or None: serialize it first, or give value_serializer=")
+    raise MalformedMessage(f"the {name} must be bytes or None: serialize it first, or give value_serializer=")
 
 
 def native_headers(headers: object) -> NativeHeaders:
-    """Return a new list of the header pairs.
+    """Return the header pairs as a new list.
 
     Raises:
-        MalformedMessage: not a list of (text, bytes): that is what every client sends unchanged.
+        MalformedMessage: they are no list of (text, bytes), the only form that every client sends unchanged.
     """
     if headers is None:
         return []
     if not isinstance(headers, list | tuple):
-        raise MalformedMessage("headers are a list of (text, bytes)")
+        raise MalformedMessage("the headers must be a list of (text, bytes)")
     for pair in headers:
+        # Exact types first: isinstance for each part costs more, and nearly all headers pass here.
         if type(pair) is tuple and len(pair) == 2 and type(pair[0]) is str and type(pair[1]) is bytes:
             continue
         if not _is_pair(pair, tuple, bytes):
-            raise MalformedMessage("a header is a pair of text and bytes")
+            raise MalformedMessage("a header must be a pair of text and bytes")
     return list(headers)
 
 
 def dead_letter_headers(headers: Iterable[HeaderPair]) -> NativeHeaders:
-    """Return a dead letter's headers as clients take them: text as UTF-8."""
+    """Return a dead letter's headers as clients take them, text as UTF-8."""
     return [(name, _bytes(value)) for name, value in headers]
 
 
 def _destination(topic: object, faults: list[str]) -> str:
-    """Return the canonical destination of a topic."""
     try:
         if isinstance(topic, str):
             return destination.kafka(topic)
@@ -151,7 +151,7 @@ def _destination(topic: object, faults: list[str]) -> str:
 
 
 def _octets(value: object, name: str, faults: list[str]) -> bytes | None:
-    """Return raw bytes; anything else was made by a deserializer."""
+    """Return a subclass of bytes as it is; anything else was made by a deserializer, and is a fault."""
     if value is None or isinstance(value, bytes):
         return value
     faults.append(f"the record's {name} is no bytes")
@@ -159,7 +159,7 @@ def _octets(value: object, name: str, faults: list[str]) -> bytes | None:
 
 
 def _headers(found: Any, faults: list[str]) -> tuple[HeaderPair, ...]:
-    """Return the header pairs in order, those that are pairs."""
+    """Return those headers that are pairs, in order."""
     pairs = tuple(found or ())
     for pair in pairs:
         if type(pair) is not tuple or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) not in _VALUES:
@@ -173,14 +173,12 @@ def _headers(found: Any, faults: list[str]) -> tuple[HeaderPair, ...]:
 
 
 def _is_pair(pair: Any, shape: Any, values: Any) -> bool:
-    """Tell whether something is a header: a text and a value, in such a shape."""
     return isinstance(pair, shape) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], values)
 
 
-def _origin(  # noqa: PLR0917 - as above
+def _origin(  # noqa: PLR0917 - called for each record; keywords would cost more
     topic: object, partition: object, offset: object, stamp: object, by_broker: bool, scope: str, log: Log
 ) -> Origin:
-    """Return what the broker says of a record."""
     named = topic if isinstance(topic, str) else None
     kind: Any = "append" if by_broker else "create"
     if type(partition) is type(offset) is type(stamp) is int and partition >= 0 <= offset and stamp >= 0:
@@ -189,10 +187,10 @@ def _origin(  # noqa: PLR0917 - as above
 
 
 def _natural(value: object) -> int | None:
-    """Return an integer from 0, or ``None``: Kafka says -1 for what it does not know."""
+    # Kafka says -1 for a number that it does not know.
     return value if type(value) is int and value >= 0 else None
 
 
 def _bytes(value: HeaderValue) -> bytes:
-    """Return a letter's header value; a leaf's ``carries`` let nothing else in than bytes and our own text."""
+    # ``carries`` of the client's wrapper lets only bytes and our own text come this far.
     return value if isinstance(value, bytes) else str(value).encode("utf-8", "backslashreplace")

@@ -1,1 +1,1 @@
-"""What every asyncio client of a queue broker shares: the runner of the delivery engine."""
+"""A consumer of a queue in an event loop, for every client library."""

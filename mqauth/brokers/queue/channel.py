@@ -1,7 +1,4 @@
-"""Sends acks: one of many for every settled delivery before it, as ``DeliveryTags`` allows.
-
-Asks a broker whether a consuming channel lives: the question changes nothing, and is answered in order.
-"""
+"""Acks and round trips on one channel of an asyncio client."""
 
 from __future__ import annotations
 
@@ -17,22 +14,27 @@ from mqauth.delivery.slot import TIMEOUT_PARTS, AnswerTimeout, RoundTripQueue
 from mqauth.judging.pipeline import Delivery
 
 ACK_DELAY: Final = 0.005
-"""Seconds after which a settled delivery is acked, however few there are."""
+"""Most seconds after which a settled delivery is acked."""
+PART: Final = 1.0
+"""Seconds of each part of the timeout of a round trip."""
 Send = Callable[[int, bool], Awaitable[bool]]
-"""Sends the ack of a tag, and of all before it where told so; false where its channel is gone."""
+"""Sends the ack of a tag, and of all before it where the flag says so; false where the channel is gone."""
 _CLEAN: Final[WeakKeyDictionary[Any, int]] = WeakKeyDictionary()
+"""The last tag of channels on which everything was acked, for the next consumer of the channel."""
+_LOG: Final = logging.getLogger("mqauth.delivery")
 
 
 class Acks:
-    """Acks the deliveries of one channel: many in a frame, the first of them at most ``ACK_DELAY`` late.
+    """Acks the deliveries of one channel, many in a frame.
 
-    Sent at once where half the window, or the whole of it, waits to be acked: the broker would send nothing.
+    They are sent 5 ms after the first of them was settled, and at once where half the window waits to be acked, or
+    the whole of it is unacked: the broker would send nothing more.
 
     Args:
         channel: the client's, which the deliveries are of.
         send: sends an ack on it.
-        lost: told what could not be acked; the broker delivers it again.
-        window: the prefetch; may change with it.
+        lost: gets the deliveries that could not be acked; the broker delivers them again.
+        window: the prefetch; may be changed with it.
         timer: calls a function after so many seconds.
     """
 
@@ -54,14 +56,7 @@ class Acks:
         self._timed = False
         self._sending: asyncio.Task[None] | None = None
         self._closed = False
-
-    def opened(self, tag: int) -> None:
-        """Note a delivery, in the order the channel delivers."""
-        self._tags.opened(tag)
-
-    def gone(self, tag: int) -> None:
-        """Note that a delivery needs no ack: it was given back, or acked by its handler."""
-        self._tags.gone(tag)
+        self.opened, self.gone = self._tags.opened, self._tags.gone
 
     def settle(self, tag: int, delivery: Delivery) -> None:
         """Have a delivery acked soon."""
@@ -71,8 +66,7 @@ class Acks:
         elif self._tags.presses(self.window):
             self._send_now()
         elif not self._timed:
-            self._timed = True
-            self._timer(ACK_DELAY, self._ring)
+            self._send_soon()
 
     def close(self) -> None:
         """Give up: the channel is gone, and its tags with it."""
@@ -81,33 +75,31 @@ class Acks:
             self._lost(dropped)
 
     async def finish(self) -> None:
-        """Ack everything settled, and return when it was sent; another consumer of the channel may go on."""
-        await self._flush()
-        if clean := self._tags.clean:
-            _CLEAN[self.channel] = clean
-
-    async def _flush(self) -> None:
-        """Ack everything settled, and return when it was sent."""
+        """Ack everything settled, and return when it was sent; another consumer may go on with the channel."""
         if self._tags.waiting:
             self._send_now()
         while self._sending is not None and not self._sending.done():
             await asyncio.wait((self._sending,))
             if self._tags.waiting:
                 self._send_now()
+        if clean := self._tags.clean:
+            _CLEAN[self.channel] = clean
+
+    def _send_soon(self) -> None:
+        self._timed = True
+        self._timer(ACK_DELAY, self._ring)
 
     def _ring(self) -> None:
-        """Ack what there is when the time is up."""
         self._timed = False
         if self._tags.waiting:
             self._send_now()
 
     def _send_now(self) -> None:
-        """Send in a task that begins when whatever else is ready has run, and may have settled more."""
+        # The task begins when everything else that is ready has run, and may have settled more.
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send())
 
     async def _send(self) -> None:
-        """Send what is settled; and again, while that was pressing too."""
         while True:
             for ack in self._tags.take():
                 if not await self._send_ack(ack.tag, ack.multiple):
@@ -115,22 +107,18 @@ class Acks:
             if not self._tags.waiting or not self._tags.presses(self.window):
                 break
         if self._tags.waiting and not self._timed:
-            self._timed = True
-            self._timer(ACK_DELAY, self._ring)
-
-
-PART: Final = 1.0
-"""Seconds of each part of the time an answer may take."""
-_LOG: Final = logging.getLogger("mqauth.delivery")
+            self._send_soon()
 
 
 class RoundTrip:
-    """Asks the broker on one channel, once for all who wait when it is asked.
+    """Asks the broker on one channel whether it lives, once for all who wait when the question is asked.
 
     Args:
-        ask: asks, and returns whether the channel lives; cancelled where no answer came, it closes the channel.
-        is_blocked: tells whether the broker has blocked the connection, and answers nothing there.
-        part: seconds of each part of the time an answer may take.
+        ask: asks, and returns whether the channel lives. It is cancelled where no answer came, and closes the
+        channel
+            then.
+        is_blocked: returns whether the broker has blocked the connection, and answers nothing there.
+        part: seconds of each part of the timeout.
     """
 
     def __init__(
@@ -143,14 +131,13 @@ class RoundTrip:
         self._asking: asyncio.Task[None] | None = None
 
     async def lives(self) -> bool:
-        """Tell whether the channel answers a question that is asked from now on; closed where it does not."""
+        """Return whether the channel answers a question that is asked from now on; closed where it does not."""
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         if self._waiting.add(answer):
             self._asking = asyncio.create_task(self._ask())
         return await answer
 
     async def _ask(self) -> None:
-        """Ask until nobody waits."""
         while self._waiting.ask():
             lives = False
             try:
@@ -161,7 +148,7 @@ class RoundTrip:
                         answer.set_result(lives)
 
     async def _answered(self) -> bool:
-        """Ask once; ``False`` where the channel ended, or is closed here since no answer came."""
+        """Ask once; return ``False`` where the channel ended, or is closed here since no answer came."""
         asked = asyncio.ensure_future(self._ask_broker())
         if await self._in_time(asked):
             return await asked
@@ -171,11 +158,10 @@ class RoundTrip:
         return False
 
     async def _in_time(self, asked: asyncio.Future[bool]) -> bool:
-        """Wait for an answer; the time counts only while the loop runs and the connection is not blocked."""
-        patience = AnswerTimeout()
+        timeout = AnswerTimeout()
         while True:
             await asyncio.wait((asked,), timeout=self._part)
             if asked.done():
                 return True
-            if patience.is_over(blocked=self._is_blocked()):
+            if timeout.is_over(blocked=self._is_blocked()):
                 return False

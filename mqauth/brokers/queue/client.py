@@ -1,4 +1,4 @@
-"""What is asked of a client for a queue and its deliveries: a leaf of an asyncio client makes these calls."""
+"""The calls that a client of a queue must have: the wrapper of an asyncio client makes them."""
 
 from __future__ import annotations
 
@@ -14,33 +14,27 @@ Take = Callable[[Any], Awaitable[None]]
 
 
 class DeliveryClient(DeliveryFacts, Protocol):
-    """What is asked of a client for the deliveries of one queue, each as it gave it."""
+    """Calls for the deliveries of one queue; each is given as the client gave it."""
 
     queue: str
 
     def message(self, native: Any, /) -> Message:
-        """Translate a delivery."""
-        ...
+        """Return a delivery as a message."""
 
     def tag(self, native: Any, /) -> int:
         """Return its number on its channel."""
-        ...
 
     def is_settled(self, native: Any, /) -> bool:
-        """Tell whether its handler settled it itself."""
-        ...
+        """Return whether its handler settled it itself."""
 
     async def ack(self, native: Any, /) -> bool:
-        """Ack it alone; ``False`` where its channel is gone."""
-        ...
+        """Ack it alone; return ``False`` where its channel is gone."""
 
     async def requeue(self, native: Any, /) -> bool:
-        """Give it back; ``False`` where its channel is gone."""
-        ...
+        """Give it back; return ``False`` where its channel is gone."""
 
     async def lives(self, native: Any, /) -> bool:
-        """Tell whether its channel answers a question that is asked from now on; closed where it does not."""
-        ...
+        """Return whether its channel answers a question that is asked from now on; closed where it does not."""
 
 
 class OpenChannel(NamedTuple):
@@ -56,52 +50,42 @@ class OpenChannel(NamedTuple):
 
 
 class QueueClient(DeliveryClient, Protocol):
-    """What is asked of a client for one queue."""
+    """Calls for one queue."""
 
     reopens: bool
     """Whether a channel that was lost comes back by itself, so that consuming is tried again."""
 
     def watch(self, closed: Callable[[str, bool], None], cancelled: Callable[[str], None]) -> None:
-        """Tell from now on what happens to the channel.
+        """Report from now on what happens to the channel.
 
         Args:
             closed: gets why it ended, and whether its connection did not.
             cancelled: gets the tag of a consumer that the broker cancelled.
         """
-        ...
 
     def unwatch(self) -> None:
-        """Tell so no longer."""
-        ...
+        """Report it no longer."""
 
     async def ready(self) -> None:
         """Wait until the channel is open."""
-        ...
 
     async def open(self, prefetch: int) -> OpenChannel:
         """Set the window of the channel."""
-        ...
 
     async def consume(self, channel: Any, take: Take) -> str:
         """Have each delivery on an opened channel given to ``take``; return the consumer's tag."""
-        ...
 
     async def cancel(self, consumer: str) -> None:
-        """Cancel a consumer, and return when nothing more of it comes; logs where its channel is gone."""
-        ...
+        """Cancel a consumer, and return when no more of its deliveries come; log where its channel is gone."""
 
-    def passes(self, error: BaseException) -> bool:
-        """Tell whether what kept it from consuming may pass."""
-        ...
+    def is_temporary(self, error: BaseException) -> bool:
+        """Return whether an error that kept it from consuming may pass."""
 
     def is_blocked(self) -> bool:
-        """Tell whether the broker has blocked the connection."""
-        ...
+        """Return whether the broker has blocked the connection."""
 
-    def is_doubtful(self, native: Any) -> bool:
-        """Tell, once, whether a delivery looks like one of a queue that may not be consumed; ``refusal`` says."""
-        ...
+    def may_be_refused(self, native: Any) -> bool:
+        """Return, once, whether a delivery looks like one of a queue that may not be consumed: ask ``refusal``."""
 
     async def refusal(self) -> ConfigurationError | None:
-        """Return why the queue may not be consumed, where it may not."""
-        ...
+        """Return why the queue may not be consumed, ``None`` where it may."""

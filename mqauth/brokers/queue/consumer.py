@@ -1,8 +1,4 @@
-"""A consumer of a queue in an event loop, for every such client: takes deliveries, and winds up.
-
-A delivery is begun on the spot, and what is to be awaited runs in a task of ours: a client may cancel its own when
-a connection is lost.
-"""
+"""A consumer of a queue in an event loop, for every asyncio client: takes deliveries, and stops gracefully."""
 
 from __future__ import annotations
 
@@ -10,16 +6,15 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
-from mqauth.brokers.event_loop import DeliveryTasks, SignalHandlers
+from mqauth.brokers.event_loop import DeliveryTasks, SignalHandlers, Sleep
 from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.client import QueueClient
 from mqauth.brokers.queue.processor import Processor, StartedDelivery
-from mqauth.brokers.queue.retrier import Retrier, Sleep
+from mqauth.brokers.queue.retrier import Retrier
 from mqauth.brokers.queue.subscription import Subscription
 from mqauth.delivery.health import QueueHealth
 from mqauth.delivery.hold import HELD_PER_PREFETCH, MAX_HELD, HeldDelivery, HoldCapacity
@@ -29,45 +24,7 @@ from mqauth.judging.pipeline import Handler, Outcome, Pipeline
 from mqauth.judging.verified import Responder
 from mqauth.letters.dead_letter import DeadLetterSink
 
-_MIN_HOLD: Final = 1.0
-_MOST: Final = 65_535
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How much a consumer takes, and for how long it holds it.
-
-    Args:
-        prefetch: deliveries at once, 1 to 65,535.
-        coalesce_acks: ack many deliveries in one frame.
-        grace: seconds that running handlers may take at a stop.
-        hold: seconds, at least 1, of a cause of all after which the queue is suspended.
-        consumer_timeout: seconds after which the broker closes a channel for a delivery that is not acked.
-        delivery_limit: of the queue; negative for none.
-        max_held: deliveries held beside the window, ten times ``prefetch`` and at most 1,000 by default.
-
-    Raises:
-        ConfigurationError: one is out of its limits.
-    """
-
-    prefetch: int
-    coalesce_acks: bool
-    grace: float
-    hold: float
-    consumer_timeout: float
-    delivery_limit: int
-    max_held: int | None
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.prefetch <= _MOST or self.grace < 0 or not 0 <= (self.max_held or 0) <= MAX_HELD:
-            raise ConfigurationError(f"prefetch is 1 to 65,535, max_held 0 to {MAX_HELD}, grace not negative")
-        if not _MIN_HOLD <= self.hold < self.consumer_timeout:
-            raise ConfigurationError("hold is at least 1 second, and shorter than consumer_timeout")
-
-    @property
-    def beside(self) -> int:
-        """Deliveries held beside the window at most."""
-        return min(HELD_PER_PREFETCH * self.prefetch, MAX_HELD) if self.max_held is None else self.max_held
+_MAX_PREFETCH: Final = 65_535
 
 
 class QueueConsumer:
@@ -77,11 +34,20 @@ class QueueConsumer:
         calls: the client's.
         guard: the pipeline.
         handler: takes a ``Verified``.
-        settings: how much it takes and holds.
         dead_letters: where rejected messages go.
+        prefetch: deliveries at once, 1 to 65,535.
+        coalesce_acks: whether to ack many deliveries in one frame.
+        grace: seconds that running handlers may take at a stop.
+        hold: seconds, at least 1, of a cause that concerns everyone after which the queue is suspended.
+        consumer_timeout: seconds after which the broker closes a channel for a delivery that is not acked.
+        delivery_limit: of the queue; negative for none.
+        max_held: deliveries held beside the window; by default ten times ``prefetch``, and at most 1,000.
         decode: makes ``Verified.value`` of the body, after verification.
         responder: publishes what ``Verified.reply`` is given.
         sleep: waits so many seconds.
+
+    Raises:
+        ConfigurationError: a setting is out of its limits.
     """
 
     def __init__(
@@ -89,16 +55,29 @@ class QueueConsumer:
         calls: QueueClient,
         guard: Pipeline,
         handler: Handler,
-        settings: Settings,
         *,
         dead_letters: DeadLetterSink,
+        prefetch: int,
+        coalesce_acks: bool,
+        grace: float,
+        hold: float,
+        consumer_timeout: float,
+        delivery_limit: int,
+        max_held: int | None,
         decode: Callable[[bytes | None], Any] | None,
         responder: Responder | None,
         sleep: Sleep,
     ) -> None:
+        if not 1 <= prefetch <= _MAX_PREFETCH or grace < 0 or not 0 <= (max_held or 0) <= MAX_HELD:
+            raise ConfigurationError(
+                f"prefetch must be 1 to {_MAX_PREFETCH}, max_held 0 to {MAX_HELD}, and grace not negative"
+            )
+        if not 1.0 <= hold < consumer_timeout:
+            raise ConfigurationError("hold must be at least 1 second, and shorter than consumer_timeout")
+        beside = min(HELD_PER_PREFETCH * prefetch, MAX_HELD) if max_held is None else max_held
         self._calls = calls
         self._guard = guard
-        self._grace = settings.grace
+        self._grace = grace
         self._processor = Processor(
             calls,
             guard,
@@ -106,22 +85,22 @@ class QueueConsumer:
             dead_letters=dead_letters,
             decode=decode,
             responder=responder,
-            hold=settings.hold,
-            consumer_timeout=settings.consumer_timeout,
-            delivery_limit=settings.delivery_limit,
-            capacity=HoldCapacity(settings.beside, issuers=guard.verifier.issuers),
-            at_once=settings.prefetch,
+            hold=hold,
+            consumer_timeout=consumer_timeout,
+            delivery_limit=delivery_limit,
+            capacity=HoldCapacity(beside, issuers=guard.verifier.issuers),
+            at_once=prefetch,
             changed=self._look,
             before_requeue=self._suspend,
             on_failure=self._end_by,
             sleep=sleep,
         )
-        self._window = Window(calls.queue, guard.clock, self._processor.hold, settings.prefetch)
+        self._window = Window(calls.queue, guard.clock, self._processor.hold, prefetch)
         self._subscription = Subscription(
-            calls, self._window, self._processor, self._on_message, coalesce=settings.coalesce_acks, sleep=sleep
+            calls, self._window, self._processor, self._on_message, coalesce=coalesce_acks, sleep=sleep
         )
         self._tasks = DeliveryTasks()
-        self._on_the_spot = 0
+        self._in_callback = 0
         self._stopping = asyncio.Event()
         self._unsubscribe: Callable[[], None] | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -131,10 +110,10 @@ class QueueConsumer:
         """Consume until ``stop`` is called or this task is cancelled, then stop gracefully.
 
         Args:
-            signals: stop at SIGTERM and SIGINT too; only in a main thread.
+            signals: whether to stop at SIGTERM and SIGINT too; only in a main thread.
 
         Raises:
-            ConfigurationError: the pipeline or a plug-in is not fit; nothing was lost.
+            ConfigurationError: the pipeline or a plug-in does not fit; nothing was lost.
             Exception: the client's own, where the queue cannot be consumed, or a connection that does not come
                 back by itself was lost.
         """
@@ -145,7 +124,7 @@ class QueueConsumer:
     async def stop(self) -> None:
         """Take no new messages, let running handlers finish within the grace time, give the rest back.
 
-        However often it is called, or its caller cancelled, it happens once. A handler that calls it is not
+        It happens once, however often this is called or its caller is cancelled. A handler that calls it is not
         waited for.
         """
         self._tasks.leave_out(asyncio.current_task())
@@ -154,7 +133,7 @@ class QueueConsumer:
     async def __aenter__(self) -> Self:
         """Start consuming in the background."""
         if self._supervisor is not None:
-            raise ConfigurationError("a consumer runs once: make another")
+            raise ConfigurationError("a consumer runs once: make another one")
         self._unsubscribe = self._guard.on_change(
             partial(_wake, asyncio.get_running_loop(), self._processor.retrier)
         )
@@ -172,7 +151,7 @@ class QueueConsumer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop gracefully, and raise what stopped the consumer if something did."""
+        """Stop gracefully, and raise the error that stopped the consumer if there was one."""
         await self.stop()
         if self._window.failure is not None and error is None:
             raise self._window.failure
@@ -180,7 +159,7 @@ class QueueConsumer:
     def health(self) -> QueueHealth:
         """Return how the consumer is doing now."""
         return self._window.health(
-            in_flight=len(self._tasks) + self._on_the_spot,
+            in_flight=len(self._tasks) + self._in_callback,
             unsettled=self._processor.work.unsettled,
             blocked=self._calls.is_blocked(),
         )
@@ -188,48 +167,51 @@ class QueueConsumer:
     # Deliveries
 
     async def _on_message(self, native: Any) -> None:
-        """Process a delivery on the spot or in a task of ours."""
+        """Process a delivery at once, and go on in a task of ours where something is to be awaited.
+
+        A client may cancel its own task when a connection is lost, and with it a handler in the middle.
+        """
         calls, acks = self._calls, self._subscription.acks
+        # The broker delivers it again.
         if calls.ended(native):
-            return  # the broker delivers it again
+            return
         if acks is not None:
             acks.opened(calls.tag(native))
-        if calls.is_doubtful(native):
+        if calls.may_be_refused(native):
             self._tasks.run(self._ask_for_refusal())
         if self._stopping.is_set():
             return self._tasks.run(self._turn_away(native, acks))
-        context = copy_context()  # one for all of a delivery
+        # One context for both parts, so that what instrumentation sets in the first is there in the second.
+        context = copy_context()
         begun = context.run(self._begun, native, acks)
         if begun is not None:
             self._tasks.run(self._process(native, acks, begun), context)
 
     async def _ask_for_refusal(self) -> None:
-        """End the consumer where its queue may not be consumed."""
         if (refusal := await self._calls.refusal()) is not None:
             self._fail(refusal)
 
     async def _turn_away(self, native: Any, acks: Acks | None) -> None:
-        """Give back what came after the stop began, once nothing is consumed: it would come again at once."""
+        # Only once nothing is consumed any more: it would come again at once.
         await self._subscription.cancelled()
         await self._processor.turn_away(native, acks)
 
     def _begun(self, native: Any, acks: Acks | None) -> StartedDelivery | None:
-        """Begin a delivery on the spot; ``None`` where it is settled, or an error of ours ends the consumer."""
-        self._on_the_spot = 1
+        """Start a delivery; return ``None`` where it is settled, or an error of ours ends the consumer."""
+        self._in_callback = 1
         try:
             found = self._processor.begin(native, acks)
         except BaseException as error:
             self._fail(error)
             return None
         finally:
-            self._on_the_spot = 0
+            self._in_callback = 0
         if isinstance(found, StartedDelivery):
             return found
         self._settled(found)
         return None
 
     async def _process(self, native: Any, acks: Acks | None, begun: StartedDelivery) -> None:
-        """Process a delivery; what ends the consumer was told to it before the delivery was given back."""
         try:
             outcome = await self._processor.process(native, acks, begun)
         except asyncio.CancelledError:
@@ -240,20 +222,16 @@ class QueueConsumer:
             self._settled(outcome)
 
     def _settled(self, outcome: Outcome) -> None:
-        """Note what a delivery came to."""
         if self._window.settled(outcome):
             self._subscription.interrupt()
 
     def _look(self) -> None:
-        """See what follows from what is held now, or no longer."""
         self._subscription.look(len(self._tasks))
 
     async def _suspend(self, held: HeldDelivery) -> bool:
-        """Suspend the queue before a delivery is given back; tell whether it is to stay all the same."""
         return await self._subscription.suspend(held)
 
     async def _supervise(self) -> None:
-        """Keep consuming; what keeps it from that for good ends the consumer."""
         try:
             await self._subscription.run()
         except (asyncio.CancelledError, GeneratorExit):
@@ -264,7 +242,7 @@ class QueueConsumer:
     # The end
 
     def _fail(self, error: BaseException) -> None:
-        """Remember what ends the consumer, for ``run`` to raise, and begin to stop."""
+        """Remember the error that ends the consumer, for ``run`` to raise, and begin to stop."""
         self._window.fail(error)
         self._end()
 
@@ -274,19 +252,17 @@ class QueueConsumer:
         await self._subscription.cancelled()
 
     def _stop(self) -> None:
-        """Begin nothing more."""
         self._window.stop()
         self._stopping.set()
 
     def _end(self) -> asyncio.Task[None]:
-        """Begin to stop, once."""
+        """Begin to stop, once; return the task that does it."""
         self._stop()
         if self._ending is None:
             self._ending = asyncio.create_task(self._wind_up())
         return self._ending
 
     async def _wind_up(self) -> None:
-        """Stop consuming, see what runs to its end, and ack what was settled."""
         if self._unsubscribe is not None:
             self._unsubscribe()
         if self._supervisor is not None:
@@ -299,6 +275,7 @@ class QueueConsumer:
 
 
 def _wake(loop: asyncio.AbstractEventLoop, retrier: Retrier) -> None:
-    """Have a consumer try again what it holds, from any thread."""
-    with suppress(RuntimeError):  # its loop has ended meanwhile
+    """Have a consumer retry its deferred deliveries now; may be called from any thread."""
+    # The loop may have ended meanwhile.
+    with suppress(RuntimeError):
         loop.call_soon_threadsafe(retrier.wake)

@@ -1,7 +1,4 @@
-"""Carries the deliveries of a queue to their end inside an event loop: processed, held, acked or given back.
-
-Renews claims while handlers run long: one timer a consumer, and nothing at all for a short handler.
-"""
+"""Carries the deliveries of a queue to their end in an event loop: processed, held, acked or given back."""
 
 from __future__ import annotations
 
@@ -11,10 +8,10 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from mqauth.brokers.event_loop import Timer, call_later, was_cancelled
+from mqauth.brokers.event_loop import Sleep, Timer, call_later, was_cancelled
 from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.client import DeliveryClient
-from mqauth.brokers.queue.retrier import Retrier, Sleep
+from mqauth.brokers.queue.retrier import Retrier
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER, HeldDelivery, Hold, HoldCapacity, is_deferred
 from mqauth.delivery.queue_work import INTERRUPTED, QueueLeases, QueueWork
 from mqauth.delivery.slot import NO_LIMIT, Slot
@@ -28,13 +25,13 @@ _LOG: Final = logging.getLogger("mqauth.delivery")
 
 
 class StartedDelivery(NamedTuple):
-    """A delivery that a task is to go on with.
+    """A delivery whose first attempt was started, and that a task is to go on with.
 
     Args:
-        slot: its place in the window.
-        acks: of its channel, which know of it; without, it is acked by itself.
+        slot: its slot in the window.
+        acks: of its channel, with its tag noted as open; ``None`` where it is acked by itself.
         delivery: how far it has come.
-        first: what its first attempt came to, or waits for.
+        first: the outcome of its first attempt, or what that waits for.
     """
 
     slot: Slot
@@ -44,25 +41,26 @@ class StartedDelivery(NamedTuple):
 
 
 class Processor:
-    """Carries deliveries of one queue through the pipeline and settles them.
+    """Takes deliveries of one queue through the pipeline and settles them.
 
     Args:
         calls: the client's.
         guard: the pipeline.
-        handler: takes a ``Verified``; of either colour, though a synchronous one blocks the event loop.
+        handler: takes a ``Verified``; may be asynchronous. A synchronous one blocks the event loop.
         dead_letters: where rejected messages go.
         decode: makes ``Verified.value`` of the body, after verification.
         responder: publishes what ``Verified.reply`` is given.
-        hold: seconds after which a cause of all suspends the queue.
+        hold: seconds of a cause that concerns everyone after which the queue is suspended.
         consumer_timeout: seconds after which the broker closes a channel for a delivery that is not acked.
         delivery_limit: how often the broker may be given a message back; negative for any number.
         capacity: counts what is held.
-        at_once: how many of what is held are tried at a time; ``None`` for any number.
-        before_requeue: awaited before a delivery is given back for a cause of all; true where it is to stay
-            unacked, and to be tried until its cause is over. Without, nothing can be suspended.
+        at_once: how many of the held deliveries are tried at a time; ``None`` for any number.
+        before_requeue: awaited before a delivery is given back for a cause that concerns everyone; returns true
+        where
+            it is to stay unacked, and to be tried until its cause is over. Without it nothing can be suspended.
         changed: called when something begins or ceases to be held.
-        on_failure: awaited with what ends the consumer, before the delivery that met it is given back; without,
-            a delivery that meets an error of ours stays unacked.
+        on_failure: awaited with an error that ends the consumer, before its delivery is given back. Without it a
+            delivery that meets an error of ours stays unacked.
         sleep: waits so many seconds.
         timer: calls a function after so many seconds; claims are renewed by it.
     """
@@ -107,15 +105,14 @@ class Processor:
         self._leases = LeaseRenewal(guard, timer=timer)
 
     def begin(self, native: Any, acks: Acks | None) -> StartedDelivery | Outcome:
-        """Take a delivery as far as nothing is to be awaited.
+        """Take a new delivery as far as nothing is to be awaited.
 
         Args:
-            native: the delivery, of this moment.
-            acks: of its channel, which know of it; without them it is not settled here.
+            native: the delivery.
+            acks: of its channel, with its tag noted as open; without them it is not settled here.
 
         Returns:
-            What it came to, where it is settled; else what ``process`` goes on with, in a task: nothing else may
-            happen to the delivery.
+            Its outcome where it is settled; else what ``process`` is to be called with, in a task.
 
         Raises:
             ConfigurationError: the pipeline cannot settle messages; the delivery stays unacked.
@@ -130,16 +127,18 @@ class Processor:
     async def process(
         self, native: Any, acks: Acks | None = None, begun: StartedDelivery | None = None
     ) -> Outcome | None:
-        """Carry a delivery to its end and settle it, or give it back; ``None`` for one no longer ours.
+        """Carry a delivery to its end and settle it, or give it back; return ``None`` for one no longer ours.
+
+        A handler that runs is carried to its end even where its channel ends.
 
         Args:
             native: the delivery.
-            acks: of its channel, which know of it; without, it is acked by itself.
-            begun: what ``begin`` returned; a handler that runs is carried to its end even where its channel ends.
+            acks: of its channel, with its tag noted as open; without them it is acked by itself.
+            begun: what ``begin`` returned.
 
         Raises:
             ConfigurationError: the pipeline cannot settle messages.
-            BaseException: what a handler raised that is no ``Exception``. Its claim was released.
+            BaseException: what a handler raised that is no ``Exception``; its claim was released.
         """
         if begun is None and self._calls.ended(native):
             return None
@@ -155,7 +154,8 @@ class Processor:
         except BaseException as error:
             try:
                 await self._failed(begun, error)
-            except asyncio.CancelledError:  # the grace of a stop ended meanwhile, which cancels a task once
+            # The grace time of a stop ended meanwhile; that cancels a task once.
+            except asyncio.CancelledError:
                 await self._let_go(begun)
             raise
         finally:
@@ -163,31 +163,29 @@ class Processor:
             self.work.end(delivery)
 
     async def turn_away(self, native: Any, acks: Acks | None) -> None:
-        """Give back what came too late, unjudged."""
+        """Give back a delivery that came after a stop, unjudged."""
         await self._give_back(self._slot(native), acks)
 
     async def probe(self, delivery: Delivery) -> bool:
-        """Tell whether a deferred delivery that was given back would get further now; its handler is not run."""
+        """Return whether a delivery that was given back would get further now; its handler is not run."""
         try:
             return await arun(self.work.probe(delivery))
         except asyncio.CancelledError:
-            await arun(self.work.end_probe())  # its claim may be on the way to the store
+            # The claim of the probe may be on its way to the store.
+            await arun(self.work.end_probe())
             if was_cancelled():
                 raise
             return False
 
     def _slot(self, native: Any) -> Slot:
-        """Return the place of a delivery of this moment."""
         return Slot(native, self._calls, self._clock.monotonic(), self._limit)
 
     def _begun(self, native: Any, acks: Acks | None) -> StartedDelivery:
-        """Begin a delivery, with what is known of an earlier one."""
         slot = self._slot(native)
-        delivery = self.work.receive(self._calls.message(native), partial(passes, self._calls, slot))
+        delivery = self.work.receive(self._calls.message(native), partial(fence, self._calls, slot))
         return StartedDelivery(slot, acks, delivery, begin(self.work.attempt(delivery)))
 
     async def _to_its_end(self, begun: StartedDelivery) -> Outcome:
-        """Process, hold while deferred, then settle or give back."""
         slot, delivery, outcome = begun.slot, begun.delivery, begun.first
         if isinstance(outcome, Waiting):
             outcome = await self._attempt(delivery, outcome)
@@ -200,7 +198,7 @@ class Processor:
         return outcome
 
     async def _put_off(self, held: HeldDelivery) -> Outcome:
-        """Hold a deferred delivery for as long as it may be; returns its last outcome."""
+        """Hold a deferred delivery for as long as it may be; return its last outcome."""
         _LOG.warning("deferred on %s: %s", self._calls.queue, held.outcome.cause)
         try:
             outcome = await self.retrier.hold(held)
@@ -215,13 +213,12 @@ class Processor:
             self._changed()
 
     async def _stays(self, held: HeldDelivery) -> bool:
-        """Suspend the queue where a cause is everybody's; tell whether the delivery is to stay all the same."""
+        """Suspend the queue where a cause concerns everyone; return whether the delivery stays unacked."""
         if self._before_requeue is None or not self.hold.wants_suspension(held):
             return False
         return await self._before_requeue(held)
 
     async def _attempt(self, delivery: Delivery, begun: Waiting[Outcome] | None = None) -> Outcome:
-        """Take the delivery as far as the world allows."""
         try:
             if begun is not None:
                 return await resume(begun)
@@ -232,7 +229,7 @@ class Processor:
             return INTERRUPTED
 
     async def _failed(self, begun: StartedDelivery, error: BaseException) -> None:
-        """Give back a delivery whose task ends, once nothing is consumed any more: it would come again at once."""
+        # Given back only once nothing is consumed any more: it would come again at once.
         if not isinstance(error, asyncio.CancelledError):
             if self._on_failure is not None:
                 await self._on_failure(error)
@@ -241,7 +238,6 @@ class Processor:
         await self._let_go(begun)
 
     async def _settle(self, begun: StartedDelivery) -> None:
-        """Ack, now or soon, unless the handler did so itself."""
         native, acks, delivery = begun.slot.native, begun.acks, begun.delivery
         if acks is not None:
             self._noted(native, acks, delivery)
@@ -249,7 +245,7 @@ class Processor:
             self.work.lost((delivery,))
 
     def _noted(self, native: Any, acks: Acks, delivery: Delivery) -> None:
-        """Have a delivery acked soon, unless its handler did so itself."""
+        """Have a delivery acked soon, unless its handler settled it itself."""
         tag = self._calls.tag(native)
         if self._calls.is_settled(native):
             acks.gone(tag)
@@ -257,22 +253,62 @@ class Processor:
             acks.settle(tag, delivery)
 
     async def _let_go(self, begun: StartedDelivery) -> None:
-        """Give a delivery back unhandled: its claim released, its progress kept, requeued once."""
+        """Give a delivery back unhandled: its claim released, its progress kept."""
         if await arun(self.work.let_go(begun.delivery)):
             await self._give_back(begun.slot, begun.acks)
 
     async def _give_back(self, slot: Slot, acks: Acks | None) -> None:
-        """Requeue a delivery that is ours to return, unless the handler settled it itself."""
         native = slot.native
         if not self.work.returns(slot) or self._calls.is_settled(native) or not slot.is_ours:
             return
-        # Before the call: one that is cancelled while it is drained was sent, and a second closes the channel.
+        # Before the call: where that is cancelled while the socket is drained, the requeue was sent all the
+        # same, and a second one would close the channel.
         slot.given_back()
+        # The tag stays open until the requeue was sent: an ack of many could cover it meanwhile.
         if await self._calls.requeue(native) and acks is not None:
-            acks.gone(self._calls.tag(native))  # never before it was given back, or an ack would cover it
+            acks.gone(self._calls.tag(native))
 
 
-def passes(calls: DeliveryClient, slot: Slot, delivery: Delivery) -> Awaitable[None] | None:
+class LeaseRenewal:
+    """Renews the claims of handlers that run long; its one timer stops while nothing is in flight.
+
+    Args:
+        guard: the pipeline that made the claims.
+        timer: calls a function after so many seconds.
+    """
+
+    def __init__(self, guard: Pipeline, *, timer: Timer = call_later) -> None:
+        self._guard = guard
+        self._timer = timer
+        self._leases = QueueLeases(guard.lease)
+        self._ticking = False
+        self._renewing: asyncio.Task[None] | None = None
+        self.remove = self._leases.remove
+
+    def add(self, delivery: Delivery, since: float) -> None:
+        """Renew the claim of a delivery, made at ``since``, monotonic seconds, until ``remove``."""
+        self._leases.add(delivery, since)
+        if not self._ticking:
+            self._ticking = True
+            self._timer(self._leases.every, self._tick)
+
+    async def renew(self) -> None:
+        """Renew the claims that are due."""
+        for delivery in self._leases.due(self._guard.clock.monotonic()):
+            if not await arun(self._guard.renew(delivery)):
+                self._leases.lost(delivery)
+
+    def _tick(self) -> None:
+        self._ticking = bool(self._leases)
+        if not self._ticking:
+            return
+        self._timer(self._leases.every, self._tick)
+        # A renewal that hangs in the store is not joined by a second one.
+        if self._renewing is None or self._renewing.done():
+            self._renewing = asyncio.create_task(self.renew())
+
+
+def fence(calls: DeliveryClient, slot: Slot, delivery: Delivery) -> Awaitable[None] | None:
     """Let a delivery's next step pass, now or after a round trip on its channel: the ``fence`` of a ``Delivery``.
 
     Raises:
@@ -283,44 +319,4 @@ def passes(calls: DeliveryClient, slot: Slot, delivery: Delivery) -> Awaitable[N
 
 
 async def _prove(calls: DeliveryClient, slot: Slot, rejection: Rejection) -> None:
-    """Ask the broker whether the delivery was ours when it was rejected."""
     slot.answered(rejection, lives=await calls.lives(slot.native))
-
-
-class LeaseRenewal:
-    """Renews what is due; the timer stops when nothing is in flight.
-
-    Args:
-        guard: the pipeline that claimed.
-        timer: calls a function after so many seconds.
-    """
-
-    def __init__(self, guard: Pipeline, *, timer: Timer = call_later) -> None:
-        self._guard = guard
-        self._timer = timer
-        self._tended = QueueLeases(guard.lease)
-        self._ticking = False
-        self._renewing: asyncio.Task[None] | None = None
-        self.remove = self._tended.remove
-
-    def add(self, delivery: Delivery, since: float) -> None:
-        """Keep the claim of a delivery that was made at ``since``, monotonic seconds, until ``remove``."""
-        self._tended.add(delivery, since)
-        if not self._ticking:
-            self._ticking = True
-            self._timer(self._tended.every, self._tick)
-
-    async def renew(self) -> None:
-        """Renew the claims that are due."""
-        for delivery in self._tended.due(self._guard.clock.monotonic()):
-            if not await arun(self._guard.renew(delivery)):
-                self._tended.lost(delivery)
-
-    def _tick(self) -> None:
-        """Renew what is due, unless the last time is not over, and come again while anything is in flight."""
-        self._ticking = bool(self._tended)
-        if not self._ticking:
-            return
-        self._timer(self._tended.every, self._tick)
-        if self._renewing is None or self._renewing.done():
-            self._renewing = asyncio.create_task(self.renew())

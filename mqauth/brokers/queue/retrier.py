@@ -1,4 +1,4 @@
-"""Tries deferred deliveries again inside an event loop, with jittered back-off, for as long as ``Hold`` says."""
+"""Retries deferred deliveries in an event loop, with a jittered back-off, for as long as ``Hold`` allows."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any, Final
 
 import tenacity
 
+from mqauth.brokers.event_loop import Sleep, first_of
 from mqauth.delivery.hold import HeldDelivery, Hold, is_deferred
 from mqauth.judging.pipeline import Delivery, Outcome
 
 _WAIT: Final = 0.1
 _WAIT_MAX: Final = 5.0
-Sleep = Callable[[float], Awaitable[Any]]
 
 
 class Retrier:
-    """Tries what is held again.
+    """Retries the deliveries that are held.
 
     Args:
-        hold: what is held.
-        attempt: takes a delivery as far as the world allows.
+        hold: the held deliveries.
+        attempt: takes a delivery as far as it gets.
         at_once: how many are tried at a time; ``None`` for any number.
         sleep: waits so many seconds.
-        changed: called when something begins or ceases to wait, or does so for another cause.
+        changed: called when a delivery begins or ceases to wait, or waits for another cause.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Retrier:
         self._stopping = asyncio.Event()
 
     async def hold(self, held: HeldDelivery) -> Outcome:
-        """Try a delivery again for as long as it may be held; returns its last outcome."""
+        """Retry a delivery for as long as it may be held; return its last outcome."""
         retrying = tenacity.AsyncRetrying(
             sleep=partial(self._pause, held),
             wait=tenacity.wait_random_exponential(multiplier=_WAIT, max=_WAIT_MAX),
@@ -68,7 +68,6 @@ class Retrier:
             self._changed()
 
     async def _again(self, held: HeldDelivery) -> Outcome:
-        """Try a delivery once, in its turn."""
         async with self._turn:
             outcome = await self._attempt(held.delivery)
         self._hold.attempted(held, outcome)
@@ -77,42 +76,31 @@ class Retrier:
         return outcome
 
     def wake(self) -> None:
-        """Have what is deferred tried again now."""
+        """Try all deferred deliveries again now."""
         woken, self._woken = self._woken, asyncio.Event()
         woken.set()
 
     def suspend(self) -> None:
-        """Let what is not kept go back: its queue is suspended."""
+        """End the waiting of deliveries that go back when their queue is suspended."""
         self._hold.suspended = True
         self._suspended.set()
 
     def go_on(self) -> None:
-        """Hold as ever: the queue is consumed again."""
+        """Hold deliveries again: the queue is consumed again."""
         self._hold.suspended = False
         self._suspended.clear()
 
     def stop(self) -> None:
-        """End what waits."""
+        """End all waiting that a stop may end."""
         self._hold.stopping = True
         self._stopping.set()
 
-    async def doze(self, seconds: float) -> None:
+    async def sleep_until_woken(self, seconds: float) -> None:
         """Wait so many seconds, or until woken."""
-        await _first(self._sleep(seconds), self._woken.wait())
+        await first_of(self._sleep(seconds), self._woken.wait())
 
     async def _pause(self, held: HeldDelivery, seconds: float) -> None:
         """Wait so many seconds, or until woken or told to end."""
         told = [self._suspended.wait()] if self._hold.yields(held) else []
         told += [self._stopping.wait()] if self._hold.stops(held) else []
-        await _first(self._sleep(seconds), self._woken.wait(), *told)
-
-
-async def _first(*wanted: Awaitable[Any]) -> None:
-    """Wait for the first of these."""
-    waits = [asyncio.ensure_future(wait) for wait in wanted]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
+        await first_of(self._sleep(seconds), self._woken.wait(), *told)

@@ -1,4 +1,4 @@
-"""Keeps a queue consumed in an event loop: begins, waits for trouble, sees it through, and begins again."""
+"""Keeps a queue consumed in an event loop: consumes, waits until that ends or must end, and consumes anew."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Final
 
 import tenacity
 
+from mqauth.brokers.event_loop import Sleep
 from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.client import OpenChannel, QueueClient, Take
 from mqauth.brokers.queue.processor import Processor
-from mqauth.brokers.queue.retrier import Sleep
 from mqauth.delivery.hold import HeldDelivery
 from mqauth.delivery.window import PROBE_WAIT, PROBE_WAIT_MAX, Window
 
 _STARTED_WITHIN: Final = 1.0
-"""Seconds that a call has at a stop which begins to consume: a client may close the channel of a cancelled one."""
+"""Seconds that a stop gives a call that begins to consume: a client may close the channel of a cancelled call."""
 
 
 class Subscription:
@@ -23,10 +23,10 @@ class Subscription:
 
     Args:
         calls: the client's.
-        window: says what is wanted.
-        processor: has what is held, and tries it.
+        window: says what to ask for.
+        processor: has the held deliveries, and tries them.
         take: gets each delivery.
-        coalesce: ack many deliveries in one frame.
+        coalesce: whether to ack many deliveries in one frame.
         sleep: waits so many seconds.
 
     Attributes:
@@ -50,7 +50,7 @@ class Subscription:
         self._cancelling: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Keep consuming until nothing more is begun.
+        """Keep consuming until the consumer stops.
 
         Raises:
             Exception: the client's own, where the queue cannot be consumed.
@@ -61,21 +61,21 @@ class Subscription:
             await self._start()
             self.started.set()
             if self._window.stalled is None:
-                await self._trouble()
-            # where there is a tag yet, the queue is suspended, or consumed anew with another window
+                await self._until_interrupted()
+            # Where the broker still has our consumer, the queue is suspended or consumed anew with another window.
             await self.cancelled()
             if self._window.stalled is not None:
-                await self._until_answered(self._window.stalled)
+                await self._until_cause_is_over(self._window.stalled)
 
     def interrupt(self) -> None:
         """Consume anew, with the window as it is now."""
         self._interrupted.set()
 
     def look(self, busy: int) -> None:
-        """See what follows from what is held now, or no longer.
+        """Act on what has begun or ceased to be held.
 
         Args:
-            busy: deliveries under way, the held ones included.
+            busy: deliveries in work, the held ones included.
         """
         if self._window.passes_by(busy):
             self._interrupted.set()
@@ -83,7 +83,7 @@ class Subscription:
             self._answered.set()
 
     async def suspend(self, held: HeldDelivery) -> bool:
-        """Cancel the consumer before a delivery is given back; tell whether it is to stay all the same."""
+        """Cancel the consumer before a delivery is given back; return whether it is to stay unacked instead."""
         self._processor.retrier.suspend()
         stays = self._window.suspend(held)
         await self.cancelled()
@@ -91,13 +91,13 @@ class Subscription:
         return stays
 
     async def cancelled(self) -> None:
-        """Cancel the consumer at the broker, once, and return when nothing more comes."""
+        """Cancel the consumer at the broker, once, and return when no more deliveries come."""
         if self._cancelling is None or self._cancelling.done():
             self._cancelling = asyncio.create_task(self._cancel())
         await asyncio.shield(self._cancelling)
 
     async def end(self, running: asyncio.Task[None]) -> None:
-        """End the task that runs ``run``; a call with which it begins to consume has a moment to return."""
+        """End the task that runs ``run``, and give a call that begins to consume a moment to return."""
         self._interrupted.set()
         if self._window.outage.lasts:
             await asyncio.wait((running,), timeout=_STARTED_WITHIN)
@@ -105,30 +105,29 @@ class Subscription:
         await asyncio.gather(running, return_exceptions=True)
 
     async def finish(self) -> None:
-        """Ack what was settled, and be told of the channel no longer."""
+        """Ack what was settled, and watch the channel no longer."""
         if self.acks is not None:
             await self.acks.finish()
         self._calls.unwatch()
 
     async def _start(self) -> None:
-        """Consume; on a channel that was fine before and comes back by itself, tried again until it can be had."""
+        """Consume; where that was possible before and the channel comes back by itself, retry until it is."""
         if not self.started.is_set() or not self._calls.reopens:
             return await self._consume()
         retrying = tenacity.AsyncRetrying(
             sleep=self._sleep,
             wait=tenacity.wait_random_exponential(multiplier=PROBE_WAIT, max=PROBE_WAIT_MAX),
             stop=tenacity.stop_never,
-            retry=tenacity.retry_if_exception(self._calls.passes),
+            retry=tenacity.retry_if_exception(self._calls.is_temporary),
             before_sleep=self._failed_to_start,
         )
         await retrying(self._consume)
 
     def _failed_to_start(self, attempt: tenacity.RetryCallState) -> None:
-        """Note why it could not consume."""
         self._window.outage.failed(None if attempt.outcome is None else attempt.outcome.exception())
 
     async def _consume(self) -> None:
-        """Set the window and consume; a reconnect comes back here, so that the window is set first."""
+        # The window is set each time, since a channel that was opened anew has none.
         await self._calls.ready()
         self._interrupted.clear()
         opened = await self._calls.open(self._window.prefetch)
@@ -137,7 +136,7 @@ class Subscription:
         self._window.consumes(await self._calls.consume(opened.channel, self._take))
 
     def _acks_of(self, opened: OpenChannel) -> Acks | None:
-        """Return the acks of a channel: the same while it lives, whose tags go on counting."""
+        """Return the acks of a channel: the same ones while it lives, since its tags go on counting."""
         if not self._coalesce:
             return None
         if self.acks is None or self.acks.channel is not opened.channel:
@@ -145,32 +144,29 @@ class Subscription:
         self.acks.window = self._window.prefetch
         return self.acks
 
-    async def _trouble(self) -> None:
-        """Wait until consuming is interrupted; a window of 1 is opened again after a long calm."""
+    async def _until_interrupted(self) -> None:
+        """Wait until consuming is interrupted; a window of 1 is opened again after a long time without a loss."""
         try:
             await asyncio.wait_for(self._interrupted.wait(), self._window.calm())
         except TimeoutError:
             self._window.widen()
 
     def _on_close(self, why: str, channel_alone: bool) -> None:
-        """Note that the channel ended."""
         self._interrupted.set()
         if self.acks is not None:
             self.acks.close()
         self._window.lost(why, channel_alone=channel_alone)
 
     def _on_cancel(self, consumer: str) -> None:
-        """Start again after the broker itself cancelled the consumer."""
         if self._window.cancelled(consumer):
             self._interrupted.set()
 
     async def _cancel(self) -> None:
-        """Cancel the consumer at the broker, if it has one."""
         if (consumer := self._window.leave()) is not None:
             await self._calls.cancel(consumer)
 
-    async def _until_answered(self, held: HeldDelivery) -> None:
-        """Wait until a deferred delivery gets further, tried by itself or probed with ever more slowly."""
+    async def _until_cause_is_over(self, held: HeldDelivery) -> None:
+        """Wait until the delivery for which the queue is suspended gets further."""
         if not held.stays:
             await self._probed(held)
         while held.stays and not held.is_over:
@@ -182,7 +178,7 @@ class Subscription:
     async def _probed(self, held: HeldDelivery) -> None:
         """Probe with a delivery that was given back, ever more slowly, until it would get further."""
         retrying = tenacity.AsyncRetrying(
-            sleep=self._processor.retrier.doze,
+            sleep=self._processor.retrier.sleep_until_woken,
             wait=tenacity.wait_random_exponential(multiplier=self._window.probe_wait, max=PROBE_WAIT_MAX),
             stop=tenacity.stop_never,
             retry=tenacity.retry_if_result(lambda answered: answered is not True),

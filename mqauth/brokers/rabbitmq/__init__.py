@@ -1,7 +1,8 @@
-"""mqauth on RabbitMQ, for aio-pika: a producer, a consumer, dead letters; all take connected objects.
+"""RabbitMQ through aio-pika: wrap a connected exchange with ``Producer``, a queue with ``Consumer``.
 
-``Producer`` wraps an exchange, ``Consumer`` a queue. Code that has its own consumer takes ``guarded``, code
-that settles by itself takes ``judge``. ``declare_source`` makes the queue to consume from.
+``DeadLetters`` takes what is rejected, ``declare_source`` makes the queue to consume from. A program that has
+its own consumer takes ``guarded``; one that settles its deliveries itself takes ``judge``. Install the
+``rabbitmq`` extra.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from aio_pika.abc import AbstractIncomingMessage
 from aiormq.abc import DeliveredMessage
 
-from mqauth.brokers.queue.processor import Processor, passes
+from mqauth.brokers.queue.processor import Processor, fence
 from mqauth.brokers.rabbitmq.confirmed import AuditQueue, DeadLetters
 from mqauth.brokers.rabbitmq.consumer import Consumer
 from mqauth.brokers.rabbitmq.incoming import as_incoming
@@ -65,10 +66,10 @@ def guarded(
     For a message whose delivery mode is not 0, 1 or 2 aio-pika 10.2 raises before it calls anybody, and leaves it
     unacked. As the callback of aiormq's ``basic_consume`` this one gets such a message too, and dead-letters it.
 
-    The consumer stays yours, and cannot be suspended: whatever a message waits for, it stays unacked until a tenth
-    before ``consumer_timeout``, in a place of your prefetch, and then goes back, but for its last delivery. With
-    ``no_ack=True`` there is nothing to give back: what is deferred for longer is lost. What a handler raises that
-    is no ``Exception`` gives its message back; end your consumer then.
+    The consumer stays yours, and cannot be suspended: a deferred message stays unacked, in a place of your
+    prefetch, until a tenth before ``consumer_timeout``, and then goes back unless it is at its last delivery.
+    With ``no_ack=True`` there is nothing to give back: what is deferred for longer is lost. What a handler
+    raises that is no ``Exception`` gives its message back; end your consumer then.
 
     Args:
         guard: the pipeline.
@@ -109,11 +110,12 @@ def guarded(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """A judged delivery, for those who handle and settle it themselves.
+    """A judged delivery, for programs that handle and settle it themselves.
 
     Args:
         outcome: the verdict; ``outcome.verified`` is the message where it was accepted.
-        delivery: its progress.
+        delivery: how far it has come.
+        guard: the pipeline.
     """
 
     outcome: Outcome
@@ -121,17 +123,17 @@ class Judged:
     guard: Pipeline
 
     async def confirm(self) -> Outcome:
-        """Make the claim done after the message was handled; ack it unless the outcome is deferred."""
+        """Mark the message as handled in the replay store; ack it unless the outcome is deferred."""
         return await arun(self.guard.confirm(self.delivery))
 
     async def release(self) -> Outcome:
-        """Give the claim back, unhandled; then requeue the message."""
+        """Give the claim back because the message was not handled; then requeue it."""
         return await arun(self.guard.release(self.delivery))
 
     async def bury(self, dead_letters: DeadLetterSink) -> Outcome:
         """Audit and dead-letter a rejected message; ack it unless the outcome is deferred.
 
-        What another moment would decide otherwise waits for a round trip on its channel, as with ``Consumer``.
+        A rejection that depends on the moment waits for a round trip on its channel, as with ``Consumer``.
 
         Raises:
             StaleDelivery: its channel ended or did not answer, so that it comes again; nothing was recorded.
@@ -142,14 +144,14 @@ class Judged:
 async def judge(
     guard: Pipeline, incoming: AbstractIncomingMessage | DeliveredMessage, *, queue: str, scope: str | None = None
 ) -> Judged:
-    """Judge one delivery: the verdict, and an accepted message claimed; nothing is settled.
+    """Judge one delivery, and claim it in the replay store where it is accepted; nothing is settled.
 
     Args:
         guard: the pipeline.
         incoming: the delivery, or what aiormq's ``basic_get`` returns, of which aio-pika's ``queue.get`` cannot
             make a message in each case; settle ``delivery.message.native`` then.
         queue: where it was taken from.
-        scope: on whose behalf; by default the queue.
+        scope: on whose behalf it was taken; by default the queue.
 
     Raises:
         StaleDelivery: its channel ended: the broker delivers it again.
@@ -157,7 +159,7 @@ async def judge(
     incoming = as_incoming(incoming)
     calls = Deliveries(queue, scope)
     delivery = guard.receive(calls.message(incoming))
-    delivery.fence = partial(passes, calls, Slot(incoming, calls, guard.clock.monotonic()))
+    delivery.fence = partial(fence, calls, Slot(incoming, calls, guard.clock.monotonic()))
     delivery.fence(delivery)
     outcome = await arun(guard.judge(delivery))
     return Judged(outcome=outcome, delivery=delivery, guard=guard)

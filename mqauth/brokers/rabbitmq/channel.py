@@ -1,15 +1,13 @@
-"""What aio-pika's channels and connections do not say plainly.
+"""Channels and connections of aio-pika: their errors, their state, and channels that must be opened again.
 
-Robust channels: waited for until they are open, and opened again where aio-pika leaves them closed.
+After the broker has closed a channel, aio-pika 10.2 opens it again and declares what was declared on it. Where
+that fails, because a queue of ``get_queue`` or an exchange of ``get_exchange`` is missing, it tries no more: the
+channel stays closed after the queue is back, until the connection itself is lost. So ``reopen`` tries again.
 
-After a channel was closed aio-pika 10.2 opens it anew and declares what was declared on it. Where that fails,
-since a queue of ``get_queue`` or an exchange of ``get_exchange`` is missing, it tries no more: the channel stays
-closed after the queue is back, until the connection itself is lost.
-
-A connection that the broker has blocked by an alarm may be lost before it is unblocked. aiormq 7.2 wakes who
-waits for it only when the broker says that it is unblocked, and a lost one never hears of it: a publish hangs, and
-aio-pika, which waits with the channel's lock in hand, opens that channel no more. So they are woken when the
-connection is lost.
+A connection that the broker has blocked by an alarm may be lost before it is unblocked. aiormq 7.2 wakes those
+who wait for that only when the broker says that it is unblocked, and a lost one never hears of it: a publish
+hangs, and aio-pika, which waits while it holds the channel's lock, never opens that channel again. So ``watch``
+wakes them when the connection is lost.
 """
 
 from __future__ import annotations
@@ -30,18 +28,26 @@ from mqauth.brokers.event_loop import was_cancelled
 from mqauth.errors import MqauthError
 
 LOST: Final = (exceptions.AMQPError, exceptions.ChannelInvalidStateError, OSError)
-"""What aio-pika raises where a channel or connection is gone, or the broker says no."""
+"""Errors of aio-pika where a channel or connection is gone, or the broker says no."""
+RETRY: Final = 1.0
+"""Seconds between two attempts to open one channel."""
+SAY: Final = 30.0
+"""Seconds between two log lines about one channel."""
+_RESTORE: Final = 10.0
+_PATIENCE: Final = 1.0
+_POLL: Final = 0.02
+_UNBLOCKED: Final = "_Connection__connection_unblocked"
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
 
 
 class ClosedByOwnerError(MqauthError, exceptions.ChannelInvalidStateError):
-    """Channel or connection were closed by their owner: nothing will reopen them."""
+    """Channel or connection was closed by its owner: nothing will open it again."""
 
     code = "closed"
 
 
 def is_stale(incoming: AbstractIncomingMessage) -> bool:
-    """Tell whether a delivery is from before a reconnect: the broker delivers it again."""
+    """Return whether a delivery is from before a reconnect: the broker delivers it again."""
     try:
         return incoming.channel.is_closed
     except exceptions.ChannelInvalidStateError:
@@ -50,7 +56,7 @@ def is_stale(incoming: AbstractIncomingMessage) -> bool:
 
 @contextmanager
 def closing_is_an_error() -> Iterator[None]:
-    """Raise ``AMQPConnectionError`` for what aio-pika and aiormq 7.2 raise only because a connection ended.
+    """Raise ``AMQPConnectionError`` for what aio-pika and aiormq 7.2 raise when a connection ended.
 
     aiormq cancels what is awaited, or fails it with a bare ``Exception()`` where the connection ended between two
     frames; some states of a closed channel are a ``RuntimeError``. Every call of the client goes through here.
@@ -68,14 +74,14 @@ def closing_is_an_error() -> Iterator[None]:
 
 
 def lost_unanswered() -> exceptions.AMQPConnectionError:
-    """Return what is raised where aiormq cancels what is awaited."""
+    """Return the error for a connection that closed before an answer."""
     return exceptions.AMQPConnectionError("the connection closed before an answer")
 
 
 def is_blocked(channel: Any) -> bool:
-    """Tell whether the broker has blocked the connection of aiormq's channel, by an alarm: it answers nothing.
+    """Return whether the broker has blocked the connection of aiormq's channel by an alarm: it answers nothing.
 
-    aiormq says so only by its connection's ``ready``, which waits; one that is ready at once is not blocked.
+    aiormq tells so only by its connection's ``ready``, which waits; where that returns at once, it is not blocked.
     """
     waits = channel.connection.ready()
     try:
@@ -87,7 +93,7 @@ def is_blocked(channel: Any) -> bool:
     return True
 
 
-async def told(act: Callable[[], Awaitable[None]], what: str) -> bool:
+async def try_settle(act: Callable[[], Awaitable[None]], what: str) -> bool:
     """Ack or requeue; log and return ``False`` where the delivery's connection is gone.
 
     Args:
@@ -104,10 +110,10 @@ async def told(act: Callable[[], Awaitable[None]], what: str) -> bool:
 
 
 def is_untouched(native: object, method: str) -> bool:
-    """Tell whether a method is aio-pika's own, and not replaced by instrumentation that must see each call.
+    """Return whether a method is aio-pika's own, and not replaced by instrumentation that must see each call.
 
-    A proxy of wrapt's gives itself out for the function it wraps, in ``__class__`` and ``__module__``, and
-    ``functools.wraps`` copies ``__module__``; a function's own type and globals are its own.
+    A proxy of wrapt pretends to be the function that it wraps, in ``__class__`` and ``__module__``, and
+    ``functools.wraps`` copies ``__module__``. A function's own type and globals cannot be copied.
     """
     found = [one for kind in type(native).__mro__ if (one := kind.__dict__.get(method)) is not None]
     if not found or method in getattr(native, "__dict__", ()):
@@ -116,29 +122,19 @@ def is_untouched(native: object, method: str) -> bool:
 
 
 def share_connection(one: object, other: object) -> bool:
-    """Tell whether two channels are known to be of one connection."""
+    """Return whether two channels are known to be of one connection."""
     connection = getattr(one, "_connection", None)
     return connection is not None and connection is getattr(other, "_connection", None)
 
 
-RETRY: Final = 1.0
-"""Seconds between two attempts on one channel."""
-SAY: Final = 30.0
-"""Seconds between two lines in the log about one channel."""
-_RESTORE: Final = 10.0
-_PATIENCE: Final = 1.0
-_POLL: Final = 0.02
-
-
 @dataclass(slots=True)
 class _Tried:
-    """When a channel was last tried and told of, in seconds of the event loop."""
+    """When a channel was last tried and when that was last logged, in seconds of the event loop."""
 
     at: float = float("-inf")
     said: float = float("-inf")
 
     def say(self, now: float, why: object) -> None:
-        """Log why it is not open, unless that was said a moment ago."""
         if now - self.said >= SAY:
             self.said = now
             _LOG.error("a channel cannot be opened again, tried until it can: %s", why)
@@ -146,14 +142,13 @@ class _Tried:
 
 _TRIED: Final[WeakKeyDictionary[AbstractRobustChannel, _Tried]] = WeakKeyDictionary()
 _WATCHED: Final[WeakSet[Any]] = WeakSet()
-_UNBLOCKED: Final = "_Connection__connection_unblocked"
 
 
 async def ready(channel: AbstractChannel) -> None:
-    """Wait until a robust channel is open, again if need be; a plain one never reopens.
+    """Wait until a robust channel is open, and open it again if need be; a plain channel is never opened again.
 
-    ``ready()`` of aio-pika returns at once while a channel the broker has just closed is not yet reopened, and
-    never for one that its owner closed.
+    ``ready()`` of aio-pika returns at once while a channel that the broker has just closed is not open again yet,
+    and never for one that its owner closed.
 
     Raises:
         ClosedByOwnerError: channel or connection was closed by its owner.
@@ -166,7 +161,7 @@ async def ready(channel: AbstractChannel) -> None:
 
 
 def watch(channel: object) -> None:
-    """Have a channel's connection, once it is lost, wake who waits for the broker to unblock it."""
+    """Once a channel's connection is lost, wake those who wait for the broker to unblock it."""
     connection = _transport(channel)
     if connection is None or connection in _WATCHED:
         return
@@ -176,15 +171,14 @@ def watch(channel: object) -> None:
 
 
 def _wake(unblocked: asyncio.Event | None) -> None:
-    """Wake who waits for an event, where it is still there."""
     if unblocked is not None:
         unblocked.set()
 
 
 async def reopen(channel: object) -> None:
-    """Have aio-pika open a closed robust channel again, at most once a second; nothing for any other channel.
+    """Have aio-pika open a closed robust channel again, at most once a second; do nothing for any other channel.
 
-    One that its owner closed stays as it is, and one whose connection is down is aio-pika's own to open.
+    A channel that its owner closed stays closed, and one whose connection is down is opened by aio-pika itself.
 
     Raises:
         aio_pika.exceptions.AMQPError: it cannot be opened now; the text names what is missing.
@@ -196,7 +190,8 @@ async def reopen(channel: object) -> None:
     if now - tried.at < RETRY:
         return
     tried.at = now
-    if not _is_connected(channel):
+    connection = _transport(channel)
+    if connection is None or connection.is_closed:
         return tried.say(now, "its connection is down")
     try:
         async with asyncio.timeout(_RESTORE):
@@ -208,7 +203,7 @@ async def reopen(channel: object) -> None:
 
 
 async def _is_open(channel: AbstractRobustChannel) -> bool:
-    """Tell whether a robust channel is open, after waiting a little for it."""
+    """Return whether a robust channel is open, after waiting a little for it."""
     closed = asyncio.ensure_future(channel.closed())
     connection = getattr(channel, "_connection", None)
     if closed.done() or getattr(connection, "is_closed", False):
@@ -220,12 +215,6 @@ async def _is_open(channel: AbstractRobustChannel) -> bool:
     except TimeoutError:
         return False
     return not channel.is_closed
-
-
-def _is_connected(channel: object) -> bool:
-    """Tell whether the channel's connection is up."""
-    connection = _transport(channel)
-    return connection is not None and not connection.is_closed
 
 
 def _transport(channel: object) -> Any:

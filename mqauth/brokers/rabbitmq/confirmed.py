@@ -1,8 +1,6 @@
-"""RabbitMQ dead letters: published by us with confirms, since ``basic.reject`` carries no reason.
+"""Dead letters and audit records on RabbitMQ queues, each durable once the broker has confirmed it.
 
-Messages to one RabbitMQ queue of which the broker's confirm is waited for: dead letters, audit records.
-
-Audit records on a RabbitMQ queue: each published with confirms, and durable once the broker has acked it.
+Dead letters are published by us, since ``basic.reject`` cannot carry a reason.
 """
 
 from __future__ import annotations
@@ -19,9 +17,8 @@ from mqauth.audit.record import AuditRecord
 from mqauth.brokers.amqp.messages import new_message_id
 from mqauth.brokers.dead_letters import first_taken, in_time
 from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error, ready
-from mqauth.brokers.rabbitmq.frame import Measured, frame_limit
 from mqauth.brokers.rabbitmq.topology import declare_dead_letters
-from mqauth.brokers.rabbitmq.translate import carries, to_native
+from mqauth.brokers.rabbitmq.translate import Measured, carries, frame_limit, to_native
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.flow import arun
 from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize
@@ -30,78 +27,20 @@ from mqauth.wire.message import Message
 
 DEFAULT_MAX_BODY: Final = 16 * 1024 * 1024
 """RabbitMQ 4's default ``max_message_size``, bytes."""
+CONTENT_TYPE: Final = "application/json"
+RECORD_TYPE: Final = "mqauth-audit-1"
 _TOO_LARGE: Final = (exceptions.ChannelPreconditionFailed, ValueError, OverflowError)
-"""What the broker says of a body over its size, and aio-pika or ``Measured`` of what cannot be sent."""
-
-
-class DeadLetters:
-    """Publishes dead letters to one queue and waits for the broker's confirm.
-
-    Args:
-        channel: a connected aio-pika channel with publisher confirms, best on a connection of its own: under
-            a memory alarm RabbitMQ stops reading from connections that publish, acks included.
-        name: the dead-letter queue, reached by the default exchange.
-        timeout: seconds to wait for the connection and the confirm.
-        max_body: bytes of body the broker takes; more only where the rejected message itself was larger.
-        oversize_letters: a message that fits in no other form is dead-lettered by ``"reference"``
-            (coordinates, digest, sizes) or deferred, ``"stop"``.
-
-    Raises:
-        ConfigurationError: the channel has no publisher confirms, or a setting is unknown.
-    """
-
-    def __init__(
-        self,
-        channel: AbstractChannel,
-        name: str,
-        *,
-        timeout: float = 30,
-        max_body: int = DEFAULT_MAX_BODY,
-        oversize_letters: Oversize = "reference",
-    ) -> None:
-        check_oversize(oversize_letters)
-        self._queue = Confirmed(channel, name, timeout, Cause.DEAD_LETTER_UNAVAILABLE)
-        self.channel = channel
-        self.name = name
-        self._max_body = max_body
-        self._oversize = oversize_letters
-
-    async def declare(self) -> AbstractQueue:
-        """Declare the recommended dead-letter queue: quorum, no delivery limit, no TTL, refusing when full.
-
-        Raises:
-            aio_pika.exceptions.ChannelPreconditionFailed: it exists with other arguments.
-        """
-        return await declare_dead_letters(self.channel, self.name)
-
-    async def publish(self, letter: DeadLetter, /) -> None:
-        """Publish a letter in the first of its forms that fits, and return once the broker has confirmed it.
-
-        Raises:
-            Unavailable: ``dead_letter_unavailable``: unroutable, refused, timed out or not reachable.
-        """
-        limit = max(self._max_body, len(letter.message.body or b""))
-        async with self._queue.in_time():
-            await arun(
-                first_taken(
-                    letter, self._send, carries, lambda form: len(form.body or b"") <= limit, _TOO_LARGE,
-                    self._oversize,
-                )
-            )  # fmt: skip
-
-    async def _send(self, form: Message) -> None:
-        """Publish one form, under a message id of its own."""
-        await self._queue.publish(to_native(form, message_id=new_message_id()))
+"""Errors for a body that is over the broker's size, and of aio-pika or ``Measured`` for what cannot be sent."""
 
 
 class Confirmed:
-    """Publishes to one queue, which the default exchange reaches, and waits for the broker's confirm.
+    """Publishes to one queue through the default exchange, and waits for the broker's confirm.
 
     Args:
         channel: a connected aio-pika channel with publisher confirms.
         name: the queue.
         timeout: seconds to wait for the connection and the confirm.
-        cause: what it is called while there is no confirm.
+        cause: of the ``Unavailable`` that is raised while there is no confirm.
 
     Raises:
         ConfigurationError: the channel has no publisher confirms, or a setting is wrong.
@@ -111,14 +50,14 @@ class Confirmed:
         if not getattr(channel, "publisher_confirms", False):
             raise ConfigurationError("dead letters and audit records need a channel with publisher confirms")
         if timeout <= 0 or not name:
-            raise ConfigurationError("name is set, timeout above 0")
+            raise ConfigurationError("a queue must be named, and timeout must be above 0 seconds")
         self._channel = channel
         self._name = name
         self._timeout = timeout
         self._cause = cause
 
     def in_time(self) -> AbstractAsyncContextManager[None]:
-        """Bound what is published within, and name what keeps it from the broker.
+        """Limit the time of what is published inside, and turn errors of the broker into ``Unavailable``.
 
         Raises:
             Unavailable: timed out, refused or not reachable.
@@ -141,27 +80,16 @@ class Confirmed:
             raise Unavailable(self._cause, "the queue does not exist")
 
 
-CONTENT_TYPE = "application/json"
-RECORD_TYPE = "mqauth-audit-1"
+class _Sink:
+    """A queue that something is published to.
 
-
-class AuditQueue:
-    """An audit sink that publishes each record as one persistent JSON message and waits for the confirm.
-
-    Records stand there without ``prev`` and ``hash``: the chain is the file's. Only mqauth and auditors should
-    have rights on the queue.
-
-    Args:
-        channel: a connected aio-pika channel with publisher confirms, on a connection that consumes nothing.
-        name: the queue, reached by the default exchange.
-        timeout: seconds to wait for the connection and the confirm.
-
-    Raises:
-        ConfigurationError: the channel has no publisher confirms, or a setting is wrong.
+    Attributes:
+        channel: the aio-pika channel.
+        name: the queue's name.
     """
 
-    def __init__(self, channel: AbstractChannel, name: str, *, timeout: float = 30) -> None:
-        self._queue = Confirmed(channel, name, timeout, Cause.AUDIT_UNAVAILABLE)
+    def __init__(self, channel: AbstractChannel, name: str, timeout: float, cause: Cause) -> None:
+        self._queue = Confirmed(channel, name, timeout, cause)
         self.channel = channel
         self.name = name
 
@@ -172,6 +100,74 @@ class AuditQueue:
             aio_pika.exceptions.ChannelPreconditionFailed: it exists with other arguments.
         """
         return await declare_dead_letters(self.channel, self.name)
+
+
+class DeadLetters(_Sink):
+    """Publishes dead letters to one queue and waits for the broker's confirm.
+
+    Args:
+        channel: a connected aio-pika channel with publisher confirms, best on a connection of its own: under
+            a memory alarm RabbitMQ stops reading from connections that publish, acks included.
+        name: the dead-letter queue, reached through the default exchange.
+        timeout: seconds to wait for the connection and the confirm.
+        max_body: bytes of body the broker takes; more only where the rejected message itself was larger.
+        oversize_letters: a message that fits in no other form is dead-lettered by ``"reference"``
+            (coordinates, digest, sizes) or deferred, ``"stop"``.
+
+    Raises:
+        ConfigurationError: the channel has no publisher confirms, or a setting is unknown.
+    """
+
+    def __init__(
+        self,
+        channel: AbstractChannel,
+        name: str,
+        *,
+        timeout: float = 30,
+        max_body: int = DEFAULT_MAX_BODY,
+        oversize_letters: Oversize = "reference",
+    ) -> None:
+        check_oversize(oversize_letters)
+        super().__init__(channel, name, timeout, Cause.DEAD_LETTER_UNAVAILABLE)
+        self._max_body = max_body
+        self._oversize = oversize_letters
+
+    async def publish(self, letter: DeadLetter, /) -> None:
+        """Publish a letter in the first of its forms that fits, and return once the broker has confirmed it.
+
+        Raises:
+            Unavailable: ``dead_letter_unavailable``: unroutable, refused, timed out or not reachable.
+        """
+        limit = max(self._max_body, len(letter.message.body or b""))
+        async with self._queue.in_time():
+            await arun(
+                first_taken(
+                    letter, self._send, carries, lambda form: len(form.body or b"") <= limit, _TOO_LARGE,
+                    self._oversize,
+                )
+            )  # fmt: skip
+
+    async def _send(self, form: Message) -> None:
+        await self._queue.publish(to_native(form, message_id=new_message_id()))
+
+
+class AuditQueue(_Sink):
+    """An audit sink that publishes each record as one persistent JSON message and waits for the confirm.
+
+    The records have no ``prev`` and ``hash``: only the audit file is chained. Only mqauth and auditors should have
+    rights on the queue.
+
+    Args:
+        channel: a connected aio-pika channel with publisher confirms, on a connection that consumes nothing.
+        name: the queue, reached through the default exchange.
+        timeout: seconds to wait for the connection and the confirm.
+
+    Raises:
+        ConfigurationError: the channel has no publisher confirms, or a setting is wrong.
+    """
+
+    def __init__(self, channel: AbstractChannel, name: str, *, timeout: float = 30) -> None:
+        super().__init__(channel, name, timeout, Cause.AUDIT_UNAVAILABLE)
 
     async def write(self, record: AuditRecord, /) -> None:
         """Publish one record and return once the broker has confirmed it.
@@ -184,7 +180,8 @@ class AuditQueue:
             content_type=CONTENT_TYPE,
             type=RECORD_TYPE,
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-            message_id=new_message_id(),  # returns are matched by it: one of its own each time
+            # A new one each time, since aiormq matches returned messages by it.
+            message_id=new_message_id(),
         )
         async with self._queue.in_time():
             await self._queue.publish(message)

@@ -1,4 +1,4 @@
-"""The RabbitMQ consumer: wires an aio-pika queue to the delivery engine, and refuses what cannot work."""
+"""The RabbitMQ consumer: an aio-pika queue with the delivery engine, and a refusal of what cannot work."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from aio_pika.abc import AbstractQueue
 
-from mqauth.brokers.queue.consumer import QueueConsumer, Settings
-from mqauth.brokers.queue.retrier import Sleep
+from mqauth.brokers.event_loop import Sleep
+from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.brokers.rabbitmq.channel import share_connection
 from mqauth.brokers.rabbitmq.producer import Producer, as_responder
 from mqauth.brokers.rabbitmq.queue import Queue
@@ -27,24 +27,26 @@ _LOG: Final = logging.getLogger("mqauth.rabbitmq")
 
 
 class Consumer(QueueConsumer):
-    """Hands the verified messages of one queue to a handler, and dead-letters the rest.
+    """Gives the verified messages of one queue to a handler, and dead-letters the rest.
 
     Args:
         queue: a connected aio-pika queue, on a connection of its own; ``declare_source`` makes the
             recommended kind.
         guard: the pipeline.
-        handler: takes a ``Verified``; of either colour, though a synchronous one blocks the event loop.
+        handler: takes a ``Verified``; may be asynchronous. A synchronous one blocks the event loop.
         dead_letters: where rejected messages go, best on another connection.
-        prefetch: deliveries at once; their handlers run concurrently, so 1 keeps the order.
-        coalesce_acks: ack many deliveries in one frame, 5 ms late at most, where the channel is the consumer's
-            alone; without, each by itself as soon as it is settled.
+        prefetch: deliveries at once; their handlers run concurrently, so that 1 keeps the order.
+        coalesce_acks: whether to ack many deliveries in one frame, at most 5 ms late, where the channel is the
+            consumer's alone; without, each by itself as soon as it is settled.
         decode: makes ``Verified.value`` of the body, after verification; what it raises dead-letters the
             message as ``handler_failed``, at once.
         replies: signs what ``Verified.reply`` publishes, through the channel of ``dead_letters``; or a
             ``Producer`` on a default exchange.
         grace: seconds that running handlers may take at ``stop``.
-        hold: seconds, at least 1, of a cause of all after which the queue is suspended and what is held goes
-            back to the broker. What waits for a cause of its own, or of one issuer, is held in any case.
+        hold: seconds, at least 1, of a cause that concerns everyone after which the queue is suspended and the
+        held
+            deliveries go back to the broker. What waits for a cause of its own, or of one issuer, is held in any
+            case.
         consumer_timeout: seconds after which the broker closes a channel for a delivery that is not acked, as it
             is set there (``consumer_timeout``); what is held goes back a tenth before.
         delivery_limit: of the queue; by default as declared, else RabbitMQ's 20. Negative for none. A message at
@@ -75,31 +77,26 @@ class Consumer(QueueConsumer):
         max_held: int | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        settings = Settings(
-            prefetch=prefetch,
-            coalesce_acks=coalesce_acks,
-            grace=grace,
-            hold=hold,
-            consumer_timeout=consumer_timeout,
-            delivery_limit=_limit(queue, delivery_limit),
-            max_held=max_held,
-        )
-        _check(queue, guard, dead_letters)
-        responder = as_responder(replies, dead_letters)
         super().__init__(
-            Queue(queue), guard, handler, settings,
-            dead_letters=dead_letters, decode=decode, responder=responder, sleep=sleep,
+            Queue(queue), guard, handler,
+            dead_letters=dead_letters, prefetch=prefetch, coalesce_acks=coalesce_acks, grace=grace, hold=hold,
+            consumer_timeout=consumer_timeout, delivery_limit=_limit(queue, delivery_limit), max_held=max_held,
+            decode=decode, responder=as_responder(replies, dead_letters), sleep=sleep,
         )  # fmt: skip
+        _check(queue, guard, dead_letters)
 
 
-def _limit(queue: AbstractQueue, told: int | None) -> int:
-    """Return the delivery limit of a queue: as told, as declared here, or RabbitMQ's own; others have none."""
-    if told is not None:
-        return told
+def _is_classic(queue: AbstractQueue) -> bool:
+    """Return whether a queue is known to be no quorum queue; one that was got by its name is not known."""
     declared = getattr(queue, "arguments", None) or {}
-    if not getattr(queue, "passive", False) and declared.get("x-queue-type") != "quorum":
-        return NO_LIMIT
-    limit = declared.get("x-delivery-limit")
+    return not getattr(queue, "passive", False) and declared.get("x-queue-type") != "quorum"
+
+
+def _limit(queue: AbstractQueue, configured: int | None) -> int:
+    """Return the delivery limit of a queue: as configured, as declared here, or RabbitMQ's own."""
+    if configured is not None or _is_classic(queue):
+        return NO_LIMIT if configured is None else configured
+    limit = (getattr(queue, "arguments", None) or {}).get("x-delivery-limit")
     return limit if isinstance(limit, int) else DEFAULT_DELIVERY_LIMIT
 
 
@@ -108,11 +105,10 @@ def _check(queue: AbstractQueue, guard: Pipeline, dead_letters: DeadLetterSink) 
     if guard.audit is None:
         raise ConfigurationError("a consumer's pipeline needs audit=")
     if dead_letters.name == queue.name:
-        raise ConfigurationError("dead letters go to another queue than the one consumed")
-    declared = getattr(queue, "arguments", None) or {}
-    if declared.get("x-queue-type") == "stream":
+        raise ConfigurationError("dead letters must go to another queue than the one consumed")
+    if (getattr(queue, "arguments", None) or {}).get("x-queue-type") == "stream":
         raise stream_refused(queue.name)
     if share_connection(queue.channel, getattr(dead_letters, "channel", None)):
         _LOG.warning("%s: dead letters share its connection; under a memory alarm acks will stall", queue.name)
-    if not getattr(queue, "passive", False) and declared.get("x-queue-type") != "quorum":
+    if _is_classic(queue):
         _LOG.warning("%s is no quorum queue: one undecodable message would stop it for ever", queue.name)

@@ -1,4 +1,4 @@
-"""What aiormq delivers as an ``IncomingMessage``, whatever it holds, from an instrumented queue too."""
+"""Deliveries of aiormq as aio-pika's ``IncomingMessage``, whatever they hold, from an instrumented queue too."""
 
 from __future__ import annotations
 
@@ -16,24 +16,27 @@ from mqauth.brokers.rabbitmq.channel import is_untouched
 
 Take = Callable[[AbstractIncomingMessage], Awaitable[Any]]
 _MODES: Final = (None, 0, 1, 2)
-"""Delivery modes that aio-pika can hold; 0 is as good as none."""
+"""Delivery modes that aio-pika can hold; 0 counts as none."""
 
 
 class Delivered(IncomingMessage):
-    """A delivery as aio-pika gives it, made without a look for a lock at each of its attributes."""
+    """A delivery as aio-pika has it, made faster: aio-pika looks for a lock each time an attribute is set."""
 
     __slots__ = ()
     __setattr__ = object.__setattr__  # type: ignore[assignment]
 
 
 class Unreadable(Delivered):
-    """A delivery that aio-pika 10.2 cannot hold: its ``IncomingMessage`` raises in place of any callback.
+    """A delivery that aio-pika 10.2 cannot hold: its ``IncomingMessage`` raises, and no callback is called.
 
     AMQP has one octet for the delivery mode, and RabbitMQ takes any value; aio-pika's ``DeliveryMode`` has two.
     An expiration is text to AMQP, and a number to aio-pika.
 
     Args:
         message: as aiormq gives it.
+
+    Attributes:
+        fault: what aio-pika cannot hold.
     """
 
     __slots__ = ("fault",)
@@ -52,7 +55,6 @@ class Unreadable(Delivered):
 
 
 def _is_number(expiration: str | None) -> bool:
-    """Tell whether aio-pika can read an expiration."""
     try:
         decode_expiration(expiration)
     except ValueError:
@@ -61,22 +63,18 @@ def _is_number(expiration: str | None) -> bool:
 
 
 def delivered(message: DeliveredMessage) -> IncomingMessage:
-    """Return a delivery that is to be acked as aio-pika has it; never raises.
+    """Return what aiormq's ``basic_consume`` or ``basic_get`` gave as aio-pika has it; never raises.
 
-    Args:
-        message: as aiormq's ``basic_consume`` and ``basic_get`` give it.
-
-    Returns:
-        The delivery, an ``Unreadable`` where aio-pika cannot hold it.
+    An ``Unreadable`` stands for a delivery that aio-pika cannot hold.
     """
     try:
         return Delivered(message)
-    except Exception:  # the law of the edge: what was delivered has a message
+    except Exception:
         return Unreadable(message)
 
 
 def as_incoming(message: DeliveredMessage | AbstractIncomingMessage) -> AbstractIncomingMessage:
-    """Return a delivery as aio-pika has it, whether it was given by aio-pika or by aiormq."""
+    """Return a delivery as aio-pika has it, whether aio-pika or aiormq gave it."""
     return delivered(message) if isinstance(message, DeliveredMessage) else message
 
 
@@ -100,7 +98,6 @@ async def subscribed(queue: AbstractQueue, channel: AbstractChannel, take: Take)
 
 
 async def _taken(take: Take, message: DeliveredMessage) -> None:
-    """Hand over a delivery."""
     await take(delivered(message))
 
 
@@ -130,6 +127,5 @@ class _Reading:
         return await self._below.basic_consume(queue, partial(self._read, consumer_callback), **settings)
 
     async def _read(self, callback: Callable[..., Any], message: DeliveredMessage) -> None:
-        """Hand over a delivery by the callback that makes aio-pika's message, where it can."""
         found = delivered(message)
         await (self._take(found) if isinstance(found, Unreadable) else callback(message))

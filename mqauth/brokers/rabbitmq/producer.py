@@ -1,11 +1,4 @@
-"""The RabbitMQ producer: seals a copy of each message, alone or with others, and publishes it.
-
-Signed answers: what ``Verified.reply`` does on RabbitMQ.
-
-RabbitMQ appends a suffix to a reply-to of ``amq.rabbitmq.reply-to``. The token of the request binds it without
-the suffix, so whoever can republish a request can redirect its answer; the answer itself is bound to where it
-is sent: its destination is the default exchange and the whole reply-to, which its receiver sees as routing key.
-"""
+"""The RabbitMQ producer: seals a copy of each message, alone or with others, and publishes it; signed answers."""
 
 from __future__ import annotations
 
@@ -35,11 +28,14 @@ from mqauth.signer import Signer
 from mqauth.wire.batch_settings import DEFAULT_LINGER
 from mqauth.wire.message import Message
 
+DIRECT_REPLY: Final = "amq.rabbitmq.reply-to."
+OUT_OF_REACH: Final = (exceptions.AMQPConnectionError, exceptions.ChannelInvalidStateError, OSError, Unavailable)
+"""Errors of a publish where channel, connection or signing key are gone, and the broker has refused nothing."""
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
 
 
 class UnroutableError(MqauthError, exceptions.DeliveryError):
-    """The broker returned a mandatory message: no queue takes its routing key; nothing was kept."""
+    """The broker returned a mandatory message, since no queue takes its routing key; nothing was kept."""
 
     code = "unroutable"
 
@@ -78,10 +74,10 @@ class Producer:
         pace = Pace(batch, linger)
         self._sealing = SingleSealing(signer) if batch == 1 else Sealing(signer, pace)
         self._exchange = exchange
-        self._outlets = PublishPaths(exchange)
+        self._paths = PublishPaths(exchange)
         self._signer = signer
         self._serialize = value_serializer
-        self._under_way = OpenCalls(lambda: ClosedByOwnerError("the producer was closed"))
+        self._open_calls = OpenCalls(lambda: ClosedByOwnerError("the producer was closed"))
         self._channel = getattr(exchange, "channel", None)
         if not getattr(self._channel, "publisher_confirms", True):
             _LOG.warning("a producer's channel has no publisher confirms: lost messages go unnoticed")
@@ -99,7 +95,7 @@ class Producer:
 
         Args:
             message: an aio-pika message, or a value where there is a ``value_serializer``.
-            routing_key: with the exchange it is the destination the token binds.
+            routing_key: with the exchange it is the destination that the token binds.
             mandatory: have the broker return the message where no queue takes it.
             immediate: as in AMQP; RabbitMQ does not implement it.
             timeout: seconds for all of it, the wait for the connection included.
@@ -110,12 +106,12 @@ class Producer:
         Raises:
             MalformedMessage: the message cannot be sent, or would arrive as something else.
             UnroutableError: no queue takes it; also a ``DeliveryError`` of aio-pika.
-            aio_pika.exceptions.DeliveryError: the broker refused it, a full queue for example.
+            aio_pika.exceptions.DeliveryError: the broker refused it, because of a full queue for example.
             TimeoutError, aio_pika.exceptions.AMQPConnectionError: the outcome is unknown. It is never tried
                 again here: publish again yourself, which makes a new token, and expect duplicates.
             ClosedByOwnerError: the producer was closed.
         """
-        with self._under_way:
+        with self._open_calls:
             native = self._as_message(message)
             publishing = self._publish(native, routing_key, {"mandatory": mandatory, "immediate": immediate})
             if timeout is None:
@@ -125,9 +121,9 @@ class Producer:
 
     async def close(self) -> None:
         """Seal what waits, and return when every publish has its outcome; the exchange stays as it is."""
-        self._under_way.close()
+        self._open_calls.close()
         self._sealing.seal_now()
-        await self._under_way.over()
+        await self._open_calls.over()
 
     async def __aenter__(self) -> Self:
         return self
@@ -138,18 +134,17 @@ class Producer:
         await self.close()
 
     def seal(self, message: AbstractMessage, routing_key: str) -> aio_pika.Message:
-        """Return a copy of a message sealed by itself, for those who publish it, once, to this exchange.
+        """Return a copy of a message sealed by itself, to be published by the caller, once, to this exchange.
 
         Raises:
             MalformedMessage: the message cannot be sent, or would arrive as something else.
         """
         message_id = message.message_id or new_message_id()
-        wire = self._wire(message, routing_key, message_id)
-        way = self._outlets.through
-        return way.ready(way.take(message, message_id), self._signer.sign(wire))
+        wire, path = self._wire(message, routing_key, message_id), self._paths.through
+        found: aio_pika.Message = path.ready(path.take(message, message_id), self._signer.sign(wire))
+        return found
 
     def _as_message(self, message: Any) -> AbstractMessage:
-        """Return the message to publish, serialized where it is a value."""
         if type(message) is aio_pika.Message:
             return message
         if self._serialize is not None and not isinstance(message, AbstractMessage):
@@ -161,7 +156,7 @@ class Producer:
         return message
 
     def _wire(self, message: AbstractMessage, routing_key: str, message_id: str) -> Message:
-        """Return what will be on the wire; aiormq would add a message id after signing."""
+        # aiormq would add a message id after signing, so the message has one already.
         return to_message(message, exchange=self._exchange.name, routing_key=routing_key, message_id=message_id)
 
     async def _publish(
@@ -169,22 +164,23 @@ class Producer:
     ) -> PublishResultType | None:
         """Take the message as it is now, seal it, send it."""
         message_id = native.message_id or new_message_id()
-        wire, way = self._wire(native, routing_key, message_id), self._outlets.now()
-        send = partial(self._confirmed, way, way.take(native, message_id), routing_key, flags)
-        if not native.message_id:  # a fresh one is nobody else's
+        wire, path = self._wire(native, routing_key, message_id), self._paths.now()
+        send = partial(self._confirmed, path, path.take(native, message_id), routing_key, flags)
+        # No other message has an id that was just made.
+        if not native.message_id:
             return await self._sealing.publish(wire, send)
         async with one_at_a_time(self._exchange, message_id):
             return await self._sealing.publish(wire, send)
 
     async def _confirmed(
-        self, way: PublishPath, taken: Any, routing_key: str, flags: dict[str, bool], sealed: Message
+        self, path: PublishPath, taken: Any, routing_key: str, flags: dict[str, bool], sealed: Message
     ) -> PublishResultType | None:
-        """Publish and turn what aio-pika may hide into errors."""
-        ready = way.ready(taken, sealed)
+        """Publish, and raise what aio-pika may return: a message that came back."""
+        ready = path.ready(taken, sealed)
         try:
             await reopen(self._channel)
             with closing_is_an_error():
-                result = await way.send(ready, routing_key, **flags)
+                result = await path.send(ready, routing_key, **flags)
         except exceptions.PublishError:
             raise UnroutableError(self._exchange.name, routing_key) from None
         if isinstance(result, aiormq.abc.DeliveredMessage):
@@ -192,46 +188,39 @@ class Producer:
         return result  # type: ignore[no-any-return]
 
 
-DIRECT_REPLY: Final = "amq.rabbitmq.reply-to."
-OUT_OF_REACH: Final = (exceptions.AMQPConnectionError, exceptions.ChannelInvalidStateError, OSError, Unavailable)
-"""What publishing raises where channel, connection or signing key are gone, and the broker has refused nothing."""
-
-
 def as_responder(replies: Signer | Producer | None, dead_letters: DeadLetterSink) -> Responder | None:
-    """Return what publishes replies, ``None`` where there is no signer for them.
+    """Return what publishes answers, ``None`` where there is no signer for them.
 
     Raises:
         ConfigurationError: a signer is given, and no channel to publish through.
     """
     if replies is None:
         return None
-    if isinstance(replies, Producer):
-        return responder(replies)
-    if not isinstance(dead_letters, DeadLetters):
-        raise ConfigurationError("replies= takes a Producer where dead letters go by another sink")
-    return responder(Producer(dead_letters.channel.default_exchange, replies))
+    if not isinstance(replies, Producer):
+        if not isinstance(dead_letters, DeadLetters):
+            raise ConfigurationError("replies= must be a Producer where dead letters go by another sink")
+        replies = Producer(dead_letters.channel.default_exchange, replies)
+    return partial(_reply, replies)
 
 
-def responder(producer: Producer) -> Responder:
-    """Return what ``Verified.reply`` calls: it publishes a signed answer to the message's reply-to.
+async def _reply(producer: Producer, verified: Verified, body: bytes) -> PublishResultType | None:
+    """Publish a signed answer to the message's reply-to: what ``Verified.reply`` calls.
 
-    While its connection or its signing key cannot be reached the handler is put off. An answer that the broker
-    refuses, since no queue takes it or it is too large, fails the handler.
+    While the connection or the signing key cannot be reached the handler is deferred. An answer that the broker
+    refuses, because no queue takes it or it is too large, fails the handler.
 
-    Args:
-        producer: publishes through the default exchange.
+    RabbitMQ appends a suffix to a reply-to of ``amq.rabbitmq.reply-to``, and the request's token binds the
+    reply-to
+    without it: whoever can publish a request again can redirect its answer. The answer itself is bound to the
+    place that it is sent to.
     """
-
-    async def reply(verified: Verified, body: bytes) -> PublishResultType | None:
-        place = getattr(verified.native, "reply_to", None)
-        if not isinstance(place, str) or not place:
-            raise MalformedMessage("the message names no reply-to")
-        answer = aio_pika.Message(body, correlation_id=verified.properties.get("correlation-id"))
-        # RabbitMQ returns a mandatory direct reply although it delivers it (manual, Direct Reply-to).
-        mandatory = not place.startswith(DIRECT_REPLY)
-        try:
-            return await producer.publish(answer, place, mandatory=mandatory)
-        except OUT_OF_REACH as error:
-            raise RetryLater(f"the answer could not be sent: {type(error).__name__}") from error
-
-    return reply
+    place = getattr(verified.native, "reply_to", None)
+    if not isinstance(place, str) or not place:
+        raise MalformedMessage("the message cannot be answered: it has no reply-to")
+    answer = aio_pika.Message(body, correlation_id=verified.properties.get("correlation-id"))
+    # RabbitMQ returns a mandatory direct reply although it delivers it (manual, Direct Reply-to).
+    mandatory = not place.startswith(DIRECT_REPLY)
+    try:
+        return await producer.publish(answer, place, mandatory=mandatory)
+    except OUT_OF_REACH as error:
+        raise RetryLater(f"the answer could not be sent: {type(error).__name__}") from error

@@ -1,7 +1,4 @@
-"""What is asked of aio-pika and aiormq to consume a queue: a channel, its window, a consumer, its end.
-
-What is asked of aio-pika and aiormq for one delivery: to ack it, to give it back, whether its channel lives.
-"""
+"""The calls of aio-pika and aiormq for one queue: consume, cancel, ack, give back, and ask if a channel lives."""
 
 from __future__ import annotations
 
@@ -17,31 +14,26 @@ from aiormq.abc import AbstractChannel
 
 from mqauth.brokers.queue.channel import PART, RoundTrip, Send
 from mqauth.brokers.queue.client import OpenChannel, Take
-from mqauth.brokers.rabbitmq.channel import (
-    LOST,
-    ClosedByOwnerError,
-    closing_is_an_error,
-    is_blocked,
-    is_stale,
-    ready,
-    told,
-)
+from mqauth.brokers.rabbitmq import channel as channels
+from mqauth.brokers.rabbitmq.channel import LOST, ClosedByOwnerError, closing_is_an_error, try_settle
 from mqauth.brokers.rabbitmq.incoming import subscribed
 from mqauth.brokers.rabbitmq.topology import OFFSET, is_stream, stream_refused
 from mqauth.brokers.rabbitmq.translate import failures_of, from_native
 from mqauth.errors import ConfigurationError
 from mqauth.wire.message import Message
 
+_LOG: Final = logging.getLogger("mqauth.rabbitmq")
+
 
 class Deliveries:
-    """Makes the calls for the deliveries of one queue: the ``DeliveryClient`` of ``queue_client``.
+    """The calls for the deliveries of one queue (``DeliveryClient``).
 
     Args:
         queue: its name.
-        scope: on whose behalf; by default the queue.
+        scope: on whose behalf they are taken; by default the queue.
     """
 
-    ended = staticmethod(is_stale)
+    ended = staticmethod(channels.is_stale)
     returns = staticmethod(failures_of)
 
     def __init__(self, queue: str, scope: str | None = None) -> None:
@@ -49,7 +41,7 @@ class Deliveries:
         self._scope = scope
 
     def message(self, native: AbstractIncomingMessage, /) -> Message:
-        """Translate a delivery."""
+        """Return a delivery as a message."""
         return from_native(native, queue=self.queue, scope=self._scope)
 
     def tag(self, native: AbstractIncomingMessage, /) -> int:
@@ -65,63 +57,24 @@ class Deliveries:
         return len(native.body or b"")
 
     def is_settled(self, native: AbstractIncomingMessage, /) -> bool:
-        """Tell whether its handler settled it itself."""
+        """Return whether its handler settled it itself."""
         return native.processed
 
     async def ack(self, native: AbstractIncomingMessage, /) -> bool:
-        """Ack it alone; ``False`` where its channel is gone."""
-        return await told(native.ack, f"ack on {self.queue}")
+        """Ack it alone; return ``False`` where its channel is gone."""
+        return await try_settle(native.ack, f"ack on {self.queue}")
 
     async def requeue(self, native: AbstractIncomingMessage, /) -> bool:
-        """Give it back; ``False`` where its channel is gone."""
-        return await told(native.nack, f"requeue on {self.queue}")
+        """Give it back; return ``False`` where its channel is gone."""
+        return await try_settle(native.nack, f"requeue on {self.queue}")
 
     async def lives(self, native: AbstractIncomingMessage, /) -> bool:
-        """Tell whether its channel answers a question that is asked from now on; closed where it does not."""
+        """Return whether its channel answers a question that is asked from now on; closed where it does not."""
         return await round_trip(native.channel).lives()
 
 
-_ROUND_TRIPS: Final[WeakKeyDictionary[Any, RoundTrip]] = WeakKeyDictionary()
-
-
-def round_trip(channel: Any, *, part: float = PART) -> RoundTrip:
-    """Return the one that asks on a channel of aiormq's; ``part`` as in ``RoundTrip``, where it is a new one."""
-    found = _ROUND_TRIPS.get(channel)
-    if found is None:
-        known = ref(channel)
-        found = RoundTrip(lambda: _answers(known()), lambda: is_blocked(known()), part=part)
-        _ROUND_TRIPS[channel] = found
-    return found
-
-
-async def _answers(channel: Any) -> bool:
-    """Ask on a channel; ``False`` where it ended. aiormq closes a channel whose call is cancelled.
-
-    The question is ``channel.flow`` with ``active=true``, which a channel is anyway (AMQP 0-9-1, 1.5.2.3): it
-    needs no value of the consumer's, as ``basic.qos`` would.
-    """
-    try:
-        with closing_is_an_error():
-            await channel.flow(active=True)
-    except LOST:
-        return False
-    return True
-
-
-def sender(channel: AbstractChannel, queue: str) -> Send:
-    """Return what sends the acks of a channel of aiormq's; it returns ``False`` where the channel is gone."""
-
-    async def send(tag: int, multiple: bool) -> bool:
-        return await told(partial(channel.basic_ack, tag, multiple=multiple), f"ack on {queue}")
-
-    return send
-
-
-_LOG: Final = logging.getLogger("mqauth.rabbitmq")
-
-
 class Queue(Deliveries):
-    """Makes the calls for one queue: the ``QueueClient`` of ``queue_client``.
+    """The calls for one queue (``QueueClient``).
 
     Args:
         queue: aio-pika's.
@@ -135,20 +88,20 @@ class Queue(Deliveries):
         self._type_unknown = True
 
     def watch(self, closed: Callable[[str, bool], None], cancelled: Callable[[str], None]) -> None:
-        """Tell from now on why the channel ended, and whether it did alone; and which consumer was cancelled."""
+        """Report from now on why the channel ended, and whether it did alone; and which consumer was cancelled."""
         self._closed, self._cancelled = closed, cancelled
         self._native.channel.close_callbacks.add(self._on_close)
 
     def unwatch(self) -> None:
-        """Tell so no longer."""
+        """Report it no longer."""
         self._native.channel.close_callbacks.discard(self._on_close)
 
     async def ready(self) -> None:
         """Wait until the channel is open."""
-        await ready(self._native.channel)
+        await channels.ready(self._native.channel)
 
     async def open(self, prefetch: int) -> OpenChannel:
-        """Set the window of the channel; return aiormq's below it."""
+        """Set the window of the channel; return aiormq's channel."""
         with closing_is_an_error():
             await self._native.channel.set_qos(prefetch_count=prefetch)
             self._channel = channel = await self._native.channel.get_underlay_channel()
@@ -161,38 +114,73 @@ class Queue(Deliveries):
             return await subscribed(self._native, channel, take)
 
     async def cancel(self, consumer: str) -> None:
-        """Cancel a consumer, and return when nothing more of it comes."""
+        """Cancel a consumer, and return when no more of its deliveries come."""
         try:
             with closing_is_an_error():
                 await self._native.cancel(consumer)
         except LOST as error:
-            _LOG.warning("cancelling the consumer of %s: %s", self.queue, type(error).__name__)
+            _LOG.warning("cancelling the consumer of %s failed: %s", self.queue, type(error).__name__)
 
-    def passes(self, error: BaseException) -> bool:
-        """Tell whether what kept it from consuming may pass; not where the owner closed the channel."""
+    def is_temporary(self, error: BaseException) -> bool:
+        """Return whether an error that kept it from consuming may pass; not where the owner closed the channel."""
         return isinstance(error, LOST) and not isinstance(error, ClosedByOwnerError)
 
     def is_blocked(self) -> bool:
-        """Tell whether the broker has blocked the connection."""
-        return self._channel is not None and not self._channel.is_closed and is_blocked(self._channel)
+        """Return whether the broker has blocked the connection."""
+        return self._channel is not None and not self._channel.is_closed and channels.is_blocked(self._channel)
 
-    def is_doubtful(self, native: AbstractIncomingMessage, /) -> bool:
-        """Tell, once, whether a delivery has a stream's mark, which any publisher can write too."""
+    def may_be_refused(self, native: AbstractIncomingMessage, /) -> bool:
+        """Return, once, whether a delivery has a stream's header, which any publisher can write too."""
         if not self._type_unknown or OFFSET not in native.headers:
             return False
         self._type_unknown = False
         return True
 
     async def refusal(self) -> ConfigurationError | None:
-        """Ask the broker whether the queue is a stream; return what is said of one."""
+        """Ask the broker whether the queue is a stream; return the error for one, else ``None``."""
         if self._channel is None or not await is_stream(self._channel, self.queue):
             return None
         return stream_refused(self.queue)
 
     def _on_close(self, _channel: object, error: BaseException | None) -> None:
-        """Tell that the channel ended."""
         self._closed(type(error).__name__, isinstance(error, AMQPChannelError))
 
     def _on_cancel(self, frame: Any) -> None:
-        """Tell that the broker cancelled a consumer."""
         self._cancelled(frame.consumer_tag)
+
+
+_ROUND_TRIPS: Final[WeakKeyDictionary[Any, RoundTrip]] = WeakKeyDictionary()
+
+
+def round_trip(channel: Any, *, part: float = PART) -> RoundTrip:
+    """Return the round trips of aiormq's channel; ``part`` as in ``RoundTrip``, where they are new."""
+    found = _ROUND_TRIPS.get(channel)
+    if found is None:
+        # A strong reference would keep the key of the dictionary alive.
+        known = ref(channel)
+        found = RoundTrip(lambda: _answers(known()), lambda: channels.is_blocked(known()), part=part)
+        _ROUND_TRIPS[channel] = found
+    return found
+
+
+async def _answers(channel: Any) -> bool:
+    """Ask on a channel; return ``False`` where it ended. aiormq closes a channel whose call is cancelled.
+
+    The question is ``channel.flow`` with ``active=true``, which a channel is anyway (AMQP 0-9-1, 1.5.2.3). Unlike
+    ``basic.qos`` it needs no value of the consumer's.
+    """
+    try:
+        with closing_is_an_error():
+            await channel.flow(active=True)
+    except LOST:
+        return False
+    return True
+
+
+def sender(channel: AbstractChannel, queue: str) -> Send:
+    """Return what sends the acks of aiormq's channel, and returns ``False`` where the channel is gone."""
+
+    async def send(tag: int, multiple: bool) -> bool:
+        return await try_settle(partial(channel.basic_ack, tag, multiple=multiple), f"ack on {queue}")
+
+    return send

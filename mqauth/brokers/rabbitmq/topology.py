@@ -1,13 +1,8 @@
-"""The recommended queues: quorum, bounded redelivery, and the unparseable kept apart from the dead letters.
+"""The recommended queues, and streams, which are refused.
 
-One message that pamqp cannot decode kills the connection of whoever reads it, before any handler; with a
-delivery limit a quorum queue drops it, together with whatever else is in the prefetch window, to its
-dead-letter exchange. That must not be the dead-letter queue mqauth reads: it would kill the reader there.
-
-Streams, which no consumer here takes: RabbitMQ forgets a delivery of a stream that is given back.
-
-A stream has its type among its arguments, but a queue that was got by its name has none that we know of. RabbitMQ
-marks what it delivers from a stream with an offset. Any publisher can write that header, so the queue is asked.
+One message that pamqp cannot decode kills the connection of whoever reads it, before any handler. With a
+delivery limit a quorum queue moves it, and with it whatever else is in the prefetch window, to its dead-letter
+exchange. That must not lead to the dead-letter queue that mqauth reads: the message would kill the reader there.
 """
 
 from __future__ import annotations
@@ -22,8 +17,13 @@ from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error
 from mqauth.errors import ConfigurationError
 
 DEFAULT_DELIVERY_LIMIT: Final = 20
-"""RabbitMQ 4's own default; a lower one condemns healthy messages in ordinary network flaps."""
+"""RabbitMQ 4's own default; a lower one condemns healthy messages in ordinary network failures."""
 UNPARSEABLE: Final = ".unparseable"
+OFFSET: Final = "x-stream-offset"
+"""Header that RabbitMQ adds to what it delivers from a stream; any publisher can write it too."""
+_ARGUMENTS: Final = 10
+"""More than the number of arguments that a stream can have."""
+_OTHER: Final = re.compile(r"arg '([\w-]+)' .* current is the value '([^']*)' of type '(\w+)'")
 
 
 async def declare_source(
@@ -36,7 +36,7 @@ async def declare_source(
     Args:
         channel: connected.
         name: the queue; bind it yourself.
-        delivery_limit: deliveries after which RabbitMQ moves a message to the unparseable.
+        delivery_limit: deliveries after which RabbitMQ moves a message to the unparseable ones.
 
     Raises:
         aio_pika.exceptions.ChannelPreconditionFailed: it exists with other arguments.
@@ -56,7 +56,7 @@ async def declare_source(
 
 
 async def declare_dead_letters(channel: AbstractChannel, name: str) -> AbstractQueue:
-    """Declare a quorum queue that keeps what it has: no delivery limit, no TTL, refusing when full.
+    """Declare a quorum queue that keeps its messages: no delivery limit, no TTL, refusing when full.
 
     Raises:
         aio_pika.exceptions.ChannelPreconditionFailed: it exists with other arguments.
@@ -65,29 +65,24 @@ async def declare_dead_letters(channel: AbstractChannel, name: str) -> AbstractQ
 
 
 async def _declare(channel: AbstractChannel, name: str, arguments: dict[str, Any]) -> AbstractQueue:
-    """Declare a durable quorum queue; a reconnect does not declare it again."""
     found: dict[str, Any] = {"x-queue-type": "quorum"} | arguments
+    # A robust channel would declare it again after each reconnect, and stay closed where that fails.
     if isinstance(channel, AbstractRobustChannel):
         return await channel.declare_queue(name, durable=True, arguments=found, robust=False)
     return await channel.declare_queue(name, durable=True, arguments=found)
 
 
-OFFSET: Final = "x-stream-offset"
-_ARGUMENTS: Final = 10
-"""More than the arguments a stream can have."""
-_OTHER: Final = re.compile(r"arg '([\w-]+)' .* current is the value '([^']*)' of type '(\w+)'")
-
-
 def stream_refused(name: str) -> ConfigurationError:
-    """Return what is said of a queue that is a stream."""
+    """Return the error for a stream, since RabbitMQ forgets a delivery of a stream that is given back."""
     return ConfigurationError(f"{name} is a stream, which loses what is given back to it: consume a quorum queue")
 
 
 async def is_stream(channel: UnderlayChannel, name: str) -> bool:
-    """Tell whether a queue is known to be a stream; nothing is declared.
+    """Return whether a queue is known to be a stream; nothing is declared.
 
-    RabbitMQ compares the arguments of a declaration with those of a queue that exists, and says which differs. No
-    stream can be made with a priority, so that none comes into being where the queue is missing.
+    A queue that was got by its name has no arguments that we know. But RabbitMQ compares the arguments of a
+    declaration with those of the queue that exists, and says which one differs. No stream can be made with a
+    priority, so that none comes into being where the queue is missing.
 
     Args:
         channel: aiormq's, whose connection is used.
@@ -107,7 +102,7 @@ async def is_stream(channel: UnderlayChannel, name: str) -> bool:
 
 
 async def _refusal(channel: UnderlayChannel, name: str, arguments: dict[str, Any]) -> str:
-    """Return what the broker says to a declaration, on a channel of its own, and nothing where it agrees."""
+    """Return the broker's answer to a declaration, made on a channel of its own; empty where it agrees."""
     try:
         with closing_is_an_error():
             asking = await channel.connection.channel(publisher_confirms=False)

@@ -1,6 +1,10 @@
-"""aio-pika's messages to ``Message``, total, and back; what holds for every client is in ``amqp_messages``.
+"""aio-pika's messages as ``Message``, and back; ``brokers.amqp`` holds what is the same for every client.
 
-A message that pamqp cannot decode never reaches this module: see ``declare_source``.
+Reading never raises. A message that pamqp cannot decode never comes this far: see ``declare_source``.
+
+aiormq 7.2 sends a header frame of any size, and RabbitMQ closes the connection for one that is over the size on
+which both agreed (``frame_max``). So a message is measured when it is sealed, and again when aio-pika sends it,
+since instrumentation adds headers in between.
 """
 
 from __future__ import annotations
@@ -12,28 +16,104 @@ from typing import Any, Final
 
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage, AbstractMessage
+from pamqp import commands
 
 from mqauth.brokers.amqp import messages as amqp_messages
 from mqauth.brokers.amqp import values as amqp_values
 from mqauth.brokers.amqp.messages import SHORT_STRINGS, Number
-from mqauth.brokers.rabbitmq.frame import Measured
 from mqauth.brokers.rabbitmq.incoming import Unreadable
 from mqauth.errors import MalformedMessage
 from mqauth.wire.message import HeaderPair, HeaderValue, Message
+
+MAX_HEADER_FRAME: Final = 131_064
+"""Bytes of properties and headers in one frame: RabbitMQ's ``frame_max`` of 131,072 less the frame's own 8."""
+_REST: Final = 12
+"""Bytes of a header frame before its properties: class, weight and body size."""
+_OTHERS: Final = ("headers", "delivery_mode", "priority", "expiration", "timestamp")
+
+
+def unsendable(error: Exception) -> MalformedMessage:
+    """Return the error for a message that cannot be encoded; pamqp raises TypeError, struct.error and others."""
+    return MalformedMessage(f"aio-pika cannot send the message: {type(error).__name__}")
+
+
+def agreed(channel: object) -> int:
+    """Return the bytes that a header frame may have on aiormq's channel; at most 131,064, also where not known."""
+    found: int = getattr(channel, "max_content_size", 0)
+    return min(found, MAX_HEADER_FRAME) if found > 0 else MAX_HEADER_FRAME
+
+
+async def frame_limit(channel: Any) -> int:
+    """Return the bytes that a header frame may have on aio-pika's channel, once that is open."""
+    ask = getattr(channel, "get_underlay_channel", None)
+    return MAX_HEADER_FRAME if ask is None else agreed(await ask())
+
+
+def check_frame(raw: bytes, limit: int = MAX_HEADER_FRAME) -> None:
+    """Refuse a message for whose header frame RabbitMQ would close the connection.
+
+    Args:
+        raw: its properties, encoded.
+        limit: most bytes of the frame.
+
+    Raises:
+        MalformedMessage: it is over the limit.
+    """
+    size = len(raw) + _REST
+    if size > limit:
+        raise MalformedMessage(
+            f"properties and headers, token included, are {size} bytes: the broker takes {limit} bytes"
+        )
+
+
+class Measured(aio_pika.Message):
+    """A message that refuses to be sent where its header frame is over ``limit`` bytes."""
+
+    limit: int = MAX_HEADER_FRAME
+
+    @classmethod
+    def of(cls, native: AbstractMessage) -> Measured:
+        """Return a copy of a message."""
+        names = (*SHORT_STRINGS.values(), *_OTHERS)
+        return cls(native.body, **{name: getattr(native, name) for name in names})
+
+    def check(self) -> None:
+        """Refuse it now.
+
+        Raises:
+            MalformedMessage: its header frame is over the limit, or cannot be encoded.
+        """
+        _ = self.properties
+
+    @property
+    def properties(self) -> commands.Basic.Properties:
+        """The properties as aiormq takes them; aio-pika asks for them last of all.
+
+        Raises:
+            MalformedMessage: they are over the limit, or cannot be encoded.
+        """
+        try:
+            found: commands.Basic.Properties = super().properties
+            raw = found.marshal()
+        except Exception as error:
+            raise unsendable(error) from error
+        check_frame(raw, self.limit)
+        return found
+
 
 _MILLISECONDS: Final = 1000
 
 
 def from_native(incoming: AbstractIncomingMessage, *, queue: str, scope: str | None = None) -> Message:
-    """Return what aio-pika delivered as a ``Message``; never raises.
+    """Return a delivery as a ``Message``; never raises.
 
     Args:
         incoming: the delivery.
         queue: the queue it was taken from.
-        scope: on whose behalf; by default the queue.
+        scope: on whose behalf it was taken; by default the queue.
 
     Returns:
-        The message; ``malformed`` says why where something in it could not be represented.
+        The message; its ``malformed`` names the first thing that could not be represented.
     """
     try:
         return amqp_messages.delivered(
@@ -42,19 +122,19 @@ def from_native(incoming: AbstractIncomingMessage, *, queue: str, scope: str | N
             queue=queue, scope=scope or queue, native=incoming,
             faults=[incoming.fault] if isinstance(incoming, Unreadable) else [],
         )  # fmt: skip
-    except Exception as error:  # the law of the edge: whatever it is, it becomes one rejection
+    except Exception as error:
         return amqp_messages.unreadable(error, incoming, queue=queue, scope=scope or queue)
 
 
 def failures_of(incoming: AbstractIncomingMessage) -> int:
-    """Return how many deliveries of this message its queue counts against the delivery limit, as far as known."""
+    """Return how many deliveries of a message its queue counts against the delivery limit, as far as known."""
     return amqp_messages.failures(incoming.headers or {}, redelivered=bool(incoming.redelivered))
 
 
 def to_message(
     native: AbstractMessage, *, exchange: str, routing_key: str, message_id: str | None = None
 ) -> Message:
-    """Return the ``Message`` that consumers will get of an aio-pika message: what is on the wire.
+    """Return the ``Message`` that consumers will get of an aio-pika message.
 
     pamqp drops empty short strings, sends floats as 32 bits and times in whole seconds, and cuts keys over 128
     bytes.
@@ -63,7 +143,7 @@ def to_message(
         native: as it is to be published; not changed.
         exchange: empty for the default exchange.
         routing_key: at most 255 bytes.
-        message_id: what it will be published under where it has none of its own.
+        message_id: used where the message has no id of its own.
 
     Raises:
         MalformedMessage: a part cannot be sent, or would arrive as something else.
@@ -79,7 +159,7 @@ def to_native(message: Message, *, message_id: str) -> Measured:
 
     Args:
         message: one of the letter's forms.
-        message_id: fresh; aiormq matches returned messages by it.
+        message_id: a new one, since aiormq matches returned messages by it.
     """
     found = message.properties
     priority, timestamp = found.get("priority"), found.get("timestamp")
@@ -96,19 +176,19 @@ def to_native(message: Message, *, message_id: str) -> Measured:
 
 
 def headers_out(pairs: tuple[HeaderPair, ...]) -> dict[str, Any]:
-    """Return header pairs as the fresh dict aio-pika sends, nothing shared with anyone."""
+    """Return header pairs as a fresh dict that aio-pika can send."""
     return {
         name: value if type(value) is str else amqp_values.value_out(value, bytearray) for name, value in pairs
     }
 
 
 def carries(name: str, value: HeaderValue) -> bool:
-    """Tell whether aio-pika can send a header so that it arrives as the very same value."""
+    """Return whether aio-pika can send a header so that it arrives as exactly the same value."""
     return amqp_values.arrives(name, value, amqp_values.value_out(value, bytearray), scalar_on_wire)
 
 
 def scalar_on_wire(value: object) -> HeaderValue:
-    """Return a value that holds no others as its consumers will read it, after pamqp has sent it.
+    """Return a scalar as its consumers will read it, after pamqp has sent it.
 
     Raises:
         MalformedMessage: it cannot be sent, or would arrive as something else.
@@ -121,18 +201,18 @@ def scalar_on_wire(value: object) -> HeaderValue:
     if isinstance(value, time.struct_time):
         value = datetime(*value[:6], tzinfo=UTC)
     if isinstance(value, bytes | tuple):
-        raise MalformedMessage("aio-pika sends no bytes and no tuple: use bytearray and list")
+        raise MalformedMessage("aio-pika sends no bytes or tuple in a header: use bytearray or list")
     return amqp_values.plain_scalar(value)
 
 
 def _seconds(moment: object) -> int | None:
-    """Return a timestamp property as whole seconds; AMQP has none before 1970."""
+    # AMQP has no timestamp before 1970.
     seconds = int(moment.timestamp()) if isinstance(moment, datetime) else 0
     return seconds if seconds > 0 else None
 
 
 def _milliseconds(expiration: object) -> int | None:
-    """Return an expiration, which aio-pika gives in seconds, as AMQP has it."""
+    # aio-pika gives an expiration in seconds, AMQP has milliseconds.
     if isinstance(expiration, int | float) and math.isfinite(expiration):
         return round(expiration * _MILLISECONDS)
     return None

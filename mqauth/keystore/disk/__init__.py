@@ -1,1 +1,1 @@
-"""A producer's keys on disk: the folder, its document, and the rotation of the keys in it."""
+"""The keys of a producer on the disk: the folder, the states of its keys, and the key that signs now."""

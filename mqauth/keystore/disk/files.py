@@ -1,12 +1,12 @@
-"""Files as a keystore needs them: written whole or not at all, read bounded, and private where they must be."""
+"""Files of a keystore: written as a whole, read up to a limit, and private where they hold secrets."""
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -17,31 +17,35 @@ _OTHERS: Final = 0o077
 _TEMPORARY: Final = ".writing"
 _LOCK: Final = ".lock"
 Stamp = tuple[int, int, int, int, int]
-"""What changes with a file's content."""
+"""Numbers of a file that change whenever its content does."""
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder of mode 0700, and its parents, unless it is there.
+def reason(error: OSError) -> str:
+    """Return the system's words for an error, or Python's, or the name of its type."""
+    return error.strerror or str(error) or type(error).__name__
 
-    Raises:
-        ConfigurationError: it cannot be made, or something else has its name.
-    """
+
+@contextmanager
+def refused(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` that is raised within the block into a ``ConfigurationError`` that names the path."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        raise unusable(folder, error) from error
+        raise ConfigurationError(f"{path}: {reason(error)}") from error
 
 
-@contextlib.contextmanager
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder against every other process and thread that would change it.
-
-    Root gives the lock file to the folder's owner, also one that an earlier run of root left as its own.
+    """Hold the lock of a folder, against all other processes and threads that would change it.
 
     Raises:
         ConfigurationError: the lock file cannot be made or opened.
     """
-    descriptor = _open_lock(folder)
+    with refused(folder / _LOCK):
+        descriptor = open_private(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+        # An earlier run of root may have left a lock file that the folder's owner cannot open.
+        with closed_on_error(descriptor):
+            give_to_folder(descriptor, folder)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -50,50 +54,64 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, raw: bytes) -> None:
-    """Write a file of mode 0600 so that a crash leaves the old one or the new one; hold the folder's lock.
+    """Write a file of mode 0600 so that a crash leaves either the old file or the new one.
+
+    The caller holds the lock of the folder.
 
     Raises:
-        ConfigurationError: the disk refused.
+        ConfigurationError: the system refused.
     """
-    temporary = path.parent / _TEMPORARY
-    try:
-        temporary.unlink(missing_ok=True)  # a crash may have left one, with a key in it
-        _write_synced(temporary, raw)
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
+    temporary = path.with_name(_TEMPORARY)
+    with refused(path):
+        try:
+            # A crash may have left a temporary file, with a private key in it.
             temporary.unlink(missing_ok=True)
-        raise unusable(path, error) from error
+            with os.fdopen(open_private(temporary, os.O_WRONLY | os.O_EXCL | os.O_NOFOLLOW), "wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
 
-def read_bounded(path: Path, limit: int, *, private: bool = False) -> bytes:
-    """Return the bytes of a regular file.
+def read_bounded(path: Path, limit: int, *, private: bool = False, own: bool = False) -> bytes:
+    """Return the content of a regular file.
 
     Args:
         path: the file.
-        limit: most bytes it may have.
-        private: refuse a file that group or others may read or write.
+        limit: the most bytes it may have.
+        private: refuse a file that its group or others may read or write.
+        own: refuse a file of another user.
 
     Raises:
-        ConfigurationError: it cannot be read, is too large, or is not as private as it must be.
+        ConfigurationError: the file cannot be read, is too large, or is not as private as it must be.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hang us
+    with refused(path):
+        # Without O_NONBLOCK the open of a FIFO would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
-            _check_status(path, os.fstat(descriptor), private)
+            status = os.fstat(descriptor)
+            mode = stat.S_IMODE(status.st_mode)
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigurationError(f"{path}: not a regular file")
+            if private and mode & _OTHERS:
+                raise ConfigurationError(f"{path}: private, but open to others (mode {mode:04o}); chmod 600 it")
+            if own and status.st_uid != os.geteuid():
+                raise ConfigurationError(f"{path}: belongs to user {status.st_uid}, not to {os.geteuid()}")
             raw = file.read(limit + 1)
-    except OSError as error:
-        raise unusable(path, error) from error
     if len(raw) > limit:
         raise ConfigurationError(f"{path}: over {limit} bytes")
     return raw
 
 
 def stamp(path: Path) -> Stamp | None:
-    """Return what changes with a file's content, ``None`` where it cannot be seen.
+    """Return the stamp of a file, ``None`` where it cannot be read.
 
-    Take it before reading: a write during the read then shows as another stamp at the next look.
+    Take the stamp before the content: a write in between then shows as a new stamp at the next look.
     """
     try:
         found = os.stat(path)
@@ -103,52 +121,16 @@ def stamp(path: Path) -> Stamp | None:
 
 
 def is_missing(path: Path) -> bool:
-    """Tell whether nothing has a path's name; what we may not look at counts as there, for reading it says why."""
+    """Tell whether nothing exists under a path. A path that we may not look at counts as existing."""
     try:
         os.stat(path)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
     return False
 
 
-def unusable(path: Path, error: OSError) -> ConfigurationError:
-    """Return a refused file operation as one line."""
-    return ConfigurationError(f"{path}: {error.strerror or type(error).__name__}")
-
-
-def _open_lock(folder: Path) -> int:
-    """Return the descriptor of a folder's lock file, which belongs to the folder's owner."""
-    path = folder / _LOCK
-    try:
-        descriptor = open_private(path, os.O_RDWR | os.O_NOFOLLOW)
-        with closed_on_error(descriptor):
-            give_to_folder(descriptor, folder)
-    except OSError as error:
-        raise unusable(path, error) from error
-    return descriptor
-
-
-def _check_status(path: Path, status: os.stat_result, private: bool) -> None:
-    """Refuse what is no file, or open to others."""
-    if not stat.S_ISREG(status.st_mode):
-        raise ConfigurationError(f"{path}: no regular file")
-    mode = stat.S_IMODE(status.st_mode)
-    if private and mode & _OTHERS:
-        raise ConfigurationError(f"{path}: a private key open to others (mode {mode:04o}); chmod 600 it")
-
-
-def _write_synced(path: Path, raw: bytes) -> None:
-    """Write a new private file and wait for the disk."""
-    with os.fdopen(open_private(path, os.O_WRONLY | os.O_EXCL | os.O_NOFOLLOW), "wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _sync_folder(folder: Path) -> None:
-    """Make the folder's entries durable."""
+    # Only then is the new name of the file on the disk, too.
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

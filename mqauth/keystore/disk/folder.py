@@ -1,10 +1,12 @@
-"""A keystore folder: one PKCS#8 PEM a key, named by its kid, and ``keyset.json`` with every key's state.
+"""A keystore folder: a PEM file for each key, and ``keyset.json`` with the states of all keys.
 
-Every change is made under the folder's lock and written whole; readers take no lock.
+A PEM file (PKCS#8) has the kid of its key as its name. Every change is made under the folder's lock, and written
+as a whole; readers need no lock.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -21,16 +23,17 @@ from mqauth.wire.keys import Key, KeySet
 KEYSET: Final = "keyset.json"
 _MAX_KEYSET: Final = 4 * 1024 * 1024
 _MAX_PEM: Final = 64 * 1024
-Change = Callable[[KeyRing, int], KeyRing]
+_REPEAT: Final = 60.0
+_LOG: Final = logging.getLogger("mqauth.keystore")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keystore:
-    """A producer's keys in a folder.
+    """The keys of a producer in a folder.
 
     Args:
-        folder: made by the first ``create``.
-        passphrase: what the PEM files are encrypted with, ``None`` for not at all.
+        folder: the folder; the first ``create`` makes it.
+        passphrase: the passphrase of the PEM files, ``None`` where they are not encrypted.
         clock: gives the times of states.
     """
 
@@ -42,10 +45,10 @@ class Keystore:
         return f"Keystore({str(self.folder)!r})"
 
     def ring(self) -> KeyRing:
-        """Return the keys and their states as they stand on disk.
+        """Return the keys and their states as they are on the disk.
 
         Raises:
-            ConfigurationError: the folder is no keystore.
+            ConfigurationError: the folder is not a keystore.
         """
         path = self.folder / KEYSET
         if os.path.isdir(self.folder) and files.is_missing(path):
@@ -64,40 +67,46 @@ class Keystore:
 
         Args:
             algorithm: one of ``mqauth.wire.keys.ALGORITHMS``.
-            subjects: the producers it may speak for; by default those of the folder's newest key, so that a
+            subjects: the producers it may speak for. By default those of the newest key in the folder, so that a
                 rotation changes nothing for consumers.
-            publish_delay: seconds new keys stay pending, kept for later ones too. Of a lower one than before
-                consumers have to hear first, so this key waits for as long as they were told last.
+            publish_delay: seconds for which new keys stay pending, also those made later. If it is lower than
+                before, this key still waits for as long as consumers were told last.
             pending: do not let a first key sign at once.
 
         Raises:
-            ConfigurationError: a bad argument, another passphrase than the other keys', or the disk refused.
+            ConfigurationError: a bad argument, another passphrase than that of the other keys, or an error of
+                the disk.
         """
         names = None if subjects is None else _subjects(subjects)
         key = Key.generate(algorithm)
-        files.make_folder(self.folder)
+        with files.refused(self.folder):
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with files.locked(self.folder):
-            before = self._ring_or_empty()
+            before = KeyRing() if files.is_missing(self.folder / KEYSET) else self.ring()
             told = before.publish_delay if before.keys else 0
             if publish_delay is not None:
                 before = replace(before, publish_delay=publish_delay)
             if names is None and before.keys:
                 names = before.keys[-1].key.subjects
             after = ring.add(before, replace(key, subjects=names), self._now(), pending=pending, told=told)
-            self._check_passphrase(before)
+            # The user of the folder can name only one passphrase, so the active key must open with it, too.
+            if before.active is not None:
+                self.private_key(before.active)
+            # The key first: a keyset must not name a key that is not there.
             files.write_whole(self._pem(key.kid), key.to_pem(self.passphrase))
             files.write_whole(self.folder / KEYSET, ring.dump(after))
         return after.get(key.kid)
 
-    def change(self, change: Change) -> KeyRing:
-        """Replace the ring by what a pure function of ring and now makes of it, and return that.
+    def change(self, change: Callable[[KeyRing, int], KeyRing]) -> KeyRing:
+        """Replace the ring by the result of a pure function of the ring and the present time, and return it.
 
-        The PEM of a key that is gone from the ring is removed.
+        The PEM file of a key that is no longer in the ring is removed.
 
         Raises:
-            ConfigurationError: the folder is no keystore, or the function refuses.
+            ConfigurationError: the folder is not a keystore, or the function refuses.
         """
-        self.ring()  # before the lock file is made in what may be no keystore
+        # Read once before the lock, which would leave its file in a folder that is not a keystore.
+        self.ring()
         with files.locked(self.folder):
             before = self.ring()
             after = change(before, self._now())
@@ -111,7 +120,7 @@ class Keystore:
         """Return the active key with its private half.
 
         Raises:
-            ConfigurationError: no key is active, or its PEM is missing, open to others, or another key's.
+            ConfigurationError: no key is active, or ``private_key`` refuses it.
         """
         keys = self.ring()
         if keys.active is None:
@@ -119,69 +128,84 @@ class Keystore:
         return self.private_key(keys.active)
 
     def private_key(self, found: RingKey) -> Key:
-        """Return the private key of an entry, and make sure that it is the one it is listed as.
+        """Return the private key of an entry of the ring.
 
         Raises:
-            ConfigurationError: its PEM is missing, open to others, or another key's.
+            ConfigurationError: its PEM file is missing, is open to others, or holds another key.
         """
         path = self._pem(found.kid)
         key = read_pem(path, self.passphrase, found.key.algorithm)
         if key.kid != found.kid:
-            raise ConfigurationError(f"{path}: holds another key than its name says")
+            raise ConfigurationError(f"{path}: holds another key than its name says, {key.kid}")
         return replace(key, subjects=found.key.subjects)
 
     def stamp(self) -> files.Stamp | None:
-        """Return what changes with the folder's keys and their states, at the cost of one ``stat``."""
+        """Return the stamp of the folder's keys and states, at the cost of one ``stat``."""
         return files.stamp(self.folder / KEYSET)
 
     def no_active_key(self, keys: KeyRing) -> str:
-        """Say that no key is active, and what to do."""
-        return f"{self.folder}: no active key: {_advice(keys, self._now())}"
+        """Return the message that no key is active, with the command that helps."""
+        waits = [key.ready - self._now() for key in keys.keys if key.state is ring.State.PENDING]
+        advice = "rotate" if waits else "new"
+        soon = f" in {min(waits)} s" if waits and min(waits) > 0 else ""
+        return f"{self.folder}: no active key: run mqauth keys {advice}{soon}"
 
     def public_keys(self) -> KeySet:
-        """Return the public side, every key with its subjects and its end.
+        """Return the public halves of all keys, with their subjects and ends.
 
         Raises:
-            ConfigurationError: the folder is no keystore.
+            ConfigurationError: the folder is not a keystore.
         """
         return KeySet(key.published for key in self.ring().keys)
 
-    def _check_passphrase(self, keys: KeyRing) -> None:
-        """Refuse a second passphrase in one folder: its user can name only one."""
-        if keys.active is not None:
-            self.private_key(keys.active)
-
-    def _ring_or_empty(self) -> KeyRing:
-        """Return the ring, an empty one where the folder is new."""
-        return KeyRing() if files.is_missing(self.folder / KEYSET) else self.ring()
-
     def _pem(self, kid: str) -> Path:
-        """Return where a key's PEM is; a kid is a thumbprint, so it has no slash."""
         return self.folder / f"{kid}.pem"
 
     def _now(self) -> int:
-        """Return UTC seconds."""
         return int(self.clock.now())
 
 
+class RepeatedLog:
+    """Logs what keeps a keystore from being used; the same text at most once a minute.
+
+    Args:
+        clock: counts the seconds.
+        level: the level of the log records.
+    """
+
+    def __init__(self, clock: Clock, level: int) -> None:
+        self.text = ""
+        self._at = 0.0
+        self._clock = clock
+        self._level = level
+
+    def log(self, text: str) -> None:
+        """Log a text, unless the last one was the same, less than a minute ago."""
+        now = self._clock.monotonic()
+        if text != self.text or now - self._at >= _REPEAT:
+            self.text, self._at = text, now
+            _LOG.log(self._level, "%s", text)
+
+
 def signing_key(path: Path, *, passphrase: bytes | None = None) -> Key:
-    """Return the key that signs: a keystore folder's active one, or that of a single PEM file.
+    """Return the active key of a keystore folder, or the key of a single PEM file.
 
     Raises:
         ConfigurationError: there is none, or it may not be used.
     """
-    if os.path.isdir(path):  # unlike is_dir, False where we may not look
+    # Path.is_dir raises for a path that we may not look at; reading such a path gives the better error.
+    if os.path.isdir(path):
         return Keystore(folder=path, passphrase=passphrase).signing_key()
     return read_pem(path, passphrase)
 
 
 def public_keys(path: Path, *, passphrase: bytes | None = None) -> KeySet:
-    """Return the public side of a keystore folder, or of a single PEM file.
+    """Return the public keys of a keystore folder, or of a single PEM file.
 
     Raises:
-        ConfigurationError: neither, or the PEM may not be used.
+        ConfigurationError: the path is neither, or the PEM file may not be used.
     """
-    if os.path.isdir(path):  # unlike is_dir, False where we may not look
+    if os.path.isdir(path):
         return Keystore(folder=path, passphrase=passphrase).public_keys()
     return KeySet([read_pem(path, passphrase)])
 
@@ -190,23 +214,15 @@ def read_pem(path: Path, passphrase: bytes | None = None, algorithm: str | None 
     """Return the private key of a PEM file that only its owner can read.
 
     Raises:
-        ConfigurationError: the file is missing, open to others, no such key, or wants another passphrase.
+        ConfigurationError: the file is missing, is open to others, holds no such key, or needs another
+            passphrase.
     """
     raw = files.read_bounded(path, _MAX_PEM, private=True)
     return Key.from_pem(raw, passphrase=passphrase, algorithm=algorithm, name=str(path))
 
 
 def _subjects(subjects: Iterable[str]) -> frozenset[str]:
-    """Return subjects, each a name."""
     names = frozenset(subjects)
     if not names or not all(is_name(name) for name in names):
-        raise ConfigurationError("a subject is text of 1 to 256 characters")
+        raise ConfigurationError("a subject is text of 1 to 256 characters, and at least one is needed")
     return names
-
-
-def _advice(keys: KeyRing, now: int) -> str:
-    """Return what to do where no key is active."""
-    waits = [key.ready - now for key in keys.keys if key.state is ring.State.PENDING]
-    if not waits:
-        return "run mqauth keys new"
-    return "run mqauth keys rotate" + (f" in {min(waits)} s" if min(waits) > 0 else "")

@@ -1,7 +1,10 @@
-"""The life of a producer's keys, as pure functions from a ring and a moment to the next ring.
+"""The keys of one producer and their states, as pure functions from a ring and a moment to the next ring.
 
-``pending`` (published, not yet signing) -> ``active`` (one) -> ``retired`` (still verifies what it signed)
--> gone; ``revoked`` at any time. Publish, then use: a key signs only once consumers can have it.
+A key is ``pending`` (published, but not signing yet), then ``active`` (one key signs), then ``retired`` (what it
+signed is still accepted), and then gone. It may be ``revoked`` at any time. A key is published before it signs,
+so that consumers have it when its first message arrives.
+
+``dump`` and ``load`` convert a ring to the text of ``keyset.json`` and back.
 """
 
 from __future__ import annotations
@@ -21,18 +24,27 @@ DEFAULT_PUBLISH_DELAY: Final = 600
 MAX_PUBLISH_DELAY: Final = 30 * 86_400
 DEFAULT_RETAIN: Final = 7 * 86_400
 PICKUP: Final = 300
-"""Seconds for which a retired key's tokens are still accepted as new ones: until running producers have noticed
-(at most 60), their messages have reached the broker (which counts with ``at="append"``), and for clocks that
-differ. A key that is feared for is revoked, not retired."""
+"""Seconds for which consumers accept new tokens of a key after its retirement. Within that time running producers
+notice the retirement (60 s at most), and their messages reach the broker, which counts with ``at="append"``; the
+rest
+is for clocks that differ. A key that may be stolen is revoked instead."""
+VERSION: Final = 1
+_DEPTH: Final = 6
+_RING: Final = frozenset(("version", "publish_delay", "retain", "keys"))
+_TIMES: Final = ("created", "ready", "activated", "retired", "revoked")
+_KEY: Final = frozenset(("kid", "algorithm", "state", "subjects", *_TIMES, "revocation", "public"))
 
 
 class State(StrEnum):
-    """Where a key is in its life; the strings stand in ``keyset.json``."""
+    """The state of a key; the strings stand in ``keyset.json``."""
 
     PENDING = "pending"
     ACTIVE = "active"
     RETIRED = "retired"
     REVOKED = "revoked"
+
+
+_REACHED: Final = {State.ACTIVE: "activated", State.RETIRED: "retired", State.REVOKED: "revoked"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +53,11 @@ class RingKey:
 
     Args:
         key: its public half, with algorithm and subjects.
-        state: where it is in its life.
+        state: its state.
         created: when it was made.
-        ready: from when it may sign.
-        activated, retired, revoked: when it came into that state, if it did.
-        revocation: from which moment it is revoked, and why.
+        ready: from when on it may sign.
+        activated, retired, revoked: when it came into that state, ``None`` where it did not.
+        revocation: the moment from which it is revoked, and the reason.
     """
 
     key: Key
@@ -64,19 +76,19 @@ class RingKey:
 
     @property
     def published(self) -> Key:
-        """The key as consumers see it, with its end."""
+        """The key as consumers get it, with its end and its revocation."""
         expires = None if self.retired is None else self.retired + PICKUP
         return replace(self.key.public_only, expires=expires, revocation=self.revocation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRing:
-    """All keys of one producer, in the order they were made.
+    """All keys of one producer, in the order in which they were made.
 
     Args:
-        keys: none of them twice, at most one active.
-        publish_delay: seconds a new key stays pending.
-        retain: seconds a retired key stays published.
+        keys: the keys; no kid stands twice, and at most one key is active.
+        publish_delay: seconds for which a new key stays pending.
+        retain: seconds for which a retired key stays published after its end.
 
     Raises:
         ConfigurationError: a kid stands twice, two keys are active, or a delay is out of bounds.
@@ -100,53 +112,55 @@ class KeyRing:
         return next((key for key in self.keys if key.state is State.ACTIVE), None)
 
     def get(self, kid: str) -> RingKey:
-        """Return the key of this kid.
+        """Return the key with a kid.
 
         Raises:
             ConfigurationError: there is none.
         """
-        found = next((key for key in self.keys if key.kid == kid), None)
-        if found is None:
-            raise ConfigurationError(f"no key has the kid {kid!r}")
-        return found
+        for key in self.keys:
+            if key.kid == kid:
+                return key
+        raise ConfigurationError(f"no key has the kid {kid!r}")
 
 
 def add(ring: KeyRing, key: Key, now: int, *, pending: bool = False, told: int = 0) -> KeyRing:
-    """Return the ring with a new key: the first is active at once unless ``pending``, later ones wait.
+    """Return the ring with a new key. The first key is active at once, unless ``pending``; later keys wait.
 
     Args:
-        ring: with the publish delay from now on.
-        key: the new one.
+        ring: the ring, with the publish delay that applies from now on.
+        key: the new key.
         now: UTC seconds.
-        pending: let a first key wait, too.
-        told: the publish delay consumers know of, seconds; a lower one they have to hear of first.
+        pending: make a first key wait, too.
+        told: the publish delay that consumers have been told, in seconds. They call a new kid unknown for so
+            long, so that a lower delay has to wait until they can know it.
     """
-    if ring.keys or pending:
-        ready = max(now + max(ring.publish_delay, told), *(key.ready for key in ring.keys), 0)
-        new = RingKey(key=key.public_only, state=State.PENDING, created=now, ready=ready)
-    else:
-        new = RingKey(key=key.public_only, state=State.ACTIVE, created=now, ready=now, activated=now)
+    waits = bool(ring.keys) or pending
+    # No key is ready before the keys that were made before it.
+    ready = max(now + max(ring.publish_delay, told), *(key.ready for key in ring.keys), 0) if waits else now
+    new = RingKey(
+        key=key.public_only, state=State.PENDING if waits else State.ACTIVE, created=now, ready=ready,
+        activated=None if waits else now,
+    )  # fmt: skip
     return replace(ring, keys=(*ring.keys, new))
 
 
 def rotate(ring: KeyRing, now: int) -> KeyRing:
-    """Return the ring with every key advanced by its clock; repeating it changes nothing more.
+    """Return the ring with every key moved on to the state that is due; a second call changes nothing more.
 
-    The newest pending key whose delay is over becomes active, and the active one and those before it retire;
-    what has been retired longer than ``retain`` goes.
+    The newest pending key whose delay has passed becomes active, and the keys before it retire. A key that has
+    been retired for longer than ``retain`` goes.
     """
-    kept = tuple(key for key in ring.keys if not _is_gone(key, now, ring.retain))
-    ring = replace(ring, keys=kept)
+    ring = replace(ring, keys=tuple(key for key in ring.keys if not _is_gone(key, now, ring.retain)))
     while (promoted := _promote(ring, now)) != ring:
         ring = promoted
     return ring
 
 
 def retire(ring: KeyRing, kid: str, now: int) -> KeyRing:
-    """Return the ring with a key retired; what has ended already stays as it is.
+    """Return the ring with a key retired; a key that is retired or revoked already stays as it is.
 
     Raises:
-        ConfigurationError: no such key, or nothing could sign in its place.
+        ConfigurationError: there is no such key, or no key could sign in its place.
     """
     key = ring.get(kid)
     if key.state not in (State.PENDING, State.ACTIVE):
@@ -161,10 +175,12 @@ def retire(ring: KeyRing, kid: str, now: int) -> KeyRing:
 
 
 def revoke(ring: KeyRing, kid: str, now: int, *, reason: str, since: int = 0) -> KeyRing:
-    """Return the ring with a key revoked, from ``since`` (UTC seconds) or wholly; a ready key takes over.
+    """Return the ring with a key revoked from ``since`` on (UTC seconds, 0 for wholly); a ready key takes over.
+
+    Unlike ``retire`` it needs no successor: a stolen key must stop at once.
 
     Raises:
-        ConfigurationError: no such key.
+        ConfigurationError: there is no such key.
     """
     key = ring.get(kid)
     revocation = Revocation(revoked_at=since, reason=reason)
@@ -173,36 +189,27 @@ def revoke(ring: KeyRing, kid: str, now: int, *, reason: str, since: int = 0) ->
 
 
 def _promote(ring: KeyRing, now: int) -> KeyRing:
-    """Return the ring with the oldest ready key active, if one is ready."""
+    """Return the ring with the oldest ready key active, if a key is ready."""
     ready = next((key for key in ring.keys if key.state is State.PENDING and key.ready <= now), None)
     if ready is None:
         return ring
-    active = ring.active
-    if active is not None:
-        ring = _with(ring, replace(active, state=State.RETIRED, retired=now))
+    if ring.active is not None:
+        ring = _with(ring, replace(ring.active, state=State.RETIRED, retired=now))
     return _with(ring, replace(ready, state=State.ACTIVE, activated=now))
 
 
 def _with(ring: KeyRing, changed: RingKey) -> KeyRing:
-    """Return the ring with one key in its new state."""
+    """Return the ring with one key replaced."""
     return replace(ring, keys=tuple(changed if key.kid == changed.kid else key for key in ring.keys))
 
 
 def _is_gone(key: RingKey, now: int, retain: int) -> bool:
-    """Tell whether a retired key has been published long enough; a revoked one stays for good."""
+    # A revoked key stays published for good, so that its tokens are rejected as key_revoked.
     return key.state is State.RETIRED and key.retired is not None and now >= key.retired + PICKUP + retain
 
 
-VERSION: Final = 1
-_DEPTH: Final = 6
-_RING: Final = frozenset(("version", "publish_delay", "retain", "keys"))
-_TIMES: Final = ("created", "ready", "activated", "retired", "revoked")
-_KEY: Final = frozenset(("kid", "algorithm", "state", "subjects", *_TIMES, "revocation", "public"))
-_REACHED: Final = {State.ACTIVE: "activated", State.RETIRED: "retired", State.REVOKED: "revoked"}
-
-
 def describe(key: RingKey) -> dict[str, Any]:
-    """Return a key's state for people and programs: everything but its public half."""
+    """Return the state of a key as JSON values, without the public key itself."""
     revocation = key.revocation
     return {
         "kid": key.kid,
@@ -217,7 +224,7 @@ def describe(key: RingKey) -> dict[str, Any]:
 
 
 def dump(ring: KeyRing) -> bytes:
-    """Return a ring as the text of ``keyset.json``, one key a line."""
+    """Return a ring as the text of ``keyset.json``, with one key on each line."""
     lines = [strictjson.dumps(describe(key) | {"public": public_members(key.key.public)}) for key in ring.keys]
     head = f'{{"version":{VERSION},"publish_delay":{ring.publish_delay},"retain":{ring.retain},"keys":['
     return head.encode("ascii") + b"\n" + b",\n".join(lines) + b"\n]}\n"
@@ -227,63 +234,53 @@ def load(raw: bytes, *, name: str) -> KeyRing:
     """Return the ring of a ``keyset.json``.
 
     Args:
-        raw: the bytes of the file.
-        name: stands in errors.
+        raw: the content of the file.
+        name: the name of the file in errors.
 
     Raises:
-        ConfigurationError: the text is not what ``dump`` writes.
+        ConfigurationError: ``dump`` cannot have written the text.
     """
     try:
-        return _ring(strictjson.loads(raw, depth=_DEPTH))
+        found = strictjson.loads(raw, depth=_DEPTH)
+        if not isinstance(found, dict) or found.keys() != _RING or found["version"] != VERSION:
+            raise ConfigurationError(f"not a keyset of version {VERSION}")
+        if not isinstance(found["keys"], list):
+            raise ConfigurationError("keys is not a list")
+        keys = tuple(_key(members) for members in found["keys"])
+        delays = {member: _seconds(found, member) for member in ("publish_delay", "retain")}
+        return KeyRing(keys=keys, **delays)
     except (strictjson.StrictJSONError, ConfigurationError) as error:
         raise ConfigurationError(f"{name}: {error}") from error
 
 
-def _ring(found: Any) -> KeyRing:
-    """Return the ring of a parsed document."""
-    if not isinstance(found, dict) or found.keys() != _RING or found["version"] != VERSION:
-        raise ConfigurationError(f"no keyset of version {VERSION}")
-    if not isinstance(found["keys"], list):
-        raise ConfigurationError("keys is no list")
-    return KeyRing(
-        keys=tuple(_key(members) for members in found["keys"]),
-        publish_delay=_number(found, "publish_delay"),
-        retain=_number(found, "retain"),
-    )
-
-
 def _key(members: Any) -> RingKey:
-    """Return one key of a parsed document."""
     if not isinstance(members, dict) or members.keys() != _KEY or not isinstance(members["public"], dict):
-        raise ConfigurationError("a key has not exactly its members")
+        raise ConfigurationError(f"a key must have exactly the members {', '.join(sorted(_KEY))}")
     public = {**members["public"], "kid": members["kid"], "alg": members["algorithm"]}
     if members["subjects"] is not None:
         public["mqauth_sub"] = members["subjects"]
     key = load_key(public)
+    # The kid becomes the name of a file, and a thumbprint has neither a slash nor a dot.
     if thumbprint(key.public) != key.kid:
         raise ConfigurationError("a kid is not the thumbprint of its key")
     state = _state(members)
-    times = {name: None if members[name] is None else _number(members, name) for name in _TIMES[2:]}
+    optional = {name: None if members[name] is None else _seconds(members, name) for name in _TIMES[2:]}
     return RingKey(
-        key=key, state=state, created=_number(members, "created"), ready=_number(members, "ready"),
-        revocation=_revocation(members["revocation"], state), **times,
+        key=key, state=state, created=_seconds(members, "created"), ready=_seconds(members, "ready"),
+        revocation=_revocation(members["revocation"], state), **optional,
     )  # fmt: skip
 
 
 def _state(members: Mapping[str, Any]) -> State:
-    """Return a state that has its time."""
-    try:
-        state = State(members["state"])
-    except ValueError as error:
-        raise ConfigurationError("a state is pending, active, retired or revoked") from error
-    reached = _REACHED.get(state)
-    if reached is not None and members[reached] is None:
+    if members["state"] not in tuple(State):
+        raise ConfigurationError(f"a state is {', '.join(State)}")
+    state = State(members["state"])
+    if state in _REACHED and members[_REACHED[state]] is None:
         raise ConfigurationError(f"a key is {state.value} and does not say since when")
     return state
 
 
 def _revocation(found: Any, state: State) -> Revocation | None:
-    """Return a revocation, which a revoked key has and no other."""
     if (found is not None) != (state is State.REVOKED):
         raise ConfigurationError("a revoked key, and no other, has a revocation")
     if found is None:
@@ -292,12 +289,11 @@ def _revocation(found: Any, state: State) -> Revocation | None:
         raise ConfigurationError("a revocation has revoked_at and reason")
     if found["reason"] != "" and not is_name(found["reason"]):
         raise ConfigurationError("a reason is one line of at most 256 characters")
-    return Revocation(revoked_at=_number(found, "revoked_at"), reason=found["reason"])
+    return Revocation(revoked_at=_seconds(found, "revoked_at"), reason=found["reason"])
 
 
-def _number(found: Mapping[str, Any], name: str) -> int:
-    """Return a number of seconds."""
-    value = found[name]
+def _seconds(members: Mapping[str, Any], name: str) -> int:
+    value = members[name]
     if type(value) is not int or value < 0:
-        raise ConfigurationError(f"{name} is no number of seconds")
+        raise ConfigurationError(f"{name} is not a number of seconds")
     return value

@@ -1,1 +1,1 @@
-"""Public keys of an issuer: how they are published, fetched, cached, and purged."""
+"""The public keys of an issuer: how they are published, fetched, cached and removed."""

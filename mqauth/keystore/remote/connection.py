@@ -1,4 +1,4 @@
-"""Connections to an issuer: where to ask, how long to wait, whom to trust, and sockets that keep a deadline."""
+"""Connections to an issuer: the checked URL, TLS, and sockets under one deadline for everything."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VISIBLE: Final = re.compile(r"[!-~]+", re.ASCII)
 
 
 class FetchFailed(MqauthError):
-    """The issuer gave no good answer; the text holds neither URL nor body."""
+    """The issuer gave no good answer; the text names neither the URL nor the body."""
 
     code = "fetch"
 
@@ -33,7 +33,7 @@ class Deadline:
 
     Args:
         clock: tells the time.
-        seconds: from now.
+        seconds: the time until then.
     """
 
     def __init__(self, clock: Clock, seconds: float) -> None:
@@ -42,7 +42,7 @@ class Deadline:
         self._end = clock.monotonic() + seconds
 
     def remaining(self) -> float:
-        """Return the seconds left, more than 0.
+        """Return the seconds that are left, more than 0.
 
         Raises:
             FetchFailed: none are left.
@@ -55,10 +55,11 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where to ask: a checked https URL, or http on loopback where that was allowed by name."""
+    """A checked URL: https, or http on loopback where that was allowed by name."""
 
     host: str
     port: int
+    authority: str
     target: str
     tls: bool
 
@@ -67,7 +68,8 @@ class Endpoint:
         """Check a URL.
 
         Raises:
-            ConfigurationError: not https (or allowed loopback http), or with user, password or fragment.
+            ConfigurationError: it is neither https nor an allowed http on loopback, or has a user, a password or
+                a fragment.
         """
         if not isinstance(url, str) or not VISIBLE.fullmatch(url):
             raise ConfigurationError("a JWKS URL is ASCII text without spaces")
@@ -82,43 +84,28 @@ class Endpoint:
         if not tls and not (parts.scheme == "http" and unsafe_http_loopback and _is_loopback(host)):
             raise ConfigurationError("a JWKS URL is https; http only on loopback, with unsafe_http_loopback")
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        return cls(host=host, port=port or (443 if tls else 80), target=target, tls=tls)
+        port = port or (443 if tls else 80)
+        return cls(host=host, port=port, authority=parts.netloc, target=target, tls=tls)
 
     @property
     def shown(self) -> str:
-        """The URL without its query, which may hold what is nobody's business."""
+        """The URL for people, without its query, which may hold a secret."""
         return f"{'https' if self.tls else 'http'}://{self.authority}{self.target.partition('?')[0]}"
-
-    @property
-    def authority(self) -> str:
-        """Host and, where it is not the scheme's own, port."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
 
 
 Dial = Callable[[Endpoint, Deadline, ssl.SSLContext | None], socket.socket]
-
-
-def check_timeout(seconds: float) -> float:
-    """Return the timeout of a whole attempt, if it is allowed.
-
-    Raises:
-        ConfigurationError: not more than 0 and at most 5 s.
-    """
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= MAX_TIMEOUT:
-        raise ConfigurationError(f"timeout is more than 0 and at most {MAX_TIMEOUT:g} seconds")
-    return seconds
+"""Opens a connection, as ``connect`` does; tests put another function in its place."""
 
 
 def trust(ca: str | Path | None) -> ssl.SSLContext:
-    """Return the TLS settings: certificates and names checked, by the system's CAs or by those of a file.
+    """Return TLS settings that check certificates and names, against the CAs of a file or of the system.
 
     Raises:
         ConfigurationError: the file holds no certificate.
     """
     try:
         context = ssl.create_default_context(cafile=None if ca is None else str(ca))
-    except (OSError, ssl.SSLError) as error:
+    except OSError as error:
         raise ConfigurationError(f"{ca}: no PEM certificates") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
@@ -126,30 +113,32 @@ def trust(ca: str | Path | None) -> ssl.SSLContext:
 
 
 def connect(endpoint: Endpoint, deadline: Deadline, context: ssl.SSLContext | None) -> socket.socket:
-    """Open a connection; each address gets its share of the time, so that one dead one does not use it up."""
+    """Open a connection to one of the addresses of a host.
+
+    Raises:
+        FetchFailed: the host is not known, or the deadline has passed.
+        OSError: no address could be reached.
+    """
     addresses = _resolve(endpoint, deadline)
     failure: OSError = OSError("no address")
     for position, (family, address) in enumerate(addresses):
         wire = socket.socket(family, socket.SOCK_STREAM)
         try:
+            # Each address gets its share of the time, so that a dead one does not use it up.
             wire.settimeout(deadline.remaining() / (len(addresses) - position))
             wire.connect(address)
             wire.settimeout(deadline.remaining())
             return wire if context is None else context.wrap_socket(wire, server_hostname=endpoint.host)
-        except ssl.SSLError:
+        except BaseException as error:
             wire.close()
-            raise
-        except OSError as error:
-            wire.close()
+            # A host whose TLS fails at one address is not asked at another one.
+            if not isinstance(error, OSError) or isinstance(error, ssl.SSLError):
+                raise
             failure = error
-        except BaseException:
-            wire.close()
-            raise
     raise failure
 
 
 def _resolve(endpoint: Endpoint, deadline: Deadline) -> list[tuple[int, Any]]:
-    """Look a name up within the deadline; the system's resolver has none, so it is left behind."""
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def look_up() -> None:
@@ -158,6 +147,7 @@ def _resolve(endpoint: Endpoint, deadline: Deadline) -> list[tuple[int, Any]]:
         except (OSError, UnicodeError) as error:
             answers.put(error)
 
+    # The resolver of the system takes no timeout, so it runs on a thread that is left behind when time is up.
     threading.Thread(target=look_up, name="mqauth-resolve", daemon=True).start()
     try:
         found = answers.get(timeout=deadline.remaining())
@@ -168,43 +158,40 @@ def _resolve(endpoint: Endpoint, deadline: Deadline) -> list[tuple[int, Any]]:
     return [(family, address) for family, _, _, _, address in found]
 
 
-class DeadlineSocket:
-    """A socket under one deadline, in the shape ``http.client`` wants; whoever opened it closes it."""
+class DeadlineSocket(io.RawIOBase):
+    """A socket under one deadline, with the methods that ``http.client`` calls.
+
+    ``http.client`` sets a timeout for each read. A server that sends one byte at a time would hold it for ever,
+    so each read here gets what is left of one deadline.
+    """
 
     def __init__(self, wire: socket.socket, deadline: Deadline) -> None:
         self._wire = wire
         self._deadline = deadline
 
     def sendall(self, data: bytes) -> None:
-        """Send all of it before the deadline."""
+        """Send all data before the deadline."""
         self._wire.settimeout(self._deadline.remaining())
         self._wire.sendall(data)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         """Return a file that reads until the deadline."""
-        return io.BufferedReader(_Reader(self._wire, self._deadline))
-
-    def close(self) -> None:
-        """Do nothing: ``http.client`` closes the connection while the body is still to be read."""
-
-
-class _Reader(io.RawIOBase):
-    """The reading end of a ``DeadlineSocket``."""
-
-    def __init__(self, wire: socket.socket, deadline: Deadline) -> None:
-        self._wire = wire
-        self._deadline = deadline
+        return io.BufferedReader(self)
 
     def readable(self) -> bool:
+        """Return true."""
         return True
 
     def readinto(self, buffer: Any, /) -> int:
+        """Read some bytes before the deadline."""
         self._wire.settimeout(self._deadline.remaining())
         return self._wire.recv_into(buffer)
 
+    def close(self) -> None:
+        """Do nothing: ``http.client`` calls this before the body is read. The opener closes the connection."""
+
 
 def _is_loopback(host: str) -> bool:
-    """Tell whether a host can only be this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a remote key cache tells its owner: events as they happen, counters, and its health when asked."""
+"""What a remote key cache reports: its events as they happen, counters, and its health on request."""
 
 from __future__ import annotations
 
@@ -12,50 +12,52 @@ from typing import Final, Literal, TypeVar
 
 from mqauth.wire.keys import KeySet
 
+T = TypeVar("T")
+_LOG: Final = logging.getLogger("mqauth.keys")
+
 
 class EventKind(StrEnum):
-    """What happened to a key cache; the strings are stable, metrics key on them."""
+    """The kind of an event; the strings are stable, and metrics use them."""
 
     REFRESHED = "refreshed"
-    """A good answer; its detail is ``unchanged`` where it brought nothing new."""
+    """A good answer; the detail is ``unchanged`` where it brought nothing new."""
     FAILED = "failed"
-    """The issuer gave no good answer; the detail says how."""
+    """The issuer gave no good answer; the detail says why."""
     STALE = "stale"
-    """The set is older than it should be, and serves on."""
+    """The set is older than it should be, and is used nevertheless."""
     UNAVAILABLE = "unavailable"
-    """There is no set that may still serve: messages are deferred."""
+    """There is no set that may be used: messages are deferred."""
     KEY_ADDED = "key_added"
     KEY_REMOVED = "key_removed"
     KEY_CHANGED = "key_changed"
-    """The same public key under other terms: its end, revocation, subjects or algorithm."""
+    """The same public key with another end, revocation, algorithm or other subjects."""
     KEY_CONFLICT = "key_conflict"
-    """Alarm: a known kid came with another public key; the old one stays until that is seen twice."""
+    """Alarm: a known kid came with another public key. The old key stays until that is seen twice."""
     KEY_SKIPPED = "key_skipped"
     """A key of the document cannot be used."""
     LOSS_HELD = "loss_held"
-    """Alarm: an answer without most of the keys; they stay until that is seen twice."""
+    """Alarm: an answer lacks most of the keys. They stay until that is seen twice."""
     SNAPSHOT_LOADED = "snapshot_loaded"
     SNAPSHOT_REFUSED = "snapshot_refused"
     SNAPSHOT_FAILED = "snapshot_failed"
 
 
-ALARMS: Final = frozenset(
+_WARNINGS: Final = frozenset(
     (EventKind.FAILED, EventKind.STALE, EventKind.UNAVAILABLE, EventKind.KEY_CONFLICT, EventKind.KEY_SKIPPED,
      EventKind.LOSS_HELD, EventKind.SNAPSHOT_REFUSED, EventKind.SNAPSHOT_FAILED)
 )  # fmt: skip
-"""Kinds that are logged as warnings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One thing that happened to a key cache.
+    """Something that happened to a key cache.
 
     Args:
-        kind: what.
-        source: whose keys: the URL without its query.
-        version: of the set in use afterwards, ``None`` where there is none.
-        kid: the key it is about.
-        detail: one line for people; holds no key.
+        kind: the kind of event.
+        source: the URL of the key set, without its query.
+        version: the version of the set in use afterwards, ``None`` where there is none.
+        kid: the key concerned.
+        detail: one line for people; it never holds a key.
     """
 
     kind: EventKind
@@ -67,21 +69,21 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """The state of a key cache; ages in seconds, ``None`` where it never happened.
+    """The state of a key cache. Ages are in seconds, ``None`` where the event never happened.
 
     Args:
-        source: whose keys: the URL without its query.
-        state: ``"fresh"``; ``"stale"``, old and still serving; ``"unavailable"``, nothing may serve.
-        version: of the set in use.
-        keys: how many it holds.
-        age: since the last good answer was asked for.
-        serves_for: until the set may no longer serve, unless a good answer comes.
-        attempt_age: since the last attempt.
-        failing_for: since the first failed attempt of the present outage.
-        last_failure: how the last failed attempt failed; ``None`` once a good answer came.
-        held: kids kept only because their loss or change was seen once.
-        skipped: keys of the last document that cannot be used, a line each.
-        counters: events by kind, and ``attempts``, since the start.
+        source: the URL of the key set, without its query.
+        state: ``"fresh"``; ``"stale"``, old but in use; or ``"unavailable"``, no set may be used.
+        version: the version of the set in use.
+        keys: the number of keys in it.
+        age: the time since the last good answer was asked for.
+        serves_for: the time until the set may no longer be used, unless a good answer comes.
+        attempt_age: the time since the last attempt.
+        failing_for: the time since the first failed attempt of the present outage.
+        last_failure: the failure of the last attempt, ``None`` after a good answer.
+        held: kids that are kept only because their loss or change was seen just once.
+        skipped: the keys of the last document that cannot be used, one line each.
+        counters: the number of events by kind, and of ``attempts``, since the start.
     """
 
     source: str
@@ -100,15 +102,13 @@ class Health:
 
 OnEvent = Callable[[Event], None]
 Listener = Callable[[KeySet], None]
-T = TypeVar("T")
-_LOG: Final = logging.getLogger("mqauth.keys")
 
 
 class Announcer:
-    """Counts, logs and hands on; what an owner's function raises is logged and changes nothing.
+    """Counts and logs events, and passes them to the owner's function; passes new sets to subscribers.
 
     Args:
-        source: whose keys, as shown.
+        source: the URL of the key set, as shown.
         on_event: the owner's function.
     """
 
@@ -120,17 +120,17 @@ class Announcer:
         self._lock = threading.Lock()
 
     def count(self, name: str) -> None:
-        """Count one more."""
+        """Add one to a counter."""
         with self._lock:
             self._counters[name] += 1
 
     def counters(self) -> dict[str, int]:
-        """Return the counters as they stand."""
+        """Return a copy of the counters."""
         with self._lock:
             return dict(self._counters)
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Add a listener for new sets; the function returned takes it away."""
+        """Add a listener for new sets, and return the function that removes it."""
         with self._lock:
             self._listeners = (*self._listeners, listener)
 
@@ -141,22 +141,22 @@ class Announcer:
         return unsubscribe
 
     def publish(self, events: Iterable[Event], keys: KeySet | None) -> None:
-        """Tell of events, and of the version in use after them."""
+        """Report events, with the version of the set that is in use after them."""
         for event in events:
             self.count(event.kind.value)
-            level = logging.WARNING if event.kind in ALARMS else logging.INFO
+            level = logging.WARNING if event.kind in _WARNINGS else logging.INFO
             _LOG.log(level, "%s: %s %s %s", self._source, event.kind.value, event.kid or "", event.detail)
             if self._on_event is not None:
                 version = None if keys is None else keys.version
                 self._call(self._on_event, replace(event, source=self._source, version=version))
 
     def announce(self, keys: KeySet) -> None:
-        """Tell the listeners of a new set."""
+        """Pass a new set to the subscribers."""
         for listener in self._listeners:
             self._call(listener, keys)
 
     def _call(self, function: Callable[[T], None], argument: T) -> None:
-        """Call an owner's function."""
+        # A mistake in a function of the owner must not end the thread that fetches keys.
         try:
             function(argument)
         except Exception:

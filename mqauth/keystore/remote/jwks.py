@@ -1,53 +1,52 @@
-"""The keys of a remote issuer: a cache that never makes a known key wait and outlives the issuer for a while.
+"""The keys of a remote issuer, in a cache where a known key never waits, and which outlives an outage.
 
-Rules: ``rules`` (pure). Requests: ``http``. This module joins them, with one background thread
-that serves synchronous and asynchronous consumers alike.
+``rules`` decides, as pure functions; ``fetch`` and ``http`` make the requests. This module joins them with one
+background thread, which serves callers with and without an event loop alike.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypedDict, Unpack
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
-from mqauth.errors import Cause, Reason, Rejection, Unavailable
+from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
 from mqauth.keystore.disk import files
-from mqauth.keystore.remote import rules
-from mqauth.keystore.remote import snapshot as jwks_snapshot
+from mqauth.keystore.remote import rules, snapshot
 from mqauth.keystore.remote.connection import Endpoint, FetchFailed, trust
 from mqauth.keystore.remote.events import Announcer, Event, EventKind, Health, Listener, OnEvent
 from mqauth.keystore.remote.fetch import DiscoveredFetch, Fetch, URLFetch
-from mqauth.keystore.remote.refresher import Refresher, ThreadRefresher, Waiters, in_event_loop
-from mqauth.keystore.remote.rules import AbsentKids, Answer, Cache, Limits, Ruling, Wish
+from mqauth.keystore.remote.refresher import Ended, ThreadRefresher, attempt_end, in_event_loop
+from mqauth.keystore.remote.rules import AbsentKids, Answer, Cache, Limits, Ruling
 from mqauth.wire.keys import KeySet
 
 _LOG: Final = logging.getLogger("mqauth.keys")
 
 
 class JWKS:
-    """The keys at a URL, as a ``KeySource``; nothing is fetched before its first use or ``start``.
+    """The keys at a URL, as a ``KeySource``; it fetches nothing before its first use or ``start``.
 
     Args:
         url: https; http only on loopback and with ``unsafe_http_loopback``. Redirects are not followed.
-        max_stale: seconds the last good set serves after it was asked for; finite.
-        publish_delay: seconds the issuer publishes a key before it signs with it; a longer delay that
-            the document announces (``mqauth_publish_delay``) counts instead.
-        fresh: seconds a set is fresh where ``Cache-Control`` does not say; with it, between a fifth and
-            three times that. Refreshed ahead of time.
-        max_hold: seconds a message with an unknown kid is deferred while the issuer is out of reach.
-        wait: seconds anybody waits for one attempt, at most 2.
+        max_stale: seconds for which the last good set is used after it was asked for.
+        publish_delay: seconds for which the issuer publishes a key before it signs with it. A longer delay that
+            the document announces (``mqauth_publish_delay``) takes precedence.
+        fresh: seconds for which a set is fresh without a ``Cache-Control``; with one, it is fresh between a fifth
+            and three times as long. It is refreshed ahead of time.
+        max_hold: seconds for which a message with an unknown kid is deferred while the issuer is out of reach.
+        wait: seconds for which a caller waits for one attempt, at most 2.
         timeout: seconds for a whole attempt, at most 5.
-        ca: PEM file of the CAs to trust instead of the system's.
-        snapshot: file for the last good set (0600), read when starting while the issuer is down.
-        on_event: called with each ``Event``, mostly on the background thread; what it raises is logged.
+        ca: a PEM file of the CAs to trust instead of the system's.
+        snapshot: a file for the last good set (mode 0600), which is read at the start.
+        on_event: called with each ``Event``, mostly on the background thread. What it raises is logged.
         unsafe_http_loopback: allow http to this machine.
         clock: tells the time.
         randomness: spreads the refreshes of many consumers.
         fetch: makes an attempt, in place of HTTP.
-        refresher: makes what does the work when it is due, in place of a thread; for tests.
+        refresher: makes the object that does the work when it is due, in place of a thread; for tests.
 
     Raises:
         ConfigurationError: the URL or a bound is not allowed.
@@ -70,7 +69,7 @@ class JWKS:
         clock: Clock = SYSTEM_CLOCK,
         randomness: Randomness = SYSTEM_RANDOMNESS,
         fetch: Fetch | None = None,
-        refresher: Callable[[threading.Condition, Callable[[], float]], Refresher] | None = None,
+        refresher: Callable[[threading.Condition, Callable[[], float]], ThreadRefresher] = ThreadRefresher,
     ) -> None:
         self._limits = Limits(
             max_stale=max_stale, publish_delay=publish_delay, fresh=fresh, max_hold=max_hold, wait=wait
@@ -87,9 +86,9 @@ class JWKS:
         self._cache = Cache()
         self._absent = AbsentKids()
         self._condition = threading.Condition()
-        self._waiters = Waiters()
+        self._ended = attempt_end()
         self._closed = False
-        self._refresher = (refresher or ThreadRefresher)(self._condition, self._work)
+        self._refresher = refresher(self._condition, self._work)
         self._restore()
 
     def __enter__(self) -> JWKS:
@@ -103,11 +102,14 @@ class JWKS:
         return f"JWKS({self.source!r})"
 
     def start(self) -> None:
-        """Fetch now and from now on in the background; the first use does it too."""
+        """Fetch now, and from now on in the background. The first use does the same."""
         self._refresher.ensure()
 
     def close(self) -> None:
-        """Stop refreshing; waits for an attempt in flight, at most its timeout. The set serves on until stale."""
+        """Stop refreshing; the set is used on until it is too old.
+
+        Waits for an attempt in flight, at most for its timeout.
+        """
         with self._condition:
             self._closed = True
         self._refresher.close()
@@ -116,52 +118,45 @@ class JWKS:
         """Return the set in use; never waits, and takes no lock.
 
         Raises:
-            Unavailable: ``keys_unavailable``, there is no set that may still be used.
+            Unavailable: ``keys_unavailable``: there is no set that may still be used.
         """
         now = self._clock.monotonic()
         if now >= self._cache.due:
             self._refresher.ensure()
-        cache = self._cache
-        keys = rules.usable(cache, now, self._limits)
-        if keys is None:
-            raise self._unavailable(cache)
-        return keys
+        return self._usable(self._cache, now)
 
     def refresh(self, kid: str, received: float, /) -> KeySet:
-        """Look again for a kid the set lacks; blocks at most ``wait`` seconds an attempt, and no event loop.
+        """Look again for a kid that the set lacks. Blocks for ``wait`` seconds at most, and no event loop.
 
         Args:
-            kid: the key id a token named.
+            kid: the key id in a token.
             received: UTC seconds at which its message was received.
 
         Raises:
             Unavailable: ``key_pending`` while the issuer is out of reach, ``keys_unavailable`` without a set.
-            Rejection: ``key_unknown``, it has been out of reach for longer than messages are held.
+            Rejection: ``key_unknown``: the issuer has been out of reach for longer than messages are held.
         """
-        wish = self._wish(kid, received)
-        with self._condition:
-            while True:
-                ruling, seconds = self._rule(wish)
-                if ruling is not Ruling.WAIT or in_event_loop():
-                    return self._settle(ruling)
-                self._refresher.wait(seconds)
+        since = self._since(received)
+        while True:
+            ruling, ended, seconds = self._rule(kid, since)
+            if ruling is not Ruling.WAIT or in_event_loop():
+                return self._settle(ruling)
+            self._refresher.wait(ended, seconds)
 
     async def arefresh(self, kid: str, received: float, /) -> KeySet:
-        """Do as ``refresh`` does, and let the event loop run meanwhile."""
-        wish = self._wish(kid, received)
+        """Do the same as ``refresh``, and let the event loop run meanwhile."""
+        since = self._since(received)
         while True:
-            with self._condition:
-                ruling, seconds = self._rule(wish)
-                if ruling is not Ruling.WAIT:
-                    return self._settle(ruling)
-                ended = self._waiters.add()
+            ruling, ended, seconds = self._rule(kid, since)
+            if ruling is not Ruling.WAIT:
+                return self._settle(ruling)
             await self._refresher.pause(ended, seconds)
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Have a function called, on the background thread, with each set that differs from the last.
+        """Have a function called with each set that differs from the last one, on the background thread.
 
-        What was deferred for an unknown kid can be judged again then. From asyncio, hand in a function that
-        does ``loop.call_soon_threadsafe``.
+        A message that was deferred for an unknown kid can be judged again then. In asyncio, pass a function that
+        calls ``loop.call_soon_threadsafe``.
 
         Returns:
             A function that ends the subscription.
@@ -169,30 +164,52 @@ class JWKS:
         return self._announcer.subscribe(listener)
 
     def health(self) -> Health:
-        """Return the cache's state, ages and counters."""
-        now = self._clock.monotonic()
-        return health(self._cache, self.source, now, self._limits, self._announcer.counters())
+        """Return the state of the cache, its ages and its counters."""
+        cache, limits, now = self._cache, self._limits, self._clock.monotonic()
+        keys = rules.usable(cache, now, limits)
+        return Health(
+            source=self.source,
+            state=rules.condition(cache, now, limits),
+            version=None if keys is None else keys.version,
+            keys=0 if keys is None else len(keys.keys),
+            age=None if cache.keys is None else now - cache.asked,
+            serves_for=None if keys is None else cache.asked + limits.max_stale - now,
+            attempt_age=None if cache.attempt == rules.NEVER else now - cache.attempt,
+            failing_for=None if cache.failing_since is None else now - cache.failing_since,
+            last_failure=cache.failure,
+            held=tuple(sorted(cache.suspects)),
+            skipped=() if cache.keys is None else cache.keys.skipped,
+            counters=self._announcer.counters(),
+        )
 
-    def _rule(self, wish: Wish) -> tuple[Ruling, float]:
-        """Rule on a kid, begin an attempt where that is wished, and return how long to wait for it."""
-        now = self._clock.monotonic()
-        ruling = rules.rule(self._cache, wish, now=now, limits=self._limits, absent=self._absent)
-        if ruling is Ruling.ANSWER and rules.in_vain(self._cache, wish):
-            self._absent.add(wish.kid, self._cache.origin)
-        if ruling is not Ruling.ASK:
-            return ruling, self._cache.attempt + self._limits.wait - now
-        if self._closed:
-            return Ruling.PENDING, 0
-        self._cache = rules.begin(self._cache, now)
-        self._refresher.wake()
-        return self._rule(wish)
+    def _since(self, received: float) -> float:
+        """Return a time of receipt in monotonic seconds, because a wall clock may be set forward or back."""
+        return self._clock.monotonic() - max(0.0, self._clock.now() - received)
+
+    def _rule(self, kid: str, since: float) -> tuple[Ruling, Ended, float]:
+        """Return the ruling on a kid, the end of the attempt in flight, and the seconds to wait for it.
+
+        Begins an attempt where the ruling is to ask.
+        """
+        with self._condition:
+            now = self._clock.monotonic()
+            ruling = rules.rule(
+                self._cache, kid, received=since, now=now, limits=self._limits, absent=self._absent
+            )
+            if ruling is Ruling.ANSWER and rules.in_vain(self._cache, kid, since):
+                self._absent.add(kid, self._cache.origin)
+            if ruling is not Ruling.ASK:
+                return ruling, self._ended, self._cache.attempt + self._limits.wait - now
+            if self._closed:
+                return Ruling.PENDING, self._ended, 0
+            self._begin(now)
+            self._refresher.wake()
+            return self._rule(kid, since)
 
     def _settle(self, ruling: Ruling) -> KeySet:
         """Turn a ruling into a set, a rejection or a deferral."""
         cache = self._cache
-        keys = rules.usable(cache, self._clock.monotonic(), self._limits)
-        if keys is None:
-            raise self._unavailable(cache)
+        keys = self._usable(cache, self._clock.monotonic())
         if ruling is Ruling.ANSWER:
             return keys
         if ruling is Ruling.OUTLIVED:
@@ -201,39 +218,43 @@ class JWKS:
             )
         raise Unavailable(Cause.KEY_PENDING, cache.failure or "the issuer has not answered yet")
 
-    def _unavailable(self, cache: Cache) -> Unavailable:
-        """Return the error of a cache without a set that may serve."""
-        return Unavailable(Cause.KEYS_UNAVAILABLE, cache.failure or "no key set was fetched yet")
+    def _usable(self, cache: Cache, now: float) -> KeySet:
+        keys = rules.usable(cache, now, self._limits)
+        if keys is None:
+            raise Unavailable(Cause.KEYS_UNAVAILABLE, cache.failure or "no key set was fetched yet")
+        return keys
 
-    def _wish(self, kid: str, received: float) -> Wish:
-        """Put a moment of the wall clock into the cache's own seconds, for a stepped clock must not fool it."""
-        return Wish(kid, self._clock.monotonic() - max(0.0, self._clock.now() - received))
+    def _begin(self, now: float) -> None:
+        self._cache = rules.begin(self._cache, now)
+        self._ended = attempt_end()
 
     def _work(self) -> float:
-        """Make the attempt that is wished for or due, if any; return the seconds until the next is due."""
+        """Make the attempt that is asked for or due, if any; return the seconds until the next one is due."""
         with self._condition:
             now = self._clock.monotonic()
             if not self._cache.in_flight:
                 if now < self._cache.due:
                     return self._cache.due - now
-                self._cache = rules.begin(self._cache, now)
+                self._begin(now)
             asked, etag = self._cache.attempt, rules.validator(self._cache)
-            self._announcer.count("attempts")
+        self._announcer.count("attempts")
         self._take(self._attempt(etag), asked)
         return self._cache.due - self._clock.monotonic()
 
     def _attempt(self, etag: str | None) -> Answer | str:
-        """Fetch; whatever goes wrong is a failure of the attempt and never of the thread."""
+        """Return the answer, or the reason why there is none."""
         try:
             return self._fetch(etag)
         except FetchFailed as error:
             return str(error)
+        # Whatever goes wrong is a failure of this attempt. The thread goes on, and tries again.
         except Exception as error:
             _LOG.exception("%s: the fetch broke", self.source)
             return f"the fetch broke: {type(error).__name__}"
 
     def _take(self, result: Answer | str, asked: float) -> None:
-        """Swap the state, wake who waits, and tell; only this thread changes the state of an attempt in flight."""
+        """Change to the state after an attempt, wake everybody who waits, and report."""
+        # Nobody else changes the state while an attempt is in flight, so it needs no lock until the change.
         jitter, before = self._randomness(1)[0] / 256, self._cache
         if isinstance(result, str):
             now = self._clock.monotonic()
@@ -245,8 +266,7 @@ class JWKS:
             self._cache = after
             if changed:
                 self._absent.clear()
-            self._waiters.release()
-            self._condition.notify_all()
+            self._ended.set_result(None)
         self._announcer.publish(events, after.keys)
         if after.asked != before.asked:
             self._save(after)
@@ -254,39 +274,34 @@ class JWKS:
             self._announcer.announce(after.keys)
 
     def _save(self, cache: Cache) -> None:
-        """Write the snapshot, if one is wished; a disk that refuses is told of and changes nothing."""
         if self._snapshot is None or cache.keys is None:
             return
         asked = self._clock.now() - (self._clock.monotonic() - cache.asked)
-        kept = jwks_snapshot.Snapshot(
-            source=self.source, keys=cache.keys, asked=asked, publish_delay=cache.publish_delay
-        )
+        delay = cache.publish_delay
+        # A full disk is no reason to stop using the keys.
         try:
-            jwks_snapshot.save(self._snapshot, kept)
+            snapshot.save(self._snapshot, cache.keys, source=self.source, asked=asked, publish_delay=delay)
         except OSError as error:
-            self._tell(Event(kind=EventKind.SNAPSHOT_FAILED, detail=error.strerror or "not written"))
+            self._report(EventKind.SNAPSHOT_FAILED, files.reason(error))
 
     def _restore(self) -> None:
-        """Start from the snapshot, if there is one that may be used."""
         if self._snapshot is None or files.is_missing(self._snapshot):
             return
-        now = self._clock.now()
+        now, max_age = self._clock.now(), self._limits.max_stale
         try:
-            found = jwks_snapshot.load(self._snapshot, source=self.source, now=now, max_age=self._limits.max_stale)
-        except jwks_snapshot.SnapshotRefused as refused:
-            self._tell(Event(kind=EventKind.SNAPSHOT_REFUSED, detail=str(refused)))
+            keys, age, delay = snapshot.load(self._snapshot, source=self.source, now=now, max_age=max_age)
+        except ConfigurationError as refused:
+            self._report(EventKind.SNAPSHOT_REFUSED, str(refused))
             return
-        age = max(0.0, now - found.asked)
-        self._cache = rules.restored(found.keys, self._clock.monotonic() - age, found.publish_delay)
-        self._tell(Event(kind=EventKind.SNAPSHOT_LOADED, detail=f"{age:.0f} s old"))
+        self._cache = rules.restored(keys, self._clock.monotonic() - age, delay)
+        self._report(EventKind.SNAPSHOT_LOADED, f"{age:.0f} s old")
 
-    def _tell(self, event: Event) -> None:
-        """Publish one event."""
-        self._announcer.publish((event,), self._cache.keys)
+    def _report(self, kind: EventKind, detail: str) -> None:
+        self._announcer.publish((Event(kind=kind, detail=detail),), self._cache.keys)
 
 
 class JWKSSettings(TypedDict, total=False):
-    """Settings of ``JWKS`` that discovery hands through."""
+    """The arguments of ``JWKS`` that ``discover`` takes, too."""
 
     max_stale: float
     publish_delay: float
@@ -312,37 +327,15 @@ def discover(
     Args:
         issuer: its https URL, exactly as tokens name it.
         timeout: seconds for a whole attempt, both documents together, at most 5.
-        ca: PEM file of the CAs to trust instead of the system's, for both.
+        ca: a PEM file of the CAs to trust instead of the system's, for both documents.
         unsafe_http_loopback: allow http to this machine.
         clock: tells the time.
         settings: as for ``JWKS``.
 
     Raises:
-        ConfigurationError: the issuer is no https URL, or a bound is not allowed.
+        ConfigurationError: the issuer is not an https URL, or a bound is not allowed.
     """
     fetch = DiscoveredFetch(
         issuer, unsafe_http_loopback=unsafe_http_loopback, timeout=timeout, context=trust(ca), clock=clock
     )
-    return JWKS(
-        issuer, fetch=fetch, unsafe_http_loopback=unsafe_http_loopback, timeout=timeout, clock=clock, **settings
-    )
-
-
-def health(cache: Cache, source: str, now: float, limits: Limits, counters: Mapping[str, int]) -> Health:
-    """Return the health of a cache at a moment."""
-    keys = rules.usable(cache, now, limits)
-    fetched = None if cache.keys is None else now - cache.asked
-    return Health(
-        source=source,
-        state=rules.condition(cache, now, limits),
-        version=None if keys is None else keys.version,
-        keys=0 if keys is None else len(keys.keys),
-        age=fetched,
-        serves_for=None if keys is None else cache.asked + limits.max_stale - now,
-        attempt_age=None if cache.attempt == rules.NEVER else now - cache.attempt,
-        failing_for=None if cache.failing_since is None else now - cache.failing_since,
-        last_failure=cache.failure,
-        held=tuple(sorted(cache.suspects)),
-        skipped=() if cache.keys is None else cache.keys.skipped,
-        counters=counters,
-    )
+    return JWKS(issuer, fetch=fetch, unsafe_http_loopback=unsafe_http_loopback, clock=clock, **settings)

@@ -1,7 +1,8 @@
-"""An issuer's JWK Set over HTTP, as a plain ASGI application: no framework, two paths and a health check.
+"""The JWK Set of an issuer: what is published of its keystores, and an ASGI application that serves it.
 
-It follows its keystores: a rotation is out with the next request. What cannot be published is never served:
-consumers go on with what they have. Sources: ASGI 3.0; RFC 7517, section 8.5; RFC 9110, sections 8.8 and 13.
+The application needs no framework; it has two paths and a health check. It follows the keystores, so that a
+rotation is published with the next request. A set that cannot be published is never served, and consumers go on
+with the set that they have. Sources: ASGI 3.0; RFC 7517, section 8.5; RFC 9110, sections 8.8 and 13.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any, Final
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError
 from mqauth.keystore.disk.files import Stamp
-from mqauth.keystore.disk.folder import Keystore
-from mqauth.keystore.disk.ring import PICKUP, KeyRing, RingKey, State
+from mqauth.keystore.disk.folder import Keystore, RepeatedLog
+from mqauth.keystore.disk.ring import PICKUP, KeyRing, State
 from mqauth.keystore.remote.rules import MAX_PUBLISH_DELAY
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.jwk import MAX_DOCUMENT, dump_key_set, load_key_set
@@ -25,119 +26,21 @@ from mqauth.wire.keys import KeySet
 
 PATHS: Final = ("/jwks.json", "/.well-known/jwks.json")
 HEALTH: Final = "/healthz"
-_SAY_EVERY: Final = 60.0
-_LOG: Final = logging.getLogger("mqauth.keystore")
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = dict[bytes, bytes]
-_NO_STORE: Final[Headers] = {b"cache-control": b"no-store"}
-
-
-class KeyServer:
-    """The ASGI application behind ``mqauth keys serve``; hand it to any ASGI server.
-
-    Args:
-        folders: the keystores; their keys are published as one set.
-        clock: tells the time.
-
-    Raises:
-        ConfigurationError: one is no keystore, or the set cannot be published.
-    """
-
-    def __init__(self, folders: Iterable[str | Path], *, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._keystores = [Keystore(folder=Path(folder), clock=clock) for folder in folders]
-        self._clock = clock
-        self._stamps: list[Stamp | None] = []
-        self._rings: Sequence[KeyRing] = ()
-        self._said = ("", 0.0)
-        self.current = self._publication()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            raise RuntimeError("this application speaks HTTP only")
-        status, headers, body = self._answer(scope)
-        headers |= {b"content-length": str(len(body)).encode(), b"x-content-type-options": b"nosniff"}
-        if status == 304:
-            del headers[b"content-length"]
-        await send({"type": "http.response.start", "status": status, "headers": list(headers.items())})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-
-    def _answer(self, scope: Scope) -> tuple[int, Headers, bytes]:
-        """Return status, headers and body."""
-        if scope["path"] not in (*PATHS, HEALTH):
-            return _problem(404, "no such page")
-        if scope["method"] not in ("GET", "HEAD"):
-            status, headers, body = _problem(405, "GET or HEAD")
-            return status, headers | {b"allow": b"GET, HEAD"}, body
-        try:
-            self.current = self._publication()
-        except ConfigurationError as error:
-            self._say(str(error))
-            return _problem(503 if scope["path"] == HEALTH else 500, "the keys cannot be published")
-        return self._health() if scope["path"] == HEALTH else self._set(scope)
-
-    def _set(self, scope: Scope) -> tuple[int, Headers, bytes]:
-        """Return the JWK Set, or that the caller has it already."""
-        seconds = max_age(self._rings, self._clock.now())
-        headers = {
-            b"cache-control": f"public, max-age={seconds}".encode(),
-            b"etag": self.current.etag.encode(),
-        }
-        if _has(scope, self.current.etag):
-            return 304, headers, b""
-        return 200, headers | {b"content-type": b"application/jwk-set+json"}, self.current.body
-
-    def _health(self) -> tuple[int, Headers, bytes]:
-        """Return that the set can be published, and how many keys it has."""
-        state = {"status": "ok", "keys": self.current.keys, "active": self.current.active}
-        return 200, {b"content-type": b"application/json", **_NO_STORE}, strictjson.dumps(state)
-
-    def _publication(self) -> Publication:
-        """Return what is to be published now; the folders are read again where one changed."""
-        stamps = [keystore.stamp() for keystore in self._keystores]
-        if stamps == self._stamps and None not in stamps:
-            return self.current
-        self._stamps = []
-        rings = [keystore.ring() for keystore in self._keystores]
-        found = publish(rings)
-        self._rings, self._stamps = rings, stamps
-        return found
-
-    def _say(self, text: str) -> None:
-        """Log what keeps the keys from being published, the same once a minute."""
-        said, at = self._said
-        now = self._clock.monotonic()
-        if text != said or now - at >= _SAY_EVERY:
-            self._said = (text, now)
-            _LOG.critical("%s; no keys are served", text)
-
-
-def _problem(status: int, text: str) -> tuple[int, Headers, bytes]:
-    """Return an answer that no cache keeps."""
-    return status, {b"content-type": b"application/json", **_NO_STORE}, strictjson.dumps({"error": text})
-
-
-def _has(scope: Scope, etag: str) -> bool:
-    """Tell whether ``If-None-Match`` names the entity tag, compared weakly (RFC 9110, section 13.1.2)."""
-    given = b",".join(value for name, value in scope["headers"] if name == b"if-none-match").decode("latin-1")
-    return any(tag.strip().removeprefix("W/") in (etag, "*") for tag in given.split(","))
-
-
 MAX_AGE: Final = 300
-"""Seconds; the longest time any copy may be taken for fresh, and so the longest time to a revocation."""
+"""Seconds; the longest time for which a copy is fresh, and so the longest time until a revocation is seen."""
+Message = MutableMapping[str, Any]
+Headers = dict[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """A JWK Set as it goes out.
+    """A JWK Set in the form in which it is served.
 
     Args:
         body: the document.
-        etag: strong entity tag; the same document has the same in every process.
-        keys: how many keys it holds.
-        active: how many of them sign.
+        etag: its strong entity tag; it is the same for the same document in every process.
+        keys: the number of keys in it.
+        active: the number of keys that sign.
     """
 
     body: bytes
@@ -147,14 +50,15 @@ class Publication:
 
 
 def publish(rings: Sequence[KeyRing]) -> Publication:
-    """Return the JWK Set of one or more keystores, with the ``mqauth_publish_delay`` all of them keep.
+    """Return the JWK Set of one or more keystores, with the ``mqauth_publish_delay`` that all of them keep.
 
     Raises:
-        ConfigurationError: a kid stands twice, the document is over 256 KiB, or a consumer would not read from
-            it exactly what is meant; above all, a private member.
+        ConfigurationError: a kid stands twice, the document is over 256 KiB, or a consumer would not read from it
+            exactly the keys that are meant.
     """
     keys = KeySet(key.published for ring in rings for key in ring.keys)
     document = dump_key_set(keys) | {"mqauth_publish_delay": publish_delay(rings)}
+    # Read it back as a consumer does: above all, that finds a private member, wherever it comes from.
     read = load_key_set(document)
     if read.skipped or read.version != keys.version:
         raise ConfigurationError(f"not fit to be published: {(*read.skipped, 'it reads as another set')[0]}")
@@ -173,27 +77,96 @@ def publish_delay(rings: Sequence[KeyRing]) -> int:
 
 
 def max_age(rings: Sequence[KeyRing], now: float) -> int:
-    """Return the seconds for which a copy taken now is fresh.
-
-    Until the next change that is known, and never beyond ``publish_delay``, so that a key published right after
-    is known everywhere before it signs.
-    """
+    """Return the seconds for which a copy that is taken now is fresh."""
+    # Until the next known change. And never beyond the publish delay: a key that is published in a moment must be
+    # known everywhere before it signs.
     ahead = [moment - now for moment in _changes(rings) if moment > now]
     return int(min([*ahead, publish_delay(rings), MAX_AGE]))
 
 
 def _changes(rings: Iterable[KeyRing]) -> Iterator[int]:
-    """Yield the moments at which keys begin to sign, end, or go, UTC seconds."""
+    """Yield the moments at which keys begin to sign, end, or go, in UTC seconds."""
     for ring in rings:
         for key in ring.keys:
-            yield from _changes_of(key, ring.retain)
+            if key.state is State.PENDING:
+                yield key.ready
+            if key.retired is not None:
+                yield from (key.retired + PICKUP, key.retired + PICKUP + ring.retain)
+            if key.revocation is not None:
+                yield key.revocation.revoked_at
 
 
-def _changes_of(key: RingKey, retain: int) -> Iterator[int]:
-    """Yield the moments of one key."""
-    if key.state is State.PENDING:
-        yield key.ready
-    if key.retired is not None:
-        yield from (key.retired + PICKUP, key.retired + PICKUP + retain)
-    if key.revocation is not None:
-        yield key.revocation.revoked_at
+class KeyServer:
+    """The ASGI application behind ``mqauth keys serve``; any ASGI server can run it.
+
+    Args:
+        folders: the keystores; their keys are published as one set.
+        clock: tells the time.
+
+    Raises:
+        ConfigurationError: a folder is not a keystore, or the set cannot be published.
+    """
+
+    def __init__(self, folders: Iterable[str | Path], *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._keystores = [Keystore(folder=Path(folder), clock=clock) for folder in folders]
+        self._clock = clock
+        self._stamps: list[Stamp | None] = []
+        self._rings: Sequence[KeyRing] = ()
+        self._errors = RepeatedLog(clock, logging.CRITICAL)
+        self.current = self._publication()
+
+    async def __call__(
+        self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+    ) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            raise RuntimeError("this application speaks HTTP only")
+        status, headers, body = self._answer(scope)
+        headers[b"x-content-type-options"] = b"nosniff"
+        # A 304 has no body, and its content-length would be that of the 200 (RFC 9110, section 8.6).
+        if status != 304:
+            headers[b"content-length"] = str(len(body)).encode()
+        await send({"type": "http.response.start", "status": status, "headers": list(headers.items())})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    def _answer(self, scope: Message) -> tuple[int, Headers, bytes]:
+        """Return status, headers and body."""
+        if scope["path"] not in (*PATHS, HEALTH):
+            return _json(404, {"error": "no such page"})
+        if scope["method"] not in ("GET", "HEAD"):
+            return _json(405, {"error": "GET or HEAD"}, {b"allow": b"GET, HEAD"})
+        try:
+            self.current = self._publication()
+        except ConfigurationError as error:
+            self._errors.log(f"{error}; no keys are served")
+            return _json(503 if scope["path"] == HEALTH else 500, {"error": "the keys cannot be published"})
+        if scope["path"] == HEALTH:
+            return _json(200, {"status": "ok", "keys": self.current.keys, "active": self.current.active})
+        return self._key_set(scope)
+
+    def _key_set(self, scope: Message) -> tuple[int, Headers, bytes]:
+        etag, seconds = self.current.etag, max_age(self._rings, self._clock.now())
+        headers = {b"cache-control": f"public, max-age={seconds}".encode(), b"etag": etag.encode()}
+        # If-None-Match compares weakly (RFC 9110, section 13.1.2).
+        given = b",".join(value for name, value in scope["headers"] if name == b"if-none-match").decode("latin-1")
+        if any(tag.strip().removeprefix("W/") in (etag, "*") for tag in given.split(",")):
+            return 304, headers, b""
+        return 200, headers | {b"content-type": b"application/jwk-set+json"}, self.current.body
+
+    def _publication(self) -> Publication:
+        """Return the set to publish now; the folders are read again where one of them has changed."""
+        stamps = [keystore.stamp() for keystore in self._keystores]
+        if stamps == self._stamps and None not in stamps:
+            return self.current
+        # Until the folders were read, no stamp counts: a set that could not be published is tried again.
+        self._stamps = []
+        rings = [keystore.ring() for keystore in self._keystores]
+        found = publish(rings)
+        self._rings, self._stamps = rings, stamps
+        return found
+
+
+def _json(status: int, members: dict[str, Any], more: Headers | None = None) -> tuple[int, Headers, bytes]:
+    """Return an answer that no cache keeps."""
+    headers = {b"content-type": b"application/json", b"cache-control": b"no-store", **(more or {})}
+    return status, headers, strictjson.dumps(members)

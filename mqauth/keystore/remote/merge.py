@@ -1,7 +1,8 @@
-"""A new answer laid over the set in use: what is gained counts at once, a suspicious loss must be seen twice.
+"""How a new answer changes the set in use: new keys count at once, a suspicious loss only when seen twice.
 
-An answer that is empty, lacks most of the keys, or is dated before the one in use may be a mishap of the
-issuer or an old copy. What it adds is believed; what it takes away goes when the next answer lacks it too.
+An answer may be a mishap of the issuer, or an old copy, if it is empty, lacks most of the keys, or is dated
+before the answer in use. The keys that it adds are believed. A key that it lacks goes when the next answer lacks
+it, too.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from mqauth.keystore.remote.events import Event, EventKind
 from mqauth.wire.keys import Key, KeySet, thumbprint
 
 Suspects = Mapping[str, str]
-"""A kid, to how the last answer contradicted the key in use: ``""`` lacked it, else that key's fingerprint."""
+"""How the last answer contradicted keys in use, by kid: ``ABSENT``, or the version of the key it had instead."""
 ABSENT = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """The set to use from now on, what is to be confirmed by the next answer, and what to tell."""
+    """The set to use from now on, the contradictions that the next answer has to confirm, and the events."""
 
     keys: KeySet
     suspects: Suspects
@@ -27,58 +28,41 @@ class Merged:
 
 
 def merge(current: KeySet, answer: KeySet, suspects: Suspects, *, outdated: bool) -> Merged:
-    """Lay an answer over the set in use.
+    """Merge an answer into the set in use.
 
     Args:
-        current: the set in use.
+        current: the set in use, empty at first.
         answer: the keys of a good answer.
-        suspects: what the last answer left to be confirmed.
-        outdated: the answer is dated before the one in use.
+        suspects: the contradictions that the last answer left to be confirmed.
+        outdated: whether the answer is dated before the one in use.
     """
-    guarded = outdated or _loses_most(current, answer)
+    lost = sum(answer.get(key.kid) is None for key in current)
+    guarded = outdated or 2 * lost > len(current.keys)
     held: dict[str, str] = {}
-    kept: list[Key] = []
     for old in current:
         doubt = _doubt(old, answer.get(old.kid), guarded=guarded, outdated=outdated)
         if doubt is not None and suspects.get(old.kid) != doubt:
             held[old.kid] = doubt
-            kept.append(old)
     fresh = [key for key in answer if key.kid not in held]
-    keys = KeySet([*fresh, *kept], answer.skipped)
-    events = (*_alarms(held), *_differences(current, keys), *_skips(current, keys))
+    keys = KeySet([*fresh, *(key for key in current if key.kid in held)], answer.skipped)
+    events = (*_alarms(held), *_differences(current, keys))
+    # The very same object tells everybody that nothing has changed.
     if keys.version == current.version and keys.skipped == current.skipped:
         keys = current
     return Merged(keys, held, events)
 
 
-def first(answer: KeySet) -> Merged:
-    """Take a first answer as it is."""
-    nothing = KeySet([])
-    return Merged(answer, {}, (*_differences(nothing, answer), *_skips(nothing, answer)))
-
-
-def _loses_most(current: KeySet, answer: KeySet) -> bool:
-    """Tell whether more than half of the keys would go."""
-    lost = sum(1 for key in current if answer.get(key.kid) is None)
-    return 2 * lost > len(current.keys)
-
-
 def _doubt(old: Key, new: Key | None, *, guarded: bool, outdated: bool) -> str | None:
-    """Return how an answer contradicts a key in a way that must be seen twice, ``None`` where it does not."""
+    """Return the contradiction that must be seen twice, ``None`` where the answer counts at once."""
     if new is None:
         return ABSENT if guarded else None
+    # A revocation and other new terms of the same public key count at once, but not those of an old copy.
     if thumbprint(new.public) != thumbprint(old.public) or (outdated and new != old):
-        return _fingerprint(new)
+        return KeySet([new]).version
     return None
 
 
-def _fingerprint(key: Key) -> str:
-    """Return what tells a key and its terms apart from every other."""
-    return KeySet([key]).version
-
-
 def _alarms(held: Suspects) -> Iterable[Event]:
-    """Yield what an owner should be woken for."""
     absent = sorted(kid for kid, doubt in held.items() if doubt == ABSENT)
     if absent:
         yield Event(kind=EventKind.LOSS_HELD, detail=f"{len(absent)} keys missing, kept until seen twice")
@@ -89,7 +73,7 @@ def _alarms(held: Suspects) -> Iterable[Event]:
 
 
 def _differences(old: KeySet, new: KeySet) -> Iterable[Event]:
-    """Yield an event for each key that came, went or changed."""
+    """Yield an event for each key that came, went, changed, or cannot be used."""
     for kid in sorted(new.by_kid.keys() - old.by_kid.keys()):
         yield Event(kind=EventKind.KEY_ADDED, kid=kid)
     for kid in sorted(old.by_kid.keys() - new.by_kid.keys()):
@@ -97,10 +81,13 @@ def _differences(old: KeySet, new: KeySet) -> Iterable[Event]:
     for kid in sorted(old.by_kid.keys() & new.by_kid.keys()):
         if old.by_kid[kid] != new.by_kid[kid]:
             yield Event(kind=EventKind.KEY_CHANGED, kid=kid, detail=_change(old.by_kid[kid], new.by_kid[kid]))
+    for line in new.skipped:
+        if line not in old.skipped:
+            yield Event(kind=EventKind.KEY_SKIPPED, detail=line)
 
 
 def _change(old: Key, new: Key) -> str:
-    """Name what differs between two keys of one kid."""
+    """Return the names of what differs between two keys of one kid."""
     named = {
         "public key": thumbprint(old.public) != thumbprint(new.public),
         "algorithm": old.algorithm != new.algorithm,
@@ -109,10 +96,3 @@ def _change(old: Key, new: Key) -> str:
         "revocation": old.revocation != new.revocation,
     }
     return ", ".join(name for name, differs in named.items() if differs)
-
-
-def _skips(old: KeySet, new: KeySet) -> Iterable[Event]:
-    """Yield an event for each key that cannot be used, once."""
-    for line in new.skipped:
-        if line not in old.skipped:
-            yield Event(kind=EventKind.KEY_SKIPPED, detail=line)

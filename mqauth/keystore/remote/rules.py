@@ -1,33 +1,32 @@
-"""The rules of a remote key cache, pure: state, answer and time in, state and ruling out.
+"""The rules of a remote key cache, as pure functions of its state, an answer and the time.
 
-All times are monotonic seconds, so that a stepped wall clock neither ages nor rejuvenates a set. A request
-counts from when it was *asked*: what an answer says was true no earlier.
+All times are monotonic seconds, so that a wall clock that is set forward or back makes no set older or younger.
+The age of an answer counts from the moment at which it was asked for: that is the earliest moment for which it
+speaks.
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final, Literal
 
 from mqauth.errors import ConfigurationError
-from mqauth.keystore.remote import merge as jwks_merge
 from mqauth.keystore.remote.events import Event, EventKind
-from mqauth.keystore.remote.merge import Suspects
+from mqauth.keystore.remote.merge import Merged, Suspects, merge
 from mqauth.wire.keys import KeySet
 
 COOLDOWN: Final = 30.0
-"""Seconds between two attempts on account of unknown kids, counted from the attempt, also in an outage."""
+"""Seconds between the beginnings of two attempts for the sake of unknown kids, also during an outage."""
 LADDER: Final = 2.0
 """Seconds before the second attempt of a cache that never had a set; doubles up to ``COOLDOWN``."""
 MAX_STALE: Final = 7 * 86400
 MAX_PUBLISH_DELAY: Final = 7 * 86400.0
 ABSENT_KIDS: Final = 128
 ABSENT_SECONDS: Final = 60.0
-"""Short, for a producer that signed a little before its key was published is to be heard again soon."""
+"""Short, so that a producer that signed a little before its key was published is heard again soon."""
 NEVER: Final = -math.inf
 
 
@@ -36,12 +35,12 @@ class Limits:
     """The bounds of one cache, in seconds.
 
     Args:
-        max_stale: how long the last good set may serve after it was asked for.
+        max_stale: how long the last good set may be used after it was asked for.
         publish_delay: how long the issuer publishes a key before it signs with it.
-        fresh: how long a set is fresh where ``Cache-Control`` does not say; with it, between a fifth
-            and three times that.
-        max_hold: how long messages with unknown kids are held for an issuer out of reach.
-        wait: how long anybody waits for one attempt.
+        fresh: how long a set is fresh without a ``Cache-Control``; with one, it is fresh between a fifth and
+            three times as long.
+        max_hold: how long messages with unknown kids are held while the issuer is out of reach.
+        wait: how long a caller waits for one attempt.
 
     Raises:
         ConfigurationError: a bound is not finite, not in range, or contradicts another.
@@ -61,9 +60,9 @@ class Limits:
         _check("wait", self.wait, 0, 2)
 
     def freshness(self, max_age: float | None, age: float) -> float:
-        """Return the seconds an answer stays fresh (RFC 9111, section 4.2), within this cache's bounds."""
-        wished = self.fresh if max_age is None else max_age - age
-        return min(max(wished, self.fresh / 5), 3 * self.fresh, self.max_stale)
+        """Return the seconds for which an answer is fresh (RFC 9111, section 4.2), within our bounds."""
+        said = self.fresh if max_age is None else max_age - age
+        return min(max(said, self.fresh / 5), 3 * self.fresh, self.max_stale)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +71,10 @@ class Answer:
 
     Args:
         keys: the keys of the document, ``None`` where the issuer said that nothing changed (304).
-        publish_delay: what the document announces, seconds.
+        publish_delay: the publish delay that the document announces, seconds.
         max_age: from ``Cache-Control``, seconds; 0 for ``no-cache`` and ``no-store``.
-        age: seconds the answer lay in caches on the way.
-        date: when the issuer made it, UTC seconds, where it says.
+        age: seconds that the answer spent in caches.
+        date: UTC seconds at which the issuer made it, where it says so.
         etag: its entity tag.
     """
 
@@ -89,25 +88,25 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cache:
-    """All that one cache knows; immutable, and swapped whole.
+    """The state of one cache. It never changes; a new state takes its place as a whole.
 
     Args:
         keys: the last good set, however old.
-        asked: when the answer it came from was asked for.
-        origin: when the issuer itself can have made that answer at the latest.
-        fresh_until: from then on the set is stale.
-        publish_delay: what the issuer announced, seconds.
-        etag: of the answer the set equals.
-        date: the issuer's own date of it, UTC seconds.
-        suspects: what the next answer has to confirm.
-        seen_empty: a first answer held no key; it counts when seen again.
+        asked: when the answer with this set was asked for.
+        origin: the latest moment at which the issuer itself can have made that answer.
+        fresh_until: when the set becomes stale.
+        publish_delay: the publish delay that the issuer announced, seconds.
+        etag: the entity tag of the answer that equals the set.
+        date: the issuer's date of that answer, UTC seconds.
+        suspects: the contradictions that the next answer has to confirm.
+        seen_empty: whether the first answer held no key; a second one like it counts.
         attempt: when the last attempt began.
-        in_flight: it has not ended.
-        due: when the next one is to begin.
+        in_flight: whether that attempt has not ended yet.
+        due: when the next attempt is to begin.
         failing_since: when the first failed attempt of the present outage began.
-        failures: attempts failed in a row.
-        failure: how the last one failed.
-        told: the state last announced by an event.
+        failures: the number of failed attempts in a row.
+        failure: the reason why the last attempt failed.
+        told: the state that an event announced last.
     """
 
     keys: KeySet | None = None
@@ -132,44 +131,45 @@ Step = tuple[Cache, tuple[Event, ...]]
 
 
 def usable(cache: Cache, now: float, limits: Limits) -> KeySet | None:
-    """Return the set that may serve now, if there is one."""
+    """Return the set that may be used now, if there is one."""
     return cache.keys if now - cache.asked <= limits.max_stale else None
 
 
 def condition(cache: Cache, now: float, limits: Limits) -> Literal["fresh", "stale", "unavailable"]:
-    """Return ``fresh``, ``stale`` or ``unavailable``."""
+    """Return the state of a cache as ``Health`` names it."""
     if usable(cache, now, limits) is None:
         return "unavailable"
     return "fresh" if now < cache.fresh_until else "stale"
 
 
 def begin(cache: Cache, now: float) -> Cache:
-    """Note that an attempt begins."""
+    """Return the state after the beginning of an attempt."""
     return replace(cache, attempt=now, in_flight=True, due=now + COOLDOWN)
 
 
 def restored(keys: KeySet, asked: float, publish_delay: float) -> Cache:
-    """Return the cache of a snapshot: old, serving, and to be refreshed at once."""
+    """Return the state with the set of a snapshot: it may be used, and a refresh is due at once."""
     return Cache(keys=keys, asked=asked, origin=asked, fresh_until=asked, publish_delay=publish_delay)
 
 
 def validator(cache: Cache) -> str | None:
-    """Return the entity tag to ask with; none where a full answer has to confirm something."""
+    """Return the entity tag to ask with, if any."""
+    # A contradiction is confirmed by a full answer, which an entity tag might prevent.
     return cache.etag if cache.keys is not None and not cache.suspects else None
 
 
 def answered(cache: Cache, answer: Answer, *, asked: float, limits: Limits, jitter: float) -> Step:
-    """Take a good answer in.
+    """Return the state after a good answer, and the events.
 
     Args:
-        cache: the state.
-        answer: what the issuer said.
-        asked: when the attempt began; the answer of any but the latest attempt is dropped.
+        cache: the state before.
+        answer: the answer of the issuer.
+        asked: when the attempt began; the answer to any but the latest attempt is dropped.
         limits: the bounds.
-        jitter: 0 to 1, so that many consumers do not ask at once.
+        jitter: 0 to 1; spreads the refreshes of many consumers.
     """
     if asked != cache.attempt or not cache.in_flight:
-        return cache, ()  # an older answer never replaces a newer
+        return cache, ()
     merged = _merged(cache, answer)
     if merged is None:
         held = replace(cache, seen_empty=True)
@@ -177,27 +177,34 @@ def answered(cache: Cache, answer: Answer, *, asked: float, limits: Limits, jitt
         return failed(held, why, asked=asked, now=asked, limits=limits, jitter=jitter)
     fresh = limits.freshness(answer.max_age, answer.age)
     settled = not merged.suspects
+    # Ahead of time, so that the set does not become stale; at once, where something is to be confirmed.
     ahead = fresh * (0.8 + 0.1 * jitter) if settled else 0
+    unchanged = answer.keys is None
     result = replace(
         cache,
         keys=merged.keys, asked=asked, origin=asked - answer.age, fresh_until=asked + fresh,
-        publish_delay=_announced(cache, answer), date=_date(cache, answer, settled), suspects=merged.suspects,
-        etag=(cache.etag if answer.keys is None else answer.etag) if settled else None,
-        in_flight=False, due=asked + max(ahead, COOLDOWN),
+        # A document without a publish delay takes the one before back.
+        publish_delay=cache.publish_delay if unchanged else answer.publish_delay or 0,
+        # A suspicious answer sets no date, which could make honest answers look outdated.
+        date=answer.date if settled and answer.date is not None else cache.date,
+        etag=(cache.etag if unchanged else answer.etag) if settled else None,
+        suspects=merged.suspects, in_flight=False, due=asked + max(ahead, COOLDOWN),
         failing_since=None, failures=0, failure=None, seen_empty=False, told="fresh",
     )  # fmt: skip
-    unchanged = cache.keys is not None and merged.keys.version == cache.keys.version
-    return result, (Event(kind=EventKind.REFRESHED, detail="unchanged" if unchanged else ""), *merged.events)
+    same = cache.keys is not None and merged.keys.version == cache.keys.version
+    return result, (Event(kind=EventKind.REFRESHED, detail="unchanged" if same else ""), *merged.events)
 
 
 def failed(cache: Cache, failure: str, *, asked: float, now: float, limits: Limits, jitter: float) -> Step:
-    """Take a failed attempt in; the set in use serves on, as long as it may."""
+    """Return the state after a failed attempt, and the events; the set may be used on until ``max_stale``."""
     if asked != cache.attempt or not cache.in_flight:
         return cache, ()
+    # Without any set the first attempts follow each other faster.
+    pause = COOLDOWN if cache.keys is not None else min(COOLDOWN, LADDER * 2.0 ** min(cache.failures, 10))
     state = condition(cache, now, limits)
     result = replace(
         cache,
-        in_flight=False, due=asked + _pause(cache) * (1 + 0.25 * jitter),
+        in_flight=False, due=asked + pause * (1 + 0.25 * jitter),
         failing_since=asked if cache.failing_since is None else cache.failing_since,
         failures=cache.failures + 1, failure=failure, told=state,
     )  # fmt: skip
@@ -207,135 +214,95 @@ def failed(cache: Cache, failure: str, *, asked: float, now: float, limits: Limi
     return result, tuple(events)
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """A kid that a message's token named, and when the message was received, in the cache's own seconds."""
-
-    kid: str
-    received: float
+def _merged(cache: Cache, answer: Answer) -> Merged | None:
+    """Return the set from now on; ``None`` for a first answer that is empty, unless it is the second one."""
+    if answer.keys is None:
+        return Merged(cache.keys or KeySet([]), cache.suspects, ())
+    if cache.keys is None and not answer.keys.keys and not cache.seen_empty:
+        return None
+    outdated = None not in (cache.date, answer.date) and (answer.date or 0) < (cache.date or 0)
+    return merge(cache.keys or KeySet([]), answer.keys, cache.suspects, outdated=outdated)
 
 
 class Ruling(Enum):
-    """What to do with a message whose kid is asked about."""
+    """What happens to a message with a kid that the set in use may lack."""
 
     ANSWER = "answer"
-    """The set in use answers; if it lacks the kid, the kid is unknown."""
+    """The set in use answers. If it lacks the kid, the kid is unknown."""
     ASK = "ask"
-    """Begin an attempt and wait for it."""
+    """An attempt is to begin, and is waited for."""
     WAIT = "wait"
-    """Wait for the attempt in flight."""
+    """The attempt in flight is waited for."""
     OUTLIVED = "outlived"
     """The kid counts as unknown: the issuer has been out of reach for longer than messages are held."""
     PENDING = "pending"
-    """Deferred: the issuer cannot say now."""
+    """The message is deferred: the issuer cannot answer now."""
     UNAVAILABLE = "unavailable"
-    """Deferred: there is no set at all."""
+    """The message is deferred: there is no set at all."""
 
 
-def rule(cache: Cache, wish: Wish, *, now: float, limits: Limits, absent: AbsentKids) -> Ruling:
+class AbsentKids(dict[str, float]):
+    """The kids that an issuer was asked for in vain, and when; the oldest is forgotten beyond ``ABSENT_KIDS``.
+
+    Without it a producer with one wrong kid would cause a request every half minute, for ever.
+    """
+
+    def add(self, kid: str, now: float) -> None:
+        """Remember that an answer lacked a kid."""
+        self.pop(kid, None)
+        self[kid] = now
+        if len(self) > ABSENT_KIDS:
+            del self[next(iter(self))]
+
+    def has(self, kid: str, now: float) -> bool:
+        """Tell whether a kid was asked for in vain within the last minute."""
+        return now - self.get(kid, NEVER) < ABSENT_SECONDS
+
+
+def rule(cache: Cache, kid: str, *, received: float, now: float, limits: Limits, absent: AbsentKids) -> Ruling:
     """Decide about a kid that the set in use may lack.
 
     Args:
         cache: the state.
-        wish: who asks for what.
-        now: the time.
+        kid: the key id in the token of a message.
+        received: when the message was received.
+        now: the present time.
         limits: the bounds.
-        absent: the kids that issuers were asked for in vain.
+        absent: the kids that the issuer was asked for in vain.
     """
     keys = usable(cache, now, limits)
-    if keys is not None and (absent.has(wish.kid, now) or _settled(cache, keys, wish, now, limits)):
+    # A key that signs now has been published for the delay, so that a set younger than that would have it.
+    young = now - cache.origin < max(limits.publish_delay, cache.publish_delay)
+    settled = young or absent.has(kid, now) or in_vain(cache, kid, received)
+    if keys is not None and (settled or keys.get(kid) is not None):
         return Ruling.ANSWER
     if cache.in_flight:
+        # Counted from the attempt and not from each message: behind an issuer that hangs, many forged kids
+        # together cost a consumer ``wait`` seconds.
         if now < cache.attempt + limits.wait:
             return Ruling.WAIT
     elif now >= cache.attempt + COOLDOWN:
         return Ruling.ASK
     if keys is None:
         return Ruling.UNAVAILABLE
-    if cache.failing_since is None:  # an answer is late; or a live issuer was asked a moment ago
+    # Without a failure the answer is only late, or a live issuer was asked a moment ago.
+    if cache.failing_since is None:
         return Ruling.PENDING if cache.in_flight else Ruling.ANSWER
     return Ruling.PENDING if now - cache.failing_since < limits.max_hold else Ruling.OUTLIVED
 
 
-def in_vain(cache: Cache, wish: Wish) -> bool:
-    """Tell whether the issuer answered after the wish came up, and without its kid."""
-    answered_since = min(cache.asked, cache.origin) >= wish.received
-    return answered_since and cache.keys is not None and cache.keys.get(wish.kid) is None
-
-
-class AbsentKids:
-    """Kids an issuer was asked for in vain, so that one bad producer does not make us ask on and on; bounded.
-
-    Args:
-        capacity: the oldest is forgotten beyond it.
-        seconds: how long one is remembered.
-    """
-
-    def __init__(self, capacity: int = ABSENT_KIDS, seconds: float = ABSENT_SECONDS) -> None:
-        self._capacity = capacity
-        self._seconds = seconds
-        self._kids: OrderedDict[str, float] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._kids)
-
-    def add(self, kid: str, now: float) -> None:
-        """Remember that an answer asked for on its account lacks a kid."""
-        self._kids[kid] = now
-        self._kids.move_to_end(kid)
-        if len(self._kids) > self._capacity:
-            self._kids.popitem(last=False)
-
-    def has(self, kid: str, now: float) -> bool:
-        """Tell whether a kid was asked for in vain a moment ago."""
-        return now - self._kids.get(kid, NEVER) < self._seconds
-
-    def clear(self) -> None:
-        """Forget all: the set has changed."""
-        self._kids.clear()
-
-
-def _settled(cache: Cache, keys: KeySet, wish: Wish, now: float, limits: Limits) -> bool:
-    """Tell whether the set in use says all there is to say about a kid."""
-    if keys.get(wish.kid) is not None or in_vain(cache, wish):
-        return True
-    return now - cache.origin < max(limits.publish_delay, cache.publish_delay)
-
-
-def _merged(cache: Cache, answer: Answer) -> jwks_merge.Merged | None:
-    """Return the set from now on; ``None`` where a first answer is empty and was not seen before."""
-    if answer.keys is None:
-        return jwks_merge.Merged(cache.keys or KeySet([]), cache.suspects, ())
-    if cache.keys is None:
-        return jwks_merge.first(answer.keys) if answer.keys.keys or cache.seen_empty else None
-    outdated = None not in (cache.date, answer.date) and (answer.date or 0) < (cache.date or 0)
-    return jwks_merge.merge(cache.keys, answer.keys, cache.suspects, outdated=outdated)
-
-
-def _announced(cache: Cache, answer: Answer) -> float:
-    """Return the issuer's own publish delay; a document without one takes it back."""
-    return cache.publish_delay if answer.keys is None else answer.publish_delay or 0
-
-
-def _date(cache: Cache, answer: Answer, settled: bool) -> float | None:
-    """Return the issuer's date of the set from now on; a suspicious answer does not set it."""
-    return answer.date if settled and answer.date is not None else cache.date
-
-
-def _pause(cache: Cache) -> float:
-    """Return the seconds between a failed attempt and the next; short at first where there is no set yet."""
-    return COOLDOWN if cache.keys is not None else min(COOLDOWN, LADDER * 2.0 ** min(cache.failures, 10))
-
-
-def _check(name: str, value: float, low: float, high: float) -> None:
-    """Refuse a bound that is no number in its range; none is infinite."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ConfigurationError(f"{name} is {low:g} to {high:g} seconds")
+def in_vain(cache: Cache, kid: str, received: float) -> bool:
+    """Tell whether the issuer has answered since the message came, and without its kid."""
+    answered_since = min(cache.asked, cache.origin) >= received
+    return answered_since and cache.keys is not None and cache.keys.get(kid) is None
 
 
 def publish_delay_of(document: Mapping[str, object]) -> float | None:
-    """Return the publish delay a JWK Set document announces, seconds, if it is one."""
+    """Return the publish delay that a JWK Set announces, in seconds; ``None`` if there is no valid one."""
     value = document.get("mqauth_publish_delay")
-    if type(value) is int and 0 <= value <= MAX_PUBLISH_DELAY:
-        return float(value)
-    return None
+    return float(value) if type(value) is int and 0 <= value <= MAX_PUBLISH_DELAY else None
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ConfigurationError(f"{name} is {low:g} to {high:g} seconds, not {value!r}")

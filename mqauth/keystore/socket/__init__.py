@@ -1,1 +1,1 @@
-"""A signing key that another process has, reached over a local socket."""
+"""A signing key that another process has, behind a Unix socket."""
