@@ -14,7 +14,7 @@ from mqauth.audit.record import AuditRecord
 from mqauth.brokers.confluent.client import check_producer, error_of, waits_for_all
 from mqauth.brokers.confluent.translate import carries
 from mqauth.brokers.dead_letters import Unconfirmed, first_taken
-from mqauth.brokers.log.records import dead_letter_headers
+from mqauth.brokers.log.records import dead_letter_headers, record_size
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.flow import run
 from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize, undelivered
@@ -112,7 +112,7 @@ class Confirmed:
         self._client: Any = client
         self._topic = topic
         self._timeout = timeout
-        self._unknown = Unconfirmed()
+        self._unconfirmed = Unconfirmed()
 
     def send(self, name: str, **record: Any) -> None:
         """Send a record, and return once the broker has confirmed it.
@@ -127,14 +127,14 @@ class Confirmed:
             TooLargeError: the client or the broker finds it too large.
             Exception: the client's own; without a confirm a record does not exist.
         """
-        report = self._unknown.take(name) or self._produce(record)
+        report = self._unconfirmed.take(name) or self._produce(record)
         until = time.monotonic() + self._timeout
         try:
             while not report.told and (left := until - time.monotonic()) > 0:
                 self._client.poll(min(left, ROUND))
         finally:
             if not report.told:
-                self._unknown.keep(name, report)
+                self._unconfirmed.keep(name, report, record_size(**record))
         report.check()
 
     def _produce(self, record: dict[str, Any]) -> Report:

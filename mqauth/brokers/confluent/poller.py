@@ -47,7 +47,8 @@ class Poller:
         self._paused: set[Place] = set()
         self._late: dict[Place, int] = {}  # seeks that the client has not taken yet
         self._kept = KeptPositions()
-        self._settle: Callable[[], None] = lambda: None
+        self._settle: Callable[[], None]
+        self._closed = False
 
     def listen(self, topics: Sequence[str], settle: Callable[[], None]) -> None:
         """Subscribe, or take the partitions that were assigned by hand.
@@ -121,7 +122,7 @@ class Poller:
 
     def close(self) -> None:
         """Leave the client as it was given to us, but subscribed; what it calls back from now on is not ours."""
-        self._settle = lambda: None
+        self._closed = True
         self._ask(self._assignment.final_calls(self._held, self._paused))
 
     def rejoins(self) -> bool:
@@ -181,7 +182,9 @@ class Poller:
 
     def _revoked(self, client: Any, partitions: list[TopicPartition]) -> None:
         """Let what runs end, and commit it; then drop what was revoked, or suspend it where all of it was."""
-        self._settle()
+        if not self._closed:
+            self._settle()
+            self.commit(last=True)  # for these partitions it is: one that failed a moment ago would wait too long
         places = _places(partitions)
         eager = places == self._held  # under the cooperative protocol (KIP-429) only what moves is revoked
         if eager:
