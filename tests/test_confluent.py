@@ -740,6 +740,18 @@ def test_revoked_waits(desk: Desk) -> None:
     assert (desk.settled, desk.known()) == (1, [])
 
 
+def test_revoked_commits_at_once(desk: Desk) -> None:
+    """A revocation commits also what a commit a moment ago could not: its next owner would handle it again."""
+    desk.receive(1)
+    settle(desk)
+    desk.client.answers = [failing(KafkaError.REBALANCE_IN_PROGRESS)]
+    desk.poller.commit(last=True)
+    desk.poller.commit()
+    assert len(desk.client.asked) == 1
+    desk.client.on_revoke(desk.client, [PLACE])
+    assert desk.client.asked == [("commit", [(0, 2)])] * 2
+
+
 @pytest.mark.parametrize(
     ("generation", "start"), [(2, [("assign", [(0, 3)])]), (3, [])], ids=["ours throughout", "another's meanwhile"]
 )
