@@ -16,6 +16,7 @@ from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, membership_of
 from mqauth.brokers.confluent.positions import KeptPositions, Place, native, place_of
 from mqauth.brokers.confluent.replies import Replies
 from mqauth.brokers.confluent.translate import Logs, from_native, heed
+from mqauth.brokers.log.records import NO_LOG
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import ClientCalls, offset_of
 from mqauth.errors import ConfigurationError
@@ -144,7 +145,7 @@ class Poller:
 
     def _messages(self, records: list[Any]) -> dict[Place, list[Message]]:
         found: dict[tuple[str, int], list[Message]] = {}
-        log = self._logs.of()
+        log = self._logs.of() if records else NO_LOG
         for record in records:
             if record.error() is not None:
                 heed(record)
