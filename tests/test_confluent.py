@@ -20,6 +20,7 @@ from mqauth.brokers.confluent.client import COMES_AGAIN, membership_of
 from mqauth.brokers.confluent.poller import Poller
 from mqauth.brokers.confluent.positions import Place
 from mqauth.brokers.confluent.replies import Replies
+from mqauth.brokers.confluent.translate import carries
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.delivery.assignment import Assignment
 from mqauth.errors import ConfigurationError, MalformedMessage, Reason, Rejection, RetryLater, Unavailable
@@ -262,6 +263,14 @@ def test_unreadable_headers() -> None:
     assert message.malformed == "a header is not text and bytes"
     assert (message.body, message.headers, native.asked) == (b"x", (), 1)
     assert confluent_kafka.Message.headers(native) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sent"), [("a", b"1", True), ("a\0b", b"1", False), ("a", None, False)], ids=ascii
+)
+def test_carries(name: str, value: Any, sent: bool) -> None:
+    """A letter has a header as a header only where the client sends it unchanged."""
+    assert carries(name, value) is sent
 
 
 def test_other_records_refused(guard: Pipeline) -> None:
@@ -789,6 +798,15 @@ def test_cooperative(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     desk.client.generation = 2
     desk.client.on_assign(desk.client, [])
     assert desk.known() == []
+
+
+def test_read_by_the_call_that_moved_it(desk: Desk) -> None:
+    """A record of a partition that the same call gave to somebody else is not begun."""
+    other = TopicPartition("orders", 1)
+    desk.client.on_assign(desk.client, [other])
+    desk.client.batches = [desk.revoking(1)]
+    desk.poller.poll(joins=False)
+    assert (desk.settled, desk.known()) == (1, [])
 
 
 def test_lost(desk: Desk) -> None:
