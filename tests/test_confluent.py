@@ -652,7 +652,17 @@ class Desk:
 
     def known(self) -> list[int | None]:
         """Return the offsets that wait."""
-        return [each.message.origin.offset for each in self.assignment.partition(WHERE).waiting]
+        waiting = self.assignment.partition(WHERE).waiting
+        return [each.message.origin.offset for each in waiting]
+
+    def revoking(self, offset: int) -> Callable[[], list[Any]]:
+        """Return a call that reads a record, and has its partition revoked."""
+
+        def call() -> list[Any]:
+            self.client.on_revoke(self.client, [PLACE])
+            return [record(partition=0, offset=offset)]
+
+        return call
 
 
 @pytest.fixture
@@ -672,14 +682,8 @@ def test_poison(code: int, desk: Desk) -> None:
 
 def test_error_records(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     """The end of a partition is nothing, what comes again is logged, and a refusal for good is raised."""
-    end, away, refused = (
-        record(error=KafkaError(code))
-        for code in (
-            KafkaError._PARTITION_EOF,
-            KafkaError._ALL_BROKERS_DOWN,
-            KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        )
-    )
+    codes = (KafkaError._PARTITION_EOF, KafkaError._ALL_BROKERS_DOWN, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    end, away, refused = (record(error=KafkaError(code)) for code in codes)
     desk.client.batches = [[end, record(partition=0, offset=1), away]]
     desk.poller.poll(joins=False)
     assert desk.known() == [1]
@@ -742,9 +746,7 @@ def test_commit_refused(whole: bool, desk: Desk) -> None:
 
 def test_revoked_waits(desk: Desk) -> None:
     """A revocation settles first, and what is read by the call that tells it is not begun."""
-    desk.client.batches = [
-        lambda: (desk.client.on_revoke(desk.client, [PLACE]), [record(partition=0, offset=1)])[1]
-    ]
+    desk.client.batches = [desk.revoking(1)]
     desk.poller.poll(joins=False)
     assert (desk.settled, desk.known()) == (1, [])
 
@@ -777,9 +779,7 @@ def test_eager_rebalance(generation: int, start: list[Any], desk: Desk) -> None:
 
 def test_read_by_the_revoking_call(desk: Desk) -> None:
     """A record that was read by the call which revoked its partition is read again when it comes back."""
-    desk.client.batches = [
-        lambda: (desk.client.on_revoke(desk.client, [PLACE]), [record(partition=0, offset=2)])[1]
-    ]
+    desk.client.batches = [desk.revoking(2)]
     desk.poller.poll(joins=False)
     desk.client.generation = 2
     desk.client.on_assign(desk.client, [PLACE])
