@@ -21,7 +21,7 @@ from integration.keyserver import CONFIGURATION, Authority, KeyServer
 from mqauth import JWKS, discover
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import Cause, Unavailable
-from mqauth.keystore.remote.connection import Deadline, Endpoint, FetchFailed, connect, trust
+from mqauth.keystore.remote.connection import Deadline, Endpoint, FetchFailed, connect, tls_context
 from mqauth.keystore.remote.fetch import URLFetch
 from mqauth.keystore.remote.rules import Answer
 from mqauth.testing import FakeClock
@@ -65,7 +65,7 @@ def server(request: pytest.FixtureRequest) -> KeyServer:
 def fetcher(server: KeyServer, authority: Authority, timeout: float = TIMEOUT) -> URLFetch:
     """Return the product's own fetch of a server."""
     endpoint = Endpoint.parse(server.url, unsafe_http_loopback=True)
-    return URLFetch(endpoint, timeout=timeout, context=trust(authority.path), clock=SYSTEM_CLOCK)
+    return URLFetch(endpoint, timeout=timeout, context=tls_context(authority.path), clock=SYSTEM_CLOCK)
 
 
 def cache(server: KeyServer, authority: Authority, **settings: Any) -> JWKS:
@@ -154,7 +154,7 @@ def test_a_tls_handshake_that_never_comes_is_bounded(plain: KeyServer, authority
     """A plain server asked for https hangs in the handshake, and is given up in time."""
     plain.behave("hang")
     endpoint = Endpoint.parse(plain.url.replace("http:", "https:"))
-    fetch = URLFetch(endpoint, timeout=TIMEOUT, context=trust(authority.path), clock=SYSTEM_CLOCK)
+    fetch = URLFetch(endpoint, timeout=TIMEOUT, context=tls_context(authority.path), clock=SYSTEM_CLOCK)
 
     def attempt() -> None:
         with pytest.raises(FetchFailed):
@@ -190,7 +190,7 @@ def test_plain_text_on_a_tls_port_is_refused(secure: KeyServer, authority: Autho
 def test_an_unknown_host_fails_in_time(authority: Authority) -> None:
     """A name that does not exist, or a resolver that does not answer, is bounded like everything else."""
     endpoint = Endpoint.parse("https://mqauth-test.invalid/jwks.json")
-    fetch = URLFetch(endpoint, timeout=TIMEOUT, context=trust(None), clock=SYSTEM_CLOCK)
+    fetch = URLFetch(endpoint, timeout=TIMEOUT, context=tls_context(None), clock=SYSTEM_CLOCK)
 
     def attempt() -> None:
         with pytest.raises(FetchFailed, match="host name"):

@@ -14,7 +14,6 @@ from mqauth.wire.claims import MAX_BATCH, Batch, Binding, Claims
 from mqauth.wire.envelope import Encoder
 from mqauth.wire.keys import ALGORITHMS, MAX_KID, Key, SigningKey, SigningKeySource
 from mqauth.wire.memo import Memo
-from mqauth.wire.merkle import Tree
 from mqauth.wire.message import Form, HeaderPair, Message, form_of, message_of
 
 MAX_LIFETIME: Final = 86_400
@@ -217,7 +216,7 @@ class Signer:
     def _batch_tokens(self, group: list[Prepared]) -> list[str]:
         """Return the token of a batch, each time with another proof."""
         audience, names = group[0].group
-        tree = Tree([batch.leaf_hash(found.message, found.headers) for found in group])
+        tree = batch.Tree([batch.leaf_of(found.message, found.headers) for found in group])
         mqa = Batch(root=base64url.encode(tree.root).decode("ascii"), size=len(group), hdr=names)
         token = self._token(claims.build(self._claims(audience, self._jti().decode("ascii"), mqa)))
         return [

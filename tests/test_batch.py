@@ -29,10 +29,9 @@ from mqauth.testing import ATTACKS, BATCH_ATTACKS, BatchForge, FakeClock, Forge,
 from mqauth.testing.attacks import changed_header, honest_message
 from mqauth.testing.batchforge import ForgedBatch, forge_batch, leaf_of
 from mqauth.wire import base64url, envelope
-from mqauth.wire.batch import proof_of, proof_text
+from mqauth.wire.batch import Tree, proof_of, proof_text
 from mqauth.wire.claims import MAX_BATCH, Batch
 from mqauth.wire.keys import Key, KeySet
-from mqauth.wire.merkle import Tree
 from mqauth.wire.message import TOKEN_HEADER, Message, Origin
 
 ReasonOf = Callable[[Callable[[], object]], Reason]

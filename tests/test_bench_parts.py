@@ -17,7 +17,7 @@ from integration.documentation import ROOT
 from mqauth import cli
 from mqauth.bench import contenders, inprocess, run
 from mqauth.bench.contenders import Bare, Carried, Effort
-from mqauth.bench.inprocess import BATCH_NAME, PLACE, Cell, Subject
+from mqauth.bench.inprocess import BATCH_NAME, PLACE, Cell, Operations
 from mqauth.bench.report import lines
 from mqauth.bench.rounds import Measured
 from mqauth.bench.workload import Refusals, RefusedError, Tally, Workload, guard
@@ -77,15 +77,15 @@ def test_primitives_sign_and_verify(algorithm: str) -> None:
 @pytest.mark.parametrize("kind", ["EdDSA", BATCH_NAME])
 def test_every_operation_runs(kind: str) -> None:
     """Each operation does all its messages, in batches whole ones."""
-    subject = Subject(Cell(kind=kind, size=100, headers=0), 3)
-    found = {variant.name: variant.run().messages for variant in subject.variants(signature=True)}
+    operations = Operations(Cell(kind=kind, size=100, headers=0), 3)
+    found = {variant.name: variant.run().messages for variant in operations.variants(signature=True)}
     count = 3 if kind == "EdDSA" else 64
     assert found == {f"{kind} 100 0 {operation}": count for operation in inprocess.OPERATIONS}
 
 
 def test_what_a_message_leaves_behind_is_measured() -> None:
     """A claim takes memory until it expires, and the benchmark sees it."""
-    assert Subject(Cell(kind="EdDSA"), 8).kept_bytes(warm_up=1) > 0
+    assert Operations(Cell(kind="EdDSA"), 8).kept_bytes() > 0
 
 
 def test_refused_message_fails_the_round() -> None:
@@ -101,10 +101,10 @@ def test_refused_message_fails_the_round() -> None:
 
 def test_verdicts_that_refuse_fail_their_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """The verdict is measured of accepted messages alone."""
-    subject = Subject(Cell(kind="EdDSA"), 2)
+    operations = Operations(Cell(kind="EdDSA"), 2)
     monkeypatch.setattr(inprocess, "guard", lambda _forge, *places: guard(Forge(), *places))
     with pytest.raises(RefusedError, match="key_unknown"):
-        subject.verdict()
+        operations.verdict()
 
 
 def test_workload_is_what_it_says() -> None:
@@ -223,11 +223,11 @@ def test_command_refuses_what_it_cannot_use(option: list[str], capsys: pytest.Ca
 def test_contender_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """What could not be measured is a line on standard error and exit code 1; the rest is printed all the same."""
 
-    def broken(_self: Subject) -> Measured:
+    def broken(_self: Operations) -> Measured:
         raise RefusedError("an honest message was refused as expired")
 
     monkeypatch.setattr(run, "QUICK", TINY)
-    monkeypatch.setattr(Subject, "verdict", broken)
+    monkeypatch.setattr(Operations, "verdict", broken)
     assert cli.main(["bench", "--quick"]) == 1
     printed = capsys.readouterr()
     assert [line.split()[:2] for line in printed.err.splitlines()] == [

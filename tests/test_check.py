@@ -600,6 +600,14 @@ def test_every_refusal_of_a_table_is_found(world: World) -> None:
     }
 
 
+def test_every_contradiction_of_a_table_is_found(world: World) -> None:
+    """Two rules whose issuer is not configured are two findings."""
+    world.edit('issuer = "https://auth.example"\ndestinations', 'issuer = "https://a.example"\ndestinations')
+    world.edit('issuer = "https://partner.example"\ndestinations', 'issuer = "https://b.example"\ndestinations')
+    found = {finding.key for finding in world.check().findings if finding.code.name == "configuration"}
+    assert found == {"consumer.allow[0].issuer", "consumer.allow[1].issuer"}
+
+
 def test_refused_table_does_not_hide_the_others(world: World) -> None:
     """What one table refuses is one finding, and pitfalls of the others are found in the same run."""
     world.edit("leeway = 5", "leeway = 61")

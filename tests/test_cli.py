@@ -151,6 +151,12 @@ def test_usage_error_is_one_line(shell: Shell, arguments: tuple[str, ...]) -> No
     assert "mqauth" in shell.refused(*arguments)
 
 
+@pytest.mark.parametrize(("typed", "meant"), [(("sgin",), "sign"), (("keys", "nwe"), "new")])
+def test_a_misspelt_verb_is_told_what_was_meant(shell: Shell, typed: tuple[str, ...], meant: str) -> None:
+    """A verb that is not there is answered with one that is like it, though no verb was imported yet."""
+    assert f"Did you mean '{meant}'?" in shell.refused(*typed)
+
+
 def test_module_is_the_command(tmp_path: Path) -> None:
     """``python -m mqauth`` is the same command, exit code and all."""
     command = [sys.executable, "-m", "mqauth"]
@@ -282,7 +288,7 @@ def test_passphrase_from_the_environment(shell: Shell, monkeypatch: pytest.Monke
         (("jwks", "--dir", "."), ".: no keystore"),
         (("list", "--dir", "nowhere"), "nowhere/keyset.json: No such file"),
         (("jwks", "--dir", "bad.pem"), "bad.pem: no PEM private key"),
-        (("jwks", "--dir", "open.pem"), "open.pem: a private key open to others (mode 0644); chmod 600 it"),
+        (("jwks", "--dir", "open.pem"), "open.pem: private, but open to others (mode 0644); chmod 600 it"),
         (("rotate", "--dir", "nowhere"), "nowhere/keyset.json: No such file"),
         (("retire", "--kid", "x", "--dir", "damaged"), "damaged/keyset.json: not UTF-8 JSON"),
     ],

@@ -67,14 +67,14 @@ def run(capfdbinary: Any) -> Run:
 def test_verify_without_heads_is_never_intact(path: Path, run: Run) -> None:
     """An unbroken log that nothing is held against is ``unanchored``: exit 0, and no word of intact for people."""
     code, out, _ = run("verify", path)
-    assert (code, out) == (0, "unanchored: unbroken, but no signed heads to hold it against; 20 records\n")
+    assert (code, out) == (0, "unanchored: unbroken, but no signed heads to compare it with; 20 records\n")
 
 
 def test_verify_with_heads(path: Path, run: Run) -> None:
     """A log that its heads confirm is intact; who is believed is said where no key is pinned."""
     heads, keys = path.with_name("heads"), path.with_name("jwks.json")
     code, out, _ = run("verify", path, "--heads", heads)
-    assert (code, out) == (0, "intact; 20 records; the heads' own key is believed: give --keys\n")
+    assert (code, out) == (0, "intact; 20 records; the key in the heads is trusted: give --keys\n")
     assert run("verify", path, "--heads", heads, "--keys", keys)[:2] == (0, "intact; 20 records\n")
 
 
@@ -83,7 +83,7 @@ def test_verify_says_what_is_not_signed_yet(path: Path, run: Run) -> None:
     with AuditFile(path, fsync=False) as file:
         file.write(record(20))
     assert (
-        "21 records, the last 1 of them behind the last signed head"
+        "21 records, the last 1 of them after the last signed head"
         in run("verify", path, "--heads", path.with_name("heads"))[1]
     )
 

@@ -58,7 +58,7 @@ def test_protocol_follows_from_what_is_there(lines: str, protocol: str, tmp_path
 )
 def test_a_password_goes_to_no_other_machine_in_the_clear(servers: list[str], tmp_path: Path) -> None:
     """SASL without TLS off loopback is refused."""
-    with pytest.raises(ConfigurationError, match="wants tls = true"):
+    with pytest.raises(ConfigurationError, match="needs tls = true"):
         load(tmp_path, SASL).for_kafka(servers)
 
 
@@ -124,7 +124,7 @@ def test_another_table_is_refused(table: str, tmp_path: Path) -> None:
 def test_a_user_on_kafka_needs_a_mechanism(tmp_path: Path) -> None:
     """The file alone does not tell which broker it is for; the client does."""
     settings = load(tmp_path, 'user = "a"\npassword_env = "BROKER_PASSWORD"')
-    with pytest.raises(ConfigurationError, match="wants mechanism"):
+    with pytest.raises(ConfigurationError, match="needs mechanism"):
         settings.for_kafka(["127.0.0.1:9092"])
 
 

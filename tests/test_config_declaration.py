@@ -237,6 +237,14 @@ def test_an_unknown_key_comes_before_what_is_missing() -> None:
     assert refused('nmae = "a"').what == "unknown key; did you mean name?"
 
 
+def test_a_refusal_brings_the_others_of_its_table() -> None:
+    """The first refusal is raised, and carries those of the other settings, tables and entries within it."""
+    found = refused('name = "a"\nweight = 41\ncolour = "pink"\n[bell]\n[[wheels]]\n[[wheels]]\nname = 1')
+    assert [found.path, *(other.path for other in found.others)] == [
+        ("weight",), ("colour",), ("wheels", 0, "name"), ("wheels", 1, "name"), ("bell", "name"),
+    ]  # fmt: skip
+
+
 def test_the_schema_follows_from_the_declaration() -> None:
     """Type, bounds, help, what it needs beside it, default, and which settings are required."""
     found = schema_of(Bicycle)

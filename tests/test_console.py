@@ -21,8 +21,8 @@ from mqauth.console import Backend, Sessions, Tokens, application
 from mqauth.console.access import IDLE, LONGEST, MAX_SESSIONS, token_file
 from mqauth.console.application import HEADERS
 from mqauth.console.backend import BusyError
+from mqauth.console.current_index import MAX_GROUPS
 from mqauth.console.display import MAX_BODY, body, visible
-from mqauth.console.letters import MAX_GROUPS
 from mqauth.console.reasons import EXPLANATIONS
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.judging.pipeline import Pipeline

@@ -28,7 +28,7 @@ def test_other_addresses_want_tls(host: str, capsys: pytest.CaptureFixture[str])
         (["--tls-cert", "a.pem"], "--tls-cert and --tls-key go together"),
         (["--tls-cert", "none.pem", "--tls-key", "none.pem"], "none.pem"),
         (["--authority", "https://review.example"], "--authority: only with --key"),
-        (["--key", "ada.pem"], "--key: wants --config"),
+        (["--key", "ada.pem"], "--key: needs --config"),
         (["--config", "none.toml"], "none.toml"),
         (["--no-tokens"], "--no-tokens: only with --oidc"),
         (["--no-tokens", "--oidc", "x", "--token-file", "y"], "without --token-file"),
@@ -76,7 +76,7 @@ def test_provider_that_is_down_is_a_warning(tmp_path: Path, capsys: pytest.Captu
 def test_url_of_another_scheme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A console without TLS cannot be one that people reach by https: their cookies would not be safe."""
     assert run([*NOWHERE, *oidc(tmp_path, 'url = "https://console.example"')]) == 2
-    assert "url: is http://" in capsys.readouterr().err
+    assert "url: must be http://" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])  # noqa: S104

@@ -393,7 +393,7 @@ def test_without_provider_there_is_no_such_page(room: Room) -> None:
 def test_url_of_another_scheme_or_host(room: Room, url: str) -> None:
     """Settings that would send people back to another scheme or host are refused at the start."""
     room.provider = Provider(OIDCSettings(issuer=ISSUER, client_id="x", roles={}, url=url))
-    with pytest.raises(ConfigurationError, match="url: is http:// and a host"):
+    with pytest.raises(ConfigurationError, match="url: must be http:// and a host"):
         room.client()
 
 
@@ -846,9 +846,9 @@ def test_unusable_configuration(room: Room, said: dict[str, Any]) -> None:
 @pytest.mark.parametrize("issuer", ["http://id.example", "https://id.example?x=1", "https://u:p@id.example", "id"])
 def test_issuer_without_tls(issuer: str) -> None:
     """An issuer is an https URL; http only on loopback, where that was allowed by name."""
-    with pytest.raises(ConfigurationError, match="issuer: is"):
+    with pytest.raises(ConfigurationError, match="issuer: must be"):
         Provider(OIDCSettings(issuer=issuer, client_id="x", roles={}, unsafe_http_loopback=True))
-    with pytest.raises(ConfigurationError, match="issuer: is"):
+    with pytest.raises(ConfigurationError, match="issuer: must be"):
         Provider(OIDCSettings(issuer="http://127.0.0.1:1", client_id="x", roles={}))
 
 
@@ -979,7 +979,7 @@ def test_unnamed_person_is_told(room: Room) -> None:
         room, client, room.go_there(client), 403, "The identity provider has not verified your e-mail address."
     )
     room.provider.settings = replace(room.settings, name_claim="employeeID")
-    refused(room, client, room.go_there(client), 403, "The identity provider told no employeeID of you.")
+    refused(room, client, room.go_there(client), 403, "The identity provider sent no employeeID for you.")
 
 
 # --- the settings -----------------------------------------------------------------------------------------

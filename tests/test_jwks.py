@@ -23,7 +23,7 @@ from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavaila
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.verifier import Issuer
 from mqauth.keystore.remote import snapshot as jwks_snapshot
-from mqauth.keystore.remote.connection import Deadline, Endpoint, FetchFailed, trust
+from mqauth.keystore.remote.connection import Deadline, Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote.events import Event, EventKind
 from mqauth.keystore.remote.fetch import DiscoveredFetch, URLFetch
 from mqauth.keystore.remote.http import MAX_BODY, Response, request
@@ -287,6 +287,58 @@ def test_an_answer_wakes_an_event_loop(clock: FakeClock) -> None:
 
     with JWKS(URL, fetch=slow, clock=clock) as jwks:
         assert asyncio.run(main(jwks)).get(C.kid) == C.public_only
+
+
+class Gate:
+    """An issuer whose second answer, with C, comes when the gate is opened."""
+
+    def __init__(self) -> None:
+        self.issuer, self.opened = Script(A), threading.Event()
+
+    def __call__(self, etag: str | None, /) -> Answer:
+        if self.issuer.asked:
+            self.issuer.serve(A, C)
+            assert self.opened.wait(10)
+        return self.issuer(etag)
+
+    async def waiting(self, jwks: JWKS, clock: FakeClock, count: int) -> list[asyncio.Task[KeySet]]:
+        """Return tasks that wait for C."""
+        await jwks.arefresh(A.kid, clock.now())
+        clock.advance(60)
+        tasks = [asyncio.create_task(jwks.arefresh(C.kid, clock.now())) for _ in range(count)]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in tasks)
+        return tasks
+
+
+def test_one_waiter_that_is_cancelled_ends_nobody_elses_wait(clock: FakeClock) -> None:
+    """Of two coroutines that wait for one attempt, the second gets its key although the first is cancelled."""
+    gate = Gate()
+
+    async def main(jwks: JWKS) -> KeySet:
+        first, second = await gate.waiting(jwks, clock, 2)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        gate.opened.set()
+        return await second
+
+    with JWKS(URL, fetch=gate, clock=clock) as jwks:
+        assert asyncio.run(main(jwks)).get(C.kid) == C.public_only
+
+
+def test_an_attempt_may_outlive_the_loop_that_waits(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+    """A loop that was closed while it waited is not called when the attempt ends, and nothing is logged."""
+    gate = Gate()
+
+    async def main(jwks: JWKS) -> None:
+        await gate.waiting(jwks, clock, 1)
+
+    with JWKS(URL, fetch=gate, clock=clock) as jwks:
+        asyncio.run(main(jwks))
+        gate.opened.set()
+        jwks.refresh(C.kid, clock.now())
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 def test_a_plain_call_never_blocks_an_event_loop(warm: Bench) -> None:
@@ -852,7 +904,7 @@ def test_a_ca_file_without_certificates_is_refused(tmp_path: Path) -> None:
 
 def test_tls_checks_names_and_certificates() -> None:
     """The TLS settings verify certificate and host name, from TLS 1.2 on."""
-    context = trust(None)
+    context = tls_context(None)
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
     assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
 

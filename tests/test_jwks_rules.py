@@ -74,7 +74,7 @@ def test_a_set_serves_until_max_stale_and_no_longer() -> None:
 def test_a_set_goes_stale_and_serves_on() -> None:
     """Past its freshness the set is stale, past ``max_stale`` there is none."""
     cache = fetched(A)
-    assert [rules.condition(cache, now, LIMITS) for now in (299, 300, 3600, 3601)] == [
+    assert [rules.state_of(cache, now, LIMITS) for now in (299, 300, 3600, 3601)] == [
         "fresh", "stale", "stale", "unavailable",
     ]  # fmt: skip
 

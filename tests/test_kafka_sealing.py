@@ -313,9 +313,9 @@ def test_stage() -> None:
     stage = kafka_sealing.BatchHandover()
     future, sent = kafka_sealing.RecordFuture(stage), kafka_sealing.FailedFuture(OSError("gone"))
     calls: list[Any] = []
-    assert (stage.wait(0), stage.keep(future, calls.append)) == (False, True)
+    assert (stage.over.is_set(), stage.keep(future, calls.append)) == (False, True)
     stage.end([(future, sent)])
-    assert (stage.wait(0), stage.keep(future, calls.append)) == (True, False)
+    assert (stage.over.is_set(), stage.keep(future, calls.append)) == (True, False)
     stage.call()
     stage.call()
     assert calls == [sent]

@@ -15,7 +15,7 @@ import pytest
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import KeyRing, Keystore
 from mqauth.keystore.disk import files, folder, ring
-from mqauth.keystore.disk.ring import PICKUP
+from mqauth.keystore.disk.ring import RETIREMENT_GRACE
 from mqauth.keystore.remote import keyserver
 from mqauth.keystore.remote.keyserver import HEALTH, MAX_AGE, PATHS, KeyServer, max_age, publish, publish_delay
 from mqauth.keystore.remote.rules import publish_delay_of
@@ -144,8 +144,8 @@ def revoked_ahead() -> KeyRing:
     ("made", "moment"),
     [
         (lambda: ring_of(2), NOW + DELAY),
-        (lambda: ring.rotate(ring_of(2), NOW + DELAY), NOW + DELAY + PICKUP),
-        (lambda: ring.rotate(ring_of(2), NOW + DELAY), NOW + DELAY + PICKUP + 1000),
+        (lambda: ring.rotate(ring_of(2), NOW + DELAY), NOW + DELAY + RETIREMENT_GRACE),
+        (lambda: ring.rotate(ring_of(2), NOW + DELAY), NOW + DELAY + RETIREMENT_GRACE + 1000),
         (revoked_ahead, NOW + 5000),
     ],
     ids=["pending", "retired", "gone", "revoked"],

@@ -16,7 +16,7 @@ import pytest
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import JWKSFile, KeyRing, Keystore, State, public_keys, signing_key
 from mqauth.keystore.disk import files, ring
-from mqauth.keystore.disk.ring import PICKUP
+from mqauth.keystore.disk.ring import RETIREMENT_GRACE
 from mqauth.testing.clock import FakeClock
 from mqauth.wire.jwk import dump_key_set, load_key_set
 from mqauth.wire.keys import ALGORITHMS, Key, KeySet
@@ -78,7 +78,7 @@ def test_rotate_goes_as_far_as_it_can() -> None:
 def test_retired_key_goes_after_retain() -> None:
     """A retired key stays published for ``retain`` beyond its end, and no longer."""
     rotated = ring.rotate(ring_of(2), NOW + 10)
-    end = NOW + 10 + PICKUP + rotated.retain
+    end = NOW + 10 + RETIREMENT_GRACE + rotated.retain
     assert len(ring.rotate(rotated, end - 1).keys) == 2
     assert states(ring.rotate(rotated, end)) == ["active"]
 
@@ -86,7 +86,7 @@ def test_retired_key_goes_after_retain() -> None:
 def test_published_retired_key_carries_its_end() -> None:
     """Consumers see when a retired key stopped signing, with the time running producers need to notice."""
     retired = ring.rotate(ring_of(2), NOW + 10).keys[0]
-    assert retired.published.expires == NOW + 10 + PICKUP
+    assert retired.published.expires == NOW + 10 + RETIREMENT_GRACE
 
 
 def test_active_key_cannot_retire_without_a_successor() -> None:
@@ -286,7 +286,7 @@ def test_published_side_names_subjects_and_ends(store: Keystore) -> None:
     store.change(ring.rotate)
     store.change(lambda found, now: ring.revoke(found, new.kid, now, reason="stolen"))
     listed = {key["kid"]: key for key in dump_key_set(store.public_keys())["keys"]}
-    assert listed[old.kid]["exp"] == NOW + PICKUP
+    assert listed[old.kid]["exp"] == NOW + RETIREMENT_GRACE
     assert listed[new.kid]["revoked"] == {"revoked_at": 0, "reason": "stolen"}
     assert all(key["mqauth_sub"] == ["a"] and "d" not in key for key in listed.values())
 
@@ -296,7 +296,7 @@ def test_pem_of_a_gone_key_goes_too(store: Keystore) -> None:
     clock = FakeClock(NOW)
     store = Keystore(folder=store.folder, clock=clock)
     old, new = store.create(publish_delay=0), store.create()
-    clock.advance(store.change(ring.rotate).retain + PICKUP)
+    clock.advance(store.change(ring.rotate).retain + RETIREMENT_GRACE)
     store.change(ring.rotate)
     assert [path.stem for path in store.folder.glob("*.pem")] == [new.kid]
     assert old.kid not in {key.kid for key in store.public_keys()}
@@ -425,6 +425,16 @@ def test_reading_is_bounded(tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(b"x" * 101)
     with pytest.raises(ConfigurationError, match="over 100 bytes"):
         files.read_bounded(tmp_path / "big", 100)
+
+
+def test_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the owner decides what is believed, root does not read the private file of somebody else."""
+    (tmp_path / "own").write_bytes(b"x")
+    (tmp_path / "own").chmod(0o600)
+    assert files.read_bounded(tmp_path / "own", 100, private=True, own=True) == b"x"
+    monkeypatch.setattr(os, "geteuid", lambda: 12_345)
+    with pytest.raises(ConfigurationError, match="belongs to user"):
+        files.read_bounded(tmp_path / "own", 100, private=True, own=True)
 
 
 _CREATE = """

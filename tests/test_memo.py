@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from mqauth.errors import MalformedMessage, Rejection
-from mqauth.judging.policy import Allow
+from mqauth.judging.policy import Allow, Decision
 from mqauth.wire import base64url, destination, jws
 from mqauth.wire.memo import Memo, size_of
 
@@ -100,6 +102,18 @@ def test_threads_keep_the_count() -> None:
     for thread in threads:
         thread.join()
     assert memo._held == sum(10 + key % 7 for key in memo) <= 400
+
+
+@pytest.mark.parametrize("again", [lambda made: pickle.loads(pickle.dumps(made)), copy.deepcopy])  # noqa: S301
+def test_what_has_a_memo_can_be_copied(again: Callable[[Any], Any]) -> None:
+    """A policy that was used is copied and pickled: its memo is empty then, and asks the copy."""
+    policy = Allow({"a": ["kafka:x"]})
+    assert policy._decisions["i", "a", "kafka:x"] is Decision.ALLOW
+    other = again(policy)
+    assert (len(policy._decisions), len(other._decisions)) == (1, 0)
+    assert other._decisions["i", "a", "kafka:x"] is Decision.ALLOW
+    assert other._decisions._function.__self__ is other
+    assert other._decisions._capacity == policy._decisions._capacity
 
 
 def header(number: int) -> Any:

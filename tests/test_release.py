@@ -111,6 +111,18 @@ def test_an_expired_message_is_handled_with_a_release(desk: Desk, late: Message)
     assert (release.sub, release.reason, release.waive) == (REVIEWER, "clock skew", {Reason.EXPIRED})
 
 
+@pytest.mark.parametrize("step", ["authenticate", "verify"])
+def test_a_step_that_breaks_condemns_one_released_message_only(
+    step: str, desk: Desk, late: Message, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a released message makes a step raise, it is message_malformed and the consumer goes on."""
+    released = desk.released(late, Reason.EXPIRED)
+    with monkeypatch.context() as patched:
+        patched.setattr(desk.world.pipeline.verifier, step, lambda *arguments: {}[1])
+        assert why(desk.process(released)) is Reason.MESSAGE_MALFORMED
+    assert desk.process(released).verdict is Verdict.ACCEPTED
+
+
 def test_without_a_release_the_handler_sees_none(desk: Desk) -> None:
     """An ordinary message has no release."""
     assert desk.process(desk.world.sealed()).verdict is Verdict.ACCEPTED

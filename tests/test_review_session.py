@@ -192,7 +192,7 @@ def trusting(bureau: Bureau, *issuers: str) -> Any:
 
 @pytest.mark.parametrize(
     ("issuers", "authority", "said"),
-    [((), None, "takes no release"), ((REVIEW, "https://other.example"), None, "--authority: required")],
+    [((), None, "accepts no release"), ((REVIEW, "https://other.example"), None, "--authority: required")],
 )
 def test_whose_releases_they_are_is_clear(
     issuers: tuple[str, ...], authority: str | None, said: str, bureau: Bureau

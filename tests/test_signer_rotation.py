@@ -15,8 +15,8 @@ from mqauth.errors import Cause, ConfigurationError, KeyChanged, Unavailable
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey, Keystore, RingKey
 from mqauth.keystore.disk import files, folder, ring
-from mqauth.keystore.disk.active import MAX_LOOK
-from mqauth.keystore.disk.ring import PICKUP
+from mqauth.keystore.disk.ring import RETIREMENT_GRACE
+from mqauth.keystore.disk.watch import MAX_LOOK
 from mqauth.signer import Signer
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
@@ -143,7 +143,7 @@ def test_what_a_late_producer_signs_is_accepted(world: World) -> None:
     candidate = verifier.open(message)
     verified = verifier.verify(message, candidate, world.store.public_keys(), world.clock.now())
     assert verified.kid == world.first.kid
-    assert MAX_LOOK + 60 < PICKUP
+    assert MAX_LOOK + 60 < RETIREMENT_GRACE
 
 
 def test_each_token_is_one_keys(world: World) -> None:

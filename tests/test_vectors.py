@@ -16,11 +16,11 @@ from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Verifier
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import FakeClock
-from mqauth.testing.batchforge import leaf_of
+from mqauth.testing.batchforge import leaf_hash, leaf_of
 from mqauth.wire import base64url, destination, envelope, jwk
 from mqauth.wire import strict_json as strictjson
+from mqauth.wire.batch import Proven
 from mqauth.wire.json_form import from_form
-from mqauth.wire.merkle import Proven, leaf_hash
 from tests.test_merkle import inclusion, mth
 from tests.vectors import generate as generator
 

@@ -27,9 +27,9 @@ from mqauth.letters.release import RELEASE_HEADER
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, Attack, FakeClock, Forge
 from mqauth.testing.attacks import honest_message
-from mqauth.testing.batchforge import forge_batch, leaf_of
+from mqauth.testing.batchforge import forge_batch, leaf_hash, leaf_of
 from mqauth.testing.forge import ISSUER, REMOVED, SUBJECT
-from mqauth.wire import batch, envelope, jws, merkle, template
+from mqauth.wire import batch, envelope, jws, template
 from mqauth.wire import claims as claim_set
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.encoding import add_named
@@ -411,9 +411,9 @@ def test_a_leaf_is_the_same_both_ways(headers: tuple[HeaderPair, ...], names: tu
             other = replace(first, key=key, body=body, headers=values)
             leaf = leaf_of(other, names).hash
             alone = batch.Proof(0, b"", b"")
-            batch.check(other, alone, merkle.Proven(leaf, 1), encode)
+            batch.check(other, alone, batch.Proven(leaf, 1), encode)
             with pytest.raises(Rejection):
-                batch.check(other, alone, merkle.Proven(merkle.leaf_hash(leaf), 1), encode)
+                batch.check(other, alone, batch.Proven(leaf_hash(leaf), 1), encode)
 
 
 @pytest.mark.parametrize("properties", [

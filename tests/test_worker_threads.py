@@ -1,4 +1,4 @@
-"""``mqauth.brokers.turns``: one thread at a time is at the client, and short work waits for none."""
+"""``mqauth.brokers.log.consumer``: one thread at a time is at the client, and short work waits for none."""
 
 from __future__ import annotations
 

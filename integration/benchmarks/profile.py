@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any, Final
 
-from mqauth.bench.inprocess import BATCH_NAME, PLACE, Cell, Subject
+from mqauth.bench.inprocess import BATCH_NAME, PLACE, Cell, Operations
 from mqauth.bench.workload import BATCH
 
 _SIGNATURE: Final = ("method 'sign' of", "method 'verify' of", "_sodium.crypto_sign")
@@ -30,9 +30,9 @@ def measure(count: int = 10 * BATCH) -> dict[str, dict[str, float]]:
     """
     found: dict[str, dict[str, float]] = {}
     for name, kind in (("single", "EdDSA"), ("batch", BATCH_NAME)):
-        subject = Subject(Cell(kind=kind), count)
+        operations = Operations(Cell(kind=kind), count)
         for operation in ("sign", "verdict"):
-            found[f"{name} {operation}"] = shares(getattr(subject, operation))
+            found[f"{name} {operation}"] = shares(getattr(operations, operation))
     return found
 
 

@@ -14,7 +14,7 @@ from kafka.admin import NewTopic
 
 from integration.benchmarks.scale_world import PATIENCE, Say, cpu_us, each_process, verifier_of
 from mqauth import Allow, Key, KeySet
-from mqauth.bench.kafka import Ended
+from mqauth.bench.kafka import RoundEnd
 from mqauth.bench.rounds import Measured, Spread, Stopwatch
 from mqauth.bench.workload import BATCH, LIFETIME, Refusals, Tally, Workload, guard
 from mqauth.brokers import kafka
@@ -98,7 +98,7 @@ def consume(told: tuple[str, str, int, bytes, int], members: int, together: Call
     for partition in client.assignment():
         client.seek(partition, 0)
     watch, share = Stopwatch(), records // members
-    ended = Ended(lambda: watch.stop(share))
+    ended = RoundEnd(lambda: watch.stop(share))
     tally = Tally(share, ended.set)
     refusals = Refusals(lambda reason: ended.fail(f"refused as {reason}"))
     pipeline = _pipeline(Key.from_pem(pem), Allow({SUBJECT: [destination(name)]}))

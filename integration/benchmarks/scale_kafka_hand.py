@@ -17,7 +17,7 @@ from kafka import KafkaConsumer, TopicPartition
 from integration.benchmarks.scale_kafka import Topic, _pipeline
 from integration.benchmarks.scale_world import PATIENCE, Say, _together, cpu_us
 from mqauth import Allow, Key
-from mqauth.bench.kafka import Ended
+from mqauth.bench.kafka import RoundEnd
 from mqauth.bench.rounds import Stopwatch
 from mqauth.bench.workload import Refusals, Tally
 from mqauth.brokers import kafka
@@ -77,7 +77,7 @@ def _consuming(barrier: Any, results: Any, members: int, way: str, told: Told) -
     for place in places:
         client.seek(place, 0)
     watch = Stopwatch()
-    ended = Ended(lambda: watch.stop(share))
+    ended = RoundEnd(lambda: watch.stop(share))
     tally = Tally(share, ended.set)
     settings = WAYS[way]
     barrier.wait(PATIENCE)
@@ -90,7 +90,7 @@ def _consuming(barrier: Any, results: Any, members: int, way: str, told: Told) -
     results.put(ended.measured())
 
 
-def _bare(client: Any, tally: Tally, ended: Ended) -> None:
+def _bare(client: Any, tally: Tally, ended: RoundEnd) -> None:
     """Consume as users of kafka-python do."""
     while not ended.is_set():
         for records in client.poll(timeout_ms=200).values():
@@ -99,7 +99,7 @@ def _bare(client: Any, tally: Tally, ended: Ended) -> None:
         client.commit()
 
 
-def _ours(client: Any, tally: Tally, ended: Ended, told: tuple[bytes, str], settings: Any) -> None:
+def _ours(client: Any, tally: Tally, ended: RoundEnd, told: tuple[bytes, str], settings: Any) -> None:
     """Consume through the wrapper."""
     pem, name = told
     guard = _pipeline(Key.from_pem(pem), Allow({SUBJECT: [destination(name)]}))

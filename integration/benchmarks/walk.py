@@ -13,7 +13,7 @@ from types import CodeType, FrameType
 from typing import Any, Final, NamedTuple
 
 import mqauth
-from mqauth.bench.inprocess import BATCH_NAME, PLACE, Cell, Subject, judge_all
+from mqauth.bench.inprocess import BATCH_NAME, PLACE, Cell, Operations, judge_all
 from mqauth.bench.workload import BATCH, Refusals, guard
 
 _OURS: Final = str(Path(mqauth.__file__).parent)
@@ -35,18 +35,18 @@ def walked(kind: str) -> Walk:
     Args:
         kind: an algorithm, or ``batch64``, as of ``mqauth.bench.inprocess.Cell``.
     """
-    subject = Subject(Cell(kind=kind), 2 * BATCH)
-    pipeline, letters, entered = guard(subject._forge, PLACE), Refusals(), list[CodeType]()
+    operations = Operations(Cell(kind=kind), 2 * BATCH)
+    pipeline, letters, entered = guard(operations._forge, PLACE), Refusals(), list[CodeType]()
 
     def note(frame: FrameType, event: str, _argument: Any) -> None:
         file = frame.f_code.co_filename
         if event == "call" and file.startswith(_OURS) and not file.startswith(_BENCH):
             entered.append(frame.f_code)
 
-    judge_all(pipeline, subject._signed[:_BEFORE], letters)
+    judge_all(pipeline, operations._signed[:_BEFORE], letters)
     sys.setprofile(note)
     try:
-        judge_all(pipeline, subject._signed[_BEFORE : _BEFORE + 1], letters)
+        judge_all(pipeline, operations._signed[_BEFORE : _BEFORE + 1], letters)
     finally:
         sys.setprofile(None)
     letters.check()

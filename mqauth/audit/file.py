@@ -134,12 +134,15 @@ class AuditFile:
             self._hash = self._recovered()
             self._chain, self._records, self._signed = self._counted()
         except ConfigurationError:
-            self._lines.close()  # or its lock would outlive the refusal
+            # Otherwise its lock would outlive the refusal.
+            self._lines.close()
             raise
         self._tried = self._signed
-        self._sign()  # whatever a crash left unsigned
+        # A crash may have left records unsigned.
+        self._sign()
+        # A service that ends in order signs its last records.
         if heads is not None:
-            atexit.register(self.close)  # a service that ends in order signs its last records
+            atexit.register(self.close)
 
     def write(self, record: AuditRecord, /) -> None:
         """Append one record and make it durable.

@@ -169,7 +169,7 @@ class MisuseWatch:
 
     def _alerts(self, record: AuditRecord) -> list[AuditRecord]:
         """Return the records of the alerts that a record completes, and call the callback with each alert."""
-        # The record is durable by now. An error that were raised would have it written a second time.
+        # The record is durable by now. If an error were raised here, it would be written a second time.
         try:
             with self._lock:
                 found = self.detector.observe(record.as_dict())

@@ -7,12 +7,14 @@ message, and ``batch`` with one signature for up to 64. Other contenders can be 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
 
 from mqauth.bench.rounds import Measured, Progress, Rounds, Variant, alternate
+from mqauth.bench.workload import LIFETIME
+from mqauth.testing.forge import Forge
 
 HEADER: Final = "authorization"
 """The header in which a wrapper's token travels."""
@@ -127,6 +129,32 @@ class BrokerResult:
 
     comparisons: Mapping[str, Rounds]
     added: Mapping[str, float]
+
+
+def contenders_of(
+    connections: Any,
+    wrapped: Callable[[Any, Wrapper], Contender],
+    signed: Callable[[Any, Forge], Contender],
+    batched: Callable[[Any, Forge], Any],
+    others: Iterable[Make],
+) -> Iterator[Contender]:
+    """Yield ``bare``, ``message``, ``batch`` and ``carried`` on one broker, then the others.
+
+    Args:
+        connections: to the broker.
+        wrapped: makes a contender of the broker's client and a wrapper.
+        signed: makes the contender that signs each message.
+        batched: makes the contender that signs in batches; its ``token`` is the one that is carried.
+        others: make further contenders.
+    """
+    forge = Forge(lifetime=LIFETIME)
+    yield wrapped(connections, Bare())
+    yield signed(connections, forge)
+    batch = batched(connections, forge)
+    yield batch
+    yield wrapped(connections, Carried(batch.token()))
+    for make in others:
+        yield make(connections)
 
 
 def compare(

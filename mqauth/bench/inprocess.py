@@ -1,7 +1,7 @@
-"""Without a broker: what signing and judging one message cost, by algorithm, body size and number of headers.
+"""In-process measurements: what signing and judging one message cost, by algorithm, body size and headers.
 
-Told in CPU time: one thread does it all, so that it is the wall's on a machine that does nothing else, and stays
-what it is on one that does.
+Times are CPU times. One thread does all the work, so on an idle machine they equal wall time, and on a busy one
+they stay the same.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ OPERATIONS: Final = ("sign", "verify", "verdict", "signature_sign", "signature_v
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One field of the table.
+    """One cell of the table.
 
     Args:
-        kind: an algorithm, or ``batch64``: EdDSA, one signature for 64 messages.
+        kind: an algorithm, or ``batch64``: EdDSA with one signature for 64 messages.
         size: bytes of the body.
-        headers: how many application headers.
+        headers: number of application headers.
     """
 
     kind: str
@@ -56,13 +56,13 @@ def cells(kinds: Iterable[str] = (*ALGORITHMS, BATCH_NAME)) -> list[Cell]:
     return [Cell(kind=kind, size=size, headers=headers) for kind in kinds for size in SIZES for headers in HEADERS]
 
 
-class Subject:
-    """One cell's messages, signed beforehand, and the operations that are measured on them.
+class Operations:
+    """The messages of one cell, signed beforehand, and the operations that are measured on them.
 
     Args:
-        cell: what to measure.
-        count: messages of one round; in batches rounded up to whole ones.
-        forge: of the cell's algorithm; RSA keys take their time to make.
+        cell: what is measured.
+        count: messages in one round; in batches rounded up to whole ones.
+        forge: has keys of the cell's algorithm; shared between cells, because RSA keys take long to make.
     """
 
     def __init__(self, cell: Cell, count: int, forge: Forge | None = None) -> None:
@@ -76,7 +76,7 @@ class Subject:
         self._signed = [delivered(found, offset) for offset, found in enumerate(self._sealed())]
 
     def variants(self, *, signature: bool) -> Iterator[Variant]:
-        """Yield the operations, with the bare signature where it is wanted."""
+        """Yield the operations, and those of the bare signature if ``signature`` is true."""
         wanted = OPERATIONS if signature else OPERATIONS[:3]
         for operation in wanted:
             yield Variant(self._cell.name(operation), getattr(self, operation))
@@ -86,7 +86,7 @@ class Subject:
         return _timed(self._sealed, self._count)
 
     def verify(self) -> Measured:
-        """Verify the tokens, without policy and claim."""
+        """Verify the tokens, without policy and replay claim."""
         verifier, keys, now = self._forge.verifier(), self._keys, time.time()
 
         def work() -> None:
@@ -99,62 +99,61 @@ class Subject:
         return _timed(work, self._count)
 
     def verdict(self) -> Measured:
-        """Carry the messages through the pipeline, from receipt to confirmed claim, with an empty handler."""
+        """Process the messages from receipt to the confirmed claim, with an empty handler."""
         pipeline, letters = guard(self._forge, PLACE), Refusals()
         measured = _timed(lambda: judge_all(pipeline, self._signed, letters), self._count)
         letters.check()
         return measured
 
     def signature_sign(self) -> Measured:
-        """Make bare signatures of a token's length."""
+        """Make bare signatures over as many bytes as a token has."""
         sign, _ = primitives(self._forge.key)
         data = self._signing_input()
         return _timed(lambda: _repeat(self._count, sign, data), self._count)
 
     def signature_verify(self) -> Measured:
-        """Check bare signatures of a token's length."""
+        """Verify bare signatures over as many bytes as a token has."""
         sign, verify = primitives(self._forge.key)
         data = self._signing_input()
         signature = sign(data)
         return _timed(lambda: _repeat(self._count, verify, signature, data), self._count)
 
-    def kept_bytes(self, warm_up: int) -> float:
+    def kept_bytes(self) -> float:
         """Return the bytes of memory that one message leaves behind in the pipeline, its claim above all.
 
-        Args:
-            warm_up: rounds before, in which what is bounded grows to its bound.
+        Remembered tokens do not count: they are bounded, and forgotten all at once when they are full.
         """
         pipeline, letters = guard(self._forge, PLACE), Refusals()
         tracemalloc.start()
-        for _ in range(warm_up):
-            judge_all(pipeline, self._sealed(), letters)
+        judge_all(pipeline, self._sealed(), letters)
+        pipeline.verifier.tokens.clear()
         before, _ = tracemalloc.get_traced_memory()
         judge_all(pipeline, self._signed, letters)
+        pipeline.verifier.tokens.clear()
         after, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         letters.check()
         return (after - before) / self._count
 
     def _sealed(self) -> list[Message]:
-        """Return a round of signed messages."""
         if not self._batched:
             return [self._signer.sign(self._plain) for _ in range(self._count)]
         batch = [self._plain] * BATCH
         return [found for _ in range(self._count // BATCH) for found in self._signer.sign_many(batch)]
 
     def _signing_input(self) -> bytes:
-        """Return what the first token's signature covers."""
+        """Return the bytes that the first token's signature covers."""
         token: Any = self._signed[0].headers[-1][1]
         return bytes(token.partition(b"~")[0].rpartition(b".")[0])
 
 
 def delivered(message: Message, offset: int) -> Message:
-    """Return a message as Kafka's consumer sees it."""
+    """Return a message as Kafka's consumer delivers it."""
     return replace(message, origin=Origin(scope="bench", topic="bench", partition=0, offset=offset))
 
 
 def judge_all(pipeline: Pipeline, messages: Iterable[Message], letters: Refusals) -> None:
-    """Carry messages to their end, with a handler that does nothing."""
+    """Process messages to their end, with a handler that does nothing."""
     for message in messages:
         run(pipeline.process(pipeline.receive(message), _nothing, letters))
 
@@ -164,7 +163,7 @@ def _nothing(_verified: object) -> None:
 
 
 def primitives(key: Key) -> tuple[Callable[[bytes], bytes], Callable[[bytes, bytes], object]]:
-    """Return how the libraries we use sign and verify with a key, nothing around it."""
+    """Return the functions of our libraries that sign and verify with a key, with nothing around them."""
     private, public = key.private, key.public
     if isinstance(private, ed25519.Ed25519PrivateKey) and isinstance(public, ed25519.Ed25519PublicKey):
         signed_by = public
@@ -179,7 +178,6 @@ def primitives(key: Key) -> tuple[Callable[[bytes], bytes], Callable[[bytes, byt
 def _rsa(
     private: Any, public: Any, *, pss: bool
 ) -> tuple[Callable[[bytes], bytes], Callable[[bytes, bytes], object]]:
-    """Return how RSA keys sign and verify."""
     digest = hashes.SHA256()
     pad = padding.PSS(mgf=padding.MGF1(digest), salt_length=32) if pss else padding.PKCS1v15()
     return lambda data: private.sign(data, pad, digest), lambda made, data: public.verify(made, data, pad, digest)
@@ -198,34 +196,33 @@ def measure(
 
     Args:
         found: the cells.
-        rounds: of each.
-        count: messages of a round.
-        base_count: messages of a round in the cells of 1 KiB and five headers, which also get the bare signature.
-        progress: told what is measured.
-        enough: once it says so, no other round begins.
+        rounds: measured rounds of each.
+        count: messages in a round.
+        base_count: messages in a round of the cells of 1 KiB and five headers, which also get the bare signature.
+        progress: called with what is measured next.
+        enough: once it returns true, no other round begins.
     """
     variants: list[Variant] = []
     forges: dict[str, Forge] = {}
     for cell in found:
         base = (cell.size, cell.headers) == (BODY_SIZE, HEADER_COUNT)
         forge = forges.setdefault(cell.kind, forges.get(cell.kind) or _forge(cell.kind))
-        variants += Subject(cell, base_count if base else count, forge).variants(signature=base)
+        variants += Operations(cell, base_count if base else count, forge).variants(signature=base)
     return alternate(variants, rounds, progress=lambda name: progress(f"in process, {name}"), enough=enough)
 
 
 def _forge(kind: str) -> Forge:
-    """Return keys for a kind of cell."""
     return Forge(lifetime=LIFETIME, algorithm="EdDSA" if kind == BATCH_NAME else kind)
 
 
 def microseconds(found: Rounds, name: str) -> float | None:
-    """Return the median of a variant, microseconds of CPU a message, ``None`` where it failed."""
+    """Return the median CPU microseconds a message of a variant, ``None`` if it failed."""
     rounds = found.measured.get(name)
     return None if not rounds else round(Spread.of(one.cpu_per_1000 * 1000 for one in rounds).median, 2)
 
 
 def short(found: Rounds, kinds: Iterable[str] = (*ALGORITHMS, BATCH_NAME)) -> dict[str, dict[str, float | None]]:
-    """Return the short form at 1 KiB and five headers; ``verify_us`` is the whole verdict."""
+    """Return the short form, at 1 KiB and five headers; ``verify_us`` is the whole verdict."""
     told = {"sign_us": "sign", "verify_us": "verdict", "signature_sign_us": "signature_sign",
             "signature_verify_us": "signature_verify"}  # fmt: skip
     return {
@@ -235,7 +232,6 @@ def short(found: Rounds, kinds: Iterable[str] = (*ALGORITHMS, BATCH_NAME)) -> di
 
 
 def _timed(work: Callable[[], object], count: int) -> Measured:
-    """Return how long one piece of work took."""
     watch = Stopwatch()
     watch.start()
     work()
@@ -243,6 +239,5 @@ def _timed(work: Callable[[], object], count: int) -> Measured:
 
 
 def _repeat(count: int, function: Callable[..., object], *arguments: bytes) -> None:
-    """Call a function so often."""
     for _ in range(count):
         function(*arguments)

@@ -1,4 +1,4 @@
-"""Kafka: ``send`` until flushed and ``poll`` with a commit a batch, on one partition, for every contender.
+"""The contenders on Kafka: ``send`` and ``flush``, ``poll`` and a commit for each batch, on one partition.
 
 ``bare`` is kafka-python as its users write it: ``send`` and one ``flush``, ``poll`` and one ``commit`` a batch.
 """
@@ -18,17 +18,16 @@ from kafka.record.default_records import DefaultRecordBatchBuilder
 from mqauth.bench.contenders import (
     HEADER,
     WORK,
-    Bare,
     BrokerResult,
-    Carried,
     Contender,
     Effort,
     Make,
     Wrapper,
     compare_all,
+    contenders_of,
 )
 from mqauth.bench.rounds import Measured, Progress, Stopwatch
-from mqauth.bench.workload import BATCH, LIFETIME, Refusals, RefusedError, Tally, Workload, guard
+from mqauth.bench.workload import BATCH, Refusals, RefusedError, Tally, Workload, guard
 from mqauth.brokers import kafka
 from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.log.records import native_headers, to_message
@@ -40,7 +39,7 @@ from mqauth.wire import destination
 PATIENCE: Final = 40.0
 """Seconds a round may take; it is tried once more."""
 _LONGEST: Final = 900_000
-"""Milliseconds a consumer may go without a poll: it rests while the other contenders have their rounds."""
+"""Milliseconds that a consumer may go without a poll; it rests while the other contenders have their rounds."""
 _LINGER: Final = 5
 _FUTURES: Final = 100
 _PYTHON: Any = kafka_python  # its classes have no types
@@ -50,13 +49,13 @@ Headers = list[tuple[str, bytes]]
 
 
 class Connections:
-    """The clients all contenders share.
+    """The clients that all contenders share.
 
     Args:
-        address: ``host:port``, more after commas.
+        address: ``host:port``, or several with commas.
 
     Raises:
-        ConfigurationError: crc32c is not installed, without which kafka-python is not what users run.
+        ConfigurationError: crc32c is not installed; without it, kafka-python is slower than what users run.
     """
 
     def __init__(self, address: str) -> None:
@@ -69,7 +68,7 @@ class Connections:
         self.producer = self.client()
 
     def client(self) -> Any:
-        """Return a producer, with the same settings for every contender."""
+        """Return a producer with the settings of every contender."""
         return _PYTHON.KafkaProducer(bootstrap_servers=self.address, linger_ms=_LINGER)
 
     def __enter__(self) -> Self:
@@ -81,10 +80,10 @@ class Connections:
         self.admin.close()
 
 
-class Topical:
-    """One contender's two topics, one to publish to and one to consume from, again and again.
+class TopicContender:
+    """A contender with two topics: one it publishes to, and one that it consumes again and again.
 
-    Subclasses say how a record is sent, which records wait, and how they are consumed.
+    Subclasses say how a record is sent, which records wait in the topic, and how they are consumed.
     """
 
     name = ""
@@ -110,13 +109,13 @@ class Topical:
         return watch.stop(count)
 
     def consume(self, count: int, work: float, /) -> Measured:
-        """Consume records that wait already, from the first on."""
+        """Consume records that wait already, from the first one."""
         self._fill(count)
         client = self._consumer()
         for partition in client.assignment():
             client.seek(partition, 0)
         watch = Stopwatch()
-        ended = Ended(lambda: watch.stop(count))
+        ended = RoundEnd(lambda: watch.stop(count))
         watch.start()
         self.consuming(client, Tally(count, ended.set, work), ended)
         client.resume(*client.assignment())
@@ -128,7 +127,7 @@ class Topical:
         for partition, end in client.end_offsets(list(client.assignment())).items():
             client.seek(partition, end)
         watch = Stopwatch()
-        ended = Ended(lambda: watch.stop(count))
+        ended = RoundEnd(lambda: watch.stop(count))
         tally = Tally(count, ended.set, arrivals={})
         thread = threading.Thread(target=self.consuming, args=(client, tally, ended))
         watch.start()
@@ -141,7 +140,7 @@ class Topical:
         return Measured(messages=count, wall=measured.wall, cpu=measured.cpu, latencies=latencies)
 
     def added(self) -> float:
-        """Return the bytes a record has more than a bare one."""
+        """Return by how many bytes a record is larger than a bare one."""
         plain = _SIZE_OF(None, self.connections.workload.body(0), self.connections.headers)
         sizes = [_SIZE_OF(None, *record) - plain for record in self.sealed(self.topic, BATCH)]
         return float(sum(sizes) / BATCH)
@@ -153,19 +152,19 @@ class Topical:
         self.connections.admin.delete_topics([self.topic, self.scratch])
 
     def sender(self, topic: str) -> tuple[Callable[[int], object], Callable[[], object]]:
-        """Return what sends the record of a number, and what waits for all."""
+        """Return a function that sends the record of a number, and one that waits for all of them."""
         raise NotImplementedError
 
     def sealed(self, topic: str, count: int) -> list[tuple[bytes, Headers]]:
-        """Return bodies and headers as they wait in the topic."""
+        """Return bodies and headers of the records that wait in the topic."""
         raise NotImplementedError
 
-    def consuming(self, client: Any, tally: Tally, ended: Ended) -> None:
-        """Consume until the tally has seen all; an error ends it."""
+    def consuming(self, client: Any, tally: Tally, ended: RoundEnd) -> None:
+        """Consume until the tally has seen all records, or until an error ends the round."""
         raise NotImplementedError
 
     def _fill(self, count: int) -> None:
-        """Have so many records wait, at least."""
+        """Put records into the topic until at least ``count`` wait there."""
         missing = count - self._filled
         if missing > 0:
             for body, headers in self.sealed(self.topic, missing):
@@ -174,7 +173,7 @@ class Topical:
             self._filled = count
 
     def _consumer(self) -> Any:
-        """Return this contender's consumer, which has its partition."""
+        """Return this contender's consumer, once it has its partition."""
         if self._client is None:
             self._client = _PYTHON.KafkaConsumer(
                 self.topic, bootstrap_servers=self.connections.address, group_id=f"{self.topic}.group",
@@ -186,11 +185,12 @@ class Topical:
             self._client.poll(timeout_ms=50, max_records=1)
             if time.monotonic() > deadline:
                 raise TimeoutError("the consumer was given no partition")
-        kafka_repair.hand_back(self._client)  # a bare client has its own faults, as its users have them
+        # A bare client keeps its own faults, because its users have them too.
+        kafka_repair.hand_back(self._client)
         return self._client
 
     def _at_pace(self, count: int, pace: float) -> dict[int, float]:
-        """Send so many records a second, and return when."""
+        """Send ``pace`` records a second, and return the time at which each was sent."""
         send, flush = self.sender(self.topic)
         sent: dict[int, float] = {}
         began = time.perf_counter()
@@ -202,8 +202,8 @@ class Topical:
         return sent
 
 
-class Ended:
-    """The end of a round: measured, or an error; from any thread."""
+class RoundEnd:
+    """The end of a round, with a measurement or an error; may be set from any thread."""
 
     def __init__(self, measure: Callable[[], Measured]) -> None:
         self._measure = measure
@@ -212,17 +212,17 @@ class Ended:
         self._why = f"not done after {PATIENCE:.0f} s"
 
     def set(self) -> None:
-        """Measure and end."""
+        """End the round with a measurement."""
         self._found = self._measure()
         self._event.set()
 
     def fail(self, why: str) -> None:
-        """End with an error."""
+        """End the round with an error."""
         self._why = why
         self._event.set()
 
     def is_set(self) -> bool:
-        """Tell whether it is over."""
+        """Tell whether the round has ended."""
         return self._event.is_set()
 
     def wait(self) -> None:
@@ -230,18 +230,18 @@ class Ended:
         self._event.wait(PATIENCE)
 
     def measured(self) -> Measured:
-        """Return what was measured.
+        """Return the measurement.
 
         Raises:
-            RefusedError: the round did not come to its end.
+            RefusedError: the round did not finish.
         """
         if self._found is None:
             raise RefusedError(self._why)
         return self._found
 
 
-class Wrapped(Topical):
-    """kafka-python as its users write it, with what a wrapper adds: nothing for ``bare``."""
+class Wrapped(TopicContender):
+    """kafka-python as its users write it, with what a wrapper adds to each record."""
 
     def __init__(self, connections: Connections, wrapper: Wrapper) -> None:
         super().__init__(connections)
@@ -264,14 +264,14 @@ class Wrapped(Topical):
         place = destination.kafka(topic)
         return [self._seal(place, number) for number in range(count)]
 
-    def consuming(self, client: Any, tally: Tally, ended: Ended) -> None:
+    def consuming(self, client: Any, tally: Tally, ended: RoundEnd) -> None:
         """Poll, open each record, handle it, and commit each batch."""
         try:
             self._loop(client, tally, ended)
         except Exception as error:
             ended.fail(f"{type(error).__name__}: {error}")
 
-    def _loop(self, client: Any, tally: Tally, ended: Ended) -> None:
+    def _loop(self, client: Any, tally: Tally, ended: RoundEnd) -> None:
         open_, headed = self._wrapper.opener(self.place), self._wrapper.headed
         deadline = time.monotonic() + PATIENCE
         while not ended.is_set():
@@ -283,7 +283,6 @@ class Wrapped(Topical):
                 ended.fail(f"{tally.seen} of {tally.wanted} after {PATIENCE:.0f} s")
 
     def _seal(self, place: str, number: int) -> tuple[bytes, Headers]:
-        """Return one sealed record."""
         body, token = self._wrapper.seal(place, self.connections.workload.body(number))
         headers = list(self.connections.headers)
         if token is not None:
@@ -291,8 +290,8 @@ class Wrapped(Topical):
         return body, headers
 
 
-class Signed(Topical):
-    """Our wrapper, a token for each record."""
+class Signed(TopicContender):
+    """mqauth with a token for each record."""
 
     name = "message"
     heavy = True
@@ -304,12 +303,12 @@ class Signed(Topical):
         self._producer = kafka.Producer(connections.client(), forge.signer(), batch=self.batch)
 
     def sender(self, topic: str) -> tuple[Callable[[int], object], Callable[[], object]]:
-        """Return ``send`` and ``flush`` of our producer."""
+        """Return ``send`` and ``flush`` of mqauth's producer."""
         send, workload, headers = self._producer.send, self.connections.workload, self.connections.headers
         return lambda number: send(topic, value=workload.body(number), headers=headers), self._producer.flush
 
     def close(self) -> None:
-        """Delete the topics, close the clients."""
+        """Delete the topics and close the clients."""
         self._producer.close()
         super().close()
 
@@ -318,8 +317,8 @@ class Signed(Topical):
         signer = self._forge.signer()
         return [_native(signer.sign(self._plain(topic, number))) for number in range(count)]
 
-    def consuming(self, client: Any, tally: Tally, ended: Ended) -> None:
-        """Consume through our consumer."""
+    def consuming(self, client: Any, tally: Tally, ended: RoundEnd) -> None:
+        """Consume through mqauth's consumer."""
         refusals = Refusals(lambda reason: ended.fail(f"an honest message was refused as {reason}"))
 
         def handler(verified: Verified) -> None:
@@ -334,7 +333,7 @@ class Signed(Topical):
 
 
 class Batched(Signed):
-    """Our wrapper, one token for many records."""
+    """mqauth with one token for up to 64 records."""
 
     name = "batch"
     heavy = False
@@ -346,30 +345,17 @@ class Batched(Signed):
         return [one for start in range(0, count, BATCH) for one in self._together(plain[start : start + BATCH])]
 
     def token(self) -> str:
-        """Return a token and proof as a record carries them."""
+        """Return a token with its proof, as a record carries it."""
         _, headers = self.sealed(self.topic, BATCH)[0]
         return headers[-1][1].decode("ascii")
 
     def _together(self, messages: list[Any]) -> list[tuple[bytes, Headers]]:
-        """Return messages sealed together."""
         return [_native(signed) for signed in self._forge.signer().sign_many(messages)]
 
 
 def contenders(connections: Connections, others: Iterable[Make] = ()) -> Iterator[Contender]:
-    """Yield the contenders, each with topics of its own.
-
-    Args:
-        connections: to the broker.
-        others: make contenders beside the bare client and mqauth.
-    """
-    forge = Forge(lifetime=LIFETIME)
-    yield Wrapped(connections, Bare())
-    yield Signed(connections, forge)
-    batched = Batched(connections, forge)
-    yield batched
-    yield Wrapped(connections, Carried(batched.token()))
-    for make in others:
-        yield make(connections)
+    """Yield the contenders, each with topics of its own; ``others`` make more of them."""
+    return contenders_of(connections, Wrapped, Signed, Batched, others)
 
 
 def measure(
@@ -396,7 +382,7 @@ def crc_source() -> str:
 
 
 def token_of(headers: Sequence[tuple[str, bytes | None]]) -> str | None:
-    """Return the token of a hand-written wrapper."""
+    """Return the token of a wrapper from a record's headers."""
     for name, value in headers:
         if name == HEADER and value is not None:
             return value.decode("ascii")
@@ -404,5 +390,4 @@ def token_of(headers: Sequence[tuple[str, bytes | None]]) -> str | None:
 
 
 def _native(signed: Any) -> tuple[bytes, Headers]:
-    """Return a signed message as kafka-python takes it."""
     return signed.body, list(native_headers(signed.headers))

@@ -1,7 +1,6 @@
-"""RabbitMQ: ``publish`` with confirms and consume with acks, on quorum queues, for every contender.
+"""The contenders on RabbitMQ: ``publish`` with confirms, and consume with acks, on quorum queues.
 
-``bare`` is aio-pika as its users write it: ``await publish``, an ``ack`` for each message. ``pipelined`` is
-aio-pika with many publishes at once and one ack for many deliveries, as the wrapper does both.
+``bare`` is aio-pika as its users write it: ``await publish``, and an ``ack`` for each message.
 """
 
 from __future__ import annotations
@@ -18,17 +17,16 @@ from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMess
 
 from mqauth.bench.contenders import (
     HEADER,
-    Bare,
     BrokerResult,
-    Carried,
     Contender,
     Effort,
     Make,
     Wrapper,
     compare_all,
+    contenders_of,
 )
 from mqauth.bench.rounds import Measured, Progress, Stopwatch
-from mqauth.bench.workload import BATCH, LIFETIME, Refusals, Tally, Workload, guard
+from mqauth.bench.workload import BATCH, Refusals, Tally, Workload, guard
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.translate import headers_out, to_message
 from mqauth.judging.verified import Verified
@@ -46,7 +44,7 @@ Publish = Callable[[int], Awaitable[object]]
 
 
 class Connections:
-    """The connections: one to publish, one to consume, and an event loop of their own.
+    """A connection to publish and one to consume, with an event loop of their own.
 
     Args:
         url: ``amqp://...``.
@@ -69,7 +67,7 @@ class Connections:
         self.publishing = await self._connections[0].channel()
 
     async def consuming(self) -> AbstractChannel:
-        """Open a channel to consume on: acks coalesce only where it is the consumer's alone."""
+        """Open a channel to consume on; mqauth joins acks only on a channel that is the consumer's alone."""
         channel: AbstractChannel = await self._connections[1].channel()
         await channel.set_qos(prefetch_count=PREFETCH)
         return channel
@@ -84,10 +82,10 @@ class Connections:
         self.runner.close()
 
 
-class Queued:
-    """One contender's exchange and queue, and what all contenders share.
+class QueueContender:
+    """A contender with an exchange and a queue of its own.
 
-    Subclasses say how a message is published, which messages wait to be consumed, and how they are consumed.
+    Subclasses say how a message is published, which messages wait in the queue, and how they are consumed.
     """
 
     name = ""
@@ -130,7 +128,7 @@ class Queued:
         return self.connections.runner.run(self._paced(count, pace))
 
     def added(self) -> float:
-        """Return the bytes a message has more than a bare one."""
+        """Return by how many bytes a message is larger than a bare one."""
         sealed = self.sealed(BATCH)
         return sum(size(message) for message in sealed) / BATCH - size(self.plain())
 
@@ -139,15 +137,15 @@ class Queued:
         self.connections.runner.run(self.queue.delete(if_unused=False, if_empty=False))
 
     def publisher(self) -> Publish:
-        """Return what publishes the message of a number and waits for its confirm."""
+        """Return a function that publishes the message of a number and waits for its confirm."""
         raise NotImplementedError
 
     def sealed(self, count: int) -> list[aio_pika.Message]:
-        """Return messages as they wait in the queue."""
+        """Return the messages that wait in the queue."""
         raise NotImplementedError
 
     async def consuming(self, tally: Tally, until: asyncio.Future[Measured]) -> Measured:
-        """Consume until the tally has seen all."""
+        """Consume until the tally has seen all messages."""
         raise NotImplementedError
 
     async def _publish(self, count: int) -> Measured:
@@ -185,8 +183,8 @@ class Queued:
             return await self.consuming(tally, until)
 
 
-class Wrapped(Queued):
-    """aio-pika as its users write it, with what a wrapper adds: nothing for ``bare``."""
+class Wrapped(QueueContender):
+    """aio-pika as its users write it, with what a wrapper adds to each message."""
 
     def __init__(self, connections: Connections, wrapper: Wrapper) -> None:
         super().__init__(connections)
@@ -214,7 +212,6 @@ class Wrapped(Queued):
         return await consumed(self.queue, on_message, until)
 
     def _seal(self, number: int) -> aio_pika.Message:
-        """Return one sealed message."""
         message = self.plain(number)
         message.body, token = self._wrapper.seal(self.place, message.body)
         message.body_size = len(message.body)
@@ -223,8 +220,8 @@ class Wrapped(Queued):
         return message
 
 
-class Signed(Queued):
-    """Our wrapper, a token for each message."""
+class Signed(QueueContender):
+    """mqauth with a token for each message."""
 
     name = "message"
     heavy = True
@@ -234,7 +231,7 @@ class Signed(Queued):
         self._forge = forge
 
     def publisher(self) -> Publish:
-        """Return ``await publish`` of our producer."""
+        """Return ``await publish`` of mqauth's producer."""
         producer = self.producer()
         return lambda number: producer.publish(self.plain(number), self.route)
 
@@ -248,7 +245,7 @@ class Signed(Queued):
         return [producer.seal(self.plain(number), self.route) for number in range(count)]
 
     async def consuming(self, tally: Tally, until: asyncio.Future[Measured]) -> Measured:
-        """Consume through our consumer."""
+        """Consume through mqauth's consumer."""
         refusals = Refusals(lambda reason: fail(until, f"refused as {reason}"))
 
         def handler(verified: Verified) -> None:
@@ -262,7 +259,7 @@ class Signed(Queued):
 
 
 class Batched(Signed):
-    """Our wrapper, one token for many messages."""
+    """mqauth with one token for up to 64 messages."""
 
     name = "batch"
     heavy = False
@@ -277,11 +274,11 @@ class Batched(Signed):
         return [m for start in range(0, count, BATCH) for m in self._seal(range(start, min(count, start + BATCH)))]
 
     def token(self) -> str:
-        """Return a token and proof as a message carries them."""
+        """Return a token with its proof, as a message carries it."""
         return str(self.sealed(BATCH)[0].headers[TOKEN_HEADER])
 
     def _seal(self, numbers: Sequence[int]) -> list[aio_pika.Message]:
-        """Return the messages of some numbers, sealed together."""
+        """Return messages that were sealed together."""
         natives = [self.plain(number) for number in numbers]
         for native in natives:
             native.message_id = uuid.uuid4().hex
@@ -292,20 +289,8 @@ class Batched(Signed):
 
 
 def contenders(connections: Connections, others: Iterable[Make] = ()) -> Iterator[Contender]:
-    """Yield the contenders, each with an exchange and a queue of its own.
-
-    Args:
-        connections: to the broker.
-        others: make contenders beside the bare client and mqauth.
-    """
-    forge = Forge(lifetime=LIFETIME)
-    yield Wrapped(connections, Bare())
-    yield Signed(connections, forge)
-    batched = Batched(connections, forge)
-    yield batched
-    yield Wrapped(connections, Carried(batched.token()))
-    for make in others:
-        yield make(connections)
+    """Yield the contenders, each with an exchange and a queue of its own; ``others`` make more of them."""
+    return contenders_of(connections, Wrapped, Signed, Batched, others)
 
 
 def measure(
@@ -323,13 +308,14 @@ def measure(
 
 
 def size(message: aio_pika.Message) -> int:
-    """Return the bytes of a message as AMQP carries it, without the framing all messages have alike."""
-    message.message_id = message.message_id or uuid.uuid4().hex  # aiormq adds one
+    """Return the bytes of a message in AMQP, without the framing that all messages share."""
+    # aiormq adds an id to a message that has none.
+    message.message_id = message.message_id or uuid.uuid4().hex
     return len(message.body) + len(message.properties.marshal())
 
 
 async def at_once(send: Publish, count: int, workers: int) -> None:
-    """Publish so many messages, so many of them at once."""
+    """Publish ``count`` messages with ``workers`` publishes under way at once."""
     numbers = iter(range(count))
 
     async def work() -> None:
@@ -340,7 +326,7 @@ async def at_once(send: Publish, count: int, workers: int) -> None:
 
 
 async def at_pace(send: Publish, count: int, pace: float, sent: dict[int, float]) -> None:
-    """Publish so many messages a second, each by itself, and note when."""
+    """Publish ``pace`` messages a second, and note the time at which each was sent."""
 
     async def one(number: int) -> None:
         sent[number] = time.perf_counter()
@@ -355,7 +341,7 @@ async def at_pace(send: Publish, count: int, pace: float, sent: dict[int, float]
 
 
 def with_latencies(measured: Measured, sent: dict[int, float], tally: Tally) -> Measured:
-    """Return a round with the time from each send to its handler."""
+    """Return a round together with the time from each publish to its handler."""
     arrivals = tally.arrivals or {}
     latencies = tuple(arrivals[number] - began for number, began in sent.items() if number in arrivals)
     return Measured(messages=measured.messages, wall=measured.wall, cpu=measured.cpu, latencies=latencies)
@@ -374,14 +360,14 @@ async def consumed(
 
 
 def token_of(message: AbstractIncomingMessage) -> str | None:
-    """Return the token of a hand-written wrapper."""
+    """Return the token of a wrapper from a message's headers."""
     token = message.headers.get(HEADER)
     return token if isinstance(token, str) else None
 
 
 @contextmanager
 def failing(until: asyncio.Future[Measured]) -> Iterator[None]:
-    """Let an error of a handler end the round: aio-pika would only log it."""
+    """End the round if a handler raises; aio-pika would only log the error."""
     try:
         yield
     except Exception as error:
@@ -390,12 +376,12 @@ def failing(until: asyncio.Future[Measured]) -> Iterator[None]:
 
 
 def fail(until: asyncio.Future[Measured], why: str) -> None:
-    """End a round with an error."""
+    """End the round with an error."""
     if not until.done():
         until.set_exception(AssertionError(f"an honest message was {why}"))
 
 
 def settle(until: asyncio.Future[Measured], measured: Measured) -> None:
-    """End a round."""
+    """End the round with a measurement."""
     if not until.done():
         until.set_result(measured)

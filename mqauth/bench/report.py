@@ -10,7 +10,7 @@ from mqauth.bench.run import Report
 
 
 def lines(report: Report) -> Iterator[str]:
-    """Yield the lines of a report: in process at 1 KiB and five headers, then each broker."""
+    """Yield the lines of a report: in process at 1 KiB and five headers, then a table for each broker."""
     yield from _in_process(report.short()["in_process"])
     for name, found in report.brokers.items():
         yield ""
@@ -18,7 +18,6 @@ def lines(report: Report) -> Iterator[str]:
 
 
 def _in_process(cells: Mapping[str, Mapping[str, float | None]]) -> Iterator[str]:
-    """Yield microseconds a message."""
     yield "in process, 1 KiB and 5 headers, us of CPU a message"
     yield f"{'':<12}{'sign':>9}{'verdict':>9}{'bare signature':>16}{'bare check':>12}"
     for name, cell in cells.items():
@@ -38,7 +37,6 @@ def broker_lines(name: str, found: BrokerResult) -> Iterator[str]:
 
 
 def _figures(figures: Mapping[str, Any]) -> str:
-    """Return the row of one contender."""
     if "failed" in figures:
         return f"  failed: {figures['failed']}"
     low, ratio, high = figures["ratio"] or (None, None, None)
@@ -50,5 +48,4 @@ def _figures(figures: Mapping[str, Any]) -> str:
 
 
 def _number(figure: float | None, places: int) -> str:
-    """Return a figure, or a dash."""
     return "-" if figure is None else f"{figure:.{places}f}"

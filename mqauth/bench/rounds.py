@@ -1,7 +1,7 @@
-"""Alternating rounds: A, B, C, A, B, C, ... so that a machine that slows down slows all; medians, ratios, spread.
+"""Alternating rounds of variants (A, B, C, A, B, C, ...), and medians, ratios and quartiles over them.
 
-Knows nothing of messages but how many there were. A ratio is taken within each round, between neighbours in
-time, and its median is told; so it holds still where the rates do not.
+On a machine that becomes slower, all variants become slower together. A ratio is taken within each round, between
+neighbours in time, and reported as the median over the rounds; so it is steady where rates are not.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Measured:
     Args:
         messages: how many.
         wall: seconds they took.
-        cpu: CPU seconds of this process, all its threads.
-        latencies: seconds of each message by itself, where they were taken.
+        cpu: CPU seconds of this process, in all its threads.
+        latencies: seconds of each single message, if they were measured.
     """
 
     messages: int
@@ -73,7 +73,7 @@ class Stopwatch:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to do the same work: its name, and what does one round of it."""
+    """One way to do the work: its name, and a function that does one round of it."""
 
     name: str
     run: Callable[[], Measured]
@@ -89,7 +89,7 @@ class Spread:
 
     @classmethod
     def of(cls, figures: Iterable[float]) -> Spread:
-        """Return the spread of at least one figure; between two figures it is interpolated."""
+        """Return the spread of at least one figure, interpolated between figures."""
         ordered = sorted(figures)
         return cls(*(quantile(ordered, share) for share in (0.25, 0.5, 0.75)))
 
@@ -100,35 +100,34 @@ class Spread:
 
 @dataclass(slots=True)
 class Rounds:
-    """What alternating rounds found.
+    """The result of alternating rounds.
 
     Args:
         measured: the rounds of each variant, in the order of the variants; equally many for each.
-        failed: why a variant has no more rounds.
+        failed: by variant, the error that ended its rounds.
     """
 
     measured: dict[str, list[Measured]]
     failed: dict[str, str]
 
     def rate(self, name: str) -> float | None:
-        """Return a variant's median of messages a second, ``None`` where it did not come to an end."""
+        """Return a variant's median of messages a second, ``None`` if it failed."""
         found = self.measured.get(name)
         return Spread.of(one.rate for one in found).median if found else None
 
     def ratio(self, name: str, base: str) -> Spread | None:
-        """Return the rate of a variant as a share of another's, round by round."""
+        """Return a variant's rate divided by another's, round by round; ``None`` if one of them failed."""
         ours, theirs = self.measured.get(name), self.measured.get(base)
         if not ours or not theirs:
             return None
         return Spread.of(a.rate / b.rate for a, b in zip(ours, theirs, strict=True))
 
     def summary(self, base: str) -> dict[str, dict[str, object]]:
-        """Return all figures of each variant, for JSON; those that failed say why."""
+        """Return all figures of each variant as JSON values, or the error of one that failed."""
         told: dict[str, dict[str, object]] = {name: self._told(name, base) for name in self.measured}
         return told | {name: {"failed": why} for name, why in self.failed.items()}
 
     def _told(self, name: str, base: str) -> dict[str, object]:
-        """Return the figures of one variant."""
         rounds = self.measured[name]
         ratio = self.ratio(name, base)
         figures: dict[str, object] = {
@@ -153,14 +152,14 @@ def alternate(
 ) -> Rounds:
     """Run every variant in turn, round after round.
 
-    A round that raises is tried once more; a variant that raises again is told as failed, and the others go on.
+    A round that raises is tried once more. A variant that raises again has failed, and the others go on.
 
     Args:
-        variants: in the order they take turns.
+        variants: in the order in which they take turns.
         rounds: measured rounds of each, at least 1.
         warm_up: rounds before them that do not count.
-        progress: told the name of each round before it is run.
-        enough: asked before each measured round but the first; once it says so there are no more.
+        progress: called with the name of each variant before its round.
+        enough: asked before each measured round but the first; once it returns true, there are no more rounds.
     """
     found = Rounds({variant.name: [] for variant in variants}, {})
     for number in range(warm_up + rounds):
@@ -174,7 +173,6 @@ def alternate(
 
 
 def _take(variant: Variant, found: Rounds, *, counts: bool) -> None:
-    """Run one round and keep what it measured; one contender that breaks does not cost the others theirs."""
     for last in (False, True):
         try:
             measured = variant.run()
@@ -204,13 +202,13 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 def rates(
     found: Rounds, names: Iterable[str], base: str, pairs: Mapping[str, tuple[str, str]]
 ) -> dict[str, object]:
-    """Return the short form: median rates of some variants, and all ratios.
+    """Return the short form: the median rates of some variants, and ratios of all.
 
     Args:
         found: the rounds.
-        names: variants whose rate is told, ``None`` for one that failed.
-        base: what every other variant is held against.
-        pairs: further ratios: their name to variant and base.
+        names: variants whose rate is included, ``None`` for one that failed.
+        base: the variant that every other one is compared with.
+        pairs: further ratios: name to variant and base.
     """
     wanted = {name: (name, base) for name in (*found.measured, *found.failed) if name != base}
     wanted.update(pairs)

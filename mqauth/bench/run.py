@@ -1,4 +1,4 @@
-"""All of a benchmark: how much is measured, in which order, and the report of it."""
+"""A benchmark as a whole: how much is measured, in which order, and the report."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from typing import Any, Final
 
 from mqauth.bench import inprocess
 from mqauth.bench.contenders import BrokerResult, Effort, Make
-from mqauth.bench.inprocess import BATCH_NAME, Cell, Subject
+from mqauth.bench.inprocess import BATCH_NAME, Cell, Operations
 from mqauth.bench.rounds import Progress, Rounds, rates
 from mqauth.errors import ConfigurationError
-from mqauth.judging.candidate import CAPACITY, LEAF
 
 TOLD: Final = ("bare", "message", "batch")
-"""Contenders whose rates stand in the short form; of the others it has ratios."""
+"""Contenders whose rates are in the short form; of the others it has ratios only."""
 _PACKAGES: Final = ("mqauth", "cryptography", "PyJWT", "aio-pika", "kafka-python", "crc32c")
 
 
@@ -33,13 +32,13 @@ class Amount:
     """How much is measured.
 
     Args:
-        cells: what is measured without a broker.
-        rounds: measured rounds of everything.
-        count: messages of a round without a broker.
-        base_count: the same at 1 KiB and five headers.
-        rabbitmq, kafka: what is measured on brokers.
-        kept: messages by which the memory that stays of each is measured; 0 where it is not.
-        seconds: once they are over no comparison begins another round.
+        cells: the cells that are measured in process.
+        rounds: measured rounds of each.
+        count: messages in a round in process.
+        base_count: the same for the cells of 1 KiB and five headers.
+        rabbitmq, kafka: how much is measured on the brokers.
+        kept: messages with which memory per message is measured; 0 skips it.
+        seconds: time after which no comparison begins another round.
     """
 
     cells: tuple[Cell, ...]
@@ -68,7 +67,7 @@ QUICK: Final = Amount(
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """What was measured."""
+    """The result of a benchmark."""
 
     amount: Amount
     in_process: Rounds
@@ -77,12 +76,12 @@ class Report:
     servers: dict[str, str] = field(default_factory=dict)
 
     def short(self) -> dict[str, Any]:
-        """Return the figures most asked for: microseconds in process, messages a second and ratios on brokers."""
+        """Return the figures that are asked for most: microseconds in process, and rates and ratios on brokers."""
         told: dict[str, Any] = {"in_process": inprocess.short(self.in_process, _kinds(self.amount))}
         return told | {name: _short(found.comparisons) for name, found in self.brokers.items()}
 
     def failed(self) -> dict[str, str]:
-        """Return why what failed did."""
+        """Return the error of each contender that failed."""
         told = dict(self.in_process.failed)
         for name, broker in self.brokers.items():
             for what, found in broker.comparisons.items():
@@ -117,14 +116,15 @@ def measure(
         rabbitmq: ``amqp://...``, or ``None`` for no RabbitMQ.
         kafka: ``host:port``, or ``None`` for no Kafka.
         others: by broker, what makes contenders beside the bare client and mqauth.
-        progress: told what is measured.
+        progress: called with what is measured next.
 
     Raises:
         ConfigurationError: a client library is missing.
     """
     asked = [(name, url, _broker(name)) for name, url in (("rabbitmq", rabbitmq), ("kafka", kafka)) if url]
     for _, url, module in asked:
-        with module.Connections(url):  # out of reach is told now; kept open, it would miss its heartbeats
+        # A broker that cannot be reached is reported now. Kept open, the connection would miss its heartbeats.
+        with module.Connections(url):
             pass
     clock = _Deadline(amount.seconds, parts=1 + 2 * len(asked))
     found = inprocess.measure(
@@ -142,27 +142,21 @@ def measure(
 
 
 def _tell(progress: Progress, broker: str, what: str) -> None:
-    """Say what is measured on a broker."""
     progress(f"{broker}: {what}")
 
 
 class _Deadline:
-    """A time that is shared out in equal parts."""
+    """A time limit that is divided into equal parts."""
 
     def __init__(self, seconds: float, parts: int) -> None:
         self._began, self._part = time.monotonic(), seconds / parts
 
     def part(self, number: int) -> Callable[[], bool]:
-        """Return what tells whether so many parts are over."""
+        """Return a function that tells whether ``number`` parts are over."""
         return lambda: time.monotonic() - self._began > number * self._part
 
 
 def _broker(name: str) -> Any:
-    """Return the module that measures a broker.
-
-    Raises:
-        ConfigurationError: its client is not installed.
-    """
     try:
         return import_module(f"mqauth.bench.{name}")
     except ImportError as error:
@@ -170,20 +164,19 @@ def _broker(name: str) -> Any:
 
 
 def kept_bytes(count: int) -> dict[str, float]:
-    """Return the bytes of memory one handled message leaves behind until its token expires, by contender.
+    """Return by contender the bytes of memory that one handled message takes until its token expires.
 
     Args:
-        count: messages of each, in batches four times as many; nothing is measured for 0.
+        count: messages of each, in batches four times as many; with 0 nothing is measured.
     """
     if not count:
         return {}
-    single = Subject(Cell(kind="EdDSA"), count).kept_bytes(warm_up=1)
-    batch = Subject(Cell(kind=BATCH_NAME), 4 * count).kept_bytes(warm_up=-(-CAPACITY // (LEAF * 4 * count)))
+    single = Operations(Cell(kind="EdDSA"), count).kept_bytes()
+    batch = Operations(Cell(kind=BATCH_NAME), 4 * count).kept_bytes()
     return {"message": round(single, 1), "batch": round(batch, 1)}
 
 
 def _short(comparisons: Mapping[str, Rounds]) -> dict[str, Any]:
-    """Return rates and ratios of one broker."""
     told: dict[str, Any] = {}
     for name, found in comparisons.items():
         if name != "paced":
@@ -194,18 +187,17 @@ def _short(comparisons: Mapping[str, Rounds]) -> dict[str, Any]:
 
 
 def _kinds(amount: Amount) -> list[str]:
-    """Return the kinds of cells, each once, in their order."""
     return list(dict.fromkeys(cell.kind for cell in amount.cells))
 
 
 def peak_rss() -> float:
-    """Return the most memory this process ever held, MiB."""
+    """Return the most memory that this process ever had, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures were measured on."""
+    """Return a description of this machine."""
     return {
         "python": platform.python_version(), "system": f"{platform.system()} {platform.release()}",
         "cpu": _cpu(), "cores": os.cpu_count(),
@@ -224,7 +216,6 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def _cpu() -> str:
-    """Return the processor's name, as far as the system tells it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
@@ -234,7 +225,7 @@ def _cpu() -> str:
 
 
 def amount_of(*, quick: bool) -> Amount:
-    """Return how much is measured."""
+    """Return how much ``mqauth bench`` measures."""
     return QUICK if quick else FULL
 
 
@@ -242,7 +233,7 @@ def address_of(url: str) -> str:
     """Return the ``host:port`` of a Kafka address, with or without ``kafka://``.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: the address is empty.
     """
     address = url.removeprefix("kafka://").rstrip("/")
     if not address:

@@ -1,4 +1,4 @@
-"""The same work for every contender: bodies, headers, keys, and a guard with every check on."""
+"""The work that every contender does: bodies, headers, keys, and a pipeline with every check on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CAPACITY: Final = 20_000_000
 
 
 class RefusedError(MqauthError):
-    """An honest message was refused: what is measured is not what it says."""
+    """An honest message was refused, so the figures would be those of a rejection."""
 
     code = "benchmark_refused"
 
@@ -35,14 +35,14 @@ class Workload:
 
     Args:
         size: bytes of the body.
-        headers: how many application headers.
+        headers: number of application headers.
     """
 
     size: int = BODY_SIZE
     headers: int = HEADER_COUNT
 
     def body(self, number: int) -> bytes:
-        """Return a body, ASCII text that begins with a number of 8 digits."""
+        """Return a body of ASCII text that begins with a number of 8 digits."""
         return f"{number:08d}".encode().ljust(self.size, b"x")[: self.size]
 
     def header_texts(self) -> dict[str, str]:
@@ -50,7 +50,7 @@ class Workload:
         return {f"header-{number}": f"value {number}" for number in range(self.headers)}
 
     def message(self, destination: str, number: int = 0) -> Message:
-        """Return one message for a destination, in its broker's types."""
+        """Return one message for a destination, with header values as its broker has them."""
         on_kafka = is_kafka(destination)
         pairs: tuple[HeaderPair, ...] = tuple(
             (name, text.encode() if on_kafka else text) for name, text in self.header_texts().items()
@@ -59,12 +59,12 @@ class Workload:
 
 
 def number_of(body: bytes | None) -> int:
-    """Return the number a body begins with."""
+    """Return the number that a body begins with."""
     return int((body or b"")[:8])
 
 
 def guard(forge: Forge, *destinations: str, **settings: Any) -> Pipeline:
-    """Return a pipeline with every check on and a fresh replay memory, that audits nothing while all is well."""
+    """Return a pipeline with every check on and an empty replay memory."""
     wanted: dict[str, Any] = {
         "verifier": forge.verifier(),
         "policy": forge.policy(*destinations),
@@ -75,10 +75,10 @@ def guard(forge: Forge, *destinations: str, **settings: Any) -> Pipeline:
 
 
 class Refusals:
-    """Audit sink and dead-letter sink of a benchmark: every message is honest, so that whatever comes is an error.
+    """The audit sink and dead-letter sink of a benchmark, in which every message is honest.
 
     Args:
-        on_refusal: told the reason of the first.
+        on_refusal: called with the reason of the first message that is refused.
     """
 
     name = "refused"
@@ -88,16 +88,16 @@ class Refusals:
         self._tell = on_refusal
 
     def write(self, record: AuditRecord, /) -> None:
-        """Take an audit record."""
+        """Ignore an audit record."""
 
     def publish(self, letter: DeadLetter, /) -> None:
-        """Note why a message was refused."""
+        """Keep the reason why a message was refused."""
         if self.reason is None:
             self.reason = str(letter.rejection.reason)
             self._tell(self.reason)
 
     def check(self) -> None:
-        """Raise where a message was refused.
+        """Raise if a message was refused.
 
         Raises:
             RefusedError: one was.
@@ -108,12 +108,13 @@ class Refusals:
 
 @dataclass(slots=True)
 class Tally:
-    """A handler: counts, works so many seconds on each message, and says when it has seen all.
+    """A handler that counts messages, works on each, and reports when it has seen all of them.
 
     Args:
         wanted: messages to see.
-        done: called at the last.
+        done: called with the last one.
         work: seconds of CPU work on each message.
+        arrivals: filled with the time at which each message arrived, if given.
     """
 
     wanted: int
@@ -134,7 +135,7 @@ class Tally:
 
 
 def spin(seconds: float) -> None:
-    """Keep the CPU busy."""
+    """Keep the CPU busy for some seconds."""
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         pass

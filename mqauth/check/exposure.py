@@ -6,7 +6,6 @@ query. Hosts are never looked up: only ``localhost`` and the loopback addresses 
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
@@ -15,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from mqauth.check.findings import Finding, finding
 from mqauth.check.target import Path, Target, mode, strangers
+from mqauth.keystore.remote.connection import is_loopback
 
 _READ: Final = 0o044
 _WRITE: Final = 0o022
@@ -55,14 +55,6 @@ class _URL(NamedTuple):
         lax = any(value != "required" for value in self.options.get("ssl_cert_reqs", ()))
         checked = {value.lower() for value in self.options.get("ssl_check_hostname", ())} <= _YES
         return self.scheme != "redis" and (lax or not checked)
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether a host can only be this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def connections(target: Target) -> Iterator[Finding]:
@@ -131,7 +123,8 @@ def _urls(target: Target) -> Iterator[tuple[Path, _URL]]:
 def _parsed(text: str) -> _URL:
     """Return the parts of a text that the configuration's reader has accepted as a URL."""
     scheme, _, rest = text.partition("://")
-    scheme = scheme.lower()  # the same in capitals (RFC 3986, section 3.1)
+    # A scheme in capitals is the same one (RFC 3986, section 3.1).
+    scheme = scheme.lower()
     place = _END.split(rest, maxsplit=1)[0]
     servers = place.split(",") if scheme == "kafka" else [place]
     options = parse_qs(text.partition("#")[0].partition("?")[2], keep_blank_values=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from mqauth.check.exposure import is_loopback
 from mqauth.check.findings import Finding, finding
 from mqauth.check.target import Target, few
 from mqauth.config.kinds import is_url
@@ -18,6 +17,7 @@ from mqauth.judging.verifier import Issuer
 from mqauth.keystore import Keystore
 from mqauth.keystore.disk import files
 from mqauth.keystore.disk.ring import KeyRing
+from mqauth.keystore.remote.connection import is_loopback
 from mqauth.wire import base64url
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.destination import is_kafka

@@ -44,13 +44,18 @@ class LazyGroup(TyperGroup):
     help is printed from ``VERBS``.
     """
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        # Typer compares a misspelt verb with these names.
+        self.commands: dict[str, Any] = dict.fromkeys(VERBS)
+
     def list_commands(self, _context: Any) -> list[str]:
         """Return the names of the verbs, in the order of the help."""
         return list(VERBS)
 
     def get_command(self, _context: Any, name: str) -> Any:
         """Return the command of a verb; ``None`` where there is no such verb."""
-        if name in VERBS and name not in self.commands:
+        if name in VERBS and self.commands[name] is None:
             module, attribute, _ = VERBS[name]
             found = getattr(import_module(f"mqauth.cli.{module}"), attribute)
             if not isinstance(found, typer.Typer):

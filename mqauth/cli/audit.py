@@ -123,7 +123,7 @@ def trace(
 ) -> int:
     """Print every record of a key, a producer or a token; exits with 1 where there is none."""
     if kid is None and subject is None and jti is None:
-        raise ConfigurationError("trace wants --kid, --subject or --jti")
+        raise ConfigurationError("trace needs --kid, --subject or --jti")
     wanted = Selection(
         kid=kid, subject=subject, jti=jti, verified=verified, since=_time(since), until=_time(until)
     )
@@ -185,10 +185,10 @@ def _sentence_of_report(report: ChainReport, heads: bool, pinned: bool) -> str:
         return f"BROKEN: line {report.first_bad}{place}: {report.what}; {report.records} records before it hold"
     note = "" if report.what is None else f"; {report.what}"
     if report.anchored:
-        behind = f", the last {report.unsigned} of them behind the last signed head" if report.unsigned else ""
-        trust = "" if pinned else "; the heads' own key is believed: give --keys"
+        behind = f", the last {report.unsigned} of them after the last signed head" if report.unsigned else ""
+        trust = "" if pinned else "; the key in the heads is trusted: give --keys"
         return f"intact; {report.records} records{behind}{note}{trust}"
-    why = "the heads do not speak of all of it" if heads else "no signed heads to hold it against"
+    why = "the heads do not cover all of it" if heads else "no signed heads to compare it with"
     return f"unanchored: unbroken, but {why}; {report.records} records{note}"
 
 

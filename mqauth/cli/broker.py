@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import ssl
 import threading
@@ -24,6 +23,7 @@ from mqauth.config.declaration import Settings, inner, not_with, only_with, read
 from mqauth.config.kinds import FLAG, NAME, PATH, choice, is_broker_url
 from mqauth.errors import ConfigurationError
 from mqauth.flow import Flow, arun, run
+from mqauth.keystore.remote.connection import is_loopback
 
 R = TypeVar("R")
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -187,9 +187,11 @@ class BrokerSettings(Settings):
         if self.user is None:
             return found
         if self.mechanism is None:
-            raise ConfigurationError(f"--broker-settings: user wants mechanism, {' or '.join(MECHANISMS)}")
+            raise ConfigurationError(f"--broker-settings: user needs mechanism, {' or '.join(MECHANISMS)}")
         if not self.secure and not all(map(_is_loopback, servers)):
-            raise ConfigurationError("--broker-settings: a password off this machine wants tls = true, or ca")
+            raise ConfigurationError(
+                "--broker-settings: a password sent to another machine needs tls = true, or ca"
+            )
         return found | {
             "security_protocol": f"SASL_{found['security_protocol']}", "sasl_mechanism": self.mechanism,
             "sasl_plain_username": self.user, "sasl_plain_password": self.password,
@@ -212,11 +214,7 @@ class BrokerFile(Settings):
 
 
 def _is_loopback(server: str) -> bool:
-    host = urlsplit(f"//{server}").hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return is_loopback(urlsplit(f"//{server}").hostname or "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,7 +241,7 @@ class Place:
         wanted, other = ("--topic", "--queue") if self.on_kafka else ("--queue", "--topic")
         found, foreign = (self.topic, self.queue) if self.on_kafka else (self.queue, self.topic)
         if foreign is not None:
-            raise ConfigurationError(f"{other}: this broker wants {wanted}")
+            raise ConfigurationError(f"{other}: this broker needs {wanted}")
         if not found:
             raise ConfigurationError(f"{wanted}: required with this broker")
 

@@ -90,7 +90,7 @@ def console(
     releaser, name = None, reviewer or getpass.getuser()
     if key is not None:
         if guard is None:
-            raise ConfigurationError("--key: wants --config too, the consumer's configuration")
+            raise ConfigurationError("--key: needs --config too, the consumer's configuration")
         read_key = key_reader(key, passphrase_env, passphrase_file)
         releaser = reviewers_releaser(guard, read_key, authority=authority, lifetime=lifetime)
         name = _tried_name(releaser, read_key, reviewer, tokens=tokens)
@@ -145,7 +145,7 @@ def _provider(path: Path) -> Provider:
     try:
         provider.metadata()
     except FetchFailed as error:
-        print(f"warning: identity provider: {error}; it is asked again at each login", file=sys.stderr)
+        print(f"warning: identity provider: {error}; the console asks it again at each login", file=sys.stderr)
     return provider
 
 
@@ -164,7 +164,7 @@ def _hosts(listener: socket.socket, names: Sequence[str], provider: Provider | N
     host, port = listener.getsockname()[:2]
     url = None if provider is None else provider.settings.url
     if provider is not None and url is None and ipaddress.ip_address(host).is_unspecified:
-        raise ConfigurationError("--oidc: url: required, the console listens on every address")
+        raise ConfigurationError("--oidc: url: required, since the console listens on every address")
     more = [*names, *([] if url is None else [url.partition("://")[2]])]
     own = origin(listener, tls=False).partition("://")[2]
     return [own, f"localhost:{port}", *(name.lower() for name in more)]

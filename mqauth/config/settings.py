@@ -197,7 +197,7 @@ class ConsumerSettings(Settings):
     append_evidence: Annotated[
         Literal["interceptor"] | None,
         choice(("interceptor",)),
-        "RabbitMQ overwrites `timestamp_in_ms` itself.",
+        "RabbitMQ itself writes `timestamp_in_ms`, and overwrites that of the sender.",
         _only_append,
     ] = None
     unsigned_headers: Annotated[
@@ -207,7 +207,7 @@ class ConsumerSettings(Settings):
     user_id: Annotated[
         Literal["subject"] | Mapping[str, str] | None,
         text_or_table(_SUBJECT, entries(ANY, NAME)),
-        "Hold the AMQP user against `sub`: it is the subject, or a table says whose user it is.",
+        "Compare the AMQP user with `sub`: they are equal, or a table maps users to subjects.",
     ] = None
     issuers: Annotated[
         tuple[IssuerSettings, ...],

@@ -45,7 +45,7 @@ class Tokens:
         if not tokens or not set(tokens) <= set(ROLES):
             raise ConfigurationError(f"tokens are for {' and '.join(ROLES)}")
         if any(len(token) < _SHORTEST for token in tokens.values()) or len(set(tokens.values())) < len(tokens):
-            raise ConfigurationError(f"tokens have at least {_SHORTEST} characters, and each role its own")
+            raise ConfigurationError(f"each role needs a token of its own, of at least {_SHORTEST} characters")
         self._digests = {role: _digest(token) for role, token in tokens.items()}
 
     def role(self, token: str) -> str | None:
@@ -87,7 +87,7 @@ def _read(path: Path) -> dict[str, str]:
     except (OSError, UnicodeError) as error:
         raise ConfigurationError(f"{path}: {getattr(error, 'strerror', None) or 'not text'}") from error
     if not stat.S_ISREG(mode) or stat.S_IMODE(mode) & 0o077:
-        raise ConfigurationError(f"{path}: a token file is a file of mode 0600")
+        raise ConfigurationError(f"{path}: a token file must have mode 0600")
     pairs = [line.split() for line in text.splitlines() if line.strip()]
     if not pairs or any(len(pair) != 2 for pair in pairs):
         raise ConfigurationError(f"{path}: one line for each role: its name and its token")

@@ -97,7 +97,7 @@ def origin(hosts: Sequence[str], provider: Provider | None, *, tls: bool) -> str
     scheme = "https" if tls else "http"
     given = None if provider is None else provider.settings.url
     if given is not None and given not in {f"{scheme}://{host}" for host in hosts}:
-        raise ConfigurationError(f"url: is {scheme}:// and a host of this console: {', '.join(hosts)}")
+        raise ConfigurationError(f"url: must be {scheme}:// and a host of this console: {', '.join(hosts)}")
     return given or f"{scheme}://{hosts[0]}"
 
 

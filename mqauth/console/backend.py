@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.console.letters import WAITS, CurrentIndex, IndexReader, Lost, Overview
+from mqauth.console.current_index import WAITS, CurrentIndex, IndexReader, Lost, Overview
 from mqauth.errors import MqauthError
 from mqauth.review import (
     ALL,

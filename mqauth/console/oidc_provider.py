@@ -24,7 +24,7 @@ from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.console.oidc_settings import OIDCSettings
 from mqauth.console.oidc_token import ALGORITHMS, Expected, check
 from mqauth.errors import ConfigurationError
-from mqauth.keystore.remote.connection import Deadline, Dial, Endpoint, FetchFailed, trust
+from mqauth.keystore.remote.connection import Deadline, Dial, Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote.fetch import WELL_KNOWN
 from mqauth.keystore.remote.http import request
 
@@ -140,10 +140,10 @@ class Provider:
 
     def __init__(self, settings: OIDCSettings, *, clock: Clock = SYSTEM_CLOCK, dial: Dial | None = None) -> None:
         if "?" in settings.issuer:
-            raise ConfigurationError("issuer: is a URL without query")
+            raise ConfigurationError("issuer: must be a URL without query")
         self.settings = settings
         self._configuration = self._endpoint(settings.issuer.removesuffix("/") + WELL_KNOWN, "issuer")
-        self._context, self._clock, self._dial = trust(settings.ca), clock, dial
+        self._context, self._clock, self._dial = tls_context(settings.ca), clock, dial
         self.known: Metadata | None = None
         """What it published of itself when it was asked last."""
         self._asked_at = 0.0
@@ -227,13 +227,15 @@ class Provider:
         if found.get("issuer") != self.settings.issuer:
             raise ConfigurationError("the identity provider's configuration is another issuer's")
         if "S256" not in _listed(found, "code_challenge_methods_supported", ("S256",)):
-            raise ConfigurationError("the identity provider knows no PKCE with S256")
+            raise ConfigurationError("the identity provider does not support PKCE with S256")
         algorithms = ALGORITHMS & set(_listed(found, "id_token_signing_alg_values_supported", ("RS256",)))
         if not algorithms:
-            raise ConfigurationError("the identity provider signs ID tokens with no algorithm that we allow")
+            raise ConfigurationError(
+                "the identity provider signs ID tokens with none of the algorithms that we allow"
+            )
         ways = _listed(found, "token_endpoint_auth_methods_supported", (_BASIC,))
         if self.settings.secret is not None and not {_BASIC, _POST} & set(ways):
-            raise ConfigurationError("the identity provider takes no client secret")
+            raise ConfigurationError("the identity provider accepts no client secret")
         leave = found.get("end_session_endpoint")
         return Metadata(
             authorization=self._url(found.get("authorization_endpoint"), "authorization_endpoint"),
@@ -257,7 +259,7 @@ class Provider:
             return Endpoint.parse(url, unsafe_http_loopback=self.settings.unsafe_http_loopback)
         except ConfigurationError:
             raise ConfigurationError(
-                f"{name}: is an https URL with a host, without user, password and fragment"
+                f"{name}: must be an https URL with a host, without user, password and fragment"
             ) from None
 
     def _get(self, endpoint: Endpoint, deadline: Deadline) -> Mapping[str, Any]:

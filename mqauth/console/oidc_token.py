@@ -155,7 +155,7 @@ def _check_login(claims: Mapping[str, Any], expected: Expected) -> None:
         raise IDTokenError("the ID token was issued to another client")
     nonce = claims["nonce"]
     if not isinstance(nonce, str) or not hmac.compare_digest(_raw(nonce), _raw(expected.nonce)):
-        raise IDTokenError("the ID token is of another login")
+        raise IDTokenError("the ID token belongs to another login")
     if claims["iat"] < expected.now - MAX_AGE:
         raise IDTokenError("the ID token is old")
     if not is_name(claims["sub"], 1, _MAX_SUB):
@@ -180,7 +180,7 @@ def person(claims: Mapping[str, Any], settings: OIDCSettings) -> Person:
 def _name(claims: Mapping[str, Any], claim: str) -> str:
     name = claims.get(claim)
     if not is_name(name) or str(name) != str(name).strip():
-        raise NoNameError(f"The identity provider told no {claim} of you")
+        raise NoNameError(f"The identity provider sent no {claim} for you")
     # Without this, whoever registers a reviewer's address with the provider would act under it (section 5.1).
     if claim == "email" and claims.get("email_verified") is not True:
         raise NoNameError("The identity provider has not verified your e-mail address")

@@ -13,8 +13,8 @@ from starlette.responses import HTMLResponse, Response
 
 from mqauth.console.access import Cookie, Session, Sessions
 from mqauth.console.backend import TITLES, Backend
+from mqauth.console.current_index import HEIGHT, WIDTH
 from mqauth.console.display import moment
-from mqauth.console.letters import HEIGHT, WIDTH
 from mqauth.console.reasons import explain
 from mqauth.review import DIMENSIONS, Group
 

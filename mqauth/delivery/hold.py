@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 
 from mqauth.clock import Clock
 from mqauth.delivery.slot import Slot
@@ -28,7 +28,10 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 HELD_PER_PREFETCH: Final = 10
 """Default number of deliveries held beside the window, for each delivery of the prefetch."""
 _OF_TIMEOUT: Final = 0.9
-_DEFERRED: Final = Verdict.DEFERRED  # looking up an enum's member is slow in Python 3.11
+_Entry: TypeAlias = tuple[str, Cause | None, str | None, int]
+"""One held delivery in the counts: its consumer tag, why it waits and for which party, the bytes of its body."""
+# Looking up an enum's member is slow in Python 3.11.
+_DEFERRED: Final = Verdict.DEFERRED
 
 
 @dataclass(slots=True, eq=False)
@@ -99,20 +102,6 @@ class HeldDelivery:
         self.goes_back, self.is_over = self.waits and self.slot.is_ours, True
 
 
-class _Entry(NamedTuple):
-    """One held delivery in the counts: its consumer tag, why it waits, and the bytes of its body."""
-
-    tag: str
-    cause: Cause | None
-    party: str | None
-    size: int
-
-    @property
-    def is_beside(self) -> bool:
-        """Whether others need not wait for it."""
-        return self.cause in OWN_CAUSES or self.party is not None
-
-
 class HoldCapacity:
     """How many deliveries are held, for whose cause, and whether more may be held beside the window.
 
@@ -150,8 +139,8 @@ class HoldCapacity:
             size: bytes of its body.
         """
         self.take(key)
-        self._count(entry := _Entry(tag, cause, party, size), 1)
-        self._entries[key] = entry
+        self._entries[key] = entry = (tag, cause, party, size)
+        self._count(entry, 1)
 
     def take(self, key: int) -> None:
         """Count a delivery no longer."""
@@ -160,13 +149,15 @@ class HoldCapacity:
             self._count(entry, -1)
 
     def _count(self, entry: _Entry, step: int) -> None:
-        if entry.cause is Cause.KEYS_UNAVAILABLE and entry.party is not None:
-            self._without_keys[entry.party] += step
-        if entry.is_beside:
-            self._by_tag[entry.tag] += step
+        tag, cause, party, size = entry
+        if cause is Cause.KEYS_UNAVAILABLE and party is not None:
+            self._without_keys[party] += step
+        if _is_beside(cause, party):
+            self._by_tag[tag] += step
             self._beside += step
-            self._bytes += step * entry.size
-            self._by_tag += Counter()  # drops the tags that count 0
+            self._bytes += step * size
+            # Drops the tags that count 0: each consumer that starts anew has a tag of its own.
+            self._by_tag += Counter()
 
     @property
     def nobody_has_keys(self) -> bool:
@@ -175,9 +166,7 @@ class HoldCapacity:
 
     def concerns_everyone(self, cause: Cause | None, party: str | None) -> bool:
         """Return whether a cause concerns every message, so that the queue is to be suspended."""
-        return not _Entry("", cause, party, 0).is_beside or (
-            cause is Cause.KEYS_UNAVAILABLE and self.nobody_has_keys
-        )
+        return not _is_beside(cause, party) or (cause is Cause.KEYS_UNAVAILABLE and self.nobody_has_keys)
 
     def has_room(self) -> bool:
         """Return whether more may be held beside the window."""
@@ -200,7 +189,7 @@ class HoldCapacity:
 
     def by_cause(self) -> dict[str, int]:
         """Return how many are held for each cause and party, the most frequent first."""
-        found = Counter(_named(entry.cause, entry.party) for entry in self._entries.values())
+        found = Counter(_named(cause, party) for _, cause, party, _ in self._entries.values())
         return dict(found.most_common())
 
 
@@ -299,6 +288,11 @@ class Hold:
 def is_deferred(outcome: Outcome) -> bool:
     """Return whether a delivery waits for something that is out of reach."""
     return outcome.verdict is _DEFERRED
+
+
+def _is_beside(cause: Cause | None, party: str | None) -> bool:
+    """Return whether others need not wait for a delivery, since its cause concerns one message or one party."""
+    return cause in OWN_CAUSES or party is not None
 
 
 def _named(cause: Cause | None, party: str | None) -> str:

@@ -17,7 +17,8 @@ from mqauth.judging.verified import Verified, decoded, equip
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 
-_JUDGE, _HANDLE = Step.JUDGE, Step.HANDLE  # looking up an enum's member is slow in Python 3.11
+# Looking up an enum's member is slow in Python 3.11.
+_JUDGE, _HANDLE = Step.JUDGE, Step.HANDLE
 MAX_VERDICT_AGE: Final = 10.0
 """Seconds for which an early verdict holds; older ones are reached again, since keys may have been revoked."""
 IN_PROCESS_BATCH: Final = 64

@@ -39,7 +39,8 @@ All others follow from the bytes of the message and our settings: judged again, 
 TIMEOUT_PARTS: Final = 10
 """Number of parts of the timeout of a round trip."""
 W = TypeVar("W")
-_RECORD: Final = Step.RECORD  # looking up an enum's member is slow in Python 3.11
+# Looking up an enum's member is slow in Python 3.11.
+_RECORD: Final = Step.RECORD
 
 
 class DeliveryFacts(Protocol):

@@ -60,7 +60,13 @@ RESTORE_AFTER: Final = 600.0
 """Seconds without a loss after which a window of 1 is opened again."""
 OUTAGE_AFTER: Final = 60.0
 """Seconds without consuming after which health names that as a cause."""
+PROBE_WAIT: Final = 0.5
+"""Longest first wait before consuming or probing is tried again, seconds; later ones double."""
+PROBE_WAIT_MAX: Final = 30.0
+_DOUBLINGS: Final = 10
+_BLOCKED: Final = "the broker has blocked this connection by an alarm: it takes no ack and answers nothing"
 _DOWN: Final = "the connection is down"
+_LOG: Final = logging.getLogger("mqauth.delivery")
 
 
 class Prefetch:
@@ -168,14 +174,6 @@ class Outage:
         if self._began is None or self._clock.monotonic() - self._began[0] < OUTAGE_AFTER:
             return None
         return Cause.BROKER_UNAVAILABLE, self._began[1], f"cannot consume: {self._why}"
-
-
-PROBE_WAIT: Final = 0.5
-"""Longest first wait before consuming or probing is tried again, seconds; later ones double."""
-PROBE_WAIT_MAX: Final = 30.0
-_DOUBLINGS: Final = 10
-_BLOCKED: Final = "the broker has blocked this connection by an alarm: it takes no ack and answers nothing"
-_LOG: Final = logging.getLogger("mqauth.delivery")
 
 
 class Window:

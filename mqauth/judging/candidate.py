@@ -15,14 +15,13 @@ from typing import Final, NamedTuple
 from mqauth.errors import Reason, Rejection
 from mqauth.letters.release import is_release
 from mqauth.wire import base64url, envelope
-from mqauth.wire.batch import Proof
+from mqauth.wire.batch import Proof, Proven
 from mqauth.wire.claims import Batch, Claims
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.envelope import Encoder
 from mqauth.wire.jws import Opened
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.memo import size_of
-from mqauth.wire.merkle import Proven
 from mqauth.wire.message import Form
 from mqauth.wire.template import Reader
 

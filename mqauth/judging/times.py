@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable, require
+from mqauth.errors import Cause, Reason, Rejection, Unavailable, require
 from mqauth.wire.claims import Claims
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.keys import Key
@@ -96,6 +96,6 @@ def is_revoked(key: Key, appended: float | None, received: float) -> bool:
 
 
 def _check_seconds(name: str, value: int, low: int, high: int | None) -> None:
-    if type(value) is not int or value < low or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"{low} to {high}"
-        raise ConfigurationError(f"{name} is {bounds} whole seconds")
+    bounds = f"at least {low}" if high is None else f"{low} to {high}"
+    good = type(value) is int and value >= low and (high is None or value <= high)
+    require(good, f"{name} is {bounds} whole seconds")

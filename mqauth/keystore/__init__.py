@@ -4,10 +4,9 @@
 folder through its rotations. ``SocketSigner`` signs with the key of a ``SigningServer`` in another process.
 """
 
-from mqauth.keystore.disk.active import ActiveKey
 from mqauth.keystore.disk.folder import Keystore, public_keys, signing_key
 from mqauth.keystore.disk.ring import KeyRing, RingKey, State
-from mqauth.keystore.remote.jwks_file import JWKSFile
+from mqauth.keystore.disk.watch import ActiveKey, JWKSFile
 from mqauth.keystore.socket.server import SigningServer
 from mqauth.keystore.socket.signer import SocketSigner
 

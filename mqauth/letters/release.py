@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from mqauth.errors import Reason, Rejection
-from mqauth.wire import batch, claims, jws
+from mqauth.wire import batch, claims, envelope, jws
 from mqauth.wire.claims import Binding
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.message import Message
@@ -36,7 +36,8 @@ _REQUIRED: Final = ("iss", "sub", "reason", "letter", "tok", "mqa", "waive", "sc
 _OPTIONAL: Final = ("past",)
 _LETTER: Final = re.compile(r"[0-9a-f]{64}")
 _DIGEST: Final = re.compile(r"[A-Za-z0-9\-_]{43}")
-_MAX_TIME: Final = 253_402_300_799  # the last second of the year 9999
+_MAX_TIME: Final = 253_402_300_799
+"""The last second of the year 9999, beyond which a time cannot be written."""
 _LENGTH: Final = len(RELEASE_HEADER)
 
 
@@ -220,16 +221,11 @@ def invalid(detail: str) -> Rejection:
 
 
 def _value(message: Message) -> bytes:
-    """Return the value of the one release header, which must have the type that the broker's tokens have."""
+    """Return the value of the one release header, which has the form of a token header."""
     found = [(name, value) for name, value in message.headers if is_release(name)]
     if len(found) != 1 or found[0][0] != RELEASE_HEADER:
         raise invalid("not exactly one release header")
-    value = found[0][1]
-    if is_kafka(message.destination) and isinstance(value, bytes):
-        return value
-    if not is_kafka(message.destination) and isinstance(value, str) and value.isascii():
-        return value.encode("ascii")
-    raise invalid("the release header has another type")
+    return envelope.token_of_value(found[0][1], on_kafka=is_kafka(message.destination))
 
 
 def _waived(value: Any) -> frozenset[Reason]:

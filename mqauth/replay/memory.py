@@ -47,6 +47,7 @@ import heapq
 import threading
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
@@ -232,6 +233,7 @@ class MemoryReplayStore:
             del self._buckets[heapq.heappop(self._order)]
 
 
+@dataclass(slots=True, eq=False)
 class _Bucket:
     """Ids that are forgotten together, and the latest wall time at which one of them expires.
 
@@ -241,25 +243,20 @@ class _Bucket:
         tokens: the keys of batches with done ids; one that has moved to a later bucket stands here, too.
     """
 
-    __slots__ = ("done", "expires", "held", "number", "tokens")
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.expires = 0.0
-        self.held: set[int] = set()
-        self.done: list[int] = []
-        self.tokens: list[int] = []
+    number: int
+    expires: float = 0.0
+    held: set[int] = field(default_factory=set)
+    done: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
 
 
+@dataclass(slots=True, eq=False)
 class _Batch:
     """Which ids of a batch are done, as the bits of an int, and their places in the order of their indexes."""
 
-    __slots__ = ("bucket", "done", "places")
-
-    def __init__(self, bucket: _Bucket) -> None:
-        self.bucket = bucket
-        self.done = 0
-        self.places: array[int] | list[Packed] | None = None  # None while no id has a place
+    bucket: _Bucket
+    done: int = 0
+    places: array[int] | list[Packed] | None = None  # None while no id has a place
 
     def place(self, index: int) -> Packed:
         """Return the packed place of a done id."""

@@ -5,7 +5,7 @@ today's verifier judge the very message that it will send. Then it publishes the
 confirm, records the act in the audit, and removes the letter. A discard records and removes.
 
 A crash between two of these steps leaves a letter that is acted on again. The consumer recognises the second copy
-as a duplicate. No order of the steps is free of both: the other one could lose a message.
+as a duplicate. Removing the letter first could lose the message instead.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mqauth.letters.authorities import Releaser
 from mqauth.letters.release import WAIVABLE, Hop, Release, without_release
 from mqauth.review.accounts import Account
 from mqauth.review.index import ALL, Filter, Index, Row, Selection
-from mqauth.review.judge import Judge, Originals, count_words, recalled, why_unsound, word_for
+from mqauth.review.judge import Judge, Originals, count_verdicts, recalled, verdict_word, why_unsound
 from mqauth.review.letter import UNKNOWN, Letter, Reading, read, redeliverable
 from mqauth.review.letterbox import BATCH, LetterBox
 from mqauth.wire import claims as claim_set
@@ -84,9 +84,9 @@ class Plan:
             raise ConfigurationError(f"a reason is required: one line of 1 to {claim_set.MAX_NAME} characters")
         waivable(self.waive)
         if self.rate is not None and not self.rate > 0:
-            raise ConfigurationError("rate is above 0 letters a second")
+            raise ConfigurationError("rate must be above 0 letters a second")
         if not claim_set.is_name(self.reviewer):
-            raise ConfigurationError(f"a reviewer is text of 1 to {claim_set.MAX_NAME} characters")
+            raise ConfigurationError(f"a reviewer must be text of 1 to {claim_set.MAX_NAME} characters")
 
 
 class _RefusedError(MqauthError):
@@ -109,7 +109,7 @@ def rehearse(
     """
     today = Judge(guard, originals)
 
-    def word(row: Row) -> Flow[str]:
+    def verdict_on(row: Row) -> Flow[str]:
         try:
             reading = yield from recalled(index.reading(row.number), originals)
             yield from _released(today, reading, plan, releaser)
@@ -117,7 +117,7 @@ def rehearse(
             return str(refusal)
         return "accepted"
 
-    return (yield from count_words(index, plan.wanted, word, progress, cancelled))
+    return (yield from count_verdicts(index, plan.wanted, verdict_on, progress, cancelled))
 
 
 def redrive(
@@ -214,12 +214,12 @@ def _released(today: Judge, reading: Reading, plan: Plan, releaser: Releaser) ->
         except (MalformedMessage, ConfigurationError) as error:
             plain = yield from today.verdict(without_release(original), scope=scope)
             accepted = plain.verdict is Verdict.ACCEPTED
-            raise _RefusedError(UNSENDABLE if accepted else word_for(plain)) from error
+            raise _RefusedError(UNSENDABLE if accepted else verdict_word(plain)) from error
         outcome = yield from today.verdict(message, scope=scope)
         if outcome.verdict is Verdict.ACCEPTED:
             return message, release
         if outcome.reason is None or outcome.reason not in plan.waive or outcome.reason in waived:
-            raise _RefusedError(word_for(outcome))
+            raise _RefusedError(verdict_word(outcome))
         waived |= {outcome.reason}
 
 

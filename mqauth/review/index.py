@@ -11,7 +11,7 @@ import os
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import Any, Final
@@ -194,9 +194,9 @@ class Index(AbstractContextManager["Index"]):
             kinds = self._add_to_groups(readings)
             numbers = range(self.size + 1, self.size + len(letters) + 1)
             rows = (
-                (number, kinds[_kind(found)], found.mark, found.id, found.detail, found.scope, found.time,
-                 found.form, found.size, found.sound)
-                for number, found in zip(numbers, readings, strict=True)
+                (number, kind, found.mark, found.id, found.detail, found.scope, found.time, found.form, found.size,
+                 found.sound)
+                for number, kind, found in zip(numbers, kinds, readings, strict=True)
             )  # fmt: skip
             self._db.executemany(_LETTER, rows)
             self._db.executemany("INSERT INTO originals VALUES (?, ?)", zip(numbers, forms, strict=True))
@@ -309,16 +309,18 @@ class Index(AbstractContextManager["Index"]):
             with self._lock:
                 rows = cursor.fetchmany(_CHUNK)
 
-    def _add_to_groups(self, readings: Iterable[Reading]) -> dict[_KindValues, int]:
-        """Count letters into their groups, and return the number of each group."""
+    def _add_to_groups(self, readings: Sequence[Reading]) -> list[int]:
+        """Count letters into their groups, and return the number of each letter's group."""
+        kinds = [_kind(found) for found in readings]
         times: dict[_KindValues, list[float | None]] = {}
-        for found in readings:
-            times.setdefault(_kind(found), []).append(found.time)
+        for kind, found in zip(kinds, readings, strict=True):
+            times.setdefault(kind, []).append(found.time)
         for kind, among in times.items():
             known = [time for time in among if time is not None]
             edges = (min(known), max(known)) if known else (None, None)
             self._db.execute(_COUNT, (*kind, len(among), *edges))
-        return {kind: self._db.execute(_KIND, kind).fetchone()[0] for kind in times}
+        numbers = {kind: self._db.execute(_KIND, kind).fetchone()[0] for kind in times}
+        return [numbers[kind] for kind in kinds]
 
 
 def _kind(reading: Reading) -> _KindValues:

@@ -125,7 +125,7 @@ class Judge:
             return why_unsound(reading)
         # A release that the message came with is not one that a redrive would sign.
         bare = without_release(reading.original)
-        return word_for((yield from self.verdict(bare, scope=self.scope_for(reading) or "default")))
+        return verdict_word((yield from self.verdict(bare, scope=self.scope_for(reading) or "default")))
 
 
 def why_unsound(reading: Reading) -> str:
@@ -133,7 +133,7 @@ def why_unsound(reading: Reading) -> str:
     return reading.fault if reading.fault in _FAULTS else UNSOUND
 
 
-def word_for(outcome: Outcome) -> str:
+def verdict_word(outcome: Outcome) -> str:
     """Return an outcome in one word: ``accepted``, a reason, or a cause."""
     if outcome.verdict is Verdict.ACCEPTED:
         return str(outcome.verdict.value)
@@ -161,28 +161,38 @@ def judge(
     """
     today = Judge(guard, originals)
 
-    def word(row: Row) -> Flow[str]:
+    def verdict_on(row: Row) -> Flow[str]:
         verdict = yield from today.today(index.reading(row.number))
         index.note(row.number, verdict)
         return verdict
 
-    return (yield from count_words(index, wanted, word, progress, cancelled))
+    return (yield from count_verdicts(index, wanted, verdict_on, progress, cancelled))
 
 
-def count_words(
+def count_verdicts(
     index: Index,
     wanted: Filter,
-    word: Callable[[Row], Flow[str]],
+    verdict_on: Callable[[Row], Flow[str]],
     progress: Callable[[int], None],
     cancelled: threading.Event | None,
 ) -> Flow[Counter[str]]:
-    """Return how many letters of an index have each word. It reads a page at a time, and stops when cancelled."""
+    """Return how many letters of an index get each verdict, in one word.
+
+    The index is read a page at a time: with 100,000 letters not all of them are in memory.
+
+    Args:
+        index: of the letters.
+        wanted: which letters.
+        verdict_on: returns the verdict on one letter.
+        progress: called with the number of letters so far.
+        cancelled: set from any thread, it stops before the next letter.
+    """
     after, counts = 0, Counter[str]()
     while page := index.page(wanted, after=after, limit=BATCH):
         after = page[-1].number
         for row in page:
             if cancelled is not None and cancelled.is_set():
                 return counts
-            counts[(yield from word(row))] += 1
+            counts[(yield from verdict_on(row))] += 1
             progress(counts.total())
     return counts

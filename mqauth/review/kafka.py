@@ -57,7 +57,7 @@ class KafkaLetterBox:
     def __init__(self, consumer: Any, producer: Any, topic: str, *, timeout: float = 30) -> None:
         config = producer_settings(producer)
         if config["enable_idempotence"] or config["acks"] not in (-1, "all"):
-            raise ConfigurationError('the producer wants acks="all" and enable_idempotence=False')
+            raise ConfigurationError('the producer must have acks="all" and enable_idempotence=False')
         _check_no_group(consumer)
         self._consumer = consumer
         self._producer = producer
@@ -96,14 +96,14 @@ class KafkaLetterBox:
         if scheme != destination.KAFKA:
             raise MalformedMessage("a message of another broker")
         if not all(carries(name, value) for name, value in message.headers):
-            raise MalformedMessage("a header that kafka-python cannot send as it was")
+            raise MalformedMessage("a header that kafka-python cannot send unchanged")
         if message.body is None and message.key is None:
             raise MalformedMessage("kafka-python sends no record without key and value")
         headers = dead_letter_headers(message.headers)
         try:
             self._send(names[0], value=message.body, key=message.key, headers=headers)
         except MessageSizeTooLargeError as error:
-            raise MalformedMessage("with the release it is too large for its topic") from error
+            raise MalformedMessage("too large for its topic with the release") from error
 
     def remove(self, letter: Letter, /) -> None:
         """Resolve the very letter, for every reviewer.
@@ -250,7 +250,7 @@ class KafkaRecords:
 
 def _check_no_group(consumer: Any) -> None:
     if settings_of(consumer, "KafkaConsumer")["group_id"] is not None:
-        raise ConfigurationError("the consumer wants no group: it commits nothing")
+        raise ConfigurationError("the consumer must have no group: it commits nothing")
 
 
 def resolution_key(message: Message) -> bytes:

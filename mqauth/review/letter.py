@@ -162,7 +162,7 @@ def _restored(message: Message, lines: Mapping[str, str], form: str) -> tuple[Me
             return json_form.from_form(_parse(message.body or b"", "body")), None
         if form == "reference":
             return None, "only a reference is left: the message was too large for a letter"
-        return None, "the letter is in no known form"
+        return None, "the letter has no known form"
     except MalformedMessage as error:
         return None, str(error)
     # A forged letter must not end the pass over all letters, whatever it makes a parser raise.
@@ -224,9 +224,9 @@ def _merged(headers: list[HeaderPair], metadata: Mapping[str, Any]) -> tuple[Hea
     total = len(headers) + len(pairs)
     places = metadata.get("places", list(range(len(headers), total)))
     if not isinstance(places, list) or not all(type(at) is int and 0 <= at < total for at in places):
-        raise MalformedMessage("the letter's metadata has a header at no place among them")
+        raise MalformedMessage("the letter's metadata has a header at a place that does not exist")
     if len(set(places)) != len(pairs) or len(places) != len(pairs):
-        raise MalformedMessage("the letter's metadata has not one place for each header")
+        raise MalformedMessage("the letter's metadata does not have one place for each header")
     moved, kept = dict(zip(places, pairs, strict=True)), iter(headers)
     return tuple(_header(moved[at]) if at in moved else next(kept) for at in range(total))
 
@@ -252,7 +252,7 @@ def _origin(lines: Mapping[str, str], parsed: tuple[str, ...]) -> Origin:
         return Origin(scope=scope, queue=source, exchange=parsed[1], routing_key=parsed[2])
     origin = Origin.of_record(source, scope=scope)
     if origin is None:
-        raise MalformedMessage("the letter's source is no place in a topic")
+        raise MalformedMessage("the letter's source is not a place in a topic")
     return origin
 
 
@@ -260,9 +260,9 @@ def _unsound(original: Message, lines: Mapping[str, str], named: str) -> str | N
     """Return why a letter is not sound, ``None`` where it is."""
     digest = content_digest(original)
     if digest != lines.get("digest"):
-        return "the digest is of another message"
+        return "the digest belongs to another message"
     if letter_id(original, lines.get("scope", ""), digest=digest) != named:
-        return "the id is of another letter"
+        return "the id belongs to another letter"
     return None
 
 

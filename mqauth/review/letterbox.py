@@ -144,7 +144,7 @@ def take_in(box: LetterBox, forms: Iterable[Any]) -> Flow[int]:
     for form in forms:
         message = json_form.from_form(form)
         if not read(Letter(message=message)).sound:
-            raise MalformedMessage(f"letter {count + 1}: is no dead letter whose id and digest hold")
+            raise MalformedMessage(f"letter {count + 1}: no dead letter with a valid id and digest")
         yield from call(box.publish, replace(message, destination=box.destination, origin=NO_ORIGIN))
         count += 1
     return count

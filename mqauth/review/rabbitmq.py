@@ -98,7 +98,7 @@ class RabbitMQLetterBox:
         if scheme != destination.RABBITMQ:
             raise MalformedMessage("a message of another broker")
         if not all(carries(name, value) for name, value in message.headers):
-            raise MalformedMessage("a header that aio-pika cannot send as it was")
+            raise MalformedMessage("a header that aio-pika cannot send unchanged")
         native = to_native(message, message_id="")
         native.message_id = message.properties.get("message-id") or _NoMessageId()
         native.check()

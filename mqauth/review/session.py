@@ -225,8 +225,8 @@ def reviewers_releaser(
     """
     trusted = [] if guard.verifier.release is None else list(guard.verifier.release.authorities)
     if not trusted:
-        raise ConfigurationError("--config: has no [[release.authorities]]: its consumer takes no release")
+        raise ConfigurationError("--config: has no [[release.authorities]], so its consumer accepts no release")
     if authority is None and len(trusted) > 1:
-        raise ConfigurationError("--authority: required, the configuration trusts several")
+        raise ConfigurationError("--authority: required, since the configuration trusts several")
     issuer = authority or trusted[0]
     return lambda reviewer: Releaser(key=read_key(), issuer=issuer, reviewer=reviewer, lifetime=lifetime)

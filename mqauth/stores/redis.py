@@ -89,8 +89,7 @@ class _RedisClaims:
             for start in range(0, len(requests), BATCH):
                 answers += yield from self._run_script(verb, requests[start : start + BATCH])
         except redis.exceptions.ReadOnlyError as error:
-            # The server has become a replica. By now its name may lead to the new master, so the idle connections
-            # go.
+            # The server has become a replica. Its name may lead to the new master by now, on a new connection.
             pool = getattr(self._client, "connection_pool", None)
             if pool is not None:
                 yield from call(pool.disconnect, False)

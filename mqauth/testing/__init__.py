@@ -1,4 +1,4 @@
-"""For tests of your own and of plug-ins: a clock, forged tokens, the attack suite, and the contracts."""
+"""For tests of your own code and plug-ins: a clock, forged tokens, the attack suite, and the contracts."""
 
 from mqauth.testing.attacks import ATTACKS, Attack
 from mqauth.testing.batchattacks import BATCH_ATTACKS

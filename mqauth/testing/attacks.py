@@ -1,6 +1,7 @@
-"""The attack suite: what someone who may write to the broker would try, each with the reason it must meet.
+"""The attack suite: what somebody who may write to the broker can try, and the reason each attempt must meet.
 
-Every attack turns an honest, unsigned message into what is published in its place. ``Forge`` is the world.
+Every attack turns an honest, unsigned message into the message that is published in its place, with the keys of a
+``Forge``.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ _YEAR: Final = 365 * 24 * 3600
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attack:
-    """One attack and the reason it must be rejected for.
+    """One attack and the reason for which it must be rejected.
 
     Args:
         name: stable, for tests and tables.
         story: one line for people.
-        reason: what the consumer must say.
-        mount: the honest message in, the hostile one out.
-        scheme: the only broker it can be mounted on, or ``None``.
+        reason: why the consumer must reject it.
+        mount: turns the honest message into the hostile one.
+        scheme: the only broker on which it can be mounted, ``None`` for every broker.
     """
 
     name: str
@@ -35,12 +36,11 @@ class Attack:
     scheme: str | None = None
 
     def fits(self, destination: str) -> bool:
-        """Tell whether the attack can be mounted on this destination's broker."""
+        """Tell whether the attack can be mounted on the broker of a destination."""
         return self.scheme is None or destination.startswith(self.scheme + ":")
 
 
 def _text(message: Message, text: str) -> HeaderValue:
-    """Return a header value as the message's broker carries it."""
     return text.encode() if message.destination.startswith("kafka:") else text
 
 
@@ -51,7 +51,6 @@ def changed_header(message: Message, value: str) -> Message:
 
 
 def _changed_content_type(message: Message) -> Message:
-    """Return the message with another content type."""
     if not message.destination.startswith("kafka:"):
         return replace(message, properties={**message.properties, "content-type": "application/x-evil"})
     kept = tuple(pair for pair in message.headers if pair[0] != "content-type")
@@ -59,18 +58,18 @@ def _changed_content_type(message: Message) -> Message:
 
 
 def _twice(forge: Forge, message: Message) -> Message:
-    """Two tokens, the second in another spelling so that an AMQP table can hold both."""
+    """Put two tokens on a message, the second in another spelling, so that an AMQP table can hold both."""
     return with_token(forge.seal(message), forge.token(message), name="MQAUTH-Token")
 
 
 def _rerouted(forge: Forge, message: Message) -> Message:
-    """An honest message for another destination, moved here."""
+    """Move an honest message for another destination here."""
     elsewhere = message.destination.replace("orders", "refunds")
     return replace(forge.seal(replace(message, destination=elsewhere)), destination=message.destination)
 
 
 def _stripped(forge: Forge, message: Message) -> Message:
-    """A covered header removed after signing."""
+    """Remove a covered header after signing."""
     sealed = forge.seal(message)
     return replace(sealed, headers=sealed.headers[1:])
 
@@ -141,7 +140,6 @@ ATTACKS: Final = (
 
 
 def _shifted(forge: Forge, seconds: int) -> dict[str, int]:
-    """Return honest times, shifted."""
     now = int(forge.clock.now()) + seconds
     return {"iat": now, "exp": now + forge.lifetime}
 

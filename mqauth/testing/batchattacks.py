@@ -1,7 +1,7 @@
-"""Attacks on batches: one signature stands for many messages, and none may borrow it.
+"""Attacks on batches: one signature stands for many messages, and no other message may borrow it.
 
-Like ``ATTACKS``, each turns an honest, unsigned message into what is published in its place, with the reason it
-must meet. Whoever may write to the broker can write any proof; a tree only who holds a key.
+Like ``ATTACKS``, each turns an honest, unsigned message into the message that is published in its place. Whoever
+may write to the broker can write any proof, but only somebody who holds a key can sign a tree.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from mqauth.testing.attacks import Attack, changed_header
 from mqauth.testing.batchforge import PLACE, SIZE, ForgedBatch, Leaf, forge_batch, leaf_of, siblings
 from mqauth.testing.forge import REMOVED, Forge, with_token
 from mqauth.wire import base64url, envelope
+from mqauth.wire.batch import HASH_BYTES
 from mqauth.wire.claims import MAX_BATCH
-from mqauth.wire.merkle import HASH_BYTES
 from mqauth.wire.message import Message, form_of
 
 _LAST: Final = SIZE - 1
@@ -27,18 +27,17 @@ Edit = Callable[[Message], Message]
 
 
 def _around(forge: Forge, message: Message, place: int = PLACE, **bends: Any) -> ForgedBatch:
-    """Return a batch around a message."""
     return forge_batch(forge, siblings(message, SIZE, place), **bends)
 
 
 def _attack(name: str, story: str, bend: Callable[[ForgedBatch], Message], **other: Any) -> Attack:
-    """Return an attack on what stands behind an honest token, or on its message."""
+    """Return an attack on the proof behind an honest token, or on its message."""
     settings: dict[str, Any] = {"reason": Reason.PROOF_INVALID, **other}
     return Attack(name=name, story=story, mount=lambda forge, message: bend(_around(forge, message)), **settings)
 
 
 def _index(name: str, story: str, number: str, **other: Any) -> Attack:
-    """Return an attack that writes the index otherwise."""
+    """Return an attack that writes another index."""
     return _attack(name, story, lambda found: found.seal(PLACE, number=number), **other)
 
 
@@ -49,7 +48,7 @@ def _path(name: str, story: str, bend: Callable[[bytes], bytes]) -> Attack:
 
 
 def _text(name: str, story: str, bend: Callable[[str], str]) -> Attack:
-    """Return an attack on the path's text; of the last place, whose text has bits to spare."""
+    """Return an attack on the path's text, at the last place, whose text has unused bits."""
     return _attack(name, story, lambda found: found.seal(
         _LAST, proof=bend(base64url.encode(found.proof(_LAST)).decode("ascii"))))  # fmt: skip
 
@@ -68,7 +67,7 @@ def _tree(name: str, story: str, reason: Reason = Reason.CLAIMS_MALFORMED, **tre
 
 def _lie(part: str, sent: Edit = lambda message: message, signed: Edit = lambda message: message,
          **other: Any) -> Attack:  # fmt: skip
-    """Return an attack whose twelve bytes are those of what is sent, not of what was signed."""
+    """Return an attack whose proof has the twelve bytes of the message that is sent, not of the signed one."""
 
     def mount(forge: Forge, message: Message) -> Message:
         found, edited = _around(forge, signed(message)), sent(message)
@@ -80,7 +79,7 @@ def _lie(part: str, sent: Edit = lambda message: message, signed: Edit = lambda 
 
 
 def _hashed(name: str, story: str, leaf: bytes, node: bytes) -> Attack:
-    """Return an attack that signs the root of two leaves hashed under other prefixes."""
+    """Return an attack that signs the root of two leaves that were hashed with other prefixes."""
 
     def mount(forge: Forge, message: Message) -> Message:
         pair = siblings(message, 2, 0)
@@ -92,55 +91,52 @@ def _hashed(name: str, story: str, leaf: bytes, node: bytes) -> Attack:
 
 
 def _other_tree(forge: Forge, message: Message) -> Message:
-    """The proof that the very message has in another batch."""
+    """Use the proof that the same message has in another batch."""
     stranger = replace(message, body=b"of another batch")
     other = forge_batch(forge, [stranger, stranger, message, stranger, stranger])
     return _around(forge, message).seal(PLACE, proof=other.proof(PLACE))
 
 
 def _node_as_leaf(found: ForgedBatch) -> Message:
-    """The bytes under an inner node as a message, under the node's own, shorter path."""
+    """Send the bytes under an inner node as a message, with the node's own, shorter path."""
     body = found.leaves[0].hash + found.leaves[1].hash
     return found.seal(0, replace(found.messages[0], body=body),
                       proof=found.proof(0, path=found.tree.paths()[0][HASH_BYTES:]))  # fmt: skip
 
 
 def _node_as_sibling(found: ForgedBatch) -> Message:
-    """The bytes under an inner node as a message, at that node's left leaf, under its full path."""
+    """Send the bytes under an inner node as a message, in the place of its left leaf, with the full path."""
     body = found.leaves[0].hash + found.leaves[1].hash
     edited = replace(found.messages[0], body=body)
     return found.seal(0, edited, proof=found.proof(0, shorts=leaf_of(edited, found.names).shorts))
 
 
 def _single(forge: Forge, message: Message) -> Message:
-    """The token of one message with the proof of a batch behind it."""
+    """Put the proof of a batch behind the token of a single message."""
     jws = forge.jws(message, claims={"mqa": envelope.bind(message).as_dict()})
     alone = forge_batch(forge, [message])
     return with_token(message, jws + alone.header(0).removeprefix(alone.jws))
 
 
 def _sha(raw: bytes) -> bytes:
-    """Return SHA-256."""
     return hashlib.sha256(raw).digest()
 
 
 def _b64(raw: bytes) -> str:
-    """Return base64url text."""
     return base64url.encode(raw).decode("ascii")
 
 
 def _data(leaf: Leaf) -> bytes:
-    """Return what a leaf's hash is taken over."""
+    """Return the bytes over which a leaf's hash is taken."""
     return b"".join(leaf)
 
 
 def _shorts(message: Message) -> bytes:
-    """Return the twelve bytes of a message and no path."""
+    """Return the twelve bytes of a message, without a path."""
     return leaf_of(message, envelope.application_headers(form_of(message))).shorts
 
 
 def _flipped(raw: bytes, place: int) -> bytes:
-    """Return bytes with one bit changed."""
     bent = bytearray(raw)
     bent[place] ^= 1
     return bytes(bent)

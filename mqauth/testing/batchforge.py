@@ -1,4 +1,4 @@
-"""Batches in every way to be wrong: messages under one forged signature, and a forge that seals only so."""
+"""Forged batches: messages under one signature with any mistake, and a forge that seals in batches only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mqauth.errors import MalformedMessage
 from mqauth.signer import Prepared, Signer
 from mqauth.testing.forge import Forge, bent, with_token
 from mqauth.wire import base64url, batch, envelope
-from mqauth.wire.merkle import Tree
+from mqauth.wire.batch import Tree
 from mqauth.wire.message import Message, form_of
 
 SIZE: Final = 5
@@ -20,7 +20,7 @@ PLACE: Final = 2
 
 
 class Leaf(NamedTuple):
-    """What is bound of a message: the four parts of its leaf, as the wire profile, section 13, says them."""
+    """The parts of a message that a leaf binds (wire profile, section 13)."""
 
     destination: bytes
     key: bytes
@@ -30,7 +30,7 @@ class Leaf(NamedTuple):
     @property
     def hash(self) -> bytes:
         """The leaf's hash."""
-        return hashlib.sha256(b"\x00" + b"".join(self)).digest()
+        return leaf_hash(b"".join(self))
 
     @property
     def shorts(self) -> bytes:
@@ -38,8 +38,13 @@ class Leaf(NamedTuple):
         return b"".join(hashlib.sha256(part).digest()[:3] for part in self)
 
 
+def leaf_hash(data: bytes) -> bytes:
+    """Return the hash of a leaf of these data (RFC 9162, section 2.1.1)."""
+    return hashlib.sha256(b"\x00" + data).digest()
+
+
 def leaf_of(message: Message, names: Sequence[str]) -> Leaf:
-    """Return the leaf of a message, made apart from the code that signs and judges.
+    """Return the leaf of a message, computed independently of the code that signs and judges.
 
     Args:
         message: as it is sent or was delivered.
@@ -59,14 +64,14 @@ def _octets(letter: bytes, value: bytes | None) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForgedBatch:
-    """Messages under one signature, and whatever may stand behind it.
+    """Messages under one signature, and anything that may stand behind it.
 
     Args:
         jws: the token without a proof.
         messages: unsigned, in order.
-        leaves: theirs.
-        tree: over the leaves.
-        names: of the covered headers, in order.
+        leaves: the leaf of each message.
+        tree: the tree over the leaves.
+        names: names of the covered headers, in order.
     """
 
     jws: str
@@ -76,24 +81,24 @@ class ForgedBatch:
     names: tuple[str, ...]
 
     def proof(self, place: int, *, shorts: bytes | None = None, path: bytes | None = None) -> bytes:
-        """Return the bytes behind the index, honest where nothing is given."""
+        """Return the bytes behind the index; parts that are not given are honest."""
         honest = self.tree.paths()[place] if path is None else path
         return (self.leaves[place].shorts if shorts is None else shorts) + honest
 
     def header(self, place: int, *, number: str | None = None, proof: bytes | str | None = None) -> str:
-        """Return the header of one message.
+        """Return the token header of one message.
 
         Args:
-            place: its place.
+            place: its place in the batch.
             number: the index as text, in place of the honest one.
-            proof: what stands behind the index, as bytes or as text already encoded.
+            proof: what stands behind the index, as bytes or as text that is encoded already.
         """
         raw = self.proof(place) if proof is None else proof
         text = raw if isinstance(raw, str) else base64url.encode(raw).decode("ascii")
         return f"{self.jws}~{place if number is None else number}.{text}"
 
     def seal(self, place: int, message: Message | None = None, **changes: Any) -> Message:
-        """Return a message with the header of a place, by default the place's own; ``header`` has the changes."""
+        """Return a message, by default the place's own, with the header of that place; see ``header``."""
         bare = self.messages[place] if message is None else message
         return with_token(bare, self.header(place, **changes))
 
@@ -110,11 +115,11 @@ def forge_batch(
     """Return messages under one signature.
 
     Args:
-        forge: signs, whatever its own form of a token is.
+        forge: signs, whatever form its own tokens have.
         messages: unsigned, in order.
-        cover: names of the headers to cover; by default the application headers of the first.
+        cover: names of the headers to cover; by default the application headers of the first message.
         mqa: members of ``mqa`` in place of the honest ones.
-        tree: members of its ``tree`` likewise.
+        tree: members of its ``tree`` in place of the honest ones.
         **bends: as ``Forge.jws`` takes them.
     """
     names = _names(messages[0], cover)
@@ -134,13 +139,13 @@ def batch_claim(tree: Tree, size: int, names: Sequence[str]) -> dict[str, Any]:
 
 
 def siblings(message: Message, size: int = SIZE, place: int = PLACE) -> list[Message]:
-    """Return a batch around a message: the others are like it but for their bodies."""
+    """Return a batch around a message; the other messages differ from it in their bodies only."""
     others = [replace(message, body=b"sibling %d" % number) for number in range(size - 1)]
     return [*others[:place], message, *others[place:]]
 
 
 class BatchForge(Forge):
-    """A forge that seals each message as one of a batch: what is bent is the batch's token."""
+    """A forge that seals each message as one of a batch; changes are made to the batch's token."""
 
     def mqa(self, message: Message, cover: Iterable[str] | None = None) -> dict[str, Any]:
         """Return the honest ``mqa`` of the batch around a message."""
@@ -160,10 +165,10 @@ class BatchForge(Forge):
 
 
 class _BatchSigner(Signer):
-    """Seals every message with siblings that are then lost."""
+    """Seals every message together with siblings that are not sent."""
 
     def sign(self, message: Message) -> Message:
-        """Return the message as one of a batch."""
+        """Return the message, sealed as one of a batch."""
         return self.seal([self.prepare(message)])[0]
 
     def tokens(self, prepared: Sequence[Prepared]) -> list[str | MalformedMessage]:
@@ -173,10 +178,8 @@ class _BatchSigner(Signer):
 
 
 def _names(message: Message, cover: Iterable[str] | None) -> list[str]:
-    """Return the names a batch covers."""
     return sorted(envelope.application_headers(form_of(message)) if cover is None else set(cover))
 
 
 def _tree(message: Message, names: Sequence[str]) -> Tree:
-    """Return the tree over a message and its siblings."""
     return Tree([leaf_of(found, names).hash for found in siblings(message)])

@@ -1,4 +1,4 @@
-"""A clock that moves only when told, and one that runs and can be moved on."""
+"""Clocks for tests: one that moves only when it is told to, and one that runs and can be moved forward."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ START: Final = 1_900_000_000.0
 
 
 class FakeClock:
-    """Wall and monotonic time under a test's control.
+    """Wall time and monotonic time under a test's control.
 
     Args:
         now: UTC seconds to start at.
@@ -34,12 +34,12 @@ class FakeClock:
         self._monotonic += seconds
 
     def step(self, seconds: float) -> None:
-        """Step the wall time only, as an administrator or NTP would."""
+        """Step the wall time only, as an administrator or NTP does."""
         self._now += seconds
 
 
 class RunningClock:
-    """The machine's clock, which a test can move on: for threads that really wait beside times that need not."""
+    """The machine's clock, which a test can move forward, for threads that really wait for some things."""
 
     def __init__(self) -> None:
         self._ahead = 0.0
@@ -53,5 +53,5 @@ class RunningClock:
         return SYSTEM_CLOCK.monotonic() + self._ahead
 
     def advance(self, seconds: float) -> None:
-        """Move both readings on."""
+        """Move both readings forward."""
         self._ahead += seconds

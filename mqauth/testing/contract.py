@@ -1,7 +1,7 @@
 """The broker contract: one suite that the memory broker, RabbitMQ and Kafka pass unchanged.
 
-Inherit ``BrokerContract`` in a test class, and ``BatchContract`` for the same with batch tokens, and give a
-``stage`` fixture that returns a fresh ``Stage``: for the real brokers ``stage_rabbitmq.RabbitMQStage(url)`` and
+Inherit ``BrokerContract`` in a test class, or ``BatchContract`` for batch tokens, and provide a ``stage`` fixture
+that returns a fresh ``Stage``. For the real brokers these are ``stage_rabbitmq.RabbitMQStage(url)`` and
 ``stage_kafka.KafkaStage(url)`` beside this file.
 """
 
@@ -31,7 +31,7 @@ from mqauth.wire.message import Message
 
 @dataclass
 class Play:
-    """One run on a stage: a forge, a guard, and what the handler saw."""
+    """One run on a stage: a forge, an audit file, and the messages that the handler saw."""
 
     stage: Stage
     audit: AuditFile
@@ -55,11 +55,11 @@ class Play:
         return honest_message(self.stage.destination, number)
 
     def handler(self, verified: Verified) -> None:
-        """Remember what was handled."""
+        """Keep a message that is handled."""
         self.handled.append(verified)
 
     def run(self, handled: int = 0, letters: int = 0, **settings: Any) -> None:
-        """Consume until so many messages were handled and so many dead letters published."""
+        """Consume until ``handled`` messages were handled and ``letters`` dead letters were published."""
         self.stage.consume(
             self.guard(**settings),
             self.handler,
@@ -72,7 +72,7 @@ class Play:
 
 
 class _Contract:
-    """What holds whichever form its tokens have; the docstring of each test is the promise."""
+    """The promises that hold for both forms of tokens; the docstring of each test is the promise."""
 
     forge: ClassVar[type[Forge]] = Forge
     in_order: ClassVar[int] = 1000
@@ -125,7 +125,7 @@ class _Contract:
         assert verify_chain(play.audit.path).intact
 
     def test_handler_failure(self, play: Play) -> None:
-        """A message whose handler always fails is tried as often as told, then dead-lettered."""
+        """A message whose handler always fails is tried as often as configured, then dead-lettered."""
 
         def failing(_verified: Verified) -> None:
             play.calls += 1
@@ -154,7 +154,7 @@ class _Contract:
         assert [seen.body for seen in play.handled] == [honest.body]
 
     def test_in_order(self, play: Play) -> None:
-        """Messages of one key, a thousand or as told, come to the handler in the order they were sent."""
+        """Messages of one key, ``in_order`` of them, reach the handler in the order they were sent."""
         signer = play.forge.signer()
         for number in range(self.in_order):
             play.stage.produce(signer, _same_key(play.message(number)))
@@ -181,7 +181,8 @@ class BrokerContract(_Contract):
     def test_attack(self, play: Play, attack: Any) -> None:
         """An attack is dead-lettered with its reason, byte for byte, and never reaches the handler."""
         if not attack.fits(play.stage.destination):
-            assert attack.scheme == "kafka"  # AMQP has no record key to change
+            # AMQP has no record key that could be changed.
+            assert attack.scheme == "kafka"
             return
         hostile = attack.mount(play.forge, play.message())
         play.stage.inject(hostile)
@@ -195,7 +196,7 @@ class BrokerContract(_Contract):
 
 
 class BatchContract(_Contract):
-    """The same promises where every message is one of a batch, and those that a batch adds."""
+    """The same promises for messages in batches, and those that a batch adds."""
 
     forge = BatchForge
     in_order = 200
@@ -211,7 +212,7 @@ class BatchContract(_Contract):
         assert [seen.body for seen in play.handled] == [play.message(1).body]
 
     def test_siblings(self, play: Play) -> None:
-        """Of one batch some are lost, one forged, one copied, all out of order: the rest is handled once each."""
+        """Of one batch some are lost, one is forged, one copied, all out of order: the rest is handled once."""
         sealed = Forge.signer(play.forge).sign_many([play.message(number) for number in range(5)])
         forged = replace(sealed[2], body=b"forged")
         for message in (sealed[4], forged, sealed[0], sealed[4], sealed[3]):
@@ -223,7 +224,7 @@ class BatchContract(_Contract):
 
 
 class _Attempted:
-    """An audit sink that tells when a record was written, just before its dead letter."""
+    """An audit sink that notes that a record was written, which happens just before its dead letter."""
 
     def __init__(self, sink: AuditFile) -> None:
         self._sink = sink
@@ -236,7 +237,7 @@ class _Attempted:
 
 
 def _once(function: Callable[[], None]) -> Callable[[], bool]:
-    """Return a function that calls another at its first call only, and is then always true."""
+    """Return a function that calls another one the first time only, and always returns true."""
     done = False
 
     def call() -> bool:
@@ -250,11 +251,9 @@ def _once(function: Callable[[], None]) -> Callable[[], bool]:
 
 
 def _same_key(message: Message) -> Message:
-    """Return a message with one record key, so that Kafka keeps its order."""
     return replace(message, key=b"one") if message.key is not None else message
 
 
 def _text(letter: Message, name: str) -> str:
-    """Return a header of a letter as text."""
     (value,) = letter.occurrences(name)
     return value.decode() if isinstance(value, bytes) else str(value)

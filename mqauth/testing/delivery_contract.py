@@ -1,8 +1,9 @@
-"""The delivery contract for log brokers: what becomes of deliveries, commits and claims while things go wrong.
+"""The delivery contract for log brokers: what happens to deliveries, commits and claims when things go wrong.
 
-Inherit ``LogDeliveryContract`` in a test class and give a ``stage`` fixture that returns a fresh ``LogStage``
-(``mqauth.testing.delivery_stage``). ``BrokerContract`` asks what a verdict does; nearly every mistake in
-*delivery* passes it: a commit of what is not settled, a letter nobody confirmed, a partition worked on twice.
+Inherit ``LogDeliveryContract`` in a test class and provide a ``stage`` fixture that returns a fresh ``LogStage``
+(``mqauth.testing.delivery_stage``). ``BrokerContract`` tests the verdict. Nearly every mistake in *delivery*
+passes
+it: a commit of records that are not settled, a letter that nobody confirmed, two workers on one partition.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from mqauth.wire.message import Message
 
 MOMENT: Final = 0.02
 HOT: Final = 8
-"""Attempts of one message a second that are too many: a back-off of half a second makes two to four."""
+"""Attempts of one message in a second that are too many; a back-off of half a second makes two to four."""
 _KEYS: Final = tuple(b"key %d" % number for number in range(16))
 Where = tuple[int, int]
 
@@ -44,19 +45,19 @@ class LogPlay(Play):
         self._lock = threading.Lock()
 
     def send(self, count: int, *, key: bytes | None = None, sealed: bool = True) -> list[bytes]:
-        """Send so many messages, over several partitions or with one key, and return their bodies."""
+        """Send ``count`` messages, over several partitions or with one key, and return their bodies."""
         keys = [key or _KEYS[(len(self.sent) + number) % len(_KEYS)] for number in range(count)]
         return [self.inject(key=each, sealed=sealed) for each in keys]
 
     def handle(self, verified: Verified) -> None:
-        """Handle a message, for a moment; two of one partition at once are a fault."""
+        """Handle a message for a moment, and note a fault if another one of its partition is being handled."""
         with self.occupied(verified):
             self._pace.wait(MOMENT)
             self.handled.append(verified)
 
     @contextmanager
     def occupied(self, verified: Verified) -> Iterator[None]:
-        """Note that a handler of a partition runs."""
+        """Count a running handler of a partition."""
         number = verified.origin.partition or 0
         with self._lock:
             self._running[number] += 1
@@ -75,10 +76,10 @@ class LogPlay(Play):
         return self.members[-1]
 
     def wait(self, condition: Callable[[], bool], seconds: float | None = None) -> None:
-        """Wait until a condition holds, while every consumer is well.
+        """Wait until a condition holds, as long as every consumer runs.
 
         Raises:
-            TimeoutError: it did not come to hold, or a consumer ended.
+            TimeoutError: the condition did not hold in time, or a consumer ended.
         """
         for _ in range(int((seconds or self.stage.patience) / MOMENT)):
             if condition():
@@ -89,7 +90,7 @@ class LogPlay(Play):
         raise TimeoutError("the condition did not come to hold")
 
     def watch_commits(self) -> None:
-        """Have each commit that covers a record neither handled nor dead-lettered noted as a fault."""
+        """Note a fault for each commit that covers a record neither handled nor dead-lettered."""
 
         def observe(partition: int, offset: int) -> None:
             done = self.places()
@@ -100,7 +101,7 @@ class LogPlay(Play):
         self.stage.watch(observe)
 
     def places(self) -> set[Where]:
-        """Return where the messages stand that were handled or whose dead letter is confirmed."""
+        """Return the places of the messages that were handled or whose dead letter is confirmed."""
         origins = [seen.origin for seen in list(self.handled)]
         buried = [_source(letter) for letter in self.stage.letters()]
         return {(origin.partition or 0, origin.offset or 0) for origin in origins} | set(buried)
@@ -115,7 +116,7 @@ class LogDeliveryContract:
 
     @pytest.fixture
     def play(self, stage: LogStage, tmp_path: Any) -> Any:
-        """Yield a play on a fresh stage; its consumers end with it."""
+        """Yield a play on a fresh stage, and stop its consumers afterwards."""
         with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit, ExitStack() as ending:
             play = LogPlay(stage, audit)
             ending.callback(_end, play)
@@ -141,7 +142,7 @@ class LogDeliveryContract:
         assert sorted(play.bodies) == sorted(honest)
 
     def test_everything_is_committed_in_the_end(self, play: LogPlay) -> None:
-        """Once all is settled all is committed, at the latest by the stop; the next consumer finds nothing."""
+        """Once all is settled all is committed, at the latest by the stop; the next consumer gets nothing."""
         play.send(20)
         play.send(2, sealed=False)
         member = play.start()
@@ -150,7 +151,7 @@ class LogDeliveryContract:
         assert play.all_committed()
 
     def test_a_letter_is_confirmed(self, play: LogPlay) -> None:
-        """A rejected record waits while its letter is lost on the way, seen to wait, and has one letter then."""
+        """A rejected record waits, and says so, while its letter is lost on the way; then it has one letter."""
         play.watch_commits()
         play.stage.refuse_letters(True)
         play.send(3, key=b"one", sealed=False)
@@ -166,7 +167,7 @@ class LogDeliveryContract:
         assert (play.reasons(), play.faults) == (["token_missing"] * 3, [])
 
     def test_what_is_put_off_is_not_settled(self, play: LogPlay) -> None:
-        """What a handler puts off is not committed, and after the stop the next consumer handles it."""
+        """A message that a handler puts off is not committed; after the stop the next consumer handles it."""
         calls: list[bytes] = []
 
         def later(verified: Verified) -> None:
@@ -183,7 +184,7 @@ class LogDeliveryContract:
         assert play.reasons() == []
 
     def test_no_claim_outlives_the_stop(self, play: LogPlay) -> None:
-        """A consumer that stopped in order holds no claim, of what was put off and of what was judged ahead."""
+        """A consumer that stopped in order holds no claim, of messages put off or of those judged ahead."""
 
         def later(_verified: Verified) -> None:
             raise RetryLater("not now")
@@ -195,7 +196,7 @@ class LogDeliveryContract:
         assert len(play.store) == 0
 
     def test_nothing_overtakes(self, play: LogPlay) -> None:
-        """Messages of one key are handled in their order, also where one of them is put off."""
+        """Messages of one key are handled in order, also if one of them is put off."""
         calls: Counter[bytes] = Counter()
 
         def handler(verified: Verified) -> None:
@@ -211,7 +212,7 @@ class LogDeliveryContract:
         assert play.bodies == bodies
 
     def test_what_is_put_off_is_not_tried_hotly(self, play: LogPlay) -> None:
-        """A message that waits is tried ever more rarely, and others are handled meanwhile."""
+        """A message that waits is tried less and less often, and others are handled meanwhile."""
         calls: list[float] = []
 
         def handler(verified: Verified) -> None:
@@ -229,7 +230,7 @@ class LogDeliveryContract:
         play.wait(lambda: len(play.handled) >= len(others) // 4)
 
     def test_one_handler_of_a_partition(self, play: LogPlay) -> None:
-        """With several workers each partition is worked on by one at a time, and each message handled once."""
+        """With several workers, each partition has one handler at a time, and each message is handled once."""
         bodies = play.send(40)
         play.start(workers=4)
         play.wait(lambda: len(play.handled) >= len(bodies))
@@ -238,7 +239,7 @@ class LogDeliveryContract:
         assert sorted(play.bodies) == sorted(bodies)
 
     def test_the_time_of_receipt_survives(self, play: LogPlay) -> None:
-        """What was put off with its partition is judged by when it came first, however long the outage was."""
+        """A message put off with its partition is judged by its first receipt, however long the outage was."""
         play.stage.refuse_letters(True)
         play.send(1, key=b"one", sealed=False)
         honest = play.send(3, key=b"one")
@@ -250,10 +251,11 @@ class LogDeliveryContract:
         assert (play.bodies, play.reasons()) == (honest, ["token_missing"])
 
     def test_a_revoke_waits_for_what_runs(self, play: LogPlay) -> None:
-        """When a consumer joins no handler runs beside the new owner's, and nothing is handled twice."""
+        """When a consumer joins, no old handler runs beside the new owner's, and nothing is handled twice."""
         play.watch_commits()
         bodies = play.send(60)
-        play.start(workers=4)  # so that of each partition a handler runs
+        # Four workers, so that a handler runs for each partition.
+        play.start(workers=4)
         play.wait(lambda: len(play.handled) >= 3)
         play.start(workers=4)
         play.wait(lambda: len(set(play.bodies)) == len(bodies))
@@ -262,7 +264,7 @@ class LogDeliveryContract:
         assert sorted(play.bodies) == sorted(bodies)
 
     def test_a_rebalance_in_the_middle(self, play: LogPlay) -> None:
-        """A rebalance loses nothing, condemns nothing, and costs no second handling."""
+        """A rebalance loses nothing, condemns nothing, and has nothing handled twice."""
         bodies = play.send(40)
         play.start()
         play.start()
@@ -273,7 +275,7 @@ class LogDeliveryContract:
         assert (sorted(play.bodies), play.reasons(), play.faults) == (sorted(bodies), [], [])
 
     def test_a_consumer_that_is_killed(self, play: LogPlay) -> None:
-        """What a killed consumer had in hand is handled by the next one, and nothing is condemned or lost."""
+        """The messages of a killed consumer are handled by the next one, and nothing is condemned or lost."""
         begun = threading.Event()
 
         def hanging(verified: Verified) -> None:
@@ -294,7 +296,7 @@ class LogDeliveryContract:
         assert play.reasons() == []
 
     def test_commits_that_are_refused(self, play: LogPlay) -> None:
-        """While no commit succeeds messages are handled, none of them twice, and all is committed afterwards."""
+        """While commits fail messages are handled, none of them twice, and all are committed afterwards."""
         play.stage.refuse_commits(True)
         bodies = play.send(10)
         play.start()
@@ -323,11 +325,11 @@ class LogDeliveryContract:
 
 
 class Death(BaseException):
-    """What ends a handler of a process that was killed."""
+    """Ends the handler of a process that was killed."""
 
 
 def _end(play: LogPlay) -> None:
-    """Stop what still runs; a fault of the test is not to be hidden by one of its end."""
+    """Stop every consumer that still runs; an error here must not hide an error of the test."""
     play.stage.refuse_letters(False)
     play.stage.refuse_commits(False)
     while play.members:
@@ -335,6 +337,6 @@ def _end(play: LogPlay) -> None:
 
 
 def _source(letter: Message) -> Where:
-    """Return where the message of a dead letter stood: partition and offset."""
+    """Return the partition and offset at which the message of a dead letter stood."""
     place = text(letter, "mqauth-dead-source").partition("@")[0].split("/")
     return int(place[-2]), int(place[-1])

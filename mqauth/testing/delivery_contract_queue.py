@@ -1,8 +1,9 @@
-"""The delivery contract for queue brokers: what becomes of deliveries, acks and claims while things go wrong.
+"""The delivery contract for queue brokers: what happens to deliveries, acks and claims when things go wrong.
 
-Inherit ``QueueDeliveryContract`` in a test class and give a ``stage`` fixture that returns a fresh ``QueueStage``
-(``mqauth.testing.delivery_stage``). ``BrokerContract`` asks what a verdict does; nearly every mistake in
-*delivery* passes it: an ack of what is not settled, a stale delivery condemned, a place of the window lost.
+Inherit ``QueueDeliveryContract`` in a test class and provide a ``stage`` fixture that returns a fresh
+``QueueStage`` (``mqauth.testing.delivery_stage``). ``BrokerContract`` tests the verdict. Nearly every mistake in
+*delivery* passes
+it: an ack of a message that is not settled, a stale delivery condemned, a slot of the window lost.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from mqauth.testing.delivery_stage import Member, QueueStage
 
 __all__ = ["QueueDeliveryContract", "QueuePlay"]
 LONG: Final = 3600.0
-"""Seconds that no handler comes to the end of."""
+"""Seconds for which a handler waits that is not meant to end."""
 LEASE: Final = 3.0
-"""Seconds of a lease that a handler outlasts."""
+"""Seconds of a lease that is shorter than its handler."""
 
 
 class Death(BaseException):
-    """What no handler may raise."""
+    """An exception that no handler may raise."""
 
 
 class QueueDeliveryContract(WaitingContract):
@@ -60,7 +61,7 @@ class QueueDeliveryContract(WaitingContract):
         assert (sorted(play.bodies), play.stage.left()) == (sorted(honest), 0)
 
     def test_everything_is_acked_in_the_end(self, play: QueuePlay) -> None:
-        """Once all is settled all is acked, at the latest by the stop; each message was delivered once."""
+        """Once all messages are settled they are acked, at the latest by the stop; each was delivered once."""
         honest = play.send(20)
         forged = play.send(2, sealed=False)
         play.start()
@@ -70,7 +71,7 @@ class QueueDeliveryContract(WaitingContract):
         assert {play.stage.deliveries(body) for body in honest + forged} == {1}
 
     def test_a_letter_is_confirmed(self, play: QueuePlay) -> None:
-        """A rejected message waits while its letter is lost on the way, seen to wait, and has one letter then."""
+        """A rejected message waits, and says so, while its letter is lost on the way; then it has one letter."""
         play.watch_acks()
         play.stage.refuse_letters(True)
         play.send(3, sealed=False)
@@ -87,7 +88,7 @@ class QueueDeliveryContract(WaitingContract):
     # ends
 
     def test_no_claim_outlives_the_stop(self, play: QueuePlay) -> None:
-        """A consumer that stopped in order holds no claim of what was put off."""
+        """A consumer that stopped in order holds no claim of a message that was put off."""
         play.send(3)
         play.start(play.later())
         play.wait(lambda: len(play.calls) >= 4)
@@ -95,7 +96,7 @@ class QueueDeliveryContract(WaitingContract):
         assert len(play.store) == 0
 
     def test_no_claim_outlives_a_long_handler(self, play: QueuePlay) -> None:
-        """A handler that outlasts its grace is cancelled once, and its clean-up ends; its claim is released."""
+        """A handler that outlasts the grace is cancelled once and may clean up; its claim is released."""
 
         def handler(_verified: Verified) -> Iterator[float]:
             begun.append(True)
@@ -129,7 +130,7 @@ class QueueDeliveryContract(WaitingContract):
         assert play.mistakes(bodies) == []
 
     def test_a_consumer_that_is_killed(self, play: QueuePlay) -> None:
-        """What a killed consumer had in hand another one handles once its lease is over; nothing is condemned."""
+        """A killed consumer's messages are handled by another once their leases are over; none is condemned."""
 
         def hanging(_verified: Verified) -> Iterator[float]:
             begun.append(True)
@@ -151,15 +152,15 @@ class QueueDeliveryContract(WaitingContract):
     # what is stale
 
     def test_what_is_stale_is_not_condemned(self, play: QueuePlay) -> None:
-        """A consumer that stood still condemns nothing that was in its buffers and another has handled."""
+        """A consumer that was frozen condemns nothing in its buffers that another has handled meanwhile."""
         self._stale(play, 0)
 
     def test_what_is_stale_is_not_condemned_for_its_time(self, play: QueuePlay) -> None:
-        """A consumer that stood still for longer than tokens live condemns nothing of that as expired."""
+        """A consumer that was frozen for longer than tokens live condemns none of these as expired."""
         self._stale(play, LATER)
 
     def _stale(self, play: QueuePlay, seconds: float) -> None:
-        """Have one consumer find in its buffers what another has handled, so many seconds later."""
+        """Freeze a consumer while another one handles the messages in its buffers, and let ``seconds`` pass."""
         first = play.start()
         warm = play.send(2)
         play.all_handled(warm)
@@ -177,7 +178,7 @@ class QueueDeliveryContract(WaitingContract):
         assert play.mistakes(play.sent) == []
 
     def test_a_channel_that_ends_while_messages_wait(self, play: QueuePlay) -> None:
-        """What waited for a dependency when its channel ended is not judged any more, but its redelivery is."""
+        """A message that waits for a dependency when its channel ends is not judged, but its redelivery is."""
         store = Gate(play.store)
         first = play.start(replay=store)
         store.away = True
@@ -191,7 +192,7 @@ class QueueDeliveryContract(WaitingContract):
         assert play.mistakes(bodies) == []
 
     def test_a_channel_that_ends_under_a_handler(self, play: QueuePlay) -> None:
-        """A handler that runs goes on, and what comes of it counts for the redelivery: it runs once."""
+        """A handler goes on when its channel ends, and its result counts for the redelivery: it runs once."""
 
         def handler(verified: Verified) -> Iterator[float]:
             begun.append(True)
@@ -231,7 +232,7 @@ class QueueDeliveryContract(WaitingContract):
         assert play.faults == []
 
     def test_a_handler_that_outlasts_its_lease(self, play: QueuePlay) -> None:
-        """Its claim is renewed, so that another consumer waits for it that was given its message."""
+        """Its claim is renewed, so that another consumer which gets its message waits for it."""
 
         def handler(verified: Verified) -> Iterator[float]:
             begun.append(True)
@@ -256,7 +257,7 @@ class QueueDeliveryContract(WaitingContract):
         self._again(play, play.stage.close_channel)
 
     def test_consumes_again_after_its_connection_was_lost(self, play: QueuePlay) -> None:
-        """A connection that is lost is made again."""
+        """A connection that is lost is opened again."""
         self._again(play, play.stage.give_up)
 
     def test_consumes_again_after_it_was_cancelled(self, play: QueuePlay) -> None:
@@ -272,13 +273,13 @@ class QueueDeliveryContract(WaitingContract):
         self._again(play, lambda _: self._away(play, 60), times=1)
 
     def _away(self, play: QueuePlay, seconds: float) -> None:
-        """Have the queue be away for so many seconds."""
+        """Remove the queue for some seconds."""
         play.stage.remove_source()
         play.go_on(seconds)
         play.stage.restore_source()
 
     def _again(self, play: QueuePlay, fault: Callable[[Member], None], *, times: int = 2) -> None:
-        """Have a consumer go on after a fault, which happens so many times."""
+        """Let a fault happen some times, and check that the consumer goes on after each."""
         member = play.start()
         for _ in range(times):
             before = play.send(3)

@@ -1,4 +1,4 @@
-"""The part of the delivery contract for queues about messages that wait: for their handler, keys, or a store."""
+"""The part of the queue delivery contract on messages that wait for their handler, for keys, or for a store."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from mqauth.testing.delivery_play import LATER
 from mqauth.testing.delivery_play_queue import OTHER, Gate, Keys, QueuePlay
 
 ATTEMPTS: Final = 8
-"""Attempts of one message a second that are too many: a back-off of a tenth of a second makes four at first."""
+"""Attempts of one message in a second that are too many; a back-off of a tenth of a second makes four at first."""
 RETURNED_ONCE: Final = 2
-"""Deliveries of a message that was given back once."""
+"""Deliveries of a message that went back to the queue once."""
 RESTARTS: Final = 25
 """More than a queue's delivery limit."""
 
 
 class WaitingContract:
-    """What every wrapper of a queue broker must do with what is put off; each docstring is the promise."""
+    """What every wrapper of a queue broker must do with messages put off; each docstring is the promise."""
 
     def test_what_is_put_off_is_not_settled(self, play: QueuePlay) -> None:
-        """What a handler puts off is not acked, and after the stop the next consumer handles it."""
+        """A message that a handler puts off is not acked; after the stop the next consumer handles it."""
         bodies = play.send(3)
         play.start(play.later())
         play.wait(lambda: len(play.calls) >= 4)
@@ -33,7 +33,7 @@ class WaitingContract:
         assert play.reasons() == []
 
     def test_what_is_put_off_is_not_tried_hotly(self, play: QueuePlay) -> None:
-        """A message that waits is tried ever more rarely, stays with its consumer, and others are handled."""
+        """A message that waits is tried less and less often, stays with its consumer, and others are handled."""
         (body,) = play.send(1)
         play.start(play.later(body))
         others = play.send(10)
@@ -43,7 +43,7 @@ class WaitingContract:
         assert play.stage.deliveries(body) == 1
 
     def test_what_is_put_off_is_not_overtaken(self, play: QueuePlay) -> None:
-        """A consumer that takes one message at a time handles them in their order, also where one is put off."""
+        """A consumer that takes one message at a time handles them in order, also if one is put off."""
 
         def handler(verified: Verified) -> Iterator[float]:
             if verified.body == bodies[1]:
@@ -59,7 +59,7 @@ class WaitingContract:
         assert play.bodies == bodies
 
     def test_what_is_put_off_starves_nobody(self, play: QueuePlay) -> None:
-        """A window full of messages that wait for causes of their own lets the others pass."""
+        """A window full of messages that each wait for a cause of their own lets the others pass."""
         waiting = play.send(8)
         play.start(play.later(*waiting), prefetch=4)
         play.all_handled(play.send(12))
@@ -68,7 +68,7 @@ class WaitingContract:
         assert {play.stage.deliveries(body) for body in waiting} == {1}
 
     def test_an_issuer_starves_nobody(self, play: QueuePlay) -> None:
-        """A window full of messages of an issuer out of reach lets those of others pass; then they are handled."""
+        """A window full of messages of an unreachable issuer lets others pass; they are handled later."""
         keys, waiting = Keys(play.forge.keys), play.send(8, issuer=OTHER)
         member = play.start(prefetch=4, **play.two_issuers(keys))
         play.all_handled(play.send(12))
@@ -80,7 +80,7 @@ class WaitingContract:
         assert play.mistakes(play.sent) == []
 
     def test_an_outage_requeues_nothing_hotly(self, play: QueuePlay) -> None:
-        """While a dependency of all is away nothing is consumed; it costs each message one return, and goes on."""
+        """While a dependency of all messages is away nothing is consumed, and each goes back at most once."""
         store = Gate(play.store)
         member = play.start(replay=store)
         store.away = True
@@ -96,7 +96,7 @@ class WaitingContract:
         assert play.mistakes(bodies) == []
 
     def test_the_time_of_receipt_survives(self, play: QueuePlay) -> None:
-        """What was given back in an outage is judged by when it came first, however long the outage was."""
+        """A message that went back in an outage is judged by its first receipt, however long the outage was."""
         store = Gate(play.store)
         member = play.start(replay=store)
         store.away = True

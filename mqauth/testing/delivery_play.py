@@ -1,6 +1,6 @@
-"""One run of a delivery contract: what is sent, who consumes, what was handled, and what went wrong.
+"""One run of a delivery contract: the messages sent, the consumers, the messages handled, and the faults.
 
-Nothing here knows a kind of broker; each contract adds what its stages can do.
+Nothing here depends on the kind of broker; each contract adds the calls that its stages have.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from mqauth.testing.forge import Forge
 from mqauth.wire.message import Message
 
 LIFETIME: Final = 60
-"""Seconds that a token lives; a claim's lease is as long."""
+"""Seconds that a token lives, and that a claim's lease lasts."""
 LATER: Final = 2.0 * LIFETIME
-"""Seconds beyond every token's life, every lease and every session."""
+"""Seconds that are longer than every token's life, every lease and every session."""
 
 
 @dataclass
 class Play:
-    """A forge, a store that all consumers share, what they handled, and what became of each attempt, by body.
+    """A forge, a replay store that all consumers share, the messages they handled, and each attempt's outcome.
 
     Args:
-        stage: where it is played.
-        audit: of every consumer.
-        clock: of tokens, store and pipelines.
+        stage: the stage of the run.
+        audit: the audit file of every consumer.
+        clock: the clock of tokens, store and pipelines.
     """
 
     stage: Any
@@ -59,16 +59,15 @@ class Play:
         return Pipeline(**(wanted | settings))
 
     def _observe(self, outcome: Outcome, message: Message, _seconds: float) -> None:
-        """Keep what became of an attempt."""
         self.outcomes.append((message.body or b"", outcome))
 
     def inject(self, *, key: bytes | None = None, sealed: bool = True, **identity: Any) -> bytes:
-        """Send one message and return its body, which is unlike any other's.
+        """Send one message and return its body, which no other message has.
 
         Args:
-            key: of a Kafka record.
+            key: the key of a Kafka record.
             sealed: whether it has a token.
-            identity: what is not the forge's own of the signer.
+            identity: arguments of the signer that differ from the forge's own.
         """
         number = len(self.sent)
         body = b"message %d" % number
@@ -84,7 +83,7 @@ class Play:
 
     @property
     def bodies(self) -> list[bytes]:
-        """What was handled, in order."""
+        """The bodies of the handled messages, in order."""
         return [seen.body or b"" for seen in list(self.handled)]
 
     def reasons(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""One run of the delivery contract for queues, with a store and a source of keys that may be out of reach."""
+"""One run of the queue delivery contract, with a replay store and a source of keys that can be unreachable."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mqauth.wire.keys import KeySet
 
 MOMENT: Final = 0.02
 OTHER: Final = "https://other.example"
-"""An issuer that is out of reach."""
+"""An issuer that cannot be reached."""
 
 
 class Gate:
-    """A replay store that one consumer cannot always reach.
+    """A replay store that one consumer can be kept from reaching.
 
     Args:
-        store: of all consumers.
+        store: the store of all consumers.
     """
 
     in_process = True
@@ -37,11 +37,11 @@ class Gate:
         self.away = False
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus:
-        """Take a lease."""
+        """Claim a message, or renew its claim."""
         return self._reached().claim(request)
 
     def confirm(self, request: ClaimRequest, /) -> None:
-        """Make a claim done."""
+        """Mark a claim as done."""
         self._reached().confirm(request)
 
     def release(self, request: ClaimRequest, /) -> None:
@@ -49,17 +49,16 @@ class Gate:
         self._reached().release(request)
 
     def _reached(self) -> MemoryReplayStore:
-        """Return the store, where it is in reach."""
         if self.away:
             raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "away")
         return self._store
 
 
 class Keys:
-    """A source of keys that is out of reach at first.
+    """A source of keys that cannot be reached at first.
 
     Args:
-        keys: what it has.
+        keys: the keys it has.
     """
 
     def __init__(self, keys: KeySet) -> None:
@@ -89,16 +88,16 @@ class QueuePlay(Play):
         """The body of each attempt that ``later`` put off."""
 
     def send(self, count: int, *, sealed: bool = True, **identity: Any) -> list[bytes]:
-        """Send so many messages and return their bodies."""
+        """Send ``count`` messages and return their bodies."""
         return [self.inject(sealed=sealed, **identity) for _ in range(count)]
 
     def handle(self, verified: Verified) -> Iterator[float]:
-        """Handle a message, for a moment."""
+        """Handle a message for a moment."""
         yield MOMENT
         self.handled.append(verified)
 
     def later(self, *bodies: bytes) -> Steps:
-        """Return a handler that puts these messages off, or every one where none is named."""
+        """Return a handler that puts off these messages, or every message if none is given."""
 
         def handler(verified: Verified) -> Iterator[float]:
             body = verified.body or b""
@@ -119,17 +118,17 @@ class QueuePlay(Play):
         return member
 
     def two_issuers(self, keys: Keys) -> dict[str, Any]:
-        """Return what of a pipeline trusts another issuer too, whose keys come from a source of their own."""
+        """Return the arguments of a pipeline that trusts a second issuer, whose keys come from ``keys``."""
         issuers = {ISSUER: Issuer(keys=self.forge.keys), OTHER: Issuer(keys=keys)}
         places = (self.stage.destination,)
         rules = [Rule(subject=SUBJECT, destinations=places, issuer=issuer) for issuer in issuers]
         return {"verifier": self.forge.verifier(leeway=0, keys=issuers), "policy": Allow(rules)}
 
     def wait(self, condition: Callable[[], bool], seconds: float | None = None) -> None:
-        """Wait until a condition holds, while every consumer is well.
+        """Wait until a condition holds, as long as every consumer runs.
 
         Raises:
-            TimeoutError: it did not come to hold, or a consumer ended.
+            TimeoutError: the condition did not hold in time, or a consumer ended.
         """
 
         def over() -> bool:
@@ -140,7 +139,7 @@ class QueuePlay(Play):
             raise TimeoutError("the condition did not come to hold")
 
     def go_on(self, seconds: float) -> None:
-        """Let everything go on for so many seconds."""
+        """Let everything run for some seconds."""
         self.stage.wait(lambda: False, seconds)
 
     def all_handled(self, bodies: list[bytes]) -> None:
@@ -148,11 +147,11 @@ class QueuePlay(Play):
         self.wait(lambda: set(self.bodies) >= set(bodies))
 
     def deferred(self, cause: Cause) -> set[bytes]:
-        """Return the bodies of all messages that were ever deferred for a cause."""
+        """Return the bodies of all messages that were deferred for a cause."""
         return {body for body, outcome in list(self.outcomes) if outcome.cause is cause}
 
     def watch_acks(self) -> None:
-        """Have each ack of a message neither handled nor dead-lettered noted as a fault."""
+        """Note a fault for each ack of a message that was neither handled nor dead-lettered."""
 
         def observe(body: bytes) -> None:
             if body not in self.bodies and body not in [letter.body for letter in self.stage.letters()]:
@@ -166,7 +165,7 @@ class QueuePlay(Play):
             self.stop(self.members[-1])
 
     def mistakes(self, bodies: list[bytes]) -> list[str]:
-        """Stop in order, and return what is wrong where each of these is to be handled once, and nothing else."""
+        """Stop every consumer, and return what is wrong if exactly these were to be handled, once each."""
         self.stop_all()
         handled, due = Counter(self.bodies), Counter(bodies)
         found = [f"{body!r} was not handled" for body in due - handled]

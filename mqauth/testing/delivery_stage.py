@@ -1,4 +1,4 @@
-"""What the delivery contract needs of a broker beside a ``Stage``: its consumers' lives, and its faults."""
+"""The calls of the delivery contracts on a broker: they start, stop and kill consumers, and cause faults."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ CommitObserver = Callable[[int, int], None]
 AckObserver = Callable[[bytes], None]
 """Called with a message's body before the broker takes an ack that covers it."""
 Steps = Callable[[Verified], Iterator[float]]
-"""A handler in no client's colour: a generator that yields the seconds it waits for.
+"""A handler for any client: a generator that yields the seconds for which it waits.
 
-A stage makes of it what its client calls: a coroutine, or a function that sleeps. What cancels the handler is
-thrown into it, and it may yield once more to clean up.
+A stage turns it into what its client calls: a coroutine, or a function that sleeps. A cancellation is thrown into
+the generator, which may yield once more to clean up.
 """
 
 
 class Health(Protocol):
-    """How a consumer is."""
+    """The state of a consumer."""
 
     @property
     def cause(self) -> Cause | None:
-        """Why it waits."""
+        """Why it waits, ``None`` if it does not."""
         ...
 
     @property
@@ -47,11 +47,11 @@ class Member(Protocol):
         ...
 
     def health(self) -> Health:
-        """Return how it is."""
+        """Return its state."""
         ...
 
     def close(self) -> None:
-        """Stop it in order, and leave the group; raises what ended it."""
+        """Stop it in order and leave the group; raises the error that ended it."""
         ...
 
 
@@ -59,47 +59,47 @@ class LogStage(Stage, Protocol):
     """A stage of a log broker: a source of at least two partitions, and one group of consumers."""
 
     patience: float
-    """Seconds that something may take to come about."""
+    """Seconds within which an expected change must happen."""
 
     def second(self, guard: Pipeline, handler: Handler, *, workers: int = 1) -> Member:
-        """Start one more consumer of the group in the background; also the first.
+        """Start one more consumer of the group in the background; also used for the first.
 
         Args:
             guard: the pipeline.
             handler: the handler.
-            workers: how many handlers it may run at once, each on a partition of its own.
+            workers: how many handlers may run at once, each for a partition of its own.
         """
         ...
 
     def rebalance(self) -> None:
-        """Have the group share out its partitions again."""
+        """Have the group distribute its partitions again."""
         ...
 
     def kill(self, member: Member) -> None:
-        """End a consumer as a killed process ends: nothing of it reaches the broker any more."""
+        """End a consumer like a killed process: nothing of it reaches the broker any more."""
         ...
 
     def cut(self, member: Member) -> None:
-        """Cut a consumer's connection until ``heal``; the broker gives its partitions to others meanwhile.
+        """Cut a consumer's connection until ``heal``; meanwhile the broker gives its partitions to others.
 
-        What the broker sends before it gives them away reaches the consumer after ``heal``.
+        Records that the broker sends before it gives the partitions away reach the consumer after ``heal``.
         """
         ...
 
     def heal(self, member: Member) -> None:
-        """Let a consumer that was cut off go on."""
+        """Let a consumer that was cut off continue."""
         ...
 
     def refuse_commits(self, refusing: bool) -> None:
-        """Refuse every commit of the group, or take them again."""
+        """Refuse every commit of the group, or accept them again."""
         ...
 
     def refuse_letters(self, refusing: bool) -> None:
-        """Lose every dead letter on its way, without a confirm, or take them again."""
+        """Lose every dead letter on its way, without a confirm, or deliver them again."""
         ...
 
     def attempts(self) -> int:
-        """Return how many dead letters were sent, those that were lost included."""
+        """Return how many dead letters were sent, including those that were lost."""
         ...
 
     def committed(self) -> Mapping[int, int]:
@@ -107,35 +107,35 @@ class LogStage(Stage, Protocol):
         ...
 
     def ends(self) -> Mapping[int, int]:
-        """Return the ends of the source's partitions that hold something."""
+        """Return the end offsets of the source's partitions that hold records."""
         ...
 
     def watch(self, observer: CommitObserver) -> None:
-        """Have every commit told before it is sent."""
+        """Call an observer with every commit before it is sent."""
         ...
 
 
 class QueueStage(Protocol):
     """A stage of a queue broker: a source queue with a delivery limit of 20, and consumers that share it.
 
-    A message is known by its body, which is unlike any other's.
+    Each message has a body of its own, by which it is identified.
     """
 
     destination: str
     """Canonical destination of the source queue."""
     patience: float
-    """Seconds that something may take to come about."""
+    """Seconds within which an expected change must happen."""
     clock: Clock
-    """What tokens, stores and pipelines go by."""
+    """The clock of tokens, stores and pipelines."""
 
     def inject(self, message: Message) -> None:
-        """Publish a message to the source as it is."""
+        """Publish a message to the source unchanged."""
         ...
 
     def second(self, guard: Pipeline, handler: Steps, *, prefetch: int = 10, grace: float = 10) -> Member:
-        """Start one more consumer in the background, with connections of its own; also the first.
+        """Start one more consumer in the background, with connections of its own; also used for the first.
 
-        A cause of all suspends it after a second.
+        A cause that concerns all messages suspends it after a second.
 
         Args:
             guard: the pipeline.
@@ -146,27 +146,27 @@ class QueueStage(Protocol):
         ...
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Let everything go on until a condition holds; ``False`` where it does not within so many seconds."""
+        """Let everything run until a condition holds; return false if it does not within ``seconds``."""
         ...
 
     def advance(self, seconds: float) -> None:
-        """Let the clock go on by so many seconds, for tokens and leases."""
+        """Move the clock of tokens and leases forward."""
         ...
 
     def kill(self, member: Member) -> None:
-        """End a consumer as a killed process ends: nothing of it runs any more, and its connections close."""
+        """End a consumer like a killed process: nothing of it runs any more, and its connections close."""
         ...
 
     def cut(self, member: Member) -> None:
-        """Have a consumer's process stand still until ``heal``; what the broker sends waits in its buffers."""
+        """Freeze a consumer's process until ``heal``; what the broker sends meanwhile waits in its buffers."""
         ...
 
     def give_up(self, member: Member) -> None:
-        """Have the broker end the connections of a consumer, as it does with one that is silent for too long."""
+        """Have the broker end a consumer's connections, as it does if one is silent for too long."""
         ...
 
     def heal(self, member: Member) -> None:
-        """Let a consumer go on that stood still."""
+        """Let a consumer that was frozen continue."""
         ...
 
     def close_channel(self, member: Member) -> None:
@@ -174,23 +174,23 @@ class QueueStage(Protocol):
         ...
 
     def cancel(self, member: Member) -> None:
-        """Have the broker cancel a consumer; its channel lives."""
+        """Have the broker cancel a consumer, whose channel stays open."""
         ...
 
     def remove_source(self) -> None:
-        """Have the source queue be missing; what is in it may be lost."""
+        """Remove the source queue; its messages may be lost."""
         ...
 
     def restore_source(self) -> None:
-        """Have it there again."""
+        """Create the source queue again."""
         ...
 
     def refuse_letters(self, refusing: bool) -> None:
-        """Lose every dead letter on its way, without a confirm, or take them again."""
+        """Lose every dead letter on its way, without a confirm, or deliver them again."""
         ...
 
     def attempts(self) -> int:
-        """Return how many dead letters were sent, those that were lost included."""
+        """Return how many dead letters were sent, including those that were lost."""
         ...
 
     def letters(self) -> list[Message]:
@@ -202,17 +202,17 @@ class QueueStage(Protocol):
         ...
 
     def watch(self, observer: AckObserver) -> None:
-        """Have every message told before the broker takes its ack."""
+        """Call an observer with every message before the broker gets its ack."""
         ...
 
     def left(self) -> int:
-        """Return how many messages wait in the source; all that is in it while nobody consumes."""
+        """Return how many messages wait in the source; those that consumers hold are not counted."""
         ...
 
     def put_away(self) -> int:
-        """Return how many messages the broker itself has put away, for they came back too often."""
+        """Return how many messages the broker itself has put away because they came back too often."""
         ...
 
     def close(self) -> None:
-        """Delete what the stage made, and end every consumer."""
+        """End every consumer, and delete everything that the stage made."""
         ...

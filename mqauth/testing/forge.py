@@ -1,4 +1,4 @@
-"""Tokens in every way to be wrong: a small world of keys, and a forge that bends one thing at a time."""
+"""Forged tokens: a set of keys, and a forge that makes tokens which are wrong in exactly one way."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ SUBJECT: Final = "orders-api"
 NEIGHBOUR: Final = "stock-api"
 AUDIENCE: Final = "billing"
 REMOVED: Final = object()
-"""Stands for a member to be left out."""
+"""In place of a value: the member is left out."""
 
 
 class Forge:
-    """An honest producer, its neighbour of the same issuer, and everything an attacker might hold.
+    """An honest producer, its neighbour of the same issuer, and every key that an attacker might hold.
 
     Args:
-        clock: tokens are made by it.
-        lifetime: seconds an honest token lives.
+        clock: gives the times of tokens.
+        lifetime: seconds that an honest token lives.
         algorithm: of every key.
     """
 
@@ -44,7 +44,7 @@ class Forge:
 
     @property
     def keys(self) -> KeySet:
-        """The key set a consumer knows: every key but the stranger's."""
+        """The key set that a consumer knows: every key but the stranger's."""
         return KeySet([self.key, self.neighbour, self.retired, self.revoked])
 
     def signer(self, **settings: Any) -> Signer:
@@ -68,7 +68,7 @@ class Forge:
         return Allow({SUBJECT: destinations})
 
     def claims(self, message: Message, *, cover: Iterable[str] | None = None) -> dict[str, Any]:
-        """Return honest claims for a message, ready to be bent."""
+        """Return honest claims for a message, which can then be changed."""
         now = int(self.clock.now())
         return {
             "iss": ISSUER, "sub": SUBJECT, "aud": AUDIENCE, "iat": now, "exp": now + self.lifetime,
@@ -81,7 +81,7 @@ class Forge:
         return envelope.bind(message, cover).as_dict()
 
     def token(self, message: Message, **bends: Any) -> str:
-        """Return what goes into a message's token header; ``jws`` says what can be bent."""
+        """Return the token for a message's header; ``jws`` has the changes that can be made."""
         return self.jws(message, **bends)
 
     def jws(
@@ -96,15 +96,15 @@ class Forge:
         signature: bytes | None = None,
         cover: Iterable[str] | None = None,
     ) -> str:
-        """Return a compact JWS for a message, signed, with what is given in place of the honest parts.
+        """Return a signed compact JWS for a message, with the given parts in place of the honest ones.
 
         Args:
-            message: what the token binds.
+            message: the message that the token binds.
             key: signs; by default the honest producer's.
             header: JOSE parameters to set, or to leave out with ``REMOVED``.
             claims: claims to set, or to leave out with ``REMOVED``.
-            binding: members of ``mqa`` likewise.
-            payload: the payload's bytes, in place of the claims.
+            binding: members of ``mqa`` to set, or to leave out with ``REMOVED``.
+            payload: the bytes of the payload, in place of the claims.
             signature: in place of the key's.
             cover: names of the headers to cover.
         """
@@ -118,7 +118,7 @@ class Forge:
         return (signing_input + b"." + base64url.encode(signed)).decode("ascii")
 
     def seal(self, message: Message, **bends: Any) -> Message:
-        """Return the message with a token as ``token`` makes it."""
+        """Return the message with the token that ``token`` makes for it."""
         return with_token(message, self.token(message, **bends))
 
 
@@ -136,5 +136,5 @@ def without_token(message: Message) -> Message:
 
 
 def bent(members: dict[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the members with the changes made; ``REMOVED`` leaves one out."""
+    """Return the members with changes; ``REMOVED`` leaves a member out."""
     return {name: value for name, value in (members | dict(changes or {})).items() if value is not REMOVED}

@@ -1,4 +1,4 @@
-"""A real ``Verified`` for testing one's own handler: sealed and verified, since there is no way to fake one."""
+"""A real ``Verified`` for tests of a handler: signed and verified, because there is no way to fake one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def verified(
     properties: Mapping[str, str] | None = None,
     index: int | None = None,
 ) -> Verified:
-    """Return a message sealed with a fresh key and verified by a verifier that knows it.
+    """Return a message that was signed with a fresh key and verified.
 
     Args:
         body: the raw bytes.

@@ -1,8 +1,9 @@
-"""The signing contract: what every ``SigningKey`` must do, be it on disk, in a KMS, or in another process.
+"""The signing contract: the promises of every ``SigningKey``, be it on disk, in a KMS or in another process.
 
-Inherit ``SigningContract`` in a test class and give two fixtures: ``signing_key``, the key under test, and
-``public``, its public half as a ``Key`` without subjects. ``RotationContract`` is for a ``SigningKeySource``:
-fixtures ``source`` and ``rotate``, a function that gives it another key and returns that key's public half.
+Inherit ``SigningContract`` in a test class and provide two fixtures: ``signing_key``, the key under test, and
+``public``, its public half as a ``Key`` without subjects. ``RotationContract`` is for a ``SigningKeySource``. Its
+fixtures are ``source``, and ``rotate``, a function that gives the source another key and returns that key's public
+half.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ _EACH: Final = 25
 
 
 class SigningContract:
-    """Every ``SigningKey`` passes these."""
+    """What every ``SigningKey`` must do; the docstring of each test is the promise."""
 
     def test_kid_and_algorithm_are_those_of_the_public_half(self, signing_key: SigningKey, public: Key) -> None:
-        """The key names itself as consumers know it, and goes on doing so."""
+        """The key has the kid and algorithm that consumers know, and keeps them."""
         assert is_name(signing_key.kid, 1, MAX_KID)
         assert signing_key.algorithm in ALGORITHMS
         assert (signing_key.kid, signing_key.algorithm) == (public.kid, public.algorithm)
@@ -47,13 +48,13 @@ class SigningContract:
 
     @pytest.mark.parametrize("size", [0, 1, 300, 5000])
     def test_signature_holds(self, signing_key: SigningKey, public: Key, size: int) -> None:
-        """A signature over any bytes, up to about the largest token, is raw and verifies under the public half."""
+        """A signature over any bytes, up to about the largest token, is raw and verifies with the public half."""
         token = jws.compact(b"\xa5" * size, signing_key)
         assert len(signature_of(token)) in SIZES[public.algorithm]
         verify(token, public)
 
     def test_signature_is_over_these_bytes(self, signing_key: SigningKey, public: Key) -> None:
-        """A signature does not hold for other bytes."""
+        """A signature does not verify over other bytes."""
         token = jws.compact(b"one", signing_key)
         head, _, signature = token.split(".")
         other = ".".join((head, base64url.encode(b"two").decode(), signature))
@@ -61,7 +62,7 @@ class SigningContract:
             verify(other, public)
 
     def test_threads_share_it(self, signing_key: SigningKey, public: Key) -> None:
-        """Threads that sign at once each get the signature of their own bytes."""
+        """Threads that sign at the same time each get the signature of their own bytes."""
 
         def sign(thread: int) -> list[str]:
             return [jws.compact(b"%d/%d" % (thread, number), signing_key) for number in range(_EACH)]
@@ -73,19 +74,19 @@ class SigningContract:
         assert len(set(tokens)) == _THREADS * _EACH
 
     def test_messages_are_accepted(self, signing_key: SigningKey, public: Key) -> None:
-        """A ``Signer`` with this key makes messages a consumer accepts."""
+        """A ``Signer`` with this key makes messages that a consumer accepts."""
         signer = Signer(key=signing_key, issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
         assert accepted(signer.sign(_MESSAGE), public) == public.kid
 
     def test_it_shows_nothing(self, signing_key: SigningKey) -> None:
-        """Neither ``repr`` nor ``str`` holds key material."""
+        """Neither ``repr`` nor ``str`` contains key material."""
         for text in (repr(signing_key), str(signing_key)):
             assert "PRIVATE" not in text
             assert len(text) < 256
 
 
 class RotationContract:
-    """Every ``SigningKeySource`` that follows rotation passes these."""
+    """What every ``SigningKeySource`` that follows rotation must do; the docstring of each test is the promise."""
 
     def test_key_handed_out_never_changes(self, source: SigningKeySource, rotate: Callable[[], Key]) -> None:
         """A key taken before a rotation keeps its kid and algorithm, and never signs as another."""
@@ -106,7 +107,7 @@ class RotationContract:
     def test_old_key_signs_as_itself_or_not_at_all(
         self, source: SigningKeySource, rotate: Callable[[], Key]
     ) -> None:
-        """A token begun before a rotation is the old key's, or ``KeyChanged``; never a mixture."""
+        """A token begun before a rotation is the old key's, or raises ``KeyChanged``; it never mixes two keys."""
         before = source.signing_key()
         old = jws.compact(b"x", before)
         public = rotate()
@@ -121,7 +122,7 @@ class RotationContract:
 
 
 def verify(token: str, public: Key) -> None:
-    """Verify a token under a public key."""
+    """Verify a token with a public key."""
     jws.verify(jws.take_apart(token.encode("ascii")), public)
 
 
@@ -131,12 +132,12 @@ def signature_of(token: str) -> bytes:
 
 
 def kid_of(message: Message) -> str:
-    """Return the kid a message was signed with."""
+    """Return the kid with which a message was signed."""
     return jws.take_apart(envelope.token_of(message)).kid
 
 
 def accepted(message: Message, public: Key) -> str:
-    """Verify a message as a consumer that knows this key, now, and return the kid it was signed with."""
+    """Verify a message as a consumer that knows this key, and return the kid with which it was signed."""
     issuer = Issuer(keys=KeySet([public]), subjects=None if public.subjects else {"*": frozenset((SUBJECT,))})
     verifier = Verifier(keys={ISSUER: issuer}, audience=AUDIENCE)
     candidate = verifier.open(message)

@@ -1,4 +1,4 @@
-"""A stage: one broker with a source and a dead-letter queue, driven in plain calls by contract and demo.
+"""Stages: one broker with a source and a dead-letter queue, which the contract and the demo drive by plain calls.
 
 The real brokers' stages are ``mqauth.testing.stage_rabbitmq.RabbitMQStage(url)`` and
 ``mqauth.testing.stage_kafka.KafkaStage(url)``; ``mqauth demo --broker`` uses them too.
@@ -17,7 +17,7 @@ from mqauth.wire.message import Message
 
 
 class Stage(Protocol):
-    """What the broker contract and the demo need of a broker; made fresh, with names of its own."""
+    """The calls that the broker contract and the demo make; a stage is made fresh and has names of its own."""
 
     name: str
     """``memory``, ``rabbitmq`` or ``kafka``."""
@@ -29,14 +29,14 @@ class Stage(Protocol):
         ...
 
     def inject(self, message: Message) -> None:
-        """Publish a message to the source as it is, past mqauth, confirmed: what an attacker does."""
+        """Publish a message to the source unchanged, past mqauth, as an attacker does; confirmed."""
         ...
 
     def consume(self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool]) -> None:
-        """Run the consumer wrapper until the condition holds, then stop it gracefully.
+        """Run the consumer wrapper until the condition holds, then stop it in order.
 
         Raises:
-            TimeoutError: the condition did not come to hold within a bounded time.
+            TimeoutError: the condition did not hold within a bounded time.
         """
         ...
 
@@ -53,12 +53,12 @@ class Stage(Protocol):
         ...
 
     def close(self) -> None:
-        """Delete what the stage made and close its connections."""
+        """Delete everything that the stage made, and close its connections."""
         ...
 
 
 class MemoryStage:
-    """The stage of the in-memory broker.
+    """The stage of the broker in memory.
 
     Args:
         place: the source's destination.
@@ -79,7 +79,7 @@ class MemoryStage:
         memory.Producer(self.broker, signer).publish(message)
 
     def inject(self, message: Message) -> None:
-        """Publish past mqauth."""
+        """Publish a message unchanged, past mqauth."""
         self.broker.publish(message)
 
     def consume(self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool]) -> None:
@@ -101,9 +101,9 @@ class MemoryStage:
         self.broker.delete(self._dead)
 
     def restore_dead_letters(self) -> None:
-        """Declare it again."""
+        """Declare the dead-letter queue again."""
         self.broker.declare(self._dead)
 
     def close(self) -> None:
-        """Forget everything."""
+        """Replace the broker with an empty one."""
         self.broker = memory.MemoryBroker()

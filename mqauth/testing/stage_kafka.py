@@ -1,4 +1,4 @@
-"""The stage of a real Kafka: topics of its own on a broker that runs already."""
+"""The stage of a real Kafka: topics of its own on a broker that is running."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class KafkaStage:
     """A source topic and a dead-letter topic with unique names.
 
     Args:
-        url: ``kafka://host:port``, more servers after commas.
+        url: ``kafka://host:port``, or several servers with commas.
         partitions: of the source.
-        config: of the source topic, ``{"message.timestamp.type": "LogAppendTime"}`` for example.
+        config: of the source topic, for example ``{"message.timestamp.type": "LogAppendTime"}``.
 
     Raises:
         ConfigurationError: the URL is of another kind.
@@ -71,7 +71,7 @@ class KafkaStage:
         """Run the consumer wrapper until the condition holds.
 
         Raises:
-            TimeoutError: it did not come to hold within a minute.
+            TimeoutError: the condition did not hold within a minute.
         """
         client = self.consumer()
         letters = self.dead_letter_client()
@@ -94,7 +94,7 @@ class KafkaStage:
         return _PYTHON.KafkaConsumer(self.topic, **(wanted | settings))
 
     def dead_letter_client(self, **settings: Any) -> Any:
-        """Return a client fit for dead letters that makes no topic by itself."""
+        """Return a client for dead letters that does not create topics by itself."""
         wanted: dict[str, Any] = {
             "bootstrap_servers": self.servers, "enable_idempotence": False, "acks": "all",
             "allow_auto_create_topics": False,
@@ -102,7 +102,7 @@ class KafkaStage:
         return _PYTHON.KafkaProducer(**(wanted | settings))
 
     def letters(self) -> list[Message]:
-        """Return every dead letter so far that is committed."""
+        """Return every committed dead letter so far."""
         place = TopicPartition(self.dead, 0)
         if self._reader is None:
             self._reader = _PYTHON.KafkaConsumer(
@@ -117,7 +117,7 @@ class KafkaStage:
         return list(self._letters)
 
     def remove_dead_letters(self) -> None:
-        """Delete the dead-letter topic, and wait until the broker has."""
+        """Delete the dead-letter topic, and wait until the broker has deleted it."""
         self._forget_reader()
         self.admin.delete_topics([self.dead])
         wait_until(lambda: self.dead not in self.admin.list_topics())
@@ -138,7 +138,7 @@ class KafkaStage:
         self.admin.close()
 
     def create(self, topic: str, partitions: int = 1, config: dict[str, str] | None = None) -> None:
-        """Create a topic with the broker's default of replicas; one that is being deleted is waited for."""
+        """Create a topic with the broker's default number of replicas; wait for one that is being deleted."""
 
         def created() -> bool:
             try:
@@ -150,7 +150,6 @@ class KafkaStage:
         wait_until(created)
 
     def _forget_reader(self) -> None:
-        """Close the reader of dead letters."""
         if self._reader is not None:
             self._reader.close()
             self._reader = None
@@ -169,10 +168,10 @@ def servers(url: str) -> list[str]:
 
 
 def wait_until(condition: Callable[[], bool], goes_on: Callable[[], bool] = lambda: True) -> None:
-    """Return once a condition holds, or as soon as nothing goes on any more.
+    """Wait until a condition holds, or until nothing is going on any more.
 
     Raises:
-        TimeoutError: it did not come to hold within a minute.
+        TimeoutError: the condition did not hold within a minute.
     """
     waiting = threading.Event()
     for _ in range(int(PATIENCE / _TICK)):

@@ -1,4 +1,4 @@
-"""The stage of a real Kafka for the delivery contract: several consumers of one group, and their faults."""
+"""The stage of a real Kafka for the delivery contract: several consumers of one group, and faults."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class GoneError(Exception):
 
 
 class KafkaMember:
-    """A consumer in the background, whose client's calls can be refused, watched, and cut off."""
+    """A consumer in the background, whose client's calls can be refused, observed and blocked."""
 
     def __init__(self, stage: KafkaLogStage, consumer: Callable[[Any, Any], kafka.Consumer]) -> None:
         self._stage = stage
@@ -47,7 +47,7 @@ class KafkaMember:
         return self._consumer.failed
 
     def health(self) -> Any:
-        """Return how it is."""
+        """Return its state."""
         return self._consumer.health()
 
     def close(self) -> None:
@@ -65,22 +65,22 @@ class KafkaMember:
         self._leave()
 
     def cut(self) -> None:
-        """Have the client's I/O stand still, heartbeats too."""
+        """Block the client's I/O, including heartbeats."""
         self._connected.clear()
         self._client._net.call_soon_threadsafe(lambda: self._connected.wait(PATIENCE))
 
     def heal(self) -> None:
-        """Let it go on."""
+        """Unblock the client's I/O."""
         self._connected.set()
 
     def _poll(self, *args: Any, **kwargs: Any) -> Any:
-        """Poll, while alive."""
+        """Poll, unless the process was killed."""
         if self._dead:
             raise GoneError
         return self._calls[0](*args, **kwargs)
 
     def _commit(self, offsets: Any, **kwargs: Any) -> None:
-        """Commit, while alive and not refused, and once it was told."""
+        """Commit, unless the process was killed or commits are refused, after the observers were called."""
         if self._dead:
             raise GoneError
         if self._stage.refuses_commits:
@@ -91,13 +91,12 @@ class KafkaMember:
         self._calls[1](offsets, **kwargs)
 
     def _leave(self) -> None:
-        """Close the clients."""
         self._client.close()
         self._letters.close()
 
 
 class Letters:
-    """The wrapper's own sink; while told to, a letter is lost on its way, without a confirm."""
+    """The wrapper's own sink, which can lose letters on their way, without a confirm."""
 
     def __init__(self, stage: KafkaLogStage, client: Any) -> None:
         self._stage = stage
@@ -113,10 +112,10 @@ class Letters:
 
 
 class KafkaLogStage(KafkaStage):
-    """A source of four partitions and one group, on a broker that runs already.
+    """A source of four partitions and one group, on a broker that is running.
 
     Args:
-        url: ``kafka://host:port``, more servers after commas.
+        url: ``kafka://host:port``, or several servers with commas.
     """
 
     patience = 30.0
@@ -141,7 +140,7 @@ class KafkaLogStage(KafkaStage):
         return KafkaMember(self, consumer)
 
     def rebalance(self) -> None:
-        """Have a stranger join the group, and leave it."""
+        """Have another client join the group and leave it."""
         stranger = self.consumer(session_timeout_ms=SESSION_MS)
         try:
             while not stranger.assignment():
@@ -150,7 +149,7 @@ class KafkaLogStage(KafkaStage):
             stranger.close()
 
     def kill(self, member: KafkaMember) -> None:
-        """End a consumer as a killed process ends."""
+        """End a consumer like a killed process."""
         member.kill()
 
     def cut(self, member: KafkaMember) -> None:
@@ -158,15 +157,15 @@ class KafkaLogStage(KafkaStage):
         member.cut()
 
     def heal(self, member: KafkaMember) -> None:
-        """Let it go on."""
+        """Let a consumer that was cut off continue."""
         member.heal()
 
     def refuse_commits(self, refusing: bool) -> None:
-        """Refuse commits, or take them again."""
+        """Refuse commits, or accept them again."""
         self.refuses_commits = refusing
 
     def refuse_letters(self, refusing: bool) -> None:
-        """Lose letters, or take them again."""
+        """Lose letters, or deliver them again."""
         self.refuses_letters = refusing
 
     def attempts(self) -> int:
@@ -188,7 +187,7 @@ class KafkaLogStage(KafkaStage):
         return {place.partition: end for place, end in self._asking.end_offsets(self._places).items() if end}
 
     def watch(self, observer: CommitObserver) -> None:
-        """Have every commit told."""
+        """Call an observer with every commit."""
         self.observers.append(observer)
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """The stage of a real RabbitMQ: a topic exchange, a source queue and a dead-letter queue of its own.
 
-aio-pika needs a running event loop; the stage keeps one on a thread, and its plain calls wait for it.
+aio-pika needs a running event loop. The stage keeps one on a thread, and its plain calls wait for that loop.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _POLL: Final = 0.02
 
 
 class RabbitMQStage:
-    """A stage on a real RabbitMQ; everything it declares has a name of its own and is deleted at ``close``.
+    """A stage on a real RabbitMQ; everything it declares has a unique name and is deleted at ``close``.
 
     Args:
         url: ``amqp://user:password@host:port/vhost``.
@@ -57,14 +57,14 @@ class RabbitMQStage:
         self._call(self._produce(signer, message))
 
     def inject(self, message: Message) -> None:
-        """Publish past mqauth, with exactly the properties the message has."""
+        """Publish a message past mqauth, with exactly the properties it has."""
         self._call(self._inject(message))
 
     def consume(self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool]) -> None:
-        """Run the consumer until the condition holds, then stop it gracefully.
+        """Run the consumer until the condition holds, then stop it in order.
 
         Raises:
-            TimeoutError: the condition did not come to hold within a minute.
+            TimeoutError: the condition did not hold within a minute.
         """
         consumer = self._call(self._consumer(guard, handler))
         try:
@@ -73,7 +73,7 @@ class RabbitMQStage:
             self._call(consumer.__aexit__(None, None, None))
 
     def letters(self) -> list[Message]:
-        """Return every dead letter, leaving them in the queue."""
+        """Return every dead letter, and leave them in the queue."""
         return self._call(self._browse())
 
     def remove_dead_letters(self) -> None:
@@ -81,28 +81,26 @@ class RabbitMQStage:
         self._call(self._letters_channel.queue_delete(self.dead))
 
     def restore_dead_letters(self) -> None:
-        """Declare it again."""
+        """Declare the dead-letter queue again."""
         self._call(rabbitmq.declare_dead_letters(self._letters_channel, self.dead))
 
     def close(self) -> None:
-        """Delete what the stage declared and close its connections."""
+        """Delete everything that the stage declared, and close its connections."""
         try:
             self._call(self._close())
         finally:
             self._end_loop()
 
     def _call(self, work: Coroutine[Any, Any, R]) -> R:
-        """Run a coroutine on the stage's loop and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)
 
     def _end_loop(self) -> None:
-        """Stop the loop and its thread."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(PATIENCE)
         self._loop.close()
 
     async def _open(self, url: str) -> None:
-        """Connect twice, to consume and to publish, and declare."""
+        """Connect once to consume and once to publish, and declare everything."""
         self._consuming: AbstractRobustConnection = await aio_pika.connect_robust(url)
         self._publishing: AbstractRobustConnection = await aio_pika.connect_robust(url)
         self._channel: AbstractChannel = await self._publishing.channel()
@@ -114,21 +112,19 @@ class RabbitMQStage:
         await rabbitmq.declare_dead_letters(self._letters_channel, self.dead)
 
     async def _produce(self, signer: Signer, message: Message) -> None:
-        """Publish through the wrapper."""
         _, exchange_name, routing_key = destination.parse(message.destination)
         exchange = await self._channel.get_exchange(exchange_name, ensure=False)
         native = to_native(message, message_id=message.properties.get("message-id") or uuid.uuid4().hex)
         await rabbitmq.Producer(exchange, signer).publish(native, routing_key)
 
     async def _inject(self, message: Message) -> None:
-        """Publish past the wrapper and past aiormq's habit of adding a message id."""
+        """Publish past the wrapper, and prevent aiormq from adding a message id."""
         native = to_native(message, message_id="")
         native.message_id = message.properties.get("message-id") or _NoMessageId()
         exchange = await self._channel.get_exchange(self._exchange, ensure=False)
         await exchange.publish(native, "orders.created")
 
     async def _consumer(self, guard: Pipeline, handler: Handler) -> rabbitmq.Consumer:
-        """Start a consumer."""
         dead_letters = rabbitmq.DeadLetters(self._channel, self.dead, timeout=5)
         consumer = rabbitmq.Consumer(
             self._source, guard, handler, dead_letters=dead_letters, prefetch=self._prefetch
@@ -136,7 +132,7 @@ class RabbitMQStage:
         return await consumer.__aenter__()
 
     async def _browse(self) -> list[Message]:
-        """Get what is in the dead-letter queue; closing the channel puts it back."""
+        """Get the messages in the dead-letter queue; closing the channel puts them back."""
         channel = await self._publishing.channel()
         try:
             queue = await channel.get_queue(self.dead, ensure=False)
@@ -150,7 +146,6 @@ class RabbitMQStage:
             await channel.close()
 
     async def _close(self) -> None:
-        """Delete and disconnect."""
         await self._consuming.close()
         for queue in (self.queue, self.queue + ".unparseable", self.dead):
             await self._channel.queue_delete(queue)
@@ -159,7 +154,7 @@ class RabbitMQStage:
 
 
 class _NoMessageId(str):
-    """Text that aiormq takes for a message id and pamqp leaves out: nothing is sent."""
+    """A text that aiormq takes for a message id and that pamqp does not send."""
 
     __slots__ = ()
 
@@ -171,7 +166,7 @@ def _wait(until: Callable[[], bool]) -> None:
     """Wait until a condition holds.
 
     Raises:
-        TimeoutError: it does not within a minute.
+        TimeoutError: it does not hold within a minute.
     """
     deadline = time.monotonic() + PATIENCE
     while not until():

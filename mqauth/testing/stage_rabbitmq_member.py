@@ -1,6 +1,6 @@
-"""A RabbitMQ consumer as a service runs it: connections of its own, ``run()``, and ``stop()`` beside it, twice.
+"""A RabbitMQ consumer as a service runs it: with connections of its own, ``run()``, and ``stop()`` called twice.
 
-It is the same on the real broker and on the simulated one; who gives its event loop turns is the stage's matter.
+It is the same on the real and on the simulated broker; the stage gives its event loop turns.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Service:
     """One consuming service.
 
     Args:
-        source: the queue to consume from; it is there.
-        dead: the queue of its dead letters; it is there.
+        source: the queue to consume from, which exists.
+        dead: the queue of its dead letters, which exists.
         guard: the pipeline.
         handler: the handler.
-        settings: of ``Consumer``.
+        settings: arguments of ``Consumer``.
     """
 
     def __init__(self, source: str, dead: str, guard: Pipeline, handler: Steps, **settings: Any) -> None:
@@ -51,7 +51,7 @@ class Service:
         return self.failure is not None
 
     def health(self) -> rabbitmq.Health:
-        """Return how it is.
+        """Return its state.
 
         Raises:
             RuntimeError: it is not connected yet.
@@ -61,11 +61,11 @@ class Service:
         return self.consumer.health()
 
     def ask(self) -> None:
-        """Ask it to stop; in its own event loop."""
+        """Ask it to stop; call this in its own event loop."""
         self._asked.set()
 
     async def live(self, url: str, letters_url: str) -> None:
-        """Connect, consume until asked to stop, and leave nothing behind; what ended it is in ``failure``.
+        """Connect, consume until asked to stop, and close everything; an error that ended it is in ``failure``.
 
         Args:
             url: of the broker, to consume.
@@ -79,7 +79,7 @@ class Service:
             await _end_others()
 
     async def _consume(self, channel: Any, letters_channel: Any) -> None:
-        """Run the consumer until asked to stop; one that fails keeps its connections until then."""
+        """Run the consumer until asked to stop; after an error, keep the connections open until then."""
         letters = rabbitmq.DeadLetters(letters_channel, self._dead, timeout=LETTER_TIMEOUT)
         queue = await channel.get_queue(self._source)
         self.consumer = rabbitmq.Consumer(
@@ -91,18 +91,17 @@ class Service:
         await asyncio.gather(self.consumer.stop(), self._stop_again(), running, return_exceptions=True)
 
     async def _stop_again(self) -> None:
-        """Call ``stop`` while it is under way, as a second signal does."""
+        """Call ``stop`` again while it is under way, as a second signal does."""
         await asyncio.sleep(IMPATIENCE)
         if self.consumer is not None:
             await self.consumer.stop()
 
     def _ended(self, running: asyncio.Task[None]) -> None:
-        """Keep what ended the consumer."""
         self.failure = running.exception()
 
 
 def as_coroutine(handler: Steps) -> Callable[[Verified], Awaitable[None]]:
-    """Return a handler as a coroutine function; what cancels it is thrown into it."""
+    """Return a handler as a coroutine function; a cancellation is thrown into the handler."""
 
     async def handle(verified: Verified) -> None:
         steps = handler(verified)
@@ -119,7 +118,7 @@ def as_coroutine(handler: Steps) -> Callable[[Verified], Awaitable[None]]:
 
 
 async def _end_others() -> None:
-    """Cancel every other task of this event loop, and wait for its end."""
+    """Cancel every other task of this event loop, and wait until they end."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
         task.cancel()

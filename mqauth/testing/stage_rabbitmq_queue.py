@@ -1,7 +1,7 @@
-"""The stage of a real RabbitMQ for the delivery contract: several consumers of one queue, and their faults.
+"""The stage of a real RabbitMQ for the delivery contract: several consumers of one queue, and faults.
 
-Each consumer has a thread with an event loop of its own, and its connections pass relays. A process that stands
-still is a loop that is kept from its next turn: what the broker sends meanwhile waits in the kernel's buffers.
+Each consumer has a thread with an event loop of its own, and its connections go through relays. To freeze a
+process, its event loop is blocked: what the broker sends meanwhile waits in the kernel's buffers.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ R = TypeVar("R")
 RECONNECT: Final = "reconnect_interval=0.3"
 _LOOK: Final = 0.02
 _CALM: Final = 0.2
-"""Seconds between two counts of a queue that must be the same to be believed."""
+"""Seconds between two counts of a queue, which must agree."""
 
 
 class RabbitMQMember:
     """A consumer in the background.
 
     Args:
-        stage: whose it is.
+        stage: the stage that started it.
         service: what it runs.
     """
 
@@ -56,11 +56,11 @@ class RabbitMQMember:
 
     @property
     def relays(self) -> tuple[Relay, Relay]:
-        """What its connections pass."""
+        """The relays of its connections."""
         return self.consuming, self.publishing
 
     def health(self) -> rabbitmq.Health:
-        """Return how it is."""
+        """Return its state."""
         return self.service.health()
 
     def close(self) -> None:
@@ -76,23 +76,22 @@ class RabbitMQMember:
             raise failure
 
     def end(self) -> None:
-        """Let it run, ask it to stop, and wait for its end."""
+        """Unblock it, ask it to stop, and wait until it ends."""
         self._may_run.set()
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self.service.ask)
             self._thread.join(PATIENCE)
 
     def stand_still(self) -> None:
-        """Keep its event loop from its next turn."""
+        """Block its event loop."""
         self._may_run.clear()
         self._loop.call_soon_threadsafe(self._may_run.wait)
 
     def go_on(self) -> None:
-        """Let its event loop go on."""
+        """Unblock its event loop."""
         self._may_run.set()
 
     def _run(self, *urls: str) -> None:
-        """Run the service."""
         try:
             self._loop.run_until_complete(self.service.live(*(f"{url}?{RECONNECT}" for url in urls)))
         except BaseException as error:
@@ -102,7 +101,7 @@ class RabbitMQMember:
 
 
 class RabbitMQQueueStage(RabbitMQStage):
-    """A source, its dead letters and any number of consumers, on a broker that runs already.
+    """A source, its dead letters and any number of consumers, on a broker that is running.
 
     Args:
         url: ``amqp://user:password@host:port/vhost``.
@@ -126,7 +125,7 @@ class RabbitMQQueueStage(RabbitMQStage):
         return Relay(self._url, self._traffic, publishes=publishes)
 
     def call_wire(self, work: Coroutine[Any, Any, R]) -> R:
-        """Run a coroutine where the relays run, and wait for it."""
+        """Run a coroutine in the event loop of the relays, and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self._wires).result(PATIENCE)
 
     def second(self, guard: Pipeline, handler: Steps, *, prefetch: int = 10, grace: float = 10) -> RabbitMQMember:
@@ -147,42 +146,42 @@ class RabbitMQQueueStage(RabbitMQStage):
         return True
 
     def advance(self, seconds: float) -> None:
-        """Move the clock on."""
+        """Move the clock forward."""
         self.clock.advance(seconds)
 
     def kill(self, member: RabbitMQMember) -> None:
-        """Let nothing of it run any more, and close its connections."""
+        """Block a consumer for good, and close its connections."""
         member.stand_still()
         for relay in member.relays:
             self.call_wire(relay.close())
 
     def cut(self, member: RabbitMQMember) -> None:
-        """Have it stand still."""
+        """Freeze a consumer."""
         member.stand_still()
 
     def give_up(self, member: RabbitMQMember) -> None:
-        """End its connections at the broker."""
+        """End a consumer's connections at the broker."""
         for relay in member.relays:
             self.call_wire(relay.end_at_broker())
 
     def heal(self, member: RabbitMQMember) -> None:
-        """Let it go on."""
+        """Let a frozen consumer continue."""
         member.go_on()
 
     def close_channel(self, member: RabbitMQMember) -> None:
-        """Have the broker close its channel."""
+        """Have the broker close a consumer's channel."""
         self.call_wire(member.consuming.close_channels())
 
     def cancel(self, member: RabbitMQMember) -> None:
-        """Cancel it."""
+        """Have the broker cancel a consumer."""
         self.call_wire(member.consuming.cancel())
 
     def remove_source(self) -> None:
-        """Delete the source."""
+        """Delete the source queue."""
         self._call(self._channel.queue_delete(self.queue))
 
     def restore_source(self) -> None:
-        """Declare and bind it again."""
+        """Declare and bind the source queue again."""
         self._call(self._declare())
 
     async def _declare(self) -> None:
@@ -190,7 +189,7 @@ class RabbitMQQueueStage(RabbitMQStage):
         await source.bind(self._exchange, "orders.created")
 
     def refuse_letters(self, refusing: bool) -> None:
-        """Swallow what is published, and break those connections when that is over."""
+        """Lose everything that is published, or stop that and break the connections that lost something."""
         self._traffic.swallows = refusing
         if not refusing:
             for member in self._members:
@@ -210,11 +209,11 @@ class RabbitMQQueueStage(RabbitMQStage):
         return self._traffic.deliveries[body]
 
     def watch(self, observer: AckObserver) -> None:
-        """Have acks told."""
+        """Call an observer with every ack."""
         self._traffic.observers.append(observer)
 
     def left(self) -> int:
-        """Return how many messages wait, once their number stays the same."""
+        """Return how many messages wait, once their number does not change any more."""
         found, before = self._call(self._count(self.queue)), -1
         while found != before:
             time.sleep(_CALM)
@@ -226,14 +225,13 @@ class RabbitMQQueueStage(RabbitMQStage):
         return self._call(self._count(self.queue + UNPARSEABLE))
 
     async def _count(self, name: str) -> int:
-        """Return how many messages are ready in a queue."""
         channel = await self._publishing.channel()
         found: Any = await channel.declare_queue(name, passive=True)
         await channel.close()
         return int(found.declaration_result.message_count)
 
     def close(self) -> None:
-        """End every consumer, and delete what was declared."""
+        """End every consumer, and delete everything that was declared."""
         for member in self._members:
             member.end()
             for relay in member.relays:

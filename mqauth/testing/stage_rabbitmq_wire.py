@@ -1,8 +1,8 @@
-"""A relay between one client and RabbitMQ that reads what passes: deliveries, acks and what is published.
+"""A relay between a client and RabbitMQ that reads deliveries, acks and publishes as they pass.
 
-It can say something itself between two frames, so that a real broker does what it does of itself only in rare
-trouble, and swallow what is published. It runs in an event loop of its own: who is told of an ack may ask the
-broker before the ack goes on.
+It can insert frames of its own, so that a real broker does what it does by itself only in rare trouble, and it can
+lose what is published. It runs in an event loop of its own, because an observer of an ack may ask the broker
+something before the ack is passed on.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _UNKNOWN_TAG: Final = 1 << 40
 
 @dataclass
 class Traffic:
-    """What passed the relays of one stage.
+    """What passed through the relays of one stage.
 
     Args:
-        deliveries: by body.
-        published: messages that clients published by a relay that is told to count them.
+        deliveries: number of deliveries by body.
+        published: messages that clients published through a relay that counts them.
         swallows: whether such messages are lost now.
-        observers: called with each body before its ack goes on.
+        observers: called with each body before its ack is passed on.
     """
 
     deliveries: Counter[bytes] = field(default_factory=Counter)
@@ -42,12 +42,12 @@ class Traffic:
 
 
 class Relay:
-    """Takes connections on a port of its own, and relays them to the broker.
+    """Accepts connections on a port of its own, and relays them to the broker.
 
     Args:
         url: of the broker, ``amqp://``.
-        traffic: what passed.
-        publishes: whether what its clients publish is counted, and swallowed while ``traffic`` says so.
+        traffic: where the relay counts what passes.
+        publishes: whether messages of its clients are counted, and lost while ``traffic.swallows`` is true.
     """
 
     def __init__(self, url: str, traffic: Traffic, *, publishes: bool = False) -> None:
@@ -59,7 +59,7 @@ class Relay:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> str:
-        """Listen, and return the URL of the way through."""
+        """Listen, and return the URL of the relay."""
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         port = self._server.sockets[0].getsockname()[1]
         login = self._parts.netloc.rpartition("@")[0]
@@ -68,7 +68,7 @@ class Relay:
         )
 
     async def close(self) -> None:
-        """Break every connection, and take no more."""
+        """Break every connection, and accept no more."""
         self._server.close()
         for passage in self._passages:
             passage.client.transport.abort()
@@ -76,18 +76,18 @@ class Relay:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def end_at_broker(self) -> None:
-        """End the broker's end of every connection; the client's ends when what is under way has arrived."""
+        """End every connection at the broker; the client's side ends once it has received everything."""
         for passage in self._passages:
             passage.server.transport.abort()
 
     async def close_channels(self) -> None:
-        """Have the broker close each channel that consumes, for a tag it does not know."""
+        """Have the broker close each channel that consumes, by acking a tag that it does not know."""
         for passage in self._passages:
             for channel in passage.consumers:
                 passage.server.write(frames.marshal(commands.Basic.Ack(_UNKNOWN_TAG), channel))
 
     async def cancel(self) -> None:
-        """Have each consumer cancelled, and its client believe that the broker did it."""
+        """Have each consumer cancelled, and let its client believe that the broker did it."""
         for passage in self._passages:
             for channel, tag in passage.consumers.items():
                 said = frames.marshal(commands.Basic.Cancel(tag, True), channel)
@@ -96,14 +96,13 @@ class Relay:
             passage.consumers.clear()
 
     async def lose_swallowed(self) -> None:
-        """Break the connections of which something was swallowed."""
+        """Break the connections on which something was lost."""
         for passage in self._passages:
             if passage.swallowed:
                 passage.client.transport.abort()
                 passage.server.transport.abort()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Connect a client to the broker."""
         far_reader, far_writer = await asyncio.open_connection(self._parts.hostname, self._parts.port or 5672)
         passage = Passage(self, writer, far_writer)
         self._passages.append(passage)
@@ -114,10 +113,10 @@ class Relay:
 
 
 class Passage:
-    """One connection on its way through a relay.
+    """One connection through a relay.
 
     Args:
-        relay: whose it is.
+        relay: the relay it goes through.
         client: writes to the client.
         server: writes to the broker.
     """
@@ -133,7 +132,7 @@ class Passage:
         self._arriving: dict[int, Arriving] = {}
 
     async def up(self, reader: asyncio.StreamReader) -> None:
-        """Relay what the client says."""
+        """Relay what the client sends."""
         with suppress(asyncio.IncompleteReadError, OSError):
             self.server.write(await reader.readexactly(_GREETING))
             while True:
@@ -145,7 +144,7 @@ class Passage:
         self.server.close()
 
     async def down(self, reader: asyncio.StreamReader) -> None:
-        """Relay what the broker says."""
+        """Relay what the broker sends."""
         with suppress(asyncio.IncompleteReadError, OSError):
             while True:
                 raw = await _frame(reader)
@@ -155,7 +154,7 @@ class Passage:
         self.client.close()
 
     def _is_swallowed(self, channel: int, frame: Any) -> bool:
-        """Tell whether a frame of the client is a part of a message that gets lost, and count the messages."""
+        """Tell whether a frame belongs to a message that is lost, and count the messages."""
         traffic = self._relay.traffic
         if isinstance(frame, commands.Basic.Publish) and self._relay.publishes:
             traffic.published += 1
@@ -167,7 +166,7 @@ class Passage:
         return channel in self._swallowing
 
     def _said(self, channel: int, frame: Any) -> None:
-        """Note what the client settles, and tell of its acks before they go on."""
+        """Note what the client settles, and call the observers before its acks are passed on."""
         if isinstance(frame, commands.Basic.Ack):
             for body in self._settled(channel, frame.delivery_tag or 0, multiple=bool(frame.multiple)):
                 for observer in self._relay.traffic.observers:
@@ -178,7 +177,7 @@ class Passage:
             self.consumers.pop(channel, None)
 
     def _heard(self, channel: int, frame: Any) -> None:
-        """Note what the broker delivers, and what it closes."""
+        """Note what the broker delivers and what it closes."""
         if isinstance(frame, commands.Basic.Deliver):
             self._arriving[channel] = Arriving(frame.delivery_tag or 0)
         elif isinstance(frame, header.ContentHeader | ContentBody):
@@ -192,7 +191,7 @@ class Passage:
             self._arriving.pop(channel, None)
 
     def _arrived(self, channel: int, frame: Any) -> None:
-        """Count a delivery once it is whole."""
+        """Count a delivery once it is complete."""
         arriving = self._arriving.get(channel)
         if arriving is None:
             return
@@ -204,7 +203,7 @@ class Passage:
             del self._arriving[channel]
 
     def _settled(self, channel: int, tag: int, *, multiple: bool) -> list[bytes]:
-        """Take what a tag settles."""
+        """Return and forget the deliveries that a tag settles."""
         unacked = self._unacked.get(channel, {})
         tags = [known for known in unacked if known <= tag or not tag] if multiple else [tag]
         return [unacked.pop(known) for known in tags if known in unacked]
@@ -212,7 +211,7 @@ class Passage:
 
 @dataclass
 class Arriving:
-    """A delivery whose body is on its way."""
+    """A delivery whose body is still arriving."""
 
     tag: int
     size: int = -1
@@ -227,12 +226,12 @@ class Arriving:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of it has come."""
+        """Whether it has arrived completely."""
         return len(self.body) == self.size
 
 
 async def _frame(reader: asyncio.StreamReader) -> bytes:
-    """Return the next whole frame.
+    """Return the next complete frame.
 
     Raises:
         asyncio.IncompleteReadError: the connection ended.

@@ -1,4 +1,4 @@
-"""A replay store as the store contract calls it: never awaited; ``Blocking`` makes one of an asynchronous one."""
+"""Replay stores as the store contract calls them, without awaiting; ``Blocking`` adapts an asynchronous store."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from mqauth.replay.rules import ClaimRequest, ClaimStatus
 
 
 class PlainStore(Protocol):
-    """A store driven in plain calls."""
+    """A store that is called without awaiting."""
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus:
-        """Claim."""
+        """Claim a message, or renew its claim."""
         ...
 
     def confirm(self, request: ClaimRequest, /) -> None:
-        """Confirm."""
+        """Mark a claim as done."""
         ...
 
     def release(self, request: ClaimRequest, /) -> None:
-        """Release."""
+        """Forget a claim."""
         ...
 
 
 class PlainBatchStore(PlainStore, Protocol):
-    """A store of batches driven in plain calls."""
+    """A store of batches that is called without awaiting."""
 
     def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
-        """Claim each."""
+        """Claim each message, in order."""
         ...
 
 
 class Blocking:
-    """An asynchronous store driven in plain calls.
+    """An asynchronous store that can be called without awaiting.
 
     Args:
         store: the store, made for the runner's loop.
@@ -46,19 +46,19 @@ class Blocking:
         self._runner = runner
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus:
-        """Claim."""
+        """Claim a message, or renew its claim."""
         status: ClaimStatus = self._runner.run(self._store.claim(request))
         return status
 
     def confirm(self, request: ClaimRequest, /) -> None:
-        """Confirm."""
+        """Mark a claim as done."""
         self._runner.run(self._store.confirm(request))
 
     def release(self, request: ClaimRequest, /) -> None:
-        """Release."""
+        """Forget a claim."""
         self._runner.run(self._store.release(request))
 
     def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
-        """Claim each."""
+        """Claim each message, in order."""
         statuses: list[ClaimStatus] = self._runner.run(self._store.claim_many(requests))
         return statuses

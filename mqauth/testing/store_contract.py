@@ -1,8 +1,9 @@
-"""The store contract: what every replay store must do, row by row of the claim table.
+"""The store contract: the promises of every replay store, row by row of the claim table.
 
-Inherit ``StoreContract`` (with batches: ``BatchStoreContract``) in a test class and give two fixtures: ``clock``,
-a ``FakeClock``, and ``store``, a fresh store that counts leases by it. An asynchronous store is driven through
-``store_blocking.Blocking``. ``store_machine`` compares a store with the pure table in any order of calls.
+Inherit ``StoreContract`` in a test class, or ``BatchStoreContract`` for a store with batches, and provide two
+fixtures: ``clock``, a ``FakeClock``, and ``store``, a fresh store that counts leases by it. An asynchronous store
+    is adapted by ``store_blocking.Blocking``. ``store_machine`` compares a store with the claim table in any order
+    of calls.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ DUPLICATE, REPLAYED, LOST = ClaimStatus.DUPLICATE, ClaimStatus.REPLAYED, ClaimSt
 
 
 def wish(owner: str = "first", **changes: Any) -> ClaimRequest:
-    """Return a claim on one message in scope ``billing``, without a place unless told."""
+    """Return a claim on one message in scope ``billing``, by default without a place."""
     request = ClaimRequest(
         scope="billing",
         id=bytes(range(16)),
@@ -40,7 +41,7 @@ def wish(owner: str = "first", **changes: Any) -> ClaimRequest:
 
 
 def sibling(index: int, owner: str = "first", *, token: bytes = bytes(range(16)), **changes: Any) -> ClaimRequest:
-    """Return a claim on one message of a batch; its token has the id of ``wish()`` unless told."""
+    """Return a claim on one message of a batch, by default of a token with the id of ``wish()``."""
     return wish(owner, id=batch_id(token, index), index=index, **changes)
 
 
@@ -49,7 +50,7 @@ State = Literal["unseen", "held", "lapsed", "done"]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the table: what was before, where the second delivery stands, and what it must find."""
+    """One row of the table: the state before, the places of both deliveries, and the answer for the second one."""
 
     state: State
     first: Place | None
@@ -116,11 +117,11 @@ class StoreContract:
 
     @pytest.mark.parametrize("place", [HERE, None], ids=["kafka", "rabbitmq"])
     def test_claim_repeated(self, store: PlainStore, place: Place | None) -> None:
-        """The same owner may claim again: an answer that was lost condemns nobody."""
+        """The same owner may claim again, so that a lost answer condemns nobody."""
         assert [store.claim(wish(place=place)) for _ in range(3)] == [FRESH] * 3
 
     def test_claim_repeated_lengthens(self, store: PlainStore, clock: FakeClock) -> None:
-        """A claim made again counts its lease anew."""
+        """A repeated claim begins its lease anew."""
         store.claim(wish())
         clock.advance(LEASE - 1)
         store.claim(wish())
@@ -128,7 +129,7 @@ class StoreContract:
         assert store.claim(wish("second", redelivered=True)) is HELD
 
     def test_lease(self, store: PlainStore, clock: FakeClock) -> None:
-        """A lease holds to its last moment and no longer."""
+        """A lease holds until its last moment and no longer."""
         store.claim(wish())
         clock.advance(LEASE - 1)
         assert store.claim(wish("second", redelivered=True)) is HELD
@@ -136,7 +137,7 @@ class StoreContract:
         assert store.claim(wish("second", redelivered=True)) is FRESH
 
     def test_lapsed_is_taken_once(self, store: PlainStore, clock: FakeClock) -> None:
-        """Of two that wait for a lease to end, one gets it."""
+        """Of two consumers that wait for a lease to end, one gets the claim."""
         store.claim(wish())
         clock.advance(LEASE)
         taken = [store.claim(wish(owner, redelivered=True)) for owner in ("second", "third")]
@@ -151,7 +152,7 @@ class StoreContract:
         assert store.claim(wish("second", redelivered=True)) is HELD
 
     def test_renewal_after_the_end(self, store: PlainStore, clock: FakeClock) -> None:
-        """A lease that is over may be renewed while nobody else took it."""
+        """A lease that is over may be renewed if nobody else took the claim."""
         store.claim(wish())
         clock.advance(LEASE + 1)
         assert store.claim(wish(renew=True)) is FRESH
@@ -167,7 +168,7 @@ class StoreContract:
         assert store.claim(wish("second", place=place, renew=True)) is FRESH
 
     def test_renewal_of_nothing(self, store: PlainStore) -> None:
-        """A renewal claims nothing: not what is unseen, released or done."""
+        """A renewal claims nothing that is unseen, released or done."""
         assert store.claim(wish(renew=True)) is LOST
         assert store.claim(wish("second")) is FRESH
         store.release(wish("second"))
@@ -200,7 +201,7 @@ class StoreContract:
         assert store.claim(wish("second", place=place and THERE)) is FRESH
 
     def test_done_for_ever(self, store: PlainStore, clock: FakeClock) -> None:
-        """What is done stays done: release and confirm repeated, lease over, nothing makes it unseen."""
+        """A claim that is done stays done after repeated releases and confirms, and after its lease."""
         store.claim(wish())
         for _ in range(2):
             store.confirm(wish())
@@ -220,7 +221,7 @@ class StoreContract:
     @pytest.mark.parametrize("index", [None, 1], ids=["single", "batch"])
     @pytest.mark.parametrize("place", ODD_PLACES, ids=str)
     def test_odd_places(self, store: PlainStore, place: Place, index: int | None) -> None:
-        """Any place is one of its own, and no other's, whatever its log is called and however far it goes."""
+        """Every place differs from every other, whatever its log is called and however large its offset is."""
         name: dict[str, Any] = {} if index is None else {"id": batch_id(bytes(16), index), "index": index}
         for number in (0, 2):
             before = sibling(number, place=HERE, token=bytes(16))
@@ -258,7 +259,7 @@ class StoreContract:
         assert [store.claim(wish("second", id=identity)) for identity in ids] == [REPLAYED] * 5
 
     def test_siblings_apart(self, store: PlainStore) -> None:
-        """Each message of a batch is one by itself, and so is the single one whose token has the same id."""
+        """Each message of a batch counts by itself, and so does a single message whose token has the same id."""
         siblings = [sibling(index) for index in (0, 1, 2, 63, 64, 255, 256, 1023)]
         everyone = [wish(), wish(id=bytes(17) + b"\x01"), *siblings, sibling(1, token=b"\x01" * 16)]
         assert [store.claim(one) for one in everyone] == [FRESH] * 11
@@ -306,10 +307,10 @@ class StoreContract:
 
 
 class BatchStoreContract(StoreContract):
-    """What every replay store with batches must do."""
+    """What every replay store with batches must do; the docstring of each test is the promise."""
 
     def test_batch(self, store: PlainBatchStore) -> None:
-        """A batch is judged in its order, a copy in the same batch too."""
+        """The claims of a batch are judged in order, including a copy within the batch."""
         batch = [wish(f"{n}", id=bytes([n % 3]) * 16, place=("c", "orders", 0, n)) for n in range(5)]
         assert store.claim_many(batch) == [FRESH, FRESH, FRESH, REPLAYED, REPLAYED]
         for request in batch[:2]:
@@ -319,7 +320,7 @@ class BatchStoreContract(StoreContract):
         ]  # fmt: skip
 
     def test_batch_of_siblings(self, store: PlainBatchStore) -> None:
-        """Messages of two batches, single ones between them and a copy of each: one poll, judged in its order."""
+        """Messages of two batches, single ones between them and a copy of each are judged in order."""
         poll = [
             one
             for n in range(6)
@@ -343,11 +344,11 @@ class BatchStoreContract(StoreContract):
         assert store.claim_many(batch) == [FRESH] * 5
 
     def test_batch_empty(self, store: PlainBatchStore) -> None:
-        """An empty batch is no work."""
+        """An empty batch has an empty answer."""
         assert store.claim_many([]) == []
 
     def test_batch_large(self, store: PlainBatchStore) -> None:
-        """A batch may be larger than any poll: 2,500 claims, in order."""
+        """A batch may be larger than any poll: 2,500 claims are judged in order."""
         batch = [wish(id=n.to_bytes(16, "big"), place=("c", "orders", 0, n)) for n in range(2500)]
         assert store.claim_many(batch) == [FRESH] * 2500
         for request in batch:

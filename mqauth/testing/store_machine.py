@@ -1,7 +1,7 @@
 """A Hypothesis state machine that drives a replay store and the pure claim table side by side.
 
-``machine(open_store).TestCase`` is a test class: claims, renewals, ends and time in any order, and each answer is
-the table's.
+``machine(open_store).TestCase`` is a test class. It makes claims, renewals, confirms and releases and lets time
+pass, in any order, and compares each answer with the table's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _REQUESTS: Final = st.builds(
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Claims, renewals, ends and time in any order: each answer is the table's."""
+    """Calls the store in any order, and compares each answer with the claim table's."""
 
     open_store: Callable[[FakeClock], Any]
 
@@ -46,18 +46,18 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(request=_REQUESTS)
     def claim(self, request: ClaimRequest) -> None:
-        """Claim or renew."""
+        """Claim a message, or renew its claim."""
         assert self.store.claim(request) is self._claimed(request)
 
     @rule(request=_REQUESTS)
     def confirm(self, request: ClaimRequest) -> None:
-        """Confirm."""
+        """Mark a claim as done."""
         self.store.confirm(request)
         self._confirmed(request)
 
     @rule(request=_REQUESTS)
     def release(self, request: ClaimRequest) -> None:
-        """Release."""
+        """Forget a claim."""
         self.store.release(request)
         if self._owned(request) is not None:
             del self.model[(request.scope, request.id)]
@@ -65,7 +65,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self.store, "claim_many"))
     @rule(requests=st.lists(_REQUESTS, max_size=4))
     def claim_many(self, requests: list[ClaimRequest]) -> None:
-        """Claim a batch."""
+        """Claim several messages."""
         assert self.store.claim_many(requests) == [self._claimed(request) for request in requests]
 
     @rule(seconds=st.integers(1, 12))

@@ -1,14 +1,21 @@
-"""Many messages under one signature: the leaf that a message is, and the proof that travels behind the token.
+"""Many messages under one signature: the leaf that a message is, the tree over leaves, the proof behind a token.
+
+The leaves of a batch make a Merkle tree, and its root is what is signed. Leaves and nodes are hashed with
+different prefixes, so that neither passes for the other, and a node without a sibling moves up as it is (RFC
+9162, sections 2.1.1 and 2.1.3). Nodes that were proven are remembered with their root, so that the next proof is
+a comparison, or one hash.
 
 The header is ``<jws>~<index>.<path>``. ``path`` is base64url of twelve bytes, three for each part of the message
-(destination, record key, body, headers), and of the hashes that lead from its leaf to the signed root. The
-twelve bytes prove nothing: once a proof has failed they tell which part differs. The wire profile, section 13,
-fixes every byte.
+(destination, record key, body, headers), and of the hashes that lead from its leaf to the signed root. The twelve
+bytes prove nothing: once a proof has failed they tell which part differs. The wire profile, section 13, fixes
+every byte.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from hashlib import sha256 as _sha256
 from typing import Final, NamedTuple
 
 from mqauth.errors import MalformedMessage, Reason, Rejection
@@ -16,11 +23,14 @@ from mqauth.wire import base64url
 from mqauth.wire.claims import MAX_BATCH, Batch, Claims
 from mqauth.wire.envelope import Encoder
 from mqauth.wire.memo import Memo
-from mqauth.wire.merkle import HASH_BYTES, Proven, leaf_hasher
 from mqauth.wire.message import Message
 
 SEPARATOR: Final = b"~"
 """What stands between the token of a batch and the proof of one message."""
+HASH_BYTES: Final = 32
+_ROW: Final = MAX_BATCH
+_LEAF: Final = b"\x00"
+_NODE: Final = b"\x01"
 _DOMAIN: Final = b"mqauth-leaf-1"
 _SHORT: Final = 3
 _SHORTS: Final = 4 * _SHORT
@@ -34,6 +44,88 @@ _TUPLE: Final = tuple.__new__
 _INDEXES: Final = {str(index).encode("ascii"): index for index in range(MAX_BATCH)}
 
 
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """Return the hash of two children: SHA-256 over 0x01, left and right."""
+    return hashlib.sha256(_NODE + left + right).digest()
+
+
+class Tree:
+    """A tree over leaf hashes, with the proof of each leaf.
+
+    Args:
+        leaves: 1 to 1,024 leaf hashes, in order.
+
+    Raises:
+        ValueError: there are none, or too many.
+    """
+
+    __slots__ = ("_levels",)
+
+    def __init__(self, leaves: Sequence[bytes]) -> None:
+        if not 1 <= len(leaves) <= MAX_BATCH:
+            raise ValueError(f"a tree has 1 to {MAX_BATCH} leaves")
+        self._levels = [list(leaves)]
+        while len(self._levels[-1]) > 1:
+            self._levels.append(_above(self._levels[-1]))
+
+    @property
+    def root(self) -> bytes:
+        """The hash at the top, which stands for all leaves."""
+        return self._levels[-1][0]
+
+    def paths(self) -> list[bytes]:
+        """Return, of every leaf in order, the hashes that lead to the root, joined, from below."""
+        found = [b""]
+        for level in reversed(self._levels[:-1]):
+            found = _below(level, found)
+        return found
+
+
+class Proven:
+    """The root of a batch, and the nodes that were proven under it.
+
+    A node is kept with the rest of its path, so that a proof is either right to its last byte or refused,
+    whatever is remembered.
+
+    Args:
+        root: the root's hash.
+        size: leaves of the tree.
+    """
+
+    __slots__ = ("_known", "size")
+
+    def __init__(self, root: bytes, size: int) -> None:
+        self.size = size
+        self._known: dict[int, tuple[bytes, bytes]] = {(size - 1).bit_length() * _ROW: (root, b"")}
+
+    def proves(self, leaf: bytes, index: int, path: bytes) -> bool:
+        """Tell whether a path leads from the leaf at an index to the root, and remember its nodes.
+
+        Args:
+            leaf: the leaf's hash.
+            index: its place, 0 to ``size`` - 1.
+            path: the hashes, joined, from below.
+        """
+        known, last, row, node, rest = self._known, self.size - 1, 0, leaf, path
+        if not 0 <= index <= last:
+            return False
+        found: dict[int, tuple[bytes, bytes]] = {}
+        while True:
+            met = known.get(row + index)
+            if met is not None:
+                if met[0] != node or met[1] != rest:
+                    return False
+                known.update(found)
+                return True
+            if index & 1 or index < last:
+                if row:  # the leaf itself is not asked for again
+                    found[row + index] = node, rest
+                sibling, rest = rest[:HASH_BYTES], rest[HASH_BYTES:]
+                found[row + (index ^ 1)] = sibling, node + rest
+                node = _sha256(_NODE + (sibling + node if index & 1 else node + sibling)).digest()
+            index, last, row = index >> 1, last >> 1, row + _ROW
+
+
 class Proof(NamedTuple):
     """Where a message stands in its batch, and the hashes that are to show it; nothing of it is proven yet."""
 
@@ -42,7 +134,7 @@ class Proof(NamedTuple):
     path: bytes
 
 
-def leaf_hash(message: Message, headers: bytes) -> bytes:
+def leaf_of(message: Message, headers: bytes) -> bytes:
     """Return the hash of the leaf that a message is.
 
     Args:
@@ -62,7 +154,7 @@ def leaf_hash(message: Message, headers: bytes) -> bytes:
 
 
 def leaf_shorts(message: Message, headers: bytes) -> bytes:
-    """Return the first three bytes of the digest of each part of a leaf; arguments as of ``leaf_hash``."""
+    """Return the first three bytes of the digest of each part of a leaf; arguments as of ``leaf_of``."""
     parts = _short(b"k", message.key), _short(b"b", message.body), _short(b"h", headers)
     return _DESTINATIONS[message.destination][1] + b"".join(parts)
 
@@ -122,7 +214,7 @@ def check(message: Message, proof: Proof, proven: Proven, encode: Encoder) -> No
         headers = encode(message)
     except MalformedMessage as error:
         raise Rejection(Reason.HEADERS_MISMATCH, str(error)) from error
-    if not proven.proves(leaf_hash(message, headers), proof.place, proof.path):
+    if not proven.proves(leaf_of(message, headers), proof.place, proof.path):
         raise _difference(leaf_shorts(message, headers), proof.shorts)
 
 
@@ -147,7 +239,7 @@ def _destination(destination: str) -> tuple[hashlib._Hash, bytes]:
     """Return a hasher that has taken the first part of a leaf, and the first bytes of that part's digest."""
     raw = destination.encode("utf-8")
     part = _DOMAIN + b"dv" + len(raw).to_bytes(8, "big") + raw
-    return leaf_hasher(part), hashlib.sha256(part).digest()[:_SHORT]
+    return hashlib.sha256(_LEAF + part), hashlib.sha256(part).digest()[:_SHORT]
 
 
 _DESTINATIONS: Final = Memo(_destination)
@@ -155,3 +247,19 @@ _DESTINATIONS: Final = Memo(_destination)
 
 def _invalid(detail: str) -> Rejection:
     return Rejection(Reason.PROOF_INVALID, detail)
+
+
+def _above(level: list[bytes]) -> list[bytes]:
+    """Return the level above another; an odd last node moves up."""
+    pairs = [node_hash(level[at], level[at + 1]) for at in range(0, len(level) - 1, 2)]
+    return pairs + level[len(pairs) * 2 :]
+
+
+def _below(level: list[bytes], above: list[bytes]) -> list[bytes]:
+    """Return the paths of a level's nodes: sibling, then the parent's path; an odd last node has that alone."""
+    found = []
+    for at in range(0, len(level) - 1, 2):
+        rest = above[at >> 1]
+        found.append(level[at + 1] + rest)
+        found.append(level[at] + rest)
+    return found + above[len(found) >> 1 :]

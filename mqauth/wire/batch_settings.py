@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, TypedDict
 
-from mqauth.errors import ConfigurationError
+from mqauth.errors import require
 from mqauth.wire.claims import MAX_BATCH
 
 DEFAULT_LINGER: Final = 0.002
@@ -34,5 +34,5 @@ def check_batching(batch: int, linger: float) -> None:
     Raises:
         ConfigurationError: one is.
     """
-    if type(batch) is not int or not 1 <= batch <= MAX_BATCH or not 0 <= linger <= MAX_LINGER:
-        raise ConfigurationError(f"batch is 1 to {MAX_BATCH}, linger 0 to {MAX_LINGER:.0f} seconds")
+    good = type(batch) is int and 1 <= batch <= MAX_BATCH and 0 <= linger <= MAX_LINGER
+    require(good, f"batch is 1 to {MAX_BATCH}, linger 0 to {MAX_LINGER:.0f} seconds")

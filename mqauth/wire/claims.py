@@ -136,7 +136,7 @@ def parse(raw: bytes) -> Claims:
 def _extra(found: dict[str, Any]) -> Mapping[str, Any]:
     """Return the claims that this profile does not name.
 
-    Their values are counted, since a list of empty lists takes twenty times its text in memory.
+    Their values are counted, since a list of empty lists takes many times its text in memory.
     """
     extra = {name: value for name, value in found.items() if name not in _REGISTERED}
     few = sum(map(_values, extra.values())) <= MAX_EXTRA

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -70,6 +71,15 @@ class Memo(dict[K, V]):
         self.keep(key, value, self._size(key))
         return value
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # copied and pickled empty: what is remembered can be made again, and a lock cannot be pickled
+        return partial(type(self), size=self._size, capacity=self._capacity), (self._function,)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        super().clear()
+        self._held = 0
+
     def keep(self, key: K, value: V, size: int) -> None:
         """Remember a value of so many bytes, unless there is one already or it is larger than its share."""
         with self._lock:
@@ -86,7 +96,6 @@ class Memo(dict[K, V]):
             return False
         if self._held + size > self._capacity:
             self.clear()
-            self._held = 0
         self._held += size
         return True
 

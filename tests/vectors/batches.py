@@ -7,9 +7,9 @@ from typing import Any
 
 from mqauth.testing import ATTACKS, BATCH_ATTACKS
 from mqauth.testing.attacks import honest_message
-from mqauth.testing.batchforge import SIZE, ForgedBatch, forge_batch, leaf_of
+from mqauth.testing.batchforge import SIZE, ForgedBatch, forge_batch, leaf_hash, leaf_of
+from mqauth.wire.batch import HASH_BYTES, Tree
 from mqauth.wire.json_form import to_form
-from mqauth.wire.merkle import HASH_BYTES, Tree, leaf_hash
 from mqauth.wire.message import Message, Origin
 from tests.vectors.world import (
     BATCH_FORGE,

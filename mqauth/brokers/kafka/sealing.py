@@ -20,7 +20,8 @@ from mqauth.signer import Prepared, Signer
 from mqauth.wire.message import TOKEN_HEADER
 
 MAX_TOPICS: Final = 10_000
-_FUTURE: Final[Any] = Future  # it has no types
+# kafka-python's class has no types.
+_FUTURE: Final[Any] = Future
 
 
 class InFlightLimit:
@@ -80,18 +81,18 @@ class InFlightLimit:
 
 
 class BatchHandover:
-    """The moment when one batch is given to the client, or fails; its futures wait for it."""
+    """The moment when one batch is given to the client, or fails; its futures wait for it.
 
-    __slots__ = ("_calls", "_lock", "_over")
+    Attributes:
+        over: set at that moment.
+    """
+
+    __slots__ = ("_calls", "_lock", "over")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._over = threading.Event()
+        self.over = threading.Event()
         self._calls: list[tuple[RecordFuture, Callable[[Any], Any]]] = []
-
-    def wait(self, timeout: float | None) -> bool:
-        """Return whether the batch was handed over, after at most so many seconds."""
-        return self._over.wait(timeout)
 
     def keep(self, future: RecordFuture, call: Callable[[Any], Any]) -> bool:
         """Keep a call to make with the client's future; return false where there is one already."""
@@ -105,7 +106,7 @@ class BatchHandover:
         with self._lock:
             for future, sent in outcomes:
                 future.sent = sent
-        self._over.set()
+        self.over.set()
 
     def call(self) -> None:
         """Make the calls that were kept, on this thread."""
@@ -154,7 +155,7 @@ class RecordFuture(_FUTURE):  # type: ignore[misc]
             Exception: why the record failed.
         """
         until = None if timeout is None else time.monotonic() + timeout
-        if self.sent is None and not self.stage.wait(timeout):
+        if self.sent is None and not self.stage.over.wait(timeout):
             raise KafkaTimeoutError(f"Timeout after waiting for {timeout} secs.")
         return self.sent.get(None if until is None else max(0.0, until - time.monotonic()))
 

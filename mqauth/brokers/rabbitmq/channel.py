@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, Final
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import WeakKeyDictionary, WeakSet
 
 from aio_pika import exceptions
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractRobustChannel
@@ -166,13 +166,8 @@ def watch(channel: object) -> None:
     if connection is None or connection in _WATCHED:
         return
     _WATCHED.add(connection)
-    unblocked = ref(getattr(connection, _UNBLOCKED))
-    connection.closing.add_done_callback(lambda _: _wake(unblocked()))
-
-
-def _wake(unblocked: asyncio.Event | None) -> None:
-    if unblocked is not None:
-        unblocked.set()
+    unblocked: asyncio.Event = getattr(connection, _UNBLOCKED)
+    connection.closing.add_done_callback(lambda _: unblocked.set())
 
 
 async def reopen(channel: object) -> None:

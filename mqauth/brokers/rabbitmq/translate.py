@@ -101,9 +101,6 @@ class Measured(aio_pika.Message):
         return found
 
 
-_MILLISECONDS: Final = 1000
-
-
 def from_native(incoming: AbstractIncomingMessage, *, queue: str, scope: str | None = None) -> Message:
     """Return a delivery as a ``Message``; never raises.
 
@@ -214,7 +211,7 @@ def _seconds(moment: object) -> int | None:
 def _milliseconds(expiration: object) -> int | None:
     # aio-pika gives an expiration in seconds, AMQP has milliseconds.
     if isinstance(expiration, int | float) and math.isfinite(expiration):
-        return round(expiration * _MILLISECONDS)
+        return round(expiration * 1000)
     return None
 
 

@@ -83,12 +83,14 @@ class Keystore:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with files.locked(self.folder):
             before = KeyRing() if files.is_missing(self.folder / KEYSET) else self.ring()
-            told = before.publish_delay if before.keys else 0
+            announced = before.publish_delay if before.keys else 0
             if publish_delay is not None:
                 before = replace(before, publish_delay=publish_delay)
             if names is None and before.keys:
                 names = before.keys[-1].key.subjects
-            after = ring.add(before, replace(key, subjects=names), self._now(), pending=pending, told=told)
+            after = ring.add(
+                before, replace(key, subjects=names), self._now(), pending=pending, announced=announced
+            )
             # The user of the folder can name only one passphrase, so the active key must open with it, too.
             if before.active is not None:
                 self.private_key(before.active)

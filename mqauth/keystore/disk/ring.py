@@ -23,7 +23,7 @@ from mqauth.wire.keys import Key, Revocation, public_members, thumbprint
 DEFAULT_PUBLISH_DELAY: Final = 600
 MAX_PUBLISH_DELAY: Final = 30 * 86_400
 DEFAULT_RETAIN: Final = 7 * 86_400
-PICKUP: Final = 300
+RETIREMENT_GRACE: Final = 300
 """Seconds for which consumers accept new tokens of a key after its retirement. Within that time running producers
 notice the retirement (60 s at most), and their messages reach the broker, which counts with ``at="append"``; the
 rest
@@ -77,7 +77,7 @@ class RingKey:
     @property
     def published(self) -> Key:
         """The key as consumers get it, with its end and its revocation."""
-        expires = None if self.retired is None else self.retired + PICKUP
+        expires = None if self.retired is None else self.retired + RETIREMENT_GRACE
         return replace(self.key.public_only, expires=expires, revocation=self.revocation)
 
 
@@ -123,7 +123,7 @@ class KeyRing:
         raise ConfigurationError(f"no key has the kid {kid!r}")
 
 
-def add(ring: KeyRing, key: Key, now: int, *, pending: bool = False, told: int = 0) -> KeyRing:
+def add(ring: KeyRing, key: Key, now: int, *, pending: bool = False, announced: int = 0) -> KeyRing:
     """Return the ring with a new key. The first key is active at once, unless ``pending``; later keys wait.
 
     Args:
@@ -131,12 +131,12 @@ def add(ring: KeyRing, key: Key, now: int, *, pending: bool = False, told: int =
         key: the new key.
         now: UTC seconds.
         pending: make a first key wait, too.
-        told: the publish delay that consumers have been told, in seconds. They call a new kid unknown for so
+        announced: the publish delay that consumers know, in seconds. They call a new kid unknown for so
             long, so that a lower delay has to wait until they can know it.
     """
     waits = bool(ring.keys) or pending
     # No key is ready before the keys that were made before it.
-    ready = max(now + max(ring.publish_delay, told), *(key.ready for key in ring.keys), 0) if waits else now
+    ready = max(now + max(ring.publish_delay, announced), *(key.ready for key in ring.keys), 0) if waits else now
     new = RingKey(
         key=key.public_only, state=State.PENDING if waits else State.ACTIVE, created=now, ready=ready,
         activated=None if waits else now,
@@ -205,7 +205,9 @@ def _with(ring: KeyRing, changed: RingKey) -> KeyRing:
 
 def _is_gone(key: RingKey, now: int, retain: int) -> bool:
     # A revoked key stays published for good, so that its tokens are rejected as key_revoked.
-    return key.state is State.RETIRED and key.retired is not None and now >= key.retired + PICKUP + retain
+    return (
+        key.state is State.RETIRED and key.retired is not None and now >= key.retired + RETIREMENT_GRACE + retain
+    )
 
 
 def describe(key: RingKey) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Endpoint:
         if not host or "@" in parts.netloc or parts.fragment:
             raise ConfigurationError("a JWKS URL has a host, and neither user, password nor fragment")
         tls = parts.scheme == "https"
-        if not tls and not (parts.scheme == "http" and unsafe_http_loopback and _is_loopback(host)):
+        if not tls and not (parts.scheme == "http" and unsafe_http_loopback and is_loopback(host)):
             raise ConfigurationError("a JWKS URL is https; http only on loopback, with unsafe_http_loopback")
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         port = port or (443 if tls else 80)
@@ -97,7 +97,7 @@ Dial = Callable[[Endpoint, Deadline, ssl.SSLContext | None], socket.socket]
 """Opens a connection, as ``connect`` does; tests put another function in its place."""
 
 
-def trust(ca: str | Path | None) -> ssl.SSLContext:
+def tls_context(ca: str | Path | None) -> ssl.SSLContext:
     """Return TLS settings that check certificates and names, against the CAs of a file or of the system.
 
     Raises:
@@ -191,7 +191,8 @@ class DeadlineSocket(io.RawIOBase):
         """Do nothing: ``http.client`` calls this before the body is read. The opener closes the connection."""
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Tell whether a host can only be this machine; it is not looked up."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -116,18 +116,9 @@ class Announcer:
         self._source = source
         self._on_event = on_event
         self._listeners: tuple[Listener, ...] = ()
-        self._counters: Counter[str] = Counter()
+        # Only the thread that fetches keys counts, so the counters need no lock.
+        self.counters: Counter[str] = Counter()
         self._lock = threading.Lock()
-
-    def count(self, name: str) -> None:
-        """Add one to a counter."""
-        with self._lock:
-            self._counters[name] += 1
-
-    def counters(self) -> dict[str, int]:
-        """Return a copy of the counters."""
-        with self._lock:
-            return dict(self._counters)
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Add a listener for new sets, and return the function that removes it."""
@@ -143,7 +134,7 @@ class Announcer:
     def publish(self, events: Iterable[Event], keys: KeySet | None) -> None:
         """Report events, with the version of the set that is in use after them."""
         for event in events:
-            self.count(event.kind.value)
+            self.counters[event.kind.value] += 1
             level = logging.WARNING if event.kind in _WARNINGS else logging.INFO
             _LOG.log(level, "%s: %s %s %s", self._source, event.kind.value, event.kid or "", event.detail)
             if self._on_event is not None:

@@ -32,7 +32,6 @@ from mqauth.wire import strict_json as strictjson
 from mqauth.wire.jwk import MAX_DOCUMENT
 
 MAX_BODY: Final = MAX_DOCUMENT
-_CHUNK: Final = 16 * 1024
 _DEPTH: Final = 8
 _MAX_ETAG: Final = 256
 # wbits of zlib for a gzip header, and no other.
@@ -152,23 +151,21 @@ def _body(response: http.client.HTTPResponse) -> bytes:
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip"):
         raise FetchFailed("its content encoding was not asked for")
-    # Some servers compress although we ask for identity. A small body may unpack to a huge one, hence the bound.
-    inflate = zlib.decompressobj(_GZIP) if encoding == "gzip" else None
-    body, taken = bytearray(), 0
     # The announced length first: then a large body is not read at all.
-    too_large = (response.length or 0) > MAX_BODY
-    while not too_large and (chunk := response.read(_CHUNK)):
-        taken += len(chunk)
+    if (response.length or 0) > MAX_BODY:
+        raise FetchFailed(f"over {MAX_BODY} bytes")
+    raw = body = response.read(MAX_BODY + 1)
+    # Some servers compress although we ask for identity. A small body may unpack to a huge one, hence the bound.
+    if encoding == "gzip":
         try:
-            body += chunk if inflate is None else inflate.decompress(chunk, MAX_BODY + 1 - len(body))
+            body = zlib.decompressobj(_GZIP).decompress(raw, MAX_BODY + 1)
         except zlib.error as error:
             raise FetchFailed("its content encoding is broken") from error
-        too_large = max(taken, len(body)) > MAX_BODY
-    if too_large:
+    if max(len(raw), len(body)) > MAX_BODY:
         raise FetchFailed(f"over {MAX_BODY} bytes")
     if response.length:
         raise FetchFailed("the answer ends early")
-    return bytes(body)
+    return body
 
 
 def _etag(value: str | None) -> str | None:

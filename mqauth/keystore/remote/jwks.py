@@ -16,10 +16,10 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
 from mqauth.keystore.disk import files
 from mqauth.keystore.remote import rules, snapshot
-from mqauth.keystore.remote.connection import Endpoint, FetchFailed, trust
+from mqauth.keystore.remote.connection import Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote.events import Announcer, Event, EventKind, Health, Listener, OnEvent
 from mqauth.keystore.remote.fetch import DiscoveredFetch, Fetch, URLFetch
-from mqauth.keystore.remote.refresher import Ended, ThreadRefresher, attempt_end, in_event_loop
+from mqauth.keystore.remote.refresher import Ended, ThreadRefresher, in_event_loop
 from mqauth.keystore.remote.rules import AbsentKids, Answer, Cache, Limits, Ruling
 from mqauth.wire.keys import KeySet
 
@@ -76,7 +76,7 @@ class JWKS:
         )
         endpoint = Endpoint.parse(url, unsafe_http_loopback=unsafe_http_loopback)
         self._fetch = fetch or URLFetch(
-            endpoint, timeout=timeout, context=trust(ca) if endpoint.tls else None, clock=clock
+            endpoint, timeout=timeout, context=tls_context(ca) if endpoint.tls else None, clock=clock
         )
         self.source = endpoint.shown
         self._snapshot = None if snapshot is None else Path(snapshot)
@@ -86,7 +86,7 @@ class JWKS:
         self._cache = Cache()
         self._absent = AbsentKids()
         self._condition = threading.Condition()
-        self._ended = attempt_end()
+        self._ended = Ended()
         self._closed = False
         self._refresher = refresher(self._condition, self._work)
         self._restore()
@@ -123,7 +123,11 @@ class JWKS:
         now = self._clock.monotonic()
         if now >= self._cache.due:
             self._refresher.ensure()
-        return self._usable(self._cache, now)
+        cache = self._cache
+        keys = rules.usable(cache, now, self._limits)
+        if keys is None:
+            raise _unavailable(cache)
+        return keys
 
     def refresh(self, kid: str, received: float, /) -> KeySet:
         """Look again for a kid that the set lacks. Blocks for ``wait`` seconds at most, and no event loop.
@@ -169,7 +173,7 @@ class JWKS:
         keys = rules.usable(cache, now, limits)
         return Health(
             source=self.source,
-            state=rules.condition(cache, now, limits),
+            state=rules.state_of(cache, now, limits),
             version=None if keys is None else keys.version,
             keys=0 if keys is None else len(keys.keys),
             age=None if cache.keys is None else now - cache.asked,
@@ -179,7 +183,7 @@ class JWKS:
             last_failure=cache.failure,
             held=tuple(sorted(cache.suspects)),
             skipped=() if cache.keys is None else cache.keys.skipped,
-            counters=self._announcer.counters(),
+            counters=dict(self._announcer.counters),
         )
 
     def _since(self, received: float) -> float:
@@ -196,7 +200,7 @@ class JWKS:
             ruling = rules.rule(
                 self._cache, kid, received=since, now=now, limits=self._limits, absent=self._absent
             )
-            if ruling is Ruling.ANSWER and rules.in_vain(self._cache, kid, since):
+            if ruling is Ruling.ANSWER and rules.asked_in_vain(self._cache, kid, since):
                 self._absent.add(kid, self._cache.origin)
             if ruling is not Ruling.ASK:
                 return ruling, self._ended, self._cache.attempt + self._limits.wait - now
@@ -209,7 +213,9 @@ class JWKS:
     def _settle(self, ruling: Ruling) -> KeySet:
         """Turn a ruling into a set, a rejection or a deferral."""
         cache = self._cache
-        keys = self._usable(cache, self._clock.monotonic())
+        keys = rules.usable(cache, self._clock.monotonic(), self._limits)
+        if keys is None:
+            raise _unavailable(cache)
         if ruling is Ruling.ANSWER:
             return keys
         if ruling is Ruling.OUTLIVED:
@@ -218,15 +224,9 @@ class JWKS:
             )
         raise Unavailable(Cause.KEY_PENDING, cache.failure or "the issuer has not answered yet")
 
-    def _usable(self, cache: Cache, now: float) -> KeySet:
-        keys = rules.usable(cache, now, self._limits)
-        if keys is None:
-            raise Unavailable(Cause.KEYS_UNAVAILABLE, cache.failure or "no key set was fetched yet")
-        return keys
-
     def _begin(self, now: float) -> None:
         self._cache = rules.begin(self._cache, now)
-        self._ended = attempt_end()
+        self._ended = Ended()
 
     def _work(self) -> float:
         """Make the attempt that is asked for or due, if any; return the seconds until the next one is due."""
@@ -237,7 +237,7 @@ class JWKS:
                     return self._cache.due - now
                 self._begin(now)
             asked, etag = self._cache.attempt, rules.validator(self._cache)
-        self._announcer.count("attempts")
+        self._announcer.counters["attempts"] += 1
         self._take(self._attempt(etag), asked)
         return self._cache.due - self._clock.monotonic()
 
@@ -300,6 +300,10 @@ class JWKS:
         self._announcer.publish((Event(kind=kind, detail=detail),), self._cache.keys)
 
 
+def _unavailable(cache: Cache) -> Unavailable:
+    return Unavailable(Cause.KEYS_UNAVAILABLE, cache.failure or "no key set was fetched yet")
+
+
 class JWKSSettings(TypedDict, total=False):
     """The arguments of ``JWKS`` that ``discover`` takes, too."""
 
@@ -336,6 +340,6 @@ def discover(
         ConfigurationError: the issuer is not an https URL, or a bound is not allowed.
     """
     fetch = DiscoveredFetch(
-        issuer, unsafe_http_loopback=unsafe_http_loopback, timeout=timeout, context=trust(ca), clock=clock
+        issuer, unsafe_http_loopback=unsafe_http_loopback, timeout=timeout, context=tls_context(ca), clock=clock
     )
     return JWKS(issuer, fetch=fetch, unsafe_http_loopback=unsafe_http_loopback, clock=clock, **settings)

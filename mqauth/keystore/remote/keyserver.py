@@ -18,7 +18,7 @@ from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError
 from mqauth.keystore.disk.files import Stamp
 from mqauth.keystore.disk.folder import Keystore, RepeatedLog
-from mqauth.keystore.disk.ring import PICKUP, KeyRing, State
+from mqauth.keystore.disk.ring import RETIREMENT_GRACE, KeyRing, State
 from mqauth.keystore.remote.rules import MAX_PUBLISH_DELAY
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.jwk import MAX_DOCUMENT, dump_key_set, load_key_set
@@ -91,7 +91,7 @@ def _changes(rings: Iterable[KeyRing]) -> Iterator[int]:
             if key.state is State.PENDING:
                 yield key.ready
             if key.retired is not None:
-                yield from (key.retired + PICKUP, key.retired + PICKUP + ring.retain)
+                yield from (key.retired + RETIREMENT_GRACE, key.retired + RETIREMENT_GRACE + ring.retain)
             if key.revocation is not None:
                 yield key.revocation.revoked_at
 

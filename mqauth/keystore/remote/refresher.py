@@ -17,14 +17,6 @@ Ended = concurrent.futures.Future[None]
 """Done when an attempt has ended. Threads and event loops wait for the same one."""
 
 
-def attempt_end() -> Ended:
-    """Return the future for the end of one attempt."""
-    ended = Ended()
-    # From now on it cannot be cancelled: one waiter that is cancelled must not end the wait of the others.
-    ended.set_running_or_notify_cancel()
-    return ended
-
-
 class ThreadRefresher:
     """One daemon thread, which starts when it is first needed, and again in a child after a fork.
 
@@ -62,12 +54,8 @@ class ThreadRefresher:
 
     async def pause(self, ended: Ended, seconds: float, /) -> None:
         """Wait until an attempt has ended, for a number of seconds at most, without blocking the event loop."""
-        waiting = asyncio.wrap_future(ended)
-        try:
-            await asyncio.wait((waiting,), timeout=seconds)
-        finally:
-            # The attempt may outlive this loop, and must not call it then.
-            waiting.cancel()
+        # Unlike wait_for, wait does not cancel the future: others wait for it, too.
+        await asyncio.wait((asyncio.wrap_future(ended),), timeout=seconds)
 
     def close(self) -> None:
         """Stop the thread and wait for it; an attempt in flight ends by its own timeout."""

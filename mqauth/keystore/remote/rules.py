@@ -20,7 +20,7 @@ from mqauth.wire.keys import KeySet
 
 COOLDOWN: Final = 30.0
 """Seconds between the beginnings of two attempts for the sake of unknown kids, also during an outage."""
-LADDER: Final = 2.0
+FIRST_RETRY: Final = 2.0
 """Seconds before the second attempt of a cache that never had a set; doubles up to ``COOLDOWN``."""
 MAX_STALE: Final = 7 * 86400
 MAX_PUBLISH_DELAY: Final = 7 * 86400.0
@@ -106,7 +106,7 @@ class Cache:
         failing_since: when the first failed attempt of the present outage began.
         failures: the number of failed attempts in a row.
         failure: the reason why the last attempt failed.
-        told: the state that an event announced last.
+        announced: the state that an event announced last.
     """
 
     keys: KeySet | None = None
@@ -124,7 +124,7 @@ class Cache:
     failing_since: float | None = None
     failures: int = 0
     failure: str | None = None
-    told: str = "fresh"
+    announced: str = "fresh"
 
 
 Step = tuple[Cache, tuple[Event, ...]]
@@ -135,7 +135,7 @@ def usable(cache: Cache, now: float, limits: Limits) -> KeySet | None:
     return cache.keys if now - cache.asked <= limits.max_stale else None
 
 
-def condition(cache: Cache, now: float, limits: Limits) -> Literal["fresh", "stale", "unavailable"]:
+def state_of(cache: Cache, now: float, limits: Limits) -> Literal["fresh", "stale", "unavailable"]:
     """Return the state of a cache as ``Health`` names it."""
     if usable(cache, now, limits) is None:
         return "unavailable"
@@ -189,7 +189,7 @@ def answered(cache: Cache, answer: Answer, *, asked: float, limits: Limits, jitt
         date=answer.date if settled and answer.date is not None else cache.date,
         etag=(cache.etag if unchanged else answer.etag) if settled else None,
         suspects=merged.suspects, in_flight=False, due=asked + max(ahead, COOLDOWN),
-        failing_since=None, failures=0, failure=None, seen_empty=False, told="fresh",
+        failing_since=None, failures=0, failure=None, seen_empty=False, announced="fresh",
     )  # fmt: skip
     same = cache.keys is not None and merged.keys.version == cache.keys.version
     return result, (Event(kind=EventKind.REFRESHED, detail="unchanged" if same else ""), *merged.events)
@@ -200,16 +200,16 @@ def failed(cache: Cache, failure: str, *, asked: float, now: float, limits: Limi
     if asked != cache.attempt or not cache.in_flight:
         return cache, ()
     # Without any set the first attempts follow each other faster.
-    pause = COOLDOWN if cache.keys is not None else min(COOLDOWN, LADDER * 2.0 ** min(cache.failures, 10))
-    state = condition(cache, now, limits)
+    pause = COOLDOWN if cache.keys is not None else min(COOLDOWN, FIRST_RETRY * 2.0 ** min(cache.failures, 10))
+    state = state_of(cache, now, limits)
     result = replace(
         cache,
         in_flight=False, due=asked + pause * (1 + 0.25 * jitter),
         failing_since=asked if cache.failing_since is None else cache.failing_since,
-        failures=cache.failures + 1, failure=failure, told=state,
+        failures=cache.failures + 1, failure=failure, announced=state,
     )  # fmt: skip
     events = [Event(kind=EventKind.FAILED, detail=failure)]
-    if state != cache.told:
+    if state != cache.announced:
         events.append(Event(kind=EventKind(state)))
     return result, tuple(events)
 
@@ -273,7 +273,7 @@ def rule(cache: Cache, kid: str, *, received: float, now: float, limits: Limits,
     keys = usable(cache, now, limits)
     # A key that signs now has been published for the delay, so that a set younger than that would have it.
     young = now - cache.origin < max(limits.publish_delay, cache.publish_delay)
-    settled = young or absent.has(kid, now) or in_vain(cache, kid, received)
+    settled = young or absent.has(kid, now) or asked_in_vain(cache, kid, received)
     if keys is not None and (settled or keys.get(kid) is not None):
         return Ruling.ANSWER
     if cache.in_flight:
@@ -291,7 +291,7 @@ def rule(cache: Cache, kid: str, *, received: float, now: float, limits: Limits,
     return Ruling.PENDING if now - cache.failing_since < limits.max_hold else Ruling.OUTLIVED
 
 
-def in_vain(cache: Cache, kid: str, received: float) -> bool:
+def asked_in_vain(cache: Cache, kid: str, received: float) -> bool:
     """Tell whether the issuer has answered since the message came, and without its kid."""
     answered_since = min(cache.asked, cache.origin) >= received
     return answered_since and cache.keys is not None and cache.keys.get(kid) is None

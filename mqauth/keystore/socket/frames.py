@@ -56,14 +56,14 @@ class FrameSocket:
         Raises:
             OSError: no frame came in time.
         """
-        start = b"" if idle is None else self._some(1, self._clock.monotonic() + idle)
+        start = b"" if idle is None else self._read(1, self._clock.monotonic() + idle)
         # One deadline for the whole frame: a client that sends a byte now and then must not hold a thread.
         deadline = self._clock.monotonic() + seconds
-        (size,) = _HEAD.unpack(self._exactly(_HEAD.size, deadline, start))
+        (size,) = _HEAD.unpack(self._read(_HEAD.size, deadline, start))
         if size > MAX_FRAME:
             raise ConnectionError(f"a frame of {size} bytes is over {MAX_FRAME}")
         try:
-            members = strictjson.loads(self._exactly(size, deadline), depth=_DEPTH)
+            members = strictjson.loads(self._read(size, deadline), depth=_DEPTH)
         except strictjson.StrictJSONError as error:
             raise ConnectionError("a frame is not JSON") from error
         if not isinstance(members, dict):
@@ -79,22 +79,27 @@ class FrameSocket:
         """Close the connection."""
         self._socket.close()
 
-    def _exactly(self, size: int, deadline: float, start: bytes = b"") -> bytes:
+    def _read(self, size: int, deadline: float, start: bytes = b"") -> bytes:
         raw = bytearray(start)
         while len(raw) < size:
-            raw += self._some(size - len(raw), deadline)
+            self._socket.settimeout(time_left(self._clock, deadline))
+            chunk = self._socket.recv(size - len(raw))
+            if not chunk:
+                raise ConnectionError("the connection was closed")
+            raw += chunk
         return bytes(raw)
 
-    def _some(self, most: int, deadline: float) -> bytes:
-        """Return at least one byte, and at most ``most`` bytes."""
-        left = deadline - self._clock.monotonic()
-        if left <= 0:
-            raise TimeoutError("too slow")
-        self._socket.settimeout(left)
-        raw = self._socket.recv(most)
-        if not raw:
-            raise ConnectionError("the connection was closed")
-        return raw
+
+def time_left(clock: Clock, deadline: float) -> float:
+    """Return the seconds until a deadline, more than 0.
+
+    Raises:
+        TimeoutError: it has passed.
+    """
+    left = deadline - clock.monotonic()
+    if left <= 0:
+        raise TimeoutError("too slow")
+    return left
 
 
 def peer_user(connection: socket.socket) -> int | None:

@@ -19,7 +19,7 @@ from typing import Any, Final
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, Unavailable
 from mqauth.keystore.disk.files import reason
-from mqauth.keystore.socket.frames import MAX_DATA, FrameSocket, peer_user
+from mqauth.keystore.socket.frames import MAX_DATA, FrameSocket, peer_user, time_left
 from mqauth.wire import base64url
 from mqauth.wire.claims import is_name
 from mqauth.wire.keys import ALGORITHMS, MAX_KID
@@ -147,8 +147,8 @@ class SocketSigner:
         # After any failure the connection is not used again: a late answer could be taken for another one.
         try:
             frames = self._frames = self._frames or self._connect(deadline)
-            frames.send({"id": self._number, **request}, self._left(deadline))
-            answer = frames.receive(self._left(deadline))
+            frames.send({"id": self._number, **request}, time_left(self._clock, deadline))
+            answer = frames.receive(time_left(self._clock, deadline))
             if answer.get("id") != self._number:
                 raise ConnectionError("an answer to something else")
         except BaseException:
@@ -159,7 +159,7 @@ class SocketSigner:
     def _connect(self, deadline: float) -> FrameSocket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.settimeout(self._left(deadline))
+            connection.settimeout(time_left(self._clock, deadline))
             connection.connect(str(self.path))
             # Another user may have put a socket of his own under the path.
             user = peer_user(connection)
@@ -169,12 +169,6 @@ class SocketSigner:
             connection.close()
             raise
         return FrameSocket(connection, self._clock)
-
-    def _left(self, deadline: float) -> float:
-        left = deadline - self._clock.monotonic()
-        if left <= 0:
-            raise TimeoutError("too slow")
-        return left
 
     def _described(self, answer: dict[str, Any]) -> RemoteKey:
         """Return the key that an answer describes; the same object as before if it is the same key."""

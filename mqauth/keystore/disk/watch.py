@@ -1,4 +1,9 @@
-"""The active key of a keystore folder, for a producer that keeps running through rotations."""
+"""Keys that follow the disk while a process runs: the active key of a keystore folder, and a JWK Set file.
+
+Both look at the disk when a key is asked for, and not more often than every few seconds. Of several threads one
+looks, and the others go on with what they have. What can no longer be read leaves the last good state in use, and
+is logged.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +15,21 @@ from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError
-from mqauth.keystore.disk.files import Stamp
+from mqauth.keystore.disk import files
 from mqauth.keystore.disk.folder import Keystore, RepeatedLog
-from mqauth.keystore.disk.ring import PICKUP, KeyRing, RingKey
+from mqauth.keystore.disk.ring import RETIREMENT_GRACE, KeyRing, RingKey
+from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
 from mqauth.wire.jws import LocalSigningKey
+from mqauth.wire.keys import KeySet
 
 LOOK_EVERY: Final = 5.0
 MAX_LOOK: Final = 60.0
-"""Seconds; by then a fifth of ``ring.PICKUP`` has passed before a producer notices that its key retired."""
-MAX_STALE: Final = PICKUP - MAX_LOOK
-"""Seconds; consumers refuse a key that retired unnoticed after ``ring.PICKUP``."""
+"""Seconds; a producer then notices that its key retired within a fifth of ``ring.RETIREMENT_GRACE``."""
+MAX_STALE: Final = RETIREMENT_GRACE - MAX_LOOK
+"""Seconds; consumers refuse a key that retired unnoticed after ``ring.RETIREMENT_GRACE``."""
 LONGEST_STALE: Final = 86_400.0
+FILE_LOOK_EVERY: Final = 1.0
+"""Seconds between two looks at a JWK Set file for the sake of known kids, so that a revocation is noticed."""
 _LOG: Final = logging.getLogger("mqauth.keystore")
 
 
@@ -31,8 +40,7 @@ class ActiveKey:
     two numbers are compared. Every ``look_every`` seconds a token costs a ``stat``, and a read if the file has
     changed. A key that is known to be retired or revoked signs nothing more, even if its successor cannot be
     read. While the folder cannot be read the last key goes on signing, for ``max_stale`` seconds at most, and an
-    error is logged once a minute. Threads and event loops may share the object, and it goes on in a child after a
-    fork.
+    error is logged once a minute. Threads and event loops may share it, and a child after a fork.
 
     Args:
         folder: the keystore folder.
@@ -63,7 +71,7 @@ class ActiveKey:
         self._looked = self._read = clock.monotonic()
         # The key, or the reason why there is none. One tuple, so that a thread never sees parts of two states.
         self._state: tuple[LocalSigningKey | None, str] = (None, "")
-        self._stamp: Stamp | None = None
+        self._stamp: files.Stamp | None = None
         self._follow(self._keystore.stamp(), self._keystore.ring())
         self.signing_key()
 
@@ -111,7 +119,7 @@ class ActiveKey:
             self._follow(stamp, keys)
         self._read = now
 
-    def _follow(self, stamp: Stamp | None, keys: KeyRing) -> None:
+    def _follow(self, stamp: files.Stamp | None, keys: KeyRing) -> None:
         """Sign with the active key of a ring, and with none until that key was read."""
         active, (before, _) = keys.active, self._state
         # The stamp counts once the key was read, so that a PEM file that could not be read is tried at each look.
@@ -149,3 +157,65 @@ class ActiveKey:
             why = f"{why}, for too long to know whether key {key.kid} may sign"
             self._state = (None, why)
         self._errors.log(why)
+
+
+class JWKSFile:
+    """The keys of a JWK Set file, as fresh as the file.
+
+    If the file later becomes unusable, the last good set stays in use, and one error is logged for each change of
+    the file. An unknown kid causes a look at once. A known kid causes a look at most once a second, which costs a
+    ``stat`` and waits for nobody.
+
+    Args:
+        path: the file, at most 256 KiB.
+        clock: tells the time.
+
+    Raises:
+        ConfigurationError: the file is missing, is not a JWK Set, or has no key that can be used.
+    """
+
+    def __init__(self, path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.path = Path(path)
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._stamp = files.stamp(self.path)
+        self._looked = clock.monotonic()
+        self._keys = self._read()
+        if not self._keys.keys:
+            raise ConfigurationError(f"{self.path}: no key that can be used")
+
+    def key_set(self) -> KeySet:
+        """Return the set in use, after a look at the file where the last one is a second ago."""
+        if self._clock.monotonic() - self._looked >= FILE_LOOK_EVERY and self._lock.acquire(blocking=False):
+            try:
+                self._look()
+            finally:
+                self._lock.release()
+        return self._keys
+
+    def refresh(self, kid: str, received: float, /) -> KeySet:
+        """Look at the file again and return the set that is in use then (``KeySource``)."""
+        with self._lock:
+            self._look()
+        return self._keys
+
+    def _look(self) -> None:
+        self._looked = self._clock.monotonic()
+        # The stamp comes before the content, so that a write in between shows at the next look.
+        stamp = files.stamp(self.path)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._keys = self._read()
+        except ConfigurationError as error:
+            _LOG.error("%s; the last good set of %d keys stays in use", error, len(self._keys.keys))
+
+    def _read(self) -> KeySet:
+        keys = load_key_set(files.read_bounded(self.path, MAX_DOCUMENT), name=str(self.path))
+        # An empty set may be meant. A set in which no key can be used is a mistake.
+        if keys.skipped and not keys.keys:
+            raise ConfigurationError(f"{self.path}: no key that can be used: {keys.skipped[0]}")
+        for line in keys.skipped:
+            _LOG.warning("%s: skipped %s", self.path, line)
+        return keys

@@ -135,6 +135,7 @@ class CurrentIndex:
         now, known = self._clock.monotonic(), self._overview
         if known is not None and known.complete == index.complete and known.total == index.size:
             return known
+        # An index that grows has more letters every few milliseconds.
         if known is not None and not index.complete and now - self._made < FRESH:
             return known
         self._made = now
