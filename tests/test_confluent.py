@@ -11,7 +11,7 @@ from typing import Any
 import aiokafka
 import confluent_kafka
 import pytest
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 
 from mqauth import MemoryReplayStore, Pipeline, Verdict
 from mqauth.brokers import confluent
@@ -593,7 +593,7 @@ class Partition(confluent_kafka.Consumer):
         self.batches: list[Any] = []
         self.answers: list[Any] = []
         self.asked: list[Any] = []
-        self.generation = 1
+        self.generation, self.offset = 1, 3
         self.starting = False
 
     def subscribe(self, topics: Any, on_assign: Any, on_revoke: Any, on_lost: Any) -> None:  # type: ignore[override]
@@ -628,7 +628,7 @@ class Partition(confluent_kafka.Consumer):
         self.asked.append(("assign", sorted((each.partition, each.offset) for each in partitions)))
 
     def position(self, partitions: Any) -> Any:
-        return [TopicPartition("orders", each.partition, 3) for each in partitions]
+        return [TopicPartition("orders", each.partition, self.offset) for each in partitions]
 
 
 class Desk:
@@ -775,6 +775,33 @@ def test_eager_rebalance(generation: int, start: list[Any], desk: Desk) -> None:
     desk.client.on_assign(desk.client, [PLACE])
     assert [each for each in desk.client.asked if each[0] == "assign"] == start
     assert desk.known() == ([1, 2] if start else [])
+
+
+def test_rebalances_in_a_row(desk: Desk) -> None:
+    """A position that the client does not tell, since nothing was read after it was set, is kept all the same."""
+    desk.receive(1, 2)
+    for generation in (2, 3):
+        desk.client.on_revoke(desk.client, [PLACE])
+        desk.client.generation, desk.client.offset = generation, OFFSET_INVALID
+        desk.client.on_assign(desk.client, [PLACE])
+    assert [each for each in desk.client.asked if each[0] == "assign"] == [("assign", [(0, 3)])] * 2
+    assert desk.known() == [1, 2]
+
+
+def test_seek_before_a_rebalance(desk: Desk) -> None:
+    """So is one that a seek has set."""
+    desk.receive(1, 2, 3)
+    partition = desk.assignment.choose()
+    assert partition is not None
+    partition.put_back()
+    desk.assignment.visit_ended(partition)
+    desk.poller.poll(joins=False)
+    assert desk.client.asked[-1] == ("seek", 0, 2)
+    desk.client.offset, desk.client.generation = OFFSET_INVALID, 1
+    desk.client.on_revoke(desk.client, [PLACE])
+    desk.client.generation = 2
+    desk.client.on_assign(desk.client, [PLACE])
+    assert ("assign", [(0, 2)]) in desk.client.asked
 
 
 def test_read_by_the_revoking_call(desk: Desk) -> None:

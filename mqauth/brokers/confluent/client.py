@@ -1,7 +1,7 @@
-"""What a confluent-kafka client must be set up like, and what its error codes mean.
+"""Checks of the confluent-kafka objects that users give us, and the meaning of their error codes.
 
-A client of confluent-kafka tells none of its settings. What a consumer's safety hangs on is found out by calls
-that ask the broker nothing; of a producer the settings themselves are asked for.
+A client of confluent-kafka does not tell its settings. Of a consumer, the one setting that matters is found out
+by a call; of a producer, the user gives us the settings beside the client.
 """
 
 from __future__ import annotations
@@ -37,17 +37,16 @@ COMES_AGAIN: Final = frozenset(
         KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.UNSTABLE_OFFSET_COMMIT,
     )
 )  # fmt: skip
-"""Codes of what is to be tried again. Kafka's own table says ``retriable`` of them; librdkafka tells it of
-transactions alone."""
+"""Codes of errors after which the same call may succeed; ``KafkaError.retriable`` knows transactions only."""
 _ALL: Final = (-1, "-1", "all")
 
 
 class Membership(NamedTuple):
-    """Of which group a consumer is, and since which rebalance.
+    """A consumer's membership of its group.
 
     Args:
         group: the group's id.
-        generation: the rebalance's number, -1 while the consumer is no member.
+        generation: the number of the last rebalance, -1 while the consumer is no member.
     """
 
     group: str
@@ -55,16 +54,14 @@ class Membership(NamedTuple):
 
 
 def check_consumer(client: Any) -> None:
-    """Refuse a consumer whose settings lose, change or condemn messages.
-
-    Where librdkafka stores no offsets by itself, ``enable.auto.commit`` has nothing to commit: that one setting
-    is enough, and the only one that a client gives away. Storing no offsets at all is refused at once where it is
-    on, without a word to the broker.
+    """Refuse a consumer that commits by itself, or deserializes before verification.
 
     Raises:
-        ConfigurationError: it is of another kind, deserializes before verification, or stores offsets by itself.
+        ConfigurationError: it does, or it is of another kind.
     """
     _check_kind(client, confluent_kafka.Consumer, confluent_kafka.DeserializingConsumer)
+    # Storing an empty list of offsets fails with _INVALID_ARG where enable.auto.offset.store is on, and asks the
+    # broker nothing. Without stored offsets enable.auto.commit has nothing to commit, on or off.
     try:
         client.store_offsets(offsets=[])
     except KafkaException as error:
@@ -74,7 +71,7 @@ def check_consumer(client: Any) -> None:
 
 
 def check_producer(client: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Refuse a producer that would change what was signed; return its settings, named with dots.
+    """Refuse a producer that serializes after signing; return its settings, with names in dots.
 
     Args:
         client: the producer.
@@ -85,31 +82,31 @@ def check_producer(client: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     _check_kind(client, confluent_kafka.Producer, confluent_kafka.SerializingProducer)
     if not isinstance(config, Mapping):
-        raise ConfigurationError("config is the mapping that the Producer was made with: it tells no settings")
+        raise ConfigurationError("config must be the mapping that the Producer was made with")
     found = {name.replace("_", "."): value for name, value in config.items()}
     return found | dict(found.get("default.topic.config", {}))
 
 
 def waits_for_all(config: Mapping[str, Any]) -> bool:
-    """Tell whether every replica in sync acknowledges a producer's records, which is librdkafka's default."""
+    """Return whether all replicas in sync acknowledge a producer's records, as they do by default."""
     return all(config.get(name, "all") in _ALL for name in ("acks", "request.required.acks"))
 
 
 def is_idempotent(config: Mapping[str, Any]) -> bool:
-    """Tell whether a producer's own retries make no second copy; librdkafka's default is that they may."""
+    """Return whether a producer's own retries write no second copy; librdkafka's default is that they may."""
     return bool(config.get("transactional.id")) or str(config.get("enable.idempotence")).lower() == "true"
 
 
 def membership_of(client: Any) -> Membership:
-    """Return a consumer's group and generation, which it tells in an encoding of librdkafka's own.
+    """Return a consumer's group and generation, decoded from librdkafka's own encoding.
 
     Raises:
-        ConfigurationError: the encoding is another.
+        ConfigurationError: the encoding is not the one of librdkafka 2.
     """
     found = bytes(client.consumer_group_metadata())
     begin = len(_METADATA) + 4
     if not found.startswith(_METADATA):
-        raise ConfigurationError(f"group metadata begin with {_METADATA!r} in librdkafka 2, not {found[:7]!r}")
+        raise ConfigurationError(f"the group's metadata must begin with {_METADATA!r}, not {found[:7]!r}")
     generation = int.from_bytes(found[len(_METADATA) : begin], sys.byteorder, signed=True)
     return Membership(found[begin:].partition(b"\0")[0].decode("utf-8"), generation)
 
@@ -121,7 +118,6 @@ def error_of(raised: BaseException) -> KafkaError:
 
 
 def _check_kind(client: Any, kind: type, refused: type) -> None:
-    """Refuse a client of another library, and one that runs code between the wire and us."""
     if isinstance(client, refused) or not isinstance(client, kind):
         found = f"{type(client).__module__}.{type(client).__name__}"
         raise ConfigurationError(f"a confluent_kafka.{kind.__name__} is needed, not {found}")

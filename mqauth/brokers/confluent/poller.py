@@ -1,19 +1,19 @@
-"""What is asked of the ``confluent_kafka.Consumer`` itself, by the thread that has the turn; what it calls back.
+"""The calls of a ``confluent_kafka.Consumer``: consume, pause, seek, commit; and its rebalance callbacks.
 
-librdkafka calls back inside ``consume``, where partitions are taken away or given, and goes on with the rebalance
-once the call has returned. So a revocation waits there for what runs, and commits it.
+librdkafka runs the callbacks inside ``consume``, and goes on with the rebalance when the callback has returned. So
+the callback of a revocation waits for running handlers and commits, before the partitions go to another member.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from confluent_kafka import KafkaException, TopicPartition
 
 from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, membership_of
-from mqauth.brokers.confluent.positions import KeptPositions, Place, native, place_of
+from mqauth.brokers.confluent.positions import KeptPositions, Place, native, places_of
 from mqauth.brokers.confluent.replies import Replies
 from mqauth.brokers.confluent.translate import Logs, from_native, heed
 from mqauth.brokers.log.records import NO_LOG
@@ -23,18 +23,18 @@ from mqauth.errors import ConfigurationError
 from mqauth.wire.message import Message
 
 IDLE: Final = 0.2
-"""Seconds one ``consume`` may wait, since nothing wakes it: how soon ``stop`` is seen."""
+"""Most seconds of one ``consume``: nothing wakes it, so this is how soon ``stop()`` is seen."""
 MOST: Final = 500
-"""Records of one poll."""
+"""Most records of one ``consume``."""
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 class Poller:
-    """Makes one client's calls.
+    """The calls of one client, made by the thread that holds the poll lock (``LogClient``).
 
     Args:
         client: the ``confluent_kafka.Consumer``.
-        assignment: what is wished for, and what is told of what came of it.
+        assignment: says which calls to make, and gets the records.
         replies: send answers.
     """
 
@@ -46,7 +46,7 @@ class Poller:
         self._scope = membership_of(client).group
         self._held: set[Place] = set()
         self._paused: set[Place] = set()
-        self._late: dict[Place, int] = {}  # seeks that the client has not taken yet
+        self._late: dict[Place, int] = {}  # seeks that the client has refused so far
         self._kept = KeptPositions()
         self._settle: Callable[[], None]
         self._closed = False
@@ -55,29 +55,29 @@ class Poller:
         """Subscribe, or take the partitions that were assigned by hand.
 
         Args:
-            topics: what to subscribe to.
-            settle: lets what runs end, and commits it.
+            topics: the topics to subscribe to.
+            settle: waits for running handlers, and commits (``LogConsumer.settle``).
 
         Raises:
             ConfigurationError: no topic is named, and no partition is assigned.
         """
         self._settle = settle
         if isinstance(topics, str):
-            raise ConfigurationError("topics is a list of names, not one name")
+            raise ConfigurationError(f"topics must be a list of names, not the text {topics!r}")
         if topics:
             self._client.subscribe(
                 list(topics), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
             )
             return
-        self._held = _places(self._client.assignment())
+        self._held = places_of(self._client.assignment())
         if not self._held or self._client.memberid():
-            raise ConfigurationError("name topics, from which no client is subscribed yet, or assign partitions")
+            raise ConfigurationError("topics must name a topic, unless partitions were assigned by hand")
 
     def poll(self, *, joins: bool) -> None:
-        """Ask the client for what is wished, and note what it returns.
+        """Make the calls that the assignment asks for, consume, and add the records to the assignment.
 
         Args:
-            joins: without meaning here: a rebalance that becomes due is told inside, and waits there.
+            joins: not used: librdkafka cannot put a rebalance off, but its callback waits for handlers.
 
         Raises:
             PoisonRecordError: a record cannot be parsed.
@@ -96,10 +96,10 @@ class Poller:
                 self._assignment.receive(place, messages)
 
     def commit(self, *, last: bool = False) -> None:
-        """Commit what is settled, where it is time.
+        """Commit the offsets that are due.
 
         Args:
-            last: there is no later time.
+            last: whether this is the last commit.
 
         Raises:
             KafkaException: the broker refuses for good, for lack of rights for example.
@@ -117,26 +117,29 @@ class Poller:
             if error_of(error).code() not in COMES_AGAIN:
                 raise
             self._assignment.commit_failed()
-            _LOG.warning("commit: %s; what it covers may come again", error_of(error).name())
+            _LOG.warning("commit failed with %s; its records may come again", error_of(error).name())
         else:
             self._assignment.committed(due, began)
 
     def close(self) -> None:
-        """Leave the client as it was given to us, but subscribed; what it calls back from now on is not ours."""
+        """Leave the client as it was given to us, but subscribed."""
+        # Whoever goes on with the client commits for himself: a later revocation must not commit our offsets.
         self._closed = True
         self._ask(self._assignment.final_calls(self._held, self._paused))
 
     def rejoins(self) -> bool:
-        """Return false: a rebalance is told inside ``poll`` alone, and waits there."""
+        """Return false: the client does not say so; its callback waits for handlers instead."""
         return False
 
     def _consume(self, seconds: float) -> list[Any]:
-        """Return what is there, or wait for the first: ``consume`` of many would wait for all of them."""
+        # The cluster's id is part of a record's place in the replay store. A record that was judged without it
+        # would be a replay of itself when it comes again.
         try:
-            self._logs.of()  # what is read before the cluster is known would stand somewhere else afterwards
+            self._logs.of()
         except KafkaException as error:
-            _LOG.warning("the cluster's id: %s, asked again", error_of(error).name())
+            _LOG.warning("the broker did not tell its cluster's id (%s); asking again", error_of(error).name())
             return []
+        # consume(500, 0.2) would wait for 500 records, or for the whole 0.2 s.
         found = self._client.consume(MOST, 0)
         if not found and seconds > 0:
             found = self._client.consume(1, seconds)
@@ -158,26 +161,26 @@ class Poller:
         return {Place(*place): messages for place, messages in found.items()}
 
     def _ask(self, wanted: ClientCalls) -> None:
-        """Pause, seek and resume as wished.
-
-        A partition that was assigned a moment ago takes no seek yet: it is asked again, and what is read of it
-        meanwhile is not noted.
-        """
+        # Paused first and resumed last: a partition must not be fetched from its old position in between.
         if wanted.pause:
             self._client.pause([native(place) for place in wanted.pause])
         for place, offset in (self._late | dict(wanted.seek)).items():
             try:
                 self._client.seek(native(place, offset))
-                self._late.pop(place, None)
             except KafkaException:
+                # A partition that was assigned a moment ago refuses a seek. It is tried again before the next
+                # consume, and records of the old position are dropped until then.
                 self._late[place] = offset
+            else:
+                self._late.pop(place, None)
+                self._kept.started(place, offset)
         if wanted.resume:
             self._client.resume([native(place) for place in wanted.resume])
         self._paused = (self._paused | wanted.pause) - wanted.resume
 
     def _assigned(self, client: Any, partitions: list[TopicPartition]) -> None:
-        """Go on with what came back from a rebalance; drop what did not."""
-        places = _places(partitions)
+        """Go on with partitions that came back from a rebalance, and drop those that did not."""
+        places = places_of(partitions)
         self._assignment.lost(self._kept.lost(client))
         self._held |= places
         self._assignment.assigned(self._held)
@@ -185,30 +188,29 @@ class Poller:
             self._ask(self._assignment.client_calls(self._held, self._paused))
 
     def _revoked(self, client: Any, partitions: list[TopicPartition]) -> None:
-        """Let what runs end, and commit it; then drop what was revoked, or suspend it where all of it was."""
+        """Wait for running handlers and commit; then suspend the partitions, or drop those that go elsewhere."""
         if not self._closed:
             self._settle()
-            self.commit(last=True)  # for these partitions it is: one that failed a moment ago would wait too long
-        places = _places(partitions)
-        eager = places == self._held  # under the cooperative protocol (KIP-429) only what moves is revoked
+            # A commit that failed a moment ago is not due yet, but it is the last one for these partitions: their
+            # next owner would handle the records again.
+            self.commit(last=True)
+        places = places_of(partitions)
+        # The cooperative protocol (KIP-429) revokes only the partitions that move.
+        eager = places == self._held
         if eager:
             self._kept.keep(client, partitions, self._late)
         self._assignment.revoked(places, places if eager else self._held - places)
         self._drop(places)
 
     def _lost(self, _client: Any, partitions: list[TopicPartition]) -> None:
-        """Drop what was lost; somebody else has it already."""
-        places = _places(partitions)
+        """Drop partitions that another member has already."""
+        places = places_of(partitions)
         self._assignment.lost(places)
         self._drop(places)
 
     def _drop(self, places: set[Place]) -> None:
-        """Forget what was asked for partitions: librdkafka forgets it with their assignment, too."""
+        # librdkafka forgets pauses and seeks with the assignment.
+        self._kept.forget(places)
         self._held -= places
         self._paused -= places
         self._late = {place: offset for place, offset in self._late.items() if place not in places}
-
-
-def _places(partitions: Iterable[Any]) -> set[Place]:
-    """Return the places of partitions as the client names them."""
-    return {place_of(each) for each in partitions}

@@ -1,7 +1,8 @@
-"""What librdkafka 2.16 forgets in an eager rebalance: where partitions stood that come back from it.
+"""Positions of partitions over an eager rebalance, which librdkafka 2.16 forgets.
 
-All is revoked at once, most of it is given back, and librdkafka reads again from the committed offset: records
-that wait here, with the time they were received at, or whose handlers still run, would come a second time.
+An eager rebalance revokes all partitions of a consumer and assigns most of them again. librdkafka then reads from
+the committed offset: records that are waiting here, and records whose handlers still run, would come a second
+time, with a new time of receipt. So the position of each partition is kept, and given back with the assignment.
 """
 
 from __future__ import annotations
@@ -15,62 +16,85 @@ from mqauth.brokers.confluent.client import membership_of
 
 
 class Place(NamedTuple):
-    """A partition: what ``TopicPartition`` is to the client, which has an offset and an error beside it."""
+    """A partition, as a key: the client's ``TopicPartition`` also holds an offset and an error."""
 
     topic: str
     partition: int
 
 
-def place_of(partition: Any) -> Place:
-    """Return the place of a partition as the client names it."""
-    return Place(partition.topic, partition.partition)
+def places_of(partitions: Iterable[Any]) -> set[Place]:
+    """Return the places of the client's partitions."""
+    return {Place(each.topic, each.partition) for each in partitions}
 
 
 def native(place: Any, offset: int = OFFSET_INVALID) -> TopicPartition:
-    """Return a place as the client names it."""
+    """Return the client's ``TopicPartition`` of a place."""
     return TopicPartition(place.topic, place.partition, offset)
 
 
 class KeptPositions:
-    """Where the partitions of an eager rebalance are to be gone on with."""
+    """The offsets at which the partitions of an eager rebalance are read next."""
 
     def __init__(self) -> None:
         self._kept: dict[Place, int] = {}
+        # A client tells no position between a seek, or an assignment, and the first record that is read after it.
+        self._starts: dict[Place, int] = {}
         self._generation = -1
 
-    def keep(self, client: Any, partitions: list[TopicPartition], wished: Mapping[Place, int]) -> None:
-        """Keep where partitions stand that are being revoked.
+    def started(self, place: Place, offset: int) -> None:
+        """Note the offset that a partition was told to be read from."""
+        self._starts[place] = offset
+
+    def keep(self, client: Any, partitions: list[TopicPartition], wanted: Mapping[Place, int]) -> None:
+        """Keep the positions of partitions that are being revoked.
 
         Args:
             client: the consumer.
             partitions: the partitions.
-            wished: where they were to be read from, but are not yet.
+            wanted: offsets of seeks that the client has not made yet.
         """
         self._generation = membership_of(client).generation
-        found = {place_of(each): each.offset for each in client.position(partitions) if each.offset >= 0}
-        self._kept = found | {place: offset for place, offset in wished.items() if place in found}
+        positions = {
+            Place(each.topic, each.partition): each.offset
+            for each in client.position(partitions)
+            if each.offset >= 0
+        }
+        self._kept = self._starts | positions | dict(wanted)
+
+    def forget(self, places: Set[Place]) -> None:
+        """Forget the starts of partitions that are no longer assigned."""
+        self._starts = {place: offset for place, offset in self._starts.items() if place not in places}
 
     def read_again(self, place: Place, offset: int) -> bool:
-        """Note a record that was read by the call that revoked its partition; tell whether that may come back."""
+        """Move a kept position back to a record, where there is one; return whether there is.
+
+        A call of ``consume`` may read a record and then have its partition revoked.
+        """
         if place in self._kept:
             self._kept[place] = min(self._kept[place], offset)
         return place in self._kept
 
     def lost(self, client: Any) -> Set[Place]:
-        """Forget all where a generation passed without us, and return it: somebody else may have had it."""
+        """Return and forget all positions, unless this is the generation after the revocation.
+
+        In a generation between them another member may have had the partitions, and committed.
+        """
         if not self._kept or membership_of(client).generation == self._generation + 1:
             return frozenset()
         kept, self._kept = self._kept, {}
         return kept.keys()
 
     def restore(self, client: Any, places: Iterable[Place]) -> bool:
-        """Have the partitions of a new assignment read from where they stood; tell whether any is."""
+        """Assign partitions at their kept positions; return false, with no call made, where there are none."""
         kept, self._kept = self._kept, {}
-        starts = [native(place, kept.get(place, OFFSET_INVALID)) for place in places]
-        if all(each.offset < 0 for each in starts):
-            return False  # the client assigns by itself what nothing is said of
+        starts = {place: kept.get(place, OFFSET_INVALID) for place in places}
+        self._starts |= {place: offset for place, offset in starts.items() if offset >= 0}
+        partitions = [native(place, offset) for place, offset in starts.items()]
+        if all(each.offset < 0 for each in partitions):
+            return False
         try:
-            client.assign(starts)
-        except KafkaException:  # the protocol is cooperative
-            client.incremental_assign(starts)
+            client.assign(partitions)
+        except KafkaException:
+            # The protocol is cooperative, which the client does not tell.
+            client.incremental_assign(partitions)
         return True
