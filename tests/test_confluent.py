@@ -368,7 +368,7 @@ def test_no_room(batch: int, client: Client, forge: Forge, monkeypatch: pytest.M
     producer.produce("orders", b"x")
     producer.produce("orders", b"x")
     producer.flush(0)
-    with pytest.raises(BufferError, match="2 are in flight"):
+    with pytest.raises(BufferError, match="2 records are in flight"):
         producer.produce("orders", b"y")
     assert [sent["value"] for sent in client.sent] == [b"x", b"x"]
 
@@ -687,7 +687,9 @@ def test_error_records(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     desk.client.batches = [[end, record(partition=0, offset=1), away]]
     desk.poller.poll(joins=False)
     assert desk.known() == [1]
-    assert [each.getMessage() for each in caplog.records] == ["consume: _ALL_BROKERS_DOWN, tried again"]
+    assert [each.getMessage() for each in caplog.records] == [
+        "consume failed with _ALL_BROKERS_DOWN; trying again"
+    ]
     desk.client.batches = [[refused]]
     with pytest.raises(KafkaException):
         desk.poller.poll(joins=False)

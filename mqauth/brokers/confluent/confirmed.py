@@ -1,4 +1,4 @@
-"""Dead letters and audit records by confluent-kafka: each is waited for until the broker has confirmed it."""
+"""Dead letters and audit records on topics; each call waits until the broker has confirmed the record."""
 
 from __future__ import annotations
 
@@ -22,25 +22,24 @@ from mqauth.wire import strict_json as strictjson
 from mqauth.wire.message import Message
 
 ROUND: Final = 0.05
-"""Seconds of one look for a report: another thread may have served it."""
+"""Most seconds of one ``poll`` for a report: another thread may have served it."""
 _TOO_LARGE: Final = frozenset((KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE))
 _ERRORS: Final = (KafkaException, BufferError, ValueError, TypeError, RuntimeError)
 
 
 class TooLargeError(Exception):
-    """The client or the broker finds a record too large."""
+    """A record is too large for the client or the broker."""
 
 
 class DeadLetters:
     """Sends dead letters to one topic and waits for the broker's confirm.
 
     Args:
-        client: a ``confluent_kafka.Producer`` for dead letters alone, with ``acks`` as it comes, ``"all"``. Leave
-            ``allow.auto.create.topics`` out, unless the broker may create the topic.
+        client: a ``confluent_kafka.Producer`` for dead letters alone, with ``"acks": "all"``, the default.
         topic: the dead-letter topic; let its ``max.message.bytes`` be above the source's, and the client's
             ``message.max.bytes`` too.
         timeout: seconds to wait for the confirm.
-        config: the settings that the client was made with: it does not tell them.
+        config: the settings that the client was made with, which it does not tell.
         oversize_letters: a message that fits in no other form is dead-lettered by ``"reference"``
             (coordinates, digest, sizes) or deferred, ``"stop"``.
 
@@ -73,7 +72,6 @@ class DeadLetters:
         run(first_taken(letter, send, carries, can_exist, TooLargeError, self._oversize))
 
     def _send(self, letter: str, form: Message) -> None:
-        """Send one form; only a confirmed record is a dead letter."""
         headers = dead_letter_headers(form.headers)
         try:
             self._records.send(letter, value=form.body, key=form.key, headers=headers)
@@ -82,7 +80,7 @@ class DeadLetters:
 
 
 def can_exist(form: Message) -> bool:
-    """Tell whether such a record is sent: as with every client, one has a key or a value."""
+    """Return whether a form can be sent: a record must have a key or a value."""
     return form.body is not None or form.key is not None
 
 
@@ -90,7 +88,7 @@ class Confirmed:
     """Sends records to one topic and waits for the broker's confirm; several threads may do so at once.
 
     Args:
-        client: a ``confluent_kafka.Producer`` whose records every replica in sync acknowledges.
+        client: a ``confluent_kafka.Producer`` with ``"acks": "all"``.
         topic: the topic.
         timeout: seconds to wait for a confirm.
         config: the settings that the client was made with.
@@ -106,9 +104,9 @@ class Confirmed:
         if not waits_for_all(config):
             raise ConfigurationError('confirms need a Producer of their own with "acks": "all"')
         if config.get("transactional.id"):
-            raise ConfigurationError("confirms need a Producer without transactional.id: nobody would commit them")
+            raise ConfigurationError("confirms need a Producer without transactional.id: nobody would commit")
         if timeout <= 0 or not topic:
-            raise ConfigurationError("topic is set, timeout above 0 seconds")
+            raise ConfigurationError("a topic must be named, and timeout must be above 0 seconds")
         self._client: Any = client
         self._topic = topic
         self._timeout = timeout
@@ -117,16 +115,16 @@ class Confirmed:
     def send(self, name: str, **record: Any) -> None:
         """Send a record, and return once the broker has confirmed it.
 
-        One whose outcome is still open is waited for again instead of sent twice: the client keeps trying.
-
         Args:
             name: the record's id.
             record: what the client's ``produce`` takes.
 
         Raises:
-            TooLargeError: the client or the broker finds it too large.
+            TooLargeError: it is too large for the client or the broker.
             Exception: the client's own; without a confirm a record does not exist.
         """
+        # The client keeps trying after our timeout. So a record that is still open is waited for again: sending it
+        # twice would write it twice.
         report = self._unconfirmed.take(name) or self._produce(record)
         until = time.monotonic() + self._timeout
         try:
@@ -138,7 +136,6 @@ class Confirmed:
         report.check()
 
     def _produce(self, record: dict[str, Any]) -> Report:
-        """Give a record to the client."""
         report = Report()
         try:
             self._client.produce(self._topic, on_delivery=report.tell, **record)
@@ -148,22 +145,22 @@ class Confirmed:
 
 
 class Report:
-    """What the broker said of one record."""
+    """The delivery report of one record."""
 
     def __init__(self) -> None:
         self.told = False
         self._error: KafkaError | None = None
 
     def tell(self, error: KafkaError | None, _message: Any) -> None:
-        """Take the client's delivery report."""
+        """Note the report; called by the client."""
         self._error = error
         self.told = True
 
     def check(self) -> None:
-        """Return where the record is confirmed.
+        """Return if the record is confirmed.
 
         Raises:
-            TooLargeError: the client or the broker finds it too large.
+            TooLargeError: it is too large for the client or the broker.
             KafkaException: it was refused, or the broker has not answered yet.
         """
         if not self.told:
@@ -177,15 +174,15 @@ class Report:
 class AuditTopic:
     """An audit sink that sends each record as JSON, keyed by instance, and waits for the broker's confirm.
 
-    Records stand there without ``prev`` and ``hash``: the chain is the file's. Those of one instance lie on one
+    The records have no ``prev`` and ``hash``: only the audit file is chained. Those of one instance are on one
     partition, in order. A topic with ``cleanup.policy=compact`` would lose all but the last of them.
 
     Args:
-        client: a ``confluent_kafka.Producer`` with ``acks`` as it comes, ``"all"``. The dead letters' client may
-            serve.
+        client: a ``confluent_kafka.Producer`` with ``"acks": "all"``, as for ``DeadLetters``, whose client may be
+            used.
         topic: the audit topic.
         timeout: seconds to wait for the confirm.
-        config: the settings that the client was made with: it does not tell them.
+        config: the settings that the client was made with, which it does not tell.
 
     Raises:
         ConfigurationError: the client is set up otherwise, or a setting is wrong.
@@ -212,5 +209,4 @@ class AuditTopic:
 
 
 def _named(error: BaseException) -> str:
-    """Return the name of what the client raised."""
     return error_of(error).name() if isinstance(error, KafkaException) else type(error).__name__

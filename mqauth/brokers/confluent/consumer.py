@@ -1,9 +1,4 @@
-"""Kafka by confluent-kafka, the consumer's side: wires a ``confluent_kafka.Consumer`` to the delivery engine.
-
-librdkafka sends heartbeats by itself, but a consumer that does not poll for ``max.poll.interval.ms`` loses its
-partitions: while a handler runs long another thread polls. Offsets are committed explicitly and only up to the
-first unsettled record.
-"""
+"""The Kafka consumer of confluent-kafka: a ``confluent_kafka.Consumer`` with the delivery engine."""
 
 from __future__ import annotations
 
@@ -25,27 +20,32 @@ from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.letters.dead_letter import DeadLetterSink
 
 SESSION: Final = 6.0
-"""Seconds of silence after which the broker may have given our partitions to others. The client does not tell its
-``session.timeout.ms``: this is the shortest that a broker allows as it comes. Too short costs one more commit."""
+"""Seconds of silence after which the broker may have given our partitions to others.
+
+The client does not tell its ``session.timeout.ms``. This is the shortest one that brokers allow by default; after
+a pause in between, one commit more than needed is made."""
 
 
 class Consumer(LogConsumer):
-    """Judges the records of a ``confluent_kafka.Consumer`` and hands the accepted ones to a handler.
+    """Judges the records of a ``confluent_kafka.Consumer`` and gives the accepted ones to a handler.
+
+    A long handler costs no rebalance, since another thread polls meanwhile. Offsets are committed explicitly, and
+    only up to the first record that is not settled.
 
     Args:
         client: with ``"enable.auto.offset.store": False``, not subscribed; the consumer alone uses it until
             ``run`` has returned. It is not closed.
         guard: the pipeline, with an audit sink.
         handler: takes a ``Verified``; runs on a worker thread.
-        topics: what to subscribe to, patterns that begin with ``^`` among them; empty where partitions were
-            assigned by hand. The consumer subscribes, since only then is it told of rebalances.
+        topics: the topics to subscribe to, or patterns that begin with ``^``; empty where partitions were
+            assigned by hand. The wrapper subscribes, since the client tells nobody else of rebalances.
         dead_letters: where rejected messages go: ``DeadLetters``.
         decode: makes ``Verified.value`` of the body after verification; what it raises dead-letters the
             message as ``handler_failed``. Not called for a tombstone.
         replies: sends what ``Verified.reply`` is given to the topic in ``reply-to``. Where its client fails for
             good, ``run`` ends with ``ProducerFatalError``.
-        grace: seconds a running handler may take to finish after ``stop``, and before a rebalance; let it be below
-            the client's ``max.poll.interval.ms``.
+        grace: seconds that a running handler may take to finish after ``stop``, and before a rebalance; keep it
+            below the client's ``max.poll.interval.ms``.
         workers: threads that run handlers; each partition stays in order. With 0 handlers run on the thread of
             ``run`` and each must be done well within ``max.poll.interval.ms``.
         commit_interval: longest time between commits while records are settled, seconds.

@@ -1,4 +1,4 @@
-"""Kafka by confluent-kafka, the producer's side: ``produce`` with the client's own signature, but signed."""
+"""The Kafka producer of confluent-kafka: ``produce`` with the client's own signature, each record signed."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from mqauth.wire.batch_settings import DEFAULT_LINGER, check_batching
 
 DEFAULT_IN_FLIGHT: Final = 10_000
 PATIENCE: Final = 60.0
-"""Seconds for which a record waits for room; kafka-python's default of ``max_block_ms``."""
+"""Most seconds that a record waits for a free place; kafka-python's default of ``max_block_ms``."""
 ROUND: Final = 0.1
-"""Seconds of one look for room: another thread may serve the reports that make it."""
+"""Most seconds of one ``poll`` for a free place: another thread may serve the report that frees it."""
 _FATAL: Final = frozenset((KafkaError._FATAL, KafkaError._FENCED))
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 class TransactionCalls:
-    """A producer that can make several records one, and that serves no delivery report inside another.
+    """The transactions of a producer, and its rule that no delivery report is served inside another.
 
     Args:
         client: the ``confluent_kafka.Producer``.
-        transactional: it has a ``transactional.id``.
+        transactional: whether it has a ``transactional.id``.
     """
 
     _sealing: Sealing | None = None
@@ -75,7 +75,7 @@ class TransactionCalls:
         self._began = False
 
     def _seal_all(self, timeout: float = -1) -> float:
-        """Seal and send what waits; return the seconds that are left."""
+        """Seal and send what waits; return the seconds that are left of the timeout."""
         if self._sealing is None:
             return timeout
         until = time.monotonic() + timeout
@@ -83,13 +83,12 @@ class TransactionCalls:
         return timeout if timeout < 0 else max(0.0, until - time.monotonic())
 
     def _refuse_unbegun(self) -> None:
-        """Refuse a batch in a transaction of which we know nothing."""
         if self._transactional and not self._began:
             raise ConfigurationError("with batches, begin and end transactions by the producer, not its client")
 
     @contextmanager
     def _serving(self) -> Iterator[None]:
-        """Note that delivery reports are served on this thread: none may be served inside one."""
+        """Mark this thread as one that serves delivery reports."""
         outer = getattr(self._inside, "served", False)
         self._inside.served = True
         try:
@@ -106,16 +105,17 @@ class Producer(TransactionCalls):
     or ``commit_transaction``; at once while nothing else is in flight. Records reach the client in the order of
     the calls.
 
-    Delivery reports are told as by the client: inside ``poll`` and ``flush``. Call those of the producer, not
-    those of its client: confluent-kafka ends the process where ``poll`` is called inside a report.
+    Delivery reports are served inside ``poll`` and ``flush``, as by the client. Call those of this producer, not
+    those of its client: confluent-kafka kills the process when ``poll`` is called inside a report, and this
+    producer may have to poll in order to make room.
 
     Args:
         client: a ``confluent_kafka.Producer``.
         signer: signs; each call makes a new token, or takes a place in one.
-        config: the settings that the client was made with: it does not tell them.
+        config: the settings that the client was made with, which it does not tell.
         value_serializer: makes bytes of values before they are signed; bytes and ``None`` pass as they are.
-        max_in_flight: records in the client, those whose report was not served yet among them; beyond it
-            ``produce`` polls for up to 60 s, as it does where the client's own queue is full.
+        max_in_flight: records in the client, with those whose report was not served yet. When there are more, or
+            when the client's own queue is full, ``produce`` polls for up to 60 s.
         batch: most records under one signature, 1 to 1,024; with 1, each has its own.
         linger: seconds a record is held at most for others to join, 0 to 10.
 
@@ -137,7 +137,7 @@ class Producer(TransactionCalls):
         config = check_producer(client, config)
         check_batching(batch, linger)
         if not batch <= max_in_flight:
-            raise ConfigurationError("max_in_flight is at least batch: it would never be full")
+            raise ConfigurationError("max_in_flight must be at least batch: a batch would never be full")
         super().__init__(client, transactional=bool(config.get("transactional.id")))
         self._signer = signer
         self._serialize = value_serializer
@@ -166,8 +166,8 @@ class Producer(TransactionCalls):
             key: the record key, which the token binds.
             partition: as the client has it.
             callback: another name of ``on_delivery``.
-            on_delivery: called with error and message once the record was delivered or has failed, also where it
-                could not be sealed or sent. Never retry a failed one with the same token: produce anew.
+            on_delivery: called with an error and a message once the record was delivered or has failed, also when
+                it could not be sealed or sent. Never retry a failed one with the same token: produce anew.
             timestamp: as the client has it, UTC milliseconds.
             headers: pairs of text and bytes; the list is not changed. Those named like one of the seven
                 protected properties, ``content-type`` for example, are properties.
@@ -176,11 +176,11 @@ class Producer(TransactionCalls):
             MalformedMessage: the record cannot be signed or sent.
             ConfigurationError: a batch in a transaction that did not begin with ``begin_transaction``.
             ProducerFatalError: the client has failed for good.
-            BufferError: no room within 60 s, or at once inside a delivery report.
+            BufferError: no free place within 60 s, or at once inside a delivery report.
             KafkaException: the client refuses the record, for its size for example.
         """
         if getattr(self._inside, "full", False):
-            raise BufferError("no room for another record: this report is served to make some")
+            raise BufferError("no free place: this delivery report is being served to make one")
         message = to_message(topic, self._octets(value), key, headers)
         for name, _ in message.headers:
             _check_name(name)
@@ -228,7 +228,7 @@ class Producer(TransactionCalls):
                 self.client.close()
 
     def check_alive(self) -> None:
-        """Say again what the client said once: it never recovers.
+        """Raise again what the client has raised once: it never recovers.
 
         Raises:
             ProducerFatalError: it has failed for good.
@@ -238,7 +238,7 @@ class Producer(TransactionCalls):
             raise ProducerFatalError(f"the producer failed for good with {name}: close it and make a new one")
 
     def note(self, error: KafkaError | None) -> None:
-        """Note what a delivery report says: it may be that the client has failed for good."""
+        """Note the error of a delivery report, which may say that the client has failed for good."""
         if error is not None and (error.fatal() or error.code() in _FATAL):
             self._fatal = error
 
@@ -251,13 +251,12 @@ class Producer(TransactionCalls):
         self.close()
 
     def _octets(self, value: Any) -> Any:
-        """Return the value as it will be signed."""
         if self._serialize is None or value is None or isinstance(value, bytes):
             return value
         return self._serialize(value)
 
     def _give(self, topic: str, value: bytes | None, **record: Any) -> None:
-        """Give a record to the client, once its queue has room."""
+        """Give a record to the client, when its queue has room."""
         until = time.monotonic() + PATIENCE
         while True:
             try:
@@ -270,13 +269,14 @@ class Producer(TransactionCalls):
                 raise
 
     def _make_room(self, until: float) -> None:
-        """Serve delivery reports for a moment; what they call may produce nothing meanwhile.
+        """Serve delivery reports for a moment.
 
         Raises:
-            BufferError: it is too late, or a report is being served already.
+            BufferError: the time is over, or this is inside a report.
         """
         if getattr(self._inside, "served", False) or time.monotonic() >= until:
-            raise BufferError(f"no room for another record: {len(self.client)} are in flight")
+            raise BufferError(f"no free place: {len(self.client)} records are in flight")
+        # A report that produces now would wait for the batch that waits here.
         self._inside.full = True
         try:
             self.poll(ROUND)
@@ -285,14 +285,10 @@ class Producer(TransactionCalls):
 
 
 def _check_name(name: str) -> None:
-    """Refuse a header's name that confluent-kafka 2.16 cuts at a NUL, or that makes it end the process.
-
-    Raises:
-        MalformedMessage: it is one.
-    """
+    # confluent-kafka 2.16 cuts a name at a NUL, and crashes (SIGSEGV) at a lone surrogate.
     try:
         cut = b"\0" in name.encode("utf-8")
     except UnicodeEncodeError:
         cut = True
     if cut:
-        raise MalformedMessage("a header's name is UTF-8 without NUL: confluent-kafka cannot send another")
+        raise MalformedMessage("a header's name must be UTF-8 without NUL: confluent-kafka cannot send another")

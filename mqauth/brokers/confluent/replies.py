@@ -1,4 +1,4 @@
-"""Signed answers: what ``Verified.reply`` does with confluent-kafka."""
+"""Signed answers: ``Verified.reply`` on confluent-kafka."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mqauth.errors import ConfigurationError, RetryLater, Unavailable
 from mqauth.judging.verified import Verified
 
 ROUND: Final = 0.05
-"""Seconds of one look for a report: another thread may have served it."""
+"""Most seconds of one ``poll`` for a report: another thread may have served it."""
 _NO_TOPIC: Final = frozenset(
     (KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART)
 )
@@ -24,11 +24,10 @@ _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 class Replies:
-    """What ``Verified.reply`` calls: sends a signed answer to the topic in reply-to.
+    """Sends the answer of ``Verified.reply`` to the topic in ``reply-to``.
 
-    The handler is put off while the broker or the signing key cannot be reached. What is wrong with the answer or
-    its topic fails the handler: a requester chooses the topic, and one that does not exist must not hold its
-    partition for ever.
+    The handler is put off while the broker or the signing key cannot be reached. It fails if the answer or its
+    topic is wrong: the requester chooses the topic, and one that does not exist must not hold a partition for ever.
 
     Args:
         producer: sends.
@@ -58,7 +57,7 @@ class Replies:
         return answer
 
     def check(self) -> None:
-        """Refuse to go on with a client that has failed for good: every request would be put off.
+        """Raise an error if the client has failed for good: every request would be put off.
 
         Raises:
             ProducerFatalError: it has.
@@ -72,10 +71,10 @@ class Replies:
 
 
 class Answer:
-    """An answer that was sent; its ``get`` puts the handler off while the broker is out of reach.
+    """An answer that was sent; ``get`` puts the handler off while the broker is out of reach.
 
     Args:
-        producer: sent it.
+        producer: the producer that sent it.
     """
 
     def __init__(self, producer: Producer) -> None:
@@ -83,7 +82,7 @@ class Answer:
         self._told: tuple[KafkaError | None, Any] | None = None
 
     def tell(self, error: KafkaError | None, message: Any) -> None:
-        """Take the client's delivery report."""
+        """Note the delivery report; called by the client."""
         self._told = error, message
         self._producer.note(error)
         if error is not None:

@@ -1,6 +1,6 @@
-"""Records of a confluent-kafka producer that are sealed together: what its client is given.
+"""Batches of a confluent-kafka producer: gives sealed records to the client, and reports those that failed.
 
-When they are sealed is for ``mqauth.brokers.log.sealing``.
+``mqauth.brokers.log.sealing`` decides when a batch is sealed.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from mqauth.signer import Prepared, Signer
 from mqauth.wire.message import TOKEN_HEADER
 
 PATIENCE: Final = 60.0
-"""Seconds for which a sender waits while another thread sends."""
+"""Most seconds that a thread waits while another one sends."""
 Record: TypeAlias = tuple[str, Mapping[str, Any], Context]
-"""What is kept of a record: its topic, what else the client is given, and its sender's context, in which it is
-sent and traced."""
+"""A record's topic, the other arguments of ``produce``, and the context of its sender, in which it is traced."""
 Failures: TypeAlias = list[tuple[Record, Exception]]
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 class Sealing:
-    """Seals and sends records of one producer; it is the sender that its ``batches`` ask.
+    """The sender of one producer's ``Batches``.
 
     Args:
         client: the ``confluent_kafka.Producer``.
@@ -46,7 +45,7 @@ class Sealing:
         self._give = give
         self.batches = Batches(signer, self, batch=batch, linger=linger, patience=PATIENCE)
         self.failure: BaseException | None = None
-        """The first record's that could not be sealed or sent, since this was last set to ``None``."""
+        """The first error of a record that could not be sealed or sent, since this was last set to ``None``."""
 
     def add(self, prepared: Prepared, topic: str, rest: Mapping[str, Any]) -> None:
         """Have a record sealed and sent.
@@ -62,15 +61,15 @@ class Sealing:
         self.batches.end()
 
     def begin(self) -> Failures:
-        """Return what holds the records of one batch that fail."""
+        """Return the list of a batch's failures."""
         return []
 
     def idle(self) -> bool:
-        """Tell whether nothing is in flight."""
+        """Return whether nothing is in flight."""
         return not len(self._client)
 
     def send(self, prepared: Prepared, record: Record, token: str, /) -> BaseException | None:
-        """Give a record to the client; return why it does not take it."""
+        """Give a record to the client; return its error, or ``None``."""
         topic, rest, context = record
         message = prepared.message
         headers = [*message.headers, (TOKEN_HEADER, token.encode("ascii"))]
@@ -81,16 +80,16 @@ class Sealing:
         return None
 
     def failed(self, error: BaseException, /) -> BaseException:
-        """Note why a record was not sent."""
+        """Note the error of a record that was not sent."""
         self.failure = self.failure or error
         return error
 
     def handed(self, common: Failures, records: Sequence[Record], outcomes: Sequence[Any], /) -> None:
-        """Note which records of a batch were not sent."""
+        """Note the records of a batch that were not sent."""
         common += [(record, error) for record, error in zip(records, outcomes, strict=True) if error is not None]
 
     def tell(self, common: Failures, /) -> None:
-        """Report the records that were not sent, as the client reports those that were."""
+        """Call the delivery reports of the records that were not sent."""
         for (topic, rest, context), error in common:
             _LOG.error("a record to %s was not sent: %s", topic, type(error).__name__)
             if rest["on_delivery"] is not None:
@@ -99,6 +98,5 @@ class Sealing:
 
 
 def _local(error: BaseException) -> KafkaError:
-    """Return an error of ours as the client's."""
     code = KafkaError._QUEUE_FULL if isinstance(error, BufferError) else KafkaError._FAIL
     return KafkaError(code, f"{type(error).__name__}: {error}")

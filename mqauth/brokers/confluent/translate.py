@@ -1,4 +1,4 @@
-"""confluent-kafka's messages to ``Message``, which log they stand in, and a verdict for who polls by himself."""
+"""Records of confluent-kafka as ``Message``, the ids of their log, and a verdict for your own poll loop."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from mqauth.judging.pipeline import Pipeline
 from mqauth.wire.message import HeaderValue, Message
 
 CLUSTER_TIMEOUT: Final = 5.0
-"""Seconds for which the id of the cluster is waited for; the broker tells it with its first metadata."""
+"""Most seconds to wait for the cluster's id, which comes with the first metadata."""
 _UNREADABLE: Final = frozenset((KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError.INVALID_MSG))
 _NO_HEADERS: Final = (None,)
-"""In place of headers that cannot be read: the message is malformed by them, and its body is still known."""
+"""Stands for headers that cannot be read: it makes the message malformed, and keeps its body."""
 
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
-    """Return the message of a ``confluent_kafka.Message``; whatever that holds, nothing is raised.
+    """Return the message of a ``confluent_kafka.Message``; nothing that the record holds makes this raise.
 
     Args:
         record: as ``Consumer.poll`` or ``consume`` returned it.
         scope: the consumer group.
-        log: which log it stands in (``Logs.of``).
+        log: the id of its cluster (``Logs.of``).
 
     Raises:
         ConfigurationError: the record is of another client.
@@ -50,12 +50,12 @@ def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
 
 
 def carries(name: str, value: HeaderValue) -> bool:
-    """Tell whether confluent-kafka sends a header unchanged: it cuts a name at a NUL."""
+    """Return whether confluent-kafka can send a header again unchanged; it cuts a name at a NUL."""
     return isinstance(value, bytes) and "\0" not in name
 
 
 def heed(record: Any) -> None:
-    """Act on what came in place of a record.
+    """Act on an error that the client returned in place of a record.
 
     Raises:
         PoisonRecordError: a record cannot be parsed.
@@ -71,13 +71,14 @@ def heed(record: Any) -> None:
         )
     if error.code() not in COMES_AGAIN:
         raise KafkaException(error)
-    _LOG.warning("consume: %s, tried again", error.name())
+    _LOG.warning("consume failed with %s; trying again", error.name())
 
 
 class Logs:
-    """Tells which log the records of a client are in: its cluster's id, which the broker is asked for once.
+    """Returns the id of a client's cluster, for which the broker is asked once.
 
-    confluent-kafka tells no consumer the id of a topic: a topic that was deleted and made anew is the same log.
+    confluent-kafka does not tell the id of a topic (KIP-516), so a topic that was deleted and made anew is taken
+    for the same one.
 
     Args:
         client: a ``confluent_kafka.Consumer``.
@@ -88,7 +89,7 @@ class Logs:
         self._log: Log | None = None
 
     def of(self, _topic: str = "") -> Log:
-        """Return the log of a topic.
+        """Return the ids of a topic: the cluster's alone.
 
         Raises:
             KafkaException: the broker has not told its cluster's id yet.
@@ -105,8 +106,8 @@ def judge(guard: Pipeline, record: Any, *, scope: str, log: Log = NO_LOG) -> Jud
         guard: the pipeline.
         record: as ``Consumer.poll`` or ``consume`` returned it, with no ``error()``.
         scope: the consumer group.
-        log: which log the record stands in, ``Logs(client).of(record.topic())``. Without it two clusters behind
-            one replay store are one place.
+        log: the id of its cluster, ``Logs(client).of(record.topic())``. Without it two clusters behind one replay
+            store are one place.
 
     Raises:
         ConfigurationError: a plug-in is asynchronous, or the record is of another client, or an error.
@@ -118,11 +119,9 @@ def judge(guard: Pipeline, record: Any, *, scope: str, log: Log = NO_LOG) -> Jud
 
 
 def _headers(record: confluent_kafka.Message) -> Any:
-    """Return a record's headers, once.
-
-    confluent-kafka 2.16 raises ``SystemError`` at a name that is not UTF-8, and keeps a list with a null pointer
-    in it, which the next call returns: whoever touches that ends the process. So it is replaced.
-    """
+    # confluent-kafka 2.16 raises SystemError at a header name that is not UTF-8, which anybody may send. It then
+    # keeps a list with a null pointer in it, and the next call returns that list: touching it kills the process.
+    # So the headers are asked for once, and replaced when that fails.
     try:
         return record.headers()
     except Exception:
