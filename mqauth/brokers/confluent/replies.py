@@ -27,7 +27,7 @@ class Replies:
     """Sends the answer of ``Verified.reply`` to the topic in ``reply-to``.
 
     The handler is put off while the broker or the signing key cannot be reached. It fails if the answer or its
-    topic is wrong: the requester chooses the topic, and one that does not exist must not hold a partition for ever.
+    topic is wrong: the requester chooses the topic, and a missing one must not hold a partition for ever.
 
     Args:
         producer: sends.
