@@ -779,6 +779,15 @@ def test_eager_rebalance(generation: int, start: list[Any], desk: Desk) -> None:
     assert desk.known() == ([1, 2] if start else [])
 
 
+def test_paused_with_the_assignment(desk: Desk) -> None:
+    """A partition whose records wait here is paused again before the call that assigned it can read more of it."""
+    desk.receive(1, 2)
+    desk.client.on_revoke(desk.client, [PLACE])
+    desk.client.generation = 2
+    desk.client.on_assign(desk.client, [PLACE])
+    assert desk.client.asked == [("assign", [(0, 3)]), ("pause", [0])]
+
+
 def test_rebalances_in_a_row(desk: Desk) -> None:
     """A position that the client does not tell, since nothing was read after it was set, is kept all the same."""
     desk.receive(1, 2)
