@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
@@ -160,7 +162,8 @@ class ConfluentMember:
         self._client.dead = True
         self._relay.close()
         self._consumer.stop()
-        self._leave()
+        # The client waits for ever where it is closed while another thread commits: librdkafka drops that commit.
+        threading.Thread(target=self._bury, daemon=True).start()
 
     def cut(self) -> None:
         """Have the wire stand still."""
@@ -169,6 +172,11 @@ class ConfluentMember:
     def heal(self) -> None:
         """Let it go on."""
         self._relay.go_on()
+
+    def _bury(self) -> None:
+        with suppress(BaseException):
+            self._consumer.__exit__(None, None, None)
+        self._leave()
 
     def _leave(self) -> None:
         """Close the clients."""
