@@ -15,6 +15,7 @@ import pytest
 
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import ConfigurationError, KeyChanged, Unavailable
+from mqauth.keystore.socket import server as serving
 from mqauth.keystore.socket.frames import MAX_DATA, MAX_FRAME, FrameSocket
 from mqauth.keystore.socket.server import SigningServer
 from mqauth.keystore.socket.signer import SocketSigner
@@ -269,6 +270,27 @@ def test_silent_client_is_hung_up_on_and_comes_again(path: Path, source: Source)
         until_alone(server)
         assert signs(client, source)
         client.close()
+
+
+def test_client_that_is_gone_at_once_ends_nothing(
+    server: SigningServer, source: Source, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A connection that fails while its user is looked up is logged, and the next client is served."""
+    failures = [OSError(107, "Transport endpoint is not connected")]
+    real = serving.peer_user
+
+    def peer_user(connection: socket.socket) -> int | None:
+        if failures:
+            raise failures.pop()
+        return real(connection)
+
+    monkeypatch.setattr(serving, "peer_user", peer_user)
+    with raw(server.path) as connection:
+        assert ended(connection)
+    client = SocketSigner(server.path, timeout=LONG)
+    assert signs(client, source)
+    client.close()
+    assert "not connected" in caplog.text
 
 
 def test_connections_are_bounded(path: Path, source: Source, caplog: pytest.LogCaptureFixture) -> None:

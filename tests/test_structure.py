@@ -23,7 +23,7 @@ DOORS = frozenset(
 PAGES = ("README.md", *(f"docs/{path.name}" for path in (PACKAGE.parent / "docs").glob("*.md")))
 AT_THE_TOP = 8
 FOLDERS = 25
-LINES = 425
+LINES = 400
 STATEMENTS = 17_400
 """Of the library without ``bench`` and ``testing``: statements of the syntax tree, docstrings not among them."""
 

@@ -26,10 +26,9 @@ step  what must hold                                              where
 (13)  nobody else has claimed the message                         ``ReplayStore.claim``
 ===== =========================================================== ========================================
 
-A step has three outcomes, not two. It passes; or it raises ``Rejection``, which is for ever and the message's
-fault; or it raises ``Unavailable``, because keys, policy or store cannot be asked now. Then the verdict is
-deferred: the delivery stays at ``Step.JUDGE`` and takes the steps again later. An outage of ours condemns no
-honest message.
+A step passes; or it raises ``Rejection``, which is final and the message's fault; or it raises ``Unavailable``,
+because keys, policy or store cannot be asked now. Then the verdict is deferred: the delivery stays at
+``Step.JUDGE`` and takes the steps again later. So an outage of ours condemns no honest message.
 
 Steps (0) to (4) and (8) to (11) are pure. Keys, policy and store are plug-ins, and any of them may be
 asynchronous. So a verdict is a flow (``mqauth.flow``), but a plain call wherever nothing has to be awaited,
@@ -43,8 +42,7 @@ somebody else published:
    and says ``FRESH`` (13). The delivery goes on to ``Step.HANDLE`` and its handler runs.
 2. The copy passes (0) to (12) just as well: it is the same bytes. At (13) the store says ``REPLAYED``, the
    delivery goes on to ``Step.RECORD`` with the reason ``replayed``, and its handler never runs.
-3. Had the copy another body, (11) would have said ``body_mismatch``; another signature, (7) ``signature_invalid``.
-   Neither would have reached the store.
+3. If the copy had another body, (11) would say ``body_mismatch``, and the store would never be asked.
 """
 
 from __future__ import annotations
@@ -358,7 +356,6 @@ def _move_on(delivery: Delivery, status: ClaimStatus) -> None:
 
 
 def _permit(decision: Decision) -> None:
-    """Refuse a message on anything but ALLOW."""
     if decision is not _ALLOW:
         raise Rejection(Reason.PRODUCER_FORBIDDEN, "no rule lets this subject publish here")
 

@@ -24,9 +24,8 @@ bits say which of them are done, and an array of their places, eight bytes each.
 **Forgetting.** An id may be forgotten once no copy of its message could be accepted any more. Ids that expire
 within the same ten seconds stand in one *bucket*. Each claim looks at the earliest bucket and, if its time is
 over, removes at most 16 ids of each kind. So ids leave as fast as they come, and never many at once. An id is
-forgotten only
-when both clocks say so: the monotonic one, by which buckets are numbered, and the wall clock, by which tokens
-expire. A wall clock that is set forward or back lets no copy in.
+forgotten only when both clocks say so: the monotonic one, by which buckets are numbered, and the wall clock, by
+which tokens expire. A wall clock that is set forward or back lets no copy in.
 
 **No pauses.** A dict is copied as it grows, so done ids and batches are spread over 256 dicts, each of which
 grows by itself. With forgetting in small steps, and ints that the collector skips, the longest of a million

@@ -197,8 +197,10 @@ def letters(answer: Any, asked: ScriptCall) -> list[str]:
     text = answer.decode("ascii") if isinstance(answer, bytes) else answer
     if not isinstance(text, str) or len(text) != len(asked.order):
         raise ValueError(f"expected {len(asked.order)} letters, one for each request")
-    by_number = dict(zip(asked.order, text, strict=True))
-    return [by_number[number] for number in range(len(text))]
+    found = [""] * len(text)
+    for number, letter in zip(asked.order, text, strict=True):
+        found[number] = letter
+    return found
 
 
 def risks(info: dict[str, Any]) -> list[str]:

@@ -158,7 +158,9 @@ class Subscription:
         self._window.lost(why, channel_alone=channel_alone)
 
     def _on_cancel(self, consumer: str) -> None:
-        if self._window.cancelled(consumer):
+        # While a consumer is being started its tag is not known yet. Its cancel may come in one read with the
+        # answer that has the tag, before the task that waits for the answer goes on.
+        if self._window.consumer is None or self._window.cancelled(consumer):
             self._interrupted.set()
 
     async def _cancel(self) -> None:

@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 from collections.abc import Collection
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -79,16 +79,12 @@ class SigningServer:
         self._listener.settimeout(_TICK)
         while not self._stopping.is_set():
             try:
-                connection, _ = self._listener.accept()
-            except TimeoutError:
-                continue
+                self._accept(self._listener.accept()[0])
+            # The process may be out of descriptors until some client goes, or a client may be gone already.
             except OSError as error:
-                if not self._stopping.is_set():
-                    # The process may be out of descriptors, until some client goes.
+                if not isinstance(error, TimeoutError) and not self._stopping.is_set():
                     _LOG.error("%s: %s", self.path, reason(error))
                     self._stopping.wait(_TICK)
-                continue
-            self._accept(connection)
 
     def stop(self) -> None:
         """Let ``run`` return; a signal handler may call this."""
@@ -109,17 +105,18 @@ class SigningServer:
 
     def _accept(self, connection: socket.socket) -> None:
         """Start a thread for a client, if its user may connect and there is room."""
-        user = peer_user(connection)
-        if user is not None and user not in self._users:
-            _LOG.error("%s: user %d may not have anything signed", self.path, user)
-        elif not self._free.acquire(blocking=False):
-            _LOG.error("%s: too many clients at once", self.path)
-        else:
-            client = FrameSocket(connection, self._clock)
-            self._open.add(client)
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-            return
-        connection.close()
+        with ExitStack() as unless_served:
+            unless_served.callback(connection.close)
+            user = peer_user(connection)
+            if user is not None and user not in self._users:
+                _LOG.error("%s: user %d may not have anything signed", self.path, user)
+            elif not self._free.acquire(blocking=False):
+                _LOG.error("%s: too many clients at once", self.path)
+            else:
+                client = FrameSocket(connection, self._clock)
+                self._open.add(client)
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+                unless_served.pop_all()
 
     def _serve(self, client: FrameSocket) -> None:
         """Answer one client until it disconnects or sends something that is not a frame."""
