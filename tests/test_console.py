@@ -626,9 +626,11 @@ def test_account_of_an_act_is_shown_while_the_broker_is_lost(room: Room) -> None
     shown = client.get("/job").text
     assert "2 of 2 letters</strong> discarded" in shown
     assert "out of reach" in shown
+    assert "data-live" in client.get("/").text, "the groups are from before the act, and the page says nothing new"
     flaky.there.set()
     room.backend.wait(10)
     assert "No dead letters" in client.get("/").text
+    assert "data-live" not in client.get("/").text
 
 
 def test_backend_closes_while_the_broker_is_lost(room: Room) -> None:

@@ -132,10 +132,12 @@ def test_without_a_pipeline_nothing_is_judged(bureau: Bureau) -> None:
         ({"reason": ""}, "a reason is required"), ({"reason": "  "}, "a reason is required"),
         ({"reason": "two\nlines"}, "a reason is required"),
         ({"waive": frozenset([Reason.SIGNATURE_INVALID])}, "a release may waive"),
+        ({"act": "burn"}, "an act must be"),
+        ({"rate": 0}, "rate must be above 0"), ({"reviewer": ""}, "a reviewer must be text"),
     ],
 )  # fmt: skip
 def test_a_plan_that_nobody_may_have_is_refused(changes: dict[str, Any], said: str) -> None:
-    """A plan has a reason of one line, and waives nothing that no release may waive, whoever makes it."""
+    """A plan has a known act, a reason of one line, a rate and a reviewer, and waives only what a release may."""
     with pytest.raises(ConfigurationError, match=said):
         plan(**changes)
 

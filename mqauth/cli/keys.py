@@ -157,7 +157,8 @@ def _passphrase(env: str | None, file: Path | None) -> bytes | None:
 
 
 def _time_with_zone(text: str) -> int:
-    """Return the UTC seconds of an RFC 3339 time. A revocation must not depend on the zone of the machine."""
+    """Return the UTC seconds of an RFC 3339 time."""
+    # Without a zone the moment of a revocation would depend on the machine on which it is typed.
     try:
         moment = datetime.fromisoformat(text)
         seconds = int(moment.timestamp())

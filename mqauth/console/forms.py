@@ -36,6 +36,7 @@ async def read_form(request: Request) -> Fields:
     """
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
         raise BadRequestError(_NOT_OURS)
+    # In pieces and with a bound: whoever reaches the login page can send any body.
     raw = bytearray()
     async for piece in request.stream():
         raw += piece

@@ -69,7 +69,8 @@ class Site:
         return None if id is None else self.sessions.find(id)
 
     def begin(self, request: Request, response: Response, name: str, role: str) -> Response:
-        """Begin a session and end the one before; its id is new, never one that the browser sent."""
+        """Begin a session for whoever has just logged in, and end the one before."""
+        # The id is always a new one. An id that the browser brought along may be known to an attacker.
         self.sessions.end(self.cookie.read(request) or "")
         self.cookie.put(response, self.sessions.begin(name, role))
         return response

@@ -68,7 +68,8 @@ class Plan:
         reviewer: who acts.
 
     Raises:
-        ConfigurationError: no reason, something that no release may waive, a rate of 0, or no name of a reviewer.
+        ConfigurationError: an unknown act, no reason, something that no release may waive, a rate of 0, or no name
+            of a reviewer.
     """
 
     act: str
@@ -80,6 +81,9 @@ class Plan:
     reviewer: str
 
     def __post_init__(self) -> None:
+        # Whatever is no discard would be carried out as a redrive.
+        if self.act not in ACTS:
+            raise ConfigurationError(f"an act must be {' or '.join(ACTS)}")
         if not claim_set.is_name(self.reason) or not self.reason.strip():
             raise ConfigurationError(f"a reason is required: one line of 1 to {claim_set.MAX_NAME} characters")
         waivable(self.waive)
@@ -156,6 +160,7 @@ def redrive(
             yield from call(box.publish, message)
         except MalformedMessage as error:
             raise _RefusedError(UNSENDABLE) from error
+        # The record is durable before the letter goes: no letter may vanish without a trace.
         yield from call(audit.write, _record(plan, reading, today.clock, "redriven", release))
         yield from call(box.remove, letter)
 

@@ -59,6 +59,7 @@ class Acks:
                     if self.channel.ended:
                         self.runner.work.lost(ack.deliveries)
                     else:
+                        self.runner.play.acks(self.channel, ack.deliveries)
                         self.runner.play.broker.ack(self.channel, ack.tag, multiple=ack.multiple)
                         yield at_once
                 if not self.ledger.waiting or not self.ledger.presses(self.window):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from mqauth.errors import Cause, Reason
@@ -153,6 +153,12 @@ class QueueInvariants:
         self.failures.pop(native.parcel.content, None)  # where its ack is lost it comes as something new
         ended = any(each.handled or each.letters for each in self.contents[native.parcel.content])
         self.require(ended, "settled is handled or buried", native)
+
+    def acks(self, channel: Channel, deliveries: Sequence[Delivery]) -> None:
+        """Note acks on a channel that has ended, unheard: what comes again is new to the consumer."""
+        if not channel.alive:
+            for each in deliveries:
+                self.handled_by.pop(self.native_of(each).parcel.number, None)
 
     def burying(self) -> Callable[[], None]:
         """Check a letter before it is sent; return a function to call when it is confirmed."""

@@ -168,6 +168,7 @@ class Runner(Subscription):
             if begun.slot.native.channel.ended:
                 self.work.lost((delivery,))
             else:
+                self.play.acks(begun.slot.native.channel, (begun.delivery,))
                 self.play.broker.ack(begun.slot.native.channel, begun.slot.native.tag, multiple=False)
                 yield at_once
         return outcome
