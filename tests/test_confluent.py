@@ -624,6 +624,9 @@ class Partition(confluent_kafka.Consumer):
     def pause(self, partitions: Any) -> None:
         self.asked.append(("pause", [each.partition for each in partitions]))
 
+    def resume(self, partitions: Any) -> None:
+        self.asked.append(("resume", [each.partition for each in partitions]))
+
     def assign(self, partitions: Any) -> None:
         self.asked.append(("assign", sorted((each.partition, each.offset) for each in partitions)))
 
@@ -786,6 +789,8 @@ def test_paused_with_the_assignment(desk: Desk) -> None:
     desk.client.generation = 2
     desk.client.on_assign(desk.client, [PLACE])
     assert desk.client.asked == [("assign", [(0, 3)]), ("pause", [0])]
+    desk.client.on_revoke(desk.client, [PLACE])
+    assert desk.client.asked[2:] == [("resume", [0])]
 
 
 def test_rebalances_in_a_row(desk: Desk) -> None:

@@ -209,7 +209,9 @@ class Poller:
         self._drop(places)
 
     def _drop(self, places: set[Place]) -> None:
-        # librdkafka forgets pauses and seeks with the assignment.
+        # librdkafka forgets seeks with the assignment, and keeps pauses: a partition that came back would stand still.
+        if self._paused & places:
+            self._client.resume([native(place) for place in self._paused & places])
         self._kept.forget(places)
         self._held -= places
         self._paused -= places
