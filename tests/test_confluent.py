@@ -625,7 +625,7 @@ class Partition(confluent_kafka.Consumer):
         self.asked.append(("pause", [each.partition for each in partitions]))
 
     def resume(self, partitions: Any) -> None:
-        self.asked.append(("resume", [each.partition for each in partitions]))
+        self.asked += [("resume", [each.partition for each in partitions])] if partitions else []
 
     def assign(self, partitions: Any) -> None:
         self.asked.append(("assign", sorted((each.partition, each.offset) for each in partitions)))

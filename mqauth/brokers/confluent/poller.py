@@ -48,7 +48,6 @@ class Poller:
         self._paused: set[Place] = set()
         self._late: dict[Place, int] = {}  # seeks that the client has refused so far
         self._kept = KeptPositions()
-        self._settle: Callable[[], None]
         self._closed = False
 
     def listen(self, topics: Sequence[str], settle: Callable[[], None]) -> None:
@@ -61,7 +60,7 @@ class Poller:
         Raises:
             ConfigurationError: no topic is named, and no partition is assigned.
         """
-        self._settle = settle
+        self._settle: Callable[[], None] = settle
         if isinstance(topics, str):
             raise ConfigurationError(f"topics must be a list of names, not the text {topics!r}")
         if topics:
@@ -209,9 +208,8 @@ class Poller:
         self._drop(places)
 
     def _drop(self, places: set[Place]) -> None:
-        # librdkafka forgets seeks with the assignment, and keeps pauses: a partition that came back would stand still.
-        if self._paused & places:
-            self._client.resume([native(place) for place in self._paused & places])
+        # librdkafka forgets seeks with the assignment but keeps pauses: what comes back would stand still.
+        self._client.resume([native(place) for place in self._paused & places])
         self._kept.forget(places)
         self._held -= places
         self._paused -= places
