@@ -143,6 +143,20 @@ def test_kafka_examples(kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> N
     assert rejections(tmp_path) == ["token_missing"]
 
 
+def test_confluent_examples(kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> None:
+    """The page's consumer on confluent-kafka handles what its producer sent, and dead-letters a forgery."""
+    settle_in(kafka_reader)
+    for block in marked("docs/operations.md", "kafka"):
+        kafka_reader.run(block)
+    producer, consumer = marked("docs/confluent.md", "kafka")
+    kafka_reader.run(producer)
+    with consuming(kafka_reader, consumer) as next_line:
+        assert next_line() == HANDLED + "b'acme'\n"
+        letter = _forge_on_kafka(kafka.url.partition("://")[2])
+    assert letter == "token_missing"
+    assert rejections(tmp_path) == ["token_missing"]
+
+
 def _forge_on_kafka(address: str) -> str:
     """Send a record without a token, and return the reason of the first dead letter."""
     with client.KafkaProducer(bootstrap_servers=address) as producer:

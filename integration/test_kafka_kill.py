@@ -29,6 +29,8 @@ FORGED = 20
 class Scene:
     """A topic full of honest and forged messages, and victims that consume it."""
 
+    module = "integration.kafka_victim"
+
     def __init__(self, url: str, folder: Path) -> None:
         self.stage = KafkaStage(url)
         self.handled = folder / "handled"
@@ -58,7 +60,7 @@ class Scene:
         arguments = [
             sys.executable,
             "-m",
-            "integration.kafka_victim",
+            self.module,
             *map(str, (*places, moment, after, transactional)),
         ]
         return subprocess.Popen(arguments)
@@ -89,6 +91,11 @@ def scene(kafka: Kafka, tmp_path: Path) -> Iterator[Scene]:
 @pytest.mark.parametrize("moment", ["handler", "letter"])
 def test_killed_and_started_again(scene: Scene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Killed twice between handler and commit, or dead letter and commit: sent = handled + dead-lettered."""
+    killed_and_started_again(scene, moment, capsys)
+
+
+def killed_and_started_again(scene: Scene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Kill a consumer twice, and let a third one handle the rest."""
     for after in (3, 7):
         assert scene.victim(moment, after).wait(60) == -signal.SIGKILL
     last = scene.victim("never", 0)

@@ -117,3 +117,19 @@ def test_key_that_speaks_for_several(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "does not speak for this reviewer" in capsys.readouterr().err
     assert run([*options, *oidc(tmp_path)]) == 2
     assert "--broker" in capsys.readouterr().err
+
+
+def test_key_names_the_reviewer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A key of one subject names the reviewer: the user of the machine, who may have no name, is not asked."""
+
+    def nobody() -> str:
+        raise KeyError("uid not found")
+
+    assert run(["keys", "new", "--dir", str(tmp_path / "ada"), "--subject", "ada@example.test"]) == 0
+    (tmp_path / "jwks.json").write_text(json.dumps(dump_key_set(KeySet([Key.generate()]))))
+    (tmp_path / "mqauth.toml").write_text(CONSUMER)
+    monkeypatch.setattr("getpass.getuser", nobody)
+    assert run([*NOWHERE, "--config", str(tmp_path / "mqauth.toml"), "--key", str(tmp_path / "ada")]) == 2
+    assert "--broker" in capsys.readouterr().err

@@ -13,6 +13,11 @@ import pytest
 BROKERS = Path(__file__).parent.parent / "mqauth" / "brokers"
 LIMITS = {
     ("kafka/consumer", "kafka/poller", "kafka/client:check_client,session_of,rebalance_patience"): 190,
+    ("confluent/consumer", "confluent/poller", "confluent/client:check_consumer,membership_of,_check_kind"): 200,
+    ("confluent/producer:Producer",): 120,
+    ("confluent/confirmed:DeadLetters,can_exist",): 60,
+    ("confluent/confirmed:Confirmed,Report",): 60,
+    ("confluent/translate:from_native,carries,heed,_headers",): 80,
     ("rabbitmq/consumer", "rabbitmq/queue"): 200,
     ("kafka/producer:Producer",): 100,
     ("kafka/confirmed:DeadLetters,can_exist",): 50,

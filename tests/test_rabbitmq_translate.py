@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pamqp import commands, decode, encode
 from pamqp.header import ContentHeader
 
-from mqauth.brokers.amqp.values import on_wire
+from mqauth.brokers.amqp_values import on_wire
 from mqauth.brokers.rabbitmq.incoming import Unreadable, delivered
 from mqauth.brokers.rabbitmq.translate import (
     MAX_HEADER_FRAME,

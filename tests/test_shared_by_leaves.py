@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.brokers.amqp import messages as amqp_messages
-from mqauth.brokers.amqp import values as amqp_values
+from mqauth.brokers import amqp_messages, amqp_values
 from mqauth.brokers.dead_letters import MAX_UNCONFIRMED, MAX_UNCONFIRMED_BYTES, Unconfirmed, first_taken, in_time
 from mqauth.brokers.sealing import OpenCalls
 from mqauth.errors import Cause, MalformedMessage, Reason, Rejection, Unavailable

@@ -6,11 +6,12 @@ from collections.abc import Awaitable
 from typing import Any, assert_type
 
 import aio_pika
+import confluent_kafka
 from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractQueue
 from kafka import KafkaConsumer, KafkaProducer
 
 import mqauth
-from mqauth.brokers import kafka, rabbitmq
+from mqauth.brokers import confluent, kafka, rabbitmq
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 
 signer = mqauth.Signer(
@@ -53,6 +54,14 @@ def on_kafka(client: KafkaConsumer, main: KafkaProducer, separate: KafkaProducer
     producer = kafka.Producer(main, signer)
     producer.send("orders", value=b"...", key=b"42")
     kafka.Consumer(client, guard, handle, dead_letters=kafka.DeadLetters(separate, "orders.dead")).run()
+
+
+def on_confluent(client: confluent_kafka.Consumer, main: confluent_kafka.Producer, config: dict[str, Any]) -> None:
+    """Wrap connected clients, one line each."""
+    producer = confluent.Producer(main, signer, config=config)
+    producer.produce("orders", b"...", b"42")
+    letters = confluent.DeadLetters(main, "orders.dead", config=config)
+    confluent.Consumer(client, guard, handle, topics=["orders"], dead_letters=letters).run()
 
 
 class SyncStore:

@@ -87,10 +87,12 @@ def console(
     except ImportError as error:
         raise ConfigurationError('mqauth console needs its packages: install "mqauth[cli,console]"') from error
     guard = None if config is None else load(config).judge
-    releaser, name = None, reviewer or getpass.getuser()
-    if key is not None:
-        if guard is None:
-            raise ConfigurationError("--key: needs --config too, the consumer's configuration")
+    releaser: MakeReleaser | None = None
+    if key is None:
+        name = reviewer or getpass.getuser()
+    elif guard is None:
+        raise ConfigurationError("--key: needs --config too, the consumer's configuration")
+    else:
         read_key = key_reader(key, passphrase_env, passphrase_file)
         releaser = reviewers_releaser(guard, read_key, authority=authority, lifetime=lifetime)
         name = _tried_name(releaser, read_key, reviewer, tokens=tokens)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final
 
@@ -13,7 +12,7 @@ from mqauth.audit.record import AuditRecord
 from mqauth.brokers.dead_letters import Unconfirmed, first_taken
 from mqauth.brokers.kafka.client import producer_settings
 from mqauth.brokers.kafka.translate import carries
-from mqauth.brokers.log.records import dead_letter_headers
+from mqauth.brokers.log.records import dead_letter_headers, record_size
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.flow import run
 from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize, undelivered
@@ -162,8 +161,3 @@ class AuditTopic:
 def can_exist(form: Message) -> bool:
     """Return whether kafka-python sends such a record: it refuses one without key and value."""
     return form.body is not None or form.key is not None
-
-
-def record_size(value: bytes | None, key: bytes | None = None, headers: Iterable[tuple[str, bytes]] = ()) -> int:
-    """Return about the bytes of a record."""
-    return len(value or b"") + len(key or b"") + sum(len(name) + len(text) for name, text in headers)

@@ -17,9 +17,9 @@ from kafka.errors import MessageSizeTooLargeError, ProducerFencedError
 
 from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.kafka.client import producer_settings
-from mqauth.brokers.kafka.confirmed import MAX_BLOCK, can_exist, record_size
+from mqauth.brokers.kafka.confirmed import MAX_BLOCK, can_exist
 from mqauth.brokers.kafka.translate import carries
-from mqauth.brokers.log.records import dead_letter_headers
+from mqauth.brokers.log.records import dead_letter_headers, record_size
 from mqauth.clock import Clock
 from mqauth.errors import ConfigurationError
 from mqauth.letters.dead_letter import DeadLetter, undelivered

@@ -140,6 +140,11 @@ def dead_letter_headers(headers: Iterable[HeaderPair]) -> NativeHeaders:
     return [(name, _bytes(value)) for name, value in headers]
 
 
+def record_size(value: bytes | None, key: bytes | None = None, headers: Iterable[tuple[str, bytes]] = ()) -> int:
+    """Return about the bytes of a record."""
+    return len(value or b"") + len(key or b"") + sum(len(name) + len(text) for name, text in headers)
+
+
 def _destination(topic: object, faults: list[str]) -> str:
     try:
         if isinstance(topic, str):

@@ -14,7 +14,7 @@ from aio_pika.abc import AbstractChannel, AbstractQueue
 from pamqp import commands
 
 from mqauth.audit.record import AuditRecord
-from mqauth.brokers.amqp.messages import new_message_id
+from mqauth.brokers.amqp_messages import new_message_id
 from mqauth.brokers.dead_letters import first_taken, in_time
 from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error, ready
 from mqauth.brokers.rabbitmq.topology import declare_dead_letters

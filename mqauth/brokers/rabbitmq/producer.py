@@ -15,7 +15,7 @@ from aio_pika import exceptions
 from aio_pika.abc import AbstractExchange, AbstractMessage, PublishResultType
 from pamqp import commands
 
-from mqauth.brokers.amqp.messages import new_message_id
+from mqauth.brokers.amqp_messages import new_message_id
 from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, closing_is_an_error, reopen
 from mqauth.brokers.rabbitmq.confirmed import DeadLetters
 from mqauth.brokers.rabbitmq.publishing import PublishPath, PublishPaths, one_at_a_time

@@ -1,4 +1,4 @@
-"""aio-pika's messages as ``Message``, and back; ``brokers.amqp`` holds what is the same for every client.
+"""aio-pika's messages as ``Message``, and back; ``brokers.amqp_messages`` holds what is the same for every client.
 
 Reading never raises. A message that pamqp cannot decode never comes this far: see ``declare_source``.
 
@@ -18,9 +18,8 @@ import aio_pika
 from aio_pika.abc import AbstractIncomingMessage, AbstractMessage
 from pamqp import commands
 
-from mqauth.brokers.amqp import messages as amqp_messages
-from mqauth.brokers.amqp import values as amqp_values
-from mqauth.brokers.amqp.messages import SHORT_STRINGS, Number
+from mqauth.brokers import amqp_messages, amqp_values
+from mqauth.brokers.amqp_messages import SHORT_STRINGS, Number
 from mqauth.brokers.rabbitmq.incoming import Unreadable
 from mqauth.errors import MalformedMessage
 from mqauth.wire.message import HeaderPair, HeaderValue, Message

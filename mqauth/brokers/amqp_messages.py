@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
-from mqauth.brokers.amqp.values import Scalar, header_name, headers_in, on_wire, short_string
+from mqauth.brokers.amqp_values import Scalar, header_name, headers_in, on_wire, short_string
 from mqauth.errors import MalformedMessage
 from mqauth.wire import destination
 from mqauth.wire.encoding import MAX_DEPTH

@@ -1,0 +1,162 @@
+"""What confluent-kafka's leaf costs: ``python -m integration.benchmarks.confluent kafka://host:port``.
+
+CPU of this process for each record, librdkafka's threads included, in microseconds, the best of three rounds: the
+client alone, the wrapper, and the same verdicts by the engine without any client. What is left is the leaf's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, Final
+
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from mqauth import MemoryReplayStore, Pipeline
+from mqauth.brokers import confluent
+from mqauth.clock import SYSTEM_CLOCK
+from mqauth.delivery.assignment import Assignment
+from mqauth.delivery.log_work import LogWork
+from mqauth.judging.verified import Verified
+from mqauth.testing.forge import Forge
+from mqauth.testing.stage_kafka import KafkaStage
+from mqauth.wire.message import Message
+
+BODY: Final = b"x" * 1024
+ROUNDS: Final = 3
+MOST: Final = 500
+
+
+class Sink:
+    """An audit sink and a dead-letter sink that nothing reaches."""
+
+    name = "none"
+
+    def write(self, _record: Any, /) -> None:
+        """Take an audit record."""
+
+    def publish(self, _letter: Any, /) -> None:
+        """Refuse a letter: all are honest."""
+        raise AssertionError("an honest record was rejected")
+
+
+class Bench:
+    """A topic of honest records.
+
+    Args:
+        url: of the broker.
+        records: how many.
+    """
+
+    def __init__(self, url: str, records: int) -> None:
+        self.stage = KafkaStage(url)
+        self._records = records
+        self._forge = Forge(lifetime=3600)
+        self._servers = {"bootstrap.servers": ",".join(self.stage.servers), "log_level": 2}
+        self._config = self._servers | {"enable.idempotence": True}
+
+    def guard(self) -> Pipeline:
+        """Return a pipeline with a store of its own."""
+        return Pipeline(
+            verifier=self._forge.verifier(), policy=self._forge.policy(self.stage.destination),
+            replay=MemoryReplayStore(), audit=Sink(),
+        )  # fmt: skip
+
+    def consumer(self) -> Consumer:
+        """Return a client of a group of its own."""
+        group = {"group.id": uuid.uuid4().hex, "auto.offset.reset": "earliest", "enable.auto.offset.store": False}
+        return Consumer(self._servers | group)
+
+    def cost(self, work: Callable[[], None]) -> float:
+        """Return the CPU of each record."""
+        began = time.process_time()
+        work()
+        return (time.process_time() - began) / self._records * 1e6
+
+    def produce_bare(self) -> None:
+        """Send by the client alone."""
+        client = Producer(self._config)
+        for number in range(self._records):
+            client.produce(self.stage.dead, BODY, b"%d" % number)
+            client.poll(0)
+        client.flush()
+
+    def produce(self) -> None:
+        """Send by the wrapper, in batches of 64."""
+        client = Producer(self._config)
+        producer = confluent.Producer(client, self._forge.signer(), config=self._config, batch=64)
+        for number in range(self._records):
+            producer.produce(self.stage.topic, BODY, b"%d" % number)
+            producer.poll(0)
+        producer.flush()
+
+    def consume_bare(self) -> list[Any]:
+        """Read all by the client alone, and look at the bodies."""
+        client, found = self.consumer(), list[Any]()
+        client.assign([TopicPartition(self.stage.topic, 0, 0)])
+        while len(found) < self._records:
+            batch = client.consume(MOST, 0) or client.consume(1, 1.0)
+            assert all(record.value() for record in batch)
+            found += batch
+        client.close()
+        return found
+
+    def consume(self) -> None:
+        """Read all by the wrapper."""
+        left = self._records
+
+        def handler(_verified: Verified) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                consumer.stop()
+
+        client = self.consumer()
+        client.assign([TopicPartition(self.stage.topic, 0, 0)])
+        consumer = confluent.Consumer(client, self.guard(), handler, topics=[], dead_letters=Sink())
+        consumer.run()
+        client.close()
+
+    def judge(self, messages: list[Message]) -> None:
+        """Judge all by the engine, without a client."""
+        guard, assignment = self.guard(), Assignment(SYSTEM_CLOCK)
+        work = LogWork(guard, assignment, lambda _: None, lambda _: Sink())
+        place = TopicPartition(self.stage.topic, 0)
+        for first in range(0, len(messages), MOST):
+            assignment.receive(place, messages[first : first + MOST])
+            partition = assignment.choose()
+            assert partition is not None
+            work.visit(partition)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("url")
+    parser.add_argument("--records", type=int, default=20_000)
+    given = parser.parse_args()
+    bench = Bench(given.url, given.records)
+    costs: dict[str, list[float]] = {}
+    bench.produce()
+    records = bench.consume_bare()
+    messages = [confluent.from_native(record, scope="bench") for record in records]
+    for _ in range(ROUNDS):
+        for name, work in (
+            ("consume, bare", bench.consume_bare), ("consume, wrapped", bench.consume),
+            ("engine and verdict", lambda: bench.judge(messages)), ("produce, bare", bench.produce_bare),
+        ):  # fmt: skip
+            costs.setdefault(name, []).append(bench.cost(work))
+    fresh = Bench(given.url, given.records)
+    costs["produce, batches of 64"] = [fresh.cost(fresh.produce) for _ in range(ROUNDS)]
+    best = {name: min(found) for name, found in costs.items()}
+    best["the leaf's own"] = best["consume, wrapped"] - best["consume, bare"] - best["engine and verdict"]
+    for name, cost in best.items():
+        print(f"{name:24}{cost:8.2f} us")
+    for each in (bench, fresh):
+        each.stage.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""confluent-kafka's leaf on a real Kafka: what kills its client, kills of its process, storms of rebalances."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import confluent_kafka
+import pytest
+from kafka import TopicPartition
+
+from integration.scale import nightly
+from integration.services import Kafka
+from integration.stage_confluent import ConfluentLogStage, ConfluentStage
+from integration.test_kafka_kill import FORGED, HONEST, Scene, killed_and_started_again
+from integration.test_kafka_wrapper import NotUtf8
+from mqauth import MemoryReplayStore, Pipeline
+from mqauth.audit.file import AuditFile
+from mqauth.brokers import confluent
+from mqauth.judging.verified import Verified
+from mqauth.testing.delivery_contract import LogPlay
+from mqauth.testing.forge import Forge
+from mqauth.testing.stage_kafka import wait_until
+from mqauth.wire.message import Message
+
+STORM = nightly(60, otherwise=15)
+"""Seconds for which members join and leave."""
+
+
+class World:
+    """A stage, an issuer, and a consumer's pipeline."""
+
+    def __init__(self, url: str, folder: Path, **settings: Any) -> None:
+        self.stage = ConfluentStage(url, **settings)
+        self.forge = Forge(lifetime=600)
+        self.audit = AuditFile(folder / "audit.jsonl", fsync=False)
+        self.handled: list[bytes | None] = []
+        self.settings = self.stage.clients.producer_settings(enable_idempotence=True)
+        self.guard = Pipeline(
+            verifier=self.forge.verifier(), policy=self.forge.policy(self.stage.destination),
+            replay=MemoryReplayStore(), audit=self.audit,
+        )  # fmt: skip
+
+    def handle(self, verified: Verified) -> None:
+        """Note a message."""
+        self.handled.append(verified.body)
+
+    def send(self, *bodies: bytes) -> None:
+        """Send signed messages."""
+        for body in bodies:
+            message = Message(destination=self.stage.destination, body=body, key=b"k")
+            self.stage.produce(self.forge.signer(), message)
+
+    def committed(self) -> int | None:
+        """Return the group's committed offset of partition 0."""
+        with warnings.catch_warnings():
+            client = self.stage.consumer()
+        try:
+            offset: int | None = client.committed(TopicPartition(self.stage.topic, 0))
+            return offset
+        finally:
+            client.close()
+
+    def close(self) -> None:
+        """Tidy up."""
+        self.audit.close()
+        self.stage.close()
+
+
+@pytest.fixture
+def world(kafka: Kafka, tmp_path: Path) -> Iterator[World]:
+    """A fresh world."""
+    world = World(kafka.url, tmp_path)
+    yield world
+    world.close()
+
+
+def test_header_that_kills(world: World) -> None:
+    """A header's name that is not UTF-8, which would end the process, is one dead letter; its neighbours go on."""
+    world.send(b"0")
+    future = world.stage._client.send(world.stage.topic, value=b"poison", headers=[(NotUtf8("x"), b"v")])
+    future.get(timeout=30)
+    world.send(b"1")
+    world.stage.consume(world.guard, world.handle, until=lambda: world.handled == [b"0", b"1"])
+    (letter,) = world.stage.letters()
+    assert letter.body == b"poison"
+    assert letter.occurrences("mqauth-dead-reason") == (b"message_malformed",)
+    assert world.committed() == 3
+
+
+def test_automatic_commits_commit_nothing(world: World) -> None:
+    """With ``enable.auto.commit`` left on a record whose handler runs is not committed: no offset is stored."""
+    settings = world.stage.clients.consumer_settings(enable_auto_commit=True, auto_commit_interval_ms=10)
+    client = confluent_kafka.Consumer(settings)
+    begun, over = threading.Event(), threading.Event()
+
+    def handler(verified: Verified) -> None:
+        world.handle(verified)
+        if verified.body == b"1":
+            begun.set()
+            over.wait(30)
+            raise SystemExit
+
+    world.send(b"0", b"1", b"2")
+    letters = world.stage.clients.letters(world.stage.dead)
+    consumer = confluent.Consumer(
+        client, world.guard, handler, topics=[world.stage.topic], dead_letters=letters, commit_interval=0.05
+    )
+    consumer.__enter__()
+    assert begun.wait(30)
+    wait_until(lambda: world.committed() == 1)
+    threading.Event().wait(0.2)  # twenty automatic commits
+    assert world.committed() == 1
+    over.set()
+    wait_until(lambda: consumer.failed)
+    with pytest.raises(SystemExit):
+        consumer.__exit__(None, None, None)
+    client.close()
+    assert world.committed() == 1
+
+
+def test_reads_on_after_a_stop(world: World) -> None:
+    """Whoever goes on with the client after a stop reads on at the first record that is not settled."""
+    client = confluent_kafka.Consumer(world.stage.clients.consumer_settings())
+    world.send(b"0", b"1", b"2")
+    letters = world.stage.clients.letters(world.stage.dead)
+
+    def handler(verified: Verified) -> None:
+        world.handle(verified)
+        if verified.body == b"1":
+            consumer.stop()
+
+    consumer = confluent.Consumer(client, world.guard, handler, topics=[world.stage.topic], dead_letters=letters)
+    consumer.run()
+    found = [each.value() for each in client.consume(1, 10.0)]
+    client.close()
+    assert (world.handled, found, world.committed()) == ([b"0", b"1"], [b"2"], 2)
+
+
+def test_answer(world: World) -> None:
+    """What ``Verified.reply`` sends is signed, and on the topic that the request names."""
+    world.stage.create(f"{world.stage.topic}.answers")
+    message = Message(
+        destination=world.stage.destination, body=b"ask", key=b"k",
+        headers=(("reply-to", f"{world.stage.topic}.answers".encode()), ("correlation-id", b"7")),
+    )  # fmt: skip
+    world.stage.produce(world.forge.signer(), message)
+    client = confluent_kafka.Producer(world.settings)
+    answers: list[Any] = []
+
+    def handler(verified: Verified) -> None:
+        answers.append(verified.reply(b"yes").get(20))
+
+    replies = confluent.Producer(client, world.forge.signer(), config=world.settings)
+    world.stage.consume(world.guard, handler, until=lambda: bool(answers), replies=replies)
+    client.close()
+    assert answers[0].error() is None
+    reader = confluent_kafka.Consumer(world.stage.clients.consumer_settings())
+    reader.assign([confluent_kafka.TopicPartition(f"{world.stage.topic}.answers", 0, 0)])
+    (answer,) = reader.consume(1, 20.0)
+    reader.close()
+    message = confluent.from_native(answer, scope="answers")
+    verifier = world.forge.verifier()
+    verified = verifier.verify(message, verifier.open(message), world.forge.keys, world.forge.clock.now())
+    assert (verified.body, verified.properties) == (b"yes", {"correlation-id": "7"})
+
+
+def test_audit_topic(world: World) -> None:
+    """An audit record on a topic is one that the broker has confirmed."""
+    client = confluent_kafka.Producer(world.settings)
+    sink = confluent.AuditTopic(client, world.stage.dead, config=world.settings)
+    guard = Pipeline(
+        verifier=world.forge.verifier(), policy=world.forge.policy(world.stage.destination),
+        replay=MemoryReplayStore(), audit=sink,
+    )  # fmt: skip
+    world.stage.inject(Message(destination=world.stage.destination, body=b"forged"))
+    world.stage.consume(guard, world.handle, until=lambda: len(world.stage.letters()) == 2)
+    client.close()
+    bodies = [letter.body or b"" for letter in world.stage.letters()]
+    assert b'"token_missing"' in bodies[0]
+    assert bodies[1] == b"forged"
+
+
+class ConfluentScene(Scene):
+    """A topic full of messages, and victims on confluent-kafka."""
+
+    module = "integration.confluent_victim"
+
+
+@pytest.fixture
+def scene(kafka: Kafka, tmp_path: Path) -> Iterator[ConfluentScene]:
+    """A set scene."""
+    scene = ConfluentScene(kafka.url, tmp_path)
+    yield scene
+    scene.stage.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["handler", "letter"])
+def test_killed_and_started_again(scene: ConfluentScene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Killed twice between handler and commit, or dead letter and commit: sent = handled + dead-lettered."""
+    killed_and_started_again(scene, moment, capsys)
+
+
+@pytest.mark.slow
+def test_paused_beyond_the_session(scene: ConfluentScene, capsys: pytest.CaptureFixture[str]) -> None:
+    """A process that stands still beyond its session, while another goes on, loses and condemns nothing."""
+    first = scene.victim("slow", 0)
+    wait_until(lambda: scene.seen().total() > 2)
+    first.send_signal(signal.SIGSTOP)
+    before = scene.seen().total()
+    scene.audit = scene.audit.with_name("second.jsonl")
+    second = scene.victim("slow", 0)
+    honest = {b"honest %d" % number for number in range(HONEST)}
+    forged = {b"forged %d" % number for number in range(0, HONEST, 2)}
+    with ExitStack() as undo:
+        undo.callback(first.kill)
+        undo.callback(second.kill)
+        wait_until(lambda: scene.seen().total() > before + 2)
+        first.send_signal(signal.SIGCONT)
+        wait_until(lambda: set(scene.seen()) == honest and scene.committed() == HONEST + FORGED)
+        undo.pop_all()
+    for process in (first, second):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    letters = Counter(letter.body for letter in scene.stage.letters())
+    assert set(letters) == forged
+    assert scene.committed() == HONEST + FORGED
+    assert before < HONEST
+    with capsys.disabled():
+        print(
+            f"\npaused: sent {HONEST + FORGED}, handled {len(scene.seen())} (+{scene.seen().total() - HONEST}),"
+            f" dead-lettered {len(letters)} (+{letters.total() - FORGED}), lost 0, honest condemned 0"
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("assignor", ["range", "cooperative-sticky"])
+def test_storm(kafka: Kafka, tmp_path: Path, assignor: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """While four members join and leave nothing is lost or condemned, and each key is handled in order."""
+    stage = ConfluentLogStage(kafka.url, partition_assignment_strategy=assignor)
+    with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
+        play = LogPlay(stage, audit)
+        play.watch_commits()
+        bodies: list[bytes] = []
+        play.start()
+        over = threading.Event()
+        threading.Timer(STORM, over.set).start()
+        joined = 1
+        while not over.is_set():
+            bodies += play.send(20)
+            if len(play.members) < 4:
+                play.start()
+                joined += 1
+            else:
+                play.members.pop(0).close()
+            over.wait(0.5)
+        play.wait(lambda: len(play.handled) >= len(bodies) and play.all_committed())
+        for member in play.members:
+            member.close()
+    first = list(dict.fromkeys(play.bodies))
+    keys: dict[Any, list[int]] = {}
+    for seen in {body: seen for body, seen in zip(play.bodies, play.handled, strict=True)}.values():
+        keys.setdefault(seen.origin.partition, []).append(seen.origin.offset or 0)
+    assert sorted(first) == sorted(bodies)
+    assert stage.letters() == []
+    assert play.faults == []
+    assert all(offsets == sorted(offsets) for offsets in keys.values())
+    stage.close()
+    with capsys.disabled():
+        print(
+            f"\nstorm ({assignor}): {joined} joined, sent {len(bodies)}, handled {len(first)}"
+            f" (+{len(play.handled) - len(first)}), lost 0, condemned 0"
+        )

@@ -1,0 +1,45 @@
+"""The broker contract on a real Kafka, by confluent-kafka."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from integration.services import Kafka
+from integration.stage_confluent import ConfluentLogStage, ConfluentStage
+from mqauth.testing.contract import BatchContract, BrokerContract
+from mqauth.testing.delivery_contract import LogDeliveryContract
+from mqauth.testing.delivery_stage import LogStage
+from mqauth.testing.stage import Stage
+
+
+class TestConfluent(BrokerContract):
+    """Every promise, on topics of its own."""
+
+    @pytest.fixture
+    def stage(self, kafka: Kafka) -> Iterator[Stage]:
+        """Yield a fresh stage."""
+        stage = ConfluentStage(kafka.url)
+        yield stage
+        stage.close()
+
+
+class TestConfluentInBatches(BatchContract):
+    """The same with batch tokens."""
+
+    @pytest.fixture
+    def stage(self, kafka: Kafka) -> Iterator[Stage]:
+        """Yield a fresh stage."""
+        stage = ConfluentStage(kafka.url)
+        yield stage
+        stage.close()
+
+
+class TestConfluentDeliveries(LogDeliveryContract):
+    """What becomes of deliveries, with several consumers of one group."""
+
+    @pytest.fixture(params=["range", "cooperative-sticky"])
+    def stage(self, kafka: Kafka, request: pytest.FixtureRequest) -> Iterator[LogStage]:
+        """Yield a fresh stage."""
+        stage = ConfluentLogStage(kafka.url, partition_assignment_strategy=request.param)
+        yield stage
+        stage.close()

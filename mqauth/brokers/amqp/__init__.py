@@ -1,1 +1,0 @@
-"""Messages and header values of AMQP 0-9-1, for every client library of RabbitMQ."""

@@ -1,0 +1,123 @@
+"""Checks of the confluent-kafka objects that users give us, and the meaning of their error codes.
+
+A client of confluent-kafka does not tell its settings. Of a consumer, the one setting that matters is found out
+by a call; of a producer, the user gives us the settings beside the client.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import confluent_kafka
+from confluent_kafka import KafkaError, KafkaException
+
+from mqauth.errors import ConfigurationError
+
+_METADATA: Final = b"CGMDv2:"
+"""How librdkafka 1.9 to 2.x begins a group's metadata; a generation of 4 bytes and the group's name follow."""
+COMES_AGAIN: Final = frozenset(
+    (
+        KafkaError._ALL_BROKERS_DOWN, KafkaError._ASSIGNMENT_LOST, KafkaError._DESTROY_BROKER,
+        KafkaError._IN_PROGRESS, KafkaError._MAX_POLL_EXCEEDED, KafkaError._NO_OFFSET, KafkaError._OUTDATED,
+        KafkaError._PREV_IN_PROGRESS, KafkaError._RESOLVE, KafkaError._RETRY, KafkaError._STATE,
+        KafkaError._TIMED_OUT, KafkaError._TIMED_OUT_QUEUE, KafkaError._TRANSPORT,
+        KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC, KafkaError._WAIT_CACHE,
+        KafkaError._WAIT_COORD, KafkaError.BROKER_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.FENCED_LEADER_EPOCH, KafkaError.FENCED_MEMBER_EPOCH,
+        KafkaError.FETCH_SESSION_ID_NOT_FOUND, KafkaError.ILLEGAL_GENERATION,
+        KafkaError.INCONSISTENT_TOPIC_ID, KafkaError.INVALID_FETCH_SESSION_EPOCH,
+        KafkaError.KAFKA_STORAGE_ERROR, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.MEMBER_ID_REQUIRED,
+        KafkaError.NETWORK_EXCEPTION, KafkaError.NOT_COORDINATOR, KafkaError.NOT_ENOUGH_REPLICAS,
+        KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND, KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.OFFSET_NOT_AVAILABLE, KafkaError.REBALANCE_IN_PROGRESS, KafkaError.REPLICA_NOT_AVAILABLE,
+        KafkaError.REQUEST_TIMED_OUT, KafkaError.STALE_MEMBER_EPOCH, KafkaError.THROTTLING_QUOTA_EXCEEDED,
+        KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.UNKNOWN_MEMBER_ID, KafkaError.UNKNOWN_TOPIC_ID,
+        KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.UNSTABLE_OFFSET_COMMIT,
+    )
+)  # fmt: skip
+"""Codes of errors after which the same call may succeed; ``KafkaError.retriable`` knows transactions only."""
+_ALL: Final = (-1, "-1", "all")
+
+
+class Membership(NamedTuple):
+    """A consumer's membership of its group.
+
+    Args:
+        group: the group's id.
+        generation: the number of the last rebalance, -1 while the consumer is no member.
+    """
+
+    group: str
+    generation: int
+
+
+def check_consumer(client: Any) -> None:
+    """Refuse a consumer that commits by itself, or deserializes before verification.
+
+    Raises:
+        ConfigurationError: it does, or it is of another kind.
+    """
+    _check_kind(client, confluent_kafka.Consumer, confluent_kafka.DeserializingConsumer)
+    # Storing an empty list of offsets fails with _INVALID_ARG where enable.auto.offset.store is on, and asks the
+    # broker nothing. Without stored offsets enable.auto.commit has nothing to commit, on or off.
+    try:
+        client.store_offsets(offsets=[])
+    except KafkaException as error:
+        raise ConfigurationError(
+            'set "enable.auto.offset.store" to False: offsets are committed when records are settled'
+        ) from error
+
+
+def check_producer(client: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Refuse a producer that serializes after signing; return its settings, with names in dots.
+
+    Args:
+        client: the producer.
+        config: the settings it was made with.
+
+    Raises:
+        ConfigurationError: it is of another kind, or serializes after signing.
+    """
+    _check_kind(client, confluent_kafka.Producer, confluent_kafka.SerializingProducer)
+    if not isinstance(config, Mapping):
+        raise ConfigurationError("config must be the mapping that the Producer was made with")
+    found = {name.replace("_", "."): value for name, value in config.items()}
+    return found | dict(found.get("default.topic.config", {}))
+
+
+def waits_for_all(config: Mapping[str, Any]) -> bool:
+    """Return whether all replicas in sync acknowledge a producer's records, as they do by default."""
+    return all(config.get(name, "all") in _ALL for name in ("acks", "request.required.acks"))
+
+
+def is_idempotent(config: Mapping[str, Any]) -> bool:
+    """Return whether a producer's own retries write no second copy; librdkafka's default is that they may."""
+    return bool(config.get("transactional.id")) or str(config.get("enable.idempotence")).lower() == "true"
+
+
+def membership_of(client: Any) -> Membership:
+    """Return a consumer's group and generation, decoded from librdkafka's own encoding.
+
+    Raises:
+        ConfigurationError: the encoding is not the one of librdkafka 2.
+    """
+    found = bytes(client.consumer_group_metadata())
+    begin = len(_METADATA) + 4
+    if not found.startswith(_METADATA):
+        raise ConfigurationError(f"the group's metadata must begin with {_METADATA!r}, not {found[:7]!r}")
+    generation = int.from_bytes(found[len(_METADATA) : begin], sys.byteorder, signed=True)
+    return Membership(found[begin:].partition(b"\0")[0].decode("utf-8"), generation)
+
+
+def error_of(raised: BaseException) -> KafkaError:
+    """Return the error that a ``KafkaException`` carries."""
+    found = raised.args[0] if raised.args else None
+    return found if isinstance(found, KafkaError) else KafkaError(KafkaError.UNKNOWN)
+
+
+def _check_kind(client: Any, kind: type, refused: type) -> None:
+    if isinstance(client, refused) or not isinstance(client, kind):
+        found = f"{type(client).__module__}.{type(client).__name__}"
+        raise ConfigurationError(f"a confluent_kafka.{kind.__name__} is needed, not {found}")

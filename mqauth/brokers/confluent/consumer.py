@@ -1,0 +1,83 @@
+"""The Kafka consumer of confluent-kafka: a ``confluent_kafka.Consumer`` with the delivery engine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import confluent_kafka
+
+from mqauth.brokers.confluent.client import check_consumer
+from mqauth.brokers.confluent.poller import Poller
+from mqauth.brokers.confluent.producer import Producer
+from mqauth.brokers.confluent.replies import Replies
+from mqauth.brokers.log.consumer import LogConsumer
+from mqauth.delivery.assignment import Assignment
+from mqauth.delivery.log_work import LogWork, check_plugins
+from mqauth.delivery.partition import Backoff
+from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.letters.dead_letter import DeadLetterSink
+
+SESSION: Final = 6.0
+"""Seconds of silence after which the broker may have given our partitions to others.
+
+The client does not tell its ``session.timeout.ms``. This is the shortest one that brokers allow by default; after
+a pause in between, one commit more than needed is made."""
+
+
+class Consumer(LogConsumer):
+    """Judges the records of a ``confluent_kafka.Consumer`` and gives the accepted ones to a handler.
+
+    A long handler costs no rebalance, since another thread polls meanwhile. Offsets are committed explicitly, and
+    only up to the first record that is not settled.
+
+    Args:
+        client: with ``"enable.auto.offset.store": False``, not subscribed; the consumer alone uses it until
+            ``run`` has returned. It is not closed.
+        guard: the pipeline, with an audit sink.
+        handler: takes a ``Verified``; runs on a worker thread.
+        topics: the topics to subscribe to, or patterns that begin with ``^``; empty where partitions were
+            assigned by hand. The wrapper subscribes, since the client tells nobody else of rebalances.
+        dead_letters: where rejected messages go: ``DeadLetters``.
+        decode: makes ``Verified.value`` of the body after verification; what it raises dead-letters the
+            message as ``handler_failed``. Not called for a tombstone.
+        replies: sends what ``Verified.reply`` is given to the topic in ``reply-to``. Where its client fails for
+            good, ``run`` ends with ``ProducerFatalError``.
+        grace: seconds that a running handler may take to finish after ``stop``, and before a rebalance; keep it
+            below the client's ``max.poll.interval.ms``.
+        workers: threads that run handlers; each partition stays in order. With 0 handlers run on the thread of
+            ``run`` and each must be done well within ``max.poll.interval.ms``.
+        commit_interval: longest time between commits while records are settled, seconds.
+        backoff: how long a deferred partition waits.
+
+    Raises:
+        ConfigurationError: the client or a setting is not as said, or a plug-in is asynchronous.
+    """
+
+    def __init__(
+        self,
+        client: confluent_kafka.Consumer,
+        guard: Pipeline,
+        handler: Handler,
+        *,
+        topics: Sequence[str],
+        dead_letters: DeadLetterSink,
+        decode: Callable[[bytes], Any] | None = None,
+        replies: Producer | None = None,
+        grace: float = 30,
+        workers: int = 1,
+        commit_interval: float = 5,
+        backoff: Backoff = Backoff(),  # noqa: B008 - frozen
+    ) -> None:
+        check_consumer(client)
+        check_plugins(guard, handler=handler, dead_letters=dead_letters.publish, decode=decode)
+        assignment = Assignment(
+            guard.clock, backoff=backoff, interval=commit_interval, width=workers, session=SESSION,
+            lock=threading.RLock(),
+        )  # fmt: skip
+        answer = None if replies is None else Replies(replies)
+        work = LogWork(guard, assignment, handler, lambda _: dead_letters, decode=decode, answer=answer)
+        poller = Poller(client, assignment, replies=answer)
+        super().__init__(poller, guard, assignment, work, threads=workers, grace=grace, patience=grace)
+        poller.listen(topics, self.settle)

@@ -1,0 +1,890 @@
+"""``mqauth.brokers.confluent``: what it takes and refuses, on confluent-kafka's own classes without a broker."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import aiokafka
+import confluent_kafka
+import pytest
+from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
+
+from mqauth import MemoryReplayStore, Pipeline, Verdict
+from mqauth.brokers import confluent
+from mqauth.brokers.confluent import producer as producing
+from mqauth.brokers.confluent.client import COMES_AGAIN, membership_of
+from mqauth.brokers.confluent.poller import Poller
+from mqauth.brokers.confluent.positions import Place
+from mqauth.brokers.confluent.replies import Replies
+from mqauth.brokers.confluent.translate import carries
+from mqauth.clock import SYSTEM_CLOCK
+from mqauth.delivery.assignment import Assignment
+from mqauth.errors import ConfigurationError, MalformedMessage, Reason, Rejection, RetryLater, Unavailable
+from mqauth.letters.dead_letter import DeadLetter
+from mqauth.testing import Forge
+from mqauth.wire.message import TOKEN_HEADER, Message, Origin
+from tests.conftest import KAFKA
+
+QUIET = {"log_level": 0}
+SAFE = {"group.id": "billing", "enable.auto.offset.store": False, **QUIET}
+IDEMPOTENT = {"enable.idempotence": True}
+PLACE = TopicPartition("orders", 0)
+WHERE = Place("orders", 0)
+
+
+class Client(confluent_kafka.Producer):
+    """A ``confluent_kafka.Producer`` that keeps what it is given, and reports it when it is polled."""
+
+    def __init__(self) -> None:
+        super().__init__(QUIET)
+        self.sent: list[dict[str, Any]] = []
+        self.waiting: list[Callable[[], None]] = []
+        self.outcomes: list[Any] = []
+        self.calls: list[Any] = []
+        self.deaf = False
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    def produce(self, topic: str, value: Any = None, **record: Any) -> None:  # type: ignore[override]
+        outcome = self.outcomes.pop(0) if self.outcomes else None
+        if isinstance(outcome, Exception):
+            raise outcome
+        self.sent.append({"topic": topic, "value": value, **record})
+        told = record.get("on_delivery") or (lambda *_: None)
+        self.waiting.append(lambda: told(outcome, confluent_kafka.Message(topic=topic, value=value)))
+
+    def poll(self, timeout: float = -1) -> int:
+        waiting, self.waiting = ([], self.waiting) if self.deaf else (self.waiting, [])
+        for report in waiting:
+            report()
+        return len(waiting)
+
+    def flush(self, timeout: float = -1) -> int:
+        self.calls.append(("flush", timeout))
+        self.poll()
+        return len(self)
+
+    def close(self) -> bool:
+        self.calls.append("close")
+        return True
+
+    def begin_transaction(self) -> None:
+        self.calls.append("begin")
+
+    def commit_transaction(self, timeout: float = -1) -> None:
+        self.calls.append("commit")
+
+    def abort_transaction(self, timeout: float = -1) -> None:
+        self.calls.append("abort")
+
+
+class Sink:
+    """A sink that is never reached."""
+
+    name = "dead"
+
+    def write(self, record: Any, /) -> None:
+        """Take an audit record."""
+
+    def publish(self, letter: Any, /) -> None:
+        """Take a letter."""
+
+
+def failing(code: int) -> KafkaException:
+    """Return what the client raises."""
+    return KafkaException(KafkaError(code))
+
+
+@pytest.fixture
+def forge() -> Forge:
+    """An issuer."""
+    return Forge()
+
+
+@pytest.fixture
+def guard(forge: Forge) -> Pipeline:
+    """A pipeline a consumer takes."""
+    return Pipeline(
+        verifier=forge.verifier(), policy=forge.policy(KAFKA), replay=MemoryReplayStore(), audit=Sink(),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    """A producer's client."""
+    return Client()
+
+
+# What is taken
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({}, "enable.auto.offset.store"), ({"enable.auto.commit": False}, "enable.auto.offset.store")],
+    ids=["as it comes", "without automatic commits"],
+)
+def test_stored_offsets_refused(settings: dict[str, Any], said: str, guard: Pipeline) -> None:
+    """A consumer that stores offsets by itself is refused; librdkafka tells it of itself."""
+    client = confluent_kafka.Consumer({"group.id": "g", **QUIET, **settings})
+    with pytest.raises(ConfigurationError, match=said):
+        confluent.Consumer(client, guard, print, topics=["orders"], dead_letters=Sink())
+
+
+def test_other_clients_refused(guard: Pipeline, forge: Forge) -> None:
+    """A client of another library, and one that deserializes or serializes by itself, is refused by name."""
+    deserializing = confluent_kafka.DeserializingConsumer(SAFE)
+    serializing = confluent_kafka.SerializingProducer(QUIET)
+    for wrong in (deserializing, serializing, object()):
+        name = type(wrong).__name__
+        with pytest.raises(ConfigurationError, match=f"confluent_kafka.Consumer is needed, not .*{name}"):
+            confluent.Consumer(wrong, guard, print, topics=["orders"], dead_letters=Sink())  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match=f"confluent_kafka.Producer is needed, not .*{name}"):
+            confluent.Producer(wrong, forge.signer(), config={})  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match=f"confluent_kafka.Producer is needed, not .*{name}"):
+            confluent.DeadLetters(wrong, "dead", config={})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"acks": 1}, {"acks": "0"}, {"request.required.acks": 1}, {"request_required_acks": 1},
+     {"default.topic.config": {"acks": 1}}, {"transactional.id": "t"}, {"transactional_id": "t"}],
+    ids=str,
+)  # fmt: skip
+def test_unconfirmed_refused(config: dict[str, Any], client: Client) -> None:
+    """Dead letters and audit records are not given to a producer that confirms less than all, or nothing yet."""
+    with pytest.raises(ConfigurationError, match="confirms need a Producer"):
+        confluent.DeadLetters(client, "dead", config=config)
+    with pytest.raises(ConfigurationError, match="confirms need a Producer"):
+        confluent.AuditTopic(client, "audit", config=config)
+
+
+@pytest.mark.parametrize("config", [{}, {"acks": "all"}, {"acks": -1}, {"request.required.acks": "-1"}], ids=str)
+def test_confirmed_taken(config: dict[str, Any], client: Client) -> None:
+    """What every replica confirms is taken; it is librdkafka's default."""
+    assert confluent.DeadLetters(client, "dead", config=config).name == "dead"
+
+
+def test_settings_refused(client: Client, forge: Forge, guard: Pipeline) -> None:
+    """Settings that can do nothing, and a missing ``config``, are refused."""
+    for wrong in ({"batch": 0}, {"batch": 8, "max_in_flight": 4}, {"config": None}):
+        with pytest.raises(ConfigurationError):
+            confluent.Producer(client, forge.signer(), **({"config": {}} | wrong))  # type: ignore[arg-type]
+    for topic, timeout in (("", 1.0), ("dead", 0.0)):
+        with pytest.raises(ConfigurationError):
+            confluent.DeadLetters(client, topic, timeout, config={})
+    consumer = confluent_kafka.Consumer(SAFE)
+    for topics in ("orders", []):
+        with pytest.raises(ConfigurationError, match="topics"):
+            confluent.Consumer(consumer, guard, print, topics=topics, dead_letters=Sink())
+
+
+@pytest.mark.parametrize(
+    ("config", "warned"), [({}, True), (IDEMPOTENT, False), ({"enable_idempotence": "true"}, False)], ids=str
+)
+def test_retries(
+    config: dict[str, Any], warned: bool, client: Client, forge: Forge, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who lets the client's own retries make second copies is told; librdkafka's default does."""
+    confluent.Producer(client, forge.signer(), config=config)
+    assert bool(caplog.records) is warned
+
+
+def test_membership() -> None:
+    """A client tells its group and generation in librdkafka's own encoding; another one is refused."""
+    assert membership_of(confluent_kafka.Consumer(SAFE)) == ("billing", -1)
+
+    class Other:
+        def consumer_group_metadata(self) -> bytes:
+            return b"CGMDv9:whatever"
+
+    with pytest.raises(ConfigurationError, match="CGMDv9"):
+        membership_of(Other())
+
+
+def test_codes() -> None:
+    """What comes again has no code of a refusal."""
+    final = ("TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED", "_FATAL", "_FENCED", "FENCED_INSTANCE_ID")
+    assert COMES_AGAIN.isdisjoint(getattr(KafkaError, name) for name in final)
+    assert {KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS} < COMES_AGAIN
+
+
+# Records
+
+
+def record(**parts: Any) -> confluent_kafka.Message:
+    """Return a record."""
+    wanted = {"topic": "orders", "partition": 1, "offset": 7, "key": b"k", "value": b"x", "timestamp": (1, 99)}
+    return confluent_kafka.Message(**(wanted | parts))
+
+
+def test_fields() -> None:
+    """Every field of a record is its message's."""
+    native = record(headers=[("a", b"1"), ("a", None)], timestamp=(2, 99))
+    message = confluent.from_native(native, scope="billing", log=confluent.Log("cluster"))
+    origin = Origin(
+        topic="orders", partition=1, offset=7, timestamp_ms=99, timestamp_type="append", scope="billing",
+        cluster="cluster",
+    )  # fmt: skip
+    assert (message.destination, message.body, message.key, message.headers) == (
+        KAFKA, b"x", b"k", (("a", b"1"), ("a", None)),
+    )  # fmt: skip
+    assert message.origin == origin
+    assert message.native is native
+    assert message.malformed is None
+
+
+def test_no_fields() -> None:
+    """A record without headers, key, body or timestamp is one all the same."""
+    message = confluent.from_native(record(key=None, value=None, timestamp=(0, -1)), scope="billing")
+    assert (message.body, message.key, message.headers, message.malformed) == (None, None, (), None)
+    assert message.origin.timestamp_ms is None
+
+
+class Broken(confluent_kafka.Message):
+    """A record whose headers cannot be read, and which counts how often they are asked for."""
+
+    asked = 0
+
+    def headers(self) -> Any:
+        """Fail as the client does at a name that is not UTF-8."""
+        self.asked += 1
+        raise SystemError("returned a result with an exception set")
+
+
+def test_unreadable_headers() -> None:
+    """Headers that the client cannot read are asked for once, and thrown away: a second look ends the process."""
+    native = Broken(topic="orders", partition=0, offset=1, value=b"x", headers=[("a", b"1")], timestamp=(1, 1))
+    message = confluent.from_native(native, scope="billing")
+    assert message.malformed == "a header is not text and bytes"
+    assert (message.body, message.headers, native.asked) == (b"x", (), 1)
+    assert confluent_kafka.Message.headers(native) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sent"), [("a", b"1", True), ("a\0b", b"1", False), ("a", None, False)], ids=ascii
+)
+def test_carries(name: str, value: Any, sent: bool) -> None:
+    """A letter has a header as a header only where the client sends it unchanged."""
+    assert carries(name, value) is sent
+
+
+def test_other_records_refused(guard: Pipeline) -> None:
+    """A record of another client is refused, and so is an error in place of a record."""
+    other: Any = aiokafka.ConsumerRecord
+    for wrong in (other, object(), None):
+        with pytest.raises(ConfigurationError, match=r"a confluent_kafka\.Message is needed"):
+            confluent.from_native(wrong, scope="g")
+    end = record(error=KafkaError(KafkaError._PARTITION_EOF))
+    with pytest.raises(ConfigurationError, match="_PARTITION_EOF"):
+        confluent.judge(guard, end, scope="g")
+
+
+def test_judge(guard: Pipeline, forge: Forge) -> None:
+    """A verdict for who polls by himself: accepted, confirmed, and a copy elsewhere is rejected."""
+    signed = forge.signer().sign(Message(destination=KAFKA, body=b"x", key=b"k"))
+    headers = list(signed.headers)
+    judgement = confluent.judge(guard, record(headers=headers), scope="billing")
+    assert judgement.verdict is Verdict.ACCEPTED
+    assert judgement.confirm().verdict is Verdict.ACCEPTED
+    copy = confluent.judge(guard, record(headers=headers, offset=8), scope="billing")
+    assert copy.reason is Reason.REPLAYED
+    assert confluent.judge(guard, record(), scope="billing").reason is Reason.TOKEN_MISSING
+
+
+# The producer
+
+
+def told(into: list[Any]) -> Callable[[Any, Any], None]:
+    """Return a callback that notes what it is told."""
+    return lambda error, message: into.append((error and error.name(), message.topic()))
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_produce(batch: int, client: Client, forge: Forge) -> None:
+    """The client is given what was signed, the token last, and the rest as it was said."""
+    reports: list[Any] = []
+    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT, batch=batch)
+    headers = [("a", b"1")]
+    producer.produce("orders", b"x", b"k", 3, timestamp=5, headers=headers, on_delivery=told(reports))
+    producer.produce("orders", b"y", callback=told(reports))
+    assert producer.flush(2) == 0
+    first, second = client.sent
+    assert (first["topic"], first["value"], first["key"], first["partition"], first["timestamp"]) == (
+        "orders", b"x", b"k", 3, 5,
+    )  # fmt: skip
+    assert [name for name, _ in first["headers"]] == ["a", TOKEN_HEADER]
+    assert (second["partition"], second["timestamp"]) == (-1, 0)
+    assert headers == [("a", b"1")]
+    assert reports == [(None, "orders"), (None, "orders")]
+    verifier, keys, now = forge.verifier(), forge.keys, forge.clock.now()
+    for sent in client.sent:
+        message = Message(
+            destination=KAFKA, body=sent["value"], key=sent["key"], headers=tuple(sent["headers"]),
+        )  # fmt: skip
+        assert verifier.verify(message, verifier.open(message), keys, now).issuer
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"], ids=ascii)
+def test_deadly_names(name: str, client: Client, forge: Forge) -> None:
+    """A header's name that the client cuts, or that ends the process, is refused before it is given to it."""
+    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT)
+    with pytest.raises(MalformedMessage):
+        producer.produce("orders", b"x", headers=[(name, b"1")])
+    assert client.sent == []
+
+
+def test_serializer(client: Client, forge: Forge) -> None:
+    """What ``value_serializer`` makes is signed; bytes and tombstones pass, and other values are refused."""
+    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT, value_serializer=str.encode)
+    for value in ("text", b"bytes", None):
+        producer.produce("orders", value, b"k")
+    assert [sent["value"] for sent in client.sent] == [b"text", b"bytes", None]
+    with pytest.raises(MalformedMessage):
+        confluent.Producer(client, forge.signer(), config=IDEMPOTENT).produce("orders", "text")
+
+
+def test_waits_for_room(client: Client, forge: Forge) -> None:
+    """Where too many are in flight, or the client's queue is full, reports are served until there is room."""
+    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT, max_in_flight=2)
+    for _ in range(3):
+        producer.produce("orders", b"x")
+    assert (len(client.sent), len(client)) == (3, 1)
+    client.outcomes = [BufferError("Local: Queue full"), BufferError("Local: Queue full")]
+    producer.produce("orders", b"y")
+    assert client.sent[-1]["value"] == b"y"
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_no_room(batch: int, client: Client, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any room for too long a record is refused, and not sent later."""
+    monkeypatch.setattr(producing, "PATIENCE", 0.01)
+    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT, max_in_flight=2, batch=batch)
+    client.deaf = True
+    producer.produce("orders", b"x")
+    producer.produce("orders", b"x")
+    producer.flush(0)
+    with pytest.raises(BufferError, match="2 records are in flight"):
+        producer.produce("orders", b"y")
+    assert [sent["value"] for sent in client.sent] == [b"x", b"x"]
+
+
+def test_report_that_produces(client: Client, forge: Forge) -> None:
+    """A report may produce; where there is no room it is refused at once: to poll inside a report is deadly."""
+    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT, max_in_flight=2)
+    depth, refused = [0], []
+    poll = client.poll
+
+    def guarded(timeout: float = -1) -> int:
+        depth[0] += 1
+        assert depth[0] == 1, "confluent-kafka would have ended the process"
+        try:
+            return poll(timeout)
+        finally:
+            depth[0] -= 1
+
+    client.poll = guarded  # type: ignore[method-assign]
+
+    def again(_error: Any, _message: Any) -> None:
+        for _ in range(3):
+            try:
+                producer.produce("orders", b"again")
+            except BufferError as error:
+                refused.append(error)
+
+    producer.produce("orders", b"x", on_delivery=again)
+    assert producer.poll(0) == 1
+    assert [sent["value"] for sent in client.sent] == [b"x", b"again", b"again"]
+    assert len(refused) == 1
+    producer.produce("orders", b"z", on_delivery=again)
+    assert depth == [0]
+
+
+def test_report_while_room_is_made(client: Client, forge: Forge) -> None:
+    """While a batch waits for room, a report that produces is refused: it would wait for that batch."""
+    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT, batch=2, linger=10)
+    refused: list[BufferError] = []
+
+    def again(_error: Any, _message: Any) -> None:
+        with pytest.raises(BufferError) as caught:
+            producer.produce("orders", b"again")
+        refused.append(caught.value)
+
+    producer.produce("orders", b"x", on_delivery=again)  # alone, at once
+    producer.produce("orders", b"y")
+    client.outcomes = [BufferError("Local: Queue full")]
+    producer.produce("orders", b"z")
+    assert [sent["value"] for sent in client.sent] == [b"x", b"y", b"z"]
+    assert len(refused) == 1
+
+
+def test_fatal(client: Client, forge: Forge) -> None:
+    """A client that has failed for good is named, and nothing more is given to it."""
+    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT)
+    client.outcomes = [failing(KafkaError._FATAL)]
+    for _ in range(2):
+        with pytest.raises(confluent.ProducerFatalError, match="_FATAL"):
+            producer.produce("orders", b"x")
+    assert client.sent == []
+
+
+def test_refused_record(client: Client, forge: Forge) -> None:
+    """What the client refuses of one record says nothing about the next."""
+    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT)
+    client.outcomes = [failing(KafkaError.MSG_SIZE_TOO_LARGE)]
+    with pytest.raises(KafkaException):
+        producer.produce("orders", b"x")
+    producer.produce("orders", b"y")
+    assert len(client.sent) == 1
+
+
+def test_batch_reports_failures(client: Client, forge: Forge, caplog: pytest.LogCaptureFixture) -> None:
+    """A record of a batch that the client refuses is reported as the client reports, and logged; others go on."""
+    reports: list[Any] = []
+    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT, batch=4, linger=10)
+    producer.produce("orders", b"0")
+    client.outcomes = [None, failing(KafkaError.MSG_SIZE_TOO_LARGE)]
+    for number in range(3):
+        producer.produce("orders", b"%d" % number, on_delivery=told(reports))
+    producer.flush()
+    assert sorted(reports, key=str) == [("MSG_SIZE_TOO_LARGE", "orders"), (None, "orders"), (None, "orders")]
+    assert "a record to orders was not sent: KafkaException" in caplog.text
+
+
+def test_batch_without_key(client: Client, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records of a batch that cannot be sealed are reported, and never sent."""
+    signer = forge.signer()
+    producer = confluent.Producer(client, signer, config=IDEMPOTENT, batch=4, linger=10)
+    producer.produce("orders", b"0")
+    reports: list[Any] = []
+    producer.produce("orders", b"1", on_delivery=told(reports))
+
+    def failing_seal(_prepared: Any) -> Any:
+        raise ConfigurationError("there is no key")
+
+    monkeypatch.setattr(type(signer), "tokens", lambda _signer, prepared: failing_seal(prepared))
+    producer.flush()
+    assert reports == [("_FAIL", "orders")]
+    assert [sent["value"] for sent in client.sent] == [b"0"]
+
+
+def test_closed(client: Client, forge: Forge) -> None:
+    """Closing sends what waits, flushes and closes the client; a batch takes nothing more."""
+    with confluent.Producer(client, forge.signer(), config=IDEMPOTENT, batch=4, linger=10) as producer:
+        producer.produce("orders", b"0")
+        producer.produce("orders", b"1")
+    assert [sent["value"] for sent in client.sent] == [b"0", b"1"]
+    assert client.calls == [("flush", -1), "close"]
+    with pytest.raises(ConfigurationError, match="closed"):
+        producer.produce("orders", b"2")
+
+
+def test_transactions(client: Client, forge: Forge) -> None:
+    """What waits is part of its transaction; one that lacks a record is not committed, an unknown one refused."""
+    config = {"transactional.id": "t"}
+    producer = confluent.Producer(client, forge.signer(), config=config, batch=4, linger=10)
+    with pytest.raises(ConfigurationError, match="begin and end transactions by the producer"):
+        producer.produce("orders", b"0")
+    producer.begin_transaction()
+    producer.produce("orders", b"0")
+    producer.produce("orders", b"1")
+    producer.commit_transaction()
+    assert [sent["value"] for sent in client.sent] == [b"0", b"1"]
+    producer.begin_transaction()
+    client.outcomes = [failing(KafkaError.MSG_SIZE_TOO_LARGE)]
+    producer.produce("orders", b"2")
+    with pytest.raises(KafkaException):
+        producer.commit_transaction()
+    producer.abort_transaction()
+    assert client.calls == ["begin", "commit", "begin", "abort"]
+
+
+# Dead letters, audit, answers
+
+
+def letter(body: bytes = b"x") -> DeadLetter:
+    """Return a letter."""
+    source = Message(destination=KAFKA, body=body, key=b"k", origin=Origin(topic="orders", partition=0, offset=3))
+    rejection = Rejection(Reason.TOKEN_MISSING, "token missing")
+    return DeadLetter(message=source, rejection=rejection, scope="billing", time=1.9e9, audit="record-1")
+
+
+def test_letter(client: Client) -> None:
+    """A letter is confirmed by its report alone."""
+    sink = confluent.DeadLetters(client, "dead", config={})
+    sink.publish(letter())
+    (sent,) = client.sent
+    assert (sent["topic"], sent["value"], sent["key"]) == ("dead", b"x", b"k")
+
+
+def test_letter_unconfirmed(client: Client) -> None:
+    """A letter without a report is not one yet; it is waited for again, and not sent twice."""
+    sink = confluent.DeadLetters(client, "dead", 0.01, config={})
+    client.deaf = True
+    once = letter()
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="_TIMED_OUT"):
+            sink.publish(once)
+    client.deaf = False
+    sink.publish(once)
+    assert len(client.sent) == 1
+
+
+@pytest.mark.parametrize("raised", [False, True], ids=["by the broker", "by the client"])
+def test_letter_too_large(raised: bool, client: Client) -> None:
+    """A form that is too large for the client or the broker makes room for a smaller one."""
+    error = failing(KafkaError.MSG_SIZE_TOO_LARGE)
+    client.outcomes = [error if raised else error.args[0]]
+    sink = confluent.DeadLetters(client, "dead", config={})
+    sink.publish(letter(b"x" * 1000))
+    assert len(client.sent[-1]["value"] or b"") != 1000
+
+
+@pytest.mark.parametrize("code", [KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError._MSG_TIMED_OUT])
+def test_letter_refused(code: int, client: Client) -> None:
+    """A letter that is refused, or lost, is named so and sent anew."""
+    client.outcomes = [KafkaError(code)]
+    sink = confluent.DeadLetters(client, "dead", config={})
+    with pytest.raises(Unavailable, match=KafkaError(code).name()):
+        sink.publish(letter())
+    sink.publish(letter())
+    assert len(client.sent) == 2
+
+
+def test_answers(client: Client, forge: Forge) -> None:
+    """An answer goes to its topic; one that is out of reach puts its request off, one that is refused fails it."""
+    replies = Replies(confluent.Producer(client, forge.signer(), config=IDEMPOTENT))
+
+    ask: Any = SimpleNamespace(properties={"reply-to": "answers", "correlation-id": "7"})
+    assert replies(ask, b"yes").get(1).topic() == "answers"
+    assert client.sent[0]["headers"][0] == ("correlation-id", b"7")
+    client.outcomes = [KafkaError(KafkaError._MSG_TIMED_OUT), KafkaError(KafkaError._UNKNOWN_TOPIC)]
+    with pytest.raises(RetryLater):
+        replies(ask, b"yes").get(1)
+    with pytest.raises(KafkaException):
+        replies(ask, b"yes").get(1)
+    client.deaf = True
+    with pytest.raises(RetryLater):
+        replies(ask, b"yes").get(0)
+    client.deaf = False
+    replies.check()
+    client.outcomes = [failing(KafkaError._FATAL)]
+    with pytest.raises(RetryLater):
+        replies(ask, b"yes")
+    with pytest.raises(confluent.ProducerFatalError):
+        replies.check()
+    ask.properties = {}
+    with pytest.raises(ConfigurationError):
+        replies(ask, b"yes")
+
+
+# The consumer's calls
+
+
+class Partition(confluent_kafka.Consumer):
+    """A ``confluent_kafka.Consumer`` that does as a test says, with one partition."""
+
+    def __init__(self) -> None:
+        super().__init__(SAFE)
+        self.batches: list[Any] = []
+        self.answers: list[Any] = []
+        self.asked: list[Any] = []
+        self.generation, self.offset = 1, 3
+        self.starting = False
+
+    def subscribe(self, topics: Any, on_assign: Any, on_revoke: Any, on_lost: Any) -> None:  # type: ignore[override]
+        self.on_assign, self.on_revoke, self.on_lost = on_assign, on_revoke, on_lost
+
+    def cluster_id(self, timeout: float = -1) -> str:
+        return "cluster"
+
+    def consumer_group_metadata(self) -> bytes:
+        return b"CGMDv2:" + struct.pack("=i", self.generation) + b"billing\0"
+
+    def consume(self, num_messages: int = 1, timeout: float = -1) -> Any:
+        found = self.batches.pop(0) if self.batches else []
+        return found() if callable(found) else found
+
+    def commit(self, *, offsets: Any, asynchronous: bool) -> Any:  # type: ignore[override]
+        self.asked.append(("commit", [(each.partition, each.offset) for each in offsets]))
+        answer = self.answers.pop(0) if self.answers else None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer or offsets
+
+    def seek(self, partition: Any) -> None:
+        if self.starting:
+            raise failing(KafkaError._STATE)
+        self.asked.append(("seek", partition.partition, partition.offset))
+
+    def pause(self, partitions: Any) -> None:
+        self.asked.append(("pause", [each.partition for each in partitions]))
+
+    def resume(self, partitions: Any) -> None:
+        self.asked += [("resume", [each.partition for each in partitions])] if partitions else []
+
+    def assign(self, partitions: Any) -> None:
+        self.asked.append(("assign", sorted((each.partition, each.offset) for each in partitions)))
+
+    def position(self, partitions: Any) -> Any:
+        return [TopicPartition("orders", each.partition, self.offset) for each in partitions]
+
+
+class Desk:
+    """A poller on a partition that is assigned, and what it knows."""
+
+    def __init__(self) -> None:
+        self.client = Partition()
+        self.assignment = Assignment(SYSTEM_CLOCK)
+        self.settled = 0
+        self.poller = Poller(self.client, self.assignment, replies=None)
+        self.poller.listen(["orders"], self._settle)
+        self.client.on_assign(self.client, [PLACE])
+
+    def _settle(self) -> None:
+        self.settled += 1
+
+    def receive(self, *offsets: int) -> None:
+        """Have records read."""
+        self.client.batches.append([record(partition=0, offset=offset) for offset in offsets])
+        self.poller.poll(joins=False)
+
+    def known(self) -> list[int | None]:
+        """Return the offsets that wait."""
+        waiting = self.assignment.partition(WHERE).waiting
+        return [each.message.origin.offset for each in waiting]
+
+    def revoking(self, offset: int) -> Callable[[], list[Any]]:
+        """Return a call that reads a record, and has its partition revoked."""
+
+        def call() -> list[Any]:
+            self.client.on_revoke(self.client, [PLACE])
+            return [record(partition=0, offset=offset)]
+
+        return call
+
+
+@pytest.fixture
+def desk() -> Desk:
+    """A desk."""
+    return Desk()
+
+
+@pytest.mark.parametrize("code", [KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError.INVALID_MSG])
+def test_poison(code: int, desk: Desk) -> None:
+    """What cannot be parsed ends the run by name; nothing read beside it is begun."""
+    desk.client.batches = [[record(partition=0, offset=1), record(error=KafkaError(code), offset=2)]]
+    with pytest.raises(confluent.PoisonRecordError, match="orders-1: the batch at offset 2"):
+        desk.poller.poll(joins=False)
+    assert desk.known() == []
+
+
+def test_error_records(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """The end of a partition is nothing, what comes again is logged, and a refusal for good is raised."""
+    codes = (KafkaError._PARTITION_EOF, KafkaError._ALL_BROKERS_DOWN, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    end, away, refused = (record(error=KafkaError(code)) for code in codes)
+    desk.client.batches = [[end, record(partition=0, offset=1), away]]
+    desk.poller.poll(joins=False)
+    assert desk.known() == [1]
+    assert [each.getMessage() for each in caplog.records] == [
+        "consume failed with _ALL_BROKERS_DOWN; trying again"
+    ]
+    desk.client.batches = [[refused]]
+    with pytest.raises(KafkaException):
+        desk.poller.poll(joins=False)
+
+
+def test_waits_for_the_first_alone(desk: Desk) -> None:
+    """Where nothing is there one record is waited for, and the rest is taken without waiting."""
+    desk.client.batches = [[], [record(partition=0, offset=1)], [record(partition=0, offset=2)]]
+    desk.poller.poll(joins=False)
+    assert desk.known() == [1, 2]
+
+
+def test_unknown_cluster(desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is read before the cluster's id is known: a place without it would be another one afterwards."""
+    fresh = Desk()
+
+    def unknown(timeout: float = -1) -> str:
+        raise failing(KafkaError._TIMED_OUT)
+
+    monkeypatch.setattr(fresh.client, "cluster_id", unknown)
+    fresh.receive(1)
+    assert (fresh.known(), len(fresh.client.batches)) == ([], 1)
+    monkeypatch.undo()
+    fresh.poller.poll(joins=False)
+    assert fresh.known() == [1]
+
+
+def settle(desk: Desk) -> None:
+    """Settle all that waits."""
+    partition = desk.assignment.partition(WHERE)
+    while partition.waiting:
+        partition.settle()
+
+
+def test_commit(desk: Desk) -> None:
+    """What is settled is committed once; a partition that failed by itself is committed again, others too."""
+    desk.receive(1, 2)
+    settle(desk)
+    desk.client.answers = [[SimpleNamespace(error=KafkaError(KafkaError.REBALANCE_IN_PROGRESS))]]
+    desk.poller.commit(last=True)
+    desk.poller.commit(last=True)
+    desk.poller.commit(last=True)
+    assert desk.client.asked == [("commit", [(0, 3)])] * 2
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["the call", "one partition"])
+def test_commit_refused(whole: bool, desk: Desk) -> None:
+    """A commit that is refused for good ends the run."""
+    desk.receive(1)
+    settle(desk)
+    error = failing(KafkaError.GROUP_AUTHORIZATION_FAILED)
+    desk.client.answers = [error if whole else [SimpleNamespace(error=error.args[0])]]
+    with pytest.raises(KafkaException):
+        desk.poller.commit(last=True)
+
+
+def test_revoked_waits(desk: Desk) -> None:
+    """A revocation settles first, and what is read by the call that tells it is not begun."""
+    desk.client.batches = [desk.revoking(1)]
+    desk.poller.poll(joins=False)
+    assert (desk.settled, desk.known()) == (1, [])
+
+
+def test_revoked_commits_at_once(desk: Desk) -> None:
+    """A revocation commits also what a commit a moment ago could not: its next owner would handle it again."""
+    desk.receive(1)
+    settle(desk)
+    desk.client.answers = [failing(KafkaError.REBALANCE_IN_PROGRESS)]
+    desk.poller.commit(last=True)
+    desk.poller.commit()
+    assert len(desk.client.asked) == 1
+    desk.client.on_revoke(desk.client, [PLACE])
+    assert desk.client.asked == [("commit", [(0, 2)])] * 2
+
+
+@pytest.mark.parametrize(
+    ("generation", "start"), [(2, [("assign", [(0, 3)])]), (3, [])], ids=["ours throughout", "another's meanwhile"]
+)
+def test_eager_rebalance(generation: int, start: list[Any], desk: Desk) -> None:
+    """What comes back from an eager rebalance is gone on with where it stood, unless another could have had it."""
+    desk.receive(1, 2)
+    desk.client.on_revoke(desk.client, [PLACE])
+    assert desk.assignment.choose() is None
+    desk.client.generation = generation
+    desk.client.on_assign(desk.client, [PLACE])
+    assert [each for each in desk.client.asked if each[0] == "assign"] == start
+    assert desk.known() == ([1, 2] if start else [])
+
+
+def test_paused_with_the_assignment(desk: Desk) -> None:
+    """A partition whose records wait here is paused again before the call that assigned it can read more of it."""
+    desk.receive(1, 2)
+    desk.client.on_revoke(desk.client, [PLACE])
+    desk.client.generation = 2
+    desk.client.on_assign(desk.client, [PLACE])
+    assert desk.client.asked == [("assign", [(0, 3)]), ("pause", [0])]
+    desk.client.on_revoke(desk.client, [PLACE])
+    assert desk.client.asked[2:] == [("resume", [0])]
+
+
+def test_rebalances_in_a_row(desk: Desk) -> None:
+    """A position that the client does not tell, since nothing was read after it was set, is kept all the same."""
+    desk.receive(1, 2)
+    for generation in (2, 3):
+        desk.client.on_revoke(desk.client, [PLACE])
+        desk.client.generation, desk.client.offset = generation, OFFSET_INVALID
+        desk.client.on_assign(desk.client, [PLACE])
+    assert [each for each in desk.client.asked if each[0] == "assign"] == [("assign", [(0, 3)])] * 2
+    assert desk.known() == [1, 2]
+
+
+def test_seek_before_a_rebalance(desk: Desk) -> None:
+    """So is one that a seek has set."""
+    desk.receive(1, 2, 3)
+    partition = desk.assignment.choose()
+    assert partition is not None
+    partition.put_back()
+    desk.assignment.visit_ended(partition)
+    desk.poller.poll(joins=False)
+    assert desk.client.asked[-1] == ("seek", 0, 2)
+    desk.client.offset, desk.client.generation = OFFSET_INVALID, 1
+    desk.client.on_revoke(desk.client, [PLACE])
+    desk.client.generation = 2
+    desk.client.on_assign(desk.client, [PLACE])
+    assert ("assign", [(0, 2)]) in desk.client.asked
+
+
+def test_read_by_the_revoking_call(desk: Desk) -> None:
+    """A record that was read by the call which revoked its partition is read again when it comes back."""
+    desk.client.batches = [desk.revoking(2)]
+    desk.poller.poll(joins=False)
+    desk.client.generation = 2
+    desk.client.on_assign(desk.client, [PLACE])
+    assert desk.client.asked == [("assign", [(0, 2)])]
+
+
+def test_cooperative(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the cooperative protocol what stays is gone on with, and what moves is forgotten at once."""
+    other = TopicPartition("orders", 1)
+    desk.client.on_assign(desk.client, [other])
+    desk.receive(1)
+    desk.client.on_revoke(desk.client, [other])
+    desk.client.on_assign(desk.client, [])
+    assert desk.known() == [1]
+    desk.client.on_revoke(desk.client, [PLACE])
+    desk.client.generation = 2
+    desk.client.on_assign(desk.client, [])
+    assert desk.known() == []
+
+
+def test_read_by_the_call_that_moved_it(desk: Desk) -> None:
+    """A record of a partition that the same call gave to somebody else is not begun."""
+    other = TopicPartition("orders", 1)
+    desk.client.on_assign(desk.client, [other])
+    desk.client.batches = [desk.revoking(1)]
+    desk.poller.poll(joins=False)
+    assert (desk.settled, desk.known()) == (1, [])
+
+
+def test_lost(desk: Desk) -> None:
+    """What was lost is dropped without waiting for anything."""
+    desk.receive(1)
+    desk.client.on_lost(desk.client, [PLACE])
+    assert (desk.settled, desk.known()) == (0, [])
+
+
+def test_late_seek(desk: Desk) -> None:
+    """A seek that the client does not take yet is asked for again; what is read before it is not noted."""
+    desk.receive(1, 2)
+    partition = desk.assignment.choose()
+    assert partition is not None
+    partition.put_back()
+    desk.assignment.visit_ended(partition)
+    desk.client.starting = True
+    desk.receive(3)
+    assert desk.known() == [1]
+    desk.client.starting = False
+    desk.receive(2)
+    assert ("seek", 0, 2) in desk.client.asked
+    assert desk.known() == [1, 2]
+
+
+def test_closed_listens_no_more(desk: Desk) -> None:
+    """After the end, what the client calls back settles nothing more."""
+    desk.poller.close()
+    desk.client.on_revoke(desk.client, [PLACE])
+    assert desk.settled == 0
+
+
+def test_debug_says_no_body(client: Client, forge: Forge, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing that is logged holds a token or a body."""
+    caplog.set_level(logging.DEBUG)
+    confluent.Producer(client, forge.signer(), config={}).produce("orders", b"secret body")
+    assert "secret" not in caplog.text
+    assert "eyJ" not in caplog.text

@@ -1,0 +1,20 @@
+"""The delivery contract on a log broker in memory, with confluent-kafka's leaf on clients of our own making."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from mqauth.testing.delivery_contract import LogDeliveryContract
+from mqauth.testing.delivery_stage import LogStage
+from tests.confluent_broker import ConfluentMemoryStage
+
+
+class TestConfluentInMemory(LogDeliveryContract):
+    """Every promise."""
+
+    @pytest.fixture
+    def stage(self) -> Iterator[LogStage]:
+        """Yield a fresh stage."""
+        stage = ConfluentMemoryStage()
+        yield stage
+        stage.close()
