@@ -83,15 +83,17 @@ def world(kafka: Kafka, tmp_path: Path) -> Iterator[World]:
 
 def test_header_that_kills(world: World) -> None:
     """A header's name that is not UTF-8, which would end the process, is one dead letter; its neighbours go on."""
-    world.send(b"0")
+    # So many that the interpreter has specialised the call that reads headers, and then checks no error of it.
+    before = [b"%d" % number for number in range(100)]
+    world.send(*before)
     future = world.stage._client.send(world.stage.topic, value=b"poison", headers=[(NotUtf8("x"), b"v")])
     future.get(timeout=30)
     world.send(b"1")
-    world.stage.consume(world.guard, world.handle, until=lambda: world.handled == [b"0", b"1"])
+    world.stage.consume(world.guard, world.handle, until=lambda: world.handled == [*before, b"1"])
     (letter,) = world.stage.letters()
     assert letter.body == b"poison"
     assert letter.occurrences("mqauth-dead-reason") == (b"message_malformed",)
-    assert world.committed() == 3
+    assert world.committed() == 102
 
 
 def test_automatic_commits_commit_nothing(world: World) -> None:

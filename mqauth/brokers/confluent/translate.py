@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from typing import Any, Final
 
 import confluent_kafka
@@ -22,6 +23,9 @@ _UNREADABLE: Final = frozenset((KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION
 _NO_HEADERS: Final = (None,)
 """Stands for headers that cannot be read: it makes the message malformed, and keeps its body."""
 
+# A call in Python code, ``record.headers()``, notices the error only while the interpreter has not specialised it:
+# from the ninth or so call on, CPython 3.11 looks at the result alone. A call from C is always checked for both.
+_CALL_HEADERS: Final = operator.methodcaller("headers")
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
@@ -119,11 +123,11 @@ def judge(guard: Pipeline, record: Any, *, scope: str, log: Log = NO_LOG) -> Jud
 
 
 def _headers(record: confluent_kafka.Message) -> Any:
-    # confluent-kafka 2.16 raises SystemError at a header name that is not UTF-8, which anybody may send. It then
-    # keeps a list with a null pointer in it, and the next call returns that list: touching it kills the process.
-    # So the headers are asked for once, and replaced when that fails.
+    # At a header name that is not UTF-8, which anybody may send, confluent-kafka 2.16 returns a list with a null
+    # pointer in it although it has set an error; touching that list kills the process. The list is kept, and the
+    # next call returns it without an error. So the headers are asked for once, and replaced when that fails.
     try:
-        return record.headers()
+        return _CALL_HEADERS(record)
     except Exception:
         record.set_headers([])
         return _NO_HEADERS
