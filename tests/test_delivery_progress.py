@@ -119,6 +119,40 @@ def test_what_was_confirmed_is_not_judged_anew(guard: Pipeline) -> None:
     assert progress._bytes == 0
 
 
+def test_each_copy_waits_for_the_one_that_goes_on(guard: Pipeline) -> None:
+    """Of two copies that wait for one handler, one confirms what it did and the other waits for that, too."""
+    progress = Progress(guard, lambda native: native is None)
+    progress.begin(handled := guard.receive(message(1)))
+    handled.step = Step.CONFIRM
+    copies = [again(progress, replace(message(1), native=number)) for number in range(2)]
+    fences = [progress.fenced(each, lambda _: None) for each in copies]
+    for each in copies:
+        progress.begin(each)
+    progress.keep(handled)
+    progress.end(handled)
+    assert [each.step for each in copies] == [Step.JUDGE, Step.CONFIRM]
+    with pytest.raises(Unavailable):
+        fences[0](copies[0])
+    copies[1].step = Step.SETTLE
+    progress.end(copies[1])
+    assert (copies[0].step, copies[0].verdict) == (Step.RECORD, Verdict.DUPLICATE)
+    progress.end(copies[0])
+    assert not progress._followers
+    assert not progress._keys
+
+
+def test_those_that_wait_are_bounded_by_a_channel(guard: Pipeline) -> None:
+    """A long handler keeps nothing of the copies whose channels ended before the latest came."""
+    ended: set[object] = {None}
+    progress = Progress(guard, ended.__contains__)
+    progress.begin(handled := guard.receive(message(1)))
+    handled.step = Step.HANDLE
+    for number in range(5):
+        again(progress, replace(message(1), native=number))
+        ended.add(number)
+    assert [len(each) for each in progress._followers.values()] == [1]
+
+
 def test_a_copy_that_waits_hides_nothing_that_was_given_back(guard: Pipeline) -> None:
     """What was handled and given back is known before a lost copy that was not judged."""
     progress = Progress(guard, lambda _: True)

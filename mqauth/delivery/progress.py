@@ -8,7 +8,7 @@ held or handled, and its handler does not run twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Final
 
@@ -25,6 +25,14 @@ OF_NUMBER: Final = 32
 """Bytes of a number, a time, or the like."""
 _UNHANDLED: Final = 2
 Fence = Callable[[Delivery], Any]
+
+
+@dataclass(slots=True)
+class _Follower:
+    """A delivery that waits while an earlier one of its content is handled or confirmed."""
+
+    delivery: Delivery
+    earlier: Delivery
 
 
 class Progress:
@@ -49,8 +57,8 @@ class Progress:
         self._bytes = 0
         self._in_flight: dict[int, Delivery] = {}
         self._keys: dict[int, str] = {}
-        self._earlier: dict[int, Delivery] = {}
-        self._later: dict[int, Delivery] = {}
+        self._new: dict[int, _Follower] = {}
+        self._followers: dict[int, list[_Follower]] = {}
 
     def receive(self, message: Message) -> Delivery:
         """Return a delivery that goes on where an earlier one of the same content stopped, if there was one.
@@ -71,8 +79,8 @@ class Progress:
 
     def fenced(self, delivery: Delivery, fence: Fence) -> Fence:
         """Return a fence that also keeps a delivery from being judged while an earlier one of it is handled."""
-        earlier = self._earlier.pop(id(delivery), None)
-        return fence if earlier is None else partial(self._wait, earlier, fence)
+        follower = self._new.pop(id(delivery), None)
+        return fence if follower is None else partial(self._wait, follower, fence)
 
     def begin(self, delivery: Delivery) -> None:
         """Note that a delivery is in flight."""
@@ -82,10 +90,12 @@ class Progress:
         """Note that it is no longer; where its handler ended, the latest delivery of its content goes on there."""
         self._in_flight.pop(id(delivery), None)
         key = self._keys.pop(id(delivery), None)
-        later = self._later.pop(id(delivery), None)
-        if key is None or later is None or _order(delivery) == _UNHANDLED:
+        followers = self._followers.pop(id(delivery), None)
+        if key is None or not followers or _order(delivery) == _UNHANDLED:
             return
         self._drop(key, delivery)
+        later = followers.pop().delivery
+        self._follow_instead(followers, later, key)
         for field in fields(Delivery):
             if field.name not in ("message", "fence"):
                 setattr(later, field.name, getattr(delivery, field.name))
@@ -105,16 +115,33 @@ class Progress:
     def _follow(self, message: Message, earlier: Delivery) -> Delivery:
         """Return a delivery that is judged after one that is still in flight."""
         delivery = Delivery(message=message, received=earlier.received, deferred=True)
-        self._earlier[id(delivery)] = earlier
-        self._later[id(earlier)] = delivery
+        self._new[id(delivery)] = follower = _Follower(delivery, earlier)
+        others = self._followers.get(id(earlier), ())
+        self._followers[id(earlier)] = [each for each in others if not self._is_lost(each.delivery)] + [follower]
         return delivery
 
-    def _wait(self, earlier: Delivery, fence: Fence, delivery: Delivery) -> Any:
+    def _follow_instead(self, followers: list[_Follower], later: Delivery, key: str) -> None:
+        """Have the other followers of a delivery that ended wait for the one that goes on where it stopped.
+
+        They are byte-identical copies. Once the lease is over, the store would let them be handled, too.
+        """
+        if not followers or id(later) not in self._in_flight:
+            return
+        for each in followers:
+            each.earlier = later
+        self._followers[id(later)] = followers
+        self._keys[id(later)] = key
+
+    def _is_lost(self, delivery: Delivery) -> bool:
+        return self._ended(delivery.message.native)
+
+    def _wait(self, follower: _Follower, fence: Fence, delivery: Delivery) -> Any:
         """Defer judging while an earlier delivery is handled or confirmed; let every other step pass.
 
         Raises:
             Unavailable: ``claim_held``. The store says the same, but only until the lease is over.
         """
+        earlier = follower.earlier
         under_way = id(earlier) in self._in_flight and earlier.step is not Step.JUDGE
         if under_way and delivery.step is Step.JUDGE:
             raise Unavailable(Cause.CLAIM_HELD, "an earlier delivery of it is still being handled here")
@@ -133,7 +160,7 @@ class Progress:
         """Return the delivery of this content that outlived its channel; one whose handler runs comes first."""
         found: Delivery | None = None
         for number, delivery in self._in_flight.items():
-            if not self._ended(delivery.message.native):
+            if not self._is_lost(delivery):
                 continue
             if number not in self._keys:
                 self._keys[number] = self._key(delivery.message)
