@@ -264,8 +264,11 @@ def _honest_handled(play: Play) -> Iterator[str]:
     """Every honest message is handled, or was buried for its handler's failure."""
     reasons = _reasons(play)
     for label, number in play.ledger.sent.items():
-        handled = [found for found in play.ledger.handlings[label] if found.ended is not None]
-        if not handled and not _may_fail(play, number, reasons.get(label, [])):
+        handled = any(each.ended is not None for each in play.ledger.handlings[label])
+        # A copy that was read while the handler ran is ``replayed``: the store's rule for another place.
+        theirs = {"replayed"} if label in play.ledger.copied else set()
+        found = [reason for reason in reasons.get(label, []) if reason not in theirs]
+        if not handled and not _may_fail(play, number, found):
             yield f"{label!r} was not handled; letters {reasons.get(label, [])}"
 
 

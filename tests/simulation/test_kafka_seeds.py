@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,8 +14,9 @@ from tests.simulation.engine_mutants import Mutant
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
-    from tests.simulation import kafka_mutants
+    from tests.simulation import kafka_mutants, kafka_play
     from tests.simulation.kafka_play import KafkaPlay, run
+    from tests.simulation.kafka_services import Behaviour, Ledger
     from tests.simulation.shrink import gravest, reduced
 
 SEEDS = 100
@@ -45,6 +48,27 @@ def test_some_seeds() -> None:
         result = run(KafkaPlay.of(seed))
         assert result.problems == []
         assert result.digest == run(KafkaPlay.of(seed)).digest
+
+
+@pytest.mark.parametrize(
+    ("how", "reasons", "copied", "holds"),
+    [
+        ("fail", ["handler_failed", "replayed"], True, True),
+        ("fail", ["handler_failed", "replayed"], False, False),
+        ("fail", ["handler_failed", "expired"], True, False),
+        ("fail", ["replayed"], True, False),
+        ("fail", [], True, False),
+        ("slow", ["handler_failed", "replayed"], True, False),
+    ],
+)
+def test_replayed_beside_a_failed_handler(
+    monkeypatch: pytest.MonkeyPatch, how: str, reasons: list[str], copied: bool, holds: bool
+) -> None:
+    """A message that was not handled may have a letter as ``replayed`` only as a copy beside a failed handler."""
+    ledger = Ledger(sent={b"order": 0}, copied={b"order"} if copied else set())
+    play: Any = SimpleNamespace(ledger=ledger, behaviours={0: Behaviour(how)})
+    monkeypatch.setattr(kafka_play, "_reasons", lambda _: {b"order": reasons})
+    assert (not list(kafka_play.END["every honest message is handled"](play))) is holds
 
 
 @pytest.mark.slow
