@@ -141,6 +141,24 @@ def test_each_copy_waits_for_the_one_that_goes_on(guard: Pipeline) -> None:
     assert not progress._keys
 
 
+def test_what_is_here_again_is_in_flight(guard: Pipeline) -> None:
+    """A delivery that came again before the task that gave it back has ended stays known when its channel ends."""
+    ends: list[bool] = []
+    progress = Progress(guard, lambda _: bool(ends))
+    progress.begin(failed := guard.receive(message(1)))
+    failed.step = Step.BURY
+    progress.keep(failed)
+    progress.begin(here_again := again(progress, message(1)))
+    assert here_again is failed
+    ends.append(True)
+    assert not progress.end(failed)
+    waiting = again(progress, message(1))
+    with pytest.raises(Unavailable):
+        progress.fenced(waiting, lambda _: None)(waiting)
+    assert progress.end(here_again)
+    assert not progress._in_flight
+
+
 def test_those_that_wait_are_bounded_by_a_channel(guard: Pipeline) -> None:
     """A long handler keeps nothing of the copies whose channels ended before the latest came."""
     ended: set[object] = {None}

@@ -7,6 +7,7 @@ held or handled, and its handler does not run twice.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -56,6 +57,7 @@ class Progress:
         self._kept: dict[str, list[Delivery]] = {}
         self._bytes = 0
         self._in_flight: dict[int, Delivery] = {}
+        self._again = Counter[int]()
         self._keys: dict[int, str] = {}
         self._new: dict[int, _Follower] = {}
         self._followers: dict[int, list[_Follower]] = {}
@@ -84,10 +86,23 @@ class Progress:
 
     def begin(self, delivery: Delivery) -> None:
         """Note that a delivery is in flight."""
+        # The broker may send again what was given back before the task that gave it back has ended.
+        if id(delivery) in self._in_flight:
+            self._again[id(delivery)] += 1
         self._in_flight[id(delivery)] = delivery
 
-    def end(self, delivery: Delivery) -> None:
-        """Note that it is no longer; where its handler ended, the latest delivery of its content goes on there."""
+    def end(self, delivery: Delivery) -> bool:
+        """Note that it is no longer, and return ``True``; or ``False`` where it is here again meanwhile.
+
+        Where its handler ended, the latest delivery of its content goes on there.
+        """
+        if self._again[id(delivery)]:
+            self._again -= Counter((id(delivery),))
+            return False
+        self._go_on(delivery)
+        return True
+
+    def _go_on(self, delivery: Delivery) -> None:
         self._in_flight.pop(id(delivery), None)
         key = self._keys.pop(id(delivery), None)
         followers = self._followers.pop(id(delivery), None)

@@ -140,8 +140,8 @@ class Runner(Subscription):
             except Cancelled:
                 yield from self._let_go(begun)
         finally:
-            self.tended.remove(begun.delivery)
-            self.work.end(begun.delivery)
+            if self.work.end(begun.delivery):
+                self.tended.remove(begun.delivery)
             self.ended_at = self.play.moment()
 
     def _failed(self, begun: Begun, error: BaseException) -> Steps[None]:

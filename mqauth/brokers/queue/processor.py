@@ -159,8 +159,8 @@ class Processor:
                 await self._let_go(begun)
             raise
         finally:
-            self._leases.remove(delivery)
-            self.work.end(delivery)
+            if self.work.end(delivery):
+                self._leases.remove(delivery)
 
     async def turn_away(self, native: Any, acks: Acks | None) -> None:
         """Give back a delivery that came after a stop, unjudged."""
