@@ -150,8 +150,13 @@ class QueueInvariants:
         native.settled = True
         if delivery.verdict is Verdict.REJECTED:
             self.rejected_at = self.moment()
+        copies = self.contents[native.parcel.content]
+        if delivery.verdict is Verdict.ACCEPTED and not native.parcel.handled:
+            # A copy was settled by what was known of another one, which comes again as something new.
+            for each in copies:
+                self.handled_by.pop(each.number, None)
         self.failures.pop(native.parcel.content, None)  # where its ack is lost it comes as something new
-        ended = any(each.handled or each.letters for each in self.contents[native.parcel.content])
+        ended = any(each.handled or each.letters for each in copies)
         self.require(ended, "settled is handled or buried", native)
 
     def acks(self, channel: Channel, deliveries: Sequence[Delivery]) -> None:
