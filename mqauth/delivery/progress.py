@@ -131,8 +131,8 @@ class Progress:
         """Return a delivery that is judged after one that is still in flight."""
         delivery = Delivery(message=message, received=earlier.received, deferred=True)
         self._new[id(delivery)] = follower = _Follower(delivery, earlier)
-        others = self._followers.get(id(earlier), ())
-        self._followers[id(earlier)] = [each for each in others if not self._is_lost(each.delivery)] + [follower]
+        followers = self._followers.setdefault(id(earlier), [])
+        followers[:] = [each for each in followers if not self._ended(each.delivery.message.native)] + [follower]
         return delivery
 
     def _follow_instead(self, followers: list[_Follower], later: Delivery, key: str) -> None:
@@ -147,18 +147,14 @@ class Progress:
         self._followers[id(later)] = followers
         self._keys[id(later)] = key
 
-    def _is_lost(self, delivery: Delivery) -> bool:
-        return self._ended(delivery.message.native)
-
     def _wait(self, follower: _Follower, fence: Fence, delivery: Delivery) -> Any:
         """Defer judging while an earlier delivery is handled or confirmed; let every other step pass.
 
         Raises:
             Unavailable: ``claim_held``. The store says the same, but only until the lease is over.
         """
-        earlier = follower.earlier
-        under_way = id(earlier) in self._in_flight and earlier.step is not Step.JUDGE
-        if under_way and delivery.step is Step.JUDGE:
+        is_judged = delivery.step is Step.JUDGE
+        if is_judged and id(follower.earlier) in self._in_flight and follower.earlier.step is not Step.JUDGE:
             raise Unavailable(Cause.CLAIM_HELD, "an earlier delivery of it is still being handled here")
         return fence(delivery)
 
@@ -175,7 +171,7 @@ class Progress:
         """Return the delivery of this content that outlived its channel; one whose handler runs comes first."""
         found: Delivery | None = None
         for number, delivery in self._in_flight.items():
-            if not self._is_lost(delivery):
+            if not self._ended(delivery.message.native):
                 continue
             if number not in self._keys:
                 self._keys[number] = self._key(delivery.message)
