@@ -63,6 +63,8 @@ class QueueInvariants:
         self.handled_by: dict[int, Runner] = {}
         self.consumed_since: float | None = None
         self.deaths = 0
+        self.dropped: set[str] = set()
+        """Consumers that the broker cancelled: what each one was sent, a window at most, stays held."""
         self.natives: dict[int, tuple[Delivery, Native]] = {}
 
     def note(self, what: Any, of: Any) -> None:
@@ -274,7 +276,8 @@ class QueueInvariants:
     def look_at_room(self, runner: Runner) -> None:
         """Check how many deliveries are held."""
         most = self.max_held + 2 * self.prefetch
-        held = sum(not each.slot.native.channel.ended for each in runner.hold._held.values())
+        natives = [each.slot.native for each in runner.hold._held.values()]
+        held = sum(not each.channel.ended and each.consumer not in self.dropped for each in natives)
         self.require(held <= most, "what is held is bounded", f"{held} of {most}")
 
     def look_at_a_stop(self, runner: Runner) -> None:

@@ -183,6 +183,7 @@ class QueuePlay(QueueHandlers):
         for consumer in list(self.channel.consumers):
             if consumer == self.runner.window.consumer:
                 self.broker.cancel(self.channel, consumer)
+                self.dropped.add(consumer)
                 while self.channel.transit and not self.channel.ended:
                     self.deliver(0)
                 self.runner.on_cancel(consumer)
