@@ -266,7 +266,9 @@ def test_unreadable_headers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "sent"), [("a", b"1", True), ("a\0b", b"1", False), ("a", None, False)], ids=ascii
+    ("name", "value", "sent"),
+    [("a", b"1", True), ("a\0b", b"1", False), ("a\ud800", b"1", False), ("a", None, False)],
+    ids=ascii,
 )
 def test_carries(name: str, value: Any, sent: bool) -> None:
     """A letter has a header as a header only where the client sends it unchanged."""

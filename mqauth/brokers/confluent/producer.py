@@ -15,6 +15,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from mqauth.brokers.confluent.client import check_producer, error_of, is_idempotent
 from mqauth.brokers.confluent.sealing import Sealing
+from mqauth.brokers.confluent.translate import is_sendable
 from mqauth.brokers.log.errors import ProducerFatalError
 from mqauth.brokers.log.records import native_headers, to_message
 from mqauth.errors import ConfigurationError, MalformedMessage
@@ -183,7 +184,10 @@ class Producer(TransactionCalls):
             raise BufferError("no free place: this delivery report is being served to make one")
         message = to_message(topic, self._octets(value), key, headers)
         for name, _ in message.headers:
-            _check_name(name)
+            if not is_sendable(name):
+                raise MalformedMessage(
+                    "a header's name must be UTF-8 without NUL: confluent-kafka cannot send another"
+                )
         self.check_alive()
         until = time.monotonic() + PATIENCE
         while len(self.client) >= self._most:
@@ -282,13 +286,3 @@ class Producer(TransactionCalls):
             self.poll(ROUND)
         finally:
             self._inside.full = False
-
-
-def _check_name(name: str) -> None:
-    # confluent-kafka 2.16 cuts a name at a NUL, and crashes (SIGSEGV) at a lone surrogate.
-    try:
-        cut = b"\0" in name.encode("utf-8")
-    except UnicodeEncodeError:
-        cut = True
-    if cut:
-        raise MalformedMessage("a header's name must be UTF-8 without NUL: confluent-kafka cannot send another")

@@ -54,8 +54,17 @@ def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
 
 
 def carries(name: str, value: HeaderValue) -> bool:
-    """Return whether confluent-kafka can send a header again unchanged; it cuts a name at a NUL."""
-    return isinstance(value, bytes) and "\0" not in name
+    """Return whether confluent-kafka can send a header again unchanged."""
+    return isinstance(value, bytes) and is_sendable(name)
+
+
+def is_sendable(name: str) -> bool:
+    """Return whether confluent-kafka can send a header's name."""
+    # Version 2.16 cuts a name at a NUL, and ends the process (SIGSEGV) at a lone surrogate.
+    try:
+        return b"\0" not in name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
 
 
 def heed(record: Any) -> None:
