@@ -74,8 +74,7 @@ class QueueHealth:
         cause: why the longest held delivery is deferred; ``broker_unavailable`` where none is, and for a minute
             nothing could be consumed or the broker has blocked the connection.
         detail: one line that explains it; also where nothing is deferred, and an error ended the consumer or the
-        broker
-            has blocked its connection.
+            broker has blocked its connection.
         connection_deaths: how often channel or connection was lost.
         prefetch: the window now; 1 after three connections lost in a row, and while an outage of audit or dead
             letters lasts longer than a delivery may be held.

@@ -29,8 +29,7 @@ class Confirmed:
 
     Args:
         client: a ``KafkaProducer(acks="all", enable_idempotence=False)``. Its ``max_block_ms`` is lowered to 5 s
-        at
-            most.
+            at most.
         topic: the topic.
         timeout: seconds to wait for a confirm.
 
@@ -79,8 +78,7 @@ class DeadLetters:
 
     Args:
         client: a ``KafkaProducer(acks="all", enable_idempotence=False)`` for dead letters alone: one letter that
-        the
-            broker refuses makes an idempotent client fail for good. Its ``max_block_ms`` is lowered to 5 s at
+            the broker refuses makes an idempotent client fail for good. Its ``max_block_ms`` is lowered to 5 s at
             most. Give it ``allow_auto_create_topics=False`` unless the broker may create the topic.
         topic: the dead-letter topic; its ``max.message.bytes`` should be above the source's.
         timeout: seconds to wait for the confirm.

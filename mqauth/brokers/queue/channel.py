@@ -115,8 +115,7 @@ class RoundTrip:
 
     Args:
         ask: asks, and returns whether the channel lives. It is cancelled where no answer came, and closes the
-        channel
-            then.
+            channel then.
         is_blocked: returns whether the broker has blocked the connection, and answers nothing there.
         part: seconds of each part of the timeout.
     """

@@ -56,8 +56,8 @@ class Processor:
         capacity: counts what is held.
         at_once: how many of the held deliveries are tried at a time; ``None`` for any number.
         before_requeue: awaited before a delivery is given back for a cause that concerns everyone; returns true
-        where
-            it is to stay unacked, and to be tried until its cause is over. Without it nothing can be suspended.
+            where it is to stay unacked, and to be tried until its cause is over. Without it nothing can be
+            suspended.
         changed: called when something begins or ceases to be held.
         on_failure: awaited with an error that ends the consumer, before its delivery is given back. Without it a
             delivery that meets an error of ours stays unacked.
