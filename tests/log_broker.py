@@ -27,7 +27,7 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
 
     from mqauth.brokers import kafka
     from mqauth.brokers.kafka import repair as kafka_repair
-    from mqauth.brokers.kafka.confirmed import Confirmed
+    from mqauth.brokers.log.confirmed import Confirmed
     from mqauth.brokers.log.records import dead_letter_headers
 
 __all__ = ["Confirmed", "MemoryLogStage", "kafka", "kafka_repair"]

@@ -117,6 +117,11 @@ def error_of(raised: BaseException) -> KafkaError:
     return found if isinstance(found, KafkaError) else KafkaError(KafkaError.UNKNOWN)
 
 
+def name_of(error: BaseException) -> str:
+    """Return the name of an error: of the client's code, else of its type."""
+    return error_of(error).name() if isinstance(error, KafkaException) else type(error).__name__
+
+
 def _check_kind(client: Any, kind: type, refused: type) -> None:
     if isinstance(client, refused) or not isinstance(client, kind):
         found = f"{type(client).__module__}.{type(client).__name__}"

@@ -79,6 +79,18 @@ def rebalance_patience(client: Any, grace: float) -> float:
     return min(grace, float(client.config.get("max_poll_interval_ms", math.inf)) / 2000)
 
 
+def check_isolation(client: Any) -> None:
+    """Refuse a ``KafkaConsumer`` that reads a committed offset of a transaction that is still open (KIP-447).
+
+    Raises:
+        ConfigurationError: it does.
+    """
+    if client.config["isolation_level"] != "read_committed":
+        raise ConfigurationError(
+            'transactional dead letters need isolation_level="read_committed" in the consumer'
+        )
+
+
 def refuse_foreign(record: Any) -> None:
     """Refuse a record of another client library, whose fields may mean something else.
 
