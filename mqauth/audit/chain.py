@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from mqauth.audit.disk import file_errors
 from mqauth.audit.record import GENESIS
+from mqauth.errors import file_errors
 
 MAX_LINE: Final = 1024 * 1024
 _FORM: Final = re.compile(rb'(.*,"prev":"([0-9a-f]{64})"),"hash":"([0-9a-f]{64})"\}\n', re.DOTALL)

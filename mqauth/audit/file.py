@@ -25,8 +25,7 @@ from mqauth.audit.disk import LineFile, append_shared, last_line, last_lines
 from mqauth.audit.record import GENESIS, AuditRecord, chain_hash
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, Rejection, Unavailable
-from mqauth.wire import jws
-from mqauth.wire import strict_json as strictjson
+from mqauth.wire import jws, strict_json
 from mqauth.wire.jwk import load_key
 from mqauth.wire.keys import Key, KeySet, SigningKey, jwk_members
 
@@ -79,7 +78,7 @@ class HeadFile:
             OSError: the disk refused.
         """
         self._tried = self._clock.monotonic()
-        payload = strictjson.dumps(
+        payload = strict_json.dumps(
             {"chain": head.chain, "records": head.records, "hash": head.hash, "iat": int(self._clock.now())}
         )
         token = jws.compact(payload, self._key, typ=HEAD_TYPE)
@@ -180,7 +179,7 @@ class AuditFile:
     def _append(self, record: AuditRecord) -> None:
         members = record.as_dict() | {"prev": self._hash}
         digest = chain_hash(self._hash, members)
-        self._lines.append(strictjson.dumps(members | {"hash": digest}) + b"\n")
+        self._lines.append(strict_json.dumps(members | {"hash": digest}) + b"\n")
         self._hash = digest
         self._chain = self._chain or digest
         self._records += 1
@@ -274,7 +273,7 @@ def read_heads(path: str | Path, keys: KeySet | None = None) -> list[Head]:
         if not raw.endswith(b"\n") and len(raw) < MAX_LINE:
             break
         try:
-            keys = KeySet([load_key(strictjson.loads(raw, depth=_DEPTH)["jwk"])]) if keys is None else keys
+            keys = KeySet([load_key(strict_json.loads(raw, depth=_DEPTH)["jwk"])]) if keys is None else keys
             found.append(_head(raw, keys))
         except _UNREADABLE as error:
             raise ConfigurationError(f"{path}: line {number} is no head signed by a known key") from error
@@ -314,19 +313,19 @@ def _next_part(path: Path) -> Path:
 
 def _head(raw: bytes, keys: KeySet) -> Head:
     """Return the head in a line, once its signature is verified."""
-    opened = jws.take_apart(str(strictjson.loads(raw, depth=_DEPTH)["head"]).encode("ascii"), typ=HEAD_TYPE)
+    opened = jws.take_apart(str(strict_json.loads(raw, depth=_DEPTH)["head"]).encode("ascii"), typ=HEAD_TYPE)
     key = keys.get(opened.kid)
     if key is None:
         raise ConfigurationError("an unknown key")
     jws.verify(opened, key)
-    said = strictjson.loads(opened.payload, depth=_DEPTH)
+    said = strict_json.loads(opened.payload, depth=_DEPTH)
     return Head(chain=str(said["chain"]), records=int(said["records"]), hash=str(said["hash"]))
 
 
 def _hash_of(line: bytes | None, path: Path) -> str:
     """Return the hash in a record's line."""
     try:
-        found = strictjson.loads(line or b"", depth=_DEPTH)["hash"]
+        found = strict_json.loads(line or b"", depth=_DEPTH)["hash"]
     except (ValueError, KeyError, TypeError):
         found = None
     if not isinstance(found, str) or not _DIGEST.fullmatch(found):

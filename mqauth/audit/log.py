@@ -12,7 +12,7 @@ from typing import Any, Final
 from mqauth.audit.chain import MAX_LINE, raw_lines
 from mqauth.audit.record import Record, claims_of, is_verified, member, time_of
 from mqauth.errors import ConfigurationError
-from mqauth.wire import strict_json as strictjson
+from mqauth.wire import strict_json
 
 _DEPTH: Final = 8
 _KEPT: Final = 1000
@@ -85,7 +85,7 @@ def parse_record(raw: bytes) -> Record:
     Raises:
         ValueError: the line is no JSON object.
     """
-    members = strictjson.loads(raw, depth=_DEPTH)
+    members = strict_json.loads(raw, depth=_DEPTH)
     if not isinstance(members, dict):
         raise ValueError("no object")
     return members

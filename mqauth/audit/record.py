@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
-from mqauth.wire import strict_json as strictjson
+from mqauth.wire import strict_json
 from mqauth.wire.claims import Claims
 from mqauth.wire.message import Message
 
@@ -147,7 +147,7 @@ def broker_fields(message: Message) -> dict[str, Any]:
 
 def chain_hash(previous: str, members: Mapping[str, Any]) -> str:
     """Return the hash of the record that follows ``previous`` in a chain: SHA-256 over both."""
-    return hashlib.sha256(previous.encode("ascii") + strictjson.dumps(members)).hexdigest()
+    return hashlib.sha256(previous.encode("ascii") + strict_json.dumps(members)).hexdigest()
 
 
 def member(record: Record, name: str) -> Record:

@@ -16,7 +16,7 @@ from mqauth.audit.record import AuditRecord, AuditSink, claims_of
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import ConfigurationError
 from mqauth.flow import is_awaitable, settled
-from mqauth.wire import strict_json as strictjson
+from mqauth.wire import strict_json
 
 DEFAULT_FLOOD_AFTER: Final = 100
 _LOG: Final = logging.getLogger("mqauth.audit")
@@ -38,7 +38,7 @@ class LoggingSink:
     def write(self, record: AuditRecord, /) -> None:
         """Log one record."""
         level = logging.INFO if record.verdict == "accepted" else logging.WARNING
-        self._logger.log(level, "%s", strictjson.dumps(record.as_dict()).decode("utf-8"))
+        self._logger.log(level, "%s", strict_json.dumps(record.as_dict()).decode("utf-8"))
 
 
 class CallableSink:

@@ -22,8 +22,7 @@ from mqauth.letters.release import (
     open_release,
     without_release,
 )
-from mqauth.wire import base64url, claims, envelope, jws
-from mqauth.wire import strict_json as strictjson
+from mqauth.wire import base64url, claims, envelope, jws, strict_json
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.keys import Key, KeySet, KeySource, SigningKey
 from mqauth.wire.message import HeaderValue, Message, form_of
@@ -214,7 +213,7 @@ class Releaser:
             mqa=envelope.bind(bare, covered), waive=waived, scope=scope, iat=now, exp=now + self.lifetime,
             jti=base64url.encode(self._randomness(_JTI_BYTES)).decode("ascii"), past=past,
         )  # fmt: skip
-        signed = jws.compact(strictjson.dumps(release.as_dict()), self._key, typ=RELEASE_TYPE)
+        signed = jws.compact(strict_json.dumps(release.as_dict()), self._key, typ=RELEASE_TYPE)
         if len(signed) > jws.MAX_TOKEN and past is not None and past.hops:
             counted = Past(count=past.count)
             return self.release(message, letter=letter, scope=scope, reason=reason, waive=waived, past=counted)
