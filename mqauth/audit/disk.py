@@ -198,9 +198,9 @@ def last_line(path: Path) -> tuple[bytes | None, int, bytes]:
     Raises:
         ConfigurationError: the file cannot be read.
     """
-    with _reading(path) as descriptor:
-        end = last_whole(descriptor)
-        torn = os.pread(descriptor, 64, end)
+    with file_errors(path), path.open("rb", buffering=0) as file:
+        end = last_whole(file.fileno())
+        torn = os.pread(file.fileno(), 64, end)
     return next(iter(last_lines(path, 1)), None), end, torn
 
 
@@ -215,8 +215,8 @@ def last_lines(path: Path, count: int) -> list[bytes]:
         ConfigurationError: the file cannot be read.
     """
     tail, complete = b"", True
-    with _reading(path) as descriptor:
-        for start, block in _backwards(descriptor, last_whole(descriptor)):
+    with file_errors(path), path.open("rb", buffering=0) as file:
+        for start, block in _backwards(file.fileno(), last_whole(file.fileno())):
             tail = block + tail
             complete = start == 0
             if tail.count(b"\n") > count or len(tail) > (count + 1) * _BLOCK:
@@ -236,12 +236,6 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[int]:
-    with file_errors(path), path.open("rb", buffering=0) as file:
-        yield file.fileno()
 
 
 def _backwards(descriptor: int, end: int) -> Iterator[tuple[int, bytes]]:

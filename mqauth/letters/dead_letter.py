@@ -15,7 +15,7 @@ from operator import itemgetter
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from mqauth.audit.record import MAX_SOURCE, harmless, iso_time
-from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Rejection, Unavailable
+from mqauth.errors import Cause, MalformedMessage, Rejection, Unavailable, require
 from mqauth.letters.release import NO_PAST, Release
 from mqauth.wire import base64url, strict_json
 from mqauth.wire.encoding import add_named
@@ -176,8 +176,7 @@ def check_oversize(oversize: Oversize) -> None:
     Raises:
         ConfigurationError: it is neither ``"reference"`` nor ``"stop"``.
     """
-    if oversize not in ("reference", "stop"):
-        raise ConfigurationError('oversize_letters is "reference" or "stop"')
+    require(oversize in ("reference", "stop"), 'oversize_letters is "reference" or "stop"')
 
 
 def undelivered(detail: str) -> Unavailable:
