@@ -12,12 +12,17 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from integration.relay_kafka import Relay
 from mqauth.brokers import confluent
 from mqauth.brokers.log.records import dead_letter_headers
-from mqauth.errors import Cause, Unavailable
 from mqauth.judging.pipeline import Handler, Pipeline
-from mqauth.letters.dead_letter import DeadLetter
 from mqauth.signer import Signer
 from mqauth.testing.stage_kafka import PATIENCE, KafkaStage, wait_until
-from mqauth.testing.stage_kafka_log import HEARTBEAT_MS, SESSION_MS, KafkaLogStage
+from mqauth.testing.stage_kafka_log import (
+    HEARTBEAT_MS,
+    SESSION_MS,
+    GoneError,
+    KafkaLogStage,
+    Letters,
+    LogMember,
+)
 from mqauth.wire import destination
 from mqauth.wire.message import Message
 
@@ -119,17 +124,11 @@ class WatchedConsumer(Consumer):
         """Commit, while alive and not refused, and once it was told."""
         if self.dead or self._stage.refuses_commits:
             raise KafkaException(KafkaError(KafkaError.UNKNOWN_MEMBER_ID))
-        for each in offsets:
-            for observer in self._stage.observers:
-                observer(each.partition, each.offset)
+        self._stage.observe({each: each.offset for each in offsets})
         return super().commit(offsets=offsets, asynchronous=asynchronous)
 
 
-class GoneError(Exception):
-    """The consumer's process was killed."""
-
-
-class ConfluentMember:
+class ConfluentMember(LogMember):
     """A consumer in the background, behind a relay of its own."""
 
     def __init__(self, stage: ConfluentLogStage, consumer: Callable[[Any, Any], confluent.Consumer]) -> None:
@@ -138,24 +137,7 @@ class ConfluentMember:
         times = {"session_timeout_ms": SESSION_MS, "heartbeat_interval_ms": HEARTBEAT_MS, **POLLING}
         self._client = WatchedConsumer(stage, clients.consumer_settings(**times, **stage.settings))
         self._letters = clients.letters(stage.dead)
-        self._consumer = consumer(self._client, Letters(stage, self._letters))
-        self._consumer.__enter__()
-
-    @property
-    def failed(self) -> bool:
-        """Whether it ended with an error."""
-        return self._consumer.failed
-
-    def health(self) -> Any:
-        """Return how it is."""
-        return self._consumer.health()
-
-    def close(self) -> None:
-        """Stop it in order, and leave the group."""
-        try:
-            self._consumer.__exit__(None, None, None)
-        finally:
-            self._leave()
+        super().__init__(consumer(self._client, Letters(stage, self._letters)))
 
     def kill(self) -> None:
         """Let nothing of it reach the broker any more."""
@@ -176,29 +158,13 @@ class ConfluentMember:
     def _bury(self) -> None:
         with suppress(BaseException):
             self._consumer.__exit__(None, None, None)
-        self._leave()
+        self.leave()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """Close the clients."""
         self._client.close()
         self._letters.client.close()
         self._relay.close()
-
-
-class Letters:
-    """The wrapper's own sink; while told to, a letter is lost on its way, without a confirm."""
-
-    def __init__(self, stage: ConfluentLogStage, sink: confluent.DeadLetters) -> None:
-        self._stage = stage
-        self._sink = sink
-        self.name = stage.dead
-
-    def publish(self, letter: DeadLetter, /) -> None:
-        """Publish a letter, or lose it."""
-        self._stage.sent += 1
-        if self._stage.refuses_letters:
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "lost on its way")
-        self._sink.publish(letter)
 
 
 class ConfluentLogStage(KafkaLogStage):

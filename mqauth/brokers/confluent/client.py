@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
 
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, require
 
 _METADATA: Final = b"CGMDv2:"
 """How librdkafka 1.9 to 2.x begins a group's metadata; a generation of 4 bytes and the group's name follow."""
@@ -81,8 +81,7 @@ def check_producer(client: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
         ConfigurationError: it is of another kind, or serializes after signing.
     """
     _check_kind(client, confluent_kafka.Producer, confluent_kafka.SerializingProducer)
-    if not isinstance(config, Mapping):
-        raise ConfigurationError("config must be the mapping that the Producer was made with")
+    require(isinstance(config, Mapping), "config must be the mapping that the Producer was made with")
     found = {name.replace("_", "."): value for name, value in config.items()}
     return found | dict(found.get("default.topic.config", {}))
 

@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, KafkaException
 from mqauth.brokers.confluent.client import check_producer, error_of, name_of, waits_for_all
 from mqauth.brokers.confluent.translate import carries
 from mqauth.brokers.log.confirmed import ConfirmingClient, TopicAudit, TopicLetters
-from mqauth.errors import ConfigurationError
+from mqauth.errors import require
 from mqauth.letters.dead_letter import Oversize
 
 ROUND: Final = 0.05
@@ -77,10 +77,11 @@ def confirming(client: Any, config: Mapping[str, Any]) -> ConfirmingClient:
         ConfigurationError: it does not wait for all replicas, is transactional, or serializes.
     """
     config = check_producer(client, config)
-    if not waits_for_all(config):
-        raise ConfigurationError('confirms need a Producer of their own with "acks": "all"')
-    if config.get("transactional.id"):
-        raise ConfigurationError("confirms need a Producer without transactional.id: nobody would commit")
+    require(waits_for_all(config), 'confirms need a Producer of their own with "acks": "all"')
+    require(
+        not config.get("transactional.id"),
+        "confirms need a Producer without transactional.id: nobody would commit",
+    )
     return ConfirmingClient(
         send=lambda topic, **record: sent(client, topic, record),
         wait=Report.get,

@@ -20,7 +20,7 @@ from mqauth.brokers.log.poller import LogPoller
 from mqauth.brokers.log.records import NO_LOG
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import ClientCalls, offset_of
-from mqauth.errors import ConfigurationError
+from mqauth.errors import require
 from mqauth.wire.message import Message
 
 MOST: Final = 500
@@ -58,16 +58,17 @@ class Poller(LogPoller):
             ConfigurationError: no topic is named, and no partition is assigned.
         """
         self._settle: Callable[[], None] = settle
-        if isinstance(topics, str):
-            raise ConfigurationError(f"topics must be a list of names, not the text {topics!r}")
+        require(not isinstance(topics, str), f"topics must be a list of names, not the text {topics!r}")
         if topics:
             self._client.subscribe(
                 list(topics), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
             )
             return
         self._held = places_of(self._client.assignment())
-        if not self._held or self._client.memberid():
-            raise ConfigurationError("topics must name a topic, unless partitions were assigned by hand")
+        require(
+            self._held and not self._client.memberid(),
+            "topics must name a topic, unless partitions were assigned by hand",
+        )
 
     def held(self) -> tuple[Set[Any], Set[Any]]:
         """Return the partitions that the client holds now, and those of them that are paused."""

@@ -11,7 +11,7 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError
 from mqauth.brokers.kafka.client import producer_settings
 from mqauth.brokers.kafka.translate import carries
 from mqauth.brokers.log.confirmed import ConfirmingClient, TopicAudit, TopicLetters
-from mqauth.errors import ConfigurationError
+from mqauth.errors import require
 from mqauth.letters.dead_letter import Oversize
 
 MAX_BLOCK: Final = 5.0
@@ -26,10 +26,10 @@ def confirming(client: Any, timeout: float) -> ConfirmingClient:
     """
     config = producer_settings(client)
     # One record that the broker refuses makes an idempotent producer of kafka-python fail for good (decision 50).
-    if config["enable_idempotence"] or config["acks"] not in (-1, "all"):
-        raise ConfigurationError(
-            'confirms need a KafkaProducer of their own with acks="all" and enable_idempotence=False'
-        )
+    require(
+        not config["enable_idempotence"] and config["acks"] in (-1, "all"),
+        'confirms need a KafkaProducer of their own with acks="all" and enable_idempotence=False',
+    )
     config["max_block_ms"] = min(config["max_block_ms"], int(min(timeout, MAX_BLOCK) * 1000))
     return ConfirmingClient(
         send=client.send,

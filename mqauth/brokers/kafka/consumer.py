@@ -14,7 +14,7 @@ from mqauth.brokers.kafka.replies import Replies
 from mqauth.brokers.kafka.transaction import TransactionalDeadLetters
 from mqauth.brokers.log.consumer import LogConsumer
 from mqauth.delivery.partition import Backoff
-from mqauth.errors import ConfigurationError
+from mqauth.errors import require
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.letters.dead_letter import DeadLetterSink
 
@@ -66,8 +66,7 @@ class Consumer(LogConsumer):
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
     ) -> None:
         kafka_client.check_client(client)
-        if on_poison not in ("stop", "skip"):
-            raise ConfigurationError(f'on_poison must be "stop" or "skip", not {on_poison!r}')
+        require(on_poison in ("stop", "skip"), f'on_poison must be "stop" or "skip", not {on_poison!r}')
         answer = None if replies is None else Replies(replies)
         super().__init__(
             guard, handler, dead_letters, decode=decode, answer=answer, workers=workers, grace=grace,

@@ -14,7 +14,7 @@ from mqauth.brokers.kafka.translate import Logs, from_native
 from mqauth.brokers.log.poller import LogPoller
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.log_work import LogWork
-from mqauth.errors import ConfigurationError
+from mqauth.errors import require
 from mqauth.judging.pipeline import Pipeline
 from mqauth.wire.message import Message
 
@@ -121,13 +121,14 @@ def listen(client: Any, assignment: Assignment) -> None:
     """
     topics = client.subscription()
     if topics is None:
-        if not client.assignment():
-            raise ConfigurationError("subscribe the KafkaConsumer to a topic first")
+        require(client.assignment(), "subscribe the KafkaConsumer to a topic first")
         return
     state: Any = getattr(client, "_subscription", None)
     theirs = getattr(state, "rebalance_listener", None)
-    if theirs is not None and not isinstance(theirs, ConsumerRebalanceListener):
-        raise ConfigurationError("an asynchronous rebalance listener cannot be kept: give a synchronous one")
+    require(
+        theirs is None or isinstance(theirs, ConsumerRebalanceListener),
+        "an asynchronous rebalance listener cannot be kept: give a synchronous one",
+    )
     listener = Listener(client, assignment, theirs.theirs if isinstance(theirs, Listener) else theirs)
     # subscribe() would log that nothing changed.
     if hasattr(state, "rebalance_listener"):

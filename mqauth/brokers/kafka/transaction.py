@@ -17,7 +17,7 @@ from mqauth.brokers.kafka.client import producer_settings
 from mqauth.brokers.kafka.confirmed import MAX_BLOCK
 from mqauth.brokers.kafka.translate import carries
 from mqauth.brokers.log.transaction import TransactionalLetters, TransactionContent
-from mqauth.errors import ConfigurationError
+from mqauth.errors import require
 
 
 class TransactionalDeadLetters(TransactionalLetters):
@@ -53,8 +53,9 @@ class TransactionalDeadLetters(TransactionalLetters):
             ConfigurationError: it has no ``transactional_id``, or a serializer.
         """
         config = producer_settings(client)
-        if not config["transactional_id"]:
-            raise ConfigurationError("transactional dead letters need a KafkaProducer(transactional_id=...)")
+        require(
+            config["transactional_id"], "transactional dead letters need a KafkaProducer(transactional_id=...)"
+        )
         config["max_block_ms"] = min(config["max_block_ms"], int(min(self.timeout, MAX_BLOCK) * 1000))
         return client
 

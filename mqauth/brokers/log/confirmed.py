@@ -10,7 +10,7 @@ from typing import Any
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers.dead_letters import Errors, Unconfirmed, first_taken
 from mqauth.brokers.log.records import dead_letter_headers, record_size
-from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.errors import Cause, Unavailable, require
 from mqauth.flow import Flow, call, run
 from mqauth.letters.dead_letter import Carries, DeadLetter, Oversize, check_oversize
 from mqauth.wire import strict_json
@@ -55,8 +55,7 @@ class Confirmed:
     """
 
     def __init__(self, client: ConfirmingClient, topic: str, timeout: float, cause: Cause) -> None:
-        if timeout <= 0 or not topic:
-            raise ConfigurationError("a topic must be named, and timeout must be above 0 seconds")
+        require(timeout > 0 and topic, "a topic must be named, and timeout must be above 0 seconds")
         self._client = client
         self._topic = topic
         self._timeout = timeout

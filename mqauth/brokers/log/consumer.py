@@ -26,7 +26,7 @@ from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.health import Health
 from mqauth.delivery.log_work import LogWork, check_plugins
 from mqauth.delivery.partition import Backoff, Partition
-from mqauth.errors import ConfigurationError
+from mqauth.errors import require
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.letters.dead_letter import DeadLetterSink
 
@@ -185,8 +185,7 @@ class LogConsumer:
         patience: float, commit_interval: float, session: float, backoff: Backoff,
     ) -> None:  # fmt: skip
         check_plugins(guard, handler=handler, dead_letters=dead_letters.publish, decode=decode)
-        if workers < 0 or grace < 0:
-            raise ConfigurationError("workers and grace must be at least 0")
+        require(workers >= 0 and grace >= 0, "workers and grace must be at least 0")
         self._guard = guard
         self._assignment = Assignment(
             guard.clock, backoff=backoff, interval=commit_interval, width=workers, session=session,
@@ -227,8 +226,7 @@ class LogConsumer:
             ProducerFatalError: the producer of answers, or of transactional dead letters, can send nothing more.
             Exception: the client's own, where the broker refuses it for good, for lack of rights for example.
         """
-        if self._started:
-            raise ConfigurationError("a consumer runs once: make another one")
+        require(not self._started, "a consumer runs once: make another one")
         self._started = True
         unsubscribe = self._guard.on_change(self._assignment.keys_changed)
         with stopping_on_signals(self.stop) if signals else nullcontext():
@@ -315,8 +313,7 @@ def stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
     Raises:
         ConfigurationError: this is not the main thread.
     """
-    if threading.current_thread() is not threading.main_thread():
-        raise ConfigurationError("signals=True works in the main thread alone")
+    require(threading.current_thread() is threading.main_thread(), "signals=True works in the main thread alone")
     kept = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield

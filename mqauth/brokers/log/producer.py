@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from mqauth.brokers.log.records import to_message
-from mqauth.errors import ConfigurationError
+from mqauth.errors import require
 from mqauth.signer import Signer
 from mqauth.wire.batch_settings import check_batching
 from mqauth.wire.message import Message
@@ -42,8 +42,7 @@ class LogProducer(ABC):
         linger: float, transactional: bool, idempotent: bool,
     ) -> None:  # fmt: skip
         check_batching(batch, linger)
-        if not batch <= in_flight:
-            raise ConfigurationError("max_in_flight must be at least batch: a batch would never be full")
+        require(batch <= in_flight, "max_in_flight must be at least batch: a batch would never be full")
         self.client = client
         self._signer = signer
         self._serialize = serialize
@@ -51,7 +50,7 @@ class LogProducer(ABC):
         self._began = False
         self._sealing: Any = None
         if not idempotent:
-            _LOG.warning("a producer that is not idempotent: its retries will be rejected as replays")
+            _LOG.warning("a producer without idempotence: its retries will be rejected as replays")
 
     def begin_transaction(self) -> None:
         """Begin a transaction of a client that has a transactional id."""
@@ -116,8 +115,10 @@ class LogProducer(ABC):
 
     def _refuse_unbegun(self) -> None:
         """Refuse a record of a batch in a transaction of which we would not see the end."""
-        if self._transactional and not self._began:
-            raise ConfigurationError("with batches, begin and end transactions by the producer, not its client")
+        require(
+            self._began or not self._transactional,
+            "with batches, begin and end transactions by the producer, not its client",
+        )
 
     def _seal_all(self, timeout: float | None = None) -> float | None:
         """Seal and send what waits; return the seconds that are left of the timeout."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from mqauth.brokers.log.errors import ProducerFatalError
 from mqauth.brokers.log.records import NativeHeaders
-from mqauth.errors import ConfigurationError, RetryLater
+from mqauth.errors import RetryLater, require
 from mqauth.judging.verified import Verified
 
 _LOG: Final = logging.getLogger("mqauth.kafka")
@@ -36,8 +36,7 @@ class TopicReplies(ABC):
             Exception: the client's own, where it refuses the answer.
         """
         properties = verified.properties
-        if "reply-to" not in properties:
-            raise ConfigurationError("the message cannot be answered: it has no reply-to")
+        require("reply-to" in properties, "the message cannot be answered: it has no reply-to")
         names = ("correlation-id",) if "correlation-id" in properties else ()
         headers = [(name, properties[name].encode("utf-8")) for name in names]
         return self.send(verified, properties["reply-to"], body, headers)

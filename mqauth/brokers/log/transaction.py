@@ -17,7 +17,7 @@ from mqauth.brokers.dead_letters import Errors
 from mqauth.brokers.log.confirmed import can_exist
 from mqauth.brokers.log.records import dead_letter_headers, record_size
 from mqauth.clock import Clock
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, require
 from mqauth.letters.dead_letter import Carries, DeadLetter, undelivered
 from mqauth.wire.message import Message
 
@@ -46,12 +46,11 @@ class TransactionalLetters(ABC):
     carries: Carries
 
     def __init__(self, make_client: Callable[[], Any], topic: str, timeout: float) -> None:
-        if not callable(make_client):
-            raise ConfigurationError(
-                "make_client must be a function that makes a producer, since a failed one is replaced"
-            )
-        if timeout <= 0 or not topic:
-            raise ConfigurationError("a topic must be named, and timeout must be above 0 seconds")
+        require(
+            callable(make_client),
+            "make_client must be a function that makes a producer, since a failed one is replaced",
+        )
+        require(timeout > 0 and topic, "a topic must be named, and timeout must be above 0 seconds")
         self.name = topic
         self.timeout = timeout
         self._make = make_client
