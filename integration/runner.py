@@ -37,7 +37,7 @@ _GROUPS = {
     "kafka": r"integration/test_(kafka|contract_kafka|store_race)",
     "rabbitmq-chaos": r"integration/chaos/",
     "review": r"integration/(console|review)/",
-    "rabbitmq": r"integration/test_(rabbitmq|contract_rabbitmq|simulated_rabbitmq)",
+    "rabbitmq": r"integration/test_(rabbitmq|contract_rabbitmq|simulated_rabbitmq|celery)",
     "rest": r"integration/",
 }
 """Which files are a group's, by a pattern; the first that fits counts."""
