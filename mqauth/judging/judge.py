@@ -311,8 +311,9 @@ class Judge:
         """
         kept = max(claim.expires, float(release.exp + self._verifier.retention))
         claim = replace(claim, place=None, redelivered=True, expires=kept)
-        released = replace(claim, id=release_id(release.iss, release.letter), index=None)
-        status = yield from self._claim(delivery, released)
+        status = yield from self._claim(
+            delivery, replace(claim, id=release_id(release.iss, release.letter), index=None)
+        )
         if status is not _FRESH or Reason.REPLAYED in release.waive:
             return status
         delivery.release_claim = delivery.claim
@@ -385,9 +386,12 @@ def _looked_up(source: KeySource, kid: str, received: float, party: str) -> Flow
     Raises:
         Unavailable: the source is out of reach. The error names the party, for messages of others need not wait.
     """
-    refreshed = either(source.refresh, getattr(source, "arefresh", None), kid, received)
     try:
-        keys = yield from guarded(_KEYS, refreshed, passing=(*OUR_FAULT, Rejection))
+        keys = yield from guarded(
+            _KEYS,
+            either(source.refresh, getattr(source, "arefresh", None), kid, received),
+            passing=(*OUR_FAULT, Rejection),
+        )
     except Unavailable as error:
         raise Unavailable(error.cause, error.detail, party) from error
     if not isinstance(keys, KeySet):

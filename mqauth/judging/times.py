@@ -97,5 +97,7 @@ def is_revoked(key: Key, appended: float | None, received: float) -> bool:
 
 def _check_seconds(name: str, value: int, low: int, high: int | None) -> None:
     bounds = f"at least {low}" if high is None else f"{low} to {high}"
-    good = type(value) is int and value >= low and (high is None or value <= high)
-    require(good, f"{name} is {bounds} whole seconds")
+    require(
+        type(value) is int and value >= low and (high is None or value <= high),
+        f"{name} is {bounds} whole seconds",
+    )

@@ -230,8 +230,15 @@ class Verifier:
             raise Rejection(Reason.PROOF_INVALID, "a batch token without its proof")
         if self._covers:
             self._check_coverage(message, claims)
-        index = None if proof is None else proof.place
-        return make_verified(message, claims, token.opened.kid, keys.version, received, release, index)
+        return make_verified(
+            message,
+            claims,
+            token.opened.kid,
+            keys.version,
+            received,
+            release,
+            None if proof is None else proof.place,
+        )
 
     def learn(self, candidate: Candidate) -> None:
         """Remember what messages like this one have in common; it was verified and permitted, by no release."""

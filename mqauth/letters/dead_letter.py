@@ -139,9 +139,13 @@ class DeadLetter:
 
     def _bare(self, body: bytes, form: str) -> Message:
         """Return a letter whose only headers are mqauth's own."""
-        headers = (*self._lineage({}), (f"{PREFIX}form", form))
         return replace(
-            self.message, body=body, properties=NO_PROPERTIES, headers=headers, native=None, malformed=None
+            self.message,
+            body=body,
+            properties=NO_PROPERTIES,
+            headers=(*self._lineage({}), (f"{PREFIX}form", form)),
+            native=None,
+            malformed=None,
         )
 
     def _lineage(self, metadata: Mapping[str, Any]) -> tuple[HeaderPair, ...]:

@@ -34,5 +34,7 @@ def check_batching(batch: int, linger: float) -> None:
     Raises:
         ConfigurationError: one is.
     """
-    good = type(batch) is int and 1 <= batch <= MAX_BATCH and 0 <= linger <= MAX_LINGER
-    require(good, f"batch is 1 to {MAX_BATCH}, linger 0 to {MAX_LINGER:.0f} seconds")
+    require(
+        type(batch) is int and 1 <= batch <= MAX_BATCH and 0 <= linger <= MAX_LINGER,
+        f"batch is 1 to {MAX_BATCH}, linger 0 to {MAX_LINGER:.0f} seconds",
+    )
