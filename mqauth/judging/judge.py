@@ -56,9 +56,9 @@ from typing import Any, Final, Literal, TypeAlias, cast
 from mqauth.clock import Clock, Randomness
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.flow import OUR_FAULT, ColourError, Flow, answered, asked, at_once, either, guarded
-from mqauth.judging.candidate import Candidate
 from mqauth.judging.delivery import Delivery, Step, Verdict
 from mqauth.judging.policy import Decision, Policy
+from mqauth.judging.token import Candidate
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.release import Release, open_release
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id, release_id
@@ -311,9 +311,8 @@ class Judge:
         """
         kept = max(claim.expires, float(release.exp + self._verifier.retention))
         claim = replace(claim, place=None, redelivered=True, expires=kept)
-        status = yield from self._claim(
-            delivery, replace(claim, id=release_id(release.iss, release.letter), index=None)
-        )
+        released = replace(claim, id=release_id(release.iss, release.letter), index=None)
+        status = yield from self._claim(delivery, released)
         if status is not _FRESH or Reason.REPLAYED in release.waive:
             return status
         delivery.release_claim = delivery.claim
@@ -386,12 +385,9 @@ def _looked_up(source: KeySource, kid: str, received: float, party: str) -> Flow
     Raises:
         Unavailable: the source is out of reach. The error names the party, for messages of others need not wait.
     """
+    refreshed = either(source.refresh, getattr(source, "arefresh", None), kid, received)
     try:
-        keys = yield from guarded(
-            _KEYS,
-            either(source.refresh, getattr(source, "arefresh", None), kid, received),
-            passing=(*OUR_FAULT, Rejection),
-        )
+        keys = yield from guarded(_KEYS, refreshed, passing=(*OUR_FAULT, Rejection))
     except Unavailable as error:
         raise Unavailable(error.cause, error.detail, party) from error
     if not isinstance(keys, KeySet):

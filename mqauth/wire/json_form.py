@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from mqauth.errors import MalformedMessage
 from mqauth.wire import destination, strict_json
-from mqauth.wire.encoding import MAX_DEPTH, epoch_seconds, is_carried_decimal, is_carried_integer, utf8
+from mqauth.wire.envelope import MAX_DEPTH, epoch_seconds, is_carried_decimal, is_carried_integer, utf8
 from mqauth.wire.message import NO_ORIGIN, PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
 
 PROPERTIES: Final = (
