@@ -19,7 +19,7 @@ from mqauth.brokers.log.producer import DEFAULT_IN_FLIGHT, LogProducer
 from mqauth.brokers.log.records import native_headers
 from mqauth.errors import MalformedMessage
 from mqauth.signer import Signer
-from mqauth.wire.batch_settings import DEFAULT_LINGER
+from mqauth.wire.batch import DEFAULT_LINGER
 
 PATIENCE: Final = 60.0
 """Most seconds that a record waits for a free place; kafka-python's default of ``max_block_ms``."""

@@ -14,7 +14,7 @@ from mqauth.brokers.log.errors import ProducerFatalError
 from mqauth.brokers.log.producer import DEFAULT_IN_FLIGHT, LogProducer
 from mqauth.brokers.log.records import native_headers
 from mqauth.signer import Signer
-from mqauth.wire.batch_settings import DEFAULT_LINGER
+from mqauth.wire.batch import DEFAULT_LINGER
 from mqauth.wire.message import Message
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 from mqauth.brokers.log.records import to_message
 from mqauth.errors import require
 from mqauth.signer import Signer
-from mqauth.wire.batch_settings import check_batching
+from mqauth.wire.batch import check_batching
 from mqauth.wire.message import Message
 
 DEFAULT_IN_FLIGHT: Final = 10_000
