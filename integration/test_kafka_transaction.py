@@ -43,6 +43,11 @@ def scene(kafka: Kafka, tmp_path: Path) -> Iterator[Scene]:
 @pytest.mark.parametrize("moment", ["handler", "written", "committing", "committed"])
 def test_killed_in_a_transaction(scene: Scene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Killed around the commit, letters are neither lost nor doubled: sent = handled + dead-lettered."""
+    killed_in_a_transaction(scene, moment, capsys)
+
+
+def killed_in_a_transaction(scene: Scene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Kill a victim three times at a moment, let another one end its work, and count."""
     name = f"{scene.stage.group}.letters"
     for after in (1, 2, 2):
         assert scene.victim(moment, after, name).wait(90) == -signal.SIGKILL

@@ -257,9 +257,12 @@ class Client(Wire, Partitions):
 
 
 class Future:
-    """The future of a dead letter."""
+    """The future of a dead letter, which could be awaited as kafka-python's can."""
 
     is_done = True
+
+    def __await__(self) -> Any:
+        yield
 
     def __init__(self, lost: bool) -> None:
         self._lost = lost

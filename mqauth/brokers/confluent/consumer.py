@@ -36,7 +36,8 @@ class Consumer(LogConsumer):
         handler: takes a ``Verified``; runs on a worker thread.
         topics: the topics to subscribe to, or patterns that begin with ``^``; empty where partitions were
             assigned by hand. The wrapper subscribes, since the client tells nobody else of rebalances.
-        dead_letters: where rejected messages go: ``DeadLetters``.
+        dead_letters: where rejected messages go: ``DeadLetters``, or ``TransactionalDeadLetters`` for letters that
+            are committed in one transaction with their offsets.
         decode: makes ``Verified.value`` of the body after verification; what it raises dead-letters the
             message as ``handler_failed``. Not called for a tombstone.
         replies: sends what ``Verified.reply`` is given to the topic in ``reply-to``. Where its client fails for

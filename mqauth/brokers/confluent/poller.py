@@ -7,16 +7,17 @@ the callback of a revocation waits for running handlers and commits, before the 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, Final
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, membership_of, name_of
 from mqauth.brokers.confluent.positions import KeptPositions, Place, native, places_of
 from mqauth.brokers.confluent.translate import Logs, from_native, heed
-from mqauth.brokers.log.poller import LogPoller
+from mqauth.brokers.log.poller import IDLE, LogPoller
 from mqauth.brokers.log.records import NO_LOG
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import ClientCalls, offset_of
@@ -25,6 +26,10 @@ from mqauth.wire.message import Message
 
 MOST: Final = 500
 """Most records of one ``consume``."""
+REBALANCE: Final = 5.0
+"""Most seconds for which the last commit waits for the end of a rebalance."""
+FETCH_TIMEOUT: Final = 5.0
+_REBALANCING: Final = frozenset((KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS))
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
@@ -37,6 +42,8 @@ class Poller(LogPoller):
         settings: as ``LogPoller`` has them.
     """
 
+    failed = KafkaException
+
     def __init__(self, client: Any, assignment: Assignment, **settings: Any) -> None:
         super().__init__(client, assignment, **settings)
         self._logs = Logs(client)
@@ -45,7 +52,7 @@ class Poller(LogPoller):
         self._paused: set[Place] = set()
         self._late: dict[Place, int] = {}  # seeks that the client has refused so far
         self._kept = KeptPositions()
-        self._closed = False
+        self._refused = self._serving = self._closed = False
 
     def listen(self, topics: Sequence[str], settle: Callable[[], None]) -> None:
         """Subscribe, or take the partitions that were assigned by hand.
@@ -58,6 +65,7 @@ class Poller(LogPoller):
             ConfigurationError: no topic is named, and no partition is assigned.
         """
         self._settle: Callable[[], None] = settle
+        self._subscribed = bool(topics)
         require(not isinstance(topics, str), f"topics must be a list of names, not the text {topics!r}")
         if topics:
             self._client.subscribe(
@@ -98,8 +106,45 @@ class Poller(LogPoller):
         except KafkaException as error:
             if error_of(error).code() not in COMES_AGAIN:
                 raise
+            self._refused = error_of(error).code() in _REBALANCING
             return name_of(error)
+        self._refused = False
         return None
+
+    def commit(self, *, last: bool = False) -> None:
+        """Commit the offsets that are due; the last commit serves a rebalance to its end where one refuses it.
+
+        Args:
+            last: whether this is the last commit.
+        """
+        super().commit(last=last)
+        until = time.monotonic() + REBALANCE
+        while last and self._refused and not self._serving and time.monotonic() < until:
+            self._serving = True
+            try:
+                self._serve()
+            finally:
+                self._serving = False
+            super().commit(last=True)
+
+    def _serve(self) -> None:
+        """Let callbacks be called for a moment; a record that is read meanwhile is to be read again."""
+        for record in self._client.consume(1, IDLE):
+            if record.error() is None:
+                self._late.setdefault(Place(record.topic(), record.partition()), record.offset())
+
+    def membership(self) -> Any:
+        """Return the membership to commit by, ``None`` during a rebalance."""
+        if self._subscribed and membership_of(self._client).generation < 0:
+            return None
+        return self._client.consumer_group_metadata()
+
+    def committed(self, place: Any, /) -> int | None:
+        """Return the committed offset of a partition."""
+        (found,) = self._client.committed([native(place)], timeout=FETCH_TIMEOUT)
+        if found.error is not None:
+            raise KafkaException(found.error)
+        return None if found.offset < 0 else int(found.offset)
 
     def pause(self, places: Set[Any]) -> None:
         """Fetch no more of these partitions."""

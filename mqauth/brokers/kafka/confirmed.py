@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
 from typing import Any, Final
 
 from kafka import KafkaProducer
@@ -31,10 +30,11 @@ def confirming(client: Any, timeout: float) -> ConfirmingClient:
         'confirms need a KafkaProducer of their own with acks="all" and enable_idempotence=False',
     )
     config["max_block_ms"] = min(config["max_block_ms"], int(min(timeout, MAX_BLOCK) * 1000))
+    # In a list: kafka-python's future could be awaited, and a synchronous flow refuses what could.
     return ConfirmingClient(
-        send=client.send,
-        wait=lambda future, seconds: future.get(timeout=seconds),
-        over=attrgetter("is_done"),
+        send=lambda topic, **record: [client.send(topic, **record)],
+        wait=lambda sent, seconds: sent[0].get(timeout=seconds),
+        over=lambda sent: sent[0].is_done,
         carries=carries,
         too_large=MessageSizeTooLargeError,
         failed=(KafkaError, ValueError, TypeError, OSError),

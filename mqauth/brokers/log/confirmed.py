@@ -22,10 +22,10 @@ class ConfirmingClient:
     """The calls of a client by which a record is sent and confirmed; on an event loop both may be coroutines.
 
     Args:
-        send: gives a record to the client, by the topic and the client's own keywords; returns its future, whose
-            ``is_done`` or ``done()`` the leaf's ``wait`` and ``over`` know.
-        wait: waits for a future, at most so many seconds, and raises why the record was not confirmed.
-        over: returns whether a future has an outcome.
+        send: gives a record to the client, by the topic and the client's own keywords; returns what holds its
+            outcome, which must not be awaitable itself.
+        wait: waits for an outcome, at most so many seconds, and raises why the record was not confirmed.
+        over: returns whether there is an outcome.
         carries: returns whether the client can send a header again unchanged.
         too_large: errors of a record that is over a size of the client or the broker.
         failed: all errors of a record that was not confirmed, those included.
@@ -83,14 +83,14 @@ class Confirmed:
     def _waiting(self, name: str, record: dict[str, Any]) -> Flow[None]:
         # The client keeps trying after our timeout. So a record that is still open is waited for again: sending it
         # twice would write it twice.
-        client, future = self._client, self._unconfirmed.take(name)
-        if future is None:
-            future = yield from call(partial(client.send, self._topic, **record))
+        client, sent = self._client, self._unconfirmed.take(name)
+        if sent is None:
+            sent = yield from call(partial(client.send, self._topic, **record))
         try:
-            yield from call(client.wait, future, self._timeout)
+            yield from call(client.wait, sent, self._timeout)
         finally:
-            if not client.over(future):
-                self._unconfirmed.keep(name, future, record_size(**record))
+            if not client.over(sent):
+                self._unconfirmed.keep(name, sent, record_size(**record))
 
 
 class TopicLetters:

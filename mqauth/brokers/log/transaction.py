@@ -113,12 +113,16 @@ class TransactionalLetters(ABC):
         # transaction and report success.
         self.client.begin_transaction()
         sent = [self._send(letter) for letter in content.letters]
+        refused: dict[int, Exception] = {}
         for form, future in sent:
             try:
                 future.get(timeout=self.timeout)
-            except self.too_large:
-                self._limit = min(self._limit, _size(form))
-                raise
+            except self.too_large as error:
+                refused[_size(form)] = error
+        # A broker refuses all records of a request for the largest of them.
+        if refused:
+            self._limit = min(self._limit, max(refused))
+            raise refused[max(refused)]
         self.send_offsets(content)
 
     def commit(self) -> None:
