@@ -740,6 +740,21 @@ def test_commit(desk: Desk) -> None:
     assert desk.client.asked == [("commit", [(0, 3)])] * 2
 
 
+def test_last_commit_in_a_rebalance(desk: Desk) -> None:
+    """A last commit that a rebalance refuses is made again once that is served, and loses no record."""
+    desk.receive(1)
+    settle(desk)
+    desk.client.answers = [failing(KafkaError.ILLEGAL_GENERATION), failing(KafkaError.REBALANCE_IN_PROGRESS)]
+    desk.client.batches = [[record(partition=0, offset=2)], [record(partition=0, offset=3)]]
+    desk.poller.commit(last=True)
+    desk.poller.close()
+    assert desk.client.asked == [("commit", [(0, 2)])] * 3 + [("seek", 0, 2)]
+    desk.client.answers = [failing(KafkaError._TIMED_OUT)]
+    desk.client.batches = [[record(partition=0, offset=2)]]
+    desk.poller.commit(last=True)
+    assert len(desk.client.batches) == 1
+
+
 @pytest.mark.parametrize("whole", [True, False], ids=["the call", "one partition"])
 def test_commit_refused(whole: bool, desk: Desk) -> None:
     """A commit that is refused for good ends the run."""
@@ -762,7 +777,7 @@ def test_revoked_commits_at_once(desk: Desk) -> None:
     """A revocation commits also what a commit a moment ago could not: its next owner would handle it again."""
     desk.receive(1)
     settle(desk)
-    desk.client.answers = [failing(KafkaError.REBALANCE_IN_PROGRESS)]
+    desk.client.answers = [failing(KafkaError.REQUEST_TIMED_OUT)]
     desk.poller.commit(last=True)
     desk.poller.commit()
     assert len(desk.client.asked) == 1

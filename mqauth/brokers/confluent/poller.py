@@ -16,8 +16,9 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, membership_of, name_of
 from mqauth.brokers.confluent.positions import KeptPositions, Place, native, places_of
+from mqauth.brokers.confluent.transaction import TransactionCalls
 from mqauth.brokers.confluent.translate import Logs, from_native, heed
-from mqauth.brokers.log.poller import IDLE, LogPoller
+from mqauth.brokers.log.poller import IDLE
 from mqauth.brokers.log.records import NO_LOG
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import ClientCalls, offset_of
@@ -28,12 +29,11 @@ MOST: Final = 500
 """Most records of one ``consume``."""
 REBALANCE: Final = 5.0
 """Most seconds for which the last commit waits for the end of a rebalance."""
-FETCH_TIMEOUT: Final = 5.0
 _REBALANCING: Final = frozenset((KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS))
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
-class Poller(LogPoller):
+class Poller(TransactionCalls):
     """The calls of one client, made by the thread that holds the poll lock.
 
     Args:
@@ -41,8 +41,6 @@ class Poller(LogPoller):
         assignment: says which calls to make, and gets the records.
         settings: as ``LogPoller`` has them.
     """
-
-    failed = KafkaException
 
     def __init__(self, client: Any, assignment: Assignment, **settings: Any) -> None:
         super().__init__(client, assignment, **settings)
@@ -52,7 +50,7 @@ class Poller(LogPoller):
         self._paused: set[Place] = set()
         self._late: dict[Place, int] = {}  # seeks that the client has refused so far
         self._kept = KeptPositions()
-        self._refused = self._serving = self._closed = False
+        self._refused = self._closed = False
 
     def listen(self, topics: Sequence[str], settle: Callable[[], None]) -> None:
         """Subscribe, or take the partitions that were assigned by hand.
@@ -65,7 +63,6 @@ class Poller(LogPoller):
             ConfigurationError: no topic is named, and no partition is assigned.
         """
         self._settle: Callable[[], None] = settle
-        self._subscribed = bool(topics)
         require(not isinstance(topics, str), f"topics must be a list of names, not the text {topics!r}")
         if topics:
             self._client.subscribe(
@@ -119,12 +116,8 @@ class Poller(LogPoller):
         """
         super().commit(last=last)
         until = time.monotonic() + REBALANCE
-        while last and self._refused and not self._serving and time.monotonic() < until:
-            self._serving = True
-            try:
-                self._serve()
-            finally:
-                self._serving = False
+        while last and self._refused and time.monotonic() < until:
+            self._serve()
             super().commit(last=True)
 
     def _serve(self) -> None:
@@ -132,19 +125,6 @@ class Poller(LogPoller):
         for record in self._client.consume(1, IDLE):
             if record.error() is None:
                 self._late.setdefault(Place(record.topic(), record.partition()), record.offset())
-
-    def membership(self) -> Any:
-        """Return the membership to commit by, ``None`` during a rebalance."""
-        if self._subscribed and membership_of(self._client).generation < 0:
-            return None
-        return self._client.consumer_group_metadata()
-
-    def committed(self, place: Any, /) -> int | None:
-        """Return the committed offset of a partition."""
-        (found,) = self._client.committed([native(place)], timeout=FETCH_TIMEOUT)
-        if found.error is not None:
-            raise KafkaException(found.error)
-        return None if found.offset < 0 else int(found.offset)
 
     def pause(self, places: Set[Any]) -> None:
         """Fetch no more of these partitions."""
@@ -226,7 +206,7 @@ class Poller(LogPoller):
             self._settle()
             # A commit that failed a moment ago is not due yet, but it is the last one for these partitions: their
             # next owner would handle the records again.
-            self.commit(last=True)
+            super().commit(last=True)
         places = places_of(partitions)
         # The cooperative protocol (KIP-429) revokes only the partitions that move.
         eager = places == self._held

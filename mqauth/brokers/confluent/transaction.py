@@ -9,13 +9,15 @@ from typing import Any, Final
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
 
-from mqauth.brokers.confluent.client import check_producer, error_of
+from mqauth.brokers.confluent.client import check_producer, error_of, membership_of
 from mqauth.brokers.confluent.confirmed import Report, TooLargeError, sent
 from mqauth.brokers.confluent.positions import native
 from mqauth.brokers.confluent.translate import carries
+from mqauth.brokers.log.poller import LogPoller
 from mqauth.brokers.log.transaction import TransactionalLetters, TransactionContent
 from mqauth.errors import require
 
+FETCH_TIMEOUT: Final = 5.0
 _FENCED: Final = frozenset((KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH))
 _LONGEST_MS: Final = 60_000
 """librdkafka's default of ``transaction.timeout.ms``."""
@@ -45,6 +47,8 @@ class TransactionalDeadLetters(TransactionalLetters):
 
     carries = staticmethod(carries)
     too_large = TooLargeError
+    # librdkafka fails all records of a request for the largest of them.
+    refused_size: Any = staticmethod(max)
 
     def __init__(
         self,
@@ -91,3 +95,23 @@ class TransactionalDeadLetters(TransactionalLetters):
         with suppress(KafkaException, SystemError):
             client.purge()
             client.close()
+
+
+class TransactionCalls(LogPoller):
+    """The calls of a ``confluent_kafka.Consumer`` that transactions need."""
+
+    failed = KafkaException
+
+    def membership(self) -> Any:
+        """Return the membership to commit by, ``None`` during a rebalance."""
+        # Partitions assigned by hand have no generation either, and no member.
+        if self._client.memberid() and membership_of(self._client).generation < 0:
+            return None
+        return self._client.consumer_group_metadata()
+
+    def committed(self, place: Any, /) -> int | None:
+        """Return the committed offset of a partition."""
+        (found,) = self._client.committed([native(place)], timeout=FETCH_TIMEOUT)
+        if found.error is not None:
+            raise KafkaException(found.error)
+        return None if found.offset < 0 else int(found.offset)

@@ -36,6 +36,7 @@ class TransactionalLetters(ABC):
         longest: seconds after which the broker ends an open transaction itself.
         carries: returns whether the client can send a header again unchanged.
         too_large: errors of a record that is over a size of the client or the broker.
+        refused_size: returns the size that was too large, of the sizes of the letters that failed so.
 
     Raises:
         ConfigurationError: the client is not as said, or a setting is out of its limits.
@@ -44,6 +45,7 @@ class TransactionalLetters(ABC):
     longest: float
     too_large: Errors
     carries: Carries
+    refused_size: Any = staticmethod(min)
 
     def __init__(self, make_client: Callable[[], Any], topic: str, timeout: float) -> None:
         require(
@@ -119,10 +121,10 @@ class TransactionalLetters(ABC):
                 future.get(timeout=self.timeout)
             except self.too_large as error:
                 refused[_size(form)] = error
-        # A broker refuses all records of a request for the largest of them.
         if refused:
-            self._limit = min(self._limit, max(refused))
-            raise refused[max(refused)]
+            size = self.refused_size(refused)
+            self._limit = min(self._limit, size)
+            raise refused[size]
         self.send_offsets(content)
 
     def commit(self) -> None:
