@@ -25,20 +25,21 @@ def bench(
     kafka: Annotated[
         str | None, typer.Option("--kafka", help="host:port: measure end to end on this broker too.")
     ] = None,
+    confluent: Annotated[
+        str | None, typer.Option("--confluent", help="host:port: the same on this Kafka, by confluent-kafka.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Write every figure with its spread to this JSON file.")
     ] = None,
 ) -> int:
     """Measure what signing and verifying cost on this machine, beside the bare clients."""
-    address = None if kafka is None else run.address_of(kafka)
     if rabbitmq is not None:
         check_url("--rabbitmq", rabbitmq)
-    if address is not None:
-        check_url("--kafka", f"kafka://{address}")
+    kafka, confluent = _address("--kafka", kafka), _address("--confluent", confluent)
     console = Console(stderr=True, quiet=as_json)
-    with reached("--rabbitmq or --kafka"), console.status("making keys") as status:
+    with reached("--rabbitmq, --kafka or --confluent"), console.status("making keys") as status:
         amount = run.amount_of(quick=quick)
-        found = run.measure(amount, rabbitmq=rabbitmq, kafka=address, progress=status.update)
+        found = run.measure(amount, rabbitmq=rabbitmq, kafka=kafka, confluent=confluent, progress=status.update)
     if output is not None:
         output.write_text(json.dumps(found.whole(), indent=1) + "\n", "utf-8")
     if as_json:
@@ -49,3 +50,11 @@ def bench(
     for what, why in failed.items():
         print_error(f"{what}: {why}")
     return 1 if failed else 0
+
+
+def _address(option: str, url: str | None) -> str | None:
+    if url is None:
+        return None
+    address = run.address_of(url)
+    check_url(option, f"kafka://{address}")
+    return address

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -45,6 +46,7 @@ _LIFETIME: Final = 600
 _REASON_HEADER: Final = "mqauth-dead-reason"
 _ACCEPTED: Final = "accepted"
 _WIDTH: Final = 110
+_STAGES: Final = {"kafka": ("kafka", "KafkaStage"), "confluent": ("confluent", "ConfluentStage")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +101,8 @@ class Result:
 
 def demo(
     broker: Annotated[
-        str | None, typer.Option("--broker", help="amqp://... or kafka://host:port; by default in memory.")
+        str | None,
+        typer.Option("--broker", help="amqp://..., kafka:// or confluent://host:port; by default in memory."),
     ] = None,
     as_json: Json = False,
     audit: Annotated[
@@ -114,24 +117,19 @@ def demo(
     """
     if broker is None:
         return _play(MemoryStage(), audit, as_json=as_json, messages=messages)
-    check_url("--broker", broker)
+    check_url("--broker", broker.replace("confluent://", "kafka://", 1))
     with reached("--broker"):
         return _play(_stage(broker), audit, as_json=as_json, messages=messages)
 
 
 def _stage(broker: str) -> Stage:
     scheme = broker.partition("://")[0]
+    room, kind = _STAGES.get(scheme, ("rabbitmq", "RabbitMQStage"))
     try:
-        if scheme == "kafka":
-            from mqauth.testing.stage_kafka import KafkaStage
-
-            return KafkaStage(broker)
-        from mqauth.testing.stage_rabbitmq import RabbitMQStage
-
-        return RabbitMQStage(broker)
+        stage: Stage = getattr(import_module(f"mqauth.testing.stage_{room}"), kind)(broker)
     except ImportError as error:
-        extra = "kafka" if scheme == "kafka" else "rabbitmq"
-        raise ConfigurationError(f"--broker {scheme}://: install mqauth[{extra}]") from error
+        raise ConfigurationError(f"--broker {scheme}://: install mqauth[{room}]") from error
+    return stage
 
 
 def _play(stage: Stage, kept: Path | None, *, as_json: bool, messages: int) -> int:
