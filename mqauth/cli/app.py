@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from mqauth._version import __version__
 from mqauth.cli.options import SETTINGS
 from mqauth.cli.streams import abandon_output, print_error
-from mqauth.errors import ConfigurationError, MqauthError, Unavailable
+from mqauth.errors import MqauthError, Unavailable, require
 
 USAGE: Final = 2
 UNDECIDED: Final = 3
@@ -82,8 +82,7 @@ def mqauth_command(
     if version:
         print(f"mqauth {__version__}")
         raise typer.Exit(0)
-    if context.invoked_subcommand is None:
-        raise ConfigurationError("no command given: try mqauth demo, or mqauth --help")
+    require(context.invoked_subcommand is not None, "no command given: try mqauth demo, or mqauth --help")
 
 
 def run(arguments: Sequence[str]) -> int:

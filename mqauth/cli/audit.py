@@ -31,6 +31,7 @@ from mqauth.audit.log import (
 from mqauth.audit.record import Record, claims_of, is_verified
 from mqauth.cli.options import Json, group
 from mqauth.cli.streams import one_line, print_json, progress_bar
+from mqauth.errors import require
 from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
 
@@ -59,8 +60,7 @@ def verify(
 
     With --heads it also finds a log that was cut at its end, or computed again as a whole.
     """
-    if heads is None and (keys is not None or continued):
-        raise ConfigurationError("--keys and --continued need --heads")
+    require(heads is not None or (keys is None and not continued), "--keys and --continued need --heads")
     pinned = None if keys is None else load_key_set(read_bounded(keys, MAX_DOCUMENT), name=str(keys))
     known = None if heads is None else read_heads(heads, pinned)
     paths = with_parts(files)
@@ -122,8 +122,7 @@ def trace(
     json: Json = False,
 ) -> int:
     """Print every record of a key, a producer or a token; exits with 1 where there is none."""
-    if kid is None and subject is None and jti is None:
-        raise ConfigurationError("trace needs --kid, --subject or --jti")
+    require(kid is not None or subject is not None or jti is not None, "trace needs --kid, --subject or --jti")
     wanted = Selection(
         kid=kid, subject=subject, jti=jti, verified=verified, since=_time(since), until=_time(until)
     )

@@ -34,6 +34,7 @@ from mqauth.cli.options import (
 )
 from mqauth.cli.serve import Certificate, Server, listen, origin
 from mqauth.cli.streams import print_json
+from mqauth.errors import require
 from mqauth.keystore.remote.connection import FetchFailed
 from mqauth.review import MakeReleaser, reviewers_releaser
 
@@ -77,10 +78,11 @@ def console(
 ) -> int:  # fmt: skip
     """Review dead letters in a browser, until it is stopped."""
     tls = certificate_files(tls_cert, tls_key)
-    if key is None and authority is not None:
-        raise ConfigurationError("--authority: only with --key")
-    if not tokens and (oidc is None or token_file is not None):
-        raise ConfigurationError("--no-tokens: only with --oidc, and without --token-file")
+    require(key is not None or authority is None, "--authority: only with --key")
+    require(
+        tokens or (oidc is not None and token_file is None),
+        "--no-tokens: only with --oidc, and without --token-file",
+    )
     place = place_of(broker, queue, topic, broker_settings)
     try:
         from mqauth.console import Backend, Tokens, application, redirect_uri
@@ -165,8 +167,10 @@ def _hosts(listener: socket.socket, names: Sequence[str], provider: Provider | N
     """
     host, port = listener.getsockname()[:2]
     url = None if provider is None else provider.settings.url
-    if provider is not None and url is None and ipaddress.ip_address(host).is_unspecified:
-        raise ConfigurationError("--oidc: url: required, since the console listens on every address")
+    require(
+        provider is None or url is not None or not ipaddress.ip_address(host).is_unspecified,
+        "--oidc: url: required, since the console listens on every address",
+    )
     more = [*names, *([] if url is None else [url.partition("://")[2]])]
     own = origin(listener, tls=False).partition("://")[2]
     return [own, f"localhost:{port}", *(name.lower() for name in more)]

@@ -35,6 +35,7 @@ from mqauth.cli.options import (
 )
 from mqauth.cli.streams import print_json, progress_bar, read_texts, standard_input
 from mqauth.config.toml_file import read_passphrase
+from mqauth.errors import require
 from mqauth.keystore import signing_key
 from mqauth.letters.release import WAIVABLE
 from mqauth.review import (
@@ -113,8 +114,7 @@ def show(
     """Print one letter whole, as JSON: what it says, whether it is sound, and the original message."""
     with _surveyed(place_of(broker, queue, topic, broker_settings), True) as (_, index):
         rows = index.page(Filter(id=letter))
-        if not rows:
-            raise ConfigurationError("no open letter has this id")
+        require(rows, "no open letter has this id")
         for row in rows:
             print_json(index.reading(row.number).as_dict())
     return 0
@@ -300,8 +300,9 @@ def _carry_out(
 
 
 def _ask(plan: Plan, name: str, counts: Counter[str], *, as_json: bool) -> None:
-    if as_json or not sys.stdin.isatty():
-        raise ConfigurationError("--yes: required where nobody can be asked (or look with --dry-run)")
+    require(
+        not as_json and sys.stdin.isatty(), "--yes: required where nobody can be asked (or look with --dry-run)"
+    )
     end = " for good" if plan.act == DISCARD else ""
     question = f"{plan.act.capitalize()} {counts['accepted']} of {counts.total()} letters of {name}{end}?"
     typer.confirm(question, abort=True, err=True)

@@ -26,7 +26,7 @@ from mqauth.cli.options import (
 from mqauth.cli.serve import Certificate, Server, listen, origin
 from mqauth.cli.streams import print_json
 from mqauth.config.toml_file import read_passphrase
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, require
 from mqauth.keystore import KeyRing, Keystore, RingKey, public_keys
 from mqauth.keystore.disk import ring
 from mqauth.keystore.remote.keyserver import HEALTH, PATHS, KeyServer
@@ -60,8 +60,7 @@ def new(
     as_json: Json = False,
 ) -> int:
     """Make a key. The first one of a folder signs at once; later ones are pending."""
-    if algorithm not in ALGORITHMS:
-        raise ConfigurationError(f"--alg: must be {', '.join(ALGORITHMS)}")
+    require(algorithm in ALGORITHMS, f"--alg: must be {', '.join(ALGORITHMS)}")
     keystore = Keystore(folder=folder, passphrase=_passphrase(passphrase_env, passphrase_file))
     made = keystore.create(
         algorithm=algorithm, subjects=subjects or None, publish_delay=publish_delay, pending=pending
@@ -151,8 +150,7 @@ def serve(
 
 
 def _passphrase(env: str | None, file: Path | None) -> bytes | None:
-    if env is not None and file is not None:
-        raise ConfigurationError("--passphrase-file contradicts --passphrase-env")
+    require(env is None or file is None, "--passphrase-file contradicts --passphrase-env")
     return read_passphrase(env=env, file=file)
 
 
@@ -164,8 +162,9 @@ def _time_with_zone(text: str) -> int:
         seconds = int(moment.timestamp())
     except (ValueError, OverflowError) as error:
         raise ConfigurationError("--from: must be a time like 2030-01-31T12:00:00Z") from error
-    if moment.tzinfo is None or seconds < 0:
-        raise ConfigurationError("--from: must be a time with a zone, like 2030-01-31T12:00:00Z")
+    require(
+        moment.tzinfo is not None and seconds >= 0, "--from: must be a time with a zone, like 2030-01-31T12:00:00Z"
+    )
     return seconds
 
 

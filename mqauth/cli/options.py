@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, require
 
 SETTINGS: Final[dict[str, Any]] = {
     "rich_markup_mode": None,
@@ -48,8 +48,10 @@ def group(text: str, example: str) -> typer.Typer:
 
     @app.callback(invoke_without_command=True)
     def named(context: typer.Context) -> None:
-        if context.invoked_subcommand is None:
-            raise ConfigurationError(f"no command given: try {example}, or {context.command_path} --help")
+        require(
+            context.invoked_subcommand is not None,
+            f"no command given: try {example}, or {context.command_path} --help",
+        )
 
     return app
 

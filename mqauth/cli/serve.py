@@ -10,7 +10,7 @@ import ssl
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, require
 from mqauth.keystore.disk import files
 
 _BACKLOG: Final = 512
@@ -76,8 +76,10 @@ def listen(host: str, port: int, *, tls: bool) -> socket.socket:
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        if not tls and not ipaddress.ip_address(str(address[0])).is_loopback:
-            raise ConfigurationError(f"--host {host}: reached from outside only with --tls-cert and --tls-key")
+        require(
+            tls or ipaddress.ip_address(str(address[0])).is_loopback,
+            f"--host {host}: reached from outside only with --tls-cert and --tls-key",
+        )
         return socket.create_server((str(address[0]), port), family=family, backlog=_BACKLOG)
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or "no such host"

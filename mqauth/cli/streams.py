@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
-from mqauth.errors import ConfigurationError, MalformedMessage
+from mqauth.errors import MalformedMessage, require
 from mqauth.wire import strict_json
 
 MAX_INPUT: Final = 16 * 1024 * 1024
@@ -58,8 +58,7 @@ def standard_input() -> BinaryIO:
     Raises:
         ConfigurationError: it is closed.
     """
-    if sys.stdin is None:
-        raise ConfigurationError("standard input is closed")
+    require(sys.stdin is not None, "standard input is closed")
     return sys.stdin.buffer
 
 

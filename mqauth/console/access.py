@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from mqauth.audit.disk import open_private
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, require
 
 VIEWER: Final = "viewer"
 REVIEWER: Final = "reviewer"
@@ -42,10 +42,11 @@ class Tokens:
     """
 
     def __init__(self, tokens: dict[str, str]) -> None:
-        if not tokens or not set(tokens) <= set(ROLES):
-            raise ConfigurationError(f"tokens are for {' and '.join(ROLES)}")
-        if any(len(token) < _SHORTEST for token in tokens.values()) or len(set(tokens.values())) < len(tokens):
-            raise ConfigurationError(f"each role needs a token of its own, of at least {_SHORTEST} characters")
+        require(tokens and set(tokens) <= set(ROLES), f"tokens are for {' and '.join(ROLES)}")
+        require(
+            all(len(token) >= _SHORTEST for token in tokens.values()) and len(set(tokens.values())) == len(tokens),
+            f"each role needs a token of its own, of at least {_SHORTEST} characters",
+        )
         self._digests = {role: _digest(token) for role, token in tokens.items()}
 
     def role(self, token: str) -> str | None:
@@ -86,11 +87,11 @@ def _read(path: Path) -> dict[str, str]:
             text = file.read(_MAX_FILE).decode("ascii")
     except (OSError, UnicodeError) as error:
         raise ConfigurationError(f"{path}: {getattr(error, 'strerror', None) or 'not text'}") from error
-    if not stat.S_ISREG(mode) or stat.S_IMODE(mode) & 0o077:
-        raise ConfigurationError(f"{path}: a token file must have mode 0600")
+    require(stat.S_ISREG(mode) and not stat.S_IMODE(mode) & 0o077, f"{path}: a token file must have mode 0600")
     pairs = [line.split() for line in text.splitlines() if line.strip()]
-    if not pairs or any(len(pair) != 2 for pair in pairs):
-        raise ConfigurationError(f"{path}: one line for each role: its name and its token")
+    require(
+        pairs and all(len(pair) == 2 for pair in pairs), f"{path}: one line for each role: its name and its token"
+    )
     return {role: token for role, token in pairs}
 
 

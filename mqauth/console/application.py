@@ -21,7 +21,7 @@ from mqauth.console.login import CALLBACK, START, Login
 from mqauth.console.oidc_provider import Attempts, Provider
 from mqauth.console.pages import Pages
 from mqauth.console.templates import STATIC, Site
-from mqauth.errors import ConfigurationError
+from mqauth.errors import require
 
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -68,8 +68,10 @@ def application(
     Raises:
         ConfigurationError: nobody could log in, or the provider would send people to another scheme or host.
     """
-    if tokens is None and provider is None:
-        raise ConfigurationError("nobody could log in: without tokens there must be an OpenID provider")
+    require(
+        tokens is not None or provider is not None,
+        "nobody could log in: without tokens there must be an OpenID provider",
+    )
     site = Site(backend, sessions or Sessions(), Cookie(name="mqauth", tls=tls))
     login = Login(
         site, tokens=tokens, reviewer=reviewer, provider=provider, attempts=attempts or Attempts(),
@@ -96,8 +98,10 @@ def origin(hosts: Sequence[str], provider: Provider | None, *, tls: bool) -> str
     """
     scheme = "https" if tls else "http"
     given = None if provider is None else provider.settings.url
-    if given is not None and given not in {f"{scheme}://{host}" for host in hosts}:
-        raise ConfigurationError(f"url: must be {scheme}:// and a host of this console: {', '.join(hosts)}")
+    require(
+        given is None or given in {f"{scheme}://{host}" for host in hosts},
+        f"url: must be {scheme}:// and a host of this console: {', '.join(hosts)}",
+    )
     return given or f"{scheme}://{hosts[0]}"
 
 

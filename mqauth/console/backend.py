@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mqauth.console.current_index import WAITS, CurrentIndex, IndexReader, Lost, Overview
-from mqauth.errors import MqauthError
+from mqauth.errors import MqauthError, require
 from mqauth.review import (
     ALL,
     DISCARD,
@@ -238,8 +238,7 @@ class Backend:
 
     def _start(self, job: Job, work: Callable[[Job], None]) -> Job:
         with self._lock:
-            if self.job is not None and self.job.running:
-                raise BusyError("another job is running")
+            require(self.job is None or not self.job.running, "another job is running", BusyError)
             self.job = job
             self._future = self._worker.submit(self._work, job, work)
         return job

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlencode
 from starlette.datastructures import ImmutableMultiDict
 from starlette.requests import Request
 
-from mqauth.errors import MqauthError
+from mqauth.errors import MqauthError, require
 from mqauth.review import ACTS, ALL, DIMENSIONS, Filter, Plan, waivable
 
 MAX_FORM: Final = 16 * 1024
@@ -34,14 +34,16 @@ async def read_form(request: Request) -> Fields:
     Raises:
         BadRequestError: another type, too large, or not urlencoded.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
-        raise BadRequestError(_NOT_OURS)
+    require(
+        request.headers.get("content-type", "").partition(";")[0].strip() == "application/x-www-form-urlencoded",
+        _NOT_OURS,
+        BadRequestError,
+    )
     # In pieces and with a bound: whoever reaches the login page can send any body.
     raw = bytearray()
     async for piece in request.stream():
         raw += piece
-        if len(raw) > MAX_FORM:
-            raise BadRequestError("the form is too large")
+        require(len(raw) <= MAX_FORM, "the form is too large", BadRequestError)
     try:
         pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=_MAX_FIELDS, errors="strict")
     except ValueError as error:
@@ -56,8 +58,7 @@ def filter_of(fields: Mapping[str, str]) -> Filter:
         BadRequestError: a text is too long.
     """
     texts: dict[str, Any] = {name: fields[name] for name in TEXTS if name in fields}
-    if any(len(text) > _MAX_TEXT for text in texts.values()):
-        raise BadRequestError("a filter is too long")
+    require(all(len(text) <= _MAX_TEXT for text in texts.values()), "a filter is too long", BadRequestError)
     return replace(ALL, **texts)
 
 
@@ -73,8 +74,7 @@ def plan_of(act: str, fields: Fields, reviewer: str) -> Plan:
         BadRequestError: a field is not what our form sends.
         ConfigurationError: no reason, or something that no release may waive.
     """
-    if act not in ACTS:
-        raise BadRequestError(_NOT_OURS)
+    require(act in ACTS, _NOT_OURS, BadRequestError)
     return Plan(
         act=act, wanted=filter_of(fields), reason=fields.get("why", "").strip(),
         waive=waivable(fields.getlist("waive")), rate=_rate(fields.get("rate", "")), reviewer=reviewer,
@@ -89,8 +89,7 @@ def row_number(text: str | None) -> int:
     """
     if text is None:
         return 0
-    if not text.isascii() or not text.isdecimal() or len(text) > 12:
-        raise BadRequestError("a number is expected")
+    require(text.isascii() and text.isdecimal() and len(text) <= 12, "a number is expected", BadRequestError)
     return int(text)
 
 
@@ -101,6 +100,9 @@ def _rate(text: str) -> float | None:
         rate = float(text)
     except ValueError as error:
         raise BadRequestError("the rate is a number of letters a second") from error
-    if not math.isfinite(rate) or not 0.01 <= rate <= 1_000_000:
-        raise BadRequestError("the rate is 0.01 to 1000000 letters a second")
+    require(
+        math.isfinite(rate) and 0.01 <= rate <= 1_000_000,
+        "the rate is 0.01 to 1000000 letters a second",
+        BadRequestError,
+    )
     return rate

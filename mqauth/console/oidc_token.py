@@ -13,7 +13,7 @@ from joserfc.jwt import JWTClaimsRegistry
 
 from mqauth.console.access import ROLES
 from mqauth.console.oidc_settings import OIDCSettings
-from mqauth.errors import MqauthError
+from mqauth.errors import MqauthError, require
 from mqauth.wire import strict_json
 from mqauth.wire.claims import is_name
 
@@ -108,8 +108,7 @@ def _signed_claims(token: str, jwks: Mapping[str, Any], algorithms: frozenset[st
     try:
         found = jws.extract_compact(token.encode("ascii"))
         header = found.headers()
-        if header.get("alg") not in algorithms:
-            raise IDTokenError("the ID token's algorithm is not allowed")
+        require(header.get("alg") in algorithms, "the ID token's algorithm is not allowed", IDTokenError)
         good = jws.validate_compact(found, _key(jwks, header), algorithms)
         claims = strict_json.loads(found.payload or b"", depth=_DEPTH)
     except IDTokenError:
@@ -117,8 +116,7 @@ def _signed_claims(token: str, jwks: Mapping[str, Any], algorithms: frozenset[st
     # Hostile text can make the library raise more than its own errors.
     except Exception as error:
         raise IDTokenError(f"the ID token cannot be verified: {type(error).__name__}") from None
-    if good is not True:
-        raise IDTokenError("the ID token's signature does not hold")
+    require(good is True, "the ID token's signature does not hold", IDTokenError)
     if not isinstance(claims, dict):
         raise IDTokenError("the ID token holds no claims")
     return claims
@@ -128,11 +126,13 @@ def _key(jwks: Mapping[str, Any], header: Mapping[str, Any]) -> Key:
     """Return the one key that the header means. Of two with one name neither is used."""
     listed = jwks.get("keys")
     fit = [members for members in listed if _fits(members, header)] if isinstance(listed, list) else []
-    if len(fit) != 1:
-        raise IDTokenError("the provider has no key, or several, for the ID token")
+    require(len(fit) == 1, "the provider has no key, or several, for the ID token", IDTokenError)
     key = JWKRegistry.import_key(fit[0])
-    if isinstance(key, RSAKey) and key.public_key.key_size < _MIN_RSA_BITS:
-        raise IDTokenError(f"the provider's RSA key has fewer than {_MIN_RSA_BITS} bits")
+    require(
+        not isinstance(key, RSAKey) or key.public_key.key_size >= _MIN_RSA_BITS,
+        f"the provider's RSA key has fewer than {_MIN_RSA_BITS} bits",
+        IDTokenError,
+    )
     return key
 
 
@@ -149,17 +149,22 @@ def _fits(members: Any, header: Mapping[str, Any]) -> bool:
 
 def _check_login(claims: Mapping[str, Any], expected: Expected) -> None:
     """Check the claims that bind the token to this client and this login."""
-    if claims["aud"] not in (expected.client_id, [expected.client_id]):
-        raise IDTokenError("the ID token is for others too")
-    if claims.get("azp", expected.client_id) != expected.client_id:
-        raise IDTokenError("the ID token was issued to another client")
+    require(
+        claims["aud"] in (expected.client_id, [expected.client_id]), "the ID token is for others too", IDTokenError
+    )
+    require(
+        claims.get("azp", expected.client_id) == expected.client_id,
+        "the ID token was issued to another client",
+        IDTokenError,
+    )
     nonce = claims["nonce"]
-    if not isinstance(nonce, str) or not hmac.compare_digest(_raw(nonce), _raw(expected.nonce)):
-        raise IDTokenError("the ID token belongs to another login")
-    if claims["iat"] < expected.now - MAX_AGE:
-        raise IDTokenError("the ID token is old")
-    if not is_name(claims["sub"], 1, _MAX_SUB):
-        raise IDTokenError("the ID token names nobody")
+    require(
+        isinstance(nonce, str) and hmac.compare_digest(_raw(nonce), _raw(expected.nonce)),
+        "the ID token belongs to another login",
+        IDTokenError,
+    )
+    require(claims["iat"] >= expected.now - MAX_AGE, "the ID token is old", IDTokenError)
+    require(is_name(claims["sub"], 1, _MAX_SUB), "the ID token names nobody", IDTokenError)
 
 
 def _raw(text: str) -> bytes:
@@ -179,11 +184,17 @@ def person(claims: Mapping[str, Any], settings: OIDCSettings) -> Person:
 
 def _name(claims: Mapping[str, Any], claim: str) -> str:
     name = claims.get(claim)
-    if not is_name(name) or str(name) != str(name).strip():
-        raise NoNameError(f"The identity provider sent no {claim} for you")
+    require(
+        is_name(name) and str(name) == str(name).strip(),
+        f"The identity provider sent no {claim} for you",
+        NoNameError,
+    )
     # Without this, whoever registers a reviewer's address with the provider would act under it (section 5.1).
-    if claim == "email" and claims.get("email_verified") is not True:
-        raise NoNameError("The identity provider has not verified your e-mail address")
+    require(
+        claim != "email" or claims.get("email_verified") is True,
+        "The identity provider has not verified your e-mail address",
+        NoNameError,
+    )
     return str(name)
 
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 from mqauth.audit import record as audit_records
 from mqauth.audit.record import AuditRecord, AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, uuid7
-from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable
+from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable, require
 from mqauth.flow import Flow, call, either
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.letters.authorities import Releaser
@@ -49,8 +49,7 @@ def waivable(names: Iterable[str]) -> frozenset[Reason]:
         ConfigurationError: no release may waive one of them, or there is no such reason.
     """
     wanted = frozenset(names)
-    if not wanted <= set(WAIVABLE):
-        raise ConfigurationError(f"a release may waive {', '.join(WAIVABLE)}")
+    require(wanted <= set(WAIVABLE), f"a release may waive {', '.join(WAIVABLE)}")
     return frozenset(map(Reason, wanted))
 
 
@@ -82,15 +81,16 @@ class Plan:
 
     def __post_init__(self) -> None:
         # Whatever is no discard would be carried out as a redrive.
-        if self.act not in ACTS:
-            raise ConfigurationError(f"an act must be {' or '.join(ACTS)}")
-        if not claim_set.is_name(self.reason) or not self.reason.strip():
-            raise ConfigurationError(f"a reason is required: one line of 1 to {claim_set.MAX_NAME} characters")
+        require(self.act in ACTS, f"an act must be {' or '.join(ACTS)}")
+        require(
+            claim_set.is_name(self.reason) and self.reason.strip(),
+            f"a reason is required: one line of 1 to {claim_set.MAX_NAME} characters",
+        )
         waivable(self.waive)
-        if self.rate is not None and not self.rate > 0:
-            raise ConfigurationError("rate must be above 0 letters a second")
-        if not claim_set.is_name(self.reviewer):
-            raise ConfigurationError(f"a reviewer must be text of 1 to {claim_set.MAX_NAME} characters")
+        require(self.rate is None or self.rate > 0, "rate must be above 0 letters a second")
+        require(
+            claim_set.is_name(self.reviewer), f"a reviewer must be text of 1 to {claim_set.MAX_NAME} characters"
+        )
 
 
 class _RefusedError(MqauthError):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from mqauth.audit.record import harmless
-from mqauth.errors import ConfigurationError, MalformedMessage
+from mqauth.errors import ConfigurationError, MalformedMessage, require
 from mqauth.review.letter import Letter, Reading, read
 from mqauth.wire import json_form, strict_json
 
@@ -268,8 +268,7 @@ class Index(AbstractContextManager["Index"]):
             ConfigurationError: there is no such letter, or it cannot be shown.
         """
         found = self._ask("SELECT letter FROM originals WHERE number = ?", [number])
-        if not found:
-            raise ConfigurationError("no such letter")
+        require(found, "no such letter")
         try:
             message = json_form.from_form(strict_json.loads(found[0][0], depth=json_form.JSON_DEPTH, wide=True))
         except MalformedMessage as error:

@@ -51,7 +51,6 @@ class Originals(Protocol):
         Raises:
             Unavailable: ``dead_letter_unavailable``, the broker cannot be asked.
         """
-        ...
 
 
 def recalled(reading: Reading, originals: Originals | None) -> Flow[Reading]:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from mqauth.brokers.memory import MemoryBroker, UnroutableError
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import Cause, MalformedMessage, Unavailable
+from mqauth.errors import Cause, MalformedMessage, Unavailable, require
 from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Delivery
 from mqauth.review.index import Index
@@ -30,17 +30,14 @@ class LetterBox(Protocol):
     @property
     def name(self) -> str:
         """Name of the queue or topic."""
-        ...
 
     @property
     def destination(self) -> str:
         """Its canonical destination, to which imported letters are published."""
-        ...
 
     @property
     def expected(self) -> int:
         """About how many letters there were when the pass began; 0 where the broker does not say."""
-        ...
 
     def browse(self, limit: int, /) -> Sequence[Letter] | Awaitable[Sequence[Letter]]:
         """Return the next letters of the pass; none at its end, after which a new pass begins.
@@ -51,7 +48,6 @@ class LetterBox(Protocol):
         Raises:
             Unavailable: ``dead_letter_unavailable``, the broker cannot be asked; the pass has ended.
         """
-        ...
 
     def publish(self, message: Message, /) -> Awaitable[None] | None:
         """Publish a message to its destination, and return once the broker has confirmed it.
@@ -60,7 +56,6 @@ class LetterBox(Protocol):
             Unavailable: ``dead_letter_unavailable``: unroutable, refused, timed out or not reachable.
             MalformedMessage: the client cannot send it so that it arrives as it is.
         """
-        ...
 
     def remove(self, letter: Letter, /) -> Awaitable[None] | None:
         """Remove the very letter that this pass returned, or mark it as resolved.
@@ -68,7 +63,6 @@ class LetterBox(Protocol):
         Raises:
             Unavailable: ``dead_letter_unavailable``; the letter may come again.
         """
-        ...
 
 
 def survey(
@@ -143,8 +137,11 @@ def take_in(box: LetterBox, forms: Iterable[Any]) -> Flow[int]:
     count = 0
     for form in forms:
         message = json_form.from_form(form)
-        if not read(Letter(message=message)).sound:
-            raise MalformedMessage(f"letter {count + 1}: no dead letter with a valid id and digest")
+        require(
+            read(Letter(message=message)).sound,
+            f"letter {count + 1}: no dead letter with a valid id and digest",
+            MalformedMessage,
+        )
         yield from call(box.publish, replace(message, destination=box.destination, origin=NO_ORIGIN))
         count += 1
     return count

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 from mqauth.audit.log import read_records
 from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import ConfigurationError
+from mqauth.errors import require
 from mqauth.flow import Flow
 from mqauth.judging.pipeline import Pipeline
 from mqauth.letters.authorities import Releaser
@@ -35,7 +35,6 @@ class Run(Protocol):
 
     def __call__(self, flow: Flow[R], /) -> R:
         """Return what the flow returns."""
-        ...
 
 
 def _ignore(seen: int) -> None:
@@ -86,9 +85,7 @@ class Session:
         Raises:
             ConfigurationError: the session has none.
         """
-        if self.guard is None:
-            raise ConfigurationError("started without --config: nothing can be judged")
-        return self.guard
+        return require(self.guard, "started without --config: nothing can be judged")
 
     def survey(
         self,
@@ -144,8 +141,10 @@ class Session:
         Raises:
             ConfigurationError: no audit, or for a redrive no pipeline or no key.
         """
-        if not (self.can_discard if plan.act == DISCARD else self.can_redrive):
-            raise ConfigurationError(f"not set up to {plan.act}: it needs an audit file, and to redrive a key too")
+        require(
+            self.can_discard if plan.act == DISCARD else self.can_redrive,
+            f"not set up to {plan.act}: it needs an audit file, and to redrive a key too",
+        )
 
     def rehearse(
         self,
@@ -188,8 +187,7 @@ class Session:
         Raises:
             ConfigurationError: as for ``rehearse``, or no audit.
         """
-        if self.audit is None:
-            raise ConfigurationError(f"not set up to {plan.act}: it needs an audit file")
+        require(self.audit is not None, f"not set up to {plan.act}: it needs an audit file")
         watched: dict[str, Any] = {"audit": self.audit, "progress": progress, "cancelled": cancelled}
         if plan.act == DISCARD:
             return self.run(discard(self.box, selection, plan, clock=self.clock, **watched))
@@ -204,9 +202,7 @@ class Session:
         return account(read_records(files), index.ids())
 
     def _releaser_of(self, plan: Plan) -> Releaser:
-        if self._releaser is None:
-            raise ConfigurationError("started without --key: nothing can be redriven")
-        return self._releaser(plan.reviewer)
+        return require(self._releaser, "started without --key: nothing can be redriven")(plan.reviewer)
 
 
 def reviewers_releaser(
@@ -224,9 +220,9 @@ def reviewers_releaser(
         ConfigurationError: the pipeline trusts no authority, or several and none was named.
     """
     trusted = [] if guard.verifier.release is None else list(guard.verifier.release.authorities)
-    if not trusted:
-        raise ConfigurationError("--config: has no [[release.authorities]], so its consumer accepts no release")
-    if authority is None and len(trusted) > 1:
-        raise ConfigurationError("--authority: required, since the configuration trusts several")
+    require(trusted, "--config: has no [[release.authorities]], so its consumer accepts no release")
+    require(
+        authority is not None or len(trusted) == 1, "--authority: required, since the configuration trusts several"
+    )
     issuer = authority or trusted[0]
     return lambda reviewer: Releaser(key=read_key(), issuer=issuer, reviewer=reviewer, lifetime=lifetime)
