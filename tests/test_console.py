@@ -18,12 +18,10 @@ from mqauth import flow
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers import memory
 from mqauth.console import Backend, Sessions, Tokens, application
-from mqauth.console.access import IDLE, LONGEST, MAX_SESSIONS, token_file
 from mqauth.console.application import HEADERS
 from mqauth.console.backend import BusyError
-from mqauth.console.current_index import MAX_GROUPS
-from mqauth.console.display import MAX_BODY, body, visible
-from mqauth.console.reasons import EXPLANATIONS
+from mqauth.console.display import EXPLANATIONS, MAX_BODY, MAX_GROUPS, body, visible
+from mqauth.console.site import IDLE, LONGEST, MAX_SESSIONS, token_file
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Allow
@@ -132,7 +130,7 @@ def post(client: TestClient, path: str, **fields: Any) -> Any:
 
 def mark_of(room: Room) -> str:
     """Return the mark of the first letter."""
-    return room.backend.page(ALL, after=0, limit=1)[0].mark
+    return room.backend.letters.page(ALL, after=0, limit=1)[0].mark
 
 
 # --- hostile letters --------------------------------------------------------------------------------------
@@ -418,9 +416,13 @@ def test_groups_and_picture(room: Room) -> None:
     shown = room.client().get("/").text
     assert "<strong>4 letters</strong> in 2 groups" in shown
     assert shown.index("expired</a>") < shown.index("token missing</a>")
-    overview = room.backend.overview()
+    overview = room.backend.letters.overview()
     assert overview is not None
-    assert sum(bar.count for bar in overview.picture.bars) == 4
+    assert sum(column.total() for column in overview.picture.columns.values()) == 4
+    drawn = re.findall(r'y="([0-9.]+)" width="18" height="([0-9.]+)"><title>[^<]*: ([0-9]+), from', shown)
+    assert sum(int(count) for _, _, count in drawn) == 4
+    assert min(float(top) for top, _, _ in drawn) == 0.0
+    assert all(float(top) + float(tall) <= 160.01 for top, tall, _ in drawn)
     assert overview.picture.highest <= 4
 
 
@@ -529,7 +531,7 @@ def test_many_groups_are_bounded(room: Room) -> None:
         room.forge.seal(rabbitmq_message(body=b"x"), claims={"sub": f"s{n}"}) for n in range(MAX_GROUPS + 5)
     ]
     room.send(*messages)
-    overview = room.backend.overview()
+    overview = room.backend.letters.overview()
     assert overview is not None
     assert (len(overview.groups), overview.kinds) == (MAX_GROUPS, MAX_GROUPS + 5)
     assert f"The largest {MAX_GROUPS} of {MAX_GROUPS + 5} groups" in room.client().get("/").text
@@ -648,7 +650,7 @@ def test_first_page_comes_while_letters_are_read(room: Room) -> None:
     """After the first letters the page shows their groups, that these are not all, and of how many."""
     room.send(*room.late(MANY))
     client, gate = room.client(), Gate(room)
-    room.backend._current.stale = True  # as after an act, and at the start
+    room.backend.letters.stale = True  # as after an act, and at the start
     post(client, "/refresh")
     gate.wait()
     shown = client.get("/").text
@@ -681,7 +683,7 @@ def test_cancelled_first_reading_says_that_these_are_not_all(room: Room) -> None
     """What was read until then is shown, as part of about so many."""
     room.send(*room.late(MANY))
     client, gate = room.client(), Gate(room)
-    room.backend._current.stale = True
+    room.backend.letters.stale = True
     post(client, "/refresh")
     gate.wait()
     post(client, "/cancel", job=room.backend.job.id if room.backend.job else "")

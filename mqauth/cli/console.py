@@ -154,7 +154,7 @@ def _provider(path: Path) -> Provider:
 
 
 def _tokens(path: Path | None) -> tuple[dict[str, str], bool]:
-    from mqauth.console.access import fresh_tokens, token_file
+    from mqauth.console.site import fresh_tokens, token_file
 
     return (fresh_tokens(), True) if path is None else token_file(path)
 

@@ -21,8 +21,7 @@ from urllib.parse import quote_plus, urlencode
 from cryptography.fernet import Fernet, InvalidToken
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.console.oidc_settings import OIDCSettings
-from mqauth.console.oidc_token import ALGORITHMS, Expected, check
+from mqauth.console.oidc import ALGORITHMS, OIDCSettings, check
 from mqauth.errors import ConfigurationError, require
 from mqauth.keystore.remote.connection import Deadline, Dial, Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote.fetch import WELL_KNOWN
@@ -184,12 +183,11 @@ class Provider:
         deadline = Deadline(self._clock, TIMEOUT)
         metadata = self.metadata(deadline)
         token = self._exchange(metadata, code, attempt, redirect_uri, deadline)
-        expected = Expected(
-            issuer=self.settings.issuer, client_id=self.settings.client_id, nonce=attempt.nonce,
-            now=self._clock.now(), algorithms=metadata.algorithms,
-        )  # fmt: skip
         # The keys are read for each login: a rotation is seen at once, and a withdrawn key is no key any more.
-        return check(token, self._get(metadata.jwks, deadline), expected)
+        return check(
+            token, self._get(metadata.jwks, deadline), self.settings, nonce=attempt.nonce, now=self._clock.now(),
+            algorithms=metadata.algorithms,
+        )  # fmt: skip
 
     def _exchange(
         self, metadata: Metadata, code: str, attempt: Attempt, redirect_uri: str, deadline: Deadline
