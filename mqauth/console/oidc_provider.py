@@ -24,8 +24,7 @@ from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.console.oidc import ALGORITHMS, OIDCSettings, check
 from mqauth.errors import ConfigurationError, require
 from mqauth.keystore.remote.connection import Deadline, Dial, Endpoint, FetchFailed, tls_context
-from mqauth.keystore.remote.fetch import WELL_KNOWN
-from mqauth.keystore.remote.http import request
+from mqauth.keystore.remote.fetch import WELL_KNOWN, request
 
 LIFETIME: Final = 600
 """Seconds within which people must come back from the provider."""
