@@ -31,8 +31,7 @@ from mqauth.audit.record import (
     parse_time,
     read_records,
 )
-from mqauth.cli.options import Json, group
-from mqauth.cli.streams import one_line, print_json, progress_bar
+from mqauth.cli.app import Json, group, one_line, print_json, progress_bar
 from mqauth.errors import require
 from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set

@@ -22,7 +22,7 @@ from mqauth import review
 from mqauth.config.declaration import Settings, inner, not_with, only_with, read_file
 from mqauth.config.kinds import FLAG, NAME, PATH, choice, is_broker_url
 from mqauth.errors import ConfigurationError, require
-from mqauth.flow import Flow, arun, run
+from mqauth.flow import arun, run
 from mqauth.keystore.remote.connection import is_loopback
 
 R = TypeVar("R")
@@ -295,11 +295,7 @@ def _on_rabbitmq(place: Place, settings: dict[str, Any]) -> Iterator[review.Sess
         box = RabbitMQLetterBox(connection, queue, connect=connect, unlimited=unlimited)
         # The box may have another connection by then, where the first one was lost.
         stack.callback(lambda: loop.close(box.connection))
-
-        def run_flow(flow: Flow[R]) -> R:
-            return loop.call(arun(flow))
-
-        yield review.Session(box, run_flow, **settings)
+        yield review.Session(box, lambda flow: loop.call(arun(flow)), **settings)
 
 
 @contextlib.contextmanager

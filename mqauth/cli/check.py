@@ -14,8 +14,7 @@ from rich.text import Text
 
 from mqauth.check import Finding, Report, Severity
 from mqauth.check import check as check_file
-from mqauth.cli.options import Json
-from mqauth.cli.streams import one_line, print_json
+from mqauth.cli.app import Json, one_line, print_json
 from mqauth.errors import require
 
 _STYLES: Final = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}

@@ -14,26 +14,22 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from mqauth import AuditFile, ConfigurationError, Key, load
-from mqauth.cli.broker import opened, place_of
-from mqauth.cli.dlq import key_reader, reviewer_of
-from mqauth.cli.options import (
+from mqauth.cli.app import (
     Authority,
     Broker,
     BrokerFile,
-    Host,
     Json,
     Lifetime,
     PassphraseEnv,
     PassphraseFile,
     Queue,
     Reviewer,
-    TLSCert,
-    TLSKey,
     Topic,
-    certificate_files,
+    print_json,
 )
-from mqauth.cli.serve import Certificate, Server, listen, origin
-from mqauth.cli.streams import print_json
+from mqauth.cli.broker import opened, place_of
+from mqauth.cli.dlq import key_reader, reviewer_of
+from mqauth.cli.serve import Host, Server, TLSCert, TLSKey, certificate_of, listen, origin
 from mqauth.errors import require
 from mqauth.keystore.remote.connection import FetchFailed
 from mqauth.review import MakeReleaser, reviewers_releaser
@@ -77,7 +73,8 @@ def console(
     broker_settings: BrokerFile = None, as_json: Json = False,
 ) -> int:  # fmt: skip
     """Review dead letters in a browser, until it is stopped."""
-    tls = certificate_files(tls_cert, tls_key)
+    certificate = certificate_of(tls_cert, tls_key)
+    tls = certificate is not None
     require(key is not None or authority is None, "--authority: only with --key")
     require(
         tokens or (oidc is not None and token_file is None),
@@ -99,11 +96,10 @@ def console(
         releaser = reviewers_releaser(guard, read_key, authority=authority, lifetime=lifetime)
         name = _tried_name(releaser, read_key, reviewer, tokens=tokens)
     provider = None if oidc is None else _provider(oidc)
-    certificate = None if tls is None else Certificate(*tls)
     with ExitStack() as stack:
-        listener = stack.enter_context(listen(host, port, tls=tls is not None))
+        listener = stack.enter_context(listen(host, port, tls=tls))
         hosts = _hosts(listener, names or (), provider)
-        back = None if provider is None else redirect_uri(hosts, provider, tls=tls is not None)
+        back = None if provider is None else redirect_uri(hosts, provider, tls=tls)
         sink = None if audit is None else stack.enter_context(AuditFile(audit))
         session = stack.enter_context(opened(place, guard=guard, releaser=releaser, audit=sink))
         backend = Backend(session, files=files or ())
@@ -111,11 +107,11 @@ def console(
         made, fresh = _tokens(token_file) if tokens else ({}, False)
         served = application(
             backend, tokens=Tokens(made) if tokens else None, provider=provider, hosts=hosts, reviewer=name,
-            tls=tls is not None,
+            tls=tls,
         )  # fmt: skip
         server = Server(served, certificate, requests=_REQUESTS, verb="console", extra="console")
         backend.read(name)
-        url = origin(listener, tls=tls is not None) + "/"
+        url = origin(listener, tls=tls) + "/"
         if as_json:
             redirect = {} if back is None else {"redirect_uri": back}
             print_json({"url": url, "tokens": made if fresh else {}} | redirect)

@@ -19,8 +19,7 @@ import typer
 from mqauth import AuditFile, ConfigurationError, Key, load
 from mqauth.audit.record import parse_time
 from mqauth.cli import dlq_output as output
-from mqauth.cli.broker import Place, opened, place_of
-from mqauth.cli.options import (
+from mqauth.cli.app import (
     Authority,
     Broker,
     BrokerFile,
@@ -32,8 +31,12 @@ from mqauth.cli.options import (
     Reviewer,
     Topic,
     group,
+    print_json,
+    progress_bar,
+    read_texts,
+    standard_input,
 )
-from mqauth.cli.streams import print_json, progress_bar, read_texts, standard_input
+from mqauth.cli.broker import Place, opened, place_of
 from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import require
 from mqauth.keystore import signing_key
@@ -234,11 +237,7 @@ def account(
 
 def key_reader(path: Path, passphrase_env: str | None, passphrase_file: Path | None) -> Callable[[], Key]:
     """Return a function that reads the reviewer's key from a keystore folder or PEM file."""
-
-    def read_key() -> Key:
-        return signing_key(path, passphrase=read_passphrase(env=passphrase_env, file=passphrase_file))
-
-    return read_key
+    return lambda: signing_key(path, passphrase=read_passphrase(env=passphrase_env, file=passphrase_file))
 
 
 def reviewer_of(read_key: Callable[[], Key], named: str | None) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mqauth.audit.record import iso_time
-from mqauth.cli.streams import print_json
+from mqauth.cli.app import print_json
 from mqauth.review import DISCARD, REDRIVE, Account, Filter, Index, Ledger, Session, time_text
 
 _DONE: Final = {REDRIVE: "redriven", DISCARD: "discarded"}

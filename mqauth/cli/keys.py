@@ -13,18 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from mqauth.audit.record import iso_time
-from mqauth.cli.options import (
-    Host,
+from mqauth.cli.app import (
     Json,
     PassphraseEnv,
     PassphraseFile,
-    TLSCert,
-    TLSKey,
-    certificate_files,
     group,
+    print_json,
 )
-from mqauth.cli.serve import Certificate, Server, listen, origin
-from mqauth.cli.streams import print_json
+from mqauth.cli.serve import Host, Server, TLSCert, TLSKey, certificate_of, listen, origin
 from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import ConfigurationError, require
 from mqauth.keystore import KeyRing, Keystore, RingKey, public_keys
@@ -135,12 +131,10 @@ def serve(
     as_json: Json = False,
 ) -> int:
     """Publish the public keys over HTTP(S) at /jwks.json, following rotation, until it is stopped."""
-    tls = certificate_files(tls_cert, tls_key)
-    keys = KeyServer(folders or [_FOLDER])
-    certificate = None if tls is None else Certificate(*tls)
-    with listen(host, port, tls=tls is not None) as listener:
+    certificate, keys = certificate_of(tls_cert, tls_key), KeyServer(folders or [_FOLDER])
+    with listen(host, port, tls=certificate is not None) as listener:
         server = Server(keys, certificate, requests=_REQUESTS, verb="keys serve", extra="serve")
-        address, count = origin(listener, tls=tls is not None), keys.current.keys
+        address, count = origin(listener, tls=certificate is not None), keys.current.keys
         if as_json:
             print_json({"url": address + PATHS[0], "health": address + HEALTH, "keys": count})
         else:

@@ -8,7 +8,9 @@ import signal
 import socket
 import ssl
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import typer
 
 from mqauth.errors import ConfigurationError, require
 from mqauth.keystore.disk import files
@@ -17,6 +19,11 @@ _BACKLOG: Final = 512
 _GRACE: Final = 5
 _CERTIFICATE_EVERY: Final = 60
 _LOG: Final = logging.getLogger("mqauth.keystore")
+
+
+Host = Annotated[str, typer.Option("--host", help="Address to listen on; other than loopback only with TLS.")]
+TLSCert = Annotated[Path | None, typer.Option("--tls-cert", help="PEM file with the certificate.")]
+TLSKey = Annotated[Path | None, typer.Option("--tls-key", help="PEM file with the key of the certificate.")]
 
 
 class Certificate:
@@ -56,6 +63,19 @@ class Certificate:
         except (OSError, ValueError) as error:
             why = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
             raise ConfigurationError(f"--tls-cert {chain}, --tls-key {key}: {why}") from error
+
+
+def certificate_of(chain: Path | None, key: Path | None) -> Certificate | None:
+    """Return the certificate of ``--tls-cert`` and ``--tls-key``, ``None`` without them.
+
+    Raises:
+        ConfigurationError: only one of them was given, or as for ``Certificate``.
+    """
+    if chain is None and key is None:
+        return None
+    if chain is None or key is None:
+        raise ConfigurationError("--tls-cert and --tls-key go together")
+    return Certificate(chain, key)
 
 
 def _refuse_passphrase() -> str:

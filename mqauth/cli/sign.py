@@ -12,7 +12,7 @@ import typer
 
 from mqauth import ConfigurationError, MalformedMessage, Message, Outcome, Pipeline, Reason, Signer, Verdict, load
 from mqauth.audit.record import harmless
-from mqauth.cli.streams import MAX_INPUT, Text, print_json, read_body, read_texts, standard_input
+from mqauth.cli.app import MAX_INPUT, Text, print_json, read_body, read_texts, standard_input
 from mqauth.errors import require
 from mqauth.flow import Flow, run
 from mqauth.judging.pipeline import Delivery
