@@ -262,6 +262,20 @@ def print_json(value: Any) -> None:
     sys.stdout.buffer.flush()
 
 
+def answer(as_json: bool, value: Any, *parts: Any) -> None:
+    """Print what a command found: for programs as JSON, for people as lines of text and tables of Rich."""
+    if as_json:
+        print_json(value)
+        return
+    for part in parts:
+        if isinstance(part, str):
+            print(part, flush=True)
+        else:
+            from rich.console import Console
+
+            Console().print(part)
+
+
 def _escape(match: re.Match[str]) -> str:
     return json.dumps(match.group())[1:-1].replace("\x7f", "\\u007f")
 

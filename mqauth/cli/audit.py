@@ -31,7 +31,7 @@ from mqauth.audit.record import (
     parse_time,
     read_records,
 )
-from mqauth.cli.app import Json, group, one_line, print_json, progress_bar
+from mqauth.cli.app import Json, answer, group, one_line, print_json, progress_bar
 from mqauth.errors import require
 from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
@@ -67,10 +67,8 @@ def verify(
     paths = with_parts(files)
     with _progress(paths) as progress:
         report = verify_chain(paths, known, continued=continued, progress=progress)
-    if json:
-        print_json(as_json(report))
-    else:
-        print(one_line(_sentence_of_report(report, heads is not None, pinned is not None)))
+    sentence = _sentence_of_report(report, heads is not None, pinned is not None)
+    answer(json, as_json(report), one_line(sentence))
     return 0 if report.intact else 1
 
 
@@ -147,15 +145,7 @@ def stats(
     wanted = Selection(since=_time(since), until=_time(until))
     found = count((record for record in read_records(with_parts(files)) if wanted.holds(record)), by)
     rows = _time_line(found, by) if by in TIMES else found.most_common()
-    if json:
-        print_json({"by": by, "records": found.total(), "counts": dict(rows)})
-        return 0
-    most = max(found.values(), default=1)
-    names = [one_line(name)[:_NAME] for name, _ in rows]
-    width = max(map(len, names), default=0)
-    block = "█" if _encodes("█") else "#"
-    for name, (_, number) in zip(names, rows, strict=True):
-        print(f"{name:<{width}}  {number:>8}  {block * (max(1, round(number / most * _BAR)) if number else 0)}")
+    answer(json, {"by": by, "records": found.total(), "counts": dict(rows)}, *_bars(rows))
     return 0
 
 
@@ -205,6 +195,16 @@ def _time_line(found: Counter[str], by: str) -> list[tuple[str, int]]:
     steps = (times[0] + number * step for number in range(round((times[-1] - times[0]) / step) + 1))
     names = [start.isoformat(timespec="minutes")[: TIMES[by]] for start in steps]
     return [(name, found.get(name, 0)) for name in names]
+
+
+def _bars(rows: Sequence[tuple[str, int]]) -> Iterator[str]:
+    """Yield a line with a bar for each count."""
+    most = max((number for _, number in rows), default=1)
+    names = [one_line(name)[:_NAME] for name, _ in rows]
+    width = max(map(len, names), default=0)
+    block = "█" if _encodes("█") else "#"
+    for name, (_, number) in zip(names, rows, strict=True):
+        yield f"{name:<{width}}  {number:>8}  {block * (max(1, round(number / most * _BAR)) if number else 0)}"
 
 
 def _encodes(text: str) -> bool:

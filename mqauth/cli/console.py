@@ -6,10 +6,10 @@ import getpass
 import ipaddress
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -25,7 +25,7 @@ from mqauth.cli.app import (
     Queue,
     Reviewer,
     Topic,
-    print_json,
+    answer,
 )
 from mqauth.cli.broker import opened, place_of
 from mqauth.cli.dlq import key_reader, reviewer_of
@@ -112,11 +112,9 @@ def console(
         server = Server(served, certificate, requests=_REQUESTS, verb="console", extra="console")
         backend.read(name)
         url = origin(listener, tls=tls) + "/"
-        if as_json:
-            redirect = {} if back is None else {"redirect_uri": back}
-            print_json({"url": url, "tokens": made if fresh else {}} | redirect)
-        else:
-            _print_address(url, made if fresh else {}, back, token_file if tokens and not fresh else None)
+        told: dict[str, Any] = {"url": url, "tokens": made if fresh else {}}
+        told |= {} if back is None else {"redirect_uri": back}
+        answer(as_json, told, *_lines(**told, kept=token_file if tokens and not fresh else None))
         server.run(listener)
     return 0
 
@@ -172,11 +170,13 @@ def _hosts(listener: socket.socket, names: Sequence[str], provider: Provider | N
     return [own, f"localhost:{port}", *(name.lower() for name in more)]
 
 
-def _print_address(url: str, tokens: dict[str, str], back: str | None, kept: Path | None) -> None:
-    print(f"console at {url}", flush=True)
-    if back is not None:
-        print(f"redirect URI at the identity provider: {back}", flush=True)
-    for role, token in tokens.items():
-        print(f"{role} token: {token}", flush=True)
+def _lines(
+    *, url: str, tokens: dict[str, str], redirect_uri: str | None = None, kept: Path | None
+) -> Iterator[str]:
+    """Yield what people have to know to log in."""
+    yield f"console at {url}"
+    if redirect_uri is not None:
+        yield f"redirect URI at the identity provider: {redirect_uri}"
+    yield from (f"{role} token: {token}" for role, token in tokens.items())
     if kept is not None:
-        print(f"tokens are in {kept}", flush=True)
+        yield f"tokens are in {kept}"

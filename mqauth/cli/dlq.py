@@ -30,6 +30,7 @@ from mqauth.cli.app import (
     Queue,
     Reviewer,
     Topic,
+    answer,
     group,
     print_json,
     progress_bar,
@@ -215,10 +216,7 @@ def import_letters(
     with opened(place_of(broker, queue, topic, broker_settings)) as session:
         forms = (text.parse() for text in read_texts(standard_input(), lines=True))
         count = session.run(take_in(session.box, forms))
-    if as_json:
-        print_json({"imported": count})
-    else:
-        print(f"{count} letters imported")
+    answer(as_json, {"imported": count}, f"{count} letters imported")
     return 0
 
 

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mqauth.audit.record import iso_time
-from mqauth.cli.app import print_json
+from mqauth.cli.app import answer
 from mqauth.review import DISCARD, REDRIVE, Account, Filter, Index, Ledger, Session, time_text
 
 _DONE: Final = {REDRIVE: "redriven", DISCARD: "discarded"}
@@ -22,84 +21,65 @@ _IDS: Final = 20
 def print_letters(session: Session, index: Index, wanted: Filter, *, limit: int, as_json: bool) -> None:
     """Print letters in the order of the queue, at most ``limit``."""
     rows, total = index.page(wanted, limit=limit), index.count(wanted)
-    if as_json:
-        letters = [_as_json(row, without=("number", "today"), times=("time",)) for row in rows]
-        print_json({"as_of": iso_time(index.as_of), "total": total, "letters": letters})
-        return
+    letters = [_as_json(row, without=("number", "today"), times=("time",)) for row in rows]
     title = f"{total} letters of {session.box.name}, as of {iso_time(index.as_of)}"
     table = _table(title, ("letter", "reason", "issuer", "subject", "destination", "time", "sound"))
     for row in rows:
         cells = (row.id[:12], row.reason, row.issuer, row.subject, row.destination, _minute(row.time))
         _add(table, (*cells, "yes" if row.sound else "no"))
-    Console().print(table)
-    if total > len(rows):
-        print(f"{total - len(rows)} more: --limit {total}")
+    more = [f"{total - len(rows)} more: --limit {total}"] if total > len(rows) else []
+    answer(as_json, {"as_of": iso_time(index.as_of), "total": total, "letters": letters}, table, *more)
 
 
 def print_groups(session: Session, index: Index, wanted: Filter, *, as_json: bool) -> None:
     """Print the groups of letters, the largest first."""
     groups = index.groups(wanted)
-    if as_json:
-        found = [_as_json(group, without=(), times=("first", "last")) for group in groups]
-        print_json({"as_of": iso_time(index.as_of), "groups": found})
-        return
     title = f"{index.count(wanted)} letters of {session.box.name}, as of {iso_time(index.as_of)}"
     table = _table(title, ("letters", "reason", "issuer", "kid", "subject", "destination", "from, to"))
     for group in groups:
         texts = (group.reason, group.issuer, group.kid[:8], group.subject, group.destination)
         _add(table, (str(group.count), *texts, f"{_minute(group.first)} {_minute(group.last)}"))
-    Console().print(table)
+    found = [_as_json(group, without=(), times=("first", "last")) for group in groups]
+    answer(as_json, {"as_of": iso_time(index.as_of), "groups": found}, table)
 
 
 def print_verdicts(index: Index, counts: Counter[str], *, as_json: bool) -> None:
     """Print how many letters would pass today, and the verdicts on the others."""
-    if as_json:
-        print_json({"as_of": iso_time(index.as_of), "total": counts.total(), "pass": counts["accepted"],
-                    "verdicts": dict(counts)})  # fmt: skip
-        return
     table = _table(f"{counts['accepted']} of {counts.total()} would pass now", ("letters", "verdict now"))
     for verdict, count in counts.most_common():
         _add(table, (str(count), verdict))
-    Console().print(table)
+    told = {"as_of": iso_time(index.as_of), "total": counts.total(), "pass": counts["accepted"]}
+    answer(as_json, told | {"verdicts": dict(counts)}, table)
 
 
 def print_rehearsal(act: str, counts: Counter[str], *, as_json: bool) -> None:
     """Print what an act would do."""
     refused = Counter({reason: count for reason, count in counts.items() if reason != "accepted"})
-    if as_json:
-        print_json({"dry_run": act, "would": counts["accepted"], "refused": dict(refused)})
-        return
-    print(f"would {act} {counts['accepted']} of {counts.total()} letters")
-    for reason, count in refused.most_common():
-        print(f"{count} would be refused: {reason}")
+    lines = [f"{count} would be refused: {reason}" for reason, count in refused.most_common()]
+    told = {"dry_run": act, "would": counts["accepted"], "refused": dict(refused)}
+    answer(as_json, told, f"would {act} {counts['accepted']} of {counts.total()} letters", *lines)
 
 
 def print_account(act: str, account: Account, *, as_json: bool) -> None:
     """Print what became of the letters of an act."""
-    if as_json:
-        print_json({"act": _DONE[act], **account.as_dict()})
-        return
     counts = ((account.failed, "failed"), (account.gone, "gone meanwhile"), (account.left, "left"))
     more = "".join(f", {count} {what}" for count, what in counts if count)
-    print(f"{account.done} of {account.selected} {_DONE[act]}{more}")
-    for reason, count in account.refused.most_common():
-        print(f"{count} refused: {reason}")
-    if account.error:
-        print(f"ended by: {account.error}")
+    lines = [f"{account.done} of {account.selected} {_DONE[act]}{more}"]
+    lines += [f"{count} refused: {reason}" for reason, count in account.refused.most_common()]
+    lines += [f"ended by: {account.error}"] if account.error else []
+    answer(as_json, {"act": _DONE[act], **account.as_dict()}, *lines)
 
 
 def print_ledger(ledger: Ledger, *, as_json: bool) -> None:
     """Print whether all dead letters add up, and the ids of those that do not."""
-    if as_json:
-        print_json(ledger.as_dict())
-        return
-    print(f"{ledger.rejected} rejected = {ledger.open} open + {ledger.redriven} redriven"
-          f" + {ledger.discarded} discarded + {len(ledger.missing)} missing")  # fmt: skip
+    lines = [
+        f"{ledger.rejected} rejected = {ledger.open} open + {ledger.redriven} redriven"
+        f" + {ledger.discarded} discarded + {len(ledger.missing)} missing"
+    ]
     for name, ids in (("missing", ledger.missing), ("unknown", ledger.unknown), ("unproven", ledger.unproven)):
-        for letter in ids[:_IDS]:
-            print(f"{name}: {letter}")
-        if len(ids) > _IDS:
-            print(f"{name}: {len(ids) - _IDS} more (--json lists 100)")
+        lines += [f"{name}: {letter}" for letter in ids[:_IDS]]
+        lines += [f"{name}: {len(ids) - _IDS} more (--json lists 100)"] if len(ids) > _IDS else []
+    answer(as_json, ledger.as_dict(), *lines)
 
 
 def _as_json(found: Any, *, without: Sequence[str], times: Sequence[str]) -> dict[str, Any]:

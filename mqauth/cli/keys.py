@@ -17,6 +17,7 @@ from mqauth.cli.app import (
     Json,
     PassphraseEnv,
     PassphraseFile,
+    answer,
     group,
     print_json,
 )
@@ -135,10 +136,8 @@ def serve(
     with listen(host, port, tls=certificate is not None) as listener:
         server = Server(keys, certificate, requests=_REQUESTS, verb="keys serve", extra="serve")
         address, count = origin(listener, tls=certificate is not None), keys.current.keys
-        if as_json:
-            print_json({"url": address + PATHS[0], "health": address + HEALTH, "keys": count})
-        else:
-            print(f"{count} {'key' if count == 1 else 'keys'} at {address}{PATHS[0]}", flush=True)
+        told = {"url": address + PATHS[0], "health": address + HEALTH, "keys": count}
+        answer(as_json, told, f"{count} {'key' if count == 1 else 'keys'} at {told['url']}")
         server.run(listener)
     return 0
 
@@ -164,11 +163,9 @@ def _time_with_zone(text: str) -> int:
 
 def _print_key(key: RingKey, folder: Path, *, as_json: bool) -> int:
     algorithm, state = key.key.algorithm, key.state.value
-    if as_json:
-        print_json({"kid": key.kid, "algorithm": algorithm, "state": state})
-    else:
-        until = f" until {_time(key.ready)}" if key.state is ring.State.PENDING else ""
-        print(f"{key.kid} ({algorithm}) is {state}{until} in {folder}")
+    until = f" until {_time(key.ready)}" if key.state is ring.State.PENDING else ""
+    told = {"kid": key.kid, "algorithm": algorithm, "state": state}
+    answer(as_json, told, f"{key.kid} ({algorithm}) is {state}{until} in {folder}")
     return 0
 
 

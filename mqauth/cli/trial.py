@@ -34,7 +34,7 @@ from mqauth import (
 )
 from mqauth.audit.chain import verify_chain
 from mqauth.bench import report, run
-from mqauth.cli.app import Json, print_error, print_json
+from mqauth.cli.app import Json, answer, print_error
 from mqauth.cli.broker import check_url, reached
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import Forge
@@ -311,10 +311,7 @@ def bench(
         found = run.measure(amount, rabbitmq=rabbitmq, kafka=address, progress=status.update)
     if output is not None:
         output.write_text(json.dumps(found.whole(), indent=1) + "\n", "utf-8")
-    if as_json:
-        print_json(found.short())
-    else:
-        print("\n".join(report.lines(found)))
+    answer(as_json, found.short(), *report.lines(found))
     failed = found.failed()
     for what, why in failed.items():
         print_error(f"{what}: {why}")

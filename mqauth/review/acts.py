@@ -14,7 +14,7 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mqauth.audit import record as audit_records
@@ -25,7 +25,6 @@ from mqauth.flow import Flow, call, either
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.letters.authorities import Releaser
 from mqauth.letters.release import WAIVABLE, Hop, Release, without_release
-from mqauth.review.accounts import Account
 from mqauth.review.index import ALL, Filter, Index, Row, Selection
 from mqauth.review.judge import Judge, Originals, count_verdicts, recalled, verdict_word, why_unsound
 from mqauth.review.letter import UNKNOWN, Letter, Reading, read, redeliverable
@@ -91,6 +90,41 @@ class Plan:
         require(
             claim_set.is_name(self.reviewer), f"a reviewer must be text of 1 to {claim_set.MAX_NAME} characters"
         )
+
+
+@dataclass(slots=True, kw_only=True)
+class Account:
+    """What became of the letters of a selection; ``selected`` is always the sum of the other counts.
+
+    Args:
+        selected: letters in the frozen selection.
+        done: acted on and removed.
+        refused: left where they are, by reason.
+        failed: the broker or the audit failed on it, which ends the act; it is left, or acted on again.
+        gone: in the selection but no longer in the queue.
+        error: what failed, one line.
+        cancelled: whether the act was cancelled.
+    """
+
+    selected: int
+    done: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    failed: int = 0
+    gone: int = 0
+    error: str | None = None
+    cancelled: bool = False
+
+    @property
+    def left(self) -> int:
+        """Letters that were not looked at: the act was cancelled, or failed on an earlier one."""
+        return self.selected - self.done - self.refused.total() - self.failed - self.gone
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the account as JSON values."""
+        return {
+            "selected": self.selected, "done": self.done, "refused": dict(self.refused), "failed": self.failed,
+            "gone": self.gone, "left": self.left, "error": self.error, "cancelled": self.cancelled,
+        }  # fmt: skip
 
 
 class _RefusedError(MqauthError):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -17,8 +18,7 @@ from mqauth.errors import require
 from mqauth.flow import Flow
 from mqauth.judging.pipeline import Pipeline
 from mqauth.letters.authorities import Releaser
-from mqauth.review.accounts import Account, Ledger, account
-from mqauth.review.acts import DISCARD, Plan, discard, redrive, rehearse
+from mqauth.review.acts import DISCARD, Account, Plan, discard, redrive, rehearse
 from mqauth.review.index import ALL, Filter, Index, Selection
 from mqauth.review.judge import Judge, Originals, judge
 from mqauth.review.letter import Reading
@@ -34,10 +34,6 @@ class Run(Protocol):
 
     def __call__(self, flow: Flow[R], /) -> R:
         """Return what the flow returns."""
-
-
-def _ignore(seen: int) -> None:
-    pass
 
 
 class Session:
@@ -89,7 +85,7 @@ class Session:
     def survey(
         self,
         *,
-        progress: Callable[[int], None] = _ignore,
+        progress: Callable[[int], None] = lambda seen: None,
         cancelled: threading.Event | None = None,
         into: Index | None = None,
     ) -> Index:
@@ -113,7 +109,7 @@ class Session:
         index: Index,
         wanted: Filter = ALL,
         *,
-        progress: Callable[[int], None] = _ignore,
+        progress: Callable[[int], None] = lambda seen: None,
         cancelled: threading.Event | None = None,
     ) -> Counter[str]:
         """Judge letters by today's verifier, note the verdicts in the index, and return their counts.
@@ -150,7 +146,7 @@ class Session:
         index: Index,
         plan: Plan,
         *,
-        progress: Callable[[int], None] = _ignore,
+        progress: Callable[[int], None] = lambda seen: None,
         cancelled: threading.Event | None = None,
     ) -> tuple[Selection, Counter[str]]:
         """Freeze the letters of a plan, and count what would become of them: ``accepted``, or why not.
@@ -225,3 +221,76 @@ def reviewers_releaser(
     )
     issuer = authority or trusted[0]
     return lambda reviewer: Releaser(key=read_key(), issuer=issuer, reviewer=reviewer, lifetime=lifetime)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """Dead letters counted by their ids: by audit files and queue, each is open, redriven or discarded.
+
+    Everything adds up where ``difference`` is 0.
+
+    Args:
+        rejected: ids that the audit says were dead-lettered.
+        open: of these, in the queue.
+        redriven, discarded: of these, no longer in the queue, by the last act on record.
+        missing: of these, neither in the queue nor on record as acted on.
+        unknown: in the queue without a record of their rejection.
+        unproven: open or discarded ids named only by letters that are not sound: they may be forged.
+    """
+
+    rejected: int
+    open: int
+    redriven: int
+    discarded: int
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+    unproven: tuple[str, ...]
+
+    @property
+    def difference(self) -> int:
+        """How many letters do not add up."""
+        return len(self.missing) + len(self.unknown)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the ledger as JSON values; of long lists the first 100 ids, with the full count."""
+        lists = {"missing": self.missing, "unknown": self.unknown, "unproven": self.unproven}
+        return {
+            "rejected": self.rejected, "open": self.open, "redriven": self.redriven,
+            "discarded": self.discarded, "difference": self.difference,
+            **{name: {"count": len(found), "ids": list(found[:100])} for name, found in lists.items()},
+        }  # fmt: skip
+
+
+def account(records: Iterable[Mapping[str, Any]], waiting: Iterable[tuple[str, bool]]) -> Ledger:
+    """Compare audit records with the letters in the queue.
+
+    Args:
+        records: audit records of the consumers and the reviewers.
+        waiting: ids in the queue, and whether one of their letters is sound (``Index.ids``).
+    """
+    rejected: set[str] = set()
+    acts: dict[str, tuple[str, bool]] = {}
+    for record in records:
+        letter, verdict = record.get("dead_letter"), record.get("verdict")
+        if not isinstance(letter, str):
+            continue
+        if verdict == "rejected":
+            rejected.add(letter)
+        elif verdict in ("redriven", "discarded"):
+            review = record.get("review")
+            acts[letter] = (verdict, isinstance(review, Mapping) and review.get("sound") is True)
+    here = dict(waiting)
+    # A letter still in the queue is open whatever the audit says: an act recorded before a crash may not have
+    # removed it.
+    resolved = {letter: act for letter, act in acts.items() if letter in rejected and letter not in here}
+    unproven = [letter for letter, sound in here.items() if letter in rejected and not sound]
+    unproven += [letter for letter, (_, sound) in resolved.items() if not sound]
+    return Ledger(
+        rejected=len(rejected),
+        open=sum(1 for letter in here if letter in rejected),
+        redriven=sum(1 for act, _ in resolved.values() if act == "redriven"),
+        discarded=sum(1 for act, _ in resolved.values() if act == "discarded"),
+        missing=tuple(sorted(rejected - here.keys() - resolved.keys())),
+        unknown=tuple(sorted(here.keys() - rejected)),
+        unproven=tuple(sorted(unproven)),
+    )
