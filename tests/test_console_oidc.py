@@ -45,10 +45,11 @@ from mqauth.console.oidc import (
 from mqauth.console.oidc_provider import LIFETIME, MAX_USED, REDISCOVER, Attempts
 from mqauth.errors import ConfigurationError
 from mqauth.keystore.remote.connection import FetchFailed
-from mqauth.review import ALL, MemoryLetterBox, Session
+from mqauth.review import ALL, Session
 from mqauth.testing import FakeClock
 from mqauth.wire.jwk import MAX_DOCUMENT
 from mqauth.wire.message import Message
+from tests.letter_box import MemoryLetterBox
 
 DEAD = "rabbitmq:/orders.dead"
 HOST = "console.test:8090"
@@ -171,6 +172,10 @@ class Room:
         )  # fmt: skip
         self.provider = Provider(self.settings, clock=clock)
 
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until the backend's job has ended; its one worker takes jobs in their order."""
+        self.backend._worker.submit(int).result(seconds)
+
     def write(self, record: AuditRecord, /) -> None:
         self.records.append(record.as_dict())
 
@@ -244,16 +249,16 @@ def test_reviewer_acts_under_their_own_name(room: Room) -> None:
     """Who logs in with a reviewer's group acts, and the audit record names them."""
     room.broker.publish(Message(destination=DEAD, body=b"x"))
     room.backend.read("test")
-    room.backend.wait()
+    room.wait()
     client = room.log_in()
     shown = client.get("/").text
     assert "ada@example.test (reviewer)" in shown
     csrf = re.findall(r'name="csrf" value="([^"]+)"', shown)[0]
     client.post("/act/discard", data={"csrf": csrf, "why": "forged"})
-    room.backend.wait()
+    room.wait()
     assert room.backend.job is not None
     client.post("/confirm", data={"csrf": csrf, "job": room.backend.job.id})
-    room.backend.wait()
+    room.wait()
     [record] = room.records
     assert (record["verdict"], record["review"]["reviewer"]) == ("discarded", "ada@example.test")
 

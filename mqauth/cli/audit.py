@@ -80,12 +80,12 @@ def tail(
         bool, typer.Option("--follow", "-f", help="Go on as the file grows and is rotated, until interrupted.")
     ] = False,
     json: Json = False,
-) -> int:
+) -> None:
     """Show the last records of a file, and with --follow those that come after them."""
-    return print_tail(file, lines=lines, on=on, json=json, wait=lambda: time.sleep(_POLL))
+    print_tail(file, lines=lines, on=on, json=json, wait=lambda: time.sleep(_POLL))
 
 
-def print_tail(file: Path, *, lines: int, on: bool, json: bool, wait: Callable[[], None]) -> int:
+def print_tail(file: Path, *, lines: int, on: bool, json: bool, wait: Callable[[], None]) -> None:
     """Print the last records of a file; ``wait`` is called where a followed file has nothing new."""
     for raw in last_lines(file, lines):
         try:
@@ -95,7 +95,6 @@ def print_tail(file: Path, *, lines: int, on: bool, json: bool, wait: Callable[[
     if on:
         for record in follow(file, wait):
             _print(record, json)
-    return 0
 
 
 @app.command("show")
@@ -126,10 +125,9 @@ def trace(
         kid=kid, subject=subject, jti=jti, verified=verified, since=_time(since), until=_time(until)
     )
     found = False
-    for record in read_records(with_parts(files)):
-        if wanted.holds(record):
-            found = True
-            _print(record, json)
+    for record in filter(wanted.holds, read_records(with_parts(files))):
+        found = True
+        _print(record, json)
     return 0 if found else 1
 
 
@@ -140,13 +138,12 @@ def stats(
     since: From = None,
     until: To = None,
     json: Json = False,
-) -> int:
+) -> None:
     """Count records by reason, issuer, kid, subject, destination, verdict, alert or time, drawn as bars."""
     wanted = Selection(since=_time(since), until=_time(until))
-    found = count((record for record in read_records(with_parts(files)) if wanted.holds(record)), by)
+    found = count(filter(wanted.holds, read_records(with_parts(files))), by)
     rows = _time_line(found, by) if by in TIMES else found.most_common()
     answer(json, {"by": by, "records": found.total(), "counts": dict(rows)}, *_bars(rows))
-    return 0
 
 
 @app.command("detect")

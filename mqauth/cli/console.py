@@ -71,7 +71,7 @@ def console(
     tls_cert: TLSCert = None, tls_key: TLSKey = None, authority: Authority = None, lifetime: Lifetime = 3600,
     reviewer: Reviewer = None, passphrase_env: PassphraseEnv = None, passphrase_file: PassphraseFile = None,
     broker_settings: BrokerFile = None, as_json: Json = False,
-) -> int:  # fmt: skip
+) -> None:  # fmt: skip
     """Review dead letters in a browser, until it is stopped."""
     certificate = certificate_of(tls_cert, tls_key)
     tls = certificate is not None
@@ -116,7 +116,6 @@ def console(
         told |= {} if back is None else {"redirect_uri": back}
         answer(as_json, told, *_lines(**told, kept=token_file if tokens and not fresh else None))
         server.run(listener)
-    return 0
 
 
 def _tried_name(releaser: MakeReleaser, read_key: Callable[[], Key], reviewer: str | None, *, tokens: bool) -> str:

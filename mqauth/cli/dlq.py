@@ -86,13 +86,12 @@ def list_letters(
     since: From = None, until: To = None, sound: Sound = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many letters.")] = 100, as_json: Json = False,
     broker_settings: BrokerFile = None,
-) -> int:  # fmt: skip
+) -> None:  # fmt: skip
     """Show letters in the order of the queue, removing none."""
     wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     with _surveyed(place_of(broker, queue, topic, broker_settings), as_json) as (session, index):
         output.print_letters(session, index, wanted, limit=limit, as_json=as_json)
-    return 0
 
 
 @app.command("groups")
@@ -101,27 +100,25 @@ def groups(
     issuer: Issuer = None, kid: Kid = None, subject: Subject = None, destination: Destination = None,
     since: From = None, until: To = None, sound: Sound = None, as_json: Json = False,
     broker_settings: BrokerFile = None,
-) -> int:  # fmt: skip
+) -> None:  # fmt: skip
     """Count letters by reason, issuer, kid, subject and destination."""
     wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     with _surveyed(place_of(broker, queue, topic, broker_settings), as_json) as (session, index):
         output.print_groups(session, index, wanted, as_json=as_json)
-    return 0
 
 
 @app.command("show")
 def show(
     *, letter: Annotated[str, typer.Argument(help="Id of a letter, or its beginning.")], broker: Broker,
     queue: Queue = None, topic: Topic = None, as_json: Json = False, broker_settings: BrokerFile = None,
-) -> int:  # fmt: skip
+) -> None:  # fmt: skip
     """Print one letter whole, as JSON: what it says, whether it is sound, and the original message."""
     with _surveyed(place_of(broker, queue, topic, broker_settings), True) as (_, index):
         rows = index.page(Filter(id=letter))
         require(rows, "no open letter has this id")
         for row in rows:
             print_json(index.reading(row.number).as_dict())
-    return 0
 
 
 @app.command("judge")
@@ -130,14 +127,13 @@ def judge(
     reason: Rejected = None, issuer: Issuer = None, kid: Kid = None, subject: Subject = None,
     destination: Destination = None, since: From = None, until: To = None, sound: Sound = None,
     as_json: Json = False, broker_settings: BrokerFile = None,
-) -> int:  # fmt: skip
+) -> None:  # fmt: skip
     """Say what today's verifier would make of letters, changing nothing."""
     wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     place, guard = place_of(broker, queue, topic, broker_settings), load(config).judge
     with _surveyed(place, as_json, guard=guard) as (session, index):
         output.print_verdicts(index, session.judge(index, wanted), as_json=as_json)
-    return 0
 
 
 @app.command("redrive")
@@ -197,27 +193,25 @@ def export(
     issuer: Issuer = None, kid: Kid = None, subject: Subject = None, destination: Destination = None,
     since: From = None, until: To = None, sound: Sound = None, as_json: Json = False,
     broker_settings: BrokerFile = None,
-) -> int:  # fmt: skip
+) -> None:  # fmt: skip
     """Print letters as JSON lines in the form of a message, removing none."""
     wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     with _surveyed(place_of(broker, queue, topic, broker_settings), True) as (_, index):
         for form in index.forms(wanted):
             print_json(form)
-    return 0
 
 
 @app.command("import")
 def import_letters(
     *, broker: Broker, queue: Queue = None, topic: Topic = None, as_json: Json = False,
     broker_settings: BrokerFile = None,
-) -> int:  # fmt: skip
+) -> None:  # fmt: skip
     """Publish exported letters from standard input; the first that is not sound ends it."""
     with opened(place_of(broker, queue, topic, broker_settings)) as session:
         forms = (text.parse() for text in read_texts(standard_input(), lines=True))
         count = session.run(take_in(session.box, forms))
     answer(as_json, {"imported": count}, f"{count} letters imported")
-    return 0
 
 
 @app.command("account")
@@ -311,9 +305,6 @@ def _act(session: Session, plan: Plan, selection: Selection, *, quiet: bool) -> 
     kept = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
     try:
         with progress_bar(plan.act, len(selection), quiet=quiet) as advance:
-            return session.act(
-                plan, selection, cancelled=cancelled,
-                progress=lambda account: advance(account.selected - account.left),
-            )  # fmt: skip
+            return session.act(plan, selection, cancelled=cancelled, progress=advance)
     finally:
         signal.signal(signal.SIGINT, kept)

@@ -24,7 +24,7 @@ from mqauth.cli.app import (
 from mqauth.cli.serve import Host, Server, TLSCert, TLSKey, certificate_of, listen, origin
 from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import ConfigurationError, require
-from mqauth.keystore import KeyRing, Keystore, RingKey, public_keys
+from mqauth.keystore import Keystore, RingKey, public_keys
 from mqauth.keystore.disk import ring
 from mqauth.keystore.remote.keyserver import HEALTH, PATHS, KeyServer
 from mqauth.wire.jwk import dump_key_set
@@ -55,49 +55,47 @@ def new(
     passphrase_env: PassphraseEnv = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Make a key. The first one of a folder signs at once; later ones are pending."""
     require(algorithm in ALGORITHMS, f"--alg: must be {', '.join(ALGORITHMS)}")
     keystore = Keystore(folder=folder, passphrase=_passphrase(passphrase_env, passphrase_file))
     made = keystore.create(
         algorithm=algorithm, subjects=subjects or None, publish_delay=publish_delay, pending=pending
     )
-    return _print_key(made, folder, as_json=as_json)
+    _print_key(made, folder, as_json=as_json)
 
 
 @app.command("jwks")
 def jwks(
     folder: FolderOrPEM = _FOLDER, passphrase_env: PassphraseEnv = None, passphrase_file: PassphraseFile = None
-) -> int:
+) -> None:
     """Print the public keys as a JWK Set."""
     found = public_keys(folder, passphrase=_passphrase(passphrase_env, passphrase_file))
     print(json.dumps(dump_key_set(found), indent=2, ensure_ascii=False))
-    return 0
 
 
 @app.command("list")
-def list_keys(folder: Dir = _FOLDER, as_json: Json = False) -> int:
+def list_keys(folder: Dir = _FOLDER, as_json: Json = False) -> None:
     """Show every key with its state and times."""
     keys = Keystore(folder=folder).ring().keys
     if as_json:
         print_json({"keys": [ring.describe(key) for key in keys]})
     else:
         _print_table(keys)
-    return 0
 
 
 @app.command("rotate")
-def rotate(folder: Dir = _FOLDER, as_json: Json = False) -> int:
+def rotate(folder: Dir = _FOLDER, as_json: Json = False) -> None:
     """Move every key on as its time has come. Safe in cron; running producers notice within seconds."""
     Keystore(folder=folder).change(ring.rotate)
-    return list_keys(folder, as_json=as_json)
+    list_keys(folder, as_json=as_json)
 
 
 @app.command("retire")
-def retire(kid: Kid, folder: Dir = _FOLDER, as_json: Json = False) -> int:
+def retire(kid: Kid, folder: Dir = _FOLDER, as_json: Json = False) -> None:
     """Stop signing with a key. What it signed can still be verified."""
     after = Keystore(folder=folder).change(lambda before, now: ring.retire(before, kid, now))
-    return _print_key(after.get(kid), folder, as_json=as_json)
+    _print_key(after.get(kid), folder, as_json=as_json)
 
 
 @app.command("revoke")
@@ -109,14 +107,13 @@ def revoke(
         str | None, typer.Option("--from", help="Revoke from this time on; by default from the beginning.")
     ] = None,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Let nothing more be verified with a key."""
     moment = 0 if since is None else _time_with_zone(since)
-
-    def revoked(before: KeyRing, now: int) -> KeyRing:
-        return ring.revoke(before, kid, now, reason=reason, since=moment)
-
-    return _print_key(Keystore(folder=folder).change(revoked).get(kid), folder, as_json=as_json)
+    after = Keystore(folder=folder).change(
+        lambda before, now: ring.revoke(before, kid, now, reason=reason, since=moment)
+    )
+    _print_key(after.get(kid), folder, as_json=as_json)
 
 
 @app.command("serve")
@@ -130,7 +127,7 @@ def serve(
     tls_cert: TLSCert = None,
     tls_key: TLSKey = None,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Publish the public keys over HTTP(S) at /jwks.json, following rotation, until it is stopped."""
     certificate, keys = certificate_of(tls_cert, tls_key), KeyServer(folders or [_FOLDER])
     with listen(host, port, tls=certificate is not None) as listener:
@@ -139,7 +136,6 @@ def serve(
         told = {"url": address + PATHS[0], "health": address + HEALTH, "keys": count}
         answer(as_json, told, f"{count} {'key' if count == 1 else 'keys'} at {told['url']}")
         server.run(listener)
-    return 0
 
 
 def _passphrase(env: str | None, file: Path | None) -> bytes | None:
@@ -161,12 +157,11 @@ def _time_with_zone(text: str) -> int:
     return seconds
 
 
-def _print_key(key: RingKey, folder: Path, *, as_json: bool) -> int:
+def _print_key(key: RingKey, folder: Path, *, as_json: bool) -> None:
     algorithm, state = key.key.algorithm, key.state.value
     until = f" until {_time(key.ready)}" if key.state is ring.State.PENDING else ""
     told = {"kid": key.kid, "algorithm": algorithm, "state": state}
     answer(as_json, told, f"{key.kid} ({algorithm}) is {state}{until} in {folder}")
-    return 0
 
 
 def _print_table(keys: Sequence[RingKey]) -> None:

@@ -59,7 +59,7 @@ def sign(
     properties: Annotated[
         Pairs, typer.Option("--property", help="name=value, with --to; may be repeated.")
     ] = None,
-) -> int:
+) -> None:
     """Read messages as JSON and print them with a token in their headers.
 
     The first message that cannot be signed ends it; the messages before it are signed and printed.
@@ -68,7 +68,8 @@ def sign(
     if to is None:
         for name, value in (("--key", key), ("--header", headers), ("--property", properties)):
             require(not value, f"{name}: only with --to")
-        return _sign_forms(load(config).signer, lines=lines, batch=batch)
+        _sign_forms(load(config).signer, lines=lines, batch=batch)
+        return
     require(not lines, "--lines: not with --to, where all of standard input is one body")
     signer = load(config).signer
     form = _form_of(to, key, headers or (), properties or ())
@@ -77,10 +78,9 @@ def sign(
         raise MalformedMessage(f"the body is over {MAX_INPUT} bytes")
     form["body"] = _base64(body)
     print_json(_with_token(form, signer.sign(json_form.from_form(form))))
-    return 0
 
 
-def _sign_forms(signer: Signer, *, lines: bool, batch: int) -> int:
+def _sign_forms(signer: Signer, *, lines: bool, batch: int) -> None:
     waiting: list[_Waiting] = []
     for text in read_texts(standard_input(), lines=lines):
         place = f"line {text.number}" if lines else "standard input"
@@ -94,7 +94,6 @@ def _sign_forms(signer: Signer, *, lines: bool, batch: int) -> int:
             _print_sealed(signer, waiting)
             waiting = []
     _print_sealed(signer, waiting)
-    return 0
 
 
 def _print_sealed(signer: Signer, waiting: Sequence[_Waiting]) -> None:

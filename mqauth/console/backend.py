@@ -11,7 +11,7 @@ import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from pathlib import Path
@@ -23,7 +23,6 @@ from mqauth.review import (
     ALL,
     DISCARD,
     REDRIVE,
-    Account,
     Filter,
     Index,
     Ledger,
@@ -106,10 +105,6 @@ class Job:
     def saw(self, count: int) -> None:
         """Note how many letters were looked at."""
         self.seen = count
-
-    def acted(self, account: Account) -> None:
-        """Note how many letters an act has looked at."""
-        self.seen = account.selected - account.left
 
     def as_dict(self) -> dict[str, Any]:
         """Return the progress as JSON values."""
@@ -255,7 +250,6 @@ class Backend:
         self.letters = Letters(session, waits)
         self._lock = threading.RLock()
         self._worker = ThreadPoolExecutor(1, "mqauth-console")
-        self._future: Future[None] | None = None
 
     def close(self) -> None:
         """Stop the running job before its next letter, and delete the index."""
@@ -264,11 +258,6 @@ class Backend:
             self.job.cancelled.set()
         self._worker.shutdown()
         self.letters.show(None)
-
-    def wait(self, seconds: float | None = None) -> None:
-        """Wait until the job has ended."""
-        if self._future is not None:
-            self._future.result(seconds)
 
     def read(self, by: str) -> Job:
         """Start to read all letters again.
@@ -337,7 +326,7 @@ class Backend:
         with self._lock:
             require(self.job is None or not self.job.running, "another job is running", BusyError)
             self.job = job
-            self._future = self._worker.submit(self._work, job, work)
+            self._worker.submit(self._work, job, work)
         return job
 
     def _work(self, job: Job, work: Callable[[Job], None]) -> None:
@@ -373,8 +362,7 @@ class Backend:
             return
         # The index no longer holds, even where the act fails halfway.
         self.letters.stale = True
-        account = self.session.act(plan, selection, progress=job.acted, cancelled=job.cancelled)
-        job.account = account.as_dict()
+        job.account = self.session.act(plan, selection, progress=job.saw, cancelled=job.cancelled).as_dict()
         # Whoever cancelled the act did not cancel the reading after it.
         job.seen = job.total = 0
         job.cancelled = threading.Event()

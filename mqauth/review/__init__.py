@@ -11,7 +11,7 @@ from mqauth.review.acts import ACTS, DISCARD, REDRIVE, Account, Plan, discard, r
 from mqauth.review.index import ALL, DIMENSIONS, Filter, Group, Index, Row, Selection
 from mqauth.review.judge import Judge, judge
 from mqauth.review.letter import Letter, Reading, read, time_text
-from mqauth.review.letterbox import LetterBox, MemoryLetterBox, fill, survey, take_in
+from mqauth.review.letterbox import LetterBox, fill, survey, take_in
 from mqauth.review.session import Ledger, MakeReleaser, Session, account, reviewers_releaser
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "Letter",
     "LetterBox",
     "MakeReleaser",
-    "MemoryLetterBox",
     "Plan",
     "Reading",
     "Row",

@@ -167,7 +167,7 @@ def redrive(
     releaser: Releaser,
     audit: AuditSink,
     originals: Originals | None = None,
-    progress: Callable[[Account], None] = lambda account: None,
+    progress: Callable[[int], None] = lambda seen: None,
     cancelled: threading.Event | None = None,
 ) -> Flow[Account]:
     """Send the originals of a selection back, each with a release, and remove their letters.
@@ -182,7 +182,7 @@ def redrive(
         releaser: signs with the reviewer's key.
         audit: durable; no letter is removed without a record.
         originals: where the originals of reference letters are read again; without it they are refused.
-        progress: called with the account after each letter.
+        progress: called with the number of letters looked at so far.
         cancelled: set from any thread, it stops before the next letter.
     """
     today = Judge(guard, originals)
@@ -209,7 +209,7 @@ def discard(
     *,
     audit: AuditSink,
     clock: Clock = SYSTEM_CLOCK,
-    progress: Callable[[Account], None] = lambda account: None,
+    progress: Callable[[int], None] = lambda seen: None,
     cancelled: threading.Event | None = None,
 ) -> Flow[Account]:
     """Remove the letters of a selection for good, each with an audit record.
@@ -220,7 +220,7 @@ def discard(
         plan: why, how fast, and who acts.
         audit: durable; no letter is removed without a record.
         clock: tells the time.
-        progress: called with the account after each letter.
+        progress: called with the number of letters looked at so far.
         cancelled: set from any thread, it stops before the next letter.
     """
 
@@ -293,7 +293,7 @@ def _sweep(
                     break
                 wanted[mark] -= 1
                 yield from _one(letter, act, account)
-                pace.progress(account)
+                pace.progress(account.selected - account.left)
     except Unavailable as error:
         account.error = str(error)
     except Exception:
@@ -308,7 +308,7 @@ class _Pace:
     """How fast an act goes, who watches it, and how it is stopped."""
 
     rate: float | None
-    progress: Callable[[Account], None]
+    progress: Callable[[int], None]
     cancelled: threading.Event
     clock: Clock
 

@@ -100,11 +100,9 @@ class Selection:
 
     Args:
         marks: how many letters of each mark.
-        as_of: UTC seconds of the index that it was taken from.
     """
 
     marks: dict[str, int]
-    as_of: float
 
     def __len__(self) -> int:
         return sum(self.marks.values())
@@ -287,7 +285,7 @@ class Index(AbstractContextManager["Index"]):
 
     def freeze(self, wanted: Filter = ALL) -> Selection:
         """Return the letters that are meant now, counted."""
-        return Selection(dict(self._each(*_select("mark, count(*)", wanted, "GROUP BY mark"))), self.as_of)
+        return Selection(dict(self._each(*_select("mark, count(*)", wanted, "GROUP BY mark"))))
 
     def note(self, number: int, today: str) -> None:
         """Keep the verdict that a letter would get today."""

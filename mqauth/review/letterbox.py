@@ -1,4 +1,4 @@
-"""A dead-letter queue or topic: the protocol, passes over it, and that of the broker in memory."""
+"""A dead-letter queue or topic: what a broker has to do, and passes over it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from mqauth.brokers.memory import MemoryBroker, UnroutableError
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import Cause, MalformedMessage, Unavailable, require
+from mqauth.errors import MalformedMessage, Unavailable, require
 from mqauth.flow import Flow, call
-from mqauth.judging.pipeline import Delivery
 from mqauth.review.index import Index
 from mqauth.review.letter import Letter, read
 from mqauth.wire import json_form
@@ -145,49 +143,3 @@ def take_in(box: LetterBox, forms: Iterable[Any]) -> Flow[int]:
         yield from call(box.publish, replace(message, destination=box.destination, origin=NO_ORIGIN))
         count += 1
     return count
-
-
-class MemoryLetterBox:
-    """The dead letters of one queue of a ``MemoryBroker``.
-
-    Args:
-        broker: where the queue is.
-        place: destination of the queue.
-    """
-
-    def __init__(self, broker: MemoryBroker, place: str) -> None:
-        self._broker = broker
-        self.name = self.destination = place
-        self._held: dict[int, Message] = {}
-        self._seen = self.expected = 0
-
-    def browse(self, limit: int, /) -> Sequence[Letter]:
-        """Take the next letters; the end of the pass gives back those that were not removed."""
-        if not self._held:
-            self.expected = len(self._broker.waiting(self.name))
-        found: list[Letter] = []
-        while len(found) < limit and (taken := self._broker.take(self.name)) is not None:
-            message = taken.message if isinstance(taken, Delivery) else taken
-            self._held[self._seen] = message
-            found.append(Letter(message=message, handle=self._seen))
-            self._seen += 1
-        if not found:
-            for message in reversed(self._held.values()):
-                self._broker.give_back(self.name, message)
-            self._held = {}
-        return found
-
-    def publish(self, message: Message, /) -> None:
-        """Publish a message to its destination.
-
-        Raises:
-            Unavailable: ``dead_letter_unavailable``, no such queue.
-        """
-        try:
-            self._broker.publish(message)
-        except UnroutableError as error:
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, str(error)) from error
-
-    def remove(self, letter: Letter, /) -> None:
-        """Forget the letter."""
-        self._held.pop(letter.handle, None)

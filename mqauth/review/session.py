@@ -168,7 +168,7 @@ class Session:
         plan: Plan,
         selection: Selection,
         *,
-        progress: Callable[[Account], None] = lambda account: None,
+        progress: Callable[[int], None] = lambda seen: None,
         cancelled: threading.Event | None = None,
     ) -> Account:
         """Carry out a plan on the letters that were frozen for it, and return what became of them.
@@ -176,7 +176,7 @@ class Session:
         Args:
             plan: as it was rehearsed.
             selection: as the rehearsal froze it; letters that came later are not touched.
-            progress: called with the account after each letter.
+            progress: called with the number of letters looked at so far.
             cancelled: set from any thread, it stops the act before the next letter.
 
         Raises:
