@@ -242,7 +242,11 @@ def test_neither_command_nor_console_goes_around_the_session(path: Path) -> None
 
 @pytest.mark.parametrize(
     "source",
-    ["from mqauth.review import redrive as go", "from mqauth.review.judge import judge", "review.discard(box)"],
+    [
+        "from mqauth.review import redrive as go",
+        "from mqauth.review.letterbox import judge",
+        "review.discard(box)",
+    ],
 )
 def test_a_way_around_the_session_is_found(source: str) -> None:
     """An import of such a function, and its use through the room, makes the test red."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from mqauth.check.findings import Finding, finding, on
-from mqauth.check.target import Target, few
+from mqauth.check.target import Target, few, unless_refused
 from mqauth.config.kinds import is_url
 from mqauth.config.settings import ConsumerSettings, IssuerSettings, RuleSettings, SourceSettings
 from mqauth.errors import ConfigurationError, Reason
@@ -167,20 +167,12 @@ def remote(target: Target) -> Iterator[Finding]:
 
 def key_set(path: Path | None) -> KeySet | None:
     """Return the usable keys of a JWK Set file, ``None`` if it cannot be read."""
-    if path is None:
-        return None
-    try:
-        return load_key_set(files.read_bounded(path, MAX_DOCUMENT))
-    except ConfigurationError:
-        return None
+    return None if path is None else unless_refused(lambda: load_key_set(files.read_bounded(path, MAX_DOCUMENT)))
 
 
 def ring(folder: Path) -> KeyRing | None:
     """Return the key ring of a keystore folder, ``None`` if it is no keystore."""
-    try:
-        return Keystore(folder=folder).ring() if os.path.isdir(folder) else None
-    except ConfigurationError:
-        return None
+    return unless_refused(Keystore(folder=folder).ring) if os.path.isdir(folder) else None
 
 
 def _listed(path: Path | None) -> list[Any]:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from mqauth.check.findings import Finding, finding, on
 from mqauth.check.issuers import DAY, ring
-from mqauth.check.target import Target, mode, others
+from mqauth.check.target import Target, mode, others, unless_refused
 from mqauth.config.settings import ConsumerSettings, ProducerSettings
 from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import ConfigurationError
@@ -196,10 +196,7 @@ def _pems(keys: Path) -> list[Path]:
 
 def _raw(path: Path) -> bytes:
     """Return a PEM file's bytes; none if it cannot be read."""
-    try:
-        return files.read_bounded(path, _MAX_PEM)
-    except ConfigurationError:
-        return b""
+    return unless_refused(lambda: files.read_bounded(path, _MAX_PEM)) or b""
 
 
 def _is_encrypted(raw: bytes) -> bool:
@@ -217,10 +214,7 @@ def _rsa_bits(raw: bytes, passphrase: bytes | None) -> int | None:
 
 def _passphrase(producer: ProducerSettings) -> bytes | None:
     """Return the passphrase, ``None`` if it cannot be read."""
-    try:
-        return read_passphrase(env=producer.passphrase_env, file=producer.passphrase_file)
-    except ConfigurationError:
-        return None
+    return unless_refused(lambda: read_passphrase(env=producer.passphrase_env, file=producer.passphrase_file))
 
 
 def _days(seconds: int) -> str:

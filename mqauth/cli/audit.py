@@ -32,7 +32,7 @@ from mqauth.audit.record import (
     read_records,
 )
 from mqauth.cli.app import Json, answer, group, one_line, print_json, progress_bar
-from mqauth.errors import require
+from mqauth.errors import file_errors, require
 from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
 
@@ -43,8 +43,13 @@ _LONGEST: Final = 24 * 31
 """Steps of a time line that are printed, with those in which there was nothing."""
 _POLL: Final = 0.25
 Files = Annotated[list[Path], typer.Argument(help="Audit files, oldest first; their rotated parts are found.")]
-From = Annotated[str | None, typer.Option("--from", help="From this time on, RFC 3339.")]
-To = Annotated[str | None, typer.Option("--to", help="Before this time, RFC 3339.")]
+From = Annotated[
+    float | None,
+    typer.Option("--from", parser=parse_time, metavar="<str>", help="From this time on, RFC 3339."),
+]
+To = Annotated[
+    float | None, typer.Option("--to", parser=parse_time, metavar="<str>", help="Before this time, RFC 3339.")
+]
 
 
 @app.command("verify")
@@ -121,9 +126,7 @@ def trace(
 ) -> int:
     """Print every record of a key, a producer or a token; exits with 1 where there is none."""
     require(kid is not None or subject is not None or jti is not None, "trace needs --kid, --subject or --jti")
-    wanted = Selection(
-        kid=kid, subject=subject, jti=jti, verified=verified, since=_time(since), until=_time(until)
-    )
+    wanted = Selection(kid=kid, subject=subject, jti=jti, verified=verified, since=since, until=until)
     found = False
     for record in filter(wanted.holds, read_records(with_parts(files))):
         found = True
@@ -140,7 +143,7 @@ def stats(
     json: Json = False,
 ) -> None:
     """Count records by reason, issuer, kid, subject, destination, verdict, alert or time, drawn as bars."""
-    wanted = Selection(since=_time(since), until=_time(until))
+    wanted = Selection(since=since, until=until)
     found = count(filter(wanted.holds, read_records(with_parts(files))), by)
     rows = _time_line(found, by) if by in TIMES else found.most_common()
     answer(json, {"by": by, "records": found.total(), "counts": dict(rows)}, *_bars(rows))
@@ -160,10 +163,6 @@ def detect(
             found = True
             _print_alert(alert, json, str(record.get("time")))
     return 1 if found else 0
-
-
-def _time(text: str | None) -> float | None:
-    return None if text is None else parse_time(text)
 
 
 def _sentence_of_report(report: ChainReport, heads: bool, pinned: bool) -> str:
@@ -274,10 +273,8 @@ def follow(path: Path, wait: Callable[[], None]) -> Iterator[Record]:
     Raises:
         ConfigurationError: the file cannot be read.
     """
-    try:
+    with file_errors(path):
         file = path.open("rb")
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror or 'cannot be read'}") from error
     file.seek(0, os.SEEK_END)
     try:
         while True:

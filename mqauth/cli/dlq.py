@@ -10,7 +10,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -65,8 +64,16 @@ Issuer = Annotated[str | None, typer.Option("--issuer", help="Letters that claim
 Kid = Annotated[str | None, typer.Option("--kid", help="Letters that claim this key.")]
 Subject = Annotated[str | None, typer.Option("--subject", help="Letters that claim this producer.")]
 Destination = Annotated[str | None, typer.Option("--destination", help="Letters sent to this destination.")]
-From = Annotated[str | None, typer.Option("--from", help="Letters rejected from this time on, RFC 3339.")]
-To = Annotated[str | None, typer.Option("--to", help="Letters rejected before this time.")]
+From = Annotated[
+    float | None,
+    typer.Option(
+        "--from", parser=parse_time, metavar="<str>", help="Letters rejected from this time on, RFC 3339."
+    ),
+]
+To = Annotated[
+    float | None,
+    typer.Option("--to", parser=parse_time, metavar="<str>", help="Letters rejected before this time."),
+]
 Sound = Annotated[bool | None, typer.Option("--sound/--unsound", help="Letters whose id and digest hold, or not.")]
 RejectedOrWhy = Annotated[
     str | None,
@@ -88,7 +95,7 @@ def list_letters(
     broker_settings: BrokerFile = None,
 ) -> None:  # fmt: skip
     """Show letters in the order of the queue, removing none."""
-    wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
+    wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     with _surveyed(place_of(broker, queue, topic, broker_settings), as_json) as (session, index):
         output.print_letters(session, index, wanted, limit=limit, as_json=as_json)
@@ -102,7 +109,7 @@ def groups(
     broker_settings: BrokerFile = None,
 ) -> None:  # fmt: skip
     """Count letters by reason, issuer, kid, subject and destination."""
-    wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
+    wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     with _surveyed(place_of(broker, queue, topic, broker_settings), as_json) as (session, index):
         output.print_groups(session, index, wanted, as_json=as_json)
@@ -129,7 +136,7 @@ def judge(
     as_json: Json = False, broker_settings: BrokerFile = None,
 ) -> None:  # fmt: skip
     """Say what today's verifier would make of letters, changing nothing."""
-    wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
+    wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     place, guard = place_of(broker, queue, topic, broker_settings), load(config).judge
     with _surveyed(place, as_json, guard=guard) as (session, index):
@@ -156,7 +163,7 @@ def redrive(
 ) -> int:  # fmt: skip
     """Send the originals back, each with a release; exits with 1 where some were refused or left."""
     reason, why = filter_and_why(reason, why)
-    wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
+    wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     place, guard = place_of(broker, queue, topic, broker_settings), load(config).judge
     read_key = key_reader(key, passphrase_env, passphrase_file)
@@ -180,7 +187,7 @@ def discard(
 ) -> int:  # fmt: skip
     """Remove letters for good, each with an audit record; exits with 1 where some were left."""
     reason, why = filter_and_why(reason, why)
-    wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
+    wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     plan = Plan(act=DISCARD, wanted=wanted, reason=why, rate=rate, reviewer=reviewer or getpass.getuser())
     place = place_of(broker, queue, topic, broker_settings)
@@ -195,7 +202,7 @@ def export(
     broker_settings: BrokerFile = None,
 ) -> None:  # fmt: skip
     """Print letters as JSON lines in the form of a message, removing none."""
-    wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
+    wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     with _surveyed(place_of(broker, queue, topic, broker_settings), True) as (_, index):
         for form in index.forms(wanted):
@@ -252,12 +259,6 @@ def filter_and_why(reason: str | None, why: str | None) -> tuple[str | None, str
     if why is None:
         raise ConfigurationError("an act needs a reason: --why, or --reason in more than one word")
     return reason, why
-
-
-def _filter(since: str | None, until: str | None, **fields: Any) -> Filter:
-    first = None if since is None else parse_time(since)
-    beyond = None if until is None else parse_time(until)
-    return replace(Filter(since=first, until=beyond), **fields)
 
 
 @contextmanager

@@ -39,6 +39,20 @@ FolderOrPEM = Annotated[Path, typer.Option("--dir", help="The keystore folder, o
 Kid = Annotated[str, typer.Option("--kid", help="Id of the key.")]
 
 
+def _time_with_zone(text: str) -> int:
+    """Return the UTC seconds of an RFC 3339 time."""
+    # Without a zone the moment of a revocation would depend on the machine on which it is typed.
+    try:
+        moment = datetime.fromisoformat(text)
+        seconds = int(moment.timestamp())
+    except (ValueError, OverflowError) as error:
+        raise ConfigurationError("--from: must be a time like 2030-01-31T12:00:00Z") from error
+    require(
+        moment.tzinfo is not None and seconds >= 0, "--from: must be a time with a zone, like 2030-01-31T12:00:00Z"
+    )
+    return seconds
+
+
 @app.command("new")
 def new(
     *,
@@ -104,14 +118,20 @@ def revoke(
     reason: Annotated[str, typer.Option("--reason", help="Why, for the readers of the JWK Set.")],
     folder: Dir = _FOLDER,
     since: Annotated[
-        str | None, typer.Option("--from", help="Revoke from this time on; by default from the beginning.")
-    ] = None,
+        int,
+        typer.Option(
+            "--from",
+            parser=_time_with_zone,
+            metavar="<str>",
+            show_default=False,
+            help="Revoke from this time on; by default from the beginning.",
+        ),
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Let nothing more be verified with a key."""
-    moment = 0 if since is None else _time_with_zone(since)
     after = Keystore(folder=folder).change(
-        lambda before, now: ring.revoke(before, kid, now, reason=reason, since=moment)
+        lambda before, now: ring.revoke(before, kid, now, reason=reason, since=since)
     )
     _print_key(after.get(kid), folder, as_json=as_json)
 
@@ -141,20 +161,6 @@ def serve(
 def _passphrase(env: str | None, file: Path | None) -> bytes | None:
     require(env is None or file is None, "--passphrase-file contradicts --passphrase-env")
     return read_passphrase(env=env, file=file)
-
-
-def _time_with_zone(text: str) -> int:
-    """Return the UTC seconds of an RFC 3339 time."""
-    # Without a zone the moment of a revocation would depend on the machine on which it is typed.
-    try:
-        moment = datetime.fromisoformat(text)
-        seconds = int(moment.timestamp())
-    except (ValueError, OverflowError) as error:
-        raise ConfigurationError("--from: must be a time like 2030-01-31T12:00:00Z") from error
-    require(
-        moment.tzinfo is not None and seconds >= 0, "--from: must be a time with a zone, like 2030-01-31T12:00:00Z"
-    )
-    return seconds
 
 
 def _print_key(key: RingKey, folder: Path, *, as_json: bool) -> None:

@@ -15,7 +15,6 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
-from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
@@ -26,7 +25,6 @@ from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.console.backend import TITLES, Backend
 from mqauth.console.display import COLUMNS, explain, moment
 from mqauth.errors import ConfigurationError, require
-from mqauth.review import DIMENSIONS, Group
 
 VIEWER: Final = "viewer"
 REVIEWER: Final = "reviewer"
@@ -35,6 +33,8 @@ IDLE: Final = 1800.0
 """Seconds after which a session that nobody used ends."""
 LONGEST: Final = 8 * 3600.0
 """Seconds after which every session ends."""
+STATIC: Final = Path(__file__).parent / "static"
+_FOLDER: Final = Path(__file__).parent / "pages_html"
 MAX_SESSIONS: Final = 500
 _MAX_FILE: Final = 4096
 _SHORTEST: Final = 32
@@ -201,32 +201,18 @@ class Cookie:
         response.delete_cookie(self.full_name, path="/", secure=self.tls, httponly=True, samesite=self.samesite)
 
 
-STATIC: Final = Path(__file__).parent / "static"
-_FOLDER: Final = Path(__file__).parent / "pages_html"
-
-
 def _environment() -> Environment:
     made = Environment(
         loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, auto_reload=False,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    made.filters |= {"moment": moment, "count": _count, "plain": _plain}
-    made.globals |= {
-        "explain": explain, "doing": TITLES.__getitem__, "group_query": _group_query, "columns": COLUMNS,
-    }  # fmt: skip
+    made.filters |= {"moment": moment, "count": _count, "plain": lambda reason: reason.replace("_", " ")}
+    made.globals |= {"explain": explain, "doing": TITLES.__getitem__, "columns": COLUMNS}
     return made
-
-
-def _group_query(group: Group) -> str:
-    return urlencode({name: getattr(group, name) for name in DIMENSIONS})
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _plain(reason: str) -> str:
-    return reason.replace("_", " ")
 
 
 @dataclass(frozen=True, slots=True)

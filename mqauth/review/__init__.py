@@ -9,9 +9,8 @@ it.
 
 from mqauth.review.acts import ACTS, DISCARD, REDRIVE, Account, Plan, discard, redrive, rehearse, waivable
 from mqauth.review.index import ALL, DIMENSIONS, Filter, Group, Index, Row, Selection
-from mqauth.review.judge import Judge, judge
 from mqauth.review.letter import Letter, Reading, read, time_text
-from mqauth.review.letterbox import LetterBox, fill, survey, take_in
+from mqauth.review.letterbox import Judge, LetterBox, fill, judge, survey, take_in
 from mqauth.review.session import Ledger, MakeReleaser, Session, account, reviewers_releaser
 
 __all__ = [

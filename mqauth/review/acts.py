@@ -26,9 +26,17 @@ from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.letters.authorities import Releaser
 from mqauth.letters.release import WAIVABLE, Hop, Release, without_release
 from mqauth.review.index import ALL, Filter, Index, Row, Selection
-from mqauth.review.judge import Judge, Originals, count_verdicts, recalled, verdict_word, why_unsound
 from mqauth.review.letter import UNKNOWN, Letter, Reading, read, redeliverable
-from mqauth.review.letterbox import BATCH, LetterBox
+from mqauth.review.letterbox import (
+    BATCH,
+    Judge,
+    LetterBox,
+    Originals,
+    count_verdicts,
+    recalled,
+    verdict_word,
+    why_unsound,
+)
 from mqauth.wire import claims as claim_set
 from mqauth.wire.message import Message
 

@@ -28,8 +28,8 @@ from mqauth.brokers.kafka.client import producer_settings, settings_of
 from mqauth.brokers.kafka.translate import Logs, carries, from_native
 from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.errors import Cause, MalformedMessage, Unavailable, require
-from mqauth.review.judge import RecordPlace
 from mqauth.review.letter import Letter, letter_headers
+from mqauth.review.letterbox import RecordPlace
 from mqauth.wire import destination, strict_json
 from mqauth.wire.message import Message
 

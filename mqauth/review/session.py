@@ -20,9 +20,8 @@ from mqauth.judging.pipeline import Pipeline
 from mqauth.letters.authorities import Releaser
 from mqauth.review.acts import DISCARD, Account, Plan, discard, redrive, rehearse
 from mqauth.review.index import ALL, Filter, Index, Selection
-from mqauth.review.judge import Judge, Originals, judge
 from mqauth.review.letter import Reading
-from mqauth.review.letterbox import LetterBox, fill, survey
+from mqauth.review.letterbox import Judge, LetterBox, Originals, fill, judge, survey
 from mqauth.wire.keys import Key
 
 R = TypeVar("R")
@@ -117,10 +116,9 @@ class Session:
         Raises:
             ConfigurationError: the session has no pipeline.
         """
-        flow = judge(
-            index, self.pipeline(), wanted, originals=self.originals, progress=progress, cancelled=cancelled
+        return self.run(
+            judge(index, self.pipeline(), wanted, originals=self.originals, progress=progress, cancelled=cancelled)
         )
-        return self.run(flow)
 
     def verdict(self, reading: Reading) -> str:
         """Return today's verdict on one letter: ``accepted``, a reason, or a cause.
