@@ -1,4 +1,4 @@
-"""``mqauth dlq``: lists, judges, redrives and discards dead letters through a review session."""
+"""``mqauth dlq``: lists, judges, redrives and discards dead letters through a review session, and prints."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from mqauth import AuditFile, ConfigurationError, Key, load
-from mqauth.audit.record import parse_time
-from mqauth.cli import dlq_output as output
+from mqauth.audit.record import iso_time, parse_time
 from mqauth.cli.app import (
     Authority,
     Broker,
@@ -47,15 +49,19 @@ from mqauth.review import (
     Account,
     Filter,
     Index,
+    Ledger,
     Plan,
     Selection,
     Session,
     reviewers_releaser,
     take_in,
+    time_text,
     waivable,
 )
 
 app: Final = group("List, judge, redrive and discard dead letters.", "mqauth dlq groups")
+_DONE: Final = {REDRIVE: "redriven", DISCARD: "discarded"}
+_IDS: Final = 20
 _WORD: Final = re.compile(r"\w*")
 Config = Annotated[Path, typer.Option("--config", help="The consumer's configuration, whose verifier judges.")]
 Id = Annotated[str | None, typer.Option("--id", help="Id of a letter, or its beginning.")]
@@ -98,7 +104,7 @@ def list_letters(
     wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     with _surveyed(place_of(broker, queue, topic, broker_settings), as_json) as (session, index):
-        output.print_letters(session, index, wanted, limit=limit, as_json=as_json)
+        _print_letters(session, index, wanted, limit=limit, as_json=as_json)
 
 
 @app.command("groups")
@@ -112,7 +118,7 @@ def groups(
     wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     with _surveyed(place_of(broker, queue, topic, broker_settings), as_json) as (session, index):
-        output.print_groups(session, index, wanted, as_json=as_json)
+        _print_groups(session, index, wanted, as_json=as_json)
 
 
 @app.command("show")
@@ -140,7 +146,7 @@ def judge(
                      destination=destination, sound=sound)  # fmt: skip
     place, guard = place_of(broker, queue, topic, broker_settings), load(config).judge
     with _surveyed(place, as_json, guard=guard) as (session, index):
-        output.print_verdicts(index, session.judge(index, wanted), as_json=as_json)
+        _print_verdicts(index, session.judge(index, wanted), as_json=as_json)
 
 
 @app.command("redrive")
@@ -230,7 +236,7 @@ def account(
     """Show rejected = open + redriven + discarded; exits with 1 where that does not add up."""
     with _surveyed(place_of(broker, queue, topic, broker_settings), as_json) as (session, index):
         ledger = session.ledger(index, files)
-    output.print_ledger(ledger, as_json=as_json)
+    _print_ledger(ledger, as_json=as_json)
     return 1 if ledger.difference else 0
 
 
@@ -281,13 +287,13 @@ def _carry_out(
         with _index_of(session, as_json) as index:
             selection, counts = session.rehearse(index, plan)
         if dry_run:
-            output.print_rehearsal(plan.act, counts, as_json=as_json)
+            _print_rehearsal(plan.act, counts, as_json=as_json)
             return 0
         if not yes:
             _ask(plan, session.box.name, counts, as_json=as_json)
         with AuditFile(audit) as session.audit:
             done = _act(session, plan, selection, quiet=as_json)
-    output.print_account(plan.act, done, as_json=as_json)
+    _print_account(plan.act, done, as_json=as_json)
     return 0 if done.done + done.gone == done.selected else 1
 
 
@@ -309,3 +315,85 @@ def _act(session: Session, plan: Plan, selection: Selection, *, quiet: bool) -> 
             return session.act(plan, selection, cancelled=cancelled, progress=advance)
     finally:
         signal.signal(signal.SIGINT, kept)
+
+
+def _print_letters(session: Session, index: Index, wanted: Filter, *, limit: int, as_json: bool) -> None:
+    rows, total = index.page(wanted, limit=limit), index.count(wanted)
+    letters = [_as_json(row, without=("number", "today"), times=("time",)) for row in rows]
+    title = f"{total} letters of {session.box.name}, as of {iso_time(index.as_of)}"
+    cells = (
+        (row.id[:12], row.reason, row.issuer, row.subject, row.destination, _minute(row.time),
+         "yes" if row.sound else "no")
+        for row in rows
+    )  # fmt: skip
+    table = _table(title, ("letter", "reason", "issuer", "subject", "destination", "time", "sound"), cells)
+    more = [f"{total - len(rows)} more: --limit {total}"] if total > len(rows) else []
+    answer(as_json, {"as_of": iso_time(index.as_of), "total": total, "letters": letters}, table, *more)
+
+
+def _print_groups(session: Session, index: Index, wanted: Filter, *, as_json: bool) -> None:
+    groups = index.groups(wanted)
+    title = f"{index.count(wanted)} letters of {session.box.name}, as of {iso_time(index.as_of)}"
+    cells = (
+        (str(one.count), one.reason, one.issuer, one.kid[:8], one.subject, one.destination,
+         f"{_minute(one.first)} {_minute(one.last)}")
+        for one in groups
+    )  # fmt: skip
+    table = _table(title, ("letters", "reason", "issuer", "kid", "subject", "destination", "from, to"), cells)
+    found = [_as_json(one, without=(), times=("first", "last")) for one in groups]
+    answer(as_json, {"as_of": iso_time(index.as_of), "groups": found}, table)
+
+
+def _print_verdicts(index: Index, counts: Counter[str], *, as_json: bool) -> None:
+    title = f"{counts['accepted']} of {counts.total()} would pass now"
+    cells = ((str(count), verdict) for verdict, count in counts.most_common())
+    table = _table(title, ("letters", "verdict now"), cells)
+    told = {"as_of": iso_time(index.as_of), "total": counts.total(), "pass": counts["accepted"]}
+    answer(as_json, told | {"verdicts": dict(counts)}, table)
+
+
+def _print_rehearsal(act: str, counts: Counter[str], *, as_json: bool) -> None:
+    refused = Counter({reason: count for reason, count in counts.items() if reason != "accepted"})
+    lines = [f"{count} would be refused: {reason}" for reason, count in refused.most_common()]
+    told = {"dry_run": act, "would": counts["accepted"], "refused": dict(refused)}
+    answer(as_json, told, f"would {act} {counts['accepted']} of {counts.total()} letters", *lines)
+
+
+def _print_account(act: str, account: Account, *, as_json: bool) -> None:
+    counts = ((account.failed, "failed"), (account.gone, "gone meanwhile"), (account.left, "left"))
+    more = "".join(f", {count} {what}" for count, what in counts if count)
+    lines = [f"{account.done} of {account.selected} {_DONE[act]}{more}"]
+    lines += [f"{count} refused: {reason}" for reason, count in account.refused.most_common()]
+    lines += [f"ended by: {account.error}"] if account.error else []
+    answer(as_json, {"act": _DONE[act], **account.as_dict()}, *lines)
+
+
+def _print_ledger(ledger: Ledger, *, as_json: bool) -> None:
+    lines = [
+        f"{ledger.rejected} rejected = {ledger.open} open + {ledger.redriven} redriven"
+        f" + {ledger.discarded} discarded + {len(ledger.missing)} missing"
+    ]
+    for name, ids in (("missing", ledger.missing), ("unknown", ledger.unknown), ("unproven", ledger.unproven)):
+        lines += [f"{name}: {letter}" for letter in ids[:_IDS]]
+        lines += [f"{name}: {len(ids) - _IDS} more (--json lists 100)"] if len(ids) > _IDS else []
+    answer(as_json, ledger.as_dict(), *lines)
+
+
+def _as_json(found: Any, *, without: Sequence[str], times: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a row or a group, with times as text."""
+    fields = {name: value for name, value in asdict(found).items() if name not in without}
+    return fields | {name: time_text(fields[name]) or None for name in times}
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=Text(title), title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column in ("letters", "letter", "reason", "kid"))
+    for row in rows:
+        # As Text: a letter may hold what Rich would take for markup.
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _minute(seconds: float | None) -> str:
+    return time_text(seconds)[:16].replace("T", " ")

@@ -33,7 +33,7 @@ _LOOK_ONLY: Final = "Your role may look, not act."
 _NOT_OURS: Final = "this is no form of this console"
 Fields = ImmutableMultiDict[str, str]
 Shown = Callable[["Pages", Request, Session], Awaitable[Response]]
-Posted = Callable[["Pages", Request, Session, Fields], Awaitable[Response]]
+Posted = Callable[["Pages", Request, Session, Fields], Awaitable[Response | None]]
 Endpoint = Callable[["Pages", Request], Awaitable[Response]]
 
 
@@ -136,7 +136,10 @@ def for_everybody(page: Shown) -> Endpoint:
 
 
 def posted(*, viewers: bool = False) -> Callable[[Posted], Endpoint]:
-    """Let a form be posted by a reviewer, or by anybody logged in, with the CSRF token of the session."""
+    """Let a form be posted by a reviewer, or by anybody logged in, with the CSRF token of the session.
+
+    A form that answers nothing leads on to the job that it began.
+    """
 
     def wrap(page: Posted) -> Endpoint:
         async def answered(self: Pages, request: Request) -> Response:
@@ -150,7 +153,7 @@ def posted(*, viewers: bool = False) -> Callable[[Posted], Endpoint]:
             if not hmac.compare_digest(session.csrf.encode(), given):
                 return self.site.error(403, "The form is not of this session. Load the page again.", session)
             try:
-                return await page(self, request, session, fields)
+                return await page(self, request, session, fields) or RedirectResponse("/job", _SEE_OTHER)
             except BusyError as error:
                 return self.site.error(409, f"{str(error).capitalize()}.", session)
             except ConfigurationError as error:
@@ -221,10 +224,9 @@ class Pages:
         )  # fmt: skip
 
     @posted(viewers=True)
-    async def refresh(self, request: Request, session: Session, fields: Fields) -> Response:
+    async def refresh(self, request: Request, session: Session, fields: Fields) -> None:
         """Read all letters again."""
         self._backend.read(session.name)
-        return RedirectResponse("/job", _SEE_OTHER)
 
     @posted()
     async def judge(self, request: Request, session: Session, fields: Fields) -> Response:
@@ -245,23 +247,20 @@ class Pages:
         return self._filtered("act.html", session, wanted, act=act, total=total, waivable=WAIVABLE)
 
     @posted()
-    async def rehearse(self, request: Request, session: Session, fields: Fields) -> Response:
+    async def rehearse(self, request: Request, session: Session, fields: Fields) -> None:
         """Freeze a selection, and find out what the act would do."""
         plan = plan_of(request.path_params["act"], fields, session.name)
         await run_in_threadpool(self._backend.rehearse, plan)
-        return RedirectResponse("/job", _SEE_OTHER)
 
     @posted()
-    async def confirm(self, request: Request, session: Session, fields: Fields) -> Response:
+    async def confirm(self, request: Request, session: Session, fields: Fields) -> None:
         """Do what was rehearsed."""
         self._backend.act(fields.get("job", ""), session.name)
-        return RedirectResponse("/job", _SEE_OTHER)
 
     @posted()
-    async def cancel(self, request: Request, session: Session, fields: Fields) -> Response:
+    async def cancel(self, request: Request, session: Session, fields: Fields) -> None:
         """Stop the running job before its next letter."""
         self._backend.cancel(fields.get("job", ""))
-        return RedirectResponse("/job", _SEE_OTHER)
 
     @for_everybody
     async def job(self, request: Request, session: Session) -> Response:
@@ -283,10 +282,9 @@ class Pages:
         return self.site.page("account.html", session, ledger=self._backend.ledger, files=self._backend.files)
 
     @posted(viewers=True)
-    async def start_account(self, request: Request, session: Session, fields: Fields) -> Response:
+    async def start_account(self, request: Request, session: Session, fields: Fields) -> None:
         """Compare the audit files with the letters."""
         self._backend.account(session.name)
-        return RedirectResponse("/job", _SEE_OTHER)
 
     def _filtered(self, name: str, session: Session, wanted: Filter, **values: Any) -> Response:
         """Return a page that shows the filter by which it was made."""
