@@ -158,10 +158,8 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except typer.TyperException as error:
         return _failed(f"{' '.join(error.format_message().split()).rstrip('.')} (try mqauth --help)", USAGE)
-    except Unavailable as error:
-        return _failed(str(error), UNDECIDED)
     except MqauthError as error:
-        return _failed(str(error), USAGE)
+        return _failed(str(error), UNDECIDED if isinstance(error, Unavailable) else USAGE)
     except BrokenPipeError:
         abandon_output()
         return 1

@@ -56,7 +56,6 @@ _ERRORS: Final = {
 }
 _NO_PAGE: Final = "There is no such page."
 _MALFORMED: Final = "The identity provider's answer is not in its form."
-_HSTS: Final = "max-age=31536000"
 
 
 def application(
@@ -197,7 +196,7 @@ class SecurityMiddleware:
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS)
                 if self._scheme == "https":
-                    headers["strict-transport-security"] = _HSTS
+                    headers["strict-transport-security"] = "max-age=31536000"
             await send(message)
 
         return guarded

@@ -27,8 +27,6 @@ PAGE: Final = 100
 MAX_FORM: Final = 16 * 1024
 TEXTS: Final = (*DIMENSIONS, "mark", "today", "id")
 _SEE_OTHER: Final = 303
-_MAX_TEXT: Final = 300
-_MAX_FIELDS: Final = 40
 _LOOK_ONLY: Final = "Your role may look, not act."
 _NOT_OURS: Final = "this is no form of this console"
 Fields = ImmutableMultiDict[str, str]
@@ -60,7 +58,7 @@ async def read_form(request: Request) -> Fields:
         raw += piece
         require(len(raw) <= MAX_FORM, "the form is too large", BadRequestError)
     try:
-        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=_MAX_FIELDS, errors="strict")
+        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=40, errors="strict")
     except ValueError as error:
         raise BadRequestError(_NOT_OURS) from error
     return Fields(pairs)
@@ -73,7 +71,7 @@ def filter_of(fields: Mapping[str, str]) -> Filter:
         BadRequestError: a text is too long.
     """
     texts: dict[str, Any] = {name: fields[name] for name in TEXTS if name in fields}
-    require(all(len(text) <= _MAX_TEXT for text in texts.values()), "a filter is too long", BadRequestError)
+    require(all(len(text) <= 300 for text in texts.values()), "a filter is too long", BadRequestError)
     return Filter(**texts)
 
 

@@ -34,9 +34,7 @@ IDLE: Final = 1800.0
 LONGEST: Final = 8 * 3600.0
 """Seconds after which every session ends."""
 STATIC: Final = Path(__file__).parent / "static"
-_FOLDER: Final = Path(__file__).parent / "pages_html"
 MAX_SESSIONS: Final = 500
-_MAX_FILE: Final = 4096
 _SHORTEST: Final = 32
 
 
@@ -93,7 +91,7 @@ def _read(path: Path) -> dict[str, str]:
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            text = file.read(_MAX_FILE).decode("ascii")
+            text = file.read(4096).decode("ascii")
     except (OSError, UnicodeError) as error:
         raise ConfigurationError(f"{path}: {getattr(error, 'strerror', None) or 'not text'}") from error
     require(stat.S_ISREG(mode) and not stat.S_IMODE(mode) & 0o077, f"{path}: a token file must have mode 0600")
@@ -203,8 +201,8 @@ class Cookie:
 
 def _environment() -> Environment:
     made = Environment(
-        loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, auto_reload=False,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=FileSystemLoader(Path(__file__).parent / "pages_html"), autoescape=True, undefined=StrictUndefined,
+        auto_reload=False, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     made.filters |= {"moment": moment, "count": _count, "plain": lambda reason: reason.replace("_", " ")}
     made.globals |= {"explain": explain, "doing": TITLES.__getitem__, "columns": COLUMNS}

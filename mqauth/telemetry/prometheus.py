@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from mqauth._version import __version__
 from mqauth.errors import require
-from mqauth.telemetry.otel import Telemetry
+from mqauth.telemetry import Telemetry
 
 
 class Endpoint:
