@@ -143,14 +143,11 @@ class Sessions:
     def find(self, id: str) -> Session | None:
         """Return a session that has not ended, and note that it was used."""
         key, now = _digest(id), self._clock.monotonic()
-        session = self._open.get(key)
-        if session is None:
-            return None
-        if now - session.used > IDLE or now - session.began > LONGEST:
-            del self._open[key]
+        session = self._open.pop(key, None)
+        if session is None or now - session.used > IDLE or now - session.began > LONGEST:
             return None
         session.used = now
-        self._open.move_to_end(key)
+        self._open[key] = session
         return session
 
     def end(self, id: str) -> None:
@@ -231,8 +228,7 @@ class Site:
 
     def session(self, request: Request) -> Session | None:
         """Return the session of whoever sent a request."""
-        id = self.cookie.read(request)
-        return None if id is None else self.sessions.find(id)
+        return self.sessions.find(self.cookie.read(request) or "")
 
     def begin(self, request: Request, response: Response, name: str, role: str) -> Response:
         """Begin a session for whoever has just logged in, and end the one before."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -24,7 +24,7 @@ from opentelemetry.trace import Link, SpanKind, Tracer
 from mqauth._version import __version__
 from mqauth.audit.misuse import Alert
 from mqauth.clock import SYSTEM_CLOCK
-from mqauth.flow import is_async
+from mqauth.flow import is_async, settled
 from mqauth.judging.pipeline import Handler, Outcome, Verdict
 from mqauth.judging.verified import Verified
 from mqauth.wire.message import Message
@@ -186,20 +186,16 @@ def traced(handler: Handler, tracer: Tracer | None = None, *, trust_parent: bool
         trust_parent: continue the trace that the message names. ``False`` starts a new trace that links to it.
     """
     found = tracer or trace.get_tracer("mqauth", __version__)
-    if is_async(handler):
 
-        async def run_async(verified: Verified) -> Any:
-            with _span(found, verified, trust_parent):
-                result: Awaitable[Any] = handler(verified)
-                return await result
-
-        return run_async
+    async def run_async(verified: Verified) -> Any:
+        with _span(found, verified, trust_parent):
+            return await settled(handler(verified))
 
     def run(verified: Verified) -> Any:
         with _span(found, verified, trust_parent):
             return handler(verified)
 
-    return run
+    return run_async if is_async(handler) else run
 
 
 def _span(tracer: Tracer, verified: Verified, trust_parent: bool) -> Any:
