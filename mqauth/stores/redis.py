@@ -26,7 +26,7 @@ import redis.exceptions
 import redis.retry
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.errors import Cause, ConfigurationError, Unavailable, require
 from mqauth.flow import Flow, arun, call, run
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.stores import redis_script
@@ -59,12 +59,11 @@ class _RedisClaims:
         if asynchronous is not self._asynchronous:
             kind, other = ("asynchronous", "Async") if asynchronous else ("synchronous", "")
             raise ConfigurationError(f"the Redis client is {kind}: use {other}RedisReplayStore")
-        if client.get_connection_kwargs().get("socket_timeout") is None:
-            raise ConfigurationError(
-                "the Redis client needs a socket_timeout: a silent server would stop the consumer"
-            )
-        if margin < 0:
-            raise ConfigurationError(f"margin is 0 seconds or more, not {margin}")
+        require(
+            client.get_connection_kwargs().get("socket_timeout") is not None,
+            "the Redis client needs a socket_timeout: a silent server would stop the consumer",
+        )
+        require(margin >= 0, f"margin is 0 seconds or more, not {margin}")
         self._client = client
         self._namespace = namespace
         self._margin = margin
@@ -218,8 +217,7 @@ class AsyncRedisReplayStore(_RedisClaims):
             ConfigurationError: the URL is not valid or turns off the verification of TLS, or ``connections`` is
                 below 1.
         """
-        if connections < 1:
-            raise ConfigurationError(f"connections is at least 1, not {connections}")
+        require(connections >= 1, f"connections is at least 1, not {connections}")
         retry = redis.asyncio.retry.Retry(_backoff(), _RETRIES)
         limits = {"max_connections": connections, "timeout": timeout}
         pool = _pool(redis.asyncio.BlockingConnectionPool, url, timeout, retry, **limits)
@@ -326,7 +324,7 @@ def _pool(kind: Any, url: str, timeout: float, retry: Any, /, **limits: float) -
     except Exception:
         raise ConfigurationError("the replay store's URL is not one of redis://, rediss:// or unix://") from None
     options = pool.connection_kwargs
-    lax = options.get("ssl_cert_reqs", "required") not in ("required", ssl.CERT_REQUIRED)
-    if lax or options.get("ssl_check_hostname") is False:
-        raise ConfigurationError("the replay store's URL turns TLS verification off")
+    strict = options.get("ssl_cert_reqs", "required") in ("required", ssl.CERT_REQUIRED)
+    named = options.get("ssl_check_hostname") is not False
+    require(strict and named, "the replay store's URL turns TLS verification off")
     return pool

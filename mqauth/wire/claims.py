@@ -11,8 +11,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple, cast
 
 from mqauth.errors import MalformedMessage, Reason, Rejection
-from mqauth.wire import destination
-from mqauth.wire import strict_json as strictjson
+from mqauth.wire import destination, strict_json
 
 PROFILE_VERSION: Final = 1
 MAX_DEPTH: Final = 8
@@ -110,7 +109,7 @@ def is_name(value: object, minimum: int = 1, maximum: int = MAX_NAME) -> bool:
 
 def build(claims: Claims) -> bytes:
     """Return the claim set as the compact JSON that is signed."""
-    return strictjson.dumps(claims.as_dict())
+    return strict_json.dumps(claims.as_dict())
 
 
 def parse(raw: bytes) -> Claims:
@@ -157,8 +156,8 @@ def load(raw: bytes, required: tuple[str, ...]) -> dict[str, Any]:
         Rejection: ``claims_malformed`` or ``claim_missing``.
     """
     try:
-        found = strictjson.loads(raw, depth=MAX_DEPTH)
-    except strictjson.StrictJSONError as error:
+        found = strict_json.loads(raw, depth=MAX_DEPTH)
+    except strict_json.StrictJSONError as error:
         raise _malformed(f"the payload is {error}") from error
     _require(type(found) is dict, "the payload is no object")
     for name in required:

@@ -21,8 +21,7 @@ from types import NoneType
 from typing import Any, Final
 
 from mqauth.errors import MalformedMessage
-from mqauth.wire import destination
-from mqauth.wire import strict_json as strictjson
+from mqauth.wire import destination, strict_json
 from mqauth.wire.encoding import MAX_DEPTH, epoch_seconds, is_carried_decimal, is_carried_integer, utf8
 from mqauth.wire.message import NO_ORIGIN, PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
 
@@ -135,7 +134,7 @@ def _foreign(value: object) -> dict[str, Any]:
 def _integer_to_form(value: int) -> dict[str, Any]:
     if not is_carried_integer(value):
         return {"str": "(integer beyond 64 bits)"}
-    return {"int": value if abs(value) <= strictjson.MAX_INTEGER else str(value)}
+    return {"int": value if abs(value) <= strict_json.MAX_INTEGER else str(value)}
 
 
 def _time_to_form(value: datetime) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from mqauth.errors import ConfigurationError, require
-from mqauth.wire import base64url
-from mqauth.wire import strict_json as strictjson
+from mqauth.wire import base64url, strict_json
 from mqauth.wire.claims import is_name
 from mqauth.wire.keys import (
     MAX_KID,
@@ -76,8 +75,8 @@ def load_key_set(document: bytes | Mapping[str, Any], *, name: str = "JWK Set") 
 def _parse(raw: bytes, name: str) -> Any:
     require(len(raw) <= MAX_DOCUMENT, f"{name}: over {MAX_DOCUMENT} bytes")
     try:
-        return strictjson.loads(raw, depth=_DEPTH)
-    except strictjson.StrictJSONError as error:
+        return strict_json.loads(raw, depth=_DEPTH)
+    except strict_json.StrictJSONError as error:
         raise ConfigurationError(f"{name}: {error}") from error
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, file_errors, require
 from mqauth.keystore.disk import files, ring
 from mqauth.keystore.disk.ring import KeyRing, RingKey
 from mqauth.wire.claims import is_name
@@ -51,8 +51,8 @@ class Keystore:
             ConfigurationError: the folder is not a keystore.
         """
         path = self.folder / KEYSET
-        if os.path.isdir(self.folder) and files.is_missing(path):
-            raise ConfigurationError(f"{self.folder}: no keystore (no {KEYSET}): run mqauth keys new")
+        empty = os.path.isdir(self.folder) and files.is_missing(path)
+        require(not empty, f"{self.folder}: no keystore (no {KEYSET}): run mqauth keys new")
         return ring.load(files.read_bounded(path, _MAX_KEYSET), name=str(path))
 
     def create(
@@ -79,7 +79,7 @@ class Keystore:
         """
         names = None if subjects is None else _subjects(subjects)
         key = Key.generate(algorithm)
-        with files.refused(self.folder):
+        with file_errors(self.folder):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with files.locked(self.folder):
             before = KeyRing() if files.is_missing(self.folder / KEYSET) else self.ring()
@@ -137,8 +137,7 @@ class Keystore:
         """
         path = self._pem(found.kid)
         key = read_pem(path, self.passphrase, found.key.algorithm)
-        if key.kid != found.kid:
-            raise ConfigurationError(f"{path}: holds another key than its name says, {key.kid}")
+        require(key.kid == found.kid, f"{path}: holds another key than its name says, {key.kid}")
         return replace(key, subjects=found.key.subjects)
 
     def stamp(self) -> files.Stamp | None:
@@ -225,6 +224,6 @@ def read_pem(path: Path, passphrase: bytes | None = None, algorithm: str | None 
 
 def _subjects(subjects: Iterable[str]) -> frozenset[str]:
     names = frozenset(subjects)
-    if not names or not all(is_name(name) for name in names):
-        raise ConfigurationError("a subject is text of 1 to 256 characters, and at least one is needed")
+    good = names and all(is_name(name) for name in names)
+    require(good, "a subject is text of 1 to 256 characters, and at least one is needed")
     return names
