@@ -133,12 +133,16 @@ class _Reading:
         total = sum(self.seen.values())
         unmet = {chain for chain, places in self.heads.items() if places}
         if unmet:
-            known = not self.met or bool(unmet & self.met.keys())
-            gone = "truncated" if known else "recomputed"
+            gone = "truncated" if not self.met or unmet & self.met.keys() else "recomputed"
             return ChainReport(intact=False, records=total, first_bad=total + 1, what=gone)
         self.leave()
-        anchored = bool(self.met) and all(self.met.values())
-        return ChainReport(intact=True, anchored=anchored, unsigned=self.unsigned, records=total, what=what)
+        return ChainReport(
+            intact=True,
+            anchored=bool(self.met) and all(self.met.values()),
+            unsigned=self.unsigned,
+            records=total,
+            what=what,
+        )
 
 
 def verify_chain(

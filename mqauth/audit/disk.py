@@ -114,9 +114,8 @@ class LineFile:
         Raises:
             OSError: one of them cannot be looked at, or the file is closed.
         """
-        own = os.fstat(self._descriptor)
         try:
-            return os.path.samestat(own, os.stat(self.path))
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self.path))
         except FileNotFoundError:
             return False
 

@@ -77,12 +77,17 @@ class HeadFile:
             OSError: the disk refused.
         """
         self._tried = self._clock.monotonic()
-        payload = strict_json.dumps(
-            {"chain": head.chain, "records": head.records, "hash": head.hash, "iat": int(self._clock.now())}
+        token = jws.compact(
+            strict_json.dumps(
+                {"chain": head.chain, "records": head.records, "hash": head.hash, "iat": int(self._clock.now())}
+            ),
+            self._key,
+            typ=HEAD_TYPE,
         )
-        token = jws.compact(payload, self._key, typ=HEAD_TYPE)
-        line = json.dumps({"head": token, "jwk": self._public}, separators=(",", ":")) + "\n"
-        append_shared(self.path, line.encode("ascii"))
+        append_shared(
+            self.path,
+            (json.dumps({"head": token, "jwk": self._public}, separators=(",", ":")) + "\n").encode("ascii"),
+        )
 
     def recent(self) -> list[Head]:
         """Return those of the file's last hundred heads that this key signed; none if the file cannot be read."""
@@ -219,8 +224,7 @@ class AuditFile:
         """Return the hash that the next record follows; a torn last line is cut off."""
         line, end, torn = last_line(self.path)
         # A crash can leave the beginning of a record, or zeros. Anything else was not written by an audit file.
-        ours = _BEGINS.startswith(torn[: len(_BEGINS)]) or not torn.strip(b"\0")
-        require(ours, f"{self.path}: no audit file")
+        require(_BEGINS.startswith(torn[: len(_BEGINS)]) or not torn.strip(b"\0"), f"{self.path}: no audit file")
         if end < self._lines.end:
             _LOG.warning("%s: a torn last line is cut off: %d bytes", self.path, self._lines.end - end)
             self._lines.cut(end)
@@ -292,8 +296,7 @@ def parts(path: Path) -> list[Path]:
 def with_parts(paths: Iterable[Path]) -> list[Path]:
     """Return audit files in the given order, the rotated parts of each before it, none twice."""
     given = list(paths)
-    found = (part for path in given for part in parts(path) if part == path or part not in given)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(part for path in given for part in parts(path) if part == path or part not in given))
 
 
 def _own(path: str | Path) -> Path:
@@ -323,6 +326,5 @@ def _hash_of(line: bytes | None, path: Path) -> str:
         found = strict_json.loads(line or b"", depth=_DEPTH)["hash"]
     except (ValueError, KeyError, TypeError):
         found = None
-    good = isinstance(found, str) and _DIGEST.fullmatch(found)
-    require(good, f"{path}: its last line is no audit record")
+    require(isinstance(found, str) and _DIGEST.fullmatch(found), f"{path}: its last line is no audit record")
     return str(found)

@@ -103,8 +103,7 @@ def harmless(text: str, limit: int = MAX_TEXT) -> str:
 
 def iso_time(seconds: float) -> str:
     """Return UTC seconds as an RFC 3339 time with milliseconds."""
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def sha256(raw: bytes) -> str:

@@ -37,8 +37,11 @@ class LoggingSink:
 
     def write(self, record: AuditRecord, /) -> None:
         """Log one record."""
-        level = logging.INFO if record.verdict == "accepted" else logging.WARNING
-        self._logger.log(level, "%s", strict_json.dumps(record.as_dict()).decode("utf-8"))
+        self._logger.log(
+            logging.INFO if record.verdict == "accepted" else logging.WARNING,
+            "%s",
+            strict_json.dumps(record.as_dict()).decode("utf-8"),
+        )
 
 
 class CallableSink:
@@ -71,8 +74,10 @@ class FanOut:
 
     def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
         """Write one record to the durable sink, then to the others."""
-        written = self._durable.write(record)
-        return _then(written, lambda: _write_each([(sink, record) for sink in self._others], self._failed))
+        return _then(
+            self._durable.write(record),
+            lambda: _write_each([(sink, record) for sink in self._others], self._failed),
+        )
 
     def close(self) -> None:
         """Close the sinks that can be closed."""
@@ -159,8 +164,10 @@ class MisuseWatch:
 
     def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
         """Write one record, then the alerts it completes; only a failure to write the record is raised."""
-        written = self.sink.write(record)
-        return _then(written, lambda: _write_each([(self.sink, one) for one in self._alerts(record)], _alert_lost))
+        return _then(
+            self.sink.write(record),
+            lambda: _write_each([(self.sink, one) for one in self._alerts(record)], _alert_lost),
+        )
 
     def close(self) -> None:
         """Close the sink, if it can be closed; an audit file signs its head then."""

@@ -68,12 +68,18 @@ class ReleaseAuthorities:
     def __init__(
         self, authorities: Mapping[str, Authority], *, max_lifetime: int = MAX_LIFETIME, leeway: int = 5
     ) -> None:
-        table = isinstance(authorities, Mapping) and authorities
-        require(table, "release authorities are a table of issuer to Authority, not empty")
-        names = all(claims.is_name(name) for name in authorities)
-        require(names, f"an issuer is text of 1 to {claims.MAX_NAME} characters")
-        bounded = 1 <= max_lifetime <= MAX_LIFETIME and 0 <= leeway <= 60
-        require(bounded, f"max_lifetime is 1 to {MAX_LIFETIME} seconds, leeway 0 to 60")
+        require(
+            isinstance(authorities, Mapping) and authorities,
+            "release authorities are a table of issuer to Authority, not empty",
+        )
+        require(
+            all(claims.is_name(name) for name in authorities),
+            f"an issuer is text of 1 to {claims.MAX_NAME} characters",
+        )
+        require(
+            1 <= max_lifetime <= MAX_LIFETIME and 0 <= leeway <= 60,
+            f"max_lifetime is 1 to {MAX_LIFETIME} seconds, leeway 0 to 60",
+        )
         self.authorities = dict(authorities)
         self._max_lifetime = max_lifetime
         self._leeway = leeway
@@ -131,10 +137,11 @@ class ReleaseAuthorities:
         # Always by the time of receipt, also where the consumer judges tokens by the time of append: the release
         # was made for this very delivery.
         expect(release.iat <= received + self._leeway, "the release is issued in the future")
-        live = release.exp + self._leeway > received and release.exp > release.iat
-        expect(live, "the release has expired")
-        short = release.exp - release.iat <= self._max_lifetime
-        expect(short, f"the release lives longer than {self._max_lifetime} s")
+        expect(release.exp + self._leeway > received and release.exp > release.iat, "the release has expired")
+        expect(
+            release.exp - release.iat <= self._max_lifetime,
+            f"the release lives longer than {self._max_lifetime} s",
+        )
 
 
 class Releaser:
@@ -161,10 +168,14 @@ class Releaser:
         clock: Clock = SYSTEM_CLOCK,
         randomness: Randomness = SYSTEM_RANDOMNESS,
     ) -> None:
-        named = claims.is_name(issuer) and claims.is_name(reviewer)
-        require(named, f"issuer and reviewer are text of 1 to {claims.MAX_NAME} characters")
-        bounded = type(lifetime) is int and 1 <= lifetime <= MAX_LIFETIME
-        require(bounded, f"lifetime is 1 to {MAX_LIFETIME} whole seconds")
+        require(
+            claims.is_name(issuer) and claims.is_name(reviewer),
+            f"issuer and reviewer are text of 1 to {claims.MAX_NAME} characters",
+        )
+        require(
+            type(lifetime) is int and 1 <= lifetime <= MAX_LIFETIME,
+            f"lifetime is 1 to {MAX_LIFETIME} whole seconds",
+        )
         subjects = key.subjects if isinstance(key, Key) else None
         require(subjects is None or reviewer in subjects, "the key does not speak for this reviewer")
         self._key: SigningKey = jws.LocalSigningKey(key) if isinstance(key, Key) else key
@@ -199,8 +210,10 @@ class Releaser:
             ConfigurationError: scope, reason or ``waive`` is not in its form.
             MalformedMessage: the message has no token that can be parsed, or it cannot be bound.
         """
-        named = claims.is_name(reason) and claims.is_name(scope)
-        require(named, f"reason and scope are one line of 1 to {claims.MAX_NAME} characters")
+        require(
+            claims.is_name(reason) and claims.is_name(scope),
+            f"reason and scope are one line of 1 to {claims.MAX_NAME} characters",
+        )
         waived = frozenset(waive)
         require(waived <= set(WAIVABLE), f"a release may waive {', '.join(WAIVABLE)}")
         bare, now = without_release(message), int(self._clock.now())
@@ -212,8 +225,9 @@ class Releaser:
         )  # fmt: skip
         signed = jws.compact(strict_json.dumps(release.as_dict()), self._key, typ=RELEASE_TYPE)
         if len(signed) > jws.MAX_TOKEN and past is not None and past.hops:
-            counted = Past(count=past.count)
-            return self.release(message, letter=letter, scope=scope, reason=reason, waive=waived, past=counted)
+            return self.release(
+                message, letter=letter, scope=scope, reason=reason, waive=waived, past=Past(count=past.count)
+            )
         if len(signed) > jws.MAX_TOKEN:
             raise MalformedMessage(f"the release is over {jws.MAX_TOKEN} bytes")
         value: HeaderValue = signed.encode("ascii") if is_kafka(message.destination) else signed
@@ -236,10 +250,11 @@ def _signed(found: OpenedRelease, keys: KeySet, received: float) -> Release:
 def _check_key(key: Key, release: Release, received: float) -> None:
     revocation, expires, subjects = key.revocation, key.expires, key.subjects
     expect(revocation is None or revocation.revoked_at > received, "the authority's key is revoked")
-    retired = expires is not None and release.iat >= expires
-    expect(not retired, "the authority's key had retired before the release was made")
-    speaks = subjects is None or release.sub in subjects
-    expect(speaks, "the authority's key does not speak for this reviewer")
+    expect(
+        not (expires is not None and release.iat >= expires),
+        "the authority's key had retired before the release was made",
+    )
+    expect(subjects is None or release.sub in subjects, "the authority's key does not speak for this reviewer")
 
 
 def _check_bindings(message: Message, release: Release) -> None:

@@ -18,8 +18,7 @@ from mqauth.audit.record import MAX_SOURCE, harmless, iso_time
 from mqauth.errors import Cause, MalformedMessage, Rejection, Unavailable, require
 from mqauth.letters.release import NO_PAST, Release
 from mqauth.wire import base64url, strict_json
-from mqauth.wire.encoding import add_named
-from mqauth.wire.envelope import is_broker_written
+from mqauth.wire.envelope import add_named, is_broker_written
 from mqauth.wire.json_form import to_form, value_to_form, writable
 from mqauth.wire.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue, Message
 
@@ -139,9 +138,13 @@ class DeadLetter:
 
     def _bare(self, body: bytes, form: str) -> Message:
         """Return a letter whose only headers are mqauth's own."""
-        headers = (*self._lineage({}), (f"{PREFIX}form", form))
         return replace(
-            self.message, body=body, properties=NO_PROPERTIES, headers=headers, native=None, malformed=None
+            self.message,
+            body=body,
+            properties=NO_PROPERTIES,
+            headers=(*self._lineage({}), (f"{PREFIX}form", form)),
+            native=None,
+            malformed=None,
         )
 
     def _lineage(self, metadata: Mapping[str, Any]) -> tuple[HeaderPair, ...]:

@@ -187,8 +187,13 @@ def parse_past(value: Any) -> Past:
     """
     found = _members(value, "count", "hops")
     count, hops = found["count"], found["hops"]
-    counted = type(count) is int and type(hops) is list and max(1, len(hops)) <= count <= MAX_COUNT
-    expect(counted and len(hops) <= MAX_HOPS, "past has no count and hops that fit together")
+    expect(
+        type(count) is int
+        and type(hops) is list
+        and max(1, len(hops)) <= count <= MAX_COUNT
+        and len(hops) <= MAX_HOPS,
+        "past has no count and hops that fit together",
+    )
     return Past(count=count, hops=tuple(_hop(hop) for hop in hops))
 
 
@@ -237,8 +242,9 @@ def _hop(value: Any) -> Hop:
     reason, time = found["reason"], found["time"]
     expect(type(time) is int and 0 <= time <= _MAX_TIME, "a hop has no time in whole seconds")
     expect(reason is None or (type(reason) is str and reason in set(Reason)), "a hop has an unknown reason")
-    letter = _matching(found, "letter", _LETTER)
-    return Hop(letter=letter, reason=None if reason is None else Reason(reason), time=time)
+    return Hop(
+        letter=_matching(found, "letter", _LETTER), reason=None if reason is None else Reason(reason), time=time
+    )
 
 
 def _members(value: Any, *names: str) -> dict[str, Any]:

@@ -158,9 +158,12 @@ class RedisReplayStore(_RedisClaims):
         Raises:
             ConfigurationError: the URL is not valid, or turns off the verification of TLS.
         """
-        retry = redis.retry.Retry(_backoff(), _RETRIES)
-        pool = _pool(redis.ConnectionPool, url, timeout, retry)
-        return cls(redis.Redis.from_pool(pool), **settings)
+        return cls(
+            redis.Redis.from_pool(
+                _pool(redis.ConnectionPool, url, timeout, redis.retry.Retry(_backoff(), _RETRIES))
+            ),
+            **settings,
+        )
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus:
         """Take the lease where the rules allow it, in one round trip.
@@ -305,8 +308,11 @@ def _log_risks(info: dict[str, Any], forbidden: str | None) -> None:
 
 def _unavailable(error: Exception) -> Unavailable:
     """Return the deferral for a failure of the client or the server."""
-    full = isinstance(error, redis.exceptions.OutOfMemoryError)
-    cause = Cause.REPLAY_STORE_FULL if full else Cause.REPLAY_STORE_UNAVAILABLE
+    cause = (
+        Cause.REPLAY_STORE_FULL
+        if isinstance(error, redis.exceptions.OutOfMemoryError)
+        else Cause.REPLAY_STORE_UNAVAILABLE
+    )
     # The type alone: the text of a client's error may name hosts and users.
     return Unavailable(cause, type(error).__name__)
 
@@ -325,6 +331,8 @@ def _pool(kind: Any, url: str, timeout: float, retry: Any, /, **limits: float) -
         raise ConfigurationError("the replay store's URL is not one of redis://, rediss:// or unix://") from None
     options = pool.connection_kwargs
     strict = options.get("ssl_cert_reqs", "required") in ("required", ssl.CERT_REQUIRED)
-    named = options.get("ssl_check_hostname") is not False
-    require(strict and named, "the replay store's URL turns TLS verification off")
+    require(
+        strict and options.get("ssl_check_hostname") is not False,
+        "the replay store's URL turns TLS verification off",
+    )
     return pool

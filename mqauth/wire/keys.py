@@ -265,8 +265,9 @@ def natural_algorithm(public: PublicKey) -> str:
 
 def thumbprint(public: PublicKey) -> str:
     """Return the RFC 7638 SHA-256 thumbprint, base64url."""
-    required = json.dumps(public_members(public), separators=(",", ":"), sort_keys=True)
-    return base64url.digest(required.encode("ascii"))
+    return base64url.digest(
+        json.dumps(public_members(public), separators=(",", ":"), sort_keys=True).encode("ascii")
+    )
 
 
 def public_members(public: PublicKey) -> dict[str, str]:

@@ -78,8 +78,10 @@ def read_bounded(path: Path, limit: int, *, private: bool = False, own: bool = F
             status = os.fstat(descriptor)
             mode, user = stat.S_IMODE(status.st_mode), status.st_uid
             require(stat.S_ISREG(status.st_mode), f"{path}: not a regular file")
-            closed = not private or not mode & _OTHERS
-            require(closed, f"{path}: private, but open to others (mode {mode:04o}); chmod 600 it")
+            require(
+                not private or not mode & _OTHERS,
+                f"{path}: private, but open to others (mode {mode:04o}); chmod 600 it",
+            )
             require(not own or user == os.geteuid(), f"{path}: belongs to user {user}, not to {os.geteuid()}")
             raw = file.read(limit + 1)
     require(len(raw) <= limit, f"{path}: over {limit} bytes")

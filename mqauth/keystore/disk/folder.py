@@ -51,8 +51,10 @@ class Keystore:
             ConfigurationError: the folder is not a keystore.
         """
         path = self.folder / KEYSET
-        empty = os.path.isdir(self.folder) and files.is_missing(path)
-        require(not empty, f"{self.folder}: no keystore (no {KEYSET}): run mqauth keys new")
+        require(
+            not (os.path.isdir(self.folder) and files.is_missing(path)),
+            f"{self.folder}: no keystore (no {KEYSET}): run mqauth keys new",
+        )
         return ring.load(files.read_bounded(path, _MAX_KEYSET), name=str(path))
 
     def create(
@@ -218,12 +220,18 @@ def read_pem(path: Path, passphrase: bytes | None = None, algorithm: str | None 
         ConfigurationError: the file is missing, is open to others, holds no such key, or needs another
             passphrase.
     """
-    raw = files.read_bounded(path, _MAX_PEM, private=True)
-    return Key.from_pem(raw, passphrase=passphrase, algorithm=algorithm, name=str(path))
+    return Key.from_pem(
+        files.read_bounded(path, _MAX_PEM, private=True),
+        passphrase=passphrase,
+        algorithm=algorithm,
+        name=str(path),
+    )
 
 
 def _subjects(subjects: Iterable[str]) -> frozenset[str]:
     names = frozenset(subjects)
-    good = names and all(is_name(name) for name in names)
-    require(good, "a subject is text of 1 to 256 characters, and at least one is needed")
+    require(
+        names and all(is_name(name) for name in names),
+        "a subject is text of 1 to 256 characters, and at least one is needed",
+    )
     return names

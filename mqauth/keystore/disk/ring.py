@@ -182,8 +182,10 @@ def revoke(ring: KeyRing, kid: str, now: int, *, reason: str, since: int = 0) ->
         ConfigurationError: there is no such key.
     """
     key = ring.get(kid)
-    revocation = Revocation(revoked_at=since, reason=reason)
-    ended = _with(ring, replace(key, state=State.REVOKED, revoked=now, revocation=revocation))
+    ended = _with(
+        ring,
+        replace(key, state=State.REVOKED, revoked=now, revocation=Revocation(revoked_at=since, reason=reason)),
+    )
     return _promote(ended, now) if key.state is State.ACTIVE else ended
 
 
@@ -240,8 +242,10 @@ def load(raw: bytes, *, name: str) -> KeyRing:
     """
     try:
         found = strict_json.loads(raw, depth=_DEPTH)
-        known = isinstance(found, dict) and found.keys() == _RING and found["version"] == VERSION
-        require(known, f"not a keyset of version {VERSION}")
+        require(
+            isinstance(found, dict) and found.keys() == _RING and found["version"] == VERSION,
+            f"not a keyset of version {VERSION}",
+        )
         require(isinstance(found["keys"], list), "keys is not a list")
         keys = tuple(_key(members) for members in found["keys"])
         delays = {member: _seconds(found, member) for member in ("publish_delay", "retain")}
@@ -251,8 +255,10 @@ def load(raw: bytes, *, name: str) -> KeyRing:
 
 
 def _key(members: Any) -> RingKey:
-    whole = isinstance(members, dict) and members.keys() == _KEY and isinstance(members["public"], dict)
-    require(whole, f"a key must have exactly the members {', '.join(sorted(_KEY))}")
+    require(
+        isinstance(members, dict) and members.keys() == _KEY and isinstance(members["public"], dict),
+        f"a key must have exactly the members {', '.join(sorted(_KEY))}",
+    )
     public = {**members["public"], "kid": members["kid"], "alg": members["algorithm"]}
     if members["subjects"] is not None:
         public["mqauth_sub"] = members["subjects"]
@@ -270,8 +276,10 @@ def _key(members: Any) -> RingKey:
 def _state(members: Mapping[str, Any]) -> State:
     require(members["state"] in tuple(State), f"a state is {', '.join(State)}")
     state = State(members["state"])
-    dated = state not in _REACHED or members[_REACHED[state]] is not None
-    require(dated, f"a key is {state.value} and does not say since when")
+    require(
+        state not in _REACHED or members[_REACHED[state]] is not None,
+        f"a key is {state.value} and does not say since when",
+    )
     return state
 
 
@@ -279,8 +287,10 @@ def _revocation(found: Any, state: State) -> Revocation | None:
     require((found is not None) == (state is State.REVOKED), "a revoked key, and no other, has a revocation")
     if found is None:
         return None
-    whole = isinstance(found, dict) and found.keys() == {"revoked_at", "reason"}
-    require(whole, "a revocation has revoked_at and reason")
+    require(
+        isinstance(found, dict) and found.keys() == {"revoked_at", "reason"},
+        "a revocation has revoked_at and reason",
+    )
     require(is_name(found["reason"], 0), "a reason is one line of at most 256 characters")
     return Revocation(revoked_at=_seconds(found, "revoked_at"), reason=found["reason"])
 

@@ -59,8 +59,10 @@ class ActiveKey:
         self, folder: str | Path, *, passphrase: bytes | None = None, look_every: float = LOOK_EVERY,
         max_stale: float = MAX_STALE, clock: Clock = SYSTEM_CLOCK,
     ) -> None:  # fmt: skip
-        good = 0 < look_every <= MAX_LOOK and look_every <= max_stale <= LONGEST_STALE
-        require(good, "look_every is above 0 and at most 60 s, max_stale from it to a day")
+        require(
+            0 < look_every <= MAX_LOOK and look_every <= max_stale <= LONGEST_STALE,
+            "look_every is above 0 and at most 60 s, max_stale from it to a day",
+        )
         self._keystore = Keystore(folder=Path(folder), passphrase=passphrase, clock=clock)
         self._every = look_every
         self._max_stale = max_stale

@@ -86,8 +86,10 @@ class Endpoint:
             host, port = parts.hostname or "", parts.port
         except ValueError as error:
             raise ConfigurationError("a JWKS URL is malformed") from error
-        plain = host and "@" not in parts.netloc and not parts.fragment
-        require(plain, "a JWKS URL has a host, and neither user, password nor fragment")
+        require(
+            host and "@" not in parts.netloc and not parts.fragment,
+            "a JWKS URL has a host, and neither user, password nor fragment",
+        )
         tls = parts.scheme == "https"
         require(
             tls or (parts.scheme == "http" and unsafe_http_loopback and is_loopback(host)),

@@ -129,8 +129,10 @@ def _checked(response: http.client.HTTPResponse, etag: str | None) -> Response:
     """Return a 200 with a JSON object, or a 304 that was asked for."""
     document, headers = None, response.headers
     # A redirect could lead the request to a host that nobody configured.
-    redirected = 300 <= response.status < 400 and response.status != 304
-    expect(not redirected, f"a redirect ({response.status}), which is never followed")
+    expect(
+        not (300 <= response.status < 400 and response.status != 304),
+        f"a redirect ({response.status}), which is never followed",
+    )
     if response.status == 200:
         document, etag = _document(response), None
     expect(document is not None or (response.status == 304 and etag is not None), f"status {response.status}")
@@ -256,10 +258,17 @@ class DiscoveredFetch(URLFetch):
         self, issuer: str, *, unsafe_http_loopback: bool, timeout: float, context: ssl.SSLContext | None,
         clock: Clock, dial: Dial | None = None,
     ) -> None:  # fmt: skip
-        good = isinstance(issuer, str) and "?" not in issuer
-        require(good, "an issuer to be discovered is an https URL without query")
-        endpoint = Endpoint.parse(issuer.removesuffix("/") + WELL_KNOWN, unsafe_http_loopback=unsafe_http_loopback)
-        super().__init__(endpoint, timeout=timeout, context=context, clock=clock, dial=dial)
+        require(
+            isinstance(issuer, str) and "?" not in issuer,
+            "an issuer to be discovered is an https URL without query",
+        )
+        super().__init__(
+            Endpoint.parse(issuer.removesuffix("/") + WELL_KNOWN, unsafe_http_loopback=unsafe_http_loopback),
+            timeout=timeout,
+            context=context,
+            clock=clock,
+            dial=dial,
+        )
         self._issuer = issuer
         self._loopback = unsafe_http_loopback
         self._found: Endpoint | None = None
@@ -284,9 +293,10 @@ class DiscoveredFetch(URLFetch):
         if self._found is None or now - self._found_at >= _REDISCOVER:
             configuration = self._get(self._endpoint, deadline, None).document or {}
             expect(configuration.get("issuer") == self._issuer, "the OpenID configuration is another issuer's")
-            url = configuration.get("jwks_uri", "")
             try:
-                self._found = Endpoint.parse(url, unsafe_http_loopback=self._loopback)
+                self._found = Endpoint.parse(
+                    configuration.get("jwks_uri", ""), unsafe_http_loopback=self._loopback
+                )
             except ConfigurationError as error:
                 raise FetchFailed("the jwks_uri of the OpenID configuration is no https URL") from error
             self._found_at = now

@@ -257,8 +257,9 @@ class JWKS:
         # Nobody else changes the state while an attempt is in flight, so it needs no lock until the change.
         jitter, before = self._randomness(1)[0] / 256, self._cache
         if isinstance(result, str):
-            now = self._clock.monotonic()
-            after, events = rules.failed(before, result, asked=asked, now=now, limits=self._limits, jitter=jitter)
+            after, events = rules.failed(
+                before, result, asked=asked, now=self._clock.monotonic(), limits=self._limits, jitter=jitter
+            )
         else:
             after, events = rules.answered(before, result, asked=asked, limits=self._limits, jitter=jitter)
         changed = after.keys is not before.keys
@@ -339,7 +340,16 @@ def discover(
     Raises:
         ConfigurationError: the issuer is not an https URL, or a bound is not allowed.
     """
-    fetch = DiscoveredFetch(
-        issuer, unsafe_http_loopback=unsafe_http_loopback, timeout=timeout, context=tls_context(ca), clock=clock
+    return JWKS(
+        issuer,
+        fetch=DiscoveredFetch(
+            issuer,
+            unsafe_http_loopback=unsafe_http_loopback,
+            timeout=timeout,
+            context=tls_context(ca),
+            clock=clock,
+        ),
+        unsafe_http_loopback=unsafe_http_loopback,
+        clock=clock,
+        **settings,
     )
-    return JWKS(issuer, fetch=fetch, unsafe_http_loopback=unsafe_http_loopback, clock=clock, **settings)

@@ -60,8 +60,10 @@ def publish(rings: Sequence[KeyRing]) -> Publication:
     document = dump_key_set(keys) | {"mqauth_publish_delay": publish_delay(rings)}
     # Read it back as a consumer does: above all, that finds a private member, wherever it comes from.
     read = load_key_set(document)
-    same = not read.skipped and read.version == keys.version
-    require(same, f"not fit to be published: {(*read.skipped, 'it reads as another set')[0]}")
+    require(
+        not read.skipped and read.version == keys.version,
+        f"not fit to be published: {(*read.skipped, 'it reads as another set')[0]}",
+    )
     body = strict_json.dumps(document)
     require(len(body) <= MAX_DOCUMENT, f"not fit to be published: over {MAX_DOCUMENT} bytes")
     active = sum(ring.active is not None for ring in rings)
@@ -79,8 +81,7 @@ def max_age(rings: Sequence[KeyRing], now: float) -> int:
     """Return the seconds for which a copy that is taken now is fresh."""
     # Until the next known change. And never beyond the publish delay: a key that is published in a moment must be
     # known everywhere before it signs.
-    ahead = [moment - now for moment in _changes(rings) if moment > now]
-    return int(min([*ahead, publish_delay(rings), MAX_AGE]))
+    return int(min(publish_delay(rings), MAX_AGE, *(moment - now for moment in _changes(rings) if moment > now)))
 
 
 def _changes(rings: Iterable[KeyRing]) -> Iterator[int]:

@@ -179,8 +179,9 @@ def answered(cache: Cache, answer: Answer, *, asked: float, limits: Limits, jitt
     merged = _merged(cache, answer)
     if merged is None:
         held = replace(cache, seen_empty=True)
-        why = "the first set holds no usable key"
-        return failed(held, why, asked=asked, now=asked, limits=limits, jitter=jitter)
+        return failed(
+            held, "the first set holds no usable key", asked=asked, now=asked, limits=limits, jitter=jitter
+        )
     fresh = limits.freshness(answer.max_age, answer.age)
     settled = not merged.suspects
     # Ahead of time, so that the set does not become stale; at once, where something is to be confirmed.
@@ -297,8 +298,7 @@ def rule(cache: Cache, kid: str, *, received: float, now: float, limits: Limits,
 
 def asked_in_vain(cache: Cache, kid: str, received: float) -> bool:
     """Tell whether the issuer has answered since the message came, and without its kid."""
-    answered_since = min(cache.asked, cache.origin) >= received
-    return answered_since and cache.keys is not None and cache.keys.get(kid) is None
+    return min(cache.asked, cache.origin) >= received and cache.keys is not None and cache.keys.get(kid) is None
 
 
 def publish_delay_of(document: Mapping[str, object]) -> float | None:
@@ -330,15 +330,16 @@ def merge(current: KeySet, answer: KeySet, suspects: Suspects, *, outdated: bool
         suspects: the contradictions that the last answer left to be confirmed.
         outdated: whether the answer is dated before the one in use.
     """
-    lost = sum(answer.get(key.kid) is None for key in current)
-    guarded = outdated or 2 * lost > len(current.keys)
+    guarded = outdated or 2 * sum(answer.get(key.kid) is None for key in current) > len(current.keys)
     held: dict[str, str] = {}
     for old in current:
         doubt = _doubt(old, answer.get(old.kid), guarded=guarded, outdated=outdated)
         if doubt is not None and suspects.get(old.kid) != doubt:
             held[old.kid] = doubt
-    fresh = [key for key in answer if key.kid not in held]
-    keys = KeySet([*fresh, *(key for key in current if key.kid in held)], answer.skipped)
+    keys = KeySet(
+        [*(key for key in answer if key.kid not in held), *(key for key in current if key.kid in held)],
+        answer.skipped,
+    )
     events = (*_alarms(held), *_differences(current, keys))
     # The very same object tells everybody that nothing has changed.
     if keys.version == current.version and keys.skipped == current.skipped:

@@ -122,8 +122,7 @@ class SigningServer:
         try:
             with suppress(OSError):
                 while not self._stopping.is_set():
-                    request = client.receive(self._timeout, idle=self._idle)
-                    client.send(self._answer(request), self._timeout)
+                    client.send(self._answer(client.receive(self._timeout, idle=self._idle)), self._timeout)
         finally:
             self._open.discard(client)
             client.close()
