@@ -234,7 +234,7 @@ async def test_replay_store_down_and_back(row: Scene, own_redis: Redis, report: 
 
 
 async def test_confirm_fails_after_the_handler(row: Scene, own_redis: Redis, report: Report) -> None:
-    """The store going down between handler and confirm makes the message wait, unacked; no handler is run again."""
+    """The store going down between handler and confirm makes the message wait, unacked; no handler runs again."""
     await row.send(20)
 
     async def last_straw(verified: Verified) -> None:
