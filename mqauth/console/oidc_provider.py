@@ -82,9 +82,8 @@ class Attempts:
         except (InvalidToken, ValueError):
             return None
         attempt = Attempt(**json.loads(raw))
-        if not hmac.compare_digest(attempt.state.encode(), state.encode("utf-8", "replace")):
-            return None
-        return attempt if self._first_use(attempt.state) else None
+        same = hmac.compare_digest(attempt.state.encode(), state.encode("utf-8", "replace"))
+        return attempt if same and self._first_use(attempt.state) else None
 
     def _first_use(self, state: str) -> bool:
         """Note that a login has come back, and tell whether it is the first time."""
