@@ -24,7 +24,7 @@ from mqauth.console.backend import Backend
 from mqauth.console.display import visible
 from mqauth.console.oidc import IDTokenError, NoNameError, Person, person
 from mqauth.console.oidc_provider import LIFETIME, Attempts, Provider
-from mqauth.console.pages import BadRequestError, Pages, read_form
+from mqauth.console.pages import SEE_OTHER, BadRequestError, Pages, read_form
 from mqauth.console.site import REVIEWER, STATIC, Cookie, Sessions, Site, Tokens
 from mqauth.errors import MqauthError, require
 
@@ -47,7 +47,6 @@ START: Final = "/login/oidc"
 CALLBACK: Final = "/login/callback"
 MAX_AT_ONCE: Final = 8
 """Logins that wait for the provider at once. A slow provider must not take every thread of the console."""
-_SEE_OTHER: Final = 303
 _LOG: Final = logging.getLogger("mqauth.console")
 _ERRORS: Final = {
     "access_denied": "The login was cancelled, or the identity provider denied it.",
@@ -242,7 +241,7 @@ class Login:
     async def show(self, request: Request) -> Response:
         """Show the ways to log in."""
         if self._site.session(request) is not None:
-            return RedirectResponse("/", _SEE_OTHER)
+            return RedirectResponse("/", SEE_OTHER)
         return self._page()
 
     async def with_token(self, request: Request) -> Response:
@@ -253,7 +252,7 @@ class Login:
         if role is None:
             return self._page(403, "This token is not one of this console.")
         name = self._reviewer if role == REVIEWER else role
-        return self._site.begin(request, RedirectResponse("/", _SEE_OTHER), name, role)
+        return self._site.begin(request, RedirectResponse("/", SEE_OTHER), name, role)
 
     async def start(self, request: Request) -> Response:
         """Send the browser to the provider."""
@@ -261,13 +260,13 @@ class Login:
             return self._page(404, _NO_PAGE)
         # The cookie is of one host, so the login begins on the one that the provider sends people back to.
         if request.headers["host"].lower() != self._origin.partition("://")[2]:
-            return RedirectResponse(self._origin + START, _SEE_OTHER)
+            return RedirectResponse(self._origin + START, SEE_OTHER)
         attempt, sealed = self._attempts.begin()
         try:
             where = await self._ask(self._provider.authorization_url, attempt, self._origin + CALLBACK)
         except _LoginError as error:
             return self._page(error.status, str(error))
-        response = RedirectResponse(where, _SEE_OTHER)
+        response = RedirectResponse(where, SEE_OTHER)
         self._cookie.put(response, sealed)
         return response
 
