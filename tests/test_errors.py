@@ -89,7 +89,7 @@ def test_handler_signals_have_a_default_text() -> None:
 def test_require_returns_what_it_checked() -> None:
     """What holds is returned; what does not is the error that was named, by default one of configuration."""
     assert require("kept", "missing") == "kept"
-    with pytest.raises(ConfigurationError, match="^missing$"):
+    with pytest.raises(ConfigurationError, match=r"^missing$"):
         require(None, "missing")
-    with pytest.raises(MalformedMessage, match="^wrong$"):
-        require(1 > 2, "wrong", MalformedMessage)
+    with pytest.raises(MalformedMessage, match=r"^wrong$"):
+        require(False, "wrong", MalformedMessage)
