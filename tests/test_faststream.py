@@ -17,6 +17,7 @@ from faststream.specification import AsyncAPI
 from pamqp import commands
 from pamqp.header import ContentHeader
 
+from integration.documentation import blocks
 from mqauth import AuditFile, ConfigurationError, MemoryReplayStore, Message, Pipeline, Reason, Verified
 from mqauth.brokers.rabbitmq.translate import headers_out
 from mqauth.errors import Cause, RetryLater, Unavailable
@@ -609,3 +610,12 @@ def test_page_says_what_is_signed(audit: AuditFile) -> None:
         channels: Any = AsyncAPI(service.broker).to_specification().channels
         texts = sorted(channel.description for channel in channels.values())
         assert texts == sorted([faststream.SIGNED, f"Take an order.\n\n{faststream.SIGNED}"])
+
+
+def test_page_counts_the_lines() -> None:
+    """A converted application has as many lines more as the page says, and all of its old ones."""
+    texts = {block.name: block.text for block in blocks("docs/faststream.md") if "invoices" in block.text}
+    before, after = ([line for line in text.splitlines() if line] for text in texts.values())
+    named = "# faststream_converted.py"
+    assert [line for line in before if line not in after] == []
+    assert len([line for line in after if line not in (*before, named)]) == 7
