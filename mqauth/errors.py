@@ -7,7 +7,10 @@ error ever holds a token, a body or a key.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -176,6 +179,20 @@ def require(condition: object, refusal: str) -> None:
     """
     if not condition:
         raise ConfigurationError(refusal)
+
+
+def words_of(error: OSError) -> str:
+    """Return the system's words for an error, or Python's, or the name of its type."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+@contextmanager
+def file_errors(path: str | Path) -> Iterator[None]:
+    """Turn an ``OSError`` that is raised within the block into a ``ConfigurationError`` that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {words_of(error)}") from error
 
 
 class KeyChanged(MqauthError):

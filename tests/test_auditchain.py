@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mqauth.audit.chain import ChainReport, Head, verify_chain
+from mqauth.audit.chain import GENESIS, ChainReport, Head, chain_hash, verify_chain
 from mqauth.audit.file import HeadFile, read_heads
-from mqauth.audit.record import GENESIS, AuditRecord, chain_hash
+from mqauth.audit.record import AuditRecord
 from mqauth.errors import ConfigurationError
 from mqauth.wire.keys import Key, KeySet
 

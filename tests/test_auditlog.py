@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.audit.log import Selection, count, parse_time, read_records
-from mqauth.audit.record import claims_of, is_verified
+from mqauth.audit.record import Selection, claims_of, count, is_verified, parse_time, read_records
 from mqauth.errors import ConfigurationError
 from mqauth.wire import strict_json as strictjson
 

@@ -47,9 +47,9 @@ from mqauth.console.oidc_token import (
 )
 from mqauth.errors import ConfigurationError
 from mqauth.keystore.remote.connection import FetchFailed
-from mqauth.keystore.remote.http import MAX_BODY
 from mqauth.review import ALL, MemoryLetterBox, Session
 from mqauth.testing import FakeClock
+from mqauth.wire.jwk import MAX_DOCUMENT
 from mqauth.wire.message import Message
 
 DEAD = "rabbitmq:/orders.dead"
@@ -779,7 +779,7 @@ def send(status: int = 200, body: bytes = b"{}", **headers: str) -> Callable[[Ba
 
 
 HOSTILE = {
-    "huge": send(body=b'{"a": "' + b"x" * (MAX_BODY + 1) + b'"}'),
+    "huge": send(body=b'{"a": "' + b"x" * (MAX_DOCUMENT + 1) + b'"}'),
     "huge_by_its_length": send(Content_Length=str(10**9)),
     "redirect": send(302, Location="http://127.0.0.1:1/token"),
     "redirect_kept_method": send(307, Location="http://127.0.0.1:1/token"),

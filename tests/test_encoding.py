@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mqauth.errors import MalformedMessage
-from mqauth.wire.encoding import MAX_DEPTH, add_named
+from mqauth.wire.envelope import MAX_DEPTH, add_named
 
 
 def encoded(*values: Any, name: str = "n") -> bytes:

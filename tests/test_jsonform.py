@@ -13,7 +13,7 @@ import pytest
 from mqauth.errors import MalformedMessage
 from mqauth.wire import json_form as jsonform
 from mqauth.wire import strict_json as strictjson
-from mqauth.wire.encoding import MAX_DEPTH
+from mqauth.wire.envelope import MAX_DEPTH
 from mqauth.wire.message import NO_ORIGIN, Message, Origin
 
 RABBIT: dict[str, Any] = {"destination": "rabbitmq:shop/orders", "body": "aGk="}

@@ -25,14 +25,13 @@ from mqauth.judging.verifier import Issuer
 from mqauth.keystore.remote import snapshot as jwks_snapshot
 from mqauth.keystore.remote.connection import Deadline, Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote.events import Event, EventKind
-from mqauth.keystore.remote.fetch import DiscoveredFetch, URLFetch
-from mqauth.keystore.remote.http import MAX_BODY, Response, request
+from mqauth.keystore.remote.fetch import DiscoveredFetch, Response, URLFetch, request
 from mqauth.keystore.remote.refresher import Ended, ThreadRefresher
 from mqauth.keystore.remote.rules import Answer
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
-from mqauth.wire.jwk import dump_key_set
+from mqauth.wire.jwk import MAX_DOCUMENT, dump_key_set
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import Message
 
@@ -756,7 +755,7 @@ def test_five_seconds_bound_the_whole_exchange(clock: FakeClock, drip: str) -> N
 def test_the_body_is_capped_while_streaming(clock: FakeClock, length: str) -> None:
     """256 KiB is read, one byte more is refused, and no more than a chunk beyond the cap is taken in."""
     whole = document(A)
-    fits, over = whole + b" " * (MAX_BODY - len(whole)), b" " * (MAX_BODY + 10_000_000)
+    fits, over = whole + b" " * (MAX_DOCUMENT - len(whole)), b" " * (MAX_DOCUMENT + 10_000_000)
 
     def raw(body: bytes) -> bytes:
         if length == "chunked":
@@ -776,7 +775,7 @@ def test_gzip_is_unpacked_within_the_same_cap(clock: FakeClock) -> None:
     packed = gzip.compress(document(A))
     assert ask(Wire(response(packed, Content_Encoding="gzip"), clock), clock).document is not None
     bomb = gzip.compress(b" " * 20_000_000)
-    assert len(bomb) < MAX_BODY
+    assert len(bomb) < MAX_DOCUMENT
     with pytest.raises(FetchFailed, match="over 262144 bytes"):
         ask(Wire(response(bomb, Content_Encoding="gzip"), clock), clock)
 

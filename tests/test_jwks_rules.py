@@ -11,8 +11,7 @@ import pytest
 from mqauth.errors import ConfigurationError
 from mqauth.keystore.remote import rules
 from mqauth.keystore.remote.events import Event, EventKind
-from mqauth.keystore.remote.merge import merge
-from mqauth.keystore.remote.rules import AbsentKids, Answer, Cache, Limits, Ruling
+from mqauth.keystore.remote.rules import AbsentKids, Answer, Cache, Limits, Ruling, merge
 from mqauth.wire.keys import Key, KeySet, Revocation
 
 KEYS = [Key.generate() for _ in range(6)]

@@ -30,7 +30,7 @@ from mqauth.testing.forge import with_token
 from mqauth.wire import base64url, claims, destination, envelope, jws
 from mqauth.wire import json_form as jsonform
 from mqauth.wire import strict_json as strictjson
-from mqauth.wire.encoding import add_named
+from mqauth.wire.envelope import add_named
 from mqauth.wire.message import PROTECTED_PROPERTIES, HeaderValue, Message, Origin, form_of
 from tests.test_merkle import path_length
 

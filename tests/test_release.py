@@ -17,7 +17,7 @@ from mqauth.letters.release import (
     RELEASE_HEADER,
     RELEASE_TYPE,
     WAIVABLE,
-    is_released,
+    is_release,
     open_release,
     parse,
 )
@@ -418,7 +418,7 @@ def test_one_release_in_its_own_spelling(desk: Desk, late: Message) -> None:
         ((RELEASE_HEADER, 7),), ((RELEASE_HEADER, "x" * 9000 if isinstance(value, str) else b"x" * 9000),),
     ):  # fmt: skip
         message = replace(late, headers=(*kept, *extra))
-        assert is_released(message)
+        assert any(is_release(name) for name, _ in message.headers)
         assert why(desk.process(message)) is Reason.RELEASE_INVALID
 
 

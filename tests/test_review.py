@@ -48,7 +48,7 @@ from mqauth.review.letterbox import MemoryLetterBox
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.wire import json_form as jsonform
-from mqauth.wire.encoding import MAX_DEPTH
+from mqauth.wire.envelope import MAX_DEPTH
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import TOKEN_HEADER, Message
 from tests.conftest import KAFKA, RABBITMQ, kafka_message, rabbitmq_message

@@ -16,9 +16,8 @@ import pytest
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import ConfigurationError, KeyChanged, Unavailable
 from mqauth.keystore.socket import server as serving
-from mqauth.keystore.socket.frames import MAX_DATA, MAX_FRAME, FrameSocket
 from mqauth.keystore.socket.server import SigningServer
-from mqauth.keystore.socket.signer import SocketSigner
+from mqauth.keystore.socket.signer import MAX_DATA, MAX_FRAME, FrameSocket, SocketSigner
 from mqauth.wire import jws
 from mqauth.wire.keys import Key, SigningKey
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
-from mqauth.judging.times import Times
+from mqauth.judging.token import Times
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.testing import ATTACKS, FakeClock, Forge

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from mqauth.clock import SYSTEM_RANDOMNESS
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.flow import arun, run
-from mqauth.judging.candidate import CAPACITY, Candidate
 from mqauth.judging.delivery import Delivery, Step, verdict_record
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Allow, Decision, Policy
+from mqauth.judging.token import CAPACITY, Candidate
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.release import RELEASE_HEADER
@@ -32,7 +32,7 @@ from mqauth.testing.forge import ISSUER, REMOVED, SUBJECT
 from mqauth.wire import batch, envelope, jws, template
 from mqauth.wire import claims as claim_set
 from mqauth.wire import strict_json as strictjson
-from mqauth.wire.encoding import add_named
+from mqauth.wire.envelope import add_named
 from mqauth.wire.keys import Key, KeySet, Revocation
 from mqauth.wire.memo import Memo
 from mqauth.wire.message import (

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from integration.audit.records import record
+from mqauth.audit.chain import GENESIS, chain_hash
 from mqauth.audit.file import AuditFile, HeadFile
-from mqauth.audit.record import GENESIS, chain_hash
 from mqauth.cli import audit
 from mqauth.wire.keys import Key
 from mqauth.wire.strict_json import dumps

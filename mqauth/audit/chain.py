@@ -10,12 +10,15 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from mqauth.audit.disk import file_errors
-from mqauth.audit.record import GENESIS
+from mqauth.errors import file_errors
+from mqauth.wire import strict_json
 
+GENESIS: Final = "0" * 64
+"""The hash that the first record of a chain follows."""
 MAX_LINE: Final = 1024 * 1024
 _FORM: Final = re.compile(rb'(.*,"prev":"([0-9a-f]{64})"),"hash":"([0-9a-f]{64})"\}\n', re.DOTALL)
 Progress = Callable[[int], None]
@@ -130,12 +133,16 @@ class _Reading:
         total = sum(self.seen.values())
         unmet = {chain for chain, places in self.heads.items() if places}
         if unmet:
-            known = not self.met or bool(unmet & self.met.keys())
-            gone = "truncated" if known else "recomputed"
+            gone = "truncated" if not self.met or unmet & self.met.keys() else "recomputed"
             return ChainReport(intact=False, records=total, first_bad=total + 1, what=gone)
         self.leave()
-        anchored = bool(self.met) and all(self.met.values())
-        return ChainReport(intact=True, anchored=anchored, unsigned=self.unsigned, records=total, what=what)
+        return ChainReport(
+            intact=True,
+            anchored=bool(self.met) and all(self.met.values()),
+            unsigned=self.unsigned,
+            records=total,
+            what=what,
+        )
 
 
 def verify_chain(
@@ -185,13 +192,11 @@ def read_lines(paths: Iterable[Path], progress: Progress | None = None) -> Itera
     Raises:
         ConfigurationError: a file cannot be read.
     """
-    number = 0
-    for path in paths:
-        for raw in raw_lines(path):
-            number += 1
-            if progress is not None:
-                progress(len(raw))
-            yield _line(raw, number, str(path))
+    lines = ((path, raw) for path in paths for raw in raw_lines(path))
+    for number, (path, raw) in enumerate(lines, 1):
+        if progress is not None:
+            progress(len(raw))
+        yield _line(raw, number, str(path))
 
 
 def raw_lines(path: Path) -> Iterator[bytes]:
@@ -201,8 +206,12 @@ def raw_lines(path: Path) -> Iterator[bytes]:
         ConfigurationError: the file cannot be read.
     """
     with file_errors(path), path.open("rb") as file:
-        while raw := file.readline(MAX_LINE):
-            yield raw
+        yield from iter(partial(file.readline, MAX_LINE), b"")
+
+
+def chain_hash(previous: str, members: Mapping[str, Any]) -> str:
+    """Return the hash of the record that follows ``previous`` in a chain: SHA-256 over both."""
+    return hashlib.sha256(previous.encode("ascii") + strict_json.dumps(members)).hexdigest()
 
 
 def as_json(report: ChainReport) -> Mapping[str, object]:

@@ -11,12 +11,12 @@ import fcntl
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, file_errors
 
 _LOG: Final = logging.getLogger("mqauth.audit")
 _MODE: Final = 0o600
@@ -40,12 +40,8 @@ def open_private(path: Path, flags: int) -> int:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, _MODE)
     except FileExistsError:
         return os.open(path, flags | os.O_CREAT, _MODE)
-    try:
-        with closed_on_error(descriptor):
-            give_to_folder(descriptor, path.parent)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
+    with undone_on_error(path.unlink, True), undone_on_error(os.close, descriptor):
+        give_to_folder(descriptor, path.parent)
     return descriptor
 
 
@@ -64,27 +60,14 @@ def give_to_folder(descriptor: int, folder: Path) -> None:
 
 
 @contextmanager
-def closed_on_error(descriptor: int) -> Iterator[None]:
-    """Close a descriptor if the block raises."""
+def undone_on_error(undo: Callable[..., object], *arguments: Any) -> Iterator[None]:
+    """Call a function if the block raises, whatever it raises; an ``OSError`` of the function is ignored."""
     try:
         yield
     except BaseException:
-        os.close(descriptor)
+        with suppress(OSError):
+            undo(*arguments)
         raise
-
-
-@contextmanager
-def file_errors(path: Path, otherwise: str = "cannot be read") -> Iterator[None]:
-    """Turn what the system says of a file into a ``ConfigurationError`` that names it.
-
-    Args:
-        path: the file.
-        otherwise: the message, if the system has none.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror or otherwise}") from error
 
 
 class LineFile:
@@ -102,9 +85,9 @@ class LineFile:
         self.path = path
         self._fsync = fsync
         self._torn = False
-        with file_errors(path, "cannot be opened"):
+        with file_errors(path):
             self._descriptor = open_private(path, _FLAGS)
-            with closed_on_error(self._descriptor):
+            with undone_on_error(os.close, self._descriptor):
                 self._lock()
         self.end = self._size()
 
@@ -131,9 +114,8 @@ class LineFile:
         Raises:
             OSError: one of them cannot be looked at, or the file is closed.
         """
-        own = os.fstat(self._descriptor)
         try:
-            return os.path.samestat(own, os.stat(self.path))
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self.path))
         except FileNotFoundError:
             return False
 
@@ -193,15 +175,11 @@ def append_shared(path: Path, line: bytes) -> None:
 def _append(descriptor: int, line: bytes, end: int, *, fsync: bool = True) -> None:
     # A disk that fills up may take a part of the line, which is removed again: a torn line looks like tampering.
     left = line
-    try:
+    with undone_on_error(os.ftruncate, descriptor, end):
         while left:
             left = left[os.write(descriptor, left) :]
         if fsync:
             os.fsync(descriptor)
-    except OSError:
-        with suppress(OSError):
-            os.ftruncate(descriptor, end)
-        raise
 
 
 def last_whole(descriptor: int) -> int:
@@ -219,9 +197,9 @@ def last_line(path: Path) -> tuple[bytes | None, int, bytes]:
     Raises:
         ConfigurationError: the file cannot be read.
     """
-    with _reading(path) as descriptor:
-        end = last_whole(descriptor)
-        torn = os.pread(descriptor, 64, end)
+    with file_errors(path), path.open("rb", buffering=0) as file:
+        end = last_whole(file.fileno())
+        torn = os.pread(file.fileno(), 64, end)
     return next(iter(last_lines(path, 1)), None), end, torn
 
 
@@ -236,8 +214,8 @@ def last_lines(path: Path, count: int) -> list[bytes]:
         ConfigurationError: the file cannot be read.
     """
     tail, complete = b"", True
-    with _reading(path) as descriptor:
-        for start, block in _backwards(descriptor, last_whole(descriptor)):
+    with file_errors(path), path.open("rb", buffering=0) as file:
+        for start, block in _backwards(file.fileno(), last_whole(file.fileno())):
             tail = block + tail
             complete = start == 0
             if tail.count(b"\n") > count or len(tail) > (count + 1) * _BLOCK:
@@ -257,12 +235,6 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[int]:
-    with file_errors(path), path.open("rb", buffering=0) as file:
-        yield file.fileno()
 
 
 def _backwards(descriptor: int, end: int) -> Iterator[tuple[int, bytes]]:

@@ -20,13 +20,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from mqauth.audit.chain import MAX_LINE, Head, raw_lines, read_lines
-from mqauth.audit.disk import LineFile, append_shared, last_line, last_lines
-from mqauth.audit.record import GENESIS, AuditRecord, chain_hash
+from mqauth.audit.chain import GENESIS, MAX_LINE, Head, chain_hash, raw_lines, read_lines
+from mqauth.audit.disk import LineFile, append_shared, last_line, last_lines, undone_on_error
+from mqauth.audit.record import AuditRecord
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import Cause, ConfigurationError, Rejection, Unavailable
-from mqauth.wire import jws
-from mqauth.wire import strict_json as strictjson
+from mqauth.errors import Cause, ConfigurationError, Rejection, Unavailable, require
+from mqauth.wire import jws, strict_json
 from mqauth.wire.jwk import load_key
 from mqauth.wire.keys import Key, KeySet, SigningKey, jwk_members
 
@@ -57,8 +56,7 @@ class HeadFile:
     def __init__(
         self, path: str | Path, key: Key, *, every: int = 1000, seconds: float = 60, clock: Clock = SYSTEM_CLOCK
     ) -> None:
-        if every < 1 or seconds <= 0:
-            raise ConfigurationError("every is at least 1 record, seconds more than 0")
+        require(every >= 1 and seconds > 0, "every is at least 1 record, seconds more than 0")
         self.path = _own(path)
         self._every = every
         self._seconds = seconds
@@ -79,12 +77,17 @@ class HeadFile:
             OSError: the disk refused.
         """
         self._tried = self._clock.monotonic()
-        payload = strictjson.dumps(
-            {"chain": head.chain, "records": head.records, "hash": head.hash, "iat": int(self._clock.now())}
+        token = jws.compact(
+            strict_json.dumps(
+                {"chain": head.chain, "records": head.records, "hash": head.hash, "iat": int(self._clock.now())}
+            ),
+            self._key,
+            typ=HEAD_TYPE,
         )
-        token = jws.compact(payload, self._key, typ=HEAD_TYPE)
-        line = json.dumps({"head": token, "jwk": self._public}, separators=(",", ":")) + "\n"
-        append_shared(self.path, line.encode("ascii"))
+        append_shared(
+            self.path,
+            (json.dumps({"head": token, "jwk": self._public}, separators=(",", ":")) + "\n").encode("ascii"),
+        )
 
     def recent(self) -> list[Head]:
         """Return those of the file's last hundred heads that this key signed; none if the file cannot be read."""
@@ -120,8 +123,7 @@ class AuditFile:
         max_bytes: int | None = None,
         heads: HeadFile | None = None,
     ) -> None:
-        if max_bytes is not None and max_bytes < MIN_BYTES:
-            raise ConfigurationError(f"max_bytes is at least {MIN_BYTES}")
+        require(max_bytes is None or max_bytes >= MIN_BYTES, f"max_bytes is at least {MIN_BYTES}")
         self._process = os.getpid()
         self.path = _own(path)
         self._fsync = fsync
@@ -130,13 +132,10 @@ class AuditFile:
         self._lock = threading.Lock()
         self._renamed = False
         self._lines = LineFile(self.path, fsync=fsync)
-        try:
+        # Otherwise the lock of a file that is refused would outlive the refusal.
+        with undone_on_error(self._lines.close):
             self._hash = self._recovered()
             self._chain, self._records, self._signed = self._counted()
-        except ConfigurationError:
-            # Otherwise its lock would outlive the refusal.
-            self._lines.close()
-            raise
         self._tried = self._signed
         # A crash may have left records unsigned.
         self._sign()
@@ -180,7 +179,7 @@ class AuditFile:
     def _append(self, record: AuditRecord) -> None:
         members = record.as_dict() | {"prev": self._hash}
         digest = chain_hash(self._hash, members)
-        self._lines.append(strictjson.dumps(members | {"hash": digest}) + b"\n")
+        self._lines.append(strict_json.dumps(members | {"hash": digest}) + b"\n")
         self._hash = digest
         self._chain = self._chain or digest
         self._records += 1
@@ -225,8 +224,7 @@ class AuditFile:
         """Return the hash that the next record follows; a torn last line is cut off."""
         line, end, torn = last_line(self.path)
         # A crash can leave the beginning of a record, or zeros. Anything else was not written by an audit file.
-        if not _BEGINS.startswith(torn[: len(_BEGINS)]) and torn.strip(b"\0"):
-            raise ConfigurationError(f"{self.path}: no audit file")
+        require(_BEGINS.startswith(torn[: len(_BEGINS)]) or not torn.strip(b"\0"), f"{self.path}: no audit file")
         if end < self._lines.end:
             _LOG.warning("%s: a torn last line is cut off: %d bytes", self.path, self._lines.end - end)
             self._lines.cut(end)
@@ -274,7 +272,7 @@ def read_heads(path: str | Path, keys: KeySet | None = None) -> list[Head]:
         if not raw.endswith(b"\n") and len(raw) < MAX_LINE:
             break
         try:
-            keys = KeySet([load_key(strictjson.loads(raw, depth=_DEPTH)["jwk"])]) if keys is None else keys
+            keys = KeySet([load_key(strict_json.loads(raw, depth=_DEPTH)["jwk"])]) if keys is None else keys
             found.append(_head(raw, keys))
         except _UNREADABLE as error:
             raise ConfigurationError(f"{path}: line {number} is no head signed by a known key") from error
@@ -298,8 +296,7 @@ def parts(path: Path) -> list[Path]:
 def with_parts(paths: Iterable[Path]) -> list[Path]:
     """Return audit files in the given order, the rotated parts of each before it, none twice."""
     given = list(paths)
-    found = (part for path in given for part in parts(path) if part == path or part not in given)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(part for path in given for part in parts(path) if part == path or part not in given))
 
 
 def _own(path: str | Path) -> Path:
@@ -314,21 +311,20 @@ def _next_part(path: Path) -> Path:
 
 def _head(raw: bytes, keys: KeySet) -> Head:
     """Return the head in a line, once its signature is verified."""
-    opened = jws.take_apart(str(strictjson.loads(raw, depth=_DEPTH)["head"]).encode("ascii"), typ=HEAD_TYPE)
+    opened = jws.take_apart(str(strict_json.loads(raw, depth=_DEPTH)["head"]).encode("ascii"), typ=HEAD_TYPE)
     key = keys.get(opened.kid)
     if key is None:
         raise ConfigurationError("an unknown key")
     jws.verify(opened, key)
-    said = strictjson.loads(opened.payload, depth=_DEPTH)
+    said = strict_json.loads(opened.payload, depth=_DEPTH)
     return Head(chain=str(said["chain"]), records=int(said["records"]), hash=str(said["hash"]))
 
 
 def _hash_of(line: bytes | None, path: Path) -> str:
     """Return the hash in a record's line."""
     try:
-        found = strictjson.loads(line or b"", depth=_DEPTH)["hash"]
+        found = strict_json.loads(line or b"", depth=_DEPTH)["hash"]
     except (ValueError, KeyError, TypeError):
         found = None
-    if not isinstance(found, str) or not _DIGEST.fullmatch(found):
-        raise ConfigurationError(f"{path}: its last line is no audit record")
-    return found
+    require(isinstance(found, str) and _DIGEST.fullmatch(found), f"{path}: its last line is no audit record")
+    return str(found)

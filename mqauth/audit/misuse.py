@@ -8,12 +8,12 @@ Misra-Gries summary. It never holds more than its capacity, and never misses a k
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mqauth.audit.record import Record, claims_of, is_verified, member, time_of
-from mqauth.errors import ConfigurationError, Reason
+from mqauth.errors import Reason, require
 
 _DIMENSIONS: Final = ("iss", "kid", "sub", "destination")
 _TEXT: Final = 256
@@ -64,9 +64,8 @@ class Thresholds:
     def __post_init__(self) -> None:
         for name in NUMBERS:
             least = 0 if name == "learn" else 1e-3 if name in SECONDS else 1
-            # Written so that NaN, which is neither smaller nor larger, is refused too.
-            if not getattr(self, name) >= least:
-                raise ConfigurationError(f"misuse threshold {name} is too small: it is at least {least}")
+            # NaN, which is neither smaller nor larger, is refused too.
+            require(getattr(self, name) >= least, f"misuse threshold {name} is too small: it is at least {least}")
 
 
 SECONDS: Final = ("window", "quiet", "learn")
@@ -163,6 +162,9 @@ class Detector:
         self._pairs: set[Key] = set()
         self._subjects: dict[Key, set[str]] = {}
         self._started: float | None = None
+        self._detectors: Mapping[str, Callable[[Fact], Iterator[Alert]]] = {
+            Reason.REPLAYED: self._replays, Reason.EXPIRED: self._expiry, Reason.KEY_UNKNOWN: self._unknown_kids,
+        }  # fmt: skip
 
     def observe(self, members: Record) -> list[Alert]:
         """Read one record, as ``AuditRecord.as_dict`` returns it, and return the alerts it completes.
@@ -181,12 +183,8 @@ class Detector:
             yield from self._habits(fact)
             return
         yield from self._burst(fact)
-        if fact.reason == Reason.REPLAYED:
-            yield from self._replays(fact)
-        elif fact.reason == Reason.EXPIRED:
-            yield from self._expiry(fact)
-        elif fact.reason == Reason.KEY_UNKNOWN:
-            yield from self._unknown_kids(fact)
+        if fact.reason in self._detectors:
+            yield from self._detectors[fact.reason](fact)
         elif fact.reason in AT_ONCE:
             kind, *about = AT_ONCE[Reason(fact.reason)]
             yield fact.alert(kind, 1, *about)

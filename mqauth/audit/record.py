@@ -1,19 +1,24 @@
-"""Audit records: what is recorded of a verdict, in schema version 1, and how a record is read back.
+"""Audit records: what is recorded of a verdict, in schema version 1, and how a log of records is queried.
 
 A record never holds a token, a body or a key. Whatever an attacker may have written is cut to a bounded length and
-escaped, and it stands under ``claimed`` until the token's signature has been verified.
+escaped, and it stands under ``claimed`` until the token's signature has been verified. Queries read the files of a
+log as a stream: which records there are, how many of what, what a key signed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Awaitable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final, Protocol
 
-from mqauth.wire import strict_json as strictjson
+from mqauth.audit.chain import MAX_LINE, raw_lines
+from mqauth.errors import ConfigurationError, require
+from mqauth.wire import strict_json
 from mqauth.wire.claims import Claims
 from mqauth.wire.message import Message
 
@@ -21,10 +26,14 @@ SCHEMA_VERSION: Final = 1
 MAX_TEXT: Final = 256
 MAX_SOURCE: Final = 512
 """Characters of a ``source``: the name of a topic has up to 249, of a queue up to 255, and more follows it."""
-GENESIS: Final = "0" * 64
-"""The hash that the first record of a chain follows."""
 Record = Mapping[str, Any]
 """A record as it was read back; an edited log may hold anything."""
+_DEPTH: Final = 8
+_KEPT: Final = 1000
+_CLAIMS: Final = {"kid": "kid", "subject": "sub", "issuer": "iss", "jti": "jti"}
+TIMES: Final = {"time": 13, "day": 10, "hour": 13, "minute": 16}
+"""How many characters of a record's time name the span it lies in; ``time`` counts by the hour."""
+DIMENSIONS: Final = ("reason", "verdict", "issuer", "kid", "subject", "destination", "alert", *TIMES)
 # Printable ASCII, and of Unicode what is not a control, a mark of direction, a separator or for private use.
 _UNPRINTABLE = re.compile(
     r"[^\x20-\x7e\xa0-\u061b\u061d-\u200a\u2010-\u2027\u2030-\u205f\u2070-\ud7ff\uf900-\ufefe\uff00-\uffef]"
@@ -94,8 +103,7 @@ def harmless(text: str, limit: int = MAX_TEXT) -> str:
 
 def iso_time(seconds: float) -> str:
     """Return UTC seconds as an RFC 3339 time with milliseconds."""
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def sha256(raw: bytes) -> str:
@@ -145,11 +153,6 @@ def broker_fields(message: Message) -> dict[str, Any]:
     }
 
 
-def chain_hash(previous: str, members: Mapping[str, Any]) -> str:
-    """Return the hash of the record that follows ``previous`` in a chain: SHA-256 over both."""
-    return hashlib.sha256(previous.encode("ascii") + strictjson.dumps(members)).hexdigest()
-
-
 def member(record: Record, name: str) -> Record:
     """Return a member of a record that is an object, or an empty one."""
     found = record.get(name)
@@ -174,3 +177,117 @@ def time_of(record: Record) -> float:
         return datetime.fromisoformat(record.get("time", "")).timestamp()
     except (ValueError, TypeError, OverflowError):
         return 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which records to select; ``None`` selects any value.
+
+    Args:
+        kid: id of the key that signed the token, or is said to.
+        subject: the producer.
+        issuer: ``iss``.
+        jti: the token's id.
+        reason: why it was rejected.
+        verdict: ``accepted``, ``rejected``, ``duplicate`` or ``alert``.
+        destination: canonical.
+        verified: only records whose token's signature was verified.
+        since: UTC seconds, inclusive.
+        until: UTC seconds, exclusive.
+    """
+
+    kid: str | None = None
+    subject: str | None = None
+    issuer: str | None = None
+    jti: str | None = None
+    reason: str | None = None
+    verdict: str | None = None
+    destination: str | None = None
+    verified: bool = False
+    since: float | None = None
+    until: float | None = None
+
+    def holds(self, record: Record) -> bool:
+        """Tell whether a record is among those selected."""
+        if self.verified and not is_verified(record):
+            return False
+        wanted = {name: getattr(self, name) for name in (*_CLAIMS, "reason", "verdict", "destination")}
+        if any(value is not None and value_of(record, name) != value for name, value in wanted.items()):
+            return False
+        if self.since is None and self.until is None:
+            return True
+        at = time_of(record)
+        return (self.since is None or at >= self.since) and (self.until is None or at < self.until)
+
+
+def read_records(paths: Iterable[Path]) -> Iterator[Record]:
+    """Yield the records of audit files without checking their chain; ``verify_chain`` does that.
+
+    Raises:
+        ConfigurationError: a file cannot be read, or a line is no record; a torn last line is ignored.
+    """
+    for path in paths:
+        for number, raw in enumerate(raw_lines(path), 1):
+            if not raw.endswith(b"\n") and len(raw) < MAX_LINE:
+                continue
+            try:
+                yield parse_record(raw)
+            except ValueError as error:
+                raise ConfigurationError(f"{path}: line {number} is no audit record") from error
+
+
+def parse_record(raw: bytes) -> Record:
+    """Return the record of one line.
+
+    Raises:
+        ValueError: the line is no JSON object.
+    """
+    members = strict_json.loads(raw, depth=_DEPTH)
+    if not isinstance(members, dict):
+        raise ValueError("no object")
+    return members
+
+
+def count(records: Iterable[Record], dimension: str) -> Counter[str]:
+    """Return how many records have each value of a dimension; beyond 1,000 values they count as ``(others)``.
+
+    Args:
+        records: what to count.
+        dimension: one of ``DIMENSIONS``.
+
+    Raises:
+        ConfigurationError: there is no such dimension.
+    """
+    require(dimension in DIMENSIONS, f"counted by {', '.join(DIMENSIONS)}")
+    found: Counter[str] = Counter()
+    for record in records:
+        value = value_of(record, dimension)
+        if value is not None:
+            found[str(value) if str(value) in found or len(found) < _KEPT else "(others)"] += 1
+    return found
+
+
+def value_of(record: Record, name: str) -> Any:
+    """Return a record's value for one of ``DIMENSIONS`` or ``jti``, ``None`` if it has none."""
+    if name in _CLAIMS:
+        return claims_of(record).get(_CLAIMS[name])
+    if name in TIMES:
+        return str(record.get("time"))[: TIMES[name]]
+    if name == "destination":
+        return member(record, "broker").get("destination")
+    if name == "alert":
+        return member(record, "alert").get("kind")
+    return record.get(name)
+
+
+def parse_time(text: str) -> float:
+    """Return the UTC seconds of an RFC 3339 time or date.
+
+    Raises:
+        ConfigurationError: the text is no time.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigurationError("a time is like 2026-11-25T10:00:00Z or 2026-11-25") from error
+    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()

@@ -14,9 +14,9 @@ from typing import Any, Final
 from mqauth.audit.misuse import Alert, Detector, Window
 from mqauth.audit.record import AuditRecord, AuditSink, claims_of
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
-from mqauth.errors import ConfigurationError
+from mqauth.errors import require
 from mqauth.flow import is_awaitable, settled
-from mqauth.wire import strict_json as strictjson
+from mqauth.wire import strict_json
 
 DEFAULT_FLOOD_AFTER: Final = 100
 _LOG: Final = logging.getLogger("mqauth.audit")
@@ -37,8 +37,11 @@ class LoggingSink:
 
     def write(self, record: AuditRecord, /) -> None:
         """Log one record."""
-        level = logging.INFO if record.verdict == "accepted" else logging.WARNING
-        self._logger.log(level, "%s", strictjson.dumps(record.as_dict()).decode("utf-8"))
+        self._logger.log(
+            logging.INFO if record.verdict == "accepted" else logging.WARNING,
+            "%s",
+            strict_json.dumps(record.as_dict()).decode("utf-8"),
+        )
 
 
 class CallableSink:
@@ -71,8 +74,10 @@ class FanOut:
 
     def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
         """Write one record to the durable sink, then to the others."""
-        written = self._durable.write(record)
-        return _then(written, lambda: _write_each([(sink, record) for sink in self._others], self._failed))
+        return _then(
+            self._durable.write(record),
+            lambda: _write_each([(sink, record) for sink in self._others], self._failed),
+        )
 
     def close(self) -> None:
         """Close the sinks that can be closed."""
@@ -104,8 +109,7 @@ class FloodGate:
     """
 
     def __init__(self, sink: AuditSink, flood_after: int = DEFAULT_FLOOD_AFTER) -> None:
-        if flood_after < 1:
-            raise ConfigurationError("flood_after is at least 1")
+        require(flood_after >= 1, "flood_after is at least 1")
         self.sink = sink
         self._limits = (flood_after, 10 * flood_after, 100 * flood_after)
         self._windows = tuple(Window(_FLOOD_WINDOW, _FLOOD_CAPACITY) for _ in self._limits)
@@ -160,8 +164,10 @@ class MisuseWatch:
 
     def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
         """Write one record, then the alerts it completes; only a failure to write the record is raised."""
-        written = self.sink.write(record)
-        return _then(written, lambda: _write_each([(self.sink, one) for one in self._alerts(record)], _alert_lost))
+        return _then(
+            self.sink.write(record),
+            lambda: _write_each([(self.sink, one) for one in self._alerts(record)], _alert_lost),
+        )
 
     def close(self) -> None:
         """Close the sink, if it can be closed; an audit file signs its head then."""

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 from mqauth.brokers.amqp_values import Scalar, header_name, headers_in, on_wire, short_string
 from mqauth.errors import MalformedMessage
 from mqauth.wire import destination
-from mqauth.wire.encoding import MAX_DEPTH
+from mqauth.wire.envelope import MAX_DEPTH
 from mqauth.wire.memo import Memo
 from mqauth.wire.message import Message, Origin, message_of
 

@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any, Final, TypeAlias
 
 from mqauth.errors import MalformedMessage
-from mqauth.wire.encoding import MAX_DEPTH
+from mqauth.wire.envelope import MAX_DEPTH
 from mqauth.wire.message import HeaderPair, HeaderValue
 
 MAX_SHORT_STRING: Final = 255

@@ -18,7 +18,7 @@ from mqauth.brokers.event_loop import Timer, call_later
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import MalformedMessage
 from mqauth.signer import Prepared, Signer
-from mqauth.wire.batch_settings import DEFAULT_LINGER, check_batching
+from mqauth.wire.batch import DEFAULT_LINGER, check_batching
 from mqauth.wire.message import Message
 
 R = TypeVar("R")

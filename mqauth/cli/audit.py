@@ -19,16 +19,18 @@ from mqauth import Alert, ConfigurationError, Detector, Thresholds, load
 from mqauth.audit.chain import ChainReport, Progress, as_json, verify_chain
 from mqauth.audit.disk import last_lines
 from mqauth.audit.file import parts, read_heads, with_parts
-from mqauth.audit.log import (
+from mqauth.audit.record import (
     DIMENSIONS,
     TIMES,
+    Record,
     Selection,
+    claims_of,
     count,
+    is_verified,
     parse_record,
     parse_time,
     read_records,
 )
-from mqauth.audit.record import Record, claims_of, is_verified
 from mqauth.cli.options import Json, group
 from mqauth.cli.streams import one_line, print_json, progress_bar
 from mqauth.keystore.disk.files import read_bounded

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from mqauth import AuditFile, ConfigurationError, Key, load
-from mqauth.audit.log import parse_time
+from mqauth.audit.record import parse_time
 from mqauth.cli import dlq_output as output
 from mqauth.cli.broker import Place, opened, place_of
 from mqauth.cli.options import (

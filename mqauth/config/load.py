@@ -38,7 +38,7 @@ from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ReplayStore
 from mqauth.signer import Signer
-from mqauth.wire.batch_settings import Batching
+from mqauth.wire.batch import Batching
 from mqauth.wire.keys import Key, KeySource
 
 T = TypeVar("T")

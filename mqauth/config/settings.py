@@ -40,12 +40,12 @@ from mqauth.config.kinds import (
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.judging.policy import Rule
-from mqauth.judging.times import MAX_LEEWAY, At
+from mqauth.judging.token import MAX_LEEWAY, At
 from mqauth.keystore.remote.rules import COOLDOWN, MAX_PUBLISH_DELAY, MAX_STALE
 from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import DEFAULT_CAPACITY
 from mqauth.signer import MAX_LIFETIME
-from mqauth.wire.batch_settings import DEFAULT_LINGER, MAX_LINGER
+from mqauth.wire.batch import DEFAULT_LINGER, MAX_LINGER
 from mqauth.wire.claims import MAX_BATCH, is_name
 from mqauth.wire.keys import MAX_KID
 

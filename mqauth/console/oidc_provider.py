@@ -25,8 +25,7 @@ from mqauth.console.oidc_settings import OIDCSettings
 from mqauth.console.oidc_token import ALGORITHMS, Expected, check
 from mqauth.errors import ConfigurationError
 from mqauth.keystore.remote.connection import Deadline, Dial, Endpoint, FetchFailed, tls_context
-from mqauth.keystore.remote.fetch import WELL_KNOWN
-from mqauth.keystore.remote.http import request
+from mqauth.keystore.remote.fetch import WELL_KNOWN, request
 
 LIFETIME: Final = 600
 """Seconds within which people must come back from the provider."""

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from mqauth.audit import record as audit_records
 from mqauth.audit.record import AuditRecord
 from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, Unavailable
-from mqauth.judging.candidate import Candidate
+from mqauth.judging.token import Candidate
 from mqauth.judging.verified import Verified
 from mqauth.letters.dead_letter import content_digest, letter_id
 from mqauth.letters.release import Release

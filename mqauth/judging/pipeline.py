@@ -247,8 +247,7 @@ class Pipeline:
                 ended = None if claim is None else at_once(_STORE, ends, claim)
                 if ended is not None:
                     yield from answered(_STORE, ended)
-            plain = delivery.rejection is None and not self._record_all
-            delivery.step = _SETTLE if plain else _RECORD
+            delivery.step = _SETTLE if delivery.rejection is None and not self._record_all else _RECORD
         elif step is _RECORD:
             yield from self._record(delivery)
         else:

@@ -98,8 +98,11 @@ class Allow:
 
     def _decision(self, asked: tuple[str, str, str]) -> Decision:
         issuer, subject, place = asked
-        allowed = any(rule.allows(issuer, place) for rule in self._by_subject.get(subject, ()))
-        return Decision.ALLOW if allowed else Decision.DENY
+        return (
+            Decision.ALLOW
+            if any(rule.allows(issuer, place) for rule in self._by_subject.get(subject, ()))
+            else Decision.DENY
+        )
 
 
 class UnsafeAllowAll:
@@ -148,8 +151,7 @@ def _patterns(found: Iterable[str]) -> tuple[str, ...]:
 
 def _check_pattern(pattern: str) -> None:
     head, words = _split(pattern)
-    literal = head + ".".join("w" if word in _WILDCARDS else word for word in words)
     try:
-        destination.parse(literal)
+        destination.parse(head + ".".join("w" if word in _WILDCARDS else word for word in words))
     except MalformedMessage as error:
         raise ConfigurationError(f"destination {pattern!r}: {error}") from error

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from mqauth.errors import ConfigurationError, Reason, Rejection, require
-from mqauth.judging.candidate import CAPACITY, Candidate, Shape, Standing, Token
-from mqauth.judging.times import At, Times, is_revoked
+from mqauth.judging.token import CAPACITY, NOTHING, At, Candidate, Shape, Standing, Times, Token, is_revoked
 from mqauth.judging.verified import Verified, make_verified
 from mqauth.letters.authorities import ReleaseAuthorities
 from mqauth.letters.release import Release
@@ -27,7 +26,6 @@ from mqauth.wire.memo import Memo
 from mqauth.wire.message import PROTECTED_PROPERTIES, Form, Message, form_of
 from mqauth.wire.template import reader_of
 
-_NOTHING: Final = frozenset[Reason]()
 _TUPLE: Final = tuple.__new__  # a candidate is made for every message
 
 
@@ -230,8 +228,15 @@ class Verifier:
             raise Rejection(Reason.PROOF_INVALID, "a batch token without its proof")
         if self._covers:
             self._check_coverage(message, claims)
-        index = None if proof is None else proof.place
-        return make_verified(message, claims, token.opened.kid, keys.version, received, release, index)
+        return make_verified(
+            message,
+            claims,
+            token.opened.kid,
+            keys.version,
+            received,
+            release,
+            None if proof is None else proof.place,
+        )
 
     def learn(self, candidate: Candidate) -> None:
         """Remember what messages like this one have in common; it was verified and permitted, by no release."""
@@ -247,7 +252,7 @@ class Verifier:
         self, message: Message, token: Token, keys: KeySet, received: float, release: Release | None
     ) -> None:
         """Take steps (6) to (10): all of a token but the message that it binds."""
-        claims, waived = token.claims, _NOTHING if release is None else release.waive
+        claims, waived = token.claims, NOTHING if release is None else release.waive
         # (6), (7)
         key = self.authenticate(message, token, keys, received)
         # (8)

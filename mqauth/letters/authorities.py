@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
-from mqauth.errors import ConfigurationError, MalformedMessage, Reason, Rejection, Unavailable
+from mqauth.errors import MalformedMessage, Reason, Rejection, Unavailable, require
 from mqauth.letters.release import (
     MAX_LIFETIME,
     NO_PAST,
@@ -18,12 +18,12 @@ from mqauth.letters.release import (
     Past,
     Release,
     covered_names,
+    expect,
     invalid,
     open_release,
     without_release,
 )
-from mqauth.wire import base64url, claims, envelope, jws
-from mqauth.wire import strict_json as strictjson
+from mqauth.wire import base64url, claims, envelope, jws, strict_json
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.keys import Key, KeySet, KeySource, SigningKey
 from mqauth.wire.message import HeaderValue, Message, form_of
@@ -50,8 +50,7 @@ class Authority:
     waive: frozenset[Reason] = field(default_factory=frozenset)
 
     def __post_init__(self) -> None:
-        if not set(self.waive) <= set(WAIVABLE):
-            raise ConfigurationError(f"an authority may waive {', '.join(WAIVABLE)}")
+        require(set(self.waive) <= set(WAIVABLE), f"an authority may waive {', '.join(WAIVABLE)}")
 
 
 class ReleaseAuthorities:
@@ -69,12 +68,18 @@ class ReleaseAuthorities:
     def __init__(
         self, authorities: Mapping[str, Authority], *, max_lifetime: int = MAX_LIFETIME, leeway: int = 5
     ) -> None:
-        if not isinstance(authorities, Mapping) or not authorities:
-            raise ConfigurationError("release authorities are a table of issuer to Authority, not empty")
-        if not all(claims.is_name(name) for name in authorities):
-            raise ConfigurationError(f"an issuer is text of 1 to {claims.MAX_NAME} characters")
-        if not 1 <= max_lifetime <= MAX_LIFETIME or not 0 <= leeway <= 60:
-            raise ConfigurationError(f"max_lifetime is 1 to {MAX_LIFETIME} seconds, leeway 0 to 60")
+        require(
+            isinstance(authorities, Mapping) and authorities,
+            "release authorities are a table of issuer to Authority, not empty",
+        )
+        require(
+            all(claims.is_name(name) for name in authorities),
+            f"an issuer is text of 1 to {claims.MAX_NAME} characters",
+        )
+        require(
+            1 <= max_lifetime <= MAX_LIFETIME and 0 <= leeway <= 60,
+            f"max_lifetime is 1 to {MAX_LIFETIME} seconds, leeway 0 to 60",
+        )
         self.authorities = dict(authorities)
         self._max_lifetime = max_lifetime
         self._leeway = leeway
@@ -101,8 +106,7 @@ class ReleaseAuthorities:
         """
         release = _signed(found, keys, received)
         self._check_times(release, received)
-        if not release.waive <= self._authority(release).waive:
-            raise invalid("it waives what this authority may not waive")
+        expect(release.waive <= self._authority(release).waive, "it waives what this authority may not waive")
         _check_bindings(message, release)
         return release
 
@@ -132,12 +136,12 @@ class ReleaseAuthorities:
     def _check_times(self, release: Release, received: float) -> None:
         # Always by the time of receipt, also where the consumer judges tokens by the time of append: the release
         # was made for this very delivery.
-        if release.iat > received + self._leeway:
-            raise invalid("the release is issued in the future")
-        if release.exp + self._leeway <= received or release.exp <= release.iat:
-            raise invalid("the release has expired")
-        if release.exp - release.iat > self._max_lifetime:
-            raise invalid(f"the release lives longer than {self._max_lifetime} s")
+        expect(release.iat <= received + self._leeway, "the release is issued in the future")
+        expect(release.exp + self._leeway > received and release.exp > release.iat, "the release has expired")
+        expect(
+            release.exp - release.iat <= self._max_lifetime,
+            f"the release lives longer than {self._max_lifetime} s",
+        )
 
 
 class Releaser:
@@ -164,12 +168,16 @@ class Releaser:
         clock: Clock = SYSTEM_CLOCK,
         randomness: Randomness = SYSTEM_RANDOMNESS,
     ) -> None:
-        if not claims.is_name(issuer) or not claims.is_name(reviewer):
-            raise ConfigurationError(f"issuer and reviewer are text of 1 to {claims.MAX_NAME} characters")
-        if type(lifetime) is not int or not 1 <= lifetime <= MAX_LIFETIME:
-            raise ConfigurationError(f"lifetime is 1 to {MAX_LIFETIME} whole seconds")
-        if isinstance(key, Key) and key.subjects is not None and reviewer not in key.subjects:
-            raise ConfigurationError("the key does not speak for this reviewer")
+        require(
+            claims.is_name(issuer) and claims.is_name(reviewer),
+            f"issuer and reviewer are text of 1 to {claims.MAX_NAME} characters",
+        )
+        require(
+            type(lifetime) is int and 1 <= lifetime <= MAX_LIFETIME,
+            f"lifetime is 1 to {MAX_LIFETIME} whole seconds",
+        )
+        subjects = key.subjects if isinstance(key, Key) else None
+        require(subjects is None or reviewer in subjects, "the key does not speak for this reviewer")
         self._key: SigningKey = jws.LocalSigningKey(key) if isinstance(key, Key) else key
         self.issuer = issuer
         self.reviewer = reviewer
@@ -202,11 +210,12 @@ class Releaser:
             ConfigurationError: scope, reason or ``waive`` is not in its form.
             MalformedMessage: the message has no token that can be parsed, or it cannot be bound.
         """
-        if not claims.is_name(reason) or not claims.is_name(scope):
-            raise ConfigurationError(f"reason and scope are one line of 1 to {claims.MAX_NAME} characters")
+        require(
+            claims.is_name(reason) and claims.is_name(scope),
+            f"reason and scope are one line of 1 to {claims.MAX_NAME} characters",
+        )
         waived = frozenset(waive)
-        if not waived <= set(WAIVABLE):
-            raise ConfigurationError(f"a release may waive {', '.join(WAIVABLE)}")
+        require(waived <= set(WAIVABLE), f"a release may waive {', '.join(WAIVABLE)}")
         bare, now = without_release(message), int(self._clock.now())
         token, covered = _token_of(bare)
         release = Release(
@@ -214,10 +223,11 @@ class Releaser:
             mqa=envelope.bind(bare, covered), waive=waived, scope=scope, iat=now, exp=now + self.lifetime,
             jti=base64url.encode(self._randomness(_JTI_BYTES)).decode("ascii"), past=past,
         )  # fmt: skip
-        signed = jws.compact(strictjson.dumps(release.as_dict()), self._key, typ=RELEASE_TYPE)
+        signed = jws.compact(strict_json.dumps(release.as_dict()), self._key, typ=RELEASE_TYPE)
         if len(signed) > jws.MAX_TOKEN and past is not None and past.hops:
-            counted = Past(count=past.count)
-            return self.release(message, letter=letter, scope=scope, reason=reason, waive=waived, past=counted)
+            return self.release(
+                message, letter=letter, scope=scope, reason=reason, waive=waived, past=Past(count=past.count)
+            )
         if len(signed) > jws.MAX_TOKEN:
             raise MalformedMessage(f"the release is over {jws.MAX_TOKEN} bytes")
         value: HeaderValue = signed.encode("ascii") if is_kafka(message.destination) else signed
@@ -238,12 +248,13 @@ def _signed(found: OpenedRelease, keys: KeySet, received: float) -> Release:
 
 
 def _check_key(key: Key, release: Release, received: float) -> None:
-    if key.revocation is not None and key.revocation.revoked_at <= received:
-        raise invalid("the authority's key is revoked")
-    if key.expires is not None and release.iat >= key.expires:
-        raise invalid("the authority's key had retired before the release was made")
-    if key.subjects is not None and release.sub not in key.subjects:
-        raise invalid("the authority's key does not speak for this reviewer")
+    revocation, expires, subjects = key.revocation, key.expires, key.subjects
+    expect(revocation is None or revocation.revoked_at > received, "the authority's key is revoked")
+    expect(
+        not (expires is not None and release.iat >= expires),
+        "the authority's key had retired before the release was made",
+    )
+    expect(subjects is None or release.sub in subjects, "the authority's key does not speak for this reviewer")
 
 
 def _check_bindings(message: Message, release: Release) -> None:
@@ -254,10 +265,8 @@ def _check_bindings(message: Message, release: Release) -> None:
         covered = covered_names(token)
     except Rejection as error:
         raise invalid(f"the release is of another message: {error.reason.value}") from error
-    if release.tok != base64url.digest(token):
-        raise invalid("the release is of another token")
-    if release.mqa.hdr != covered:
-        raise invalid("the release covers other headers than the producer's token")
+    expect(release.tok == base64url.digest(token), "the release is of another token")
+    expect(release.mqa.hdr == covered, "the release covers other headers than the producer's token")
 
 
 def _token_of(message: Message) -> tuple[bytes, tuple[str, ...]]:

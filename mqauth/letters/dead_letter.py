@@ -15,12 +15,10 @@ from operator import itemgetter
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from mqauth.audit.record import MAX_SOURCE, harmless, iso_time
-from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Rejection, Unavailable
+from mqauth.errors import Cause, MalformedMessage, Rejection, Unavailable, require
 from mqauth.letters.release import NO_PAST, Release
-from mqauth.wire import base64url
-from mqauth.wire import strict_json as strictjson
-from mqauth.wire.encoding import add_named
-from mqauth.wire.envelope import is_broker_written
+from mqauth.wire import base64url, strict_json
+from mqauth.wire.envelope import add_named, is_broker_written
 from mqauth.wire.json_form import to_form, value_to_form, writable
 from mqauth.wire.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue, Message
 
@@ -101,7 +99,7 @@ class DeadLetter:
 
     def in_body(self) -> Message:
         """Return the letter with the whole message in its body, in the JSON form."""
-        return self._bare(strictjson.dumps(to_form(replace(self.message, malformed=None))), "json")
+        return self._bare(strict_json.dumps(to_form(replace(self.message, malformed=None))), "json")
 
     def reference(self) -> Message:
         """Return a letter that only names the message: its place, its digest and its sizes."""
@@ -115,7 +113,7 @@ class DeadLetter:
             "key_size": size,
             "headers": len(message.headers),
         }
-        letter = self._bare(strictjson.dumps(facts), "reference")
+        letter = self._bare(strict_json.dumps(facts), "reference")
         # A long record key is left out, or no form of a message that is nearly all key would fit.
         return letter if size is None or size <= _MAX_KEY else replace(letter, key=None)
 
@@ -140,9 +138,13 @@ class DeadLetter:
 
     def _bare(self, body: bytes, form: str) -> Message:
         """Return a letter whose only headers are mqauth's own."""
-        headers = (*self._lineage({}), (f"{PREFIX}form", form))
         return replace(
-            self.message, body=body, properties=NO_PROPERTIES, headers=headers, native=None, malformed=None
+            self.message,
+            body=body,
+            properties=NO_PROPERTIES,
+            headers=(*self._lineage({}), (f"{PREFIX}form", form)),
+            native=None,
+            malformed=None,
         )
 
     def _lineage(self, metadata: Mapping[str, Any]) -> tuple[HeaderPair, ...]:
@@ -161,13 +163,13 @@ class DeadLetter:
             "audit": self.audit,
             "digest": self.digest,
             "count": str(past.count + 1),
-            "history": strictjson.dumps(history).decode("ascii"),
+            "history": strict_json.dumps(history).decode("ascii"),
         }
         if message.key is not None and len(message.key) <= _MAX_KEY:
             fields["key"] = base64url.encode(message.key).decode("ascii")
         kept = {name: value for name, value in metadata.items() if value}
         if kept:
-            fields["metadata"] = strictjson.dumps(kept).decode("utf-8")
+            fields["metadata"] = strict_json.dumps(kept).decode("utf-8")
         return tuple((PREFIX + name, value) for name, value in fields.items())
 
 
@@ -177,8 +179,7 @@ def check_oversize(oversize: Oversize) -> None:
     Raises:
         ConfigurationError: it is neither ``"reference"`` nor ``"stop"``.
     """
-    if oversize not in ("reference", "stop"):
-        raise ConfigurationError('oversize_letters is "reference" or "stop"')
+    require(oversize in ("reference", "stop"), 'oversize_letters is "reference" or "stop"')
 
 
 def undelivered(detail: str) -> Unavailable:
@@ -224,7 +225,7 @@ def _add_any(parts: list[bytes], name: str, value: HeaderValue) -> None:
         add_named(parts, name, (value,))
     except MalformedMessage:
         del parts[size:]
-        raw = strictjson.dumps([writable(name), value_to_form(value)])
+        raw = strict_json.dumps([writable(name), value_to_form(value)])
         parts.append(b"?" + len(raw).to_bytes(4, "big") + raw)
 
 

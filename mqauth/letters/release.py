@@ -135,15 +135,6 @@ def is_release(name: str) -> bool:
     return len(name) == _LENGTH and name.lower() == RELEASE_HEADER
 
 
-def is_released(message: Message) -> bool:
-    """Tell whether a message carries a release, in any spelling."""
-    # A loop, because this runs for every message and a generator expression costs more.
-    for name, _ in message.headers:  # noqa: SIM110
-        if is_release(name):
-            return True
-    return False
-
-
 def without_release(message: Message) -> Message:
     """Return the message without any release, in any spelling."""
     return replace(message, headers=tuple(pair for pair in message.headers if not is_release(pair[0])))
@@ -171,8 +162,7 @@ def parse(raw: bytes) -> Release:
         Rejection: ``release_invalid``, ``claims_malformed`` or ``claim_missing``.
     """
     found = claims.load(raw, _REQUIRED)
-    if found.keys() - {*_REQUIRED, *_OPTIONAL}:
-        raise invalid("the release has an unknown claim")
+    expect(not found.keys() - {*_REQUIRED, *_OPTIONAL}, "the release has an unknown claim")
     return Release(
         iss=claims.text_claim(found, "iss"),
         sub=claims.text_claim(found, "sub"),
@@ -197,9 +187,13 @@ def parse_past(value: Any) -> Past:
     """
     found = _members(value, "count", "hops")
     count, hops = found["count"], found["hops"]
-    counted = type(count) is int and type(hops) is list and max(1, len(hops)) <= count <= MAX_COUNT
-    if not counted or len(hops) > MAX_HOPS:
-        raise invalid("past has no count and hops that fit together")
+    expect(
+        type(count) is int
+        and type(hops) is list
+        and max(1, len(hops)) <= count <= MAX_COUNT
+        and len(hops) <= MAX_HOPS,
+        "past has no count and hops that fit together",
+    )
     return Past(count=count, hops=tuple(_hop(hop) for hop in hops))
 
 
@@ -215,6 +209,16 @@ def covered_names(token: bytes) -> tuple[str, ...]:
     return claims.parse(jws.take_apart(token.partition(batch.SEPARATOR)[0]).payload).mqa.hdr
 
 
+def expect(condition: object, detail: str) -> None:
+    """Reject a release unless a condition holds.
+
+    Raises:
+        Rejection: ``release_invalid``; ``detail`` says what is wrong with it.
+    """
+    if not condition:
+        raise invalid(detail)
+
+
 def invalid(detail: str) -> Rejection:
     """Return the rejection of a release."""
     return Rejection(Reason.RELEASE_INVALID, detail)
@@ -223,39 +227,33 @@ def invalid(detail: str) -> Rejection:
 def _value(message: Message) -> bytes:
     """Return the value of the one release header, which has the form of a token header."""
     found = [(name, value) for name, value in message.headers if is_release(name)]
-    if len(found) != 1 or found[0][0] != RELEASE_HEADER:
-        raise invalid("not exactly one release header")
+    expect(len(found) == 1 and found[0][0] == RELEASE_HEADER, "not exactly one release header")
     return envelope.token_of_value(found[0][1], on_kafka=is_kafka(message.destination))
 
 
 def _waived(value: Any) -> frozenset[Reason]:
-    if type(value) is not list or not all(type(name) is str for name in value):
-        raise invalid("waive is no list of reasons")
-    if len(set(value)) != len(value) or not set(value) <= {reason.value for reason in WAIVABLE}:
-        raise invalid("it waives what no release may waive")
+    expect(type(value) is list and all(type(name) is str for name in value), "waive is no list of reasons")
+    expect(len(set(value)) == len(value) and set(value) <= set(WAIVABLE), "it waives what no release may waive")
     return frozenset(Reason(name) for name in value)
 
 
 def _hop(value: Any) -> Hop:
     found = _members(value, "letter", "reason", "time")
     reason, time = found["reason"], found["time"]
-    if type(time) is not int or not 0 <= time <= _MAX_TIME:
-        raise invalid("a hop has no time in whole seconds")
-    if reason is not None and (type(reason) is not str or reason not in {known.value for known in Reason}):
-        raise invalid("a hop has an unknown reason")
-    letter = _matching(found, "letter", _LETTER)
-    return Hop(letter=letter, reason=None if reason is None else Reason(reason), time=time)
+    expect(type(time) is int and 0 <= time <= _MAX_TIME, "a hop has no time in whole seconds")
+    expect(reason is None or (type(reason) is str and reason in set(Reason)), "a hop has an unknown reason")
+    return Hop(
+        letter=_matching(found, "letter", _LETTER), reason=None if reason is None else Reason(reason), time=time
+    )
 
 
 def _members(value: Any, *names: str) -> dict[str, Any]:
     """Return an object that must have exactly these members."""
-    if type(value) is not dict or value.keys() != set(names):
-        raise invalid(f"past is not an object of {' and '.join(names)}")
-    return value
+    expect(type(value) is dict and value.keys() == set(names), f"past is not an object of {' and '.join(names)}")
+    return dict(value)
 
 
 def _matching(found: Mapping[str, Any], name: str, pattern: re.Pattern[str]) -> str:
     value = found[name]
-    if type(value) is not str or not pattern.fullmatch(value):
-        raise invalid(f"{name} is not in its form")
-    return value
+    expect(type(value) is str and pattern.fullmatch(value), f"{name} is not in its form")
+    return str(value)

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from mqauth.audit.log import read_records
-from mqauth.audit.record import AuditSink
+from mqauth.audit.record import AuditSink, read_records
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError
 from mqauth.flow import Flow

@@ -26,7 +26,7 @@ import redis.exceptions
 import redis.retry
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.errors import Cause, ConfigurationError, Unavailable, require
 from mqauth.flow import Flow, arun, call, run
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.stores import redis_script
@@ -59,12 +59,11 @@ class _RedisClaims:
         if asynchronous is not self._asynchronous:
             kind, other = ("asynchronous", "Async") if asynchronous else ("synchronous", "")
             raise ConfigurationError(f"the Redis client is {kind}: use {other}RedisReplayStore")
-        if client.get_connection_kwargs().get("socket_timeout") is None:
-            raise ConfigurationError(
-                "the Redis client needs a socket_timeout: a silent server would stop the consumer"
-            )
-        if margin < 0:
-            raise ConfigurationError(f"margin is 0 seconds or more, not {margin}")
+        require(
+            client.get_connection_kwargs().get("socket_timeout") is not None,
+            "the Redis client needs a socket_timeout: a silent server would stop the consumer",
+        )
+        require(margin >= 0, f"margin is 0 seconds or more, not {margin}")
         self._client = client
         self._namespace = namespace
         self._margin = margin
@@ -159,9 +158,12 @@ class RedisReplayStore(_RedisClaims):
         Raises:
             ConfigurationError: the URL is not valid, or turns off the verification of TLS.
         """
-        retry = redis.retry.Retry(_backoff(), _RETRIES)
-        pool = _pool(redis.ConnectionPool, url, timeout, retry)
-        return cls(redis.Redis.from_pool(pool), **settings)
+        return cls(
+            redis.Redis.from_pool(
+                _pool(redis.ConnectionPool, url, timeout, redis.retry.Retry(_backoff(), _RETRIES))
+            ),
+            **settings,
+        )
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus:
         """Take the lease where the rules allow it, in one round trip.
@@ -218,8 +220,7 @@ class AsyncRedisReplayStore(_RedisClaims):
             ConfigurationError: the URL is not valid or turns off the verification of TLS, or ``connections`` is
                 below 1.
         """
-        if connections < 1:
-            raise ConfigurationError(f"connections is at least 1, not {connections}")
+        require(connections >= 1, f"connections is at least 1, not {connections}")
         retry = redis.asyncio.retry.Retry(_backoff(), _RETRIES)
         limits = {"max_connections": connections, "timeout": timeout}
         pool = _pool(redis.asyncio.BlockingConnectionPool, url, timeout, retry, **limits)
@@ -307,8 +308,11 @@ def _log_risks(info: dict[str, Any], forbidden: str | None) -> None:
 
 def _unavailable(error: Exception) -> Unavailable:
     """Return the deferral for a failure of the client or the server."""
-    full = isinstance(error, redis.exceptions.OutOfMemoryError)
-    cause = Cause.REPLAY_STORE_FULL if full else Cause.REPLAY_STORE_UNAVAILABLE
+    cause = (
+        Cause.REPLAY_STORE_FULL
+        if isinstance(error, redis.exceptions.OutOfMemoryError)
+        else Cause.REPLAY_STORE_UNAVAILABLE
+    )
     # The type alone: the text of a client's error may name hosts and users.
     return Unavailable(cause, type(error).__name__)
 
@@ -326,7 +330,9 @@ def _pool(kind: Any, url: str, timeout: float, retry: Any, /, **limits: float) -
     except Exception:
         raise ConfigurationError("the replay store's URL is not one of redis://, rediss:// or unix://") from None
     options = pool.connection_kwargs
-    lax = options.get("ssl_cert_reqs", "required") not in ("required", ssl.CERT_REQUIRED)
-    if lax or options.get("ssl_check_hostname") is False:
-        raise ConfigurationError("the replay store's URL turns TLS verification off")
+    strict = options.get("ssl_cert_reqs", "required") in ("required", ssl.CERT_REQUIRED)
+    require(
+        strict and options.get("ssl_check_hostname") is not False,
+        "the replay store's URL turns TLS verification off",
+    )
     return pool

@@ -16,15 +16,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from hashlib import sha256 as _sha256
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypedDict
 
-from mqauth.errors import MalformedMessage, Reason, Rejection
+from mqauth.errors import MalformedMessage, Reason, Rejection, require
 from mqauth.wire import base64url
 from mqauth.wire.claims import MAX_BATCH, Batch, Claims
 from mqauth.wire.envelope import Encoder
 from mqauth.wire.memo import Memo
 from mqauth.wire.message import Message
 
+DEFAULT_LINGER: Final = 0.002
+"""Seconds a message may wait for others to share a signature with."""
+MAX_LINGER: Final = 10.0
 SEPARATOR: Final = b"~"
 """What stands between the token of a batch and the proof of one message."""
 HASH_BYTES: Final = 32
@@ -42,6 +45,34 @@ _DIFFERS: Final = (
 )
 _TUPLE: Final = tuple.__new__
 _INDEXES: Final = {str(index).encode("ascii"): index for index in range(MAX_BATCH)}
+
+
+class Batching(TypedDict):
+    """The arguments of a broker wrapper's ``Producer`` that make messages share signatures.
+
+    Args:
+        batch: messages under one signature, 1 to 1,024; 1 for a token each.
+        linger: seconds a message may wait for others, 0 to 10.
+    """
+
+    batch: int
+    linger: float
+
+
+def check_batching(batch: int, linger: float) -> None:
+    """Refuse settings that are out of their limits.
+
+    Args:
+        batch: messages under one signature.
+        linger: seconds a message may wait for others.
+
+    Raises:
+        ConfigurationError: one is.
+    """
+    require(
+        type(batch) is int and 1 <= batch <= MAX_BATCH and 0 <= linger <= MAX_LINGER,
+        f"batch is 1 to {MAX_BATCH}, linger 0 to {MAX_LINGER:.0f} seconds",
+    )
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:

@@ -11,8 +11,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple, cast
 
 from mqauth.errors import MalformedMessage, Reason, Rejection
-from mqauth.wire import destination
-from mqauth.wire import strict_json as strictjson
+from mqauth.wire import destination, strict_json
 
 PROFILE_VERSION: Final = 1
 MAX_DEPTH: Final = 8
@@ -71,8 +70,9 @@ class Batch(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """Return the claim as it stands in the token; ``hdr`` is left out if it would be empty."""
-        tree = {"root": self.root, "size": self.size}
-        return {"v": PROFILE_VERSION, "tree": tree} | ({"hdr": list(self.hdr)} if self.hdr else {})
+        return {"v": PROFILE_VERSION, "tree": {"root": self.root, "size": self.size}} | (
+            {"hdr": list(self.hdr)} if self.hdr else {}
+        )
 
 
 class Claims(NamedTuple):
@@ -110,7 +110,7 @@ def is_name(value: object, minimum: int = 1, maximum: int = MAX_NAME) -> bool:
 
 def build(claims: Claims) -> bytes:
     """Return the claim set as the compact JSON that is signed."""
-    return strictjson.dumps(claims.as_dict())
+    return strict_json.dumps(claims.as_dict())
 
 
 def parse(raw: bytes) -> Claims:
@@ -139,8 +139,7 @@ def _extra(found: dict[str, Any]) -> Mapping[str, Any]:
     Their values are counted, since a list of empty lists takes many times its text in memory.
     """
     extra = {name: value for name, value in found.items() if name not in _REGISTERED}
-    few = sum(map(_values, extra.values())) <= MAX_EXTRA
-    _require(few, f"other claims have more than {MAX_EXTRA} values")
+    _require(sum(map(_values, extra.values())) <= MAX_EXTRA, f"other claims have more than {MAX_EXTRA} values")
     return extra
 
 
@@ -157,8 +156,8 @@ def load(raw: bytes, required: tuple[str, ...]) -> dict[str, Any]:
         Rejection: ``claims_malformed`` or ``claim_missing``.
     """
     try:
-        found = strictjson.loads(raw, depth=MAX_DEPTH)
-    except strictjson.StrictJSONError as error:
+        found = strict_json.loads(raw, depth=MAX_DEPTH)
+    except strict_json.StrictJSONError as error:
         raise _malformed(f"the payload is {error}") from error
     _require(type(found) is dict, "the payload is no object")
     for name in required:
@@ -222,8 +221,7 @@ def _digest(value: Any, name: str) -> str:
 
 
 def _header_names(value: Any) -> tuple[str, ...]:
-    good = type(value) is list and all(type(name) is str for name in value)
-    _require(good, "mqa.hdr is no list of names")
+    _require(type(value) is list and all(type(name) is str for name in value), "mqa.hdr is no list of names")
     _require(len(set(value)) == len(value), "mqa.hdr names a header twice")
     return tuple(value)
 
@@ -235,8 +233,10 @@ def text_claim(found: dict[str, Any], name: str, minimum: int = 1, maximum: int 
         Rejection: ``claims_malformed``.
     """
     value = found[name]
-    good = type(value) is str and is_name(value, minimum, maximum)
-    _require(good, f"{name} is no text of {minimum} to {maximum} characters")
+    _require(
+        type(value) is str and is_name(value, minimum, maximum),
+        f"{name} is no text of {minimum} to {maximum} characters",
+    )
     return str(value)
 
 

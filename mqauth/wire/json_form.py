@@ -21,9 +21,8 @@ from types import NoneType
 from typing import Any, Final
 
 from mqauth.errors import MalformedMessage
-from mqauth.wire import destination
-from mqauth.wire import strict_json as strictjson
-from mqauth.wire.encoding import MAX_DEPTH, epoch_seconds, is_carried_decimal, is_carried_integer, utf8
+from mqauth.wire import destination, strict_json
+from mqauth.wire.envelope import MAX_DEPTH, epoch_seconds, is_carried_decimal, is_carried_integer, utf8
 from mqauth.wire.message import NO_ORIGIN, PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
 
 PROPERTIES: Final = (
@@ -52,8 +51,9 @@ def to_form(message: Message) -> dict[str, Any]:
     if destination.is_kafka(message.destination):
         form["key"] = None if message.key is None else _base64(message.key)
     form["body"] = None if message.body is None else _base64(message.body)
-    properties = message.properties.items()
-    form["properties"] = {name.replace("-", "_"): writable(str(value)) for name, value in properties}
+    form["properties"] = {
+        name.replace("-", "_"): writable(str(value)) for name, value in message.properties.items()
+    }
     form["headers"] = [[writable(name), value_to_form(value)] for name, value in message.headers]
     origin = _origin_to_form(message.origin)
     return form | ({"origin": origin} if origin else {})
@@ -68,8 +68,10 @@ def from_form(form: Any) -> Message:
     Raises:
         MalformedMessage: the value is not in the form, or contradicts itself.
     """
-    known = isinstance(form, Mapping) and not form.keys() - _MEMBERS and {"destination", "body"} <= form.keys()
-    _require(known, "a message has destination, body and no unknown member")
+    _require(
+        isinstance(form, Mapping) and not form.keys() - _MEMBERS and {"destination", "body"} <= form.keys(),
+        "a message has destination, body and no unknown member",
+    )
     place = form["destination"]
     _require(isinstance(place, str), "destination is no text")
     parsed = destination.parse(place)
@@ -135,7 +137,7 @@ def _foreign(value: object) -> dict[str, Any]:
 def _integer_to_form(value: int) -> dict[str, Any]:
     if not is_carried_integer(value):
         return {"str": "(integer beyond 64 bits)"}
-    return {"int": value if abs(value) <= strictjson.MAX_INTEGER else str(value)}
+    return {"int": value if abs(value) <= strict_json.MAX_INTEGER else str(value)}
 
 
 def _time_to_form(value: datetime) -> dict[str, Any]:
@@ -264,18 +266,22 @@ def _origin(found: Any, parsed: tuple[str, ...]) -> Origin:
     """Return the origin, which may not contradict the destination."""
     if found is None:
         return NO_ORIGIN
-    known = isinstance(found, Mapping) and not found.keys() - set(Origin.__dataclass_fields__)
-    _require(known, "origin is an object without unknown members")
+    _require(
+        isinstance(found, Mapping) and not found.keys() - set(Origin.__dataclass_fields__),
+        "origin is an object without unknown members",
+    )
     _require(_has_types(found), "origin has a member of a wrong type")
     origin = Origin(**found)
     scheme, *names = parsed
     on_kafka = scheme == destination.KAFKA
     said = (origin.topic,) if on_kafka else (origin.exchange, origin.routing_key)
-    agree = all(value in (None, name) for value, name in zip(said, names, strict=True))
-    _require(agree, "origin contradicts destination")
-    foreign = _RABBITMQ_ORIGIN if on_kafka else _KAFKA_ORIGIN
     _require(
-        all(getattr(origin, name) is None for name in foreign), "origin names another broker than destination"
+        all(value in (None, name) for value, name in zip(said, names, strict=True)),
+        "origin contradicts destination",
+    )
+    _require(
+        all(getattr(origin, name) is None for name in (_RABBITMQ_ORIGIN if on_kafka else _KAFKA_ORIGIN)),
+        "origin names another broker than destination",
     )
     return origin
 

@@ -12,8 +12,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from mqauth.errors import ConfigurationError, require
-from mqauth.wire import base64url
-from mqauth.wire import strict_json as strictjson
+from mqauth.wire import base64url, strict_json
 from mqauth.wire.claims import is_name
 from mqauth.wire.keys import (
     MAX_KID,
@@ -76,8 +75,8 @@ def load_key_set(document: bytes | Mapping[str, Any], *, name: str = "JWK Set") 
 def _parse(raw: bytes, name: str) -> Any:
     require(len(raw) <= MAX_DOCUMENT, f"{name}: over {MAX_DOCUMENT} bytes")
     try:
-        return strictjson.loads(raw, depth=_DEPTH)
-    except strictjson.StrictJSONError as error:
+        return strict_json.loads(raw, depth=_DEPTH)
+    except strict_json.StrictJSONError as error:
         raise ConfigurationError(f"{name}: {error}") from error
 
 
@@ -147,8 +146,7 @@ def _point(members: Mapping[str, Any], curve: ec.EllipticCurve, size: int) -> Pu
     x, y = _octets(members, "x"), _octets(members, "y")
     if len(x) != size or len(y) != size:
         raise ValueError("coordinates are of full length")
-    numbers = ec.EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), curve)
-    return numbers.public_key()
+    return ec.EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), curve).public_key()
 
 
 def _rsa(members: Mapping[str, Any]) -> PublicKey:
@@ -157,8 +155,7 @@ def _rsa(members: Mapping[str, Any]) -> PublicKey:
     # numbers without a bound would take their time before ``Key`` could refuse them
     if len(modulus) * 8 > MAX_RSA_BITS or len(exponent) > 8:
         raise ValueError("too large")
-    numbers = rsa.RSAPublicNumbers(int.from_bytes(exponent, "big"), int.from_bytes(modulus, "big"))
-    return numbers.public_key()
+    return rsa.RSAPublicNumbers(int.from_bytes(exponent, "big"), int.from_bytes(modulus, "big")).public_key()
 
 
 _KINDS: Final[dict[str, Callable[[Mapping[str, Any]], PublicKey]]] = {
@@ -192,8 +189,10 @@ def _subjects(members: Mapping[str, Any]) -> frozenset[str] | None:
     if "mqauth_sub" not in members:
         return None
     listed = members["mqauth_sub"]
-    good = isinstance(listed, list) and all(is_name(subject) for subject in listed)
-    require(good, "its mqauth_sub is no list of subjects")
+    require(
+        isinstance(listed, list) and all(is_name(subject) for subject in listed),
+        "its mqauth_sub is no list of subjects",
+    )
     return frozenset(listed)
 
 

@@ -21,8 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from jwt.algorithms import Algorithm, ECAlgorithm, OKPAlgorithm, RSAAlgorithm, RSAPSSAlgorithm
 
 from mqauth.errors import ConfigurationError, Reason, Rejection
-from mqauth.wire import base64url
-from mqauth.wire import strict_json as strictjson
+from mqauth.wire import base64url, strict_json
 from mqauth.wire.claims import is_name
 from mqauth.wire.keys import MAX_KID, Key, SigningKey
 from mqauth.wire.memo import Memo
@@ -180,13 +179,13 @@ _OPEN, _SIGN = _libsodium()
 def _header_segment(header: tuple[str, str, str]) -> bytes:
     """Return the first segment of a token and its dot, of ``alg``, ``typ`` and ``kid``."""
     algorithm, typ, kid = header
-    return base64url.encode(strictjson.dumps({"alg": algorithm, "typ": typ, "kid": kid})) + b"."
+    return base64url.encode(strict_json.dumps({"alg": algorithm, "typ": typ, "kid": kid})) + b"."
 
 
 def _check_header(header: tuple[bytes, str]) -> tuple[str, str]:
     """Return ``alg`` and ``kid`` of a token's first segment, whose ``typ`` must be the given one."""
     segment, typ = header
-    parameters = strictjson.loads(base64url.decode(segment), depth=_HEADER_DEPTH)
+    parameters = strict_json.loads(base64url.decode(segment), depth=_HEADER_DEPTH)
     if type(parameters) is not dict:
         raise _malformed("the header is no object")
     kid = parameters.get("kid")

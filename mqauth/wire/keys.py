@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
@@ -18,7 +18,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from mqauth.errors import ConfigurationError, require
+from mqauth.errors import ConfigurationError, file_errors, require
 from mqauth.wire import base64url
 
 PrivateKey: TypeAlias = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
@@ -136,10 +136,8 @@ class Key:
         Raises:
             ConfigurationError: the file cannot be read, has no such key, or needs another passphrase.
         """
-        try:
+        with file_errors(path):
             raw = Path(path).read_bytes()
-        except OSError as error:
-            raise ConfigurationError(f"{path}: {error.strerror or 'cannot be read'}") from error
         return cls.from_pem(raw, passphrase=passphrase, algorithm=algorithm, name=str(path))
 
     @classmethod
@@ -267,8 +265,9 @@ def natural_algorithm(public: PublicKey) -> str:
 
 def thumbprint(public: PublicKey) -> str:
     """Return the RFC 7638 SHA-256 thumbprint, base64url."""
-    required = json.dumps(public_members(public), separators=(",", ":"), sort_keys=True)
-    return base64url.digest(required.encode("ascii"))
+    return base64url.digest(
+        json.dumps(public_members(public), separators=(",", ":"), sort_keys=True).encode("ascii")
+    )
 
 
 def public_members(public: PublicKey) -> dict[str, str]:
@@ -336,5 +335,5 @@ def jwk_members(key: Key) -> dict[str, Any]:
     if key.expires is not None:
         members["exp"] = key.expires
     if key.revocation is not None:
-        members["revoked"] = {"revoked_at": key.revocation.revoked_at, "reason": key.revocation.reason}
+        members["revoked"] = asdict(key.revocation)
     return members

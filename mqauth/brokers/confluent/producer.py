@@ -20,7 +20,7 @@ from mqauth.brokers.log.errors import ProducerFatalError
 from mqauth.brokers.log.records import native_headers, to_message
 from mqauth.errors import ConfigurationError, MalformedMessage
 from mqauth.signer import Signer
-from mqauth.wire.batch_settings import DEFAULT_LINGER, check_batching
+from mqauth.wire.batch import DEFAULT_LINGER, check_batching
 
 DEFAULT_IN_FLIGHT: Final = 10_000
 PATIENCE: Final = 60.0

@@ -25,7 +25,7 @@ from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Ret
 from mqauth.judging.verified import Responder, Verified
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
-from mqauth.wire.batch_settings import DEFAULT_LINGER
+from mqauth.wire.batch import DEFAULT_LINGER
 from mqauth.wire.message import Message
 
 DIRECT_REPLY: Final = "amq.rabbitmq.reply-to."

@@ -6,32 +6,18 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from mqauth.audit.disk import closed_on_error, give_to_folder, open_private
-from mqauth.errors import ConfigurationError
+from mqauth.audit.disk import give_to_folder, open_private, sync_folder, undone_on_error
+from mqauth.errors import file_errors, require
 
 _OTHERS: Final = 0o077
 _TEMPORARY: Final = ".writing"
 _LOCK: Final = ".lock"
 Stamp = tuple[int, int, int, int, int]
 """Numbers of a file that change whenever its content does."""
-
-
-def reason(error: OSError) -> str:
-    """Return the system's words for an error, or Python's, or the name of its type."""
-    return error.strerror or str(error) or type(error).__name__
-
-
-@contextmanager
-def refused(path: Path) -> Iterator[None]:
-    """Turn an ``OSError`` that is raised within the block into a ``ConfigurationError`` that names the path."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {reason(error)}") from error
 
 
 @contextmanager
@@ -41,10 +27,10 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ConfigurationError: the lock file cannot be made or opened.
     """
-    with refused(folder / _LOCK):
+    with file_errors(folder / _LOCK):
         descriptor = open_private(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
         # An earlier run of root may have left a lock file that the folder's owner cannot open.
-        with closed_on_error(descriptor):
+        with undone_on_error(os.close, descriptor):
             give_to_folder(descriptor, folder)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -62,20 +48,15 @@ def write_whole(path: Path, raw: bytes) -> None:
         ConfigurationError: the system refused.
     """
     temporary = path.with_name(_TEMPORARY)
-    with refused(path):
-        try:
-            # A crash may have left a temporary file, with a private key in it.
-            temporary.unlink(missing_ok=True)
-            with os.fdopen(open_private(temporary, os.O_WRONLY | os.O_EXCL | os.O_NOFOLLOW), "wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync_folder(path.parent)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+    with file_errors(path), undone_on_error(temporary.unlink):
+        # A crash may have left a temporary file, with a private key in it.
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(open_private(temporary, os.O_WRONLY | os.O_EXCL | os.O_NOFOLLOW), "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path)
 
 
 def read_bounded(path: Path, limit: int, *, private: bool = False, own: bool = False) -> bytes:
@@ -90,21 +71,20 @@ def read_bounded(path: Path, limit: int, *, private: bool = False, own: bool = F
     Raises:
         ConfigurationError: the file cannot be read, is too large, or is not as private as it must be.
     """
-    with refused(path):
+    with file_errors(path):
         # Without O_NONBLOCK the open of a FIFO would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)
-            mode = stat.S_IMODE(status.st_mode)
-            if not stat.S_ISREG(status.st_mode):
-                raise ConfigurationError(f"{path}: not a regular file")
-            if private and mode & _OTHERS:
-                raise ConfigurationError(f"{path}: private, but open to others (mode {mode:04o}); chmod 600 it")
-            if own and status.st_uid != os.geteuid():
-                raise ConfigurationError(f"{path}: belongs to user {status.st_uid}, not to {os.geteuid()}")
+            mode, user = stat.S_IMODE(status.st_mode), status.st_uid
+            require(stat.S_ISREG(status.st_mode), f"{path}: not a regular file")
+            require(
+                not private or not mode & _OTHERS,
+                f"{path}: private, but open to others (mode {mode:04o}); chmod 600 it",
+            )
+            require(not own or user == os.geteuid(), f"{path}: belongs to user {user}, not to {os.geteuid()}")
             raw = file.read(limit + 1)
-    if len(raw) > limit:
-        raise ConfigurationError(f"{path}: over {limit} bytes")
+    require(len(raw) <= limit, f"{path}: over {limit} bytes")
     return raw
 
 
@@ -127,12 +107,3 @@ def is_missing(path: Path) -> bool:
     except OSError as error:
         return isinstance(error, FileNotFoundError)
     return False
-
-
-def _sync_folder(folder: Path) -> None:
-    # Only then is the new name of the file on the disk, too.
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, file_errors, require
 from mqauth.keystore.disk import files, ring
 from mqauth.keystore.disk.ring import KeyRing, RingKey
 from mqauth.wire.claims import is_name
@@ -51,8 +51,10 @@ class Keystore:
             ConfigurationError: the folder is not a keystore.
         """
         path = self.folder / KEYSET
-        if os.path.isdir(self.folder) and files.is_missing(path):
-            raise ConfigurationError(f"{self.folder}: no keystore (no {KEYSET}): run mqauth keys new")
+        require(
+            not (os.path.isdir(self.folder) and files.is_missing(path)),
+            f"{self.folder}: no keystore (no {KEYSET}): run mqauth keys new",
+        )
         return ring.load(files.read_bounded(path, _MAX_KEYSET), name=str(path))
 
     def create(
@@ -79,7 +81,7 @@ class Keystore:
         """
         names = None if subjects is None else _subjects(subjects)
         key = Key.generate(algorithm)
-        with files.refused(self.folder):
+        with file_errors(self.folder):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with files.locked(self.folder):
             before = KeyRing() if files.is_missing(self.folder / KEYSET) else self.ring()
@@ -137,8 +139,7 @@ class Keystore:
         """
         path = self._pem(found.kid)
         key = read_pem(path, self.passphrase, found.key.algorithm)
-        if key.kid != found.kid:
-            raise ConfigurationError(f"{path}: holds another key than its name says, {key.kid}")
+        require(key.kid == found.kid, f"{path}: holds another key than its name says, {key.kid}")
         return replace(key, subjects=found.key.subjects)
 
     def stamp(self) -> files.Stamp | None:
@@ -219,12 +220,18 @@ def read_pem(path: Path, passphrase: bytes | None = None, algorithm: str | None 
         ConfigurationError: the file is missing, is open to others, holds no such key, or needs another
             passphrase.
     """
-    raw = files.read_bounded(path, _MAX_PEM, private=True)
-    return Key.from_pem(raw, passphrase=passphrase, algorithm=algorithm, name=str(path))
+    return Key.from_pem(
+        files.read_bounded(path, _MAX_PEM, private=True),
+        passphrase=passphrase,
+        algorithm=algorithm,
+        name=str(path),
+    )
 
 
 def _subjects(subjects: Iterable[str]) -> frozenset[str]:
     names = frozenset(subjects)
-    if not names or not all(is_name(name) for name in names):
-        raise ConfigurationError("a subject is text of 1 to 256 characters, and at least one is needed")
+    require(
+        names and all(is_name(name) for name in names),
+        "a subject is text of 1 to 256 characters, and at least one is needed",
+    )
     return names

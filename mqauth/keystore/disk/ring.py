@@ -10,12 +10,12 @@ so that consumers have it when its first message arrives.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from mqauth.errors import ConfigurationError
-from mqauth.wire import strict_json as strictjson
+from mqauth.errors import ConfigurationError, require
+from mqauth.wire import strict_json
 from mqauth.wire.claims import is_name
 from mqauth.wire.jwk import load_key
 from mqauth.wire.keys import Key, Revocation, public_members, thumbprint
@@ -99,12 +99,12 @@ class KeyRing:
     retain: int = DEFAULT_RETAIN
 
     def __post_init__(self) -> None:
-        if len({key.kid for key in self.keys}) != len(self.keys):
-            raise ConfigurationError("a kid stands for two keys")
-        if sum(key.state is State.ACTIVE for key in self.keys) > 1:
-            raise ConfigurationError("two keys are active")
-        if not 0 <= self.publish_delay <= MAX_PUBLISH_DELAY or self.retain < 0:
-            raise ConfigurationError(f"publish_delay is 0 to {MAX_PUBLISH_DELAY} seconds, retain at least 0")
+        require(len({key.kid for key in self.keys}) == len(self.keys), "a kid stands for two keys")
+        require(sum(key.state is State.ACTIVE for key in self.keys) <= 1, "two keys are active")
+        require(
+            0 <= self.publish_delay <= MAX_PUBLISH_DELAY and self.retain >= 0,
+            f"publish_delay is 0 to {MAX_PUBLISH_DELAY} seconds, retain at least 0",
+        )
 
     @property
     def active(self) -> RingKey | None:
@@ -169,8 +169,7 @@ def retire(ring: KeyRing, kid: str, now: int) -> KeyRing:
     if key.state is State.PENDING:
         return ended
     promoted = _promote(ended, now)
-    if promoted.active is None:
-        raise ConfigurationError("it is the active key and no pending key is ready to sign in its place")
+    require(promoted.active, "it is the active key and no pending key is ready to sign in its place")
     return promoted
 
 
@@ -183,8 +182,10 @@ def revoke(ring: KeyRing, kid: str, now: int, *, reason: str, since: int = 0) ->
         ConfigurationError: there is no such key.
     """
     key = ring.get(kid)
-    revocation = Revocation(revoked_at=since, reason=reason)
-    ended = _with(ring, replace(key, state=State.REVOKED, revoked=now, revocation=revocation))
+    ended = _with(
+        ring,
+        replace(key, state=State.REVOKED, revoked=now, revocation=Revocation(revoked_at=since, reason=reason)),
+    )
     return _promote(ended, now) if key.state is State.ACTIVE else ended
 
 
@@ -212,22 +213,19 @@ def _is_gone(key: RingKey, now: int, retain: int) -> bool:
 
 def describe(key: RingKey) -> dict[str, Any]:
     """Return the state of a key as JSON values, without the public key itself."""
-    revocation = key.revocation
     return {
         "kid": key.kid,
         "algorithm": key.key.algorithm,
         "state": key.state.value,
         **{name: getattr(key, name) for name in _TIMES},
         "subjects": None if key.key.subjects is None else sorted(key.key.subjects),
-        "revocation": None
-        if revocation is None
-        else {"revoked_at": revocation.revoked_at, "reason": revocation.reason},
+        "revocation": None if key.revocation is None else asdict(key.revocation),
     }
 
 
 def dump(ring: KeyRing) -> bytes:
     """Return a ring as the text of ``keyset.json``, with one key on each line."""
-    lines = [strictjson.dumps(describe(key) | {"public": public_members(key.key.public)}) for key in ring.keys]
+    lines = [strict_json.dumps(describe(key) | {"public": public_members(key.key.public)}) for key in ring.keys]
     head = f'{{"version":{VERSION},"publish_delay":{ring.publish_delay},"retain":{ring.retain},"keys":['
     return head.encode("ascii") + b"\n" + b",\n".join(lines) + b"\n]}\n"
 
@@ -243,28 +241,30 @@ def load(raw: bytes, *, name: str) -> KeyRing:
         ConfigurationError: ``dump`` cannot have written the text.
     """
     try:
-        found = strictjson.loads(raw, depth=_DEPTH)
-        if not isinstance(found, dict) or found.keys() != _RING or found["version"] != VERSION:
-            raise ConfigurationError(f"not a keyset of version {VERSION}")
-        if not isinstance(found["keys"], list):
-            raise ConfigurationError("keys is not a list")
+        found = strict_json.loads(raw, depth=_DEPTH)
+        require(
+            isinstance(found, dict) and found.keys() == _RING and found["version"] == VERSION,
+            f"not a keyset of version {VERSION}",
+        )
+        require(isinstance(found["keys"], list), "keys is not a list")
         keys = tuple(_key(members) for members in found["keys"])
         delays = {member: _seconds(found, member) for member in ("publish_delay", "retain")}
         return KeyRing(keys=keys, **delays)
-    except (strictjson.StrictJSONError, ConfigurationError) as error:
+    except (strict_json.StrictJSONError, ConfigurationError) as error:
         raise ConfigurationError(f"{name}: {error}") from error
 
 
 def _key(members: Any) -> RingKey:
-    if not isinstance(members, dict) or members.keys() != _KEY or not isinstance(members["public"], dict):
-        raise ConfigurationError(f"a key must have exactly the members {', '.join(sorted(_KEY))}")
+    require(
+        isinstance(members, dict) and members.keys() == _KEY and isinstance(members["public"], dict),
+        f"a key must have exactly the members {', '.join(sorted(_KEY))}",
+    )
     public = {**members["public"], "kid": members["kid"], "alg": members["algorithm"]}
     if members["subjects"] is not None:
         public["mqauth_sub"] = members["subjects"]
     key = load_key(public)
     # The kid becomes the name of a file, and a thumbprint has neither a slash nor a dot.
-    if thumbprint(key.public) != key.kid:
-        raise ConfigurationError("a kid is not the thumbprint of its key")
+    require(thumbprint(key.public) == key.kid, "a kid is not the thumbprint of its key")
     state = _state(members)
     optional = {name: None if members[name] is None else _seconds(members, name) for name in _TIMES[2:]}
     return RingKey(
@@ -274,28 +274,28 @@ def _key(members: Any) -> RingKey:
 
 
 def _state(members: Mapping[str, Any]) -> State:
-    if members["state"] not in tuple(State):
-        raise ConfigurationError(f"a state is {', '.join(State)}")
+    require(members["state"] in tuple(State), f"a state is {', '.join(State)}")
     state = State(members["state"])
-    if state in _REACHED and members[_REACHED[state]] is None:
-        raise ConfigurationError(f"a key is {state.value} and does not say since when")
+    require(
+        state not in _REACHED or members[_REACHED[state]] is not None,
+        f"a key is {state.value} and does not say since when",
+    )
     return state
 
 
 def _revocation(found: Any, state: State) -> Revocation | None:
-    if (found is not None) != (state is State.REVOKED):
-        raise ConfigurationError("a revoked key, and no other, has a revocation")
+    require((found is not None) == (state is State.REVOKED), "a revoked key, and no other, has a revocation")
     if found is None:
         return None
-    if not isinstance(found, dict) or found.keys() != {"revoked_at", "reason"}:
-        raise ConfigurationError("a revocation has revoked_at and reason")
-    if found["reason"] != "" and not is_name(found["reason"]):
-        raise ConfigurationError("a reason is one line of at most 256 characters")
+    require(
+        isinstance(found, dict) and found.keys() == {"revoked_at", "reason"},
+        "a revocation has revoked_at and reason",
+    )
+    require(is_name(found["reason"], 0), "a reason is one line of at most 256 characters")
     return Revocation(revoked_at=_seconds(found, "revoked_at"), reason=found["reason"])
 
 
 def _seconds(members: Mapping[str, Any], name: str) -> int:
     value = members[name]
-    if type(value) is not int or value < 0:
-        raise ConfigurationError(f"{name} is not a number of seconds")
-    return value
+    require(type(value) is int and value >= 0, f"{name} is not a number of seconds")
+    return int(value)

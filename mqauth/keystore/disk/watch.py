@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, require
 from mqauth.keystore.disk import files
 from mqauth.keystore.disk.folder import Keystore, RepeatedLog
 from mqauth.keystore.disk.ring import RETIREMENT_GRACE, KeyRing, RingKey
@@ -59,8 +59,10 @@ class ActiveKey:
         self, folder: str | Path, *, passphrase: bytes | None = None, look_every: float = LOOK_EVERY,
         max_stale: float = MAX_STALE, clock: Clock = SYSTEM_CLOCK,
     ) -> None:  # fmt: skip
-        if not 0 < look_every <= MAX_LOOK or not look_every <= max_stale <= LONGEST_STALE:
-            raise ConfigurationError("look_every is above 0 and at most 60 s, max_stale from it to a day")
+        require(
+            0 < look_every <= MAX_LOOK and look_every <= max_stale <= LONGEST_STALE,
+            "look_every is above 0 and at most 60 s, max_stale from it to a day",
+        )
         self._keystore = Keystore(folder=Path(folder), passphrase=passphrase, clock=clock)
         self._every = look_every
         self._max_stale = max_stale
@@ -181,8 +183,7 @@ class JWKSFile:
         self._stamp = files.stamp(self.path)
         self._looked = clock.monotonic()
         self._keys = self._read()
-        if not self._keys.keys:
-            raise ConfigurationError(f"{self.path}: no key that can be used")
+        require(self._keys.keys, f"{self.path}: no key that can be used")
 
     def key_set(self) -> KeySet:
         """Return the set in use, after a look at the file where the last one is a second ago."""

@@ -16,7 +16,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from mqauth.clock import Clock
-from mqauth.errors import ConfigurationError, MqauthError
+from mqauth.errors import ConfigurationError, MqauthError, require
 
 MAX_TIMEOUT: Final = 5.0
 VISIBLE: Final = re.compile(r"[!-~]+", re.ASCII)
@@ -26,6 +26,16 @@ class FetchFailed(MqauthError):
     """The issuer gave no good answer; the text names neither the URL nor the body."""
 
     code = "fetch"
+
+
+def expect(condition: object, failure: str) -> None:
+    """Refuse an answer unless a condition holds.
+
+    Raises:
+        FetchFailed: it does not hold; ``failure`` says what is wrong with the answer.
+    """
+    if not condition:
+        raise FetchFailed(failure)
 
 
 class Deadline:
@@ -48,8 +58,7 @@ class Deadline:
             FetchFailed: none are left.
         """
         left = self._end - self._clock.monotonic()
-        if left <= 0:
-            raise FetchFailed(f"no whole answer within {self._seconds:g} s")
+        expect(left > 0, f"no whole answer within {self._seconds:g} s")
         return left
 
 
@@ -71,18 +80,21 @@ class Endpoint:
             ConfigurationError: it is neither https nor an allowed http on loopback, or has a user, a password or
                 a fragment.
         """
-        if not isinstance(url, str) or not VISIBLE.fullmatch(url):
-            raise ConfigurationError("a JWKS URL is ASCII text without spaces")
+        require(isinstance(url, str) and VISIBLE.fullmatch(url), "a JWKS URL is ASCII text without spaces")
         try:
             parts = urlsplit(url)
             host, port = parts.hostname or "", parts.port
         except ValueError as error:
             raise ConfigurationError("a JWKS URL is malformed") from error
-        if not host or "@" in parts.netloc or parts.fragment:
-            raise ConfigurationError("a JWKS URL has a host, and neither user, password nor fragment")
+        require(
+            host and "@" not in parts.netloc and not parts.fragment,
+            "a JWKS URL has a host, and neither user, password nor fragment",
+        )
         tls = parts.scheme == "https"
-        if not tls and not (parts.scheme == "http" and unsafe_http_loopback and is_loopback(host)):
-            raise ConfigurationError("a JWKS URL is https; http only on loopback, with unsafe_http_loopback")
+        require(
+            tls or (parts.scheme == "http" and unsafe_http_loopback and is_loopback(host)),
+            "a JWKS URL is https; http only on loopback, with unsafe_http_loopback",
+        )
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         port = port or (443 if tls else 80)
         return cls(host=host, port=port, authority=parts.netloc, target=target, tls=tls)

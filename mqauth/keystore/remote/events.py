@@ -138,8 +138,10 @@ class Announcer:
             level = logging.WARNING if event.kind in _WARNINGS else logging.INFO
             _LOG.log(level, "%s: %s %s %s", self._source, event.kind.value, event.kid or "", event.detail)
             if self._on_event is not None:
-                version = None if keys is None else keys.version
-                self._call(self._on_event, replace(event, source=self._source, version=version))
+                self._call(
+                    self._on_event,
+                    replace(event, source=self._source, version=None if keys is None else keys.version),
+                )
 
     def announce(self, keys: KeySet) -> None:
         """Pass a new set to the subscribers."""

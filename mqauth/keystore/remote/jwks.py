@@ -1,6 +1,6 @@
 """The keys of a remote issuer, in a cache where a known key never waits, and which outlives an outage.
 
-``rules`` decides, as pure functions; ``fetch`` and ``http`` make the requests. This module joins them with one
+``rules`` decides, as pure functions; ``fetch`` makes the requests. This module joins them with one
 background thread, which serves callers with and without an event loop alike.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final, TypedDict, Unpack
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
-from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
-from mqauth.keystore.disk import files
+from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable, words_of
+from mqauth.keystore.disk.files import is_missing
 from mqauth.keystore.remote import rules, snapshot
 from mqauth.keystore.remote.connection import Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote.events import Announcer, Event, EventKind, Health, Listener, OnEvent
@@ -257,8 +257,9 @@ class JWKS:
         # Nobody else changes the state while an attempt is in flight, so it needs no lock until the change.
         jitter, before = self._randomness(1)[0] / 256, self._cache
         if isinstance(result, str):
-            now = self._clock.monotonic()
-            after, events = rules.failed(before, result, asked=asked, now=now, limits=self._limits, jitter=jitter)
+            after, events = rules.failed(
+                before, result, asked=asked, now=self._clock.monotonic(), limits=self._limits, jitter=jitter
+            )
         else:
             after, events = rules.answered(before, result, asked=asked, limits=self._limits, jitter=jitter)
         changed = after.keys is not before.keys
@@ -282,10 +283,10 @@ class JWKS:
         try:
             snapshot.save(self._snapshot, cache.keys, source=self.source, asked=asked, publish_delay=delay)
         except OSError as error:
-            self._report(EventKind.SNAPSHOT_FAILED, files.reason(error))
+            self._report(EventKind.SNAPSHOT_FAILED, words_of(error))
 
     def _restore(self) -> None:
-        if self._snapshot is None or files.is_missing(self._snapshot):
+        if self._snapshot is None or is_missing(self._snapshot):
             return
         now, max_age = self._clock.now(), self._limits.max_stale
         try:
@@ -339,7 +340,16 @@ def discover(
     Raises:
         ConfigurationError: the issuer is not an https URL, or a bound is not allowed.
     """
-    fetch = DiscoveredFetch(
-        issuer, unsafe_http_loopback=unsafe_http_loopback, timeout=timeout, context=tls_context(ca), clock=clock
+    return JWKS(
+        issuer,
+        fetch=DiscoveredFetch(
+            issuer,
+            unsafe_http_loopback=unsafe_http_loopback,
+            timeout=timeout,
+            context=tls_context(ca),
+            clock=clock,
+        ),
+        unsafe_http_loopback=unsafe_http_loopback,
+        clock=clock,
+        **settings,
     )
-    return JWKS(issuer, fetch=fetch, unsafe_http_loopback=unsafe_http_loopback, clock=clock, **settings)

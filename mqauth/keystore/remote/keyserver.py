@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, require
 from mqauth.keystore.disk.files import Stamp
 from mqauth.keystore.disk.folder import Keystore, RepeatedLog
 from mqauth.keystore.disk.ring import RETIREMENT_GRACE, KeyRing, State
 from mqauth.keystore.remote.rules import MAX_PUBLISH_DELAY
-from mqauth.wire import strict_json as strictjson
+from mqauth.wire import strict_json
 from mqauth.wire.jwk import MAX_DOCUMENT, dump_key_set, load_key_set
 from mqauth.wire.keys import KeySet
 
@@ -60,11 +60,12 @@ def publish(rings: Sequence[KeyRing]) -> Publication:
     document = dump_key_set(keys) | {"mqauth_publish_delay": publish_delay(rings)}
     # Read it back as a consumer does: above all, that finds a private member, wherever it comes from.
     read = load_key_set(document)
-    if read.skipped or read.version != keys.version:
-        raise ConfigurationError(f"not fit to be published: {(*read.skipped, 'it reads as another set')[0]}")
-    body = strictjson.dumps(document)
-    if len(body) > MAX_DOCUMENT:
-        raise ConfigurationError(f"not fit to be published: over {MAX_DOCUMENT} bytes")
+    require(
+        not read.skipped and read.version == keys.version,
+        f"not fit to be published: {(*read.skipped, 'it reads as another set')[0]}",
+    )
+    body = strict_json.dumps(document)
+    require(len(body) <= MAX_DOCUMENT, f"not fit to be published: over {MAX_DOCUMENT} bytes")
     active = sum(ring.active is not None for ring in rings)
     digest = hashlib.sha256(body).hexdigest()[:32]
     return Publication(body=body, etag=f'"{digest}"', keys=len(keys.keys), active=active)
@@ -80,8 +81,7 @@ def max_age(rings: Sequence[KeyRing], now: float) -> int:
     """Return the seconds for which a copy that is taken now is fresh."""
     # Until the next known change. And never beyond the publish delay: a key that is published in a moment must be
     # known everywhere before it signs.
-    ahead = [moment - now for moment in _changes(rings) if moment > now]
-    return int(min([*ahead, publish_delay(rings), MAX_AGE]))
+    return int(min(publish_delay(rings), MAX_AGE, *(moment - now for moment in _changes(rings) if moment > now)))
 
 
 def _changes(rings: Iterable[KeyRing]) -> Iterator[int]:
@@ -169,4 +169,4 @@ class KeyServer:
 def _json(status: int, members: dict[str, Any], more: Headers | None = None) -> tuple[int, Headers, bytes]:
     """Return an answer that no cache keeps."""
     headers = {b"content-type": b"application/json", b"cache-control": b"no-store", **(more or {})}
-    return status, headers, strictjson.dumps(members)
+    return status, headers, strict_json.dumps(members)

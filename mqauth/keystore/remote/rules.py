@@ -3,20 +3,23 @@
 All times are monotonic seconds, so that a wall clock that is set forward or back makes no set older or younger.
 The age of an answer counts from the moment at which it was asked for: that is the earliest moment for which it
 speaks.
+
+An answer may be a mishap of the issuer, or an old copy, if it is empty, lacks most of the keys, or is dated
+before the answer in use. The keys that it adds are believed. A key that it lacks goes when the next answer lacks
+it, too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final, Literal
 
-from mqauth.errors import ConfigurationError
+from mqauth.errors import require
 from mqauth.keystore.remote.events import Event, EventKind
-from mqauth.keystore.remote.merge import Merged, Suspects, merge
-from mqauth.wire.keys import KeySet
+from mqauth.wire.keys import Key, KeySet, thumbprint
 
 COOLDOWN: Final = 30.0
 """Seconds between the beginnings of two attempts for the sake of unknown kids, also during an outage."""
@@ -28,6 +31,9 @@ ABSENT_KIDS: Final = 128
 ABSENT_SECONDS: Final = 60.0
 """Short, so that a producer that signed a little before its key was published is heard again soon."""
 NEVER: Final = -math.inf
+Suspects = Mapping[str, str]
+"""How the last answer contradicted keys in use, by kid: ``ABSENT``, or the version of the key it had instead."""
+ABSENT: Final = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,8 +179,9 @@ def answered(cache: Cache, answer: Answer, *, asked: float, limits: Limits, jitt
     merged = _merged(cache, answer)
     if merged is None:
         held = replace(cache, seen_empty=True)
-        why = "the first set holds no usable key"
-        return failed(held, why, asked=asked, now=asked, limits=limits, jitter=jitter)
+        return failed(
+            held, "the first set holds no usable key", asked=asked, now=asked, limits=limits, jitter=jitter
+        )
     fresh = limits.freshness(answer.max_age, answer.age)
     settled = not merged.suspects
     # Ahead of time, so that the set does not become stale; at once, where something is to be confirmed.
@@ -208,10 +215,8 @@ def failed(cache: Cache, failure: str, *, asked: float, now: float, limits: Limi
         failing_since=asked if cache.failing_since is None else cache.failing_since,
         failures=cache.failures + 1, failure=failure, announced=state,
     )  # fmt: skip
-    events = [Event(kind=EventKind.FAILED, detail=failure)]
-    if state != cache.announced:
-        events.append(Event(kind=EventKind(state)))
-    return result, tuple(events)
+    turned = () if state == cache.announced else (Event(kind=EventKind(state)),)
+    return result, (Event(kind=EventKind.FAILED, detail=failure), *turned)
 
 
 def _merged(cache: Cache, answer: Answer) -> Merged | None:
@@ -293,8 +298,7 @@ def rule(cache: Cache, kid: str, *, received: float, now: float, limits: Limits,
 
 def asked_in_vain(cache: Cache, kid: str, received: float) -> bool:
     """Tell whether the issuer has answered since the message came, and without its kid."""
-    answered_since = min(cache.asked, cache.origin) >= received
-    return answered_since and cache.keys is not None and cache.keys.get(kid) is None
+    return min(cache.asked, cache.origin) >= received and cache.keys is not None and cache.keys.get(kid) is None
 
 
 def publish_delay_of(document: Mapping[str, object]) -> float | None:
@@ -304,5 +308,86 @@ def publish_delay_of(document: Mapping[str, object]) -> float | None:
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ConfigurationError(f"{name} is {low:g} to {high:g} seconds, not {value!r}")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    require(number and low <= value <= high, f"{name} is {low:g} to {high:g} seconds, not {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """The set to use from now on, the contradictions that the next answer has to confirm, and the events."""
+
+    keys: KeySet
+    suspects: Suspects
+    events: tuple[Event, ...]
+
+
+def merge(current: KeySet, answer: KeySet, suspects: Suspects, *, outdated: bool) -> Merged:
+    """Merge an answer into the set in use.
+
+    Args:
+        current: the set in use, empty at first.
+        answer: the keys of a good answer.
+        suspects: the contradictions that the last answer left to be confirmed.
+        outdated: whether the answer is dated before the one in use.
+    """
+    guarded = outdated or 2 * sum(answer.get(key.kid) is None for key in current) > len(current.keys)
+    held: dict[str, str] = {}
+    for old in current:
+        doubt = _doubt(old, answer.get(old.kid), guarded=guarded, outdated=outdated)
+        if doubt is not None and suspects.get(old.kid) != doubt:
+            held[old.kid] = doubt
+    keys = KeySet(
+        [*(key for key in answer if key.kid not in held), *(key for key in current if key.kid in held)],
+        answer.skipped,
+    )
+    events = (*_alarms(held), *_differences(current, keys))
+    # The very same object tells everybody that nothing has changed.
+    if keys.version == current.version and keys.skipped == current.skipped:
+        keys = current
+    return Merged(keys, held, events)
+
+
+def _doubt(old: Key, new: Key | None, *, guarded: bool, outdated: bool) -> str | None:
+    """Return the contradiction that must be seen twice, ``None`` where the answer counts at once."""
+    if new is None:
+        return ABSENT if guarded else None
+    # A revocation and other new terms of the same public key count at once, but not those of an old copy.
+    if thumbprint(new.public) != thumbprint(old.public) or (outdated and new != old):
+        return KeySet([new]).version
+    return None
+
+
+def _alarms(held: Suspects) -> Iterable[Event]:
+    absent = sorted(kid for kid, doubt in held.items() if doubt == ABSENT)
+    if absent:
+        yield Event(kind=EventKind.LOSS_HELD, detail=f"{len(absent)} keys missing, kept until seen twice")
+    for kid in sorted(held.keys() - absent):
+        yield Event(
+            kind=EventKind.KEY_CONFLICT, kid=kid, detail="another key came under this kid; the old one stays"
+        )
+
+
+def _differences(old: KeySet, new: KeySet) -> Iterable[Event]:
+    """Yield an event for each key that came, went, changed, or cannot be used."""
+    for kid in sorted(new.by_kid.keys() - old.by_kid.keys()):
+        yield Event(kind=EventKind.KEY_ADDED, kid=kid)
+    for kid in sorted(old.by_kid.keys() - new.by_kid.keys()):
+        yield Event(kind=EventKind.KEY_REMOVED, kid=kid)
+    for kid in sorted(old.by_kid.keys() & new.by_kid.keys()):
+        if old.by_kid[kid] != new.by_kid[kid]:
+            yield Event(kind=EventKind.KEY_CHANGED, kid=kid, detail=_change(old.by_kid[kid], new.by_kid[kid]))
+    for line in new.skipped:
+        if line not in old.skipped:
+            yield Event(kind=EventKind.KEY_SKIPPED, detail=line)
+
+
+def _change(old: Key, new: Key) -> str:
+    """Return the names of what differs between two keys of one kid."""
+    named = {
+        "public key": thumbprint(old.public) != thumbprint(new.public),
+        "algorithm": old.algorithm != new.algorithm,
+        "subjects": old.subjects != new.subjects,
+        "end": old.expires != new.expires,
+        "revocation": old.revocation != new.revocation,
+    }
+    return ", ".join(name for name, differs in named.items() if differs)

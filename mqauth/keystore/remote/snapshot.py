@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.errors import ConfigurationError
+from mqauth.audit.disk import undone_on_error
+from mqauth.errors import ConfigurationError, require
 from mqauth.keystore.disk.files import read_bounded
-from mqauth.wire import strict_json as strictjson
+from mqauth.wire import strict_json
 from mqauth.wire.jwk import MAX_DOCUMENT, dump_key_set, load_key_set
 from mqauth.wire.keys import KeySet
 
@@ -42,16 +42,12 @@ def save(path: Path, keys: KeySet, *, source: str, asked: float, publish_delay: 
     }  # fmt: skip
     # A name of its own for each writer, and mode 0600: several processes may write one snapshot at the same time.
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
+    with undone_on_error(os.unlink, name):
         with os.fdopen(descriptor, "wb") as file:
-            file.write(strictjson.dumps(content | {"sha256": _digest(content)}))
+            file.write(strict_json.dumps(content | {"sha256": _digest(content)}))
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 def load(path: Path, *, source: str, now: float, max_age: float) -> tuple[KeySet, float, float]:
@@ -73,19 +69,16 @@ def load(path: Path, *, source: str, now: float, max_age: float) -> tuple[KeySet
     # A file that another user owns, or may write, would let that user choose the keys.
     raw = read_bounded(path, _MAX_FILE, private=True, own=True)
     try:
-        content = strictjson.loads(raw, depth=_DEPTH)
-        if content.pop("sha256") != _digest(content) or content["v"] != 1:
-            raise ConfigurationError("it is damaged")
+        content = strict_json.loads(raw, depth=_DEPTH)
+        require(content.pop("sha256") == _digest(content) and content["v"] == 1, "it is damaged")
         keys, age = load_key_set(content["document"]), now - float(content["asked"])
         found, publish_delay = content["source"], float(content["publish_delay"])
     except (ValueError, KeyError, AttributeError, TypeError, ConfigurationError) as error:
         raise ConfigurationError("it is damaged") from error
-    if found != source:
-        raise ConfigurationError("it is of another source")
-    if not -_SKEW <= age <= max_age:
-        raise ConfigurationError("it is too old, or of the future")
+    require(found == source, "it is of another source")
+    require(-_SKEW <= age <= max_age, "it is too old, or of the future")
     return keys, max(0.0, age), publish_delay
 
 
 def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(strictjson.dumps(content)).hexdigest()
+    return hashlib.sha256(strict_json.dumps(content)).hexdigest()

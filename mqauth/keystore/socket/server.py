@@ -12,11 +12,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
-from mqauth.audit.disk import closed_on_error, open_private
+from mqauth.audit.disk import open_private, undone_on_error
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import ConfigurationError, MqauthError
-from mqauth.keystore.disk.files import reason, refused
-from mqauth.keystore.socket.frames import MAX_DATA, FrameSocket, peer_user
+from mqauth.errors import ConfigurationError, MqauthError, file_errors, words_of
+from mqauth.keystore.socket.signer import MAX_DATA, FrameSocket, peer_user
 from mqauth.wire import base64url
 from mqauth.wire.keys import SigningKey, SigningKeySource
 
@@ -58,7 +57,7 @@ class SigningServer:
         self._stopping = threading.Event()
         self._open: set[FrameSocket] = set()
         self._lock = _lock(self.path)
-        with closed_on_error(self._lock):
+        with undone_on_error(os.close, self._lock):
             self._listener = _listen(self.path, group)
         self._thread = threading.Thread(target=self.run, name="mqauth-signing", daemon=True)
 
@@ -83,7 +82,7 @@ class SigningServer:
             # The process may be out of descriptors until some client goes, or a client may be gone already.
             except OSError as error:
                 if not isinstance(error, TimeoutError) and not self._stopping.is_set():
-                    _LOG.error("%s: %s", self.path, reason(error))
+                    _LOG.error("%s: %s", self.path, words_of(error))
                     self._stopping.wait(_TICK)
 
     def stop(self) -> None:
@@ -123,8 +122,7 @@ class SigningServer:
         try:
             with suppress(OSError):
                 while not self._stopping.is_set():
-                    request = client.receive(self._timeout, idle=self._idle)
-                    client.send(self._answer(request), self._timeout)
+                    client.send(self._answer(client.receive(self._timeout, idle=self._idle)), self._timeout)
         finally:
             self._open.discard(client)
             client.close()
@@ -158,17 +156,17 @@ def _signature(key: SigningKey, request: dict[str, Any]) -> dict[str, Any]:
     try:
         data = base64url.decode(request["data"].encode("ascii"))
     except (AttributeError, ValueError):
-        return {"error": "malformed"}
-    if len(data) > MAX_DATA:
+        data = None
+    if data is None or len(data) > MAX_DATA:
         return {"error": "malformed"}
     return {"signature": base64url.encode(key.sign(data)).decode("ascii")}
 
 
 def _lock(path: Path) -> int:
     """Return the descriptor of the lock file beside a socket, locked; the file itself stays when we end."""
-    with refused(path):
+    with file_errors(path):
         lock = open_private(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_NOFOLLOW)
-    with closed_on_error(lock):
+    with undone_on_error(os.close, lock):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -179,17 +177,13 @@ def _lock(path: Path) -> int:
 def _listen(path: Path, group: int | None) -> socket.socket:
     """Return a socket that listens under a path; nobody can connect before its mode is set."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with refused(path):
-        try:
-            if path.is_socket():
-                path.unlink()
-            listener.bind(str(path))
-            if group is not None:
-                os.chown(path, -1, group)
-            path.chmod(_OWNER if group is None else _GROUP)
-            # A connection to a socket that is bound and does not listen yet is refused.
-            listener.listen()
-        except BaseException:
-            listener.close()
-            raise
+    with file_errors(path), undone_on_error(listener.close):
+        if path.is_socket():
+            path.unlink()
+        listener.bind(str(path))
+        if group is not None:
+            os.chown(path, -1, group)
+        path.chmod(_OWNER if group is None else _GROUP)
+        # A connection to a socket that is bound and does not listen yet is refused.
+        listener.listen()
     return listener

@@ -3,12 +3,16 @@
 The process that runs ``server.SigningServer`` has the key, and the private half never enters the producer's
 process. Whoever may connect can have anything signed. Therefore the socket has mode 0600, and each end checks
 which user the kernel names for the other one. A KMS or an HSM fits behind a ``SigningKeySource`` in the same way.
+
+Both ends speak in frames: four bytes of length, then strict JSON, all bounded. Whatever goes wrong with a frame is
+an ``OSError``: the other end is gone, is too slow, or sent something else. The connection is of no use after it.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import struct
 import threading
 from collections.abc import Collection
 from contextlib import suppress
@@ -16,15 +20,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from mqauth.audit.disk import undone_on_error
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import Cause, ConfigurationError, KeyChanged, Unavailable
-from mqauth.keystore.disk.files import reason
-from mqauth.keystore.socket.frames import MAX_DATA, FrameSocket, peer_user, time_left
-from mqauth.wire import base64url
+from mqauth.errors import Cause, KeyChanged, Unavailable, require, words_of
+from mqauth.wire import base64url, strict_json
 from mqauth.wire.claims import is_name
 from mqauth.wire.keys import ALGORITHMS, MAX_KID
 
 DEFAULT_TIMEOUT: Final = 2.0
+MAX_DATA: Final = 32 * 1024
+"""Bytes that a key signs at once; a token has at most 8 KiB."""
+MAX_FRAME: Final = 64 * 1024
+_DEPTH: Final = 3
+_HEAD: Final = struct.Struct(">I")
+_CREDENTIALS: Final = struct.Struct("iII")
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -76,8 +85,7 @@ class SocketSigner:
         self, path: str | Path, *, timeout: float = DEFAULT_TIMEOUT, users: Collection[int] | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:  # fmt: skip
-        if not 0 < timeout <= 60:
-            raise ConfigurationError(f"timeout is above 0 and at most 60 seconds, not {timeout}")
+        require(0 < timeout <= 60, f"timeout is above 0 and at most 60 seconds, not {timeout}")
         self.path = Path(path)
         self._timeout = timeout
         self._users = frozenset((os.geteuid(), 0) if users is None else users)
@@ -97,8 +105,7 @@ class SocketSigner:
         Raises:
             Unavailable: ``keys_unavailable``: the process cannot be reached, is too slow, or has no key.
         """
-        key = self._key
-        return key if key is not None else self._described(self._call({}))
+        return self._key or self._described(self._call({}))
 
     def sign(self, kid: str, data: bytes) -> bytes:
         """Return the signature of the key with a kid over ``data``.
@@ -107,8 +114,7 @@ class SocketSigner:
             KeyChanged: the process now signs with another key.
             Unavailable: ``keys_unavailable``: the process cannot be reached, is too slow, or has no key.
         """
-        if len(data) > MAX_DATA:
-            raise ConfigurationError(f"at most {MAX_DATA} bytes are signed, not {len(data)}")
+        require(len(data) <= MAX_DATA, f"at most {MAX_DATA} bytes are signed, not {len(data)}")
         answer = self._call({"kid": kid, "data": base64url.encode(data).decode("ascii")})
         if self._described(answer).kid != kid or answer.get("error") == "key_changed":
             raise KeyChanged("the signing process has another key now")
@@ -138,36 +144,30 @@ class SocketSigner:
                     return self._ask(request, deadline)
             return self._ask(request, deadline)
         except OSError as error:
-            raise _unavailable(f"{self.path}: {reason(error)}") from error
+            raise _unavailable(f"{self.path}: {words_of(error)}") from error
         finally:
             self._lock.release()
 
     def _ask(self, request: dict[str, Any], deadline: float) -> dict[str, Any]:
         self._number += 1
         # After any failure the connection is not used again: a late answer could be taken for another one.
-        try:
+        with undone_on_error(self._hang_up):
             frames = self._frames = self._frames or self._connect(deadline)
             frames.send({"id": self._number, **request}, time_left(self._clock, deadline))
             answer = frames.receive(time_left(self._clock, deadline))
             if answer.get("id") != self._number:
                 raise ConnectionError("an answer to something else")
-        except BaseException:
-            self._hang_up()
-            raise
         return answer
 
     def _connect(self, deadline: float) -> FrameSocket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
+        with undone_on_error(connection.close):
             connection.settimeout(time_left(self._clock, deadline))
             connection.connect(str(self.path))
             # Another user may have put a socket of his own under the path.
             user = peer_user(connection)
             if user is not None and user not in self._users:
                 raise ConnectionError(f"user {user} listens there, who may not sign for us")
-        except BaseException:
-            connection.close()
-            raise
         return FrameSocket(connection, self._clock)
 
     def _described(self, answer: dict[str, Any]) -> RemoteKey:
@@ -190,3 +190,96 @@ class SocketSigner:
 
 def _unavailable(detail: str) -> Unavailable:
     return Unavailable(Cause.KEYS_UNAVAILABLE, detail)
+
+
+class FrameSocket:
+    """A connection that is read and written in whole frames.
+
+    Args:
+        connection: a connected stream socket; ``close`` closes it, too.
+        clock: counts the seconds.
+    """
+
+    def __init__(self, connection: socket.socket, clock: Clock) -> None:
+        self._socket = connection
+        self._clock = clock
+
+    def send(self, members: dict[str, Any], seconds: float) -> None:
+        """Send one frame within a number of seconds.
+
+        Raises:
+            OSError: it could not be sent.
+        """
+        raw = strict_json.dumps(members)
+        if len(raw) > MAX_FRAME:
+            raise ConnectionError(f"a frame of {len(raw)} bytes is over {MAX_FRAME}")
+        self._socket.settimeout(seconds)
+        self._socket.sendall(_HEAD.pack(len(raw)) + raw)
+
+    def receive(self, seconds: float, *, idle: float | None = None) -> dict[str, Any]:
+        """Return the next frame.
+
+        Args:
+            seconds: the time within which it must come; with ``idle``, counted from its first byte.
+            idle: seconds to wait for its first byte.
+
+        Raises:
+            OSError: no frame came in time.
+        """
+        start = b"" if idle is None else self._read(1, self._clock.monotonic() + idle)
+        # One deadline for the whole frame: a client that sends a byte now and then must not hold a thread.
+        deadline = self._clock.monotonic() + seconds
+        (size,) = _HEAD.unpack(self._read(_HEAD.size, deadline, start))
+        if size > MAX_FRAME:
+            raise ConnectionError(f"a frame of {size} bytes is over {MAX_FRAME}")
+        try:
+            members = strict_json.loads(self._read(size, deadline), depth=_DEPTH)
+        except strict_json.StrictJSONError as error:
+            raise ConnectionError("a frame is not JSON") from error
+        if not isinstance(members, dict):
+            raise ConnectionError("a frame is not a JSON object")
+        return members
+
+    def hang_up(self) -> None:
+        """Break the connection off, which wakes the thread that reads from it; that thread closes it."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
+
+    def _read(self, size: int, deadline: float, start: bytes = b"") -> bytes:
+        raw = bytearray(start)
+        while len(raw) < size:
+            self._socket.settimeout(time_left(self._clock, deadline))
+            chunk = self._socket.recv(size - len(raw))
+            if not chunk:
+                raise ConnectionError("the connection was closed")
+            raw += chunk
+        return bytes(raw)
+
+
+def time_left(clock: Clock, deadline: float) -> float:
+    """Return the seconds until a deadline, more than 0.
+
+    Raises:
+        TimeoutError: it has passed.
+    """
+    left = deadline - clock.monotonic()
+    if left <= 0:
+        raise TimeoutError("too slow")
+    return left
+
+
+def peer_user(connection: socket.socket) -> int | None:
+    """Return the user id of the process at the other end, ``None`` on a system that does not tell.
+
+    On Linux the kernel knows the credentials of the process that connected or listened (``SO_PEERCRED``,
+    unix(7)).
+    """
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return None
+    _, user, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, option, _CREDENTIALS.size))
+    return int(user)

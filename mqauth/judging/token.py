@@ -1,18 +1,22 @@
-"""A message's token before it is believed: where it stands, what it claims, and what is remembered of both.
+"""A message's token: what it is before it is believed, what is remembered of it, and the rules of time, step (9).
 
 A ``Shape`` is what follows from the names of a message alone. Names are anybody's, so shapes are remembered
 within a bound of bytes; of the values nothing is. A ``Token`` is one token taken apart. That of a batch is
 remembered, so that its siblings need a proof only, but not before a trusted key has signed it and a policy has
 permitted it: a flood of forgeries then neither grows this memory nor pushes anything out. What is remembered
 says nothing about key, clock, audience or subject *now*; the verifier asks again.
+
+A token is judged by one moment: when this process first received its message, or when the broker appended that.
+Never by the moment of judging, or an honest message that waits for an outage of ours would expire meanwhile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
 
-from mqauth.errors import Reason, Rejection
+from mqauth.errors import Cause, Reason, Rejection, Unavailable, require
 from mqauth.letters.release import is_release
 from mqauth.wire import base64url, envelope
 from mqauth.wire.batch import Proof, Proven
@@ -22,7 +26,7 @@ from mqauth.wire.envelope import Encoder
 from mqauth.wire.jws import Opened
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.memo import size_of
-from mqauth.wire.message import Form
+from mqauth.wire.message import Form, Message
 from mqauth.wire.template import Reader
 
 CAPACITY: Final = 16 * 1024 * 1024
@@ -31,6 +35,9 @@ LEAF: Final = 1024
 """Bytes a remembered token takes for each message of its batch, once all of them were proven; measured."""
 _CHARACTER: Final = 16
 """Bytes a token takes for each of its characters, with claims made to take as much as they can; measured."""
+MAX_LEEWAY: Final = 60
+At = Literal["consume", "append"]
+NOTHING: Final = frozenset[Reason]()
 
 
 class Shape:
@@ -137,3 +144,86 @@ class Candidate(NamedTuple):
     proof: Proof | None
     shape: Shape
     learnt: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """The settings of time, which ``Verifier`` describes, and the rules that follow from them."""
+
+    max_lifetime: int = 3600
+    leeway: int = 5
+    at: At = "consume"
+    max_queue_age: int | None = None
+    append_evidence: Literal["interceptor"] | None = None
+
+    def __post_init__(self) -> None:
+        require(self.at in ("consume", "append"), 'at is "consume" or "append"')
+        require(self.append_evidence in (None, "interceptor"), 'append_evidence is "interceptor"')
+        require(
+            (self.at == "append") == (self.max_queue_age is not None),
+            'at = "append" and max_queue_age go together',
+        )
+        _check_seconds("max_lifetime", self.max_lifetime, 1, None)
+        _check_seconds("leeway", self.leeway, 0, MAX_LEEWAY)
+        _check_seconds("max_queue_age", 1 if self.max_queue_age is None else self.max_queue_age, 1, None)
+
+    def evidence(self, message: Message) -> float | None:
+        """Return when the broker says it appended a message, UTC seconds; ``None`` if it may not be believed."""
+        origin = message.origin
+        # a producer writes a timestamp of another type itself, and on RabbitMQ any header
+        if self.at == "consume" or origin.timestamp_ms is None or origin.timestamp_type != "append":
+            return None
+        if not is_kafka(message.destination) and self.append_evidence != "interceptor":
+            return None
+        return origin.timestamp_ms / 1000
+
+    def ends(self, claims: Claims, key: Key) -> float:
+        """Return until when the outcome of ``check`` at ``"consume"`` stays as it is, UTC seconds of receipt."""
+        until = float(claims.exp + self.leeway)
+        return until if key.revocation is None else min(until, float(key.revocation.revoked_at))
+
+    def check(
+        self, claims: Claims, key: Key, message: Message, received: float, waived: frozenset[Reason] = NOTHING
+    ) -> None:
+        """Judge the end of the key, ``iat``, ``nbf``, ``exp``, lifetime and age in the queue, in that order.
+
+        Raises:
+            Rejection: the reason of the first rule that is broken, unless it is waived.
+            Unavailable: ``append_time_unavailable``.
+        """
+        if key.expires is not None and Reason.KEY_EXPIRED not in waived:
+            # whoever has a retired key can write any ``iat``; the append time is the broker's word
+            appended = self.evidence(message)
+            if (claims.iat if appended is None else appended) >= key.expires:
+                raise Rejection(Reason.KEY_EXPIRED, "the key had retired before the token was made")
+        moment = self.evidence(message) if self.at == "append" else received
+        if moment is None:
+            raise Unavailable(Cause.APPEND_TIME_UNAVAILABLE, "the broker gives no evidence of append time")
+        if claims.iat > moment + self.leeway:
+            raise Rejection(Reason.ISSUED_IN_FUTURE, "issued in the future")
+        if claims.nbf is not None and claims.nbf > moment + self.leeway:
+            raise Rejection(Reason.NOT_YET_VALID, "not valid yet")
+        if (claims.exp + self.leeway <= moment or claims.exp <= claims.iat) and Reason.EXPIRED not in waived:
+            raise Rejection(Reason.EXPIRED, "expired")
+        if claims.exp - claims.iat > self.max_lifetime and Reason.LIFETIME_EXCESSIVE not in waived:
+            raise Rejection(Reason.LIFETIME_EXCESSIVE, f"lives longer than {self.max_lifetime} s")
+        aged = self.max_queue_age is not None and received - moment > self.max_queue_age
+        if aged and Reason.QUEUE_AGE_EXCEEDED not in waived:
+            raise Rejection(Reason.QUEUE_AGE_EXCEEDED, f"waited longer than {self.max_queue_age} s")
+
+
+def is_revoked(key: Key, appended: float | None, received: float) -> bool:
+    """Tell whether the revocation of a key counts for a message."""
+    revocation = key.revocation
+    if revocation is None or revocation.revoked_at > received:
+        return False
+    # only the append time proves that a message is older than the revocation: its signer may have been the thief
+    return appended is None or appended >= revocation.revoked_at
+
+
+def _check_seconds(name: str, value: int, low: int, high: int | None) -> None:
+    bounds = f"at least {low}" if high is None else f"{low} to {high}"
+    require(
+        type(value) is int and value >= low and (high is None or value <= high),
+        f"{name} is {bounds} whole seconds",
+    )
