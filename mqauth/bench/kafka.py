@@ -27,7 +27,7 @@ from mqauth.bench.contenders import (
     contenders_of,
 )
 from mqauth.bench.rounds import Measured, Progress, Stopwatch
-from mqauth.bench.workload import BATCH, Refusals, RefusedError, Tally, Workload, guard
+from mqauth.bench.workload import BATCH, PATIENCE, Refusals, RoundEnd, Tally, Workload, guard
 from mqauth.brokers import kafka
 from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.log.records import native_headers, to_message
@@ -37,8 +37,6 @@ from mqauth.judging.verified import Verified
 from mqauth.testing.forge import Forge
 from mqauth.wire import destination
 
-PATIENCE: Final = 40.0
-"""Seconds a round may take; it is tried once more."""
 _LONGEST: Final = 900_000
 """Milliseconds that a consumer may go without a poll; it rests while the other contenders have their rounds."""
 _LINGER: Final = 5
@@ -215,44 +213,6 @@ class TopicContender:
             send(number)
         flush()
         return sent
-
-
-class RoundEnd:
-    """The end of a round, with a measurement or an error; may be set from any thread."""
-
-    def __init__(self, measure: Callable[[], Measured]) -> None:
-        self._measure = measure
-        self._event = threading.Event()
-        self._found: Measured | None = None
-        self._why = f"not done after {PATIENCE:.0f} s"
-
-    def set(self) -> None:
-        """End the round with a measurement."""
-        self._found = self._measure()
-        self._event.set()
-
-    def fail(self, why: str) -> None:
-        """End the round with an error."""
-        self._why = why
-        self._event.set()
-
-    def is_set(self) -> bool:
-        """Tell whether the round has ended."""
-        return self._event.is_set()
-
-    def wait(self) -> None:
-        """Wait for the end, at most ``PATIENCE`` seconds."""
-        self._event.wait(PATIENCE)
-
-    def measured(self) -> Measured:
-        """Return the measurement.
-
-        Raises:
-            RefusedError: the round did not finish.
-        """
-        if self._found is None:
-            raise RefusedError(self._why)
-        return self._found
 
 
 class Wrapped(TopicContender):
