@@ -38,6 +38,8 @@ COMES_AGAIN: Final = frozenset(
     )
 )  # fmt: skip
 """Codes of errors after which the same call may succeed; ``KafkaError.retriable`` knows transactions only."""
+REBALANCING: Final = frozenset((KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS))
+"""Codes of a commit that is refused while a rebalance goes on, or after one that we were not told of."""
 _ALL: Final = (-1, "-1", "all")
 
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, Final
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 
-from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, membership_of, name_of
+from mqauth.brokers.confluent.client import COMES_AGAIN, REBALANCING, error_of, membership_of, name_of
 from mqauth.brokers.confluent.positions import KeptPositions, Place, native, places_of
 from mqauth.brokers.confluent.transaction import TransactionCalls
 from mqauth.brokers.confluent.translate import Logs, from_native, heed
@@ -29,7 +29,6 @@ MOST: Final = 500
 """Most records of one ``consume``."""
 REBALANCE: Final = 5.0
 """Most seconds for which the last commit waits for the end of a rebalance."""
-_REBALANCING: Final = frozenset((KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS))
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
@@ -103,7 +102,7 @@ class Poller(TransactionCalls):
         except KafkaException as error:
             if error_of(error).code() not in COMES_AGAIN:
                 raise
-            self._refused = error_of(error).code() in _REBALANCING
+            self._refused = error_of(error).code() in REBALANCING
             return name_of(error)
         self._refused = False
         return None
@@ -117,14 +116,11 @@ class Poller(TransactionCalls):
         super().commit(last=last)
         until = time.monotonic() + REBALANCE
         while last and self._refused and time.monotonic() < until:
-            self._serve()
+            # Callbacks are called in here; a record that is read meanwhile is to be read again.
+            for record in self._client.consume(1, IDLE):
+                if record.error() is None:
+                    self._late.setdefault(Place(record.topic(), record.partition()), record.offset())
             super().commit(last=True)
-
-    def _serve(self) -> None:
-        """Let callbacks be called for a moment; a record that is read meanwhile is to be read again."""
-        for record in self._client.consume(1, IDLE):
-            if record.error() is None:
-                self._late.setdefault(Place(record.topic(), record.partition()), record.offset())
 
     def pause(self, places: Set[Any]) -> None:
         """Fetch no more of these partitions."""
@@ -153,7 +149,9 @@ class Poller(TransactionCalls):
 
     def close(self) -> None:
         """Leave the client as it was given to us, but subscribed."""
-        # Whoever goes on with the client commits for himself: a later revocation must not commit our offsets.
+        # Whoever goes on with the client commits for himself: a later revocation must not commit our offsets. And
+        # a callback that raises inside the client's close, since it calls a client that is closed, ends that with
+        # SystemError.
         self._closed = True
         super().close()
 
@@ -202,11 +200,12 @@ class Poller(TransactionCalls):
 
     def _revoked(self, client: Any, partitions: list[TopicPartition]) -> None:
         """Wait for running handlers and commit; then suspend the partitions, or drop those that go elsewhere."""
-        if not self._closed:
-            self._settle()
-            # A commit that failed a moment ago is not due yet, but it is the last one for these partitions: their
-            # next owner would handle the records again.
-            super().commit(last=True)
+        if self._closed:
+            return
+        self._settle()
+        # A commit that failed a moment ago is not due yet, but it is the last one for these partitions: their next
+        # owner would handle the records again.
+        super().commit(last=True)
         places = places_of(partitions)
         # The cooperative protocol (KIP-429) revokes only the partitions that move.
         eager = places == self._held
@@ -217,6 +216,8 @@ class Poller(TransactionCalls):
 
     def _lost(self, _client: Any, partitions: list[TopicPartition]) -> None:
         """Drop partitions that another member has already."""
+        if self._closed:
+            return
         places = places_of(partitions)
         self._assignment.lost(places)
         self._drop(places)
