@@ -25,15 +25,13 @@ from mqauth.audit.disk import LineFile, append_shared, last_line, last_lines, un
 from mqauth.audit.record import AuditRecord
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, Rejection, Unavailable, require
-from mqauth.wire import jws, strict_json
-from mqauth.wire.jwk import load_key
+from mqauth.wire import jwk, jws, strict_json
 from mqauth.wire.keys import Key, KeySet, SigningKey, jwk_members
 
 HEAD_TYPE: Final = "mqauth-head+jwt"
 MIN_BYTES: Final = 64 * 1024
 _LOG: Final = logging.getLogger("mqauth.audit")
 _DEPTH: Final = 8
-_RECENT: Final = 100
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _BEGINS: Final = b'{"v":'
 _UNREADABLE: Final = (ValueError, KeyError, TypeError, Rejection, ConfigurationError)
@@ -93,7 +91,7 @@ class HeadFile:
         """Return those of the file's last hundred heads that this key signed; none if the file cannot be read."""
         found = []
         with suppress(ConfigurationError):
-            for raw in last_lines(self.path, _RECENT):
+            for raw in last_lines(self.path, 100):
                 with suppress(*_UNREADABLE):
                     found.append(_head(raw, self._keys))
         return found
@@ -272,7 +270,7 @@ def read_heads(path: str | Path, keys: KeySet | None = None) -> list[Head]:
         if not raw.endswith(b"\n") and len(raw) < MAX_LINE:
             break
         try:
-            keys = KeySet([load_key(strict_json.loads(raw, depth=_DEPTH)["jwk"])]) if keys is None else keys
+            keys = KeySet([jwk.load_key(strict_json.loads(raw, depth=_DEPTH)["jwk"])]) if keys is None else keys
             found.append(_head(raw, keys))
         except _UNREADABLE as error:
             raise ConfigurationError(f"{path}: line {number} is no head signed by a known key") from error

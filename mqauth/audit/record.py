@@ -29,7 +29,6 @@ MAX_SOURCE: Final = 512
 Record = Mapping[str, Any]
 """A record as it was read back; an edited log may hold anything."""
 _DEPTH: Final = 8
-_KEPT: Final = 1000
 _CLAIMS: Final = {"kid": "kid", "subject": "sub", "issuer": "iss", "jti": "jti"}
 TIMES: Final = {"time": 13, "day": 10, "hour": 13, "minute": 16}
 """How many characters of a record's time name the span it lies in; ``time`` counts by the hour."""
@@ -263,7 +262,7 @@ def count(records: Iterable[Record], dimension: str) -> Counter[str]:
     for record in records:
         value = value_of(record, dimension)
         if value is not None:
-            found[str(value) if str(value) in found or len(found) < _KEPT else "(others)"] += 1
+            found[str(value) if str(value) in found or len(found) < 1000 else "(others)"] += 1
     return found
 
 

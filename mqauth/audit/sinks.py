@@ -20,8 +20,6 @@ from mqauth.wire import strict_json
 
 DEFAULT_FLOOD_AFTER: Final = 100
 _LOG: Final = logging.getLogger("mqauth.audit")
-_FLOOD_WINDOW: Final = 60.0
-_FLOOD_CAPACITY: Final = 4096
 Kinds = tuple[tuple[str, ...], ...]
 
 
@@ -112,7 +110,7 @@ class FloodGate:
         require(flood_after >= 1, "flood_after is at least 1")
         self.sink = sink
         self._limits = (flood_after, 10 * flood_after, 100 * flood_after)
-        self._windows = tuple(Window(_FLOOD_WINDOW, _FLOOD_CAPACITY) for _ in self._limits)
+        self._windows = tuple(Window(seconds=60.0, capacity=4096) for _ in self._limits)
         self._lock = threading.Lock()
 
     def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
@@ -123,7 +121,9 @@ class FloodGate:
         with self._lock:
             nth = [window.peek(kind, record.time) + 1 for window, kind in zip(self._windows, kinds, strict=True)]
         flooded = any(count > limit for count, limit in zip(nth, self._limits, strict=True))
-        written = self.sink.write(_without_detail(record, max(nth)) if flooded else record)
+        if flooded:
+            record = replace(_fact_alone(record), extra={**record.extra, "flood": max(nth)})
+        written = self.sink.write(record)
         # Counted once it is written: the sink may fail, and the same record then comes again.
         return _then(written, lambda: self._count(kinds, record.time))
 
@@ -257,10 +257,6 @@ def _kinds(record: AuditRecord) -> Kinds:
     reason, kid = record.reason or "", str(claims_of({"token": record.token}).get("kid", ""))
     destination = str(record.broker.get("destination", ""))
     return (reason, kid, destination), (reason, destination), (reason,)
-
-
-def _without_detail(record: AuditRecord, nth: int) -> AuditRecord:
-    return replace(_fact_alone(record), extra={**record.extra, "flood": nth})
 
 
 def _fact_alone(record: AuditRecord) -> AuditRecord:

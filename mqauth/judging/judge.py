@@ -344,7 +344,9 @@ def _refuse(delivery: Delivery, error: Exception) -> None:
     """
     if isinstance(error, OUR_FAULT):
         raise error
-    delivery.reject(error if isinstance(error, Rejection) else _broken(error), Step.RECORD)
+    if not isinstance(error, Rejection):
+        error = Rejection(Reason.MESSAGE_MALFORMED, f"{type(error).__name__} while it was judged")
+    delivery.reject(error, Step.RECORD)
 
 
 def _move_on(delivery: Delivery, status: ClaimStatus) -> None:
@@ -393,8 +395,3 @@ def _looked_up(source: KeySource, kid: str, received: float, party: str) -> Flow
     if not isinstance(keys, KeySet):
         raise Unavailable(_KEYS, "the source's answer is no key set", party)
     return keys
-
-
-def _broken(error: Exception) -> Rejection:
-    """Return the rejection of a message that broke a step."""
-    return Rejection(Reason.MESSAGE_MALFORMED, f"{type(error).__name__} while it was judged")

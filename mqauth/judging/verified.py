@@ -13,7 +13,6 @@ from mqauth.wire.message import PROTECTED_PROPERTIES, HeaderPair, HeaderValue, M
 
 Responder = Callable[["Verified", bytes], Awaitable[Any] | Any]
 _MAKER: Final = object()
-_SET: Final = object.__setattr__
 
 
 class _Facts(NamedTuple):
@@ -39,7 +38,7 @@ class Verified:
 
     def __init__(self, maker: object, facts: _Facts, /) -> None:
         require(maker is _MAKER, "only a verifier makes a Verified; mqauth.testing.verified() seals one")
-        _SET(self, "_facts", facts)
+        _SET_FACTS(self, facts)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError("a Verified cannot be changed")

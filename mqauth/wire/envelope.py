@@ -27,9 +27,6 @@ from mqauth.wire.jws import MAX_TOKEN
 from mqauth.wire.message import PROTECTED_PROPERTIES, TOKEN_HEADER, Form, HeaderPair, HeaderValue, Message, form_of
 
 MAX_DEPTH: Final = 32
-_LEAST: Final = -(2**63)
-_BEYOND: Final = 2**64
-_MAX_SCALE: Final = 255
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
 _DOMAIN: Final = b"mqauth-hds-1"
@@ -355,12 +352,12 @@ def epoch_seconds(value: datetime) -> int:
 def is_carried_decimal(value: Decimal) -> bool:
     """Tell whether a decimal is finite and its scale fits a byte, as AMQP has it, up or down."""
     exponent = value.as_tuple().exponent
-    return isinstance(exponent, int) and -_MAX_SCALE <= exponent <= _MAX_SCALE
+    return isinstance(exponent, int) and -255 <= exponent <= 255
 
 
 def is_carried_integer(value: int) -> bool:
     """Tell whether an integer fits 64 bits, signed or not."""
-    return _LEAST <= value < _BEYOND
+    return -(2**63) <= value < 2**64
 
 
 def utf8(text: str) -> bytes:

@@ -12,8 +12,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from mqauth.errors import ConfigurationError, require
-from mqauth.wire import base64url, strict_json
-from mqauth.wire.claims import is_name
+from mqauth.wire import base64url, claims, strict_json
 from mqauth.wire.keys import (
     MAX_KID,
     MAX_RSA_BITS,
@@ -103,11 +102,10 @@ def load_key(members: Any) -> Key:
     Raises:
         ConfigurationError: the key is private, symmetric, weak, malformed, or meant for another use.
     """
-    if not isinstance(members, Mapping):
-        raise ConfigurationError("no JSON object")
+    require(isinstance(members, Mapping), "no JSON object")
     require(not _PRIVATE & members.keys(), "a private or symmetric key in a public set")
     kid = members.get("kid")
-    require(is_name(kid, 1, MAX_KID), f"no kid of 1 to {MAX_KID} characters")
+    require(claims.is_name(kid, 1, MAX_KID), f"no kid of 1 to {MAX_KID} characters")
     # RFC 7517, sections 4.2 and 4.3
     require(members.get("use", "sig") == "sig", "its use is not sig")
     operations = members.get("key_ops", ["verify"])
@@ -190,7 +188,7 @@ def _subjects(members: Mapping[str, Any]) -> frozenset[str] | None:
         return None
     listed = members["mqauth_sub"]
     require(
-        isinstance(listed, list) and all(is_name(subject) for subject in listed),
+        isinstance(listed, list) and all(claims.is_name(subject) for subject in listed),
         "its mqauth_sub is no list of subjects",
     )
     return frozenset(listed)

@@ -23,7 +23,6 @@ from mqauth.wire.keys import Key, KeySet
 KEYSET: Final = "keyset.json"
 _MAX_KEYSET: Final = 4 * 1024 * 1024
 _MAX_PEM: Final = 64 * 1024
-_REPEAT: Final = 60.0
 _LOG: Final = logging.getLogger("mqauth.keystore")
 
 
@@ -185,7 +184,7 @@ class RepeatedLog:
     def log(self, text: str) -> None:
         """Log a text, unless the last one was the same, less than a minute ago."""
         now = self._clock.monotonic()
-        if text != self.text or now - self._at >= _REPEAT:
+        if text != self.text or now - self._at >= 60:
             self.text, self._at = text, now
             _LOG.log(self._level, "%s", text)
 

@@ -34,15 +34,11 @@ from mqauth.keystore.remote.connection import (
     expect,
 )
 from mqauth.keystore.remote.rules import Answer, publish_delay_of
-from mqauth.wire import strict_json
-from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
+from mqauth.wire import jwk, strict_json
 
 WELL_KNOWN: Final = "/.well-known/openid-configuration"
 _REDISCOVER: Final = 3600.0
 _DEPTH: Final = 8
-_MAX_ETAG: Final = 256
-# wbits of zlib for a gzip header, and no other.
-_GZIP: Final = 31
 _JSON: Final = re.compile(r"application/(json|[a-z0-9.-]+\+json)", re.ASCII)
 _MAX_AGE: Final = re.compile(r"max-age=\"?(\d{1,9})\"?", re.ASCII)
 _SECONDS: Final = re.compile(r"\d{1,9}", re.ASCII)
@@ -159,22 +155,23 @@ def _body(response: http.client.HTTPResponse) -> bytes:
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     expect(encoding in ("identity", "gzip"), "its content encoding was not asked for")
     # The announced length first: then a large body is not read at all.
-    expect((response.length or 0) <= MAX_DOCUMENT, f"over {MAX_DOCUMENT} bytes")
-    raw = body = response.read(MAX_DOCUMENT + 1)
+    expect((response.length or 0) <= jwk.MAX_DOCUMENT, f"over {jwk.MAX_DOCUMENT} bytes")
+    raw = body = response.read(jwk.MAX_DOCUMENT + 1)
     # Some servers compress although we ask for identity. A small body may unpack to a huge one, hence the bound.
     if encoding == "gzip":
         try:
-            body = zlib.decompressobj(_GZIP).decompress(raw, MAX_DOCUMENT + 1)
+            # 31 is for a gzip header, and no other.
+            body = zlib.decompressobj(wbits=31).decompress(raw, jwk.MAX_DOCUMENT + 1)
         except zlib.error as error:
             raise FetchFailed("its content encoding is broken") from error
-    expect(max(len(raw), len(body)) <= MAX_DOCUMENT, f"over {MAX_DOCUMENT} bytes")
+    expect(max(len(raw), len(body)) <= jwk.MAX_DOCUMENT, f"over {jwk.MAX_DOCUMENT} bytes")
     expect(not response.length, "the answer ends early")
     return body
 
 
 def _etag(value: str | None) -> str | None:
     """Return an entity tag that can be sent back in a header."""
-    return value if value is not None and len(value) <= _MAX_ETAG and VISIBLE.fullmatch(value) else None
+    return value if value is not None and len(value) <= 256 and VISIBLE.fullmatch(value) else None
 
 
 def _max_age(value: str | None) -> float | None:
@@ -309,7 +306,7 @@ def _answer(response: Response) -> Answer:
     if document is not None:
         publish_delay = publish_delay_of(document)
         try:
-            keys = load_key_set(document)
+            keys = jwk.load_key_set(document)
         except ConfigurationError as error:
             raise FetchFailed("not a JSON object with a list of keys") from error
     return Answer(

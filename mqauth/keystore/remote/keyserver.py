@@ -20,8 +20,7 @@ from mqauth.keystore.disk.files import Stamp
 from mqauth.keystore.disk.folder import Keystore, RepeatedLog
 from mqauth.keystore.disk.ring import RETIREMENT_GRACE, KeyRing, State
 from mqauth.keystore.remote.rules import MAX_PUBLISH_DELAY
-from mqauth.wire import strict_json
-from mqauth.wire.jwk import MAX_DOCUMENT, dump_key_set, load_key_set
+from mqauth.wire import jwk, strict_json
 from mqauth.wire.keys import KeySet
 
 PATHS: Final = ("/jwks.json", "/.well-known/jwks.json")
@@ -57,15 +56,15 @@ def publish(rings: Sequence[KeyRing]) -> Publication:
             exactly the keys that are meant.
     """
     keys = KeySet(key.published for ring in rings for key in ring.keys)
-    document = dump_key_set(keys) | {"mqauth_publish_delay": publish_delay(rings)}
+    document = jwk.dump_key_set(keys) | {"mqauth_publish_delay": publish_delay(rings)}
     # Read it back as a consumer does: above all, that finds a private member, wherever it comes from.
-    read = load_key_set(document)
+    read = jwk.load_key_set(document)
     require(
         not read.skipped and read.version == keys.version,
         f"not fit to be published: {(*read.skipped, 'it reads as another set')[0]}",
     )
     body = strict_json.dumps(document)
-    require(len(body) <= MAX_DOCUMENT, f"not fit to be published: over {MAX_DOCUMENT} bytes")
+    require(len(body) <= jwk.MAX_DOCUMENT, f"not fit to be published: over {jwk.MAX_DOCUMENT} bytes")
     active = sum(ring.active is not None for ring in rings)
     digest = hashlib.sha256(body).hexdigest()[:32]
     return Publication(body=body, etag=f'"{digest}"', keys=len(keys.keys), active=active)

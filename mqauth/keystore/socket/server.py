@@ -16,11 +16,8 @@ from mqauth.audit.disk import open_private, undone_on_error
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, MqauthError, file_errors, words_of
 from mqauth.keystore.socket.signer import MAX_DATA, FrameSocket, peer_user
-from mqauth.wire import base64url
-from mqauth.wire.keys import SigningKey, SigningKeySource
+from mqauth.wire import base64url, keys
 
-_OWNER: Final = 0o600
-_GROUP: Final = 0o660
 _TICK: Final = 0.2
 _LOG: Final = logging.getLogger("mqauth.keystore")
 
@@ -43,7 +40,7 @@ class SigningServer:
     """
 
     def __init__(
-        self, path: str | Path, source: SigningKeySource, *, users: Collection[int] | None = None,
+        self, path: str | Path, source: keys.SigningKeySource, *, users: Collection[int] | None = None,
         group: int | None = None, timeout: float = 2, idle: float = 300, connections: int = 64,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:  # fmt: skip
@@ -149,7 +146,7 @@ class SigningServer:
         return answer
 
 
-def _signature(key: SigningKey, request: dict[str, Any]) -> dict[str, Any]:
+def _signature(key: keys.SigningKey, request: dict[str, Any]) -> dict[str, Any]:
     """Return the signature that a request asks for, or the error where it is not for this key."""
     if request.get("kid") != key.kid:
         return {"error": "key_changed"}
@@ -183,7 +180,7 @@ def _listen(path: Path, group: int | None) -> socket.socket:
         listener.bind(str(path))
         if group is not None:
             os.chown(path, -1, group)
-        path.chmod(_OWNER if group is None else _GROUP)
+        path.chmod(0o600 if group is None else 0o660)
         # A connection to a socket that is bound and does not listen yet is refused.
         listener.listen()
     return listener

@@ -23,9 +23,7 @@ from typing import Any, Final
 from mqauth.audit.disk import undone_on_error
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, KeyChanged, Unavailable, require, words_of
-from mqauth.wire import base64url, strict_json
-from mqauth.wire.claims import is_name
-from mqauth.wire.keys import ALGORITHMS, MAX_KID
+from mqauth.wire import base64url, claims, keys, strict_json
 
 DEFAULT_TIMEOUT: Final = 2.0
 MAX_DATA: Final = 32 * 1024
@@ -173,7 +171,11 @@ class SocketSigner:
     def _described(self, answer: dict[str, Any]) -> RemoteKey:
         """Return the key that an answer describes; the same object as before if it is the same key."""
         kid, algorithm, subjects = (answer.get(name) for name in ("kid", "algorithm", "subjects"))
-        if not is_name(kid, 1, MAX_KID) or algorithm not in ALGORITHMS or not isinstance(subjects, list | None):
+        if (
+            not claims.is_name(kid, 1, keys.MAX_KID)
+            or algorithm not in keys.ALGORITHMS
+            or not isinstance(subjects, list | None)
+        ):
             self._key = None
             raise _unavailable("the signing process has no key that may sign now")
         known = self._key
