@@ -7,7 +7,7 @@ error ever holds a token, a body or a key.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -171,14 +171,38 @@ class ConfigurationError(MqauthError):
     code = "configuration"
 
 
-def require(condition: object, refusal: str) -> None:
+def require(condition: object, refusal: str, error: Callable[[str], Exception] = ConfigurationError) -> None:
     """Refuse a setting, a key or an argument unless a condition holds.
 
+    Args:
+        condition: what must be true.
+        refusal: says what was expected.
+        error: makes the error.
+
     Raises:
-        ConfigurationError: it does not hold; ``refusal`` says what was expected.
+        ConfigurationError: the condition does not hold; another error, where ``error`` makes another.
     """
     if not condition:
-        raise ConfigurationError(refusal)
+        raise error(refusal)
+
+
+@contextmanager
+def refusing(
+    kinds: type[Exception] | tuple[type[Exception], ...],
+    refusal: str,
+    error: Callable[[str], Exception] = ConfigurationError,
+) -> Iterator[None]:
+    """Turn errors of some kinds that are raised within the block into another one.
+
+    Args:
+        kinds: the errors that are turned.
+        refusal: says what is wrong.
+        error: makes the other error, a ``ConfigurationError`` by default.
+    """
+    try:
+        yield
+    except kinds as cause:
+        raise error(refusal) from cause
 
 
 def words_of(error: OSError) -> str:

@@ -10,7 +10,6 @@ number of records and the last hash.
 from __future__ import annotations
 
 import atexit
-import json
 import logging
 import os
 import re
@@ -24,7 +23,7 @@ from mqauth.audit.chain import GENESIS, MAX_LINE, Head, chain_hash, raw_lines, r
 from mqauth.audit.disk import LineFile, append_shared, last_line, last_lines, undone_on_error
 from mqauth.audit.record import AuditRecord
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import Cause, ConfigurationError, Rejection, Unavailable, require
+from mqauth.errors import Cause, ConfigurationError, Rejection, Unavailable, refusing, require
 from mqauth.wire import jwk, jws, strict_json
 from mqauth.wire.keys import Key, KeySet, SigningKey, jwk_members
 
@@ -75,17 +74,9 @@ class HeadFile:
             OSError: the disk refused.
         """
         self._tried = self._clock.monotonic()
-        token = jws.compact(
-            strict_json.dumps(
-                {"chain": head.chain, "records": head.records, "hash": head.hash, "iat": int(self._clock.now())}
-            ),
-            self._key,
-            typ=HEAD_TYPE,
-        )
-        append_shared(
-            self.path,
-            (json.dumps({"head": token, "jwk": self._public}, separators=(",", ":")) + "\n").encode("ascii"),
-        )
+        said = {"chain": head.chain, "records": head.records, "hash": head.hash, "iat": int(self._clock.now())}
+        token = jws.compact(strict_json.dumps(said), self._key, typ=HEAD_TYPE)
+        append_shared(self.path, strict_json.dumps({"head": token, "jwk": self._public}) + b"\n")
 
     def recent(self) -> list[Head]:
         """Return those of the file's last hundred heads that this key signed; none if the file cannot be read."""
@@ -148,14 +139,13 @@ class AuditFile:
             Unavailable: ``audit_unavailable``: the disk refused, or the file was opened by another process.
         """
         # Two writers would write at one position, and each would overwrite records of the other.
-        if os.getpid() != self._process:
-            raise self._unavailable("opened before a fork: each process opens its own")
+        require(
+            os.getpid() == self._process, "opened before a fork: each process opens its own", self._unavailable
+        )
         with self._lock:
-            try:
+            with refusing(OSError, "the record was not written", self._unavailable):
                 self._go_on()
                 self._append(record)
-            except OSError as error:
-                raise self._unavailable("the record was not written") from error
             if self._heads is not None and self._heads.due(self._records - self._tried):
                 self._sign()
 
@@ -197,10 +187,8 @@ class AuditFile:
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        try:
+        with refusing(ConfigurationError, "a new file cannot be begun", self._unavailable):
             fresh = LineFile(self.path, fsync=self._fsync)
-        except ConfigurationError as error:
-            raise self._unavailable("a new file cannot be begun") from error
         if fresh.end:
             fresh.close()
             raise self._unavailable("another file stands in its place")
@@ -269,11 +257,9 @@ def read_heads(path: str | Path, keys: KeySet | None = None) -> list[Head]:
     for number, raw in enumerate(raw_lines(Path(path)), 1):
         if not raw.endswith(b"\n") and len(raw) < MAX_LINE:
             break
-        try:
+        with refusing(_UNREADABLE, f"{path}: line {number} is no head signed by a known key"):
             keys = KeySet([jwk.load_key(strict_json.loads(raw, depth=_DEPTH)["jwk"])]) if keys is None else keys
             found.append(_head(raw, keys))
-        except _UNREADABLE as error:
-            raise ConfigurationError(f"{path}: line {number} is no head signed by a known key") from error
     return found
 
 

@@ -223,8 +223,7 @@ class Releaser:
             return self.release(
                 message, letter=letter, scope=scope, reason=reason, waive=waived, past=Past(count=past.count)
             )
-        if len(signed) > jws.MAX_TOKEN:
-            raise MalformedMessage(f"the release is over {jws.MAX_TOKEN} bytes")
+        require(len(signed) <= jws.MAX_TOKEN, f"the release is over {jws.MAX_TOKEN} bytes", MalformedMessage)
         value: HeaderValue = signed.encode("ascii") if destination.is_kafka(message.destination) else signed
         return replace(bare, headers=(*bare.headers, (RELEASE_HEADER, value))), release
 

@@ -147,6 +147,8 @@ class DeadLetter:
     def _lineage(self, metadata: Mapping[str, Any]) -> tuple[HeaderPair, ...]:
         """Return mqauth's headers on a letter, all of them text."""
         message = self.message
+        key = None if message.key is None or len(message.key) > _MAX_KEY else base64url.encode(message.key)
+        kept = {name: value for name, value in metadata.items() if value}
         past = NO_PAST if self.release is None else self.release.lineage
         history = [{"id": hop.letter, "reason": hop.reason, "released": iso_time(hop.time)} for hop in past.hops]
         fields = {
@@ -161,13 +163,10 @@ class DeadLetter:
             "digest": self.digest,
             "count": str(past.count + 1),
             "history": strict_json.dumps(history).decode("ascii"),
+            "key": None if key is None else key.decode("ascii"),
+            "metadata": strict_json.dumps(kept).decode("utf-8") if kept else None,
         }
-        if message.key is not None and len(message.key) <= _MAX_KEY:
-            fields["key"] = base64url.encode(message.key).decode("ascii")
-        kept = {name: value for name, value in metadata.items() if value}
-        if kept:
-            fields["metadata"] = strict_json.dumps(kept).decode("utf-8")
-        return tuple((PREFIX + name, value) for name, value in fields.items())
+        return tuple((PREFIX + name, value) for name, value in fields.items() if value is not None)
 
 
 def check_oversize(oversize: Oversize) -> None:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Final
 
-from mqauth.errors import Reason, Rejection
+from mqauth.errors import Reason, Rejection, require
 from mqauth.wire import batch, claims, destination, envelope, jws
 from mqauth.wire.message import Message
 
@@ -206,19 +207,13 @@ def covered_names(token: bytes) -> tuple[str, ...]:
     return claims.parse(jws.take_apart(token.partition(batch.SEPARATOR)[0]).payload).mqa.hdr
 
 
-def expect(condition: object, detail: str) -> None:
-    """Reject a release unless a condition holds.
-
-    Raises:
-        Rejection: ``release_invalid``; ``detail`` says what is wrong with it.
-    """
-    if not condition:
-        raise invalid(detail)
-
-
 def invalid(detail: str) -> Rejection:
     """Return the rejection of a release."""
     return Rejection(Reason.RELEASE_INVALID, detail)
+
+
+expect: Final = partial(require, error=invalid)
+"""Reject a release unless a condition holds: ``release_invalid`` with the detail that is given."""
 
 
 def _value(message: Message) -> bytes:

@@ -204,13 +204,14 @@ def risks(info: dict[str, Any]) -> list[str]:
 
     Source: the pages "Key eviction" and "Redis persistence" of the Redis manual.
     """
-    found = []
     policy = str(info.get("maxmemory_policy", "noeviction"))
-    if policy != "noeviction" and int(info.get("maxmemory", 0)) > 0:
-        found.append(f"its maxmemory-policy {policy} forgets live ids when memory is short; set noeviction")
-    if int(info.get("aof_enabled", 1)) == 0:
-        found.append("it keeps no append-only file and forgets claims when it restarts; set appendonly yes")
-    return found
+    known = {
+        f"its maxmemory-policy {policy} forgets live ids when memory is short; set noeviction":
+            policy != "noeviction" and int(info.get("maxmemory", 0)) > 0,
+        "it keeps no append-only file and forgets claims when it restarts; set appendonly yes":
+            int(info.get("aof_enabled", 1)) == 0,
+    }  # fmt: skip
+    return [risk for risk, holds in known.items() if holds]
 
 
 def _key(namespace: str, request: ClaimRequest) -> bytes:

@@ -17,10 +17,11 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from types import NoneType
 from typing import Any, Final
 
-from mqauth.errors import MalformedMessage
+from mqauth.errors import MalformedMessage, refusing, require
 from mqauth.wire import destination, envelope, strict_json
 from mqauth.wire.message import NO_ORIGIN, PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
 
@@ -32,6 +33,7 @@ JSON_DEPTH: Final = 3 + 3 * envelope.MAX_DEPTH + 1
 
 Object, list and pair stand around the value of a header; each table in it adds three, and the innermost value one.
 """
+_require: Final = partial(require, error=MalformedMessage)
 _MEMBERS: Final = frozenset(("destination", "key", "body", "properties", "headers", "origin"))
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,300}(\.[0-9]{1,300})?")
 _INTEGER: Final = re.compile(r"-?[0-9]{1,20}")
@@ -45,16 +47,16 @@ _KAFKA_ORIGIN: Final = ("cluster", "topic", "topic_id", "partition", "offset")
 
 def to_form(message: Message) -> dict[str, Any]:
     """Return the JSON form of a message, as values that ``json`` can write."""
-    form: dict[str, Any] = {"destination": message.destination}
-    if destination.is_kafka(message.destination):
-        form["key"] = None if message.key is None else _base64(message.key)
-    form["body"] = None if message.body is None else _base64(message.body)
-    form["properties"] = {
-        name.replace("-", "_"): writable(str(value)) for name, value in message.properties.items()
-    }
-    form["headers"] = [[writable(name), value_to_form(value)] for name, value in message.headers]
+    key = {"key": None if message.key is None else _base64(message.key)}
     origin = _origin_to_form(message.origin)
-    return form | ({"origin": origin} if origin else {})
+    return {
+        "destination": message.destination,
+        **(key if destination.is_kafka(message.destination) else {}),
+        "body": None if message.body is None else _base64(message.body),
+        "properties": {name.replace("-", "_"): writable(str(value)) for name, value in message.properties.items()},
+        "headers": [[writable(name), value_to_form(value)] for name, value in message.headers],
+        **({"origin": origin} if origin else {}),
+    }
 
 
 def from_form(form: Any) -> Message:
@@ -123,11 +125,6 @@ def value_from_form(tagged: Any, depth: int = envelope.MAX_DEPTH) -> HeaderValue
         return _table(value, depth)
     _require(tag in _READERS, "a header value has an unknown tag")
     return _READERS[tag](value)
-
-
-def _require(condition: object, refusal: str) -> None:
-    if not condition:
-        raise MalformedMessage(refusal)
 
 
 def _foreign(value: object) -> dict[str, Any]:
@@ -202,26 +199,20 @@ def _integer(value: Any) -> int:
 
 def _float(value: Any) -> float:
     _require(type(value) in (int, float) or value in ("nan", "inf", "-inf"), "a float is a number")
-    try:
+    with refusing(OverflowError, "a float is a number of 64 bits", MalformedMessage):
         return float(value)
-    except OverflowError as error:
-        raise MalformedMessage("a float is a number of 64 bits") from error
 
 
 def _bytes(value: Any) -> bytes:
-    try:
+    with refusing((UnicodeEncodeError, binascii.Error), "not base64", MalformedMessage):
         return base64.b64decode(_text(value).encode("ascii"), validate=True)
-    except (UnicodeEncodeError, binascii.Error) as error:
-        raise MalformedMessage("not base64") from error
 
 
 def _time(value: Any) -> datetime:
     refusal = "a time is RFC 3339 UTC in whole seconds"
     _require(_TIME.fullmatch(_text(value)), refusal)
-    try:
+    with refusing(ValueError, refusal, MalformedMessage):
         return datetime.fromisoformat(value)
-    except ValueError as error:
-        raise MalformedMessage(refusal) from error
 
 
 def _decimal(value: Any) -> Decimal:

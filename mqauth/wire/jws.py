@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from jwt.algorithms import Algorithm, ECAlgorithm, OKPAlgorithm, RSAAlgorithm, RSAPSSAlgorithm
 
-from mqauth.errors import ConfigurationError, Reason, Rejection
+from mqauth.errors import ConfigurationError, Reason, Rejection, require
 from mqauth.wire import base64url, claims, keys, memo, strict_json
 
 _Sodium = Callable[[bytes, bytes], bytes]
@@ -181,11 +181,9 @@ def _check_header(header: tuple[bytes, str]) -> tuple[str, str]:
     """Return ``alg`` and ``kid`` of a token's first segment, whose ``typ`` must be the given one."""
     segment, typ = header
     parameters = strict_json.loads(base64url.decode(segment), depth=4)
-    if type(parameters) is not dict:
-        raise _malformed("the header is no object")
+    require(type(parameters) is dict, "the header is no object", _malformed)
     kid = parameters.get("kid")
-    if not claims.is_name(kid, 1, keys.MAX_KID):
-        raise _malformed(f"no kid of 1 to {keys.MAX_KID} characters")
+    require(claims.is_name(kid, 1, keys.MAX_KID), f"no kid of 1 to {keys.MAX_KID} characters", _malformed)
     if parameters.get("typ") != typ:
         raise Rejection(Reason.TOKEN_TYPE, f"typ is not {typ}")
     if parameters.keys() - {"alg", "typ", "kid"}:

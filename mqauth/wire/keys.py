@@ -319,13 +319,15 @@ def _unsigned(number: int, size: int | None = None) -> str:
 
 def jwk_members(key: Key) -> dict[str, Any]:
     """Return a public key as a JWK, with its subjects and its end."""
-    members: dict[str, Any] = {
-        **public_members(key.public), "kid": key.kid, "alg": key.algorithm, "use": "sig"
-    }  # fmt: skip
-    if key.subjects is not None:
-        members["mqauth_sub"] = sorted(key.subjects)
-    if key.expires is not None:
-        members["exp"] = key.expires
-    if key.revocation is not None:
-        members["revoked"] = asdict(key.revocation)
-    return members
+    optional = {
+        "mqauth_sub": None if key.subjects is None else sorted(key.subjects),
+        "exp": key.expires,
+        "revoked": None if key.revocation is None else asdict(key.revocation),
+    }
+    return {
+        **public_members(key.public),
+        "kid": key.kid,
+        "alg": key.algorithm,
+        "use": "sig",
+        **{name: value for name, value in optional.items() if value is not None},
+    }

@@ -114,10 +114,9 @@ class KeyRing:
         Raises:
             ConfigurationError: there is none.
         """
-        for key in self.keys:
-            if key.kid == kid:
-                return key
-        raise ConfigurationError(f"no key has the kid {kid!r}")
+        found = {key.kid: key for key in self.keys}
+        require(kid in found, f"no key has the kid {kid!r}")
+        return found[kid]
 
 
 def add(ring: KeyRing, key: Key, now: int, *, pending: bool = False, announced: int = 0) -> KeyRing:

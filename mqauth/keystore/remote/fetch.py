@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 
 from mqauth._version import __version__
 from mqauth.clock import Clock
-from mqauth.errors import ConfigurationError, require, words_of
+from mqauth.errors import ConfigurationError, refusing, require, words_of
 from mqauth.keystore.remote.connection import (
     MAX_TIMEOUT,
     VISIBLE,
@@ -159,11 +159,9 @@ def _body(response: http.client.HTTPResponse) -> bytes:
     raw = body = response.read(jwk.MAX_DOCUMENT + 1)
     # Some servers compress although we ask for identity. A small body may unpack to a huge one, hence the bound.
     if encoding == "gzip":
-        try:
+        with refusing(zlib.error, "its content encoding is broken", FetchFailed):
             # 31 is for a gzip header, and no other.
             body = zlib.decompressobj(wbits=31).decompress(raw, jwk.MAX_DOCUMENT + 1)
-        except zlib.error as error:
-            raise FetchFailed("its content encoding is broken") from error
     expect(max(len(raw), len(body)) <= jwk.MAX_DOCUMENT, f"over {jwk.MAX_DOCUMENT} bytes")
     expect(not response.length, "the answer ends early")
     return body
@@ -290,12 +288,11 @@ class DiscoveredFetch(URLFetch):
         if self._found is None or now - self._found_at >= _REDISCOVER:
             configuration = self._get(self._endpoint, deadline, None).document or {}
             expect(configuration.get("issuer") == self._issuer, "the OpenID configuration is another issuer's")
-            try:
+            why = "the jwks_uri of the OpenID configuration is no https URL"
+            with refusing(ConfigurationError, why, FetchFailed):
                 self._found = Endpoint.parse(
                     configuration.get("jwks_uri", ""), unsafe_http_loopback=self._loopback
                 )
-            except ConfigurationError as error:
-                raise FetchFailed("the jwks_uri of the OpenID configuration is no https URL") from error
             self._found_at = now
         return self._found
 
@@ -305,10 +302,8 @@ def _answer(response: Response) -> Answer:
     document, keys, publish_delay = response.document, None, None
     if document is not None:
         publish_delay = publish_delay_of(document)
-        try:
+        with refusing(ConfigurationError, "not a JSON object with a list of keys", FetchFailed):
             keys = jwk.load_key_set(document)
-        except ConfigurationError as error:
-            raise FetchFailed("not a JSON object with a list of keys") from error
     return Answer(
         keys=keys, publish_delay=publish_delay, max_age=response.max_age, age=response.age, date=response.date,
         etag=response.etag,

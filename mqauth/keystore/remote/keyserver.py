@@ -118,8 +118,7 @@ class KeyServer:
         self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
     ) -> None:
         """Answer one request."""
-        if scope["type"] != "http":
-            raise RuntimeError("this application speaks HTTP only")
+        require(scope["type"] == "http", "this application speaks HTTP only", RuntimeError)
         status, headers, body = self._answer(scope)
         headers[b"x-content-type-options"] = b"nosniff"
         # A 304 has no body, and its content-length would be that of the 200 (RFC 9110, section 8.6).

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mqauth.audit.disk import undone_on_error
-from mqauth.errors import ConfigurationError, require
+from mqauth.errors import ConfigurationError, refusing, require
 from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire import jwk, strict_json
 from mqauth.wire.keys import KeySet
@@ -68,13 +68,11 @@ def load(path: Path, *, source: str, now: float, max_age: float) -> tuple[KeySet
     """
     # A file that another user owns, or may write, would let that user choose the keys.
     raw = read_bounded(path, _MAX_FILE, private=True, own=True)
-    try:
+    with refusing((ValueError, KeyError, AttributeError, TypeError, ConfigurationError), "it is damaged"):
         content = strict_json.loads(raw, depth=_DEPTH)
         require(content.pop("sha256") == _digest(content) and content["v"] == 1, "it is damaged")
         keys, age = jwk.load_key_set(content["document"]), now - float(content["asked"])
         found, publish_delay = content["source"], float(content["publish_delay"])
-    except (ValueError, KeyError, AttributeError, TypeError, ConfigurationError) as error:
-        raise ConfigurationError("it is damaged") from error
     require(found == source, "it is of another source")
     require(-_SKEW <= age <= max_age, "it is too old, or of the future")
     return keys, max(0.0, age), publish_delay

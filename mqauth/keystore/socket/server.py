@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 
 from mqauth.audit.disk import open_private, undone_on_error
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import ConfigurationError, MqauthError, file_errors, words_of
+from mqauth.errors import MqauthError, file_errors, refusing, words_of
 from mqauth.keystore.socket.signer import MAX_DATA, FrameSocket, peer_user
 from mqauth.wire import base64url, keys
 
@@ -133,8 +133,11 @@ class SigningServer:
         try:
             key = self._source.signing_key()
             subjects = getattr(key, "subjects", None)
-            subjects = None if subjects is None else sorted(subjects)
-            answer |= {"kid": key.kid, "algorithm": key.algorithm, "subjects": subjects}
+            answer |= {
+                "kid": key.kid,
+                "algorithm": key.algorithm,
+                "subjects": None if subjects is None else sorted(subjects),
+            }
             if "data" in request:
                 answer |= _signature(key, request)
         except MqauthError as error:
@@ -163,11 +166,8 @@ def _lock(path: Path) -> int:
     """Return the descriptor of the lock file beside a socket, locked; the file itself stays when we end."""
     with file_errors(path):
         lock = open_private(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_NOFOLLOW)
-    with undone_on_error(os.close, lock):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigurationError(f"{path}: another process serves there") from error
+    with undone_on_error(os.close, lock), refusing(OSError, f"{path}: another process serves there"):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return lock
 
 
