@@ -15,7 +15,7 @@ import os
 import re
 import threading
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -88,7 +88,7 @@ class HeadFile:
         return found
 
 
-class AuditFile:
+class AuditFile(AbstractContextManager["AuditFile"]):
     """Appends records to one file, each on disk before ``write`` returns; safe to share between threads.
 
     Args:
@@ -158,9 +158,6 @@ class AuditFile:
                 self._lines.close()
                 atexit.unregister(self.close)
 
-    def __enter__(self) -> AuditFile:
-        return self
-
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
@@ -189,9 +186,8 @@ class AuditFile:
     def _begin_anew(self) -> None:
         with refusing(ConfigurationError, "a new file cannot be begun", self._unavailable):
             fresh = LineFile(self.path, fsync=self._fsync)
-        if fresh.end:
-            fresh.close()
-            raise self._unavailable("another file stands in its place")
+        with undone_on_error(fresh.close):
+            require(not fresh.end, "another file stands in its place", self._unavailable)
         self._lines.close()
         self._lines, self._renamed = fresh, False
 

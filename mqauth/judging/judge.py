@@ -309,8 +309,8 @@ class Judge:
         It does not matter which copy of a released message comes first, so neither claim has a place. A release
         that is done makes a duplicate, a message that is done a replay, and either that is held is waited for.
         """
-        kept = max(claim.expires, float(release.exp + self._verifier.retention))
-        claim = replace(claim, place=None, redelivered=True, expires=kept)
+        kept = float(release.exp + self._verifier.retention)
+        claim = replace(claim, place=None, redelivered=True, expires=max(claim.expires, kept))
         released = replace(claim, id=release_id(release.iss, release.letter), index=None)
         status = yield from self._claim(delivery, released)
         if status is not _FRESH or Reason.REPLAYED in release.waive:

@@ -25,7 +25,7 @@ from mqauth.letters.release import (
 )
 from mqauth.wire import base64url, claims, destination, envelope, jws, strict_json
 from mqauth.wire.keys import Key, KeySet, KeySource, SigningKey
-from mqauth.wire.message import HeaderValue, Message, form_of
+from mqauth.wire.message import Message, form_of
 
 DEFAULT_LIFETIME: Final = 3600
 """Seconds that a release lives by default."""
@@ -224,8 +224,8 @@ class Releaser:
                 message, letter=letter, scope=scope, reason=reason, waive=waived, past=Past(count=past.count)
             )
         require(len(signed) <= jws.MAX_TOKEN, f"the release is over {jws.MAX_TOKEN} bytes", MalformedMessage)
-        value: HeaderValue = signed.encode("ascii") if destination.is_kafka(message.destination) else signed
-        return replace(bare, headers=(*bare.headers, (RELEASE_HEADER, value))), release
+        header = (RELEASE_HEADER, signed.encode("ascii") if destination.is_kafka(message.destination) else signed)
+        return replace(bare, headers=(*bare.headers, header)), release
 
 
 def _signed(found: OpenedRelease, keys: KeySet, received: float) -> Release:

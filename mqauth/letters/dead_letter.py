@@ -94,8 +94,12 @@ class DeadLetter:
             for name, value in message.properties.items()
             if name in _LIVE_PROPERTIES
         }
-        properties = {name: value for name, value in message.properties.items() if name not in _LIVE_PROPERTIES}
-        return replace(message, properties=properties, headers=(*kept, *self._lineage(metadata)), native=None)
+        return replace(
+            message,
+            properties={name: value for name, value in message.properties.items() if name not in _LIVE_PROPERTIES},
+            headers=(*kept, *self._lineage(metadata)),
+            native=None,
+        )
 
     def in_body(self) -> Message:
         """Return the letter with the whole message in its body, in the JSON form."""

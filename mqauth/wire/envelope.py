@@ -92,8 +92,7 @@ def attach(message: Message, token: str) -> tuple[HeaderPair, ...]:
     """
     if len(token) > MAX_TOKEN:
         raise MalformedMessage(f"the token is over {MAX_TOKEN} bytes: cover fewer headers")
-    value: HeaderValue = token.encode("ascii") if is_kafka(message.destination) else token
-    return (*message.headers, (TOKEN_HEADER, value))
+    return (*message.headers, (TOKEN_HEADER, token.encode("ascii") if is_kafka(message.destination) else token))
 
 
 def refuse_token(names: Iterable[str]) -> None:

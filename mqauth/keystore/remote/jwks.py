@@ -277,19 +277,21 @@ class JWKS:
         if self._snapshot is None or cache.keys is None:
             return
         asked = self._clock.now() - (self._clock.monotonic() - cache.asked)
-        delay = cache.publish_delay
         # A full disk is no reason to stop using the keys.
         try:
-            snapshot.save(self._snapshot, cache.keys, source=self.source, asked=asked, publish_delay=delay)
+            snapshot.save(
+                self._snapshot, cache.keys, source=self.source, asked=asked, publish_delay=cache.publish_delay
+            )
         except OSError as error:
             self._report(EventKind.SNAPSHOT_FAILED, words_of(error))
 
     def _restore(self) -> None:
         if self._snapshot is None or is_missing(self._snapshot):
             return
-        now, max_age = self._clock.now(), self._limits.max_stale
         try:
-            keys, age, delay = snapshot.load(self._snapshot, source=self.source, now=now, max_age=max_age)
+            keys, age, delay = snapshot.load(
+                self._snapshot, source=self.source, now=self._clock.now(), max_age=self._limits.max_stale
+            )
         except ConfigurationError as refused:
             self._report(EventKind.SNAPSHOT_REFUSED, str(refused))
             return

@@ -72,8 +72,8 @@ def publish(rings: Sequence[KeyRing]) -> Publication:
 
 def publish_delay(rings: Sequence[KeyRing]) -> int:
     """Return the seconds for which every new key is published before it signs."""
-    waits = [key.ready - key.created for ring in rings for key in ring.keys if key.state is State.PENDING]
-    return min([*waits, *(ring.publish_delay for ring in rings), int(MAX_PUBLISH_DELAY)])
+    waits = (key.ready - key.created for ring in rings for key in ring.keys if key.state is State.PENDING)
+    return min(int(MAX_PUBLISH_DELAY), *waits, *(ring.publish_delay for ring in rings))
 
 
 def max_age(rings: Sequence[KeyRing], now: float) -> int:
@@ -166,5 +166,8 @@ class KeyServer:
 
 def _json(status: int, members: dict[str, Any], more: Headers | None = None) -> tuple[int, Headers, bytes]:
     """Return an answer that no cache keeps."""
-    headers = {b"content-type": b"application/json", b"cache-control": b"no-store", **(more or {})}
-    return status, headers, strict_json.dumps(members)
+    return (
+        status,
+        {b"content-type": b"application/json", b"cache-control": b"no-store", **(more or {})},
+        strict_json.dumps(members),
+    )

@@ -186,8 +186,9 @@ class SocketSigner:
             raise _unavailable("the signing process has no key that may sign now")
         known = self._key
         if known is None or known.kid != kid or known.algorithm != algorithm:
-            names = None if subjects is None else frozenset(subjects)
-            known = self._key = RemoteKey(self, str(kid), str(algorithm), names)
+            known = self._key = RemoteKey(
+                self, str(kid), str(algorithm), None if subjects is None else frozenset(subjects)
+            )
         return known
 
     def _hang_up(self) -> None:
