@@ -25,17 +25,19 @@ from integration.services.compose import RUN_VARIABLE
 from integration.services.machine import CommandError, cache_folder, docker_answers, run, say
 
 ROOT = Path(__file__).resolve().parents[1]
-AT_ONCE = 4
-"""Sessions at a time: two cores have room for one that computes and three that mostly wait."""
+COMPUTING = 2
+"""Sessions at a time of those that compute: as many as there are cores."""
+WAITING = 3
+"""Sessions at a time of those that mostly wait for services."""
 UNIT_GROUPS = 3
 """Sessions of unit tests: each then takes about as long as one on real services."""
 _GROUPS = {
-    "kafka-chaos": r"integration/chaos/test_kafka",
     "others": r"integration/((keys|audit|benchmarks)/|test_(docs|jwks|redis|services))",
     "kafka": r"integration/test_(kafka|contract_kafka|store_race)",
+    "rabbitmq": r"integration/test_(rabbitmq|contract_rabbitmq|simulated_rabbitmq|celery)",
+    "kafka-chaos": r"integration/chaos/test_kafka",
     "rabbitmq-chaos": r"integration/chaos/",
     "review": r"integration/(console|review)/",
-    "rabbitmq": r"integration/test_(rabbitmq|contract_rabbitmq|simulated_rabbitmq)",
     "rest": r"integration/",
 }
 """Which files are a group's, by a pattern; the first that fits counts."""
@@ -142,7 +144,7 @@ def _marked() -> str:
     return run_id
 
 
-def run_sessions(sessions: Sequence[Session], *, at_once: int = AT_ONCE) -> _Counts:
+def run_sessions(sessions: Sequence[Session], *, at_once: int = COMPUTING + WAITING) -> _Counts:
     """Run sessions, so many at a time, print what each wrote when it has ended, and sum them up.
 
     An interrupt is passed on to those that run, and their services are given time to stop; the rest is not begun.
@@ -165,9 +167,9 @@ def run_sessions(sessions: Sequence[Session], *, at_once: int = AT_ONCE) -> _Cou
 
 
 def next_session(waiting: Sequence[Session], running: Sequence[Session]) -> Session:
-    """Return which session begins: one that computes where none does, else one that waits, if there is any."""
-    computing = any(session.group.computes for session in running)
-    return next((session for session in waiting if session.group.computes != computing), waiting[0])
+    """Return which session begins: one that computes until there are enough, else one that waits, if any does."""
+    enough = sum(session.group.computes for session in running) >= COMPUTING
+    return next((session for session in waiting if session.group.computes != enough), waiting[0])
 
 
 def _interrupt(running: Sequence[Session]) -> None:

@@ -105,18 +105,19 @@ def test_sessions_run_side_by_side(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert said.out.count("100%") == 2
 
 
-def test_one_that_computes_beside_those_that_wait(tmp_path: Path) -> None:
-    """One session computes at any time, and others only where none is left that waits."""
+def test_two_that_compute_beside_those_that_wait(tmp_path: Path) -> None:
+    """Two sessions compute at any time, and more only where none is left that waits."""
     groups = [
-        runner.Group(name, (), computes=name.startswith("units")) for name in ("units-1", "units-2", "a", "b")
+        runner.Group(name, (), computes=name.startswith("units"))
+        for name in ("units-1", "units-2", "units-3", "a", "b")
     ]
     waiting, begun = [runner.Session(group, tmp_path, ()) for group in groups], list[runner.Session]()
     while waiting:
         begun.append(runner.next_session(waiting, begun))
         waiting.remove(begun[-1])
-    assert [each.group.name for each in begun] == ["units-1", "a", "b", "units-2"]
+    assert [each.group.name for each in begun] == ["units-1", "units-2", "a", "b", "units-3"]
     left = [each for each in begun if not each.group.computes]
-    assert runner.next_session(begun[::-1], left).group.name == "units-2"
+    assert runner.next_session(begun[::-1], left).group.name == "units-3"
 
 
 def test_cpu_is_a_sessions_own(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Whole programs that a test runs on real brokers."""
