@@ -51,12 +51,11 @@ def give_to_folder(descriptor: int, folder: Path) -> None:
     Raises:
         OSError: the system refused.
     """
-    if os.geteuid() != 0:
-        return
-    found, owner = os.fstat(descriptor), folder.stat()
-    # With a second name it may be another user's file, which the folder's owner has linked there.
-    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    if os.geteuid() == 0:
+        found, owner = os.fstat(descriptor), folder.stat()
+        # With a second name it may be another user's file, which the folder's owner has linked there.
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 @contextmanager

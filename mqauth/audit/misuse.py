@@ -193,9 +193,8 @@ class Detector:
         return self._windows[window].add(key, fact.time)
 
     def _burst(self, fact: Fact) -> Iterator[Alert]:
-        if fact.reason in _BURST_EXEMPT:
-            return
-        for dimension in filter(fact.values.__contains__, _DIMENSIONS):
+        counted = () if fact.reason in _BURST_EXEMPT else filter(fact.values.__contains__, _DIMENSIONS)
+        for dimension in counted:
             count = self._count("bursts", (str(fact.reason), dimension, fact.values[dimension]), fact)
             if count >= self.thresholds.burst:
                 yield fact.alert("burst", count, "reason", dimension)

@@ -121,8 +121,7 @@ class FloodGate:
         kinds = _kinds(record)
         with self._lock:
             nth = [window.peek(kind, record.time) + 1 for window, kind in zip(self._windows, kinds, strict=True)]
-        flooded = any(count > limit for count, limit in zip(nth, self._limits, strict=True))
-        if flooded:
+        if any(count > limit for count, limit in zip(nth, self._limits, strict=True)):
             record = replace(_fact_alone(record), extra={**record.extra, "flood": max(nth)})
         return _begun(self._counted(record, kinds))
 

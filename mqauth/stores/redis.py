@@ -215,8 +215,9 @@ class AsyncRedisReplayStore(_RedisClaims):
         """
         require(connections >= 1, f"connections is at least 1, not {connections}")
         retry = redis.asyncio.retry.Retry(_backoff(), _RETRIES)
-        limits = {"max_connections": connections, "timeout": timeout}
-        pool = _pool(redis.asyncio.BlockingConnectionPool, url, timeout, retry, **limits)
+        pool = _pool(
+            redis.asyncio.BlockingConnectionPool, url, timeout, retry, max_connections=connections, timeout=timeout
+        )
         return cls(redis.asyncio.Redis.from_pool(pool), **settings)
 
     async def claim(self, request: ClaimRequest, /) -> ClaimStatus:

@@ -91,8 +91,7 @@ class Tree:
     __slots__ = ("_levels",)
 
     def __init__(self, leaves: Sequence[bytes]) -> None:
-        if not 1 <= len(leaves) <= MAX_BATCH:
-            raise ValueError(f"a tree has 1 to {MAX_BATCH} leaves")
+        require(1 <= len(leaves) <= MAX_BATCH, "a tree has 1 to 1024 leaves", ValueError)
         self._levels = [list(leaves)]
         while len(self._levels[-1]) > 1:
             self._levels.append(_above(self._levels[-1]))

@@ -295,8 +295,12 @@ def public_members(public: PublicKey) -> dict[str, str]:
         return {"kty": "RSA", "n": _unsigned(numbers.n), "e": _unsigned(numbers.e)}
     point = public.public_numbers()
     size = (public.curve.key_size + 7) // 8
-    curve = "P-256" if isinstance(public.curve, ec.SECP256R1) else "P-384"
-    return {"kty": "EC", "crv": curve, "x": _unsigned(point.x, size), "y": _unsigned(point.y, size)}
+    return {
+        "kty": "EC",
+        "crv": "P-256" if isinstance(public.curve, ec.SECP256R1) else "P-384",
+        "x": _unsigned(point.x, size),
+        "y": _unsigned(point.y, size),
+    }
 
 
 def _version(keys: tuple[Key, ...]) -> str:

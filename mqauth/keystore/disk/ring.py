@@ -245,9 +245,11 @@ def load(raw: bytes, *, name: str) -> KeyRing:
             f"not a keyset of version {VERSION}",
         )
         require(isinstance(found["keys"], list), "keys is not a list")
-        keys = tuple(_key(members) for members in found["keys"])
-        delays = {member: _seconds(found, member) for member in ("publish_delay", "retain")}
-        return KeyRing(keys=keys, **delays)
+        return KeyRing(
+            keys=tuple(_key(members) for members in found["keys"]),
+            publish_delay=_seconds(found, "publish_delay"),
+            retain=_seconds(found, "retain"),
+        )
     except (strict_json.StrictJSONError, ConfigurationError) as error:
         raise ConfigurationError(f"{name}: {error}") from error
 

@@ -202,13 +202,12 @@ class JWKSFile:
         self._looked = self._clock.monotonic()
         # The stamp comes before the content, so that a write in between shows at the next look.
         stamp = files.stamp(self.path)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
-        try:
-            self._keys = self._read()
-        except ConfigurationError as error:
-            _LOG.error("%s; the last good set of %d keys stays in use", error, len(self._keys.keys))
+        if stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                self._keys = self._read()
+            except ConfigurationError as error:
+                _LOG.error("%s; the last good set of %d keys stays in use", error, len(self._keys.keys))
 
     def _read(self) -> KeySet:
         keys = jwk.load_key_set(files.read_bounded(self.path, jwk.MAX_DOCUMENT), name=str(self.path))

@@ -88,9 +88,13 @@ class Endpoint:
             tls or (parts.scheme == "http" and unsafe_http_loopback and is_loopback(host)),
             "a JWKS URL is https; http only on loopback, with unsafe_http_loopback",
         )
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        port = port or (443 if tls else 80)
-        return cls(host=host, port=port, authority=parts.netloc, target=target, tls=tls)
+        return cls(
+            host=host,
+            port=port or (443 if tls else 80),
+            authority=parts.netloc,
+            target=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
+            tls=tls,
+        )
 
     @property
     def shown(self) -> str:

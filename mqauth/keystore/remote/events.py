@@ -135,8 +135,8 @@ class Announcer:
         """Report events, with the version of the set that is in use after them."""
         for event in events:
             self.counters[event.kind.value] += 1
-            tell = _LOG.warning if event.kind in _WARNINGS else _LOG.info
-            tell("%s: %s %s %s", self._source, event.kind.value, event.kid or "", event.detail)
+            level = logging.WARNING if event.kind in _WARNINGS else logging.INFO
+            _LOG.log(level, "%s: %s %s %s", self._source, event.kind.value, event.kid or "", event.detail)
             if self._on_event is not None:
                 self._call(
                     self._on_event,

@@ -274,16 +274,13 @@ class JWKS:
             self._announcer.announce(after.keys)
 
     def _save(self, cache: rules.Cache) -> None:
-        if self._snapshot is None or cache.keys is None:
-            return
-        asked = self._clock.now() - (self._clock.monotonic() - cache.asked)
-        # A full disk is no reason to stop using the keys.
-        try:
-            snapshot.save(
-                self._snapshot, cache.keys, source=self.source, asked=asked, publish_delay=cache.publish_delay
-            )
-        except OSError as error:
-            self._report(EventKind.SNAPSHOT_FAILED, words_of(error))
+        asked, path = self._clock.now() - (self._clock.monotonic() - cache.asked), self._snapshot
+        if path is not None and cache.keys is not None:
+            # A full disk is no reason to stop using the keys.
+            try:
+                snapshot.save(path, cache.keys, source=self.source, asked=asked, publish_delay=cache.publish_delay)
+            except OSError as error:
+                self._report(EventKind.SNAPSHOT_FAILED, words_of(error))
 
     def _restore(self) -> None:
         if self._snapshot is None or is_missing(self._snapshot):

@@ -65,15 +65,21 @@ def publish(rings: Sequence[KeyRing]) -> Publication:
     )
     body = strict_json.dumps(document)
     require(len(body) <= jwk.MAX_DOCUMENT, f"not fit to be published: over {jwk.MAX_DOCUMENT} bytes")
-    active = sum(ring.active is not None for ring in rings)
-    digest = hashlib.sha256(body).hexdigest()[:32]
-    return Publication(body=body, etag=f'"{digest}"', keys=len(keys.keys), active=active)
+    return Publication(
+        body=body,
+        etag=f'"{hashlib.sha256(body).hexdigest()[:32]}"',
+        keys=len(keys.keys),
+        active=sum(ring.active is not None for ring in rings),
+    )
 
 
 def publish_delay(rings: Sequence[KeyRing]) -> int:
     """Return the seconds for which every new key is published before it signs."""
-    waits = (key.ready - key.created for ring in rings for key in ring.keys if key.state is State.PENDING)
-    return min(int(MAX_PUBLISH_DELAY), *waits, *(ring.publish_delay for ring in rings))
+    return min(
+        int(MAX_PUBLISH_DELAY),
+        *(key.ready - key.created for ring in rings for key in ring.keys if key.state is State.PENDING),
+        *(ring.publish_delay for ring in rings),
+    )
 
 
 def max_age(rings: Sequence[KeyRing], now: float) -> int:

@@ -178,10 +178,10 @@ def answered(cache: Cache, answer: Answer, *, asked: float, limits: Limits, jitt
         return cache, ()
     merged = _merged(cache, answer)
     if merged is None:
-        held = replace(cache, seen_empty=True)
         return failed(
-            held, "the first set holds no usable key", asked=asked, now=asked, limits=limits, jitter=jitter
-        )
+            replace(cache, seen_empty=True), "the first set holds no usable key",
+            asked=asked, now=asked, limits=limits, jitter=jitter,
+        )  # fmt: skip
     fresh = limits.freshness(answer.max_age, answer.age)
     settled = not merged.suspects
     # Ahead of time, so that the set does not become stale; at once, where something is to be confirmed.
