@@ -13,6 +13,7 @@ DOORS = frozenset(
     (
         "mqauth",
         "mqauth.brokers",
+        "mqauth.integrations.faststream",
         "mqauth.keystore",
         "mqauth.stores.redis",
         "mqauth.telemetry.prometheus",
@@ -22,9 +23,9 @@ DOORS = frozenset(
 """What README and pages import from: whoever copies their code need not know how the rooms are furnished."""
 PAGES = ("README.md", *(f"docs/{path.name}" for path in (PACKAGE.parent / "docs").glob("*.md")))
 AT_THE_TOP = 8
-FOLDERS = 25
+FOLDERS = 26
 LINES = 400
-STATEMENTS = 16_450
+STATEMENTS = 16_730
 """Of the library without ``bench`` and ``testing``: statements of the syntax tree, docstrings not among them."""
 
 

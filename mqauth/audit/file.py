@@ -292,10 +292,7 @@ def _next_part(path: Path) -> Path:
 def _head(raw: bytes, keys: KeySet) -> Head:
     """Return the head in a line, once its signature is verified."""
     opened = jws.take_apart(str(strict_json.loads(raw, depth=_DEPTH)["head"]).encode("ascii"), typ=HEAD_TYPE)
-    key = keys.get(opened.kid)
-    if key is None:
-        raise ConfigurationError("an unknown key")
-    jws.verify(opened, key)
+    jws.verify(opened, require(keys.get(opened.kid), "an unknown key"))
     said = strict_json.loads(opened.payload, depth=_DEPTH)
     return Head(chain=str(said["chain"]), records=int(said["records"]), hash=str(said["hash"]))
 

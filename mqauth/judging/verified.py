@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, NoReturn
 
-from mqauth.errors import ConfigurationError, RejectNow, RetryLater, require
+from mqauth.errors import RejectNow, RetryLater, require
 from mqauth.letters.release import Release
 from mqauth.wire.claims import Claims
 from mqauth.wire.message import PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
@@ -157,10 +157,8 @@ class Verified:
                 It is raised on RabbitMQ when the result is awaited, and on Kafka also by its ``get``.
             ConfigurationError: the consumer has no ``replies`` signer.
         """
-        responder = self._facts.responder
-        if responder is None:
-            raise ConfigurationError("give the consumer replies=Signer(...) to answer messages")
-        return responder(self, body)
+        answer = require(self._facts.responder, "give the consumer replies=Signer(...) to answer messages")
+        return answer(self, body)
 
 
 _NEW: Final = object.__new__

@@ -133,10 +133,7 @@ class ReleaseAuthorities:
         return release.lineage
 
     def _authority(self, release: Release) -> Authority:
-        authority = self.authorities.get(release.iss)
-        if authority is None:
-            raise invalid("no such release authority is configured")
-        return authority
+        return require(self.authorities.get(release.iss), "no such release authority is configured", invalid)
 
 
 class Releaser:
@@ -230,9 +227,7 @@ class Releaser:
 
 def _signed(found: OpenedRelease, keys: KeySet, received: float) -> Release:
     """Return a release once one of the authority's keys is found to have signed it."""
-    key, release = keys.get(found.opened.kid), found.release
-    if key is None:
-        raise invalid("the authority has no such key")
+    key, release = require(keys.get(found.opened.kid), "the authority has no such key", invalid), found.release
     revocation, expires, subjects = key.revocation, key.expires, key.subjects
     expect(revocation is None or revocation.revoked_at > received, "the authority's key is revoked")
     expect(

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from jwt.algorithms import Algorithm, ECAlgorithm, OKPAlgorithm, RSAAlgorithm, RSAPSSAlgorithm
 
-from mqauth.errors import ConfigurationError, Reason, Rejection, require
+from mqauth.errors import Reason, Rejection, require
 from mqauth.wire import base64url, claims, keys, memo, strict_json
 
 _Sodium = Callable[[bytes, bytes], bytes]
@@ -62,15 +62,14 @@ class LocalSigningKey:
     __slots__ = ("_sign", "algorithm", "kid", "subjects")
 
     def __init__(self, key: keys.Key) -> None:
-        if key.private is None:
-            raise ConfigurationError("a public key cannot sign")
+        private = require(key.private, "a public key cannot sign")
         self.kid = key.kid
         self.algorithm = key.algorithm
         self.subjects = key.subjects
         self._sign: Callable[[bytes], bytes] = (
-            ed25519_signer(key.private)
-            if isinstance(key.private, Ed25519PrivateKey)
-            else partial(_PYJWT[key.algorithm].sign, key=key.private)
+            ed25519_signer(private)
+            if isinstance(private, Ed25519PrivateKey)
+            else partial(_PYJWT[key.algorithm].sign, key=private)
         )
 
     def sign(self, data: bytes, /) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import ConfigurationError, file_errors, require
+from mqauth.errors import file_errors, require
 from mqauth.keystore.disk import files, ring
 from mqauth.keystore.disk.ring import KeyRing, RingKey
 from mqauth.wire.claims import is_name
@@ -126,9 +126,7 @@ class Keystore:
             ConfigurationError: no key is active, or ``private_key`` refuses it.
         """
         keys = self.ring()
-        if keys.active is None:
-            raise ConfigurationError(self.no_active_key(keys))
-        return self.private_key(keys.active)
+        return self.private_key(require(keys.active, self.no_active_key(keys)))
 
     def private_key(self, found: RingKey) -> Key:
         """Return the private key of an entry of the ring.
