@@ -169,21 +169,25 @@ class Protection:
             ConfigurationError: it cannot be signed as it is sent.
             NotHandledError: the answer was not accepted.
         """
-        send = _innermost(call_next)
+        # a handler's result may go to another broker than its message came from
+        send, leaf = _innermost(call_next), _leaf(command)
         require(self._signer is not None, "publishing needs signer=")
         require(
             send.__name__ != "publish_batch", "publish_batch has one set of headers for many messages: publish"
         )
         require(send.__name__ in ("publish", "request"), f"{send.__name__} cannot be signed")
-        await self.leaf.seal(self._broker, command, send, self._signer)
-        if send.__name__ == "publish":
-            return await call_next(command)
-        require(self._guard is not None, "request needs guard=, which verifies the answer")
-        answer = await call_next(command)
-        if self.leaf.is_answered(send):
-            await self._verify(answer, command.timeout)
-        _ANSWER.set(answer)
-        return answer
+        require(
+            send.__name__ == "publish" or self._guard is not None, "request needs guard=: answers are verified"
+        )
+        await leaf.seal(self._broker, command, send, self._signer)
+        found = await call_next(command)
+        if send.__name__ == "request":
+            if leaf.is_answered(send):
+                await self._verify(found, command.timeout)
+            _ANSWER.set(found)
+        else:
+            leaf.check(command, found)
+        return found
 
     async def _verify(self, answer: Any, seconds: float | None) -> None:
         assert self._guard is not None  # noqa: S101 - required above
