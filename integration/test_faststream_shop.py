@@ -227,6 +227,7 @@ def letters_of_kafka(shop: Shop, number: int) -> list[str]:
         return sorted(dict(next(consumer).headers)["mqauth-dead-reason"].decode() for _ in range(number))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["kafka", "confluent"])
 def test_shop(kind: str, rabbitmq: RabbitMQ, kafka: Kafka, tmp_path: Path) -> None:
     """What is forged, replayed, moved or unsigned reaches none of three services, and becomes a dead letter."""

@@ -33,7 +33,7 @@ from mqauth.brokers.queue.processor import Processor
 from mqauth.errors import ConfigurationError, MqauthError, RejectNow, RetryLater, require
 from mqauth.flow import is_async, settled
 from mqauth.integrations.turn import Turn, handle
-from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
+from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.judging.verified import Verified
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 from mqauth.signer import Signer
@@ -191,12 +191,13 @@ class Protection:
 
     async def _verify(self, answer: Any, seconds: float | None) -> None:
         assert self._guard is not None  # noqa: S101 - required above
+        accepted: list[Verified] = []
         calls = Processor(
-            self.leaf.ANSWERS, self._guard, _accept, dead_letters=self.letters, on_failure=_give_back
+            self.leaf.ANSWERS, self._guard, accepted.append, dead_letters=self.letters, on_failure=_give_back
         )
         async with asyncio.timeout(seconds):
             outcome = await calls.process(answer)
-        if outcome is None or outcome.verdict is not Verdict.ACCEPTED:
+        if not accepted:
             raise NotHandledError(outcome)
 
 
@@ -387,10 +388,6 @@ def _not_handled(turn: Turn) -> Exception:
         stop = StopConsume()
         stop.__cause__ = error
         return stop
-
-
-def _accept(_verified: Verified) -> None:
-    """Do nothing: the answer goes to whoever awaits it."""
 
 
 async def _give_back(_error: BaseException) -> None:

@@ -80,7 +80,7 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer) -> None:
     """
     if not all(map(is_sendable, command.headers)):
         raise MalformedMessage("a header's name must be UTF-8 without NUL: confluent-kafka cannot send another")
-    await faststream_log.seal(broker, command, send, signer, is_tombstone=command.body is None)
+    await faststream_log.seal(broker, command, send, signer)
 
 
 def is_out_of_reach(error: BaseException) -> bool:

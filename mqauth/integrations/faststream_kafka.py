@@ -11,9 +11,7 @@ from faststream.kafka.subscriber.usecase import DefaultSubscriber
 
 from mqauth.brokers.log.records import NO_LOG, record_message, unreadable
 from mqauth.errors import Unavailable
-from mqauth.integrations import faststream_log
-from mqauth.integrations.faststream_log import ANSWERS, SETTINGS, Place, Records, attempt, check, is_answered
-from mqauth.signer import Signer
+from mqauth.integrations.faststream_log import ANSWERS, SETTINGS, Place, Records, attempt, check, is_answered, seal
 from mqauth.wire.message import Message
 
 __all__ = ["ANSWERS", "check", "deliveries", "is_answered", "is_out_of_reach", "seal"]
@@ -65,13 +63,6 @@ def deliveries(subscriber: Any) -> tuple[AioKafkaRecords, dict[str, Any]]:
         ConfigurationError: it takes batches, has several workers, or no group.
     """
     return AioKafkaRecords(subscriber, DefaultSubscriber), SETTINGS
-
-
-async def seal(broker: Any, command: Any, send: Any, signer: Signer) -> None:
-    """Encode what a command publishes, and sign it."""
-    # FastStream sends a body of None without a key as an empty value: aiokafka wants one of the two
-    is_tombstone = command.body is None and command.key is not None
-    await faststream_log.seal(broker, command, send, signer, is_tombstone=is_tombstone)
 
 
 def is_out_of_reach(error: BaseException) -> bool:

@@ -144,7 +144,7 @@ async def attempt(call: Awaitable[Any], lost: tuple[type[Exception], ...], what:
     return True
 
 
-async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, is_tombstone: bool) -> None:
+async def seal(broker: Any, command: Any, send: Any, signer: Signer) -> None:
     """Encode what a command publishes, and sign it.
 
     Args:
@@ -152,7 +152,6 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, is_tombs
         command: changed: it gets the encoded body, all headers, and the token.
         send: the producer's method that publishes it.
         signer: signs.
-        is_tombstone: whether the record is to have no value.
 
     Raises:
         MalformedMessage: it cannot be sent.
@@ -160,7 +159,8 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, is_tombs
     """
     require(type(send.__self__.codec) is DefaultCodec, "a codec of your own would encode after the signature")
     kind = None
-    if not is_tombstone:
+    # None without a key is an empty value: a record needs one of the two
+    if command.body is not None or command.key is None:
         command.body, kind = await DefaultCodec().encode(command.body, broker.config.fd_config._serializer)
     if isinstance(command.key, str):
         command.key = command.key.encode()
