@@ -11,7 +11,7 @@ import contextlib
 import logging
 import ssl
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,8 @@ from urllib.parse import parse_qs, quote, urlsplit
 from mqauth import review
 from mqauth.config.declaration import Settings, inner, not_with, only_with, read_file
 from mqauth.config.kinds import FLAG, NAME, PATH, choice, is_broker_url
-from mqauth.errors import ConfigurationError
-from mqauth.flow import Flow, arun, run
+from mqauth.errors import ConfigurationError, require
+from mqauth.flow import arun, run
 from mqauth.keystore.remote.connection import is_loopback
 
 R = TypeVar("R")
@@ -35,7 +35,6 @@ _BACKOFF_MS: Final = 5000
 """Milliseconds after which kafka-python tries a lost broker again at the latest; its own default is 30 s."""
 _MAX_REQUEST: Final = 64 * 1024 * 1024
 """Bytes of a record that is sent back. The broker's own limit decides."""
-_USER: Final = only_with("user")
 _URL_TLS: Final = ("cafile", "capath", "cadata", "certfile", "keyfile")
 
 
@@ -49,8 +48,7 @@ def check_url(option: str, url: str) -> None:
     Raises:
         ConfigurationError: it is none of them.
     """
-    if not is_broker_url(url):
-        raise ConfigurationError(f"{option}: must be amqp://..., amqps://... or kafka://host:port")
+    require(is_broker_url(url), f"{option}: must be amqp://..., amqps://... or kafka://host:port")
 
 
 @contextlib.contextmanager
@@ -96,7 +94,9 @@ class BrokerSettings(Settings):
         only_with("key"),
         not_with("passphrase_env"),
     ] = None
-    mechanism: Annotated[str | None, choice(MECHANISMS), "The mechanism of SASL, on Kafka.", _USER] = None
+    mechanism: Annotated[str | None, choice(MECHANISMS), "The mechanism of SASL, on Kafka.", only_with("user")] = (
+        None
+    )
     user: Annotated[
         str | None,
         NAME,
@@ -159,19 +159,19 @@ class BrokerSettings(Settings):
         """
         parts = urlsplit(url)
         query = parse_qs(parts.query, keep_blank_values=True)
-        if any(value != "0" for value in query.get("no_verify_ssl", ())):
-            raise ConfigurationError(
-                "--broker: no_verify_ssl would accept any server's certificate: give ca in --broker-settings"
-            )
-        if self.mechanism is not None:
-            raise ConfigurationError("--broker-settings: mechanism is for Kafka")
+        require(
+            set(query.get("no_verify_ssl", ())) <= {"0"},
+            "--broker: no_verify_ssl would accept any server's certificate: give ca in --broker-settings",
+        )
+        require(self.mechanism is None, "--broker-settings: mechanism is for Kafka")
         found: dict[str, Any] = {"url": self._with_login(url)}
         if not self.secure:
             return found
-        if parts.scheme != "amqps":
-            raise ConfigurationError("--broker: amqps:// is required by the TLS of --broker-settings")
-        if any(name in query for name in _URL_TLS):
-            raise ConfigurationError("--broker: certificates are in the URL and in --broker-settings, not in both")
+        require(parts.scheme == "amqps", "--broker: amqps:// is required by the TLS of --broker-settings")
+        require(
+            query.keys().isdisjoint(_URL_TLS),
+            "--broker: certificates are in the URL and in --broker-settings, not in both",
+        )
         return found | {"ssl_context": self.context()}
 
     def for_kafka(self, servers: list[str]) -> dict[str, Any]:
@@ -180,18 +180,19 @@ class BrokerSettings(Settings):
         Raises:
             ConfigurationError: a password would be sent to another machine without TLS.
         """
-        found: dict[str, Any] = {"bootstrap_servers": servers, "bootstrap_timeout_ms": _BOOTSTRAP_MS}
-        found["security_protocol"] = "SSL" if self.secure else "PLAINTEXT"
+        found: dict[str, Any] = {
+            "bootstrap_servers": servers, "bootstrap_timeout_ms": _BOOTSTRAP_MS,
+            "security_protocol": "SSL" if self.secure else "PLAINTEXT",
+        }  # fmt: skip
         if self.secure:
             found["ssl_context"] = self.context()
         if self.user is None:
             return found
-        if self.mechanism is None:
-            raise ConfigurationError(f"--broker-settings: user needs mechanism, {' or '.join(MECHANISMS)}")
-        if not self.secure and not all(map(_is_loopback, servers)):
-            raise ConfigurationError(
-                "--broker-settings: a password sent to another machine needs tls = true, or ca"
-            )
+        require(self.mechanism is not None, f"--broker-settings: user needs mechanism, {' or '.join(MECHANISMS)}")
+        require(
+            self.secure or all(map(_is_loopback, servers)),
+            "--broker-settings: a password sent to another machine needs tls = true, or ca",
+        )
         return found | {
             "security_protocol": f"SASL_{found['security_protocol']}", "sasl_mechanism": self.mechanism,
             "sasl_plain_username": self.user, "sasl_plain_password": self.password,
@@ -240,10 +241,8 @@ class Place:
         check_url("--broker", self.broker)
         wanted, other = ("--topic", "--queue") if self.on_kafka else ("--queue", "--topic")
         found, foreign = (self.topic, self.queue) if self.on_kafka else (self.queue, self.topic)
-        if foreign is not None:
-            raise ConfigurationError(f"{other}: this broker needs {wanted}")
-        if not found:
-            raise ConfigurationError(f"{wanted}: required with this broker")
+        require(foreign is None, f"{other}: this broker needs {wanted}")
+        require(found, f"{wanted}: required with this broker")
 
     @property
     def on_kafka(self) -> bool:
@@ -292,26 +291,28 @@ def _on_rabbitmq(place: Place, settings: dict[str, Any]) -> Iterator[review.Sess
 
     connect = partial(aio_pika.connect, **arguments)
     with contextlib.ExitStack() as stack:
-        loop = stack.enter_context(_Loop())
-        connection = loop.call(connect(), _PATIENCE)
-        stack.callback(loop.close, connection)
-        unlimited = loop.call(is_unlimited(connection, queue), _PATIENCE)
+        call = stack.enter_context(_event_loop())
+        connection = call(connect(), _PATIENCE)
+        stack.callback(_close, connection, call)
+        unlimited = call(is_unlimited(connection, queue), _PATIENCE)
         box = RabbitMQLetterBox(connection, queue, connect=connect, unlimited=unlimited)
         # The box may have another connection by then, where the first one was lost.
-        stack.callback(lambda: loop.close(box.connection))
+        stack.callback(lambda: _close(box.connection, call))
+        yield review.Session(box, lambda flow: call(arun(flow)), **settings)
 
-        def run_flow(flow: Flow[R]) -> R:
-            return loop.call(arun(flow))
 
-        yield review.Session(box, run_flow, **settings)
+def _close(connection: Any, call: Callable[..., Any]) -> None:
+    """Close a connection that is still open."""
+    if not connection.is_closed:
+        with contextlib.suppress(OSError, TimeoutError):
+            call(connection.close(), _PATIENCE)
 
 
 @contextlib.contextmanager
 def _on_kafka(place: Place, settings: dict[str, Any]) -> Iterator[review.Session]:
     """Connect to Kafka, and create the topic of resolutions where it is missing."""
     servers = place.broker.partition("://")[2].strip("/")
-    if "?" in servers:
-        raise ConfigurationError("--broker: certificates and credentials for Kafka stand in --broker-settings")
+    require("?" not in servers, "--broker: certificates and credentials for Kafka stand in --broker-settings")
     bootstrap = {"reconnect_backoff_max_ms": _BACKOFF_MS} | place.settings.for_kafka(servers.split(","))
     import kafka
 
@@ -322,8 +323,7 @@ def _on_kafka(place: Place, settings: dict[str, Any]) -> Iterator[review.Session
     reading = bootstrap | {"group_id": None, "enable_auto_commit": False, "allow_auto_create_topics": False}
     with contextlib.ExitStack() as stack:
         admin = stack.enter_context(contextlib.closing(client.KafkaAdminClient(**bootstrap)))
-        if topic not in admin.list_topics():
-            raise ConfigurationError(f"--topic: there is no topic {topic}")
+        require(topic in admin.list_topics(), f"--topic: there is no topic {topic}")
         create_reviewed(admin, topic)
         consumer = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))
         records = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))
@@ -336,26 +336,15 @@ def _on_kafka(place: Place, settings: dict[str, Any]) -> Iterator[review.Session
         yield review.Session(box, run, originals=KafkaRecords(records), **settings)
 
 
-class _Loop:
-    """An event loop on a thread of its own."""
-
-    def __enter__(self) -> _Loop:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_PATIENCE)
-        self._loop.close()
-
-    def close(self, connection: Any) -> None:
-        """Close a connection that is still open."""
-        if not connection.is_closed:
-            with contextlib.suppress(OSError, TimeoutError):
-                self.call(connection.close(), _PATIENCE)
-
-    def call(self, work: Coroutine[Any, Any, R], seconds: float | None = None) -> R:
-        """Run a coroutine to its end, or for so many seconds."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(seconds)
+@contextlib.contextmanager
+def _event_loop() -> Iterator[Callable[..., Any]]:
+    """Give a function that runs a coroutine on a loop with a thread of its own, to its end or for some seconds."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield lambda work, seconds=None: asyncio.run_coroutine_threadsafe(work, loop).result(seconds)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(_PATIENCE)
+        loop.close()

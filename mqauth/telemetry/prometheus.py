@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -10,11 +11,11 @@ from opentelemetry.sdk.metrics import MeterProvider
 from prometheus_client import CollectorRegistry, start_http_server
 
 from mqauth._version import __version__
-from mqauth.errors import ConfigurationError
-from mqauth.telemetry.otel import Telemetry
+from mqauth.errors import require
+from mqauth.telemetry import Telemetry
 
 
-class Endpoint:
+class Endpoint(AbstractContextManager["Endpoint"]):
     """A ``Telemetry`` whose metrics are served at ``/metrics``. Close it, or use it as a context manager.
 
     Args:
@@ -37,8 +38,10 @@ class Endpoint:
         expose: bool = False,
         now: Callable[[], float] | None = None,
     ) -> None:
-        if host not in ("127.0.0.1", "::1", "localhost") and not expose:
-            raise ConfigurationError(f"metrics are served on loopback unless expose=True, not on {host}")
+        require(
+            host in ("127.0.0.1", "::1", "localhost") or expose,
+            f"metrics are served on loopback unless expose=True, not on {host}",
+        )
         registry = CollectorRegistry()
         # A registry of its own keeps the metrics of two endpoints in one process apart.
         self._provider = MeterProvider([PrometheusMetricReader(registry=registry)])
@@ -52,9 +55,6 @@ class Endpoint:
         self._server.server_close()
         self._thread.join()
         self._provider.shutdown()
-
-    def __enter__(self) -> Endpoint:
-        return self
 
     def __exit__(self, *_exception: Any) -> None:
         self.close()
