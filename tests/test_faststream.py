@@ -230,7 +230,7 @@ async def test_handler_that_fails(audit: AuditFile) -> None:
 )
 async def test_signals_of_handlers(audit: AuditFile, signal: Exception, calls: int, reasons: list[Reason]) -> None:
     """``AckMessage`` is a success, ``NackMessage`` asks for another time, ``RejectMessage`` fails at once."""
-    service = Service(audit)
+    service = Service(audit, attempts=Attempts(limit=1 if calls == 2 else 3))
 
     async def once() -> None:
         service.calls.append("call")
@@ -416,6 +416,18 @@ async def test_lost_channel(audit: AuditFile) -> None:
     assert (channel.settled, len(service.calls), service.reasons) == (["ack"], 1, [])
 
 
+async def test_lost_channel_before_the_verdict(audit: AuditFile) -> None:
+    """What is rejected after its channel ended is not dead-lettered: the broker delivers it again, to whomever."""
+    service = Service(audit)
+    service.subscribe()
+    native, channel = delivered(Message(destination=PLACE, body=b""))
+    channel.is_closed = True
+    async with service.running() as deliver:
+        with pytest.raises(NotHandledError, match="no longer ours"):
+            await deliver(native)
+    assert (channel.settled, service.reasons) == ([], [])
+
+
 class Publishing(BaseMiddleware[Any, Any]):
     """Stands for a broker that does not take a result."""
 
@@ -461,6 +473,8 @@ async def test_message_that_cannot_be_parsed(audit: AuditFile) -> None:
         with pytest.raises(ValueError):  # noqa: PT011 - the parser's own
             await deliver(native)
     assert (channel.settled, service.reasons, service.calls) == (["ack"], [Reason.HANDLER_FAILED], [])
+    # not after the last of several attempts
+    assert service.letters.found[0].rejection.detail == "ValueError"
 
 
 async def test_pipeline_that_cannot_settle(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:

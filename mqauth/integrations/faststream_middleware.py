@@ -121,9 +121,8 @@ class Protection:
         send, leaf = _innermost(call_next), _leaf(command)
         require(self._signer is not None, "publishing needs signer=")
         require(
-            send.__name__ != "publish_batch", "publish_batch has one set of headers for many messages: publish"
+            send.__name__ in ("publish", "request"), f"{send.__name__} has one set of headers for many messages"
         )
-        require(send.__name__ in ("publish", "request"), f"{send.__name__} cannot be signed")
         asks = send.__name__ == "request"
         if asks and self._guard is None:
             raise ConfigurationError("request needs guard=: answers are verified")
