@@ -125,12 +125,10 @@ class Server:
             import uvicorn
         except ImportError as error:
             raise ConfigurationError(f'mqauth {verb} needs uvicorn: install "mqauth[cli,{extra}]"') from error
-        settings: dict[str, Any] = {}
-        if certificate is not None:
-            settings = {
-                "ssl_context_factory": lambda _config, _default: certificate.context,
-                "callback_notify": certificate.renew, "timeout_notify": 60,
-            }  # fmt: skip
+        settings: dict[str, Any] = {} if certificate is None else {
+            "ssl_context_factory": lambda _config, _default: certificate.context,
+            "callback_notify": certificate.renew, "timeout_notify": 60,
+        }  # fmt: skip
         config = uvicorn.Config(
             application, http="h11", loop="asyncio", ws="none", lifespan="off", interface="asgi3", workers=1,
             log_config=None, log_level="warning", access_log=False, server_header=False, proxy_headers=False,

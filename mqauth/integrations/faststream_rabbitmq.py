@@ -6,14 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from aio_pika.abc import AbstractIncomingMessage
+from aiormq.abc import DeliveredMessage
 from faststream.rabbit.parser import AioPikaParser
-from faststream.rabbit.publisher.producer import AioPikaFastProducerImpl
 from faststream.rabbit.schemas import RABBIT_REPLY, QueueType
 
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import is_stale
 from mqauth.brokers.rabbitmq.consumer import limit_of
-from mqauth.brokers.rabbitmq.producer import OUT_OF_REACH
+from mqauth.brokers.rabbitmq.producer import DIRECT_REPLY, OUT_OF_REACH
 from mqauth.brokers.rabbitmq.queue import Deliveries
 from mqauth.brokers.rabbitmq.topology import stream_refused
 from mqauth.signer import Signer
@@ -52,7 +52,7 @@ def deliveries(subscriber: Any) -> tuple[FastStreamDeliveries, dict[str, Any]]:
     return FastStreamDeliveries(queue.name), {"delivery_limit": limit_of(declared, None)}
 
 
-async def seal(broker: Any, command: Any, send: Any, signer: Signer) -> None:
+async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers: bool) -> None:
     """Encode what a command publishes, and sign it.
 
     Args:
@@ -60,6 +60,7 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer) -> None:
         command: changed: its body becomes the sealed message.
         send: the producer's method that publishes it.
         signer: signs.
+        answers: whether an answer is awaited, by a direct reply.
 
     Raises:
         MalformedMessage: it cannot be sent, or would arrive as something else.
@@ -67,9 +68,9 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer) -> None:
     native = await AioPikaParser.encode_message(
         command.body,
         serializer=broker.config.fd_config._serializer,
-        codec=broker.config.broker_codec,
+        codec=send.__self__.codec,
         id_generator=broker.config.id_generator,
-        reply_to=RABBIT_REPLY.name if is_answered(send) else command.reply_to,
+        reply_to=RABBIT_REPLY.name if answers else command.reply_to,
         headers=command.headers,
         correlation_id=command.correlation_id,
         **command.message_options,
@@ -79,12 +80,15 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer) -> None:
     command.body, command.headers = sealed, sealed.headers
 
 
-def is_answered(send: Any) -> bool:
-    """Return whether a producer's method returns an answer that somebody published.
+def check(command: Any, found: object) -> None:
+    """Check what a publish returned.
 
-    FastStream's ``TestBroker`` makes answers that nobody published, and so nobody signed.
+    Raises:
+        UnroutableError: no queue takes the message; FastStream would return it as if it were confirmed.
     """
-    return send.__name__ == "request" and isinstance(send.__self__, AioPikaFastProducerImpl)
+    # RabbitMQ returns a mandatory direct reply although it delivers it (manual, Direct Reply-to)
+    if isinstance(found, DeliveredMessage) and not command.destination.startswith(DIRECT_REPLY):
+        raise rabbitmq.UnroutableError(command.exchange.name, command.destination)
 
 
 def is_out_of_reach(error: BaseException) -> bool:

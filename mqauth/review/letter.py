@@ -175,10 +175,8 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
     metadata = _metadata(lines.get("metadata"))
     require(not metadata.get("stripped"), "headers in mqauth's own names were stripped from it", MalformedMessage)
     headers = _merged([*_kept(message, parsed[0])], metadata)
-    properties: dict[str, str] = {}
-    if parsed[0] == destination.RABBITMQ:
-        properties = {name: value for name, value in message.properties.items() if name not in _LIVE}
-        properties |= _live_properties(metadata)
+    own = {name: value for name, value in message.properties.items() if name not in _LIVE}
+    properties = own | _live_properties(metadata) if parsed[0] == destination.RABBITMQ else {}
     return Message(
         destination=place, body=message.body, key=message.key, properties=properties, headers=headers,
         origin=_origin(lines, parsed),

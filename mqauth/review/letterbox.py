@@ -216,10 +216,10 @@ class _NoClaims:
         return ClaimStatus.FRESH
 
     def confirm(self, _request: ClaimRequest, /) -> None:
-        pass
+        """Nothing was claimed."""
 
     def release(self, _request: ClaimRequest, /) -> None:
-        pass
+        """Nothing was claimed."""
 
 
 class Judge:
