@@ -189,7 +189,7 @@ class QueueConsumer:
 
     async def _ask_for_refusal(self) -> None:
         if (refusal := await self._calls.refusal()) is not None:
-            self._fail(refusal)
+            self.fail(refusal)
 
     async def _turn_away(self, native: Any, acks: Acks | None) -> None:
         # Only once nothing is consumed any more: it would come again at once.
@@ -202,7 +202,7 @@ class QueueConsumer:
         try:
             found = self._processor.begin(native, acks)
         except BaseException as error:
-            self._fail(error)
+            self.fail(error)
             return None
         finally:
             self._in_callback = 0
@@ -217,7 +217,7 @@ class QueueConsumer:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            return self._fail(error)
+            return self.fail(error)
         if outcome is not None:
             self._settled(outcome)
 
@@ -237,18 +237,18 @@ class QueueConsumer:
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as error:
-            self._fail(error)
+            self.fail(error)
 
     # The end
 
-    def _fail(self, error: BaseException) -> None:
-        """Remember the error that ends the consumer, for ``run`` to raise, and begin to stop."""
+    def fail(self, error: BaseException) -> None:
+        """Begin to stop because of an error, which ``run`` raises in the end."""
         self._window.fail(error)
         self._end()
 
     async def _end_by(self, error: BaseException) -> None:
         """Begin to stop because of an error, and return once nothing is consumed any more."""
-        self._fail(error)
+        self.fail(error)
         await self._subscription.cancelled()
 
     def _stop(self) -> None:

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 from aio_pika.abc import AbstractQueue
 
+from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, stream_refused
 from mqauth.brokers.event_loop import Sleep
 from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.brokers.rabbitmq.channel import share_connection
 from mqauth.brokers.rabbitmq.producer import Producer, as_responder
 from mqauth.brokers.rabbitmq.queue import Queue
-from mqauth.brokers.rabbitmq.topology import DEFAULT_DELIVERY_LIMIT, stream_refused
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER
 from mqauth.delivery.slot import NO_LIMIT
 from mqauth.errors import ConfigurationError
