@@ -32,12 +32,12 @@ WAITING = 3
 UNIT_GROUPS = 3
 """Sessions of unit tests: each then takes about as long as one on real services."""
 _GROUPS = {
-    "kafka-chaos": r"integration/chaos/test_kafka",
     "others": r"integration/((keys|audit|benchmarks)/|test_(docs|jwks|redis|services))",
     "kafka": r"integration/test_(kafka|contract_kafka|store_race)",
+    "rabbitmq": r"integration/test_(rabbitmq|contract_rabbitmq|simulated_rabbitmq|celery)",
+    "kafka-chaos": r"integration/chaos/test_kafka",
     "rabbitmq-chaos": r"integration/chaos/",
     "review": r"integration/(console|review)/",
-    "rabbitmq": r"integration/test_(rabbitmq|contract_rabbitmq|simulated_rabbitmq|celery)",
     "rest": r"integration/",
 }
 """Which files are a group's, by a pattern; the first that fits counts."""

@@ -14,7 +14,7 @@ from integration.documentation import ROOT
 from mqauth.cli.broker import BrokerFile
 from mqauth.config.declaration import schema_of
 from mqauth.config.settings import FileSettings
-from mqauth.console.oidc_settings import OIDCSettings
+from mqauth.console.oidc import OIDCSettings
 
 PAGE = ROOT / "docs" / "configuration.md"
 SCHEMA = ROOT / "docs" / "mqauth.schema.json"

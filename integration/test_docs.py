@@ -157,6 +157,26 @@ def test_confluent_examples(kafka: Kafka, kafka_reader: Reader, tmp_path: Path) 
     assert rejections(tmp_path) == ["token_missing"]
 
 
+def line_of_handler(next_line: Callable[[], str]) -> str:
+    """Return the next line that a handler printed, past FastStream's log."""
+    return next(line for line in iter(next_line, "") if line.startswith("from "))
+
+
+def test_faststream_rabbitmq_examples(rabbitmq: RabbitMQ, rabbitmq_reader: Reader, tmp_path: Path) -> None:
+    """The page's application handles what its producer sent, and dead-letters a forgery; the other one loads."""
+    settle_in(rabbitmq_reader)
+    for block in marked("docs/operations.md", "rabbitmq"):
+        rabbitmq_reader.run(block)
+    producer, consumer, converted = marked("docs/faststream.md", "rabbitmq")
+    with consuming(rabbitmq_reader, consumer) as next_line:
+        rabbitmq_reader.run(producer)
+        assert line_of_handler(next_line) == "from orders-api {'order': 1} acme\n"
+        letter = asyncio.run(_forge_on_rabbitmq(rabbitmq.url))
+    assert letter == "token_missing"
+    assert rejections(tmp_path) == ["token_missing"]
+    rabbitmq_reader.run(converted)
+
+
 def _forge_on_kafka(address: str) -> str:
     """Send a record without a token, and return the reason of the first dead letter."""
     with client.KafkaProducer(bootstrap_servers=address) as producer:

@@ -16,9 +16,9 @@ from mqauth import MemoryReplayStore, Pipeline, Verified
 from mqauth.audit.sinks import CallableSink
 from mqauth.brokers import kafka as wrapper
 from mqauth.flow import Attempts
-from mqauth.review.judge import RecordPlace
 from mqauth.review.kafka import KafkaRecords
 from mqauth.review.letter import Letter, read
+from mqauth.review.letterbox import RecordPlace
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage, wait_until
 from mqauth.wire.message import Message

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
+
+T = TypeVar("T")
 
 
 class Reason(StrEnum):
@@ -171,14 +173,23 @@ class ConfigurationError(MqauthError):
     code = "configuration"
 
 
-def require(condition: object, refusal: str) -> None:
-    """Refuse a setting, a key or an argument unless a condition holds.
+def require(condition: T | None, refusal: str, error: type[MqauthError] = ConfigurationError) -> T:
+    """Refuse a setting, a key, an argument or an input unless a condition holds.
+
+    Args:
+        condition: what must be true, or an object that must be there.
+        refusal: what was expected, or is wrong.
+        error: the error that is raised with this text.
+
+    Returns:
+        The condition; the object, which is not ``None``.
 
     Raises:
-        ConfigurationError: it does not hold; ``refusal`` says what was expected.
+        ConfigurationError: the condition does not hold, and no other ``error`` was named.
     """
     if not condition:
-        raise ConfigurationError(refusal)
+        raise error(refusal)
+    return condition
 
 
 def words_of(error: OSError) -> str:

@@ -18,7 +18,7 @@ FLOORS = (
     ("judging",),
     ("delivery",),
     ("brokers", "stores", "keystore", "telemetry"),
-    ("config", "review", "testing"),
+    ("config", "review", "testing", "integrations"),
     ("check", "console", "bench"),
     ("cli",),
     ("__main__",),

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import mqauth
 import mqauth.check
 from mqauth.check import CODES, Report, Severity, check
-from mqauth.check.exposure import is_loopback
+from mqauth.check.deployment import is_loopback
 from mqauth.check.target import is_own_group
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import ConfigurationError

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from mqauth import __version__, cli
-from mqauth.cli import streams
+from mqauth.cli import app
+from mqauth.cli.app import one_line
 from mqauth.cli.broker import check_url, reached
-from mqauth.cli.streams import one_line
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.judging.pipeline import Pipeline
 from mqauth.keystore import Keystore, public_keys, signing_key
@@ -705,7 +705,7 @@ def test_details_are_harmless(ready: Shell, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_huge_line_is_malformed_and_the_next_is_read(ready: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line over the bound is a rejection; the line after it is judged as ever."""
-    monkeypatch.setattr(streams, "MAX_INPUT", 4096)
+    monkeypatch.setattr(app, "MAX_INPUT", 4096)
     signed = ready(*SIGN, stdin=MESSAGE).out
     ran = ready(*VERIFY, "--lines", stdin=b'{"x":"' + b"a" * 200_000 + b'"}\n' + signed)
     assert [(found["verdict"], found["detail"]) for found in ran.objects()] == [
@@ -716,23 +716,23 @@ def test_huge_line_is_malformed_and_the_next_is_read(ready: Shell, monkeypatch: 
 @pytest.mark.parametrize("arguments", [(), ("--lines",)])
 def test_oversize_input_is_not_signed(ready: Shell, monkeypatch: pytest.MonkeyPatch, arguments: Any) -> None:
     """A message or line over the bound is refused in one line."""
-    monkeypatch.setattr(streams, "MAX_INPUT", 100)
+    monkeypatch.setattr(app, "MAX_INPUT", 100)
     assert "over 100 bytes" in ready.refused(*SIGN, *arguments, stdin=b" " * 100 + encoded(MESSAGE))
 
 
 def test_oversize_body_is_not_signed(ready: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     """A body over the bound is refused in one line."""
-    monkeypatch.setattr(streams, "MAX_INPUT", 100)
+    monkeypatch.setattr(app, "MAX_INPUT", 100)
     assert "the body is over" in ready.refused(*SIGN, "--to", "kafka:a", stdin=b"x" * 101)
 
 
 @pytest.mark.parametrize("size", [99, 100, 101])
 def test_line_bound_is_exact(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """A line of exactly the bound passes, with or without its newline; one byte more does not."""
-    monkeypatch.setattr(streams, "MAX_INPUT", 100)
+    monkeypatch.setattr(app, "MAX_INPUT", 100)
     for end in (b"\n", b""):
         stream = io.BytesIO(b"x" * size + end)
-        (text,) = streams.read_texts(stream, lines=True)
+        (text,) = app.read_texts(stream, lines=True)
         assert (text.raw is None) is (size > 100)
 
 

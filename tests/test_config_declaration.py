@@ -51,7 +51,7 @@ from mqauth.config.settings import (
     RuleSettings,
 )
 from mqauth.config.toml_file import RefusedSetting, Table
-from mqauth.console.oidc_settings import OIDCSettings, RoleSettings
+from mqauth.console.oidc import OIDCSettings, RoleSettings
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Rule
 from mqauth.judging.verifier import Issuer, Verifier

@@ -18,12 +18,10 @@ from mqauth import flow
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers import memory
 from mqauth.console import Backend, Sessions, Tokens, application
-from mqauth.console.access import IDLE, LONGEST, MAX_SESSIONS, token_file
 from mqauth.console.application import HEADERS
 from mqauth.console.backend import BusyError
-from mqauth.console.current_index import MAX_GROUPS
-from mqauth.console.display import MAX_BODY, body, visible
-from mqauth.console.reasons import EXPLANATIONS
+from mqauth.console.display import EXPLANATIONS, MAX_BODY, MAX_GROUPS, body, visible
+from mqauth.console.site import IDLE, LONGEST, MAX_SESSIONS, token_file
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Allow
@@ -31,13 +29,14 @@ from mqauth.judging.verifier import Issuer
 from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.review import ALL, Filter, MemoryLetterBox, Plan, Session
+from mqauth.review import ALL, Filter, Plan, Session
 from mqauth.review.letterbox import BATCH
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import Message
 from tests.conftest import RABBITMQ, rabbitmq_message
+from tests.letter_box import MemoryLetterBox
 
 DEAD = "rabbitmq:/orders.dead"
 REVIEW = "https://review.example"
@@ -76,6 +75,10 @@ class Room:
         self.backend = Backend(review, waits=[0])
         self.sessions = Sessions(clock)
 
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until the backend's job has ended; its one worker takes jobs in their order."""
+        self.backend._worker.submit(int).result(seconds)
+
     def write(self, record: AuditRecord, /) -> None:
         """Keep one record."""
         self.records.append(record.as_dict())
@@ -91,7 +94,7 @@ class Room:
     def read(self) -> None:
         """Read the letters anew."""
         self.backend.read("test")
-        self.backend.wait()
+        self.wait()
 
     def late(self, count: int) -> list[Message]:
         """Return messages whose tokens have expired."""
@@ -132,7 +135,7 @@ def post(client: TestClient, path: str, **fields: Any) -> Any:
 
 def mark_of(room: Room) -> str:
     """Return the mark of the first letter."""
-    return room.backend.page(ALL, after=0, limit=1)[0].mark
+    return room.backend.letters.page(ALL, after=0, limit=1)[0].mark
 
 
 # --- hostile letters --------------------------------------------------------------------------------------
@@ -418,9 +421,13 @@ def test_groups_and_picture(room: Room) -> None:
     shown = room.client().get("/").text
     assert "<strong>4 letters</strong> in 2 groups" in shown
     assert shown.index("expired</a>") < shown.index("token missing</a>")
-    overview = room.backend.overview()
+    overview = room.backend.letters.overview()
     assert overview is not None
-    assert sum(bar.count for bar in overview.picture.bars) == 4
+    assert sum(column.total() for column in overview.picture.columns.values()) == 4
+    drawn = re.findall(r'y="([0-9.]+)" width="18" height="([0-9.]+)"><title>[^<]*: ([0-9]+), from', shown)
+    assert sum(int(count) for _, _, count in drawn) == 4
+    assert min(float(top) for top, _, _ in drawn) == 0.0
+    assert all(float(top) + float(tall) <= 160.01 for top, tall, _ in drawn)
     assert overview.picture.highest <= 4
 
 
@@ -429,20 +436,20 @@ def test_review_from_end_to_end(room: Room) -> None:
     room.send(*room.late(2), rabbitmq_message(body=b"bare"))
     client = room.client()
     assert post(client, "/judge", reason="expired").status_code == 303
-    room.backend.wait()
+    room.wait()
     assert "0 of 2 letters" in client.get("/job").text
     assert post(client, "/act/redrive", reason="expired", why="late", waive="expired").status_code == 303
-    room.backend.wait()
+    room.wait()
     shown = client.get("/job").text
     assert "2 of 2 letters</strong> would be redriven" in shown
     assert len(room.broker.waiting(DEAD)) == 3
     post(client, "/confirm", job=room.backend.job.id if room.backend.job else "")
-    room.backend.wait()
+    room.wait()
     assert "2 of 2 letters</strong> redriven" in client.get("/job").text
     post(client, "/act/discard", why="forged")
-    room.backend.wait()
+    room.wait()
     post(client, "/confirm", job=room.backend.job.id if room.backend.job else "")
-    room.backend.wait()
+    room.wait()
     assert "1 of 1 letter</strong> discarded" in client.get("/job").text
     assert not room.broker.waiting(DEAD)
     acts = [(record["verdict"], record["detail"]) for record in room.records if "review" in record]
@@ -472,7 +479,7 @@ def test_old_plan(room: Room) -> None:
     room.send(*room.late(1))
     client = room.client()
     post(client, "/act/discard", why="x")
-    room.backend.wait()
+    room.wait()
     assert room.backend.job is not None
     old = room.backend.job.id
     with pytest.raises(BusyError):
@@ -487,13 +494,13 @@ def test_cancel(room: Room) -> None:
     room.send(*room.late(3))
     client = room.client()
     post(client, "/act/discard", why="x", rate="0.01")
-    room.backend.wait()
+    room.wait()
     assert room.backend.job is not None
     post(client, "/confirm", job=room.backend.job.id)
     assert post(client, "/refresh").status_code == 409
     assert "Cancel" in client.get("/job").text
     post(client, "/cancel", job=room.backend.job.id)
-    room.backend.wait(10)
+    room.wait(10)
     account = room.backend.job.account
     assert account is not None
     assert account["cancelled"]
@@ -506,7 +513,7 @@ def test_failure_is_a_line_on_the_page(room: Room) -> None:
     plan = Plan(act="redrive", wanted=Filter(), reason="x", reviewer="nobody the key speaks for")
     room.send(*room.late(1))
     room.backend.rehearse(plan)
-    room.backend.wait()
+    room.wait()
     assert "does not speak for this reviewer" in room.client().get("/job").text
 
 
@@ -529,7 +536,7 @@ def test_many_groups_are_bounded(room: Room) -> None:
         room.forge.seal(rabbitmq_message(body=b"x"), claims={"sub": f"s{n}"}) for n in range(MAX_GROUPS + 5)
     ]
     room.send(*messages)
-    overview = room.backend.overview()
+    overview = room.backend.letters.overview()
     assert overview is not None
     assert (len(overview.groups), overview.kinds) == (MAX_GROUPS, MAX_GROUPS + 5)
     assert f"The largest {MAX_GROUPS} of {MAX_GROUPS + 5} groups" in room.client().get("/").text
@@ -544,7 +551,7 @@ def test_account(room: Room, tmp_path: Path) -> None:
     client = room.client("viewer")
     assert "Not compared yet" in client.get("/account").text
     post(client, "/account")
-    room.backend.wait()
+    room.wait()
     assert "1 letter do not add up" in client.get("/account").text.replace("letters", "letter")
 
 
@@ -579,7 +586,7 @@ class Flaky:
 def planned(room: Room, client: TestClient, act: str, **fields: Any) -> None:
     """Plan an act, and confirm it."""
     post(client, f"/act/{act}", why="x", **fields)
-    room.backend.wait()
+    room.wait()
     assert room.backend.job is not None
     post(client, "/confirm", job=room.backend.job.id)
 
@@ -597,7 +604,7 @@ def test_lost_broker_is_told_on_every_page_and_reading_goes_on_when_it_is_back(r
     assert "<strong>2 letters</strong> in 1 group" in client.get("/").text
     assert client.get("/job.json").json()["lost"] is True
     flaky.there.set()
-    room.backend.wait(10)
+    room.wait(10)
     assert "out of reach" not in client.get("/").text
     assert "All letters are read" in client.get("/job").text
 
@@ -609,7 +616,7 @@ def test_waiting_for_a_broker_can_be_cancelled(room: Room) -> None:
     post(client, "/refresh")
     flaky.wait()
     post(client, "/cancel", job=room.backend.job.id if room.backend.job else "")
-    room.backend.wait(10)
+    room.wait(10)
     assert "It failed: dead_letter_unavailable" in client.get("/job").text
     shown = client.get("/").text
     assert "<strong>2 letters</strong> in 1 group" in shown
@@ -628,7 +635,7 @@ def test_account_of_an_act_is_shown_while_the_broker_is_lost(room: Room) -> None
     assert "out of reach" in shown
     assert "data-live" in client.get("/").text, "the groups are from before the act, and the page says nothing new"
     flaky.there.set()
-    room.backend.wait(10)
+    room.wait(10)
     assert "No dead letters" in client.get("/").text
     assert "data-live" not in client.get("/").text
 
@@ -648,7 +655,7 @@ def test_first_page_comes_while_letters_are_read(room: Room) -> None:
     """After the first letters the page shows their groups, that these are not all, and of how many."""
     room.send(*room.late(MANY))
     client, gate = room.client(), Gate(room)
-    room.backend._current.stale = True  # as after an act, and at the start
+    room.backend.letters.stale = True  # as after an act, and at the start
     post(client, "/refresh")
     gate.wait()
     shown = client.get("/").text
@@ -657,7 +664,7 @@ def test_first_page_comes_while_letters_are_read(room: Room) -> None:
     assert "data-live" in shown
     assert f"Reading letters: {BATCH} of {MANY} letters" in client.get("/letters").text
     gate.open()
-    room.backend.wait(10)
+    room.wait(10)
     shown = client.get("/").text
     assert f"<strong>{MANY} letters</strong> in 1 group" in shown
     assert "Not all" not in shown
@@ -672,7 +679,7 @@ def test_reading_anew_keeps_the_whole_page_until_it_is_done(room: Room) -> None:
     assert f"<strong>{MANY} letters</strong> in 1 group" in client.get("/").text
     post(client, "/cancel", job=room.backend.job.id if room.backend.job else "")
     gate.open()
-    room.backend.wait(10)
+    room.wait(10)
     assert f"Cancelled after <strong>{2 * BATCH} of {MANY} letters" in client.get("/job").text
     assert f"<strong>{MANY} letters</strong> in 1 group" in client.get("/").text
 
@@ -681,12 +688,12 @@ def test_cancelled_first_reading_says_that_these_are_not_all(room: Room) -> None
     """What was read until then is shown, as part of about so many."""
     room.send(*room.late(MANY))
     client, gate = room.client(), Gate(room)
-    room.backend._current.stale = True
+    room.backend.letters.stale = True
     post(client, "/refresh")
     gate.wait()
     post(client, "/cancel", job=room.backend.job.id if room.backend.job else "")
     gate.open()
-    room.backend.wait(10)
+    room.wait(10)
     assert f"Not all: reading ended early, {2 * BATCH} of about {MANY} letters" in client.get("/").text
     room.read()
     assert "Not all" not in client.get("/").text
@@ -705,7 +712,7 @@ def test_judging_and_rehearsing_are_cancelled(room: Room, path: str, said: str) 
     assert "Cancel" in client.get("/job").text
     post(client, "/cancel", job=room.backend.job.id if room.backend.job else "")
     gate.open()
-    room.backend.wait(10)
+    room.wait(10)
     shown = client.get("/job").text
     assert "Cancelled after <strong>1 of 3 letters" in shown
     assert said in shown

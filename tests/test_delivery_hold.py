@@ -91,6 +91,20 @@ def test_a_suspension_sends_back(returned: int, *, stays: bool, over: bool) -> N
     assert (holding.is_over(found), holding.yields(found)) == (over, over)
 
 
+def test_what_was_handled_waits_for_its_confirm() -> None:
+    """Beyond the minute and in a suspended queue: another consumer would handle it. Not past the timeout."""
+    clock = FakeClock()
+    holding = hold(clock)
+    found = held(ALL, Step.CONFIRM)
+    found.slot.received = clock.monotonic()
+    put(holding, found)
+    holding.suspended = True
+    clock.advance(1619)
+    assert (holding.is_over(found), holding.yields(found)) == (False, False)
+    clock.advance(1)
+    assert (holding.is_over(found), holding.wants_suspension(found)) == (True, True)
+
+
 @pytest.mark.parametrize(("step", "over"), [(Step.HANDLE, True), (Step.CONFIRM, False)])
 def test_a_stop_ends_it(step: Step, *, over: bool) -> None:
     """Not for one whose handler has ended: it would run again."""

@@ -1,16 +1,18 @@
-"""A queue is kept consumed: what the broker says while a consumer is being started is not lost."""
+"""A queue is kept consumed, and is not while it is suspended, also where a consumer is being started."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from mqauth.brokers.queue.client import OpenChannel
 from mqauth.brokers.queue.subscription import Subscription
 from mqauth.delivery.window import Window
+from mqauth.errors import Cause
 from mqauth.testing import FakeClock
-from tests.delivery_parts import hold
+from tests.delivery_parts import held, hold
 
 
 class Early:
@@ -59,3 +61,105 @@ async def test_cancelled_before_its_tag_is_known() -> None:
     assert (window.consumer, calls.started) == ("consumer 1", ["consumer 0", "consumer 1"])
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+class Slow(Early):
+    """A client whose broker starts a consumer, and whose calls return when they are told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_ready, self.answers = asyncio.Event(), asyncio.Event()
+
+    async def ready(self) -> None:
+        """Be ready later."""
+        await self.is_ready.wait()
+
+    async def consume(self, _channel: object, _take: object) -> str:
+        """Start a consumer; its tag comes later."""
+        self.started.append(tag := f"consumer {len(self.started)}")
+        await self.answers.wait()
+        return tag
+
+
+class Suspending:
+    """A subscription whose queue is suspended for one delivery."""
+
+    def __init__(self) -> None:
+        self.calls, clock = Slow(), FakeClock()
+        self.window = Window("q", clock, hold(clock), 10)
+        self.probed = 0
+        retrier = SimpleNamespace(suspend=lambda: None, go_on=lambda: None, sleep_until_woken=asyncio.sleep)
+        processor: Any = SimpleNamespace(retrier=retrier, probe=self.probe)
+        self.subscription = Subscription(
+            self.calls, self.window, processor, None, coalesce=False, sleep=asyncio.sleep  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.held = held(Cause.REPLAY_STORE_UNAVAILABLE)
+        self.running = asyncio.create_task(self.subscription.run())
+        self.suspending: Any = None
+
+    async def probe(self, _delivery: object) -> bool:
+        """Find that the cause is over."""
+        self.probed += 1
+        return True
+
+    async def suspend(self) -> bool:
+        """Begin to suspend; tell whether that has ended."""
+        self.suspending = asyncio.create_task(self.subscription.suspend(self.held))
+        return await self.ended()
+
+    async def ended(self) -> bool:
+        """Let everything go on, and tell whether suspending has ended."""
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return bool(self.suspending.done())
+
+    async def give_back(self) -> None:
+        """End the waiting of the delivery, as whoever gives it back does."""
+        self.held.end()
+        self.subscription.look(0)
+        await self.ended()
+
+    async def stop(self) -> None:
+        """End the task."""
+        self.running.cancel()
+        await asyncio.gather(self.running, return_exceptions=True)
+
+
+async def test_a_consumer_being_started_is_cancelled_before_the_queue_is_suspended() -> None:
+    """It runs at the broker before its tag is known here; what goes back would come to it."""
+    at = Suspending()
+    at.calls.is_ready.set()
+    await asyncio.sleep(0)
+    assert not await at.suspend()
+    assert (at.calls.started, at.calls.cancelled) == (["consumer 0"], [])
+    at.calls.answers.set()
+    assert await at.ended()
+    assert at.calls.cancelled == ["consumer 0"]
+    await at.stop()
+
+
+async def test_no_consumer_is_started_in_a_suspended_queue() -> None:
+    """Where the channel becomes ready after the queue was suspended, it is consumed once the cause is over."""
+    at = Suspending()
+    await asyncio.sleep(0)
+    assert await at.suspend()
+    at.calls.is_ready.set()
+    at.calls.answers.set()
+    await at.ended()
+    assert (at.calls.started, at.window.outage.lasts) == ([], False)
+    await at.give_back()
+    assert (at.probed, at.calls.started, at.window.stalled) == (1, ["consumer 0"], None)
+    await at.stop()
+
+
+async def test_a_delivery_is_probed_with_once_it_goes_back() -> None:
+    """A probe that settled it before would have it neither given back nor acked."""
+    at = Suspending()
+    at.calls.is_ready.set()
+    at.calls.answers.set()
+    await asyncio.sleep(0)
+    assert await at.suspend()
+    assert at.probed == 0
+    await at.give_back()
+    assert at.probed == 1
+    await at.stop()

@@ -44,7 +44,6 @@ from mqauth.review import (
     survey,
     take_in,
 )
-from mqauth.review.letterbox import MemoryLetterBox
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.wire import json_form as jsonform
@@ -52,6 +51,7 @@ from mqauth.wire.envelope import MAX_DEPTH
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import TOKEN_HEADER, Message
 from tests.conftest import KAFKA, RABBITMQ, kafka_message, rabbitmq_message
+from tests.letter_box import MemoryLetterBox
 
 REVIEW = "https://review.example"
 WHY = "the clock was skewed"
@@ -446,8 +446,8 @@ def test_cancelled_it_says_exactly_what_was_done(mixed: Bureau) -> None:
     """A run stops before the next letter; done and left add up to what was selected."""
     cancelled = threading.Event()
 
-    def stop(so_far: Any) -> None:
-        if so_far.done == 4:
+    def stop(so_far: int) -> None:
+        if so_far == 4:
             cancelled.set()
 
     found = mixed.discard(progress=stop, cancelled=cancelled)

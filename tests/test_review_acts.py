@@ -12,7 +12,7 @@ from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.judging.pipeline import Verdict
 from mqauth.letters.dead_letter import PREFIX, DeadLetter
 from mqauth.review import Letter, judge, read, redrive, rehearse
-from mqauth.review.judge import CHANGED, GONE, ONLY_REFERENCE, RecordPlace, recalled
+from mqauth.review.letterbox import CHANGED, GONE, ONLY_REFERENCE, RecordPlace, recalled
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire.message import Message
 from tests.conftest import KAFKA, kafka_message

@@ -56,7 +56,7 @@ def carried_out(found: Session, wanted: Plan) -> tuple[Counter[str], Account, li
         selection, counts = found.rehearse(index, wanted)
     done = found.act(
         wanted, selection, cancelled=threading.Event(),
-        progress=lambda account: seen.append(account.selected - account.left),
+        progress=seen.append,
     )  # fmt: skip
     return counts, done, seen
 
@@ -86,7 +86,7 @@ def test_what_comes_later_is_not_touched(bureau: Bureau) -> None:
     with found.survey() as index:
         selection, _ = found.rehearse(index, wanted)
     bureau.send(bureau.message(b"later"))
-    done = found.act(wanted, selection, progress=lambda account: None, cancelled=threading.Event())
+    done = found.act(wanted, selection, cancelled=threading.Event())
     assert (done.selected, done.done, len(bureau.letters())) == (3, 3, 1)
 
 
@@ -242,7 +242,11 @@ def test_neither_command_nor_console_goes_around_the_session(path: Path) -> None
 
 @pytest.mark.parametrize(
     "source",
-    ["from mqauth.review import redrive as go", "from mqauth.review.judge import judge", "review.discard(box)"],
+    [
+        "from mqauth.review import redrive as go",
+        "from mqauth.review.letterbox import judge",
+        "review.discard(box)",
+    ],
 )
 def test_a_way_around_the_session_is_found(source: str) -> None:
     """An import of such a function, and its use through the room, makes the test red."""

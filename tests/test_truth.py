@@ -38,9 +38,7 @@ def test_whatever_is_offered_is_true() -> None:
     assert [kind for kind in kinds if may_be_false(kind) and not issubclass(kind, str)] == []
 
 
-@pytest.mark.parametrize(
-    "empty", [MemoryReplayStore(), Selection({}, 0.0)], ids=lambda empty: type(empty).__name__
-)
+@pytest.mark.parametrize("empty", [MemoryReplayStore(), Selection({})], ids=lambda empty: type(empty).__name__)
 def test_empty_is_not_false(empty: MemoryReplayStore | Selection) -> None:
     """An empty one has the length 0, and is not replaced by ``or``."""
     assert len(empty) == 0

@@ -24,7 +24,7 @@ def test_letters_that_are_left_stay_and_a_cancelled_run_adds_up(scene: Scene) ->
         cancelled = threading.Event()
         done = found.act(
             scene.plan("discard", rate=200), scene.freeze(found), cancelled=cancelled,
-            progress=lambda so_far: cancelled.set() if so_far.done == 3 else None,
+            progress=lambda so_far: cancelled.set() if so_far == 3 else None,
         )  # fmt: skip
         assert (done.done, done.left, done.cancelled) == (3, 13, True)
         assert scene.look(found, lambda index: index.count()) == 13

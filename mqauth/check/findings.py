@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from mqauth.check.target import Path
+from mqauth.check.target import Path, Target
 from mqauth.config.toml_file import spelt
 
 
@@ -308,3 +308,19 @@ def finding(name: str, path: Path, message: str) -> Finding:
     # Names and paths come from the file, and may hold commands for the terminal.
     printable = (character if character.isprintable() else ascii(character)[1:-1] for character in message)
     return Finding(code=code, severity=code.severity, path=path, message="".join(printable))
+
+
+Rule = Callable[[Target], Iterable[Finding]]
+
+
+def on(table: str) -> Callable[[Callable[[Target, Any], Iterable[Finding]]], Rule]:
+    """Return the decorator of a rule on one table of the file: without the table there is nothing to find."""
+
+    def decorated(rule: Callable[[Target, Any], Iterable[Finding]]) -> Rule:
+        def asked(target: Target) -> Iterable[Finding]:
+            settings = getattr(target.settings, table)
+            return () if settings is None else rule(target, settings)
+
+        return asked
+
+    return decorated

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from mqauth.check.findings import Finding, finding
-from mqauth.check.target import Target, few
+from mqauth.check.findings import Finding, finding, on
+from mqauth.check.target import Target, few, unless_refused
 from mqauth.config.kinds import is_url
-from mqauth.config.settings import IssuerSettings, RuleSettings, SourceSettings
+from mqauth.config.settings import ConsumerSettings, IssuerSettings, RuleSettings, SourceSettings
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.judging.verifier import Issuer
 from mqauth.keystore import Keystore
@@ -32,9 +32,10 @@ _PRIVATE: Final = frozenset(("d", "p", "q", "dp", "dq", "qi", "oth"))
 _MUCH: Final = frozenset((Reason.PRODUCER_FORBIDDEN, Reason.REPLAYED, Reason.KEY_EXPIRED))
 
 
-def bindings(target: Target) -> Iterator[Finding]:
+@on("consumer")
+def bindings(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find issuers whose keys speak for nobody, or for too many subjects."""
-    for issuer in target.issuers:
+    for issuer in consumer.issuers:
         path = issuer.table.path
         if issuer.vouches:
             yield finding("issuer_vouches", (*path, "vouches"), f"every key of {issuer.issuer} signs for all")
@@ -51,9 +52,10 @@ def bindings(target: Target) -> Iterator[Finding]:
             )
 
 
-def pins(target: Target) -> Iterator[Finding]:
+@on("consumer")
+def pins(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find several subjects for every key that names none, and pins of keys that the file does not have."""
-    for issuer in target.issuers:
+    for issuer in consumer.issuers:
         path, pinned, keys = (*issuer.table.path, "subjects"), issuer.subjects or {}, key_set(issuer.file)
         names = pinned.get(_ANY, frozenset())
         silent = keys is None or any(key.subjects is None and key.kid not in pinned for key in keys)
@@ -72,10 +74,11 @@ def pins(target: Target) -> Iterator[Finding]:
                 )
 
 
-def shared_keys(target: Target) -> Iterator[Finding]:
+@on("consumer")
+def shared_keys(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find two issuers that have the same keys."""
     seen: dict[str, str] = {}
-    for issuer in target.issuers:
+    for issuer in consumer.issuers:
         first = seen.setdefault(_place(issuer), issuer.issuer)
         if first != issuer.issuer:
             yield finding(
@@ -85,11 +88,9 @@ def shared_keys(target: Target) -> Iterator[Finding]:
             )
 
 
-def rules(target: Target) -> Iterator[Finding]:
+@on("consumer")
+def rules(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find rules that are missing, that let a producer publish too widely, or that no key can match."""
-    consumer = target.settings.consumer
-    if consumer is None:
-        return
     if not consumer.allow:
         yield finding("policy_empty", ("consumer", "allow"), "no [[consumer.allow]]")
     for number, rule in enumerate(consumer.allow):
@@ -99,7 +100,7 @@ def rules(target: Target) -> Iterator[Finding]:
                 # With the default exchange, a routing key is the name of a queue.
                 name = "rule_matches_all" if is_kafka(place) or place.startswith("rabbitmq:/") else "rule_broad"
                 yield finding(name, (*path, "destinations", at), f"{rule.subject} may publish to {place}")
-        issuers = [found for found in target.issuers if rule.issuer in (None, found.issuer)]
+        issuers = [found for found in consumer.issuers if rule.issuer in (None, found.issuer)]
         if all(_is_silent(found, rule, target.now) for found in issuers):
             yield finding(
                 "subject_without_key",
@@ -166,20 +167,12 @@ def remote(target: Target) -> Iterator[Finding]:
 
 def key_set(path: Path | None) -> KeySet | None:
     """Return the usable keys of a JWK Set file, ``None`` if it cannot be read."""
-    if path is None:
-        return None
-    try:
-        return load_key_set(files.read_bounded(path, MAX_DOCUMENT))
-    except ConfigurationError:
-        return None
+    return None if path is None else unless_refused(lambda: load_key_set(files.read_bounded(path, MAX_DOCUMENT)))
 
 
 def ring(folder: Path) -> KeyRing | None:
     """Return the key ring of a keystore folder, ``None`` if it is no keystore."""
-    try:
-        return Keystore(folder=folder).ring() if os.path.isdir(folder) else None
-    except ConfigurationError:
-        return None
+    return unless_refused(Keystore(folder=folder).ring) if os.path.isdir(folder) else None
 
 
 def _listed(path: Path | None) -> list[Any]:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.check import delivery, exposure, issuers, keys, tokens
-from mqauth.check.findings import CODES, Finding, Report, Severity, finding, ordered
+from mqauth.check import deployment, issuers, tokens
+from mqauth.check.findings import CODES, Finding, Report, Rule, Severity, finding, ordered
 from mqauth.check.target import Target, lines_of, nearest, read
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.load import Configuration
 from mqauth.config.toml_file import RefusedSetting, read_toml
 from mqauth.errors import ConfigurationError
 
-RULES: Final[tuple[Callable[[Target], Iterator[Finding]], ...]] = (
-    *tokens.RULES, *issuers.RULES, *keys.RULES, *exposure.RULES, *delivery.RULES,
-)  # fmt: skip
+RULES: Final[tuple[Rule, ...]] = (*tokens.RULES, *issuers.RULES, *deployment.RULES)
 """Each rule yields its findings on a target."""
 
 
@@ -52,7 +50,7 @@ def _built(path: str | Path, members: dict[str, Any], clock: Clock, target: Targ
     """
     producer = target.settings.producer
     # Without its passphrase, a producer cannot be built here.
-    wanted = [] if producer is None or not keys.is_open(producer) else ["signer"]
+    wanted = [] if producer is None or not tokens.is_open(producer) else ["signer"]
     for name in [*wanted, *([] if target.settings.consumer is None else ["judge"])]:
         try:
             getattr(Configuration(str(path), members, clock), name)

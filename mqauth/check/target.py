@@ -15,15 +15,17 @@ import re
 import stat
 import tomllib
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from mqauth.config.declaration import collect
 from mqauth.config.settings import AuthoritySettings, CheckSettings, FileSettings, IssuerSettings, SourceSettings
 from mqauth.config.toml_file import RefusedSetting, Table
+from mqauth.errors import ConfigurationError
 
+T = TypeVar("T")
 Path = tuple[str | int, ...]
 """Keys from the top of the file; an element of an array by its number, from 0."""
 _FEW: Final = 3
@@ -130,6 +132,14 @@ def mode(path: FilePath) -> str:
     """Return a file's mode as people write it."""
     status = _status(path)
     return "" if status is None else f"{stat.S_IMODE(status.st_mode):04o}"
+
+
+def unless_refused(read: Callable[[], T]) -> T | None:
+    """Return what a reader of a file returns, ``None`` where it refuses the file."""
+    try:
+        return read()
+    except ConfigurationError:
+        return None
 
 
 def few(names: Sequence[str]) -> str:

@@ -1,14 +1,32 @@
-"""Rules on tokens: how long they live, whom they are meant for, and by which clock they are judged."""
+"""Rules on tokens and the private keys that sign them.
+
+How long tokens live, whom they are meant for, and by which clock they are judged; who can read a producer's keys,
+how strong and how old they are, and their successors.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
-from mqauth.check.findings import Finding, finding
-from mqauth.check.target import Target
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from mqauth.check.findings import Finding, finding, on
+from mqauth.check.issuers import DAY, ring
+from mqauth.check.target import Target, mode, others, unless_refused
+from mqauth.config.settings import ConsumerSettings, ProducerSettings
+from mqauth.config.toml_file import read_passphrase
+from mqauth.errors import ConfigurationError
+from mqauth.keystore import State
+from mqauth.keystore.disk import files
+from mqauth.keystore.disk.ring import KeyRing
 from mqauth.signer import MAX_LIFETIME
 from mqauth.wire.destination import is_kafka
+from mqauth.wire.keys import MIN_RSA_BITS
 
 _LIMITS: Final = (
     ("producer", "lifetime", 900, "lifetime_long"),
@@ -16,6 +34,12 @@ _LIMITS: Final = (
     ("consumer", "leeway", 15, "leeway_large"),
 )
 """Table, setting, the most seconds that are no finding, and the code of more."""
+KEYS: Final = ("producer", "keys")
+FRESH: Final = 300
+"""Seconds for which a consumer uses a fetched set without asking again, by default."""
+_MAX_PEM: Final = 64 * 1024
+_ENCRYPTED: Final = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
+_WRITE: Final = 0o022
 _STAND_IN: Final = "unnamed"
 
 
@@ -66,11 +90,9 @@ def limits(target: Target) -> Iterator[Finding]:
             yield finding(name, (table, key), f"{key} is {getattr(settings, key)} s, over {most} s")
 
 
-def trust(target: Target) -> Iterator[Finding]:
+@on("consumer")
+def trust(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find times and headers that a consumer gets without proof of who wrote them."""
-    consumer = target.settings.consumer
-    if consumer is None:
-        return
     places = [place for rule in consumer.allow for place in rule.destinations]
     if consumer.at != "consume" and consumer.append_evidence is None and not all(map(is_kafka, places)):
         yield finding(
@@ -84,4 +106,119 @@ def trust(target: Target) -> Iterator[Finding]:
         )
 
 
-RULES: Final = (limits, trust)
+@on("producer")
+def pem_files(target: Target, producer: ProducerSettings) -> Iterator[Finding]:
+    """Find private keys that are open to others, too short, or without a passphrase."""
+    folder, pems = producer.keys, _pems(producer.keys)
+    for path in pems:
+        if others(path):
+            yield finding("key_readable", KEYS, f"{target.shown(path)} is open to others (mode {mode(path)})")
+        bits = _rsa_bits(_raw(path), _passphrase(producer))
+        if bits is not None and bits < MIN_RSA_BITS:
+            yield finding("key_weak", KEYS, f"{target.shown(path)}: RSA of {bits} bits")
+    if os.path.isdir(folder) and others(folder):
+        name = "keystore_writable" if others(folder) & _WRITE else "keystore_readable"
+        yield finding(name, KEYS, f"{target.shown(folder)} is open to others (mode {mode(folder)})")
+    plain = [raw for raw in map(_raw, pems) if b"PRIVATE KEY-----" in raw and not _is_encrypted(raw)]
+    if plain:
+        yield finding(
+            "key_plain", KEYS, f"{len(plain)} of {len(pems)} PEM files under {KEYS[1]} without a passphrase"
+        )
+
+
+@on("producer")
+def passphrases(target: Target, producer: ProducerSettings) -> Iterator[Finding]:
+    """Find a passphrase that cannot be read, or that lies beside the keys."""
+    try:
+        read_passphrase(env=producer.passphrase_env, file=producer.passphrase_file)
+    except ConfigurationError as error:
+        key = "passphrase_env" if producer.passphrase_env is not None else "passphrase_file"
+        yield finding("passphrase_unavailable", ("producer", key), str(error))
+    folder = producer.keys if os.path.isdir(producer.keys) else producer.keys.parent
+    if producer.passphrase_file is not None and producer.passphrase_file.absolute().parent == folder.absolute():
+        yield finding(
+            "passphrase_beside_keys",
+            ("producer", "passphrase_file"),
+            f"{target.shown(producer.passphrase_file)} lies beside the keys",
+        )
+
+
+@on("producer")
+def rotation(target: Target, producer: ProducerSettings) -> Iterator[Finding]:
+    """Find keys that are older than they should be, that have no successor, or that change too quickly."""
+    if os.path.isfile(producer.keys):
+        yield finding("key_alone", KEYS, f"{target.shown(producer.keys)} is a single PEM file")
+    found = ring(producer.keys)
+    if found is None:
+        return
+    yield from _age(found, int(target.now), target.options.rotation)
+    if found.publish_delay < FRESH:
+        yield finding(
+            "publish_delay_short",
+            KEYS,
+            f"the keystore's publish_delay is {found.publish_delay} s, under {FRESH} s",
+        )
+    consumer = target.settings.consumer
+    needed = producer.lifetime + (0 if consumer is None else consumer.max_queue_age or 0)
+    if found.retain < needed:
+        yield finding("retain_short", KEYS, f"the keystore's retain is {found.retain} s, under {needed} s")
+
+
+def is_open(producer: ProducerSettings) -> bool:
+    """Tell whether the keys need no passphrase, or theirs can be read here."""
+    named = producer.passphrase_env is not None or producer.passphrase_file is not None
+    return not named or _passphrase(producer) is not None
+
+
+def _age(found: KeyRing, now: int, rotation: int) -> Iterator[Finding]:
+    """Find an active key that is overdue or due soon, and a pending one that nobody activates."""
+    if found.active is None or found.active.activated is None:
+        return
+    kid, used = found.active.kid, now - found.active.activated
+    if used > rotation:
+        yield finding(
+            "key_overdue", KEYS, f"the key {kid} has signed for {_days(used)}, longer than {_days(rotation)}"
+        )
+    waiting = [key for key in found.keys if key.state is State.PENDING]
+    if not waiting and used > rotation - max(found.publish_delay, rotation // 10):
+        yield finding(
+            "key_no_next",
+            KEYS,
+            f"the key {kid} is due in {_days(max(rotation - used, 0))}, and no other is pending",
+        )
+    if any(key.ready + DAY < now for key in waiting):
+        yield finding("rotation_stalled", KEYS, "a pending key has been ready for more than a day")
+
+
+def _pems(keys: Path) -> list[Path]:
+    return sorted(keys.glob("*.pem")) if os.path.isdir(keys) else [keys] if os.path.isfile(keys) else []
+
+
+def _raw(path: Path) -> bytes:
+    """Return a PEM file's bytes; none if it cannot be read."""
+    return unless_refused(lambda: files.read_bounded(path, _MAX_PEM)) or b""
+
+
+def _is_encrypted(raw: bytes) -> bool:
+    return any(mark in raw for mark in _ENCRYPTED)
+
+
+def _rsa_bits(raw: bytes, passphrase: bytes | None) -> int | None:
+    """Return the size of an RSA key, ``None`` if it is another key or cannot be opened."""
+    try:
+        key = serialization.load_pem_private_key(raw, passphrase if _is_encrypted(raw) else None)
+    except (TypeError, ValueError, UnsupportedAlgorithm):
+        return None
+    return key.key_size if isinstance(key, rsa.RSAPrivateKey) else None
+
+
+def _passphrase(producer: ProducerSettings) -> bytes | None:
+    """Return the passphrase, ``None`` if it cannot be read."""
+    return unless_refused(lambda: read_passphrase(env=producer.passphrase_env, file=producer.passphrase_file))
+
+
+def _days(seconds: int) -> str:
+    return f"{seconds // DAY} d" if seconds >= DAY else f"{seconds} s"
+
+
+RULES: Final = (limits, trust, pem_files, passphrases, rotation)

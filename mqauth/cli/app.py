@@ -1,26 +1,38 @@
-"""The verbs of ``mqauth``, each imported when it is called, and the one place where errors become exit codes."""
+"""The verbs of ``mqauth``, each imported when it is called; what they share; how errors become exit codes.
+
+Verbs share options, bounded JSON on standard input, and JSON lines or one line of text on standard output.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
+import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Annotated, Any, Final
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Final
 
 import typer
 from typer.core import TyperGroup
 
 from mqauth._version import __version__
-from mqauth.cli.options import SETTINGS
-from mqauth.cli.streams import abandon_output, print_error
-from mqauth.errors import ConfigurationError, MqauthError, Unavailable
+from mqauth.errors import MalformedMessage, MqauthError, Unavailable, require
+from mqauth.wire import strict_json
 
 USAGE: Final = 2
 UNDECIDED: Final = 3
 _INTERRUPTED: Final = 130
 VERBS: Final = {
-    "demo": ("demo", "demo", "Run a producer, a consumer and an attacker, and show what became of every message."),
+    "demo": (
+        "trial",
+        "demo",
+        "Run a producer, a consumer and an attacker, and show what became of every message.",
+    ),
     "sign": ("sign", "sign", "Read messages as JSON and print them with a token in their headers."),
     "verify": ("sign", "verify", "Read messages as JSON and print the verdict on each."),
     "check": ("check", "check", "Find the pitfalls of a configuration file."),
@@ -29,12 +41,61 @@ VERBS: Final = {
     "dlq": ("dlq", "app", "List, judge, redrive and discard dead letters."),
     "console": ("console", "console", "Review dead letters in a browser, until it is stopped."),
     "bench": (
-        "bench",
+        "trial",
         "bench",
         "Measure what signing and verifying cost on this machine, beside the bare clients.",
     ),
 }
 """Each verb with its module in ``mqauth.cli``, the function or application in it, and its line in the help."""
+MAX_INPUT: Final = 16 * 1024 * 1024
+"""Most bytes of a message in JSON, of a line of it, or of a body."""
+_BLANK: Final = b" \t\r\n"
+_CHUNK: Final = 64 * 1024
+_UNPRINTABLE = re.compile(
+    r"[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+SETTINGS: Final[dict[str, Any]] = {
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+    "add_completion": False,
+    "context_settings": {"help_option_names": ["--help", "-h"]},
+}
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+PassphraseEnv = Annotated[
+    str | None, typer.Option("--passphrase-env", help="Environment variable with the passphrase.")
+]
+PassphraseFile = Annotated[Path | None, typer.Option("--passphrase-file", help="File with the passphrase.")]
+Broker = Annotated[str, typer.Option("--broker", help="amqp://... or kafka://host:port.")]
+Queue = Annotated[str | None, typer.Option("--queue", help="The dead-letter queue, on RabbitMQ.")]
+Topic = Annotated[str | None, typer.Option("--topic", help="The dead-letter topic, on Kafka.")]
+BrokerFile = Annotated[
+    Path | None,
+    typer.Option("--broker-settings", help="TOML file with [broker]: certificates and credentials."),
+]
+Reviewer = Annotated[str | None, typer.Option("--reviewer", help="Name of the reviewer, in releases and audit.")]
+Authority = Annotated[
+    str | None, typer.Option("--authority", help="Issuer of the releases, as the consumers know it.")
+]
+Lifetime = Annotated[int, typer.Option("--lifetime", help="Seconds for which a release is valid.")]
+
+
+def group(text: str, example: str) -> typer.Typer:
+    """Return the application of a verb with verbs of its own.
+
+    Args:
+        text: the line of help.
+        example: a command to try, for whoever names no verb.
+    """
+    app = typer.Typer(help=text, **SETTINGS)
+
+    @app.callback(invoke_without_command=True)
+    def named(context: typer.Context) -> None:
+        require(
+            context.invoked_subcommand is not None,
+            f"no command given: try {example}, or {context.command_path} --help",
+        )
+
+    return app
 
 
 class LazyGroup(TyperGroup):
@@ -82,8 +143,7 @@ def mqauth_command(
     if version:
         print(f"mqauth {__version__}")
         raise typer.Exit(0)
-    if context.invoked_subcommand is None:
-        raise ConfigurationError("no command given: try mqauth demo, or mqauth --help")
+    require(context.invoked_subcommand is not None, "no command given: try mqauth demo, or mqauth --help")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -118,3 +178,144 @@ def run(arguments: Sequence[str]) -> int:
 def _failed(text: str, code: int) -> int:
     print_error(text)
     return code
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One JSON text of standard input, not parsed yet.
+
+    Args:
+        number: its line, from 1.
+        raw: its bytes; ``None`` where there were more than ``MAX_INPUT``.
+    """
+
+    number: int
+    raw: bytes | None
+
+    def parse(self) -> Any:
+        """Return the JSON value. Integers may have 64 bits, as those of AMQP have.
+
+        Raises:
+            MalformedMessage: the text is too large or not strict JSON.
+        """
+        from mqauth.wire.json_form import JSON_DEPTH
+
+        if self.raw is None:
+            raise MalformedMessage(f"over {MAX_INPUT} bytes")
+        try:
+            return strict_json.loads(self.raw, depth=JSON_DEPTH, wide=True)
+        except strict_json.StrictJSONError as error:
+            raise MalformedMessage(str(error)) from error
+
+
+def standard_input() -> BinaryIO:
+    """Return standard input as a stream of bytes.
+
+    Raises:
+        ConfigurationError: it is closed.
+    """
+    require(sys.stdin is not None, "standard input is closed")
+    return sys.stdin.buffer
+
+
+def read_texts(stream: BinaryIO, *, lines: bool) -> Iterator[Text]:
+    """Yield the JSON texts of a stream.
+
+    Args:
+        stream: the bytes.
+        lines: whether each line that is not blank is a text; else the whole stream is one.
+    """
+    if not lines:
+        yield Text(1, read_body(stream))
+        return
+    number = 0
+    while line := stream.readline(MAX_INPUT + 1):
+        number += 1
+        if len(line) > MAX_INPUT and not line.endswith(b"\n"):
+            _skip_line(stream)
+            yield Text(number, None)
+        elif line.strip(_BLANK):
+            yield Text(number, line)
+
+
+def _skip_line(stream: BinaryIO) -> None:
+    # In pieces: a line without an end must not fill the memory.
+    while (chunk := stream.readline(_CHUNK)) and not chunk.endswith(b"\n"):
+        pass
+
+
+def read_body(stream: BinaryIO) -> bytes | None:
+    """Return all bytes of a stream, ``None`` where there are more than ``MAX_INPUT``."""
+    raw = stream.read(MAX_INPUT + 1)
+    return raw if len(raw) <= MAX_INPUT else None
+
+
+def print_json(value: Any) -> None:
+    """Print one compact JSON line and flush it, so that a program at the other end of a pipe can go on.
+
+    Characters that a terminal or a viewer might act on are escaped. To a program the text stays the same.
+    """
+    raw = strict_json.dumps(value)
+    if not raw.isascii() or b"\x7f" in raw:
+        raw = _UNPRINTABLE.sub(_escape, raw.decode("utf-8")).encode("utf-8")
+    sys.stdout.buffer.write(raw + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def answer(as_json: bool, value: Any, *parts: Any) -> None:
+    """Print what a command found: for programs as JSON, for people as lines of text and tables of Rich."""
+    if as_json:
+        print_json(value)
+        return
+    for part in parts:
+        if isinstance(part, str):
+            print(part, flush=True)
+        else:
+            from rich.console import Console
+
+            Console().print(part)
+
+
+def _escape(match: re.Match[str]) -> str:
+    return json.dumps(match.group())[1:-1].replace("\x7f", "\\u007f")
+
+
+def print_error(text: str) -> None:
+    """Print one line on standard error, whatever characters the text has."""
+    print(f"mqauth: {one_line(text)}", file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+    """Return text with line breaks as spaces and every other character that does not print escaped."""
+    joined = " ".join(text.split())
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in joined)
+
+
+def abandon_output() -> None:
+    """Point standard output to the null device, so that the interpreter does not fail on it again at its exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    # A test or an embedding program may have put an object without a descriptor in its place.
+    with contextlib.suppress(io.UnsupportedOperation):
+        os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, total: int | None, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """Give a function that shows how far the work is, as a bar on standard error, on a terminal only.
+
+    Args:
+        what: the work, in a word or two.
+        total: how much there is, ``None`` where that is not known.
+        quiet: show nothing.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.update(task, completed=count)

@@ -31,8 +31,8 @@ from mqauth.audit.record import (
     parse_time,
     read_records,
 )
-from mqauth.cli.options import Json, group
-from mqauth.cli.streams import one_line, print_json, progress_bar
+from mqauth.cli.app import Json, answer, group, one_line, print_json, progress_bar
+from mqauth.errors import file_errors, require
 from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
 
@@ -43,8 +43,13 @@ _LONGEST: Final = 24 * 31
 """Steps of a time line that are printed, with those in which there was nothing."""
 _POLL: Final = 0.25
 Files = Annotated[list[Path], typer.Argument(help="Audit files, oldest first; their rotated parts are found.")]
-From = Annotated[str | None, typer.Option("--from", help="From this time on, RFC 3339.")]
-To = Annotated[str | None, typer.Option("--to", help="Before this time, RFC 3339.")]
+From = Annotated[
+    float | None,
+    typer.Option("--from", parser=parse_time, metavar="<str>", help="From this time on, RFC 3339."),
+]
+To = Annotated[
+    float | None, typer.Option("--to", parser=parse_time, metavar="<str>", help="Before this time, RFC 3339.")
+]
 
 
 @app.command("verify")
@@ -61,17 +66,14 @@ def verify(
 
     With --heads it also finds a log that was cut at its end, or computed again as a whole.
     """
-    if heads is None and (keys is not None or continued):
-        raise ConfigurationError("--keys and --continued need --heads")
+    require(heads is not None or (keys is None and not continued), "--keys and --continued need --heads")
     pinned = None if keys is None else load_key_set(read_bounded(keys, MAX_DOCUMENT), name=str(keys))
     known = None if heads is None else read_heads(heads, pinned)
     paths = with_parts(files)
     with _progress(paths) as progress:
         report = verify_chain(paths, known, continued=continued, progress=progress)
-    if json:
-        print_json(as_json(report))
-    else:
-        print(one_line(_sentence_of_report(report, heads is not None, pinned is not None)))
+    sentence = _sentence_of_report(report, heads is not None, pinned is not None)
+    answer(json, as_json(report), one_line(sentence))
     return 0 if report.intact else 1
 
 
@@ -83,12 +85,12 @@ def tail(
         bool, typer.Option("--follow", "-f", help="Go on as the file grows and is rotated, until interrupted.")
     ] = False,
     json: Json = False,
-) -> int:
+) -> None:
     """Show the last records of a file, and with --follow those that come after them."""
-    return print_tail(file, lines=lines, on=on, json=json, wait=lambda: time.sleep(_POLL))
+    print_tail(file, lines=lines, on=on, json=json, wait=lambda: time.sleep(_POLL))
 
 
-def print_tail(file: Path, *, lines: int, on: bool, json: bool, wait: Callable[[], None]) -> int:
+def print_tail(file: Path, *, lines: int, on: bool, json: bool, wait: Callable[[], None]) -> None:
     """Print the last records of a file; ``wait`` is called where a followed file has nothing new."""
     for raw in last_lines(file, lines):
         try:
@@ -98,7 +100,6 @@ def print_tail(file: Path, *, lines: int, on: bool, json: bool, wait: Callable[[
     if on:
         for record in follow(file, wait):
             _print(record, json)
-    return 0
 
 
 @app.command("show")
@@ -124,16 +125,12 @@ def trace(
     json: Json = False,
 ) -> int:
     """Print every record of a key, a producer or a token; exits with 1 where there is none."""
-    if kid is None and subject is None and jti is None:
-        raise ConfigurationError("trace needs --kid, --subject or --jti")
-    wanted = Selection(
-        kid=kid, subject=subject, jti=jti, verified=verified, since=_time(since), until=_time(until)
-    )
+    require(kid is not None or subject is not None or jti is not None, "trace needs --kid, --subject or --jti")
+    wanted = Selection(kid=kid, subject=subject, jti=jti, verified=verified, since=since, until=until)
     found = False
-    for record in read_records(with_parts(files)):
-        if wanted.holds(record):
-            found = True
-            _print(record, json)
+    for record in filter(wanted.holds, read_records(with_parts(files))):
+        found = True
+        _print(record, json)
     return 0 if found else 1
 
 
@@ -144,21 +141,12 @@ def stats(
     since: From = None,
     until: To = None,
     json: Json = False,
-) -> int:
+) -> None:
     """Count records by reason, issuer, kid, subject, destination, verdict, alert or time, drawn as bars."""
-    wanted = Selection(since=_time(since), until=_time(until))
-    found = count((record for record in read_records(with_parts(files)) if wanted.holds(record)), by)
+    wanted = Selection(since=since, until=until)
+    found = count(filter(wanted.holds, read_records(with_parts(files))), by)
     rows = _time_line(found, by) if by in TIMES else found.most_common()
-    if json:
-        print_json({"by": by, "records": found.total(), "counts": dict(rows)})
-        return 0
-    most = max(found.values(), default=1)
-    names = [one_line(name)[:_NAME] for name, _ in rows]
-    width = max(map(len, names), default=0)
-    block = "█" if _encodes("█") else "#"
-    for name, (_, number) in zip(names, rows, strict=True):
-        print(f"{name:<{width}}  {number:>8}  {block * (max(1, round(number / most * _BAR)) if number else 0)}")
-    return 0
+    answer(json, {"by": by, "records": found.total(), "counts": dict(rows)}, *_bars(rows))
 
 
 @app.command("detect")
@@ -175,10 +163,6 @@ def detect(
             found = True
             _print_alert(alert, json, str(record.get("time")))
     return 1 if found else 0
-
-
-def _time(text: str | None) -> float | None:
-    return None if text is None else parse_time(text)
 
 
 def _sentence_of_report(report: ChainReport, heads: bool, pinned: bool) -> str:
@@ -207,6 +191,16 @@ def _time_line(found: Counter[str], by: str) -> list[tuple[str, int]]:
     steps = (times[0] + number * step for number in range(round((times[-1] - times[0]) / step) + 1))
     names = [start.isoformat(timespec="minutes")[: TIMES[by]] for start in steps]
     return [(name, found.get(name, 0)) for name in names]
+
+
+def _bars(rows: Sequence[tuple[str, int]]) -> Iterator[str]:
+    """Yield a line with a bar for each count."""
+    most = max((number for _, number in rows), default=1)
+    names = [one_line(name)[:_NAME] for name, _ in rows]
+    width = max(map(len, names), default=0)
+    block = "█" if _encodes("█") else "#"
+    for name, (_, number) in zip(names, rows, strict=True):
+        yield f"{name:<{width}}  {number:>8}  {block * (max(1, round(number / most * _BAR)) if number else 0)}"
 
 
 def _encodes(text: str) -> bool:
@@ -279,10 +273,8 @@ def follow(path: Path, wait: Callable[[], None]) -> Iterator[Record]:
     Raises:
         ConfigurationError: the file cannot be read.
     """
-    try:
+    with file_errors(path):
         file = path.open("rb")
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror or 'cannot be read'}") from error
     file.seek(0, os.SEEK_END)
     try:
         while True:

@@ -21,8 +21,8 @@ from urllib.parse import parse_qs, quote, urlsplit
 from mqauth import review
 from mqauth.config.declaration import Settings, inner, not_with, only_with, read_file
 from mqauth.config.kinds import FLAG, NAME, PATH, choice, is_broker_url
-from mqauth.errors import ConfigurationError
-from mqauth.flow import Flow, arun, run
+from mqauth.errors import ConfigurationError, require
+from mqauth.flow import arun, run
 from mqauth.keystore.remote.connection import is_loopback
 
 R = TypeVar("R")
@@ -49,8 +49,7 @@ def check_url(option: str, url: str) -> None:
     Raises:
         ConfigurationError: it is none of them.
     """
-    if not is_broker_url(url):
-        raise ConfigurationError(f"{option}: must be amqp://..., amqps://... or kafka://host:port")
+    require(is_broker_url(url), f"{option}: must be amqp://..., amqps://... or kafka://host:port")
 
 
 @contextlib.contextmanager
@@ -159,19 +158,19 @@ class BrokerSettings(Settings):
         """
         parts = urlsplit(url)
         query = parse_qs(parts.query, keep_blank_values=True)
-        if any(value != "0" for value in query.get("no_verify_ssl", ())):
-            raise ConfigurationError(
-                "--broker: no_verify_ssl would accept any server's certificate: give ca in --broker-settings"
-            )
-        if self.mechanism is not None:
-            raise ConfigurationError("--broker-settings: mechanism is for Kafka")
+        require(
+            set(query.get("no_verify_ssl", ())) <= {"0"},
+            "--broker: no_verify_ssl would accept any server's certificate: give ca in --broker-settings",
+        )
+        require(self.mechanism is None, "--broker-settings: mechanism is for Kafka")
         found: dict[str, Any] = {"url": self._with_login(url)}
         if not self.secure:
             return found
-        if parts.scheme != "amqps":
-            raise ConfigurationError("--broker: amqps:// is required by the TLS of --broker-settings")
-        if any(name in query for name in _URL_TLS):
-            raise ConfigurationError("--broker: certificates are in the URL and in --broker-settings, not in both")
+        require(parts.scheme == "amqps", "--broker: amqps:// is required by the TLS of --broker-settings")
+        require(
+            query.keys().isdisjoint(_URL_TLS),
+            "--broker: certificates are in the URL and in --broker-settings, not in both",
+        )
         return found | {"ssl_context": self.context()}
 
     def for_kafka(self, servers: list[str]) -> dict[str, Any]:
@@ -186,12 +185,11 @@ class BrokerSettings(Settings):
             found["ssl_context"] = self.context()
         if self.user is None:
             return found
-        if self.mechanism is None:
-            raise ConfigurationError(f"--broker-settings: user needs mechanism, {' or '.join(MECHANISMS)}")
-        if not self.secure and not all(map(_is_loopback, servers)):
-            raise ConfigurationError(
-                "--broker-settings: a password sent to another machine needs tls = true, or ca"
-            )
+        require(self.mechanism is not None, f"--broker-settings: user needs mechanism, {' or '.join(MECHANISMS)}")
+        require(
+            self.secure or all(map(_is_loopback, servers)),
+            "--broker-settings: a password sent to another machine needs tls = true, or ca",
+        )
         return found | {
             "security_protocol": f"SASL_{found['security_protocol']}", "sasl_mechanism": self.mechanism,
             "sasl_plain_username": self.user, "sasl_plain_password": self.password,
@@ -240,10 +238,8 @@ class Place:
         check_url("--broker", self.broker)
         wanted, other = ("--topic", "--queue") if self.on_kafka else ("--queue", "--topic")
         found, foreign = (self.topic, self.queue) if self.on_kafka else (self.queue, self.topic)
-        if foreign is not None:
-            raise ConfigurationError(f"{other}: this broker needs {wanted}")
-        if not found:
-            raise ConfigurationError(f"{wanted}: required with this broker")
+        require(foreign is None, f"{other}: this broker needs {wanted}")
+        require(found, f"{wanted}: required with this broker")
 
     @property
     def on_kafka(self) -> bool:
@@ -299,19 +295,14 @@ def _on_rabbitmq(place: Place, settings: dict[str, Any]) -> Iterator[review.Sess
         box = RabbitMQLetterBox(connection, queue, connect=connect, unlimited=unlimited)
         # The box may have another connection by then, where the first one was lost.
         stack.callback(lambda: loop.close(box.connection))
-
-        def run_flow(flow: Flow[R]) -> R:
-            return loop.call(arun(flow))
-
-        yield review.Session(box, run_flow, **settings)
+        yield review.Session(box, lambda flow: loop.call(arun(flow)), **settings)
 
 
 @contextlib.contextmanager
 def _on_kafka(place: Place, settings: dict[str, Any]) -> Iterator[review.Session]:
     """Connect to Kafka, and create the topic of resolutions where it is missing."""
     servers = place.broker.partition("://")[2].strip("/")
-    if "?" in servers:
-        raise ConfigurationError("--broker: certificates and credentials for Kafka stand in --broker-settings")
+    require("?" not in servers, "--broker: certificates and credentials for Kafka stand in --broker-settings")
     bootstrap = {"reconnect_backoff_max_ms": _BACKOFF_MS} | place.settings.for_kafka(servers.split(","))
     import kafka
 
@@ -322,8 +313,7 @@ def _on_kafka(place: Place, settings: dict[str, Any]) -> Iterator[review.Session
     reading = bootstrap | {"group_id": None, "enable_auto_commit": False, "allow_auto_create_topics": False}
     with contextlib.ExitStack() as stack:
         admin = stack.enter_context(contextlib.closing(client.KafkaAdminClient(**bootstrap)))
-        if topic not in admin.list_topics():
-            raise ConfigurationError(f"--topic: there is no topic {topic}")
+        require(topic in admin.list_topics(), f"--topic: there is no topic {topic}")
         create_reviewed(admin, topic)
         consumer = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))
         records = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))

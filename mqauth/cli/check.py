@@ -14,9 +14,8 @@ from rich.text import Text
 
 from mqauth.check import Finding, Report, Severity
 from mqauth.check import check as check_file
-from mqauth.cli.options import Json
-from mqauth.cli.streams import one_line, print_json
-from mqauth.errors import ConfigurationError
+from mqauth.cli.app import Json, one_line, print_json
+from mqauth.errors import require
 
 _STYLES: Final = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 _WIDTH: Final = 120
@@ -29,8 +28,7 @@ def check(
     online: Annotated[bool, typer.Option("--online", help="Not in this version.")] = False,
 ) -> int:
     """Find the pitfalls of a configuration file; exits with 1 where one of them is an error."""
-    if online:
-        raise ConfigurationError("--online: not in this version; the file is checked without using a network")
+    require(not online, "--online: not in this version; the file is checked without using a network")
     # The library logs some pitfalls when it loads a file. Here each of them is a finding already.
     logging.getLogger("mqauth").addHandler(logging.NullHandler())
     report = check_file(file)

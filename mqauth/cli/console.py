@@ -6,34 +6,31 @@ import getpass
 import ipaddress
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from mqauth import AuditFile, ConfigurationError, Key, load
-from mqauth.cli.broker import opened, place_of
-from mqauth.cli.dlq import key_reader, reviewer_of
-from mqauth.cli.options import (
+from mqauth.cli.app import (
     Authority,
     Broker,
     BrokerFile,
-    Host,
     Json,
     Lifetime,
     PassphraseEnv,
     PassphraseFile,
     Queue,
     Reviewer,
-    TLSCert,
-    TLSKey,
     Topic,
-    certificate_files,
+    answer,
 )
-from mqauth.cli.serve import Certificate, Server, listen, origin
-from mqauth.cli.streams import print_json
+from mqauth.cli.broker import opened, place_of
+from mqauth.cli.dlq import key_reader, reviewer_of
+from mqauth.cli.serve import Host, Server, TLSCert, TLSKey, certificate_of, listen, origin
+from mqauth.errors import require
 from mqauth.keystore.remote.connection import FetchFailed
 from mqauth.review import MakeReleaser, reviewers_releaser
 
@@ -74,13 +71,15 @@ def console(
     tls_cert: TLSCert = None, tls_key: TLSKey = None, authority: Authority = None, lifetime: Lifetime = 3600,
     reviewer: Reviewer = None, passphrase_env: PassphraseEnv = None, passphrase_file: PassphraseFile = None,
     broker_settings: BrokerFile = None, as_json: Json = False,
-) -> int:  # fmt: skip
+) -> None:  # fmt: skip
     """Review dead letters in a browser, until it is stopped."""
-    tls = certificate_files(tls_cert, tls_key)
-    if key is None and authority is not None:
-        raise ConfigurationError("--authority: only with --key")
-    if not tokens and (oidc is None or token_file is not None):
-        raise ConfigurationError("--no-tokens: only with --oidc, and without --token-file")
+    certificate = certificate_of(tls_cert, tls_key)
+    tls = certificate is not None
+    require(key is not None or authority is None, "--authority: only with --key")
+    require(
+        tokens or (oidc is not None and token_file is None),
+        "--no-tokens: only with --oidc, and without --token-file",
+    )
     place = place_of(broker, queue, topic, broker_settings)
     try:
         from mqauth.console import Backend, Tokens, application, redirect_uri
@@ -97,11 +96,10 @@ def console(
         releaser = reviewers_releaser(guard, read_key, authority=authority, lifetime=lifetime)
         name = _tried_name(releaser, read_key, reviewer, tokens=tokens)
     provider = None if oidc is None else _provider(oidc)
-    certificate = None if tls is None else Certificate(*tls)
     with ExitStack() as stack:
-        listener = stack.enter_context(listen(host, port, tls=tls is not None))
+        listener = stack.enter_context(listen(host, port, tls=tls))
         hosts = _hosts(listener, names or (), provider)
-        back = None if provider is None else redirect_uri(hosts, provider, tls=tls is not None)
+        back = None if provider is None else redirect_uri(hosts, provider, tls=tls)
         sink = None if audit is None else stack.enter_context(AuditFile(audit))
         session = stack.enter_context(opened(place, guard=guard, releaser=releaser, audit=sink))
         backend = Backend(session, files=files or ())
@@ -109,18 +107,15 @@ def console(
         made, fresh = _tokens(token_file) if tokens else ({}, False)
         served = application(
             backend, tokens=Tokens(made) if tokens else None, provider=provider, hosts=hosts, reviewer=name,
-            tls=tls is not None,
+            tls=tls,
         )  # fmt: skip
         server = Server(served, certificate, requests=_REQUESTS, verb="console", extra="console")
         backend.read(name)
-        url = origin(listener, tls=tls is not None) + "/"
-        if as_json:
-            redirect = {} if back is None else {"redirect_uri": back}
-            print_json({"url": url, "tokens": made if fresh else {}} | redirect)
-        else:
-            _print_address(url, made if fresh else {}, back, token_file if tokens and not fresh else None)
+        url = origin(listener, tls=tls) + "/"
+        told: dict[str, Any] = {"url": url, "tokens": made if fresh else {}}
+        told |= {} if back is None else {"redirect_uri": back}
+        answer(as_json, told, *_lines(**told, kept=token_file if tokens and not fresh else None))
         server.run(listener)
-    return 0
 
 
 def _tried_name(releaser: MakeReleaser, read_key: Callable[[], Key], reviewer: str | None, *, tokens: bool) -> str:
@@ -152,7 +147,7 @@ def _provider(path: Path) -> Provider:
 
 
 def _tokens(path: Path | None) -> tuple[dict[str, str], bool]:
-    from mqauth.console.access import fresh_tokens, token_file
+    from mqauth.console.site import fresh_tokens, token_file
 
     return (fresh_tokens(), True) if path is None else token_file(path)
 
@@ -165,18 +160,22 @@ def _hosts(listener: socket.socket, names: Sequence[str], provider: Provider | N
     """
     host, port = listener.getsockname()[:2]
     url = None if provider is None else provider.settings.url
-    if provider is not None and url is None and ipaddress.ip_address(host).is_unspecified:
-        raise ConfigurationError("--oidc: url: required, since the console listens on every address")
+    require(
+        provider is None or url is not None or not ipaddress.ip_address(host).is_unspecified,
+        "--oidc: url: required, since the console listens on every address",
+    )
     more = [*names, *([] if url is None else [url.partition("://")[2]])]
     own = origin(listener, tls=False).partition("://")[2]
     return [own, f"localhost:{port}", *(name.lower() for name in more)]
 
 
-def _print_address(url: str, tokens: dict[str, str], back: str | None, kept: Path | None) -> None:
-    print(f"console at {url}", flush=True)
-    if back is not None:
-        print(f"redirect URI at the identity provider: {back}", flush=True)
-    for role, token in tokens.items():
-        print(f"{role} token: {token}", flush=True)
+def _lines(
+    *, url: str, tokens: dict[str, str], redirect_uri: str | None = None, kept: Path | None
+) -> Iterator[str]:
+    """Yield what people have to know to log in."""
+    yield f"console at {url}"
+    if redirect_uri is not None:
+        yield f"redirect URI at the identity provider: {redirect_uri}"
+    yield from (f"{role} token: {token}" for role, token in tokens.items())
     if kept is not None:
-        print(f"tokens are in {kept}", flush=True)
+        yield f"tokens are in {kept}"

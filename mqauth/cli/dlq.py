@@ -1,4 +1,4 @@
-"""``mqauth dlq``: lists, judges, redrives and discards dead letters through a review session."""
+"""``mqauth dlq``: lists, judges, redrives and discards dead letters through a review session, and prints."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from mqauth import AuditFile, ConfigurationError, Key, load
-from mqauth.audit.record import parse_time
-from mqauth.cli import dlq_output as output
-from mqauth.cli.broker import Place, opened, place_of
-from mqauth.cli.options import (
+from mqauth.audit.record import iso_time, parse_time
+from mqauth.cli.app import (
     Authority,
     Broker,
     BrokerFile,
@@ -31,10 +31,16 @@ from mqauth.cli.options import (
     Queue,
     Reviewer,
     Topic,
+    answer,
     group,
+    print_json,
+    progress_bar,
+    read_texts,
+    standard_input,
 )
-from mqauth.cli.streams import print_json, progress_bar, read_texts, standard_input
+from mqauth.cli.broker import Place, opened, place_of
 from mqauth.config.toml_file import read_passphrase
+from mqauth.errors import require
 from mqauth.keystore import signing_key
 from mqauth.letters.release import WAIVABLE
 from mqauth.review import (
@@ -43,15 +49,19 @@ from mqauth.review import (
     Account,
     Filter,
     Index,
+    Ledger,
     Plan,
     Selection,
     Session,
     reviewers_releaser,
     take_in,
+    time_text,
     waivable,
 )
 
 app: Final = group("List, judge, redrive and discard dead letters.", "mqauth dlq groups")
+_DONE: Final = {REDRIVE: "redriven", DISCARD: "discarded"}
+_IDS: Final = 20
 _WORD: Final = re.compile(r"\w*")
 Config = Annotated[Path, typer.Option("--config", help="The consumer's configuration, whose verifier judges.")]
 Id = Annotated[str | None, typer.Option("--id", help="Id of a letter, or its beginning.")]
@@ -60,8 +70,16 @@ Issuer = Annotated[str | None, typer.Option("--issuer", help="Letters that claim
 Kid = Annotated[str | None, typer.Option("--kid", help="Letters that claim this key.")]
 Subject = Annotated[str | None, typer.Option("--subject", help="Letters that claim this producer.")]
 Destination = Annotated[str | None, typer.Option("--destination", help="Letters sent to this destination.")]
-From = Annotated[str | None, typer.Option("--from", help="Letters rejected from this time on, RFC 3339.")]
-To = Annotated[str | None, typer.Option("--to", help="Letters rejected before this time.")]
+From = Annotated[
+    float | None,
+    typer.Option(
+        "--from", parser=parse_time, metavar="<str>", help="Letters rejected from this time on, RFC 3339."
+    ),
+]
+To = Annotated[
+    float | None,
+    typer.Option("--to", parser=parse_time, metavar="<str>", help="Letters rejected before this time."),
+]
 Sound = Annotated[bool | None, typer.Option("--sound/--unsound", help="Letters whose id and digest hold, or not.")]
 RejectedOrWhy = Annotated[
     str | None,
@@ -81,13 +99,12 @@ def list_letters(
     since: From = None, until: To = None, sound: Sound = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many letters.")] = 100, as_json: Json = False,
     broker_settings: BrokerFile = None,
-) -> int:  # fmt: skip
+) -> None:  # fmt: skip
     """Show letters in the order of the queue, removing none."""
-    wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
+    wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     with _surveyed(place_of(broker, queue, topic, broker_settings), as_json) as (session, index):
-        output.print_letters(session, index, wanted, limit=limit, as_json=as_json)
-    return 0
+        _print_letters(session, index, wanted, limit=limit, as_json=as_json)
 
 
 @app.command("groups")
@@ -96,28 +113,25 @@ def groups(
     issuer: Issuer = None, kid: Kid = None, subject: Subject = None, destination: Destination = None,
     since: From = None, until: To = None, sound: Sound = None, as_json: Json = False,
     broker_settings: BrokerFile = None,
-) -> int:  # fmt: skip
+) -> None:  # fmt: skip
     """Count letters by reason, issuer, kid, subject and destination."""
-    wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
+    wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     with _surveyed(place_of(broker, queue, topic, broker_settings), as_json) as (session, index):
-        output.print_groups(session, index, wanted, as_json=as_json)
-    return 0
+        _print_groups(session, index, wanted, as_json=as_json)
 
 
 @app.command("show")
 def show(
     *, letter: Annotated[str, typer.Argument(help="Id of a letter, or its beginning.")], broker: Broker,
     queue: Queue = None, topic: Topic = None, as_json: Json = False, broker_settings: BrokerFile = None,
-) -> int:  # fmt: skip
+) -> None:  # fmt: skip
     """Print one letter whole, as JSON: what it says, whether it is sound, and the original message."""
     with _surveyed(place_of(broker, queue, topic, broker_settings), True) as (_, index):
         rows = index.page(Filter(id=letter))
-        if not rows:
-            raise ConfigurationError("no open letter has this id")
+        require(rows, "no open letter has this id")
         for row in rows:
             print_json(index.reading(row.number).as_dict())
-    return 0
 
 
 @app.command("judge")
@@ -126,14 +140,13 @@ def judge(
     reason: Rejected = None, issuer: Issuer = None, kid: Kid = None, subject: Subject = None,
     destination: Destination = None, since: From = None, until: To = None, sound: Sound = None,
     as_json: Json = False, broker_settings: BrokerFile = None,
-) -> int:  # fmt: skip
+) -> None:  # fmt: skip
     """Say what today's verifier would make of letters, changing nothing."""
-    wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
+    wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     place, guard = place_of(broker, queue, topic, broker_settings), load(config).judge
     with _surveyed(place, as_json, guard=guard) as (session, index):
-        output.print_verdicts(index, session.judge(index, wanted), as_json=as_json)
-    return 0
+        _print_verdicts(index, session.judge(index, wanted), as_json=as_json)
 
 
 @app.command("redrive")
@@ -156,7 +169,7 @@ def redrive(
 ) -> int:  # fmt: skip
     """Send the originals back, each with a release; exits with 1 where some were refused or left."""
     reason, why = filter_and_why(reason, why)
-    wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
+    wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     place, guard = place_of(broker, queue, topic, broker_settings), load(config).judge
     read_key = key_reader(key, passphrase_env, passphrase_file)
@@ -180,7 +193,7 @@ def discard(
 ) -> int:  # fmt: skip
     """Remove letters for good, each with an audit record; exits with 1 where some were left."""
     reason, why = filter_and_why(reason, why)
-    wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
+    wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     plan = Plan(act=DISCARD, wanted=wanted, reason=why, rate=rate, reviewer=reviewer or getpass.getuser())
     place = place_of(broker, queue, topic, broker_settings)
@@ -193,30 +206,25 @@ def export(
     issuer: Issuer = None, kid: Kid = None, subject: Subject = None, destination: Destination = None,
     since: From = None, until: To = None, sound: Sound = None, as_json: Json = False,
     broker_settings: BrokerFile = None,
-) -> int:  # fmt: skip
+) -> None:  # fmt: skip
     """Print letters as JSON lines in the form of a message, removing none."""
-    wanted = _filter(since, until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
+    wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     with _surveyed(place_of(broker, queue, topic, broker_settings), True) as (_, index):
         for form in index.forms(wanted):
             print_json(form)
-    return 0
 
 
 @app.command("import")
 def import_letters(
     *, broker: Broker, queue: Queue = None, topic: Topic = None, as_json: Json = False,
     broker_settings: BrokerFile = None,
-) -> int:  # fmt: skip
+) -> None:  # fmt: skip
     """Publish exported letters from standard input; the first that is not sound ends it."""
     with opened(place_of(broker, queue, topic, broker_settings)) as session:
         forms = (text.parse() for text in read_texts(standard_input(), lines=True))
         count = session.run(take_in(session.box, forms))
-    if as_json:
-        print_json({"imported": count})
-    else:
-        print(f"{count} letters imported")
-    return 0
+    answer(as_json, {"imported": count}, f"{count} letters imported")
 
 
 @app.command("account")
@@ -228,17 +236,13 @@ def account(
     """Show rejected = open + redriven + discarded; exits with 1 where that does not add up."""
     with _surveyed(place_of(broker, queue, topic, broker_settings), as_json) as (session, index):
         ledger = session.ledger(index, files)
-    output.print_ledger(ledger, as_json=as_json)
+    _print_ledger(ledger, as_json=as_json)
     return 1 if ledger.difference else 0
 
 
 def key_reader(path: Path, passphrase_env: str | None, passphrase_file: Path | None) -> Callable[[], Key]:
     """Return a function that reads the reviewer's key from a keystore folder or PEM file."""
-
-    def read_key() -> Key:
-        return signing_key(path, passphrase=read_passphrase(env=passphrase_env, file=passphrase_file))
-
-    return read_key
+    return lambda: signing_key(path, passphrase=read_passphrase(env=passphrase_env, file=passphrase_file))
 
 
 def reviewer_of(read_key: Callable[[], Key], named: str | None) -> str:
@@ -263,12 +267,6 @@ def filter_and_why(reason: str | None, why: str | None) -> tuple[str | None, str
     return reason, why
 
 
-def _filter(since: str | None, until: str | None, **fields: Any) -> Filter:
-    first = None if since is None else parse_time(since)
-    beyond = None if until is None else parse_time(until)
-    return replace(Filter(since=first, until=beyond), **fields)
-
-
 @contextmanager
 def _surveyed(place: Place, quiet: bool, **settings: Any) -> Iterator[tuple[Session, Index]]:
     """Connect to a broker and read all letters, with their number on a terminal."""
@@ -289,19 +287,20 @@ def _carry_out(
         with _index_of(session, as_json) as index:
             selection, counts = session.rehearse(index, plan)
         if dry_run:
-            output.print_rehearsal(plan.act, counts, as_json=as_json)
+            _print_rehearsal(plan.act, counts, as_json=as_json)
             return 0
         if not yes:
             _ask(plan, session.box.name, counts, as_json=as_json)
         with AuditFile(audit) as session.audit:
             done = _act(session, plan, selection, quiet=as_json)
-    output.print_account(plan.act, done, as_json=as_json)
+    _print_account(plan.act, done, as_json=as_json)
     return 0 if done.done + done.gone == done.selected else 1
 
 
 def _ask(plan: Plan, name: str, counts: Counter[str], *, as_json: bool) -> None:
-    if as_json or not sys.stdin.isatty():
-        raise ConfigurationError("--yes: required where nobody can be asked (or look with --dry-run)")
+    require(
+        not as_json and sys.stdin.isatty(), "--yes: required where nobody can be asked (or look with --dry-run)"
+    )
     end = " for good" if plan.act == DISCARD else ""
     question = f"{plan.act.capitalize()} {counts['accepted']} of {counts.total()} letters of {name}{end}?"
     typer.confirm(question, abort=True, err=True)
@@ -313,9 +312,88 @@ def _act(session: Session, plan: Plan, selection: Selection, *, quiet: bool) -> 
     kept = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
     try:
         with progress_bar(plan.act, len(selection), quiet=quiet) as advance:
-            return session.act(
-                plan, selection, cancelled=cancelled,
-                progress=lambda account: advance(account.selected - account.left),
-            )  # fmt: skip
+            return session.act(plan, selection, cancelled=cancelled, progress=advance)
     finally:
         signal.signal(signal.SIGINT, kept)
+
+
+def _print_letters(session: Session, index: Index, wanted: Filter, *, limit: int, as_json: bool) -> None:
+    rows, total = index.page(wanted, limit=limit), index.count(wanted)
+    letters = [_as_json(row, without=("number", "today"), times=("time",)) for row in rows]
+    title = f"{total} letters of {session.box.name}, as of {iso_time(index.as_of)}"
+    cells = (
+        (row.id[:12], row.reason, row.issuer, row.subject, row.destination, _minute(row.time),
+         "yes" if row.sound else "no")
+        for row in rows
+    )  # fmt: skip
+    table = _table(title, ("letter", "reason", "issuer", "subject", "destination", "time", "sound"), cells)
+    more = [f"{total - len(rows)} more: --limit {total}"] if total > len(rows) else []
+    answer(as_json, {"as_of": iso_time(index.as_of), "total": total, "letters": letters}, table, *more)
+
+
+def _print_groups(session: Session, index: Index, wanted: Filter, *, as_json: bool) -> None:
+    groups = index.groups(wanted)
+    title = f"{index.count(wanted)} letters of {session.box.name}, as of {iso_time(index.as_of)}"
+    cells = (
+        (str(one.count), one.reason, one.issuer, one.kid[:8], one.subject, one.destination,
+         f"{_minute(one.first)} {_minute(one.last)}")
+        for one in groups
+    )  # fmt: skip
+    table = _table(title, ("letters", "reason", "issuer", "kid", "subject", "destination", "from, to"), cells)
+    found = [_as_json(one, without=(), times=("first", "last")) for one in groups]
+    answer(as_json, {"as_of": iso_time(index.as_of), "groups": found}, table)
+
+
+def _print_verdicts(index: Index, counts: Counter[str], *, as_json: bool) -> None:
+    title = f"{counts['accepted']} of {counts.total()} would pass now"
+    cells = ((str(count), verdict) for verdict, count in counts.most_common())
+    table = _table(title, ("letters", "verdict now"), cells)
+    told = {"as_of": iso_time(index.as_of), "total": counts.total(), "pass": counts["accepted"]}
+    answer(as_json, told | {"verdicts": dict(counts)}, table)
+
+
+def _print_rehearsal(act: str, counts: Counter[str], *, as_json: bool) -> None:
+    refused = Counter({reason: count for reason, count in counts.items() if reason != "accepted"})
+    lines = [f"{count} would be refused: {reason}" for reason, count in refused.most_common()]
+    told = {"dry_run": act, "would": counts["accepted"], "refused": dict(refused)}
+    answer(as_json, told, f"would {act} {counts['accepted']} of {counts.total()} letters", *lines)
+
+
+def _print_account(act: str, account: Account, *, as_json: bool) -> None:
+    counts = ((account.failed, "failed"), (account.gone, "gone meanwhile"), (account.left, "left"))
+    more = "".join(f", {count} {what}" for count, what in counts if count)
+    lines = [f"{account.done} of {account.selected} {_DONE[act]}{more}"]
+    lines += [f"{count} refused: {reason}" for reason, count in account.refused.most_common()]
+    lines += [f"ended by: {account.error}"] if account.error else []
+    answer(as_json, {"act": _DONE[act], **account.as_dict()}, *lines)
+
+
+def _print_ledger(ledger: Ledger, *, as_json: bool) -> None:
+    lines = [
+        f"{ledger.rejected} rejected = {ledger.open} open + {ledger.redriven} redriven"
+        f" + {ledger.discarded} discarded + {len(ledger.missing)} missing"
+    ]
+    for name, ids in (("missing", ledger.missing), ("unknown", ledger.unknown), ("unproven", ledger.unproven)):
+        lines += [f"{name}: {letter}" for letter in ids[:_IDS]]
+        lines += [f"{name}: {len(ids) - _IDS} more (--json lists 100)"] if len(ids) > _IDS else []
+    answer(as_json, ledger.as_dict(), *lines)
+
+
+def _as_json(found: Any, *, without: Sequence[str], times: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a row or a group, with times as text."""
+    fields = {name: value for name, value in asdict(found).items() if name not in without}
+    return fields | {name: time_text(fields[name]) or None for name in times}
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=Text(title), title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column in ("letters", "letter", "reason", "kid"))
+    for row in rows:
+        # As Text: a letter may hold what Rich would take for markup.
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _minute(seconds: float | None) -> str:
+    return time_text(seconds)[:16].replace("T", " ")

@@ -13,21 +13,18 @@ from rich.console import Console
 from rich.table import Table
 
 from mqauth.audit.record import iso_time
-from mqauth.cli.options import (
-    Host,
+from mqauth.cli.app import (
     Json,
     PassphraseEnv,
     PassphraseFile,
-    TLSCert,
-    TLSKey,
-    certificate_files,
+    answer,
     group,
+    print_json,
 )
-from mqauth.cli.serve import Certificate, Server, listen, origin
-from mqauth.cli.streams import print_json
+from mqauth.cli.serve import Host, Server, TLSCert, TLSKey, certificate_of, listen, origin
 from mqauth.config.toml_file import read_passphrase
-from mqauth.errors import ConfigurationError
-from mqauth.keystore import KeyRing, Keystore, RingKey, public_keys
+from mqauth.errors import ConfigurationError, require
+from mqauth.keystore import Keystore, RingKey, public_keys
 from mqauth.keystore.disk import ring
 from mqauth.keystore.remote.keyserver import HEALTH, PATHS, KeyServer
 from mqauth.wire.jwk import dump_key_set
@@ -40,6 +37,20 @@ _WIDTH: Final = 140
 Dir = Annotated[Path, typer.Option("--dir", help="The keystore folder.")]
 FolderOrPEM = Annotated[Path, typer.Option("--dir", help="The keystore folder, or a single PEM file.")]
 Kid = Annotated[str, typer.Option("--kid", help="Id of the key.")]
+
+
+def _time_with_zone(text: str) -> int:
+    """Return the UTC seconds of an RFC 3339 time."""
+    # Without a zone the moment of a revocation would depend on the machine on which it is typed.
+    try:
+        moment = datetime.fromisoformat(text)
+        seconds = int(moment.timestamp())
+    except (ValueError, OverflowError) as error:
+        raise ConfigurationError("--from: must be a time like 2030-01-31T12:00:00Z") from error
+    require(
+        moment.tzinfo is not None and seconds >= 0, "--from: must be a time with a zone, like 2030-01-31T12:00:00Z"
+    )
+    return seconds
 
 
 @app.command("new")
@@ -58,50 +69,47 @@ def new(
     passphrase_env: PassphraseEnv = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Make a key. The first one of a folder signs at once; later ones are pending."""
-    if algorithm not in ALGORITHMS:
-        raise ConfigurationError(f"--alg: must be {', '.join(ALGORITHMS)}")
+    require(algorithm in ALGORITHMS, f"--alg: must be {', '.join(ALGORITHMS)}")
     keystore = Keystore(folder=folder, passphrase=_passphrase(passphrase_env, passphrase_file))
     made = keystore.create(
         algorithm=algorithm, subjects=subjects or None, publish_delay=publish_delay, pending=pending
     )
-    return _print_key(made, folder, as_json=as_json)
+    _print_key(made, folder, as_json=as_json)
 
 
 @app.command("jwks")
 def jwks(
     folder: FolderOrPEM = _FOLDER, passphrase_env: PassphraseEnv = None, passphrase_file: PassphraseFile = None
-) -> int:
+) -> None:
     """Print the public keys as a JWK Set."""
     found = public_keys(folder, passphrase=_passphrase(passphrase_env, passphrase_file))
     print(json.dumps(dump_key_set(found), indent=2, ensure_ascii=False))
-    return 0
 
 
 @app.command("list")
-def list_keys(folder: Dir = _FOLDER, as_json: Json = False) -> int:
+def list_keys(folder: Dir = _FOLDER, as_json: Json = False) -> None:
     """Show every key with its state and times."""
     keys = Keystore(folder=folder).ring().keys
     if as_json:
         print_json({"keys": [ring.describe(key) for key in keys]})
     else:
         _print_table(keys)
-    return 0
 
 
 @app.command("rotate")
-def rotate(folder: Dir = _FOLDER, as_json: Json = False) -> int:
+def rotate(folder: Dir = _FOLDER, as_json: Json = False) -> None:
     """Move every key on as its time has come. Safe in cron; running producers notice within seconds."""
     Keystore(folder=folder).change(ring.rotate)
-    return list_keys(folder, as_json=as_json)
+    list_keys(folder, as_json=as_json)
 
 
 @app.command("retire")
-def retire(kid: Kid, folder: Dir = _FOLDER, as_json: Json = False) -> int:
+def retire(kid: Kid, folder: Dir = _FOLDER, as_json: Json = False) -> None:
     """Stop signing with a key. What it signed can still be verified."""
     after = Keystore(folder=folder).change(lambda before, now: ring.retire(before, kid, now))
-    return _print_key(after.get(kid), folder, as_json=as_json)
+    _print_key(after.get(kid), folder, as_json=as_json)
 
 
 @app.command("revoke")
@@ -110,17 +118,22 @@ def revoke(
     reason: Annotated[str, typer.Option("--reason", help="Why, for the readers of the JWK Set.")],
     folder: Dir = _FOLDER,
     since: Annotated[
-        str | None, typer.Option("--from", help="Revoke from this time on; by default from the beginning.")
-    ] = None,
+        int,
+        typer.Option(
+            "--from",
+            parser=_time_with_zone,
+            metavar="<str>",
+            show_default=False,
+            help="Revoke from this time on; by default from the beginning.",
+        ),
+    ] = 0,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Let nothing more be verified with a key."""
-    moment = 0 if since is None else _time_with_zone(since)
-
-    def revoked(before: KeyRing, now: int) -> KeyRing:
-        return ring.revoke(before, kid, now, reason=reason, since=moment)
-
-    return _print_key(Keystore(folder=folder).change(revoked).get(kid), folder, as_json=as_json)
+    after = Keystore(folder=folder).change(
+        lambda before, now: ring.revoke(before, kid, now, reason=reason, since=since)
+    )
+    _print_key(after.get(kid), folder, as_json=as_json)
 
 
 @app.command("serve")
@@ -134,49 +147,27 @@ def serve(
     tls_cert: TLSCert = None,
     tls_key: TLSKey = None,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Publish the public keys over HTTP(S) at /jwks.json, following rotation, until it is stopped."""
-    tls = certificate_files(tls_cert, tls_key)
-    keys = KeyServer(folders or [_FOLDER])
-    certificate = None if tls is None else Certificate(*tls)
-    with listen(host, port, tls=tls is not None) as listener:
+    certificate, keys = certificate_of(tls_cert, tls_key), KeyServer(folders or [_FOLDER])
+    with listen(host, port, tls=certificate is not None) as listener:
         server = Server(keys, certificate, requests=_REQUESTS, verb="keys serve", extra="serve")
-        address, count = origin(listener, tls=tls is not None), keys.current.keys
-        if as_json:
-            print_json({"url": address + PATHS[0], "health": address + HEALTH, "keys": count})
-        else:
-            print(f"{count} {'key' if count == 1 else 'keys'} at {address}{PATHS[0]}", flush=True)
+        address, count = origin(listener, tls=certificate is not None), keys.current.keys
+        told = {"url": address + PATHS[0], "health": address + HEALTH, "keys": count}
+        answer(as_json, told, f"{count} {'key' if count == 1 else 'keys'} at {told['url']}")
         server.run(listener)
-    return 0
 
 
 def _passphrase(env: str | None, file: Path | None) -> bytes | None:
-    if env is not None and file is not None:
-        raise ConfigurationError("--passphrase-file contradicts --passphrase-env")
+    require(env is None or file is None, "--passphrase-file contradicts --passphrase-env")
     return read_passphrase(env=env, file=file)
 
 
-def _time_with_zone(text: str) -> int:
-    """Return the UTC seconds of an RFC 3339 time."""
-    # Without a zone the moment of a revocation would depend on the machine on which it is typed.
-    try:
-        moment = datetime.fromisoformat(text)
-        seconds = int(moment.timestamp())
-    except (ValueError, OverflowError) as error:
-        raise ConfigurationError("--from: must be a time like 2030-01-31T12:00:00Z") from error
-    if moment.tzinfo is None or seconds < 0:
-        raise ConfigurationError("--from: must be a time with a zone, like 2030-01-31T12:00:00Z")
-    return seconds
-
-
-def _print_key(key: RingKey, folder: Path, *, as_json: bool) -> int:
+def _print_key(key: RingKey, folder: Path, *, as_json: bool) -> None:
     algorithm, state = key.key.algorithm, key.state.value
-    if as_json:
-        print_json({"kid": key.kid, "algorithm": algorithm, "state": state})
-    else:
-        until = f" until {_time(key.ready)}" if key.state is ring.State.PENDING else ""
-        print(f"{key.kid} ({algorithm}) is {state}{until} in {folder}")
-    return 0
+    until = f" until {_time(key.ready)}" if key.state is ring.State.PENDING else ""
+    told = {"kid": key.kid, "algorithm": algorithm, "state": state}
+    answer(as_json, told, f"{key.kid} ({algorithm}) is {state}{until} in {folder}")
 
 
 def _print_table(keys: Sequence[RingKey]) -> None:

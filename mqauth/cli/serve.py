@@ -8,15 +8,22 @@ import signal
 import socket
 import ssl
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from mqauth.errors import ConfigurationError
+import typer
+
+from mqauth.errors import ConfigurationError, require
 from mqauth.keystore.disk import files
 
 _BACKLOG: Final = 512
 _GRACE: Final = 5
 _CERTIFICATE_EVERY: Final = 60
 _LOG: Final = logging.getLogger("mqauth.keystore")
+
+
+Host = Annotated[str, typer.Option("--host", help="Address to listen on; other than loopback only with TLS.")]
+TLSCert = Annotated[Path | None, typer.Option("--tls-cert", help="PEM file with the certificate.")]
+TLSKey = Annotated[Path | None, typer.Option("--tls-key", help="PEM file with the key of the certificate.")]
 
 
 class Certificate:
@@ -58,6 +65,19 @@ class Certificate:
             raise ConfigurationError(f"--tls-cert {chain}, --tls-key {key}: {why}") from error
 
 
+def certificate_of(chain: Path | None, key: Path | None) -> Certificate | None:
+    """Return the certificate of ``--tls-cert`` and ``--tls-key``, ``None`` without them.
+
+    Raises:
+        ConfigurationError: only one of them was given, or as for ``Certificate``.
+    """
+    if chain is None and key is None:
+        return None
+    if chain is None or key is None:
+        raise ConfigurationError("--tls-cert and --tls-key go together")
+    return Certificate(chain, key)
+
+
 def _refuse_passphrase() -> str:
     # OpenSSL would ask for it at the terminal, and a server may have none.
     raise ValueError("the key has a passphrase")
@@ -76,8 +96,10 @@ def listen(host: str, port: int, *, tls: bool) -> socket.socket:
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        if not tls and not ipaddress.ip_address(str(address[0])).is_loopback:
-            raise ConfigurationError(f"--host {host}: reached from outside only with --tls-cert and --tls-key")
+        require(
+            tls or ipaddress.ip_address(str(address[0])).is_loopback,
+            f"--host {host}: reached from outside only with --tls-cert and --tls-key",
+        )
         return socket.create_server((str(address[0]), port), family=family, backlog=_BACKLOG)
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or "no such host"

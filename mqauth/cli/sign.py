@@ -12,7 +12,8 @@ import typer
 
 from mqauth import ConfigurationError, MalformedMessage, Message, Outcome, Pipeline, Reason, Signer, Verdict, load
 from mqauth.audit.record import harmless
-from mqauth.cli.streams import MAX_INPUT, Text, print_json, read_body, read_texts, standard_input
+from mqauth.cli.app import MAX_INPUT, Text, print_json, read_body, read_texts, standard_input
+from mqauth.errors import require
 from mqauth.flow import Flow, run
 from mqauth.judging.pipeline import Delivery
 from mqauth.signer import Prepared
@@ -58,20 +59,18 @@ def sign(
     properties: Annotated[
         Pairs, typer.Option("--property", help="name=value, with --to; may be repeated.")
     ] = None,
-) -> int:
+) -> None:
     """Read messages as JSON and print them with a token in their headers.
 
     The first message that cannot be signed ends it; the messages before it are signed and printed.
     """
-    if batch > 1 and not lines:
-        raise ConfigurationError("--batch: only with --lines")
+    require(batch == 1 or lines, "--batch: only with --lines")
     if to is None:
         for name, value in (("--key", key), ("--header", headers), ("--property", properties)):
-            if value:
-                raise ConfigurationError(f"{name}: only with --to")
-        return _sign_forms(load(config).signer, lines=lines, batch=batch)
-    if lines:
-        raise ConfigurationError("--lines: not with --to, where all of standard input is one body")
+            require(not value, f"{name}: only with --to")
+        _sign_forms(load(config).signer, lines=lines, batch=batch)
+        return
+    require(not lines, "--lines: not with --to, where all of standard input is one body")
     signer = load(config).signer
     form = _form_of(to, key, headers or (), properties or ())
     body = read_body(standard_input())
@@ -79,10 +78,9 @@ def sign(
         raise MalformedMessage(f"the body is over {MAX_INPUT} bytes")
     form["body"] = _base64(body)
     print_json(_with_token(form, signer.sign(json_form.from_form(form))))
-    return 0
 
 
-def _sign_forms(signer: Signer, *, lines: bool, batch: int) -> int:
+def _sign_forms(signer: Signer, *, lines: bool, batch: int) -> None:
     waiting: list[_Waiting] = []
     for text in read_texts(standard_input(), lines=lines):
         place = f"line {text.number}" if lines else "standard input"
@@ -96,7 +94,6 @@ def _sign_forms(signer: Signer, *, lines: bool, batch: int) -> int:
             _print_sealed(signer, waiting)
             waiting = []
     _print_sealed(signer, waiting)
-    return 0
 
 
 def _print_sealed(signer: Signer, waiting: Sequence[_Waiting]) -> None:
@@ -146,10 +143,8 @@ def _properties(texts: Iterable[str]) -> dict[str, str]:
     """Return the properties by the names of the JSON form; a hyphen and an underscore in a name are the same."""
     found: dict[str, str] = {}
     for name, value in (_pair("--property", text) for text in texts):
-        if name.replace("_", "-") not in json_form.PROPERTIES:
-            raise ConfigurationError(f"--property: {name}: no such property")
-        if name.replace("-", "_") in found:
-            raise ConfigurationError(f"--property: {name}: given twice")
+        require(name.replace("_", "-") in json_form.PROPERTIES, f"--property: {name}: no such property")
+        require(name.replace("-", "_") not in found, f"--property: {name}: given twice")
         found[name.replace("-", "_")] = value
     return found
 
@@ -157,8 +152,7 @@ def _properties(texts: Iterable[str]) -> dict[str, str]:
 def _pair(option: str, text: str) -> tuple[str, str]:
     """Return name and value of ``name=value``; the value may have more equals signs."""
     name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise ConfigurationError(f"{option}: must be name=value")
+    require(name and equals, f"{option}: must be name=value")
     _utf8(option, text)
     return name, value
 

@@ -27,7 +27,7 @@ from mqauth.config.settings import (
     SourceSettings,
 )
 from mqauth.config.toml_file import Table, read_toml
-from mqauth.errors import ConfigurationError
+from mqauth.errors import require
 from mqauth.judging.pipeline import Observer, Pipeline
 from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Issuer, Verifier
@@ -204,9 +204,7 @@ class Configuration:
         return HeadFile(found.heads, key, every=found.heads_every, seconds=found.heads_seconds, clock=self._clock)
 
     def _required(self, found: T | None, name: str) -> T:
-        if found is None:
-            raise ConfigurationError(f"{self.file}: [{name}]: required here, and missing")
-        return found
+        return require(found, f"{self.file}: [{name}]: required here, and missing")
 
 
 def _producer_key(found: ProducerSettings, clock: Clock) -> Key | ActiveKey:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, require
 from mqauth.keystore.disk import files
 
 _MAX_FILE: Final = 1024 * 1024
@@ -190,6 +190,5 @@ def read_passphrase(*, env: str | None = None, file: Path | None = None) -> byte
         raw = files.read_bounded(file, _MAX_SECRET_FILE).removesuffix(b"\n").removesuffix(b"\r")
     else:
         return None
-    if not 1 <= len(raw) <= _MAX_PASSPHRASE:
-        raise ConfigurationError(f"{name}: a passphrase has 1 to {_MAX_PASSPHRASE} bytes")
+    require(1 <= len(raw) <= _MAX_PASSPHRASE, f"{name}: a passphrase has 1 to {_MAX_PASSPHRASE} bytes")
     return raw

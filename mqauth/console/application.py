@@ -1,27 +1,32 @@
-"""The ASGI application: routes, static files, and the middleware that stands before every answer."""
+"""The ASGI application: routes, the login pages, and the middleware that stands before every answer.
+
+People log in with a local token, or at an OpenID provider (authorization code flow with PKCE).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
+from urllib.parse import urlencode
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mqauth.console.access import Cookie, Sessions, Tokens
 from mqauth.console.backend import Backend
-from mqauth.console.forms import BadRequestError
-from mqauth.console.login import CALLBACK, START, Login
-from mqauth.console.oidc_provider import Attempts, Provider
-from mqauth.console.pages import Pages
-from mqauth.console.templates import STATIC, Site
-from mqauth.errors import ConfigurationError
+from mqauth.console.display import visible
+from mqauth.console.oidc import IDTokenError, NoNameError, Person, person
+from mqauth.console.oidc_provider import LIFETIME, Attempts, Provider
+from mqauth.console.pages import BadRequestError, Pages, read_form
+from mqauth.console.site import REVIEWER, STATIC, Cookie, Sessions, Site, Tokens
+from mqauth.errors import MqauthError, require
 
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -38,6 +43,19 @@ HEADERS: Final = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
+START: Final = "/login/oidc"
+CALLBACK: Final = "/login/callback"
+MAX_AT_ONCE: Final = 8
+"""Logins that wait for the provider at once. A slow provider must not take every thread of the console."""
+_SEE_OTHER: Final = 303
+_LOG: Final = logging.getLogger("mqauth.console")
+_ERRORS: Final = {
+    "access_denied": "The login was cancelled, or the identity provider denied it.",
+    "login_required": "The identity provider wants you to log in there first.",
+    "temporarily_unavailable": "The identity provider is not available just now.",
+}
+_NO_PAGE: Final = "There is no such page."
+_MALFORMED: Final = "The identity provider's answer is not in its form."
 _HSTS: Final = "max-age=31536000"
 
 
@@ -68,8 +86,10 @@ def application(
     Raises:
         ConfigurationError: nobody could log in, or the provider would send people to another scheme or host.
     """
-    if tokens is None and provider is None:
-        raise ConfigurationError("nobody could log in: without tokens there must be an OpenID provider")
+    require(
+        tokens is not None or provider is not None,
+        "nobody could log in: without tokens there must be an OpenID provider",
+    )
     site = Site(backend, sessions or Sessions(), Cookie(name="mqauth", tls=tls))
     login = Login(
         site, tokens=tokens, reviewer=reviewer, provider=provider, attempts=attempts or Attempts(),
@@ -96,8 +116,10 @@ def origin(hosts: Sequence[str], provider: Provider | None, *, tls: bool) -> str
     """
     scheme = "https" if tls else "http"
     given = None if provider is None else provider.settings.url
-    if given is not None and given not in {f"{scheme}://{host}" for host in hosts}:
-        raise ConfigurationError(f"url: must be {scheme}:// and a host of this console: {', '.join(hosts)}")
+    require(
+        given is None or given in {f"{scheme}://{host}" for host in hosts},
+        f"url: must be {scheme}:// and a host of this console: {', '.join(hosts)}",
+    )
     return given or f"{scheme}://{hosts[0]}"
 
 
@@ -179,3 +201,152 @@ class SecurityMiddleware:
             await send(message)
 
         return guarded
+
+
+class _LoginError(MqauthError):
+    """A login that failed.
+
+    Args:
+        status: of the answer.
+        text: shown to the person.
+        why: the error behind it, for the log only.
+    """
+
+    def __init__(self, status: int, text: str, why: MqauthError | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        if why is not None:
+            _LOG.warning("a login failed: %s", why)
+
+
+class Login:
+    """The login pages.
+
+    Args:
+        site: what all pages share.
+        tokens: local logins; ``None`` where they are switched off.
+        reviewer: name of whoever logs in with the reviewer's token.
+        provider: the OpenID provider, if there is one.
+        origin: scheme, host and port that people use, and where the provider sends them back to.
+        attempts: logins under way.
+    """
+
+    def __init__(
+        self, site: Site, *, tokens: Tokens | None, reviewer: str, provider: Provider | None, origin: str,
+        attempts: Attempts,
+    ) -> None:  # fmt: skip
+        self._site, self._tokens, self._reviewer = site, tokens, reviewer
+        self._provider, self._origin, self._attempts = provider, origin, attempts
+        # A strict cookie would not be sent when the provider leads the browser back.
+        self._cookie = Cookie(name="mqauth-login", tls=site.cookie.tls, samesite="lax", max_age=LIFETIME)
+        self._waiting = 0
+
+    async def show(self, request: Request) -> Response:
+        """Show the ways to log in."""
+        if self._site.session(request) is not None:
+            return RedirectResponse("/", _SEE_OTHER)
+        return self._page()
+
+    async def with_token(self, request: Request) -> Response:
+        """Begin a session for a local token."""
+        if self._tokens is None:
+            return self._page(403, "Local tokens are switched off.")
+        role = self._tokens.role((await read_form(request)).get("token", "").strip())
+        if role is None:
+            return self._page(403, "This token is not one of this console.")
+        name = self._reviewer if role == REVIEWER else role
+        return self._site.begin(request, RedirectResponse("/", _SEE_OTHER), name, role)
+
+    async def start(self, request: Request) -> Response:
+        """Send the browser to the provider."""
+        if self._provider is None:
+            return self._page(404, _NO_PAGE)
+        # The cookie is of one host, so the login begins on the one that the provider sends people back to.
+        if request.headers["host"].lower() != self._origin.partition("://")[2]:
+            return RedirectResponse(self._origin + START, _SEE_OTHER)
+        attempt, sealed = self._attempts.begin()
+        try:
+            where = await self._ask(self._provider.authorization_url, attempt, self._origin + CALLBACK)
+        except _LoginError as error:
+            return self._page(error.status, str(error))
+        response = RedirectResponse(where, _SEE_OTHER)
+        self._cookie.put(response, sealed)
+        return response
+
+    async def callback(self, request: Request) -> Response:
+        """Begin a session for a person whom the provider sends back. Whatever happens, this login is over."""
+        try:
+            response = self._let_in(request, await self._identify(request))
+        except _LoginError as error:
+            response = self._page(error.status, str(error))
+        self._cookie.delete(response)
+        return response
+
+    async def _identify(self, request: Request) -> Person:
+        """Return who came back from the provider."""
+        if self._provider is None:
+            raise _LoginError(404, _NO_PAGE)
+        pairs = request.query_params.multi_items()
+        answer = dict(pairs)
+        # A parameter that is repeated makes the answer invalid (RFC 6749, section 3.1).
+        if len(answer) != len(pairs):
+            raise _LoginError(400, _MALFORMED)
+        attempt = self._attempts.redeem(self._cookie.read(request), answer.get("state", ""))
+        if attempt is None:
+            raise _LoginError(403, "This login was not begun here, is too old, or was used before. Begin again.")
+        self._check(answer, self._provider)
+        claims = await self._ask(self._provider.claims, answer["code"], attempt, self._origin + CALLBACK)
+        try:
+            return person(claims, self._provider.settings)
+        except NoNameError as error:
+            raise _LoginError(403, f"{visible(str(error))}.", error) from error
+
+    def _check(self, answer: Mapping[str, str], provider: Provider) -> None:
+        """Refuse the answer of another provider (RFC 9207), and an answer that is an error."""
+        known = provider.known
+        names_itself = known is not None and known.names_itself
+        if answer.get("iss", None if names_itself else provider.settings.issuer) != provider.settings.issuer:
+            raise _LoginError(403, "The answer is not of our identity provider. Begin again.")
+        if "error" in answer:
+            _LOG.warning("the identity provider answered a login with %s", visible(answer["error"])[:80])
+            raise _LoginError(403, _ERRORS.get(answer["error"], "The identity provider refused the login."))
+        if "code" not in answer:
+            raise _LoginError(400, _MALFORMED)
+
+    async def _ask(self, question: Any, *arguments: Any) -> Any:
+        """Ask the provider on a thread, with a bound on how many do so at once."""
+        if self._waiting >= MAX_AT_ONCE:
+            raise _LoginError(503, "Too many people log in at this moment. Try again.")
+        self._waiting += 1
+        try:
+            return await run_in_threadpool(question, *arguments)
+        except IDTokenError as error:
+            raise _LoginError(403, "The identity provider's answer could not be trusted.", error) from error
+        except MqauthError as error:
+            raise _LoginError(502, "The identity provider gave no good answer. Try again.", error) from error
+        finally:
+            self._waiting -= 1
+
+    def _let_in(self, request: Request, found: Person) -> Response:
+        who = visible(found.name)
+        _LOG.info("login of %s (sub %s): %s", who, visible(found.subject), found.role or "no role")
+        if found.role is None:
+            return self._page(403, f"You are {who}, but nothing gives you a role in this console.")
+        # A page, not a redirect: the session's strict cookie is not sent on one that another site began.
+        page = self._site.page("welcome.html", None, who=who, role=found.role)
+        return self._site.begin(request, page, found.name, found.role)
+
+    def _page(self, status: int = 200, trouble: str | None = None) -> Response:
+        label = None if self._provider is None else self._provider.settings.label
+        return self._site.page(
+            "login.html", None, status=status, place=self._site.backend.session.box.name, trouble=trouble,
+            tokens=self._tokens is not None, label=label, start=self._origin + START, leave=self._log_out_url(),
+        )  # fmt: skip
+
+    def _log_out_url(self) -> str | None:
+        """Return where people log out at the provider (OpenID Connect RP-Initiated Logout 1.0)."""
+        known = None if self._provider is None else self._provider.known
+        if self._provider is None or known is None or known.end_session is None:
+            return None
+        mark = "&" if "?" in known.end_session else "?"
+        return f"{known.end_session}{mark}{urlencode({'client_id': self._provider.settings.client_id})}"

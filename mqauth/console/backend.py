@@ -11,18 +11,18 @@ import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from mqauth.console.current_index import WAITS, CurrentIndex, IndexReader, Lost, Overview
-from mqauth.errors import MqauthError
+from mqauth.console.display import Overview, overview
+from mqauth.errors import Cause, MqauthError, Unavailable, require
 from mqauth.review import (
     ALL,
     DISCARD,
     REDRIVE,
-    Account,
     Filter,
     Index,
     Ledger,
@@ -42,6 +42,11 @@ TITLES: Final = {
     REDRIVE: "Redrive", DISCARD: "Discard",
 }  # fmt: skip
 """The kinds of jobs, as pages name them."""
+WAITS: Final = (1.0, 2.0, 5.0)
+"""Seconds between attempts to reach a broker that was lost; the last one is repeated."""
+FRESH: Final = 1.0
+"""Seconds for which the overview of an index that grows is not made again."""
+T = TypeVar("T")
 _LOG: Final = logging.getLogger("mqauth.console")
 
 
@@ -101,16 +106,130 @@ class Job:
         """Note how many letters were looked at."""
         self.seen = count
 
-    def acted(self, account: Account) -> None:
-        """Note how many letters an act has looked at."""
-        self.seen = account.selected - account.left
-
     def as_dict(self) -> dict[str, Any]:
         """Return the progress as JSON values."""
         return {
             "id": self.id, "kind": self.kind, "running": self.running, "seen": self.seen, "total": self.total,
             "acted": self.account is not None, "cancelling": self.running and self.cancelled.is_set(),
         }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """The broker is out of reach, since so many UTC seconds and for this reason."""
+
+    since: float
+    why: str
+
+
+class Letters:
+    """The letters that pages show, as of the current index. Any thread can ask it, and it is replaced as a whole.
+
+    ``stale`` says that it does not hold any more, and is to be replaced by whatever is read next.
+
+    Args:
+        session: the review session.
+        waits: seconds between attempts to reach a broker that was lost; the last one is repeated.
+    """
+
+    def __init__(self, session: Session, waits: Sequence[float]) -> None:
+        self.stale = True
+        self.index: Index | None = None
+        self.lost: Lost | None = None
+        self._session, self._waits = session, tuple(waits)
+        self._lock = threading.RLock()
+        self._overview: Overview | None = None
+        self._made = 0.0
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """Cancel whatever is read from now on."""
+        self._closed.set()
+
+    def show(self, index: Index | None) -> None:
+        """Put an index in the place of the one before, which is deleted."""
+        with self._lock:
+            old, self.index, self._overview = self.index, index, None
+            self.stale = False
+        if old is not None and old is not index:
+            old.close()
+
+    def count(self, wanted: Filter = ALL) -> int:
+        """Return how many letters are meant."""
+        return self._ask(lambda index: index.count(wanted), 0)
+
+    def page(self, wanted: Filter, *, after: int, limit: int) -> list[Row]:
+        """Return a page of letters."""
+        return self._ask(lambda index: index.page(wanted, after=after, limit=limit), [])
+
+    def letter(self, mark: str) -> tuple[Row, Reading] | None:
+        """Return one letter, by its mark."""
+
+        def find(index: Index) -> tuple[Row, Reading] | None:
+            rows = index.page(Filter(mark=mark), limit=1)
+            return (rows[0], index.reading(rows[0].number)) if rows else None
+
+        return self._ask(find, None)
+
+    def overview(self) -> Overview | None:
+        """Return what the first page shows, at most a second old; ``None`` before anything was read."""
+        return self._ask(self._newest_overview, None)
+
+    def _ask(self, question: Callable[[Index], T], otherwise: T) -> T:
+        """Ask the index, if there is one; it is not replaced before it has answered."""
+        with self._lock:
+            return otherwise if self.index is None else question(self.index)
+
+    def _newest_overview(self, index: Index) -> Overview:
+        now, known = self._session.clock.monotonic(), self._overview
+        if known is not None and known.complete == index.complete and known.total == index.size:
+            return known
+        # An index that grows has more letters every few milliseconds.
+        if known is not None and not index.complete and now - self._made < FRESH:
+            return known
+        self._made, self._overview = now, overview(index)
+        return self._overview
+
+    def read(self, job: Job) -> None:
+        """Read all letters. While the broker is out of reach, try again until it is back or the job is cancelled.
+
+        Raises:
+            Unavailable: cancelled before the broker was reached.
+        """
+        if self._closed.is_set():
+            job.cancelled.set()
+        waits = chain(self._waits, repeat(self._waits[-1]))
+        while not self._reached(job):
+            if job.cancelled.wait(next(waits)):
+                raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "not reached before it was cancelled")
+
+    def _reached(self, job: Job) -> bool:
+        """Read all letters, and tell whether the broker was there."""
+        try:
+            self._read(job)
+        except Unavailable as error:
+            self.lost = self.lost or Lost(since=self._session.clock.now(), why=str(error))
+            return False
+        self.lost = None
+        return True
+
+    def _read(self, job: Job) -> None:
+        """Read all letters into a new index. It is shown at once where the current one no longer holds."""
+        fresh = Index(self._session.clock.now())
+
+        def progress(seen: int) -> None:
+            job.seen, job.total, self.lost = seen, max(seen, fresh.expected), None
+            if self.stale:
+                self.show(fresh)
+
+        try:
+            self._session.survey(progress=progress, cancelled=job.cancelled, into=fresh)
+        finally:
+            if fresh.complete or self.index is fresh:
+                self.show(fresh)
+                self.stale = not fresh.complete
+            else:
+                fresh.close()
 
 
 class Backend:
@@ -128,24 +247,17 @@ class Backend:
         self.session, self.files = session, tuple(files)
         self.job: Job | None = None
         self.ledger: Ledger | None = None
-        self._current = CurrentIndex(session.clock)
-        self._reader = IndexReader(session, self._current, waits=waits)
+        self.letters = Letters(session, waits)
         self._lock = threading.RLock()
         self._worker = ThreadPoolExecutor(1, "mqauth-console")
-        self._future: Future[None] | None = None
 
     def close(self) -> None:
         """Stop the running job before its next letter, and delete the index."""
-        self._reader.close()
+        self.letters.close()
         if self.job is not None:
             self.job.cancelled.set()
         self._worker.shutdown()
-        self._current.show(None)
-
-    def wait(self, seconds: float | None = None) -> None:
-        """Wait until the job has ended."""
-        if self._future is not None:
-            self._future.result(seconds)
+        self.letters.show(None)
 
     def read(self, by: str) -> Job:
         """Start to read all letters again.
@@ -153,7 +265,7 @@ class Backend:
         Raises:
             BusyError: another job is running.
         """
-        return self._start(Job(kind=READ, by=by), self._reader.read)
+        return self._start(Job(kind=READ, by=by), self.letters.read)
 
     def judge(self, wanted: Filter, by: str) -> Job:
         """Start to judge letters by today's verifier.
@@ -206,42 +318,15 @@ class Backend:
         if self.job is not None and self.job.id == id:
             self.job.cancelled.set()
 
-    @property
-    def lost(self) -> Lost | None:
-        """Since when and why the broker is out of reach, if it is."""
-        return self._reader.lost
-
-    def overview(self) -> Overview | None:
-        """Return what the first page shows of the letters read so far; ``None`` before any were read."""
-        return self._current.overview()
-
-    def count(self, wanted: Filter = ALL) -> int:
-        """Return how many letters are meant."""
-        return self._current.ask(lambda index: index.count(wanted), 0)
-
-    def page(self, wanted: Filter, *, after: int, limit: int) -> list[Row]:
-        """Return a page of letters."""
-        return self._current.ask(lambda index: index.page(wanted, after=after, limit=limit), [])
-
-    def letter(self, mark: str) -> tuple[Row, Reading] | None:
-        """Return one letter, by its mark."""
-
-        def find(index: Index) -> tuple[Row, Reading] | None:
-            rows = index.page(Filter(mark=mark), limit=1)
-            return (rows[0], index.reading(rows[0].number)) if rows else None
-
-        return self._current.ask(find, None)
-
     def verdict(self, reading: Reading) -> str | None:
         """Return today's verdict on a letter; ``None`` without a verifier."""
         return None if self.session.guard is None else self.session.verdict(reading)
 
     def _start(self, job: Job, work: Callable[[Job], None]) -> Job:
         with self._lock:
-            if self.job is not None and self.job.running:
-                raise BusyError("another job is running")
+            require(self.job is None or not self.job.running, "another job is running", BusyError)
             self.job = job
-            self._future = self._worker.submit(self._work, job, work)
+            self._worker.submit(self._work, job, work)
         return job
 
     def _work(self, job: Job, work: Callable[[Job], None]) -> None:
@@ -257,13 +342,13 @@ class Backend:
             job.running = False
 
     def _judge(self, job: Job, wanted: Filter) -> None:
-        index = self._current.index
+        index = self.letters.index
         if index is not None:
             job.total = index.count(wanted)
             job.counts = self.session.judge(index, wanted, progress=job.saw, cancelled=job.cancelled)
 
     def _rehearse(self, job: Job) -> None:
-        index, plan = self._current.index, job.plan
+        index, plan = self.letters.index, job.plan
         if index is not None and plan is not None:
             job.total = index.count(plan.wanted)
             job.selection, job.counts = self.session.rehearse(
@@ -276,16 +361,15 @@ class Backend:
         if plan is None or selection is None:
             return
         # The index no longer holds, even where the act fails halfway.
-        self._current.stale = True
-        account = self.session.act(plan, selection, progress=job.acted, cancelled=job.cancelled)
-        job.account = account.as_dict()
+        self.letters.stale = True
+        job.account = self.session.act(plan, selection, progress=job.saw, cancelled=job.cancelled).as_dict()
         # Whoever cancelled the act did not cancel the reading after it.
         job.seen = job.total = 0
         job.cancelled = threading.Event()
-        self._reader.read(job)
+        self.letters.read(job)
 
     def _account(self, job: Job) -> None:
-        self._reader.read(job)
-        index = self._current.index
+        self.letters.read(job)
+        index = self.letters.index
         if index is not None and index.complete:
             self.ledger = self.session.ledger(index, self.files)

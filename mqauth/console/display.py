@@ -1,4 +1,4 @@
-"""Makes hostile text fit to look at: bounded, with nothing invisible, and nothing that turns text around.
+"""Makes letters fit to look at: hostile text bounded, with nothing invisible, and every reason explained.
 
 The templates escape every value for HTML. Nothing here does.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from mqauth.errors import Reason
 from mqauth.letters.release import RELEASE_HEADER
-from mqauth.review import Reading, time_text
+from mqauth.review import Group, Index, Reading, time_text
 from mqauth.wire import json_form
 from mqauth.wire.message import TOKEN_HEADER, Message
 
@@ -20,6 +22,12 @@ MAX_BODY: Final = 64 * 1024
 MAX_HEX: Final = 8 * 1024
 MAX_VALUE: Final = 1024
 MAX_HEADERS: Final = 200
+MAX_GROUPS: Final = 200
+COLUMNS: Final = 40
+SERIES: Final = 6
+OTHER: Final = "other reasons"
+_FOREVER: Final = 253_370_764_800.0
+"""UTC seconds of the year 9999. A forged letter may name a later time, which no calendar has."""
 _ROW: Final = 16
 _SECRET: Final = frozenset((TOKEN_HEADER, RELEASE_HEADER))
 _HIDDEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
@@ -149,3 +157,165 @@ def moment(seconds: float | None) -> str:
     """Return a time for people; empty where there is none."""
     text = time_text(seconds)
     return f"{text[:19].replace('T', ' ')} UTC" if text else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """The explanation of one reason: the step that failed, what that means, and what to do next."""
+
+    step: str
+    meaning: str
+    next: str
+
+
+_FORGED: Final = "Discard it, and look who can write to this destination."
+_PRODUCER: Final = "Look at how the producer makes its messages; they have to be sent again."
+_TIME: Final = "If the delay was ours and the message is still wanted, redrive it and waive this reason."
+_TOKEN: Final = "Reading the token"
+_KEY: Final = "Finding the key"
+_CLAIMS: Final = "Checking the claims"
+_BINDING: Final = "Comparing the token with the message"
+
+EXPLANATIONS: Final[dict[str, Advice]] = {
+    Reason.TOKEN_MISSING: Advice(_TOKEN, "The message has no token: nobody vouches for it.", _PRODUCER),
+    Reason.TOKEN_REPEATED: Advice(_TOKEN, "The message has several tokens; none of them is believed.", _FORGED),
+    Reason.TOKEN_OVERSIZE: Advice(_TOKEN, "The token is longer than any token may be.", _FORGED),
+    Reason.TOKEN_MALFORMED: Advice(_TOKEN, "The token's header holds something that is no token.", _FORGED),
+    Reason.TOKEN_TYPE: Advice(_TOKEN, "It is a token, but one made for another purpose than messages.", _FORGED),
+    Reason.HEADER_FORBIDDEN: Advice(_TOKEN, "The token's JOSE header has a member that is not allowed.", _FORGED),
+    Reason.ALGORITHM_FORBIDDEN: Advice(
+        _TOKEN, "The token is signed with an algorithm that is not accepted.", "Compare the producer's algorithm."
+    ),
+    Reason.KEY_UNKNOWN: Advice(
+        _KEY, "The token names a key that the issuer's key set did not hold.",
+        "Often a rotation: judge again once the key is published. One that never appears is a forgery.",
+    ),
+    Reason.KEY_REVOKED: Advice(_KEY, "The key was revoked: whoever holds it may not be the producer.", _FORGED),
+    Reason.KEY_EXPIRED: Advice(_KEY, "The key had expired.", _TIME),
+    Reason.SIGNATURE_INVALID: Advice(
+        "Verifying the signature", "The signature does not hold: the token was edited or forged.", _FORGED
+    ),
+    Reason.CLAIMS_MALFORMED: Advice(_CLAIMS, "The claims of the token do not have the required form.", _PRODUCER),
+    Reason.CLAIM_MISSING: Advice(_CLAIMS, "A claim that every token needs is missing.", _PRODUCER),
+    Reason.ISSUER_UNTRUSTED: Advice(
+        _CLAIMS, "The token names an issuer that this consumer does not know.", "Compare the consumer's issuers."
+    ),
+    Reason.AUDIENCE_MISMATCH: Advice(_CLAIMS, "The token is meant for another audience.", _PRODUCER),
+    Reason.SUBJECT_MISMATCH: Advice(_CLAIMS, "The key does not speak for the named producer.", _FORGED),
+    Reason.ISSUED_IN_FUTURE: Advice(
+        _CLAIMS, "The token was issued in the future.", "Compare the clocks of producer and consumer; judge again."
+    ),
+    Reason.NOT_YET_VALID: Advice(_CLAIMS, "The token was not valid yet.", "Judge again: it may be valid by now."),
+    Reason.EXPIRED: Advice(_CLAIMS, "The token had expired when the message was received.", _TIME),
+    Reason.LIFETIME_EXCESSIVE: Advice(_CLAIMS, "The token lives longer than this consumer allows.", _TIME),
+    Reason.QUEUE_AGE_EXCEEDED: Advice(_CLAIMS, "The message waited longer than this consumer allows.", _TIME),
+    Reason.DESTINATION_MISMATCH: Advice(
+        _BINDING, "The message was signed for another destination, and moved here.", _FORGED
+    ),
+    Reason.BODY_MISMATCH: Advice(_BINDING, "The body is not the one that was signed.", _FORGED),
+    Reason.RECORD_KEY_MISMATCH: Advice(_BINDING, "The record key is not the one that was signed.", _FORGED),
+    Reason.HEADERS_MISMATCH: Advice(_BINDING, "A signed header or property was changed.", _FORGED),
+    Reason.COVERAGE_INSUFFICIENT: Advice(_BINDING, "The token leaves out what it must cover.", _PRODUCER),
+    Reason.PRODUCER_FORBIDDEN: Advice(
+        "Asking the policy", "The producer is genuine, but may not write to this destination.",
+        "If it should, change the policy and judge again.",
+    ),
+    Reason.REPLAYED: Advice(
+        "Claiming the message", "The same token was handled before: this is a copy, or was sent twice.",
+        "Discard it, unless you know that the first one was lost.",
+    ),
+    Reason.PROOF_INVALID: Advice(
+        "Checking the proof", "The proof that ties the message to its batch is wrong.", _FORGED
+    ),
+    Reason.RELEASE_INVALID: Advice("Checking the release", "A release came with it that is not valid.", _FORGED),
+    Reason.MESSAGE_MALFORMED: Advice("Reading the message", "The broker's message cannot be read.", _PRODUCER),
+    Reason.HANDLER_FAILED: Advice(
+        "Handling the message", "The message was verified, and its handler failed on it.",
+        "Look at the consumer's log; once it is repaired, redrive.",
+    ),
+}  # fmt: skip
+UNKNOWN: Final = Advice("Unknown", "The letter names no reason that mqauth gives: it may be forged.", _FORGED)
+
+
+def explain(reason: str) -> Advice:
+    """Return the explanation of a reason, also of one that a forged letter invented."""
+    return EXPLANATIONS.get(reason, UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeline:
+    """Rejections over time by reason, which a template draws as stacked columns.
+
+    Args:
+        names: the series, the largest first.
+        totals: letters of each series.
+        columns: letters by series, of each column that has any.
+        untimed: letters that name no time of a calendar.
+        first, last: UTC seconds, 0 where no letter names a time.
+        step: seconds of a column.
+    """
+
+    names: Sequence[str]
+    totals: Sequence[int]
+    columns: Mapping[int, Counter[int]]
+    untimed: int
+    first: float
+    last: float
+    step: float
+
+    @property
+    def highest(self) -> int:
+        """Letters of the highest column."""
+        return max((column.total() for column in self.columns.values()), default=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """What the first page shows of an index.
+
+    Args:
+        as_of: UTC seconds.
+        total: open letters.
+        kinds: number of groups.
+        groups: the largest of them.
+        picture: rejections over time.
+        complete: whether all letters were read.
+        expected: about how many letters there are, 0 where the broker did not say.
+    """
+
+    as_of: float
+    total: int
+    kinds: int
+    groups: Sequence[Group]
+    picture: Timeline
+    complete: bool
+    expected: int
+
+
+def overview(index: Index) -> Overview:
+    """Return what the first page shows of an index."""
+    return Overview(
+        as_of=index.as_of, total=index.count(), kinds=index.kinds(), groups=index.groups(limit=MAX_GROUPS),
+        picture=_timeline(index), complete=index.complete, expected=index.expected,
+    )  # fmt: skip
+
+
+def _timeline(index: Index) -> Timeline:
+    """Return rejections over time by reason; the index itself counts them."""
+    totals = Counter(dict(index.reasons()))
+    shown = dict(totals.most_common(SERIES))
+    if len(totals) > SERIES:
+        shown[OTHER] = totals.total() - sum(shown.values())
+    span = index.span(_FOREVER)
+    first, last = span or (0.0, 0.0)
+    step = max(last - first, 1.0) / COLUMNS
+    places = {name: number for number, name in enumerate(shown)}
+    columns: dict[int, Counter[int]] = defaultdict(Counter)
+    for reason, at, count in index.columns(first, step, COLUMNS, before=_FOREVER) if span else ():
+        # Reasons that have no series of their own are in the last.
+        columns[at][places.get(reason, len(shown) - 1)] += count
+    untimed = max(0, totals.total() - sum(column.total() for column in columns.values()))
+    return Timeline(
+        names=[*shown], totals=[*shown.values()], columns=columns, untimed=untimed, first=first, last=last,
+        step=step,
+    )  # fmt: skip

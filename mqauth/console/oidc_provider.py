@@ -21,9 +21,8 @@ from urllib.parse import quote_plus, urlencode
 from cryptography.fernet import Fernet, InvalidToken
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.console.oidc_settings import OIDCSettings
-from mqauth.console.oidc_token import ALGORITHMS, Expected, check
-from mqauth.errors import ConfigurationError
+from mqauth.console.oidc import ALGORITHMS, OIDCSettings, check
+from mqauth.errors import ConfigurationError, require
 from mqauth.keystore.remote.connection import Deadline, Dial, Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote.fetch import WELL_KNOWN, request
 
@@ -138,8 +137,7 @@ class Provider:
     """
 
     def __init__(self, settings: OIDCSettings, *, clock: Clock = SYSTEM_CLOCK, dial: Dial | None = None) -> None:
-        if "?" in settings.issuer:
-            raise ConfigurationError("issuer: must be a URL without query")
+        require("?" not in settings.issuer, "issuer: must be a URL without query")
         self.settings = settings
         self._configuration = self._endpoint(settings.issuer.removesuffix("/") + WELL_KNOWN, "issuer")
         self._context, self._clock, self._dial = tls_context(settings.ca), clock, dial
@@ -184,19 +182,17 @@ class Provider:
         deadline = Deadline(self._clock, TIMEOUT)
         metadata = self.metadata(deadline)
         token = self._exchange(metadata, code, attempt, redirect_uri, deadline)
-        expected = Expected(
-            issuer=self.settings.issuer, client_id=self.settings.client_id, nonce=attempt.nonce,
-            now=self._clock.now(), algorithms=metadata.algorithms,
-        )  # fmt: skip
         # The keys are read for each login: a rotation is seen at once, and a withdrawn key is no key any more.
-        return check(token, self._get(metadata.jwks, deadline), expected)
+        return check(
+            token, self._get(metadata.jwks, deadline), self.settings, nonce=attempt.nonce, now=self._clock.now(),
+            algorithms=metadata.algorithms,
+        )  # fmt: skip
 
     def _exchange(
         self, metadata: Metadata, code: str, attempt: Attempt, redirect_uri: str, deadline: Deadline
     ) -> str:
         """Return the ID token for a code (OpenID Connect Core 1.0, section 3.1.3)."""
-        if not 1 <= len(code) <= _MAX_CODE:
-            raise FetchFailed("no code")
+        require(1 <= len(code) <= _MAX_CODE, "no code", FetchFailed)
         form = {
             "grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri,
             "code_verifier": attempt.verifier,
@@ -223,18 +219,21 @@ class Provider:
 
     def _read(self, found: Mapping[str, Any]) -> Metadata:
         """Return the metadata of a configuration that can be used."""
-        if found.get("issuer") != self.settings.issuer:
-            raise ConfigurationError("the identity provider's configuration is another issuer's")
-        if "S256" not in _listed(found, "code_challenge_methods_supported", ("S256",)):
-            raise ConfigurationError("the identity provider does not support PKCE with S256")
+        require(
+            found.get("issuer") == self.settings.issuer,
+            "the identity provider's configuration is another issuer's",
+        )
+        require(
+            "S256" in _listed(found, "code_challenge_methods_supported", ("S256",)),
+            "the identity provider does not support PKCE with S256",
+        )
         algorithms = ALGORITHMS & set(_listed(found, "id_token_signing_alg_values_supported", ("RS256",)))
-        if not algorithms:
-            raise ConfigurationError(
-                "the identity provider signs ID tokens with none of the algorithms that we allow"
-            )
+        require(algorithms, "the identity provider signs ID tokens with none of the algorithms that we allow")
         ways = _listed(found, "token_endpoint_auth_methods_supported", (_BASIC,))
-        if self.settings.secret is not None and not {_BASIC, _POST} & set(ways):
-            raise ConfigurationError("the identity provider accepts no client secret")
+        require(
+            self.settings.secret is None or {_BASIC, _POST} & set(ways),
+            "the identity provider accepts no client secret",
+        )
         leave = found.get("end_session_endpoint")
         return Metadata(
             authorization=self._url(found.get("authorization_endpoint"), "authorization_endpoint"),
@@ -253,8 +252,7 @@ class Provider:
     def _endpoint(self, url: Any, name: str) -> Endpoint:
         """Return where to ask: https, or http to this machine where the settings allow that by name."""
         try:
-            if not isinstance(url, str) or len(url) > _MAX_URL:
-                raise ConfigurationError("no URL")
+            require(isinstance(url, str) and len(url) <= _MAX_URL, "no URL")
             return Endpoint.parse(url, unsafe_http_loopback=self.settings.unsafe_http_loopback)
         except ConfigurationError:
             raise ConfigurationError(

@@ -1,30 +1,126 @@
-"""The pages behind the login: who may see each of them, and what it shows."""
+"""The pages behind the login: who may see each of them, and what it shows.
+
+Queries and forms are read strictly into filters and plans. What no page of ours sends is refused.
+"""
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
+from urllib.parse import parse_qsl, urlencode
 
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import ImmutableMultiDict
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from mqauth.console import display, forms
-from mqauth.console.access import Session
+from mqauth.console import display
 from mqauth.console.backend import REHEARSE, BusyError
-from mqauth.console.reasons import explain
-from mqauth.console.templates import Site
-from mqauth.errors import SIGNED_REASONS, ConfigurationError, MqauthError, Reason
+from mqauth.console.display import explain
+from mqauth.console.site import Session, Site
+from mqauth.errors import SIGNED_REASONS, ConfigurationError, MqauthError, Reason, require
 from mqauth.letters.release import WAIVABLE
-from mqauth.review import ACTS, Filter
+from mqauth.review import ACTS, DIMENSIONS, Filter, Plan, waivable
 
 PAGE: Final = 100
+MAX_FORM: Final = 16 * 1024
+TEXTS: Final = (*DIMENSIONS, "mark", "today", "id")
 _SEE_OTHER: Final = 303
+_MAX_TEXT: Final = 300
+_MAX_FIELDS: Final = 40
 _LOOK_ONLY: Final = "Your role may look, not act."
+_NOT_OURS: Final = "this is no form of this console"
+Fields = ImmutableMultiDict[str, str]
 Shown = Callable[["Pages", Request, Session], Awaitable[Response]]
-Posted = Callable[["Pages", Request, Session, forms.Fields], Awaitable[Response]]
+Posted = Callable[["Pages", Request, Session, Fields], Awaitable[Response | None]]
 Endpoint = Callable[["Pages", Request], Awaitable[Response]]
+
+
+class BadRequestError(MqauthError):
+    """The request is not one that a page of ours makes."""
+
+    code = "bad_request"
+
+
+async def read_form(request: Request) -> Fields:
+    """Return the fields of a urlencoded form of at most 16 KiB.
+
+    Raises:
+        BadRequestError: another type, too large, or not urlencoded.
+    """
+    require(
+        request.headers.get("content-type", "").partition(";")[0].strip() == "application/x-www-form-urlencoded",
+        _NOT_OURS,
+        BadRequestError,
+    )
+    # In pieces and with a bound: whoever reaches the login page can send any body.
+    raw = bytearray()
+    async for piece in request.stream():
+        raw += piece
+        require(len(raw) <= MAX_FORM, "the form is too large", BadRequestError)
+    try:
+        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=_MAX_FIELDS, errors="strict")
+    except ValueError as error:
+        raise BadRequestError(_NOT_OURS) from error
+    return Fields(pairs)
+
+
+def filter_of(fields: Mapping[str, str]) -> Filter:
+    """Return the filter that a query or form names. A field that is there but empty means *none*.
+
+    Raises:
+        BadRequestError: a text is too long.
+    """
+    texts: dict[str, Any] = {name: fields[name] for name in TEXTS if name in fields}
+    require(all(len(text) <= _MAX_TEXT for text in texts.values()), "a filter is too long", BadRequestError)
+    return Filter(**texts)
+
+
+def query_of(wanted: Filter, **more: object) -> str:
+    """Return the query that means this filter."""
+    return urlencode(wanted.given() | {name: str(value) for name, value in more.items()})
+
+
+def plan_of(act: str, fields: Fields, reviewer: str) -> Plan:
+    """Return the plan that the form of an act describes.
+
+    Raises:
+        BadRequestError: a field is not what our form sends.
+        ConfigurationError: no reason, or something that no release may waive.
+    """
+    require(act in ACTS, _NOT_OURS, BadRequestError)
+    return Plan(
+        act=act, wanted=filter_of(fields), reason=fields.get("why", "").strip(),
+        waive=waivable(fields.getlist("waive")), rate=_rate(fields.get("rate", "")), reviewer=reviewer,
+    )  # fmt: skip
+
+
+def row_number(text: str | None) -> int:
+    """Return the number of a row in a query, 0 where there is none.
+
+    Raises:
+        BadRequestError: it is no number.
+    """
+    if text is None:
+        return 0
+    require(text.isascii() and text.isdecimal() and len(text) <= 12, "a number is expected", BadRequestError)
+    return int(text)
+
+
+def _rate(text: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        rate = float(text)
+    except ValueError as error:
+        raise BadRequestError("the rate is a number of letters a second") from error
+    require(
+        0.01 <= rate <= 1_000_000,
+        "the rate is 0.01 to 1000000 letters a second",
+        BadRequestError,
+    )
+    return rate
 
 
 def for_everybody(page: Shown) -> Endpoint:
@@ -40,7 +136,10 @@ def for_everybody(page: Shown) -> Endpoint:
 
 
 def posted(*, viewers: bool = False) -> Callable[[Posted], Endpoint]:
-    """Let a form be posted by a reviewer, or by anybody logged in, with the CSRF token of the session."""
+    """Let a form be posted by a reviewer, or by anybody logged in, with the CSRF token of the session.
+
+    A form that answers nothing leads on to the job that it began.
+    """
 
     def wrap(page: Posted) -> Endpoint:
         async def answered(self: Pages, request: Request) -> Response:
@@ -49,12 +148,12 @@ def posted(*, viewers: bool = False) -> Callable[[Posted], Endpoint]:
                 return self.site.error(403, "You are not logged in any more.")
             if not session.may_act and not viewers:
                 return self.site.error(403, _LOOK_ONLY, session)
-            fields = await forms.read_form(request)
+            fields = await read_form(request)
             given = fields.get("csrf", "").encode("utf-8", "surrogatepass")
             if not hmac.compare_digest(session.csrf.encode(), given):
                 return self.site.error(403, "The form is not of this session. Load the page again.", session)
             try:
-                return await page(self, request, session, fields)
+                return await page(self, request, session, fields) or RedirectResponse("/job", _SEE_OTHER)
             except BusyError as error:
                 return self.site.error(409, f"{str(error).capitalize()}.", session)
             except ConfigurationError as error:
@@ -76,7 +175,7 @@ class Pages:
         self.site, self._backend = site, site.backend
 
     @posted(viewers=True)
-    async def log_out(self, request: Request, session: Session, fields: forms.Fields) -> Response:
+    async def log_out(self, request: Request, session: Session, fields: Fields) -> Response:
         """End the session."""
         self.site.sessions.end(self.site.cookie.read(request) or "")
         response = RedirectResponse("/login", _SEE_OTHER)
@@ -86,23 +185,23 @@ class Pages:
     @for_everybody
     async def groups(self, request: Request, session: Session) -> Response:
         """Show the groups of letters, the first page."""
-        overview = await run_in_threadpool(self._backend.overview)
+        overview = await run_in_threadpool(self._backend.letters.overview)
         return self.site.page("groups.html", session, overview=overview)
 
     @for_everybody
     async def letters(self, request: Request, session: Session) -> Response:
         """Show the letters that a filter means, a page at a time."""
-        wanted = forms.filter_of(request.query_params)
-        after = forms.row_number(request.query_params.get("after"))
-        rows = await run_in_threadpool(self._backend.page, wanted, after=after, limit=PAGE + 1)
-        total = await run_in_threadpool(self._backend.count, wanted)
-        more = forms.query_of(wanted, after=rows[PAGE - 1].number) if len(rows) > PAGE else None
+        wanted = filter_of(request.query_params)
+        after = row_number(request.query_params.get("after"))
+        rows = await run_in_threadpool(self._backend.letters.page, wanted, after=after, limit=PAGE + 1)
+        total = await run_in_threadpool(self._backend.letters.count, wanted)
+        more = query_of(wanted, after=rows[PAGE - 1].number) if len(rows) > PAGE else None
         return self._filtered("letters.html", session, wanted, rows=rows[:PAGE], total=total, more=more)
 
     @for_everybody
     async def letter(self, request: Request, session: Session) -> Response:
         """Show one letter."""
-        found = await run_in_threadpool(self._backend.letter, request.path_params["mark"])
+        found = await run_in_threadpool(self._backend.letters.letter, request.path_params["mark"])
         if found is None:
             text = "No such letter is open: it was resolved, or the letters were read again."
             return self.site.error(404, text, session)
@@ -125,59 +224,57 @@ class Pages:
         )  # fmt: skip
 
     @posted(viewers=True)
-    async def refresh(self, request: Request, session: Session, fields: forms.Fields) -> Response:
+    async def refresh(self, request: Request, session: Session, fields: Fields) -> None:
         """Read all letters again."""
         self._backend.read(session.name)
-        return RedirectResponse("/job", _SEE_OTHER)
 
     @posted()
-    async def judge(self, request: Request, session: Session, fields: forms.Fields) -> Response:
+    async def judge(self, request: Request, session: Session, fields: Fields) -> Response:
         """Judge letters by today's verifier."""
-        wanted = forms.filter_of(fields)
+        wanted = filter_of(fields)
         self._backend.judge(wanted, session.name)
-        return RedirectResponse(f"/job?{forms.query_of(wanted)}", _SEE_OTHER)
+        return RedirectResponse(f"/job?{query_of(wanted)}", _SEE_OTHER)
 
     @for_everybody
     async def act_form(self, request: Request, session: Session) -> Response:
         """Show the form of an act."""
-        act, wanted = request.path_params["act"], forms.filter_of(request.query_params)
+        act, wanted = request.path_params["act"], filter_of(request.query_params)
         if act not in ACTS:
             return self.site.error(404, "There is no such page.", session)
         if not session.may_act:
             return self.site.error(403, _LOOK_ONLY, session)
-        total = await run_in_threadpool(self._backend.count, wanted)
+        total = await run_in_threadpool(self._backend.letters.count, wanted)
         return self._filtered("act.html", session, wanted, act=act, total=total, waivable=WAIVABLE)
 
     @posted()
-    async def rehearse(self, request: Request, session: Session, fields: forms.Fields) -> Response:
+    async def rehearse(self, request: Request, session: Session, fields: Fields) -> None:
         """Freeze a selection, and find out what the act would do."""
-        plan = forms.plan_of(request.path_params["act"], fields, session.name)
+        plan = plan_of(request.path_params["act"], fields, session.name)
         await run_in_threadpool(self._backend.rehearse, plan)
-        return RedirectResponse("/job", _SEE_OTHER)
 
     @posted()
-    async def confirm(self, request: Request, session: Session, fields: forms.Fields) -> Response:
+    async def confirm(self, request: Request, session: Session, fields: Fields) -> None:
         """Do what was rehearsed."""
         self._backend.act(fields.get("job", ""), session.name)
-        return RedirectResponse("/job", _SEE_OTHER)
 
     @posted()
-    async def cancel(self, request: Request, session: Session, fields: forms.Fields) -> Response:
+    async def cancel(self, request: Request, session: Session, fields: Fields) -> None:
         """Stop the running job before its next letter."""
         self._backend.cancel(fields.get("job", ""))
-        return RedirectResponse("/job", _SEE_OTHER)
 
     @for_everybody
     async def job(self, request: Request, session: Session) -> Response:
         """Show the newest job."""
-        wanted = forms.filter_of(request.query_params)
+        wanted = filter_of(request.query_params)
         return self._filtered("job.html", session, wanted, rehearsing=REHEARSE)
 
     @for_everybody
     async def progress(self, request: Request, session: Session) -> Response:
         """Return the progress of the newest job as JSON."""
         job = self._backend.job
-        return JSONResponse({} if job is None else {**job.as_dict(), "lost": self._backend.lost is not None})
+        return JSONResponse(
+            {} if job is None else {**job.as_dict(), "lost": self._backend.letters.lost is not None}
+        )
 
     @for_everybody
     async def account(self, request: Request, session: Session) -> Response:
@@ -185,11 +282,10 @@ class Pages:
         return self.site.page("account.html", session, ledger=self._backend.ledger, files=self._backend.files)
 
     @posted(viewers=True)
-    async def start_account(self, request: Request, session: Session, fields: forms.Fields) -> Response:
+    async def start_account(self, request: Request, session: Session, fields: Fields) -> None:
         """Compare the audit files with the letters."""
         self._backend.account(session.name)
-        return RedirectResponse("/job", _SEE_OTHER)
 
     def _filtered(self, name: str, session: Session, wanted: Filter, **values: Any) -> Response:
         """Return a page that shows the filter by which it was made."""
-        return self.site.page(name, session, fields=wanted.given(), query=forms.query_of(wanted), **values)
+        return self.site.page(name, session, fields=wanted.given(), query=query_of(wanted), **values)

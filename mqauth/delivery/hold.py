@@ -264,7 +264,7 @@ class Hold:
             return True
         if (self.suspended and self.yields(held)) or (self.stopping and self.stops(held)):
             return True
-        if self._seconds is not None and held.everyones_since is not None and not held.is_kept:
+        if self._seconds is not None and held.everyones_since is not None and self.yields(held):
             return self._clock.monotonic() - held.everyones_since >= self._seconds or self._is_old(slot)
         return self._is_old(slot) and (not slot.is_last or held.is_given_up)
 
@@ -272,8 +272,12 @@ class Hold:
         return self._clock.monotonic() - slot.received >= self._oldest
 
     def yields(self, held: HeldDelivery) -> bool:
-        """Return whether a delivery goes back when its queue is suspended."""
-        return not held.is_kept
+        """Return whether a delivery goes back when its queue is suspended.
+
+        One whose handler has ended does not: somebody else who is given it would run its handler again once the
+        lease is over, also where the store was back long before.
+        """
+        return not held.is_kept and held.delivery.step is not Step.CONFIRM
 
     def stops(self, held: HeldDelivery) -> bool:
         """Return whether a stop ends its waiting; one whose handler has ended waits for its confirm."""

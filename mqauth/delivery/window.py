@@ -24,7 +24,8 @@ own.
 issuers), the queue is suspended after ``hold`` seconds: the consumer is cancelled first, and then the held
 deliveries go back. Otherwise they would come again at once, each time nearer to the quorum queue's delivery
 limit. A delivery of them is probed until its cause is over; then the queue is consumed again. A delivery that
-another return would put over the limit is not given back at all.
+another return would put over the limit is not given back at all. One whose handler has ended waits unacked for
+its confirm: another consumer would run its handler again once the lease is over.
 
 **Channel generations.** A delivery tag is valid on its own channel alone. Where a channel or connection is lost,
 the broker delivers everything unacked on it again, flagged ``redelivered``. So the tags of the old channel are

@@ -7,13 +7,11 @@ A ``LetterBox`` is a dead-letter queue or topic (``mqauth.review.letterbox``, ``
 it.
 """
 
-from mqauth.review.accounts import Account, Ledger, account
-from mqauth.review.acts import ACTS, DISCARD, REDRIVE, Plan, discard, redrive, rehearse, waivable
+from mqauth.review.acts import ACTS, DISCARD, REDRIVE, Account, Plan, discard, redrive, rehearse, waivable
 from mqauth.review.index import ALL, DIMENSIONS, Filter, Group, Index, Row, Selection
-from mqauth.review.judge import Judge, judge
 from mqauth.review.letter import Letter, Reading, read, time_text
-from mqauth.review.letterbox import LetterBox, MemoryLetterBox, fill, survey, take_in
-from mqauth.review.session import MakeReleaser, Session, reviewers_releaser
+from mqauth.review.letterbox import Judge, LetterBox, fill, judge, survey, take_in
+from mqauth.review.session import Ledger, MakeReleaser, Session, account, reviewers_releaser
 
 __all__ = [
     "ACTS",
@@ -30,7 +28,6 @@ __all__ = [
     "Letter",
     "LetterBox",
     "MakeReleaser",
-    "MemoryLetterBox",
     "Plan",
     "Reading",
     "Row",

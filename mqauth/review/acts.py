@@ -14,22 +14,29 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mqauth.audit import record as audit_records
 from mqauth.audit.record import AuditRecord, AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, uuid7
-from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable
+from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable, require
 from mqauth.flow import Flow, call, either
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.letters.authorities import Releaser
 from mqauth.letters.release import WAIVABLE, Hop, Release, without_release
-from mqauth.review.accounts import Account
 from mqauth.review.index import ALL, Filter, Index, Row, Selection
-from mqauth.review.judge import Judge, Originals, count_verdicts, recalled, verdict_word, why_unsound
 from mqauth.review.letter import UNKNOWN, Letter, Reading, read, redeliverable
-from mqauth.review.letterbox import BATCH, LetterBox
+from mqauth.review.letterbox import (
+    BATCH,
+    Judge,
+    LetterBox,
+    Originals,
+    count_verdicts,
+    recalled,
+    verdict_word,
+    why_unsound,
+)
 from mqauth.wire import claims as claim_set
 from mqauth.wire.message import Message
 
@@ -49,8 +56,7 @@ def waivable(names: Iterable[str]) -> frozenset[Reason]:
         ConfigurationError: no release may waive one of them, or there is no such reason.
     """
     wanted = frozenset(names)
-    if not wanted <= set(WAIVABLE):
-        raise ConfigurationError(f"a release may waive {', '.join(WAIVABLE)}")
+    require(wanted <= set(WAIVABLE), f"a release may waive {', '.join(WAIVABLE)}")
     return frozenset(map(Reason, wanted))
 
 
@@ -82,15 +88,51 @@ class Plan:
 
     def __post_init__(self) -> None:
         # Whatever is no discard would be carried out as a redrive.
-        if self.act not in ACTS:
-            raise ConfigurationError(f"an act must be {' or '.join(ACTS)}")
-        if not claim_set.is_name(self.reason) or not self.reason.strip():
-            raise ConfigurationError(f"a reason is required: one line of 1 to {claim_set.MAX_NAME} characters")
+        require(self.act in ACTS, f"an act must be {' or '.join(ACTS)}")
+        require(
+            claim_set.is_name(self.reason) and self.reason.strip(),
+            f"a reason is required: one line of 1 to {claim_set.MAX_NAME} characters",
+        )
         waivable(self.waive)
-        if self.rate is not None and not self.rate > 0:
-            raise ConfigurationError("rate must be above 0 letters a second")
-        if not claim_set.is_name(self.reviewer):
-            raise ConfigurationError(f"a reviewer must be text of 1 to {claim_set.MAX_NAME} characters")
+        require(self.rate is None or self.rate > 0, "rate must be above 0 letters a second")
+        require(
+            claim_set.is_name(self.reviewer), f"a reviewer must be text of 1 to {claim_set.MAX_NAME} characters"
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Account:
+    """What became of the letters of a selection; ``selected`` is always the sum of the other counts.
+
+    Args:
+        selected: letters in the frozen selection.
+        done: acted on and removed.
+        refused: left where they are, by reason.
+        failed: the broker or the audit failed on it, which ends the act; it is left, or acted on again.
+        gone: in the selection but no longer in the queue.
+        error: what failed, one line.
+        cancelled: whether the act was cancelled.
+    """
+
+    selected: int
+    done: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    failed: int = 0
+    gone: int = 0
+    error: str | None = None
+    cancelled: bool = False
+
+    @property
+    def left(self) -> int:
+        """Letters that were not looked at: the act was cancelled, or failed on an earlier one."""
+        return self.selected - self.done - self.refused.total() - self.failed - self.gone
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the account as JSON values."""
+        return {
+            "selected": self.selected, "done": self.done, "refused": dict(self.refused), "failed": self.failed,
+            "gone": self.gone, "left": self.left, "error": self.error, "cancelled": self.cancelled,
+        }  # fmt: skip
 
 
 class _RefusedError(MqauthError):
@@ -133,7 +175,7 @@ def redrive(
     releaser: Releaser,
     audit: AuditSink,
     originals: Originals | None = None,
-    progress: Callable[[Account], None] = lambda account: None,
+    progress: Callable[[int], None] = lambda seen: None,
     cancelled: threading.Event | None = None,
 ) -> Flow[Account]:
     """Send the originals of a selection back, each with a release, and remove their letters.
@@ -148,7 +190,7 @@ def redrive(
         releaser: signs with the reviewer's key.
         audit: durable; no letter is removed without a record.
         originals: where the originals of reference letters are read again; without it they are refused.
-        progress: called with the account after each letter.
+        progress: called with the number of letters looked at so far.
         cancelled: set from any thread, it stops before the next letter.
     """
     today = Judge(guard, originals)
@@ -175,7 +217,7 @@ def discard(
     *,
     audit: AuditSink,
     clock: Clock = SYSTEM_CLOCK,
-    progress: Callable[[Account], None] = lambda account: None,
+    progress: Callable[[int], None] = lambda seen: None,
     cancelled: threading.Event | None = None,
 ) -> Flow[Account]:
     """Remove the letters of a selection for good, each with an audit record.
@@ -186,7 +228,7 @@ def discard(
         plan: why, how fast, and who acts.
         audit: durable; no letter is removed without a record.
         clock: tells the time.
-        progress: called with the account after each letter.
+        progress: called with the number of letters looked at so far.
         cancelled: set from any thread, it stops before the next letter.
     """
 
@@ -259,7 +301,7 @@ def _sweep(
                     break
                 wanted[mark] -= 1
                 yield from _one(letter, act, account)
-                pace.progress(account)
+                pace.progress(account.selected - account.left)
     except Unavailable as error:
         account.error = str(error)
     except Exception:
@@ -274,7 +316,7 @@ class _Pace:
     """How fast an act goes, who watches it, and how it is stopped."""
 
     rate: float | None
-    progress: Callable[[Account], None]
+    progress: Callable[[int], None]
     cancelled: threading.Event
     clock: Clock
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from mqauth.audit.record import harmless
-from mqauth.errors import ConfigurationError, MalformedMessage
+from mqauth.errors import ConfigurationError, MalformedMessage, require
 from mqauth.review.letter import Letter, Reading, read
 from mqauth.wire import json_form, strict_json
 
@@ -100,11 +100,9 @@ class Selection:
 
     Args:
         marks: how many letters of each mark.
-        as_of: UTC seconds of the index that it was taken from.
     """
 
     marks: dict[str, int]
-    as_of: float
 
     def __len__(self) -> int:
         return sum(self.marks.values())
@@ -268,8 +266,7 @@ class Index(AbstractContextManager["Index"]):
             ConfigurationError: there is no such letter, or it cannot be shown.
         """
         found = self._ask("SELECT letter FROM originals WHERE number = ?", [number])
-        if not found:
-            raise ConfigurationError("no such letter")
+        require(found, "no such letter")
         try:
             message = json_form.from_form(strict_json.loads(found[0][0], depth=json_form.JSON_DEPTH, wide=True))
         except MalformedMessage as error:
@@ -288,7 +285,7 @@ class Index(AbstractContextManager["Index"]):
 
     def freeze(self, wanted: Filter = ALL) -> Selection:
         """Return the letters that are meant now, counted."""
-        return Selection(dict(self._each(*_select("mark, count(*)", wanted, "GROUP BY mark"))), self.as_of)
+        return Selection(dict(self._each(*_select("mark, count(*)", wanted, "GROUP BY mark"))))
 
     def note(self, number: int, today: str) -> None:
         """Keep the verdict that a letter would get today."""

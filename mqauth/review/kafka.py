@@ -27,9 +27,9 @@ from mqauth.brokers.kafka import poison as kafka_poison
 from mqauth.brokers.kafka.client import producer_settings, settings_of
 from mqauth.brokers.kafka.translate import Logs, carries, from_native
 from mqauth.brokers.log.records import dead_letter_headers
-from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
-from mqauth.review.judge import RecordPlace
+from mqauth.errors import Cause, MalformedMessage, Unavailable, require
 from mqauth.review.letter import Letter, letter_headers
+from mqauth.review.letterbox import RecordPlace
 from mqauth.wire import destination, strict_json
 from mqauth.wire.message import Message
 
@@ -56,8 +56,10 @@ class KafkaLetterBox:
 
     def __init__(self, consumer: Any, producer: Any, topic: str, *, timeout: float = 30) -> None:
         config = producer_settings(producer)
-        if config["enable_idempotence"] or config["acks"] not in (-1, "all"):
-            raise ConfigurationError('the producer must have acks="all" and enable_idempotence=False')
+        require(
+            not config["enable_idempotence"] and config["acks"] in (-1, "all"),
+            'the producer must have acks="all" and enable_idempotence=False',
+        )
         _check_no_group(consumer)
         self._consumer = consumer
         self._producer = producer
@@ -93,12 +95,17 @@ class KafkaLetterBox:
             Unavailable: ``dead_letter_unavailable``.
         """
         scheme, *names = destination.parse(message.destination)
-        if scheme != destination.KAFKA:
-            raise MalformedMessage("a message of another broker")
-        if not all(carries(name, value) for name, value in message.headers):
-            raise MalformedMessage("a header that kafka-python cannot send unchanged")
-        if message.body is None and message.key is None:
-            raise MalformedMessage("kafka-python sends no record without key and value")
+        require(scheme == destination.KAFKA, "a message of another broker", MalformedMessage)
+        require(
+            all(carries(name, value) for name, value in message.headers),
+            "a header that kafka-python cannot send unchanged",
+            MalformedMessage,
+        )
+        require(
+            message.body is not None or message.key is not None,
+            "kafka-python sends no record without key and value",
+            MalformedMessage,
+        )
         headers = dead_letter_headers(message.headers)
         try:
             self._send(names[0], value=message.body, key=message.key, headers=headers)
@@ -144,8 +151,7 @@ class KafkaLetterBox:
     def _assign(self, topic: str) -> None:
         """Go to the beginning of every partition, and note where they end now."""
         partitions = self._consumer.partitions_for_topic(topic)
-        if not partitions:
-            raise ConfigurationError(f"there is no topic {topic}")
+        require(partitions, f"there is no topic {topic}")
         places = [_PYTHON.TopicPartition(topic, number) for number in sorted(partitions)]
         self._consumer.assign(places)
         self._consumer.seek_to_beginning(*places)
@@ -249,8 +255,10 @@ class KafkaRecords:
 
 
 def _check_no_group(consumer: Any) -> None:
-    if settings_of(consumer, "KafkaConsumer")["group_id"] is not None:
-        raise ConfigurationError("the consumer must have no group: it commits nothing")
+    require(
+        settings_of(consumer, "KafkaConsumer")["group_id"] is None,
+        "the consumer must have no group: it commits nothing",
+    )
 
 
 def resolution_key(message: Message) -> bytes:

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from mqauth.audit.record import MAX_SOURCE, harmless, iso_time
-from mqauth.errors import MalformedMessage, Reason, Rejection
+from mqauth.errors import MalformedMessage, Reason, Rejection, require
 from mqauth.letters.dead_letter import PREFIX, content_digest, letter_id
 from mqauth.letters.release import MAX_HOPS
 from mqauth.wire import batch, destination, envelope, json_form, jws, strict_json
@@ -175,8 +175,7 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
     place = lines.get("destination", "")
     parsed = destination.parse(place)
     metadata = _metadata(lines.get("metadata"))
-    if metadata.get("stripped"):
-        raise MalformedMessage("headers in mqauth's own names were stripped from it")
+    require(not metadata.get("stripped"), "headers in mqauth's own names were stripped from it", MalformedMessage)
     headers = _merged([*_kept(message, parsed[0])], metadata)
     properties: dict[str, str] = {}
     if parsed[0] == destination.RABBITMQ:
@@ -211,37 +210,47 @@ def _parse(raw: bytes, part: str) -> Any:
 
 def _metadata(text: str | None) -> dict[str, Any]:
     found = {} if text is None else _parse(text.encode("utf-8", "backslashreplace"), "metadata")
-    if not isinstance(found, dict):
-        raise MalformedMessage("the letter's metadata is no object")
+    require(isinstance(found, dict), "the letter's metadata is no object", MalformedMessage)
     return found
 
 
 def _merged(headers: list[HeaderPair], metadata: Mapping[str, Any]) -> tuple[HeaderPair, ...]:
     """Return the headers with those of the metadata back in their places; their order is signed."""
     pairs = metadata.get("headers", [])
-    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise MalformedMessage("the letter's metadata has no list of headers")
+    require(
+        isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs),
+        "the letter's metadata has no list of headers",
+        MalformedMessage,
+    )
     total = len(headers) + len(pairs)
     places = metadata.get("places", list(range(len(headers), total)))
-    if not isinstance(places, list) or not all(type(at) is int and 0 <= at < total for at in places):
-        raise MalformedMessage("the letter's metadata has a header at a place that does not exist")
-    if len(set(places)) != len(pairs) or len(places) != len(pairs):
-        raise MalformedMessage("the letter's metadata does not have one place for each header")
+    require(
+        isinstance(places, list) and all(type(at) is int and 0 <= at < total for at in places),
+        "the letter's metadata has a header at a place that does not exist",
+        MalformedMessage,
+    )
+    require(
+        len(set(places)) == len(pairs) and len(places) == len(pairs),
+        "the letter's metadata does not have one place for each header",
+        MalformedMessage,
+    )
     moved, kept = dict(zip(places, pairs, strict=True)), iter(headers)
     return tuple(_header(moved[at]) if at in moved else next(kept) for at in range(total))
 
 
 def _header(pair: list[Any]) -> HeaderPair:
     name, tagged = pair
-    if not isinstance(name, str):
-        raise MalformedMessage("a header's name is text")
+    require(isinstance(name, str), "a header's name is text", MalformedMessage)
     return name, json_form.value_from_form(tagged)
 
 
 def _live_properties(metadata: Mapping[str, Any]) -> dict[str, str]:
     found = metadata.get("properties", {})
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise MalformedMessage("the letter's metadata has no table of properties")
+    require(
+        isinstance(found, dict) and all(isinstance(value, str) for value in found.values()),
+        "the letter's metadata has no table of properties",
+        MalformedMessage,
+    )
     return {name: value for name, value in found.items() if name in _LIVE}
 
 
@@ -251,9 +260,7 @@ def _origin(lines: Mapping[str, str], parsed: tuple[str, ...]) -> Origin:
     if parsed[0] == destination.RABBITMQ:
         return Origin(scope=scope, queue=source, exchange=parsed[1], routing_key=parsed[2])
     origin = Origin.of_record(source, scope=scope)
-    if origin is None:
-        raise MalformedMessage("the letter's source is not a place in a topic")
-    return origin
+    return require(origin, "the letter's source is not a place in a topic", MalformedMessage)
 
 
 def _unsound(original: Message, lines: Mapping[str, str], named: str) -> str | None:

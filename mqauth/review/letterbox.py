@@ -1,19 +1,29 @@
-"""A dead-letter queue or topic: the protocol, passes over it, and that of the broker in memory."""
+"""A dead-letter queue or topic: what a broker has to do, passes over it, and today's verdict on its letters.
+
+Judging claims, records and removes nothing. The original of a *reference* letter was too large for a letter. The
+letter names a place and its own id, and the original is read again at that place where the broker still has it.
+Whoever may write to the dead-letter queue can name any place, so what is found there counts only if it has that
+very id, which a digest of its content is part of.
+"""
 
 from __future__ import annotations
 
+import re
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
 
-from mqauth.brokers.memory import MemoryBroker, UnroutableError
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import Cause, MalformedMessage, Unavailable
+from mqauth.errors import MalformedMessage, Unavailable, require
 from mqauth.flow import Flow, call
-from mqauth.judging.pipeline import Delivery
-from mqauth.review.index import Index
-from mqauth.review.letter import Letter, read
+from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
+from mqauth.letters.dead_letter import letter_id
+from mqauth.letters.release import NO_PAST, Past, without_release
+from mqauth.replay.rules import ClaimRequest, ClaimStatus
+from mqauth.review.index import ALL, Filter, Index, Row
+from mqauth.review.letter import Letter, Reading, proven, read, redeliverable
 from mqauth.wire import json_form
 from mqauth.wire.message import NO_ORIGIN, Message
 
@@ -30,17 +40,14 @@ class LetterBox(Protocol):
     @property
     def name(self) -> str:
         """Name of the queue or topic."""
-        ...
 
     @property
     def destination(self) -> str:
         """Its canonical destination, to which imported letters are published."""
-        ...
 
     @property
     def expected(self) -> int:
         """About how many letters there were when the pass began; 0 where the broker does not say."""
-        ...
 
     def browse(self, limit: int, /) -> Sequence[Letter] | Awaitable[Sequence[Letter]]:
         """Return the next letters of the pass; none at its end, after which a new pass begins.
@@ -51,7 +58,6 @@ class LetterBox(Protocol):
         Raises:
             Unavailable: ``dead_letter_unavailable``, the broker cannot be asked; the pass has ended.
         """
-        ...
 
     def publish(self, message: Message, /) -> Awaitable[None] | None:
         """Publish a message to its destination, and return once the broker has confirmed it.
@@ -60,7 +66,6 @@ class LetterBox(Protocol):
             Unavailable: ``dead_letter_unavailable``: unroutable, refused, timed out or not reachable.
             MalformedMessage: the client cannot send it so that it arrives as it is.
         """
-        ...
 
     def remove(self, letter: Letter, /) -> Awaitable[None] | None:
         """Remove the very letter that this pass returned, or mark it as resolved.
@@ -68,7 +73,6 @@ class LetterBox(Protocol):
         Raises:
             Unavailable: ``dead_letter_unavailable``; the letter may come again.
         """
-        ...
 
 
 def survey(
@@ -143,54 +147,183 @@ def take_in(box: LetterBox, forms: Iterable[Any]) -> Flow[int]:
     count = 0
     for form in forms:
         message = json_form.from_form(form)
-        if not read(Letter(message=message)).sound:
-            raise MalformedMessage(f"letter {count + 1}: no dead letter with a valid id and digest")
+        require(
+            read(Letter(message=message)).sound,
+            f"letter {count + 1}: no dead letter with a valid id and digest",
+            MalformedMessage,
+        )
         yield from call(box.publish, replace(message, destination=box.destination, origin=NO_ORIGIN))
         count += 1
     return count
 
 
-class MemoryLetterBox:
-    """The dead letters of one queue of a ``MemoryBroker``.
+UNSOUND: Final = "letter_unsound"
+ONLY_REFERENCE: Final = "reference_only"
+GONE: Final = "original_gone"
+CHANGED: Final = "original_changed"
+_FAULTS: Final = (ONLY_REFERENCE, GONE, CHANGED)
+_PLACE: Final = re.compile(r"((?!\.{1,2}/)[A-Za-z0-9._-]{1,249})/([0-9]{1,9})/([0-9]{1,18})(?:@.{0,90})?")
 
-    Args:
-        broker: where the queue is.
-        place: destination of the queue.
-    """
 
-    def __init__(self, broker: MemoryBroker, place: str) -> None:
-        self._broker = broker
-        self.name = self.destination = place
-        self._held: dict[int, Message] = {}
-        self._seen = self.expected = 0
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordPlace:
+    """Where Kafka has a record."""
 
-    def browse(self, limit: int, /) -> Sequence[Letter]:
-        """Take the next letters; the end of the pass gives back those that were not removed."""
-        if not self._held:
-            self.expected = len(self._broker.waiting(self.name))
-        found: list[Letter] = []
-        while len(found) < limit and (taken := self._broker.take(self.name)) is not None:
-            message = taken.message if isinstance(taken, Delivery) else taken
-            self._held[self._seen] = message
-            found.append(Letter(message=message, handle=self._seen))
-            self._seen += 1
-        if not found:
-            for message in reversed(self._held.values()):
-                self._broker.give_back(self.name, message)
-            self._held = {}
-        return found
+    topic: str
+    partition: int
+    offset: int
 
-    def publish(self, message: Message, /) -> None:
-        """Publish a message to its destination.
+
+class Originals(Protocol):
+    """Where originals can be read again. Synchronous or asynchronous."""
+
+    def fetch(self, place: RecordPlace, /) -> Message | None | Awaitable[Message | None]:
+        """Return the record at a place, ``None`` where there is none any more.
 
         Raises:
-            Unavailable: ``dead_letter_unavailable``, no such queue.
+            Unavailable: ``dead_letter_unavailable``, the broker cannot be asked.
         """
-        try:
-            self._broker.publish(message)
-        except UnroutableError as error:
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, str(error)) from error
 
-    def remove(self, letter: Letter, /) -> None:
-        """Forget the letter."""
-        self._held.pop(letter.handle, None)
+
+def recalled(reading: Reading, originals: Originals | None) -> Flow[Reading]:
+    """Return the reading of a reference letter with its original read again; any other reading as it is.
+
+    Where there is no such original the reading says why in its ``fault``: ``reference_only``, ``original_gone`` or
+    ``original_changed``.
+
+    Args:
+        reading: of any letter.
+        originals: where to look; ``None`` where the broker keeps nothing, as RabbitMQ.
+    """
+    if reading.form != "reference" or reading.original is not None:
+        return reading
+    named = _PLACE.fullmatch(reading.source)
+    if originals is None or named is None:
+        return replace(reading, fault=ONLY_REFERENCE)
+    place = RecordPlace(topic=named[1], partition=int(named[2]), offset=int(named[3]))
+    found = yield from call(originals.fetch, place)
+    if found is None:
+        return replace(reading, fault=GONE)
+    original = replace(found, origin=replace(found.origin, scope=reading.scope), native=None)
+    if original.malformed is not None or letter_id(original, reading.scope) != reading.id:
+        return replace(reading, fault=CHANGED)
+    return proven(reading, original)
+
+
+class _NoClaims:
+    """A replay store that claims nothing, so that judging leaves no trace."""
+
+    def claim(self, _request: ClaimRequest, /) -> ClaimStatus:
+        return ClaimStatus.FRESH
+
+    def confirm(self, _request: ClaimRequest, /) -> None:
+        pass
+
+    def release(self, _request: ClaimRequest, /) -> None:
+        pass
+
+
+class Judge:
+    """Gives today's verdict on letters.
+
+    Args:
+        guard: the consumer's pipeline, of which verifier and policy are asked.
+        originals: where the originals of reference letters are read again, if the broker keeps them.
+    """
+
+    def __init__(self, guard: Pipeline, originals: Originals | None = None) -> None:
+        self.clock, self.originals, self._scope = guard.clock, originals, guard.scope
+        self._guard = Pipeline(verifier=guard.verifier, policy=guard.policy, replay=_NoClaims(), clock=guard.clock)
+
+    def scope_for(self, reading: Reading, wanted: str | None = None) -> str:
+        """Return the scope that a letter is judged and released for: the wanted, the pipeline's, or its own."""
+        return wanted or self._scope or reading.scope
+
+    def verdict(self, message: Message, *, scope: str) -> Flow[Outcome]:
+        """Judge a message as if it were delivered now, without asking whether it was handled before."""
+        there = redeliverable(message, scope=scope, now=self.clock.now())
+        return (yield from self._guard.judge(self._guard.receive(there)))
+
+    def past(self, original: Message) -> Past:
+        """Return the dead letters that a message had before, as far as a release on it proves them."""
+        authorities = self._guard.verifier.release
+        return NO_PAST if authorities is None else authorities.past(original, self.clock.now())
+
+    def today(self, reading: Reading) -> Flow[str]:
+        """Return what would become of a letter's original today: ``accepted``, a reason, or a cause."""
+        reading = yield from recalled(reading, self.originals)
+        if reading.original is None or not reading.sound:
+            return why_unsound(reading)
+        # A release that the message came with is not one that a redrive would sign.
+        bare = without_release(reading.original)
+        return verdict_word((yield from self.verdict(bare, scope=self.scope_for(reading) or "default")))
+
+
+def why_unsound(reading: Reading) -> str:
+    """Return in one word why a letter has no original that could be sent."""
+    return reading.fault if reading.fault in _FAULTS else UNSOUND
+
+
+def verdict_word(outcome: Outcome) -> str:
+    """Return an outcome in one word: ``accepted``, a reason, or a cause."""
+    if outcome.verdict is Verdict.ACCEPTED:
+        return str(outcome.verdict.value)
+    return str(outcome.reason or outcome.cause or outcome.verdict.value)
+
+
+def judge(
+    index: Index,
+    guard: Pipeline,
+    wanted: Filter = ALL,
+    *,
+    originals: Originals | None = None,
+    progress: Callable[[int], None] = lambda seen: None,
+    cancelled: threading.Event | None = None,
+) -> Flow[Counter[str]]:
+    """Judge letters of an index by today's verifier, note each verdict in the index, and return the counts.
+
+    Args:
+        index: of the letters.
+        guard: the consumer's pipeline.
+        wanted: which letters.
+        originals: where the originals of reference letters are read again, if the broker keeps them.
+        progress: called with the number of letters judged so far.
+        cancelled: set from any thread, it stops before the next letter.
+    """
+    today = Judge(guard, originals)
+
+    def verdict_on(row: Row) -> Flow[str]:
+        verdict = yield from today.today(index.reading(row.number))
+        index.note(row.number, verdict)
+        return verdict
+
+    return (yield from count_verdicts(index, wanted, verdict_on, progress, cancelled))
+
+
+def count_verdicts(
+    index: Index,
+    wanted: Filter,
+    verdict_on: Callable[[Row], Flow[str]],
+    progress: Callable[[int], None],
+    cancelled: threading.Event | None,
+) -> Flow[Counter[str]]:
+    """Return how many letters of an index get each verdict, in one word.
+
+    The index is read a page at a time: with 100,000 letters not all of them are in memory.
+
+    Args:
+        index: of the letters.
+        wanted: which letters.
+        verdict_on: returns the verdict on one letter.
+        progress: called with the number of letters so far.
+        cancelled: set from any thread, it stops before the next letter.
+    """
+    after, counts = 0, Counter[str]()
+    while page := index.page(wanted, after=after, limit=BATCH):
+        after = page[-1].number
+        for row in page:
+            if cancelled is not None and cancelled.is_set():
+                return counts
+            counts[(yield from verdict_on(row))] += 1
+            progress(counts.total())
+    return counts

@@ -20,7 +20,7 @@ from pamqp import commands
 from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error
 from mqauth.brokers.rabbitmq.incoming import delivered
 from mqauth.brokers.rabbitmq.translate import Measured, carries, failures_of, frame_limit, from_native, to_native
-from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
+from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable, require
 from mqauth.review.letter import Letter
 from mqauth.wire import destination
 from mqauth.wire.message import Message
@@ -95,10 +95,12 @@ class RabbitMQLetterBox:
             Unavailable: ``dead_letter_unavailable``.
         """
         scheme, *names = destination.parse(message.destination)
-        if scheme != destination.RABBITMQ:
-            raise MalformedMessage("a message of another broker")
-        if not all(carries(name, value) for name, value in message.headers):
-            raise MalformedMessage("a header that aio-pika cannot send unchanged")
+        require(scheme == destination.RABBITMQ, "a message of another broker", MalformedMessage)
+        require(
+            all(carries(name, value) for name, value in message.headers),
+            "a header that aio-pika cannot send unchanged",
+            MalformedMessage,
+        )
         native = to_native(message, message_id="")
         native.message_id = message.properties.get("message-id") or _NoMessageId()
         native.check()
@@ -214,11 +216,11 @@ class RabbitMQLetterBox:
     def _check_deliveries(self, found: Sequence[IncomingMessage]) -> None:
         """Refuse to go on browsing where the broker would soon drop the letters for it."""
         most = 0 if self._unlimited else max(map(failures_of, found), default=0)
-        if most >= MAX_DELIVERIES:
-            raise ConfigurationError(
-                f"letters of {self.name} were delivered {most} times, and it may have a delivery limit: "
-                "declare dead-letter queues with x-delivery-limit -1"
-            )
+        require(
+            most < MAX_DELIVERIES,
+            f"letters of {self.name} were delivered {most} times, and it may have a delivery limit: "
+            "declare dead-letter queues with x-delivery-limit -1",
+        )
 
 
 class _NoMessageId(str):

@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from mqauth.audit.record import AuditSink, read_records
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import ConfigurationError
+from mqauth.errors import require
 from mqauth.flow import Flow
 from mqauth.judging.pipeline import Pipeline
 from mqauth.letters.authorities import Releaser
-from mqauth.review.accounts import Account, Ledger, account
-from mqauth.review.acts import DISCARD, Plan, discard, redrive, rehearse
+from mqauth.review.acts import DISCARD, Account, Plan, discard, redrive, rehearse
 from mqauth.review.index import ALL, Filter, Index, Selection
-from mqauth.review.judge import Judge, Originals, judge
 from mqauth.review.letter import Reading
-from mqauth.review.letterbox import LetterBox, fill, survey
+from mqauth.review.letterbox import Judge, LetterBox, Originals, fill, judge, survey
 from mqauth.wire.keys import Key
 
 R = TypeVar("R")
@@ -34,11 +33,6 @@ class Run(Protocol):
 
     def __call__(self, flow: Flow[R], /) -> R:
         """Return what the flow returns."""
-        ...
-
-
-def _ignore(seen: int) -> None:
-    pass
 
 
 class Session:
@@ -85,14 +79,12 @@ class Session:
         Raises:
             ConfigurationError: the session has none.
         """
-        if self.guard is None:
-            raise ConfigurationError("started without --config: nothing can be judged")
-        return self.guard
+        return require(self.guard, "started without --config: nothing can be judged")
 
     def survey(
         self,
         *,
-        progress: Callable[[int], None] = _ignore,
+        progress: Callable[[int], None] = lambda seen: None,
         cancelled: threading.Event | None = None,
         into: Index | None = None,
     ) -> Index:
@@ -116,7 +108,7 @@ class Session:
         index: Index,
         wanted: Filter = ALL,
         *,
-        progress: Callable[[int], None] = _ignore,
+        progress: Callable[[int], None] = lambda seen: None,
         cancelled: threading.Event | None = None,
     ) -> Counter[str]:
         """Judge letters by today's verifier, note the verdicts in the index, and return their counts.
@@ -124,10 +116,9 @@ class Session:
         Raises:
             ConfigurationError: the session has no pipeline.
         """
-        flow = judge(
-            index, self.pipeline(), wanted, originals=self.originals, progress=progress, cancelled=cancelled
+        return self.run(
+            judge(index, self.pipeline(), wanted, originals=self.originals, progress=progress, cancelled=cancelled)
         )
-        return self.run(flow)
 
     def verdict(self, reading: Reading) -> str:
         """Return today's verdict on one letter: ``accepted``, a reason, or a cause.
@@ -143,15 +134,17 @@ class Session:
         Raises:
             ConfigurationError: no audit, or for a redrive no pipeline or no key.
         """
-        if not (self.can_discard if plan.act == DISCARD else self.can_redrive):
-            raise ConfigurationError(f"not set up to {plan.act}: it needs an audit file, and to redrive a key too")
+        require(
+            self.can_discard if plan.act == DISCARD else self.can_redrive,
+            f"not set up to {plan.act}: it needs an audit file, and to redrive a key too",
+        )
 
     def rehearse(
         self,
         index: Index,
         plan: Plan,
         *,
-        progress: Callable[[int], None] = _ignore,
+        progress: Callable[[int], None] = lambda seen: None,
         cancelled: threading.Event | None = None,
     ) -> tuple[Selection, Counter[str]]:
         """Freeze the letters of a plan, and count what would become of them: ``accepted``, or why not.
@@ -173,7 +166,7 @@ class Session:
         plan: Plan,
         selection: Selection,
         *,
-        progress: Callable[[Account], None] = lambda account: None,
+        progress: Callable[[int], None] = lambda seen: None,
         cancelled: threading.Event | None = None,
     ) -> Account:
         """Carry out a plan on the letters that were frozen for it, and return what became of them.
@@ -181,14 +174,13 @@ class Session:
         Args:
             plan: as it was rehearsed.
             selection: as the rehearsal froze it; letters that came later are not touched.
-            progress: called with the account after each letter.
+            progress: called with the number of letters looked at so far.
             cancelled: set from any thread, it stops the act before the next letter.
 
         Raises:
             ConfigurationError: as for ``rehearse``, or no audit.
         """
-        if self.audit is None:
-            raise ConfigurationError(f"not set up to {plan.act}: it needs an audit file")
+        require(self.audit is not None, f"not set up to {plan.act}: it needs an audit file")
         watched: dict[str, Any] = {"audit": self.audit, "progress": progress, "cancelled": cancelled}
         if plan.act == DISCARD:
             return self.run(discard(self.box, selection, plan, clock=self.clock, **watched))
@@ -203,9 +195,7 @@ class Session:
         return account(read_records(files), index.ids())
 
     def _releaser_of(self, plan: Plan) -> Releaser:
-        if self._releaser is None:
-            raise ConfigurationError("started without --key: nothing can be redriven")
-        return self._releaser(plan.reviewer)
+        return require(self._releaser, "started without --key: nothing can be redriven")(plan.reviewer)
 
 
 def reviewers_releaser(
@@ -223,9 +213,82 @@ def reviewers_releaser(
         ConfigurationError: the pipeline trusts no authority, or several and none was named.
     """
     trusted = [] if guard.verifier.release is None else list(guard.verifier.release.authorities)
-    if not trusted:
-        raise ConfigurationError("--config: has no [[release.authorities]], so its consumer accepts no release")
-    if authority is None and len(trusted) > 1:
-        raise ConfigurationError("--authority: required, since the configuration trusts several")
+    require(trusted, "--config: has no [[release.authorities]], so its consumer accepts no release")
+    require(
+        authority is not None or len(trusted) == 1, "--authority: required, since the configuration trusts several"
+    )
     issuer = authority or trusted[0]
     return lambda reviewer: Releaser(key=read_key(), issuer=issuer, reviewer=reviewer, lifetime=lifetime)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """Dead letters counted by their ids: by audit files and queue, each is open, redriven or discarded.
+
+    Everything adds up where ``difference`` is 0.
+
+    Args:
+        rejected: ids that the audit says were dead-lettered.
+        open: of these, in the queue.
+        redriven, discarded: of these, no longer in the queue, by the last act on record.
+        missing: of these, neither in the queue nor on record as acted on.
+        unknown: in the queue without a record of their rejection.
+        unproven: open or discarded ids named only by letters that are not sound: they may be forged.
+    """
+
+    rejected: int
+    open: int
+    redriven: int
+    discarded: int
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+    unproven: tuple[str, ...]
+
+    @property
+    def difference(self) -> int:
+        """How many letters do not add up."""
+        return len(self.missing) + len(self.unknown)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the ledger as JSON values; of long lists the first 100 ids, with the full count."""
+        lists = {"missing": self.missing, "unknown": self.unknown, "unproven": self.unproven}
+        return {
+            "rejected": self.rejected, "open": self.open, "redriven": self.redriven,
+            "discarded": self.discarded, "difference": self.difference,
+            **{name: {"count": len(found), "ids": list(found[:100])} for name, found in lists.items()},
+        }  # fmt: skip
+
+
+def account(records: Iterable[Mapping[str, Any]], waiting: Iterable[tuple[str, bool]]) -> Ledger:
+    """Compare audit records with the letters in the queue.
+
+    Args:
+        records: audit records of the consumers and the reviewers.
+        waiting: ids in the queue, and whether one of their letters is sound (``Index.ids``).
+    """
+    rejected: set[str] = set()
+    acts: dict[str, tuple[str, bool]] = {}
+    for record in records:
+        letter, verdict = record.get("dead_letter"), record.get("verdict")
+        if not isinstance(letter, str):
+            continue
+        if verdict == "rejected":
+            rejected.add(letter)
+        elif verdict in ("redriven", "discarded"):
+            review = record.get("review")
+            acts[letter] = (verdict, isinstance(review, Mapping) and review.get("sound") is True)
+    here = dict(waiting)
+    # A letter still in the queue is open whatever the audit says: an act recorded before a crash may not have
+    # removed it.
+    resolved = {letter: act for letter, act in acts.items() if letter in rejected and letter not in here}
+    unproven = [letter for letter, sound in here.items() if letter in rejected and not sound]
+    unproven += [letter for letter, (_, sound) in resolved.items() if not sound]
+    return Ledger(
+        rejected=len(rejected),
+        open=sum(1 for letter in here if letter in rejected),
+        redriven=sum(1 for act, _ in resolved.values() if act == "redriven"),
+        discarded=sum(1 for act, _ in resolved.values() if act == "discarded"),
+        missing=tuple(sorted(rejected - here.keys() - resolved.keys())),
+        unknown=tuple(sorted(here.keys() - rejected)),
+        unproven=tuple(sorted(unproven)),
+    )

@@ -58,12 +58,10 @@ class Health(Protocol):
     @property
     def deferred(self) -> int:
         """The number of deliveries that are held now."""
-        ...
 
     @property
     def stalled_since(self) -> float | None:
         """UTC seconds since when the oldest of them waits."""
-        ...
 
 
 class Telemetry:

@@ -10,7 +10,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from prometheus_client import CollectorRegistry, start_http_server
 
 from mqauth._version import __version__
-from mqauth.errors import ConfigurationError
+from mqauth.errors import require
 from mqauth.telemetry.otel import Telemetry
 
 
@@ -37,8 +37,10 @@ class Endpoint:
         expose: bool = False,
         now: Callable[[], float] | None = None,
     ) -> None:
-        if host not in ("127.0.0.1", "::1", "localhost") and not expose:
-            raise ConfigurationError(f"metrics are served on loopback unless expose=True, not on {host}")
+        require(
+            host in ("127.0.0.1", "::1", "localhost") or expose,
+            f"metrics are served on loopback unless expose=True, not on {host}",
+        )
         registry = CollectorRegistry()
         # A registry of its own keeps the metrics of two endpoints in one process apart.
         self._provider = MeterProvider([PrometheusMetricReader(registry=registry)])

@@ -107,6 +107,7 @@ class Channel:
         self.consumers.clear()
         unacked, self.unacked = self.unacked, {}
         for found in unacked.values():
+            self._broker.world.lost(self, found.message)
             found.consumer.queue.returned(found.consumer, (found.message,))
 
     def deliver(self, consumer: Subscription, message: Stored) -> None:

@@ -200,13 +200,18 @@ def _outlasts_its_lease(scenario: Scenario, first: Handling, second: Handling) -
     """Tell whether the first process could not confirm until its lease was over, and another has the message.
 
     The outage of the store began before the confirm could arrive. The lease counts from the handler's beginning,
-    when the message was claimed already.
+    when the message was claimed already. The other has it since the first lost its channel: what it gave back by
+    itself is not excused.
     """
     if first.ended is None or first.process == second.process:
         return False
-    outages = scenario.world.outages.between("store", first.process, first.ended, first.ended + TIMEOUT)
-    over = first.begun + scenario.settings.lease
-    return any(each.stops_requests and each.ended >= over for each in outages)
+    world, over = scenario.world, first.begun + scenario.settings.lease
+    outages = world.outages.between("store", first.process, first.ended, first.ended + TIMEOUT)
+    lost = any(
+        process == first.process and first.begun <= when <= second.begun
+        for when, process in world.ledger.losses[first.label]
+    )
+    return lost and any(each.stops_requests and each.ended >= over for each in outages)
 
 
 def _stopped_without_store(scenario: Scenario, first: Handling, second: Handling) -> bool:

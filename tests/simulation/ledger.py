@@ -62,6 +62,8 @@ class Ledger:
     copies: defaultdict[Label, int] = field(default_factory=lambda: defaultdict(int))
     handlings: defaultdict[Label, list[Handling]] = field(default_factory=lambda: defaultdict(list))
     acks: defaultdict[Label, list[tuple[float, str]]] = field(default_factory=lambda: defaultdict(list))
+    losses: defaultdict[Label, list[tuple[float, str]]] = field(default_factory=lambda: defaultdict(list))
+    """When a process lost the channel of an unacked delivery."""
     over_limit: list[Label] = field(default_factory=list)
     claims: dict[Any, Claim] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)

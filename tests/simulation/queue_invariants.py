@@ -187,16 +187,25 @@ class QueueInvariants:
         if parcel.kind == "brief" and alone:
             self.require(not ours, "no message expires in our hands", native)
 
-    def goes_back(self, runner: Runner, slot: Slot, outcome: Outcome) -> None:
-        """Check a deferred delivery that is no longer held: for a cause of all the queue is suspended first."""
+    def goes_back(self, runner: Runner, slot: Slot, delivery: Delivery, outcome: Outcome) -> None:
+        """Check a deferred delivery that is no longer held: for a cause of all the queue is suspended first.
+
+        One whose handler has ended waits for its confirm as long as the broker allows.
+        """
         if outcome.cause not in EVERYONES or not slot.is_ours or slot.is_last:
             return
+        waits = delivery.step is Step.CONFIRM and not self.is_old(slot) and not runner.window.stopping
+        self.require(not waits, "what was handled is not given back", slot.native)
         suspended = runner.suspended_at.pop(slot, runner.went_on)
-        begins = runner.window.outage.lasts or runner.window.stopping or suspended < runner.went_on
+        begins = runner.window.stopping or suspended < runner.went_on
         consumed = bool(self.channel.consumers) and self.channel.alive and not begins
         self.require(
             not consumed, "the queue is suspended before what waits for a cause of all goes back", slot.native
         )
+
+    def is_old(self, slot: Slot) -> bool:
+        """Tell whether the broker's consumer timeout is near for a delivery."""
+        return self.clock.monotonic() - slot.received >= 0.9 * self.consumer_timeout
 
     def gives_back(self, native: Native) -> None:
         """Check a delivery that is given back."""
@@ -230,8 +239,11 @@ class QueueInvariants:
         ended = native.channel.ended and step not in (Step.CONFIRM, Step.RELEASE)
         self.require(not ended, "nothing of an ended channel is held", native)
         last = 0 <= self.broker.limit <= native.returns
-        old = self.clock.monotonic() - held.slot.received >= 0.9 * self.consumer_timeout
-        self.require(last or not old or native.channel.ended, "held no longer than the broker allows", native)
+        self.require(
+            last or not self.is_old(held.slot) or native.channel.ended,
+            "held no longer than the broker allows",
+            native,
+        )
         self.require(step is Step.CONFIRM or not runner.hold.stopping, "nothing is held at a stop", native)
 
     def goes_on(self, runner: Runner) -> None:
@@ -257,20 +269,19 @@ class QueueInvariants:
         waits = bool(self.broker.ready) and full and looked and len(beside) < self.max_held
         self.require(not waits, "others pass what waits for its own cause", self.broker.ready)
 
-    def due_for_renewal(self, runner: Runner) -> list[Native]:
-        """Return the deliveries whose claims are due for renewal."""
-        before = self.clock.monotonic() - LEASE / 3
+    def due_for_renewal(self, runner: Runner, before: float) -> list[Native]:
+        """Return the deliveries whose claims were made before a time, so that they are due for renewal."""
         found = [each.about for each in runner.loop.answers if each.about is not None]
         return [each for each in found if each.received <= before]
 
-    def look_at_leases(self, runner: Runner, due: list[Native]) -> None:
-        """Check that the claims of long handlers are renewed."""
+    def look_at_leases(self, runner: Runner, due: list[Native], before: float) -> None:
+        """Check that the claims of long handlers were renewed since a time; the store may be slow at each."""
         still = {each.about for each in runner.loop.answers}
         reached = "store" not in self.facilities.out
         for native in due:
             claim = self.store.entries.get(native.id)
             held = claim is not None and claim.owner is not None and native.id not in self.store.taken_over
-            asked = self.store.renewed.get(native.id, -1.0) >= self.clock.monotonic() - LEASE / 3
+            asked = self.store.renewed.get(native.id, -1.0) >= before
             self.require(asked or not reached or not held or native not in still, "a claim is renewed", native)
 
     def look_at_room(self, runner: Runner) -> None:

@@ -133,6 +133,7 @@ QUEUE: Final = (
     Mutant("ignores a loss", Window, "lost", returning(None)),
     Mutant("renews nothing", QueueLeases, "due", returning([])),
     Mutant("loses the time of receipt", progress, "again", received_anew),
+    Mutant("gives back what was handled", Hold, "yields", lambda _: lambda _hold, held: not held.is_kept),
     Mutant("suspends nothing", Hold, "wants_suspension", returning(False)),
     Mutant("never goes on", Window, "go_on", returning(None)),
     Mutant("consumes no more after a cancel", Window, "cancelled", returning(False)),

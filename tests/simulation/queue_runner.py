@@ -19,6 +19,7 @@ from mqauth.judging.pipeline import Delivery, Outcome
 from tests.simulation.log_facilities import Abort
 from tests.simulation.queue_acks import Acks
 from tests.simulation.queue_facilities import DRAW
+from tests.simulation.queue_invariants import LEASE
 from tests.simulation.queue_model import QUEUE, Calls, Native
 from tests.simulation.queue_subscription import Subscription
 from tests.simulation.queue_tasks import Cancelled, Loop, Steps, Task, Until, at_once
@@ -159,7 +160,7 @@ class Runner(Subscription):
         if is_deferred(outcome):
             outcome = yield from self._put_off(HeldDelivery(begun.slot, delivery, outcome, self.clock.now()))
         if is_deferred(outcome):
-            self.play.goes_back(self, begun.slot, outcome)
+            self.play.goes_back(self, begun.slot, delivery, outcome)
             yield from self._let_go(begun)
         elif begun.acks is not None:
             self._noted(begun)
@@ -285,10 +286,11 @@ class Runner(Subscription):
 
     def renew(self) -> Steps[None]:
         """Renew the claims that are due."""
-        due = self.play.due_for_renewal(self)
+        before = self.clock.monotonic() - LEASE / 3
+        due = self.play.due_for_renewal(self, before)
         with suppress(Abort):
             yield from self._renewed()
-        self.play.look_at_leases(self, due)
+        self.play.look_at_leases(self, due, before)
 
     def _renewed(self) -> Steps[None]:
         for delivery in self.tended.due(self.clock.monotonic()):

@@ -49,7 +49,7 @@ class Subscription:
         self.questions: dict[Channel, RoundTripQueue[Answer]] = {}
         self.acks: Acks | None = None
         self.woken = self.went_on = self.consumed_at = 0
-        self.started = self.interrupted = self.answered = False
+        self.started = self.interrupted = self.answered = self.starting = False
         self.cancelling: Task | None = None
 
     def fail(self, error: BaseException) -> None:
@@ -96,10 +96,20 @@ class Subscription:
         return lambda: self.clock.monotonic() >= due
 
     def _consume(self) -> Steps[None]:
-        """Set the window and consume."""
+        """Consume once the channel is open, unless the queue is suspended."""
         yield lambda: not self.play.channel.ended
         channel = self.play.channel
         self.interrupted = False
+        if self.window.stalled is not None:
+            return self.window.outage.end()
+        self.starting = True
+        try:
+            yield from self._consume_on(channel)
+        finally:
+            self.starting = False
+
+    def _consume_on(self, channel: Channel) -> Steps[None]:
+        """Set the window of a channel and consume on it."""
         prefetch = self.window.prefetch
         yield at_once
         self._refuse_ended(channel)
@@ -150,6 +160,7 @@ class Subscription:
 
     def _cancel(self) -> Steps[None]:
         """Cancel the consumer, if there is one, and wait for the deliveries on their way."""
+        yield lambda: not self.starting
         channel = self.play.channel
         if (consumer := self.window.leave()) is not None and not channel.ended:
             yield at_once
@@ -163,11 +174,11 @@ class Subscription:
 
     def _until_answered(self, held: HeldDelivery) -> Steps[None]:
         """Wait until a deferred delivery gets further, tried by itself or probed with."""
-        if not held.stays:
-            yield from self._probed(held)
-        while held.stays and not held.is_over:
+        while not held.is_over:
             self.answered = False
             yield lambda: self.answered
+        if not held.stays:
+            yield from self._probed(held)
         self.hold.suspended = False
         self.window.go_on()
         self.went_on = self.play.moment()
@@ -175,7 +186,6 @@ class Subscription:
 
     def _probed(self, held: HeldDelivery) -> Steps[None]:
         """Probe with a delivery that was given back until it would get further."""
-        yield at_once
         tries = 0
         while True:
             self.play.probing += 1

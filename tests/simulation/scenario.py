@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
+from mqauth.wire.json_form import from_form
 from mqauth.wire.keys import Key
-from tests.simulation.amqp_queue import Queue
+from tests.simulation.amqp_queue import Queue, Stored
 from tests.simulation.attacker import Attacker
 from tests.simulation.faults import Fault, play
 from tests.simulation.handlers import Handlers
@@ -146,12 +148,12 @@ class Scenario:
         return self.world.broker.found_queues(names)
 
     def letters(self) -> list[tuple[bytes, str]]:
-        """Return body and reason of each dead letter."""
+        """Return the body of the message that each dead letter is of, and its reason."""
         found = []
         for queue in self.queues(DEAD):
             for message in queue.ready:
                 headers = message.properties.headers or {}
-                found.append((message.body, str(headers.get("mqauth-dead-reason"))))
+                found.append((rejected_body(message), str(headers.get("mqauth-dead-reason"))))
         return found
 
     def _stop_all(self) -> None:
@@ -187,6 +189,17 @@ class _Once:
         action, self._action = self._action, None
         if action is not None:
             action()
+
+
+def rejected_body(letter: Stored) -> bytes:
+    """Return the body of the message that a letter is of: the letter's own, or the one in its JSON form.
+
+    Where the channel is closed by ``PRECONDITION_FAILED`` while a letter's confirm is awaited, the letter may have
+    been too large for the broker, and is sent in the JSON form next. One by reference has no body of the message.
+    """
+    if (letter.properties.headers or {}).get("mqauth-dead-form") != "json":
+        return letter.body
+    return from_form(json.loads(letter.body)).body or b""
 
 
 def _forge(world: World, lifetime: int) -> Forge:

@@ -10,7 +10,7 @@ from tests.simulation.engines import ENGINES, LOG, QUEUE, Engine, broken, findin
 
 SHARD = 1000
 SHARDS = {"log": 100, "queue": 50}
-WITHIN = 2000
+WITHIN = 3000
 """Schedules within which each mistake is found."""
 
 

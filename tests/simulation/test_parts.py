@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from pamqp import commands
 
+from mqauth.errors import Reason, Rejection
+from mqauth.letters.dead_letter import DeadLetter
+from mqauth.wire.message import Message
 from tests.simulation.amqp_queue import Queue, Stored, Subscription
 from tests.simulation.clock import Agenda
 from tests.simulation.determinism import OrderedSet
@@ -17,6 +20,7 @@ from tests.simulation.invariants import INVARIANTS
 from tests.simulation.ledger import Handling, Ledger
 from tests.simulation.outages import Outages
 from tests.simulation.runner import Play, Result
+from tests.simulation.scenario import rejected_body
 from tests.simulation.settings import Settings
 from tests.simulation.shrink import reduced
 
@@ -164,23 +168,28 @@ def test_an_outage_concerns_whom_it_concerns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outage", "second", "allowed"),
+    ("outage", "second", "loses", "allowed"),
     [
-        ((None, "refused", 9.0, 30.0), "consumer2#1", True),
-        (("consumer1", "silent", 10.5, 25.0), "consumer2#1", True),
-        ((None, "refused", 9.0, 23.0), "consumer2#1", False),
-        ((None, "refused", 13.0, 30.0), "consumer2#1", False),
-        ((None, "answer lost", 9.0, 30.0), "consumer2#1", False),
-        (("consumer2", "refused", 9.0, 30.0), "consumer2#1", False),
-        ((None, "refused", 9.0, 30.0), "consumer1#1", False),
+        ((None, "refused", 9.0, 30.0), "consumer2#1", "consumer1#1", True),
+        (("consumer1", "silent", 10.5, 25.0), "consumer2#1", "consumer1#1", True),
+        ((None, "refused", 9.0, 23.0), "consumer2#1", "consumer1#1", False),
+        ((None, "refused", 13.0, 30.0), "consumer2#1", "consumer1#1", False),
+        ((None, "answer lost", 9.0, 30.0), "consumer2#1", "consumer1#1", False),
+        (("consumer2", "refused", 9.0, 30.0), "consumer2#1", "consumer1#1", False),
+        ((None, "refused", 9.0, 30.0), "consumer1#1", "consumer1#1", False),
+        ((None, "refused", 9.0, 30.0), "consumer2#1", "consumer2#1", False),
     ],
-    ids=["of all", "of the first", "too short", "confirmed before", "its answer lost", "of another", "by itself"],
-)
+    ids=[
+        "of all", "of the first", "too short", "confirmed before", "its answer lost", "of another", "by itself",
+        "given back",
+    ],
+)  # fmt: skip
 def test_handled_again_after_an_outage(
-    outage: tuple[str | None, str, float, float], second: str, allowed: bool
+    outage: tuple[str | None, str, float, float], second: str, loses: str, allowed: bool
 ) -> None:
-    """Handled by consumer1, and again: allowed only where its store was away until the lease was over."""
+    """Handled by consumer1, and again: only where its store was away past the lease and it lost the channel."""
     ledger, outages = Ledger(), Outages()
+    ledger.losses[b"a"].append((20.0, loses))
     for process, at in (("consumer1#1", 9.0), (second, 40.0)):
         ledger.handlings[b"a"].append(Handling(b"a", process, at, at + 1.0))
     service, how, begun, ended = outage
@@ -192,3 +201,32 @@ def test_handled_again_after_an_outage(
         world=SimpleNamespace(ledger=ledger, outages=outages, everyone=processes),
     )
     assert (not list(INVARIANTS["handled once"](scenario))) is allowed
+
+
+@pytest.mark.parametrize(
+    ("form", "body", "found"),
+    [
+        ("whole", b"a", True),
+        ("in_body", b"a", True),
+        ("in_body", b"b", False),
+        ("reference", b"a", False),
+        ("unmarked", b"a", False),
+    ],
+    ids=["whole", "in the JSON form", "of another", "by reference alone", "a body that looks like it"],
+)
+def test_the_letter_of_a_forgery(form: str, body: bytes, found: bool) -> None:
+    """A forgery has its letter where the whole of it is in there, as it was or in the JSON form."""
+    rejected = Message(destination="rabbitmq:shop/orders.created", body=body)
+    letter = DeadLetter(
+        message=rejected, rejection=Rejection(Reason.TOKEN_MISSING, "none"), scope="orders", time=0.0, audit="1"
+    )
+    forms = {"whole": letter.whole(lambda _name, _value: True), "reference": letter.reference()}
+    sent = forms.get(form, letter.in_body())
+    headers = {} if form == "unmarked" else dict(sent.headers)
+    stored = Stored(1, "", "orders.dead", commands.Basic.Properties(headers=headers), sent.body or b"")
+    ledger = Ledger()
+    ledger.forged.append(("no-token", b"a"))
+    scenario: Any = SimpleNamespace(
+        world=SimpleNamespace(ledger=ledger), letters=lambda: [(rejected_body(stored), "token_missing")]
+    )
+    assert (not list(INVARIANTS["no forgery is handled"](scenario))) is found

@@ -94,6 +94,10 @@ class World:
         self.ledger.acks[message.body].append((self.agenda.now, process))
         self.note("broker", f"ack of {process} {message.body!r}")
 
+    def lost(self, channel: Channel, message: Stored) -> None:
+        """Note that a channel is over on which a message was unacked."""
+        self.ledger.losses[message.body].append((self.agenda.now, channel.connection.process))
+
     def over_limit(self, queue: Queue, message: Stored) -> None:
         """Note that a message is over its delivery limit."""
         self.ledger.over_limit.append(message.body)

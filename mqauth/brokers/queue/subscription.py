@@ -47,6 +47,7 @@ class Subscription:
         self.started = asyncio.Event()
         self._interrupted = asyncio.Event()
         self._answered = asyncio.Event()
+        self._starting = asyncio.Lock()
         self._cancelling: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -91,7 +92,10 @@ class Subscription:
         return stays
 
     async def cancelled(self) -> None:
-        """Cancel the consumer at the broker, once, and return when no more deliveries come."""
+        """Cancel the consumer at the broker, once, and return when no more deliveries come.
+
+        A consumer that is being started is waited for, and cancelled then.
+        """
         if self._cancelling is None or self._cancelling.done():
             self._cancelling = asyncio.create_task(self._cancel())
         await asyncio.shield(self._cancelling)
@@ -130,10 +134,14 @@ class Subscription:
         # The window is set each time, since a channel that was opened anew has none.
         await self._calls.ready()
         self._interrupted.clear()
-        opened = await self._calls.open(self._window.prefetch)
-        self._window.opens()
-        self.acks = self._acks_of(opened)
-        self._window.consumes(await self._calls.consume(opened.channel, self._take))
+        async with self._starting:
+            # Suspended meanwhile: a consumer would get what is being given back.
+            if self._window.stalled is not None:
+                return self._window.outage.end()
+            opened = await self._calls.open(self._window.prefetch)
+            self._window.opens()
+            self.acks = self._acks_of(opened)
+            self._window.consumes(await self._calls.consume(opened.channel, self._take))
 
     def _acks_of(self, opened: OpenChannel) -> Acks | None:
         """Return the acks of a channel: the same ones while it lives, since its tags go on counting."""
@@ -164,16 +172,20 @@ class Subscription:
             self._interrupted.set()
 
     async def _cancel(self) -> None:
-        if (consumer := self._window.leave()) is not None:
+        # A consumer that is being started has no tag yet.
+        async with self._starting:
+            consumer = self._window.leave()
+        if consumer is not None:
             await self._calls.cancel(consumer)
 
     async def _until_cause_is_over(self, held: HeldDelivery) -> None:
         """Wait until the delivery for which the queue is suspended gets further."""
-        if not held.stays:
-            await self._probed(held)
-        while held.stays and not held.is_over:
+        # Probed with only once it was given back: a probe could settle what is still to be given back.
+        while not held.is_over:
             self._answered.clear()
             await self._answered.wait()
+        if not held.stays:
+            await self._probed(held)
         self._processor.retrier.go_on()
         self._window.go_on()
 
@@ -185,5 +197,4 @@ class Subscription:
             stop=tenacity.stop_never,
             retry=tenacity.retry_if_result(lambda answered: answered is not True),
         )
-        await self._sleep(0)
         await retrying(self._processor.probe, held.delivery)

@@ -44,8 +44,8 @@ class Consumer(QueueConsumer):
             ``Producer`` on a default exchange.
         grace: seconds that running handlers may take at ``stop``.
         hold: seconds, at least 1, of a cause that concerns everyone after which the queue is suspended and the
-            held deliveries go back to the broker. What waits for a cause of its own, or of one issuer, is held in
-            any case.
+            held deliveries go back to the broker. What waits for a cause of its own, or of one issuer, or for the
+            confirm of what was handled, is held in any case.
         consumer_timeout: seconds after which the broker closes a channel for a delivery that is not acked, as it
             is set there (``consumer_timeout``); what is held goes back a tenth before.
         delivery_limit: of the queue; by default as declared, else RabbitMQ's 20. Negative for none. A message at
@@ -79,7 +79,7 @@ class Consumer(QueueConsumer):
         super().__init__(
             Queue(queue), guard, handler,
             dead_letters=dead_letters, prefetch=prefetch, coalesce_acks=coalesce_acks, grace=grace, hold=hold,
-            consumer_timeout=consumer_timeout, delivery_limit=_limit(queue, delivery_limit), max_held=max_held,
+            consumer_timeout=consumer_timeout, delivery_limit=limit_of(queue, delivery_limit), max_held=max_held,
             decode=decode, responder=as_responder(replies, dead_letters), sleep=sleep,
         )  # fmt: skip
         _check(queue, guard, dead_letters)
@@ -91,7 +91,7 @@ def _is_classic(queue: AbstractQueue) -> bool:
     return not getattr(queue, "passive", False) and declared.get("x-queue-type") != "quorum"
 
 
-def _limit(queue: AbstractQueue, configured: int | None) -> int:
+def limit_of(queue: AbstractQueue, configured: int | None) -> int:
     """Return the delivery limit of a queue: as configured, as declared here, or RabbitMQ's own."""
     if configured is not None or _is_classic(queue):
         return NO_LIMIT if configured is None else configured

@@ -1,7 +1,7 @@
-"""``mqauth demo``: a producer, a consumer and an attacker, on the broker in memory or on a real one.
+"""``mqauth demo`` and ``mqauth bench``: the library tried out, on the broker in memory or on a real one.
 
-Each case is published by itself and judged by one consumer. Afterwards the demo looks up what became of it: was it
-handled, is there a dead letter, is it in the audit. Nothing in the table is written by hand.
+In the demo each case is published by itself and judged by one consumer. Afterwards the demo looks up what became
+of it: was it handled, is there a dead letter, is it in the audit. Nothing in the table is written by hand.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from mqauth import (
     Verified,
 )
 from mqauth.audit.chain import verify_chain
+from mqauth.bench import report, run
+from mqauth.cli.app import Json, answer, print_error
 from mqauth.cli.broker import check_url, reached
-from mqauth.cli.options import Json
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import MemoryStage, Stage
@@ -282,3 +283,36 @@ def _header(message: Message, name: str) -> str:
 
 def _text(value: object) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def bench(
+    *,
+    quick: Annotated[bool, typer.Option("--quick", help="At most two minutes; coarser figures.")] = False,
+    as_json: Json = False,
+    rabbitmq: Annotated[
+        str | None, typer.Option("--rabbitmq", help="amqp://...: measure end to end on this broker too.")
+    ] = None,
+    kafka: Annotated[
+        str | None, typer.Option("--kafka", help="host:port: measure end to end on this broker too.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write every figure with its spread to this JSON file.")
+    ] = None,
+) -> int:
+    """Measure what signing and verifying cost on this machine, beside the bare clients."""
+    address = None if kafka is None else run.address_of(kafka)
+    if rabbitmq is not None:
+        check_url("--rabbitmq", rabbitmq)
+    if address is not None:
+        check_url("--kafka", f"kafka://{address}")
+    console = Console(stderr=True, quiet=as_json)
+    with reached("--rabbitmq or --kafka"), console.status("making keys") as status:
+        amount = run.amount_of(quick=quick)
+        found = run.measure(amount, rabbitmq=rabbitmq, kafka=address, progress=status.update)
+    if output is not None:
+        output.write_text(json.dumps(found.whole(), indent=1) + "\n", "utf-8")
+    answer(as_json, found.short(), *report.lines(found))
+    failed = found.failed()
+    for what, why in failed.items():
+        print_error(f"{what}: {why}")
+    return 1 if failed else 0

@@ -1,4 +1,8 @@
-"""Who may look and who may act: local tokens in a file of mode 0600, sessions in memory, and their cookies."""
+"""What all pages share: who is logged in and may act, cookies, and the templates on Jinja2.
+
+Local tokens are in a file of mode 0600, sessions in memory. In the templates every value is escaped, and a missing
+value is an error.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,17 @@ import stat
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
 from mqauth.audit.disk import open_private
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import ConfigurationError
+from mqauth.console.backend import TITLES, Backend
+from mqauth.console.display import COLUMNS, explain, moment
+from mqauth.errors import ConfigurationError, require
 
 VIEWER: Final = "viewer"
 REVIEWER: Final = "reviewer"
@@ -26,6 +33,8 @@ IDLE: Final = 1800.0
 """Seconds after which a session that nobody used ends."""
 LONGEST: Final = 8 * 3600.0
 """Seconds after which every session ends."""
+STATIC: Final = Path(__file__).parent / "static"
+_FOLDER: Final = Path(__file__).parent / "pages_html"
 MAX_SESSIONS: Final = 500
 _MAX_FILE: Final = 4096
 _SHORTEST: Final = 32
@@ -42,10 +51,11 @@ class Tokens:
     """
 
     def __init__(self, tokens: dict[str, str]) -> None:
-        if not tokens or not set(tokens) <= set(ROLES):
-            raise ConfigurationError(f"tokens are for {' and '.join(ROLES)}")
-        if any(len(token) < _SHORTEST for token in tokens.values()) or len(set(tokens.values())) < len(tokens):
-            raise ConfigurationError(f"each role needs a token of its own, of at least {_SHORTEST} characters")
+        require(tokens and set(tokens) <= set(ROLES), f"tokens are for {' and '.join(ROLES)}")
+        require(
+            all(len(token) >= _SHORTEST for token in tokens.values()) and len(set(tokens.values())) == len(tokens),
+            f"each role needs a token of its own, of at least {_SHORTEST} characters",
+        )
         self._digests = {role: _digest(token) for role, token in tokens.items()}
 
     def role(self, token: str) -> str | None:
@@ -86,11 +96,11 @@ def _read(path: Path) -> dict[str, str]:
             text = file.read(_MAX_FILE).decode("ascii")
     except (OSError, UnicodeError) as error:
         raise ConfigurationError(f"{path}: {getattr(error, 'strerror', None) or 'not text'}") from error
-    if not stat.S_ISREG(mode) or stat.S_IMODE(mode) & 0o077:
-        raise ConfigurationError(f"{path}: a token file must have mode 0600")
+    require(stat.S_ISREG(mode) and not stat.S_IMODE(mode) & 0o077, f"{path}: a token file must have mode 0600")
     pairs = [line.split() for line in text.splitlines() if line.strip()]
-    if not pairs or any(len(pair) != 2 for pair in pairs):
-        raise ConfigurationError(f"{path}: one line for each role: its name and its token")
+    require(
+        pairs and all(len(pair) == 2 for pair in pairs), f"{path}: one line for each role: its name and its token"
+    )
     return {role: token for role, token in pairs}
 
 
@@ -189,3 +199,57 @@ class Cookie:
     def delete(self, response: Response) -> None:
         """Delete the cookie in the browser."""
         response.delete_cookie(self.full_name, path="/", secure=self.tls, httponly=True, samesite=self.samesite)
+
+
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, auto_reload=False,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    made.filters |= {"moment": moment, "count": _count, "plain": lambda reason: reason.replace("_", " ")}
+    made.globals |= {"explain": explain, "doing": TITLES.__getitem__, "columns": COLUMNS}
+    return made
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What all pages share.
+
+    Args:
+        backend: the letters and the jobs on them.
+        sessions: who is logged in.
+        cookie: of the sessions.
+        environment: the templates, read once.
+    """
+
+    backend: Backend
+    sessions: Sessions
+    cookie: Cookie
+    environment: Environment = field(default_factory=_environment)
+
+    def session(self, request: Request) -> Session | None:
+        """Return the session of whoever sent a request."""
+        id = self.cookie.read(request)
+        return None if id is None else self.sessions.find(id)
+
+    def begin(self, request: Request, response: Response, name: str, role: str) -> Response:
+        """Begin a session for whoever has just logged in, and end the one before."""
+        # The id is always a new one. An id that the browser brought along may be known to an attacker.
+        self.sessions.end(self.cookie.read(request) or "")
+        self.cookie.put(response, self.sessions.begin(name, role))
+        return response
+
+    def page(self, name: str, session: Session | None, *, status: int = 200, **values: Any) -> Response:
+        """Return a page."""
+        html = self.environment.get_template(name).render(
+            status=status, session=session, backend=self.backend, job=self.backend.job, **values
+        )
+        return HTMLResponse(html, status)
+
+    def error(self, status: int, text: str, session: Session | None = None) -> Response:
+        """Return the page of an error."""
+        return self.page("error.html", session, status=status, text=text)

@@ -1,4 +1,4 @@
-"""Rules on exposure: connections that others can read or answer, and files that others can read or write.
+"""Rules on deployment: connections and files that others can reach, and what a consumer needs to settle messages.
 
 Kafka has no URLs of its own. Here ``kafka://host:port?name=value`` has kafka-python's keyword arguments as its
 query. Hosts are never looked up: only ``localhost`` and the loopback addresses are this machine.
@@ -6,16 +6,25 @@ query. Hosts are never looked up: only ``localhost`` and the loopback addresses 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
+from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-from mqauth.check.findings import Finding, finding
+from mqauth.check.findings import Finding, finding, on
 from mqauth.check.target import Path, Target, mode, strangers
+from mqauth.config.settings import AuditSettings, ConsumerSettings, DeadLettersSettings
+from mqauth.judging.policy import matches
 from mqauth.keystore.remote.connection import is_loopback
+from mqauth.replay.memory import DEFAULT_CAPACITY
+from mqauth.wire import destination
 
+_TEMPORARY: Final = tuple(PurePosixPath(path) for path in ("/dev", "/proc", "/run", "/var/run", "/tmp"))  # noqa: S108
+_FILE: Final = ("audit", "file")
+_NAME: Final = ("dead_letters", "name")
 _READ: Final = 0o044
 _WRITE: Final = 0o022
 _WORLD_READ: Final = 0o004
@@ -136,4 +145,68 @@ def _parsed(text: str) -> _URL:
     )
 
 
-RULES: Final = (writable, readable, connections)
+@on("consumer")
+def store(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
+    """Find a replay store that other consumers do not see, or that is too small."""
+    if not target.is_memory:
+        return
+    replay, options = target.settings.replay, target.options
+    if options.consumers > 1:
+        yield finding(
+            "replay_memory_shared", ("replay", "store"), f"{options.consumers} consumers, and a store in memory"
+        )
+    capacity = DEFAULT_CAPACITY if replay is None else replay.capacity
+    kept = consumer.max_lifetime + consumer.leeway + (consumer.max_queue_age or 0)
+    ids = (options.rate or 0) * kept
+    if ids > capacity:
+        yield finding(
+            "replay_capacity",
+            ("replay", "capacity"),
+            f"{options.rate} messages a second for {kept} s are {ids} ids, over {capacity}",
+        )
+
+
+@on("consumer")
+def tables(target: Target, _: ConsumerSettings) -> Iterator[Finding]:
+    """Find a consumer without the tables that settling needs."""
+    audited, buried = "audit" in target.present, "dead_letters" in target.present
+    if not audited and not buried:
+        yield finding("settles_nothing", ("consumer",), "neither [audit] nor [dead_letters]")
+    elif not audited:
+        yield finding("audit_missing", ("audit",), "[consumer] and [dead_letters], and no [audit]")
+    elif not buried:
+        yield finding("dead_letters_missing", ("dead_letters",), "[consumer] and [audit], and no [dead_letters]")
+
+
+@on("audit")
+def audit(target: Target, settings: AuditSettings) -> Iterator[Finding]:
+    """Find an audit file that does not last, that others may write, or that two consumers share."""
+    path, consumers = settings.file, target.options.consumers
+    shown = target.shown(path)
+    # A configuration that lies in a temporary folder itself is only being tried out.
+    temporary = [folder for folder in _TEMPORARY if not target.file.absolute().is_relative_to(folder)]
+    if os.path.exists(path) and not os.path.isfile(path):
+        yield finding("audit_not_durable", _FILE, f"{shown} is no regular file")
+    elif any(PurePosixPath(os.path.abspath(path)).is_relative_to(folder) for folder in temporary):
+        yield finding("audit_not_durable", _FILE, f"{shown} does not outlast a restart")
+    if strangers(path) & _WRITE:
+        yield finding("audit_writable", _FILE, f"{shown} may be written by others (mode {mode(path)})")
+    if consumers > 1 and "{pid}" not in str(path):
+        yield finding("audit_shared", _FILE, f"{consumers} consumers, and one name")
+
+
+@on("dead_letters")
+def dead_letters(target: Target, settings: DeadLettersSettings) -> Iterator[Finding]:
+    """Find dead letters that the consumer would receive again."""
+    name, consumer = settings.name, target.settings.consumer
+    if consumer is None:
+        return
+    places = [place for rule in consumer.allow for place in rule.destinations]
+    letters = (destination.kafka(name), destination.rabbitmq("", name))
+    if name == consumer.scope or set(letters) & set(places):
+        yield finding("dead_letters_source", _NAME, f"{name} is what the consumer reads from")
+    elif any(matches(place, letter) for place in places for letter in letters):
+        yield finding("dead_letters_reachable", _NAME, f"a rule lets a producer publish to {name}")
+
+
+RULES: Final = (writable, readable, connections, store, tables, audit, dead_letters)

@@ -1,0 +1,307 @@
+"""How people log in at an OpenID provider: the TOML file of settings, the check of an ID token, who it is about.
+
+The client's secret is never in the file. An ID token is checked against one login (OpenID Connect Core 1.0,
+section 3.1.3.7).
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from joserfc import jws
+from joserfc.jwk import JWKRegistry, Key, RSAKey
+from joserfc.jwt import JWTClaimsRegistry
+
+from mqauth.config.declaration import Settings, not_with, read, read_file, schema_of
+from mqauth.config.kinds import FLAG, NAME, PATH, Kind, is_url, many, one_or_many, text
+from mqauth.config.toml_file import RefusedSetting, Table
+from mqauth.console.site import ROLES
+from mqauth.errors import MqauthError, require
+from mqauth.keystore.disk.files import read_bounded
+from mqauth.wire import strict_json
+from mqauth.wire.claims import is_name
+
+ALGORITHMS: Final = frozenset(
+    ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519")
+)
+"""Signatures by a key that only the provider has: not ``none``, and not HMAC, whose key the client has too."""
+LEEWAY: Final = 30
+"""Seconds of difference between the clocks that are allowed."""
+MAX_AGE: Final = 600
+"""Seconds since the token was issued; it comes straight from the token endpoint."""
+MAX_VALUES: Final = 1000
+_KEY_TYPES: Final = ("RSA", "EC", "OKP")
+_MIN_RSA_BITS: Final = 2048
+_DEPTH: Final = 8
+_MAX_SUB: Final = 255
+_MAX_SECRET: Final = 1024
+_SECRET: Final = re.compile(rb"[ -~]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleSettings(Settings):
+    """``[roles]``: the values of the role claim that stand for each of our roles."""
+
+    viewer: Annotated[tuple[str, ...], many(NAME), "Values that make a viewer, letter for letter."] = ()
+    reviewer: Annotated[tuple[str, ...], many(NAME), "Values that make a reviewer."] = ()
+
+
+def _roles(table: Table, key: str, _: Any) -> dict[str, str]:
+    """Return our role for each value of the role claim."""
+    listed = read(RoleSettings, table.inner(key))
+    found: dict[str, str] = {}
+    for role in ROLES:
+        for value in getattr(listed, role):
+            if found.setdefault(value, role) != role:
+                raise listed.table.refuse(role, "names a value that stands for another role too")
+    if not found:
+        raise listed.table.refuse("", "must name at least one value")
+    return found
+
+
+def _origin_fault(text: str) -> str | None:
+    rest = text.partition("://")[2].removesuffix("/")
+    fits = is_url(text, ("https", "http")) and not any(mark in rest for mark in "/?#@")
+    return None if fits else "must be scheme, host and port alone: https://console.example:8443"
+
+
+_ROLES: Final = Kind(schema_of(RoleSettings), _roles)
+_ORIGIN: Final = text("URL", _origin_fault, into=lambda found, _: found.removesuffix("/").lower())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OIDCSettings(Settings):
+    """An OpenID provider, and who may do what.
+
+    Args:
+        secret: the client's secret; ``None`` for a public client, which only PKCE protects.
+    """
+
+    issuer: Annotated[str, NAME, "The provider's https URL, exactly as its ID tokens name it."]
+    client_id: Annotated[str, NAME, "The console's client, as registered with the provider."]
+    client_secret_file: Annotated[
+        Path | None, PATH, "The file with the client's secret; refused where others may read it."
+    ] = None
+    client_secret_env: Annotated[
+        str | None, NAME, "The environment variable with the client's secret.", not_with("client_secret_file")
+    ] = None
+    url: Annotated[
+        str | None,
+        _ORIGIN,
+        "Scheme, host and port under which people reach the console; by default where it listens.",
+    ] = None
+    label: Annotated[str, NAME, "The words on the button, after *Sign in with*."] = "OpenID Connect"
+    scopes: Annotated[tuple[str, ...], many(NAME, 1), "What is asked for; `openid` is among them."] = (
+        "openid", "email", "profile",
+    )  # fmt: skip
+    name_claim: Annotated[str, NAME, "The claim that names people in releases and audit records."] = "email"
+    role_claim: Annotated[
+        tuple[str, ...], one_or_many(NAME), "The claim with a person's groups; a list leads into nested claims."
+    ] = ("groups",)
+    roles: Annotated[
+        Mapping[str, str], _ROLES, "Which values of that claim stand for a role; of two roles the higher counts."
+    ]
+    ca: Annotated[Path | None, PATH, "A PEM file of the CAs to trust in place of the system's."] = None
+    unsafe_http_loopback: Annotated[bool, FLAG, "Allow http to a provider on this machine, for tests."] = False
+    secret: str | None = field(default=None, repr=False)
+
+    def refusals(self) -> Iterator[RefusedSetting]:
+        """Yield what is wrong with the scopes: ``openid`` is missing, or two are in one text."""
+        if "openid" not in self.scopes or any(" " in scope for scope in self.scopes):
+            yield self.table.refuse("scopes", 'must name "openid", and each scope by itself')
+
+
+def read_settings(path: Path) -> OIDCSettings:
+    """Return the settings of a file, with the secret that it refers to.
+
+    Raises:
+        ConfigurationError: the file cannot be read, a key is unknown, missing or out of its limits, or the secret
+            cannot be read or others may read it; one line that says where.
+    """
+    found = read_file(OIDCSettings, path)
+    return replace(found, secret=_secret(found))
+
+
+def _secret(found: OIDCSettings) -> str | None:
+    if found.client_secret_file is not None:
+        key, raw = "client_secret_file", read_bounded(found.client_secret_file, _MAX_SECRET, private=True)
+    elif found.client_secret_env is not None:
+        key, raw = "client_secret_env", os.environb.get(os.fsencode(found.client_secret_env), b"")
+    else:
+        return None
+    if not _SECRET.fullmatch(raw.strip()):
+        raise found.table.refuse(key, "must hold printable ASCII characters")
+    return raw.strip().decode("ascii")
+
+
+class IDTokenError(MqauthError):
+    """The ID token is not one for this login. The text shows nothing of the token."""
+
+    code = "id_token"
+
+
+class NoNameError(MqauthError):
+    """The person cannot be named. The text may be shown to them."""
+
+    code = "nobody"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Person:
+    """A person who logged in.
+
+    Args:
+        subject: the provider's own name for them, which does not change.
+        name: for releases and audit records.
+        role: ``viewer`` or ``reviewer``; whoever has ``None`` may not come in.
+    """
+
+    subject: str
+    name: str
+    role: str | None
+
+
+def check(
+    token: str,
+    jwks: Mapping[str, Any],
+    settings: OIDCSettings,
+    *,
+    nonce: str,
+    now: float,
+    algorithms: Collection[str] = ALGORITHMS,
+) -> dict[str, Any]:
+    """Return the claims of an ID token that is what it must be.
+
+    Args:
+        token: the compact JWS.
+        jwks: the provider's JWK Set.
+        settings: the provider is ``iss``, and its client ``aud``, with no other audience.
+        nonce: of the login.
+        now: UTC seconds.
+        algorithms: of ``ALGORITHMS``, those with which the provider signs.
+
+    Raises:
+        IDTokenError: it is not.
+    """
+    claims = _signed_claims(token, jwks, ALGORITHMS.intersection(algorithms))
+    option: Any = {"essential": True}
+    registry = JWTClaimsRegistry(
+        now=int(now), leeway=LEEWAY, iss=option | {"value": settings.issuer}, sub=option,
+        aud=option | {"value": settings.client_id}, exp=option, iat=option, nonce=option,
+    )  # fmt: skip
+    try:
+        registry.validate(claims)
+    except Exception as error:
+        raise IDTokenError(f"a claim of the ID token is wrong: {getattr(error, 'claim', None) or 'one'}") from None
+    _check_login(claims, settings.client_id, nonce, now)
+    return claims
+
+
+def _signed_claims(token: str, jwks: Mapping[str, Any], algorithms: frozenset[str]) -> dict[str, Any]:
+    """Return the claims of a token whose signature holds by the key that it names."""
+    try:
+        found = jws.extract_compact(token.encode("ascii"))
+        header = found.headers()
+        require(header.get("alg") in algorithms, "the ID token's algorithm is not allowed", IDTokenError)
+        good = jws.validate_compact(found, _key(jwks, header), algorithms)
+        claims = strict_json.loads(found.payload or b"", depth=_DEPTH)
+    except IDTokenError:
+        raise
+    # Hostile text can make the library raise more than its own errors.
+    except Exception as error:
+        raise IDTokenError(f"the ID token cannot be verified: {type(error).__name__}") from None
+    require(good is True, "the ID token's signature does not hold", IDTokenError)
+    if not isinstance(claims, dict):
+        raise IDTokenError("the ID token holds no claims")
+    return claims
+
+
+def _key(jwks: Mapping[str, Any], header: Mapping[str, Any]) -> Key:
+    """Return the one key that the header means. Of two with one name neither is used."""
+    listed = jwks.get("keys")
+    fit = [members for members in listed if _fits(members, header)] if isinstance(listed, list) else []
+    require(len(fit) == 1, "the provider has no key, or several, for the ID token", IDTokenError)
+    key = JWKRegistry.import_key(fit[0])
+    require(
+        not isinstance(key, RSAKey) or key.public_key.key_size >= _MIN_RSA_BITS,
+        f"the provider's RSA key has fewer than {_MIN_RSA_BITS} bits",
+        IDTokenError,
+    )
+    return key
+
+
+def _fits(members: Any, header: Mapping[str, Any]) -> bool:
+    """Tell whether a JWK is an asymmetric key for signatures, with the name and algorithm of the header."""
+    return (
+        isinstance(members, dict)
+        and members.get("kty") in _KEY_TYPES
+        and members.get("use", "sig") == "sig"
+        and members.get("alg", header["alg"]) == header["alg"]
+        and header.get("kid") in (None, members.get("kid"))
+    )
+
+
+def _check_login(claims: Mapping[str, Any], client_id: str, nonce: str, now: float) -> None:
+    """Check the claims that bind the token to this client and this login."""
+    require(claims["aud"] in (client_id, [client_id]), "the ID token is for others too", IDTokenError)
+    require(
+        claims.get("azp", client_id) == client_id,
+        "the ID token was issued to another client",
+        IDTokenError,
+    )
+    require(
+        isinstance(claims["nonce"], str) and hmac.compare_digest(_raw(claims["nonce"]), _raw(nonce)),
+        "the ID token belongs to another login",
+        IDTokenError,
+    )
+    require(claims["iat"] >= now - MAX_AGE, "the ID token is old", IDTokenError)
+    require(is_name(claims["sub"], 1, _MAX_SUB), "the ID token names nobody", IDTokenError)
+
+
+def _raw(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def person(claims: Mapping[str, Any], settings: OIDCSettings) -> Person:
+    """Return the person that a checked ID token is about.
+
+    Raises:
+        NoNameError: the claim that names people is missing or no name, or an e-mail address was not verified.
+    """
+    return Person(
+        subject=str(claims["sub"]), name=_name(claims, settings.name_claim), role=_role(claims, settings)
+    )
+
+
+def _name(claims: Mapping[str, Any], claim: str) -> str:
+    name = claims.get(claim)
+    require(
+        is_name(name) and str(name) == str(name).strip(),
+        f"The identity provider sent no {claim} for you",
+        NoNameError,
+    )
+    # Without this, whoever registers a reviewer's address with the provider would act under it (section 5.1).
+    require(
+        claim != "email" or claims.get("email_verified") is True,
+        "The identity provider has not verified your e-mail address",
+        NoNameError,
+    )
+    return str(name)
+
+
+def _role(claims: Mapping[str, Any], settings: OIDCSettings) -> str | None:
+    """Return the highest role that a value of the role claim stands for."""
+    found: Any = claims
+    for step in settings.role_claim:
+        found = found.get(step) if isinstance(found, Mapping) else None
+    values = [found] if isinstance(found, str) else found
+    if not isinstance(values, list) or len(values) > MAX_VALUES:
+        return None
+    mine = {settings.roles.get(value) for value in values if isinstance(value, str)}
+    return next((role for role in ROLES if role in mine), None)

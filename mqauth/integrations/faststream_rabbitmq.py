@@ -1,0 +1,92 @@
+"""The calls for FastStream's ``RabbitBroker``: its deliveries, and what it publishes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from aio_pika.abc import AbstractIncomingMessage
+from faststream.rabbit.parser import AioPikaParser
+from faststream.rabbit.publisher.producer import AioPikaFastProducerImpl
+from faststream.rabbit.schemas import RABBIT_REPLY, QueueType
+
+from mqauth.brokers import rabbitmq
+from mqauth.brokers.rabbitmq.channel import is_stale
+from mqauth.brokers.rabbitmq.consumer import limit_of
+from mqauth.brokers.rabbitmq.producer import OUT_OF_REACH
+from mqauth.brokers.rabbitmq.queue import Deliveries
+from mqauth.brokers.rabbitmq.topology import stream_refused
+from mqauth.signer import Signer
+
+
+class FastStreamDeliveries(Deliveries):
+    """The calls for the deliveries of one queue.
+
+    FastStream's ``TestBroker`` gives its deliveries no tag, and a channel that is always closed.
+    """
+
+    @staticmethod
+    def ended(native: AbstractIncomingMessage, /) -> bool:
+        """Return whether a delivery's channel ended."""
+        return native.delivery_tag is not None and is_stale(native)
+
+    async def lives(self, native: AbstractIncomingMessage, /) -> bool:
+        """Return whether its channel answers."""
+        return native.delivery_tag is None or await super().lives(native)
+
+
+ANSWERS = FastStreamDeliveries(RABBIT_REPLY.name)
+"""The calls for the answers of requests; RabbitMQ takes an answer as acked."""
+
+
+def deliveries(subscriber: Any) -> tuple[FastStreamDeliveries, dict[str, Any]]:
+    """Return the calls for a subscriber's deliveries, and settings of its ``Processor``.
+
+    Raises:
+        ConfigurationError: it consumes a stream.
+    """
+    queue = subscriber.queue.add_prefix(subscriber._outer_config.prefix)
+    if queue.arguments.get("x-queue-type") == QueueType.STREAM.value:
+        raise stream_refused(queue.name)
+    declared: Any = SimpleNamespace(passive=not queue.declare, arguments=queue.arguments)
+    return FastStreamDeliveries(queue.name), {"delivery_limit": limit_of(declared, None)}
+
+
+async def seal(broker: Any, command: Any, send: Any, signer: Signer) -> None:
+    """Encode what a command publishes, and sign it.
+
+    Args:
+        broker: FastStream's.
+        command: changed: its body becomes the sealed message.
+        send: the producer's method that publishes it.
+        signer: signs.
+
+    Raises:
+        MalformedMessage: it cannot be sent, or would arrive as something else.
+    """
+    native = await AioPikaParser.encode_message(
+        command.body,
+        serializer=broker.config.fd_config._serializer,
+        codec=broker.config.broker_codec,
+        id_generator=broker.config.id_generator,
+        reply_to=RABBIT_REPLY.name if is_answered(send) else command.reply_to,
+        headers=command.headers,
+        correlation_id=command.correlation_id,
+        **command.message_options,
+    )
+    sealed = rabbitmq.Producer(command.exchange, signer).seal(native, command.destination)
+    # one dict for both: middlewares that come after ours add trace headers to the command's
+    command.body, command.headers = sealed, sealed.headers
+
+
+def is_answered(send: Any) -> bool:
+    """Return whether a producer's method returns an answer that somebody published.
+
+    FastStream's ``TestBroker`` makes answers that nobody published, and so nobody signed.
+    """
+    return send.__name__ == "request" and isinstance(send.__self__, AioPikaFastProducerImpl)
+
+
+def is_out_of_reach(error: BaseException) -> bool:
+    """Return whether a publish failed since the broker, or the signing key, is out of reach."""
+    return isinstance(error, OUT_OF_REACH)

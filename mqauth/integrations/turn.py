@@ -1,0 +1,92 @@
+"""A delivery that the pipeline judges and settles, and whose handler a framework calls.
+
+The pipeline calls a handler and waits for it; a framework's middleware is called before and after the handler.
+``Turn`` turns the one into the other: the pipeline runs in a task of its own, and its handler waits there until
+the framework has come to an end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar, copy_context
+from typing import Any, Final
+
+from mqauth.judging.pipeline import Outcome
+from mqauth.judging.verified import Verified
+
+_TURN: Final[ContextVar[Turn]] = ContextVar("mqauth_turn")
+
+
+async def handle(verified: Verified) -> None:
+    """Pass an accepted message to the framework, and wait for its end: the handler that a pipeline is given.
+
+    Raises:
+        BaseException: what the framework's handler raised.
+    """
+    await _TURN.get().pass_on(verified)
+
+
+class Turn:
+    """One delivery between the pipeline and a framework.
+
+    Args:
+        carry: begins to take it through the pipeline, whose handler is ``handle``.
+    """
+
+    def __init__(self, carry: Callable[[], Awaitable[Outcome | None]]) -> None:
+        self._asked: asyncio.Queue[Verified | None] = asyncio.Queue()
+        self._answers: asyncio.Queue[BaseException | None] = asyncio.Queue()
+        context = copy_context()
+        context.run(_TURN.set, self)
+        self._task = asyncio.create_task(_outcome(carry), context=context)
+        self._task.add_done_callback(lambda _: self._asked.put_nowait(None))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the pipeline has ended with it."""
+        return self._task.done()
+
+    async def pass_on(self, verified: Verified) -> None:
+        """Ask for the handler, and wait for its end; called by the pipeline.
+
+        Raises:
+            BaseException: what the handler raised.
+        """
+        self._asked.put_nowait(verified)
+        error = await self._answers.get()
+        if error is not None:
+            raise error
+
+    async def wanted(self) -> Verified | None:
+        """Wait until the handler is to be called; return ``None`` once the pipeline has ended with the delivery.
+
+        Cancelled meanwhile, it gives the delivery back.
+        """
+        try:
+            return await self._asked.get()
+        except asyncio.CancelledError:
+            await self.give_back()
+            raise
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Tell the pipeline that the handler returned, or what it raised."""
+        self._answers.put_nowait(error)
+
+    async def give_back(self) -> None:
+        """Have the pipeline release the claim and give the delivery back, unhandled."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    def outcome(self) -> Outcome | None:
+        """Return what the pipeline came to; ``None`` where the delivery is no longer ours.
+
+        Raises:
+            Exception: what ended the pipeline.
+        """
+        return None if self._task.cancelled() else self._task.result()
+
+
+async def _outcome(carry: Callable[[], Awaitable[Any]]) -> Outcome | None:
+    found: Outcome | None = await carry()
+    return found

@@ -1,0 +1,621 @@
+"""FastStream on RabbitMQ: what is verified before FastStream parses, how it is settled, and what is signed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aio_pika import IncomingMessage, exceptions
+from aiormq.abc import DeliveredMessage
+from faststream import AckPolicy, BaseMiddleware
+from faststream.exceptions import AckMessage, NackMessage, RejectMessage, StopConsume
+from faststream.rabbit import QueueType, RabbitBroker, RabbitExchange, RabbitQueue, RabbitRouter, TestRabbitBroker
+from faststream.specification import AsyncAPI
+from pamqp import commands
+from pamqp.header import ContentHeader
+
+from integration.documentation import blocks
+from mqauth import AuditFile, ConfigurationError, MemoryReplayStore, Message, Pipeline, Reason, Verified
+from mqauth.brokers.rabbitmq.translate import headers_out
+from mqauth.errors import Cause, RetryLater, Unavailable
+from mqauth.flow import Attempts
+from mqauth.integrations import faststream
+from mqauth.integrations.faststream import NotHandledError, VerifiedMessage, protect
+from mqauth.letters.dead_letter import DeadLetter
+from mqauth.testing import Forge
+from tests.test_rabbitmq_consumer import Letters, audit
+
+__all__ = ["audit"]
+PLACE = "rabbitmq:/orders"
+
+
+class Channel:
+    """A channel of aiormq's that remembers how deliveries were settled."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self.settled: list[str] = []
+        self.connection = self
+
+    async def basic_ack(self, **_: Any) -> None:
+        """Remember an ack."""
+        self.settled.append("ack")
+
+    async def basic_nack(self, *, requeue: bool, **_: Any) -> None:
+        """Remember a requeue."""
+        assert requeue
+        self.settled.append("requeue")
+
+    async def flow(self, *, active: bool) -> bool:
+        """Answer that deliveries flow."""
+        return active
+
+
+def delivered(message: Message, *, redelivered: bool = False) -> tuple[IncomingMessage, Channel]:
+    """Return a message as aio-pika delivers it, and its channel."""
+    channel: Any = Channel()
+    named = {name.replace("-", "_"): text for name, text in message.properties.items()}
+    found = DeliveredMessage(
+        delivery=commands.Basic.Deliver("tag", 1, redelivered, "", "orders"),
+        header=ContentHeader(properties=commands.Basic.Properties(headers=headers_out(message.headers), **named)),
+        body=message.body or b"",
+        channel=channel,
+    )
+    return IncomingMessage(found), channel
+
+
+class Service:
+    """A protected broker with everything around it.
+
+    Args:
+        audit: where its records go.
+        settings: of its pipeline.
+    """
+
+    def __init__(self, audit: AuditFile, **settings: Any) -> None:
+        self.forge = Forge()
+        self.letters = Letters()
+        self.records = audit
+        self.calls: list[Any] = []
+        wanted: dict[str, Any] = {"replay": MemoryReplayStore(), "attempts": Attempts(wait=0)} | settings
+        self.guard = Pipeline(
+            verifier=self.forge.verifier(),
+            policy=self.forge.policy(PLACE, "rabbitmq:shop/orders"),
+            audit=audit,
+            **wanted,
+        )
+        self.broker = protect(
+            RabbitBroker(), guard=self.guard, dead_letters=self.letters, signer=self.forge.signer()
+        )
+
+    def subscribe(self, handler: Callable[..., Any] | None = None, **settings: Any) -> None:
+        """Have the queue ``orders`` handled, by default by remembering the calls."""
+        calls = self.calls
+
+        async def remember(order: Any, verified: VerifiedMessage) -> None:
+            calls.append((order, verified))
+
+        self.broker.subscriber("orders", **settings)(handler or remember)
+
+    def honest(self, body: bytes = b'{"order": 1}', **properties: str) -> Message:
+        """Return a signed message."""
+        return self.forge.signer().sign(Message(destination=PLACE, body=body, properties=properties))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Any]:
+        """Run it on FastStream's test broker, and give a function that delivers a message to its subscriber."""
+        (subscriber,) = self.broker.subscribers
+        async with TestRabbitBroker(self.broker):
+            yield subscriber.process_message
+
+    @property
+    def reasons(self) -> list[Reason]:
+        """Why messages were dead-lettered."""
+        return [letter.rejection.reason for letter in self.letters.found]
+
+
+async def test_handler_gets_what_was_verified(audit: AuditFile) -> None:
+    """An honest message reaches its handler decoded and as ``Verified``, and is acked after that."""
+    service = Service(audit)
+    service.subscribe()
+    native, channel = delivered(service.honest())
+    async with service.running() as deliver:
+        await deliver(native)
+    ((order, verified),) = service.calls
+    assert (order, verified.subject, verified.body) == ({"order": 1}, "orders-api", b'{"order": 1}')
+    assert isinstance(verified, Verified)
+    assert (channel.settled, service.letters.found) == (["ack"], [])
+
+
+def forgery(service: Service) -> Message:
+    """Return a message signed by a stranger."""
+    return service.forge.seal(Message(destination=PLACE, body=b"{"), key=service.forge.stranger)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        pytest.param(lambda _: Message(destination=PLACE, body=b"{}"), Reason.TOKEN_MISSING, id="unsigned"),
+        pytest.param(forgery, Reason.KEY_UNKNOWN, id="forged"),
+    ],
+)
+async def test_rejected_reaches_nothing_of_the_application(
+    audit: AuditFile, message: Callable[[Service], Message], reason: Reason
+) -> None:
+    """What is rejected is dead-lettered and acked before any parser, filter, decoder or handler sees it."""
+    service = Service(audit)
+    seen: list[Any] = []
+
+    async def look(found: Any, original: Any = None) -> Any:
+        seen.append(found)
+        return await original(found)
+
+    async def choose(found: Any) -> bool:
+        seen.append(found)
+        return True
+
+    service.broker.subscriber("orders", parser=look, decoder=look)(filter=choose)(seen.append)
+    native, channel = delivered(message(service))
+    async with service.running() as deliver:
+        with pytest.raises(NotHandledError, match=f"not handled: rejected: {reason.value}"):
+            await deliver(native)
+    assert (seen, service.reasons, channel.settled) == ([], [reason], ["ack"])
+
+
+async def test_replayed_is_rejected(audit: AuditFile) -> None:
+    """A copy of a handled message is dead-lettered; the broker's own redelivery of it is a duplicate."""
+    service = Service(audit)
+    service.subscribe()
+    message = service.honest()
+    async with service.running() as deliver:
+        await deliver(delivered(message)[0])
+        with pytest.raises(NotHandledError, match="duplicate"):
+            await deliver(delivered(message, redelivered=True)[0])
+        with pytest.raises(NotHandledError, match="replayed"):
+            await deliver(delivered(message)[0])
+    assert (len(service.calls), service.reasons) == (1, [Reason.REPLAYED])
+
+
+async def test_settled_after_the_result_is_published(audit: AuditFile) -> None:
+    """A result is published before its message is confirmed and acked: a crash in between loses nothing."""
+    service = Service(audit)
+    message, order = service.honest(), []
+    native, channel = delivered(message)
+
+    class Watch(BaseMiddleware[Any, Any]):
+        async def publish_scope(self, call_next: Any, cmd: Any) -> Any:
+            order.append(list(channel.settled))
+            return await call_next(cmd)
+
+    service.broker.add_middleware(Watch)
+    service.broker.publisher("invoices")(service.broker.subscriber("orders")(lambda order: order))
+    subscriber = next(iter(service.broker.subscribers))
+    async with TestRabbitBroker(service.broker):
+        await subscriber.process_message(native)
+    assert (order, channel.settled) == ([[]], ["ack"])
+
+
+async def test_handler_that_fails(audit: AuditFile) -> None:
+    """A handler is tried again, then its message is dead-lettered and its claim released; no result goes out."""
+    service = Service(audit)
+
+    async def fail() -> None:
+        service.calls.append("call")
+        raise ValueError("secret")
+
+    service.subscribe(fail)
+    message = service.honest()
+    native, channel = delivered(message)
+    async with service.running() as deliver:
+        with pytest.raises(NotHandledError, match="handler_failed"):
+            await deliver(native)
+        assert (len(service.calls), service.reasons, channel.settled) == (3, [Reason.HANDLER_FAILED], ["ack"])
+        assert "secret" not in str(service.letters.found[0].rejection.detail)
+        # the claim was released: the same message is no replay
+        with pytest.raises(NotHandledError, match="handler_failed"):
+            await deliver(delivered(message)[0])
+
+
+@pytest.mark.parametrize(
+    ("signal", "calls", "reasons"),
+    [
+        (AckMessage(), 1, []),
+        (NackMessage(), 2, []),
+        (RetryLater("later"), 2, []),
+        (RejectMessage(), 1, [Reason.HANDLER_FAILED]),
+    ],
+)
+async def test_signals_of_handlers(audit: AuditFile, signal: Exception, calls: int, reasons: list[Reason]) -> None:
+    """``AckMessage`` is a success, ``NackMessage`` asks for another time, ``RejectMessage`` fails at once."""
+    service = Service(audit)
+
+    async def once() -> None:
+        service.calls.append("call")
+        if len(service.calls) == 1:
+            raise signal
+
+    service.subscribe(once)
+    native, channel = delivered(service.honest())
+    async with service.running() as deliver:
+        if calls == 2:
+            await deliver(native)
+        else:
+            with pytest.raises((AckMessage, NotHandledError)):
+                await deliver(native)
+    assert (len(service.calls), service.reasons, channel.settled) == (calls, reasons, ["ack"])
+
+
+class Store(MemoryReplayStore):
+    """A replay store that is out of reach for some calls."""
+
+    failures = 1
+
+    def claim(self, request: Any, /) -> Any:
+        """Fail, or claim."""
+        if self.failures:
+            self.failures -= 1
+            raise ConnectionError
+        return super().claim(request)
+
+
+async def test_deferred_is_held(audit: AuditFile) -> None:
+    """While the replay store is out of reach a message is held, and handled once after that."""
+    service = Service(audit, replay=Store())
+    service.subscribe()
+    native, channel = delivered(service.honest())
+    async with service.running() as deliver:
+        await deliver(native)
+    assert (len(service.calls), service.reasons, channel.settled) == (1, [], ["ack"])
+
+
+class Down(Letters):
+    """Dead letters that are out of reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+
+    async def publish(self, letter: DeadLetter, /) -> None:  # type: ignore[override]
+        """Fail."""
+        self.asked.set()
+        raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "down")
+
+
+async def test_dead_letter_comes_before_the_ack(audit: AuditFile) -> None:
+    """Without a confirmed dead letter nothing is acked; a stop meanwhile gives the message back."""
+    service = Service(audit)
+    service.letters = down = Down()
+    service.broker = protect(RabbitBroker(), guard=service.guard, dead_letters=down)
+    service.subscribe()
+    native, channel = delivered(Message(destination=PLACE, body=b""))
+    async with service.running() as deliver:
+        task = asyncio.create_task(deliver(native))
+        await down.asked.wait()
+        assert channel.settled == []
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert (channel.settled, service.letters.found, service.calls) == (["requeue"], [], [])
+
+
+async def test_cancelled_handler(audit: AuditFile) -> None:
+    """A message whose handler is cancelled goes back with its claim released: it comes again, and is handled."""
+    service = Service(audit)
+    begun = asyncio.Event()
+
+    async def wait() -> None:
+        service.calls.append("call")
+        begun.set()
+        if len(service.calls) == 1:
+            await asyncio.Event().wait()
+
+    service.subscribe(wait)
+    message = service.honest()
+    native, channel = delivered(message)
+    async with service.running() as deliver:
+        task = asyncio.create_task(deliver(native))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert channel.settled == ["requeue"]
+        again, channel = delivered(message, redelivered=True)
+        await deliver(again)
+    assert (channel.settled, len(service.calls)) == (["ack"], 2)
+
+
+@pytest.mark.parametrize("error", [SystemExit(), StopConsume()])
+async def test_stop_gives_back(audit: AuditFile, error: BaseException) -> None:
+    """A handler that stops the application or its subscriber gives its message back."""
+    service = Service(audit)
+
+    async def stop() -> None:
+        raise error
+
+    service.subscribe(stop)
+    native, channel = delivered(service.honest())
+    async with service.running() as deliver:
+        with pytest.raises(type(error)):
+            await deliver(native)
+    assert (channel.settled, service.reasons) == (["requeue"], [])
+
+
+async def test_cancelled_by_the_client(audit: AuditFile) -> None:
+    """Where aiormq cancels what a handler awaits, since a connection was lost, the handler is called again."""
+    service = Service(audit)
+
+    async def call() -> None:
+        service.calls.append("call")
+        if len(service.calls) == 1:
+            lost = asyncio.get_running_loop().create_future()
+            lost.cancel()
+            await lost
+
+    service.subscribe(call)
+    native, channel = delivered(service.honest())
+    async with service.running() as deliver:
+        await deliver(native)
+    assert (channel.settled, len(service.calls)) == (["ack"], 2)
+
+
+async def test_lost_channel(audit: AuditFile) -> None:
+    """A message whose channel ended while it was handled is not settled, and no replay when it comes again."""
+    service = Service(audit)
+    message = service.honest()
+    native, channel = delivered(message)
+
+    async def lose() -> None:
+        service.calls.append("call")
+        channel.is_closed = True
+
+    service.subscribe(lose)
+    async with service.running() as deliver:
+        await deliver(native)
+        assert channel.settled == []
+        again, channel = delivered(message, redelivered=True)
+        with pytest.raises(NotHandledError):
+            await deliver(again)
+    assert (channel.settled, len(service.calls), service.reasons) == (["ack"], 1, [])
+
+
+class Publishing(BaseMiddleware[Any, Any]):
+    """Stands for a broker that does not take a result."""
+
+    error: Exception
+
+    async def publish_scope(self, call_next: Any, cmd: Any) -> Any:
+        """Fail."""
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "settled", "reasons"),
+    [
+        (exceptions.AMQPConnectionError("lost"), ["requeue"], []),
+        (Unavailable(Cause.KEYS_UNAVAILABLE, "down"), ["requeue"], []),
+        (exceptions.DeliveryError(None, commands.Basic.Nack()), ["ack"], [Reason.HANDLER_FAILED]),
+    ],
+)
+async def test_result_that_cannot_be_published(
+    audit: AuditFile, error: Exception, settled: list[str], reasons: list[Reason]
+) -> None:
+    """A message whose result meets a lost connection goes back; one whose result is refused is dead-lettered."""
+    service = Service(audit)
+    service.subscribe(lambda: b"result")
+    service.broker.add_middleware(type("Failing", (Publishing,), {"error": error}))
+    native, channel = delivered(service.honest(**{"reply-to": "mailbox"}))
+    async with service.running() as deliver:
+        with pytest.raises(type(error)):
+            await deliver(native)
+    assert (channel.settled, service.reasons) == (settled, reasons)
+
+
+async def test_message_that_cannot_be_parsed(audit: AuditFile) -> None:
+    """A verified message that FastStream cannot parse is dead-lettered as failed, at once."""
+    service = Service(audit)
+
+    def refuse(_: Any) -> Any:
+        raise ValueError
+
+    service.subscribe(parser=refuse)
+    native, channel = delivered(service.honest())
+    async with service.running() as deliver:
+        with pytest.raises(ValueError):  # noqa: PT011 - the parser's own
+            await deliver(native)
+    assert (channel.settled, service.reasons, service.calls) == (["ack"], [Reason.HANDLER_FAILED], [])
+
+
+async def test_pipeline_that_cannot_settle(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
+    """An error of ours stops the subscriber, and its message is not settled."""
+    service = Service(audit)
+    service.subscribe()
+    service.guard.audit = None
+    native, channel = delivered(Message(destination=PLACE, body=b""))
+    async with service.running() as deliver:
+        with pytest.raises(StopConsume):
+            await deliver(native)
+    assert (channel.settled, service.calls) == ([], [])
+    assert "the subscriber stops" in caplog.text
+
+
+class Look(BaseMiddleware[Any, Any]):
+    """Remembers what is published, after every middleware before it."""
+
+    seen: list[Any]
+
+    async def publish_scope(self, call_next: Any, cmd: Any) -> Any:
+        """Remember a command, add a trace header as OpenTelemetry does, and go on."""
+        self.seen.append(cmd.body)
+        cmd.headers["traceparent"] = "00-1"
+        return await call_next(cmd)
+
+
+@pytest.mark.parametrize("exchange", ["", "shop"])
+async def test_published_is_signed_as_it_is_sent(audit: AuditFile, exchange: str) -> None:
+    """Body, content type and message id are final before the signature; headers added later do no harm."""
+    service = Service(audit)
+    seen: list[Any] = []
+    service.broker.add_middleware(type("After", (Look,), {"seen": seen}))
+    handled: list[Verified] = []
+
+    @service.broker.subscriber(RabbitQueue("orders"), RabbitExchange(exchange))
+    async def take(order: dict[str, int], verified: VerifiedMessage) -> None:
+        handled.append(verified)
+
+    async with TestRabbitBroker(service.broker):
+        await service.broker.publish(
+            {"order": 1}, "orders", exchange, headers={"tenant": "acme"}, message_type="new"
+        )
+    ((sent,), (verified,)) = seen, handled
+    assert (sent.content_type, verified.headers) == ("application/json", (("tenant", "acme"),))
+    assert verified.properties["message-id"] == sent.message_id
+    assert dict(verified.native.headers)["traceparent"] == "00-1"
+
+
+async def test_request_and_reply(audit: AuditFile) -> None:
+    """A request is signed, and its handler's result comes back."""
+    service = Service(audit)
+    service.subscribe(lambda order: {"taken": order["order"]})
+    async with TestRabbitBroker(service.broker):
+        reply = await service.broker.request({"order": 7}, "orders")
+        assert await reply.decode() == {"taken": 7}
+
+
+@pytest.mark.parametrize("signed", [True, False])
+async def test_answer_is_verified(audit: AuditFile, signed: bool) -> None:
+    """An answer is given to whoever asked only if it is signed; else it is dead-lettered."""
+    service = Service(audit)
+    service.subscribe()
+    protection: Any = service.broker._mqauth  # type: ignore[attr-defined]
+    found = service.honest() if signed else Message(destination=PLACE, body=b"{}")
+    native, _ = delivered(found)
+    if signed:
+        await protection._verify(native, 5)
+    else:
+        with pytest.raises(NotHandledError, match="token_missing"):
+            await protection._verify(native, 5)
+    assert service.reasons == ([] if signed else [Reason.TOKEN_MISSING])
+
+
+async def test_one_side_alone(audit: AuditFile) -> None:
+    """Without a signer nothing is published, without a guard nothing is consumed or asked; both are errors."""
+    service = Service(audit)
+    mute = protect(RabbitBroker(), guard=service.guard, dead_letters=service.letters)
+    mute.subscriber("orders")(service.calls.append)
+    async with TestRabbitBroker(mute):
+        with pytest.raises(ConfigurationError, match="signer="):
+            await mute.publish(b"", "orders")
+    deaf = protect(RabbitBroker(), signer=service.forge.signer())
+    deaf.subscriber("orders")(service.calls.append)
+    async with TestRabbitBroker(deaf):
+        with pytest.raises(ConfigurationError, match="subscribers need guard="):
+            await deaf.publish(b"", "orders")
+        with pytest.raises(ConfigurationError, match="request needs guard="):
+            await deaf.request(b"", "orders")
+    with pytest.raises(ConfigurationError, match="subscribers need guard="):
+        await deaf.start()
+    assert service.calls == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"queue": "orders", "ack_policy": AckPolicy.ACK_FIRST}, "AckPolicy.MANUAL"),
+        ({"queue": "orders", "ack_policy": AckPolicy.ACK}, "AckPolicy.MANUAL"),
+        ({"queue": RabbitQueue("orders", queue_type=QueueType.STREAM, durable=True)}, "is a stream"),
+    ],
+)
+async def test_subscriber_that_cannot_be_protected(audit: AuditFile, settings: Any, text: str) -> None:
+    """A broker does not start with a subscriber, of a router too, whose messages others settle."""
+    service = Service(audit)
+    router = RabbitRouter(ack_policy=AckPolicy.MANUAL)
+    router.subscriber(**settings)(service.calls.append)
+    service.broker.include_router(router)
+    with pytest.raises(ConfigurationError, match=text):
+        await service.broker.start()
+
+
+async def test_dead_letters_are_made_at_the_start(audit: AuditFile) -> None:
+    """A function may make the dead letters: it is called once, when the broker starts or a letter is due."""
+    service = Service(audit)
+    made: list[Letters] = []
+
+    async def make() -> Letters:
+        made.append(service.letters)
+        return service.letters
+
+    service.broker = protect(RabbitBroker(), guard=service.guard, dead_letters=make)
+    service.subscribe()
+    assert made == []
+    async with service.running() as deliver:
+        for _ in range(2):
+            with pytest.raises(NotHandledError):
+                await deliver(delivered(Message(destination=PLACE, body=b""))[0])
+    assert (len(made), len(service.letters.found)) == (1, 2)
+
+
+async def test_a_sink_that_blocks_runs_on_a_thread(audit: AuditFile) -> None:
+    """A dead-letter sink that waits for its broker does not hold the event loop."""
+    service = Service(audit)
+    loops: list[bool] = []
+
+    class Blocking(Letters):
+        def publish(self, letter: DeadLetter, /) -> None:
+            try:
+                asyncio.get_running_loop()
+            except RuntimeError:
+                loops.append(False)
+
+    service.broker = protect(RabbitBroker(), guard=service.guard, dead_letters=Blocking())
+    service.subscribe()
+    async with service.running() as deliver:
+        with pytest.raises(NotHandledError):
+            await deliver(delivered(Message(destination=PLACE, body=b""))[0])
+    assert loops == [False]
+
+
+def test_protect_refuses(audit: AuditFile) -> None:
+    """What cannot be protected is refused at once."""
+    service = Service(audit)
+    late = RabbitBroker()
+    late.subscriber("orders")(service.calls.append)
+    blind = Pipeline(
+        verifier=service.forge.verifier(), policy=service.forge.policy(PLACE), replay=MemoryReplayStore()
+    )
+    wrong: list[tuple[Any, dict[str, Any], str]] = [
+        (RabbitBroker(), {}, "guard=, signer= or both"),
+        (RabbitBroker(), {"guard": service.guard}, "dead_letters="),
+        (RabbitBroker(), {"guard": blind, "dead_letters": service.letters}, "audit="),
+        (late, {"signer": service.forge.signer()}, "before its subscribers"),
+        (object(), {"signer": service.forge.signer()}, "protect takes"),
+    ]
+    for broker, settings, text in wrong:
+        with pytest.raises(ConfigurationError, match=text):
+            protect(broker, **settings)
+
+
+def test_page_says_what_is_signed(audit: AuditFile) -> None:
+    """The AsyncAPI page says of each channel that it is signed, after what the handler's docstring says."""
+    service = Service(audit)
+
+    @service.broker.publisher("invoices")
+    @service.broker.subscriber("orders")
+    async def take(order: dict[str, int]) -> None:
+        """Take an order."""
+
+    for _ in range(2):
+        channels: Any = AsyncAPI(service.broker).to_specification().channels
+        texts = sorted(channel.description for channel in channels.values())
+        assert texts == sorted([faststream.SIGNED, f"Take an order.\n\n{faststream.SIGNED}"])
+
+
+def test_page_counts_the_lines() -> None:
+    """A converted application has as many lines more as the page says, and all of its old ones."""
+    texts = {block.name: block.text for block in blocks("docs/faststream.md") if "invoices" in block.text}
+    before, after = ([line for line in text.splitlines() if line] for text in texts.values())
+    named = "# faststream_converted.py"
+    assert [line for line in before if line not in after] == []
+    assert len([line for line in after if line not in (*before, named)]) == 7
