@@ -23,7 +23,7 @@ DOORS = frozenset(
 """What README and pages import from: whoever copies their code need not know how the rooms are furnished."""
 PAGES = ("README.md", *(f"docs/{path.name}" for path in (PACKAGE.parent / "docs").glob("*.md")))
 AT_THE_TOP = 8
-FOLDERS = 26
+FOLDERS = 27
 LINES = 400
 STATEMENTS = 16_730
 """Of the library without ``bench`` and ``testing``: statements of the syntax tree, docstrings not among them."""

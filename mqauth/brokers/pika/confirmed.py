@@ -83,6 +83,7 @@ class Publisher:
             pika.exceptions.AMQPError: the channel or its connection ended.
         """
         check_properties(properties, self.link.frame_size)
+        self.link.attach()
         line, name = await self._ready(), str(properties.message_id)
         # A returned message is known by its id alone, so no two of one id are in flight.
         while same := [confirm for known, confirm in self._unconfirmed.values() if known == name]:
