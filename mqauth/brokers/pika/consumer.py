@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import copy_context
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from pika import BlockingConnection
 
 from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT
-from mqauth.brokers.event_loop import Sleep
+from mqauth.brokers.background import BackgroundRun
+from mqauth.brokers.event_loop import Sleep, on_thread
 from mqauth.brokers.pika.link import Link, drive, link_of
 from mqauth.brokers.pika.producer import Producer, as_responder
 from mqauth.brokers.pika.queue import Queue
 from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.delivery.health import QueueHealth
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER
-from mqauth.errors import ConfigurationError
-from mqauth.flow import is_async
 from mqauth.judging.pipeline import Handler, Pipeline
-from mqauth.judging.verified import Verified
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
 
@@ -34,7 +29,7 @@ MAX_THREADS: Final = 32
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
 
 
-class Consumer:
+class Consumer(BackgroundRun):
     """Gives the verified messages of one queue to a handler, and dead-letters the rest.
 
     While it runs it alone uses its connection, that of its dead letters, and that of an ``AuditQueue``, in the
@@ -102,12 +97,6 @@ class Consumer:
         self._threads = min(prefetch, MAX_THREADS)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = False
-        self._background: threading.Thread | None = None
-        self._error: BaseException | None = None
-        if guard.audit is None:
-            raise ConfigurationError("a consumer's pipeline needs audit=")
-        if dead_letters.name == queue:
-            raise ConfigurationError("dead letters must go to another queue than the one consumed")
         if link in self._links[1:]:
             _LOG.warning("%s: dead letters share its connection; under a memory alarm acks will stall", queue)
 
@@ -137,27 +126,6 @@ class Consumer:
         """Return how the consumer is doing now."""
         return self._engine.health()
 
-    @property
-    def failed(self) -> bool:
-        """Whether a background run ended with an error, which leaving the ``with`` block raises."""
-        return self._error is not None
-
-    def __enter__(self) -> Self:
-        """Run in a background thread, which uses the connections meanwhile."""
-        self._background = threading.Thread(target=self._run_in_background, name="mqauth-pika", daemon=True)
-        self._background.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop gracefully; raise the error that ended ``run``, unless the block raised one."""
-        self.stop()
-        if self._background is not None:
-            self._background.join()
-        if self._error is not None and kind is None:
-            raise self._error
-
     async def _run(self, signals: bool) -> None:
         self._loop = loop = asyncio.get_running_loop()
         for link in self._links:
@@ -170,28 +138,6 @@ class Consumer:
 
     def _stop(self) -> None:
         self._stopping = asyncio.ensure_future(self._engine.stop())
-
-    def _run_in_background(self) -> None:
-        try:
-            self.run()
-        except BaseException as error:
-            self._error = error
-
-
-def on_thread(handler: Handler) -> Handler:
-    """Return a handler that an event loop can run: a plain function runs on a thread, and is never cut off."""
-    if is_async(handler):
-        return handler
-
-    async def handle(verified: Verified) -> Any:
-        running = asyncio.get_running_loop().run_in_executor(None, copy_context().run, handler, verified)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            # The grace is over. A thread cannot be interrupted, and what it did must count.
-            return await running
-
-    return handle
 
 
 def _links(*wrappers: object) -> list[Link]:

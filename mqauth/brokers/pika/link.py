@@ -3,7 +3,7 @@
 pika's own blocking calls hold the thread until the broker answers, without a time limit. So the wrapper opens
 channels below them, on the connection that ``BlockingConnection`` drives, where each answer comes to a callback.
 The event loop and pika take turns in one thread. pika 1.4 has no public name for what ``_impl``, its poller and
-``_set_cookie`` are; ``tests/test_pika_link.py`` fails once they are gone.
+``_set_cookie`` are; ``tests/test_pika.py`` fails once they are gone.
 """
 
 from __future__ import annotations

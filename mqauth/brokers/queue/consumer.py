@@ -47,7 +47,8 @@ class QueueConsumer:
         sleep: waits so many seconds.
 
     Raises:
-        ConfigurationError: a setting is out of its limits.
+        ConfigurationError: the pipeline has no audit, dead letters go to the queue itself, or a setting is out of
+            its limits.
     """
 
     def __init__(
@@ -72,6 +73,10 @@ class QueueConsumer:
             raise ConfigurationError(
                 f"prefetch must be 1 to {_MAX_PREFETCH}, max_held 0 to {MAX_HELD}, and grace not negative"
             )
+        if guard.audit is None:
+            raise ConfigurationError("a consumer's pipeline needs audit=")
+        if dead_letters.name == calls.queue:
+            raise ConfigurationError("dead letters must go to another queue than the one consumed")
         if not 1.0 <= hold < consumer_timeout:
             raise ConfigurationError("hold must be at least 1 second, and shorter than consumer_timeout")
         beside = min(HELD_PER_PREFETCH * prefetch, MAX_HELD) if max_held is None else max_held
