@@ -13,7 +13,7 @@ _LOG: Final = logging.getLogger("mqauth.delivery")
 class BackgroundRun:
     """Runs ``run`` in a background thread, until ``stop`` at the end of the block."""
 
-    _thread: threading.Thread | None = None
+    _background: threading.Thread | None = None
     _error: BaseException | None = None
 
     def run(self) -> None:
@@ -31,8 +31,8 @@ class BackgroundRun:
 
     def __enter__(self) -> Self:
         """Run in a background thread."""
-        self._thread = threading.Thread(target=self._run_in_background, name="mqauth-consumer", daemon=True)
-        self._thread.start()
+        self._background = threading.Thread(target=self._run_in_background, name="mqauth-consumer", daemon=True)
+        self._background.start()
         return self
 
     def __exit__(
@@ -40,8 +40,8 @@ class BackgroundRun:
     ) -> None:
         """Stop gracefully; raise the error that ended ``run``, unless the block raised one."""
         self.stop()
-        if self._thread is not None:
-            self._thread.join()
+        if self._background is not None:
+            self._background.join()
         if self._error is not None and kind is None:
             raise self._error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from pika import BlockingConnection
@@ -13,7 +13,7 @@ from pika import BlockingConnection
 from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.background import BackgroundRun
 from mqauth.brokers.event_loop import Sleep, on_thread
-from mqauth.brokers.pika.link import Link, drive, link_of
+from mqauth.brokers.pika.link import Link, drive, link_of, tell
 from mqauth.brokers.pika.producer import Producer, as_responder
 from mqauth.brokers.pika.queue import Queue
 from mqauth.brokers.queue.consumer import QueueConsumer
@@ -119,8 +119,7 @@ class Consumer(BackgroundRun):
         """
         self._stopped = True
         if self._loop is not None:
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._stop)
+            tell(self._loop, self._stop)
 
     def health(self) -> QueueHealth:
         """Return how the consumer is doing now."""
@@ -131,7 +130,7 @@ class Consumer(BackgroundRun):
         for link in self._links:
             link.attach()
         for link in self._watched:
-            link.watch(lambda error: loop.call_soon_threadsafe(self._engine.fail, error))
+            link.watch(partial(tell, loop, self._engine.fail))
         if self._stopped:
             self._stop()
         await self._engine.run(signals=signals)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
@@ -279,6 +280,12 @@ def here(work: Coroutine[Any, Any, R]) -> Coroutine[Any, Any, R] | R:
     except RuntimeError:
         return drive(work)
     return work
+
+
+def tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:
+    """Have an event loop call a function, from any thread; do nothing where the loop has ended."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, *args)
 
 
 def _answered(answer: asyncio.Future[Any], result: Any = None) -> None:

@@ -7,7 +7,7 @@ import copy
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -18,7 +18,7 @@ from pika.exceptions import AMQPConnectionError, ChannelWrongStateError
 from mqauth.brokers.amqp_messages import mandatory_reply, new_message_id
 from mqauth.brokers.amqp_values import headers_out
 from mqauth.brokers.pika.confirmed import DeadLetters, Publisher
-from mqauth.brokers.pika.link import Link, drive
+from mqauth.brokers.pika.link import Link, drive, tell
 from mqauth.brokers.pika.translate import to_message
 from mqauth.brokers.sealing import OpenCalls, Pace, Sealing, SingleSealing
 from mqauth.errors import ConfigurationError, MqauthError, RetryLater, Unavailable
@@ -196,7 +196,7 @@ class Producer:
         except Exception as error:
             return began.set_exception(error)
         self.link.watch(lambda _: over.set())
-        self._end = partial(_tell, loop, over.set)
+        self._end = partial(tell, loop, over.set)
         began.set_result(loop)
         await over.wait()
         self._open_calls.close()
@@ -251,12 +251,6 @@ def _deferring() -> Iterator[None]:
 
 def _call(loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[Any, Any, R]]) -> Future[R]:
     return asyncio.run_coroutine_threadsafe(work(), loop)
-
-
-def _tell(loop: asyncio.AbstractEventLoop, what: Callable[[], object]) -> None:
-    """Have an event loop call a function, unless it has ended."""
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(what)
 
 
 def _nothing() -> None:
