@@ -191,6 +191,25 @@ def test_faststream_rabbitmq_examples(rabbitmq: RabbitMQ, rabbitmq_reader: Reade
     rabbitmq_reader.run(converted)
 
 
+@pytest.mark.parametrize("client_of", ["kafka", "confluent"])
+def test_faststream_kafka_examples(client_of: str, kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> None:
+    """The page's applications on Kafka handle what their producers sent, and dead-letter a forgery."""
+    settle_in(kafka_reader)
+    for block in marked("docs/operations.md", "kafka"):
+        kafka_reader.run(block)
+    producer, consumer = (
+        block
+        for block in marked("docs/faststream.md", "kafka")
+        if block.name.startswith(f"faststream_{client_of}_")
+    )
+    kafka_reader.run(producer)
+    with consuming(kafka_reader, consumer) as next_line:
+        assert line_of_handler(next_line) == "from orders-api {'order': 1} b'acme'\n"
+        letter = _forge_on_kafka(kafka.url.partition("://")[2])
+    assert letter == "token_missing"
+    assert rejections(tmp_path) == ["token_missing"]
+
+
 def _forge_on_kafka(address: str) -> str:
     """Send a record without a token, and return the reason of the first dead letter."""
     with client.KafkaProducer(bootstrap_servers=address) as producer:

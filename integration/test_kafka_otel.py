@@ -19,7 +19,7 @@ from integration.services import Kafka
 from integration.test_kafka_wrapper import Bench
 from mqauth import AuditFile, Verified
 from mqauth.brokers import kafka as wrapper
-from mqauth.telemetry.otel import traced
+from mqauth.telemetry import traced
 from mqauth.testing.stage_kafka import KafkaStage, wait_until
 
 CALLERS = 8

@@ -14,12 +14,11 @@ from mqauth.wire.claims import MAX_BATCH, Batch, Binding, Claims
 from mqauth.wire.envelope import Encoder
 from mqauth.wire.keys import ALGORITHMS, MAX_KID, Key, SigningKey, SigningKeySource
 from mqauth.wire.memo import Memo
-from mqauth.wire.message import Form, HeaderPair, Message, form_of, message_of
+from mqauth.wire.message import Form, Message, form_of, message_of
 
 MAX_LIFETIME: Final = 86_400
 LARGE_BODY: Final = 256 * 1024
 """Bytes of a body that is signed alone: a leaf hashes it twice, which costs more than a signature."""
-_JTI_BYTES: Final = 16
 _ATTEMPTS: Final = 3
 
 
@@ -240,7 +239,7 @@ class Signer:
         return key
 
     def _jti(self) -> bytes:
-        return base64url.encode(self._randomness(_JTI_BYTES))
+        return base64url.encode(self._randomness(16))
 
     def _claims(self, audience: str, jti: str, mqa: Binding | Batch) -> Claims:
         """Return the claims of one token, valid from now."""
@@ -265,10 +264,9 @@ def _form_of(message: Message) -> Form:
 
 def _with_token(message: Message, token: str) -> Message:
     """Return the message with its token; ``dataclasses.replace`` takes six times as long."""
-    headers: tuple[HeaderPair, ...] = envelope.attach(message, token)
     return message_of(
-        message.destination, message.body, message.key, message.properties, headers, message.origin,
-        message.native, message.malformed,
+        message.destination, message.body, message.key, message.properties, envelope.attach(message, token),
+        message.origin, message.native, message.malformed,
     )  # fmt: skip
 
 

@@ -91,18 +91,19 @@ def test_a_suspension_sends_back(returned: int, *, stays: bool, over: bool) -> N
     assert (holding.is_over(found), holding.yields(found)) == (over, over)
 
 
-def test_what_was_handled_waits_for_its_confirm() -> None:
-    """Beyond the minute and in a suspended queue: another consumer would handle it. Not past the timeout."""
-    clock = FakeClock()
+@pytest.mark.parametrize("step", [Step.CONFIRM, Step.RELEASE])
+def test_a_claim_is_ended_though_the_channel_ended(step: Step) -> None:
+    """Beyond the minute and in a suspended queue: else it would bar others until its lease is over."""
+    clock, said = FakeClock(), Said()
     holding = hold(clock)
-    found = held(ALL, Step.CONFIRM)
+    found = held(ALL, step, said=said)
     found.slot.received = clock.monotonic()
     put(holding, found)
-    holding.suspended = True
+    holding.suspended = said.is_ended = True
     clock.advance(1619)
     assert (holding.is_over(found), holding.yields(found)) == (False, False)
     clock.advance(1)
-    assert (holding.is_over(found), holding.wants_suspension(found)) == (True, True)
+    assert (holding.is_over(found), holding.wants_suspension(found)) == (True, False)
 
 
 @pytest.mark.parametrize(("step", "over"), [(Step.HANDLE, True), (Step.CONFIRM, False)])
@@ -153,9 +154,9 @@ def test_who_suspends() -> None:
 
 
 def test_what_became_of_it() -> None:
-    """It goes back where it was ours and still waited; why it waited last is known afterwards."""
+    """It told nothing where it was ours and still waited for its record; why it waited last is known then."""
     holding, said = hold(FakeClock()), Said()
-    found = put(holding, held(ALL, said=said))
+    found = put(holding, held(ALL, Step.RECORD, said=said))
     for ours in (True, False, True):
         said.is_ended = not ours
         found.end()

@@ -95,6 +95,13 @@ def test_what_only_trying_can_tell_stays(step: Step, *, stays: bool) -> None:
     assert (first.stays, second.stays) == (stays, False)
 
 
+def test_what_was_handled_stays() -> None:
+    """Each delivery whose handler has ended waits for its confirm, unacked, while the queue is suspended."""
+    stand = Stand()
+    first, second = stand.put(ALL, Step.CONFIRM), stand.put(ALL, Step.CONFIRM)
+    assert (stand.window.suspend(first), stand.window.suspend(second)) == (True, True)
+
+
 def test_one_delivery_finds_out_after_an_outage_that_told_nothing() -> None:
     """Where what stayed had to go back, one is taken at a time, until a rejection was settled."""
     stand = Stand()

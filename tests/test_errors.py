@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from mqauth import errors
-from mqauth.errors import Cause, MqauthError, Reason, Rejection, RejectNow, RetryLater, Unavailable
+from mqauth.errors import (
+    Cause,
+    ConfigurationError,
+    MalformedMessage,
+    MqauthError,
+    Reason,
+    Rejection,
+    RejectNow,
+    RetryLater,
+    Unavailable,
+    require,
+)
 
 REASONS = [
     "token_missing",
@@ -73,3 +84,12 @@ def test_handler_signals_have_a_default_text() -> None:
     """RetryLater and RejectNow say what they ask for even without a detail."""
     assert (str(RetryLater()), str(RejectNow())) == ("retry later", "reject now")
     assert (RetryLater("a").detail, RejectNow("b").detail) == ("a", "b")
+
+
+def test_require_returns_what_it_checked() -> None:
+    """What holds is returned; what does not is the error that was named, by default one of configuration."""
+    assert require("kept", "missing") == "kept"
+    with pytest.raises(ConfigurationError, match=r"^missing$"):
+        require(None, "missing")
+    with pytest.raises(MalformedMessage, match=r"^wrong$"):
+        require(False, "wrong", MalformedMessage)

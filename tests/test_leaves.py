@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 BROKERS = Path(__file__).parent.parent / "mqauth" / "brokers"
+INTEGRATIONS = BROKERS.parent / "integrations"
 LIMITS = {
     ("kafka/consumer", "kafka/poller", "kafka/client:check_client,session_of,rebalance_patience"): 190,
     ("confluent/consumer", "confluent/poller", "confluent/client:check_consumer,membership_of,_check_kind"): 200,
@@ -32,11 +33,15 @@ LIMITS = {
     ("rabbitmq/confirmed:DeadLetters",): 50,
     ("rabbitmq/translate:from_native,failures_of,to_message,to_native,headers_out,carries,scalar_on_wire",): 65,
     ("rabbitmq/confirmed:Confirmed",): 25,
+    ("../integrations/faststream", "../integrations/turn"): 300,
+    ("../integrations/faststream_rabbitmq",): 55,
+    ("../integrations/faststream_log", "../integrations/faststream_kafka"): 140,
+    ("../integrations/faststream_confluent",): 55,
 }
 """Most lines of code of a leaf's parts, without blank lines, comments and docstrings. A part is a module, or
 some of its classes and functions without the imports. Repairs and transactions stand apart. Dead letters and
 audit records share how they are confirmed, which has a limit of its own."""
-LEAVES = sorted(path for path in BROKERS.rglob("*.py") if path.name != "memory.py")
+LEAVES = sorted(path for path in (*BROKERS.rglob("*.py"), *INTEGRATIONS.glob("*.py")) if path.name != "memory.py")
 RULED = frozenset(("Verdict", "Cause", "Step", "Reason"))
 """Enums that a leaf may pass on, and may not decide by."""
 NOT_FOR_LEAVES = frozenset(

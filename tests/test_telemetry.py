@@ -26,8 +26,7 @@ from mqauth.audit.redaction import REDACTED, RedactTokens, redact_logging
 from mqauth.errors import Cause, ConfigurationError
 from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.telemetry import METRICS, Telemetry, traced
-from mqauth.telemetry.otel import MAX_DESTINATIONS
+from mqauth.telemetry import MAX_DESTINATIONS, METRICS, Telemetry, traced
 from mqauth.telemetry.prometheus import Endpoint
 from mqauth.testing import FakeClock, Forge, verified
 from mqauth.testing.attacks import honest_message

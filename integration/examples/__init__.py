@@ -1,1 +1,1 @@
-"""Whole programs that a test runs on real brokers."""
+"""An application of three FastStream services: RabbitMQ, both brokers, Kafka. ``test_faststream_shop`` runs it."""

@@ -1,10 +1,102 @@
 """``mqauth check``: finds the pitfalls of a configuration file.
 
 ``findings`` has the registry of them, ``target`` is what the rules look at, ``tokens``, ``issuers`` and
-``deployment`` hold the rules, and ``run`` puts their findings together.
+``deployment`` hold the rules. The check as a whole reads the file, asks every rule, builds the objects, and puts
+the findings in order.
 """
 
-from mqauth.check.findings import CODES, Code, Finding, Report, Severity
-from mqauth.check.run import check
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from mqauth.check import deployment, issuers, tokens
+from mqauth.check.findings import CODES, Code, Finding, Report, Rule, Severity, finding, ordered
+from mqauth.check.target import Target, lines_of, nearest, read
+from mqauth.clock import SYSTEM_CLOCK, Clock
+from mqauth.config.load import Configuration
+from mqauth.config.toml_file import RefusedSetting, read_toml
+from mqauth.errors import ConfigurationError
 
 __all__ = ["CODES", "Code", "Finding", "Report", "Severity", "check"]
+RULES: Final[tuple[Rule, ...]] = (*tokens.RULES, *issuers.RULES, *deployment.RULES)
+"""Each rule yields its findings on a target."""
+
+
+def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
+    """Return what is wrong with a configuration file, without using the network or changing anything.
+
+    Args:
+        path: the file, usually ``mqauth.toml``.
+        clock: tells how old keys are.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or it is no TOML.
+    """
+    text, members = read_toml(Path(path))
+    readable, raw = tokens.repaired(members)
+    target = read(Path(path), readable, now=clock.now())
+    findings = [*raw, *(finding("configuration", refusal.path, refusal.what) for refusal in target.refusals)]
+    findings += [found for rule in RULES for found in rule(target)]
+    findings += [*_unless_known(_built(path, readable, clock, target), findings), *_acceptances(target)]
+    lines = lines_of(text)
+    every = ordered(replace(found, line=nearest(lines, found.path)) for found in findings)
+    accepted = target.options.accept
+    kept = tuple(one for one in every if one.severity is Severity.ERROR or one.code.name not in accepted)
+    return Report(findings=kept, unseen=tuple(_unseen(target)), accepted=len(every) - len(kept))
+
+
+def _built(path: str | Path, members: dict[str, Any], clock: Clock, target: Target) -> Iterator[Finding]:
+    """Yield what is refused when the objects are built, as a producer or a consumer builds them at its start.
+
+    No audit file is opened and nothing is connected.
+    """
+    producer = target.settings.producer
+    # Without its passphrase, a producer cannot be built here.
+    wanted = [] if producer is None or not tokens.is_open(producer) else ["signer"]
+    for name in [*wanted, *([] if target.settings.consumer is None else ["judge"])]:
+        try:
+            getattr(Configuration(str(path), members, clock), name)
+        except RefusedSetting as refused:
+            yield finding("configuration", refused.path, refused.what)
+        except ConfigurationError as error:
+            yield finding("configuration", (), str(error))
+        except OSError as error:
+            yield finding("configuration", (), f"{error.filename}: {error.strerror}")
+
+
+def _unless_known(built: Iterable[Finding], findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Yield the findings at places where no error has been found already."""
+    known = {found.path for found in findings if found.severity is Severity.ERROR}
+    for found in built:
+        if found.path not in known:
+            known.add(found.path)
+            yield found
+
+
+def _acceptances(target: Target) -> Iterator[Finding]:
+    """Yield a finding for each name in ``[check] accept`` that cannot be accepted."""
+    for number, name in enumerate(target.options.accept):
+        path = ("check", "accept", number)
+        if name not in CODES:
+            near = difflib.get_close_matches(name, CODES, 1)
+            yield finding("configuration", path, "no such code" + (f"; did you mean {near[0]}?" if near else ""))
+        elif CODES[name].severity is Severity.ERROR:
+            yield finding("configuration", path, f"{name} is an error, and cannot be accepted")
+
+
+def _unseen(target: Target) -> Iterator[str]:
+    """Yield what could not be looked at, and the setting that makes it visible."""
+    given = target.options.table.members
+    if "brokers" not in given:
+        yield "broker URLs ([check] brokers)"
+    if target.settings.consumer is not None and target.is_memory:
+        if "consumers" not in given:
+            yield "whether consumers share the replay store ([check] consumers)"
+        if "rate" not in given:
+            yield "replay capacity ([check] rate)"
+    if any(source.file is None for source in target.sources):
+        yield "remote key sets"

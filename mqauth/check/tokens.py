@@ -40,7 +40,6 @@ FRESH: Final = 300
 _MAX_PEM: Final = 64 * 1024
 _ENCRYPTED: Final = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
 _WRITE: Final = 0o022
-_STAND_IN: Final = "unnamed"
 
 
 def repaired(members: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
@@ -79,7 +78,7 @@ def _addressed(name: str, table: dict[str, Any]) -> Iterator[Finding]:
         yield finding("audience_wildcard", (name, "audience"), "the audience holds a *")
     else:
         return
-    table["audience"] = _STAND_IN
+    table["audience"] = "unnamed"
 
 
 def limits(target: Target) -> Iterator[Finding]:

@@ -158,10 +158,8 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except typer.TyperException as error:
         return _failed(f"{' '.join(error.format_message().split()).rstrip('.')} (try mqauth --help)", USAGE)
-    except Unavailable as error:
-        return _failed(str(error), UNDECIDED)
     except MqauthError as error:
-        return _failed(str(error), USAGE)
+        return _failed(str(error), UNDECIDED if isinstance(error, Unavailable) else USAGE)
     except BrokenPipeError:
         abandon_output()
         return 1
@@ -228,9 +226,7 @@ def read_texts(stream: BinaryIO, *, lines: bool) -> Iterator[Text]:
     if not lines:
         yield Text(1, read_body(stream))
         return
-    number = 0
-    while line := stream.readline(MAX_INPUT + 1):
-        number += 1
+    for number, line in enumerate(iter(lambda: stream.readline(MAX_INPUT + 1), b""), 1):
         if len(line) > MAX_INPUT and not line.endswith(b"\n"):
             _skip_line(stream)
             yield Text(number, None)

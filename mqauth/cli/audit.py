@@ -41,7 +41,6 @@ _BAR: Final = 40
 _NAME: Final = 60
 _LONGEST: Final = 24 * 31
 """Steps of a time line that are printed, with those in which there was nothing."""
-_POLL: Final = 0.25
 Files = Annotated[list[Path], typer.Argument(help="Audit files, oldest first; their rotated parts are found.")]
 From = Annotated[
     float | None,
@@ -87,7 +86,7 @@ def tail(
     json: Json = False,
 ) -> None:
     """Show the last records of a file, and with --follow those that come after them."""
-    print_tail(file, lines=lines, on=on, json=json, wait=lambda: time.sleep(_POLL))
+    print_tail(file, lines=lines, on=on, json=json, wait=lambda: time.sleep(0.25))
 
 
 def print_tail(file: Path, *, lines: int, on: bool, json: bool, wait: Callable[[], None]) -> None:

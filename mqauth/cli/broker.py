@@ -11,7 +11,7 @@ import contextlib
 import logging
 import ssl
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,6 @@ _BACKOFF_MS: Final = 5000
 """Milliseconds after which kafka-python tries a lost broker again at the latest; its own default is 30 s."""
 _MAX_REQUEST: Final = 64 * 1024 * 1024
 """Bytes of a record that is sent back. The broker's own limit decides."""
-_USER: Final = only_with("user")
 _URL_TLS: Final = ("cafile", "capath", "cadata", "certfile", "keyfile")
 
 
@@ -95,7 +94,9 @@ class BrokerSettings(Settings):
         only_with("key"),
         not_with("passphrase_env"),
     ] = None
-    mechanism: Annotated[str | None, choice(MECHANISMS), "The mechanism of SASL, on Kafka.", _USER] = None
+    mechanism: Annotated[str | None, choice(MECHANISMS), "The mechanism of SASL, on Kafka.", only_with("user")] = (
+        None
+    )
     user: Annotated[
         str | None,
         NAME,
@@ -179,8 +180,10 @@ class BrokerSettings(Settings):
         Raises:
             ConfigurationError: a password would be sent to another machine without TLS.
         """
-        found: dict[str, Any] = {"bootstrap_servers": servers, "bootstrap_timeout_ms": _BOOTSTRAP_MS}
-        found["security_protocol"] = "SSL" if self.secure else "PLAINTEXT"
+        found: dict[str, Any] = {
+            "bootstrap_servers": servers, "bootstrap_timeout_ms": _BOOTSTRAP_MS,
+            "security_protocol": "SSL" if self.secure else "PLAINTEXT",
+        }  # fmt: skip
         if self.secure:
             found["ssl_context"] = self.context()
         if self.user is None:
@@ -288,14 +291,21 @@ def _on_rabbitmq(place: Place, settings: dict[str, Any]) -> Iterator[review.Sess
 
     connect = partial(aio_pika.connect, **arguments)
     with contextlib.ExitStack() as stack:
-        loop = stack.enter_context(_Loop())
-        connection = loop.call(connect(), _PATIENCE)
-        stack.callback(loop.close, connection)
-        unlimited = loop.call(is_unlimited(connection, queue), _PATIENCE)
+        call = stack.enter_context(_event_loop())
+        connection = call(connect(), _PATIENCE)
+        stack.callback(_close, connection, call)
+        unlimited = call(is_unlimited(connection, queue), _PATIENCE)
         box = RabbitMQLetterBox(connection, queue, connect=connect, unlimited=unlimited)
         # The box may have another connection by then, where the first one was lost.
-        stack.callback(lambda: loop.close(box.connection))
-        yield review.Session(box, lambda flow: loop.call(arun(flow)), **settings)
+        stack.callback(lambda: _close(box.connection, call))
+        yield review.Session(box, lambda flow: call(arun(flow)), **settings)
+
+
+def _close(connection: Any, call: Callable[..., Any]) -> None:
+    """Close a connection that is still open."""
+    if not connection.is_closed:
+        with contextlib.suppress(OSError, TimeoutError):
+            call(connection.close(), _PATIENCE)
 
 
 @contextlib.contextmanager
@@ -326,26 +336,15 @@ def _on_kafka(place: Place, settings: dict[str, Any]) -> Iterator[review.Session
         yield review.Session(box, run, originals=KafkaRecords(records), **settings)
 
 
-class _Loop:
-    """An event loop on a thread of its own."""
-
-    def __enter__(self) -> _Loop:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_PATIENCE)
-        self._loop.close()
-
-    def close(self, connection: Any) -> None:
-        """Close a connection that is still open."""
-        if not connection.is_closed:
-            with contextlib.suppress(OSError, TimeoutError):
-                self.call(connection.close(), _PATIENCE)
-
-    def call(self, work: Coroutine[Any, Any, R], seconds: float | None = None) -> R:
-        """Run a coroutine to its end, or for so many seconds."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(seconds)
+@contextlib.contextmanager
+def _event_loop() -> Iterator[Callable[..., Any]]:
+    """Give a function that runs a coroutine on a loop with a thread of its own, to its end or for some seconds."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield lambda work, seconds=None: asyncio.run_coroutine_threadsafe(work, loop).result(seconds)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(_PATIENCE)
+        loop.close()

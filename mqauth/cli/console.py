@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,8 +36,6 @@ from mqauth.review import MakeReleaser, reviewers_releaser
 
 if TYPE_CHECKING:
     from mqauth.console import Provider
-
-_REQUESTS: Final = 64
 
 
 def console(
@@ -109,11 +107,10 @@ def console(
             backend, tokens=Tokens(made) if tokens else None, provider=provider, hosts=hosts, reviewer=name,
             tls=tls,
         )  # fmt: skip
-        server = Server(served, certificate, requests=_REQUESTS, verb="console", extra="console")
+        server = Server(served, certificate, requests=64, verb="console", extra="console")
         backend.read(name)
-        url = origin(listener, tls=tls) + "/"
-        told: dict[str, Any] = {"url": url, "tokens": made if fresh else {}}
-        told |= {} if back is None else {"redirect_uri": back}
+        redirect = {} if back is None else {"redirect_uri": back}
+        told: dict[str, Any] = {"url": origin(listener, tls=tls) + "/", "tokens": made if fresh else {}} | redirect
         answer(as_json, told, *_lines(**told, kept=token_file if tokens and not fresh else None))
         server.run(listener)
 

@@ -32,7 +32,6 @@ from mqauth.wire.keys import ALGORITHMS
 
 app: Final = group("Make, list and publish a producer's keys.", "mqauth keys new")
 _FOLDER: Final = Path("keys")
-_REQUESTS: Final = 512
 _WIDTH: Final = 140
 Dir = Annotated[Path, typer.Option("--dir", help="The keystore folder.")]
 FolderOrPEM = Annotated[Path, typer.Option("--dir", help="The keystore folder, or a single PEM file.")]
@@ -151,7 +150,7 @@ def serve(
     """Publish the public keys over HTTP(S) at /jwks.json, following rotation, until it is stopped."""
     certificate, keys = certificate_of(tls_cert, tls_key), KeyServer(folders or [_FOLDER])
     with listen(host, port, tls=certificate is not None) as listener:
-        server = Server(keys, certificate, requests=_REQUESTS, verb="keys serve", extra="serve")
+        server = Server(keys, certificate, requests=512, verb="keys serve", extra="serve")
         address, count = origin(listener, tls=certificate is not None), keys.current.keys
         told = {"url": address + PATHS[0], "health": address + HEALTH, "keys": count}
         answer(as_json, told, f"{count} {'key' if count == 1 else 'keys'} at {told['url']}")

@@ -16,8 +16,6 @@ from mqauth.errors import ConfigurationError, require
 from mqauth.keystore.disk import files
 
 _BACKLOG: Final = 512
-_GRACE: Final = 5
-_CERTIFICATE_EVERY: Final = 60
 _LOG: Final = logging.getLogger("mqauth.keystore")
 
 
@@ -127,16 +125,14 @@ class Server:
             import uvicorn
         except ImportError as error:
             raise ConfigurationError(f'mqauth {verb} needs uvicorn: install "mqauth[cli,{extra}]"') from error
-        settings: dict[str, Any] = {}
-        if certificate is not None:
-            settings = {
-                "ssl_context_factory": lambda _config, _default: certificate.context,
-                "callback_notify": certificate.renew, "timeout_notify": _CERTIFICATE_EVERY,
-            }  # fmt: skip
+        settings: dict[str, Any] = {} if certificate is None else {
+            "ssl_context_factory": lambda _config, _default: certificate.context,
+            "callback_notify": certificate.renew, "timeout_notify": 60,
+        }  # fmt: skip
         config = uvicorn.Config(
             application, http="h11", loop="asyncio", ws="none", lifespan="off", interface="asgi3", workers=1,
             log_config=None, log_level="warning", access_log=False, server_header=False, proxy_headers=False,
-            limit_concurrency=requests, backlog=_BACKLOG, timeout_graceful_shutdown=_GRACE, **settings,
+            limit_concurrency=requests, backlog=_BACKLOG, timeout_graceful_shutdown=5, **settings,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
 

@@ -133,10 +133,11 @@ def _form_of(place: str, key: str | None, headers: Iterable[str], properties: It
         form["key"] = None if key is None else _base64(_utf8("--key", key))
     elif key is not None:
         raise ConfigurationError("--key: only Kafka has record keys")
-    form["body"] = ""
-    form["properties"] = _properties(properties)
-    form["headers"] = [[name, {"str": value}] for name, value in (_pair("--header", text) for text in headers)]
-    return form
+    return form | {
+        "body": "",
+        "properties": _properties(properties),
+        "headers": [[name, {"str": value}] for name, value in (_pair("--header", text) for text in headers)],
+    }
 
 
 def _properties(texts: Iterable[str]) -> dict[str, str]:

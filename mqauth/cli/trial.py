@@ -42,7 +42,6 @@ from mqauth.testing.stage import MemoryStage, Stage
 from mqauth.wire import destination
 
 _CASE_HEADER: Final = "demo-case"
-_LIFETIME: Final = 600
 _REASON_HEADER: Final = "mqauth-dead-reason"
 _ACCEPTED: Final = "accepted"
 _WIDTH: Final = 110
@@ -137,7 +136,7 @@ def _stage(broker: str) -> Stage:
 
 def _play(stage: Stage, kept: Path | None, *, as_json: bool, messages: int) -> int:
     """Publish the cases, consume them, and print the report."""
-    forge = Forge(lifetime=_LIFETIME)
+    forge = Forge(lifetime=600)
     with closing(stage), tempfile.TemporaryDirectory() as folder:
         path = kept or Path(folder) / "audit.jsonl"
         heads = None if kept is None else HeadFile(f"{path}.heads", _head_key(Path(f"{path}.pem")))

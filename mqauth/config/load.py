@@ -132,9 +132,9 @@ class Configuration:
                 the audit file.
         """
         found = self._settings.audit
-        audit: dict[str, Any] = {"audit": None}
-        if found is not None:
-            audit = {"audit": self._audit_sink(found), "record": found.record}
+        audit: dict[str, Any] = (
+            {"audit": None} if found is None else {"audit": self._audit_sink(found), "record": found.record}
+        )
         return self._pipeline(observers=self._observers, **audit)
 
     @cached_property

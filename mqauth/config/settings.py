@@ -49,11 +49,9 @@ from mqauth.wire.batch import DEFAULT_LINGER, MAX_LINGER
 from mqauth.wire.claims import MAX_BATCH, is_name
 from mqauth.wire.keys import MAX_KID
 
-_SOURCES: Final = ("file", "jwks", "discovery")
 _REMOTE: Final = only_with("jwks", "discovery")
 _HEADS: Final = only_with("heads")
 _THRESHOLDS: Final = Thresholds()
-_DAY: Final = 86_400
 
 
 _KID: Final = text(
@@ -124,7 +122,7 @@ class SourceSettings(Settings):
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusal of a missing or second source."""
-        named = [key for key in _SOURCES if key in self.table.members]
+        named = [key for key in ("file", "jwks", "discovery") if key in self.table.members]
         if len(named) != 1:
             found = " and ".join(named) or "none"
             yield self.table.refuse("", f"needs one of file, jwks and discovery, not {found}")
@@ -340,7 +338,7 @@ class CheckSettings(Settings):
     )
     consumers: Annotated[int, POSITIVE, "Processes that share the consumer's scope."] = 1
     rate: Annotated[int | None, POSITIVE, "Messages a second, all consumers together."] = None
-    rotation: Annotated[int, POSITIVE, "Seconds after which a key is to be replaced."] = 90 * _DAY
+    rotation: Annotated[int, POSITIVE, "Seconds after which a key is to be replaced."] = 90 * 86_400
     accept: Annotated[tuple[str, ...], many(NAME), "Codes of findings that are known and wanted."] = ()
 
 

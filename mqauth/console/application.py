@@ -24,7 +24,7 @@ from mqauth.console.backend import Backend
 from mqauth.console.display import visible
 from mqauth.console.oidc import IDTokenError, NoNameError, Person, person
 from mqauth.console.oidc_provider import LIFETIME, Attempts, Provider
-from mqauth.console.pages import BadRequestError, Pages, read_form
+from mqauth.console.pages import SEE_OTHER, BadRequestError, Pages, read_form
 from mqauth.console.site import REVIEWER, STATIC, Cookie, Sessions, Site, Tokens
 from mqauth.errors import MqauthError, require
 
@@ -47,7 +47,6 @@ START: Final = "/login/oidc"
 CALLBACK: Final = "/login/callback"
 MAX_AT_ONCE: Final = 8
 """Logins that wait for the provider at once. A slow provider must not take every thread of the console."""
-_SEE_OTHER: Final = 303
 _LOG: Final = logging.getLogger("mqauth.console")
 _ERRORS: Final = {
     "access_denied": "The login was cancelled, or the identity provider denied it.",
@@ -56,7 +55,6 @@ _ERRORS: Final = {
 }
 _NO_PAGE: Final = "There is no such page."
 _MALFORMED: Final = "The identity provider's answer is not in its form."
-_HSTS: Final = "max-age=31536000"
 
 
 def application(
@@ -184,12 +182,11 @@ class SecurityMiddleware:
             return 400, "this is not the name of this console\n"
         if method in ("GET", "HEAD"):
             return None
-        sender = headers.get("origin")
-        if sender is not None and sender.lower() not in {f"{self._scheme}://{name}" for name in self._hosts}:
-            return 403, "the request comes from another site\n"
-        if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-            return 403, "the request comes from another site\n"
-        return None
+        ours = {f"{self._scheme}://{name}" for name in self._hosts}
+        sender, site = headers.get("origin"), headers.get("sec-fetch-site", "same-origin")
+        if (sender is None or sender.lower() in ours) and site in ("same-origin", "none"):
+            return None
+        return 403, "the request comes from another site\n"
 
     def _with_headers(self, send: Send) -> Send:
         async def guarded(message: Message) -> None:
@@ -197,7 +194,7 @@ class SecurityMiddleware:
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS)
                 if self._scheme == "https":
-                    headers["strict-transport-security"] = _HSTS
+                    headers["strict-transport-security"] = "max-age=31536000"
             await send(message)
 
         return guarded
@@ -244,7 +241,7 @@ class Login:
     async def show(self, request: Request) -> Response:
         """Show the ways to log in."""
         if self._site.session(request) is not None:
-            return RedirectResponse("/", _SEE_OTHER)
+            return RedirectResponse("/", SEE_OTHER)
         return self._page()
 
     async def with_token(self, request: Request) -> Response:
@@ -255,7 +252,7 @@ class Login:
         if role is None:
             return self._page(403, "This token is not one of this console.")
         name = self._reviewer if role == REVIEWER else role
-        return self._site.begin(request, RedirectResponse("/", _SEE_OTHER), name, role)
+        return self._site.begin(request, RedirectResponse("/", SEE_OTHER), name, role)
 
     async def start(self, request: Request) -> Response:
         """Send the browser to the provider."""
@@ -263,13 +260,13 @@ class Login:
             return self._page(404, _NO_PAGE)
         # The cookie is of one host, so the login begins on the one that the provider sends people back to.
         if request.headers["host"].lower() != self._origin.partition("://")[2]:
-            return RedirectResponse(self._origin + START, _SEE_OTHER)
+            return RedirectResponse(self._origin + START, SEE_OTHER)
         attempt, sealed = self._attempts.begin()
         try:
             where = await self._ask(self._provider.authorization_url, attempt, self._origin + CALLBACK)
         except _LoginError as error:
             return self._page(error.status, str(error))
-        response = RedirectResponse(where, _SEE_OTHER)
+        response = RedirectResponse(where, SEE_OTHER)
         self._cookie.put(response, sealed)
         return response
 

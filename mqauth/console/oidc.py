@@ -36,10 +36,7 @@ LEEWAY: Final = 30
 MAX_AGE: Final = 600
 """Seconds since the token was issued; it comes straight from the token endpoint."""
 MAX_VALUES: Final = 1000
-_KEY_TYPES: Final = ("RSA", "EC", "OKP")
 _MIN_RSA_BITS: Final = 2048
-_DEPTH: Final = 8
-_MAX_SUB: Final = 255
 _MAX_SECRET: Final = 1024
 _SECRET: Final = re.compile(rb"[ -~]+")
 
@@ -210,7 +207,7 @@ def _signed_claims(token: str, jwks: Mapping[str, Any], algorithms: frozenset[st
         header = found.headers()
         require(header.get("alg") in algorithms, "the ID token's algorithm is not allowed", IDTokenError)
         good = jws.validate_compact(found, _key(jwks, header), algorithms)
-        claims = strict_json.loads(found.payload or b"", depth=_DEPTH)
+        claims = strict_json.loads(found.payload or b"", depth=8)
     except IDTokenError:
         raise
     # Hostile text can make the library raise more than its own errors.
@@ -240,7 +237,7 @@ def _fits(members: Any, header: Mapping[str, Any]) -> bool:
     """Tell whether a JWK is an asymmetric key for signatures, with the name and algorithm of the header."""
     return (
         isinstance(members, dict)
-        and members.get("kty") in _KEY_TYPES
+        and members.get("kty") in ("RSA", "EC", "OKP")
         and members.get("use", "sig") == "sig"
         and members.get("alg", header["alg"]) == header["alg"]
         and header.get("kid") in (None, members.get("kid"))
@@ -261,7 +258,7 @@ def _check_login(claims: Mapping[str, Any], client_id: str, nonce: str, now: flo
         IDTokenError,
     )
     require(claims["iat"] >= now - MAX_AGE, "the ID token is old", IDTokenError)
-    require(is_name(claims["sub"], 1, _MAX_SUB), "the ID token names nobody", IDTokenError)
+    require(is_name(claims["sub"], 1, 255), "the ID token names nobody", IDTokenError)
 
 
 def _raw(text: str) -> bytes:

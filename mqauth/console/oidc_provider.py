@@ -32,10 +32,7 @@ MAX_USED: Final = 10_000
 TIMEOUT: Final = 10.0
 """Seconds for all questions to the provider that one page asks."""
 REDISCOVER: Final = 3600.0
-_MAX_URL: Final = 2048
-_MAX_CODE: Final = 4096
 _BASIC: Final = "client_secret_basic"
-_POST: Final = "client_secret_post"
 _secret: Final = partial(secrets.token_urlsafe, 32)
 
 
@@ -85,9 +82,8 @@ class Attempts:
         except (InvalidToken, ValueError):
             return None
         attempt = Attempt(**json.loads(raw))
-        if not hmac.compare_digest(attempt.state.encode(), state.encode("utf-8", "replace")):
-            return None
-        return attempt if self._first_use(attempt.state) else None
+        same = hmac.compare_digest(attempt.state.encode(), state.encode("utf-8", "replace"))
+        return attempt if same and self._first_use(attempt.state) else None
 
     def _first_use(self, state: str) -> bool:
         """Note that a login has come back, and tell whether it is the first time."""
@@ -192,7 +188,7 @@ class Provider:
         self, metadata: Metadata, code: str, attempt: Attempt, redirect_uri: str, deadline: Deadline
     ) -> str:
         """Return the ID token for a code (OpenID Connect Core 1.0, section 3.1.3)."""
-        require(1 <= len(code) <= _MAX_CODE, "no code", FetchFailed)
+        require(1 <= len(code) <= 4096, "no code", FetchFailed)
         form = {
             "grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri,
             "code_verifier": attempt.verifier,
@@ -231,7 +227,7 @@ class Provider:
         require(algorithms, "the identity provider signs ID tokens with none of the algorithms that we allow")
         ways = _listed(found, "token_endpoint_auth_methods_supported", (_BASIC,))
         require(
-            self.settings.secret is None or {_BASIC, _POST} & set(ways),
+            self.settings.secret is None or {_BASIC, "client_secret_post"} & set(ways),
             "the identity provider accepts no client secret",
         )
         leave = found.get("end_session_endpoint")
@@ -252,7 +248,7 @@ class Provider:
     def _endpoint(self, url: Any, name: str) -> Endpoint:
         """Return where to ask: https, or http to this machine where the settings allow that by name."""
         try:
-            require(isinstance(url, str) and len(url) <= _MAX_URL, "no URL")
+            require(isinstance(url, str) and len(url) <= 2048, "no URL")
             return Endpoint.parse(url, unsafe_http_loopback=self.settings.unsafe_http_loopback)
         except ConfigurationError:
             raise ConfigurationError(

@@ -17,7 +17,6 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from mqauth.console import display
 from mqauth.console.backend import REHEARSE, BusyError
-from mqauth.console.display import explain
 from mqauth.console.site import Session, Site
 from mqauth.errors import SIGNED_REASONS, ConfigurationError, MqauthError, Reason, require
 from mqauth.letters.release import WAIVABLE
@@ -26,9 +25,7 @@ from mqauth.review import ACTS, DIMENSIONS, Filter, Plan, waivable
 PAGE: Final = 100
 MAX_FORM: Final = 16 * 1024
 TEXTS: Final = (*DIMENSIONS, "mark", "today", "id")
-_SEE_OTHER: Final = 303
-_MAX_TEXT: Final = 300
-_MAX_FIELDS: Final = 40
+SEE_OTHER: Final = 303
 _LOOK_ONLY: Final = "Your role may look, not act."
 _NOT_OURS: Final = "this is no form of this console"
 Fields = ImmutableMultiDict[str, str]
@@ -60,7 +57,7 @@ async def read_form(request: Request) -> Fields:
         raw += piece
         require(len(raw) <= MAX_FORM, "the form is too large", BadRequestError)
     try:
-        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=_MAX_FIELDS, errors="strict")
+        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=40, errors="strict")
     except ValueError as error:
         raise BadRequestError(_NOT_OURS) from error
     return Fields(pairs)
@@ -73,7 +70,7 @@ def filter_of(fields: Mapping[str, str]) -> Filter:
         BadRequestError: a text is too long.
     """
     texts: dict[str, Any] = {name: fields[name] for name in TEXTS if name in fields}
-    require(all(len(text) <= _MAX_TEXT for text in texts.values()), "a filter is too long", BadRequestError)
+    require(all(len(text) <= 300 for text in texts.values()), "a filter is too long", BadRequestError)
     return Filter(**texts)
 
 
@@ -129,7 +126,7 @@ def for_everybody(page: Shown) -> Endpoint:
     async def seen(self: Pages, request: Request) -> Response:
         session = self.site.session(request)
         if session is None:
-            return RedirectResponse("/login", _SEE_OTHER)
+            return RedirectResponse("/login", SEE_OTHER)
         return await page(self, request, session)
 
     return seen
@@ -153,7 +150,7 @@ def posted(*, viewers: bool = False) -> Callable[[Posted], Endpoint]:
             if not hmac.compare_digest(session.csrf.encode(), given):
                 return self.site.error(403, "The form is not of this session. Load the page again.", session)
             try:
-                return await page(self, request, session, fields) or RedirectResponse("/job", _SEE_OTHER)
+                return await page(self, request, session, fields) or RedirectResponse("/job", SEE_OTHER)
             except BusyError as error:
                 return self.site.error(409, f"{str(error).capitalize()}.", session)
             except ConfigurationError as error:
@@ -178,7 +175,7 @@ class Pages:
     async def log_out(self, request: Request, session: Session, fields: Fields) -> Response:
         """End the session."""
         self.site.sessions.end(self.site.cookie.read(request) or "")
-        response = RedirectResponse("/login", _SEE_OTHER)
+        response = RedirectResponse("/login", SEE_OTHER)
         self.site.cookie.delete(response)
         return response
 
@@ -214,13 +211,13 @@ class Pages:
         original, form = reading.original, request.query_params.get("view", "text")
         return self._filtered(
             "letter.html", session, Filter(mark=row.mark), row=row, reading=reading, today=today, fault=fault,
-            words=explain(reading.reason), claims=display.claims(reading),
+            words=display.explain(reading.reason), claims=display.claims(reading),
             # Only where today's verifier found the signature to hold are the claims the signer's own.
             holds=today == "accepted" or today in SIGNED_REASONS,
             body=None if original is None else display.body(original.body, form),
             headers=[] if original is None else display.headers(original),
             properties=[] if original is None else display.properties(original),
-            now=explain(str(today)) if today in set(Reason) else None,
+            now=display.explain(str(today)) if today in set(Reason) else None,
         )  # fmt: skip
 
     @posted(viewers=True)
@@ -233,7 +230,7 @@ class Pages:
         """Judge letters by today's verifier."""
         wanted = filter_of(fields)
         self._backend.judge(wanted, session.name)
-        return RedirectResponse(f"/job?{query_of(wanted)}", _SEE_OTHER)
+        return RedirectResponse(f"/job?{query_of(wanted)}", SEE_OTHER)
 
     @for_everybody
     async def act_form(self, request: Request, session: Session) -> Response:

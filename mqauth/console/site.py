@@ -34,9 +34,7 @@ IDLE: Final = 1800.0
 LONGEST: Final = 8 * 3600.0
 """Seconds after which every session ends."""
 STATIC: Final = Path(__file__).parent / "static"
-_FOLDER: Final = Path(__file__).parent / "pages_html"
 MAX_SESSIONS: Final = 500
-_MAX_FILE: Final = 4096
 _SHORTEST: Final = 32
 
 
@@ -93,7 +91,7 @@ def _read(path: Path) -> dict[str, str]:
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            text = file.read(_MAX_FILE).decode("ascii")
+            text = file.read(4096).decode("ascii")
     except (OSError, UnicodeError) as error:
         raise ConfigurationError(f"{path}: {getattr(error, 'strerror', None) or 'not text'}") from error
     require(stat.S_ISREG(mode) and not stat.S_IMODE(mode) & 0o077, f"{path}: a token file must have mode 0600")
@@ -145,14 +143,11 @@ class Sessions:
     def find(self, id: str) -> Session | None:
         """Return a session that has not ended, and note that it was used."""
         key, now = _digest(id), self._clock.monotonic()
-        session = self._open.get(key)
-        if session is None:
-            return None
-        if now - session.used > IDLE or now - session.began > LONGEST:
-            del self._open[key]
+        session = self._open.pop(key, None)
+        if session is None or now - session.used > IDLE or now - session.began > LONGEST:
             return None
         session.used = now
-        self._open.move_to_end(key)
+        self._open[key] = session
         return session
 
     def end(self, id: str) -> None:
@@ -203,8 +198,8 @@ class Cookie:
 
 def _environment() -> Environment:
     made = Environment(
-        loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, auto_reload=False,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=FileSystemLoader(Path(__file__).parent / "pages_html"), autoescape=True, undefined=StrictUndefined,
+        auto_reload=False, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     made.filters |= {"moment": moment, "count": _count, "plain": lambda reason: reason.replace("_", " ")}
     made.globals |= {"explain": explain, "doing": TITLES.__getitem__, "columns": COLUMNS}
@@ -233,8 +228,7 @@ class Site:
 
     def session(self, request: Request) -> Session | None:
         """Return the session of whoever sent a request."""
-        id = self.cookie.read(request)
-        return None if id is None else self.sessions.find(id)
+        return self.sessions.find(self.cookie.read(request) or "")
 
     def begin(self, request: Request, response: Response, name: str, role: str) -> Response:
         """Begin a session for whoever has just logged in, and end the one before."""

@@ -47,7 +47,8 @@ class HeldDelivery:
         stays: whether it stays unacked while its consumer is suspended.
         everyones_since: monotonic seconds since which its cause concerns everyone; ``None`` where it does not.
         put_off: how often its handler asked for another time.
-        goes_back: whether it was still ours and deferred when its waiting ended.
+        goes_back: whether it was still ours and deferred when its waiting ended, and only an attempt can tell
+            whether its cause is over.
         is_over: whether its waiting has ended.
     """
 
@@ -78,6 +79,15 @@ class HeldDelivery:
         return self.delivery.step is Step.RECORD or self.delivery.step is Step.BURY
 
     @property
+    def is_handled(self) -> bool:
+        """Whether its handler has ended, and its claim is to be confirmed.
+
+        Somebody else who is given it would run its handler again once the lease is over, also where the replay
+        store was back long before.
+        """
+        return self.delivery.step is Step.CONFIRM
+
+    @property
     def is_kept(self) -> bool:
         """Whether it is not given back when its consumer is suspended."""
         return self.stays or self.slot.is_last
@@ -99,7 +109,7 @@ class HeldDelivery:
 
     def end(self) -> None:
         """Note that its waiting has ended."""
-        self.goes_back, self.is_over = self.waits and self.slot.is_ours, True
+        self.goes_back, self.is_over = self.waits and self.slot.is_ours and self.needs_ours, True
 
 
 class HoldCapacity:
@@ -258,13 +268,12 @@ class Hold:
     def is_over(self, held: HeldDelivery) -> bool:
         """Return whether a delivery is to be held no longer."""
         slot, step = held.slot, held.delivery.step
-        # Not ours any more. A handler that ended is confirmed all the same, and one that failed gives its claim
-        # back.
-        if not slot.is_ours and step is not Step.CONFIRM and step is not Step.RELEASE:
-            return True
         if (self.suspended and self.yields(held)) or (self.stopping and self.stops(held)):
             return True
-        if self._seconds is not None and held.everyones_since is not None and self.yields(held):
+        # A handler that ended is confirmed all the same, and one that failed gives its claim back.
+        if not slot.is_ours:
+            return (step is not Step.CONFIRM and step is not Step.RELEASE) or self._is_old(slot)
+        if self._seconds is not None and held.everyones_since is not None and not held.is_kept:
             return self._clock.monotonic() - held.everyones_since >= self._seconds or self._is_old(slot)
         return self._is_old(slot) and (not slot.is_last or held.is_given_up)
 
@@ -272,16 +281,12 @@ class Hold:
         return self._clock.monotonic() - slot.received >= self._oldest
 
     def yields(self, held: HeldDelivery) -> bool:
-        """Return whether a delivery goes back when its queue is suspended.
-
-        One whose handler has ended does not: somebody else who is given it would run its handler again once the
-        lease is over, also where the store was back long before.
-        """
-        return not held.is_kept and held.delivery.step is not Step.CONFIRM
+        """Return whether a delivery goes back when its queue is suspended."""
+        return not held.is_kept and held.slot.is_ours
 
     def stops(self, held: HeldDelivery) -> bool:
         """Return whether a stop ends its waiting; one whose handler has ended waits for its confirm."""
-        return held.delivery.step is not Step.CONFIRM
+        return not held.is_handled
 
     def wants_suspension(self, held: HeldDelivery) -> bool:
         """Return whether the queue is to be suspended before a delivery goes back: its cause concerns everyone."""

@@ -284,8 +284,8 @@ class Window:
         """Suspend the queue before a delivery goes back.
 
         Returns:
-            Whether the delivery stays unacked meanwhile, and is tried until its cause is over. The first one does
-            where nothing else can tell whether it is over.
+            Whether the delivery stays unacked meanwhile, and is tried until its cause is over. One that was
+            handled does, and the first one where only that can tell whether it is over.
         """
         self._prefetch.closed()
         if self.stalled is None and not self.stopping:
@@ -293,7 +293,7 @@ class Window:
             self._stalls_in_a_row += 1
             causes = ", ".join(self._hold.capacity.by_cause()) or held.outcome.cause
             _LOG.error("%s is stalled: %s", self._queue, causes)
-        held.stays = held is self.stalled and held.needs_ours
+        held.stays = held.is_handled or (held is self.stalled and held.needs_ours)
         return held.stays
 
     @property
@@ -309,7 +309,7 @@ class Window:
         held, self.stalled = self.stalled, None
         if held is None:
             return
-        if held.stays and held.goes_back:
+        if held.goes_back:
             self._prefetch.caution()
         _LOG.warning("%s goes on after %s", self._queue, held.outcome.cause)
 

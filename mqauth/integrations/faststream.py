@@ -33,7 +33,7 @@ from mqauth.brokers.queue.processor import Processor
 from mqauth.errors import ConfigurationError, MqauthError, RejectNow, RetryLater, require
 from mqauth.flow import is_async, settled
 from mqauth.integrations.turn import Turn, handle
-from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
+from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.judging.verified import Verified
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 from mqauth.signer import Signer
@@ -169,30 +169,35 @@ class Protection:
             ConfigurationError: it cannot be signed as it is sent.
             NotHandledError: the answer was not accepted.
         """
-        send = _innermost(call_next)
+        # a handler's result may go to another broker than its message came from
+        send, leaf = _innermost(call_next), _leaf(command)
         require(self._signer is not None, "publishing needs signer=")
         require(
             send.__name__ != "publish_batch", "publish_batch has one set of headers for many messages: publish"
         )
         require(send.__name__ in ("publish", "request"), f"{send.__name__} cannot be signed")
-        await self.leaf.seal(self._broker, command, send, self._signer)
-        if send.__name__ == "publish":
-            return await call_next(command)
-        require(self._guard is not None, "request needs guard=, which verifies the answer")
-        answer = await call_next(command)
-        if self.leaf.is_answered(send):
-            await self._verify(answer, command.timeout)
-        _ANSWER.set(answer)
-        return answer
+        require(
+            send.__name__ == "publish" or self._guard is not None, "request needs guard=: answers are verified"
+        )
+        await leaf.seal(self._broker, command, send, self._signer)
+        found = await call_next(command)
+        if send.__name__ == "request":
+            if leaf.is_answered(send):
+                await self._verify(found, command.timeout)
+            _ANSWER.set(found)
+        else:
+            leaf.check(command, found)
+        return found
 
     async def _verify(self, answer: Any, seconds: float | None) -> None:
         assert self._guard is not None  # noqa: S101 - required above
+        accepted: list[Verified] = []
         calls = Processor(
-            self.leaf.ANSWERS, self._guard, _accept, dead_letters=self.letters, on_failure=_give_back
+            self.leaf.ANSWERS, self._guard, accepted.append, dead_letters=self.letters, on_failure=_give_back
         )
         async with asyncio.timeout(seconds):
             outcome = await calls.process(answer)
-        if outcome is None or outcome.verdict is not Verdict.ACCEPTED:
+        if not accepted:
             raise NotHandledError(outcome)
 
 
@@ -383,10 +388,6 @@ def _not_handled(turn: Turn) -> Exception:
         stop = StopConsume()
         stop.__cause__ = error
         return stop
-
-
-def _accept(_verified: Verified) -> None:
-    """Do nothing: the answer goes to whoever awaits it."""
 
 
 async def _give_back(_error: BaseException) -> None:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from aio_pika.abc import AbstractIncomingMessage
+from aiormq.abc import DeliveredMessage
 from faststream.rabbit.parser import AioPikaParser
 from faststream.rabbit.publisher.producer import AioPikaFastProducerImpl
 from faststream.rabbit.schemas import RABBIT_REPLY, QueueType
@@ -14,7 +15,7 @@ from mqauth.brokers import rabbitmq
 from mqauth.brokers.amqp_topology import stream_refused
 from mqauth.brokers.rabbitmq.channel import is_stale
 from mqauth.brokers.rabbitmq.consumer import limit_of
-from mqauth.brokers.rabbitmq.producer import OUT_OF_REACH
+from mqauth.brokers.rabbitmq.producer import DIRECT_REPLY, OUT_OF_REACH
 from mqauth.brokers.rabbitmq.queue import Deliveries
 from mqauth.signer import Signer
 
@@ -67,7 +68,7 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer) -> None:
     native = await AioPikaParser.encode_message(
         command.body,
         serializer=broker.config.fd_config._serializer,
-        codec=broker.config.broker_codec,
+        codec=send.__self__.codec,
         id_generator=broker.config.id_generator,
         reply_to=RABBIT_REPLY.name if is_answered(send) else command.reply_to,
         headers=command.headers,
@@ -85,6 +86,17 @@ def is_answered(send: Any) -> bool:
     FastStream's ``TestBroker`` makes answers that nobody published, and so nobody signed.
     """
     return send.__name__ == "request" and isinstance(send.__self__, AioPikaFastProducerImpl)
+
+
+def check(command: Any, found: object) -> None:
+    """Check what a publish returned.
+
+    Raises:
+        UnroutableError: no queue takes the message; FastStream would return it as if it were confirmed.
+    """
+    # RabbitMQ returns a mandatory direct reply although it delivers it (manual, Direct Reply-to)
+    if isinstance(found, DeliveredMessage) and not command.destination.startswith(DIRECT_REPLY):
+        raise rabbitmq.UnroutableError(command.exchange.name, command.destination)
 
 
 def is_out_of_reach(error: BaseException) -> bool:

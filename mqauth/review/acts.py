@@ -272,8 +272,11 @@ def _released(today: Judge, reading: Reading, plan: Plan, releaser: Releaser) ->
 
 def _hop(reading: Reading, clock: Clock) -> Hop:
     """Return the letter that is released now, as the next dead letter of the message will tell of it."""
-    reason = None if reading.reason == UNKNOWN else Reason(reading.reason)
-    return Hop(letter=reading.id, reason=reason, time=int(clock.now()))
+    return Hop(
+        letter=reading.id,
+        reason=None if reading.reason == UNKNOWN else Reason(reading.reason),
+        time=int(clock.now()),
+    )
 
 
 def _sweep(

@@ -314,8 +314,7 @@ class Index(AbstractContextManager["Index"]):
             times.setdefault(kind, []).append(found.time)
         for kind, among in times.items():
             known = [time for time in among if time is not None]
-            edges = (min(known), max(known)) if known else (None, None)
-            self._db.execute(_COUNT, (*kind, len(among), *edges))
+            self._db.execute(_COUNT, (*kind, len(among), min(known, default=None), max(known, default=None)))
         numbers = {kind: self._db.execute(_KIND, kind).fetchone()[0] for kind in times}
         return [numbers[kind] for kind in kinds]
 

@@ -7,7 +7,7 @@ restored, and that the letter's id and digest, computed again, are the ones that
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
@@ -25,10 +25,8 @@ UNKNOWN: Final = "unknown"
 _LIVE: Final = frozenset(("user-id", "expiration", "reply-to", "message-id", "delivery-mode", "cluster-id"))
 """Properties that act on a letter itself; those of the original are in the letter's metadata."""
 _OVERWRITTEN: Final = "timestamp_in_ms"
-_COUNTS: Final = ("x-delivery-count", "x-acquired-count")
 _ID: Final = re.compile(r"[0-9a-f]{64}")
 _COUNT: Final = re.compile(r"[1-9][0-9]{0,6}")
-_FORMS: Final = ("whole", "json", "reference")
 _REASONS: Final = frozenset(Reason)
 
 
@@ -134,7 +132,7 @@ def read(letter: Letter) -> Reading:
         time=_seconds(lines.get("time", "")),
         count=int(lines["count"]) if _COUNT.fullmatch(lines.get("count", "")) else 1,
         history=_history(lines.get("history", "")),
-        form=form if form in _FORMS else UNKNOWN,
+        form=form if form in ("whole", "json", "reference") else UNKNOWN,
         size=len(message.body or b""),
         original=original,
         sound=fault is None,
@@ -177,28 +175,23 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
     metadata = _metadata(lines.get("metadata"))
     require(not metadata.get("stripped"), "headers in mqauth's own names were stripped from it", MalformedMessage)
     headers = _merged([*_kept(message, parsed[0])], metadata)
-    properties: dict[str, str] = {}
-    if parsed[0] == destination.RABBITMQ:
-        properties = {name: value for name, value in message.properties.items() if name not in _LIVE}
-        properties |= _live_properties(metadata)
+    own = {name: value for name, value in message.properties.items() if name not in _LIVE}
+    properties = own | _live_properties(metadata) if parsed[0] == destination.RABBITMQ else {}
     return Message(
         destination=place, body=message.body, key=message.key, properties=properties, headers=headers,
         origin=_origin(lines, parsed),
     )  # fmt: skip
 
 
-def _kept(message: Message, scheme: str) -> list[HeaderPair]:
-    """Return the headers that stayed headers of the letter, the token under its own name."""
-    kept: list[HeaderPair] = []
+def _kept(message: Message, scheme: str) -> Iterator[HeaderPair]:
+    """Yield the headers that stayed headers of the letter, the token under its own name."""
+    # The broker wrote these on the letter, not on the original.
+    written = (_OVERWRITTEN, "x-delivery-count", "x-acquired-count") if scheme == destination.RABBITMQ else ()
     for name, value in message.headers:
         if name == f"{PREFIX}token":
-            kept.append((TOKEN_HEADER, value))
-        elif scheme == destination.RABBITMQ and name in (_OVERWRITTEN, *_COUNTS):
-            # The broker wrote these on the letter, not on the original.
-            continue
-        elif not name.lower().startswith(PREFIX):
-            kept.append((name, value))
-    return kept
+            yield TOKEN_HEADER, value
+        elif name not in written and not name.lower().startswith(PREFIX):
+            yield name, value
 
 
 def _parse(raw: bytes, part: str) -> Any:

@@ -161,7 +161,6 @@ UNSOUND: Final = "letter_unsound"
 ONLY_REFERENCE: Final = "reference_only"
 GONE: Final = "original_gone"
 CHANGED: Final = "original_changed"
-_FAULTS: Final = (ONLY_REFERENCE, GONE, CHANGED)
 _PLACE: Final = re.compile(r"((?!\.{1,2}/)[A-Za-z0-9._-]{1,249})/([0-9]{1,9})/([0-9]{1,18})(?:@.{0,90})?")
 
 
@@ -217,10 +216,10 @@ class _NoClaims:
         return ClaimStatus.FRESH
 
     def confirm(self, _request: ClaimRequest, /) -> None:
-        pass
+        """Nothing was claimed."""
 
     def release(self, _request: ClaimRequest, /) -> None:
-        pass
+        """Nothing was claimed."""
 
 
 class Judge:
@@ -261,7 +260,7 @@ class Judge:
 
 def why_unsound(reading: Reading) -> str:
     """Return in one word why a letter has no original that could be sent."""
-    return reading.fault if reading.fault in _FAULTS else UNSOUND
+    return reading.fault if reading.fault in (ONLY_REFERENCE, GONE, CHANGED) else UNSOUND
 
 
 def verdict_word(outcome: Outcome) -> str:

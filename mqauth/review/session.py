@@ -217,8 +217,9 @@ def reviewers_releaser(
     require(
         authority is not None or len(trusted) == 1, "--authority: required, since the configuration trusts several"
     )
-    issuer = authority or trusted[0]
-    return lambda reviewer: Releaser(key=read_key(), issuer=issuer, reviewer=reviewer, lifetime=lifetime)
+    return lambda reviewer: Releaser(
+        key=read_key(), issuer=authority or trusted[0], reviewer=reviewer, lifetime=lifetime
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

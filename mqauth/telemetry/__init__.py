@@ -1,5 +1,225 @@
-"""Metrics and spans through the OpenTelemetry API, and a Prometheus endpoint in ``telemetry.prometheus``."""
+"""Metrics and spans through the OpenTelemetry API, and a Prometheus endpoint in ``telemetry.prometheus``.
 
-from mqauth.telemetry.otel import METRICS, Telemetry, traced
+The API alone is imported: without an SDK in the process, metrics and spans cost almost nothing.
+
+The number of label values is bounded, because an attacker may choose what a message says: reasons and causes are
+closed enums, destinations beyond a limit become ``other``, and neither kid nor jti is ever a label. For the same
+reason the trace headers of a message have no influence on its verdict: no token covers them, and whoever may write
+to the broker can forge them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, Final, Protocol
+
+from opentelemetry import metrics, trace
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
+from opentelemetry.propagate import extract
+from opentelemetry.trace import Link, SpanKind, Tracer
+
+from mqauth._version import __version__
+from mqauth.audit.misuse import Alert
+from mqauth.clock import SYSTEM_CLOCK
+from mqauth.flow import is_async, settled
+from mqauth.judging.pipeline import Handler, Outcome, Verdict
+from mqauth.judging.verified import Verified
+from mqauth.wire.message import Message
 
 __all__ = ["METRICS", "Telemetry", "traced"]
+MESSAGES: Final = "mqauth.messages"
+JUDGE_DURATION: Final = "mqauth.judge.duration"
+ALERTS: Final = "mqauth.alerts"
+DEFERRED: Final = "mqauth.deferred"
+STALLED: Final = "mqauth.stalled"
+KEY_SET_AGE: Final = "mqauth.key_set.age"
+REPLAY_SIZE: Final = "mqauth.replay.size"
+METRICS: Final = (MESSAGES, JUDGE_DURATION, ALERTS, DEFERRED, STALLED, KEY_SET_AGE, REPLAY_SIZE)
+"""All metrics of this module; the dashboard and the alert rules name these and no others."""
+MAX_DESTINATIONS: Final = 100
+_GAUGES: Final = {
+    DEFERRED: ("{message}", "Deliveries held because the world is out of reach"),
+    STALLED: ("s", "How long the oldest of them waits"),
+    KEY_SET_AGE: ("s", "Age of the key set in use"),
+    REPLAY_SIZE: ("{id}", "Ids in the replay store"),
+}
+_BUCKETS: Final = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0)
+_TRACE_HEADERS: Final = ("traceparent", "tracestate", "baggage")
+_LOG: Final = logging.getLogger("mqauth.telemetry")
+_Gauge = tuple[dict[str, str], Callable[[], float | None]]
+"""The labels of a gauge, and the function that reads it."""
+
+
+class Health(Protocol):
+    """The part of a consumer's ``health()`` that is measured here."""
+
+    @property
+    def deferred(self) -> int:
+        """The number of deliveries that are held now."""
+
+    @property
+    def stalled_since(self) -> float | None:
+        """UTC seconds since when the oldest of them waits."""
+
+
+class Telemetry:
+    """Counts verdicts and alerts, and measures the health of consumers, key sources and replay stores.
+
+    Pass ``observe`` to ``Pipeline(observers=[...])`` and ``alert`` to ``MisuseWatch(on_alert=...)``.
+
+    Args:
+        meter: by default a meter of the global provider.
+        destinations: destinations that have a label of their own from the start. A hundred more get one when they
+            first appear, half of these only from verified messages. All others count as ``other``.
+        now: returns UTC seconds; by default the machine's clock.
+    """
+
+    def __init__(
+        self,
+        meter: Meter | None = None,
+        *,
+        destinations: Iterable[str] = (),
+        now: Callable[[], float] | None = None,
+    ) -> None:
+        meter = meter or metrics.get_meter("mqauth", __version__)
+        self._now = now or SYSTEM_CLOCK.now
+        self._destinations = set(destinations)
+        self._room = MAX_DESTINATIONS
+        self._lock = threading.Lock()
+        self._messages = meter.create_counter(MESSAGES, unit="{message}", description="Verdicts on deliveries")
+        self._alerts = meter.create_counter(ALERTS, unit="{alert}", description="Misuse alerts by kind")
+        self._duration = meter.create_histogram(
+            JUDGE_DURATION,
+            unit="s",
+            description="Time of a verdict, without handler and dead letter",
+            explicit_bucket_boundaries_advisory=_BUCKETS,
+        )
+        self._gauges: dict[str, list[_Gauge]] = {name: [] for name in _GAUGES}
+        for name, (unit, text) in _GAUGES.items():
+            reader = partial(_observations, self._gauges[name])
+            meter.create_observable_gauge(name, callbacks=[reader], unit=unit, description=text)
+
+    def observe(self, outcome: Outcome, message: Message, _seconds: float) -> None:
+        """Count one outcome of ``Pipeline.process``."""
+        cause = outcome.cause if outcome.verdict is Verdict.DEFERRED else outcome.reason
+        labels = {
+            "verdict": outcome.verdict.value,
+            "reason": "" if cause is None else cause.value,
+            "destination": self._bounded(message.destination, verified=outcome.verified is not None),
+        }
+        self._messages.add(1, labels)
+        if outcome.judge_seconds is not None:
+            self._duration.record(outcome.judge_seconds, {"verdict": outcome.verdict.value})
+
+    def alert(self, alert: Alert) -> None:
+        """Count one misuse alert."""
+        self._alerts.add(1, {"kind": alert.kind})
+
+    def watch_consumer(self, name: str, health: Callable[[], Health]) -> None:
+        """Measure how many deliveries a consumer holds, and for how long.
+
+        Args:
+            name: the label ``consumer``.
+            health: the consumer's method of that name.
+        """
+        labels = {"consumer": name}
+        self._gauges[DEFERRED].append((labels, lambda: health().deferred))
+        self._gauges[STALLED].append((labels, lambda: self._since(health().stalled_since)))
+
+    def watch_keys(self, issuer: str, age: Callable[[], float | None]) -> None:
+        """Measure the age of an issuer's key set.
+
+        Args:
+            issuer: the label ``issuer``.
+            age: returns the age of the set in use in seconds, ``None`` where there is no set; for a ``JWKS`` it
+                is ``lambda: jwks.health().age``.
+        """
+        self._gauges[KEY_SET_AGE].append(({"issuer": issuer}, age))
+
+    def watch_store(self, name: str, size: Callable[[], int]) -> None:
+        """Measure the size of a replay store.
+
+        Args:
+            name: the label ``store``.
+            size: returns the number of ids in the store, as ``MemoryReplayStore.__len__`` does.
+        """
+        self._gauges[REPLAY_SIZE].append(({"store": name}, size))
+
+    def _bounded(self, destination: str, *, verified: bool) -> str:
+        """Return the label of a destination, ``other`` once too many have a label of their own."""
+        with self._lock:
+            if destination in self._destinations:
+                return destination
+            # A forgery names any destination it likes: forgeries may use up half of the labels, and no more.
+            if self._room <= (0 if verified else MAX_DESTINATIONS // 2):
+                return "other"
+            self._room -= 1
+            self._destinations.add(destination)
+        return destination
+
+    def _since(self, moment: float | None) -> float:
+        return 0.0 if moment is None else max(0.0, self._now() - moment)
+
+
+def _observations(gauges: list[_Gauge], _options: CallbackOptions) -> Iterator[Observation]:
+    """Yield the values of all gauges of one name; OpenTelemetry calls it when metrics are collected."""
+    for labels, read in gauges:
+        # An exception here would end the generator, and with it the gauges that follow.
+        try:
+            value = read()
+        except Exception as error:
+            _LOG.warning("a gauge could not be read: %s", type(error).__name__)
+            continue
+        if value is not None:
+            yield Observation(value, labels)
+
+
+def traced(handler: Handler, tracer: Tracer | None = None, *, trust_parent: bool = True) -> Handler:
+    """Return a handler that runs within a span named after the destination of its message.
+
+    Args:
+        handler: synchronous or asynchronous; the returned handler is of the same kind.
+        tracer: by default a tracer of the global provider.
+        trust_parent: continue the trace that the message names. ``False`` starts a new trace that links to it.
+    """
+    found = tracer or trace.get_tracer("mqauth", __version__)
+
+    async def run_async(verified: Verified) -> Any:
+        with _span(found, verified, trust_parent):
+            return await settled(handler(verified))
+
+    def run(verified: Verified) -> Any:
+        with _span(found, verified, trust_parent):
+            return handler(verified)
+
+    return run_async if is_async(handler) else run
+
+
+def _span(tracer: Tracer, verified: Verified, trust_parent: bool) -> Any:
+    """Start a span and return its context manager; its attributes are verified facts."""
+    context = extract(_trace_headers(verified._facts.message))
+    remote = trace.get_current_span(context).get_span_context()
+    return tracer.start_as_current_span(
+        f"process {verified.destination}",
+        context=context if trust_parent else None,
+        kind=SpanKind.CONSUMER,
+        links=[] if trust_parent or not remote.is_valid else [Link(remote)],
+        attributes={
+            "messaging.destination.name": verified.destination,
+            "messaging.operation.type": "process",
+            "mqauth.issuer": verified.issuer,
+            "mqauth.subject": verified.subject,
+        },
+    )
+
+
+def _trace_headers(message: Message) -> dict[str, str]:
+    """Return the trace headers of a message as text, without those that are neither text nor bytes."""
+    return {
+        name: value.decode("ascii", "replace") if isinstance(value, bytes) else value
+        for name, value in message.headers
+        if name in _TRACE_HEADERS and isinstance(value, str | bytes)
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -11,10 +12,10 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from mqauth._version import __version__
 from mqauth.errors import require
-from mqauth.telemetry.otel import Telemetry
+from mqauth.telemetry import Telemetry
 
 
-class Endpoint:
+class Endpoint(AbstractContextManager["Endpoint"]):
     """A ``Telemetry`` whose metrics are served at ``/metrics``. Close it, or use it as a context manager.
 
     Args:
@@ -54,9 +55,6 @@ class Endpoint:
         self._server.server_close()
         self._thread.join()
         self._provider.shutdown()
-
-    def __enter__(self) -> Endpoint:
-        return self
 
     def __exit__(self, *_exception: Any) -> None:
         self.close()

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from mqauth.delivery import progress, slot
 from mqauth.delivery.acks import Ack, DeliveryTags
-from mqauth.delivery.hold import Hold, HoldCapacity
+from mqauth.delivery.hold import HeldDelivery, Hold, HoldCapacity
 from mqauth.delivery.progress import Progress
 from mqauth.delivery.queue_work import QueueLeases, QueueWork
 from mqauth.delivery.slot import RoundTripQueue, Slot
@@ -133,7 +133,7 @@ QUEUE: Final = (
     Mutant("ignores a loss", Window, "lost", returning(None)),
     Mutant("renews nothing", QueueLeases, "due", returning([])),
     Mutant("loses the time of receipt", progress, "again", received_anew),
-    Mutant("gives back what was handled", Hold, "yields", lambda _: lambda _hold, held: not held.is_kept),
+    Mutant("gives back what was handled", HeldDelivery, "is_handled", always(False)),
     Mutant("suspends nothing", Hold, "wants_suspension", returning(False)),
     Mutant("never goes on", Window, "go_on", returning(None)),
     Mutant("consumes no more after a cancel", Window, "cancelled", returning(False)),

@@ -177,7 +177,7 @@ class Subscription:
         while not held.is_over:
             self.answered = False
             yield lambda: self.answered
-        if not held.stays:
+        if held.waits and not held.needs_ours:
             yield from self._probed(held)
         self.hold.suspended = False
         self.window.go_on()

@@ -10,8 +10,10 @@ from tests.simulation.engines import ENGINES, LOG, QUEUE, Engine, broken, findin
 
 SHARD = 1000
 SHARDS = {"log": 100, "queue": 50}
-WITHIN = 3000
+WITHIN = 6000
 """Schedules within which each mistake is found."""
+RARE = {"releases what was handled"}
+"""Mistakes that take thousands of schedules: what is given back while the store is away."""
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
@@ -31,8 +33,13 @@ def test_schedules(name: str, shard: int) -> None:
 
 @pytest.mark.parametrize(
     ("engine", "mutant"),
-    [(LOG, mutant) for mutant in engine_mutants.LOG] + [(QUEUE, mutant) for mutant in queue_mutants.QUEUE],
-    ids=lambda found: found.name,
+    [
+        pytest.param(
+            engine, mutant, id=f"{engine.name}-{mutant.name}", marks=[pytest.mark.slow] * (mutant.name in RARE)
+        )
+        for engine, mutants in ((LOG, engine_mutants.LOG), (QUEUE, queue_mutants.QUEUE))
+        for mutant in mutants
+    ],
 )
 def test_mutant_is_found(engine: Engine, mutant: Mutant) -> None:
     """A mistake in an engine breaks an invariant within so many schedules."""

@@ -184,7 +184,7 @@ class Subscription:
         while not held.is_over:
             self._answered.clear()
             await self._answered.wait()
-        if not held.stays:
+        if held.waits and not held.needs_ours:
             await self._probed(held)
         self._processor.retrier.go_on()
         self._window.go_on()

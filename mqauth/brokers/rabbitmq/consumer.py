@@ -43,8 +43,8 @@ class Consumer(QueueConsumer):
             ``Producer`` on a default exchange.
         grace: seconds that running handlers may take at ``stop``.
         hold: seconds, at least 1, of a cause that concerns everyone after which the queue is suspended and the
-            held deliveries go back to the broker. What waits for a cause of its own, or of one issuer, or for the
-            confirm of what was handled, is held in any case.
+            held deliveries go back to the broker, but for those that were handled and wait for their confirm. What
+            waits for a cause of its own, or of one issuer, is held in any case.
         consumer_timeout: seconds after which the broker closes a channel for a delivery that is not acked, as it
             is set there (``consumer_timeout``); what is held goes back a tenth before.
         delivery_limit: of the queue; by default as declared, else RabbitMQ's 20. Negative for none. A message at

@@ -1,0 +1,89 @@
+"""The calls for FastStream's ``KafkaBroker`` on confluent-kafka: its records, and what it publishes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Final
+
+from confluent_kafka import KafkaException, Message, TopicPartition
+from faststream.confluent.subscriber.usecase import DefaultSubscriber
+
+from mqauth.brokers.confluent.client import COMES_AGAIN, error_of
+from mqauth.brokers.confluent.translate import from_native, is_sendable
+from mqauth.errors import MalformedMessage, Unavailable
+from mqauth.integrations import faststream_log
+from mqauth.integrations.faststream_log import ANSWERS, SETTINGS, Place, Records, attempt, check, is_answered
+from mqauth.signer import Signer
+from mqauth.wire import message as wire
+
+__all__ = ["ANSWERS", "check", "deliveries", "is_answered", "is_out_of_reach", "seal"]
+_LOST: Final = (KafkaException, RuntimeError)
+"""What the client raises where the partition is gone, the broker out of reach, or the consumer closed."""
+
+
+class ConfluentRecords(Records):
+    """The calls for the records of one subscriber."""
+
+    def place(self, native: Message, /) -> Place:
+        """Return where a record is."""
+        return Place(native.topic() or "", native.partition() or 0, native.offset() or 0)
+
+    def record(self, native: Message, /) -> wire.Message:
+        """Return a record as a message; never raises."""
+        return from_native(native, scope=self.queue)
+
+    def assigned(self, consumer: Any) -> Iterable[tuple[str, int]]:
+        """Return what is assigned to the client."""
+        try:
+            found = () if consumer is None else consumer.consumer.assignment()
+        except _LOST:
+            return ()
+        return [(each.topic, each.partition) for each in found]
+
+    async def commit(self, consumer: Any, place: Place) -> bool:
+        """Commit what is before a place; the client's own commit covers what was read and given back, too."""
+        wanted = [TopicPartition(*place)]
+        return await attempt(
+            _on_thread(consumer, partial(consumer.consumer.commit, offsets=wanted, asynchronous=False)),
+            _LOST,
+            "commit",
+        )
+
+    async def seek(self, consumer: Any, place: Place) -> bool:
+        """Go on reading at a place."""
+        return await attempt(
+            _on_thread(consumer, partial(consumer.consumer.seek, TopicPartition(*place))), _LOST, "seek"
+        )
+
+
+async def _on_thread(consumer: Any, call: Callable[[], Any]) -> None:
+    """Make a call of the client on the one thread on which FastStream makes them."""
+    await asyncio.get_running_loop().run_in_executor(consumer._thread_pool, call)
+
+
+def deliveries(subscriber: Any) -> tuple[ConfluentRecords, dict[str, Any]]:
+    """Return the calls for a subscriber's records, and settings of its ``Processor``.
+
+    Raises:
+        ConfigurationError: it takes batches, has several workers, or no group.
+    """
+    return ConfluentRecords(subscriber, DefaultSubscriber), SETTINGS
+
+
+async def seal(broker: Any, command: Any, send: Any, signer: Signer) -> None:
+    """Encode what a command publishes, and sign it.
+
+    Raises:
+        MalformedMessage: it cannot be sent.
+    """
+    if not all(map(is_sendable, command.headers)):
+        raise MalformedMessage("a header's name must be UTF-8 without NUL: confluent-kafka cannot send another")
+    await faststream_log.seal(broker, command, send, signer)
+
+
+def is_out_of_reach(error: BaseException) -> bool:
+    """Return whether a publish failed since the broker, or the signing key, is out of reach."""
+    found = isinstance(error, KafkaException) and error_of(error).code() in COMES_AGAIN
+    return found or isinstance(error, Unavailable)

@@ -1,0 +1,179 @@
+"""What FastStream's two ``KafkaBroker`` have in common: records of a subscriber, and sealing what is published."""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import abstractmethod
+from collections.abc import Awaitable, Iterable
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
+
+from faststream._internal.parser import DefaultCodec
+
+from mqauth.brokers.log.records import native_headers, to_message
+from mqauth.errors import require
+from mqauth.signer import Signer
+from mqauth.wire.message import Message
+
+ANSWERS: Final = None
+"""FastStream publishes no requests on Kafka, but in tests."""
+SETTINGS: Final = {"consumer_timeout": math.inf}
+"""Of a ``Processor``: what is deferred is held until it is decided, since nothing after it may be committed."""
+_LOG: Final = logging.getLogger("mqauth.kafka")
+
+
+class Place(NamedTuple):
+    """Where a record is."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Records:
+    """The calls for the records of one subscriber (``DeliveryClient``); its client's own are left to a subclass.
+
+    FastStream's ``TestBroker`` gives a subscriber no consumer, and a record without a key an empty one.
+
+    Args:
+        subscriber: FastStream's.
+
+    Raises:
+        ConfigurationError: it takes batches, has several workers, or no group.
+    """
+
+    def __init__(self, subscriber: Any, kind: type) -> None:
+        require(
+            type(subscriber) is kind,
+            "a subscriber takes single messages with one worker: leave batch= and max_workers= out",
+        )
+        require(bool(subscriber.group_id), "a subscriber needs group_id=: offsets are committed for a group")
+        self.queue: str = subscriber.group_id
+        self._subscriber = subscriber
+        self._again: set[Place] = set()
+
+    @abstractmethod
+    def place(self, native: Any, /) -> Place:
+        """Return where a record is."""
+
+    @abstractmethod
+    def record(self, native: Any, /) -> Message:
+        """Return a record as a message."""
+
+    @abstractmethod
+    def assigned(self, consumer: Any) -> Iterable[tuple[str, int]]:
+        """Return the topic and partition of what is assigned to the client."""
+
+    @abstractmethod
+    def commit(self, consumer: Any, place: Place) -> Awaitable[bool]:
+        """Commit what is before a place; return ``False`` where the client cannot."""
+
+    @abstractmethod
+    def seek(self, consumer: Any, place: Place) -> Awaitable[bool]:
+        """Go on reading at a place; return ``False`` where the client cannot."""
+
+    def message(self, native: Any, /) -> Message:
+        """Return a record as a message; one that is read again after it was given back is known."""
+        found, place = self.record(native), self.place(native)
+        if self._is_tested and found.key == b"":
+            found = replace(found, key=None)
+        if place in self._again:
+            self._again.discard(place)
+            found = replace(found, origin=replace(found.origin, redelivered=True))
+        return found
+
+    def tag(self, native: Any, /) -> int:
+        """Return its offset."""
+        return self.place(native).offset
+
+    def consumer(self, _native: Any, /) -> str:
+        """Return nothing: a subscriber has one consumer."""
+        return ""
+
+    def size(self, native: Any, /) -> int:
+        """Return the bytes of its value."""
+        return len(self.record(native).body or b"")
+
+    def returns(self, _native: Any, /) -> int:
+        """Return 0: Kafka counts no deliveries."""
+        return 0
+
+    def is_settled(self, _native: Any, /) -> bool:
+        """Return ``False``: a commit may be repeated."""
+        return False
+
+    def ended(self, native: Any, /) -> bool:
+        """Return whether its partition belongs to somebody else by now."""
+        return not self._is_tested and self.place(native)[:2] not in set(self.assigned(self._subscriber.consumer))
+
+    async def ack(self, native: Any, /) -> bool:
+        """Commit it; return ``False`` where the client cannot."""
+        if self._is_tested or self.ended(native):
+            return self._is_tested
+        place = self.place(native)
+        return await self.commit(self._subscriber.consumer, place._replace(offset=place.offset + 1))
+
+    async def requeue(self, native: Any, /) -> bool:
+        """Have it read again; return ``False`` where the client cannot."""
+        self._again.add(self.place(native))
+        return self._is_tested or await self.seek(self._subscriber.consumer, self.place(native))
+
+    async def lives(self, native: Any, /) -> bool:
+        """Return whether its partition is still ours."""
+        return not self.ended(native)
+
+    @property
+    def _is_tested(self) -> bool:
+        return self._subscriber.running and self._subscriber.consumer is None
+
+
+async def attempt(call: Awaitable[Any], lost: tuple[type[Exception], ...], what: str) -> bool:
+    """Await a call of the client; log and return ``False`` where it fails.
+
+    Args:
+        call: the call.
+        lost: what the client raises where the partition is gone, or the broker is out of reach.
+        what: names it in the log.
+    """
+    try:
+        await call
+    except lost as error:
+        _LOG.warning("%s failed, what is not committed comes again: %s", what, type(error).__name__)
+        return False
+    return True
+
+
+async def seal(broker: Any, command: Any, send: Any, signer: Signer) -> None:
+    """Encode what a command publishes, and sign it.
+
+    Args:
+        broker: FastStream's.
+        command: changed: it gets the encoded body, all headers, and the token.
+        send: the producer's method that publishes it.
+        signer: signs.
+
+    Raises:
+        MalformedMessage: it cannot be sent.
+        ConfigurationError: a codec would encode what is signed once more.
+    """
+    require(type(send.__self__.codec) is DefaultCodec, "a codec of your own would encode after the signature")
+    kind = None
+    # None without a key is an empty value: a record needs one of the two
+    if command.body is not None or command.key is None:
+        command.body, kind = await DefaultCodec().encode(command.body, broker.config.fd_config._serializer)
+    if isinstance(command.key, str):
+        command.key = command.key.encode()
+    headers = {"content-type": kind or "", **command.headers_to_publish()}
+    pairs = [(name, (text or "").encode()) for name, text in headers.items()]
+    signed = signer.sign(to_message(command.destination, command.body, command.key, pairs))
+    command.headers = {name: value.decode() for name, value in native_headers(signed.headers)}
+
+
+def check(_command: Any, _found: object) -> None:
+    """Do nothing: a record that was not written is an error."""
+
+
+def is_answered(_send: Any) -> bool:
+    """Return ``False``: the answers of ``TestBroker`` were published by nobody."""
+    return False

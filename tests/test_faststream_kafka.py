@@ -1,0 +1,411 @@
+"""FastStream's two Kafka brokers: records are verified, committed or read again; what is published is signed."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka.errors import CommitFailedError, KafkaConnectionError, MessageSizeTooLargeError
+from confluent_kafka import KafkaError, KafkaException
+from faststream import AckPolicy, BaseMiddleware
+from faststream.confluent.testing import MockConfluentMessage
+from faststream.exceptions import StopConsume
+
+from mqauth import (
+    AuditFile,
+    ConfigurationError,
+    MalformedMessage,
+    MemoryReplayStore,
+    Message,
+    Pipeline,
+    Reason,
+    Verified,
+)
+from mqauth.integrations import faststream_confluent, faststream_kafka
+from mqauth.integrations.faststream import NotHandledError, VerifiedMessage, protect
+from mqauth.testing import FakeClock, Forge
+from tests.test_rabbitmq_consumer import Letters, audit
+
+__all__ = ["audit"]
+PLACE = "kafka:orders"
+
+
+class Consumer:
+    """Stands for aiokafka's consumer, and remembers commits and seeks.
+
+    Attributes:
+        lost: raised by every call.
+        ours: what is assigned.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int]] = []
+        self.ours = [("orders", 0)]
+        self.lost: Exception | None = None
+
+    def assignment(self) -> Any:
+        """Return what is assigned."""
+        return {TopicPartition(*each) for each in self.ours}
+
+    async def commit(self, offsets: Any) -> None:
+        """Remember a commit."""
+        ((_, offset),) = offsets.items()
+        self.note("commit", offset)
+
+    def seek(self, _partition: Any, offset: int) -> None:
+        """Remember a seek."""
+        self.note("seek", offset)
+
+    def note(self, name: str, offset: int) -> None:
+        """Remember a call, or fail."""
+        if self.lost is not None:
+            raise self.lost
+        self.calls.append((name, offset))
+
+
+class Inner(Consumer):
+    """Stands for confluent-kafka's."""
+
+    def assignment(self) -> Any:
+        """Return what is assigned."""
+        return [SimpleNamespace(topic=topic, partition=number) for topic, number in self.ours]
+
+    def commit(self, *, offsets: Any, asynchronous: bool) -> Any:
+        """Remember a commit."""
+        assert not asynchronous
+        self.note("commit", offsets[0].offset)
+
+    def seek(self, place: Any, _: Any = None) -> None:  # type: ignore[override]
+        """Remember a seek."""
+        self.note("seek", place.offset)
+
+
+class AioKafka:
+    """FastStream on aiokafka."""
+
+    package, leaf = "faststream.kafka", faststream_kafka
+    lost: Exception = CommitFailedError()
+    out_of_reach: Exception = KafkaConnectionError()
+    refused: Exception = MessageSizeTooLargeError()
+
+    def __init__(self) -> None:
+        self.consumer = self.inner = Consumer()
+
+    def record(self, message: Message, offset: int) -> Any:
+        """Return a message as the client gives it."""
+        sizes: Any = (0, 0, 0)
+        return ConsumerRecord(
+            "orders", 0, offset, 1_000, 0, message.key, message.body, *sizes, headers=tuple(message.headers)
+        )
+
+
+class Confluent:
+    """FastStream on confluent-kafka."""
+
+    package, leaf = "faststream.confluent", faststream_confluent
+    lost: Exception = KafkaException(KafkaError(KafkaError.ILLEGAL_GENERATION))
+    out_of_reach: Exception = KafkaException(KafkaError(KafkaError._TRANSPORT))
+    refused: Exception = KafkaException(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE))
+
+    def __init__(self) -> None:
+        self.inner = Inner()
+        self.consumer = SimpleNamespace(consumer=self.inner, _thread_pool=None)
+
+    def record(self, message: Message, offset: int) -> Any:
+        """Return a message as the client gives it."""
+        headers: Any = list(message.headers)
+        key: Any = message.key
+        return MockConfluentMessage(message.body, "orders", key, headers, offset, 0, 1, 1_000)
+
+
+class Service:
+    """A protected broker with everything around it.
+
+    Args:
+        kind: the client.
+        audit: where records go.
+    """
+
+    def __init__(self, kind: type[AioKafka | Confluent], audit: AuditFile) -> None:
+        self.client: Any = kind()
+        self.clock = FakeClock()
+        self.forge = Forge(self.clock)
+        self.letters = Letters()
+        self.calls: list[Any] = []
+        self.package = importlib.import_module(kind.package)
+        self.guard = Pipeline(
+            verifier=self.forge.verifier(), policy=self.forge.policy(PLACE), audit=audit, clock=self.clock,
+            replay=MemoryReplayStore(clock=self.clock),
+        )  # fmt: skip
+        self.broker: Any = protect(
+            self.package.KafkaBroker(), guard=self.guard, dead_letters=self.letters, signer=self.forge.signer()
+        )
+
+    def subscribe(self, handler: Any = None, **settings: Any) -> None:
+        """Have the topic handled, by default by remembering the calls."""
+        calls = self.calls
+
+        async def remember(order: Any, verified: VerifiedMessage) -> None:
+            calls.append((order, verified))
+
+        self.broker.subscriber("orders", **{"group_id": "billing"} | settings)(handler or remember)
+
+    def honest(self, body: bytes = b'{"order": 1}') -> Message:
+        """Return a signed message."""
+        return self.forge.signer().sign(Message(destination=PLACE, body=body))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Any]:
+        """Run it on a consumer of this test, and give a function that delivers a message at an offset."""
+        (subscriber,) = self.broker.subscribers
+        async with self.package.TestKafkaBroker(self.broker):
+            subscriber.consumer = self.client.consumer
+
+            async def deliver(message: Message, offset: int = 7) -> None:
+                await subscriber.process_message(self.client.record(message, offset))
+
+            try:
+                yield deliver
+            finally:
+                subscriber.consumer = None
+
+    @property
+    def reasons(self) -> list[Reason]:
+        """Why messages were dead-lettered."""
+        return [letter.rejection.reason for letter in self.letters.found]
+
+
+@pytest.fixture(params=[AioKafka, Confluent])
+def service(request: pytest.FixtureRequest, audit: AuditFile) -> Service:
+    """Return a service on each client."""
+    return Service(request.param, audit)
+
+
+async def test_accepted_is_committed(service: Service) -> None:
+    """An honest record is handled, and then its own offset is committed, no other's."""
+    service.subscribe()
+    async with service.running() as deliver:
+        await deliver(service.honest())
+    ((order, verified),) = service.calls
+    assert (order, verified.origin.offset, verified.origin.scope) == ({"order": 1}, 7, "billing")
+    assert service.client.inner.calls == [("commit", 8)]
+
+
+async def test_rejected_is_committed_after_its_letter(service: Service) -> None:
+    """An unsigned record, also one whose headers FastStream cannot parse, is dead-lettered and then committed."""
+    service.subscribe(parser=service.calls.append)
+    bad = Message(destination=PLACE, body=b"{", headers=(("tenant", b"\xff"),))
+    async with service.running() as deliver:
+        with pytest.raises(NotHandledError, match="token_missing"):
+            await deliver(bad)
+    assert (service.calls, service.reasons) == ([], [Reason.TOKEN_MISSING])
+    assert service.client.inner.calls == [("commit", 8)]
+
+
+async def test_replayed_is_told_from_read_again(service: Service) -> None:
+    """A copy at another offset is a replay; the record itself, read again after a crash, is handled."""
+    service.subscribe()
+    message = service.honest()
+    async with service.running() as deliver:
+        await deliver(message)
+        await deliver(message)
+        with pytest.raises(NotHandledError, match="replayed"):
+            await deliver(message, 8)
+    assert (len(service.calls), service.reasons) == (2, [Reason.REPLAYED])
+
+
+async def test_cancelled_is_read_again(service: Service) -> None:
+    """A record whose handler is cancelled is read again, and judged by the time when it first came."""
+    begun = asyncio.Event()
+
+    async def wait() -> None:
+        service.calls.append("call")
+        begun.set()
+        if len(service.calls) == 1:
+            await asyncio.Event().wait()
+
+    service.subscribe(wait)
+    message = service.honest()
+    async with service.running() as deliver:
+        task = asyncio.create_task(deliver(message))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert service.client.inner.calls == [("seek", 7)]
+        service.clock.advance(3_600)
+        await deliver(message)
+    assert (service.client.inner.calls, service.reasons) == ([("seek", 7), ("commit", 8)], [])
+
+
+async def test_lost_partition(service: Service) -> None:
+    """What is rejected after its partition was lost is neither dead-lettered nor committed."""
+    service.subscribe()
+    service.client.inner.ours = []
+    async with service.running() as deliver:
+        with pytest.raises(NotHandledError, match="no longer ours"):
+            await deliver(Message(destination=PLACE, body=b""))
+    assert (service.client.inner.calls, service.reasons) == ([], [])
+
+
+async def test_lost_while_handled(service: Service) -> None:
+    """A partition that is lost while its record is handled is not committed."""
+
+    async def lose() -> None:
+        service.client.inner.ours = []
+
+    service.subscribe(lose)
+    async with service.running() as deliver:
+        await deliver(service.honest())
+    assert service.client.inner.calls == []
+
+
+async def test_refused_commit(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    """A commit that the broker refuses is logged; the record comes again, or is committed with the next."""
+    service.subscribe()
+    service.client.inner.lost = service.client.lost
+    async with service.running() as deliver:
+        await deliver(service.honest())
+    assert (len(service.calls), "commit failed" in caplog.text) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("error", "calls", "reasons"),
+    [("out_of_reach", [("seek", 7)], []), ("refused", [("commit", 8)], [Reason.HANDLER_FAILED])],
+)
+async def test_result_that_cannot_be_published(
+    service: Service, error: str, calls: list[tuple[str, int]], reasons: list[Reason]
+) -> None:
+    """A record is read again if its result meets a lost connection, and dead-lettered if that is refused."""
+    raised: Exception = getattr(service.client, error)
+
+    class Failing(BaseMiddleware[Any, Any]):
+        async def publish_scope(self, call_next: Any, cmd: Any) -> Any:
+            raise raised
+
+    service.broker.add_middleware(Failing)
+    service.broker.publisher("invoices")(
+        service.broker.subscriber("orders", group_id="billing")(lambda order: order)
+    )
+    (subscriber,) = service.broker.subscribers
+    async with service.package.TestKafkaBroker(service.broker):
+        subscriber.consumer = service.client.consumer
+        with pytest.raises(type(raised)):
+            await subscriber.process_message(service.client.record(service.honest(), 7))
+        subscriber.consumer = None
+    assert (service.client.inner.calls, service.reasons) == (calls, reasons)
+
+
+async def test_stop(service: Service) -> None:
+    """A handler that stops its subscriber has its record read again."""
+
+    async def stop() -> None:
+        raise StopConsume
+
+    service.subscribe(stop)
+    async with service.running() as deliver:
+        with pytest.raises(StopConsume):
+            await deliver(service.honest())
+    assert service.client.inner.calls == [("seek", 7)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"batch": True}, "leave batch="),
+        ({"max_workers": 2}, "max_workers="),
+        ({"group_id": None}, "group_id="),
+        ({"ack_policy": AckPolicy.ACK}, "AckPolicy.MANUAL"),
+        ({"ack_policy": AckPolicy.ACK_FIRST}, "AckPolicy.MANUAL"),
+    ],
+)
+async def test_subscriber_that_cannot_be_protected(service: Service, settings: Any, text: str) -> None:
+    """A broker does not start with a batch, several workers, no group, or another way to commit."""
+    service.subscribe(**settings)
+    with pytest.raises(ConfigurationError, match=text):
+        await service.broker.start()
+
+
+async def test_late_subscriber(service: Service) -> None:
+    """A subscriber that comes after the start gets nothing that cannot be protected."""
+    service.subscribe(service.calls.append, batch=True)
+    async with service.package.TestKafkaBroker(service.broker):
+        with pytest.raises(ConfigurationError, match="leave batch="):
+            await service.broker.publish({"order": 1}, "orders")
+    assert service.calls == []
+
+
+async def test_published_is_signed_as_it_is_sent(service: Service) -> None:
+    """Body, key, headers and content type are final before the signature; a header added later does no harm."""
+
+    class After(BaseMiddleware[Any, Any]):
+        async def publish_scope(self, call_next: Any, cmd: Any) -> Any:
+            cmd.add_headers({"traceparent": "00-1"})
+            return await call_next(cmd)
+
+    service.broker.add_middleware(After)
+    service.subscribe()
+    async with service.package.TestKafkaBroker(service.broker):
+        await service.broker.publish(
+            {"order": 1}, "orders", key=b"42", headers={"tenant": "acme"}, reply_to="answers", correlation_id="c"
+        )
+    verified: Verified = service.calls[0][1]
+    assert (verified.key, verified.properties["content-type"]) == (b"42", "application/json")
+    assert sorted(verified.headers) == [("correlation_id", b"c"), ("reply_to", b"answers"), ("tenant", b"acme")]
+
+
+@pytest.mark.parametrize(("key", "body"), [(b"42", None), (None, b"")])
+async def test_record_without_a_value(service: Service, key: bytes | None, body: bytes | None) -> None:
+    """``None`` with a key is signed as a record without a value, and without a key as an empty one."""
+
+    async def take(verified: VerifiedMessage) -> None:
+        service.calls.append(verified.body)
+
+    service.subscribe(take)
+    async with service.package.TestKafkaBroker(service.broker):
+        await service.broker.publish(None, "orders", key=key)
+    assert service.calls == [body]
+
+
+async def test_publish_batch_is_refused(service: Service) -> None:
+    """One set of headers for many messages cannot hold a token for each: nothing is sent."""
+    service.subscribe()
+    async with service.package.TestKafkaBroker(service.broker):
+        with pytest.raises(ConfigurationError, match="publish_batch"):
+            await service.broker.publish_batch(1, 2, topic="orders")
+        publisher = service.broker.publisher("orders", batch=True)
+        with pytest.raises(ConfigurationError, match="publish_batch"):
+            await publisher.publish(1, 2)
+    assert service.calls == []
+
+
+async def test_codec_of_ones_own(service: Service) -> None:
+    """A codec would encode what is signed once more, so it is refused."""
+    codec = SimpleNamespace(encode=None, decode=None)
+    broker: Any = protect(service.package.KafkaBroker(codec=codec), signer=service.forge.signer())
+    async with service.package.TestKafkaBroker(broker):
+        with pytest.raises(ConfigurationError, match="codec"):
+            await broker.publish(b"", "orders")
+
+
+async def test_names_that_end_the_process(audit: AuditFile) -> None:
+    """confluent-kafka ends the process at a header's name that is not UTF-8: refused before."""
+    service = Service(Confluent, audit)
+    async with service.package.TestKafkaBroker(service.broker):
+        with pytest.raises(MalformedMessage, match="UTF-8"):
+            await service.broker.publish(b"", "orders", headers={"\ud800": "x"})
+
+
+async def test_key_that_is_text(audit: AuditFile) -> None:
+    """confluent-kafka's broker takes a key as text: it is signed as the bytes that are sent."""
+    service = Service(Confluent, audit)
+    service.subscribe()
+    async with service.package.TestKafkaBroker(service.broker):
+        await service.broker.publish({"order": 1}, "orders", key="42")
+    assert service.calls[0][1].key == b"42"
