@@ -25,7 +25,7 @@ PAGES = ("README.md", *(f"docs/{path.name}" for path in (PACKAGE.parent / "docs"
 AT_THE_TOP = 8
 FOLDERS = 27
 LINES = 400
-STATEMENTS = 16_830
+STATEMENTS = 16_730
 """Of the library without ``bench`` and ``testing``: statements of the syntax tree, docstrings not among them."""
 
 
