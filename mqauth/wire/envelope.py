@@ -19,7 +19,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Final, NoReturn, TypeAlias
 
-from mqauth.errors import MalformedMessage, Reason, Rejection
+from mqauth.errors import MalformedMessage, Reason, Rejection, require
 from mqauth.wire import base64url
 from mqauth.wire.claims import Binding
 from mqauth.wire.destination import is_kafka
@@ -27,9 +27,6 @@ from mqauth.wire.jws import MAX_TOKEN
 from mqauth.wire.message import PROTECTED_PROPERTIES, TOKEN_HEADER, Form, HeaderPair, HeaderValue, Message, form_of
 
 MAX_DEPTH: Final = 32
-_LEAST: Final = -(2**63)
-_BEYOND: Final = 2**64
-_MAX_SCALE: Final = 255
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
 _DOMAIN: Final = b"mqauth-hds-1"
@@ -95,8 +92,7 @@ def attach(message: Message, token: str) -> tuple[HeaderPair, ...]:
     """
     if len(token) > MAX_TOKEN:
         raise MalformedMessage(f"the token is over {MAX_TOKEN} bytes: cover fewer headers")
-    value: HeaderValue = token.encode("ascii") if is_kafka(message.destination) else token
-    return (*message.headers, (TOKEN_HEADER, value))
+    return (*message.headers, (TOKEN_HEADER, token.encode("ascii") if is_kafka(message.destination) else token))
 
 
 def refuse_token(names: Iterable[str]) -> None:
@@ -105,8 +101,11 @@ def refuse_token(names: Iterable[str]) -> None:
     Raises:
         MalformedMessage: there is one.
     """
-    if any(len(name) == _LENGTH and name.lower() == TOKEN_HEADER for name in names):
-        raise MalformedMessage("the message carries a token already")
+    require(
+        not any(len(name) == _LENGTH and name.lower() == TOKEN_HEADER for name in names),
+        "the message carries a token already",
+        MalformedMessage,
+    )
 
 
 def token_of(message: Message) -> bytes:
@@ -259,10 +258,12 @@ def refuse_case_twins(form: Form, covered: Iterable[str]) -> None:
     """
     exact = {*covered, *PROTECTED_PROPERTIES} if is_kafka(form[0]) else set(covered)
     folded = {name.lower() for name in exact}
-    if len(folded) != len(exact):
-        raise MalformedMessage("two covered names differ in case only")
-    if any(name not in exact and name.lower() in folded for name in form[1]):
-        raise MalformedMessage("two header names differ in case only")
+    require(len(folded) == len(exact), "two covered names differ in case only", MalformedMessage)
+    require(
+        not any(name not in exact and name.lower() in folded for name in form[1]),
+        "two header names differ in case only",
+        MalformedMessage,
+    )
 
 
 def named(name: str, count: int) -> bytes:
@@ -309,16 +310,14 @@ def add_value(parts: list[bytes], value: HeaderValue, depth: int = MAX_DEPTH) ->
 def _add_container(
     parts: list[bytes], value: tuple[HeaderValue, ...] | Mapping[str, HeaderValue], depth: int
 ) -> None:
-    if depth == 0:
-        raise MalformedMessage("a header value is nested too deep")
+    require(depth > 0, "a header value is nested too deep", MalformedMessage)
     if isinstance(value, tuple):
         parts.append(b"l" + len(value).to_bytes(4, "big"))
         for item in value:
             add_value(parts, item, depth - 1)
         return
     parts.append(b"m" + len(value).to_bytes(4, "big"))
-    if not all(isinstance(name, str) for name in value):
-        raise MalformedMessage("a table has a name that is no text")
+    require(all(isinstance(name, str) for name in value), "a table has a name that is no text", MalformedMessage)
     # brokers may reorder a table, so its order means nothing
     for raw, name in sorted((utf8(name), name) for name in value):
         parts.append(_sized(b"k", raw))
@@ -355,12 +354,12 @@ def epoch_seconds(value: datetime) -> int:
 def is_carried_decimal(value: Decimal) -> bool:
     """Tell whether a decimal is finite and its scale fits a byte, as AMQP has it, up or down."""
     exponent = value.as_tuple().exponent
-    return isinstance(exponent, int) and -_MAX_SCALE <= exponent <= _MAX_SCALE
+    return isinstance(exponent, int) and -255 <= exponent <= 255
 
 
 def is_carried_integer(value: int) -> bool:
     """Tell whether an integer fits 64 bits, signed or not."""
-    return _LEAST <= value < _BEYOND
+    return -(2**63) <= value < 2**64
 
 
 def utf8(text: str) -> bytes:

@@ -193,9 +193,7 @@ class Message:
     def text_property(self, name: str) -> str | None:
         """Return a protected property as text, ``None`` unless it stands exactly once."""
         values = self.property_values(name)
-        if len(values) != 1:
-            return None
-        value = values[0]
+        value = values[0] if len(values) == 1 else None
         if isinstance(value, bytes):
             return value.decode("utf-8", "replace")
         return value if isinstance(value, str) else None
