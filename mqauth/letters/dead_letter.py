@@ -20,7 +20,7 @@ from mqauth.letters.release import NO_PAST, Release
 from mqauth.wire import base64url, strict_json
 from mqauth.wire.envelope import add_named, is_broker_written
 from mqauth.wire.json_form import to_form, value_to_form, writable
-from mqauth.wire.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue, Message
+from mqauth.wire.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue, Message, fold
 
 PREFIX: Final = "mqauth-dead-"
 _LIVE_PROPERTIES: Final = frozenset(
@@ -235,7 +235,7 @@ def _split_headers(message: Message, carries: Carries) -> tuple[list[HeaderPair]
     metadata: dict[str, Any] = {"headers": [], "places": [], "stripped": 0}
     moved = False
     for name, value in message.headers:
-        lowered = name.lower()
+        lowered = fold(name)
         # One token stays a header. A second one is kept as evidence only.
         token = name == TOKEN_HEADER and not moved
         if lowered.startswith(PREFIX):

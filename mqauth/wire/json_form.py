@@ -35,7 +35,7 @@ Object, list and pair stand around the value of a header; each table in it adds 
 """
 _MEMBERS: Final = frozenset(("destination", "key", "body", "properties", "headers", "origin"))
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,300}(\.[0-9]{1,300})?")
-_INTEGER: Final = re.compile(r"-?[0-9]{1,20}")
+_INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _NOT_FINITE: Final = ("nan", "inf", "-inf")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -136,7 +136,7 @@ def _foreign(value: object) -> dict[str, Any]:
 
 def _integer_to_form(value: int) -> dict[str, Any]:
     if not is_carried_integer(value):
-        return {"str": "(integer beyond 64 bits)"}
+        return _foreign(value)
     return {"int": value if abs(value) <= strict_json.MAX_INTEGER else str(value)}
 
 
@@ -207,9 +207,11 @@ def _float(value: Any) -> float:
 
 def _bytes(value: Any) -> bytes:
     try:
-        return base64.b64decode(_text(value).encode("ascii"), validate=True)
+        raw = base64.b64decode(_text(value).encode("ascii"), validate=True)
     except (UnicodeEncodeError, binascii.Error) as error:
         raise MalformedMessage("not base64") from error
+    _require(_base64(raw) == value, "not canonical base64")
+    return raw
 
 
 def _time(value: Any) -> datetime:

@@ -6,6 +6,7 @@ Nothing here interprets what a sender wrote. ``destination`` and ``Origin`` are 
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -37,6 +38,7 @@ PROTECTED_PROPERTIES: Final = (
 )
 """The seven properties that change a message's meaning; always covered, on Kafka as headers of these names."""
 
+_LOWER: Final = {ord(letter): letter.lower() for letter in string.ascii_uppercase}
 _RECORD: Final = re.compile(r"([^/]+)/([0-9]{1,10})/([0-9]{1,20})(?:@(.{0,64}?)(?:/([A-Za-z0-9_-]{22}))?)?")
 NO_PROPERTIES: Final[Mapping[str, str]] = MappingProxyType({})
 _NAME: Final = itemgetter(0)
@@ -227,6 +229,14 @@ def message_of(  # noqa: PLR0917 - as above
     _NATIVE(message, native)
     _MALFORMED(message, malformed)
     return message
+
+
+def fold(name: str) -> str:
+    """Return a header name with its ASCII letters in lower case; names that are then equal differ in case only.
+
+    Other letters stay, since what their lower case is depends on the reader's version of Unicode.
+    """
+    return name.lower() if name.isascii() else name.translate(_LOWER)
 
 
 def form_of(message: Message) -> Form:
