@@ -7,7 +7,7 @@ error ever holds a token, a body or a key.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -173,13 +173,13 @@ class ConfigurationError(MqauthError):
     code = "configuration"
 
 
-def require(condition: T | None, refusal: str, error: type[MqauthError] = ConfigurationError) -> T:
+def require(condition: T | None, refusal: str, error: Callable[[str], Exception] = ConfigurationError) -> T:
     """Refuse a setting, a key, an argument or an input unless a condition holds.
 
     Args:
         condition: what must be true, or an object that must be there.
         refusal: what was expected, or is wrong.
-        error: the error that is raised with this text.
+        error: makes the error that is raised with this text.
 
     Returns:
         The condition; the object, which is not ``None``.
@@ -190,6 +190,25 @@ def require(condition: T | None, refusal: str, error: type[MqauthError] = Config
     if not condition:
         raise error(refusal)
     return condition
+
+
+@contextmanager
+def refusing(
+    kinds: type[Exception] | tuple[type[Exception], ...],
+    refusal: str,
+    error: Callable[[str], Exception] = ConfigurationError,
+) -> Iterator[None]:
+    """Turn errors of some kinds that are raised within the block into another one.
+
+    Args:
+        kinds: the errors that are turned.
+        refusal: says what is wrong.
+        error: makes the other error, a ``ConfigurationError`` by default.
+    """
+    try:
+        yield
+    except kinds as cause:
+        raise error(refusal) from cause
 
 
 def words_of(error: OSError) -> str:

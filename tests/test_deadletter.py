@@ -163,7 +163,7 @@ def test_a_key_of_1_kib_is_repeated_in_the_lineage_and_no_larger_one(kafka: Make
 
 def test_forms_come_best_first_and_only_when_asked_for(kafka: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A letter that fits whole is never written as JSON."""
-    monkeypatch.setattr(deadletter, "to_form", lambda message: pytest.fail("made without need"))
+    monkeypatch.setattr(deadletter.json_form, "to_form", lambda message: pytest.fail("made without need"))
     found = letter(kafka())
     assert next(found.forms(all_kept, lambda form: True)).body == b"hello"
 

@@ -78,14 +78,14 @@ def _fields(found: KeyRing) -> dict[str, Any]:
 
 def test_private_member_is_never_published(monkeypatch: pytest.MonkeyPatch) -> None:
     """A private member that got into the document by whatever mistake is an error, not a line in it."""
-    real = keyserver.dump_key_set
+    real = keyserver.jwk.dump_key_set
 
     def leaky(keys: Any) -> dict[str, Any]:
         document = real(keys)
         document["keys"][0]["d"] = "c2VjcmV0"
         return document
 
-    monkeypatch.setattr(keyserver, "dump_key_set", leaky)
+    monkeypatch.setattr(keyserver.jwk, "dump_key_set", leaky)
     with pytest.raises(ConfigurationError, match="private or symmetric key") as caught:
         publish([ring_of(1)])
     assert "c2VjcmV0" not in str(caught.value)
@@ -93,14 +93,14 @@ def test_private_member_is_never_published(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_document_that_reads_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a consumer would not read back exactly, for lack of its subjects for example, is not published."""
-    real = keyserver.dump_key_set
+    real = keyserver.jwk.dump_key_set
 
     def lossy(keys: Any) -> dict[str, Any]:
         document = real(keys)
         del document["keys"][0]["mqauth_sub"]
         return document
 
-    monkeypatch.setattr(keyserver, "dump_key_set", lossy)
+    monkeypatch.setattr(keyserver.jwk, "dump_key_set", lossy)
     with pytest.raises(ConfigurationError, match="another set"):
         publish([ring_of(1)])
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.errors import ConfigurationError, file_errors
+from mqauth.errors import file_errors, refusing
 
 _LOG: Final = logging.getLogger("mqauth.audit")
 _MODE: Final = 0o600
@@ -51,12 +51,11 @@ def give_to_folder(descriptor: int, folder: Path) -> None:
     Raises:
         OSError: the system refused.
     """
-    if os.geteuid() != 0:
-        return
-    found, owner = os.fstat(descriptor), folder.stat()
-    # With a second name it may be another user's file, which the folder's owner has linked there.
-    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    if os.geteuid() == 0:
+        found, owner = os.fstat(descriptor), folder.stat()
+        # With a second name it may be another user's file, which the folder's owner has linked there.
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 @contextmanager
@@ -130,10 +129,8 @@ class LineFile:
             self._descriptor = -1
 
     def _lock(self) -> None:
-        try:
+        with refusing(BlockingIOError, f"{self.path}: another process writes this audit file"):
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigurationError(f"{self.path}: another process writes this audit file") from error
         sync_folder(self.path)
 
     def _settle_end(self) -> None:

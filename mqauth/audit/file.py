@@ -10,13 +10,12 @@ number of records and the last hash.
 from __future__ import annotations
 
 import atexit
-import json
 import logging
 import os
 import re
 import threading
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -24,16 +23,14 @@ from mqauth.audit.chain import GENESIS, MAX_LINE, Head, chain_hash, raw_lines, r
 from mqauth.audit.disk import LineFile, append_shared, last_line, last_lines, undone_on_error
 from mqauth.audit.record import AuditRecord
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import Cause, ConfigurationError, Rejection, Unavailable, require
-from mqauth.wire import jws, strict_json
-from mqauth.wire.jwk import load_key
+from mqauth.errors import Cause, ConfigurationError, Rejection, Unavailable, refusing, require
+from mqauth.wire import jwk, jws, strict_json
 from mqauth.wire.keys import Key, KeySet, SigningKey, jwk_members
 
 HEAD_TYPE: Final = "mqauth-head+jwt"
 MIN_BYTES: Final = 64 * 1024
 _LOG: Final = logging.getLogger("mqauth.audit")
 _DEPTH: Final = 8
-_RECENT: Final = 100
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _BEGINS: Final = b'{"v":'
 _UNREADABLE: Final = (ValueError, KeyError, TypeError, Rejection, ConfigurationError)
@@ -77,29 +74,21 @@ class HeadFile:
             OSError: the disk refused.
         """
         self._tried = self._clock.monotonic()
-        token = jws.compact(
-            strict_json.dumps(
-                {"chain": head.chain, "records": head.records, "hash": head.hash, "iat": int(self._clock.now())}
-            ),
-            self._key,
-            typ=HEAD_TYPE,
-        )
-        append_shared(
-            self.path,
-            (json.dumps({"head": token, "jwk": self._public}, separators=(",", ":")) + "\n").encode("ascii"),
-        )
+        said = {"chain": head.chain, "records": head.records, "hash": head.hash, "iat": int(self._clock.now())}
+        token = jws.compact(strict_json.dumps(said), self._key, typ=HEAD_TYPE)
+        append_shared(self.path, strict_json.dumps({"head": token, "jwk": self._public}) + b"\n")
 
     def recent(self) -> list[Head]:
         """Return those of the file's last hundred heads that this key signed; none if the file cannot be read."""
         found = []
         with suppress(ConfigurationError):
-            for raw in last_lines(self.path, _RECENT):
+            for raw in last_lines(self.path, 100):
                 with suppress(*_UNREADABLE):
                     found.append(_head(raw, self._keys))
         return found
 
 
-class AuditFile:
+class AuditFile(AbstractContextManager["AuditFile"]):
     """Appends records to one file, each on disk before ``write`` returns; safe to share between threads.
 
     Args:
@@ -150,14 +139,13 @@ class AuditFile:
             Unavailable: ``audit_unavailable``: the disk refused, or the file was opened by another process.
         """
         # Two writers would write at one position, and each would overwrite records of the other.
-        if os.getpid() != self._process:
-            raise self._unavailable("opened before a fork: each process opens its own")
+        require(
+            os.getpid() == self._process, "opened before a fork: each process opens its own", self._unavailable
+        )
         with self._lock:
-            try:
+            with refusing(OSError, "the record was not written", self._unavailable):
                 self._go_on()
                 self._append(record)
-            except OSError as error:
-                raise self._unavailable("the record was not written") from error
             if self._heads is not None and self._heads.due(self._records - self._tried):
                 self._sign()
 
@@ -169,9 +157,6 @@ class AuditFile:
                     self._sign()
                 self._lines.close()
                 atexit.unregister(self.close)
-
-    def __enter__(self) -> AuditFile:
-        return self
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
@@ -199,13 +184,10 @@ class AuditFile:
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        try:
+        with refusing(ConfigurationError, "a new file cannot be begun", self._unavailable):
             fresh = LineFile(self.path, fsync=self._fsync)
-        except ConfigurationError as error:
-            raise self._unavailable("a new file cannot be begun") from error
-        if fresh.end:
-            fresh.close()
-            raise self._unavailable("another file stands in its place")
+        with undone_on_error(fresh.close):
+            require(not fresh.end, "another file stands in its place", self._unavailable)
         self._lines.close()
         self._lines, self._renamed = fresh, False
 
@@ -271,11 +253,9 @@ def read_heads(path: str | Path, keys: KeySet | None = None) -> list[Head]:
     for number, raw in enumerate(raw_lines(Path(path)), 1):
         if not raw.endswith(b"\n") and len(raw) < MAX_LINE:
             break
-        try:
-            keys = KeySet([load_key(strict_json.loads(raw, depth=_DEPTH)["jwk"])]) if keys is None else keys
+        with refusing(_UNREADABLE, f"{path}: line {number} is no head signed by a known key"):
+            keys = KeySet([jwk.load_key(strict_json.loads(raw, depth=_DEPTH)["jwk"])]) if keys is None else keys
             found.append(_head(raw, keys))
-        except _UNREADABLE as error:
-            raise ConfigurationError(f"{path}: line {number} is no head signed by a known key") from error
     return found
 
 
@@ -312,10 +292,7 @@ def _next_part(path: Path) -> Path:
 def _head(raw: bytes, keys: KeySet) -> Head:
     """Return the head in a line, once its signature is verified."""
     opened = jws.take_apart(str(strict_json.loads(raw, depth=_DEPTH)["head"]).encode("ascii"), typ=HEAD_TYPE)
-    key = keys.get(opened.kid)
-    if key is None:
-        raise ConfigurationError("an unknown key")
-    jws.verify(opened, key)
+    jws.verify(opened, require(keys.get(opened.kid), "an unknown key"))
     said = strict_json.loads(opened.payload, depth=_DEPTH)
     return Head(chain=str(said["chain"]), records=int(said["records"]), hash=str(said["hash"]))
 

@@ -193,14 +193,11 @@ class Detector:
         return self._windows[window].add(key, fact.time)
 
     def _burst(self, fact: Fact) -> Iterator[Alert]:
-        if fact.reason in _BURST_EXEMPT:
-            return
-        for dimension in _DIMENSIONS:
-            value = fact.values.get(dimension)
-            if value is not None:
-                count = self._count("bursts", (str(fact.reason), dimension, value), fact)
-                if count >= self.thresholds.burst:
-                    yield fact.alert("burst", count, "reason", dimension)
+        counted = () if fact.reason in _BURST_EXEMPT else filter(fact.values.__contains__, _DIMENSIONS)
+        for dimension in counted:
+            count = self._count("bursts", (str(fact.reason), dimension, fact.values[dimension]), fact)
+            if count >= self.thresholds.burst:
+                yield fact.alert("burst", count, "reason", dimension)
 
     def _replays(self, fact: Fact) -> Iterator[Alert]:
         # In a batch all messages share one token, so that the place in the batch is part of the key.

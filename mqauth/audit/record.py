@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from mqauth.audit.chain import MAX_LINE, raw_lines
-from mqauth.errors import ConfigurationError, require
+from mqauth.errors import refusing, require
 from mqauth.wire import strict_json
 from mqauth.wire.claims import Claims
 from mqauth.wire.message import Message
@@ -29,7 +29,6 @@ MAX_SOURCE: Final = 512
 Record = Mapping[str, Any]
 """A record as it was read back; an edited log may hold anything."""
 _DEPTH: Final = 8
-_KEPT: Final = 1000
 _CLAIMS: Final = {"kid": "kid", "subject": "sub", "issuer": "iss", "jti": "jti"}
 TIMES: Final = {"time": 13, "day": 10, "hour": 13, "minute": 16}
 """How many characters of a record's time name the span it lies in; ``time`` counts by the hour."""
@@ -123,8 +122,7 @@ def token_fields(
     """Return the ``token`` member: the token's claims under ``claimed`` or ``verified``, and its thumbprint."""
     said: dict[str, Any] = {} if kid is None else {"kid": harmless(kid), "alg": alg}
     if claims is not None:
-        texts = {"iss": claims.iss, "sub": claims.sub, "aud": claims.aud, "jti": claims.jti}
-        said |= {name: harmless(value) for name, value in texts.items()}
+        said |= {name: harmless(getattr(claims, name)) for name in ("iss", "sub", "aud", "jti")}
         said |= {"iat": claims.iat, "exp": claims.exp} | ({} if index is None else {"index": index})
     return {
         "verified" if verified else "claimed": said,
@@ -209,15 +207,13 @@ class Selection:
 
     def holds(self, record: Record) -> bool:
         """Tell whether a record is among those selected."""
-        if self.verified and not is_verified(record):
-            return False
         wanted = {name: getattr(self, name) for name in (*_CLAIMS, "reason", "verdict", "destination")}
-        if any(value is not None and value_of(record, name) != value for name, value in wanted.items()):
-            return False
-        if self.since is None and self.until is None:
-            return True
-        at = time_of(record)
-        return (self.since is None or at >= self.since) and (self.until is None or at < self.until)
+        return (
+            (not self.verified or is_verified(record))
+            and all(value is None or value_of(record, name) == value for name, value in wanted.items())
+            and (self.since is None or time_of(record) >= self.since)
+            and (self.until is None or time_of(record) < self.until)
+        )
 
 
 def read_records(paths: Iterable[Path]) -> Iterator[Record]:
@@ -230,10 +226,9 @@ def read_records(paths: Iterable[Path]) -> Iterator[Record]:
         for number, raw in enumerate(raw_lines(path), 1):
             if not raw.endswith(b"\n") and len(raw) < MAX_LINE:
                 continue
-            try:
-                yield parse_record(raw)
-            except ValueError as error:
-                raise ConfigurationError(f"{path}: line {number} is no audit record") from error
+            with refusing(ValueError, f"{path}: line {number} is no audit record"):
+                record = parse_record(raw)
+            yield record
 
 
 def parse_record(raw: bytes) -> Record:
@@ -242,9 +237,8 @@ def parse_record(raw: bytes) -> Record:
     Raises:
         ValueError: the line is no JSON object.
     """
-    members = strict_json.loads(raw, depth=_DEPTH)
-    if not isinstance(members, dict):
-        raise ValueError("no object")
+    members: Record = strict_json.loads(raw, depth=_DEPTH)
+    require(isinstance(members, dict), "no object", ValueError)
     return members
 
 
@@ -263,7 +257,7 @@ def count(records: Iterable[Record], dimension: str) -> Counter[str]:
     for record in records:
         value = value_of(record, dimension)
         if value is not None:
-            found[str(value) if str(value) in found or len(found) < _KEPT else "(others)"] += 1
+            found[str(value) if str(value) in found or len(found) < 1000 else "(others)"] += 1
     return found
 
 
@@ -286,8 +280,6 @@ def parse_time(text: str) -> float:
     Raises:
         ConfigurationError: the text is no time.
     """
-    try:
+    with refusing(ValueError, "a time is like 2026-11-25T10:00:00Z or 2026-11-25"):
         moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ConfigurationError("a time is like 2026-11-25T10:00:00Z or 2026-11-25") from error
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()

@@ -8,23 +8,22 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mqauth.audit.misuse import Alert, Detector, Window
 from mqauth.audit.record import AuditRecord, AuditSink, claims_of
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import require
-from mqauth.flow import is_awaitable, settled
+from mqauth.flow import Flow, Waiting, begin, resume, settling
 from mqauth.wire import strict_json
 
 DEFAULT_FLOOD_AFTER: Final = 100
 _LOG: Final = logging.getLogger("mqauth.audit")
-_FLOOD_WINDOW: Final = 60.0
-_FLOOD_CAPACITY: Final = 4096
 Kinds = tuple[tuple[str, ...], ...]
 
 
+@dataclass(eq=False)
 class LoggingSink:
     """Writes each record as one line of JSON to a logger; not durable by itself.
 
@@ -32,18 +31,18 @@ class LoggingSink:
         logger: by default ``mqauth.audit``; accepted verdicts are logged at INFO, all others at WARNING.
     """
 
-    def __init__(self, logger: logging.Logger = _LOG) -> None:
-        self._logger = logger
+    logger: logging.Logger = _LOG
 
     def write(self, record: AuditRecord, /) -> None:
         """Log one record."""
-        self._logger.log(
+        self.logger.log(
             logging.INFO if record.verdict == "accepted" else logging.WARNING,
             "%s",
             strict_json.dumps(record.as_dict()).decode("utf-8"),
         )
 
 
+@dataclass(eq=False)
 class CallableSink:
     """Hands each record to a function, plain or asynchronous; durable if the function is.
 
@@ -51,12 +50,11 @@ class CallableSink:
         function: takes an ``AuditRecord``; if it raises, the message is deferred.
     """
 
-    def __init__(self, function: Callable[[AuditRecord], Any]) -> None:
-        self._function = function
+    function: Callable[[AuditRecord], Any]
 
     def write(self, record: AuditRecord, /) -> Any:
         """Call the function with one record."""
-        return self._function(record)
+        return self.function(record)
 
 
 class FanOut:
@@ -74,10 +72,11 @@ class FanOut:
 
     def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
         """Write one record to the durable sink, then to the others."""
-        return _then(
-            self._durable.write(record),
-            lambda: _write_each([(sink, record) for sink in self._others], self._failed),
-        )
+        return _begun(self._written(record))
+
+    def _written(self, record: AuditRecord) -> Flow[None]:
+        yield from settling(self._durable.write(record))
+        yield from _write_each(((sink, record) for sink in self._others), self._failed)
 
     def close(self) -> None:
         """Close the sinks that can be closed."""
@@ -112,7 +111,7 @@ class FloodGate:
         require(flood_after >= 1, "flood_after is at least 1")
         self.sink = sink
         self._limits = (flood_after, 10 * flood_after, 100 * flood_after)
-        self._windows = tuple(Window(_FLOOD_WINDOW, _FLOOD_CAPACITY) for _ in self._limits)
+        self._windows = tuple(Window(seconds=60.0, capacity=4096) for _ in self._limits)
         self._lock = threading.Lock()
 
     def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
@@ -122,19 +121,20 @@ class FloodGate:
         kinds = _kinds(record)
         with self._lock:
             nth = [window.peek(kind, record.time) + 1 for window, kind in zip(self._windows, kinds, strict=True)]
-        flooded = any(count > limit for count, limit in zip(nth, self._limits, strict=True))
-        written = self.sink.write(_without_detail(record, max(nth)) if flooded else record)
-        # Counted once it is written: the sink may fail, and the same record then comes again.
-        return _then(written, lambda: self._count(kinds, record.time))
+        if any(count > limit for count, limit in zip(nth, self._limits, strict=True)):
+            record = replace(_fact_alone(record), extra={**record.extra, "flood": max(nth)})
+        return _begun(self._counted(record, kinds))
 
     def close(self) -> None:
         """Close the sink, if it can be closed; an audit file signs its head then."""
         close(self.sink)
 
-    def _count(self, kinds: Kinds, now: float) -> None:
+    def _counted(self, record: AuditRecord, kinds: Kinds) -> Flow[None]:
+        yield from settling(self.sink.write(record))
+        # Counted once it is written: the sink may fail, and the same record then comes again.
         with self._lock:
             for window, kind in zip(self._windows, kinds, strict=True):
-                window.add(kind, now)
+                window.add(kind, record.time)
 
 
 class MisuseWatch:
@@ -164,10 +164,11 @@ class MisuseWatch:
 
     def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
         """Write one record, then the alerts it completes; only a failure to write the record is raised."""
-        return _then(
-            self.sink.write(record),
-            lambda: _write_each([(self.sink, one) for one in self._alerts(record)], _alert_lost),
-        )
+        return _begun(self._written(record))
+
+    def _written(self, record: AuditRecord) -> Flow[None]:
+        yield from settling(self.sink.write(record))
+        yield from _write_each(((self.sink, alert) for alert in self._alerts(record)), _alert_lost)
 
     def close(self) -> None:
         """Close the sink, if it can be closed; an audit file signs its head then."""
@@ -212,38 +213,19 @@ def close(sink: object) -> None:
         closing()
 
 
-def _then(written: Any, follow: Callable[[], Awaitable[None] | None]) -> Awaitable[None] | None:
-    """Call ``follow`` once a record is written: now, or when the write has been awaited."""
-    return _after(written, follow) if is_awaitable(written) else follow()
-
-
-async def _after(written: Awaitable[None], follow: Callable[[], Awaitable[None] | None]) -> None:
-    await written
-    await settled(follow())
+def _begun(flow: Flow[None]) -> Awaitable[None] | None:
+    """Run a flow now, up to the first write that has to be awaited, and return what is left to be awaited."""
+    begun = begin(flow)
+    return resume(begun) if isinstance(begun, Waiting) else begun
 
 
 def _write_each(
     writes: Iterable[tuple[AuditSink, AuditRecord]], failed: Callable[[AuditSink, Exception], None]
-) -> Awaitable[None] | None:
-    """Write records to sinks that may fail, and return what is left to be awaited."""
-    pending: list[tuple[AuditSink, Awaitable[None]]] = []
+) -> Flow[None]:
+    """Write records to sinks that may fail."""
     for sink, record in writes:
         try:
-            written = sink.write(record)
-        except Exception as error:
-            failed(sink, error)
-        else:
-            if is_awaitable(written):
-                pending.append((sink, written))
-    return _await_each(pending, failed) if pending else None
-
-
-async def _await_each(
-    pending: Iterable[tuple[AuditSink, Awaitable[None]]], failed: Callable[[AuditSink, Exception], None]
-) -> None:
-    for sink, written in pending:
-        try:
-            await written
+            yield from settling(sink.write(record))
         except Exception as error:
             failed(sink, error)
 
@@ -257,10 +239,6 @@ def _kinds(record: AuditRecord) -> Kinds:
     reason, kid = record.reason or "", str(claims_of({"token": record.token}).get("kid", ""))
     destination = str(record.broker.get("destination", ""))
     return (reason, kid, destination), (reason, destination), (reason,)
-
-
-def _without_detail(record: AuditRecord, nth: int) -> AuditRecord:
-    return replace(_fact_alone(record), extra={**record.extra, "flood": nth})
 
 
 def _fact_alone(record: AuditRecord) -> AuditRecord:

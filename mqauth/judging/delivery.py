@@ -8,7 +8,6 @@ from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from mqauth.audit import record as audit_records
-from mqauth.audit.record import AuditRecord
 from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, Unavailable
 from mqauth.judging.token import Candidate
 from mqauth.judging.verified import Verified
@@ -145,7 +144,9 @@ class Delivery:
         )  # fmt: skip
 
 
-def verdict_record(delivery: Delivery, *, scope: str, time: float, policy: str, instance: str) -> AuditRecord:
+def verdict_record(
+    delivery: Delivery, *, scope: str, time: float, policy: str, instance: str
+) -> audit_records.AuditRecord:
     """Return the audit record of a verdict.
 
     Args:
@@ -157,7 +158,7 @@ def verdict_record(delivery: Delivery, *, scope: str, time: float, policy: str, 
     """
     message, rejection = delivery.message, delivery.rejection
     body = message.body
-    return AuditRecord(
+    return audit_records.AuditRecord(
         id=delivery.record_id or "",
         time=time,
         verdict=delivery.verdict.value,

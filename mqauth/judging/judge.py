@@ -300,8 +300,7 @@ class Judge:
         )
 
     def _claim(self, delivery: Delivery, claim: ClaimRequest) -> Flow[ClaimStatus]:
-        status: ClaimStatus = yield from asked(_STORE, self._replay.claim, claim)
-        return self._claimed(delivery, claim, status)
+        return self._claimed(delivery, claim, (yield from asked(_STORE, self._replay.claim, claim)))
 
     def _claim_release(self, delivery: Delivery, claim: ClaimRequest, release: Release) -> Flow[ClaimStatus]:
         """Claim the release, and the message too unless ``replayed`` is waived.
@@ -309,8 +308,10 @@ class Judge:
         It does not matter which copy of a released message comes first, so neither claim has a place. A release
         that is done makes a duplicate, a message that is done a replay, and either that is held is waited for.
         """
-        kept = max(claim.expires, float(release.exp + self._verifier.retention))
-        claim = replace(claim, place=None, redelivered=True, expires=kept)
+        claim = replace(
+            claim, place=None, redelivered=True,
+            expires=max(claim.expires, float(release.exp + self._verifier.retention)),
+        )  # fmt: skip
         released = replace(claim, id=release_id(release.iss, release.letter), index=None)
         status = yield from self._claim(delivery, released)
         if status is not _FRESH or Reason.REPLAYED in release.waive:
@@ -344,7 +345,9 @@ def _refuse(delivery: Delivery, error: Exception) -> None:
     """
     if isinstance(error, OUR_FAULT):
         raise error
-    delivery.reject(error if isinstance(error, Rejection) else _broken(error), Step.RECORD)
+    if not isinstance(error, Rejection):
+        error = Rejection(Reason.MESSAGE_MALFORMED, f"{type(error).__name__} while it was judged")
+    delivery.reject(error, Step.RECORD)
 
 
 def _move_on(delivery: Delivery, status: ClaimStatus) -> None:
@@ -393,8 +396,3 @@ def _looked_up(source: KeySource, kid: str, received: float, party: str) -> Flow
     if not isinstance(keys, KeySet):
         raise Unavailable(_KEYS, "the source's answer is no key set", party)
     return keys
-
-
-def _broken(error: Exception) -> Rejection:
-    """Return the rejection of a message that broke a step."""
-    return Rejection(Reason.MESSAGE_MALFORMED, f"{type(error).__name__} while it was judged")

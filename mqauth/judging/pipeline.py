@@ -86,7 +86,12 @@ class Pipeline:
             'record is "rejections" or "all", reread is "handle" or "duplicate"',
         )
         require(lease > 0, "lease is more than 0 seconds")
-        _check_issuers(verifier, policy)
+        # a rule without an issuer would admit its subject of each of them
+        loose = isinstance(policy, Allow) and any(rule.issuer is None for rule in policy.rules)
+        require(
+            not loose or len(verifier.issuers) == 1,
+            "several issuers are trusted: each rule must name its issuer",
+        )
         self.verifier = verifier
         self.policy = policy
         self.replay = replay
@@ -347,13 +352,6 @@ def _failed(delivery: Delivery, error: Exception) -> None:
     delivery.reject(Rejection(Reason.HANDLER_FAILED, detail), Step.RELEASE)
 
 
-def _check_issuers(verifier: Verifier, policy: Policy) -> None:
-    """Refuse a rule without an issuer if several are trusted: it would admit that subject of each of them."""
-    loose = isinstance(policy, Allow) and any(rule.issuer is None for rule in policy.rules)
-    require(not loose or len(verifier.issuers) == 1, "several issuers are trusted: each rule must name its issuer")
-
-
 def _refuse_unjudged(delivery: Delivery) -> None:
     """Refuse to end a delivery without a verdict: its outcome would read as accepted."""
-    if delivery.step is Step.JUDGE:
-        raise ConfigurationError("the delivery was not judged to an end")
+    require(delivery.step is not Step.JUDGE, "the delivery was not judged to an end")

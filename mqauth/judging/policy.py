@@ -11,9 +11,8 @@ from typing import Final, Protocol
 
 from mqauth.errors import ConfigurationError, MalformedMessage, require
 from mqauth.judging.verified import Verified, producer_and_place
-from mqauth.wire import claims as claim_set
-from mqauth.wire import destination
-from mqauth.wire.memo import Memo
+from mqauth.wire import destination, memo
+from mqauth.wire.claims import is_name
 
 _LOG: Final = logging.getLogger("mqauth.policy")
 _WILDCARDS: Final = ("*", "#")
@@ -60,8 +59,10 @@ class Rule:
     issuer: str | None = None
 
     def __post_init__(self) -> None:
-        for name in (self.subject, *(() if self.issuer is None else (self.issuer,))):
-            require(claim_set.is_name(name), "a subject or issuer is text of 1 to 256 characters")
+        require(
+            is_name(self.subject) and (self.issuer is None or is_name(self.issuer)),
+            "a subject or issuer is text of 1 to 256 characters",
+        )
         for pattern in self.destinations:
             _check_pattern(pattern)
 
@@ -90,7 +91,7 @@ class Allow:
         for rule in self.rules:
             self._by_subject.setdefault(rule.subject, []).append(rule)
         self.version = hashlib.sha256(repr(self.rules).encode()).hexdigest()[:16]
-        self._decisions = Memo(self._decision)
+        self._decisions = memo.Memo(self._decision)
 
     def decide(self, verified: Verified, /) -> Decision:
         """Return ``ALLOW`` if a rule of the subject permits the destination."""

@@ -18,16 +18,10 @@ from typing import Final, Literal, NamedTuple
 
 from mqauth.errors import Cause, Reason, Rejection, Unavailable, require
 from mqauth.letters.release import is_release
-from mqauth.wire import base64url, envelope
-from mqauth.wire.batch import Proof, Proven
+from mqauth.wire import base64url, batch, destination, envelope, jws, memo, template
 from mqauth.wire.claims import Batch, Claims
-from mqauth.wire.destination import is_kafka
-from mqauth.wire.envelope import Encoder
-from mqauth.wire.jws import Opened
 from mqauth.wire.keys import Key, KeySet
-from mqauth.wire.memo import size_of
 from mqauth.wire.message import Form, Message
-from mqauth.wire.template import Reader
 
 CAPACITY: Final = 16 * 1024 * 1024
 """Bytes of all remembered shapes, and of all remembered tokens."""
@@ -61,9 +55,9 @@ class Shape:
     def __init__(self, form: Form, charge: Callable[[int], bool]) -> None:
         self._charge = charge
         self._form = form
-        self.encoders: dict[tuple[str, ...], Encoder] = {}
-        self.readers: dict[tuple[str, int], Reader] = {}
-        self.on_kafka = is_kafka(form[0])
+        self.encoders: dict[tuple[str, ...], envelope.Encoder] = {}
+        self.readers: dict[tuple[str, int], template.Reader] = {}
+        self.on_kafka = destination.is_kafka(form[0])
         self.place = 0
         self.fault: tuple[Reason, str] | None = None
         self.released = any(map(is_release, form[1]))
@@ -72,16 +66,16 @@ class Shape:
         except Rejection as rejection:
             self.fault = rejection.reason, rejection.detail
 
-    def encoder(self, names: tuple[str, ...]) -> Encoder:
+    def encoder(self, names: tuple[str, ...]) -> envelope.Encoder:
         """Return what encodes messages of this form whose token covers these names, and remember it."""
         encoder = envelope.checked_encoder(self._form, names)
-        if self._charge(size_of((self._form[1], names))):
+        if self._charge(memo.size_of((self._form[1], names))):
             self.encoders[names] = encoder
         return encoder
 
-    def learn(self, kid: str, reader: Reader) -> None:
+    def learn(self, kid: str, reader: template.Reader) -> None:
         """Remember what reads payloads like one that was accepted; the next of its key and length replaces it."""
-        if (kid, reader.length) in self.readers or self._charge(size_of(kid) + reader.size):
+        if (kid, reader.length) in self.readers or self._charge(memo.size_of(kid) + reader.size):
             self.readers[kid, reader.length] = reader
 
 
@@ -110,16 +104,16 @@ class Token:
 
     __slots__ = ("claims", "id", "key", "opened", "proven", "standing", "text")
 
-    def __init__(self, text: bytes, opened: Opened, claims: Claims) -> None:
+    def __init__(self, text: bytes, opened: jws.Opened, claims: Claims) -> None:
         self.text = text
         self.opened = opened
         self.claims = claims
         self.id = b""
         self.key: Key | None = None
         self.standing: Standing | None = None
-        self.proven: Proven | None = None
+        self.proven: batch.Proven | None = None
         if isinstance(claims.mqa, Batch):
-            self.proven = Proven(base64url.decode(claims.mqa.root.encode("ascii")), claims.mqa.size)
+            self.proven = batch.Proven(base64url.decode(claims.mqa.root.encode("ascii")), claims.mqa.size)
 
     def __repr__(self) -> str:
         return f"Token({self.opened!r})"
@@ -141,7 +135,7 @@ class Candidate(NamedTuple):
     """
 
     token: Token
-    proof: Proof | None
+    proof: batch.Proof | None
     shape: Shape
     learnt: bool
 
@@ -173,7 +167,7 @@ class Times:
         # a producer writes a timestamp of another type itself, and on RabbitMQ any header
         if self.at == "consume" or origin.timestamp_ms is None or origin.timestamp_type != "append":
             return None
-        if not is_kafka(message.destination) and self.append_evidence != "interceptor":
+        if not destination.is_kafka(message.destination) and self.append_evidence != "interceptor":
             return None
         return origin.timestamp_ms / 1000
 
@@ -215,10 +209,12 @@ class Times:
 def is_revoked(key: Key, appended: float | None, received: float) -> bool:
     """Tell whether the revocation of a key counts for a message."""
     revocation = key.revocation
-    if revocation is None or revocation.revoked_at > received:
-        return False
     # only the append time proves that a message is older than the revocation: its signer may have been the thief
-    return appended is None or appended >= revocation.revoked_at
+    return (
+        revocation is not None
+        and revocation.revoked_at <= received
+        and (appended is None or appended >= revocation.revoked_at)
+    )
 
 
 def _check_seconds(name: str, value: int, low: int, high: int | None) -> None:

@@ -6,14 +6,13 @@ from collections.abc import Awaitable, Callable
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, NoReturn
 
-from mqauth.errors import ConfigurationError, RejectNow, RetryLater, require
+from mqauth.errors import RejectNow, RetryLater, require
 from mqauth.letters.release import Release
 from mqauth.wire.claims import Claims
 from mqauth.wire.message import PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
 
 Responder = Callable[["Verified", bytes], Awaitable[Any] | Any]
 _MAKER: Final = object()
-_SET: Final = object.__setattr__
 
 
 class _Facts(NamedTuple):
@@ -39,7 +38,7 @@ class Verified:
 
     def __init__(self, maker: object, facts: _Facts, /) -> None:
         require(maker is _MAKER, "only a verifier makes a Verified; mqauth.testing.verified() seals one")
-        _SET(self, "_facts", facts)
+        _SET_FACTS(self, facts)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError("a Verified cannot be changed")
@@ -158,10 +157,8 @@ class Verified:
                 It is raised on RabbitMQ when the result is awaited, and on Kafka also by its ``get``.
             ConfigurationError: the consumer has no ``replies`` signer.
         """
-        responder = self._facts.responder
-        if responder is None:
-            raise ConfigurationError("give the consumer replies=Signer(...) to answer messages")
-        return responder(self, body)
+        answer = require(self._facts.responder, "give the consumer replies=Signer(...) to answer messages")
+        return answer(self, body)
 
 
 _NEW: Final = object.__new__

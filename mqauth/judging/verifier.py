@@ -18,13 +18,10 @@ from mqauth.judging.token import CAPACITY, NOTHING, At, Candidate, Shape, Standi
 from mqauth.judging.verified import Verified, make_verified
 from mqauth.letters.authorities import ReleaseAuthorities
 from mqauth.letters.release import Release
-from mqauth.wire import batch, envelope, jws
-from mqauth.wire import claims as claim_set
-from mqauth.wire.claims import Binding, Claims
+from mqauth.wire import batch, envelope, jws, memo, template
+from mqauth.wire.claims import MAX_NAME, Binding, Claims, is_name, parse
 from mqauth.wire.keys import Key, KeySet, KeySource
-from mqauth.wire.memo import Memo
 from mqauth.wire.message import PROTECTED_PROPERTIES, Form, Message, form_of
-from mqauth.wire.template import reader_of
 
 _TUPLE: Final = tuple.__new__  # a candidate is made for every message
 
@@ -48,8 +45,10 @@ class Issuer:
 
     def __post_init__(self) -> None:
         require(not (self.vouches and self.subjects), "an issuer either vouches for all or pins subjects")
-        if any(isinstance(pinned, str) for pinned in (self.subjects or {}).values()):
-            raise ConfigurationError("pinned subjects are a set: a text would admit its substrings")
+        require(
+            not any(isinstance(pinned, str) for pinned in (self.subjects or {}).values()),
+            "pinned subjects are a set: a text would admit its substrings",
+        )
 
     def speaks_for(self, key: Key, subject: str) -> bool:
         """Tell whether a key may sign as a subject; it may not unless the issuer, a pin or the key says so."""
@@ -115,8 +114,8 @@ class Verifier:
         self._reject_unsigned = unsigned_headers == "reject"
         self._covers = bool(self._require) or self._reject_unsigned
         self._user_id = user_id
-        self.tokens = Memo[bytes, Token](capacity=CAPACITY)
-        self.shapes = Memo[Form, Shape](lambda form: Shape(form, self.shapes.charge), capacity=CAPACITY)
+        self.tokens = memo.Memo[bytes, Token](capacity=CAPACITY)
+        self.shapes = memo.Memo[Form, Shape](lambda form: Shape(form, self.shapes.charge), capacity=CAPACITY)
         # append times and AMQP users differ between the messages of a batch, and steps (9) and (10) with them
         self._alike = at == "consume" and user_id is None
         self.release = release
@@ -148,7 +147,7 @@ class Verifier:
             # (4): a reader compares bytes with a payload that was parsed before; what it does not know is parsed
             reader = shape.readers.get((opened.kid, len(opened.payload)))
             read = None if reader is None else reader.read(opened.payload)
-            token, learnt = Token(text, opened, read or claim_set.parse(opened.payload)), read is not None
+            token, learnt = Token(text, opened, read or parse(opened.payload)), read is not None
         if batched or token.proven is not None:
             proof = batch.proof_of(behind if batched else None, token.claims)
         return _TUPLE(Candidate, (token, proof, shape, learnt))
@@ -244,7 +243,7 @@ class Verifier:
         if token.proven is not None:
             self.tokens.keep(token.text, token, token.size)
             return
-        reader = reader_of(token.opened.payload, token.claims)
+        reader = template.reader_of(token.opened.payload, token.claims)
         if reader is not None:
             candidate.shape.learn(token.opened.kid, reader)
 
@@ -293,8 +292,7 @@ class Verifier:
 
 def _issuers(keys: Mapping[str, KeySource | Issuer]) -> dict[str, Issuer]:
     require(isinstance(keys, Mapping) and keys, "keys names at least one issuer and its keys")
-    for name in keys:
-        require(claim_set.is_name(name), f"an issuer is text of 1 to {claim_set.MAX_NAME} characters")
+    require(all(map(is_name, keys)), f"an issuer is text of 1 to {MAX_NAME} characters")
     return {name: found if isinstance(found, Issuer) else Issuer(keys=found) for name, found in keys.items()}
 
 
@@ -308,9 +306,8 @@ def _refuse_shared_names(issuers: Iterable[str], release: ReleaseAuthorities | N
 def _audiences(audience: str | Iterable[str]) -> frozenset[str]:
     found = frozenset([audience] if isinstance(audience, str) else audience)
     require(found, "audience names at least one audience")
-    for name in found:
-        require(
-            claim_set.is_name(name) and "*" not in name,
-            "an audience is a name of 1 to 256 characters, never a wildcard",
-        )
+    require(
+        all(is_name(name) and "*" not in name for name in found),
+        "an audience is a name of 1 to 256 characters, never a wildcard",
+    )
     return found

@@ -23,14 +23,12 @@ from mqauth.letters.release import (
     open_release,
     without_release,
 )
-from mqauth.wire import base64url, claims, envelope, jws, strict_json
-from mqauth.wire.destination import is_kafka
+from mqauth.wire import base64url, claims, destination, envelope, jws, strict_json
 from mqauth.wire.keys import Key, KeySet, KeySource, SigningKey
-from mqauth.wire.message import HeaderValue, Message, form_of
+from mqauth.wire.message import Message, form_of
 
 DEFAULT_LIFETIME: Final = 3600
 """Seconds that a release lives by default."""
-_JTI_BYTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +103,14 @@ class ReleaseAuthorities:
             Rejection: ``release_invalid``, whatever is wrong with it.
         """
         release = _signed(found, keys, received)
-        self._check_times(release, received)
+        # Always by the time of receipt, also where the consumer judges tokens by the time of append: the release
+        # was made for this very delivery.
+        expect(release.iat <= received + self._leeway, "the release is issued in the future")
+        expect(release.exp + self._leeway > received and release.exp > release.iat, "the release has expired")
+        expect(
+            release.exp - release.iat <= self._max_lifetime,
+            f"the release lives longer than {self._max_lifetime} s",
+        )
         expect(release.waive <= self._authority(release).waive, "it waives what this authority may not waive")
         _check_bindings(message, release)
         return release
@@ -128,20 +133,7 @@ class ReleaseAuthorities:
         return release.lineage
 
     def _authority(self, release: Release) -> Authority:
-        authority = self.authorities.get(release.iss)
-        if authority is None:
-            raise invalid("no such release authority is configured")
-        return authority
-
-    def _check_times(self, release: Release, received: float) -> None:
-        # Always by the time of receipt, also where the consumer judges tokens by the time of append: the release
-        # was made for this very delivery.
-        expect(release.iat <= received + self._leeway, "the release is issued in the future")
-        expect(release.exp + self._leeway > received and release.exp > release.iat, "the release has expired")
-        expect(
-            release.exp - release.iat <= self._max_lifetime,
-            f"the release lives longer than {self._max_lifetime} s",
-        )
+        return require(self.authorities.get(release.iss), "no such release authority is configured", invalid)
 
 
 class Releaser:
@@ -221,33 +213,21 @@ class Releaser:
         release = Release(
             iss=self.issuer, sub=self.reviewer, reason=reason, letter=letter, tok=base64url.digest(token),
             mqa=envelope.bind(bare, covered), waive=waived, scope=scope, iat=now, exp=now + self.lifetime,
-            jti=base64url.encode(self._randomness(_JTI_BYTES)).decode("ascii"), past=past,
+            jti=base64url.encode(self._randomness(16)).decode("ascii"), past=past,
         )  # fmt: skip
         signed = jws.compact(strict_json.dumps(release.as_dict()), self._key, typ=RELEASE_TYPE)
         if len(signed) > jws.MAX_TOKEN and past is not None and past.hops:
             return self.release(
                 message, letter=letter, scope=scope, reason=reason, waive=waived, past=Past(count=past.count)
             )
-        if len(signed) > jws.MAX_TOKEN:
-            raise MalformedMessage(f"the release is over {jws.MAX_TOKEN} bytes")
-        value: HeaderValue = signed.encode("ascii") if is_kafka(message.destination) else signed
-        return replace(bare, headers=(*bare.headers, (RELEASE_HEADER, value))), release
+        require(len(signed) <= jws.MAX_TOKEN, f"the release is over {jws.MAX_TOKEN} bytes", MalformedMessage)
+        header = (RELEASE_HEADER, signed.encode("ascii") if destination.is_kafka(message.destination) else signed)
+        return replace(bare, headers=(*bare.headers, header)), release
 
 
 def _signed(found: OpenedRelease, keys: KeySet, received: float) -> Release:
     """Return a release once one of the authority's keys is found to have signed it."""
-    key = keys.get(found.opened.kid)
-    if key is None:
-        raise invalid("the authority has no such key")
-    _check_key(key, found.release, received)
-    try:
-        jws.verify(found.opened, key)
-    except Rejection as error:
-        raise invalid(f"the release itself: {error.reason.value}") from error
-    return found.release
-
-
-def _check_key(key: Key, release: Release, received: float) -> None:
+    key, release = require(keys.get(found.opened.kid), "the authority has no such key", invalid), found.release
     revocation, expires, subjects = key.revocation, key.expires, key.subjects
     expect(revocation is None or revocation.revoked_at > received, "the authority's key is revoked")
     expect(
@@ -255,6 +235,11 @@ def _check_key(key: Key, release: Release, received: float) -> None:
         "the authority's key had retired before the release was made",
     )
     expect(subjects is None or release.sub in subjects, "the authority's key does not speak for this reviewer")
+    try:
+        jws.verify(found.opened, key)
+    except Rejection as error:
+        raise invalid(f"the release itself: {error.reason.value}") from error
+    return release
 
 
 def _check_bindings(message: Message, release: Release) -> None:

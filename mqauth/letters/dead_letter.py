@@ -17,9 +17,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias
 from mqauth.audit.record import MAX_SOURCE, harmless, iso_time
 from mqauth.errors import Cause, MalformedMessage, Rejection, Unavailable, require
 from mqauth.letters.release import NO_PAST, Release
-from mqauth.wire import base64url, strict_json
-from mqauth.wire.envelope import add_named, is_broker_written
-from mqauth.wire.json_form import to_form, value_to_form, writable
+from mqauth.wire import base64url, envelope, json_form, strict_json
 from mqauth.wire.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue, Message, fold
 
 PREFIX: Final = "mqauth-dead-"
@@ -92,14 +90,20 @@ class DeadLetter:
         message = self.message
         kept, metadata = _split_headers(message, carries)
         metadata["properties"] = {
-            name: writable(value) for name, value in message.properties.items() if name in _LIVE_PROPERTIES
+            name: json_form.writable(value)
+            for name, value in message.properties.items()
+            if name in _LIVE_PROPERTIES
         }
-        properties = {name: value for name, value in message.properties.items() if name not in _LIVE_PROPERTIES}
-        return replace(message, properties=properties, headers=(*kept, *self._lineage(metadata)), native=None)
+        return replace(
+            message,
+            properties={name: value for name, value in message.properties.items() if name not in _LIVE_PROPERTIES},
+            headers=(*kept, *self._lineage(metadata)),
+            native=None,
+        )
 
     def in_body(self) -> Message:
         """Return the letter with the whole message in its body, in the JSON form."""
-        return self._bare(strict_json.dumps(to_form(replace(self.message, malformed=None))), "json")
+        return self._bare(strict_json.dumps(json_form.to_form(replace(self.message, malformed=None))), "json")
 
     def reference(self) -> Message:
         """Return a letter that only names the message: its place, its digest and its sizes."""
@@ -131,10 +135,7 @@ class DeadLetter:
         # of the consumer's time.
         complete = (lambda: self.whole(carries), self.in_body) if len(self.message.headers) <= MAX_HEADERS else ()
         last = (self.reference,) if oversize == "reference" else ()
-        for make in (*complete, *last):
-            form = make()
-            if fits(form):
-                yield form
+        yield from filter(fits, (make() for make in (*complete, *last)))
 
     def _bare(self, body: bytes, form: str) -> Message:
         """Return a letter whose only headers are mqauth's own."""
@@ -150,6 +151,8 @@ class DeadLetter:
     def _lineage(self, metadata: Mapping[str, Any]) -> tuple[HeaderPair, ...]:
         """Return mqauth's headers on a letter, all of them text."""
         message = self.message
+        key = None if message.key is None or len(message.key) > _MAX_KEY else base64url.encode(message.key)
+        kept = {name: value for name, value in metadata.items() if value}
         past = NO_PAST if self.release is None else self.release.lineage
         history = [{"id": hop.letter, "reason": hop.reason, "released": iso_time(hop.time)} for hop in past.hops]
         fields = {
@@ -164,13 +167,10 @@ class DeadLetter:
             "digest": self.digest,
             "count": str(past.count + 1),
             "history": strict_json.dumps(history).decode("ascii"),
+            "key": None if key is None else key.decode("ascii"),
+            "metadata": strict_json.dumps(kept).decode("utf-8") if kept else None,
         }
-        if message.key is not None and len(message.key) <= _MAX_KEY:
-            fields["key"] = base64url.encode(message.key).decode("ascii")
-        kept = {name: value for name, value in metadata.items() if value}
-        if kept:
-            fields["metadata"] = strict_json.dumps(kept).decode("utf-8")
-        return tuple((PREFIX + name, value) for name, value in fields.items())
+        return tuple((PREFIX + name, value) for name, value in fields.items() if value is not None)
 
 
 def check_oversize(oversize: Oversize) -> None:
@@ -190,16 +190,15 @@ def undelivered(detail: str) -> Unavailable:
 def content_digest(message: Message) -> str:
     """Return hex SHA-256 over destination, key, body, properties and headers, without those that brokers write."""
     parts: list[bytes] = [b"mqauth-letter-1"]
-    add_named(parts, "destination", (message.destination,))
-    add_named(parts, "key", (message.key,))
-    add_named(parts, "body", (message.body,))
-    for name in sorted(message.properties):
-        _add_any(parts, name, str(message.properties[name]))
+    envelope.add_named(parts, "destination", (message.destination,))
+    envelope.add_named(parts, "key", (message.key,))
+    envelope.add_named(parts, "body", (message.body,))
     # Sorted, because pamqp sorts the entries of a table when it sends them, and the letter's digest must be the
     # same.
-    for name, value in sorted(message.headers, key=itemgetter(0)):
-        if not is_broker_written(name):
-            _add_any(parts, name, value)
+    headers = sorted(message.headers, key=itemgetter(0))
+    properties = ((name, str(message.properties[name])) for name in sorted(message.properties))
+    for name, value in (*properties, *(pair for pair in headers if not envelope.is_broker_written(pair[0]))):
+        _add_any(parts, name, value)
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
@@ -222,10 +221,10 @@ def _add_any(parts: list[bytes], name: str, value: HeaderValue) -> None:
     """Append a name and a value; one that has no encoding counts by its JSON form, so that this never fails."""
     size = len(parts)
     try:
-        add_named(parts, name, (value,))
+        envelope.add_named(parts, name, (value,))
     except MalformedMessage:
         del parts[size:]
-        raw = strict_json.dumps([writable(name), value_to_form(value)])
+        raw = strict_json.dumps([json_form.writable(name), json_form.value_to_form(value)])
         parts.append(b"?" + len(raw).to_bytes(4, "big") + raw)
 
 
@@ -242,7 +241,7 @@ def _split_headers(message: Message, carries: Carries) -> tuple[list[HeaderPair]
             metadata["stripped"] += 1
         elif name in _LIVE_HEADERS or not carries(name, value) or (lowered == TOKEN_HEADER and not token):
             metadata["places"].append(len(kept) + len(metadata["headers"]))
-            metadata["headers"].append([writable(name), value_to_form(value)])
+            metadata["headers"].append([json_form.writable(name), json_form.value_to_form(value)])
         else:
             kept.append((f"{PREFIX}token" if token else name, value))
             moved = moved or token

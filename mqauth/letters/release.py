@@ -12,12 +12,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Final
 
-from mqauth.errors import Reason, Rejection
-from mqauth.wire import batch, claims, envelope, jws
-from mqauth.wire.claims import Binding
-from mqauth.wire.destination import is_kafka
+from mqauth.errors import Reason, Rejection, require
+from mqauth.wire import batch, claims, destination, envelope, jws
 from mqauth.wire.message import Message, fold
 
 RELEASE_HEADER: Final = "mqauth-release"
@@ -33,7 +32,6 @@ MAX_HOPS: Final = 8
 """Earlier dead letters that a release names; older ones are only counted."""
 MAX_COUNT: Final = 1_000_000
 _REQUIRED: Final = ("iss", "sub", "reason", "letter", "tok", "mqa", "waive", "scope", "iat", "exp", "jti")
-_OPTIONAL: Final = ("past",)
 _LETTER: Final = re.compile(r"[0-9a-f]{64}")
 _DIGEST: Final = re.compile(r"[A-Za-z0-9\-_]{43}")
 _MAX_TIME: Final = 253_402_300_799
@@ -99,7 +97,7 @@ class Release:
     reason: str
     letter: str
     tok: str
-    mqa: Binding
+    mqa: claims.Binding
     waive: frozenset[Reason]
     scope: str
     iat: int
@@ -162,7 +160,7 @@ def parse(raw: bytes) -> Release:
         Rejection: ``release_invalid``, ``claims_malformed`` or ``claim_missing``.
     """
     found = claims.load(raw, _REQUIRED)
-    expect(not found.keys() - {*_REQUIRED, *_OPTIONAL}, "the release has an unknown claim")
+    expect(not found.keys() - {*_REQUIRED, "past"}, "the release has an unknown claim")
     return Release(
         iss=claims.text_claim(found, "iss"),
         sub=claims.text_claim(found, "sub"),
@@ -209,26 +207,20 @@ def covered_names(token: bytes) -> tuple[str, ...]:
     return claims.parse(jws.take_apart(token.partition(batch.SEPARATOR)[0]).payload).mqa.hdr
 
 
-def expect(condition: object, detail: str) -> None:
-    """Reject a release unless a condition holds.
-
-    Raises:
-        Rejection: ``release_invalid``; ``detail`` says what is wrong with it.
-    """
-    if not condition:
-        raise invalid(detail)
-
-
 def invalid(detail: str) -> Rejection:
     """Return the rejection of a release."""
     return Rejection(Reason.RELEASE_INVALID, detail)
+
+
+expect: Final = partial(require, error=invalid)
+"""Reject a release unless a condition holds: ``release_invalid`` with the detail that is given."""
 
 
 def _value(message: Message) -> bytes:
     """Return the value of the one release header, which has the form of a token header."""
     found = [(name, value) for name, value in message.headers if is_release(name)]
     expect(len(found) == 1 and found[0][0] == RELEASE_HEADER, "not exactly one release header")
-    return envelope.token_of_value(found[0][1], on_kafka=is_kafka(message.destination))
+    return envelope.token_of_value(found[0][1], on_kafka=destination.is_kafka(message.destination))
 
 
 def _waived(value: Any) -> frozenset[Reason]:

@@ -288,8 +288,7 @@ class _Scopes(dict[str, int]):
         Raises:
             OverflowError: there are 65,536 scopes already.
         """
-        if len(self) >= _SCOPES:
-            raise OverflowError("too many scopes")
+        require(len(self) < _SCOPES, "too many scopes", OverflowError)
         high = self[scope] = (2 * len(self) + self._kind) << _ID_BITS
         return high
 

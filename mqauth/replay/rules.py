@@ -32,8 +32,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
-from mqauth.wire.memo import Memo
-from mqauth.wire.message import Place
+from mqauth.wire import memo, message
 
 DEFAULT_LEASE: Final = 60.0
 _NO_MESSAGE: Final = bytes(4)  # a message's id has the length of its issuer there, which is never empty
@@ -73,7 +72,7 @@ class ClaimRequest:
     scope: str
     id: bytes
     owner: str
-    place: Place | None
+    place: message.Place | None
     redelivered: bool
     lease: float
     expires: float
@@ -91,7 +90,7 @@ class Entry(NamedTuple):
     """
 
     owner: str | None
-    place: Place | None
+    place: message.Place | None
     lease_ends: float
 
 
@@ -164,5 +163,5 @@ def _sized(text: str) -> bytes:
     return len(raw).to_bytes(4, "big") + raw
 
 
-_PRODUCERS: Final = Memo[tuple[str, str], bytes](lambda names: _sized(names[0]) + _sized(names[1]))
+_PRODUCERS: Final = memo.Memo[tuple[str, str], bytes](lambda names: _sized(names[0]) + _sized(names[1]))
 """What stands before the ``jti`` of each message, by issuer and subject."""

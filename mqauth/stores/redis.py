@@ -18,26 +18,19 @@ import threading
 from collections.abc import Awaitable, Sequence
 from typing import Any, ClassVar, Final
 
-import redis
-import redis.asyncio
 import redis.asyncio.retry
-import redis.backoff
-import redis.exceptions
-import redis.retry
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, Unavailable, require
 from mqauth.flow import Flow, arun, call, run
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.stores import redis_script
-from mqauth.stores.redis_script import Verb
 
 DEFAULT_MARGIN: Final = 300.0
 DEFAULT_TIMEOUT: Final = 2.0
 BATCH: Final = 1000
 CONNECTIONS: Final = 16
 _RETRIES: Final = 2
-_ASYNC_CLIENTS: Final = (redis.asyncio.Redis, redis.asyncio.RedisCluster)
 _LOG: Final = logging.getLogger("mqauth.stores.redis")
 
 
@@ -55,7 +48,7 @@ class _RedisClaims:
         clock: Clock = SYSTEM_CLOCK,
         unsafe_lease_clock: Clock | None = None,
     ) -> None:
-        asynchronous = isinstance(client, _ASYNC_CLIENTS)
+        asynchronous = isinstance(client, redis.asyncio.Redis | redis.asyncio.RedisCluster)
         if asynchronous is not self._asynchronous:
             kind, other = ("asynchronous", "Async") if asynchronous else ("synchronous", "")
             raise ConfigurationError(f"the Redis client is {kind}: use {other}RedisReplayStore")
@@ -73,13 +66,13 @@ class _RedisClaims:
         self._inspecting = threading.Lock()
 
     def _claim(self, requests: Sequence[ClaimRequest]) -> Flow[list[ClaimStatus]]:
-        letters = yield from self._send(Verb.CLAIM, requests)
+        letters = yield from self._send(redis_script.Verb.CLAIM, requests)
         try:
             return [redis_script.STATUSES[letter] for letter in letters]
         except Exception as error:
             raise _unavailable(error) from error
 
-    def _send(self, verb: Verb, requests: Sequence[ClaimRequest]) -> Flow[list[str]]:
+    def _send(self, verb: redis_script.Verb, requests: Sequence[ClaimRequest]) -> Flow[list[str]]:
         """Return the letter that the script answers to each request; it takes a round trip for every 1,000."""
         answers: list[str] = []
         try:
@@ -97,7 +90,7 @@ class _RedisClaims:
             raise _unavailable(error) from error
         return answers
 
-    def _run_script(self, verb: Verb, requests: Sequence[ClaimRequest]) -> Flow[list[str]]:
+    def _run_script(self, verb: redis_script.Verb, requests: Sequence[ClaimRequest]) -> Flow[list[str]]:
         asked = redis_script.script_call(
             verb,
             requests,
@@ -175,11 +168,11 @@ class RedisReplayStore(_RedisClaims):
 
     def confirm(self, request: ClaimRequest, /) -> None:
         """Mark the claim as done, if this owner still holds it."""
-        run(self._send(Verb.CONFIRM, (request,)))
+        run(self._send(redis_script.Verb.CONFIRM, (request,)))
 
     def release(self, request: ClaimRequest, /) -> None:
         """Forget the claim, if this owner still holds it."""
-        run(self._send(Verb.RELEASE, (request,)))
+        run(self._send(redis_script.Verb.RELEASE, (request,)))
 
     def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
         """Claim each, in order, in one round trip for every 1,000. On a cluster all must be of one scope."""
@@ -222,8 +215,9 @@ class AsyncRedisReplayStore(_RedisClaims):
         """
         require(connections >= 1, f"connections is at least 1, not {connections}")
         retry = redis.asyncio.retry.Retry(_backoff(), _RETRIES)
-        limits = {"max_connections": connections, "timeout": timeout}
-        pool = _pool(redis.asyncio.BlockingConnectionPool, url, timeout, retry, **limits)
+        pool = _pool(
+            redis.asyncio.BlockingConnectionPool, url, timeout, retry, max_connections=connections, timeout=timeout
+        )
         return cls(redis.asyncio.Redis.from_pool(pool), **settings)
 
     async def claim(self, request: ClaimRequest, /) -> ClaimStatus:
@@ -236,11 +230,11 @@ class AsyncRedisReplayStore(_RedisClaims):
 
     async def confirm(self, request: ClaimRequest, /) -> None:
         """Mark the claim as done, if this owner still holds it."""
-        await arun(self._send(Verb.CONFIRM, (request,)))
+        await arun(self._send(redis_script.Verb.CONFIRM, (request,)))
 
     async def release(self, request: ClaimRequest, /) -> None:
         """Forget the claim, if this owner still holds it."""
-        await arun(self._send(Verb.RELEASE, (request,)))
+        await arun(self._send(redis_script.Verb.RELEASE, (request,)))
 
     async def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
         """Claim each, in order, in one round trip for every 1,000. On a cluster all must be of one scope."""

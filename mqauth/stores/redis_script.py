@@ -16,8 +16,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
-from mqauth.wire.memo import Memo
-from mqauth.wire.message import Place
+from mqauth.wire import memo, message
 
 PLACE_BYTES: Final = 12
 # Ten years, in seconds: Redis refuses an expiry that overflows.
@@ -133,7 +132,7 @@ STATUSES: Final = {
 }
 """The meaning of the letters in an answer to claims."""
 # On a cluster the braces put all keys of a scope on one node (hash tags), where one script may use them.
-_PREFIXES: Final = Memo[tuple[str, str], bytes](
+_PREFIXES: Final = memo.Memo[tuple[str, str], bytes](
     lambda names: f"{names[0]}:{{{names[1]}}}:".encode("utf-8", "surrogatepass")
 )
 """The beginning of a key, by namespace and scope."""
@@ -197,10 +196,7 @@ def letters(answer: Any, asked: ScriptCall) -> list[str]:
     text = answer.decode("ascii") if isinstance(answer, bytes) else answer
     if not isinstance(text, str) or len(text) != len(asked.order):
         raise ValueError(f"expected {len(asked.order)} letters, one for each request")
-    found = [""] * len(text)
-    for number, letter in zip(asked.order, text, strict=True):
-        found[number] = letter
-    return found
+    return [letter for _, letter in sorted(zip(asked.order, text, strict=True))]
 
 
 def risks(info: dict[str, Any]) -> list[str]:
@@ -208,13 +204,14 @@ def risks(info: dict[str, Any]) -> list[str]:
 
     Source: the pages "Key eviction" and "Redis persistence" of the Redis manual.
     """
-    found = []
     policy = str(info.get("maxmemory_policy", "noeviction"))
-    if policy != "noeviction" and int(info.get("maxmemory", 0)) > 0:
-        found.append(f"its maxmemory-policy {policy} forgets live ids when memory is short; set noeviction")
-    if int(info.get("aof_enabled", 1)) == 0:
-        found.append("it keeps no append-only file and forgets claims when it restarts; set appendonly yes")
-    return found
+    known = {
+        f"its maxmemory-policy {policy} forgets live ids when memory is short; set noeviction":
+            policy != "noeviction" and int(info.get("maxmemory", 0)) > 0,
+        "it keeps no append-only file and forgets claims when it restarts; set appendonly yes":
+            int(info.get("aof_enabled", 1)) == 0,
+    }  # fmt: skip
+    return [risk for risk, holds in known.items() if holds]
 
 
 def _key(namespace: str, request: ClaimRequest) -> bytes:
@@ -236,7 +233,7 @@ def _argument(verb: Verb, request: ClaimRequest) -> bytes:
     return head.encode("ascii") + owner + _place(request.place)
 
 
-def _place(place: Place | None) -> bytes:
+def _place(place: message.Place | None) -> bytes:
     """Return the digest of a place: a topic's name may be long, and Redis keeps the place for every id."""
     if place is None:
         return b""

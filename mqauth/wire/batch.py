@@ -19,10 +19,8 @@ from hashlib import sha256 as _sha256
 from typing import Final, NamedTuple, TypedDict
 
 from mqauth.errors import MalformedMessage, Reason, Rejection, require
-from mqauth.wire import base64url
+from mqauth.wire import base64url, envelope, memo
 from mqauth.wire.claims import MAX_BATCH, Batch, Claims
-from mqauth.wire.envelope import Encoder
-from mqauth.wire.memo import Memo
 from mqauth.wire.message import Message
 
 DEFAULT_LINGER: Final = 0.002
@@ -93,8 +91,7 @@ class Tree:
     __slots__ = ("_levels",)
 
     def __init__(self, leaves: Sequence[bytes]) -> None:
-        if not 1 <= len(leaves) <= MAX_BATCH:
-            raise ValueError(f"a tree has 1 to {MAX_BATCH} leaves")
+        require(1 <= len(leaves) <= MAX_BATCH, "a tree has 1 to 1024 leaves", ValueError)
         self._levels = [list(leaves)]
         while len(self._levels[-1]) > 1:
             self._levels.append(_above(self._levels[-1]))
@@ -228,7 +225,7 @@ def proof_text(index: int, shorts: bytes, path: bytes) -> str:
     return f"~{index}.{base64url.encode(shorts + path).decode('ascii')}"
 
 
-def check(message: Message, proof: Proof, proven: Proven, encode: Encoder) -> None:
+def check(message: Message, proof: Proof, proven: Proven, encode: envelope.Encoder) -> None:
     """Hold a verified root against one message: step 11 of the verdict.
 
     Args:
@@ -273,7 +270,7 @@ def _destination(destination: str) -> tuple[hashlib._Hash, bytes]:
     return hashlib.sha256(_LEAF + part), hashlib.sha256(part).digest()[:_SHORT]
 
 
-_DESTINATIONS: Final = Memo(_destination)
+_DESTINATIONS: Final = memo.Memo(_destination)
 
 
 def _invalid(detail: str) -> Rejection:
@@ -288,9 +285,8 @@ def _above(level: list[bytes]) -> list[bytes]:
 
 def _below(level: list[bytes], above: list[bytes]) -> list[bytes]:
     """Return the paths of a level's nodes: sibling, then the parent's path; an odd last node has that alone."""
-    found = []
+    found = list[bytes]()
     for at in range(0, len(level) - 1, 2):
         rest = above[at >> 1]
-        found.append(level[at + 1] + rest)
-        found.append(level[at] + rest)
+        found += level[at + 1] + rest, level[at] + rest
     return found + above[len(found) >> 1 :]

@@ -90,22 +90,21 @@ class Claims(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """Return the claims as they stand in the token."""
-        result: dict[str, Any] = {
-            "iss": self.iss, "sub": self.sub, "aud": self.aud, "iat": self.iat, "exp": self.exp,
-            "jti": self.jti,
+        begins = {} if self.nbf is None else {"nbf": self.nbf}
+        return {
+            "iss": self.iss, "sub": self.sub, "aud": self.aud, "iat": self.iat, "exp": self.exp, "jti": self.jti,
+            **begins, "mqa": self.mqa.as_dict(), **self.extra,
         }  # fmt: skip
-        if self.nbf is not None:
-            result["nbf"] = self.nbf
-        result["mqa"] = self.mqa.as_dict()
-        return result | dict(self.extra)
 
 
 def is_name(value: object, minimum: int = 1, maximum: int = MAX_NAME) -> bool:
     """Tell whether a value is text within the limits, free of control characters and lone surrogates."""
-    if not isinstance(value, str) or not minimum <= len(value) <= maximum:
-        return False
     # printable text has no control characters, and asking that first is faster
-    return value.isprintable() or not _CONTROL.search(value)
+    return (
+        isinstance(value, str)
+        and minimum <= len(value) <= maximum
+        and (value.isprintable() or not _CONTROL.search(value))
+    )
 
 
 def build(claims: Claims) -> bytes:
@@ -120,6 +119,7 @@ def parse(raw: bytes) -> Claims:
         Rejection: ``claims_malformed`` or ``claim_missing``.
     """
     found = load(raw, REQUIRED)
+    bound = found["mqa"]
     return Claims(
         text_claim(found, "iss"),
         text_claim(found, "sub"),
@@ -127,7 +127,7 @@ def parse(raw: bytes) -> Claims:
         time_claim(found, "iat"),
         time_claim(found, "exp"),
         text_claim(found, "jti", MIN_JTI, MAX_JTI),
-        _bound_claim(found["mqa"]),
+        _batch_claim(bound) if type(bound) is dict and "tree" in bound else binding_claim(bound),
         time_claim(found, "nbf") if "nbf" in found else None,
         NO_EXTRA if found.keys() <= _REGISTERED else _extra(found),
     )
@@ -164,11 +164,6 @@ def load(raw: bytes, required: tuple[str, ...]) -> dict[str, Any]:
         if name not in found:
             raise Rejection(Reason.CLAIM_MISSING, f"no {name}")
     return cast(dict[str, Any], found)
-
-
-def _bound_claim(found: Any) -> Binding | Batch:
-    """Return the ``mqa`` claim, in the form of one message or of a batch."""
-    return _batch_claim(found) if type(found) is dict and "tree" in found else binding_claim(found)
 
 
 def _batch_claim(found: dict[str, Any]) -> Batch:

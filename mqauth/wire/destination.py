@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
-from mqauth.errors import MalformedMessage
+from mqauth.errors import MalformedMessage, refusing, require
 from mqauth.wire.memo import Memo
 
 RABBITMQ: Final = "rabbitmq"
@@ -26,10 +26,8 @@ def encode(text: str) -> str:
     Raises:
         MalformedMessage: ``text`` has a lone surrogate, so it has no UTF-8 form.
     """
-    try:
+    with refusing(UnicodeEncodeError, "a destination has no UTF-8 form", MalformedMessage):
         return quote(text, safe="")
-    except UnicodeEncodeError as error:
-        raise MalformedMessage("a destination has no UTF-8 form") from error
 
 
 def is_kafka(destination: str) -> bool:
@@ -45,8 +43,11 @@ def rabbitmq(exchange: str, routing_key: str) -> str:
 def _parse(text: str) -> tuple[str, ...]:
     scheme, colon, rest = text.partition(":")
     names = rest.split("/")
-    if not colon or not rest or len(names) != _PARTS.get(scheme):
-        raise MalformedMessage("a destination is rabbitmq:<exchange>/<routing key> or kafka:<topic>")
+    require(
+        colon and rest and len(names) == _PARTS.get(scheme),
+        "a destination is rabbitmq:<exchange>/<routing key> or kafka:<topic>",
+        MalformedMessage,
+    )
     return (scheme, *map(_decode, names))
 
 

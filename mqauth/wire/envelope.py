@@ -19,7 +19,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Final, NoReturn, TypeAlias
 
-from mqauth.errors import MalformedMessage, Reason, Rejection
+from mqauth.errors import MalformedMessage, Reason, Rejection, require
 from mqauth.wire import base64url
 from mqauth.wire.claims import Binding
 from mqauth.wire.destination import is_kafka
@@ -36,11 +36,6 @@ from mqauth.wire.message import (
 )
 
 MAX_DEPTH: Final = 32
-_INTEGERS: Final = range(-(2**63), 2**63)
-_UNSCALED: Final = range(-(2**31), 2**31)
-_SECONDS: Final = range(2**32)
-_MAX_SCALE: Final = 255
-_MAX_DIGITS: Final = 10
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
 _DOMAIN: Final = b"mqauth-hds-1"
@@ -65,8 +60,7 @@ def is_transport(name: str) -> bool:
 
     What they add would be a covered header's twin in another case. ``BCC`` is removed, so ``bcc`` has no twin.
     """
-    folded = fold(name)
-    return name == "BCC" or folded in _TRANSPORT or folded.startswith(_TRANSPORT_PREFIXES)
+    return name == "BCC" or (folded := fold(name)) in _TRANSPORT or folded.startswith(_TRANSPORT_PREFIXES)
 
 
 def is_broker_written(name: str) -> bool:
@@ -110,8 +104,7 @@ def attach(message: Message, token: str) -> tuple[HeaderPair, ...]:
     """
     if len(token) > MAX_TOKEN:
         raise MalformedMessage(f"the token is over {MAX_TOKEN} bytes: cover fewer headers")
-    value: HeaderValue = token.encode("ascii") if is_kafka(message.destination) else token
-    return (*message.headers, (TOKEN_HEADER, value))
+    return (*message.headers, (TOKEN_HEADER, token.encode("ascii") if is_kafka(message.destination) else token))
 
 
 def refuse_token(names: Iterable[str]) -> None:
@@ -120,8 +113,11 @@ def refuse_token(names: Iterable[str]) -> None:
     Raises:
         MalformedMessage: there is one.
     """
-    if any(len(name) == _LENGTH and fold(name) == TOKEN_HEADER for name in names):
-        raise MalformedMessage("the message carries a token already")
+    require(
+        not any(len(name) == _LENGTH and fold(name) == TOKEN_HEADER for name in names),
+        "the message carries a token already",
+        MalformedMessage,
+    )
 
 
 def token_of(message: Message) -> bytes:
@@ -275,10 +271,12 @@ def refuse_case_twins(form: Form, covered: Iterable[str]) -> None:
     """
     exact = {*covered, *PROTECTED_PROPERTIES} if is_kafka(form[0]) else set(covered)
     folded = {fold(name) for name in exact}
-    if len(folded) != len(exact):
-        raise MalformedMessage("two covered names differ in case only")
-    if any(name not in exact and fold(name) in folded for name in form[1]):
-        raise MalformedMessage("two header names differ in case only")
+    require(len(folded) == len(exact), "two covered names differ in case only", MalformedMessage)
+    require(
+        not any(name not in exact and fold(name) in folded for name in form[1]),
+        "two header names differ in case only",
+        MalformedMessage,
+    )
 
 
 def named(name: str, count: int) -> bytes:
@@ -325,16 +323,14 @@ def add_value(parts: list[bytes], value: HeaderValue, depth: int = MAX_DEPTH) ->
 def _add_container(
     parts: list[bytes], value: tuple[HeaderValue, ...] | Mapping[str, HeaderValue], depth: int
 ) -> None:
-    if depth == 0:
-        raise MalformedMessage("a header value is nested too deep")
+    require(depth > 0, "a header value is nested too deep", MalformedMessage)
     if isinstance(value, tuple):
         parts.append(b"l" + len(value).to_bytes(4, "big"))
         for item in value:
             add_value(parts, item, depth - 1)
         return
     parts.append(b"m" + len(value).to_bytes(4, "big"))
-    if not all(isinstance(name, str) for name in value):
-        raise MalformedMessage("a table has a name that is no text")
+    require(all(isinstance(name, str) for name in value), "a table has a name that is no text", MalformedMessage)
     # brokers may reorder a table, so its order means nothing
     for raw, name in sorted((utf8(name), name) for name in value):
         parts.append(_sized(b"k", raw))
@@ -355,7 +351,7 @@ def _scalar(value: object) -> bytes:
     if isinstance(value, float):
         # every NaN is the same one: clients keep neither its sign nor its payload
         return b"d" + struct.pack(">d", math.nan if math.isnan(value) else value)
-    if isinstance(value, datetime) and (seconds := epoch_seconds(value)) in _SECONDS:
+    if isinstance(value, datetime) and 0 <= (seconds := epoch_seconds(value)) < 2**32:
         return _sized(b"T", str(seconds).encode("ascii"))
     if isinstance(value, Decimal) and is_carried_decimal(value):
         return _sized(b"D", format(value, "f").encode("ascii"))
@@ -371,16 +367,16 @@ def epoch_seconds(value: datetime) -> int:
 def is_carried_decimal(value: Decimal) -> bool:
     """Tell whether AMQP holds a decimal: an integer of 32 bits over a scale of 0 to 255, so no negative zero."""
     sign, digits, exponent = value.as_tuple()
-    # bounded first, since written out a number may be as long as it likes
-    if not isinstance(exponent, int) or exponent < -_MAX_SCALE or len(digits) + max(exponent, 0) > _MAX_DIGITS:
-        return False
-    unscaled = int(format(value, "f").replace(".", ""))
-    return unscaled in _UNSCALED and not (sign and unscaled == 0)
+    # it is bounded before it is written out, for it may be as long as it likes
+    return (
+        isinstance(exponent, int) and exponent >= -255 and len(digits) + max(exponent, 0) <= 10
+        and -(2**31) <= int(format(value, "f").replace(".", "")) < 2**31 and not (sign and value == 0)
+    )  # fmt: skip
 
 
 def is_carried_integer(value: int) -> bool:
     """Tell whether an integer fits 64 bits with its sign: brokers and clients disagree about larger ones."""
-    return value in _INTEGERS
+    return -(2**63) <= value < 2**63
 
 
 def utf8(text: str) -> bytes:

@@ -17,27 +17,27 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from types import NoneType
 from typing import Any, Final
 
-from mqauth.errors import MalformedMessage
-from mqauth.wire import destination, strict_json
-from mqauth.wire.envelope import MAX_DEPTH, epoch_seconds, is_carried_decimal, is_carried_integer, utf8
+from mqauth.errors import MalformedMessage, refusing, require
+from mqauth.wire import destination, envelope, strict_json
 from mqauth.wire.message import NO_ORIGIN, PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
 
 PROPERTIES: Final = (
     *PROTECTED_PROPERTIES, "user-id", "expiration", "priority", "delivery-mode", "timestamp", "cluster-id",
 )  # fmt: skip
-JSON_DEPTH: Final = 3 + 3 * MAX_DEPTH + 1
+JSON_DEPTH: Final = 3 + 3 * envelope.MAX_DEPTH + 1
 """How deep containers may stand within each other; every reader of the form allows it.
 
 Object, list and pair stand around the value of a header; each table in it adds three, and the innermost value one.
 """
+_require: Final = partial(require, error=MalformedMessage)
 _MEMBERS: Final = frozenset(("destination", "key", "body", "properties", "headers", "origin"))
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,300}(\.[0-9]{1,300})?")
 _INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
-_NOT_FINITE: Final = ("nan", "inf", "-inf")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _TEXT_ORIGIN: Final = ("scope", "cluster", "topic", "topic_id", "queue", "exchange", "routing_key")
 _NUMBER_ORIGIN: Final = ("partition", "offset", "timestamp_ms")
@@ -47,16 +47,16 @@ _KAFKA_ORIGIN: Final = ("cluster", "topic", "topic_id", "partition", "offset")
 
 def to_form(message: Message) -> dict[str, Any]:
     """Return the JSON form of a message, as values that ``json`` can write."""
-    form: dict[str, Any] = {"destination": message.destination}
-    if destination.is_kafka(message.destination):
-        form["key"] = None if message.key is None else _base64(message.key)
-    form["body"] = None if message.body is None else _base64(message.body)
-    form["properties"] = {
-        name.replace("-", "_"): writable(str(value)) for name, value in message.properties.items()
-    }
-    form["headers"] = [[writable(name), value_to_form(value)] for name, value in message.headers]
+    key = {"key": None if message.key is None else _base64(message.key)}
     origin = _origin_to_form(message.origin)
-    return form | ({"origin": origin} if origin else {})
+    return {
+        "destination": message.destination,
+        **(key if destination.is_kafka(message.destination) else {}),
+        "body": None if message.body is None else _base64(message.body),
+        "properties": {name.replace("-", "_"): writable(str(value)) for name, value in message.properties.items()},
+        "headers": [[writable(name), value_to_form(value)] for name, value in message.headers],
+        **({"origin": origin} if origin else {}),
+    }
 
 
 def from_form(form: Any) -> Message:
@@ -82,7 +82,7 @@ def from_form(form: Any) -> Message:
     headers = _headers(form.get("headers", []), on_kafka)
     if on_kafka:
         # there the properties are headers of these names
-        headers, properties = (*((name, utf8(text)) for name, text in properties.items()), *headers), {}
+        headers, properties = (*((name, envelope.utf8(text)) for name, text in properties.items()), *headers), {}
     _require(on_kafka or len(dict(headers)) == len(headers), "a header stands twice")
     return Message(
         destination=place, key=key, body=body, properties=properties, headers=headers,
@@ -95,7 +95,7 @@ def writable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def value_to_form(value: HeaderValue, depth: int = MAX_DEPTH) -> dict[str, Any]:
+def value_to_form(value: HeaderValue, depth: int = envelope.MAX_DEPTH) -> dict[str, Any]:
     """Return one header value with its tag; what is nested deeper than 32 is cut off, and named."""
     if type(value) is str:  # nearly every header has one
         return {"str": writable(value)}
@@ -108,7 +108,7 @@ def value_to_form(value: HeaderValue, depth: int = MAX_DEPTH) -> dict[str, Any]:
     return next((write(value) for kind, write in _WRITERS if isinstance(value, kind)), _foreign(value))
 
 
-def value_from_form(tagged: Any, depth: int = MAX_DEPTH) -> HeaderValue:
+def value_from_form(tagged: Any, depth: int = envelope.MAX_DEPTH) -> HeaderValue:
     """Return the value of a tagged form.
 
     Raises:
@@ -116,7 +116,9 @@ def value_from_form(tagged: Any, depth: int = MAX_DEPTH) -> HeaderValue:
     """
     _require(isinstance(tagged, Mapping) and len(tagged) == 1, "a header value is one tag and its value")
     ((tag, value),) = tagged.items()
-    _require(tag not in ("list", "table") or depth > 0, f"a header value is nested deeper than {MAX_DEPTH}")
+    _require(
+        tag not in ("list", "table") or depth > 0, f"a header value is nested deeper than {envelope.MAX_DEPTH}"
+    )
     if tag == "list" and isinstance(value, list):
         return tuple(value_from_form(item, depth - 1) for item in value)
     if tag == "table":
@@ -125,24 +127,19 @@ def value_from_form(tagged: Any, depth: int = MAX_DEPTH) -> HeaderValue:
     return _READERS[tag](value)
 
 
-def _require(condition: object, refusal: str) -> None:
-    if not condition:
-        raise MalformedMessage(refusal)
-
-
 def _foreign(value: object) -> dict[str, Any]:
     return {"str": f"({type(value).__name__} no broker carries)"}
 
 
 def _integer_to_form(value: int) -> dict[str, Any]:
-    if not is_carried_integer(value):
+    if not envelope.is_carried_integer(value):
         return _foreign(value)
     return {"int": value if abs(value) <= strict_json.MAX_INTEGER else str(value)}
 
 
 def _time_to_form(value: datetime) -> dict[str, Any]:
     try:
-        moment = _EPOCH + timedelta(seconds=epoch_seconds(value))
+        moment = _EPOCH + timedelta(seconds=envelope.epoch_seconds(value))
     except OverflowError:  # its zone carries it out of the calendar
         return {"str": "(time beyond the calendar)"}
     return {"time": moment.isoformat(timespec="seconds").replace("+00:00", "Z")}
@@ -156,7 +153,10 @@ _WRITERS: Final[tuple[tuple[type, Callable[[Any], dict[str, Any]]], ...]] = (
     (str, lambda value: {"str": writable(value)}),
     (bytes, lambda value: {"b64": _base64(value)}),
     (datetime, _time_to_form),
-    (Decimal, lambda value: {"decimal": format(value, "f")} if is_carried_decimal(value) else _foreign(value)),
+    (
+        Decimal,
+        lambda value: {"decimal": format(value, "f")} if envelope.is_carried_decimal(value) else _foreign(value),
+    ),
 )
 """What writes a value that holds no others, by its type; ``bool`` before ``int``, for every ``bool`` is one."""
 
@@ -193,23 +193,19 @@ _text = _of(str, "a str is text")
 def _integer(value: Any) -> int:
     if isinstance(value, str) and _INTEGER.fullmatch(value):
         value = int(value)
-    _require(type(value) is int and is_carried_integer(value), "an int is an integer of 64 bits")
+    _require(type(value) is int and envelope.is_carried_integer(value), "an int is an integer of 64 bits")
     return int(value)
 
 
 def _float(value: Any) -> float:
-    _require(type(value) in (int, float) or value in _NOT_FINITE, "a float is a number")
-    try:
+    _require(type(value) in (int, float) or value in ("nan", "inf", "-inf"), "a float is a number")
+    with refusing(OverflowError, "a float is a number of 64 bits", MalformedMessage):
         return float(value)
-    except OverflowError as error:
-        raise MalformedMessage("a float is a number of 64 bits") from error
 
 
 def _bytes(value: Any) -> bytes:
-    try:
+    with refusing((UnicodeEncodeError, binascii.Error), "not base64", MalformedMessage):
         raw = base64.b64decode(_text(value).encode("ascii"), validate=True)
-    except (UnicodeEncodeError, binascii.Error) as error:
-        raise MalformedMessage("not base64") from error
     _require(_base64(raw) == value, "not canonical base64")
     return raw
 
@@ -217,10 +213,8 @@ def _bytes(value: Any) -> bytes:
 def _time(value: Any) -> datetime:
     refusal = "a time is RFC 3339 UTC in whole seconds"
     _require(_TIME.fullmatch(_text(value)), refusal)
-    try:
+    with refusing(ValueError, refusal, MalformedMessage):
         return datetime.fromisoformat(value)
-    except ValueError as error:
-        raise MalformedMessage(refusal) from error
 
 
 def _decimal(value: Any) -> Decimal:
@@ -248,7 +242,9 @@ def _properties(found: Any) -> dict[str, str]:
         hyphenated = str(name).replace("_", "-")
         _require(hyphenated in PROPERTIES and "-" not in str(name), "properties has an unknown member")
         if value is not None:
-            result[hyphenated] = str(_integer(value)) if type(value) is int else utf8(_text(value)).decode()
+            result[hyphenated] = (
+                str(_integer(value)) if type(value) is int else envelope.utf8(_text(value)).decode()
+            )
     return result
 
 
@@ -261,7 +257,7 @@ def _headers(found: Any, on_kafka: bool) -> tuple[HeaderPair, ...]:
 
 def _on_kafka(value: HeaderValue) -> HeaderValue:
     _require(value is None or isinstance(value, str | bytes), "Kafka headers are str, b64 or null")
-    return utf8(value) if isinstance(value, str) else value
+    return envelope.utf8(value) if isinstance(value, str) else value
 
 
 def _origin(found: Any, parsed: tuple[str, ...]) -> Origin:
@@ -272,7 +268,14 @@ def _origin(found: Any, parsed: tuple[str, ...]) -> Origin:
         isinstance(found, Mapping) and not found.keys() - set(Origin.__dataclass_fields__),
         "origin is an object without unknown members",
     )
-    _require(_has_types(found), "origin has a member of a wrong type")
+    _require(
+        all(isinstance(found.get(name, ""), str | None) for name in _TEXT_ORIGIN)
+        and all(type(found.get(name, 0)) in (int, NoneType) for name in _NUMBER_ORIGIN)
+        and all((found.get(name) or 0) >= 0 for name in _NUMBER_ORIGIN)
+        and type(found.get("redelivered", False)) is bool
+        and found.get("timestamp_type") in (None, "append", "create"),
+        "origin has a member of a wrong type",
+    )
     origin = Origin(**found)
     scheme, *names = parsed
     on_kafka = scheme == destination.KAFKA
@@ -286,16 +289,6 @@ def _origin(found: Any, parsed: tuple[str, ...]) -> Origin:
         "origin names another broker than destination",
     )
     return origin
-
-
-def _has_types(found: Mapping[str, Any]) -> bool:
-    return (
-        all(isinstance(found.get(name, ""), str | None) for name in _TEXT_ORIGIN)
-        and all(type(found.get(name, 0)) in (int, NoneType) for name in _NUMBER_ORIGIN)
-        and all((found.get(name) or 0) >= 0 for name in _NUMBER_ORIGIN)
-        and type(found.get("redelivered", False)) is bool
-        and found.get("timestamp_type") in (None, "append", "create")
-    )
 
 
 def _origin_to_form(origin: Origin) -> dict[str, Any]:

@@ -11,9 +11,8 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from mqauth.errors import ConfigurationError, require
-from mqauth.wire import base64url, strict_json
-from mqauth.wire.claims import is_name
+from mqauth.errors import ConfigurationError, refusing, require
+from mqauth.wire import base64url, claims, strict_json
 from mqauth.wire.keys import (
     MAX_KID,
     MAX_RSA_BITS,
@@ -103,11 +102,10 @@ def load_key(members: Any) -> Key:
     Raises:
         ConfigurationError: the key is private, symmetric, weak, malformed, or meant for another use.
     """
-    if not isinstance(members, Mapping):
-        raise ConfigurationError("no JSON object")
+    require(isinstance(members, Mapping), "no JSON object")
     require(not _PRIVATE & members.keys(), "a private or symmetric key in a public set")
     kid = members.get("kid")
-    require(is_name(kid, 1, MAX_KID), f"no kid of 1 to {MAX_KID} characters")
+    require(claims.is_name(kid, 1, MAX_KID), f"no kid of 1 to {MAX_KID} characters")
     # RFC 7517, sections 4.2 and 4.3
     require(members.get("use", "sig") == "sig", "its use is not sig")
     operations = members.get("key_ops", ["verify"])
@@ -128,24 +126,20 @@ def _public(members: Mapping[str, Any]) -> PublicKey:
     """Return the public key; ``cryptography`` refuses points that are not on their curve."""
     kind = "RSA" if members.get("kty") == "RSA" else f"{members.get('kty')} {members.get('crv')}"
     require(kind in _KINDS, "its kty or crv is not one of this profile")
-    try:
+    with refusing(ValueError, "its public key is malformed"):
         return _KINDS[kind](members)
-    except ValueError as error:
-        raise ConfigurationError("its public key is malformed") from error
 
 
 def _edwards(members: Mapping[str, Any]) -> PublicKey:
     raw = _octets(members, "x")
-    if raw in _SMALL_ORDER:
-        raise ValueError("a point of small order")
+    require(raw not in _SMALL_ORDER, "a point of small order", ValueError)
     return ed25519.Ed25519PublicKey.from_public_bytes(raw)
 
 
 def _point(members: Mapping[str, Any], curve: ec.EllipticCurve, size: int) -> PublicKey:
     """Return a point on its curve, whose coordinates have their full length (RFC 7518, section 6.2.1.2)."""
     x, y = _octets(members, "x"), _octets(members, "y")
-    if len(x) != size or len(y) != size:
-        raise ValueError("coordinates are of full length")
+    require(len(x) == len(y) == size, "coordinates are of full length", ValueError)
     return ec.EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), curve).public_key()
 
 
@@ -153,8 +147,7 @@ def _rsa(members: Mapping[str, Any]) -> PublicKey:
     """Return an RSA key; ``Key`` checks its size and exponent."""
     modulus, exponent = _octets(members, "n"), _octets(members, "e")
     # numbers without a bound would take their time before ``Key`` could refuse them
-    if len(modulus) * 8 > MAX_RSA_BITS or len(exponent) > 8:
-        raise ValueError("too large")
+    require(len(modulus) * 8 <= MAX_RSA_BITS and len(exponent) <= 8, "too large", ValueError)
     return rsa.RSAPublicNumbers(int.from_bytes(exponent, "big"), int.from_bytes(modulus, "big")).public_key()
 
 
@@ -169,9 +162,8 @@ _KINDS: Final[dict[str, Callable[[Mapping[str, Any]], PublicKey]]] = {
 
 def _octets(members: Mapping[str, Any], name: str) -> bytes:
     value = members.get(name)
-    if not isinstance(value, str):
-        raise ValueError(f"no {name}")
-    return base64url.decode(value.encode("ascii"))
+    require(isinstance(value, str), f"no {name}", ValueError)
+    return base64url.decode(str(value).encode("ascii"))
 
 
 def _algorithm(members: Mapping[str, Any], public: PublicKey) -> str:
@@ -190,7 +182,7 @@ def _subjects(members: Mapping[str, Any]) -> frozenset[str] | None:
         return None
     listed = members["mqauth_sub"]
     require(
-        isinstance(listed, list) and all(is_name(subject) for subject in listed),
+        isinstance(listed, list) and all(claims.is_name(subject) for subject in listed),
         "its mqauth_sub is no list of subjects",
     )
     return frozenset(listed)

@@ -20,21 +20,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from jwt.algorithms import Algorithm, ECAlgorithm, OKPAlgorithm, RSAAlgorithm, RSAPSSAlgorithm
 
-from mqauth.errors import ConfigurationError, Reason, Rejection
-from mqauth.wire import base64url, strict_json
-from mqauth.wire.claims import is_name
-from mqauth.wire.keys import MAX_KID, Key, SigningKey
-from mqauth.wire.memo import Memo
+from mqauth.errors import Reason, Rejection, require
+from mqauth.wire import base64url, claims, keys, memo, strict_json
 
 _Sodium = Callable[[bytes, bytes], bytes]
 TOKEN_TYPE: Final = "mqauth+jwt"
 MAX_TOKEN: Final = 8192
-_HEADER_DEPTH: Final = 4
 _TUPLE: Final = tuple.__new__
 _SEGMENTS: Final = 3
 _SIGNATURE: Final = 64
 _ALLOWED: Final = frozenset(("EdDSA", "Ed25519", "ES256", "ES384", "PS256", "RS256"))
-_PARAMETERS: Final = frozenset(("alg", "typ", "kid"))
 _PYJWT: Final[dict[str, Algorithm]] = {
     "EdDSA": OKPAlgorithm(),
     "ES256": ECAlgorithm(ECAlgorithm.SHA256, ec.SECP256R1),
@@ -66,24 +61,23 @@ class LocalSigningKey:
 
     __slots__ = ("_sign", "algorithm", "kid", "subjects")
 
-    def __init__(self, key: Key) -> None:
-        if key.private is None:
-            raise ConfigurationError("a public key cannot sign")
+    def __init__(self, key: keys.Key) -> None:
+        private = require(key.private, "a public key cannot sign")
         self.kid = key.kid
         self.algorithm = key.algorithm
         self.subjects = key.subjects
-        self._sign: Callable[[bytes], bytes]
-        if isinstance(key.private, Ed25519PrivateKey):
-            self._sign = ed25519_signer(key.private)
-        else:
-            self._sign = partial(_PYJWT[key.algorithm].sign, key=key.private)
+        self._sign: Callable[[bytes], bytes] = (
+            ed25519_signer(private)
+            if isinstance(private, Ed25519PrivateKey)
+            else partial(_PYJWT[key.algorithm].sign, key=private)
+        )
 
     def sign(self, data: bytes, /) -> bytes:
         """Return the raw JWS signature over ``data``."""
         return self._sign(data)
 
 
-def compact(payload: bytes, key: SigningKey, *, typ: str = TOKEN_TYPE) -> str:
+def compact(payload: bytes, key: keys.SigningKey, *, typ: str = TOKEN_TYPE) -> str:
     """Return a signed compact JWS.
 
     Args:
@@ -115,7 +109,7 @@ def take_apart(token: bytes, *, typ: str = TOKEN_TYPE) -> Opened:
     return _TUPLE(Opened, (algorithm, kid, token[: token.rindex(b".")], payload, signature))
 
 
-def verify(opened: Opened, key: Key) -> None:
+def verify(opened: Opened, key: keys.Key) -> None:
     """Check the signature with the algorithm of the key: the end of step 6, and step 7 of the verdict.
 
     Raises:
@@ -185,15 +179,13 @@ def _header_segment(header: tuple[str, str, str]) -> bytes:
 def _check_header(header: tuple[bytes, str]) -> tuple[str, str]:
     """Return ``alg`` and ``kid`` of a token's first segment, whose ``typ`` must be the given one."""
     segment, typ = header
-    parameters = strict_json.loads(base64url.decode(segment), depth=_HEADER_DEPTH)
-    if type(parameters) is not dict:
-        raise _malformed("the header is no object")
+    parameters = strict_json.loads(base64url.decode(segment), depth=4)
+    require(type(parameters) is dict, "the header is no object", _malformed)
     kid = parameters.get("kid")
-    if not is_name(kid, 1, MAX_KID):
-        raise _malformed(f"no kid of 1 to {MAX_KID} characters")
+    require(claims.is_name(kid, 1, keys.MAX_KID), f"no kid of 1 to {keys.MAX_KID} characters", _malformed)
     if parameters.get("typ") != typ:
         raise Rejection(Reason.TOKEN_TYPE, f"typ is not {typ}")
-    if parameters.keys() - _PARAMETERS:
+    if parameters.keys() - {"alg", "typ", "kid"}:
         raise Rejection(Reason.HEADER_FORBIDDEN, "a parameter besides alg, typ and kid")
     algorithm = parameters.get("alg")
     if type(algorithm) is not str or algorithm not in _ALLOWED:
@@ -202,8 +194,8 @@ def _check_header(header: tuple[bytes, str]) -> tuple[str, str]:
 
 
 # the header of a producer is the same for every message that a key signs
-_HEADERS: Final = Memo(_check_header)
-_HEADER_SEGMENTS: Final = Memo(_header_segment)
+_HEADERS: Final = memo.Memo(_check_header)
+_HEADER_SEGMENTS: Final = memo.Memo(_header_segment)
 
 
 def _malformed(detail: str) -> Rejection:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Awaitable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
@@ -24,12 +25,21 @@ from mqauth.wire import base64url
 PrivateKey: TypeAlias = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 PublicKey: TypeAlias = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
-ALGORITHMS: Final = ("EdDSA", "ES256", "ES384", "PS256", "RS256")
 MIN_RSA_BITS: Final = 2048
 MAX_RSA_BITS: Final = 8192
 MIN_RSA_EXPONENT: Final = 65537
 MAX_KID: Final = 128
-_CURVES: Final[Mapping[str, type[ec.EllipticCurve]]] = {"ES256": ec.SECP256R1, "ES384": ec.SECP384R1}
+_CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384"}
+_RSA: Final = partial(rsa.generate_private_key, MIN_RSA_EXPONENT, 3072)
+_GENERATORS: Final[Mapping[str, Callable[[], PrivateKey]]] = {
+    "EdDSA": ed25519.Ed25519PrivateKey.generate,
+    "ES256": partial(ec.generate_private_key, ec.SECP256R1()),
+    "ES384": partial(ec.generate_private_key, ec.SECP384R1()),
+    "PS256": _RSA,
+    "RS256": _RSA,
+}
+"""What makes a new key, by algorithm."""
+ALGORITHMS: Final = tuple(_GENERATORS)
 
 
 class SigningKey(Protocol):
@@ -100,7 +110,15 @@ class Key:
     revocation: Revocation | None = None
 
     def __post_init__(self) -> None:
-        _check_pair(self.public, self.algorithm)
+        natural, public = natural_algorithm(self.public), self.public
+        require(
+            self.algorithm == natural or (natural == "RS256" and self.algorithm == "PS256"),
+            "the algorithm is not one of this key",
+        )
+        if isinstance(public, rsa.RSAPublicKey):
+            bits = f"RSA keys have {MIN_RSA_BITS} to {MAX_RSA_BITS} bits"
+            require(MIN_RSA_BITS <= public.key_size <= MAX_RSA_BITS, bits)
+            require(public.public_numbers().e >= MIN_RSA_EXPONENT, f"the RSA exponent is under {MIN_RSA_EXPONENT}")
         require(1 <= len(self.kid) <= MAX_KID, f"a kid has 1 to {MAX_KID} characters")
 
     def __repr__(self) -> str:
@@ -113,7 +131,8 @@ class Key:
         Raises:
             ConfigurationError: the algorithm is not one of ``ALGORITHMS``.
         """
-        return cls.from_private(_generate(algorithm), algorithm=algorithm, subjects=subjects)
+        require(algorithm in ALGORITHMS, f"algorithms are {', '.join(ALGORITHMS)}")
+        return cls.from_private(_GENERATORS[algorithm](), algorithm=algorithm, subjects=subjects)
 
     @classmethod
     def from_private(
@@ -200,10 +219,9 @@ class KeySet:
         public = tuple(key.public_only for key in keys)
         by_kid = {key.kid: key for key in public}
         require(len(by_kid) == len(public), "a kid stands for two keys")
-        object.__setattr__(self, "keys", public)
-        object.__setattr__(self, "skipped", tuple(skipped))
-        object.__setattr__(self, "by_kid", by_kid)
-        object.__setattr__(self, "version", _version(public))
+        found = {"keys": public, "skipped": tuple(skipped), "by_kid": by_kid, "version": _version(public)}
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self.keys)
@@ -257,10 +275,8 @@ def natural_algorithm(public: PublicKey) -> str:
         return "EdDSA"
     if isinstance(public, rsa.RSAPublicKey):
         return "RS256"
-    for algorithm, curve in _CURVES.items():
-        if isinstance(public.curve, curve):
-            return algorithm
-    raise ConfigurationError("elliptic curves are P-256 and P-384")
+    require(public.curve.name in _CURVES, "elliptic curves are P-256 and P-384")
+    return _CURVES[public.curve.name]
 
 
 def thumbprint(public: PublicKey) -> str:
@@ -279,32 +295,12 @@ def public_members(public: PublicKey) -> dict[str, str]:
         return {"kty": "RSA", "n": _unsigned(numbers.n), "e": _unsigned(numbers.e)}
     point = public.public_numbers()
     size = (public.curve.key_size + 7) // 8
-    curve = "P-256" if isinstance(public.curve, ec.SECP256R1) else "P-384"
-    return {"kty": "EC", "crv": curve, "x": _unsigned(point.x, size), "y": _unsigned(point.y, size)}
-
-
-def _generate(algorithm: str) -> PrivateKey:
-    if algorithm == "EdDSA":
-        return ed25519.Ed25519PrivateKey.generate()
-    if algorithm in _CURVES:
-        return ec.generate_private_key(_CURVES[algorithm]())
-    if algorithm in ("PS256", "RS256"):
-        return rsa.generate_private_key(MIN_RSA_EXPONENT, 3072)
-    raise ConfigurationError(f"algorithms are {', '.join(ALGORITHMS)}")
-
-
-def _check_pair(public: PublicKey, algorithm: str) -> None:
-    """Refuse a key that is too weak, or of another kind than its algorithm."""
-    natural = natural_algorithm(public)
-    require(
-        algorithm == natural or (natural == "RS256" and algorithm == "PS256"),
-        "the algorithm is not one of this key",
-    )
-    if isinstance(public, rsa.RSAPublicKey):
-        require(
-            MIN_RSA_BITS <= public.key_size <= MAX_RSA_BITS, f"RSA keys have {MIN_RSA_BITS} to {MAX_RSA_BITS} bits"
-        )
-        require(public.public_numbers().e >= MIN_RSA_EXPONENT, f"the RSA exponent is under {MIN_RSA_EXPONENT}")
+    return {
+        "kty": "EC",
+        "crv": "P-256" if isinstance(public.curve, ec.SECP256R1) else "P-384",
+        "x": _unsigned(point.x, size),
+        "y": _unsigned(point.y, size),
+    }
 
 
 def _version(keys: tuple[Key, ...]) -> str:
@@ -327,13 +323,15 @@ def _unsigned(number: int, size: int | None = None) -> str:
 
 def jwk_members(key: Key) -> dict[str, Any]:
     """Return a public key as a JWK, with its subjects and its end."""
-    members: dict[str, Any] = {
-        **public_members(key.public), "kid": key.kid, "alg": key.algorithm, "use": "sig"
-    }  # fmt: skip
-    if key.subjects is not None:
-        members["mqauth_sub"] = sorted(key.subjects)
-    if key.expires is not None:
-        members["exp"] = key.expires
-    if key.revocation is not None:
-        members["revoked"] = asdict(key.revocation)
-    return members
+    optional = {
+        "mqauth_sub": None if key.subjects is None else sorted(key.subjects),
+        "exp": key.expires,
+        "revoked": None if key.revocation is None else asdict(key.revocation),
+    }
+    return {
+        **public_members(key.public),
+        "kid": key.kid,
+        "alg": key.algorithm,
+        "use": "sig",
+        **{name: value for name, value in optional.items() if value is not None},
+    }

@@ -6,7 +6,6 @@ Nothing here interprets what a sender wrote. ``destination`` and ``Origin`` are 
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -38,7 +37,7 @@ PROTECTED_PROPERTIES: Final = (
 )
 """The seven properties that change a message's meaning; always covered, on Kafka as headers of these names."""
 
-_LOWER: Final = {ord(letter): letter.lower() for letter in string.ascii_uppercase}
+_LOWER: Final = {ord(letter): letter.lower() for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
 _RECORD: Final = re.compile(r"([^/]+)/([0-9]{1,10})/([0-9]{1,20})(?:@(.{0,64}?)(?:/([A-Za-z0-9_-]{22}))?)?")
 NO_PROPERTIES: Final[Mapping[str, str]] = MappingProxyType({})
 _NAME: Final = itemgetter(0)
@@ -195,9 +194,7 @@ class Message:
     def text_property(self, name: str) -> str | None:
         """Return a protected property as text, ``None`` unless it stands exactly once."""
         values = self.property_values(name)
-        if len(values) != 1:
-            return None
-        value = values[0]
+        value = values[0] if len(values) == 1 else None
         if isinstance(value, bytes):
             return value.decode("utf-8", "replace")
         return value if isinstance(value, str) else None

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from operator import itemgetter
 from typing import Final, TypeAlias
 
-from mqauth.wire import claims as claim_set
-from mqauth.wire.claims import NO_EXTRA, Binding, Claims
+from mqauth.wire.claims import NO_EXTRA, Binding, Claims, build
 
 Digests: TypeAlias = tuple[str | None, str | None, str]
 Pieces: TypeAlias = tuple[bytes, ...]
@@ -30,7 +29,7 @@ _NAMES: Final = (b',"iat":', b',"exp":', b',"jti":"', b'"bod":', b',"key":', b',
 def pieces_of(claims: Claims, binding: Binding) -> Pieces:
     """Return what stands before, between and behind the six values in the payload of these claims."""
     values = (str(claims.iat), str(claims.exp), claims.jti, *map(_quoted, (binding.bod, binding.key, binding.hds)))
-    pieces, rest = list[bytes](), claim_set.build(claims)
+    pieces, rest = list[bytes](), build(claims)
     for name, value in zip(_NAMES, values, strict=True):
         before, found, rest = rest.partition(name)
         pieces.append(before + found)
@@ -121,7 +120,7 @@ def reader_of(payload: bytes, claims: Claims) -> Reader | None:
     binding = claims.mqa
     if not isinstance(binding, Binding) or claims.nbf is not None or claims.extra:
         return None
-    if claim_set.build(claims) != payload:
+    if build(claims) != payload:
         return None
     reader = Reader(claims, binding, len(payload))
     return reader if reader.read(payload) == claims else None

@@ -13,8 +13,6 @@ from typing import Final
 from mqauth.audit.disk import give_to_folder, open_private, sync_folder, undone_on_error
 from mqauth.errors import file_errors, require
 
-_OTHERS: Final = 0o077
-_TEMPORARY: Final = ".writing"
 _LOCK: Final = ".lock"
 Stamp = tuple[int, int, int, int, int]
 """Numbers of a file that change whenever its content does."""
@@ -47,7 +45,7 @@ def write_whole(path: Path, raw: bytes) -> None:
     Raises:
         ConfigurationError: the system refused.
     """
-    temporary = path.with_name(_TEMPORARY)
+    temporary = path.with_name(".writing")
     with file_errors(path), undone_on_error(temporary.unlink):
         # A crash may have left a temporary file, with a private key in it.
         temporary.unlink(missing_ok=True)
@@ -79,7 +77,7 @@ def read_bounded(path: Path, limit: int, *, private: bool = False, own: bool = F
             mode, user = stat.S_IMODE(status.st_mode), status.st_uid
             require(stat.S_ISREG(status.st_mode), f"{path}: not a regular file")
             require(
-                not private or not mode & _OTHERS,
+                not private or not mode & 0o077,
                 f"{path}: private, but open to others (mode {mode:04o}); chmod 600 it",
             )
             require(not own or user == os.geteuid(), f"{path}: belongs to user {user}, not to {os.geteuid()}")

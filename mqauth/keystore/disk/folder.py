@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import ConfigurationError, file_errors, require
+from mqauth.errors import file_errors, require
 from mqauth.keystore.disk import files, ring
 from mqauth.keystore.disk.ring import KeyRing, RingKey
 from mqauth.wire.claims import is_name
@@ -23,7 +23,6 @@ from mqauth.wire.keys import Key, KeySet
 KEYSET: Final = "keyset.json"
 _MAX_KEYSET: Final = 4 * 1024 * 1024
 _MAX_PEM: Final = 64 * 1024
-_REPEAT: Final = 60.0
 _LOG: Final = logging.getLogger("mqauth.keystore")
 
 
@@ -127,9 +126,7 @@ class Keystore:
             ConfigurationError: no key is active, or ``private_key`` refuses it.
         """
         keys = self.ring()
-        if keys.active is None:
-            raise ConfigurationError(self.no_active_key(keys))
-        return self.private_key(keys.active)
+        return self.private_key(require(keys.active, self.no_active_key(keys)))
 
     def private_key(self, found: RingKey) -> Key:
         """Return the private key of an entry of the ring.
@@ -185,7 +182,7 @@ class RepeatedLog:
     def log(self, text: str) -> None:
         """Log a text, unless the last one was the same, less than a minute ago."""
         now = self._clock.monotonic()
-        if text != self.text or now - self._at >= _REPEAT:
+        if text != self.text or now - self._at >= 60:
             self.text, self._at = text, now
             _LOG.log(self._level, "%s", text)
 

@@ -15,9 +15,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from mqauth.errors import ConfigurationError, require
-from mqauth.wire import strict_json
-from mqauth.wire.claims import is_name
-from mqauth.wire.jwk import load_key
+from mqauth.wire import claims, jwk, strict_json
 from mqauth.wire.keys import Key, Revocation, public_members, thumbprint
 
 DEFAULT_PUBLISH_DELAY: Final = 600
@@ -30,7 +28,6 @@ rest
 is for clocks that differ. A key that may be stolen is revoked instead."""
 VERSION: Final = 1
 _DEPTH: Final = 6
-_RING: Final = frozenset(("version", "publish_delay", "retain", "keys"))
 _TIMES: Final = ("created", "ready", "activated", "retired", "revoked")
 _KEY: Final = frozenset(("kid", "algorithm", "state", "subjects", *_TIMES, "revocation", "public"))
 
@@ -117,10 +114,9 @@ class KeyRing:
         Raises:
             ConfigurationError: there is none.
         """
-        for key in self.keys:
-            if key.kid == kid:
-                return key
-        raise ConfigurationError(f"no key has the kid {kid!r}")
+        found = {key.kid: key for key in self.keys}
+        require(kid in found, f"no key has the kid {kid!r}")
+        return found[kid]
 
 
 def add(ring: KeyRing, key: Key, now: int, *, pending: bool = False, announced: int = 0) -> KeyRing:
@@ -243,13 +239,17 @@ def load(raw: bytes, *, name: str) -> KeyRing:
     try:
         found = strict_json.loads(raw, depth=_DEPTH)
         require(
-            isinstance(found, dict) and found.keys() == _RING and found["version"] == VERSION,
+            isinstance(found, dict)
+            and found.keys() == {"version", "publish_delay", "retain", "keys"}
+            and found["version"] == VERSION,
             f"not a keyset of version {VERSION}",
         )
         require(isinstance(found["keys"], list), "keys is not a list")
-        keys = tuple(_key(members) for members in found["keys"])
-        delays = {member: _seconds(found, member) for member in ("publish_delay", "retain")}
-        return KeyRing(keys=keys, **delays)
+        return KeyRing(
+            keys=tuple(_key(members) for members in found["keys"]),
+            publish_delay=_seconds(found, "publish_delay"),
+            retain=_seconds(found, "retain"),
+        )
     except (strict_json.StrictJSONError, ConfigurationError) as error:
         raise ConfigurationError(f"{name}: {error}") from error
 
@@ -262,7 +262,7 @@ def _key(members: Any) -> RingKey:
     public = {**members["public"], "kid": members["kid"], "alg": members["algorithm"]}
     if members["subjects"] is not None:
         public["mqauth_sub"] = members["subjects"]
-    key = load_key(public)
+    key = jwk.load_key(public)
     # The kid becomes the name of a file, and a thumbprint has neither a slash nor a dot.
     require(thumbprint(key.public) == key.kid, "a kid is not the thumbprint of its key")
     state = _state(members)
@@ -291,7 +291,7 @@ def _revocation(found: Any, state: State) -> Revocation | None:
         isinstance(found, dict) and found.keys() == {"revoked_at", "reason"},
         "a revocation has revoked_at and reason",
     )
-    require(is_name(found["reason"], 0), "a reason is one line of at most 256 characters")
+    require(claims.is_name(found["reason"], 0), "a reason is one line of at most 256 characters")
     return Revocation(revoked_at=_seconds(found, "revoked_at"), reason=found["reason"])
 
 

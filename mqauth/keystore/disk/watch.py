@@ -15,17 +15,15 @@ from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, require
-from mqauth.keystore.disk import files
+from mqauth.keystore.disk import files, ring
 from mqauth.keystore.disk.folder import Keystore, RepeatedLog
-from mqauth.keystore.disk.ring import RETIREMENT_GRACE, KeyRing, RingKey
-from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
-from mqauth.wire.jws import LocalSigningKey
+from mqauth.wire import jwk, jws
 from mqauth.wire.keys import KeySet
 
 LOOK_EVERY: Final = 5.0
 MAX_LOOK: Final = 60.0
 """Seconds; a producer then notices that its key retired within a fifth of ``ring.RETIREMENT_GRACE``."""
-MAX_STALE: Final = RETIREMENT_GRACE - MAX_LOOK
+MAX_STALE: Final = ring.RETIREMENT_GRACE - MAX_LOOK
 """Seconds; consumers refuse a key that retired unnoticed after ``ring.RETIREMENT_GRACE``."""
 LONGEST_STALE: Final = 86_400.0
 FILE_LOOK_EVERY: Final = 1.0
@@ -72,7 +70,7 @@ class ActiveKey:
         self._errors = RepeatedLog(clock, logging.ERROR)
         self._looked = self._read = clock.monotonic()
         # The key, or the reason why there is none. One tuple, so that a thread never sees parts of two states.
-        self._state: tuple[LocalSigningKey | None, str] = (None, "")
+        self._state: tuple[jws.LocalSigningKey | None, str] = (None, "")
         self._stamp: files.Stamp | None = None
         self._follow(self._keystore.stamp(), self._keystore.ring())
         self.signing_key()
@@ -80,7 +78,7 @@ class ActiveKey:
     def __repr__(self) -> str:
         return f"ActiveKey({str(self._keystore.folder)!r})"
 
-    def signing_key(self) -> LocalSigningKey:
+    def signing_key(self) -> jws.LocalSigningKey:
         """Return the key that signs now, after a look at the folder where the last one is long enough ago.
 
         Raises:
@@ -121,7 +119,7 @@ class ActiveKey:
             self._follow(stamp, keys)
         self._read = now
 
-    def _follow(self, stamp: files.Stamp | None, keys: KeyRing) -> None:
+    def _follow(self, stamp: files.Stamp | None, keys: ring.KeyRing) -> None:
         """Sign with the active key of a ring, and with none until that key was read."""
         active, (before, _) = keys.active, self._state
         # The stamp counts once the key was read, so that a PEM file that could not be read is tried at each look.
@@ -135,14 +133,14 @@ class ActiveKey:
             self._stamp = stamp
         self._tell(before)
 
-    def _load(self, active: RingKey) -> tuple[LocalSigningKey | None, str]:
+    def _load(self, active: ring.RingKey) -> tuple[jws.LocalSigningKey | None, str]:
         try:
-            return LocalSigningKey(self._keystore.private_key(active)), ""
+            return jws.LocalSigningKey(self._keystore.private_key(active)), ""
         # The key before has ended, even if this one cannot be read.
         except ConfigurationError as error:
             return None, str(error)
 
-    def _tell(self, before: LocalSigningKey | None) -> None:
+    def _tell(self, before: jws.LocalSigningKey | None) -> None:
         """Log that another key signs, or that none does."""
         after, why = self._state
         if after is None:
@@ -204,16 +202,15 @@ class JWKSFile:
         self._looked = self._clock.monotonic()
         # The stamp comes before the content, so that a write in between shows at the next look.
         stamp = files.stamp(self.path)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
-        try:
-            self._keys = self._read()
-        except ConfigurationError as error:
-            _LOG.error("%s; the last good set of %d keys stays in use", error, len(self._keys.keys))
+        if stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                self._keys = self._read()
+            except ConfigurationError as error:
+                _LOG.error("%s; the last good set of %d keys stays in use", error, len(self._keys.keys))
 
     def _read(self) -> KeySet:
-        keys = load_key_set(files.read_bounded(self.path, MAX_DOCUMENT), name=str(self.path))
+        keys = jwk.load_key_set(files.read_bounded(self.path, jwk.MAX_DOCUMENT), name=str(self.path))
         # An empty set may be meant. A set in which no key can be used is a mistake.
         if keys.skipped and not keys.keys:
             raise ConfigurationError(f"{self.path}: no key that can be used: {keys.skipped[0]}")

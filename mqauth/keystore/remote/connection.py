@@ -11,12 +11,13 @@ import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from mqauth.clock import Clock
-from mqauth.errors import ConfigurationError, MqauthError, require
+from mqauth.errors import MqauthError, refusing, require
 
 MAX_TIMEOUT: Final = 5.0
 VISIBLE: Final = re.compile(r"[!-~]+", re.ASCII)
@@ -28,14 +29,8 @@ class FetchFailed(MqauthError):
     code = "fetch"
 
 
-def expect(condition: object, failure: str) -> None:
-    """Refuse an answer unless a condition holds.
-
-    Raises:
-        FetchFailed: it does not hold; ``failure`` says what is wrong with the answer.
-    """
-    if not condition:
-        raise FetchFailed(failure)
+expect: Final = partial(require, error=FetchFailed)
+"""Refuse an answer unless a condition holds: ``FetchFailed`` with the text that is given."""
 
 
 class Deadline:
@@ -81,11 +76,9 @@ class Endpoint:
                 a fragment.
         """
         require(isinstance(url, str) and VISIBLE.fullmatch(url), "a JWKS URL is ASCII text without spaces")
-        try:
+        with refusing(ValueError, "a JWKS URL is malformed"):
             parts = urlsplit(url)
             host, port = parts.hostname or "", parts.port
-        except ValueError as error:
-            raise ConfigurationError("a JWKS URL is malformed") from error
         require(
             host and "@" not in parts.netloc and not parts.fragment,
             "a JWKS URL has a host, and neither user, password nor fragment",
@@ -95,9 +88,13 @@ class Endpoint:
             tls or (parts.scheme == "http" and unsafe_http_loopback and is_loopback(host)),
             "a JWKS URL is https; http only on loopback, with unsafe_http_loopback",
         )
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        port = port or (443 if tls else 80)
-        return cls(host=host, port=port, authority=parts.netloc, target=target, tls=tls)
+        return cls(
+            host=host,
+            port=port or (443 if tls else 80),
+            authority=parts.netloc,
+            target=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
+            tls=tls,
+        )
 
     @property
     def shown(self) -> str:
@@ -115,10 +112,8 @@ def tls_context(ca: str | Path | None) -> ssl.SSLContext:
     Raises:
         ConfigurationError: the file holds no certificate.
     """
-    try:
+    with refusing(OSError, f"{ca}: no PEM certificates"):
         context = ssl.create_default_context(cafile=None if ca is None else str(ca))
-    except OSError as error:
-        raise ConfigurationError(f"{ca}: no PEM certificates") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     return context

@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 
 from mqauth._version import __version__
 from mqauth.clock import Clock
-from mqauth.errors import ConfigurationError, require, words_of
+from mqauth.errors import ConfigurationError, refusing, require, words_of
 from mqauth.keystore.remote.connection import (
     MAX_TIMEOUT,
     VISIBLE,
@@ -34,15 +34,11 @@ from mqauth.keystore.remote.connection import (
     expect,
 )
 from mqauth.keystore.remote.rules import Answer, publish_delay_of
-from mqauth.wire import strict_json
-from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
+from mqauth.wire import jwk, strict_json
 
 WELL_KNOWN: Final = "/.well-known/openid-configuration"
 _REDISCOVER: Final = 3600.0
 _DEPTH: Final = 8
-_MAX_ETAG: Final = 256
-# wbits of zlib for a gzip header, and no other.
-_GZIP: Final = 31
 _JSON: Final = re.compile(r"application/(json|[a-z0-9.-]+\+json)", re.ASCII)
 _MAX_AGE: Final = re.compile(r"max-age=\"?(\d{1,9})\"?", re.ASCII)
 _SECONDS: Final = re.compile(r"\d{1,9}", re.ASCII)
@@ -159,22 +155,21 @@ def _body(response: http.client.HTTPResponse) -> bytes:
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     expect(encoding in ("identity", "gzip"), "its content encoding was not asked for")
     # The announced length first: then a large body is not read at all.
-    expect((response.length or 0) <= MAX_DOCUMENT, f"over {MAX_DOCUMENT} bytes")
-    raw = body = response.read(MAX_DOCUMENT + 1)
+    expect((response.length or 0) <= jwk.MAX_DOCUMENT, f"over {jwk.MAX_DOCUMENT} bytes")
+    raw = body = response.read(jwk.MAX_DOCUMENT + 1)
     # Some servers compress although we ask for identity. A small body may unpack to a huge one, hence the bound.
     if encoding == "gzip":
-        try:
-            body = zlib.decompressobj(_GZIP).decompress(raw, MAX_DOCUMENT + 1)
-        except zlib.error as error:
-            raise FetchFailed("its content encoding is broken") from error
-    expect(max(len(raw), len(body)) <= MAX_DOCUMENT, f"over {MAX_DOCUMENT} bytes")
+        with refusing(zlib.error, "its content encoding is broken", FetchFailed):
+            # 31 is for a gzip header, and no other.
+            body = zlib.decompressobj(wbits=31).decompress(raw, jwk.MAX_DOCUMENT + 1)
+    expect(max(len(raw), len(body)) <= jwk.MAX_DOCUMENT, f"over {jwk.MAX_DOCUMENT} bytes")
     expect(not response.length, "the answer ends early")
     return body
 
 
 def _etag(value: str | None) -> str | None:
     """Return an entity tag that can be sent back in a header."""
-    return value if value is not None and len(value) <= _MAX_ETAG and VISIBLE.fullmatch(value) else None
+    return value if value is not None and len(value) <= 256 and VISIBLE.fullmatch(value) else None
 
 
 def _max_age(value: str | None) -> float | None:
@@ -293,12 +288,11 @@ class DiscoveredFetch(URLFetch):
         if self._found is None or now - self._found_at >= _REDISCOVER:
             configuration = self._get(self._endpoint, deadline, None).document or {}
             expect(configuration.get("issuer") == self._issuer, "the OpenID configuration is another issuer's")
-            try:
+            why = "the jwks_uri of the OpenID configuration is no https URL"
+            with refusing(ConfigurationError, why, FetchFailed):
                 self._found = Endpoint.parse(
                     configuration.get("jwks_uri", ""), unsafe_http_loopback=self._loopback
                 )
-            except ConfigurationError as error:
-                raise FetchFailed("the jwks_uri of the OpenID configuration is no https URL") from error
             self._found_at = now
         return self._found
 
@@ -308,10 +302,8 @@ def _answer(response: Response) -> Answer:
     document, keys, publish_delay = response.document, None, None
     if document is not None:
         publish_delay = publish_delay_of(document)
-        try:
-            keys = load_key_set(document)
-        except ConfigurationError as error:
-            raise FetchFailed("not a JSON object with a list of keys") from error
+        with refusing(ConfigurationError, "not a JSON object with a list of keys", FetchFailed):
+            keys = jwk.load_key_set(document)
     return Answer(
         keys=keys, publish_delay=publish_delay, max_age=response.max_age, age=response.age, date=response.date,
         etag=response.etag,

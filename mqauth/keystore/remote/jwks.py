@@ -20,7 +20,6 @@ from mqauth.keystore.remote.connection import Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote.events import Announcer, Event, EventKind, Health, Listener, OnEvent
 from mqauth.keystore.remote.fetch import DiscoveredFetch, Fetch, URLFetch
 from mqauth.keystore.remote.refresher import Ended, ThreadRefresher, in_event_loop
-from mqauth.keystore.remote.rules import AbsentKids, Answer, Cache, Limits, Ruling
 from mqauth.wire.keys import KeySet
 
 _LOG: Final = logging.getLogger("mqauth.keys")
@@ -71,7 +70,7 @@ class JWKS:
         fetch: Fetch | None = None,
         refresher: Callable[[threading.Condition, Callable[[], float]], ThreadRefresher] = ThreadRefresher,
     ) -> None:
-        self._limits = Limits(
+        self._limits = rules.Limits(
             max_stale=max_stale, publish_delay=publish_delay, fresh=fresh, max_hold=max_hold, wait=wait
         )
         endpoint = Endpoint.parse(url, unsafe_http_loopback=unsafe_http_loopback)
@@ -83,8 +82,8 @@ class JWKS:
         self._announcer = Announcer(self.source, on_event)
         self._clock = clock
         self._randomness = randomness
-        self._cache = Cache()
-        self._absent = AbsentKids()
+        self._cache = rules.Cache()
+        self._absent = rules.AbsentKids()
         self._condition = threading.Condition()
         self._ended = Ended()
         self._closed = False
@@ -143,7 +142,7 @@ class JWKS:
         since = self._since(received)
         while True:
             ruling, ended, seconds = self._rule(kid, since)
-            if ruling is not Ruling.WAIT or in_event_loop():
+            if ruling is not rules.Ruling.WAIT or in_event_loop():
                 return self._settle(ruling)
             self._refresher.wait(ended, seconds)
 
@@ -152,7 +151,7 @@ class JWKS:
         since = self._since(received)
         while True:
             ruling, ended, seconds = self._rule(kid, since)
-            if ruling is not Ruling.WAIT:
+            if ruling is not rules.Ruling.WAIT:
                 return self._settle(ruling)
             await self._refresher.pause(ended, seconds)
 
@@ -190,7 +189,7 @@ class JWKS:
         """Return a time of receipt in monotonic seconds, because a wall clock may be set forward or back."""
         return self._clock.monotonic() - max(0.0, self._clock.now() - received)
 
-    def _rule(self, kid: str, since: float) -> tuple[Ruling, Ended, float]:
+    def _rule(self, kid: str, since: float) -> tuple[rules.Ruling, Ended, float]:
         """Return the ruling on a kid, the end of the attempt in flight, and the seconds to wait for it.
 
         Begins an attempt where the ruling is to ask.
@@ -200,25 +199,25 @@ class JWKS:
             ruling = rules.rule(
                 self._cache, kid, received=since, now=now, limits=self._limits, absent=self._absent
             )
-            if ruling is Ruling.ANSWER and rules.asked_in_vain(self._cache, kid, since):
+            if ruling is rules.Ruling.ANSWER and rules.asked_in_vain(self._cache, kid, since):
                 self._absent.add(kid, self._cache.origin)
-            if ruling is not Ruling.ASK:
+            if ruling is not rules.Ruling.ASK:
                 return ruling, self._ended, self._cache.attempt + self._limits.wait - now
             if self._closed:
-                return Ruling.PENDING, self._ended, 0
+                return rules.Ruling.PENDING, self._ended, 0
             self._begin(now)
             self._refresher.wake()
             return self._rule(kid, since)
 
-    def _settle(self, ruling: Ruling) -> KeySet:
+    def _settle(self, ruling: rules.Ruling) -> KeySet:
         """Turn a ruling into a set, a rejection or a deferral."""
         cache = self._cache
         keys = rules.usable(cache, self._clock.monotonic(), self._limits)
         if keys is None:
             raise _unavailable(cache)
-        if ruling is Ruling.ANSWER:
+        if ruling is rules.Ruling.ANSWER:
             return keys
-        if ruling is Ruling.OUTLIVED:
+        if ruling is rules.Ruling.OUTLIVED:
             raise Rejection(
                 Reason.KEY_UNKNOWN, "not in the last good set, and the issuer has long been out of reach"
             )
@@ -241,7 +240,7 @@ class JWKS:
         self._take(self._attempt(etag), asked)
         return self._cache.due - self._clock.monotonic()
 
-    def _attempt(self, etag: str | None) -> Answer | str:
+    def _attempt(self, etag: str | None) -> rules.Answer | str:
         """Return the answer, or the reason why there is none."""
         try:
             return self._fetch(etag)
@@ -252,7 +251,7 @@ class JWKS:
             _LOG.exception("%s: the fetch broke", self.source)
             return f"the fetch broke: {type(error).__name__}"
 
-    def _take(self, result: Answer | str, asked: float) -> None:
+    def _take(self, result: rules.Answer | str, asked: float) -> None:
         """Change to the state after an attempt, wake everybody who waits, and report."""
         # Nobody else changes the state while an attempt is in flight, so it needs no lock until the change.
         jitter, before = self._randomness(1)[0] / 256, self._cache
@@ -274,23 +273,22 @@ class JWKS:
         if changed and after.keys is not None:
             self._announcer.announce(after.keys)
 
-    def _save(self, cache: Cache) -> None:
-        if self._snapshot is None or cache.keys is None:
-            return
-        asked = self._clock.now() - (self._clock.monotonic() - cache.asked)
-        delay = cache.publish_delay
-        # A full disk is no reason to stop using the keys.
-        try:
-            snapshot.save(self._snapshot, cache.keys, source=self.source, asked=asked, publish_delay=delay)
-        except OSError as error:
-            self._report(EventKind.SNAPSHOT_FAILED, words_of(error))
+    def _save(self, cache: rules.Cache) -> None:
+        asked, path = self._clock.now() - (self._clock.monotonic() - cache.asked), self._snapshot
+        if path is not None and cache.keys is not None:
+            # A full disk is no reason to stop using the keys.
+            try:
+                snapshot.save(path, cache.keys, source=self.source, asked=asked, publish_delay=cache.publish_delay)
+            except OSError as error:
+                self._report(EventKind.SNAPSHOT_FAILED, words_of(error))
 
     def _restore(self) -> None:
         if self._snapshot is None or is_missing(self._snapshot):
             return
-        now, max_age = self._clock.now(), self._limits.max_stale
         try:
-            keys, age, delay = snapshot.load(self._snapshot, source=self.source, now=now, max_age=max_age)
+            keys, age, delay = snapshot.load(
+                self._snapshot, source=self.source, now=self._clock.now(), max_age=self._limits.max_stale
+            )
         except ConfigurationError as refused:
             self._report(EventKind.SNAPSHOT_REFUSED, str(refused))
             return
@@ -301,7 +299,7 @@ class JWKS:
         self._announcer.publish((Event(kind=kind, detail=detail),), self._cache.keys)
 
 
-def _unavailable(cache: Cache) -> Unavailable:
+def _unavailable(cache: rules.Cache) -> Unavailable:
     return Unavailable(Cause.KEYS_UNAVAILABLE, cache.failure or "no key set was fetched yet")
 
 

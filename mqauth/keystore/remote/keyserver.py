@@ -20,8 +20,7 @@ from mqauth.keystore.disk.files import Stamp
 from mqauth.keystore.disk.folder import Keystore, RepeatedLog
 from mqauth.keystore.disk.ring import RETIREMENT_GRACE, KeyRing, State
 from mqauth.keystore.remote.rules import MAX_PUBLISH_DELAY
-from mqauth.wire import strict_json
-from mqauth.wire.jwk import MAX_DOCUMENT, dump_key_set, load_key_set
+from mqauth.wire import jwk, strict_json
 from mqauth.wire.keys import KeySet
 
 PATHS: Final = ("/jwks.json", "/.well-known/jwks.json")
@@ -57,24 +56,30 @@ def publish(rings: Sequence[KeyRing]) -> Publication:
             exactly the keys that are meant.
     """
     keys = KeySet(key.published for ring in rings for key in ring.keys)
-    document = dump_key_set(keys) | {"mqauth_publish_delay": publish_delay(rings)}
+    document = jwk.dump_key_set(keys) | {"mqauth_publish_delay": publish_delay(rings)}
     # Read it back as a consumer does: above all, that finds a private member, wherever it comes from.
-    read = load_key_set(document)
+    read = jwk.load_key_set(document)
     require(
         not read.skipped and read.version == keys.version,
         f"not fit to be published: {(*read.skipped, 'it reads as another set')[0]}",
     )
     body = strict_json.dumps(document)
-    require(len(body) <= MAX_DOCUMENT, f"not fit to be published: over {MAX_DOCUMENT} bytes")
-    active = sum(ring.active is not None for ring in rings)
-    digest = hashlib.sha256(body).hexdigest()[:32]
-    return Publication(body=body, etag=f'"{digest}"', keys=len(keys.keys), active=active)
+    require(len(body) <= jwk.MAX_DOCUMENT, f"not fit to be published: over {jwk.MAX_DOCUMENT} bytes")
+    return Publication(
+        body=body,
+        etag=f'"{hashlib.sha256(body).hexdigest()[:32]}"',
+        keys=len(keys.keys),
+        active=sum(ring.active is not None for ring in rings),
+    )
 
 
 def publish_delay(rings: Sequence[KeyRing]) -> int:
     """Return the seconds for which every new key is published before it signs."""
-    waits = [key.ready - key.created for ring in rings for key in ring.keys if key.state is State.PENDING]
-    return min([*waits, *(ring.publish_delay for ring in rings), int(MAX_PUBLISH_DELAY)])
+    return min(
+        int(MAX_PUBLISH_DELAY),
+        *(key.ready - key.created for ring in rings for key in ring.keys if key.state is State.PENDING),
+        *(ring.publish_delay for ring in rings),
+    )
 
 
 def max_age(rings: Sequence[KeyRing], now: float) -> int:
@@ -119,8 +124,7 @@ class KeyServer:
         self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
     ) -> None:
         """Answer one request."""
-        if scope["type"] != "http":
-            raise RuntimeError("this application speaks HTTP only")
+        require(scope["type"] == "http", "this application speaks HTTP only", RuntimeError)
         status, headers, body = self._answer(scope)
         headers[b"x-content-type-options"] = b"nosniff"
         # A 304 has no body, and its content-length would be that of the 200 (RFC 9110, section 8.6).
@@ -168,5 +172,8 @@ class KeyServer:
 
 def _json(status: int, members: dict[str, Any], more: Headers | None = None) -> tuple[int, Headers, bytes]:
     """Return an answer that no cache keeps."""
-    headers = {b"content-type": b"application/json", b"cache-control": b"no-store", **(more or {})}
-    return status, headers, strict_json.dumps(members)
+    return (
+        status,
+        {b"content-type": b"application/json", b"cache-control": b"no-store", **(more or {})},
+        strict_json.dumps(members),
+    )

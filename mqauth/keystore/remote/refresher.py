@@ -10,7 +10,6 @@ from typing import Final
 
 _LONGEST: Final = 60.0
 """Seconds; a machine that was suspended, or a clock that stepped, delays the work by no more than this."""
-_NAME: Final = "mqauth-jwks"
 _JOIN: Final = 6.0
 """Seconds; longer than any attempt of ours takes."""
 Ended = concurrent.futures.Future[None]
@@ -34,12 +33,11 @@ class ThreadRefresher:
 
     def ensure(self) -> None:
         """Start the thread, unless it runs; takes no lock if it does."""
-        if not self._idle():
-            return
-        with self._condition:
-            if self._idle():
-                self._thread = threading.Thread(target=self._run, name=_NAME, daemon=True)
-                self._thread.start()
+        if self._idle():
+            with self._condition:
+                if self._idle():
+                    self._thread = threading.Thread(target=self._run, name="mqauth-jwks", daemon=True)
+                    self._thread.start()
 
     def wake(self) -> None:
         """Let the thread look for work at once."""

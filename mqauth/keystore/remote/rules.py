@@ -178,10 +178,10 @@ def answered(cache: Cache, answer: Answer, *, asked: float, limits: Limits, jitt
         return cache, ()
     merged = _merged(cache, answer)
     if merged is None:
-        held = replace(cache, seen_empty=True)
         return failed(
-            held, "the first set holds no usable key", asked=asked, now=asked, limits=limits, jitter=jitter
-        )
+            replace(cache, seen_empty=True), "the first set holds no usable key",
+            asked=asked, now=asked, limits=limits, jitter=jitter,
+        )  # fmt: skip
     fresh = limits.freshness(answer.max_age, answer.age)
     settled = not merged.suspects
     # Ahead of time, so that the set does not become stale; at once, where something is to be confirmed.
@@ -361,24 +361,19 @@ def _alarms(held: Suspects) -> Iterable[Event]:
     absent = sorted(kid for kid, doubt in held.items() if doubt == ABSENT)
     if absent:
         yield Event(kind=EventKind.LOSS_HELD, detail=f"{len(absent)} keys missing, kept until seen twice")
-    for kid in sorted(held.keys() - absent):
-        yield Event(
-            kind=EventKind.KEY_CONFLICT, kid=kid, detail="another key came under this kid; the old one stays"
-        )
+    why = "another key came under this kid; the old one stays"
+    yield from (Event(kind=EventKind.KEY_CONFLICT, kid=kid, detail=why) for kid in sorted(held.keys() - absent))
 
 
 def _differences(old: KeySet, new: KeySet) -> Iterable[Event]:
     """Yield an event for each key that came, went, changed, or cannot be used."""
-    for kid in sorted(new.by_kid.keys() - old.by_kid.keys()):
-        yield Event(kind=EventKind.KEY_ADDED, kid=kid)
-    for kid in sorted(old.by_kid.keys() - new.by_kid.keys()):
-        yield Event(kind=EventKind.KEY_REMOVED, kid=kid)
-    for kid in sorted(old.by_kid.keys() & new.by_kid.keys()):
-        if old.by_kid[kid] != new.by_kid[kid]:
-            yield Event(kind=EventKind.KEY_CHANGED, kid=kid, detail=_change(old.by_kid[kid], new.by_kid[kid]))
-    for line in new.skipped:
-        if line not in old.skipped:
-            yield Event(kind=EventKind.KEY_SKIPPED, detail=line)
+    before, after = old.by_kid, new.by_kid
+    yield from (Event(kind=EventKind.KEY_ADDED, kid=kid) for kid in sorted(after.keys() - before.keys()))
+    yield from (Event(kind=EventKind.KEY_REMOVED, kid=kid) for kid in sorted(before.keys() - after.keys()))
+    for kid in sorted(before.keys() & after.keys()):
+        if before[kid] != after[kid]:
+            yield Event(kind=EventKind.KEY_CHANGED, kid=kid, detail=_change(before[kid], after[kid]))
+    yield from (Event(kind=EventKind.KEY_SKIPPED, detail=line) for line in new.skipped if line not in old.skipped)
 
 
 def _change(old: Key, new: Key) -> str:

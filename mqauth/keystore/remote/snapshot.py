@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from mqauth.audit.disk import undone_on_error
-from mqauth.errors import ConfigurationError, require
+from mqauth.errors import ConfigurationError, refusing, require
 from mqauth.keystore.disk.files import read_bounded
-from mqauth.wire import strict_json
-from mqauth.wire.jwk import MAX_DOCUMENT, dump_key_set, load_key_set
+from mqauth.wire import jwk, strict_json
 from mqauth.wire.keys import KeySet
 
 _DEPTH: Final = 10
-_MAX_FILE: Final = 2 * MAX_DOCUMENT
+_MAX_FILE: Final = 2 * jwk.MAX_DOCUMENT
 _SKEW: Final = 60.0
 
 
@@ -38,7 +37,8 @@ def save(path: Path, keys: KeySet, *, source: str, asked: float, publish_delay: 
         OSError: the system refused.
     """
     content = {
-        "v": 1, "source": source, "asked": asked, "publish_delay": publish_delay, "document": dump_key_set(keys),
+        "v": 1, "source": source, "asked": asked, "publish_delay": publish_delay,
+        "document": jwk.dump_key_set(keys),
     }  # fmt: skip
     # A name of its own for each writer, and mode 0600: several processes may write one snapshot at the same time.
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -68,13 +68,11 @@ def load(path: Path, *, source: str, now: float, max_age: float) -> tuple[KeySet
     """
     # A file that another user owns, or may write, would let that user choose the keys.
     raw = read_bounded(path, _MAX_FILE, private=True, own=True)
-    try:
+    with refusing((ValueError, KeyError, AttributeError, TypeError, ConfigurationError), "it is damaged"):
         content = strict_json.loads(raw, depth=_DEPTH)
         require(content.pop("sha256") == _digest(content) and content["v"] == 1, "it is damaged")
-        keys, age = load_key_set(content["document"]), now - float(content["asked"])
+        keys, age = jwk.load_key_set(content["document"]), now - float(content["asked"])
         found, publish_delay = content["source"], float(content["publish_delay"])
-    except (ValueError, KeyError, AttributeError, TypeError, ConfigurationError) as error:
-        raise ConfigurationError("it is damaged") from error
     require(found == source, "it is of another source")
     require(-_SKEW <= age <= max_age, "it is too old, or of the future")
     return keys, max(0.0, age), publish_delay

@@ -14,13 +14,10 @@ from typing import Any, Final, Self
 
 from mqauth.audit.disk import open_private, undone_on_error
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import ConfigurationError, MqauthError, file_errors, words_of
+from mqauth.errors import MqauthError, file_errors, refusing, words_of
 from mqauth.keystore.socket.signer import MAX_DATA, FrameSocket, peer_user
-from mqauth.wire import base64url
-from mqauth.wire.keys import SigningKey, SigningKeySource
+from mqauth.wire import base64url, keys
 
-_OWNER: Final = 0o600
-_GROUP: Final = 0o660
 _TICK: Final = 0.2
 _LOG: Final = logging.getLogger("mqauth.keystore")
 
@@ -43,7 +40,7 @@ class SigningServer:
     """
 
     def __init__(
-        self, path: str | Path, source: SigningKeySource, *, users: Collection[int] | None = None,
+        self, path: str | Path, source: keys.SigningKeySource, *, users: Collection[int] | None = None,
         group: int | None = None, timeout: float = 2, idle: float = 300, connections: int = 64,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:  # fmt: skip
@@ -136,8 +133,11 @@ class SigningServer:
         try:
             key = self._source.signing_key()
             subjects = getattr(key, "subjects", None)
-            subjects = None if subjects is None else sorted(subjects)
-            answer |= {"kid": key.kid, "algorithm": key.algorithm, "subjects": subjects}
+            answer |= {
+                "kid": key.kid,
+                "algorithm": key.algorithm,
+                "subjects": None if subjects is None else sorted(subjects),
+            }
             if "data" in request:
                 answer |= _signature(key, request)
         except MqauthError as error:
@@ -149,7 +149,7 @@ class SigningServer:
         return answer
 
 
-def _signature(key: SigningKey, request: dict[str, Any]) -> dict[str, Any]:
+def _signature(key: keys.SigningKey, request: dict[str, Any]) -> dict[str, Any]:
     """Return the signature that a request asks for, or the error where it is not for this key."""
     if request.get("kid") != key.kid:
         return {"error": "key_changed"}
@@ -166,11 +166,8 @@ def _lock(path: Path) -> int:
     """Return the descriptor of the lock file beside a socket, locked; the file itself stays when we end."""
     with file_errors(path):
         lock = open_private(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_NOFOLLOW)
-    with undone_on_error(os.close, lock):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigurationError(f"{path}: another process serves there") from error
+    with undone_on_error(os.close, lock), refusing(OSError, f"{path}: another process serves there"):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return lock
 
 
@@ -183,7 +180,7 @@ def _listen(path: Path, group: int | None) -> socket.socket:
         listener.bind(str(path))
         if group is not None:
             os.chown(path, -1, group)
-        path.chmod(_OWNER if group is None else _GROUP)
+        path.chmod(0o600 if group is None else 0o660)
         # A connection to a socket that is bound and does not listen yet is refused.
         listener.listen()
     return listener

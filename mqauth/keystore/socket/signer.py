@@ -22,10 +22,8 @@ from typing import Any, Final
 
 from mqauth.audit.disk import undone_on_error
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import Cause, KeyChanged, Unavailable, require, words_of
-from mqauth.wire import base64url, strict_json
-from mqauth.wire.claims import is_name
-from mqauth.wire.keys import ALGORITHMS, MAX_KID
+from mqauth.errors import Cause, KeyChanged, Unavailable, refusing, require, words_of
+from mqauth.wire import base64url, claims, keys, strict_json
 
 DEFAULT_TIMEOUT: Final = 2.0
 MAX_DATA: Final = 32 * 1024
@@ -116,12 +114,15 @@ class SocketSigner:
         """
         require(len(data) <= MAX_DATA, f"at most {MAX_DATA} bytes are signed, not {len(data)}")
         answer = self._call({"kid": kid, "data": base64url.encode(data).decode("ascii")})
-        if self._described(answer).kid != kid or answer.get("error") == "key_changed":
-            raise KeyChanged("the signing process has another key now")
-        try:
+        require(
+            self._described(answer).kid == kid and answer.get("error") != "key_changed",
+            "the signing process has another key now",
+            KeyChanged,
+        )
+        with refusing(
+            (KeyError, AttributeError, ValueError), "the signing process gave no signature", _unavailable
+        ):
             return base64url.decode(answer["signature"].encode("ascii"))
-        except (KeyError, AttributeError, ValueError) as error:
-            raise _unavailable("the signing process gave no signature") from error
 
     def close(self) -> None:
         """Close the connection; the next call makes a new one."""
@@ -135,8 +136,9 @@ class SocketSigner:
             self._lock, self._process = threading.Lock(), os.getpid()
             self._hang_up()
         deadline = self._clock.monotonic() + self._timeout
-        if not self._lock.acquire(timeout=self._timeout):
-            raise _unavailable("others are waiting for the signing process")
+        require(
+            self._lock.acquire(timeout=self._timeout), "others are waiting for the signing process", _unavailable
+        )
         try:
             # An old connection may have broken since its last use; then a new one is worth a try.
             if self._frames is not None:
@@ -155,8 +157,7 @@ class SocketSigner:
             frames = self._frames = self._frames or self._connect(deadline)
             frames.send({"id": self._number, **request}, time_left(self._clock, deadline))
             answer = frames.receive(time_left(self._clock, deadline))
-            if answer.get("id") != self._number:
-                raise ConnectionError("an answer to something else")
+            require(answer.get("id") == self._number, "an answer to something else", ConnectionError)
         return answer
 
     def _connect(self, deadline: float) -> FrameSocket:
@@ -166,20 +167,28 @@ class SocketSigner:
             connection.connect(str(self.path))
             # Another user may have put a socket of his own under the path.
             user = peer_user(connection)
-            if user is not None and user not in self._users:
-                raise ConnectionError(f"user {user} listens there, who may not sign for us")
+            require(
+                user is None or user in self._users,
+                f"user {user} listens there, who may not sign for us",
+                ConnectionError,
+            )
         return FrameSocket(connection, self._clock)
 
     def _described(self, answer: dict[str, Any]) -> RemoteKey:
         """Return the key that an answer describes; the same object as before if it is the same key."""
         kid, algorithm, subjects = (answer.get(name) for name in ("kid", "algorithm", "subjects"))
-        if not is_name(kid, 1, MAX_KID) or algorithm not in ALGORITHMS or not isinstance(subjects, list | None):
+        if (
+            not claims.is_name(kid, 1, keys.MAX_KID)
+            or algorithm not in keys.ALGORITHMS
+            or not isinstance(subjects, list | None)
+        ):
             self._key = None
             raise _unavailable("the signing process has no key that may sign now")
         known = self._key
         if known is None or known.kid != kid or known.algorithm != algorithm:
-            names = None if subjects is None else frozenset(subjects)
-            known = self._key = RemoteKey(self, str(kid), str(algorithm), names)
+            known = self._key = RemoteKey(
+                self, str(kid), str(algorithm), None if subjects is None else frozenset(subjects)
+            )
         return known
 
     def _hang_up(self) -> None:
@@ -232,12 +241,9 @@ class FrameSocket:
         (size,) = _HEAD.unpack(self._read(_HEAD.size, deadline, start))
         if size > MAX_FRAME:
             raise ConnectionError(f"a frame of {size} bytes is over {MAX_FRAME}")
-        try:
-            members = strict_json.loads(self._read(size, deadline), depth=_DEPTH)
-        except strict_json.StrictJSONError as error:
-            raise ConnectionError("a frame is not JSON") from error
-        if not isinstance(members, dict):
-            raise ConnectionError("a frame is not a JSON object")
+        with refusing(strict_json.StrictJSONError, "a frame is not JSON", ConnectionError):
+            members: dict[str, Any] = strict_json.loads(self._read(size, deadline), depth=_DEPTH)
+        require(isinstance(members, dict), "a frame is not a JSON object", ConnectionError)
         return members
 
     def hang_up(self) -> None:
@@ -254,8 +260,7 @@ class FrameSocket:
         while len(raw) < size:
             self._socket.settimeout(time_left(self._clock, deadline))
             chunk = self._socket.recv(size - len(raw))
-            if not chunk:
-                raise ConnectionError("the connection was closed")
+            require(chunk, "the connection was closed", ConnectionError)
             raw += chunk
         return bytes(raw)
 
