@@ -159,3 +159,18 @@ async def test_rabbitmq_forged_answer(shop: Shop) -> None:
     with pytest.raises(NotHandledError, match="token_missing"):
         await shop.ask({})
     assert await shop.buried(1) == [("token_missing", b"forged")]
+
+
+async def test_rabbitmq_unroutable(shop: Shop) -> None:
+    """What no queue takes is an error; a message whose result nobody can get is dead-lettered, not acked."""
+
+    @shop.broker.subscriber(shop.name)
+    @shop.broker.publisher(f"{shop.name}.missing")
+    async def take(order: int, verified: VerifiedMessage) -> int:
+        return order
+
+    await shop.broker.start()
+    with pytest.raises(wrapper.UnroutableError):
+        await shop.broker.publish(7, f"{shop.name}.missing")
+    await shop.broker.publish(7, shop.name)
+    assert await shop.buried(1) == [("handler_failed", b"7")]

@@ -230,7 +230,7 @@ async def test_handler_that_fails(audit: AuditFile) -> None:
 )
 async def test_signals_of_handlers(audit: AuditFile, signal: Exception, calls: int, reasons: list[Reason]) -> None:
     """``AckMessage`` is a success, ``NackMessage`` asks for another time, ``RejectMessage`` fails at once."""
-    service = Service(audit)
+    service = Service(audit, attempts=Attempts(limit=1 if calls == 2 else 3))
 
     async def once() -> None:
         service.calls.append("call")
@@ -327,6 +327,41 @@ async def test_cancelled_handler(audit: AuditFile) -> None:
     assert (channel.settled, len(service.calls)) == (["ack"], 2)
 
 
+class Slow(MemoryReplayStore):
+    """A replay store whose confirm waits for a test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.answer = asyncio.Event(), asyncio.Event()
+
+    async def confirm(self, request: Any, /) -> None:  # type: ignore[override]
+        """Confirm once the test says so."""
+        self.asked.set()
+        await self.answer.wait()
+        super().confirm(request)
+
+
+async def test_cancelled_confirm(audit: AuditFile) -> None:
+    """A stop while a handled message is confirmed gives it back; it comes again, and its handler does not run."""
+    store = Slow()
+    service = Service(audit, replay=store)
+    service.subscribe()
+    message = service.honest()
+    native, channel = delivered(message)
+    async with service.running() as deliver:
+        task = asyncio.create_task(deliver(native))
+        await store.asked.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert channel.settled == ["requeue"]
+        store.answer.set()
+        again, channel = delivered(message, redelivered=True)
+        with pytest.raises(NotHandledError):
+            await deliver(again)
+    assert (channel.settled, len(service.calls), service.reasons) == (["ack"], 1, [])
+
+
 @pytest.mark.parametrize("error", [SystemExit(), StopConsume()])
 async def test_stop_gives_back(audit: AuditFile, error: BaseException) -> None:
     """A handler that stops the application or its subscriber gives its message back."""
@@ -381,6 +416,18 @@ async def test_lost_channel(audit: AuditFile) -> None:
     assert (channel.settled, len(service.calls), service.reasons) == (["ack"], 1, [])
 
 
+async def test_lost_channel_before_the_verdict(audit: AuditFile) -> None:
+    """What is rejected after its channel ended is not dead-lettered: the broker delivers it again, to whomever."""
+    service = Service(audit)
+    service.subscribe()
+    native, channel = delivered(Message(destination=PLACE, body=b""))
+    channel.is_closed = True
+    async with service.running() as deliver:
+        with pytest.raises(NotHandledError, match="no longer ours"):
+            await deliver(native)
+    assert (channel.settled, service.reasons) == ([], [])
+
+
 class Publishing(BaseMiddleware[Any, Any]):
     """Stands for a broker that does not take a result."""
 
@@ -426,6 +473,8 @@ async def test_message_that_cannot_be_parsed(audit: AuditFile) -> None:
         with pytest.raises(ValueError):  # noqa: PT011 - the parser's own
             await deliver(native)
     assert (channel.settled, service.reasons, service.calls) == (["ack"], [Reason.HANDLER_FAILED], [])
+    # not after the last of several attempts
+    assert service.letters.found[0].rejection.detail == "ValueError"
 
 
 async def test_pipeline_that_cannot_settle(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
@@ -493,10 +542,10 @@ async def test_answer_is_verified(audit: AuditFile, signed: bool) -> None:
     found = service.honest() if signed else Message(destination=PLACE, body=b"{}")
     native, _ = delivered(found)
     if signed:
-        await protection._verify(native, 5)
+        await protection.verify(native, service.guard, 5)
     else:
         with pytest.raises(NotHandledError, match="token_missing"):
-            await protection._verify(native, 5)
+            await protection.verify(native, service.guard, 5)
     assert service.reasons == ([] if signed else [Reason.TOKEN_MISSING])
 
 
@@ -536,6 +585,14 @@ async def test_subscriber_that_cannot_be_protected(audit: AuditFile, settings: A
     service.broker.include_router(router)
     with pytest.raises(ConfigurationError, match=text):
         await service.broker.start()
+
+
+@pytest.mark.parametrize("policy", [policy for policy in AckPolicy if policy is not AckPolicy.MANUAL])
+def test_policy_that_settles(audit: AuditFile, policy: AckPolicy) -> None:
+    """A subscriber with an acknowledgement of FastStream's is refused where it is declared."""
+    service = Service(audit)
+    with pytest.raises(ConfigurationError, match=r"AckPolicy\.MANUAL"):
+        service.subscribe(ack_policy=policy)
 
 
 async def test_dead_letters_are_made_at_the_start(audit: AuditFile) -> None:

@@ -321,8 +321,6 @@ async def test_stop(service: Service) -> None:
         ({"batch": True}, "leave batch="),
         ({"max_workers": 2}, "max_workers="),
         ({"group_id": None}, "group_id="),
-        ({"ack_policy": AckPolicy.ACK}, "AckPolicy.MANUAL"),
-        ({"ack_policy": AckPolicy.ACK_FIRST}, "AckPolicy.MANUAL"),
     ],
 )
 async def test_subscriber_that_cannot_be_protected(service: Service, settings: Any, text: str) -> None:
@@ -330,6 +328,13 @@ async def test_subscriber_that_cannot_be_protected(service: Service, settings: A
     service.subscribe(**settings)
     with pytest.raises(ConfigurationError, match=text):
         await service.broker.start()
+
+
+@pytest.mark.parametrize("policy", [AckPolicy.ACK_FIRST, AckPolicy.ACK])
+def test_policy_that_commits(service: Service, policy: AckPolicy) -> None:
+    """A subscriber whose offsets FastStream commits is refused where it is declared."""
+    with pytest.raises(ConfigurationError, match=r"AckPolicy\.MANUAL"):
+        service.subscribe(ack_policy=policy)
 
 
 async def test_late_subscriber(service: Service) -> None:

@@ -6,36 +6,23 @@ publishes is signed. Install the ``faststream`` extra.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Callable
-from contextlib import ExitStack
-from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
-from inspect import unwrap
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Annotated, Any, Final, TypeVar
 
-from faststream import AckPolicy, BaseMiddleware, Context
-from faststream.exceptions import (
-    AckMessage,
-    IgnoredException,
-    NackMessage,
-    RejectMessage,
-    SkipMessage,
-    StopConsume,
+from faststream import AckPolicy, Context
+
+from mqauth.errors import require
+from mqauth.integrations.faststream_middleware import (
+    Letters,
+    Middleware,
+    NotHandledError,
+    Protection,
+    require_manual,
 )
-
-from mqauth.brokers.event_loop import was_cancelled
-from mqauth.brokers.queue.processor import Processor
-from mqauth.errors import ConfigurationError, MqauthError, RejectNow, RetryLater, require
-from mqauth.flow import is_async, settled
-from mqauth.integrations.turn import Turn, handle
-from mqauth.judging.pipeline import Outcome, Pipeline
+from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.verified import Verified
-from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 from mqauth.signer import Signer
 
 __all__ = ["NotHandledError", "VerifiedMessage", "protect"]
@@ -43,39 +30,7 @@ __all__ = ["NotHandledError", "VerifiedMessage", "protect"]
 VerifiedMessage = Annotated[Verified, Context("verified")]
 """The type of a handler's parameter that gets the verified message."""
 SIGNED: Final = "Signed: every message carries an mqauth token, and no handler gets one whose token does not hold."
-LEAVES: Final = {
-    "faststream.rabbit": "mqauth.integrations.faststream_rabbitmq",
-    "faststream.kafka": "mqauth.integrations.faststream_kafka",
-    "faststream.confluent": "mqauth.integrations.faststream_confluent",
-}
-"""FastStream's packages, each with the module that makes its client's calls."""
-_TEST_BROKER: Final = "faststream._internal.testing.broker"
-_DONE: Final = (AckMessage, SkipMessage)
-_STOPS: Final = (StopConsume, SystemExit)
-_ANSWER: Final[ContextVar[Any]] = ContextVar("mqauth_answer", default=None)
-_LOG: Final = logging.getLogger("mqauth.faststream")
 B = TypeVar("B")
-if TYPE_CHECKING:
-    Letters = DeadLetterSink | Callable[[], Any]
-
-
-class NotHandledError(MqauthError, IgnoredException):
-    """A message was not handled: it was rejected, is a duplicate, or was given back.
-
-    Attributes:
-        outcome: what became of it; ``None`` where it is no longer ours.
-    """
-
-    code = "not_handled"
-
-    def __init__(self, outcome: Outcome | None) -> None:
-        found = None if outcome is None else outcome.reason or outcome.cause
-        super().__init__("the message is no longer ours" if outcome is None else outcome.verdict.value)
-        self.outcome = outcome
-        self._why = "" if found is None else f": {found.value}"
-
-    def __str__(self) -> str:
-        return f"not handled: {self.args[0]}{self._why}"
 
 
 def protect(
@@ -89,8 +44,8 @@ def protect(
 
     mqauth settles the messages, whatever FastStream's ``AckPolicy`` would do: subscribers get
     ``AckPolicy.MANUAL``. A deferred message holds its subscriber on Kafka, and a place of the prefetch on
-    RabbitMQ. ``broker.start()`` refuses subscribers that cannot be protected: batches, several workers, other
-    acknowledgements.
+    RabbitMQ. Subscribers that cannot be protected are refused: other acknowledgements where they are declared,
+    batches, several workers and streams when the broker starts.
 
     Args:
         broker: FastStream's; it is changed, and returned.
@@ -117,202 +72,6 @@ def protect(
     return broker
 
 
-class Protection:
-    """What protects one broker.
-
-    Args:
-        broker: FastStream's.
-        guard: the pipeline.
-        dead_letters: a sink, or what makes one.
-        signer: signs what is published.
-
-    Raises:
-        ConfigurationError: the broker is of another kind.
-    """
-
-    def __init__(
-        self, broker: Any, guard: Pipeline | None, dead_letters: Letters | None, signer: Signer | None
-    ) -> None:
-        self.leaf = _leaf(broker)
-        self.letters = LateLetters(dead_letters)
-        self._broker = broker
-        self._guard = guard
-        self._signer = signer
-        self._processors: WeakKeyDictionary[Any, Processor] = WeakKeyDictionary()
-
-    def processor(self, subscriber: Any) -> Processor:
-        """Return what takes the messages of a subscriber through the pipeline.
-
-        Raises:
-            ConfigurationError: the subscriber cannot be protected.
-        """
-        found = self._processors.get(subscriber)
-        if found is None:
-            found = self._processors[subscriber] = self._new_processor(subscriber)
-        return found
-
-    def _new_processor(self, subscriber: Any) -> Processor:
-        require(self._guard is not None, "subscribers need guard=")
-        require(subscriber is not None, "get_one and iteration are not protected: use a subscriber with a handler")
-        require(
-            subscriber.ack_policy is AckPolicy.MANUAL,
-            "mqauth settles what a protected broker gets: its subscribers, and routers, have AckPolicy.MANUAL",
-        )
-        assert self._guard is not None  # noqa: S101 - required above
-        calls, settings = self.leaf.deliveries(subscriber)
-        return Processor(calls, self._guard, handle, dead_letters=self.letters, on_failure=_give_back, **settings)
-
-    async def publish(self, call_next: Callable[[Any], Any], command: Any) -> Any:
-        """Sign what a command publishes, have it published, and verify the answer of a request.
-
-        Raises:
-            ConfigurationError: it cannot be signed as it is sent.
-            NotHandledError: the answer was not accepted.
-        """
-        # a handler's result may go to another broker than its message came from
-        send, leaf = _innermost(call_next), _leaf(command)
-        require(self._signer is not None, "publishing needs signer=")
-        require(
-            send.__name__ != "publish_batch", "publish_batch has one set of headers for many messages: publish"
-        )
-        require(send.__name__ in ("publish", "request"), f"{send.__name__} cannot be signed")
-        require(
-            send.__name__ == "publish" or self._guard is not None, "request needs guard=: answers are verified"
-        )
-        await leaf.seal(self._broker, command, send, self._signer)
-        found = await call_next(command)
-        if send.__name__ == "request":
-            if leaf.is_answered(send):
-                await self._verify(found, command.timeout)
-            _ANSWER.set(found)
-        else:
-            leaf.check(command, found)
-        return found
-
-    async def _verify(self, answer: Any, seconds: float | None) -> None:
-        assert self._guard is not None  # noqa: S101 - required above
-        accepted: list[Verified] = []
-        calls = Processor(
-            self.leaf.ANSWERS, self._guard, accepted.append, dead_letters=self.letters, on_failure=_give_back
-        )
-        async with asyncio.timeout(seconds):
-            outcome = await calls.process(answer)
-        if not accepted:
-            raise NotHandledError(outcome)
-
-
-class Middleware(BaseMiddleware):
-    """One message on its way through FastStream, in or out.
-
-    Args:
-        msg: the client's, ``None`` where one is published.
-        context: FastStream's.
-        protection: of the broker.
-    """
-
-    def __init__(self, msg: Any, /, *, context: Any, protection: Protection) -> None:
-        super().__init__(msg, context=context)
-        self._protection = protection
-        self._turn: Turn | None = None
-        self._scope = ExitStack()
-
-    async def on_receive(self) -> None:
-        """Judge a message before FastStream parses it.
-
-        Raises:
-            NotHandledError: it is not to be handled; it is settled.
-            StopConsume: the pipeline cannot settle messages.
-            ConfigurationError: its subscriber cannot be protected.
-        """
-        subscriber = self.context.get_local("handler_")
-        # an answer was verified where it was awaited
-        if self.msg is _ANSWER.get() or _is_of_test_broker(subscriber):
-            return
-        processor = self._protection.processor(subscriber)
-        self._turn = Turn(partial(processor.process, self.msg))
-        verified = await self._turn.wanted()
-        if verified is None:
-            raise _not_handled(self._turn)
-        self._scope.enter_context(self.context.scope("verified", verified))
-
-    async def consume_scope(self, call_next: Callable[[Any], Any], msg: Any) -> Any:
-        """Call the handler, as often as the pipeline wants.
-
-        Raises:
-            NotHandledError: it failed for good; its message is settled.
-        """
-        while self._turn is not None:
-            try:
-                return await call_next(msg)
-            except (Exception, asyncio.CancelledError) as error:
-                if isinstance(error, (*_DONE, *_STOPS)) or was_cancelled():
-                    raise
-                self._turn.end(_ours(error))
-                if await self._turn.wanted() is None:
-                    raise _not_handled(self._turn) from error
-        return await call_next(msg)
-
-    async def after_processed(self, exc_type: Any = None, exc_val: Any = None, exc_tb: Any = None) -> bool:
-        """Settle a message once its handler's result is published; give it back where that may succeed later.
-
-        Raises:
-            StopConsume: the pipeline cannot settle messages.
-        """
-        turn = self._turn
-        with self._scope:
-            if turn is None or turn.is_over:
-                return False
-            if self._gives_back(exc_val):
-                await turn.give_back()
-                return False
-            # FastStream cannot be asked to parse, or to publish a result, once more
-            end = None if exc_val is None or isinstance(exc_val, _DONE) else RejectNow(type(exc_val).__name__)
-            turn.end(end)
-            while await turn.wanted() is not None:
-                turn.end(end)
-            if isinstance(stop := _not_handled(turn), StopConsume):
-                raise stop
-        return False
-
-    async def publish_scope(self, call_next: Callable[[Any], Any], cmd: Any) -> Any:
-        """Sign what is published."""
-        return await self._protection.publish(call_next, cmd)
-
-    def _gives_back(self, error: BaseException | None) -> bool:
-        if error is None:
-            return False
-        stops = not isinstance(error, Exception) or isinstance(error, _STOPS)
-        return stops or self._protection.leaf.is_out_of_reach(error)
-
-
-class LateLetters:
-    """A dead-letter sink that is made when the broker starts, and that may block.
-
-    Args:
-        given: the sink, or a function that returns it.
-    """
-
-    def __init__(self, given: Letters | None) -> None:
-        self._given: Any = given
-        self._sink: Any = None
-
-    @property
-    def name(self) -> str:
-        """The queue or topic, once the sink was made."""
-        return getattr(self._sink, "name", "")
-
-    async def ready(self) -> Any:
-        """Return the sink, made now if need be."""
-        if self._sink is None:
-            self._sink = await settled(self._given()) if callable(self._given) else self._given
-        return self._sink
-
-    async def publish(self, letter: DeadLetter, /) -> None:
-        """Publish a letter; return once the broker has confirmed it."""
-        publish = (await self.ready()).publish
-        await settled(publish(letter) if is_async(publish) else await asyncio.to_thread(publish, letter))
-
-
 def _protected(kind: Any) -> type:
     """Return a class of brokers that refuse what cannot be protected, and tell on their page what is signed."""
 
@@ -327,6 +86,11 @@ def _protected(kind: Any) -> type:
         @property
         def publishers(self) -> Any:
             return _marked(super().publishers)
+
+        def subscriber(self, *args: Any, **settings: Any) -> Any:
+            found = super().subscriber(*args, **settings)
+            require_manual(found)
+            return found
 
         async def start(self) -> None:
             for subscriber in self.subscribers:
@@ -351,44 +115,3 @@ def _signed(schema: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return {
         name: replace(spec, description=f"{spec.description or ''}\n\n{SIGNED}".strip()) for name, spec in channels
     }
-
-
-def _leaf(broker: Any) -> Any:
-    for kind in type(broker).__mro__:
-        for package, leaf in LEAVES.items():
-            if kind.__module__.startswith(f"{package}."):
-                return import_module(leaf)
-    raise ConfigurationError("protect takes FastStream's RabbitBroker, KafkaBroker or Confluent's KafkaBroker")
-
-
-def _innermost(call_next: Any) -> Any:
-    """Return the producer's method at the end of a chain of middlewares."""
-    while isinstance(call_next, partial):
-        call_next = call_next.args[-1]
-    return call_next
-
-
-def _is_of_test_broker(subscriber: Any) -> bool:
-    """Return whether FastStream's ``TestBroker`` made a subscriber, to see what a publisher publishes."""
-    calls = getattr(subscriber, "calls", ())
-    return any(unwrap(call.handler._original_call).__module__ == _TEST_BROKER for call in calls)
-
-
-def _ours(error: BaseException) -> BaseException:
-    if isinstance(error, NackMessage):
-        return RetryLater(str(error))
-    return RejectNow(str(error)) if isinstance(error, RejectMessage) else error
-
-
-def _not_handled(turn: Turn) -> Exception:
-    try:
-        return NotHandledError(turn.outcome())
-    except Exception as error:
-        _LOG.critical("the subscriber stops: %s", error)
-        stop = StopConsume()
-        stop.__cause__ = error
-        return stop
-
-
-async def _give_back(_error: BaseException) -> None:
-    """Do nothing: the subscriber stops once its message was given back."""

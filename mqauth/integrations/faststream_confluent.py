@@ -14,11 +14,11 @@ from mqauth.brokers.confluent.client import COMES_AGAIN, error_of
 from mqauth.brokers.confluent.translate import from_native, is_sendable
 from mqauth.errors import MalformedMessage, Unavailable
 from mqauth.integrations import faststream_log
-from mqauth.integrations.faststream_log import ANSWERS, SETTINGS, Place, Records, attempt, check, is_answered
+from mqauth.integrations.faststream_log import SETTINGS, Place, Records, attempt, check
 from mqauth.signer import Signer
 from mqauth.wire import message as wire
 
-__all__ = ["ANSWERS", "check", "deliveries", "is_answered", "is_out_of_reach", "seal"]
+__all__ = ["check", "deliveries", "is_out_of_reach", "seal"]
 _LOST: Final = (KafkaException, RuntimeError)
 """What the client raises where the partition is gone, the broker out of reach, or the consumer closed."""
 
@@ -72,7 +72,7 @@ def deliveries(subscriber: Any) -> tuple[ConfluentRecords, dict[str, Any]]:
     return ConfluentRecords(subscriber, DefaultSubscriber), SETTINGS
 
 
-async def seal(broker: Any, command: Any, send: Any, signer: Signer) -> None:
+async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers: bool) -> None:
     """Encode what a command publishes, and sign it.
 
     Raises:
@@ -80,7 +80,7 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer) -> None:
     """
     if not all(map(is_sendable, command.headers)):
         raise MalformedMessage("a header's name must be UTF-8 without NUL: confluent-kafka cannot send another")
-    await faststream_log.seal(broker, command, send, signer)
+    await faststream_log.seal(broker, command, send, signer, answers=answers)
 
 
 def is_out_of_reach(error: BaseException) -> bool:

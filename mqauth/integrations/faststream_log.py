@@ -16,8 +16,6 @@ from mqauth.errors import require
 from mqauth.signer import Signer
 from mqauth.wire.message import Message
 
-ANSWERS: Final = None
-"""FastStream publishes no requests on Kafka, but in tests."""
 SETTINGS: Final = {"consumer_timeout": math.inf}
 """Of a ``Processor``: what is deferred is held until it is decided, since nothing after it may be committed."""
 _LOG: Final = logging.getLogger("mqauth.kafka")
@@ -144,7 +142,7 @@ async def attempt(call: Awaitable[Any], lost: tuple[type[Exception], ...], what:
     return True
 
 
-async def seal(broker: Any, command: Any, send: Any, signer: Signer) -> None:
+async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers: bool) -> None:
     """Encode what a command publishes, and sign it.
 
     Args:
@@ -152,11 +150,13 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer) -> None:
         command: changed: it gets the encoded body, all headers, and the token.
         send: the producer's method that publishes it.
         signer: signs.
+        answers: whether an answer is awaited.
 
     Raises:
         MalformedMessage: it cannot be sent.
-        ConfigurationError: a codec would encode what is signed once more.
+        ConfigurationError: a codec would encode what is signed once more, or an answer would not be verified.
     """
+    require(not answers, "answers are verified on RabbitMQ alone")
     require(type(send.__self__.codec) is DefaultCodec, "a codec of your own would encode after the signature")
     kind = None
     # None without a key is an empty value: a record needs one of the two
@@ -172,8 +172,3 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer) -> None:
 
 def check(_command: Any, _found: object) -> None:
     """Do nothing: a record that was not written is an error."""
-
-
-def is_answered(_send: Any) -> bool:
-    """Return ``False``: the answers of ``TestBroker`` were published by nobody."""
-    return False

@@ -8,7 +8,6 @@ from typing import Any
 from aio_pika.abc import AbstractIncomingMessage
 from aiormq.abc import DeliveredMessage
 from faststream.rabbit.parser import AioPikaParser
-from faststream.rabbit.publisher.producer import AioPikaFastProducerImpl
 from faststream.rabbit.schemas import RABBIT_REPLY, QueueType
 
 from mqauth.brokers import rabbitmq
@@ -54,7 +53,7 @@ def deliveries(subscriber: Any) -> tuple[FastStreamDeliveries, dict[str, Any]]:
     return FastStreamDeliveries(queue.name), {"delivery_limit": limit_of(declared, None)}
 
 
-async def seal(broker: Any, command: Any, send: Any, signer: Signer) -> None:
+async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers: bool) -> None:
     """Encode what a command publishes, and sign it.
 
     Args:
@@ -62,6 +61,7 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer) -> None:
         command: changed: its body becomes the sealed message.
         send: the producer's method that publishes it.
         signer: signs.
+        answers: whether an answer is awaited, by a direct reply.
 
     Raises:
         MalformedMessage: it cannot be sent, or would arrive as something else.
@@ -71,7 +71,7 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer) -> None:
         serializer=broker.config.fd_config._serializer,
         codec=send.__self__.codec,
         id_generator=broker.config.id_generator,
-        reply_to=RABBIT_REPLY.name if is_answered(send) else command.reply_to,
+        reply_to=RABBIT_REPLY.name if answers else command.reply_to,
         headers=command.headers,
         correlation_id=command.correlation_id,
         **command.message_options,
@@ -79,14 +79,6 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer) -> None:
     sealed = rabbitmq.Producer(command.exchange, signer).seal(native, command.destination)
     # one dict for both: middlewares that come after ours add trace headers to the command's
     command.body, command.headers = sealed, sealed.headers
-
-
-def is_answered(send: Any) -> bool:
-    """Return whether a producer's method returns an answer that somebody published.
-
-    FastStream's ``TestBroker`` makes answers that nobody published, and so nobody signed.
-    """
-    return send.__name__ == "request" and isinstance(send.__self__, AioPikaFastProducerImpl)
 
 
 def check(command: Any, found: object) -> None:
