@@ -239,7 +239,7 @@ def frozen(value: Any) -> Any:
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 PROPERTIES = st.dictionaries(st.sampled_from([n for n in PROTECTED_PROPERTIES if n != "reply-to"]), NAMES)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | NAMES | st.binary(max_size=8),
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats() | NAMES | st.binary(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
     max_leaves=6,
 )

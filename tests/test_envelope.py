@@ -18,9 +18,22 @@ Maker = Callable[..., Message]
 TRANSPORT = (
     "x-death", "x-first-death-queue", "x-last-death-reason", "x-delivery-count", "x-acquired-count", "x-delay",
     "x-stream-offset", "x-opt-anything", "timestamp_in_ms", "BCC", "traceparent", "tracestate", "baggage",
-    "mqauth-token", "mqauth-dead-id", "MQAUTH-anything", "X-Opt-A",
+    "mqauth-token", "mqauth-dead-id", "MQAUTH-anything", "X-Opt-A", "X-Death", "Traceparent",
 )  # fmt: skip
-APPLICATION = ("tenant", "CC", "bcc", "x-my", "x-deaths", "content-type", "timestamp", "mqauth", "")
+APPLICATION = (
+    "tenant",
+    "CC",
+    "bcc",
+    "x-my",
+    "x-deaths",
+    "content-type",
+    "timestamp",
+    "mqauth",
+    "",
+    "mqauth\u212a",
+    "\u212aey",
+    "\u1e9e",
+)
 
 
 @pytest.mark.parametrize("name", TRANSPORT)
@@ -66,6 +79,14 @@ def test_twins_in_case_cannot_be_signed(headers: Any, rabbit: Maker) -> None:
         envelope.bind(rabbit(headers=headers))
 
 
+def test_case_is_folded_in_ascii_alone(rabbit: Maker) -> None:
+    """No verdict depends on a version of Unicode: letters beyond ASCII have no case."""
+    for pair in (("\u00c4", "\u00e4"), ("\u212a", "k"), ("\u03a3", "\u03c3")):
+        assert envelope.bind(rabbit(headers=tuple((name, 1) for name in pair))).hdr == pair
+    with pytest.raises(MalformedMessage):
+        envelope.bind(rabbit(headers=(("\u00e4A", 1), ("\u00e4a", 2))))
+
+
 def test_covering_twins_in_case_is_refused(rabbit: Maker) -> None:
     """Covering two such names is refused even where neither is present."""
     with pytest.raises(MalformedMessage):
@@ -107,9 +128,11 @@ def test_a_token_over_its_size_is_not_attached(rabbit: Maker) -> None:
         ((("Mqauth-Token", "x"),), Reason.TOKEN_MISSING),
         ((("mqauth-token ", "x"),), Reason.TOKEN_MISSING),
         ((("mqauth-token", "x"), ("MQAUTH-TOKEN", "x")), Reason.TOKEN_REPEATED),
-        ((("mqauth-to\u212aen", "x"), ("mqauth-token", "x")), Reason.TOKEN_REPEATED),
+        ((("mqauth-to\u212aen", "x"),), Reason.TOKEN_MISSING),
         ((("mqauth-token", "x" * 8193),), Reason.TOKEN_OVERSIZE),
-        ((("mqauth-token", b"x" * 8193),), Reason.TOKEN_OVERSIZE),
+        ((("mqauth-token", "\u00e9" * 4097),), Reason.TOKEN_OVERSIZE),
+        ((("mqauth-token", "\u00e9" * 4096),), Reason.TOKEN_MALFORMED),
+        ((("mqauth-token", b"x" * 8193),), Reason.TOKEN_MALFORMED),
         *[((("mqauth-token", value),), Reason.TOKEN_MALFORMED)
           for value in (None, 1, True, b"x", ("x",), {"a": "x"}, "\u00e9", "\ud800", 1.5)],
     ],

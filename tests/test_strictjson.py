@@ -78,13 +78,13 @@ def test_dumps_refuses_what_loads_refuses(value: object) -> None:
         strictjson.dumps(value)
 
 
-@pytest.mark.parametrize("number", [2**53 + 1, 2**64 - 1, -(2**63), 0])
+@pytest.mark.parametrize("number", [2**53 + 1, 2**63 - 1, -(2**63), 0])
 def test_wide_integers_have_64_bits(number: int) -> None:
     """Where asked for, integers as AMQP has them are read exactly."""
     assert strictjson.loads(str(number).encode(), depth=0, wide=True) == number
 
 
-@pytest.mark.parametrize("raw", [str(2**64), str(-(2**63) - 1), "1" * 5000, "-" + "9" * 20])
+@pytest.mark.parametrize("raw", [str(2**63), str(-(2**63) - 1), "1" * 5000, "-" + "9" * 20])
 def test_wide_integers_have_no_more_than_64_bits(raw: str) -> None:
     """Beyond them the text is refused, however long."""
     with pytest.raises(StrictJSONError):

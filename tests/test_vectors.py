@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.errors import MalformedMessage, Reason
+from mqauth.errors import ConfigurationError, MalformedMessage, Reason
 from mqauth.flow import run
 from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.judging.policy import Allow
@@ -20,7 +20,7 @@ from mqauth.testing.batchforge import leaf_hash, leaf_of
 from mqauth.wire import base64url, destination, envelope, jwk
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.batch import Proven
-from mqauth.wire.json_form import from_form
+from mqauth.wire.json_form import from_form, to_form
 from tests.test_merkle import inclusion, mth
 from tests.vectors import generate as generator
 
@@ -32,22 +32,22 @@ def load(name: str) -> Any:
     return strictjson.loads((FOLDER / name).read_bytes(), depth=64)
 
 
-TOKENS, BATCH = load("tokens.json"), load("batch.json")
+TOKENS, BATCH, ANSWERS = load("tokens.json"), load("batch.json"), load("answers.json")
 HDS, DESTINATIONS = load("hds.json"), load("destinations.json")
-CLAIMS = load("claims.json")
+CLAIMS, JWKS, FORMS = load("claims.json"), load("jwks.json"), load("forms.json")
 VECTORS = [*TOKENS["vectors"], *({**vector, "name": f"batch: {vector['name']}"} for vector in BATCH["vectors"])]
 SEQUENCES = [*TOKENS["sequences"], *BATCH["sequences"]]
 
 
-def guard() -> Pipeline:
-    """Return the consumer the vectors describe, with an empty store."""
-    clock, consumer = FakeClock(TOKENS["received"]), TOKENS["consumer"]
+def guard(vectors: Any = TOKENS) -> Pipeline:
+    """Return the consumer that a file of vectors describes, with an empty store."""
+    clock, consumer = FakeClock(vectors["received"]), vectors["consumer"]
     keys = jwk.load_key_set(consumer["jwks"])
     assert keys.skipped == ()
     return Pipeline(
         verifier=Verifier(
             keys={consumer["issuer"]: keys}, audience=consumer["audience"], leeway=consumer["leeway"],
-            max_lifetime=consumer["max_lifetime"],
+            max_lifetime=consumer["max_lifetime"], user_id=consumer.get("user_id"),
         ),
         policy=Allow(consumer["allow"]), replay=MemoryReplayStore(clock=clock), clock=clock,
     )  # fmt: skip
@@ -75,6 +75,13 @@ def test_the_files_are_what_the_generator_makes() -> None:
 def test_each_message_gets_its_verdict(vector: Any) -> None:
     """Positive and negative vectors alike."""
     outcome = judge(guard(), vector["message"])
+    assert (outcome.verdict.value, outcome.reason) == (vector["verdict"], vector["reason"])
+
+
+@pytest.mark.parametrize("vector", ANSWERS["vectors"], ids=lambda vector: vector["name"])
+def test_each_question_has_its_answer(vector: Any) -> None:
+    """What another implementation might take otherwise has one verdict."""
+    outcome = judge(guard(ANSWERS), vector["message"])
     assert (outcome.verdict.value, outcome.reason) == (vector["verdict"], vector["reason"])
 
 
@@ -111,11 +118,11 @@ def test_both_files_describe_one_consumer() -> None:
     assert (BATCH["consumer"], BATCH["received"]) == (TOKENS["consumer"], TOKENS["received"])
 
 
-@pytest.mark.parametrize("vectors", [TOKENS["vectors"], BATCH["vectors"]], ids=["tokens", "batch"])
-def test_no_verdict_depends_on_the_vectors_before_it(vectors: Any) -> None:
+@pytest.mark.parametrize("file", [TOKENS, BATCH, ANSWERS], ids=["tokens", "batch", "answers"])
+def test_no_verdict_depends_on_the_vectors_before_it(file: Any) -> None:
     """All vectors of a file through one consumer, and again in reverse: no verdict becomes another one."""
-    for order in (vectors, vectors[::-1]):
-        pipeline = guard()
+    for order in (file["vectors"], file["vectors"][::-1]):
+        pipeline = guard(file)
         for vector in order:
             outcome = judge(pipeline, vector["message"])
             assert (outcome.verdict.value, outcome.reason) == (vector["verdict"], vector["reason"]), vector["name"]
@@ -156,6 +163,46 @@ def test_no_two_claims_vectors_share_an_id() -> None:
     """Of another producer, of another place in its batch, of a release: another id."""
     ids = [vector["id_hex"] for vector in (*CLAIMS["messages"], *CLAIMS["releases"])]
     assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("vector", JWKS["vectors"], ids=lambda vector: vector["name"])
+def test_each_jwk_becomes_what_its_vector_says(vector: Any) -> None:
+    """A JWK is used, is not used, or counts as revoked from the beginning."""
+    found = list(jwk.load_key_set({"keys": [vector["jwk"]]}))
+    unreadable = [key.revocation is not None and key.revocation.revoked_at == 0 for key in found]
+    assert unreadable == {"used": [False], "revoked": [True], "unused": []}[vector["becomes"]]
+
+
+@pytest.mark.parametrize("vector", JWKS["sets"], ids=lambda vector: vector["name"])
+def test_each_set_gives_the_keys_of_its_vector(vector: Any) -> None:
+    """What cannot be used takes nothing with it, and a kid stands for one key or for none."""
+    found = jwk.load_key_set(json.dumps({"keys": vector["keys"]}).encode())
+    assert [key.kid for key in found] == vector["used"]
+
+
+@pytest.mark.parametrize("text", JWKS["no_sets"])
+def test_no_set_is_read_from_another_document(text: str) -> None:
+    """Only a strict JSON object with a list of keys is a set."""
+    with pytest.raises(ConfigurationError):
+        jwk.load_key_set(text.encode())
+
+
+@pytest.mark.parametrize("vector", FORMS["same"], ids=lambda vector: vector["name"])
+def test_both_forms_are_one_message(vector: Any) -> None:
+    """The two forms of a vector are read alike."""
+    assert repr(form_of(vector["form"])) == repr(form_of(vector["other"]))
+
+
+def form_of(form: Any) -> Any:
+    """Return the one form that is written of what a form is read to."""
+    return to_form(from_form(form))
+
+
+@pytest.mark.parametrize("vector", FORMS["malformed"], ids=lambda vector: vector["name"])
+def test_what_is_no_message_is_malformed(vector: Any) -> None:
+    """A form that is not the profile's is refused."""
+    with pytest.raises(MalformedMessage):
+        from_form(vector["form"])
 
 
 def test_no_two_headers_vectors_share_their_bytes() -> None:

@@ -18,7 +18,7 @@ from mqauth.audit.record import MAX_SOURCE, harmless, iso_time
 from mqauth.errors import Cause, MalformedMessage, Rejection, Unavailable, require
 from mqauth.letters.release import NO_PAST, Release
 from mqauth.wire import base64url, envelope, json_form, strict_json
-from mqauth.wire.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue, Message
+from mqauth.wire.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue, Message, fold
 
 PREFIX: Final = "mqauth-dead-"
 _LIVE_PROPERTIES: Final = frozenset(
@@ -234,7 +234,7 @@ def _split_headers(message: Message, carries: Carries) -> tuple[list[HeaderPair]
     metadata: dict[str, Any] = {"headers": [], "places": [], "stripped": 0}
     moved = False
     for name, value in message.headers:
-        lowered = name.lower()
+        lowered = fold(name)
         # One token stays a header. A second one is kept as evidence only.
         token = name == TOKEN_HEADER and not moved
         if lowered.startswith(PREFIX):

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from mqauth.errors import Reason, Rejection, require
 from mqauth.wire import batch, claims, destination, envelope, jws
-from mqauth.wire.message import Message
+from mqauth.wire.message import Message, fold
 
 RELEASE_HEADER: Final = "mqauth-release"
 RELEASE_TYPE: Final = "mqauth-release+jwt"
@@ -130,7 +130,7 @@ class OpenedRelease:
 
 def is_release(name: str) -> bool:
     """Tell whether a header name is that of a release, in any spelling."""
-    return len(name) == _LENGTH and name.lower() == RELEASE_HEADER
+    return len(name) == _LENGTH and fold(name) == RELEASE_HEADER
 
 
 def without_release(message: Message) -> Message:

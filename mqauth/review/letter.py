@@ -19,7 +19,7 @@ from mqauth.letters.release import MAX_HOPS
 from mqauth.wire import batch, destination, envelope, json_form, jws, strict_json
 from mqauth.wire import claims as claim_set
 from mqauth.wire.claims import Claims
-from mqauth.wire.message import TOKEN_HEADER, HeaderPair, Message, Origin
+from mqauth.wire.message import TOKEN_HEADER, HeaderPair, Message, Origin, fold
 
 UNKNOWN: Final = "unknown"
 _LIVE: Final = frozenset(("user-id", "expiration", "reply-to", "message-id", "delivery-mode", "cluster-id"))
@@ -190,7 +190,7 @@ def _kept(message: Message, scheme: str) -> Iterator[HeaderPair]:
     for name, value in message.headers:
         if name == f"{PREFIX}token":
             yield TOKEN_HEADER, value
-        elif name not in written and not name.lower().startswith(PREFIX):
+        elif name not in written and not fold(name).startswith(PREFIX):
             yield name, value
 
 

@@ -14,7 +14,7 @@ from mqauth.wire import base64url, envelope
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.jws import TOKEN_TYPE, LocalSigningKey
 from mqauth.wire.keys import Key, KeySet, Revocation
-from mqauth.wire.message import TOKEN_HEADER, HeaderValue, Message
+from mqauth.wire.message import TOKEN_HEADER, HeaderValue, Message, fold
 
 ISSUER: Final = "https://auth.example"
 SUBJECT: Final = "orders-api"
@@ -131,7 +131,7 @@ def with_token(message: Message, token: str, *, name: str = TOKEN_HEADER) -> Mes
 
 def without_token(message: Message) -> Message:
     """Return a message without its token headers."""
-    kept = tuple(pair for pair in message.headers if pair[0].lower() != TOKEN_HEADER)
+    kept = tuple(pair for pair in message.headers if fold(pair[0]) != TOKEN_HEADER)
     return replace(message, headers=kept)
 
 

@@ -24,7 +24,16 @@ from mqauth.wire import base64url
 from mqauth.wire.claims import Binding
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.jws import MAX_TOKEN
-from mqauth.wire.message import PROTECTED_PROPERTIES, TOKEN_HEADER, Form, HeaderPair, HeaderValue, Message, form_of
+from mqauth.wire.message import (
+    PROTECTED_PROPERTIES,
+    TOKEN_HEADER,
+    Form,
+    HeaderPair,
+    HeaderValue,
+    Message,
+    fold,
+    form_of,
+)
 
 MAX_DEPTH: Final = 32
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -36,7 +45,7 @@ _SIZES: Final = [size.to_bytes(4, "big") for size in range(_FEW)]
 _DIRECT_REPLY: Final = "amq.rabbitmq.reply-to"
 _BROKER_WRITTEN: Final = frozenset(("x-death", "x-delivery-count", "x-acquired-count"))
 _TRANSPORT: Final = _BROKER_WRITTEN | {
-    "x-delay", "timestamp_in_ms", "BCC", "traceparent", "tracestate", "baggage",
+    "x-delay", "timestamp_in_ms", "traceparent", "tracestate", "baggage",
 }  # fmt: skip
 _BROKER_PREFIXES: Final = ("x-first-death-", "x-last-death-", "x-stream-", "x-opt-")
 _TRANSPORT_PREFIXES: Final = (*_BROKER_PREFIXES, "mqauth-")
@@ -47,8 +56,11 @@ Encoder: TypeAlias = Callable[[Message], bytes]
 
 
 def is_transport(name: str) -> bool:
-    """Tell whether a header belongs to transports or to mqauth, which add, change or remove it."""
-    return name in _TRANSPORT or name.lower().startswith(_TRANSPORT_PREFIXES)
+    """Tell whether a header belongs to transports or to mqauth, which add, change or remove it.
+
+    What they add would be a covered header's twin in another case. ``BCC`` is removed, so ``bcc`` has no twin.
+    """
+    return name == "BCC" or (folded := fold(name)) in _TRANSPORT or folded.startswith(_TRANSPORT_PREFIXES)
 
 
 def is_broker_written(name: str) -> bool:
@@ -102,7 +114,7 @@ def refuse_token(names: Iterable[str]) -> None:
         MalformedMessage: there is one.
     """
     require(
-        not any(len(name) == _LENGTH and name.lower() == TOKEN_HEADER for name in names),
+        not any(len(name) == _LENGTH and fold(name) == TOKEN_HEADER for name in names),
         "the message carries a token already",
         MalformedMessage,
     )
@@ -124,7 +136,7 @@ def place_of_token(names: Sequence[str]) -> int:
     Raises:
         Rejection: ``token_missing`` or ``token_repeated``.
     """
-    found = [at for at, name in enumerate(names) if len(name) == _LENGTH and name.lower() == TOKEN_HEADER]
+    found = [at for at, name in enumerate(names) if len(name) == _LENGTH and fold(name) == TOKEN_HEADER]
     if len(found) > 1:
         raise Rejection(Reason.TOKEN_REPEATED, f"{len(found)} token headers")
     if not found or names[found[0]] != TOKEN_HEADER:
@@ -133,18 +145,19 @@ def place_of_token(names: Sequence[str]) -> int:
 
 
 def token_of_value(value: HeaderValue, *, on_kafka: bool) -> bytes:
-    """Return the token that stands in a header's value.
+    """Return the token that stands in a header's value: its type is judged, then its size, then its characters.
 
     Raises:
         Rejection: ``token_oversize`` or ``token_malformed``.
     """
-    if isinstance(value, str | bytes) and len(value) > MAX_TOKEN:
+    if not isinstance(value, bytes if on_kafka else str):
+        raise Rejection(Reason.TOKEN_MALFORMED, "the header is not of the type that its broker carries")
+    raw = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+    if len(raw) > MAX_TOKEN:
         raise Rejection(Reason.TOKEN_OVERSIZE, f"over {MAX_TOKEN} bytes")
-    if on_kafka and isinstance(value, bytes):
-        return value
-    if not on_kafka and isinstance(value, str) and value.isascii():
-        return value.encode("ascii")
-    raise Rejection(Reason.TOKEN_MALFORMED, "the header is not of the type that its broker carries")
+    if not on_kafka and not raw.isascii():
+        raise Rejection(Reason.TOKEN_MALFORMED, "the token is not ASCII")
+    return raw
 
 
 def check(message: Message, binding: Binding, encode: Encoder) -> None:
@@ -257,10 +270,10 @@ def refuse_case_twins(form: Form, covered: Iterable[str]) -> None:
         MalformedMessage: there is one.
     """
     exact = {*covered, *PROTECTED_PROPERTIES} if is_kafka(form[0]) else set(covered)
-    folded = {name.lower() for name in exact}
+    folded = {fold(name) for name in exact}
     require(len(folded) == len(exact), "two covered names differ in case only", MalformedMessage)
     require(
-        not any(name not in exact and name.lower() in folded for name in form[1]),
+        not any(name not in exact and fold(name) in folded for name in form[1]),
         "two header names differ in case only",
         MalformedMessage,
     )
@@ -338,8 +351,8 @@ def _scalar(value: object) -> bytes:
     if isinstance(value, float):
         # every NaN is the same one: clients keep neither its sign nor its payload
         return b"d" + struct.pack(">d", math.nan if math.isnan(value) else value)
-    if isinstance(value, datetime):
-        return _sized(b"T", str(epoch_seconds(value)).encode("ascii"))
+    if isinstance(value, datetime) and 0 <= (seconds := epoch_seconds(value)) < 2**32:
+        return _sized(b"T", str(seconds).encode("ascii"))
     if isinstance(value, Decimal) and is_carried_decimal(value):
         return _sized(b"D", format(value, "f").encode("ascii"))
     raise MalformedMessage(f"a header value is {type(value).__name__}, of a type or size that no broker carries")
@@ -352,14 +365,18 @@ def epoch_seconds(value: datetime) -> int:
 
 
 def is_carried_decimal(value: Decimal) -> bool:
-    """Tell whether a decimal is finite and its scale fits a byte, as AMQP has it, up or down."""
-    exponent = value.as_tuple().exponent
-    return isinstance(exponent, int) and -255 <= exponent <= 255
+    """Tell whether AMQP holds a decimal: an integer of 32 bits over a scale of 0 to 255, so no negative zero."""
+    sign, digits, exponent = value.as_tuple()
+    # it is bounded before it is written out, for it may be as long as it likes
+    return (
+        isinstance(exponent, int) and exponent >= -255 and len(digits) + max(exponent, 0) <= 10
+        and -(2**31) <= int(format(value, "f").replace(".", "")) < 2**31 and not (sign and value == 0)
+    )  # fmt: skip
 
 
 def is_carried_integer(value: int) -> bool:
-    """Tell whether an integer fits 64 bits, signed or not."""
-    return -(2**63) <= value < 2**64
+    """Tell whether an integer fits 64 bits with its sign: brokers and clients disagree about larger ones."""
+    return -(2**63) <= value < 2**63
 
 
 def utf8(text: str) -> bytes:

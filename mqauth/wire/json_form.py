@@ -36,7 +36,7 @@ Object, list and pair stand around the value of a header; each table in it adds 
 _require: Final = partial(require, error=MalformedMessage)
 _MEMBERS: Final = frozenset(("destination", "key", "body", "properties", "headers", "origin"))
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,300}(\.[0-9]{1,300})?")
-_INTEGER: Final = re.compile(r"-?[0-9]{1,20}")
+_INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _TEXT_ORIGIN: Final = ("scope", "cluster", "topic", "topic_id", "queue", "exchange", "routing_key")
@@ -133,7 +133,7 @@ def _foreign(value: object) -> dict[str, Any]:
 
 def _integer_to_form(value: int) -> dict[str, Any]:
     if not envelope.is_carried_integer(value):
-        return {"str": "(integer beyond 64 bits)"}
+        return _foreign(value)
     return {"int": value if abs(value) <= strict_json.MAX_INTEGER else str(value)}
 
 
@@ -205,7 +205,9 @@ def _float(value: Any) -> float:
 
 def _bytes(value: Any) -> bytes:
     with refusing((UnicodeEncodeError, binascii.Error), "not base64", MalformedMessage):
-        return base64.b64decode(_text(value).encode("ascii"), validate=True)
+        raw = base64.b64decode(_text(value).encode("ascii"), validate=True)
+    _require(_base64(raw) == value, "not canonical base64")
+    return raw
 
 
 def _time(value: Any) -> datetime:

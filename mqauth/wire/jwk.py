@@ -168,10 +168,10 @@ def _octets(members: Mapping[str, Any], name: str) -> bytes:
 
 def _algorithm(members: Mapping[str, Any], public: PublicKey) -> str:
     """Return the algorithm that a JWK names, or that its curve decides."""
-    named = members.get("alg")
-    if named is None:
+    if "alg" not in members:
         require(not isinstance(public, rsa.RSAPublicKey), "an RSA key without alg")
         return natural_algorithm(public)
+    named = members["alg"]
     require(isinstance(named, str), "its alg is no text")
     return "EdDSA" if named == "Ed25519" else str(named)
 

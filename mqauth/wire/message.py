@@ -37,6 +37,7 @@ PROTECTED_PROPERTIES: Final = (
 )
 """The seven properties that change a message's meaning; always covered, on Kafka as headers of these names."""
 
+_LOWER: Final = {ord(letter): letter.lower() for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
 _RECORD: Final = re.compile(r"([^/]+)/([0-9]{1,10})/([0-9]{1,20})(?:@(.{0,64}?)(?:/([A-Za-z0-9_-]{22}))?)?")
 NO_PROPERTIES: Final[Mapping[str, str]] = MappingProxyType({})
 _NAME: Final = itemgetter(0)
@@ -225,6 +226,14 @@ def message_of(  # noqa: PLR0917 - as above
     _NATIVE(message, native)
     _MALFORMED(message, malformed)
     return message
+
+
+def fold(name: str) -> str:
+    """Return a header name with its ASCII letters in lower case; names that are then equal differ in case only.
+
+    Other letters stay, since what their lower case is depends on the reader's version of Unicode.
+    """
+    return name.lower() if name.isascii() else name.translate(_LOWER)
 
 
 def form_of(message: Message) -> Form:

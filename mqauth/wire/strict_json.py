@@ -1,7 +1,7 @@
 """JSON, read so strictly that two readers cannot disagree about what it says (RFC 8259, RFC 7493).
 
 Refused are bytes that are not UTF-8, duplicate names, NaN and infinities, integers beyond +-2^53 (or, if
-asked for, beyond 64 bits), numbers that overflow, lone surrogates, and nesting deeper than asked for.
+asked for, beyond 64 bits with a sign), numbers that overflow, lone surrogates, and nesting deeper than asked for.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def loads(raw: bytes, *, depth: int, wide: bool = False) -> Any:
     Args:
         raw: the bytes, UTF-8.
         depth: how many containers may stand within each other; the outermost counts as 1.
-        wide: integers may have 64 bits, signed or not, as AMQP has them.
+        wide: integers may have 64 bits with their sign, as AMQP has them.
 
     Raises:
         StrictJSONError: the text breaks one of the rules of this module.
@@ -105,5 +105,5 @@ def _decoder(integer: Callable[[str], int]) -> json.JSONDecoder:
 
 
 _DECODER: Final = _decoder(_integers(-MAX_INTEGER, MAX_INTEGER + 1, "2^53"))
-_WIDE_DECODER: Final = _decoder(_integers(-(2**63), 2**64, "64 bits"))
+_WIDE_DECODER: Final = _decoder(_integers(-(2**63), 2**63, "64 bits"))
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))

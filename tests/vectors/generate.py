@@ -20,7 +20,9 @@ from mqauth.wire import strict_json as strictjson
 from mqauth.wire.json_form import to_form
 from mqauth.wire.keys import Key
 from mqauth.wire.message import Message, Origin
+from tests.vectors.answers import answers
 from tests.vectors.batches import batches
+from tests.vectors.readers import forms, key_sets
 from tests.vectors.world import (
     BATCH_FORGE,
     EVERY_TYPE,
@@ -337,6 +339,9 @@ def generate() -> dict[str, str]:
         "destinations.json": destinations(),
         "batch.json": batches(),
         "claims.json": claim_ids(),
+        "answers.json": answers(),
+        "jwks.json": key_sets(),
+        "forms.json": forms(),
     }
     return {name: json.dumps(content, indent=1, ensure_ascii=True) + "\n" for name, content in made.items()}
 
