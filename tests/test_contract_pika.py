@@ -34,6 +34,11 @@ class TestPikaDeliveries(QueueDeliveryContract):
         stage.close()
 
     @pytest.mark.slow
+    def test_consumes_again_when_its_queue_is_back(self, play: QueuePlay) -> None:
+        """A queue that was away for some seconds is consumed again."""
+        super().test_consumes_again_when_its_queue_is_back(play)
+
+    @pytest.mark.slow
     def test_consumes_again_when_its_queue_is_back_after_a_minute(self, play: QueuePlay) -> None:
         """A queue that was away for a minute is consumed again."""
         super().test_consumes_again_when_its_queue_is_back_after_a_minute(play)
