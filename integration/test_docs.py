@@ -130,6 +130,20 @@ async def _forge_on_rabbitmq(url: str) -> str:
     raise AssertionError("no dead letter")
 
 
+def test_pika_examples(rabbitmq: RabbitMQ, rabbitmq_reader: Reader, tmp_path: Path) -> None:
+    """The page's consumer on pika handles what its producer sent, dead-letters a forgery, and stops on SIGTERM."""
+    settle_in(rabbitmq_reader)
+    for block in marked("docs/operations.md", "rabbitmq"):
+        rabbitmq_reader.run(block)
+    producer, consumer = marked("docs/pika.md", "rabbitmq")
+    with consuming(rabbitmq_reader, consumer) as next_line:
+        rabbitmq_reader.run(producer)
+        assert next_line() == HANDLED + "acme\n"
+        letter = asyncio.run(_forge_on_rabbitmq(rabbitmq.url))
+    assert letter == "token_missing"
+    assert rejections(tmp_path) == ["token_missing"]
+
+
 def test_kafka_examples(kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> None:
     """The README's consumer handles what its producer sent, dead-letters a forgery, and stops on SIGTERM."""
     settle_in(kafka_reader)

@@ -24,6 +24,22 @@ from mqauth.testing.forge import Forge
 PATIENCE = 60.0
 
 
+class Store(MemoryReplayStore):
+    """A replay store that may be away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = False
+        self.asked = asyncio.Event()
+
+    def claim(self, request: Any, /) -> Any:
+        """Claim, or fail."""
+        if not self.away:
+            return super().claim(request)
+        self.asked.set()
+        raise ConnectionError
+
+
 class Shop:
     """A protected broker on RabbitMQ, and what its handler got.
 
@@ -37,13 +53,17 @@ class Shop:
         self.name = f"orders-{uuid.uuid4().hex}"
         self.dead = f"{self.name}.dead"
         self.handled: asyncio.Queue[Verified] = asyncio.Queue()
+        self.store = Store()
         self.guard = Pipeline(
             verifier=self.forge.verifier(),
             policy=self.forge.policy(f"rabbitmq:/{self.name}", "rabbitmq:/amq.rabbitmq.reply-to.#"),
-            replay=MemoryReplayStore(), audit=audit,
+            replay=self.store, audit=audit,
         )  # fmt: skip
         self.broker: Any = protect(
-            RabbitBroker(url), guard=self.guard, dead_letters=self.letters, signer=self.forge.signer()
+            RabbitBroker(url, graceful_timeout=0.1),
+            guard=self.guard,
+            dead_letters=self.letters,
+            signer=self.forge.signer(),
         )
 
     async def letters(self) -> wrapper.DeadLetters:
@@ -174,3 +194,21 @@ async def test_rabbitmq_unroutable(shop: Shop) -> None:
         await shop.broker.publish(7, f"{shop.name}.missing")
     await shop.broker.publish(7, shop.name)
     assert await shop.buried(1) == [("handler_failed", b"7")]
+
+
+async def test_rabbitmq_stop_while_deferred(shop: Shop) -> None:
+    """A broker that stops while a message is held leaves that message in its queue, unhandled."""
+    shop.store.away = True
+
+    @shop.broker.subscriber(shop.name)
+    async def take(order: int, verified: VerifiedMessage) -> None:
+        shop.handled.put_nowait(verified)
+
+    await shop.broker.start()
+    await shop.broker.publish(7, shop.name)
+    async with asyncio.timeout(PATIENCE):
+        await shop.store.asked.wait()
+        await shop.broker.stop()
+    async with await aio_pika.connect(shop.broker.specification.url[0]) as connection:
+        queue: Any = await (await connection.channel()).declare_queue(shop.name, passive=True)
+    assert (queue.declaration_result.message_count, shop.handled.qsize()) == (1, 0)

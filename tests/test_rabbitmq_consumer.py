@@ -24,11 +24,11 @@ from pamqp.header import ContentHeader
 
 from mqauth import AuditFile, Cause, ConfigurationError, MemoryReplayStore, Pipeline, Verdict, Verified
 from mqauth.brokers import rabbitmq
+from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.queue.processor import Processor, StartedDelivery
 from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_untouched, try_settle
 from mqauth.brokers.rabbitmq.incoming import Delivered
 from mqauth.brokers.rabbitmq.queue import Deliveries
-from mqauth.brokers.rabbitmq.topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.rabbitmq.translate import from_native, headers_out
 from mqauth.delivery.hold import HeldDelivery
 from mqauth.delivery.progress import again

@@ -8,10 +8,12 @@ from typing import Any, assert_type
 import aio_pika
 import confluent_kafka
 from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractQueue
+from faststream.rabbit import RabbitBroker
 from kafka import KafkaConsumer, KafkaProducer
 
 import mqauth
 from mqauth.brokers import confluent, kafka, rabbitmq
+from mqauth.integrations.faststream import VerifiedMessage, protect
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 
 signer = mqauth.Signer(
@@ -54,6 +56,17 @@ def on_kafka(client: KafkaConsumer, main: KafkaProducer, separate: KafkaProducer
     producer = kafka.Producer(main, signer)
     producer.send("orders", value=b"...", key=b"42")
     kafka.Consumer(client, guard, handle, dead_letters=kafka.DeadLetters(separate, "orders.dead")).run()
+
+
+def on_faststream(dead_letters: rabbitmq.DeadLetters) -> None:
+    """Protect a broker; it keeps its type, and a handler's parameter is a ``Verified``."""
+    broker = protect(RabbitBroker(), guard=guard, dead_letters=dead_letters, signer=signer)
+    assert_type(broker, RabbitBroker)
+
+    @broker.subscriber("orders")
+    async def take(order: dict[str, int], verified: VerifiedMessage) -> str:
+        assert_type(verified, mqauth.Verified)
+        return verified.subject
 
 
 def on_confluent(client: confluent_kafka.Consumer, main: confluent_kafka.Producer, config: dict[str, Any]) -> None:

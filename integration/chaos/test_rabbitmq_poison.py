@@ -14,7 +14,7 @@ from integration.chaos.rabbitmq_poison import POISONS, publish_poison
 from integration.chaos.rabbitmq_scene import Scene, scene, until
 from integration.services import RabbitMQ
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.rabbitmq.topology import DEFAULT_DELIVERY_LIMIT, UNPARSEABLE
+from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, UNPARSEABLE
 
 Report = Callable[[Count], None]
 SPINS = 6

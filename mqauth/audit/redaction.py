@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 REDACTED: Final = "<token>"
-LOGGERS: Final = ("mqauth", "aio_pika", "aiormq", "pamqp", "kafka", "redis", "asyncio")
+LOGGERS: Final = ("mqauth", "aio_pika", "aiormq", "pamqp", "pika", "kafka", "redis", "asyncio")
 _TOKEN: Final = re.compile(r"eyJ[A-Za-z0-9_\-]{8,}(?:[.~][A-Za-z0-9_\-]*)*")
 _MARK: Final = "eyJ"
 

@@ -25,6 +25,11 @@ SHORT_STRINGS: Final = {
     "app-id": "app_id", "user-id": "user_id",
 }  # fmt: skip
 """AMQP's text properties, each with the attribute that clients keep it in."""
+MAX_HEADER_FRAME: Final = 131_064
+"""Bytes of properties and headers in one frame: RabbitMQ's ``frame_max`` of 131,072 less the frame's own 8."""
+_REST: Final = 12
+"""Bytes of a header frame before its properties: class, weight and body size."""
+DIRECT_REPLY: Final = "amq.rabbitmq.reply-to."
 _ID_BYTES: Final = 16
 Number: TypeAlias = tuple[str, str, Callable[[object], int | None]]
 """A number property: its name, the client's attribute, and the function that reads it or returns ``None``."""
@@ -170,6 +175,39 @@ def published(
             (header_name(name), on_wire(value, scalar, MAX_DEPTH)) for name, value in (headers or {}).items()
         ]),
     )  # fmt: skip
+
+
+def check_frame(size: int, limit: int = MAX_HEADER_FRAME) -> None:
+    """Refuse a message for whose header frame RabbitMQ would close the connection.
+
+    Args:
+        size: bytes of its properties, encoded.
+        limit: most bytes of the frame.
+
+    Raises:
+        MalformedMessage: it is over the limit.
+    """
+    size += _REST
+    if size > limit:
+        raise MalformedMessage(
+            f"properties and headers, token included, are {size} bytes: the broker takes {limit} bytes"
+        )
+
+
+def mandatory_reply(place: object) -> bool:
+    """Return whether an answer to a reply-to is to be mandatory.
+
+    RabbitMQ appends a suffix to a reply-to of ``amq.rabbitmq.reply-to``, and the token of a request binds that
+    without the suffix: whoever can publish a request again can redirect its answer. The answer is bound to the
+    place that it is sent to.
+
+    Raises:
+        MalformedMessage: there is no reply-to.
+    """
+    if not isinstance(place, str) or not place:
+        raise MalformedMessage("the message cannot be answered: it has no reply-to")
+    # RabbitMQ returns a mandatory direct reply although it delivers it (manual, Direct Reply-to).
+    return not place.startswith(DIRECT_REPLY)
 
 
 def _origin(said: tuple[str, str, str, str, bool, int | None]) -> Origin:

@@ -180,7 +180,10 @@ def _name_in(name: object, faults: list[str]) -> str:
 
 def _value_in(value: object, depth: int, faults: list[str]) -> HeaderValue:
     """Return a header value in our types; a value that has none becomes its text, and a fault."""
-    if value is None or isinstance(value, bool | int | float | str | bytes | datetime | Decimal):
+    if isinstance(value, int) and not isinstance(value, bool):
+        # pika has a class of its own for integers of 64 bits.
+        return int(value)
+    if value is None or isinstance(value, bool | float | str | bytes | datetime | Decimal):
         return value
     if isinstance(value, bytearray):
         return bytes(value)
@@ -217,6 +220,11 @@ def value_out(value: HeaderValue, octets: Callable[[bytes], Any]) -> Any:
     if isinstance(value, Mapping):
         return {name: value_out(item, octets) for name, item in value.items()}
     return value
+
+
+def headers_out(pairs: tuple[HeaderPair, ...], octets: Callable[[bytes], Any]) -> dict[str, Any]:
+    """Return header pairs as a fresh dict that a client can send; ``octets`` as in ``value_out``."""
+    return {name: value if type(value) is str else value_out(value, octets) for name, value in pairs}
 
 
 def arrives(name: str, value: HeaderValue, sent: Any, scalar: Scalar) -> bool:

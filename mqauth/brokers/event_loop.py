@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
-from contextvars import Context
+from contextvars import Context, copy_context
 from typing import Any
+
+from mqauth.flow import is_async
 
 Timer = Callable[[float, Callable[[], None]], Any]
 """Calls a function after so many seconds: ``call_later``, or a test's own."""
@@ -26,6 +28,22 @@ def was_cancelled() -> bool:
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def on_thread(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a handler that an event loop can run: a plain function runs on a thread, and is never cut off."""
+    if is_async(handler):
+        return handler
+
+    async def handle(verified: Any) -> Any:
+        running = asyncio.get_running_loop().run_in_executor(None, copy_context().run, handler, verified)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            # The grace is over. A thread cannot be interrupted, and what it did must count.
+            return await running
+
+    return handle
 
 
 async def first_of(*wanted: Awaitable[Any]) -> None:

@@ -11,11 +11,12 @@ from faststream.rabbit.parser import AioPikaParser
 from faststream.rabbit.schemas import RABBIT_REPLY, QueueType
 
 from mqauth.brokers import rabbitmq
+from mqauth.brokers.amqp_messages import DIRECT_REPLY
+from mqauth.brokers.amqp_topology import stream_refused
 from mqauth.brokers.rabbitmq.channel import is_stale
 from mqauth.brokers.rabbitmq.consumer import limit_of
-from mqauth.brokers.rabbitmq.producer import DIRECT_REPLY, OUT_OF_REACH
+from mqauth.brokers.rabbitmq.producer import OUT_OF_REACH
 from mqauth.brokers.rabbitmq.queue import Deliveries
-from mqauth.brokers.rabbitmq.topology import stream_refused
 from mqauth.signer import Signer
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.rabbitmq.topology import UNPARSEABLE
+from mqauth.brokers.amqp_topology import UNPARSEABLE
 from mqauth.judging.pipeline import Pipeline
 from mqauth.testing.clock import RunningClock
 from mqauth.testing.delivery_stage import AckObserver, Steps

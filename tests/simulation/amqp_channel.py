@@ -68,6 +68,7 @@ class Channel:
             commands.Confirm.Select: self._on_select, commands.Basic.Qos: self._on_qos,
             commands.Queue.Declare: self._on_queue_declare, commands.Queue.Bind: self._on_bind,
             commands.Queue.Delete: self._on_queue_delete, commands.Exchange.Declare: self._on_exchange_declare,
+            commands.Exchange.Delete: self._on_exchange_delete,
             commands.Basic.Consume: self._on_consume, commands.Basic.Cancel: self._on_cancel,
             commands.Basic.Ack: self._on_ack, commands.Basic.Nack: self._on_nack,
             commands.Basic.Reject: self._on_nack, commands.Basic.Publish: self._on_publish,
@@ -171,6 +172,10 @@ class Channel:
     def _on_exchange_declare(self, frame: commands.Exchange.Declare) -> None:
         self._broker.declare_exchange(frame.exchange or "", passive=bool(frame.passive))
         self._send(commands.Exchange.DeclareOk())
+
+    def _on_exchange_delete(self, frame: commands.Exchange.Delete) -> None:
+        self._broker.hide_exchange(frame.exchange or "")
+        self._send(commands.Exchange.DeleteOk())
 
     def _on_consume(self, frame: commands.Basic.Consume) -> None:
         queue = self._broker.queue(frame.queue or "")

@@ -14,9 +14,9 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol
 
+from mqauth.brokers.background import BackgroundRun
 from mqauth.clock import Clock
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.health import Health
@@ -171,7 +171,7 @@ class LogClient(Protocol):
         """Leave the client as it was given to us."""
 
 
-class LogConsumer:
+class LogConsumer(BackgroundRun):
     """Consumes until it is stopped, by ``run`` or in the background of a ``with`` block.
 
     Args:
@@ -201,8 +201,6 @@ class LogConsumer:
         self._patience = patience
         self._workers = WorkerThreads(threads, self._poll_once, assignment.choose, work.visit)
         self._started = self._running = False
-        self._background: threading.Thread | None = None
-        self._error: BaseException | None = None
 
     def run(self, signals: bool = False) -> None:
         """Consume until ``stop`` is called, then finish what runs, commit, and seek back to what is not settled.
@@ -237,34 +235,6 @@ class LogConsumer:
     def health(self) -> Health:
         """Return how the consumer is doing now; may be called from any thread."""
         return self._assignment.health(self._running)
-
-    @property
-    def failed(self) -> bool:
-        """Whether a background run ended with an error, which leaving the ``with`` block raises."""
-        return self._error is not None
-
-    def __enter__(self) -> Self:
-        """Run in a background thread."""
-        self._background = threading.Thread(target=self._run_in_background, name="mqauth-kafka", daemon=True)
-        self._background.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop gracefully; raise the error that ended ``run``, unless the block raised one."""
-        self.stop()
-        if self._background is not None:
-            self._background.join()
-        if self._error is not None and kind is None:
-            raise self._error
-
-    def _run_in_background(self) -> None:
-        try:
-            self.run()
-        except BaseException as error:
-            _LOG.error("the consumer stopped: %s", type(error).__name__)
-            self._error = error
 
     def settle(self) -> None:
         """Before a rebalance: begin nothing until this poll has ended, let what runs end, and commit it."""

@@ -47,7 +47,8 @@ class QueueConsumer:
         sleep: waits so many seconds.
 
     Raises:
-        ConfigurationError: a setting is out of its limits.
+        ConfigurationError: the pipeline has no audit, dead letters go to the queue itself, or a setting is out of
+            its limits.
     """
 
     def __init__(
@@ -72,6 +73,10 @@ class QueueConsumer:
             raise ConfigurationError(
                 f"prefetch must be 1 to {_MAX_PREFETCH}, max_held 0 to {MAX_HELD}, and grace not negative"
             )
+        if guard.audit is None:
+            raise ConfigurationError("a consumer's pipeline needs audit=")
+        if dead_letters.name == calls.queue:
+            raise ConfigurationError("dead letters must go to another queue than the one consumed")
         if not 1.0 <= hold < consumer_timeout:
             raise ConfigurationError("hold must be at least 1 second, and shorter than consumer_timeout")
         beside = min(HELD_PER_PREFETCH * prefetch, MAX_HELD) if max_held is None else max_held
@@ -189,7 +194,7 @@ class QueueConsumer:
 
     async def _ask_for_refusal(self) -> None:
         if (refusal := await self._calls.refusal()) is not None:
-            self._fail(refusal)
+            self.fail(refusal)
 
     async def _turn_away(self, native: Any, acks: Acks | None) -> None:
         # Only once nothing is consumed any more: it would come again at once.
@@ -202,7 +207,7 @@ class QueueConsumer:
         try:
             found = self._processor.begin(native, acks)
         except BaseException as error:
-            self._fail(error)
+            self.fail(error)
             return None
         finally:
             self._in_callback = 0
@@ -217,7 +222,7 @@ class QueueConsumer:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            return self._fail(error)
+            return self.fail(error)
         if outcome is not None:
             self._settled(outcome)
 
@@ -237,18 +242,18 @@ class QueueConsumer:
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as error:
-            self._fail(error)
+            self.fail(error)
 
     # The end
 
-    def _fail(self, error: BaseException) -> None:
-        """Remember the error that ends the consumer, for ``run`` to raise, and begin to stop."""
+    def fail(self, error: BaseException) -> None:
+        """Begin to stop because of an error, which ``run`` raises in the end."""
         self._window.fail(error)
         self._end()
 
     async def _end_by(self, error: BaseException) -> None:
         """Begin to stop because of an error, and return once nothing is consumed any more."""
-        self._fail(error)
+        self.fail(error)
         await self._subscription.cancelled()
 
     def _stop(self) -> None:

@@ -9,15 +9,14 @@ from typing import Any, Final
 
 from aio_pika.abc import AbstractQueue
 
+from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, stream_refused
 from mqauth.brokers.event_loop import Sleep
 from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.brokers.rabbitmq.channel import share_connection
 from mqauth.brokers.rabbitmq.producer import Producer, as_responder
 from mqauth.brokers.rabbitmq.queue import Queue
-from mqauth.brokers.rabbitmq.topology import DEFAULT_DELIVERY_LIMIT, stream_refused
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER
 from mqauth.delivery.slot import NO_LIMIT
-from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
@@ -82,7 +81,7 @@ class Consumer(QueueConsumer):
             consumer_timeout=consumer_timeout, delivery_limit=limit_of(queue, delivery_limit), max_held=max_held,
             decode=decode, responder=as_responder(replies, dead_letters), sleep=sleep,
         )  # fmt: skip
-        _check(queue, guard, dead_letters)
+        _check(queue, dead_letters)
 
 
 def _is_classic(queue: AbstractQueue) -> bool:
@@ -99,12 +98,8 @@ def limit_of(queue: AbstractQueue, configured: int | None) -> int:
     return limit if isinstance(limit, int) else DEFAULT_DELIVERY_LIMIT
 
 
-def _check(queue: AbstractQueue, guard: Pipeline, dead_letters: DeadLetterSink) -> None:
+def _check(queue: AbstractQueue, dead_letters: DeadLetterSink) -> None:
     """Refuse what cannot work, and warn of what will hurt."""
-    if guard.audit is None:
-        raise ConfigurationError("a consumer's pipeline needs audit=")
-    if dead_letters.name == queue.name:
-        raise ConfigurationError("dead letters must go to another queue than the one consumed")
     if (getattr(queue, "arguments", None) or {}).get("x-queue-type") == "stream":
         raise stream_refused(queue.name)
     if share_connection(queue.channel, getattr(dead_letters, "channel", None)):

@@ -15,7 +15,7 @@ from aio_pika import exceptions
 from aio_pika.abc import AbstractExchange, AbstractMessage, PublishResultType
 from pamqp import commands
 
-from mqauth.brokers.amqp_messages import new_message_id
+from mqauth.brokers.amqp_messages import mandatory_reply, new_message_id
 from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, closing_is_an_error, reopen
 from mqauth.brokers.rabbitmq.confirmed import DeadLetters
 from mqauth.brokers.rabbitmq.publishing import PublishPath, PublishPaths, one_at_a_time
@@ -28,7 +28,6 @@ from mqauth.signer import Signer
 from mqauth.wire.batch import DEFAULT_LINGER
 from mqauth.wire.message import Message
 
-DIRECT_REPLY: Final = "amq.rabbitmq.reply-to."
 OUT_OF_REACH: Final = (exceptions.AMQPConnectionError, exceptions.ChannelInvalidStateError, OSError, Unavailable)
 """Errors of a publish where channel, connection or signing key are gone, and the broker has refused nothing."""
 _LOG: Final = logging.getLogger("mqauth.rabbitmq")
@@ -208,19 +207,11 @@ async def _reply(producer: Producer, verified: Verified, body: bytes) -> Publish
 
     While the connection or the signing key cannot be reached the handler is deferred. An answer that the broker
     refuses, because no queue takes it or it is too large, fails the handler.
-
-    RabbitMQ appends a suffix to a reply-to of ``amq.rabbitmq.reply-to``, and the request's token binds the
-    reply-to
-    without it: whoever can publish a request again can redirect its answer. The answer itself is bound to the
-    place that it is sent to.
     """
     place = getattr(verified.native, "reply_to", None)
-    if not isinstance(place, str) or not place:
-        raise MalformedMessage("the message cannot be answered: it has no reply-to")
+    mandatory = mandatory_reply(place)
     answer = aio_pika.Message(body, correlation_id=verified.properties.get("correlation-id"))
-    # RabbitMQ returns a mandatory direct reply although it delivers it (manual, Direct Reply-to).
-    mandatory = not place.startswith(DIRECT_REPLY)
     try:
-        return await producer.publish(answer, place, mandatory=mandatory)
+        return await producer.publish(answer, str(place), mandatory=mandatory)
     except OUT_OF_REACH as error:
         raise RetryLater(f"the answer could not be sent: {type(error).__name__}") from error

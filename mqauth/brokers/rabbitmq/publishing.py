@@ -19,8 +19,9 @@ from aio_pika import exceptions
 from aio_pika.abc import AbstractExchange, AbstractMessage
 from pamqp import commands
 
+from mqauth.brokers.amqp_messages import check_frame
 from mqauth.brokers.rabbitmq.channel import is_untouched
-from mqauth.brokers.rabbitmq.translate import Measured, agreed, check_frame, frame_limit, headers_out, unsendable
+from mqauth.brokers.rabbitmq.translate import Measured, agreed, frame_limit, headers_out, unsendable
 from mqauth.wire.message import Message
 
 DRAIN_EVERY: Final = 32
@@ -77,7 +78,7 @@ class DirectPath:
             raw = taken.marshal()
         except Exception as error:
             raise unsendable(error) from error
-        check_frame(raw)
+        check_frame(len(raw))
         return Encoded(taken.message_id or "", raw, sealed.body or b"")
 
     async def send(self, ready: Any, routing_key: str, *, mandatory: bool, immediate: bool) -> Any:
@@ -89,7 +90,7 @@ class DirectPath:
         if exchange.channel.is_closed:
             raise exceptions.ChannelInvalidStateError("the channel is closed")
         channel: aiormq.Channel = await exchange.channel.get_underlay_channel()
-        check_frame(ready.raw, agreed(channel))
+        check_frame(len(ready.raw), agreed(channel))
         self._sent += 1
         return await channel.basic_publish(
             ready.body,

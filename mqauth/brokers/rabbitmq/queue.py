@@ -12,12 +12,13 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractQueue, AbstractRobustC
 from aio_pika.exceptions import AMQPChannelError
 from aiormq.abc import AbstractChannel
 
+from mqauth.brokers.amqp_topology import OFFSET, stream_refused
 from mqauth.brokers.queue.channel import PART, RoundTrip, Send
 from mqauth.brokers.queue.client import OpenChannel, Take
 from mqauth.brokers.rabbitmq import channel as channels
 from mqauth.brokers.rabbitmq.channel import LOST, ClosedByOwnerError, closing_is_an_error, try_settle
 from mqauth.brokers.rabbitmq.incoming import subscribed
-from mqauth.brokers.rabbitmq.topology import OFFSET, is_stream, stream_refused
+from mqauth.brokers.rabbitmq.topology import is_stream
 from mqauth.brokers.rabbitmq.translate import failures_of, from_native
 from mqauth.errors import ConfigurationError
 from mqauth.wire.message import Message

@@ -19,15 +19,11 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractMessage
 from pamqp import commands
 
 from mqauth.brokers import amqp_messages, amqp_values
-from mqauth.brokers.amqp_messages import SHORT_STRINGS, Number
+from mqauth.brokers.amqp_messages import MAX_HEADER_FRAME, SHORT_STRINGS, Number, check_frame
 from mqauth.brokers.rabbitmq.incoming import Unreadable
 from mqauth.errors import MalformedMessage
 from mqauth.wire.message import HeaderPair, HeaderValue, Message
 
-MAX_HEADER_FRAME: Final = 131_064
-"""Bytes of properties and headers in one frame: RabbitMQ's ``frame_max`` of 131,072 less the frame's own 8."""
-_REST: Final = 12
-"""Bytes of a header frame before its properties: class, weight and body size."""
 _OTHERS: Final = ("headers", "delivery_mode", "priority", "expiration", "timestamp")
 
 
@@ -46,23 +42,6 @@ async def frame_limit(channel: Any) -> int:
     """Return the bytes that a header frame may have on aio-pika's channel, once that is open."""
     ask = getattr(channel, "get_underlay_channel", None)
     return MAX_HEADER_FRAME if ask is None else agreed(await ask())
-
-
-def check_frame(raw: bytes, limit: int = MAX_HEADER_FRAME) -> None:
-    """Refuse a message for whose header frame RabbitMQ would close the connection.
-
-    Args:
-        raw: its properties, encoded.
-        limit: most bytes of the frame.
-
-    Raises:
-        MalformedMessage: it is over the limit.
-    """
-    size = len(raw) + _REST
-    if size > limit:
-        raise MalformedMessage(
-            f"properties and headers, token included, are {size} bytes: the broker takes {limit} bytes"
-        )
 
 
 class Measured(aio_pika.Message):
@@ -96,7 +75,7 @@ class Measured(aio_pika.Message):
             raw = found.marshal()
         except Exception as error:
             raise unsendable(error) from error
-        check_frame(raw, self.limit)
+        check_frame(len(raw), self.limit)
         return found
 
 
@@ -173,9 +152,7 @@ def to_native(message: Message, *, message_id: str) -> Measured:
 
 def headers_out(pairs: tuple[HeaderPair, ...]) -> dict[str, Any]:
     """Return header pairs as a fresh dict that aio-pika can send."""
-    return {
-        name: value if type(value) is str else amqp_values.value_out(value, bytearray) for name, value in pairs
-    }
+    return amqp_values.headers_out(pairs, bytearray)
 
 
 def carries(name: str, value: HeaderValue) -> bool:

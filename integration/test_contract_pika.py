@@ -1,0 +1,55 @@
+"""The broker contract on a real RabbitMQ, by pika."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from integration.services import RabbitMQ
+from integration.stage_pika import PikaQueueStage, PikaStage
+from mqauth.testing.contract import BatchContract, BrokerContract
+from mqauth.testing.delivery_contract_queue import QueueDeliveryContract, QueuePlay
+from mqauth.testing.delivery_stage import QueueStage
+from mqauth.testing.stage import Stage
+
+
+class TestPika(BrokerContract):
+    """What every broker wrapper must do, done by ours for pika."""
+
+    @pytest.fixture
+    def stage(self, rabbitmq: RabbitMQ) -> Iterator[Stage]:
+        """Yield a fresh stage."""
+        stage = PikaStage(rabbitmq.url)
+        yield stage
+        stage.close()
+
+
+class TestPikaInBatches(BatchContract):
+    """The same with batch tokens."""
+
+    @pytest.fixture
+    def stage(self, rabbitmq: RabbitMQ) -> Iterator[Stage]:
+        """Yield a fresh stage."""
+        stage = PikaStage(rabbitmq.url)
+        yield stage
+        stage.close()
+
+
+class TestPikaDeliveries(QueueDeliveryContract):
+    """What becomes of deliveries, with several consumers of one queue."""
+
+    @pytest.fixture
+    def stage(self, rabbitmq: RabbitMQ) -> Iterator[QueueStage]:
+        """Yield a fresh stage."""
+        stage = PikaQueueStage(rabbitmq.url)
+        yield stage
+        stage.close()
+
+    @pytest.mark.slow
+    def test_consumes_again_when_its_queue_is_back(self, play: QueuePlay) -> None:
+        """A queue that was away for some seconds is consumed again."""
+        super().test_consumes_again_when_its_queue_is_back(play)
+
+    @pytest.mark.slow
+    def test_consumes_again_when_its_queue_is_back_after_a_minute(self, play: QueuePlay) -> None:
+        """A queue that was away for a minute is consumed again."""
+        super().test_consumes_again_when_its_queue_is_back_after_a_minute(play)

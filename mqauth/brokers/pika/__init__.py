@@ -1,0 +1,90 @@
+"""RabbitMQ through pika: wrap a ``pika.BlockingConnection`` with ``Producer`` or ``Consumer``.
+
+``DeadLetters`` takes what is rejected, ``declare_source`` makes the queue to consume from. A program that settles
+its deliveries itself, in a callback of ``basic_consume``, takes ``judge``. Install the ``pika`` extra.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pika.adapters.blocking_connection import BlockingChannel
+
+from mqauth.brokers.log.judge import Judgement
+from mqauth.brokers.pika.confirmed import AuditQueue, DeadLetters, UnroutableError
+from mqauth.brokers.pika.consumer import Consumer
+from mqauth.brokers.pika.link import LOST
+from mqauth.brokers.pika.producer import Producer
+from mqauth.brokers.pika.queue import Delivered, Deliveries
+from mqauth.brokers.pika.topology import declare_dead_letters, declare_source
+from mqauth.brokers.pika.translate import from_native, to_message
+from mqauth.delivery.health import QueueHealth as Health
+from mqauth.delivery.slot import Slot
+from mqauth.flow import run
+from mqauth.judging.pipeline import Delivery, Pipeline
+
+__all__ = [
+    "AuditQueue",
+    "Consumer",
+    "DeadLetters",
+    "Health",
+    "Judgement",
+    "Producer",
+    "UnroutableError",
+    "declare_dead_letters",
+    "declare_source",
+    "from_native",
+    "judge",
+    "to_message",
+]
+
+
+def judge(
+    guard: Pipeline,
+    channel: BlockingChannel,
+    method: Any,
+    properties: Any,
+    body: bytes,
+    *,
+    queue: str,
+    scope: str | None = None,
+) -> Judgement:
+    """Judge one delivery, and claim it in the replay store where it is accepted; nothing is settled.
+
+    A rejection that depends on the moment waits for a round trip on its channel, as with ``Consumer``: its
+    ``dead_letter`` raises ``StaleDelivery`` where the channel ended, so that the delivery comes again.
+
+    Args:
+        guard: the pipeline; its plug-ins must not be asynchronous.
+        channel: as a callback of ``basic_consume`` gets it.
+        method: likewise.
+        properties: likewise.
+        body: likewise.
+        queue: where it was taken from.
+        scope: on whose behalf it was taken; by default the queue.
+
+    Raises:
+        ConfigurationError: a plug-in is asynchronous.
+        StaleDelivery: its channel ended: the broker delivers it again.
+    """
+    native, calls = Delivered(channel, method, properties, body), Deliveries(queue, scope)
+    delivery = guard.receive(calls.message(native))
+    slot = Slot(native, calls, guard.clock.monotonic())
+
+    def fence(delivery: Delivery) -> None:
+        unproven = slot.unproven(delivery)
+        if unproven is not None:
+            slot.answered(unproven, lives=_answers(channel))
+
+    delivery.fence = fence
+    fence(delivery)
+    return Judgement(guard, delivery, run(guard.judge(delivery)))
+
+
+def _answers(channel: BlockingChannel) -> bool:
+    """Return whether a channel answers; pika waits for that until the connection is lost."""
+    try:
+        channel.flow(True)
+    except LOST:
+        return False
+    return True

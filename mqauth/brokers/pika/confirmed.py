@@ -1,0 +1,264 @@
+"""Publishes that are confirmed by the broker, and what is published so: dead letters and audit records.
+
+Dead letters are published by us, since ``basic.reject`` cannot carry a reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, Final
+
+import pika
+from pika import BasicProperties, BlockingConnection
+from pika.exceptions import ChannelClosedByBroker, NackError
+
+from mqauth.audit.record import AuditRecord
+from mqauth.brokers.amqp_messages import new_message_id
+from mqauth.brokers.dead_letters import first_taken, in_time
+from mqauth.brokers.pika.link import LOST, Line, here, link_of
+from mqauth.brokers.pika.topology import declare_dead_letters
+from mqauth.brokers.pika.translate import PERSISTENT, carries, check_properties, to_properties
+from mqauth.errors import Cause, ConfigurationError, MqauthError, Unavailable
+from mqauth.flow import arun
+from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize
+from mqauth.wire import strict_json as strictjson
+from mqauth.wire.message import Message
+
+DEFAULT_MAX_BODY: Final = 16 * 1024 * 1024
+"""RabbitMQ 4's default ``max_message_size``, bytes."""
+CONTENT_TYPE: Final = "application/json"
+RECORD_TYPE: Final = "mqauth-audit-1"
+_PRECONDITION_FAILED: Final = 406
+
+
+class UnroutableError(MqauthError, pika.exceptions.UnroutableError):
+    """The broker returned a mandatory message, since no queue takes its routing key; nothing was kept."""
+
+    code = "unroutable"
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+    def __str__(self) -> str:
+        return "no queue is bound for this exchange and routing key"
+
+
+class TooLargeError(ValueError):
+    """The broker closed the channel for a message, because of its size for example."""
+
+
+class Publisher:
+    """Publishes on a channel of its own with publisher confirms, many messages at once.
+
+    Args:
+        connection: pika's.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self.link = link_of(connection)
+        self._line: Line | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._count = 0
+        self._unconfirmed: dict[int, tuple[str, asyncio.Future[Exception | None]]] = {}
+        self._returned: set[str] = set()
+
+    async def publish(
+        self, exchange: str, routing_key: str, body: bytes, properties: BasicProperties, *, mandatory: bool
+    ) -> None:
+        """Publish a message once the channel is open; return once the broker has confirmed it.
+
+        Args:
+            exchange: empty for the default exchange.
+            routing_key: where to.
+            body: the bytes.
+            properties: with a message id.
+            mandatory: have the broker return the message where no queue takes it.
+
+        Raises:
+            MalformedMessage: its header frame is over what the broker takes.
+            UnroutableError: no queue takes it.
+            pika.exceptions.NackError: the broker refused it.
+            TooLargeError: the broker closed the channel for it.
+            pika.exceptions.AMQPError: the channel or its connection ended.
+        """
+        check_properties(properties, self.link.frame_size)
+        self.link.attach()
+        line, name = await self._ready(), str(properties.message_id)
+        # A returned message is known by its id alone, so no two of one id are in flight.
+        while same := [confirm for known, confirm in self._unconfirmed.values() if known == name]:
+            await asyncio.wait(same)
+            line = await self._ready()
+        self._count += 1
+        confirm: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        self._unconfirmed[self._count] = name, confirm
+        line.native.basic_publish(exchange, routing_key, body, properties, mandatory)
+        if (error := await asyncio.shield(confirm)) is not None:
+            raise error
+
+    async def _ready(self) -> Line:
+        """Return the channel, opened anew where it was closed; those who wait share one opening."""
+        while self._line is None or not self._line.is_open:
+            if self._opening is None or self._opening.done():
+                self._opening = asyncio.create_task(self._open())
+            await asyncio.shield(self._opening)
+        return self._line
+
+    async def _open(self) -> None:
+        line = await self.link.channel(self._on_close)
+        line.native.add_on_return_callback(self._on_return)
+        await line.ask(line.native.confirm_delivery, self._on_confirm)
+        self._line, self._count = line, 0
+
+    def _on_return(self, _channel: object, _method: object, properties: BasicProperties, _body: bytes) -> None:
+        self._returned.add(properties.message_id)
+
+    def _on_confirm(self, frame: Any) -> None:
+        method = frame.method
+        acked = isinstance(method, pika.spec.Basic.Ack)
+        tags = [tag for tag in self._unconfirmed if tag <= method.delivery_tag] if method.multiple else []
+        for tag in tags or [method.delivery_tag]:
+            name, confirm = self._unconfirmed.pop(tag)
+            self._settle(name, confirm, None if acked else NackError([]))
+
+    def _on_close(self, reason: Exception) -> None:
+        if isinstance(reason, ChannelClosedByBroker) and reason.reply_code == _PRECONDITION_FAILED:
+            reason = TooLargeError(reason.reply_text)
+        unconfirmed, self._unconfirmed = self._unconfirmed, {}
+        for name, confirm in unconfirmed.values():
+            self._settle(name, confirm, reason)
+
+    def _settle(self, name: str, confirm: asyncio.Future[Exception | None], error: Exception | None) -> None:
+        if name in self._returned:
+            self._returned.discard(name)
+            error = UnroutableError()
+        if not confirm.done():
+            confirm.set_result(error)
+
+
+class _Sink:
+    """A queue that something is published to, through the default exchange.
+
+    Attributes:
+        name: the queue's name.
+        link: the link of its connection.
+    """
+
+    cause: Cause
+
+    def __init__(self, connection: BlockingConnection, name: str, timeout: float) -> None:
+        if timeout <= 0 or not name:
+            raise ConfigurationError("a queue must be named, and timeout must be above 0 seconds")
+        self._connection = connection
+        self._publisher = Publisher(connection)
+        self._timeout = timeout
+        self.link = self._publisher.link
+        self.name = name
+
+    def declare(self) -> None:
+        """Declare the recommended queue: quorum, no delivery limit, no TTL, refusing when full.
+
+        Raises:
+            pika.exceptions.ChannelClosedByBroker: it exists with other arguments.
+        """
+        channel = self._connection.channel()
+        declare_dead_letters(channel, self.name)
+        channel.close()
+
+    async def _send(self, body: bytes, properties: BasicProperties) -> None:
+        try:
+            await self._publisher.publish("", self.name, body, properties, mandatory=True)
+        except UnroutableError as error:
+            raise Unavailable(self.cause, "the queue does not exist") from error
+
+
+class DeadLetters(_Sink):
+    """Publishes dead letters to one queue and waits for the broker's confirm.
+
+    Args:
+        connection: a connected ``pika.BlockingConnection``, best one of its own: under a memory alarm RabbitMQ
+            stops reading from connections that publish, acks included.
+        name: the dead-letter queue, reached through the default exchange.
+        timeout: seconds to wait for the confirm.
+        max_body: bytes of body the broker takes; more only where the rejected message itself was larger.
+        oversize_letters: a message that fits in no other form is dead-lettered by ``"reference"``
+            (coordinates, digest, sizes) or deferred, ``"stop"``.
+
+    Raises:
+        ConfigurationError: a setting is unknown.
+    """
+
+    cause = Cause.DEAD_LETTER_UNAVAILABLE
+
+    def __init__(
+        self,
+        connection: BlockingConnection,
+        name: str,
+        *,
+        timeout: float = 30,
+        max_body: int = DEFAULT_MAX_BODY,
+        oversize_letters: Oversize = "reference",
+    ) -> None:
+        check_oversize(oversize_letters)
+        super().__init__(connection, name, timeout)
+        self._max_body = max_body
+        self._oversize = oversize_letters
+
+    def publish(self, letter: DeadLetter, /) -> Awaitable[None] | None:
+        """Publish a letter in the first of its forms that fits, and return once the broker has confirmed it.
+
+        In an event loop that is to be awaited.
+
+        Raises:
+            Unavailable: ``dead_letter_unavailable``: unroutable, refused, timed out or not reachable.
+        """
+        return here(self._publish(letter))
+
+    async def _publish(self, letter: DeadLetter) -> None:
+        limit = max(self._max_body, len(letter.message.body or b""))
+        async with in_time(self._timeout, self.cause, LOST):
+            await arun(
+                first_taken(
+                    letter, self._form, carries, lambda form: len(form.body or b"") <= limit,
+                    (ValueError, OverflowError), self._oversize,
+                )
+            )  # fmt: skip
+
+    async def _form(self, form: Message) -> None:
+        await self._send(form.body or b"", to_properties(form, message_id=new_message_id()))
+
+
+class AuditQueue(_Sink):
+    """An audit sink that publishes each record as one persistent JSON message and waits for the confirm.
+
+    The records have no ``prev`` and ``hash``: only the audit file is chained. Only mqauth and auditors should have
+    rights on the queue.
+
+    Args:
+        connection: a connected ``pika.BlockingConnection`` that consumes nothing.
+        name: the queue, reached through the default exchange.
+        timeout: seconds to wait for the confirm.
+
+    Raises:
+        ConfigurationError: a setting is wrong.
+    """
+
+    cause = Cause.AUDIT_UNAVAILABLE
+
+    def __init__(self, connection: BlockingConnection, name: str, *, timeout: float = 30) -> None:
+        super().__init__(connection, name, timeout)
+
+    def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
+        """Publish one record and return once the broker has confirmed it; in an event loop that is to be awaited.
+
+        Raises:
+            Unavailable: ``audit_unavailable``: no such queue, full, timed out or not reachable.
+        """
+        return here(self._write(record))
+
+    async def _write(self, record: AuditRecord) -> None:
+        properties = BasicProperties(
+            content_type=CONTENT_TYPE, type=RECORD_TYPE, delivery_mode=PERSISTENT, message_id=new_message_id()
+        )
+        async with in_time(self._timeout, self.cause, LOST):
+            await self._send(strictjson.dumps(record.as_dict()), properties)

@@ -1,0 +1,196 @@
+"""The calls of pika for one queue: consume, cancel, ack, give back, and ask if a channel lives."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from pika.exceptions import AMQPChannelError
+
+from mqauth.brokers import amqp_topology
+from mqauth.brokers.amqp_topology import OFFSET, stream_refused
+from mqauth.brokers.event_loop import DeliveryTasks
+from mqauth.brokers.pika.link import LOST, Line, Link
+from mqauth.brokers.pika.translate import failures_of, read
+from mqauth.brokers.queue.client import OpenChannel, Take
+from mqauth.errors import ConfigurationError
+from mqauth.wire.message import Message
+
+_LOG: Final = logging.getLogger("mqauth.rabbitmq")
+
+
+class Delivered(NamedTuple):
+    """A delivery: what a callback of ``basic_consume`` gets. It is settled by the wrapper.
+
+    Args:
+        channel: the channel that it came on.
+        method: has ``delivery_tag``, ``exchange``, ``routing_key``, ``redelivered`` and ``consumer_tag``.
+        properties: its ``pika.BasicProperties``.
+        body: the bytes.
+    """
+
+    channel: Any
+    method: Any
+    properties: Any
+    body: bytes
+
+
+class Deliveries:
+    """The calls for the deliveries of one queue (``DeliveryClient``).
+
+    Args:
+        queue: its name.
+        scope: on whose behalf they are taken; by default the queue.
+    """
+
+    def __init__(self, queue: str, scope: str | None = None) -> None:
+        self.queue = queue
+        self._scope = scope
+
+    def ended(self, native: Delivered, /) -> bool:
+        """Return whether its channel ended: the broker delivers it again."""
+        return not native.channel.is_open
+
+    def returns(self, native: Delivered, /) -> int:
+        """Return how many deliveries of its message count against the queue's delivery limit."""
+        return failures_of(native.method, native.properties.headers)
+
+    def message(self, native: Delivered, /) -> Message:
+        """Return a delivery as a message."""
+        return read(native, queue=self.queue, scope=self._scope)
+
+    def tag(self, native: Delivered, /) -> int:
+        """Return its number on its channel."""
+        return int(native.method.delivery_tag)
+
+    def consumer(self, native: Delivered, /) -> str:
+        """Return the tag of the consumer that it came to."""
+        return str(native.method.consumer_tag)
+
+    def size(self, native: Delivered, /) -> int:
+        """Return the bytes of its body."""
+        return len(native.body)
+
+    def is_settled(self, _native: Delivered, /) -> bool:
+        """Return ``False``: a handler has no channel to settle it by."""
+        return False
+
+
+class Queue(Deliveries):
+    """The calls for one queue (``QueueClient``), each on a channel of its own.
+
+    Args:
+        link: the connection.
+        queue: its name.
+    """
+
+    reopens = True
+
+    def __init__(self, link: Link, queue: str) -> None:
+        super().__init__(queue)
+        self._link = link
+        self._line: Line | None = None
+        self._taking = DeliveryTasks()
+        self._type_unknown = True
+
+    async def ack(self, native: Delivered, /) -> bool:
+        """Ack it alone; return ``False`` where its channel is gone."""
+        return await self._send(native.channel, self.tag(native), False)
+
+    async def requeue(self, native: Delivered, /) -> bool:
+        """Give it back; return ``False`` where its channel is gone."""
+        return self._settle(partial(native.channel.native.basic_nack, self.tag(native)), "requeue")
+
+    async def lives(self, native: Delivered, /) -> bool:
+        """Return whether its channel answers a question that is asked from now on; closed where it does not."""
+        line: Line = native.channel
+        return line.is_open and await line.round_trip.lives()
+
+    def watch(self, closed: Callable[[str, bool], None], cancelled: Callable[[str], None]) -> None:
+        """Report from now on why the channel ended, and whether it did alone; and which consumer was cancelled."""
+        self._closed, self._cancelled = closed, cancelled
+
+    def unwatch(self) -> None:
+        """Report it no longer, and close the channel."""
+        self._closed = lambda *_: None
+        if self._line is not None and self._line.is_open:
+            self._line.native.close()
+
+    async def ready(self) -> None:
+        """Open a channel where there is none."""
+        if self._line is None or not self._line.is_open:
+            self._line = await self._link.channel(self._on_close)
+            self._line.native.add_on_cancel_callback(lambda frame: self._cancelled(frame.method.consumer_tag))
+
+    async def open(self, prefetch: int) -> OpenChannel:
+        """Set the window of the channel."""
+        line = self._line
+        if line is None:
+            raise ConfigurationError("the channel was not opened")
+        await line.ask(line.native.basic_qos, prefetch_count=prefetch)
+        return OpenChannel(line, partial(self._send, line))
+
+    async def consume(self, channel: Line, take: Take) -> str:
+        """Have each delivery on a channel given to ``take``; return the consumer's tag."""
+
+        def on_message(_channel: object, *parts: Any) -> None:
+            self._taking.run(take(Delivered(channel, *parts)))  # type: ignore[arg-type]
+
+        answer = await channel.ask(channel.native.basic_consume, self.queue, on_message)
+        return str(answer.method.consumer_tag)
+
+    async def cancel(self, consumer: str) -> None:
+        """Cancel a consumer, and return when no more of its deliveries come."""
+        try:
+            if self._line is not None:
+                await self._line.cancel(consumer)
+        except LOST as error:
+            _LOG.warning("cancelling the consumer of %s failed: %s", self.queue, type(error).__name__)
+
+    def is_temporary(self, error: BaseException) -> bool:
+        """Return whether an error that kept it from consuming may pass: a channel can be opened anew."""
+        return isinstance(error, LOST) and self._link.error is None
+
+    def is_blocked(self) -> bool:
+        """Return whether the broker has blocked the connection."""
+        return self._link.blocked
+
+    def may_be_refused(self, native: Delivered, /) -> bool:
+        """Return, once, whether a delivery has a stream's header, which any publisher can write too."""
+        if not self._type_unknown or OFFSET not in (native.properties.headers or {}):
+            return False
+        self._type_unknown = False
+        return True
+
+    async def refusal(self) -> ConfigurationError | None:
+        """Ask the broker whether the queue is a stream; return the error for one, else ``None``."""
+        return stream_refused(self.queue) if await amqp_topology.is_stream(self._declared) else None
+
+    async def _declared(self, arguments: dict[str, Any]) -> str:
+        """Return the broker's answer to a declaration, made on a channel of its own; empty where it agrees."""
+        try:
+            line = await self._link.channel()
+            await line.ask(line.native.queue_declare, self.queue, durable=True, arguments=arguments)
+            line.native.close()
+        except LOST as error:
+            return str(error) or type(error).__name__
+        return ""
+
+    async def _send(self, line: Line, tag: int, multiple: bool) -> bool:
+        return self._settle(partial(line.native.basic_ack, tag, multiple), "ack")
+
+    def _settle(self, act: Callable[[], None], what: str) -> bool:
+        """Ack or requeue; log and return ``False`` where the delivery's connection is gone."""
+        try:
+            act()
+        except LOST as error:
+            _LOG.warning(
+                "%s on %s failed, the broker will deliver again: %s", what, self.queue, type(error).__name__
+            )
+            return False
+        return True
+
+    def _on_close(self, reason: Exception) -> None:
+        self._closed(type(reason).__name__, isinstance(reason, AMQPChannelError))
