@@ -1,6 +1,6 @@
 """A confluent-kafka consumer process that kills itself with SIGKILL at a chosen moment; run by the chaos tests.
 
-Arguments as those of ``kafka_victim``, without a transactional id; at the moment ``slow`` it does not die, and its
+Arguments as those of ``kafka_victim``; at the moment ``slow`` it does not die, and its
 handler takes its time. Ends on SIGTERM.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, Producer
 
-from integration.kafka_victim import Doom
+from integration.kafka_victim import Doom, DoomedCommits
 from mqauth import Allow, AuditFile, Issuer, MemoryReplayStore, Pipeline, Verified, Verifier
 from mqauth.brokers import confluent
 from mqauth.letters.dead_letter import DeadLetter
@@ -38,7 +38,21 @@ class DoomedLetters(confluent.DeadLetters):
         self._doom.at("letter")
 
 
-def main(places: Sequence[str], doom: Doom, *, slow: bool) -> None:
+class DoomedTransactions(DoomedCommits, confluent.TransactionalDeadLetters):
+    """Transactions around whose commit the process may die."""
+
+
+def dead_letters(servers: dict[str, Any], dead: str, transactional: str, doom: Doom) -> Any:
+    """Return the doomed sink, transactional where an id is given."""
+    if not transactional:
+        return DoomedLetters(servers, dead, doom)
+    settings = servers | {"transactional.id": transactional}
+    letters = DoomedTransactions(lambda: Producer(settings), dead, 10, config=settings)
+    letters.doom = doom
+    return letters
+
+
+def main(places: Sequence[str], doom: Doom, transactional: str, *, slow: bool) -> None:
     """Consume until told to end."""
     url, topic, dead, group, keys, handled, audit = places
     servers = {"bootstrap.servers": url.partition("://")[2], "log_level": 2}
@@ -55,7 +69,7 @@ def main(places: Sequence[str], doom: Doom, *, slow: bool) -> None:
             "session.timeout.ms": 6000, "heartbeat.interval.ms": 300,
         }
     )  # fmt: skip
-    letters = DoomedLetters(servers, dead, doom)
+    letters = dead_letters(servers, dead, transactional, doom)
     with AuditFile(audit, fsync=False) as sink:
         guard = Pipeline(
             verifier=Verifier(
@@ -67,9 +81,10 @@ def main(places: Sequence[str], doom: Doom, *, slow: bool) -> None:
         )
         confluent.Consumer(client, guard, handler, topics=[topic], dead_letters=letters).run(signals=True)
     client.close()
-    letters.client.close()
+    if not transactional:
+        letters.client.close()
 
 
 if __name__ == "__main__":
-    *_places, _moment, _after, _ = sys.argv[1:]
-    main(_places, Doom(_moment, int(_after)), slow=_moment == "slow")
+    *_places, _moment, _after, _transactional = sys.argv[1:]
+    main(_places, Doom(_moment, int(_after)), _transactional, slow=_moment == "slow")

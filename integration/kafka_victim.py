@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import kafka as kafka_python  # noqa: E402 - it reads its schemas by deprecated 
 
 from mqauth import Allow, AuditFile, Issuer, MemoryReplayStore, Pipeline, Verified, Verifier  # noqa: E402
 from mqauth.brokers import kafka  # noqa: E402
+from mqauth.brokers.log.transaction import TransactionalLetters  # noqa: E402
 from mqauth.letters.dead_letter import DeadLetter  # noqa: E402
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT  # noqa: E402
 from mqauth.testing.stage_kafka import servers  # noqa: E402
@@ -63,26 +64,28 @@ class DoomedLetters(kafka.DeadLetters):
         self._doom.at("letter")
 
 
-class DoomedTransactions(kafka.TransactionalDeadLetters):
+class DoomedCommits(TransactionalLetters):
     """Transactions around whose commit the process may die, on whichever side of the broker's decision."""
 
-    def __init__(self, make_client: Callable[[], Any], topic: str, doom: Doom) -> None:
-        super().__init__(make_client, topic, timeout=10)
-        self._doom = doom
+    doom: Doom
 
     def write(self, batch: Any) -> None:
         """Write letters and offsets; then perhaps die."""
         super().write(batch)
-        self._doom.at("written")
-        if self._doom.next("committing"):
-            threading.Timer(0.001, self._doom.at, ("committing",)).start()
+        self.doom.at("written")
+        if self.doom.next("committing"):
+            threading.Timer(0.001, self.doom.at, ("committing",)).start()
         else:
-            self._doom.at("committing")
+            self.doom.at("committing")
 
     def commit(self) -> None:
         """Commit; then perhaps die."""
         super().commit()
-        self._doom.at("committed")
+        self.doom.at("committed")
+
+
+class DoomedTransactions(DoomedCommits, kafka.TransactionalDeadLetters):
+    """Those of kafka-python."""
 
 
 def dead_letters(url: str, dead: str, transactional: str, doom: Doom) -> Any:
@@ -90,9 +93,11 @@ def dead_letters(url: str, dead: str, transactional: str, doom: Doom) -> Any:
     if not transactional:
         client = _PYTHON.KafkaProducer(bootstrap_servers=servers(url), enable_idempotence=False, acks="all")
         return DoomedLetters(client, dead, doom)
-    return DoomedTransactions(
-        lambda: _PYTHON.KafkaProducer(bootstrap_servers=servers(url), transactional_id=transactional), dead, doom
+    letters = DoomedTransactions(
+        lambda: _PYTHON.KafkaProducer(bootstrap_servers=servers(url), transactional_id=transactional), dead, 10
     )
+    letters.doom = doom
+    return letters
 
 
 def main(places: Sequence[str], doom: Doom, transactional: str) -> None:

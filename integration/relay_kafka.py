@@ -19,6 +19,9 @@ class Relay:
 
     Args:
         server: its ``127.0.0.1:port``.
+
+    Attributes:
+        swaps: bytes to write in place of others, of the same length, in what the broker sends.
     """
 
     def __init__(self, server: str) -> None:
@@ -29,6 +32,7 @@ class Relay:
         self._flows = threading.Event()
         self._flows.set()
         self._sockets: list[socket.socket] = []
+        self.swaps: dict[bytes, bytes] = {}
         threading.Thread(target=self._accept, daemon=True).start()
 
     def stand_still(self) -> None:
@@ -63,7 +67,8 @@ class Relay:
         with suppress(OSError):
             while found := source.recv(65536):
                 text = kept + found
-                text = text.replace(theirs, ours) if theirs else text
+                for old, new in ({theirs: ours} | self.swaps if theirs else {}).items():
+                    text = text.replace(old, new)
                 cut = next((size for size in range(len(theirs) - 1, 0, -1) if text.endswith(theirs[:size])), 0)
                 kept = text[len(text) - cut :]
                 self._flows.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import warnings
@@ -15,21 +16,25 @@ import confluent_kafka
 import pytest
 from kafka import TopicPartition
 
-from integration.scale import nightly
+from integration.relay_kafka import Relay
 from integration.services import Kafka
-from integration.stage_confluent import ConfluentLogStage, ConfluentStage
+from integration.stage_confluent import ConfluentLogStage
 from integration.test_kafka_kill import FORGED, HONEST, Scene, killed_and_started_again
+from integration.test_kafka_transaction import killed_in_a_transaction
 from integration.test_kafka_wrapper import NotUtf8
-from mqauth import MemoryReplayStore, Pipeline
+from mqauth import MemoryReplayStore, Pipeline, cli
 from mqauth.audit.file import AuditFile
+from mqauth.bench import confluent as confluent_bench
+from mqauth.bench.contenders import Effort
 from mqauth.brokers import confluent
 from mqauth.judging.verified import Verified
 from mqauth.testing.delivery_contract import LogPlay
 from mqauth.testing.forge import Forge
+from mqauth.testing.stage_confluent import ConfluentClients, ConfluentStage
 from mqauth.testing.stage_kafka import wait_until
 from mqauth.wire.message import Message
 
-STORM = nightly(60, otherwise=15)
+STORM = 60
 """Seconds for which members join and leave."""
 
 
@@ -173,6 +178,63 @@ def test_answer(world: World) -> None:
     assert (verified.body, verified.properties) == (b"yes", {"correlation-id": "7"})
 
 
+def letters_of(world: World, name: str) -> confluent.TransactionalDeadLetters:
+    """Return a transactional sink."""
+    settings = world.settings | {"transactional.id": f"{world.stage.group}.{name}"}
+    return confluent.TransactionalDeadLetters(
+        lambda: confluent_kafka.Producer(settings), world.stage.dead, 10, config=settings
+    )
+
+
+def consumer_of(world: World, letters: confluent.TransactionalDeadLetters) -> tuple[Any, confluent.Consumer]:
+    """Return a client, and a consumer with transactional letters on it."""
+    client = confluent_kafka.Consumer(world.stage.clients.consumer_settings())
+    return client, confluent.Consumer(
+        client, world.guard, world.handle, topics=[world.stage.topic], dead_letters=letters
+    )
+
+
+def forged(world: World, *bodies: bytes) -> None:
+    """Send messages without tokens."""
+    for body in bodies:
+        world.stage.inject(Message(destination=world.stage.destination, body=body, key=b"k"))
+
+
+def test_transaction(world: World) -> None:
+    """Letters are committed with their offsets, in their order, one too large for the broker in a smaller form."""
+    world.stage.remove_dead_letters()
+    world.stage.create(world.stage.dead, config={"max.message.bytes": "4000"})
+    forged(world, b"a", b"x" * 5000, b"b")
+    world.send(b"0")
+    client, consumer = consumer_of(world, letters_of(world, "a"))
+    with consumer:
+        wait_until(lambda: world.committed() == 4, lambda: not consumer.failed)
+    client.close()
+    bodies = [letter.body for letter in world.stage.letters()]
+    assert (len(bodies), bodies[0], bodies[2], world.handled) == (3, b"a", b"b", [b"0"])
+    assert bodies[1] != b"x" * 5000
+
+
+def test_fenced(world: World) -> None:
+    """A second consumer with the same transactional id shuts the first one out, which stops at once."""
+    forged(world, b"a")
+    client, old = consumer_of(world, letters_of(world, "same"))
+    old.__enter__()
+    wait_until(lambda: len(world.stage.letters()) == 1)
+    young = letters_of(world, "same")
+    young.prepare()
+    forged(world, b"b")
+    wait_until(lambda: old.failed)
+    with pytest.raises(confluent.ProducerFatalError, match="transactional id"):
+        old.__exit__(None, None, None)
+    client.close()
+    client, heir = consumer_of(world, young)
+    with heir:
+        wait_until(lambda: len(world.stage.letters()) == 2)
+    client.close()
+    assert [letter.body for letter in world.stage.letters()] == [b"a", b"b"]
+
+
 def test_audit_topic(world: World) -> None:
     """An audit record on a topic is one that the broker has confirmed."""
     client = confluent_kafka.Producer(world.settings)
@@ -211,6 +273,14 @@ def test_killed_and_started_again(scene: ConfluentScene, moment: str, capsys: py
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("moment", ["written", "committing", "committed"])
+def test_killed_in_a_transaction(scene: ConfluentScene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Killed around the commit of a transaction, letters are neither lost nor doubled."""
+    # One call of consume reads all records, so that there is one transaction with letters.
+    killed_in_a_transaction(scene, moment, capsys, (1, 1, 1) if moment == "written" else (1,))
+
+
+@pytest.mark.slow
 def test_paused_beyond_the_session(scene: ConfluentScene, capsys: pytest.CaptureFixture[str]) -> None:
     """A process that stands still beyond its session, while another goes on, loses and condemns nothing."""
     first = scene.victim("slow", 0)
@@ -240,6 +310,66 @@ def test_paused_beyond_the_session(scene: ConfluentScene, capsys: pytest.Capture
             f"\npaused: sent {HONEST + FORGED}, handled {len(scene.seen())} (+{scene.seen().total() - HONEST}),"
             f" dead-lettered {len(letters)} (+{letters.total() - FORGED}), lost 0, honest condemned 0"
         )
+
+
+def test_batch_that_cannot_be_parsed(world: World) -> None:
+    """A batch with a wrong checksum ends the consumer by name; nothing of it is begun or committed, or lost."""
+    relay = Relay(world.stage.servers[0])
+    relay.swaps = {b"rotten apple": b"rotten pears"}
+    clients = ConfluentClients([relay.server], world.stage.group)
+    client = confluent_kafka.Consumer(clients.consumer_settings(check_crcs=True, session_timeout_ms=6000))
+    world.send(b"0")
+    letters = world.stage.clients.letters(world.stage.dead)
+    consumer = confluent.Consumer(
+        client, world.guard, world.handle, topics=[world.stage.topic], dead_letters=letters
+    )
+    consumer.__enter__()
+    wait_until(lambda: world.committed() == 1)
+    world.send(b"rotten apple")
+    world.send(b"2")
+    wait_until(lambda: consumer.failed)
+    with pytest.raises(confluent.PoisonRecordError, match="batch at offset 1 cannot be parsed"):
+        consumer.__exit__(None, None, None)
+    client.close()
+    relay.close()
+    assert (world.handled, world.committed(), world.stage.letters()) == ([b"0"], 1, [])
+    world.stage.consume(world.guard, world.handle, until=lambda: len(world.handled) == 3)
+    assert world.handled == [b"0", b"rotten apple", b"2"]
+
+
+def test_demo(kafka: Kafka, capsys: pytest.CaptureFixture[str]) -> None:
+    """The demo runs on this client: every attack is dead-lettered, and nothing is lost."""
+    assert cli.main(["demo", "--json", "--broker", kafka.url.replace("kafka", "confluent", 1)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["broker"], report["audit_chain"], report["lost"]) == ("confluent", "intact", 0)
+
+
+@pytest.mark.slow
+def test_bench(kafka: Kafka) -> None:
+    """The benchmark has the bare client and ours, with a token for each record and in batches."""
+    effort = Effort(rounds=1, publish=64, consume=64, paced=4, paced_rounds=1)
+    with confluent_bench.Connections(kafka.url.removeprefix("kafka://")) as connections:
+        found = confluent_bench.measure(connections, effort)
+    assert {name: rounds.failed for name, rounds in found.comparisons.items() if rounds.failed} == {}
+    assert {"bare", "message", "batch"} <= set(found.comparisons["consume"].measured)
+
+
+def test_stopped_in_a_rebalance(kafka: Kafka, tmp_path: Path) -> None:
+    """A member that stops in a cooperative rebalance serves it to its end and commits: nothing comes again."""
+    stage = ConfluentLogStage(kafka.url, partition_assignment_strategy="cooperative-sticky")
+    with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
+        play = LogPlay(stage, audit)
+        for _ in range(3):
+            play.start()
+            bodies = len(play.send(20))
+            play.wait(lambda bodies=bodies: len(play.handled) >= bodies)  # type: ignore[misc]
+            play.start()
+            play.members.pop(0).close()
+        play.wait(play.all_committed)
+        for member in play.members:
+            member.close()
+    stage.close()
+    assert len(play.handled) == 60
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def test_a_producer_that_failed_for_good_ends_the_consumer(bench: Bench) -> None
         bench.consumer(handler, replies=fresh()) as consumer,
     ):
         wait_until(lambda: consumer.failed)
-    consumer._calls._client.close()
+    consumer.calls._client.close()
     assert bench.audit.path.read_bytes().count(b"handler_failed") == 1
     with bench.consumer(handler, replies=fresh()):
         wait_until(lambda: len(bench.stage.letters()) == 2)

@@ -220,10 +220,10 @@ def test_rebalance(make: Callable[..., Bench], assignor: Any) -> None:
     with bench.consumer(handler, client=client, guard=bench.guard(replay=store), grace=1) as first:
         assert started.wait(timeout=30)
         with bench.consumer(client=client, guard=bench.guard(replay=store)) as second:
-            wait_until(lambda: bool(second._calls._client.assignment()))
+            wait_until(lambda: bool(second.calls._client.assignment()))
             joined.set()
             wait_until(lambda: len(set(bench.handled)) >= total // 2 or first.failed or second.failed)
-        second._calls._client.close()
+        second.calls._client.close()
         wait_until(lambda: len(set(bench.handled)) == total or first.failed)
     assert set(bench.handled) == {b"%d" % number for number in range(total)}
     assert bench.stage.letters() == []
@@ -251,9 +251,9 @@ def test_rebalance_waits_for_what_runs(make: Callable[..., Bench], assignor: Any
     with bench.consumer(handler, client=client, guard=guard, workers=2) as first:
         assert started.wait(timeout=30)
         with bench.consumer(handler, client=client, guard=guard, workers=2) as second:
-            wait_until(lambda: bool(second._calls._client.assignment()) or first.failed)
+            wait_until(lambda: bool(second.calls._client.assignment()) or first.failed)
             wait_until(lambda: len(bench.handled) >= total or first.failed or second.failed)
-        second._calls._client.close()
+        second.calls._client.close()
     assert sorted(bench.handled) == sorted(b"%d" % number for number in range(total))
     assert [bench.committed(partition) for partition in range(4)] == [total // 4] * 4
 
@@ -286,9 +286,9 @@ def test_stop_hands_back(bench: Bench) -> None:
 
     consumer = bench.consumer(handler)
     consumer.run()
-    assert consumer._calls._client.position(TopicPartition(bench.stage.topic, 0)) == 4
+    assert consumer.calls._client.position(TopicPartition(bench.stage.topic, 0)) == 4
     assert bench.committed() == 4
-    consumer._calls._client.close()
+    consumer.calls._client.close()
     with bench.consumer() as after:
         wait_until(lambda: len(bench.handled) == 10 or after.failed)
     assert bench.handled == [b"%d" % number for number in range(10)]

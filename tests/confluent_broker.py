@@ -7,8 +7,6 @@ client's settings is answered by librdkafka itself. The rebalances are eager: al
 from __future__ import annotations
 
 import struct
-import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from mqauth.brokers import confluent
 from mqauth.judging.pipeline import Handler, Pipeline
-from tests.log_broker import MOST, Broker, Gone, MemoryLogStage, Record, RunningMember
+from tests.log_broker import Broker, MemoryLogStage, Record, RunningMember, Wire
 from tests.log_broker import TopicPartition as Place
 
 QUIET = {"log_level": 0}
@@ -29,23 +27,18 @@ def refusal(code: int) -> KafkaException:
     return KafkaException(KafkaError(code))
 
 
-class FakeConsumer(Consumer):
+class FakeConsumer(Wire, Consumer):
     """A ``confluent_kafka.Consumer`` of the broker's group."""
 
     def __init__(self, broker: Broker) -> None:
         super().__init__(SETTINGS)
-        self.broker = broker
+        self.connect(broker)
         self.held: set[Any] = set()
         self.positions: dict[Any, int] = {}
         self.stopped: set[Any] = set()
         self.generation = -1
-        self.sent: dict[Any, list[Record]] = {}
-        self.silent_since: float | None = None
-        self.dead = self.subscribed = False
         self._joined = -1
         self._starts: dict[Any, int] | None = None
-        self._connected = threading.Event()
-        self._connected.set()
 
     def subscribe(self, topics: Any, on_assign: Any, on_revoke: Any, on_lost: Any) -> None:  # type: ignore[override]
         """Join the group."""
@@ -64,7 +57,7 @@ class FakeConsumer(Consumer):
     def consume(self, num_messages: int = 1, timeout: float = -1) -> Any:
         """Return records, after at most so long; callbacks are called from here."""
         for wait in (timeout, 0.0):
-            self._reach()
+            self.reach()
             self._rebalance()
             with self.broker.changed:
                 found = self._take(num_messages)
@@ -76,15 +69,9 @@ class FakeConsumer(Consumer):
     def commit(self, *, offsets: Any, asynchronous: bool) -> Any:  # type: ignore[override]
         """Commit, where every partition is still ours."""
         assert not asynchronous
-        self._reach()
-        with self.broker.changed:
-            theirs = any(self.broker.owner.get(_place(each)) is not self for each in offsets)
-            if self.broker.refuses_commits or theirs:
-                raise refusal(KafkaError.ILLEGAL_GENERATION)
-            for each in offsets:
-                for observer in self.broker.observers:
-                    observer(each.partition, each.offset)
-                self.broker.committed[_place(each)] = each.offset
+        self.commit_offsets(
+            {_place(each): each.offset for each in offsets}, refusal(KafkaError.ILLEGAL_GENERATION)
+        )
         return offsets
 
     def pause(self, partitions: Any) -> None:
@@ -112,35 +99,7 @@ class FakeConsumer(Consumer):
 
     def fetch(self) -> dict[Any, list[Record]]:
         """Return what is next of each partition that is not paused."""
-        reading = self.held - self.stopped
-        found = {place: self.broker.log[place][self.positions[place] :][:MOST] for place in reading}
-        return {place: records for place, records in found.items() if records}
-
-    def cut(self) -> None:
-        """Be cut off."""
-        self.silent_since = time.monotonic()
-        self._connected.clear()
-
-    def heal(self) -> None:
-        """Go on."""
-        self.silent_since = None
-        self._connected.set()
-
-    def kill(self) -> None:
-        """Be killed."""
-        self.dead = True
-        self._connected.set()
-        self.broker.evict(self)  # type: ignore[arg-type]
-
-    def close(self) -> None:
-        """Leave the group."""
-        self.broker.evict(self)  # type: ignore[arg-type]
-
-    def _reach(self) -> None:
-        """Stand still while cut off."""
-        self._connected.wait()
-        if self.dead:
-            raise Gone
+        return self.next_records(self.held - self.stopped, self.positions)
 
     def _take(self, most: int) -> list[Message]:
         """Take what is next; what was on its way to us when we were evicted comes first."""

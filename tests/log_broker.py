@@ -27,7 +27,7 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
 
     from mqauth.brokers import kafka
     from mqauth.brokers.kafka import repair as kafka_repair
-    from mqauth.brokers.kafka.confirmed import Confirmed
+    from mqauth.brokers.log.confirmed import Confirmed
     from mqauth.brokers.log.records import dead_letter_headers
 
 __all__ = ["Confirmed", "MemoryLogStage", "kafka", "kafka_repair"]
@@ -113,20 +113,77 @@ class Coordinator:
         """Do nothing: the fake joins in ``poll``."""
 
 
-class Client(Partitions):
-    """A ``KafkaConsumer`` of the broker's group."""
+class Wire:
+    """A client's way to the broker in memory: cut, healed, killed.
 
-    def __init__(self, broker: Broker) -> None:
-        super().__init__(broker.topic, SESSION)
+    Args:
+        broker: the broker.
+    """
+
+    broker: Broker
+
+    def connect(self, broker: Broker) -> None:
+        """Begin as a client that is connected."""
         self.broker = broker
-        self._coordinator = Coordinator(self)
-        self.position: dict[Any, int] = {}
-        self.generation = -1
         self.sent: dict[Any, list[Record]] = {}
         self.silent_since: float | None = None
         self.dead = False
         self._connected = threading.Event()
         self._connected.set()
+
+    def reach(self) -> None:
+        """Stand still while cut off."""
+        self._connected.wait()
+        if self.dead:
+            raise Gone
+
+    def commit_offsets(self, offsets: dict[Any, int], refusal: Exception) -> None:
+        """Commit, where every partition is still ours."""
+        self.reach()
+        broker: Any = self.broker
+        with broker.changed:
+            if broker.refuses_commits or any(broker.owner.get(place) is not self for place in offsets):
+                raise refusal
+            for place, offset in offsets.items():
+                for observer in broker.observers:
+                    observer(place.partition, offset)
+                broker.committed[place] = offset
+
+    def next_records(self, places: Any, positions: dict[Any, int]) -> dict[Any, list[Record]]:
+        """Return what is next of each partition; what was on its way when we were put out comes first."""
+        found = {place: self.broker.log[place][positions[place] :][:MOST] for place in places}
+        return {place: records for place, records in found.items() if records}
+
+    def cut(self) -> None:
+        """Be cut off."""
+        self.silent_since = time.monotonic()
+        self._connected.clear()
+
+    def heal(self) -> None:
+        """Go on."""
+        self.silent_since = None
+        self._connected.set()
+
+    def kill(self) -> None:
+        """Be killed."""
+        self.dead = True
+        self._connected.set()
+        self.close()
+
+    def close(self) -> None:
+        """Leave the group."""
+        self.broker.evict(self)  # type: ignore[arg-type]
+
+
+class Client(Wire, Partitions):
+    """A ``KafkaConsumer`` of the broker's group."""
+
+    def __init__(self, broker: Broker) -> None:
+        super().__init__(broker.topic, SESSION)
+        self.connect(broker)
+        self._coordinator = Coordinator(self)
+        self.position: dict[Any, int] = {}
+        self.generation = -1
         with broker.changed:
             broker.members.append(self)
             broker.share_out()
@@ -145,7 +202,7 @@ class Client(Partitions):
     def poll(self, timeout_ms: int) -> dict[Any, list[Record]]:
         """Return records, after at most so long."""
         for wait in (timeout_ms / 1000, 0.0):
-            self._reach()
+            self.reach()
             with self.broker.changed:
                 found = self._join_and_fetch()
                 if found or not wait:
@@ -155,50 +212,14 @@ class Client(Partitions):
 
     def commit(self, offsets: dict[Any, Any], timeout_ms: int) -> None:
         """Commit, where every partition is still ours."""
-        self._reach()
-        with self.broker.changed:
-            if self.broker.refuses_commits or any(self.broker.owner.get(place) is not self for place in offsets):
-                raise CommitFailedError
-            for place, offset in offsets.items():
-                for observer in self.broker.observers:
-                    observer(place.partition, offset.offset)
-                self.broker.committed[place] = offset.offset
+        self.commit_offsets({place: offset.offset for place, offset in offsets.items()}, CommitFailedError())
 
     def fetch(self) -> dict[Any, list[Record]]:
         """Return what is next of each partition that is not paused."""
-        found = {}
-        for place in self.held - self._paused:
-            records = self.broker.log[place][self.position[place] :][:MOST]
-            if records:
-                found[place] = records
-                self.position[place] += len(records)
+        found = self.next_records(self.held - self._paused, self.position)
+        for place, records in found.items():
+            self.position[place] += len(records)
         return found
-
-    def cut(self) -> None:
-        """Be cut off."""
-        self.silent_since = time.monotonic()
-        self._connected.clear()
-
-    def heal(self) -> None:
-        """Go on."""
-        self.silent_since = None
-        self._connected.set()
-
-    def kill(self) -> None:
-        """Be killed."""
-        self.dead = True
-        self._connected.set()
-        self.broker.evict(self)
-
-    def close(self) -> None:
-        """Leave the group."""
-        self.broker.evict(self)
-
-    def _reach(self) -> None:
-        """Stand still while cut off."""
-        self._connected.wait()
-        if self.dead:
-            raise Gone
 
     def _join_and_fetch(self) -> dict[Any, list[Record]]:
         """Take part in a rebalance where one is due, and fetch; what was on its way comes first."""
@@ -236,9 +257,12 @@ class Client(Partitions):
 
 
 class Future:
-    """The future of a dead letter."""
+    """The future of a dead letter, which could be awaited as kafka-python's can."""
 
     is_done = True
+
+    def __await__(self) -> Any:
+        yield
 
     def __init__(self, lost: bool) -> None:
         self._lost = lost

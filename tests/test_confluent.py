@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,10 +18,12 @@ from mqauth import MemoryReplayStore, Pipeline, Verdict
 from mqauth.brokers import confluent
 from mqauth.brokers.confluent import producer as producing
 from mqauth.brokers.confluent.client import COMES_AGAIN, membership_of
+from mqauth.brokers.confluent.confirmed import TooLargeError
 from mqauth.brokers.confluent.poller import Poller
 from mqauth.brokers.confluent.positions import Place
 from mqauth.brokers.confluent.replies import Replies
 from mqauth.brokers.confluent.translate import carries
+from mqauth.brokers.log.transaction import TransactionContent
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.delivery.assignment import Assignment
 from mqauth.errors import ConfigurationError, MalformedMessage, Reason, Rejection, RetryLater, Unavailable
@@ -557,6 +560,89 @@ def test_letter_refused(code: int, client: Client) -> None:
     assert len(client.sent) == 2
 
 
+class Transactional(Client):
+    """A client that can do transactions, and notes what it is asked."""
+
+    def init_transactions(self, timeout: float = -1) -> None:
+        self.calls.append("init")
+
+    def send_offsets_to_transaction(self, positions: Any, group_metadata: Any, timeout: float = -1) -> None:
+        self.calls.append([(each.topic, each.offset) for each in positions])
+
+    def purge(self, in_queue: bool = True, in_flight: bool = True, blocking: bool = True) -> None:
+        self.calls.append("purge")
+        raise SystemError("fenced")
+
+
+def transactional(client: Client, **config: Any) -> confluent.TransactionalDeadLetters:
+    """Return a sink."""
+    return confluent.TransactionalDeadLetters(lambda: client, "dead", 1, config={"transactional.id": "a"} | config)
+
+
+def test_transaction() -> None:
+    """A transaction has its letters and then its offsets; a client that failed is thrown away."""
+    client = Transactional()
+    sink = transactional(client, **{"transaction.timeout.ms": 5000})
+    content = TransactionContent(letters=[letter()], offsets={WHERE: 4}, group="member")
+    sink.prepare()
+    sink.write(content)
+    sink.commit()
+    sink.discard()
+    assert client.calls == ["init", "begin", [("orders", 4)], "commit", "purge"]
+    assert (sink.client, sink.longest, [sent["topic"] for sent in client.sent]) == (None, 5, ["dead"])
+
+
+def test_transaction_too_large() -> None:
+    """Where all letters of a request fail for the largest of them, that one alone is made smaller."""
+    client = Transactional()
+    sink = transactional(client)
+    large = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
+    client.outcomes = [large, large]
+    content = TransactionContent(letters=[letter(), letter(b"x" * 5000)], offsets={WHERE: 4})
+    for attempt in range(2):
+        with pytest.raises(TooLargeError) if not attempt else nullcontext():
+            sink.write(content)
+    assert [len(sent["value"]) == 5000 for sent in client.sent] == [False, True, False, False]
+    assert client.sent[2]["value"] == b"x"
+
+
+@pytest.mark.parametrize(
+    ("code", "fenced"),
+    [(KafkaError._FENCED, True), (KafkaError.PRODUCER_FENCED, True), (KafkaError._TIMED_OUT, False)],
+)
+def test_fenced(code: int, fenced: bool) -> None:
+    """What another producer with the same transactional id does is told from an outage."""
+    assert transactional(Transactional()).fenced(failing(code)) is fenced
+
+
+def test_transactions_refused(client: Client) -> None:
+    """A client without a transactional id is refused, and a letter without its offset."""
+    with pytest.raises(ConfigurationError, match=r"transactional\.id"):
+        transactional(client, **{"transactional.id": ""})
+    with pytest.raises(ConfigurationError, match="commits the offsets"):
+        transactional(client).publish(letter())
+
+
+def test_membership_for_transactions(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """During a rebalance, which has no generation, a member has no membership to commit by."""
+    monkeypatch.setattr(desk.client, "memberid", lambda: "me")
+    assert desk.poller.membership() == desk.client.consumer_group_metadata()
+    desk.client.generation = -1
+    assert desk.poller.membership() is None
+
+
+def test_committed_offset(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The committed offset is the broker's; where none is, there is none, and an error is raised."""
+    answers = [
+        SimpleNamespace(offset=7, error=None), SimpleNamespace(offset=-1001, error=None),
+        SimpleNamespace(offset=-1001, error=KafkaError(KafkaError._TIMED_OUT)),
+    ]  # fmt: skip
+    monkeypatch.setattr(desk.client, "committed", lambda *_, **__: [answers.pop(0)])
+    assert (desk.poller.committed(WHERE), desk.poller.committed(WHERE)) == (7, None)
+    with pytest.raises(KafkaException):
+        desk.poller.committed(WHERE)
+
+
 def test_answers(client: Client, forge: Forge) -> None:
     """An answer goes to its topic; one that is out of reach puts its request off, one that is refused fails it."""
     replies = Replies(confluent.Producer(client, forge.signer(), config=IDEMPOTENT))
@@ -740,6 +826,21 @@ def test_commit(desk: Desk) -> None:
     assert desk.client.asked == [("commit", [(0, 3)])] * 2
 
 
+def test_last_commit_in_a_rebalance(desk: Desk) -> None:
+    """A last commit that a rebalance refuses is made again once that is served, and loses no record."""
+    desk.receive(1)
+    settle(desk)
+    desk.client.answers = [failing(KafkaError.ILLEGAL_GENERATION), failing(KafkaError.REBALANCE_IN_PROGRESS)]
+    desk.client.batches = [[record(partition=0, offset=2)], [record(partition=0, offset=3)]]
+    desk.poller.commit(last=True)
+    desk.poller.close()
+    assert desk.client.asked == [("commit", [(0, 2)])] * 3 + [("seek", 0, 2)]
+    desk.client.answers = [failing(KafkaError._TIMED_OUT)]
+    desk.client.batches = [[record(partition=0, offset=2)]]
+    desk.poller.commit(last=True)
+    assert len(desk.client.batches) == 1
+
+
 @pytest.mark.parametrize("whole", [True, False], ids=["the call", "one partition"])
 def test_commit_refused(whole: bool, desk: Desk) -> None:
     """A commit that is refused for good ends the run."""
@@ -762,7 +863,7 @@ def test_revoked_commits_at_once(desk: Desk) -> None:
     """A revocation commits also what a commit a moment ago could not: its next owner would handle it again."""
     desk.receive(1)
     settle(desk)
-    desk.client.answers = [failing(KafkaError.REBALANCE_IN_PROGRESS)]
+    desk.client.answers = [failing(KafkaError.REQUEST_TIMED_OUT)]
     desk.poller.commit(last=True)
     desk.poller.commit()
     assert len(desk.client.asked) == 1
@@ -878,10 +979,12 @@ def test_late_seek(desk: Desk) -> None:
 
 
 def test_closed_listens_no_more(desk: Desk) -> None:
-    """After the end, what the client calls back settles nothing more."""
+    """After the end, what the client calls back settles nothing more, and asks nothing of the client."""
     desk.poller.close()
+    desk.client.offset = None  # type: ignore[assignment]  # what is asked now raises
     desk.client.on_revoke(desk.client, [PLACE])
-    assert desk.settled == 0
+    desk.client.on_lost(desk.client, [PLACE])
+    assert (desk.settled, desk.client.asked) == (0, [])
 
 
 def test_debug_says_no_body(client: Client, forge: Forge, caplog: pytest.LogCaptureFixture) -> None:

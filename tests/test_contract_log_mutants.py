@@ -53,7 +53,7 @@ def skipping(original: Any) -> Any:
 MUTANTS = (
     Caught("commits received, not settled", Partition, "settled", received_as_settled,
            CONTRACT.test_a_commit_covers_what_is_settled),
-    Caught("letter not confirmed", Confirmed, "send", unwaited, CONTRACT.test_a_letter_is_confirmed),
+    Caught("letter not confirmed", Confirmed, "_waiting", unwaited, CONTRACT.test_a_letter_is_confirmed),
     Caught("letter dropped while the sink is down", DeadLetters, "publish", swallowing,
            CONTRACT.test_a_letter_is_confirmed),
     Caught("deferred treated as settled", Assignment, "attempted", settled_at_once,

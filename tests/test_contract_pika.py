@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from integration.stage_pika import PikaQueueStage
+from mqauth.testing.attacks import honest_message
 from mqauth.testing.delivery_contract_queue import QueueDeliveryContract, QueuePlay
 from mqauth.testing.delivery_stage import QueueStage
 from tests.pika_broker import PikaBroker
+from tests.simulation.amqp_channel import Channel
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +34,44 @@ class TestPikaDeliveries(QueueDeliveryContract):
         stage.close()
 
     @pytest.mark.slow
+    def test_consumes_again_when_its_queue_is_back(self, play: QueuePlay) -> None:
+        """A queue that was away for some seconds is consumed again."""
+        super().test_consumes_again_when_its_queue_is_back(play)
+
+    @pytest.mark.slow
     def test_consumes_again_when_its_queue_is_back_after_a_minute(self, play: QueuePlay) -> None:
         """A queue that was away for a minute is consumed again."""
         super().test_consumes_again_when_its_queue_is_back_after_a_minute(play)
+
+    def test_a_closed_channel_ends_no_consumer(self, play: QueuePlay) -> None:
+        """A channel that is closed, and a queue that is away, end no consumer: it goes on by its connection."""
+        member = play.start()
+        play.all_handled(play.send(2))
+        consumer = member._consumer  # type: ignore[attr-defined]
+        play.stage.close_channel(member)
+        play.all_handled(play.send(2))
+        play.stage.remove_source()
+        play.go_on(1)
+        play.stage.restore_source()
+        play.all_handled(play.send(2))
+        assert member._consumer is consumer  # type: ignore[attr-defined]
+        assert play.mistakes(play.sent) == []
+
+    def test_a_replay_is_proven(self, play: QueuePlay, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Before a copy is condemned as ``replayed``, its channel answers a question."""
+        asked: list[object] = []
+        answer = Channel._on_flow
+
+        def on_flow(channel: Channel, frame: Any) -> None:
+            asked.append(frame)
+            answer(channel, frame)
+
+        monkeypatch.setattr(Channel, "_on_flow", on_flow)
+        message = play.forge.signer().sign(honest_message(play.stage.destination, 1))
+        play.start()
+        play.stage.inject(message)
+        play.wait(lambda: len(play.handled) == 1)
+        assert asked == []
+        play.stage.inject(message)
+        play.wait(lambda: play.reasons() == ["replayed"])
+        assert len(asked) == 1

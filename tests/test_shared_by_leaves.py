@@ -13,7 +13,7 @@ from mqauth.brokers import amqp_messages, amqp_values
 from mqauth.brokers.dead_letters import MAX_UNCONFIRMED, MAX_UNCONFIRMED_BYTES, Unconfirmed, first_taken, in_time
 from mqauth.brokers.sealing import OpenCalls
 from mqauth.errors import Cause, MalformedMessage, Reason, Rejection, Unavailable
-from mqauth.flow import arun, run
+from mqauth.flow import arun, call, run
 from mqauth.letters.dead_letter import DeadLetter, Oversize
 from mqauth.wire.message import HeaderValue, Message
 
@@ -107,7 +107,11 @@ def letter(body: bytes = b"x" * 5000) -> DeadLetter:
 
 def attempt(broker: Broker, send: Any, oversize: Oversize = "reference") -> Any:
     """Return the flow of a letter to a broker."""
-    return first_taken(letter(), send, lambda _name, _value: True, lambda _form: True, TooLargeError, oversize)
+
+    def sending(form: Message) -> Any:
+        return call(send, form)
+
+    return first_taken(letter(), sending, lambda _name, _value: True, lambda _form: True, TooLargeError, oversize)
 
 
 async def test_a_letter_goes_in_the_first_form_the_broker_takes() -> None:

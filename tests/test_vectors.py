@@ -29,7 +29,7 @@ FOLDER = Path(__file__).parent / "vectors"
 
 def load(name: str) -> Any:
     """Return the content of one vector file."""
-    return strictjson.loads((FOLDER / name).read_bytes(), depth=64)
+    return strictjson.loads((FOLDER / name).read_bytes(), depth=128)
 
 
 TOKENS, BATCH, ANSWERS = load("tokens.json"), load("batch.json"), load("answers.json")

@@ -17,9 +17,8 @@ from kafka import KafkaConsumer, TopicPartition
 from integration.benchmarks.scale_kafka import Topic, _pipeline
 from integration.benchmarks.scale_world import PATIENCE, Say, _together, cpu_us
 from mqauth import Allow, Key
-from mqauth.bench.kafka import RoundEnd
 from mqauth.bench.rounds import Stopwatch
-from mqauth.bench.workload import Refusals, Tally
+from mqauth.bench.workload import Refusals, RoundEnd, Tally
 from mqauth.brokers import kafka
 from mqauth.testing.forge import SUBJECT
 from mqauth.testing.stage_kafka import servers

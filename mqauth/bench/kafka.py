@@ -27,17 +27,16 @@ from mqauth.bench.contenders import (
     contenders_of,
 )
 from mqauth.bench.rounds import Measured, Progress, Stopwatch
-from mqauth.bench.workload import BATCH, Refusals, RefusedError, Tally, Workload, guard
+from mqauth.bench.workload import BATCH, PATIENCE, Refusals, RoundEnd, Tally, Workload, guard
 from mqauth.brokers import kafka
 from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.log.records import native_headers, to_message
 from mqauth.errors import ConfigurationError
+from mqauth.judging.pipeline import Handler
 from mqauth.judging.verified import Verified
 from mqauth.testing.forge import Forge
 from mqauth.wire import destination
 
-PATIENCE: Final = 40.0
-"""Seconds a round may take; it is tried once more."""
 _LONGEST: Final = 900_000
 """Milliseconds that a consumer may go without a poll; it rests while the other contenders have their rounds."""
 _LINGER: Final = 5
@@ -111,21 +110,17 @@ class TopicContender:
     def consume(self, count: int, work: float, /) -> Measured:
         """Consume records that wait already, from the first one."""
         self._fill(count)
-        client = self._consumer()
-        for partition in client.assignment():
-            client.seek(partition, 0)
+        client = self.at_start()
         watch = Stopwatch()
         ended = RoundEnd(lambda: watch.stop(count))
         watch.start()
         self.consuming(client, Tally(count, ended.set, work), ended)
-        client.resume(*client.assignment())
+        self.rest(client)
         return ended.measured()
 
     def paced(self, count: int, pace: float, /) -> Measured:
         """Send records at a pace while consuming."""
-        client = self._consumer()
-        for partition, end in client.end_offsets(list(client.assignment())).items():
-            client.seek(partition, end)
+        client = self.at_end()
         watch = Stopwatch()
         ended = RoundEnd(lambda: watch.stop(count))
         tally = Tally(count, ended.set, arrivals={})
@@ -134,10 +129,28 @@ class TopicContender:
         thread.start()
         sent = self._at_pace(count, pace)
         thread.join()
-        client.resume(*client.assignment())
+        self.rest(client)
         measured, arrivals = ended.measured(), tally.arrivals or {}
         latencies = tuple(arrivals[number] - began for number, began in sent.items() if number in arrivals)
         return Measured(messages=count, wall=measured.wall, cpu=measured.cpu, latencies=latencies)
+
+    def at_start(self) -> Any:
+        """Return this contender's consumer, which reads its topic from the first record next."""
+        client = self._consumer()
+        for partition in client.assignment():
+            client.seek(partition, 0)
+        return client
+
+    def at_end(self) -> Any:
+        """Return this contender's consumer, which reads what is sent from now on."""
+        client = self._consumer()
+        for partition, end in client.end_offsets(list(client.assignment())).items():
+            client.seek(partition, end)
+        return client
+
+    def rest(self, client: Any) -> None:
+        """Leave the consumer until the next round."""
+        client.resume(*client.assignment())
 
     def added(self) -> float:
         """Return by how many bytes a record is larger than a bare one."""
@@ -202,44 +215,6 @@ class TopicContender:
         return sent
 
 
-class RoundEnd:
-    """The end of a round, with a measurement or an error; may be set from any thread."""
-
-    def __init__(self, measure: Callable[[], Measured]) -> None:
-        self._measure = measure
-        self._event = threading.Event()
-        self._found: Measured | None = None
-        self._why = f"not done after {PATIENCE:.0f} s"
-
-    def set(self) -> None:
-        """End the round with a measurement."""
-        self._found = self._measure()
-        self._event.set()
-
-    def fail(self, why: str) -> None:
-        """End the round with an error."""
-        self._why = why
-        self._event.set()
-
-    def is_set(self) -> bool:
-        """Tell whether the round has ended."""
-        return self._event.is_set()
-
-    def wait(self) -> None:
-        """Wait for the end, at most ``PATIENCE`` seconds."""
-        self._event.wait(PATIENCE)
-
-    def measured(self) -> Measured:
-        """Return the measurement.
-
-        Raises:
-            RefusedError: the round did not finish.
-        """
-        if self._found is None:
-            raise RefusedError(self._why)
-        return self._found
-
-
 class Wrapped(TopicContender):
     """kafka-python as its users write it, with what a wrapper adds to each record."""
 
@@ -275,12 +250,16 @@ class Wrapped(TopicContender):
         open_, headed = self._wrapper.opener(self.place), self._wrapper.headed
         deadline = time.monotonic() + PATIENCE
         while not ended.is_set():
-            for records in client.poll(timeout_ms=200).values():
-                for record in records:
-                    tally(open_(record.value, token_of(record.headers) if headed else None))
-            client.commit()
+            self.poll(client, lambda value, headers: tally(open_(value, token_of(headers) if headed else None)))
             if time.monotonic() > deadline:
                 ended.fail(f"{tally.seen} of {tally.wanted} after {PATIENCE:.0f} s")
+
+    def poll(self, client: Any, take: Callable[[Any, Any], None]) -> None:
+        """Poll, pass on what came, and commit it."""
+        for records in client.poll(timeout_ms=200).values():
+            for record in records:
+                take(record.value, record.headers)
+        client.commit()
 
     def _seal(self, place: str, number: int) -> tuple[bytes, Headers]:
         body, token = self._wrapper.seal(place, self.connections.workload.body(number))
@@ -300,12 +279,20 @@ class Signed(TopicContender):
     def __init__(self, connections: Connections, forge: Forge) -> None:
         super().__init__(connections)
         self._forge = forge
-        self._producer = kafka.Producer(connections.client(), forge.signer(), batch=self.batch)
+        self._producer = self.producer()
+
+    def producer(self) -> Any:
+        """Return mqauth's producer."""
+        return kafka.Producer(self.connections.client(), self._forge.signer(), batch=self.batch)
 
     def sender(self, topic: str) -> tuple[Callable[[int], object], Callable[[], object]]:
         """Return ``send`` and ``flush`` of mqauth's producer."""
-        send, workload, headers = self._producer.send, self.connections.workload, self.connections.headers
+        send, workload, headers = self.send(), self.connections.workload, self.connections.headers
         return lambda number: send(topic, value=workload.body(number), headers=headers), self._producer.flush
+
+    def send(self) -> Callable[..., object]:
+        """Return the call that sends."""
+        return self._producer.send  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Delete the topics and close the clients."""
@@ -324,9 +311,12 @@ class Signed(TopicContender):
         def handler(verified: Verified) -> None:
             tally(verified.body)
 
-        consumer = kafka.Consumer(client, guard(self._forge, self.place), handler, dead_letters=refusals)
-        with consumer:
+        with self.wrapped(client, handler, refusals):
             ended.wait()
+
+    def wrapped(self, client: Any, handler: Handler, refusals: Refusals) -> Any:
+        """Return mqauth's consumer around the client."""
+        return kafka.Consumer(client, guard(self._forge, self.place), handler, dead_letters=refusals)
 
     def _plain(self, topic: str, number: int) -> Any:
         return to_message(topic, self.connections.workload.body(number), None, self.connections.headers)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mqauth.audit.record import AuditRecord
+from mqauth.bench.rounds import Measured
 from mqauth.errors import MqauthError
 from mqauth.judging.pipeline import Pipeline
 from mqauth.letters.dead_letter import DeadLetter
@@ -20,6 +22,8 @@ BODY_SIZE: Final = 1024
 HEADER_COUNT: Final = 5
 LIFETIME: Final = 3600
 BATCH: Final = 64
+PATIENCE: Final = 40.0
+"""Seconds a round may take; it is tried once more."""
 _CAPACITY: Final = 20_000_000
 
 
@@ -139,3 +143,41 @@ def spin(seconds: float) -> None:
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         pass
+
+
+class RoundEnd:
+    """The end of a round, with a measurement or an error; may be set from any thread."""
+
+    def __init__(self, measure: Callable[[], Measured]) -> None:
+        self._measure = measure
+        self._event = threading.Event()
+        self._found: Measured | None = None
+        self._why = f"not done after {PATIENCE:.0f} s"
+
+    def set(self) -> None:
+        """End the round with a measurement."""
+        self._found = self._measure()
+        self._event.set()
+
+    def fail(self, why: str) -> None:
+        """End the round with an error."""
+        self._why = why
+        self._event.set()
+
+    def is_set(self) -> bool:
+        """Tell whether the round has ended."""
+        return self._event.is_set()
+
+    def wait(self) -> None:
+        """Wait for the end, at most ``PATIENCE`` seconds."""
+        self._event.wait(PATIENCE)
+
+    def measured(self) -> Measured:
+        """Return the measurement.
+
+        Raises:
+            RefusedError: the round did not finish.
+        """
+        if self._found is None:
+            raise RefusedError(self._why)
+        return self._found

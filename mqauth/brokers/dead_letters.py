@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from mqauth.errors import Cause, Unavailable
-from mqauth.flow import Flow, call
+from mqauth.flow import Flow
 from mqauth.letters.dead_letter import Carries, DeadLetter, Oversize, undelivered
 from mqauth.wire.message import Message
 
@@ -22,7 +22,7 @@ Errors = type[Exception] | tuple[type[Exception], ...]
 
 def first_taken(  # noqa: PLR0917 - a flow has no keywords
     letter: DeadLetter,
-    send: Callable[[Message], Awaitable[Any] | Any],
+    send: Callable[[Message], Flow[Any]],
     carries: Carries,
     fits: Callable[[Message], bool],
     too_large: Errors,
@@ -32,7 +32,7 @@ def first_taken(  # noqa: PLR0917 - a flow has no keywords
 
     Args:
         letter: the letter.
-        send: sends a form, and returns once the broker has confirmed it.
+        send: returns a flow that sends a form, and ends once the broker has confirmed it.
         carries: returns whether the client can send a header again.
         fits: returns whether a form is within the sizes that are known.
         too_large: what ``send`` raises for a form that is over the broker's size.
@@ -44,7 +44,7 @@ def first_taken(  # noqa: PLR0917 - a flow has no keywords
     refused: Exception | None = None
     for form in letter.forms(carries, fits, oversize):
         try:
-            return (yield from call(send, form))
+            return (yield from send(form))
         except too_large as error:
             refused = error
     raise undelivered("no form of the letter fits the broker") from refused

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -45,6 +46,7 @@ _CASE_HEADER: Final = "demo-case"
 _REASON_HEADER: Final = "mqauth-dead-reason"
 _ACCEPTED: Final = "accepted"
 _WIDTH: Final = 110
+_STAGES: Final = {"kafka": ("kafka", "KafkaStage"), "confluent": ("confluent", "ConfluentStage")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +101,8 @@ class Result:
 
 def demo(
     broker: Annotated[
-        str | None, typer.Option("--broker", help="amqp://... or kafka://host:port; by default in memory.")
+        str | None,
+        typer.Option("--broker", help="amqp://..., kafka:// or confluent://host:port; by default in memory."),
     ] = None,
     as_json: Json = False,
     audit: Annotated[
@@ -114,24 +117,19 @@ def demo(
     """
     if broker is None:
         return _play(MemoryStage(), audit, as_json=as_json, messages=messages)
-    check_url("--broker", broker)
+    check_url("--broker", broker.replace("confluent://", "kafka://", 1))
     with reached("--broker"):
         return _play(_stage(broker), audit, as_json=as_json, messages=messages)
 
 
 def _stage(broker: str) -> Stage:
     scheme = broker.partition("://")[0]
+    room, kind = _STAGES.get(scheme, ("rabbitmq", "RabbitMQStage"))
     try:
-        if scheme == "kafka":
-            from mqauth.testing.stage_kafka import KafkaStage
-
-            return KafkaStage(broker)
-        from mqauth.testing.stage_rabbitmq import RabbitMQStage
-
-        return RabbitMQStage(broker)
+        stage: Stage = getattr(import_module(f"mqauth.testing.stage_{room}"), kind)(broker)
     except ImportError as error:
-        extra = "kafka" if scheme == "kafka" else "rabbitmq"
-        raise ConfigurationError(f"--broker {scheme}://: install mqauth[{extra}]") from error
+        raise ConfigurationError(f"--broker {scheme}://: install mqauth[{room}]") from error
+    return stage
 
 
 def _play(stage: Stage, kept: Path | None, *, as_json: bool, messages: int) -> int:
@@ -294,20 +292,21 @@ def bench(
     kafka: Annotated[
         str | None, typer.Option("--kafka", help="host:port: measure end to end on this broker too.")
     ] = None,
+    confluent: Annotated[
+        str | None, typer.Option("--confluent", help="host:port: the same on this Kafka, by confluent-kafka.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Write every figure with its spread to this JSON file.")
     ] = None,
 ) -> int:
     """Measure what signing and verifying cost on this machine, beside the bare clients."""
-    address = None if kafka is None else run.address_of(kafka)
     if rabbitmq is not None:
         check_url("--rabbitmq", rabbitmq)
-    if address is not None:
-        check_url("--kafka", f"kafka://{address}")
+    kafka, confluent = _address("--kafka", kafka), _address("--confluent", confluent)
     console = Console(stderr=True, quiet=as_json)
-    with reached("--rabbitmq or --kafka"), console.status("making keys") as status:
+    with reached("--rabbitmq, --kafka or --confluent"), console.status("making keys") as status:
         amount = run.amount_of(quick=quick)
-        found = run.measure(amount, rabbitmq=rabbitmq, kafka=address, progress=status.update)
+        found = run.measure(amount, rabbitmq=rabbitmq, kafka=kafka, confluent=confluent, progress=status.update)
     if output is not None:
         output.write_text(json.dumps(found.whole(), indent=1) + "\n", "utf-8")
     answer(as_json, found.short(), *report.lines(found))
@@ -315,3 +314,11 @@ def bench(
     for what, why in failed.items():
         print_error(f"{what}: {why}")
     return 1 if failed else 0
+
+
+def _address(option: str, url: str | None) -> str | None:
+    if url is None:
+        return None
+    address = run.address_of(url)
+    check_url(option, f"kafka://{address}")
+    return address

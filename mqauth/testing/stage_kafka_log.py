@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from kafka import TopicPartition
@@ -26,7 +26,39 @@ class GoneError(Exception):
     """The consumer's process was killed."""
 
 
-class KafkaMember:
+class LogMember:
+    """A consumer in the background.
+
+    Args:
+        consumer: the wrapper.
+    """
+
+    def __init__(self, consumer: Any) -> None:
+        self._consumer = consumer
+        consumer.__enter__()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended with an error."""
+        return bool(self._consumer.failed)
+
+    def health(self) -> Any:
+        """Return its state."""
+        return self._consumer.health()
+
+    def close(self) -> None:
+        """Stop it in order, and leave the group."""
+        try:
+            self._consumer.__exit__(None, None, None)
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """Close its clients."""
+        raise NotImplementedError
+
+
+class KafkaMember(LogMember):
     """A consumer in the background, whose client's calls can be refused, observed and blocked."""
 
     def __init__(self, stage: KafkaLogStage, consumer: Callable[[Any, Any], kafka.Consumer]) -> None:
@@ -38,31 +70,15 @@ class KafkaMember:
         self._dead = False
         self._calls = self._client.poll, self._client.commit
         self._client.poll, self._client.commit = self._poll, self._commit
-        self._consumer = consumer(self._client, Letters(stage, self._letters))
-        self._consumer.__enter__()
-
-    @property
-    def failed(self) -> bool:
-        """Whether it ended with an error."""
-        return self._consumer.failed
-
-    def health(self) -> Any:
-        """Return its state."""
-        return self._consumer.health()
-
-    def close(self) -> None:
-        """Stop it in order, and leave the group."""
-        try:
-            self._consumer.__exit__(None, None, None)
-        finally:
-            self._leave()
+        sink = kafka.DeadLetters(self._letters, stage.dead, timeout=10)
+        super().__init__(consumer(self._client, Letters(stage, sink)))
 
     def kill(self) -> None:
         """Let nothing of it reach the broker any more."""
         self._dead = True
         self.heal()
         self._consumer.stop()
-        self._leave()
+        self.leave()
 
     def cut(self) -> None:
         """Block the client's I/O, including heartbeats."""
@@ -85,12 +101,11 @@ class KafkaMember:
             raise GoneError
         if self._stage.refuses_commits:
             raise CommitFailedError
-        for place, offset in offsets.items():
-            for observer in self._stage.observers:
-                observer(place.partition, offset.offset)
+        self._stage.observe({place: offset.offset for place, offset in offsets.items()})
         self._calls[1](offsets, **kwargs)
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Close its clients."""
         self._client.close()
         self._letters.close()
 
@@ -98,16 +113,14 @@ class KafkaMember:
 class Letters:
     """The wrapper's own sink, which can lose letters on their way, without a confirm."""
 
-    def __init__(self, stage: KafkaLogStage, client: Any) -> None:
+    def __init__(self, stage: KafkaLogStage, sink: Any) -> None:
         self._stage = stage
-        self._sink = kafka.DeadLetters(client, stage.dead, timeout=10)
+        self._sink = sink
         self.name = stage.dead
 
     def publish(self, letter: DeadLetter, /) -> None:
         """Publish a letter, or lose it."""
-        self._stage.sent += 1
-        if self._stage.refuses_letters:
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "lost on its way")
+        self._stage.count_letter()
         self._sink.publish(letter)
 
 
@@ -130,7 +143,7 @@ class KafkaLogStage(KafkaStage):
         self._asking: Any = self.consumer()
         self._asking.unsubscribe()
 
-    def second(self, guard: Pipeline, handler: Handler, *, workers: int = 1) -> KafkaMember:
+    def second(self, guard: Pipeline, handler: Handler, *, workers: int = 1) -> LogMember:
         """Start one more consumer of the group."""
         backoff = kafka.Backoff(first=0.3, longest=1)
 
@@ -148,15 +161,15 @@ class KafkaLogStage(KafkaStage):
         finally:
             stranger.close()
 
-    def kill(self, member: KafkaMember) -> None:
+    def kill(self, member: Any) -> None:
         """End a consumer like a killed process."""
         member.kill()
 
-    def cut(self, member: KafkaMember) -> None:
+    def cut(self, member: Any) -> None:
         """Cut a consumer's connection."""
         member.cut()
 
-    def heal(self, member: KafkaMember) -> None:
+    def heal(self, member: Any) -> None:
         """Let a consumer that was cut off continue."""
         member.heal()
 
@@ -167,6 +180,22 @@ class KafkaLogStage(KafkaStage):
     def refuse_letters(self, refusing: bool) -> None:
         """Lose letters, or deliver them again."""
         self.refuses_letters = refusing
+
+    def observe(self, offsets: Mapping[Any, int]) -> None:
+        """Tell the observers of a commit, by partition."""
+        for place, offset in offsets.items():
+            for observer in self.observers:
+                observer(place.partition, offset)
+
+    def count_letter(self) -> None:
+        """Count a letter that is sent.
+
+        Raises:
+            Unavailable: letters are lost now.
+        """
+        self.sent += 1
+        if self.refuses_letters:
+            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "lost on its way")
 
     def attempts(self) -> int:
         """Return how many letters were sent."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 from mqauth.brokers.kafka import poller as kafka_poller
-from mqauth.brokers.kafka.confirmed import Confirmed, DeadLetters
+from mqauth.brokers.kafka.confirmed import DeadLetters
 from mqauth.brokers.kafka.poller import Poller
+from mqauth.brokers.log.confirmed import Confirmed
 from mqauth.brokers.log.consumer import LogConsumer
 from mqauth.errors import Unavailable
+from mqauth.flow import call
 from tests.simulation import engine_mutants
 from tests.simulation.engine_mutants import Mutant
 
@@ -16,10 +19,10 @@ from tests.simulation.engine_mutants import Mutant
 def unwaited(_: Any) -> Any:
     """Send a record without waiting for its confirm."""
 
-    def send(records: Any, _name: str, **record: Any) -> None:
-        records._client.send(records._topic, **record)
+    def waiting(records: Any, _name: str, record: Any) -> Any:
+        yield from call(partial(records._client.send, records._topic, **record))
 
-    return send
+    return waiting
 
 
 def swallowing(original: Any) -> Any:
@@ -48,9 +51,9 @@ def waiting_for_nothing(_: Any) -> Any:
     """Take part in a rebalance without waiting for running handlers."""
 
     def turn(consumer: Any) -> None:
-        consumer._calls.commit()
+        consumer.calls.commit()
         consumer._work.renew()
-        consumer._calls.poll(joins=True)
+        consumer.calls.poll(joins=True)
 
     return turn
 
@@ -61,10 +64,10 @@ LOG: Final = (
         "forgets what stands behind a deferral", "never resumes", "never commits",
         "runs a partition twice", "gives nothing back", "ignores a revoke", "ignores a loss", "ignores a stop",
     }),
-    Mutant("waits for no confirm of a letter", Confirmed, "send", unwaited),
+    Mutant("waits for no confirm of a letter", Confirmed, "_waiting", unwaited),
     Mutant("drops a letter while its sink is down", DeadLetters, "publish", swallowing),
     Mutant("lets a rebalance wait for nothing", LogConsumer, "_poll_once", waiting_for_nothing),
-    Mutant("seeks nothing", Poller, "_ask", nothing_sought),
+    Mutant("seeks nothing", Poller, "ask", nothing_sought),
     Mutant("dies of a commit that failed", kafka_poller, "COMES_AGAIN", lambda _: ()),
 )  # fmt: skip
 """Those of the log engine that show in the whole, and those of the leaf."""

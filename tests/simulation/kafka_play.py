@@ -18,7 +18,6 @@ from unittest import mock
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mqauth.brokers import dead_letters
-from mqauth.brokers.kafka import consumer as kafka_consumer
 from mqauth.brokers.kafka import sealing as kafka_sealing
 from mqauth.brokers.log import consumer as log_consumer
 from mqauth.brokers.log.records import dead_letter_headers
@@ -115,7 +114,7 @@ def run(played: KafkaPlay, tell: Callable[[str], None] | None = None) -> KafkaRe
     play = Play(played.seed, played.settings, _forge, note)
     with ExitStack() as stack:
         threading, queue = stand_ins(play.threads)
-        for module in (log_consumer, kafka_consumer, kafka_sealing, dead_letters):
+        for module in (log_consumer, kafka_sealing, dead_letters):
             stack.enter_context(mock.patch.object(module, "threading", threading))
         stack.enter_context(mock.patch.object(log_consumer, "queue", queue))
         wait = partition.Backoff.wait

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from mqauth.testing.forge import REMOVED, with_token
-from mqauth.wire import base64url, jwk, strict_json
+from mqauth.wire import base64url, envelope, jwk, strict_json
 from mqauth.wire.jws import LocalSigningKey
 from mqauth.wire.keys import Key, KeySet, Revocation
 from mqauth.wire.message import Message
@@ -27,12 +27,17 @@ RETIRED: Final = edwards("retired now", expires=NOW)
 P256: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 """The order of P-256 (FIPS 186-5; SEC 2, section 2.4.2)."""
 TOO_LATE: Final = datetime(2106, 2, 7, 6, 28, 16, tzinfo=UTC)
+DECIMAL: Final = "a covered decimal of "
 FACE: Final = "\U0001f600"
 
 
 def answers() -> dict[str, Any]:
     """Return messages with the verdict on them, and the consumer of ``tokens.json`` with three keys more."""
     found = judged([*accepted(), *rejected()], {})
+    for vector in found["vectors"]:
+        name, decimal, text = vector["name"].partition(DECIMAL)
+        if decimal and not name:  # our own writer names what no broker carries, and keeps none of it
+            vector["message"]["headers"][0][1] = {"decimal": text}
     consumer = found["consumer"] | {
         "user_id": "subject",
         "jwks": jwk.dump_key_set(KeySet([*FORGE.keys, AHEAD, SINCE, RETIRED])),
@@ -95,7 +100,10 @@ def rejected() -> list[Case]:
 
 def headers() -> list[tuple[str, Message, str]]:
     """Return messages whose headers or their names cannot be bound."""
-    twins = FORGE.seal(kafka(), binding={"hdr": ["tenant", "absent", "Absent"]})
+    names = ["tenant", "absent", "Absent"]
+    twins = FORGE.seal(
+        kafka(), binding={"hdr": names, "hds": base64url.digest(envelope.headers_input(kafka(), names))}
+    )
     return [(name, message, "headers_mismatch") for name, message in [
         ("two covered names that differ in case, neither present", twins),
         ("a covered name of transports that one adds", added(
@@ -104,12 +112,10 @@ def headers() -> list[tuple[str, Message, str]]:
         ("a covered name of transports in another case", added(
             FORGE.seal(kafka(), cover=["X-Death"]), "x-death", b"1")),
         ("ASCII letters in another case beside others", added(FORGE.seal(named("\u00e4A")), "\u00e4a", b"2")),
-        ("a covered time after 2106", covered("at", TOO_LATE)),
-        ("a covered time before 1970", covered("at", datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC))),
-        ("a covered decimal of 33 bits", covered("price", Decimal("21474836.48"))),
-        ("a covered decimal below 32 bits", covered("price", Decimal("-2147483649"))),
-        ("a covered decimal of scale 256", covered("price", Decimal(1).scaleb(-256))),
-        ("a covered decimal that is a negative zero", covered("price", Decimal("-0.0"))),
+        ("a covered time after 2106", covered(TOO_LATE, b"T", "4294967296")),
+        ("a covered time before 1970", covered(datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC), b"T", "-1")),
+        *((f"{DECIMAL}{text}", covered(Decimal(text), b"D", text))
+          for text in ("21474836.48", "-2147483649", f"{Decimal(1).scaleb(-256):f}", "-0.0")),
     ]]  # fmt: skip
 
 
@@ -182,11 +188,12 @@ def named(name: str) -> Message:
     return kafka(headers=((name, b"1"),))
 
 
-def covered(name: str, value: Any) -> Message:
-    """Return a message whose token covers a header that has no encoding; it was bound with another value."""
-    return replace(
-        (found := FORGE.seal(rabbit(headers=((name, 1),)))), headers=((name, value), *found.headers[1:])
-    )
+def covered(value: Any, tag: bytes, text: str) -> Message:
+    """Return a message whose token covers a value that has no encoding, as a looser encoder would write it."""
+    loose = tag + len(text).to_bytes(4, "big") + text.encode()
+    like = envelope.headers_input(rabbit(headers=(("a", 1),)), ["a"])
+    hds = base64url.digest(like.removesuffix(b"i\x00\x00\x00\x011") + loose)
+    return FORGE.seal(rabbit(headers=(("a", value),)), cover=[], binding={"hdr": ["a"], "hds": hds})
 
 
 def user(name: str) -> Mapping[str, str]:

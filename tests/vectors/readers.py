@@ -147,9 +147,18 @@ def same() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
         ("a property on Kafka is a header before the others", RECORD | {
             "headers": [["content-type", {"b64": "YQ=="}], ["x", {"b64": "YQ=="}]]}, RECORD | {
             "properties": {"content_type": "a"}, "headers": [["x", {"str": "a"}]]}),
+        ("lists nested 32 deep", GOOD | {"headers": [["a", nested(32)]]}, GOOD | {"headers": [["a", nested(32)]]}),
         ("a name twice on Kafka", RECORD | {"headers": [["type", {"str": "a"}], ["type", {"null": None}]]},
          RECORD | {"properties": {"type": "a"}, "headers": [["type", {"null": None}]]}),
     ]  # fmt: skip
+
+
+def nested(depth: int) -> dict[str, Any]:
+    """Return lists in each other."""
+    value: dict[str, Any] = {"int": 1}
+    for _ in range(depth):
+        value = {"list": [value]}
+    return value
 
 
 def malformed() -> dict[str, Any]:
@@ -165,6 +174,7 @@ def malformed() -> dict[str, Any]:
         "a time with a fraction": {"time": "2030-01-01T00:00:00.0Z"}, "the 30th of February": {
             "time": "2030-02-30T00:00:00Z"}, "a decimal with an exponent": {"decimal": "1e2"},
         "a decimal that is a number": {"decimal": 1.5}, "null that is none": {"null": 0},
+        "lists nested 33 deep": nested(33),
         "a table with a name twice": {"table": [["a", {"int": 1}], ["a", {"int": 1}]]},
     }  # fmt: skip
     found = {name: GOOD | {"headers": [["a", value]]} for name, value in values.items()}

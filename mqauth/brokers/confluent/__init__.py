@@ -1,12 +1,14 @@
 """Kafka by confluent-kafka: wrap a ``confluent_kafka.Producer`` and a ``confluent_kafka.Consumer``.
 
 ``Producer`` signs what it sends, ``Consumer`` owns the poll loop, ``DeadLetters`` takes what is rejected, and
-``judge`` serves those who keep their own loop. Install the ``confluent`` extra.
+``TransactionalDeadLetters`` commits it together with the offsets. ``judge`` serves those who keep their own loop.
+Install the ``confluent`` extra.
 """
 
 from mqauth.brokers.confluent.confirmed import AuditTopic, DeadLetters
 from mqauth.brokers.confluent.consumer import Consumer
 from mqauth.brokers.confluent.producer import Producer
+from mqauth.brokers.confluent.transaction import TransactionalDeadLetters
 from mqauth.brokers.confluent.translate import Logs, from_native, judge
 from mqauth.brokers.log.errors import PoisonRecordError, ProducerFatalError
 from mqauth.brokers.log.judge import Judgement
@@ -27,6 +29,7 @@ __all__ = [
     "Producer",
     "ProducerFatalError",
     "Stall",
+    "TransactionalDeadLetters",
     "from_native",
     "judge",
 ]

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
 
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, require
 
 _METADATA: Final = b"CGMDv2:"
 """How librdkafka 1.9 to 2.x begins a group's metadata; a generation of 4 bytes and the group's name follow."""
@@ -38,6 +38,8 @@ COMES_AGAIN: Final = frozenset(
     )
 )  # fmt: skip
 """Codes of errors after which the same call may succeed; ``KafkaError.retriable`` knows transactions only."""
+REBALANCING: Final = frozenset((KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS))
+"""Codes of a commit that is refused while a rebalance goes on, or after one that we were not told of."""
 _ALL: Final = (-1, "-1", "all")
 
 
@@ -81,8 +83,7 @@ def check_producer(client: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
         ConfigurationError: it is of another kind, or serializes after signing.
     """
     _check_kind(client, confluent_kafka.Producer, confluent_kafka.SerializingProducer)
-    if not isinstance(config, Mapping):
-        raise ConfigurationError("config must be the mapping that the Producer was made with")
+    require(isinstance(config, Mapping), "config must be the mapping that the Producer was made with")
     found = {name.replace("_", "."): value for name, value in config.items()}
     return found | dict(found.get("default.topic.config", {}))
 
@@ -115,6 +116,11 @@ def error_of(raised: BaseException) -> KafkaError:
     """Return the error that a ``KafkaException`` carries."""
     found = raised.args[0] if raised.args else None
     return found if isinstance(found, KafkaError) else KafkaError(KafkaError.UNKNOWN)
+
+
+def name_of(error: BaseException) -> str:
+    """Return the name of an error: of the client's code, else of its type."""
+    return error_of(error).name() if isinstance(error, KafkaException) else type(error).__name__
 
 
 def _check_kind(client: Any, kind: type, refused: type) -> None:

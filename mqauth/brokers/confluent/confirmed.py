@@ -4,34 +4,106 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from functools import partial
+from operator import attrgetter
 from typing import Any, Final
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
 
-from mqauth.audit.record import AuditRecord
-from mqauth.brokers.confluent.client import check_producer, error_of, waits_for_all
+from mqauth.brokers.confluent.client import check_producer, error_of, name_of, waits_for_all
 from mqauth.brokers.confluent.translate import carries
-from mqauth.brokers.dead_letters import Unconfirmed, first_taken
-from mqauth.brokers.log.records import dead_letter_headers, record_size
-from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.flow import run
-from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize, undelivered
-from mqauth.wire import strict_json as strictjson
-from mqauth.wire.message import Message
+from mqauth.brokers.log.confirmed import ConfirmingClient, TopicAudit, TopicLetters
+from mqauth.errors import require
+from mqauth.letters.dead_letter import Oversize
 
 ROUND: Final = 0.05
 """Most seconds of one ``poll`` for a report: another thread may have served it."""
 _TOO_LARGE: Final = frozenset((KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE))
-_ERRORS: Final = (KafkaException, BufferError, ValueError, TypeError, RuntimeError)
 
 
 class TooLargeError(Exception):
     """A record is too large for the client or the broker."""
 
 
-class DeadLetters:
+class Report:
+    """The delivery report of one record, which is waited for by polling.
+
+    Args:
+        poll: serves delivery reports, for at most so many seconds.
+
+    Attributes:
+        told: whether it was served.
+    """
+
+    def __init__(self, poll: Any) -> None:
+        self._poll = poll
+        self.told = False
+        self._error: KafkaError | None = None
+        self._message: Any = None
+
+    def tell(self, error: KafkaError | None, message: Any) -> None:
+        """Note the report; called by the client."""
+        self._error, self._message = error, message
+        self.told = True
+
+    def get(self, timeout: float | None = None) -> Any:
+        """Return the delivered message, after at most so many seconds.
+
+        Raises:
+            TooLargeError: it is too large for the client or the broker.
+            KafkaException: it was refused, or the broker has not answered yet.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        while not self.told:
+            left = ROUND if until is None else min(until - time.monotonic(), ROUND)
+            if left <= 0:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+            self._poll(left)
+        if self._error is None:
+            return self._message
+        if self._error.code() in _TOO_LARGE:
+            raise TooLargeError(self._error.name())
+        raise KafkaException(self._error)
+
+
+def confirming(client: Any, config: Mapping[str, Any]) -> ConfirmingClient:
+    """Return the calls of a ``confluent_kafka.Producer`` for confirmed records.
+
+    Args:
+        client: the producer.
+        config: the settings it was made with.
+
+    Raises:
+        ConfigurationError: it does not wait for all replicas, is transactional, or serializes.
+    """
+    config = check_producer(client, config)
+    require(waits_for_all(config), 'confirms need a Producer of their own with "acks": "all"')
+    require(
+        not config.get("transactional.id"),
+        "confirms need a Producer without transactional.id: nobody would commit",
+    )
+    return ConfirmingClient(
+        send=lambda topic, **record: sent(client, topic, record),
+        wait=Report.get,
+        over=attrgetter("told"),
+        carries=carries,
+        too_large=TooLargeError,
+        failed=(KafkaException, TooLargeError, BufferError, ValueError, TypeError, RuntimeError),
+        name=name_of,
+    )
+
+
+def sent(client: Any, topic: str, record: Mapping[str, Any]) -> Report:
+    """Give a record to the client; return its report, which may be there already."""
+    report = Report(client.poll)
+    try:
+        client.produce(topic, on_delivery=report.tell, **record)
+    except KafkaException as error:
+        report.tell(error_of(error), None)
+    return report
+
+
+class DeadLetters(TopicLetters):
     """Sends dead letters to one topic and waits for the broker's confirm.
 
     Args:
@@ -56,122 +128,10 @@ class DeadLetters:
         config: Mapping[str, Any],
         oversize_letters: Oversize = "reference",
     ) -> None:
-        check_oversize(oversize_letters)
-        self.client: Any = client
-        self._records = Confirmed(client, topic, timeout, config)
-        self.name = topic
-        self._oversize = oversize_letters
-
-    def publish(self, letter: DeadLetter, /) -> None:
-        """Send a letter in the first of its forms that fits, and return once the broker has confirmed it.
-
-        Raises:
-            Unavailable: ``dead_letter_unavailable``: refused, timed out or not reachable.
-        """
-        send = partial(self._send, letter.id)
-        run(first_taken(letter, send, carries, can_exist, TooLargeError, self._oversize))
-
-    def _send(self, letter: str, form: Message) -> None:
-        headers = dead_letter_headers(form.headers)
-        try:
-            self._records.send(letter, value=form.body, key=form.key, headers=headers)
-        except _ERRORS as error:
-            raise undelivered(_named(error)) from error
+        super().__init__(client, confirming(client, config), topic, timeout, oversize_letters)
 
 
-def can_exist(form: Message) -> bool:
-    """Return whether a form can be sent: a record must have a key or a value."""
-    return form.body is not None or form.key is not None
-
-
-class Confirmed:
-    """Sends records to one topic and waits for the broker's confirm; several threads may do so at once.
-
-    Args:
-        client: a ``confluent_kafka.Producer`` with ``"acks": "all"``.
-        topic: the topic.
-        timeout: seconds to wait for a confirm.
-        config: the settings that the client was made with.
-
-    Raises:
-        ConfigurationError: the client is set up otherwise, or a setting is wrong.
-    """
-
-    def __init__(
-        self, client: confluent_kafka.Producer, topic: str, timeout: float, config: Mapping[str, Any]
-    ) -> None:
-        config = check_producer(client, config)
-        if not waits_for_all(config):
-            raise ConfigurationError('confirms need a Producer of their own with "acks": "all"')
-        if config.get("transactional.id"):
-            raise ConfigurationError("confirms need a Producer without transactional.id: nobody would commit")
-        if timeout <= 0 or not topic:
-            raise ConfigurationError("a topic must be named, and timeout must be above 0 seconds")
-        self._client: Any = client
-        self._topic = topic
-        self._timeout = timeout
-        self._unconfirmed = Unconfirmed()
-
-    def send(self, name: str, **record: Any) -> None:
-        """Send a record, and return once the broker has confirmed it.
-
-        Args:
-            name: the record's id.
-            record: what the client's ``produce`` takes.
-
-        Raises:
-            TooLargeError: it is too large for the client or the broker.
-            Exception: the client's own; without a confirm a record does not exist.
-        """
-        # The client keeps trying after our timeout. So a record that is still open is waited for again: sending it
-        # twice would write it twice.
-        report = self._unconfirmed.take(name) or self._produce(record)
-        until = time.monotonic() + self._timeout
-        try:
-            while not report.told and (left := until - time.monotonic()) > 0:
-                self._client.poll(min(left, ROUND))
-        finally:
-            if not report.told:
-                self._unconfirmed.keep(name, report, record_size(**record))
-        report.check()
-
-    def _produce(self, record: dict[str, Any]) -> Report:
-        report = Report()
-        try:
-            self._client.produce(self._topic, on_delivery=report.tell, **record)
-        except KafkaException as error:
-            report.tell(error_of(error), None)
-        return report
-
-
-class Report:
-    """The delivery report of one record."""
-
-    def __init__(self) -> None:
-        self.told = False
-        self._error: KafkaError | None = None
-
-    def tell(self, error: KafkaError | None, _message: Any) -> None:
-        """Note the report; called by the client."""
-        self._error = error
-        self.told = True
-
-    def check(self) -> None:
-        """Return if the record is confirmed.
-
-        Raises:
-            TooLargeError: it is too large for the client or the broker.
-            KafkaException: it was refused, or the broker has not answered yet.
-        """
-        if not self.told:
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-        if self._error is not None and self._error.code() in _TOO_LARGE:
-            raise TooLargeError(self._error.name())
-        if self._error is not None:
-            raise KafkaException(self._error)
-
-
-class AuditTopic:
+class AuditTopic(TopicAudit):
     """An audit sink that sends each record as JSON, keyed by instance, and waits for the broker's confirm.
 
     The records have no ``prev`` and ``hash``: only the audit file is chained. Those of one instance are on one
@@ -191,22 +151,4 @@ class AuditTopic:
     def __init__(
         self, client: confluent_kafka.Producer, topic: str, *, timeout: float = 30, config: Mapping[str, Any]
     ) -> None:
-        self.client: Any = client
-        self._records = Confirmed(client, topic, timeout, config)
-        self.name = topic
-
-    def write(self, record: AuditRecord, /) -> None:
-        """Send one record and return once the broker has confirmed it.
-
-        Raises:
-            Unavailable: ``audit_unavailable``: refused, timed out or not reachable.
-        """
-        key = record.instance.encode("utf-8", "replace")
-        try:
-            self._records.send(record.id, value=strictjson.dumps(record.as_dict()), key=key)
-        except (*_ERRORS, TooLargeError) as error:
-            raise Unavailable(Cause.AUDIT_UNAVAILABLE, _named(error)) from error
-
-
-def _named(error: BaseException) -> str:
-    return error_of(error).name() if isinstance(error, KafkaException) else type(error).__name__
+        super().__init__(client, confirming(client, config), topic, timeout)

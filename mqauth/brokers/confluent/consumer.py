@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -13,8 +12,6 @@ from mqauth.brokers.confluent.poller import Poller
 from mqauth.brokers.confluent.producer import Producer
 from mqauth.brokers.confluent.replies import Replies
 from mqauth.brokers.log.consumer import LogConsumer
-from mqauth.delivery.assignment import Assignment
-from mqauth.delivery.log_work import LogWork, check_plugins
 from mqauth.delivery.partition import Backoff
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.letters.dead_letter import DeadLetterSink
@@ -39,7 +36,8 @@ class Consumer(LogConsumer):
         handler: takes a ``Verified``; runs on a worker thread.
         topics: the topics to subscribe to, or patterns that begin with ``^``; empty where partitions were
             assigned by hand. The wrapper subscribes, since the client tells nobody else of rebalances.
-        dead_letters: where rejected messages go: ``DeadLetters``.
+        dead_letters: where rejected messages go: ``DeadLetters``, or ``TransactionalDeadLetters`` for letters that
+            are committed in one transaction with their offsets.
         decode: makes ``Verified.value`` of the body after verification; what it raises dead-letters the
             message as ``handler_failed``. Not called for a tombstone.
         replies: sends what ``Verified.reply`` is given to the topic in ``reply-to``. Where its client fails for
@@ -71,13 +69,11 @@ class Consumer(LogConsumer):
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
     ) -> None:
         check_consumer(client)
-        check_plugins(guard, handler=handler, dead_letters=dead_letters.publish, decode=decode)
-        assignment = Assignment(
-            guard.clock, backoff=backoff, interval=commit_interval, width=workers, session=SESSION,
-            lock=threading.RLock(),
-        )  # fmt: skip
         answer = None if replies is None else Replies(replies)
-        work = LogWork(guard, assignment, handler, lambda _: dead_letters, decode=decode, answer=answer)
-        poller = Poller(client, assignment, replies=answer)
-        super().__init__(poller, guard, assignment, work, threads=workers, grace=grace, patience=grace)
+        super().__init__(
+            guard, handler, dead_letters, decode=decode, answer=answer, workers=workers, grace=grace,
+            patience=grace, commit_interval=commit_interval, session=SESSION, backoff=backoff,
+        )  # fmt: skip
+        poller = Poller(client, self._assignment, replies=answer)
+        self.attach(poller)
         poller.listen(topics, self.settle)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
@@ -17,88 +15,20 @@ from mqauth.brokers.confluent.client import check_producer, error_of, is_idempot
 from mqauth.brokers.confluent.sealing import Sealing
 from mqauth.brokers.confluent.translate import is_sendable
 from mqauth.brokers.log.errors import ProducerFatalError
-from mqauth.brokers.log.records import native_headers, to_message
-from mqauth.errors import ConfigurationError, MalformedMessage
+from mqauth.brokers.log.producer import DEFAULT_IN_FLIGHT, LogProducer
+from mqauth.brokers.log.records import native_headers
+from mqauth.errors import MalformedMessage
 from mqauth.signer import Signer
-from mqauth.wire.batch import DEFAULT_LINGER, check_batching
+from mqauth.wire.batch import DEFAULT_LINGER
 
-DEFAULT_IN_FLIGHT: Final = 10_000
 PATIENCE: Final = 60.0
 """Most seconds that a record waits for a free place; kafka-python's default of ``max_block_ms``."""
 ROUND: Final = 0.1
 """Most seconds of one ``poll`` for a free place: another thread may serve the report that frees it."""
 _FATAL: Final = frozenset((KafkaError._FATAL, KafkaError._FENCED))
-_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
-class TransactionCalls:
-    """The transactions of a producer, and its rule that no delivery report is served inside another.
-
-    Args:
-        client: the ``confluent_kafka.Producer``.
-        transactional: whether it has a ``transactional.id``.
-    """
-
-    _sealing: Sealing | None = None
-
-    def __init__(self, client: Any, *, transactional: bool) -> None:
-        self.client = client
-        self._transactional = transactional
-        self._inside = threading.local()
-        self._began = False
-
-    def begin_transaction(self) -> None:
-        """Begin a transaction of a client that has a ``transactional.id``."""
-        self._seal_all()
-        self.client.begin_transaction()
-        if self._sealing is not None:
-            self._sealing.failure = None
-        self._began = True
-
-    def commit_transaction(self, timeout: float = -1) -> None:
-        """Seal and send what waits, and commit; a transaction that lacks a record is not committed.
-
-        Raises:
-            Exception: why a record of it was not sealed or sent: abort it.
-        """
-        self._seal_all()
-        if self._sealing is not None and self._sealing.failure is not None:
-            raise self._sealing.failure
-        with self._serving():
-            self.client.commit_transaction(timeout)
-        self._began = False
-
-    def abort_transaction(self, timeout: float = -1) -> None:
-        """Abort the transaction, with what waits."""
-        self._seal_all()
-        with self._serving():
-            self.client.abort_transaction(timeout)
-        self._began = False
-
-    def _seal_all(self, timeout: float = -1) -> float:
-        """Seal and send what waits; return the seconds that are left of the timeout."""
-        if self._sealing is None:
-            return timeout
-        until = time.monotonic() + timeout
-        self._sealing.batches.flush(None if timeout < 0 else timeout)
-        return timeout if timeout < 0 else max(0.0, until - time.monotonic())
-
-    def _refuse_unbegun(self) -> None:
-        if self._transactional and not self._began:
-            raise ConfigurationError("with batches, begin and end transactions by the producer, not its client")
-
-    @contextmanager
-    def _serving(self) -> Iterator[None]:
-        """Mark this thread as one that serves delivery reports."""
-        outer = getattr(self._inside, "served", False)
-        self._inside.served = True
-        try:
-            yield
-        finally:
-            self._inside.served = outer
-
-
-class Producer(TransactionCalls):
+class Producer(LogProducer):
     """Signs records and sends them with a ``confluent_kafka.Producer``.
 
     With ``batch`` above 1, records share signatures: ``produce`` hashes its record and returns, and the record is
@@ -136,17 +66,15 @@ class Producer(TransactionCalls):
         linger: float = DEFAULT_LINGER,
     ) -> None:
         config = check_producer(client, config)
-        check_batching(batch, linger)
-        if not batch <= max_in_flight:
-            raise ConfigurationError("max_in_flight must be at least batch: a batch would never be full")
-        super().__init__(client, transactional=bool(config.get("transactional.id")))
-        self._signer = signer
-        self._serialize = value_serializer
+        super().__init__(
+            client, signer, serialize=value_serializer, in_flight=max_in_flight, batch=batch, linger=linger,
+            transactional=bool(config.get("transactional.id")), idempotent=is_idempotent(config),
+        )  # fmt: skip
+        self._inside = threading.local()
         self._most = max_in_flight
         self._fatal: KafkaError | None = None
-        self._sealing = Sealing(client, signer, self._give, batch=batch, linger=linger) if batch > 1 else None
-        if not is_idempotent(config):
-            _LOG.warning("a producer without enable.idempotence: its retries will be rejected as replays")
+        if batch > 1:
+            self._sealing = Sealing(client, signer, self._give, batch=batch, linger=linger)
 
     def produce(  # noqa: PLR0917 - the client's own signature
         self,
@@ -182,7 +110,7 @@ class Producer(TransactionCalls):
         """
         if getattr(self._inside, "full", False):
             raise BufferError("no free place: this delivery report is being served to make one")
-        message = to_message(topic, self._octets(value), key, headers)
+        message = self._message(topic, value, key, headers)
         for name, _ in message.headers:
             if not is_sendable(name):
                 raise MalformedMessage(
@@ -195,7 +123,7 @@ class Producer(TransactionCalls):
         rest = {"partition": partition, "on_delivery": on_delivery or callback, "timestamp": timestamp}
         if self._sealing is not None:
             self._refuse_unbegun()
-            return self._sealing.add(self._signer.prepare(message), topic, rest)
+            return self._sealing.add(self._signer.prepare(message), topic, rest)  # type: ignore[no-any-return]
         signed = self._signer.sign(message)
         self._give(topic, signed.body, key=signed.key, headers=native_headers(signed.headers), **rest)
 
@@ -205,7 +133,7 @@ class Producer(TransactionCalls):
         Args:
             timeout: seconds to wait for one at most, -1 without end.
         """
-        with self._serving():
+        with self.serving():
             return int(self.client.poll(timeout))
 
     def flush(self, timeout: float = -1) -> int:
@@ -217,9 +145,9 @@ class Producer(TransactionCalls):
         Returns:
             How many records are neither yet, as the client says.
         """
-        left = self._seal_all(timeout)
-        with self._serving():
-            return int(self.client.flush(left))
+        left = self._seal_all(None if timeout < 0 else timeout)
+        with self.serving():
+            return int(self.client.flush(-1 if left is None else left))
 
     def close(self, timeout: float = -1) -> None:
         """Take no more records, and close the client after a flush, at most so many seconds."""
@@ -228,7 +156,7 @@ class Producer(TransactionCalls):
                 self._sealing.end()
             self.flush(timeout)
         finally:
-            with self._serving():
+            with self.serving():
                 self.client.close()
 
     def check_alive(self) -> None:
@@ -246,18 +174,15 @@ class Producer(TransactionCalls):
         if error is not None and (error.fatal() or error.code() in _FATAL):
             self._fatal = error
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _octets(self, value: Any) -> Any:
-        if self._serialize is None or value is None or isinstance(value, bytes):
-            return value
-        return self._serialize(value)
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Mark this thread as one that serves delivery reports."""
+        outer = getattr(self._inside, "served", False)
+        self._inside.served = True
+        try:
+            yield
+        finally:
+            self._inside.served = outer
 
     def _give(self, topic: str, value: bytes | None, **record: Any) -> None:
         """Give a record to the client, when its queue has room."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
 
-from mqauth.brokers.confluent.client import COMES_AGAIN
+from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, name_of
+from mqauth.brokers.confluent.confirmed import Report
 from mqauth.brokers.confluent.producer import Producer
 from mqauth.brokers.log.errors import ProducerFatalError
-from mqauth.errors import ConfigurationError, RetryLater, Unavailable
+from mqauth.brokers.log.records import NativeHeaders
+from mqauth.brokers.log.replies import TopicReplies, later
+from mqauth.errors import Unavailable
 from mqauth.judging.verified import Verified
 
-ROUND: Final = 0.05
-"""Most seconds of one ``poll`` for a report: another thread may have served it."""
 _NO_TOPIC: Final = frozenset(
     (KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART)
 )
@@ -23,54 +23,36 @@ _LATER: Final = (COMES_AGAIN | {KafkaError._MSG_TIMED_OUT, KafkaError._QUEUE_FUL
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
-class Replies:
-    """Sends the answer of ``Verified.reply`` to the topic in ``reply-to``.
+class Replies(TopicReplies):
+    """Sends signed answers to the topic in reply-to, and learns from reports whether the client has failed."""
 
-    The handler is put off while the broker or the signing key cannot be reached. It fails if the answer or its
-    topic is wrong: the requester chooses the topic, and a missing one must not hold a partition for ever.
+    _producer: Producer
 
-    Args:
-        producer: sends.
-    """
-
-    def __init__(self, producer: Producer) -> None:
-        self._producer = producer
-
-    def __call__(self, verified: Verified, body: bytes) -> Answer:
+    def send(self, _verified: Verified, topic: str, body: bytes, headers: NativeHeaders) -> Answer:
         """Send an answer.
 
         Raises:
             RetryLater: it cannot be sent now.
-            ConfigurationError: the request names no topic.
             KafkaException: the client refuses the answer.
         """
-        properties = verified.properties
-        if "reply-to" not in properties:
-            raise ConfigurationError("the message has no reply-to")
-        names = ("correlation-id",) if "correlation-id" in properties else ()
-        headers = [(name, properties[name].encode("utf-8")) for name in names]
         answer = Answer(self._producer)
         try:
-            self._producer.produce(properties["reply-to"], value=body, headers=headers, on_delivery=answer.tell)
+            self._producer.produce(topic, value=body, headers=headers, on_delivery=answer.tell)
         except (BufferError, ProducerFatalError, Unavailable) as error:
-            raise RetryLater(f"the answer could not be sent: {type(error).__name__}") from error
+            raise later(type(error).__name__) from error
         return answer
 
     def check(self) -> None:
-        """Raise an error if the client has failed for good: every request would be put off.
+        """Serve reports; refuse to go on with a client that has failed for good.
 
         Raises:
             ProducerFatalError: it has.
         """
-        try:
-            self._producer.poll(0)
-            self._producer.check_alive()
-        except ProducerFatalError as error:
-            _LOG.critical("answers: %s; the consumer ends, requests without an answer come again", error)
-            raise
+        self._producer.poll(0)
+        super().check()
 
 
-class Answer:
+class Answer(Report):
     """An answer that was sent; ``get`` puts the handler off while the broker is out of reach.
 
     Args:
@@ -78,13 +60,13 @@ class Answer:
     """
 
     def __init__(self, producer: Producer) -> None:
-        self._producer = producer
-        self._told: tuple[KafkaError | None, Any] | None = None
+        super().__init__(producer.poll)
+        self._note = producer.note
 
     def tell(self, error: KafkaError | None, message: Any) -> None:
         """Note the delivery report; called by the client."""
-        self._told = error, message
-        self._producer.note(error)
+        super().tell(error, message)
+        self._note(error)
         if error is not None:
             _LOG.error("an answer was not delivered: %s", error.name())
 
@@ -93,16 +75,12 @@ class Answer:
 
         Raises:
             RetryLater: the broker is out of reach, or has not answered yet.
-            KafkaException: it refused the answer.
+            TooLargeError: it is too large for the client or the broker.
+            KafkaException: the broker refused it.
         """
-        until = None if timeout is None else time.monotonic() + timeout
-        while self._told is None:
-            if until is not None and time.monotonic() >= until:
-                raise RetryLater("the answer could not be sent: no report yet")
-            self._producer.poll(ROUND)
-        error, message = self._told
-        if error is None:
-            return message
-        if error.code() in _LATER:
-            raise RetryLater(f"the answer could not be sent: {error.name()}")
-        raise KafkaException(error)
+        try:
+            return super().get(timeout)
+        except KafkaException as error:
+            if error_of(error).code() in _LATER:
+                raise later(name_of(error)) from error
+            raise

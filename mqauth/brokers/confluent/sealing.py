@@ -14,10 +14,9 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import Message as Report
 
 from mqauth.brokers.confluent.client import error_of
-from mqauth.brokers.log.sealing import Batches
+from mqauth.brokers.log.sealing import RecordSealing, sealed_headers
 from mqauth.errors import ConfigurationError
 from mqauth.signer import Prepared, Signer
-from mqauth.wire.message import TOKEN_HEADER
 
 PATIENCE: Final = 60.0
 """Most seconds that a thread waits while another one sends."""
@@ -27,7 +26,7 @@ Failures: TypeAlias = list[tuple[Record, Exception]]
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
-class Sealing:
+class Sealing(RecordSealing):
     """The sender of one producer's ``Batches``.
 
     Args:
@@ -43,9 +42,7 @@ class Sealing:
     ) -> None:
         self._client = client
         self._give = give
-        self.batches = Batches(signer, self, batch=batch, linger=linger, patience=PATIENCE)
-        self.failure: BaseException | None = None
-        """The first error of a record that could not be sealed or sent, since this was last set to ``None``."""
+        super().__init__(signer, batch=batch, linger=linger, patience=PATIENCE)
 
     def add(self, prepared: Prepared, topic: str, rest: Mapping[str, Any]) -> None:
         """Have a record sealed and sent.
@@ -55,10 +52,6 @@ class Sealing:
         """
         if self.batches.add(prepared, lambda _: (topic, rest, copy_context())) is None:
             raise ConfigurationError("the producer is closed")
-
-    def end(self) -> None:
-        """Take no more records."""
-        self.batches.end()
 
     def begin(self) -> Failures:
         """Return the list of a batch's failures."""
@@ -72,17 +65,12 @@ class Sealing:
         """Give a record to the client; return its error, or ``None``."""
         topic, rest, context = record
         message = prepared.message
-        headers = [*message.headers, (TOKEN_HEADER, token.encode("ascii"))]
+        headers = sealed_headers(prepared, token)
         try:
             context.run(self._give, topic, message.body, key=message.key, headers=headers, **rest)
         except Exception as error:
-            return self.failed(error)
+            return self.failed(error)  # type: ignore[no-any-return]
         return None
-
-    def failed(self, error: BaseException, /) -> BaseException:
-        """Note the error of a record that was not sent."""
-        self.failure = self.failure or error
-        return error
 
     def handed(self, common: Failures, records: Sequence[Record], outcomes: Sequence[Any], /) -> None:
         """Note the records of a batch that were not sent."""

@@ -7,10 +7,9 @@ takes ``judge``. Install the ``kafka`` extra.
 
 from mqauth.brokers.kafka.confirmed import AuditTopic, DeadLetters
 from mqauth.brokers.kafka.consumer import Consumer
-from mqauth.brokers.kafka.judge import judge
 from mqauth.brokers.kafka.producer import Producer
 from mqauth.brokers.kafka.transaction import TransactionalDeadLetters
-from mqauth.brokers.kafka.translate import Logs, from_native
+from mqauth.brokers.kafka.translate import Logs, from_native, judge
 from mqauth.brokers.log.errors import PoisonRecordError, ProducerFatalError
 from mqauth.brokers.log.judge import Judgement
 from mqauth.brokers.log.records import Log

@@ -7,7 +7,7 @@ import math
 from functools import lru_cache
 from typing import Any, Final, Literal
 
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, require
 
 _TELLING: Final = {"KafkaConsumer": "group_id", "KafkaProducer": "max_block_ms"}
 """A setting that only clients of this kind have."""
@@ -27,9 +27,11 @@ def settings_of(client: Any, kind: Literal["KafkaConsumer", "KafkaProducer"]) ->
         ConfigurationError: it is something else; the text names it.
     """
     settings: Any = getattr(client, "config", None)
-    if not isinstance(settings, dict) or _TELLING[kind] not in settings:
-        raise ConfigurationError(f"a {kind} of kafka-python is needed, not {_name(type(client))}")
-    return settings
+    require(
+        isinstance(settings, dict) and _TELLING[kind] in settings,
+        f"a {kind} of kafka-python is needed, not {_name(type(client))}",
+    )
+    return settings  # type: ignore[no-any-return]
 
 
 def producer_settings(client: Any) -> dict[str, Any]:
@@ -40,8 +42,7 @@ def producer_settings(client: Any) -> dict[str, Any]:
     """
     settings = settings_of(client, "KafkaProducer")
     for name in ("key_serializer", "value_serializer"):
-        if settings.get(name) is not None:
-            raise ConfigurationError(f"leave {name} out of the KafkaProducer: it would run after signing")
+        require(settings.get(name) is None, f"leave {name} out of the KafkaProducer: it would run after signing")
     return settings
 
 
@@ -53,13 +54,13 @@ def check_client(client: Any) -> None:
             no group.
     """
     config = settings_of(client, "KafkaConsumer")
-    if config["enable_auto_commit"]:
-        raise ConfigurationError("set enable_auto_commit=False: offsets are committed when records are settled")
+    require(
+        not config["enable_auto_commit"],
+        "set enable_auto_commit=False: offsets are committed when records are settled",
+    )
     for name in ("key_deserializer", "value_deserializer"):
-        if config[name] is not None:
-            raise ConfigurationError(f"leave {name} out: raw bytes are verified; decode= runs afterwards")
-    if not config["group_id"]:
-        raise ConfigurationError("set group_id: without it nothing can be committed")
+        require(config[name] is None, f"leave {name} out: raw bytes are verified; decode= runs afterwards")
+    require(config["group_id"], "set group_id: without it nothing can be committed")
     if config["auto_offset_reset"] == "latest":
         _LOG.warning("auto_offset_reset is latest: a new group misses what was sent before it joined")
 
@@ -77,6 +78,18 @@ def session_of(client: Any) -> float:
 def rebalance_patience(client: Any, grace: float) -> float:
     """Return the seconds for which a rebalance may wait for handlers: half of what the group waits for us."""
     return min(grace, float(client.config.get("max_poll_interval_ms", math.inf)) / 2000)
+
+
+def check_isolation(client: Any) -> None:
+    """Refuse a ``KafkaConsumer`` that reads a committed offset of a transaction that is still open (KIP-447).
+
+    Raises:
+        ConfigurationError: it does.
+    """
+    require(
+        client.config["isolation_level"] == "read_committed",
+        'transactional dead letters need isolation_level="read_committed" in the consumer',
+    )
 
 
 def refuse_foreign(record: Any) -> None:

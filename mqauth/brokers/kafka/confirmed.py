@@ -2,78 +2,46 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Final
 
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
-from mqauth.audit.record import AuditRecord
-from mqauth.brokers.dead_letters import Unconfirmed, first_taken
 from mqauth.brokers.kafka.client import producer_settings
 from mqauth.brokers.kafka.translate import carries
-from mqauth.brokers.log.records import dead_letter_headers, record_size
-from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.flow import run
-from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize, undelivered
-from mqauth.wire import strict_json as strictjson
-from mqauth.wire.message import Message
+from mqauth.brokers.log.confirmed import ConfirmingClient, TopicAudit, TopicLetters
+from mqauth.errors import require
+from mqauth.letters.dead_letter import Oversize
 
 MAX_BLOCK: Final = 5.0
 """Most seconds that a record waits for metadata of its topic: a missing topic must not hold up the others."""
-_FAILED: Final = (KafkaError, ValueError, TypeError, OSError)
 
 
-class Confirmed:
-    """Sends records to one topic and waits for the broker's confirm; several threads may do so at once.
-
-    Args:
-        client: a ``KafkaProducer(acks="all", enable_idempotence=False)``. Its ``max_block_ms`` is lowered to 5 s
-            at most.
-        topic: the topic.
-        timeout: seconds to wait for a confirm.
+def confirming(client: Any, timeout: float) -> ConfirmingClient:
+    """Return the calls of a ``KafkaProducer`` for confirmed records, and lower its ``max_block_ms`` to 5 s.
 
     Raises:
-        ConfigurationError: the client is set up otherwise, or a setting is wrong.
+        ConfigurationError: it does not wait for all replicas, is idempotent, or serializes.
     """
-
-    def __init__(self, client: KafkaProducer, topic: str, timeout: float) -> None:
-        config = producer_settings(client)
-        # One record that the broker refuses makes an idempotent producer of kafka-python fail for good (decision
-        # 50).
-        if config["enable_idempotence"] or config["acks"] not in (-1, "all"):
-            raise ConfigurationError(
-                'confirms need a KafkaProducer of their own with acks="all" and enable_idempotence=False'
-            )
-        if timeout <= 0 or not topic:
-            raise ConfigurationError("a topic must be named, and timeout must be above 0 seconds")
-        config["max_block_ms"] = min(config["max_block_ms"], int(min(timeout, MAX_BLOCK) * 1000))
-        self._client: Any = client
-        self._topic = topic
-        self._timeout = timeout
-        self._unconfirmed = Unconfirmed()
-
-    def send(self, name: str, **record: Any) -> None:
-        """Send a record, and return once the broker has confirmed it.
-
-        Args:
-            name: the record's id.
-            record: keywords of the client's ``send``.
-
-        Raises:
-            Exception: the client's own; without a confirm a record does not exist.
-        """
-        # The client keeps trying after our timeout. So a record that is still open is waited for again: sending it
-        # twice would write it twice.
-        future = self._unconfirmed.take(name) or self._client.send(self._topic, **record)
-        try:
-            future.get(timeout=self._timeout)
-        finally:
-            if not future.is_done:
-                self._unconfirmed.keep(name, future, record_size(**record))
+    config = producer_settings(client)
+    # One record that the broker refuses makes an idempotent producer of kafka-python fail for good (decision 50).
+    require(
+        not config["enable_idempotence"] and config["acks"] in (-1, "all"),
+        'confirms need a KafkaProducer of their own with acks="all" and enable_idempotence=False',
+    )
+    config["max_block_ms"] = min(config["max_block_ms"], int(min(timeout, MAX_BLOCK) * 1000))
+    # In a list: kafka-python's future could be awaited, and a synchronous flow refuses what could.
+    return ConfirmingClient(
+        send=lambda topic, **record: [client.send(topic, **record)],
+        wait=lambda sent, seconds: sent[0].get(timeout=seconds),
+        over=lambda sent: sent[0].is_done,
+        carries=carries,
+        too_large=MessageSizeTooLargeError,
+        failed=(KafkaError, ValueError, TypeError, OSError),
+    )
 
 
-class DeadLetters:
+class DeadLetters(TopicLetters):
     """Sends dead letters to one topic and waits for the broker's confirm.
 
     Args:
@@ -97,32 +65,10 @@ class DeadLetters:
         *,
         oversize_letters: Oversize = "reference",
     ) -> None:
-        check_oversize(oversize_letters)
-        self.client: Any = client
-        self._records = Confirmed(client, topic, timeout)
-        self.name = topic
-        self._oversize = oversize_letters
-
-    def publish(self, letter: DeadLetter, /) -> None:
-        """Send a letter in the first of its forms that fits, and return once the broker has confirmed it.
-
-        Raises:
-            Unavailable: ``dead_letter_unavailable``: refused, timed out or not reachable.
-        """
-        send = partial(self._send, letter.id)
-        run(first_taken(letter, send, carries, can_exist, MessageSizeTooLargeError, self._oversize))
-
-    def _send(self, letter: str, form: Message) -> None:
-        headers = dead_letter_headers(form.headers)
-        try:
-            self._records.send(letter, value=form.body, key=form.key, headers=headers)
-        except MessageSizeTooLargeError:
-            raise
-        except _FAILED as error:
-            raise undelivered(type(error).__name__) from error
+        super().__init__(client, confirming(client, timeout), topic, timeout, oversize_letters)
 
 
-class AuditTopic:
+class AuditTopic(TopicAudit):
     """An audit sink that sends each record as JSON, keyed by instance, and waits for the broker's confirm.
 
     The records have no ``prev`` and ``hash``: only the audit file is chained. Those of one instance are on one
@@ -139,23 +85,4 @@ class AuditTopic:
     """
 
     def __init__(self, client: KafkaProducer, topic: str, *, timeout: float = 30) -> None:
-        self.client: Any = client
-        self._records = Confirmed(client, topic, timeout)
-        self.name = topic
-
-    def write(self, record: AuditRecord, /) -> None:
-        """Send one record and return once the broker has confirmed it.
-
-        Raises:
-            Unavailable: ``audit_unavailable``: refused, timed out or not reachable.
-        """
-        key = record.instance.encode("utf-8", "replace")
-        try:
-            self._records.send(record.id, value=strictjson.dumps(record.as_dict()), key=key)
-        except _FAILED as error:
-            raise Unavailable(Cause.AUDIT_UNAVAILABLE, type(error).__name__) from error
-
-
-def can_exist(form: Message) -> bool:
-    """Return whether kafka-python sends such a record: it refuses one without key and value."""
-    return form.body is not None or form.key is not None
+        super().__init__(client, confirming(client, timeout), topic, timeout)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
 from kafka import KafkaConsumer
 
 from mqauth.brokers.kafka import client as kafka_client
-from mqauth.brokers.kafka.outbox import transactions_of
 from mqauth.brokers.kafka.poller import Poller, listen
 from mqauth.brokers.kafka.producer import Producer
 from mqauth.brokers.kafka.replies import Replies
+from mqauth.brokers.kafka.transaction import TransactionalDeadLetters
 from mqauth.brokers.log.consumer import LogConsumer
-from mqauth.delivery.assignment import Assignment
-from mqauth.delivery.log_work import LogWork, check_plugins
 from mqauth.delivery.partition import Backoff
-from mqauth.errors import ConfigurationError
+from mqauth.errors import require
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.letters.dead_letter import DeadLetterSink
 
@@ -69,21 +66,14 @@ class Consumer(LogConsumer):
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
     ) -> None:
         kafka_client.check_client(client)
-        check_plugins(guard, handler=handler, dead_letters=dead_letters.publish, decode=decode)
-        if on_poison not in ("stop", "skip"):
-            raise ConfigurationError(f'on_poison must be "stop" or "skip", not {on_poison!r}')
-        assignment = Assignment(
-            guard.clock, backoff=backoff, interval=commit_interval, width=workers,
-            session=kafka_client.session_of(client), lock=threading.RLock(),
-        )  # fmt: skip
-        transactions = transactions_of(client, dead_letters, assignment, guard.clock, backoff)
-        letters = (lambda _: dead_letters) if transactions is None else transactions.sink
+        require(on_poison in ("stop", "skip"), f'on_poison must be "stop" or "skip", not {on_poison!r}')
         answer = None if replies is None else Replies(replies)
-        work = LogWork(guard, assignment, handler, letters, decode=decode, answer=answer)
-        poller = Poller(
-            client, assignment, work, guard,
-            skip=on_poison == "skip", transactions=transactions, replies=answer,
+        super().__init__(
+            guard, handler, dead_letters, decode=decode, answer=answer, workers=workers, grace=grace,
+            patience=kafka_client.rebalance_patience(client, grace), commit_interval=commit_interval,
+            session=kafka_client.session_of(client), backoff=backoff,
         )  # fmt: skip
-        patience = kafka_client.rebalance_patience(client, grace)
-        super().__init__(poller, guard, assignment, work, threads=workers, grace=grace, patience=patience)
-        listen(client, assignment)
+        if isinstance(dead_letters, TransactionalDeadLetters):
+            kafka_client.check_isolation(client)
+        self.attach(Poller(client, self._assignment, self._work, guard, skip=on_poison == "skip", replies=answer))
+        listen(client, self._assignment)

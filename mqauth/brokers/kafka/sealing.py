@@ -15,9 +15,8 @@ from typing import Any, Final, Self, TypeAlias
 from kafka.errors import IllegalStateError, KafkaTimeoutError
 from kafka.future import Future
 
-from mqauth.brokers.log.sealing import Batches
+from mqauth.brokers.log.sealing import RecordSealing, sealed_headers
 from mqauth.signer import Prepared, Signer
-from mqauth.wire.message import TOKEN_HEADER
 
 MAX_TOPICS: Final = 10_000
 # kafka-python's class has no types.
@@ -201,7 +200,7 @@ Record: TypeAlias = tuple[str, int | None, int | None, Context, RecordFuture]
 sent and traced, and the future that its sender has."""
 
 
-class Sealing:
+class Sealing(RecordSealing):
     """Seals and sends the records of one producer: the ``Sender`` of its batches.
 
     Args:
@@ -217,10 +216,7 @@ class Sealing:
         self._room = room
         self._topics: set[str] = set()
         patience = client.config["max_block_ms"] / 1000
-        self.batches = Batches[Record](signer, self, batch=batch, linger=linger, patience=patience)
-        self.end = self.batches.end
-        self.failure: BaseException | None = None
-        """Why the first record failed that could not be sealed or sent, since this was last set to ``None``."""
+        super().__init__(signer, batch=batch, linger=linger, patience=patience)
 
     def knows(self, topic: str) -> bool:
         """Return whether the client can send to a topic without waiting for its metadata."""
@@ -244,16 +240,17 @@ class Sealing:
         if record is None:
             self._room.leave()
             raise IllegalStateError("Producer already closed!")
-        return record[-1]
+        return record[-1]  # type: ignore[no-any-return]
 
-    def flush(self, timeout: float | None) -> None:
+    def flush(self, timeout: float | None) -> bool:
         """Seal and send what waits, and wait for another thread that is sending, at most so many seconds.
 
         Raises:
             kafka.errors.KafkaTimeoutError: the other thread is still sending.
         """
-        if not self.batches.flush(timeout):
+        if not super().flush(timeout):
             raise KafkaTimeoutError(f"records are still being sent after {timeout} s")
+        return True
 
     def begin(self) -> BatchHandover:
         """Return what the futures of one batch wait for."""
@@ -270,7 +267,7 @@ class Sealing:
         if topic not in self._topics:
             return self.failed(KafkaTimeoutError("no metadata of the topic"))
         message = prepared.message
-        headers = [*message.headers, (TOKEN_HEADER, token.encode("ascii"))]
+        headers = sealed_headers(prepared, token)
         send = partial(self._client.send, topic, value=message.body, key=message.key, headers=headers)
         try:
             return context.run(send, partition=partition, timestamp_ms=timestamp_ms)
@@ -281,8 +278,7 @@ class Sealing:
 
     def failed(self, error: BaseException, /) -> FailedFuture:
         """Return the future of a record that was not sent."""
-        self.failure = self.failure or error
-        return FailedFuture(error)
+        return FailedFuture(super().failed(error))
 
     def handed(self, common: BatchHandover, records: Sequence[Record], outcomes: Sequence[Any], /) -> None:
         """Give each future the client's, and its place back once that is done."""

@@ -1,4 +1,4 @@
-"""Records of kafka-python as ``Message``; ``brokers.log.records`` holds what is the same for every client."""
+"""Records of kafka-python as ``Message``, the ids of their log, and a verdict for your own poll loop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any, Final
 from uuid import UUID
 
 from mqauth.brokers.kafka.client import refuse_foreign
+from mqauth.brokers.log.judge import Judgement, judged
 from mqauth.brokers.log.records import NO_LOG, Log, record_message, unreadable
+from mqauth.judging.pipeline import Pipeline
 from mqauth.wire.message import HeaderValue, Message
 
 LOG_APPEND_TIME: Final = 1
@@ -77,3 +79,19 @@ class Logs:
         if not isinstance(found, UUID) or not found.int:
             return None
         return base64.urlsafe_b64encode(found.bytes).rstrip(b"=").decode("ascii")
+
+
+def judge(guard: Pipeline, record: Any, *, scope: str, log: Log = NO_LOG) -> Judgement:
+    """Judge one ``ConsumerRecord``, and claim it in the replay store where it is accepted.
+
+    Args:
+        guard: the pipeline.
+        record: as ``KafkaConsumer.poll`` returned it, without deserializers.
+        scope: the consumer group.
+        log: the ids of cluster and topic, ``Logs(client).of(record.topic)``. Without them the replay store cannot
+            tell two clusters, or a topic from one that was deleted and made anew, apart.
+
+    Raises:
+        ConfigurationError: a plug-in is asynchronous, or the record is aiokafka's or confluent-kafka's.
+    """
+    return judged(guard, from_native(record, scope=scope, log=log))

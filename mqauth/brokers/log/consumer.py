@@ -14,15 +14,21 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from mqauth.brokers.background import BackgroundRun
+from mqauth.brokers.log.outbox import Transactions
+from mqauth.brokers.log.poller import LogPoller
+from mqauth.brokers.log.replies import TopicReplies
+from mqauth.brokers.log.transaction import TransactionalLetters
 from mqauth.clock import Clock
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.health import Health
-from mqauth.delivery.log_work import LogWork
-from mqauth.errors import ConfigurationError
-from mqauth.judging.pipeline import Pipeline
+from mqauth.delivery.log_work import LogWork, check_plugins
+from mqauth.delivery.partition import Backoff, Partition
+from mqauth.errors import require
+from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.letters.dead_letter import DeadLetterSink
 
 WATCH: Final = 0.1
 """Seconds after which another thread polls while handlers run."""
@@ -151,56 +157,60 @@ class WorkerThreads:
                 seen = self._polls
 
 
-class LogClient(Protocol):
-    """The calls that a client of a log must have, made by one thread at a time."""
-
-    def rejoins(self) -> bool:
-        """Return whether the next ``poll`` takes part in a rebalance."""
-
-    def poll(self, *, joins: bool) -> None:
-        """Make the calls that the assignment asks for, poll, and add the records to the assignment.
-
-        Args:
-            joins: whether it may take part in a rebalance; one that becomes due meanwhile waits for a later poll.
-        """
-
-    def commit(self, *, last: bool = False) -> None:
-        """Commit what the assignment says is due; ``last`` where this is the last commit."""
-
-    def close(self) -> None:
-        """Leave the client as it was given to us."""
-
-
 class LogConsumer(BackgroundRun):
     """Consumes until it is stopped, by ``run`` or in the background of a ``with`` block.
 
     Args:
-        client: the client.
         guard: the pipeline.
-        assignment: its partitions.
-        work: carries deliveries to their end.
-        threads: how many run handlers; with 0 the caller of ``run`` does.
+        handler: takes a ``Verified``.
+        dead_letters: where rejected messages go.
+        decode: makes ``Verified.value`` of the body after verification.
+        answer: sends what ``Verified.reply`` is given.
+        workers: how many threads run handlers; with 0 the caller of ``run`` does.
         grace: seconds that running handlers may take after ``stop``.
         patience: seconds that a rebalance waits for running handlers.
+        commit_interval: longest time between commits while records are settled, seconds.
+        session: seconds of silence after which the broker may have given our partitions to others.
+        backoff: how long a deferred partition waits.
 
     Raises:
-        ConfigurationError: ``threads`` or ``grace`` is below 0.
+        ConfigurationError: a setting is out of its limits, or a plug-in is asynchronous.
     """
 
+    calls: LogPoller
+
     def __init__(
-        self, client: LogClient, guard: Pipeline, assignment: Assignment, work: LogWork,
-        *, threads: int, grace: float, patience: float,
+        self, guard: Pipeline, handler: Handler, dead_letters: DeadLetterSink, *,
+        decode: Callable[[bytes], Any] | None, answer: TopicReplies | None, workers: int, grace: float,
+        patience: float, commit_interval: float, session: float, backoff: Backoff,
     ) -> None:  # fmt: skip
-        if threads < 0 or grace < 0:
-            raise ConfigurationError("workers and grace must be at least 0")
-        self._calls = client
+        check_plugins(guard, handler=handler, dead_letters=dead_letters.publish, decode=decode)
+        require(workers >= 0 and grace >= 0, "workers and grace must be at least 0")
         self._guard = guard
-        self._assignment = assignment
-        self._work = work
+        self._assignment = Assignment(
+            guard.clock, backoff=backoff, interval=commit_interval, width=workers, session=session,
+            lock=threading.RLock(),
+        )  # fmt: skip
+        self._dead_letters = dead_letters
+        self._backoff = backoff
+        self._work = LogWork(guard, self._assignment, handler, self._sink, decode=decode, answer=answer)
         self._grace = grace
         self._patience = patience
-        self._workers = WorkerThreads(threads, self._poll_once, assignment.choose, work.visit)
+        self._workers = WorkerThreads(workers, self._poll_once, self._assignment.choose, self._work.visit)
         self._started = self._running = False
+
+    def attach(self, calls: LogPoller) -> None:
+        """Take the client's calls; transactional dead letters are committed with their offsets from now on."""
+        self.calls = calls
+        if isinstance(self._dead_letters, TransactionalLetters):
+            calls.transactions = Transactions(
+                calls, self._dead_letters, self._assignment, self._guard.clock, self._backoff
+            )
+
+    def _sink(self, partition: Partition) -> DeadLetterSink:
+        """Return where the letters of a partition go."""
+        transactions = self.calls.transactions
+        return self._dead_letters if transactions is None else transactions.sink(partition)
 
     def run(self, signals: bool = False) -> None:
         """Consume until ``stop`` is called, then finish what runs, commit, and seek back to what is not settled.
@@ -214,8 +224,7 @@ class LogConsumer(BackgroundRun):
             ProducerFatalError: the producer of answers, or of transactional dead letters, can send nothing more.
             Exception: the client's own, where the broker refuses it for good, for lack of rights for example.
         """
-        if self._started:
-            raise ConfigurationError("a consumer runs once: make another one")
+        require(not self._started, "a consumer runs once: make another one")
         self._started = True
         unsubscribe = self._guard.on_change(self._assignment.keys_changed)
         with stopping_on_signals(self.stop) if signals else nullcontext():
@@ -240,17 +249,17 @@ class LogConsumer(BackgroundRun):
         """Before a rebalance: begin nothing until this poll has ended, let what runs end, and commit it."""
         self._assignment.hold_back(True)
         self._workers.wait_until_idle(self._guard.clock, self._patience)
-        self._calls.commit()
+        self.calls.commit()
 
     def _poll_once(self) -> None:
         """Commit and poll; before a rebalance, settle what runs."""
-        self._calls.commit()
+        self.calls.commit()
         self._work.renew()
         try:
-            due = self._calls.rejoins()
+            due = self.calls.rejoins()
             if due:
                 self.settle()
-            self._calls.poll(joins=due or self._assignment.running == 0)
+            self.calls.poll(joins=due or self._assignment.running == 0)
         finally:
             self._assignment.hold_back(False)
 
@@ -261,10 +270,10 @@ class LogConsumer(BackgroundRun):
             _LOG.warning("handlers took longer than the grace time; their records come again")
         with self._workers.poll_lock:
             try:
-                self._calls.commit(last=True)
+                self.calls.commit(last=True)
                 self._work.give_back()
             finally:
-                self._calls.close()
+                self.calls.close()
 
 
 @contextmanager
@@ -274,8 +283,7 @@ def stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
     Raises:
         ConfigurationError: this is not the main thread.
     """
-    if threading.current_thread() is not threading.main_thread():
-        raise ConfigurationError("signals=True works in the main thread alone")
+    require(threading.current_thread() is threading.main_thread(), "signals=True works in the main thread alone")
     kept = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield

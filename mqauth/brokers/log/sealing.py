@@ -15,8 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+from mqauth.brokers.log.records import NativeHeaders
 from mqauth.errors import MalformedMessage
 from mqauth.signer import Prepared, Signer
+from mqauth.wire.message import TOKEN_HEADER
 
 R = TypeVar("R")
 R_contra = TypeVar("R_contra", contravariant=True)
@@ -201,3 +203,38 @@ class Batches(Generic[R]):
             if error is not None:
                 outcomes += [sender.failed(error) for _ in records[len(outcomes) :]]
             sender.handed(batch.common, records, outcomes)
+
+
+class RecordSealing:
+    """What the senders of every client have in common: their batches, and the first failure.
+
+    Args:
+        signer: signs each batch.
+        batch: how many records are sealed together.
+        linger: most seconds that a record waits for others.
+        patience: seconds for which a sender waits while another thread sends.
+
+    Attributes:
+        failure: why the first record failed that could not be sealed or sent, since this was last set to ``None``.
+    """
+
+    def __init__(self, signer: Signer, *, batch: int, linger: float, patience: float) -> None:
+        sender: Any = self
+        self.batches = Batches[Any](signer, sender, batch=batch, linger=linger, patience=patience)
+        self.end = self.batches.end
+        self.failure: BaseException | None = None
+
+    def flush(self, timeout: float | None) -> bool:
+        """Seal and send what waits; return false where another thread still sends after ``timeout`` seconds."""
+        return self.batches.flush(timeout)
+
+    def failed(self, error: BaseException, /) -> Any:
+        """Note the error of a record that was not sent."""
+        self.failure = self.failure or error
+        return error
+
+
+def sealed_headers(prepared: Prepared, token: str) -> NativeHeaders:
+    """Return the headers of a sealed record."""
+    headers: Any = prepared.message.headers
+    return [*headers, (TOKEN_HEADER, token.encode("ascii"))]

@@ -20,7 +20,7 @@ from mqauth.brokers.pika.link import LOST, Line, here, link_of
 from mqauth.brokers.pika.topology import declare_dead_letters
 from mqauth.brokers.pika.translate import PERSISTENT, carries, check_properties, to_properties
 from mqauth.errors import Cause, ConfigurationError, MqauthError, Unavailable
-from mqauth.flow import arun
+from mqauth.flow import arun, call
 from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.message import Message
@@ -219,8 +219,8 @@ class DeadLetters(_Sink):
         async with in_time(self._timeout, self.cause, LOST):
             await arun(
                 first_taken(
-                    letter, self._form, carries, lambda form: len(form.body or b"") <= limit,
-                    (ValueError, OverflowError), self._oversize,
+                    letter, lambda form: call(self._form, form), carries,
+                    lambda form: len(form.body or b"") <= limit, (ValueError, OverflowError), self._oversize,
                 )
             )  # fmt: skip
 

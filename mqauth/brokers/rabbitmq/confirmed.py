@@ -20,7 +20,7 @@ from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error, ready
 from mqauth.brokers.rabbitmq.topology import declare_dead_letters
 from mqauth.brokers.rabbitmq.translate import Measured, carries, frame_limit, to_native
 from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.flow import arun
+from mqauth.flow import arun, call
 from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.message import Message
@@ -142,8 +142,8 @@ class DeadLetters(_Sink):
         async with self._queue.in_time():
             await arun(
                 first_taken(
-                    letter, self._send, carries, lambda form: len(form.body or b"") <= limit, _TOO_LARGE,
-                    self._oversize,
+                    letter, lambda form: call(self._send, form), carries,
+                    lambda form: len(form.body or b"") <= limit, _TOO_LARGE, self._oversize,
                 )
             )  # fmt: skip
 

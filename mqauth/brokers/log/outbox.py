@@ -1,4 +1,4 @@
-"""Dead letters and offsets in one Kafka transaction: the side of the polling thread.
+"""Dead letters and offsets in one Kafka transaction: the side of the polling thread, for every client.
 
 Letters wait with their ``Partition``, and are dropped with it: its next owner reads their records again. One
 transaction is in flight at a time, and no plain commit beside it.
@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from kafka import OffsetAndMetadata
-from kafka.errors import KafkaError, MessageSizeTooLargeError
-
-from mqauth.brokers.kafka.transaction import TransactionalDeadLetters, TransactionAttempt, TransactionContent
+from mqauth.brokers.dead_letters import Errors
 from mqauth.brokers.log.errors import ProducerFatalError
+from mqauth.brokers.log.transaction import TransactionalLetters, TransactionAttempt, TransactionContent
 from mqauth.clock import Clock
 from mqauth.delivery.assignment import Assignment, Due
 from mqauth.delivery.health import Stall
 from mqauth.delivery.partition import Backoff, Partition
-from mqauth.errors import Cause, ConfigurationError
-from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
+from mqauth.errors import Cause
+from mqauth.letters.dead_letter import DeadLetter
 
 BUSY: Final = 0.05
 """Seconds to wait for a transaction in flight between polls."""
-FETCH_TIMEOUT_MS: Final = 5000
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
@@ -40,11 +37,24 @@ class Outbox:
         self.partition.letters.append((letter.message.origin.offset or 0, letter))
 
 
+class GroupClient(Protocol):
+    """The calls of a consumer's client that transactions need (``LogPoller``)."""
+
+    failed: Errors
+    """What ``committed`` raises where the broker does not answer."""
+
+    def membership(self) -> Any:
+        """Return the membership to commit by, as the client has it; ``None`` during a rebalance."""
+
+    def committed(self, place: Any, /) -> int | None:
+        """Return the committed offset of a partition, ``None`` where there is none."""
+
+
 class Transactions:
     """Commits letters with offsets, one transaction after the other.
 
     Args:
-        client: the ``KafkaConsumer``.
+        group: calls of the consumer's client.
         letters: where they go.
         assignment: the partitions that they come from.
         clock: tells the time.
@@ -52,14 +62,10 @@ class Transactions:
     """
 
     def __init__(
-        self,
-        client: Any,
-        letters: TransactionalDeadLetters,
-        assignment: Assignment,
-        clock: Clock,
+        self, group: GroupClient, letters: TransactionalLetters, assignment: Assignment, clock: Clock,
         backoff: Backoff,
-    ) -> None:
-        self._client = client
+    ) -> None:  # fmt: skip
+        self._group = group
         self._letters = letters
         self._assignment = assignment
         self._clock = clock
@@ -101,14 +107,14 @@ class Transactions:
             return {}
         # The membership is read first. Where a partition is lost between the two reads, the broker refuses the
         # transaction of a former member.
-        group, due = self._group(), self._assignment.settled_offsets()
+        group, due = self._group.membership(), self._assignment.settled_offsets()
         letters = [letter for partition, offset in due.items() for letter in _letters(partition, offset)]
         if not letters:
             return due
         if group is None or self._dead or not (self.rested or last):
             return {partition: offset for partition, offset in due.items() if not partition.letters}
         self._due = due
-        offsets = {partition.topic_partition: OffsetAndMetadata(offset) for partition, offset in due.items()}
+        offsets = {partition.topic_partition: offset for partition, offset in due.items()}
         self._start(TransactionContent(letters=letters, offsets=offsets, group=group))
         if last:
             self._finish()
@@ -154,15 +160,6 @@ class Transactions:
         self.wait(self._letters.timeout)
         self.advance()
 
-    def _group(self) -> Any:
-        """Return the membership to commit by, ``None`` during a rebalance, which has no generation.
-
-        The broker does not check the membership of a transaction that names no generation.
-        """
-        found = self._client.group_metadata()
-        subscribed = self._client.subscription() is not None
-        return None if subscribed and found.generation_id < 0 else found
-
     def _start(self, content: TransactionContent) -> None:
         self._attempt = TransactionAttempt(self._letters, content, self._clock)
 
@@ -179,7 +176,7 @@ class Transactions:
         if attempt.committed is None:
             self._doubtful, self._began = due, attempt.began
         # A letter that is too large goes in a smaller form at once.
-        if not isinstance(attempt.error, MessageSizeTooLargeError):
+        if not isinstance(attempt.error, self._letters.too_large):
             self._failures += 1
             self._held_until = self._clock.monotonic() + self._backoff.wait(self._failures)
         _LOG.warning("a transaction failed with %s and is made again", type(attempt.error).__name__)
@@ -191,10 +188,10 @@ class Transactions:
         try:
             for partition, offset in doubtful.items():
                 if partition.alive:
-                    found = self._client.committed(partition.topic_partition, timeout_ms=FETCH_TIMEOUT_MS)
+                    found = self._group.committed(partition.topic_partition)
                     if found is not None and found >= offset:
                         self._committed({partition: offset}, self._began)
-        except KafkaError as error:
+        except self._group.failed as error:
             _LOG.warning("reading committed offsets failed with %s and is tried again", type(error).__name__)
             self._doubtful = doubtful
             self._held_until = self._clock.monotonic() + self._backoff.wait(1)
@@ -213,24 +210,6 @@ class Transactions:
                     topic=place.topic, partition=place.partition, offset=partition.letters[0][0],
                     cause=Cause.DEAD_LETTER_UNAVAILABLE, detail=detail, since=self._since,
                 )  # fmt: skip
-
-
-def transactions_of(
-    client: Any, letters: DeadLetterSink, assignment: Assignment, clock: Clock, backoff: Backoff
-) -> Transactions | None:
-    """Return what commits letters with offsets, ``None`` where the letters are not transactional.
-
-    Raises:
-        ConfigurationError: the client would read a committed offset while a transaction over it is still open
-            (KIP-447).
-    """
-    if not isinstance(letters, TransactionalDeadLetters):
-        return None
-    if client.config["isolation_level"] != "read_committed":
-        raise ConfigurationError(
-            'transactional dead letters need isolation_level="read_committed" in the consumer'
-        )
-    return Transactions(client, letters, assignment, clock, backoff)
 
 
 def _letters(partition: Partition, offset: int) -> list[DeadLetter]:

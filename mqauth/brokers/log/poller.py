@@ -1,0 +1,167 @@
+"""One poll and one commit, in the order that the engine needs, for every client; the leaf makes the calls."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Set
+from typing import Any, Final
+
+from mqauth.brokers.dead_letters import Errors
+from mqauth.brokers.log.outbox import Transactions
+from mqauth.brokers.log.replies import TopicReplies
+from mqauth.delivery.assignment import Assignment
+from mqauth.delivery.partition import ClientCalls
+from mqauth.flow import Flow, call, run
+from mqauth.wire.message import Message
+
+IDLE: Final = 0.2
+"""Most seconds of one poll: these clients have no wakeup, so this is how soon ``stop()`` is seen."""
+_LOG: Final = logging.getLogger("mqauth.kafka")
+
+
+class LogPoller(ABC):
+    """The calls of one client, made by whoever has the turn; a leaf says what each of them is.
+
+    Args:
+        client: the client.
+        assignment: says which calls to make, and gets the records.
+        replies: send answers.
+
+    Attributes:
+        transactions: commit dead letters with their offsets, where the consumer has transactional ones.
+        failed: what ``committed`` raises where the broker does not answer.
+    """
+
+    failed: Errors = ()
+
+    def __init__(self, client: Any, assignment: Assignment, *, replies: TopicReplies | None = None) -> None:
+        self._client = client
+        self._assignment = assignment
+        self._replies = replies
+        self.transactions: Transactions | None = None
+
+    # Calls of the client, which a leaf makes; ``fetch`` and ``send_commit`` may be coroutines
+
+    def held(self) -> tuple[Set[Any], Set[Any]]:
+        """Return the partitions that the client holds now, and those of them that are paused there."""
+        return self._client.assignment(), self._client.paused()
+
+    @abstractmethod
+    def fetch(self, seconds: float, joins: bool) -> Any:
+        """Poll, and return the new messages by partition.
+
+        Args:
+            seconds: how long to wait for the first of them at most.
+            joins: whether the poll may take part in a rebalance.
+        """
+
+    @abstractmethod
+    def send_commit(self, offsets: Mapping[Any, int]) -> Any:
+        """Commit offsets by partition, and return once the broker has answered.
+
+        Returns:
+            ``None``, or the name of an error after which the same commit may succeed; others are raised.
+        """
+
+    def pause(self, places: Set[Any]) -> None:
+        """Fetch no more of these partitions."""
+        self._client.pause(*places)
+
+    def seek(self, place: Any, offset: int) -> None:
+        """Read a partition from an offset next."""
+        self._client.seek(place, offset)
+
+    def resume(self, places: Set[Any]) -> None:
+        """Fetch of these partitions again."""
+        self._client.resume(*places)
+
+    def membership(self) -> Any:
+        """Return the membership to commit by, ``None`` during a rebalance, which has no generation.
+
+        The broker does not check the membership of a transaction that names no generation.
+        """
+        raise NotImplementedError
+
+    def committed(self, _place: Any, /) -> int | None:
+        """Return the committed offset of a partition, ``None`` where there is none."""
+        raise NotImplementedError
+
+    # What is the same for all
+
+    def rejoins(self) -> bool:
+        """Return whether the next poll takes part in a rebalance; false where the client does not say so."""
+        return False
+
+    def poll(self, *, joins: bool) -> None:
+        """Make the calls that the assignment asks for, poll, and add the records to the assignment.
+
+        Args:
+            joins: whether it may take part in a rebalance.
+
+        Raises:
+            PoisonRecordError: a record cannot be parsed, and the policy is to stop.
+            ProducerFatalError: the producer of answers, or of transactional letters, can send nothing more.
+            Exception: the client's own, where the broker refuses for good.
+        """
+        run(self.polling(joins))
+
+    def polling(self, joins: bool = True) -> Flow[None]:
+        """Return ``poll`` as a flow."""
+        if self._replies is not None:
+            self._replies.check()
+        self.ask(self._assignment.client_calls(*self.held()))
+        self._assignment.heartbeat()
+        longest = self._assignment.poll_timeout(IDLE)
+        if self.transactions is not None:
+            longest = self.transactions.tend(longest)
+        records: Mapping[Any, list[Message]] = yield from call(self.fetch, longest, joins)
+        self._assignment.heartbeat()
+        for place, messages in records.items():
+            self._assignment.receive(place, messages)
+
+    def commit(self, *, last: bool = False) -> None:
+        """Commit the offsets that are due.
+
+        Args:
+            last: whether this is the last commit.
+
+        Raises:
+            ProducerFatalError: another producer has taken over the transactional id.
+            Exception: the client's own, where the broker refuses for good, for lack of rights for example.
+        """
+        run(self.committing(last=last))
+
+    def committing(self, *, last: bool = False) -> Flow[None]:
+        """Return ``commit`` as a flow."""
+        due = self._assignment.due_commits(last=last)
+        if self.transactions is not None and (due or last):
+            due = self.transactions.commit(last=last)
+        if not due:
+            return
+        began = self._assignment.commit_began()
+        offsets = {found.topic_partition: offset for found, offset in due.items()}
+        failure: str | None = yield from call(self.send_commit, offsets)
+        if failure is None:
+            self._assignment.committed(due, began)
+        else:
+            self._assignment.commit_failed()
+            _LOG.warning("commit failed with %s; its records may come again", failure)
+
+    def ask(self, wanted: ClientCalls) -> None:
+        """Make calls that the assignment asks for."""
+        # Paused first and resumed last: a partition must not be fetched from its old position in between.
+        if wanted.pause:
+            self.pause(wanted.pause)
+        for place, offset in wanted.seek.items():
+            self.seek(place, offset)
+        if wanted.resume:
+            self.resume(wanted.resume)
+
+    def close(self) -> None:
+        """Leave the client as it was given to us."""
+        try:
+            self.ask(self._assignment.final_calls(*self.held()))
+        finally:
+            if self.transactions is not None:
+                self.transactions.close()

@@ -1,0 +1,129 @@
+"""What the producers of every synchronous client have in common: settings, transactions, and records to sign."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import Any, Final, Self
+
+from mqauth.brokers.log.records import to_message
+from mqauth.errors import require
+from mqauth.signer import Signer
+from mqauth.wire.batch import check_batching
+from mqauth.wire.message import Message
+
+DEFAULT_IN_FLIGHT: Final = 10_000
+_LOG: Final = logging.getLogger("mqauth.kafka")
+
+
+class LogProducer(ABC):
+    """A producer on a client, with transactions of which the records that wait to be sealed are a part.
+
+    Args:
+        client: the client.
+        signer: signs.
+        serialize: makes bytes of values before they are signed.
+        in_flight: most records in flight.
+        batch: most records under one signature.
+        linger: seconds a record is held at most for others to join.
+        transactional: whether the client has a transactional id.
+        idempotent: whether the client's retries write no second copy.
+
+    Raises:
+        ConfigurationError: a setting is wrong.
+    """
+
+    def __init__(
+        self, client: Any, signer: Signer, *, serialize: Callable[[Any], bytes] | None, in_flight: int, batch: int,
+        linger: float, transactional: bool, idempotent: bool,
+    ) -> None:  # fmt: skip
+        check_batching(batch, linger)
+        require(batch <= in_flight, "max_in_flight must be at least batch: a batch would never be full")
+        self.client = client
+        self._signer = signer
+        self._serialize = serialize
+        self._transactional = transactional
+        self._began = False
+        self._sealing: Any = None
+        if not idempotent:
+            _LOG.warning("a producer without idempotence: its retries will be rejected as replays")
+
+    def begin_transaction(self) -> None:
+        """Begin a transaction of a client that has a transactional id."""
+        self._seal_all()
+        self.client.begin_transaction()
+        if self._sealing is not None:
+            self._sealing.failure = None
+        self._began = True
+
+    def commit_transaction(self, *timeout: float) -> None:
+        """Seal and send what waits, and commit; a transaction that lacks a record is not committed.
+
+        Args:
+            timeout: seconds, where the client takes them.
+
+        Raises:
+            Exception: why a record of it was not sealed or sent: abort it.
+        """
+        self._seal_all()
+        if self._sealing is not None and self._sealing.failure is not None:
+            raise self._sealing.failure
+        with self.serving():
+            self.client.commit_transaction(*timeout)
+        self._began = False
+
+    def abort_transaction(self, *timeout: float) -> None:
+        """Abort the transaction, with what waits.
+
+        Args:
+            timeout: seconds, where the client takes them.
+        """
+        self._seal_all()
+        with self.serving():
+            self.client.abort_transaction(*timeout)
+        self._began = False
+
+    def serving(self) -> AbstractContextManager[None]:
+        """Return what is entered while the client may call delivery reports on this thread."""
+        return nullcontext()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Take no more records, and close the client after a flush; a leaf's own."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _message(self, topic: str, value: Any, key: bytes | None, headers: Any) -> Message:
+        """Return what is to be signed.
+
+        Raises:
+            MalformedMessage: Kafka cannot carry it.
+        """
+        if self._serialize is not None and value is not None and not isinstance(value, bytes):
+            value = self._serialize(value)
+        return to_message(topic, value, key, headers)
+
+    def _refuse_unbegun(self) -> None:
+        """Refuse a record of a batch in a transaction of which we would not see the end."""
+        require(
+            self._began or not self._transactional,
+            "with batches, begin and end transactions by the producer, not its client",
+        )
+
+    def _seal_all(self, timeout: float | None = None) -> float | None:
+        """Seal and send what waits; return the seconds that are left of the timeout."""
+        if self._sealing is None:
+            return timeout
+        until = None if timeout is None else time.monotonic() + timeout
+        self._sealing.flush(timeout)
+        return None if until is None else max(0.0, until - time.monotonic())
