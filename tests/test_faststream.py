@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 from aio_pika import IncomingMessage, exceptions
+from aiokafka.errors import KafkaConnectionError
 from aiormq.abc import DeliveredMessage
 from faststream import AckPolicy, BaseMiddleware
 from faststream.exceptions import AckMessage, NackMessage, RejectMessage, StopConsume
-from faststream.rabbit import QueueType, RabbitBroker, RabbitExchange, RabbitQueue, RabbitRouter, TestRabbitBroker
+from faststream.kafka import KafkaBroker, TestKafkaBroker
+from faststream.rabbit import (
+    QueueType,
+    RabbitBroker,
+    RabbitExchange,
+    RabbitMessage,
+    RabbitQueue,
+    RabbitRouter,
+    TestRabbitBroker,
+)
 from faststream.specification import AsyncAPI
 from pamqp import commands
 from pamqp.header import ContentHeader
@@ -460,21 +470,22 @@ async def test_result_that_cannot_be_published(
     assert (channel.settled, service.reasons) == (settled, reasons)
 
 
-async def test_message_that_cannot_be_parsed(audit: AuditFile) -> None:
-    """A verified message that FastStream cannot parse is dead-lettered as failed, at once."""
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError])
+async def test_message_that_cannot_be_parsed(audit: AuditFile, error: type[Exception]) -> None:
+    """A verified message that FastStream cannot parse is dead-lettered at once, whatever the parser raised."""
     service = Service(audit)
 
     def refuse(_: Any) -> Any:
-        raise ValueError
+        raise error
 
     service.subscribe(parser=refuse)
     native, channel = delivered(service.honest())
     async with service.running() as deliver:
-        with pytest.raises(ValueError):  # noqa: PT011 - the parser's own
+        with pytest.raises(error):
             await deliver(native)
     assert (channel.settled, service.reasons, service.calls) == (["ack"], [Reason.HANDLER_FAILED], [])
     # not after the last of several attempts
-    assert service.letters.found[0].rejection.detail == "ValueError"
+    assert service.letters.found[0].rejection.detail == error.__name__
 
 
 async def test_pipeline_that_cannot_settle(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
@@ -581,8 +592,8 @@ async def test_subscriber_that_cannot_be_protected(audit: AuditFile, settings: A
     """A broker does not start with a subscriber, of a router too, whose messages others settle."""
     service = Service(audit)
     router = RabbitRouter(ack_policy=AckPolicy.MANUAL)
-    router.subscriber(**settings)(service.calls.append)
     service.broker.include_router(router)
+    router.subscriber(**settings)(service.calls.append)
     with pytest.raises(ConfigurationError, match=text):
         await service.broker.start()
 
@@ -634,6 +645,158 @@ async def test_a_sink_that_blocks_runs_on_a_thread(audit: AuditFile) -> None:
     assert loops == [False]
 
 
+@pytest.mark.parametrize(
+    ("name", "calls", "reasons"),
+    [("ack", 1, []), ("nack", 2, []), ("reject", 1, [Reason.HANDLER_FAILED])],
+)
+async def test_handler_that_settles(audit: AuditFile, name: str, calls: int, reasons: list[Reason]) -> None:
+    """``message.nack()`` in a handler puts off, ``reject`` dead-letters; mqauth settles, once and at the end."""
+    service = Service(audit)
+    native, channel = delivered(service.honest())
+
+    async def settle(message: RabbitMessage) -> None:
+        service.calls.append("call")
+        if len(service.calls) == 1:
+            await getattr(message, name)()
+        assert channel.settled == []
+
+    service.subscribe(settle)
+    async with service.running() as deliver:
+        with suppress(NotHandledError):
+            await deliver(native)
+    assert (len(service.calls), service.reasons, channel.settled) == (calls, reasons, ["ack"])
+
+
+class Again(BaseMiddleware[Any, Any]):
+    """Calls once more what failed, as middlewares of applications do."""
+
+    async def consume_scope(self, call_next: Any, msg: Any) -> Any:
+        """Call a handler, and once more where it failed."""
+        with suppress(Exception):
+            return await call_next(msg)
+        return await call_next(msg)
+
+    async def publish_scope(self, call_next: Any, cmd: Any) -> Any:
+        """Publish a command, and once more where that failed."""
+        with suppress(OSError):
+            return await call_next(cmd)
+        return await call_next(cmd)
+
+
+async def test_middleware_that_calls_a_handler_again(audit: AuditFile) -> None:
+    """A handler that failed for good is not called again by a middleware around ours: its message has a letter."""
+    service = Service(audit)
+    service.broker.insert_middleware(Again)
+
+    async def fail() -> None:
+        service.calls.append("call")
+        raise ValueError
+
+    service.subscribe(fail)
+    async with service.running() as deliver:
+        with pytest.raises(NotHandledError, match="handler_failed"):
+            await deliver(delivered(service.honest())[0])
+    assert (len(service.calls), service.reasons) == (3, [Reason.HANDLER_FAILED])
+
+
+async def test_middleware_that_publishes_again(audit: AuditFile) -> None:
+    """A middleware around ours may publish its command once more: it was not changed, and is signed anew."""
+    service = Service(audit)
+    tries: list[Any] = []
+
+    class Fail(BaseMiddleware[Any, Any]):
+        async def publish_scope(self, call_next: Any, cmd: Any) -> Any:
+            tries.append(cmd)
+            if len(tries) == 1:
+                raise OSError
+            return await call_next(cmd)
+
+    service.broker.insert_middleware(Again)
+    service.broker.add_middleware(Fail)
+    service.subscribe()
+    async with service.running():
+        await service.broker.publish({"order": 1}, "orders")
+    assert (len(tries), len(service.calls)) == (2, 1)
+
+
+async def test_result_for_another_broker_that_is_out_of_reach(audit: AuditFile) -> None:
+    """A message whose result meets a lost connection goes back, also where the result is of another broker."""
+    service = Service(audit)
+    invoices = KafkaBroker()
+    invoices.publisher("invoices")(service.broker.subscriber("orders")(lambda order: order))
+    service.broker.add_middleware(type("Failing", (Publishing,), {"error": KafkaConnectionError()}))
+    native, channel = delivered(service.honest())
+    (subscriber,) = service.broker.subscribers
+    async with TestRabbitBroker(service.broker), TestKafkaBroker(invoices):
+        with pytest.raises(KafkaConnectionError):
+            await subscriber.process_message(native)
+    assert (channel.settled, service.reasons) == (["requeue"], [])
+
+
+async def test_no_handler_takes_it(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
+    """A message that no filter takes is dead-lettered; FastStream does not log its token."""
+    service = Service(audit)
+    service.broker.subscriber("orders")(filter=lambda _: False)(service.calls.append)
+    native, channel = delivered(service.honest())
+    async with service.running() as deliver:
+        with pytest.raises(NotHandledError, match="handler_failed"):
+            await deliver(native)
+    assert (channel.settled, service.reasons, service.calls) == (["ack"], [Reason.HANDLER_FAILED], [])
+    assert "eyJ" not in caplog.text
+
+
+async def test_subscriber_without_a_handler(audit: AuditFile) -> None:
+    """``get_one`` and iteration are refused before a message is taken, also while a handler runs."""
+    service = Service(audit)
+
+    async def take() -> None:
+        with pytest.raises(ConfigurationError, match="get_one"):
+            await service.broker.subscriber("other", persistent=False).start()
+        service.calls.append("refused")
+
+    service.subscribe(take)
+    async with service.running() as deliver:
+        await deliver(delivered(service.honest())[0])
+    assert service.calls == ["refused"]
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_router_that_settles(audit: AuditFile, depth: int) -> None:
+    """A router whose messages FastStream settles is refused when it is included, also while the broker runs."""
+    router = RabbitRouter()
+    router.subscriber("orders")(print)
+    for _ in range(depth - 1):
+        router, inner = RabbitRouter(prefix="shop."), router
+        router.include_router(inner)
+    with pytest.raises(ConfigurationError, match=r"AckPolicy\.MANUAL"):
+        Service(audit).broker.include_router(router)
+
+
+async def test_publishers_need_a_signer(audit: AuditFile) -> None:
+    """Without a signer a broker with publishers does not start: every message would fail after its handler."""
+    service = Service(audit)
+    broker = protect(RabbitBroker(), guard=service.guard, dead_letters=service.letters)
+    broker.publisher("invoices")(broker.subscriber("orders")(service.calls.append))
+    with pytest.raises(ConfigurationError, match="publishers need signer="):
+        await broker.start()
+
+
+async def test_dead_letters_are_made_at_every_start(audit: AuditFile) -> None:
+    """Where a broker starts again, its dead letters are made anew: they may have been on its connection."""
+    service = Service(audit)
+    made: list[Letters] = []
+
+    def make() -> Letters:
+        made.append(service.letters)
+        raise ConnectionError
+
+    broker = protect(RabbitBroker(), guard=service.guard, dead_letters=make)
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            await broker.start()
+    assert len(made) == 2
+
+
 def test_protect_refuses(audit: AuditFile) -> None:
     """What cannot be protected is refused at once."""
     service = Service(audit)
@@ -647,6 +810,7 @@ def test_protect_refuses(audit: AuditFile) -> None:
         (RabbitBroker(), {"guard": service.guard}, "dead_letters="),
         (RabbitBroker(), {"guard": blind, "dead_letters": service.letters}, "audit="),
         (late, {"signer": service.forge.signer()}, "before its subscribers"),
+        (service.broker, {"signer": service.forge.signer()}, "protected already"),
         (object(), {"signer": service.forge.signer()}, "protect takes"),
     ]
     for broker, settings, text in wrong:

@@ -6,6 +6,7 @@ import asyncio
 import importlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -414,3 +415,34 @@ async def test_key_that_is_text(audit: AuditFile) -> None:
     async with service.package.TestKafkaBroker(service.broker):
         await service.broker.publish({"order": 1}, "orders", key="42")
     assert service.calls[0][1].key == b"42"
+
+
+async def test_answer_goes_where_the_token_says(service: Service) -> None:
+    """A result is not published to a ``reply_to`` that somebody added to a signed record."""
+    sent: list[str] = []
+
+    class Look(BaseMiddleware[Any, Any]):
+        async def publish_scope(self, call_next: Any, cmd: Any) -> Any:
+            sent.append(cmd.destination)
+
+    service.broker.add_middleware(Look)
+    service.subscribe(lambda order: order)
+    signed = Message(destination=PLACE, body=b"{}", headers=(("reply_to", b"mailbox"),))
+    honest = service.honest()
+    async with service.running() as deliver:
+        await deliver(replace(honest, headers=(*honest.headers, ("reply_to", b"evil"))))
+        await deliver(service.forge.signer().sign(signed), 8)
+    assert (sent, service.reasons) == (["mailbox"], [])
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [({"enable.auto.commit": True}, "enable.auto.commit"), ({"group.id": "other"}, "group.id")],
+)
+async def test_confluent_config_that_settles(audit: AuditFile, config: Any, text: str) -> None:
+    """Confluent's ``config=`` overrides what FastStream sets: what would commit before the verdict is refused."""
+    service = Service(Confluent, audit)
+    broker = protect(service.package.KafkaBroker(config=config), guard=service.guard, dead_letters=service.letters)
+    broker.subscriber("orders", group_id="billing")(service.calls.append)
+    with pytest.raises(ConfigurationError, match=text):
+        await broker.start()

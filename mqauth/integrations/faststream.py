@@ -56,7 +56,7 @@ def protect(
 
     Raises:
         ConfigurationError: neither guard nor signer is given, a guard has no dead letters or no audit, the broker
-            is of another kind, or has subscribers already.
+            is of another kind, is protected already, or has subscribers.
     """
     require(guard is not None or signer is not None, "protect takes guard=, signer= or both")
     if guard is not None:
@@ -65,6 +65,7 @@ def protect(
     found: Any = broker
     protection = Protection(found, guard, dead_letters, signer)
     require(not found.subscribers, "protect a broker before its subscribers are declared")
+    require(not hasattr(found, "_mqauth"), "the broker is protected already: give guard= and signer= in one call")
     found.config.broker_config.ack_policy = AckPolicy.MANUAL
     found.add_middleware(partial(Middleware, protection=protection))
     found.__class__ = _protected(type(found))
@@ -90,12 +91,17 @@ def _protected(kind: Any) -> type:
         def subscriber(self, *args: Any, **settings: Any) -> Any:
             found = super().subscriber(*args, **settings)
             require_manual(found)
+            found.start = partial(self._mqauth.start, found, found.start)
             return found
 
+        def include_router(self, router: Any, **settings: Any) -> None:
+            for subscriber in router.subscribers:
+                require_manual(subscriber)
+            super().include_router(router, **settings)
+
         async def start(self) -> None:
-            for subscriber in self.subscribers:
-                self._mqauth.processor(subscriber)
-            await self._mqauth.letters.ready()
+            self._mqauth.check(self)
+            await self._mqauth.letters.start()
             await super().start()
 
     Protected.__name__, Protected.__qualname__ = kind.__name__, kind.__qualname__

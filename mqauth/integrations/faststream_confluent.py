@@ -12,13 +12,13 @@ from faststream.confluent.subscriber.usecase import DefaultSubscriber
 
 from mqauth.brokers.confluent.client import COMES_AGAIN, error_of
 from mqauth.brokers.confluent.translate import from_native, is_sendable
-from mqauth.errors import MalformedMessage, Unavailable
+from mqauth.errors import MalformedMessage, Unavailable, require
 from mqauth.integrations import faststream_log
-from mqauth.integrations.faststream_log import SETTINGS, Place, Records, attempt, check
+from mqauth.integrations.faststream_log import SETTINGS, Place, Records, attempt, check, only_signed
 from mqauth.signer import Signer
 from mqauth.wire import message as wire
 
-__all__ = ["check", "deliveries", "is_out_of_reach", "seal"]
+__all__ = ["check", "deliveries", "is_out_of_reach", "only_signed", "seal"]
 _LOST: Final = (KafkaException, RuntimeError)
 """What the client raises where the partition is gone, the broker out of reach, or the consumer closed."""
 
@@ -67,8 +67,15 @@ def deliveries(subscriber: Any) -> tuple[ConfluentRecords, dict[str, Any]]:
     """Return the calls for a subscriber's records, and settings of its ``Processor``.
 
     Raises:
-        ConfigurationError: it takes batches, has several workers, or no group.
+        ConfigurationError: it takes batches, has several workers, or no group; the broker's ``config`` has another
+            group, or has the client commit.
     """
+    config = subscriber._outer_config.connection_config.consumer_config
+    require(
+        str(config.get("enable.auto.commit", False)).lower() == "false",
+        "enable.auto.commit would commit records before their verdict: leave it out of config=",
+    )
+    require("group.id" not in config, "config= has group.id for all subscribers: give each its group_id=")
     return ConfluentRecords(subscriber, DefaultSubscriber), SETTINGS
 
 

@@ -11,10 +11,10 @@ from faststream.kafka.subscriber.usecase import DefaultSubscriber
 
 from mqauth.brokers.log.records import NO_LOG, record_message, unreadable
 from mqauth.errors import Unavailable
-from mqauth.integrations.faststream_log import SETTINGS, Place, Records, attempt, check, seal
+from mqauth.integrations.faststream_log import SETTINGS, Place, Records, attempt, check, only_signed, seal
 from mqauth.wire.message import Message
 
-__all__ = ["check", "deliveries", "is_out_of_reach", "seal"]
+__all__ = ["check", "deliveries", "is_out_of_reach", "only_signed", "seal"]
 LOG_APPEND_TIME: Final = 1
 """``timestamp_type`` of a record whose timestamp the broker set (KIP-32)."""
 _LOST: Final = (KafkaError, ConsumerStoppedError)

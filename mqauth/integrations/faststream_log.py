@@ -13,6 +13,7 @@ from faststream._internal.parser import DefaultCodec
 
 from mqauth.brokers.log.records import native_headers, to_message
 from mqauth.errors import require
+from mqauth.judging.verified import Verified
 from mqauth.signer import Signer
 from mqauth.wire.message import Message
 
@@ -168,6 +169,12 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers:
     pairs = [(name, (text or "").encode()) for name, text in headers.items()]
     signed = signer.sign(to_message(command.destination, command.body, command.key, pairs))
     command.headers = {name: value.decode() for name, value in native_headers(signed.headers)}
+
+
+def only_signed(message: Any, verified: Verified) -> None:
+    """Have a message answered only where its token says: FastStream reads that from a header, signed or not."""
+    if verified.header("reply_to") is None and "reply_to" in message.headers:
+        message.reply_to = ""
 
 
 def check(_command: Any, _found: object) -> None:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import ContextVar
+from copy import copy
 from functools import partial
 from importlib import import_module
 from inspect import unwrap
@@ -21,7 +22,9 @@ from faststream.exceptions import (
     RejectMessage,
     SkipMessage,
     StopConsume,
+    SubscriberNotFound,
 )
+from faststream.message import AckStatus
 
 from mqauth.brokers.event_loop import was_cancelled
 from mqauth.brokers.queue.processor import Processor
@@ -102,10 +105,33 @@ class Protection:
             found = self._processors[subscriber] = self._new_processor(subscriber)
         return found
 
+    def check(self, broker: Any) -> None:
+        """Refuse a broker whose subscribers or publishers cannot be protected.
+
+        Raises:
+            ConfigurationError: it has such a one.
+        """
+        for subscriber in broker.subscribers:
+            self.processor(subscriber)
+        require(self._signer or not broker.publishers, "publishers need signer=")
+
+    async def start(self, subscriber: Any, start: Callable[[], Any]) -> None:
+        """Start a subscriber, which may have been declared after its broker started.
+
+        Raises:
+            ConfigurationError: it cannot be protected; no message was taken.
+        """
+        self.processor(subscriber)
+        await start()
+
     def _new_processor(self, subscriber: Any) -> Processor:
         if self._guard is None:
             raise ConfigurationError("subscribers need guard=")
-        require(subscriber is not None, "get_one and iteration are not protected: use a subscriber with a handler")
+        # without a handler, get_one and iteration would give messages to code that settles nothing
+        require(
+            subscriber is not None and len(subscriber.calls),
+            "get_one and iteration are not protected: use a subscriber with a handler",
+        )
         require_manual(subscriber)
         calls, settings = self.leaf.deliveries(subscriber)
         return Processor(calls, self._guard, handle, dead_letters=self.letters, on_failure=_give_back, **settings)
@@ -117,6 +143,8 @@ class Protection:
             ConfigurationError: it cannot be signed as it is sent.
             NotHandledError: the answer was not accepted.
         """
+        # a copy, so that a middleware before ours can publish its command once more
+        command = copy(command)
         # a handler's result may go to another broker than its message came from
         send, leaf = _innermost(call_next), _leaf(command)
         require(self._signer is not None, "publishing needs signer=")
@@ -166,6 +194,7 @@ class Middleware(BaseMiddleware):
     def __init__(self, msg: Any, /, *, context: Any, protection: Protection) -> None:
         super().__init__(msg, context=context)
         self._protection = protection
+        self._reached: Any = None
         self._turn: Turn | None = None
         self._scope = ExitStack()
 
@@ -195,8 +224,15 @@ class Middleware(BaseMiddleware):
             NotHandledError: it failed for good; its message is settled.
         """
         while self._turn is not None:
+            # a middleware before ours calls again what has failed for good
+            if self._turn.is_over:
+                raise _not_handled(self._turn)
+            self._protection.leaf.only_signed(msg, self.context.get_local("verified"))
+            _take_over(msg)
             try:
-                return await call_next(msg)
+                found = await call_next(msg)
+                _raise_for(msg.committed)
+                return found
             except (Exception, asyncio.CancelledError) as error:
                 if isinstance(error, (*_DONE, *_STOPS)) or was_cancelled():
                     raise
@@ -210,6 +246,7 @@ class Middleware(BaseMiddleware):
 
         Raises:
             StopConsume: the pipeline cannot settle messages.
+            NotHandledError: no handler takes the message.
         """
         turn = self._turn
         with self._scope:
@@ -223,19 +260,23 @@ class Middleware(BaseMiddleware):
             turn.end(end)
             while await turn.wanted() is not None:
                 turn.end(end)
-            if isinstance(stop := _not_handled(turn), StopConsume):
-                raise stop
+            stop = _not_handled(turn)
+            # the text of SubscriberNotFound, which FastStream logs, is the message with its token and its body
+            if isinstance(stop, StopConsume) or isinstance(exc_val, SubscriberNotFound):
+                raise stop from stop.__cause__
         return False
 
     async def publish_scope(self, call_next: Callable[[Any], Any], cmd: Any) -> Any:
         """Sign what is published."""
+        self._reached = _leaf(cmd)
         return await self._protection.publish(call_next, cmd)
 
     def _gives_back(self, error: BaseException | None) -> bool:
         if error is None:
             return False
         stops = not isinstance(error, Exception) or isinstance(error, _STOPS)
-        return stops or self._protection.leaf.is_out_of_reach(error)
+        # only a publish meets a broker: a file that a parser does not find is an OSError, too
+        return stops or (self._reached is not None and self._reached.is_out_of_reach(error))
 
 
 class LateLetters:
@@ -254,10 +295,14 @@ class LateLetters:
         """The queue or topic, once the sink was made."""
         return getattr(self._sink, "name", "")
 
+    async def start(self) -> None:
+        """Make the sink, anew where the broker starts again: its connection may have ended with the broker's."""
+        self._sink = await settled(self._given()) if callable(self._given) else self._given
+
     async def ready(self) -> Any:
         """Return the sink, made now if need be."""
         if self._sink is None:
-            self._sink = await settled(self._given()) if callable(self._given) else self._given
+            await self.start()
         return self._sink
 
     async def publish(self, letter: DeadLetter, /) -> None:
@@ -297,6 +342,31 @@ def require_manual(subscriber: Any) -> None:
         subscriber.ack_policy is AckPolicy.MANUAL,
         "mqauth settles what a protected broker gets: its subscribers, and routers, have AckPolicy.MANUAL",
     )
+
+
+def _take_over(message: Any) -> None:
+    """Have what a handler says by ``ack``, ``nack`` and ``reject`` noted, and not done: mqauth settles."""
+
+    async def note(status: AckStatus, **_options: Any) -> None:
+        message.committed = message.committed or status
+
+    message.committed = None
+    message.ack = partial(note, AckStatus.ACKED)
+    message.nack = partial(note, AckStatus.NACKED)
+    message.reject = partial(note, AckStatus.REJECTED)
+
+
+def _raise_for(status: AckStatus | None) -> None:
+    """Raise the exception of FastStream's that says the same as a handler's call.
+
+    Raises:
+        NackMessage: the handler put the message off.
+        RejectMessage: the handler wants it no more.
+    """
+    if status is AckStatus.NACKED:
+        raise NackMessage
+    if status is AckStatus.REJECTED:
+        raise RejectMessage
 
 
 def _ours(error: BaseException) -> BaseException:
