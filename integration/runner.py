@@ -34,7 +34,7 @@ UNIT_GROUPS = 3
 _GROUPS = {
     "others": r"integration/((keys|audit|benchmarks)/|test_(docs|jwks|redis|services))",
     "kafka": r"integration/test_(kafka|contract_kafka|store_race)",
-    "rabbitmq": r"integration/test_(rabbitmq|contract_rabbitmq|simulated_rabbitmq|celery)",
+    "rabbitmq": r"integration/test_(contract_|simulated_)?(rabbitmq|pika|celery)",
     "kafka-chaos": r"integration/chaos/test_kafka",
     "rabbitmq-chaos": r"integration/chaos/",
     "review": r"integration/(console|review)/",
