@@ -18,7 +18,20 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from mqauth.errors import ConfigurationError
 from mqauth.judging import token
 from mqauth.judging.verifier import Issuer, Verifier
-from mqauth.wire import base64url, claims, destination, envelope, json_form, jwk, jws, keys, message, strict_json
+from mqauth.replay import rules
+from mqauth.wire import (
+    base64url,
+    batch,
+    claims,
+    destination,
+    envelope,
+    json_form,
+    jwk,
+    jws,
+    keys,
+    message,
+    strict_json,
+)
 from mqauth.wire.memo import Memo
 from tests import test_vectors
 from tests.test_ed25519 import BASE, FIELD, add, encoded, even, number, times
@@ -31,7 +44,7 @@ MESSAGES: Final = {vector["name"]: (file, vector) for file in FILES for vector i
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault, and the vector that catches it: of a message, a JWK or a form."""
+    """A fault, and the vector that catches it: of a message, a sequence, an id, a JWK or a form."""
 
     name: str
     patch: Patch
@@ -64,6 +77,16 @@ def read_set(name: str) -> None:
 def read_form(name: str) -> None:
     """Read the malformed form of a vector."""
     test_vectors.test_what_is_no_message_is_malformed(found(test_vectors.FORMS["malformed"], name))
+
+
+def delivered(name: str) -> None:
+    """Judge the deliveries of a sequence."""
+    test_vectors.test_each_sequence_of_deliveries_gets_its_verdicts(found(test_vectors.SEQUENCES, name))
+
+
+def claimed(kind: str) -> None:
+    """Claim what the vectors of ids name."""
+    assert test_vectors.generator.claim_ids()[kind] == test_vectors.CLAIMS[kind]
 
 
 def edit(function: Any, old: str, new: str) -> Patch:
@@ -248,11 +271,29 @@ MESSAGE_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
     ("decimals of any scale", edit(decimal, "exponent >= -255 and", ""),
      f"a covered decimal of {Decimal(1).scaleb(-256):f}"),
     ("negative zero", edit(decimal, " and not (sign and value == 0)", ""), "a covered decimal of -0.0"),
+    ("nodes hashed as leaves are", constant("_NODE", b"", batch), "node-without-prefix on kafka:orders"),
+    ("a proof where none belongs", edit(batch.proof_of, "if text is not None", "if False"),
+     "proof-without-tree on kafka:orders"),
     ("suffix of direct reply-to", edit(envelope._encoded, 'text.startswith(_DIRECT_REPLY + ".")', "False"),
      "direct reply-to with the broker's suffix"),
 )  # fmt: skip
 load, end, collect = jwk.load_key, jwk._end, jwk._collect
+COPIES: Final[tuple[tuple[str, Patch, str], ...]] = (
+    ("any place is a re-read", edit(rules.judge, "entry.place != request.place", "False"),
+     "Kafka: the same offset again is a re-read, another one a copy"),
+    ("a redelivery is a copy", edit(rules.judge, "not request.redelivered", "True"),
+     "RabbitMQ: a redelivery is a duplicate, anything else a copy"),
+    ("a copy is a redelivery", edit(rules.judge, "not request.redelivered", "False"),
+     "RabbitMQ: a redelivery is a duplicate, anything else a copy"),
+    ("one id for all producers", edit(rules.claim_id, "_PRODUCERS[issuer, subject] + ", ""),
+     "the id of another producer's message is no copy of it"),
+    ("the rest of a path unread", edit(batch.Proven.proves, "met[0] != node or met[1] != rest", "met[0] != node"),
+     "a path altered in its tail after a sibling was proven"),
+)  # fmt: skip
 FAULTS: Final = (
+    *(Fault(*found, delivered) for found in COPIES),
+    Fault("index in little endian", edit(rules.batch_id, '"big"', '"little"'), "messages", claimed),
+    Fault("a release claimed as a message", edit(rules.release_id, "_NO_MESSAGE + ", ""), "releases", claimed),
     *(Fault(*found, judged) for found in MESSAGE_FAULTS),
     Fault("use ignored", edit(load, 'members.get("use", "sig") == "sig"', "True"), "use enc", read_jwk),
     Fault("key_ops ignored", edit(load, '"verify" in operations', "True"), "key_ops without verify", read_jwk),
@@ -283,3 +324,10 @@ def test_each_fault_is_caught_by_its_vector(fault: Fault, monkeypatch: pytest.Mo
     fault.patch(monkeypatch)
     with pytest.raises((AssertionError, ConfigurationError, pytest.fail.Exception)):
         fault.replay(fault.vector)
+
+
+def test_the_page_counts_the_faults() -> None:
+    """The wire profile says how many kinds of fault the vectors catch, and each has a name of its own."""
+    page = (test_vectors.FOLDER.parent.parent / "docs" / "wire-profile.md").read_text("utf-8")
+    assert f"puts {len(FAULTS)} kinds of fault into our verifier" in page
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS)
