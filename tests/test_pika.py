@@ -21,6 +21,7 @@ from pika.data import decode_table, encode_table
 from mqauth import MemoryReplayStore, Pipeline
 from mqauth.brokers import pika as leaf
 from mqauth.brokers.event_loop import on_thread
+from mqauth.brokers.pika.confirmed import Publisher
 from mqauth.brokers.pika.link import link_of
 from mqauth.brokers.pika.translate import carries, check_properties, read, to_message, to_properties
 from mqauth.errors import ConfigurationError, MalformedMessage
@@ -54,6 +55,25 @@ def test_the_repair_of_cancel_is_needed() -> None:
     channel.basic_reject = Mock()  # type: ignore[method-assign]
     channel._on_deliver(SimpleNamespace(method=METHOD), Mock(), b"")  # type: ignore[arg-type]
     channel.basic_reject.assert_called_once_with(1)
+
+
+async def test_nothing_is_published_while_the_broker_blocks() -> None:
+    """A publish waits until the broker takes messages again: each retry would be held in a buffer without bound."""
+    connection = BlockingConnection.__new__(BlockingConnection)
+    connection._impl = Mock(is_closed=False, params=SimpleNamespace(frame_max=131_072))
+    publisher = Publisher(connection)
+    publisher.link.attach = Mock()  # type: ignore[method-assign]
+    publisher._line = line = Mock(is_open=True)
+    publisher.link._on_blocked(True)
+    properties = BasicProperties(message_id="m")
+    publishing = asyncio.create_task(publisher.publish("", "q", b"x", properties, mandatory=True))
+    await asyncio.wait([publishing], timeout=0)
+    line.native.basic_publish.assert_not_called()
+    publisher.link._on_blocked(False)
+    await asyncio.wait([publishing], timeout=0)
+    line.native.basic_publish.assert_called_once_with("", "q", b"x", properties, True)
+    publisher._on_confirm(SimpleNamespace(method=spec.Basic.Ack(delivery_tag=1)))
+    await publishing
 
 
 def test_only_pikas_connection_is_taken() -> None:

@@ -97,8 +97,15 @@ class Publisher:
             raise error
 
     async def _ready(self) -> Line:
-        """Return the channel, opened anew where it was closed; those who wait share one opening."""
-        while self._line is None or not self._line.is_open:
+        """Return the channel, opened anew where it was closed; those who wait share one opening.
+
+        While the broker blocks the connection it waits: what is written then stays in pika's buffer, which has no
+        bound, and each retry would add another copy of the body.
+        """
+        while self.link.blocked or self._line is None or not self._line.is_open:
+            await self.link.unblocked()
+            if self._line is not None and self._line.is_open:
+                continue
             if self._opening is None or self._opening.done():
                 self._opening = asyncio.create_task(self._open())
             await asyncio.shield(self._opening)

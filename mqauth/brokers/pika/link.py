@@ -42,18 +42,27 @@ class Link:
     Attributes:
         loop: the event loop that drives it.
         error: why it ended.
-        blocked: whether the broker has blocked it by an alarm.
     """
 
     def __init__(self, connection: Any) -> None:
         self._impl = connection._impl
         self.loop: asyncio.AbstractEventLoop | None = None
         self.error: Exception | None = None
-        self.blocked = False
+        self._unblocked = asyncio.Event()
+        self._unblocked.set()
         self._watchers: list[Callable[[Exception], object]] = []
         self._impl.add_on_close_callback(self._on_close)
         self._impl.add_on_connection_blocked_callback(partial(self._on_blocked, True))
         self._impl.add_on_connection_unblocked_callback(partial(self._on_blocked, False))
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker has blocked it by an alarm."""
+        return not self._unblocked.is_set()
+
+    async def unblocked(self) -> None:
+        """Return once the broker has not blocked it, or it has ended."""
+        await self._unblocked.wait()
 
     @property
     def frame_size(self) -> int:
@@ -145,11 +154,15 @@ class Link:
 
     def _on_close(self, _impl: Any, error: Exception) -> None:
         self.error = error
+        self._unblocked.set()
         for lost in self._watchers:
             lost(error)
 
     def _on_blocked(self, blocked: bool, *_: object) -> None:
-        self.blocked = blocked
+        if blocked:
+            self._unblocked.clear()
+        else:
+            self._unblocked.set()
 
 
 class Line:
