@@ -58,7 +58,7 @@ def test_the_repair_of_cancel_is_needed() -> None:
 
 
 async def test_nothing_is_published_while_the_broker_blocks() -> None:
-    """A publish waits until the broker takes messages again: each retry would be held in a buffer without bound."""
+    """A publish waits until the broker takes messages again: each retry would stay in a buffer without bound."""
     connection = BlockingConnection.__new__(BlockingConnection)
     connection._impl = Mock(is_closed=False, params=SimpleNamespace(frame_max=131_072))
     publisher = Publisher(connection)
