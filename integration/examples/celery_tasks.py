@@ -19,6 +19,7 @@ import kombu.pools
 from celery import Celery
 from celery.app.amqp import AMQP
 from celery.contrib.testing.worker import start_worker
+from celery.signals import setup_logging
 
 import mqauth
 from mqauth.brokers import amqp_messages
@@ -42,6 +43,11 @@ class Seen:
 
     verdicts: Queue[tuple[str | None, str | None, str | None]] = field(default_factory=Queue)
     executed: Queue[str] = field(default_factory=Queue)
+
+
+@setup_logging.connect
+def keep_logging(**_: Any) -> None:
+    """Leave the program's logging as it is: with a receiver of this signal, Celery's worker changes none of it."""
 
 
 def signing(signer: mqauth.Signer) -> type[kombu.Producer]:

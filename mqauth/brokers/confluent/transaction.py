@@ -47,8 +47,6 @@ class TransactionalDeadLetters(TransactionalLetters):
 
     carries = staticmethod(carries)
     too_large = TooLargeError
-    # librdkafka fails all records of a request for the largest of them.
-    refused_size: Any = staticmethod(max)
 
     def __init__(
         self,

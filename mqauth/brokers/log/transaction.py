@@ -36,7 +36,6 @@ class TransactionalLetters(ABC):
         longest: seconds after which the broker ends an open transaction itself.
         carries: returns whether the client can send a header again unchanged.
         too_large: errors of a record that is over a size of the client or the broker.
-        refused_size: returns the size that was too large, of the sizes of the letters that failed so.
 
     Raises:
         ConfigurationError: the client is not as said, or a setting is out of its limits.
@@ -45,7 +44,6 @@ class TransactionalLetters(ABC):
     longest: float
     too_large: Errors
     carries: Carries
-    refused_size: Any = staticmethod(min)
 
     def __init__(self, make_client: Callable[[], Any], topic: str, timeout: float) -> None:
         require(
@@ -122,7 +120,8 @@ class TransactionalLetters(ABC):
             except self.too_large as error:
                 refused[_size(form)] = error
         if refused:
-            size = self.refused_size(refused)
+            # Clients fail the letters beside the one that is too large with the same error.
+            size = max(refused)
             self._limit = min(self._limit, size)
             raise refused[size]
         self.send_offsets(content)
