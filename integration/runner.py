@@ -29,7 +29,7 @@ COMPUTING = 2
 """Sessions at a time of those that compute: as many as there are cores."""
 WAITING = 3
 """Sessions at a time of those that mostly wait for services."""
-UNIT_GROUPS = 3
+UNIT_GROUPS = 4
 """Sessions of unit tests: each then takes about as long as one on real services."""
 _GROUPS = {
     "others": r"integration/((keys|audit|benchmarks)/|test_(docs|jwks|redis|services))",
