@@ -15,8 +15,9 @@ from mqauth.testing.stage_kafka import PATIENCE, KafkaStage, wait_until
 from mqauth.wire import destination
 from mqauth.wire.message import Message
 
-QUIET: Final = {"log_level": 2}
-"""librdkafka writes what it logs to standard error, where the tests break connections on purpose."""
+SETTINGS: Final = {"log_level": 2, "topic.metadata.refresh.interval.ms": 1000}
+"""librdkafka writes what it logs to standard error, where the tests break connections on purpose.
+By itself it looks for a topic that was made a moment ago only every five minutes."""
 
 
 class ConfluentClients:
@@ -28,7 +29,7 @@ class ConfluentClients:
     """
 
     def __init__(self, servers: list[str], group: str) -> None:
-        self._settings: dict[str, Any] = {"bootstrap.servers": ",".join(servers), **QUIET}
+        self._settings: dict[str, Any] = {"bootstrap.servers": ",".join(servers), **SETTINGS}
         self._group = group
 
     def consumer_settings(self, **settings: Any) -> dict[str, Any]:
