@@ -76,6 +76,25 @@ async def test_nothing_is_published_while_the_broker_blocks() -> None:
     await publishing
 
 
+async def test_what_was_not_sent_has_no_number() -> None:
+    """A publish that pika refuses is not counted, so that a confirm does not pass for that of another message."""
+    connection = BlockingConnection.__new__(BlockingConnection)
+    connection._impl = Mock(is_closed=False, params=SimpleNamespace(frame_max=131_072))
+    publisher = Publisher(connection)
+    publisher.link.attach = Mock()  # type: ignore[method-assign]
+    publisher._line = line = Mock(is_open=True)
+    line.native.basic_publish.side_effect = [ValueError("an exchange's name is too long"), None]
+    with pytest.raises(ValueError, match="too long"):
+        await publisher.publish("", "q", b"x", BasicProperties(message_id="refused"), mandatory=True)
+    publishing = asyncio.create_task(
+        publisher.publish("", "q", b"x", BasicProperties(message_id="sent"), mandatory=True)
+    )
+    await asyncio.wait([publishing], timeout=0)
+    assert {number: name for number, (name, _) in publisher._unconfirmed.items()} == {1: "sent"}
+    publisher._on_confirm(SimpleNamespace(method=spec.Basic.Ack(delivery_tag=1)))
+    await publishing
+
+
 def test_only_pikas_connection_is_taken() -> None:
     """What is no blocking connection of pika's is refused, by its name."""
     with pytest.raises(ConfigurationError, match="BlockingConnection is needed, not Forge"):

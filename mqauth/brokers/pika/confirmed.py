@@ -89,10 +89,12 @@ class Publisher:
         while same := [confirm for known, confirm in self._unconfirmed.values() if known == name]:
             await asyncio.wait(same)
             line = await self._ready()
-        self._count += 1
         confirm: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-        self._unconfirmed[self._count] = name, confirm
+        # Counted only once it was sent: the broker counts what it gets, and confirms by that number. pika reads the
+        # confirm, or the end of the channel, in a later turn of the loop.
         line.native.basic_publish(exchange, routing_key, body, properties, mandatory)
+        self._count += 1
+        self._unconfirmed[self._count] = name, confirm
         if (error := await asyncio.shield(confirm)) is not None:
             raise error
 
