@@ -90,8 +90,8 @@ class Publisher:
             await asyncio.wait(same)
             line = await self._ready()
         confirm: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-        # Counted only once it was sent: the broker counts what it gets, and confirms by that number. pika reads the
-        # confirm, or the end of the channel, in a later turn of the loop.
+        # Counted only once it was sent: the broker counts what it gets, and confirms by that number. pika reads
+        # the confirm, or the end of the channel, in a later turn of the loop.
         line.native.basic_publish(exchange, routing_key, body, properties, mandatory)
         self._count += 1
         self._unconfirmed[self._count] = name, confirm
