@@ -27,7 +27,7 @@ from mqauth.keystore.remote.connection import is_loopback
 
 R = TypeVar("R")
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
-_CLIENTS: Final = ("aio_pika", "aiormq", "kafka", "pamqp")
+_CLIENTS: Final = ("aio_pika", "aiormq", "kafka", "pamqp", "pika")
 _PATIENCE: Final = 60.0
 _BOOTSTRAP_MS: Final = 10_000
 """Milliseconds for which kafka-python tries to reach a first server."""
