@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.check import deployment, issuers, tokens
+from mqauth.check import deployment, issuers, rollout, tokens
 from mqauth.check.findings import CODES, Code, Finding, Report, Rule, Severity, finding, ordered
 from mqauth.check.target import Target, lines_of, nearest, read
 from mqauth.clock import SYSTEM_CLOCK, Clock
@@ -22,7 +22,7 @@ from mqauth.config.toml_file import RefusedSetting, read_toml
 from mqauth.errors import ConfigurationError
 
 __all__ = ["CODES", "Code", "Finding", "Report", "Severity", "check"]
-RULES: Final[tuple[Rule, ...]] = (*tokens.RULES, *issuers.RULES, *deployment.RULES)
+RULES: Final[tuple[Rule, ...]] = (*tokens.RULES, *issuers.RULES, *deployment.RULES, *rollout.RULES)
 """Each rule yields its findings on a target."""
 
 

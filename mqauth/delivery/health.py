@@ -35,11 +35,13 @@ class Health:
         consuming: whether it runs.
         in_flight: partitions that are being worked on.
         stalls: partitions that are deferred, the longest waiting first.
+        rollout: what is not enforced, as lines for people.
     """
 
     consuming: bool
     in_flight: int
     stalls: tuple[Stall, ...]
+    rollout: tuple[str, ...] = ()
 
     @property
     def deferred(self) -> int:
@@ -82,6 +84,7 @@ class QueueHealth:
         party: the issuer or release authority whose keys the longest held delivery waits for.
         held: how many deliveries are deferred for each cause, and for which party.
         at_limit: how many of them are at their last delivery, and stay unacked for as long as the process lives.
+        rollout: what is not enforced, as lines for people.
     """
 
     consuming: bool
@@ -96,3 +99,4 @@ class QueueHealth:
     party: str | None
     held: Mapping[str, int]
     at_limit: int
+    rollout: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from mqauth.audit import record as audit_records
-from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, RejectNow, RetryLater, Unavailable
+from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, RejectNow, RetryLater, Unavailable, require
 from mqauth.flow import ColourError
 from mqauth.judging.rollout import Rung
 from mqauth.judging.token import Candidate
@@ -177,6 +177,11 @@ def failed(delivery: Delivery, error: Exception) -> None:
         raise Unavailable(Cause.HANDLER_DEFERRED, error.detail) from error
     detail = error.detail if isinstance(error, RejectNow) else f"{type(error).__name__} after the last attempt"
     delivery.reject(Rejection(Reason.HANDLER_FAILED, detail), Step.RELEASE)
+
+
+def refuse_unjudged(delivery: Delivery) -> None:
+    """Refuse to end a delivery without a verdict: its outcome would read as accepted."""
+    require(delivery.step is not Step.JUDGE, "the delivery was not judged to an end")
 
 
 def verdict_record(

@@ -22,11 +22,12 @@ from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import Cause, ConfigurationError, Unavailable, require
 from mqauth.flow import Attempts, Call, Flow, answered, asked, at_once, settling
-from mqauth.judging.delivery import Delivery, Outcome, Step, asked_fence, failed, verdict_record
+from mqauth.judging.delivery import Delivery, Outcome, Step, asked_fence, failed, refuse_unjudged, verdict_record
 from mqauth.judging.judge import Judge
-from mqauth.judging.ladder import Breaker, LadderJudge, check_handlers, is_lenient, lenient, routed
+from mqauth.judging.ladder import Breaker, LadderJudge, check_handlers, lenient, routed
+from mqauth.judging.observing import Observing, lines
 from mqauth.judging.policy import Allow, Policy
-from mqauth.judging.rollout import Rollout
+from mqauth.judging.rollout import Rollout, is_lenient
 from mqauth.judging.unverified import UnverifiedHandler, Unverifieds, Verdict
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
@@ -113,16 +114,25 @@ class Pipeline:
             "verifier": verifier, "policy": policy, "replay": replay, "scope": scope, "reread": reread,
             "lease": lease, "clock": clock, "randomness": randomness,
         }  # fmt: skip
+        self.instance = instance or base64url_encode(randomness(6)).decode("ascii")
         self.rollout = rollout or None
         self.verdicts = Judge(**settings)
         """Takes the steps of a verdict; for whoever makes the claims of many deliveries together."""
         self._ending = self._end
+        self.observing: Observing | None = None
         if self.rollout is not None:
-            ladder = self.verdicts = LadderJudge(self.verdicts, self.rollout, self._passes, **settings)
-            self._ending = lenient(
-                self._end, ladder.store, Breaker(Cause.AUDIT_UNAVAILABLE, clock), self._record_all
-            )
-        self.instance = instance or base64url_encode(randomness(6)).decode("ascii")
+            self._climb(self.rollout, settings)
+
+    def _climb(self, rollout: Rollout, settings: dict[str, Any]) -> None:
+        """Judge by the rung of each message from now on, and tell of it."""
+        clock, scope_of = self.clock, self.scope_of
+        self.observing = Observing(
+            rollout, self.audit, clock=clock, randomness=self._randomness, instance=self.instance,
+            policy=self.policy.version, verifier=self.verifier, scope_of=scope_of,
+        )  # fmt: skip
+        ladder = self.verdicts = LadderJudge(self.verdicts, rollout, self.observing.passes, **settings)
+        audit = Breaker(Cause.AUDIT_UNAVAILABLE, clock)
+        self._ending = lenient(self._end, ladder.store, audit, self._record_all, self.observing)
 
     def receive(self, message: Message) -> Delivery:
         """Return a delivery of a message that is received now; never raises, whatever the message."""
@@ -183,6 +193,7 @@ class Pipeline:
         try:
             if delivery.step is Step.JUDGE:
                 yield from self.verdicts.judge(delivery)
+                yield from self.tick()
         except Unavailable as error:
             return delivery.defer(error)
         return Outcome.of(delivery)
@@ -193,7 +204,7 @@ class Pipeline:
         Raises:
             ConfigurationError: it was not judged to an end, or was rejected: it may not be settled.
         """
-        _refuse_unjudged(delivery)
+        refuse_unjudged(delivery)
         require(delivery.rejection is None, "a rejected delivery ends with bury")
         if delivery.step is _PASS_ON:
             delivery.step = _SETTLE
@@ -211,7 +222,7 @@ class Pipeline:
             ConfigurationError: it was never judged.
         """
         if not delivery.deferred and delivery.claim is None:
-            _refuse_unjudged(delivery)
+            refuse_unjudged(delivery)
         try:
             if delivery.step in (_HANDLE, _PASS_ON, _JUDGE):
                 # before the store is asked: if its answer is lost the claim may be gone, and is made again
@@ -263,7 +274,7 @@ class Pipeline:
         Raises:
             ConfigurationError: it was not judged to an end, or was accepted and so ends with ``confirm``.
         """
-        _refuse_unjudged(delivery)
+        refuse_unjudged(delivery)
         require(
             delivery.verdict not in (Verdict.ACCEPTED, Verdict.UNVERIFIED),
             "an accepted or unverified delivery ends with confirm or release",
@@ -283,8 +294,15 @@ class Pipeline:
         """Return whether a message is judged below ``enforce``: nothing of ours keeps it from a handler."""
         return self.rollout is not None and self.rollout.is_lenient(message, self.verifier.evidence)
 
-    def _passes(self, delivery: Delivery) -> None:
-        """Note that a message is given to the handler of ``Unverified``."""
+    @property
+    def unenforced(self) -> tuple[str, ...]:
+        """What is not enforced, as lines for people."""
+        return () if self.rollout is None else tuple(lines(self.rollout))
+
+    def tick(self, last: bool = False) -> Flow[None]:
+        """Tell what a rollout has to tell by now; to be called each minute, and with ``last`` at the end."""
+        if self.observing is not None:
+            yield from self.observing.tick(last)
 
     def _end(
         self, delivery: Delivery, dead_letters: DeadLetterSink | None, unverified: UnverifiedHandler | None
@@ -381,8 +399,3 @@ class Pipeline:
     def scope_of(self, message: Message) -> str:
         """Return on whose behalf a message is handled: the consumer group or queue, unless it was configured."""
         return self.verdicts.scope_of(message)
-
-
-def _refuse_unjudged(delivery: Delivery) -> None:
-    """Refuse to end a delivery without a verdict: its outcome would read as accepted."""
-    require(delivery.step is not Step.JUDGE, "the delivery was not judged to an end")

@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Final
 
 from mqauth.brokers.background import BackgroundRun
@@ -27,6 +28,7 @@ from mqauth.delivery.health import Health
 from mqauth.delivery.log_work import LogWork, check_plugins
 from mqauth.delivery.partition import Backoff, Partition
 from mqauth.errors import require
+from mqauth.flow import run
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds, listed
 from mqauth.letters.dead_letter import DeadLetterSink
@@ -249,7 +251,7 @@ class LogConsumer(BackgroundRun):
 
     def health(self) -> Health:
         """Return how the consumer is doing now; may be called from any thread."""
-        return self._assignment.health(self._running)
+        return replace(self._assignment.health(self._running), rollout=self._guard.unenforced)
 
     def settle(self) -> None:
         """Before a rebalance: begin nothing until this poll has ended, let what runs end, and commit it."""
@@ -261,6 +263,8 @@ class LogConsumer(BackgroundRun):
         """Commit and poll; before a rebalance, settle what runs."""
         self.calls.commit()
         self._work.renew()
+        if self._guard.observing is not None:
+            run(self._guard.tick())
         try:
             due = self.calls.rejoins()
             if due:
@@ -278,6 +282,7 @@ class LogConsumer(BackgroundRun):
             try:
                 self.calls.commit(last=True)
                 self._work.give_back()
+                run(self._guard.tick(last=True))
             finally:
                 self.calls.close()
 

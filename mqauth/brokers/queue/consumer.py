@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
+from mqauth.audit.observed import MINUTE
 from mqauth.brokers.event_loop import DeliveryTasks, SignalHandlers, Sleep
 from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.client import QueueClient
@@ -20,6 +22,8 @@ from mqauth.delivery.health import QueueHealth
 from mqauth.delivery.hold import HELD_PER_PREFETCH, MAX_HELD, HeldDelivery, HoldCapacity
 from mqauth.delivery.window import Window
 from mqauth.errors import ConfigurationError
+from mqauth.flow import arun
+from mqauth.judging.observing import Observing
 from mqauth.judging.pipeline import Handler, Outcome, Pipeline
 from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Responder
@@ -115,6 +119,8 @@ class QueueConsumer:
         self._unsubscribe: Callable[[], None] | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None
+        self._sleep = sleep
 
     async def run(self, *, signals: bool = False) -> None:
         """Consume until ``stop`` is called or this task is cancelled, then stop gracefully.
@@ -148,6 +154,8 @@ class QueueConsumer:
             partial(_wake, asyncio.get_running_loop(), self._processor.retrier)
         )
         self._supervisor = asyncio.create_task(self._supervise())
+        if self._guard.observing is not None:
+            self._telling = asyncio.create_task(self._tell(self._guard.observing))
         await asyncio.wait(
             (started := asyncio.ensure_future(self._subscription.started.wait()), self._supervisor),
             return_when=asyncio.FIRST_COMPLETED,
@@ -168,11 +176,12 @@ class QueueConsumer:
 
     def health(self) -> QueueHealth:
         """Return how the consumer is doing now."""
-        return self._window.health(
+        found = self._window.health(
             in_flight=len(self._tasks) + self._in_callback,
             unsettled=self._processor.work.unsettled,
             blocked=self._calls.is_blocked(),
         )
+        return replace(found, rollout=self._guard.unenforced)
 
     # Deliveries
 
@@ -249,6 +258,12 @@ class QueueConsumer:
         except BaseException as error:
             self.fail(error)
 
+    async def _tell(self, observing: Observing) -> None:
+        """Tell each minute what a rollout has to tell, however quiet the queue is."""
+        while True:
+            await arun(observing.tick())
+            await self._sleep(MINUTE)
+
     # The end
 
     def fail(self, error: BaseException) -> None:
@@ -281,6 +296,10 @@ class QueueConsumer:
         self._processor.retrier.stop()
         await self._tasks.end(self._grace)
         await self._subscription.finish()
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.gather(self._telling, return_exceptions=True)
+            await arun(self._guard.tick(last=True))
         self._processor.work.stopped()
 
 
