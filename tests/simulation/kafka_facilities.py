@@ -50,7 +50,7 @@ class Reach:
 
 
 class Claim(NamedTuple):
-    """A claim in the store: its owner, the process that made it, the partition and offset of its record, and when."""
+    """A claim in the store, by its owner and process, for a partition and an offset, since a time."""
 
     owner: str
     process: str
