@@ -115,7 +115,8 @@ def reasons() -> str:
         "names the reason in `mqauth-dead-reason`, its audit record in `reason`.\n\n"
         "| Reason | Step that failed | What it means | What to do |\n| --- | --- | --- | --- |\n"
         f"{explained}\n## Causes\n\nA message is deferred when mqauth cannot decide yet. mqauth tries again "
-        "until it can; `health()` names the cause.\n\n| Cause | What it means | What to look at |\n| --- | --- | --- |\n"
+        "until it can; `health()` names the cause.\n\n| Cause | What it means | What to look at |\n"
+        "| --- | --- | --- |\n"
         f"{causes}"
     )
 
