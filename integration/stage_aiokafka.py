@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -13,7 +14,8 @@ from mqauth.brokers import aiokafka
 from mqauth.brokers.event_loop import on_thread
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.letters.dead_letter import DeadLetter
-from mqauth.testing.stage_aiokafka import AiokafkaClients, LoopThread
+from mqauth.testing.loop_thread import LoopThread
+from mqauth.testing.stage_aiokafka import AiokafkaClients
 from mqauth.testing.stage_kafka import PATIENCE
 from mqauth.testing.stage_kafka_log import HEARTBEAT_MS, SESSION_MS, GoneError, KafkaLogStage, Letters
 
@@ -87,6 +89,10 @@ class AiokafkaMember:
         """Let nothing of it reach the broker any more."""
         self._dead = True
         self._relay.close()
+        # Its handler may go on for as long as it likes: nobody waits for a process that was killed.
+        threading.Thread(target=self._bury, daemon=True).start()
+
+    def _bury(self) -> None:
         with suppress(BaseException):
             self._thread.call(self._consumer.stop())
         self._leave()

@@ -16,6 +16,9 @@ from mqauth.testing.stage_aiokafka import AiokafkaStage
 class TestAiokafka(BrokerContract):
     """Every promise, on topics of its own."""
 
+    in_order = 300
+    """Each message crosses to the event loop's thread and back."""
+
     @pytest.fixture
     def stage(self, kafka: Kafka) -> Iterator[Stage]:
         """Yield a fresh stage."""

@@ -6,41 +6,22 @@ aiokafka needs a running event loop. The stage keeps one on a thread, and its pl
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+import aiokafka as aiokafka_client
 
 from mqauth.brokers import aiokafka
 from mqauth.brokers.event_loop import on_thread
 from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.signer import Signer
+from mqauth.testing.loop_thread import LoopThread
 from mqauth.testing.stage_kafka import PATIENCE, KafkaStage, wait_until
 from mqauth.wire import destination
 from mqauth.wire.message import Message
 
-R = TypeVar("R")
-
-
-class LoopThread:
-    """An event loop on a thread of its own, for those who have none."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self._thread.start()
-
-    def call(self, work: Coroutine[Any, Any, R], patience: float = PATIENCE) -> R:
-        """Run a coroutine there, and return what it returns."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(patience)
-
-    def close(self) -> None:
-        """End the loop."""
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(PATIENCE)
-        self.loop.close()
+_CLIENT: Any = aiokafka_client  # its classes have no types
 
 
 class AiokafkaClients:
@@ -55,16 +36,16 @@ class AiokafkaClients:
         self._servers = servers
         self._group = group
 
-    async def consumer(self, topic: str, **settings: Any) -> AIOKafkaConsumer:
+    async def consumer(self, topic: str, **settings: Any) -> Any:
         """Return a consumer of the group."""
         wanted = {"group_id": self._group, "auto_offset_reset": "earliest", "enable_auto_commit": False}
-        client = AIOKafkaConsumer(topic, bootstrap_servers=self._servers, **(wanted | settings))
+        client = _CLIENT.AIOKafkaConsumer(topic, bootstrap_servers=self._servers, **(wanted | settings))
         await client.start()
         return client
 
-    async def producer(self, **settings: Any) -> AIOKafkaProducer:
+    async def producer(self, **settings: Any) -> Any:
         """Return a producer."""
-        client = AIOKafkaProducer(bootstrap_servers=self._servers, **({"acks": "all"} | settings))
+        client = _CLIENT.AIOKafkaProducer(bootstrap_servers=self._servers, **({"acks": "all"} | settings))
         await client.start()
         return client
 

@@ -163,7 +163,8 @@ class Poller(LogPoller):
                 # The cluster's id is part of a record's place in the replay store. A record that was judged
                 # without it would be a replay of itself when it comes again.
                 await self._logs.of()
-                return await self._client.getmany(  # type: ignore[no-any-return]*(wanted or (_NOWHERE,)), timeout_ms=int(seconds * 1000))
+                places = wanted or (_NOWHERE,)
+                return await self._client.getmany(*places, timeout_ms=int(seconds * 1000))  # type: ignore[no-any-return]
         except TimeoutError:
             return {}
         except Exception as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
+from aiokafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionError
 
 from mqauth.brokers.aiokafka.producer import Producer
 from mqauth.brokers.log.errors import ProducerFatalError
@@ -35,7 +35,7 @@ class Replies(TopicReplies):
                 return await self._producer.send_and_wait(topic, body, headers=headers)
         except UnknownTopicOrPartitionError:
             raise
-        except (ProducerFatalError, Unavailable, TimeoutError) as error:
+        except (ProducerFatalError, Unavailable, KafkaTimeoutError, TimeoutError) as error:
             raise later(type(error).__name__) from error
         except KafkaError as error:
             if not error.retriable:
