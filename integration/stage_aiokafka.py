@@ -15,8 +15,8 @@ from mqauth.brokers.event_loop import on_thread
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing.loop_thread import LoopThread
+from mqauth.testing.stage import PATIENCE
 from mqauth.testing.stage_aiokafka import AiokafkaClients
-from mqauth.testing.stage_kafka import PATIENCE
 from mqauth.testing.stage_kafka_log import HEARTBEAT_MS, SESSION_MS, GoneError, KafkaLogStage, Letters
 
 TIMES = {"session_timeout_ms": SESSION_MS, "heartbeat_interval_ms": HEARTBEAT_MS}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
+
+from mqauth.testing.stage import PATIENCE
 
 R = TypeVar("R")
-PATIENCE: Final = 60.0
-"""Most seconds of one call."""
 
 
 class LoopThread:
