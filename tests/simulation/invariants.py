@@ -166,7 +166,7 @@ def _rightly_buried(scenario: Scenario, label: Label, reasons: list[str]) -> boo
 
 
 def _acked_in_vain(scenario: Scenario, label: Label, reasons: list[str]) -> bool:
-    """Tell whether an expired message was handled by a process that stood still or died, and its ack never arrived.
+    """Tell whether an expired message was handled by a process that stood still or died, and was never acked.
 
     The connection of the one had ended meanwhile, and the process had not heard of it: what is delivered again is
     new to it. The other died or failed, as of a handler's abort, and the next one came after the token's life.
