@@ -118,7 +118,7 @@ def demo(
     if broker is None:
         return _play(MemoryStage(), audit, as_json=as_json, messages=messages)
     check_url("--broker", broker.replace("confluent://", "kafka://", 1))
-    with reached("--broker"):
+    with reached(broker):
         return _play(_stage(broker), audit, as_json=as_json, messages=messages)
 
 
@@ -304,7 +304,8 @@ def bench(
         check_url("--rabbitmq", rabbitmq)
     kafka, confluent = _address("--kafka", kafka), _address("--confluent", confluent)
     console = Console(stderr=True, quiet=as_json)
-    with reached("--rabbitmq, --kafka or --confluent"), console.status("making keys") as status:
+    urls = (rabbitmq, kafka and f"kafka://{kafka}", confluent and f"kafka://{confluent}")
+    with reached(*urls), console.status("making keys") as status:
         amount = run.amount_of(quick=quick)
         found = run.measure(amount, rabbitmq=rabbitmq, kafka=kafka, confluent=confluent, progress=status.update)
     if output is not None:
