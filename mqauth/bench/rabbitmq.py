@@ -155,12 +155,16 @@ class QueueContender:
         await at_once(send, count, self.at_once)
         return watch.stop(count)
 
-    async def _consume(self, count: int, work: float) -> Measured:
+    async def refill(self, count: int) -> None:
+        """Have exactly ``count`` messages wait in the queue."""
         await self.queue.purge()
-        if len(self._waiting) != count:
+        if count and len(self._waiting) != count:
             self._waiting = self.sealed(count)
         waiting = self._waiting
         await at_once(lambda number: self.exchange.publish(waiting[number], self.route), count, AT_ONCE)
+
+    async def _consume(self, count: int, work: float) -> Measured:
+        await self.refill(count)
         watch = Stopwatch()
         until: asyncio.Future[Measured] = asyncio.get_running_loop().create_future()
         tally = Tally(count, lambda: settle(until, watch.stop(count)), work)

@@ -13,7 +13,7 @@ from mqauth.cli.app import UNDECIDED
 from mqauth.cli.forms import CommandFailed
 from mqauth.errors import ConfigurationError, MqauthError, words_of
 
-_PORTS: Final = {"amqp": 5672, "amqps": 5671, "kafka": 9092, "confluent": 9092}
+_PORTS: Final = {"amqp": 5672, "amqps": 5671, "kafka": 9092}
 _PATIENCE: Final = 3.0
 """Seconds for a connection that is tried only to learn why another one failed."""
 _REFUSED: Final = (

@@ -46,7 +46,13 @@ _CASE_HEADER: Final = "demo-case"
 _REASON_HEADER: Final = "mqauth-dead-reason"
 _ACCEPTED: Final = "accepted"
 _WIDTH: Final = 110
-_STAGES: Final = {"kafka": ("kafka", "KafkaStage"), "confluent": ("confluent", "ConfluentStage")}
+_STAGES: Final = {
+    "kafka": ("kafka", "KafkaStage"),
+    "confluent": ("confluent", "ConfluentStage"),
+    "pika": ("pika", "PikaStage"),
+}
+_SCHEMES: Final = {"confluent": "kafka", "pika": "amqp"}
+"""Schemes that name a client, and the scheme of their URL otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +108,9 @@ class Result:
 def demo(
     broker: Annotated[
         str | None,
-        typer.Option("--broker", help="amqp://..., kafka:// or confluent://host:port; by default in memory."),
+        typer.Option(
+            "--broker", help="amqp:// or pika://..., kafka:// or confluent://host:port; by default in memory."
+        ),
     ] = None,
     as_json: Json = False,
     audit: Annotated[
@@ -117,8 +125,10 @@ def demo(
     """
     if broker is None:
         return _play(MemoryStage(), audit, as_json=as_json, messages=messages)
-    check_url("--broker", broker.replace("confluent://", "kafka://", 1))
-    with reached(broker):
+    scheme, mark, rest = broker.partition("://")
+    url = _SCHEMES.get(scheme, scheme) + mark + rest
+    check_url("--broker", url)
+    with reached(url):
         return _play(_stage(broker), audit, as_json=as_json, messages=messages)
 
 
@@ -295,19 +305,25 @@ def bench(
     confluent: Annotated[
         str | None, typer.Option("--confluent", help="host:port: the same on this Kafka, by confluent-kafka.")
     ] = None,
+    pika: Annotated[
+        str | None, typer.Option("--pika", help="amqp://...: the same on this RabbitMQ, by pika.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Write every figure with its spread to this JSON file.")
     ] = None,
 ) -> int:
     """Measure what signing and verifying cost on this machine, beside the bare clients."""
-    if rabbitmq is not None:
-        check_url("--rabbitmq", rabbitmq)
+    for option, url in (("--rabbitmq", rabbitmq), ("--pika", pika)):
+        if url is not None:
+            check_url(option, url)
     kafka, confluent = _address("--kafka", kafka), _address("--confluent", confluent)
     console = Console(stderr=True, quiet=as_json)
-    urls = (rabbitmq, kafka and f"kafka://{kafka}", confluent and f"kafka://{confluent}")
+    urls = (rabbitmq, pika, kafka and f"kafka://{kafka}", confluent and f"kafka://{confluent}")
     with reached(*urls), console.status("making keys") as status:
         amount = run.amount_of(quick=quick)
-        found = run.measure(amount, rabbitmq=rabbitmq, kafka=kafka, confluent=confluent, progress=status.update)
+        found = run.measure(
+            amount, rabbitmq=rabbitmq, kafka=kafka, confluent=confluent, pika=pika, progress=status.update
+        )
     if output is not None:
         output.write_text(json.dumps(found.whole(), indent=1) + "\n", "utf-8")
     answer(as_json, found.short(), *report.lines(found))
