@@ -21,7 +21,8 @@ def rungs(target: Target, entries: tuple[RolloutSettings, ...]) -> Iterator[Find
     for number, entry in enumerate(entries):
         path, places = ("rollout", number), few(entry.destinations)
         if entry.at in (Rung.OFF, Rung.OBSERVE):
-            yield finding(f"rollout_{entry.rung}", (*path, "rung"), f"{places}: {entry.rung}, ask {entry.owner}")
+            code = "rollout_off" if entry.at is Rung.OFF else "rollout_observe"
+            yield finding(code, (*path, "rung"), f"{places}: {entry.rung}, ask {entry.owner}")
         if EVERYWHERE in entry.destinations:
             yield finding("rollout_catch_all", (*path, "destinations"), "every destination that no entry names")
         if entry.at < Rung.ENFORCE and entry.until is not None:

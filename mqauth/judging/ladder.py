@@ -142,6 +142,7 @@ class LadderJudge(Judge):
             'a mark that is a time needs at = "append" and append_evidence = "interceptor"',
         )
         self.store = Breaker(Cause.REPLAY_STORE_UNAVAILABLE, clock)
+        self.audit = Breaker(Cause.AUDIT_UNAVAILABLE, clock)
         policy = Breaker(Cause.POLICY_UNAVAILABLE, clock)
         asked: Any = _Asked(self.store, settings["replay"], policy, settings["policy"])
         super().__init__(**settings | {"replay": asked, "policy": asked})
@@ -247,19 +248,16 @@ class LadderJudge(Judge):
             self._on_would(delivery)
 
 
-def lenient(
-    end: Callable[..., Flow[None]], store: Breaker, audit: Breaker, record_all: bool, observing: Observing
-) -> Any:
+def lenient(end: Callable[..., Flow[None]], ladder: LadderJudge, record_all: bool, observing: Observing) -> Any:
     """Return ``end`` as a function that counts, and waits below ``enforce`` for neither the store nor the audit.
 
     Args:
         end: takes the step that a delivery has come to.
-        store: keeps the replay store from being asked again at once.
-        audit: the same for the audit sink.
+        ladder: its breakers keep store and audit from being asked again at once.
         record_all: whether accepted messages are recorded.
         observing: counts and tells.
     """
-    breakers = {Step.CONFIRM: store, Step.RELEASE: store, Step.RECORD: audit}
+    breakers = {Step.CONFIRM: ladder.store, Step.RELEASE: ladder.store, Step.RECORD: ladder.audit}
 
     def take(delivery: Delivery, *rest: Any) -> Flow[None]:
         step = delivery.step

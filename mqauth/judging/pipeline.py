@@ -24,7 +24,7 @@ from mqauth.errors import Cause, ConfigurationError, Unavailable, require
 from mqauth.flow import Attempts, Call, Flow, answered, asked, at_once, settling
 from mqauth.judging.delivery import Delivery, Outcome, Step, asked_fence, failed, refuse_unjudged, verdict_record
 from mqauth.judging.judge import Judge
-from mqauth.judging.ladder import Breaker, LadderJudge, check_handlers, lenient, routed
+from mqauth.judging.ladder import LadderJudge, check_handlers, lenient, routed
 from mqauth.judging.observing import Observing, lines
 from mqauth.judging.policy import Allow, Policy
 from mqauth.judging.rollout import Rollout, is_lenient
@@ -125,14 +125,13 @@ class Pipeline:
 
     def _climb(self, rollout: Rollout, settings: dict[str, Any]) -> None:
         """Judge by the rung of each message from now on, and tell of it."""
-        clock, scope_of = self.clock, self.scope_of
+        clock = self.clock
         self.observing = Observing(
             rollout, self.audit, clock=clock, randomness=self._randomness, instance=self.instance,
-            policy=self.policy.version, verifier=self.verifier, scope_of=scope_of,
+            policy=self.policy.version, verifier=self.verifier, scope_of=self.scope_of,
         )  # fmt: skip
         ladder = self.verdicts = LadderJudge(self.verdicts, rollout, self.observing.passes, **settings)
-        audit = Breaker(Cause.AUDIT_UNAVAILABLE, clock)
-        self._ending = lenient(self._end, ladder.store, audit, self._record_all, self.observing)
+        self._ending = lenient(self._end, ladder, self._record_all, self.observing)
 
     def receive(self, message: Message) -> Delivery:
         """Return a delivery of a message that is received now; never raises, whatever the message."""

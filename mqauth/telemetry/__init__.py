@@ -51,7 +51,7 @@ _GAUGES: Final = {
     KEY_SET_AGE: ("s", "Age of the key set in use"),
     REPLAY_SIZE: ("{id}", "Ids in the replay store"),
     RUNG: ("{rung}", "Rung of destinations: 0 off, 1 observe, 2 enforce-new, 3 enforce"),
-    DAYS_LEFT: ("d", "Days until a rung or an exemption ends; negative once it is overdue"),
+    DAYS_LEFT: ("{day}", "Days until a rung or an exemption ends; negative once it is overdue"),
 }
 _BUCKETS: Final = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0)
 _TRACE_HEADERS: Final = ("traceparent", "tracestate", "baggage")

@@ -262,7 +262,7 @@ class LogConsumer(BackgroundRun):
     def _poll_once(self) -> None:
         """Commit and poll; before a rebalance, settle what runs."""
         self.calls.commit()
-        self._work.renew()
+        run(self._work.renewing())
         if self._guard.observing is not None:
             run(self._guard.tick())
         try:
@@ -281,7 +281,7 @@ class LogConsumer(BackgroundRun):
         with self._workers.poll_lock:
             try:
                 self.calls.commit(last=True)
-                self._work.give_back()
+                run(self._work.giving_back())
                 run(self._guard.tick(last=True))
             finally:
                 self.calls.close()

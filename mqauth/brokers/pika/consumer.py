@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.delivery.health import QueueHealth
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER
 from mqauth.judging.pipeline import Handler, Pipeline
-from mqauth.judging.unverified import Unverifieds
+from mqauth.judging.unverified import Unverifieds, each_of
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
 
@@ -95,7 +95,7 @@ class Consumer(BackgroundRun):
             dead_letters=dead_letters, prefetch=prefetch, coalesce_acks=coalesce_acks, grace=grace, hold=hold,
             consumer_timeout=consumer_timeout, delivery_limit=delivery_limit, max_held=max_held,
             decode=decode, responder=as_responder(replies, dead_letters), sleep=sleep,
-            unverified=_on_threads(unverified),
+            unverified=each_of(unverified, on_thread),
         )  # fmt: skip
         self._links = [link, *_links(dead_letters, guard.audit)]
         self._watched = [*self._links, *_links(replies)]
@@ -142,12 +142,6 @@ class Consumer(BackgroundRun):
 
     def _stop(self) -> None:
         self._stopping = asyncio.ensure_future(self._engine.stop())
-
-
-def _on_threads(unverified: Unverifieds | None) -> Unverifieds | None:
-    if isinstance(unverified, Mapping):
-        return {kind: on_thread(handler) for kind, handler in unverified.items()}
-    return None if unverified is None else on_thread(unverified)
 
 
 def _links(*wrappers: object) -> list[Link]:
