@@ -236,6 +236,11 @@ def is_async(function: object) -> bool:
     )
 
 
+def unwrapped(function: Any) -> Any:
+    """Return the function within those that ``functools.wraps`` has put around it."""
+    return inspect.unwrap(function)
+
+
 def is_awaitable(result: object) -> TypeGuard[Awaitable[Any]]:
     """Tell whether a result is still to be awaited."""
     kind: Any = type(result)

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, copy_context
+from functools import wraps
 from typing import Any
 
 from mqauth.flow import is_async
@@ -35,6 +36,7 @@ def on_thread(handler: Callable[..., Any]) -> Callable[..., Any]:
     if is_async(handler):
         return handler
 
+    @wraps(handler)
     async def handle(verified: Any) -> Any:
         running = asyncio.get_running_loop().run_in_executor(None, copy_context().run, handler, verified)
         try:

@@ -13,6 +13,7 @@ from mqauth.delivery.partition import Partition, TopicPartition
 from mqauth.errors import Cause, ConfigurationError, StaleDelivery, Unavailable
 from mqauth.flow import Flow, asked, is_async, refuse_async, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
+from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Verified, decoded, equip
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
@@ -40,6 +41,7 @@ class LogWork:
         letters: returns where the rejected records of a partition go.
         decode: makes ``Verified.value`` of a body; what it raises dead-letters the message.
         answer: sends what ``Verified.reply`` is given.
+        unverified: takes an ``Unverified``; or a table of handlers by kind.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class LogWork:
         *,
         decode: Callable[[bytes], Any] | None = None,
         answer: Callable[[Verified, bytes], Any] | None = None,
+        unverified: Unverifieds | None = None,
     ) -> None:
         self._guard = guard
+        self._unverified = guard.handlers(handler, unverified)
         self._assignment = assignment
         self._handler = equipped(handler, decode, answer)
         self._letters = letters
@@ -75,11 +79,12 @@ class LogWork:
     def visiting(self, partition: Partition) -> Flow[None]:
         """Return ``visit`` as a flow, for a caller that runs several at a time and closes each."""
         guard, assignment, handler, early = self._guard, self._assignment, self._handler, EarlyClaims(self._guard)
-        letters = self._letters(partition)
+        letters, unverified = self._letters(partition), self._unverified
         try:
             while (delivery := assignment.next_delivery(partition)) is not None:
                 early.judge_ahead(partition.waiting)
-                if not assignment.attempted(partition, (yield from guard.process(delivery, handler, letters))):
+                outcome = yield from guard.process(delivery, handler, letters, unverified)
+                if not assignment.attempted(partition, outcome):
                     return
         except StaleDelivery:
             return

@@ -2,6 +2,10 @@
 
 librdkafka runs the callbacks inside ``consume``, and goes on with the rebalance when the callback has returned. So
 the callback of a revocation waits for running handlers and commits, before the partitions go to another member.
+
+A pause of librdkafka throws away what it has fetched ahead, and after ``resume`` some tenths of a second pass
+until records come. So while handlers run nothing is paused at first: ``consume`` takes one record at a time then,
+which is kept here until its partition is wanted again.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ from mqauth.wire.message import Message
 
 MOST: Final = 500
 """Most records of one ``consume``."""
+KEPT: Final = 20
+"""Records of a paused partition that are kept here, after which the client pauses it."""
 REBALANCE: Final = 5.0
 """Most seconds for which the last commit waits for the end of a rebalance."""
 _LOG: Final = logging.getLogger("mqauth.kafka")
@@ -46,7 +52,9 @@ class Poller(TransactionCalls):
         self._logs = Logs(client)
         self._scope = membership_of(client).group
         self._held: set[Place] = set()
-        self._paused: set[Place] = set()
+        self._paused: set[Place] = set()  # of them, some at the client
+        self._stopped: set[Place] = set()
+        self._ahead: dict[Place, list[Message]] = {}  # read, and not wanted yet
         self._late: dict[Place, int] = {}  # seeks that the client has refused so far
         self._kept = KeptPositions()
         self._refused = self._closed = False
@@ -89,8 +97,16 @@ class Poller(TransactionCalls):
             PoisonRecordError: a record cannot be parsed.
             KafkaException: the broker refuses for good, for lack of rights for example.
         """
-        found = self._messages(self._consume(seconds))
-        return {place: messages for place, messages in found.items() if self._is_next(place, messages[0])}
+        if seconds > 0:
+            self._stop(self._paused)
+        if not self._ahead.keys() <= self._paused:
+            seconds = 0
+        for place, messages in self._messages(self._consume(seconds)).items():
+            if self._is_next(place, messages[0]):
+                self._ahead.setdefault(place, []).extend(messages)
+        found = {place: self._ahead.pop(place) for place in self._ahead.keys() - self._paused}
+        self._stop({place for place, messages in self._ahead.items() if len(messages) >= KEPT})
+        return found
 
     def send_commit(self, offsets: Mapping[Any, int]) -> str | None:
         """Commit offsets by partition; return the name of an error that passes."""
@@ -123,17 +139,19 @@ class Poller(TransactionCalls):
             super().commit(last=True)
 
     def pause(self, places: Set[Any]) -> None:
-        """Fetch no more of these partitions."""
-        self._client.pause([native(place) for place in places])
+        """Return no more records of these partitions; the client goes on for a while."""
         self._paused |= places
 
     def resume(self, places: Set[Any]) -> None:
-        """Fetch of these partitions again."""
-        self._client.resume([native(place) for place in places])
+        """Return records of these partitions again."""
+        if stopped := self._stopped & places:
+            self._client.resume([native(place) for place in stopped])
+        self._stopped -= places
         self._paused -= places
 
     def seek(self, place: Any, offset: int) -> None:
         """Read a partition from an offset next; if it has just been assigned, before the next ``consume``."""
+        self._ahead.pop(place, None)
         try:
             self._client.seek(native(place, offset))
         except KafkaException:
@@ -153,12 +171,23 @@ class Poller(TransactionCalls):
         # a callback that raises inside the client's close, since it calls a client that is closed, ends that with
         # SystemError.
         self._closed = True
+        self._late |= self._unread()
         super().close()
 
     def _is_next(self, place: Place, first: Message) -> bool:
         """Return whether records go to the assignment: of a partition that is ours, and not to be read again."""
         again = self._kept.read_again(place, offset_of(first))
         return not again and place in self._held and place not in self._late
+
+    def _unread(self) -> dict[Place, int]:
+        """Return the offsets at which partitions are to be read, where that is not where the client stands."""
+        return self._late | {place: offset_of(messages[0]) for place, messages in self._ahead.items()}
+
+    def _stop(self, places: Set[Place]) -> None:
+        """Pause partitions at the client."""
+        if running := places - self._stopped:
+            self._client.pause([native(place) for place in running])
+            self._stopped |= running
 
     def _consume(self, seconds: float) -> list[Any]:
         # The cluster's id is part of a record's place in the replay store. A record that was judged without it
@@ -169,7 +198,7 @@ class Poller(TransactionCalls):
             _LOG.warning("the broker did not tell its cluster's id (%s); asking again", error_of(error).name())
             return []
         # consume(500, 0.2) would wait for 500 records, or for the whole 0.2 s.
-        found = self._client.consume(MOST, 0)
+        found = self._client.consume(1 if self._held and self._held == self._paused else MOST, 0)
         if not found and seconds > 0:
             found = self._client.consume(1, seconds)
             found += self._client.consume(MOST, 0) if found else []
@@ -210,7 +239,7 @@ class Poller(TransactionCalls):
         # The cooperative protocol (KIP-429) revokes only the partitions that move.
         eager = places == self._held
         if eager:
-            self._kept.keep(client, partitions, self._late)
+            self._kept.keep(client, partitions, self._unread())
         self._assignment.revoked(places, places if eager else self._held - places)
         self._drop(places)
 
@@ -228,3 +257,5 @@ class Poller(TransactionCalls):
         self._kept.forget(places)
         self._held -= places
         self._late = {place: offset for place, offset in self._late.items() if place not in places}
+        for place in self._ahead.keys() & places:
+            del self._ahead[place]

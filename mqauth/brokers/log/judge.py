@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mqauth.errors import Cause, Reason
 from mqauth.flow import Flow, arun, run
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Verdict
+from mqauth.judging.unverified import Unverified
 from mqauth.judging.verified import Verified
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.wire.message import Message
@@ -36,6 +37,11 @@ class JudgedRecord:
         return self.outcome.cause
 
     @property
+    def unverified(self) -> Unverified | None:
+        """The message, where it needs no proof for now."""
+        return self.outcome.unverified
+
+    @property
     def verified(self) -> Verified | None:
         """The message, where it was accepted."""
         return self.outcome.verified
@@ -45,10 +51,10 @@ class JudgedRecord:
 class Judgement(JudgedRecord):
     """The verdict on one record, and the steps that follow from it; commit its offset only after the last one.
 
-    The last step of an accepted record is ``confirm`` after your handler, or ``release``, which makes it
-    ``DEFERRED``; of a rejected one it is ``dead_letter``; a duplicate needs none. A deferred record is judged
-    ``again``. Each step returns this judgement. Where it says ``DEFERRED``, repeat the step and commit nothing. A
-    step that does not fit the verdict raises ``ConfigurationError``.
+    The last step of an accepted or unverified record is ``confirm`` after your handler, or ``release``, which
+    makes it ``DEFERRED``; of a rejected one it is ``dead_letter``; a duplicate needs none. A deferred record is
+    judged ``again``. Each step returns this judgement. Where it says ``DEFERRED``, repeat the step and commit
+    nothing. A step that does not fit the verdict raises ``ConfigurationError``.
     """
 
     def again(self) -> Judgement:
