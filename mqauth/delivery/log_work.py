@@ -91,7 +91,7 @@ class LogWork:
         finally:
             assignment.visit_ended(partition)
 
-    def skip(self, place: TopicPartition, first: int, beyond: int, record: AuditRecord) -> bool:
+    def skipping(self, place: TopicPartition, first: int, beyond: int, record: AuditRecord) -> Flow[bool]:
         """Audit a range that cannot be read, then go on behind it; where audit is out of reach, defer it.
 
         Args:
@@ -102,13 +102,10 @@ class LogWork:
 
         Returns:
             Whether it was audited and skipped.
-
-        Raises:
-            ConfigurationError: the audit sink is asynchronous.
         """
         partition = self._assignment.partition(place)
         try:
-            run(asked(Cause.AUDIT_UNAVAILABLE, self._guard.audit.write, record))  # type: ignore[union-attr]
+            yield from asked(Cause.AUDIT_UNAVAILABLE, self._guard.audit.write, record)  # type: ignore[union-attr]
         except Unavailable as error:
             outcome = Outcome(verdict=Verdict.DEFERRED, cause=error.cause, detail=error.detail)
             self._assignment.stall(partition, first, outcome)
@@ -116,15 +113,15 @@ class LogWork:
         self._assignment.skipped(partition, beyond)
         return True
 
-    def renew(self) -> None:
+    def renewing(self) -> Flow[None]:
         """Renew the claims of handlers that run long; where the store is out of reach that is logged."""
         for delivery in self._leases.due(self._assignment.running_deliveries(), self._guard.clock.monotonic()):
-            run(self._guard.renew(delivery))
+            yield from self._guard.renew(delivery)
 
-    def give_back(self) -> None:
+    def giving_back(self) -> Flow[None]:
         """Release claims that are not used here; the same place may take over one that cannot be released."""
         for delivery in self._assignment.unhandled_claims():
-            if run(self._guard.release(delivery)).cause is not Cause.HANDLER_DEFERRED:
+            if (yield from self._guard.release(delivery)).cause is not Cause.HANDLER_DEFERRED:
                 return
 
 

@@ -27,6 +27,7 @@ from mqauth.delivery.health import Health
 from mqauth.delivery.log_work import LogWork, check_plugins
 from mqauth.delivery.partition import Backoff, Partition
 from mqauth.errors import require
+from mqauth.flow import run
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds, listed
 from mqauth.letters.dead_letter import DeadLetterSink
@@ -260,7 +261,7 @@ class LogConsumer(BackgroundRun):
     def _poll_once(self) -> None:
         """Commit and poll; before a rebalance, settle what runs."""
         self.calls.commit()
-        self._work.renew()
+        run(self._work.renewing())
         try:
             due = self.calls.rejoins()
             if due:
@@ -277,7 +278,7 @@ class LogConsumer(BackgroundRun):
         with self._workers.poll_lock:
             try:
                 self.calls.commit(last=True)
-                self._work.give_back()
+                run(self._work.giving_back())
             finally:
                 self.calls.close()
 
