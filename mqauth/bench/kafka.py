@@ -39,7 +39,7 @@ from mqauth.wire import destination
 
 _LONGEST: Final = 900_000
 """Milliseconds that a consumer may go without a poll; it rests while the other contenders have their rounds."""
-_LINGER: Final = 5
+LINGER: Final = 5
 _FUTURES: Final = 100
 _PYTHON: Any = kafka_python  # its classes have no types
 _ADMIN: Any = kafka_admin
@@ -68,7 +68,7 @@ class Connections:
 
     def client(self) -> Any:
         """Return a producer with the settings of every contender."""
-        return _PYTHON.KafkaProducer(bootstrap_servers=self.address, linger_ms=_LINGER)
+        return _PYTHON.KafkaProducer(bootstrap_servers=self.address, linger_ms=LINGER)
 
     def __enter__(self) -> Self:
         return self

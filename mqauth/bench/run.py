@@ -33,6 +33,7 @@ _PACKAGES: Final = (
     "pika",
     "kafka-python",
     "confluent-kafka",
+    "aiokafka",
     "crc32c",
 )
 
@@ -117,6 +118,7 @@ def measure(
     rabbitmq: str | None = None,
     kafka: str | None = None,
     confluent: str | None = None,
+    aiokafka: str | None = None,
     pika: str | None = None,
     others: Mapping[str, Sequence[Make]] = MappingProxyType({}),
     progress: Progress = lambda _: None,
@@ -128,6 +130,7 @@ def measure(
         rabbitmq: ``amqp://...``, or ``None`` for no RabbitMQ.
         kafka: ``host:port``, or ``None`` for no Kafka.
         confluent: the same, by confluent-kafka.
+        aiokafka: the same, by aiokafka.
         pika: ``amqp://...``, measured by pika.
         others: by broker, what makes contenders beside the bare client and mqauth.
         progress: called with what is measured next.
@@ -135,7 +138,7 @@ def measure(
     Raises:
         ConfigurationError: a client library is missing.
     """
-    urls = {"rabbitmq": rabbitmq, "kafka": kafka, "confluent": confluent, "pika": pika}
+    urls = {"rabbitmq": rabbitmq, "kafka": kafka, "confluent": confluent, "aiokafka": aiokafka, "pika": pika}
     asked = [(name, url, _broker(name)) for name, url in urls.items() if url]
     for _, url, module in asked:
         # A broker that cannot be reached is reported now. Kept open, the connection would miss its heartbeats.

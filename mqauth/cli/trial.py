@@ -49,9 +49,10 @@ _WIDTH: Final = 110
 _STAGES: Final = {
     "kafka": ("kafka", "KafkaStage"),
     "confluent": ("confluent", "ConfluentStage"),
+    "aiokafka": ("aiokafka", "AiokafkaStage"),
     "pika": ("pika", "PikaStage"),
 }
-_SCHEMES: Final = {"confluent": "kafka", "pika": "amqp"}
+_SCHEMES: Final = {"confluent": "kafka", "aiokafka": "kafka", "pika": "amqp"}
 """Schemes that name a client, and the scheme of their URL otherwise."""
 
 
@@ -109,7 +110,8 @@ def demo(
     broker: Annotated[
         str | None,
         typer.Option(
-            "--broker", help="amqp:// or pika://..., kafka:// or confluent://host:port; by default in memory."
+            "--broker",
+            help="amqp:// or pika://..., kafka://, confluent:// or aiokafka://host:port. By default in memory.",
         ),
     ] = None,
     as_json: Json = False,
@@ -304,6 +306,9 @@ def bench(
     confluent: Annotated[
         str | None, typer.Option("--confluent", help="host:port: the same on this Kafka, by confluent-kafka.")
     ] = None,
+    aiokafka: Annotated[
+        str | None, typer.Option("--aiokafka", help="host:port: the same on this Kafka, by aiokafka.")
+    ] = None,
     pika: Annotated[
         str | None, typer.Option("--pika", help="amqp://...: the same on this RabbitMQ, by pika.")
     ] = None,
@@ -316,12 +321,17 @@ def bench(
         if url is not None:
             check_url(option, url)
     kafka, confluent = _address("--kafka", kafka), _address("--confluent", confluent)
+    aiokafka = _address("--aiokafka", aiokafka)
     console = Console(stderr=True, quiet=as_json)
-    with reached("--rabbitmq, --kafka, --confluent or --pika"), console.status("making keys") as status:
+    with (
+        reached("--rabbitmq, --kafka, --confluent, --aiokafka or --pika"),
+        console.status("making keys") as status,
+    ):
         amount = run.amount_of(quick=quick)
         found = run.measure(
-            amount, rabbitmq=rabbitmq, kafka=kafka, confluent=confluent, pika=pika, progress=status.update
-        )
+            amount, rabbitmq=rabbitmq, kafka=kafka, confluent=confluent, aiokafka=aiokafka, pika=pika,
+            progress=status.update,
+        )  # fmt: skip
     if output is not None:
         output.write_text(json.dumps(found.whole(), indent=1) + "\n", "utf-8")
     answer(as_json, found.short(), *report.lines(found))

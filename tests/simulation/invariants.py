@@ -217,10 +217,10 @@ def _outlasts_its_lease(scenario: Scenario, first: Handling, second: Handling) -
 
 
 def _stopped_without_store(scenario: Scenario, first: Handling, second: Handling) -> bool:
-    """Tell whether the first process was stopped while its store was out of reach."""
+    """Tell whether the first process was stopped while its store did not answer it."""
     return any(
         name == first.process
         and since <= second.begun
-        and scenario.world.outages.between("store", name, since, until or second.begun)
+        and scenario.world.outages.between("store", name, since - TIMEOUT, until or second.begun)
         for name, since, until in scenario.world.ledger.stops
     )
