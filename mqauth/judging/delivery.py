@@ -13,6 +13,7 @@ from mqauth.judging.token import Candidate
 from mqauth.judging.verified import Verified
 from mqauth.letters.dead_letter import content_digest, letter_id
 from mqauth.letters.release import Release
+from mqauth.logs import harmless
 from mqauth.replay.rules import ClaimRequest
 from mqauth.wire.envelope import token_of
 from mqauth.wire.message import Message
@@ -92,6 +93,9 @@ class Delivery:
         owner: the random text it claims with. It never changes, so that a claim whose answer was lost can be
             made again.
         step: what is to be done next.
+        attempts: how often its handler failed and was called again.
+        error: the error id of its handler's last failure.
+        waits: of what it waits for in the log, until it is settled.
         renewed: UTC seconds at which its lease was last extended.
         fence: called with the delivery before each step that must not be taken once the broker has given the
             delivery to somebody else. It raises ``StaleDelivery`` then, and may be asynchronous.
@@ -116,6 +120,9 @@ class Delivery:
     fence: Callable[[Delivery], Any] | None = None
     digest: str | None = None
     renewed: float = 0.0
+    attempts: int = 0
+    error: str | None = None
+    waits: tuple[str, str] | None = None
 
     def content_digest(self) -> str:
         """Return the digest of the message's content, computed once: there may be very many headers."""
@@ -173,7 +180,7 @@ def verdict_record(
         policy=policy,
         dead_letter=None if rejection is None else letter_id(message, scope, digest=delivery.content_digest()),
         instance=instance,
-        extra={} if delivery.release is None else {"release": _release_fields(delivery.release)},
+        extra=_extra(delivery),
     )
 
 
@@ -192,11 +199,18 @@ def _token_fields(delivery: Delivery) -> dict[str, Any]:
     )
 
 
+def _extra(delivery: Delivery) -> dict[str, Any]:
+    """Return the members that not every record has."""
+    release, error = delivery.release, delivery.error
+    found: dict[str, Any] = {} if release is None else {"release": _release_fields(release)}
+    return found if error is None else found | {"error": error}
+
+
 def _release_fields(release: Release) -> dict[str, Any]:
     return {
-        "iss": audit_records.harmless(release.iss), "sub": audit_records.harmless(release.sub),
-        "jti": audit_records.harmless(release.jti), "letter": release.letter, "waive": sorted(release.waive),
-        "scope": audit_records.harmless(release.scope),
+        "iss": harmless(release.iss), "sub": harmless(release.sub),
+        "jti": harmless(release.jti), "letter": release.letter, "waive": sorted(release.waive),
+        "scope": harmless(release.scope),
     }  # fmt: skip
 
 

@@ -11,7 +11,6 @@ crash before that may duplicate a message, and never loses one.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,11 +21,13 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uui
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable, require
 from mqauth.flow import Attempts, Call, ColourError, Flow, answered, asked, at_once, settling
 from mqauth.judging.delivery import Delivery, Outcome, Step, Verdict, verdict_record
+from mqauth.judging.journal import Journal
 from mqauth.judging.judge import Judge
 from mqauth.judging.policy import Allow, Policy
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
+from mqauth.logs import HANDLING, emit
 from mqauth.replay.rules import DEFAULT_LEASE, ClaimStatus, ReplayStore
 from mqauth.wire.base64url import encode as base64url_encode
 from mqauth.wire.message import Message
@@ -34,7 +35,6 @@ from mqauth.wire.message import Message
 __all__ = ["Delivery", "Handler", "Observer", "Outcome", "Pipeline", "Step", "Verdict"]
 Handler = Callable[[Verified], Any]
 Observer = Callable[[Outcome, Message, float], None]
-_LOG: Final = logging.getLogger("mqauth.pipeline")
 # Python 3.11 takes its time to look a member of an enum up
 _JUDGE, _HANDLE, _CONFIRM, _RELEASE = Step.JUDGE, Step.HANDLE, Step.CONFIRM, Step.RELEASE
 _RECORD, _SETTLE = Step.RECORD, Step.SETTLE
@@ -57,6 +57,8 @@ class Pipeline:
         attempts: how often a handler may fail.
         lease: seconds a claim holds while its handler runs.
         instance: the name of this process in audit records.
+        exception_messages: whether the messages of exceptions that a handler raised are logged; ``False`` for
+            services whose validators quote bodies.
         observers: called with each outcome of ``process``, its message and the seconds since that was received;
             for metrics. What they raise is logged and changes nothing.
 
@@ -77,6 +79,7 @@ class Pipeline:
         attempts: Attempts = Attempts(),  # noqa: B008 - frozen
         lease: float = DEFAULT_LEASE,
         instance: str | None = None,
+        exception_messages: bool = True,
         observers: Iterable[Observer] = (),
         clock: Clock = SYSTEM_CLOCK,
         randomness: Randomness = SYSTEM_RANDOMNESS,
@@ -108,6 +111,11 @@ class Pipeline:
             randomness=randomness,
         )  # fmt: skip
         """Takes the steps of a verdict; for whoever makes the claims of many deliveries together."""
+        self.journal = Journal(
+            clock, verifier=verifier, policy=policy, replay=replay, audit=audit, scope_of=self.scope_of,
+            messages=exception_messages,
+        )  # fmt: skip
+        """Writes the lines on deliveries; for consumers, which write at their start and their end too."""
         self.instance = instance or base64url_encode(randomness(6)).decode("ascii")
 
     def receive(self, message: Message) -> Delivery:
@@ -142,16 +150,22 @@ class Pipeline:
                 if step is _JUDGE:
                     yield from self._timed_judge(delivery) if self._observers else self.verdicts.judge(delivery)
                 elif step is _HANDLE and handler is not None:
+                    HANDLING.set(delivery)
                     try:
-                        yield _TUPLE(Call, (handler, (delivery.verified,), self.attempts, None))
+                        yield _TUPLE(
+                            Call, (handler, (delivery.verified,), self.attempts, None, self.journal.retried)
+                        )
                         delivery.step = _CONFIRM
                     except Exception as error:
-                        _failed(delivery, error)
+                        self._failed(delivery, error)
+                    finally:
+                        HANDLING.set(None)
                 else:
                     yield from self._end(delivery, dead_letters)
             outcome = Outcome.of(delivery)
+            self.journal.ended(delivery)
         except Unavailable as error:
-            outcome = delivery.defer(error)
+            outcome = self.journal.deferred(delivery, error, dead_letters)
         if self._observers and handler is not None:
             self._observe(outcome, delivery)
         return outcome
@@ -165,7 +179,7 @@ class Pipeline:
             if delivery.step is Step.JUDGE:
                 yield from self.verdicts.judge(delivery)
         except Unavailable as error:
-            return delivery.defer(error)
+            return self.journal.deferred(delivery, error, None)
         return Outcome.of(delivery)
 
     def confirm(self, delivery: Delivery) -> Flow[Outcome]:
@@ -214,7 +228,7 @@ class Pipeline:
         try:
             return (yield from self._renewed(delivery))
         except Unavailable as error:
-            _LOG.warning("a lease was not renewed: %s", error)
+            emit("claim.not_renewed", "a lease was not renewed: %s", error)
             return True
 
     def _renewed(self, delivery: Delivery) -> Flow[bool]:
@@ -258,6 +272,22 @@ class Pipeline:
         else:
             yield from self._bury(delivery, dead_letters)
 
+    def _failed(self, delivery: Delivery, error: Exception) -> None:
+        """Reject a delivery as ``handler_failed`` after the last attempt of its handler.
+
+        Raises:
+            Unavailable: the handler raised ``RetryLater``.
+            ColourError: the handler is asynchronous, and nobody awaits it.
+        """
+        if isinstance(error, ColourError):
+            raise error
+        if isinstance(error, RetryLater):
+            raise Unavailable(Cause.HANDLER_DEFERRED, error.detail) from error
+        delivery.record_id = delivery.record_id or uuid7(self.clock, self._randomness)
+        said = self.journal.failed(delivery, error)
+        detail = error.detail if isinstance(error, RejectNow) else said
+        delivery.reject(Rejection(Reason.HANDLER_FAILED, detail), Step.RELEASE)
+
     def _timed_judge(self, delivery: Delivery) -> Flow[None]:
         started = self.clock.monotonic()
         try:
@@ -292,6 +322,7 @@ class Pipeline:
             audit=delivery.record_id,
             release=delivery.release,
             digest=delivery.content_digest(),
+            error=delivery.error,
         )
         yield from asked(Cause.DEAD_LETTER_UNAVAILABLE, dead_letters.publish, letter)
         delivery.letter, delivery.step = letter.id, Step.SETTLE
@@ -301,7 +332,7 @@ class Pipeline:
             try:
                 observer(outcome, delivery.message, self.clock.now() - delivery.received)
             except Exception as error:  # metrics must not stop a consumer
-                _LOG.warning("an observer failed: %s", type(error).__name__)
+                emit("observer.failed", "an observer failed: %s", type(error).__name__)
 
     def on_change(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Have a function called when the keys of an issuer change: deliveries that wait for a key may go on then.
@@ -335,21 +366,6 @@ def _asked_fence(delivery: Delivery, fence: Callable[[Delivery], Any]) -> Any:
     if step is _CONFIRM or step is _RELEASE or (step is _RECORD and delivery.rejection is None):
         return None
     return fence(delivery)
-
-
-def _failed(delivery: Delivery, error: Exception) -> None:
-    """Reject a delivery as ``handler_failed`` after the last attempt of its handler.
-
-    Raises:
-        Unavailable: the handler raised ``RetryLater``.
-        ColourError: the handler is asynchronous, and nobody awaits it.
-    """
-    if isinstance(error, ColourError):
-        raise error
-    if isinstance(error, RetryLater):
-        raise Unavailable(Cause.HANDLER_DEFERRED, error.detail) from error
-    detail = error.detail if isinstance(error, RejectNow) else f"{type(error).__name__} after the last attempt"
-    delivery.reject(Rejection(Reason.HANDLER_FAILED, detail), Step.RELEASE)
 
 
 def _refuse_unjudged(delivery: Delivery) -> None:

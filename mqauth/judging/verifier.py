@@ -125,6 +125,14 @@ class Verifier:
         """Seconds after its ``exp`` for which a copy of a message might still be accepted."""
         return self._times.leeway + (self._times.max_queue_age or 0)
 
+    def trusts(self) -> dict[str, str]:
+        """Return whom and what this verifier believes, as texts for the line that a consumer logs at its start."""
+        return {
+            "issuers": ", ".join(self.issuers),
+            "audience": ", ".join(sorted(self._audiences)),
+            "unsigned_headers": "rejected" if self._reject_unsigned else "hidden",
+        }
+
     def open(self, message: Message) -> Candidate:
         """Take the token of a message apart: steps (0) to (4).
 

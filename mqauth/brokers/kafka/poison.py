@@ -7,7 +7,6 @@ partition, so the partition is read from the locals of kafka-python's ``_unpack_
 
 from __future__ import annotations
 
-import logging
 import traceback
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,12 +24,12 @@ from mqauth.clock import SYSTEM_RANDOMNESS, uuid7
 from mqauth.delivery.log_work import LogWork
 from mqauth.errors import Reason
 from mqauth.judging.pipeline import Pipeline
+from mqauth.logs import emit
 from mqauth.wire import destination
 from mqauth.wire.message import Message, Origin
 
 COMES_AGAIN: Final = (CommitFailedError, RebalanceInProgressError, RetriableError)
 """Errors of a poll or a commit that is to be made again."""
-_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +90,7 @@ class RecordReader:
                 kafka_repair.before_poll(self._client)
                 records: dict[Any, list[Any]] = self._client.poll(timeout_ms=int(seconds * 1000))
         except COMES_AGAIN as error:
-            _LOG.warning("poll failed with %s and is tried again", type(error).__name__)
+            emit("client.poll_failed", "poll failed with %s and is tried again", type(error).__name__)
             return {}
         except Exception as error:
             self._step_over(error)
@@ -110,7 +109,7 @@ class RecordReader:
         scope = self._guard.scope or str(self._client.config["group_id"])
         record = audit_record(poison, self._guard, scope, self._logs.of(poison.partition.topic))
         if self._work.skip(poison.partition, poison.first, poison.beyond, record):
-            _LOG.error("%s, skipped", poison)
+            emit("record.skipped", "%s, skipped", poison)
 
 
 def find_poison(error: BaseException) -> Poison | None:
