@@ -18,7 +18,7 @@ from integration import settings as reference
 from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import FloodGate
-from mqauth.cli.broker import BrokerFile, BrokerSettings
+from mqauth.config.broker import BrokerFile, BrokerSettings, ReviewSettings
 from mqauth.config.declaration import Setting, Settings, inner, inners, not_with, only_with, read, schema_of
 from mqauth.config.kinds import (
     BROKER_URL,
@@ -78,6 +78,7 @@ OBJECTS: dict[type[Settings], tuple[tuple[Callable[..., object], ...], set[str]]
 """The objects that take a table's settings as arguments of the same names, and the settings used otherwise."""
 DECLARED = (
     *OBJECTS, CheckSettings, DeadLettersSettings, FileSettings, ReleaseSettings, BrokerFile, BrokerSettings,
+    ReviewSettings,
     OIDCSettings, RoleSettings,
 )  # fmt: skip
 

@@ -143,7 +143,7 @@ class Letters:
 
     def publish(self, letter: Any, /) -> None:
         if self.down:
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "down (orders.dead)")
+            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "down")
         self.published.append(letter)
 
 
@@ -332,7 +332,11 @@ def test_health(bench: Bench) -> None:
     bench.run(rounds=40, seconds=1)
     (health,) = seen
     assert health.consuming
-    assert (health.deferred, health.cause, health.detail) == (1, Cause.DEAD_LETTER_UNAVAILABLE, "down")
+    assert (health.deferred, health.cause, health.detail) == (
+        1,
+        Cause.DEAD_LETTER_UNAVAILABLE,
+        "down (orders.dead)",
+    )
     assert health.stalled_since == start
     assert (health.stalls[0].topic, health.stalls[0].partition, health.stalls[0].offset) == ("orders", 0, 0)
     after = consumer.health()

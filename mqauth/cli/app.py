@@ -39,6 +39,7 @@ VERBS: Final = {
     "keys": ("keys", "app", "Make, list and publish a producer's keys."),
     "audit": ("audit", "app", "Check, read and search audit files."),
     "dlq": ("dlq", "app", "List, judge, redrive and discard dead letters."),
+    "config": ("config", "app", "Show the settings that commands take, and where each comes from."),
     "console": ("console", "console", "Review dead letters in a browser, until it is stopped."),
     "bench": (
         "trial",
@@ -65,7 +66,16 @@ PassphraseEnv = Annotated[
     str | None, typer.Option("--passphrase-env", help="Environment variable with the passphrase.")
 ]
 PassphraseFile = Annotated[Path | None, typer.Option("--passphrase-file", help="File with the passphrase.")]
-Broker = Annotated[str, typer.Option("--broker", help="amqp://... or kafka://host:port.")]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", envvar="MQAUTH_CONFIG", help="The configuration; by default mqauth.toml."),
+]
+Broker = Annotated[
+    str | None,
+    typer.Option(
+        "--broker", envvar="MQAUTH_BROKER", help="amqp://... or kafka://host:port, or a name of [brokers.NAME]."
+    ),
+]
 Queue = Annotated[str | None, typer.Option("--queue", help="The dead-letter queue, on RabbitMQ.")]
 Topic = Annotated[str | None, typer.Option("--topic", help="The dead-letter topic, on Kafka.")]
 BrokerFile = Annotated[

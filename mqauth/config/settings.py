@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 from mqauth.audit.file import MIN_BYTES
 from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import DEFAULT_FLOOD_AFTER
+from mqauth.config.broker import BrokerSettings, ReviewSettings
 from mqauth.config.declaration import Settings, inner, inners, not_with, only_with
 from mqauth.config.kinds import (
     ANY,
@@ -368,6 +369,17 @@ class FileSettings(Settings):
     ] = None
     release: Annotated[
         ReleaseSettings | None, inner(ReleaseSettings), "Who may release dead letters for another try."
+    ] = None
+    broker: Annotated[
+        BrokerSettings | None, inner(BrokerSettings), "Where commands find the dead letters, and how."
+    ] = None
+    brokers: Annotated[
+        Mapping[str, BrokerSettings] | None,
+        entries(NAME, inner(BrokerSettings), 1),
+        "The same for several brokers; `--broker NAME` takes one.",
+    ] = None
+    review: Annotated[
+        ReviewSettings | None, inner(ReviewSettings), "What a reviewer of dead letters works with."
     ] = None
     check: Annotated[
         CheckSettings | None, inner(CheckSettings), "Tells `mqauth check` what the other tables do not say."

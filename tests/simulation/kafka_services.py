@@ -312,8 +312,12 @@ class Play:
 
     def _done(self, partition: int, offset: int) -> bool:
         """Tell whether a record was handled, has its letter, or is being handled now."""
+        return self._handled(partition, offset) or (partition, offset) in self.buried()
+
+    def _handled(self, partition: int, offset: int) -> bool:
+        """Tell whether a record was handled, or is being handled now."""
         live = any(found.place == (partition, offset) for found in self._live)
-        return (partition, offset) in self.ledger.handled or (partition, offset) in self.buried() or live
+        return live or (partition, offset) in self.ledger.handled
 
     def buried(self) -> set[tuple[int, int]]:
         """Return the places of all letters."""
@@ -349,9 +353,12 @@ class Play:
                 self.problem("a stop leaves no claim", f"{process.name}: {place}")
 
     def _first_open(self, place: Any) -> int:
-        """Return the offset of the first record that is neither handled nor buried."""
-        log = range(len(self.broker.logs[place]))
-        return next((found for found in log if not self._done(place.partition, found)), -1)
+        """Return the offset of the first record that is neither handled nor settled.
+
+        A letter settles its record when the record is committed: where its confirm was lost, nobody knows of it.
+        """
+        log = range(self.broker.committed.get(place, 0), len(self.broker.logs[place]))
+        return next((found for found in log if not self._handled(place.partition, found)), -1)
 
 
 def order_of(label: bytes) -> int:
