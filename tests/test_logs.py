@@ -63,6 +63,14 @@ def test_events_are_short() -> None:
     assert all(name.startswith("mqauth.") for name, _ in EVENTS.values())
 
 
+def test_page_lists_the_events() -> None:
+    """The page names each event beside its logger and level, and no other."""
+    page = (PACKAGE.parent / "docs" / "logs.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(mqauth[\w.]*)` \| (\w+) \| (.*) \|$", page, re.MULTILINE)
+    listed = {event: (name, level) for name, level, events in rows for event in re.findall(r"`([^`]+)`", events)}
+    assert listed == {event: (name, logging.getLevelName(level)) for event, (name, level) in EVENTS.items()}
+
+
 class TestOutcomes:
     """What a message came to, in the log."""
 

@@ -17,6 +17,7 @@ DOORS = frozenset(
         "mqauth.brokers",
         "mqauth.integrations.faststream",
         "mqauth.keystore",
+        "mqauth.logs",
         "mqauth.stores.redis",
         "mqauth.telemetry.prometheus",
         "mqauth.testing",
