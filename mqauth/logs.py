@@ -180,7 +180,8 @@ def error_id(error: BaseException) -> str:
     They are of SHA-256 over the exception's type, and module and function of each frame that is neither of mqauth
     nor of the standard library: line numbers change with every release.
     """
-    frames = [f"{module} {function}" for module, function, _ in _their_frames(error)][-_FRAMES:]
+    # Each once: a recursion has any depth, and an exception that is raised again and again grows its traceback.
+    frames = dict.fromkeys(f"{module} {function}" for module, function, _ in _their_frames(error))
     return sha256("\n".join((_type_of(error), *frames)).encode("utf-8", "backslashreplace")).hexdigest()[:12]
 
 

@@ -604,7 +604,7 @@ class TestDeferral:
         world = make_world(verifier=forge.verifier(keys={ISSUER: Issuer(keys=Source())}))
         outcome = world.process(world.sealed())
         assert_rejected(outcome, Reason.KEY_UNKNOWN)
-        assert outcome.detail == "held long enough"
+        assert str(outcome.detail).startswith("held long enough: issuer ")
 
     @pytest.mark.parametrize("answer", [None, {}, True])
     def test_what_is_no_key_set_condemns_nothing(self, make_world: Any, forge: Forge, answer: Any) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -141,7 +141,7 @@ class FloodGate(_Wrapping):
         with self._lock:
             nth = [window.peek(kind, record.time) + 1 for window, kind in zip(self._windows, kinds, strict=True)]
         if any(count > limit for count, limit in zip(nth, self._limits, strict=True)):
-            record = replace(_fact_alone(record), extra={**record.extra, "flood": max(nth)})
+            record = replace(_fact_alone(record), extra={**_without_details(record.extra), "flood": max(nth)})
         return _begun(self._counted(record, kinds))
 
     def _counted(self, record: AuditRecord, kinds: Kinds) -> Flow[None]:
@@ -256,6 +256,10 @@ def _kinds(record: AuditRecord) -> Kinds:
     reason, kid = record.reason or "", str(claims_of({"token": record.token}).get("kid", ""))
     destination = str(record.broker.get("destination", ""))
     return (reason, kid, destination), (reason, destination), (reason,)
+
+
+def _without_details(extra: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in extra.items() if name not in ("found", "expected")}
 
 
 def _fact_alone(record: AuditRecord) -> AuditRecord:

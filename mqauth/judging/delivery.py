@@ -76,7 +76,7 @@ class Outcome(NamedTuple):
             verified, seconds = delivery.verified, delivery.judge_seconds
             return _TUPLE(cls, (delivery.verdict, None, None, None, verified, None, seconds, None))
         return cls(
-            delivery.verdict, reason=rejection.reason, detail=rejection.detail, dead_letter=delivery.letter,
+            delivery.verdict, reason=rejection.reason, detail=rejection.sentence(), dead_letter=delivery.letter,
             judge_seconds=delivery.judge_seconds,
         )  # fmt: skip
 
@@ -203,7 +203,11 @@ def _extra(delivery: Delivery) -> dict[str, Any]:
     """Return the members that not every record has."""
     release, error = delivery.release, delivery.error
     found: dict[str, Any] = {} if release is None else {"release": _release_fields(release)}
-    return found if error is None else found | {"error": error}
+    found |= {} if error is None else {"error": error}
+    if delivery.rejection is not None:
+        halves = {"found": delivery.rejection.found, "expected": delivery.rejection.expected}
+        found |= {name: dict(said) for name, said in halves.items() if said}
+    return found
 
 
 def _release_fields(release: Release) -> dict[str, Any]:

@@ -121,8 +121,10 @@ class Journal:
         if self.rate.admits(event, (rejection.reason.value, facts["destination"]), ids):
             signed = rejection.reason in SIGNED_REASONS
             emit(
-                event, "%s: rejected, %s: %s", _place(facts), rejection.reason.value, harmless(rejection.detail),
-                reason=rejection.reason.value, detail=harmless(rejection.detail),
+                event, "%s: rejected, %s: %s", _place(facts), rejection.reason.value,
+                harmless(rejection.sentence(), 1024),
+                reason=rejection.reason.value, detail=harmless(rejection.detail), found=dict(rejection.found),
+                expected=dict(rejection.expected),
                 verified=signed, dead_letter=delivery.letter, audit=delivery.record_id, **facts | ids,
             )  # fmt: skip
 

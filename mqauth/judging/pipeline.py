@@ -21,6 +21,7 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uui
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable, require
 from mqauth.flow import Attempts, Call, ColourError, Flow, answered, asked, at_once, settling
 from mqauth.judging.delivery import Delivery, Outcome, Step, Verdict, verdict_record
+from mqauth.judging.details import explain
 from mqauth.judging.journal import Journal
 from mqauth.judging.judge import Judge
 from mqauth.judging.policy import Allow, Policy
@@ -180,6 +181,7 @@ class Pipeline:
                 yield from self.verdicts.judge(delivery)
         except Unavailable as error:
             return self.journal.deferred(delivery, error, None)
+        explain(delivery, self.verifier, self.policy)
         return Outcome.of(delivery)
 
     def confirm(self, delivery: Delivery) -> Flow[Outcome]:
@@ -268,6 +270,7 @@ class Pipeline:
                     yield from answered(_STORE, ended)
             delivery.step = _SETTLE if delivery.rejection is None and not self._record_all else _RECORD
         elif step is _RECORD:
+            explain(delivery, self.verifier, self.policy)
             yield from self._record(delivery)
         else:
             yield from self._bury(delivery, dead_letters)

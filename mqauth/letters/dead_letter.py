@@ -161,7 +161,7 @@ class DeadLetter:
         fields = {
             "id": self.id,
             "reason": self.rejection.reason.value,
-            "detail": harmless(self.rejection.detail),
+            "detail": harmless(self.rejection.sentence(whole=False)),
             "error": self.error,
             "time": iso_time(self.time),
             "scope": harmless(self.scope),
