@@ -93,6 +93,8 @@ _TABLE: Final = (
     ("messages", logging.ERROR, "handler.failed"),
     ("pipeline", logging.WARNING, "claim.not_renewed observer.failed"),
     ("policy", logging.WARNING, "policy.unsafe"),
+    ("rollout", logging.WARNING, "rollout.not_awaited rollout.wired_in"),
+    ("rollout", logging.CRITICAL, "rollout.mark_void"),
     (
         "rabbitmq",
         logging.WARNING,
@@ -325,8 +327,9 @@ class AddMessage(logging.Filter):
         """Add the fields of the message that is being handled, and let the record pass."""
         delivery = HANDLING.get()
         if delivery is not None and not hasattr(record, "event"):
-            message = delivery.verified
-            fields = {"destination": message.destination, "subject": message.subject, "jti": message.jti}
+            fields = {"destination": delivery.message.destination}
+            if delivery.verified is not None:
+                fields |= {"subject": delivery.verified.subject, "jti": delivery.verified.jti}
             vars(record).update({name: harmless(text) for name, text in fields.items()})
             record.mqauth_fields = tuple(fields)
         return True

@@ -33,11 +33,15 @@ STATEMENTS = (
     15_100
     # The command: one file, init, ids, times, tables that fit a terminal, check --online.
     + 300
+    # Rollout: rungs, marks, exemptions, the judge below enforce.
+    + 530
+    # A log in an event loop.
+    + 190
     # Logs as records: one module, rate, details, health.
     + 420
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
-CLIENTS = ("brokers/confluent", "brokers/pika", "integrations")
+CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")
 """Clients beyond the first of each broker, each with a limit of its own."""
 STATEMENTS_OF_A_CLIENT = 700
 

@@ -24,7 +24,7 @@ from mqauth.config.settings import FileSettings
 from mqauth.errors import ConfigurationError, require
 from mqauth.flow import arun, run
 
-_CLIENTS: Final = ("aio_pika", "aiormq", "kafka", "pamqp")
+_CLIENTS: Final = ("aio_pika", "aiormq", "kafka", "pamqp", "pika")
 _PATIENCE: Final = 60.0
 _BACKOFF_MS: Final = 5000
 """Milliseconds after which kafka-python tries a lost broker again at the latest; its own default is 30 s."""

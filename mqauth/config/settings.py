@@ -38,6 +38,7 @@ from mqauth.config.kinds import (
     url,
     whole,
 )
+from mqauth.config.rollout_settings import RolloutSettings, UnsignedSettings
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.judging.policy import Rule
@@ -221,6 +222,11 @@ class ConsumerSettings(Settings):
         inners(RuleSettings),
         "Who may publish where; without a rule everything is refused.",
     ] = ()
+    unsigned: Annotated[
+        tuple[UnsignedSettings, ...],
+        inners(UnsignedSettings),
+        "What may lack a token for now, at enforce too; it is given to `unverified=` of the consumer.",
+    ] = ()
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of a missing ``max_queue_age``, and of rules whose issuer is not configured."""
@@ -373,6 +379,11 @@ class FileSettings(Settings):
     release: Annotated[
         ReleaseSettings | None, inner(ReleaseSettings), "Who may release dead letters for another try."
     ] = None
+    rollout: Annotated[
+        tuple[RolloutSettings, ...],
+        inners(RolloutSettings),
+        "Destinations that are not at enforce yet; the first entry that matches decides.",
+    ] = ()
     broker: Annotated[
         BrokerSettings | None, inner(BrokerSettings), "Where commands find the dead letters, and how."
     ] = None

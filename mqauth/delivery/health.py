@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mqauth.errors import Cause
-from mqauth.judging.delivery import Outcome, Verdict
+from mqauth.judging.delivery import Outcome
+from mqauth.judging.unverified import Verdict
 
 
 @dataclass(slots=True)
@@ -16,6 +17,7 @@ class Counts:
     handled: int = 0
     rejected: int = 0
     duplicate: int = 0
+    unverified: int = 0
     deferred: int = 0
 
     def add(self, outcome: Outcome) -> None:
@@ -27,6 +29,8 @@ class Counts:
             self.rejected += 1
         elif verdict is Verdict.DUPLICATE:
             self.duplicate += 1
+        elif verdict is Verdict.UNVERIFIED:
+            self.unverified += 1
         else:
             self.deferred += 1
 

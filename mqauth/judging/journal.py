@@ -10,10 +10,12 @@ from typing import Any, Final
 
 from mqauth._version import __version__
 from mqauth.audit.record import AuditSink
-from mqauth.clock import Clock
-from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, Unavailable
-from mqauth.judging.delivery import Delivery, Outcome, Verdict
+from mqauth.clock import Clock, Randomness, uuid7
+from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, RejectNow, RetryLater, Unavailable
+from mqauth.flow import ColourError
+from mqauth.judging.delivery import Delivery, Outcome, Step
 from mqauth.judging.policy import Allow, Policy
+from mqauth.judging.unverified import Verdict
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.dead_letter import DeadLetterSink, letter_id
 from mqauth.logs import EVENTS, HANDLING, KINDS, Rate, emit, error_fields, error_id, harmless, place_of
@@ -40,20 +42,22 @@ class Journal:
 
     Args:
         clock: the pipeline's, as are those that follow.
-        verifier, policy, replay, audit: are named where they are out of reach, and at the start.
+        randomness: makes ids of audit records.
         scope_of: returns on whose behalf a message is handled.
+        verifier, policy, replay, audit: are named where they are out of reach, and at the start.
         messages: whether the messages of handlers' exceptions may be written.
     """
 
     def __init__(
         self,
         clock: Clock,
+        randomness: Randomness,
+        scope_of: Callable[[Message], str],
         *,
         verifier: Verifier,
         policy: Policy,
         replay: ReplayStore,
         audit: AuditSink | None,
-        scope_of: Callable[[Message], str],
         messages: bool,
     ) -> None:
         self._clock = clock
@@ -61,6 +65,7 @@ class Journal:
         self._policy = policy
         self._replay = replay
         self._audit = audit
+        self._randomness = randomness
         self._scope_of = scope_of
         self._messages = messages
         self._waits: dict[tuple[str, str], _Wait] = {}
@@ -82,8 +87,24 @@ class Journal:
                 _place(facts), delivery.attempts, kind, attempt=delivery.attempts, exception_type=kind, **facts,
             )  # fmt: skip
 
-    def failed(self, delivery: Delivery, error: Exception) -> str:
-        """Log a handler's last failure with its traceback; return what and where it was, without its message."""
+    def failed(self, delivery: Delivery, error: Exception) -> None:
+        """Reject a delivery as ``handler_failed`` after the last attempt of its handler, and log the traceback.
+
+        Raises:
+            Unavailable: the handler raised ``RetryLater``.
+            ColourError: the handler is asynchronous, and nobody awaits it.
+        """
+        if isinstance(error, ColourError):
+            raise error
+        if isinstance(error, RetryLater):
+            raise Unavailable(Cause.HANDLER_DEFERRED, error.detail) from error
+        delivery.record_id = delivery.record_id or uuid7(self._clock, self._randomness)
+        said = self._say_failed(delivery, error)
+        detail = error.detail if isinstance(error, RejectNow) else said
+        delivery.reject(Rejection(Reason.HANDLER_FAILED, detail), Step.RELEASE)
+
+    def _say_failed(self, delivery: Delivery, error: Exception) -> str:
+        """Log a handler's last failure; return what and where it was, without its message."""
         delivery.error = error_id(error)
         said = f"{type(error).__name__}{_at(error)}, attempt {delivery.attempts + 1}, error {delivery.error}"
         facts, ids = self._facts(delivery), _ids(delivery)
