@@ -22,6 +22,7 @@ from mqauth.audit.rollout_watch import last_rollout
 from mqauth.audit.sinks import MisuseWatch
 from mqauth.check import check
 from mqauth.errors import RejectNow
+from mqauth.judging.observing import unenforced
 from mqauth.judging.rollout import WEEK, Exemption, Rollout, RolloutEntry, Rung
 from mqauth.telemetry import Telemetry
 from mqauth.testing import ATTACKS, FakeClock, Forge
@@ -177,7 +178,7 @@ class TestWarnings:
         assert [level for level, _ in said] == [logging.WARNING] * 2
         assert "kafka:orders: observe until 2030-05-20, ask orders-team" in said[0][1]
         assert self.at_start(caplog, found) == []
-        assert len(found.pipeline.unenforced) == 2
+        assert len(unenforced(found.pipeline.rollout)) == 2
 
     def test_the_end_is_said_daily_and_past_it_hourly(
         self, world: Callable[..., Ladder], caplog: pytest.LogCaptureFixture, clock: FakeClock

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from mqauth.audit.record import harmless, iso_time
+from mqauth.audit.record import iso_time
 from mqauth.errors import Reason
+from mqauth.logs import harmless
 from mqauth.wire import strict_json
 
 CAPACITY: Final = 1000

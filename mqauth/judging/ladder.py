@@ -7,7 +7,6 @@ fails or is slow is not asked again for a while, and what ends a claim is never 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from types import GeneratorType
 from typing import Any, Final, TypeVar, cast
@@ -32,10 +31,10 @@ from mqauth.judging.unverified import (
     make_unverified,
 )
 from mqauth.judging.verified import Verified
+from mqauth.logs import emit
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.wire.keys import KeySet, KeySource
 
-_LOG: Final = logging.getLogger("mqauth.rollout")
 R = TypeVar("R")
 PATIENCE: Final = 0.25
 """Seconds that a plug-in may take before it is left alone for a while."""
@@ -296,7 +295,7 @@ def check_handlers(rollout: Rollout | None, handler: Any, unverified: Unverified
         )
         return
     if not rollout:
-        _LOG.warning("unverified= is given and nothing is below enforce: old code is still wired in")
+        emit("rollout.wired_in", "unverified= is given and nothing is below enforce: old code is still wired in")
     given = listed(unverified)
     for each in given.values():
         require(callable(each), "unverified= is a handler, or a table of handlers by kind")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from mqauth.judging.delivery import Delivery, verdict_record
 from mqauth.judging.rollout import Rollout, as_facts, is_lenient
 from mqauth.judging.unverified import Would
 from mqauth.judging.verifier import Verifier
+from mqauth.logs import emit
 from mqauth.wire.message import Message
 
 SOON: Final = 14
@@ -30,7 +30,6 @@ UNWRITTEN: Final = 120
 """Records of starts and minutes that are kept while audit is out of reach, at most."""
 DAY: Final = 86_400.0
 HOUR: Final = 3600.0
-_LOG: Final = logging.getLogger("mqauth.rollout")
 
 
 class Observing:
@@ -123,9 +122,11 @@ class Observing:
         if first:
             yield from self._write("rollout", as_facts(self.rollout) | {"rules": self._rules})
             for line in lines(self.rollout):
-                _LOG.warning("%s", line)
+                emit("rollout.unenforced", "%s", line)
         self._tell_ends(now)
         yield from self._samples()
+        if self.counts.lost:
+            emit("rollout.not_awaited", "below enforce, not waited for: %s", dict(self.counts.lost))
         yield from self._write("observed", self._taken())
 
     def _taken(self) -> dict[str, Any]:
@@ -175,7 +176,7 @@ class Observing:
             return True
         except Exception as error:
             self.counts.lose("audit_unavailable")
-            _LOG.error("a record of the rollout was not written: %s", type(error).__name__)
+            emit("rollout.unwritten", "a record of the rollout was not written: %s", type(error).__name__)
             return False
 
     def _tell_ends(self, now: float) -> None:
@@ -187,9 +188,14 @@ class Observing:
                 continue
             self._told[place] = now
             if left < 0:
-                _LOG.critical("%s: not enforced, and its time was over on %s", place, until)
+                emit("rollout.overdue", "%s: not enforced, and its time was over on %s", place, until)
             else:
-                _LOG.warning("%s: not enforced, %d days left, until %s", place, left, until)
+                emit("rollout.ending", "%s: not enforced, %d days left, until %s", place, left, until)
+
+
+def unenforced(rollout: Rollout | None) -> tuple[str, ...]:
+    """Return what is not enforced, as lines for people."""
+    return () if rollout is None else tuple(lines(rollout))
 
 
 def lines(rollout: Rollout) -> Iterator[str]:

@@ -72,8 +72,7 @@ class Consumer(AsyncLogConsumer):
         super().__init__(
             guard, handler, dead_letters, decode=decode, answer=answer, workers=workers, grace=grace,
             patience=aiokafka_client.rebalance_patience(client, grace), commit_interval=commit_interval,
-            session=aiokafka_client.session_of(client), backoff=backoff,
-            unverified=unverified,
+            session=aiokafka_client.session_of(client), backoff=backoff, unverified=unverified,
         )  # fmt: skip
         policy = PoisonPolicy(self._work, guard, aiokafka_client.group_of(client), skip=on_poison == "skip")
         poller = Poller(client, self._assignment, policy, replies=answer)

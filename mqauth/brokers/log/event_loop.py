@@ -7,7 +7,6 @@ its own from then on, so that a handler that waits keeps nobody from polling.
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -28,13 +27,14 @@ from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Backoff, Partition
 from mqauth.errors import require
 from mqauth.flow import Flow, Waiting, arun, begin, is_awaitable, resume
+from mqauth.judging.observing import unenforced
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds, each_of
 from mqauth.letters.dead_letter import DeadLetterSink
+from mqauth.logs import emit
 
 BREATH: Final = 0.02
 """Seconds after which a partition whose handlers never wait lets the other tasks of the event loop run."""
-_LOG: Final = logging.getLogger("mqauth.delivery")
 
 
 class AsyncLogConsumer:
@@ -156,12 +156,12 @@ class AsyncLogConsumer:
 
     def health(self) -> Health:
         """Return how the consumer is doing now; may be called from any thread."""
-        return replace(self._assignment.health(self._running), rollout=self._guard.unenforced)
+        return replace(self._assignment.health(self._running), rollout=unenforced(self._guard.rollout))
 
     def fail(self, error: BaseException) -> None:
         """Begin to stop because of an error, which ``run`` raises in the end."""
         self._error = self._error or error
-        _LOG.error("the consumer stops: %s", type(error).__name__)
+        emit("consumer.ended", "the consumer stops: %s", type(error).__name__)
         self._end()
 
     async def settle(self) -> None:
@@ -207,7 +207,7 @@ class AsyncLogConsumer:
         try:
             await resume(begun)
         except asyncio.CancelledError:
-            _LOG.warning("a handler took longer than the grace time; its record comes again")
+            emit("consumer.grace_over", "a handler took longer than the grace time; its record comes again")
             raise
         except BaseException as error:
             self.fail(error)

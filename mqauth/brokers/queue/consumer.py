@@ -23,7 +23,7 @@ from mqauth.delivery.hold import HELD_PER_PREFETCH, MAX_HELD, HeldDelivery, Hold
 from mqauth.delivery.window import Window
 from mqauth.errors import ConfigurationError
 from mqauth.flow import arun
-from mqauth.judging.observing import Observing
+from mqauth.judging.observing import Observing, unenforced
 from mqauth.judging.pipeline import Handler, Outcome, Pipeline
 from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Responder
@@ -91,6 +91,7 @@ class QueueConsumer:
         self._calls = calls
         self._guard = guard
         self._grace = grace
+        self._letters = dead_letters.name
         self._processor = Processor(
             calls,
             guard,
@@ -153,6 +154,7 @@ class QueueConsumer:
         self._unsubscribe = self._guard.on_change(
             partial(_wake, asyncio.get_running_loop(), self._processor.retrier)
         )
+        self._guard.journal.started(f"queue {self._calls.queue}", self._calls.queue, self._letters)
         self._supervisor = asyncio.create_task(self._supervise())
         if self._guard.observing is not None:
             self._telling = asyncio.create_task(self._tell(self._guard.observing))
@@ -181,7 +183,7 @@ class QueueConsumer:
             unsettled=self._processor.work.unsettled,
             blocked=self._calls.is_blocked(),
         )
-        return replace(found, rollout=self._guard.unenforced)
+        return replace(found, rollout=unenforced(self._guard.rollout))
 
     # Deliveries
 
@@ -301,6 +303,7 @@ class QueueConsumer:
             await asyncio.gather(self._telling, return_exceptions=True)
             await arun(self._guard.tick(last=True))
         self._processor.work.stopped()
+        self._guard.journal.stopped(self._calls.queue, self._window.counts)
 
 
 def _wake(loop: asyncio.AbstractEventLoop, retrier: Retrier) -> None:
