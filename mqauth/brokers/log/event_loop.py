@@ -26,7 +26,7 @@ from mqauth.delivery.health import Health
 from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Backoff, Partition
 from mqauth.errors import require
-from mqauth.flow import Flow, Waiting, arun, begin, is_awaitable, resume
+from mqauth.flow import Flow, Waiting, arun, begin, is_awaitable, resume, settled
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds, listed
 from mqauth.letters.dead_letter import DeadLetterSink
@@ -245,6 +245,8 @@ class AsyncLogConsumer:
         finally:
             self.calls.close()
             self._running = False
+            if isinstance(self._dead_letters, TransactionalLetters):
+                await settled(self._dead_letters.closed())
 
     async def _end_polls(self) -> None:
         """Wait for the poll task; it may wait for a rebalance that does not end."""

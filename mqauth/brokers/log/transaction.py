@@ -89,6 +89,10 @@ class TransactionalLetters(ABC):
         """Wait for the end of a transaction, at most so many seconds; on an event loop a coroutine."""
         over.wait(seconds)
 
+    def closed(self) -> Any:
+        """Return once all clients are closed; on an event loop a coroutine."""
+        return None
+
     @abstractmethod
     def close_client(self, client: Any) -> None:
         """Close a client within seconds, whatever its state."""
