@@ -16,18 +16,14 @@ from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from mqauth.brokers.aiokafka import client as aiokafka_client
-from mqauth.brokers.aiokafka import membership
-from mqauth.brokers.aiokafka.membership import Membership
+from mqauth.brokers.aiokafka.transaction import COMMIT_TIMEOUT, TransactionCalls
 from mqauth.brokers.aiokafka.translate import Logs, from_native
 from mqauth.brokers.log.poison import PoisonPolicy, find_poison
-from mqauth.brokers.log.poller import LogPoller
 from mqauth.brokers.log.records import NO_LOG
 from mqauth.delivery.assignment import Assignment
 from mqauth.flow import arun
 from mqauth.wire.message import Message
 
-COMMIT_TIMEOUT: Final = 5.0
-"""Most seconds of one commit: aiokafka itself tries for ever."""
 SLACK: Final = 0.1
 """Seconds that a poll may take longer than asked for: only a rebalance lasts longer."""
 SHORTEST: Final = 0.005
@@ -37,7 +33,7 @@ _NOWHERE: Final = TopicPartition("", -1)
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
-class Poller(LogPoller):
+class Poller(TransactionCalls):
     """The calls of one client, made by the poll task, and its rebalance listener.
 
     An eager rebalance, the only kind that aiokafka has, revokes all partitions and assigns most of them again, at
@@ -50,18 +46,15 @@ class Poller(LogPoller):
         settings: as ``LogPoller`` has them.
     """
 
-    failed = (KafkaError, TimeoutError)
     waits_beside_handlers = True
 
     def __init__(self, client: Any, assignment: Assignment, poison: PoisonPolicy, **settings: Any) -> None:
         super().__init__(client, assignment, **settings)
         self._logs = Logs(client)
-        self._scope = aiokafka_client.group_of(client)
         self._poison = poison
         self._positions: dict[TopicPartition, int] = {}
         self._revoked: set[TopicPartition] = set()
         self._generation = -1
-        self._unstable: set[TopicPartition] = set()
         self._rebalancing = self._closed = False
         self._waiting: asyncio.Timeout | None = None
 
@@ -75,11 +68,6 @@ class Poller(LogPoller):
         self._settle, self._fail = settle, fail
         self._listener = Listener(self)
         self._listener.theirs = aiokafka_client.listen(self._client, self._listener)
-
-    def require_stable(self) -> None:
-        """Have offsets waited for of which a transaction is open, those of the assignment at hand too."""
-        membership.require_stable(self._client)
-        self._unstable = set(self._client.assignment())
 
     async def fetch(self, seconds: float, joins: bool) -> dict[TopicPartition, list[Message]]:
         """Return the new messages by partition.
@@ -118,18 +106,6 @@ class Poller(LogPoller):
                 raise
             return type(error).__name__
         return None
-
-    def membership(self) -> Membership | None:
-        """Return the membership to commit by, ``None`` during a rebalance."""
-        generation = aiokafka_client.generation_of(self._client)
-        if aiokafka_client.is_member(self._client) and generation < 0:
-            return None
-        return Membership(self._scope, generation, aiokafka_client.member_of(self._client))
-
-    async def committed(self, place: Any, /) -> int | None:
-        """Return the committed offset of a partition."""
-        async with asyncio.timeout(COMMIT_TIMEOUT):
-            return await self._client.committed(place)  # type: ignore[no-any-return]
 
     def seek(self, place: Any, offset: int) -> None:
         """Read a partition from an offset next, also after a rebalance that is going on."""
@@ -183,8 +159,7 @@ class Poller(LogPoller):
                 # The cluster's id is part of a record's place in the replay store. A record that was judged
                 # without it would be a replay of itself when it comes again.
                 await self._logs.of()
-                while self._unstable:
-                    await self._begin_at_committed(self._unstable.pop())
+                await self.begin_at_committed()
                 places = wanted or (_NOWHERE,)
                 return await self._client.getmany(*places, timeout_ms=int(seconds * 1000))  # type: ignore[no-any-return]
         except TimeoutError:
@@ -193,16 +168,6 @@ class Poller(LogPoller):
             return await self._rescued(error)
         finally:
             self._waiting = None
-
-    async def _begin_at_committed(self, place: TopicPartition) -> None:
-        """Read a partition from its committed offset, which the client may have asked for too early."""
-        try:
-            offset = await self._client.committed(place)
-        except BaseException:
-            self._unstable.add(place)
-            raise
-        if offset is not None and place in self._client.assignment():
-            self.seek(place, offset)
 
     async def _rescued(self, error: Exception) -> dict[TopicPartition, list[ConsumerRecord[Any, Any]]]:
         """Return what was read before an error; where there is nothing, act on the error.
