@@ -19,7 +19,8 @@ from mqauth.brokers import confluent
 from mqauth.brokers.confluent import producer as producing
 from mqauth.brokers.confluent.client import COMES_AGAIN, membership_of
 from mqauth.brokers.confluent.confirmed import TooLargeError
-from mqauth.brokers.confluent.poller import KEPT, Poller
+from mqauth.brokers.confluent.pauses import KEPT
+from mqauth.brokers.confluent.poller import Poller
 from mqauth.brokers.confluent.positions import Place
 from mqauth.brokers.confluent.replies import Replies
 from mqauth.brokers.confluent.translate import carries

@@ -14,7 +14,7 @@ BROKERS = Path(__file__).parent.parent / "mqauth" / "brokers"
 INTEGRATIONS = BROKERS.parent / "integrations"
 LIMITS = {
     ("kafka/consumer", "kafka/poller", "kafka/client:check_client,session_of,rebalance_patience"): 190,
-    ("confluent/consumer", "confluent/poller", "confluent/client:check_consumer,membership_of,_check_kind"): 203,
+    ("confluent/consumer", "confluent/poller", "confluent/client:check_consumer,membership_of,_check_kind"): 200,
     ("aiokafka/consumer", "aiokafka/poller"): 200,
     ("aiokafka/client",): 100,
     ("aiokafka/producer:Producer",): 100,

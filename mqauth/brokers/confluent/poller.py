@@ -2,25 +2,21 @@
 
 librdkafka runs the callbacks inside ``consume``, and goes on with the rebalance when the callback has returned. So
 the callback of a revocation waits for running handlers and commits, before the partitions go to another member.
-
-A pause of librdkafka throws away what it has fetched ahead, and after ``resume`` some tenths of a second pass
-until records come. So while handlers run nothing is paused at first: ``consume`` takes one record at a time then,
-which is kept here until its partition is wanted again.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from confluent_kafka import KafkaException, TopicPartition
 
 from mqauth.brokers.confluent.client import COMES_AGAIN, REBALANCING, error_of, membership_of, name_of
+from mqauth.brokers.confluent.pauses import MOST, PausingCalls
 from mqauth.brokers.confluent.positions import KeptPositions, Place, native, places_of
-from mqauth.brokers.confluent.transaction import TransactionCalls
 from mqauth.brokers.confluent.translate import Logs, from_native, heed
 from mqauth.brokers.log.poller import IDLE
 from mqauth.brokers.log.records import NO_LOG
@@ -29,16 +25,12 @@ from mqauth.delivery.partition import ClientCalls, offset_of
 from mqauth.errors import require
 from mqauth.wire.message import Message
 
-MOST: Final = 500
-"""Most records of one ``consume``."""
-KEPT: Final = 20
-"""Records of a paused partition that are kept here, after which the client pauses it."""
 REBALANCE: Final = 5.0
 """Most seconds for which the last commit waits for the end of a rebalance."""
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
-class Poller(TransactionCalls):
+class Poller(PausingCalls):
     """The calls of one client, made by the thread that holds the poll lock.
 
     Args:
@@ -51,10 +43,6 @@ class Poller(TransactionCalls):
         super().__init__(client, assignment, **settings)
         self._logs = Logs(client)
         self._scope = membership_of(client).group
-        self._held: set[Place] = set()
-        self._paused: set[Place] = set()  # of them, some at the client
-        self._stopped: set[Place] = set()
-        self._ahead: dict[Place, list[Message]] = {}  # read, and not wanted yet
         self._late: dict[Place, int] = {}  # seeks that the client has refused so far
         self._kept = KeptPositions()
         self._refused = self._closed = False
@@ -82,10 +70,6 @@ class Poller(TransactionCalls):
             "topics must name a topic, unless partitions were assigned by hand",
         )
 
-    def held(self) -> tuple[Set[Any], Set[Any]]:
-        """Return the partitions that the client holds now, and those of them that are paused."""
-        return self._held, self._paused
-
     def fetch(self, seconds: float, joins: bool) -> dict[Place, list[Message]]:
         """Consume, and return the new messages by partition.
 
@@ -97,16 +81,10 @@ class Poller(TransactionCalls):
             PoisonRecordError: a record cannot be parsed.
             KafkaException: the broker refuses for good, for lack of rights for example.
         """
-        if seconds > 0:
-            self._stop(self._paused)
-        if not self._ahead.keys() <= self._paused:
-            seconds = 0
-        for place, messages in self._messages(self._consume(seconds)).items():
+        for place, messages in self._messages(self._consume(self._patience(seconds))).items():
             if self._is_next(place, messages[0]):
-                self._ahead.setdefault(place, []).extend(messages)
-        found = {place: self._ahead.pop(place) for place in self._ahead.keys() - self._paused}
-        self._stop({place for place, messages in self._ahead.items() if len(messages) >= KEPT})
-        return found
+                self._keep(place, messages)
+        return self._wanted()
 
     def send_commit(self, offsets: Mapping[Any, int]) -> str | None:
         """Commit offsets by partition; return the name of an error that passes."""
@@ -138,20 +116,9 @@ class Poller(TransactionCalls):
                     self._late.setdefault(Place(record.topic(), record.partition()), record.offset())
             super().commit(last=True)
 
-    def pause(self, places: Set[Any]) -> None:
-        """Return no more records of these partitions; the client goes on for a while."""
-        self._paused |= places
-
-    def resume(self, places: Set[Any]) -> None:
-        """Return records of these partitions again."""
-        if stopped := self._stopped & places:
-            self._client.resume([native(place) for place in stopped])
-        self._stopped -= places
-        self._paused -= places
-
     def seek(self, place: Any, offset: int) -> None:
         """Read a partition from an offset next; if it has just been assigned, before the next ``consume``."""
-        self._ahead.pop(place, None)
+        self._forget({place})
         try:
             self._client.seek(native(place, offset))
         except KafkaException:
@@ -179,16 +146,6 @@ class Poller(TransactionCalls):
         again = self._kept.read_again(place, offset_of(first))
         return not again and place in self._held and place not in self._late
 
-    def _unread(self) -> dict[Place, int]:
-        """Return the offsets at which partitions are to be read, where that is not where the client stands."""
-        return self._late | {place: offset_of(messages[0]) for place, messages in self._ahead.items()}
-
-    def _stop(self, places: Set[Place]) -> None:
-        """Pause partitions at the client."""
-        if running := places - self._stopped:
-            self._client.pause([native(place) for place in running])
-            self._stopped |= running
-
     def _consume(self, seconds: float) -> list[Any]:
         # The cluster's id is part of a record's place in the replay store. A record that was judged without it
         # would be a replay of itself when it comes again.
@@ -198,7 +155,7 @@ class Poller(TransactionCalls):
             _LOG.warning("the broker did not tell its cluster's id (%s); asking again", error_of(error).name())
             return []
         # consume(500, 0.2) would wait for 500 records, or for the whole 0.2 s.
-        found = self._client.consume(1 if self._held and self._held == self._paused else MOST, 0)
+        found = self._client.consume(self._most(), 0)
         if not found and seconds > 0:
             found = self._client.consume(1, seconds)
             found += self._client.consume(MOST, 0) if found else []
@@ -239,7 +196,7 @@ class Poller(TransactionCalls):
         # The cooperative protocol (KIP-429) revokes only the partitions that move.
         eager = places == self._held
         if eager:
-            self._kept.keep(client, partitions, self._unread())
+            self._kept.keep(client, partitions, self._late | self._unread())
         self._assignment.revoked(places, places if eager else self._held - places)
         self._drop(places)
 
@@ -253,9 +210,8 @@ class Poller(TransactionCalls):
 
     def _drop(self, places: set[Place]) -> None:
         # librdkafka forgets seeks with the assignment but keeps pauses: what comes back would stand still.
-        self.resume(self._paused & places)
+        self.resume(places)
+        self._forget(places)
         self._kept.forget(places)
         self._held -= places
         self._late = {place: offset for place, offset in self._late.items() if place not in places}
-        for place in self._ahead.keys() & places:
-            del self._ahead[place]
