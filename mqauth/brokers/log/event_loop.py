@@ -78,6 +78,7 @@ class AsyncLogConsumer:
         self._work = LogWork(
             guard, self._assignment, breathing(handler), self._sink, decode=decode, answer=answer,
             unverified={kind: breathing(each) for kind, each in listed(unverified).items()} or None,
+            on_loop=True,
         )  # fmt: skip
         self._workers = workers
         self._grace = grace
