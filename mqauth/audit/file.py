@@ -10,7 +10,6 @@ number of records and the last hash.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import re
 import threading
@@ -24,12 +23,12 @@ from mqauth.audit.disk import LineFile, append_shared, last_line, last_lines, un
 from mqauth.audit.record import AuditRecord
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, Rejection, Unavailable, refusing, require
+from mqauth.logs import emit
 from mqauth.wire import jwk, jws, strict_json
 from mqauth.wire.keys import Key, KeySet, SigningKey, jwk_members
 
 HEAD_TYPE: Final = "mqauth-head+jwt"
 MIN_BYTES: Final = 64 * 1024
-_LOG: Final = logging.getLogger("mqauth.audit")
 _DEPTH: Final = 8
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _BEGINS: Final = b'{"v":'
@@ -134,6 +133,11 @@ class AuditFile(AbstractContextManager["AuditFile"]):
         if heads is not None:
             atexit.register(self.close)
 
+    @property
+    def where(self) -> str:
+        """The file."""
+        return str(self.path)
+
     def write(self, record: AuditRecord, /) -> None:
         """Append one record and make it durable.
 
@@ -175,7 +179,11 @@ class AuditFile(AbstractContextManager["AuditFile"]):
         """Begin a new file if this one is full, or if it was moved or deleted."""
         if not self._lines.in_place():
             if not self._renamed:
-                _LOG.error("%s: somebody else moved or deleted this file; continuing in a new one", self.path)
+                emit(
+                    "audit.moved",
+                    "%s: somebody else moved or deleted this file; continuing in a new one",
+                    self.path,
+                )
         elif self._max_bytes is not None and self._lines.end >= self._max_bytes:
             self._sign()
             os.rename(self.path, _next_part(self.path))
@@ -202,7 +210,7 @@ class AuditFile(AbstractContextManager["AuditFile"]):
             self._heads.append(Head(chain=self._chain, records=self._records, hash=self._hash))
             self._signed = self._records
         except OSError as error:
-            _LOG.error("%s: the head was not signed: %s", self._heads.path, type(error).__name__)
+            emit("audit.head_unsigned", "%s: the head was not signed: %s", self._heads.path, type(error).__name__)
 
     def _recovered(self) -> str:
         """Return the hash that the next record follows; a torn last line is cut off."""
@@ -210,7 +218,7 @@ class AuditFile(AbstractContextManager["AuditFile"]):
         # A crash can leave the beginning of a record, or zeros. Anything else was not written by an audit file.
         require(_BEGINS.startswith(torn[: len(_BEGINS)]) or not torn.strip(b"\0"), f"{self.path}: no audit file")
         if end < self._lines.end:
-            _LOG.warning("%s: a torn last line is cut off: %d bytes", self.path, self._lines.end - end)
+            emit("audit.torn", "%s: a torn last line is cut off: %d bytes", self.path, self._lines.end - end)
             self._lines.cut(end)
         if line is None and (done := rotated(self.path)):
             return _hash_of(last_line(done[-1])[0], done[-1])
@@ -234,7 +242,9 @@ class AuditFile(AbstractContextManager["AuditFile"]):
                 unmet.discard(line.hash)
         gone = max((head.records for head in heads.values() if head.hash in unmet), default=0)
         if gone > records:
-            _LOG.critical("%s: %d records, but a signed head covers %d: some are gone", self.path, records, gone)
+            emit(
+                "audit.cut", "%s: %d records, but a signed head covers %d: some are gone", self.path, records, gone
+            )
         return chain, records, signed
 
     def _unavailable(self, what: str) -> Unavailable:

@@ -174,7 +174,7 @@ class Configuration:
         verifier = Verifier(keys=issuers, release=self._releases(found.leeway), **found.arguments(Verifier))
         return Pipeline(
             verifier=verifier, policy=Allow([rule.rule for rule in found.allow]), replay=self._store(),
-            scope=found.scope, clock=self._clock, **more,
+            scope=found.scope, exception_messages=found.exception_messages, clock=self._clock, **more,
         )  # fmt: skip
 
     def _releases(self, leeway: int) -> ReleaseAuthorities | None:

@@ -209,6 +209,9 @@ class ConsumerSettings(Settings):
         text_or_table(_SUBJECT, entries(ANY, NAME)),
         "Compare the AMQP user with `sub`: they are equal, or a table maps users to subjects.",
     ] = None
+    exception_messages: Annotated[
+        bool, FLAG, "Log the messages of exceptions that handlers raise; not where validators quote bodies."
+    ] = True
     issuers: Annotated[
         tuple[IssuerSettings, ...],
         inners(IssuerSettings, 1, "issuer"),
