@@ -85,7 +85,7 @@ class Poller(TransactionCalls):
             for place, records in found.items():
                 self._client.seek(place, records[0].offset)
             return {}
-        log, scope = self._logs.known or NO_LOG, self._scope
+        log, scope = self._logs.known or NO_LOG, self.scope
         for place, records in found.items():
             self._positions[place] = records[-1].offset + 1
         return {

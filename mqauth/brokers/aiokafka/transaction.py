@@ -111,7 +111,7 @@ class TransactionCalls(LogPoller):
 
     def __init__(self, client: Any, assignment: Assignment, **settings: Any) -> None:
         super().__init__(client, assignment, **settings)
-        self._scope = aiokafka_client.group_of(client)
+        self.scope = aiokafka_client.group_of(client)
         self._unstable: set[Any] = set()
 
     def require_stable(self) -> None:
@@ -124,7 +124,7 @@ class TransactionCalls(LogPoller):
         generation = aiokafka_client.generation_of(self._client)
         if aiokafka_client.is_member(self._client) and generation < 0:
             return None
-        return Membership(self._scope, generation, aiokafka_client.member_of(self._client))
+        return Membership(self.scope, generation, aiokafka_client.member_of(self._client))
 
     async def committed(self, place: Any, /) -> int | None:
         """Return the committed offset of a partition."""

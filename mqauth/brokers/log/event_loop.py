@@ -136,6 +136,7 @@ class AsyncLogConsumer:
         require(self._polling is None, "a consumer runs once: make another one")
         self._unsubscribe = self._guard.on_change(partial(self._keys_changed, asyncio.get_running_loop()))
         self._running = True
+        self._guard.journal.started("topics", self.calls.scope, self._dead_letters.name)
         self._polling = asyncio.create_task(self._poll_until_stopped())
         return self
 
@@ -245,6 +246,7 @@ class AsyncLogConsumer:
         finally:
             self.calls.close()
             self._running = False
+            self._guard.journal.stopped(self.calls.scope, self._assignment.counts)
             if isinstance(self._dead_letters, TransactionalLetters):
                 await settled(self._dead_letters.closed())
 
