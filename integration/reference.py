@@ -26,9 +26,9 @@ from mqauth.telemetry import METRICS, Telemetry
 
 FOLDER: Final = ROOT / "docs" / "reference"
 DOORS: Final = (
-    "mqauth", "mqauth.brokers.rabbitmq", "mqauth.brokers.kafka", "mqauth.brokers.confluent", "mqauth.brokers.pika",
-    "mqauth.integrations.faststream", "mqauth.keystore", "mqauth.stores.redis", "mqauth.telemetry",
-    "mqauth.telemetry.prometheus", "mqauth.testing",
+    "mqauth", "mqauth.brokers.rabbitmq", "mqauth.brokers.pika", "mqauth.brokers.kafka", "mqauth.brokers.aiokafka",
+    "mqauth.brokers.confluent", "mqauth.integrations.faststream", "mqauth.keystore", "mqauth.stores.redis",
+    "mqauth.telemetry", "mqauth.telemetry.prometheus", "mqauth.testing",
 )  # fmt: skip
 """The modules that programs import from."""
 _WRITTEN = "`python -m integration.reference` writes this page from the code: change the code, not the page.\n"
@@ -91,7 +91,7 @@ def exit_codes() -> str:
         1: "Found or failed: a rejected message, a finding, a broken chain, or the command could not finish.",
         command_line.USAGE: "Usage or configuration: an option, a file or a setting is wrong.",
         command_line.UNDECIDED: "Undecided: something was out of reach, or a message was deferred or a duplicate.",
-        command_line._INTERRUPTED: "Interrupted by Ctrl-C.",
+        command_line.INTERRUPTED: "Interrupted by Ctrl-C.",
     }
     table = "".join(f"| {code} | {said} |\n" for code, said in rows.items())
     said = "`mqauth verify --lines` ends with 1 where any message was rejected, else with 3, else with 0."

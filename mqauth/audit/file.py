@@ -39,7 +39,8 @@ class HeadFile:
     """Signs the heads of a chain into a file.
 
     Args:
-        path: the file that heads are appended to, mode 0600; ``{pid}`` in its name stands for the process id.
+        path: the file that heads are appended to, mode 0600. ``{pid}``, ``{host}``, ``{instance}`` in it are
+            filled in.
             Several chains may share it.
         key: the private key of this instance.
         every: records between two heads; if records behind the last head are cut off, nobody notices.
@@ -91,7 +92,8 @@ class AuditFile(AbstractContextManager["AuditFile"]):
     """Appends records to one file, each on disk before ``write`` returns; safe to share between threads.
 
     Args:
-        path: the file, made with mode 0600; ``{pid}`` in its name stands for the process id. It has one writer: a
+        path: the file, made with mode 0600. ``{pid}``, ``{host}``, ``{instance}`` in it are
+            filled in. It has one writer: a
             second one is refused, and so is a process that was forked from the one that opened it.
         fsync: leave at ``True``, unless the last records may be lost with the machine.
         max_bytes: size at which the file is rotated, at least 64 KiB; ``None`` means never.
@@ -290,7 +292,10 @@ def with_parts(paths: Iterable[Path]) -> list[Path]:
 
 
 def _own(path: str | Path) -> Path:
-    return Path(str(path).replace("{pid}", str(os.getpid())))
+    """Return a path with what is this process's own in place of ``{pid}``, ``{host}`` and ``{instance}``."""
+    host = os.uname().nodename
+    own = {"{pid}": str(os.getpid()), "{host}": host, "{instance}": os.environ.get("MQAUTH_INSTANCE") or host}
+    return Path(re.sub("|".join(map(re.escape, own)), lambda found: own[found[0]], str(path)))
 
 
 def _next_part(path: Path) -> Path:

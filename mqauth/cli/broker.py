@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mqauth import review
+from mqauth.cli.outage import told
 from mqauth.cli.settings import FILE
 from mqauth.config.broker import URLS, BrokerSettings
 from mqauth.config.kinds import is_broker_url
@@ -46,23 +48,26 @@ def check_url(option: str, url: str) -> None:
 
 
 @contextlib.contextmanager
-def reached(option: str) -> Iterator[None]:
+def reached(*urls: str | None, user: str | None = None) -> Iterator[None]:
     """Turn an error of a client library into one line, and silence the library's own log.
 
     Args:
-        option: the option that named the broker.
+        urls: the brokers.
+        user: who logs in, where it is not in the URL.
 
     Raises:
-        ConfigurationError: the broker cannot be reached, or refused us.
+        CommandFailed: a broker cannot be reached; exit code 3.
+        ConfigurationError: it refused us, or does not have what we named.
     """
     for name in _CLIENTS:
         logging.getLogger(name).addHandler(logging.NullHandler())
+    began = time.monotonic()
     try:
         yield
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _CLIENTS:
             raise
-        raise ConfigurationError(f"{option}: the broker cannot be used ({type(error).__name__})") from error
+        raise told(error, [url for url in urls if url], user, time.monotonic() - began) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +161,7 @@ def opened(place: Place, **settings: Any) -> Iterator[review.Session]:
     """
     opener = _on_kafka if place.on_kafka else _on_rabbitmq
     try:
-        with reached("--broker"), opener(place, settings) as session:
+        with reached(place.broker, user=place.settings.user), opener(place, settings) as session:
             yield session
     except ImportError as error:
         extra = "kafka" if place.on_kafka else "rabbitmq"

@@ -10,24 +10,27 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
 from mqauth import AuditFile, ConfigurationError, Key, load
-from mqauth.audit.record import parse_time
 from mqauth.cli.app import (
+    INTERRUPTED,
     Authority,
     Broker,
     BrokerFile,
     Config,
+    From,
     Json,
     Lifetime,
     PassphraseEnv,
     PassphraseFile,
     Queue,
     Reviewer,
+    To,
     Topic,
     answer,
     group,
@@ -37,6 +40,7 @@ from mqauth.cli.app import (
     standard_input,
 )
 from mqauth.cli.broker import Place, opened, place_of
+from mqauth.cli.forms import TO_CHANGE, TO_READ, CommandFailed, pick
 from mqauth.cli.letter_tables import (
     print_account,
     print_groups,
@@ -46,6 +50,7 @@ from mqauth.cli.letter_tables import (
     print_verdicts,
 )
 from mqauth.cli.settings import FILE, file_of, given, review_of, settings_of
+from mqauth.cli.tables import Wide
 from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import require
 from mqauth.keystore import signing_key
@@ -72,16 +77,6 @@ Issuer = Annotated[str | None, typer.Option("--issuer", help="Letters that claim
 Kid = Annotated[str | None, typer.Option("--kid", help="Letters that claim this key.")]
 Subject = Annotated[str | None, typer.Option("--subject", help="Letters that claim this producer.")]
 Destination = Annotated[str | None, typer.Option("--destination", help="Letters sent to this destination.")]
-From = Annotated[
-    float | None,
-    typer.Option(
-        "--from", parser=parse_time, metavar="<str>", help="Letters rejected from this time on, RFC 3339."
-    ),
-]
-To = Annotated[
-    float | None,
-    typer.Option("--to", parser=parse_time, metavar="<str>", help="Letters rejected before this time."),
-]
 Sound = Annotated[bool | None, typer.Option("--sound/--unsound", help="Letters whose id and digest hold, or not.")]
 RejectedOrWhy = Annotated[
     str | None,
@@ -100,13 +95,13 @@ def list_letters(
     id: Id = None, reason: Rejected = None, issuer: Issuer = None, kid: Kid = None, subject: Subject = None,
     destination: Destination = None, since: From = None, until: To = None, sound: Sound = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many letters.")] = 100, as_json: Json = False,
-    broker_settings: BrokerFile = None,
+    broker_settings: BrokerFile = None, wide: Wide = False,
 ) -> None:  # fmt: skip
     """Show letters in the order of the queue, removing none."""
     wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     with _surveyed(_place(broker, queue, topic, broker_settings, config), as_json) as (session, index):
-        print_letters(session, index, wanted, limit=limit, as_json=as_json)
+        print_letters(session, index, _resolved(index, wanted), limit=limit, as_json=as_json, wide=wide)
 
 
 @app.command("groups")
@@ -114,13 +109,13 @@ def groups(
     *, broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None,
     id: Id = None, reason: Rejected = None, issuer: Issuer = None, kid: Kid = None, subject: Subject = None,
     destination: Destination = None, since: From = None, until: To = None, sound: Sound = None,
-    as_json: Json = False, broker_settings: BrokerFile = None,
+    as_json: Json = False, broker_settings: BrokerFile = None, wide: Wide = False,
 ) -> None:  # fmt: skip
     """Count letters by reason, issuer, kid, subject and destination."""
     wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     with _surveyed(_place(broker, queue, topic, broker_settings, config), as_json) as (session, index):
-        print_groups(session, index, wanted, as_json=as_json)
+        print_groups(session, index, _resolved(index, wanted), as_json=as_json, wide=wide)
 
 
 @app.command("show")
@@ -131,9 +126,8 @@ def show(
 ) -> None:  # fmt: skip
     """Print one letter whole, as JSON: what it says, whether it is sound, and the original message."""
     with _surveyed(_place(broker, queue, topic, broker_settings, config), True) as (_, index):
-        rows = index.page(Filter(id=letter))
-        require(rows, "no open letter has this id")
-        for row in rows:
+        whole = pick(letter, (id for id, _ in index.ids()), option="letter")
+        for row in index.page(Filter(id=whole)):
             print_json(index.reading(row.number).as_dict())
 
 
@@ -149,7 +143,7 @@ def judge(
                      destination=destination, sound=sound)  # fmt: skip
     place, guard = _place(broker, queue, topic, broker_settings, config), load(file_of(config)).judge
     with _surveyed(place, as_json, guard=guard) as (session, index):
-        print_verdicts(index, session.judge(index, wanted), as_json=as_json)
+        print_verdicts(index, session.judge(index, _resolved(index, wanted)), as_json=as_json)
 
 
 @app.command("redrive")
@@ -219,7 +213,7 @@ def export(
     wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     with _surveyed(_place(broker, queue, topic, broker_settings, config), True) as (_, index):
-        for form in index.forms(wanted):
+        for form in index.forms(_resolved(index, wanted)):
             print_json(form)
 
 
@@ -298,12 +292,24 @@ def _index_of(session: Session, quiet: bool) -> Index:
         return session.survey(progress=advance)
 
 
+def _resolved(index: Index, wanted: Filter, least: int = TO_READ) -> Filter:
+    """Return a filter with the whole ids of the letter and the key whose beginnings it has."""
+    # An empty id means letters without one.
+    if wanted.id:
+        wanted = replace(wanted, id=pick(wanted.id, (id for id, _ in index.ids()), option="--id", least=least))
+    if wanted.kid:
+        kids = (one.kid for one in index.groups())
+        wanted = replace(wanted, kid=pick(wanted.kid, kids, option="--kid", least=least))
+    return wanted
+
+
 def _carry_out(
     place: Place, plan: Plan, audit: Path, *, yes: bool, dry_run: bool, as_json: bool, **settings: Any
 ) -> int:
     """Rehearse a plan, ask, and act; return 0 where every letter was acted on, else 1."""
     with opened(place, **settings) as session:
         with _index_of(session, as_json) as index:
+            plan = replace(plan, wanted=_resolved(index, plan.wanted, TO_CHANGE))
             selection, counts = session.rehearse(index, plan)
         if dry_run:
             print_rehearsal(plan.act, counts, as_json=as_json)
@@ -311,9 +317,9 @@ def _carry_out(
         if not yes:
             _ask(plan, session.box.name, counts, as_json=as_json)
         with AuditFile(audit) as session.audit:
-            done = _act(session, plan, selection, quiet=as_json)
+            done, interrupted = _act(session, plan, selection, quiet=as_json)
     print_account(plan.act, done, as_json=as_json)
-    return 0 if done.done + done.gone == done.selected else 1
+    return INTERRUPTED if interrupted else 0 if done.done + done.gone == done.selected else 1
 
 
 def _ask(plan: Plan, name: str, counts: Counter[str], *, as_json: bool) -> None:
@@ -321,16 +327,19 @@ def _ask(plan: Plan, name: str, counts: Counter[str], *, as_json: bool) -> None:
         not as_json and sys.stdin.isatty(), "--yes: required where nobody can be asked (or look with --dry-run)"
     )
     end = " for good" if plan.act == DISCARD else ""
-    question = f"{plan.act.capitalize()} {counts['accepted']} of {counts.total()} letters of {name}{end}?"
-    typer.confirm(question, abort=True, err=True)
+    ids = "".join(f", {key} {found}" for key, found in (("id", plan.wanted.id), ("kid", plan.wanted.kid)) if found)
+    question = f"{plan.act.capitalize()} {counts['accepted']} of {counts.total()} letters of {name}{ids}{end}?"
+    if not typer.confirm(question, err=True):
+        raise CommandFailed("nothing was done")
 
 
-def _act(session: Session, plan: Plan, selection: Selection, *, quiet: bool) -> Account:
+def _act(session: Session, plan: Plan, selection: Selection, *, quiet: bool) -> tuple[Account, bool]:
     """Act with progress on a terminal. Ctrl-C stops before the next letter, and the account stays exact."""
     cancelled = threading.Event()
     kept = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
     try:
         with progress_bar(plan.act, len(selection), quiet=quiet) as advance:
-            return session.act(plan, selection, cancelled=cancelled, progress=advance)
+            done = session.act(plan, selection, cancelled=cancelled, progress=advance)
+            return done, cancelled.is_set()
     finally:
         signal.signal(signal.SIGINT, kept)

@@ -3,57 +3,70 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from rich.table import Table
-from rich.text import Text
-
 from mqauth.audit.record import iso_time
 from mqauth.cli.app import answer
+from mqauth.cli.forms import shown_time
+from mqauth.cli.tables import Column, table_lines
 from mqauth.review import DISCARD, REDRIVE, Account, Filter, Index, Ledger, Session, time_text
 
 _DONE: Final = {REDRIVE: "redriven", DISCARD: "discarded"}
 _IDS: Final = 20
+LETTER: Final = (
+    Column("letter", is_id=True, cut=False), Column("reason", cut=False), Column("time (UTC)", goes=3, cut=False),
+    Column("subject"), Column("issuer", goes=1), Column("destination", goes=4), Column("sound", goes=2, cut=False),
+)  # fmt: skip
+GROUP: Final = (
+    Column("letters", cut=False), Column("reason", cut=False), Column("kid", is_id=True, cut=False),
+    Column("subject"), Column("issuer", goes=2), Column("destination", goes=4),
+    Column("first (UTC)", goes=1, cut=False),
+    Column("last (UTC)", goes=3, cut=False),
+)  # fmt: skip
+VERDICT: Final = (Column("letters", cut=False), Column("verdict now"))
 
 
-def print_letters(session: Session, index: Index, wanted: Filter, *, limit: int, as_json: bool) -> None:
+def print_letters(
+    session: Session, index: Index, wanted: Filter, *, limit: int, as_json: bool, wide: bool
+) -> None:
     """Print a page of letters."""
     rows, total = index.page(wanted, limit=limit), index.count(wanted)
     letters = [_as_json(row, without=("number", "today"), times=("time",)) for row in rows]
-    title = f"{total} letters of {session.box.name}, as of {iso_time(index.as_of)}"
     cells = (
-        (row.id[:12], row.reason, row.issuer, row.subject, row.destination, _minute(row.time),
+        (row.id, row.reason, shown_time(row.time), row.subject, row.issuer, row.destination,
          "yes" if row.sound else "no")
         for row in rows
     )  # fmt: skip
-    table = _table(title, ("letter", "reason", "issuer", "subject", "destination", "time", "sound"), cells)
     more = [f"{total - len(rows)} more: --limit {total}"] if total > len(rows) else []
-    answer(as_json, {"as_of": iso_time(index.as_of), "total": total, "letters": letters}, table, *more)
+    lines = table_lines(_title(session, index, total), LETTER, cells, wide=wide)
+    answer(as_json, {"as_of": iso_time(index.as_of), "total": total, "letters": letters}, *lines, *more)
 
 
-def print_groups(session: Session, index: Index, wanted: Filter, *, as_json: bool) -> None:
+def print_groups(session: Session, index: Index, wanted: Filter, *, as_json: bool, wide: bool) -> None:
     """Print how many letters each group has."""
     groups = index.groups(wanted)
-    title = f"{index.count(wanted)} letters of {session.box.name}, as of {iso_time(index.as_of)}"
     cells = (
-        (str(one.count), one.reason, one.issuer, one.kid[:8], one.subject, one.destination,
-         f"{_minute(one.first)} {_minute(one.last)}")
+        (str(one.count), one.reason, one.kid, one.subject, one.issuer, one.destination,
+         shown_time(one.first), shown_time(one.last))
         for one in groups
     )  # fmt: skip
-    table = _table(title, ("letters", "reason", "issuer", "kid", "subject", "destination", "from, to"), cells)
     found = [_as_json(one, without=(), times=("first", "last")) for one in groups]
-    answer(as_json, {"as_of": iso_time(index.as_of), "groups": found}, table)
+    lines = table_lines(_title(session, index, index.count(wanted)), GROUP, cells, wide=wide)
+    answer(as_json, {"as_of": iso_time(index.as_of), "groups": found}, *lines)
 
 
 def print_verdicts(index: Index, counts: Counter[str], *, as_json: bool) -> None:
     """Print how many letters would get each verdict."""
-    title = f"{counts['accepted']} of {counts.total()} would pass now"
     cells = ((str(count), verdict) for verdict, count in counts.most_common())
-    table = _table(title, ("letters", "verdict now"), cells)
+    lines = table_lines(f"{counts['accepted']} of {counts.total()} would pass now", VERDICT, cells)
     told = {"as_of": iso_time(index.as_of), "total": counts.total(), "pass": counts["accepted"]}
-    answer(as_json, told | {"verdicts": dict(counts)}, table)
+    answer(as_json, told | {"verdicts": dict(counts)}, *lines)
+
+
+def _title(session: Session, index: Index, total: int) -> str:
+    return f"{total} dead letters of {session.box.name}, as of {shown_time(index.as_of)} UTC"
 
 
 def print_rehearsal(act: str, counts: Counter[str], *, as_json: bool) -> None:
@@ -90,17 +103,3 @@ def _as_json(found: Any, *, without: Sequence[str], times: Sequence[str]) -> dic
     """Return the fields of a row or a group, with times as text."""
     fields = {name: value for name, value in asdict(found).items() if name not in without}
     return fields | {name: time_text(fields[name]) or None for name in times}
-
-
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(title=Text(title), title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column in ("letters", "letter", "reason", "kid"))
-    for row in rows:
-        # As Text: a letter may hold what Rich would take for markup.
-        table.add_row(*map(Text, row))
-    return table
-
-
-def _minute(seconds: float | None) -> str:
-    return time_text(seconds)[:16].replace("T", " ")

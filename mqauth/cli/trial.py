@@ -128,8 +128,9 @@ def demo(
     if broker is None:
         return _play(MemoryStage(), audit, as_json=as_json, messages=messages)
     scheme, mark, rest = broker.partition("://")
-    check_url("--broker", _SCHEMES.get(scheme, scheme) + mark + rest)
-    with reached("--broker"):
+    url = _SCHEMES.get(scheme, scheme) + mark + rest
+    check_url("--broker", url)
+    with reached(url):
         return _play(_stage(broker), audit, as_json=as_json, messages=messages)
 
 
@@ -323,10 +324,8 @@ def bench(
     kafka, confluent = _address("--kafka", kafka), _address("--confluent", confluent)
     aiokafka = _address("--aiokafka", aiokafka)
     console = Console(stderr=True, quiet=as_json)
-    with (
-        reached("--rabbitmq, --kafka, --confluent, --aiokafka or --pika"),
-        console.status("making keys") as status,
-    ):
+    logs = (f"kafka://{address}" for address in (kafka, confluent, aiokafka) if address)
+    with reached(rabbitmq, pika, *logs), console.status("making keys") as status:
         amount = run.amount_of(quick=quick)
         found = run.measure(
             amount, rabbitmq=rabbitmq, kafka=kafka, confluent=confluent, aiokafka=aiokafka, pika=pika,

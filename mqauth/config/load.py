@@ -200,8 +200,12 @@ class Configuration:
 
     def _audit_sink(self, found: AuditSettings) -> MisuseWatch:
         heads = self._heads(found)
+        scope = None if self._settings.consumer is None else self._settings.consumer.scope
+        if scope is None and "{scope}" in str(found.file):
+            raise found.table.refuse("file", "{scope} needs [consumer] scope")
         with found.table.located("file"):
-            file = AuditFile(found.file, fsync=not found.unsafe_no_fsync, max_bytes=found.max_bytes, heads=heads)
+            path = Path(str(found.file).replace("{scope}", (scope or "").replace("/", "_")))
+            file = AuditFile(path, fsync=not found.unsafe_no_fsync, max_bytes=found.max_bytes, heads=heads)
         # The watch stands before the flood gate: a detector has to count the records that the gate sums up.
         gate = FloodGate(file, found.flood_after)
         return MisuseWatch(gate, Detector(self.thresholds), on_alert=self._on_alert, clock=self._clock)

@@ -250,7 +250,7 @@ class ReplaySettings(Settings):
 class AuditSettings(Settings):
     """``[audit]``: the audit file, its flood gate and its signed heads."""
 
-    file: Annotated[Path, PATH, "The audit file; `{pid}` in it stands for the process."]
+    file: Annotated[Path, PATH, "The audit file; `{pid}`, `{host}`, `{scope}` and `{instance}` are filled in."]
     record: Annotated[
         Literal["rejections", "all"], choice(("rejections", "all")), "Which verdicts are recorded."
     ] = "rejections"

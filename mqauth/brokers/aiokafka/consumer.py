@@ -16,6 +16,7 @@ from mqauth.brokers.log.poison import PoisonPolicy
 from mqauth.delivery.partition import Backoff
 from mqauth.errors import require
 from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.unverified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetterSink
 
 
@@ -42,6 +43,8 @@ class Consumer(AsyncLogConsumer):
         workers: how many handlers run at once, each for a partition of its own, which stays in order.
         commit_interval: longest time between commits while records are settled, seconds.
         backoff: how long a deferred partition waits.
+        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
+            pass; or a table of handlers by kind. It is another function than ``handler``.
 
     Raises:
         ConfigurationError: the client or a setting is not as said.
@@ -61,6 +64,7 @@ class Consumer(AsyncLogConsumer):
         workers: int = 1,
         commit_interval: float = 5,
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
+        unverified: Unverifieds | None = None,
     ) -> None:
         aiokafka_client.check_consumer(client)
         require(on_poison in ("stop", "skip"), f'on_poison must be "stop" or "skip", not {on_poison!r}')
@@ -68,7 +72,7 @@ class Consumer(AsyncLogConsumer):
         super().__init__(
             guard, handler, dead_letters, decode=decode, answer=answer, workers=workers, grace=grace,
             patience=aiokafka_client.rebalance_patience(client, grace), commit_interval=commit_interval,
-            session=aiokafka_client.session_of(client), backoff=backoff,
+            session=aiokafka_client.session_of(client), backoff=backoff, unverified=unverified,
         )  # fmt: skip
         policy = PoisonPolicy(self._work, guard, aiokafka_client.group_of(client), skip=on_poison == "skip")
         poller = Poller(client, self._assignment, policy, replies=answer)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import partial, wraps
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -27,7 +27,7 @@ from mqauth.delivery.partition import Backoff, Partition
 from mqauth.errors import require
 from mqauth.flow import Flow, Waiting, arun, begin, is_awaitable, resume
 from mqauth.judging.pipeline import Handler, Pipeline
-from mqauth.judging.verified import Verified
+from mqauth.judging.unverified import Unverifieds, listed
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 
@@ -50,6 +50,8 @@ class AsyncLogConsumer:
         commit_interval: longest time between commits while records are settled, seconds.
         session: seconds of silence after which the broker may have given our partitions to others.
         backoff: how long a deferred partition waits.
+        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
+            pass; or a table of handlers by kind. It is another function than ``handler``.
 
     Raises:
         ConfigurationError: a setting is out of its limits, or the pipeline has no audit.
@@ -60,7 +62,7 @@ class AsyncLogConsumer:
     def __init__(
         self, guard: Pipeline, handler: Handler, dead_letters: DeadLetterSink, *,
         decode: Callable[[bytes], Any] | None, answer: TopicReplies | None, workers: int, grace: float,
-        patience: float, commit_interval: float, session: float, backoff: Backoff,
+        patience: float, commit_interval: float, session: float, backoff: Backoff, unverified: Unverifieds | None,
     ) -> None:  # fmt: skip
         require(guard.audit is not None, "a consumer's pipeline needs audit=")
         require(workers >= 1 and grace >= 0, "workers must be at least 1, and grace at least 0")
@@ -72,7 +74,10 @@ class AsyncLogConsumer:
         )  # fmt: skip
         self._dead_letters = dead_letters
         self._backoff = backoff
-        self._work = LogWork(guard, self._assignment, breathing(handler), self._sink, decode=decode, answer=answer)
+        self._work = LogWork(
+            guard, self._assignment, breathing(handler), self._sink, decode=decode, answer=answer,
+            unverified={kind: breathing(each) for kind, each in listed(unverified).items()} or None,
+        )  # fmt: skip
         self._workers = workers
         self._grace = grace
         self._patience = patience
@@ -248,14 +253,15 @@ class AsyncLogConsumer:
             await asyncio.wait((self._polling,))
 
 
-def breathing(handler: Handler) -> Handler:
+def breathing(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Return a handler that lets other tasks run every ``BREATH`` seconds, also where it never waits itself.
 
     Heartbeats of the client are such a task: without its turn the group would give our partitions to others.
     """
     latest = 0.0
 
-    def handle(verified: Verified) -> Any:
+    @wraps(handler)
+    def handle(verified: Any) -> Any:
         result = handler(verified)
         return breathe(result) if time.monotonic() - latest >= BREATH else result
 
