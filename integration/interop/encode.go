@@ -174,20 +174,26 @@ func (m *message) occurrences(name string) []any {
 	return found
 }
 
+// property returns the occurrences of one of the seven properties.
+func (m *message) property(name string) []any {
+	if m.kafka() {
+		return m.occurrences(name)
+	}
+	text, there := m.properties[name]
+	if !there {
+		return nil
+	}
+	if name == "reply-to" && strings.HasPrefix(text, directReply+".") {
+		text = directReply
+	}
+	return []any{text}
+}
+
 // headersInput returns the bytes that hds is the digest of (section 5).
 func (m *message) headersInput(names []string) ([]byte, error) {
 	out := bytes.NewBufferString("mqauth-hds-1")
 	for _, name := range seven {
-		var values []any
-		if m.kafka() {
-			values = m.occurrences(name)
-		} else if text, ok := m.properties[name]; ok {
-			if name == "reply-to" && strings.HasPrefix(text, directReply+".") {
-				text = directReply
-			}
-			values = []any{text}
-		}
-		if err := named(out, name, values); err != nil {
+		if err := named(out, name, m.property(name)); err != nil {
 			return nil, err
 		}
 	}

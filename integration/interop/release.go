@@ -3,6 +3,7 @@ package main
 import (
 	"regexp"
 	"slices"
+	"strings"
 )
 
 // release is a reviewer's word that a dead letter may pass (section 12).
@@ -13,7 +14,13 @@ type release struct {
 
 var (
 	letterForm = regexp.MustCompile(`\A[0-9a-f]{64}\z`)
-	waivable   = []string{
+	reasons    = strings.Fields(`
+		token_missing token_repeated token_oversize token_malformed token_type header_forbidden algorithm_forbidden
+		key_unknown key_revoked key_expired signature_invalid claims_malformed claim_missing issuer_untrusted
+		audience_mismatch subject_mismatch issued_in_future not_yet_valid expired lifetime_excessive queue_age_exceeded
+		destination_mismatch body_mismatch record_key_mismatch headers_mismatch coverage_insufficient
+		producer_forbidden replayed proof_invalid release_invalid message_malformed handler_failed`)
+	waivable = []string{
 		"expired", "queue_age_exceeded", "lifetime_excessive", "key_expired", "producer_forbidden", "replayed",
 	}
 )
@@ -132,8 +139,10 @@ func past(payload *object) bool {
 			return false
 		}
 		letter, is := one.members["letter"].(string)
-		_, timed := natural(one.members["time"])
-		_, named := one.members["reason"].(string)
+		at, timed := natural(one.members["time"])
+		why, named := one.members["reason"].(string)
+		timed = timed && at <= 253402300799
+		named = named && slices.Contains(reasons, why)
 		if !is || !letterForm.MatchString(letter) || !timed || !named && one.members["reason"] != nil {
 			return false
 		}

@@ -21,16 +21,18 @@ type authorityForm struct {
 // consumerForm is a consumer in a file of vectors.
 type consumerForm struct {
 	Issuer       string
-	Audience     string
+	Audience     any
 	Leeway       int64
 	MaxLifetime  int64 `json:"max_lifetime"`
 	Allow        map[string][]string
 	JWKS         json.RawMessage
 	UserID       json.RawMessage `json:"user_id"`
 	At           string
-	MaxQueueAge  int64 `json:"max_queue_age"`
-	Interceptor  bool
-	Required     []string `json:"required_headers"`
+	MaxQueueAge  int64    `json:"max_queue_age"`
+	Evidence     string   `json:"append_evidence"`
+	Required     []string `json:"require_headers"`
+	Unsigned     string   `json:"unsigned_headers"`
+	Subjects     map[string][]string
 	Authorities  map[string]authorityForm
 	Scope        string
 	StoreEntries int `json:"store_entries"`
@@ -50,14 +52,13 @@ type vector struct {
 
 type sequence struct {
 	Name       string
-	Consumer   string
 	Deliveries []vector
 }
 
 type vectorFile struct {
 	Received  int64
-	Consumer  consumerForm
-	Consumers map[string]consumerForm
+	Consumer  json.RawMessage
+	Consumers map[string]json.RawMessage
 	Vectors   []vector
 	Sequences []sequence
 }
@@ -73,9 +74,17 @@ func isNull(raw json.RawMessage) bool { return raw == nil || string(raw) == "nul
 
 func (f *consumerForm) consumer() *consumer {
 	c := &consumer{
-		audiences: []string{f.Audience}, leeway: f.Leeway, maxLifetime: f.MaxLifetime, maxQueueAge: f.MaxQueueAge,
-		append: f.At == "append", interceptor: f.Interceptor, required: f.Required, allow: f.Allow, scope: f.Scope,
+		leeway: f.Leeway, maxLifetime: f.MaxLifetime, maxQueueAge: f.MaxQueueAge,
+		append: f.At == "append", interceptor: f.Evidence == "interceptor", required: f.Required, strict: f.Unsigned == "reject", pins: f.Subjects, allow: f.Allow, scope: f.Scope,
 		claims: map[string]*claimed{}, room: 1 << 30, issuers: map[string]map[string]*key{f.Issuer: nil},
+	}
+	switch audience := f.Audience.(type) {
+	case string:
+		c.audiences = []string{audience}
+	case []any:
+		for _, one := range audience {
+			c.audiences = append(c.audiences, one.(string))
+		}
 	}
 	if !isNull(f.JWKS) {
 		c.issuers[f.Issuer] = must(loadSet(f.JWKS))
@@ -145,10 +154,13 @@ func (r *report) judged(file, name string, v *vector, found verdict) {
 
 func (r *report) messages(file string, f *vectorFile) {
 	consumerOf := func(name string) *consumer {
-		if form, there := f.Consumers[name]; there {
-			return form.consumer()
+		var form consumerForm
+		for _, said := range []json.RawMessage{f.Consumer, f.Consumers[name]} {
+			if said != nil && json.Unmarshal(said, &form) != nil {
+				panic(name)
+			}
 		}
-		return f.Consumer.consumer()
+		return form.consumer()
 	}
 	moment := func(v *vector) int64 {
 		if v.Received > 0 {
@@ -160,8 +172,11 @@ func (r *report) messages(file string, f *vectorFile) {
 		r.judged(file, v.Name, &v, consumerOf(v.Consumer).deliver(&v, moment(&v)))
 	}
 	for _, s := range f.Sequences {
-		c := consumerOf(s.Consumer)
+		var c *consumer
 		for i, v := range s.Deliveries {
+			if i == 0 {
+				c = consumerOf(v.Consumer)
+			}
 			r.judged(file, fmt.Sprintf("%s, %d", s.Name, i), &v, c.deliver(&v, moment(&v)))
 		}
 	}
@@ -181,8 +196,21 @@ func (r *report) encodings(folder string) {
 			Hdr       []string
 			InputHex  string `json:"input_hex"`
 		}
+		Covers, Refused []struct {
+			Name    string
+			Message json.RawMessage
+			Hdr     []string
+		}
 	}
 	load(folder, "hds.json", &hds)
+	for _, v := range hds.Covers {
+		names := must(fromForm(v.Message)).application()
+		r.check(slices.Equal(names, v.Hdr), "hds.json: covers %s: %v", v.Name, names)
+	}
+	for _, v := range hds.Refused {
+		_, err := must(fromForm(v.Message)).bind()
+		r.check(err != nil, "hds.json: refused %s", v.Name)
+	}
 	for _, v := range hds.Vectors {
 		raw, err := must(fromForm(v.Message)).headersInput(v.Hdr)
 		r.check(err == nil && hex.EncodeToString(raw) == v.InputHex && digest(raw) == v.Hds, "hds.json: %s", v.Name)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"math"
 	"slices"
+	"strings"
 )
 
 // verdict is what section 8 calls one; reason and cause are empty where there is none.
@@ -34,6 +35,8 @@ type consumer struct {
 	append      bool
 	interceptor bool
 	required    []string
+	strict      bool
+	pins        map[string][]string
 	userID      bool
 	users       map[string]string
 	allow       map[string][]string
@@ -88,8 +91,8 @@ func (c *consumer) judge(m *message, received int64) judged {
 }
 
 func (c *consumer) scopeOf(m *message) string {
-	if m.origin != nil && m.origin.scope != "" {
-		return m.origin.scope
+	if c.scope == "" && m.origin != nil {
+		return m.origin.scope + m.origin.queue
 	}
 	return c.scope
 }
@@ -165,12 +168,8 @@ func (c *consumer) moment(m *message) int64 {
 		}
 		return -1
 	}
-	if c.interceptor {
-		for _, header := range m.headers {
-			if at, ok := header.value.(int64); ok && header.name == "timestamp_in_ms" && at >= 0 {
-				return at
-			}
-		}
+	if c.interceptor && m.origin != nil && m.origin.append {
+		return m.origin.timestampMS
 	}
 	return -1
 }
@@ -212,33 +211,46 @@ func (c *consumer) believe(m *message, found *claims, k *key, received int64, wa
 		return rejected("audience_mismatch")
 	}
 	at, appended := received*1000, c.moment(m)
-	if c.append {
-		if appended < 0 {
-			return deferred("append_time_unavailable")
-		}
+	if appended >= 0 {
 		at = appended
+	}
+	if c.append && appended < 0 {
+		if k.expires >= 0 && found.iat >= k.expires && !slices.Contains(waived, "key_expired") {
+			return rejected("key_expired")
+		}
+		return deferred("append_time_unavailable")
 	}
 	for _, r := range c.times(found, k, received*1000, at) {
 		if !slices.Contains(waived, r) {
 			return rejected(r)
 		}
 	}
-	if k.named && !slices.Contains(k.subjects, found.sub) || !k.named || c.contradicts(m, found.sub) {
+	if !c.speaks(k, found.sub) || c.contradicts(m, found.sub) {
 		return rejected("subject_mismatch")
 	}
 	if r := found.bound(m); r != "" {
 		return rejected(r)
 	}
 	for _, required := range c.required {
-		bySeven := m.kafka() && slices.Contains(seven, required)
-		if !bySeven && !slices.Contains(found.mqa.hdr, required) || m.occurrences(required) == nil {
+		holds := slices.Contains(found.mqa.hdr, required) && m.occurrences(required) != nil
+		if slices.Contains(seven, required) {
+			holds = m.property(required) != nil
+		}
+		if !holds {
 			return rejected("coverage_insufficient")
 		}
+	}
+	uncovered := func(name string) bool { return !slices.Contains(found.mqa.hdr, name) }
+	if c.strict && slices.ContainsFunc(m.application(), uncovered) {
+		return rejected("coverage_insufficient")
+	}
+	if slices.Contains(waived, "producer_forbidden") {
+		return verdict{}
 	}
 	if c.noPolicy {
 		return deferred("policy_unavailable")
 	}
-	if !slices.Contains(c.allow[found.sub], m.destination) && !slices.Contains(waived, "producer_forbidden") {
+	if !slices.Contains(c.allow[found.sub], m.destination) {
 		return rejected("producer_forbidden")
 	}
 	return verdict{}
@@ -268,6 +280,37 @@ func (c *consumer) times(found *claims, k *key, received, at int64) []reason {
 		}
 	}
 	return failed
+}
+
+// speaks tells whether a key speaks for a subject: by its JWK, and by what the consumer says of its kid.
+func (c *consumer) speaks(k *key, sub string) bool {
+	pinned, there := c.pins[k.kid]
+	if there && !slices.Contains(pinned, sub) {
+		return false
+	}
+	if k.named {
+		return slices.Contains(k.subjects, sub)
+	}
+	return there || slices.Contains(c.pins["*"], sub)
+}
+
+var transports = []string{
+	"x-death", "x-delivery-count", "x-acquired-count", "x-delay", "timestamp_in_ms", "traceparent", "tracestate", "baggage",
+}
+
+// application returns the names of the headers that transports do not add, each once, in order of appearance.
+func (m *message) application() []string {
+	names := []string{}
+	for _, h := range m.headers {
+		added := h.name == "BCC" || slices.Contains(transports, fold(h.name)) || m.kafka() && slices.Contains(seven, h.name)
+		for _, prefix := range []string{"x-first-death-", "x-last-death-", "x-stream-", "x-opt-", "mqauth-"} {
+			added = added || strings.HasPrefix(fold(h.name), prefix)
+		}
+		if !added && !slices.Contains(names, h.name) {
+			names = append(names, h.name)
+		}
+	}
+	return names
 }
 
 func (c *consumer) contradicts(m *message, sub string) bool {
@@ -329,13 +372,14 @@ func claimID(input []byte, index int64, batch bool) string {
 
 // claim is step 13.
 func (c *consumer) claim(m *message, found *claims, release *release, waived []string) judged {
-	id := claimID(claimInput(found.iss, found.sub, found.jti), found.index, found.mqa.size > 0)
+	scope := c.scopeOf(m) + "\x00"
+	id := scope + claimID(claimInput(found.iss, found.sub, found.jti), found.index, found.mqa.size > 0)
 	j := judged{verdict: verdict{verdict: "accepted"}, claims: found}
 	if c.noStore {
 		return judged{verdict: deferred("replay_store_unavailable")}
 	}
 	if release != nil {
-		entry, there := c.claims[release.id()]
+		entry, there := c.claims[scope+release.id()]
 		if there && entry.done {
 			return judged{verdict: verdict{verdict: "duplicate"}, claims: found}
 		}
@@ -343,7 +387,7 @@ func (c *consumer) claim(m *message, found *claims, release *release, waived []s
 			return judged{verdict: deferred("claim_held")}
 		}
 		taken := &claimed{}
-		c.claims[release.id()] = taken
+		c.claims[scope+release.id()] = taken
 		j.taken = append(j.taken, taken)
 		if slices.Contains(waived, "replayed") {
 			return j
@@ -359,6 +403,8 @@ func (c *consumer) claim(m *message, found *claims, release *release, waived []s
 		c.claims[id] = entry
 	case release != nil && entry.done:
 		return judged{verdict: rejected("replayed")}
+	case release != nil:
+		return judged{verdict: deferred("claim_held")}
 	case place != "" && place == entry.place:
 	case place == "" && m.origin != nil && m.origin.redelivered && entry.done:
 		return judged{verdict: verdict{verdict: "duplicate"}, claims: found}
