@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from integration.documentation import ROOT
-from mqauth.cli.broker import BrokerFile
+from mqauth.config.broker import BrokerFile
 from mqauth.config.declaration import schema_of
 from mqauth.config.settings import FileSettings
 from mqauth.console.oidc import OIDCSettings
@@ -28,6 +28,11 @@ Look up what a setting means, what it may be, and what it is where you leave it 
   line: file, table, key, what is wrong.
 * Paths are relative to the folder of the file. No secret stands in a file: a setting names the variable or the
   other file that holds it.
+* `${NAME}` in any text value is a variable of the environment, `${NAME:-default}` one that may be missing, and
+  `$${` a plain `${`. Keys never have one. What comes out obeys the same limits. `mqauth check` notes where trust
+  comes from the environment.
+* In the path of the audit file `{pid}`, `{host}`, `{scope}` and `{instance}` (`MQAUTH_INSTANCE`, else the host)
+  are filled in. In containers each process has the number 1: use `{host}` too.
 * Durations are in seconds. *Required* means: in a table that is there.
 * An editor that knows JSON Schema (Even Better TOML and Taplo do) checks `mqauth.toml` while you type.
   Make `#:schema mqauth.schema.json` the first line of the file, with the path of [the schema](mqauth.schema.json).
@@ -68,11 +73,17 @@ def write() -> None:
 def _tables(name: str, table: Mapping[str, Any]) -> Iterator[str]:
     """Yield a table's keys, then the tables within it."""
     properties = table["properties"]
-    rows = [_row(key, said, key in table["required"]) for key, said in properties.items() if _inner(said) is None]
+    rows = [
+        _row(key, said, key in table["required"])
+        for key, said in properties.items()
+        if _inner(said) is None and not _is_named(said)
+    ]
     if rows:
         yield _COLUMNS + "".join(rows)
     for key, said in properties.items():
         inner, dotted = _inner(said), f"{name}.{key}".lstrip(".")
+        if _is_named(said):
+            yield f"### `[{dotted}.NAME]`\n\n{said['description']}\n"
         if inner is not None:
             brackets = f"[[{dotted}]]" if said["type"] == "array" else f"[{dotted}]"
             required = " *Required.*" if key in table["required"] else ""
@@ -84,6 +95,12 @@ def _inner(said: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the table, or each table of the array, that a setting is; `None` where it is none."""
     found: Mapping[str, Any] = said.get("items", said)
     return found if "properties" in found else None
+
+
+def _is_named(said: Mapping[str, Any]) -> bool:
+    """Tell whether a setting is a table of tables with names of their own."""
+    rest = said.get("additionalProperties")
+    return isinstance(rest, dict) and "properties" in rest
 
 
 def _row(key: str, said: Mapping[str, Any], required: bool) -> str:

@@ -61,12 +61,21 @@ class Attempts:
 
 
 class Call(NamedTuple):
-    """A call that a flow asks for, with the attempts it may take and its twin for event loops."""
+    """A call that a flow asks for.
+
+    Args:
+        function: what is called.
+        arguments: positional ones.
+        attempts: how often it may fail.
+        twin: what an event loop calls in its place.
+        retried: called with the error of each attempt that another one follows.
+    """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     attempts: Attempts | None = None
     twin: Callable[..., Any] | None = None
+    retried: Callable[[Exception], None] | None = None
 
 
 Flow = Generator[Call, Any, R]
@@ -190,22 +199,22 @@ async def arun(flow: Flow[R], result: Any = None, error: Exception | None = None
         result: of that call.
         error: why that call failed.
     """
-    while True:
-        try:
-            wish = flow.send(result) if error is None else flow.throw(error)
-        except StopIteration as stop:
-            return cast(R, stop.value)
-        result, error = await _outcome(wish, None)
+    while isinstance(found := begin(flow, result, error), Waiting):
+        result, error = await _outcome(found.wish, found.made)
+    return found
 
 
-def begin(flow: Flow[R]) -> R | Waiting[R]:
+def begin(flow: Flow[R], result: Any = None, error: Exception | None = None) -> R | Waiting[R]:
     """Run a flow inside an event loop until something has to be awaited; ``resume`` goes on from there.
 
     An exception of a call that is no ``Exception`` is raised by ``resume``, whose caller looks after the flow by
     then.
+
+    Args:
+        flow: a new one, or one that waits for a call.
+        result: of that call.
+        error: why that call failed.
     """
-    result: Any = None
-    error: Exception | None = None
     while True:
         try:
             wish = flow.send(result) if error is None else flow.throw(error)
@@ -234,6 +243,11 @@ def is_async(function: object) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 - an object's method, not callability, is asked for
     )
+
+
+def unwrapped(function: Any) -> Any:
+    """Return the function within those that ``functools.wraps`` has put around it."""
+    return inspect.unwrap(function)
 
 
 def is_awaitable(result: object) -> TypeGuard[Awaitable[Any]]:
@@ -268,6 +282,7 @@ def _again(wish: Call, error: Exception) -> Any:
     retrying = _retrying(wish, error)
     if retrying is None:
         raise error
+    _note_retry(wish, error)
     return tenacity.Retrying(**retrying)(lambda: _settled(wish.function(*wish.arguments)))
 
 
@@ -286,6 +301,7 @@ async def _outcome(wish: Call, made: Callable[[], Awaitable[Any]] | None) -> tup
     retrying = _retrying(wish, first)
     if retrying is None:
         return None, first
+    _note_retry(wish, first)
     try:
         return await tenacity.AsyncRetrying(**retrying)(_awaited, wish), None
     except Exception as last:
@@ -304,8 +320,14 @@ def _retrying(wish: Call, error: Exception) -> dict[str, Any] | None:
         "retry": tenacity.retry_if_exception(
             lambda raised: isinstance(raised, Exception) and not isinstance(raised, (ColourError, *rule.final))
         ),
+        "before_sleep": lambda state: _note_retry(wish, state.outcome.exception()),
         "reraise": True,
     }
+
+
+def _note_retry(wish: Call, error: Exception) -> None:
+    if wish.retried is not None:
+        wish.retried(error)
 
 
 def _settled(result: Any) -> Any:

@@ -496,7 +496,9 @@ CASES = [
     case("audit_not_durable", "audit.file", edits(("audit.jsonl", "/dev/shm/../shm/a.jsonl"))),
     case("audit_writable", "audit.file", audit_file(0o602), audit_file(0o604)),
     case("audit_shared", "audit.file", edits(("consumers = 1", "consumers = 2")),
-         edits(("consumers = 1", "consumers = 2"), ("audit.jsonl", "audit-{pid}.jsonl"))),
+         edits(("consumers = 1", "consumers = 2"), ("audit.jsonl", "audit-{host}-{pid}.jsonl"))),
+    case("trust_from_environment", "consumer.issuers[0].file",
+         edits(('file = "jwks.json"', 'file = "${NO_SUCH_VARIABLE:-jwks.json}"'))),
     case("dead_letters_missing", "dead_letters", lambda world: world.drop("dead_letters")),
     case("settles_nothing", "consumer", lambda world: [world.drop("dead_letters"), world.drop("audit")]),
     case("dead_letters_source", "dead_letters.name", edits(('"orders.dead"', '"orders"'))),
@@ -890,7 +892,6 @@ def test_command_shows_people_a_table(shell: World) -> None:
         (("keys",), "mqauth: keys: "),
         (("mqauth.toml", "--online"), "mqauth: --online: not in this version"),
         (("jwks.json", "--nonsense"), "mqauth: No such option"),
-        ((), "mqauth: Missing argument"),
         (("jwks.json",), "mqauth: jwks.json: not TOML: "),
     ],
 )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import Context, copy_context
+from functools import wraps
 from typing import Any
 
 from mqauth.flow import is_async
+from mqauth.judging.unverified import Unverifieds
 
 Timer = Callable[[float, Callable[[], None]], Any]
 """Calls a function after so many seconds: ``call_later``, or a test's own."""
@@ -35,6 +37,7 @@ def on_thread(handler: Callable[..., Any]) -> Callable[..., Any]:
     if is_async(handler):
         return handler
 
+    @wraps(handler)
     async def handle(verified: Any) -> Any:
         running = asyncio.get_running_loop().run_in_executor(None, copy_context().run, handler, verified)
         try:
@@ -44,6 +47,13 @@ def on_thread(handler: Callable[..., Any]) -> Callable[..., Any]:
             return await running
 
     return handle
+
+
+def on_threads(unverified: Unverifieds | None) -> Unverifieds | None:
+    """Return what takes an ``Unverified``, on threads as ``on_thread``."""
+    if isinstance(unverified, Mapping):
+        return {kind: on_thread(handler) for kind, handler in unverified.items()}
+    return None if unverified is None else on_thread(unverified)
 
 
 async def first_of(*wanted: Awaitable[Any]) -> None:
@@ -86,14 +96,20 @@ class DeliveryTasks:
 
     async def end(self, grace: float) -> None:
         """Return when all tasks have ended; those that need longer than ``grace`` seconds are cancelled, once."""
-        try:
-            async with asyncio.timeout(grace):
-                await self._idle()
-        except TimeoutError:
+        if not await self.wait_until_idle(grace):
             late = self._running - self._asking
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+    async def wait_until_idle(self, seconds: float) -> bool:
+        """Wait for all tasks, at most so many seconds; return whether none runs any more."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle()
+        except TimeoutError:
+            return False
+        return True
 
     async def _idle(self) -> None:
         while running := self._running - self._asking:

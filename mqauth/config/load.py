@@ -30,6 +30,7 @@ from mqauth.config.toml_file import Table, read_toml
 from mqauth.errors import require
 from mqauth.judging.pipeline import Observer, Pipeline
 from mqauth.judging.policy import Allow
+from mqauth.judging.rollout import Rollout
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey, JWKSFile
 from mqauth.keystore.disk.folder import read_pem
@@ -135,11 +136,20 @@ class Configuration:
         audit: dict[str, Any] = (
             {"audit": None} if found is None else {"audit": self._audit_sink(found), "record": found.record}
         )
-        return self._pipeline(observers=self._observers, **audit)
+        return self._pipeline(observers=self._observers, rollout=self.rollout, **audit)
+
+    @cached_property
+    def rollout(self) -> Rollout:
+        """The rungs of ``[[rollout]]`` and the exemptions of ``[[consumer.unsigned]]``."""
+        consumer = self._settings.consumer
+        unsigned = () if consumer is None else consumer.unsigned
+        return Rollout([found.entry for found in self._settings.rollout], [found.exemption for found in unsigned])
 
     @cached_property
     def judge(self) -> Pipeline:
         """The pipeline of ``[consumer]`` for verdicts alone: it opens no audit file and settles nothing.
+
+        It judges at ``enforce``, whatever ``[[rollout]]`` says.
 
         Raises:
             ConfigurationError: there is no ``[consumer]``, or its keys cannot be read.
@@ -164,7 +174,7 @@ class Configuration:
         verifier = Verifier(keys=issuers, release=self._releases(found.leeway), **found.arguments(Verifier))
         return Pipeline(
             verifier=verifier, policy=Allow([rule.rule for rule in found.allow]), replay=self._store(),
-            scope=found.scope, clock=self._clock, **more,
+            scope=found.scope, exception_messages=found.exception_messages, clock=self._clock, **more,
         )  # fmt: skip
 
     def _releases(self, leeway: int) -> ReleaseAuthorities | None:
@@ -189,8 +199,12 @@ class Configuration:
 
     def _audit_sink(self, found: AuditSettings) -> MisuseWatch:
         heads = self._heads(found)
+        scope = None if self._settings.consumer is None else self._settings.consumer.scope
+        if scope is None and "{scope}" in str(found.file):
+            raise found.table.refuse("file", "{scope} needs [consumer] scope")
         with found.table.located("file"):
-            file = AuditFile(found.file, fsync=not found.unsafe_no_fsync, max_bytes=found.max_bytes, heads=heads)
+            path = Path(str(found.file).replace("{scope}", (scope or "").replace("/", "_")))
+            file = AuditFile(path, fsync=not found.unsafe_no_fsync, max_bytes=found.max_bytes, heads=heads)
         # The watch stands before the flood gate: a detector has to count the records that the gate sums up.
         gate = FloodGate(file, found.flood_after)
         return MisuseWatch(gate, Detector(self.thresholds), on_alert=self._on_alert, clock=self._clock)

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 from mqauth.audit.file import MIN_BYTES
 from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import DEFAULT_FLOOD_AFTER
+from mqauth.config.broker import BrokerSettings, ReviewSettings
 from mqauth.config.declaration import Settings, inner, inners, not_with, only_with
 from mqauth.config.kinds import (
     ANY,
@@ -37,6 +38,7 @@ from mqauth.config.kinds import (
     url,
     whole,
 )
+from mqauth.config.rollout_settings import RolloutSettings, UnsignedSettings
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.judging.policy import Rule
@@ -207,6 +209,9 @@ class ConsumerSettings(Settings):
         text_or_table(_SUBJECT, entries(ANY, NAME)),
         "Compare the AMQP user with `sub`: they are equal, or a table maps users to subjects.",
     ] = None
+    exception_messages: Annotated[
+        bool, FLAG, "Log the messages of exceptions that handlers raise; not where validators quote bodies."
+    ] = True
     issuers: Annotated[
         tuple[IssuerSettings, ...],
         inners(IssuerSettings, 1, "issuer"),
@@ -216,6 +221,11 @@ class ConsumerSettings(Settings):
         tuple[RuleSettings, ...],
         inners(RuleSettings),
         "Who may publish where; without a rule everything is refused.",
+    ] = ()
+    unsigned: Annotated[
+        tuple[UnsignedSettings, ...],
+        inners(UnsignedSettings),
+        "What may lack a token for now, at enforce too; it is given to `unverified=` of the consumer.",
     ] = ()
 
     def refusals(self) -> Iterator[RefusedSetting]:
@@ -251,7 +261,7 @@ class ReplaySettings(Settings):
 class AuditSettings(Settings):
     """``[audit]``: the audit file, its flood gate and its signed heads."""
 
-    file: Annotated[Path, PATH, "The audit file; `{pid}` in it stands for the process."]
+    file: Annotated[Path, PATH, "The audit file; `{pid}`, `{host}`, `{scope}` and `{instance}` are filled in."]
     record: Annotated[
         Literal["rejections", "all"], choice(("rejections", "all")), "Which verdicts are recorded."
     ] = "rejections"
@@ -368,6 +378,22 @@ class FileSettings(Settings):
     ] = None
     release: Annotated[
         ReleaseSettings | None, inner(ReleaseSettings), "Who may release dead letters for another try."
+    ] = None
+    rollout: Annotated[
+        tuple[RolloutSettings, ...],
+        inners(RolloutSettings),
+        "Destinations that are not at enforce yet; the first entry that matches decides.",
+    ] = ()
+    broker: Annotated[
+        BrokerSettings | None, inner(BrokerSettings), "Where commands find the dead letters, and how."
+    ] = None
+    brokers: Annotated[
+        Mapping[str, BrokerSettings] | None,
+        entries(NAME, inner(BrokerSettings), 1),
+        "The same for several brokers; `--broker NAME` takes one.",
+    ] = None
+    review: Annotated[
+        ReviewSettings | None, inner(ReviewSettings), "What a reviewer of dead letters works with."
     ] = None
     check: Annotated[
         CheckSettings | None, inner(CheckSettings), "Tells `mqauth check` what the other tables do not say."

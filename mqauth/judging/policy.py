@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -11,10 +10,10 @@ from typing import Final, Protocol
 
 from mqauth.errors import ConfigurationError, MalformedMessage, require
 from mqauth.judging.verified import Verified, producer_and_place
+from mqauth.logs import emit
 from mqauth.wire import destination, memo
 from mqauth.wire.claims import is_name
 
-_LOG: Final = logging.getLogger("mqauth.policy")
 _WILDCARDS: Final = ("*", "#")
 
 
@@ -64,7 +63,7 @@ class Rule:
             "a subject or issuer is text of 1 to 256 characters",
         )
         for pattern in self.destinations:
-            _check_pattern(pattern)
+            check_pattern(pattern)
 
     def allows(self, issuer: str, destination: str) -> bool:
         """Tell whether this rule lets its subject, of an issuer, publish to a destination."""
@@ -112,7 +111,7 @@ class UnsafeAllowAll:
     version = "unsafe-allow-all"
 
     def __init__(self) -> None:
-        _LOG.warning("UnsafeAllowAll: any producer of a trusted issuer may publish anywhere")
+        emit("policy.unsafe", "UnsafeAllowAll: any producer of a trusted issuer may publish anywhere")
 
     def decide(self, verified: Verified, /) -> Decision:
         """Return ``ALLOW``."""
@@ -150,7 +149,12 @@ def _patterns(found: Iterable[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _check_pattern(pattern: str) -> None:
+def check_pattern(pattern: str) -> None:
+    """Refuse a pattern that no destination can fit.
+
+    Raises:
+        ConfigurationError: it is not in its form.
+    """
     head, words = _split(pattern)
     try:
         destination.parse(head + ".".join("w" if word in _WILDCARDS else word for word in words))

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
-from mqauth.audit.record import MAX_SOURCE, harmless, iso_time
+from mqauth.audit.record import MAX_SOURCE, iso_time
 from mqauth.errors import Cause, MalformedMessage, Rejection, Unavailable, require
 from mqauth.letters.release import NO_PAST, Release
+from mqauth.logs import harmless
 from mqauth.wire import base64url, envelope, json_form, strict_json
 from mqauth.wire.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue, Message, fold
 
@@ -62,6 +63,8 @@ class DeadLetter:
         audit: id of the audit record, which is durable before the letter is published.
         release: the verified release that the message came with; earlier letters are believed from it alone.
         digest: SHA-256 over body and headers, without what brokers add on delivery; computed unless given.
+        error: the error id of a handler's failure.
+        rung: the rung of its destination, if the message was handled without a proof of who sent it.
 
     Attributes:
         id: SHA-256 over scope, source and content: the same for a copy that is made after a crash.
@@ -74,6 +77,8 @@ class DeadLetter:
     audit: str
     release: Release | None = None
     digest: str = ""
+    error: str | None = None
+    rung: str | None = None
     id: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -158,7 +163,8 @@ class DeadLetter:
         fields = {
             "id": self.id,
             "reason": self.rejection.reason.value,
-            "detail": harmless(self.rejection.detail),
+            "detail": harmless(self.rejection.sentence(whole=False)),
+            "error": self.error,
             "time": iso_time(self.time),
             "scope": harmless(self.scope),
             "destination": message.destination,
@@ -167,6 +173,7 @@ class DeadLetter:
             "digest": self.digest,
             "count": str(past.count + 1),
             "history": strict_json.dumps(history).decode("ascii"),
+            "rung": self.rung,
             "key": None if key is None else key.decode("ascii"),
             "metadata": strict_json.dumps(kept).decode("utf-8") if kept else None,
         }

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
 from pika import BlockingConnection
 
-from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT
+from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, warn_of_shared_connection
 from mqauth.brokers.background import BackgroundRun
-from mqauth.brokers.event_loop import Sleep, on_thread
+from mqauth.brokers.event_loop import Sleep, on_thread, on_threads
 from mqauth.brokers.pika.link import Link, drive, link_of, tell
 from mqauth.brokers.pika.producer import Producer, as_responder
 from mqauth.brokers.pika.queue import Queue
@@ -20,13 +19,13 @@ from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.delivery.health import QueueHealth
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER
 from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.unverified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
 
 DEFAULT_PREFETCH: Final = 10
 MAX_THREADS: Final = 32
 """Most threads of one consumer's handlers; with a longer prefetch the rest waits for one."""
-_LOG: Final = logging.getLogger("mqauth.rabbitmq")
 
 
 class Consumer(BackgroundRun):
@@ -61,6 +60,8 @@ class Consumer(BackgroundRun):
         max_held: deliveries held beside the window, by default ten times ``prefetch`` and at most 1,000, and
             16 MiB of their bodies; beyond it the queue waits for all.
         sleep: waits so many seconds.
+        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
+            pass; or a table of handlers by kind. It is another function than ``handler``.
 
     Raises:
         ConfigurationError: the pipeline has no audit, or a setting is out of its limits.
@@ -84,6 +85,7 @@ class Consumer(BackgroundRun):
         delivery_limit: int = DEFAULT_DELIVERY_LIMIT,
         max_held: int | None = None,
         sleep: Sleep = asyncio.sleep,
+        unverified: Unverifieds | None = None,
     ) -> None:
         link = link_of(connection)
         self._engine = QueueConsumer(
@@ -91,6 +93,7 @@ class Consumer(BackgroundRun):
             dead_letters=dead_letters, prefetch=prefetch, coalesce_acks=coalesce_acks, grace=grace, hold=hold,
             consumer_timeout=consumer_timeout, delivery_limit=delivery_limit, max_held=max_held,
             decode=decode, responder=as_responder(replies, dead_letters), sleep=sleep,
+            unverified=on_threads(unverified),
         )  # fmt: skip
         self._links = [link, *_links(dead_letters, guard.audit)]
         self._watched = [*self._links, *_links(replies)]
@@ -98,7 +101,7 @@ class Consumer(BackgroundRun):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = False
         if link in self._links[1:]:
-            _LOG.warning("%s: dead letters share its connection; under a memory alarm acks will stall", queue)
+            warn_of_shared_connection(queue)
 
     def run(self, *, signals: bool = False) -> None:
         """Consume until ``stop`` is called, then stop gracefully; the connections are the caller's again.

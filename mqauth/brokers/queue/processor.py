@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from mqauth.brokers.event_loop import Sleep, Timer, call_later, was_cancelled
 from mqauth.brokers.queue.channel import Acks
@@ -18,10 +17,9 @@ from mqauth.delivery.slot import NO_LIMIT, Slot
 from mqauth.errors import Rejection, StaleDelivery
 from mqauth.flow import Waiting, arun, begin, resume
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline
+from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Responder
 from mqauth.letters.dead_letter import DeadLetterSink
-
-_LOG: Final = logging.getLogger("mqauth.delivery")
 
 
 class StartedDelivery(NamedTuple):
@@ -63,6 +61,7 @@ class Processor:
             delivery that meets an error of ours stays unacked.
         sleep: waits so many seconds.
         timer: calls a function after so many seconds; claims are renewed by it.
+        unverified: takes an ``Unverified``; or a table of handlers by kind.
     """
 
     def __init__(
@@ -84,6 +83,7 @@ class Processor:
         on_failure: Callable[[BaseException], Awaitable[None]] | None = None,
         sleep: Sleep = asyncio.sleep,
         timer: Timer = call_later,
+        unverified: Unverifieds | None = None,
     ) -> None:
         self._calls = calls
         self._clock = guard.clock
@@ -94,6 +94,7 @@ class Processor:
         self.work = QueueWork(
             calls.queue, guard, handler, dead_letters,
             ended=calls.ended, decode=decode, answer=responder, stops=before_requeue is not None,
+            unverified=unverified,
         )  # fmt: skip
         self.hold = Hold(
             guard.clock,
@@ -199,7 +200,6 @@ class Processor:
 
     async def _put_off(self, held: HeldDelivery) -> Outcome:
         """Hold a deferred delivery for as long as it may be; return its last outcome."""
-        _LOG.warning("deferred on %s: %s", self._calls.queue, held.outcome.cause)
         try:
             outcome = await self.retrier.hold(held)
             if await self._stays(held):

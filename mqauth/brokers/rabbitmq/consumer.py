@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any, Final
 
 from aio_pika.abc import AbstractQueue
 
-from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, stream_refused
+from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, stream_refused, warn_of_shared_connection
 from mqauth.brokers.event_loop import Sleep
 from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.brokers.rabbitmq.channel import share_connection
@@ -18,11 +17,12 @@ from mqauth.brokers.rabbitmq.queue import Queue
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER
 from mqauth.delivery.slot import NO_LIMIT
 from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.unverified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetterSink
+from mqauth.logs import emit
 from mqauth.signer import Signer
 
 DEFAULT_PREFETCH: Final = 10
-_LOG: Final = logging.getLogger("mqauth.rabbitmq")
 
 
 class Consumer(QueueConsumer):
@@ -52,6 +52,8 @@ class Consumer(QueueConsumer):
         max_held: deliveries held beside the window, by default ten times ``prefetch`` and at most 1,000, and
             16 MiB of their bodies; beyond it the queue waits for all.
         sleep: waits so many seconds.
+        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
+            pass; or a table of handlers by kind. It is another function than ``handler``.
 
     Raises:
         ConfigurationError: the pipeline has no audit, or a setting is out of its limits.
@@ -74,12 +76,14 @@ class Consumer(QueueConsumer):
         delivery_limit: int | None = None,
         max_held: int | None = None,
         sleep: Sleep = asyncio.sleep,
+        unverified: Unverifieds | None = None,
     ) -> None:
         super().__init__(
             Queue(queue), guard, handler,
             dead_letters=dead_letters, prefetch=prefetch, coalesce_acks=coalesce_acks, grace=grace, hold=hold,
             consumer_timeout=consumer_timeout, delivery_limit=limit_of(queue, delivery_limit), max_held=max_held,
             decode=decode, responder=as_responder(replies, dead_letters), sleep=sleep,
+            unverified=unverified,
         )  # fmt: skip
         _check(queue, dead_letters)
 
@@ -103,6 +107,10 @@ def _check(queue: AbstractQueue, dead_letters: DeadLetterSink) -> None:
     if (getattr(queue, "arguments", None) or {}).get("x-queue-type") == "stream":
         raise stream_refused(queue.name)
     if share_connection(queue.channel, getattr(dead_letters, "channel", None)):
-        _LOG.warning("%s: dead letters share its connection; under a memory alarm acks will stall", queue.name)
+        warn_of_shared_connection(queue.name)
     if _is_classic(queue):
-        _LOG.warning("%s is no quorum queue: one undecodable message would stop it for ever", queue.name)
+        emit(
+            "client.classic_queue",
+            "%s is no quorum queue: one undecodable message would stop it for ever",
+            queue.name,
+        )
