@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason
-from mqauth.judging.pipeline import Verdict
 from mqauth.testing.batchforge import leaf_hash, leaf_of
 from mqauth.wire import base64url, destination, envelope, jwk
 from mqauth.wire import strict_json as strictjson
@@ -80,7 +79,7 @@ def test_the_vectors_cover_every_reason_and_every_cause_of_a_verdict() -> None:
     assert set(Cause) - {vector.get("cause") for vector in found} == {
         Cause.AUDIT_UNAVAILABLE, Cause.DEAD_LETTER_UNAVAILABLE, Cause.HANDLER_DEFERRED, Cause.BROKER_UNAVAILABLE,
     }  # fmt: skip
-    assert {vector["verdict"] for vector in found} == {verdict.value for verdict in Verdict}
+    assert {vector["verdict"] for vector in found} == {"accepted", "rejected", "deferred", "duplicate"}
 
 
 @pytest.mark.parametrize("vector", HDS["vectors"], ids=lambda vector: vector["name"])

@@ -231,7 +231,7 @@ MESSAGE_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
     ("retired later", edit(judge_times, ">= key.expires", "> key.expires"), "issued the second its key retired"),
     ("retired by the clock", edit(judge_times, "claims.iat if appended", "received if appended"),
      "issued a second before its key retired"),
-    ("audience unchecked", edit(believe, "claims.aud not in self._audiences", "False"),
+    ("audience unchecked", edit(believe, "claims.aud not in self.audiences", "False"),
      "the audience before the times"),
     ("no leeway of iat", edit(judge_times, "claims.iat > moment + self.leeway", "claims.iat > moment"),
      "issued at the edge of the leeway"),
@@ -279,8 +279,8 @@ MESSAGE_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
     ("suffix of direct reply-to", edit(envelope._encoded, 'text.startswith(_DIRECT_REPLY + ".")', "False"),
      "direct reply-to with the broker's suffix"),
 )  # fmt: skip
-believed, authorities = "if claims.aud not in self._audiences", ReleaseAuthorities.verify
-times_first = "self._times.check(claims, key, message, received, waived); "
+believed, authorities = "if claims.aud not in self.audiences", ReleaseAuthorities.verify
+times_first = "self.times.check(claims, key, message, received, waived); "
 coverage, evidence = Verifier._check_coverage, token.Times.evidence
 SETTINGS_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
     ("times before the audience", edit(believe, believed, f"{times_first}\n    {believed}"),
@@ -325,8 +325,8 @@ SETTINGS_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
     ("a release for any scope", edit(judge.Judge._claim_released,
      "release.scope != self.scope_of(message)", "False"),
      "a release for another scope"),
-    ("a release before the audience", edit(believe, "claims.aud not in self._audiences",
-     "claims.aud not in self._audiences and not waived"), "another audience, and a release that waives all"),
+    ("a release before the audience", edit(believe, "claims.aud not in self.audiences",
+     "claims.aud not in self.audiences and not waived"), "another audience, and a release that waives all"),
     ("the first of two releases", edit(release._value, "len(found) == 1 and ", ""), "a release twice"),
     ("a release of tokens' type", edit(release.open_release, "typ=RELEASE_TYPE", 'typ="mqauth+jwt"'),
      "a release of the type of tokens"),
