@@ -96,7 +96,7 @@ _TABLE: Final = (
     (
         "rollout",
         logging.WARNING,
-        "rollout.ending rollout.not_awaited rollout.unenforced rollout.wired_in",
+        "rollout.alias rollout.ending rollout.not_awaited rollout.unenforced rollout.wired_in",
     ),
     ("rollout", logging.ERROR, "rollout.unwritten"),
     ("rollout", logging.CRITICAL, "rollout.mark_void rollout.overdue"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import Context, copy_context
 from functools import wraps
 from typing import Any
 
+from mqauth.clock import Clock
 from mqauth.flow import is_async
+from mqauth.judging.unverified import Unverifieds
 
 Timer = Callable[[float, Callable[[], None]], Any]
 """Calls a function after so many seconds: ``call_later``, or a test's own."""
@@ -48,6 +50,13 @@ def on_thread(handler: Callable[..., Any]) -> Callable[..., Any]:
     return handle
 
 
+def on_threads(unverified: Unverifieds | None) -> Unverifieds | None:
+    """Return what takes an ``Unverified``, on threads as ``on_thread``."""
+    if isinstance(unverified, Mapping):
+        return {kind: on_thread(handler) for kind, handler in unverified.items()}
+    return None if unverified is None else on_thread(unverified)
+
+
 async def first_of(*wanted: Awaitable[Any]) -> None:
     """Wait until the first of these is done, and cancel the others."""
     waits = [asyncio.ensure_future(wait) for wait in wanted]
@@ -57,6 +66,37 @@ async def first_of(*wanted: Awaitable[Any]) -> None:
         for wait in waits:
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
+
+
+class LoopBeat:
+    """Tells for how long an event loop has not moved; it is asked from any thread, and moves the loop to answer.
+
+    Args:
+        clock: tells the time.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._asked: float | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Watch a loop."""
+        self._loop = loop
+
+    def silent(self) -> float:
+        """Return the seconds since which the loop owes an answer; the first call asks for one."""
+        loop, asked = self._loop, self._asked
+        if loop is None or loop.is_closed():
+            return 0.0
+        if asked is not None:
+            return self._clock.monotonic() - asked
+        self._asked = self._clock.monotonic()
+        loop.call_soon_threadsafe(self._answer)
+        return 0.0
+
+    def _answer(self) -> None:
+        self._asked = None
 
 
 class DeliveryTasks:

@@ -119,13 +119,6 @@ def listed(unverified: Unverifieds | None) -> dict[str, UnverifiedHandler]:
     return dict(unverified) if isinstance(unverified, Mapping) else {"*": unverified}
 
 
-def each_of(
-    unverified: Unverifieds | None, wrap: Callable[[UnverifiedHandler], UnverifiedHandler]
-) -> Unverifieds | None:
-    """Return the handlers, each put into another function."""
-    return {kind: wrap(handler) for kind, handler in listed(unverified).items()} or None
-
-
 def make_unverified(message: Message, would: Would | None, kind: str | None = None) -> Unverified:
     """Return the view of a message that nothing proved; for the pipeline and for tests."""
     return Unverified(_MAKER, message, would, kind)

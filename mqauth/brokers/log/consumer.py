@@ -13,7 +13,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any, Final
 
 from mqauth.brokers.background import BackgroundRun
@@ -23,12 +22,11 @@ from mqauth.brokers.log.replies import TopicReplies
 from mqauth.brokers.log.transaction import TransactionalLetters
 from mqauth.clock import Clock
 from mqauth.delivery.assignment import Assignment
-from mqauth.delivery.health import Health
+from mqauth.delivery.health import LogHealth, rungs
 from mqauth.delivery.log_work import LogWork, check_plugins
 from mqauth.delivery.partition import Backoff, Partition
 from mqauth.errors import require
 from mqauth.flow import run
-from mqauth.judging.observing import unenforced
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds, listed
 from mqauth.letters.dead_letter import DeadLetterSink
@@ -250,9 +248,9 @@ class LogConsumer(BackgroundRun):
         self._assignment.stop()
         self._workers.stop()
 
-    def health(self) -> Health:
+    def health(self) -> LogHealth:
         """Return how the consumer is doing now; may be called from any thread."""
-        return replace(self._assignment.health(self._running), rollout=unenforced(self._guard.rollout))
+        return self._assignment.health(self._running, rungs(self._guard.rollout))
 
     def settle(self) -> None:
         """Before a rebalance: begin nothing until this poll has ended, let what runs end, and commit it."""
