@@ -39,6 +39,8 @@ STATEMENTS = (
     + 190
     # Logs as records: one module, rate, details, health.
     + 420
+    # Health as one shape, probes.
+    + 110
     # Headers that stand unsigned, and messages that arrive elsewhere than they were signed for.
     + 90
 )
