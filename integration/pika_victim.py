@@ -16,11 +16,11 @@ from pathlib import Path
 from pika.exceptions import AMQPError
 
 from integration.kafka_victim import Doom
-from integration.stage_pika import close, connect
 from mqauth import Allow, AuditFile, Issuer, MemoryReplayStore, Pipeline, Verified, Verifier
 from mqauth.brokers import pika as leaf
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
+from mqauth.testing.stage_pika import close, connect
 from mqauth.wire.jwk import load_key_set
 
 SLOW = 0.1

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from integration.documentation import ROOT
-from mqauth.cli.broker import BrokerFile
+from mqauth.config.broker import BrokerFile
 from mqauth.config.declaration import schema_of
 from mqauth.config.settings import FileSettings
 from mqauth.console.oidc import OIDCSettings
@@ -68,11 +68,17 @@ def write() -> None:
 def _tables(name: str, table: Mapping[str, Any]) -> Iterator[str]:
     """Yield a table's keys, then the tables within it."""
     properties = table["properties"]
-    rows = [_row(key, said, key in table["required"]) for key, said in properties.items() if _inner(said) is None]
+    rows = [
+        _row(key, said, key in table["required"])
+        for key, said in properties.items()
+        if _inner(said) is None and not _is_named(said)
+    ]
     if rows:
         yield _COLUMNS + "".join(rows)
     for key, said in properties.items():
         inner, dotted = _inner(said), f"{name}.{key}".lstrip(".")
+        if _is_named(said):
+            yield f"### `[{dotted}.NAME]`\n\n{said['description']}\n"
         if inner is not None:
             brackets = f"[[{dotted}]]" if said["type"] == "array" else f"[{dotted}]"
             required = " *Required.*" if key in table["required"] else ""
@@ -84,6 +90,12 @@ def _inner(said: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the table, or each table of the array, that a setting is; `None` where it is none."""
     found: Mapping[str, Any] = said.get("items", said)
     return found if "properties" in found else None
+
+
+def _is_named(said: Mapping[str, Any]) -> bool:
+    """Tell whether a setting is a table of tables with names of their own."""
+    rest = said.get("additionalProperties")
+    return isinstance(rest, dict) and "properties" in rest
 
 
 def _row(key: str, said: Mapping[str, Any], required: bool) -> str:

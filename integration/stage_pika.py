@@ -1,4 +1,4 @@
-"""The stages of a real RabbitMQ with producers and consumers of pika's: the rest is that of the aio-pika stages.
+"""The stage of several consumers on a real RabbitMQ for pika's leaf: the rest is that of the aio-pika stage.
 
 pika never reconnects. So each consumer is run by a loop that connects anew where a connection was lost.
 """
@@ -7,84 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Any
 
-import pika
 from pika.exceptions import AMQPError
 
 from mqauth.brokers import pika as leaf
-from mqauth.brokers.pika.translate import to_properties
-from mqauth.judging.pipeline import Handler, Pipeline
-from mqauth.signer import Signer
+from mqauth.judging.pipeline import Pipeline
 from mqauth.testing.delivery_stage import Steps
-from mqauth.testing.stage_rabbitmq import PATIENCE, RabbitMQStage
+from mqauth.testing.stage import PATIENCE
+from mqauth.testing.stage_pika import close, connect
 from mqauth.testing.stage_rabbitmq_member import HOLD, IMPATIENCE, LETTER_TIMEOUT, as_coroutine
 from mqauth.testing.stage_rabbitmq_queue import RabbitMQQueueStage
 from mqauth.testing.stage_rabbitmq_wire import Relay
-from mqauth.wire import destination
-from mqauth.wire.message import Message
 
 AGAIN = 0.3
 """Seconds after which a lost connection is made anew."""
-
-
-def connect(url: str) -> pika.BlockingConnection:
-    """Return a new connection."""
-    return pika.BlockingConnection(pika.URLParameters(url))
-
-
-def close(connection: pika.BlockingConnection) -> None:
-    """Close a connection, unless it was lost."""
-    with suppress(AMQPError, OSError):
-        connection.close()
-
-
-class PikaStage(RabbitMQStage):
-    """A stage on a real RabbitMQ, by pika."""
-
-    name = "pika"
-
-    def __init__(self, url: str, *, prefetch: int = 1) -> None:
-        self._url = url
-        self._sending = connect(url)
-        self._producer: tuple[Any, leaf.Producer] | None = None
-        super().__init__(url, prefetch=prefetch)
-
-    def close(self) -> None:
-        """Delete everything that the stage declared, and close its connections."""
-        self._end_producer()
-        close(self._sending)
-        super().close()
-
-    def produce(self, signer: Signer, message: Message) -> None:
-        """Publish through the producer wrapper, to the message's own destination."""
-        _, exchange, routing_key = destination.parse(message.destination)
-        if self._producer is None or self._producer[0] != (signer, exchange):
-            self._end_producer()
-            self._producer = (signer, exchange), leaf.Producer(self._sending, exchange, signer)
-        self._producer[1].publish(message.body, routing_key, to_properties(message))
-
-    def _end_producer(self) -> None:
-        """End the producer, whose connection is taken by the next one."""
-        if self._producer is not None:
-            self._producer[1].close()
-
-    def consume(self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool]) -> None:
-        """Run the consumer until the condition holds, then stop it in order."""
-        with connect(self._url) as consuming, connect(self._url) as publishing:
-            letters = leaf.DeadLetters(publishing, self.dead, timeout=5)
-            consumer = leaf.Consumer(
-                consuming, self.queue, guard, handler, dead_letters=letters, prefetch=self._prefetch
-            )
-            deadline = time.monotonic() + PATIENCE
-            with consumer:
-                while not until() and not consumer.failed:
-                    if time.monotonic() > deadline:
-                        raise TimeoutError("the condition did not come to hold")
-                    time.sleep(0.02)
 
 
 class PikaMember:

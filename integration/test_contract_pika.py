@@ -5,11 +5,12 @@ from collections.abc import Iterator
 import pytest
 
 from integration.services import RabbitMQ
-from integration.stage_pika import PikaQueueStage, PikaStage
+from integration.stage_pika import PikaQueueStage
 from mqauth.testing.contract import BatchContract, BrokerContract
 from mqauth.testing.delivery_contract_queue import QueueDeliveryContract, QueuePlay
 from mqauth.testing.delivery_stage import QueueStage
 from mqauth.testing.stage import Stage
+from mqauth.testing.stage_pika import PikaStage
 
 
 class TestPika(BrokerContract):

@@ -157,12 +157,13 @@ def test_kafka_examples(kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> N
     assert rejections(tmp_path) == ["token_missing"]
 
 
-def test_confluent_examples(kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> None:
-    """The page's consumer on confluent-kafka handles what its producer sent, and dead-letters a forgery."""
+@pytest.mark.parametrize("client_of", ["confluent", "aiokafka"])
+def test_examples_on_kafka(client_of: str, kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> None:
+    """The page's consumer on another client handles what its producer sent, and dead-letters a forgery."""
     settle_in(kafka_reader)
     for block in marked("docs/operations.md", "kafka"):
         kafka_reader.run(block)
-    producer, consumer = marked("docs/confluent.md", "kafka")
+    producer, consumer = marked(f"docs/{client_of}.md", "kafka")
     kafka_reader.run(producer)
     with consuming(kafka_reader, consumer) as next_line:
         assert next_line() == HANDLED + "b'acme'\n"

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mqauth.flow import Attempts
     from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
     from mqauth.judging.policy import Allow, Decision, Rule, UnsafeAllowAll
+    from mqauth.judging.unverified import Unverified
     from mqauth.judging.verified import Verified
     from mqauth.judging.verifier import Issuer, Verifier
     from mqauth.keystore import ActiveKey, JWKSFile
@@ -77,6 +78,7 @@ __all__ = [
     "Thresholds",
     "Unavailable",
     "UnsafeAllowAll",
+    "Unverified",
     "Verdict",
     "Verified",
     "Verifier",
@@ -96,6 +98,7 @@ _NAMES: Final = {
     "flow": ("Attempts",),
     "judging.pipeline": ("Outcome", "Pipeline", "Verdict"),
     "judging.policy": ("Allow", "Decision", "Rule", "UnsafeAllowAll"),
+    "judging.unverified": ("Unverified",),
     "judging.verified": ("Verified",),
     "judging.verifier": ("Issuer", "Verifier"),
     "keystore.disk.watch": ("ActiveKey", "JWKSFile"),

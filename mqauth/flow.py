@@ -190,22 +190,22 @@ async def arun(flow: Flow[R], result: Any = None, error: Exception | None = None
         result: of that call.
         error: why that call failed.
     """
-    while True:
-        try:
-            wish = flow.send(result) if error is None else flow.throw(error)
-        except StopIteration as stop:
-            return cast(R, stop.value)
-        result, error = await _outcome(wish, None)
+    while isinstance(found := begin(flow, result, error), Waiting):
+        result, error = await _outcome(found.wish, found.made)
+    return found
 
 
-def begin(flow: Flow[R]) -> R | Waiting[R]:
+def begin(flow: Flow[R], result: Any = None, error: Exception | None = None) -> R | Waiting[R]:
     """Run a flow inside an event loop until something has to be awaited; ``resume`` goes on from there.
 
     An exception of a call that is no ``Exception`` is raised by ``resume``, whose caller looks after the flow by
     then.
+
+    Args:
+        flow: a new one, or one that waits for a call.
+        result: of that call.
+        error: why that call failed.
     """
-    result: Any = None
-    error: Exception | None = None
     while True:
         try:
             wish = flow.send(result) if error is None else flow.throw(error)
@@ -234,6 +234,11 @@ def is_async(function: object) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 - an object's method, not callability, is asked for
     )
+
+
+def unwrapped(function: Any) -> Any:
+    """Return the function within those that ``functools.wraps`` has put around it."""
+    return inspect.unwrap(function)
 
 
 def is_awaitable(result: object) -> TypeGuard[Awaitable[Any]]:

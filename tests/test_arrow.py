@@ -35,7 +35,7 @@ FORBIDDEN_IN_CORE = frozenset(
 ALONE = {"jwt": ("wire.jws",), "time": ("clock",), "tenacity": ("flow",), "inspect": ("flow",)}
 """What only these modules of the core may import."""
 CLIENTS = frozenset(("aio_pika", "aiormq", "pamqp", "kafka", "pika", "aiokafka", "confluent_kafka", "faststream"))
-LEAF = re.compile(r"(mqauth\.)?brokers\.(confluent|kafka|pika|rabbitmq)\b.*")
+LEAF = re.compile(r"(mqauth\.)?brokers\.(aiokafka|confluent|kafka|pika|rabbitmq)\b.*")
 """Rooms of ``brokers`` that know a client; the others serve every client of their broker."""
 KNOWN_ELSEWHERE = FORBIDDEN_IN_CORE | ALONE.keys()
 CLOCK_CALLS = frozenset(("now", "utcnow", "today"))

@@ -35,7 +35,7 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
     warnings.simplefilter("ignore", DeprecationWarning)
     from kafka import TopicPartition
 
-    from mqauth.brokers.kafka.poison import Poison, audit_record
+    from mqauth.brokers.log.poison import Poison, audit_record
 
 SCHEMA = json.loads((Path(__file__).parent.parent / "docs" / "audit-record.schema.json").read_text())
 VALIDATOR = Draft202012Validator(SCHEMA)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.audit.record import Selection, claims_of, count, is_verified, parse_time, read_records
+from mqauth.audit.record import Selection, claims_of, count, is_verified, read_records
 from mqauth.errors import ConfigurationError
 from mqauth.wire import strict_json as strictjson
 
@@ -32,10 +32,10 @@ def record(**changes: Any) -> dict[str, Any]:
         ({"reason": "replayed"}, False),
         ({"destination": "kafka:orders"}, True),
         ({"destination": "kafka:refunds"}, False),
-        ({"since": parse_time("2026-11-25T10:30:00Z")}, True),
-        ({"until": parse_time("2026-11-25T10:30:00Z")}, False),
-        ({"since": parse_time("2026-11-26")}, False),
-        ({"until": parse_time("2026-11-26")}, True),
+        ({"since": 1_795_602_600.0}, True),
+        ({"until": 1_795_602_600.0}, False),
+        ({"since": 1_795_651_200.0}, False),
+        ({"until": 1_795_651_200.0}, True),
     ],
 )
 def test_selection(wanted: dict[str, Any], holds: bool) -> None:
@@ -100,9 +100,3 @@ def test_read_garbage(tmp_path: Path, raw: bytes) -> None:
     path.write_bytes(raw)
     with pytest.raises(ConfigurationError, match="line 1 is no audit record"):
         list(read_records([path]))
-
-
-def test_bad_time() -> None:
-    """A text that is no time is refused."""
-    with pytest.raises(ConfigurationError, match="a time is like"):
-        parse_time("yesterday")

@@ -18,7 +18,7 @@ from integration import settings as reference
 from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import FloodGate
-from mqauth.cli.broker import BrokerFile, BrokerSettings
+from mqauth.config.broker import BrokerFile, BrokerSettings, ReviewSettings
 from mqauth.config.declaration import Setting, Settings, inner, inners, not_with, only_with, read, schema_of
 from mqauth.config.kinds import (
     BROKER_URL,
@@ -36,6 +36,7 @@ from mqauth.config.kinds import (
     url,
     whole,
 )
+from mqauth.config.rollout_settings import RolloutSettings, UnsignedSettings
 from mqauth.config.settings import (
     AuditSettings,
     AuthoritySettings,
@@ -54,6 +55,7 @@ from mqauth.config.toml_file import RefusedSetting, Table
 from mqauth.console.oidc import OIDCSettings, RoleSettings
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Rule
+from mqauth.judging.rollout import Exemption, RolloutEntry
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.letters.authorities import Authority
@@ -63,10 +65,12 @@ from mqauth.signer import Signer
 SOURCE = {"table", "issuer", "file", "jwks", "discovery"}
 OBJECTS: dict[type[Settings], tuple[tuple[Callable[..., object], ...], set[str]]] = {
     ProducerSettings: ((Signer,), {"keys", "batch", "linger", "passphrase_env", "passphrase_file"}),
-    ConsumerSettings: ((Verifier, Pipeline), {"issuers", "allow"}),
+    ConsumerSettings: ((Verifier, Pipeline), {"issuers", "allow", "unsigned"}),
     IssuerSettings: ((Issuer, JWKS), SOURCE),
     AuthoritySettings: ((Authority, JWKS), SOURCE),
     RuleSettings: ((Rule,), set()),
+    RolloutSettings: ((RolloutEntry,), {"from", "accepted"}),
+    UnsignedSettings: ((Exemption,), set()),
     MisuseSettings: ((Thresholds,), set()),
     ReplaySettings: ((MemoryReplayStore,), {"store"}),
     AuditSettings: (
@@ -78,6 +82,7 @@ OBJECTS: dict[type[Settings], tuple[tuple[Callable[..., object], ...], set[str]]
 """The objects that take a table's settings as arguments of the same names, and the settings used otherwise."""
 DECLARED = (
     *OBJECTS, CheckSettings, DeadLettersSettings, FileSettings, ReleaseSettings, BrokerFile, BrokerSettings,
+    ReviewSettings,
     OIDCSettings, RoleSettings,
 )  # fmt: skip
 

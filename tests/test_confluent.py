@@ -19,6 +19,7 @@ from mqauth.brokers import confluent
 from mqauth.brokers.confluent import producer as producing
 from mqauth.brokers.confluent.client import COMES_AGAIN, membership_of
 from mqauth.brokers.confluent.confirmed import TooLargeError
+from mqauth.brokers.confluent.pauses import KEPT
 from mqauth.brokers.confluent.poller import Poller
 from mqauth.brokers.confluent.positions import Place
 from mqauth.brokers.confluent.replies import Replies
@@ -888,12 +889,106 @@ def test_eager_rebalance(generation: int, start: list[Any], desk: Desk) -> None:
 def test_paused_with_the_assignment(desk: Desk) -> None:
     """A partition whose records wait here is paused again before the call that assigned it can read more of it."""
     desk.receive(1, 2)
+    desk.poller.poll(joins=False)
     desk.client.on_revoke(desk.client, [PLACE])
     desk.client.generation = 2
     desk.client.on_assign(desk.client, [PLACE])
-    assert desk.client.asked == [("assign", [(0, 3)]), ("pause", [0])]
+    desk.receive(3)
+    assert desk.known() == [1, 2]
+    assert desk.client.asked == [("pause", [0]), ("resume", [0]), ("assign", [(0, 3)]), ("pause", [0])]
     desk.client.on_revoke(desk.client, [PLACE])
-    assert desk.client.asked[2:] == [("resume", [0])]
+    assert desk.client.asked[4:] == [("resume", [0])]
+
+
+class Watched(Desk):
+    """A desk whose partition has a running handler, while another thread polls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.receive(1)
+        self.partition = self.assignment.choose()
+        assert self.partition is not None
+        self.client.asked.clear()
+
+    def end(self) -> None:
+        """Have the handler end."""
+        assert self.partition is not None
+        self.partition.settle()
+        self.assignment.visit_ended(self.partition)
+
+
+@pytest.fixture
+def watched() -> Watched:
+    """A desk with a running handler."""
+    return Watched()
+
+
+def test_read_while_a_handler_runs(watched: Watched) -> None:
+    """What is read while a handler runs waits for it, in order; the client is not paused for so short a time."""
+    watched.receive(2)
+    watched.receive(3)
+    assert watched.known() == [1]
+    watched.end()
+    watched.receive(4)
+    assert (watched.known(), watched.client.asked) == ([2, 3, 4], [])
+
+
+def test_a_long_handler_pauses_the_client(watched: Watched) -> None:
+    """Once twenty records wait for a handler the client is paused, and resumed when it has ended; none is lost."""
+    for offset in range(2, 2 + KEPT):
+        assert watched.client.asked == []
+        watched.receive(offset)
+    assert watched.client.asked == [("pause", [0])]
+    watched.end()
+    watched.poller.poll(joins=False)
+    assert watched.known() == list(range(2, 2 + KEPT))
+    assert watched.client.asked[1:] == [("resume", [0])]
+
+
+def test_only_one_record_is_read_while_all_is_paused(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While handlers run in all partitions a call takes one record; it still serves rebalances."""
+    asked = []
+    monkeypatch.setattr(watched.client, "consume", lambda most, seconds: asked.append((most, seconds)) or [])
+    watched.poller.poll(joins=False)
+    watched.end()
+    watched.poller.poll(joins=False)
+    assert asked == [(1, 0), (500, 0), (1, 0.2)]
+
+
+def test_read_ahead_and_revoked(watched: Watched) -> None:
+    """Records that wait for a handler are read again after a rebalance that gave their partition back."""
+    watched.receive(2)
+    watched.client.offset = 3
+    watched.client.on_revoke(watched.client, [PLACE])
+    watched.client.generation = 2
+    watched.client.on_assign(watched.client, [PLACE])
+    assert ("assign", [(0, 2)]) in watched.client.asked
+    watched.end()
+    watched.receive(2)
+    assert watched.known() == [2]
+
+
+def test_read_ahead_and_stopped(watched: Watched) -> None:
+    """Records that wait for a handler at a stop are the next that whoever goes on with the client reads."""
+    watched.receive(2)
+    watched.end()
+    watched.poller.commit(last=True)
+    watched.poller.close()
+    assert watched.client.asked == [("commit", [(0, 2)]), ("seek", 0, 2)]
+
+
+def test_read_ahead_and_deferred(watched: Watched) -> None:
+    """Records that wait for a handler whose record is deferred are dropped, and read again behind it."""
+    assert watched.partition is not None
+    watched.receive(2)
+    watched.partition.put_back()
+    watched.partition.seek = 2
+    watched.assignment.visit_ended(watched.partition)
+    watched.poller.poll(joins=False)
+    assert ("seek", 0, 2) in watched.client.asked
+    watched.partition.settle()
+    watched.receive(2, 3)
+    assert watched.known() == [2, 3]
 
 
 def test_rebalances_in_a_row(desk: Desk) -> None:
@@ -915,7 +1010,7 @@ def test_seek_before_a_rebalance(desk: Desk) -> None:
     partition.put_back()
     desk.assignment.visit_ended(partition)
     desk.poller.poll(joins=False)
-    assert desk.client.asked[-1] == ("seek", 0, 2)
+    assert desk.client.asked == [("seek", 0, 2), ("pause", [0])]
     desk.client.offset, desk.client.generation = OFFSET_INVALID, 1
     desk.client.on_revoke(desk.client, [PLACE])
     desk.client.generation = 2
@@ -975,7 +1070,10 @@ def test_late_seek(desk: Desk) -> None:
     desk.client.starting = False
     desk.receive(2)
     assert ("seek", 0, 2) in desk.client.asked
-    assert desk.known() == [1, 2]
+    assert desk.known() == [1]
+    settle(desk)
+    desk.poller.poll(joins=False)
+    assert desk.known() == [2]
 
 
 def test_closed_listens_no_more(desk: Desk) -> None:

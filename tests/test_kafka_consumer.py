@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mqauth.errors import Cause, ConfigurationError, RetryLater, Unavailable
-from mqauth.flow import Attempts, ColourError
+from mqauth.flow import Attempts, ColourError, call
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.verified import Verified
 from mqauth.replay.memory import MemoryReplayStore
@@ -893,7 +893,7 @@ def test_a_long_handler_keeps_its_claim(bench: Bench, renewed: bool) -> None:
     bench.add(b"0")
     bench.make(guard, workers=1)
     if not renewed:
-        bench.consumer._work.renew = lambda: None
+        bench.consumer._work.renewing = lambda: call(int)
     bench.client.events = [lambda: None] * 5 + [tick] * 40
     bench.run(rounds=60)
     assert seen[-1] == (1 if renewed else 0)

@@ -15,6 +15,11 @@ INTEGRATIONS = BROKERS.parent / "integrations"
 LIMITS = {
     ("kafka/consumer", "kafka/poller", "kafka/client:check_client,session_of,rebalance_patience"): 190,
     ("confluent/consumer", "confluent/poller", "confluent/client:check_consumer,membership_of,_check_kind"): 200,
+    ("aiokafka/consumer", "aiokafka/poller"): 200,
+    ("aiokafka/client",): 90,
+    ("aiokafka/producer:Producer",): 100,
+    ("aiokafka/confirmed:DeadLetters,AuditTopic,confirming",): 55,
+    ("aiokafka/translate",): 50,
     ("confluent/producer:Producer",): 120,
     ("confluent/confirmed:DeadLetters,AuditTopic,TooLargeError,Report,confirming,sent",): 80,
     ("confluent/translate:from_native,carries,heed,_headers",): 80,

@@ -965,7 +965,13 @@ class TestSettings:
 
     def test_verdicts_have_stable_names(self) -> None:
         """Audit and command line key on them."""
-        assert [verdict.value for verdict in Verdict] == ["accepted", "rejected", "deferred", "duplicate"]
+        assert [verdict.value for verdict in Verdict] == [
+            "accepted",
+            "rejected",
+            "deferred",
+            "duplicate",
+            "unverified",
+        ]
 
 
 def process_alone(guard: Pipeline, message: Message, handler: Any) -> Outcome:

@@ -1,7 +1,8 @@
 """What confluent-kafka's leaf costs: ``python -m integration.benchmarks.confluent kafka://host:port``.
 
-CPU of this process for each record, librdkafka's threads included, in microseconds, the best of three rounds: the
-client alone, the wrapper, and the same verdicts by the engine without any client. What is left is the leaf's own.
+CPU of this process for each record, librdkafka's threads included, in microseconds, the best of alternating
+rounds: the client alone, the wrapper, and the same verdicts without client and engine, with the engine, and with
+engine and translation of records. Differences between them are the shares of engine and leaf.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import argparse
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from mqauth import MemoryReplayStore, Pipeline
+from mqauth.bench.inprocess import judge_all
+from mqauth.bench.workload import Refusals
 from mqauth.brokers import confluent
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.delivery.assignment import Assignment
@@ -25,7 +29,7 @@ from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.wire.message import Message
 
 BODY: Final = b"x" * 1024
-ROUNDS: Final = 3
+ROUNDS: Final = 7
 MOST: Final = 500
 
 
@@ -119,13 +123,13 @@ class Bench:
         consumer.run()
         client.close()
 
-    def judge(self, messages: list[Message]) -> None:
+    def judge(self, records: list[Any], translated: Callable[[Any], Message]) -> None:
         """Judge all by the engine, without a client."""
         guard, assignment = self.guard(), Assignment(SYSTEM_CLOCK)
         work = LogWork(guard, assignment, lambda _: None, lambda _: Sink())
         place = TopicPartition(self.stage.topic, 0)
-        for first in range(0, len(messages), MOST):
-            assignment.receive(place, messages[first : first + MOST])
+        for first in range(0, len(records), MOST):
+            assignment.receive(place, [translated(each) for each in records[first : first + MOST]])
             partition = assignment.choose()
             assert partition is not None
             work.visit(partition)
@@ -136,24 +140,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url")
     parser.add_argument("--records", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     given = parser.parse_args()
     bench = Bench(given.url, given.records)
     costs: dict[str, list[float]] = {}
     bench.produce()
     records = bench.consume_bare()
-    messages = [confluent.from_native(record, scope="bench") for record in records]
-    for _ in range(ROUNDS):
+    translated = partial(confluent.from_native, scope="bench")
+    messages = [translated(record) for record in records]
+    for _ in range(given.rounds):
         for name, work in (
             ("consume, bare", bench.consume_bare), ("consume, wrapped", bench.consume),
-            ("engine and verdict", lambda: bench.judge(messages)), ("produce, bare", bench.produce_bare),
+            ("verdict", lambda: judge_all(bench.guard(), messages, Refusals())),
+            ("verdict, engine", lambda: bench.judge(messages, lambda each: each)),
+            ("verdict, engine, translation", lambda: bench.judge(records, translated)),
+            ("produce, bare", bench.produce_bare),
         ):  # fmt: skip
             costs.setdefault(name, []).append(bench.cost(work))
     fresh = Bench(given.url, given.records)
-    costs["produce, batches of 64"] = [fresh.cost(fresh.produce) for _ in range(ROUNDS)]
+    costs["produce, batches of 64"] = [fresh.cost(fresh.produce) for _ in range(given.rounds)]
     best = {name: min(found) for name, found in costs.items()}
-    best["the leaf's own"] = best["consume, wrapped"] - best["consume, bare"] - best["engine and verdict"]
+    best["engine and leaf"] = best["consume, wrapped"] - best["consume, bare"] - best["verdict"]
     for name, cost in best.items():
-        print(f"{name:24}{cost:8.2f} us")
+        print(f"{name:30}{cost:8.2f} us")
     for each in (bench, fresh):
         each.stage.close()
 

@@ -272,14 +272,3 @@ def value_of(record: Record, name: str) -> Any:
     if name == "alert":
         return member(record, "alert").get("kind")
     return record.get(name)
-
-
-def parse_time(text: str) -> float:
-    """Return the UTC seconds of an RFC 3339 time or date.
-
-    Raises:
-        ConfigurationError: the text is no time.
-    """
-    with refusing(ValueError, "a time is like 2026-11-25T10:00:00Z or 2026-11-25"):
-        moment = datetime.fromisoformat(text)
-    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ import kafka as kafka_python
 import kafka.admin as kafka_admin
 from kafka.record.default_records import DefaultRecordBatchBuilder
 
+from mqauth.bench.blocking import BlockingContender
 from mqauth.bench.contenders import (
     HEADER,
     WORK,
@@ -26,7 +26,7 @@ from mqauth.bench.contenders import (
     compare_all,
     contenders_of,
 )
-from mqauth.bench.rounds import Measured, Progress, Stopwatch
+from mqauth.bench.rounds import Progress
 from mqauth.bench.workload import BATCH, PATIENCE, Refusals, RoundEnd, Tally, Workload, guard
 from mqauth.brokers import kafka
 from mqauth.brokers.kafka import repair as kafka_repair
@@ -39,7 +39,7 @@ from mqauth.wire import destination
 
 _LONGEST: Final = 900_000
 """Milliseconds that a consumer may go without a poll; it rests while the other contenders have their rounds."""
-_LINGER: Final = 5
+LINGER: Final = 5
 _FUTURES: Final = 100
 _PYTHON: Any = kafka_python  # its classes have no types
 _ADMIN: Any = kafka_admin
@@ -68,7 +68,7 @@ class Connections:
 
     def client(self) -> Any:
         """Return a producer with the settings of every contender."""
-        return _PYTHON.KafkaProducer(bootstrap_servers=self.address, linger_ms=_LINGER)
+        return _PYTHON.KafkaProducer(bootstrap_servers=self.address, linger_ms=LINGER)
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +79,7 @@ class Connections:
         self.admin.close()
 
 
-class TopicContender:
+class TopicContender(BlockingContender):
     """A contender with two topics: one it publishes to, and one that it consumes again and again.
 
     Subclasses say how a record is sent, which records wait in the topic, and how they are consumed.
@@ -96,43 +96,6 @@ class TopicContender:
         self.connections.admin.create_topics([_ADMIN.NewTopic(name, 1, 1) for name in (self.topic, self.scratch)])
         self._filled = 0
         self._client: Any = None
-
-    def publish(self, count: int, /) -> Measured:
-        """Send records until all are acknowledged."""
-        send, flush = self.sender(self.scratch)
-        watch = Stopwatch()
-        watch.start()
-        for number in range(count):
-            send(number)
-        flush()
-        return watch.stop(count)
-
-    def consume(self, count: int, work: float, /) -> Measured:
-        """Consume records that wait already, from the first one."""
-        self._fill(count)
-        client = self.at_start()
-        watch = Stopwatch()
-        ended = RoundEnd(lambda: watch.stop(count))
-        watch.start()
-        self.consuming(client, Tally(count, ended.set, work), ended)
-        self.rest(client)
-        return ended.measured()
-
-    def paced(self, count: int, pace: float, /) -> Measured:
-        """Send records at a pace while consuming."""
-        client = self.at_end()
-        watch = Stopwatch()
-        ended = RoundEnd(lambda: watch.stop(count))
-        tally = Tally(count, ended.set, arrivals={})
-        thread = threading.Thread(target=self.consuming, args=(client, tally, ended))
-        watch.start()
-        thread.start()
-        sent = self._at_pace(count, pace)
-        thread.join()
-        self.rest(client)
-        measured, arrivals = ended.measured(), tally.arrivals or {}
-        latencies = tuple(arrivals[number] - began for number, began in sent.items() if number in arrivals)
-        return Measured(messages=count, wall=measured.wall, cpu=measured.cpu, latencies=latencies)
 
     def at_start(self) -> Any:
         """Return this contender's consumer, which reads its topic from the first record next."""
@@ -164,19 +127,11 @@ class TopicContender:
             self._client.close()
         self.connections.admin.delete_topics([self.topic, self.scratch])
 
-    def sender(self, topic: str) -> tuple[Callable[[int], object], Callable[[], object]]:
-        """Return a function that sends the record of a number, and one that waits for all of them."""
-        raise NotImplementedError
-
     def sealed(self, topic: str, count: int) -> list[tuple[bytes, Headers]]:
         """Return bodies and headers of the records that wait in the topic."""
         raise NotImplementedError
 
-    def consuming(self, client: Any, tally: Tally, ended: RoundEnd) -> None:
-        """Consume until the tally has seen all records, or until an error ends the round."""
-        raise NotImplementedError
-
-    def _fill(self, count: int) -> None:
+    def fill(self, count: int) -> None:
         """Put records into the topic until at least ``count`` wait there."""
         missing = count - self._filled
         if missing > 0:
@@ -201,18 +156,6 @@ class TopicContender:
         # A bare client keeps its own faults, because its users have them too.
         kafka_repair.hand_back(self._client)
         return self._client
-
-    def _at_pace(self, count: int, pace: float) -> dict[int, float]:
-        """Send ``pace`` records a second, and return the time at which each was sent."""
-        send, flush = self.sender(self.topic)
-        sent: dict[int, float] = {}
-        began = time.perf_counter()
-        for number in range(count):
-            time.sleep(max(0.0, began + number / pace - time.perf_counter()))
-            sent[number] = time.perf_counter()
-            send(number)
-        flush()
-        return sent
 
 
 class Wrapped(TopicContender):
@@ -239,7 +182,7 @@ class Wrapped(TopicContender):
         place = destination.kafka(topic)
         return [self._seal(place, number) for number in range(count)]
 
-    def consuming(self, client: Any, tally: Tally, ended: RoundEnd) -> None:
+    def reading(self, client: Any, tally: Tally, ended: RoundEnd) -> None:
         """Poll, open each record, handle it, and commit each batch."""
         try:
             self._loop(client, tally, ended)
@@ -304,7 +247,7 @@ class Signed(TopicContender):
         signer = self._forge.signer()
         return [_native(signer.sign(self._plain(topic, number))) for number in range(count)]
 
-    def consuming(self, client: Any, tally: Tally, ended: RoundEnd) -> None:
+    def reading(self, client: Any, tally: Tally, ended: RoundEnd) -> None:
         """Consume through mqauth's consumer."""
         refusals = Refusals(lambda reason: ended.fail(f"an honest message was refused as {reason}"))
 

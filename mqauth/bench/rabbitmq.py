@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Final, Self
 
 import aio_pika
@@ -25,6 +23,7 @@ from mqauth.bench.contenders import (
     compare_all,
     contenders_of,
 )
+from mqauth.bench.event_loop import Send, at_pace, fail, failing, settle, with_latencies
 from mqauth.bench.rounds import Measured, Progress, Stopwatch
 from mqauth.bench.workload import BATCH, Refusals, Tally, Workload, guard
 from mqauth.brokers import rabbitmq
@@ -40,7 +39,6 @@ AT_ONCE: Final = 128
 """Publishes under way at once, where there are many."""
 PATIENCE: Final = 40.0
 """Seconds a round may take; it is tried once more."""
-Publish = Callable[[int], Awaitable[object]]
 
 
 class Connections:
@@ -136,7 +134,7 @@ class QueueContender:
         """Delete the queue; the exchange goes with it."""
         self.connections.runner.run(self.queue.delete(if_unused=False, if_empty=False))
 
-    def publisher(self) -> Publish:
+    def publisher(self) -> Send:
         """Return a function that publishes the message of a number and waits for its confirm."""
         raise NotImplementedError
 
@@ -155,12 +153,16 @@ class QueueContender:
         await at_once(send, count, self.at_once)
         return watch.stop(count)
 
-    async def _consume(self, count: int, work: float) -> Measured:
+    async def refill(self, count: int) -> None:
+        """Have exactly ``count`` messages wait in the queue."""
         await self.queue.purge()
-        if len(self._waiting) != count:
+        if count and len(self._waiting) != count:
             self._waiting = self.sealed(count)
         waiting = self._waiting
         await at_once(lambda number: self.exchange.publish(waiting[number], self.route), count, AT_ONCE)
+
+    async def _consume(self, count: int, work: float) -> Measured:
+        await self.refill(count)
         watch = Stopwatch()
         until: asyncio.Future[Measured] = asyncio.get_running_loop().create_future()
         tally = Tally(count, lambda: settle(until, watch.stop(count)), work)
@@ -192,7 +194,7 @@ class Wrapped(QueueContender):
         self.name = wrapper.name
         self.heavy = wrapper.heavy
 
-    def publisher(self) -> Publish:
+    def publisher(self) -> Send:
         """Return ``await publish`` of a sealed message."""
         return lambda number: self.exchange.publish(self._seal(number), self.route)
 
@@ -230,7 +232,7 @@ class Signed(QueueContender):
         super().__init__(connections)
         self._forge = forge
 
-    def publisher(self) -> Publish:
+    def publisher(self) -> Send:
         """Return ``await publish`` of mqauth's producer."""
         producer = self.producer()
         return lambda number: producer.publish(self.plain(number), self.route)
@@ -314,7 +316,7 @@ def size(message: aio_pika.Message) -> int:
     return len(message.body) + len(message.properties.marshal())
 
 
-async def at_once(send: Publish, count: int, workers: int) -> None:
+async def at_once(send: Send, count: int, workers: int) -> None:
     """Publish ``count`` messages with ``workers`` publishes under way at once."""
     numbers = iter(range(count))
 
@@ -323,28 +325,6 @@ async def at_once(send: Publish, count: int, workers: int) -> None:
             await send(number)
 
     await asyncio.gather(*(work() for _ in range(min(workers, count))))
-
-
-async def at_pace(send: Publish, count: int, pace: float, sent: dict[int, float]) -> None:
-    """Publish ``pace`` messages a second, and note the time at which each was sent."""
-
-    async def one(number: int) -> None:
-        sent[number] = time.perf_counter()
-        await send(number)
-
-    loop, tasks = asyncio.get_running_loop(), []
-    began = loop.time()
-    for number in range(count):
-        await asyncio.sleep(max(0.0, began + number / pace - loop.time()))
-        tasks.append(asyncio.create_task(one(number)))
-    await asyncio.gather(*tasks)
-
-
-def with_latencies(measured: Measured, sent: dict[int, float], tally: Tally) -> Measured:
-    """Return a round together with the time from each publish to its handler."""
-    arrivals = tally.arrivals or {}
-    latencies = tuple(arrivals[number] - began for number, began in sent.items() if number in arrivals)
-    return Measured(messages=measured.messages, wall=measured.wall, cpu=measured.cpu, latencies=latencies)
 
 
 async def consumed(
@@ -363,25 +343,3 @@ def token_of(message: AbstractIncomingMessage) -> str | None:
     """Return the token of a wrapper from a message's headers."""
     token = message.headers.get(HEADER)
     return token if isinstance(token, str) else None
-
-
-@contextmanager
-def failing(until: asyncio.Future[Measured]) -> Iterator[None]:
-    """End the round if a handler raises; aio-pika would only log the error."""
-    try:
-        yield
-    except Exception as error:
-        if not until.done():
-            until.set_exception(error)
-
-
-def fail(until: asyncio.Future[Measured], why: str) -> None:
-    """End the round with an error."""
-    if not until.done():
-        until.set_exception(AssertionError(f"an honest message was {why}"))
-
-
-def settle(until: asyncio.Future[Measured], measured: Measured) -> None:
-    """End the round with a measurement."""
-    if not until.done():
-        until.set_result(measured)

@@ -24,7 +24,18 @@ from mqauth.errors import ConfigurationError
 
 TOLD: Final = ("bare", "message", "batch")
 """Contenders whose rates are in the short form; of the others it has ratios only."""
-_PACKAGES: Final = ("mqauth", "cryptography", "PyJWT", "aio-pika", "kafka-python", "confluent-kafka", "crc32c")
+_ON_RABBITMQ: Final = ("rabbitmq", "pika")
+_PACKAGES: Final = (
+    "mqauth",
+    "cryptography",
+    "PyJWT",
+    "aio-pika",
+    "pika",
+    "kafka-python",
+    "confluent-kafka",
+    "aiokafka",
+    "crc32c",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +118,8 @@ def measure(
     rabbitmq: str | None = None,
     kafka: str | None = None,
     confluent: str | None = None,
+    aiokafka: str | None = None,
+    pika: str | None = None,
     others: Mapping[str, Sequence[Make]] = MappingProxyType({}),
     progress: Progress = lambda _: None,
 ) -> Report:
@@ -117,13 +130,15 @@ def measure(
         rabbitmq: ``amqp://...``, or ``None`` for no RabbitMQ.
         kafka: ``host:port``, or ``None`` for no Kafka.
         confluent: the same, by confluent-kafka.
+        aiokafka: the same, by aiokafka.
+        pika: ``amqp://...``, measured by pika.
         others: by broker, what makes contenders beside the bare client and mqauth.
         progress: called with what is measured next.
 
     Raises:
         ConfigurationError: a client library is missing.
     """
-    urls = {"rabbitmq": rabbitmq, "kafka": kafka, "confluent": confluent}
+    urls = {"rabbitmq": rabbitmq, "kafka": kafka, "confluent": confluent, "aiokafka": aiokafka, "pika": pika}
     asked = [(name, url, _broker(name)) for name, url in urls.items() if url]
     for _, url, module in asked:
         # A broker that cannot be reached is reported now. Kept open, the connection would miss its heartbeats.
@@ -136,7 +151,9 @@ def measure(
     )  # fmt: skip
     report = Report(amount=amount, in_process=found, kept=kept_bytes(amount.kept))
     for place, (name, url, module) in enumerate(asked):
-        effort = replace(amount.rabbitmq if name == "rabbitmq" else amount.kafka, enough=clock.part(3 + 2 * place))
+        effort = replace(
+            amount.rabbitmq if name in _ON_RABBITMQ else amount.kafka, enough=clock.part(3 + 2 * place)
+        )
         with module.Connections(url) as connections:
             report.brokers[name] = module.measure(
                 connections, effort, others.get(name, ()), progress=partial(_tell, progress, name)

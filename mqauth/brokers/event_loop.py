@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, copy_context
+from functools import wraps
 from typing import Any
 
 from mqauth.flow import is_async
@@ -35,6 +36,7 @@ def on_thread(handler: Callable[..., Any]) -> Callable[..., Any]:
     if is_async(handler):
         return handler
 
+    @wraps(handler)
     async def handle(verified: Any) -> Any:
         running = asyncio.get_running_loop().run_in_executor(None, copy_context().run, handler, verified)
         try:
@@ -86,14 +88,20 @@ class DeliveryTasks:
 
     async def end(self, grace: float) -> None:
         """Return when all tasks have ended; those that need longer than ``grace`` seconds are cancelled, once."""
-        try:
-            async with asyncio.timeout(grace):
-                await self._idle()
-        except TimeoutError:
+        if not await self.wait_until_idle(grace):
             late = self._running - self._asking
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+    async def wait_until_idle(self, seconds: float) -> bool:
+        """Wait for all tasks, at most so many seconds; return whether none runs any more."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle()
+        except TimeoutError:
+            return False
+        return True
 
     async def _idle(self) -> None:
         while running := self._running - self._asking:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from mqauth.errors import Cause, ConfigurationError, MqauthError, Unavailable
 from mqauth.flow import arun, refuse_async, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Verdict
+from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Verified, equip
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.signer import Signer
@@ -148,6 +149,8 @@ class Consumer:
         handler: takes a ``Verified``.
         dead_letters: where rejected messages go.
         replies: signs what ``Verified.reply`` publishes.
+        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
+            pass; or a table of handlers by kind. It is another function than ``handler``.
 
     Raises:
         ConfigurationError: the pipeline has no audit.
@@ -162,7 +165,9 @@ class Consumer:
         *,
         dead_letters: DeadLetters,
         replies: Signer | None = None,
+        unverified: Unverifieds | None = None,
     ) -> None:
+        self._unverified = guard.handlers(handler, unverified)
         if guard.audit is None:
             raise ConfigurationError("a consumer's pipeline needs audit=")
         self._broker = broker
@@ -204,7 +209,7 @@ class Consumer:
         return found
 
     def _flow(self, delivery: Delivery) -> Any:
-        return self._guard.process(delivery, self._handle, self._dead_letters)
+        return self._guard.process(delivery, self._handle, self._dead_letters, self._unverified)
 
     def _handle(self, verified: Verified) -> Awaitable[Any] | Any:
         answer = None if self._replies is None else self._answer

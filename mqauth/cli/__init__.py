@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 _EXTRA = ("typer", "rich")
+_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,8 +19,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the name of the program; by default those of the process.
 
     Returns:
-        0 success, 1 something was found or failed, 2 wrong usage or configuration, 3 undecided.
+        0 success, 1 something was found or failed, 2 wrong usage or configuration, 3 undecided or out of reach,
+        130 interrupted.
     """
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    finally:
+        if arguments is None:
+            # While the interpreter ends, nothing catches a KeyboardInterrupt any more.
+            signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
         # Rich draws tables late in a command. Without this import a long command would fail at its end.
         for name in _EXTRA:
@@ -28,4 +43,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print("mqauth: the command needs an extra: install mqauth[cli]", file=sys.stderr)
         return 2
-    return run(sys.argv[1:] if arguments is None else arguments)
+    return run(arguments)

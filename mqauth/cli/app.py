@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,12 +22,13 @@ import typer
 from typer.core import TyperGroup
 
 from mqauth._version import __version__
+from mqauth.cli import forms
 from mqauth.errors import MalformedMessage, MqauthError, Unavailable, require
 from mqauth.wire import strict_json
 
 USAGE: Final = 2
 UNDECIDED: Final = 3
-_INTERRUPTED: Final = 130
+INTERRUPTED: Final = 130
 VERBS: Final = {
     "demo": (
         "trial",
@@ -39,6 +41,7 @@ VERBS: Final = {
     "keys": ("keys", "app", "Make, list and publish a producer's keys."),
     "audit": ("audit", "app", "Check, read and search audit files."),
     "dlq": ("dlq", "app", "List, judge, redrive and discard dead letters."),
+    "config": ("config", "app", "Show the settings that commands take, and where each comes from."),
     "console": ("console", "console", "Review dead letters in a browser, until it is stopped."),
     "bench": (
         "trial",
@@ -60,12 +63,32 @@ SETTINGS: Final[dict[str, Any]] = {
     "add_completion": False,
     "context_settings": {"help_option_names": ["--help", "-h"]},
 }
+From = Annotated[
+    float | None,
+    typer.Option(
+        "--from", "--since", parser=forms.moment, metavar="TIME",
+        help="From this time on: 2026-11-25T10:00:00Z, or 2h or 7d (ago), or now.",
+    ),
+]  # fmt: skip
+To = Annotated[
+    float | None,
+    typer.Option("--to", "--until", parser=forms.moment, metavar="TIME", help="Before this time, likewise."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PassphraseEnv = Annotated[
     str | None, typer.Option("--passphrase-env", help="Environment variable with the passphrase.")
 ]
 PassphraseFile = Annotated[Path | None, typer.Option("--passphrase-file", help="File with the passphrase.")]
-Broker = Annotated[str, typer.Option("--broker", help="amqp://... or kafka://host:port.")]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", envvar="MQAUTH_CONFIG", help="The configuration; by default mqauth.toml."),
+]
+Broker = Annotated[
+    str | None,
+    typer.Option(
+        "--broker", envvar="MQAUTH_BROKER", help="amqp://... or kafka://host:port, or a name of [brokers.NAME]."
+    ),
+]
 Queue = Annotated[str | None, typer.Option("--queue", help="The dead-letter queue, on RabbitMQ.")]
 Topic = Annotated[str | None, typer.Option("--topic", help="The dead-letter topic, on Kafka.")]
 BrokerFile = Annotated[
@@ -138,6 +161,7 @@ app: Final = typer.Typer(cls=LazyGroup, **SETTINGS | {"add_completion": True})
 def mqauth_command(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error too.")] = False,
 ) -> None:
     """Signed tokens on RabbitMQ and Kafka messages, verified before any handler runs."""
     if version:
@@ -153,24 +177,41 @@ def run(arguments: Sequence[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal may not have every letter of a name. An escape in its place is better than a traceback.
         sys.stdout.reconfigure(errors="backslashreplace")
+    given, debug = _without_debug(arguments)
     try:
-        code = typer.main.get_command(app).main(list(arguments), prog_name="mqauth", standalone_mode=False)
+        code = typer.main.get_command(app).main(given, prog_name="mqauth", standalone_mode=False)
         sys.stdout.flush()
-    except typer.TyperException as error:
-        return _failed(f"{' '.join(error.format_message().split()).rstrip('.')} (try mqauth --help)", USAGE)
-    except MqauthError as error:
-        return _failed(str(error), UNDECIDED if isinstance(error, Unavailable) else USAGE)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
     except BrokenPipeError:
         abandon_output()
         return 1
-    except OSError as error:
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _failed(*_told(error))
+    return code if isinstance(code, int) else 0
+
+
+def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """Return the arguments without ``--debug``, which may stand anywhere before ``--``."""
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    kept = [one for one in arguments[:end] if one != "--debug"]
+    return [*kept, *arguments[end:]], len(kept) < end
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """Return an error in one line, and the exit code."""
+    if isinstance(error, typer.TyperException):
+        return f"{' '.join(error.format_message().split()).rstrip('.')} (try mqauth --help)", USAGE
+    if isinstance(error, MqauthError):
+        return str(error), getattr(error, "exit_code", UNDECIDED if isinstance(error, Unavailable) else USAGE)
+    if isinstance(error, OSError):
         # Standard output may be what failed. It would fail again when the interpreter flushes it on exit.
         abandon_output()
-        place = f"{error.filename}: " if error.filename else ""
-        return _failed(f"{place}{error.strerror or type(error).__name__}", 1)
-    except (KeyboardInterrupt, typer.Abort):
-        return _INTERRUPTED
-    return code if isinstance(code, int) else 0
+        return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or type(error).__name__}", 1
+    # Its text may hold anything.
+    return f"this is a fault of mqauth ({type(error).__name__}); run it again with --debug and report it", 1
 
 
 def _failed(text: str, code: int) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
+from rich.cells import cell_len, set_cell_size
 
 from mqauth import Alert, ConfigurationError, Detector, Thresholds, load
 from mqauth.audit.chain import ChainReport, Progress, as_json, verify_chain
@@ -28,27 +29,24 @@ from mqauth.audit.record import (
     count,
     is_verified,
     parse_record,
-    parse_time,
     read_records,
 )
-from mqauth.cli.app import Json, answer, group, one_line, print_json, progress_bar
+from mqauth.cli import tables
+from mqauth.cli.app import From, Json, To, answer, group, one_line, print_json, progress_bar
+from mqauth.cli.forms import SHORT, pick
+from mqauth.cli.tables import middle
 from mqauth.errors import file_errors, require
 from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
 
 app: Final = group("Check, read and search audit files.", "mqauth audit verify FILE")
-_BAR: Final = 40
+_BAR: Final = 20
+"""Cells that a bar has at least; the name before it is cut."""
+_MOST: Final = 40
 _NAME: Final = 60
 _LONGEST: Final = 24 * 31
 """Steps of a time line that are printed, with those in which there was nothing."""
 Files = Annotated[list[Path], typer.Argument(help="Audit files, oldest first; their rotated parts are found.")]
-From = Annotated[
-    float | None,
-    typer.Option("--from", parser=parse_time, metavar="<str>", help="From this time on, RFC 3339."),
-]
-To = Annotated[
-    float | None, typer.Option("--to", parser=parse_time, metavar="<str>", help="Before this time, RFC 3339.")
-]
 
 
 @app.command("verify")
@@ -104,8 +102,11 @@ def print_tail(file: Path, *, lines: int, on: bool, json: bool, wait: Callable[[
 @app.command("show")
 def show(record_id: Annotated[str, typer.Argument(help="Id of a record or a dead letter.")], files: Files) -> int:
     """Print one record whole, as JSON; exits with 1 where no record has this id."""
-    for record in read_records(with_parts(files)):
-        if record_id in (record.get("id"), record.get("dead_letter")):
+    paths = with_parts(files)
+    ids = (str(record.get(name, "")) for record in read_records(paths) for name in ("id", "dead_letter"))
+    whole = pick(record_id, ids, option="id")
+    for record in read_records(paths):
+        if whole in (record.get("id"), record.get("dead_letter")):
             print_json(dict(record))
             return 0
     return 1
@@ -125,12 +126,22 @@ def trace(
 ) -> int:
     """Print every record of a key, a producer or a token; exits with 1 where there is none."""
     require(kid is not None or subject is not None or jti is not None, "trace needs --kid, --subject or --jti")
+    paths = with_parts(files)
+    kid, jti = _whole(paths, "kid", kid), _whole(paths, "jti", jti)
     wanted = Selection(kid=kid, subject=subject, jti=jti, verified=verified, since=since, until=until)
     found = False
-    for record in filter(wanted.holds, read_records(with_parts(files))):
+    for record in filter(wanted.holds, read_records(paths)):
         found = True
         _print(record, json)
     return 0 if found else 1
+
+
+def _whole(paths: Sequence[Path], name: str, given: str | None) -> str | None:
+    """Return the id of a key or a token whose beginning was given."""
+    if given is None:
+        return None
+    known = (str(claims_of(record).get(name, "")) for record in read_records(paths))
+    return pick(given, known, option=f"--{name}")
 
 
 @app.command("stats")
@@ -193,13 +204,23 @@ def _time_line(found: Counter[str], by: str) -> list[tuple[str, int]]:
 
 
 def _bars(rows: Sequence[tuple[str, int]]) -> Iterator[str]:
-    """Yield a line with a bar for each count."""
+    """Yield a line with a bar for each count; piped, both tab-separated without a bar."""
+    columns = tables.terminal_width()
+    if columns is None:
+        yield from (f"{one_line(name)}\t{number}" for name, number in rows)
+        return
     most = max((number for _, number in rows), default=1)
-    names = [one_line(name)[:_NAME] for name, _ in rows]
-    width = max(map(len, names), default=0)
+    counts = max((len(str(number)) for _, number in rows), default=0)
+    width = min(
+        max((cell_len(one_line(name)) for name, _ in rows), default=0),
+        _NAME,
+        max(SHORT, columns - counts - 4 - _BAR),
+    )
+    bar = max(1, min(_MOST, columns - width - counts - 4))
     block = "█" if _encodes("█") else "#"
-    for name, (_, number) in zip(names, rows, strict=True):
-        yield f"{name:<{width}}  {number:>8}  {block * (max(1, round(number / most * _BAR)) if number else 0)}"
+    for name, number in rows:
+        shown = set_cell_size(middle(one_line(name), width), width)
+        yield f"{shown}  {number:>{counts}}  {block * (max(1, round(number / most * bar)) if number else 0)}"
 
 
 def _encodes(text: str) -> bool:

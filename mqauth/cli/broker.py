@@ -1,7 +1,7 @@
 """Connections to a broker for ``mqauth dlq``, ``console``, ``demo`` and ``bench``, while the command runs.
 
-``--broker-settings FILE`` holds certificates and credentials in one TOML table, ``[broker]``, for RabbitMQ and
-Kafka alike. Secrets stand in it by reference only, and nothing in it can turn verification off.
+``[broker]`` in ``mqauth.toml``, or in the file of ``--broker-settings``, says where the dead letters are and how
+their broker is reached. An option counts before the environment, and the environment before the file.
 """
 
 from __future__ import annotations
@@ -9,33 +9,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
-from urllib.parse import parse_qs, quote, urlsplit
+from typing import Any, Final
 
 from mqauth import review
-from mqauth.config.declaration import Settings, inner, not_with, only_with, read_file
-from mqauth.config.kinds import FLAG, NAME, PATH, choice, is_broker_url
+from mqauth.cli.outage import told
+from mqauth.cli.settings import FILE
+from mqauth.config.broker import URLS, BrokerSettings
+from mqauth.config.kinds import is_broker_url
+from mqauth.config.settings import FileSettings
 from mqauth.errors import ConfigurationError, require
 from mqauth.flow import arun, run
-from mqauth.keystore.remote.connection import is_loopback
 
-R = TypeVar("R")
-MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
-_CLIENTS: Final = ("aio_pika", "aiormq", "kafka", "pamqp")
+_CLIENTS: Final = ("aio_pika", "aiormq", "kafka", "pamqp", "pika")
 _PATIENCE: Final = 60.0
-_BOOTSTRAP_MS: Final = 10_000
-"""Milliseconds for which kafka-python tries to reach a first server."""
 _BACKOFF_MS: Final = 5000
 """Milliseconds after which kafka-python tries a lost broker again at the latest; its own default is 30 s."""
 _MAX_REQUEST: Final = 64 * 1024 * 1024
 """Bytes of a record that is sent back. The broker's own limit decides."""
-_URL_TLS: Final = ("cafile", "capath", "cadata", "certfile", "keyfile")
 
 
 def check_url(option: str, url: str) -> None:
@@ -48,174 +44,30 @@ def check_url(option: str, url: str) -> None:
     Raises:
         ConfigurationError: it is none of them.
     """
-    require(is_broker_url(url), f"{option}: must be amqp://..., amqps://... or kafka://host:port")
+    require(is_broker_url(url), f"{option}: must be {URLS}")
 
 
 @contextlib.contextmanager
-def reached(option: str) -> Iterator[None]:
+def reached(*urls: str | None, user: str | None = None) -> Iterator[None]:
     """Turn an error of a client library into one line, and silence the library's own log.
 
     Args:
-        option: the option that named the broker.
+        urls: the brokers.
+        user: who logs in, where it is not in the URL.
 
     Raises:
-        ConfigurationError: the broker cannot be reached, or refused us.
+        CommandFailed: a broker cannot be reached; exit code 3.
+        ConfigurationError: it refused us, or does not have what we named.
     """
     for name in _CLIENTS:
         logging.getLogger(name).addHandler(logging.NullHandler())
+    began = time.monotonic()
     try:
         yield
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _CLIENTS:
             raise
-        raise ConfigurationError(f"{option}: the broker cannot be used ({type(error).__name__})") from error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerSettings(Settings):
-    """``[broker]``: how a broker is reached.
-
-    Args:
-        passphrase: of the key of the client's certificate.
-        password: of the user.
-    """
-
-    tls: Annotated[bool, FLAG, "On Kafka, TLS by the system's authorities; `ca` and `cert` say so too."] = False
-    ca: Annotated[Path | None, PATH, "A PEM file of the authorities that certify the broker."] = None
-    cert: Annotated[Path | None, PATH, "A PEM file with a certificate of ours.", only_with("key")] = None
-    key: Annotated[Path | None, PATH, "A PEM file with the key of that certificate.", only_with("cert")] = None
-    passphrase_env: Annotated[
-        str | None, NAME, "The environment variable with the passphrase of that key.", only_with("key")
-    ] = None
-    passphrase_file: Annotated[
-        Path | None,
-        PATH,
-        "The file with the passphrase of that key.",
-        only_with("key"),
-        not_with("passphrase_env"),
-    ] = None
-    mechanism: Annotated[str | None, choice(MECHANISMS), "The mechanism of SASL, on Kafka.", only_with("user")] = (
-        None
-    )
-    user: Annotated[
-        str | None,
-        NAME,
-        "The user, on RabbitMQ in place of the URL's.",
-        only_with("password_env", "password_file"),
-    ] = None
-    password_env: Annotated[
-        str | None, NAME, "The environment variable with the user's password.", only_with("user")
-    ] = None
-    password_file: Annotated[
-        Path | None, PATH, "The file with the user's password.", only_with("user"), not_with("password_env")
-    ] = None
-    passphrase: bytes | None = field(default=None, repr=False)
-    password: str | None = field(default=None, repr=False)
-
-    @classmethod
-    def load(cls, path: Path) -> BrokerSettings:
-        """Read a settings file and the secrets it refers to.
-
-        Raises:
-            ConfigurationError: no such file, an unknown key, a wrong type or a contradiction, or a secret cannot
-                be read.
-        """
-        found = read_file(BrokerFile, path).broker
-        password = found.read_secret("password")
-        try:
-            text = None if password is None else password.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise found.table.refuse("password_file", "the password is not UTF-8") from error
-        return replace(found, passphrase=found.read_secret("passphrase"), password=text)
-
-    @property
-    def secure(self) -> bool:
-        """Whether TLS is wanted."""
-        return self.tls or self.ca is not None or self.cert is not None
-
-    def context(self) -> ssl.SSLContext:
-        """Return the TLS context that verifies the broker and shows our certificate.
-
-        Raises:
-            ConfigurationError: a file cannot be used.
-        """
-        try:
-            context = ssl.create_default_context(cafile=self.ca)
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-            if self.cert is not None:
-                # Without a callback OpenSSL would ask for a passphrase at the terminal.
-                context.load_cert_chain(self.cert, self.key, self.passphrase or (lambda: b""))
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(
-                f"--broker-settings: a PEM file cannot be used ({type(error).__name__})"
-            ) from error
-        return context
-
-    def for_rabbitmq(self, url: str) -> dict[str, Any]:
-        """Return the arguments of ``aio_pika.connect``.
-
-        Raises:
-            ConfigurationError: the URL contradicts the settings, or turns verification off.
-        """
-        parts = urlsplit(url)
-        query = parse_qs(parts.query, keep_blank_values=True)
-        require(
-            set(query.get("no_verify_ssl", ())) <= {"0"},
-            "--broker: no_verify_ssl would accept any server's certificate: give ca in --broker-settings",
-        )
-        require(self.mechanism is None, "--broker-settings: mechanism is for Kafka")
-        found: dict[str, Any] = {"url": self._with_login(url)}
-        if not self.secure:
-            return found
-        require(parts.scheme == "amqps", "--broker: amqps:// is required by the TLS of --broker-settings")
-        require(
-            query.keys().isdisjoint(_URL_TLS),
-            "--broker: certificates are in the URL and in --broker-settings, not in both",
-        )
-        return found | {"ssl_context": self.context()}
-
-    def for_kafka(self, servers: list[str]) -> dict[str, Any]:
-        """Return the arguments that every client of kafka-python takes.
-
-        Raises:
-            ConfigurationError: a password would be sent to another machine without TLS.
-        """
-        found: dict[str, Any] = {
-            "bootstrap_servers": servers, "bootstrap_timeout_ms": _BOOTSTRAP_MS,
-            "security_protocol": "SSL" if self.secure else "PLAINTEXT",
-        }  # fmt: skip
-        if self.secure:
-            found["ssl_context"] = self.context()
-        if self.user is None:
-            return found
-        require(self.mechanism is not None, f"--broker-settings: user needs mechanism, {' or '.join(MECHANISMS)}")
-        require(
-            self.secure or all(map(_is_loopback, servers)),
-            "--broker-settings: a password sent to another machine needs tls = true, or ca",
-        )
-        return found | {
-            "security_protocol": f"SASL_{found['security_protocol']}", "sasl_mechanism": self.mechanism,
-            "sasl_plain_username": self.user, "sasl_plain_password": self.password,
-        }  # fmt: skip
-
-    def _with_login(self, url: str) -> str:
-        """Return an AMQP URL with the user and password of the settings in place of its own."""
-        if self.user is None:
-            return url
-        parts = urlsplit(url)
-        login = f"{quote(self.user, safe='')}:{quote(self.password or '', safe='')}"
-        return parts._replace(netloc=f"{login}@{parts.netloc.rpartition('@')[2]}").geturl()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerFile(Settings):
-    """The file of ``--broker-settings`` as a whole."""
-
-    broker: Annotated[BrokerSettings, inner(BrokerSettings), "How the broker is reached."]
-
-
-def _is_loopback(server: str) -> bool:
-    return is_loopback(urlsplit(f"//{server}").hostname or "")
+        raise told(error, [url for url in urls if url], user, time.monotonic() - began) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +94,7 @@ class Place:
         wanted, other = ("--topic", "--queue") if self.on_kafka else ("--queue", "--topic")
         found, foreign = (self.topic, self.queue) if self.on_kafka else (self.queue, self.topic)
         require(foreign is None, f"{other}: this broker needs {wanted}")
-        require(found, f"{wanted}: required with this broker")
+        require(found, f"{wanted}: required with this broker; or [broker] {wanted[2:]} in {FILE}")
 
     @property
     def on_kafka(self) -> bool:
@@ -250,14 +102,49 @@ class Place:
         return self.broker.startswith("kafka:")
 
 
-def place_of(broker: str, queue: str | None, topic: str | None, settings: Path | None) -> Place:
-    """Return the dead-letter queue or topic that the options name.
+def place_of(
+    broker: str | None, queue: str | None, topic: str | None, settings: Path | None, file: FileSettings
+) -> Place:
+    """Return the dead-letter queue or topic that the options and the configuration name.
+
+    Args:
+        broker: a URL, or a name of ``[brokers.NAME]``.
+        queue: on RabbitMQ.
+        topic: on Kafka.
+        settings: a file of certificates and credentials, in place of those of the configuration.
+        file: the configuration.
 
     Raises:
-        ConfigurationError: as for ``Place``, or the settings file is refused.
+        ConfigurationError: as for ``Place``, no broker is named, or the settings file is refused.
     """
-    loaded = BrokerSettings() if settings is None else BrokerSettings.load(settings)
-    return Place(broker=broker, queue=queue, topic=topic, settings=loaded)
+    is_url = broker is not None and "://" in broker
+    table = table_of(None if is_url else broker, file)
+    found = (table if settings is None else BrokerSettings.load(settings)).unlocked()
+    url = broker if is_url else found.url or table.unlocked().url
+    if url is None:
+        raise ConfigurationError(f"no broker: give --broker URL, or [broker] url in {file.table.file or FILE}")
+    letters = file.dead_letters
+    own = "topic" if url.startswith("kafka:") else "queue"
+    given = {"queue": queue, "topic": topic}
+    name = getattr(found, own) or getattr(table, own) or (None if letters is None else letters.name)
+    return Place(broker=url, settings=found, **given | {own: given[own] or name})
+
+
+def table_of(name: str | None, file: FileSettings) -> BrokerSettings:
+    """Return ``[brokers.NAME]``; without a name ``[broker]``, or the only table of ``[brokers]``.
+
+    Raises:
+        ConfigurationError: there is no such table, or there are several and none is named.
+    """
+    known, where = file.brokers or {}, file.table.file or FILE
+    if name is None and (file.broker is not None or not known):
+        return file.broker or BrokerSettings()
+    if name is None and len(known) == 1:
+        return next(iter(known.values()))
+    if name is None:
+        raise ConfigurationError(f"{where}: [brokers] has several: give --broker, one of {', '.join(known)}")
+    has = f"{where} has {', '.join(known)}" if known else f"{where} has no [brokers.NAME]"
+    return require(known.get(name), f"--broker: must be {URLS}, or a name of [brokers.NAME]; {has}")
 
 
 @contextlib.contextmanager
@@ -274,7 +161,7 @@ def opened(place: Place, **settings: Any) -> Iterator[review.Session]:
     """
     opener = _on_kafka if place.on_kafka else _on_rabbitmq
     try:
-        with reached("--broker"), opener(place, settings) as session:
+        with reached(place.broker, user=place.settings.user), opener(place, settings) as session:
             yield session
     except ImportError as error:
         extra = "kafka" if place.on_kafka else "rabbitmq"

@@ -15,6 +15,7 @@ from rich.text import Text
 from mqauth.check import Finding, Report, Severity
 from mqauth.check import check as check_file
 from mqauth.cli.app import Json, one_line, print_json
+from mqauth.cli.settings import file_of
 from mqauth.errors import require
 
 _STYLES: Final = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
@@ -22,7 +23,12 @@ _WIDTH: Final = 120
 
 
 def check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The configuration file (mqauth.toml).")],
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FILE]", envvar="MQAUTH_CONFIG", show_default=False, help="By default mqauth.toml."
+        ),
+    ] = None,
     as_json: Json = False,
     strict: Annotated[bool, typer.Option("--strict", help="Count warnings as errors.")] = False,
     online: Annotated[bool, typer.Option("--online", help="Not in this version.")] = False,
@@ -31,6 +37,7 @@ def check(
     require(not online, "--online: not in this version; the file is checked without using a network")
     # The library logs some pitfalls when it loads a file. Here each of them is a finding already.
     logging.getLogger("mqauth").addHandler(logging.NullHandler())
+    file = file_of(file)
     report = check_file(file)
     report = report.strict() if strict else report
     if as_json:

@@ -18,6 +18,7 @@ from mqauth.cli.app import (
     Authority,
     Broker,
     BrokerFile,
+    Config,
     Json,
     Lifetime,
     PassphraseEnv,
@@ -30,6 +31,7 @@ from mqauth.cli.app import (
 from mqauth.cli.broker import opened, place_of
 from mqauth.cli.dlq import key_reader, reviewer_of
 from mqauth.cli.serve import Host, Server, TLSCert, TLSKey, certificate_of, listen, origin
+from mqauth.cli.settings import file_of, review_of, settings_of
 from mqauth.errors import require
 from mqauth.keystore.remote.connection import FetchFailed
 from mqauth.review import MakeReleaser, reviewers_releaser
@@ -39,10 +41,7 @@ if TYPE_CHECKING:
 
 
 def console(
-    *, broker: Broker, queue: Queue = None, topic: Topic = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="The consumer's configuration, whose verifier judges.")
-    ] = None,
+    *, broker: Broker = None, queue: Queue = None, topic: Topic = None, config: Config = None,
     key: Annotated[
         Path | None, typer.Option("--key", help="The reviewer's keystore folder or PEM file, to redrive.")
     ] = None,
@@ -73,17 +72,21 @@ def console(
     """Review dead letters in a browser, until it is stopped."""
     certificate = certificate_of(tls_cert, tls_key)
     tls = certificate is not None
-    require(key is not None or authority is None, "--authority: only with --key")
     require(
         tokens or (oidc is not None and token_file is None),
         "--no-tokens: only with --oidc, and without --token-file",
     )
-    place = place_of(broker, queue, topic, broker_settings)
+    settings = settings_of(config)
+    mine = review_of(settings)
+    key, audit, files = key or mine.key, audit or mine.audit, files or list(mine.audit_files)
+    authority, reviewer = authority or mine.authority, reviewer or mine.reviewer
+    require(key is not None or authority is None, "--authority: only with --key")
+    place = place_of(broker, queue, topic, broker_settings, settings)
     try:
         from mqauth.console import Backend, Tokens, application, redirect_uri
     except ImportError as error:
         raise ConfigurationError('mqauth console needs its packages: install "mqauth[cli,console]"') from error
-    guard = None if config is None else load(config).judge
+    guard = None if settings.consumer is None else load(file_of(config)).judge
     releaser: MakeReleaser | None = None
     if key is None:
         name = reviewer or getpass.getuser()

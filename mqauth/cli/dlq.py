@@ -8,28 +8,29 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from mqauth import AuditFile, ConfigurationError, Key, load
-from mqauth.audit.record import iso_time, parse_time
 from mqauth.cli.app import (
+    INTERRUPTED,
     Authority,
     Broker,
     BrokerFile,
+    Config,
+    From,
     Json,
     Lifetime,
     PassphraseEnv,
     PassphraseFile,
     Queue,
     Reviewer,
+    To,
     Topic,
     answer,
     group,
@@ -39,6 +40,17 @@ from mqauth.cli.app import (
     standard_input,
 )
 from mqauth.cli.broker import Place, opened, place_of
+from mqauth.cli.forms import TO_CHANGE, TO_READ, CommandFailed, pick
+from mqauth.cli.letter_tables import (
+    print_account,
+    print_groups,
+    print_ledger,
+    print_letters,
+    print_rehearsal,
+    print_verdicts,
+)
+from mqauth.cli.settings import FILE, file_of, given, review_of, settings_of
+from mqauth.cli.tables import Wide
 from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import require
 from mqauth.keystore import signing_key
@@ -49,44 +61,29 @@ from mqauth.review import (
     Account,
     Filter,
     Index,
-    Ledger,
     Plan,
     Selection,
     Session,
     reviewers_releaser,
     take_in,
-    time_text,
     waivable,
 )
 
 app: Final = group("List, judge, redrive and discard dead letters.", "mqauth dlq groups")
-_DONE: Final = {REDRIVE: "redriven", DISCARD: "discarded"}
-_IDS: Final = 20
 _WORD: Final = re.compile(r"\w*")
-Config = Annotated[Path, typer.Option("--config", help="The consumer's configuration, whose verifier judges.")]
 Id = Annotated[str | None, typer.Option("--id", help="Id of a letter, or its beginning.")]
 Rejected = Annotated[str | None, typer.Option("--reason", help="Letters rejected for this reason.")]
 Issuer = Annotated[str | None, typer.Option("--issuer", help="Letters that claim this issuer.")]
 Kid = Annotated[str | None, typer.Option("--kid", help="Letters that claim this key.")]
 Subject = Annotated[str | None, typer.Option("--subject", help="Letters that claim this producer.")]
 Destination = Annotated[str | None, typer.Option("--destination", help="Letters sent to this destination.")]
-From = Annotated[
-    float | None,
-    typer.Option(
-        "--from", parser=parse_time, metavar="<str>", help="Letters rejected from this time on, RFC 3339."
-    ),
-]
-To = Annotated[
-    float | None,
-    typer.Option("--to", parser=parse_time, metavar="<str>", help="Letters rejected before this time."),
-]
 Sound = Annotated[bool | None, typer.Option("--sound/--unsound", help="Letters whose id and digest hold, or not.")]
 RejectedOrWhy = Annotated[
     str | None,
     typer.Option("--reason", help="Letters rejected for this reason; or, in several words, why you act."),
 ]
 Why = Annotated[str | None, typer.Option("--why", help="Why you act, one line; required.")]
-Audit = Annotated[Path, typer.Option("--audit", help="The reviewer's own audit file.")]
+Audit = Annotated[Path | None, typer.Option("--audit", help="The reviewer's own audit file.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 Rate = Annotated[float | None, typer.Option("--rate", help="Letters a second at most.")]
@@ -94,49 +91,49 @@ Rate = Annotated[float | None, typer.Option("--rate", help="Letters a second at 
 
 @app.command("list")
 def list_letters(
-    *, broker: Broker, queue: Queue = None, topic: Topic = None, id: Id = None, reason: Rejected = None,
-    issuer: Issuer = None, kid: Kid = None, subject: Subject = None, destination: Destination = None,
-    since: From = None, until: To = None, sound: Sound = None,
+    *, broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None,
+    id: Id = None, reason: Rejected = None, issuer: Issuer = None, kid: Kid = None, subject: Subject = None,
+    destination: Destination = None, since: From = None, until: To = None, sound: Sound = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many letters.")] = 100, as_json: Json = False,
-    broker_settings: BrokerFile = None,
+    broker_settings: BrokerFile = None, wide: Wide = False,
 ) -> None:  # fmt: skip
     """Show letters in the order of the queue, removing none."""
     wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
-    with _surveyed(place_of(broker, queue, topic, broker_settings), as_json) as (session, index):
-        _print_letters(session, index, wanted, limit=limit, as_json=as_json)
+    with _surveyed(_place(broker, queue, topic, broker_settings, config), as_json) as (session, index):
+        print_letters(session, index, _resolved(index, wanted), limit=limit, as_json=as_json, wide=wide)
 
 
 @app.command("groups")
 def groups(
-    *, broker: Broker, queue: Queue = None, topic: Topic = None, id: Id = None, reason: Rejected = None,
-    issuer: Issuer = None, kid: Kid = None, subject: Subject = None, destination: Destination = None,
-    since: From = None, until: To = None, sound: Sound = None, as_json: Json = False,
-    broker_settings: BrokerFile = None,
+    *, broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None,
+    id: Id = None, reason: Rejected = None, issuer: Issuer = None, kid: Kid = None, subject: Subject = None,
+    destination: Destination = None, since: From = None, until: To = None, sound: Sound = None,
+    as_json: Json = False, broker_settings: BrokerFile = None, wide: Wide = False,
 ) -> None:  # fmt: skip
     """Count letters by reason, issuer, kid, subject and destination."""
     wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
-    with _surveyed(place_of(broker, queue, topic, broker_settings), as_json) as (session, index):
-        _print_groups(session, index, wanted, as_json=as_json)
+    with _surveyed(_place(broker, queue, topic, broker_settings, config), as_json) as (session, index):
+        print_groups(session, index, _resolved(index, wanted), as_json=as_json, wide=wide)
 
 
 @app.command("show")
 def show(
-    *, letter: Annotated[str, typer.Argument(help="Id of a letter, or its beginning.")], broker: Broker,
-    queue: Queue = None, topic: Topic = None, as_json: Json = False, broker_settings: BrokerFile = None,
+    *, letter: Annotated[str, typer.Argument(help="Id of a letter, or its beginning.")],
+    broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None,
+    as_json: Json = False, broker_settings: BrokerFile = None,
 ) -> None:  # fmt: skip
     """Print one letter whole, as JSON: what it says, whether it is sound, and the original message."""
-    with _surveyed(place_of(broker, queue, topic, broker_settings), True) as (_, index):
-        rows = index.page(Filter(id=letter))
-        require(rows, "no open letter has this id")
-        for row in rows:
+    with _surveyed(_place(broker, queue, topic, broker_settings, config), True) as (_, index):
+        whole = pick(letter, (id for id, _ in index.ids()), option="letter")
+        for row in index.page(Filter(id=whole)):
             print_json(index.reading(row.number).as_dict())
 
 
 @app.command("judge")
 def judge(
-    *, broker: Broker, config: Config, queue: Queue = None, topic: Topic = None, id: Id = None,
+    *, broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None, id: Id = None,
     reason: Rejected = None, issuer: Issuer = None, kid: Kid = None, subject: Subject = None,
     destination: Destination = None, since: From = None, until: To = None, sound: Sound = None,
     as_json: Json = False, broker_settings: BrokerFile = None,
@@ -144,15 +141,17 @@ def judge(
     """Say what today's verifier would make of letters, changing nothing."""
     wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
-    place, guard = place_of(broker, queue, topic, broker_settings), load(config).judge
+    place, guard = _place(broker, queue, topic, broker_settings, config), load(file_of(config)).judge
     with _surveyed(place, as_json, guard=guard) as (session, index):
-        _print_verdicts(index, session.judge(index, wanted), as_json=as_json)
+        print_verdicts(index, session.judge(index, _resolved(index, wanted)), as_json=as_json)
 
 
 @app.command("redrive")
 def redrive(
-    *, broker: Broker, config: Config, audit: Audit,
-    key: Annotated[Path, typer.Option("--key", help="The reviewer's keystore folder or PEM file.")],
+    *, broker: Broker = None, config: Config = None, audit: Audit = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", help="The reviewer's keystore folder or PEM file.")
+    ] = None,
     queue: Queue = None, topic: Topic = None, id: Id = None, reason: RejectedOrWhy = None, issuer: Issuer = None,
     kid: Kid = None, subject: Subject = None, destination: Destination = None, since: From = None,
     until: To = None, sound: Sound = None,
@@ -171,10 +170,11 @@ def redrive(
     reason, why = filter_and_why(reason, why)
     wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
-    place, guard = place_of(broker, queue, topic, broker_settings), load(config).judge
-    read_key = key_reader(key, passphrase_env, passphrase_file)
-    releaser = reviewers_releaser(guard, read_key, authority=authority, lifetime=lifetime)
-    name = reviewer_of(read_key, reviewer)
+    place, mine = _place(broker, queue, topic, broker_settings, config), review_of(settings_of(config))
+    audit, guard = given(audit, "--audit", mine.audit), load(file_of(config)).judge
+    read_key = key_reader(given(key, "--key", mine.key), passphrase_env, passphrase_file)
+    releaser = reviewers_releaser(guard, read_key, authority=authority or mine.authority, lifetime=lifetime)
+    name = reviewer_of(read_key, reviewer or mine.reviewer)
     # A key that does not speak for the reviewer is refused before anything is connected.
     releaser(name)
     plan = Plan(act=REDRIVE, wanted=wanted, reason=why, waive=waivable(waive or ()), scope=scope, rate=rate,
@@ -185,7 +185,8 @@ def redrive(
 
 @app.command("discard")
 def discard(
-    *, broker: Broker, audit: Audit, queue: Queue = None, topic: Topic = None, id: Id = None,
+    *, broker: Broker = None, config: Config = None, audit: Audit = None,
+    queue: Queue = None, topic: Topic = None, id: Id = None,
     reason: RejectedOrWhy = None, issuer: Issuer = None, kid: Kid = None, subject: Subject = None,
     destination: Destination = None, since: From = None, until: To = None, sound: Sound = None,
     reviewer: Reviewer = None, rate: Rate = None, dry_run: DryRun = False, yes: Yes = False,
@@ -195,33 +196,34 @@ def discard(
     reason, why = filter_and_why(reason, why)
     wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
-    plan = Plan(act=DISCARD, wanted=wanted, reason=why, rate=rate, reviewer=reviewer or getpass.getuser())
-    place = place_of(broker, queue, topic, broker_settings)
-    return _carry_out(place, plan, audit, yes=yes, dry_run=dry_run, as_json=as_json)
+    place, mine = _place(broker, queue, topic, broker_settings, config), review_of(settings_of(config))
+    name = reviewer or mine.reviewer or getpass.getuser()
+    plan = Plan(act=DISCARD, wanted=wanted, reason=why, rate=rate, reviewer=name)
+    return _carry_out(place, plan, given(audit, "--audit", mine.audit), yes=yes, dry_run=dry_run, as_json=as_json)
 
 
 @app.command("export")
 def export(
-    *, broker: Broker, queue: Queue = None, topic: Topic = None, id: Id = None, reason: Rejected = None,
-    issuer: Issuer = None, kid: Kid = None, subject: Subject = None, destination: Destination = None,
-    since: From = None, until: To = None, sound: Sound = None, as_json: Json = False,
-    broker_settings: BrokerFile = None,
+    *, broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None,
+    id: Id = None, reason: Rejected = None, issuer: Issuer = None, kid: Kid = None, subject: Subject = None,
+    destination: Destination = None, since: From = None, until: To = None, sound: Sound = None,
+    as_json: Json = False, broker_settings: BrokerFile = None,
 ) -> None:  # fmt: skip
     """Print letters as JSON lines in the form of a message, removing none."""
     wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
-    with _surveyed(place_of(broker, queue, topic, broker_settings), True) as (_, index):
-        for form in index.forms(wanted):
+    with _surveyed(_place(broker, queue, topic, broker_settings, config), True) as (_, index):
+        for form in index.forms(_resolved(index, wanted)):
             print_json(form)
 
 
 @app.command("import")
 def import_letters(
-    *, broker: Broker, queue: Queue = None, topic: Topic = None, as_json: Json = False,
-    broker_settings: BrokerFile = None,
+    *, broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None,
+    as_json: Json = False, broker_settings: BrokerFile = None,
 ) -> None:  # fmt: skip
     """Publish exported letters from standard input; the first that is not sound ends it."""
-    with opened(place_of(broker, queue, topic, broker_settings)) as session:
+    with opened(_place(broker, queue, topic, broker_settings, config)) as session:
         forms = (text.parse() for text in read_texts(standard_input(), lines=True))
         count = session.run(take_in(session.box, forms))
     answer(as_json, {"imported": count}, f"{count} letters imported")
@@ -229,15 +231,26 @@ def import_letters(
 
 @app.command("account")
 def account(
-    *, files: Annotated[list[Path], typer.Argument(help="Audit files of consumers and reviewers.")],
-    broker: Broker, queue: Queue = None, topic: Topic = None, as_json: Json = False,
+    *,
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Audit files of consumers and reviewers.", show_default=False)
+    ] = None,
+    broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None, as_json: Json = False,
     broker_settings: BrokerFile = None,
 ) -> int:  # fmt: skip
     """Show rejected = open + redriven + discarded; exits with 1 where that does not add up."""
-    with _surveyed(place_of(broker, queue, topic, broker_settings), as_json) as (session, index):
+    files = files or list(review_of(settings_of(config)).audit_files)
+    require(files, f"no audit files: name them, or [review] audit_files in {FILE}")
+    with _surveyed(_place(broker, queue, topic, broker_settings, config), as_json) as (session, index):
         ledger = session.ledger(index, files)
-    _print_ledger(ledger, as_json=as_json)
+    print_ledger(ledger, as_json=as_json)
     return 1 if ledger.difference else 0
+
+
+def _place(
+    broker: str | None, queue: str | None, topic: str | None, settings: Path | None, config: Path | None
+) -> Place:
+    return place_of(broker, queue, topic, settings, settings_of(config))
 
 
 def key_reader(path: Path, passphrase_env: str | None, passphrase_file: Path | None) -> Callable[[], Key]:
@@ -279,22 +292,34 @@ def _index_of(session: Session, quiet: bool) -> Index:
         return session.survey(progress=advance)
 
 
+def _resolved(index: Index, wanted: Filter, least: int = TO_READ) -> Filter:
+    """Return a filter with the whole ids of the letter and the key whose beginnings it has."""
+    # An empty id means letters without one.
+    if wanted.id:
+        wanted = replace(wanted, id=pick(wanted.id, (id for id, _ in index.ids()), option="--id", least=least))
+    if wanted.kid:
+        kids = (one.kid for one in index.groups())
+        wanted = replace(wanted, kid=pick(wanted.kid, kids, option="--kid", least=least))
+    return wanted
+
+
 def _carry_out(
     place: Place, plan: Plan, audit: Path, *, yes: bool, dry_run: bool, as_json: bool, **settings: Any
 ) -> int:
     """Rehearse a plan, ask, and act; return 0 where every letter was acted on, else 1."""
     with opened(place, **settings) as session:
         with _index_of(session, as_json) as index:
+            plan = replace(plan, wanted=_resolved(index, plan.wanted, TO_CHANGE))
             selection, counts = session.rehearse(index, plan)
         if dry_run:
-            _print_rehearsal(plan.act, counts, as_json=as_json)
+            print_rehearsal(plan.act, counts, as_json=as_json)
             return 0
         if not yes:
             _ask(plan, session.box.name, counts, as_json=as_json)
         with AuditFile(audit) as session.audit:
-            done = _act(session, plan, selection, quiet=as_json)
-    _print_account(plan.act, done, as_json=as_json)
-    return 0 if done.done + done.gone == done.selected else 1
+            done, interrupted = _act(session, plan, selection, quiet=as_json)
+    print_account(plan.act, done, as_json=as_json)
+    return INTERRUPTED if interrupted else 0 if done.done + done.gone == done.selected else 1
 
 
 def _ask(plan: Plan, name: str, counts: Counter[str], *, as_json: bool) -> None:
@@ -302,98 +327,19 @@ def _ask(plan: Plan, name: str, counts: Counter[str], *, as_json: bool) -> None:
         not as_json and sys.stdin.isatty(), "--yes: required where nobody can be asked (or look with --dry-run)"
     )
     end = " for good" if plan.act == DISCARD else ""
-    question = f"{plan.act.capitalize()} {counts['accepted']} of {counts.total()} letters of {name}{end}?"
-    typer.confirm(question, abort=True, err=True)
+    ids = "".join(f", {key} {found}" for key, found in (("id", plan.wanted.id), ("kid", plan.wanted.kid)) if found)
+    question = f"{plan.act.capitalize()} {counts['accepted']} of {counts.total()} letters of {name}{ids}{end}?"
+    if not typer.confirm(question, err=True):
+        raise CommandFailed("nothing was done")
 
 
-def _act(session: Session, plan: Plan, selection: Selection, *, quiet: bool) -> Account:
+def _act(session: Session, plan: Plan, selection: Selection, *, quiet: bool) -> tuple[Account, bool]:
     """Act with progress on a terminal. Ctrl-C stops before the next letter, and the account stays exact."""
     cancelled = threading.Event()
     kept = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
     try:
         with progress_bar(plan.act, len(selection), quiet=quiet) as advance:
-            return session.act(plan, selection, cancelled=cancelled, progress=advance)
+            done = session.act(plan, selection, cancelled=cancelled, progress=advance)
+            return done, cancelled.is_set()
     finally:
         signal.signal(signal.SIGINT, kept)
-
-
-def _print_letters(session: Session, index: Index, wanted: Filter, *, limit: int, as_json: bool) -> None:
-    rows, total = index.page(wanted, limit=limit), index.count(wanted)
-    letters = [_as_json(row, without=("number", "today"), times=("time",)) for row in rows]
-    title = f"{total} letters of {session.box.name}, as of {iso_time(index.as_of)}"
-    cells = (
-        (row.id[:12], row.reason, row.issuer, row.subject, row.destination, _minute(row.time),
-         "yes" if row.sound else "no")
-        for row in rows
-    )  # fmt: skip
-    table = _table(title, ("letter", "reason", "issuer", "subject", "destination", "time", "sound"), cells)
-    more = [f"{total - len(rows)} more: --limit {total}"] if total > len(rows) else []
-    answer(as_json, {"as_of": iso_time(index.as_of), "total": total, "letters": letters}, table, *more)
-
-
-def _print_groups(session: Session, index: Index, wanted: Filter, *, as_json: bool) -> None:
-    groups = index.groups(wanted)
-    title = f"{index.count(wanted)} letters of {session.box.name}, as of {iso_time(index.as_of)}"
-    cells = (
-        (str(one.count), one.reason, one.issuer, one.kid[:8], one.subject, one.destination,
-         f"{_minute(one.first)} {_minute(one.last)}")
-        for one in groups
-    )  # fmt: skip
-    table = _table(title, ("letters", "reason", "issuer", "kid", "subject", "destination", "from, to"), cells)
-    found = [_as_json(one, without=(), times=("first", "last")) for one in groups]
-    answer(as_json, {"as_of": iso_time(index.as_of), "groups": found}, table)
-
-
-def _print_verdicts(index: Index, counts: Counter[str], *, as_json: bool) -> None:
-    title = f"{counts['accepted']} of {counts.total()} would pass now"
-    cells = ((str(count), verdict) for verdict, count in counts.most_common())
-    table = _table(title, ("letters", "verdict now"), cells)
-    told = {"as_of": iso_time(index.as_of), "total": counts.total(), "pass": counts["accepted"]}
-    answer(as_json, told | {"verdicts": dict(counts)}, table)
-
-
-def _print_rehearsal(act: str, counts: Counter[str], *, as_json: bool) -> None:
-    refused = Counter({reason: count for reason, count in counts.items() if reason != "accepted"})
-    lines = [f"{count} would be refused: {reason}" for reason, count in refused.most_common()]
-    told = {"dry_run": act, "would": counts["accepted"], "refused": dict(refused)}
-    answer(as_json, told, f"would {act} {counts['accepted']} of {counts.total()} letters", *lines)
-
-
-def _print_account(act: str, account: Account, *, as_json: bool) -> None:
-    counts = ((account.failed, "failed"), (account.gone, "gone meanwhile"), (account.left, "left"))
-    more = "".join(f", {count} {what}" for count, what in counts if count)
-    lines = [f"{account.done} of {account.selected} {_DONE[act]}{more}"]
-    lines += [f"{count} refused: {reason}" for reason, count in account.refused.most_common()]
-    lines += [f"ended by: {account.error}"] if account.error else []
-    answer(as_json, {"act": _DONE[act], **account.as_dict()}, *lines)
-
-
-def _print_ledger(ledger: Ledger, *, as_json: bool) -> None:
-    lines = [
-        f"{ledger.rejected} rejected = {ledger.open} open + {ledger.redriven} redriven"
-        f" + {ledger.discarded} discarded + {len(ledger.missing)} missing"
-    ]
-    for name, ids in (("missing", ledger.missing), ("unknown", ledger.unknown), ("unproven", ledger.unproven)):
-        lines += [f"{name}: {letter}" for letter in ids[:_IDS]]
-        lines += [f"{name}: {len(ids) - _IDS} more (--json lists 100)"] if len(ids) > _IDS else []
-    answer(as_json, ledger.as_dict(), *lines)
-
-
-def _as_json(found: Any, *, without: Sequence[str], times: Sequence[str]) -> dict[str, Any]:
-    """Return the fields of a row or a group, with times as text."""
-    fields = {name: value for name, value in asdict(found).items() if name not in without}
-    return fields | {name: time_text(fields[name]) or None for name in times}
-
-
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(title=Text(title), title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column in ("letters", "letter", "reason", "kid"))
-    for row in rows:
-        # As Text: a letter may hold what Rich would take for markup.
-        table.add_row(*map(Text, row))
-    return table
-
-
-def _minute(seconds: float | None) -> str:
-    return time_text(seconds)[:16].replace("T", " ")

@@ -3,53 +3,47 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from datetime import datetime
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from mqauth.audit.record import iso_time
 from mqauth.cli.app import (
+    From,
     Json,
     PassphraseEnv,
     PassphraseFile,
     answer,
     group,
-    print_json,
+    print_error,
 )
+from mqauth.cli.forms import TO_CHANGE, CommandFailed, pick, shown_time
 from mqauth.cli.serve import Host, Server, TLSCert, TLSKey, certificate_of, listen, origin
+from mqauth.cli.tables import Column, Wide, table_lines
+from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.toml_file import read_passphrase
-from mqauth.errors import ConfigurationError, require
+from mqauth.errors import require
 from mqauth.keystore import Keystore, RingKey, public_keys
-from mqauth.keystore.disk import ring
+from mqauth.keystore.disk import files, ring
+from mqauth.keystore.disk.folder import KEYSET
+from mqauth.keystore.disk.ring import KeyRing
 from mqauth.keystore.remote.keyserver import HEALTH, PATHS, KeyServer
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import ALGORITHMS
 
-app: Final = group("Make, list and publish a producer's keys.", "mqauth keys new")
+app: Final = group("Make, list and publish a producer's keys.", "mqauth keys new --subject NAME")
 _FOLDER: Final = Path("keys")
-_WIDTH: Final = 140
+KEY: Final = (
+    Column("kid", is_id=True, cut=False), Column("state", cut=False), Column("alg", goes=2, cut=False),
+    Column("subjects"), Column("created (UTC)", goes=1, cut=False), Column("ready (UTC)", goes=3, cut=False),
+)  # fmt: skip
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Dir = Annotated[Path, typer.Option("--dir", help="The keystore folder.")]
 FolderOrPEM = Annotated[Path, typer.Option("--dir", help="The keystore folder, or a single PEM file.")]
 Kid = Annotated[str, typer.Option("--kid", help="Id of the key.")]
-
-
-def _time_with_zone(text: str) -> int:
-    """Return the UTC seconds of an RFC 3339 time."""
-    # Without a zone the moment of a revocation would depend on the machine on which it is typed.
-    try:
-        moment = datetime.fromisoformat(text)
-        seconds = int(moment.timestamp())
-    except (ValueError, OverflowError) as error:
-        raise ConfigurationError("--from: must be a time like 2030-01-31T12:00:00Z") from error
-    require(
-        moment.tzinfo is not None and seconds >= 0, "--from: must be a time with a zone, like 2030-01-31T12:00:00Z"
-    )
-    return seconds
 
 
 @app.command("new")
@@ -64,6 +58,9 @@ def new(
     publish_delay: Annotated[
         int | None, typer.Option("--publish-delay", help="Seconds for which a new key stays pending.")
     ] = None,
+    pinned: Annotated[
+        bool, typer.Option("--pinned", help="The key names no producer: consumers say whom it speaks for.")
+    ] = False,
     pending: Annotated[bool, typer.Option("--pending", help="Do not sign with a first key at once.")] = False,
     passphrase_env: PassphraseEnv = None,
     passphrase_file: PassphraseFile = None,
@@ -71,7 +68,12 @@ def new(
 ) -> None:
     """Make a key. The first one of a folder signs at once; later ones are pending."""
     require(algorithm in ALGORITHMS, f"--alg: must be {', '.join(ALGORITHMS)}")
+    require(not (subjects and pinned), "--pinned: contradicts --subject")
     keystore = Keystore(folder=folder, passphrase=_passphrase(passphrase_env, passphrase_file))
+    require(
+        subjects is not None or pinned or not files.is_missing(folder / KEYSET),
+        "--subject: name the producer that the key speaks for; or --pinned, if consumers say whom",
+    )
     made = keystore.create(
         algorithm=algorithm, subjects=subjects or None, publish_delay=publish_delay, pending=pending
     )
@@ -80,59 +82,91 @@ def new(
 
 @app.command("jwks")
 def jwks(
-    folder: FolderOrPEM = _FOLDER, passphrase_env: PassphraseEnv = None, passphrase_file: PassphraseFile = None
+    folder: FolderOrPEM = _FOLDER,
+    passphrase_env: PassphraseEnv = None,
+    passphrase_file: PassphraseFile = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write this file, whole or not at all.")] = None,
 ) -> None:
     """Print the public keys as a JWK Set."""
     found = public_keys(folder, passphrase=_passphrase(passphrase_env, passphrase_file))
-    print(json.dumps(dump_key_set(found), indent=2, ensure_ascii=False))
+    text = json.dumps(dump_key_set(found), indent=2, ensure_ascii=False)
+    if out is None:
+        print(text)
+        return
+    files.write_whole(out, text.encode("utf-8") + b"\n")
+    # Everybody may read public keys; the consumer often runs as another user.
+    out.chmod(0o644)
 
 
 @app.command("list")
-def list_keys(folder: Dir = _FOLDER, as_json: Json = False) -> None:
+def list_keys(folder: Dir = _FOLDER, as_json: Json = False, wide: Wide = False) -> None:
     """Show every key with its state and times."""
     keys = Keystore(folder=folder).ring().keys
-    if as_json:
-        print_json({"keys": [ring.describe(key) for key in keys]})
-    else:
-        _print_table(keys)
+    cells = (
+        (
+            key.kid,
+            key.state.value,
+            key.key.algorithm,
+            _subjects(key),
+            shown_time(key.created),
+            shown_time(key.ready),
+        )
+        for key in keys
+    )
+    title = f"{len(keys)} {'key' if len(keys) == 1 else 'keys'} in {folder}"
+    answer(as_json, {"keys": [ring.describe(key) for key in keys]}, *table_lines(title, KEY, cells, wide=wide))
 
 
 @app.command("rotate")
 def rotate(folder: Dir = _FOLDER, as_json: Json = False) -> None:
     """Move every key on as its time has come. Safe in cron; running producers notice within seconds."""
-    Keystore(folder=folder).change(ring.rotate)
+    after = Keystore(folder=folder).change(ring.rotate)
     list_keys(folder, as_json=as_json)
+    if after.active is not None and not any(key.state is ring.State.PENDING for key in after.keys):
+        print_error(f"note: {folder} has no next key; make one with mqauth keys new --dir {folder}")
 
 
 @app.command("retire")
-def retire(kid: Kid, folder: Dir = _FOLDER, as_json: Json = False) -> None:
+def retire(kid: Kid, folder: Dir = _FOLDER, yes: Yes = False, as_json: Json = False) -> None:
     """Stop signing with a key. What it signed can still be verified."""
-    after = Keystore(folder=folder).change(lambda before, now: ring.retire(before, kid, now))
-    _print_key(after.get(kid), folder, as_json=as_json)
+    _end(folder, kid, ring.retire, yes=yes, as_json=as_json)
 
 
 @app.command("revoke")
 def revoke(
+    *,
     kid: Kid,
     reason: Annotated[str, typer.Option("--reason", help="Why, for the readers of the JWK Set.")],
     folder: Dir = _FOLDER,
-    since: Annotated[
-        int,
-        typer.Option(
-            "--from",
-            parser=_time_with_zone,
-            metavar="<str>",
-            show_default=False,
-            help="Revoke from this time on; by default from the beginning.",
-        ),
-    ] = 0,
+    since: From = None,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Let nothing more be verified with a key."""
-    after = Keystore(folder=folder).change(
-        lambda before, now: ring.revoke(before, kid, now, reason=reason, since=since)
+    """Let nothing more be verified with a key; asks where nothing could sign after it."""
+    _end(folder, kid, partial(ring.revoke, reason=reason, since=int(since or 0)), yes=yes, as_json=as_json)
+
+
+def _end(folder: Path, kid: str, act: Callable[[KeyRing, str, int], KeyRing], *, yes: bool, as_json: bool) -> None:
+    """Retire or revoke a key, once somebody agreed that nothing can be signed after it."""
+    keystore = Keystore(folder=folder)
+    before, now = keystore.ring(), int(SYSTEM_CLOCK.now())
+    whole = pick(kid, (key.kid for key in before.keys), option="--kid", least=TO_CHANGE)
+    after = act(before, whole, now)
+    if before.active is not None and after.active is None and not yes:
+        _ask(
+            whole, min((key.ready for key in after.keys if key.state is ring.State.PENDING), default=None), as_json
+        )
+    _print_key(
+        keystore.change(lambda found, moment: act(found, whole, moment)).get(whole), folder, as_json=as_json
     )
-    _print_key(after.get(kid), folder, as_json=as_json)
+
+
+def _ask(kid: str, ready: int | None, as_json: bool) -> None:
+    until = "until you make another key" if ready is None else f"until {shown_time(ready)} UTC"
+    said = f"{kid} is the only active key: nothing can be signed {until}"
+    require(not as_json and sys.stdin.isatty(), f"{said}; give --yes if that is what you want")
+    if not typer.confirm(f"{said}. Go on?", err=True):
+        raise CommandFailed("nothing was done")
 
 
 @app.command("serve")
@@ -164,20 +198,10 @@ def _passphrase(env: str | None, file: Path | None) -> bytes | None:
 
 def _print_key(key: RingKey, folder: Path, *, as_json: bool) -> None:
     algorithm, state = key.key.algorithm, key.state.value
-    until = f" until {_time(key.ready)}" if key.state is ring.State.PENDING else ""
+    until = f" until {shown_time(key.ready)} UTC" if key.state is ring.State.PENDING else ""
     told = {"kid": key.kid, "algorithm": algorithm, "state": state}
     answer(as_json, told, f"{key.kid} ({algorithm}) is {state}{until} in {folder}")
 
 
-def _print_table(keys: Sequence[RingKey]) -> None:
-    table = Table("kid", "algorithm", "state", "created", "ready", "subjects")
-    for key in keys:
-        subjects = "any the consumer pins" if key.key.subjects is None else ", ".join(sorted(key.key.subjects))
-        table.add_row(key.kid, key.key.algorithm, key.state.value, _time(key.created), _time(key.ready), subjects)
-    console = Console(markup=False)
-    console.width = max(console.width, _WIDTH) if not console.is_terminal else console.width
-    console.print(table)
-
-
-def _time(seconds: int) -> str:
-    return iso_time(seconds).replace(".000Z", "Z")
+def _subjects(key: RingKey) -> str:
+    return "(pinned by consumers)" if key.key.subjects is None else ", ".join(sorted(key.key.subjects))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
 from mqauth import ConfigurationError, MalformedMessage, Message, Outcome, Pipeline, Reason, Signer, Verdict, load
 from mqauth.audit.record import harmless
-from mqauth.cli.app import MAX_INPUT, Text, print_json, read_body, read_texts, standard_input
+from mqauth.cli.app import MAX_INPUT, Config, Text, print_json, read_body, read_texts, standard_input
+from mqauth.cli.settings import file_of
 from mqauth.errors import require
 from mqauth.flow import Flow, run
 from mqauth.judging.pipeline import Delivery
@@ -23,7 +23,6 @@ from mqauth.wire.message import TOKEN_HEADER
 
 _EXIT: Final = ((Verdict.REJECTED, 1), (Verdict.DEFERRED, 3), (Verdict.DUPLICATE, 3))
 """Exit codes; the first one whose verdict any message got counts."""
-Config = Annotated[Path, typer.Option("--config", help="The configuration file (mqauth.toml).")]
 Lines = Annotated[bool, typer.Option("--lines", help="One message a line.")]
 Pairs = list[str] | None
 
@@ -45,7 +44,7 @@ class _Waiting:
 
 def sign(
     *,
-    config: Config,
+    config: Config = None,
     lines: Lines = False,
     batch: Annotated[
         int,
@@ -68,10 +67,10 @@ def sign(
     if to is None:
         for name, value in (("--key", key), ("--header", headers), ("--property", properties)):
             require(not value, f"{name}: only with --to")
-        _sign_forms(load(config).signer, lines=lines, batch=batch)
+        _sign_forms(load(file_of(config)).signer, lines=lines, batch=batch)
         return
     require(not lines, "--lines: not with --to, where all of standard input is one body")
-    signer = load(config).signer
+    signer = load(file_of(config)).signer
     form = _form_of(to, key, headers or (), properties or ())
     body = read_body(standard_input())
     if body is None:
@@ -170,19 +169,23 @@ def _base64(raw: bytes) -> str:
     return base64.b64encode(raw).decode("ascii")
 
 
-def verify(config: Config, lines: Lines = False) -> int:
+def verify(
+    config: Config = None,
+    lines: Lines = False,
+    exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit with 0 whatever the verdicts.")] = False,
+) -> int:
     """Read messages as JSON and print the verdict on each.
 
     With --lines the messages share one replay store, as in a running consumer. Exits with 1 where a message was
     rejected, else with 3 where one was deferred or a duplicate, else with 0.
     """
-    pipeline = load(config).judge
+    pipeline = load(file_of(config)).judge
     verdicts: set[Verdict] = set()
     for text in read_texts(standard_input(), lines=lines):
         outcome = _verify_text(pipeline, text)
         print_json(_describe(outcome))
         verdicts.add(outcome.verdict)
-    return next((code for verdict, code in _EXIT if verdict in verdicts), 0)
+    return 0 if exit_zero else next((code for verdict, code in _EXIT if verdict in verdicts), 0)
 
 
 def _verify_text(pipeline: Pipeline, text: Text) -> Outcome:

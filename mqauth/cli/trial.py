@@ -46,7 +46,14 @@ _CASE_HEADER: Final = "demo-case"
 _REASON_HEADER: Final = "mqauth-dead-reason"
 _ACCEPTED: Final = "accepted"
 _WIDTH: Final = 110
-_STAGES: Final = {"kafka": ("kafka", "KafkaStage"), "confluent": ("confluent", "ConfluentStage")}
+_STAGES: Final = {
+    "kafka": ("kafka", "KafkaStage"),
+    "confluent": ("confluent", "ConfluentStage"),
+    "aiokafka": ("aiokafka", "AiokafkaStage"),
+    "pika": ("pika", "PikaStage"),
+}
+_SCHEMES: Final = {"confluent": "kafka", "aiokafka": "kafka", "pika": "amqp"}
+"""Schemes that name a client, and the scheme of their URL otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +109,10 @@ class Result:
 def demo(
     broker: Annotated[
         str | None,
-        typer.Option("--broker", help="amqp://..., kafka:// or confluent://host:port; by default in memory."),
+        typer.Option(
+            "--broker",
+            help="amqp:// or pika://..., kafka://, confluent:// or aiokafka://host:port. By default in memory.",
+        ),
     ] = None,
     as_json: Json = False,
     audit: Annotated[
@@ -117,8 +127,10 @@ def demo(
     """
     if broker is None:
         return _play(MemoryStage(), audit, as_json=as_json, messages=messages)
-    check_url("--broker", broker.replace("confluent://", "kafka://", 1))
-    with reached("--broker"):
+    scheme, mark, rest = broker.partition("://")
+    url = _SCHEMES.get(scheme, scheme) + mark + rest
+    check_url("--broker", url)
+    with reached(url):
         return _play(_stage(broker), audit, as_json=as_json, messages=messages)
 
 
@@ -295,18 +307,30 @@ def bench(
     confluent: Annotated[
         str | None, typer.Option("--confluent", help="host:port: the same on this Kafka, by confluent-kafka.")
     ] = None,
+    aiokafka: Annotated[
+        str | None, typer.Option("--aiokafka", help="host:port: the same on this Kafka, by aiokafka.")
+    ] = None,
+    pika: Annotated[
+        str | None, typer.Option("--pika", help="amqp://...: the same on this RabbitMQ, by pika.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Write every figure with its spread to this JSON file.")
     ] = None,
 ) -> int:
     """Measure what signing and verifying cost on this machine, beside the bare clients."""
-    if rabbitmq is not None:
-        check_url("--rabbitmq", rabbitmq)
+    for option, url in (("--rabbitmq", rabbitmq), ("--pika", pika)):
+        if url is not None:
+            check_url(option, url)
     kafka, confluent = _address("--kafka", kafka), _address("--confluent", confluent)
+    aiokafka = _address("--aiokafka", aiokafka)
     console = Console(stderr=True, quiet=as_json)
-    with reached("--rabbitmq, --kafka or --confluent"), console.status("making keys") as status:
+    logs = (f"kafka://{address}" for address in (kafka, confluent, aiokafka) if address)
+    with reached(rabbitmq, pika, *logs), console.status("making keys") as status:
         amount = run.amount_of(quick=quick)
-        found = run.measure(amount, rabbitmq=rabbitmq, kafka=kafka, confluent=confluent, progress=status.update)
+        found = run.measure(
+            amount, rabbitmq=rabbitmq, kafka=kafka, confluent=confluent, aiokafka=aiokafka, pika=pika,
+            progress=status.update,
+        )  # fmt: skip
     if output is not None:
         output.write_text(json.dumps(found.whole(), indent=1) + "\n", "utf-8")
     answer(as_json, found.short(), *report.lines(found))

@@ -44,12 +44,14 @@ class Setting(NamedTuple):
         help: one line that explains it.
         rules: which other settings it needs or excludes.
         default: its value where it is left out; ``MISSING`` if it is required.
+        field: the name of its field: its own, with ``_`` after it where that is a word of Python.
     """
 
     kind: Kind
     help: str
     rules: tuple[Rule, ...]
     default: Any
+    field: str
 
     def read(self, table: Table, key: str) -> Any:
         """Return the value of the setting in a table.
@@ -91,7 +93,8 @@ class Settings:
         for one in fields(cls):
             if get_origin(hints[one.name]) is Annotated:
                 kind, text, *rules = hints[one.name].__metadata__
-                found[one.name] = Setting(kind, text, tuple(rules), one.default)
+                name = one.name.removesuffix("_")
+                found[name] = Setting(kind, text, tuple(rules), one.default, one.name)
         return found
 
     def refusals(self) -> Iterator[RefusedSetting]:
@@ -101,7 +104,7 @@ class Settings:
     def arguments(self, target: Callable[..., object]) -> dict[str, Any]:
         """Return those settings that a class or function takes as arguments, by name."""
         parameters = inspect.signature(target).parameters
-        return {name: getattr(self, name) for name in self.settings() if name in parameters}
+        return {name: getattr(self, one.field) for name, one in self.settings().items() if name in parameters}
 
     def read_secret(self, name: str) -> bytes | None:
         """Return the secret that two of the settings refer to, ``None`` where neither is set.
@@ -158,7 +161,7 @@ def collect(declared: type[Settings], table: Table) -> tuple[dict[str, Any], lis
     for name, setting in known.items():
         with collecting(refusals):
             if name in table.members:
-                values[name] = setting.read(table, name)
+                values[setting.field] = setting.read(table, name)
             # A misspelt key is one mistake, and the suggestion names the missing key.
             elif setting.default is MISSING and name not in meant.values():
                 raise table.refuse(name, "required")

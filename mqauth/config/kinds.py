@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from mqauth.wire import destination
 from mqauth.wire.claims import MAX_NAME, is_name
 
 _URL: Final = re.compile(r"[\x21-\x7e]+")
+_SPAN: Final = re.compile("[1-9][0-9]{0,3}[hd]")
 _BROKERS: Final = ("amqp", "amqps", "kafka")
 _NAME_LIMITS: Final = {"minLength": 1, "maxLength": MAX_NAME}
 Fault = Callable[[Any], str | None]
@@ -165,6 +167,28 @@ def text_or_table(word: Kind, table: Kind) -> Kind:
     )
 
 
+def table_or(item: Kind, schema: Mapping[str, Any], read: Callable[[Table, str, Any], Any]) -> Kind:
+    """Return the kind of a single value, or of a table with a schema and a reader of its own."""
+    return Kind(
+        {"anyOf": [item.schema, schema]},
+        lambda table, key, found: (read if isinstance(found, dict) else item.read)(table, key, found),
+    )
+
+
+def span(least: int) -> Kind:
+    """Return the kind of a span of hours or days, such as ``12h`` or ``7d``; it is read as seconds."""
+
+    def fault(found: str) -> str | None:
+        good = _SPAN.fullmatch(found) is not None and _seconds(found) >= least
+        return None if good else f'must be hours or days like "12h" or "7d", at least {least} seconds'
+
+    return text("span", fault, {"pattern": _SPAN.pattern}, into=lambda found, _: _seconds(found))
+
+
+def _seconds(found: str) -> int:
+    return int(found[:-1]) * (86_400 if found[-1] == "d" else 3600)
+
+
 def url(*schemes: str, word: str | None = None) -> Kind:
     """Return the kind of a URL with a host, or of one certain word in its place."""
     words = () if word is None else (word,)
@@ -238,3 +262,15 @@ PATH: Final = text(
 """A path, relative to the folder of the file in which it stands."""
 POSITIVE: Final = whole(1)
 FLAG: Final = single((bool,), "a boolean", {"type": "boolean"}, lambda _: None)
+DATE: Final = single(
+    (date,),
+    "a date like 2027-01-31, without quotation marks",
+    {"type": "string", "format": "date", "title": "date"},
+    lambda _: None,
+)
+MOMENT: Final = single(
+    (datetime,),
+    "a time like 2026-12-04T10:00:00Z, without quotation marks",
+    {"type": "string", "format": "date-time", "title": "time"},
+    lambda found: None if found.tzinfo is not None else "must say its zone, like Z",
+)

@@ -30,6 +30,7 @@ from mqauth.config.toml_file import Table, read_toml
 from mqauth.errors import require
 from mqauth.judging.pipeline import Observer, Pipeline
 from mqauth.judging.policy import Allow
+from mqauth.judging.rollout import Rollout
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey, JWKSFile
 from mqauth.keystore.disk.folder import read_pem
@@ -135,11 +136,20 @@ class Configuration:
         audit: dict[str, Any] = (
             {"audit": None} if found is None else {"audit": self._audit_sink(found), "record": found.record}
         )
-        return self._pipeline(observers=self._observers, **audit)
+        return self._pipeline(observers=self._observers, rollout=self.rollout, **audit)
+
+    @cached_property
+    def rollout(self) -> Rollout:
+        """The rungs of ``[[rollout]]`` and the exemptions of ``[[consumer.unsigned]]``."""
+        consumer = self._settings.consumer
+        unsigned = () if consumer is None else consumer.unsigned
+        return Rollout([found.entry for found in self._settings.rollout], [found.exemption for found in unsigned])
 
     @cached_property
     def judge(self) -> Pipeline:
         """The pipeline of ``[consumer]`` for verdicts alone: it opens no audit file and settles nothing.
+
+        It judges at ``enforce``, whatever ``[[rollout]]`` says.
 
         Raises:
             ConfigurationError: there is no ``[consumer]``, or its keys cannot be read.

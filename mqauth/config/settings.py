@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 from mqauth.audit.file import MIN_BYTES
 from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import DEFAULT_FLOOD_AFTER
+from mqauth.config.broker import BrokerSettings, ReviewSettings
 from mqauth.config.declaration import Settings, inner, inners, not_with, only_with
 from mqauth.config.kinds import (
     ANY,
@@ -37,6 +38,7 @@ from mqauth.config.kinds import (
     url,
     whole,
 )
+from mqauth.config.rollout_settings import RolloutSettings, UnsignedSettings
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.judging.policy import Rule
@@ -217,6 +219,11 @@ class ConsumerSettings(Settings):
         inners(RuleSettings),
         "Who may publish where; without a rule everything is refused.",
     ] = ()
+    unsigned: Annotated[
+        tuple[UnsignedSettings, ...],
+        inners(UnsignedSettings),
+        "What may lack a token for now, at enforce too; it is given to `unverified=` of the consumer.",
+    ] = ()
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of a missing ``max_queue_age``, and of rules whose issuer is not configured."""
@@ -368,6 +375,22 @@ class FileSettings(Settings):
     ] = None
     release: Annotated[
         ReleaseSettings | None, inner(ReleaseSettings), "Who may release dead letters for another try."
+    ] = None
+    rollout: Annotated[
+        tuple[RolloutSettings, ...],
+        inners(RolloutSettings),
+        "Destinations that are not at enforce yet; the first entry that matches decides.",
+    ] = ()
+    broker: Annotated[
+        BrokerSettings | None, inner(BrokerSettings), "Where commands find the dead letters, and how."
+    ] = None
+    brokers: Annotated[
+        Mapping[str, BrokerSettings] | None,
+        entries(NAME, inner(BrokerSettings), 1),
+        "The same for several brokers; `--broker NAME` takes one.",
+    ] = None
+    review: Annotated[
+        ReviewSettings | None, inner(ReviewSettings), "What a reviewer of dead letters works with."
     ] = None
     check: Annotated[
         CheckSettings | None, inner(CheckSettings), "Tells `mqauth check` what the other tables do not say."

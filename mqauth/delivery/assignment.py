@@ -262,11 +262,16 @@ class Assignment:
                 found.seek = None
             return ClientCalls(pause=pause, resume=resume, seek=seek)
 
-    def poll_timeout(self, longest: float) -> float:
-        """Return for how many seconds a poll may wait, at most ``longest``."""
+    def poll_timeout(self, longest: float, *, beside_handlers: bool = False) -> float:
+        """Return for how many seconds a poll may wait.
+
+        Args:
+            longest: seconds at most.
+            beside_handlers: whether it may wait while handlers run: something ends it as soon as one has ended.
+        """
         now = self._clock.monotonic()
         with self._lock:
-            if self._running:
+            if self._running and not beside_handlers:
                 return 0.0
             moments = [each.retry_at for each in self._partitions.values() if each.stall is not None and each.ours]
             moments += [] if self._doubted is None else [self._held_until]

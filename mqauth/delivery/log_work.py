@@ -13,6 +13,7 @@ from mqauth.delivery.partition import Partition, TopicPartition
 from mqauth.errors import Cause, ConfigurationError, StaleDelivery, Unavailable
 from mqauth.flow import Flow, asked, is_async, refuse_async, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
+from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Verified, decoded, equip
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
@@ -40,6 +41,7 @@ class LogWork:
         letters: returns where the rejected records of a partition go.
         decode: makes ``Verified.value`` of a body; what it raises dead-letters the message.
         answer: sends what ``Verified.reply`` is given.
+        unverified: takes an ``Unverified``; or a table of handlers by kind.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class LogWork:
         *,
         decode: Callable[[bytes], Any] | None = None,
         answer: Callable[[Verified, bytes], Any] | None = None,
+        unverified: Unverifieds | None = None,
     ) -> None:
         self._guard = guard
+        self._unverified = guard.handlers(handler, unverified)
         self._assignment = assignment
         self._handler = equipped(handler, decode, answer)
         self._letters = letters
@@ -75,18 +79,19 @@ class LogWork:
     def visiting(self, partition: Partition) -> Flow[None]:
         """Return ``visit`` as a flow, for a caller that runs several at a time and closes each."""
         guard, assignment, handler, early = self._guard, self._assignment, self._handler, EarlyClaims(self._guard)
-        letters = self._letters(partition)
+        letters, unverified = self._letters(partition), self._unverified
         try:
             while (delivery := assignment.next_delivery(partition)) is not None:
                 early.judge_ahead(partition.waiting)
-                if not assignment.attempted(partition, (yield from guard.process(delivery, handler, letters))):
+                outcome = yield from guard.process(delivery, handler, letters, unverified)
+                if not assignment.attempted(partition, outcome):
                     return
         except StaleDelivery:
             return
         finally:
             assignment.visit_ended(partition)
 
-    def skip(self, place: TopicPartition, first: int, beyond: int, record: AuditRecord) -> bool:
+    def skipping(self, place: TopicPartition, first: int, beyond: int, record: AuditRecord) -> Flow[bool]:
         """Audit a range that cannot be read, then go on behind it; where audit is out of reach, defer it.
 
         Args:
@@ -97,13 +102,10 @@ class LogWork:
 
         Returns:
             Whether it was audited and skipped.
-
-        Raises:
-            ConfigurationError: the audit sink is asynchronous.
         """
         partition = self._assignment.partition(place)
         try:
-            run(asked(Cause.AUDIT_UNAVAILABLE, self._guard.audit.write, record))  # type: ignore[union-attr]
+            yield from asked(Cause.AUDIT_UNAVAILABLE, self._guard.audit.write, record)  # type: ignore[union-attr]
         except Unavailable as error:
             outcome = Outcome(verdict=Verdict.DEFERRED, cause=error.cause, detail=error.detail)
             self._assignment.stall(partition, first, outcome)
@@ -111,15 +113,15 @@ class LogWork:
         self._assignment.skipped(partition, beyond)
         return True
 
-    def renew(self) -> None:
+    def renewing(self) -> Flow[None]:
         """Renew the claims of handlers that run long; where the store is out of reach that is logged."""
         for delivery in self._leases.due(self._assignment.running_deliveries(), self._guard.clock.monotonic()):
-            run(self._guard.renew(delivery))
+            yield from self._guard.renew(delivery)
 
-    def give_back(self) -> None:
+    def giving_back(self) -> Flow[None]:
         """Release claims that are not used here; the same place may take over one that cannot be released."""
         for delivery in self._assignment.unhandled_claims():
-            if run(self._guard.release(delivery)).cause is not Cause.HANDLER_DEFERRED:
+            if (yield from self._guard.release(delivery)).cause is not Cause.HANDLER_DEFERRED:
                 return
 
 

@@ -70,6 +70,8 @@ class Progress:
         if not message.origin.redelivered or not (self._kept or self._in_flight):
             return self._guard.receive(message)
         key = self._key(message)
+        if self._guard.is_lenient(message):
+            return self._anew(message, key)
         lost, kept = self._lost(key), min(self._kept.get(key, ()), key=_order, default=None)
         was_handled = kept is not None and _order(kept) != _UNHANDLED
         if lost is not None and not (was_handled and lost.step is Step.JUDGE):
@@ -78,6 +80,14 @@ class Progress:
             self._drop(key, kept)
             return again(message, kept) if _is_judged_anew(kept) else kept
         return self._guard.receive(message)
+
+    def _anew(self, message: Message, key: str) -> Delivery:
+        """Return a delivery that is handled whatever became of an earlier one, and judged by the time of that."""
+        kept = min(self._kept.get(key, ()), key=_order, default=None)
+        if kept is None:
+            return self._guard.receive(message)
+        self._drop(key, kept)
+        return Delivery(message=message, received=kept.received, owner=kept.owner)
 
     def fenced(self, delivery: Delivery, fence: Fence) -> Fence:
         """Return a fence that also keeps a delivery from being judged while an earlier one of it is handled."""
@@ -217,7 +227,7 @@ def _is_judged_anew(delivery: Delivery) -> bool:
 
 def _was_handled(delivery: Delivery) -> bool:
     """Return whether a delivery's handler has ended, and its claim or its record is still to be ended."""
-    if delivery.step in (Step.JUDGE, Step.HANDLE, Step.SETTLE):
+    if delivery.step in (Step.JUDGE, Step.HANDLE, Step.PASS_ON, Step.SETTLE):
         return False
     rejection = delivery.rejection
     return delivery.verdict is Verdict.ACCEPTED if rejection is None else rejection.reason is Reason.HANDLER_FAILED

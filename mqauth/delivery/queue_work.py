@@ -13,6 +13,7 @@ from mqauth.delivery.slot import Slot
 from mqauth.errors import Cause, StaleDelivery
 from mqauth.flow import Flow
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
+from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Responder
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.wire.message import Message
@@ -41,6 +42,7 @@ class QueueWork:
         decode: makes ``Verified.value`` of the body, after verification.
         answer: publishes what ``Verified.reply`` is given.
         stops: whether its consumer is stopped one day, and logs then what was left.
+        unverified: takes an ``Unverified``; or a table of handlers by kind.
 
     Attributes:
         unsettled: how many settled deliveries could not be acked.
@@ -58,9 +60,11 @@ class QueueWork:
         decode: Callable[[bytes | None], Any] | None,
         answer: Responder | None,
         stops: bool,
+        unverified: Unverifieds | None = None,
     ) -> None:
         self._queue = queue
         self._guard = guard
+        self._unverified = guard.handlers(handler, unverified)
         self._handler = equipped(handler, decode, answer)
         self._dead_letters = dead_letters
         self._level = logging.WARNING if stops else logging.CRITICAL
@@ -82,11 +86,11 @@ class QueueWork:
 
     def attempt(self, delivery: Delivery) -> Flow[Outcome]:
         """Take a delivery through the pipeline until it is settled or deferred."""
-        return self._guard.process(delivery, self._handler, self._dead_letters)
+        return self._guard.process(delivery, self._handler, self._dead_letters, self._unverified)
 
     def probe(self, delivery: Delivery) -> Flow[bool]:
         """Return whether a delivery that was given back would get further now; its handler is not run."""
-        if delivery.step is Step.HANDLE:
+        if delivery.step is Step.HANDLE or delivery.step is Step.PASS_ON:
             yield from self._guard.release(delivery)
             return delivery.claim is None
         if delivery.step is not Step.JUDGE:

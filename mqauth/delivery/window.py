@@ -52,7 +52,8 @@ from mqauth.clock import Clock
 from mqauth.delivery.health import QueueHealth
 from mqauth.delivery.hold import HeldDelivery, Hold, is_deferred
 from mqauth.errors import Cause
-from mqauth.judging.delivery import Outcome, Verdict
+from mqauth.judging.delivery import Outcome
+from mqauth.judging.unverified import Verdict
 
 STEADY: Final = 60.0
 """Seconds of consuming after which a lost connection is no longer in a row with the one before."""

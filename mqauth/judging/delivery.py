@@ -8,24 +8,17 @@ from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from mqauth.audit import record as audit_records
-from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, Unavailable
+from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, RejectNow, RetryLater, Unavailable
+from mqauth.flow import ColourError
+from mqauth.judging.rollout import Rung
 from mqauth.judging.token import Candidate
+from mqauth.judging.unverified import Unverified, Verdict
 from mqauth.judging.verified import Verified
 from mqauth.letters.dead_letter import content_digest, letter_id
 from mqauth.letters.release import Release
 from mqauth.replay.rules import ClaimRequest
 from mqauth.wire.envelope import token_of
 from mqauth.wire.message import Message
-
-
-class Verdict(Enum):
-    """What a delivery came to; compared by identity."""
-
-    ACCEPTED = "accepted"
-    REJECTED = "rejected"
-    DEFERRED = "deferred"
-    DUPLICATE = "duplicate"
-
 
 _TUPLE: Final = tuple.__new__  # a third of the price of a call; an outcome is made for every message
 
@@ -35,6 +28,7 @@ class Step(Enum):
 
     JUDGE = "judge"
     HANDLE = "handle"
+    PASS_ON = "pass_on"
     CONFIRM = "confirm"
     RELEASE = "release"
     RECORD = "record"
@@ -56,6 +50,7 @@ class Outcome(NamedTuple):
             there are observers.
         party: the configured issuer or release authority whose keys are out of reach, if it was deferred for
             ``keys_unavailable`` or ``key_pending``.
+        unverified: the message, if it was given to its handler without a proof.
     """
 
     verdict: Verdict
@@ -66,6 +61,7 @@ class Outcome(NamedTuple):
     dead_letter: str | None = None
     judge_seconds: float | None = None
     party: str | None = None
+    unverified: Unverified | None = None
 
     @classmethod
     def of(cls, delivery: Delivery) -> Outcome:
@@ -73,10 +69,12 @@ class Outcome(NamedTuple):
         rejection = delivery.rejection
         if rejection is None:
             verified, seconds = delivery.verified, delivery.judge_seconds
-            return _TUPLE(cls, (delivery.verdict, None, None, None, verified, None, seconds, None))
+            return _TUPLE(
+                cls, (delivery.verdict, None, None, None, verified, None, seconds, None, delivery.unverified)
+            )
         return cls(
             delivery.verdict, reason=rejection.reason, detail=rejection.detail, dead_letter=delivery.letter,
-            judge_seconds=delivery.judge_seconds,
+            judge_seconds=delivery.judge_seconds, unverified=delivery.unverified,
         )  # fmt: skip
 
 
@@ -95,6 +93,8 @@ class Delivery:
         renewed: UTC seconds at which its lease was last extended.
         fence: called with the delivery before each step that must not be taken once the broker has given the
             delivery to somebody else. It raises ``StaleDelivery`` then, and may be asynchronous.
+        rung: the rung it was judged at, of one below ``enforce`` or exempt.
+        unverified: the message, if its handler gets it without a proof.
     """
 
     message: Message
@@ -116,6 +116,8 @@ class Delivery:
     fence: Callable[[Delivery], Any] | None = None
     digest: str | None = None
     renewed: float = 0.0
+    rung: Rung | None = None
+    unverified: Unverified | None = None
 
     def content_digest(self) -> str:
         """Return the digest of the message's content, computed once: there may be very many headers."""
@@ -142,6 +144,39 @@ class Delivery:
             Verdict.DEFERRED, cause=error.cause, detail=error.detail, judge_seconds=self.judge_seconds,
             party=error.party,
         )  # fmt: skip
+
+
+# Python 3.11 takes its time to look a member of an enum up
+_CONFIRM, _RELEASE, _RECORD = Step.CONFIRM, Step.RELEASE, Step.RECORD
+
+
+def asked_fence(delivery: Delivery, fence: Callable[[Delivery], Any]) -> Any:
+    """Return what the fence of a delivery says before its next step; it is to be awaited if it is awaitable.
+
+    Raises:
+        StaleDelivery: the step may not be taken, for the broker has given the delivery to somebody else.
+    """
+    step = delivery.step
+    # these steps condemn nothing, so they are right whoever has the delivery by now: a claim of ours is ended, and
+    # a message that we handled is recorded
+    if step is _CONFIRM or step is _RELEASE or (step is _RECORD and delivery.rejection is None):
+        return None
+    return fence(delivery)
+
+
+def failed(delivery: Delivery, error: Exception) -> None:
+    """Reject a delivery as ``handler_failed`` after the last attempt of its handler.
+
+    Raises:
+        Unavailable: the handler raised ``RetryLater``.
+        ColourError: the handler is asynchronous, and nobody awaits it.
+    """
+    if isinstance(error, ColourError):
+        raise error
+    if isinstance(error, RetryLater):
+        raise Unavailable(Cause.HANDLER_DEFERRED, error.detail) from error
+    detail = error.detail if isinstance(error, RejectNow) else f"{type(error).__name__} after the last attempt"
+    delivery.reject(Rejection(Reason.HANDLER_FAILED, detail), Step.RELEASE)
 
 
 def verdict_record(
@@ -173,8 +208,15 @@ def verdict_record(
         policy=policy,
         dead_letter=None if rejection is None else letter_id(message, scope, digest=delivery.content_digest()),
         instance=instance,
-        extra={} if delivery.release is None else {"release": _release_fields(delivery.release)},
+        extra=_extra(delivery),
     )
+
+
+def _extra(delivery: Delivery) -> dict[str, Any]:
+    """Return the members that few records have: the release, and the rung of what was not verified."""
+    release = {} if delivery.release is None else {"release": _release_fields(delivery.release)}
+    rung = delivery.rung
+    return release if rung is None or delivery.unverified is None else release | {"rung": rung.label}
 
 
 def _token_fields(delivery: Delivery) -> dict[str, Any]:
@@ -188,7 +230,8 @@ def _token_fields(delivery: Delivery) -> dict[str, Any]:
         None if opened is None else opened.algorithm,
         None if candidate is None else candidate.token.claims,
         index=None if proof is None else proof.place,
-        verified=verified is not None or (rejection is not None and rejection.reason in SIGNED_REASONS),
+        verified=verified is not None
+        or (rejection is not None and delivery.unverified is None and rejection.reason in SIGNED_REASONS),
     )
 
 

@@ -56,9 +56,10 @@ from typing import Any, Final, Literal, TypeAlias, cast
 from mqauth.clock import Clock, Randomness
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.flow import OUR_FAULT, ColourError, Flow, answered, asked, at_once, either, guarded
-from mqauth.judging.delivery import Delivery, Step, Verdict
+from mqauth.judging.delivery import Delivery, Step
 from mqauth.judging.policy import Decision, Policy
 from mqauth.judging.token import Candidate
+from mqauth.judging.unverified import Verdict
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.release import Release, open_release
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id, release_id

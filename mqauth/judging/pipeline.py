@@ -3,6 +3,7 @@
 * accepted: claim, handler, confirm, settle.
 * rejected: audit record (durable), dead letter (confirmed by the broker), settle.
 * deferred: neither handled nor dead-lettered, and processed again later from the step where it stopped.
+* unverified, which takes a rung below ``enforce`` or an exemption: the handler for these, settle.
 
 Once a handler has returned, or failed for the last time, it never runs again for that delivery in this process:
 only the steps after it are repeated. The broker wrapper settles, and only what has come to ``Step.SETTLE``: a
@@ -19,11 +20,14 @@ from typing import Any, Final, Literal
 
 from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
-from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable, require
-from mqauth.flow import Attempts, Call, ColourError, Flow, answered, asked, at_once, settling
-from mqauth.judging.delivery import Delivery, Outcome, Step, Verdict, verdict_record
+from mqauth.errors import Cause, ConfigurationError, Unavailable, require
+from mqauth.flow import Attempts, Call, Flow, answered, asked, at_once, settling
+from mqauth.judging.delivery import Delivery, Outcome, Step, asked_fence, failed, verdict_record
 from mqauth.judging.judge import Judge
+from mqauth.judging.ladder import Breaker, LadderJudge, check_handlers, is_lenient, lenient, routed
 from mqauth.judging.policy import Allow, Policy
+from mqauth.judging.rollout import Rollout
+from mqauth.judging.unverified import UnverifiedHandler, Unverifieds, Verdict
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
@@ -37,7 +41,7 @@ Observer = Callable[[Outcome, Message, float], None]
 _LOG: Final = logging.getLogger("mqauth.pipeline")
 # Python 3.11 takes its time to look a member of an enum up
 _JUDGE, _HANDLE, _CONFIRM, _RELEASE = Step.JUDGE, Step.HANDLE, Step.CONFIRM, Step.RELEASE
-_RECORD, _SETTLE = Step.RECORD, Step.SETTLE
+_PASS_ON, _RECORD, _SETTLE = Step.PASS_ON, Step.RECORD, Step.SETTLE
 _TUPLE: Final = tuple.__new__
 _STORE: Final = Cause.REPLAY_STORE_UNAVAILABLE
 
@@ -59,6 +63,7 @@ class Pipeline:
         instance: the name of this process in audit records.
         observers: called with each outcome of ``process``, its message and the seconds since that was received;
             for metrics. What they raise is logged and changes nothing.
+        rollout: which destinations are not enforced yet, and what is exempt; by default nothing.
 
     Raises:
         ConfigurationError: a setting is unknown, or a rule names no issuer although several are trusted.
@@ -78,6 +83,7 @@ class Pipeline:
         lease: float = DEFAULT_LEASE,
         instance: str | None = None,
         observers: Iterable[Observer] = (),
+        rollout: Rollout | None = None,
         clock: Clock = SYSTEM_CLOCK,
         randomness: Randomness = SYSTEM_RANDOMNESS,
     ) -> None:
@@ -103,11 +109,19 @@ class Pipeline:
         self._record_all = record == "all"
         self.lease = lease
         self._randomness = randomness
-        self.verdicts = Judge(
-            verifier=verifier, policy=policy, replay=replay, scope=scope, reread=reread, lease=lease, clock=clock,
-            randomness=randomness,
-        )  # fmt: skip
+        settings: dict[str, Any] = {
+            "verifier": verifier, "policy": policy, "replay": replay, "scope": scope, "reread": reread,
+            "lease": lease, "clock": clock, "randomness": randomness,
+        }  # fmt: skip
+        self.rollout = rollout or None
+        self.verdicts = Judge(**settings)
         """Takes the steps of a verdict; for whoever makes the claims of many deliveries together."""
+        self._ending = self._end
+        if self.rollout is not None:
+            ladder = self.verdicts = LadderJudge(self.verdicts, self.rollout, self._passes, **settings)
+            self._ending = lenient(
+                self._end, ladder.store, Breaker(Cause.AUDIT_UNAVAILABLE, clock), self._record_all
+            )
         self.instance = instance or base64url_encode(randomness(6)).decode("ascii")
 
     def receive(self, message: Message) -> Delivery:
@@ -115,7 +129,11 @@ class Pipeline:
         return Delivery(message=message, received=self.clock.now())
 
     def process(
-        self, delivery: Delivery, handler: Handler | None, dead_letters: DeadLetterSink | None
+        self,
+        delivery: Delivery,
+        handler: Handler | None,
+        dead_letters: DeadLetterSink | None,
+        unverified: UnverifiedHandler | None = None,
     ) -> Flow[Outcome]:
         """Carry a delivery to its end, or as far as possible now, through the steps that are left.
 
@@ -124,6 +142,7 @@ class Pipeline:
             handler: called with the verified message, as often as ``attempts`` says. ``None`` if the message
                 was handled or rejected before; then the observers are not called.
             dead_letters: where a rejected message goes.
+            unverified: called with a message that needs no proof, as ``handlers`` returned it.
 
         Returns:
             The outcome; everything but ``DEFERRED`` is to be settled.
@@ -136,7 +155,7 @@ class Pipeline:
             if delivery.deferred and delivery.step is _HANDLE and not (yield from self._is_held(delivery)):
                 delivery.claim, delivery.release_claim, delivery.step = None, None, _JUDGE
             while (step := delivery.step) is not _SETTLE:
-                passed = None if delivery.fence is None else _asked_fence(delivery, delivery.fence)
+                passed = None if delivery.fence is None else asked_fence(delivery, delivery.fence)
                 if passed is not None:
                     yield from settling(passed)
                 if step is _JUDGE:
@@ -146,9 +165,9 @@ class Pipeline:
                         yield _TUPLE(Call, (handler, (delivery.verified,), self.attempts, None))
                         delivery.step = _CONFIRM
                     except Exception as error:
-                        _failed(delivery, error)
+                        failed(delivery, error)
                 else:
-                    yield from self._end(delivery, dead_letters)
+                    yield from self._ending(delivery, dead_letters, unverified)
             outcome = Outcome.of(delivery)
         except Unavailable as error:
             outcome = delivery.defer(error)
@@ -176,6 +195,8 @@ class Pipeline:
         """
         _refuse_unjudged(delivery)
         require(delivery.rejection is None, "a rejected delivery ends with bury")
+        if delivery.step is _PASS_ON:
+            delivery.step = _SETTLE
         if delivery.step is Step.HANDLE:
             delivery.step = Step.CONFIRM
         return (yield from self.process(delivery, None, None))
@@ -192,9 +213,9 @@ class Pipeline:
         if not delivery.deferred and delivery.claim is None:
             _refuse_unjudged(delivery)
         try:
-            if delivery.step is _HANDLE or delivery.step is _JUDGE:
+            if delivery.step in (_HANDLE, _PASS_ON, _JUDGE):
                 # before the store is asked: if its answer is lost the claim may be gone, and is made again
-                delivery.step = _JUDGE
+                delivery.step, delivery.verdict, delivery.unverified = _JUDGE, Verdict.ACCEPTED, None
                 for claim in delivery.claims:
                     yield from asked(_STORE, self.replay.release, claim)
                 delivery.claim = delivery.release_claim = None
@@ -229,7 +250,12 @@ class Pipeline:
     def _is_held(self, delivery: Delivery) -> Flow[bool]:
         """Tell whether a delivery still holds its claim, asking the store if the lease may be over."""
         held = self.clock.now() - max(delivery.received, delivery.renewed) < self.lease
-        return held or (yield from self._renewed(delivery))
+        try:
+            return held or (yield from self._renewed(delivery))
+        except Unavailable:
+            if not is_lenient(delivery):
+                raise
+            return True
 
     def bury(self, delivery: Delivery, dead_letters: DeadLetterSink) -> Flow[Outcome]:
         """Audit and dead-letter a delivery that was rejected; settle it after that.
@@ -238,11 +264,32 @@ class Pipeline:
             ConfigurationError: it was not judged to an end, or was accepted and so ends with ``confirm``.
         """
         _refuse_unjudged(delivery)
-        require(delivery.verdict is not Verdict.ACCEPTED, "an accepted delivery ends with confirm or release")
+        require(
+            delivery.verdict not in (Verdict.ACCEPTED, Verdict.UNVERIFIED),
+            "an accepted or unverified delivery ends with confirm or release",
+        )
         return (yield from self.process(delivery, None, dead_letters))
 
-    def _end(self, delivery: Delivery, dead_letters: DeadLetterSink | None) -> Flow[None]:
-        """Take one of the steps after verdict and handler: end the claims, record, or bury."""
+    def handlers(self, handler: Any, unverified: Unverifieds | None) -> UnverifiedHandler | None:
+        """Return what ``process`` is given as ``unverified``; to be asked once, when a consumer is made.
+
+        Raises:
+            ConfigurationError: it is missing and a rung or an exemption needs it, or it is the handler itself.
+        """
+        check_handlers(self.rollout, handler, unverified)
+        return routed(unverified)
+
+    def is_lenient(self, message: Message) -> bool:
+        """Return whether a message is judged below ``enforce``: nothing of ours keeps it from a handler."""
+        return self.rollout is not None and self.rollout.is_lenient(message, self.verifier.evidence)
+
+    def _passes(self, delivery: Delivery) -> None:
+        """Note that a message is given to the handler of ``Unverified``."""
+
+    def _end(
+        self, delivery: Delivery, dead_letters: DeadLetterSink | None, unverified: UnverifiedHandler | None
+    ) -> Flow[None]:
+        """Take one of the steps after verdict and handler: end the claims, record, pass on, or bury."""
         step = delivery.step
         if step is _CONFIRM or step is _RELEASE:
             # a reviewer's release is ended first: after a crash between the two the message is a duplicate; the
@@ -255,8 +302,20 @@ class Pipeline:
             delivery.step = _SETTLE if delivery.rejection is None and not self._record_all else _RECORD
         elif step is _RECORD:
             yield from self._record(delivery)
+        elif step is _PASS_ON:
+            yield from self._pass_on(delivery, unverified)
         else:
             yield from self._bury(delivery, dead_letters)
+
+    def _pass_on(self, delivery: Delivery, unverified: UnverifiedHandler | None) -> Flow[None]:
+        """Call the handler of what needs no proof; nothing is claimed, and nothing recorded of it."""
+        if unverified is None:
+            raise ConfigurationError("an unverified message came to a consumer without unverified=")
+        try:
+            yield _TUPLE(Call, (unverified, (delivery.unverified,), self.attempts, None))
+            delivery.step = _SETTLE
+        except Exception as error:
+            failed(delivery, error)
 
     def _timed_judge(self, delivery: Delivery) -> Flow[None]:
         started = self.clock.monotonic()
@@ -292,6 +351,7 @@ class Pipeline:
             audit=delivery.record_id,
             release=delivery.release,
             digest=delivery.content_digest(),
+            rung=None if delivery.unverified is None or delivery.rung is None else delivery.rung.label,
         )
         yield from asked(Cause.DEAD_LETTER_UNAVAILABLE, dead_letters.publish, letter)
         delivery.letter, delivery.step = letter.id, Step.SETTLE
@@ -321,35 +381,6 @@ class Pipeline:
     def scope_of(self, message: Message) -> str:
         """Return on whose behalf a message is handled: the consumer group or queue, unless it was configured."""
         return self.verdicts.scope_of(message)
-
-
-def _asked_fence(delivery: Delivery, fence: Callable[[Delivery], Any]) -> Any:
-    """Return what the fence of a delivery says before its next step; it is to be awaited if it is awaitable.
-
-    Raises:
-        StaleDelivery: the step may not be taken, for the broker has given the delivery to somebody else.
-    """
-    step = delivery.step
-    # these steps condemn nothing, so they are right whoever has the delivery by now: a claim of ours is ended, and
-    # a message that we handled is recorded
-    if step is _CONFIRM or step is _RELEASE or (step is _RECORD and delivery.rejection is None):
-        return None
-    return fence(delivery)
-
-
-def _failed(delivery: Delivery, error: Exception) -> None:
-    """Reject a delivery as ``handler_failed`` after the last attempt of its handler.
-
-    Raises:
-        Unavailable: the handler raised ``RetryLater``.
-        ColourError: the handler is asynchronous, and nobody awaits it.
-    """
-    if isinstance(error, ColourError):
-        raise error
-    if isinstance(error, RetryLater):
-        raise Unavailable(Cause.HANDLER_DEFERRED, error.detail) from error
-    detail = error.detail if isinstance(error, RejectNow) else f"{type(error).__name__} after the last attempt"
-    delivery.reject(Rejection(Reason.HANDLER_FAILED, detail), Step.RELEASE)
 
 
 def _refuse_unjudged(delivery: Delivery) -> None:

@@ -64,7 +64,7 @@ class Rule:
             "a subject or issuer is text of 1 to 256 characters",
         )
         for pattern in self.destinations:
-            _check_pattern(pattern)
+            check_pattern(pattern)
 
     def allows(self, issuer: str, destination: str) -> bool:
         """Tell whether this rule lets its subject, of an issuer, publish to a destination."""
@@ -150,7 +150,12 @@ def _patterns(found: Iterable[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _check_pattern(pattern: str) -> None:
+def check_pattern(pattern: str) -> None:
+    """Refuse a pattern that no destination can fit.
+
+    Raises:
+        ConfigurationError: it is not in its form.
+    """
     head, words = _split(pattern)
     try:
         destination.parse(head + ".".join("w" if word in _WILDCARDS else word for word in words))

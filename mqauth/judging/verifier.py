@@ -125,6 +125,15 @@ class Verifier:
         """Seconds after its ``exp`` for which a copy of a message might still be accepted."""
         return self._times.leeway + (self._times.max_queue_age or 0)
 
+    @property
+    def has_append_evidence(self) -> bool:
+        """Whether RabbitMQ's interceptor says when a message was appended, and times are judged by that."""
+        return self._times.at == "append" and self._times.append_evidence == "interceptor"
+
+    def evidence(self, message: Message) -> float | None:
+        """Return when the broker says it appended a message, UTC seconds; ``None`` if it may not be believed."""
+        return self._times.evidence(message)
+
     def open(self, message: Message) -> Candidate:
         """Take the token of a message apart: steps (0) to (4).
 

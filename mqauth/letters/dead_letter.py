@@ -62,6 +62,7 @@ class DeadLetter:
         audit: id of the audit record, which is durable before the letter is published.
         release: the verified release that the message came with; earlier letters are believed from it alone.
         digest: SHA-256 over body and headers, without what brokers add on delivery; computed unless given.
+        rung: the rung of its destination, if the message was handled without a proof of who sent it.
 
     Attributes:
         id: SHA-256 over scope, source and content: the same for a copy that is made after a crash.
@@ -74,6 +75,7 @@ class DeadLetter:
     audit: str
     release: Release | None = None
     digest: str = ""
+    rung: str | None = None
     id: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -167,6 +169,7 @@ class DeadLetter:
             "digest": self.digest,
             "count": str(past.count + 1),
             "history": strict_json.dumps(history).decode("ascii"),
+            "rung": self.rung,
             "key": None if key is None else key.decode("ascii"),
             "metadata": strict_json.dumps(kept).decode("utf-8") if kept else None,
         }

@@ -23,9 +23,9 @@ from kafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
-from mqauth.brokers.kafka import poison as kafka_poison
 from mqauth.brokers.kafka.client import producer_settings, settings_of
 from mqauth.brokers.kafka.translate import Logs, carries, from_native
+from mqauth.brokers.log.poison import find_poison
 from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.errors import Cause, MalformedMessage, Unavailable, require
 from mqauth.review.letter import Letter, letter_headers
@@ -177,7 +177,7 @@ class KafkaLetterBox:
         except Exception as error:
             # kafka-python stops at a batch that it cannot parse. Without stepping over it nobody could review
             # the letters behind it.
-            poison = kafka_poison.find_poison(error)
+            poison = find_poison(error)
             if poison is None:
                 raise
             self._consumer.seek(poison.partition, poison.beyond)
@@ -243,7 +243,7 @@ class KafkaRecords:
             try:
                 polled = self._consumer.poll(timeout_ms=_POLL_MS, max_records=1)
             except Exception as error:
-                if kafka_poison.find_poison(error) is None:
+                if find_poison(error) is None:
                     raise
                 return None
             if records := polled.get(partition):

@@ -5,7 +5,7 @@ from mqauth.testing.batchattacks import BATCH_ATTACKS
 from mqauth.testing.batchforge import BatchForge
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import Forge
-from mqauth.testing.sealed import verified
+from mqauth.testing.sealed import unverified, verified
 from mqauth.testing.stage import Stage
 
 TokenForge = Forge
@@ -19,5 +19,6 @@ __all__ = [
     "Forge",
     "Stage",
     "TokenForge",
+    "unverified",
     "verified",
 ]

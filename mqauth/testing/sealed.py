@@ -1,9 +1,11 @@
-"""A real ``Verified`` for tests of a handler: signed and verified, because there is no way to fake one."""
+"""For tests of handlers: a real ``Verified``, as there is no way to fake one, and an ``Unverified``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from mqauth.errors import Cause, Reason
+from mqauth.judging.unverified import Unverified, Verdict, Would, make_unverified
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.signer import Signer
@@ -47,3 +49,30 @@ def verified(
     verifier = Verifier(keys={issuer: Issuer(keys=KeySet([signing]))}, audience=audience)
     candidate = verifier.open(sealed)
     return verifier.verify(sealed, candidate, KeySet([signing]), float(candidate.token.claims.iat))
+
+
+def unverified(
+    *,
+    body: bytes | None = b"",
+    destination: str = "rabbitmq:shop/orders.created",
+    key: bytes | None = None,
+    headers: Iterable[HeaderPair] = (),
+    would: Reason | Cause | None = Reason.TOKEN_MISSING,
+    native: object = None,
+) -> Unverified:
+    """Return a message that nobody proved, as a rung below ``enforce`` gives it to a handler.
+
+    Args:
+        body: the raw bytes.
+        destination: canonical.
+        key: the Kafka record key.
+        headers: all headers.
+        would: why ``enforce`` would have rejected or deferred it; ``None`` at ``off``.
+        native: the message of a client library.
+    """
+    message = Message(destination=destination, body=body, key=key, headers=tuple(headers), native=native)
+    if would is None:
+        return make_unverified(message, None)
+    if isinstance(would, Cause):
+        return make_unverified(message, Would(Verdict.DEFERRED, cause=would))
+    return make_unverified(message, Would(Verdict.REJECTED, would))

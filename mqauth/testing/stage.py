@@ -1,19 +1,24 @@
 """Stages: one broker with a source and a dead-letter queue, which the contract and the demo drive by plain calls.
 
-The real brokers' stages are ``mqauth.testing.stage_rabbitmq.RabbitMQStage(url)`` and
-``mqauth.testing.stage_kafka.KafkaStage(url)``; ``mqauth demo --broker`` uses them too.
+The real brokers' stages are ``RabbitMQStage(url)`` in ``mqauth.testing.stage_rabbitmq``, ``KafkaStage(url)`` in
+``stage_kafka``, and one in ``stage_<client>`` for each further client; ``mqauth demo --broker`` uses them too.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from mqauth.brokers import memory
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.signer import Signer
 from mqauth.wire import destination
 from mqauth.wire.message import Message
+
+PATIENCE: Final = 60.0
+"""Seconds a condition may take to come to hold."""
+_TICK: Final = 0.02
 
 
 class Stage(Protocol):
@@ -107,3 +112,17 @@ class MemoryStage:
     def close(self) -> None:
         """Replace the broker with an empty one."""
         self.broker = memory.MemoryBroker()
+
+
+def wait_until(condition: Callable[[], bool], goes_on: Callable[[], bool] = lambda: True) -> None:
+    """Wait until a condition holds, or until nothing is going on any more.
+
+    Raises:
+        TimeoutError: the condition did not hold within a minute.
+    """
+    waiting = threading.Event()
+    for _ in range(int(PATIENCE / _TICK)):
+        if condition() or not goes_on():
+            return
+        waiting.wait(_TICK)
+    raise TimeoutError("the condition did not come to hold")

@@ -11,7 +11,8 @@ from mqauth.brokers import confluent
 from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.signer import Signer
-from mqauth.testing.stage_kafka import PATIENCE, KafkaStage, wait_until
+from mqauth.testing.stage import PATIENCE, wait_until
+from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.wire import destination
 from mqauth.wire.message import Message
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import kafka as kafka_python
 import kafka.admin as kafka_admin
@@ -17,14 +16,12 @@ from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.signer import Signer
+from mqauth.testing.stage import PATIENCE, wait_until
 from mqauth.wire import destination
 from mqauth.wire.message import Message
 
 _PYTHON: Any = kafka_python  # its classes have no types
 _ADMIN: Any = kafka_admin
-PATIENCE: Final = 60.0
-"""Seconds a condition may take to come to hold."""
-_TICK: Final = 0.02
 
 
 class KafkaStage:
@@ -165,17 +162,3 @@ def servers(url: str) -> list[str]:
     if scheme != "kafka" or not found or not rest.strip("/"):
         raise ConfigurationError("a Kafka URL is kafka://host:port")
     return rest.strip("/").split(",")
-
-
-def wait_until(condition: Callable[[], bool], goes_on: Callable[[], bool] = lambda: True) -> None:
-    """Wait until a condition holds, or until nothing is going on any more.
-
-    Raises:
-        TimeoutError: the condition did not hold within a minute.
-    """
-    waiting = threading.Event()
-    for _ in range(int(PATIENCE / _TICK)):
-        if condition() or not goes_on():
-            return
-        waiting.wait(_TICK)
-    raise TimeoutError("the condition did not come to hold")

@@ -14,7 +14,8 @@ from mqauth.errors import Cause, Unavailable
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing.delivery_stage import CommitObserver
-from mqauth.testing.stage_kafka import PATIENCE, KafkaStage
+from mqauth.testing.stage import PATIENCE
+from mqauth.testing.stage_kafka import KafkaStage
 
 SESSION_MS: Final = 6000
 """The shortest session that a broker allows as it comes (``group.min.session.timeout.ms``)."""

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 import uuid
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractQueue, AbstractRobustConnection
@@ -19,12 +18,11 @@ from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.translate import from_native, to_native
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.signer import Signer
+from mqauth.testing.stage import PATIENCE, wait_until
 from mqauth.wire import destination
 from mqauth.wire.message import Message
 
 R = TypeVar("R")
-PATIENCE: Final = 60.0
-_POLL: Final = 0.02
 
 
 class RabbitMQStage:
@@ -68,7 +66,7 @@ class RabbitMQStage:
         """
         consumer = self._call(self._consumer(guard, handler))
         try:
-            _wait(until)
+            wait_until(until)
         finally:
             self._call(consumer.__aexit__(None, None, None))
 
@@ -160,16 +158,3 @@ class _NoMessageId(str):
 
     def __bool__(self) -> bool:
         return True
-
-
-def _wait(until: Callable[[], bool]) -> None:
-    """Wait until a condition holds.
-
-    Raises:
-        TimeoutError: it does not hold within a minute.
-    """
-    deadline = time.monotonic() + PATIENCE
-    while not until():
-        if time.monotonic() > deadline:
-            raise TimeoutError("the condition did not come to hold")
-        time.sleep(_POLL)

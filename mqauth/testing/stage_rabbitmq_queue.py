@@ -17,7 +17,8 @@ from mqauth.brokers.amqp_topology import UNPARSEABLE
 from mqauth.judging.pipeline import Pipeline
 from mqauth.testing.clock import RunningClock
 from mqauth.testing.delivery_stage import AckObserver, Steps
-from mqauth.testing.stage_rabbitmq import PATIENCE, RabbitMQStage
+from mqauth.testing.stage import PATIENCE
+from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.testing.stage_rabbitmq_member import Service
 from mqauth.testing.stage_rabbitmq_wire import Relay, Traffic
 from mqauth.wire.message import Message

@@ -145,7 +145,9 @@ class BrokerConnection:
             self._handshake[type(frame)](frame)
         elif isinstance(frame, commands.Channel.Open):
             if number in self.channels:
-                self.broker.world.protocol_error(self, f"channel {number} opened twice")
+                # aiormq drops its close-ok where ten frames wait to be written, and opens the channel again.
+                if not self.channels[number].closing:
+                    self.broker.world.protocol_error(self, f"channel {number} opened twice")
                 return self.end(504, "CHANNEL_ERROR - second 'channel.open' seen")
             self.channels[number] = Channel(self, number)
             self.send(number, commands.Channel.OpenOk())

@@ -46,6 +46,11 @@ def returning(value: Any) -> Mutation:
     return lambda _: lambda *_args, **_kwargs: value
 
 
+def left_out(*_: Any) -> Iterator[None]:
+    """Do nothing, in place of a flow."""
+    yield from ()
+
+
 def without(name: str, empty: Any) -> Mutation:
     """Return a mutation that leaves one kind of client call out."""
     return lambda original: lambda *args: replace(original(*args), **{name: empty})
@@ -188,7 +193,7 @@ LOG: Final = (
     Mutant("takes a refused commit for taken", Assignment, "commit_failed", refused_as_taken),
     Mutant("runs a partition twice", Assignment, "choose", unmarked),
     Mutant("never comes to an end", Assignment, "visit_ended", returning(None)),
-    Mutant("gives nothing back", LogWork, "give_back", returning(None)),
+    Mutant("gives nothing back", LogWork, "giving_back", lambda _: left_out),
     Mutant("gives back what was answered alone", assignment, "_is_claimed", answered_alone),
     Mutant("forgets which claims it asked for", EarlyClaims, "_judge", unremembered),
     Mutant("renews nothing", LogLeases, "due", returning([])),

@@ -166,18 +166,20 @@ def _rightly_buried(scenario: Scenario, label: Label, reasons: list[str]) -> boo
 
 
 def _acked_in_vain(scenario: Scenario, label: Label, reasons: list[str]) -> bool:
-    """Tell whether an expired message was handled by a process that stood still, and its ack never arrived.
+    """Tell whether an expired message was handled by a process that stood still or died, and was never acked.
 
-    The connection had ended meanwhile, and the process had not heard of it: what is delivered again is new to it.
+    The connection of the one had ended meanwhile, and the process had not heard of it: what is delivered again is
+    new to it. The other died or failed, as of a handler's abort, and the next one came after the token's life.
     """
     world = scenario.world
+    died = any(found.process in world.ledger.deaths for found in world.ledger.handled(label))
     stood_still = any(
         begun <= ended and over >= found.begun
         for found in world.ledger.handled(label)
         if (ended := found.ended) is not None
         for begun, over in world.everyone[found.process].pauses
     )
-    return stood_still and set(reasons) == {"expired"} and len(world.ledger.acks[label]) <= len(reasons)
+    return (stood_still or died) and set(reasons) == {"expired"} and len(world.ledger.acks[label]) <= len(reasons)
 
 
 def _excused(scenario: Scenario, first: Handling, second: Handling) -> bool:
@@ -215,10 +217,10 @@ def _outlasts_its_lease(scenario: Scenario, first: Handling, second: Handling) -
 
 
 def _stopped_without_store(scenario: Scenario, first: Handling, second: Handling) -> bool:
-    """Tell whether the first process was stopped while its store was out of reach."""
+    """Tell whether the first process was stopped while its store did not answer it."""
     return any(
         name == first.process
         and since <= second.begun
-        and scenario.world.outages.between("store", name, since, until or second.begun)
+        and scenario.world.outages.between("store", name, since - TIMEOUT, until or second.begun)
         for name, since, until in scenario.world.ledger.stops
     )

@@ -165,6 +165,7 @@ class Client(Partitions):
         self.generation = self.offered = -1
         self.joining = False
         self._using = 0
+        self.held_since: dict[Any, float] = {}
         self._assigned_at = 0.0
 
     def regained(self, since: float) -> bool:
@@ -232,7 +233,7 @@ class Client(Partitions):
             self.joining = True
             if not self.member and self.held:
                 listener.on_partitions_lost(set(self.held))
-                self.held, self._paused = set(), set()
+                self.held, self._paused, self.held_since = set(), set(), {}
             else:
                 self.revoked = True
                 listener.on_partitions_revoked(set(self.held))
@@ -248,10 +249,12 @@ class Client(Partitions):
         self.generation, self.joining = self.offered, False
         for place in self.share - self.held:
             self._position[place] = self.broker.committed.get(place, 0)
+        now = self._threads.agenda.now
+        self.held_since = {place: self.held_since.get(place, now) for place in self.share}
         self.held = set(self.share)
         self._paused &= self.held
         self.revoked = False
-        self._assigned_at = self._threads.agenda.now
+        self._assigned_at = now
         self.broker.note(self.process.name, f"assigned {sorted(place.partition for place in self.held)}")
         listener.on_partitions_assigned(set(self.held))
 

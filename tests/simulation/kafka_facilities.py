@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from mqauth import Allow, Cause, MemoryReplayStore, Unavailable
 from mqauth.audit.record import AuditRecord
@@ -49,6 +49,15 @@ class Reach:
         return result
 
 
+class Claim(NamedTuple):
+    """A claim in the store, by its owner and process, for a partition and an offset, since a time."""
+
+    owner: str
+    process: str
+    place: tuple[Any, ...]
+    since: float
+
+
 class Store:
     """A replay store of all processes.
 
@@ -56,12 +65,10 @@ class Store:
         process: who asks.
         reach: whether it is in reach.
         core: the store of all.
-        claims: who holds what: owner, process and place; for the invariants.
+        claims: who holds what, by id; for the invariants.
     """
 
-    def __init__(
-        self, process: Process, reach: Reach, core: MemoryReplayStore, claims: dict[Any, tuple[str, str, Any]]
-    ) -> None:
+    def __init__(self, process: Process, reach: Reach, core: MemoryReplayStore, claims: dict[Any, Claim]) -> None:
         self._process = process
         self._reach = reach
         self._core = core
@@ -86,12 +93,14 @@ class Store:
     def _claim(self, request: ClaimRequest) -> ClaimStatus:
         status = self._core.claim(request)
         if status is ClaimStatus.FRESH:
-            self._claims[request.id] = (request.owner, self._process.name, (request.place or ())[2:])
+            since = self._reach.threads.agenda.now
+            self._claims[request.id] = Claim(request.owner, self._process.name, (request.place or ())[2:], since)
         return status
 
     def _end(self, act: Callable[[ClaimRequest], Any], request: ClaimRequest) -> None:
         act(request)
-        if self._claims.get(request.id, ("", "", ()))[0] == request.owner:
+        found = self._claims.get(request.id)
+        if found is not None and found.owner == request.owner:
             del self._claims[request.id]
 
     def _ask(self, act: Callable[[], Any]) -> Any:

@@ -11,7 +11,7 @@ from mqauth.brokers.kafka.poller import Poller
 from mqauth.brokers.log.confirmed import Confirmed
 from mqauth.brokers.log.consumer import LogConsumer
 from mqauth.errors import Unavailable
-from mqauth.flow import call
+from mqauth.flow import call, run
 from tests.simulation import engine_mutants
 from tests.simulation.engine_mutants import Mutant
 
@@ -52,7 +52,7 @@ def waiting_for_nothing(_: Any) -> Any:
 
     def turn(consumer: Any) -> None:
         consumer.calls.commit()
-        consumer._work.renew()
+        run(consumer._work.renewing())
         consumer.calls.poll(joins=True)
 
     return turn

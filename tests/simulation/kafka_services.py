@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from mqauth.flow import Attempts
 from mqauth.judging.verifier import Issuer
 from mqauth.testing.forge import ISSUER, Forge
 from tests.simulation.kafka_broker import DEAD, TOPIC, Broker, Client, LetterClient, source_of
-from tests.simulation.kafka_facilities import Audit, Keys, Reach, Rules, SingleStore, Store
+from tests.simulation.kafka_facilities import Audit, Claim, Keys, Reach, Rules, SingleStore, Store
 from tests.simulation.threads import Killed, Process, Threads
 
 DESTINATION: Final = f"kafka:{TOPIC}"
@@ -65,7 +66,7 @@ class Ledger:
     copied: set[bytes] = field(default_factory=set)
     handlings: defaultdict[bytes, list[Handling]] = field(default_factory=lambda: defaultdict(list))
     handled: set[tuple[int, int]] = field(default_factory=set)
-    claims: dict[Any, tuple[str, str, Any]] = field(default_factory=dict)
+    claims: dict[Any, Claim] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
     rough: list[tuple[str, float, float]] = field(default_factory=list)
@@ -121,7 +122,7 @@ class Service:
             play.note(process.name, f"ends with {type(error).__name__}")
             play.ended_by(process, error)
         if self.stopping and "store" not in play.reach.out:
-            play.look_at_claims(process, client.held)
+            play.look_at_claims(process, client.held_since)
         client.close()
 
     def stop(self) -> None:
@@ -340,17 +341,22 @@ class Play:
         now = self.threads.agenda.now
         return any(name == process.name and since <= now <= until for name, since, until in self.ledger.rough)
 
-    def look_at_claims(self, process: Process, held: set[Any]) -> None:
+    def look_at_claims(self, process: Process, held: Mapping[Any, float]) -> None:
         """See that a process which stopped in order holds no claim of what stood first in its partition.
 
-        Claims made ahead of a deferred record stay with their places, and their places may claim again.
+        Claims made ahead of a deferred record stay with their places, and their places may claim again. So do
+        those of a partition that was taken away and came back.
+
+        Args:
+            process: who stopped.
+            held: its partitions, each with the time since when.
         """
         if any(found.process is process for found in self._live) or self._is_rough(process):
             return
-        first = {(place.partition, self._first_open(place)) for place in held}
-        for _, owner, place in self.ledger.claims.values():
-            if owner == process.name and place in first:
-                self.problem("a stop leaves no claim", f"{process.name}: {place}")
+        first = {(place.partition, self._first_open(place)): since for place, since in held.items()}
+        for claim in self.ledger.claims.values():
+            if claim.process == process.name and claim.since >= first.get(claim.place, math.inf):
+                self.problem("a stop leaves no claim", f"{process.name}: {claim.place}")
 
     def _first_open(self, place: Any) -> int:
         """Return the offset of the first record that is neither handled nor settled.

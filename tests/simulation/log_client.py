@@ -7,6 +7,7 @@ from typing import Final
 
 from mqauth.audit.record import AuditRecord
 from mqauth.delivery.partition import ClientCalls
+from mqauth.flow import run
 from tests.simulation.log_facilities import PLACES, Abort, At, Entry
 from tests.simulation.log_workers import LogWorkers
 
@@ -73,7 +74,7 @@ class LogClient(LogWorkers):
     def have_turn(self, number: int) -> None:
         """Commit and poll."""
         self.commit()
-        self.guarded(self.work.renew)
+        self.guarded(lambda: run(self.work.renewing()))
         self.look_at_leases()
         due = self.pending is not None or self.evicted or self.joining
         if due:
@@ -183,7 +184,7 @@ class LogClient(LogWorkers):
         self.known.setdefault(part, self.serial[place])
 
         def act() -> None:
-            if self.work.skip(place, entry.offset, entry.offset + 1, record):
+            if run(self.work.skipping(place, entry.offset, entry.offset + 1, record)):
                 entry.done = True
                 self.waits.pop(part, None)
                 self.note(f"skipped {entry}")

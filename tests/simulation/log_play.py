@@ -14,7 +14,7 @@ from typing import Any, Final
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Backoff, Partition
-from mqauth.flow import Attempts
+from mqauth.flow import Attempts, run
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline
 from tests.simulation.log_client import SESSION, LogClient
 from tests.simulation.log_facilities import PLACES, At, BatchStore, Entry, Facilities, Letters, NearStore, Store
@@ -258,7 +258,7 @@ class LogPlay(LogClient):
         parts = [part for part in self.known if part.alive]
         claimed = [part for part in parts if not part.running]
         reached = "store" not in self.facilities.out
-        if self.guarded(self.work.give_back) and reached:
+        if self.guarded(lambda: run(self.work.giving_back())) and reached:
             for part in claimed:
                 for delivery in part.waiting:
                     self.look_at_claim(delivery)

@@ -287,15 +287,19 @@ class ConsumerService:
             ledger.deaths[process.name] = world.agenda.now
             return
         ledger.stops.append((process.name, self._stopping_since, world.agenda.now))
-        away = world.outages.between("store", process.name, self._stopping_since, world.agenda.now)
-        if not away and self._deployment.settings.shared:
-            world.agenda.after(ON_ITS_WAY, lambda: self._look_for_claims(process))
+        if self._deployment.settings.shared:
+            ended = world.agenda.now
+            world.agenda.after(ON_ITS_WAY, lambda: self._look_for_claims(process, ended))
 
-    def _look_for_claims(self, process: Process) -> None:
-        """Check that a stop left no claim, once requests on their way have arrived at the store."""
-        ledger = self._world.ledger
+    def _look_for_claims(self, process: Process, ended: float) -> None:
+        """Check that a stop left no claim, once requests on their way have arrived at the store.
+
+        A claim may stay whose release was asked for while the store was out of reach, at the stop or before it.
+        """
+        ledger, outages = self._world.ledger, self._world.outages
         for claim in ledger.claims_of(process.name):
-            ledger.problem("a stop leaves no claim", f"{process.name}: a claim since {claim.since:.3f}")
+            if not outages.between("store", process.name, claim.since, ended):
+                ledger.problem("a stop leaves no claim", f"{process.name}: a claim since {claim.since:.3f}")
 
     def _check_ended(self, process: Process) -> None:
         """Check that a stop has ended, unless the process was paused."""

@@ -204,6 +204,33 @@ def test_handled_again_after_an_outage(
 
 
 @pytest.mark.parametrize(
+    ("dead", "reasons", "acks", "lifetime", "allowed"),
+    [
+        ("consumer1#1", ["expired"], [(300.0, "consumer1#2")], 120, True),
+        ("consumer1#2", ["expired"], [(300.0, "consumer1#2")], 120, False),
+        ("consumer1#1", ["replayed"], [(300.0, "consumer1#2")], 120, False),
+        ("consumer1#1", ["expired"], [(11.0, "consumer1#1"), (300.0, "consumer1#2")], 120, False),
+        ("consumer1#1", ["expired"], [(300.0, "consumer1#2")], 3600, False),
+    ],
+    ids=["died", "another died", "another reason", "acked", "a long life"],
+)
+def test_expired_after_a_death(
+    dead: str, reasons: list[str], acks: list[tuple[float, str]], lifetime: int, allowed: bool
+) -> None:
+    """Handled by consumer1 and then expired: only where that process died and the broker never had its ack."""
+    ledger = Ledger()
+    ledger.sent[b"a"], ledger.deaths[dead], ledger.acks[b"a"] = "", 20.0, acks
+    ledger.handlings[b"a"].append(Handling(b"a", "consumer1#1", 9.0, 10.0))
+    scenario: Any = SimpleNamespace(
+        settings=SimpleNamespace(lifetime=lifetime),
+        handlers=SimpleNamespace(behaviours={}),
+        letters=lambda: [(b"a", reason) for reason in reasons],
+        world=SimpleNamespace(ledger=ledger, everyone={"consumer1#1": SimpleNamespace(pauses=[])}),
+    )
+    assert (not list(INVARIANTS["no honest message is condemned"](scenario))) is allowed
+
+
+@pytest.mark.parametrize(
     ("form", "body", "found"),
     [
         ("whole", b"a", True),

@@ -14,6 +14,7 @@ from mqauth.brokers.confluent.replies import Replies
 from mqauth.brokers.log.consumer import LogConsumer
 from mqauth.delivery.partition import Backoff
 from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.unverified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetterSink
 
 SESSION: Final = 6.0
@@ -48,6 +49,8 @@ class Consumer(LogConsumer):
             ``run`` and each must be done well within ``max.poll.interval.ms``.
         commit_interval: longest time between commits while records are settled, seconds.
         backoff: how long a deferred partition waits.
+        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
+            pass; or a table of handlers by kind. It is another function than ``handler``.
 
     Raises:
         ConfigurationError: the client or a setting is not as said, or a plug-in is asynchronous.
@@ -67,12 +70,14 @@ class Consumer(LogConsumer):
         workers: int = 1,
         commit_interval: float = 5,
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
+        unverified: Unverifieds | None = None,
     ) -> None:
         check_consumer(client)
         answer = None if replies is None else Replies(replies)
         super().__init__(
             guard, handler, dead_letters, decode=decode, answer=answer, workers=workers, grace=grace,
             patience=grace, commit_interval=commit_interval, session=SESSION, backoff=backoff,
+            unverified=unverified,
         )  # fmt: skip
         poller = Poller(client, self._assignment, replies=answer)
         self.attach(poller)

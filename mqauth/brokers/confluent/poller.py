@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from confluent_kafka import KafkaException, TopicPartition
 
 from mqauth.brokers.confluent.client import COMES_AGAIN, REBALANCING, error_of, membership_of, name_of
+from mqauth.brokers.confluent.pauses import MOST, PausingCalls
 from mqauth.brokers.confluent.positions import KeptPositions, Place, native, places_of
-from mqauth.brokers.confluent.transaction import TransactionCalls
 from mqauth.brokers.confluent.translate import Logs, from_native, heed
 from mqauth.brokers.log.poller import IDLE
 from mqauth.brokers.log.records import NO_LOG
@@ -25,14 +25,12 @@ from mqauth.delivery.partition import ClientCalls, offset_of
 from mqauth.errors import require
 from mqauth.wire.message import Message
 
-MOST: Final = 500
-"""Most records of one ``consume``."""
 REBALANCE: Final = 5.0
 """Most seconds for which the last commit waits for the end of a rebalance."""
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
-class Poller(TransactionCalls):
+class Poller(PausingCalls):
     """The calls of one client, made by the thread that holds the poll lock.
 
     Args:
@@ -45,8 +43,6 @@ class Poller(TransactionCalls):
         super().__init__(client, assignment, **settings)
         self._logs = Logs(client)
         self._scope = membership_of(client).group
-        self._held: set[Place] = set()
-        self._paused: set[Place] = set()
         self._late: dict[Place, int] = {}  # seeks that the client has refused so far
         self._kept = KeptPositions()
         self._refused = self._closed = False
@@ -74,10 +70,6 @@ class Poller(TransactionCalls):
             "topics must name a topic, unless partitions were assigned by hand",
         )
 
-    def held(self) -> tuple[Set[Any], Set[Any]]:
-        """Return the partitions that the client holds now, and those of them that are paused."""
-        return self._held, self._paused
-
     def fetch(self, seconds: float, joins: bool) -> dict[Place, list[Message]]:
         """Consume, and return the new messages by partition.
 
@@ -89,8 +81,10 @@ class Poller(TransactionCalls):
             PoisonRecordError: a record cannot be parsed.
             KafkaException: the broker refuses for good, for lack of rights for example.
         """
-        found = self._messages(self._consume(seconds))
-        return {place: messages for place, messages in found.items() if self._is_next(place, messages[0])}
+        for place, messages in self._messages(self._consume(self._patience(seconds))).items():
+            if self._is_next(place, messages[0]):
+                self._keep(place, messages)
+        return self._wanted()
 
     def send_commit(self, offsets: Mapping[Any, int]) -> str | None:
         """Commit offsets by partition; return the name of an error that passes."""
@@ -122,18 +116,9 @@ class Poller(TransactionCalls):
                     self._late.setdefault(Place(record.topic(), record.partition()), record.offset())
             super().commit(last=True)
 
-    def pause(self, places: Set[Any]) -> None:
-        """Fetch no more of these partitions."""
-        self._client.pause([native(place) for place in places])
-        self._paused |= places
-
-    def resume(self, places: Set[Any]) -> None:
-        """Fetch of these partitions again."""
-        self._client.resume([native(place) for place in places])
-        self._paused -= places
-
     def seek(self, place: Any, offset: int) -> None:
         """Read a partition from an offset next; if it has just been assigned, before the next ``consume``."""
+        self._forget({place})
         try:
             self._client.seek(native(place, offset))
         except KafkaException:
@@ -153,6 +138,7 @@ class Poller(TransactionCalls):
         # a callback that raises inside the client's close, since it calls a client that is closed, ends that with
         # SystemError.
         self._closed = True
+        self._late |= self._unread()
         super().close()
 
     def _is_next(self, place: Place, first: Message) -> bool:
@@ -169,7 +155,7 @@ class Poller(TransactionCalls):
             _LOG.warning("the broker did not tell its cluster's id (%s); asking again", error_of(error).name())
             return []
         # consume(500, 0.2) would wait for 500 records, or for the whole 0.2 s.
-        found = self._client.consume(MOST, 0)
+        found = self._client.consume(self._most(), 0)
         if not found and seconds > 0:
             found = self._client.consume(1, seconds)
             found += self._client.consume(MOST, 0) if found else []
@@ -210,7 +196,7 @@ class Poller(TransactionCalls):
         # The cooperative protocol (KIP-429) revokes only the partitions that move.
         eager = places == self._held
         if eager:
-            self._kept.keep(client, partitions, self._late)
+            self._kept.keep(client, partitions, self._late | self._unread())
         self._assignment.revoked(places, places if eager else self._held - places)
         self._drop(places)
 
@@ -224,7 +210,8 @@ class Poller(TransactionCalls):
 
     def _drop(self, places: set[Place]) -> None:
         # librdkafka forgets seeks with the assignment but keeps pauses: what comes back would stand still.
-        self.resume(self._paused & places)
+        self.resume(places)
+        self._forget(places)
         self._kept.forget(places)
         self._held -= places
         self._late = {place: offset for place, offset in self._late.items() if place not in places}

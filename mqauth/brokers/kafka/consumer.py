@@ -16,6 +16,7 @@ from mqauth.brokers.log.consumer import LogConsumer
 from mqauth.delivery.partition import Backoff
 from mqauth.errors import require
 from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.unverified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetterSink
 
 
@@ -45,6 +46,8 @@ class Consumer(LogConsumer):
             ``run`` and each must be done well within ``max_poll_interval_ms``.
         commit_interval: longest time between commits while records are settled, seconds.
         backoff: how long a deferred partition waits.
+        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
+            pass; or a table of handlers by kind. It is another function than ``handler``.
 
     Raises:
         ConfigurationError: the client or a setting is not as said, or a plug-in is asynchronous.
@@ -64,6 +67,7 @@ class Consumer(LogConsumer):
         workers: int = 1,
         commit_interval: float = 5,
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
+        unverified: Unverifieds | None = None,
     ) -> None:
         kafka_client.check_client(client)
         require(on_poison in ("stop", "skip"), f'on_poison must be "stop" or "skip", not {on_poison!r}')
@@ -72,6 +76,7 @@ class Consumer(LogConsumer):
             guard, handler, dead_letters, decode=decode, answer=answer, workers=workers, grace=grace,
             patience=kafka_client.rebalance_patience(client, grace), commit_interval=commit_interval,
             session=kafka_client.session_of(client), backoff=backoff,
+            unverified=unverified,
         )  # fmt: skip
         if isinstance(dead_letters, TransactionalDeadLetters):
             kafka_client.check_isolation(client)

@@ -11,6 +11,7 @@ from kafka.errors import KafkaError
 from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.kafka.poison import COMES_AGAIN, RecordReader
 from mqauth.brokers.kafka.translate import Logs, from_native
+from mqauth.brokers.log.poison import PoisonPolicy
 from mqauth.brokers.log.poller import LogPoller
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.log_work import LogWork
@@ -41,7 +42,7 @@ class Poller(LogPoller):
         super().__init__(client, assignment, **settings)
         self._logs = Logs(client)
         self._scope = str(client.config["group_id"])
-        self._records = RecordReader(client, work, guard, self._logs, skip=skip)
+        self._records = RecordReader(client, PoisonPolicy(work, guard, self._scope, skip=skip), self._logs)
 
     def fetch(self, seconds: float, joins: bool) -> dict[Any, list[Message]]:
         """Poll, and return the new messages by partition."""

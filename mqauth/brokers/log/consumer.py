@@ -27,7 +27,9 @@ from mqauth.delivery.health import Health
 from mqauth.delivery.log_work import LogWork, check_plugins
 from mqauth.delivery.partition import Backoff, Partition
 from mqauth.errors import require
+from mqauth.flow import run
 from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.unverified import Unverifieds, listed
 from mqauth.letters.dead_letter import DeadLetterSink
 
 WATCH: Final = 0.1
@@ -172,6 +174,8 @@ class LogConsumer(BackgroundRun):
         commit_interval: longest time between commits while records are settled, seconds.
         session: seconds of silence after which the broker may have given our partitions to others.
         backoff: how long a deferred partition waits.
+        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
+            pass; or a table of handlers by kind. It is another function than ``handler``.
 
     Raises:
         ConfigurationError: a setting is out of its limits, or a plug-in is asynchronous.
@@ -182,9 +186,10 @@ class LogConsumer(BackgroundRun):
     def __init__(
         self, guard: Pipeline, handler: Handler, dead_letters: DeadLetterSink, *,
         decode: Callable[[bytes], Any] | None, answer: TopicReplies | None, workers: int, grace: float,
-        patience: float, commit_interval: float, session: float, backoff: Backoff,
+        patience: float, commit_interval: float, session: float, backoff: Backoff, unverified: Unverifieds | None,
     ) -> None:  # fmt: skip
-        check_plugins(guard, handler=handler, dead_letters=dead_letters.publish, decode=decode)
+        others = {f"unverified {kind}": each for kind, each in listed(unverified).items()}
+        check_plugins(guard, handler=handler, dead_letters=dead_letters.publish, decode=decode, **others)
         require(workers >= 0 and grace >= 0, "workers and grace must be at least 0")
         self._guard = guard
         self._assignment = Assignment(
@@ -193,7 +198,9 @@ class LogConsumer(BackgroundRun):
         )  # fmt: skip
         self._dead_letters = dead_letters
         self._backoff = backoff
-        self._work = LogWork(guard, self._assignment, handler, self._sink, decode=decode, answer=answer)
+        self._work = LogWork(
+            guard, self._assignment, handler, self._sink, decode=decode, answer=answer, unverified=unverified
+        )
         self._grace = grace
         self._patience = patience
         self._workers = WorkerThreads(workers, self._poll_once, self._assignment.choose, self._work.visit)
@@ -254,7 +261,7 @@ class LogConsumer(BackgroundRun):
     def _poll_once(self) -> None:
         """Commit and poll; before a rebalance, settle what runs."""
         self.calls.commit()
-        self._work.renew()
+        run(self._work.renewing())
         try:
             due = self.calls.rejoins()
             if due:
@@ -271,7 +278,7 @@ class LogConsumer(BackgroundRun):
         with self._workers.poll_lock:
             try:
                 self.calls.commit(last=True)
-                self._work.give_back()
+                run(self._work.giving_back())
             finally:
                 self.calls.close()
 

@@ -5,22 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mqauth.errors import Cause, Reason
-from mqauth.flow import run
+from mqauth.flow import Flow, arun, run
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Verdict
+from mqauth.judging.unverified import Unverified
 from mqauth.judging.verified import Verified
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.wire.message import Message
 
 
 @dataclass(slots=True)
-class Judgement:
-    """The verdict on one record, and the steps that follow from it; commit its offset only after the last one.
-
-    The last step of an accepted record is ``confirm`` after your handler, or ``release``, which makes it
-    ``DEFERRED``; of a rejected one it is ``dead_letter``; a duplicate needs none. A deferred record is judged
-    ``again``. Each step returns this judgement. Where it says ``DEFERRED``, repeat the step and commit nothing. A
-    step that does not fit the verdict raises ``ConfigurationError``.
-    """
+class JudgedRecord:
+    """The verdict on one record."""
 
     _guard: Pipeline
     _delivery: Delivery
@@ -42,28 +37,72 @@ class Judgement:
         return self.outcome.cause
 
     @property
+    def unverified(self) -> Unverified | None:
+        """The message, where it needs no proof for now."""
+        return self.outcome.unverified
+
+    @property
     def verified(self) -> Verified | None:
         """The message, where it was accepted."""
         return self.outcome.verified
 
+
+@dataclass(slots=True)
+class Judgement(JudgedRecord):
+    """The verdict on one record, and the steps that follow from it; commit its offset only after the last one.
+
+    The last step of an accepted or unverified record is ``confirm`` after your handler, or ``release``, which
+    makes it ``DEFERRED``; of a rejected one it is ``dead_letter``; a duplicate needs none. A deferred record is
+    judged ``again``. Each step returns this judgement. Where it says ``DEFERRED``, repeat the step and commit
+    nothing. A step that does not fit the verdict raises ``ConfigurationError``.
+    """
+
     def again(self) -> Judgement:
         """Judge a deferred record again, by the time when it was first received."""
-        self.outcome = run(self._guard.judge(self._delivery))
-        return self
+        return self._take(self._guard.judge(self._delivery))
 
     def confirm(self) -> Judgement:
         """Mark the message as handled in the replay store, after your handler; then commit."""
-        self.outcome = run(self._guard.confirm(self._delivery))
-        return self
+        return self._take(self._guard.confirm(self._delivery))
 
     def release(self) -> Judgement:
         """Give the claim back because the message was not handled; do not commit."""
-        self.outcome = run(self._guard.release(self._delivery))
-        return self
+        return self._take(self._guard.release(self._delivery))
 
     def dead_letter(self, dead_letters: DeadLetterSink) -> Judgement:
         """Audit and dead-letter a rejected record; then commit."""
-        self.outcome = run(self._guard.bury(self._delivery, dead_letters))
+        return self._take(self._guard.bury(self._delivery, dead_letters))
+
+    def _take(self, step: Flow[Outcome]) -> Judgement:
+        self.outcome = run(step)
+        return self
+
+
+@dataclass(slots=True)
+class AsyncJudgement(JudgedRecord):
+    """The verdict on one record, and the steps that follow from it, each to be awaited.
+
+    They are those of ``Judgement``.
+    """
+
+    async def again(self) -> AsyncJudgement:
+        """Judge a deferred record again, by the time when it was first received."""
+        return await self._take(self._guard.judge(self._delivery))
+
+    async def confirm(self) -> AsyncJudgement:
+        """Mark the message as handled in the replay store, after your handler; then commit."""
+        return await self._take(self._guard.confirm(self._delivery))
+
+    async def release(self) -> AsyncJudgement:
+        """Give the claim back because the message was not handled; do not commit."""
+        return await self._take(self._guard.release(self._delivery))
+
+    async def dead_letter(self, dead_letters: DeadLetterSink) -> AsyncJudgement:
+        """Audit and dead-letter a rejected record; then commit."""
+        return await self._take(self._guard.bury(self._delivery, dead_letters))
+
+    async def _take(self, step: Flow[Outcome]) -> AsyncJudgement:
+        self.outcome = await arun(step)
         return self
 
 
@@ -75,3 +114,9 @@ def judged(guard: Pipeline, message: Message) -> Judgement:
     """
     delivery = guard.receive(message)
     return Judgement(guard, delivery, run(guard.judge(delivery)))
+
+
+async def ajudged(guard: Pipeline, message: Message) -> AsyncJudgement:
+    """Return the judgement of a record's message in an event loop; an accepted one is claimed."""
+    delivery = guard.receive(message)
+    return AsyncJudgement(guard, delivery, await arun(guard.judge(delivery)))

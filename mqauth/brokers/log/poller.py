@@ -34,6 +34,8 @@ class LogPoller(ABC):
     """
 
     failed: Errors = ()
+    waits_beside_handlers = False
+    """Whether a poll may wait while handlers run, since ``wake`` ends it."""
 
     def __init__(self, client: Any, assignment: Assignment, *, replies: TopicReplies | None = None) -> None:
         self._client = client
@@ -87,6 +89,10 @@ class LogPoller(ABC):
         """Return the committed offset of a partition, ``None`` where there is none."""
         raise NotImplementedError
 
+    def wake(self) -> None:
+        """End a poll that waits, on an event loop."""
+        raise NotImplementedError
+
     # What is the same for all
 
     def rejoins(self) -> bool:
@@ -112,7 +118,7 @@ class LogPoller(ABC):
             self._replies.check()
         self.ask(self._assignment.client_calls(*self.held()))
         self._assignment.heartbeat()
-        longest = self._assignment.poll_timeout(IDLE)
+        longest = self._assignment.poll_timeout(IDLE, beside_handlers=self.waits_beside_handlers)
         if self.transactions is not None:
             longest = self.transactions.tend(longest)
         records: Mapping[Any, list[Message]] = yield from call(self.fetch, longest, joins)

@@ -1,4 +1,4 @@
-"""What the producers of every synchronous client have in common: settings, transactions, and records to sign."""
+"""What the producers of every client have in common: settings, transactions, and records to sign."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ DEFAULT_IN_FLIGHT: Final = 10_000
 _LOG: Final = logging.getLogger("mqauth.kafka")
 
 
-class LogProducer(ABC):
-    """A producer on a client, with transactions of which the records that wait to be sealed are a part.
+class RecordProducer:
+    """A producer on a client, synchronous or not.
 
     Args:
         client: the client.
         signer: signs.
         serialize: makes bytes of values before they are signed.
-        in_flight: most records in flight.
         batch: most records under one signature.
         linger: seconds a record is held at most for others to join.
         transactional: whether the client has a transactional id.
@@ -38,11 +37,10 @@ class LogProducer(ABC):
     """
 
     def __init__(
-        self, client: Any, signer: Signer, *, serialize: Callable[[Any], bytes] | None, in_flight: int, batch: int,
-        linger: float, transactional: bool, idempotent: bool,
+        self, client: Any, signer: Signer, *, serialize: Callable[[Any], bytes] | None, batch: int, linger: float,
+        transactional: bool, idempotent: bool,
     ) -> None:  # fmt: skip
         check_batching(batch, linger)
-        require(batch <= in_flight, "max_in_flight must be at least batch: a batch would never be full")
         self.client = client
         self._signer = signer
         self._serialize = serialize
@@ -51,6 +49,42 @@ class LogProducer(ABC):
         self._sealing: Any = None
         if not idempotent:
             _LOG.warning("a producer without idempotence: its retries will be rejected as replays")
+
+    def _message(self, topic: str, value: Any, key: bytes | None, headers: Any) -> Message:
+        """Return what is to be signed.
+
+        Raises:
+            MalformedMessage: Kafka cannot carry it.
+        """
+        if self._serialize is not None and value is not None and not isinstance(value, bytes):
+            value = self._serialize(value)
+        return to_message(topic, value, key, headers)
+
+    def _refuse_unbegun(self) -> None:
+        """Refuse a record of a batch in a transaction of which we would not see the end."""
+        require(
+            self._began or not self._transactional,
+            "with batches, begin and end transactions by the producer, not its client",
+        )
+
+
+class LogProducer(RecordProducer, ABC):
+    """A producer on a synchronous client; records that wait to be sealed are part of its transactions.
+
+    Args:
+        client: the client.
+        signer: signs.
+        in_flight: most records in flight.
+        batch: most records under one signature.
+        settings: as ``RecordProducer`` has them.
+
+    Raises:
+        ConfigurationError: a setting is wrong.
+    """
+
+    def __init__(self, client: Any, signer: Signer, *, in_flight: int, batch: int, **settings: Any) -> None:
+        super().__init__(client, signer, batch=batch, **settings)
+        require(batch <= in_flight, "max_in_flight must be at least batch: a batch would never be full")
 
     def begin_transaction(self) -> None:
         """Begin a transaction of a client that has a transactional id."""
@@ -102,23 +136,6 @@ class LogProducer(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _message(self, topic: str, value: Any, key: bytes | None, headers: Any) -> Message:
-        """Return what is to be signed.
-
-        Raises:
-            MalformedMessage: Kafka cannot carry it.
-        """
-        if self._serialize is not None and value is not None and not isinstance(value, bytes):
-            value = self._serialize(value)
-        return to_message(topic, value, key, headers)
-
-    def _refuse_unbegun(self) -> None:
-        """Refuse a record of a batch in a transaction of which we would not see the end."""
-        require(
-            self._began or not self._transactional,
-            "with batches, begin and end transactions by the producer, not its client",
-        )
 
     def _seal_all(self, timeout: float | None = None) -> float | None:
         """Seal and send what waits; return the seconds that are left of the timeout."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.delivery.health import QueueHealth
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER
 from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.unverified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
 
@@ -61,6 +62,8 @@ class Consumer(BackgroundRun):
         max_held: deliveries held beside the window, by default ten times ``prefetch`` and at most 1,000, and
             16 MiB of their bodies; beyond it the queue waits for all.
         sleep: waits so many seconds.
+        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
+            pass; or a table of handlers by kind. It is another function than ``handler``.
 
     Raises:
         ConfigurationError: the pipeline has no audit, or a setting is out of its limits.
@@ -84,6 +87,7 @@ class Consumer(BackgroundRun):
         delivery_limit: int = DEFAULT_DELIVERY_LIMIT,
         max_held: int | None = None,
         sleep: Sleep = asyncio.sleep,
+        unverified: Unverifieds | None = None,
     ) -> None:
         link = link_of(connection)
         self._engine = QueueConsumer(
@@ -91,6 +95,7 @@ class Consumer(BackgroundRun):
             dead_letters=dead_letters, prefetch=prefetch, coalesce_acks=coalesce_acks, grace=grace, hold=hold,
             consumer_timeout=consumer_timeout, delivery_limit=delivery_limit, max_held=max_held,
             decode=decode, responder=as_responder(replies, dead_letters), sleep=sleep,
+            unverified=_on_threads(unverified),
         )  # fmt: skip
         self._links = [link, *_links(dead_letters, guard.audit)]
         self._watched = [*self._links, *_links(replies)]
@@ -137,6 +142,12 @@ class Consumer(BackgroundRun):
 
     def _stop(self) -> None:
         self._stopping = asyncio.ensure_future(self._engine.stop())
+
+
+def _on_threads(unverified: Unverifieds | None) -> Unverifieds | None:
+    if isinstance(unverified, Mapping):
+        return {kind: on_thread(handler) for kind, handler in unverified.items()}
+    return None if unverified is None else on_thread(unverified)
 
 
 def _links(*wrappers: object) -> list[Link]:

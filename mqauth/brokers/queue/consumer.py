@@ -21,6 +21,7 @@ from mqauth.delivery.hold import HELD_PER_PREFETCH, MAX_HELD, HeldDelivery, Hold
 from mqauth.delivery.window import Window
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Handler, Outcome, Pipeline
+from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Responder
 from mqauth.letters.dead_letter import DeadLetterSink
 
@@ -45,6 +46,8 @@ class QueueConsumer:
         decode: makes ``Verified.value`` of the body, after verification.
         responder: publishes what ``Verified.reply`` is given.
         sleep: waits so many seconds.
+        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
+            pass; or a table of handlers by kind. It is another function than ``handler``.
 
     Raises:
         ConfigurationError: the pipeline has no audit, dead letters go to the queue itself, or a setting is out of
@@ -68,6 +71,7 @@ class QueueConsumer:
         decode: Callable[[bytes | None], Any] | None,
         responder: Responder | None,
         sleep: Sleep,
+        unverified: Unverifieds | None,
     ) -> None:
         if not 1 <= prefetch <= _MAX_PREFETCH or grace < 0 or not 0 <= (max_held or 0) <= MAX_HELD:
             raise ConfigurationError(
@@ -99,6 +103,7 @@ class QueueConsumer:
             before_requeue=self._suspend,
             on_failure=self._end_by,
             sleep=sleep,
+            unverified=unverified,
         )
         self._window = Window(calls.queue, guard.clock, self._processor.hold, prefetch)
         self._subscription = Subscription(

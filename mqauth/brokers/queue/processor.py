@@ -18,6 +18,7 @@ from mqauth.delivery.slot import NO_LIMIT, Slot
 from mqauth.errors import Rejection, StaleDelivery
 from mqauth.flow import Waiting, arun, begin, resume
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline
+from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Responder
 from mqauth.letters.dead_letter import DeadLetterSink
 
@@ -63,6 +64,7 @@ class Processor:
             delivery that meets an error of ours stays unacked.
         sleep: waits so many seconds.
         timer: calls a function after so many seconds; claims are renewed by it.
+        unverified: takes an ``Unverified``; or a table of handlers by kind.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Processor:
         on_failure: Callable[[BaseException], Awaitable[None]] | None = None,
         sleep: Sleep = asyncio.sleep,
         timer: Timer = call_later,
+        unverified: Unverifieds | None = None,
     ) -> None:
         self._calls = calls
         self._clock = guard.clock
@@ -94,6 +97,7 @@ class Processor:
         self.work = QueueWork(
             calls.queue, guard, handler, dead_letters,
             ended=calls.ended, decode=decode, answer=responder, stops=before_requeue is not None,
+            unverified=unverified,
         )  # fmt: skip
         self.hold = Hold(
             guard.clock,

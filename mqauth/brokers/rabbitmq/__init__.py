@@ -31,6 +31,7 @@ from mqauth.delivery.slot import Slot
 from mqauth.errors import ConfigurationError
 from mqauth.flow import arun
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline
+from mqauth.judging.unverified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
 
@@ -61,6 +62,7 @@ def guarded(
     replies: Signer | Producer | None = None,
     consumer_timeout: float = CONSUMER_TIMEOUT,
     delivery_limit: int = DEFAULT_DELIVERY_LIMIT,
+    unverified: Unverifieds | None = None,
 ) -> Callable[[AbstractIncomingMessage | DeliveredMessage], Coroutine[Any, Any, None]]:
     """Return a callback for ``queue.consume`` that does for each message what ``Consumer`` does.
 
@@ -82,6 +84,8 @@ def guarded(
         replies: signs what ``Verified.reply`` publishes.
         consumer_timeout: what the broker is set to, seconds.
         delivery_limit: of the queue; negative for none.
+        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
+            pass; or a table of handlers by kind. It is another function than ``handler``.
 
     Raises:
         ConfigurationError: the pipeline has no audit.
@@ -97,6 +101,7 @@ def guarded(
         responder=as_responder(replies, dead_letters),
         consumer_timeout=consumer_timeout,
         delivery_limit=delivery_limit,
+        unverified=unverified,
     )
     running: set[asyncio.Task[Outcome | None]] = set()
 

@@ -18,6 +18,7 @@ from mqauth.brokers.rabbitmq.queue import Queue
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER
 from mqauth.delivery.slot import NO_LIMIT
 from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.unverified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
 
@@ -52,6 +53,8 @@ class Consumer(QueueConsumer):
         max_held: deliveries held beside the window, by default ten times ``prefetch`` and at most 1,000, and
             16 MiB of their bodies; beyond it the queue waits for all.
         sleep: waits so many seconds.
+        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
+            pass; or a table of handlers by kind. It is another function than ``handler``.
 
     Raises:
         ConfigurationError: the pipeline has no audit, or a setting is out of its limits.
@@ -74,12 +77,14 @@ class Consumer(QueueConsumer):
         delivery_limit: int | None = None,
         max_held: int | None = None,
         sleep: Sleep = asyncio.sleep,
+        unverified: Unverifieds | None = None,
     ) -> None:
         super().__init__(
             Queue(queue), guard, handler,
             dead_letters=dead_letters, prefetch=prefetch, coalesce_acks=coalesce_acks, grace=grace, hold=hold,
             consumer_timeout=consumer_timeout, delivery_limit=limit_of(queue, delivery_limit), max_held=max_held,
             decode=decode, responder=as_responder(replies, dead_letters), sleep=sleep,
+            unverified=unverified,
         )  # fmt: skip
         _check(queue, dead_letters)
 

@@ -1,0 +1,348 @@
+"""aiokafka's leaf on a real Kafka: what its client cannot parse, kills of its process, storms of rebalances."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from kafka import TopicPartition as Place
+
+from integration.relay_kafka import Relay
+from integration.services import Kafka
+from integration.stage_aiokafka import AiokafkaLogStage
+from integration.test_kafka_kill import FORGED, HONEST, Scene, killed_and_started_again
+from integration.test_kafka_wrapper import NotUtf8
+from mqauth import MemoryReplayStore, Pipeline, cli
+from mqauth.audit.file import AuditFile
+from mqauth.bench import aiokafka as aiokafka_bench
+from mqauth.bench.contenders import Effort
+from mqauth.brokers import aiokafka
+from mqauth.judging.verified import Verified
+from mqauth.testing.delivery_contract import LogPlay
+from mqauth.testing.forge import Forge
+from mqauth.testing.stage import wait_until
+from mqauth.testing.stage_aiokafka import AiokafkaClients, AiokafkaStage
+from mqauth.wire.message import Message
+
+STORM = 60.0
+"""Seconds for which members join and leave."""
+
+
+class World:
+    """A stage, an issuer, and a consumer's pipeline."""
+
+    def __init__(self, url: str, folder: Path, **settings: Any) -> None:
+        self.stage = AiokafkaStage(url, **settings)
+        self.call = self.stage.thread.call
+        self.forge = Forge(lifetime=600)
+        self.audit = AuditFile(folder / "audit.jsonl", fsync=False)
+        self.handled: list[bytes | None] = []
+        self.started: list[Any] = []
+        self.guard = Pipeline(
+            verifier=self.forge.verifier(), policy=self.forge.policy(self.stage.destination),
+            replay=MemoryReplayStore(), audit=self.audit,
+        )  # fmt: skip
+
+    def handle(self, verified: Verified) -> None:
+        """Note a message."""
+        self.handled.append(verified.body)
+
+    def send(self, *bodies: bytes) -> None:
+        """Send signed messages."""
+        for body in bodies:
+            message = Message(destination=self.stage.destination, body=body, key=b"k")
+            self.stage.produce(self.forge.signer(), message)
+
+    async def consumer(
+        self, handler: Any = None, servers: list[str] | None = None, **settings: Any
+    ) -> tuple[AIOKafkaConsumer, aiokafka.Consumer]:
+        """Return a client, and a consumer on it that runs; the clients are stopped in the end."""
+        clients = AiokafkaClients(servers or self.stage.servers, self.stage.group)
+        client = await clients.consumer(self.stage.topic, session_timeout_ms=6000)
+        self.started.append(client)
+        letters = aiokafka.DeadLetters(await self.producer(), self.stage.dead, 10)
+        wrapped = aiokafka.Consumer(client, self.guard, handler or self.handle, dead_letters=letters, **settings)
+        return client, await wrapped.__aenter__()
+
+    async def producer(self) -> Any:
+        """Return a producer's client."""
+        self.started.append(await self.stage.clients.producer())
+        return self.started[-1]
+
+    def committed(self) -> int | None:
+        """Return the group's committed offset of partition 0."""
+        with warnings.catch_warnings():
+            client = self.stage.consumer()
+        try:
+            offset: int | None = client.committed(Place(self.stage.topic, 0))
+            return offset
+        finally:
+            client.close()
+
+    def close(self) -> None:
+        """Tidy up."""
+        for client in self.started:
+            self.call(client.stop())
+        self.audit.close()
+        self.stage.close()
+
+
+@pytest.fixture
+def world(kafka: Kafka, tmp_path: Path) -> Iterator[World]:
+    """A fresh world."""
+    world = World(kafka.url, tmp_path)
+    yield world
+    world.close()
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_header_that_cannot_be_parsed(world: World, policy: Any) -> None:
+    """A header's name that is not UTF-8 ends the consumer by name, or its batch is audited and skipped."""
+    world.send(b"0")
+    future = world.stage._client.send(world.stage.topic, value=b"poison", headers=[(NotUtf8("x"), b"v")])
+    future.get(timeout=30)
+    world.send(b"1")
+    client, consumer = world.call(world.consumer(on_poison=policy))
+    wait_until(lambda: len(world.handled) == 2, lambda: not consumer.failed)
+    if policy == "stop":
+        with pytest.raises(aiokafka.PoisonRecordError, match="batch from offset 1 to 1 cannot be parsed"):
+            world.call(consumer.__aexit__(None, None, None))
+    else:
+        world.call(consumer.stop())
+    world.call(client.stop())
+    expected = [b"0"] if policy == "stop" else [b"0", b"1"]
+    assert (world.handled, world.committed(), world.stage.letters()) == (expected, 2 * len(expected) - 1, [])
+    assert ("unparseable" in world.audit.path.read_text("utf-8")) is (policy == "skip")
+
+
+def test_batch_that_cannot_be_parsed(world: World) -> None:
+    """A batch with a wrong checksum ends the consumer by name; nothing of it is begun or committed, or lost."""
+    relay = Relay(world.stage.servers[0])
+    relay.swaps = {b"rotten apple": b"rotten pears"}
+    world.send(b"0", b"rotten apple", b"2")
+    client, consumer = world.call(world.consumer(servers=[relay.server]))
+    wait_until(lambda: consumer.failed)
+    with pytest.raises(aiokafka.PoisonRecordError, match="batch from offset 1 to 1 cannot be parsed"):
+        world.call(consumer.__aexit__(None, None, None))
+    world.call(client.stop())
+    relay.close()
+    assert (world.handled, world.committed(), world.stage.letters()) == ([b"0"], 1, [])
+    world.stage.consume(world.guard, world.handle, until=lambda: len(world.handled) == 3)
+    assert world.handled == [b"0", b"rotten apple", b"2"]
+
+
+def test_reads_on_after_a_stop(world: World) -> None:
+    """Whoever goes on with the client after a stop reads on at the first record that is not settled."""
+    world.send(b"0", b"1", b"2")
+    stopped = asyncio.Event()
+
+    async def handler(verified: Verified) -> None:
+        world.handle(verified)
+        if verified.body == b"1":
+            consumer._stop()
+            stopped.set()
+
+    client, consumer = world.call(world.consumer(handler))
+    world.call(stopped.wait())
+    world.call(consumer.stop())
+    found = world.call(client.getone())
+    world.call(client.stop())
+    assert (world.handled, found.value, world.committed()) == ([b"0", b"1"], b"2", 2)
+
+
+def test_handler_that_stops_its_consumer(world: World) -> None:
+    """A handler may stop its consumer and is not waited for meanwhile; what it did counts."""
+    world.send(b"0", b"1")
+
+    async def handler(verified: Verified) -> None:
+        world.handle(verified)
+        await consumer.stop()
+
+    client, consumer = world.call(world.consumer(handler))
+    wait_until(lambda: not consumer.health().consuming)
+    world.call(client.stop())
+    assert world.handled == [b"0"]
+
+
+def test_handlers_that_never_wait(world: World) -> None:
+    """Synchronous handlers that take longer than the session, one after the other, cost no rebalance."""
+    world.send(*(b"%d" % number for number in range(64)))
+    beats = threading.Event()
+
+    def handler(verified: Verified) -> None:
+        world.handle(verified)
+        beats.wait(0.1)
+
+    client, consumer = world.call(world.consumer(handler))
+    generation = client._coordinator.generation
+    wait_until(lambda: len(world.handled) == 64, lambda: not consumer.failed)
+    assert client._coordinator.generation == generation
+    world.call(consumer.stop())
+    world.call(client.stop())
+    assert (len(set(world.handled)), world.committed()) == (64, 64)
+
+
+def test_answer(world: World) -> None:
+    """What ``Verified.reply`` sends is signed, and on the topic that the request names."""
+    answers = f"{world.stage.topic}.answers"
+    world.stage.create(answers)
+    message = Message(
+        destination=world.stage.destination, body=b"ask", key=b"k",
+        headers=(("reply-to", answers.encode()), ("correlation-id", b"7")),
+    )  # fmt: skip
+    world.stage.produce(world.forge.signer(), message)
+    sent: list[Any] = []
+
+    async def handler(verified: Verified) -> None:
+        sent.append(await verified.reply(b"yes"))
+
+    replies = aiokafka.Producer(world.call(world.producer()), world.forge.signer())
+    client, consumer = world.call(world.consumer(handler, replies=replies))
+    wait_until(lambda: bool(sent), lambda: not consumer.failed)
+    world.call(consumer.stop())
+    world.call(client.stop())
+
+    async def read() -> Any:
+        reader = await AiokafkaClients(world.stage.servers, f"{world.stage.group}.answers").consumer(answers)
+        try:
+            return await reader.getone(TopicPartition(answers, 0))
+        finally:
+            await reader.stop()
+
+    message = aiokafka.from_native(world.call(read()), scope="answers")
+    verifier = world.forge.verifier()
+    verified = verifier.verify(message, verifier.open(message), world.forge.keys, world.forge.clock.now())
+    assert (verified.body, verified.properties) == (b"yes", {"correlation-id": "7"})
+
+
+def test_audit_topic(world: World) -> None:
+    """An audit record on a topic is one that the broker has confirmed."""
+    sink = aiokafka.AuditTopic(world.call(world.producer()), world.stage.dead)
+    world.guard = Pipeline(
+        verifier=world.forge.verifier(), policy=world.forge.policy(world.stage.destination),
+        replay=MemoryReplayStore(), audit=sink,
+    )  # fmt: skip
+    world.stage.inject(Message(destination=world.stage.destination, body=b"forged"))
+    world.stage.consume(world.guard, world.handle, until=lambda: len(world.stage.letters()) == 2)
+    bodies = [letter.body or b"" for letter in world.stage.letters()]
+    assert b'"token_missing"' in bodies[0]
+    assert bodies[1] == b"forged"
+
+
+def test_demo(kafka: Kafka, capsys: pytest.CaptureFixture[str]) -> None:
+    """The demo runs on this client: every attack is dead-lettered, and nothing is lost."""
+    assert cli.main(["demo", "--json", "--broker", kafka.url.replace("kafka", "aiokafka", 1)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["broker"], report["audit_chain"], report["lost"]) == ("aiokafka", "intact", 0)
+
+
+@pytest.mark.slow
+def test_bench(kafka: Kafka) -> None:
+    """The benchmark has the bare client and ours, with a token for each record and in batches."""
+    effort = Effort(rounds=1, publish=64, consume=64, paced=4, paced_rounds=1)
+    with aiokafka_bench.Connections(kafka.url.removeprefix("kafka://")) as connections:
+        found = aiokafka_bench.measure(connections, effort)
+    assert {name: rounds.failed for name, rounds in found.comparisons.items() if rounds.failed} == {}
+    assert {"bare", "message", "batch"} <= set(found.comparisons["consume"].measured)
+
+
+class AiokafkaScene(Scene):
+    """A topic full of messages, and victims on aiokafka."""
+
+    module = "integration.aiokafka_victim"
+
+
+@pytest.fixture
+def scene(kafka: Kafka, tmp_path: Path) -> Iterator[AiokafkaScene]:
+    """A set scene."""
+    scene = AiokafkaScene(kafka.url, tmp_path)
+    yield scene
+    scene.stage.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["handler", "letter"])
+def test_killed_and_started_again(scene: AiokafkaScene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Killed twice between handler and commit, or dead letter and commit: sent = handled + dead-lettered."""
+    killed_and_started_again(scene, moment, capsys)
+
+
+@pytest.mark.slow
+def test_paused_beyond_the_session(scene: AiokafkaScene, capsys: pytest.CaptureFixture[str]) -> None:
+    """A process that stands still beyond its session, while another goes on, loses and condemns nothing."""
+    first = scene.victim("slow", 0)
+    wait_until(lambda: scene.seen().total() > 2)
+    first.send_signal(signal.SIGSTOP)
+    before = scene.seen().total()
+    scene.audit = scene.audit.with_name("second.jsonl")
+    second = scene.victim("slow", 0)
+    honest = {b"honest %d" % number for number in range(HONEST)}
+    forged = {b"forged %d" % number for number in range(0, HONEST, 2)}
+    with ExitStack() as undo:
+        undo.callback(first.kill)
+        undo.callback(second.kill)
+        wait_until(lambda: scene.seen().total() > before + 2)
+        first.send_signal(signal.SIGCONT)
+        wait_until(lambda: set(scene.seen()) == honest and scene.committed() == HONEST + FORGED)
+        undo.pop_all()
+    for process in (first, second):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    letters = Counter(letter.body for letter in scene.stage.letters())
+    assert set(letters) == forged
+    assert scene.committed() == HONEST + FORGED
+    assert before < HONEST
+    with capsys.disabled():
+        print(
+            f"\npaused: sent {HONEST + FORGED}, handled {len(scene.seen())} (+{scene.seen().total() - HONEST}),"
+            f" dead-lettered {len(letters)} (+{letters.total() - FORGED}), lost 0, honest condemned 0"
+        )
+
+
+@pytest.mark.slow
+def test_storm(kafka: Kafka, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """While four members join and leave nothing is lost or condemned, and each key is handled in order."""
+    stage = AiokafkaLogStage(kafka.url)
+    with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
+        play = LogPlay(stage, audit)
+        play.watch_commits()
+        bodies: list[bytes] = []
+        play.start()
+        over = threading.Event()
+        threading.Timer(STORM, over.set).start()
+        joined = 1
+        while not over.is_set():
+            bodies += play.send(20)
+            if len(play.members) < 4:
+                play.start()
+                joined += 1
+            else:
+                play.members.pop(0).close()
+            over.wait(0.5)
+        play.wait(lambda: len(play.handled) >= len(bodies) and play.all_committed())
+        for member in play.members:
+            member.close()
+    first = list(dict.fromkeys(play.bodies))
+    keys: dict[Any, list[int]] = {}
+    for seen in {body: seen for body, seen in zip(play.bodies, play.handled, strict=True)}.values():
+        keys.setdefault(seen.origin.partition, []).append(seen.origin.offset or 0)
+    assert sorted(first) == sorted(bodies)
+    assert stage.letters() == []
+    assert play.faults == []
+    assert all(offsets == sorted(offsets) for offsets in keys.values())
+    stage.close()
+    with capsys.disabled():
+        print(
+            f"\nstorm: {joined} joined, sent {len(bodies)}, handled {len(first)}"
+            f" (+{len(play.handled) - len(first)}), lost 0, condemned 0"
+        )

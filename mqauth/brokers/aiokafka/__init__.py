@@ -1,0 +1,32 @@
+"""Kafka by aiokafka: wrap an ``AIOKafkaProducer`` and an ``AIOKafkaConsumer``.
+
+``Producer`` signs what it sends, ``Consumer`` polls and gives verified messages to a handler, and ``DeadLetters``
+takes what is rejected. ``judge`` serves those who keep their own loop. Install the ``aiokafka`` extra.
+"""
+
+from mqauth.brokers.aiokafka.confirmed import AuditTopic, DeadLetters
+from mqauth.brokers.aiokafka.consumer import Consumer
+from mqauth.brokers.aiokafka.producer import Producer
+from mqauth.brokers.aiokafka.translate import Logs, from_native, judge
+from mqauth.brokers.log.errors import PoisonRecordError, ProducerFatalError
+from mqauth.brokers.log.judge import AsyncJudgement
+from mqauth.brokers.log.records import Log
+from mqauth.delivery.health import Health, Stall
+from mqauth.delivery.partition import Backoff
+
+__all__ = [
+    "AsyncJudgement",
+    "AuditTopic",
+    "Backoff",
+    "Consumer",
+    "DeadLetters",
+    "Health",
+    "Log",
+    "Logs",
+    "PoisonRecordError",
+    "Producer",
+    "ProducerFatalError",
+    "Stall",
+    "from_native",
+    "judge",
+]

@@ -1,0 +1,153 @@
+"""Checks of the aiokafka objects that users give us, and what aiokafka 0.14 tells by private attributes alone.
+
+This is the only module that touches them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import traceback
+from typing import Any, Final
+
+import aiokafka
+from aiokafka.protocol.metadata import MetadataRequest
+
+from mqauth.errors import ConfigurationError, require
+
+_LOG: Final = logging.getLogger("mqauth.kafka")
+
+
+def check_consumer(client: Any) -> None:
+    """Refuse an ``AIOKafkaConsumer`` whose settings lose, change or condemn messages.
+
+    Raises:
+        ConfigurationError: it is of another library, commits by itself, deserializes before verification, or has
+            no group or no subscription.
+    """
+    _check_kind(client, aiokafka.AIOKafkaConsumer)
+    require(
+        not client._enable_auto_commit,
+        "set enable_auto_commit=False: offsets are committed when records are settled",
+    )
+    for name in ("key_deserializer", "value_deserializer"):
+        require(
+            getattr(client, f"_{name}") is None,
+            f"leave {name} out: raw bytes are verified; decode= runs afterwards",
+        )
+    require(client._group_id, "set group_id: without it nothing can be committed")
+    require(
+        client._subscription.subscription and client._coordinator is not None,
+        "subscribe the AIOKafkaConsumer to a topic and start it first",
+    )
+    if client._auto_offset_reset == "latest":
+        _LOG.warning("auto_offset_reset is latest: a new group misses what was sent before it joined")
+
+
+def check_producer(client: Any) -> None:
+    """Refuse an ``AIOKafkaProducer`` with serializers, which would change what was signed.
+
+    Raises:
+        ConfigurationError: it has a serializer, or is of another library.
+    """
+    _check_kind(client, aiokafka.AIOKafkaProducer)
+    for name in ("key_serializer", "value_serializer"):
+        require(
+            getattr(client, f"_{name}") is None,
+            f"leave {name} out of the AIOKafkaProducer: it would run after signing",
+        )
+
+
+def waits_for_all(client: Any) -> bool:
+    """Return whether all replicas in sync acknowledge a producer's records; aiokafka's default is one."""
+    return bool(client._sender._acks == -1)
+
+
+def is_idempotent(client: Any) -> bool:
+    """Return whether a producer's own retries write no second copy."""
+    return client._txn_manager is not None
+
+
+def transactional_id(client: Any) -> str | None:
+    """Return the transactional id of a producer, ``None`` where it has none."""
+    return getattr(client._txn_manager, "transactional_id", None)
+
+
+def fatal_error(client: Any) -> BaseException | None:
+    """Return the error with which a producer has failed for good: its sending task has ended."""
+    return client._message_accumulator._exception  # type: ignore[no-any-return]
+
+
+def group_of(client: Any) -> str:
+    """Return the consumer group."""
+    return str(client._group_id)
+
+
+def session_of(client: Any) -> float:
+    """Return the seconds of silence after which the group gives our partitions to others.
+
+    Partitions that are assigned by hand are never given away.
+    """
+    return float(client._session_timeout_ms) / 1000 if is_member(client) else math.inf
+
+
+def rebalance_patience(client: Any, grace: float) -> float:
+    """Return the seconds for which a rebalance may wait for handlers: half of what the group waits for us."""
+    return min(grace, float(client._rebalance_timeout_ms) / 2000)
+
+
+def is_member(client: Any) -> bool:
+    """Return whether the group assigns its partitions, and not the user by hand."""
+    return bool(client._subscription.partitions_auto_assigned())
+
+
+def generation_of(client: Any) -> int:
+    """Return the number of the group's last rebalance, negative while the consumer is no member."""
+    return int(client._coordinator.generation)
+
+
+def listen(client: Any, listener: Any) -> Any:
+    """Have a listener called at rebalances; return the one that was called before.
+
+    ``subscribe`` with a listener would leave the group and join it again.
+    """
+    state = client._subscription
+    theirs, state._listener = state._listener, listener
+    return theirs
+
+
+def read_before(error: BaseException, partition: Any) -> dict[Any, list[Any]]:
+    """Return the records that ``getmany`` had read when it raised, by partition.
+
+    It does not return them, and has moved the positions of all partitions but the last one behind them.
+
+    Args:
+        error: what it raised.
+        partition: the last one, whose records cannot be parsed.
+    """
+    found: dict[Any, list[Any]] = {}
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "fetched_records":
+            found |= frame.f_locals.get("drained", {})
+        elif frame.f_code.co_name == "getall" and frame.f_locals.get("ret_list"):
+            found[partition] = frame.f_locals["ret_list"]
+    return found
+
+
+async def cluster_of(client: Any) -> str | None:
+    """Ask the broker for its cluster's id.
+
+    aiokafka gets it with its metadata, and does not keep it.
+
+    Raises:
+        aiokafka.errors.KafkaError: the broker does not answer.
+    """
+    node = client._client.get_random_node()
+    response = await client._client.send(node, MetadataRequest([]))
+    return getattr(response, "cluster_id", None)
+
+
+def _check_kind(client: Any, kind: type) -> None:
+    if not isinstance(client, kind):
+        found = f"{type(client).__module__.partition('.')[0]}.{type(client).__name__}"
+        raise ConfigurationError(f"an aiokafka.{kind.__name__} is needed, not {found}")

@@ -1,0 +1,223 @@
+"""The calls of an ``AIOKafkaConsumer``: get records, pause, seek, commit; and its rebalance listener.
+
+aiokafka awaits the listener in its coordinator's task, and goes on with the rebalance when it has returned. So a
+revocation waits there for running handlers and commits, before the partitions go to another member. What the
+listener raises aiokafka logs and drops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+
+from mqauth.brokers.aiokafka import client as aiokafka_client
+from mqauth.brokers.aiokafka.translate import Logs, from_native
+from mqauth.brokers.log.poison import PoisonPolicy, find_poison
+from mqauth.brokers.log.poller import LogPoller
+from mqauth.brokers.log.records import NO_LOG
+from mqauth.delivery.assignment import Assignment
+from mqauth.flow import arun
+from mqauth.wire.message import Message
+
+COMMIT_TIMEOUT: Final = 5.0
+"""Most seconds of one commit: aiokafka itself tries for ever."""
+SLACK: Final = 0.1
+"""Seconds that a poll may take longer than asked for: only a rebalance lasts longer."""
+SHORTEST: Final = 0.005
+"""Least seconds of a poll that finds nothing: the event loop must come to its other tasks."""
+_NOWHERE: Final = TopicPartition("", -1)
+"""Stands for no partition: a call of ``getmany`` that names none means all of them."""
+_LOG: Final = logging.getLogger("mqauth.kafka")
+
+
+class Poller(LogPoller):
+    """The calls of one client, made by the poll task, and its rebalance listener.
+
+    An eager rebalance, the only kind that aiokafka has, revokes all partitions and assigns most of them again, at
+    their committed offsets. So positions are kept here, and given back with the assignment.
+
+    Args:
+        client: the ``AIOKafkaConsumer``.
+        assignment: says which calls to make, and gets the records.
+        poison: what becomes of records that cannot be parsed.
+        settings: as ``LogPoller`` has them.
+    """
+
+    failed = (KafkaError, TimeoutError)
+    waits_beside_handlers = True
+
+    def __init__(self, client: Any, assignment: Assignment, poison: PoisonPolicy, **settings: Any) -> None:
+        super().__init__(client, assignment, **settings)
+        self._logs = Logs(client)
+        self._scope = aiokafka_client.group_of(client)
+        self._poison = poison
+        self._positions: dict[TopicPartition, int] = {}
+        self._revoked: set[TopicPartition] = set()
+        self._generation = -1
+        self._rebalancing = self._closed = False
+        self._waiting: asyncio.Timeout | None = None
+
+    def listen(self, settle: Callable[[], Awaitable[None]], fail: Callable[[BaseException], None]) -> None:
+        """Be told of rebalances; the client's own listener is still called.
+
+        Args:
+            settle: waits for running handlers, and commits (``AsyncLogConsumer.settle``).
+            fail: ends the consumer by an error.
+        """
+        self._settle, self._fail = settle, fail
+        self._listener = Listener(self)
+        self._listener.theirs = aiokafka_client.listen(self._client, self._listener)
+
+    async def fetch(self, seconds: float, joins: bool) -> dict[TopicPartition, list[Message]]:
+        """Return the new messages by partition.
+
+        Args:
+            seconds: how long to wait for the first of them at most; ``wake`` ends it.
+            joins: not used: aiokafka rebalances in a task of its own, and its listener waits for handlers.
+
+        Raises:
+            PoisonRecordError: a record cannot be parsed, and the policy is to stop.
+            Exception: the client's own, where the broker refuses for good.
+        """
+        found = await self._records(max(seconds, SHORTEST))
+        if self._rebalancing:
+            # These are of an assignment that we were not told of yet: they are read again.
+            for place, records in found.items():
+                self._client.seek(place, records[0].offset)
+            return {}
+        log, scope = self._logs.known or NO_LOG, self._scope
+        for place, records in found.items():
+            self._positions[place] = records[-1].offset + 1
+        return {
+            place: [from_native(record, scope=scope, log=log) for record in records]
+            for place, records in found.items()
+        }
+
+    async def send_commit(self, offsets: Mapping[Any, int]) -> str | None:
+        """Commit offsets by partition; return the name of an error that passes."""
+        try:
+            async with asyncio.timeout(COMMIT_TIMEOUT):
+                await self._client.commit(dict(offsets))
+        except (CommitFailedError, IllegalStateError, TimeoutError) as error:
+            return type(error).__name__
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            return type(error).__name__
+        return None
+
+    def seek(self, place: Any, offset: int) -> None:
+        """Read a partition from an offset next, also after a rebalance that is going on."""
+        self._positions[place] = offset
+        self._client.seek(place, offset)
+
+    def wake(self) -> None:
+        """End a poll that waits."""
+        if self._waiting is not None and not self._waiting.expired():
+            self._waiting.reschedule(asyncio.get_running_loop().time())
+
+    def close(self) -> None:
+        """Leave the client as it was given to us."""
+        self._closed = True
+        try:
+            super().close()
+        finally:
+            aiokafka_client.listen(self._client, self._listener.theirs)
+
+    async def revoked(self, places: set[TopicPartition]) -> None:
+        """Wait for running handlers and commit; then suspend the partitions until it is known which come back."""
+        if self._closed:
+            return
+        self._rebalancing = True
+        self._generation, self._revoked = aiokafka_client.generation_of(self._client), places
+        if self._generation >= 0:
+            try:
+                await self._settle()
+            except BaseException as error:
+                self._fail(error)
+        self._assignment.revoked(places, places)
+
+    async def assigned(self, places: set[TopicPartition]) -> None:
+        """Go on with partitions that came back, at their positions, and drop those that did not."""
+        # In a generation in between, or after we were put out of the group, another member may have had them.
+        if self._generation < 0 or aiokafka_client.generation_of(self._client) != self._generation + 1:
+            self._assignment.lost(self._revoked)
+            self._positions.clear()
+        self._assignment.assigned(places)
+        self._positions = {place: offset for place, offset in self._positions.items() if place in places}
+        for place, offset in self._positions.items():
+            self._client.seek(place, offset)
+        self._rebalancing = False
+
+    async def _records(self, seconds: float) -> dict[TopicPartition, list[ConsumerRecord[Any, Any]]]:
+        """Return records of the partitions that are not paused."""
+        # aiokafka drops what it has fetched of a paused partition when it is asked for that partition's records.
+        wanted = self._client.assignment() - self._client.paused()
+        try:
+            async with asyncio.timeout(seconds + SLACK) as self._waiting:
+                # The cluster's id is part of a record's place in the replay store. A record that was judged
+                # without it would be a replay of itself when it comes again.
+                await self._logs.of()
+                places = wanted or (_NOWHERE,)
+                return await self._client.getmany(*places, timeout_ms=int(seconds * 1000))  # type: ignore[no-any-return]
+        except TimeoutError:
+            return {}
+        except Exception as error:
+            return await self._rescued(error)
+        finally:
+            self._waiting = None
+
+    async def _rescued(self, error: Exception) -> dict[TopicPartition, list[ConsumerRecord[Any, Any]]]:
+        """Return what was read before an error; where there is nothing, act on the error.
+
+        Raises:
+            PoisonRecordError: a record cannot be parsed, and the policy is to stop.
+            Exception: the error, where it does not pass.
+        """
+        poison = find_poison(error, "_tp", "next_batch")
+        if poison is not None:
+            found = aiokafka_client.read_before(error, poison.partition)
+            if not found:
+                await arun(self._poison.applying(poison, error, self._logs.known or NO_LOG))
+            elif poison.partition in found:
+                # The batch comes again, at the head of its partition.
+                self._client.seek(poison.partition, found[poison.partition][-1].offset + 1)
+            return found
+        if not isinstance(error, KafkaError) or not error.retriable:
+            raise error
+        _LOG.warning("poll failed with %s and is tried again", type(error).__name__)
+        return {}
+
+
+class Listener(ConsumerRebalanceListener):
+    """Tells the poller of rebalances, and then the listener that the client had before.
+
+    Args:
+        poller: the poller.
+    """
+
+    theirs: Any = None
+
+    def __init__(self, poller: Poller) -> None:
+        self._poller = poller
+
+    async def on_partitions_revoked(self, revoked: Any) -> None:
+        """Tell of partitions that go, or may come back."""
+        await self._poller.revoked(set(revoked))
+        await self._tell("on_partitions_revoked", revoked)
+
+    async def on_partitions_assigned(self, assigned: Any) -> None:
+        """Tell of partitions that came."""
+        await self._poller.assigned(set(assigned))
+        await self._tell("on_partitions_assigned", assigned)
+
+    async def _tell(self, method: str, partitions: Any) -> None:
+        if self.theirs is not None:
+            result = getattr(self.theirs, method)(partitions)
+            if asyncio.iscoroutine(result):
+                await result

@@ -1,0 +1,276 @@
+"""A consumer of a log in an event loop, for every asyncio client.
+
+One task polls. A partition is worked on in that task for as long as nothing has to be awaited, and in a task of
+its own from then on, so that a handler that waits keeps nobody from polling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial, wraps
+from types import TracebackType
+from typing import Any, Final, Self
+
+from mqauth.brokers.event_loop import DeliveryTasks, SignalHandlers
+from mqauth.brokers.log.outbox import Transactions
+from mqauth.brokers.log.poller import IDLE, LogPoller
+from mqauth.brokers.log.replies import TopicReplies
+from mqauth.brokers.log.transaction import TransactionalLetters
+from mqauth.delivery.assignment import Assignment
+from mqauth.delivery.health import Health
+from mqauth.delivery.log_work import LogWork
+from mqauth.delivery.partition import Backoff, Partition
+from mqauth.errors import require
+from mqauth.flow import Flow, Waiting, arun, begin, is_awaitable, resume
+from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.unverified import Unverifieds, listed
+from mqauth.letters.dead_letter import DeadLetterSink
+
+BREATH: Final = 0.02
+"""Seconds after which a partition whose handlers never wait lets the other tasks of the event loop run."""
+_LOG: Final = logging.getLogger("mqauth.delivery")
+
+
+class AsyncLogConsumer:
+    """Consumes until it is stopped, in the background of an ``async with`` block or for as long as ``run`` runs.
+
+    Args:
+        guard: the pipeline.
+        handler: takes a ``Verified``.
+        dead_letters: where rejected messages go.
+        decode: makes ``Verified.value`` of the body after verification.
+        answer: sends what ``Verified.reply`` is given.
+        workers: how many handlers may run at once, each for a partition of its own.
+        grace: seconds that running handlers may take after ``stop``.
+        patience: seconds that a rebalance waits for running handlers.
+        commit_interval: longest time between commits while records are settled, seconds.
+        session: seconds of silence after which the broker may have given our partitions to others.
+        backoff: how long a deferred partition waits.
+        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
+            pass; or a table of handlers by kind. It is another function than ``handler``.
+
+    Raises:
+        ConfigurationError: a setting is out of its limits, or the pipeline has no audit.
+    """
+
+    calls: LogPoller
+
+    def __init__(
+        self, guard: Pipeline, handler: Handler, dead_letters: DeadLetterSink, *,
+        decode: Callable[[bytes], Any] | None, answer: TopicReplies | None, workers: int, grace: float,
+        patience: float, commit_interval: float, session: float, backoff: Backoff, unverified: Unverifieds | None,
+    ) -> None:  # fmt: skip
+        require(guard.audit is not None, "a consumer's pipeline needs audit=")
+        require(workers >= 1 and grace >= 0, "workers must be at least 1, and grace at least 0")
+        self._guard = guard
+        # The lock is for health(), which other threads may call.
+        self._assignment = Assignment(
+            guard.clock, backoff=backoff, interval=commit_interval, width=workers, session=session,
+            lock=threading.RLock(),
+        )  # fmt: skip
+        self._dead_letters = dead_letters
+        self._backoff = backoff
+        self._work = LogWork(
+            guard, self._assignment, breathing(handler), self._sink, decode=decode, answer=answer,
+            unverified={kind: breathing(each) for kind, each in listed(unverified).items()} or None,
+        )  # fmt: skip
+        self._workers = workers
+        self._grace = grace
+        self._patience = patience
+        self._visits = DeliveryTasks()
+        self._committing = asyncio.Lock()
+        self._stopping = asyncio.Event()
+        self._polling: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._unsubscribe: Callable[[], None] = lambda: None
+        self._error: BaseException | None = None
+        self._running = False
+
+    def attach(self, calls: LogPoller) -> None:
+        """Take the client's calls; transactional dead letters are committed with their offsets from now on."""
+        self.calls = calls
+        if isinstance(self._dead_letters, TransactionalLetters):
+            calls.transactions = Transactions(
+                calls, self._dead_letters, self._assignment, self._guard.clock, self._backoff
+            )
+
+    def _sink(self, partition: Partition) -> DeadLetterSink:
+        """Return where the letters of a partition go."""
+        transactions = self.calls.transactions
+        return self._dead_letters if transactions is None else transactions.sink(partition)
+
+    async def run(self, *, signals: bool = False) -> None:
+        """Consume until ``stop`` is called or this task is cancelled, then stop gracefully.
+
+        What runs is finished, what is settled is committed, and the client is left at the first open record.
+
+        Args:
+            signals: whether to stop at SIGTERM and SIGINT too; only in a main thread.
+
+        Raises:
+            ConfigurationError: it ran before.
+            PoisonRecordError: a record cannot be parsed and the policy is to stop.
+            ProducerFatalError: the producer of answers, or of transactional dead letters, can send nothing more.
+            Exception: the client's own, where the broker refuses it for good, for lack of rights for example.
+        """
+        with SignalHandlers(self._stop, enabled=signals):
+            async with self:
+                await self._stopping.wait()
+
+    async def stop(self) -> None:
+        """Begin nothing more, let running handlers finish within the grace time, commit, and release claims.
+
+        It happens once, however often this is called or its caller is cancelled. A handler that calls it is not
+        waited for.
+        """
+        self._visits.leave_out(asyncio.current_task())
+        await asyncio.shield(self._end())
+
+    async def __aenter__(self) -> Self:
+        """Start consuming in the background."""
+        require(self._polling is None, "a consumer runs once: make another one")
+        self._unsubscribe = self._guard.on_change(partial(self._keys_changed, asyncio.get_running_loop()))
+        self._running = True
+        self._polling = asyncio.create_task(self._poll_until_stopped())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop gracefully; raise the error that stopped the consumer, unless the block raised one."""
+        await self.stop()
+        if self._error is not None and kind is None:
+            raise self._error
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended with an error, which leaving the ``async with`` block raises."""
+        return self._error is not None
+
+    def health(self) -> Health:
+        """Return how the consumer is doing now; may be called from any thread."""
+        return self._assignment.health(self._running)
+
+    def fail(self, error: BaseException) -> None:
+        """Begin to stop because of an error, which ``run`` raises in the end."""
+        self._error = self._error or error
+        _LOG.error("the consumer stops: %s", type(error).__name__)
+        self._end()
+
+    async def settle(self) -> None:
+        """Before a rebalance: begin nothing more, let what runs end, and commit it."""
+        self._assignment.hold_back(True)
+        try:
+            await self._visits.wait_until_idle(self._patience)
+            await self._commit(last=True)
+        finally:
+            self._assignment.hold_back(False)
+
+    # The poll task
+
+    async def _poll_until_stopped(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                await self._commit()
+                await arun(self._work.renewing())
+                await arun(self.calls.polling())
+                self._start_visits()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self.fail(error)
+
+    async def _commit(self, *, last: bool = False) -> None:
+        # The client's coordinator commits too, in a task of its own, before a rebalance.
+        async with self._committing:
+            await arun(self.calls.committing(last=last))
+
+    def _start_visits(self) -> None:
+        """Work on partitions until something has to be awaited, and go on in tasks of their own."""
+        while self._assignment.running < self._workers and (partition := self._assignment.choose()) is not None:
+            visiting = self._work.visiting(partition)
+            # Begun before it is scheduled: a task that is cancelled before its first step would not end its visit.
+            begun = begin(visiting)
+            if isinstance(begun, Waiting):
+                self._visits.run(self._visit(visiting, begun))
+
+    async def _visit(self, visiting: Flow[None], begun: Waiting[None]) -> None:
+        try:
+            await resume(begun)
+        except asyncio.CancelledError:
+            _LOG.warning("a handler took longer than the grace time; its record comes again")
+            raise
+        except BaseException as error:
+            self.fail(error)
+        finally:
+            visiting.close()
+            self.calls.wake()
+
+    def _keys_changed(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Try deferred partitions again at once; may be called from any thread."""
+        self._assignment.keys_changed()
+        # The loop may have ended meanwhile.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(self.calls.wake)
+
+    # The end
+
+    def _stop(self) -> None:
+        self._assignment.stop()
+        self._stopping.set()
+        self.calls.wake()
+
+    def _end(self) -> asyncio.Task[None]:
+        """Begin to stop, once; return the task that does it."""
+        self._stop()
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._wind_up())
+        return self._ending
+
+    async def _wind_up(self) -> None:
+        """Let running handlers finish, commit, release claims, and leave the client at the first open records."""
+        self._unsubscribe()
+        await self._end_polls()
+        await self._visits.end(self._grace)
+        try:
+            await self._commit(last=True)
+            await arun(self._work.giving_back())
+        except BaseException as error:
+            self._error = self._error or error
+        finally:
+            self.calls.close()
+            self._running = False
+
+    async def _end_polls(self) -> None:
+        """Wait for the poll task; it may wait for a rebalance that does not end."""
+        if self._polling is not None and self._polling is not asyncio.current_task():
+            await asyncio.wait((self._polling,), timeout=IDLE)
+            self._polling.cancel()
+            await asyncio.wait((self._polling,))
+
+
+def breathing(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a handler that lets other tasks run every ``BREATH`` seconds, also where it never waits itself.
+
+    Heartbeats of the client are such a task: without its turn the group would give our partitions to others.
+    """
+    latest = 0.0
+
+    @wraps(handler)
+    def handle(verified: Any) -> Any:
+        result = handler(verified)
+        return breathe(result) if time.monotonic() - latest >= BREATH else result
+
+    async def breathe(result: Any) -> Any:
+        nonlocal latest
+        found = await result if is_awaitable(result) else result
+        await asyncio.sleep(0)
+        latest = time.monotonic()
+        return found
+
+    return handle

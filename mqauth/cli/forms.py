@@ -1,0 +1,92 @@
+"""The forms in which every command takes and shows ids and times."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Final
+
+import typer
+
+from mqauth.clock import SYSTEM_CLOCK
+from mqauth.errors import MqauthError, require
+
+SHORT: Final = 12
+"""Characters of an id in a table."""
+TO_READ: Final = 4
+"""Characters of an id that are enough where nothing is changed."""
+TO_CHANGE: Final = 8
+_NAMED: Final = 5
+_AGO: Final = re.compile(r"(\d{1,6})([smhd])")
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+class CommandFailed(MqauthError):
+    """A command ends without doing what it was asked.
+
+    Args:
+        text: one line: what, where, why, and what to do.
+        code: the exit code: 1 failed or nothing found, 3 out of reach.
+    """
+
+    code = "command_failed"
+
+    def __init__(self, text: str, code: int = 1) -> None:
+        super().__init__(text)
+        self.exit_code = code
+
+
+def pick(given: str, known: Iterable[str], *, option: str, least: int = TO_READ) -> str:
+    """Return the one id that is meant.
+
+    Args:
+        given: the id, or its beginning.
+        known: all ids; only those that fit are kept.
+        option: where it was given, for errors.
+        least: characters that a beginning must have.
+
+    Raises:
+        CommandFailed: no id begins so; exit code 1.
+        ConfigurationError: several do, or the beginning is too short.
+    """
+    found = sorted({one for one in known if one.startswith(given)})
+    if given in found:
+        return given
+    require(len(given) >= least, f"{option} {given}: give the id, or at least its first {least} characters")
+    if not found:
+        raise CommandFailed(f"{option} {given}: there is none that begins so")
+    more = ", ..." if len(found) > _NAMED else ""
+    require(len(found) == 1, f"{option} {given}: {len(found)} begin so: {', '.join(found[:_NAMED])}{more}")
+    return found[0]
+
+
+def moment(text: str) -> float:
+    """Return UTC seconds of a time with a zone, of a span such as ``2h`` or ``7d`` ago, or of ``now``.
+
+    Raises:
+        typer.BadParameter: the text is none of them.
+    """
+    ago = _AGO.fullmatch(text)
+    if ago or text == "now":
+        return SYSTEM_CLOCK.now() - (int(ago[1]) * _UNITS[ago[2]] if ago else 0)
+    try:
+        found = datetime.fromisoformat(text)
+        if found.tzinfo is not None and found.timestamp() >= 0:
+            return found.timestamp()
+    except (ValueError, OverflowError):
+        pass
+    # Without a zone the moment would depend on the machine on which it is typed.
+    raise typer.BadParameter("give a time with a zone like 2026-11-25T10:00:00Z, or 2h or 7d (ago), or now")
+
+
+def shown_time(seconds: float | None) -> str:
+    """Return UTC seconds to the minute, with the year unless it is this one; empty where no calendar has them."""
+    try:
+        found = None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, ValueError, OSError):
+        found = None
+    if found is None:
+        return ""
+    this_year = found.year == datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).year
+    return f"{found:%m-%d %H:%M}" if this_year else f"{found:%Y-%m-%d %H:%M}"

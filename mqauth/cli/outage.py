@@ -1,0 +1,94 @@
+"""Why a broker cannot be used, in one line: what, where, why, and what to do."""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+from collections.abc import Iterator
+from typing import Final
+from urllib.parse import SplitResult, urlsplit
+
+from mqauth.cli.app import UNDECIDED
+from mqauth.cli.forms import CommandFailed
+from mqauth.errors import ConfigurationError, MqauthError, words_of
+
+_PORTS: Final = {"amqp": 5672, "amqps": 5671, "kafka": 9092}
+_PATIENCE: Final = 3.0
+"""Seconds for a connection that is tried only to learn why another one failed."""
+_REFUSED: Final = (
+    (re.compile("Authentication|AuthorizationFailed|AccessRefused"), "are user, password and permissions right?"),
+    (re.compile("NotFoundEntity|UnknownTopic"), "is it declared, in this virtual host?"),
+    (re.compile("NotAllowed"), "is there such a virtual host, and may the user use it?"),
+    (re.compile("CertVerification"), "give ca in [broker], and the host's name as the certificate has it"),
+    (re.compile("Locked|Precondition"), "is another one using it?"),
+)
+"""Names of errors that mean: the broker answered, and something in our settings is wrong; and what to do."""
+_OTHERWISE: Final = "is TLS on at one end alone (amqps://, tls = true)?"
+
+
+def told(error: BaseException, urls: list[str], user: str | None, seconds: float) -> MqauthError:
+    """Return the error that tells why a broker cannot be used.
+
+    Args:
+        error: of its client.
+        urls: the brokers; passwords and queries in them are not repeated.
+        user: who logs in, where it is not in the URL.
+        seconds: for how long it was tried.
+    """
+    servers = [server for url in urls for server in _servers(url)]
+    where = ", ".join(f"{one.scheme}://{_address(one)}" for one in servers) or "the broker"
+    name = user or next((one.username for one in servers if one.username), None)
+    who = f" as user {name}" if name else ""
+    for one in _chain(error):
+        for pattern, what_to_do in _REFUSED:
+            if pattern.search(type(one).__name__):
+                return ConfigurationError(f"{where} refuses us{who}: {_words(one)}; {what_to_do}")
+    why, what_to_do = _why(error, servers)
+    return CommandFailed(f"cannot reach {where}{who}: {why}, {seconds:.0f} s; {what_to_do}", UNDECIDED)
+
+
+def _servers(url: str) -> Iterator[SplitResult]:
+    scheme, _, rest = url.partition("://")
+    return (urlsplit(f"{scheme}://{server}") for server in rest.split(","))
+
+
+def _address(server: SplitResult) -> str:
+    host = server.hostname or ""
+    return f"{f'[{host}]' if ':' in host else host}:{server.port or _PORTS[server.scheme]}"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _words(error: BaseException) -> str:
+    """Return what a broker said, which is no secret of ours; the name of the error where it said nothing."""
+    said = getattr(error, "reason", None) or getattr(error, "verify_message", None)
+    texts = [one for one in (said, *error.args) if isinstance(one, str) and one]
+    return texts[0][:200] if texts else type(error).__name__
+
+
+def _why(error: BaseException, servers: list[SplitResult]) -> tuple[str, str]:
+    """Return why no connection came about, and what to do.
+
+    Clients keep the reason to themselves, so the servers are tried once more, one by one.
+    """
+    for one in servers:
+        try:
+            socket.create_connection((one.hostname or "", one.port or _PORTS[one.scheme]), _PATIENCE).close()
+        except ConnectionRefusedError:
+            return "connection refused", "is the broker running, and is this its port?"
+        except socket.gaierror as found:
+            return words_of(found).lower(), "is the host's name right?"
+        except TimeoutError:
+            return "no answer", "is a firewall in between?"
+        except OSError as found:
+            return words_of(found).lower(), "is the network up?"
+    if not servers:
+        return _words(error), "is it running?"
+    if isinstance(error, ssl.SSLError):
+        return "no TLS", _OTHERWISE
+    return f"it answers, but not as this broker does ({type(error).__name__})", _OTHERWISE

@@ -1,0 +1,216 @@
+"""``[broker]`` and ``[review]``: how commands reach a broker, and what a reviewer works with.
+
+Commands alone read them; the library itself opens no connection. Secrets stand in a file by reference only, and
+nothing in it can turn verification off.
+"""
+
+# No ``from __future__ import annotations``, as in ``mqauth.config.settings``.
+
+import ssl
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import parse_qs, quote, urlsplit
+
+from mqauth.config.declaration import Settings, inner, not_with, only_with, read_file
+from mqauth.config.kinds import FLAG, NAME, PATH, choice, is_broker_url, many, text
+from mqauth.config.toml_file import read_passphrase
+from mqauth.errors import require
+from mqauth.keystore.remote.connection import is_loopback
+
+MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+_BOOTSTRAP_MS: Final = 10_000
+"""Milliseconds for which kafka-python tries to reach a first server."""
+_URL_TLS: Final = ("cafile", "capath", "cadata", "certfile", "keyfile")
+URLS: Final = "amqp://..., amqps://... or kafka://host:port"
+
+
+def _url_fault(found: str) -> str | None:
+    if not is_broker_url(found):
+        return f"must be {URLS}"
+    # Of several servers any may have a password; so may the query, for kafka-python.
+    password = any(urlsplit(f"//{server}").password is not None for server in found.partition("://")[2].split(","))
+    return "holds a password; use user with password_env or password_file, or url_env" if password else None
+
+
+_PLAIN_URL: Final = text("URL", _url_fault, {"pattern": "^(amqp|amqps|kafka)://"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerSettings(Settings):
+    """``[broker]``: how a broker is reached.
+
+    Args:
+        passphrase: of the key of the client's certificate.
+        password: of the user.
+    """
+
+    url: Annotated[
+        str | None, _PLAIN_URL, "The broker: `amqp://`, `amqps://` or `kafka://host:port`, without a password."
+    ] = field(default=None, repr=False)
+    url_env: Annotated[
+        str | None, NAME, "The environment variable with the URL, which may have a password.", not_with("url")
+    ] = None
+    queue: Annotated[str | None, NAME, "The dead-letter queue, on RabbitMQ; else [dead_letters] name."] = None
+    topic: Annotated[str | None, NAME, "The dead-letter topic, on Kafka; likewise.", not_with("queue")] = None
+    tls: Annotated[bool, FLAG, "On Kafka, TLS by the system's authorities; `ca` and `cert` say so too."] = False
+    ca: Annotated[Path | None, PATH, "A PEM file of the authorities that certify the broker."] = None
+    cert: Annotated[Path | None, PATH, "A PEM file with a certificate of ours.", only_with("key")] = None
+    key: Annotated[Path | None, PATH, "A PEM file with the key of that certificate.", only_with("cert")] = None
+    passphrase_env: Annotated[
+        str | None, NAME, "The environment variable with the passphrase of that key.", only_with("key")
+    ] = None
+    passphrase_file: Annotated[
+        Path | None,
+        PATH,
+        "The file with the passphrase of that key.",
+        only_with("key"),
+        not_with("passphrase_env"),
+    ] = None
+    mechanism: Annotated[str | None, choice(MECHANISMS), "The mechanism of SASL, on Kafka.", only_with("user")] = (
+        None
+    )
+    user: Annotated[
+        str | None,
+        NAME,
+        "The user, on RabbitMQ in place of the URL's.",
+        only_with("password_env", "password_file"),
+    ] = None
+    password_env: Annotated[
+        str | None, NAME, "The environment variable with the user's password.", only_with("user")
+    ] = None
+    password_file: Annotated[
+        Path | None, PATH, "The file with the user's password.", only_with("user"), not_with("password_env")
+    ] = None
+    passphrase: bytes | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def load(cls, path: Path) -> "BrokerSettings":
+        """Read a settings file and the secrets it refers to.
+
+        Raises:
+            ConfigurationError: no such file, an unknown key, a wrong type or a contradiction, or a secret cannot
+                be read.
+        """
+        return read_file(BrokerFile, path).broker.unlocked()
+
+    def unlocked(self) -> "BrokerSettings":
+        """Return the settings with the secrets that they refer to, and with the URL of ``url_env``.
+
+        Raises:
+            ConfigurationError: one of them cannot be read.
+        """
+        secrets = {name: self.read_secret(name) for name in ("password", "passphrase")}
+        password, passphrase = secrets["password"], secrets["passphrase"]
+        with self.table.located("url_env"):
+            url = read_passphrase(env=self.url_env)
+            found = self.url if url is None else url.decode("utf-8", "replace")
+            require(found is None or is_broker_url(found), f"the variable {self.url_env} holds no {URLS}")
+        try:
+            text = None if password is None else password.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.table.refuse("password_file", "the password is not UTF-8") from error
+        return replace(self, passphrase=passphrase, password=text, url=found)
+
+    @property
+    def secure(self) -> bool:
+        """Whether TLS is wanted."""
+        return self.tls or self.ca is not None or self.cert is not None
+
+    def context(self) -> ssl.SSLContext:
+        """Return the TLS context that verifies the broker and shows our certificate.
+
+        Raises:
+            ConfigurationError: a file cannot be used.
+        """
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            if self.cert is not None:
+                # Without a callback OpenSSL would ask for a passphrase at the terminal.
+                context.load_cert_chain(self.cert, self.key, self.passphrase or (lambda: b""))
+        except (OSError, ValueError) as error:
+            what = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
+            named = "cert" if self.ca is None else "ca"
+            raise self.table.refuse(named, f"a PEM file cannot be used ({what})") from error
+        return context
+
+    def for_rabbitmq(self, url: str) -> dict[str, Any]:
+        """Return the arguments of ``aio_pika.connect``.
+
+        Raises:
+            ConfigurationError: the URL contradicts the settings, or turns verification off.
+        """
+        parts = urlsplit(url)
+        query = parse_qs(parts.query, keep_blank_values=True)
+        require(
+            set(query.get("no_verify_ssl", ())) <= {"0"},
+            "--broker: no_verify_ssl would accept any server's certificate; give ca in [broker]",
+        )
+        if self.mechanism is not None:
+            raise self.table.refuse("mechanism", "is for Kafka")
+        found: dict[str, Any] = {"url": self._with_login(url)}
+        if not self.secure:
+            return found
+        require(parts.scheme == "amqps", "--broker: amqps:// is required by the TLS of [broker]")
+        require(
+            query.keys().isdisjoint(_URL_TLS),
+            "--broker: certificates are in the URL and in [broker], not in both",
+        )
+        return found | {"ssl_context": self.context()}
+
+    def for_kafka(self, servers: list[str]) -> dict[str, Any]:
+        """Return the arguments that every client of kafka-python takes.
+
+        Raises:
+            ConfigurationError: a password would be sent to another machine without TLS.
+        """
+        found: dict[str, Any] = {
+            "bootstrap_servers": servers, "bootstrap_timeout_ms": _BOOTSTRAP_MS,
+            "security_protocol": "SSL" if self.secure else "PLAINTEXT",
+        }  # fmt: skip
+        if self.secure:
+            found["ssl_context"] = self.context()
+        if self.user is None:
+            return found
+        if self.mechanism is None:
+            raise self.table.refuse("user", f"needs mechanism, {' or '.join(MECHANISMS)}")
+        if not self.secure and not all(map(_is_loopback, servers)):
+            raise self.table.refuse("password", "sent to another machine needs tls = true, or ca")
+        return found | {
+            "security_protocol": f"SASL_{found['security_protocol']}", "sasl_mechanism": self.mechanism,
+            "sasl_plain_username": self.user, "sasl_plain_password": self.password,
+        }  # fmt: skip
+
+    def _with_login(self, url: str) -> str:
+        """Return an AMQP URL with the user and password of the settings in place of its own."""
+        if self.user is None:
+            return url
+        parts = urlsplit(url)
+        login = f"{quote(self.user, safe='')}:{quote(self.password or '', safe='')}"
+        return parts._replace(netloc=f"{login}@{parts.netloc.rpartition('@')[2]}").geturl()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewSettings(Settings):
+    """``[review]``: what a reviewer of dead letters works with, where no option says it."""
+
+    key: Annotated[Path | None, PATH, "The reviewer's keystore folder or PEM file, to redrive."] = None
+    audit: Annotated[Path | None, PATH, "The reviewer's own audit file."] = None
+    authority: Annotated[str | None, NAME, "The issuer of the releases, as the consumers know it."] = None
+    reviewer: Annotated[str | None, NAME, "The reviewer's name, in releases and audit."] = None
+    audit_files: Annotated[
+        tuple[Path, ...], many(PATH), "Audit files of consumers and reviewers, for the balance."
+    ] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerFile(Settings):
+    """The file of ``--broker-settings`` as a whole."""
+
+    broker: Annotated[BrokerSettings, inner(BrokerSettings), "How the broker is reached."]
+
+
+def _is_loopback(server: str) -> bool:
+    return is_loopback(urlsplit(f"//{server}").hostname or "")

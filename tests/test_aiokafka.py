@@ -1,0 +1,833 @@
+"""``mqauth.brokers.aiokafka``: what it takes and refuses, on aiokafka's own classes without a broker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import confluent_kafka
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    KafkaConnectionError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    ProducerFenced,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+)
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
+
+from mqauth import MemoryReplayStore, Pipeline, Verdict, Verified
+from mqauth.brokers import aiokafka
+from mqauth.brokers.aiokafka import client as aiokafka_client
+from mqauth.brokers.aiokafka import poller as polling
+from mqauth.brokers.aiokafka.confirmed import DeadLetters
+from mqauth.brokers.aiokafka.poller import Poller
+from mqauth.brokers.aiokafka.replies import Replies
+from mqauth.brokers.aiokafka.translate import carries
+from mqauth.brokers.log import event_loop
+from mqauth.brokers.log.event_loop import breathing
+from mqauth.brokers.log.poison import PoisonPolicy
+from mqauth.clock import SYSTEM_CLOCK
+from mqauth.delivery.assignment import Assignment
+from mqauth.delivery.log_work import LogWork
+from mqauth.errors import ConfigurationError, MalformedMessage, Reason, Rejection, RetryLater, Unavailable
+from mqauth.letters.dead_letter import DeadLetter
+from mqauth.testing import Forge
+from mqauth.wire.message import TOKEN_HEADER, Message, Origin
+from tests.conftest import KAFKA
+
+SAFE: dict[str, Any] = {"group_id": "billing", "enable_auto_commit": False, "auto_offset_reset": "earliest"}
+PLACE, OTHER = TopicPartition("orders", 0), TopicPartition("orders", 1)
+
+
+class Client(AIOKafkaProducer):
+    """An ``AIOKafkaProducer`` that keeps what it is given; its outcomes are the test's."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**({"enable_idempotence": True} | settings))
+        self._closed = True  # nobody warns that it was not stopped
+        self.sent: list[dict[str, Any]] = []
+        self.outcomes: list[Any] = []
+        self.calls: list[str] = []
+        self.open: list[asyncio.Future[Any]] = []
+        self.deaf = False
+
+    async def send(self, topic: Any, value: Any = None, key: Any = None, **record: Any) -> Any:
+        """Keep a record; an outcome that is raised at once stands in a list."""
+        outcome = self.outcomes.pop(0) if self.outcomes else None
+        if isinstance(outcome, list):
+            raise outcome[0]
+        self.sent.append({"topic": topic, "value": value, "key": key, **record})
+        future = asyncio.get_running_loop().create_future()
+        if self.deaf:
+            self.open.append(future)
+        elif outcome is None:
+            future.set_result("metadata")
+        else:
+            future.set_exception(outcome)
+        return future
+
+    async def partitions_for(self, topic: Any) -> Any:
+        """Know every topic but one."""
+        if topic == "unknown":
+            raise UnknownTopicOrPartitionError
+        return {0}
+
+    async def flush(self) -> None:
+        self.calls.append("flush")
+
+    async def stop(self) -> None:
+        self.calls.append("stop")
+
+    async def begin_transaction(self) -> None:
+        self.calls.append("begin")
+
+    async def commit_transaction(self) -> None:
+        self.calls.append("commit")
+
+    async def abort_transaction(self) -> None:
+        self.calls.append("abort")
+
+
+class Sink:
+    """A sink that is never reached, or keeps the audit records it is given."""
+
+    name = "dead"
+
+    def __init__(self) -> None:
+        self.records: list[Any] = []
+
+    def write(self, record: Any, /) -> None:
+        """Take an audit record."""
+        self.records.append(record)
+
+    def publish(self, letter: Any, /) -> None:
+        """Take a letter."""
+
+
+@pytest.fixture
+def forge() -> Forge:
+    """An issuer."""
+    return Forge()
+
+
+@pytest.fixture
+def guard(forge: Forge) -> Pipeline:
+    """A pipeline a consumer takes."""
+    return Pipeline(
+        verifier=forge.verifier(), policy=forge.policy(KAFKA), replay=MemoryReplayStore(), audit=Sink()
+    )
+
+
+@pytest.fixture
+async def client() -> Client:
+    """A producer's client."""
+    return Client()
+
+
+@pytest.fixture
+async def letters() -> Client:
+    """A client for dead letters."""
+    return Client(acks="all", enable_idempotence=False)
+
+
+def started(*topics: str, **settings: Any) -> Any:
+    """Return a client as if it were started."""
+    client: Any = AIOKafkaConsumer(*topics, **(SAFE | settings))
+    client._closed = True
+    client._coordinator = SimpleNamespace(generation=3)
+    client._fetcher = SimpleNamespace(seek_to=client._subscription.seek)
+    client._client = SimpleNamespace(get_random_node=lambda: 0, send=answering("cluster"))
+    return client
+
+
+def answering(cluster: str) -> Any:
+    """Return a client's ``send`` that tells the cluster's id."""
+
+    async def send(_node: int, _request: Any) -> Any:
+        return SimpleNamespace(cluster_id=cluster)
+
+    return send
+
+
+# What is taken
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"enable_auto_commit": True}, "enable_auto_commit=False"), ({"group_id": None}, "group_id"),
+        ({"value_deserializer": bytes.decode}, "value_deserializer"), ({"key_deserializer": bytes}, "key_des"),
+    ],
+    ids=["commits", "no group", "value", "key"],
+)  # fmt: skip
+async def test_consumers_refused(settings: dict[str, Any], said: str, guard: Pipeline) -> None:
+    """A client that commits by itself, deserializes before verification, or has no group is refused."""
+    with pytest.raises(ConfigurationError, match=said):
+        aiokafka.Consumer(started("orders", **settings), guard, print, dead_letters=Sink())
+
+
+async def test_not_subscribed_refused(guard: Pipeline) -> None:
+    """A client that is not subscribed, or not started, is refused."""
+    unstarted: Any = started("orders")
+    unstarted._coordinator = None
+    for wrong in (started(), unstarted):
+        with pytest.raises(ConfigurationError, match="subscribe the AIOKafkaConsumer to a topic and start it"):
+            aiokafka.Consumer(wrong, guard, print, dead_letters=Sink())
+
+
+async def test_other_clients_refused(guard: Pipeline, forge: Forge) -> None:
+    """A client of another library is refused by name."""
+    for wrong in (confluent_kafka.Producer({"log_level": 0}), object()):
+        name: Any = type(wrong).__name__
+        with pytest.raises(ConfigurationError, match=f"aiokafka.AIOKafkaConsumer is needed, not .*{name}"):
+            aiokafka.Consumer(wrong, guard, print, dead_letters=Sink())  # type: ignore[arg-type]
+        for make in (lambda: aiokafka.Producer(wrong, forge.signer()), lambda: DeadLetters(wrong, "dead")):  # type: ignore[arg-type]  # noqa: B023
+            with pytest.raises(ConfigurationError, match=f"aiokafka.AIOKafkaProducer is needed, not .*{name}"):
+                make()
+
+
+@pytest.mark.parametrize("settings", [{}, {"acks": 1}, {"acks": 0}, {"acks": "all", "enable_idempotence": True}])
+async def test_unconfirmed_refused(settings: dict[str, Any]) -> None:
+    """Letters and audit records go by no client that confirms less than all, or fails for good at a refusal."""
+    client = Client(**({"enable_idempotence": False} | settings))
+    for make in (aiokafka.DeadLetters, aiokafka.AuditTopic):
+        with pytest.raises(ConfigurationError, match="confirms need an AIOKafkaProducer"):
+            make(client, "dead")
+
+
+async def test_settings_refused(forge: Forge, guard: Pipeline, client: Client, letters: Client) -> None:
+    """Settings that can do nothing, and a client with serializers, are refused."""
+    with pytest.raises(ConfigurationError):
+        aiokafka.Producer(client, forge.signer(), batch=0)
+    with pytest.raises(ConfigurationError, match="value_serializer"):
+        aiokafka.Producer(Client(value_serializer=str.encode), forge.signer())
+    for topic, timeout in (("", 1.0), ("dead", 0.0)):
+        with pytest.raises(ConfigurationError):
+            aiokafka.DeadLetters(letters, topic, timeout)
+    for wrong in ({"workers": 0}, {"grace": -1}, {"on_poison": "look away"}, {"commit_interval": 0}):
+        with pytest.raises(ConfigurationError):
+            aiokafka.Consumer(started("orders"), guard, print, dead_letters=Sink(), **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("idempotent", [False, True])
+async def test_retries(idempotent: bool, forge: Forge, caplog: pytest.LogCaptureFixture) -> None:
+    """Who lets the client's own retries make second copies is told; it is aiokafka's default."""
+    aiokafka.Producer(Client(enable_idempotence=idempotent), forge.signer())
+    assert bool(caplog.records) is not idempotent
+
+
+# Records
+
+
+def record(**parts: Any) -> ConsumerRecord[Any, Any]:
+    """Return a record."""
+    wanted: dict[str, Any] = {
+        "topic": "orders", "partition": 0, "offset": 7, "timestamp": 99, "timestamp_type": 0, "key": b"k",
+        "value": b"x", "checksum": None, "serialized_key_size": 1, "serialized_value_size": 1, "headers": (),
+    }  # fmt: skip
+    return ConsumerRecord(**(wanted | parts))
+
+
+async def test_fields() -> None:
+    """Every field of a record is its message's."""
+    native = record(headers=(("a", b"1"), ("a", None)), timestamp_type=1)
+    message = aiokafka.from_native(native, scope="billing", log=aiokafka.Log("cluster"))
+    origin = Origin(
+        topic="orders", partition=0, offset=7, timestamp_ms=99, timestamp_type="append", scope="billing",
+        cluster="cluster",
+    )  # fmt: skip
+    assert (message.destination, message.body, message.key, message.headers) == (
+        KAFKA, b"x", b"k", (("a", b"1"), ("a", None)),
+    )  # fmt: skip
+    assert (message.origin, message.malformed) == (origin, None)
+    assert message.native is native
+
+
+async def test_no_fields() -> None:
+    """A record without headers, key, body or timestamp is one all the same; what has no fields is malformed."""
+    message = aiokafka.from_native(record(key=None, value=None, timestamp=-1), scope="billing")
+    assert (message.body, message.key, message.headers, message.malformed) == (None, None, (), None)
+    assert message.origin.timestamp_ms is None
+    bare = ConsumerRecord.__new__(ConsumerRecord)
+    assert aiokafka.from_native(bare, scope="billing").malformed == "the record cannot be read"
+
+
+@pytest.mark.parametrize(("value", "sent"), [(b"1", True), (None, False), ("text", False)])
+def test_carries(value: Any, sent: bool) -> None:
+    """A letter has a header as a header only where the client sends it unchanged."""
+    assert carries("a", value) is sent
+
+
+async def test_judge(guard: Pipeline, forge: Forge) -> None:
+    """A verdict for who polls by himself: accepted, confirmed, and a copy elsewhere is rejected."""
+    signed = forge.signer().sign(Message(destination=KAFKA, body=b"x", key=b"k"))
+    headers = tuple(signed.headers)
+    judgement = await aiokafka.judge(guard, record(headers=headers), scope="billing")
+    assert judgement.verdict is Verdict.ACCEPTED
+    assert (await judgement.release()).verdict is Verdict.DEFERRED
+    assert (await judgement.again()).verdict is Verdict.ACCEPTED
+    assert (await judgement.confirm()).verdict is Verdict.ACCEPTED
+    copy = await aiokafka.judge(guard, record(headers=headers, offset=8), scope="billing")
+    assert copy.reason is Reason.REPLAYED
+    assert (await copy.dead_letter(Sink())).verdict is Verdict.REJECTED
+    with pytest.raises(ConfigurationError, match=r"an aiokafka\.ConsumerRecord is needed"):
+        await aiokafka.judge(guard, object(), scope="g")
+
+
+# The producer
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+async def test_send(batch: int, client: Client, forge: Forge) -> None:
+    """The client is given what was signed, the token last, and the rest as it was said."""
+    producer = aiokafka.Producer(client, forge.signer(), batch=batch)
+    headers = [("a", b"1")]
+    first = await producer.send("orders", b"x", b"k", 3, 5, headers)
+    second = await producer.send("orders", b"y")
+    await producer.flush()
+    assert [await first, await second] == ["metadata", "metadata"]
+    one, two = client.sent
+    assert (one["topic"], one["value"], one["key"], one["partition"], one["timestamp_ms"]) == (
+        "orders", b"x", b"k", 3, 5,
+    )  # fmt: skip
+    assert [name for name, _ in one["headers"]] == ["a", TOKEN_HEADER]
+    assert (two["partition"], two["timestamp_ms"]) == (None, None)
+    assert headers == [("a", b"1")]
+    verifier, keys, now = forge.verifier(), forge.keys, forge.clock.now()
+    for sent in client.sent:
+        message = Message(
+            destination=KAFKA, body=sent["value"], key=sent["key"], headers=tuple(sent["headers"]),
+        )  # fmt: skip
+        assert verifier.verify(message, verifier.open(message), keys, now).issuer
+
+
+async def test_serializer(client: Client, forge: Forge) -> None:
+    """What ``value_serializer`` makes is signed; bytes and tombstones pass, and other values are refused."""
+    producer = aiokafka.Producer(client, forge.signer(), value_serializer=str.encode)
+    for value in ("text", b"bytes", None):
+        await producer.send_and_wait("orders", value, key=b"k")
+    assert [sent["value"] for sent in client.sent] == [b"text", b"bytes", None]
+    with pytest.raises(MalformedMessage):
+        await aiokafka.Producer(client, forge.signer()).send("orders", "text")
+
+
+async def test_fatal(client: Client, forge: Forge) -> None:
+    """A client whose sending task has ended is named, and nothing more is given to it."""
+    producer = aiokafka.Producer(client, forge.signer())
+    client._message_accumulator._exception = ProducerFenced()
+    with pytest.raises(aiokafka.ProducerFatalError, match="ProducerFenced"):
+        await producer.send("orders", b"x")
+    assert client.sent == []
+
+
+async def test_batch_in_order(client: Client, forge: Forge) -> None:
+    """Records reach the client in the order of the calls: the first alone, the others once a batch is full."""
+    producer = aiokafka.Producer(client, forge.signer(), batch=4, linger=10)
+    client.deaf = True
+    for number in range(6):
+        await producer.send("orders", b"%d" % number)
+    assert [sent["value"] for sent in client.sent] == [b"0", b"1", b"2", b"3", b"4"]
+    await producer.flush()
+    assert [sent["value"] for sent in client.sent] == [b"%d" % number for number in range(6)]
+
+
+async def test_lingers(client: Client, forge: Forge) -> None:
+    """A batch that does not fill is sent after ``linger``."""
+    producer = aiokafka.Producer(client, forge.signer(), batch=4, linger=0)
+    client.deaf = True
+    await producer.send("orders", b"0")
+    await producer.send("orders", b"1")
+    await asyncio.sleep(0)
+    await producer._sealing.flush()
+    assert [sent["value"] for sent in client.sent] == [b"0", b"1"]
+
+
+async def test_batch_fails_alone(client: Client, forge: Forge) -> None:
+    """What the client refuses of a batch, at once or later, fails its own future; the others go on."""
+    producer = aiokafka.Producer(client, forge.signer(), batch=4, linger=10)
+    client.deaf = True
+    await producer.send("orders", b"first")
+    client.deaf = False
+    client.outcomes = [[MessageSizeTooLargeError()], KafkaTimeoutError(), None]
+    futures = [await producer.send("orders", b"%d" % number) for number in range(3)]
+    await producer.flush()
+    found = await asyncio.gather(*futures, return_exceptions=True)
+    assert [type(each).__name__ for each in found] == ["MessageSizeTooLargeError", "KafkaTimeoutError", "str"]
+
+
+async def test_batch_without_key(client: Client, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records of a batch that cannot be sealed fail, and are never sent."""
+    signer = forge.signer()
+    producer = aiokafka.Producer(client, signer, batch=4, linger=10)
+    client.deaf = True
+    await producer.send("orders", b"0")
+    future = await producer.send("orders", b"1")
+
+    def no_key(_signer: Any, _prepared: Any) -> Any:
+        raise ConfigurationError("there is no key")
+
+    monkeypatch.setattr(type(signer), "tokens", no_key)
+    await producer.flush()
+    with pytest.raises(ConfigurationError, match="no key"):
+        await future
+    assert [sent["value"] for sent in client.sent] == [b"0"]
+
+
+async def test_unknown_topic_alone(client: Client, forge: Forge) -> None:
+    """A topic that does not exist is its sender's affair: no batch waits for it."""
+    producer = aiokafka.Producer(client, forge.signer(), batch=4, linger=10)
+    with pytest.raises(UnknownTopicOrPartitionError):
+        await producer.send("unknown", b"0")
+    await producer.send("orders", b"1")
+    assert [sent["value"] for sent in client.sent] == [b"1"]
+
+
+async def test_sender_cancelled(client: Client, forge: Forge) -> None:
+    """A sender that is cancelled while its batch is sent takes nobody's record with it."""
+    producer = aiokafka.Producer(client, forge.signer(), batch=2, linger=10)
+    client.deaf = True
+    await producer.send("orders", b"0")
+    waiting = await producer.send("orders", b"1")
+    task = asyncio.create_task(producer.send("orders", b"2"))
+    await asyncio.sleep(0)
+    task.cancel()
+    await producer.flush()
+    assert [sent["value"] for sent in client.sent] == [b"0", b"1", b"2"]
+    client.open[1].set_result("metadata")
+    assert await waiting == "metadata"
+
+
+async def test_stopped(client: Client, forge: Forge) -> None:
+    """Stopping sends what waits and stops the client; a batch takes nothing more."""
+    async with aiokafka.Producer(client, forge.signer(), batch=4, linger=10) as producer:
+        client.deaf = True
+        await producer.send("orders", b"0")
+        await producer.send("orders", b"1")
+    assert [sent["value"] for sent in client.sent] == [b"0", b"1"]
+    assert client.calls == ["stop"]
+    with pytest.raises(ConfigurationError, match="closed"):
+        await producer.send("orders", b"2")
+
+
+async def test_transactions(forge: Forge) -> None:
+    """What waits is part of its transaction; one that lacks a record is not committed, an unknown one refused."""
+    client = Client(transactional_id="t")
+    producer = aiokafka.Producer(client, forge.signer(), batch=4, linger=10)
+    with pytest.raises(ConfigurationError, match="begin and end transactions by the producer"):
+        await producer.send("orders", b"0")
+    await producer.begin_transaction()
+    await producer.send("orders", b"0")
+    await producer.send("orders", b"1")
+    await producer.commit_transaction()
+    assert [sent["value"] for sent in client.sent] == [b"0", b"1"]
+    await producer.begin_transaction()
+    client.outcomes = [[MessageSizeTooLargeError()]]
+    future = await producer.send("orders", b"2")
+    with pytest.raises(MessageSizeTooLargeError):
+        await producer.commit_transaction()
+    await producer.abort_transaction()
+    assert client.calls == ["begin", "commit", "begin", "abort"]
+    assert isinstance(future.exception(), MessageSizeTooLargeError)
+
+
+# Dead letters, answers
+
+
+def letter(body: bytes = b"x") -> DeadLetter:
+    """Return a letter."""
+    source = Message(destination=KAFKA, body=body, key=b"k", origin=Origin(topic="orders", partition=0, offset=3))
+    rejection = Rejection(Reason.TOKEN_MISSING, "token missing")
+    return DeadLetter(message=source, rejection=rejection, scope="billing", time=1.9e9, audit="record-1")
+
+
+async def test_letter_unconfirmed(letters: Client) -> None:
+    """A letter without an answer is not one yet; it is waited for again, and not sent twice."""
+    sink = aiokafka.DeadLetters(letters, "dead", 0.01)
+    letters.deaf = True
+    once = letter()
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="TimeoutError"):
+            await sink.publish(once)
+    letters.open[0].set_result(None)
+    await sink.publish(once)
+    assert [(sent["topic"], sent["value"], sent["key"]) for sent in letters.sent] == [("dead", b"x", b"k")]
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["by the broker", "by the client"])
+async def test_letter_too_large(at_once: bool, letters: Client) -> None:
+    """A form that is too large for the client or the broker makes room for a smaller one."""
+    error = MessageSizeTooLargeError()
+    letters.outcomes = [[error] if at_once else error]
+    await aiokafka.DeadLetters(letters, "dead").publish(letter(b"x" * 1000))
+    assert len(letters.sent[-1]["value"] or b"") != 1000
+
+
+@pytest.mark.parametrize(
+    "error", [TopicAuthorizationFailedError("dead"), KafkaTimeoutError()], ids=["not", "late"]
+)
+async def test_letter_refused(error: Exception, letters: Client) -> None:
+    """A letter that is refused, or lost, is named so and sent anew."""
+    letters.outcomes = [error]
+    sink = aiokafka.DeadLetters(letters, "dead")
+    with pytest.raises(Unavailable, match=type(error).__name__):
+        await sink.publish(letter())
+    await sink.publish(letter())
+    assert len(letters.sent) == 2
+
+
+@pytest.mark.parametrize(
+    ("outcome", "raised"),
+    [
+        (None, None), ([KafkaConnectionError()], RetryLater), (KafkaTimeoutError(), RetryLater),
+        ([UnknownTopicOrPartitionError()], UnknownTopicOrPartitionError),
+        (MessageSizeTooLargeError(), MessageSizeTooLargeError),
+    ],
+    ids=str,
+)  # fmt: skip
+async def test_answers(outcome: Any, raised: Any, client: Client, forge: Forge) -> None:
+    """An answer waits for its ack: out of reach it defers the handler, and one that is refused fails it."""
+    request: Any = SimpleNamespace(properties={"reply-to": "answers", "correlation-id": "7"})
+    client.outcomes = [outcome]
+    answering = Replies(aiokafka.Producer(client, forge.signer()))(request, b"yes")
+    if raised is None:
+        assert await answering == "metadata"
+        assert dict(client.sent[0]["headers"])["correlation-id"] == b"7"
+    else:
+        with pytest.raises(raised):
+            await answering
+
+
+# The poller
+
+
+class Desk:
+    """A poller on a client with two partitions, whose records are the test's.
+
+    Attributes:
+        found: what ``getmany`` returns next, or raises.
+        asked: the partitions that it was asked for.
+        happened: what the poller had others do.
+    """
+
+    def __init__(self, guard: Pipeline, *, skip: bool = False) -> None:
+        self.client = started("orders")
+        self.found: list[Any] = []
+        self.asked: list[Any] = []
+        self.happened: list[Any] = []
+        self.asking = asyncio.Event()
+        self.client.getmany = self.getmany
+        self.assignment = Assignment(SYSTEM_CLOCK)
+        work = LogWork(guard, self.assignment, print, lambda _: Sink())
+        policy = PoisonPolicy(work, guard, "billing", skip=skip)
+        self.poller = Poller(self.client, self.assignment, policy)
+        self.poller.listen(self.settle, lambda error: self.happened.append(type(error).__name__))
+        self.assign({PLACE, OTHER})
+
+    @property
+    def listener(self) -> Any:
+        return self.client._subscription.listener
+
+    def assign(self, places: set[Any]) -> None:
+        """Have the client take partitions, with their positions forgotten."""
+        self.client._subscription.assign_from_subscribed(places)
+
+    async def settle(self) -> None:
+        self.happened.append("settled")
+
+    async def getmany(self, *places: Any, timeout_ms: int = 0) -> Any:
+        self.asked.append(set(places))
+        self.asking.set()
+        found = self.found.pop(0) if self.found else None
+        if isinstance(found, Exception):
+            raise found
+        if found is None:
+            await asyncio.sleep(timeout_ms / 1000)
+        return found or {}
+
+    async def rebalance(self, generation: int, places: set[Any]) -> None:
+        """Have the group rebalanced."""
+        await self.listener.on_partitions_revoked({PLACE, OTHER})
+        self.client._coordinator.generation = generation
+        self.assign(places)
+        await self.listener.on_partitions_assigned(places)
+
+    def position(self, place: Any) -> int | None:
+        """Return what is read next; ``None`` where it is yet to be found out."""
+        state = self.client._subscription.subscription.assignment.state_value(place)
+        return state.position if state.has_valid_position else None  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+async def desk(guard: Pipeline) -> Desk:
+    """A desk."""
+    return Desk(guard)
+
+
+async def test_paused_not_asked_for(desk: Desk) -> None:
+    """A paused partition is not asked for: aiokafka would drop what it has fetched of it."""
+    desk.client.pause(PLACE)
+    await desk.poller.fetch(0, False)
+    desk.client.pause(OTHER)
+    await desk.poller.fetch(0, False)
+    assert desk.asked == [{OTHER}, {TopicPartition("", -1)}]
+
+
+async def test_wake_ends_a_poll(desk: Desk) -> None:
+    """A poll that waits ends as soon as something else is to be done; waking twice, or nobody, is nothing."""
+    desk.poller.wake()
+    task = asyncio.create_task(desk.poller.fetch(60, False))
+    await desk.asking.wait()
+    desk.poller.wake()
+    desk.poller.wake()
+    assert await task == {}
+
+
+async def test_unknown_cluster(desk: Desk) -> None:
+    """Nothing is polled before the cluster's id is known: it is a part of each record's place."""
+    desk.client._client.send, known = failing(KafkaConnectionError()), desk.client._client.send
+    desk.found = [{PLACE: [record()]}]
+    assert (await desk.poller.fetch(0, False), desk.asked) == ({}, [])
+    desk.client._client.send = known
+    (message,) = (await desk.poller.fetch(0, False))[PLACE]
+    assert message.origin.cluster == "cluster"
+
+
+def failing(error: Exception) -> Any:
+    """Return an asynchronous function that raises."""
+
+    async def fail(*_args: Any, **_settings: Any) -> Any:
+        raise error
+
+    return fail
+
+
+async def test_poll_fails(desk: Desk) -> None:
+    """What comes again is tried again; what the broker refuses for good ends the consumer."""
+    desk.found = [KafkaConnectionError(), TopicAuthorizationFailedError("orders")]
+    assert await desk.poller.fetch(0, False) == {}
+    with pytest.raises(TopicAuthorizationFailedError):
+        await desk.poller.fetch(0, False)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(None, None), (CommitFailedError(), "CommitFailedError"), (IllegalStateError("gone"), "IllegalStateError"),
+     (KafkaConnectionError(), "KafkaConnectionError")],
+    ids=str,
+)  # fmt: skip
+async def test_commit(error: Any, said: str | None, desk: Desk) -> None:
+    """A commit that may succeed later is named; what is not ours any more is such a one."""
+    desk.client.commit = failing(error) if error else lambda _: asyncio.sleep(0)
+    assert await desk.poller.send_commit({PLACE: 3}) == said
+
+
+async def test_commit_refused(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit without rights ends the consumer; one that is not answered ends in time."""
+    desk.client.commit = failing(TopicAuthorizationFailedError("orders"))
+    with pytest.raises(TopicAuthorizationFailedError):
+        await desk.poller.send_commit({PLACE: 3})
+    monkeypatch.setattr(polling, "COMMIT_TIMEOUT", 0.01)
+    desk.client.commit = lambda _: asyncio.sleep(60)
+    assert await desk.poller.send_commit({PLACE: 3}) == "TimeoutError"
+
+
+@pytest.mark.parametrize(("generation", "position"), [(4, 8), (5, None)], ids=["next", "not the next"])
+async def test_positions_kept(generation: int, position: int | None, desk: Desk) -> None:
+    """A partition that comes back is read on where it was, unless another member may have had it in between."""
+    desk.found = [{PLACE: [record()]}]
+    for place, messages in (await desk.poller.fetch(0, False)).items():
+        desk.assignment.receive(place, messages)
+    part = desk.assignment.partition(PLACE)
+    await desk.rebalance(generation, {PLACE})
+    assert (desk.happened, desk.position(PLACE)) == (["settled"], position)
+    assert (part.alive, part.suspended) == (position is not None, position is None)
+
+
+async def test_moved_partition_dropped(desk: Desk) -> None:
+    """A partition that goes to another member is dropped with its position."""
+    desk.found = [{PLACE: [record()], OTHER: [record(partition=1)]}]
+    for place, messages in (await desk.poller.fetch(0, False)).items():
+        desk.assignment.receive(place, messages)
+    parts = desk.assignment.partition(PLACE), desk.assignment.partition(OTHER)
+    await desk.rebalance(4, {OTHER})
+    await desk.rebalance(5, {PLACE, OTHER})
+    assert [part.alive for part in parts] == [False, True]
+    assert (desk.position(PLACE), desk.position(OTHER)) == (None, 8)
+
+
+async def test_seek_in_a_rebalance(desk: Desk) -> None:
+    """A seek to be made while partitions are revoked is made with their assignment."""
+    await desk.listener.on_partitions_revoked({PLACE, OTHER})
+    desk.poller.seek(PLACE, 5)
+    desk.client._coordinator.generation = 4
+    desk.assign({PLACE})
+    await desk.listener.on_partitions_assigned({PLACE})
+    assert desk.position(PLACE) == 5
+
+
+async def test_put_out_of_the_group(desk: Desk) -> None:
+    """A member that was put out commits nothing, and drops all: its partitions are another's already."""
+    desk.assignment.receive(PLACE, [aiokafka.from_native(record(), scope="billing")])
+    part = desk.assignment.partition(PLACE)
+    desk.client._coordinator.generation = -1
+    await desk.rebalance(9, {PLACE})
+    assert (desk.happened, part.alive) == ([], False)
+
+
+async def test_records_before_the_listener(desk: Desk) -> None:
+    """Records of an assignment that we were not told of yet are read again, from where it says."""
+    await desk.listener.on_partitions_revoked({PLACE, OTHER})
+    desk.found = [{PLACE: [record(offset=7), record(offset=8)]}]
+    assert await desk.poller.fetch(0, False) == {}
+    assert desk.position(PLACE) == 7
+
+
+async def test_error_in_the_listener(desk: Desk) -> None:
+    """What settling raises ends the consumer, since aiokafka drops it; the rebalance goes on."""
+    desk.poller._settle = failing(TopicAuthorizationFailedError("orders"))
+    await desk.rebalance(4, {PLACE})
+    assert desk.happened == ["TopicAuthorizationFailedError"]
+    assert not desk.poller._rebalancing
+
+
+class Theirs(ConsumerRebalanceListener):
+    """A user's listener, of either colour."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def on_partitions_revoked(self, revoked: Any) -> None:
+        self.told.append(("revoked", len(revoked)))
+
+    async def on_partitions_assigned(self, assigned: Any) -> None:
+        self.told.append(("assigned", len(assigned)))
+
+
+async def test_their_listener(guard: Pipeline) -> None:
+    """The client's own listener is still called, and is the client's alone again after the end."""
+    desk, theirs = Desk(guard), Theirs()
+    desk.poller._listener.theirs = theirs
+    await desk.rebalance(4, {PLACE})
+    assert theirs.told == [("revoked", 2), ("assigned", 1)]
+    ours = desk.listener
+    desk.poller.close()
+    assert desk.listener is theirs
+    await ours.on_partitions_revoked({PLACE})
+    assert desk.happened == ["settled"]
+
+
+# Records that cannot be parsed
+
+
+def batch(first: int, *names: bytes, broken: bool = False) -> bytes:
+    """Return a batch of records with a header each, whose checksum is wrong if it is broken."""
+    builder: Any = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 10_000)
+    for number, name in enumerate(names):
+        builder.append(number, 99, b"k", b"body", [(name.decode("latin-1"), b"1")])
+    built = bytearray(builder.build())
+    built[:8] = first.to_bytes(8, "big")
+    if broken:
+        built[-2] ^= 0xFF
+    return bytes(built)
+
+
+def fetched(desk: Desk, place: Any, data: bytes, offset: int) -> None:
+    """Let the client have fetched a partition's bytes, from an offset on."""
+    assignment = desk.client._subscription.subscription.assignment
+    assignment.state_value(place).seek(offset)
+    records: Any = PartitionRecords(place, MemoryRecords(data), [], offset, None, None, True, 0)
+    desk.client._fetcher._records[place] = FetchResult(
+        place, assignment=assignment, partition_records=records, backoff=0
+    )
+
+
+@pytest.fixture
+async def rotten(guard: Pipeline, request: pytest.FixtureRequest) -> AsyncIterator[Desk]:
+    """A desk on aiokafka's own fetcher, which fetches nothing by itself."""
+    desk = Desk(guard, skip=getattr(request, "param", False))
+    stub: Any = SimpleNamespace(_loop=asyncio.get_running_loop(), _metadata_max_age_ms=1000)
+    fetcher = Fetcher(stub, desk.client._subscription)
+    fetcher._fetch_task.cancel()
+    desk.client._fetcher = fetcher
+    del desk.client.getmany
+    desk.client._closed = False
+    desk.client._coordinator.check_errors = lambda: None
+    yield desk
+    desk.client._closed = True
+
+
+async def test_poison_loses_nothing(rotten: Desk) -> None:
+    """What was read before a batch that cannot be parsed is handed over, of its partition and of others."""
+    fetched(rotten, OTHER, batch(20, b"a"), 20)
+    fetched(rotten, PLACE, batch(0, b"a", b"b") + batch(2, b"c", broken=True), 0)
+    found = await rotten.poller.fetch(0, False)
+    assert {place: [each.origin.offset for each in messages] for place, messages in found.items()} == {
+        OTHER: [20], PLACE: [0, 1],
+    }  # fmt: skip
+    assert (rotten.position(PLACE), rotten.position(OTHER)) == (2, 21)
+    fetched(rotten, PLACE, batch(2, b"c", broken=True), 2)
+    with pytest.raises(
+        aiokafka.PoisonRecordError, match="orders-0: the batch from offset 2 to 2 cannot be parsed"
+    ):
+        await rotten.poller.fetch(0, False)
+
+
+@pytest.mark.parametrize("rotten", [True], indirect=True)
+async def test_poison_skipped(rotten: Desk, guard: Pipeline) -> None:
+    """With ``on_poison="skip"`` the batch is audited by its range, and read behind."""
+    fetched(rotten, PLACE, batch(5, b"a", b"b", broken=True), 5)
+    assert await rotten.poller.fetch(0, False) == {}
+    audit: Any = guard.audit
+    (audited,) = audit.records
+    assert (audited.reason, audited.broker["offset"], audited.broker["last_offset"]) == ("message_malformed", 5, 6)
+    rotten.poller.ask(rotten.assignment.client_calls(*rotten.poller.held()))
+    assert rotten.position(PLACE) == 7
+
+
+async def test_name_that_is_not_utf8(rotten: Desk) -> None:
+    """A header name that is not UTF-8, which anybody may send, cannot be parsed by aiokafka."""
+    data = batch(0, b"\xff\xfe").replace(b"\xc3\xbf\xc3\xbe", b"\xff\xfeab")
+    records: Any = PartitionRecords(PLACE, MemoryRecords(data), [], 0, None, None, False, 0)
+    fetched(rotten, PLACE, b"", 0)
+    rotten.client._fetcher._records[PLACE]._partition_records = records
+    with pytest.raises(aiokafka.PoisonRecordError, match="UnicodeDecodeError"):
+        await rotten.poller.fetch(0, False)
+
+
+# The consumer
+
+
+async def test_breathes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A synchronous handler lets other tasks run now and then, and costs no await in between."""
+    monkeypatch.setattr(event_loop, "BREATH", 0.0)
+    verified: Any = Verified
+    handle: Any = breathing(lambda _: "done")
+    ran: list[int] = []
+    asyncio.get_running_loop().call_soon(ran.append, 1)
+    assert (await handle(verified), ran) == ("done", [1])
+    monkeypatch.setattr(event_loop, "BREATH", 60.0)
+    assert handle(verified) == "done"
+
+
+def test_private_parts() -> None:
+    """The private attributes of aiokafka that are looked at are looked at in one module."""
+    names = {name for name in vars(aiokafka_client) if not name.startswith("_")}
+    assert {"generation_of", "listen", "cluster_of", "read_before"} <= names
+
+
+async def test_debug_says_no_body(client: Client, forge: Forge, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither token nor body is in what is logged at debug level."""
+    caplog.set_level(logging.DEBUG)
+    await aiokafka.Producer(client, forge.signer(), batch=2).send_and_wait("orders", b"a very secret body")
+    assert "secret" not in caplog.text
+    assert "eyJ" not in caplog.text

@@ -1,0 +1,165 @@
+"""One file for a command: ``[broker]``, ``[brokers.NAME]``, ``[review]`` of ``mqauth.toml``; who counts first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mqauth.cli import main
+from mqauth.cli.broker import Place, place_of
+from mqauth.cli.settings import settings_of
+from mqauth.errors import ConfigurationError
+
+FILE = """
+[broker]
+url = "amqp://mq.example/"
+queue = "orders.dead"
+
+[brokers.log]
+url = "kafka://log-1:9092,log-2:9092"
+topic = "orders.gone"
+
+[dead_letters]
+name = "shop.dead"
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of a reviewer, without variables of mqauth."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MQAUTH_CONFIG", "MQAUTH_BROKER"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def place(text: str, broker: str | None = None, *, queue: str | None = None, topic: str | None = None) -> Place:
+    """Return the place that options name beside a file of this text."""
+    Path("mqauth.toml").write_text(text)
+    return place_of(broker, queue, topic, None, settings_of(None))
+
+
+def test_the_file_alone_names_broker_and_queue() -> None:
+    """In a folder with ``mqauth.toml`` no option is needed."""
+    found = place(FILE)
+    assert (found.broker, found.queue, found.topic) == ("amqp://mq.example/", "orders.dead", None)
+
+
+def test_a_name_takes_its_table() -> None:
+    """``--broker NAME`` takes ``[brokers.NAME]``, with the topic there."""
+    found = place(FILE, "log")
+    assert (found.broker, found.queue, found.topic) == ("kafka://log-1:9092,log-2:9092", None, "orders.gone")
+
+
+def test_the_name_of_dead_letters_is_the_default() -> None:
+    """Without queue or topic in the table it is the ``[dead_letters] name``, on either broker."""
+    named = '[broker]\nurl = "{}"\n[dead_letters]\nname = "shop.dead"'
+    assert place(named.format("amqp://a/")).queue == "shop.dead"
+    assert place(named.format("kafka://a:1")).topic == "shop.dead"
+
+
+def test_an_option_counts_before_the_file() -> None:
+    """URL and queue of options replace those of the file; a queue of the file is not asked of a Kafka."""
+    assert place(FILE, queue="other").queue == "other"
+    found = place(FILE, "kafka://a:1")
+    assert (found.broker, found.queue, found.topic) == ("kafka://a:1", None, "shop.dead")
+
+
+def test_the_only_one_of_several_tables_needs_no_name() -> None:
+    """One ``[brokers.NAME]`` is taken; of two the error names both."""
+    one = '[brokers.a]\nurl = "amqp://a/"\nqueue = "q"\n'
+    assert place(one).broker == "amqp://a/"
+    with pytest.raises(ConfigurationError, match=r"several: give --broker, one of a, b"):
+        place(one + one.replace("brokers.a", "brokers.b"))
+
+
+@pytest.mark.parametrize("secret", ["amqp://u:pw@h/", "amqps://:pw@h/", "kafka://a:1,u:pw@b:2"])
+def test_a_password_in_a_url_is_refused(secret: str) -> None:
+    """The file holds no secret, and the error repeats none; in a variable the URL may have one."""
+    with pytest.raises(ConfigurationError, match=r"mqauth.toml: \[broker\] url: holds a password") as caught:
+        place(f'[broker]\nurl = "{secret}"\nqueue = "q"')
+    assert "pw" not in str(caught.value).replace("password", "")
+
+
+def test_a_url_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``url_env`` names it; an unset one, and one that holds no URL, are refused by name and not repeated."""
+    text = '[broker]\nurl_env = "SHOP_URL"\nqueue = "q"'
+    with pytest.raises(ConfigurationError, match="SHOP_URL is not set"):
+        place(text)
+    monkeypatch.setenv("SHOP_URL", "amqp://u:pw@h/")
+    assert place(text).broker == "amqp://u:pw@h/"
+    monkeypatch.setenv("SHOP_URL", "s3cret")
+    with pytest.raises(ConfigurationError, match="SHOP_URL holds no amqp://") as caught:
+        place(text)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "broker", "said"),
+    [
+        ("", None, r"no broker: give --broker URL, or \[broker\] url in mqauth.toml"),
+        (FILE, "lgo", r"or a name of \[brokers.NAME\]; mqauth.toml has log"),
+        ("", "lgo", r"mqauth.toml has no \[brokers.NAME\]"),
+        ('[broker]\nurl = "amqp://a/"', None, r"--queue: required with this broker; or \[broker\] queue"),
+        ('[broker]\nqueue = "a"\ntopic = "b"', None, r"\[broker\] topic: contradicts queue"),
+    ],
+)
+def test_what_is_not_named_is_asked_for(text: str, broker: str | None, said: str) -> None:
+    """An error names the option and the setting in which the answer may stand."""
+    with pytest.raises(ConfigurationError, match=said):
+        place(text, broker)
+
+
+def shown(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, tuple[str, str]]:
+    """Return what ``config show`` says: value and source of each setting."""
+    assert main(["config", "show", "--json", *options]) == 0
+    found = json.loads(capsys.readouterr().out)["settings"]
+    return {one["key"]: (one["value"], one["source"]) for one in found}
+
+
+def test_show_says_where_each_value_comes_from(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An option, a variable, a line of the file, or the default; of URLs no password and no query."""
+    (folder / "mqauth.toml").write_text(FILE + '[replay]\nstore = "redis://:pw@r:1/0?ssl_password=pw"\n')
+    found = shown(capsys)
+    assert found["file"] == ("mqauth.toml", "this folder")
+    assert found["[broker] url"] == ("amqp://mq.example", "mqauth.toml:3")
+    assert found["[brokers.log] topic"] == ("orders.gone", "mqauth.toml:8")
+    assert found["[replay] store"] == ("redis://r:1", "mqauth.toml:13")
+    assert found["[replay] capacity"][1] == "default"
+    assert shown(capsys, "--broker", "log")["broker"] == ("[brokers.log]", "option --broker")
+    monkeypatch.setenv("MQAUTH_BROKER", "amqp://u:pw@h/v?pw=1")
+    assert shown(capsys)["broker"] == ("amqp://h", "environment MQAUTH_BROKER")
+    monkeypatch.setenv("MQAUTH_CONFIG", str(folder / "mqauth.toml"))
+    assert shown(capsys)["file"][1] == "environment MQAUTH_CONFIG"
+
+
+def test_show_for_people_is_a_line_each(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Key, value, and the source in brackets."""
+    (folder / "mqauth.toml").write_text(FILE)
+    assert main(["config", "show"]) == 0
+    assert "[broker] url         amqp://mq.example  (mqauth.toml:3)" in capsys.readouterr().out
+
+
+def test_groups_needs_no_option(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``mqauth dlq groups`` in a folder with ``mqauth.toml`` asks the broker in it."""
+    (folder / "mqauth.toml").write_text('[broker]\nurl = "amqp://127.0.0.1:1/"\nqueue = "q"')
+    assert main(["dlq", "groups"]) != 0
+    assert "broker" in capsys.readouterr().err
+
+
+def test_review_settings_are_those_of_the_options(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``[review]`` gives what no option gives: the first thing missing is then what the file does not have."""
+    (folder / "mqauth.toml").write_text('[broker]\nurl = "amqp://127.0.0.1:1/"\nqueue = "q"')
+    assert main(["dlq", "discard", "--why", "w"]) == 2
+    assert "--audit: required, or [review] audit in mqauth.toml" in capsys.readouterr().err
+    assert main(["dlq", "account"]) == 2
+    assert "[review] audit_files in mqauth.toml" in capsys.readouterr().err
+    (folder / "mqauth.toml").write_text(
+        '[broker]\nurl = "amqp://127.0.0.1:1/"\nqueue = "q"\n[review]\naudit = "a"'
+    )
+    assert main(["dlq", "discard", "--why", "w"]) != 0
+    assert "--audit" not in capsys.readouterr().err

@@ -1,0 +1,407 @@
+"""What every command takes and shows alike: ids, times, tables, errors, exit codes, and the end by Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+
+from mqauth.cli import app, main
+from mqauth.cli.forms import TO_CHANGE, CommandFailed, moment, pick, shown_time
+from mqauth.cli.letter_tables import GROUP, LETTER, VERDICT
+from mqauth.cli.outage import told
+from mqauth.cli.tables import Column, fitted, middle
+from mqauth.clock import SYSTEM_CLOCK
+from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.keystore import Keystore
+
+IDS = ("abcdefgh1", "abcdefgh2", "abcz", "xyz12345")
+Exit = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def ended(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Exit:
+    """Run a command in an empty folder; return its exit code and the one line of its error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        capsys.readouterr()
+        return main(arguments), capsys.readouterr().err
+
+    return run
+
+
+# --- ids --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "found"), [("xyz1", "xyz12345"), ("abcz", "abcz"), ("abcdefgh2", "abcdefgh2")])
+def test_an_id_is_taken_whole_or_by_its_beginning(text: str, found: str) -> None:
+    """Four characters are enough where one id begins so."""
+    assert pick(text, IDS, option="--id") == found
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "said"),
+    [
+        ("xyz", 4, "--id xyz: give the id, or at least its first 4 characters"),
+        ("xyz1234", TO_CHANGE, "at least its first 8 characters"),
+        ("abcdefgh", 4, "--id abcdefgh: 2 begin so: abcdefgh1, abcdefgh2"),
+    ],
+)
+def test_an_id_that_is_not_clear_is_usage(text: str, least: int, said: str) -> None:
+    """Too short, or several that fit, which are named."""
+    with pytest.raises(ConfigurationError, match=said):
+        pick(text, IDS, option="--id", least=least)
+
+
+def test_at_most_five_are_named() -> None:
+    """Of many ids that fit, five stand in the error."""
+    with pytest.raises(ConfigurationError, match=r"9 begin so: same1, same2, same3, same4, same5, \.\.\.$"):
+        pick("same", [f"same{number}" for number in range(1, 10)], option="--id")
+
+
+def test_an_id_that_nothing_has_is_exit_code_1() -> None:
+    """None is no mistake in the usage: the letter may be gone."""
+    with pytest.raises(CommandFailed, match="nope1: there is none") as caught:
+        pick("nope1", IDS, option="--id")
+    assert caught.value.exit_code == 1
+
+
+# --- times ------------------------------------------------------------------------------------------------
+
+
+def test_times_are_taken_in_three_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 3339 with a zone, a span ago, and now."""
+    monkeypatch.setattr(type(SYSTEM_CLOCK), "now", lambda _: 1_000_000.0)
+    assert moment("now") == 1_000_000
+    assert (moment("30s"), moment("5m"), moment("2h"), moment("7d")) == (999_970, 999_700, 992_800, 395_200)
+    assert moment("2026-11-25T10:00:00+01:00") == datetime(2026, 11, 25, 9, tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize(
+    "text", ["soon", "2026-11-25", "2026-11-25T10:00:00", "1h30", "-1h", "", "1900-01-01T00:00Z"]
+)
+def test_a_time_without_a_zone_is_refused(text: str) -> None:
+    """What is meant must not depend on the machine."""
+    with pytest.raises(typer.BadParameter, match="with a zone"):
+        moment(text)
+
+
+def test_times_are_shown_to_the_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the year where it is not this one; nothing where no calendar has the time."""
+    monkeypatch.setattr(type(SYSTEM_CLOCK), "now", lambda _: datetime(2026, 11, 27, tzinfo=UTC).timestamp())
+    assert shown_time(datetime(2026, 11, 27, 2, 4, 59, tzinfo=UTC).timestamp()) == "11-27 02:04"
+    assert shown_time(datetime(2025, 1, 2, 3, 4, tzinfo=UTC).timestamp()) == "2025-01-02 03:04"
+    assert (shown_time(None), shown_time(1e30)) == ("", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["dlq", "list", "--broker", "amqp://a/", "--queue", "q"], ["dlq", "discard", "--why", "w"],
+        ["audit", "trace", "f", "--kid", "k"], ["audit", "stats", "f"],
+        ["keys", "revoke", "--kid", "k", "--reason", "r"],
+    ],
+)  # fmt: skip
+def test_every_command_takes_the_same_times(arguments: list[str], ended: Exit) -> None:
+    """``--since`` and ``--from`` are one option, with one error."""
+    for option in ("--from", "--since"):
+        code, error = ended(*arguments, option, "yesterday")
+        assert (code, error.count("\n")) == (2, 1)
+        assert (
+            "'--from' / '--since': give a time with a zone like 2026-11-25T10:00:00Z, or 2h or 7d (ago)" in error
+        )
+
+
+# --- tables -----------------------------------------------------------------------------------------------
+
+WIDEST = {
+    "letter": "a1b2c3d4e5f6" + "0" * 52, "kid": "K1d-K1d_K1dK" + "x" * 31, "letters": "1234567", "sound": "yes",
+    "reason": "message_malformed", "verdict now": "message_malformed", "time (UTC)": "2025-11-27 02:04",
+    "first (UTC)": "2025-11-27 02:04", "last (UTC)": "2025-11-27 02:04", "subject": "s" * 256,
+    "issuer": "https://" + "i" * 248, "destination": "rabbitmq:" + "d" * 500,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [LETTER, GROUP, VERDICT])
+def test_the_widest_rows_fit_80_columns(columns: tuple[Column, ...]) -> None:
+    """No line is wider, and the first 12 characters of each id are on the screen."""
+    rows = [[WIDEST[column.name] for column in columns], [WIDEST[column.name][::-1] for column in columns]]
+    lines = list(fitted("t" * 300, columns, rows, width=80))
+    assert max(map(cell_len, lines)) <= 80
+    for index, column in enumerate(columns):
+        if column.is_id:
+            assert all(any(row[index][:12] in line for line in lines) for row in rows)
+
+
+@given(
+    st.lists(
+        st.lists(st.text(st.characters(exclude_categories=("C", "Z")), max_size=40), min_size=4, max_size=4),
+        max_size=5,
+    ),
+    st.integers(12, 100),
+)
+def test_no_line_is_wider_than_the_terminal(rows: list[list[str]], width: int) -> None:
+    """Whatever the cells and the terminal, wide and narrow characters included; no cell takes two lines."""
+    columns = (
+        Column("id", is_id=True, cut=False),
+        Column("a"),
+        Column("b", goes=1),
+        Column("c", goes=2, cut=False),
+    )
+    lines = list(fitted("title", columns, rows, width=width))
+    assert max(map(cell_len, lines)) <= width
+
+
+def test_what_is_the_same_moves_to_the_top() -> None:
+    """A column with one value in all rows is a line above the table."""
+    lines = list(
+        fitted("2 keys", (Column("kid", is_id=True), Column("alg")), [["a", "EdDSA"], ["b", "EdDSA"]], width=80)
+    )
+    assert lines == ["2 keys", "alg: EdDSA", "kid", "a", "b"]
+
+
+def test_columns_go_in_their_order() -> None:
+    """The lowest goes first, and one that stays is never left out."""
+    columns = (Column("id", is_id=True, cut=False), Column("x", goes=2, cut=False), Column("y", goes=1, cut=False))
+    rows = [["a" * 12, "1" * 10, "2" * 10], ["b" * 12, "3" * 10, "4" * 10]]
+    assert [line.split() for line in fitted("t", columns, rows, width=30)][1] == ["id", "x"]
+    assert [line.split() for line in fitted("t", columns, rows, width=20)][1] == ["id"]
+
+
+def test_what_does_not_fit_is_blocks() -> None:
+    """A line for each value."""
+    columns = (Column("reason", cut=False), Column("verdict", cut=False))
+    lines = list(fitted("t", columns, [["r" * 30, "v" * 30], ["s" * 30, "w" * 30]], width=40))
+    assert lines[1:4] == ["", f"reason: {'r' * 30}", f"verdict: {'v' * 30}"]
+
+
+def test_texts_are_cut_in_the_middle() -> None:
+    """Beginning and end of a name tell most; characters of two cells count as two."""
+    assert middle("https://auth.example", 11) == "https…ample"
+    assert cell_len(middle("漢字" * 20, 11)) <= 11
+
+
+def in_terminal(arguments: list[str], folder: Path, columns: int = 80) -> str:
+    """Return what a command prints on a terminal."""
+    master, slave = pty.openpty()
+    environment = os.environ | {"COLUMNS": str(columns), "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "mqauth", *arguments]
+    with subprocess.Popen(command, stdout=slave, stderr=slave, stdin=slave, cwd=folder, env=environment):
+        os.close(slave)
+        found = b""
+        while True:
+            try:
+                part = os.read(master, 65_536)
+            except OSError:
+                # Linux says so (EIO) where the last program has left the terminal.
+                part = b""
+            if not part:
+                os.close(master)
+                return found.decode().replace("\r\n", "\n")
+            found += part
+
+
+def test_keys_list_in_a_terminal_and_piped(
+    tmp_path: Path, ended: Exit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """80 columns and short ids for people; tab-separated and whole for programs; ``--wide`` is whole too."""
+    keystore = Keystore(folder=tmp_path / "keys")
+    kids = [keystore.create(subjects=[f"{'s' * 60}{number}"]).kid for number in range(2)]
+    lines = in_terminal(["keys", "list"], tmp_path).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert all(any(line.startswith(f"{kid[:12]} ") for line in lines) for kid in kids)
+    assert all(kid in in_terminal(["keys", "list", "--wide"], tmp_path) for kid in kids)
+    assert main(["keys", "list"]) == 0
+    head, *rows = (line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert head[0] == "kid"
+    assert [row[0] for row in rows] == kids
+
+
+# --- keys -------------------------------------------------------------------------------------------------
+
+
+def test_the_first_key_names_its_producer(ended: Exit) -> None:
+    """Without ``--subject`` or ``--pinned`` no first key is made; the next takes over what the first has."""
+    code, error = ended("keys", "new")
+    assert (code, "--subject: name the producer" in error) == (2, True)
+    assert not Path("keys").exists()
+    assert ended("keys", "new", "--subject", "a", "--pinned")[0] == 2
+    assert ended("keys", "new", "--subject", "orders-api") == (0, "")
+    assert ended("keys", "new") == (0, "")
+    assert [key.key.subjects for key in Keystore(folder=Path("keys")).ring().keys] == [{"orders-api"}] * 2
+
+
+def test_the_only_active_key_is_not_revoked_unasked(tmp_path: Path, ended: Exit) -> None:
+    """Where nobody can be asked ``--yes`` is required; the line has the whole id, and until when nothing signs."""
+    keystore = Keystore(folder=tmp_path / "keys")
+    kid = keystore.create(subjects=["a"]).kid
+    revoke = ("keys", "revoke", "--kid", kid[:8], "--reason", "stolen")
+    code, error = ended(*revoke)
+    assert code == 2
+    assert f"{kid} is the only active key: nothing can be signed until you make another key; give --yes" in error
+    keystore.create()
+    assert re.search(r"nothing can be signed until \d\d-\d\d \d\d:\d\d UTC", ended(*revoke)[1])
+    assert keystore.ring().active is not None
+    assert ended(*revoke, "--yes") == (0, "")
+    assert keystore.ring().active is None
+
+
+def test_a_short_kid_changes_nothing(tmp_path: Path, ended: Exit) -> None:
+    """To change a key takes 8 characters of its id."""
+    kid = Keystore(folder=tmp_path / "keys").create(subjects=["a"]).kid
+    code, error = ended("keys", "retire", "--kid", kid[:7], "--yes")
+    assert (code, "at least its first 8 characters" in error) == (2, True)
+    assert ended("keys", "retire", "--kid", "A" * 12)[0] == 1
+
+
+def test_rotate_says_that_there_is_no_next_key(tmp_path: Path, ended: Exit) -> None:
+    """A rotation that leaves no next key names the command that makes one."""
+    keystore = Keystore(folder=tmp_path / "keys")
+    keystore.create(subjects=["a"])
+    assert "keys has no next key; make one with mqauth keys new --dir keys" in ended("keys", "rotate")[1]
+    keystore.create()
+    assert ended("keys", "rotate") == (0, "")
+
+
+def test_jwks_is_written_whole_or_not_at_all(tmp_path: Path, ended: Exit) -> None:
+    """``--out`` replaces the file, which others may read; a keystore that cannot be read leaves it as it was."""
+    Keystore(folder=tmp_path / "keys").create(subjects=["a"])
+    assert ended("keys", "jwks", "--out", "jwks.json") == (0, "")
+    assert len(json.loads(Path("jwks.json").read_text())["keys"]) == 1
+    assert Path("jwks.json").stat().st_mode & 0o777 == 0o644
+    assert ended("keys", "jwks", "--dir", "nowhere", "--out", "jwks.json")[0] == 2
+    assert len(json.loads(Path("jwks.json").read_text())["keys"]) == 1
+    assert ended("keys", "jwks", "--out", "no/such/folder.json")[0] == 2
+
+
+# --- errors and exit codes --------------------------------------------------------------------------------
+
+
+def named(name: str, *arguments: Any) -> Exception:
+    """Return an error of a client by the name of its type."""
+    error: Exception = type(name, (Exception,), {})(*arguments)
+    return error
+
+
+def test_a_broker_out_of_reach_is_named_with_host_port_and_user() -> None:
+    """What, where, as whom, why and what to do; no password, no query."""
+    error = told(named("AMQPConnectionError"), ["amqps://reviewer:pw@127.0.0.1:1/v?cafile=x"], None, 3.2)
+    assert str(error) == (
+        "cannot reach amqps://127.0.0.1:1 as user reviewer: connection refused, 3 s;"
+        " is the broker running, and is this its port?"
+    )
+    assert getattr(error, "exit_code", None) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ProbableAuthenticationError", "are user, password and permissions right?"),
+        ("ChannelNotFoundEntity", "is it declared, in this virtual host?"),
+        ("ConnectionNotAllowed", "is there such a virtual host"),
+        ("SSLCertVerificationError", "give ca in [broker]"),
+    ],
+)
+def test_a_broker_that_refuses_us_is_configuration(name: str, said: str) -> None:
+    """It answered, so the settings are wrong: exit code 2, with what the broker said."""
+    error = told(named(name, "NOT_HERE"), ["amqp://mq.example/"], "ada", 0.1)
+    assert isinstance(error, ConfigurationError)
+    assert str(error).startswith("amqp://mq.example:5672 refuses us as user ada: NOT_HERE; ")
+    assert said in str(error)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (
+            socket.gaierror(-2, "Name or service not known"),
+            "name or service not known, 0 s; is the host's name right?",
+        ),
+        (TimeoutError(), "no answer, 0 s; is a firewall in between?"),
+        (OSError(101, "Network is unreachable"), "network is unreachable, 0 s; is the network up?"),
+    ],
+)
+def test_why_a_broker_is_out_of_reach(found: OSError, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The servers are tried once more, for their clients keep the reason to themselves."""
+
+    def refuse(*_: object) -> socket.socket:
+        raise found
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    assert str(told(named("KafkaTimeoutError"), ["kafka://mq.example:9092"], None, 0.0)).endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigurationError("x"), 2), (CommandFailed("x"), 1), (CommandFailed("x", 3), 3),
+        (KeyboardInterrupt(), 130), (Unavailable(Cause.KEYS_UNAVAILABLE), 3), (RuntimeError("x"), 1),
+        (FileNotFoundError(2, "No such file", "f"), 1),
+    ],
+)  # fmt: skip
+def test_each_error_has_its_exit_code(
+    error: BaseException, code: int, ended: Exit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 failed, 2 usage or configuration, 3 undecided or out of reach, 130 interrupted; never a traceback."""
+
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("mqauth.cli.keys.Keystore", fail)
+    found, said = ended("keys", "list")
+    assert (found, "Traceback" in said, said.count("\n") <= 1) == (code, False, True)
+    if code != 130:
+        assert "Traceback" in ended("keys", "list", "--debug")[1]
+
+
+def test_a_fault_of_ours_repeats_no_text(ended: Exit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text of an error that nobody foresaw may hold anything: its type is named, and what to do."""
+    monkeypatch.setattr("mqauth.cli.keys.Keystore", lambda **_: 1 / 0)
+    assert ended("keys", "list") == (
+        1, "mqauth: this is a fault of mqauth (ZeroDivisionError); run it again with --debug and report it\n"
+    )  # fmt: skip
+
+
+def test_debug_after_two_hyphens_is_an_argument() -> None:
+    """Behind ``--`` the word is taken as it stands."""
+    assert app._without_debug(["a", "--debug", "--", "--debug"]) == (["a", "--", "--debug"], True)
+    assert app._without_debug(["a", "--", "--debug"]) == (["a", "--", "--debug"], False)
+
+
+_ENTRY = "import os, sys; from mqauth.cli import main; os.write(1, b'up'); sys.exit(main())"
+"""From the moment at which our code runs: before it, the interpreter itself prints the traceback."""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["demo"], ["dlq", "groups", "--broker", "kafka://127.0.0.1:1", "--topic", "t"]]
+)
+@pytest.mark.parametrize("delay", [0.03, 0.1, 0.25, 0.5, 1.0])
+def test_an_interrupt_leaves_no_traceback(arguments: list[str], delay: float, tmp_path: Path) -> None:
+    """Ctrl-C is 130 while modules are imported, while a broker is tried, and at the end; or it came too late."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _ENTRY, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(2) == b"up"
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert b"Traceback" not in error
+    assert process.returncode in (130, 0)

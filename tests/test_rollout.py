@@ -1,0 +1,453 @@
+"""The ladder of a rollout: each cell of its table, both colours, and that observing changes nothing."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
+from typing import Any
+
+import pytest
+
+from mqauth import Unverified, testing
+from mqauth.delivery.log_work import EarlyClaims
+from mqauth.errors import Cause, ConfigurationError, Reason, RejectNow, RetryLater, Unavailable
+from mqauth.flow import run
+from mqauth.judging.pipeline import Outcome, Verdict
+from mqauth.judging.rollout import WEEK, Exemption, LogMark, Rollout, RolloutEntry, Rung
+from mqauth.judging.verified import Verified
+from mqauth.judging.verifier import Verifier
+from mqauth.replay.memory import MemoryReplayStore
+from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock, Forge
+from mqauth.testing.attacks import honest_message
+from mqauth.testing.forge import without_token
+from mqauth.wire.message import Message, Origin
+from tests.conftest import KAFKA, RABBITMQ, Plug, World, kafka_message, rabbitmq_message
+
+BOTH = (KAFKA, RABBITMQ)
+MARKED = LogMark(topic_id="A" * 22, offsets={0: 1000})
+ATTACKS_ON_KAFKA = [attack for attack in (*ATTACKS, *BATCH_ATTACKS) if attack.fits(KAFKA)]
+
+
+def at(rung: Rung, *destinations: str, mark: float | LogMark | None = None) -> Rollout:
+    """Return a rollout of one entry."""
+    return Rollout([
+        RolloutEntry(
+            destinations=destinations or BOTH, rung=rung, since=date(2026, 11, 26), until=date(2027, 1, 31),
+            owner="orders-team", window=WEEK, mark=mark,
+        )
+    ])  # fmt: skip
+
+
+class Ladder(World):
+    """A world with a rollout, and a handler for what is not verified."""
+
+    def __init__(
+        self,
+        clock: FakeClock,
+        forge: Forge,
+        asynchronous: bool,
+        rollout: Rollout,
+        handlers: Any = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(clock, forge, asynchronous, rollout=rollout, **settings)
+        self.old = Plug(lambda unverified: None, asynchronous)
+        self.ran: list[Message] = []
+        self.unverified: Any = self.pipeline.handlers(self.handler, handlers or self.old)
+
+    def process(self, delivery: Any) -> Outcome:
+        """Process a delivery, or a message received now."""
+        if isinstance(delivery, Message):
+            delivery = self.receive(delivery)
+        outcome: Outcome = self.run(self.pipeline.process(delivery, self.handler, self.letters, self.unverified))
+        return outcome
+
+
+Maker = Callable[..., Ladder]
+
+
+@pytest.fixture(params=[False, True], ids=["run", "arun"])
+def ladder(request: pytest.FixtureRequest, clock: FakeClock, forge: Forge) -> Maker:
+    """A maker of worlds with a rollout, in both colours."""
+    return lambda rollout, handlers=None, **settings: Ladder(
+        clock, forge, request.param, rollout, handlers, **settings
+    )
+
+
+def is_unverified(world: Ladder, outcome: Outcome, why: str | None) -> bool:
+    """Tell whether the last message went to the old handler alone, and would have been refused for a reason."""
+    unverified = world.old.done[-1]
+    said = None if unverified.would is None else unverified.would.code
+    return (
+        outcome.verdict is Verdict.UNVERIFIED
+        and outcome.verified is None
+        and outcome.unverified is unverified
+        and type(unverified) is Unverified
+        and (said, world.published, world.records, world.handler.done) == (why, [], [], [])
+    )
+
+
+class TestOff:
+    """Nothing is judged."""
+
+    def test_a_signed_message_is_not_judged(self, ladder: Maker) -> None:
+        """Neither the policy nor the store is asked, and the handler gets an ``Unverified`` that says nothing."""
+        world = ladder(at(Rung.OFF))
+        assert is_unverified(world, world.process(world.sealed()), None)
+        assert world.store.claim.calls == world.policy.decide.calls == 0
+
+
+class TestObserve:
+    """What would be refused goes to the old handler, and says why."""
+
+    def test_an_honest_message_is_verified_claimed_and_confirmed(self, ladder: Maker) -> None:
+        """A ``Verified`` is the same at every rung."""
+        world = ladder(at(Rung.OBSERVE))
+        outcome = world.process(world.sealed())
+        assert outcome.verdict is Verdict.ACCEPTED
+        assert type(world.handler.done[0]) is Verified
+        assert (world.store.claim.calls, world.store.confirm.calls, world.old.calls) == (1, 1, 0)
+
+    def test_an_unsigned_message_would_be_token_missing(self, ladder: Maker) -> None:
+        """It reaches the old handler."""
+        world = ladder(at(Rung.OBSERVE))
+        assert is_unverified(world, world.process(rabbitmq_message()), "token_missing")
+
+    @pytest.mark.parametrize("attack", ATTACKS_ON_KAFKA, ids=lambda attack: attack.name)
+    def test_a_forgery_fares_like_its_stripped_copy(self, attack: Any, ladder: Maker) -> None:
+        """A bad token is worth as much as none: both reach the old handler, and ``enforce`` rejects both."""
+        world = ladder(at(Rung.OBSERVE))
+        forged = attack.mount(world.forge, honest_message(KAFKA))
+        assert is_unverified(world, world.process(forged), attack.reason.value)
+        assert is_unverified(world, world.process(without_token(forged)), "token_missing")
+        strict = ladder(at(Rung.OBSERVE, "kafka:elsewhere"))
+        assert strict.process(forged).reason is attack.reason
+        assert strict.process(without_token(forged)).reason is Reason.TOKEN_MISSING
+        assert strict.old.calls == 0
+
+    def test_a_malformed_message_reaches_the_old_handler(self, ladder: Maker) -> None:
+        """What no ``Message`` can hold is in ``native``."""
+        world = ladder(at(Rung.OBSERVE))
+        broken = rabbitmq_message(malformed="a header has no UTF-8 form", native=object())
+        assert is_unverified(world, world.process(broken), "message_malformed")
+        assert world.old.done[0].native is broken.native
+
+    def test_a_copy_runs_again(self, ladder: Maker) -> None:
+        """A replay would be ``replayed``, and goes to the old handler as often as it is delivered."""
+        world = ladder(at(Rung.OBSERVE))
+        message = world.sealed()
+        world.process(message)
+        for _ in range(2):
+            assert world.process(message).unverified.would.code == "replayed"  # type: ignore[union-attr]
+        assert (world.handler.calls, world.old.calls, world.published) == (1, 2, [])
+
+    def test_a_duplicate_runs_again(self, ladder: Maker) -> None:
+        """A redelivery of what was handled would be settled, and runs again as without mqauth."""
+        world = ladder(at(Rung.OBSERVE))
+        message = world.sealed()
+        world.process(message)
+        again = replace(message, origin=replace(message.origin, redelivered=True))
+        assert world.process(again).unverified.would.code == "duplicate"  # type: ignore[union-attr]
+
+    @pytest.mark.parametrize("plug", ["store.claim", "policy.decide"])
+    def test_a_plug_in_that_is_down_defers_nothing(self, plug: str, ladder: Maker, clock: FakeClock) -> None:
+        """It is not asked again for 30 s, and each message would have been deferred."""
+        world = ladder(at(Rung.OBSERVE))
+        room, name = plug.split(".")
+        failing = getattr(getattr(world, room), name)
+        failing.failure = OSError("down")
+        cause = "replay_store_unavailable" if room == "store" else "policy_unavailable"
+        for number in range(5):
+            outcome = world.process(world.sealed(rabbitmq_message(body=b"%d" % number)))
+            assert is_unverified(world, outcome, cause)
+        assert failing.calls == 1
+        failing.failure = None
+        clock.advance(30)
+        assert world.process(world.sealed(rabbitmq_message())).verdict is Verdict.ACCEPTED
+
+    def test_a_slow_store_is_left_alone(self, ladder: Maker, clock: FakeClock) -> None:
+        """What took over 250 ms is not asked again for 30 s; its answer counts."""
+        world = ladder(at(Rung.OBSERVE))
+        claim = world.store.claim.function
+        world.store.claim.function = lambda request: (clock.advance(0.3), claim(request))[1]
+        assert world.process(world.sealed()).verdict is Verdict.ACCEPTED
+        assert world.process(world.sealed(rabbitmq_message(body=b"2"))).verdict is Verdict.UNVERIFIED
+        assert world.store.claim.calls == 1
+
+    @pytest.mark.parametrize("step", ["confirm", "release"])
+    def test_a_claim_that_cannot_be_ended_is_not_waited_for(self, step: str, ladder: Maker) -> None:
+        """A verified message is settled, or dead-lettered for its handler, although the store is down."""
+        world = ladder(at(Rung.OBSERVE))
+        getattr(world.store, step).failure = OSError("down")
+        if step == "release":
+            world.handler.failure = RejectNow("never")
+        outcome = world.process(world.sealed())
+        assert outcome.verdict is (Verdict.ACCEPTED if step == "confirm" else Verdict.REJECTED)
+        assert len(world.published) == (step == "release")
+
+    def test_an_audit_that_is_down_is_not_waited_for(self, ladder: Maker) -> None:
+        """The letter of a handler that gave up is sent all the same."""
+        world = ladder(at(Rung.OBSERVE))
+        world.audit.write.failure = OSError("full")
+        world.old.failure = RejectNow("never")
+        assert world.process(rabbitmq_message()).reason is Reason.HANDLER_FAILED
+        assert len(world.published) == 1
+
+    def test_the_letter_of_an_unverified_message_says_the_rung(self, ladder: Maker) -> None:
+        """Record and letter name it, and neither says that anything was verified."""
+        world = ladder(at(Rung.OBSERVE))
+        world.old.failure = RejectNow("never")
+        expired = world.sealed(claims={"iat": 0, "exp": 60})
+        assert world.process(expired).reason is Reason.HANDLER_FAILED
+        assert dict(world.published[0].headers)["mqauth-dead-rung"] == "observe"
+        assert world.records[0]["rung"] == "observe"
+        assert "verified" not in world.records[0]["token"]
+
+    def test_an_old_handler_may_put_its_message_off(self, ladder: Maker) -> None:
+        """``RetryLater`` defers it, and it goes on with the handler."""
+        world = ladder(at(Rung.OBSERVE))
+        world.old.failure = RetryLater("later")
+        delivery = world.receive(rabbitmq_message())
+        assert world.process(delivery).cause is Cause.HANDLER_DEFERRED
+        world.old.failure = None
+        assert world.process(delivery).verdict is Verdict.UNVERIFIED
+
+    def test_a_verdict_on_the_spot_ends_with_confirm(self, ladder: Maker) -> None:
+        """``judge`` gives a fifth verdict; ``bury`` refuses it."""
+        world = ladder(at(Rung.OBSERVE), record="all")
+        delivery = world.receive(rabbitmq_message())
+        assert world.run(world.pipeline.judge(delivery)).verdict is Verdict.UNVERIFIED
+        with pytest.raises(ConfigurationError, match="confirm"):
+            world.run(world.pipeline.bury(delivery, world.letters))
+        assert world.run(world.pipeline.confirm(delivery)).verdict is Verdict.UNVERIFIED
+        assert world.records == []
+
+    def test_what_was_given_back_is_judged_anew(self, ladder: Maker) -> None:
+        """A message that was out of luck once is verified the next time."""
+        world = ladder(at(Rung.OBSERVE))
+        world.policy.decide.failure = OSError("down")
+        delivery = world.receive(world.sealed())
+        assert world.run(world.pipeline.judge(delivery)).verdict is Verdict.UNVERIFIED
+        world.run(world.pipeline.release(delivery))
+        world.policy.decide.failure = None
+        world.clock.advance(30)
+        outcome = world.process(delivery)
+        assert (outcome.verdict, outcome.unverified) == (Verdict.ACCEPTED, None)
+
+
+class TestEnforceNew:
+    """Before the mark as ``observe``, after it as ``enforce``."""
+
+    def place(self, offset: int, topic_id: str | None = "A" * 22, partition: int = 0) -> Message:
+        """Return an unsigned record at a place."""
+        return kafka_message(
+            origin=Origin(topic="orders", partition=partition, offset=offset, topic_id=topic_id, timestamp_ms=1,
+                          timestamp_type="create")
+        )  # fmt: skip
+
+    def test_a_record_before_the_mark_passes_and_one_after_it_is_rejected(self, ladder: Maker) -> None:
+        """The offset decides; no time that a sender wrote moves anything."""
+        world = ladder(at(Rung.ENFORCE_NEW, KAFKA, mark=MARKED))
+        assert is_unverified(world, world.process(self.place(999)), "token_missing")
+        assert world.process(self.place(1000)).reason is Reason.TOKEN_MISSING
+
+    def test_a_new_partition_is_new(self, ladder: Maker) -> None:
+        """A partition without an offset in the mark is after it."""
+        world = ladder(at(Rung.ENFORCE_NEW, KAFKA, mark=MARKED))
+        assert world.process(self.place(0, partition=7)).reason is Reason.TOKEN_MISSING
+
+    @pytest.mark.parametrize("topic_id", ["B" * 22, None])
+    def test_a_topic_made_anew_is_at_enforce(
+        self, topic_id: str | None, ladder: Maker, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The mark is void, which is said once, at CRITICAL."""
+        world = ladder(at(Rung.ENFORCE_NEW, KAFKA, mark=MARKED))
+        for offset in range(2):
+            assert world.process(self.place(offset, topic_id)).reason is Reason.TOKEN_MISSING
+        assert [record.levelno for record in caplog.records if record.name == "mqauth.rollout"] == [
+            logging.CRITICAL
+        ]
+
+    def stamped(self, seconds: float | None) -> Message:
+        """Return an unsigned message of RabbitMQ with the interceptor's stamp."""
+        stamp = None if seconds is None else int(seconds * 1000)
+        return rabbitmq_message(
+            origin=Origin(queue="orders", timestamp_ms=stamp, timestamp_type=None if stamp is None else "append")
+        )
+
+    def test_the_stamp_decides_on_rabbitmq(self, ladder: Maker, forge: Forge, clock: FakeClock) -> None:
+        """Before the mark it passes, from then on it is rejected, and without a stamp it is deferred."""
+        verifier = forge.verifier(at="append", max_queue_age=86_400, append_evidence="interceptor")
+        mark = clock.now()
+        world = ladder(at(Rung.ENFORCE_NEW, RABBITMQ, mark=mark), verifier=verifier)
+        assert is_unverified(world, world.process(self.stamped(mark - 1)), "token_missing")
+        assert world.process(self.stamped(mark)).reason is Reason.TOKEN_MISSING
+        assert world.process(self.stamped(None)).cause is Cause.APPEND_TIME_UNAVAILABLE
+
+    def test_without_interceptor_a_time_is_refused(self, ladder: Maker) -> None:
+        """Any sender could write the stamp."""
+        with pytest.raises(ConfigurationError, match="interceptor"):
+            ladder(at(Rung.ENFORCE_NEW, RABBITMQ, mark=1.0))
+
+
+def heartbeat(kind: str = "heartbeat", **changes: Any) -> Message:
+    """Return an unsigned message of a kind."""
+    return rabbitmq_message(properties={"type": kind}, **changes)
+
+
+class TestExemptions:
+    """What may lack a token at ``enforce`` too."""
+
+    rollout = Rollout(exemptions=[
+        Exemption(destination=RABBITMQ, kinds=frozenset({"heartbeat"}), until=date(2027, 6, 30), why="firmware 2")
+    ])  # fmt: skip
+
+    def test_a_kind_reaches_its_own_handler_alone(self, ladder: Maker) -> None:
+        """A forged ``heartbeat`` is a heartbeat and nothing else; any other kind is rejected."""
+        beats: list[Unverified] = []
+        world = ladder(self.rollout, {"heartbeat": beats.append})
+        assert world.process(heartbeat()).verdict is Verdict.UNVERIFIED
+        assert world.process(heartbeat("order")).reason is Reason.TOKEN_MISSING
+        assert [beat.destination for beat in beats] == [RABBITMQ]
+
+    @pytest.mark.parametrize("name", ["mqauth-token", "MQAUTH-Token"])
+    def test_with_a_token_in_whatever_spelling_it_is_judged(self, name: str, ladder: Maker) -> None:
+        """Exempt means that it may lack a token, not that it may have a bad one."""
+        world = ladder(self.rollout, {"heartbeat": lambda _: None})
+        assert world.process(heartbeat(headers=((name, "x"),))).verdict is Verdict.REJECTED
+
+    def test_each_kind_needs_a_handler(self, ladder: Maker) -> None:
+        """A consumer that has none for a kind refuses to start."""
+        with pytest.raises(ConfigurationError, match="heartbeat"):
+            ladder(self.rollout, lambda _: None)
+
+
+class TestHandlers:
+    """What a consumer refuses before it starts."""
+
+    def test_without_unverified_the_destinations_are_named(self, ladder: Maker) -> None:
+        """A rung below enforce needs a second handler."""
+        world = ladder(at(Rung.OBSERVE, KAFKA))
+        with pytest.raises(ConfigurationError, match="kafka:orders"):
+            world.pipeline.handlers(world.handler, None)
+
+    def test_one_function_for_both_is_refused(self, ladder: Maker) -> None:
+        """Code for one never runs with the other."""
+        world = ladder(at(Rung.OBSERVE))
+        with pytest.raises(ConfigurationError, match="itself"):
+            world.pipeline.handlers(world.handler, world.handler)
+
+    def test_one_annotated_verified_is_refused(self, ladder: Maker) -> None:
+        """It would read what an ``Unverified`` does not have."""
+
+        def handle(message: Verified) -> None: ...
+
+        with pytest.raises(ConfigurationError, match="annotated"):
+            ladder(at(Rung.OBSERVE), handle)
+
+    def test_old_code_that_is_still_wired_in_is_said(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
+        """With everything at enforce ``unverified=`` is a leftover."""
+        world.pipeline.handlers(world.handler, lambda _: None)
+        assert "old code is still wired in" in caplog.text
+
+
+class TestUnverified:
+    """A class of its own."""
+
+    def test_nobody_can_authorise_by_it(self) -> None:
+        """It has nothing of what a ``Verified`` proves, and shares no base with it."""
+        message = testing.unverified(headers=[("tenant", "acme")])
+        for name in ("subject", "issuer", "claims", "jti", "value", "header", "reply", "audience", "kid"):
+            assert not hasattr(message, name)
+        assert set(Unverified.__mro__) & set(Verified.__mro__) == {object}
+        assert message.headers == (("tenant", "acme"),)
+
+    def test_it_cannot_be_made_or_changed(self) -> None:
+        """The pipeline alone makes one."""
+        with pytest.raises(ConfigurationError):
+            Unverified(object(), rabbitmq_message(), None, None)
+        with pytest.raises(AttributeError):
+            testing.unverified()._would = None  # type: ignore[misc]
+
+
+def deliveries(forge: Forge, choose: random.Random, count: int) -> list[Message]:
+    """Return random deliveries of a dozen kinds to one queue, with offsets of their own."""
+    found: list[Message] = []
+    for offset in range(count):
+        kind = choose.randrange(12)
+        plain = honest_message(KAFKA, offset)
+        if kind < 4 or not found:
+            made = forge.seal(plain)
+        elif kind < 6:
+            made = plain
+        elif kind < 9:
+            made = choose.choice(ATTACKS_ON_KAFKA).mount(forge, plain)
+        elif kind == 9:
+            made = replace(choose.choice(found[-50:]))
+        elif kind == 10:
+            found.append(choose.choice(found[-50:]))
+            continue
+        else:
+            made = replace(plain, malformed="a header has no UTF-8 form")
+        found.append(replace(made, origin=Origin(topic="orders", partition=0, offset=offset)))
+    return found
+
+
+def test_observe_is_transparent(clock: FakeClock, forge: Forge) -> None:
+    """For 10,000 random deliveries the handlers run as often, and in the order, of a bare consumer.
+
+    Store, policy and audit are down for the middle third.
+    """
+    messages = deliveries(forge, random.Random(11), 10_000)
+    world = Ladder(clock, forge, False, at(Rung.OBSERVE), record="all")
+    ran: list[int | None] = []
+    world.handler.function = world.old.function = lambda found: ran.append(found.origin.offset)
+    for number, message in enumerate(messages):
+        down = OSError("down") if 3333 <= number < 6666 else None
+        world.store.claim.failure = world.store.confirm.failure = world.audit.write.failure = down
+        world.policy.decide.failure = down
+        world.process(message)
+    assert ran == [message.origin.offset for message in messages]
+    assert world.published == []
+    assert min(world.handler.calls, world.old.calls) > 1000
+
+
+def test_verdicts_made_ahead_are_as_lenient(clock: FakeClock, forge: Forge) -> None:
+    """Claims made in one round trip, and what becomes of them, keep no message from its handler either."""
+    messages = deliveries(forge, random.Random(7), 1000)
+    world = Ladder(clock, forge, False, at(Rung.OBSERVE), replay=MemoryReplayStore(clock=clock))
+    ran: list[int | None] = []
+    world.handler.function = world.old.function = lambda found: ran.append(found.origin.offset)
+    waiting = [world.receive(message) for message in messages]
+    early = EarlyClaims(world.pipeline)
+    for at_once in range(0, len(waiting), 50):
+        early.judge_ahead(waiting[at_once : at_once + 50])
+        for delivery in waiting[at_once : at_once + 50]:
+            run(world.pipeline.process(delivery, world.handler, world.letters, world.unverified))
+    assert ran == [message.origin.offset for message in messages]
+    assert world.published == []
+
+
+def test_keys_out_of_reach_defer_nothing(ladder: Maker, forge: Forge, clock: FakeClock) -> None:
+    """A key server that is down is asked once in 30 s; each message would have been deferred."""
+
+    class Down:
+        asked = 0
+
+        def key_set(self) -> Any:
+            """Return nothing yet."""
+            raise Unavailable(Cause.KEYS_UNAVAILABLE)
+
+        def refresh(self, kid: str, received: float) -> Any:
+            """Fail."""
+            Down.asked += 1
+            raise Unavailable(Cause.KEYS_UNAVAILABLE)
+
+    world = ladder(at(Rung.OBSERVE), verifier=Verifier(keys={"https://auth.example": Down()}, audience="billing"))
+    for number in range(3):
+        message = world.sealed(rabbitmq_message(body=b"%d" % number))
+        assert is_unverified(world, world.process(message), "keys_unavailable")
+    assert Down.asked == 1

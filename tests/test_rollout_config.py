@@ -1,0 +1,140 @@
+"""``[[rollout]]`` and ``[[consumer.unsigned]]``: what they become, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pytest
+
+from mqauth import load
+from mqauth.config.declaration import read
+from mqauth.config.rollout_settings import RolloutSettings
+from mqauth.config.toml_file import Table
+from mqauth.errors import ConfigurationError
+from mqauth.judging.rollout import LogMark, Rung
+from mqauth.wire.jwk import dump_key_set
+from mqauth.wire.keys import Key, KeySet
+
+GOOD = {
+    "destinations": '["kafka:orders"]', "rung": '"observe"', "since": "2026-11-26", "until": "2027-01-31",
+    "owner": '"orders-team"',
+}  # fmt: skip
+
+
+def settings(**changes: str) -> RolloutSettings:
+    """Return an entry with some keys changed; an empty one is left out."""
+    members = {name: text for name, text in (GOOD | changes).items() if text}
+    text = "".join(f"{name.rstrip('_')} = {value}\n" for name, value in members.items())
+    return read(RolloutSettings, Table(file="mqauth.toml", name="[[rollout]] #1", members=tomllib.loads(text)))
+
+
+def test_an_entry_has_what_the_file_says() -> None:
+    """Rung, dates, owner; the window is a week."""
+    entry = settings().entry
+    assert (entry.rung, entry.since, entry.until) == (Rung.OBSERVE, date(2026, 11, 26), date(2027, 1, 31))
+    assert (entry.owner, entry.window) == ("orders-team", 7 * 86_400)
+    assert settings(window='"12h"').entry.window == 43_200
+
+
+def test_marks_are_a_time_or_offsets() -> None:
+    """On RabbitMQ a time, on Kafka the end offsets and the id of one topic."""
+    rabbit = settings(destinations='["rabbitmq:shop/#"]', rung='"enforce-new"', from_="2026-12-04T10:00:00Z")
+    assert rabbit.entry.mark == datetime(2026, 12, 4, 10, tzinfo=UTC).timestamp()
+    kafka = settings(rung='"enforce-new"', from_='{ topic_id = "mXk0", "0" = 88, "11" = 7 }')
+    assert kafka.entry.mark == LogMark(topic_id="mXk0", offsets={0: 88, 11: 7})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"until": ""}, "until: required below enforce"),
+        ({"until": "2027-03-01"}, "until: must be 1 to 90 days after since"),
+        ({"until": "2026-11-26"}, "until: must be 1 to 90 days after since"),
+        (
+            {"until": '"2027-01-31"'},
+            "until: must be a date like 2027-01-31, without quotation marks",
+        ),
+        ({"owner": ""}, "owner: required"),
+        ({"rung": '"warn"'}, 'rung: must be "off" or "observe" or "enforce-new" or "enforce"'),
+        ({"window": '"30m"'}, "window: must be hours or days"),
+        ({"window": '"soon"'}, "window: must be hours or days"),
+        ({"destinations": '["*"]'}, "until: must be 1 to 30 days after since"),
+        ({"destinations": '["*", "kafka:orders"]', "until": "2026-12-20"}, 'destinations: "*" stands alone'),
+        ({"destinations": '["orders"]'}, "destinations: destination 'orders'"),
+        ({"rung": '"enforce-new"'}, "from: required at enforce-new"),
+        ({"rung": '"enforce-new"', "from_": "2026-12-04T10:00:00Z"}, "from: is a time on RabbitMQ"),
+        ({"rung": '"enforce-new"', "from_": '{ "0" = 1 }'}, "topic_id: required"),
+        ({"rung": '"enforce-new"', "from_": '{ topic_id = "a", x = 1 }'}, "x: must be a partition"),
+        ({"rung": '"enforce-new"', "from_": "2026-12-04T10:00:00"}, "from: must say its zone"),
+        (
+            {"rung": '"enforce-new"', "from_": '{ topic_id = "a" }', "destinations": '["kafka:orders.#"]'},
+            "destinations: one topic an entry",
+        ),
+        ({"from_": "2026-12-04T10:00:00Z"}, "from: only with rung"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes: dict[str, str], said: str) -> None:
+    """Each is one line that names the key."""
+    with pytest.raises(ConfigurationError) as caught:
+        settings(**changes)
+    assert said in str(caught.value)
+
+
+FILE = """
+[consumer]
+audience = "billing"
+
+[[consumer.issuers]]
+issuer = "https://auth.example"
+file = "jwks.json"
+
+[[consumer.allow]]
+subject = "orders-api"
+destinations = ["kafka:orders"]
+
+[[consumer.unsigned]]
+destination = "rabbitmq:shop/heartbeat"
+kinds = ["heartbeat"]
+until = 2027-06-30
+why = "sensors, firmware 2"
+
+[[rollout]]
+destinations = ["kafka:orders"]
+rung = "observe"
+since = 2026-11-26
+until = 2027-01-31
+owner = "orders-team"
+"""
+
+
+def test_the_pipeline_follows_the_file(tmp_path: Path) -> None:
+    """The first entry that matches decides; ``judge`` is at enforce whatever the file says."""
+    keys = dump_key_set(KeySet([Key.generate(subjects=["orders-api"])]))
+    (tmp_path / "jwks.json").write_text(json.dumps(keys), "utf-8")
+    (tmp_path / "mqauth.toml").write_text(FILE, "utf-8")
+    config = load(tmp_path / "mqauth.toml")
+    rollout = config.pipeline.rollout
+    assert rollout is not None
+    assert [entry.rung for entry in rollout.entries] == [Rung.OBSERVE]
+    assert rollout.exemptions[0].kinds == {"heartbeat"}
+    assert config.judge.rollout is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("rabbitmq:shop/heartbeat", "heartbeat", "destination: destination 'heartbeat'"),
+        ('["heartbeat"]', '["*"]', "kinds: a kind is the name of a type"),
+        ("until = 2027-06-30\n", "", "until: required"),
+        ('why = "sensors, firmware 2"\n', "", "why: required"),
+    ],
+)
+def test_an_exemption_says_until_when_and_why(old: str, new: str, said: str, tmp_path: Path) -> None:
+    """Without an end or a reason it is refused."""
+    (tmp_path / "mqauth.toml").write_text(FILE.replace(old, new), "utf-8")
+    with pytest.raises(ConfigurationError, match=r"\[\[consumer.unsigned\]\] #1") as caught:
+        load(tmp_path / "mqauth.toml")
+    assert said in str(caught.value)

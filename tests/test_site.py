@@ -1,0 +1,121 @@
+"""The manual as a site: it builds without a warning, stands alone, and no link in it is dead."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from integration import reference
+from integration.documentation import ROOT, pages
+
+LOADING = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "object": "data"}
+"""The elements that make a browser load something, with the attribute that says what."""
+IN_STYLES = re.compile(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//")
+REPOSITORY = re.compile(r"\]\((?!https?:|#)([^)]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+
+
+class Page(HTMLParser):
+    """What one built page loads, where its links lead, and the anchors it has."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.loads, self.links, self.anchors = list[str](), list[str](), set[str]()
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        found = dict(attributes)
+        self.anchors |= {str(found[name]) for name in ("id", "name") if found.get(name)}
+        if tag == "a" and found.get("href"):
+            self.links.append(str(found["href"]))
+        if found.get(LOADING.get(tag, "")):
+            self.loads.append(str(found[LOADING[tag]]))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as decision 109 says; a warning is an error."""
+    folder = tmp_path_factory.mktemp("manual") / "site"
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", ".", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_no_link_of_the_site_is_dead(site: Path) -> None:
+    """Every link within the site leads to a file of it, and to an anchor that this file has."""
+    read = cache(Page)
+    dead = []
+    for path in site.rglob("*.html"):
+        for link in read(path).links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            anchored = not parts.fragment or target.suffix != ".html" or parts.fragment == "top"
+            if not target.exists() or not (anchored or unquote(parts.fragment) in read(target).anchors):
+                dead.append(f"{path.relative_to(site)}: {link}")
+    assert dead == []
+
+
+@pytest.mark.slow
+def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
+    """No page names a script, style, picture or font of another host, and no style sheet does."""
+    loaded = [
+        (path.name, address)
+        for path in site.rglob("*.html")
+        for address in Page(path).loads
+        if urlsplit(address).netloc
+    ]
+    styles = [path.name for path in site.rglob("*.css") if IN_STYLES.search(path.read_text("utf-8"))]
+    assert (loaded, styles) == ([], [])
+
+
+@pytest.mark.slow
+def test_search_has_an_index_of_its_own(site: Path) -> None:
+    """The search page reads an index that lies in the site and knows every page."""
+    index = (site / "searchindex.js").read_text("utf-8")
+    assert "searchindex.js" in (site / "search.html").read_text("utf-8")
+    assert [page for page in pages() if f'"{page.removesuffix(".md")}"' not in index] == []
+
+
+@pytest.mark.parametrize("name", reference.PAGES)
+def test_generated_page_is_current(name: str) -> None:
+    """A generated page is what ``python -m integration.reference`` writes from the code."""
+    written = (reference.FOLDER / name).read_text("utf-8")
+    assert written == reference.PAGES[name](), "python -m integration.reference writes it again"
+
+
+@pytest.mark.parametrize("page", [*pages(), "CHANGELOG.md"])
+def test_anchors_exist_on_a_forge(page: str) -> None:
+    """A link to a section leads to a heading that a forge gives this anchor."""
+    text = FENCE.sub("", (ROOT / page).read_text("utf-8"))
+    dead = []
+    for link in [*REPOSITORY.findall(text), *re.findall(r"\]\((#[^)]+)\)", text)]:
+        place, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / place if place else ROOT / page
+        if anchor and target.suffix == ".md" and anchor not in anchors(target):
+            dead.append(link)
+    assert dead == []
+
+
+@cache
+def anchors(path: Path) -> frozenset[str]:
+    """Return the anchors that a forge gives the headings of a page."""
+    found = set[str]()
+    for heading in HEADING.findall(FENCE.sub("", path.read_text("utf-8"))):
+        words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
+        plain = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+        found.add(
+            next(name for number in range(100) if (name := f"{plain}-{number}" if number else plain) not in found)
+        )
+    return frozenset(found)
