@@ -5,7 +5,6 @@ The console, ``mqauth dlq`` and the manual take them from here. A test finds the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,14 +44,32 @@ TERMS: Final[dict[str, str]] = {
 """Each term with its meaning in one or two sentences."""
 
 LABELS: Final[dict[str, str]] = {
-    "letters": "Dead letters", "letter": "Dead letter", "groups": "Groups", "balance": "Balance",
-    "refresh": "Refresh", "check": "Check again", "now": "Verdict now", "unchecked": "Not checked",
-    "preview": "Preview", "cancel": "Cancel", "progress": "Show progress",
-    "recalculate": "Recalculate", "uncalculated": "Not calculated yet", "metadata": "Metadata",
-    "intact": "Intact", "why": "Reason (kept in the audit log)", "waive": "Waive if needed",
-    "rate": "Rate limit (dead letters per second)", "none": "No dead letters match",
-    "lost": "Cannot reach the broker", "refused": "Will not be redriven", "sign_in": "Sign in",
-    "sign_out": "Sign out", "switch": "Switch user", "redrive": "Redrive", "discard": "Discard",
+    "letters": "Dead letters",
+    "letter": "Dead letter",
+    "groups": "Groups",
+    "balance": "Balance",
+    "refresh": "Refresh",
+    "check": "Check again",
+    "now": "Verdict now",
+    "unchecked": "Not checked",
+    "preview": "Preview",
+    "cancel": "Cancel",
+    "progress": "Show progress",
+    "recalculate": "Recalculate",
+    "uncalculated": "Not calculated yet",
+    "metadata": "Metadata",
+    "intact": "Intact",
+    "why": "Reason (kept in the audit log)",
+    "waive": "Waive if needed",
+    "rate": "Rate limit (dead letters per second)",
+    "none": "No dead letters match",
+    "lost": "Cannot reach the broker",
+    "refused": "Will not be redriven",
+    "sign_in": "Sign in",
+    "sign_out": "Sign out",
+    "switch": "Switch user",
+    "redrive": "Redrive",
+    "discard": "Discard",
 }
 """What screens call things, by short names."""
 
@@ -162,12 +179,3 @@ UNKNOWN: Final = Advice("Unknown", "The dead letter names no reason of mqauth. I
 def explain(reason: str) -> Advice:
     """Return the explanation of a reason, also of one that a forged letter invented."""
     return EXPLANATIONS.get(reason, UNKNOWN)
-
-
-def page() -> Iterator[str]:
-    """Yield the lines of the manual's page: each term, and each reason with its meaning and what to do next."""
-    yield from ("# Glossary", "", "The words of the console, `mqauth dlq` and this manual.", "")
-    yield from ("| Term | Meaning |", "|---|---|")
-    yield from (f"| **{term}** | {meaning} |" for term, meaning in sorted(TERMS.items()))
-    yield from ("", "## Reasons", "", "| Reason | What it means | What to do |", "|---|---|---|")
-    yield from (f"| `{reason}` | {one.meaning} | {one.next} |" for reason, one in sorted(EXPLANATIONS.items()))
