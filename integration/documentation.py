@@ -1,7 +1,8 @@
 """The documentation as data: its pages, their fenced blocks, and a folder in which these can be run in order.
 
 The word after a fence's language says what a block is: `install` is run by CI as a whole, `rabbitmq` and
-`kafka` need that broker, `output` is what the block before it prints (`...` stands for anything).
+`kafka` need that broker, `output` is what the block before it prints (`...` stands for anything). In a tutorial
+`consumer` is a command that runs in a second terminal, and `handled` is the next line that it prints.
 """
 
 from __future__ import annotations
@@ -66,9 +67,10 @@ class Reader:
         self._changes = dict(changes or {})
         commands = folder / ".commands"
         commands.mkdir()
-        command = commands / "mqauth"
-        command.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{_ENTRY}" "$@"\n')
-        command.chmod(0o755)
+        for name, entry in (("mqauth", f'-c "{_ENTRY}"'), ("python", "")):
+            command = commands / name
+            command.write_text(f'#!/bin/sh\nexec {sys.executable} {entry} "$@"\n')
+            command.chmod(0o755)
         self._environment = {
             **os.environ,
             "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",

@@ -26,9 +26,9 @@ from mqauth.telemetry import METRICS, Telemetry
 
 FOLDER: Final = ROOT / "docs" / "reference"
 DOORS: Final = (
-    "mqauth", "mqauth.brokers.rabbitmq", "mqauth.brokers.kafka", "mqauth.brokers.confluent", "mqauth.brokers.pika",
-    "mqauth.integrations.faststream", "mqauth.keystore", "mqauth.stores.redis", "mqauth.telemetry",
-    "mqauth.telemetry.prometheus", "mqauth.testing",
+    "mqauth", "mqauth.brokers.rabbitmq", "mqauth.brokers.pika", "mqauth.brokers.kafka", "mqauth.brokers.aiokafka",
+    "mqauth.brokers.confluent", "mqauth.integrations.faststream", "mqauth.keystore", "mqauth.stores.redis",
+    "mqauth.telemetry", "mqauth.telemetry.prometheus", "mqauth.testing",
 )  # fmt: skip
 """The modules that programs import from."""
 _WRITTEN = "`python -m integration.reference` writes this page from the code: change the code, not the page.\n"

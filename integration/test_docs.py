@@ -47,11 +47,11 @@ def settle_in(reader: Reader) -> None:
 
 
 @contextmanager
-def consuming(reader: Reader, block: Block) -> Iterator[Callable[[], str]]:
+def consuming(reader: Reader, block: Block, patience: float = PATIENCE) -> Iterator[Callable[[], str]]:
     """Run a consumer, give a function that waits for its next line, and stop it by SIGTERM, gracefully."""
     process = reader.start(block)
     assert process.stdout is not None
-    watch = threading.Timer(PATIENCE, process.kill)
+    watch = threading.Timer(patience, process.kill)
     watch.start()
     try:
         yield process.stdout.readline
@@ -73,10 +73,15 @@ def rejections(folder: Path) -> list[str]:
 @pytest.fixture
 def rabbitmq_reader(rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[Reader]:
     """Someone who followed the operations page on RabbitMQ, and tidies up."""
-    asyncio.run(_forget_rabbitmq(rabbitmq.url))
+    forget_rabbitmq(rabbitmq.url)
     reader = Reader(tmp_path, {RABBITMQ_URL: rabbitmq.url})
     yield reader
-    asyncio.run(_forget_rabbitmq(rabbitmq.url))
+    forget_rabbitmq(rabbitmq.url)
+
+
+def forget_rabbitmq(url: str) -> None:
+    """Delete what the pages declare."""
+    asyncio.run(_forget_rabbitmq(url))
 
 
 async def _forget_rabbitmq(url: str) -> None:
@@ -91,15 +96,15 @@ async def _forget_rabbitmq(url: str) -> None:
 @pytest.fixture
 def kafka_reader(kafka: Kafka, tmp_path: Path) -> Iterator[Reader]:
     """Someone who followed the operations page on Kafka, and tidies up."""
-    address = kafka.url.partition("://")[2]
-    _forget_kafka(address)
-    yield Reader(tmp_path, {KAFKA_ADDRESS: address})
-    _forget_kafka(address)
+    forget_kafka(kafka.url)
+    yield Reader(tmp_path, {KAFKA_ADDRESS: kafka.url.partition("://")[2]})
+    forget_kafka(kafka.url)
 
 
-def _forget_kafka(address: str) -> None:
-    with client.KafkaAdminClient(bootstrap_servers=address) as admin:
-        present = {"orders", "orders.dead"} & set(admin.list_topics())
+def forget_kafka(url: str) -> None:
+    """Delete what the pages create."""
+    with client.KafkaAdminClient(bootstrap_servers=url.partition("://")[2]) as admin:
+        present = {"orders", "orders.dead", "orders.dead.reviewed"} & set(admin.list_topics())
         if present:
             admin.delete_topics(sorted(present))
 
@@ -107,8 +112,7 @@ def _forget_kafka(address: str) -> None:
 def test_rabbitmq_examples(rabbitmq: RabbitMQ, rabbitmq_reader: Reader, tmp_path: Path) -> None:
     """The README's consumer handles what its producer sent, dead-letters a forgery, and stops on SIGTERM."""
     settle_in(rabbitmq_reader)
-    for block in marked("docs/operations.md", "rabbitmq"):
-        rabbitmq_reader.run(block)
+    rabbitmq_reader.run(named("rabbitmq_topology.py"))
     with consuming(rabbitmq_reader, named("rabbitmq_consumer.py")) as next_line:
         rabbitmq_reader.run(named("rabbitmq_producer.py"))
         assert next_line() == HANDLED + "acme\n"
@@ -147,8 +151,7 @@ def test_pika_examples(rabbitmq: RabbitMQ, rabbitmq_reader: Reader, tmp_path: Pa
 def test_kafka_examples(kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> None:
     """The README's consumer handles what its producer sent, dead-letters a forgery, and stops on SIGTERM."""
     settle_in(kafka_reader)
-    for block in marked("docs/operations.md", "kafka"):
-        kafka_reader.run(block)
+    kafka_reader.run(named("kafka_topology.py"))
     kafka_reader.run(named("kafka_producer.py"))
     with consuming(kafka_reader, named("kafka_consumer.py")) as next_line:
         assert next_line() == HANDLED + "b'acme'\n"
@@ -246,4 +249,6 @@ def test_every_broker_block_is_run() -> None:
     assert left == []
 
 
-RUN_BY_NAME = {"rabbitmq_producer.py", "rabbitmq_consumer.py", "kafka_producer.py", "kafka_consumer.py"}
+RUN_BY_NAME = {
+    f"{broker}_{part}.py" for broker in ("rabbitmq", "kafka") for part in ("topology", "producer", "consumer")
+}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any, Final
 
 from aio_pika.abc import AbstractQueue
 
-from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, stream_refused
+from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, stream_refused, warn_of_shared_connection
 from mqauth.brokers.event_loop import Sleep
 from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.brokers.rabbitmq.channel import share_connection
@@ -20,10 +19,10 @@ from mqauth.delivery.slot import NO_LIMIT
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetterSink
+from mqauth.logs import emit
 from mqauth.signer import Signer
 
 DEFAULT_PREFETCH: Final = 10
-_LOG: Final = logging.getLogger("mqauth.rabbitmq")
 
 
 class Consumer(QueueConsumer):
@@ -108,6 +107,10 @@ def _check(queue: AbstractQueue, dead_letters: DeadLetterSink) -> None:
     if (getattr(queue, "arguments", None) or {}).get("x-queue-type") == "stream":
         raise stream_refused(queue.name)
     if share_connection(queue.channel, getattr(dead_letters, "channel", None)):
-        _LOG.warning("%s: dead letters share its connection; under a memory alarm acks will stall", queue.name)
+        warn_of_shared_connection(queue.name)
     if _is_classic(queue):
-        _LOG.warning("%s is no quorum queue: one undecodable message would stop it for ever", queue.name)
+        emit(
+            "client.classic_queue",
+            "%s is no quorum queue: one undecodable message would stop it for ever",
+            queue.name,
+        )

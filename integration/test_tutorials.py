@@ -1,0 +1,83 @@
+"""The tutorials are followed from top to bottom on a real broker: a forgery is rejected, seen and discarded."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from integration.documentation import KAFKA_ADDRESS, Block, Reader, blocks, matches
+from integration.services import Kafka, RabbitMQ
+from integration.test_docs import consuming, forget_kafka, forget_rabbitmq
+from mqauth.audit.chain import verify_chain
+
+TEN_MINUTES = 600.0
+TRIES = 10
+PAGES = {"rabbitmq": "docs/tutorials/rabbitmq.md", "kafka": "docs/tutorials/kafka.md"}
+
+
+def changes(broker: str, service: RabbitMQ | Kafka) -> dict[str, str]:
+    """Return what this machine has in place of the broker that the page names."""
+    place = urlsplit(service.url)
+    return {
+        "amqp://localhost/": f"amqp://{place.hostname}:{place.port}/",
+        KAFKA_ADDRESS: f"{place.hostname}:{place.port}",
+    }
+
+
+class Follower:
+    """Someone who does what a tutorial says, block by block, with a consumer in a second terminal.
+
+    Args:
+        reader: has the folder that they work in.
+        broker: the mark of the page's blocks.
+        terminals: stops the consumer at its end.
+    """
+
+    def __init__(self, reader: Reader, broker: str, terminals: ExitStack) -> None:
+        self._reader, self._broker, self._terminals = reader, broker, terminals
+        self._last: Block | None = None
+
+    def follow(self, block: Block) -> None:
+        """Do what one block says; what a block shows must be what was printed."""
+        where = f"{block.page}:{block.line}"
+        if block.mark == "consumer":
+            self._next_line = self._terminals.enter_context(consuming(self._reader, block, patience=TEN_MINUTES))
+        elif block.mark == "handled":
+            assert self._next_line() == block.text, where
+        elif block.language == "text" and block.mark == self._broker:
+            self._shows(block.text, where)
+        elif block.language == "sh" and block.mark == self._broker:
+            self._last, self._printed = block, self._reader.run(block)
+        elif block.language in ("python", "toml"):
+            self._reader.write(block)
+
+    def _shows(self, text: str, where: str) -> None:
+        """Hold what was printed against the page; a reader who is faster than the consumer asks again."""
+        for _ in range(TRIES):
+            if matches(text, self._printed):
+                return
+            assert self._last is not None, where
+            self._printed = self._reader.run(self._last)
+        raise AssertionError(f"{where}: printed {self._printed}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broker", PAGES)
+def test_tutorial(broker: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Whoever does what the page says has a handled message, and two forgeries in audit file and dead letters."""
+    service: RabbitMQ | Kafka = request.getfixturevalue(broker)
+    forget = {"rabbitmq": forget_rabbitmq, "kafka": forget_kafka}[broker]
+    forget(service.url)
+    with ExitStack() as terminals:
+        follower = Follower(Reader(tmp_path, changes(broker, service)), broker, terminals)
+        for block in blocks(PAGES[broker]):
+            follower.follow(block)
+    forget(service.url)
+    assert verify_chain(tmp_path / "audit.jsonl").intact
+    records = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert sorted(record["reason"] for record in records) == ["key_unknown", "token_missing"]
+    assert len((tmp_path / "reviewer.jsonl").read_text().splitlines()) == len(records)
