@@ -1,8 +1,8 @@
 """Writes the generated reference, `python -m integration.reference`: pages that repeat what the code says.
 
 `docs/reference/` holds commands, exit codes, reasons, the glossary, metrics, audit records and the API.
-`docs/configuration.md` and its schema come from `integration.settings`, which this command runs as well. A test compares all of them with
-the code.
+`docs/configuration.md` and its schema come from `integration.settings`, which this command runs as well. A test
+compares all of them with the code.
 """
 
 from __future__ import annotations
