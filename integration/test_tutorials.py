@@ -68,7 +68,7 @@ class Follower:
 @pytest.mark.slow
 @pytest.mark.parametrize("broker", PAGES)
 def test_tutorial(broker: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """Whoever does what the page says has a handled message, and two forgeries in audit file and dead letters."""
+    """Whoever does what the page says has messages handled, rejected, discarded and redriven, each recorded."""
     service: RabbitMQ | Kafka = request.getfixturevalue(broker)
     forget = {"rabbitmq": forget_rabbitmq, "kafka": forget_kafka}[broker]
     forget(service.url)
@@ -79,5 +79,7 @@ def test_tutorial(broker: str, request: pytest.FixtureRequest, tmp_path: Path) -
     forget(service.url)
     assert verify_chain(tmp_path / "audit.jsonl").intact
     records = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
-    assert sorted(record["reason"] for record in records) == ["key_unknown", "token_missing"]
-    assert len((tmp_path / "reviewer.jsonl").read_text().splitlines()) == len(records)
+    rejected = [record["reason"] for record in records if record["verdict"] == "rejected"]
+    assert sorted(rejected) == ["key_unknown", "producer_forbidden", "token_missing"]
+    acts = [json.loads(line)["verdict"] for line in (tmp_path / "reviewer.jsonl").read_text().splitlines()]
+    assert acts == ["discarded", "discarded", "redriven"]
