@@ -28,6 +28,11 @@ Look up what a setting means, what it may be, and what it is where you leave it 
   line: file, table, key, what is wrong.
 * Paths are relative to the folder of the file. No secret stands in a file: a setting names the variable or the
   other file that holds it.
+* `${NAME}` in any text value is a variable of the environment, `${NAME:-default}` one that may be missing, and
+  `$${` a plain `${`. Keys never have one. What comes out obeys the same limits. `mqauth check` notes where trust
+  comes from the environment.
+* In the path of the audit file `{pid}`, `{host}`, `{scope}` and `{instance}` (`MQAUTH_INSTANCE`, else the host)
+  are filled in. In containers each process has the number 1: use `{host}` too.
 * Durations are in seconds. *Required* means: in a table that is there.
 * An editor that knows JSON Schema (Even Better TOML and Taplo do) checks `mqauth.toml` while you type.
   Make `#:schema mqauth.schema.json` the first line of the file, with the path of [the schema](mqauth.schema.json).

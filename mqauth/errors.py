@@ -7,7 +7,7 @@ error ever holds a token, a body or a key.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -105,6 +105,11 @@ class Rejection(MqauthError):
     Args:
         reason: the stable reason.
         detail: one line for people, without a token, body or key.
+
+    Attributes:
+        found: what the message said, bounded and escaped; filled in once the message is rejected.
+        expected: what is configured; not for dead letters, which travel.
+        is_claimed: whether nobody has proved what was found.
     """
 
     code = "rejected"
@@ -113,6 +118,20 @@ class Rejection(MqauthError):
         super().__init__(f"{reason.value}: {detail}" if detail else reason.value)
         self.reason = reason
         self.detail = detail
+        self.found: Mapping[str, str] = {}
+        self.expected: Mapping[str, str] = {}
+        self.is_claimed = False
+
+    def sentence(self, *, whole: bool = True) -> str:
+        """Return the detail with what was found, and, if ``whole``, with what is configured."""
+        claimed = " (claimed)" if self.is_claimed and self.found else ""
+        halves = [self.detail, _listed(self.found) + claimed]
+        configured = [f"configured: {_listed(self.expected)}"] if whole and self.expected else []
+        return "; ".join(part for part in (": ".join(filter(None, halves)), *configured) if part)
+
+
+def _listed(said: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {text}" for name, text in said.items())
 
 
 class Unavailable(MqauthError):

@@ -61,12 +61,21 @@ class Attempts:
 
 
 class Call(NamedTuple):
-    """A call that a flow asks for, with the attempts it may take and its twin for event loops."""
+    """A call that a flow asks for.
+
+    Args:
+        function: what is called.
+        arguments: positional ones.
+        attempts: how often it may fail.
+        twin: what an event loop calls in its place.
+        retried: called with the error of each attempt that another one follows.
+    """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     attempts: Attempts | None = None
     twin: Callable[..., Any] | None = None
+    retried: Callable[[Exception], None] | None = None
 
 
 Flow = Generator[Call, Any, R]
@@ -273,6 +282,7 @@ def _again(wish: Call, error: Exception) -> Any:
     retrying = _retrying(wish, error)
     if retrying is None:
         raise error
+    _note_retry(wish, error)
     return tenacity.Retrying(**retrying)(lambda: _settled(wish.function(*wish.arguments)))
 
 
@@ -291,6 +301,7 @@ async def _outcome(wish: Call, made: Callable[[], Awaitable[Any]] | None) -> tup
     retrying = _retrying(wish, first)
     if retrying is None:
         return None, first
+    _note_retry(wish, first)
     try:
         return await tenacity.AsyncRetrying(**retrying)(_awaited, wish), None
     except Exception as last:
@@ -309,8 +320,14 @@ def _retrying(wish: Call, error: Exception) -> dict[str, Any] | None:
         "retry": tenacity.retry_if_exception(
             lambda raised: isinstance(raised, Exception) and not isinstance(raised, (ColourError, *rule.final))
         ),
+        "before_sleep": lambda state: _note_retry(wish, state.outcome.exception()),
         "reraise": True,
     }
+
+
+def _note_retry(wish: Call, error: Exception) -> None:
+    if wish.retried is not None:
+        wish.retried(error)
 
 
 def _settled(result: Any) -> Any:

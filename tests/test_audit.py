@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from mqauth.audit import record as audit
 from mqauth.audit.chain import chain_hash
-from mqauth.audit.record import AuditRecord, harmless
+from mqauth.audit.record import AuditRecord
+from mqauth.logs import harmless
 from mqauth.wire.claims import Binding, Claims
 from mqauth.wire.message import Message, Origin
 

@@ -18,12 +18,13 @@ from jsonschema import Draft202012Validator
 from mqauth.audit import misuse
 from mqauth.audit.file import AuditFile
 from mqauth.audit.misuse import Detector, Thresholds
-from mqauth.audit.record import MAX_TEXT, SCHEMA_VERSION, AuditRecord
+from mqauth.audit.record import SCHEMA_VERSION, AuditRecord
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.brokers.memory import DeadLetters, MemoryBroker
 from mqauth.errors import Reason
 from mqauth.flow import Attempts, run
 from mqauth.judging.pipeline import Pipeline
+from mqauth.logs import MAX_TEXT
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import Forge

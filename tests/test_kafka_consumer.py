@@ -332,7 +332,11 @@ def test_health(bench: Bench) -> None:
     bench.run(rounds=40, seconds=1)
     (health,) = seen
     assert health.consuming
-    assert (health.deferred, health.cause, health.detail) == (1, Cause.DEAD_LETTER_UNAVAILABLE, "down")
+    assert (health.deferred, health.cause, health.detail) == (
+        1,
+        Cause.DEAD_LETTER_UNAVAILABLE,
+        "down (orders.dead)",
+    )
     assert health.stalled_since == start
     assert (health.stalls[0].topic, health.stalls[0].partition, health.stalls[0].offset) == ("orders", 0, 0)
     after = consumer.health()
@@ -1044,7 +1048,7 @@ def test_no_reply(bench: Bench, replies: Any) -> None:
     bench.handler = lambda verified: verified.reply(b"pong")
     bench.add(b"ping")
     bench.run(replies=replies)
-    assert bench.letters.published[0].rejection.detail == "ConfigurationError after the last attempt"
+    assert bench.letters.published[0].rejection.detail.startswith("ConfigurationError in ")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -55,7 +56,9 @@ def message(world: World, number: int, **changes: Any) -> Message:
 def told(outcome: Outcome) -> tuple[Any, ...]:
     """Return what an outcome says."""
     body = None if outcome.verified is None else outcome.verified.body
-    return outcome.verdict, outcome.reason, outcome.cause, outcome.detail, body, outcome.dead_letter is None
+    # A coroutine is one more frame, so that its fault has another id.
+    detail = re.sub(r"error [0-9a-f]{12}", "error", outcome.detail or "")
+    return outcome.verdict, outcome.reason, outcome.cause, detail, body, outcome.dead_letter is None
 
 
 def course(world: World, scenario: Callable[[World], None], *, warm: bool = True) -> Course:

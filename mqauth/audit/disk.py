@@ -8,7 +8,6 @@ returns.
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -17,8 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from mqauth.errors import file_errors, refusing
+from mqauth.logs import emit
 
-_LOG: Final = logging.getLogger("mqauth.audit")
 _MODE: Final = 0o600
 _FLAGS: Final = os.O_RDWR | os.O_APPEND
 _BLOCK: Final = 64 * 1024
@@ -142,7 +141,9 @@ class LineFile:
             os.ftruncate(self._descriptor, self.end)
         else:
             # Foreign lines are kept: they are evidence, and the chain shows that they do not belong.
-            _LOG.error("%s: somebody else changed this file: %d bytes, not %d", self.path, size, self.end)
+            emit(
+                "audit.changed", "%s: somebody else changed this file: %d bytes, not %d", self.path, size, self.end
+            )
             self.end = size
         self._torn = False
 

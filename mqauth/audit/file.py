@@ -10,7 +10,6 @@ number of records and the last hash.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import re
 import threading
@@ -24,12 +23,12 @@ from mqauth.audit.disk import LineFile, append_shared, last_line, last_lines, un
 from mqauth.audit.record import AuditRecord
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, Rejection, Unavailable, refusing, require
+from mqauth.logs import emit
 from mqauth.wire import jwk, jws, strict_json
 from mqauth.wire.keys import Key, KeySet, SigningKey, jwk_members
 
 HEAD_TYPE: Final = "mqauth-head+jwt"
 MIN_BYTES: Final = 64 * 1024
-_LOG: Final = logging.getLogger("mqauth.audit")
 _DEPTH: Final = 8
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _BEGINS: Final = b'{"v":'
@@ -40,7 +39,8 @@ class HeadFile:
     """Signs the heads of a chain into a file.
 
     Args:
-        path: the file that heads are appended to, mode 0600; ``{pid}`` in its name stands for the process id.
+        path: the file that heads are appended to, mode 0600. ``{pid}``, ``{host}``, ``{instance}`` in it are
+            filled in.
             Several chains may share it.
         key: the private key of this instance.
         every: records between two heads; if records behind the last head are cut off, nobody notices.
@@ -92,7 +92,8 @@ class AuditFile(AbstractContextManager["AuditFile"]):
     """Appends records to one file, each on disk before ``write`` returns; safe to share between threads.
 
     Args:
-        path: the file, made with mode 0600; ``{pid}`` in its name stands for the process id. It has one writer: a
+        path: the file, made with mode 0600. ``{pid}``, ``{host}``, ``{instance}`` in it are
+            filled in. It has one writer: a
             second one is refused, and so is a process that was forked from the one that opened it.
         fsync: leave at ``True``, unless the last records may be lost with the machine.
         max_bytes: size at which the file is rotated, at least 64 KiB; ``None`` means never.
@@ -131,6 +132,11 @@ class AuditFile(AbstractContextManager["AuditFile"]):
         # A service that ends in order signs its last records.
         if heads is not None:
             atexit.register(self.close)
+
+    @property
+    def where(self) -> str:
+        """The file."""
+        return str(self.path)
 
     def write(self, record: AuditRecord, /) -> None:
         """Append one record and make it durable.
@@ -173,7 +179,11 @@ class AuditFile(AbstractContextManager["AuditFile"]):
         """Begin a new file if this one is full, or if it was moved or deleted."""
         if not self._lines.in_place():
             if not self._renamed:
-                _LOG.error("%s: somebody else moved or deleted this file; continuing in a new one", self.path)
+                emit(
+                    "audit.moved",
+                    "%s: somebody else moved or deleted this file; continuing in a new one",
+                    self.path,
+                )
         elif self._max_bytes is not None and self._lines.end >= self._max_bytes:
             self._sign()
             os.rename(self.path, _next_part(self.path))
@@ -200,7 +210,7 @@ class AuditFile(AbstractContextManager["AuditFile"]):
             self._heads.append(Head(chain=self._chain, records=self._records, hash=self._hash))
             self._signed = self._records
         except OSError as error:
-            _LOG.error("%s: the head was not signed: %s", self._heads.path, type(error).__name__)
+            emit("audit.head_unsigned", "%s: the head was not signed: %s", self._heads.path, type(error).__name__)
 
     def _recovered(self) -> str:
         """Return the hash that the next record follows; a torn last line is cut off."""
@@ -208,7 +218,7 @@ class AuditFile(AbstractContextManager["AuditFile"]):
         # A crash can leave the beginning of a record, or zeros. Anything else was not written by an audit file.
         require(_BEGINS.startswith(torn[: len(_BEGINS)]) or not torn.strip(b"\0"), f"{self.path}: no audit file")
         if end < self._lines.end:
-            _LOG.warning("%s: a torn last line is cut off: %d bytes", self.path, self._lines.end - end)
+            emit("audit.torn", "%s: a torn last line is cut off: %d bytes", self.path, self._lines.end - end)
             self._lines.cut(end)
         if line is None and (done := rotated(self.path)):
             return _hash_of(last_line(done[-1])[0], done[-1])
@@ -232,7 +242,9 @@ class AuditFile(AbstractContextManager["AuditFile"]):
                 unmet.discard(line.hash)
         gone = max((head.records for head in heads.values() if head.hash in unmet), default=0)
         if gone > records:
-            _LOG.critical("%s: %d records, but a signed head covers %d: some are gone", self.path, records, gone)
+            emit(
+                "audit.cut", "%s: %d records, but a signed head covers %d: some are gone", self.path, records, gone
+            )
         return chain, records, signed
 
     def _unavailable(self, what: str) -> Unavailable:
@@ -280,7 +292,10 @@ def with_parts(paths: Iterable[Path]) -> list[Path]:
 
 
 def _own(path: str | Path) -> Path:
-    return Path(str(path).replace("{pid}", str(os.getpid())))
+    """Return a path with what is this process's own in place of ``{pid}``, ``{host}`` and ``{instance}``."""
+    host = os.uname().nodename
+    own = {"{pid}": str(os.getpid()), "{host}": host, "{instance}": os.environ.get("MQAUTH_INSTANCE") or host}
+    return Path(re.sub("|".join(map(re.escape, own)), lambda found: own[found[0]], str(path)))
 
 
 def _next_part(path: Path) -> Path:

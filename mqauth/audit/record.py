@@ -8,7 +8,6 @@ log as a stream: which records there are, how many of what, what a key signed.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,12 +17,12 @@ from typing import Any, Final, Protocol
 
 from mqauth.audit.chain import MAX_LINE, raw_lines
 from mqauth.errors import refusing, require
+from mqauth.logs import harmless
 from mqauth.wire import strict_json
 from mqauth.wire.claims import Claims
 from mqauth.wire.message import Message
 
 SCHEMA_VERSION: Final = 1
-MAX_TEXT: Final = 256
 MAX_SOURCE: Final = 512
 """Characters of a ``source``: the name of a topic has up to 249, of a queue up to 255, and more follows it."""
 Record = Mapping[str, Any]
@@ -33,10 +32,6 @@ _CLAIMS: Final = {"kid": "kid", "subject": "sub", "issuer": "iss", "jti": "jti"}
 TIMES: Final = {"time": 13, "day": 10, "hour": 13, "minute": 16}
 """How many characters of a record's time name the span it lies in; ``time`` counts by the hour."""
 DIMENSIONS: Final = ("reason", "verdict", "issuer", "kid", "subject", "destination", "alert", *TIMES)
-# Printable ASCII, and of Unicode what is not a control, a mark of direction, a separator or for private use.
-_UNPRINTABLE = re.compile(
-    r"[^\x20-\x7e\xa0-\u061b\u061d-\u200a\u2010-\u2027\u2030-\u205f\u2070-\ud7ff\uf900-\ufefe\uff00-\uffef]"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,15 +84,6 @@ class AuditSink(Protocol):
         Raises:
             Unavailable: ``audit_unavailable``; the message is then neither dead-lettered nor settled.
         """
-
-
-def harmless(text: str, limit: int = MAX_TEXT) -> str:
-    """Return text of at most ``limit`` characters, with those escaped that a terminal or viewer might act on."""
-    # Cut before it is escaped too, so that a huge text costs no more than its beginning.
-    escaped = _UNPRINTABLE.sub(
-        lambda found: found.group().encode("unicode_escape", "backslashreplace").decode("ascii"), text[: limit + 1]
-    )
-    return escaped if len(escaped) <= limit else escaped[: limit - 1] + "\u2026"
 
 
 def iso_time(seconds: float) -> str:

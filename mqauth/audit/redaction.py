@@ -7,13 +7,13 @@ libraries and of mqauth are looked at. A compact JWS is replaced wherever it sta
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from typing import Any, Final
 
+from mqauth.logs import TOKEN
+
 REDACTED: Final = "<token>"
 LOGGERS: Final = ("mqauth", "aio_pika", "aiormq", "pamqp", "pika", "kafka", "redis", "asyncio")
-_TOKEN: Final = re.compile(r"eyJ[A-Za-z0-9_\-]{8,}(?:[.~][A-Za-z0-9_\-]*)*")
 _MARK: Final = "eyJ"
 
 
@@ -55,10 +55,10 @@ def redact(record: logging.LogRecord) -> None:
     except Exception:
         return
     if _MARK in text:
-        record.msg, record.args = _TOKEN.sub(REDACTED, text), None
+        record.msg, record.args = TOKEN.sub(REDACTED, text), None
     if record.stack_info and _MARK in record.stack_info:
-        record.stack_info = _TOKEN.sub(REDACTED, record.stack_info)
+        record.stack_info = TOKEN.sub(REDACTED, record.stack_info)
     if record.exc_info and record.exc_info[1] is not None:
         traceback = logging.Formatter().formatException(record.exc_info)
         if _MARK in traceback:
-            record.exc_text, record.exc_info = _TOKEN.sub(REDACTED, traceback), None
+            record.exc_text, record.exc_info = TOKEN.sub(REDACTED, traceback), None

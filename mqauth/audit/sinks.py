@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -16,10 +16,12 @@ from mqauth.audit.record import AuditRecord, AuditSink, claims_of
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import require
 from mqauth.flow import Flow, Waiting, begin, resume, settling
+from mqauth.logs import emit
 from mqauth.wire import strict_json
 
 DEFAULT_FLOOD_AFTER: Final = 100
-_LOG: Final = logging.getLogger("mqauth.audit")
+CRITICAL: Final = frozenset(("resurrected_key", "rung_lowered"))
+"""Kinds of alerts that are logged as ``CRITICAL``; all others are errors."""
 Kinds = tuple[tuple[str, ...], ...]
 
 
@@ -31,7 +33,7 @@ class LoggingSink:
         logger: by default ``mqauth.audit``; accepted verdicts are logged at INFO, all others at WARNING.
     """
 
-    logger: logging.Logger = _LOG
+    logger: logging.Logger = logging.getLogger("mqauth.audit")  # noqa: RUF009 - one for each name
 
     def write(self, record: AuditRecord, /) -> None:
         """Log one record."""
@@ -57,7 +59,22 @@ class CallableSink:
         return self.function(record)
 
 
-class FanOut:
+class _Wrapping:
+    """A sink around another one; its records are where that one's are."""
+
+    sink: AuditSink
+
+    @property
+    def where(self) -> str:
+        """Where the records are."""
+        return str(getattr(self.sink, "where", type(self.sink).__name__))
+
+    def close(self) -> None:
+        """Close the sink, if it can be closed; an audit file signs its head then."""
+        close(self.sink)
+
+
+class FanOut(_Wrapping):
     """Writes to several sinks: one that must succeed, and others that may fail.
 
     Args:
@@ -66,7 +83,7 @@ class FanOut:
     """
 
     def __init__(self, durable: AuditSink, *others: AuditSink) -> None:
-        self._durable = durable
+        self.sink = durable
         self._others = others
         self.failures = 0
 
@@ -75,20 +92,22 @@ class FanOut:
         return _begun(self._written(record))
 
     def _written(self, record: AuditRecord) -> Flow[None]:
-        yield from settling(self._durable.write(record))
+        yield from settling(self.sink.write(record))
         yield from _write_each(((sink, record) for sink in self._others), self._failed)
 
     def close(self) -> None:
         """Close the sinks that can be closed."""
-        for sink in (self._durable, *self._others):
+        for sink in (self.sink, *self._others):
             close(sink)
 
     def _failed(self, sink: AuditSink, error: Exception) -> None:
         self.failures += 1
-        _LOG.error("an audit sink (%s) lost a record: %s", type(sink).__name__, type(error).__name__)
+        emit(
+            "audit.record_lost", "an audit sink (%s) lost a record: %s", type(sink).__name__, type(error).__name__
+        )
 
 
-class FloodGate:
+class FloodGate(_Wrapping):
     """Passes records on, and drops the details of those that belong to a flood; safe to share between threads.
 
     From ``flood_after`` rejections a minute with the same reason, kid and destination, a record keeps its id,
@@ -122,12 +141,8 @@ class FloodGate:
         with self._lock:
             nth = [window.peek(kind, record.time) + 1 for window, kind in zip(self._windows, kinds, strict=True)]
         if any(count > limit for count, limit in zip(nth, self._limits, strict=True)):
-            record = replace(_fact_alone(record), extra={**record.extra, "flood": max(nth)})
+            record = replace(_fact_alone(record), extra={**_without_details(record.extra), "flood": max(nth)})
         return _begun(self._counted(record, kinds))
-
-    def close(self) -> None:
-        """Close the sink, if it can be closed; an audit file signs its head then."""
-        close(self.sink)
 
     def _counted(self, record: AuditRecord, kinds: Kinds) -> Flow[None]:
         yield from settling(self.sink.write(record))
@@ -137,7 +152,7 @@ class FloodGate:
                 window.add(kind, record.time)
 
 
-class MisuseWatch:
+class MisuseWatch(_Wrapping):
     """Passes records on, and adds an alert record when a detector gives an alert; safe to share between threads.
 
     Args:
@@ -170,10 +185,6 @@ class MisuseWatch:
         yield from settling(self.sink.write(record))
         yield from _write_each(((self.sink, alert) for alert in self._alerts(record)), _alert_lost)
 
-    def close(self) -> None:
-        """Close the sink, if it can be closed; an audit file signs its head then."""
-        close(self.sink)
-
     def _alerts(self, record: AuditRecord) -> list[AuditRecord]:
         """Return the records of the alerts that a record completes, and call the callback with each alert."""
         # The record is durable by now. If an error were raised here, it would be written a second time.
@@ -181,9 +192,15 @@ class MisuseWatch:
             with self._lock:
                 found = self.detector.observe(record.as_dict())
         except Exception as error:
-            _LOG.error("the misuse detector failed: %s", type(error).__name__)
+            emit("misuse.detector_failed", "the misuse detector failed: %s", type(error).__name__)
             return []
         for alert in found:
+            about = ", ".join(f"{name} {value}" for name, value in alert.about.items())
+            emit(
+                "misuse.alert", "misuse, %s: %d times, %s", alert.kind, alert.count, about,
+                level=logging.CRITICAL if alert.kind in CRITICAL else None, kind=alert.kind, count=alert.count,
+                about=dict(alert.about), verified=alert.verified, audit=record.id, scope=record.scope,
+            )  # fmt: skip
             self._tell(alert)
         return [self._record(alert, record) for alert in found]
 
@@ -192,7 +209,7 @@ class MisuseWatch:
             if self._on_alert is not None:
                 self._on_alert(alert)
         except Exception as error:
-            _LOG.error("an alert callback failed: %s", type(error).__name__)
+            emit("misuse.callback_failed", "an alert callback failed: %s", type(error).__name__)
 
     def _record(self, alert: Alert, record: AuditRecord) -> AuditRecord:
         return replace(
@@ -231,7 +248,7 @@ def _write_each(
 
 
 def _alert_lost(_sink: AuditSink, error: Exception) -> None:
-    _LOG.error("an alert could not be written: %s", type(error).__name__)
+    emit("misuse.alert_lost", "an alert could not be written: %s", type(error).__name__)
 
 
 def _kinds(record: AuditRecord) -> Kinds:
@@ -239,6 +256,10 @@ def _kinds(record: AuditRecord) -> Kinds:
     reason, kid = record.reason or "", str(claims_of({"token": record.token}).get("kid", ""))
     destination = str(record.broker.get("destination", ""))
     return (reason, kid, destination), (reason, destination), (reason,)
+
+
+def _without_details(extra: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in extra.items() if name not in ("found", "expected")}
 
 
 def _fact_alone(record: AuditRecord) -> AuditRecord:

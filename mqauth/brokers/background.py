@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
-_LOG: Final = logging.getLogger("mqauth.delivery")
+from mqauth.logs import emit
 
 
 class BackgroundRun:
@@ -49,5 +48,5 @@ class BackgroundRun:
         try:
             self.run()
         except BaseException as error:
-            _LOG.error("the consumer stopped: %s", type(error).__name__)
+            emit("consumer.ended", "the consumer stopped: %s", type(error).__name__)
             self._error = error

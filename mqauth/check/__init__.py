@@ -8,6 +8,7 @@ the findings in order.
 from __future__ import annotations
 
 import difflib
+import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,11 @@ from mqauth.check.findings import CODES, Code, Finding, Report, Rule, Severity, 
 from mqauth.check.target import Target, lines_of, nearest, read
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.load import Configuration
-from mqauth.config.toml_file import RefusedSetting, read_toml
+from mqauth.config.toml_file import RefusedSetting, placeholders, read_toml
 from mqauth.errors import ConfigurationError
 
 __all__ = ["CODES", "Code", "Finding", "Report", "Severity", "check"]
+_TRUST: Final = {"consumer": ("issuers", "allow"), "release": ("authorities",)}
 RULES: Final[tuple[Rule, ...]] = (*tokens.RULES, *issuers.RULES, *deployment.RULES)
 """Each rule yields its findings on a target."""
 
@@ -40,6 +42,9 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
     readable, raw = tokens.repaired(members)
     target = read(Path(path), readable, now=clock.now())
     findings = [*raw, *(finding("configuration", refusal.path, refusal.what) for refusal in target.refusals)]
+    findings += [
+        finding("trust_from_environment", at, f"takes {name} from the environment") for at, name in _outside(text)
+    ]
     findings += [found for rule in RULES for found in rule(target)]
     findings += [*_unless_known(_built(path, readable, clock, target), findings), *_acceptances(target)]
     lines = lines_of(text)
@@ -47,6 +52,15 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
     accepted = target.options.accept
     kept = tuple(one for one in every if one.severity is Severity.ERROR or one.code.name not in accepted)
     return Report(findings=kept, unseen=tuple(_unseen(target)), accepted=len(every) - len(kept))
+
+
+def _outside(text: str) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Yield each setting that says whom to trust and has a placeholder, with the variable."""
+    members = tomllib.loads(text)
+    for table, keys in _TRUST.items():
+        found = members.get(table)
+        for at, name in placeholders({key: found.get(key) for key in keys} if isinstance(found, dict) else None):
+            yield (table, *at), name
 
 
 def _built(path: str | Path, members: dict[str, Any], clock: Clock, target: Target) -> Iterator[Finding]:

@@ -191,8 +191,9 @@ def audit(target: Target, settings: AuditSettings) -> Iterator[Finding]:
         yield finding("audit_not_durable", _FILE, f"{shown} does not outlast a restart")
     if strangers(path) & _WRITE:
         yield finding("audit_writable", _FILE, f"{shown} may be written by others (mode {mode(path)})")
-    if consumers > 1 and "{pid}" not in str(path):
-        yield finding("audit_shared", _FILE, f"{consumers} consumers, and one name")
+    # In containers each process has the number 1.
+    if consumers > 1 and not any(own in str(path) for own in ("{host}", "{instance}")):
+        yield finding("audit_shared", _FILE, f"{consumers} consumers, and a name that two of them may share")
 
 
 @on("dead_letters")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
 import signal
 import socket
 import ssl
@@ -14,9 +13,9 @@ import typer
 
 from mqauth.errors import ConfigurationError, require
 from mqauth.keystore.disk import files
+from mqauth.logs import emit
 
 _BACKLOG: Final = 512
-_LOG: Final = logging.getLogger("mqauth.keystore")
 
 
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; other than loopback only with TLS.")]
@@ -52,7 +51,7 @@ class Certificate:
             self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
             self._load(self.context)
         except ConfigurationError as error:
-            _LOG.error("%s; the certificate read before stays in use", error)
+            emit("serve.certificate_kept", "%s; the certificate read before stays in use", error)
 
     def _load(self, context: ssl.SSLContext) -> None:
         chain, key = self._files

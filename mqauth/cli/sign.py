@@ -10,12 +10,12 @@ from typing import Annotated, Any, Final
 import typer
 
 from mqauth import ConfigurationError, MalformedMessage, Message, Outcome, Pipeline, Reason, Signer, Verdict, load
-from mqauth.audit.record import harmless
 from mqauth.cli.app import MAX_INPUT, Config, Text, print_json, read_body, read_texts, standard_input
 from mqauth.cli.settings import file_of
 from mqauth.errors import require
 from mqauth.flow import Flow, run
 from mqauth.judging.pipeline import Delivery
+from mqauth.logs import harmless
 from mqauth.signer import Prepared
 from mqauth.wire import destination, json_form
 from mqauth.wire.claims import MAX_BATCH

@@ -174,7 +174,7 @@ class Configuration:
         verifier = Verifier(keys=issuers, release=self._releases(found.leeway), **found.arguments(Verifier))
         return Pipeline(
             verifier=verifier, policy=Allow([rule.rule for rule in found.allow]), replay=self._store(),
-            scope=found.scope, clock=self._clock, **more,
+            scope=found.scope, exception_messages=found.exception_messages, clock=self._clock, **more,
         )  # fmt: skip
 
     def _releases(self, leeway: int) -> ReleaseAuthorities | None:
@@ -199,8 +199,12 @@ class Configuration:
 
     def _audit_sink(self, found: AuditSettings) -> MisuseWatch:
         heads = self._heads(found)
+        scope = None if self._settings.consumer is None else self._settings.consumer.scope
+        if scope is None and "{scope}" in str(found.file):
+            raise found.table.refuse("file", "{scope} needs [consumer] scope")
         with found.table.located("file"):
-            file = AuditFile(found.file, fsync=not found.unsafe_no_fsync, max_bytes=found.max_bytes, heads=heads)
+            path = Path(str(found.file).replace("{scope}", (scope or "").replace("/", "_")))
+            file = AuditFile(path, fsync=not found.unsafe_no_fsync, max_bytes=found.max_bytes, heads=heads)
         # The watch stands before the flood gate: a detector has to count the records that the gate sums up.
         gate = FloodGate(file, found.flood_after)
         return MisuseWatch(gate, Detector(self.thresholds), on_alert=self._on_alert, clock=self._clock)

@@ -209,6 +209,9 @@ class ConsumerSettings(Settings):
         text_or_table(_SUBJECT, entries(ANY, NAME)),
         "Compare the AMQP user with `sub`: they are equal, or a table maps users to subjects.",
     ] = None
+    exception_messages: Annotated[
+        bool, FLAG, "Log the messages of exceptions that handlers raise; not where validators quote bodies."
+    ] = True
     issuers: Annotated[
         tuple[IssuerSettings, ...],
         inners(IssuerSettings, 1, "issuer"),
@@ -258,7 +261,7 @@ class ReplaySettings(Settings):
 class AuditSettings(Settings):
     """``[audit]``: the audit file, its flood gate and its signed heads."""
 
-    file: Annotated[Path, PATH, "The audit file; `{pid}` in it stands for the process."]
+    file: Annotated[Path, PATH, "The audit file; `{pid}`, `{host}`, `{scope}` and `{instance}` are filled in."]
     record: Annotated[
         Literal["rejections", "all"], choice(("rejections", "all")), "Which verdicts are recorded."
     ] = "rejections"

@@ -25,6 +25,7 @@ _MAX_FILE: Final = 1024 * 1024
 _MAX_SECRET_FILE: Final = 64 * 1024
 _MAX_PASSPHRASE: Final = 1023
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
+_PLACEHOLDER: Final = re.compile(r"\$\$(?=\{)|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})?")
 _TYPES: Final = {
     bool: "a boolean", int: "an integer", float: "a float", str: "a string", list: "an array", dict: "a table",
 }  # fmt: skip
@@ -147,16 +148,19 @@ def spelt(key: str) -> str:
 def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
     """Return the text of a TOML file, and the tables in it.
 
+    Variables of the environment stand in place of ``${NAME}`` and ``${NAME:-default}`` in the texts of values.
+
     Args:
         path: the file, at most 1 MiB.
 
     Raises:
-        ConfigurationError: the file cannot be read, is too large, or is not TOML. A syntax error names its line.
+        ConfigurationError: the file cannot be read, is too large, or is not TOML. A syntax error names its line; a
+            variable that is not set is named.
     """
     raw = files.read_bounded(path, _MAX_FILE)
     try:
         text = raw.decode("utf-8")
-        return text, tomllib.loads(text)
+        members = tomllib.loads(text)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigurationError(f"{path}: not UTF-8 (at line {line})") from error
@@ -168,6 +172,42 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
         last = raw.rstrip(b"\n").count(b"\n") + 1
         what = str(error).replace("(at end of document)", f"(at line {last}, the end)")
         raise ConfigurationError(f"{path}: not TOML: {what}") from error
+    return text, _filled(members, Table(file=str(path), members=members))
+
+
+def placeholders(found: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Yield the place of each ``${NAME}`` in the texts of a value, and the name."""
+    if isinstance(found, str):
+        yield from (((), one[1]) for one in _PLACEHOLDER.finditer(found) if one[1])
+    elif isinstance(found, dict | list):
+        for key, inner in found.items() if isinstance(found, dict) else enumerate(found):
+            yield from (((key, *at), name) for at, name in placeholders(inner))
+
+
+def _filled(found: Any, table: Table, key: str = "") -> Any:
+    """Return a value with the environment's variables in place of ``${NAME}`` in its texts, never in keys."""
+    if isinstance(found, str):
+        return _PLACEHOLDER.sub(lambda one: _variable(one, table, key), found)
+    if isinstance(found, list):
+        return [_filled(one, table, key) for one in found]
+    if isinstance(found, dict):
+        inner = table.inner(key) if key and key in table.members and table.members[key] is found else table
+        return {name: _filled(one, inner, name) for name, one in found.items()}
+    return found
+
+
+def _variable(found: re.Match[str], table: Table, key: str) -> str:
+    if found[0] == "$$":
+        return "$"
+    name, default = found[1], found[2]
+    if name is None:
+        raise table.refuse(key, "a placeholder is ${NAME} or ${NAME:-default}; a ${ that is none is written $${")
+    value = os.environ.get(name)
+    if default is not None:
+        return value or default
+    if value is None:
+        raise table.refuse(key, f"the variable {name} is not set, and ${{{name}}} has no default")
+    return value
 
 
 def read_passphrase(*, env: str | None = None, file: Path | None = None) -> bytes | None:

@@ -5,7 +5,6 @@ People log in with a local token, or at an OpenID provider (authorization code f
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -27,6 +26,7 @@ from mqauth.console.oidc_provider import LIFETIME, Attempts, Provider
 from mqauth.console.pages import SEE_OTHER, BadRequestError, Pages, read_form
 from mqauth.console.site import REVIEWER, STATIC, Cookie, Sessions, Site, Tokens
 from mqauth.errors import MqauthError, require
+from mqauth.logs import emit
 
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -47,7 +47,6 @@ START: Final = "/login/oidc"
 CALLBACK: Final = "/login/callback"
 MAX_AT_ONCE: Final = 8
 """Logins that wait for the provider at once. A slow provider must not take every thread of the console."""
-_LOG: Final = logging.getLogger("mqauth.console")
 _ERRORS: Final = {
     "access_denied": "The login was cancelled, or the identity provider denied it.",
     "login_required": "The identity provider wants you to log in there first.",
@@ -213,7 +212,7 @@ class _LoginError(MqauthError):
         super().__init__(text)
         self.status = status
         if why is not None:
-            _LOG.warning("a login failed: %s", why)
+            emit("console.login_failed", "a login failed: %s", why)
 
 
 class Login:
@@ -305,7 +304,11 @@ class Login:
         if answer.get("iss", None if names_itself else provider.settings.issuer) != provider.settings.issuer:
             raise _LoginError(403, "The answer is not of our identity provider. Begin again.")
         if "error" in answer:
-            _LOG.warning("the identity provider answered a login with %s", visible(answer["error"])[:80])
+            emit(
+                "console.login_failed",
+                "the identity provider answered a login with %s",
+                visible(answer["error"])[:80],
+            )
             raise _LoginError(403, _ERRORS.get(answer["error"], "The identity provider refused the login."))
         if "code" not in answer:
             raise _LoginError(400, _MALFORMED)
@@ -326,7 +329,7 @@ class Login:
 
     def _let_in(self, request: Request, found: Person) -> Response:
         who = visible(found.name)
-        _LOG.info("login of %s (sub %s): %s", who, visible(found.subject), found.role or "no role")
+        emit("console.login", "login of %s (sub %s): %s", who, visible(found.subject), found.role or "no role")
         if found.role is None:
             return self._page(403, f"You are {who}, but nothing gives you a role in this console.")
         # A page, not a redirect: the session's strict cookie is not sent on one that another site began.

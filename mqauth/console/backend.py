@@ -6,7 +6,6 @@ newest. Where the broker is lost every page says so, and reading goes on when it
 
 from __future__ import annotations
 
-import logging
 import secrets
 import threading
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import Any, Final, TypeVar
 
 from mqauth.console.display import Overview, overview
 from mqauth.errors import Cause, MqauthError, Unavailable, require
+from mqauth.logs import emit
 from mqauth.review import (
     ALL,
     DISCARD,
@@ -47,7 +47,6 @@ WAITS: Final = (1.0, 2.0, 5.0)
 FRESH: Final = 1.0
 """Seconds for which the overview of an index that grows is not made again."""
 T = TypeVar("T")
-_LOG: Final = logging.getLogger("mqauth.console")
 
 
 class BusyError(MqauthError):
@@ -336,7 +335,7 @@ class Backend:
             job.error = str(error)
         # A failed job is a line on its page. The console itself must stay up.
         except Exception as error:
-            _LOG.exception("console job %s failed", job.kind)
+            emit("console.job_failed", "console job %s failed", job.kind, error=error)
             job.error = type(error).__name__
         finally:
             job.running = False

@@ -39,14 +39,13 @@ from 11.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Collection, Iterable, Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from mqauth.clock import Clock
-from mqauth.delivery.health import Health, Stall
+from mqauth.delivery.health import Counts, Health, Stall
 from mqauth.delivery.partition import Backoff, ClientCalls, Partition, TopicPartition, offset_of
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
@@ -56,7 +55,6 @@ COMMIT_RETRY: Final = 1.0
 """Seconds before a failed commit is made again; during a rebalance none can succeed."""
 Due = Mapping[Partition, int]
 _DEFERRED: Final = Verdict.DEFERRED
-_LOG: Final = logging.getLogger("mqauth.delivery")
 
 
 class Assignment:
@@ -69,6 +67,9 @@ class Assignment:
         session: seconds of silence after which the broker may have given our partitions to others.
         width: how many partitions can be worked on at once.
         lock: protects it where several threads use it; the thread that holds it may enter it again.
+
+    Attributes:
+        counts: what became of the deliveries.
 
     Raises:
         ConfigurationError: ``interval`` is not above 0.
@@ -93,6 +94,7 @@ class Assignment:
         self._width = width
         self._lock = nullcontext() if lock is None else lock
         self._partitions: dict[Any, Partition] = {}
+        self.counts = Counts()
         self._running: list[Partition] = []
         self._paused: Set[Any] = frozenset()
         self._held_back = self._stopping = self._ended = False
@@ -198,6 +200,7 @@ class Assignment:
     def attempted(self, partition: Partition, outcome: Outcome) -> bool:
         """Note the outcome of a chosen partition's first delivery; return whether the next one may follow."""
         with self._lock:
+            self.counts.add(outcome)
             if outcome.verdict is not _DEFERRED:
                 partition.settle()
                 return True
@@ -218,12 +221,10 @@ class Assignment:
             partition.skip(beyond)
 
     def stall(self, partition: Partition, offset: int, outcome: Outcome) -> None:
-        """Defer a partition at an offset, and log it unless the cause is the same as before."""
+        """Defer a partition at an offset."""
         with self._lock:
             topic, number = partition.topic_partition.topic, partition.topic_partition.partition
             before = partition.stall
-            if before is None or before.cause is not outcome.cause:
-                _LOG.warning("%s-%d stalls at %d: %s", topic, number, offset, outcome.cause)
             partition.attempt += 1
             partition.retry_at = self._clock.monotonic() + self._backoff.wait(partition.attempt)
             partition.stall = Stall(

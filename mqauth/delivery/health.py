@@ -6,6 +6,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mqauth.errors import Cause
+from mqauth.judging.delivery import Outcome
+from mqauth.judging.unverified import Verdict
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of a consumer's deliveries since it started, each time one was attempted."""
+
+    handled: int = 0
+    rejected: int = 0
+    duplicate: int = 0
+    unverified: int = 0
+    deferred: int = 0
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one outcome."""
+        verdict = outcome.verdict
+        if verdict is Verdict.ACCEPTED:
+            self.handled += 1
+        elif verdict is Verdict.REJECTED:
+            self.rejected += 1
+        elif verdict is Verdict.DUPLICATE:
+            self.duplicate += 1
+        elif verdict is Verdict.UNVERIFIED:
+            self.unverified += 1
+        else:
+            self.deferred += 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

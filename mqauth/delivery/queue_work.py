@@ -16,6 +16,7 @@ from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, 
 from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Responder
 from mqauth.letters.dead_letter import DeadLetterSink
+from mqauth.logs import emit
 from mqauth.wire.message import Message
 
 LEFT: Final = (
@@ -27,7 +28,6 @@ INTERRUPTED: Final = Outcome(
 )
 """Outcome of an attempt in which a client cancelled what it waited for, because its connection was lost."""
 _LEASE_PARTS: Final = 3
-_LOG: Final = logging.getLogger("mqauth.delivery")
 
 
 class QueueWork:
@@ -132,7 +132,7 @@ class QueueWork:
         if not slot.is_last:
             return True
         self.left += 1
-        _LOG.log(self._level, LEFT, self._queue, 1)
+        emit("message.left", LEFT, self._queue, 1, level=self._level)
         return False
 
     def lost(self, deliveries: Sequence[Delivery]) -> None:
@@ -144,7 +144,7 @@ class QueueWork:
     def stopped(self) -> None:
         """Log how many messages were left at their last delivery."""
         if self.left:
-            _LOG.critical(LEFT, self._queue, self.left)
+            emit("message.left", LEFT, self._queue, self.left)
 
 
 class QueueLeases:
@@ -180,5 +180,5 @@ class QueueLeases:
     def lost(self, delivery: Delivery) -> None:
         """Log that a claim belongs to somebody else now, unless its handler has ended meanwhile."""
         if delivery.step is Step.HANDLE:
-            _LOG.error("a handler outlived its claim, its message may be handled twice")
+            emit("claim.lost", "a handler outlived its claim, its message may be handled twice")
             self.remove(delivery)

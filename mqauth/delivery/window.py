@@ -49,11 +49,12 @@ import logging
 from typing import Final
 
 from mqauth.clock import Clock
-from mqauth.delivery.health import QueueHealth
+from mqauth.delivery.health import Counts, QueueHealth
 from mqauth.delivery.hold import HeldDelivery, Hold, is_deferred
 from mqauth.errors import Cause
 from mqauth.judging.delivery import Outcome
 from mqauth.judging.unverified import Verdict
+from mqauth.logs import emit
 
 STEADY: Final = 60.0
 """Seconds of consuming after which a lost connection is no longer in a row with the one before."""
@@ -68,7 +69,6 @@ PROBE_WAIT_MAX: Final = 30.0
 _DOUBLINGS: Final = 10
 _BLOCKED: Final = "the broker has blocked this connection by an alarm: it takes no ack and answers nothing"
 _DOWN: Final = "the connection is down"
-_LOG: Final = logging.getLogger("mqauth.delivery")
 
 
 class Prefetch:
@@ -169,7 +169,7 @@ class Outage:
     def failed(self, error: BaseException | None) -> None:
         """Log why it could not consume, and that it is tried again."""
         self._why = str(error) or type(error).__name__
-        _LOG.warning("cannot consume %s now, trying again: %s", self._queue, self._why)
+        emit("connection.unavailable", "cannot consume %s now, trying again: %s", self._queue, self._why)
 
     def long(self) -> tuple[Cause, float, str] | None:
         """Return cause, begin (UTC seconds) and detail of an outage of a minute or more; ``None`` before."""
@@ -190,6 +190,7 @@ class Window:
     Attributes:
         consumer: the tag under which the broker sends messages now, ``None`` while it sends none.
         stalled: the delivery for which the queue was suspended.
+        counts: what became of the deliveries.
         outage: the time for which it wants to consume and cannot.
         failure: the error that ended the consumer.
         stopping: whether nothing more is begun.
@@ -203,6 +204,7 @@ class Window:
         self._stalls_in_a_row = 0
         self._said_full = False
         self.outage = Outage(queue, clock)
+        self.counts = Counts()
         self.consumer: str | None = None
         self.stalled: HeldDelivery | None = None
         self.failure: BaseException | None = None
@@ -234,9 +236,9 @@ class Window:
         self.consumer = None
         if self.stopping or not self._prefetch.lost(self._clock.monotonic(), channel_alone=channel_alone):
             return
-        _LOG.warning("%s: channel or connection lost (%s)", self._queue, why)
+        emit("connection.lost", "%s: channel or connection lost (%s)", self._queue, why)
         if self._prefetch.narrow():
-            _LOG.critical(
+            emit("consumer.narrowed",
                 "%s: %d connections were lost in a row, a message may be poison; prefetch falls to 1",
                 self._queue, self._prefetch.in_a_row,
             )  # fmt: skip
@@ -260,6 +262,7 @@ class Window:
 
         A rejection that was audited and dead-lettered shows that the outage is over for which the window is 1.
         """
+        self.counts.add(outcome)
         if is_deferred(outcome):
             return False
         self._stalls_in_a_row = 0
@@ -293,7 +296,7 @@ class Window:
             self.stalled = held
             self._stalls_in_a_row += 1
             causes = ", ".join(self._hold.capacity.by_cause()) or held.outcome.cause
-            _LOG.error("%s is stalled: %s", self._queue, causes)
+            emit("consumer.stalled", "%s is stalled: %s", self._queue, causes)
         held.stays = held.is_handled or (held is self.stalled and held.needs_ours)
         return held.stays
 
@@ -312,7 +315,7 @@ class Window:
             return
         if held.goes_back:
             self._prefetch.caution()
-        _LOG.warning("%s goes on after %s", self._queue, held.outcome.cause)
+        emit("consumer.resumed", "%s goes on after %s", self._queue, held.outcome.cause)
 
     # Recovery, the end, and health
 
@@ -323,12 +326,12 @@ class Window:
     def widen(self) -> None:
         """Open the whole window again after a long time without a loss."""
         self._prefetch.restore()
-        _LOG.warning("%s: prefetch back to %d", self._queue, self.prefetch)
+        emit("consumer.widened", "%s: prefetch back to %d", self._queue, self.prefetch)
 
     def fail(self, error: BaseException) -> None:
         """Remember the first error that ends the consumer."""
         if self.failure is None:
-            _LOG.critical("the consumer of %s ends: %s", self._queue, type(error).__name__)
+            emit("consumer.failed", "the consumer of %s ends: %s", self._queue, type(error).__name__)
             self.failure = error
 
     def stop(self) -> None:
@@ -376,4 +379,11 @@ class Window:
         causes = ", ".join(f"{number} {what}" for what, number in self._hold.capacity.by_cause().items())
         ordered = self.prefetch == 1
         why = "its prefetch is 1" if ordered else "no more can be held"
-        _LOG.log(logging.WARNING if ordered else logging.ERROR, "%s waits, since %s: %s", self._queue, why, causes)
+        emit(
+            "consumer.full",
+            "%s waits, since %s: %s",
+            self._queue,
+            why,
+            causes,
+            level=logging.WARNING if ordered else logging.ERROR,
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from abc import abstractmethod
 from collections.abc import Awaitable, Iterable
@@ -14,12 +13,12 @@ from faststream._internal.parser import DefaultCodec
 from mqauth.brokers.log.records import native_headers, to_message
 from mqauth.errors import require
 from mqauth.judging.verified import Verified
+from mqauth.logs import emit
 from mqauth.signer import Signer
 from mqauth.wire.message import Message
 
 SETTINGS: Final = {"consumer_timeout": math.inf}
 """Of a ``Processor``: what is deferred is held until it is decided, since nothing after it may be committed."""
-_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 class Place(NamedTuple):
@@ -138,7 +137,9 @@ async def attempt(call: Awaitable[Any], lost: tuple[type[Exception], ...], what:
     try:
         await call
     except lost as error:
-        _LOG.warning("%s failed, what is not committed comes again: %s", what, type(error).__name__)
+        emit(
+            "client.commit_failed", "%s failed, what is not committed comes again: %s", what, type(error).__name__
+        )
         return False
     return True
 

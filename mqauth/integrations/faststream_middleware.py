@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import ContextVar
@@ -34,6 +33,7 @@ from mqauth.integrations.turn import Turn, handle
 from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.judging.verified import Verified
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
+from mqauth.logs import emit
 from mqauth.signer import Signer
 
 LEAVES: Final = {
@@ -49,7 +49,6 @@ _DONE: Final = (AckMessage, SkipMessage)
 _STOPS: Final = (StopConsume, SystemExit)
 _ANSWER: Final[ContextVar[Any]] = ContextVar("mqauth_answer", default=LEAVES)
 """The answer that a request just got; no message is the default."""
-_LOG: Final = logging.getLogger("mqauth.faststream")
 
 
 class NotHandledError(MqauthError, IgnoredException):
@@ -379,7 +378,7 @@ def _not_handled(turn: Turn) -> Exception:
     try:
         return NotHandledError(turn.outcome())
     except Exception as error:
-        _LOG.critical("the subscriber stops: %s", error)
+        emit("consumer.failed", "the subscriber stops: %s", error)
         stop = StopConsume()
         stop.__cause__ = error
         return stop

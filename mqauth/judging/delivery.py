@@ -8,14 +8,14 @@ from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from mqauth.audit import record as audit_records
-from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, RejectNow, RetryLater, Unavailable
-from mqauth.flow import ColourError
+from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, Unavailable
 from mqauth.judging.rollout import Rung
 from mqauth.judging.token import Candidate
 from mqauth.judging.unverified import Unverified, Verdict
 from mqauth.judging.verified import Verified
 from mqauth.letters.dead_letter import content_digest, letter_id
 from mqauth.letters.release import Release
+from mqauth.logs import harmless
 from mqauth.replay.rules import ClaimRequest
 from mqauth.wire.envelope import token_of
 from mqauth.wire.message import Message
@@ -73,7 +73,7 @@ class Outcome(NamedTuple):
                 cls, (delivery.verdict, None, None, None, verified, None, seconds, None, delivery.unverified)
             )
         return cls(
-            delivery.verdict, reason=rejection.reason, detail=rejection.detail, dead_letter=delivery.letter,
+            delivery.verdict, reason=rejection.reason, detail=rejection.sentence(), dead_letter=delivery.letter,
             judge_seconds=delivery.judge_seconds, unverified=delivery.unverified,
         )  # fmt: skip
 
@@ -90,6 +90,9 @@ class Delivery:
         owner: the random text it claims with. It never changes, so that a claim whose answer was lost can be
             made again.
         step: what is to be done next.
+        attempts: how often its handler failed and was called again.
+        error: the error id of its handler's last failure.
+        waits: of what it waits for in the log, until it is settled.
         renewed: UTC seconds at which its lease was last extended.
         fence: called with the delivery before each step that must not be taken once the broker has given the
             delivery to somebody else. It raises ``StaleDelivery`` then, and may be asynchronous.
@@ -116,6 +119,9 @@ class Delivery:
     fence: Callable[[Delivery], Any] | None = None
     digest: str | None = None
     renewed: float = 0.0
+    attempts: int = 0
+    error: str | None = None
+    waits: tuple[str, str] | None = None
     rung: Rung | None = None
     unverified: Unverified | None = None
 
@@ -164,21 +170,6 @@ def asked_fence(delivery: Delivery, fence: Callable[[Delivery], Any]) -> Any:
     return fence(delivery)
 
 
-def failed(delivery: Delivery, error: Exception) -> None:
-    """Reject a delivery as ``handler_failed`` after the last attempt of its handler.
-
-    Raises:
-        Unavailable: the handler raised ``RetryLater``.
-        ColourError: the handler is asynchronous, and nobody awaits it.
-    """
-    if isinstance(error, ColourError):
-        raise error
-    if isinstance(error, RetryLater):
-        raise Unavailable(Cause.HANDLER_DEFERRED, error.detail) from error
-    detail = error.detail if isinstance(error, RejectNow) else f"{type(error).__name__} after the last attempt"
-    delivery.reject(Rejection(Reason.HANDLER_FAILED, detail), Step.RELEASE)
-
-
 def verdict_record(
     delivery: Delivery, *, scope: str, time: float, policy: str, instance: str
 ) -> audit_records.AuditRecord:
@@ -212,13 +203,6 @@ def verdict_record(
     )
 
 
-def _extra(delivery: Delivery) -> dict[str, Any]:
-    """Return the members that few records have: the release, and the rung of what was not verified."""
-    release = {} if delivery.release is None else {"release": _release_fields(delivery.release)}
-    rung = delivery.rung
-    return release if rung is None or delivery.unverified is None else release | {"rung": rung.label}
-
-
 def _token_fields(delivery: Delivery) -> dict[str, Any]:
     """Return what the record says of a token, and whether its claims were verified."""
     candidate, rejection, verified = delivery.candidate, delivery.rejection, delivery.verified
@@ -235,11 +219,23 @@ def _token_fields(delivery: Delivery) -> dict[str, Any]:
     )
 
 
+def _extra(delivery: Delivery) -> dict[str, Any]:
+    """Return the members that few records have: release, error id, details, rung of what was not verified."""
+    release, error = delivery.release, delivery.error
+    found: dict[str, Any] = {} if release is None else {"release": _release_fields(release)}
+    found |= {} if error is None else {"error": error}
+    if delivery.rejection is not None:
+        halves = {"found": delivery.rejection.found, "expected": delivery.rejection.expected}
+        found |= {name: dict(said) for name, said in halves.items() if said}
+    rung = delivery.rung
+    return found if rung is None or delivery.unverified is None else found | {"rung": rung.label}
+
+
 def _release_fields(release: Release) -> dict[str, Any]:
     return {
-        "iss": audit_records.harmless(release.iss), "sub": audit_records.harmless(release.sub),
-        "jti": audit_records.harmless(release.jti), "letter": release.letter, "waive": sorted(release.waive),
-        "scope": audit_records.harmless(release.scope),
+        "iss": harmless(release.iss), "sub": harmless(release.sub),
+        "jti": harmless(release.jti), "letter": release.letter, "waive": sorted(release.waive),
+        "scope": harmless(release.scope),
     }  # fmt: skip
 
 

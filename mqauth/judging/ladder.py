@@ -7,7 +7,6 @@ fails or is slow is not asked again for a while, and what ends a claim is never 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from types import GeneratorType
 from typing import Any, Final, TypeVar, cast
@@ -31,10 +30,10 @@ from mqauth.judging.unverified import (
     make_unverified,
 )
 from mqauth.judging.verified import Verified
+from mqauth.logs import emit
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.wire.keys import KeySet, KeySource
 
-_LOG: Final = logging.getLogger("mqauth.rollout")
 R = TypeVar("R")
 PATIENCE: Final = 0.25
 """Seconds that a plug-in may take before it is left alone for a while."""
@@ -269,7 +268,7 @@ def lenient(end: Callable[..., Flow[None]], store: Breaker, audit: Breaker, reco
         try:
             yield from breakers[step].watch(end(delivery, *rest))
         except Unavailable as error:
-            _LOG.warning("below enforce, not waited for: %s", error)
+            emit("rollout.not_awaited", "below enforce, not waited for: %s", error)
             kept = Step.SETTLE if delivery.rejection is None else Step.BURY
             wanted = step is not Step.RECORD and (record_all or kept is Step.BURY)
             delivery.step = Step.RECORD if wanted else kept
@@ -296,7 +295,7 @@ def check_handlers(rollout: Rollout | None, handler: Any, unverified: Unverified
         )
         return
     if not rollout:
-        _LOG.warning("unverified= is given and nothing is below enforce: old code is still wired in")
+        emit("rollout.wired_in", "unverified= is given and nothing is below enforce: old code is still wired in")
     given = listed(unverified)
     for each in given.values():
         require(callable(each), "unverified= is a handler, or a table of handlers by kind")

@@ -12,7 +12,6 @@ crash before that may duplicate a message, and never loses one.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,7 +21,9 @@ from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import Cause, ConfigurationError, Unavailable, require
 from mqauth.flow import Attempts, Call, Flow, answered, asked, at_once, settling
-from mqauth.judging.delivery import Delivery, Outcome, Step, asked_fence, failed, verdict_record
+from mqauth.judging.delivery import Delivery, Outcome, Step, asked_fence, verdict_record
+from mqauth.judging.details import explain
+from mqauth.judging.journal import Journal
 from mqauth.judging.judge import Judge
 from mqauth.judging.ladder import Breaker, LadderJudge, check_handlers, is_lenient, lenient, routed
 from mqauth.judging.policy import Allow, Policy
@@ -31,6 +32,7 @@ from mqauth.judging.unverified import UnverifiedHandler, Unverifieds, Verdict
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
+from mqauth.logs import HANDLING, emit
 from mqauth.replay.rules import DEFAULT_LEASE, ClaimStatus, ReplayStore
 from mqauth.wire.base64url import encode as base64url_encode
 from mqauth.wire.message import Message
@@ -38,7 +40,6 @@ from mqauth.wire.message import Message
 __all__ = ["Delivery", "Handler", "Observer", "Outcome", "Pipeline", "Step", "Verdict"]
 Handler = Callable[[Verified], Any]
 Observer = Callable[[Outcome, Message, float], None]
-_LOG: Final = logging.getLogger("mqauth.pipeline")
 # Python 3.11 takes its time to look a member of an enum up
 _JUDGE, _HANDLE, _CONFIRM, _RELEASE = Step.JUDGE, Step.HANDLE, Step.CONFIRM, Step.RELEASE
 _PASS_ON, _RECORD, _SETTLE = Step.PASS_ON, Step.RECORD, Step.SETTLE
@@ -61,6 +62,7 @@ class Pipeline:
         attempts: how often a handler may fail.
         lease: seconds a claim holds while its handler runs.
         instance: the name of this process in audit records.
+        exception_messages: whether messages of handlers' exceptions are logged; not where they quote bodies.
         observers: called with each outcome of ``process``, its message and the seconds since that was received;
             for metrics. What they raise is logged and changes nothing.
         rollout: which destinations are not enforced yet, and what is exempt; by default nothing.
@@ -82,6 +84,7 @@ class Pipeline:
         attempts: Attempts = Attempts(),  # noqa: B008 - frozen
         lease: float = DEFAULT_LEASE,
         instance: str | None = None,
+        exception_messages: bool = True,
         observers: Iterable[Observer] = (),
         rollout: Rollout | None = None,
         clock: Clock = SYSTEM_CLOCK,
@@ -116,6 +119,8 @@ class Pipeline:
         self.rollout = rollout or None
         self.verdicts = Judge(**settings)
         """Takes the steps of a verdict; for whoever makes the claims of many deliveries together."""
+        plugins: dict[str, Any] = {"verifier": verifier, "policy": policy, "replay": replay, "audit": audit}
+        self.journal = Journal(clock, randomness, self.scope_of, messages=exception_messages, **plugins)
         self._ending = self._end
         if self.rollout is not None:
             ladder = self.verdicts = LadderJudge(self.verdicts, self.rollout, self._passes, **settings)
@@ -161,16 +166,13 @@ class Pipeline:
                 if step is _JUDGE:
                     yield from self._timed_judge(delivery) if self._observers else self.verdicts.judge(delivery)
                 elif step is _HANDLE and handler is not None:
-                    try:
-                        yield _TUPLE(Call, (handler, (delivery.verified,), self.attempts, None))
-                        delivery.step = _CONFIRM
-                    except Exception as error:
-                        failed(delivery, error)
+                    yield from self._handled(delivery, handler, delivery.verified, _CONFIRM)
                 else:
                     yield from self._ending(delivery, dead_letters, unverified)
             outcome = Outcome.of(delivery)
+            self.journal.ended(delivery)
         except Unavailable as error:
-            outcome = delivery.defer(error)
+            outcome = self.journal.deferred(delivery, error, dead_letters)
         if self._observers and handler is not None:
             self._observe(outcome, delivery)
         return outcome
@@ -184,7 +186,8 @@ class Pipeline:
             if delivery.step is Step.JUDGE:
                 yield from self.verdicts.judge(delivery)
         except Unavailable as error:
-            return delivery.defer(error)
+            return self.journal.deferred(delivery, error, None)
+        explain(delivery, self.verifier, self.policy)
         return Outcome.of(delivery)
 
     def confirm(self, delivery: Delivery) -> Flow[Outcome]:
@@ -235,7 +238,7 @@ class Pipeline:
         try:
             return (yield from self._renewed(delivery))
         except Unavailable as error:
-            _LOG.warning("a lease was not renewed: %s", error)
+            emit("claim.not_renewed", "a lease was not renewed: %s", error)
             return True
 
     def _renewed(self, delivery: Delivery) -> Flow[bool]:
@@ -301,6 +304,7 @@ class Pipeline:
                     yield from answered(_STORE, ended)
             delivery.step = _SETTLE if delivery.rejection is None and not self._record_all else _RECORD
         elif step is _RECORD:
+            explain(delivery, self.verifier, self.policy)
             yield from self._record(delivery)
         elif step is _PASS_ON:
             yield from self._pass_on(delivery, unverified)
@@ -311,11 +315,18 @@ class Pipeline:
         """Call the handler of what needs no proof; nothing is claimed, and nothing recorded of it."""
         if unverified is None:
             raise ConfigurationError("an unverified message came to a consumer without unverified=")
+        yield from self._handled(delivery, unverified, delivery.unverified, _SETTLE)
+
+    def _handled(self, delivery: Delivery, handler: Any, message: Any, then: Step) -> Flow[None]:
+        """Call a handler, and go on with step ``then`` once it has returned."""
+        HANDLING.set(delivery)
         try:
-            yield _TUPLE(Call, (unverified, (delivery.unverified,), self.attempts, None))
-            delivery.step = _SETTLE
+            yield _TUPLE(Call, (handler, (message,), self.attempts, None, self.journal.retried))
+            delivery.step = then
         except Exception as error:
-            failed(delivery, error)
+            self.journal.failed(delivery, error)
+        finally:
+            HANDLING.set(None)
 
     def _timed_judge(self, delivery: Delivery) -> Flow[None]:
         started = self.clock.monotonic()
@@ -351,6 +362,7 @@ class Pipeline:
             audit=delivery.record_id,
             release=delivery.release,
             digest=delivery.content_digest(),
+            error=delivery.error,
             rung=None if delivery.unverified is None or delivery.rung is None else delivery.rung.label,
         )
         yield from asked(Cause.DEAD_LETTER_UNAVAILABLE, dead_letters.publish, letter)
@@ -361,7 +373,7 @@ class Pipeline:
             try:
                 observer(outcome, delivery.message, self.clock.now() - delivery.received)
             except Exception as error:  # metrics must not stop a consumer
-                _LOG.warning("an observer failed: %s", type(error).__name__)
+                emit("observer.failed", "an observer failed: %s", type(error).__name__)
 
     def on_change(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Have a function called when the keys of an issuer change: deliveries that wait for a key may go on then.

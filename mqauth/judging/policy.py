@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -11,10 +10,10 @@ from typing import Final, Protocol
 
 from mqauth.errors import ConfigurationError, MalformedMessage, require
 from mqauth.judging.verified import Verified, producer_and_place
+from mqauth.logs import emit
 from mqauth.wire import destination, memo
 from mqauth.wire.claims import is_name
 
-_LOG: Final = logging.getLogger("mqauth.policy")
 _WILDCARDS: Final = ("*", "#")
 
 
@@ -112,7 +111,7 @@ class UnsafeAllowAll:
     version = "unsafe-allow-all"
 
     def __init__(self) -> None:
-        _LOG.warning("UnsafeAllowAll: any producer of a trusted issuer may publish anywhere")
+        emit("policy.unsafe", "UnsafeAllowAll: any producer of a trusted issuer may publish anywhere")
 
     def decide(self, verified: Verified, /) -> Decision:
         """Return ``ALLOW``."""

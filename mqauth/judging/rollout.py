@@ -7,7 +7,6 @@ sender wrote. It does not change in a running process. Where it cannot be told i
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from typing import Any, Final
 
 from mqauth.errors import Cause, Unavailable, require
 from mqauth.judging.policy import check_pattern, matches
+from mqauth.logs import emit
 from mqauth.wire.memo import Memo
 from mqauth.wire.message import TOKEN_HEADER, Message, fold
 
 WEEK: Final = 7 * 86_400.0
 EVERYWHERE: Final = "*"
-_LOG: Final = logging.getLogger("mqauth.rollout")
 Evidence = Callable[[Message], float | None]
 
 
@@ -202,8 +201,10 @@ class Rollout:
             if told in self._void or len(self._void) > 100:
                 return
             self._void.add(told)
-        _LOG.critical(
-            "%s: the mark is void, for the topic's id is another one; it is judged as enforce", message.destination
+        emit(
+            "rollout.mark_void",
+            "%s: the mark is void, for the topic's id is another one; it is judged as enforce",
+            message.destination,
         )
 
     def _find(self, destination: str) -> RolloutEntry | None:

@@ -200,10 +200,10 @@ class Times:
         if (claims.exp + self.leeway <= moment or claims.exp <= claims.iat) and Reason.EXPIRED not in waived:
             raise Rejection(Reason.EXPIRED, "expired")
         if claims.exp - claims.iat > self.max_lifetime and Reason.LIFETIME_EXCESSIVE not in waived:
-            raise Rejection(Reason.LIFETIME_EXCESSIVE, f"lives longer than {self.max_lifetime} s")
+            raise Rejection(Reason.LIFETIME_EXCESSIVE, "lives longer than the limit")
         aged = self.max_queue_age is not None and received - moment > self.max_queue_age
         if aged and Reason.QUEUE_AGE_EXCEEDED not in waived:
-            raise Rejection(Reason.QUEUE_AGE_EXCEEDED, f"waited longer than {self.max_queue_age} s")
+            raise Rejection(Reason.QUEUE_AGE_EXCEEDED, "waited longer than the limit")
 
 
 def is_revoked(key: Key, appended: float | None, received: float) -> bool:

@@ -50,6 +50,12 @@ class Issuer:
             "pinned subjects are a set: a text would admit its substrings",
         )
 
+    def subjects_of(self, key: Key) -> frozenset[str]:
+        """Return the subjects that a key is known to speak for, as far as they are named."""
+        pinned = self.subjects or {}
+        named = (key.subjects or frozenset()) | pinned.get(key.kid, frozenset())
+        return named or pinned.get("*", frozenset())
+
     def speaks_for(self, key: Key, subject: str) -> bool:
         """Tell whether a key may sign as a subject; it may not unless the issuer, a pin or the key says so."""
         pinned = (self.subjects or {}).get(key.kid)
@@ -99,8 +105,8 @@ class Verifier:
     ) -> None:
         self.issuers = _issuers(keys)
         _refuse_shared_names(self.issuers, release)
-        self._audiences = _audiences(audience)
-        self._times = Times(
+        self.audiences = _audiences(audience)
+        self.times = Times(
             max_lifetime=max_lifetime, leeway=leeway, at=at, max_queue_age=max_queue_age,
             append_evidence=append_evidence,
         )  # fmt: skip
@@ -110,9 +116,9 @@ class Verifier:
             'user_id is "subject" or a table of user to subject',
         )
         require(not isinstance(require_headers, str), "require_headers is a list of names")
-        self._require = tuple(require_headers)
+        self.required = tuple(require_headers)
         self._reject_unsigned = unsigned_headers == "reject"
-        self._covers = bool(self._require) or self._reject_unsigned
+        self._covers = bool(self.required) or self._reject_unsigned
         self._user_id = user_id
         self.tokens = memo.Memo[bytes, Token](capacity=CAPACITY)
         self.shapes = memo.Memo[Form, Shape](lambda form: Shape(form, self.shapes.charge), capacity=CAPACITY)
@@ -123,16 +129,24 @@ class Verifier:
     @property
     def retention(self) -> int:
         """Seconds after its ``exp`` for which a copy of a message might still be accepted."""
-        return self._times.leeway + (self._times.max_queue_age or 0)
+        return self.times.leeway + (self.times.max_queue_age or 0)
+
+    def trusts(self) -> dict[str, str]:
+        """Return whom and what this verifier believes, as texts for the line that a consumer logs at its start."""
+        return {
+            "issuers": ", ".join(self.issuers),
+            "audience": ", ".join(sorted(self.audiences)),
+            "unsigned_headers": "rejected" if self._reject_unsigned else "hidden",
+        }
 
     @property
     def has_append_evidence(self) -> bool:
         """Whether RabbitMQ's interceptor says when a message was appended, and times are judged by that."""
-        return self._times.at == "append" and self._times.append_evidence == "interceptor"
+        return self.times.at == "append" and self.times.append_evidence == "interceptor"
 
     def evidence(self, message: Message) -> float | None:
         """Return when the broker says it appended a message, UTC seconds; ``None`` if it may not be believed."""
-        return self._times.evidence(message)
+        return self.times.evidence(message)
 
     def open(self, message: Message) -> Candidate:
         """Take the token of a message apart: steps (0) to (4).
@@ -188,7 +202,7 @@ class Verifier:
         key = keys.by_kid.get(token.opened.kid)
         if key is None:
             raise Rejection(Reason.KEY_UNKNOWN, "the issuer has no such key")
-        if key.revocation is not None and is_revoked(key, self._times.evidence(message), received):
+        if key.revocation is not None and is_revoked(key, self.times.evidence(message), received):
             raise Rejection(Reason.KEY_REVOKED, "the key is revoked")
         # (6) its algorithm, (7) the signature; under another key object it is checked again
         if token.key is not key:
@@ -264,17 +278,17 @@ class Verifier:
         # (6), (7)
         key = self.authenticate(message, token, keys, received)
         # (8)
-        if claims.aud not in self._audiences:
+        if claims.aud not in self.audiences:
             raise Rejection(Reason.AUDIENCE_MISMATCH, "meant for another audience")
         # (9)
-        self._times.check(claims, key, message, received, waived)
+        self.times.check(claims, key, message, received, waived)
         # (10)
         if not self.issuer(claims).speaks_for(key, claims.sub):
             raise Rejection(Reason.SUBJECT_MISMATCH, "the key does not speak for this subject")
         if self._user_id is not None:
             self._check_user(message, claims)
         if token.proven is not None and release is None and self._alike:
-            token.standing = Standing(keys, received, self._times.ends(claims, key))
+            token.standing = Standing(keys, received, self.times.ends(claims, key))
 
     def _check_user(self, message: Message, claims: Claims) -> None:
         user = message.properties.get("user-id")
@@ -287,7 +301,7 @@ class Verifier:
     def _check_coverage(self, message: Message, claims: Claims) -> None:
         """Refuse a message that lacks a required header, or has one that is not covered."""
         covered = set(claims.mqa.hdr)
-        for name in self._require:
+        for name in self.required:
             # a protected property is always covered; on RabbitMQ a header of its name is something else
             if name in PROTECTED_PROPERTIES:
                 present = bool(message.property_values(name))

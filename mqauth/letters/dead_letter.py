@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
-from mqauth.audit.record import MAX_SOURCE, harmless, iso_time
+from mqauth.audit.record import MAX_SOURCE, iso_time
 from mqauth.errors import Cause, MalformedMessage, Rejection, Unavailable, require
 from mqauth.letters.release import NO_PAST, Release
+from mqauth.logs import harmless
 from mqauth.wire import base64url, envelope, json_form, strict_json
 from mqauth.wire.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue, Message, fold
 
@@ -62,6 +63,7 @@ class DeadLetter:
         audit: id of the audit record, which is durable before the letter is published.
         release: the verified release that the message came with; earlier letters are believed from it alone.
         digest: SHA-256 over body and headers, without what brokers add on delivery; computed unless given.
+        error: the error id of a handler's failure.
         rung: the rung of its destination, if the message was handled without a proof of who sent it.
 
     Attributes:
@@ -75,6 +77,7 @@ class DeadLetter:
     audit: str
     release: Release | None = None
     digest: str = ""
+    error: str | None = None
     rung: str | None = None
     id: str = field(init=False)
 
@@ -160,7 +163,8 @@ class DeadLetter:
         fields = {
             "id": self.id,
             "reason": self.rejection.reason.value,
-            "detail": harmless(self.rejection.detail),
+            "detail": harmless(self.rejection.sentence(whole=False)),
+            "error": self.error,
             "time": iso_time(self.time),
             "scope": harmless(self.scope),
             "destination": message.destination,

@@ -25,6 +25,7 @@ from mqauth.flow import Flow, call, either
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.letters.authorities import Releaser
 from mqauth.letters.release import WAIVABLE, Hop, Release, without_release
+from mqauth.logs import harmless
 from mqauth.review.index import ALL, Filter, Index, Row, Selection
 from mqauth.review.letter import UNKNOWN, Letter, Reading, read, redeliverable
 from mqauth.review.letterbox import (
@@ -363,10 +364,10 @@ def _record(plan: Plan, reading: Reading, clock: Clock, act: str, release: Relea
     original = reading.original
     body = None if original is None else original.body
     review: dict[str, Any] = {
-        "reviewer": audit_records.harmless(plan.reviewer), "mark": reading.mark, "sound": reading.sound,
+        "reviewer": harmless(plan.reviewer), "mark": reading.mark, "sound": reading.sound,
     }  # fmt: skip
     if release is not None:
-        review |= {"release": release.jti, "authority": audit_records.harmless(release.iss),
+        review |= {"release": release.jti, "authority": harmless(release.iss),
                    "waive": sorted(release.waive), "until": release.exp}  # fmt: skip
     return AuditRecord(
         id=uuid7(clock, SYSTEM_RANDOMNESS),

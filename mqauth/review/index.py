@@ -16,8 +16,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from mqauth.audit.record import harmless
 from mqauth.errors import ConfigurationError, MalformedMessage, require
+from mqauth.logs import harmless
 from mqauth.review.letter import Letter, Reading, read
 from mqauth.wire import json_form, strict_json
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
-from mqauth.audit.record import MAX_SOURCE, harmless, iso_time
+from mqauth.audit.record import MAX_SOURCE, iso_time
 from mqauth.errors import MalformedMessage, Reason, Rejection, require
 from mqauth.letters.dead_letter import PREFIX, content_digest, letter_id
 from mqauth.letters.release import MAX_HOPS
+from mqauth.logs import harmless
 from mqauth.wire import batch, destination, envelope, json_form, jws, strict_json
 from mqauth.wire import claims as claim_set
 from mqauth.wire.claims import Claims

@@ -12,7 +12,6 @@ The server is Redis 6.0 or newer (``SET ... KEEPTTL``) or Valkey, with ``maxmemo
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
 import threading
 from collections.abc import Awaitable, Sequence
@@ -23,6 +22,7 @@ import redis.asyncio.retry
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, Unavailable, require
 from mqauth.flow import Flow, arun, call, run
+from mqauth.logs import emit
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.stores import redis_script
 
@@ -31,7 +31,6 @@ DEFAULT_TIMEOUT: Final = 2.0
 BATCH: Final = 1000
 CONNECTIONS: Final = 16
 _RETRIES: Final = 2
-_LOG: Final = logging.getLogger("mqauth.stores.redis")
 
 
 class _RedisClaims:
@@ -62,6 +61,7 @@ class _RedisClaims:
         self._margin = margin
         self._clock = clock
         self._lease_clock = unsafe_lease_clock
+        self.where = _where(client)
         self._inspected = False
         self._inspecting = threading.Lock()
 
@@ -119,6 +119,13 @@ class _RedisClaims:
             first, self._inspected = not self._inspected, True
         if first:
             _log_risks(info, forbidden)
+
+
+def _where(client: Any) -> str:
+    """Return host, port and database of a client, or its socket; never user or password."""
+    settings = client.get_connection_kwargs()
+    host = settings.get("path") or f"{settings.get('host', type(client).__name__)}:{settings.get('port', '')}"
+    return f"redis {host}/{settings.get('db', 0)}"
 
 
 class RedisReplayStore(_RedisClaims):
@@ -292,12 +299,12 @@ class EitherRedisReplayStore:
 
 def _log_risks(info: dict[str, Any], forbidden: str | None) -> None:
     if forbidden is not None:
-        _LOG.warning("INFO is forbidden (%s): make sure of maxmemory-policy noeviction", forbidden)
+        emit("store.unchecked", "INFO is forbidden (%s): make sure of maxmemory-policy noeviction", forbidden)
         return
     # A cluster answers with a dict for each of its nodes.
     nodes = info.values() if info and all(isinstance(node, dict) for node in info.values()) else [info]
     for risk in sorted({risk for node in nodes for risk in redis_script.risks(node)}):
-        _LOG.error("the replay store is not safe: %s", risk)
+        emit("store.unsafe", "the replay store is not safe: %s", risk)
 
 
 def _unavailable(error: Exception) -> Unavailable:

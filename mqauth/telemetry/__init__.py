@@ -10,7 +10,6 @@ to the broker can forge them.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -27,6 +26,7 @@ from mqauth.clock import SYSTEM_CLOCK
 from mqauth.flow import is_async, settled
 from mqauth.judging.pipeline import Handler, Outcome, Verdict
 from mqauth.judging.verified import Verified
+from mqauth.logs import emit
 from mqauth.wire.message import Message
 
 __all__ = ["METRICS", "Telemetry", "traced"]
@@ -48,7 +48,6 @@ _GAUGES: Final = {
 }
 _BUCKETS: Final = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0)
 _TRACE_HEADERS: Final = ("traceparent", "tracestate", "baggage")
-_LOG: Final = logging.getLogger("mqauth.telemetry")
 _Gauge = tuple[dict[str, str], Callable[[], float | None]]
 """The labels of a gauge, and the function that reads it."""
 
@@ -171,7 +170,7 @@ def _observations(gauges: list[_Gauge], _options: CallbackOptions) -> Iterator[O
         try:
             value = read()
         except Exception as error:
-            _LOG.warning("a gauge could not be read: %s", type(error).__name__)
+            emit("telemetry.gauge_failed", "a gauge could not be read: %s", type(error).__name__)
             continue
         if value is not None:
             yield Observation(value, labels)

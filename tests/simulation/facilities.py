@@ -10,6 +10,7 @@ from mqauth import Allow, Cause, MemoryReplayStore, Unavailable
 from mqauth.audit.record import AuditRecord
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.wire.keys import KeySet
+from tests.simulation.ledger import Claim
 
 if TYPE_CHECKING:
     from tests.simulation.process import Process
@@ -34,7 +35,8 @@ class SharedStore:
 
     async def claim(self, request: ClaimRequest, /) -> ClaimStatus:
         """Take a lease."""
-        return await self._ask(lambda: self._claim(request))  # type: ignore[no-any-return]
+        sent = self._world.agenda.now
+        return await self._ask(lambda: noted_claim(self._process, self._core, request, sent))  # type: ignore[no-any-return]
 
     async def confirm(self, request: ClaimRequest, /) -> None:
         """Make a claim done."""
@@ -44,12 +46,9 @@ class SharedStore:
         """Forget a claim."""
         await self._ask(lambda: self._end(self._core.release, request))
 
-    def _claim(self, request: ClaimRequest) -> ClaimStatus:
-        return noted_claim(self._process, self._core, request)
-
     def _end(self, act: Callable[[ClaimRequest], Any], request: ClaimRequest) -> None:
         act(request)
-        self._world.ledger.unclaimed(claim_key(request), request.owner)
+        self._world.ledger.unclaimed(claim_key(request), request.owner, self._world.agenda.now)
 
     async def _ask(self, act: Callable[[], Any]) -> Any:
         """Make a round trip; the store acts when the request arrives, even if the answer is lost."""
@@ -97,19 +96,21 @@ class OwnStore:
     def claim(self, request: ClaimRequest, /) -> ClaimStatus:
         """Take a lease."""
         self._check()
-        return noted_claim(self._process, self._core, request)
+        return noted_claim(self._process, self._core, request, self._process.world.agenda.now)
 
     def confirm(self, request: ClaimRequest, /) -> None:
         """Make a claim done."""
         self._check()
         self._core.confirm(request)
-        self._process.world.ledger.unclaimed(claim_key(request), request.owner)
+        world = self._process.world
+        world.ledger.unclaimed(claim_key(request), request.owner, world.agenda.now)
 
     def release(self, request: ClaimRequest, /) -> None:
         """Forget a claim."""
         self._check()
         self._core.release(request)
-        self._process.world.ledger.unclaimed(claim_key(request), request.owner)
+        world = self._process.world
+        world.ledger.unclaimed(claim_key(request), request.owner, world.agenda.now)
 
     def _check(self) -> None:
         if self._process.world.outage("store", self._process.name):
@@ -203,11 +204,12 @@ def claim_key(request: ClaimRequest) -> Any:
     return (request.scope, request.id, request.index)
 
 
-def noted_claim(process: Process, core: MemoryReplayStore, request: ClaimRequest) -> ClaimStatus:
-    """Claim at a store, and note it in the ledger."""
+def noted_claim(process: Process, core: MemoryReplayStore, request: ClaimRequest, sent: float) -> ClaimStatus:
+    """Claim at a store, and note it in the ledger; the request was sent at a time."""
     world: World = process.world
     status = core.claim(request)
     world.note("store", f"{'renew' if request.renew else 'claim'} {process.name}: {status.value}")
     if status is ClaimStatus.FRESH:
-        world.ledger.claimed(claim_key(request), request.owner, process.name, world.agenda.now)
+        claim = Claim(request.owner, process.name, world.agenda.now)
+        world.ledger.claimed(claim_key(request), claim, sent)
     return status

@@ -66,6 +66,8 @@ class Ledger:
     """When a process lost the channel of an unacked delivery."""
     over_limit: list[Label] = field(default_factory=list)
     claims: dict[Any, Claim] = field(default_factory=dict)
+    _ends: dict[tuple[Any, str], float] = field(default_factory=dict)
+    """When claims were last confirmed or released, by id and owner."""
     problems: list[tuple[str, str]] = field(default_factory=list)
     """What was found wrong while it ran: the invariant's name, and one line."""
     deaths: dict[str, float] = field(default_factory=dict)
@@ -81,12 +83,14 @@ class Ledger:
         """Return the successful handlings of a message."""
         return [found for found in self.handlings[label] if found.ended is not None]
 
-    def claimed(self, key: Any, owner: str, process: str, now: float) -> None:
-        """Note a claim that was made."""
-        self.claims[key] = Claim(owner, process, now)
+    def claimed(self, key: Any, claim: Claim, sent: float) -> None:
+        """Note a claim that was made, unless its end overtook it on the way: it was sent before that arrived."""
+        if self._ends.get((key, claim.owner), -1.0) < sent:
+            self.claims[key] = claim
 
-    def unclaimed(self, key: Any, owner: str) -> None:
+    def unclaimed(self, key: Any, owner: str, now: float) -> None:
         """Note that a claim was confirmed or released."""
+        self._ends[key, owner] = now
         found = self.claims.get(key)
         if found is not None and found.owner == owner:
             del self.claims[key]

@@ -5,17 +5,15 @@ This is the only module that touches them.
 
 from __future__ import annotations
 
-import logging
 import math
 import traceback
-from typing import Any, Final
+from typing import Any
 
 import aiokafka
 from aiokafka.protocol.metadata import MetadataRequest
 
 from mqauth.errors import ConfigurationError, require
-
-_LOG: Final = logging.getLogger("mqauth.kafka")
+from mqauth.logs import emit
 
 
 def check_consumer(client: Any) -> None:
@@ -41,7 +39,10 @@ def check_consumer(client: Any) -> None:
         "subscribe the AIOKafkaConsumer to a topic and start it first",
     )
     if client._auto_offset_reset == "latest":
-        _LOG.warning("auto_offset_reset is latest: a new group misses what was sent before it joined")
+        emit(
+            "client.offsets_latest",
+            "auto_offset_reset is latest: a new group misses what was sent before it joined",
+        )
 
 
 def check_producer(client: Any) -> None:

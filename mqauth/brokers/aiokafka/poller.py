@@ -8,7 +8,6 @@ listener raises aiokafka logs and drops.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -22,6 +21,7 @@ from mqauth.brokers.log.poller import LogPoller
 from mqauth.brokers.log.records import NO_LOG
 from mqauth.delivery.assignment import Assignment
 from mqauth.flow import arun
+from mqauth.logs import emit
 from mqauth.wire.message import Message
 
 COMMIT_TIMEOUT: Final = 5.0
@@ -32,7 +32,6 @@ SHORTEST: Final = 0.005
 """Least seconds of a poll that finds nothing: the event loop must come to its other tasks."""
 _NOWHERE: Final = TopicPartition("", -1)
 """Stands for no partition: a call of ``getmany`` that names none means all of them."""
-_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 class Poller(LogPoller):
@@ -190,7 +189,7 @@ class Poller(LogPoller):
             return found
         if not isinstance(error, KafkaError) or not error.retriable:
             raise error
-        _LOG.warning("poll failed with %s and is tried again", type(error).__name__)
+        emit("client.poll_failed", "poll failed with %s and is tried again", type(error).__name__)
         return {}
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from mqauth.brokers.log.sealing import sealed_headers
 from mqauth.errors import ConfigurationError, MalformedMessage
+from mqauth.logs import emit
 from mqauth.signer import Prepared, Signer
 
 Outcome: TypeAlias = asyncio.Future[Any]
-_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +104,7 @@ class Sealing:
             try:
                 tokens = self._signer.tokens([record.prepared for record in records])
             except Exception as error:
-                _LOG.error("%d records not sent: %s", len(records), type(error).__name__)
+                emit("producer.unsent", "%d records not sent: %s", len(records), type(error).__name__)
                 return self._fail(records, error)
             for record, token in zip(records, tokens, strict=True):
                 if isinstance(token, MalformedMessage):

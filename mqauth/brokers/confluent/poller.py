@@ -6,7 +6,6 @@ the callback of a revocation waits for running handlers and commits, before the 
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,11 +22,11 @@ from mqauth.brokers.log.records import NO_LOG
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import ClientCalls, offset_of
 from mqauth.errors import require
+from mqauth.logs import emit
 from mqauth.wire.message import Message
 
 REBALANCE: Final = 5.0
 """Most seconds for which the last commit waits for the end of a rebalance."""
-_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 class Poller(PausingCalls):
@@ -42,7 +41,7 @@ class Poller(PausingCalls):
     def __init__(self, client: Any, assignment: Assignment, **settings: Any) -> None:
         super().__init__(client, assignment, **settings)
         self._logs = Logs(client)
-        self._scope = membership_of(client).group
+        self.scope = membership_of(client).group
         self._late: dict[Place, int] = {}  # seeks that the client has refused so far
         self._kept = KeptPositions()
         self._refused = self._closed = False
@@ -152,7 +151,11 @@ class Poller(PausingCalls):
         try:
             self._logs.of()
         except KafkaException as error:
-            _LOG.warning("the broker did not tell its cluster's id (%s); asking again", error_of(error).name())
+            emit(
+                "client.cluster_unknown",
+                "the broker did not tell its cluster's id (%s); asking again",
+                error_of(error).name(),
+            )
             return []
         # consume(500, 0.2) would wait for 500 records, or for the whole 0.2 s.
         found = self._client.consume(self._most(), 0)
@@ -172,7 +175,7 @@ class Poller(PausingCalls):
             place = record.topic(), record.partition()
             if place not in found:
                 found[place] = []
-            found[place].append(from_native(record, scope=self._scope, log=log))
+            found[place].append(from_native(record, scope=self.scope, log=log))
         return {Place(*place): messages for place, messages in found.items()}
 
     def _assigned(self, client: Any, partitions: list[TopicPartition]) -> None:

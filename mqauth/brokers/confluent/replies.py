@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
@@ -15,12 +14,12 @@ from mqauth.brokers.log.records import NativeHeaders
 from mqauth.brokers.log.replies import TopicReplies, later
 from mqauth.errors import Unavailable
 from mqauth.judging.verified import Verified
+from mqauth.logs import emit
 
 _NO_TOPIC: Final = frozenset(
     (KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART)
 )
 _LATER: Final = (COMES_AGAIN | {KafkaError._MSG_TIMED_OUT, KafkaError._QUEUE_FULL}) - _NO_TOPIC
-_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 class Replies(TopicReplies):
@@ -68,7 +67,7 @@ class Answer(Report):
         super().tell(error, message)
         self._note(error)
         if error is not None:
-            _LOG.error("an answer was not delivered: %s", error.name())
+            emit("reply.lost", "an answer was not delivered: %s", error.name())
 
     def get(self, timeout: float | None = None) -> Any:
         """Return the delivered message, after at most so many seconds.

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context, copy_context
 from typing import Any, Final, TypeAlias
@@ -16,6 +15,7 @@ from confluent_kafka import Message as Report
 from mqauth.brokers.confluent.client import error_of
 from mqauth.brokers.log.sealing import RecordSealing, sealed_headers
 from mqauth.errors import ConfigurationError
+from mqauth.logs import emit
 from mqauth.signer import Prepared, Signer
 
 PATIENCE: Final = 60.0
@@ -23,7 +23,6 @@ PATIENCE: Final = 60.0
 Record: TypeAlias = tuple[str, Mapping[str, Any], Context]
 """A record's topic, the other arguments of ``produce``, and the context of its sender, in which it is traced."""
 Failures: TypeAlias = list[tuple[Record, Exception]]
-_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 class Sealing(RecordSealing):
@@ -79,7 +78,7 @@ class Sealing(RecordSealing):
     def tell(self, common: Failures, /) -> None:
         """Call the delivery reports of the records that were not sent."""
         for (topic, rest, context), error in common:
-            _LOG.error("a record to %s was not sent: %s", topic, type(error).__name__)
+            emit("producer.unsent", "a record to %s was not sent: %s", topic, type(error).__name__)
             if rest["on_delivery"] is not None:
                 found = error_of(error) if isinstance(error, KafkaException) else _local(error)
                 context.run(rest["on_delivery"], found, Report(topic=topic, error=found))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import operator
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from mqauth.brokers.log.judge import Judgement, judged
 from mqauth.brokers.log.records import NO_LOG, Log, record_message, unreadable
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Pipeline
+from mqauth.logs import emit
 from mqauth.wire.message import HeaderValue, Message
 
 CLUSTER_TIMEOUT: Final = 5.0
@@ -26,7 +26,6 @@ _NO_HEADERS: Final = (None,)
 # A call in Python code, ``record.headers()``, notices the error only while the interpreter has not specialised it:
 # from the ninth or so call on, CPython 3.11 looks at the result alone. A call from C is always checked for both.
 _CALL_HEADERS: Final = operator.methodcaller("headers")
-_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
@@ -84,7 +83,7 @@ def heed(record: Any) -> None:
         )
     if error.code() not in COMES_AGAIN:
         raise KafkaException(error)
-    _LOG.warning("consume failed with %s; trying again", error.name())
+    emit("client.poll_failed", "consume failed with %s; trying again", error.name())
 
 
 class Logs:

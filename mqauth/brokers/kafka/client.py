@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from functools import lru_cache
 from typing import Any, Final, Literal
 
 from mqauth.errors import ConfigurationError, require
+from mqauth.logs import emit
 
 _TELLING: Final = {"KafkaConsumer": "group_id", "KafkaProducer": "max_block_ms"}
 """A setting that only clients of this kind have."""
 _OTHERS: Final = {"aiokafka": "aiokafka", "confluent_kafka": "confluent_kafka", "cimpl": "confluent_kafka"}
 """Other Kafka clients, by the package that their classes claim to be of."""
-_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 def settings_of(client: Any, kind: Literal["KafkaConsumer", "KafkaProducer"]) -> dict[str, Any]:
@@ -62,7 +61,10 @@ def check_client(client: Any) -> None:
         require(config[name] is None, f"leave {name} out: raw bytes are verified; decode= runs afterwards")
     require(config["group_id"], "set group_id: without it nothing can be committed")
     if config["auto_offset_reset"] == "latest":
-        _LOG.warning("auto_offset_reset is latest: a new group misses what was sent before it joined")
+        emit(
+            "client.offsets_latest",
+            "auto_offset_reset is latest: a new group misses what was sent before it joined",
+        )
 
 
 def session_of(client: Any) -> float:

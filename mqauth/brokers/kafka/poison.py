@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import nullcontext
 from typing import Any, Final
 
@@ -15,10 +14,10 @@ from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.kafka.translate import Logs
 from mqauth.brokers.log.poison import PoisonPolicy, find_poison
 from mqauth.flow import run
+from mqauth.logs import emit
 
 COMES_AGAIN: Final = (CommitFailedError, RebalanceInProgressError, RetriableError)
 """Errors of a poll or a commit that is to be made again."""
-_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 class RecordReader:
@@ -54,7 +53,7 @@ class RecordReader:
                 kafka_repair.before_poll(self._client)
                 records: dict[Any, list[Any]] = self._client.poll(timeout_ms=int(seconds * 1000))
         except COMES_AGAIN as error:
-            _LOG.warning("poll failed with %s and is tried again", type(error).__name__)
+            emit("client.poll_failed", "poll failed with %s and is tried again", type(error).__name__)
             return {}
         except Exception as error:
             self._step_over(error)

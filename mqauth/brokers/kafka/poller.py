@@ -41,12 +41,12 @@ class Poller(LogPoller):
     ) -> None:
         super().__init__(client, assignment, **settings)
         self._logs = Logs(client)
-        self._scope = str(client.config["group_id"])
-        self._records = RecordReader(client, PoisonPolicy(work, guard, self._scope, skip=skip), self._logs)
+        self.scope = str(client.config["group_id"])
+        self._records = RecordReader(client, PoisonPolicy(work, guard, self.scope, skip=skip), self._logs)
 
     def fetch(self, seconds: float, joins: bool) -> dict[Any, list[Message]]:
         """Poll, and return the new messages by partition."""
-        records, logs, scope = self._records.poll(seconds, joins=joins), self._logs, self._scope
+        records, logs, scope = self._records.poll(seconds, joins=joins), self._logs, self.scope
         return {
             place: [from_native(record, scope=scope, log=log) for record in batch]
             for place, batch in records.items()

@@ -6,14 +6,14 @@ around, and does nothing for a client without these attributes.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from mqauth.logs import emit
+
 JOIN_MS: Final = 1000
 _WOKEN: Final = "_mqauth_woken"
-_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 def before_poll(client: Any) -> None:
@@ -32,7 +32,7 @@ def held(client: Any) -> set[Any]:
     try:
         return set(client.assignment())
     except Exception as error:
-        _LOG.error("the client's assignment cannot be read: %s", type(error).__name__)
+        emit("client.assignment_unknown", "the client's assignment cannot be read: %s", type(error).__name__)
         return set()
 
 
@@ -42,7 +42,7 @@ def tell(listener: Any, method: str, partitions: Any) -> None:
         if listener is not None:
             getattr(listener, method)(partitions)
     except Exception as error:
-        _LOG.error("the client's own rebalance listener failed: %s", type(error).__name__)
+        emit("client.listener_failed", "the client's own rebalance listener failed: %s", type(error).__name__)
 
 
 def rejoins(client: Any) -> bool:
@@ -156,7 +156,11 @@ def close_producer(client: Any) -> None:
     try:
         client.close(timeout=1)
     except Exception as error:
-        _LOG.info("a producer could not be closed, its thread is stopped: %s", type(error).__name__)
+        emit(
+            "client.producer_stopped",
+            "a producer could not be closed, its thread is stopped: %s",
+            type(error).__name__,
+        )
         sender = getattr(client, "_sender", None)
         if sender is not None:
             sender.force_close()

@@ -8,7 +8,6 @@ no heartbeat and no rebalance (decision 87).
 
 from __future__ import annotations
 
-import logging
 import queue
 import signal
 import threading
@@ -31,12 +30,12 @@ from mqauth.flow import run
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds, listed
 from mqauth.letters.dead_letter import DeadLetterSink
+from mqauth.logs import emit
 
 WATCH: Final = 0.1
 """Seconds after which another thread polls while handlers run."""
 BUSY: Final = 0.05
 """Seconds for which a thread without work waits for the others to finish theirs."""
-_LOG: Final = logging.getLogger("mqauth.delivery")
 
 
 class WorkerThreads:
@@ -236,6 +235,7 @@ class LogConsumer(BackgroundRun):
         unsubscribe = self._guard.on_change(self._assignment.keys_changed)
         with stopping_on_signals(self.stop) if signals else nullcontext():
             self._running = True
+            self._guard.journal.started("topics", self.calls.scope, self._dead_letters.name)
             try:
                 self._workers.run()
             finally:
@@ -274,13 +274,14 @@ class LogConsumer(BackgroundRun):
         """Let running handlers finish, commit, release claims, and leave the client at the first open records."""
         self.stop()
         if not self._workers.join(self._guard.clock, self._grace):
-            _LOG.warning("handlers took longer than the grace time; their records come again")
+            emit("consumer.grace_over", "handlers took longer than the grace time; their records come again")
         with self._workers.poll_lock:
             try:
                 self.calls.commit(last=True)
                 run(self._work.giving_back())
             finally:
                 self.calls.close()
+                self._guard.journal.stopped(self.calls.scope, self._assignment.counts)
 
 
 @contextmanager

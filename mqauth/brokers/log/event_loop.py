@@ -7,7 +7,6 @@ its own from then on, so that a handler that waits keeps nobody from polling.
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -30,10 +29,10 @@ from mqauth.flow import Flow, Waiting, arun, begin, is_awaitable, resume
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds, listed
 from mqauth.letters.dead_letter import DeadLetterSink
+from mqauth.logs import emit
 
 BREATH: Final = 0.02
 """Seconds after which a partition whose handlers never wait lets the other tasks of the event loop run."""
-_LOG: Final = logging.getLogger("mqauth.delivery")
 
 
 class AsyncLogConsumer:
@@ -159,7 +158,7 @@ class AsyncLogConsumer:
     def fail(self, error: BaseException) -> None:
         """Begin to stop because of an error, which ``run`` raises in the end."""
         self._error = self._error or error
-        _LOG.error("the consumer stops: %s", type(error).__name__)
+        emit("consumer.ended", "the consumer stops: %s", type(error).__name__)
         self._end()
 
     async def settle(self) -> None:
@@ -203,7 +202,7 @@ class AsyncLogConsumer:
         try:
             await resume(begun)
         except asyncio.CancelledError:
-            _LOG.warning("a handler took longer than the grace time; its record comes again")
+            emit("consumer.grace_over", "a handler took longer than the grace time; its record comes again")
             raise
         except BaseException as error:
             self.fail(error)

@@ -6,7 +6,6 @@ transaction is in flight at a time, and no plain commit beside it.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -19,10 +18,10 @@ from mqauth.delivery.health import Stall
 from mqauth.delivery.partition import Backoff, Partition
 from mqauth.errors import Cause
 from mqauth.letters.dead_letter import DeadLetter
+from mqauth.logs import emit
 
 BUSY: Final = 0.05
 """Seconds to wait for a transaction in flight between polls."""
-_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +178,11 @@ class Transactions:
         if not isinstance(attempt.error, self._letters.too_large):
             self._failures += 1
             self._held_until = self._clock.monotonic() + self._backoff.wait(self._failures)
-        _LOG.warning("a transaction failed with %s and is made again", type(attempt.error).__name__)
+        emit(
+            "client.transaction_failed",
+            "a transaction failed with %s and is made again",
+            type(attempt.error).__name__,
+        )
         self._stall(due or self._doubtful, type(attempt.error).__name__)
 
     def _settle_doubt(self) -> None:
@@ -192,7 +195,11 @@ class Transactions:
                     if found is not None and found >= offset:
                         self._committed({partition: offset}, self._began)
         except self._group.failed as error:
-            _LOG.warning("reading committed offsets failed with %s and is tried again", type(error).__name__)
+            emit(
+                "client.offsets_unknown",
+                "reading committed offsets failed with %s and is tried again",
+                type(error).__name__,
+            )
             self._doubtful = doubtful
             self._held_until = self._clock.monotonic() + self._backoff.wait(1)
 

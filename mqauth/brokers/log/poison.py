@@ -7,10 +7,9 @@ traceback.
 
 from __future__ import annotations
 
-import logging
 import traceback
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from mqauth.audit import record as audit
 from mqauth.audit.record import AuditRecord
@@ -21,10 +20,9 @@ from mqauth.delivery.log_work import LogWork
 from mqauth.errors import Reason
 from mqauth.flow import Flow
 from mqauth.judging.pipeline import Pipeline
+from mqauth.logs import emit
 from mqauth.wire import destination
 from mqauth.wire.message import Message, Origin
-
-_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +77,7 @@ class PoisonPolicy:
             raise PoisonRecordError(str(poison)) from error
         record = audit_record(poison, self._guard, self._scope, log)
         if (yield from self._work.skipping(poison.partition, poison.first, poison.beyond, record)):
-            _LOG.error("%s, skipped", poison)
+            emit("record.skipped", "%s, skipped", poison)
 
 
 def find_poison(error: BaseException, partition: str = "topic_partition", batch: str = "batch") -> Poison | None:

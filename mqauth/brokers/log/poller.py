@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
 from typing import Any, Final
@@ -13,11 +12,11 @@ from mqauth.brokers.log.replies import TopicReplies
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import ClientCalls
 from mqauth.flow import Flow, call, run
+from mqauth.logs import emit
 from mqauth.wire.message import Message
 
 IDLE: Final = 0.2
 """Most seconds of one poll: these clients have no wakeup, so this is how soon ``stop()`` is seen."""
-_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 class LogPoller(ABC):
@@ -30,10 +29,12 @@ class LogPoller(ABC):
 
     Attributes:
         transactions: commit dead letters with their offsets, where the consumer has transactional ones.
+        scope: the consumer group.
         failed: what ``committed`` raises where the broker does not answer.
     """
 
     failed: Errors = ()
+    scope = ""
     waits_beside_handlers = False
     """Whether a poll may wait while handlers run, since ``wake`` ends it."""
 
@@ -152,7 +153,7 @@ class LogPoller(ABC):
             self._assignment.committed(due, began)
         else:
             self._assignment.commit_failed()
-            _LOG.warning("commit failed with %s; its records may come again", failure)
+            emit("client.commit_failed", "commit failed with %s; its records may come again", failure)
 
     def ask(self, wanted: ClientCalls) -> None:
         """Make calls that the assignment asks for."""

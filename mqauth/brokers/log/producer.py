@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,12 +11,12 @@ from typing import Any, Final, Self
 
 from mqauth.brokers.log.records import to_message
 from mqauth.errors import require
+from mqauth.logs import emit
 from mqauth.signer import Signer
 from mqauth.wire.batch import check_batching
 from mqauth.wire.message import Message
 
 DEFAULT_IN_FLIGHT: Final = 10_000
-_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 class RecordProducer:
@@ -48,7 +47,10 @@ class RecordProducer:
         self._began = False
         self._sealing: Any = None
         if not idempotent:
-            _LOG.warning("a producer without idempotence: its retries will be rejected as replays")
+            emit(
+                "producer.not_idempotent",
+                "a producer without idempotence: its retries will be rejected as replays",
+            )
 
     def _message(self, topic: str, value: Any, key: bytes | None, headers: Any) -> Message:
         """Return what is to be signed.

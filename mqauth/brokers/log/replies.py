@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
-from typing import Any, Final
+from typing import Any
 
 from mqauth.brokers.log.errors import ProducerFatalError
 from mqauth.brokers.log.records import NativeHeaders
 from mqauth.errors import RetryLater, require
 from mqauth.judging.verified import Verified
-
-_LOG: Final = logging.getLogger("mqauth.kafka")
+from mqauth.logs import emit
 
 
 class TopicReplies(ABC):
@@ -61,7 +59,9 @@ class TopicReplies(ABC):
         try:
             self._producer.check_alive()
         except ProducerFatalError as error:
-            _LOG.critical("answers: %s; the consumer ends, and requests without an answer come again", error)
+            emit(
+                "reply.failed", "answers: %s; the consumer ends, and requests without an answer come again", error
+            )
             raise
 
 

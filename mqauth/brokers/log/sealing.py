@@ -7,7 +7,6 @@ never sent.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -17,6 +16,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 from mqauth.brokers.log.records import NativeHeaders
 from mqauth.errors import MalformedMessage
+from mqauth.logs import emit
 from mqauth.signer import Prepared, Signer
 from mqauth.wire.message import TOKEN_HEADER
 
@@ -24,7 +24,6 @@ R = TypeVar("R")
 R_contra = TypeVar("R_contra", contravariant=True)
 IDLE: Final = 1.0
 """Seconds after which a thread that has nothing to wait for ends."""
-_LOG: Final = logging.getLogger("mqauth.kafka")
 
 
 class ThreadTimer:
@@ -196,7 +195,13 @@ class Batches(Generic[R]):
         except BaseException as caught:
             error = caught
             cause = f"{type(error).__name__} {getattr(error, 'cause', '')}".strip()
-            _LOG.error("%d of %d records not sent: %s", len(records) - len(outcomes), len(records), cause)
+            emit(
+                "producer.unsent",
+                "%d of %d records not sent: %s",
+                len(records) - len(outcomes),
+                len(records),
+                cause,
+            )
             if not isinstance(error, Exception):
                 raise
         finally:

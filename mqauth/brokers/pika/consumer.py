@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -22,12 +21,12 @@ from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetterSink
+from mqauth.logs import emit
 from mqauth.signer import Signer
 
 DEFAULT_PREFETCH: Final = 10
 MAX_THREADS: Final = 32
 """Most threads of one consumer's handlers; with a longer prefetch the rest waits for one."""
-_LOG: Final = logging.getLogger("mqauth.rabbitmq")
 
 
 class Consumer(BackgroundRun):
@@ -103,7 +102,11 @@ class Consumer(BackgroundRun):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = False
         if link in self._links[1:]:
-            _LOG.warning("%s: dead letters share its connection; under a memory alarm acks will stall", queue)
+            emit(
+                "client.shared_connection",
+                "%s: dead letters share its connection; under a memory alarm acks will stall",
+                queue,
+            )
 
     def run(self, *, signals: bool = False) -> None:
         """Consume until ``stop`` is called, then stop gracefully; the connections are the caller's again.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from pika.exceptions import AMQPChannelError
 
@@ -16,9 +15,8 @@ from mqauth.brokers.pika.link import LOST, Line, Link
 from mqauth.brokers.pika.translate import failures_of, read
 from mqauth.brokers.queue.client import OpenChannel, Take
 from mqauth.errors import ConfigurationError
+from mqauth.logs import emit
 from mqauth.wire.message import Message
-
-_LOG: Final = logging.getLogger("mqauth.rabbitmq")
 
 
 class Delivered(NamedTuple):
@@ -147,7 +145,12 @@ class Queue(Deliveries):
             if self._line is not None:
                 await self._line.cancel(consumer)
         except LOST as error:
-            _LOG.warning("cancelling the consumer of %s failed: %s", self.queue, type(error).__name__)
+            emit(
+                "client.cancel_failed",
+                "cancelling the consumer of %s failed: %s",
+                self.queue,
+                type(error).__name__,
+            )
 
     def is_temporary(self, error: BaseException) -> bool:
         """Return whether an error that kept it from consuming may pass: a channel can be opened anew."""
@@ -186,8 +189,12 @@ class Queue(Deliveries):
         try:
             act()
         except LOST as error:
-            _LOG.warning(
-                "%s on %s failed, the broker will deliver again: %s", what, self.queue, type(error).__name__
+            emit(
+                "client.settle_failed",
+                "%s on %s failed, the broker will deliver again: %s",
+                what,
+                self.queue,
+                type(error).__name__,
             )
             return False
         return True

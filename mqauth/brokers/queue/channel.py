@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -12,6 +11,7 @@ from mqauth.brokers.event_loop import Timer, call_later
 from mqauth.delivery.acks import DeliveryTags
 from mqauth.delivery.slot import TIMEOUT_PARTS, AnswerTimeout, RoundTripQueue
 from mqauth.judging.pipeline import Delivery
+from mqauth.logs import emit
 
 ACK_DELAY: Final = 0.005
 """Most seconds after which a settled delivery is acked."""
@@ -21,7 +21,6 @@ Send = Callable[[int, bool], Awaitable[bool]]
 """Sends the ack of a tag, and of all before it where the flag says so; false where the channel is gone."""
 _CLEAN: Final[WeakKeyDictionary[Any, int]] = WeakKeyDictionary()
 """The last tag of channels on which everything was acked, for the next consumer of the channel."""
-_LOG: Final = logging.getLogger("mqauth.delivery")
 
 
 class Acks:
@@ -151,7 +150,11 @@ class RoundTrip:
         asked = asyncio.ensure_future(self._ask_broker())
         if await self._in_time(asked):
             return await asked
-        _LOG.error("the broker did not answer on a channel within %g s: closing it", TIMEOUT_PARTS * self._part)
+        emit(
+            "client.no_answer",
+            "the broker did not answer on a channel within %g s: closing it",
+            TIMEOUT_PARTS * self._part,
+        )
         asked.cancel()
         await asyncio.wait((asked,), timeout=self._part)
         return False

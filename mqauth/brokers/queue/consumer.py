@@ -87,6 +87,7 @@ class QueueConsumer:
         self._calls = calls
         self._guard = guard
         self._grace = grace
+        self._letters = dead_letters.name
         self._processor = Processor(
             calls,
             guard,
@@ -147,6 +148,7 @@ class QueueConsumer:
         self._unsubscribe = self._guard.on_change(
             partial(_wake, asyncio.get_running_loop(), self._processor.retrier)
         )
+        self._guard.journal.started(f"queue {self._calls.queue}", self._calls.queue, self._letters)
         self._supervisor = asyncio.create_task(self._supervise())
         await asyncio.wait(
             (started := asyncio.ensure_future(self._subscription.started.wait()), self._supervisor),
@@ -282,6 +284,7 @@ class QueueConsumer:
         await self._tasks.end(self._grace)
         await self._subscription.finish()
         self._processor.work.stopped()
+        self._guard.journal.stopped(self._calls.queue, self._window.counts)
 
 
 def _wake(loop: asyncio.AbstractEventLoop, retrier: Retrier) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from mqauth.brokers.event_loop import Sleep, Timer, call_later, was_cancelled
 from mqauth.brokers.queue.channel import Acks
@@ -21,8 +20,6 @@ from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline
 from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Responder
 from mqauth.letters.dead_letter import DeadLetterSink
-
-_LOG: Final = logging.getLogger("mqauth.delivery")
 
 
 class StartedDelivery(NamedTuple):
@@ -203,7 +200,6 @@ class Processor:
 
     async def _put_off(self, held: HeldDelivery) -> Outcome:
         """Hold a deferred delivery for as long as it may be; return its last outcome."""
-        _LOG.warning("deferred on %s: %s", self._calls.queue, held.outcome.cause)
         try:
             outcome = await self.retrier.hold(held)
             if await self._stays(held):

@@ -13,7 +13,6 @@ wakes them when the connection is lost.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractRobus
 
 from mqauth.brokers.event_loop import was_cancelled
 from mqauth.errors import MqauthError
+from mqauth.logs import emit
 
 LOST: Final = (exceptions.AMQPError, exceptions.ChannelInvalidStateError, OSError)
 """Errors of aio-pika where a channel or connection is gone, or the broker says no."""
@@ -37,7 +37,6 @@ _RESTORE: Final = 10.0
 _PATIENCE: Final = 1.0
 _POLL: Final = 0.02
 _UNBLOCKED: Final = "_Connection__connection_unblocked"
-_LOG: Final = logging.getLogger("mqauth.rabbitmq")
 
 
 class ClosedByOwnerError(MqauthError, exceptions.ChannelInvalidStateError):
@@ -104,7 +103,7 @@ async def try_settle(act: Callable[[], Awaitable[None]], what: str) -> bool:
         with closing_is_an_error():
             await act()
     except LOST as error:
-        _LOG.warning("%s failed, the broker will deliver again: %s", what, type(error).__name__)
+        emit("client.settle_failed", "%s failed, the broker will deliver again: %s", what, type(error).__name__)
         return False
     return True
 
@@ -137,7 +136,7 @@ class _Tried:
     def say(self, now: float, why: object) -> None:
         if now - self.said >= SAY:
             self.said = now
-            _LOG.error("a channel cannot be opened again, tried until it can: %s", why)
+            emit("client.channel_failed", "a channel cannot be opened again, tried until it can: %s", why)
 
 
 _TRIED: Final[WeakKeyDictionary[AbstractRobustChannel, _Tried]] = WeakKeyDictionary()

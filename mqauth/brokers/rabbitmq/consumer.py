@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -20,10 +19,10 @@ from mqauth.delivery.slot import NO_LIMIT
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetterSink
+from mqauth.logs import emit
 from mqauth.signer import Signer
 
 DEFAULT_PREFETCH: Final = 10
-_LOG: Final = logging.getLogger("mqauth.rabbitmq")
 
 
 class Consumer(QueueConsumer):
@@ -108,6 +107,14 @@ def _check(queue: AbstractQueue, dead_letters: DeadLetterSink) -> None:
     if (getattr(queue, "arguments", None) or {}).get("x-queue-type") == "stream":
         raise stream_refused(queue.name)
     if share_connection(queue.channel, getattr(dead_letters, "channel", None)):
-        _LOG.warning("%s: dead letters share its connection; under a memory alarm acks will stall", queue.name)
+        emit(
+            "client.shared_connection",
+            "%s: dead letters share its connection; under a memory alarm acks will stall",
+            queue.name,
+        )
     if _is_classic(queue):
-        _LOG.warning("%s is no quorum queue: one undecodable message would stop it for ever", queue.name)
+        emit(
+            "client.classic_queue",
+            "%s is no quorum queue: one undecodable message would stop it for ever",
+            queue.name,
+        )

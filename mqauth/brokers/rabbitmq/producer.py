@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
@@ -24,13 +23,13 @@ from mqauth.brokers.sealing import OpenCalls, Pace, Sealing, SingleSealing
 from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, RetryLater, Unavailable
 from mqauth.judging.verified import Responder, Verified
 from mqauth.letters.dead_letter import DeadLetterSink
+from mqauth.logs import emit
 from mqauth.signer import Signer
 from mqauth.wire.batch import DEFAULT_LINGER
 from mqauth.wire.message import Message
 
 OUT_OF_REACH: Final = (exceptions.AMQPConnectionError, exceptions.ChannelInvalidStateError, OSError, Unavailable)
 """Errors of a publish where channel, connection or signing key are gone, and the broker has refused nothing."""
-_LOG: Final = logging.getLogger("mqauth.rabbitmq")
 
 
 class UnroutableError(MqauthError, exceptions.DeliveryError):
@@ -79,7 +78,10 @@ class Producer:
         self._open_calls = OpenCalls(lambda: ClosedByOwnerError("the producer was closed"))
         self._channel = getattr(exchange, "channel", None)
         if not getattr(self._channel, "publisher_confirms", True):
-            _LOG.warning("a producer's channel has no publisher confirms: lost messages go unnoticed")
+            emit(
+                "producer.no_confirms",
+                "a producer's channel has no publisher confirms: lost messages go unnoticed",
+            )
 
     async def publish(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -21,9 +20,8 @@ from mqauth.brokers.rabbitmq.incoming import subscribed
 from mqauth.brokers.rabbitmq.topology import is_stream
 from mqauth.brokers.rabbitmq.translate import failures_of, from_native
 from mqauth.errors import ConfigurationError
+from mqauth.logs import emit
 from mqauth.wire.message import Message
-
-_LOG: Final = logging.getLogger("mqauth.rabbitmq")
 
 
 class Deliveries:
@@ -120,7 +118,12 @@ class Queue(Deliveries):
             with closing_is_an_error():
                 await self._native.cancel(consumer)
         except LOST as error:
-            _LOG.warning("cancelling the consumer of %s failed: %s", self.queue, type(error).__name__)
+            emit(
+                "client.cancel_failed",
+                "cancelling the consumer of %s failed: %s",
+                self.queue,
+                type(error).__name__,
+            )
 
     def is_temporary(self, error: BaseException) -> bool:
         """Return whether an error that kept it from consuming may pass; not where the owner closed the channel."""

@@ -6,7 +6,6 @@ as a whole; readers need no lock.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -17,13 +16,13 @@ from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import file_errors, require
 from mqauth.keystore.disk import files, ring
 from mqauth.keystore.disk.ring import KeyRing, RingKey
+from mqauth.logs import emit
 from mqauth.wire.claims import is_name
 from mqauth.wire.keys import Key, KeySet
 
 KEYSET: Final = "keyset.json"
 _MAX_KEYSET: Final = 4 * 1024 * 1024
 _MAX_PEM: Final = 64 * 1024
-_LOG: Final = logging.getLogger("mqauth.keystore")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +183,7 @@ class RepeatedLog:
         now = self._clock.monotonic()
         if text != self.text or now - self._at >= 60:
             self.text, self._at = text, now
-            _LOG.log(self._level, "%s", text)
+            emit("keys.kept", "%s", text, level=self._level)
 
 
 def signing_key(path: Path, *, passphrase: bytes | None = None) -> Key:

@@ -17,6 +17,7 @@ from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, require
 from mqauth.keystore.disk import files, ring
 from mqauth.keystore.disk.folder import Keystore, RepeatedLog
+from mqauth.logs import emit
 from mqauth.wire import jwk, jws
 from mqauth.wire.keys import KeySet
 
@@ -28,7 +29,6 @@ MAX_STALE: Final = ring.RETIREMENT_GRACE - MAX_LOOK
 LONGEST_STALE: Final = 86_400.0
 FILE_LOOK_EVERY: Final = 1.0
 """Seconds between two looks at a JWK Set file for the sake of known kids, so that a revocation is noticed."""
-_LOG: Final = logging.getLogger("mqauth.keystore")
 
 
 class ActiveKey:
@@ -146,7 +146,7 @@ class ActiveKey:
         if after is None:
             self._errors.log(f"{why}; nothing can be signed")
         elif after is not before and (before is not None or self._errors.text):
-            _LOG.info("%r: key %s signs from now on", self, after.kid)
+            emit("keys.signing", "%r: key %s signs from now on", self, after.kid)
 
     def _keep(self, why: str, now: float) -> None:
         """Go on with the last key while the folder cannot be read, until ``max_stale`` has passed."""
@@ -180,6 +180,7 @@ class JWKSFile:
         self._lock = threading.Lock()
         self._stamp = files.stamp(self.path)
         self._looked = clock.monotonic()
+        self.where = str(self.path)
         self._keys = self._read()
         require(self._keys.keys, f"{self.path}: no key that can be used")
 
@@ -207,7 +208,7 @@ class JWKSFile:
             try:
                 self._keys = self._read()
             except ConfigurationError as error:
-                _LOG.error("%s; the last good set of %d keys stays in use", error, len(self._keys.keys))
+                emit("keys.kept", "%s; the last good set of %d keys stays in use", error, len(self._keys.keys))
 
     def _read(self) -> KeySet:
         keys = jwk.load_key_set(files.read_bounded(self.path, jwk.MAX_DOCUMENT), name=str(self.path))
@@ -215,5 +216,5 @@ class JWKSFile:
         if keys.skipped and not keys.keys:
             raise ConfigurationError(f"{self.path}: no key that can be used: {keys.skipped[0]}")
         for line in keys.skipped:
-            _LOG.warning("%s: skipped %s", self.path, line)
+            emit("keys.skipped", "%s: skipped %s", self.path, line)
         return keys

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, Literal, TypeVar
 
+from mqauth.logs import emit
 from mqauth.wire.keys import KeySet
 
 T = TypeVar("T")
-_LOG: Final = logging.getLogger("mqauth.keys")
 
 
 class EventKind(StrEnum):
@@ -136,7 +136,15 @@ class Announcer:
         for event in events:
             self.counters[event.kind.value] += 1
             level = logging.WARNING if event.kind in _WARNINGS else logging.INFO
-            _LOG.log(level, "%s: %s %s %s", self._source, event.kind.value, event.kid or "", event.detail)
+            emit(
+                "keys.changed",
+                "%s: %s %s %s",
+                self._source,
+                event.kind.value,
+                event.kid or "",
+                event.detail,
+                level=level,
+            )
             if self._on_event is not None:
                 self._call(
                     self._on_event,
@@ -152,5 +160,5 @@ class Announcer:
         # A mistake in a function of the owner must not end the thread that fetches keys.
         try:
             function(argument)
-        except Exception:
-            _LOG.exception("%s: a function of the owner raised", self._source)
+        except Exception as error:
+            emit("keys.callback_failed", "%s: a function of the owner raised", self._source, error=error)

@@ -6,11 +6,10 @@ background thread, which serves callers with and without an event loop alike.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable, words_of
@@ -20,9 +19,8 @@ from mqauth.keystore.remote.connection import Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote.events import Announcer, Event, EventKind, Health, Listener, OnEvent
 from mqauth.keystore.remote.fetch import DiscoveredFetch, Fetch, URLFetch
 from mqauth.keystore.remote.refresher import Ended, ThreadRefresher, in_event_loop
+from mqauth.logs import emit
 from mqauth.wire.keys import KeySet
-
-_LOG: Final = logging.getLogger("mqauth.keys")
 
 
 class JWKS:
@@ -77,7 +75,7 @@ class JWKS:
         self._fetch = fetch or URLFetch(
             endpoint, timeout=timeout, context=tls_context(ca) if endpoint.tls else None, clock=clock
         )
-        self.source = endpoint.shown
+        self.source = self.where = endpoint.shown
         self._snapshot = None if snapshot is None else Path(snapshot)
         self._announcer = Announcer(self.source, on_event)
         self._clock = clock
@@ -248,7 +246,7 @@ class JWKS:
             return str(error)
         # Whatever goes wrong is a failure of this attempt. The thread goes on, and tries again.
         except Exception as error:
-            _LOG.exception("%s: the fetch broke", self.source)
+            emit("keys.fetch_failed", "%s: the fetch broke", self.source, error=error)
             return f"the fetch broke: {type(error).__name__}"
 
     def _take(self, result: rules.Answer | str, asked: float) -> None:

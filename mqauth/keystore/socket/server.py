@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import socket
 import threading
@@ -16,10 +15,10 @@ from mqauth.audit.disk import open_private, undone_on_error
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import MqauthError, file_errors, refusing, words_of
 from mqauth.keystore.socket.signer import MAX_DATA, FrameSocket, peer_user
+from mqauth.logs import emit
 from mqauth.wire import base64url, keys
 
 _TICK: Final = 0.2
-_LOG: Final = logging.getLogger("mqauth.keystore")
 
 
 class SigningServer:
@@ -79,7 +78,7 @@ class SigningServer:
             # The process may be out of descriptors until some client goes, or a client may be gone already.
             except OSError as error:
                 if not isinstance(error, TimeoutError) and not self._stopping.is_set():
-                    _LOG.error("%s: %s", self.path, words_of(error))
+                    emit("signer.client_failed", "%s: %s", self.path, words_of(error))
                     self._stopping.wait(_TICK)
 
     def stop(self) -> None:
@@ -105,9 +104,9 @@ class SigningServer:
             unless_served.callback(connection.close)
             user = peer_user(connection)
             if user is not None and user not in self._users:
-                _LOG.error("%s: user %d may not have anything signed", self.path, user)
+                emit("signer.refused", "%s: user %d may not have anything signed", self.path, user)
             elif not self._free.acquire(blocking=False):
-                _LOG.error("%s: too many clients at once", self.path)
+                emit("signer.too_many", "%s: too many clients at once", self.path)
             else:
                 client = FrameSocket(connection, self._clock)
                 self._open.add(client)
@@ -141,10 +140,10 @@ class SigningServer:
             if "data" in request:
                 answer |= _signature(key, request)
         except MqauthError as error:
-            _LOG.error("%s: %s", self.path, error)
+            emit("signer.client_failed", "%s: %s", self.path, error)
             answer["error"] = "no_key"
-        except Exception:
-            _LOG.exception("%s: signing failed", self.path)
+        except Exception as error:
+            emit("signer.failed", "%s: signing failed", self.path, error=error)
             answer["error"] = "broken"
         return answer
 

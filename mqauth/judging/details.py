@@ -1,0 +1,276 @@
+"""Why a message was rejected, in both its halves: what the message said, and what is configured.
+
+Worked out once a message is rejected, from what its verdict left in the delivery: no step of a verdict pays for
+it. What a message said (*found*) is escaped and bounded, and claimed until the signature held. What is configured
+(*expected*) goes to log and audit, never to a dead letter: letters travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Final
+
+from mqauth.audit.record import iso_time
+from mqauth.errors import SIGNED_REASONS, Reason
+from mqauth.judging.delivery import Delivery
+from mqauth.judging.policy import Allow, Policy
+from mqauth.judging.token import Candidate
+from mqauth.judging.verifier import Verifier
+from mqauth.logs import harmless
+from mqauth.wire import base64url, envelope, strict_json
+from mqauth.wire.claims import Claims
+from mqauth.wire.keys import Key, KeySet
+from mqauth.wire.message import TOKEN_HEADER, Message, fold, form_of
+
+MAX_VALUE: Final = 64
+"""Characters of a value."""
+MAX_FOUND: Final = 8
+MAX_EXPECTED: Final = 5
+"""Most values that stand for what is configured; then "and 3 more"."""
+_LOOKED_AT: Final = 1000
+
+
+def explain(delivery: Delivery, verifier: Verifier, policy: Policy) -> None:
+    """Say in the rejection of a delivery what was found and what was expected; for nobody else's rejection.
+
+    Args:
+        delivery: rejected.
+        verifier: which judged it.
+        policy: likewise.
+    """
+    rejection = delivery.rejection
+    if rejection is None or rejection.found or rejection.expected:
+        return
+    tell = _TELLERS.get(rejection.reason)
+    # It explains a verdict that stands. What a message holds must not keep it from being recorded.
+    with suppress(Exception):
+        if tell is not None:
+            case = _Case(delivery, verifier, policy)
+            found, expected = tell(case)
+            rejection.found = _bounded(found)
+            rejection.expected = _bounded(expected) | _differs(rejection.found, _names(expected))
+            rejection.is_claimed = rejection.reason not in SIGNED_REASONS
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """What a verdict left behind."""
+
+    delivery: Delivery
+    verifier: Verifier
+    policy: Policy
+
+    @property
+    def message(self) -> Message:
+        return self.delivery.message
+
+    @property
+    def candidate(self) -> Candidate:
+        found = self.delivery.candidate
+        if found is None:
+            raise LookupError
+        return found
+
+    @property
+    def claims(self) -> Claims:
+        return self.candidate.token.claims
+
+    @property
+    def kid(self) -> str:
+        return self.candidate.token.opened.kid
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """The keys of the issuer that are at hand."""
+        with suppress(Exception):
+            found = self.verifier.issuers[self.claims.iss].keys.key_set()
+            if isinstance(found, KeySet):
+                return found.keys
+        return ()
+
+    @property
+    def key(self) -> Key | None:
+        return next((key for key in self.keys if key.kid == self.kid), None)
+
+    @property
+    def where(self) -> str | None:
+        found = getattr(self.verifier.issuers[self.claims.iss].keys, "where", None)
+        return found if isinstance(found, str) else None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the message's headers, each once."""
+        return tuple(dict.fromkeys(form_of(self.message)[1]))[:_LOOKED_AT]
+
+
+Both = tuple[dict[str, Any], dict[str, Any]]
+
+
+def _token_missing(case: _Case) -> Both:
+    near = get_close_matches(TOKEN_HEADER, [fold(name)[:MAX_VALUE] for name in case.names], 1, 0.7)
+    names = {fold(name)[:MAX_VALUE]: name for name in case.names}
+    nearest = {"nearest": names[near[0]]} if near else {}
+    return {"headers": len(case.message.headers)} | nearest | {"names": case.names}, {"header": TOKEN_HEADER}
+
+
+def _token_header(case: _Case) -> Both:
+    """Say which parameters a token has that was refused for them, or for its algorithm."""
+    key = None if case.delivery.candidate is None else case.key
+    if key is not None:
+        return {"alg": case.candidate.token.opened.algorithm, "kid": case.kid}, {"alg": key.algorithm}
+    segment = envelope.token_of(case.message).split(b".")[0]
+    parameters = strict_json.loads(base64url.decode(segment), depth=4)
+    said = {name: parameters.get(name) for name in ("typ", "alg") if name in parameters}
+    return {"parameters": tuple(parameters)} | said, {}
+
+
+def _issuer_untrusted(case: _Case) -> Both:
+    return {"issuer": case.claims.iss}, {"issuer": tuple(case.verifier.issuers)}
+
+
+def _key_unknown(case: _Case) -> Both:
+    kids = tuple(key.kid for key in case.keys)
+    return {"issuer": case.claims.iss, "kid": case.kid}, {
+        "kid": kids,
+        "keys": len(kids) or None,
+        "read from": case.where,
+    }
+
+
+def _key_revoked(case: _Case) -> Both:
+    revoked = None if case.key is None or case.key.revocation is None else case.key.revocation.revoked_at
+    return {"kid": case.kid, "issued": _time(case.claims.iat)}, {"revoked": _time(revoked)}
+
+
+def _audience(case: _Case) -> Both:
+    return {"audience": case.claims.aud}, {"audience": tuple(sorted(case.verifier.audiences))}
+
+
+def _subject(case: _Case) -> Both:
+    user, issuer = case.message.properties.get("user-id"), case.verifier.issuers[case.claims.iss]
+    said = {"subject": case.claims.sub, "kid": case.kid}
+    speaks_for = () if case.key is None else issuer.subjects_of(case.key)
+    return said | ({} if user is None else {"user-id": user}), {"subject": tuple(sorted(speaks_for))}
+
+
+def _times(case: _Case) -> Both:
+    claims, times, received = case.claims, case.verifier.times, case.delivery.received
+    appended = times.evidence(case.message)
+    moment = received if appended is None else appended
+    found = {
+        "iat": _time(claims.iat),
+        "nbf": _time(claims.nbf),
+        "exp": _time(claims.exp),
+        "received" if appended is None else "appended": _time(moment),
+        "since exp": f"{moment - claims.exp:.0f} s",
+        "lifetime": f"{claims.exp - claims.iat} s",
+        "waited": None if appended is None else f"{received - appended:.0f} s",
+    }
+    by = "this consumer's clock" if appended is None else "the broker's append time"
+    limits = {"max_lifetime": times.max_lifetime, "leeway": times.leeway, "max_queue_age": times.max_queue_age}
+    retired = None if case.key is None else _time(case.key.expires)
+    seconds = {name: None if value is None else f"{value} s" for name, value in limits.items()}
+    return found, {"at": times.at, "by": by, "key retired": retired} | seconds
+
+
+def _destination(case: _Case) -> Both:
+    # A batch has the digest of the destination alone.
+    signed = getattr(case.claims.mqa, "dst", None)
+    note = "a retry queue, a mirror or a shovel? See accept_as"
+    return {"signed for": signed, "arrived at": case.message.destination}, {"note": note}
+
+
+def _headers(case: _Case) -> Both:
+    """Name the headers, never their values."""
+    covered, names = case.claims.mqa.hdr, set(case.names)
+    spellings = {fold(name) for name in covered}
+    twins = [name for name in case.names if name not in covered and fold(name) in spellings]
+    absent = [name for name in covered if name not in names]
+    changed = {} if absent or twins else {"a value changed of one of": len(covered)}
+    return {"covered but absent": absent, "in another spelling": twins} | changed, {}
+
+
+def _coverage(case: _Case) -> Both:
+    covered = set(case.claims.mqa.hdr)
+    bare = [name for name in envelope.application_headers(form_of(case.message)) if name not in covered]
+    return {"not covered": bare}, {"required": case.verifier.required}
+
+
+def _producer(case: _Case) -> Both:
+    rules = case.policy.rules if isinstance(case.policy, Allow) else ()
+    its = [place for rule in rules if rule.subject == case.claims.sub for place in rule.destinations]
+    return {"subject": case.claims.sub, "destination": case.message.destination}, {"its rules": its or ["none"]}
+
+
+def _replayed(case: _Case) -> Both:
+    origin = case.message.origin
+    where = None if origin.offset is None else f"{origin.topic}/{origin.partition}/{origin.offset}"
+    return {"this is": where, "jti": case.claims.jti}, {}
+
+
+_TELLERS: Final[dict[Reason, Callable[[_Case], Both]]] = {
+    Reason.TOKEN_MISSING: _token_missing,
+    Reason.TOKEN_TYPE: _token_header,
+    Reason.HEADER_FORBIDDEN: _token_header,
+    Reason.ALGORITHM_FORBIDDEN: _token_header,
+    Reason.ISSUER_UNTRUSTED: _issuer_untrusted,
+    Reason.KEY_UNKNOWN: _key_unknown,
+    Reason.KEY_REVOKED: _key_revoked,
+    Reason.KEY_EXPIRED: _times,
+    Reason.AUDIENCE_MISMATCH: _audience,
+    Reason.SUBJECT_MISMATCH: _subject,
+    Reason.ISSUED_IN_FUTURE: _times,
+    Reason.NOT_YET_VALID: _times,
+    Reason.EXPIRED: _times,
+    Reason.LIFETIME_EXCESSIVE: _times,
+    Reason.QUEUE_AGE_EXCEEDED: _times,
+    Reason.DESTINATION_MISMATCH: _destination,
+    Reason.HEADERS_MISMATCH: _headers,
+    Reason.COVERAGE_INSUFFICIENT: _coverage,
+    Reason.PRODUCER_FORBIDDEN: _producer,
+    Reason.REPLAYED: _replayed,
+}
+
+
+def _time(seconds: float | None) -> str | None:
+    """Return a time, or the bare number where it is none: a token may claim any."""
+    if seconds is None:
+        return None
+    try:
+        return iso_time(seconds)
+    except (ValueError, OverflowError, OSError):
+        return str(seconds)
+
+
+def _bounded(said: dict[str, Any]) -> dict[str, str]:
+    """Return the members that say something, as short harmless texts."""
+    texts = {name: _text(value, MAX_EXPECTED) for name, value in said.items() if value not in (None, (), [])}
+    return dict(list(texts.items())[:MAX_FOUND])
+
+
+def _text(value: object, most: int) -> str:
+    if isinstance(value, tuple | list):
+        more = f" and {len(value) - most} more" if len(value) > most else ""
+        return ", ".join(_text(each, most) for each in value[:most]) + more
+    return harmless(str(value)[: 2 * MAX_VALUE], MAX_VALUE)
+
+
+def _names(expected: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, values in expected.items():
+        known: Iterable[object] = values if isinstance(values, tuple) else ()
+        yield from ((name, str(value)) for value in known)
+
+
+def _differs(found: dict[str, str], known: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Say by how little a name differs from a configured one, where it is so little that one overlooks it."""
+    for name, value in known:
+        said = found.get(name, "")
+        if said and said != value:
+            if said.rstrip("/") == value.rstrip("/"):
+                return {"note": "differs by a trailing slash"}
+            if said.strip().casefold() == value.strip().casefold():
+                return {"note": "differs in case or white space"}
+    return {}

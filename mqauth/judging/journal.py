@@ -1,0 +1,286 @@
+"""What is logged of the deliveries of one pipeline, by the events and fields that ``mqauth.logs`` lists."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from mqauth._version import __version__
+from mqauth.audit.record import AuditSink
+from mqauth.clock import Clock, Randomness, uuid7
+from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, RejectNow, RetryLater, Unavailable
+from mqauth.flow import ColourError
+from mqauth.judging.delivery import Delivery, Outcome, Step
+from mqauth.judging.policy import Allow, Policy
+from mqauth.judging.unverified import Verdict
+from mqauth.judging.verifier import Verifier
+from mqauth.letters.dead_letter import DeadLetterSink, letter_id
+from mqauth.logs import EVENTS, HANDLING, KINDS, Rate, emit, error_fields, error_id, harmless, place_of
+from mqauth.replay.rules import ReplayStore
+from mqauth.wire.message import Message
+
+AGAIN: Final = 300.0
+"""Seconds after which a deferral that lasts is logged again."""
+_NAMED: Final = 5
+_DONE: Final = logging.getLogger(EVENTS["message.accepted"][0])
+_ONE_MESSAGE: Final = frozenset((Cause.CLAIM_HELD, Cause.HANDLER_DEFERRED, Cause.APPEND_TIME_UNAVAILABLE))
+
+
+@dataclass(slots=True)
+class _Wait:
+    """A cause for which deliveries wait: since when (UTC), and when that was last logged (monotonic)."""
+
+    since: float
+    said: float
+
+
+class Journal:
+    """Writes the lines on deliveries.
+
+    Args:
+        clock: the pipeline's, as are those that follow.
+        randomness: makes ids of audit records.
+        scope_of: returns on whose behalf a message is handled.
+        verifier, policy, replay, audit: are named where they are out of reach, and at the start.
+        messages: whether the messages of handlers' exceptions may be written.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        randomness: Randomness,
+        scope_of: Callable[[Message], str],
+        *,
+        verifier: Verifier,
+        policy: Policy,
+        replay: ReplayStore,
+        audit: AuditSink | None,
+        messages: bool,
+    ) -> None:
+        self._clock = clock
+        self._verifier = verifier
+        self._policy = policy
+        self._replay = replay
+        self._audit = audit
+        self._randomness = randomness
+        self._scope_of = scope_of
+        self._messages = messages
+        self._waits: dict[tuple[str, str], _Wait] = {}
+        self._lock = threading.Lock()
+        self.rate = Rate(clock)
+        self._began = clock.monotonic()
+
+    def retried(self, error: Exception) -> None:
+        """Log that an attempt of the handler that runs in this context failed, and that another one follows."""
+        delivery: Delivery | None = HANDLING.get()
+        if delivery is None:
+            return
+        delivery.attempts += 1
+        facts = self._facts(delivery)
+        kind = error_fields(error, messages=False)["exception_type"]
+        if self.rate.admits("handler.retried", (kind, facts["destination"]), _ids(delivery)):
+            emit(
+                "handler.retried", "%s: attempt %d of the handler failed with %s, and is made again",
+                _place(facts), delivery.attempts, kind, attempt=delivery.attempts, exception_type=kind, **facts,
+            )  # fmt: skip
+
+    def failed(self, delivery: Delivery, error: Exception) -> None:
+        """Reject a delivery as ``handler_failed`` after the last attempt of its handler, and log the traceback.
+
+        Raises:
+            Unavailable: the handler raised ``RetryLater``.
+            ColourError: the handler is asynchronous, and nobody awaits it.
+        """
+        if isinstance(error, ColourError):
+            raise error
+        if isinstance(error, RetryLater):
+            raise Unavailable(Cause.HANDLER_DEFERRED, error.detail) from error
+        delivery.record_id = delivery.record_id or uuid7(self._clock, self._randomness)
+        said = self._say_failed(delivery, error)
+        detail = error.detail if isinstance(error, RejectNow) else said
+        delivery.reject(Rejection(Reason.HANDLER_FAILED, detail), Step.RELEASE)
+
+    def _say_failed(self, delivery: Delivery, error: Exception) -> str:
+        """Log a handler's last failure; return what and where it was, without its message."""
+        delivery.error = error_id(error)
+        said = f"{type(error).__name__}{_at(error)}, attempt {delivery.attempts + 1}, error {delivery.error}"
+        facts, ids = self._facts(delivery), _ids(delivery)
+        if self.rate.admits("handler.failed", (delivery.error, facts["destination"]), ids):
+            scope = self._scope_of(delivery.message)
+            letter = letter_id(delivery.message, scope, digest=delivery.content_digest())
+            emit(
+                "handler.failed", "%s: the handler failed: %s", _place(facts), said, error=error,
+                messages=self._messages, attempts=delivery.attempts + 1,
+                error_id=delivery.error, dead_letter=letter, audit=delivery.record_id,
+                **facts | ids,
+            )  # fmt: skip
+        return said
+
+    def ended(self, delivery: Delivery) -> None:
+        """Log what a delivery came to, once it is to be settled."""
+        if delivery.waits is not None:
+            self._resumed(delivery.waits)
+            delivery.waits = None
+        rejection = delivery.rejection
+        if rejection is not None:
+            self._rejected(delivery, rejection)
+        elif _DONE.isEnabledFor(logging.DEBUG):
+            event = "message.duplicate" if delivery.verdict is Verdict.DUPLICATE else "message.accepted"
+            facts = self._facts(delivery)
+            emit(event, "%s: %s", _place(facts), delivery.verdict.value, **facts, **_ids(delivery))
+        self.rate.tick()
+
+    def _rejected(self, delivery: Delivery, rejection: Rejection) -> None:
+        # The line of a handler that raised is there already, with its traceback.
+        if rejection.reason is Reason.HANDLER_FAILED and delivery.error is not None:
+            return
+        facts, ids = self._facts(delivery), _ids(delivery)
+        event = "handler.failed" if rejection.reason is Reason.HANDLER_FAILED else "message.rejected"
+        if self.rate.admits(event, (rejection.reason.value, facts["destination"]), ids):
+            signed = rejection.reason in SIGNED_REASONS
+            emit(
+                event, "%s: rejected, %s: %s", _place(facts), rejection.reason.value,
+                harmless(rejection.sentence(), 1024),
+                reason=rejection.reason.value, detail=harmless(rejection.detail), found=dict(rejection.found),
+                expected=dict(rejection.expected),
+                verified=signed, dead_letter=delivery.letter, audit=delivery.record_id, **facts | ids,
+            )  # fmt: skip
+
+    def deferred(self, delivery: Delivery, error: Unavailable, dead_letters: DeadLetterSink | None) -> Outcome:
+        """Defer a delivery, with a detail that names what is out of reach.
+
+        It is logged when deliveries begin to wait for that, and every five minutes while it lasts.
+        """
+        what = _named(self._out_of_reach(error, dead_letters))
+        if what is not None:
+            detail = f"{error.detail} ({what})" if error.detail else what
+            error = Unavailable(error.cause, detail, error.party)
+        whose = delivery.message.destination if error.cause in _ONE_MESSAGE else error.party or ""
+        delivery.waits = kind = (error.cause.value, harmless(whose))
+        now = self._clock.monotonic()
+        with self._lock:
+            wait = self._waits.get(kind)
+            silent = wait is not None and now - wait.said < AGAIN
+            if wait is None and len(self._waits) < KINDS:
+                wait = self._waits[kind] = _Wait(self._clock.now(), now)
+        if not silent and self.rate.admits("message.deferred", kind, {}):
+            self._say_deferred(delivery, error, self._clock.now() if wait is None else wait.since)
+        if wait is not None and not silent:
+            wait.said = now
+        return delivery.defer(error)
+
+    def _say_deferred(self, delivery: Delivery, error: Unavailable, since: float) -> None:
+        facts, detail = self._facts(delivery), harmless(error.detail)
+        emit(
+            "message.deferred", "%s: waits, %s: %s", _place(facts), error.cause.value, detail,
+            cause=error.cause.value, detail=detail, since=since,
+            party=error.party, **facts,
+        )  # fmt: skip
+
+    def _out_of_reach(self, error: Unavailable, dead_letters: DeadLetterSink | None) -> object | None:
+        if error.party is not None and error.party in self._verifier.issuers:
+            return self._verifier.issuers[error.party].keys
+        return {
+            Cause.REPLAY_STORE_UNAVAILABLE: self._replay, Cause.AUDIT_UNAVAILABLE: self._audit,
+            Cause.POLICY_UNAVAILABLE: self._policy, Cause.DEAD_LETTER_UNAVAILABLE: dead_letters,
+        }.get(error.cause)  # fmt: skip
+
+    def _facts(self, delivery: Delivery) -> dict[str, Any]:
+        """Return on whose behalf a message is handled, and where the broker had it."""
+        message, origin = delivery.message, delivery.message.origin
+        found: dict[str, Any] = {
+            "scope": harmless(self._scope_of(message)), "destination": harmless(message.destination),
+        }  # fmt: skip
+        if origin.offset is not None:
+            return found | {"partition": origin.partition, "offset": origin.offset}
+        return found if origin.queue is None else found | {"queue": harmless(origin.queue)}
+
+    def _resumed(self, kind: tuple[str, str]) -> None:
+        with self._lock:
+            wait = self._waits.pop(kind, None)
+        if wait is not None and self.rate.admits("message.resumed", kind, {}):
+            emit(
+                "message.resumed", "goes on after %s%s, %d s", kind[0], f" of {kind[1]}" if kind[1] else "",
+                self._clock.now() - wait.since, cause=kind[0], since=wait.since,
+            )  # fmt: skip
+
+    def started(self, source: str, scope: str, dead_letters: str) -> None:
+        """Log what a consumer trusts, and what it refuses.
+
+        Args:
+            source: the queue, or the topics.
+            scope: the queue or group on whose behalf it handles messages.
+            dead_letters: the queue or topic of rejected messages.
+        """
+        facts: dict[str, Any] = self._verifier.trusts() | {
+            "source": source, "scope": scope, "rules": rules_of(self._policy), "dead_letters": dead_letters,
+            "audit": where(self._audit), "store": where(self._replay),
+        }  # fmt: skip
+        self._began = self._clock.monotonic()
+        emit(
+            "consumer.started",
+            "consumes %(source)s as %(scope)s: accepts what issuers %(issuers)s signed for audience %(audience)s,"
+            " by the rules %(rules)s; rejects everything else, also what is not signed; headers that are not"
+            " signed are %(unsigned_headers)s; dead letters to %(dead_letters)s; audit in %(audit)s; replay store"
+            " %(store)s",
+            {name: harmless(value, 1024) for name, value in facts.items()},
+            version=__version__, **facts,
+        )  # fmt: skip
+
+    def stopped(self, scope: str, counts: Any) -> None:
+        """Log what became of a consumer's deliveries, a data class of numbers, and what the log has left out."""
+        self.rate.tick(all_of_them=True)
+        seconds = round(self._clock.monotonic() - self._began, 3)
+        said = ", ".join(f"{number} {name}" for name, number in asdict(counts).items())
+        emit(
+            "consumer.stopped", "%s: stopped after %.0f s: %s", harmless(scope), seconds, said,
+            scope=harmless(scope), seconds=seconds, **asdict(counts),
+        )  # fmt: skip
+
+
+def where(plugin: object) -> str:
+    """Return where a plug-in's data are: host, file, queue or topic; else what it is."""
+    return _named(plugin) or type(plugin).__name__
+
+
+def _named(plugin: object) -> str | None:
+    found = getattr(plugin, "where", None) or getattr(plugin, "name", None)
+    return found if isinstance(found, str) else None
+
+
+def rules_of(policy: Policy) -> str:
+    """Return a policy's rules in one line."""
+    if not isinstance(policy, Allow):
+        return policy.version
+    lines = [f"{rule.subject} to {', '.join(rule.destinations)}" for rule in policy.rules]
+    return few(lines, "; ") or "none, so that every message is rejected"
+
+
+def few(names: list[str], separator: str = ", ") -> str:
+    """Return the first five names, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return separator.join(names[:_NAMED]) + more
+
+
+def _at(error: Exception) -> str:
+    place = place_of(error)
+    return f" in {harmless(place)}" if place else ""
+
+
+def _place(facts: Mapping[str, Any]) -> str:
+    offset = f" {facts['partition']}/{facts['offset']}" if "offset" in facts else ""
+    return f"{facts['destination']}{offset}"
+
+
+def _ids(delivery: Delivery) -> dict[str, Any]:
+    """Return who sent a message and its id, claimed unless its signature was verified."""
+    candidate = delivery.candidate
+    if candidate is None:
+        return {}
+    claims, proof = candidate.token.claims, candidate.proof
+    said = {"subject": claims.sub, "jti": claims.jti, "kid": candidate.token.opened.kid}
+    found: dict[str, Any] = {name: harmless(text) for name, text in said.items()}
+    return found if proof is None else found | {"index": proof.place}

@@ -1,0 +1,387 @@
+"""The log: one module writes it, each outcome has its event, floods are bounded, and nothing secret is in it."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mqauth
+from mqauth import logs
+from mqauth.audit.misuse import Detector, Thresholds
+from mqauth.audit.sinks import CallableSink, MisuseWatch
+from mqauth.errors import Cause, RetryLater, Unavailable
+from mqauth.logs import EVENTS, AddMessage, JSONFormatter, Rate, emit, error_id
+from mqauth.testing import ATTACKS, FakeClock
+from mqauth.testing.attacks import honest_message
+from mqauth.wire.message import Message
+
+World = Any
+Records = Callable[[str], list[logging.LogRecord]]
+PACKAGE = Path(mqauth.__file__).parent
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Records:
+    """The records of an event so far."""
+    caplog.set_level(logging.DEBUG, "mqauth")
+    return lambda event: [each for each in caplog.records if getattr(each, "event", None) == event]
+
+
+def events_in(tree: ast.AST) -> Iterator[ast.expr]:
+    """Yield what calls of ``emit`` name as their events."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "emit":
+            yield node.args[0]
+
+
+def test_one_module_writes() -> None:
+    """Nobody else takes a logger of mqauth but a sink that was given one, and every event is on the list."""
+    takers, named = set(), set[str]()
+    for path in PACKAGE.rglob("*.py"):
+        source = path.read_text("utf-8")
+        if re.search(r"\b_?log(ger)?\.(debug|info|warning|error|critical|exception)\(|\b_LOG\b", source):
+            takers.add(path.name)
+        named |= {found.value for found in events_in(ast.parse(source)) if isinstance(found, ast.Constant)}
+    assert takers == set()
+    assert named <= EVENTS.keys()
+    assert len(named) > 50
+
+
+def test_events_are_short() -> None:
+    """An event fits the MSGID of RFC 5424: 32 printable characters, and its logger is one of ours."""
+    assert all(re.fullmatch(r"[a-z_.]{1,32}", event) for event in EVENTS)
+    assert all(name.startswith("mqauth.") for name, _ in EVENTS.values())
+
+
+def test_page_lists_the_events() -> None:
+    """The page names each event beside its logger and level, and no other."""
+    page = (PACKAGE.parent / "docs" / "logs.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(mqauth[\w.]*)` \| (\w+) \| (.*) \|$", page, re.MULTILINE)
+    listed = {event: (name, level) for name, level, events in rows for event in re.findall(r"`([^`]+)`", events)}
+    assert listed == {event: (name, logging.getLevelName(level)) for event, (name, level) in EVENTS.items()}
+
+
+class TestOutcomes:
+    """What a message came to, in the log."""
+
+    @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+    def test_rejected(self, attack: Any, world: World, said: Records) -> None:
+        """Each attack is one warning, with its reason, ids of letter and record, and where it was."""
+        place = "kafka:orders" if attack.fits("kafka:orders") else "rabbitmq:shop/orders.created"
+        outcome = world.process(attack.mount(world.forge, honest_message(place)))
+        (record,) = said("message.rejected")
+        assert (record.levelname, record.name) == ("WARNING", "mqauth.messages")
+        found = vars(record)
+        assert (found["reason"], found["dead_letter"]) == (attack.reason.value, outcome.dead_letter)
+        assert found["audit"] == world.records[0]["id"]
+        assert attack.reason.value in record.getMessage()
+
+    def test_handler_failed(self, world: World, said: Records) -> None:
+        """One error with the traceback, two warnings before it, and the error id is in audit and letter."""
+        world.handler.function = broken
+        world.process(world.sealed())
+        (record,) = said("handler.failed")
+        found, text = vars(record), logging.Formatter().format(record)
+        assert record.levelname == "ERROR"
+        assert 'raise ValueError("order 17 has no price")' in text
+        assert "ValueError: order 17 has no price" in text
+        assert found["subject"] == "orders-api"
+        assert found["error_id"] == world.records[0]["error"]
+        assert dict(world.published[0].headers)["mqauth-dead-error"] == found["error_id"]
+        assert dict(world.published[0].headers)["mqauth-dead-id"] == found["dead_letter"]
+        assert found["audit"] == world.records[0]["id"]
+        assert (len(said("handler.retried")), said("message.rejected")) == (1, [])
+
+    def test_retried(self, world: World, said: Records) -> None:
+        """A handler that succeeds in the end leaves a warning for its failures, and no error."""
+        world.handler.function = Fails(2)
+        world.process(world.sealed())
+        (record,) = said("handler.retried")
+        assert vars(record)["exception_type"] == "OSError"
+        assert vars(record)["attempt"] == 1
+        assert said("handler.failed") == []
+
+    def test_debug(self, world: World, said: Records) -> None:
+        """An accepted message is a line at DEBUG."""
+        world.process(world.sealed())
+        (record,) = said("message.accepted")
+        assert (record.levelname, vars(record)["subject"]) == ("DEBUG", "orders-api")
+
+    @pytest.mark.parametrize("cause", [Cause.REPLAY_STORE_UNAVAILABLE, Cause.REPLAY_STORE_FULL])
+    def test_deferred(self, cause: Cause, world: World, clock: FakeClock, said: Records) -> None:
+        """A deferral is said at its start, every five minutes, and at its end."""
+        delivery = world.receive(world.sealed())
+        world.store.claim.failure = Unavailable(cause, "refused")
+        for _ in range(62):
+            world.process(delivery)
+            clock.advance(5)
+        assert [vars(each)["cause"] for each in said("message.deferred")] == [cause.value] * 2
+        assert {each.levelname for each in said("message.deferred")} == {"WARNING"}
+        world.store.claim.failure = None
+        world.process(delivery)
+        (record,) = said("message.resumed")
+        assert (record.levelname, vars(record)["cause"]) == ("INFO", cause.value)
+
+    def test_what_is_out_of_reach(self, world: World, said: Records) -> None:
+        """The line and the outcome name what is out of reach."""
+        world.store.where = "redis cache.example:6379/0"
+        world.store.claim.failure = OSError()
+        outcome = world.process(world.sealed())
+        assert outcome.detail == "OSError (redis cache.example:6379/0)"
+        assert vars(said("message.deferred")[0])["detail"] == outcome.detail
+
+    def test_handler_waits(self, world: World, said: Records) -> None:
+        """A handler that asks for another time has not failed."""
+        world.handler.failure = RetryLater("the warehouse is closed")
+        world.process(world.sealed())
+        assert (len(said("message.deferred")), said("handler.failed")) == (1, [])
+
+    def test_alert(self, world: World, said: Records) -> None:
+        """An alert is an error with what it is about; of a key that was revoked it is critical."""
+        watch = MisuseWatch(CallableSink(lambda record: None), Detector(Thresholds(burst=2)))
+        for attack in ATTACKS:
+            if attack.reason.value in ("key_revoked", "producer_forbidden"):
+                made = world.pipeline.receive(attack.mount(world.forge, honest_message("kafka:orders")))
+                world.run(world.pipeline.process(made, None, world.letters))
+        for record in world.audit.write.done:
+            watch.write(record)
+        levels = {vars(each)["kind"]: each.levelname for each in said("misuse.alert")}
+        assert levels["new_destination"] == "ERROR"
+        assert levels["resurrected_key"] == "CRITICAL"
+
+
+def broken(_verified: Any) -> None:
+    """A handler with a fault."""
+    raise ValueError("order 17 has no price")
+
+
+class Fails:
+    """A handler that fails so many times."""
+
+    def __init__(self, times: int) -> None:
+        self._times = times
+
+    def __call__(self, _verified: Any) -> None:
+        """Fail, or do nothing."""
+        self._times -= 1
+        if self._times >= 0:
+            raise OSError("not yet")
+
+
+class TestSecrets:
+    """What no line holds."""
+
+    @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+    def test_none_of_it(self, attack: Any, world: World, caplog: pytest.LogCaptureFixture) -> None:
+        """No body, token, record key or value of a header of an attack is in any line or field, at any level."""
+        caplog.set_level(logging.DEBUG, "mqauth")
+        place = "kafka:orders" if attack.fits("kafka:orders") else "rabbitmq:shop/orders.created"
+        message = marked(honest_message(place))
+        world.process(attack.mount(world.forge, message))
+        text = "".join(repr(vars(record)) + record.getMessage() for record in caplog.records)
+        assert "MARK" not in text
+        assert "eyJ" not in text
+        assert text
+
+    def test_message_of_an_exception(self, make_world: Any, said: Records) -> None:
+        """It is cut, escaped and without tokens; ``exception_messages=False`` leaves it out."""
+        secret = "eyJhbGciOiJFZERTQSJ9.eyJpc3MiOiJ4In0.c2ln"
+        for kept in (True, False):
+            world = make_world(exception_messages=kept)
+            world.handler.function = chained(f"\x1b[31m{secret}\nno price " + "x" * 9000)
+            world.process(world.sealed())
+        whole, bare = (logging.Formatter().format(each) for each in said("handler.failed"))
+        assert secret not in whole
+        assert "\x1b" not in whole
+        assert r"\x1b[31m<token>\nno price" in whole
+        assert len(whole) < 8000
+        assert "no price" not in bare
+        assert "ValueError" in bare
+        assert "OSError" in bare
+
+    def test_exception_that_cannot_say(self, world: World, said: Records) -> None:
+        """An exception whose text cannot be had is logged without it."""
+
+        class Mute(Exception):
+            def __str__(self) -> str:
+                raise ValueError
+
+        world.handler.failure = Mute()
+        world.process(world.sealed())
+        assert "Mute: ?" in logging.Formatter().format(said("handler.failed")[0])
+
+
+def marked(message: Message) -> Message:
+    """Return a message whose secrets have a mark."""
+    value: Any = b"MARK-header" if message.destination.startswith("kafka") else "MARK-header"
+    key = message.key and b"MARK-key"
+    return replace(message, body=b'{"order": "MARK-body"}', key=key, headers=(*message.headers, ("secret", value)))
+
+
+def chained(text: str) -> Callable[[Any], None]:
+    """Return a handler whose fault has a cause."""
+
+    def handler(_verified: Any) -> None:
+        try:
+            raise OSError(text)
+        except OSError as error:
+            raise ValueError(text) from error
+
+    return handler
+
+
+class TestRate:
+    """A flood of lines."""
+
+    def test_first_and_every_minute(self, clock: FakeClock, said: Records) -> None:
+        """The first is whole, then there is one a minute, which counts those left out and names the last."""
+        rate = Rate(clock)
+        admitted = 0
+        for number in range(601):
+            admitted += rate.admits("message.rejected", ("expired", "kafka:orders"), {"jti": str(number)})
+            clock.advance(0.1)
+        assert admitted == 1
+        (record,) = said("message.rejected")
+        assert record.getMessage() == "expired, kafka:orders: and 600 more in 60 s"
+        assert (vars(record)["left_out"], vars(record)["jti"]) == (600, "600")
+
+    def test_quiet_again(self, clock: FakeClock, said: Records) -> None:
+        """A kind that was silent for a minute begins anew."""
+        rate = Rate(clock)
+        assert rate.admits("message.rejected", ("expired",), {})
+        clock.advance(61)
+        assert rate.admits("message.rejected", ("expired",), {})
+        assert said("message.rejected") == []
+
+    def test_end(self, clock: FakeClock, said: Records) -> None:
+        """What is left out is said at the end of a consumer."""
+        rate = Rate(clock)
+        for _ in range(3):
+            rate.admits("message.rejected", ("expired",), {})
+        rate.tick(all_of_them=True)
+        rate.tick(all_of_them=True)
+        assert [vars(each)["left_out"] for each in said("message.rejected")] == [2]
+
+    def test_random_kinds(self, clock: FakeClock, said: Records) -> None:
+        """100,000 destinations in a minute are at most 260 lines in any minute, and hide no other event."""
+        rate, lines = Rate(clock), 0
+        for number in range(100_000):
+            lines += rate.admits("message.rejected", ("expired", f"kafka:{number}"), {})
+            clock.advance(0.0006)
+        assert rate.admits("handler.failed", ("3fa09c11d2e0", "kafka:orders"), {})
+        clock.advance(60)
+        rate.tick()
+        assert lines + len(said("message.rejected")) <= 260
+        assert sum(vars(each)["left_out"] for each in said("message.rejected")) + lines == 100_000
+
+    def test_flood_through_the_pipeline(self, world: World, clock: FakeClock, said: Records) -> None:
+        """Forgeries to random destinations are bounded, and the one handler that fails among them is seen."""
+        for number in range(600):
+            world.process(honest_message(f"kafka:orders{number}"))
+            clock.advance(0.1)
+        world.handler.function = broken
+        world.process(world.sealed())
+        assert len(said("message.rejected")) <= 260
+        assert len(said("handler.failed")) == 1
+
+
+class TestErrorId:
+    """Which faults are the same."""
+
+    def test_lines_do_not_count(self) -> None:
+        """A release that moves a fault to another line keeps its error id; another function has another one."""
+        ids = Counter(fault(text) for text in (
+            "def charge():\n    raise ValueError('a')\n",
+            "# a comment\n\n\ndef charge():\n    x = 1\n    raise ValueError('b')\n",
+            "def refund():\n    raise ValueError('a')\n",
+            "def charge():\n    raise KeyError('a')\n",
+        ))  # fmt: skip
+        assert sorted(ids.values()) == [1, 1, 2]
+        assert all(re.fullmatch(r"[0-9a-f]{12}", found) for found in ids)
+
+
+def fault(source: str) -> str:
+    """Return the error id of what a module's one function raises."""
+    space: dict[str, Any] = {"__name__": "billing"}
+    exec(compile(source, "billing.py", "exec"), space)  # noqa: S102 - two releases of one module
+    try:
+        (space.get("charge") or space["refund"])()
+    except Exception as error:
+        return error_id(error)
+    raise AssertionError
+
+
+class TestForms:
+    """Lines as JSON, and lines that a handler writes."""
+
+    def test_json(self, world: World, said: Records) -> None:
+        """One object a line, with OpenTelemetry's names where it has one."""
+        world.handler.function = broken
+        world.process(world.sealed())
+        line = JSONFormatter().format(said("handler.failed")[0])
+        assert "\n" not in line
+        found = json.loads(line)
+        assert found["event.name"] == "handler.failed"
+        assert found["exception.type"] == "ValueError"
+        assert "order 17" in found["exception.stacktrace"]
+        assert found["messaging.destination.name"] == "rabbitmq:shop/orders.created"
+        assert found["mqauth.subject"] == "orders-api"
+        assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", found["time"])
+
+    def test_message_of_the_handler(self, world: World) -> None:
+        """What a handler logs by itself says of which message it is, and after it nothing does."""
+        stream, logger = io.StringIO(), logging.getLogger("billing")
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(JSONFormatter())
+        handler.addFilter(AddMessage())
+        logger.addHandler(handler)
+        try:
+            world.handler.function = lambda verified: logger.warning("no stock", extra={"sku": 7})
+            world.process(world.sealed())
+            logger.warning("idle")
+        finally:
+            logger.removeHandler(handler)
+        inside, outside = map(json.loads, stream.getvalue().splitlines())
+        assert (inside["mqauth.subject"], inside["sku"]) == ("orders-api", 7)
+        assert inside["messaging.destination.name"] == "rabbitmq:shop/orders.created"
+        assert "mqauth.subject" not in outside
+
+    def test_of_an_exception(self) -> None:
+        """An exception that others log is in the line too."""
+        stream, logger = io.StringIO(), logging.getLogger("billing")
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(JSONFormatter())
+        logger.addHandler(handler)
+        try:
+            broken(None)
+        except ValueError:
+            logger.exception("broken")
+        finally:
+            logger.removeHandler(handler)
+        assert "order 17" in json.loads(stream.getvalue())["exception.stacktrace"]
+
+    def test_switched_off(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A line below the level of its logger is not made."""
+        caplog.set_level(logging.ERROR, "mqauth")
+        emit("policy.unsafe", "no")
+        assert caplog.records == []
+
+    def test_frames(self) -> None:
+        """A traceback of a deep recursion is bounded."""
+
+        def deep() -> None:
+            deep()
+
+        with pytest.raises(RecursionError) as caught:
+            deep()
+        assert len(logs.error_fields(caught.value)["exception_stacktrace"]) < 8000
