@@ -17,9 +17,11 @@ FORBIDDEN = re.compile(
 )
 FENCE = re.compile(r"^(```|~~~).*?^\1[ ]*$", re.DOTALL | re.MULTILINE)
 CELL = re.compile(r"(?<!\\)\|")
-END = re.compile(r"(?<=[.!?:;])[\"')\]*]*\s+|\n\s*\n|\n(?=\s*(?:[*#>|-]|\d+\.)\s)")
-SPECIFICATIONS = ("docs/decisions/", "docs/wire-profile.md", "docs/performance.md", "docs/delivery.md")
-"""Pages for whoever changes mqauth or writes another one: proofs, measurements and reasons."""
+END = re.compile(r"(?<=[.!?])[\"')\]*]*\s+|\s·\s|\n\s*\n|\n(?=\s*(?:[*#>-]|\d+\.)\s)")
+SPECIFICATIONS = (
+    "docs/architecture.md", "docs/decisions/", "docs/delivery.md", "docs/performance.md", "docs/wire-profile.md",
+)  # fmt: skip
+"""Pages for people who change mqauth or write another one: proofs, measurements and reasons."""
 
 
 def manual() -> list[str]:
@@ -36,7 +38,7 @@ def prose(page: str) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences of a text; a colon and a semicolon end one, as does the end of a cell or list item."""
+    """Return the sentences of a text; the end of a cell or of an item of a list ends one."""
     return [" ".join(part.split()) for part in END.split(text) if part and part.strip()]
 
 
@@ -54,6 +56,6 @@ def test_no_forbidden_word(page: str) -> None:
 
 def test_what_a_sentence_is() -> None:
     """Code counts as a word, a cell of a table ends a sentence, and so does an item of a list."""
-    assert sentences("One `a b` two. Three\nfour: five\n\n* six\n* seven") == [
-        "One `a b` two.", "Three four:", "five", "* six", "* seven",
+    assert sentences("One `a b` two. Three\nfour: five\n\n* six\n* seven · eight") == [
+        "One `a b` two.", "Three four: five", "* six", "* seven", "eight",
     ]  # fmt: skip
