@@ -35,6 +35,7 @@ VERBS: Final = {
         "demo",
         "Run a producer, a consumer and an attacker, and show what became of every message.",
     ),
+    "init": ("init", "init", "Write a producer, a consumer, keys, settings and topology, overwriting nothing."),
     "sign": ("sign", "sign", "Read messages as JSON and print them with a token in their headers."),
     "verify": ("sign", "verify", "Read messages as JSON and print the verdict on each."),
     "check": ("check", "check", "Find the pitfalls of a configuration file."),

@@ -1,0 +1,196 @@
+"""``mqauth init``: writes a producer, a consumer, their keys and settings, and declares what they need."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from mqauth.check import Severity, check
+from mqauth.cli.app import answer
+from mqauth.cli.broker import Place, check_url, place_of, reached
+from mqauth.cli.init_files import Project, read_topology
+from mqauth.cli.settings import settings_of
+from mqauth.clock import SYSTEM_CLOCK
+from mqauth.errors import ConfigurationError, file_errors, require
+from mqauth.keystore import Keystore
+from mqauth.wire.jwk import dump_key_set
+
+_URLS: Final = {"rabbitmq": "amqp://localhost:5672/", "kafka": "kafka://localhost:9092"}
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_TOPOLOGY: Final = "topology.json"
+_REPLICAS: Final = -1
+"""The broker's own default."""
+
+
+def init(
+    *,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder, made where it is missing.")],
+    broker: Annotated[str | None, typer.Option("--broker", help="rabbitmq or kafka.")] = None,
+    producer: Annotated[str | None, typer.Option("--producer", help="Its name, like orders-api.")] = None,
+    consumer: Annotated[str | None, typer.Option("--consumer", help="Its name, like billing.")] = None,
+    issuer: Annotated[
+        str, typer.Option("--issuer", help="The name that consumers trust; it need not be reachable.")
+    ] = "https://auth.example",
+    url: Annotated[str | None, typer.Option("--url", help="The broker, without a password.")] = None,
+    rung: Annotated[
+        str,
+        typer.Option("--rung", help="enforce, or observe for a running system whose producers do not sign yet."),
+    ] = "enforce",
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Declare the topology; in a folder that was made before, only that.")
+    ] = False,
+) -> None:
+    """Write a producer, a consumer, keys, settings and topology, overwriting nothing."""
+    if not (apply and (folder / _TOPOLOGY).exists()):
+        project = _asked(broker, producer, consumer, issuer=issuer, url=url, rung=rung)
+        _write(folder, project)
+    if apply:
+        _declare(folder)
+    answer(False, None, *_next(folder, applied=apply))
+
+
+def _asked(
+    broker: str | None, producer: str | None, consumer: str | None, *, issuer: str, url: str | None, rung: str
+) -> Project:
+    """Return what is wanted; asks for what no option says where somebody can be asked."""
+    broker = _answered("broker", broker, "rabbitmq or kafka")
+    require(broker in _URLS, "--broker: must be rabbitmq or kafka")
+    producer, consumer = _answered("producer", producer, "orders-api"), _answered("consumer", consumer, "billing")
+    for option, name in (("--producer", producer), ("--consumer", consumer)):
+        require(_NAME.fullmatch(name), f"{option}: must be 1 to 100 letters, digits, '.', '_' or '-'")
+    require(producer != consumer, "--consumer: must be another name than --producer")
+    require(
+        re.fullmatch(r"[!#-\[\]-~]{1,256}", issuer), "--issuer: must be 1 to 256 printable characters, no quotes"
+    )
+    require(rung in ("enforce", "observe"), "--rung: must be enforce or observe")
+    url = url or _URLS[broker]
+    check_url("--url", url)
+    secret = ":" in url.partition("://")[2].rpartition("@")[0]
+    require(not secret, "--url: holds a password; leave it out, and see [broker] in consumer/mqauth.toml")
+    require(url.startswith("kafka:") == (broker == "kafka"), f"--url: is no URL of {broker}")
+    today = datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).date()
+    return Project(broker=broker, producer=producer, consumer=consumer, issuer=issuer, url=url, today=today,
+                   observe=rung == "observe", owner=getpass.getuser())  # fmt: skip
+
+
+def _answered(name: str, given: str | None, like: str) -> str:
+    if given is not None:
+        return given
+    require(sys.stdin.isatty(), f"--{name}: required, like {like}")
+    return str(typer.prompt(f"{name.capitalize()} ({like})", err=True))
+
+
+def _write(folder: Path, project: Project) -> None:
+    """Write all files or none."""
+    with file_errors(folder), _staged(folder) as stage:
+        for name, text in project.texts().items():
+            path = stage / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, "utf-8")
+        keystore = Keystore(folder=stage / "producer" / "keys")
+        keystore.create(subjects=[project.producer])
+        public = json.dumps(dump_key_set(keystore.public_keys()), indent=2)
+        (stage / "consumer" / "jwks.json").write_text(public + "\n", "utf-8")
+        for side in ("producer", "consumer"):
+            _checked(stage / side / "mqauth.toml")
+
+
+def _checked(path: Path) -> None:
+    """Refuse a file in which ``mqauth check`` finds an error."""
+    wrong = [found for found in check(path).findings if found.severity is Severity.ERROR]
+    if wrong:
+        raise ConfigurationError(f"{path.parent.name}/{path.name}: {wrong[0].key}: {wrong[0].message}")
+
+
+@contextlib.contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """Give a folder beside the files to be made; they appear once all are written, or none does."""
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=".mqauth-init-", dir=folder))
+    moved: list[Path] = []
+    try:
+        yield stage
+        names = sorted(entry.name for entry in stage.iterdir())
+        taken = [name for name in names if os.path.lexists(folder / name)]
+        require(not taken, f"{folder}: has {', '.join(taken)} already; nothing was changed")
+        for name in names:
+            (stage / name).rename(folder / name)
+            moved.append(folder / name)
+    except BaseException:
+        for path in moved:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _declare(folder: Path) -> None:
+    """Declare exchange and queues, or topics, at the broker of ``consumer/mqauth.toml``; what exists stays."""
+    with file_errors(folder / _TOPOLOGY):
+        topology = read_topology((folder / _TOPOLOGY).read_text("utf-8"))
+    place = place_of(None, None, None, None, settings_of(folder / "consumer" / "mqauth.toml"))
+    wanted = "topics" if place.on_kafka else "queues"
+    require(wanted in topology, f"{folder / _TOPOLOGY}: is for another broker than [broker] url")
+    try:
+        with reached(place.broker, user=place.settings.user):
+            _kafka(place, topology) if place.on_kafka else asyncio.run(_rabbitmq(place, topology))
+    except ImportError as error:
+        extra = "kafka" if place.on_kafka else "rabbitmq"
+        raise ConfigurationError(f'--apply: needs its client: install "mqauth[{extra}]"') from error
+
+
+async def _rabbitmq(place: Place, topology: dict[str, Any]) -> None:
+    import aio_pika
+
+    async with await aio_pika.connect(timeout=30, **place.settings.for_rabbitmq(place.broker)) as connection:
+        channel = await connection.channel()
+        for found in topology["exchanges"]:
+            await channel.declare_exchange(found["name"], found["type"], durable=True)
+        queues = {
+            found["name"]: await channel.declare_queue(found["name"], durable=True, arguments=found["arguments"])
+            for found in topology["queues"]
+        }
+        for found in topology["bindings"]:
+            await queues[found["destination"]].bind(found["source"], found["routing_key"])
+
+
+def _kafka(place: Place, topology: dict[str, Any]) -> None:
+    import kafka
+    from kafka.errors import TopicAlreadyExistsError
+
+    client: Any = kafka  # its classes have no types
+    servers = place.broker.partition("://")[2].strip("/").split(",")
+    with contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(servers))) as admin:
+        for found in topology["topics"]:
+            new = client.admin.NewTopic(
+                found["name"], found["partitions"], _REPLICAS, topic_configs=found["configs"]
+            )
+            with contextlib.suppress(TopicAlreadyExistsError):
+                admin.create_topics([new])
+
+
+def _next(folder: Path, *, applied: bool) -> Iterator[str]:
+    """Yield the commands that come next."""
+    yield f"{folder} is ready. Next, in that folder:"
+    if not applied:
+        yield "  docker compose up -d --wait      # a broker, unless you have one"
+        yield "  mqauth init . --apply            # declares what topology.json says"
+    yield "  python consumer/consumer.py      # in a terminal of its own"
+    yield "  python producer/producer.py      # one signed message, one without a token"
+    yield "  mqauth dlq groups --config consumer/mqauth.toml"
