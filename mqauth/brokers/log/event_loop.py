@@ -21,7 +21,7 @@ from mqauth.brokers.log.poller import IDLE, LogPoller
 from mqauth.brokers.log.replies import TopicReplies
 from mqauth.brokers.log.transaction import TransactionalLetters
 from mqauth.delivery.assignment import Assignment
-from mqauth.delivery.health import Health
+from mqauth.delivery.health import LogHealth, rungs
 from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Backoff, Partition
 from mqauth.errors import require
@@ -153,9 +153,9 @@ class AsyncLogConsumer:
         """Whether it ended with an error, which leaving the ``async with`` block raises."""
         return self._error is not None
 
-    def health(self) -> Health:
+    def health(self) -> LogHealth:
         """Return how the consumer is doing now; may be called from any thread."""
-        return self._assignment.health(self._running)
+        return self._assignment.health(self._running, rungs(self._guard.rollout))
 
     def fail(self, error: BaseException) -> None:
         """Begin to stop because of an error, which ``run`` raises in the end."""
