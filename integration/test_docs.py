@@ -86,11 +86,12 @@ def forget_rabbitmq(url: str) -> None:
 
 async def _forget_rabbitmq(url: str) -> None:
     async with await aio_pika.connect(url) as connection:
-        for name in ("billing", "billing.unparseable", "orders.dead"):
+        for name in ("billing", "billing.unparseable", "orders.dead", "orders-api.dead"):
             with suppress(AMQPChannelError):
                 await (await connection.channel()).queue_delete(name)
-        with suppress(AMQPChannelError):
-            await (await connection.channel()).exchange_delete("shop")
+        for name in ("shop", "orders-api"):
+            with suppress(AMQPChannelError):
+                await (await connection.channel()).exchange_delete(name)
 
 
 @pytest.fixture
@@ -104,7 +105,8 @@ def kafka_reader(kafka: Kafka, tmp_path: Path) -> Iterator[Reader]:
 def forget_kafka(url: str) -> None:
     """Delete what the pages create."""
     with client.KafkaAdminClient(bootstrap_servers=url.partition("://")[2]) as admin:
-        present = {"orders", "orders.dead", "orders.dead.reviewed"} & set(admin.list_topics())
+        ours = {f"{topic}{end}" for topic in ("orders", "orders-api") for end in ("", ".dead", ".dead.reviewed")}
+        present = ours & set(admin.list_topics())
         if present:
             admin.delete_topics(sorted(present))
 
