@@ -96,6 +96,8 @@ class Telemetry:
             description="Time of a verdict, without handler and dead letter",
             explicit_bucket_boundaries_advisory=_BUCKETS,
         )
+        self.consumers: dict[str, Callable[[], Any]] = {}
+        """``health`` of each consumer that is watched, for probes."""
         self._gauges: dict[str, list[_Gauge]] = {name: [] for name in _GAUGES}
         for name, (unit, text) in _GAUGES.items():
             reader = partial(_observations, self._gauges[name])
@@ -124,6 +126,7 @@ class Telemetry:
             name: the label ``consumer``.
             health: the consumer's method of that name.
         """
+        self.consumers[name] = health
         labels = {"consumer": name}
         self._gauges[DEFERRED].append((labels, lambda: health().deferred))
         self._gauges[STALLED].append((labels, lambda: self._since(health().stalled_since)))

@@ -10,13 +10,13 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
-from mqauth.brokers.event_loop import DeliveryTasks, SignalHandlers, Sleep
+from mqauth.brokers.event_loop import DeliveryTasks, LoopBeat, SignalHandlers, Sleep
 from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.client import QueueClient
 from mqauth.brokers.queue.processor import Processor, StartedDelivery
 from mqauth.brokers.queue.retrier import Retrier
 from mqauth.brokers.queue.subscription import Subscription
-from mqauth.delivery.health import QueueHealth
+from mqauth.delivery.health import QueueHealth, rungs
 from mqauth.delivery.hold import HELD_PER_PREFETCH, MAX_HELD, HeldDelivery, HoldCapacity
 from mqauth.delivery.window import Window
 from mqauth.errors import ConfigurationError
@@ -111,6 +111,7 @@ class QueueConsumer:
             calls, self._window, self._processor, self._on_message, coalesce=coalesce_acks, sleep=sleep
         )
         self._tasks = DeliveryTasks()
+        self._beat = LoopBeat(guard.clock)
         self._in_callback = 0
         self._stopping = asyncio.Event()
         self._unsubscribe: Callable[[], None] | None = None
@@ -148,6 +149,7 @@ class QueueConsumer:
         self._unsubscribe = self._guard.on_change(
             partial(_wake, asyncio.get_running_loop(), self._processor.retrier)
         )
+        self._beat.start(asyncio.get_running_loop())
         self._guard.journal.started(f"queue {self._calls.queue}", self._calls.queue, self._letters)
         self._supervisor = asyncio.create_task(self._supervise())
         await asyncio.wait(
@@ -169,11 +171,13 @@ class QueueConsumer:
             raise self._window.failure
 
     def health(self) -> QueueHealth:
-        """Return how the consumer is doing now."""
+        """Return how the consumer is doing now; may be called from any thread."""
         return self._window.health(
             in_flight=len(self._tasks) + self._in_callback,
             unsettled=self._processor.work.unsettled,
             blocked=self._calls.is_blocked(),
+            silent=self._beat.silent(),
+            rollout=rungs(self._guard.rollout),
         )
 
     # Deliveries
