@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import html
 import re
 import threading
@@ -20,7 +21,7 @@ from mqauth.brokers import memory
 from mqauth.console import Backend, Sessions, Tokens, application
 from mqauth.console.application import HEADERS
 from mqauth.console.backend import BusyError
-from mqauth.console.display import EXPLANATIONS, MAX_BODY, MAX_GROUPS, body, visible
+from mqauth.console.display import MAX_BODY, MAX_GROUPS, body, visible
 from mqauth.console.site import IDLE, LONGEST, MAX_SESSIONS, token_file
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.judging.pipeline import Pipeline
@@ -30,6 +31,7 @@ from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.review import ALL, Filter, Plan, Session
+from mqauth.review.glossary import EXPLANATIONS, LABELS, REPLACED
 from mqauth.review.letterbox import BATCH
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
@@ -218,6 +220,66 @@ def test_large_body_is_cut(room: Room) -> None:
     assert body(None, "text").note
 
 
+def screens(room: Room) -> Iterator[str]:
+    """Yield what people read on every page, in the course of a review."""
+    yield words_of(room.client(None).get("/login").text)
+    yield words_of(room.client().get("/").text)
+    room.send(*room.late(2), rabbitmq_message(body=b"bare"))
+    room.backend.files = (Path(__file__),)
+    client, path = room.client(), f"/letter/{mark_of(room)}"
+    pages = ["/", "/letters", "/letters?reason=none", path, "/letters?reason=expired", "/account", "/nothing"]
+    yield from (words_of(client.get(page).text) for page in (*pages, "/job", "/act/redrive", "/act/discard"))
+    for form, fields in (
+        ("/judge", {}), ("/act/redrive", {"why": "x", "waive": "expired"}), ("/confirm", {}),
+        ("/act/discard", {"why": "x"}), ("/confirm", {}),
+    ):  # fmt: skip
+        post(client, form, job=room.backend.job.id if room.backend.job else "", **fields)
+        room.wait()
+        yield words_of(client.get("/job").text)
+
+
+def words_of(page: str) -> str:
+    """Return the words that people see or hear: text, titles and labels."""
+    said = re.findall(r'(?:aria-label|title|data-label|placeholder)="([^"]*)"', page)
+    return " | ".join([*said, html.unescape(re.sub(r"<[^>]+>", " ", page))])
+
+
+def test_old_words_are_on_no_page(room: Room) -> None:
+    """No page has a word that the glossary replaced."""
+    seen = " | ".join(screens(room))
+    found = {old: re.findall(f".{{0,30}}(?:{old})", seen) for old in REPLACED}
+    assert {old: places for old, places in found.items() if places} == {}
+    missing = {label for label in LABELS.values() if label not in seen}
+    # These are seen only where a broker is lost, or a provider is there.
+    assert missing <= {LABELS["lost"], LABELS["switch"]} | {LABELS["refused"], LABELS["progress"]}
+
+
+@pytest.mark.parametrize("page", ["docs/console.md", "docs/review.md"])
+def test_old_words_are_not_in_the_manual(page: str) -> None:
+    """What screens are called has the same name in the manual."""
+    text = (Path(__file__).parent.parent / page).read_text("utf-8")
+    assert [found[0] for old in REPLACED if (found := re.search(old, text))] == []
+
+
+def test_old_words_are_not_in_the_command() -> None:
+    """Neither the help of ``mqauth dlq`` and ``mqauth console`` nor what they print has an old word."""
+    folder = Path(__file__).parent.parent / "mqauth" / "cli"
+    texts = [
+        found.value
+        for name in ("dlq.py", "console.py", "letter_tables.py")
+        for found in ast.walk(ast.parse((folder / name).read_text("utf-8")))
+        if isinstance(found, ast.Constant) and isinstance(found.value, str)
+    ]
+    # A text of one word is a name of the code or of JSON.
+    said = [text for text in texts if " " in text]
+    assert [text for text in said for old in REPLACED if re.search(old, text)] == []
+
+
+def test_a_proof_is_explained_as_a_place_in_a_batch() -> None:
+    """``proof_invalid`` speaks of the message's place in its batch, not of a proof of a key."""
+    assert "place in its batch" in EXPLANATIONS[Reason.PROOF_INVALID].meaning
+
+
 def test_every_reason_is_explained() -> None:
     """No reason is left without words."""
     assert set(EXPLANATIONS) == set(Reason)
@@ -236,7 +298,7 @@ def test_viewer_cannot_act(room: Room, path: str) -> None:
     room.send(*room.late(1))
     answer = post(room.client("viewer"), path, why="because")
     assert answer.status_code == 403
-    assert "may look, not act" in answer.text
+    assert "can look, but not act" in answer.text
     assert len(room.broker.waiting(DEAD)) == 1
 
 
@@ -419,7 +481,7 @@ def test_groups_and_picture(room: Room) -> None:
     """The first page shows each group with its count, and bars that stand for every letter."""
     room.send(*room.late(3), rabbitmq_message(body=b"bare"))
     shown = room.client().get("/").text
-    assert "<strong>4 letters</strong> in 2 groups" in shown
+    assert "<strong>4 dead letters</strong> in 2 groups" in shown
     assert shown.index("expired</a>") < shown.index("token missing</a>")
     overview = room.backend.letters.overview()
     assert overview is not None
@@ -437,20 +499,20 @@ def test_review_from_end_to_end(room: Room) -> None:
     client = room.client()
     assert post(client, "/judge", reason="expired").status_code == 303
     room.wait()
-    assert "0 of 2 letters" in client.get("/job").text
+    assert "0 of 2 dead letters" in client.get("/job").text
     assert post(client, "/act/redrive", reason="expired", why="late", waive="expired").status_code == 303
     room.wait()
     shown = client.get("/job").text
-    assert "2 of 2 letters</strong> would be redriven" in shown
+    assert "2 of 2 dead letters</strong> would be redriven" in shown
     assert len(room.broker.waiting(DEAD)) == 3
     post(client, "/confirm", job=room.backend.job.id if room.backend.job else "")
     room.wait()
-    assert "2 of 2 letters</strong> redriven" in client.get("/job").text
+    assert "2 of 2 dead letters</strong> redriven" in client.get("/job").text
     post(client, "/act/discard", why="forged")
     room.wait()
     post(client, "/confirm", job=room.backend.job.id if room.backend.job else "")
     room.wait()
-    assert "1 of 1 letter</strong> discarded" in client.get("/job").text
+    assert "1 of 1 dead letter</strong> discarded" in client.get("/job").text
     assert not room.broker.waiting(DEAD)
     acts = [(record["verdict"], record["detail"]) for record in room.records if "review" in record]
     assert acts == [("redriven", "late"), ("redriven", "late"), ("discarded", "forged")]
@@ -549,10 +611,10 @@ def test_account(room: Room, tmp_path: Path) -> None:
     path.touch()
     room.backend.files = (path,)
     client = room.client("viewer")
-    assert "Not compared yet" in client.get("/account").text
+    assert "Not calculated yet" in client.get("/account").text
     post(client, "/account")
     room.wait()
-    assert "1 letter do not add up" in client.get("/account").text.replace("letters", "letter")
+    assert "1 dead letter do not add up" in client.get("/account").text.replace("letters", "letter")
 
 
 class Flaky:
@@ -599,14 +661,14 @@ def test_lost_broker_is_told_on_every_page_and_reading_goes_on_when_it_is_back(r
     flaky.wait()
     for path in ("/", "/letters", "/job", f"/letter/{mark_of(room)}"):
         shown = client.get(path).text
-        assert "The broker is out of reach</strong> since 20" in shown
+        assert "Cannot reach the broker</strong> since 20" in shown
         assert "dead_letter_unavailable" in shown or path != "/job"
-    assert "<strong>2 letters</strong> in 1 group" in client.get("/").text
+    assert "<strong>2 dead letters</strong> in 1 group" in client.get("/").text
     assert client.get("/job.json").json()["lost"] is True
     flaky.there.set()
     room.wait(10)
-    assert "out of reach" not in client.get("/").text
-    assert "All letters are read" in client.get("/job").text
+    assert "Cannot reach" not in client.get("/").text
+    assert "All dead letters are read" in client.get("/job").text
 
 
 def test_waiting_for_a_broker_can_be_cancelled(room: Room) -> None:
@@ -619,8 +681,8 @@ def test_waiting_for_a_broker_can_be_cancelled(room: Room) -> None:
     room.wait(10)
     assert "It failed: dead_letter_unavailable" in client.get("/job").text
     shown = client.get("/").text
-    assert "<strong>2 letters</strong> in 1 group" in shown
-    assert "out of reach" in shown
+    assert "<strong>2 dead letters</strong> in 1 group" in shown
+    assert "Cannot reach" in shown
 
 
 def test_account_of_an_act_is_shown_while_the_broker_is_lost(room: Room) -> None:
@@ -631,8 +693,8 @@ def test_account_of_an_act_is_shown_while_the_broker_is_lost(room: Room) -> None
     planned(room, client, "discard")
     flaky.wait()
     shown = client.get("/job").text
-    assert "2 of 2 letters</strong> discarded" in shown
-    assert "out of reach" in shown
+    assert "2 of 2 dead letters</strong> discarded" in shown
+    assert "Cannot reach" in shown
     assert "data-live" in client.get("/").text, "the groups are from before the act, and the page says nothing new"
     flaky.there.set()
     room.wait(10)
@@ -659,14 +721,14 @@ def test_first_page_comes_while_letters_are_read(room: Room) -> None:
     post(client, "/refresh")
     gate.wait()
     shown = client.get("/").text
-    assert f"<strong>{BATCH} letters</strong> in 1 group" in shown
-    assert f"Not all yet: reading goes on, {BATCH} of about {MANY} letters" in shown
+    assert f"<strong>{BATCH} dead letters</strong> in 1 group" in shown
+    assert f"Not all yet: reading goes on, {BATCH} of about {MANY} dead letters" in shown
     assert "data-live" in shown
-    assert f"Reading letters: {BATCH} of {MANY} letters" in client.get("/letters").text
+    assert f"Reading dead letters: {BATCH} of {MANY} dead letters" in client.get("/letters").text
     gate.open()
     room.wait(10)
     shown = client.get("/").text
-    assert f"<strong>{MANY} letters</strong> in 1 group" in shown
+    assert f"<strong>{MANY} dead letters</strong> in 1 group" in shown
     assert "Not all" not in shown
 
 
@@ -676,12 +738,12 @@ def test_reading_anew_keeps_the_whole_page_until_it_is_done(room: Room) -> None:
     client, gate = room.client(), Gate(room)
     post(client, "/refresh")
     gate.wait()
-    assert f"<strong>{MANY} letters</strong> in 1 group" in client.get("/").text
+    assert f"<strong>{MANY} dead letters</strong> in 1 group" in client.get("/").text
     post(client, "/cancel", job=room.backend.job.id if room.backend.job else "")
     gate.open()
     room.wait(10)
-    assert f"Cancelled after <strong>{2 * BATCH} of {MANY} letters" in client.get("/job").text
-    assert f"<strong>{MANY} letters</strong> in 1 group" in client.get("/").text
+    assert f"Cancelled after <strong>{2 * BATCH} of {MANY} dead letters" in client.get("/job").text
+    assert f"<strong>{MANY} dead letters</strong> in 1 group" in client.get("/").text
 
 
 def test_cancelled_first_reading_says_that_these_are_not_all(room: Room) -> None:
@@ -694,7 +756,7 @@ def test_cancelled_first_reading_says_that_these_are_not_all(room: Room) -> None
     post(client, "/cancel", job=room.backend.job.id if room.backend.job else "")
     gate.open()
     room.wait(10)
-    assert f"Not all: reading ended early, {2 * BATCH} of about {MANY} letters" in client.get("/").text
+    assert f"Not all: reading ended early, {2 * BATCH} of about {MANY} dead letters" in client.get("/").text
     room.read()
     assert "Not all" not in client.get("/").text
 
@@ -714,7 +776,7 @@ def test_judging_and_rehearsing_are_cancelled(room: Room, path: str, said: str) 
     gate.open()
     room.wait(10)
     shown = client.get("/job").text
-    assert "Cancelled after <strong>1 of 3 letters" in shown
+    assert "Cancelled after <strong>1 of 3 dead letters" in shown
     assert said in shown
     assert 'id="confirm"' not in shown
     assert post(client, "/confirm", job=room.backend.job.id if room.backend.job else "").status_code == 409

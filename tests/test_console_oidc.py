@@ -377,7 +377,7 @@ def test_tokens_switched_off(room: Room) -> None:
 
 def test_nobody_could_log_in(room: Room) -> None:
     """A console without tokens and without a provider is refused."""
-    with pytest.raises(ConfigurationError, match="nobody could log in"):
+    with pytest.raises(ConfigurationError, match="nobody could sign in"):
         application(room.backend, hosts=[HOST], reviewer="ada")
 
 
@@ -389,7 +389,7 @@ def test_without_provider_there_is_no_such_page(room: Room) -> None:
         404,
         404,
     ]
-    assert "Sign in" not in client.get("/login").text
+    assert "Sign in with" not in client.get("/login").text
 
 
 @pytest.mark.parametrize("url", ["https://console.test:8090", "http://elsewhere.test"])

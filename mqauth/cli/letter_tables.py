@@ -17,7 +17,8 @@ _DONE: Final = {REDRIVE: "redriven", DISCARD: "discarded"}
 _IDS: Final = 20
 LETTER: Final = (
     Column("letter", is_id=True, cut=False), Column("reason", cut=False), Column("time (UTC)", goes=3, cut=False),
-    Column("subject"), Column("issuer", goes=1), Column("destination", goes=4), Column("sound", goes=2, cut=False),
+    Column("subject"), Column("issuer", goes=1), Column("destination", goes=4),
+    Column("intact", goes=2, cut=False),
 )  # fmt: skip
 GROUP: Final = (
     Column("letters", cut=False), Column("reason", cut=False), Column("kid", is_id=True, cut=False),
@@ -72,7 +73,7 @@ def _title(session: Session, index: Index, total: int) -> str:
 def print_rehearsal(act: str, counts: Counter[str], *, as_json: bool) -> None:
     """Print what an act would do."""
     refused = Counter({reason: count for reason, count in counts.items() if reason != "accepted"})
-    lines = [f"{count} would be refused: {reason}" for reason, count in refused.most_common()]
+    lines = [f"{count} will not be redriven: {reason}" for reason, count in refused.most_common()]
     told = {"dry_run": act, "would": counts["accepted"], "refused": dict(refused)}
     answer(as_json, told, f"would {act} {counts['accepted']} of {counts.total()} letters", *lines)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, date, datetime
+from datetime import date
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -26,6 +26,7 @@ from mqauth._version import __version__
 from mqauth.audit.misuse import Alert
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.flow import is_async, settled
+from mqauth.judging.observing import days_left, ends
 from mqauth.judging.pipeline import Handler, Outcome, Verdict
 from mqauth.judging.rollout import Rollout
 from mqauth.judging.verified import Verified
@@ -43,12 +44,12 @@ KEY_SET_AGE: Final = "mqauth.key_set.age"
 REPLAY_SIZE: Final = "mqauth.replay.size"
 LETTERS_OPEN: Final = "mqauth.dead_letters.open"
 LETTERS_OLDEST: Final = "mqauth.dead_letters.oldest"
-ROLLOUT_RUNG: Final = "mqauth.rollout.rung"
-ROLLOUT_DAYS: Final = "mqauth.rollout.days_left"
 PROCESS_DURATION: Final = "messaging.process.duration"
+RUNG: Final = "mqauth.rollout.rung"
+DAYS_LEFT: Final = "mqauth.rollout.days_left"
 METRICS: Final = (
     MESSAGES, JUDGE_DURATION, ALERTS, DEFERRED, STALLED, KEY_SET_AGE, REPLAY_SIZE, LETTERS_OPEN, LETTERS_OLDEST,
-    ROLLOUT_RUNG, ROLLOUT_DAYS, PROCESS_DURATION,
+    RUNG, DAYS_LEFT, PROCESS_DURATION,
 )  # fmt: skip
 """All metrics of this module; the dashboard and the alert rules name these and no others."""
 MAX_DESTINATIONS: Final = 100
@@ -59,13 +60,12 @@ _GAUGES: Final = {
     REPLAY_SIZE: ("{id}", "Ids in the replay store"),
     LETTERS_OPEN: ("{message}", "Dead letters that nobody has reviewed"),
     LETTERS_OLDEST: ("s", "How long the oldest of them lies there"),
-    ROLLOUT_RUNG: ("1", "Rung of a destination: 0 off, 1 observe, 2 enforce-new, 3 enforce"),
-    ROLLOUT_DAYS: ("{day}", "Days until the rung of a destination is to end; negative past that"),
+    RUNG: ("{rung}", "Rung of destinations: 0 off, 1 observe, 2 enforce-new, 3 enforce"),
+    DAYS_LEFT: ("{day}", "Days until a rung or an exemption ends; negative once it is overdue"),
 }
 # Those of OpenTelemetry's conventions for messaging.
 _HANDLER_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _BUCKETS: Final = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0)
-_DAY: Final = 86_400.0
 _Gauge = tuple[dict[str, str], Callable[[], float | None]]
 """The labels of a gauge, and the function that reads it."""
 
@@ -130,9 +130,10 @@ class Telemetry:
     def observe(self, outcome: Outcome, message: Message, _seconds: float) -> None:
         """Count one outcome of ``Pipeline.process``."""
         cause = outcome.cause if outcome.verdict is Verdict.DEFERRED else outcome.reason
+        would = None if outcome.unverified is None or cause is not None else outcome.unverified.would
         labels = {
             "verdict": outcome.verdict.value,
-            "reason": "" if cause is None else cause.value,
+            "reason": cause.value if cause is not None else "" if would is None else would.code,
             "destination": self._bounded(message.destination, verified=outcome.verified is not None),
         }
         self._messages.add(1, labels)
@@ -189,17 +190,18 @@ class Telemetry:
         if oldest is not None:
             self._gauges[LETTERS_OLDEST].append((labels, oldest))
 
-    def watch_rollout(self, rollout: Rollout) -> None:
-        """Measure the rung of each destination that is not enforced, and how long it may stay there."""
-        for entry in rollout.below:
-            for pattern in entry.destinations:
-                labels = {"destination": pattern}
-                self._gauges[ROLLOUT_RUNG].append((labels, partial(float, entry.rung)))
-                self._gauges[ROLLOUT_DAYS].append((labels, partial(self._days_left, entry.until)))
+    def watch_rollout(self, rollout: Rollout | None) -> None:
+        """Measure the rungs of a pipeline's ``rollout`` and the days left, with the label ``destination``."""
+        if rollout is None:
+            return
+        for entry in rollout.entries:
+            for place in entry.destinations:
+                self._gauges[RUNG].append(({"destination": place}, partial(int, entry.rung)))
+        for places, until in ends(rollout):
+            self._gauges[DAYS_LEFT].append(({"destination": places}, partial(self._days, until)))
 
-    def _days_left(self, until: date) -> float:
-        midnight = datetime(until.year, until.month, until.day, tzinfo=UTC).timestamp()
-        return (midnight - self._now()) / _DAY
+    def _days(self, until: date) -> float:
+        return days_left(until, self._now())
 
     def timed(self, handler: Handler) -> Handler:
         """Return a handler whose time is measured as ``messaging.process.duration``; of the same kind as it is."""
