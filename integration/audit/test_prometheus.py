@@ -34,7 +34,8 @@ from mqauth.wire.message import Message
 OBSERVABILITY = ROOT / "docs" / "observability"
 WINDOW = "20s"
 SHORTER = {"[5m]": f"[{WINDOW}]", "offset 5m": f"offset {WINDOW}", "_seconds) > 60": "_seconds) > 1",
-           "[24h]": f"[{WINDOW}]", "offset 24h": f"offset {WINDOW}", "[10m]": f"[{WINDOW}]", "offset 10m": f"offset {WINDOW}"}  # fmt: skip
+           "[24h]": f"[{WINDOW}]", "offset 24h": f"offset {WINDOW}",
+           "[10m]": f"[{WINDOW}]", "offset 10m": f"offset {WINDOW}"}  # fmt: skip
 """What stands in the files, and what does in the test: nobody waits five minutes."""
 PATIENCE = 60.0
 

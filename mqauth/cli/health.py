@@ -22,7 +22,7 @@ def health(
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for an answer.")] = 3.0,
     as_json: Json = False,
 ) -> int:
-    """Ask a process how its consumers are; for probes without curl.
+    """Ask a process how its consumers are.
 
     Exits with 0 where it is ok or degraded, 3 where it is stalled, 1 where it is stopped or does not answer.
     """
