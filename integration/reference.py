@@ -40,8 +40,11 @@ _LABELS: Final = {
     "mqauth.stalled": "`consumer`",
     "mqauth.key_set.age": "`issuer`",
     "mqauth.replay.size": "`store`",
+    "mqauth.dead_letters.open": "`queue`",
+    "mqauth.dead_letters.oldest": "`queue`",
     "mqauth.rollout.rung": "`destination`",
     "mqauth.rollout.days_left": "`destination`",
+    "messaging.process.duration": "`messaging.*`, `error.type`",
 }
 
 

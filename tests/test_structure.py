@@ -39,8 +39,8 @@ STATEMENTS = (
     + 190
     # Logs as records: one module, rate, details, health.
     + 420
-    # Health as one shape, probes.
-    + 110
+    # Health as one shape, probes, and the metrics of dead letters, rungs and handlers.
+    + 160
     # Headers that stand unsigned, and messages that arrive elsewhere than they were signed for.
     + 90
 )

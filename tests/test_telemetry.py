@@ -9,6 +9,7 @@ import re
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,17 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.semconv._incubating.attributes import messaging_attributes
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+import mqauth.telemetry as telemetry_module
 from mqauth import Message, Reason, Unavailable, Verdict
 from mqauth.audit.file import AuditFile
 from mqauth.audit.misuse import Alert
 from mqauth.audit.redaction import REDACTED, RedactTokens, redact_logging
 from mqauth.errors import Cause, ConfigurationError
 from mqauth.judging.pipeline import Outcome, Pipeline
+from mqauth.judging.rollout import Rollout, RolloutEntry, Rung
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.telemetry import MAX_DESTINATIONS, METRICS, Telemetry, traced
 from mqauth.telemetry.prometheus import Endpoint
@@ -202,6 +207,78 @@ def test_trace_is_continued_or_linked(value: str | bytes, trusted: bool) -> None
     assert (span.attributes or {})["mqauth.subject"] == "orders-api"
 
 
+def test_attributes_are_the_conventions() -> None:
+    """A span says system, operation, destination and place by OpenTelemetry's names."""
+    provider, exporter = spans()
+    for place in ("kafka:orders", "rabbitmq:shop/orders.created"):
+        traced(lambda _: None, provider.get_tracer("test"))(verified(destination=place, body=b"12"))
+    kafka, rabbit = ({**(span.attributes or {})} for span in exporter.get_finished_spans())
+    names = {name for name in vars(messaging_attributes) if name.isupper()}
+    known = {getattr(messaging_attributes, name) for name in names}
+    assert {name for name in (*kafka, *rabbit) if name.startswith("messaging.")} <= known
+    assert (kafka["messaging.system"], kafka["messaging.destination.name"]) == ("kafka", "orders")
+    assert (rabbit["messaging.system"], rabbit["messaging.destination.name"]) == (
+        "rabbitmq",
+        "shop:orders.created",
+    )
+    assert (kafka["messaging.operation.name"], kafka["messaging.message.body.size"]) == ("process", 2)
+    assert [span.name for span in exporter.get_finished_spans()] == [
+        "process orders",
+        "process shop:orders.created",
+    ]
+
+
+def test_configured_propagator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The headers of the configured propagator are read, in any case, and no other header of the message."""
+
+    class Mine(TraceContextTextMapPropagator):
+        @property
+        def fields(self) -> set[str]:
+            return {"x-trace"}
+
+        def extract(self, carrier: Any, context: Any = None, getter: Any = None) -> Any:
+            assert dict(carrier) == {"x-trace": TRACEPARENT}
+            return super().extract({"traceparent": carrier["x-trace"]})
+
+    monkeypatch.setattr(telemetry_module, "get_global_textmap", Mine)
+    provider, exporter = spans()
+    found = verified(
+        destination="kafka:orders", headers=[("X-Trace", TRACEPARENT.encode()), ("traceparent", b"0")]
+    )
+    traced(lambda _: None, provider.get_tracer("test"))(found)
+    assert exporter.get_finished_spans()[0].context.trace_id == 0x0AF7651916CD43DD8448EB211C80319C
+
+
+def test_process_duration(meter: Meter) -> None:
+    """A timed handler is one point of ``messaging.process.duration``, with the type of its error."""
+
+    def broken(_verified: object) -> None:
+        raise ValueError
+
+    meter.telemetry.timed(lambda _: None)(verified())
+    with pytest.raises(ValueError):  # noqa: PT011
+        meter.telemetry.timed(broken)(verified())
+    points = meter.points("messaging.process.duration")
+    assert sorted(dict(labels).get("error.type", "") for labels in points) == ["", "ValueError"]
+    assert all(point.count == 1 for point in points.values())
+
+
+def test_dead_letters_and_rollout(meter: Meter) -> None:
+    """Depth and age of dead letters are measured, and of each rung how long it may last."""
+    meter.telemetry.watch_dead_letters("orders.dead", lambda: 3, lambda: 60.0)
+    meter.telemetry.watch_dead_letters("other.dead", lambda: None)
+    today = datetime.fromtimestamp(meter.telemetry._now(), UTC).date()
+    meter.telemetry.watch_rollout(Rollout([RolloutEntry(
+        destinations=("kafka:orders",), rung=Rung.OBSERVE, since=today, until=today - timedelta(days=2),
+        owner="orders-team", window=86_400.0,
+    )]))  # fmt: skip
+    assert [point.value for point in meter.points("mqauth.dead_letters.open").values()] == [3]
+    assert [point.value for point in meter.points("mqauth.dead_letters.oldest").values()] == [60]
+    assert [point.value for point in meter.points("mqauth.rollout.rung").values()] == [1]
+    (days,) = meter.points("mqauth.rollout.days_left").values()
+    assert -3 <= days.value <= -2
+
+
 def test_hostile_trace_headers_are_harmless() -> None:
     """Trace headers of nonsense start a new trace and change nothing else."""
     provider, exporter = spans()
@@ -240,7 +317,11 @@ def test_endpoint_stays_on_loopback() -> None:
 
 def exported(names: tuple[str, ...]) -> set[str]:
     """Return the Prometheus names of our metrics."""
-    units = {"mqauth.judge.duration": "_seconds", "mqauth.stalled": "_seconds", "mqauth.key_set.age": "_seconds"}
+    timed = (
+        "mqauth.judge.duration", "mqauth.stalled", "mqauth.key_set.age", "mqauth.dead_letters.oldest",
+        "messaging.process.duration",
+    )  # fmt: skip
+    units = dict.fromkeys(timed, "_seconds")
     counters = {"mqauth.messages", "mqauth.alerts"}
     return {
         name.replace(".", "_") + units.get(name, "") + ("_total" if name in counters else "") for name in names
@@ -250,7 +331,7 @@ def exported(names: tuple[str, ...]) -> set[str]:
 def queried() -> set[str]:
     """Return every metric name that the dashboard and the alert rules ask for."""
     text = (DOCS / "alerts.yml").read_text() + (DOCS / "grafana-dashboard.json").read_text()
-    return {name.removesuffix("_bucket") for name in re.findall(r"\bmqauth_[a-z_]+\b", text)}
+    return {name.removesuffix("_bucket") for name in re.findall(r"\b(?:mqauth|messaging_process)_[a-z_]+\b", text)}
 
 
 def test_dashboard_and_alerts_use_emitted_names() -> None:
@@ -261,13 +342,15 @@ def test_dashboard_and_alerts_use_emitted_names() -> None:
 def test_documented_metrics_are_emitted() -> None:
     """The page's table has every metric, and no other."""
     page = (DOCS.parent / "audit.md").read_text()
-    assert tuple(re.findall(r"^\| `(mqauth\.[a-z._]+)` \|", page, re.MULTILINE)) == METRICS
+    assert tuple(re.findall(r"^\| `((?:mqauth|messaging)\.[a-z._]+)` \|", page, re.MULTILINE)) == METRICS
 
 
 def test_dashboard_and_alerts_use_real_reasons() -> None:
     """Every reason an alert rule names is one of the closed set."""
     patterns = re.findall(r'reason=~?"([a-z_|]+)"', (DOCS / "alerts.yml").read_text())
-    assert {name for pattern in patterns for name in pattern.split("|")} <= {reason.value for reason in Reason}
+    found = {name for pattern in patterns for name in pattern.split("|")}
+    # What was handled has none.
+    assert found <= {"", *(reason.value for reason in Reason)}
 
 
 def test_dashboard_is_json() -> None:

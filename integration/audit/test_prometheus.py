@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,12 @@ from integration.documentation import ROOT
 from integration.services import RabbitMQ
 from integration.services.prometheus import Prometheus
 from mqauth.audit.file import AuditFile
+from mqauth.audit.misuse import Alert
 from mqauth.audit.sinks import FloodGate, MisuseWatch
-from mqauth.errors import Reason
+from mqauth.errors import Reason, RejectNow
 from mqauth.judging.pipeline import Pipeline
+from mqauth.judging.rollout import Rollout, RolloutEntry, Rung
+from mqauth.judging.verified import Verified
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.telemetry.prometheus import Endpoint
 from mqauth.testing.attacks import ATTACKS, honest_message
@@ -29,7 +33,9 @@ from mqauth.wire.message import Message
 
 OBSERVABILITY = ROOT / "docs" / "observability"
 WINDOW = "20s"
-SHORTER = {"[5m]": f"[{WINDOW}]", "offset 5m": f"offset {WINDOW}", "_seconds) > 60": "_seconds) > 1"}
+SHORTER = {"[5m]": f"[{WINDOW}]", "offset 5m": f"offset {WINDOW}", "_seconds) > 60": "_seconds) > 1",
+           "[24h]": f"[{WINDOW}]", "offset 24h": f"offset {WINDOW}",
+           "[10m]": f"[{WINDOW}]", "offset 10m": f"offset {WINDOW}"}  # fmt: skip
 """What stands in the files, and what does in the test: nobody waits five minutes."""
 PATIENCE = 60.0
 
@@ -59,10 +65,33 @@ class Demo:
             verifier=self.forge.verifier(), policy=self.forge.policy(stage.destination), replay=store,
             audit=MisuseWatch(FloodGate(self.audit), on_alert=telemetry.alert), observers=[telemetry.observe],
         )  # fmt: skip
-        self.consumer = stage._call(stage._consumer(guard, lambda _: None))
+        self.endpoint, self.open, self.oldest = endpoint, 0.0, 0.0
+        handler = telemetry.timed(self._handle)
+        self.consumer = stage._call(stage._consumer(guard, handler))
+        telemetry.watch_dead_letters("orders.dead", lambda: self.open, lambda: self.oldest)
+        self.roll_out("kafka:orders", 30)
         telemetry.watch_consumer("billing", self.consumer.health)
         telemetry.watch_keys(ISSUER, lambda: self.key_age)
         telemetry.watch_store("memory", store.__len__)
+
+    def roll_out(self, destination: str, days: int) -> None:
+        """Have a destination at ``observe`` for so many days from now."""
+        today = datetime.now(UTC).date()
+        self.endpoint.telemetry.watch_rollout(Rollout([RolloutEntry(
+            destinations=(destination,), rung=Rung.OBSERVE, since=today, until=today + timedelta(days=days),
+            owner="orders-team", window=86_400.0,
+        )]))  # fmt: skip
+
+    @staticmethod
+    def _handle(verified: Verified) -> None:
+        if verified.header("fails") is not None:
+            raise RejectNow("no")
+
+    def fails(self) -> None:
+        """Publish an honest message that the handler cannot handle."""
+        self._number += 1
+        message = honest_message(self.stage.destination, self._number)
+        self.stage.inject(self.forge.signer().sign(replace(message, headers=(*message.headers, ("fails", "1")))))
 
     def honest(self) -> Message:
         """Publish an honest message, and return it as it was published."""
@@ -143,7 +172,7 @@ def test_dashboard_and_alerts(demo: tuple[Demo, Prometheus], capsys: pytest.Capt
         _every_attack(consumer)
         until(lambda: set(server.firing()) >= wanted() - OUTAGES, f"not firing: {wanted() - set(server.firing())}")
         until(lambda: not _empty(server), f"no data: {_empty(server)}")
-        consumer.key_age = 2000.0
+        consumer.key_age, consumer.oldest = 2000.0, 700_000.0
         consumer.stage.remove_dead_letters()
         consumer.attack(Reason.TOKEN_MISSING)
         until(lambda: set(server.firing()) >= OUTAGES, f"not firing: {OUTAGES - set(server.firing())}")
@@ -153,7 +182,7 @@ def test_dashboard_and_alerts(demo: tuple[Demo, Prometheus], capsys: pytest.Capt
         print(f"\nPrometheus {server.version}: {len(panels())} panels with data, {len(wanted())} alerts fired")
 
 
-OUTAGES = {"MqauthStalled", "MqauthKeySetOld"}
+OUTAGES = {"MqauthStalled", "MqauthKeySetOld", "MqauthDeadLettersUnreviewed"}
 
 
 def wanted() -> set[str]:
@@ -171,6 +200,11 @@ def _every_attack(demo: Demo) -> None:
     demo.attack(Reason.KEY_REVOKED)
     demo.attack(Reason.EXPIRED, 21)
     demo.attack(Reason.PRODUCER_FORBIDDEN)
+    for _ in range(40):
+        demo.fails()
+    demo.endpoint.telemetry.alert(Alert(kind="unsigned_again", about={}, count=1, time=0))
+    demo.open = 500.0
+    demo.roll_out("kafka:refunds", -2)
 
 
 def _empty(server: Prometheus) -> list[str]:

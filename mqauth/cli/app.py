@@ -38,7 +38,7 @@ VERBS: Final = {
     "init": ("init", "init", "Write a producer, a consumer, keys, settings and topology, overwriting nothing."),
     "sign": ("sign", "sign", "Read messages as JSON and print them with a token in their headers."),
     "verify": ("sign", "verify", "Read messages as JSON and print the verdict on each."),
-    "health": ("health", "health", "Ask a process how its consumers are; for probes without curl."),
+    "health": ("health", "health", "Ask a process how its consumers are."),
     "check": ("check", "check", "Find the pitfalls of a configuration file."),
     "keys": ("keys", "app", "Make, list and publish a producer's keys."),
     "audit": ("audit", "app", "Check, read and search audit files."),

@@ -22,7 +22,10 @@ def health(
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for an answer.")] = 3.0,
     as_json: Json = False,
 ) -> int:
-    """Exit with 0 where it is ok or degraded, 3 where it is stalled, 1 where it is stopped or does not answer."""
+    """Ask a process how its consumers are.
+
+    Exits with 0 where it is ok or degraded, 3 where it is stalled, 1 where it is stopped or does not answer.
+    """
     parts = urlsplit(url)
     with refusing(ValueError, "a URL is like http://127.0.0.1:9464/health"):
         port = parts.port

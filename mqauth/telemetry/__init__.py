@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import date
 from functools import partial
 from typing import Any, Final, Protocol
 
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
-from opentelemetry.propagate import extract
+from opentelemetry.propagate import get_global_textmap
 from opentelemetry.trace import Link, SpanKind, Tracer
 
 from mqauth._version import __version__
@@ -30,7 +31,8 @@ from mqauth.judging.pipeline import Handler, Outcome, Verdict
 from mqauth.judging.rollout import Rollout
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit
-from mqauth.wire.message import Message
+from mqauth.wire.destination import is_kafka
+from mqauth.wire.message import Message, fold
 
 __all__ = ["METRICS", "Telemetry", "traced"]
 MESSAGES: Final = "mqauth.messages"
@@ -40,9 +42,15 @@ DEFERRED: Final = "mqauth.deferred"
 STALLED: Final = "mqauth.stalled"
 KEY_SET_AGE: Final = "mqauth.key_set.age"
 REPLAY_SIZE: Final = "mqauth.replay.size"
+LETTERS_OPEN: Final = "mqauth.dead_letters.open"
+LETTERS_OLDEST: Final = "mqauth.dead_letters.oldest"
+PROCESS_DURATION: Final = "messaging.process.duration"
 RUNG: Final = "mqauth.rollout.rung"
 DAYS_LEFT: Final = "mqauth.rollout.days_left"
-METRICS: Final = (MESSAGES, JUDGE_DURATION, ALERTS, DEFERRED, STALLED, KEY_SET_AGE, REPLAY_SIZE, RUNG, DAYS_LEFT)
+METRICS: Final = (
+    MESSAGES, JUDGE_DURATION, ALERTS, DEFERRED, STALLED, KEY_SET_AGE, REPLAY_SIZE, LETTERS_OPEN, LETTERS_OLDEST,
+    RUNG, DAYS_LEFT, PROCESS_DURATION,
+)  # fmt: skip
 """All metrics of this module; the dashboard and the alert rules name these and no others."""
 MAX_DESTINATIONS: Final = 100
 _GAUGES: Final = {
@@ -50,11 +58,14 @@ _GAUGES: Final = {
     STALLED: ("s", "How long the oldest of them waits"),
     KEY_SET_AGE: ("s", "Age of the key set in use"),
     REPLAY_SIZE: ("{id}", "Ids in the replay store"),
+    LETTERS_OPEN: ("{message}", "Dead letters that nobody has reviewed"),
+    LETTERS_OLDEST: ("s", "How long the oldest of them lies there"),
     RUNG: ("{rung}", "Rung of destinations: 0 off, 1 observe, 2 enforce-new, 3 enforce"),
     DAYS_LEFT: ("{day}", "Days until a rung or an exemption ends; negative once it is overdue"),
 }
+# Those of OpenTelemetry's conventions for messaging.
+_HANDLER_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _BUCKETS: Final = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0)
-_TRACE_HEADERS: Final = ("traceparent", "tracestate", "baggage")
 _Gauge = tuple[dict[str, str], Callable[[], float | None]]
 """The labels of a gauge, and the function that reads it."""
 
@@ -102,6 +113,12 @@ class Telemetry:
             unit="s",
             description="Time of a verdict, without handler and dead letter",
             explicit_bucket_boundaries_advisory=_BUCKETS,
+        )
+        self._handling = meter.create_histogram(
+            PROCESS_DURATION,
+            unit="s",
+            description="Time of a handler",
+            explicit_bucket_boundaries_advisory=_HANDLER_BUCKETS,
         )
         self.consumers: dict[str, Callable[[], Any]] = {}
         """``health`` of each consumer that is watched, for probes."""
@@ -158,6 +175,21 @@ class Telemetry:
         """
         self._gauges[REPLAY_SIZE].append(({"store": name}, size))
 
+    def watch_dead_letters(
+        self, name: str, open_: Callable[[], float | None], oldest: Callable[[], float | None] | None = None
+    ) -> None:
+        """Measure how many dead letters wait for a review, and for how long.
+
+        Args:
+            name: the label ``queue``: the dead-letter queue or topic.
+            open_: returns their number; of a queue of RabbitMQ a passive declaration tells it.
+            oldest: returns the age of the oldest in seconds, where that is known.
+        """
+        labels = {"queue": name}
+        self._gauges[LETTERS_OPEN].append((labels, open_))
+        if oldest is not None:
+            self._gauges[LETTERS_OLDEST].append((labels, oldest))
+
     def watch_rollout(self, rollout: Rollout | None) -> None:
         """Measure the rungs of a pipeline's ``rollout`` and the days left, with the label ``destination``."""
         if rollout is None:
@@ -170,6 +202,23 @@ class Telemetry:
 
     def _days(self, until: date) -> float:
         return days_left(until, self._now())
+
+    def timed(self, handler: Handler) -> Handler:
+        """Return a handler whose time is measured as ``messaging.process.duration``; of the same kind as it is."""
+
+        @contextmanager
+        def timing(verified: Verified) -> Iterator[None]:
+            began, labels = SYSTEM_CLOCK.monotonic(), _said(verified)
+            labels["messaging.destination.name"] = self._bounded(verified.destination, verified=True)
+            try:
+                yield
+            except BaseException as error:
+                labels["error.type"] = type(error).__qualname__
+                raise
+            finally:
+                self._handling.record(SYSTEM_CLOCK.monotonic() - began, labels)
+
+        return _within(handler, timing)
 
     def _bounded(self, destination: str, *, verified: bool) -> str:
         """Return the label of a destination, ``other`` once too many have a label of their own."""
@@ -209,30 +258,66 @@ def traced(handler: Handler, tracer: Tracer | None = None, *, trust_parent: bool
         trust_parent: continue the trace that the message names. ``False`` starts a new trace that links to it.
     """
     found = tracer or trace.get_tracer("mqauth", __version__)
+    return _within(handler, lambda verified: _span(found, verified, trust_parent))
+
+
+def _within(handler: Handler, entered: Callable[[Verified], AbstractContextManager[Any]]) -> Handler:
+    """Return a handler that runs within what is entered for its message; it is of the same kind."""
 
     async def run_async(verified: Verified) -> Any:
-        with _span(found, verified, trust_parent):
+        with entered(verified):
             return await settled(handler(verified))
 
     def run(verified: Verified) -> Any:
-        with _span(found, verified, trust_parent):
+        with entered(verified):
             return handler(verified)
 
     return run_async if is_async(handler) else run
 
 
+def _said(verified: Verified) -> dict[str, Any]:
+    """Return what OpenTelemetry's conventions say of processing a message, without its destination."""
+    system = "kafka" if is_kafka(verified.destination) else "rabbitmq"
+    found: dict[str, Any] = {
+        "messaging.system": system, "messaging.operation.name": "process", "messaging.operation.type": "process",
+    }  # fmt: skip
+    if system == "kafka" and verified.origin.scope is not None:
+        found["messaging.consumer.group.name"] = verified.origin.scope
+    return found
+
+
+def _place(verified: Verified) -> dict[str, Any]:
+    """Return where the broker had a message, by the same conventions."""
+    origin, body = verified.origin, verified.body
+    found = {
+        "messaging.message.body.size": None if body is None else len(body),
+        "messaging.rabbitmq.destination.routing_key": origin.routing_key,
+        "messaging.destination.partition.id": None if origin.partition is None else str(origin.partition),
+        "messaging.kafka.offset": origin.offset,
+        "messaging.kafka.message.tombstone": True if body is None and origin.offset is not None else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _name(verified: Verified) -> str:
+    """Return the destination's name by the conventions: the topic, or ``exchange:routing key``."""
+    name = verified.destination.partition(":")[2]
+    return name if is_kafka(verified.destination) else name.replace("/", ":", 1)
+
+
 def _span(tracer: Tracer, verified: Verified, trust_parent: bool) -> Any:
     """Start a span and return its context manager; its attributes are verified facts."""
-    context = extract(_trace_headers(verified._facts.message))
+    context = get_global_textmap().extract(_trace_headers(verified._facts.message))
     remote = trace.get_current_span(context).get_span_context()
     return tracer.start_as_current_span(
-        f"process {verified.destination}",
+        f"process {_name(verified)}",
         context=context if trust_parent else None,
         kind=SpanKind.CONSUMER,
         links=[] if trust_parent or not remote.is_valid else [Link(remote)],
         attributes={
-            "messaging.destination.name": verified.destination,
-            "messaging.operation.type": "process",
+            **_said(verified),
+            **_place(verified),
+            "messaging.destination.name": _name(verified),
             "mqauth.issuer": verified.issuer,
             "mqauth.subject": verified.subject,
         },
@@ -240,9 +325,10 @@ def _span(tracer: Tracer, verified: Verified, trust_parent: bool) -> Any:
 
 
 def _trace_headers(message: Message) -> dict[str, str]:
-    """Return the trace headers of a message as text, without those that are neither text nor bytes."""
+    """Return the headers of a message that the configured propagator reads, as text; no others are looked at."""
+    fields = {fold(name): name for name in get_global_textmap().fields}
     return {
-        name: value.decode("ascii", "replace") if isinstance(value, bytes) else value
+        fields[fold(name)]: value.decode("ascii", "replace") if isinstance(value, bytes) else value
         for name, value in message.headers
-        if name in _TRACE_HEADERS and isinstance(value, str | bytes)
+        if fold(name) in fields and isinstance(value, str | bytes)
     }
