@@ -419,7 +419,7 @@ def test_groups_and_picture(room: Room) -> None:
     """The first page shows each group with its count, and bars that stand for every letter."""
     room.send(*room.late(3), rabbitmq_message(body=b"bare"))
     shown = room.client().get("/").text
-    assert "<strong>4 letters</strong> in 2 groups" in shown
+    assert "<strong>4 dead letters</strong> in 2 groups" in shown
     assert shown.index("expired</a>") < shown.index("token missing</a>")
     overview = room.backend.letters.overview()
     assert overview is not None
@@ -437,20 +437,20 @@ def test_review_from_end_to_end(room: Room) -> None:
     client = room.client()
     assert post(client, "/judge", reason="expired").status_code == 303
     room.wait()
-    assert "0 of 2 letters" in client.get("/job").text
+    assert "0 of 2 dead letters" in client.get("/job").text
     assert post(client, "/act/redrive", reason="expired", why="late", waive="expired").status_code == 303
     room.wait()
     shown = client.get("/job").text
-    assert "2 of 2 letters</strong> would be redriven" in shown
+    assert "2 of 2 dead letters</strong> would be redriven" in shown
     assert len(room.broker.waiting(DEAD)) == 3
     post(client, "/confirm", job=room.backend.job.id if room.backend.job else "")
     room.wait()
-    assert "2 of 2 letters</strong> redriven" in client.get("/job").text
+    assert "2 of 2 dead letters</strong> redriven" in client.get("/job").text
     post(client, "/act/discard", why="forged")
     room.wait()
     post(client, "/confirm", job=room.backend.job.id if room.backend.job else "")
     room.wait()
-    assert "1 of 1 letter</strong> discarded" in client.get("/job").text
+    assert "1 of 1 dead letter</strong> discarded" in client.get("/job").text
     assert not room.broker.waiting(DEAD)
     acts = [(record["verdict"], record["detail"]) for record in room.records if "review" in record]
     assert acts == [("redriven", "late"), ("redriven", "late"), ("discarded", "forged")]
@@ -549,10 +549,10 @@ def test_account(room: Room, tmp_path: Path) -> None:
     path.touch()
     room.backend.files = (path,)
     client = room.client("viewer")
-    assert "Not compared yet" in client.get("/account").text
+    assert "Not calculated yet" in client.get("/account").text
     post(client, "/account")
     room.wait()
-    assert "1 letter do not add up" in client.get("/account").text.replace("letters", "letter")
+    assert "1 dead letter do not add up" in client.get("/account").text.replace("letters", "letter")
 
 
 class Flaky:
@@ -599,14 +599,14 @@ def test_lost_broker_is_told_on_every_page_and_reading_goes_on_when_it_is_back(r
     flaky.wait()
     for path in ("/", "/letters", "/job", f"/letter/{mark_of(room)}"):
         shown = client.get(path).text
-        assert "The broker is out of reach</strong> since 20" in shown
+        assert "Cannot reach the broker</strong> since 20" in shown
         assert "dead_letter_unavailable" in shown or path != "/job"
-    assert "<strong>2 letters</strong> in 1 group" in client.get("/").text
+    assert "<strong>2 dead letters</strong> in 1 group" in client.get("/").text
     assert client.get("/job.json").json()["lost"] is True
     flaky.there.set()
     room.wait(10)
-    assert "out of reach" not in client.get("/").text
-    assert "All letters are read" in client.get("/job").text
+    assert "Cannot reach" not in client.get("/").text
+    assert "All dead letters are read" in client.get("/job").text
 
 
 def test_waiting_for_a_broker_can_be_cancelled(room: Room) -> None:
@@ -619,8 +619,8 @@ def test_waiting_for_a_broker_can_be_cancelled(room: Room) -> None:
     room.wait(10)
     assert "It failed: dead_letter_unavailable" in client.get("/job").text
     shown = client.get("/").text
-    assert "<strong>2 letters</strong> in 1 group" in shown
-    assert "out of reach" in shown
+    assert "<strong>2 dead letters</strong> in 1 group" in shown
+    assert "Cannot reach" in shown
 
 
 def test_account_of_an_act_is_shown_while_the_broker_is_lost(room: Room) -> None:
@@ -631,8 +631,8 @@ def test_account_of_an_act_is_shown_while_the_broker_is_lost(room: Room) -> None
     planned(room, client, "discard")
     flaky.wait()
     shown = client.get("/job").text
-    assert "2 of 2 letters</strong> discarded" in shown
-    assert "out of reach" in shown
+    assert "2 of 2 dead letters</strong> discarded" in shown
+    assert "Cannot reach" in shown
     assert "data-live" in client.get("/").text, "the groups are from before the act, and the page says nothing new"
     flaky.there.set()
     room.wait(10)
@@ -659,14 +659,14 @@ def test_first_page_comes_while_letters_are_read(room: Room) -> None:
     post(client, "/refresh")
     gate.wait()
     shown = client.get("/").text
-    assert f"<strong>{BATCH} letters</strong> in 1 group" in shown
-    assert f"Not all yet: reading goes on, {BATCH} of about {MANY} letters" in shown
+    assert f"<strong>{BATCH} dead letters</strong> in 1 group" in shown
+    assert f"Not all yet: reading goes on, {BATCH} of about {MANY} dead letters" in shown
     assert "data-live" in shown
-    assert f"Reading letters: {BATCH} of {MANY} letters" in client.get("/letters").text
+    assert f"Reading dead letters: {BATCH} of {MANY} dead letters" in client.get("/letters").text
     gate.open()
     room.wait(10)
     shown = client.get("/").text
-    assert f"<strong>{MANY} letters</strong> in 1 group" in shown
+    assert f"<strong>{MANY} dead letters</strong> in 1 group" in shown
     assert "Not all" not in shown
 
 
@@ -676,12 +676,12 @@ def test_reading_anew_keeps_the_whole_page_until_it_is_done(room: Room) -> None:
     client, gate = room.client(), Gate(room)
     post(client, "/refresh")
     gate.wait()
-    assert f"<strong>{MANY} letters</strong> in 1 group" in client.get("/").text
+    assert f"<strong>{MANY} dead letters</strong> in 1 group" in client.get("/").text
     post(client, "/cancel", job=room.backend.job.id if room.backend.job else "")
     gate.open()
     room.wait(10)
-    assert f"Cancelled after <strong>{2 * BATCH} of {MANY} letters" in client.get("/job").text
-    assert f"<strong>{MANY} letters</strong> in 1 group" in client.get("/").text
+    assert f"Cancelled after <strong>{2 * BATCH} of {MANY} dead letters" in client.get("/job").text
+    assert f"<strong>{MANY} dead letters</strong> in 1 group" in client.get("/").text
 
 
 def test_cancelled_first_reading_says_that_these_are_not_all(room: Room) -> None:
@@ -694,7 +694,7 @@ def test_cancelled_first_reading_says_that_these_are_not_all(room: Room) -> None
     post(client, "/cancel", job=room.backend.job.id if room.backend.job else "")
     gate.open()
     room.wait(10)
-    assert f"Not all: reading ended early, {2 * BATCH} of about {MANY} letters" in client.get("/").text
+    assert f"Not all: reading ended early, {2 * BATCH} of about {MANY} dead letters" in client.get("/").text
     room.read()
     assert "Not all" not in client.get("/").text
 
@@ -714,7 +714,7 @@ def test_judging_and_rehearsing_are_cancelled(room: Room, path: str, said: str) 
     gate.open()
     room.wait(10)
     shown = client.get("/job").text
-    assert "Cancelled after <strong>1 of 3 letters" in shown
+    assert "Cancelled after <strong>1 of 3 dead letters" in shown
     assert said in shown
     assert 'id="confirm"' not in shown
     assert post(client, "/confirm", job=room.backend.job.id if room.backend.job else "").status_code == 409

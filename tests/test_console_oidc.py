@@ -389,7 +389,7 @@ def test_without_provider_there_is_no_such_page(room: Room) -> None:
         404,
         404,
     ]
-    assert "Sign in" not in client.get("/login").text
+    assert "Sign in with" not in client.get("/login").text
 
 
 @pytest.mark.parametrize("url", ["https://console.test:8090", "http://elsewhere.test"])

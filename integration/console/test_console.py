@@ -96,10 +96,10 @@ def log_in(seen: Browser, token: str) -> None:
     seen.press("Log in")
     seen.wait_for("not one of this console")
     log_in_as(seen, token)
-    seen.wait_for("All letters are read")
+    seen.wait_for("All dead letters are read")
     seen.look("read")
     seen.go("/")
-    seen.wait_for(f"{LATE + 7} letters in 4 groups")
+    seen.wait_for(f"{LATE + 7} dead letters in 4 groups")
     seen.look("groups")
 
 
@@ -121,18 +121,18 @@ def find_and_judge(seen: Browser) -> None:
     seen.wait_for("the signer made these claims")
     seen.look("letter")
     seen.go("/letters?reason=key_unknown")
-    seen.press("Judge again")
-    seen.wait_for("3 of 3 letters would pass now")
+    seen.press("Check again")
+    seen.wait_for("3 of 3 dead letters would pass now")
     seen.look("judged")
     seen.press("See the letters")
     seen.press("Redrive")
     seen.find("#why").send_keys("the key arrived late")
     seen.look("act")
-    seen.press("Show what it would do")
-    seen.wait_for("3 of 3 letters would be redriven")
+    seen.press("Preview")
+    seen.wait_for("3 of 3 dead letters would be redriven")
     seen.look("rehearsed")
-    seen.press("Redrive 3 letters")
-    seen.wait_for("3 of 3 letters redriven")
+    seen.press("Redrive 3 dead letters")
+    seen.wait_for("3 of 3 dead letters redriven")
     seen.look("redriven")
 
 
@@ -142,10 +142,10 @@ def redrive_and_cancel(seen: Browser, scene: Scene) -> int:
     seen.find("#why").send_keys("the clock was skewed")
     seen.find("input[name=waive][value=expired]").click()
     seen.find("#rate").send_keys("1")
-    seen.press("Show what it would do")
-    seen.wait_for(f"{LATE} of {LATE} letters would be redriven")
-    seen.press(f"Redrive {LATE} letters")
-    seen.wait_for(f"2 of {LATE} letters")
+    seen.press("Preview")
+    seen.wait_for(f"{LATE} of {LATE} dead letters would be redriven")
+    seen.press(f"Redrive {LATE} dead letters")
+    seen.wait_for(f"2 of {LATE} dead letters")
     seen.look("progress")
     seen.press("Cancel")
     seen.wait_for("then cancelled")
@@ -159,7 +159,7 @@ def redrive_and_cancel(seen: Browser, scene: Scene) -> int:
     acts = Counter((record["verdict"], record["reason"]) for record in read_records([scene.audits[1]]))
     assert acts[("redriven", "expired")] == done
     seen.go("/letters?reason=expired")
-    seen.wait_for(f"{LATE - done} letter")
+    seen.wait_for(f"{LATE - done} dead letter")
     return done
 
 
@@ -179,7 +179,7 @@ def discard_rest(seen: Browser) -> None:
     """Discard everything that is left, with a reason."""
     seen.go("/act/discard")
     seen.find("#why").send_keys(EVIL)
-    seen.press("Show what it would do")
+    seen.press("Preview")
     seen.wait_for("would be discarded for good")
     seen.press("Discard")
     seen.wait_for("Each letter is in the audit.")
@@ -192,7 +192,7 @@ def discard_rest(seen: Browser) -> None:
 def reckon(seen: Browser, redriven: int) -> None:
     """The account of audit and queue adds up."""
     seen.go("/account")
-    seen.press("Compare now")
+    seen.press("Recalculate")
     seen.wait_for("Done.")
     seen.go("/account")
     seen.wait_for("adds up")

@@ -162,14 +162,14 @@ def viewer_looks(seen: Browser) -> None:
     assert not seen.driver.find_elements(By.NAME, "token")
     seen.look("login")
     log_in(seen, "vera")
-    seen.wait_for(f"{LETTERS} letters in 1 group")
+    seen.wait_for(f"{LETTERS} dead letters in 1 group")
     assert "vera@example.test (viewer)" in seen.find("header").text
     [cookie] = seen.driver.get_cookies()
     assert (cookie["name"], cookie["secure"], cookie["httpOnly"], cookie["sameSite"]) == (
         "__Host-mqauth", True, True, "Strict",
     )  # fmt: skip
     seen.go("/letters?reason=key_unknown")
-    seen.wait_for(f"{LETTERS} letters")
+    seen.wait_for(f"{LETTERS} dead letters")
     assert "Redrive" not in seen.text
     seen.go("/act/discard")
     seen.wait_for("Your role may look, not act.")
@@ -193,14 +193,14 @@ def renew(authority: Authority, chain: Path, key: Path, port: int) -> None:
 def reviewer_acts(seen: Browser) -> None:
     """A reviewer redrives the letters, under the name that the provider gave."""
     log_in(seen, "ada")
-    seen.wait_for(f"{LETTERS} letters in 1 group")
+    seen.wait_for(f"{LETTERS} dead letters in 1 group")
     assert "ada@example.test (reviewer)" in seen.find("header").text
     seen.go("/act/redrive?reason=key_unknown")
     seen.find("#why").send_keys("the key arrived late")
-    seen.press("Show what it would do")
-    seen.wait_for(f"{LETTERS} of {LETTERS} letters would be redriven")
-    seen.press(f"Redrive {LETTERS} letters")
-    seen.wait_for(f"{LETTERS} of {LETTERS} letters redriven")
+    seen.press("Preview")
+    seen.wait_for(f"{LETTERS} of {LETTERS} dead letters would be redriven")
+    seen.press(f"Redrive {LETTERS} dead letters")
+    seen.wait_for(f"{LETTERS} of {LETTERS} dead letters redriven")
     log_out(seen)
 
 

@@ -17,7 +17,8 @@ _DONE: Final = {REDRIVE: "redriven", DISCARD: "discarded"}
 _IDS: Final = 20
 LETTER: Final = (
     Column("letter", is_id=True, cut=False), Column("reason", cut=False), Column("time (UTC)", goes=3, cut=False),
-    Column("subject"), Column("issuer", goes=1), Column("destination", goes=4), Column("sound", goes=2, cut=False),
+    Column("subject"), Column("issuer", goes=1), Column("destination", goes=4),
+    Column("intact", goes=2, cut=False),
 )  # fmt: skip
 GROUP: Final = (
     Column("letters", cut=False), Column("reason", cut=False), Column("kid", is_id=True, cut=False),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from mqauth.console.display import Overview, overview
+from mqauth.console.glossary import TERMS
 from mqauth.errors import Cause, MqauthError, Unavailable, require
 from mqauth.logs import emit
 from mqauth.review import (
@@ -38,7 +39,7 @@ JUDGE: Final = "judge"
 REHEARSE: Final = "rehearse"
 ACCOUNT: Final = "account"
 TITLES: Final = {
-    READ: "Reading letters", JUDGE: "Judging", REHEARSE: "Finding out what it would do", ACCOUNT: "Account",
+    READ: "Reading dead letters", JUDGE: "Checking again", REHEARSE: TERMS["preview"], ACCOUNT: TERMS["balance"],
     REDRIVE: "Redrive", DISCARD: "Discard",
 }  # fmt: skip
 """The kinds of jobs, as pages name them."""

@@ -188,7 +188,7 @@ EXPLANATIONS: Final[dict[str, Advice]] = {
     ),
     Reason.KEY_UNKNOWN: Advice(
         _KEY, "The token names a key that the issuer's key set did not hold.",
-        "Often a rotation: judge again once the key is published. One that never appears is a forgery.",
+        "Often a rotation: check again once the key is published. One that never appears is a forgery.",
     ),
     Reason.KEY_REVOKED: Advice(_KEY, "The key was revoked: whoever holds it may not be the producer.", _FORGED),
     Reason.KEY_EXPIRED: Advice(_KEY, "The key had expired.", _TIME),
@@ -203,9 +203,9 @@ EXPLANATIONS: Final[dict[str, Advice]] = {
     Reason.AUDIENCE_MISMATCH: Advice(_CLAIMS, "The token is meant for another audience.", _PRODUCER),
     Reason.SUBJECT_MISMATCH: Advice(_CLAIMS, "The key does not speak for the named producer.", _FORGED),
     Reason.ISSUED_IN_FUTURE: Advice(
-        _CLAIMS, "The token was issued in the future.", "Compare the clocks of producer and consumer; judge again."
+        _CLAIMS, "The token was issued in the future.", "Compare the clocks of producer and consumer; check again."
     ),
-    Reason.NOT_YET_VALID: Advice(_CLAIMS, "The token was not valid yet.", "Judge again: it may be valid by now."),
+    Reason.NOT_YET_VALID: Advice(_CLAIMS, "The token was not valid yet.", "Check again: it may be valid by now."),
     Reason.EXPIRED: Advice(_CLAIMS, "The token had expired when the message was received.", _TIME),
     Reason.LIFETIME_EXCESSIVE: Advice(_CLAIMS, "The token lives longer than this consumer allows.", _TIME),
     Reason.QUEUE_AGE_EXCEEDED: Advice(_CLAIMS, "The message waited longer than this consumer allows.", _TIME),
@@ -218,14 +218,15 @@ EXPLANATIONS: Final[dict[str, Advice]] = {
     Reason.COVERAGE_INSUFFICIENT: Advice(_BINDING, "The token leaves out what it must cover.", _PRODUCER),
     Reason.PRODUCER_FORBIDDEN: Advice(
         "Asking the policy", "The producer is genuine, but may not write to this destination.",
-        "If it should, change the policy and judge again.",
+        "If it should, change the policy and check again.",
     ),
     Reason.REPLAYED: Advice(
         "Claiming the message", "The same token was handled before: this is a copy, or was sent twice.",
         "Discard it, unless you know that the first one was lost.",
     ),
     Reason.PROOF_INVALID: Advice(
-        "Checking the proof", "The proof that ties the message to its batch is wrong.", _FORGED
+        "Checking the message's place in its batch",
+        "One signature covers a batch of messages, and this one is not at the place that it claims.", _FORGED,
     ),
     Reason.RELEASE_INVALID: Advice("Checking the release", "A release came with it that is not valid.", _FORGED),
     Reason.MESSAGE_MALFORMED: Advice("Reading the message", "The broker's message cannot be read.", _PRODUCER),
@@ -234,7 +235,7 @@ EXPLANATIONS: Final[dict[str, Advice]] = {
         "Look at the consumer's log; once it is repaired, redrive.",
     ),
 }  # fmt: skip
-UNKNOWN: Final = Advice("Unknown", "The letter names no reason that mqauth gives: it may be forged.", _FORGED)
+UNKNOWN: Final = Advice("Unknown", "The dead letter names no reason that mqauth gives: it may be forged.", _FORGED)
 
 
 def explain(reason: str) -> Advice:

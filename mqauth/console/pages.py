@@ -111,10 +111,10 @@ def _rate(text: str) -> float | None:
     try:
         rate = float(text)
     except ValueError as error:
-        raise BadRequestError("the rate is a number of letters a second") from error
+        raise BadRequestError("the rate is a number of dead letters per second") from error
     require(
         0.01 <= rate <= 1_000_000,
-        "the rate is 0.01 to 1000000 letters a second",
+        "the rate is 0.01 to 1000000 dead letters per second",
         BadRequestError,
     )
     return rate
@@ -200,7 +200,7 @@ class Pages:
         """Show one letter."""
         found = await run_in_threadpool(self._backend.letters.letter, request.path_params["mark"])
         if found is None:
-            text = "No such letter is open: it was resolved, or the letters were read again."
+            text = "No such dead letter is open: it was resolved, or the list was refreshed."
             return self.site.error(404, text, session)
         row, reading = found
         today, fault = None, None

@@ -24,6 +24,7 @@ from mqauth.audit.disk import open_private
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.console.backend import TITLES, Backend
 from mqauth.console.display import COLUMNS, explain, moment
+from mqauth.console.glossary import TERMS
 from mqauth.errors import ConfigurationError, require
 
 VIEWER: Final = "viewer"
@@ -202,7 +203,7 @@ def _environment() -> Environment:
         auto_reload=False, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     made.filters |= {"moment": moment, "count": _count, "plain": lambda reason: reason.replace("_", " ")}
-    made.globals |= {"explain": explain, "doing": TITLES.__getitem__, "columns": COLUMNS}
+    made.globals |= {"explain": explain, "doing": TITLES.__getitem__, "columns": COLUMNS, "term": TERMS}
     return made
 
 
